@@ -1,0 +1,192 @@
+"""Every error that OmniQ raises, so that one ``except OmniQError`` catches them all.
+
+::
+
+    OmniQError
+    ├── ConfigurationError            a URL, option or plugin that cannot be used (also a ValueError)
+    │   ├── UnknownScheme             no installed storage answers to the URL's scheme
+    │   ├── UnknownPlugin             no installed plugin has that name (serializer, retry policy, trigger)
+    │   └── PluginConflict            two distributions claim one name
+    ├── SerializationError            a value cannot be encoded or decoded; names the path to it
+    │   └── PayloadTooLarge           it can, but is over the limit
+    ├── PayloadRejected               a stored task that a worker must not decode
+    ├── UnknownTask                   no function is registered under that name
+    ├── TaskNotFound                  no task with that id (also a LookupError)
+    ├── TaskFailed                    the task ended in failure; ``.error`` holds the rest
+    ├── TaskCancelled                 the task was cancelled before it gave a result
+    ├── TaskTimeout                   the task ran longer than its ``timeout`` (also a TimeoutError)
+    ├── WorkerLost                    the worker that ran the task died or lost its lease
+    ├── ResultTimeout                 the task has not ended yet (also a TimeoutError)
+    ├── InvalidTrigger                a schedule that can never fire (also a ValueError)
+    ├── ScheduleNotFound              no schedule with that id (also a LookupError)
+    └── StorageError                  the store could not do what was asked
+        ├── StorageUnavailable        it cannot be reached, is full, read-only or locked; try again later
+        ├── SchemaMismatch            it was written by another version of OmniQ, or is no store of ours
+        └── CorruptRecord             a record in it cannot be read
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from omniq.task import TaskError
+
+__all__ = [
+    "ConfigurationError",
+    "CorruptRecord",
+    "InvalidTrigger",
+    "OmniQError",
+    "PayloadRejected",
+    "PayloadTooLarge",
+    "PluginConflict",
+    "ResultTimeout",
+    "ScheduleNotFound",
+    "SchemaMismatch",
+    "SerializationError",
+    "StorageError",
+    "StorageUnavailable",
+    "TaskCancelled",
+    "TaskFailed",
+    "TaskNotFound",
+    "TaskTimeout",
+    "UnknownPlugin",
+    "UnknownScheme",
+    "UnknownTask",
+    "WorkerLost",
+]
+
+
+class OmniQError(Exception):
+    """The base of every error in this module.
+
+    The ``args`` of each are the parameters of its class, from which pickle and copy make it anew.
+    """
+
+
+class ConfigurationError(OmniQError, ValueError):
+    """A URL, an option or a plugin that cannot be used."""
+
+
+class UnknownScheme(ConfigurationError):
+    """No installed storage answers to the URL's scheme; the message names the extra to install."""
+
+
+class UnknownPlugin(ConfigurationError):
+    """No installed plugin provides the serializer, retry policy or trigger of that name."""
+
+
+class PluginConflict(ConfigurationError):
+    """Two distributions claim the same name; the message names both."""
+
+
+class SerializationError(OmniQError):
+    """A value cannot be encoded or decoded.
+
+    :param message: what is wrong with the value.
+    :param path: where the value stands, such as ``args[0].items[3].when``; empty if it is the whole.
+    """
+
+    def __init__(self, message: str, path: str = "") -> None:
+        super().__init__(message, path)
+        self.message = message
+        self.path = path
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.message}" if self.path else self.message
+
+
+class PayloadTooLarge(SerializationError):
+    """The encoded arguments or result are larger than the limit."""
+
+
+class PayloadRejected(OmniQError):
+    """A stored task that this worker must not decode: unsigned, altered, or of a serializer it does not accept."""
+
+
+class UnknownTask(OmniQError):
+    """No function is registered under the name that a task carries."""
+
+
+class TaskNotFound(OmniQError, LookupError):
+    """No task with that id is in the store: it never was, was deleted, or its result's time is over."""
+
+    def __init__(self, task_id: str) -> None:
+        super().__init__(task_id)
+        self.task_id = task_id
+
+    def __str__(self) -> str:
+        return f"no task {self.task_id!r} in this store: it was deleted, its result_ttl is over, or it never was"
+
+
+class TaskFailed(OmniQError):
+    """The task ended in failure.
+
+    :param task_id: the task's id.
+    :param error: type, message and the worker's traceback.
+    """
+
+    def __init__(self, task_id: str, error: TaskError) -> None:
+        super().__init__(task_id, error)
+        self.task_id = task_id
+        self.error = error
+
+    def __str__(self) -> str:
+        text = f"{self.error.type}: {self.error.message} (task {self.task_id})"
+        if self.error.traceback:
+            text += f"\n\nThe worker's traceback:\n{self.error.traceback.rstrip()}"
+        return text
+
+
+class TaskCancelled(OmniQError):
+    """The task was cancelled, or expired, before it gave a result."""
+
+    def __init__(self, task_id: str) -> None:
+        super().__init__(task_id)
+        self.task_id = task_id
+
+    def __str__(self) -> str:
+        return f"task {self.task_id} was cancelled"
+
+
+class TaskTimeout(OmniQError, TimeoutError):
+    """The task ran longer than its ``timeout``."""
+
+
+class WorkerLost(OmniQError):
+    """The worker that ran the task died, or lost its lease, in the last attempt that was left."""
+
+
+class ResultTimeout(OmniQError, TimeoutError):
+    """The task has not ended within the time that the caller was ready to wait. The task itself goes on."""
+
+
+class InvalidTrigger(OmniQError, ValueError):
+    """A trigger that can never fire, or whose text cannot be read."""
+
+
+class ScheduleNotFound(OmniQError, LookupError):
+    """No schedule with that id is in the store."""
+
+    def __init__(self, schedule_id: str) -> None:
+        super().__init__(schedule_id)
+        self.schedule_id = schedule_id
+
+    def __str__(self) -> str:
+        return f"no schedule {self.schedule_id!r} in this store"
+
+
+class StorageError(OmniQError):
+    """The store could not do what was asked."""
+
+
+class StorageUnavailable(StorageError):
+    """The store cannot be reached, is full, read-only or locked. Nothing was stored; try again later."""
+
+
+class SchemaMismatch(StorageError):
+    """The store was written by another version of OmniQ, or is no store of OmniQ at all."""
+
+
+class CorruptRecord(StorageError):
+    """A record in the store cannot be read."""

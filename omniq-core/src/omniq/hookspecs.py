@@ -1,0 +1,118 @@
+"""The hooks: how a distribution adds storages, serializers, retry policies and triggers, and who is told of events.
+
+A plugin is a module (or object) named by an entry point of group ``omniq`` whose functions carry ``@omniq.hookimpl``::
+
+    # pyproject.toml
+    [project.entry-points.omniq]
+    mystore = "omniq_mystore.plugin"
+
+    # omniq_mystore/plugin.py
+    import omniq
+
+    @omniq.hookimpl
+    def omniq_storages():
+        return {"mystore": "omniq_mystore.storage:MyStorage"}
+
+The making hooks give names and, for each, the thing itself or ``"module:attribute"``, which is imported only when that
+name is used: a plugin module imports nothing heavy. The event hooks are called in the process where the event happens,
+on whatever thread or loop that is; they must be quick. One that raises is logged and changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import pluggy
+
+from omniq.retry import RetryPolicy
+from omniq.schedule import Trigger
+from omniq.serialization import Serializer
+from omniq.storage import StorageFactory
+from omniq.task import NewTask, Task, TaskError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["EVENT_HOOKS", "hookimpl", "hookspec"]
+
+hookspec = pluggy.HookspecMarker("omniq")
+hookimpl = pluggy.HookimplMarker("omniq")
+
+
+@hookspec
+def omniq_storages() -> Mapping[str, StorageFactory | str]:  # type: ignore[empty-body]  # a hookspec has no body
+    """Give the URL schemes that this plugin opens: ``{scheme: factory or "module:attribute"}``."""
+
+
+@hookspec
+def omniq_serializers() -> Mapping[str, Serializer | str]:  # type: ignore[empty-body]  # a hookspec has no body
+    """Give the serializers that this plugin brings: ``{name: serializer or "module:attribute"}``."""
+
+
+@hookspec
+def omniq_retry_policies() -> Mapping[str, type[RetryPolicy] | str]:  # type: ignore[empty-body]  # a hookspec has no body
+    """Give the retry policies that this plugin brings: ``{kind: class or "module:attribute"}``."""
+
+
+@hookspec
+def omniq_triggers() -> Mapping[str, type[Trigger] | str]:  # type: ignore[empty-body]  # a hookspec has no body
+    """Give the schedule triggers that this plugin brings: ``{kind: class or "module:attribute"}``."""
+
+
+@hookspec
+def omniq_task_enqueued(task: NewTask) -> None:
+    """A task was stored. Called in the producer, after the store acknowledged it."""
+
+
+@hookspec
+def omniq_task_started(task: Task, worker: str) -> None:
+    """A worker is about to call the task's function."""
+
+
+@hookspec
+def omniq_task_succeeded(task: Task, worker: str, seconds: float) -> None:
+    """A task's function returned and the store accepted its result. ``seconds``: how long the attempt ran."""
+
+
+@hookspec
+def omniq_task_failed(task: Task, worker: str, seconds: float, error: TaskError) -> None:
+    """A task failed for good and the store accepted it."""
+
+
+@hookspec
+def omniq_task_retrying(task: Task, worker: str, seconds: float, error: TaskError, delay: float) -> None:
+    """An attempt failed; the task runs again in ``delay`` seconds."""
+
+
+@hookspec
+def omniq_task_cancelled(task: Task, worker: str, seconds: float) -> None:
+    """A running task was cancelled and stopped."""
+
+
+@hookspec
+def omniq_task_recovered(task: Task, worker: str) -> None:
+    """``worker`` took back a task whose own worker was lost; ``task`` as it is now: ready or failed with WorkerLost."""
+
+
+@hookspec
+def omniq_worker_started(worker: str, queues: Sequence[str]) -> None:
+    """A worker begins to claim tasks."""
+
+
+@hookspec
+def omniq_worker_stopped(worker: str) -> None:
+    """A worker has stopped; nothing of it runs any more."""
+
+
+EVENT_HOOKS = (
+    "omniq_task_enqueued",
+    "omniq_task_started",
+    "omniq_task_succeeded",
+    "omniq_task_failed",
+    "omniq_task_retrying",
+    "omniq_task_cancelled",
+    "omniq_task_recovered",
+    "omniq_worker_started",
+    "omniq_worker_stopped",
+)

@@ -1,0 +1,320 @@
+"""From entry points to plugins: discovery at run time, and typed look-ups by name.
+
+Each entry point is loaded by itself: one that fails is reported and harms nobody else. Names that two distributions
+claim are an error for whoever asks for that name. Nothing here is loaded on import of ``omniq``.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, cast
+
+import pluggy
+from attrs import field, frozen
+
+from omniq import hookspecs
+from omniq.errors import ConfigurationError, PluginConflict, UnknownPlugin, UnknownScheme
+from omniq.retry import RetryPolicy
+from omniq.schedule import Trigger
+from omniq.serialization import Serializer
+from omniq.storage import Storage, StorageConfig, StorageFactory
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
+__all__ = ["Plugin", "Plugins", "default_plugins"]
+
+GROUP = "omniq"
+_log = logging.getLogger("omniq.plugins")
+
+# Which extra of omniq-core brings a scheme, so that an unknown one can be answered with the command to type.
+_EXTRAS = {
+    "memory": "local",
+    "sqlite": "local",
+    "file": "local",
+    "redis": "redis",
+    "rediss": "redis",
+    "unix": "redis",
+    "postgresql": "postgres",
+    "postgres": "postgres",
+    "nats": "nats",
+    "tls": "nats",
+    "ws": "nats",
+}
+
+_KINDS = {
+    "omniq_storages": "storage",
+    "omniq_serializers": "serializer",
+    "omniq_retry_policies": "retry policy",
+    "omniq_triggers": "trigger",
+}
+
+
+@frozen(kw_only=True)
+class Plugin:
+    """One plugin that was found, and what it brings."""
+
+    name: str
+    """The entry point's name."""
+    distribution: str
+    version: str
+    provides: Mapping[str, tuple[str, ...]] = field(factory=dict)
+    """Kind (``storage``, ``serializer``, …) → names."""
+    problem: str | None = None
+    """Why it cannot be used; None if it can."""
+
+
+@frozen
+class _Claim:
+    """One distribution's claim of a name."""
+
+    distribution: str
+    thing: Any
+
+
+class Plugins:
+    """The plugins of one application.
+
+    :param discover: whether to load the installed entry points of group ``omniq``.
+    """
+
+    def __init__(self, *, discover: bool = True) -> None:
+        self._manager = pluggy.PluginManager("omniq")
+        self._manager.add_hookspecs(hookspecs)
+        self._claims: dict[str, dict[str, list[_Claim]]] = {hook: {} for hook in _KINDS}
+        self._loaded: dict[tuple[str, str], Any] = {}
+        self._found: list[Plugin] = []
+        self.register(_builtin, name="omniq", distribution="omniq-core", version=_version())
+        if discover:
+            self._discover()
+
+    def register(self, plugin: object, *, name: str, distribution: str | None = None, version: str = "") -> None:
+        """Add a plugin that is not installed as an entry point, such as an application's own event hooks.
+
+        :param plugin: a module or object whose functions carry ``@omniq.hookimpl``.
+        :param name: how to call it in messages.
+        :raises ConfigurationError: if one of its hooks does not exist, or it is registered already.
+        """
+        distribution = distribution or name
+        label = f"{distribution}:{name}"
+        try:
+            self._manager.register(plugin, label)
+            self._manager.check_pending()
+        except (pluggy.PluginValidationError, ValueError) as error:
+            if self._manager.get_plugin(label) is plugin:
+                self._manager.unregister(plugin)
+            raise ConfigurationError(f"plugin {name!r} of {distribution}: {error}") from error
+        try:
+            claims = self._ask(plugin)
+        except Exception as error:
+            self._manager.unregister(plugin)
+            raise ConfigurationError(f"plugin {name!r} of {distribution}: {_describe(error)}") from error
+        for hook, things in claims.items():
+            for claimed, thing in things.items():
+                self._claims[hook].setdefault(claimed, []).append(_Claim(distribution, thing))
+        provides = {_KINDS[hook]: tuple(sorted(things)) for hook, things in claims.items()}
+        self._found.append(Plugin(name=name, distribution=distribution, version=version, provides=provides))
+
+    def _ask(self, plugin: object) -> dict[str, dict[str, Any]]:
+        claims: dict[str, dict[str, Any]] = {}
+        for hook in _KINDS:
+            caller = getattr(self._manager.hook, hook)
+            for implementation in caller.get_hookimpls():
+                if implementation.plugin is plugin:
+                    claims[hook] = dict(implementation.function())
+        return claims
+
+    def _discover(self) -> None:
+        from importlib.metadata import entry_points  # a tenth of the time that importing omniq takes
+
+        for entry_point in sorted(entry_points(group=GROUP), key=lambda e: (e.dist.name if e.dist else "", e.name)):
+            self._load(entry_point)
+
+    def _load(self, entry_point: EntryPoint) -> None:
+        distribution = entry_point.dist.name if entry_point.dist else "an unknown distribution"
+        version = entry_point.dist.version if entry_point.dist else ""
+        try:
+            plugin = entry_point.load()
+            if self._manager.is_registered(plugin):
+                return  # a distribution that names one module twice brings it once
+            self.register(plugin, name=entry_point.name, distribution=distribution, version=version)
+        except (Exception, SystemExit) as error:
+            # Whatever a plugin raises on import must not keep the others from working.
+            problem = str(error) if isinstance(error, ConfigurationError) else _describe(error)
+            _log.warning("plugin %r of %s cannot be used: %s", entry_point.name, distribution, problem)
+            self._found.append(
+                Plugin(name=entry_point.name, distribution=distribution, version=version, problem=problem)
+            )
+
+    @property
+    def found(self) -> tuple[Plugin, ...]:
+        """Every plugin, the broken ones too, in the order of loading."""
+        return tuple(self._found)
+
+    @property
+    def conflicts(self) -> tuple[str, ...]:
+        """One sentence for each name that two distributions claim."""
+        return tuple(
+            _conflict(_KINDS[hook], name, claims)
+            for hook, names in self._claims.items()
+            for name, claims in sorted(names.items())
+            if len(claims) > 1
+        )
+
+    def _names(self, hook: str) -> list[str]:
+        return sorted(self._claims[hook])
+
+    def _get(self, hook: str, name: str) -> Any:
+        try:
+            return self._loaded[hook, name]
+        except KeyError:
+            pass
+        claims = self._claims[hook].get(name, [])
+        if not claims:
+            raise KeyError(name)
+        if len(claims) > 1:
+            raise PluginConflict(_conflict(_KINDS[hook], name, claims))
+        thing = claims[0].thing
+        if isinstance(thing, str):
+            module, _, attribute = thing.partition(":")
+            try:
+                thing = getattr(import_module(module), attribute)
+            except Exception as error:
+                raise ConfigurationError(
+                    f"{_KINDS[hook]} {name!r} of {claims[0].distribution} cannot be loaded from {thing!r}: "
+                    f"{_describe(error)}"
+                ) from error
+        self._loaded[hook, name] = thing
+        return thing
+
+    def _get_or_unknown(self, hook: str, name: str, what: str) -> Any:
+        try:
+            return self._get(hook, name)
+        except KeyError:
+            known = ", ".join(self._names(hook)) or "none"
+            raise UnknownPlugin(f"no {what} is called {name!r}; installed: {known}") from None
+
+    def open_storage(self, config: StorageConfig) -> Storage:
+        """Make the unopened storage that a URL names.
+
+        :raises UnknownScheme: if no plugin opens that scheme.
+        :raises ConfigurationError: if its plugin or its options cannot be used.
+        """
+        try:
+            factory = cast("StorageFactory", self._get("omniq_storages", config.scheme))
+        except KeyError:
+            raise UnknownScheme(self._unknown_scheme(config)) from None
+        try:
+            return factory(config)
+        except ConfigurationError:
+            raise
+        except ValueError as error:
+            raise ConfigurationError(str(error)) from error
+
+    def _unknown_scheme(self, config: StorageConfig) -> str:
+        extra = _EXTRAS.get(config.scheme)
+        if extra is not None:
+            text = (
+                f"no installed storage opens {config.scheme}:// ({config.redacted}); "
+                f"type: pip install 'omniq-core[{extra}]'"
+            )
+        else:
+            installed = ", ".join(f"{name}://" for name in self._names("omniq_storages")) or "none"
+            text = f"no storage opens {config.scheme}:// ({config.redacted}); installed: {installed}"
+        broken = [plugin for plugin in self._found if plugin.problem]
+        if broken:
+            text += "; these plugins are broken: " + ", ".join(f"{p.name!r} of {p.distribution}" for p in broken)
+        return text
+
+    def serializer(self, name: str) -> Serializer:
+        """Give a serializer by name.
+
+        :raises UnknownPlugin: if there is none.
+        """
+        return cast("Serializer", self._get_or_unknown("omniq_serializers", name, "serializer"))
+
+    def retry_policy(self, kind: str) -> type[RetryPolicy]:
+        """Give a retry policy's class by kind.
+
+        :raises UnknownPlugin: if there is none.
+        """
+        return cast("type[RetryPolicy]", self._get_or_unknown("omniq_retry_policies", kind, "retry policy"))
+
+    def trigger(self, kind: str) -> type[Trigger]:
+        """Give a trigger's class by kind.
+
+        :raises UnknownPlugin: if there is none.
+        """
+        return cast("type[Trigger]", self._get_or_unknown("omniq_triggers", kind, "trigger"))
+
+    def event(self, hook: str) -> Callable[..., None] | None:
+        """Give a function that tells everyone of an event, or None where nobody listens.
+
+        A hook call costs microseconds even with no listener, so callers keep the answer and skip the call on None.
+
+        :param hook: one of ``hookspecs.EVENT_HOOKS``.
+        """
+        caller = getattr(self._manager.hook, hook)
+        if not caller.get_hookimpls():
+            return None
+
+        def tell(**arguments: Any) -> None:
+            # Each by itself: pluggy's own call stops at the first that raises.
+            for implementation in reversed(caller.get_hookimpls()):
+                try:
+                    wanted = {name: arguments[name] for name in implementation.argnames}
+                    implementation.function(**wanted)
+                except Exception:
+                    _log.exception("%s of plugin %s raised; ignored", hook, implementation.plugin_name)
+
+        return tell
+
+
+def _conflict(kind: str, name: str, claims: list[_Claim]) -> str:
+    who = " and ".join(claim.distribution for claim in claims)
+    return f"{kind} {name!r} is claimed by {who}; uninstall one of them"
+
+
+def _describe(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("omniq-core")
+    except PackageNotFoundError:
+        return ""
+
+
+class _Builtin:
+    """What omniq-core itself brings, through the same hooks as everyone else."""
+
+    @hookspecs.hookimpl
+    def omniq_serializers(self) -> Mapping[str, Serializer | str]:
+        return {"json": "omniq.serialization.json:serializer"}
+
+    @hookspecs.hookimpl
+    def omniq_retry_policies(self) -> Mapping[str, type[RetryPolicy] | str]:
+        from omniq.retry import Exponential, Fixed, Linear
+
+        return {policy.kind: policy for policy in (Exponential, Fixed, Linear)}
+
+    @hookspecs.hookimpl
+    def omniq_triggers(self) -> Mapping[str, type[Trigger] | str]:
+        return {kind: f"omniq.triggers:{kind.title()}" for kind in ("at", "cron", "every")}
+
+
+_builtin = _Builtin()
+_default: Plugins | None = None
+
+
+def default_plugins() -> Plugins:
+    """Give the plugins that are installed, discovered at the first call in a process."""
+    global _default
+    if _default is None:
+        _default = Plugins()
+    return _default

@@ -1,0 +1,64 @@
+"""Values of plain fields (retry policies, triggers) as text, and back: ``{"kind": "fixed", "delay": 5.0}``.
+
+The kind is looked up among the installed plugins; nothing that a store holds is ever imported.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable
+from typing import Any, ClassVar, Protocol, TypeVar
+
+from omniq.errors import ConfigurationError, SerializationError
+
+__all__ = ["decode_value", "encode_value"]
+
+
+class Kinded(Protocol):
+    """A class that is stored under a kind."""
+
+    kind: ClassVar[str]
+
+
+V = TypeVar("V", bound=Kinded)
+
+
+@functools.cache
+def _converter() -> Any:
+    # cattrs costs tens of milliseconds to import, and most processes never need it here.
+    from cattrs.preconf.json import make_converter
+
+    return make_converter()
+
+
+def encode_value(value: Kinded) -> str:
+    """Give the text of a policy or trigger.
+
+    :raises ConfigurationError: if one of its fields has no JSON form.
+    """
+    try:
+        return json.dumps({"kind": value.kind, **_converter().unstructure(value)}, separators=(",", ":"))
+    except (TypeError, ValueError) as error:
+        raise ConfigurationError(f"{value!r} cannot be stored: {error}") from error
+
+
+def decode_value(text: str, look_up: Callable[[str], type[V]]) -> V:
+    """Give the policy or trigger of a text.
+
+    :param text: what :func:`encode_value` made.
+    :param look_up: gives the class of a kind.
+    :raises UnknownPlugin: if the kind is not installed here.
+    :raises SerializationError: if the text does not fit the class.
+    """
+    try:
+        fields = json.loads(text)
+        kind = fields.pop("kind")
+    except (ValueError, AttributeError, KeyError, TypeError) as error:
+        raise SerializationError(f"{text!r} is not a stored policy or trigger") from error
+    cls = look_up(kind)
+    try:
+        value: V = _converter().structure(fields, cls)
+    except Exception as error:  # cattrs raises groups of whatever the fields' converters raise
+        raise SerializationError(f"{text!r} does not fit {cls.__name__}: {error}") from error
+    return value

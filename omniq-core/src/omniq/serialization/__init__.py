@@ -1,0 +1,79 @@
+"""How arguments and results become bytes and come back as they were.
+
+A :class:`Serializer` is chosen by name for a queue, and its name travels with every task. Others come from plugins (hook
+``omniq_serializers``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol, runtime_checkable
+
+from attrs import field, frozen
+
+__all__ = ["ArgumentTypes", "Serializer"]
+
+
+@frozen
+class ArgumentTypes:
+    """The annotations of a function's parameters, resolved to types. A parameter without one is ``Any``."""
+
+    positional: tuple[Any, ...] = ()
+    """The types of the parameters that can be given by position, in order."""
+    var_positional: Any = Any
+    """The type of each of ``*args``."""
+    keyword: Mapping[str, Any] = field(factory=dict)
+    """The types of the parameters that can be given by name."""
+    var_keyword: Any = Any
+    """The type of each value of ``**kwargs``."""
+
+    def of_position(self, index: int) -> Any:
+        """Give the type of the positional argument at an index."""
+        return self.positional[index] if index < len(self.positional) else self.var_positional
+
+    def of_keyword(self, name: str) -> Any:
+        """Give the type of a keyword argument."""
+        return self.keyword.get(name, self.var_keyword)
+
+
+@runtime_checkable
+class Serializer(Protocol):
+    """Encodes arguments and results. Stateless and thread-safe.
+
+    Errors are :class:`~omniq.errors.SerializationError` and name the path to the value: ``args[0].items[3].when``,
+    ``kwargs['user'].email``, ``result[2]``.
+    """
+
+    name: str
+
+    def dump_arguments(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], types: ArgumentTypes) -> bytes:
+        """Encode a call's arguments.
+
+        :param args: positional arguments.
+        :param kwargs: keyword arguments.
+        :param types: the function's annotations.
+        :raises SerializationError: if a value cannot be encoded so that it comes back equal and of the same type.
+        """
+        ...
+
+    def load_arguments(self, data: bytes, types: ArgumentTypes) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Decode what :meth:`dump_arguments` made.
+
+        :raises SerializationError: if the bytes are not its own, or do not fit the annotations.
+        """
+        ...
+
+    def dump_result(self, value: Any, hint: Any) -> bytes:
+        """Encode a return value.
+
+        :param hint: the return annotation, or ``Any``.
+        :raises SerializationError: if the value cannot be encoded so that it comes back equal and of the same type.
+        """
+        ...
+
+    def load_result(self, data: bytes, hint: Any) -> Any:
+        """Decode what :meth:`dump_result` made.
+
+        :raises SerializationError: if the bytes are not its own, or do not fit the annotation.
+        """
+        ...

@@ -1,0 +1,152 @@
+"""The default serializer: JSON that a person can read, typed by the function's annotations.
+
+Arguments are written as ``[[positional...], {"keyword": ...}]``, a result as itself. What comes out of it is equal to
+what went in and of the same type, or it did not go in: a value that JSON and the annotations cannot hold is refused
+when the task is enqueued, with the path to it. Nothing that a payload says is imported or evaluated; classes come
+from annotations only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from attrs import frozen
+
+from omniq.errors import SerializationError
+from omniq.serialization import ArgumentTypes
+from omniq.serialization.build import Codecs
+from omniq.serialization.codec import Codec
+from omniq.serialization.refusal import Refusal
+from omniq.serialization.text import dumps, loads
+
+if TYPE_CHECKING:
+    import cattrs
+
+__all__ = ["JsonSerializer", "serializer"]
+
+_MAX_PLANS = 4_096
+
+
+@frozen(eq=False)
+class _Plan:
+    """The codecs of one function's parameters."""
+
+    types: ArgumentTypes
+    positional: tuple[Codec, ...]
+    var_positional: Codec
+    keyword: Mapping[str, Codec]
+    var_keyword: Codec
+
+    def codecs(self, count: int) -> tuple[Codec, ...]:
+        missing = count - len(self.positional)
+        return self.positional if missing <= 0 else self.positional + (self.var_positional,) * missing
+
+
+class JsonSerializer:
+    """JSON with the types of the annotations. See the module."""
+
+    name = "json"
+
+    def __init__(self) -> None:
+        self._converter: cattrs.Converter | None = None
+        self._codecs = Codecs(lambda: self.converter)
+        self._plans: dict[int, _Plan] = {}
+
+    @property
+    def converter(self) -> cattrs.Converter:
+        """The cattrs converter that is asked for classes of no kind that OmniQ knows.
+
+        An application that sends such values registers a structure and an unstructure hook for their class here, in
+        producers and workers alike. What the unstructure hook gives may be anything that can be sent without
+        annotation.
+        """
+        if self._converter is None:
+            import cattrs
+
+            self._converter = cattrs.Converter()
+        return self._converter
+
+    def dump_arguments(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], types: ArgumentTypes) -> bytes:
+        plan = self._plans.get(id(types)) or self._plan(types)
+        positional: list[Any] = []
+        keyword: dict[str, Any] = {}
+        name: str | None = None
+        try:
+            for codec, value in zip(plan.codecs(len(args)), args):  # noqa: B905  # a call may have fewer
+                positional.append(value if type(value) in codec.exact else codec.encode(value))
+            for name, value in kwargs.items():
+                codec = plan.keyword.get(name, plan.var_keyword)
+                keyword[name] = value if type(value) in codec.exact else codec.encode(value)
+        except (Refusal, RecursionError) as error:
+            raise _public(error, _root(positional, name)) from error.__cause__
+        try:
+            return dumps([positional, keyword])
+        except Refusal as refusal:
+            raise refusal.error("the arguments") from None
+
+    def load_arguments(self, data: bytes, types: ArgumentTypes) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        args, kwargs = _parts(data)
+        plan = self._plans.get(id(types)) or self._plan(types)
+        positional: list[Any] = []
+        keyword: dict[str, Any] = {}
+        name: str | None = None
+        try:
+            for codec, part in zip(plan.codecs(len(args)), args):  # noqa: B905  # a call may have fewer
+                positional.append(part if type(part) in codec.exact else codec.decode(part))
+            for name, part in kwargs.items():
+                codec = plan.keyword.get(name, plan.var_keyword)
+                keyword[name] = part if type(part) in codec.exact else codec.decode(part)
+        except (Refusal, RecursionError) as error:
+            raise _public(error, _root(positional, name)) from error.__cause__
+        return tuple(positional), keyword
+
+    def dump_result(self, value: Any, hint: Any) -> bytes:
+        try:
+            return dumps(self._codecs.of(hint).encode(value))
+        except (Refusal, RecursionError) as error:
+            raise _public(error, "result") from error.__cause__
+
+    def load_result(self, data: bytes, hint: Any) -> Any:
+        try:
+            return self._codecs.of(hint).decode(loads(data))
+        except (Refusal, RecursionError) as error:
+            raise _public(error, "result") from error.__cause__
+
+    def _plan(self, types: ArgumentTypes) -> _Plan:
+        codec_of = self._codecs.of
+        plan = _Plan(
+            types,
+            tuple(map(codec_of, types.positional)),
+            codec_of(types.var_positional),
+            {name: codec_of(hint) for name, hint in types.keyword.items()},
+            codec_of(types.var_keyword),
+        )
+        if len(self._plans) >= _MAX_PLANS:
+            self._plans.clear()
+        # Types cannot be hashed, hence the id. The plan holds the types, so that no others can have it.
+        self._plans[id(types)] = plan
+        return plan
+
+
+def _root(positional: list[Any], name: str | None) -> str:
+    return f"args[{len(positional)}]" if name is None else f"kwargs[{name!r}]"
+
+
+def _public(error: Refusal | RecursionError, root: str) -> SerializationError:
+    if isinstance(error, Refusal):
+        return error.error(root)
+    return SerializationError("is nested too deeply", root)
+
+
+def _parts(data: bytes) -> tuple[list[Any], dict[str, Any]]:
+    try:
+        tree = loads(data)
+    except Refusal as refusal:
+        raise refusal.error("the arguments") from None
+    if type(tree) is not list or len(tree) != 2 or type(tree[0]) is not list or type(tree[1]) is not dict:
+        raise SerializationError("the payload is no array of an array and an object", "the arguments")
+    return tree[0], tree[1]
+
+
+serializer = JsonSerializer()

@@ -1,0 +1,235 @@
+"""Single values that JSON has no form for: times, numbers, bytes, paths. Each tells what it is by a tag of its own."""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Callable, Iterator
+from datetime import date, datetime, time, timedelta, timezone, tzinfo
+from decimal import Decimal
+from pathlib import Path, PosixPath, PurePath, PurePosixPath, PureWindowsPath, WindowsPath
+from typing import Any
+from uuid import UUID
+from zoneinfo import ZoneInfo
+
+from omniq.serialization.codec import Codec, Function, is_tagged, tagged
+from omniq.serialization.refusal import Refusal, describe, type_name
+from omniq.serialization.text import TAG, VALUE
+
+__all__ = ["value_codec", "value_types"]
+
+_INTEGER = {int, bool}
+_ZONE_KEY = re.compile(r"[A-Za-z0-9_+-]+(/[A-Za-z0-9_+-]+)*")
+
+
+def _decoder(tag: str, make: Callable[[Any], Any], *optional: str) -> Function:
+    """Make a decoder of tagged objects from a function on such an object that may raise anything."""
+
+    def decode(tree: Any) -> Any:
+        if not is_tagged(tree, *optional):
+            raise Refusal(f"a payload tagged {tag!r} has other keys than that form has")
+        try:
+            return make(tree)
+        except Refusal:
+            raise
+        except Exception as error:
+            raise Refusal(f"a payload tagged {tag!r} cannot be read: {describe(error)}") from error
+
+    return decode
+
+
+def _text(tree: Any) -> str:
+    text = tree[VALUE]
+    if type(text) is not str:
+        raise ValueError("its value is no string")
+    return text
+
+
+def _integer(tree: Any) -> int:
+    """Read an integer that may be one of the large ones."""
+    if type(tree) is dict:
+        return _large_integer(tree)
+    if type(tree) is not int:
+        raise ValueError("an integer is missing")
+    return tree
+
+
+def _large_integer(tree: Any) -> int:
+    if tree.get(TAG) != "int" or not is_tagged(tree):
+        raise ValueError("an integer is missing")
+    return int(_text(tree), 16)
+
+
+def _integers(tree: Any, count: int) -> list[int]:
+    numbers = tree[VALUE]
+    if type(numbers) is not list or len(numbers) != count:
+        raise ValueError(f"it is no list of {count} integers")
+    return [_integer(number) for number in numbers]
+
+
+def _with_zone(tag: str, value: datetime | time) -> dict[str, Any]:
+    zone = value.tzinfo
+    if type(zone) is ZoneInfo and zone.key:
+        tree = tagged(tag, value.replace(tzinfo=None).isoformat())
+        tree["zone"] = zone.key
+    elif zone is None or type(zone) is timezone:
+        tree = tagged(tag, value.isoformat())
+        if zone is not None:
+            _, *name = zone.__getinitargs__()  # type: ignore[attr-defined]  # what pickle asks; typeshed leaves it out
+            if name:
+                tree["name"] = name[0]
+    else:
+        raise Refusal(
+            f"cannot hold the time zone of this {type(value).__name__}, a {type_name(zone)}; "
+            "convert it, such as with value.astimezone(zoneinfo.ZoneInfo(...))"
+        )
+    if value.fold:
+        tree["fold"] = 1
+    return tree
+
+
+def _zone(tree: Any, parsed: tzinfo | None) -> tzinfo | None:
+    if "zone" in tree:
+        key = tree["zone"]
+        # ZoneInfo would look for the key among files and packages, so it must look like one.
+        if parsed is not None or type(key) is not str or not _ZONE_KEY.fullmatch(key):
+            raise ValueError("its zone is none")
+        return ZoneInfo(key)
+    if "name" in tree:
+        if type(parsed) is not timezone or type(tree["name"]) is not str:
+            raise ValueError("its zone has no offset or no name")
+        return timezone(parsed.utcoffset(None), tree["name"])
+    return parsed
+
+
+def _fold(tree: Any) -> int:
+    fold: int = tree.get("fold", 0)
+    if type(fold) is not int or fold not in {0, 1} or {"zone", "name"} <= tree.keys():
+        raise ValueError("its fold or zone is none")
+    return fold
+
+
+def _datetime(tree: Any) -> datetime:
+    moment = datetime.fromisoformat(_text(tree))
+    return moment.replace(tzinfo=_zone(tree, moment.tzinfo), fold=_fold(tree))
+
+
+def _time(tree: Any) -> time:
+    moment = time.fromisoformat(_text(tree))
+    return moment.replace(tzinfo=_zone(tree, moment.tzinfo), fold=_fold(tree))
+
+
+def _complex(tree: Any) -> complex:
+    parts = tree[VALUE]
+    if type(parts) is not list or [type(part) for part in parts] != [float, float]:
+        raise ValueError("it is no list of two floats")
+    return complex(*parts)
+
+
+def _unbase64(tree: Any) -> bytes:
+    return base64.b64decode(_text(tree), validate=True)
+
+
+def _path(cls: type[PurePath]) -> tuple[type, str, Function, Function]:
+    # A Path is the path of whatever system the worker runs on.
+    tag = "path" if issubclass(cls, Path) else cls.__name__
+
+    def encode(value: Any) -> Any:
+        text = str(value)
+        # Python writes some that begin with two slashes so that they read as another.
+        if issubclass(cls, PureWindowsPath) and cls(text) != value:
+            raise Refusal("cannot hold this path, whose text is that of another path; convert it to str")
+        return tagged(tag, text)
+
+    return cls, tag, encode, _decoder(tag, lambda tree: cls(_text(tree)))
+
+
+def _forms() -> Iterator[tuple[type, str, Function, Function]]:
+    zoned = ("zone", "name", "fold")
+    yield datetime, "datetime", lambda v: _with_zone("datetime", v), _decoder("datetime", _datetime, *zoned)
+    yield time, "time", lambda v: _with_zone("time", v), _decoder("time", _time, *zoned)
+    yield (
+        date,
+        "date",
+        lambda v: tagged("date", v.isoformat()),
+        _decoder("date", lambda tree: date.fromisoformat(_text(tree))),
+    )
+    yield (
+        timedelta,
+        "timedelta",
+        lambda v: tagged("timedelta", [v.days, v.seconds, v.microseconds]),
+        _decoder("timedelta", lambda tree: timedelta(*_integers(tree, 3))),
+    )
+    yield (
+        Decimal,
+        "Decimal",
+        lambda v: tagged("Decimal", str(v)),
+        _decoder("Decimal", lambda tree: Decimal(_text(tree))),
+    )
+    yield UUID, "UUID", lambda v: tagged("UUID", str(v)), _decoder("UUID", lambda tree: UUID(_text(tree)))
+    yield complex, "complex", lambda v: tagged("complex", [v.real, v.imag]), _decoder("complex", _complex)
+    yield (
+        bytes,
+        "bytes",
+        lambda v: tagged("bytes", base64.b64encode(v).decode()),
+        _decoder("bytes", _unbase64),
+    )
+    yield (
+        bytearray,
+        "bytearray",
+        lambda v: tagged("bytearray", base64.b64encode(v).decode()),
+        _decoder("bytearray", lambda tree: bytearray(_unbase64(tree))),
+    )
+    yield (
+        range,
+        "range",
+        lambda v: tagged("range", [v.start, v.stop, v.step]),
+        _decoder("range", lambda tree: range(*_integers(tree, 3))),
+    )
+    yield _path(type(Path()))
+    yield _path(PurePosixPath)
+    yield _path(PureWindowsPath)
+
+
+_FORMS = {kind: (tag, encode, decode) for kind, tag, encode, decode in _forms()}
+_LARGE = _decoder("int", _large_integer)
+_ABSTRACT = {Path, PurePath, PosixPath, WindowsPath}
+# Wherever Python's types let a narrower number stand, one may: JSON tells the three apart, so it comes back as it was.
+_NUMBERS: dict[type, frozenset[type]] = {
+    bool: frozenset({bool}),
+    int: frozenset({int, bool}),
+    float: frozenset({float, int, bool}),
+    complex: frozenset({float, int, bool}),
+}
+_ATOMS: dict[type, frozenset[type]] = {
+    str: frozenset({str}),
+    type(None): frozenset({type(None)}),
+    **_NUMBERS,
+}
+
+
+def value_types() -> tuple[type, ...]:
+    """Give the classes whose values are single, with and without a form in JSON."""
+    return (*_ATOMS, *_FORMS, *_ABSTRACT)
+
+
+def value_codec(kind: type) -> Codec | None:
+    """Give the codec of a class of single values; None if it is no such class.
+
+    Values of known subclasses are taken too, and come back as such: a datetime for a date, any path for a PurePath.
+    """
+    if kind not in value_types():
+        return None
+    codec = Codec(name=_name(kind), exact=_ATOMS.get(kind, frozenset()), flat=True)
+    if kind in _NUMBERS and kind is not bool:
+        codec.tags = {"int": _LARGE}
+    for known, (tag, encode, decode) in _FORMS.items():
+        if issubclass(known, kind):
+            codec.encoders[known] = encode
+            codec.tags = {**codec.tags, tag: decode}
+    codec.become(codec)
+    return codec
+
+
+def _name(kind: type) -> str:
+    return "None" if kind is type(None) else kind.__name__

@@ -1,0 +1,455 @@
+"""The contract that every store fulfils, ours and third parties'.
+
+A :class:`Storage` is asynchronous and batch-first: whatever touches tasks takes a sequence and is one round trip. A
+storage object belongs to one event loop; :meth:`Storage.sibling` makes another one on the same store for another loop
+or thread.
+
+What holds on every store, and what ``omniq.testing.StorageContract`` checks:
+
+1. Nothing acknowledged is lost. When ``enqueue`` returned, the task survives the death of every client.
+2. A task runs at least once, and is fenced: a delivery that lost its lease cannot finish, retry or fail the task.
+Exactly one
+   outcome is recorded for each delivery, and one final outcome for the task.
+3. Within a queue and a priority tasks are claimed in the order in which they became ready.
+4. Every operation is atomic. A client killed between any two instructions leaves each task in exactly one state.
+5. ``claim`` and ``finish`` cost the same with a million tasks waiting, scheduled or ended as with a thousand.
+6. Idle is cheap: at most one request a second from an idle worker.
+
+Points in time are judged by the store's clock alone (:meth:`Storage.now`); durations are seconds.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from datetime import datetime
+from enum import StrEnum
+from typing import Protocol, Self
+
+from attrs import field, frozen
+
+from omniq.schedule import Schedule
+from omniq.task import NewTask, Outcome, Progress, Task, TaskState
+
+__all__ = [
+    "Capability",
+    "Enqueued",
+    "Finding",
+    "Lease",
+    "LeaseState",
+    "QueueStats",
+    "Severity",
+    "Storage",
+    "StorageConfig",
+    "StorageFactory",
+    "TaskPage",
+    "TaskQuery",
+    "WorkerInfo",
+]
+
+
+class Capability(StrEnum):
+    """What a store can do beyond the contract, or promises about its surroundings."""
+
+    TRANSACTIONS = "transactions"
+    """Tasks can be enqueued and completed inside the caller's own database transaction."""
+    NOTIFICATIONS = "notifications"
+    """Waiting workers and callers are woken by the store rather than by their next look."""
+    SHARED_BETWEEN_PROCESSES = "shared between processes"
+    SHARED_BETWEEN_MACHINES = "shared between machines"
+    DURABLE = "durable"
+    """Tasks survive the end of every process that uses the store."""
+
+
+@frozen
+class Enqueued:
+    """What became of one enqueued task."""
+
+    id: str
+    """The task's id; where a live task has the same ``unique`` key, the id of that one."""
+    created: bool
+    """False if the id was stored already, or if a live task has the same ``unique`` key."""
+
+
+@frozen
+class Lease:
+    """A worker's hold on one delivery of a task."""
+
+    id: str
+    delivery: int
+
+
+class LeaseState(StrEnum):
+    """What a heartbeat learns of a lease."""
+
+    HELD = "held"
+    """Extended."""
+    LOST = "lost"
+    """The task ended, was recovered, claimed by another, or deleted. Its outcome will not be accepted."""
+    CANCEL_REQUESTED = "cancel requested"
+    """Extended, and the task is to stop."""
+
+
+@frozen(kw_only=True)
+class TaskQuery:
+    """Which tasks to list; None matches all."""
+
+    queue: str | None = None
+    state: TaskState | None = None
+    name: str | None = None
+    tag: str | None = None
+    limit: int = 100
+
+
+@frozen
+class TaskPage:
+    """One page of tasks, newest first. Iterable."""
+
+    tasks: tuple[Task, ...]
+    cursor: str | None
+    """Give it to the next call for the next page; None: this was the last."""
+
+    def __iter__(self) -> Iterator[Task]:
+        return iter(self.tasks)
+
+    def __len__(self) -> int:
+        return len(self.tasks)
+
+
+@frozen(kw_only=True)
+class QueueStats:
+    """One queue in numbers."""
+
+    queue: str
+    counts: Mapping[TaskState, int]
+    """Every state, zero included. A task that is due but not yet promoted may count as scheduled or as ready."""
+    paused: bool = False
+    oldest_ready: float | None = None
+    """For how many seconds the oldest ready task has waited; None where none is ready."""
+
+
+@frozen(kw_only=True)
+class WorkerInfo:
+    """A worker that has been heard of within its lease."""
+
+    id: str
+    seen_at: datetime
+    running: tuple[str, ...] = ()
+    """The ids of the tasks that it holds."""
+
+
+class Severity(StrEnum):
+    """How bad a finding is."""
+
+    OK = "ok"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+@frozen(kw_only=True)
+class Finding:
+    """One thing that ``omniq doctor`` has to say about a store."""
+
+    severity: Severity
+    subject: str
+    """What was looked at, in a word or two."""
+    message: str
+    """What was found and, where it is not well, the mend."""
+
+
+@frozen(kw_only=True)
+class StorageConfig:
+    """Where a store is, as read from its URL. Its text never shows the password."""
+
+    scheme: str
+    location: str
+    """The URL without its query: ``sqlite:///jobs.db``. May hold credentials; show :attr:`redacted` instead."""
+    namespace: str = "omniq"
+    options: Mapping[str, str] = field(factory=dict)
+    """The query string's parameters, without ``namespace``."""
+    redacted: str = ""
+    """The whole URL with its credentials and secret options hidden."""
+
+    def __repr__(self) -> str:
+        return f"StorageConfig({self.redacted!r}, namespace={self.namespace!r})"
+
+    def check_options(self, known: Iterable[str]) -> None:
+        """Refuse options that the storage does not know.
+
+        :param known: the names of those it does.
+        :raises ValueError: naming the unknown option and the known ones.
+        """
+        known = sorted(known)
+        for name in self.options:
+            if name not in known:
+                known_text = ", ".join([*known, "namespace"])
+                raise ValueError(f"{self.redacted}: unknown option {name!r}; {self.scheme}:// knows {known_text}")
+
+
+class Storage(ABC):
+    """A store of tasks and schedules, used from one event loop.
+
+    Every method may raise :class:`~omniq.errors.StorageUnavailable` within a bounded time; then nothing was done, or
+    the same call repeated changes nothing that was done already. Ids that are not in the store are never an error:
+    each method says what they give.
+    """
+
+    capabilities: Set[Capability] = frozenset()
+
+    # Life
+
+    @abstractmethod
+    def sibling(self) -> Self:
+        """Give an unopened storage on the same store, for another event loop or thread. Does no I/O."""
+
+    @abstractmethod
+    async def open(self) -> None:
+        """Connect, and create or check what the store needs. Safe from many processes at once.
+
+        :raises SchemaMismatch: if the store was written by another version; the message says what to do.
+        :raises StorageUnavailable: if it cannot be reached or written.
+        """
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Disconnect and free everything this object opened. Safe to call twice, and after a failed :meth:`open`."""
+
+    @abstractmethod
+    async def now(self) -> datetime:
+        """Give the store's clock, by which ``run_at``, ``expires``, leases and TTLs are judged."""
+
+    # From producer to worker and back
+
+    @abstractmethod
+    async def enqueue(self, tasks: Sequence[NewTask]) -> list[Enqueued]:
+        """Store tasks, all or none, as ``ready``, or as ``scheduled`` while their ``run_at`` is in the future.
+
+        A task whose id is stored already changes nothing. A task whose ``unique`` key belongs to a live task (earlier
+        in the same batch, too) is not stored. Both come back with ``created=False``. Of two that race for one key,
+        one is stored. A tie of order within a batch goes to the earlier.
+
+        :return: one entry for each task, in order.
+        """
+
+    def enqueue_blocking(self, tasks: Sequence[NewTask]) -> list[Enqueued] | None:
+        """Do :meth:`enqueue` at once on the calling thread, whichever that is, where the store is quicker that way.
+
+        :return: as :meth:`enqueue`, or None if this storage has no such way (the default) or it is not open at the
+            moment.
+        """
+        return None
+
+    @abstractmethod
+    async def claim(
+        self, demand: Mapping[str, int], *, worker: str, lease: float, limit: int | None = None
+    ) -> list[Task]:
+        """Turn ready tasks into running ones that this worker holds for ``lease`` seconds.
+
+        Scheduled tasks of these queues whose time has come are promoted first. Of each queue at most the demanded
+        number is taken, larger priority first, then by the time at which they became ready, then in the order of
+        enqueueing. Each claim raises ``attempt`` and ``delivery`` by one, and sets ``worker``, ``started_at`` and
+        ``lease_until``. Paused queues give nothing. Tasks whose ``expires_at`` has come end as ``cancelled`` instead
+        and take no place. Of several workers that race for a task one gets it.
+
+        :param demand: queue → how many of it at most. The queues are served, and named in the result, in this order.
+        :param worker: the claiming worker's id.
+        :param lease: seconds until the claim lapses unless :meth:`heartbeat` extends it.
+        :param limit: how many in all at most, so that an earlier queue can use up what a later one would get; None: the
+            demands' sum.
+        :return: the claimed tasks; fewer than demanded means that no more were ready. Never waits for work.
+        """
+
+    @abstractmethod
+    async def finish(self, outcomes: Sequence[Outcome]) -> list[bool]:
+        """Record how deliveries ended, each fenced by its token.
+
+        An outcome is accepted where the task is still running under the same ``delivery``; the lease's time plays no
+        part in it until somebody else has recovered the task. Then: ``Succeeded``, ``Failed``, ``Cancelled`` end the
+        task, free its ``unique`` key and keep the record for ``result_ttl`` seconds; ``Retry`` makes it ``scheduled``
+        (``ready`` if the delay is 0) and keeps the error; ``Released`` does the same, takes the attempt back, and
+        with a delay of 0 puts the task back to its old place. A task whose cancellation was requested ends as
+        ``cancelled`` also on ``Retry`` and ``Released``. The whole batch is one atomic step.
+
+        :return: for each outcome whether it was accepted. A repeated call after a lost answer gives False and changes
+            nothing.
+        """
+
+    @abstractmethod
+    async def heartbeat(self, worker: str, leases: Sequence[Lease], lease: float) -> list[LeaseState]:
+        """Extend the leases of a worker, and note that it is alive.
+
+        Only leases still held (running under that ``delivery``) are extended: a lost one is never taken back.
+
+        :param worker: the worker's id; seen in :meth:`workers` for ``lease`` seconds from now.
+        :param leases: all that it holds; may be empty.
+        :param lease: seconds from now; 0 signs the worker off.
+        :return: one state for each lease, in order.
+        """
+
+    @abstractmethod
+    async def recover(self, limit: int) -> list[Task]:
+        """Take back tasks whose lease has run out, whoever held them.
+
+        With attempts left (``attempt <= max_retries``) a task becomes ``ready`` at its old place; without, it ends as
+        ``failed`` with a ``WorkerLost`` error; one whose cancellation was requested ends as ``cancelled``. Of several
+        that recover at once, one gets each task. Also ends scheduled and ready tasks whose ``expires_at`` has come,
+        within the same limit.
+
+        :param limit: how many at most, so that a step stays short.
+        :return: the tasks whose lease had run out, as they stand afterwards.
+        """
+
+    # Waiting
+
+    @abstractmethod
+    async def wait_for_work(self, queues: Sequence[str], timeout: float) -> None:
+        """Return when something may be claimable in one of the queues, a schedule may be due, or the timeout is over.
+
+        Returns at once if a task is ready or due in a queue that is not paused. May return early for no reason; must
+        not return later than 100 ms after a task became ready, in so far as notifications arrive, and not more than
+        2 s after it if they are lost. Sends at most one request a second meanwhile.
+
+        :param timeout: seconds.
+        """
+
+    @abstractmethod
+    async def wait_finished(self, ids: Sequence[str], timeout: float) -> set[str]:
+        """Return when at least one of the tasks has ended.
+
+        :param timeout: seconds.
+        :return: those that have ended or are not in the store; empty if the timeout came first.
+        """
+
+    # Reading
+
+    @abstractmethod
+    async def get(self, ids: Sequence[str]) -> list[Task | None]:
+        """Give the records, in order; None for an id that is not in the store."""
+
+    @abstractmethod
+    async def list_tasks(self, query: TaskQuery, cursor: str | None = None) -> TaskPage:
+        """Give one page of the tasks that match, the latest enqueued first.
+
+        Following the cursor shows each task that matched throughout exactly once, whatever is added meanwhile.
+
+        :raises ValueError: if the cursor is not one of this store's.
+        """
+
+    @abstractmethod
+    async def stats(self) -> list[QueueStats]:
+        """Give every queue that has tasks or is paused, by name, without reading every task."""
+
+    @abstractmethod
+    async def workers(self) -> list[WorkerInfo]:
+        """Give the workers heard of within their lease, by id."""
+
+    # Control
+
+    @abstractmethod
+    async def cancel(self, ids: Sequence[str]) -> list[bool]:
+        """End scheduled and ready tasks as ``cancelled``; ask running ones to stop (their next heartbeat says so).
+
+        :return: for each whether it was scheduled, ready or running.
+        """
+
+    @abstractmethod
+    async def retry(self, ids: Sequence[str]) -> list[bool]:
+        """Make failed and cancelled tasks ready again, with all their attempts.
+
+        ``attempt`` goes back to 0; ``delivery`` goes on, so that a worker of old stays fenced.
+        One whose ``unique`` key belongs to a live task by now stays as it is. An ``expires_at`` that has passed is
+        dropped.
+
+        :return: for each whether it was made ready.
+        """
+
+    @abstractmethod
+    async def delete(self, ids: Sequence[str]) -> list[bool]:
+        """Remove tasks that are not running, with all that belongs to them.
+
+        :return: for each whether it was removed; False if it is running or not there.
+        """
+
+    @abstractmethod
+    async def purge(self, queue: str, state: TaskState | None = None) -> int:
+        """Remove all tasks of a queue that are not running.
+
+        :param state: only those in this state.
+        :return: how many.
+        """
+
+    @abstractmethod
+    async def pause(self, queue: str) -> bool:
+        """Stop :meth:`claim` from giving tasks of a queue; tasks already running go on. Survives restarts.
+
+        :return: False if it was paused already.
+        """
+
+    @abstractmethod
+    async def resume(self, queue: str) -> bool:
+        """Let a paused queue go on, and wake its workers.
+
+        :return: False if it was not paused.
+        """
+
+    @abstractmethod
+    async def set_progress(self, updates: Mapping[Lease, Progress]) -> None:
+        """Note the progress of running tasks; updates of lost leases are dropped."""
+
+    # Schedules
+
+    @abstractmethod
+    async def put_schedule(self, schedule: Schedule, expected_revision: int | None = None) -> Schedule | None:
+        """Store a schedule, replacing the one with the same id.
+
+        :param expected_revision: store only if the stored one has this revision (0: only if there is none); None: in
+            any case.
+        :return: what is stored, with its new revision (one more than before; the given ``revision`` plays no part);
+            None if the expected revision did not match.
+        """
+
+    @abstractmethod
+    async def get_schedules(self, ids: Sequence[str] | None = None) -> list[Schedule]:
+        """Give schedules by id, in order, leaving out those that are not there; without ids all, sorted by id."""
+
+    @abstractmethod
+    async def delete_schedule(self, schedule_id: str) -> bool:
+        """Remove a schedule; tasks it enqueued stay.
+
+        :return: whether it was there.
+        """
+
+    @abstractmethod
+    async def due_schedules(self, limit: int) -> list[Schedule]:
+        """Give schedules that are not paused and whose ``next_run`` has come, the earliest first."""
+
+    @abstractmethod
+    async def fire(self, schedule: Schedule, tasks: Sequence[NewTask]) -> bool:
+        """Replace a schedule and enqueue the tasks of its run, in one step, if nobody changed it meanwhile.
+
+        :param schedule: what to store: as it was read, revision included, but for its new ``next_run``, ``last_run``,
+            ``last_task``.
+        :param tasks: as for :meth:`enqueue`; may be empty.
+        :return: False, and nothing stored, if the stored revision is another or the schedule is gone. Of any number
+            that fire one tick, one succeeds.
+        """
+
+    # Upkeep
+
+    @abstractmethod
+    async def prune(self, limit: int) -> int:
+        """Remove ended tasks whose ``result_ttl`` is over, and what dead workers left.
+
+        :param limit: how many tasks at most, so that a step stays short.
+        :return: how many tasks were removed.
+        """
+
+    @abstractmethod
+    async def diagnose(self) -> list[Finding]:
+        """Give what ``omniq doctor`` shows: version, durability settings, limits, what is amiss and the mend."""
+
+
+class StorageFactory(Protocol):
+    """Makes an unopened storage. Called once for each queue; must do no I/O, and imports its driver only now."""
+
+    def __call__(self, config: StorageConfig) -> Storage: ...

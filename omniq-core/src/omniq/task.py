@@ -1,0 +1,254 @@
+"""What a task is: the order that a producer hands over, the record that a store keeps, and the ways it can end.
+
+Everything here is a frozen value. Nothing in this module does any I/O.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import Any, Protocol, TypeAlias
+
+from attrs import field, frozen
+
+__all__ = [
+    "Cancelled",
+    "Failed",
+    "NewTask",
+    "Outcome",
+    "Progress",
+    "Released",
+    "Retry",
+    "Succeeded",
+    "Task",
+    "TaskDecoder",
+    "TaskError",
+    "TaskState",
+    "When",
+]
+
+When: TypeAlias = datetime | timedelta
+"""A point in time: an aware datetime, or a timedelta counted from the *store's* now.
+
+A producer's clock may be wrong, so "in 60 seconds" travels to the store as 60 seconds and becomes a point in time
+there.
+"""
+
+
+class TaskState(StrEnum):
+    """Where a task stands. The three last states are final."""
+
+    SCHEDULED = "scheduled"
+    READY = "ready"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def is_final(self) -> bool:
+        """Whether a task in this state has ended."""
+        return self in FINAL_STATES
+
+
+FINAL_STATES = frozenset({TaskState.SUCCEEDED, TaskState.FAILED, TaskState.CANCELLED})
+
+
+@frozen(kw_only=True)
+class TaskError:
+    """Why an attempt failed, as text, so that it can be read where the error's class does not exist."""
+
+    type: str
+    """The error's class, such as ``ValueError`` or ``httpx.ReadTimeout`` (builtins without their module)."""
+    message: str
+    """``str()`` of the error."""
+    traceback: str = ""
+    """The worker's traceback, or empty where there is none (a worker that died leaves none)."""
+
+
+@frozen(kw_only=True)
+class Progress:
+    """How far a running task says it has come."""
+
+    done: float
+    total: float | None = None
+    note: str = ""
+
+
+@frozen(kw_only=True)
+class NewTask:
+    """The order that a producer hands to a store. It never changes once it is stored."""
+
+    id: str
+    """UUIDv7 text. Chosen by the producer, so that enqueueing twice after a lost answer stores it once."""
+    queue: str
+    name: str
+    """The registered name of the function to run."""
+    payload: bytes
+    """The encoded arguments."""
+    serializer: str = "json"
+    """The name of the serializer that encoded the payload, and that will encode the result."""
+    priority: int = 0
+    """−100…100; larger is claimed first."""
+    max_retries: int = 3
+    """How often it may run again after its first attempt."""
+    retry: str = ""
+    """The encoded retry policy; empty: the function's own, known to the worker alone."""
+    timeout: float | None = None
+    """Seconds that one attempt may take."""
+    is_async: bool = False
+    run_at: When | None = None
+    """When it may start; None: at once."""
+    expires: When | None = None
+    """When it is no longer worth starting; None: never."""
+    unique: str | None = None
+    """At most one live (not ended) task has this key."""
+    tags: tuple[str, ...] = ()
+    result_ttl: float = 86400.0
+    """Seconds that the record and its result are kept after the end."""
+    signature: bytes = b""
+    """A signature over everything that decides what runs; empty where the queue signs nothing."""
+
+
+class TaskDecoder(Protocol):
+    """Reads the encoded parts of a task. A queue gives its own to every task that it returns."""
+
+    def arguments(self, task: Task) -> tuple[tuple[Any, ...], dict[str, Any]]: ...
+
+    def retry_policy(self, task: Task) -> Any: ...
+
+    def result(self, task: Task) -> Any: ...
+
+
+@frozen(kw_only=True)
+class Task:
+    """The record of a task as a store has it: the producer's order and what has become of it.
+
+    All datetimes are aware, in UTC, and read from the store's clock.
+    """
+
+    id: str
+    """UUIDv7 text."""
+    queue: str
+    name: str
+    payload: bytes = field(repr=False)
+    serializer: str = "json"
+    priority: int = 0
+    state: TaskState = TaskState.READY
+    attempt: int = 0
+    """How many attempts were begun; 1 while the first runs. An attempt that was given back unstarted does not count."""
+    delivery: int = 0
+    """The fencing token: how many times the task was claimed. Only the holder of the latest can finish it."""
+    max_retries: int = 3
+    retry_spec: str = ""
+    """The encoded retry policy, see :attr:`retry`."""
+    timeout: float | None = None
+    """Seconds that one attempt may take."""
+    is_async: bool = False
+    created_at: datetime
+    run_at: datetime
+    """When it was, or will be, ready to start."""
+    started_at: datetime | None = None
+    """When the latest attempt began."""
+    finished_at: datetime | None = None
+    expires_at: datetime | None = None
+    lease_until: datetime | None = None
+    """Until when the worker's claim holds unless it is renewed; None unless running."""
+    worker: str | None = None
+    """The worker of the latest attempt."""
+    unique: str | None = None
+    tags: tuple[str, ...] = ()
+    result_ttl: float = 86400.0
+    error: TaskError | None = None
+    """The latest attempt's error; kept while the task waits for a retry."""
+    progress: Progress | None = None
+    cancel_requested: bool = False
+    """Whether a running task was asked to stop."""
+    result_payload: bytes | None = field(default=None, repr=False)
+    """The encoded result of a task that succeeded."""
+    signature: bytes = field(default=b"", repr=False)
+    _decoder: TaskDecoder | None = field(default=None, repr=False, eq=False)
+
+    @property
+    def args(self) -> tuple[Any, ...]:
+        """The positional arguments, decoded now.
+
+        :raises SerializationError: if they cannot be decoded.
+        """
+        return self._decode().arguments(self)[0]
+
+    @property
+    def kwargs(self) -> Mapping[str, Any]:
+        """The keyword arguments, decoded now.
+
+        :raises SerializationError: if they cannot be decoded.
+        """
+        return self._decode().arguments(self)[1]
+
+    @property
+    def retry(self) -> Any:
+        """The :class:`~omniq.RetryPolicy` of this task; None if only the function's worker knows it."""
+        return self._decode().retry_policy(self)
+
+    @property
+    def result(self) -> Any:
+        """The result of a task that succeeded, decoded now; None for any other.
+
+        :raises SerializationError: if it cannot be decoded.
+        """
+        return self._decode().result(self)
+
+    def _decode(self) -> TaskDecoder:
+        if self._decoder is None:
+            raise RuntimeError(
+                "this Task came straight from a storage, which does not decode; read it through a TaskQueue "
+                "(queue.get, queue.tasks, handle.task)"
+            )
+        return self._decoder
+
+
+@frozen(kw_only=True)
+class Outcome:
+    """How one delivery of a task ended. The store accepts it only from the holder of the lease."""
+
+    id: str
+    delivery: int
+    """The fencing token of the claim that this answers."""
+
+
+@frozen(kw_only=True)
+class Succeeded(Outcome):
+    """The function returned."""
+
+    result: bytes
+    """The encoded return value."""
+
+
+@frozen(kw_only=True)
+class Failed(Outcome):
+    """The task failed for good: no retries left, or not an error to retry."""
+
+    error: TaskError
+
+
+@frozen(kw_only=True)
+class Retry(Outcome):
+    """The attempt failed and the task shall run again."""
+
+    delay: float
+    """Seconds from the store's now until it is ready again."""
+    error: TaskError | None = None
+
+
+@frozen(kw_only=True)
+class Released(Outcome):
+    """The task was given back unstarted; the attempt does not count."""
+
+    delay: float = 0.0
+    """Seconds from the store's now until it is ready again; 0 puts it back to its old place in the queue."""
+
+
+@frozen(kw_only=True)
+class Cancelled(Outcome):
+    """The task was asked to stop and did."""

@@ -1,0 +1,93 @@
+"""Storage URLs: read into a :class:`~omniq.storage.StorageConfig`, and shown without their secrets."""
+
+from __future__ import annotations
+
+import re
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit
+
+from omniq.errors import ConfigurationError
+from omniq.storage import StorageConfig
+
+__all__ = ["parse_url", "redact"]
+
+_SECRET = re.compile(r"pass|secret|token|key|cred", re.IGNORECASE)
+_NAMESPACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}")
+# Here a user without a password is a token.
+_TOKEN_SCHEMES = frozenset({"nats", "tls", "ws", "wss"})
+
+
+def redact(url: str) -> str:
+    """Give a URL with its password, and every option whose name speaks of a secret, replaced by ``***``.
+
+    Where it is not clear where a password ends, because it holds what should have been escaped, all is hidden.
+    """
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        scheme, rest = "", url
+    if not _is_clear(scheme + "://" + rest):
+        return scheme + separator + "***"
+    place, mark, query = rest.partition("?")
+    if not place.startswith("/"):
+        user, at, place = place.rpartition("@")
+        place = _hide_password(user, scheme.lower()) + at + place
+    return scheme + separator + place + mark + _hide_options(query)
+
+
+def _is_clear(url: str) -> bool:
+    # A driver would take what precedes an unescaped / or ? of a password for the host, and show it in its errors.
+    rest = url.partition("://")[2]
+    if rest.startswith("/"):
+        return True
+    try:
+        authority = urlsplit(url).netloc
+    except ValueError:  # not shown, as its text may hold the password
+        return False
+    return rest.rpartition("@")[0] == authority.rpartition("@")[0]
+
+
+def _hide_password(user: str, scheme: str) -> str:
+    name, colon, _ = user.partition(":")
+    if colon:
+        return f"{name}:***"
+    return "***" if name and scheme in _TOKEN_SCHEMES else name
+
+
+def _hide_options(query: str) -> str:
+    pairs = parse_qsl(query, keep_blank_values=True)
+    return urlencode(
+        [(name, "***" if _SECRET.search(name) else value) for name, value in pairs], safe="*/:,", quote_via=quote
+    )
+
+
+def parse_url(url: str, namespace: str | None = None) -> StorageConfig:
+    """Read a storage URL.
+
+    :param url: such as ``sqlite:///jobs.db?synchronous=full``.
+    :param namespace: used unless the URL names one itself; None: ``"omniq"``.
+    :raises ConfigurationError: if it is no URL, or the namespace or an option cannot be used.
+    """
+    if not isinstance(url, str):
+        raise ConfigurationError(f"{url!r} is not a storage URL such as sqlite:///jobs.db or redis://localhost")
+    shown = redact(url)
+    if "://" not in url:
+        hint = f"; for a file write sqlite:///{url}" if url.endswith((".db", ".sqlite")) else ""
+        raise ConfigurationError(f"{shown!r} is not a storage URL such as sqlite:///jobs.db or redis://localhost{hint}")
+    location, _, query = url.partition("?")
+    if not _is_clear(url):
+        raise ConfigurationError(
+            f"{shown}: cannot be read as scheme://user:password@host:port; write the characters @ : / ? # % "
+            "of a user name, password or option as %40 %3A %2F %3F %23 %25"
+        )
+    scheme = location.partition("://")[0].lower()
+    options: dict[str, str] = {}
+    for name, value in parse_qsl(query, keep_blank_values=True):
+        if name in options:
+            raise ConfigurationError(f"{shown}: option {name!r} is given twice")
+        options[name] = value
+    chosen = options.pop("namespace", None) or namespace or "omniq"
+    if not _NAMESPACE.fullmatch(chosen):
+        raise ConfigurationError(
+            f"namespace {chosen!r} cannot be used: take 1 to 40 letters, digits, hyphens and underscores, "
+            "the first a letter or digit"
+        )
+    return StorageConfig(scheme=scheme, location=location, namespace=chosen, options=options, redacted=shown)
