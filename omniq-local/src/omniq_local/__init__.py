@@ -1,0 +1,1 @@
+"""OmniQ's storages for one machine: memory and SQLite. Importing this package imports neither."""

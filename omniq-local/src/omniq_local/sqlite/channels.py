@@ -1,0 +1,231 @@
+"""Connections to the file, each under a lock of its own: for writing one transaction at a time, and for reading."""
+
+from __future__ import annotations
+
+import enum
+import random
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Final, Literal, TypeAlias, TypeVar
+from urllib.parse import quote
+
+from omniq.errors import StorageUnavailable
+from omniq_local.sqlite.faults import is_broken, is_busy, translated
+from omniq_local.sqlite.settings import Settings
+from omniq_local.sqlite.statements import Statements
+from omniq_local.sqlite.transaction import Transaction
+
+__all__ = ["MISSED", "Job", "Missed", "Reader", "Writer", "connect"]
+
+T = TypeVar("T")
+Job: TypeAlias = Callable[[Transaction], T]
+"""Does one thing within a transaction. May be run again after a transaction that failed, so it changes nothing else."""
+
+LARGEST_LOG = 64 * 2**20
+"""Bytes to which SQLite cuts its log when it begins it anew."""
+
+
+class _Missed(enum.Enum):
+    MISSED = enum.auto()
+
+
+MISSED: Final = _Missed.MISSED
+"""What an attempt gives that would have had to wait."""
+Missed: TypeAlias = Literal[_Missed.MISSED]
+
+
+def connect(settings: Settings, *, mode: str = "rw", busy_timeout: float = 0.0) -> sqlite3.Connection:
+    """Open a connection that any thread may use.
+
+    :param mode: ``rw``, ``ro``, or ``rwc`` to create the file if there is none.
+    :param busy_timeout: seconds for which SQLite itself waits for a lock.
+    """
+    connection = sqlite3.connect(
+        f"file:{quote(settings.path)}?mode={mode}",
+        uri=True,
+        timeout=busy_timeout,
+        isolation_level=None,
+        check_same_thread=False,
+        cached_statements=512,
+    )
+    try:
+        # No checkpoint within a commit: checkpoint.py sees to that, apart from who waits. What is deleted needs no wiping.
+        connection.executescript(
+            f"PRAGMA synchronous = {settings.synchronous}; PRAGMA wal_autocheckpoint = 0; PRAGMA temp_store = MEMORY;"
+            f"PRAGMA cache_size = -8000; PRAGMA secure_delete = OFF; PRAGMA journal_size_limit = {LARGEST_LOG};"
+        )
+    except sqlite3.Error:
+        connection.close()
+        raise
+    return connection
+
+
+class _Channel:
+    """A connection that is opened when it is first needed, and anew after an error that may have broken it."""
+
+    def __init__(self, settings: Settings, busy_timeout: float) -> None:
+        self.settings = settings
+        self.lock = threading.Lock()
+        self._busy_timeout = busy_timeout
+        self.connection: sqlite3.Connection | None = None
+
+    def _connected(self) -> sqlite3.Connection:
+        connection = self.connection
+        if connection is None:
+            connection = self.connection = connect(self.settings, busy_timeout=self._busy_timeout)
+            self._on_connected(connection)
+        elif connection.in_transaction:  # an interrupt (Ctrl-C) fell between two instructions
+            connection.execute("ROLLBACK")
+        return connection
+
+    def _on_connected(self, connection: sqlite3.Connection) -> None:
+        """Do what is to be done once on each connection."""
+
+    def _undo(self, error: BaseException) -> None:
+        connection = self.connection
+        if connection is None:
+            return
+        try:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+        except sqlite3.Error:
+            self._drop()
+        if isinstance(error, sqlite3.Error) and is_broken(error):
+            self._drop()
+
+    def _drop(self) -> None:
+        connection, self.connection = self.connection, None
+        if connection is not None:
+            connection.close()
+
+    def close(self) -> None:
+        """Close the connection, after what is under way."""
+        with self.lock:
+            self._drop()
+
+
+class Reader(_Channel):
+    """Reads, on the calling thread."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings, settings.busy_timeout)
+
+    def read(self, job: Callable[[sqlite3.Connection], T]) -> T:
+        """Run a job that reads, all of it as of one moment.
+
+        :raises StorageUnavailable: if that is not possible.
+        """
+        with self.lock:
+            try:
+                connection = self._connected()
+                connection.execute("BEGIN")
+                result = job(connection)
+                connection.execute("COMMIT")
+            except BaseException as error:
+                self._undo(error)
+                if isinstance(error, sqlite3.Error):
+                    raise translated(error, self.settings) from error
+                raise
+            return result
+
+
+class Writer(_Channel):
+    """Runs write transactions, one at a time.
+
+    :param settings: which file, and how.
+    :param sql: the namespace's statements.
+    :param now: gives the store's now in microseconds.
+    :param committed: told after each commit, with the lock released: whom to wake, and about how many rows were written.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        sql: Statements,
+        now: Callable[[], int],
+        committed: Callable[[list[tuple[int, int]], int], None],
+    ) -> None:
+        super().__init__(settings, 0.0)
+        self._sql = sql
+        self._now = now
+        self._committed = committed
+
+    def attempt(self, job: Job[T]) -> T | Missed:
+        """Run a job now, on this thread, unless that would mean to wait."""
+        if not self.lock.acquire(blocking=False):
+            return MISSED
+        try:
+            connection = self._begun()
+            if connection is None:
+                return MISSED
+            try:
+                transaction = Transaction(connection, self._sql, self._now())
+                result = job(transaction)
+                transaction.complete()
+                connection.execute("COMMIT")
+            except BaseException as error:
+                raise self._failed(error) from error
+        finally:
+            self.lock.release()
+        self._committed(transaction.pokes, transaction.rows)
+        return result
+
+    def transact(self, jobs: Sequence[Job[Any]]) -> list[Any]:
+        """Run jobs in one transaction, on this thread.
+
+        :return: their results, in order.
+        :raises StorageUnavailable: if that is not possible within the busy timeout; then nothing was done.
+        """
+        patience = self.settings.busy_timeout
+        deadline = time.monotonic() + patience
+        if not self.lock.acquire(timeout=patience):
+            raise StorageUnavailable(
+                f"{self.settings.path} has been in use by another thread for more than {patience:g} s"
+            )
+        results = []
+        pokes: list[tuple[int, int]] = []
+        rows = 0
+        try:
+            connection = self._begun_by(deadline)
+            try:
+                for job in jobs:
+                    transaction = Transaction(connection, self._sql, self._now())
+                    results.append(job(transaction))
+                    transaction.complete()
+                    pokes += transaction.pokes
+                    rows += transaction.rows
+                connection.execute("COMMIT")
+            except BaseException as error:
+                raise self._failed(error) from error
+        finally:
+            self.lock.release()
+        self._committed(pokes, rows)
+        return results
+
+    def _begun(self, last_try: bool = False) -> sqlite3.Connection | None:
+        """Begin a transaction; None if another connection is in the way."""
+        try:
+            connection = self._connected()
+            connection.execute("BEGIN IMMEDIATE")
+        except sqlite3.Error as error:
+            if is_busy(error) and not last_try:
+                return None
+            raise self._failed(error) from error
+        return connection
+
+    def _begun_by(self, deadline: float) -> sqlite3.Connection:
+        pause = 0.0005
+        while True:
+            left = deadline - time.monotonic()
+            connection = self._begun(last_try=left <= 0)
+            if connection is not None:
+                return connection
+            # Jittered, so that several who wait do not try at the same moments; short, since commits are.
+            time.sleep(max(0.0, min(left, pause * random.uniform(0.5, 1.5))))
+            pause = min(pause * 1.5, 0.01)
+
+    def _failed(self, error: BaseException) -> BaseException:
+        self._undo(error)
+        return translated(error, self.settings) if isinstance(error, sqlite3.Error) else error

@@ -1,0 +1,119 @@
+"""Cancel, retry, delete, purge, pause, resume: what people do to tasks and queues."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from omniq.task import TaskState
+from omniq_local.sqlite.rows import CANCELLED, FAILED, NUMBER_OF, READY, RUNNING, SCHEDULED, SUCCEEDED
+from omniq_local.sqlite.transaction import Row, Transaction
+
+__all__ = ["cancel", "delete", "last_seq", "pause", "purge_step", "resume", "retry"]
+
+PURGED = 2000
+"""Tasks removed in one transaction, so that none holds up others for long."""
+
+
+def _rows(tx: Transaction, ids: Sequence[str]) -> dict[str, Row]:
+    found = tx.value("finish.held", json.dumps(ids))
+    return {task_id: (seq, task_id, queue, state) for task_id, seq, queue, state, _, _ in found}
+
+
+def cancel(ids: Sequence[str], tx: Transaction) -> list[bool]:
+    """See :meth:`~omniq.storage.Storage.cancel`."""
+    tx.fold()
+    rows = _rows(tx, ids)
+    live = {task_id: row for task_id, row in rows.items() if row[3] < SUCCEEDED}
+    running = [row[0] for row in live.values() if row[3] == RUNNING]
+    if running:
+        tx.run("control.request_cancel", json.dumps(running))
+    tx.conclude([(row, CANCELLED, None, None) for row in live.values() if row[3] != RUNNING])
+    # Named twice: by the second time it has ended, unless it runs.
+    seen: set[str] = set()
+    results = []
+    for task_id in ids:
+        row = live.get(task_id)
+        results.append(row is not None and (row[3] == RUNNING or task_id not in seen))
+        seen.add(task_id)
+    return results
+
+
+def retry(ids: Sequence[str], tx: Transaction) -> list[bool]:
+    """See :meth:`~omniq.storage.Storage.retry`."""
+    tx.fold()
+    rows = _rows(tx, ids)
+    results = []
+    for task_id in ids:
+        row = rows.get(task_id)
+        done = row is not None and tx.run("control.revive", tx.stamp, tx.now, row[0]) == 1
+        if done and row is not None:
+            tx.count(row[2], row[3], -1)
+            tx.count(row[2], READY, 1)
+            tx.made_ready(row[2])
+        results.append(done)
+    return results
+
+
+def delete(ids: Sequence[str], tx: Transaction) -> list[bool]:
+    """See :meth:`~omniq.storage.Storage.delete`."""
+    tx.fold()
+    rows = {task_id: row for task_id, row in _rows(tx, ids).items() if row[3] != RUNNING}
+    tx.forget(list(rows.values()))
+    # Named twice: the second time it is gone.
+    return [rows.pop(task_id, None) is not None for task_id in ids]
+
+
+def last_seq(tx: Transaction) -> int:
+    """Give the number of the latest task."""
+    return tx.last_seq()
+
+
+def purge_step(queue: str, state: TaskState | None, last: int, tx: Transaction) -> int:
+    """Remove some tasks of a queue that are not running; see :meth:`~omniq.storage.Storage.purge`.
+
+    :param last: the latest task to remove, so that the end is reached though others be enqueued meanwhile.
+    :return: how many; 0: there are no more.
+    """
+    tx.fold()
+    # What is due is ready, though nobody has made it so yet.
+    due = tx.run("claim.promote", queue, tx.now, PURGED)
+    tx.count(queue, SCHEDULED, -due)
+    tx.count(queue, READY, due)
+    rows: list[Any] = []
+    for number in range(SCHEDULED, CANCELLED + 1) if state is None else [NUMBER_OF[state]]:
+        left = PURGED - len(rows)
+        if left > 0 and number != RUNNING:
+            rows += _doomed(tx, queue, number, last, left)
+    tx.forget([(seq, task_id, name, number) for seq, task_id, name, number in rows])
+    return len(rows)
+
+
+def _doomed(tx: Transaction, queue: str, state: int, last: int, limit: int) -> list[Any]:
+    found: list[Any]
+    if state == SCHEDULED:
+        found = tx.value("control.doomed_scheduled", queue, last, limit)
+    elif state == READY:
+        found = tx.value("control.doomed_ready", queue, last, limit)
+    else:
+        assert state in (SUCCEEDED, FAILED, CANCELLED)
+        found = tx.value("control.doomed_ended", queue, state, last, limit)
+    return found
+
+
+def pause(queue: str, tx: Transaction) -> bool:
+    """See :meth:`~omniq.storage.Storage.pause`."""
+    return tx.run("control.pause", queue) == 1
+
+
+def resume(queue: str, tx: Transaction) -> bool:
+    """See :meth:`~omniq.storage.Storage.resume`."""
+    if tx.run("control.resume", queue) == 0:
+        return False
+    tx.made_ready(queue, EVERYBODY)
+    return True
+
+
+EVERYBODY = 1_000_000
+"""More than ever wait for one queue."""

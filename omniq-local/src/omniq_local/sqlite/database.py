@@ -1,0 +1,218 @@
+"""Everything that is open on one file: shared by a storage and its siblings, whichever loops and threads they are on.
+
+Writing goes one of two ways. Small work, whose commit flushes nothing, is done at once on the calling thread if neither another
+thread nor another process is in the way: that takes some tens of microseconds, a thread hop four times as many. Everything else
+goes to a thread that commits whole groups and does the waiting. Heartbeats have a connection of their own, so that they wait for no one
+in this process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import sqlite3
+import threading
+import weakref
+from collections.abc import Callable
+from concurrent.futures import Future
+from functools import partial
+from typing import Any, TypeVar
+
+from omniq.errors import StorageUnavailable
+from omniq.task import NewTask
+from omniq_local.sqlite.channels import MISSED, Job, Reader, Writer
+from omniq_local.sqlite.checkpoint import Checkpoints
+from omniq_local.sqlite.lanes import Errand, Lane, deliver
+from omniq_local.sqlite.preparation import prepare
+from omniq_local.sqlite.settings import Settings
+from omniq_local.sqlite.single import Inserted, SingleWriter, is_simple
+from omniq_local.sqlite.statements import Statements
+from omniq_local.sqlite.transaction import Transaction
+from omniq_local.sqlite.wake import Bell
+
+__all__ = ["Database"]
+
+T = TypeVar("T")
+
+
+class Database:
+    """The connections and threads of one namespace in one file. Nothing is open until :meth:`open`.
+
+    :param settings: which file, and how.
+    :param clock: gives the time in seconds since the epoch.
+    """
+
+    def __init__(self, settings: Settings, clock: Callable[[], float]) -> None:
+        self.settings = settings
+        self.clock = clock
+        self.sql = Statements(settings.prefix)
+        self.generation = 0
+        """Counts the forks: what was opened under another number is the parent's."""
+        self._set_up()
+        _alive.add(self)
+
+    def _set_up(self) -> None:
+        self._guard = threading.Lock()
+        self._users = 0
+        self.bell = Bell()
+        self._main = SingleWriter(self.settings, self.sql, self.now, self._committed)
+        self._beat = Writer(self.settings, self.sql, self.now, self._committed)
+        self.quick = Reader(self.settings)
+        self._slow = Reader(self.settings)
+        self._checkpoints = Checkpoints(self.settings, self._main.lock)
+        self._committing: Lane[Job[Any]] = Lane("omniq-sqlite-commit", partial(_commit, self._main))
+        self._beating: Lane[Job[Any]] = Lane("omniq-sqlite-beat", partial(_commit, self._beat))
+        self._reading: Lane[Callable[[sqlite3.Connection], Any]] = Lane(
+            "omniq-sqlite-read", partial(_read, self._slow)
+        )
+        self._checkpointing: Lane[None] = Lane("omniq-sqlite-checkpoint", self._checkpoints.work)
+
+    def now(self) -> int:
+        """Give the store's clock, in microseconds since the epoch."""
+        return int(self.clock() * 1_000_000)
+
+    # Life
+
+    def open(self) -> None:
+        """Connect for one more user; blocks.
+
+        :raises SchemaMismatch: if the file is not ours, or newer than us.
+        :raises StorageUnavailable: if it cannot be used.
+        """
+        with self._guard:
+            if self._users == 0:
+                prepare(self.settings)
+            self._users += 1
+
+    def close(self, generation: int) -> None:
+        """Do without one user, and disconnect after the last; blocks.
+
+        :param generation: under which this user opened.
+        """
+        with self._guard:
+            if generation != self.generation or self._users == 0:
+                return
+            self._users -= 1
+            if self._users:
+                return
+            for lane in (self._committing, self._beating, self._reading, self._checkpointing):
+                lane.stop()
+            for channel in (self._beat, self.quick, self._slow, self._main):
+                channel.close()
+            self.bell.close()
+
+    def after_fork(self) -> None:
+        """Start afresh in the child of a fork, leaving alone what is the parent's."""
+        for channel in (self._main, self._beat, self.quick, self._slow):
+            if channel.connection is not None:
+                # SQLite takes file locks for the process that opened; even closing here could undo the parent's. So
+                # never: not even when the interpreter ends.
+                ctypes.pythonapi.Py_IncRef(ctypes.py_object(channel.connection))
+        self.generation += 1
+        self._set_up()
+
+    # Writing
+
+    def insert(self, task: NewTask) -> bool:
+        """Store one task, if that can be done now, on this thread, with one statement.
+
+        :return: whether it was; if not, nothing was done.
+        """
+        if not (self.settings.inline and is_simple(task)):
+            return False
+        inserted = self._main.insert(task)
+        if inserted is Inserted.STORED_TO_FOLD:
+            self.post(Transaction.fold)
+        return inserted is Inserted.STORED or inserted is Inserted.STORED_TO_FOLD
+
+    async def write(self, job: Job[T], *, small: bool = True) -> T:
+        """Do a job in a write transaction.
+
+        :param job: see :data:`Job`.
+        :param small: whether it is so little that it may be done on this thread.
+        """
+        if small and self.settings.inline:
+            result = self._main.attempt(job)
+            if result is not MISSED:
+                return result
+        answer: T = await self._committing.ask(job)
+        return answer
+
+    def write_blocking(self, job: Job[T]) -> T:
+        """Do a job in a write transaction, and wait for it on this thread."""
+        if self.settings.inline:
+            result = self._main.attempt(job)
+            if result is not MISSED:
+                return result
+            results: list[T] = self._main.transact((job,))
+            return results[0]
+        answer: T = self._committing.call(job)
+        return answer
+
+    def post(self, job: Job[Any]) -> None:
+        """Have a job done in a write transaction, some time soon; nobody hears of it if that is not possible."""
+        if self.settings.inline:
+            with contextlib.suppress(StorageUnavailable):
+                if self._main.attempt(job) is not MISSED:
+                    return
+        self._committing.put(Errand(job, Future()))
+
+    async def beat(self, job: Job[T]) -> T:
+        """Do a heartbeat's job, whatever else the process writes."""
+        if self.settings.inline:
+            result = self._beat.attempt(job)
+            if result is not MISSED:
+                return result
+        answer: T = await self._beating.ask(job)
+        return answer
+
+    def _committed(self, pokes: list[tuple[int, int]], rows: int) -> None:
+        if pokes:
+            self.bell.ring(pokes)
+        if self._checkpoints.due_after(rows):
+            self._checkpointing.put(Errand(None, Future()))
+
+    # Reading
+
+    async def read(self, job: Callable[[sqlite3.Connection], T]) -> T:
+        """Run a job that reads much, on a thread apart."""
+        answer: T = await self._reading.ask(job)
+        return answer
+
+
+def _commit(writer: Writer, errands: list[Errand[Job[Any]]]) -> None:
+    try:
+        results = writer.transact([errand.job for errand in errands])
+    except StorageUnavailable as error:
+        deliver((errand, None, error) for errand in errands)
+    except BaseException as error:
+        if len(errands) == 1:
+            deliver([(errands[0], None, error)])
+            return
+        # One that fails must not harm the others: nothing of the group is stored, so each may have a turn of its own.
+        for errand in errands:
+            _commit(writer, [errand])
+    else:
+        deliver((errand, result, None) for errand, result in zip(errands, results, strict=True))
+
+
+def _read(reader: Reader, errands: list[Errand[Callable[[sqlite3.Connection], Any]]]) -> None:
+    for errand in errands:
+        try:
+            result = reader.read(errand.job)
+        except BaseException as error:
+            deliver([(errand, None, error)])
+        else:
+            deliver([(errand, result, None)])
+
+
+_alive: weakref.WeakSet[Database] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for database in list(_alive):
+        database.after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -1,0 +1,119 @@
+"""Finish, heartbeat and progress: what the holder of a lease may say, and nobody else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from omniq.storage import Lease, LeaseState
+from omniq.task import Cancelled, Failed, Outcome, Progress, Released, Retry, Succeeded
+from omniq_local.sqlite.rows import (
+    CANCELLED,
+    FAILED,
+    READY,
+    RUNNING,
+    SCHEDULED,
+    SUCCEEDED,
+    dump_error,
+    dump_progress,
+    span,
+)
+from omniq_local.sqlite.transaction import Row, Transaction
+
+__all__ = ["finish", "heartbeat", "set_progress"]
+
+
+def _held(tx: Transaction, ids: Sequence[str]) -> dict[str, list[Any]]:
+    """Give id, seq, queue, state, delivery and cancel of the tasks that are there, by id."""
+    return {found[0]: found for found in tx.value("finish.held", json.dumps(ids))}
+
+
+def finish(outcomes: Sequence[Outcome], tx: Transaction) -> list[bool]:
+    """Record outcomes within a transaction; see :meth:`~omniq.storage.Storage.finish`."""
+    tx.fold()
+    held = _held(tx, [outcome.id for outcome in outcomes])
+    accepted = []
+    ended: list[tuple[Row, int, bytes | None, str | None]] = []
+    back: list[tuple[Any, ...]] = []
+    for outcome in outcomes:
+        found = held.get(outcome.id)
+        if found is None or found[3] != RUNNING or found[4] != outcome.delivery:
+            accepted.append(False)
+            continue
+        accepted.append(True)
+        task_id, seq, queue, _, _, cancel = found
+        found[3] = None  # one outcome for each delivery, also within a batch
+        row = (seq, task_id, queue, RUNNING)
+        match outcome:
+            case Succeeded(result=result):
+                ended.append((row, SUCCEEDED, result, None))
+            case Failed(error=error):
+                ended.append((row, FAILED, None, dump_error(error)))
+            case Cancelled():
+                ended.append((row, CANCELLED, None, None))
+            case Retry(error=error) if cancel:
+                ended.append((row, CANCELLED, None, dump_error(error)))
+            case Released() if cancel:
+                back.append((seq, RUNNING, None, 1, 1, None))  # the attempt is taken back all the same
+                ended.append((row, CANCELLED, None, None))
+            case Retry() | Released():
+                back.append(_given_back(outcome, row, tx))
+            case _:
+                raise TypeError(f"not an outcome that a store knows: {outcome!r}")
+    if back:
+        tx.batch("finish.give_back", back)
+    if ended:
+        tx.conclude(ended)
+    return accepted
+
+
+def _given_back(outcome: Retry | Released, row: Row, tx: Transaction) -> tuple[Any, ...]:
+    seq, _, queue, _ = row
+    later = outcome.delay > 0
+    state = SCHEDULED if later else READY
+    tx.count(queue, RUNNING, -1)
+    tx.count(queue, state, 1)
+    run_at: int | None
+    if later:
+        run_at = tx.now + span(outcome.delay)
+        tx.will_be_ready(queue, run_at)
+    else:
+        run_at = tx.stamp if isinstance(outcome, Retry) else None
+        tx.made_ready(queue)
+    if isinstance(outcome, Retry):
+        return (seq, state, run_at, 0, 0, dump_error(outcome.error))
+    return (seq, state, run_at, 1, 1, None)
+
+
+def heartbeat(worker: str, leases: Sequence[Lease], lease: float, tx: Transaction) -> list[LeaseState]:
+    """Extend leases within a transaction; see :meth:`~omniq.storage.Storage.heartbeat`."""
+    until = tx.now + span(lease)
+    if lease > 0:
+        tx.run("finish.seen", worker, tx.now, until)
+    else:
+        tx.run("finish.sign_off", worker)
+    if not leases:
+        return []
+    held = _held(tx, [entry.id for entry in leases])
+    states = []
+    extended = []
+    for entry in leases:
+        found = held.get(entry.id)
+        if found is None or found[3] != RUNNING or found[4] != entry.delivery:
+            states.append(LeaseState.LOST)
+            continue
+        states.append(LeaseState.CANCEL_REQUESTED if found[5] else LeaseState.HELD)
+        extended.append(found[1])
+    if extended:
+        tx.run("finish.extend", until, span(lease), json.dumps(extended))
+        tx.rows += len(extended)
+    return states
+
+
+def set_progress(updates: Mapping[Lease, Progress], tx: Transaction) -> None:
+    """Note progress within a transaction; see :meth:`~omniq.storage.Storage.set_progress`."""
+    tx.batch(
+        "finish.note_progress",
+        [(lease.id, lease.delivery, dump_progress(progress)) for lease, progress in updates.items()],
+    )

@@ -1,0 +1,132 @@
+"""What happens before the first use of a file: is it ours, can we read its version, and are the namespace's tables there?"""
+
+from __future__ import annotations
+
+import random
+import sqlite3
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from omniq.errors import SchemaMismatch, StorageUnavailable
+from omniq_local.sqlite.channels import connect
+from omniq_local.sqlite.faults import is_busy, translated
+from omniq_local.sqlite.settings import Settings
+from omniq_local.sqlite.statements import schema
+
+__all__ = ["APPLICATION_ID", "OLDEST_SQLITE", "SCHEMA_VERSION", "prepare"]
+
+T = TypeVar("T")
+
+APPLICATION_ID = 0x4F4D4E51
+"""``OMNQ``: marks a file that we created, for us and for the program ``file``."""
+SCHEMA_VERSION = 1
+"""The version of the tables in schema.sql."""
+OLDEST_SQLITE = (3, 37, 0)
+"""The first with STRICT tables, which keep values of a wrong type from ever getting in."""
+PAGE_SIZE = 4096
+
+
+class Patience:
+    """Tries again while another process is in the way, for so many seconds in all."""
+
+    def __init__(self, seconds: float) -> None:
+        self._deadline = time.monotonic() + seconds
+
+    def spend(self, step: Callable[[], T]) -> T:
+        """Do a step, again and again if need be."""
+        while True:
+            try:
+                return step()
+            except sqlite3.Error as error:
+                if not is_busy(error) or time.monotonic() >= self._deadline:
+                    raise
+            time.sleep(random.uniform(0.001, 0.02))
+
+
+def prepare(settings: Settings) -> None:
+    """Create the file and the namespace's tables, or check that they are what we know. Safe from many processes at once.
+
+    :raises SchemaMismatch: if the file is another program's, or was written by a newer version of OmniQ.
+    :raises StorageUnavailable: if it cannot be opened or written, or SQLite is too old.
+    """
+    if sqlite3.sqlite_version_info < OLDEST_SQLITE:
+        oldest = ".".join(map(str, OLDEST_SQLITE))
+        raise StorageUnavailable(
+            f"this Python's SQLite is {sqlite3.sqlite_version}; OmniQ needs {oldest} or newer: take a newer Python or system"
+        )
+    patience = Patience(settings.busy_timeout)
+    try:
+        connection = patience.spend(lambda: connect(settings, mode="rwc"))
+        try:
+            _prepare(connection, settings, patience)
+        finally:
+            connection.close()
+    except sqlite3.Error as error:
+        raise translated(error, settings) from error
+
+
+def _prepare(connection: sqlite3.Connection, settings: Settings, patience: Patience) -> None:
+    # Before anything is changed: the journal mode alone would change another program's file.
+    patience.spend(lambda: _check(connection, settings))
+    patience.spend(lambda: _write_ahead(connection, settings))
+    patience.spend(lambda: connection.execute("BEGIN IMMEDIATE"))
+    try:
+        if not _check(connection, settings):
+            if _is_empty(connection):
+                connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            for statement in schema(settings.prefix).split(";\n"):
+                connection.execute(statement)
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+
+
+def _pragma(connection: sqlite3.Connection, name: str) -> int:
+    value: int = connection.execute(f"PRAGMA {name}").fetchone()[0]
+    return value
+
+
+def _is_empty(connection: sqlite3.Connection) -> bool:
+    return connection.execute("SELECT 1 FROM sqlite_schema LIMIT 1").fetchone() is None
+
+
+def _check(connection: sqlite3.Connection, settings: Settings) -> bool:
+    """Tell whether the namespace's tables are there, and of the version that we know."""
+    path, prefix = settings.path, settings.prefix
+    meta = f"{prefix}.meta"
+    if connection.execute("SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = ?", (meta,)).fetchone():
+        row = connection.execute(f"SELECT value FROM \"{meta}\" WHERE key = 'schema'").fetchone()
+        version = row[0] if row else "none"
+        if version == str(SCHEMA_VERSION):
+            return True
+        if version.isdecimal() and int(version) > SCHEMA_VERSION:
+            raise SchemaMismatch(
+                f"{path} was written by a newer OmniQ (its tables {prefix!r} are of version {version}, this one knows "
+                f"{SCHEMA_VERSION}); upgrade omniq-local here, or name another file"
+            )
+        raise SchemaMismatch(
+            f"{path}: the tables {prefix!r} are of version {version}, which this OmniQ does not know; "
+            "name another file or namespace"
+        )
+    application = _pragma(connection, "application_id")
+    ours = application == APPLICATION_ID or (application == 0 and _is_empty(connection))
+    if not ours and not settings.foreign:
+        raise SchemaMismatch(
+            f"{path} is another program's database; name another file, "
+            f"or add ?foreign=allow to have OmniQ's tables ({prefix}.task …) beside those in it"
+        )
+    return False
+
+
+def _write_ahead(connection: sqlite3.Connection, settings: Settings) -> None:
+    if _is_empty(connection) and _pragma(connection, "page_count") == 0:
+        connection.execute(f"PRAGMA page_size = {PAGE_SIZE}")
+    mode = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
+    if mode != "wal":
+        raise StorageUnavailable(
+            f"{settings.path}: SQLite cannot keep a write-ahead log here (journal mode {mode!r}); several processes need "
+            "shared memory for it, which network file systems lack: take a local disk"
+        )

@@ -1,0 +1,314 @@
+"""Rows and values: how a task stands in the database, and how it becomes a :class:`~omniq.task.Task` again.
+
+What a statement asks for has a column of its own. The rest of a task's order (its serializer, retry policy, timeout, tags …)
+is one JSON text, ``options``: for the tasks of one function it is nearly always the same text, so that writing and
+reading it is a look into a cache.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, NamedTuple
+
+from omniq.errors import CorruptRecord
+from omniq.task import NewTask, Progress, Task, TaskError, TaskState, When
+
+__all__ = [
+    "BODY_APART",
+    "CANCELLED",
+    "CLAIMED",
+    "CLAIMED_COLUMNS",
+    "COLUMNS",
+    "FAILED",
+    "FRESH",
+    "NUMBER_OF",
+    "READY",
+    "RUNNING",
+    "SCHEDULED",
+    "STATE_OF",
+    "SUCCEEDED",
+    "Options",
+    "columns_of",
+    "dump_error",
+    "dump_progress",
+    "load_options",
+    "microseconds",
+    "moment",
+    "salvaged",
+    "span",
+    "task_of",
+]
+
+FRESH, SCHEDULED, READY, RUNNING, SUCCEEDED, FAILED, CANCELLED = range(7)
+"""A fresh task is a ready one that is neither counted nor in the index of ready tasks yet, see transaction.py."""
+
+STATE_OF = {
+    FRESH: TaskState.READY,
+    SCHEDULED: TaskState.SCHEDULED,
+    READY: TaskState.READY,
+    RUNNING: TaskState.RUNNING,
+    SUCCEEDED: TaskState.SUCCEEDED,
+    FAILED: TaskState.FAILED,
+    CANCELLED: TaskState.CANCELLED,
+}
+"""The state that each number stands for."""
+
+NUMBER_OF = {state: number for number, state in STATE_OF.items()}
+"""The number of each state; of ready, not that of fresh."""
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+LATEST = 253_402_300_799_999_999
+"""The last microsecond that a datetime can name."""
+BODY_APART = 1000
+"""Bytes. A larger payload has a row of its own: claiming and finishing write a task's row anew."""
+
+_NAMES = (
+    "seq", "id", "queue", "name", "priority", "state", "created_at", "run_at", "attempt", "delivery", "lease_until",
+    "worker", "started_at", "finished_at", "expires_at", "unique_key", "cancel", "options", "error", "progress",
+)  # fmt: skip
+
+COLUMNS = ", ".join(
+    [*_NAMES, 'coalesce(payload, (SELECT payload FROM "{ns}.body" AS large WHERE large.seq = "{ns}.task".seq))']
+    + ["signature", "result"]
+)
+"""What :func:`task_of` reads."""
+
+CLAIMED_COLUMNS = ", ".join([*_NAMES, "payload", "signature"])
+"""The columns that :data:`CLAIMED` is made of."""
+
+CLAIMED = ", ".join([*_NAMES, "iif(payload IS NULL, NULL, hex(payload))", "hex(signature)", "NULL"])
+"""The same as values of JSON, which cannot hold bytes; without a large payload, and without a result."""
+
+
+# Time
+
+
+def microseconds(when: When, now: int) -> int:
+    """Give a point in time as the database has it.
+
+    :param when: an aware datetime, or a timedelta from now.
+    :param now: the store's now.
+    """
+    if isinstance(when, timedelta):
+        return min(now + when // timedelta(microseconds=1), LATEST)
+    return (when - EPOCH) // timedelta(microseconds=1)
+
+
+def moment(value: int) -> datetime:
+    """Give the datetime of microseconds since the epoch, exactly."""
+    return EPOCH + timedelta(0, 0, value)
+
+
+def span(seconds: float) -> int:
+    """Give a duration in microseconds; what no database and no calendar can hold becomes a hundred years."""
+    return int(min(seconds, 3.2e9) * 1e6)
+
+
+# Orders
+
+
+class Options(NamedTuple):
+    """What of an order is in its JSON text."""
+
+    serializer: str
+    max_retries: int
+    retry: str
+    timeout: float | None
+    is_async: bool
+    tags: tuple[str, ...]
+    result_ttl: float
+
+
+# typed: 1 and 1.0 are one key otherwise, and what comes back would depend on who was first.
+@functools.lru_cache(maxsize=4096, typed=True)
+def _dump_options(
+    serializer: str,
+    max_retries: int,
+    retry: str,
+    timeout: float | None,
+    is_async: bool,
+    tags: tuple[str, ...],
+    result_ttl: float,
+) -> str:
+    return json.dumps([serializer, max_retries, retry, timeout, is_async, list(tags), result_ttl])
+
+
+@functools.lru_cache(maxsize=4096)
+def load_options(text: str) -> Options:
+    """Read the JSON text of an order.
+
+    :raises ValueError: if it is none.
+    """
+    serializer, max_retries, retry, timeout, is_async, tags, result_ttl = json.loads(text)
+    if not (
+        isinstance(serializer, str)
+        and isinstance(max_retries, int)
+        and isinstance(retry, str)
+        and isinstance(timeout, int | float | None)
+        and isinstance(is_async, bool)
+        and isinstance(result_ttl, int | float)
+        and all(isinstance(tag, str) for tag in tags)
+    ):
+        raise ValueError("options of the wrong types")
+    return Options(serializer, max_retries, retry, timeout, is_async, tuple(tags), result_ttl)
+
+
+def columns_of(task: NewTask, now: int, stamp: int, ready: int = READY) -> tuple[Any, ...]:
+    """Give what is stored of a new task, in the order of the statement ``enqueue.insert``.
+
+    :param now: the store's now, by which ``run_at`` and ``expires`` are judged.
+    :param stamp: what counts as now in the order of tasks; not before that of the latest task, though the clock be put back.
+    :param ready: the state of a task that is ready at once.
+    """
+    run_at = None if task.run_at is None else microseconds(task.run_at, now)
+    later = run_at is not None and run_at > now
+    return (
+        task.id,
+        task.queue,
+        task.name,
+        task.priority,
+        SCHEDULED if later else ready,
+        stamp,
+        # Nothing is ready before it is there: a time in the past gives no place ahead of others.
+        run_at if later else stamp,
+        None if task.expires is None else microseconds(task.expires, now),
+        task.unique,
+        span(task.result_ttl),
+        _dump_options(
+            task.serializer,
+            task.max_retries,
+            task.retry,
+            task.timeout,
+            task.is_async,
+            task.tags,
+            task.result_ttl,
+        ),
+        task.payload if len(task.payload) <= BODY_APART else None,
+        task.signature,
+    )
+
+
+# Records
+
+
+def dump_error(error: TaskError | None) -> str | None:
+    """Give an error as JSON; pure ASCII, so that whatever characters its message holds can be stored."""
+    return None if error is None else json.dumps([error.type, error.message, error.traceback])
+
+
+def dump_progress(progress: Progress) -> str:
+    """Give a note of progress as JSON."""
+    return json.dumps([progress.done, progress.total, progress.note])
+
+
+def _error(text: str | None) -> TaskError | None:
+    if text is None:
+        return None
+    kind, message, traceback = json.loads(text)
+    return TaskError(type=kind, message=message, traceback=traceback)
+
+
+def _progress(text: str | None) -> Progress | None:
+    if text is None:
+        return None
+    done, total, note = json.loads(text)
+    return Progress(done=done, total=total, note=note)
+
+
+def _bytes(value: bytes | str | None) -> bytes | None:
+    return bytes.fromhex(value) if isinstance(value, str) else value
+
+
+def _moment(value: int | None) -> datetime | None:
+    return None if value is None else EPOCH + timedelta(0, 0, value)
+
+
+def task_of(row: Sequence[Any]) -> Task:
+    """Make a task of its row.
+
+    :param row: the values of :data:`COLUMNS` or :data:`CLAIMED`.
+    :raises CorruptRecord: if that cannot be done; names the column.
+    """
+    try:
+        return _task_of(row)
+    except (TypeError, ValueError, OverflowError, LookupError) as error:
+        raise CorruptRecord(f"task {row[1]!r} (row {row[0]!r}) cannot be read: {error}") from error
+
+
+def _task_of(row: Sequence[Any]) -> Task:
+    (
+        _, task_id, queue, name, priority, state, created_at, run_at, attempt, delivery, lease_until,
+        worker, started_at, finished_at, expires_at, unique, cancel, options_text, error, progress,
+        payload, signature, result,
+    ) = row  # fmt: skip
+    options = load_options(options_text)
+    content = _bytes(payload)
+    if content is None:
+        raise ValueError("its payload is missing")
+    created = EPOCH + timedelta(0, 0, created_at)
+    return Task(
+        id=task_id,
+        queue=queue,
+        name=name,
+        payload=content,
+        serializer=options.serializer,
+        priority=priority,
+        state=STATE_OF[state],
+        attempt=attempt,
+        delivery=delivery,
+        max_retries=options.max_retries,
+        retry_spec=options.retry,
+        timeout=options.timeout,
+        is_async=options.is_async,
+        created_at=created,
+        run_at=created if run_at == created_at else EPOCH + timedelta(0, 0, run_at),
+        started_at=_moment(started_at),
+        finished_at=_moment(finished_at),
+        expires_at=_moment(expires_at),
+        lease_until=_moment(lease_until),
+        worker=worker,
+        unique=unique,
+        tags=options.tags,
+        result_ttl=options.result_ttl,
+        error=_error(error),
+        progress=_progress(progress),
+        cancel_requested=cancel is not None,
+        result_payload=_bytes(result),
+        signature=_bytes(signature) or b"",
+    )
+
+
+def salvaged(row: Sequence[Any], error: CorruptRecord) -> Task:
+    """Make the most of a row that cannot be read, so that it can be seen, deleted, and does not hide others.
+
+    :param row: the values of :data:`COLUMNS`.
+    :param error: what was found.
+    """
+
+    def text(value: object) -> str:
+        return value if isinstance(value, str) else "" if value is None else repr(value)
+
+    def time(value: object) -> datetime | None:
+        return moment(value) if isinstance(value, int) and 0 <= value <= LATEST else None
+
+    def number(value: object) -> int:
+        return value if isinstance(value, int) else 0
+
+    state = number(row[5])
+    return Task(
+        id=text(row[1]),
+        queue=text(row[2]),
+        name=text(row[3]),
+        payload=row[20] if isinstance(row[20], bytes) else b"",
+        priority=number(row[4]),
+        state=STATE_OF.get(state, TaskState.FAILED),
+        attempt=number(row[8]),
+        delivery=number(row[9]),
+        created_at=time(row[6]) or EPOCH,
+        run_at=time(row[7]) or EPOCH,
+        finished_at=time(row[13]),
+        error=TaskError(type="CorruptRecord", message=str(error)),
+    )

@@ -1,0 +1,175 @@
+"""Schedules: stored, and fired by one of any number who try."""
+
+from __future__ import annotations
+
+import base64
+import json
+import logging
+import sqlite3
+from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime, timedelta
+from typing import Any, TypeVar
+
+from attrs import evolve
+
+from omniq.errors import CorruptRecord
+from omniq.schedule import Misfire, Overlap, Schedule
+from omniq.task import NewTask, When
+from omniq_local.sqlite.enqueueing import enqueue
+from omniq_local.sqlite.rows import microseconds, moment
+from omniq_local.sqlite.statements import Statements
+from omniq_local.sqlite.transaction import Transaction
+
+__all__ = ["delete_schedule", "due_schedules", "fire", "get_schedules", "put_schedule"]
+
+_log = logging.getLogger("omniq.sqlite")
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def put_schedule(schedule: Schedule, expected: int | None, tx: Transaction) -> Schedule | None:
+    """See :meth:`~omniq.storage.Storage.put_schedule`."""
+    revision = _revision(tx, schedule.id)
+    if expected is not None and expected != revision:
+        return None
+    stored = evolve(schedule, revision=revision + 1)
+    _put(tx, stored)
+    return stored
+
+
+def fire(schedule: Schedule, tasks: Sequence[NewTask], tx: Transaction) -> bool:
+    """See :meth:`~omniq.storage.Storage.fire`."""
+    revision = _revision(tx, schedule.id)
+    if revision == 0 or revision != schedule.revision:
+        return False
+    enqueue(tasks, tx)
+    _put(tx, evolve(schedule, revision=revision + 1))
+    return True
+
+
+def delete_schedule(schedule_id: str, tx: Transaction) -> bool:
+    """See :meth:`~omniq.storage.Storage.delete_schedule`."""
+    return tx.run("schedules.delete", schedule_id) == 1
+
+
+def get_schedules(ids: Sequence[str] | None, sql: Statements, connection: sqlite3.Connection) -> list[Schedule]:
+    """See :meth:`~omniq.storage.Storage.get_schedules`."""
+    if ids is None:
+        return _readable(connection.execute(sql["schedules.all"]).fetchall())
+    rows = (connection.execute(sql["schedules.get"], (schedule_id,)).fetchone() for schedule_id in ids)
+    return [_schedule(row) for row in rows if row is not None]
+
+
+def due_schedules(limit: int, now: int, sql: Statements, connection: sqlite3.Connection) -> list[Schedule]:
+    """See :meth:`~omniq.storage.Storage.due_schedules`."""
+    return _readable(connection.execute(sql["schedules.due"], (now, limit)).fetchall())
+
+
+def _readable(rows: Iterable[Sequence[Any]]) -> list[Schedule]:
+    """Make schedules of rows; one that cannot be read must not keep the others from firing."""
+    schedules = []
+    for row in rows:
+        try:
+            schedules.append(_schedule(row))
+        except CorruptRecord as error:
+            _log.error("%s", error)
+    return schedules
+
+
+def _revision(tx: Transaction, schedule_id: str) -> int:
+    row = tx.one("schedules.revision", schedule_id)
+    return 0 if row is None else row[0]
+
+
+def _put(tx: Transaction, schedule: Schedule) -> None:
+    next_run = _optional(_point, schedule.next_run)
+    tx.run("schedules.put", schedule.id, schedule.revision, next_run, int(schedule.paused), _dump(schedule))
+    if not schedule.paused:
+        tx.schedule_due(next_run)
+
+
+def _optional(convert: Callable[[T], R], value: T | None) -> R | None:
+    return None if value is None else convert(value)
+
+
+def _point(at: datetime) -> int:
+    return microseconds(at, 0)
+
+
+# How a schedule stands in its row: what no statement asks for as one JSON text.
+
+
+def _dump(schedule: Schedule) -> str:
+    task = schedule.task
+    return json.dumps(
+        {
+            "trigger": schedule.trigger,
+            "misfire": schedule.misfire,
+            "overlap": schedule.overlap,
+            "jitter": schedule.jitter,
+            "start": _optional(_point, schedule.start),
+            "end": _optional(_point, schedule.end),
+            "declared": schedule.declared,
+            "last_run": _optional(_point, schedule.last_run),
+            "last_task": schedule.last_task,
+            "task": {
+                "id": task.id,
+                "queue": task.queue,
+                "name": task.name,
+                "payload": base64.b64encode(task.payload).decode(),
+                "serializer": task.serializer,
+                "priority": task.priority,
+                "max_retries": task.max_retries,
+                "retry": task.retry,
+                "timeout": task.timeout,
+                "is_async": task.is_async,
+                "run_at": _dump_when(task.run_at),
+                "expires": _dump_when(task.expires),
+                "unique": task.unique,
+                "tags": task.tags,
+                "result_ttl": task.result_ttl,
+                "signature": base64.b64encode(task.signature).decode(),
+            },
+        }
+    )
+
+
+def _dump_when(when: When | None) -> list[Any] | None:
+    if when is None:
+        return None
+    if isinstance(when, timedelta):
+        return ["in", when // timedelta(microseconds=1)]
+    return ["at", _point(when)]
+
+
+def _load_when(dumped: list[Any]) -> When:
+    kind, value = dumped
+    return timedelta(microseconds=value) if kind == "in" else moment(value)
+
+
+def _schedule(row: Sequence[Any]) -> Schedule:
+    schedule_id, revision, next_run, paused, body = row
+    try:
+        fields = json.loads(body)
+        task = fields.pop("task")
+        for name in ("payload", "signature"):
+            task[name] = base64.b64decode(task[name])
+        for name in ("run_at", "expires"):
+            task[name] = _optional(_load_when, task[name])
+        for name in ("start", "end", "last_run"):
+            fields[name] = _optional(moment, fields[name])
+        return Schedule(
+            id=schedule_id,
+            revision=revision,
+            next_run=_optional(moment, next_run),
+            paused=bool(paused),
+            misfire=Misfire(fields.pop("misfire")),
+            overlap=Overlap(fields.pop("overlap")),
+            task=NewTask(**{**task, "tags": tuple(task["tags"])}),
+            **fields,
+        )
+    except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
+        raise CorruptRecord(
+            f"schedule {schedule_id!r} cannot be read: {error}; delete it (omniq schedules delete) and store it anew"
+        ) from error

@@ -1,0 +1,47 @@
+-- name: obstacles
+SELECT (SELECT json_group_array(queue) FROM "{ns}.paused"),
+       EXISTS (SELECT 1 FROM "{ns}.task" WHERE expires_at IS NOT NULL AND state < 3 AND expires_at <= ?)
+
+-- name: expired
+SELECT json_group_array(json_array(seq, id, queue, state))
+FROM (
+    SELECT seq, id, queue, state FROM "{ns}.task" INDEXED BY "{ns}.expiry"
+    WHERE expires_at IS NOT NULL AND state < 3 AND expires_at <= ?
+    ORDER BY expires_at LIMIT ?
+)
+
+-- name: promote
+UPDATE "{ns}.task" SET state = 2
+WHERE seq IN (
+    SELECT seq FROM "{ns}.task" INDEXED BY "{ns}.scheduled"
+    WHERE state = 1 AND queue = ? AND run_at <= ?
+    ORDER BY run_at LIMIT ?
+)
+
+-- name: pick
+SELECT json_group_array(json_array({claimed}))
+FROM (
+    SELECT {claimed_columns} FROM "{ns}.task" INDEXED BY "{ns}.ready"
+    WHERE state = 2 AND queue = ? AND (expires_at IS NULL OR expires_at > ?)
+    ORDER BY priority DESC, run_at, seq LIMIT ?
+)
+
+-- name: pick_seqs
+SELECT json_group_array(seq)
+FROM (
+    SELECT seq FROM "{ns}.task" INDEXED BY "{ns}.ready"
+    WHERE state = 2 AND queue = ? AND (expires_at IS NULL OR expires_at > ?)
+    ORDER BY priority DESC, run_at, seq LIMIT ?
+)
+
+-- name: pick_one
+SELECT json_array({claimed}) FROM "{ns}.task" WHERE seq = ?
+
+-- name: take
+UPDATE "{ns}.task"
+SET state = 3, attempt = attempt + 1, delivery = delivery + 1, progress = NULL,
+    lease_until = ?, lease = ?, worker = ?, started_at = ?
+WHERE seq IN (SELECT value FROM json_each(?))
+
+-- name: body
+SELECT payload FROM "{ns}.body" WHERE seq = ?

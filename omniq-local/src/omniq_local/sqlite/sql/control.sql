@@ -1,0 +1,35 @@
+-- name: request_cancel
+UPDATE "{ns}.task" SET cancel = 1 WHERE seq IN (SELECT value FROM json_each(?))
+
+-- name: revive
+UPDATE OR IGNORE "{ns}.task"
+SET state = 2, run_at = ?, attempt = 0, cancel = NULL, finished_at = NULL, delete_at = NULL, result = NULL,
+    expires_at = iif(expires_at <= ?, NULL, expires_at)
+WHERE seq = ? AND state IN (5, 6)
+
+-- name: doomed_scheduled
+SELECT json_group_array(json_array(seq, id, queue, state))
+FROM (
+    SELECT seq, id, queue, state FROM "{ns}.task" INDEXED BY "{ns}.scheduled"
+    WHERE state = 1 AND queue = ? AND seq <= ? LIMIT ?
+)
+
+-- name: doomed_ready
+SELECT json_group_array(json_array(seq, id, queue, state))
+FROM (
+    SELECT seq, id, queue, state FROM "{ns}.task" INDEXED BY "{ns}.ready"
+    WHERE state = 2 AND queue = ? AND seq <= ? LIMIT ?
+)
+
+-- name: doomed_ended
+SELECT json_group_array(json_array(seq, id, queue, state))
+FROM (
+    SELECT seq, id, queue, state FROM "{ns}.task" INDEXED BY "{ns}.ended"
+    WHERE state > 3 AND queue = ? AND state = ? AND seq <= ? LIMIT ?
+)
+
+-- name: pause
+INSERT INTO "{ns}.paused" (queue) VALUES (?) ON CONFLICT DO NOTHING
+
+-- name: resume
+DELETE FROM "{ns}.paused" WHERE queue = ?

@@ -1,0 +1,97 @@
+-- name: by_id
+SELECT {columns} FROM "{ns}.task" WHERE id = ?
+
+-- name: by_seq
+SELECT {columns} FROM "{ns}.task" WHERE seq = ?
+
+-- name: counts
+SELECT json_group_array(json_array(queue, state, n)) FROM "{ns}.counter" WHERE state >= 0 AND n != 0
+
+-- name: paused
+SELECT json_group_array(queue) FROM "{ns}.paused"
+
+-- name: oldest
+-- The first of each priority, found by one step down the index for each priority in use: never a scan of the queue.
+WITH RECURSIVE level (priority, run_at) AS (
+    SELECT * FROM (
+        SELECT priority, run_at FROM "{ns}.task" INDEXED BY "{ns}.ready"
+        WHERE state = 2 AND queue = :queue ORDER BY priority DESC, run_at LIMIT 1
+    )
+    UNION ALL
+    SELECT (
+               SELECT priority FROM "{ns}.task" INDEXED BY "{ns}.ready"
+               WHERE state = 2 AND queue = :queue AND priority < level.priority ORDER BY priority DESC, run_at LIMIT 1
+           ),
+           (
+               SELECT run_at FROM "{ns}.task" INDEXED BY "{ns}.ready"
+               WHERE state = 2 AND queue = :queue AND priority < level.priority ORDER BY priority DESC, run_at LIMIT 1
+           )
+    FROM level WHERE level.priority IS NOT NULL
+)
+SELECT min(run_at) FROM (
+    SELECT min(run_at) AS run_at FROM level
+    UNION ALL
+    -- And of the fresh ones, which are few.
+    SELECT min(run_at) FROM "{ns}.task"
+    WHERE seq > (SELECT n FROM "{ns}.counter" WHERE queue = '' AND state = -1) AND state = 0 AND queue = :queue
+)
+
+-- name: workers
+SELECT json_group_array(json_array(id, seen_at)) FROM "{ns}.worker" WHERE until > ?
+
+-- name: running
+SELECT json_group_array(json_array(worker, id)) FROM "{ns}.task" INDEXED BY "{ns}.running" WHERE state = 3
+
+-- name: list_all
+SELECT {columns} FROM "{ns}.task" WHERE seq < :before AND (:name IS NULL OR name = :name) ORDER BY seq DESC LIMIT :limit
+
+-- name: list
+SELECT {columns} FROM "{ns}.task"
+WHERE seq < :before
+  AND (:queue IS NULL OR queue = :queue)
+  AND (:state IS NULL OR state = :state OR (state = 0 AND :state = 2))
+  AND (:name IS NULL OR name = :name)
+ORDER BY seq DESC LIMIT :limit
+
+-- name: list_tagged
+SELECT {columns} FROM "{ns}.tag" JOIN "{ns}.task" USING (seq)
+WHERE tag = :tag AND "{ns}.tag".seq < :before
+  AND (:queue IS NULL OR queue = :queue)
+  AND (:state IS NULL OR state = :state)
+  AND (:name IS NULL OR name = :name)
+ORDER BY "{ns}.tag".seq DESC LIMIT :limit
+
+-- name: list_fresh
+SELECT {columns} FROM "{ns}.task"
+WHERE seq > (SELECT n FROM "{ns}.counter" WHERE queue = '' AND state = -1)
+  AND seq < :before AND state = 0 AND queue = :queue AND (:name IS NULL OR name = :name)
+ORDER BY seq DESC LIMIT :limit
+
+-- name: list_scheduled
+SELECT {columns} FROM "{ns}.task"
+WHERE seq IN (
+    SELECT seq FROM "{ns}.task" INDEXED BY "{ns}.scheduled"
+    WHERE state = 1 AND queue = :queue AND seq < :before AND (:name IS NULL OR name = :name)
+    ORDER BY seq DESC LIMIT :limit
+)
+
+-- name: list_ready
+SELECT {columns} FROM "{ns}.task"
+WHERE seq IN (
+    SELECT seq FROM "{ns}.task" INDEXED BY "{ns}.ready"
+    WHERE state = 2 AND queue = :queue AND seq < :before AND (:name IS NULL OR name = :name)
+    ORDER BY seq DESC LIMIT :limit
+)
+
+-- name: list_running
+SELECT {columns} FROM "{ns}.task"
+WHERE seq IN (
+    SELECT seq FROM "{ns}.task" INDEXED BY "{ns}.running"
+    WHERE state = 3 AND queue = :queue AND seq < :before AND (:name IS NULL OR name = :name)
+    ORDER BY seq DESC LIMIT :limit
+)
+
+-- name: list_ended
+SELECT {columns} FROM "{ns}.task" INDEXED BY "{ns}.ended"
+WHERE state > 3 AND queue = :queue AND state = :state AND seq < :before AND (:name IS NULL OR name = :name)
+ORDER BY seq DESC LIMIT :limit

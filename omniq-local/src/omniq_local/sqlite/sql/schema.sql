@@ -1,0 +1,88 @@
+-- Everything that one namespace keeps in a database, version 1. {ns} stands for the namespace's prefix.
+--
+-- All points in time are microseconds since the epoch, all durations microseconds: integers come back exactly, also
+-- through SQLite's JSON functions. States are numbers, see rows.py: 0 fresh, 1 scheduled, 2 ready,
+-- 3 running, 4 succeeded, 5 failed, 6 cancelled.
+
+-- What this is: schema = the version of the tables below.
+CREATE TABLE "{ns}.meta" (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
+
+-- One row a task, from enqueue until it is pruned. The columns that change come first, so that reading them does not
+-- step over the payload; a payload that would make the row wide, and every change of it dear, lives in "body".
+CREATE TABLE "{ns}.task" (
+    seq         INTEGER PRIMARY KEY,      -- the order of enqueueing
+    state       INTEGER NOT NULL,
+    delivery    INTEGER NOT NULL DEFAULT 0,
+    attempt     INTEGER NOT NULL DEFAULT 0,
+    cancel      INTEGER,                  -- 1: asked to stop
+    run_at      INTEGER NOT NULL,         -- when it became, or will become, ready: its place in the queue
+    expires_at  INTEGER,
+    lease_until INTEGER,
+    lease       INTEGER,                  -- how long the latest lease was, to tell a clock that was put back
+    started_at  INTEGER,
+    finished_at INTEGER,
+    delete_at   INTEGER,                  -- when its result_ttl is over
+    priority    INTEGER NOT NULL,
+    created_at  INTEGER NOT NULL,
+    ttl         INTEGER NOT NULL,
+    queue       TEXT NOT NULL,
+    id          TEXT NOT NULL UNIQUE,
+    name        TEXT NOT NULL,
+    worker      TEXT,
+    unique_key  TEXT,
+    options     TEXT NOT NULL,            -- JSON: what of the order no statement asks for, see rows.py
+    error       TEXT,                     -- JSON
+    progress    TEXT,                     -- JSON
+    payload     BLOB,                     -- NULL: it is in "body"
+    signature   BLOB NOT NULL,
+    result      BLOB
+) STRICT;
+
+-- Each partial index holds only the tasks of its states, so that claiming costs the same whatever else is stored.
+CREATE INDEX "{ns}.ready" ON "{ns}.task" (queue, priority DESC, run_at) WHERE state = 2;
+CREATE INDEX "{ns}.scheduled" ON "{ns}.task" (queue, run_at) WHERE state = 1;
+CREATE INDEX "{ns}.running" ON "{ns}.task" (lease_until) WHERE state = 3;
+CREATE UNIQUE INDEX "{ns}.unique" ON "{ns}.task" (unique_key) WHERE unique_key IS NOT NULL AND state < 4;
+CREATE INDEX "{ns}.expiry" ON "{ns}.task" (expires_at) WHERE expires_at IS NOT NULL AND state < 3;
+CREATE INDEX "{ns}.ended" ON "{ns}.task" (queue, state) WHERE state > 3;
+CREATE INDEX "{ns}.retention" ON "{ns}.task" (delete_at) WHERE delete_at IS NOT NULL;
+
+CREATE TABLE "{ns}.body" (seq INTEGER PRIMARY KEY, payload BLOB NOT NULL) STRICT;
+
+CREATE TABLE "{ns}.tag" (tag TEXT NOT NULL, seq INTEGER NOT NULL, PRIMARY KEY (tag, seq)) STRICT, WITHOUT ROWID;
+CREATE INDEX "{ns}.tagged" ON "{ns}.tag" (seq);
+
+-- How many tasks each queue has in each state. The row ('', -1) holds the last seq that is counted: tasks behind it,
+-- a few hundred at most, are counted when they are asked for, see transaction.py.
+CREATE TABLE "{ns}.counter" (
+    queue TEXT NOT NULL, state INTEGER NOT NULL, n INTEGER NOT NULL, PRIMARY KEY (queue, state)
+) STRICT, WITHOUT ROWID;
+INSERT INTO "{ns}.counter" (queue, state, n) VALUES ('', -1, 0);
+
+CREATE TABLE "{ns}.paused" (queue TEXT PRIMARY KEY) STRICT, WITHOUT ROWID;
+
+CREATE TABLE "{ns}.worker" (
+    id TEXT PRIMARY KEY, seen_at INTEGER NOT NULL, until INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE "{ns}.schedule" (
+    id       TEXT PRIMARY KEY,
+    revision INTEGER NOT NULL,
+    next_run INTEGER,
+    paused   INTEGER NOT NULL,
+    body     TEXT NOT NULL                -- JSON
+) STRICT, WITHOUT ROWID;
+CREATE INDEX "{ns}.due" ON "{ns}.schedule" (next_run) WHERE next_run IS NOT NULL AND paused = 0;
+
+-- Who is to be woken, by a datagram to a port of this machine that carries the token. Topics: q:QUEUE (a task of it is
+-- ready), s: (a schedule is due sooner than before), t:ID (the task has ended).
+CREATE TABLE "{ns}.waiter" (
+    topic TEXT NOT NULL,
+    token INTEGER NOT NULL,
+    port  INTEGER NOT NULL,
+    until INTEGER NOT NULL,
+    PRIMARY KEY (topic, token)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX "{ns}.token" ON "{ns}.waiter" (token);
+
+INSERT INTO "{ns}.meta" (key, value) VALUES ('schema', '1');

@@ -1,0 +1,27 @@
+-- name: lapsed
+SELECT json_group_array(json_array(seq, id, queue, attempt, cancel, worker, options))
+FROM (
+    SELECT seq, id, queue, attempt, cancel, worker, options FROM "{ns}.task" INDEXED BY "{ns}.running"
+    WHERE state = 3 AND lease_until <= ?
+    ORDER BY lease_until LIMIT ?
+)
+
+-- name: shorten
+UPDATE "{ns}.task" SET lease_until = ? + lease WHERE state = 3 AND lease_until > ? + lease + 1000000
+
+-- name: outdated
+SELECT json_group_array(json_array(seq, id, queue, state))
+FROM (
+    SELECT seq, id, queue, state FROM "{ns}.task" INDEXED BY "{ns}.retention"
+    WHERE delete_at IS NOT NULL AND delete_at <= ?
+    ORDER BY delete_at LIMIT ?
+)
+
+-- name: dead_workers
+DELETE FROM "{ns}.worker" WHERE until <= ?
+
+-- name: dead_waiters
+DELETE FROM "{ns}.waiter" WHERE until <= ?
+
+-- name: empty_counters
+DELETE FROM "{ns}.counter" WHERE n = 0 AND state >= 0

@@ -1,0 +1,33 @@
+-- name: prospects
+-- Whether a task is ready or due in one of the queues; when the next will be; when the next schedule fires.
+SELECT EXISTS (
+           SELECT 1 FROM json_each(:queues) AS mine
+           WHERE NOT EXISTS (SELECT 1 FROM "{ns}.paused" WHERE queue = mine.value)
+             AND (
+                 EXISTS (SELECT 1 FROM "{ns}.task" WHERE state = 2 AND queue = mine.value)
+                 OR EXISTS (SELECT 1 FROM "{ns}.task" WHERE state = 1 AND queue = mine.value AND run_at <= :now)
+                 OR EXISTS (
+                     SELECT 1 FROM "{ns}.task"
+                     WHERE seq > (SELECT n FROM "{ns}.counter" WHERE queue = '' AND state = -1)
+                       AND state = 0 AND queue = mine.value
+                 )
+             )
+       ),
+       (
+           SELECT min((SELECT min(run_at) FROM "{ns}.task" WHERE state = 1 AND queue = mine.value))
+           FROM json_each(:queues) AS mine
+           WHERE NOT EXISTS (SELECT 1 FROM "{ns}.paused" WHERE queue = mine.value)
+       ),
+       (SELECT min(next_run) FROM "{ns}.schedule" WHERE next_run IS NOT NULL AND paused = 0)
+
+-- name: register
+INSERT OR REPLACE INTO "{ns}.waiter" (topic, token, port, until) VALUES {(?, ?, ?, ?)}
+
+-- name: unregister
+DELETE FROM "{ns}.waiter" WHERE token = ?
+
+-- name: live
+SELECT json_group_array(id) FROM "{ns}.task" WHERE id IN (SELECT value FROM json_each(?)) AND state < 4
+
+-- name: others
+SELECT count(*) FROM "{ns}.waiter" WHERE topic = ?

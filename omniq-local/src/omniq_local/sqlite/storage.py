@@ -1,0 +1,277 @@
+"""The SQLite storage: the contract's methods, each a job for the database."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+import weakref
+from collections.abc import Callable, Mapping, Sequence, Set
+from copy import copy
+from datetime import datetime
+from functools import partial
+from typing import Any, Self, TypeVar
+
+from omniq.errors import StorageUnavailable
+from omniq.schedule import Schedule
+from omniq.storage import (
+    Capability,
+    Enqueued,
+    Finding,
+    Lease,
+    LeaseState,
+    QueueStats,
+    Storage,
+    StorageConfig,
+    TaskPage,
+    TaskQuery,
+    WorkerInfo,
+)
+from omniq.task import NewTask, Outcome, Progress, Task, TaskState
+from omniq_local.sqlite import claiming, control, finishing, reading, scheduling, upkeep
+from omniq_local.sqlite.database import Database
+from omniq_local.sqlite.doctor import diagnose
+from omniq_local.sqlite.enqueueing import enqueue
+from omniq_local.sqlite.listing import list_tasks, read_cursor
+from omniq_local.sqlite.rows import moment
+from omniq_local.sqlite.settings import read_settings
+from omniq_local.sqlite.waiting import Waiting
+
+__all__ = ["SQLiteStorage"]
+
+T = TypeVar("T")
+
+LARGE = 1000
+"""So many tasks are worked on by a thread of ours rather than on the event loop's."""
+
+
+class SQLiteStorage(Storage):
+    """A storage in an SQLite file, shared by any number of processes on one machine.
+
+    :param config: ``sqlite:///rel.db`` or ``sqlite:////abs.db``. Options: ``synchronous=normal`` (default; survives the death
+        of every process) or ``full`` (survives that of the machine, too); ``busy_timeout``, seconds to wait for other
+        processes that write, 5 unless given; ``foreign=allow`` to create tables in another program's database.
+    :param clock: gives the time in seconds since the epoch; must be the same for all users of the file.
+    :raises ConfigurationError: if the URL cannot be used.
+    """
+
+    capabilities: Set[Capability] = frozenset(
+        {Capability.DURABLE, Capability.NOTIFICATIONS, Capability.SHARED_BETWEEN_PROCESSES}
+    )
+
+    def __init__(self, config: StorageConfig, *, clock: Callable[[], float] = time.time) -> None:
+        self._config = config
+        self._database = Database(read_settings(config), clock)
+        self._close_up()
+
+    def _close_up(self) -> None:
+        self._generation = -1
+        self._waiting: Waiting | None = None
+        self._finalizer: weakref.finalize[Any, Any] | None = None
+
+    def __repr__(self) -> str:
+        return f"SQLiteStorage({self._config!r})"
+
+    # Life
+
+    def sibling(self) -> Self:
+        twin = copy(self)
+        twin._close_up()
+        return twin
+
+    async def open(self) -> None:
+        if self._is_open:
+            return
+        database = self._database
+        await _on_a_thread(database.open)
+        self._generation = database.generation
+        self._waiting = Waiting(database)
+        # For those who forget to close.
+        self._finalizer = weakref.finalize(self, _abandon, database, database.generation, self._waiting)
+
+    async def close(self) -> None:
+        if self._finalizer is None:
+            return
+        generation, waiting = self._generation, self._waiting
+        self._finalizer.detach()
+        self._close_up()
+        if waiting is not None and generation == self._database.generation:
+            waiting.close()
+            await _on_a_thread(partial(self._database.close, generation))
+
+    @property
+    def _is_open(self) -> bool:
+        return self._generation == self._database.generation
+
+    def _opened(self) -> Database:
+        if self._generation != self._database.generation:
+            raise StorageUnavailable(f"{self._database.settings.shown} is not open in this process: call open() first")
+        return self._database
+
+    async def now(self) -> datetime:
+        return moment(self._opened().now())
+
+    # From producer to worker and back
+
+    async def enqueue(self, tasks: Sequence[NewTask]) -> list[Enqueued]:
+        database = self._opened()
+        if len(tasks) == 1 and database.insert(tasks[0]):
+            return [Enqueued(tasks[0].id, True)]
+        return await database.write(partial(enqueue, tasks), small=len(tasks) <= LARGE)
+
+    def enqueue_blocking(self, tasks: Sequence[NewTask]) -> list[Enqueued] | None:
+        if not self._is_open:
+            return None
+        if len(tasks) == 1 and self._database.insert(tasks[0]):
+            return [Enqueued(tasks[0].id, True)]
+        return self._database.write_blocking(partial(enqueue, tasks))
+
+    async def claim(
+        self, demand: Mapping[str, int], *, worker: str, lease: float, limit: int | None = None
+    ) -> list[Task]:
+        database, waiting = self._opened(), self._waits()
+        total = sum(demand.values()) if limit is None else limit
+        waiter = waiting.kept_token
+        asked = claiming.Claim(demand=demand, worker=worker, lease=lease, limit=limit, waiter=waiter)
+        picked = await database.write(partial(claiming.claim, asked), small=total <= LARGE)
+        if not picked:
+            return []
+        waiting.forget_kept(waiter)
+        claimed = claiming.read(picked)
+        if claimed.unreadable:
+            await database.write(partial(claiming.end_corrupt, claimed.unreadable))
+        return claimed.tasks
+
+    async def finish(self, outcomes: Sequence[Outcome]) -> list[bool]:
+        return await self._opened().write(partial(finishing.finish, outcomes), small=len(outcomes) <= LARGE)
+
+    async def heartbeat(self, worker: str, leases: Sequence[Lease], lease: float) -> list[LeaseState]:
+        return await self._opened().beat(partial(finishing.heartbeat, worker, leases, lease))
+
+    async def recover(self, limit: int) -> list[Task]:
+        return await self._opened().write(partial(upkeep.recover, limit), small=limit <= LARGE)
+
+    # Waiting
+
+    def _waits(self) -> Waiting:
+        self._opened()
+        assert self._waiting is not None
+        return self._waiting
+
+    async def wait_for_work(self, queues: Sequence[str], timeout: float) -> None:
+        await self._waits().for_work(queues, timeout)
+
+    async def wait_finished(self, ids: Sequence[str], timeout: float) -> set[str]:
+        return await self._waits().for_end(ids, timeout)
+
+    # Reading
+
+    async def get(self, ids: Sequence[str]) -> list[Task | None]:
+        database = self._opened()
+        job = partial(reading.get, ids, database.sql)
+        if len(ids) <= 10:
+            return database.quick.read(job)
+        return await database.read(job)
+
+    async def list_tasks(self, query: TaskQuery, cursor: str | None = None) -> TaskPage:
+        before = read_cursor(cursor, self._config.redacted)
+        database = self._opened()
+        return await database.read(partial(list_tasks, query, before, database.sql))
+
+    async def stats(self) -> list[QueueStats]:
+        database = self._opened()
+        return await database.read(partial(reading.stats, database.sql, database.now()))
+
+    async def workers(self) -> list[WorkerInfo]:
+        database = self._opened()
+        return await database.read(partial(reading.workers, database.sql, database.now()))
+
+    # Control
+
+    async def cancel(self, ids: Sequence[str]) -> list[bool]:
+        return await self._opened().write(partial(control.cancel, ids), small=len(ids) <= LARGE)
+
+    async def retry(self, ids: Sequence[str]) -> list[bool]:
+        return await self._opened().write(partial(control.retry, ids), small=len(ids) <= 100)
+
+    async def delete(self, ids: Sequence[str]) -> list[bool]:
+        return await self._opened().write(partial(control.delete, ids), small=len(ids) <= LARGE)
+
+    async def purge(self, queue: str, state: TaskState | None = None) -> int:
+        database = self._opened()
+        last = await database.write(control.last_seq)
+        removed = 0
+        while step := await database.write(partial(control.purge_step, queue, state, last), small=False):
+            removed += step
+        return removed
+
+    async def pause(self, queue: str) -> bool:
+        return await self._opened().write(partial(control.pause, queue))
+
+    async def resume(self, queue: str) -> bool:
+        return await self._opened().write(partial(control.resume, queue))
+
+    async def set_progress(self, updates: Mapping[Lease, Progress]) -> None:
+        await self._opened().write(partial(finishing.set_progress, updates))
+
+    # Schedules
+
+    async def put_schedule(self, schedule: Schedule, expected_revision: int | None = None) -> Schedule | None:
+        return await self._opened().write(partial(scheduling.put_schedule, schedule, expected_revision))
+
+    async def get_schedules(self, ids: Sequence[str] | None = None) -> list[Schedule]:
+        database = self._opened()
+        return await database.read(partial(scheduling.get_schedules, ids, database.sql))
+
+    async def delete_schedule(self, schedule_id: str) -> bool:
+        return await self._opened().write(partial(scheduling.delete_schedule, schedule_id))
+
+    async def due_schedules(self, limit: int) -> list[Schedule]:
+        database = self._opened()
+        return database.quick.read(partial(scheduling.due_schedules, limit, database.now(), database.sql))
+
+    async def fire(self, schedule: Schedule, tasks: Sequence[NewTask]) -> bool:
+        return await self._opened().write(partial(scheduling.fire, schedule, tasks), small=len(tasks) <= LARGE)
+
+    # Upkeep
+
+    async def prune(self, limit: int) -> int:
+        return await self._opened().write(partial(upkeep.prune, limit), small=limit <= LARGE)
+
+    async def diagnose(self) -> list[Finding]:
+        database = self._opened()
+        return await database.read(partial(diagnose, database.settings))
+
+
+def _abandon(database: Database, generation: int, waiting: Waiting) -> None:
+    if generation == database.generation:
+        waiting.close()
+        database.close(generation)
+
+
+async def _on_a_thread(work: Callable[[], T]) -> T:
+    """Do what blocks without holding up the loop, also while the loop is ending."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def settle(result: T | None, error: BaseException | None) -> None:
+        if future.done():
+            return
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(result)  # type: ignore[arg-type]  # T itself may be Optional; without an error it is T
+
+    def run() -> None:
+        result, error = None, None
+        try:
+            result = work()
+        except BaseException as caught:
+            error = caught
+        try:
+            loop.call_soon_threadsafe(settle, result, error)
+        except RuntimeError:
+            return  # the loop was closed meanwhile, and nobody waits
+
+    threading.Thread(target=run, name="omniq-sqlite-open", daemon=True).start()
+    return await future

@@ -1,0 +1,202 @@
+"""One write transaction: what every verb does besides its own statements.
+
+*Fresh tasks.* Each page of the file that a commit touches costs it about as much again as the first one. A single
+enqueue therefore writes the task and its id and nothing else, see single.py: the task is *fresh*. Every other write first
+*folds* the fresh ones, many at a time: it counts them, and turns them into ready ones, which enters them into the index
+that claims read. Whoever reads without writing looks at what is folded and at the few tasks behind it.
+
+*Waking.* What a transaction makes ready or ends is noted in it. Before the commit those who wait for it are taken from
+the table of waiters, no more of them than there are tasks; after the commit they are sent their datagrams.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from omniq_local.sqlite.rows import FRESH, READY
+from omniq_local.sqlite.statements import Statements
+
+__all__ = ["Row", "Transaction"]
+
+SOON = 2_000_000
+"""Microseconds. Who waits finds out about what is due later than this by himself, see waiting.py."""
+
+Row = tuple[int, str, str, int]
+"""Of a task: its seq, id, queue and state."""
+
+
+class Transaction:
+    """A write transaction that has begun.
+
+    :param connection: on which it runs.
+    :param sql: the namespace's statements.
+    :param now: the store's now, in microseconds.
+    """
+
+    __slots__ = ("_counts", "_ended", "_has_waiters", "_ready", "_stamp", "execute", "now", "pokes", "rows", "sql")
+
+    def __init__(self, connection: sqlite3.Connection, sql: Statements, now: int) -> None:
+        self.execute = connection.execute
+        self.sql = sql
+        self.now = now
+        self.pokes: list[tuple[int, int]] = []
+        """Token and port of everybody to wake after the commit."""
+        self.rows = 0
+        """About how many rows were written."""
+        self._counts: dict[tuple[str, int], int] = {}
+        self._ready: dict[str, int] = {}
+        self._ended: list[str] = []
+        self._stamp: int | None = None
+        self._has_waiters = 0
+
+    # The state of things
+
+    def _glance(self) -> None:
+        created_at, self._has_waiters = self.execute(self.sql["transaction.glance"]).fetchone()
+        self._stamp = self.now if created_at is None or self.now > created_at else created_at
+
+    @property
+    def stamp(self) -> int:
+        """What counts as now in the order of tasks: not before the latest task, though the clock be put back."""
+        if self._stamp is None:
+            self._glance()
+        assert self._stamp is not None
+        return self._stamp
+
+    @property
+    def has_waiters(self) -> bool:
+        """Whether anybody waits for anything."""
+        if self._stamp is None:
+            self._glance()
+        return bool(self._has_waiters)
+
+    def last_seq(self) -> int:
+        """Give the number of the latest task."""
+        last: int | None = self.execute(self.sql["transaction.tail_ends"]).fetchone()[1]
+        return last or 0
+
+    # Reading
+
+    def value(self, statement: str, *parameters: Any) -> Any:
+        """Give the JSON value that a statement gives in its one row."""
+        return json.loads(self.execute(self.sql[statement], parameters).fetchone()[0])
+
+    def one(self, statement: str, *parameters: Any) -> tuple[Any, ...] | None:
+        """Give the first row of a statement."""
+        row: tuple[Any, ...] | None = self.execute(self.sql[statement], parameters).fetchone()
+        return row
+
+    # Writing
+
+    def run(self, statement: str, *parameters: Any) -> int:
+        """Run a statement; give how many rows it changed."""
+        return self.execute(self.sql[statement], parameters).rowcount
+
+    def batch(self, statement: str, rows: Sequence[tuple[Any, ...]], *first: Any) -> int:
+        """Run a statement for many rows of values; give how many rows it changed."""
+        changed = 0
+        for text, parameters in self.sql.in_groups(statement, rows, *first):
+            changed += self.execute(text, parameters).rowcount
+        self.rows += len(rows)
+        return changed
+
+    # Counting
+
+    def count(self, queue: str, state: int, n: int) -> None:
+        """Note that a queue has more, or fewer, tasks in a state."""
+        self._counts[queue, state] = self._counts.get((queue, state), 0) + n
+
+    def fold(self) -> None:
+        """Count the tasks that were enqueued since the last fold, and make the fresh ones ready."""
+        folded, last = self.execute(self.sql["transaction.tail_ends"]).fetchone()
+        if last is None or last <= folded:
+            return
+        has_fresh = False
+        for queue, state, n in self.value("transaction.tail", folded):
+            if state == FRESH:
+                has_fresh = True
+                self.made_ready(queue, n)
+            self.count(queue, READY if state == FRESH else state, n)
+        if has_fresh:
+            self.rows += last - folded
+            self.run("transaction.promote_tail", folded)
+        self.count("", -1, last - folded)
+
+    # Ends
+
+    def conclude(self, rows: Iterable[tuple[Row, int, bytes | None, str | None]]) -> None:
+        """End tasks.
+
+        :param rows: for each its row, its final state, its result, and its error as JSON (None: the one it has, if any).
+        """
+        values = []
+        counts, ended = self._counts, self._ended
+        for (seq, task_id, queue, state), final, result, error in rows:
+            values.append((seq, final, result, error))
+            counts[queue, state] = counts.get((queue, state), 0) - 1
+            counts[queue, final] = counts.get((queue, final), 0) + 1
+            ended.append(task_id)
+        self.batch("transaction.conclude", values, self.now, self.now)
+
+    def forget(self, rows: Sequence[Row]) -> None:
+        """Remove tasks with all that belongs to them."""
+        if not rows:
+            return
+        seqs = json.dumps([row[0] for row in rows])
+        self.run("transaction.untag", seqs)
+        self.run("transaction.drop_bodies", seqs)
+        self.run("transaction.drop", seqs)
+        # SQLite gives the numbers of the last rows again once they are gone.
+        self.flush_counts()
+        self.run("transaction.rewind")
+        for _, task_id, queue, state in rows:
+            self.count(queue, state, -1)
+            self._ended.append(task_id)
+        self.rows += len(rows)
+
+    # Waking
+
+    def made_ready(self, queue: str, n: int = 1) -> None:
+        """Note that tasks of a queue became ready."""
+        self._topic("q:" + queue, n)
+
+    def will_be_ready(self, queue: str, at: int) -> None:
+        """Note that a task of a queue will be ready."""
+        if at - self.now < SOON:
+            self.made_ready(queue)
+
+    def schedule_due(self, at: int | None) -> None:
+        """Note that a schedule fires at a time."""
+        if at is not None and at - self.now < SOON:
+            self._topic("s:", 1)
+
+    def _topic(self, topic: str, n: int) -> None:
+        self._ready[topic] = self._ready.get(topic, 0) + n
+
+    # The end
+
+    def flush_counts(self) -> None:
+        """Write down what was counted."""
+        counts = [(queue, state, n) for (queue, state), n in self._counts.items() if n]
+        self._counts.clear()
+        if counts:
+            self.batch("transaction.count", counts)
+
+    def complete(self) -> None:
+        """Do what is left to do before the commit."""
+        if self._counts:
+            self.flush_counts()
+        if not (self._ready or self._ended) or not self.has_waiters:
+            return
+        for topic, n in self._ready.items():
+            self._dismiss(self.value("transaction.waiters_of", topic, self.now, n))
+        if self._ended:
+            self._dismiss(self.value("transaction.waiters_of_tasks", json.dumps(self._ended)))
+
+    def _dismiss(self, waiters: list[list[int]]) -> None:
+        if waiters:
+            self.run("transaction.dismiss", json.dumps([token for token, _ in waiters]))
+            self.pokes += [(token, port) for token, port in waiters]

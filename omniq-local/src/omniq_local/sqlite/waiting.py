@@ -1,0 +1,241 @@
+"""Waiting without asking again and again: for work, and for the end of tasks.
+
+Who waits writes his name into the table of waiters, in the same transaction that finds nothing for him: whatever makes work
+for him afterwards sees his name, takes it off the table and wakes him. For the datagram that is lost there is a look now
+and then, which costs next to nothing while nobody writes to the file.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import sqlite3
+from collections.abc import Sequence
+from functools import partial
+from typing import TypeVar
+
+from omniq_local.sqlite.channels import Job
+from omniq_local.sqlite.database import Database
+from omniq_local.sqlite.transaction import Transaction
+from omniq_local.sqlite.wake import Inbox, Signal
+
+__all__ = ["Waiting"]
+
+T = TypeVar("T")
+
+LOOK_EVERY = 1.5
+"""Seconds between two looks for what nobody told us of, give or take a seventh."""
+NAMED_FOR = 20.0
+"""Seconds for which a name stays on the table: as long can a process that died take wake-ups from others."""
+OVERDUE_SCHEDULE_PAUSE = 1.0
+"""Seconds. A schedule that is due but that nobody fires (no scheduler runs) must not make idle workers spin."""
+SPREAD = 0.001
+"""Seconds for each who waits for one queue: they do not all look at the same moment when a task of it becomes due."""
+
+
+class _Name:
+    """A name on the table of waiters."""
+
+    def __init__(self, topics: tuple[str, ...]) -> None:
+        self.signal = Signal()
+        self.topics = topics
+        self.until = asyncio.get_running_loop().time() + NAMED_FOR / 2
+        """By the loop's clock: when it should be written anew."""
+        self.seen: int | None = None
+        """The version of the file at the last look, which found nothing."""
+        self.next_at: int | None = None
+        """When there will be something, as far as was known then."""
+        self.others = 0
+        """How many wait for the same."""
+
+
+class Waiting:
+    """The waits of one storage.
+
+    :param database: what it is open on.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._inbox: Inbox | None = None
+        # A worker waits for the same again and again; his name can stay until he is woken or takes work.
+        self._kept: _Name | None = None
+
+    def close(self) -> None:
+        """Take our name off the table and stop listening."""
+        self.withdraw()
+        if self._inbox is not None:
+            self._inbox.close()
+            self._inbox = None
+
+    # The name that a worker leaves on the table between two waits
+
+    @property
+    def kept_token(self) -> int | None:
+        """The token of the name that is on the table though nobody waits, to be removed by a claim that finds work."""
+        return None if self._kept is None else self._kept.signal.token
+
+    def forget_kept(self, token: int | None) -> None:
+        """Note that a name is no longer on the table."""
+        if self._kept is not None and self._kept.signal.token == token:
+            self._database.bell.discard(self._kept.signal)
+            self._kept = None
+
+    def withdraw(self) -> None:
+        """Take the name off the table."""
+        if self._kept is not None:
+            self._strike(self._kept)
+            self._kept = None
+
+    def _strike(self, name: _Name) -> None:
+        self._database.bell.discard(name.signal)
+        if not name.signal.fired:
+            self._database.post(partial(_unregister, name.signal.token))
+
+    def _keep(self, name: _Name) -> None:
+        if name.signal.fired or self._kept is not None or self._inbox is None:
+            self._strike(name)
+        else:
+            self._kept = name
+
+    # Work
+
+    async def for_work(self, queues: Sequence[str], timeout: float) -> None:
+        """See :meth:`~omniq.storage.Storage.wait_for_work`."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
+        names = json.dumps(list(queues))
+        topics = (*(f"q:{queue}" for queue in dict.fromkeys(queues)), "s:")
+        name, self._kept = self._kept, None
+        if name is not None and name.topics != topics:
+            self._strike(name)
+            name = None
+        try:
+            while True:
+                if name is None or loop.time() >= name.until:
+                    if name is not None:
+                        self._strike(name)
+                    name, there = await self._name_for_work(topics, names)
+                else:
+                    there = self._look_for_work(name, names)
+                now = self._database.now()
+                if there:
+                    return
+                left = deadline - loop.time()
+                if name.next_at is not None and name.next_at <= now:
+                    # Only a schedule can be overdue and yet nothing be there to claim.
+                    await name.signal.wait(min(left, OVERDUE_SCHEDULE_PAUSE))
+                    return
+                pause = min(left, LOOK_EVERY * random.uniform(0.86, 1.14))
+                if name.next_at is not None:
+                    pause = min(pause, (name.next_at - now) / 1e6 + SPREAD * name.others * random.random())
+                if await name.signal.wait(pause) or loop.time() >= deadline:
+                    return
+                if name.next_at is not None and name.next_at <= self._database.now():
+                    name.seen = None
+        finally:
+            if name is not None:
+                self._keep(name)
+
+    async def _name_for_work(self, topics: tuple[str, ...], queues: str) -> tuple[_Name, bool]:
+        name = _Name(topics)
+        there = await self._write_down(name, partial(_register_for_work, name, self._port(), queues))
+        if there:
+            # It was not written down.
+            name.signal.fired = True
+        return name, there
+
+    async def _write_down(self, name: _Name, job: Job[T]) -> T:
+        self._database.bell.add(name.signal)
+        try:
+            return await self._database.write(job)
+        except BaseException:
+            self._strike(name)
+            raise
+
+    def _look_for_work(self, name: _Name, queues: str) -> bool:
+        def look(connection: sqlite3.Connection) -> bool:
+            version: int = connection.execute("PRAGMA data_version").fetchone()[0]
+            if version == name.seen:
+                return False
+            there, *times = connection.execute(
+                self._database.sql["waiting.prospects"], {"queues": queues, "now": self._database.now()}
+            ).fetchone()
+            name.seen, name.next_at = version, _earliest(times)
+            return bool(there)
+
+        return self._database.quick.read(look)
+
+    # Ends
+
+    async def for_end(self, ids: Sequence[str], timeout: float) -> set[str]:
+        """See :meth:`~omniq.storage.Storage.wait_finished`."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
+        wanted = json.dumps(list(ids))
+        ended = self._ended(ids, wanted)
+        if ended or timeout <= 0 or not ids:
+            return ended
+        topics = tuple(f"t:{task_id}" for task_id in dict.fromkeys(ids))
+        name: _Name | None = None
+        try:
+            while True:
+                if name is None or loop.time() >= name.until:
+                    if name is not None:
+                        self._strike(name)
+                    name = _Name(topics)
+                    live = await self._write_down(name, partial(_register_for_end, name, self._port(), wanted))
+                    if ended := set(ids).difference(live):
+                        return ended
+                await name.signal.wait(min(deadline - loop.time(), LOOK_EVERY * random.uniform(0.86, 1.14)))
+                if (ended := self._ended(ids, wanted)) or loop.time() >= deadline:
+                    return ended
+                if name.signal.fired:
+                    # Woken, yet all of them live: somebody made the ended one ready again.
+                    self._database.bell.discard(name.signal)
+                    name = None
+        finally:
+            if name is not None:
+                self._strike(name)
+
+    def _ended(self, ids: Sequence[str], wanted: str) -> set[str]:
+        statement = self._database.sql["waiting.live"]
+        live = self._database.quick.read(lambda c: json.loads(c.execute(statement, (wanted,)).fetchone()[0]))
+        return set(ids).difference(live)
+
+    def _port(self) -> int:
+        if self._inbox is None:
+            self._inbox = Inbox(self._database.bell)
+        return self._inbox.port
+
+
+def _earliest(times: Sequence[int | None]) -> int | None:
+    return min((at for at in times if at is not None), default=None)
+
+
+def _register(name: _Name, port: int, tx: Transaction) -> None:
+    until = tx.now + int(NAMED_FOR * 1e6)
+    tx.run("upkeep.dead_waiters", tx.now)
+    tx.batch("waiting.register", [(topic, name.signal.token, port, until) for topic in name.topics])
+
+
+def _register_for_work(name: _Name, port: int, queues: str, tx: Transaction) -> bool:
+    tx.fold()
+    there, *times = tx.execute(tx.sql["waiting.prospects"], {"queues": queues, "now": tx.now}).fetchone()
+    name.next_at = _earliest(times)
+    if not there:
+        _register(name, port, tx)
+        name.others = (tx.one("waiting.others", name.topics[0]) or (0,))[0]
+    return bool(there)
+
+
+def _register_for_end(name: _Name, port: int, wanted: str, tx: Transaction) -> list[str]:
+    live: list[str] = tx.value("waiting.live", wanted)
+    if len(live) == len(name.topics):
+        _register(name, port, tx)
+    return live
+
+
+def _unregister(token: int, tx: Transaction) -> None:
+    tx.run("waiting.unregister", token)
