@@ -1,0 +1,189 @@
+"""OmniQ: a task queue that runs real work on the store you already have.
+
+Every public name is here. Each is imported when it is first used, so that ``import omniq`` costs next to nothing: a
+process that only enqueues never loads the worker, and a plugin that only needs ``omniq.hookimpl`` loads neither.
+"""
+
+# Under private names: whatever is public here is OmniQ's.
+import importlib as _importlib
+import typing as _typing
+
+if _typing.TYPE_CHECKING:
+    from omniq.context import CurrentTask as CurrentTask
+    from omniq.context import current_task as current_task
+    from omniq.errors import ConfigurationError as ConfigurationError
+    from omniq.errors import CorruptRecord as CorruptRecord
+    from omniq.errors import InvalidTrigger as InvalidTrigger
+    from omniq.errors import OmniQError as OmniQError
+    from omniq.errors import PayloadRejected as PayloadRejected
+    from omniq.errors import PayloadTooLarge as PayloadTooLarge
+    from omniq.errors import PluginConflict as PluginConflict
+    from omniq.errors import ResultTimeout as ResultTimeout
+    from omniq.errors import ScheduleNotFound as ScheduleNotFound
+    from omniq.errors import SchemaMismatch as SchemaMismatch
+    from omniq.errors import SerializationError as SerializationError
+    from omniq.errors import StorageError as StorageError
+    from omniq.errors import StorageUnavailable as StorageUnavailable
+    from omniq.errors import TaskCancelled as TaskCancelled
+    from omniq.errors import TaskFailed as TaskFailed
+    from omniq.errors import TaskNotFound as TaskNotFound
+    from omniq.errors import TaskTimeout as TaskTimeout
+    from omniq.errors import UnknownPlugin as UnknownPlugin
+    from omniq.errors import UnknownScheme as UnknownScheme
+    from omniq.errors import UnknownTask as UnknownTask
+    from omniq.errors import WorkerLost as WorkerLost
+    from omniq.functions import AsyncTaskFunction as AsyncTaskFunction
+    from omniq.functions import TaskCall as TaskCall
+    from omniq.functions import TaskFunction as TaskFunction
+    from omniq.handle import TaskHandle as TaskHandle
+    from omniq.hookspecs import hookimpl as hookimpl
+    from omniq.hookspecs import hookspec as hookspec
+    from omniq.queue import TaskQueue as TaskQueue
+    from omniq.retry import Exponential as Exponential
+    from omniq.retry import Fixed as Fixed
+    from omniq.retry import Linear as Linear
+    from omniq.retry import RetryPolicy as RetryPolicy
+    from omniq.schedule import Misfire as Misfire
+    from omniq.schedule import Overlap as Overlap
+    from omniq.schedule import Schedule as Schedule
+    from omniq.schedule import Trigger as Trigger
+    from omniq.storage import QueueStats as QueueStats
+    from omniq.task import Progress as Progress
+    from omniq.task import Task as Task
+    from omniq.task import TaskError as TaskError
+    from omniq.task import TaskState as TaskState
+    from omniq.triggers import At as At
+    from omniq.triggers import Cron as Cron
+    from omniq.triggers import Every as Every
+    from omniq.worker import Worker as Worker
+
+_HOMES = {
+    "omniq.context": (
+        "CurrentTask",
+        "current_task",
+    ),
+    "omniq.errors": (
+        "ConfigurationError",
+        "CorruptRecord",
+        "InvalidTrigger",
+        "OmniQError",
+        "PayloadRejected",
+        "PayloadTooLarge",
+        "PluginConflict",
+        "ResultTimeout",
+        "ScheduleNotFound",
+        "SchemaMismatch",
+        "SerializationError",
+        "StorageError",
+        "StorageUnavailable",
+        "TaskCancelled",
+        "TaskFailed",
+        "TaskNotFound",
+        "TaskTimeout",
+        "UnknownPlugin",
+        "UnknownScheme",
+        "UnknownTask",
+        "WorkerLost",
+    ),
+    "omniq.functions": (
+        "AsyncTaskFunction",
+        "TaskCall",
+        "TaskFunction",
+    ),
+    "omniq.handle": ("TaskHandle",),
+    "omniq.hookspecs": (
+        "hookimpl",
+        "hookspec",
+    ),
+    "omniq.queue": ("TaskQueue",),
+    "omniq.retry": (
+        "Exponential",
+        "Fixed",
+        "Linear",
+        "RetryPolicy",
+    ),
+    "omniq.schedule": (
+        "Misfire",
+        "Overlap",
+        "Schedule",
+        "Trigger",
+    ),
+    "omniq.storage": ("QueueStats",),
+    "omniq.task": (
+        "Progress",
+        "Task",
+        "TaskError",
+        "TaskState",
+    ),
+    "omniq.triggers": (
+        "At",
+        "Cron",
+        "Every",
+    ),
+    "omniq.worker": ("Worker",),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "AsyncTaskFunction",
+    "At",
+    "ConfigurationError",
+    "CorruptRecord",
+    "Cron",
+    "CurrentTask",
+    "Every",
+    "Exponential",
+    "Fixed",
+    "InvalidTrigger",
+    "Linear",
+    "Misfire",
+    "OmniQError",
+    "Overlap",
+    "PayloadRejected",
+    "PayloadTooLarge",
+    "PluginConflict",
+    "Progress",
+    "QueueStats",
+    "ResultTimeout",
+    "RetryPolicy",
+    "Schedule",
+    "ScheduleNotFound",
+    "SchemaMismatch",
+    "SerializationError",
+    "StorageError",
+    "StorageUnavailable",
+    "Task",
+    "TaskCall",
+    "TaskCancelled",
+    "TaskError",
+    "TaskFailed",
+    "TaskFunction",
+    "TaskHandle",
+    "TaskNotFound",
+    "TaskQueue",
+    "TaskState",
+    "TaskTimeout",
+    "Trigger",
+    "UnknownPlugin",
+    "UnknownScheme",
+    "UnknownTask",
+    "Worker",
+    "WorkerLost",
+    "current_task",
+    "hookimpl",
+    "hookspec",
+]
+
+
+def __getattr__(name: str) -> _typing.Any:
+    try:
+        home = _HOME_OF[name]
+    except KeyError:
+        raise AttributeError(f"module 'omniq' has no attribute {name!r}") from None
+    value = getattr(_importlib.import_module(home), name)
+    globals()[name] = value  # the next use finds it without this detour
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

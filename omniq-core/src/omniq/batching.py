@@ -1,0 +1,100 @@
+"""Group commit: many callers, few round trips, no timer.
+
+The first item goes out at once. While its round trip is under way others gather, and leave together when it returns.
+Each caller hears of its own item only when the store has answered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Generic, TypeAlias, TypeVar
+
+from omniq.errors import StorageUnavailable
+
+__all__ = ["Answer", "Batcher"]
+
+T = TypeVar("T")
+R = TypeVar("R")
+Answer: TypeAlias = Callable[[R | None, BaseException | None], None]
+"""Called on the loop with what the store answered to an item, or with the error that kept it from answering."""
+
+
+class Batcher(Generic[T, R]):
+    """Sends items in batches, one batch at a time. Belongs to one event loop.
+
+    :param send: sends a batch; gives one answer for each item, in order. Must be idempotent for each item: if a batch
+        of several fails for any reason but an unavailable store, its items are sent again one by one, so that a bad
+        one fails alone.
+    :param limit: the most items in one batch.
+    """
+
+    def __init__(self, send: Callable[[Sequence[T]], Awaitable[Sequence[R]]], *, limit: int = 500) -> None:
+        self._send = send
+        self._limit = limit
+        self._gathered: list[tuple[T, Answer[R]]] = []
+        self._sender: asyncio.Task[None] | None = None
+
+    def put(self, item: T, answer: Answer[R]) -> None:
+        """Hand over an item.
+
+        :param answer: called once, when the store has answered; must not raise.
+        """
+        self._gathered.append((item, answer))
+        if self._sender is None:
+            self._sender = asyncio.get_running_loop().create_task(self._send_all())
+
+    def submit(self, item: T) -> asyncio.Future[R]:
+        """Hand over an item.
+
+        :return: a future of its answer; it raises what ``send`` raised.
+        """
+        future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
+
+        def answer(result: R | None, error: BaseException | None) -> None:
+            # A caller that was cancelled meanwhile no longer listens; its item is stored all the same.
+            if future.done():
+                return
+            if error is not None:
+                future.set_exception(error)
+            else:
+                future.set_result(result)  # type: ignore[arg-type]  # R itself may be Optional; without an error it is R
+
+        self.put(item, answer)
+        return future
+
+    async def drain(self) -> None:
+        """Return when everything handed over so far has been answered."""
+        while self._sender is not None:
+            await asyncio.wait([self._sender])
+
+    async def _send_all(self) -> None:
+        try:
+            while self._gathered:
+                batch, self._gathered = self._gathered[: self._limit], self._gathered[self._limit :]
+                await self._send_batch(batch)
+        finally:
+            self._sender = None
+
+    async def _send_batch(self, batch: Sequence[tuple[T, Answer[R]]]) -> None:
+        try:
+            answers = await self._send([item for item, _ in batch])
+        except asyncio.CancelledError as error:
+            _reject(batch, error)
+            raise
+        except StorageUnavailable as error:
+            _reject(batch, error)
+        except Exception as error:
+            if len(batch) == 1:
+                _reject(batch, error)
+                return
+            for entry in batch:
+                await self._send_batch([entry])
+        else:
+            for (_, answer), result in zip(batch, answers, strict=True):
+                answer(result, None)
+
+
+def _reject(batch: Sequence[tuple[T, Answer[R]]], error: BaseException) -> None:
+    for _, answer in batch:
+        answer(None, error)

@@ -1,0 +1,137 @@
+"""The command line: ``omniq worker``, ``omniq enqueue``, ``omniq stats`` and so on.
+
+Each command, or group of commands, is one module named in :data:`COMMANDS`; only the one that was asked for is
+imported. It has two functions: ``configure(parser)`` adds its arguments, ``run(options)`` does the work and returns the
+exit code.
+
+Exit codes: 0 done, 1 the operation failed, 2 wrong usage; 130 after Ctrl-C, 141 where the reader of the output has
+gone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Protocol, cast
+
+from omniq.cli.arguments import Parser, add_verbose
+from omniq.cli.failures import report, suggestion
+
+__all__ = ["COMMANDS", "Command", "main"]
+
+COMMANDS = {
+    "worker": ("omniq.cli.worker", "run tasks until told to stop"),
+    "enqueue": ("omniq.cli.enqueue", "hand over one task"),
+    "stats": ("omniq.cli.stats", "show every queue in numbers"),
+    "plugins": ("omniq.cli.plugins", "show which plugins are installed"),
+    "demo": ("omniq.demo.command", "see two workers do real work, and one of them killed"),
+}
+"""Name → module and summary."""
+
+INTERRUPTED = 130
+READER_GONE = 141
+
+_EPILOG = """\
+APP names the TaskQueue of your program as module:attribute: for `queue = TaskQueue(…)`
+in shop/tasks.py write shop.tasks:queue. It is imported from the current folder.
+
+examples:
+  omniq worker shop.tasks:queue                  run its tasks
+  omniq enqueue shop.tasks:queue resize '"a.png"'  hand one over
+  omniq stats shop.tasks:queue --watch           see how it goes
+  omniq demo                                     see it at work first
+
+`omniq COMMAND --help` tells more of each.
+"""
+
+
+class Command(Protocol):
+    """What the module of a command has."""
+
+    def configure(self, parser: argparse.ArgumentParser) -> None:
+        """Add the command's arguments."""
+
+    def run(self, options: argparse.Namespace) -> int:
+        """Do what was asked.
+
+        :return: the exit code.
+        :raises OmniQError: if it could not be done; its text is shown.
+        """
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    :param argv: the arguments after the program's name; None: those of this process.
+    :return: the exit code.
+    """
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    verbose = False
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A name that the terminal's encoding does not have must not end the command.
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        try:
+            options = _parse(arguments)
+            verbose = options.verbose
+            command = cast("Command", import_module(COMMANDS[options.command][0]))
+            return command.run(options)
+        finally:
+            sys.stdout.flush()
+    except SystemExit as ended:  # --help and --version, of argparse
+        return ended.code if isinstance(ended.code, int) else 0
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        _silence_stdout()
+        return READER_GONE
+    except Exception as error:
+        return report(error, verbose=verbose)
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    parser = Parser(prog="omniq", description="OmniQ: a task queue on the store you already have.", epilog=_EPILOG)
+    parser.add_argument("--version", action=_Version, help="show the version and exit")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, title="commands")
+    asked = next((argument for argument in arguments if not argument.startswith("-")), None)
+    parsers: dict[str, argparse.ArgumentParser] = {}
+    for name, (module, summary) in COMMANDS.items():
+        about = f"{summary[0].upper()}{summary[1:]}."
+        parsers[name] = subparser = commands.add_parser(name, help=summary, description=about, prog=f"omniq {name}")
+        if name == asked:
+            cast("Command", import_module(module)).configure(subparser)
+            add_verbose(subparser)
+    if asked is None and not arguments:
+        parser.print_help(sys.stderr)
+        raise SystemExit(2)
+    if asked is not None and asked not in COMMANDS:
+        parser.error(f"there is no command {asked!r}{suggestion(asked, COMMANDS)}")
+    options, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        parsers[options.command].error(f"{unknown[0]!r} is one argument too many, or an option that does not exist")
+    return options
+
+
+class _Version(argparse.Action):
+    def __init__(self, option_strings: Sequence[str], dest: str, help: str | None = None) -> None:  # noqa: A002  # argparse's own name
+        super().__init__(option_strings, dest, nargs=0, help=help)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from importlib.metadata import version
+
+        print(f"omniq {version('omniq-core')} (Python {sys.version.split()[0]})")
+        parser.exit()
+
+
+def _silence_stdout() -> None:
+    # Python flushes stdout once more at its end, into the pipe that is closed.
+    try:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
+    except (OSError, ValueError):
+        return

@@ -1,0 +1,120 @@
+"""From what stands on the command line, ``module:attribute`` or a URL, to a TaskQueue."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+from types import ModuleType
+
+from omniq.cli.failures import UsageError, suggestion
+from omniq.errors import ConfigurationError
+from omniq.queue import TaskQueue
+from omniq.storage import Capability
+
+__all__ = ["is_shared", "load_queue", "load_queue_or_url", "require_shared"]
+
+
+def load_queue_or_url(text: str) -> TaskQueue:
+    """Give the queue of an application, or one on the store of a URL.
+
+    :raises UsageError: if it is neither.
+    :raises ConfigurationError: if the URL cannot be used.
+    """
+    return TaskQueue(text) if "://" in text else load_queue(text)
+
+
+def load_queue(app: str) -> TaskQueue:
+    """Import ``module:attribute``, with the current folder on the path, and give the TaskQueue that it names.
+
+    :raises UsageError: if there is none; the message says what is there.
+    :raises ConfigurationError: if the queue's URL or options cannot be used.
+    """
+    name, colon, attribute = app.partition(":")
+    if "://" in app:
+        raise UsageError(f"{app!r} is the URL of a store; name your TaskQueue as module:attribute")
+    if os.sep in name or name.endswith(".py"):
+        name = name.removesuffix(".py").strip("./").replace(os.sep, ".")
+        raise UsageError(f"{app!r} is not module:attribute; try {name}:{attribute or 'queue'}")
+    if not name or not all(part.isidentifier() for part in name.split(".")):
+        raise UsageError(f"{app!r} is not module:attribute, such as shop.tasks:queue")
+    module = _import(name)
+    if not colon or not attribute:
+        raise UsageError(f"{app!r} names no attribute{_queues_in(module)}; write {name}:ATTRIBUTE")
+    return _find(module, attribute)
+
+
+def _import(name: str) -> ModuleType:
+    folder = os.getcwd()
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    try:
+        return importlib.import_module(name)
+    except ConfigurationError:
+        raise
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            raise UsageError(_broken(name, error)) from error
+        raise UsageError(
+            f"there is no module {error.name!r}; "
+            f"it is looked for in the current folder ({folder}) and among the installed packages"
+        ) from error
+    except (Exception, SystemExit) as error:
+        raise UsageError(_broken(name, error)) from error
+
+
+def _broken(name: str, error: BaseException) -> str:
+    ours = (__file__, importlib.__file__)
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename not in ours]
+    known = [frame for frame in frames if not frame.filename.startswith("<")]
+    # A SyntaxError names its place itself: no frame of the module was ever begun.
+    place = f" ({known[-1].filename}, line {known[-1].lineno})" if known else ""
+    return f"importing {name} failed: {type(error).__name__}: {error}{place}"
+
+
+def _find(module: ModuleType, attribute: str) -> TaskQueue:
+    found: object = module
+    for part in attribute.split("."):
+        try:
+            found = getattr(found, part)
+        except AttributeError:
+            close = suggestion(part, _names_of_queues(module))
+            raise UsageError(
+                f"module {module.__name__} has no attribute {attribute!r}{close or _queues_in(module)}"
+            ) from None
+    if not isinstance(found, TaskQueue):
+        raise UsageError(
+            f"{module.__name__}:{attribute} is not a TaskQueue but a {type(found).__name__}{_queues_in(module)}"
+        )
+    return found
+
+
+def _names_of_queues(module: ModuleType) -> list[str]:
+    return [name for name, value in vars(module).items() if isinstance(value, TaskQueue)]
+
+
+def _queues_in(module: ModuleType) -> str:
+    names = _names_of_queues(module)
+    if not names:
+        return f"; there is no TaskQueue in {module.__name__}"
+    if len(names) == 1:
+        return f"; the TaskQueue there is {names[0]}"
+    return f"; the TaskQueues there are {', '.join(names)}"
+
+
+def is_shared(queue: TaskQueue) -> bool:
+    """Whether other processes see what this one stores."""
+    return Capability.SHARED_BETWEEN_PROCESSES in queue.connections.sibling().capabilities
+
+
+def require_shared(queue: TaskQueue) -> None:
+    """Refuse a store that lives and dies with this process.
+
+    :raises UsageError: if the queue's store is one.
+    """
+    if not is_shared(queue):
+        raise UsageError(
+            f"{queue.url} lives inside one process, and a command is a process of its own; "
+            "use a store that processes share, such as sqlite:///jobs.db"
+        )

@@ -1,0 +1,72 @@
+"""What several commands take, and how wrong arguments are answered: in one line."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from typing import Any, NoReturn
+
+from omniq.cli.failures import UsageError
+
+__all__ = ["Parser", "add_app", "add_json", "add_verbose", "count", "describe", "seconds"]
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that raises :class:`~omniq.cli.failures.UsageError` instead of printing and leaving."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **options)
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (see {self.prog} --help)")
+
+
+def describe(parser: argparse.ArgumentParser, description: str, examples: str) -> None:
+    """Give a command the text of its help.
+
+    :param description: what it does, in a sentence or two.
+    :param examples: lines to type, shown at the end.
+    """
+    parser.description = description
+    indented = "\n".join(f"  {line}" for line in examples.splitlines())
+    parser.epilog = f"examples:\n{indented}"
+
+
+def add_app(parser: argparse.ArgumentParser, *, or_url: bool = False) -> None:
+    """Take the application, or the URL of its store, as the first argument."""
+    text = "your TaskQueue as module:attribute, such as shop.tasks:queue"
+    if or_url:
+        text += ", or the URL of a store, such as sqlite:///jobs.db"
+    parser.add_argument("app", metavar="APP|URL" if or_url else "APP", help=text)
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """Take ``--json``."""
+    parser.add_argument("--json", action="store_true", help="print JSON instead of text for people")
+
+
+def add_verbose(parser: argparse.ArgumentParser) -> None:
+    """Take ``-v``."""
+    parser.add_argument("-v", "--verbose", action="store_true", help="say more: debug messages, tracebacks of errors")
+
+
+def seconds(text: str) -> float:
+    """Read a duration in seconds: a number, zero or more."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value) or value < 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds, zero or more")
+    return value
+
+
+def count(text: str) -> int:
+    """Read a whole number of 1 or more."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
+    return value

@@ -1,0 +1,48 @@
+"""How the command line fails: one clear line on stderr that names the mend, and an exit code for scripts."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+import traceback
+from collections.abc import Iterable
+
+from omniq.errors import ConfigurationError, OmniQError
+
+__all__ = ["FAILED", "WRONG_USAGE", "OperationFailed", "UsageError", "report", "suggestion"]
+
+FAILED = 1
+WRONG_USAGE = 2
+
+
+class UsageError(OmniQError):
+    """What was typed cannot be done, whatever the state of the store."""
+
+
+class OperationFailed(OmniQError):
+    """What was typed makes sense, and did not succeed."""
+
+
+def report(error: Exception, *, verbose: bool) -> int:
+    """Say on stderr what went wrong.
+
+    :param verbose: whether to show the traceback as well.
+    :return: the exit code.
+    """
+    if verbose:
+        traceback.print_exception(error)
+    print(f"omniq: error: {_text(error)}", file=sys.stderr)
+    return WRONG_USAGE if isinstance(error, (UsageError, ConfigurationError)) else FAILED
+
+
+def _text(error: Exception) -> str:
+    if isinstance(error, OmniQError):
+        return " ".join(str(error).split("\n"))
+    # Nobody foresaw this one, so its text alone may say little.
+    return f"{type(error).__name__}: {error} (type -v to see where)"
+
+
+def suggestion(given: str, known: Iterable[str]) -> str:
+    """Give ``; did you mean …?`` where something known looks like what was typed, else nothing."""
+    close = difflib.get_close_matches(given, list(known), n=1)
+    return f"; did you mean {close[0]}?" if close else ""

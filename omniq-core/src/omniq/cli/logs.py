@@ -1,0 +1,62 @@
+"""Logging as the command line sets it up: readable lines on stderr. The library itself never does that."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+from collections.abc import Iterator
+
+from omniq.context import running
+
+__all__ = ["LineFormatter", "logging_to_stderr"]
+
+
+class LineFormatter(logging.Formatter):
+    """Time, level, logger and message; the task at the end where the message does not name it.
+
+    :param with_process: whether to show the process id, for several processes that write to one place.
+    """
+
+    def __init__(self, *, with_process: bool = False) -> None:
+        process = "[%(process)d] " if with_process else ""
+        super().__init__(f"%(asctime)s %(levelname)-7s {process}%(name)s: %(message)s")
+        self.default_msec_format = "%s.%03d"
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # logging's own name
+        line = super().formatMessage(record)
+        task_id = getattr(record, "task_id", None)
+        if task_id is None or task_id in record.message:
+            return line
+        return f"{line} [task {task_id} {getattr(record, 'task_name', '')}]"
+
+
+def _note_task(record: logging.LogRecord) -> bool:
+    # What a task logs itself, or a library in its name, carries the task too.
+    task = running.get(None)
+    if task is not None and not hasattr(record, "task_id"):
+        record.task_id = task.id
+        record.task_name = task.name
+        record.task_queue = task.queue
+    return True
+
+
+@contextlib.contextmanager
+def logging_to_stderr(level: int, *, with_process: bool = False) -> Iterator[None]:
+    """Show log records on stderr while a command runs.
+
+    :param level: the lowest level to show.
+    :param with_process: whether each line names its process.
+    """
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(LineFormatter(with_process=with_process))
+    handler.addFilter(_note_task)
+    root = logging.getLogger()
+    before = root.level
+    root.addHandler(handler)
+    root.setLevel(level)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        root.setLevel(before)

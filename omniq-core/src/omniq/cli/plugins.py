@@ -1,0 +1,76 @@
+"""``omniq plugins``: what was found, what it brings, and what is wrong with it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from omniq.cli.arguments import add_json, describe
+from omniq.cli.terminal import Screen
+from omniq.plugins import Plugin, Plugins, default_plugins
+
+__all__ = ["as_json", "configure", "run"]
+
+_PLURALS = {"retry policy": "retry policies"}
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    describe(
+        parser,
+        "Show every installed plugin with its distribution, version and what it brings. Exit code 1 if one is\n"
+        "broken, or if two claim one name.",
+        "omniq plugins\nomniq plugins --json",
+    )
+    add_json(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Show the plugins."""
+    # What discovery warns of stands in the table.
+    logging.getLogger("omniq.plugins").setLevel(logging.ERROR)
+    plugins = default_plugins()
+    screen = Screen()
+    if options.json:
+        screen.say(json.dumps(as_json(plugins), indent=2))
+    else:
+        for line in _as_text(plugins, screen):
+            screen.say(line)
+    return 1 if plugins.conflicts or any(plugin.problem for plugin in plugins.found) else 0
+
+
+def as_json(plugins: Plugins) -> dict[str, Any]:
+    """Give the plugins as what ``--json`` prints."""
+    found = [
+        {
+            "name": plugin.name,
+            "distribution": plugin.distribution,
+            "version": plugin.version,
+            "provides": {kind: list(names) for kind, names in plugin.provides.items()},
+            "problem": plugin.problem,
+        }
+        for plugin in plugins.found
+    ]
+    return {"plugins": found, "conflicts": list(plugins.conflicts)}
+
+
+def _as_text(plugins: Plugins, screen: Screen) -> list[str]:
+    lines: list[str] = []
+    for plugin in plugins.found:
+        title = f"{plugin.distribution} {plugin.version}".rstrip()
+        name = "" if plugin.name == "omniq" else f"  ({plugin.name})"
+        lines += [screen.styled(title, "bold") + name, *_details(plugin, screen), ""]
+    lines += [screen.styled(f"conflict: {conflict}", "red") for conflict in plugins.conflicts]
+    return lines if plugins.conflicts else lines[:-1]
+
+
+def _details(plugin: Plugin, screen: Screen) -> Sequence[str]:
+    if plugin.problem:
+        return [screen.styled(f"  broken: {plugin.problem}", "red")]
+    provided = [
+        f"  {_PLURALS.get(kind, f'{kind}s'):<15} {', '.join(names)}" for kind, names in plugin.provides.items() if names
+    ]
+    return provided or [screen.styled("  listens to events only", "dim")]

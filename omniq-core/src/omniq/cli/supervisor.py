@@ -1,0 +1,136 @@
+"""``omniq worker --processes N``: keeps N worker processes running until it is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import time
+from collections.abc import Callable, Sequence
+
+from omniq.cli.lifeline import Lifeline
+
+__all__ = ["Supervisor", "how_it_ended"]
+
+_log = logging.getLogger("omniq.supervisor")
+
+FIRST_PAUSE = 0.5
+"""Seconds before a process that died is started again; twice as long after each further death, up to LONGEST_PAUSE."""
+LONGEST_PAUSE = 30.0
+LONG_ENOUGH = 10.0
+"""A process that lived for so many seconds was well: its death counts as a first one again."""
+PATIENCE = 10.0
+"""Seconds beyond what was granted until a process that does not end is killed."""
+
+ORDERLY = frozenset({0, 130, -signal.SIGTERM, -signal.SIGINT})
+"""Exit codes of a process that was told to stop. By the signal itself: it had not begun to work."""
+
+
+def how_it_ended(code: int) -> str:
+    """Say in words what an exit code of a subprocess means."""
+    if code >= 0:
+        return f"ended with exit code {code}"
+    try:
+        return f"was killed by {signal.Signals(-code).name}"
+    except ValueError:
+        return f"was killed by signal {-code}"
+
+
+class Supervisor:
+    """Starts worker processes and starts them again when they die.
+
+    :param command: gives what to run, from the file descriptor by which a child learns that its parent has ended.
+    :param processes: how many.
+    :param grace: seconds that a process may take to stop.
+    """
+
+    def __init__(self, command: Callable[[int], Sequence[str]], *, processes: int, grace: float) -> None:
+        self._command = command
+        self._count = processes
+        self._grace = grace
+        self._running: dict[int, asyncio.subprocess.Process] = {}
+        self._stopping = asyncio.Event()
+        self._signal = signal.SIGTERM
+
+    async def run(self) -> int:
+        """Work until SIGTERM or SIGINT has come and every process has ended. A second signal stops them at once.
+
+        :return: the exit code: 0 if all ended in order.
+        """
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_signal, number)
+        lifeline = Lifeline()
+        try:
+            codes = await asyncio.gather(*(self._keep(slot + 1, lifeline) for slot in range(self._count)))
+        finally:
+            lifeline.close()
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.remove_signal_handler(number)
+        _log.info("all worker processes have ended")
+        return 0 if all(code in ORDERLY for code in codes) else 1
+
+    async def _keep(self, slot: int, lifeline: Lifeline) -> int:
+        pause = FIRST_PAUSE
+        code = 0
+        while not self._stopping.is_set():
+            began = time.monotonic()
+            code = await self._run_once(slot, lifeline)
+            if self._stopping.is_set():
+                break
+            if time.monotonic() - began >= LONG_ENOUGH:
+                pause = FIRST_PAUSE
+            _log.warning("worker process %d %s; another one starts in %.1f s", slot, how_it_ended(code), pause)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), pause)
+            pause = min(pause * 2, LONGEST_PAUSE)
+            code = 0
+        return code
+
+    async def _run_once(self, slot: int, lifeline: Lifeline) -> int:
+        try:
+            process = await self._start(lifeline)
+        except OSError as error:  # no memory, too many processes: that may pass
+            _log.error("worker process %d could not be started: %s", slot, error)
+            return 1
+        self._running[slot] = process
+        _log.info("worker process %d started (pid %d)", slot, process.pid)
+        if self._stopping.is_set():
+            self._send(process, self._signal)
+        code = await process.wait()
+        del self._running[slot]
+        if self._stopping.is_set():
+            level = logging.INFO if code in ORDERLY else logging.ERROR
+            _log.log(level, "worker process %d (pid %d) %s", slot, process.pid, how_it_ended(code))
+        return code
+
+    async def _start(self, lifeline: Lifeline) -> asyncio.subprocess.Process:
+        # In a process group of its own: Ctrl-C at the terminal comes from us alone, or it would count twice.
+        return await asyncio.create_subprocess_exec(
+            *self._command(lifeline.child_end),
+            stdin=asyncio.subprocess.DEVNULL,
+            pass_fds=(lifeline.child_end,),
+            process_group=0,
+        )
+
+    def _on_signal(self, number: int) -> None:
+        again = self._stopping.is_set()
+        self._stopping.set()
+        self._signal = signal.Signals(number)
+        what = "stopping them at once" if again else f"they finish what they run, for {self._grace:g} s at most"
+        _log.info("%s: passed on to %d worker processes; %s", self._signal.name, len(self._running), what)
+        for process in self._running.values():
+            self._send(process, number)
+        patience = PATIENCE if again else self._grace + PATIENCE
+        asyncio.get_running_loop().call_later(patience, self._kill_all)
+
+    def _kill_all(self) -> None:
+        for slot, process in self._running.items():
+            _log.error("worker process %d (pid %d) does not stop; killing it", slot, process.pid)
+            self._send(process, signal.SIGKILL)
+
+    @staticmethod
+    def _send(process: asyncio.subprocess.Process, number: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            process.send_signal(number)

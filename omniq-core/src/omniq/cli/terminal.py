@@ -1,0 +1,145 @@
+"""Writing for people: colours and redrawing on a terminal, plain lines everywhere else."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from typing import TextIO
+
+__all__ = ["Screen", "human_duration", "table"]
+
+_ESCAPE = re.compile(r"\x1b\[[0-9;]*m")
+_STYLES = {"bold": 1, "dim": 2, "red": 31, "green": 32, "yellow": 33, "blue": 34, "cyan": 36}
+
+
+class Screen:
+    """An output that may be a terminal: then the last lines can be redrawn in place, and text can have a colour.
+
+    :param stream: where to write; None: stdout.
+    """
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = sys.stdout if stream is None else stream
+        self.is_terminal = self._stream.isatty() and os.environ.get("TERM") != "dumb"
+        self._colours = self.is_terminal and not os.environ.get("NO_COLOR")
+        self._drawn = 0
+
+    @property
+    def width(self) -> int:
+        """How many characters fit into a line."""
+        return self._size().columns if self.is_terminal else 100
+
+    def _size(self) -> os.terminal_size:
+        try:
+            size = os.get_terminal_size(self._stream.fileno())
+        except (OSError, ValueError):
+            return os.terminal_size((80, 24))
+        # Some terminals, such as serial lines, say that they have no size.
+        return size if size.columns and size.lines else os.terminal_size((80, 24))
+
+    def can_show(self, text: str) -> bool:
+        """Whether the output's encoding has these characters."""
+        try:
+            text.encode(self._stream.encoding or "ascii")
+        except (UnicodeEncodeError, LookupError):
+            return False
+        return True
+
+    def styled(self, text: str, *styles: str) -> str:
+        """Give the text with colours, or as it is where there are none."""
+        if not self._colours or not styles or not text:
+            return text
+        codes = ";".join(str(_STYLES[style]) for style in styles)
+        return f"\x1b[{codes}m{text}\x1b[0m"
+
+    def say(self, line: str = "") -> None:
+        """Write a line that stays, above what is redrawn."""
+        self._write(self._erase() + line + "\n")
+
+    def draw(self, lines: Sequence[str]) -> None:
+        """Write lines in the place of those drawn before. Where there is no terminal they simply follow."""
+        if not self.is_terminal:
+            self._write("".join(f"{line}\n" for line in lines))
+            return
+        size = self._size()
+        # A line that wraps, or one that scrolls away, could not be erased again.
+        shown = [_clip(line, size.columns) for line in lines[: size.lines - 1]]
+        erase = self._erase()
+        self._drawn = len(shown)
+        self._write(erase + "".join(f"{line}\n" for line in shown))
+
+    def erase(self) -> None:
+        """Remove what was drawn."""
+        self._write(self._erase())
+
+    def keep(self) -> None:
+        """Leave what was drawn where it is."""
+        self._drawn = 0
+
+    @contextlib.contextmanager
+    def redrawing(self) -> Iterator[None]:
+        """Hide the cursor meanwhile: it would flicker through what is redrawn."""
+        if not self.is_terminal:
+            yield
+            return
+        self._write("\x1b[?25l")
+        try:
+            yield
+        finally:
+            self.keep()
+            self._write("\x1b[?25h")
+
+    def _erase(self) -> str:
+        drawn, self._drawn = self._drawn, 0
+        return f"\x1b[{drawn}F\x1b[J" if drawn else ""
+
+    def _write(self, text: str) -> None:
+        if text:
+            self._stream.write(text)
+            self._stream.flush()
+
+
+def _clip(line: str, width: int) -> str:
+    if len(_ESCAPE.sub("", line)) <= width:
+        return line
+    kept: list[str] = []
+    left = width - 1
+    position = 0
+    for escape in [*_ESCAPE.finditer(line), None]:
+        text = line[position : escape.start() if escape else len(line)]
+        kept.append(text[:left])
+        left -= min(len(text), left)
+        if escape is not None:
+            kept.append(escape.group())
+            position = escape.end()
+    return "".join(kept) + "…"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> list[str]:
+    """Give a table's lines, the header first.
+
+    :param left: how many of the first columns are aligned to the left; the others are numbers.
+    """
+    widths = [max(len(cell) for cell in column) for column in zip(header, *rows, strict=True)]
+    return [
+        "  ".join(
+            cell.ljust(width) if index < left else cell.rjust(width)
+            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in [header, *rows]
+    ]
+
+
+def human_duration(seconds: float) -> str:
+    """Give a duration as people say it: ``0.3 s``, ``42 s``, ``3 min 20 s``, ``5 h 2 min``, ``12 d 4 h``."""
+    if seconds < 9.95:
+        return f"{max(seconds, 0.0):.1f} s"
+    whole = round(seconds)
+    for size, unit, smaller_size, smaller in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
+        if whole >= size:
+            rest = whole % size // smaller_size
+            return f"{whole // size} {unit} {rest} {smaller}" if rest else f"{whole // size} {unit}"
+    return f"{whole} s"

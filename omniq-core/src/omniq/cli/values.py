@@ -1,0 +1,149 @@
+"""Between the JSON of people and the values of functions.
+
+The serializer's own form of a value says of which type it is, ``{"$": "path", "v": "a.png"}``, so that nothing is lost
+between processes. A person types ``"a.png"`` and means what the annotation says.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Mapping, Sequence
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from omniq.errors import SerializationError
+from omniq.serialization import ArgumentTypes, Serializer
+
+if TYPE_CHECKING:
+    import cattrs
+
+__all__ = ["plain_json", "structure_arguments"]
+
+
+def structure_arguments(
+    args: Sequence[Any], kwargs: Mapping[str, Any], types: ArgumentTypes, serializer: Serializer
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Give the values that the annotations ask for.
+
+    :param args: positional arguments as JSON has them.
+    :param kwargs: keyword arguments as JSON has them.
+    :param types: the function's annotations.
+    :param serializer: the serializer ``json``.
+    :raises SerializationError: if a value is not what its annotation says; names the path to it.
+    """
+    given = [_positional(index, value, types, serializer) for index, value in enumerate(args)]
+    named = {name: _keyword(name, value, types, serializer) for name, value in kwargs.items()}
+    return tuple(given), named
+
+
+def _positional(index: int, value: Any, types: ArgumentTypes, serializer: Serializer) -> Any:
+    hint = types.of_position(index)
+    payload = json.dumps([[value], {}]).encode()
+    try:
+        return serializer.load_arguments(payload, ArgumentTypes(positional=(hint,)))[0][0]
+    except SerializationError as error:
+        path = error.path.replace("args[0]", f"args[{index}]", 1)
+        return _as_typed(value, hint, SerializationError(error.message, path))
+
+
+def _keyword(name: str, value: Any, types: ArgumentTypes, serializer: Serializer) -> Any:
+    payload = json.dumps([[], {name: value}]).encode()
+    try:
+        return serializer.load_arguments(payload, types)[1][name]
+    except SerializationError as error:
+        return _as_typed(value, types.of_keyword(name), error)
+
+
+def _as_typed(value: Any, hint: Any, refusal: SerializationError) -> Any:
+    try:
+        return _converter().structure(_marked(value), hint)
+    except Exception:  # cattrs raises whatever the classes raise; the serializer's words are the clearer ones
+        raise refusal from None
+
+
+def plain_json(value: Any) -> str | None:
+    """Give a value as a person would write it in JSON: a Path as its text, an object as its fields.
+
+    :return: None if it has no such form.
+    """
+    try:
+        return json.dumps(_converter().unstructure(value), ensure_ascii=False, allow_nan=False, default=_text)
+    except (TypeError, ValueError):
+        return None
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, (PurePath, UUID, Decimal, time)):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} has no plain form in JSON")
+
+
+class _Text(str):
+    """A string of JSON, which is no list of characters, whatever cattrs thinks."""
+
+    __slots__ = ()
+    __iter__ = None  # type: ignore[assignment]  # that it cannot be iterated is the point
+
+
+def _marked(value: Any) -> Any:
+    if isinstance(value, str):
+        return _Text(value)
+    if isinstance(value, list):
+        return [_marked(item) for item in value]
+    return {key: _marked(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+
+def _unmarked(value: Any, _: Any = None) -> Any:
+    if isinstance(value, str):
+        return str(value)
+    if isinstance(value, list):
+        return [_unmarked(item) for item in value]
+    return {key: _unmarked(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+
+@functools.cache
+def _converter() -> cattrs.Converter:
+    from cattrs.preconf.json import make_converter
+
+    converter = make_converter()
+    # cattrs would call the class: bool("no") is True, and str(3) hides a mistake.
+    converter.register_structure_hook(bool, _only(bool))
+    converter.register_structure_hook(int, _only(int))
+    converter.register_structure_hook(float, _only(float, int))
+    converter.register_structure_hook_func(lambda hint: hint is Any, _unmarked)
+    readers: dict[Any, Callable[[str], Any]] = {
+        str: str,
+        datetime: datetime.fromisoformat,
+        date: date.fromisoformat,
+        time: time.fromisoformat,
+        Path: Path,
+        UUID: UUID,
+        Decimal: Decimal,
+    }
+    for cls, read in readers.items():
+        converter.register_structure_hook(cls, _from_text(read))
+    converter.register_structure_hook(timedelta, lambda seconds, _: timedelta(seconds=seconds))
+    converter.register_unstructure_hook(timedelta, timedelta.total_seconds)
+    return converter
+
+
+def _only(cls: type, *others: type) -> Callable[[Any, Any], Any]:
+    def check(value: Any, _: Any) -> Any:
+        if type(value) not in (cls, *others):
+            raise TypeError(f"expected {cls.__name__}, not {value!r}")
+        return cls(value)
+
+    return check
+
+
+def _from_text(read: Callable[[str], Any]) -> Callable[[Any, Any], Any]:
+    def structure(value: Any, _: Any) -> Any:
+        if not isinstance(value, str):
+            raise TypeError(f"expected a string, not {value!r}")
+        return read(str(value))
+
+    return structure

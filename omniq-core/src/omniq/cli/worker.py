@@ -1,0 +1,136 @@
+"""``omniq worker``: runs an application's tasks, in this process or in several."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import sys
+from collections.abc import Sequence
+
+from omniq.cli.app import is_shared, load_queue
+from omniq.cli.arguments import add_app, count, describe, seconds
+from omniq.cli.failures import UsageError
+from omniq.cli.lifeline import stop_when_parent_ends
+from omniq.cli.logs import logging_to_stderr
+from omniq.cli.supervisor import PATIENCE, Supervisor
+from omniq.queue import TaskQueue
+from omniq.worker import WorkerOptions
+
+__all__ = ["configure", "run"]
+
+_log = logging.getLogger("omniq.supervisor")
+
+LEVELS = ("debug", "info", "warning", "error")
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    describe(
+        parser,
+        "Run an application's tasks until SIGTERM or Ctrl-C. Tasks that run may then end (--grace);\n"
+        "a second signal puts them back at once. What it does is logged on stderr.",
+        "omniq worker shop.tasks:queue\n"
+        "omniq worker shop.tasks:queue -q urgent,default -c 200   urgent first, 200 tasks at once\n"
+        "omniq worker shop.tasks:queue --processes 4              four processes, kept running",
+    )
+    add_app(parser)
+    parser.add_argument(
+        "-q",
+        "--queues",
+        type=_queues,
+        metavar="A,B",
+        help="the queues to serve, the first before the second; default: all",
+    )
+    parser.add_argument(
+        "-c", "--concurrency", type=count, default=100, metavar="N", help="tasks at once in a process (default 100)"
+    )
+    parser.add_argument(
+        "--threads", type=count, metavar="N", help="how many of them may be plain functions, on threads (default 20)"
+    )
+    parser.add_argument(
+        "--processes", type=count, default=1, metavar="N", help="how many; one that dies is started again (default 1)"
+    )
+    parser.add_argument(
+        "--lease",
+        type=seconds,
+        default=30.0,
+        metavar="S",
+        help="seconds after which the tasks of a worker that died run elsewhere (default 30)",
+    )
+    parser.add_argument(
+        "--recover-every", type=seconds, metavar="S", help="pause between two looks for such tasks (default: lease / 2)"
+    )
+    parser.add_argument(
+        "--grace", type=seconds, default=25.0, metavar="S", help="seconds that running tasks get to end (default 25)"
+    )
+    parser.add_argument(
+        "--no-scheduler", dest="scheduler", action="store_false", help="leave schedules to other workers"
+    )
+    parser.add_argument("--log-level", choices=LEVELS, help="the least to log (default info; with -v debug)")
+    parser.add_argument("--lifeline", type=int, help=argparse.SUPPRESS)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Work until told to stop."""
+    level = logging.getLevelNamesMapping()[(options.log_level or ("debug" if options.verbose else "info")).upper()]
+    supervised = options.lifeline is not None
+    with logging_to_stderr(level, with_process=supervised or options.processes > 1):
+        queue = load_queue(options.app)
+        _check(queue, options)
+        if not is_shared(queue):
+            _log.warning("%s lives inside this process: only tasks that are enqueued in it will run", queue.url)
+        if not queue.functions:
+            _log.warning("%s has no tasks: is the module imported that declares them with @queue.task?", options.app)
+        if supervised:
+            stop_when_parent_ends(options.lifeline, within=options.grace + PATIENCE)
+        elif options.processes > 1:
+            return asyncio.run(_supervise(options))
+        queue.run_worker(**_worker_options(options))
+    return 0
+
+
+def _queues(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _worker_options(options: argparse.Namespace) -> WorkerOptions:
+    return {
+        "queues": options.queues,
+        "concurrency": options.concurrency,
+        "threads": options.threads,
+        "lease": options.lease,
+        "grace": options.grace,
+        "scheduler": options.scheduler,
+        "recover_every": options.recover_every,
+    }
+
+
+def _check(queue: TaskQueue, options: argparse.Namespace) -> None:
+    try:
+        queue.worker(**_worker_options(options))
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+async def _supervise(options: argparse.Namespace) -> int:
+    def command(lifeline: int) -> Sequence[str]:
+        worker = [sys.executable, "-m", "omniq", "worker", options.app]
+        return [*worker, "--lifeline", str(lifeline), *_same_again(options)]
+
+    return await Supervisor(command, processes=options.processes, grace=options.grace).run()
+
+
+def _same_again(options: argparse.Namespace) -> list[str]:
+    given = {
+        "--queues": ",".join(options.queues) if options.queues else None,
+        "--concurrency": options.concurrency,
+        "--threads": options.threads,
+        "--lease": options.lease,
+        "--recover-every": options.recover_every,
+        "--grace": options.grace,
+        "--log-level": options.log_level,
+    }
+    words = [word for name, value in given.items() if value is not None for word in (name, str(value))]
+    flags = {"--no-scheduler": not options.scheduler, "--verbose": options.verbose}
+    return [*words, *(name for name, on in flags.items() if on)]

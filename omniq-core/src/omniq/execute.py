@@ -1,0 +1,258 @@
+"""From one claimed task to one outcome: decode, call, encode, and ask the retry policy. No I/O of ours happens here."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import traceback
+from collections.abc import Callable
+from enum import Enum, auto
+from typing import Any
+
+from omniq.codec import Codec
+from omniq.context import CurrentTask, FailSignal, RetrySignal, running
+from omniq.errors import PayloadRejected, SerializationError, TaskTimeout, UnknownTask
+from omniq.functions import TaskFunction
+from omniq.retry import Exponential
+from omniq.task import Cancelled, Failed, Outcome, Progress, Released, Retry, Succeeded, Task, TaskError
+
+__all__ = ["Attempt", "Interruption", "describe_error", "run_async", "run_sync", "timed_out", "unknown_task"]
+
+_log = logging.getLogger("omniq.task")
+
+UNKNOWN_LIMIT = 20
+"""How often a task whose function is unknown goes back before it fails: about half an hour of deployment."""
+_unknown_backoff = Exponential(delay=1, factor=2, max_delay=120, jitter=0.1)
+LONGEST_MESSAGE = 10_000
+LONGEST_TRACEBACK = 50_000
+
+
+class Interruption(Enum):
+    """Why an attempt was told to stop."""
+
+    CANCEL = auto()
+    """Somebody cancelled the task."""
+    SHUTDOWN = auto()
+    """The worker stops and the grace period is over; the task goes back."""
+    LEASE_LOST = auto()
+    """The task may run elsewhere by now; what it does here will not be recorded."""
+
+
+class Attempt:
+    """One run of one claimed task.
+
+    :param task: as claimed.
+    :param function: the registered function of that name.
+    :param codec: decodes its arguments and encodes its result.
+    :param on_progress: is told of ``current_task().progress(…)``.
+    """
+
+    __slots__ = (
+        "abandoned",
+        "codec",
+        "context",
+        "function",
+        "interruption",
+        "loop_task",
+        "queued_at",
+        "settled",
+        "started_at",
+        "task",
+    )
+
+    def __init__(
+        self,
+        task: Task,
+        function: TaskFunction[Any, Any],
+        codec: Codec,
+        on_progress: Callable[[Task, Progress], None] | None = None,
+    ) -> None:
+        self.task = task
+        self.function = function
+        self.codec = codec
+        self.context = CurrentTask(task, on_progress)
+        self.interruption: Interruption | None = None
+        self.settled = False
+        """Whether its outcome was taken; what it still returns plays no part."""
+        self.abandoned = False
+        """Whether it was settled while its thread still ran."""
+        self.loop_task: asyncio.Task[None] | None = None
+        self.queued_at = 0.0
+        self.started_at = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """For how many seconds it has run; 0 if it has not been started."""
+        return time.perf_counter() - self.started_at if self.started_at else 0.0
+
+    def interrupt(self, why: Interruption) -> None:
+        """Ask it to stop: a coroutine by ``CancelledError``, a thread by ``current_task().cancelled``."""
+        if self.interruption is None:
+            self.interruption = why
+            self.context.ask_to_stop()
+            if self.loop_task is not None:
+                self.loop_task.cancel()
+
+
+async def run_async(attempt: Attempt) -> Outcome:
+    """Run a coroutine function to its outcome, on the running loop."""
+    if attempt.interruption is not None:
+        return _interrupted(attempt)
+    attempt.loop_task = asyncio.current_task()
+    token = running.set(attempt.context)
+    attempt.started_at = time.perf_counter()
+    try:
+        args, kwargs = attempt.codec.load_arguments(attempt.task, attempt.function.definition.types[0])
+        timeout = attempt.task.timeout
+        if timeout is None:
+            value = await attempt.function.definition.function(*args, **kwargs)
+        else:
+            value = await _within(timeout, attempt, args, kwargs)
+        return _succeeded(attempt, value)
+    except BaseException as error:  # a task's SystemExit is the task's, not the worker's
+        return _ended_by(attempt, error)
+    finally:
+        # An interruption that comes from here on must not cancel what the lane still has to do.
+        attempt.loop_task = None
+        running.reset(token)
+
+
+async def _within(timeout: float, attempt: Attempt, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    bound = asyncio.timeout(timeout)
+    try:
+        async with bound:
+            return await attempt.function.definition.function(*args, **kwargs)
+    except TimeoutError:
+        if bound.expired():
+            raise _timeout_error(attempt.task) from None
+        raise
+
+
+def run_sync(attempt: Attempt) -> Outcome:
+    """Run a plain function to its outcome, on the calling thread."""
+    if attempt.interruption is not None:
+        return _interrupted(attempt)
+    token = running.set(attempt.context)
+    attempt.started_at = time.perf_counter()
+    try:
+        args, kwargs = attempt.codec.load_arguments(attempt.task, attempt.function.definition.types[0])
+        return _succeeded(attempt, attempt.function.definition.function(*args, **kwargs))
+    except BaseException as error:  # a task's SystemExit is the task's, not the worker's
+        return _ended_by(attempt, error)
+    finally:
+        running.reset(token)
+
+
+def timed_out(attempt: Attempt) -> Outcome:
+    """Give the outcome of an attempt on a thread, which nothing can stop, once its timeout is over."""
+    return _failed(attempt, _timeout_error(attempt.task))
+
+
+def unknown_task(task: Task) -> Outcome:
+    """Give the outcome of a task whose function is not registered here.
+
+    A newer producer may know functions that this worker will know after its own update: the task goes back with a
+    delay, but not for ever.
+    """
+    released = task.delivery - task.attempt
+    if released < UNKNOWN_LIMIT:
+        error = UnknownTask(task.name)
+        return Released(id=task.id, delivery=task.delivery, delay=_unknown_backoff.next_delay(released + 1, error))
+    message = (
+        f"no function is registered as {task.name!r}; the task went back {released} times. "
+        "Check that the worker imports the module that declares it, then retry the task"
+    )
+    return Failed(id=task.id, delivery=task.delivery, error=TaskError(type="omniq.errors.UnknownTask", message=message))
+
+
+def _timeout_error(task: Task) -> TaskTimeout:
+    return TaskTimeout(f"{task.name} took longer than its timeout of {task.timeout:g} s")
+
+
+def _succeeded(attempt: Attempt, value: Any) -> Outcome:
+    task = attempt.task
+    if attempt.interruption is not None and attempt.context.stop_seen:
+        return _interrupted(attempt)
+    try:
+        result = attempt.codec.dump_result(task, value, attempt.function.definition.types[1])
+    except SerializationError as error:
+        # The work is done; doing it again would end the same way.
+        return Failed(id=task.id, delivery=task.delivery, error=describe_error(error))
+    return Succeeded(id=task.id, delivery=task.delivery, result=result)
+
+
+def _ended_by(attempt: Attempt, error: BaseException) -> Outcome:
+    if attempt.interruption is not None and (isinstance(error, asyncio.CancelledError) or attempt.context.stop_seen):
+        return _interrupted(attempt)
+    return _failed(attempt, error)
+
+
+def _interrupted(attempt: Attempt) -> Outcome:
+    task = attempt.task
+    if attempt.interruption is Interruption.CANCEL:
+        return Cancelled(id=task.id, delivery=task.delivery)
+    return Released(id=task.id, delivery=task.delivery)
+
+
+def _failed(attempt: Attempt, error: BaseException) -> Outcome:
+    task = attempt.task
+    described = describe_error(error)
+    delay = _retry_delay(attempt, error)
+    if delay is None:
+        return Failed(id=task.id, delivery=task.delivery, error=described)
+    return Retry(id=task.id, delivery=task.delivery, delay=delay, error=described)
+
+
+def _retry_delay(attempt: Attempt, error: BaseException) -> float | None:
+    task = attempt.task
+    if task.attempt > task.max_retries or isinstance(error, (FailSignal, SerializationError, PayloadRejected)):
+        return None
+    if isinstance(error, RetrySignal):
+        if error.delay is not None:
+            return error.delay
+    elif not isinstance(error, (*attempt.function.definition.retry_on, TaskTimeout)):
+        return None
+    try:
+        policy = attempt.codec.load_policy(task.retry_spec) or attempt.function.options.retry
+        return policy.next_delay(task.attempt, error)
+    except Exception:
+        _log.exception(
+            "the retry policy of task %s (%s) raised; the task is tried again after the default delay",
+            task.id,
+            task.name,
+            extra={"task_id": task.id, "task_name": task.name},
+        )
+        return Exponential().next_delay(task.attempt, error)
+
+
+def describe_error(error: BaseException) -> TaskError:
+    """Give an error as text, with its traceback from the task's own code on."""
+    cls = type(error)
+    name = cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
+    try:
+        message = str(error)
+    except Exception as broken:  # a faulty __str__ must not hide that the task failed
+        message = f"<no text: str() of the error raised {type(broken).__name__}>"
+    return TaskError(type=name, message=_shorten(message, LONGEST_MESSAGE), traceback=_traceback(error))
+
+
+def _traceback(error: BaseException) -> str:
+    trace = error.__traceback__
+    # Our own frames at the top say nothing to whoever wrote the task.
+    while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
+        trace = trace.tb_next
+    try:
+        text = "".join(traceback.format_exception(type(error), error, trace))
+    except Exception as broken:  # likewise
+        text = f"<no traceback: formatting it raised {type(broken).__name__}>"
+    return _shorten(text, LONGEST_TRACEBACK)
+
+
+def _shorten(text: str, limit: int) -> str:
+    # Lone surrogates, such as of undecodable file names, fit into no store.
+    text = text.encode("utf-8", "backslashreplace").decode()
+    if len(text) <= limit:
+        return text
+    half = limit // 2
+    return f"{text[:half]}\n… {len(text) - 2 * half:,} characters left out …\n{text[-half:]}"

@@ -1,0 +1,250 @@
+"""Where a task's code runs: coroutines on the worker's loop, plain functions on threads.
+
+A lane holds attempts: as many run as it has slots, the others wait in it for the moment that a slot frees, which
+saves them a round trip to the store. What waits can be taken back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from omniq.execute import Attempt, run_async, run_sync, timed_out
+from omniq.task import Outcome
+
+__all__ = ["Lane", "LoopLane", "ThreadLane"]
+
+Done = Callable[[Attempt, Outcome], None]
+"""Called on the loop, once for each attempt that was started."""
+
+
+class Lane(ABC):
+    """Runs attempts, at most ``slots`` at a time. Belongs to the worker's loop: its methods are called there.
+
+    :param slots: how many may run at once.
+    :param on_start: called on the loop or the task's thread just before an attempt runs.
+    :param on_done: called on the loop with each outcome.
+    """
+
+    def __init__(self, slots: int, on_start: Callable[[Attempt], None], on_done: Done) -> None:
+        self.slots = slots
+        self.load = 0
+        """How many attempts run or wait."""
+        self._loop = asyncio.get_running_loop()
+        self._on_start = on_start
+        self._on_done = on_done
+        self._waiting: deque[Attempt] = deque()
+
+    @abstractmethod
+    def submit(self, attempt: Attempt) -> None:
+        """Run an attempt as soon as a slot is free, in order of submission."""
+
+    def take_back(self, waited: float = 0.0) -> list[Attempt]:
+        """Remove attempts that have not been started.
+
+        :param waited: only those that waited for longer than this many seconds.
+        """
+        bound = time.perf_counter() - waited
+        taken: list[Attempt] = []
+        while True:
+            try:
+                attempt = self._waiting.popleft()
+            except IndexError:
+                break
+            if waited and attempt.queued_at > bound:
+                self._waiting.appendleft(attempt)
+                break
+            taken.append(attempt)
+        self.load -= len(taken)
+        return taken
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free what the lane holds. Attempts that still run are left to themselves."""
+
+
+class LoopLane(Lane):
+    """Runs coroutines, each as a task of the worker's loop."""
+
+    def __init__(self, slots: int, on_start: Callable[[Attempt], None], on_done: Done) -> None:
+        super().__init__(slots, on_start, on_done)
+        # The loop itself keeps only weak references to its tasks.
+        self._running: set[asyncio.Task[Any] | None] = set()
+
+    def submit(self, attempt: Attempt) -> None:
+        self.load += 1
+        if len(self._running) < self.slots:
+            self._start(attempt)
+        else:
+            attempt.queued_at = time.perf_counter()
+            self._waiting.append(attempt)
+
+    def _start(self, attempt: Attempt) -> None:
+        self._running.add(self._loop.create_task(self._run(attempt)))
+
+    async def _run(self, attempt: Attempt) -> None:
+        self._on_start(attempt)
+        outcome = await run_async(attempt)
+        self._running.discard(asyncio.current_task())
+        self.load -= 1
+        if self._waiting:
+            self._start(self._waiting.popleft())
+        self._on_done(attempt, outcome)
+
+    def close(self) -> None:
+        # The attempts that still run end with the loop.
+        self._waiting.clear()
+
+
+class ThreadLane(Lane):
+    """Runs plain functions on threads that it starts as they are needed and keeps.
+
+    A thread takes attempt after attempt from the common line, and the loop is woken once for all outcomes that
+    gathered: neither costs a wake-up for each task. Only one sleeping thread is woken at first; a supervisor wakes
+    more, twice as many each millisecond, while attempts still wait. So short tasks are run by one thread without
+    contention for the interpreter, and slow ones spread over all threads within a few milliseconds.
+
+    Threads share two deques and no lock: an attempt leaves the line, and an outcome enters the other, in one step each.
+    All counting is done on the loop.
+    """
+
+    RAMP = 0.001
+    """Seconds between two looks of the supervisor."""
+
+    def __init__(self, slots: int, on_start: Callable[[Attempt], None], on_done: Done) -> None:
+        super().__init__(slots, on_start, on_done)
+        self._threads = 0
+        self._idle: deque[threading.Lock] = deque()
+        self._outcomes: deque[tuple[Attempt, Outcome]] = deque()
+        self._collecting = False
+        self._supervisor: asyncio.TimerHandle | None = None
+        self._wake_next = 1
+        self._timeouts: dict[Attempt, asyncio.TimerHandle] = {}
+        self._closed = False
+
+    def submit(self, attempt: Attempt) -> None:
+        self.load += 1
+        attempt.queued_at = time.perf_counter()
+        if attempt.task.timeout is not None:
+            # Looked at this long after submission for the first time; an attempt that waited is given the rest then.
+            self._watch(attempt, attempt.task.timeout)
+        self._waiting.append(attempt)
+        if self._supervisor is None:
+            self._wake(1)
+            self._supervise_soon()
+
+    def _supervise_soon(self) -> None:
+        self._wake_next = 1
+        self._supervisor = self._loop.call_later(self.RAMP, self._supervise)
+
+    def _supervise(self) -> None:
+        self._supervisor = None
+        if self._waiting and not self._closed:
+            self._wake(self._wake_next)
+            if self._idle or self._threads < self.slots:
+                self._wake_next *= 2
+                self._supervisor = self._loop.call_later(self.RAMP, self._supervise)
+
+    def _wake(self, count: int) -> None:
+        for _ in range(min(count, len(self._waiting))):
+            try:
+                self._idle.popleft().release()
+            except IndexError:
+                if self._threads == self.slots:
+                    return
+                self._threads += 1
+                threading.Thread(target=self._work, name="omniq-thread", daemon=True).start()
+
+    def _work(self) -> None:
+        sleep = threading.Lock()
+        sleep.acquire()
+        while not self._closed:
+            try:
+                attempt = self._waiting.popleft()
+            except IndexError:
+                # Should an attempt arrive between these lines, the supervisor finds this thread a millisecond later.
+                self._idle.append(sleep)
+                if self._is_closed():
+                    return
+                sleep.acquire()
+                continue
+            if not contextvars.Context().run(self._run, attempt):
+                return
+
+    def _is_closed(self) -> bool:
+        return self._closed  # as it is now: another thread's doing
+
+    def _run(self, attempt: Attempt) -> bool:
+        """Run one attempt; whether this thread shall go on."""
+        self._on_start(attempt)
+        self._outcomes.append((attempt, run_sync(attempt)))
+        if attempt.abandoned:
+            return False  # its timeout was over, and another thread took this one's place
+        if not self._collecting:
+            self._collecting = True
+            try:
+                self._loop.call_soon_threadsafe(self._collect)
+            except RuntimeError:
+                return False  # the worker's loop is closed: what it held goes back when the lease runs out
+        return True
+
+    def _collect(self) -> None:
+        # Cleared first: an outcome that comes later than the last look below finds it so and wakes the loop again.
+        self._collecting = False
+        while True:
+            try:
+                attempt, outcome = self._outcomes.popleft()
+            except IndexError:
+                break
+            timer = self._timeouts.pop(attempt, None)
+            if timer is not None:
+                timer.cancel()
+            if not attempt.settled:
+                attempt.settled = True
+                self.load -= 1
+                self._on_done(attempt, outcome)
+        if self._waiting and self._supervisor is None:
+            self._supervise_soon()
+
+    def _watch(self, attempt: Attempt, seconds: float) -> None:
+        self._timeouts[attempt] = self._loop.call_later(seconds, self._check_timeout, attempt)
+
+    def _check_timeout(self, attempt: Attempt) -> None:
+        del self._timeouts[attempt]
+        left = (attempt.task.timeout or 0.0) - attempt.seconds
+        if left > 0:
+            self._watch(attempt, left)
+            return
+        if any(done is attempt for done, _ in self._outcomes):
+            return
+        # Nothing can stop a thread. Its task is settled now; another thread takes its place, and what it still returns
+        # is dropped.
+        attempt.settled = attempt.abandoned = True
+        attempt.context.ask_to_stop()
+        self.load -= 1
+        self._threads -= 1
+        self._on_done(attempt, timed_out(attempt))
+        self._wake(1)
+
+    def take_back(self, waited: float = 0.0) -> list[Attempt]:
+        taken = super().take_back(waited)
+        for attempt in taken:
+            timer = self._timeouts.pop(attempt, None)
+            if timer is not None:
+                timer.cancel()
+        return taken
+
+    def close(self) -> None:
+        self._closed = True
+        for timer in self._timeouts.values():
+            timer.cancel()
+        if self._supervisor is not None:
+            self._supervisor.cancel()
+        while self._idle:
+            self._idle.popleft().release()

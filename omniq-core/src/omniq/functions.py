@@ -1,0 +1,235 @@
+"""A Python function as a task: what ``@queue.task`` gives, and a call of it that has not been made yet."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Generic, ParamSpec, Protocol, TypeVar, cast
+
+from omniq.handle import TaskHandle
+from omniq.options import Duration, TaskOptions
+from omniq.retry import RetryPolicy
+from omniq.serialization import ArgumentTypes
+from omniq.serialization.hints import resolve_types
+
+__all__ = ["AsyncTaskFunction", "Definition", "FunctionOwner", "TaskCall", "TaskFunction", "task_name"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
+
+
+class FunctionOwner(Protocol):
+    """What a task function asks of the queue that registered it."""
+
+    def submit(self, call: TaskCall[Any]) -> TaskHandle[Any]: ...
+
+    async def asubmit(self, call: TaskCall[Any]) -> TaskHandle[Any]: ...
+
+
+def task_name(function: Callable[..., Any]) -> str:
+    """Give the name under which a function is registered: ``module.qualname``.
+
+    A script's functions are named after its file, so that ``python shop.py`` enqueues what ``omniq worker
+    shop:queue`` runs.
+    """
+    module = function.__module__
+    if module == "__main__":
+        main = sys.modules["__main__"]
+        spec = getattr(main, "__spec__", None)
+        if spec is not None:
+            module = spec.name.removesuffix(".__main__")
+        elif getattr(main, "__file__", None):
+            module = Path(main.__file__ or "").stem
+    return f"{module}.{getattr(function, '__qualname__', type(function).__qualname__)}"
+
+
+class Definition:
+    """What a registered function is, whatever the options of one call.
+
+    :param function: a plain or coroutine function.
+    :param name: the name under which tasks of it are stored.
+    :param retry_on: errors that are retried; others fail the task at once.
+    :raises TypeError: if it cannot be run as a task.
+    """
+
+    def __init__(
+        self, function: Callable[..., Any], *, name: str | None, retry_on: tuple[type[BaseException], ...]
+    ) -> None:
+        if inspect.isclass(function) or not callable(function):
+            raise TypeError(f"a task must be a function, not {function!r}")
+        if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+            raise TypeError(f"{function!r} is a generator; a task must return its result")
+        self.function = function
+        self.name = task_name(function) if name is None else name
+        self.retry_on = retry_on
+        self.is_async = inspect.iscoroutinefunction(function)
+        self._signature = inspect.signature(function)
+        self._positional = self._plain_positions()
+
+    def _plain_positions(self) -> range:
+        # How many arguments a call by position alone may have; such calls, the usual ones, need no Signature.bind.
+        kinds = [parameter.kind for parameter in self._signature.parameters.values()]
+        positional = [
+            parameter
+            for parameter in self._signature.parameters.values()
+            if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+        ]
+        if len(positional) < len(kinds):
+            return range(0)
+        required = sum(parameter.default is parameter.empty for parameter in positional)
+        return range(required, len(positional) + 1)
+
+    @functools.cached_property
+    def types(self) -> tuple[ArgumentTypes, Any]:
+        """The annotations of the parameters and of the return value, resolved at the first need."""
+        return resolve_types(self.function)
+
+    def check_arguments(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """Refuse arguments that the function cannot take.
+
+        :raises TypeError: as calling the function would, naming it.
+        """
+        if not kwargs and len(args) in self._positional:
+            return
+        try:
+            self._signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise TypeError(f"{self.name}{self._signature}: {error}") from None
+
+
+class TaskFunction(Generic[P, R]):
+    """A function registered with a queue. Calling it runs it here and now; :meth:`enqueue` hands it to a worker."""
+
+    def __init__(self, owner: FunctionOwner, definition: Definition, options: TaskOptions) -> None:
+        self._owner = owner
+        self.definition = definition
+        self.options = options
+        self.policy_text: str | None = None
+        functools.update_wrapper(self, definition.function)
+
+    @property
+    def name(self) -> str:
+        """The name under which its tasks are stored."""
+        return self.definition.name
+
+    def __repr__(self) -> str:
+        return f"<task function {self.name}>"
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run the function here and now, as if it were no task."""
+        return cast("R", self.definition.function(*args, **kwargs))
+
+    def call(self, *args: P.args, **kwargs: P.kwargs) -> TaskCall[R]:
+        """Give a call that can be enqueued later, with others (``queue.enqueue_many``) or by a schedule.
+
+        :raises TypeError: if the function cannot take these arguments.
+        """
+        self.definition.check_arguments(args, kwargs)
+        return TaskCall(self, args, kwargs)
+
+    def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> TaskHandle[R]:
+        """Hand the call to the queue and return as soon as the store has it.
+
+        :return: a handle of the task.
+        :raises TypeError: if the function cannot take these arguments.
+        :raises SerializationError: if an argument cannot be encoded; names the path to it.
+        :raises StorageUnavailable: if the store cannot take it; then nothing was stored, or the same id can be tried
+            again.
+        """
+        return self._owner.submit(self.call(*args, **kwargs))
+
+    async def aenqueue(self, *args: P.args, **kwargs: P.kwargs) -> TaskHandle[R]:
+        """Hand the call to the queue; see :meth:`enqueue`."""
+        return await self._owner.asubmit(self.call(*args, **kwargs))
+
+    def using(
+        self,
+        *,
+        queue: str | None = None,
+        priority: int | None = None,
+        delay: Duration | None = None,
+        run_at: datetime | None = None,
+        expires: Duration | datetime | None = None,
+        unique: str | bool | None = None,
+        max_retries: int | None = None,
+        retry: RetryPolicy | None = None,
+        timeout: Duration | None = None,
+        result_ttl: Duration | None = None,
+        tags: Iterable[str] | None = None,
+    ) -> TaskFunction[P, R]:
+        """Give the same function with other options.
+
+        :param queue: the queue to put its tasks into.
+        :param priority: −100…100, larger is claimed first.
+        :param delay: seconds (or a timedelta) from now until the task may start.
+        :param run_at: an aware datetime at which it may start; instead of ``delay``.
+        :param expires: seconds (or a timedelta) from now, or an aware datetime, after which it is no longer started.
+        :param unique: at most one live task has this key; a second enqueue gives the first's handle. True: one
+            for each function and arguments; False: none.
+        :param max_retries: how often it may run again after its first attempt.
+        :param retry: how long to wait before each.
+        :param timeout: seconds (or a timedelta) that one attempt may take.
+        :param result_ttl: seconds (or a timedelta) to keep the record and result after the end.
+        :param tags: words to find the task by.
+        :raises TypeError, ValueError: if one of them cannot be used; the message names it.
+        """
+        options = self.options.using(
+            queue=queue,
+            priority=priority,
+            delay=delay,
+            run_at=run_at,
+            expires=expires,
+            unique=unique,
+            max_retries=max_retries,
+            retry=retry,
+            timeout=timeout,
+            result_ttl=result_ttl,
+            tags=tags,
+        )
+        return type(self)(self._owner, self.definition, options)
+
+    @functools.cached_property
+    def template(self) -> dict[str, Any]:
+        """The fields that every task of this function and options has alike."""
+        options = self.options
+        return {
+            "queue": options.queue,
+            "name": self.definition.name,
+            "priority": options.priority,
+            "max_retries": options.max_retries,
+            "timeout": options.timeout,
+            "is_async": self.definition.is_async,
+            "run_at": options.run_at,
+            "expires": options.expires,
+            "tags": options.tags,
+            "result_ttl": options.result_ttl,
+        }
+
+
+class AsyncTaskFunction(TaskFunction[P, R]):
+    """A coroutine function registered with a queue."""
+
+    # The call gives a coroutine of R where a plain function's gives R: the one difference a type checker must see.
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:  # type: ignore[override]
+        """Run the coroutine function here and now, as if it were no task."""
+        return cast("Coroutine[Any, Any, R]", self.definition.function(*args, **kwargs))
+
+
+class TaskCall(Generic[R_co]):
+    """A call of a task function that has not been enqueued yet."""
+
+    __slots__ = ("args", "function", "kwargs")
+
+    def __init__(self, function: TaskFunction[Any, R_co], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.function = function
+        self.args = args
+        self.kwargs = kwargs
+
+    def __repr__(self) -> str:
+        arguments = [repr(value) for value in self.args] + [f"{name}={value!r}" for name, value in self.kwargs.items()]
+        return f"{self.function.name}({', '.join(arguments)})"

@@ -1,0 +1,118 @@
+"""Keeps a worker's leases alive, from a thread with a loop and a connection of its own.
+
+A task that blocks the worker's event loop therefore keeps its lease, and a slow call of the worker's delays no
+heartbeat.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+from omniq.storage import Lease, LeaseState, Storage
+
+__all__ = ["Heartbeat"]
+
+_log = logging.getLogger("omniq.worker")
+
+
+class Heartbeat:
+    """Renews what a worker holds, every third of a lease.
+
+    :param storage: an unopened storage for this thread alone.
+    :param worker: the worker's id.
+    :param lease: seconds that a lease holds.
+    :param held: gives the leases that the worker holds now; called on the heartbeat's thread.
+    :param on_news: told, on the heartbeat's thread, of leases that were lost or whose task is to be cancelled.
+    :param on_silence: called, on the heartbeat's thread, when no heartbeat has got through for so long that the
+        leases are about to run out.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        *,
+        worker: str,
+        lease: float,
+        held: Callable[[], list[Lease]],
+        on_news: Callable[[Sequence[tuple[Lease, LeaseState]]], None],
+        on_silence: Callable[[], None],
+    ) -> None:
+        self._storage = storage
+        self._worker = worker
+        self._lease = lease
+        self._held = held
+        self._on_news = on_news
+        self._on_silence = on_silence
+        self._thread = threading.Thread(target=self._run, name="omniq-heartbeat", daemon=True)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stopping = False
+        self._open = False
+        self._wake: asyncio.Event | None = None
+
+    def start(self) -> None:
+        """Begin. The first heartbeat goes out at once."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Sign the worker off, and end the thread. Blocks until it has ended, for a third of a lease at most."""
+        self._stopping = True
+        loop, wake = self._loop, self._wake
+        if loop is not None and wake is not None:
+            with contextlib.suppress(RuntimeError):  # it has ended by itself
+                loop.call_soon_threadsafe(wake.set)
+        self._thread.join(timeout=self._lease / 3 + 1)
+
+    def _run(self) -> None:
+        try:
+            asyncio.run(self._beat_until_stopped())
+        except Exception:
+            _log.exception("the heartbeat of worker %s broke; its leases will run out", self._worker)
+            self._on_silence()
+
+    async def _beat_until_stopped(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._wake = asyncio.Event()
+        interval = self._lease / 3
+        last = time.monotonic()
+        silent = False
+        try:
+            while not self._stopping:
+                began = time.monotonic()
+                if await self._beat(interval):
+                    last, silent = began, False
+                elif not silent and time.monotonic() - last > self._lease - interval / 2:
+                    silent = True
+                    self._on_silence()
+                # After a failure sooner, and not in step with every other worker that lost the same server.
+                pause = interval if last == began else interval * random.uniform(0.1, 0.3)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._wake.wait(), max(0.0, began + pause - time.monotonic()))
+            with contextlib.suppress(Exception):  # signing off is a courtesy: the lease would run out as well
+                async with asyncio.timeout(interval):
+                    await self._storage.heartbeat(self._worker, [], 0)
+        finally:
+            await self._storage.close()
+
+    async def _beat(self, patience: float) -> bool:
+        leases = self._held()
+        try:
+            async with asyncio.timeout(patience):
+                if not self._open:
+                    await self._storage.open()
+                    self._open = True
+                states = await self._storage.heartbeat(self._worker, leases, self._lease)
+        except Exception as error:  # whatever the store raises, the next beat may get through
+            _log.warning(
+                "heartbeat of worker %s failed, will try again: %s: %s", self._worker, type(error).__name__, error
+            )
+            return False
+        news = [(lease, state) for lease, state in zip(leases, states, strict=True) if state is not LeaseState.HELD]
+        if news:
+            self._on_news(news)
+        return True

@@ -1,0 +1,184 @@
+"""How tasks come to a worker: which queues it serves, when it claims, and how it waits for work."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from omniq.errors import StorageError
+from omniq.failpoints import failpoint
+from omniq.functions import TaskFunction
+from omniq.ledger import Ledger
+from omniq.options import check_count, check_queues
+from omniq.storage import Storage
+from omniq.supply import Supply
+from omniq.task import Task
+
+__all__ = ["Intake", "Served"]
+
+_log = logging.getLogger("omniq.worker")
+
+DISCOVER_EVERY = 15.0
+"""Seconds between two looks for queues that are new to the store, for a worker that serves all of them."""
+WAIT = 30.0
+"""Seconds of one wait for work; the storage wakes us earlier when there is some."""
+
+
+class Served:
+    """The queues that a worker serves, in which order.
+
+    :param queues: names, served in strict order; or ``{name: weight}``, served in proportion; None: every queue that
+        the store has, those of the registered functions first.
+    :param functions: the registered functions.
+    :raises ValueError: if a name or weight cannot be used.
+    """
+
+    def __init__(
+        self, queues: Iterable[str] | Mapping[str, int] | None, functions: Mapping[str, TaskFunction[Any, Any]]
+    ) -> None:
+        self.fixed = queues is not None
+        """Whether they were named; otherwise they are looked for in the store."""
+        self.names: tuple[str, ...] = () if queues is None else check_queues(queues)
+        self._functions = functions
+        self._weights: dict[str, int] | None = None
+        if isinstance(queues, Mapping):
+            self._weights = {name: check_count(queues[name], f"the weight of queue {name!r}") for name in self.names}
+
+    def order(self) -> Iterable[str]:
+        """Give the queues in the order in which to claim from them now."""
+        weights = self._weights
+        if weights is None:
+            return self.names
+        # A random order in which each queue comes first as often as its weight says (Efraimidis and Spirakis, 2006).
+        return sorted(weights, key=lambda name: random.random() ** (1 / weights[name]), reverse=True)
+
+    async def discover(self, storage: Storage) -> None:
+        """Find the queues that the store has, unless they were named."""
+        if not self.fixed:
+            declared = [function.options.queue for function in self._functions.values()]
+            stored = [stats.queue for stats in await storage.stats()]
+            self.names = tuple(dict.fromkeys([*declared, *stored]))
+
+
+class Intake:
+    """Claims tasks while there is room, and waits for work while there is none.
+
+    :param storage: the worker's open storage.
+    :param worker: the worker's id.
+    :param lease: seconds that a claim holds.
+    :param served: the queues to claim from.
+    :param supply: how many to claim.
+    :param ledger: counts the attempts that ended.
+    :param accept: is given every claimed task.
+    :param on_woken: called when a wait for work has ended.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        *,
+        worker: str,
+        lease: float,
+        served: Served,
+        supply: Supply,
+        ledger: Ledger,
+        accept: Callable[[Task], None],
+        on_woken: Callable[[], None],
+    ) -> None:
+        self._storage = storage
+        self._worker = worker
+        self._lease = lease
+        self._served = served
+        self._supply = supply
+        self._ledger = ledger
+        self._accept = accept
+        self._on_woken = on_woken
+        self._stop = asyncio.Event()
+        self._wait: asyncio.Task[None] | None = None
+        self._discover_at = 0.0
+
+    @property
+    def waiting(self) -> bool:
+        """Whether there was nothing more to claim, and the storage will say when there is."""
+        return self._wait is not None
+
+    def stop(self) -> None:
+        """Claim nothing more. :meth:`run` returns when a claim that is under way has been answered."""
+        self._stop.set()
+        if self._wait is not None:
+            self._wait.cancel()
+
+    async def run(self) -> None:
+        """Go on until stopped."""
+        pause = 0.1
+        while not self._stop.is_set():
+            await self._room()
+            if self._stop.is_set():
+                return
+            wanted = self._supply.wanted
+            try:
+                await self._discover()
+                claimed = await self._claim(wanted)
+            except StorageError as error:
+                _log.warning("cannot claim tasks, will try again: %s", error)
+                await self._sleep(pause * random.uniform(0.5, 1.0))
+                pause = min(pause * 2, 5.0)
+                continue
+            pause = 0.1
+            for task in claimed:
+                self._accept(task)
+            if len(claimed) < wanted:
+                await self._wait_for_work()
+
+    async def _sleep(self, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._stop.wait(), seconds)
+
+    async def _room(self) -> None:
+        """Return when tasks can be taken: many at once under load, one at once where slots are rarely free."""
+        supply = self._supply
+        if supply.wanted > 0 and (supply.idle or supply.enough):
+            return
+        await supply.room(self._stop)
+        if not supply.enough and not self._stop.is_set():
+            await supply.gather()
+
+    async def _claim(self, wanted: int) -> list[Task]:
+        if not self._served.names:
+            return []
+        began = time.perf_counter()
+        claimed = await self._storage.claim(
+            dict.fromkeys(self._served.order(), wanted), worker=self._worker, lease=self._lease, limit=wanted
+        )
+        if claimed:
+            failpoint("worker.after-claim")
+        self._supply.learn(claimed, ended=self._ledger.completed, took=time.perf_counter() - began)
+        return claimed
+
+    async def _wait_for_work(self) -> None:
+        if self._stop.is_set():
+            return
+        if not self._served.names:
+            await self._sleep(1.0)
+            self._discover_at = 0.0
+            return
+        timeout = WAIT if self._served.fixed else DISCOVER_EVERY
+        self._wait = asyncio.ensure_future(self._storage.wait_for_work(self._served.names, timeout))
+        try:
+            await asyncio.wait([self._wait])
+            if not self._wait.cancelled() and (error := self._wait.exception()) is not None:
+                raise error
+        finally:
+            self._wait = None
+            self._on_woken()
+
+    async def _discover(self) -> None:
+        now = asyncio.get_running_loop().time()
+        if not self._served.fixed and now >= self._discover_at:
+            await self._served.discover(self._storage)
+            self._discover_at = now + DISCOVER_EVERY

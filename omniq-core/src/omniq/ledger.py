@@ -1,0 +1,230 @@
+"""What a worker holds: claimed tasks whose outcome the store has not accepted yet, and the outcomes' way there."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from omniq.batching import Batcher
+from omniq.errors import StorageUnavailable
+from omniq.execute import Attempt, Interruption
+from omniq.failpoints import failpoint
+from omniq.plugins import Plugins
+from omniq.storage import Lease, Storage
+from omniq.task import Cancelled, Failed, Outcome, Progress, Released, Retry, Succeeded, Task
+
+__all__ = ["Ledger", "about"]
+
+_log = logging.getLogger("omniq.worker")
+_task_log = logging.getLogger("omniq.task")
+
+PROGRESS_EVERY = 0.5
+"""Seconds between two writes of progress, however often tasks speak of it."""
+
+
+def about(task: Task) -> dict[str, str]:
+    """Give what every log record of a task carries."""
+    return {"task_id": task.id, "task_name": task.name, "task_queue": task.queue}
+
+
+class Ledger:
+    """The attempts of one worker, from claim to accepted outcome. Belongs to the worker's loop.
+
+    :param storage: the worker's open storage.
+    :param worker: the worker's id.
+    :param plugins: whose event hooks are told.
+    """
+
+    def __init__(self, storage: Storage, worker: str, plugins: Plugins) -> None:
+        self._storage = storage
+        self._worker = worker
+        self._loop = asyncio.get_running_loop()
+        self._held: dict[tuple[str, int], Attempt] = {}
+        self._outcomes: Batcher[Outcome, bool] = Batcher(self._finish)
+        self._progress: dict[Lease, Progress] = {}
+        self._progress_task: asyncio.Task[None] | None = None
+        self._give_up = False
+        self._on_empty: asyncio.Future[None] | None = None
+        self.completed = 0
+        """How many attempts have ended here."""
+        self.rejected = 0
+        """How many outcomes the store refused because the lease was lost."""
+        self._succeeded = plugins.event("omniq_task_succeeded")
+        self._failed = plugins.event("omniq_task_failed")
+        self._retrying = plugins.event("omniq_task_retrying")
+        self._cancelled = plugins.event("omniq_task_cancelled")
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    @property
+    def attempts(self) -> list[Attempt]:
+        """Everything held. Callable from any thread."""
+        return list(self._held.copy().values())
+
+    def leases(self) -> list[Lease]:
+        """Give the leases of everything held. Callable from any thread."""
+        return [Lease(*key) for key in self._held.copy()]
+
+    def get(self, lease: Lease) -> Attempt | None:
+        """Give the attempt under a lease."""
+        return self._held.get((lease.id, lease.delivery))
+
+    def add(self, attempt: Attempt) -> None:
+        """Take an attempt into custody: from now on its lease is renewed."""
+        self._held[attempt.task.id, attempt.task.delivery] = attempt
+
+    def settle(self, attempt: Attempt, outcome: Outcome) -> None:
+        """Send an attempt's outcome to the store; the lease is held until the store has answered."""
+        self.completed += 1
+        if attempt.interruption is Interruption.LEASE_LOST and isinstance(outcome, Released):
+            self._drop(attempt)
+            return
+        self._outcomes.put(outcome, partial(self._answered, attempt, outcome))
+
+    def send(self, outcome: Outcome) -> None:
+        """Send the outcome of a task that was never held, such as one whose function is unknown."""
+        self._outcomes.put(outcome, _note_lost)
+
+    def give_up_waiting(self) -> None:
+        """Stop repeating what the store does not answer: the worker must end now."""
+        self._give_up = True
+
+    async def drain(self) -> None:
+        """Return when every outcome handed over has been answered."""
+        await self._outcomes.drain()
+        if self._progress_task is not None:
+            self._progress_task.cancel()
+
+    async def _finish(self, outcomes: Sequence[Outcome]) -> Sequence[bool]:
+        failpoint("worker.before-finish")
+        pause = 0.05
+        while True:
+            try:
+                answers = await self._storage.finish(outcomes)
+            except StorageUnavailable as error:
+                # The work is done, and only its record is missing: worth more patience than anything else here.
+                if self._give_up:
+                    raise
+                _log.warning("cannot record %d outcomes, will try again: %s", len(outcomes), error)
+                await asyncio.sleep(pause * random.uniform(0.5, 1.0))
+                pause = min(pause * 2, 5.0)
+            else:
+                failpoint("worker.after-finish")
+                return answers
+
+    def _answered(self, attempt: Attempt, outcome: Outcome, accepted: bool | None, error: BaseException | None) -> None:
+        task = attempt.task
+        self._drop(attempt)
+        if error is not None:
+            _log.error(
+                "the outcome of task %s (%s) could not be recorded; it runs again when its lease has run out: %s",
+                task.id,
+                task.name,
+                error,
+                extra=about(task),
+            )
+        elif not accepted:
+            self.rejected += 1
+            _log.warning(
+                "the store rejected the late completion of task %s (%s, delivery %d): its lease was lost",
+                task.id,
+                task.name,
+                task.delivery,
+                extra=about(task),
+            )
+        else:
+            self._tell(attempt, outcome)
+
+    def _drop(self, attempt: Attempt) -> None:
+        self._held.pop((attempt.task.id, attempt.task.delivery), None)
+        if not self._held and self._on_empty is not None and not self._on_empty.done():
+            self._on_empty.set_result(None)
+
+    async def empty(self) -> None:
+        """Return when nothing is held any more."""
+        while self._held:
+            self._on_empty = self._loop.create_future()
+            await self._on_empty
+
+    def _tell(self, attempt: Attempt, outcome: Outcome) -> None:
+        task = attempt.task
+        if type(outcome) is Succeeded:
+            # By far the most frequent end: it costs nothing where nobody listens.
+            if _task_log.isEnabledFor(logging.INFO):
+                _task_log.info(
+                    "task %s (%s) succeeded in %.3f s", task.id, task.name, attempt.seconds, extra=about(task)
+                )
+            if self._succeeded is not None:
+                self._succeeded(task=task, worker=self._worker, seconds=attempt.seconds)
+            return
+        common = {"task": task, "worker": self._worker, "seconds": attempt.seconds}
+        match outcome:
+            case Failed(error=error):
+                _task_log.error(
+                    "task %s (%s) failed: %s: %s\n%s",
+                    task.id,
+                    task.name,
+                    error.type,
+                    error.message,
+                    error.traceback,
+                    extra=about(task),
+                )
+                _call(self._failed, common, error=error)
+            case Retry(error=error, delay=delay) if error is not None:
+                _task_log.warning(
+                    "task %s (%s) failed in attempt %d of %d, runs again in %.1f s: %s: %s",
+                    task.id,
+                    task.name,
+                    task.attempt,
+                    task.max_retries + 1,
+                    delay,
+                    error.type,
+                    error.message,
+                    extra=about(task),
+                )
+                _call(self._retrying, common, error=error, delay=delay)
+            case Cancelled():
+                _task_log.info("task %s (%s) was cancelled", task.id, task.name, extra=about(task))
+                _call(self._cancelled, common)
+            case _:
+                _task_log.info("task %s (%s) went back to its queue", task.id, task.name, extra=about(task))
+
+    # Progress
+
+    def note_progress(self, task: Task, progress: Progress) -> None:
+        """Remember the latest word of a task; it is written soon. Callable from any thread."""
+        first = not self._progress
+        self._progress[Lease(task.id, task.delivery)] = progress
+        if first:
+            self._loop.call_soon_threadsafe(self._start_progress)
+
+    def _start_progress(self) -> None:
+        if self._progress_task is None or self._progress_task.done():
+            self._progress_task = self._loop.create_task(self._write_progress())
+
+    async def _write_progress(self) -> None:
+        while self._progress:
+            updates = {}
+            while self._progress:
+                lease, progress = self._progress.popitem()
+                updates[lease] = progress
+            try:
+                await self._storage.set_progress(updates)
+            except Exception as error:  # a missing note of progress must not cost the task
+                _log.warning("cannot record progress: %s: %s", type(error).__name__, error)
+            await asyncio.sleep(PROGRESS_EVERY)
+
+
+def _call(event: Callable[..., None] | None, common: dict[str, Any], **more: Any) -> None:
+    if event is not None:
+        event(**common, **more)
+
+
+def _note_lost(accepted: bool | None, error: BaseException | None) -> None:
+    if error is not None:
+        _log.error("an outcome could not be recorded: %s", error)

@@ -1,0 +1,117 @@
+"""How the kit's tests are run: each on an event loop of its own, with storages that are closed afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any, ClassVar, TypeVar
+
+import pytest
+
+from omniq.storage import Capability, Storage
+from omniq.testing.contract.stores import Stores
+
+__all__ = ["Contract", "deviates", "needs"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+KIT = "omniq.testing.contract"
+
+
+def deviates(reason: str) -> Callable[[F], F]:
+    """Mark a test that replaces a standard one of the kit, and say why. Without it, replacing one is an error.
+
+    :param reason: why this storage cannot, or need not, do what the standard test asks.
+    :raises ValueError: if the reason is empty.
+    """
+    if not reason.strip():
+        raise ValueError('say why: @deviates("this store has no …")')
+
+    def mark(test: F) -> F:
+        test.__dict__["deviates"] = reason
+        return test
+
+    return mark
+
+
+def needs(*capabilities: Capability) -> Callable[[F], F]:
+    """Mark a test that only storages with some capabilities can be asked to pass.
+
+    Whether one has them is known only once its URL is, so for one that has not the test ends at once and passes; the
+    reason is recorded as a property of the test (``--junit-xml`` shows it).
+    """
+
+    def mark(test: F) -> F:
+        test.__dict__["needs"] = frozenset(capabilities)
+        return test
+
+    return mark
+
+
+class Contract:
+    """Tests that are given a storage, written as coroutines, and run without any plugin of pytest.
+
+    Each test has an event loop of its own. Its fixtures: ``store``, an open storage; ``stores``, a :class:`Stores` that
+    opens more of them.
+    """
+
+    patience: ClassVar[float] = 60.0
+    """Seconds after which a test that has not ended fails."""
+
+    _stores: Stores
+    _request: pytest.FixtureRequest
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        for name, test in list(vars(cls).items()):
+            if name.startswith("test") and inspect.iscoroutinefunction(test):
+                setattr(cls, name, _on_a_loop(test))
+        if not cls.__module__.startswith(KIT):
+            _check_deviations(cls)
+
+    @pytest.fixture(autouse=True)
+    def stores(self, storage_url: str, request: pytest.FixtureRequest) -> Iterator[Stores]:
+        """Give the opener of storages on the store of this test."""
+        with asyncio.Runner() as runner:
+            stores = self._stores = Stores(storage_url, runner)
+            self._request = request
+            try:
+                yield stores
+            finally:
+                stores.run(stores.close(), self.patience)
+
+    @pytest.fixture
+    def store(self, stores: Stores) -> Storage:
+        """Give an open storage on the store of this test."""
+        return stores.run(stores.open(), self.patience)
+
+
+def _on_a_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
+    needed: frozenset[Capability] = getattr(test, "needs", frozenset())
+
+    @functools.wraps(test)
+    def run(self: Contract, *args: Any, **kwargs: Any) -> None:
+        missing = needed - self._stores.capabilities
+        if missing:
+            reason = "this storage is not " + ", ".join(sorted(missing))
+            self._request.node.user_properties.append(("omniq: not asked of this storage", reason))
+            return
+        self._stores.run(test(self, *args, **kwargs), self.patience)
+
+    return run
+
+
+def _check_deviations(cls: type[Contract]) -> None:
+    for standard in cls.__mro__:
+        if not standard.__module__.startswith(KIT):
+            continue
+        for name, test in vars(standard).items():
+            if not name.startswith("test"):
+                continue
+            chosen = inspect.getattr_static(cls, name)
+            if chosen is not test and not getattr(chosen, "deviates", ""):
+                raise TypeError(
+                    f"{cls.__qualname__} replaces {name}, a standard test of the conformance kit, without a reason; "
+                    f'give it with @omniq.testing.deviates("why"), or give your test another name'
+                )

@@ -1,0 +1,239 @@
+"""What reading promises: every record, pages that do not shift, and counts that are right."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+
+from omniq.ids import new_id
+from omniq.storage import Storage, TaskQuery
+from omniq.task import Task, TaskState
+from omniq.testing.contract.base import Contract
+from omniq.testing.contract.steps import (
+    FAR,
+    SHORT,
+    add,
+    counts,
+    later,
+    new_task,
+    outcome,
+    record,
+    take,
+    take_lapsed,
+)
+
+__all__ = ["ReadContract"]
+
+
+async def walk(store: Storage, query: TaskQuery) -> list[Task]:
+    """Follow the cursor from the first page to the last."""
+    tasks: list[Task] = []
+    cursor: str | None = None
+    for _ in range(1000):
+        page = await store.list_tasks(query, cursor)
+        assert len(page.tasks) <= query.limit
+        tasks += page.tasks
+        if page.cursor is None:
+            return tasks
+        assert page.cursor != cursor, "the cursor does not move"
+        cursor = page.cursor
+    raise AssertionError("the pages do not end")
+
+
+async def ids_of(store: Storage, **query: object) -> list[str]:
+    return [task.id for task in await walk(store, TaskQuery(**query))]  # type: ignore[arg-type]  # tests give what fits
+
+
+class ReadContract(Contract):
+    """Reading."""
+
+    # get
+
+    async def test_records_come_in_the_order_of_the_ids(self, store: Storage) -> None:
+        first, second = await add(store, new_task(), new_task())
+        wanted = [second, new_id(), first, second]
+        found = await store.get(wanted)
+        assert [task and task.id for task in found] == [second, None, first, second]
+
+    async def test_to_read_nothing_gives_nothing(self, store: Storage) -> None:
+        assert await store.get([]) == []
+        assert await store.get([new_id()]) == [None]
+
+    async def test_what_is_not_an_id_is_not_in_the_store(self, store: Storage) -> None:
+        await add(store)
+        strange = ["", "no id", "%", "*", "größe", "'; --", "a" * 300]
+        assert await store.get(strange) == [None] * 7
+        assert await store.cancel(strange) == await store.retry(strange) == await store.delete(strange) == [False] * 7
+
+    # list_tasks
+
+    async def test_an_empty_store_has_one_empty_page(self, store: Storage) -> None:
+        page = await store.list_tasks(TaskQuery())
+        assert (page.tasks, page.cursor) == ((), None)
+
+    async def test_the_latest_enqueued_comes_first(self, store: Storage) -> None:
+        ids = await add(store, *(new_task(priority=number % 3) for number in range(3)))
+        ids += await add(store, run_at=FAR)
+        ids += await add(store)
+        await store.finish([outcome("succeeded", task) for task in await take(store)])
+        assert await ids_of(store) == ids[::-1]
+
+    async def test_a_listed_task_is_the_whole_record(self, store: Storage) -> None:
+        (task_id,) = await add(store, payload=b"payload", tags=("a", "b"), unique="key")
+        await store.finish([outcome("failed", task) for task in await take(store)])
+        page = await store.list_tasks(TaskQuery())
+        assert page.tasks == (await record(store, task_id),)
+
+    @pytest.mark.parametrize("limit", [1, 2, 3, 5, 6, 100])
+    async def test_pages_hold_no_more_than_the_limit_and_all_in_the_end(self, store: Storage, limit: int) -> None:
+        ids = await add(store, *(new_task() for _ in range(6)))
+        assert await ids_of(store, limit=limit) == ids[::-1]
+
+    async def test_each_filter_finds_what_matches_and_nothing_else(self, store: Storage) -> None:
+        async def some(**options: object) -> str:
+            (task_id,) = await add(store, **options)
+            return task_id
+
+        plain = await some()
+        other = await some(queue="other")
+        named = await some(name="named", run_at=FAR)
+        tagged = await some(tags=("red", "blue"), queue="other", name="named")
+        await store.finish([outcome("succeeded", task) for task in await take(store)])
+        (running,) = await take(store, queue="other")
+        assert running.id == other
+        assert await ids_of(store, queue="work") == [named, plain]
+        assert await ids_of(store, queue="other") == [tagged, other]
+        assert await ids_of(store, queue="nowhere") == []
+        assert await ids_of(store, name="named") == [tagged, named]
+        assert await ids_of(store, name="name") == []
+        assert await ids_of(store, tag="red") == await ids_of(store, tag="blue") == [tagged]
+        assert await ids_of(store, tag="re") == await ids_of(store, tag="red,blue") == []
+        assert await ids_of(store, state=TaskState.SCHEDULED) == [named]
+        assert await ids_of(store, state=TaskState.READY) == [tagged]
+        assert await ids_of(store, state=TaskState.RUNNING) == [other]
+        assert await ids_of(store, state=TaskState.SUCCEEDED) == [plain]
+        assert await ids_of(store, state=TaskState.FAILED) == []
+
+    async def test_filters_hold_together_and_on_every_page(self, store: Storage) -> None:
+        tasks = [
+            new_task(queue=queue, name=name, tags=tags, run_at=run_at)
+            for queue in ("a", "b")
+            for name in ("n", "m")
+            for tags in ((), ("t",), ("t", "u"))
+            for run_at in (None, FAR)
+        ]
+        await add(store, *tasks)
+        expected = [
+            task.id for task in tasks if (task.queue, task.name, task.run_at) == ("b", "n", None) and "t" in task.tags
+        ]
+        query = {"queue": "b", "name": "n", "tag": "t", "state": TaskState.READY}
+        assert len(expected) == 2
+        assert await ids_of(store, **query) == await ids_of(store, **query, limit=1) == expected[::-1]
+
+    async def test_pages_do_not_shift_while_tasks_come_and_go(self, store: Storage) -> None:
+        ids = await add(store, *(new_task(queue="kept") for _ in range(9)))
+        doomed = await add(store, queue="doomed")
+        seen: list[str] = []
+        cursor: str | None = None
+        while True:
+            page = await store.list_tasks(TaskQuery(limit=2), cursor)
+            seen += [task.id for task in page.tasks]
+            if (cursor := page.cursor) is None:
+                break
+            await add(store, new_task(), new_task(queue="kept"), new_task())
+            await store.finish([outcome("succeeded", task) for task in await take(store, 1, queue="kept")])
+            await store.delete(doomed)
+            await take(store, 1, queue="kept")
+        assert [task_id for task_id in seen if task_id in ids] == ids[::-1]
+        assert len(set(seen)) == len(seen), "a task was shown twice"
+
+    async def test_the_task_at_the_edge_of_a_page_may_be_deleted(self, store: Storage) -> None:
+        ids = await add(store, *(new_task() for _ in range(6)))
+        page = await store.list_tasks(TaskQuery(limit=2))
+        await store.delete([task.id for task in page.tasks])
+        following = await store.list_tasks(TaskQuery(limit=2), page.cursor)
+        assert [task.id for task in following.tasks] == [ids[3], ids[2]]
+
+    @pytest.mark.parametrize("cursor", ["no cursor", "-1 or 1=1", "größe", "²"])
+    async def test_a_cursor_of_somebody_else_is_refused(self, store: Storage, cursor: str) -> None:
+        await add(store)
+        with pytest.raises(ValueError, match=r".+"):
+            await store.list_tasks(TaskQuery(), cursor)
+
+    # stats
+
+    async def test_each_state_is_counted(self, store: Storage) -> None:
+        await add(store, *(new_task() for _ in range(21)))
+        for number, kind in enumerate(["succeeded", "failed", "cancelled", "retry later", "released"], start=1):
+            await store.finish([outcome(kind, task) for task in await take(store, number)])
+        await take(store, 4)
+        (stats,) = await store.stats()
+        assert (stats.queue, stats.paused) == ("work", False)
+        assert dict(stats.counts) == {
+            TaskState.SCHEDULED: 4,
+            TaskState.READY: 7,
+            TaskState.RUNNING: 4,
+            TaskState.SUCCEEDED: 1,
+            TaskState.FAILED: 2,
+            TaskState.CANCELLED: 3,
+        }
+
+    async def test_queues_come_by_name_and_only_those_with_tasks_or_paused(self, store: Storage) -> None:
+        await add(store, *(new_task(queue=queue) for queue in ("b", "a", "gone", "deleted")))
+        await store.pause("paused")
+        await store.pause("resumed")
+        await store.resume("resumed")
+        await store.purge("gone")
+        (task,) = await take(store, queue="deleted")
+        await store.finish([outcome("succeeded", task)])
+        await store.delete([task.id])
+        stats = await store.stats()
+        assert [(stat.queue, stat.paused) for stat in stats] == [("a", False), ("b", False), ("paused", True)]
+        assert all(set(stat.counts) == set(TaskState) for stat in stats)
+        assert not any(stats[2].counts.values())
+
+    async def test_counts_follow_a_task_wherever_it_goes(self, store: Storage) -> None:
+        ready, running, scheduled = TaskState.READY, TaskState.RUNNING, TaskState.SCHEDULED
+        (task_id,) = await add(store, max_retries=1)
+        assert await counts(store) == {ready: 1}
+        (claimed,) = await take(store)
+        assert await counts(store) == {running: 1}
+        await store.finish([outcome("retry later", claimed)])
+        assert await counts(store) == {scheduled: 1}
+        await store.cancel([task_id])
+        assert await counts(store) == {TaskState.CANCELLED: 1}
+        await store.retry([task_id])
+        assert await counts(store) == {ready: 1}
+        for expected in (ready, TaskState.FAILED):
+            await take_lapsed(store)
+            assert await counts(store) == {running: 1}
+            await store.recover(1)
+            assert await counts(store) == {expected: 1}
+        await store.delete([task_id])
+        assert await store.stats() == []
+
+    async def test_the_age_of_the_oldest_ready_task_is_told(self, store: Storage) -> None:
+        async def oldest(expected: Task | None) -> None:
+            before = await store.now()
+            (stats,) = await store.stats()
+            after = await store.now()
+            if expected is None:
+                assert stats.oldest_ready is None
+                return
+            assert stats.oldest_ready is not None
+            age, slack = timedelta(seconds=stats.oldest_ready), timedelta(milliseconds=2)
+            assert before - expected.run_at - slack <= age <= after - expected.run_at + slack
+
+        (first,) = await add(store, priority=-1)
+        await later(store, SHORT)
+        (second,) = await add(store, priority=1, run_at=await store.now() + timedelta(seconds=0.05))
+        (third,) = await add(store, new_task(run_at=FAR))
+        await later(store, SHORT)
+        await oldest(await record(store, first))
+        assert [task.id for task in await take(store)] == [second]
+        await oldest(await record(store, first))
+        await take(store)
+        await oldest(None)
+        await store.delete([third])
+        await oldest(None)

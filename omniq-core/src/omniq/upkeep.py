@@ -1,0 +1,80 @@
+"""What every worker does for the store now and then: take back what dead workers held, drop what is past its time."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+
+from omniq.errors import StorageError
+from omniq.ledger import about
+from omniq.plugins import Plugins
+from omniq.storage import Storage
+from omniq.task import TaskState
+
+__all__ = ["Upkeep"]
+
+_log = logging.getLogger("omniq.worker")
+
+STEP = 200
+"""Tasks recovered or pruned in one call, so that each stays short."""
+PRUNE_EVERY = 60.0
+"""Seconds between two rounds of pruning."""
+
+
+class Upkeep:
+    """Recovers and prunes.
+
+    :param storage: the worker's open storage.
+    :param worker: the worker's id.
+    :param plugins: whose event hooks are told.
+    :param every: seconds between two looks for tasks whose worker died, give or take a quarter.
+    """
+
+    def __init__(self, storage: Storage, worker: str, plugins: Plugins, *, every: float) -> None:
+        self._storage = storage
+        self._worker = worker
+        self._every = every
+        self._recovered = plugins.event("omniq_task_recovered")
+
+    async def run(self) -> None:
+        """Go on until cancelled."""
+        loop = asyncio.get_running_loop()
+        prune_at = loop.time() + PRUNE_EVERY * random.random()
+        while True:
+            try:
+                await self.recover()
+                if loop.time() >= prune_at:
+                    await self.prune()
+                    prune_at = loop.time() + PRUNE_EVERY
+            except StorageError as error:
+                _log.warning("upkeep has to wait: %s", error)
+            # Not in step with the other workers, who look for the same tasks.
+            await asyncio.sleep(self._every * random.uniform(0.75, 1.25))
+
+    async def recover(self) -> None:
+        """Take back every task whose lease has run out."""
+        while True:
+            tasks = await self._storage.recover(STEP)
+            for task in tasks:
+                fate = "runs again" if task.state is TaskState.READY else f"ends as {task.state}"
+                _log.warning(
+                    "task %s (%s) was lost by worker %s in attempt %d of %d and %s",
+                    task.id,
+                    task.name,
+                    task.worker,
+                    task.attempt,
+                    task.max_retries + 1,
+                    fate,
+                    extra=about(task),
+                )
+                if self._recovered is not None:
+                    self._recovered(task=task, worker=self._worker)
+            if len(tasks) < STEP:
+                return
+
+    async def prune(self) -> None:
+        """Remove every ended task whose time is over."""
+        removed = STEP
+        while removed >= STEP:
+            removed = await self._storage.prune(STEP)

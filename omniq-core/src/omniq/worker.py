@@ -1,0 +1,356 @@
+"""The worker: claims tasks, runs them, records how they ended, and stops without loss."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import secrets
+import signal
+import socket
+import threading
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from types import TracebackType
+from typing import Any, Protocol, Self, TypedDict
+
+from omniq.codec import Codec
+from omniq.connections import Connections
+from omniq.durations import duration
+from omniq.execute import Attempt, Interruption, unknown_task
+from omniq.executors import Lane, LoopLane, ThreadLane
+from omniq.functions import TaskFunction
+from omniq.heartbeat import Heartbeat
+from omniq.intake import Intake, Served
+from omniq.ledger import Ledger, about
+from omniq.options import Duration, check_count
+from omniq.plugins import Plugins
+from omniq.scheduler import Scheduler
+from omniq.storage import Lease, LeaseState
+from omniq.supply import Supply
+from omniq.task import Outcome, Released, Task
+from omniq.upkeep import Upkeep
+
+__all__ = ["Worker", "WorkerHost", "WorkerOptions"]
+
+_log = logging.getLogger("omniq.worker")
+
+STALE = 1.0
+"""Seconds after which a claimed task that still waits for a slot is given back to other workers."""
+LAST_WORDS = 2.0
+"""Seconds that interrupted coroutines get to clean up after the grace period."""
+
+
+class WorkerHost(Protocol):
+    """What a worker needs of its queue."""
+
+    url: str
+    codec: Codec
+    connections: Connections
+    functions: dict[str, TaskFunction[Any, Any]]
+    plugins: Plugins
+
+    async def areconcile_schedules(self) -> None: ...
+
+
+class WorkerOptions(TypedDict, total=False):
+    """The options of a worker, see :class:`Worker`."""
+
+    queues: Iterable[str] | Mapping[str, int] | None
+    concurrency: int
+    threads: int | None
+    lease: Duration
+    grace: Duration
+    scheduler: bool
+    recover_every: Duration | None
+
+
+class Worker:
+    """Runs the tasks of a queue until it is told to stop. An async context manager: leaving it drains what runs.
+
+    :param queue: whose tasks to run.
+    :param queues: names of queues, served in strict order; or ``{name: weight}``, served in proportion; None: every
+        queue that the store has, those of the registered functions first.
+    :param concurrency: how many tasks may run at once.
+    :param threads: how many of them may be plain functions, each on a thread; None: 20, or ``concurrency`` if that is
+        less.
+    :param lease: seconds (or a timedelta) for which a task is this worker's alone; renewed every third of it. A task
+        whose worker dies runs again elsewhere when its lease has run out and one more ``recover_every`` is over.
+    :param grace: seconds (or a timedelta) that running tasks get to end after :meth:`stop`.
+    :param scheduler: whether to fire schedules and to keep the stored ones in step with those declared in code.
+    :param recover_every: seconds (or a timedelta) between two looks for tasks whose worker died; None: half a lease.
+    :raises ValueError: if an option cannot be used.
+    """
+
+    def __init__(
+        self,
+        queue: WorkerHost,
+        *,
+        queues: Iterable[str] | Mapping[str, int] | None = None,
+        concurrency: int = 100,
+        threads: int | None = None,
+        lease: Duration = 30.0,
+        grace: Duration = 25.0,
+        scheduler: bool = True,
+        recover_every: Duration | None = None,
+    ) -> None:
+        self.queue = queue
+        self.id = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+        self.concurrency = check_count(concurrency, "concurrency")
+        self.threads = min(20, concurrency) if threads is None else check_count(threads, "threads")
+        self.lease = _positive(lease, "lease")
+        self.grace = duration(grace, "grace")
+        self.recover_every = self.lease / 2 if recover_every is None else _positive(recover_every, "recover_every")
+        self.scheduler = scheduler
+        self._served = Served(queues, queue.functions)
+        self._stop = asyncio.Event()
+        self._now = asyncio.Event()
+        self._intake: Intake | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._started = queue.plugins.event("omniq_task_started")
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def __repr__(self) -> str:
+        return f"<worker {self.id}>"
+
+    # Life
+
+    async def start(self) -> None:
+        """Connect and begin to claim tasks.
+
+        :raises StorageUnavailable: if the store cannot be reached.
+        """
+        self._loop = asyncio.get_running_loop()
+        self._storage = (await self.queue.connections.current()).storage
+        self.ledger = Ledger(self._storage, self.id, self.queue.plugins)
+        self._loop_lane = LoopLane(self.concurrency, self._on_start, self._on_done)
+        self._thread_lane = ThreadLane(self.threads, self._on_start, self._on_done)
+        self._supply = Supply(self._loop_lane, self._thread_lane, self.concurrency, self.queue.functions)
+        self._heartbeat = Heartbeat(
+            self.queue.connections.sibling(),
+            worker=self.id,
+            lease=self.lease,
+            held=self.ledger.leases,
+            on_news=lambda news: self._from_thread(self._heed, news),
+            on_silence=lambda: self._from_thread(self._surrender),
+        )
+        self._scheduler = Scheduler(self._storage, self.queue.plugins, is_waiting=self._is_waiting)
+        self._upkeep = Upkeep(self._storage, self.id, self.queue.plugins, every=self.recover_every)
+        self._intake = intake = Intake(
+            self._storage,
+            worker=self.id,
+            lease=self.lease,
+            served=self._served,
+            supply=self._supply,
+            ledger=self.ledger,
+            accept=self._accept,
+            on_woken=self._scheduler.look,
+        )
+        await self._served.discover(self._storage)
+        if self.scheduler:
+            await self.queue.areconcile_schedules()
+        self._heartbeat.start()
+        self._tasks = [
+            self._loop.create_task(self._guard(intake.run)),
+            self._loop.create_task(self._guard(self._upkeep.run)),
+            self._loop.create_task(self._guard(self._give_back_stale)),
+        ]
+        if self.scheduler:
+            self._tasks.append(self._loop.create_task(self._guard(self._scheduler.run)))
+        _log.info("worker %s serves %s on %s", self.id, ", ".join(self._served.names) or "no queue yet", self.queue.url)
+        self._tell("omniq_worker_started", queues=self._served.names)
+
+    def stop(self, *, now: bool = False) -> None:
+        """Claim nothing more, and let what runs end. Callable from the worker's loop.
+
+        :param now: do not wait for running tasks: interrupt them and put them back.
+        """
+        self._stop.set()
+        if now:
+            self._now.set()
+        if self._intake is not None:
+            self._intake.stop()
+
+    async def drain(self) -> None:
+        """Stop, and return when everything that was claimed has ended or gone back to its queue."""
+        self.stop()
+        claiming, *others = self._tasks
+        await asyncio.wait([claiming])
+        for task in others:
+            task.cancel()
+        self._put_back_unstarted()
+        await self._ended_within(self.grace, self._now)
+        if self.ledger.attempts:
+            await self._interrupt_all()
+        self.ledger.give_up_waiting()
+        await self.ledger.drain()
+        for lane in self._lanes:
+            lane.close()
+        await asyncio.to_thread(self._heartbeat.stop)
+        await asyncio.gather(*others, return_exceptions=True)
+        self._tell("omniq_worker_stopped")
+        _log.info("worker %s has stopped", self.id)
+
+    async def run(self) -> None:
+        """Work until :meth:`stop`, or SIGTERM or SIGINT if this is the main thread; a second signal stops at once."""
+        loop = asyncio.get_running_loop()
+        signals = (signal.SIGTERM, signal.SIGINT) if threading.current_thread() is threading.main_thread() else ()
+        await self.start()
+        for number in signals:
+            loop.add_signal_handler(number, self._on_signal, number)
+        try:
+            await self._stop.wait()
+            await self.drain()
+        finally:
+            for number in signals:
+                loop.remove_signal_handler(number)
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.drain()
+
+    def _on_signal(self, number: int) -> None:
+        name = signal.Signals(number).name
+        if self._stop.is_set():
+            _log.warning("%s again: stopping now; running tasks go back to their queues", name)
+            self.stop(now=True)
+        else:
+            _log.info("%s: finishing %d tasks, for %g s at most", name, len(self.ledger), self.grace)
+            self.stop()
+
+    async def _guard(self, work: Callable[[], Awaitable[None]]) -> None:
+        # A loop of the worker must never end silently: a worker that looks alive and claims nothing is the worst kind.
+        while not self._stop.is_set():
+            try:
+                await work()
+            except Exception:
+                _log.exception("worker %s: %s broke; it starts again in a second", self.id, work.__qualname__)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._stop.wait(), 1.0)
+            else:
+                return
+
+    def _tell(self, hook: str, **arguments: Any) -> None:
+        event = self.queue.plugins.event(hook)
+        if event is not None:
+            event(worker=self.id, **arguments)
+
+    def _is_waiting(self) -> bool:
+        return self._intake is not None and self._intake.waiting
+
+    # Running
+
+    def _accept(self, task: Task) -> None:
+        function = self.queue.functions.get(task.name)
+        if function is None:
+            outcome = unknown_task(task)
+            back = isinstance(outcome, Released)
+            _log.warning(
+                "task %s is of an unknown function %r; %s",
+                task.id,
+                task.name,
+                f"it goes back for {outcome.delay:.0f} s" if isinstance(outcome, Released) else "it fails",
+                extra=about(task),
+            )
+            self.ledger.send(outcome)
+            if not back:
+                self._tell_failed(task, outcome)
+            return
+        attempt = Attempt(task, function, self.queue.codec, self.ledger.note_progress)
+        self.ledger.add(attempt)
+        lane: Lane = self._loop_lane if function.definition.is_async else self._thread_lane
+        lane.submit(attempt)
+
+    def _tell_failed(self, task: Task, outcome: Outcome) -> None:
+        event = self.queue.plugins.event("omniq_task_failed")
+        if event is not None:
+            event(task=task, worker=self.id, seconds=0.0, error=getattr(outcome, "error", None))
+
+    @property
+    def _lanes(self) -> tuple[Lane, ...]:
+        return (self._loop_lane, self._thread_lane)
+
+    def _on_start(self, attempt: Attempt) -> None:
+        if self._started is not None:
+            self._started(task=attempt.task, worker=self.id)
+
+    def _on_done(self, attempt: Attempt, outcome: Outcome) -> None:
+        self.ledger.settle(attempt, outcome)
+        self._supply.freed()
+
+    async def _give_back_stale(self) -> None:
+        while True:
+            await asyncio.sleep(STALE)
+            for lane in self._lanes:
+                self._put_back(lane.take_back(waited=STALE))
+
+    def _put_back_unstarted(self) -> None:
+        for lane in self._lanes:
+            self._put_back(lane.take_back())
+
+    def _put_back(self, attempts: Iterable[Attempt]) -> None:
+        for attempt in attempts:
+            self.ledger.settle(attempt, Released(id=attempt.task.id, delivery=attempt.task.delivery))
+
+    # News from the heartbeat
+
+    def _from_thread(self, function: Callable[..., None], *arguments: Any) -> None:
+        assert self._loop is not None
+        with contextlib.suppress(RuntimeError):  # the loop has ended, and the worker with it
+            self._loop.call_soon_threadsafe(function, *arguments)
+
+    def _heed(self, news: Iterable[tuple[Lease, LeaseState]]) -> None:
+        for lease, state in news:
+            attempt = self.ledger.get(lease)
+            if attempt is None:
+                continue
+            if state is LeaseState.CANCEL_REQUESTED:
+                attempt.interrupt(Interruption.CANCEL)
+            elif attempt.interruption is not Interruption.LEASE_LOST:
+                _log.warning(
+                    "the lease of task %s (%s) was lost; what it still does here will not be recorded",
+                    attempt.task.id,
+                    attempt.task.name,
+                    extra=about(attempt.task),
+                )
+                attempt.interrupt(Interruption.LEASE_LOST)
+
+    def _surrender(self) -> None:
+        attempts = self.ledger.attempts
+        if attempts:
+            _log.error("no heartbeat has got through; giving up %d tasks before their leases run out", len(attempts))
+        for attempt in attempts:
+            attempt.interrupt(Interruption.LEASE_LOST)
+
+    # Stopping
+
+    async def _ended_within(self, seconds: float, cut_short: asyncio.Event) -> None:
+        ended = asyncio.ensure_future(self.ledger.empty())
+        cut = asyncio.ensure_future(cut_short.wait())
+        await asyncio.wait([ended, cut], timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        ended.cancel()
+        cut.cancel()
+
+    async def _interrupt_all(self) -> None:
+        left = self.ledger.attempts
+        _log.warning("%d tasks did not end in time; they are interrupted and go back to their queues", len(left))
+        for attempt in left:
+            attempt.interrupt(Interruption.SHUTDOWN)
+        await self._ended_within(LAST_WORDS, asyncio.Event())
+        for attempt in self.ledger.attempts:
+            # What does not even heed its interruption goes back all the same; its lease would only keep others waiting.
+            if not attempt.settled:
+                attempt.settled = True
+                self.ledger.settle(attempt, Released(id=attempt.task.id, delivery=attempt.task.delivery))
+
+
+def _positive(value: Duration, name: str) -> float:
+    seconds = duration(value, name)
+    if seconds == 0:
+        raise ValueError(f"{name} must be more than zero seconds")
+    return seconds
