@@ -1,0 +1,92 @@
+# The one door. Each target sets up what it needs in a virtual environment of this checkout, .venv, by itself.
+# Needed beforehand: Python 3.11 or later with pip and venv, git and make. Used if it is there: uv.
+#
+#   make test PYTHON=python3.13 VENV=.venv-3.13     another interpreter, in an environment beside the first
+#   make test PYTEST_ARGS="-n 0 -k urls"            part of the tests
+
+VENV ?= .venv
+BIN := $(VENV)/bin
+DISTRIBUTIONS := $(patsubst %/pyproject.toml,%,$(wildcard omniq-*/pyproject.toml))
+PYTEST_ARGS ?= -n 2 --dist loadgroup
+
+# Version managers put commands on the path that may fail when run, so the first that really runs is taken.
+CANDIDATES := python3.13 python3.12 python3.11 python3
+IS_USABLE := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(shell for python in $(CANDIDATES); do \
+	if "$$python" -c '$(IS_USABLE)' >/dev/null 2>&1; then echo "$$python"; break; fi; done)
+
+# An environment keeps the interpreter that it was made with: to ask for another one in vain is an error.
+ifneq ($(origin PYTHON),file)
+ifneq ($(and $(wildcard $(BIN)/python),$(filter-out help clean,$(MAKECMDGOALS))),)
+VERSION := import sys; print("%d.%d" % sys.version_info[:2])
+ifneq ($(shell $(PYTHON) -c '$(VERSION)'),$(shell $(BIN)/python -c '$(VERSION)'))
+$(error $(VENV) was made with another Python than $(PYTHON): say `make clean` first, or choose another folder with VENV=.venv-NAME)
+endif
+endif
+endif
+
+.PHONY: help demo test lint types docs bench wheels coverage format clean
+.DEFAULT_GOAL := help
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+demo: $(VENV)/.runtime ## what OmniQ does, on a store in a temporary folder
+	$(BIN)/omniq demo $(DEMO_ARGS)
+
+test: $(VENV)/.dev ## all tests
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.dev ## style, format, and the borders between the rooms
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/lint-imports --no-cache --no-logo
+
+types: $(VENV)/.dev ## mypy, strict: each distribution alone, then all of it with the tests
+	@set -e; for distribution in $(DISTRIBUTIONS); do \
+		echo "mypy $$distribution"; $(BIN)/mypy "$$distribution/src"; done
+	$(BIN)/mypy $(addsuffix /src,$(DISTRIBUTIONS)) tests
+
+docs: $(VENV)/.dev ## run every code block of the documentation
+	$(BIN)/python -m pytest tests/docs
+
+bench: $(VENV)/.dev ## measure speed (BENCH_ARGS="--help" lists what)
+	$(BIN)/python tests/bench/run.py $(BENCH_ARGS)
+
+wheels: $(VENV)/.dev ## build wheel and sdist of each distribution into dist/
+	@set -e; for distribution in $(DISTRIBUTIONS); do \
+		$(BIN)/python -m build --no-isolation --outdir dist "$$distribution"; done
+
+coverage: $(VENV)/.dev ## all tests, and the lines that none of them reaches
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
+
+format: $(VENV)/.dev ## put the code into its form
+	$(BIN)/ruff check --fix-only
+	$(BIN)/ruff format
+
+clean: ## remove the environment and all that was built
+	rm -rf "$(VENV)" dist bench-results htmlcov .coverage .coverage.* \
+		.hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# With uv on the path the same packages come faster.
+UV := $(shell command -v uv 2>/dev/null)
+INSTALL := $(if $(UV),uv pip install --quiet --python $(BIN)/python,$(BIN)/python -m pip install --quiet)
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "OmniQ needs Python 3.11 or later with pip and venv; none of these is: $(CANDIDATES)." \
+		"Name one: make PYTHON=/path/to/python" >&2; exit 1; }
+	@"$(PYTHON)" -c '$(IS_USABLE)' || { echo "$(PYTHON) is not Python 3.11 or later with pip and venv." >&2; exit 1; }
+	$(if $(UV),uv venv --quiet --python "$(PYTHON)" "$(VENV)","$(PYTHON)" -m venv "$(VENV)")
+
+$(VENV)/.runtime: $(BIN)/python $(addsuffix /pyproject.toml,$(DISTRIBUTIONS))
+	$(INSTALL) $(foreach distribution,$(DISTRIBUTIONS),--editable ./$(distribution))
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.runtime pyproject.toml
+	$(if $(UV),,$(INSTALL) 'pip>=25.1')
+	$(INSTALL) --group dev
+	@touch $@
