@@ -1,0 +1,56 @@
+"""Dramatiq on its StubBroker: plain functions on threads, messages and results as JSON."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+from tests.bench.contenders.contender import Contender, Setting
+
+__all__ = ["Dramatiq"]
+
+
+class Dramatiq(Contender):
+    """Dramatiq in one process."""
+
+    def __init__(self, setting: Setting) -> None:
+        super().__init__(setting)
+        self.dramatiq: Any = importlib.import_module("dramatiq")
+        stub: Any = importlib.import_module("dramatiq.brokers.stub")
+        results: Any = importlib.import_module("dramatiq.results")
+        backends: Any = importlib.import_module("dramatiq.results.backends")
+        self.backend = backends.StubBackend()
+        self.broker = stub.StubBroker()
+        self.broker.add_middleware(results.Results(backend=self.backend))
+        self.dramatiq.set_broker(self.broker)
+        began = self.marks.began
+
+        def bench(number: int) -> int:
+            began(number)
+            return number
+
+        self.actor = self.dramatiq.actor(bench, store_results=True)
+
+    def enqueue(self, number: int) -> Any:
+        return self.actor.send(number)
+
+    async def enqueue_many(self, numbers: Sequence[int]) -> None:
+        self.dramatiq.group(self.actor.message(number) for number in numbers).run()
+
+    async def stored(self) -> int:
+        return len(self.backend.results)
+
+    async def result(self, handed_over: Any) -> Any:
+        return handed_over.get_result(block=True)
+
+    @asynccontextmanager
+    async def worker(self) -> AsyncIterator[None]:
+        worker = self.dramatiq.Worker(self.broker, worker_threads=8)
+        worker.start()
+        try:
+            yield
+        finally:
+            await asyncio.to_thread(worker.stop)

@@ -1,0 +1,68 @@
+"""OmniQ as its users run it: default options, all guarantees on."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+
+from omniq import TaskFunction, TaskHandle, TaskQueue, TaskState
+from tests.bench.contenders.contender import Contender, Setting
+
+__all__ = ["OmniQ", "url"]
+
+
+def url(setting: Setting) -> str:
+    """Give the URL of a measurement's store."""
+    return "memory://" if setting.store == "memory" else f"sqlite:///{setting.file}"
+
+
+class OmniQ(Contender):
+    """OmniQ on one of its stores."""
+
+    def __init__(self, setting: Setting) -> None:
+        super().__init__(setting)
+        self.queue = TaskQueue(url(setting))
+        self.task = self._task()
+
+    def _task(self) -> TaskFunction[[int], Any]:
+        marks = self.marks
+
+        async def on_loop(number: int) -> int:
+            marks.began(number)
+            return number
+
+        def on_thread(number: int) -> int:
+            marks.began(number)
+            return number
+
+        async def hold(number: int) -> int:
+            marks.began(number)
+            await asyncio.sleep(3600)
+            return number
+
+        functions: dict[str, Any] = {"async": on_loop, "plain": on_thread, "hold": hold}
+        task: TaskFunction[[int], Any] = self.queue.task(name="bench")(functions[self.setting.kind])
+        return task
+
+    def enqueue(self, number: int) -> TaskHandle[Any]:
+        return self.task.enqueue(number)
+
+    async def aenqueue(self, number: int) -> TaskHandle[Any]:
+        return await self.task.aenqueue(number)
+
+    async def enqueue_many(self, numbers: Sequence[int]) -> None:
+        await self.queue.aenqueue_many([self.task.call(number) for number in numbers])
+
+    async def stored(self) -> int:
+        return sum(stats.counts[TaskState.SUCCEEDED] for stats in await self.queue.astats())
+
+    async def result(self, handed_over: TaskHandle[Any]) -> Any:
+        return await handed_over
+
+    def worker(self) -> AbstractAsyncContextManager[None]:
+        return self.queue.worker(concurrency=100)  # type: ignore[return-value]  # what entering it gives is not used
+
+    async def close(self) -> None:
+        await self.queue.aclose()

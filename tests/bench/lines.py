@@ -1,0 +1,125 @@
+"""What is measured: the scenarios with their sizes, and the lines of the table that they give."""
+
+from __future__ import annotations
+
+from attrs import frozen
+
+__all__ = ["LINES", "SCENARIOS", "STORES", "Goal", "Line", "Scenario"]
+
+STORES = {"memory": "In memory", "sqlite": "SQLite", "process": "The package itself"}
+"""The stores, and what the table calls them."""
+
+
+@frozen(kw_only=True)
+class Scenario:
+    """One kind of measurement, made in a process of its own for each contender and repetition."""
+
+    name: str
+    size: int
+    """How much of it: tasks, rounds or seconds."""
+    quick: int
+    """The same for ``--quick``."""
+    floor: int = 1
+    """The least size that it works with."""
+    slow_share: int = 1
+    """By how much the size shrinks for slow contenders."""
+    once: bool = False
+    """Whether one repetition is enough, since it takes an average already or cannot vary much."""
+    together: bool = False
+    """Whether the contenders may be measured at the same time, since they do next to nothing."""
+    full_only: bool = False
+    """Whether it takes so long that it must be asked for."""
+
+
+@frozen(kw_only=True)
+class Goal:
+    """What OmniQ wants to reach."""
+
+    at_least: float
+    """The least ratio to what it is compared with, where more is better also in times and costs."""
+    against: str
+    """``peer``: the best of them; ``raw``; ``value``: itself; or the name of another line of OmniQ's own."""
+    text: str
+
+
+@frozen(kw_only=True)
+class Line:
+    """One line of the table."""
+
+    name: str
+    title: str
+    unit: str
+    more_is_better: bool = False
+    rivals: tuple[str, ...] = ()
+    """Lines of which the peers' and the plain client's figures count as well, where they have no such way."""
+    goal: Goal | None = None
+
+
+SCENARIOS = (
+    Scenario(name="enqueue-sync", size=4_000, quick=1_000),
+    Scenario(name="enqueue-async", size=4_000, quick=1_000),
+    Scenario(name="enqueue-at-once", size=10_000, quick=3_000, floor=100),
+    Scenario(name="enqueue-many", size=20_000, quick=5_000),
+    Scenario(name="drain-async", size=10_000, quick=3_000, slow_share=4),
+    Scenario(name="drain-threads", size=10_000, quick=3_000, slow_share=4),
+    Scenario(name="drain-two", size=10_000, quick=3_000, slow_share=4),
+    Scenario(name="latency", size=200, quick=50, floor=3),
+    Scenario(name="round-trip", size=200, quick=50, floor=3),
+    Scenario(name="start-up", size=1, quick=1),
+    Scenario(name="idle", size=20, quick=5, once=True, together=True),
+    Scenario(name="waiting", size=100_000, quick=20_000, floor=200, once=True),
+    Scenario(name="import", size=15, quick=7, floor=3),
+    Scenario(name="serializer", size=3_000, quick=500, floor=10),
+    Scenario(name="growth-empty", size=3_000, quick=3_000, floor=200, once=True, full_only=True),
+    Scenario(name="growth-finished", size=1_000_000, quick=100_000, floor=200, once=True, full_only=True),
+    Scenario(name="growth-scheduled", size=1_000_000, quick=100_000, floor=200, once=True, full_only=True),
+    Scenario(name="growth-ready", size=100_000, quick=100_000, floor=200, once=True, full_only=True),
+)
+
+ONE_BY_ONE = ("enqueue-sync", "enqueue-async")
+
+
+def _rate(name: str, title: str, goal: Goal | None = None, rivals: tuple[str, ...] = ()) -> Line:
+    return Line(name=name, title=title, unit="tasks/s", more_is_better=True, rivals=rivals, goal=goal)
+
+
+def _peer(at_least: float) -> Goal:
+    return Goal(at_least=at_least, against="peer", text=f"≥ {at_least:g} × peer")
+
+
+def _own(at_least: float, line: str, text: str) -> Goal:
+    return Goal(at_least=at_least, against=line, text=text)
+
+
+LINES = (
+    _rate("enqueue-sync", "enqueue, one by one", _peer(1), ONE_BY_ONE),
+    _rate("enqueue-async", "aenqueue, one by one", _peer(1), ONE_BY_ONE),
+    _rate("enqueue-at-once", "aenqueue, 100 coroutines", _own(5, "enqueue-async", "≥ 5 × one by one"), ONE_BY_ONE),
+    _rate("enqueue-many", "enqueue_many", _peer(1.5)),
+    _rate("drain-async", "drain, async, 100 slots", _peer(10), ("drain-threads",)),
+    _rate("drain-threads", "drain, sync, threads", _peer(5), ("drain-async",)),
+    _rate("drain-two", "drain, two processes", _own(1.6, "drain-async", "≥ 1.6 × one")),
+    Line(name="latency p50", title="latency, p50", unit="ms", goal=_peer(1)),
+    Line(name="latency p99", title="latency, p99", unit="ms", goal=_own(1 / 3, "latency p50", "≤ 3 × p50")),
+    Line(name="round-trip p50", title="round trip, p50", unit="ms", goal=_peer(1)),
+    Line(name="round-trip p99", title="round trip, p99", unit="ms", goal=_own(1 / 3, "round-trip p50", "≤ 3 × p50")),
+    Line(name="start-up", title="start-up to first task", unit="ms"),
+    Line(name="idle cpu", title="idle: CPU", unit="% of a core", goal=_own(1, "value", "≤ 1")),
+    Line(name="idle calls", title="idle: calls of the store", unit="a minute", goal=_own(60, "value", "≤ 60")),
+    Line(name="idle sql", title="idle: SQL transactions", unit="a minute"),
+    Line(name="idle rss", title="idle: memory", unit="MB"),
+    Line(name="waiting task", title="memory of a waiting task", unit="bytes"),
+    Line(name="waiting rss", title="memory with {size:,} waiting", unit="MB"),
+    Line(name="growth-empty", title="claim + finish, empty store", unit="µs a task"),
+    *(
+        Line(
+            name=f"growth-{state}",
+            title=f"claim + finish, {{size:,}} {state}",
+            unit="µs a task",
+            goal=_own(1 / 1.5, "growth-empty", "≤ 1.5 × empty"),
+        )
+        for state in ("finished", "scheduled", "ready")
+    ),
+    Line(name="import", title="import", unit="ms"),
+    Line(name="serializer", title="dump + load a payload", unit="µs"),
+)

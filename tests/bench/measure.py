@@ -1,0 +1,52 @@
+"""Which function makes which measurement."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.bench.job import Job
+from tests.bench.marks import Marks
+from tests.bench.scenarios import draining, enqueueing, importing, resources, responding
+
+__all__ = ["measure"]
+
+Measured = dict[str, float]
+"""Values by the name of their line."""
+
+
+def measure(job: Job) -> Measured:
+    """Make the measurement that a job asks for.
+
+    :return: the values by the name of their line.
+    """
+    # Some slots more than tasks: for those that warm up.
+    marks = Marks.create(job.marks_file, job.size + 10)
+    if job.scenario == "serializer":
+        # These need OmniQ itself, which is not there in the environment of a peer.
+        from tests.bench.scenarios import serializing
+
+        return serializing.measure(job)
+    if job.scenario.startswith("growth-"):
+        from tests.bench.scenarios import growing
+
+        return asyncio.run(growing.measure(job, Path(job.folder, "growth.db")))
+    return SCENARIOS[job.scenario](job, marks)
+
+
+SCENARIOS: dict[str, Callable[[Job, Marks], Measured]] = {
+    "enqueue-sync": enqueueing.one_by_one,
+    "enqueue-async": enqueueing.awaited,
+    "enqueue-at-once": enqueueing.at_once,
+    "enqueue-many": enqueueing.in_bulk,
+    "drain-async": draining.coroutines,
+    "drain-threads": draining.plain_functions,
+    "drain-two": draining.two_processes,
+    "latency": responding.latency,
+    "round-trip": responding.round_trip,
+    "start-up": responding.start_up,
+    "idle": resources.idle,
+    "waiting": resources.waiting,
+    "import": importing.measure,
+}

@@ -1,0 +1,115 @@
+"""Measurements: written as JSON lines while they are made, and condensed to medians with their spread."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sqlite3
+import statistics
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from attrs import asdict, field, frozen
+
+from tests.bench.registry import Entry
+
+__all__ = ["Log", "Measurement", "Results", "Value", "machine"]
+
+
+@frozen(kw_only=True)
+class Measurement:
+    """One value of one repetition."""
+
+    store: str
+    contender: str
+    role: str
+    """``omniq``, ``peer`` or ``raw``."""
+    version: str
+    line: str
+    value: float
+    repetition: int
+    size: int
+    """How many tasks, rounds or seconds it was measured with."""
+
+
+@frozen
+class Value:
+    """What several repetitions come to."""
+
+    median: float
+    spread: float
+    """Half the distance between the least and the greatest, as a share of the median."""
+
+
+@frozen
+class Results:
+    """All measurements of a run."""
+
+    measurements: list[Measurement] = field(factory=list)
+
+    def contenders(self, store: str) -> list[tuple[str, str]]:
+        """Give name and role of everyone who was measured on a store: OmniQ, peers, the plain client."""
+        found = {(entry.contender, entry.role) for entry in self.measurements if entry.store == store}
+        ranks = ("omniq", "peer", "raw")
+        order = [entry.contender for entry in self.measurements]
+        return sorted(found, key=lambda entry: (ranks.index(entry[1]), order.index(entry[0])))
+
+    def value(self, store: str, contender: str, line: str) -> Value | None:
+        """Give what one cell of the table holds."""
+        values = [
+            entry.value
+            for entry in self.measurements
+            if (entry.store, entry.contender, entry.line) == (store, contender, line)
+        ]
+        if not values:
+            return None
+        median = statistics.median(values)
+        return Value(median, (max(values) - min(values)) / 2 / median if median else 0.0)
+
+    def size(self, line: str) -> int:
+        """Give how large OmniQ's measurement of a line was."""
+        return max((entry.size for entry in self.measurements if entry.line == line), default=0)
+
+    def versions(self, entries: Iterable[Entry]) -> list[str]:
+        """Give what was measured, with versions."""
+        found = {entry.contender: entry.version for entry in self.measurements if entry.version}
+        return [f"{name} {found.pop(name)}" for name in dict.fromkeys(entry.name for entry in entries) if name in found]
+
+
+class Log:
+    """The file of JSON lines of a run."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        file.parent.mkdir(parents=True, exist_ok=True)
+
+    def machine(self) -> None:
+        """Note what the run is made on."""
+        self._write({"kind": "machine", **machine()})
+
+    def measurement(self, measurement: Measurement) -> None:
+        """Note one value."""
+        self._write({"kind": "measurement", **asdict(measurement)})
+
+    def failure(self, **what: Any) -> None:
+        """Note a measurement that could not be made."""
+        self._write({"kind": "failure", **what})
+
+    def _write(self, entry: dict[str, Any]) -> None:
+        with self.file.open("a", encoding="utf-8") as opened:
+            opened.write(json.dumps(entry, ensure_ascii=False) + "\n")
+
+
+def machine() -> dict[str, Any]:
+    """Describe this machine and how busy it is."""
+    return {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "cores": os.cpu_count(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "sqlite": sqlite3.sqlite_version,
+        "load": [round(load, 2) for load in os.getloadavg()],
+    }

@@ -1,0 +1,73 @@
+"""How fast workers get through tasks that do nothing: claimed, run, and their results stored."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+
+from tests.bench.contenders.contender import Contender
+from tests.bench.job import Job
+from tests.bench.marks import Marks
+from tests.bench.workers import Crew
+
+__all__ = ["coroutines", "plain_functions", "two_processes"]
+
+LOOK = 0.002
+"""Seconds between two looks; the store is only asked when the last task has begun."""
+PATIENCE = 100.0
+
+
+def coroutines(job: Job, marks: Marks) -> dict[str, float]:
+    """Drain a queue of coroutine functions."""
+    return asyncio.run(_drain(job, marks, processes=1))
+
+
+def plain_functions(job: Job, marks: Marks) -> dict[str, float]:
+    """Drain a queue of plain functions."""
+    return asyncio.run(_drain(replace(job, kind="plain"), marks, processes=1))
+
+
+def two_processes(job: Job, marks: Marks) -> dict[str, float]:
+    """Drain a queue of coroutine functions (plain ones where there are no others) with two worker processes."""
+    return asyncio.run(_drain(job, marks, processes=2))
+
+
+async def _drain(job: Job, marks: Marks, processes: int) -> dict[str, float]:
+    contender = job.make(marks)
+    if not contender.runs_as_sent:
+        await contender.enqueue_many(range(job.size))
+    crew = Crew(job, contender, processes)
+    began = time.perf_counter()
+    async with crew:
+        if contender.runs_as_sent:
+            await contender.enqueue_many(range(job.size))
+        took = await _until_stored(job, contender, marks, crew) - began
+    await contender.close()
+    missing = [number for number in range(job.size) if not marks[number]]
+    if missing:
+        raise RuntimeError(f"{len(missing)} of {job.size} tasks have not run, {missing[0]} for one")
+    return {job.scenario: job.size / took}
+
+
+async def _until_stored(job: Job, contender: Contender, marks: Marks, crew: Crew) -> float:
+    async def last_has_begun() -> bool:
+        crew.check()
+        return marks[job.size - 1] != 0
+
+    async def all_stored() -> bool:
+        return await contender.stored() >= job.size
+
+    await wait_until(last_has_begun, "the last task has begun")
+    await wait_until(all_stored, "all results are stored")
+    return time.perf_counter()
+
+
+async def wait_until(condition: Callable[[], Awaitable[bool]], what: str) -> None:
+    """Look every few milliseconds whether something holds."""
+    give_up = time.monotonic() + PATIENCE
+    while not await condition():
+        if time.monotonic() > give_up:
+            raise TimeoutError(f"it never came to it that {what}")
+        await asyncio.sleep(LOOK)

@@ -1,0 +1,141 @@
+"""What a worker costs that has nothing to do, and what a waiting task costs."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+import sqlite3
+import subprocess
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from tests.bench.job import Job
+from tests.bench.marks import Marks
+from tests.bench.scenarios.draining import wait_until
+from tests.bench.workers import WorkerProcess
+
+__all__ = ["idle", "waiting"]
+
+SETTLE = 2.0
+"""Seconds for a worker to come to rest."""
+
+
+class Counter:
+    """Counts what a worker asks of its store."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.transactions = 0
+
+    def trace_sqlite(self) -> None:
+        """Count the transactions on every connection that is opened from now on: a statement outside one counts as one."""
+        connect = sqlite3.connect
+
+        def traced(*args: Any, **kwargs: Any) -> sqlite3.Connection:
+            connection = connect(*args, **kwargs)
+
+            def on_statement(_: str) -> None:
+                self.transactions += not connection.in_transaction
+
+            connection.set_trace_callback(on_statement)
+            return connection
+
+        sqlite3.connect = traced
+
+    def trace_omniq(self, job: Job) -> None:
+        """Count the calls of the storage contract, by the worker and its heartbeat, whatever they come to."""
+        from omniq.plugins import default_plugins
+        from omniq.storage import Storage
+        from omniq.urls import parse_url
+
+        url = "memory://" if job.store == "memory" else f"sqlite:///{job.folder}/never-opened.db"
+        storage = type(default_plugins().open_storage(parse_url(url)))
+        for name in Storage.__abstractmethods__ - {"open", "close", "sibling"}:
+            setattr(storage, name, self._counted(getattr(storage, name)))
+
+    def _counted(self, method: Any) -> Any:
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            self.calls += 1
+            return method(*args, **kwargs)
+
+        return counted
+
+
+def idle(job: Job, marks: Marks) -> dict[str, float]:
+    """Let a worker with nothing to do run for ``size`` seconds."""
+    counter = Counter()
+    counter.trace_sqlite()
+    if job.contender == "omniq":
+        counter.trace_omniq(job)
+
+    async def run() -> dict[str, float]:
+        contender = job.make(marks)
+        async with contender.worker():
+            await contender.aenqueue(0)
+            await asyncio.sleep(min(SETTLE, job.size))
+            before = _seconds_of_cpu(), counter.calls, counter.transactions, time.monotonic()
+            await asyncio.sleep(job.size)
+            cpu, calls, transactions, took = (
+                after - earlier
+                for after, earlier in zip(
+                    (_seconds_of_cpu(), counter.calls, counter.transactions, time.monotonic()), before, strict=True
+                )
+            )
+            measured = {"idle cpu": 100 * cpu / took, "idle rss": memory_of(os.getpid()) / 1e6}
+            if job.contender == "omniq":
+                measured["idle calls"] = 60 * calls / took
+            if job.store == "sqlite":
+                measured["idle sql"] = 60 * transactions / took
+        await contender.close()
+        return measured
+
+    return asyncio.run(run())
+
+
+def waiting(job: Job, marks: Marks) -> dict[str, float]:
+    """Let many tasks wait: what they take of a process that holds them, or how large a worker is in front of them."""
+
+    async def in_memory() -> dict[str, float]:
+        contender = job.make(marks)
+        await contender.enqueue_many(range(10))
+        before = memory_of(os.getpid())
+        await contender.enqueue_many(range(job.size))
+        after = memory_of(os.getpid())
+        return {"waiting task": (after - before) / job.size, "waiting rss": after / 1e6}
+
+    async def in_a_file() -> dict[str, float]:
+        held = replace(job, kind="hold")
+        contender = held.make(marks)
+        await contender.enqueue_many(range(job.size))
+        await contender.close()
+        worker = WorkerProcess(replace(held, start_at_once=True))
+
+        async def has_begun() -> bool:
+            worker.check()
+            return marks[0] != 0
+
+        try:
+            await wait_until(has_begun, "the first task has begun")
+            await asyncio.sleep(SETTLE)
+            return {"waiting rss": memory_of(worker.pid) / 1e6}
+        finally:
+            worker.kill()
+
+    return asyncio.run(in_memory() if job.store == "memory" else in_a_file())
+
+
+def _seconds_of_cpu() -> float:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+
+def memory_of(pid: int) -> int:
+    """Give how many bytes of a process are in memory."""
+    status = Path(f"/proc/{pid}/status")
+    if status.exists():
+        (line,) = [line for line in status.read_text().splitlines() if line.startswith("VmRSS:")]
+        return int(line.split()[1]) * 1024
+    return int(subprocess.check_output(["ps", "-o", "rss=", "-p", str(pid)])) * 1024

@@ -1,0 +1,138 @@
+"""``omniq worker``: one process that runs an application's tasks."""
+
+from __future__ import annotations
+
+import re
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from omniq import TaskQueue, TaskState
+from omniq.cli import main
+from tests.cli.program import Program
+
+
+@pytest.fixture
+def shop(folder: Path, monkeypatch: pytest.MonkeyPatch) -> TaskQueue:
+    """The application, imported here as well, to enqueue."""
+    from omniq.cli.app import load_queue
+
+    return load_queue("shop:queue")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_tasks_run_until_a_signal_ends_the_worker_in_order(
+    number: signal.Signals, shop: TaskQueue, start: Callable[..., Program]
+) -> None:
+    with shop:
+        handle = shop.functions["shop.add"].enqueue(1, 2)
+        worker = start("worker", "shop:queue")
+        assert handle.result(timeout=20) == 3
+        running = shop.functions["shop.sleep"].enqueue(0.5)
+        worker.says("serves")
+        while running.task().state is not TaskState.RUNNING:
+            assert worker.process.poll() is None
+
+        assert worker.stop(number) == 0
+        assert running.task().state is TaskState.SUCCEEDED
+    assert "Traceback" not in worker.stderr
+    assert worker.stdout == ""
+
+
+def test_a_second_signal_puts_back_what_runs(shop: TaskQueue, start: Callable[..., Program]) -> None:
+    with shop:
+        running = shop.functions["shop.sleep"].enqueue(60)
+        worker = start("worker", "shop:queue")
+        while running.task().state is not TaskState.RUNNING:
+            assert worker.process.poll() is None, worker.stderr
+        worker.process.send_signal(signal.SIGTERM)
+        worker.says("finishing 1 tasks")
+
+        assert worker.stop() == 0
+        assert running.task().state is TaskState.READY
+
+
+def test_only_the_chosen_queues_are_served(shop: TaskQueue, start: Callable[..., Program]) -> None:
+    with shop:
+        other = shop.functions["shop.add"].enqueue(1, 2)
+        chosen = shop.functions["shop.add"].using(queue="chosen").enqueue(1, 2)
+        last = shop.functions["shop.add"].using(queue="last").enqueue(1, 2)
+        start("worker", "shop:queue", "-q", "last,chosen", "-c", "1")
+
+        assert chosen.result(timeout=20) == last.result(timeout=20) == 3
+        assert other.task().state is TaskState.READY
+
+
+def test_what_a_task_logs_names_the_task(shop: TaskQueue, start: Callable[..., Program]) -> None:
+    with shop:
+        handle = shop.functions["shop.talk"].enqueue()
+        worker = start("worker", "shop:queue")
+        handle.result(timeout=20)
+
+    line = next(line for line in worker.says("succeeded").splitlines() if "the shop is open" in line)
+    assert re.search(rf" WARNING shop: the shop is open \[task {handle.id} shop\.talk\]$", line)
+
+
+def test_the_level_of_the_log_can_be_chosen(shop: TaskQueue, start: Callable[..., Program]) -> None:
+    with shop:
+        handle = shop.functions["shop.talk"].enqueue()
+        worker = start("worker", "shop:queue", "--log-level", "warning")
+        handle.result(timeout=20)
+
+    assert worker.stop() == 0
+    assert len(worker.stderr.splitlines()) == 1
+
+
+def test_a_failed_task_does_not_end_the_worker(shop: TaskQueue, start: Callable[..., Program]) -> None:
+    with shop:
+        worker = start("worker", "shop:queue")
+        burnt = shop.functions["shop.burn"].enqueue("the cake")
+        worker.says("RuntimeError: the cake")
+        assert shop.functions["shop.add"].enqueue(1, 2).result(timeout=20) == 3
+
+        assert burnt.task().state is TaskState.FAILED
+        assert worker.stop() == 0
+
+
+def test_an_application_without_tasks_is_told_so(folder: Path, start: Callable[..., Program]) -> None:
+    (folder / "bare.py").write_text("from omniq import TaskQueue\nqueue = TaskQueue('sqlite:///jobs.db')\n")
+    worker = start("worker", "bare:queue")
+    worker.says("bare:queue has no tasks: is the module imported that declares them with @queue.task?")
+    worker.says("serves")
+    assert worker.stop() == 0
+
+
+def test_a_store_inside_this_process_is_warned_of(folder: Path, start: Callable[..., Program]) -> None:
+    (folder / "mem.py").write_text("from shop import *\nqueue = TaskQueue('memory://')\n")
+    worker = start("worker", "mem:queue")
+    worker.says("memory:// lives inside this process: only tasks that are enqueued in it will run")
+    worker.says("serves")
+    assert worker.stop() == 0
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["-q", ","], "queues must name at least one queue"),
+        (["-q", "a b"], "queue 'a b' cannot be used"),
+        (["--lease", "0"], "lease must be more than zero seconds"),
+        (["--processes", "0"], "'0' is not a whole number of 1 or more"),
+    ],
+)
+def test_options_that_cannot_be_used_are_wrong_usage(
+    arguments: list[str], text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["worker", "shop:queue", *arguments]) == 2
+    assert text in capsys.readouterr().err
+
+
+def test_a_store_that_cannot_be_opened_is_a_failure(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "jobs.db").write_text("no database at all, but long enough to look at\n" * 100)
+
+    assert main(["worker", "shop:queue", "--log-level", "error"]) == 1
+    captured = capsys.readouterr().err
+    assert captured.startswith("omniq: error: ")
+    assert captured.count("\n") == 1

@@ -1,0 +1,112 @@
+"""The names that programs outside this repository import. One may be added; none may go, or change its meaning."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+
+import omniq
+from omniq import TaskQueue, errors
+
+PUBLIC = {
+    # Queues and tasks.
+    "AsyncTaskFunction",
+    "CurrentTask",
+    "Progress",
+    "QueueStats",
+    "Task",
+    "TaskCall",
+    "TaskError",
+    "TaskFunction",
+    "TaskHandle",
+    "TaskQueue",
+    "TaskState",
+    "Worker",
+    "current_task",
+    # When a failed task runs again.
+    "Exponential",
+    "Fixed",
+    "Linear",
+    "RetryPolicy",
+    # Schedules.
+    "At",
+    "Cron",
+    "Every",
+    "Misfire",
+    "Overlap",
+    "Schedule",
+    "Trigger",
+    # Plugins.
+    "hookimpl",
+    "hookspec",
+} | set(errors.__all__)
+
+# The methods of a queue that do I/O: each is there for coroutines, with an `a` before its name, and for others without.
+TWINS = {
+    "cancel",
+    "close",
+    "delete",
+    "delete_schedule",
+    "enqueue",
+    "enqueue_many",
+    "get",
+    "pause",
+    "pause_schedule",
+    "purge",
+    "resume",
+    "resume_schedule",
+    "retry",
+    "schedule",
+    "schedules",
+    "stats",
+    "tasks",
+    "trigger_schedule",
+}
+
+
+def test_exactly_these_names_are_exported() -> None:
+    assert set(omniq.__all__) == PUBLIC
+    assert omniq.__all__ == sorted(omniq.__all__)
+
+
+@pytest.mark.parametrize("name", sorted(PUBLIC))
+def test_an_exported_name_is_there_and_says_what_it_is(name: str) -> None:
+    thing = getattr(omniq, name)
+
+    if inspect.isclass(thing) or inspect.isfunction(thing):
+        assert inspect.getdoc(thing)
+
+
+def test_nothing_else_of_the_package_looks_public() -> None:
+    looks_public = {
+        name for name, value in vars(omniq).items() if not name.startswith("_") and not inspect.ismodule(value)
+    }
+
+    assert looks_public == PUBLIC
+
+
+@pytest.mark.parametrize("name", sorted(TWINS))
+def test_what_does_io_comes_in_two_forms_that_take_the_same(name: str) -> None:
+    for_others, for_coroutines = getattr(TaskQueue, name), getattr(TaskQueue, f"a{name}")
+
+    assert inspect.iscoroutinefunction(for_coroutines)
+    assert not inspect.iscoroutinefunction(for_others)
+    assert inspect.signature(for_others).parameters == inspect.signature(for_coroutines).parameters
+    assert inspect.getdoc(for_others)
+    assert for_others.__name__ == name
+
+
+@pytest.mark.parametrize("name", sorted(name for name in dir(TaskQueue) if not name.startswith("_")))
+def test_a_method_of_a_queue_says_what_it_does(name: str) -> None:
+    if callable(getattr(TaskQueue, name)):
+        assert inspect.getdoc(getattr(TaskQueue, name))
+
+
+def test_the_errors_that_users_catch_are_all_under_one() -> None:
+    exported = {
+        name for name in PUBLIC if inspect.isclass(getattr(omniq, name)) and issubclass(getattr(omniq, name), Exception)
+    }
+
+    assert exported == set(errors.__all__)
+    assert all(issubclass(getattr(omniq, name), omniq.OmniQError) for name in exported)

@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import attrs
+import pytest
+
+from omniq.task import (
+    Cancelled,
+    Failed,
+    NewTask,
+    Outcome,
+    Progress,
+    Released,
+    Retry,
+    Succeeded,
+    Task,
+    TaskError,
+    TaskState,
+)
+
+NOW = datetime(2026, 3, 29, 1, 30, tzinfo=UTC)
+FAILURE = TaskError(type="ValueError", message="no such page")
+VALUES: list[Any] = [
+    NewTask(id="a", queue="default", name="shop.fetch", payload=b"{}"),
+    Task(id="a", queue="default", name="shop.fetch", payload=b"{}", created_at=NOW, run_at=NOW),
+    FAILURE,
+    Progress(done=1, total=2, note="half"),
+    Succeeded(id="a", delivery=1, result=b"1"),
+    Failed(id="a", delivery=1, error=FAILURE),
+    Retry(id="a", delivery=1, delay=2.0, error=FAILURE),
+    Released(id="a", delivery=1),
+    Cancelled(id="a", delivery=1),
+]
+
+
+class Decoder:
+    """Decodes without a codec: what a queue gives to its tasks, by hand."""
+
+    def arguments(self, task: Task) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return (task.payload.decode(), 2), {"width": 3}
+
+    def retry_policy(self, task: Task) -> Any:
+        return f"policy of {task.retry_spec}"
+
+    def result(self, task: Task) -> Any:
+        return task.result_payload
+
+
+def a_task(**fields: Any) -> Task:
+    return Task(id="a", queue="default", name="shop.fetch", payload=b"a-payload", created_at=NOW, run_at=NOW, **fields)
+
+
+def test_a_state_is_its_own_text() -> None:
+    state = TaskState.FAILED
+
+    # The comparison that users write.
+    assert state == "failed"
+    assert f"{state}" == "failed"
+    assert hash(state) == hash("failed")
+
+
+def test_exactly_succeeded_failed_and_cancelled_are_final() -> None:
+    assert {state for state in TaskState if state.is_final} == {"succeeded", "failed", "cancelled"}
+
+
+@pytest.mark.parametrize("value", VALUES, ids=lambda value: type(value).__name__)
+def test_values_are_frozen_and_survive_pickle(value: Any) -> None:
+    field = attrs.fields(type(value))[0].name
+
+    with pytest.raises(attrs.exceptions.FrozenInstanceError):
+        setattr(value, field, None)
+    assert pickle.loads(pickle.dumps(value)) == value
+
+
+@pytest.mark.parametrize("value", VALUES, ids=lambda value: type(value).__name__)
+def test_values_are_made_by_keyword_only(value: Any) -> None:
+    make: Callable[..., Any] = type(value)
+
+    with pytest.raises(TypeError, match="positional"):
+        make(*attrs.astuple(value, recurse=False))
+
+
+def test_every_way_to_end_is_an_outcome_of_one_delivery() -> None:
+    outcomes = [value for value in VALUES if isinstance(value, Outcome)]
+
+    assert {type(outcome) for outcome in outcomes} == {Succeeded, Failed, Retry, Released, Cancelled}
+    assert {(outcome.id, outcome.delivery) for outcome in outcomes} == {("a", 1)}
+
+
+def test_payload_result_and_signature_stay_out_of_the_text_of_a_task() -> None:
+    text = repr(a_task(result_payload=b"a-secret-result", signature=b"a-signature"))
+
+    assert "a-payload" not in text
+    assert "secret" not in text
+    assert "signature" not in text
+
+
+def test_a_task_read_through_a_queue_decodes_on_demand() -> None:
+    task = a_task(decoder=Decoder(), retry_spec="x", result_payload=b"7")
+
+    assert task.args == ("a-payload", 2)
+    assert task.kwargs == {"width": 3}
+    assert task.retry == "policy of x"
+    assert task.result == b"7"
+
+
+@pytest.mark.parametrize("name", ["args", "kwargs", "retry", "result"])
+def test_a_task_straight_from_a_storage_says_how_to_read_it(name: str) -> None:
+    with pytest.raises(RuntimeError, match="through a TaskQueue"):
+        getattr(a_task(), name)
+
+
+def test_the_decoder_plays_no_part_in_equality() -> None:
+    assert a_task(decoder=Decoder()) == a_task()
