@@ -30,6 +30,8 @@ class Codec:
 
     def __init__(self, plugins: Plugins, *, serializer: str, accept: tuple[str, ...], max_payload: int) -> None:
         self.serializer_name = serializer
+        self.settings: dict[str, Any] = {"serializer": serializer, "accept": accept, "max_payload": max_payload}
+        """What makes another codec like this one, in another process."""
         self._plugins = plugins
         self._serializer = plugins.serializer(serializer)
         self._accepted = {name: plugins.serializer(name) for name in accept}

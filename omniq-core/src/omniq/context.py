@@ -98,8 +98,12 @@ class CurrentTask:
                 raise ValueError(f"progress: {label} must be zero or more, not {value!r}")
         if total is not None and done > total:
             raise ValueError(f"progress: done ({done!r}) is larger than total ({total!r})")
+        self.note(Progress(done=done, total=total, note=note))
+
+    def note(self, progress: Progress) -> None:
+        """Pass on a word of progress; the worker's call."""
         if self._on_progress is not None:
-            self._on_progress(self._task, Progress(done=done, total=total, note=note))
+            self._on_progress(self._task, progress)
 
     def retry(self, delay: float | timedelta | None = None, message: str = "the task asked to run again") -> NoReturn:
         """End this attempt and run the task again. Counts as an attempt; with none left the task fails.

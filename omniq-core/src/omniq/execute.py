@@ -12,12 +12,22 @@ from typing import Any
 
 from omniq.codec import Codec
 from omniq.context import CurrentTask, FailSignal, RetrySignal, running
-from omniq.errors import PayloadRejected, SerializationError, TaskTimeout, UnknownTask
+from omniq.errors import PayloadRejected, SerializationError, TaskTimeout, UnknownTask, WorkerLost
 from omniq.functions import TaskFunction
 from omniq.retry import Exponential
 from omniq.task import Cancelled, Failed, Outcome, Progress, Released, Retry, Succeeded, Task, TaskError
 
-__all__ = ["Attempt", "Interruption", "describe_error", "run_async", "run_sync", "timed_out", "unknown_task"]
+__all__ = [
+    "Attempt",
+    "Interruption",
+    "describe_error",
+    "failed",
+    "interrupted",
+    "run_async",
+    "run_sync",
+    "timed_out",
+    "unknown_task",
+]
 
 _log = logging.getLogger("omniq.task")
 
@@ -55,6 +65,7 @@ class Attempt:
         "function",
         "interruption",
         "loop_task",
+        "on_interrupt",
         "queued_at",
         "settled",
         "started_at",
@@ -78,6 +89,8 @@ class Attempt:
         self.abandoned = False
         """Whether it was settled while its thread still ran."""
         self.loop_task: asyncio.Task[None] | None = None
+        self.on_interrupt: Callable[[], None] | None = None
+        """How whoever runs it stops it, where that can be done from outside; must be quick."""
         self.queued_at = 0.0
         self.started_at = 0.0
 
@@ -87,18 +100,20 @@ class Attempt:
         return time.perf_counter() - self.started_at if self.started_at else 0.0
 
     def interrupt(self, why: Interruption) -> None:
-        """Ask it to stop: a coroutine by ``CancelledError``, a thread by ``current_task().cancelled``."""
+        """Stop it: a coroutine by ``CancelledError``, a process by a kill, a thread by asking (``cancelled``)."""
         if self.interruption is None:
             self.interruption = why
             self.context.ask_to_stop()
             if self.loop_task is not None:
                 self.loop_task.cancel()
+            if self.on_interrupt is not None:
+                self.on_interrupt()
 
 
 async def run_async(attempt: Attempt) -> Outcome:
     """Run a coroutine function to its outcome, on the running loop."""
     if attempt.interruption is not None:
-        return _interrupted(attempt)
+        return interrupted(attempt)
     attempt.loop_task = asyncio.current_task()
     token = running.set(attempt.context)
     attempt.started_at = time.perf_counter()
@@ -132,7 +147,7 @@ async def _within(timeout: float, attempt: Attempt, args: tuple[Any, ...], kwarg
 def run_sync(attempt: Attempt) -> Outcome:
     """Run a plain function to its outcome, on the calling thread."""
     if attempt.interruption is not None:
-        return _interrupted(attempt)
+        return interrupted(attempt)
     token = running.set(attempt.context)
     attempt.started_at = time.perf_counter()
     try:
@@ -146,7 +161,7 @@ def run_sync(attempt: Attempt) -> Outcome:
 
 def timed_out(attempt: Attempt) -> Outcome:
     """Give the outcome of an attempt on a thread, which nothing can stop, once its timeout is over."""
-    return _failed(attempt, _timeout_error(attempt.task))
+    return failed(attempt, _timeout_error(attempt.task))
 
 
 def unknown_task(task: Task) -> Outcome:
@@ -173,7 +188,7 @@ def _timeout_error(task: Task) -> TaskTimeout:
 def _succeeded(attempt: Attempt, value: Any) -> Outcome:
     task = attempt.task
     if attempt.interruption is not None and attempt.context.stop_seen:
-        return _interrupted(attempt)
+        return interrupted(attempt)
     try:
         result = attempt.codec.dump_result(task, value, attempt.function.definition.types[1])
     except SerializationError as error:
@@ -184,18 +199,20 @@ def _succeeded(attempt: Attempt, value: Any) -> Outcome:
 
 def _ended_by(attempt: Attempt, error: BaseException) -> Outcome:
     if attempt.interruption is not None and (isinstance(error, asyncio.CancelledError) or attempt.context.stop_seen):
-        return _interrupted(attempt)
-    return _failed(attempt, error)
+        return interrupted(attempt)
+    return failed(attempt, error)
 
 
-def _interrupted(attempt: Attempt) -> Outcome:
+def interrupted(attempt: Attempt) -> Outcome:
+    """Give the outcome of an attempt that was interrupted and has stopped."""
     task = attempt.task
     if attempt.interruption is Interruption.CANCEL:
         return Cancelled(id=task.id, delivery=task.delivery)
     return Released(id=task.id, delivery=task.delivery)
 
 
-def _failed(attempt: Attempt, error: BaseException) -> Outcome:
+def failed(attempt: Attempt, error: BaseException) -> Outcome:
+    """Give the outcome of an attempt that ended with an error: a retry, or failure for good."""
     task = attempt.task
     described = describe_error(error)
     delay = _retry_delay(attempt, error)
@@ -211,7 +228,7 @@ def _retry_delay(attempt: Attempt, error: BaseException) -> float | None:
     if isinstance(error, RetrySignal):
         if error.delay is not None:
             return error.delay
-    elif not isinstance(error, (*attempt.function.definition.retry_on, TaskTimeout)):
+    elif not isinstance(error, (*attempt.function.definition.retry_on, TaskTimeout, WorkerLost)):
         return None
     try:
         policy = attempt.codec.load_policy(task.retry_spec) or attempt.function.options.retry
@@ -239,6 +256,8 @@ def describe_error(error: BaseException) -> TaskError:
 
 def _traceback(error: BaseException) -> str:
     trace = error.__traceback__
+    if trace is None:
+        return ""  # nothing was raised in the task's code: its process died, say
     # Our own frames at the top say nothing to whoever wrote the task.
     while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
         trace = trace.tb_next

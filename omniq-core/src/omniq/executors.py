@@ -18,7 +18,7 @@ from typing import Any
 from omniq.execute import Attempt, run_async, run_sync, timed_out
 from omniq.task import Outcome
 
-__all__ = ["Lane", "LoopLane", "ThreadLane"]
+__all__ = ["Lane", "LoopLane", "PoolLane", "ThreadLane"]
 
 Done = Callable[[Attempt, Outcome], None]
 """Called on the loop, once for each attempt that was started."""
@@ -102,8 +102,8 @@ class LoopLane(Lane):
         self._waiting.clear()
 
 
-class ThreadLane(Lane):
-    """Runs plain functions on threads that it starts as they are needed and keeps.
+class PoolLane(Lane):
+    """Runs attempts from threads that it starts as they are needed and keeps.
 
     A thread takes attempt after attempt from the common line, and the loop is woken once for all outcomes that
     gathered: neither costs a wake-up for each task. Only one sleeping thread is woken at first; a supervisor wakes
@@ -125,15 +125,18 @@ class ThreadLane(Lane):
         self._collecting = False
         self._supervisor: asyncio.TimerHandle | None = None
         self._wake_next = 1
-        self._timeouts: dict[Attempt, asyncio.TimerHandle] = {}
         self._closed = False
+
+    @abstractmethod
+    def _execute(self, attempt: Attempt) -> Outcome:
+        """Run one attempt to its outcome; called on a thread of the pool."""
+
+    def _leave(self) -> None:
+        """Free what the calling thread of the pool holds, before it ends."""
 
     def submit(self, attempt: Attempt) -> None:
         self.load += 1
         attempt.queued_at = time.perf_counter()
-        if attempt.task.timeout is not None:
-            # Looked at this long after submission for the first time; an attempt that waited is given the rest then.
-            self._watch(attempt, attempt.task.timeout)
         self._waiting.append(attempt)
         if self._supervisor is None:
             self._wake(1)
@@ -162,6 +165,12 @@ class ThreadLane(Lane):
                 threading.Thread(target=self._work, name="omniq-thread", daemon=True).start()
 
     def _work(self) -> None:
+        try:
+            self._work_until_closed()
+        finally:
+            self._leave()
+
+    def _work_until_closed(self) -> None:
         sleep = threading.Lock()
         sleep.acquire()
         while not self._closed:
@@ -183,7 +192,7 @@ class ThreadLane(Lane):
     def _run(self, attempt: Attempt) -> bool:
         """Run one attempt; whether this thread shall go on."""
         self._on_start(attempt)
-        self._outcomes.append((attempt, run_sync(attempt)))
+        self._outcomes.append((attempt, self._execute(attempt)))
         if attempt.abandoned:
             return False  # its timeout was over, and another thread took this one's place
         if not self._collecting:
@@ -202,15 +211,40 @@ class ThreadLane(Lane):
                 attempt, outcome = self._outcomes.popleft()
             except IndexError:
                 break
-            timer = self._timeouts.pop(attempt, None)
-            if timer is not None:
-                timer.cancel()
+            self._collected(attempt)
             if not attempt.settled:
                 attempt.settled = True
                 self.load -= 1
                 self._on_done(attempt, outcome)
         if self._waiting and self._supervisor is None:
             self._supervise_soon()
+
+    def _collected(self, attempt: Attempt) -> None:
+        """Take note that an attempt's outcome has come in."""
+
+    def close(self) -> None:
+        self._closed = True
+        if self._supervisor is not None:
+            self._supervisor.cancel()
+        while self._idle:
+            self._idle.popleft().release()
+
+
+class ThreadLane(PoolLane):
+    """Runs plain functions on threads. Nothing can stop a thread: one whose timeout is over is left to itself."""
+
+    def __init__(self, slots: int, on_start: Callable[[Attempt], None], on_done: Done) -> None:
+        super().__init__(slots, on_start, on_done)
+        self._timeouts: dict[Attempt, asyncio.TimerHandle] = {}
+
+    def _execute(self, attempt: Attempt) -> Outcome:
+        return run_sync(attempt)
+
+    def submit(self, attempt: Attempt) -> None:
+        if attempt.task.timeout is not None:
+            # Looked at this long after submission for the first time; an attempt that waited is given the rest then.
+            self._watch(attempt, attempt.task.timeout)
+        super().submit(attempt)
 
     def _watch(self, attempt: Attempt, seconds: float) -> None:
         self._timeouts[attempt] = self._loop.call_later(seconds, self._check_timeout, attempt)
@@ -223,8 +257,7 @@ class ThreadLane(Lane):
             return
         if any(done is attempt for done, _ in self._outcomes):
             return
-        # Nothing can stop a thread. Its task is settled now; another thread takes its place, and what it still returns
-        # is dropped.
+        # Its task is settled now; another thread takes this one's place, and what it still returns is dropped.
         attempt.settled = attempt.abandoned = True
         attempt.context.ask_to_stop()
         self.load -= 1
@@ -232,19 +265,18 @@ class ThreadLane(Lane):
         self._on_done(attempt, timed_out(attempt))
         self._wake(1)
 
+    def _collected(self, attempt: Attempt) -> None:
+        timer = self._timeouts.pop(attempt, None)
+        if timer is not None:
+            timer.cancel()
+
     def take_back(self, waited: float = 0.0) -> list[Attempt]:
         taken = super().take_back(waited)
         for attempt in taken:
-            timer = self._timeouts.pop(attempt, None)
-            if timer is not None:
-                timer.cancel()
+            self._collected(attempt)
         return taken
 
     def close(self) -> None:
-        self._closed = True
+        super().close()
         for timer in self._timeouts.values():
             timer.cancel()
-        if self._supervisor is not None:
-            self._supervisor.cancel()
-        while self._idle:
-            self._idle.popleft().release()

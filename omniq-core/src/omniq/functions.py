@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Generic, ParamSpec, Protocol, TypeVar, cast
+from typing import Any, Generic, Literal, ParamSpec, Protocol, TypeAlias, TypeVar, cast
 
 from omniq.handle import TaskHandle
 from omniq.options import Duration, TaskOptions
@@ -16,11 +16,12 @@ from omniq.retry import RetryPolicy
 from omniq.serialization import ArgumentTypes
 from omniq.serialization.hints import resolve_types
 
-__all__ = ["AsyncTaskFunction", "Definition", "FunctionOwner", "TaskCall", "TaskFunction", "task_name"]
+__all__ = ["AsyncTaskFunction", "Definition", "Executor", "FunctionOwner", "TaskCall", "TaskFunction", "task_name"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
+Executor: TypeAlias = Literal["loop", "thread", "process"]
 
 
 class FunctionOwner(Protocol):
@@ -54,11 +55,17 @@ class Definition:
     :param function: a plain or coroutine function.
     :param name: the name under which tasks of it are stored.
     :param retry_on: errors that are retried; others fail the task at once.
-    :raises TypeError: if it cannot be run as a task.
+    :param executor: where to run it: None: a coroutine on the loop, a plain function on a thread; or ``"process"``.
+    :raises TypeError: if it cannot be run as a task, or not there.
     """
 
     def __init__(
-        self, function: Callable[..., Any], *, name: str | None, retry_on: tuple[type[BaseException], ...]
+        self,
+        function: Callable[..., Any],
+        *,
+        name: str | None,
+        retry_on: tuple[type[BaseException], ...],
+        executor: Executor | None = None,
     ) -> None:
         if inspect.isclass(function) or not callable(function):
             raise TypeError(f"a task must be a function, not {function!r}")
@@ -68,6 +75,7 @@ class Definition:
         self.name = task_name(function) if name is None else name
         self.retry_on = retry_on
         self.is_async = inspect.iscoroutinefunction(function)
+        self.executor = _executor(function, executor, is_async=self.is_async)
         self._signature = inspect.signature(function)
         self._positional = self._plain_positions()
 
@@ -100,6 +108,24 @@ class Definition:
             self._signature.bind(*args, **kwargs)
         except TypeError as error:
             raise TypeError(f"{self.name}{self._signature}: {error}") from None
+
+
+def _executor(function: Callable[..., Any], executor: str | None, *, is_async: bool) -> Executor:
+    if executor not in (None, "loop", "thread", "process"):
+        raise ValueError(f"executor must be 'thread' or 'process' (a coroutine runs on the 'loop'), not {executor!r}")
+    if is_async:
+        if executor in ("thread", "process"):
+            raise TypeError(f"{function!r} is a coroutine function: it runs on the loop, not in a {executor}")
+        return "loop"
+    if executor == "loop":
+        raise TypeError(f"{function!r} is a plain function: it would block the loop; make it async, or use a thread")
+    if executor != "process":
+        return "thread"
+    if "<locals>" in function.__qualname__:
+        raise TypeError(
+            f"{function!r} is defined inside a function: a process could not find it; define it at a module's top level"
+        )
+    return "process"
 
 
 class TaskFunction(Generic[P, R]):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator
 from typing import Any, Generic, Protocol, TypeVar
 
+from omniq.options import Duration
 from omniq.task import Task
 
 __all__ = ["HandleOwner", "TaskHandle"]
@@ -17,7 +18,7 @@ class HandleOwner(Protocol):
 
     def run(self, coroutine: Any) -> Any: ...
 
-    async def aresult(self, task_id: str, hint: Any, timeout: float | None) -> Any: ...
+    async def aresult(self, task_id: str, hint: Any, timeout: Duration | None) -> Any: ...
 
     async def arecord(self, task_id: str) -> Task: ...
 
@@ -48,10 +49,10 @@ class TaskHandle(Generic[R_co]):
     def __hash__(self) -> int:
         return hash(self.id)
 
-    async def aresult(self, timeout: float | None = None) -> R_co:
+    async def aresult(self, timeout: Duration | None = None) -> R_co:
         """Wait for the task's end and give its result. Can be called any number of times while the result is kept.
 
-        :param timeout: seconds to wait at most; None: as long as it takes.
+        :param timeout: seconds (or a timedelta) to wait at most; None: as long as it takes.
         :raises TaskFailed: if the task failed; its ``error`` holds type, message and the worker's traceback.
         :raises TaskCancelled: if it was cancelled or expired.
         :raises ResultTimeout: if it has not ended in time. The task goes on.
@@ -60,7 +61,7 @@ class TaskHandle(Generic[R_co]):
         result: R_co = await self._owner.aresult(self.id, self._hint, timeout)
         return result
 
-    def result(self, timeout: float | None = None) -> R_co:
+    def result(self, timeout: Duration | None = None) -> R_co:
         """Wait for the task's end and give its result, for synchronous callers; see :meth:`aresult`."""
         result: R_co = self._owner.run(self.aresult(timeout))
         return result

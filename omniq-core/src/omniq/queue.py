@@ -7,7 +7,6 @@ coroutine on a background loop. There is one implementation of each.
 from __future__ import annotations
 
 import asyncio
-import functools
 import hashlib
 import os
 from collections.abc import Callable, Coroutine, Iterable
@@ -18,7 +17,7 @@ from omniq.codec import ANY_ARGUMENTS, Codec, FunctionDecoder
 from omniq.connections import Connections
 from omniq.durations import duration
 from omniq.errors import ResultTimeout, TaskCancelled, TaskFailed, TaskNotFound
-from omniq.functions import AsyncTaskFunction, Definition, TaskCall, TaskFunction
+from omniq.functions import AsyncTaskFunction, Definition, Executor, TaskCall, TaskFunction
 from omniq.handle import TaskHandle
 from omniq.ids import new_id
 from omniq.options import Duration, TaskOptions
@@ -139,6 +138,7 @@ class TaskQueue(Timetable):
         timeout: Duration | None = None,
         result_ttl: Duration | None = None,
         unique: str | bool | None = None,
+        executor: Executor | None = None,
         schedule: Trigger | None = None,
     ) -> TaskDecorator: ...
 
@@ -156,6 +156,7 @@ class TaskQueue(Timetable):
         timeout: Duration | None = None,
         result_ttl: Duration | None = None,
         unique: str | bool | None = None,
+        executor: Executor | None = None,
         schedule: Trigger | None = None,
     ) -> Any:
         """Register a function as a task: ``@queue.task``, or ``@queue.task(max_retries=5)``.
@@ -169,6 +170,8 @@ class TaskQueue(Timetable):
         :param timeout: seconds (or a timedelta) that one attempt may take.
         :param result_ttl: seconds (or a timedelta) to keep the record and result after the end.
         :param unique: at most one live task has this key; True: one for each function and arguments.
+        :param executor: ``"process"`` runs a CPU-bound plain function in a process of its own, where its timeout and
+            cancellation kill it; None: plain functions on threads, coroutines on the loop.
         :param schedule: when to enqueue it by itself, without arguments. Workers keep the store in step with the code:
             changed here it is changed there, removed here it is removed there. Its id is the task's name.
         :return: a :class:`~omniq.TaskFunction`.
@@ -184,23 +187,18 @@ class TaskQueue(Timetable):
             unique=unique,
         )
         errors = retry_on if isinstance(retry_on, tuple) else (retry_on,)
-        if function is None:
-            return functools.partial(self._register, name=name, retry_on=errors, options=options, schedule=schedule)
-        return self._register(function, name=name, retry_on=errors, options=options, schedule=schedule)
+
+        def register(function: Callable[..., Any]) -> TaskFunction[Any, Any]:
+            definition = Definition(function, name=name, retry_on=errors, executor=executor)
+            return self._register(definition, options, schedule)
+
+        return register if function is None else register(function)
 
     def _register(
-        self,
-        function: Callable[..., Any],
-        /,
-        *,
-        name: str | None,
-        retry_on: tuple[type[BaseException], ...],
-        options: TaskOptions,
-        schedule: Trigger | None,
+        self, definition: Definition, options: TaskOptions, schedule: Trigger | None
     ) -> TaskFunction[Any, Any]:
-        definition = Definition(function, name=name, retry_on=retry_on)
         other = self.functions.get(definition.name)
-        if other is not None and _place(other.definition.function) != _place(function):
+        if other is not None and _place(other.definition.function) != _place(definition.function):
             raise ValueError(f"a task named {definition.name!r} is registered already; give one of them another name=")
         cls = AsyncTaskFunction if definition.is_async else TaskFunction
         registered: TaskFunction[Any, Any] = cls(self, definition, options)

@@ -4,69 +4,73 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from omniq.executors import Lane
-from omniq.functions import TaskFunction
+from omniq.functions import Executor, TaskFunction
 from omniq.task import Task
 
 __all__ = ["Supply"]
 
 GATHER = 0.002
 """Seconds for which a first free slot waits for others, so that tasks are claimed many at a time."""
+LEAST_SHARE = 0.05
+"""The least share of claimed tasks that a lane is taken to get, so that it is never overrun by a change of mix."""
 
 
 class Supply:
     """Counts the room in a worker's lanes.
 
-    A claim does not say which tasks are coroutines and which are plain functions, so with both kinds registered the mix
-    that was seen lately decides how many can be asked for. With one kind, tasks are claimed ahead of need: as many as
-    end, at the rate of late, until the next claim can have brought more. Where tasks take longer than that, none are.
+    A claim does not say in which lane its tasks will run. With functions of several kinds registered, the mix that was
+    seen lately decides how many tasks can be asked for: so many that no lane is expected to get more than it has room
+    for. With one kind, tasks are claimed ahead of need: as many as end, at the rate of late, until the next claim can
+    have brought more. Where tasks take longer than that, none are.
 
-    :param loop_lane: runs the coroutines.
-    :param thread_lane: runs the plain functions.
-    :param concurrency: how many tasks may run at once in both.
+    :param lanes: where the tasks of each kind of function run.
+    :param concurrency: how many tasks may run at once in all of them.
     :param functions: the registered functions.
     """
 
     def __init__(
-        self, loop_lane: Lane, thread_lane: Lane, concurrency: int, functions: Mapping[str, TaskFunction[Any, Any]]
+        self, lanes: Mapping[Executor, Lane], concurrency: int, functions: Mapping[str, TaskFunction[Any, Any]]
     ) -> None:
-        self._loop_lane = loop_lane
-        self._thread_lane = thread_lane
+        self._lanes = lanes
         self._concurrency = concurrency
         self._functions = functions
         self._ahead = 0
         self._counted_at = time.perf_counter()
         self._counted = 0
-        self._plain_share = 0.5
+        self._shares: dict[Executor, float] = {}
         self._waiter: asyncio.Future[None] | None = None
         self._target = 1
 
     @property
-    def _kinds(self) -> set[bool]:
-        return {function.definition.is_async for function in self._functions.values()}
+    def _used(self) -> list[Executor]:
+        # Asked again each time: a task may import a module that registers more.
+        return list({function.definition.executor for function in self._functions.values()})
 
     @property
     def wanted(self) -> int:
         """How many tasks to claim now."""
-        kinds = self._kinds
-        on_loop, on_threads = self._loop_lane, self._thread_lane
-        if kinds == {True}:
-            return on_loop.slots + self._ahead - on_loop.load
-        if kinds == {False}:
-            return on_threads.slots + self._ahead - on_threads.load
-        total = self._concurrency - on_loop.load - on_threads.load
-        room_on_threads = on_threads.slots - on_threads.load
-        if total <= 0 or room_on_threads <= 0:
-            return 0
-        return max(1, min(total, int(room_on_threads / self._plain_share)))
+        used = self._used
+        if len(used) == 1:
+            lane = self._lanes[used[0]]
+            return lane.slots + self._ahead - lane.load
+        room = self._concurrency - sum(lane.load for lane in self._lanes.values())
+        for kind in used:
+            lane = self._lanes[kind]
+            free = lane.slots - lane.load
+            if free <= 0:
+                return 0
+            room = min(room, max(1, int(free / self._shares.get(kind, 1 / len(used)))))
+        return max(room, 0)
 
     @property
     def idle(self) -> bool:
         """Whether nothing runs: then there is nothing to wait for."""
-        return self._loop_lane.load == 0 and self._thread_lane.load == 0
+        return not any(lane.load for lane in self._lanes.values())
 
     @property
     def enough(self) -> bool:
@@ -75,8 +79,8 @@ class Supply:
 
     @property
     def _enough(self) -> int:
-        kinds = self._kinds
-        slots = self._thread_lane.slots if kinds == {False} else self._loop_lane.slots
+        used = self._used
+        slots = self._lanes[used[0]].slots if len(used) == 1 else self._concurrency
         return max(1, slots // 2)
 
     def learn(self, claimed: Sequence[Task], *, ended: int, took: float) -> None:
@@ -89,11 +93,17 @@ class Supply:
         now = time.perf_counter()
         rate = (ended - self._counted) / max(now - self._counted_at, 1e-6)
         self._counted, self._counted_at = ended, now
-        alone = len(self._kinds) == 1
-        self._ahead = min(int(rate * (took + GATHER)), self._concurrency) if alone else 0
-        if claimed:
-            plain = sum(not task.is_async for task in claimed) / len(claimed)
-            self._plain_share = max(0.05, 0.7 * self._plain_share + 0.3 * plain)
+        used = self._used
+        self._ahead = min(int(rate * (took + GATHER)), self._concurrency) if len(used) == 1 else 0
+        if len(used) > 1 and claimed:
+            self._learn_shares(used, claimed)
+
+    def _learn_shares(self, used: Sequence[Executor], claimed: Sequence[Task]) -> None:
+        known = (self._functions.get(task.name) for task in claimed)
+        counts = Counter(function.definition.executor for function in known if function is not None)
+        for kind in used:
+            before = self._shares.get(kind, 1 / len(used))
+            self._shares[kind] = max(LEAST_SHARE, 0.7 * before + 0.3 * counts[kind] / len(claimed))
 
     def freed(self) -> None:
         """Take note that an attempt ended."""

@@ -19,12 +19,13 @@ from omniq.connections import Connections
 from omniq.durations import duration
 from omniq.execute import Attempt, Interruption, unknown_task
 from omniq.executors import Lane, LoopLane, ThreadLane
-from omniq.functions import TaskFunction
+from omniq.functions import Executor, TaskFunction
 from omniq.heartbeat import Heartbeat
 from omniq.intake import Intake, Served
 from omniq.ledger import Ledger, about
 from omniq.options import Duration, check_count
 from omniq.plugins import Plugins
+from omniq.processes import ProcessLane, ProcessLimits
 from omniq.scheduler import Scheduler
 from omniq.storage import Lease, LeaseState
 from omniq.supply import Supply
@@ -59,6 +60,9 @@ class WorkerOptions(TypedDict, total=False):
     queues: Iterable[str] | Mapping[str, int] | None
     concurrency: int
     threads: int | None
+    processes: int | None
+    process_tasks: int | None
+    process_memory: int | None
     lease: Duration
     grace: Duration
     scheduler: bool
@@ -74,6 +78,10 @@ class Worker:
     :param concurrency: how many tasks may run at once.
     :param threads: how many of them may be plain functions, each on a thread; None: 20, or ``concurrency`` if that is
         less.
+    :param processes: how many of them may be functions with ``executor="process"``, each in a process of its own;
+        None: as many as there are cores.
+    :param process_tasks: such a process is replaced after so many tasks; None: never for that reason.
+    :param process_memory: and once it takes more bytes of memory than this after a task; None: never for that reason.
     :param lease: seconds (or a timedelta) for which a task is this worker's alone; renewed every third of it. A task
         whose worker dies runs again elsewhere when its lease has run out and one more ``recover_every`` is over.
     :param grace: seconds (or a timedelta) that running tasks get to end after :meth:`stop`.
@@ -89,6 +97,9 @@ class Worker:
         queues: Iterable[str] | Mapping[str, int] | None = None,
         concurrency: int = 100,
         threads: int | None = None,
+        processes: int | None = None,
+        process_tasks: int | None = 1000,
+        process_memory: int | None = None,
         lease: Duration = 30.0,
         grace: Duration = 25.0,
         scheduler: bool = True,
@@ -98,6 +109,11 @@ class Worker:
         self.id = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
         self.concurrency = check_count(concurrency, "concurrency")
         self.threads = min(20, concurrency) if threads is None else check_count(threads, "threads")
+        self.processes = _cores() if processes is None else check_count(processes, "processes")
+        self._limits = ProcessLimits(
+            tasks=None if process_tasks is None else check_count(process_tasks, "process_tasks"),
+            memory=None if process_memory is None else check_count(process_memory, "process_memory"),
+        )
         self.lease = _positive(lease, "lease")
         self.grace = duration(grace, "grace")
         self.recover_every = self.lease / 2 if recover_every is None else _positive(recover_every, "recover_every")
@@ -123,9 +139,13 @@ class Worker:
         self._loop = asyncio.get_running_loop()
         self._storage = (await self.queue.connections.current()).storage
         self.ledger = Ledger(self._storage, self.id, self.queue.plugins)
-        self._loop_lane = LoopLane(self.concurrency, self._on_start, self._on_done)
-        self._thread_lane = ThreadLane(self.threads, self._on_start, self._on_done)
-        self._supply = Supply(self._loop_lane, self._thread_lane, self.concurrency, self.queue.functions)
+        told = (self._on_start, self._on_done)
+        self._lanes: dict[Executor, Lane] = {
+            "loop": LoopLane(self.concurrency, *told),
+            "thread": ThreadLane(self.threads, *told),
+            "process": ProcessLane(self.processes, *told, codec=self.queue.codec, limits=self._limits),
+        }
+        self._supply = Supply(self._lanes, self.concurrency, self.queue.functions)
         self._heartbeat = Heartbeat(
             self.queue.connections.sibling(),
             worker=self.id,
@@ -184,7 +204,7 @@ class Worker:
             await self._interrupt_all()
         self.ledger.give_up_waiting()
         await self.ledger.drain()
-        for lane in self._lanes:
+        for lane in self._lanes.values():
             lane.close()
         await asyncio.to_thread(self._heartbeat.stop)
         await asyncio.gather(*others, return_exceptions=True)
@@ -263,17 +283,12 @@ class Worker:
             return
         attempt = Attempt(task, function, self.queue.codec, self.ledger.note_progress)
         self.ledger.add(attempt)
-        lane: Lane = self._loop_lane if function.definition.is_async else self._thread_lane
-        lane.submit(attempt)
+        self._lanes[function.definition.executor].submit(attempt)
 
     def _tell_failed(self, task: Task, outcome: Outcome) -> None:
         event = self.queue.plugins.event("omniq_task_failed")
         if event is not None:
             event(task=task, worker=self.id, seconds=0.0, error=getattr(outcome, "error", None))
-
-    @property
-    def _lanes(self) -> tuple[Lane, ...]:
-        return (self._loop_lane, self._thread_lane)
 
     def _on_start(self, attempt: Attempt) -> None:
         if self._started is not None:
@@ -286,11 +301,11 @@ class Worker:
     async def _give_back_stale(self) -> None:
         while True:
             await asyncio.sleep(STALE)
-            for lane in self._lanes:
+            for lane in self._lanes.values():
                 self._put_back(lane.take_back(waited=STALE))
 
     def _put_back_unstarted(self) -> None:
-        for lane in self._lanes:
+        for lane in self._lanes.values():
             self._put_back(lane.take_back())
 
     def _put_back(self, attempts: Iterable[Attempt]) -> None:
@@ -347,6 +362,14 @@ class Worker:
             if not attempt.settled:
                 attempt.settled = True
                 self.ledger.settle(attempt, Released(id=attempt.task.id, delivery=attempt.task.delivery))
+
+
+def _cores() -> int:
+    # Those that this process may use, which in a container are fewer than the machine has.
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:
+        return os.cpu_count() or 1
 
 
 def _positive(value: Duration, name: str) -> float:

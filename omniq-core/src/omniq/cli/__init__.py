@@ -112,7 +112,12 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         parser.error(f"there is no command {asked!r}{suggestion(asked, COMMANDS)}")
     options, unknown = parser.parse_known_args(arguments)
     if unknown:
-        parsers[options.command].error(f"{unknown[0]!r} is one argument too many, or an option that does not exist")
+        is_option = unknown[0].startswith("-")
+        parsers[options.command].error(
+            f"there is no option {unknown[0]}"
+            if is_option
+            else f"{unknown[0]!r} is one argument too many; options go before or after all arguments"
+        )
     return options
 
 

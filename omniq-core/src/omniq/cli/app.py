@@ -22,7 +22,13 @@ def load_queue_or_url(text: str) -> TaskQueue:
     :raises UsageError: if it is neither.
     :raises ConfigurationError: if the URL cannot be used.
     """
-    return TaskQueue(text) if "://" in text else load_queue(text)
+    if "://" in text:
+        return TaskQueue(text)
+    if ":" not in text and (text.endswith((".db", ".sqlite")) or os.path.isfile(text)) and not text.endswith(".py"):
+        raise UsageError(
+            f"{text!r} is neither a URL nor module:attribute; for a store in that file write sqlite:///{text}"
+        )
+    return load_queue(text)
 
 
 def load_queue(app: str) -> TaskQueue:

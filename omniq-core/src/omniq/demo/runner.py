@@ -125,6 +125,8 @@ class Demo:
             told = self._tell(snapshot, told)
             if snapshot.ended >= len(self._files):
                 self._display.last(snapshot, team.members)
+                if not self._caught:
+                    self._display.event("all was done before a worker could be killed; raise --limit to see it")
                 return
             self._display.show(snapshot, team.members)
             self._check(team)
@@ -140,8 +142,13 @@ class Demo:
         victim = team.alive[-1]
         if snapshot.ended < KILL_AT * len(self._files) or not snapshot.holding.get(victim.pid):
             return
-        team.kill(victim)
-        # Read now that it is dead: exactly these had been started and not ended.
+        # Frozen first: between a look and the kill it could end all that it holds.
+        with team.frozen(victim):
+            if await held_by(storage, victim):
+                team.kill(victim)
+        if not victim.killed:
+            return
+        # Read now that it is dead: exactly these were begun and not ended.
         caught = await held_by(storage, victim)
         victim.caught = len(caught)
         self._caught |= caught

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from attrs import define
@@ -99,10 +99,20 @@ class Team:
         self.members.append(member)
         return member
 
+    @contextlib.contextmanager
+    def frozen(self, member: Member) -> Iterator[None]:
+        """Let a worker stand still meanwhile."""
+        member.process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            if not member.killed:
+                member.process.send_signal(signal.SIGCONT)
+
     def kill(self, member: Member) -> None:
         """Kill a worker with SIGKILL, and return when it is dead."""
         member.killed = True
-        member.process.kill()
+        member.process.terminate()
         member.process.wait()
 
     def stop(self) -> None:

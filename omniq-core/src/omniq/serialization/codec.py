@@ -181,7 +181,7 @@ class Codec:
             )
         if self.name == "Any":
             return Refusal(
-                f"cannot hold a {given} that no annotation announces; annotate it with the class, convert "
+                f"cannot hold an instance of {given} that no annotation announces; annotate it with the class, convert "
                 "the value, or use another serializer"
             )
         return Refusal(f"expected {self.name}, was given {given}; convert the value, or change the annotation")

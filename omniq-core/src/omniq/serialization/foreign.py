@@ -31,8 +31,8 @@ def foreign_codec(
             raise Refusal(f"the cattrs hook for {name} failed: {describe(error)}") from error
         if made is value:
             raise Refusal(
-                f"cannot hold a {name}; convert the value, register cattrs hooks for {name} with the serializer's "
-                "converter, or use another serializer"
+                f"cannot hold an instance of {name}; convert the value, register cattrs hooks for {name} with the "
+                "serializer's converter, or use another serializer"
             )
         return anything.encode(made)
 
@@ -46,10 +46,12 @@ def foreign_codec(
             raise Refusal(f"the cattrs hook for {name} made a {type_name(value)}")
         return value
 
+    advice = f"mend the cattrs hooks for {name}"
+    wrap, unwrap = wrapping(full_name, unstructure), unwrapping(full_name, structure)
     return Codec(
         name=name,
-        encoders={cls: verified(name, wrapping(full_name, unstructure), unwrapping(full_name, structure))},
-        tags={full_name: unwrapping(full_name, structure)},
+        encoders={cls: verified(name, wrap, unwrap, advice=advice)},
+        tags={full_name: unwrap},
         label=name,
         full_label=full_name,
         self_describing=False,

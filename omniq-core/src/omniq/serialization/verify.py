@@ -17,13 +17,21 @@ from omniq.serialization.text import dumps, loads
 __all__ = ["verified"]
 
 
-def verified(name: str, encode: Function, decode: Function, hidden: Callable[[Any], Any] | None = None) -> Function:
+def verified(
+    name: str,
+    encode: Function,
+    decode: Function,
+    hidden: Callable[[Any], Any] | None = None,
+    *,
+    advice: str = "make the class's constructor take what its fields hold",
+) -> Function:
     """Make an encoder check that what it encodes can be decoded to the same.
 
     Inside one that is being checked nothing else is: the outermost check covers all.
 
     :param name: the class, for messages.
     :param hidden: gives what a value holds beyond its JSON and must hold again.
+    :param advice: what else than converting the value would help.
     """
 
     def check(value: Any, tree: Any) -> None:
@@ -48,7 +56,7 @@ def verified(name: str, encode: Function, decode: Function, hidden: Callable[[An
                 check(value, tree)
             except Refusal as refusal:
                 refusal.steps.clear()
-                refusal.message += "; convert the value, or make the class's constructor take what its fields hold"
+                refusal.message += f"; convert the value, or {advice}"
                 raise
         finally:
             progress.verifying = False
