@@ -93,6 +93,7 @@ class Program:
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=err,
+                start_new_session=True,
             )
 
     @property
@@ -115,6 +116,11 @@ class Program:
     def stop(self, number: int = signal.SIGTERM) -> int:
         """Send a signal and give the exit code."""
         self.process.send_signal(number)
+        return self.process.wait(30)
+
+    def press_ctrl_c(self) -> int:
+        """Send SIGINT to the whole process group, as a terminal does, and give the exit code."""
+        os.killpg(self.process.pid, signal.SIGINT)
         return self.process.wait(30)
 
     def end(self) -> None:

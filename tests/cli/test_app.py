@@ -35,6 +35,13 @@ def test_what_has_a_scheme_is_a_url(folder: Path) -> None:
     assert load_queue_or_url("shop:queue") is load_queue("shop:queue")
 
 
+def test_a_file_is_told_from_a_module(folder: Path) -> None:
+    (folder / "jobs").touch()
+    for file in ("jobs", "my.db"):
+        with pytest.raises(UsageError, match=f"for a store in that file write sqlite:///{file}"):
+            load_queue_or_url(file)
+
+
 def test_a_module_that_is_not_there_is_named(folder: Path) -> None:
     text = complaint("shp.tasks:queue")
     assert text.startswith("there is no module 'shp'; ")

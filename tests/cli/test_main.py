@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from omniq.cli import COMMANDS, main
+from omniq.testing import wait_until
 from tests.cli.program import Program, environment, run_omniq
 
 
@@ -77,7 +78,11 @@ def error_of(capsys: pytest.CaptureFixture[str]) -> str:
         (["stats"], "the following arguments are required: APP|URL (see omniq stats --help)"),
         (
             ["stats", "a:b", "--jsn"],
-            "'--jsn' is one argument too many, or an option that does not exist (see omniq stats --help)",
+            "there is no option --jsn (see omniq stats --help)",
+        ),
+        (
+            ["enqueue", "a:b", "add", "1", "--queue", "q", "2"],
+            "'2' is one argument too many; options go before or after all arguments (see omniq enqueue --help)",
         ),
         (
             ["worker", "a:b", "-c", "0"],
@@ -124,8 +129,7 @@ def test_an_error_that_nobody_foresaw_is_one_line_too(
 
 def test_ctrl_c_ends_quietly_with_130(start: Callable[..., Program]) -> None:
     program = start("stats", "shop:queue", "--watch", "--json", "--interval", "0.05")
-    while not program.stdout:
-        assert program.process.poll() is None, program.stderr
+    wait_until(lambda: program.stdout or program.process.poll() is not None)
 
     assert program.stop(signal.SIGINT) == 130
     assert program.stderr == ""
@@ -137,7 +141,7 @@ def test_a_reader_that_leaves_ends_the_command_quietly(folder: Path) -> None:
     ended = subprocess.run(
         [sys.executable, "-m", "omniq", "plugins"],
         cwd=folder,
-        env=environment(),
+        env=environment(PYTHONUNBUFFERED=""),
         stdout=writing,
         stderr=subprocess.PIPE,
         text=True,
@@ -149,9 +153,9 @@ def test_a_reader_that_leaves_ends_the_command_quietly(folder: Path) -> None:
 
 
 def test_a_name_that_the_terminal_cannot_show_does_not_end_the_command(folder: Path) -> None:
-    (folder / "größe.py").write_text("from shop import queue\n")
-    asked = ("enqueue", "shop:queue", "burn", '"ü"')
+    asked = ("stats", "sqlite:///größe.db")
 
     ended = run_omniq(*asked, cwd=folder, PYTHONUTF8="0", PYTHONIOENCODING="ascii")
 
     assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.stdout == "no queue has been used on sqlite:///gr\\xf6\\xdfe.db yet\n"

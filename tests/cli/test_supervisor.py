@@ -65,7 +65,7 @@ def test_ctrl_c_counts_once(shop: TaskQueue, start: Callable[..., Program]) -> N
     supervisor = start("worker", "shop:queue", "--processes", "2")
     serving(supervisor, 2)
 
-    assert supervisor.stop(signal.SIGINT) == 0
+    assert supervisor.press_ctrl_c() == 0
     assert supervisor.stderr.count("SIGINT: finishing 0 tasks") == 2
     assert "again" not in supervisor.stderr
 

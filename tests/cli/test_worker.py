@@ -11,14 +11,14 @@ import pytest
 
 from omniq import TaskQueue, TaskState
 from omniq.cli import main
+from omniq.cli.app import load_queue
+from omniq.testing import wait_until
 from tests.cli.program import Program
 
 
 @pytest.fixture
-def shop(folder: Path, monkeypatch: pytest.MonkeyPatch) -> TaskQueue:
+def shop(folder: Path) -> TaskQueue:
     """The application, imported here as well, to enqueue."""
-    from omniq.cli.app import load_queue
-
     return load_queue("shop:queue")
 
 
@@ -31,9 +31,7 @@ def test_tasks_run_until_a_signal_ends_the_worker_in_order(
         worker = start("worker", "shop:queue")
         assert handle.result(timeout=20) == 3
         running = shop.functions["shop.sleep"].enqueue(0.5)
-        worker.says("serves")
-        while running.task().state is not TaskState.RUNNING:
-            assert worker.process.poll() is None
+        wait_until(lambda: running.task().state is TaskState.RUNNING)
 
         assert worker.stop(number) == 0
         assert running.task().state is TaskState.SUCCEEDED
@@ -45,8 +43,7 @@ def test_a_second_signal_puts_back_what_runs(shop: TaskQueue, start: Callable[..
     with shop:
         running = shop.functions["shop.sleep"].enqueue(60)
         worker = start("worker", "shop:queue")
-        while running.task().state is not TaskState.RUNNING:
-            assert worker.process.poll() is None, worker.stderr
+        wait_until(lambda: running.task().state is TaskState.RUNNING)
         worker.process.send_signal(signal.SIGTERM)
         worker.says("finishing 1 tasks")
 

@@ -112,7 +112,7 @@ class Team:
     def kill(self, member: Member) -> None:
         """Kill a worker with SIGKILL, and return when it is dead."""
         member.killed = True
-        member.process.terminate()
+        member.process.kill()
         member.process.wait()
 
     def stop(self) -> None:
