@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import shutil
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -16,17 +11,24 @@ from pathlib import Path
 from attrs import frozen
 
 from tests.bench import environments, table
-from tests.bench.job import Job
 from tests.bench.lines import SCENARIOS, STORES, Scenario
+from tests.bench.processes import MeasurementFailed, Measuring
 from tests.bench.registry import ENTRIES, PEERS, Entry
 from tests.bench.results import Log, Measurement, Results, machine
 
 __all__ = ["main"]
 
 ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs" / "benchmarks.md"
+FIGURES = "<!-- figures: written by make bench BENCH_ARGS=--docs -->"
+END = "<!-- end of figures -->"
 PATIENCE = 180.0
 """Seconds that a measurement may take, beyond those that it is asked to."""
 FULL_PATIENCE = 1800.0
+AT_ONCE = 6
+"""How many measurements a rehearsal makes at the same time."""
+REHEARSED = 0.005
+"""The sizes of a rehearsal, as a share."""
 
 
 @frozen(kw_only=True)
@@ -36,11 +38,13 @@ class Options:
     repetitions: int
     quick: bool
     full: bool
+    rehearsal: bool
     scale: float
     stores: tuple[str, ...]
     peers: tuple[str, ...]
     only: tuple[str, ...]
     output: Path
+    docs: bool
 
     def size(self, scenario: Scenario, entry: Entry) -> int:
         """Give how large a measurement of a scenario is for a contender."""
@@ -75,33 +79,35 @@ class Run:
         return pythons
 
     def go(self) -> None:
-        """Measure. Repetitions are the outermost loop, contenders the innermost: all share what the machine goes through."""
+        """Measure. Repetitions are the outermost loop, contenders the innermost: a slow minute meets them all."""
         for repetition in range(1, self.options.repetitions + 1):
             for scenario in SCENARIOS:
                 if not self.options.wants(scenario) or (scenario.once and repetition > 1):
                     continue
-                for group in self._groups(scenario):
-                    self._measure(scenario, group, repetition)
+                entries = [entry for entry in ENTRIES if self._takes_part(entry, scenario)]
+                for group in [entries] if scenario.together else [[entry] for entry in entries]:
+                    self._measure([(scenario, entry) for entry in group], repetition)
 
-    def _groups(self, scenario: Scenario) -> list[list[Entry]]:
-        entries = [
-            entry
-            for entry in ENTRIES
-            if scenario.name in entry.scenarios
-            and entry.store in self.options.stores
-            and (entry.role != "peer" or entry.name in self._pythons)
-        ]
-        return [entries] if scenario.together else [[entry] for entry in entries]
+    def rehearse(self) -> None:
+        """Make every measurement, several at once: it shows whether all can be made, and nothing about speed."""
+        pairs = [(scenario, entry) for scenario in SCENARIOS for entry in ENTRIES if self._takes_part(entry, scenario)]
+        for start in range(0, len(pairs), AT_ONCE):
+            self._measure(pairs[start : start + AT_ONCE], repetition=1)
 
-    def _measure(self, scenario: Scenario, entries: Iterable[Entry], repetition: int) -> None:
-        begun = [self._begin(scenario, entry) for entry in entries]
+    def _takes_part(self, entry: Entry, scenario: Scenario) -> bool:
+        if scenario.name not in entry.scenarios or entry.store not in self.options.stores:
+            return False
+        return entry.role != "peer" or entry.name in self._pythons
+
+    def _measure(self, pairs: Iterable[tuple[Scenario, Entry]], repetition: int) -> None:
+        begun = [self._begin(scenario, entry) for scenario, entry in pairs]
         for measuring in begun:
-            entry = measuring.entry
+            scenario, entry = measuring.scenario, measuring.entry
             try:
                 values = measuring.values(FULL_PATIENCE if scenario.full_only else PATIENCE)
             except MeasurementFailed as failure:
                 self.failed = self.failed or entry.role != "peer"
-                print(f"{scenario.name} on {entry.store}: {entry.name} failed: {failure}", flush=True)
+                print(f"{scenario.name} on {entry.store}: {entry.name} failed: {_last_line(failure)}", flush=True)
                 self._log.failure(scenario=scenario.name, store=entry.store, contender=entry.name, reason=str(failure))
                 continue
             for value in values:
@@ -109,9 +115,11 @@ class Run:
                     store=entry.store,
                     contender=entry.name,
                     role=entry.role,
+                    version=value["version"],
+                    line=value["line"],
+                    value=value["value"],
                     repetition=repetition,
                     size=measuring.size,
-                    **value,
                 )
                 self.results.measurements.append(measurement)
                 self._log.measurement(measurement)
@@ -122,46 +130,8 @@ class Run:
         return Measuring(scenario, entry, self.options.size(scenario, entry), python)
 
 
-class MeasurementFailed(Exception):
-    """A measuring process ended without figures; the text says why."""
-
-
-class Measuring:
-    """A measuring process under way."""
-
-    def __init__(self, scenario: Scenario, entry: Entry, size: int, python: Path) -> None:
-        self.entry = entry
-        self.size = size
-        self._folder = tempfile.mkdtemp(prefix="omniq-bench-")
-        job = Job(contender=entry.name, store=entry.store, scenario=scenario.name, size=size, folder=self._folder)
-        environment = {key: value for key, value in os.environ.items() if not key.startswith(("OMNIQ_", "COVERAGE_"))}
-        self._process = subprocess.Popen(
-            [python, "-m", "tests.bench.child", "measure", job.text],
-            cwd=ROOT,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    def values(self, patience: float) -> list[dict[str, str | float]]:
-        """Wait for the figures.
-
-        :param patience: seconds.
-        :raises MeasurementFailed: if none come.
-        """
-        try:
-            output, errors = self._process.communicate(timeout=patience)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.communicate()
-            raise MeasurementFailed(f"no figure within {patience:g} s") from None
-        finally:
-            shutil.rmtree(self._folder, ignore_errors=True)
-        if self._process.returncode != 0:
-            raise MeasurementFailed((errors.strip().splitlines() or [f"code {self._process.returncode}"])[-1])
-        return [json.loads(line) for line in output.splitlines()]
+def _last_line(failure: MeasurementFailed) -> str:
+    return str(failure).splitlines()[-1]
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -172,23 +142,42 @@ def main(arguments: Sequence[str]) -> int:
     options = _options(arguments)
     began = time.monotonic()
     run = Run(options)
-    run.go()
-    print()
-    for text in table.tables(run.results):
-        print(text, end="\n\n")
-    print(table.picture(run.results), end="\n\n")
-    there = machine()
-    print(f"{there['cores']} cores, {there['system']}, Python {there['python']}, SQLite {there['sqlite']}", end="; ")
-    print(", ".join(run.results.versions(ENTRIES)))
-    print(f"load now {there['load'][0]}; {options.repetitions} repetitions in {time.monotonic() - began:.0f} s", end="; ")
-    print(f"every measurement is in {options.output}")
+    if options.rehearsal:
+        run.rehearse()
+    else:
+        run.go()
+    text = report(run.results)
+    took = time.monotonic() - began
+    print(f"\n{text}\n\n{options.repetitions} × in {took:.0f} s; every measurement is in {options.output}")
+    if options.docs:
+        _write_docs(text)
     return int(run.failed)
+
+
+def report(results: Results) -> str:
+    """Give what a run found: the tables, the picture, and on what it was made."""
+    there = machine()
+    setup = f"{there['cores']} cores, {there['system']}, Python {there['python']}, SQLite {there['sqlite']}"
+    versions = ", ".join(results.versions(ENTRIES))
+    parts = list(table.tables(results))
+    if drawn := table.picture(results):
+        parts.append(f"```text\n{drawn}\n```")
+    parts.append(f"Measured on {setup}; {versions}. Load average at the end: {there['load'][0]:g}.")
+    return "\n\n".join(parts)
+
+
+def _write_docs(text: str) -> None:
+    before, _, rest = DOCS.read_text(encoding="utf-8").partition(FIGURES)
+    _, _, after = rest.partition(END)
+    DOCS.write_text(f"{before}{FIGURES}\n\n{text}\n\n{END}{after}", encoding="utf-8")
+    print(f"{DOCS} has these figures now")
 
 
 def _options(arguments: Sequence[str]) -> Options:
     parser = argparse.ArgumentParser(prog="make bench BENCH_ARGS=…", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="about a minute: small sizes, one repetition")
     parser.add_argument("--full", action="store_true", help="also with a million tasks in the store: some minutes more")
+    parser.add_argument("--rehearse", action="store_true", help="try every measurement; the figures mean nothing")
     parser.add_argument("--repetitions", type=int, help="how often (3; 1 with --quick)")
     parser.add_argument("--scale", type=float, default=1.0, help="multiply all sizes by this")
     parser.add_argument("--stores", type=_words, default=tuple(STORES), help=f"of {','.join(STORES)}")
@@ -196,6 +185,7 @@ def _options(arguments: Sequence[str]) -> Options:
     parser.add_argument("--no-peers", action="store_true", help="OmniQ and the plain clients only; installs nothing")
     parser.add_argument("--only", type=_words, default=(), help="only scenarios whose names hold one of these words")
     parser.add_argument("--output", type=Path, help="the file of JSON lines (in bench-results/)")
+    parser.add_argument("--docs", action="store_true", help="write the figures into docs/benchmarks.md")
     given = parser.parse_args(arguments)
     for option, known in (("stores", STORES), ("peers", PEERS)):
         for word in getattr(given, option):
@@ -205,10 +195,12 @@ def _options(arguments: Sequence[str]) -> Options:
         repetitions=given.repetitions or (1 if given.quick else 3),
         quick=given.quick,
         full=given.full,
-        scale=given.scale,
+        rehearsal=given.rehearse,
+        scale=REHEARSED if given.rehearse else given.scale,
         stores=given.stores,
-        peers=() if given.no_peers else given.peers,
+        peers=() if given.no_peers or given.rehearse else given.peers,
         only=given.only,
+        docs=given.docs,
         output=given.output or ROOT / "bench-results" / time.strftime("%Y%m%d-%H%M%S.jsonl"),
     )
 

@@ -1,4 +1,4 @@
-"""The virtual environments that peers run in: one each, made at the first need and kept in ``.bench`` of this checkout."""
+"""The virtual environments that peers run in: one each, made at the first need and kept in ``.bench``."""
 
 from __future__ import annotations
 

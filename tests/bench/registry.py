@@ -61,9 +61,7 @@ PEERS = {"huey": "huey~=3.0", "litequeue": "litequeue~=0.9", "dramatiq": "dramat
 
 
 def _omniq(store: str, *scenarios: str) -> Entry:
-    return Entry(
-        name="omniq", store=store, adapter="omniq_queue:OmniQ", scenarios=scenarios, distribution="omniq-core"
-    )
+    return Entry(name="omniq", store=store, adapter="omniq_queue:OmniQ", scenarios=scenarios, distribution="omniq-core")
 
 
 def _peer(name: str, store: str, adapter: str, *scenarios: str, slow: bool = False) -> Entry:

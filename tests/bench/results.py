@@ -42,6 +42,7 @@ class Value:
     median: float
     spread: float
     """Half the distance between the least and the greatest, as a share of the median."""
+    count: int
 
 
 @frozen
@@ -67,7 +68,7 @@ class Results:
         if not values:
             return None
         median = statistics.median(values)
-        return Value(median, (max(values) - min(values)) / 2 / median if median else 0.0)
+        return Value(median, (max(values) - min(values)) / 2 / median if median else 0.0, len(values))
 
     def size(self, line: str) -> int:
         """Give how large OmniQ's measurement of a line was."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from attrs import frozen
 
 from tests.bench.lines import LINES, STORES, Goal, Line
-from tests.bench.results import Results
+from tests.bench.results import Results, Value
 
 __all__ = ["judge", "picture", "tables"]
 
@@ -32,7 +32,8 @@ def judge(results: Results, store: str, line: Line) -> Verdict:
     if own is None:
         return Verdict(None, None, None)
     ratios = {role: _ratio(own.median, _best(results, store, line, role), line) for role in ("peer", "raw")}
-    reached = _reached(results, store, line, line.goal, own.median, ratios) if line.goal is not None else None
+    goal = line.goals.get(store)
+    reached = None if goal is None else _reached(results, store, line, goal, own.median, ratios)
     return Verdict(ratios["peer"], ratios["raw"], reached)
 
 
@@ -79,15 +80,16 @@ def _row(results: Results, store: str, line: Line, contenders: list[str]) -> lis
     values = {name: results.value(store, name, line.name) for name in contenders}
     if not any(values.values()):
         return None
-    cells = []
-    for name, value in values.items():
-        spread = f" ±{100 * value.spread:.0f}%" if value is not None and name == "omniq" else ""
-        cells.append("" if value is None else _number(value.median) + spread)
+    cells = ["" if value is None else _number(value.median) + _spread(value) for value in values.values()]
     verdict = judge(results, store, line)
-    goal = line.goal.text if line.goal is not None and verdict.reached is not None else ""
+    goal = line.goals[store].text if verdict.reached is not None else ""
     mark = {None: "", True: "✓", False: "missed"}[verdict.reached]
     title = line.title.format(size=results.size(line.name))
     return [title, line.unit, *cells, _times(verdict.to_peer), _times(verdict.to_raw), goal, mark]
+
+
+def _spread(value: Value) -> str:
+    return "" if value.count == 1 else f" ±{100 * value.spread:.0f}%"
 
 
 def _times(ratio: float | None) -> str:
@@ -101,41 +103,43 @@ def _number(value: float) -> str:
 
 
 def _aligned(rows: list[list[str]]) -> str:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    texts = [0, len(rows[0]) - 2, len(rows[0]) - 1, 1]
+    widths = [max(3, *map(len, column)) for column in zip(*rows, strict=True)]
+    # Title and unit in front, goal and verdict at the end are words; what is between are figures.
+    words = {0, 1, len(widths) - 2, len(widths) - 1}
 
-    def text(row: list[str]) -> str:
-        cells = [
-            cell.ljust(width) if column in texts else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        return f"| {' | '.join(cells)} |"
+    def joined(row: list[str]) -> str:
+        cells = zip(row, widths, strict=True)
+        return " | ".join(
+            cell.ljust(width) if column in words else cell.rjust(width) for column, (cell, width) in enumerate(cells)
+        )
 
-    rule = [
-        "-" * width if column in texts else "-" * (width - 1) + ":" for column, width in enumerate(map(_wide, widths))
-    ]
-    widths = list(map(_wide, widths))
-    return "\n".join([text(rows[0]), f"| {' | '.join(rule)} |", *map(text, rows[1:])])
-
-
-def _wide(width: int) -> int:
-    return max(3, width)
+    rule = ["-" * width if column in words else "-" * (width - 1) + ":" for column, width in enumerate(widths)]
+    return "\n".join(f"| {joined(row)} |" for row in (rows[0], rule, *rows[1:]))
 
 
 def picture(results: Results) -> str:
-    """Draw how fast queues are drained: a bar for each contender, all to one scale."""
-    bars: list[tuple[str, float]] = []
-    for store, title in STORES.items():
-        for line in LINES:
-            if line.name not in PICTURED:
-                continue
+    """Draw how fast queues are drained: a bar for each contender, to one scale a store."""
+    return "\n\n".join(_bars(results, store) for store in STORES if _drains(results, store))
+
+
+def _drains(results: Results, store: str) -> list[tuple[str, str, float]]:
+    found: list[tuple[str, str, float]] = []
+    for line in LINES:
+        if line.name in PICTURED:
             for name, _ in results.contenders(store):
                 value = results.value(store, name, line.name)
                 if value is not None:
-                    bars.append((f"{title}, {line.title.removeprefix('drain, ')}: {name}", value.median))
-    if not bars:
-        return ""
-    longest = max(len(text) for text, _ in bars)
-    most = max(value for _, value in bars)
-    drawn = [f"{text.ljust(longest)} {'█' * max(1, round(WIDTH * value / most))} {value:,.0f}" for text, value in bars]
-    return "\n".join(["tasks drained a second", "", *drawn])
+                    found.append((name, line.title.removeprefix("drain, "), value.median))
+    return sorted(found, key=lambda bar: -bar[2])
+
+
+def _bars(results: Results, store: str) -> str:
+    bars = _drains(results, store)
+    names = max(len(name) for name, _, _ in bars)
+    ways = max(len(way) for _, way, _ in bars)
+    most = bars[0][2]
+    drawn = [
+        f"{name.ljust(names)}  {way.ljust(ways)}  {'█' * max(1, round(WIDTH * value / most))} {value:,.0f}"
+        for name, way, value in bars
+    ]
+    return "\n".join([f"{STORES[store]}: tasks drained a second", *drawn])

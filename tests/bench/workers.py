@@ -86,7 +86,7 @@ class Crew:
     """
 
     def __init__(self, job: Job, contender: Contender, processes: int = 1) -> None:
-        self._inside: AbstractAsyncContextManager[None] | None = None
+        self._inside: AbstractAsyncContextManager[object] | None = None
         self.processes: list[WorkerProcess] = []
         if job.store == "memory":
             self._inside = contender.worker()

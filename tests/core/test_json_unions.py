@@ -7,13 +7,14 @@ import json
 import types
 from dataclasses import dataclass
 from datetime import date
+from decimal import Decimal
 from typing import Any, Generic, Literal, NamedTuple, Optional, TypedDict, TypeVar, Union
 
 import attrs
 import pytest
 
 from omniq.errors import SerializationError
-from omniq.serialization.json import serializer
+from omniq.serialization.json import JsonSerializer, serializer
 
 T = TypeVar("T")
 
@@ -76,6 +77,8 @@ def other_cat() -> Any:
 
 OtherCat = other_cat()
 
+OtherDecimal: Any = type("Decimal", (str,), {})
+
 Constrained = TypeVar("Constrained", Cat, Dog)
 
 
@@ -102,6 +105,7 @@ def round_trip(value: Any, hint: Any) -> Any:
         (Cat | Bird | Fish | None, [Cat("a"), Bird("a"), {"name": "a"}, None]),
         (Fish | dict[str, int], [{"name": "a"}, {"name": 1}, {}]),
         (Cat | dict[str, Any], [Cat("a"), {"name": "a"}, {"$": "Cat", "v": {"name": "a", "lives": 9}}]),
+        (OtherDecimal | Decimal, [OtherDecimal("1.5"), Decimal("1.5")]),
         (Cat | Any, [Cat("a"), {"name": "a"}, [1], (1,), "Cat", {"$": "Cat"}]),
         (Cat | str | int, [Cat("a"), "a", 1, True]),
         (Tame | str, [Tame.YES, "YES"]),
@@ -111,6 +115,8 @@ def round_trip(value: Any, hint: Any) -> Any:
         (Literal["a", Tame.YES] | int, ["a", Tame.YES, 1]),
         (Literal["YES", Wild.YES], ["YES", Wild.YES]),
         (list[Cat] | list[Dog], [[Cat("a")], [Dog("a")]]),
+        (list[Cat] | list[OtherCat], [[Cat("a")], [OtherCat("a")], []]),
+        (tuple[Cat, int] | tuple[OtherCat, int], [(Cat("a"), 1), (OtherCat("a"), 1)]),
         (list[Cat] | list[int] | None, [[Cat("a")], [1, 2], None]),
         (list[Cat] | Cat, [[Cat("a")], Cat("a")]),
         (tuple[Cat, ...] | tuple[Dog, ...] | tuple[int, str], [(Cat("a"),), (Dog("a"),), (1, "a")]),
@@ -143,6 +149,12 @@ def test_a_tag_appears_only_where_it_is_needed() -> None:
 @pytest.mark.parametrize(
     "tag", ["Bird", "test_json_unions.Cat", "os.system", "builtins.object", "set", "", "Cat'", "cat"]
 )
+def test_the_order_of_the_members_does_not_matter() -> None:
+    for value in (Cat("a"), OtherCat("a")):
+        data = JsonSerializer().dump_result(value, Cat | OtherCat)
+        assert type(JsonSerializer().load_result(data, OtherCat | Cat)) is type(value)
+
+
 def test_a_tag_that_names_no_member_is_refused_and_never_looked_up(tag: str) -> None:
     payload = json.dumps({"$": tag, "v": {"name": "a", "lives": 9}}).encode()
     with pytest.raises(SerializationError, match=r"^result: "):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import inspect
 
 import pytest
@@ -80,10 +82,24 @@ def test_an_exported_name_is_there_and_says_what_it_is(name: str) -> None:
 
 def test_nothing_else_of_the_package_looks_public() -> None:
     looks_public = {
-        name for name, value in vars(omniq).items() if not name.startswith("_") and not inspect.ismodule(value)
+        name for name in dir(omniq) if not name.startswith("_") and not inspect.ismodule(getattr(omniq, name))
     }
 
     assert looks_public == PUBLIC
+
+
+def test_a_type_checker_sees_each_name_where_it_is_at_run_time() -> None:
+    imports = [node for node in ast.walk(ast.parse(inspect.getsource(omniq))) if isinstance(node, ast.ImportFrom)]
+    declared = {alias.asname or alias.name: (node.module, alias.name) for node in imports for alias in node.names}
+
+    assert set(declared) == PUBLIC
+    for name, (module, own_name) in declared.items():
+        assert getattr(omniq, name) is getattr(importlib.import_module(str(module)), own_name)
+
+
+def test_a_name_that_is_not_there_is_an_attribute_error_that_names_it() -> None:
+    with pytest.raises(AttributeError, match="module 'omniq' has no attribute 'Tusk'"):
+        _ = omniq.Tusk  # type: ignore[attr-defined]  # the mistake under test
 
 
 @pytest.mark.parametrize("name", sorted(TWINS))

@@ -5,14 +5,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import ModuleType
 
 from omniq import TaskQueue
 
 
+def _queue_of(scope: Mapping[str, object]) -> TaskQueue:
+    places = [scope, *(vars(module) for module in scope.values() if isinstance(module, ModuleType))]
+    return next(queue for place in places if isinstance(queue := place.get("queue"), TaskQueue))
+
+
 @contextlib.contextmanager
-def running_worker(queue: TaskQueue) -> Iterator[None]:
-    """Serve a queue meanwhile."""
+def running_worker(scope: Mapping[str, object]) -> Iterator[None]:
+    """Serve a page's queue meanwhile.
+
+    :param scope: the page's names; its queue is called ``queue``, or is that of a module that the page imported.
+    """
+    queue = _queue_of(scope)
     loop = asyncio.new_event_loop()
     stopped = asyncio.Event()
     started = threading.Event()

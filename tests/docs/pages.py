@@ -84,14 +84,18 @@ def blocks(page: Path) -> list[Block]:
 
 
 def commands(block: Block) -> list[Command]:
-    """Give the commands of a console block: the lines that begin with ``$``, each with the lines that follow it."""
+    """Give the commands of a console block: the lines that begin with ``$``, each with the lines that follow it.
+
+    Where none does, every line is a command.
+    """
+    prompt = "$ " if any(line.startswith("$ ") for line in block.lines) else ""
     found: list[Command] = []
-    for line in block.lines:
-        if line.startswith("$ "):
-            words = shlex.split(line[2:], comments=True)
+    for line in filter(None, block.lines):
+        if line.startswith(prompt):
+            words = shlex.split(line.removeprefix(prompt), comments=True)
             variables = [word for word in words if _VARIABLE.fullmatch(word)] if _VARIABLE.fullmatch(words[0]) else []
             found.append(Command(tuple(words[len(variables) :]), tuple(variables)))
-        elif found:
+        else:
             last = found.pop()
             found.append(Command(last.words, last.environment, (*last.output, line)))
     return found
@@ -107,7 +111,7 @@ def prose(page: Path) -> Iterator[str]:
 
 def links(page: Path) -> list[str]:
     """Give the targets of a page's links."""
-    return [target for line in prose(page) for target in _LINK.findall(line)]
+    return _LINK.findall("\n".join(prose(page)))
 
 
 def anchors(page: Path) -> set[str]:
@@ -119,8 +123,8 @@ def anchors(page: Path) -> set[str]:
 def write_program(page: Path, folder: Path) -> Path | None:
     """Write a page as a program: its Python blocks in order, each on the lines that it has in the page.
 
-    A block that is the content of a file is written to that file, and imported where it stands in the page. While a block
-    marked ``worker`` runs, a worker serves the page's ``queue``.
+    A block that is the content of a file is written to that file, and imported where it stands in the page. While a
+    block marked ``worker`` runs, a worker serves the page's queue.
 
     :param folder: where to write.
     :return: the program's file; None if the page has no Python.
@@ -139,7 +143,7 @@ def write_program(page: Path, folder: Path) -> Path | None:
             file.write_text("\n".join(block.lines) + "\n", encoding="utf-8")
             lines[block.start] = f"import {block.file.removesuffix('.py').replace('/', '.')}"
         if "worker" in block.marks:
-            lines[block.start] = "_worker = running_worker(queue); _worker.__enter__()"
+            lines[block.start] = "_worker = running_worker(globals()); _worker.__enter__()"
             lines[block.end] = "_worker.__exit__(None, None, None)"
     program = folder / page.name
     program.write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -41,7 +41,9 @@ def loaded_by(program: str) -> set[str]:
 DISCOVERY = "from omniq.plugins import Plugins; assert not [p for p in Plugins().found if p.problem]"
 
 
-@pytest.mark.parametrize("program", ["import omniq", DISCOVERY], ids=["import", "discovery"])
+@pytest.mark.parametrize(
+    "program", ["import omniq", "from omniq import *", DISCOVERY], ids=["import", "every name", "discovery"]
+)
 def test_it_loads_no_driver_and_nothing_that_is_slow_to_load(program: str) -> None:
     assert loaded_by(program) & HEAVY == set()
 

@@ -121,7 +121,17 @@ class Connections:
             await asyncio.to_thread(self._portal.stop)
 
     def close_blocking(self) -> None:
-        """Close everything, for a synchronous caller."""
+        """Close everything, for a synchronous caller.
+
+        :raises RuntimeError: inside a coroutine whose event loop uses the queue: it would wait for itself.
+        """
+        try:
+            here = asyncio.get_running_loop()
+        except RuntimeError:
+            pass
+        else:
+            if id(here) in self._by_loop:
+                raise RuntimeError("close() would wait for the loop that it is called on; write `await queue.aclose()`")
         self._portal.run(self.close())
         self._portal.stop()
 

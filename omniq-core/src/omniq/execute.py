@@ -12,6 +12,7 @@ from typing import Any
 
 from omniq.codec import Codec
 from omniq.context import CurrentTask, FailSignal, RetrySignal, running
+from omniq.durations import duration
 from omniq.errors import PayloadRejected, SerializationError, TaskTimeout, UnknownTask, WorkerLost
 from omniq.functions import TaskFunction
 from omniq.retry import Exponential
@@ -59,7 +60,7 @@ class Attempt:
     """
 
     __slots__ = (
-        "abandoned",
+        "_undecided",
         "codec",
         "context",
         "function",
@@ -86,8 +87,7 @@ class Attempt:
         self.interruption: Interruption | None = None
         self.settled = False
         """Whether its outcome was taken; what it still returns plays no part."""
-        self.abandoned = False
-        """Whether it was settled while its thread still ran."""
+        self._undecided = [None]
         self.loop_task: asyncio.Task[None] | None = None
         self.on_interrupt: Callable[[], None] | None = None
         """How whoever runs it stops it, where that can be done from outside; must be quick."""
@@ -98,6 +98,17 @@ class Attempt:
     def seconds(self) -> float:
         """For how many seconds it has run; 0 if it has not been started."""
         return time.perf_counter() - self.started_at if self.started_at else 0.0
+
+    def decide(self) -> bool:
+        """Take it upon oneself to say how it ended. Callable from any thread.
+
+        :return: False if somebody did before: of its thread and its timeout, which may come at once, one decides.
+        """
+        try:
+            self._undecided.pop()  # one step, which no two threads can both take
+        except IndexError:
+            return False
+        return True
 
     def interrupt(self, why: Interruption) -> None:
         """Stop it: a coroutine by ``CancelledError``, a process by a kill, a thread by asking (``cancelled``)."""
@@ -178,7 +189,7 @@ def unknown_task(task: Task) -> Outcome:
         f"no function is registered as {task.name!r}; the task went back {released} times. "
         "Check that the worker imports the module that declares it, then retry the task"
     )
-    return Failed(id=task.id, delivery=task.delivery, error=TaskError(type="omniq.errors.UnknownTask", message=message))
+    return Failed(id=task.id, delivery=task.delivery, error=TaskError(type="UnknownTask", message=message))
 
 
 def _timeout_error(task: Task) -> TaskTimeout:
@@ -232,10 +243,11 @@ def _retry_delay(attempt: Attempt, error: BaseException) -> float | None:
         return None
     try:
         policy = attempt.codec.load_policy(task.retry_spec) or attempt.function.options.retry
-        return policy.next_delay(task.attempt, error)
-    except Exception:
+        delay = policy.next_delay(task.attempt, error)
+        return None if delay is None else duration(delay, "the delay")
+    except BaseException:  # a policy is foreign code, too
         _log.exception(
-            "the retry policy of task %s (%s) raised; the task is tried again after the default delay",
+            "the retry policy of task %s (%s) is broken; the task is tried again after the default delay",
             task.id,
             task.name,
             extra={"task_id": task.id, "task_name": task.name},
@@ -246,10 +258,12 @@ def _retry_delay(attempt: Attempt, error: BaseException) -> float | None:
 def describe_error(error: BaseException) -> TaskError:
     """Give an error as text, with its traceback from the task's own code on."""
     cls = type(error)
-    name = cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
+    # Python's own errors and ours are known by their bare names, here and in every store.
+    own = cls.__module__ in ("builtins", "omniq.errors")
+    name = cls.__qualname__ if own else f"{cls.__module__}.{cls.__qualname__}"
     try:
         message = str(error)
-    except Exception as broken:  # a faulty __str__ must not hide that the task failed
+    except BaseException as broken:  # a faulty __str__ must not hide that the task failed
         message = f"<no text: str() of the error raised {type(broken).__name__}>"
     return TaskError(type=name, message=_shorten(message, LONGEST_MESSAGE), traceback=_traceback(error))
 
@@ -263,7 +277,7 @@ def _traceback(error: BaseException) -> str:
         trace = trace.tb_next
     try:
         text = "".join(traceback.format_exception(type(error), error, trace))
-    except Exception as broken:  # likewise
+    except BaseException as broken:  # likewise
         text = f"<no traceback: formatting it raised {type(broken).__name__}>"
     return _shorten(text, LONGEST_TRACEBACK)
 

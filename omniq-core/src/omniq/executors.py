@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from omniq.execute import Attempt, run_async, run_sync, timed_out
+from omniq.execute import Attempt, failed, run_async, run_sync, timed_out
 from omniq.task import Outcome
 
 __all__ = ["Lane", "LoopLane", "PoolLane", "ThreadLane"]
@@ -40,6 +40,8 @@ class Lane(ABC):
         self._on_start = on_start
         self._on_done = on_done
         self._waiting: deque[Attempt] = deque()
+        # Each attempt runs in a copy: it sees what was set when the worker started, and nobody sees what it sets.
+        self._context = contextvars.copy_context()
 
     @abstractmethod
     def submit(self, attempt: Attempt) -> None:
@@ -86,7 +88,7 @@ class LoopLane(Lane):
             self._waiting.append(attempt)
 
     def _start(self, attempt: Attempt) -> None:
-        self._running.add(self._loop.create_task(self._run(attempt)))
+        self._running.add(self._loop.create_task(self._run(attempt), context=self._context.copy()))
 
     async def _run(self, attempt: Attempt) -> None:
         self._on_start(attempt)
@@ -95,7 +97,9 @@ class LoopLane(Lane):
         self.load -= 1
         if self._waiting:
             self._start(self._waiting.popleft())
-        self._on_done(attempt, outcome)
+        if not attempt.settled:
+            attempt.settled = True
+            self._on_done(attempt, outcome)
 
     def close(self) -> None:
         # The attempts that still run end with the loop.
@@ -183,7 +187,7 @@ class PoolLane(Lane):
                     return
                 sleep.acquire()
                 continue
-            if not contextvars.Context().run(self._run, attempt):
+            if not self._context.copy().run(self._run, attempt):
                 return
 
     def _is_closed(self) -> bool:
@@ -191,10 +195,14 @@ class PoolLane(Lane):
 
     def _run(self, attempt: Attempt) -> bool:
         """Run one attempt; whether this thread shall go on."""
-        self._on_start(attempt)
-        self._outcomes.append((attempt, self._execute(attempt)))
-        if attempt.abandoned:
+        try:
+            self._on_start(attempt)
+            outcome = self._execute(attempt)
+        except BaseException as error:  # whatever it is, it ends this attempt and no thread of the pool
+            outcome = failed(attempt, error)
+        if not attempt.decide():
             return False  # its timeout was over, and another thread took this one's place
+        self._outcomes.append((attempt, outcome))
         if not self._collecting:
             self._collecting = True
             try:
@@ -255,10 +263,10 @@ class ThreadLane(PoolLane):
         if left > 0:
             self._watch(attempt, left)
             return
-        if any(done is attempt for done, _ in self._outcomes):
+        if not attempt.decide():
             return
         # Its task is settled now; another thread takes this one's place, and what it still returns is dropped.
-        attempt.settled = attempt.abandoned = True
+        attempt.settled = True
         attempt.context.ask_to_stop()
         self.load -= 1
         self._threads -= 1

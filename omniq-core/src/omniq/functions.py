@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Generic, Literal, ParamSpec, Protocol, TypeAlias, TypeVar, cast
 
 from omniq.handle import TaskHandle
-from omniq.options import Duration, TaskOptions
+from omniq.options import Duration, TaskOptions, check_text
 from omniq.retry import RetryPolicy
 from omniq.serialization import ArgumentTypes
 from omniq.serialization.hints import resolve_types
@@ -67,14 +67,16 @@ class Definition:
         retry_on: tuple[type[BaseException], ...],
         executor: Executor | None = None,
     ) -> None:
+        if isinstance(function, TaskFunction):
+            function = function.definition.function  # a task of another queue, too
         if inspect.isclass(function) or not callable(function):
             raise TypeError(f"a task must be a function, not {function!r}")
         if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
             raise TypeError(f"{function!r} is a generator; a task must return its result")
-        self.function = function
-        self.name = task_name(function) if name is None else name
-        self.retry_on = retry_on
-        self.is_async = inspect.iscoroutinefunction(function)
+        self.function: Callable[..., Any] = function
+        self.name = task_name(function) if name is None else check_text(name, "a task's name")
+        self.retry_on = _errors(retry_on)
+        self.is_async = any(map(inspect.iscoroutinefunction, (function, type(function).__call__)))
         self.executor = _executor(function, executor, is_async=self.is_async)
         self._signature = inspect.signature(function)
         self._positional = self._plain_positions()
@@ -110,6 +112,13 @@ class Definition:
             raise TypeError(f"{self.name}{self._signature}: {error}") from None
 
 
+def _errors(errors: tuple[object, ...]) -> tuple[type[BaseException], ...]:
+    kinds = tuple(error for error in errors if isinstance(error, type) and issubclass(error, BaseException))
+    if kinds != errors:
+        raise TypeError(f"retry_on must be a class of errors, or a tuple of such classes, not {errors!r}")
+    return kinds
+
+
 def _executor(function: Callable[..., Any], executor: str | None, *, is_async: bool) -> Executor:
     if executor not in (None, "loop", "thread", "process"):
         raise ValueError(f"executor must be 'thread' or 'process' (a coroutine runs on the 'loop'), not {executor!r}")
@@ -136,7 +145,8 @@ class TaskFunction(Generic[P, R]):
         self.definition = definition
         self.options = options
         self.policy_text: str | None = None
-        functools.update_wrapper(self, definition.function)
+        # Its name and text; not its attributes, which might be called as ours are.
+        functools.update_wrapper(self, definition.function, updated=())
 
     @property
     def name(self) -> str:

@@ -59,13 +59,16 @@ class Heartbeat:
         """Begin. The first heartbeat goes out at once."""
         self._thread.start()
 
-    def stop(self) -> None:
-        """Sign the worker off, and end the thread. Blocks until it has ended, for a third of a lease at most."""
+    def ask_to_stop(self) -> None:
+        """Have the worker signed off and the thread ended."""
         self._stopping = True
         loop, wake = self._loop, self._wake
         if loop is not None and wake is not None:
             with contextlib.suppress(RuntimeError):  # it has ended by itself
                 loop.call_soon_threadsafe(wake.set)
+
+    def join(self) -> None:
+        """Block until the thread has ended, for about a third of a lease at most."""
         self._thread.join(timeout=self._lease / 3 + 1)
 
     def _run(self) -> None:
@@ -84,9 +87,12 @@ class Heartbeat:
         try:
             while not self._stopping:
                 began = time.monotonic()
-                if await self._beat(interval):
+                give_up = last + self._lease - interval / 2
+                # No beat outlasts the moment at which the leases must be given up; but if that has passed, as after the
+                # process was suspended, only the store can say what is lost.
+                if await self._beat(min(interval, give_up - began) if began < give_up else interval):
                     last, silent = began, False
-                elif not silent and time.monotonic() - last > self._lease - interval / 2:
+                elif not silent and time.monotonic() >= give_up:
                     silent = True
                     self._on_silence()
                 # After a failure sooner, and not in step with every other worker that lost the same server.

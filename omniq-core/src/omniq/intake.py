@@ -167,7 +167,8 @@ class Intake:
             await self._sleep(1.0)
             self._discover_at = 0.0
             return
-        timeout = WAIT if self._served.fixed else DISCOVER_EVERY
+        now = asyncio.get_running_loop().time()
+        timeout = WAIT if self._served.fixed else max(0.0, self._discover_at - now)
         self._wait = asyncio.ensure_future(self._storage.wait_for_work(self._served.names, timeout))
         try:
             await asyncio.wait([self._wait])

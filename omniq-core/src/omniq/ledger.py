@@ -86,9 +86,9 @@ class Ledger:
             return
         self._outcomes.put(outcome, partial(self._answered, attempt, outcome))
 
-    def send(self, outcome: Outcome) -> None:
+    def refuse(self, task: Task, outcome: Outcome) -> None:
         """Send the outcome of a task that was never held, such as one whose function is unknown."""
-        self._outcomes.put(outcome, _note_lost)
+        self._outcomes.put(outcome, partial(self._refused, task, outcome))
 
     def give_up_waiting(self) -> None:
         """Stop repeating what the store does not answer: the worker must end now."""
@@ -139,6 +139,12 @@ class Ledger:
             )
         else:
             self._tell(attempt, outcome)
+
+    def _refused(self, task: Task, outcome: Outcome, accepted: bool | None, error: BaseException | None) -> None:
+        if error is not None:
+            _log.error("the outcome of task %s (%s) could not be recorded: %s", task.id, task.name, error)
+        elif accepted and isinstance(outcome, Failed):
+            _call(self._failed, {"task": task, "worker": self._worker, "seconds": 0.0}, error=outcome.error)
 
     def _drop(self, attempt: Attempt) -> None:
         self._held.pop((attempt.task.id, attempt.task.delivery), None)
@@ -223,8 +229,3 @@ class Ledger:
 def _call(event: Callable[..., None] | None, common: dict[str, Any], **more: Any) -> None:
     if event is not None:
         event(**common, **more)
-
-
-def _note_lost(accepted: bool | None, error: BaseException | None) -> None:
-    if error is not None:
-        _log.error("an outcome could not be recorded: %s", error)

@@ -13,13 +13,14 @@ from omniq.durations import duration, when
 from omniq.retry import Exponential, RetryPolicy
 from omniq.task import When
 
-__all__ = ["Duration", "TaskOptions", "check_count", "check_queue", "check_queues"]
+__all__ = ["Duration", "TaskOptions", "check_count", "check_queue", "check_queues", "check_text"]
 
 Duration: TypeAlias = float | timedelta
 """Seconds (int or float) or a timedelta."""
 
+_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 _QUEUE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
-LONGEST_KEY = 500
+LONGEST_TEXT = 500
 MOST_TAGS = 50
 
 
@@ -56,6 +57,22 @@ def check_count(value: object, name: str) -> int:
     """
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{name} must be a whole number of 1 or more, not {value!r}")
+    return value
+
+
+def check_text(value: object, name: str) -> str:
+    """Give a short text that every store can hold.
+
+    :param name: what it is, to be named in the error.
+    :raises TypeError: if it is no string.
+    :raises ValueError: if it is empty, too long, or holds a NUL or half of a surrogate pair.
+    """
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be a string, not {value!r}")
+    if not 0 < len(value) <= LONGEST_TEXT:
+        raise ValueError(f"{name} must have 1 to {LONGEST_TEXT} characters, not {len(value)}")
+    if _UNSTORABLE.search(value):
+        raise ValueError(f"{name} must be text without NUL and lone surrogates, not {value!r}")
     return value
 
 
@@ -103,21 +120,13 @@ def _unique(unique: str | bool | None) -> str | bool | None:
         raise TypeError(
             f"unique must be a string, or True for one live task per function and arguments, not {unique!r}"
         )
-    if not 0 < len(unique) <= LONGEST_KEY:
-        raise ValueError(f"unique must have 1 to {LONGEST_KEY} characters, not {len(unique)}")
-    return unique
-
-
-def _tag(tag: object) -> str:
-    if not isinstance(tag, str) or not 0 < len(tag) <= LONGEST_KEY:
-        raise ValueError(f"a tag must be a string of 1 to {LONGEST_KEY} characters, not {tag!r}")
-    return tag
+    return check_text(unique, "unique")
 
 
 def _tags(tags: Iterable[str]) -> tuple[str, ...]:
     if isinstance(tags, str):
         raise TypeError(f"tags must be a list of strings, not the string {tags!r}; write [{tags!r}]")
-    given = tuple(dict.fromkeys(_tag(tag) for tag in tags))
+    given = tuple(dict.fromkeys(check_text(tag, "a tag") for tag in tags))
     if len(given) > MOST_TAGS:
         raise ValueError(f"a task has at most {MOST_TAGS} tags, not {len(given)}")
     return given

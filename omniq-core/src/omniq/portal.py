@@ -8,7 +8,10 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Coroutine
+from concurrent.futures import CancelledError
 from typing import Any, TypeVar
+
+from omniq.errors import StorageUnavailable
 
 __all__ = ["Portal"]
 
@@ -32,26 +35,30 @@ class Portal:
         """Run a coroutine on the background loop and wait for it.
 
         :return: what it returns; it raises what the coroutine raises.
+        :raises StorageUnavailable: if :meth:`stop` came before its end.
         """
         if threading.current_thread() is self._thread:
             coroutine.close()
             raise RuntimeError("a synchronous call of a queue cannot be made from its own background loop")
-        future = asyncio.run_coroutine_threadsafe(coroutine, self._started())
+        with self._lock:
+            # Under the lock, so that the loop has it before a stop: what is under way then is cancelled, never lost.
+            future = asyncio.run_coroutine_threadsafe(coroutine, self._started())
         try:
             return future.result()
+        except CancelledError:
+            raise StorageUnavailable("the queue was closed while this call was under way") from None
         except BaseException:
             # KeyboardInterrupt, say: the caller has gone, so the work is no longer wanted.
             future.cancel()
             raise
 
     def _started(self) -> asyncio.AbstractEventLoop:
-        with self._lock:
-            if self._loop is None:
-                loop = asyncio.new_event_loop()
-                self._thread = threading.Thread(target=_serve, args=(loop,), name="omniq-portal", daemon=True)
-                self._thread.start()
-                self._loop = loop
-            return self._loop
+        if self._loop is None:
+            loop = asyncio.new_event_loop()
+            self._thread = threading.Thread(target=_serve, args=(loop,), name="omniq-portal", daemon=True)
+            self._thread.start()
+            self._loop = loop
+        return self._loop
 
     def stop(self) -> None:
         """End the loop and its thread. A later :meth:`run` starts a new one."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, Self, TypeVar, Unpack, overload
 
@@ -20,14 +20,13 @@ from omniq.errors import ResultTimeout, TaskCancelled, TaskFailed, TaskNotFound
 from omniq.functions import AsyncTaskFunction, Definition, Executor, TaskCall, TaskFunction
 from omniq.handle import TaskHandle
 from omniq.ids import new_id
-from omniq.options import Duration, TaskOptions
+from omniq.options import Duration, TaskOptions, check_count
 from omniq.plugins import Plugins, default_plugins
 from omniq.retry import Exponential, RetryPolicy
 from omniq.schedule import Trigger
 from omniq.storage import Enqueued, Storage
 from omniq.task import NewTask, Task, TaskError, TaskState
 from omniq.timetable import Timetable
-from omniq.twins import sync
 from omniq.urls import parse_url
 
 if TYPE_CHECKING:
@@ -90,6 +89,9 @@ class TaskQueue(Timetable):
         max_payload: int = 1 << 20,
         plugins: Plugins | None = None,
     ) -> None:
+        if isinstance(accept, str):
+            raise TypeError(f"accept must be a list of names, not the string {accept!r}; write [{accept!r}]")
+        check_count(max_payload, "max_payload")
         self.plugins = plugins if plugins is not None else default_plugins()
         if isinstance(url, Storage):
             self.url = f"<{type(url).__name__}>"
@@ -223,11 +225,11 @@ class TaskQueue(Timetable):
         :raises TypeError: if the function cannot take these arguments.
         :raises SerializationError: if an argument cannot be encoded; names the path to it.
         """
-        return await self.asubmit(self._own(function).call(*args, **kwargs))
+        return await self.asubmit(_task_function(function).call(*args, **kwargs))
 
     def enqueue(self, function: TaskFunction[P, R], /, *args: P.args, **kwargs: P.kwargs) -> TaskHandle[R]:
         """Hand a call to the queue, for synchronous callers; see :meth:`aenqueue`."""
-        return self.submit(self._own(function).call(*args, **kwargs))
+        return self.submit(_task_function(function).call(*args, **kwargs))
 
     def submit(self, call: TaskCall[R]) -> TaskHandle[R]:
         """Enqueue one call, for synchronous callers."""
@@ -255,29 +257,34 @@ class TaskQueue(Timetable):
         :return: their handles, in order.
         :raises SerializationError: if an argument cannot be encoded; names the path to it.
         """
-        given = list(calls)
-        tasks = [self.order(call) for call in given]
+        orders = [(call, self.order(call)) for call in calls]
+        return await self._asubmit_orders(orders)
+
+    def enqueue_many(self, calls: Iterable[TaskCall[R]]) -> list[TaskHandle[R]]:
+        """Hand many calls to the queue, for synchronous callers; see :meth:`aenqueue_many`."""
+        # Encoded here, where the calls may come out of a generator that itself uses the queue.
+        orders = [(call, self.order(call)) for call in calls]
+        return self.run(self._asubmit_orders(orders))
+
+    async def _asubmit_orders(self, orders: Sequence[tuple[TaskCall[R], NewTask]]) -> list[TaskHandle[R]]:
         connection = await self.connections.current()
-        stored: list[Enqueued] = []
-        for start in range(0, len(tasks), BULK):
-            stored += await connection.storage.enqueue(tasks[start : start + BULK])
-        return [self._handle_of(*entry) for entry in zip(given, tasks, stored, strict=True)]
-
-    enqueue_many = sync(aenqueue_many)
-
-    def _own(self, function: TaskFunction[P, R]) -> TaskFunction[P, R]:
-        if not isinstance(function, TaskFunction):
-            raise TypeError(f"{function!r} is no task of this queue; decorate it with @queue.task")
-        if self.functions.get(function.name) is None:
-            raise ValueError(f"{function.name} is a task of another queue; enqueue it there")
-        return function
+        handles: list[TaskHandle[R]] = []
+        for start in range(0, len(orders), BULK):
+            bulk = orders[start : start + BULK]
+            stored = await connection.storage.enqueue([task for _, task in bulk])
+            handles += [self._handle_of(*order, entry) for order, entry in zip(bulk, stored, strict=True)]
+        return handles
 
     def order(self, call: TaskCall[Any]) -> NewTask:
         """Give what a call is to the store: its encoded arguments and options, under a new id.
 
         :raises SerializationError: if an argument cannot be encoded; names the path to it.
         """
+        if not isinstance(call, TaskCall):
+            raise TypeError(f"{call!r} is no call of a task; write function.call(…), which does not run it yet")
         function = call.function
+        if function.name not in self.functions:
+            raise ValueError(f"{function.name} is a task of another queue; enqueue it there")
         payload = self.codec.dump_arguments(call.args, call.kwargs, function.definition.types[0])
         unique = function.options.unique
         if unique is True:
@@ -393,6 +400,12 @@ async def _ended(storage: Storage, task_id: str, timeout: float | None) -> Task:
                 return task
         elif deadline is not None and loop.time() >= deadline:
             raise ResultTimeout(f"task {task_id} has not ended within {timeout:g} s; it goes on")
+
+
+def _task_function(function: TaskFunction[P, R]) -> TaskFunction[P, R]:
+    if not isinstance(function, TaskFunction):
+        raise TypeError(f"{function!r} is no task of this queue; decorate it with @queue.task")
+    return function
 
 
 def _place(function: Callable[..., Any]) -> tuple[str, str, int]:

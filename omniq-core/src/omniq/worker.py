@@ -10,7 +10,7 @@ import secrets
 import signal
 import socket
 import threading
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from types import TracebackType
 from typing import Any, Protocol, Self, TypedDict
 
@@ -132,10 +132,13 @@ class Worker:
     # Life
 
     async def start(self) -> None:
-        """Connect and begin to claim tasks.
+        """Connect and begin to claim tasks. A worker works once.
 
         :raises StorageUnavailable: if the store cannot be reached.
+        :raises RuntimeError: if it was started before.
         """
+        if self._loop is not None:
+            raise RuntimeError("a worker works once; make another one with queue.worker()")
         self._loop = asyncio.get_running_loop()
         self._storage = (await self.queue.connections.current()).storage
         self.ledger = Ledger(self._storage, self.id, self.queue.plugins)
@@ -192,35 +195,58 @@ class Worker:
             self._intake.stop()
 
     async def drain(self) -> None:
-        """Stop, and return when everything that was claimed has ended or gone back to its queue."""
+        """Stop, and return when everything that was claimed has ended or gone back to its queue.
+
+        Cancelled, it stops waiting: what runs is interrupted, and the leases run out.
+        """
         self.stop()
-        claiming, *others = self._tasks
-        await asyncio.wait([claiming])
+        tasks, self._tasks = self._tasks, []
+        if not tasks:
+            return
+        try:
+            await self._drain(*tasks)
+        except BaseException:
+            self._abandon(tasks)
+            raise
+
+    async def _drain(self, claiming: asyncio.Task[None], *others: asyncio.Task[None]) -> None:
+        assert self._loop is not None
+        deadline = self._loop.time() + self.grace
+        # A claim that is under way may bring tasks; but a store that does not answer must not keep us.
+        await self._ended_by(deadline, claiming)
         for task in others:
             task.cancel()
         self._put_back_unstarted()
-        await self._ended_within(self.grace, self._now)
+        await self._ended_by(deadline, self.ledger.empty())
         if self.ledger.attempts:
             await self._interrupt_all()
         self.ledger.give_up_waiting()
         await self.ledger.drain()
         for lane in self._lanes.values():
             lane.close()
-        await asyncio.to_thread(self._heartbeat.stop)
-        await asyncio.gather(*others, return_exceptions=True)
+        self._heartbeat.ask_to_stop()
+        await asyncio.to_thread(self._heartbeat.join)
+        await asyncio.gather(claiming, *others, return_exceptions=True)
         self._tell("omniq_worker_stopped")
         _log.info("worker %s has stopped", self.id)
 
     async def run(self) -> None:
-        """Work until :meth:`stop`, or SIGTERM or SIGINT if this is the main thread; a second signal stops at once."""
+        """Work until :meth:`stop`, or SIGTERM or SIGINT if this is the main thread; a second signal stops at once.
+
+        Cancelled, it stops at once as well.
+        """
         loop = asyncio.get_running_loop()
         signals = (signal.SIGTERM, signal.SIGINT) if threading.current_thread() is threading.main_thread() else ()
-        await self.start()
         for number in signals:
             loop.add_signal_handler(number, self._on_signal, number)
         try:
+            await self.start()
             await self._stop.wait()
             await self.drain()
+        except asyncio.CancelledError:
+            self.stop(now=True)
+            await self.drain()
+            raise
         finally:
             for number in signals:
                 loop.remove_signal_handler(number)
@@ -269,7 +295,6 @@ class Worker:
         function = self.queue.functions.get(task.name)
         if function is None:
             outcome = unknown_task(task)
-            back = isinstance(outcome, Released)
             _log.warning(
                 "task %s is of an unknown function %r; %s",
                 task.id,
@@ -277,18 +302,11 @@ class Worker:
                 f"it goes back for {outcome.delay:.0f} s" if isinstance(outcome, Released) else "it fails",
                 extra=about(task),
             )
-            self.ledger.send(outcome)
-            if not back:
-                self._tell_failed(task, outcome)
+            self.ledger.refuse(task, outcome)
             return
         attempt = Attempt(task, function, self.queue.codec, self.ledger.note_progress)
         self.ledger.add(attempt)
         self._lanes[function.definition.executor].submit(attempt)
-
-    def _tell_failed(self, task: Task, outcome: Outcome) -> None:
-        event = self.queue.plugins.event("omniq_task_failed")
-        if event is not None:
-            event(task=task, worker=self.id, seconds=0.0, error=getattr(outcome, "error", None))
 
     def _on_start(self, attempt: Attempt) -> None:
         if self._started is not None:
@@ -322,8 +340,8 @@ class Worker:
     def _heed(self, news: Iterable[tuple[Lease, LeaseState]]) -> None:
         for lease, state in news:
             attempt = self.ledger.get(lease)
-            if attempt is None:
-                continue
+            if attempt is None or attempt.settled:
+                continue  # it has ended, and its outcome is on the way, or was the reason for the news
             if state is LeaseState.CANCEL_REQUESTED:
                 attempt.interrupt(Interruption.CANCEL)
             elif attempt.interruption is not Interruption.LEASE_LOST:
@@ -344,19 +362,41 @@ class Worker:
 
     # Stopping
 
-    async def _ended_within(self, seconds: float, cut_short: asyncio.Event) -> None:
-        ended = asyncio.ensure_future(self.ledger.empty())
-        cut = asyncio.ensure_future(cut_short.wait())
-        await asyncio.wait([ended, cut], timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-        ended.cancel()
-        cut.cancel()
+    async def _ended_by(self, deadline: float, work: asyncio.Task[None] | Coroutine[Any, Any, None]) -> None:
+        """Wait for some work until the deadline, or until all is to stop at once; then cancel it."""
+        assert self._loop is not None
+        ended = asyncio.ensure_future(work)
+        cut_short = asyncio.ensure_future(self._now.wait())
+        try:
+            await asyncio.wait(
+                [ended, cut_short],
+                timeout=max(0.0, deadline - self._loop.time()),
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+        finally:
+            ended.cancel()
+            cut_short.cancel()
+
+    def _abandon(self, tasks: Iterable[asyncio.Task[None]]) -> None:
+        for task in tasks:
+            task.cancel()
+        self._put_back_unstarted()
+        for attempt in self.ledger.attempts:
+            # Also so that the cancellation of everything at a loop's end is not taken for the tasks' own failure.
+            attempt.interrupt(Interruption.SHUTDOWN)
+        self.ledger.give_up_waiting()
+        for lane in self._lanes.values():
+            lane.close()
+        self._heartbeat.ask_to_stop()
 
     async def _interrupt_all(self) -> None:
         left = self.ledger.attempts
         _log.warning("%d tasks did not end in time; they are interrupted and go back to their queues", len(left))
         for attempt in left:
             attempt.interrupt(Interruption.SHUTDOWN)
-        await self._ended_within(LAST_WORDS, asyncio.Event())
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LAST_WORDS):
+                await self.ledger.empty()
         for attempt in self.ledger.attempts:
             # What does not even heed its interruption goes back all the same; its lease would only keep others waiting.
             if not attempt.settled:

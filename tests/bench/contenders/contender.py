@@ -1,7 +1,7 @@
 """What a measurement asks of a contender: the same few steps of every product.
 
-Adapters run in the environment of their product, where nothing of OmniQ's is installed: so they take the standard library
-and their product, which they import by name when they are made.
+Adapters run in the environment of their product, where nothing of OmniQ's is installed: so they take the standard
+library and their product, which they import by name when they are made.
 """
 
 from __future__ import annotations
@@ -75,10 +75,10 @@ class Contender(ABC):
         raise NotImplementedError
 
     @abstractmethod
-    def worker(self) -> AbstractAsyncContextManager[None]:
+    def worker(self) -> AbstractAsyncContextManager[object]:
         """Run a worker while the context lasts."""
 
-    async def close(self) -> None:
+    async def close(self) -> None:  # noqa: B027  # most have nothing to close
         """Disconnect."""
 
 

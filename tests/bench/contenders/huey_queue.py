@@ -1,8 +1,8 @@
 """Huey: plain functions on threads, pickled messages and results, workers and waiting callers that poll.
 
 Its consumer polls every millisecond at first and ten times a second when idle (its defaults are 0.1 s and 10 s), its
-results are polled for every millisecond (default: up to 1 s). SQLite is in WAL mode with fsync off: less durable than the
-others here, and the fastest that it has. One thread, as more of them are slower.
+results are polled for every millisecond (default: up to 1 s). SQLite is in WAL mode with fsync off: less durable than
+the others here, and the fastest that it has. One thread, as more of them are slower.
 """
 
 from __future__ import annotations

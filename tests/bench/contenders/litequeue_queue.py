@@ -1,4 +1,4 @@
-"""litequeue: a bare queue on SQLite (WAL, NORMAL). It has no worker and stores no results; a loop pops and marks as done."""
+"""litequeue: a bare queue on SQLite (WAL, NORMAL). It has no worker and no results: a loop pops and marks as done."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class LiteQueue(Contender):
         (count,) = self.queue.conn.execute("SELECT count(*) FROM Queue WHERE status = 2").fetchone()
         return int(count)
 
-    def worker(self) -> AbstractAsyncContextManager[None]:
+    def worker(self) -> AbstractAsyncContextManager[object]:
         return polling(self._step, pause=0.001)
 
     def _step(self) -> bool:

@@ -61,8 +61,8 @@ class OmniQ(Contender):
     async def result(self, handed_over: TaskHandle[Any]) -> Any:
         return await handed_over
 
-    def worker(self) -> AbstractAsyncContextManager[None]:
-        return self.queue.worker(concurrency=100)  # type: ignore[return-value]  # what entering it gives is not used
+    def worker(self) -> AbstractAsyncContextManager[object]:
+        return self.queue.worker(concurrency=100)
 
     async def close(self) -> None:
         await self.queue.aclose()

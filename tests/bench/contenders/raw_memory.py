@@ -29,7 +29,7 @@ class RawMemory(Contender):
     async def stored(self) -> int:
         return len(self._results)
 
-    def worker(self) -> AbstractAsyncContextManager[None]:
+    def worker(self) -> AbstractAsyncContextManager[object]:
         return polling(self._step, pause=0.001)
 
     def _step(self) -> bool:

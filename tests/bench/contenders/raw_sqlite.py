@@ -1,7 +1,7 @@
 """The plain ``sqlite3`` module doing the least that a durable queue with leases and results must write.
 
-WAL and ``synchronous=NORMAL``, as OmniQ has it. A task is a row; a claim notes until when it holds; the end takes the row
-out and puts a result in. One transaction for each batch of each of the three.
+WAL and ``synchronous=NORMAL``, as OmniQ has it. A task is a row; a claim notes until when it holds; the end takes the
+row out and puts a result in. One transaction for each batch of each of the three.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ CREATE TABLE IF NOT EXISTS task (seq INTEGER PRIMARY KEY, payload TEXT NOT NULL,
 CREATE INDEX IF NOT EXISTS ready ON task (seq) WHERE leased_until IS NULL;
 CREATE TABLE IF NOT EXISTS result (seq INTEGER PRIMARY KEY, value TEXT NOT NULL);
 """
+INSERT = "INSERT INTO task (payload) VALUES (?)"
 CLAIM = """
 UPDATE task SET leased_until = ?
 WHERE seq IN (SELECT seq FROM task WHERE leased_until IS NULL ORDER BY seq LIMIT ?)
@@ -41,22 +42,20 @@ class RawSqlite(Contender):
         self._connection.executescript(SCHEMA)
 
     def enqueue(self, number: int) -> None:
-        self._connection.execute("INSERT INTO task (payload) VALUES (?)", (_payload(number),))
+        self._connection.execute(INSERT, (_payload(number),))
 
     async def enqueue_many(self, numbers: Sequence[int]) -> None:
         batch = self.setting.batch
         for start in range(0, len(numbers), batch):
             self._connection.execute("BEGIN IMMEDIATE")
-            self._connection.executemany(
-                "INSERT INTO task (payload) VALUES (?)", [(_payload(number),) for number in numbers[start : start + batch]]
-            )
+            self._connection.executemany(INSERT, [(_payload(number),) for number in numbers[start : start + batch]])
             self._connection.execute("COMMIT")
 
     async def stored(self) -> int:
         (count,) = self._connection.execute("SELECT count(*) FROM result").fetchone()
         return int(count)
 
-    def worker(self) -> AbstractAsyncContextManager[None]:
+    def worker(self) -> AbstractAsyncContextManager[object]:
         return polling(self._step, pause=0.001)
 
     def _step(self) -> bool:

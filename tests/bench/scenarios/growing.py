@@ -1,4 +1,4 @@
-"""What claiming and finishing a task costs in a store that holds many others. By the storage contract, without a worker."""
+"""What claiming and finishing a task costs in a store that holds many others: the storage alone, without a worker."""
 
 from __future__ import annotations
 

@@ -31,11 +31,11 @@ class Counter:
         self.transactions = 0
 
     def trace_sqlite(self) -> None:
-        """Count the transactions on every connection that is opened from now on: a statement outside one counts as one."""
+        """Count the transactions of connections opened from now on; a statement outside of any counts as one."""
         connect = sqlite3.connect
 
         def traced(*args: Any, **kwargs: Any) -> sqlite3.Connection:
-            connection = connect(*args, **kwargs)
+            connection: sqlite3.Connection = connect(*args, **kwargs)
 
             def on_statement(_: str) -> None:
                 self.transactions += not connection.in_transaction
@@ -43,7 +43,7 @@ class Counter:
             connection.set_trace_callback(on_statement)
             return connection
 
-        sqlite3.connect = traced
+        sqlite3.connect = traced  # type: ignore[assignment]  # what takes anything takes what the overloads take
 
     def trace_omniq(self, job: Job) -> None:
         """Count the calls of the storage contract, by the worker and its heartbeat, whatever they come to."""
@@ -119,7 +119,7 @@ def waiting(job: Job, marks: Marks) -> dict[str, float]:
 
         try:
             await wait_until(has_begun, "the first task has begun")
-            await asyncio.sleep(SETTLE)
+            await asyncio.sleep(min(SETTLE, job.size / 10_000))
             return {"waiting rss": memory_of(worker.pid) / 1e6}
         finally:
             worker.kill()

@@ -7,7 +7,7 @@ import pickle
 import statistics
 import time
 from collections.abc import Callable
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
@@ -57,7 +57,7 @@ ORDER = Order(
     address="12 St James’s Square, London",
     paid=True,
     weight=1.75,
-    at=datetime(2024, 2, 29, 12, 30, tzinfo=timezone.utc),
+    at=datetime(2024, 2, 29, 12, 30, tzinfo=UTC),
     total=Decimal("1234.50"),
     note=None,
     tags=("new", "gift"),

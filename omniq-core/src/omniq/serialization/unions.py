@@ -89,8 +89,7 @@ def union_codec(name: str, codecs: Sequence[Codec], reserved: frozenset[str]) ->
         if codec.named or (not codec.self_describing and any(shared[kind] > 1 for kind in codec.encoders))
     ]
     labels = _labels(alike, reserved)
-    # The classes first: a dict that is a TypedDict is to be taken as one.
-    members = [_labelled(codec, labels[id(codec)]) for codec in sorted(alike, key=lambda codec: not codec.named)]
+    members = [_labelled(codec, labels[id(codec)]) for codec in alike]
     members += [codec for codec in codecs if id(codec) not in labels]
     union = combined(name, members)
     if union.plain is None:

@@ -275,9 +275,12 @@ class Model:
             if row is not None:
                 row.progress = progress
 
+    def revision(self, schedule_id: str) -> int:
+        stored = self.schedules.get(schedule_id)
+        return 0 if stored is None else stored.revision
+
     def put_schedule(self, schedule: Schedule, expected_revision: int | None) -> Schedule | None:
-        stored = self.schedules.get(schedule.id)
-        revision = 0 if stored is None else stored.revision
+        revision = self.revision(schedule.id)
         if expected_revision not in (None, revision):
             return None
         kept = self.schedules[schedule.id] = evolve(schedule, revision=revision + 1)

@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 import enum
+import logging
 import random
 import sqlite3
 import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Literal, TypeAlias, TypeVar
-from urllib.parse import quote
 
 from omniq.errors import StorageUnavailable
+from omniq_local.sqlite.connection import connect, identity_of
 from omniq_local.sqlite.faults import is_broken, is_busy, translated
+from omniq_local.sqlite.preparation import prepare
 from omniq_local.sqlite.settings import Settings
 from omniq_local.sqlite.statements import Statements
 from omniq_local.sqlite.transaction import Transaction
 
-__all__ = ["MISSED", "Job", "Missed", "Reader", "Writer", "connect"]
+__all__ = ["MISSED", "Job", "Missed", "Reader", "Writer"]
+
+_log = logging.getLogger("omniq.sqlite")
 
 T = TypeVar("T")
 Job: TypeAlias = Callable[[Transaction], T]
 """Does one thing within a transaction. May be run again after a transaction that failed, so it changes nothing else."""
 
-LARGEST_LOG = 64 * 2**20
-"""Bytes to which SQLite cuts its log when it begins it anew."""
+LOOK_EVERY = 0.2
+"""Seconds between two looks whether the file is still the one that was opened."""
 
 
 class _Missed(enum.Enum):
@@ -36,48 +40,49 @@ MISSED: Final = _Missed.MISSED
 Missed: TypeAlias = Literal[_Missed.MISSED]
 
 
-def connect(settings: Settings, *, mode: str = "rw", busy_timeout: float = 0.0) -> sqlite3.Connection:
-    """Open a connection that any thread may use.
+class _Channel:
+    """A connection that is opened when it is first needed, and anew if it may be broken or the file is another one.
 
-    :param mode: ``rw``, ``ro``, or ``rwc`` to create the file if there is none.
+    :param settings: which file, and how.
     :param busy_timeout: seconds for which SQLite itself waits for a lock.
     """
-    connection = sqlite3.connect(
-        f"file:{quote(settings.path)}?mode={mode}",
-        uri=True,
-        timeout=busy_timeout,
-        isolation_level=None,
-        check_same_thread=False,
-        cached_statements=512,
-    )
-    try:
-        # No checkpoint within a commit: checkpoint.py sees to that, apart from who waits. What is deleted needs no wiping.
-        connection.executescript(
-            f"PRAGMA synchronous = {settings.synchronous}; PRAGMA wal_autocheckpoint = 0; PRAGMA temp_store = MEMORY;"
-            f"PRAGMA cache_size = -8000; PRAGMA secure_delete = OFF; PRAGMA journal_size_limit = {LARGEST_LOG};"
-        )
-    except sqlite3.Error:
-        connection.close()
-        raise
-    return connection
-
-
-class _Channel:
-    """A connection that is opened when it is first needed, and anew after an error that may have broken it."""
 
     def __init__(self, settings: Settings, busy_timeout: float) -> None:
         self.settings = settings
         self.lock = threading.Lock()
-        self._busy_timeout = busy_timeout
         self.connection: sqlite3.Connection | None = None
+        self._busy_timeout = busy_timeout
+        self._identity: tuple[int, int] | None = None
+        self._look_at = 0.0
 
     def _connected(self) -> sqlite3.Connection:
         connection = self.connection
-        if connection is None:
-            connection = self.connection = connect(self.settings, busy_timeout=self._busy_timeout)
+        if connection is not None:
+            if connection.in_transaction:  # an interrupt (Ctrl-C) fell between two instructions
+                connection.execute("ROLLBACK")
+            now = time.monotonic()
+            if now < self._look_at:
+                return connection
+            if identity_of(self.settings) == self._identity:
+                self._look_at = now + LOOK_EVERY
+                return connection
+            # What is written into a file that was deleted is lost, and SQLite would not say so.
+            _log.warning("%s was moved, deleted or replaced while in use; connecting anew", self.settings.path)
+            self._drop()
+        return self._connect()
+
+    def _connect(self) -> sqlite3.Connection:
+        if self._identity is not None:
+            prepare(self.settings, create=False)
+        connection = connect(self.settings, busy_timeout=self._busy_timeout)
+        try:
             self._on_connected(connection)
-        elif connection.in_transaction:  # an interrupt (Ctrl-C) fell between two instructions
-            connection.execute("ROLLBACK")
+        except sqlite3.Error:
+            connection.close()
+            raise
+        self.connection = connection
+        self._identity = identity_of(self.settings)
+        self._look_at = time.monotonic() + LOOK_EVERY
         return connection
 
     def _on_connected(self, connection: sqlite3.Connection) -> None:
@@ -137,7 +142,8 @@ class Writer(_Channel):
     :param settings: which file, and how.
     :param sql: the namespace's statements.
     :param now: gives the store's now in microseconds.
-    :param committed: told after each commit, with the lock released: whom to wake, and about how many rows were written.
+    :param committed: told after each commit, with the lock released: whom to wake, and about how many rows were
+        written.
     """
 
     def __init__(

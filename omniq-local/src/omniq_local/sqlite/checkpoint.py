@@ -1,8 +1,8 @@
 """Moves what the write-ahead log holds into the database file, on a thread apart from those that commit.
 
-A checkpoint flushes to the disk and takes ten milliseconds or more; within a commit, where SQLite would do it by itself, that
-is the better part of what a small commit costs. A log that is written without a pause never comes to its end, so past a
-certain size the writers wait once for the last bit.
+A checkpoint flushes to the disk and takes ten milliseconds or more; within a commit, where SQLite would do it by
+itself, that is the better part of what a small commit costs. A log that is written without a pause never comes to its
+end, so past a certain size the writers wait once for the last bit.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import logging
 import sqlite3
 from threading import Lock
 
-from omniq_local.sqlite.channels import connect
+from omniq_local.sqlite.connection import connect
 from omniq_local.sqlite.lanes import Errand
 from omniq_local.sqlite.settings import Settings
 

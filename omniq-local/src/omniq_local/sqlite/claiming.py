@@ -12,10 +12,10 @@ from attrs import frozen
 
 from omniq.errors import CorruptRecord
 from omniq.task import Task, TaskError
-from omniq_local.sqlite.rows import CANCELLED, FAILED, READY, RUNNING, SCHEDULED, dump_error, span, task_of
+from omniq_local.sqlite.rows import CANCELLED, FAILED, READY, RUNNING, SCHEDULED, claimed_task, dump_error, moment, span
 from omniq_local.sqlite.transaction import Row, Transaction
 
-__all__ = ["Claim", "Claimed", "Picked", "claim", "end_corrupt", "end_expired", "read"]
+__all__ = ["Claim", "Claimed", "Picked", "claim", "end_corrupt", "end_expired", "promote", "read"]
 
 _log = logging.getLogger("omniq.sqlite")
 
@@ -24,9 +24,6 @@ PROMOTED = 1000
 EXPIRED = 1000
 """So many tasks that expired are ended in one step."""
 EXPIRED_STEPS = 10
-
-Picked = list[list[Any]]
-"""Rows of the columns ``CLAIMED``."""
 
 
 @frozen(kw_only=True)
@@ -42,8 +39,17 @@ class Claim:
 
 
 @frozen
+class Picked:
+    """What it gets, as rows of the columns ``CLAIMED`` as they were before, each with its queue."""
+
+    now: int
+    lease_until: int
+    rows: list[tuple[str, list[Any]]]
+
+
+@frozen
 class Claimed:
-    """What it got."""
+    """What it gets, as tasks."""
 
     tasks: list[Task]
     unreadable: list[tuple[Row, str]]
@@ -53,7 +59,7 @@ class Claimed:
 def claim(asked: Claim, tx: Transaction) -> Picked:
     """Claim tasks within a transaction; see :meth:`~omniq.storage.Storage.claim`.
 
-    :return: their rows as they were before; :func:`read` makes tasks of them, once the lock on the file is free again.
+    :return: rows; :func:`read` makes tasks of them, once the lock on the file is free again.
     """
     tx.fold()
     obstacles = tx.one("claim.obstacles", tx.now)
@@ -61,43 +67,47 @@ def claim(asked: Claim, tx: Transaction) -> Picked:
     paused = json.loads(obstacles[0])
     if obstacles[1]:
         _end_all_expired(tx)
-    picked: Picked = []
+    picked: list[tuple[str, list[Any]]] = []
     left = sum(asked.demand.values()) if asked.limit is None else asked.limit
     for queue, wanted in asked.demand.items():
+        if queue in paused:
+            continue
         room = min(wanted, left)
-        if room > 0 and queue not in paused:
-            promoted = tx.run("claim.promote", queue, tx.now, max(PROMOTED, 2 * room))
-            if promoted:
-                tx.count(queue, SCHEDULED, -promoted)
-                tx.count(queue, READY, promoted)
-                tx.rows += promoted
-            found = _pick(tx, queue, room)
-            if found:
-                tx.count(queue, READY, -len(found))
-                tx.count(queue, RUNNING, len(found))
-                left -= len(found)
-                picked += found
+        promote(tx, queue, max(PROMOTED, 2 * room))
+        rows = _pick(tx, queue, room) if room > 0 else []
+        if rows:
+            tx.count(queue, READY, -len(rows))
+            tx.count(queue, RUNNING, len(rows))
+            left -= len(rows)
+            picked += [(queue, row) for row in rows]
+    lease = span(asked.lease)
     if picked:
-        lease = span(asked.lease)
-        seqs = json.dumps([row[0] for row in picked])
+        seqs = json.dumps([row[0] for _, row in picked])
         tx.run("claim.take", tx.now + lease, lease, asked.worker, tx.now, seqs)
         tx.rows += len(picked)
         if asked.waiter is not None:
             tx.run("waiting.unregister", asked.waiter)
-        for row in picked:
-            row[5] = RUNNING
-            row[8] += 1
-            row[9] += 1
-            row[10:13] = tx.now + lease, asked.worker, tx.now
-            row[19] = None
-            if row[20] is None:
-                row[20] = _body(tx, row[0])
-    return picked
+        for _, row in picked:
+            if row[12] is None:
+                row[12] = _body(tx, row[0])
+    return Picked(tx.now, tx.now + lease, picked)
 
 
-def _pick(tx: Transaction, queue: str, limit: int) -> Picked:
+def promote(tx: Transaction, queue: str, limit: int) -> None:
+    """Make tasks of a queue ready whose time has come.
+
+    :param limit: how many at most, the earliest first.
+    """
+    promoted = tx.run("claim.promote", queue, tx.now, limit)
+    if promoted:
+        tx.count(queue, SCHEDULED, -promoted)
+        tx.count(queue, READY, promoted)
+        tx.rows += promoted
+
+
+def _pick(tx: Transaction, queue: str, limit: int) -> list[list[Any]]:
     try:
-        picked: Picked = tx.value("claim.pick", queue, tx.now, limit)
+        picked: list[list[Any]] = tx.value("claim.pick", queue, tx.now, limit)
     except (sqlite3.OperationalError, ValueError) as error:
         # A row that is no text, or that no JSON can hold, spoils the statement for all: so each by itself.
         _log.warning("a task in queue %r cannot be read: %s", queue, error)
@@ -110,7 +120,7 @@ def _pick_one(tx: Transaction, seq: int) -> list[Any]:
         row: list[Any] = tx.value("claim.pick_one", seq)
     except (sqlite3.OperationalError, ValueError) as error:
         # Its id may be what cannot be read; the error takes the place of its options, which then say why.
-        row = [seq, "", "", "", 0, 0, 0, 0, 0, 0, *[None] * 7, str(error), None, None, "", "", None]
+        row = [seq, "", "", 0, 0, 0, 0, 0, None, None, str(error), None, "", ""]
     return row
 
 
@@ -119,22 +129,23 @@ def _body(tx: Transaction, seq: int) -> bytes | None:
     return None if found is None else found[0]
 
 
-def read(picked: Picked) -> Claimed:
+def read(picked: Picked, worker: str) -> Claimed:
     """Make tasks of claimed rows."""
+    now, lease_until = moment(picked.now), moment(picked.lease_until)
     tasks: list[Task] = []
     unreadable: list[tuple[Row, str]] = []
-    for row in picked:
+    for queue, row in picked.rows:
         try:
-            tasks.append(task_of(row))
+            tasks.append(claimed_task(row, queue, worker, now, lease_until))
         except CorruptRecord as error:
-            unreadable.append(((row[0], row[1], row[2], RUNNING), str(error)))
+            unreadable.append(((row[0], row[1], queue, RUNNING), str(error)))
     return Claimed(tasks, unreadable)
 
 
 def end_corrupt(rows: list[tuple[Row, str]], tx: Transaction) -> None:
     """End tasks that cannot be read, with all that is stored of them kept."""
     tx.fold()
-    for row, message in rows:
+    for _, message in rows:
         _log.error("%s; it ends as failed, with its bytes kept", message)
     tx.conclude(
         (row, FAILED, None, dump_error(TaskError(type="CorruptRecord", message=message))) for row, message in rows
@@ -157,4 +168,3 @@ def _end_all_expired(tx: Transaction) -> None:
     for _ in range(EXPIRED_STEPS):
         if end_expired(EXPIRED, tx) < EXPIRED:
             return
-

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from omniq.task import TaskState
+from omniq_local.sqlite.claiming import promote
 from omniq_local.sqlite.rows import CANCELLED, FAILED, NUMBER_OF, READY, RUNNING, SCHEDULED, SUCCEEDED
 from omniq_local.sqlite.transaction import Row, Transaction
 
@@ -78,9 +79,7 @@ def purge_step(queue: str, state: TaskState | None, last: int, tx: Transaction) 
     """
     tx.fold()
     # What is due is ready, though nobody has made it so yet.
-    due = tx.run("claim.promote", queue, tx.now, PURGED)
-    tx.count(queue, SCHEDULED, -due)
-    tx.count(queue, READY, due)
+    promote(tx, queue, PURGED)
     rows: list[Any] = []
     for number in range(SCHEDULED, CANCELLED + 1) if state is None else [NUMBER_OF[state]]:
         left = PURGED - len(rows)

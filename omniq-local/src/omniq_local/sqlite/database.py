@@ -1,9 +1,9 @@
 """Everything that is open on one file: shared by a storage and its siblings, whichever loops and threads they are on.
 
-Writing goes one of two ways. Small work, whose commit flushes nothing, is done at once on the calling thread if neither another
-thread nor another process is in the way: that takes some tens of microseconds, a thread hop four times as many. Everything else
-goes to a thread that commits whole groups and does the waiting. Heartbeats have a connection of their own, so that they wait for no one
-in this process.
+Writing goes one of two ways. Small work, whose commit flushes nothing, is done at once on the calling thread if
+neither another thread nor another process is in the way: that takes some tens of microseconds, a thread hop four
+times as many. Everything else goes to a thread that commits whole groups and does the waiting. Heartbeats have a
+connection of their own, so that they wait for no one in this process.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Database:
         _alive.add(self)
 
     def _set_up(self) -> None:
-        self._guard = threading.Lock()
+        self._guard = threading.RLock()  # a finalizer may come in the middle of anything
         self._users = 0
         self.bell = Bell()
         self._main = SingleWriter(self.settings, self.sql, self.now, self._committed)
@@ -63,9 +63,7 @@ class Database:
         self._checkpoints = Checkpoints(self.settings, self._main.lock)
         self._committing: Lane[Job[Any]] = Lane("omniq-sqlite-commit", partial(_commit, self._main))
         self._beating: Lane[Job[Any]] = Lane("omniq-sqlite-beat", partial(_commit, self._beat))
-        self._reading: Lane[Callable[[sqlite3.Connection], Any]] = Lane(
-            "omniq-sqlite-read", partial(_read, self._slow)
-        )
+        self._reading: Lane[Callable[[sqlite3.Connection], Any]] = Lane("omniq-sqlite-read", partial(_read, self._slow))
         self._checkpointing: Lane[None] = Lane("omniq-sqlite-checkpoint", self._checkpoints.work)
 
     def now(self) -> int:
@@ -109,6 +107,7 @@ class Database:
                 # SQLite takes file locks for the process that opened; even closing here could undo the parent's. So
                 # never: not even when the interpreter ends.
                 ctypes.pythonapi.Py_IncRef(ctypes.py_object(channel.connection))
+        self.bell.after_fork()
         self.generation += 1
         self._set_up()
 

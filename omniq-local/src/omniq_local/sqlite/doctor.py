@@ -50,8 +50,8 @@ def _version() -> Iterator[Finding]:
     else:
         yield _warning(
             "SQLite",
-            f"{version}: before {'.'.join(map(str, SOUND_SQLITE))} a rare race between two connections that checkpoint can "
-            "damage a database; upgrade the system's or Python's SQLite when you can, and keep copies",
+            f"{version}: before {'.'.join(map(str, SOUND_SQLITE))} a rare race between two connections that checkpoint "
+            "can damage a database; upgrade the system's or Python's SQLite when you can, and keep copies",
         )
 
 
@@ -66,14 +66,16 @@ def _database(settings: Settings, connection: sqlite3.Connection) -> Iterator[Fi
     if mode == "wal":
         yield _ok("journal mode", "wal")
     else:
-        yield _error("journal mode", f"{mode}: readers and writers block each other; somebody changed it: restart OmniQ")
+        yield _error(
+            "journal mode", f"{mode}: readers and writers block each other; somebody changed it: restart OmniQ"
+        )
     if settings.synchronous == "FULL":
         yield _ok("durability", "synchronous=full: what was acknowledged survives a power failure")
     else:
         yield _ok(
             "durability",
-            "synchronous=normal: what was acknowledged survives the death of every process; a power failure may cost the "
-            "last commits (?synchronous=full, if it must not)",
+            "synchronous=normal: what was acknowledged survives the death of every process; "
+            "a power failure may cost the last commits (?synchronous=full, if it must not)",
         )
     size = int(pragma("page_count")) * int(pragma("page_size"))
     if size > SMALL:
@@ -93,7 +95,9 @@ def _files(settings: Settings) -> Iterator[Finding]:
     log = settings.path + "-wal"
     size = os.path.getsize(log) if os.path.exists(log) else 0
     if size > LARGE_LOG:
-        yield _warning("log", f"{_mib(size)}: some connection has been reading for long; end it, and the log begins anew")
+        yield _warning(
+            "log", f"{_mib(size)}: some connection has been reading for long; end it, and the log begins anew"
+        )
     else:
         yield _ok("log", _mib(size))
     if not os.access(settings.path, os.W_OK):
@@ -111,7 +115,8 @@ def _file_system(settings: Settings) -> Iterator[Finding]:
     kind = file_system_of(settings.folder)
     if kind in NETWORK:
         yield _error(
-            "file system", f"{kind}: SQLite's locks and shared memory do not work over a network; move it to a local disk"
+            "file system",
+            f"{kind}: SQLite's locks and shared memory do not work over a network; move it to a local disk",
         )
     elif kind is not None:
         yield _ok("file system", kind)

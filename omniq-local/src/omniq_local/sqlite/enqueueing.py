@@ -12,6 +12,7 @@ from omniq_local.sqlite.transaction import Transaction
 
 __all__ = ["enqueue"]
 
+
 def enqueue(tasks: Sequence[NewTask], tx: Transaction) -> list[Enqueued]:
     """Store tasks within a transaction; see :meth:`~omniq.storage.Storage.enqueue`."""
     rows = [columns_of(task, tx.now, tx.stamp) for task in tasks]
@@ -22,7 +23,9 @@ def enqueue(tasks: Sequence[NewTask], tx: Transaction) -> list[Enqueued]:
         created = list(zip(tasks, rows, strict=True))
     else:
         results = _outcome(tx, tasks, before)
-        created = [entry for entry, result in zip(zip(tasks, rows, strict=True), results, strict=True) if result.created]
+        created = [
+            entry for entry, result in zip(zip(tasks, rows, strict=True), results, strict=True) if result.created
+        ]
     # The rows were numbered in the order of the batch, without a gap.
     for seq, (task, _) in enumerate(created, before + 1):
         _add_what_is_apart(tx, task, seq)

@@ -8,7 +8,7 @@ import sqlite3
 from omniq.errors import OmniQError, SchemaMismatch, StorageUnavailable
 from omniq_local.sqlite.settings import Settings
 
-__all__ = ["is_busy", "is_broken", "translated"]
+__all__ = ["is_broken", "is_busy", "translated"]
 
 _PRIMARY = 0xFF
 """The bits of an error code that hold its kind; the others say more about where it came from."""
@@ -50,7 +50,8 @@ def translated(error: sqlite3.Error, settings: Settings) -> OmniQError:
         return StorageUnavailable(f"{path} cannot grow: the disk is full; nothing was stored. Free space on {folder}")
     if kind == sqlite3.SQLITE_READONLY:
         return StorageUnavailable(
-            f"{path} cannot be written; let this user write the file and its folder {folder}, in which SQLite keeps its log"
+            f"{path} cannot be written; let this user write the file and its folder {folder}, "
+            "in which SQLite keeps its log"
         )
     if kind == sqlite3.SQLITE_CANTOPEN:
         return StorageUnavailable(_why_not_opened(settings))
@@ -70,4 +71,6 @@ def _why_not_opened(settings: Settings) -> str:
         return f"{path} cannot be opened: there is no folder {folder}; create it, or name another file"
     if os.path.isdir(path):
         return f"{path} cannot be opened: it is a folder; name a file in it"
+    if not os.path.lexists(path) and os.access(folder, os.W_OK | os.X_OK):
+        return f"there is no file {path} any more; put it back, or restart what uses it to begin with a new one"
     return f"{path} cannot be opened; let this user read and write the file and its folder {folder}"

@@ -1,4 +1,4 @@
-"""Threads that work off what is handed to them, and tell the event loops that wait for it, each once for many answers."""
+"""Threads that work off what is handed to them, and tell the event loops that wait: once for many answers."""
 
 from __future__ import annotations
 

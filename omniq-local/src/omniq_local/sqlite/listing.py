@@ -1,8 +1,8 @@
 """Pages of tasks, the latest enqueued first, without reading those that do not match where that can be helped.
 
-The tasks of a queue and a state stand together in an index: either in the order that a page needs (those that ended), or in
-another, and then all of them are read to find the latest. Where they are so many that this is dear, they are so many, too, that
-going through the whole table backwards soon comes upon a page of them; the counters tell which it is.
+The tasks of a queue and a state stand together in an index: either in the order that a page needs (those that ended),
+or in another, and then all of them are read to find the latest. Where they are so many that this is dear, they are so
+many, too, that going through the whole table backwards soon comes upon a page of them; the counters tell which it is.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What happens before the first use of a file: is it ours, can we read its version, and are the namespace's tables there?"""
+"""Before the first use of a file: whether it is ours, of a version that we know, and has the namespace's tables."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from omniq.errors import SchemaMismatch, StorageUnavailable
-from omniq_local.sqlite.channels import connect
+from omniq_local.sqlite.connection import connect
 from omniq_local.sqlite.faults import is_busy, translated
 from omniq_local.sqlite.settings import Settings
 from omniq_local.sqlite.statements import schema
@@ -44,20 +44,22 @@ class Patience:
             time.sleep(random.uniform(0.001, 0.02))
 
 
-def prepare(settings: Settings) -> None:
-    """Create the file and the namespace's tables, or check that they are what we know. Safe from many processes at once.
+def prepare(settings: Settings, *, create: bool = True) -> None:
+    """Create the file and the namespace's tables, or check that they are what we know; many processes may at once.
 
+    :param create: whether to create the file if there is none.
     :raises SchemaMismatch: if the file is another program's, or was written by a newer version of OmniQ.
     :raises StorageUnavailable: if it cannot be opened or written, or SQLite is too old.
     """
     if sqlite3.sqlite_version_info < OLDEST_SQLITE:
         oldest = ".".join(map(str, OLDEST_SQLITE))
         raise StorageUnavailable(
-            f"this Python's SQLite is {sqlite3.sqlite_version}; OmniQ needs {oldest} or newer: take a newer Python or system"
+            f"this Python's SQLite is {sqlite3.sqlite_version}; OmniQ needs {oldest} or newer: "
+            "take a newer Python or system"
         )
     patience = Patience(settings.busy_timeout)
     try:
-        connection = patience.spend(lambda: connect(settings, mode="rwc"))
+        connection = patience.spend(lambda: connect(settings, create=create))
         try:
             _prepare(connection, settings, patience)
         finally:
@@ -127,6 +129,6 @@ def _write_ahead(connection: sqlite3.Connection, settings: Settings) -> None:
     mode = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
     if mode != "wal":
         raise StorageUnavailable(
-            f"{settings.path}: SQLite cannot keep a write-ahead log here (journal mode {mode!r}); several processes need "
-            "shared memory for it, which network file systems lack: take a local disk"
+            f"{settings.path}: SQLite cannot keep a write-ahead log here (journal mode {mode!r}); several processes "
+            "need shared memory for it, which network file systems lack: take a local disk"
         )

@@ -1,8 +1,8 @@
 """Rows and values: how a task stands in the database, and how it becomes a :class:`~omniq.task.Task` again.
 
-What a statement asks for has a column of its own. The rest of a task's order (its serializer, retry policy, timeout, tags …)
-is one JSON text, ``options``: for the tasks of one function it is nearly always the same text, so that writing and
-reading it is a look into a cache.
+What a statement asks for has a column of its own. The rest of a task's order (its serializer, retry policy, timeout,
+tags …) is one JSON text, ``options``: for the tasks of one function it is nearly always the same text, so that
+writing and reading it is a look into a cache.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from omniq.task import NewTask, Progress, Task, TaskError, TaskState, When
 __all__ = [
     "BODY_APART",
     "CANCELLED",
+    "CLAIMABLE",
     "CLAIMED",
-    "CLAIMED_COLUMNS",
     "COLUMNS",
     "FAILED",
     "FRESH",
@@ -31,6 +31,7 @@ __all__ = [
     "STATE_OF",
     "SUCCEEDED",
     "Options",
+    "claimed_task",
     "columns_of",
     "dump_error",
     "dump_progress",
@@ -65,22 +66,18 @@ LATEST = 253_402_300_799_999_999
 BODY_APART = 1000
 """Bytes. A larger payload has a row of its own: claiming and finishing write a task's row anew."""
 
-_NAMES = (
-    "seq", "id", "queue", "name", "priority", "state", "created_at", "run_at", "attempt", "delivery", "lease_until",
-    "worker", "started_at", "finished_at", "expires_at", "unique_key", "cancel", "options", "error", "progress",
-)  # fmt: skip
-
-COLUMNS = ", ".join(
-    [*_NAMES, 'coalesce(payload, (SELECT payload FROM "{ns}.body" AS large WHERE large.seq = "{ns}.task".seq))']
-    + ["signature", "result"]
-)
+COLUMNS = """
+    seq, id, queue, name, priority, state, created_at, run_at, attempt, delivery, lease_until, worker, started_at,
+    finished_at, expires_at, unique_key, cancel, options, error, progress,
+    coalesce(payload, (SELECT payload FROM "{ns}.body" AS large WHERE large.seq = "{ns}.task".seq)), signature, result
+"""
 """What :func:`task_of` reads."""
 
-CLAIMED_COLUMNS = ", ".join([*_NAMES, "payload", "signature"])
-"""The columns that :data:`CLAIMED` is made of."""
+CLAIMABLE = "seq, id, name, priority, created_at, run_at, attempt, delivery, expires_at, unique_key, options, error"
+"""What a claim reads, besides payload and signature; the rest it knows, for it is what the claim writes."""
 
-CLAIMED = ", ".join([*_NAMES, "iif(payload IS NULL, NULL, hex(payload))", "hex(signature)", "NULL"])
-"""The same as values of JSON, which cannot hold bytes; without a large payload, and without a result."""
+CLAIMED = f"{CLAIMABLE}, iif(payload IS NULL, NULL, hex(payload)), hex(signature)"
+"""The same as values of JSON, which cannot hold bytes; without a large payload."""
 
 
 # Time
@@ -97,6 +94,8 @@ def microseconds(when: When, now: int) -> int:
     return (when - EPOCH) // timedelta(microseconds=1)
 
 
+# The tasks of a batch share most of their times.
+@functools.lru_cache(maxsize=1024)
 def moment(value: int) -> datetime:
     """Give the datetime of microseconds since the epoch, exactly."""
     return EPOCH + timedelta(0, 0, value)
@@ -160,7 +159,8 @@ def columns_of(task: NewTask, now: int, stamp: int, ready: int = READY) -> tuple
     """Give what is stored of a new task, in the order of the statement ``enqueue.insert``.
 
     :param now: the store's now, by which ``run_at`` and ``expires`` are judged.
-    :param stamp: what counts as now in the order of tasks; not before that of the latest task, though the clock be put back.
+    :param stamp: what counts as now in the order of tasks; not before that of the latest task, though the clock be
+        put back.
     :param ready: the state of a task that is ready at once.
     """
     run_at = None if task.run_at is None else microseconds(task.run_at, now)
@@ -218,42 +218,55 @@ def _progress(text: str | None) -> Progress | None:
     return Progress(done=done, total=total, note=note)
 
 
-def _bytes(value: bytes | str | None) -> bytes | None:
-    return bytes.fromhex(value) if isinstance(value, str) else value
-
-
-def _moment(value: int | None) -> datetime | None:
-    return None if value is None else EPOCH + timedelta(0, 0, value)
-
-
 def task_of(row: Sequence[Any]) -> Task:
     """Make a task of its row.
 
-    :param row: the values of :data:`COLUMNS` or :data:`CLAIMED`.
-    :raises CorruptRecord: if that cannot be done; names the column.
+    :param row: the values of :data:`COLUMNS`.
+    :raises CorruptRecord: if that cannot be done.
     """
     try:
-        return _task_of(row)
-    except (TypeError, ValueError, OverflowError, LookupError) as error:
+        return _task_of(*row)
+    except UNREADABLE as error:
         raise CorruptRecord(f"task {row[1]!r} (row {row[0]!r}) cannot be read: {error}") from error
 
 
-def _task_of(row: Sequence[Any]) -> Task:
-    (
-        _, task_id, queue, name, priority, state, created_at, run_at, attempt, delivery, lease_until,
-        worker, started_at, finished_at, expires_at, unique, cancel, options_text, error, progress,
-        payload, signature, result,
-    ) = row  # fmt: skip
+UNREADABLE = (TypeError, ValueError, OverflowError, LookupError)
+"""What comes of values that are not what they should be."""
+
+
+def _task_of(
+    _: int,
+    task_id: str,
+    queue: str,
+    name: str,
+    priority: int,
+    state: int,
+    created_at: int,
+    run_at: int,
+    attempt: int,
+    delivery: int,
+    lease_until: int | None,
+    worker: str | None,
+    started_at: int | None,
+    finished_at: int | None,
+    expires_at: int | None,
+    unique: str | None,
+    cancel: int | None,
+    options_text: str,
+    error: str | None,
+    progress: str | None,
+    payload: bytes | None,
+    signature: bytes,
+    result: bytes | None,
+) -> Task:
     options = load_options(options_text)
-    content = _bytes(payload)
-    if content is None:
+    if payload is None:
         raise ValueError("its payload is missing")
-    created = EPOCH + timedelta(0, 0, created_at)
     return Task(
         id=task_id,
         queue=queue,
         name=name,
-        payload=content,
+        payload=payload,
         serializer=options.serializer,
         priority=priority,
         state=STATE_OF[state],
@@ -263,12 +276,12 @@ def _task_of(row: Sequence[Any]) -> Task:
         retry_spec=options.retry,
         timeout=options.timeout,
         is_async=options.is_async,
-        created_at=created,
-        run_at=created if run_at == created_at else EPOCH + timedelta(0, 0, run_at),
-        started_at=_moment(started_at),
-        finished_at=_moment(finished_at),
-        expires_at=_moment(expires_at),
-        lease_until=_moment(lease_until),
+        created_at=moment(created_at),
+        run_at=moment(run_at),
+        started_at=None if started_at is None else moment(started_at),
+        finished_at=None if finished_at is None else moment(finished_at),
+        expires_at=None if expires_at is None else moment(expires_at),
+        lease_until=None if lease_until is None else moment(lease_until),
         worker=worker,
         unique=unique,
         tags=options.tags,
@@ -276,9 +289,56 @@ def _task_of(row: Sequence[Any]) -> Task:
         error=_error(error),
         progress=_progress(progress),
         cancel_requested=cancel is not None,
-        result_payload=_bytes(result),
-        signature=_bytes(signature) or b"",
+        result_payload=result,
+        signature=signature,
     )
+
+
+def claimed_task(row: Sequence[Any], queue: str, worker: str, now: datetime, lease_until: datetime) -> Task:
+    """Make a task of a row that was claimed.
+
+    :param row: the values of :data:`CLAIMED` as they were before; the payload may be bytes, too.
+    :param queue: the queue it is of.
+    :param worker: the worker that claimed it.
+    :param now: when.
+    :param lease_until: until when its lease holds.
+    :raises CorruptRecord: if that cannot be done.
+    """
+    try:
+        _, task_id, name, priority, created_at, run_at, attempt, delivery, expires_at, unique, text, error = row[:12]
+        payload, signature = row[12:]
+        serializer, max_retries, retry, timeout, is_async, tags, result_ttl = load_options(text)
+        if payload is None:
+            raise ValueError("its payload is missing")
+        created = moment(created_at)
+        return Task(
+            id=task_id,
+            queue=queue,
+            name=name,
+            payload=bytes.fromhex(payload) if isinstance(payload, str) else payload,
+            serializer=serializer,
+            priority=priority,
+            state=TaskState.RUNNING,
+            attempt=attempt + 1,
+            delivery=delivery + 1,
+            max_retries=max_retries,
+            retry_spec=retry,
+            timeout=timeout,
+            is_async=is_async,
+            created_at=created,
+            run_at=created if run_at == created_at else moment(run_at),
+            started_at=now,
+            expires_at=None if expires_at is None else moment(expires_at),
+            lease_until=lease_until,
+            worker=worker,
+            unique=unique,
+            tags=tags,
+            result_ttl=result_ttl,
+            error=None if error is None else _error(error),
+            signature=bytes.fromhex(signature),
+        )
+    except UNREADABLE as problem:
+        raise CorruptRecord(f"task {row[1]!r} (row {row[0]!r}) cannot be read: {problem}") from problem
 
 
 def salvaged(row: Sequence[Any], error: CorruptRecord) -> Task:

@@ -29,7 +29,7 @@ class Settings:
     shown: str
     """The URL as it may be shown."""
     synchronous: str = "NORMAL"
-    """NORMAL: a commit survives the death of every process; FULL: that of the machine as well, at the price of a flush."""
+    """NORMAL: a commit survives the death of every process; FULL: that of the machine, too, at the price of a flush."""
     busy_timeout: float = 5.0
     """Seconds to wait for other processes that write to the file."""
     foreign: bool = False
@@ -49,13 +49,15 @@ class Settings:
 def table_prefix(namespace: str) -> str:
     """Give the prefix of a namespace's tables.
 
-    SQLite takes no notice of case in names, and keeps those that begin with ``sqlite_`` to itself; namespaces know neither
-    rule. ``^`` marks a capital letter, and cannot be in a namespace.
+    SQLite takes no notice of case in names, and keeps those that begin with ``sqlite_`` to itself; namespaces know
+    neither rule. ``^`` marks a capital letter, and cannot be in a namespace.
 
     :raises ConfigurationError: if the namespace holds anything but letters, digits, ``_`` and ``-``.
     """
     if not _NAMESPACE.fullmatch(namespace):
-        raise ConfigurationError(f"namespace {namespace!r} cannot be used: take letters, digits, hyphens and underscores")
+        raise ConfigurationError(
+            f"namespace {namespace!r} cannot be used: take letters, digits, hyphens and underscores"
+        )
     marked = "".join(f"^{letter.lower()}" if letter.isupper() else letter for letter in namespace)
     return f"^^{marked}" if marked.startswith("sqlite_") else marked
 

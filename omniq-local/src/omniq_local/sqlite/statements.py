@@ -1,9 +1,10 @@
 """The SQL of this backend: read once from ``sql/*.sql``, and made out for a namespace.
 
-A file holds the statements of one verb, each after a line ``-- name: NAME``. In them ``{ns}`` stands for the prefix of the
-tables, ``{columns}`` and ``{claimed}`` for the columns of a task, and ``{(?, ?)}`` for as many rows of values as are given: a
-whole batch is one statement and so one step of SQLite. That matters beyond its speed: Python lets go of its lock at each
-step, and where other threads are busy it comes back only after some milliseconds.
+A file holds the statements of one verb, each after a line ``-- name: NAME``. In them ``{ns}`` stands for the prefix
+of the tables, ``{columns}``, ``{claimable}`` and ``{claimed}`` for columns of a task, see rows.py, and ``{(?, ?)}``
+for as many rows of values as are given: a whole batch is one statement and so one step of SQLite. That matters beyond
+its speed: Python lets go of its lock at each step, and where other threads are busy it comes back only after some
+milliseconds.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from typing import Any
 
-from omniq_local.sqlite.rows import CLAIMED, CLAIMED_COLUMNS, COLUMNS
+from omniq_local.sqlite.rows import CLAIMABLE, CLAIMED, COLUMNS
 
 __all__ = ["Statements", "schema"]
 
@@ -54,7 +55,7 @@ class Statements:
     def __init__(self, prefix: str) -> None:
         self._texts = {
             name: text.replace("{columns}", COLUMNS)
-            .replace("{claimed_columns}", CLAIMED_COLUMNS)
+            .replace("{claimable}", CLAIMABLE)
             .replace("{claimed}", CLAIMED)
             .replace("{ns}", prefix)
             for name, text in _templates().items()
@@ -76,9 +77,7 @@ class Statements:
             self._sized[name, rows] = text
         return text
 
-    def in_groups(
-        self, name: str, rows: Sequence[tuple[Any, ...]], *first: Any
-    ) -> Iterator[tuple[str, list[Any]]]:
+    def in_groups(self, name: str, rows: Sequence[tuple[Any, ...]], *first: Any) -> Iterator[tuple[str, list[Any]]]:
         """Cut a batch into groups of a few sizes (powers of two), so that the statements stay prepared.
 
         :param name: a statement with ``{(?, …)}`` in it.

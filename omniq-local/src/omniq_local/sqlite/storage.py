@@ -48,9 +48,10 @@ LARGE = 1000
 class SQLiteStorage(Storage):
     """A storage in an SQLite file, shared by any number of processes on one machine.
 
-    :param config: ``sqlite:///rel.db`` or ``sqlite:////abs.db``. Options: ``synchronous=normal`` (default; survives the death
-        of every process) or ``full`` (survives that of the machine, too); ``busy_timeout``, seconds to wait for other
-        processes that write, 5 unless given; ``foreign=allow`` to create tables in another program's database.
+    :param config: ``sqlite:///rel.db`` or ``sqlite:////abs.db``. Options: ``synchronous=normal`` (default; survives
+        the death of every process) or ``full`` (survives that of the machine, too); ``busy_timeout``, seconds to wait
+        for other processes that write, 5 unless given; ``foreign=allow`` to create tables in another program's
+        database.
     :param clock: gives the time in seconds since the epoch; must be the same for all users of the file.
     :raises ConfigurationError: if the URL cannot be used.
     """
@@ -134,10 +135,10 @@ class SQLiteStorage(Storage):
         waiter = waiting.kept_token
         asked = claiming.Claim(demand=demand, worker=worker, lease=lease, limit=limit, waiter=waiter)
         picked = await database.write(partial(claiming.claim, asked), small=total <= LARGE)
-        if not picked:
+        if not picked.rows:
             return []
         waiting.forget_kept(waiter)
-        claimed = claiming.read(picked)
+        claimed = claiming.read(picked, worker)
         if claimed.unreadable:
             await database.write(partial(claiming.end_corrupt, claimed.unreadable))
         return claimed.tasks

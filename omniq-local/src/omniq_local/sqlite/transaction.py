@@ -1,9 +1,9 @@
 """One write transaction: what every verb does besides its own statements.
 
 *Fresh tasks.* Each page of the file that a commit touches costs it about as much again as the first one. A single
-enqueue therefore writes the task and its id and nothing else, see single.py: the task is *fresh*. Every other write first
-*folds* the fresh ones, many at a time: it counts them, and turns them into ready ones, which enters them into the index
-that claims read. Whoever reads without writing looks at what is folded and at the few tasks behind it.
+enqueue therefore writes the task and its id and nothing else, see single.py: the task is *fresh*. Every other write
+first *folds* the fresh ones, many at a time: it counts them, and turns them into ready ones, which enters them into
+the index that claims read. Whoever reads without writing looks at what is folded and at the few tasks behind it.
 
 *Waking.* What a transaction makes ready or ends is noted in it. Before the commit those who wait for it are taken from
 the table of waiters, no more of them than there are tasks; after the commit they are sent their datagrams.
@@ -130,7 +130,8 @@ class Transaction:
     def conclude(self, rows: Iterable[tuple[Row, int, bytes | None, str | None]]) -> None:
         """End tasks.
 
-        :param rows: for each its row, its final state, its result, and its error as JSON (None: the one it has, if any).
+        :param rows: for each its row, its final state, its result, and its error as JSON (None: the one it has, if
+            any).
         """
         values = []
         counts, ended = self._counts, self._ended

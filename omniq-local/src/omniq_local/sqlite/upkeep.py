@@ -16,8 +16,8 @@ __all__ = ["prune", "recover"]
 def recover(limit: int, tx: Transaction) -> list[Task]:
     """Take back tasks within a transaction; see :meth:`~omniq.storage.Storage.recover`."""
     tx.fold()
-    # Leases that end later than they can are of a time before the clock was put back. Their workers, if they live, renew them
-    # within the time that they get now.
+    # Leases that end later than they can are of a time before the clock was put back. Their workers, if they live,
+    # renew them within the time that they get now.
     tx.run("upkeep.shorten", tx.now, tx.now)
     lapsed = tx.value("upkeep.lapsed", tx.now, limit)
     ended: list[tuple[Row, int, bytes | None, str | None]] = []

@@ -1,8 +1,8 @@
 """Waiting without asking again and again: for work, and for the end of tasks.
 
-Who waits writes his name into the table of waiters, in the same transaction that finds nothing for him: whatever makes work
-for him afterwards sees his name, takes it off the table and wakes him. For the datagram that is lost there is a look now
-and then, which costs next to nothing while nobody writes to the file.
+Who waits writes his name into the table of waiters, in the same transaction that finds nothing for him: whatever
+makes work for him afterwards sees his name, takes it off the table and wakes him. For the datagram that is lost there
+is a look now and then, which costs next to nothing while nobody writes to the file.
 """
 
 from __future__ import annotations
@@ -206,7 +206,7 @@ class Waiting:
 
     def _port(self) -> int:
         if self._inbox is None:
-            self._inbox = Inbox(self._database.bell)
+            self._inbox = self._database.bell.new_inbox()
         return self._inbox.port
 
 

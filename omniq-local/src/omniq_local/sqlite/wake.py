@@ -1,7 +1,7 @@
-"""How those who wait are woken, across threads and processes: a datagram on the loopback interface that carries a token.
+"""How those who wait are woken across threads and processes: by a datagram on the loopback interface with a token.
 
-Nothing is read from a datagram but the token, and all that a known token does is to end a wait early; so none needs to be trusted. One
-that is lost costs its receiver the time until it looks again by itself.
+Nothing is read from a datagram but the token, and all that a known token does is to end a wait early; so none needs
+to be trusted. One that is lost costs its receiver the time until it looks again by itself.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import contextlib
 import secrets
 import socket
 import threading
+import weakref
 from collections.abc import Iterable
 
 __all__ = ["Bell", "Inbox", "Signal"]
@@ -63,6 +64,7 @@ class Bell:
 
     def __init__(self) -> None:
         self._signals: dict[int, Signal] = {}
+        self._inboxes: weakref.WeakSet[Inbox] = weakref.WeakSet()
         self._socket: socket.socket | None = None
         self._lock = threading.Lock()
 
@@ -95,8 +97,21 @@ class Bell:
                 self._socket.setblocking(False)
             self._socket.sendto(token.to_bytes(TOKEN_BYTES, "big"), (HOST, port))
 
+    def new_inbox(self) -> Inbox:
+        """Give a place where the running loop is reached from other processes."""
+        inbox = Inbox(self)
+        self._inboxes.add(inbox)
+        return inbox
+
+    def after_fork(self) -> None:
+        """Close the child's copies of the parent's sockets."""
+        self._lock = threading.Lock()
+        self.close()
+        for inbox in self._inboxes:
+            inbox.disown()
+
     def close(self) -> None:
-        """Close the socket."""
+        """Close the socket from which others are rung."""
         with self._lock:
             if self._socket is not None:
                 self._socket.close()
@@ -123,13 +138,17 @@ class Inbox:
         self.port: int = self._socket.getsockname()[1]
 
     def _receive(self) -> None:
-        # All that wait, or else the next turn of the loop would be for each of them.
+        # Many in one turn of the loop, but not so many that a flood of them stops it.
         with contextlib.suppress(BlockingIOError, InterruptedError):
-            while True:
+            for _ in range(100):
                 self._bell.heard(int.from_bytes(self._socket.recv(TOKEN_BYTES), "big"))
 
     def close(self) -> None:
         """Stop receiving. Callable from the loop's thread, and after the loop has ended."""
         if not self._loop.is_closed():
             self._loop.remove_reader(self._socket)
+        self.disown()
+
+    def disown(self) -> None:
+        """Close the socket, and leave the loop alone."""
         self._socket.close()

@@ -21,7 +21,7 @@ WHERE seq IN (
 -- name: pick
 SELECT json_group_array(json_array({claimed}))
 FROM (
-    SELECT {claimed_columns} FROM "{ns}.task" INDEXED BY "{ns}.ready"
+    SELECT {claimable}, payload, signature FROM "{ns}.task" INDEXED BY "{ns}.ready"
     WHERE state = 2 AND queue = ? AND (expires_at IS NULL OR expires_at > ?)
     ORDER BY priority DESC, run_at, seq LIMIT ?
 )

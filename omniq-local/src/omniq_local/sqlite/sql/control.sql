@@ -25,7 +25,7 @@ FROM (
 SELECT json_group_array(json_array(seq, id, queue, state))
 FROM (
     SELECT seq, id, queue, state FROM "{ns}.task" INDEXED BY "{ns}.ended"
-    WHERE state > 3 AND queue = ? AND state = ? AND seq <= ? LIMIT ?
+    WHERE finished_at IS NOT NULL AND queue = ? AND state = ? AND seq <= ? LIMIT ?
 )
 
 -- name: pause

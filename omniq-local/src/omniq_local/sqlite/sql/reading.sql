@@ -93,5 +93,5 @@ WHERE seq IN (
 
 -- name: list_ended
 SELECT {columns} FROM "{ns}.task" INDEXED BY "{ns}.ended"
-WHERE state > 3 AND queue = :queue AND state = :state AND seq < :before AND (:name IS NULL OR name = :name)
+WHERE finished_at IS NOT NULL AND queue = :queue AND state = :state AND seq < :before AND (:name IS NULL OR name = :name)
 ORDER BY seq DESC LIMIT :limit

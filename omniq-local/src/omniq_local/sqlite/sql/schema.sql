@@ -44,7 +44,7 @@ CREATE INDEX "{ns}.scheduled" ON "{ns}.task" (queue, run_at) WHERE state = 1;
 CREATE INDEX "{ns}.running" ON "{ns}.task" (lease_until) WHERE state = 3;
 CREATE UNIQUE INDEX "{ns}.unique" ON "{ns}.task" (unique_key) WHERE unique_key IS NOT NULL AND state < 4;
 CREATE INDEX "{ns}.expiry" ON "{ns}.task" (expires_at) WHERE expires_at IS NOT NULL AND state < 3;
-CREATE INDEX "{ns}.ended" ON "{ns}.task" (queue, state) WHERE state > 3;
+CREATE INDEX "{ns}.ended" ON "{ns}.task" (queue, state) WHERE finished_at IS NOT NULL;
 CREATE INDEX "{ns}.retention" ON "{ns}.task" (delete_at) WHERE delete_at IS NOT NULL;
 
 CREATE TABLE "{ns}.body" (seq INTEGER PRIMARY KEY, payload BLOB NOT NULL) STRICT;

@@ -1,0 +1,50 @@
+"""How a connection to the file is opened, and how to tell that the file is another one by now."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from urllib.parse import quote
+
+from omniq_local.sqlite.settings import Settings
+
+__all__ = ["connect", "identity_of"]
+
+LARGEST_LOG = 64 * 2**20
+"""Bytes to which SQLite cuts its log when it begins it anew."""
+
+
+def connect(settings: Settings, *, create: bool = False, busy_timeout: float = 0.0) -> sqlite3.Connection:
+    """Open a connection that any thread may use.
+
+    :param create: whether to create the file if there is none.
+    :param busy_timeout: seconds for which SQLite itself waits for a lock.
+    """
+    connection = sqlite3.connect(
+        f"file:{quote(os.fsencode(settings.path))}?mode={'rwc' if create else 'rw'}",
+        uri=True,
+        timeout=busy_timeout,
+        isolation_level=None,
+        check_same_thread=False,
+        cached_statements=512,
+    )
+    try:
+        # No checkpoint within a commit: checkpoint.py sees to that, apart from who waits. What is deleted needs no
+        # wiping.
+        connection.executescript(
+            f"PRAGMA synchronous = {settings.synchronous}; PRAGMA wal_autocheckpoint = 0; PRAGMA temp_store = MEMORY;"
+            f"PRAGMA cache_size = -8000; PRAGMA secure_delete = OFF; PRAGMA journal_size_limit = {LARGEST_LOG};"
+        )
+    except sqlite3.Error:
+        connection.close()
+        raise
+    return connection
+
+
+def identity_of(settings: Settings) -> tuple[int, int] | None:
+    """Give what tells the file from every other one, whatever its name; None if there is none."""
+    try:
+        status = os.stat(settings.path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino

@@ -1,0 +1,65 @@
+"""Queues for the tests of the core. A test that asks for one runs on every store named here."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from omniq import TaskQueue
+from omniq.ids import new_id
+from omniq.testing import wait_until
+from tests.core.running import Gate, MakeQueue
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Run a test that is a coroutine function, on an event loop of its own."""
+    if not inspect.iscoroutinefunction(pyfuncitem.obj):
+        return None
+    arguments = {name: pyfuncitem.funcargs[name] for name in inspect.signature(pyfuncitem.obj).parameters}
+    asyncio.run(pyfuncitem.obj(**arguments))
+    return True
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Give the URL of a store that is empty."""
+    return f"memory://{new_id()}" if request.param == "memory" else f"sqlite:///{tmp_path}/jobs.db"
+
+
+@pytest.fixture
+def make_queue(url: str) -> Iterator[MakeQueue]:
+    made: list[TaskQueue] = []
+
+    def make(**options: Any) -> TaskQueue:
+        queue = TaskQueue(url, **options)
+        made.append(queue)
+        return queue
+
+    yield make
+    for queue in made:
+        queue.close()
+    wait_until(lambda: not _our_threads(), what="the end of every thread of ours")
+
+
+def _our_threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("omniq-")]
+
+
+@pytest.fixture
+def queue(make_queue: MakeQueue) -> TaskQueue:
+    return make_queue()
+
+
+@pytest.fixture
+def gate(make_queue: MakeQueue) -> Iterator[Gate]:
+    """Give a gate that opens before the queues are closed, so that no thread stays behind it."""
+    gate = Gate()
+    yield gate
+    gate.open()

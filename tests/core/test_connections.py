@@ -1,0 +1,229 @@
+"""One queue used from anywhere: threads, event loops that come and go, children of a fork."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import signal
+import threading
+import traceback
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from omniq import StorageUnavailable, TaskQueue, TaskState
+from omniq.connections import Connections
+from omniq.testing import wait_until
+from tests.core.running import Gate, MakeQueue, working
+
+
+def echo_task(queue: TaskQueue) -> Any:
+    @queue.task(name="echo")
+    async def echo(n: int) -> int:
+        return n
+
+    return echo
+
+
+def test_many_threads_can_enqueue_and_wait_at_once(queue: TaskQueue) -> None:
+    echo = echo_task(queue)
+
+    def ask(n: int) -> int:
+        result: int = echo.enqueue(n).result(30)
+        return result
+
+    with working(queue), ThreadPoolExecutor(16) as pool:
+        assert list(pool.map(ask, range(200))) == list(range(200))
+
+
+def test_several_loops_can_use_it_at_once(queue: TaskQueue) -> None:
+    echo = echo_task(queue)
+
+    async def ask(start: int) -> list[int]:
+        handles = [await echo.aenqueue(n) for n in range(start, start + 20)]
+        return [await handle for handle in handles]
+
+    with working(queue), ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda start: asyncio.run(ask(start)), range(0, 80, 20)))
+
+    assert [n for answer in answers for n in answer] == list(range(80))
+
+
+def test_it_can_be_used_from_one_loop_after_the_other(queue: TaskQueue) -> None:
+    echo = echo_task(queue)
+    ids = [asyncio.run(echo.aenqueue(n)).id for n in range(5)]
+
+    assert [asyncio.run(queue.handle(task_id).atask()).args for task_id in ids] == [(n,) for n in range(5)]
+    assert len(queue.connections._by_loop) == 1, "the storages of loops that have ended are closed"
+
+
+def test_it_can_be_used_without_a_loop_between_and_after_loops(queue: TaskQueue) -> None:
+    echo = echo_task(queue)
+    first = echo.enqueue(1)
+    second = asyncio.run(echo.aenqueue(2))
+
+    async def work() -> int:
+        async with queue.worker():
+            result: int = await first
+            return result
+
+    assert asyncio.run(work()) == 1
+    with working(queue):
+        assert second.result(10) == 2
+    assert first.result(0) == 1
+
+
+async def test_the_synchronous_form_works_inside_a_coroutine(queue: TaskQueue) -> None:
+    echo = echo_task(queue)
+    with working(queue):
+        assert echo.enqueue(1).result(10) == 1
+        assert queue.enqueue_many([echo.call(2)])[0].result(10) == 2
+        assert await (await echo.aenqueue(3)) == 3
+    await queue.aclose()
+
+
+async def test_closing_it_synchronously_on_its_own_loop_says_what_to_write_instead(queue: TaskQueue) -> None:
+    await echo_task(queue).aenqueue(1)
+
+    with pytest.raises(RuntimeError, match=r"await queue\.aclose\(\)"):
+        queue.close()
+
+    await queue.aclose()
+    queue.close()
+
+
+async def test_closing_it_synchronously_inside_a_coroutine_is_fine_where_only_threads_use_it(queue: TaskQueue) -> None:
+    echo_task(queue).enqueue(1)
+    queue.close()
+
+
+def test_a_synchronous_call_from_the_background_loop_itself_is_an_error_and_no_deadlock(queue: TaskQueue) -> None:
+    async def call() -> None:
+        queue.stats()
+
+    with pytest.raises(RuntimeError, match="its own background loop"):
+        queue.run(call())
+
+
+def test_whoever_waits_while_the_queue_is_closed_is_told(queue: TaskQueue) -> None:
+    handle = echo_task(queue).enqueue(1)
+    failures: list[BaseException] = []
+
+    def wait() -> None:
+        try:
+            handle.result(60)
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    portal = queue.connections._portal
+    wait_until(
+        lambda: portal.loop is not None and len(asyncio.all_tasks(portal.loop)) > 0, what="the call to be waiting"
+    )
+    queue.close()
+    thread.join(10)
+
+    assert not thread.is_alive()
+    assert [type(failure) for failure in failures] == [StorageUnavailable]
+    assert handle.task().state is TaskState.READY
+
+
+def test_opening_again_is_tried_after_a_failure(tmp_path: Any) -> None:
+    folder = tmp_path / "later"
+    with TaskQueue(f"sqlite:///{folder}/jobs.db") as queue:
+        echo = echo_task(queue)
+        for _ in range(2):
+            with pytest.raises(StorageUnavailable, match="no folder"):
+                echo.enqueue(1)
+        folder.mkdir()
+        assert echo.enqueue(1).created
+
+
+def test_a_queue_that_nobody_holds_any_more_is_freed(queue: TaskQueue) -> None:
+    connections = [Connections(queue.connections.sibling()) for _ in range(3)]
+    kept = connections[0]
+    del connections
+    gc.collect()
+
+    from omniq.connections import _alive
+
+    assert kept in _alive
+    assert len(_alive) <= 1 + sum(isinstance(thing, TaskQueue) for thing in gc.get_objects())
+
+
+# After a fork
+
+
+def in_a_child(work: Callable[[], object]) -> None:
+    """Run some work in a forked child, and fail as it fails."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        signal.alarm(30)  # a child that hangs ends by itself
+        try:
+            work()
+        except BaseException:
+            os.write(writing, traceback.format_exc().encode()[-60_000:])
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with open(reading, encoding="utf-8") as said:
+        problem = said.read()
+    assert (os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), problem) == (0, "")
+
+
+def test_a_forked_child_can_enqueue_on_a_queue_that_its_parent_has_used(queue: TaskQueue, url: str) -> None:
+    echo = echo_task(queue)
+    echo.enqueue(1)
+    asyncio.run(echo.aenqueue(2))
+
+    def work() -> None:
+        assert echo.enqueue(3).created
+        assert asyncio.run(echo.aenqueue(4)).created
+        assert len(queue.tasks()) == 4
+        queue.close()
+
+    in_a_child(work)
+    if url.startswith("sqlite"):
+        assert sorted(task.args[0] for task in queue.tasks()) == [1, 2, 3, 4]
+    assert echo.enqueue(5).created, "the parent is not disturbed"
+
+
+def test_a_child_that_is_forked_while_other_threads_use_the_queue_can_use_it(make_queue: MakeQueue, gate: Gate) -> None:
+    queue = make_queue()
+    echo = echo_task(queue)
+    stop = threading.Event()
+
+    def enqueue() -> None:
+        while not stop.is_set():
+            echo.enqueue(1)
+
+    threads = [threading.Thread(target=enqueue) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(10):
+            in_a_child(lambda: echo.enqueue(2).task())
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert len(queue.tasks(limit=1)) == 1
+
+
+def test_a_worker_in_a_child_runs_what_its_parent_enqueued(queue: TaskQueue, url: str) -> None:
+    echo = echo_task(queue)
+    handle = echo.enqueue(7)
+
+    def work() -> None:
+        with working(queue):
+            assert handle.result(10) == 7
+        queue.close()
+
+    in_a_child(work)
+    if url.startswith("sqlite"):
+        assert handle.result(10) == 7

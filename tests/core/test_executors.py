@@ -1,0 +1,373 @@
+"""The lanes: how many attempts run at once, on what, and what becomes of those that wait or never end."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from omniq import Fixed, TaskQueue, current_task
+from omniq.execute import Attempt, Interruption
+from omniq.executors import Lane, LoopLane, ThreadLane
+from omniq.ids import new_id
+from omniq.task import Cancelled, Failed, Outcome, Retry, Succeeded, Task
+from omniq.testing import await_until
+from tests.core.running import Gate
+
+
+class Bench:
+    """Attempts for a lane, and what came of them."""
+
+    def __init__(self, queue: TaskQueue) -> None:
+        self.queue = queue
+        self.started: list[str] = []
+        self.done: list[tuple[str, Outcome]] = []
+
+    def on_start(self, attempt: Attempt) -> None:
+        self.started.append(attempt.task.id)
+
+    def on_done(self, attempt: Attempt, outcome: Outcome) -> None:
+        assert threading.current_thread() is threading.main_thread()
+        self.done.append((attempt.task.id, outcome))
+
+    def loop_lane(self, slots: int) -> LoopLane:
+        return LoopLane(slots, self.on_start, self.on_done)
+
+    def thread_lane(self, slots: int) -> ThreadLane:
+        return ThreadLane(slots, self.on_start, self.on_done)
+
+    def attempt(self, function: Callable[[], Any], *, timeout: float | None = None) -> Attempt:
+        task = self.queue.task(name=new_id(), retry=Fixed(0))(function)
+        moment = datetime(2030, 1, 1, tzinfo=UTC)
+        record = Task(
+            id=new_id(),
+            queue="default",
+            name=task.name,
+            payload=self.queue.order(task.call()).payload,
+            timeout=timeout,
+            attempt=1,
+            delivery=1,
+            created_at=moment,
+            run_at=moment,
+        )
+        return Attempt(record, task, self.queue.codec)
+
+    def submit(self, lane: Lane, function: Callable[[], Any], count: int = 1, **options: Any) -> list[str]:
+        ids = []
+        for _ in range(count):
+            attempt = self.attempt(function, **options)
+            lane.submit(attempt)
+            ids.append(attempt.task.id)
+        return ids
+
+    async def all_done(self, count: int) -> None:
+        await await_until(lambda: len(self.done) >= count, what=f"{count} outcomes")
+
+
+@pytest.fixture
+def bench() -> Iterator[Bench]:
+    with TaskQueue("memory://") as queue:
+        yield Bench(queue)
+    assert lane_threads() == []
+
+
+@pytest.fixture
+def gate() -> Iterator[Gate]:
+    gate = Gate()
+    yield gate
+    gate.open()
+    for thread in threading.enumerate():
+        if thread.name == "omniq-thread":
+            thread.join(10)
+
+
+def lane_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "omniq-thread" and thread.is_alive()]
+
+
+async def closed(lane: ThreadLane) -> None:
+    lane.close()
+    await await_until(lambda: not lane_threads(), what="the end of the lane's threads")
+
+
+# On the loop
+
+
+async def test_as_many_coroutines_run_as_there_are_slots_and_the_others_wait_in_order(bench: Bench) -> None:
+    lane = bench.loop_lane(2)
+    release = asyncio.Event()
+    ids = bench.submit(lane, release.wait, count=5)
+    await asyncio.sleep(0)
+
+    assert bench.started == ids[:2]
+    assert lane.load == 5
+
+    release.set()
+    await bench.all_done(5)
+    assert bench.started == ids
+    assert [task_id for task_id, _ in bench.done] == ids
+    assert lane.load == 0
+
+
+async def test_coroutines_that_wait_can_be_taken_back(bench: Bench) -> None:
+    lane = bench.loop_lane(1)
+    release = asyncio.Event()
+    ids = bench.submit(lane, release.wait, count=3)
+    await asyncio.sleep(0)
+
+    assert [attempt.task.id for attempt in lane.take_back()] == ids[1:]
+    assert lane.load == 1
+    release.set()
+    await bench.all_done(1)
+    assert bench.started == ids[:1]
+    lane.close()
+
+
+async def test_only_those_that_waited_long_enough_are_taken_back(bench: Bench) -> None:
+    lane = bench.loop_lane(1)
+    release = asyncio.Event()
+    ids = bench.submit(lane, release.wait, count=3)
+    await asyncio.sleep(0)
+
+    assert lane.take_back(waited=60) == []
+    (old, _) = lane._waiting  # an attempt cannot be made to have waited otherwise than by waiting
+    old.queued_at -= 120
+    assert [attempt.task.id for attempt in lane.take_back(waited=60)] == [ids[1]]
+    release.set()
+    await bench.all_done(2)
+    assert bench.started == [ids[0], ids[2]]
+
+
+async def test_what_was_settled_while_it_ran_is_not_reported_when_it_ends(bench: Bench) -> None:
+    lane = bench.loop_lane(1)
+    release = asyncio.Event()
+    attempt = bench.attempt(release.wait)
+    lane.submit(attempt)
+    await asyncio.sleep(0)
+
+    attempt.settled = True  # the worker gave it back
+    release.set()
+    await await_until(lambda: lane.load == 0)
+
+    assert bench.done == []
+
+
+async def test_an_interrupted_coroutine_frees_its_slot(bench: Bench) -> None:
+    lane = bench.loop_lane(1)
+    attempt = bench.attempt(asyncio.Event().wait)
+    lane.submit(attempt)
+
+    async def quick() -> None: ...
+
+    bench.submit(lane, quick)
+    await asyncio.sleep(0)
+
+    attempt.interrupt(Interruption.CANCEL)
+    await bench.all_done(2)
+
+    assert [type(outcome) for _, outcome in bench.done] == [Cancelled, Succeeded]
+
+
+# On threads
+
+
+async def test_functions_that_block_spread_over_all_threads_and_no_further(bench: Bench, gate: Gate) -> None:
+    lane = bench.thread_lane(4)
+    ids = bench.submit(lane, gate.wait, count=6)
+
+    await await_until(lambda: gate.arrived == 4)
+    assert sorted(bench.started) == sorted(ids[:4])
+    assert lane.load == 6
+
+    gate.open()
+    await bench.all_done(6)
+    assert sorted(task_id for task_id, _ in bench.done) == sorted(ids)
+    assert lane.load == 0
+    await closed(lane)
+
+
+async def test_with_one_thread_one_function_runs_at_a_time_in_order(bench: Bench) -> None:
+    lane = bench.thread_lane(1)
+    running: list[int] = []
+    most: list[int] = []
+
+    def note() -> str:
+        running.append(1)
+        most.append(len(running))
+        running.pop()
+        return threading.current_thread().name
+
+    ids = bench.submit(lane, note, count=200)
+    await bench.all_done(200)
+
+    assert bench.started == ids
+    assert [task_id for task_id, _ in bench.done] == ids
+    assert max(most) == 1
+    assert len(lane_threads()) == 1
+    await closed(lane)
+
+
+async def test_a_thread_that_sleeps_is_woken_for_more(bench: Bench) -> None:
+    lane = bench.thread_lane(3)
+    for number in range(1, 30):
+        bench.submit(lane, lambda: None)
+        await bench.all_done(number)
+
+    assert len(lane_threads()) == 1, "one at a time needs one thread"
+    await closed(lane)
+
+
+async def test_functions_that_wait_can_be_taken_back_and_never_run(bench: Bench, gate: Gate) -> None:
+    lane = bench.thread_lane(2)
+    running = bench.submit(lane, gate.wait, count=2)
+    await await_until(lambda: gate.arrived == 2)
+    waiting = bench.submit(lane, gate.wait, count=3, timeout=0.05)
+
+    assert [attempt.task.id for attempt in lane.take_back()] == waiting
+    assert lane.load == 2
+    gate.open()
+    await bench.all_done(2)
+    await asyncio.sleep(0.1)  # longer than the timeouts of those that were taken back
+    assert {task_id for task_id, _ in bench.done} == set(running)
+    await closed(lane)
+
+
+async def test_a_closed_lane_leaves_no_thread(bench: Bench, gate: Gate) -> None:
+    lane = bench.thread_lane(4)
+    bench.submit(lane, gate.wait, count=4)
+    await await_until(lambda: gate.arrived == 4)
+
+    lane.close()
+    gate.open()
+
+    await await_until(lambda: not lane_threads())
+    idle = bench.thread_lane(4)
+    bench.submit(idle, lambda: None, count=4)
+    await bench.all_done(4)
+    await closed(idle)
+
+
+async def test_a_lane_that_was_never_used_has_no_thread(bench: Bench) -> None:
+    lane = bench.thread_lane(4)
+    assert lane_threads() == []
+    lane.close()
+
+
+async def test_a_thread_over_its_timeout_is_replaced_and_what_it_returns_is_dropped(bench: Bench, gate: Gate) -> None:
+    lane = bench.thread_lane(1)
+    contexts = []
+
+    def hang() -> str:
+        contexts.append(current_task())
+        gate.wait()
+        return "too late"
+
+    (hanging,) = bench.submit(lane, hang, timeout=0.05)
+    (after,) = bench.submit(lane, lambda: "in its place")
+
+    await bench.all_done(2)
+    (first, timed_out), (second, result) = bench.done
+    assert (first, second) == (hanging, after)
+    assert isinstance(timed_out, Retry)
+    assert timed_out.error is not None
+    assert timed_out.error.type == "omniq.errors.TaskTimeout"
+    assert isinstance(result, Succeeded)
+    assert contexts[0].cancelled, "it is told to stop"
+    assert lane.load == 0
+
+    gate.open()
+    await await_until(lambda: len(lane_threads()) == 1)
+    assert len(bench.done) == 2
+    await closed(lane)
+
+
+async def test_the_timeout_counts_from_the_start_and_not_from_the_wait_in_line(bench: Bench, gate: Gate) -> None:
+    lane = bench.thread_lane(1)
+    bench.submit(lane, gate.wait)
+    await await_until(lambda: gate.arrived == 1)
+    bench.submit(lane, lambda: "in time", timeout=0.2)
+
+    await asyncio.sleep(0.3)  # longer than the timeout of the one that waits
+    gate.open()
+    await bench.all_done(2)
+
+    assert [type(outcome) for _, outcome in bench.done] == [Succeeded, Succeeded]
+    await closed(lane)
+
+
+async def test_many_timeouts_at_once_leave_as_many_threads_as_there_are_slots(bench: Bench) -> None:
+    # Ends and timeouts fall together: each attempt has one outcome, and each thread one place.
+    lane = bench.thread_lane(8)
+    waits = threading.Event()
+    running = 0
+    most = 0
+    lock = threading.Lock()
+
+    def wait() -> None:
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        waits.wait(0.02)
+        with lock:
+            running -= 1
+
+    ids = bench.submit(lane, wait, count=200, timeout=0.02)
+    await bench.all_done(200)
+
+    assert len({task_id for task_id, _ in bench.done}) == len(bench.done) == len(ids)
+    assert lane.load == 0
+    await await_until(lambda: len(lane_threads()) <= 8)
+    await closed(lane)
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), BaseException()], ids=repr)
+async def test_what_would_end_a_thread_ends_the_attempt_alone(bench: Bench, error: BaseException) -> None:
+    lane = bench.thread_lane(1)
+
+    def fail() -> None:
+        raise error
+
+    bench.submit(lane, fail)
+    bench.submit(lane, lambda: None)
+    await bench.all_done(2)
+
+    assert [type(outcome) for _, outcome in bench.done] == [Failed, Succeeded]
+    assert len(lane_threads()) == 1
+    await closed(lane)
+
+
+async def test_an_interrupted_attempt_that_waits_in_line_never_runs(bench: Bench, gate: Gate) -> None:
+    lane = bench.thread_lane(1)
+    bench.submit(lane, gate.wait)
+    await await_until(lambda: gate.arrived == 1)
+    attempt = bench.attempt(gate.wait)
+    lane.submit(attempt)
+
+    attempt.interrupt(Interruption.CANCEL)
+    gate.open()
+    await bench.all_done(2)
+
+    assert isinstance(bench.done[1][1], Cancelled)
+    assert gate.arrived == 1
+    await closed(lane)
+
+
+async def test_a_lane_of_a_loop_that_has_ended_harms_nobody(gate: Gate) -> None:
+    def on_another_loop() -> None:
+        with TaskQueue("memory://") as queue:
+            bench = Bench(queue)
+
+            async def leave_it_running() -> None:
+                bench.submit(bench.thread_lane(1), gate.wait)
+                await await_until(lambda: gate.arrived == 1)
+
+            asyncio.run(leave_it_running())
+
+    await asyncio.to_thread(on_another_loop)
+    gate.open()
+    await await_until(lambda: not lane_threads())
