@@ -163,7 +163,7 @@ def in_a_child(work: Callable[[], object]) -> None:
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
-        signal.alarm(30)  # a child that hangs ends by itself
+        signal.alarm(10)  # a child that hangs ends by itself
         try:
             work()
         except BaseException:

@@ -299,7 +299,7 @@ def test_a_coroutine_over_its_timeout_is_stopped_and_tried_again(queue: TaskQueu
     assert isinstance(outcome, Retry)
     assert outcome.delay == 3
     assert outcome.error is not None
-    assert outcome.error.type == "omniq.errors.TaskTimeout"
+    assert outcome.error.type == "TaskTimeout"
     assert outcome.error.message == "slow took longer than its timeout of 0.01 s"
 
 
@@ -377,7 +377,7 @@ def test_a_task_that_stays_unknown_fails_and_says_what_to_do() -> None:
     outcome = unknown(1, UNKNOWN_LIMIT + 1)
 
     assert isinstance(outcome, Failed)
-    assert outcome.error.type == "omniq.errors.UnknownTask"
+    assert outcome.error.type == "UnknownTask"
     assert "'of.a.newer.version'" in outcome.error.message
     assert "imports the module" in outcome.error.message
 

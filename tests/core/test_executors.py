@@ -274,7 +274,7 @@ async def test_a_thread_over_its_timeout_is_replaced_and_what_it_returns_is_drop
     assert (first, second) == (hanging, after)
     assert isinstance(timed_out, Retry)
     assert timed_out.error is not None
-    assert timed_out.error.type == "omniq.errors.TaskTimeout"
+    assert timed_out.error.type == "TaskTimeout"
     assert isinstance(result, Succeeded)
     assert contexts[0].cancelled, "it is told to stop"
     assert lane.load == 0

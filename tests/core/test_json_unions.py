@@ -115,8 +115,8 @@ def round_trip(value: Any, hint: Any) -> Any:
         (Literal["a", Tame.YES] | int, ["a", Tame.YES, 1]),
         (Literal["YES", Wild.YES], ["YES", Wild.YES]),
         (list[Cat] | list[Dog], [[Cat("a")], [Dog("a")]]),
-        (list[Cat] | list[OtherCat], [[Cat("a")], [OtherCat("a")], []]),
-        (tuple[Cat, int] | tuple[OtherCat, int], [(Cat("a"), 1), (OtherCat("a"), 1)]),
+        (list[Cat] | list[OtherCat], [[Cat("a")], [OtherCat("a")], []]),  # type: ignore[valid-type]  # made at run time
+        (tuple[Cat, int] | tuple[OtherCat, int], [(Cat("a"), 1), (OtherCat("a"), 1)]),  # type: ignore[valid-type]  # made at run time
         (list[Cat] | list[int] | None, [[Cat("a")], [1, 2], None]),
         (list[Cat] | Cat, [[Cat("a")], Cat("a")]),
         (tuple[Cat, ...] | tuple[Dog, ...] | tuple[int, str], [(Cat("a"),), (Dog("a"),), (1, "a")]),
@@ -146,15 +146,15 @@ def test_a_tag_appears_only_where_it_is_needed() -> None:
     assert json.loads(serializer.dump_result(Cat("a"), Cat | Dog)) == {"$": "Cat", "v": {"name": "a", "lives": 9}}
 
 
-@pytest.mark.parametrize(
-    "tag", ["Bird", "test_json_unions.Cat", "os.system", "builtins.object", "set", "", "Cat'", "cat"]
-)
 def test_the_order_of_the_members_does_not_matter() -> None:
     for value in (Cat("a"), OtherCat("a")):
         data = JsonSerializer().dump_result(value, Cat | OtherCat)
         assert type(JsonSerializer().load_result(data, OtherCat | Cat)) is type(value)
 
 
+@pytest.mark.parametrize(
+    "tag", ["Bird", "test_json_unions.Cat", "os.system", "builtins.object", "set", "", "Cat'", "cat"]
+)
 def test_a_tag_that_names_no_member_is_refused_and_never_looked_up(tag: str) -> None:
     payload = json.dumps({"$": tag, "v": {"name": "a", "lives": 9}}).encode()
     with pytest.raises(SerializationError, match=r"^result: "):

@@ -260,7 +260,12 @@ def test_digits_beyond_the_limit_in_a_payload_are_an_error_of_ours() -> None:
 
 def test_equal_sets_make_equal_bytes() -> None:
     # 0 and 8 fall on one place of the table, so the order of insertion is the order of iteration.
-    for first, second in [([0, 8], [8, 0]), ([0, 8, 1.5], [8, 0, 1.5]), ([(0,), 8, 0], [0, 8, (0,)])]:
+    pairs: list[tuple[list[Any], list[Any]]] = [
+        ([0, 8], [8, 0]),
+        ([0, 8, 1.5], [8, 0, 1.5]),
+        ([(0,), 8, 0], [0, 8, (0,)]),
+    ]
+    for first, second in pairs:
         one, other = set(first), set(second)
         assert list(one) != list(other)
         assert serializer.dump_result(one, Any) == serializer.dump_result(other, Any)

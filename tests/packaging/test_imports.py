@@ -20,7 +20,6 @@ HEAVY = {
     "cloudpickle",
     "croniter",
     "hypothesis",
-    "multiprocessing",
     "nats",
     "psycopg",
     "psycopg_pool",

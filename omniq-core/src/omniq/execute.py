@@ -21,6 +21,7 @@ from omniq.task import Cancelled, Failed, Outcome, Progress, Released, Retry, Su
 __all__ = [
     "Attempt",
     "Interruption",
+    "about",
     "describe_error",
     "failed",
     "interrupted",
@@ -121,6 +122,11 @@ class Attempt:
                 self.on_interrupt()
 
 
+def about(task: Task) -> dict[str, str]:
+    """Give what every log record of a task carries."""
+    return {"task_id": task.id, "task_name": task.name, "task_queue": task.queue}
+
+
 async def run_async(attempt: Attempt) -> Outcome:
     """Run a coroutine function to its outcome, on the running loop."""
     if attempt.interruption is not None:
@@ -137,11 +143,19 @@ async def run_async(attempt: Attempt) -> Outcome:
             value = await _within(timeout, attempt, args, kwargs)
         return _succeeded(attempt, value)
     except BaseException as error:  # a task's SystemExit is the task's, not the worker's
+        _heed_end_of_loop(attempt, error)
         return _ended_by(attempt, error)
     finally:
         # An interruption that comes from here on must not cancel what the lane still has to do.
         attempt.loop_task = None
         running.reset(token)
+
+
+def _heed_end_of_loop(attempt: Attempt, error: BaseException) -> None:
+    task = attempt.loop_task
+    if isinstance(error, asyncio.CancelledError) and attempt.interruption is None and task and task.cancelling():
+        # Not by us: the loop is coming to its end, and the worker with it. That is no failure of the task's.
+        attempt.interruption = Interruption.LEASE_LOST
 
 
 async def _within(timeout: float, attempt: Attempt, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -250,7 +264,7 @@ def _retry_delay(attempt: Attempt, error: BaseException) -> float | None:
             "the retry policy of task %s (%s) is broken; the task is tried again after the default delay",
             task.id,
             task.name,
-            extra={"task_id": task.id, "task_name": task.name},
+            extra=about(task),
         )
         return Exponential().next_delay(task.attempt, error)
 

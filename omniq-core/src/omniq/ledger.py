@@ -11,24 +11,19 @@ from typing import Any
 
 from omniq.batching import Batcher
 from omniq.errors import StorageUnavailable
-from omniq.execute import Attempt, Interruption
+from omniq.execute import Attempt, Interruption, about
 from omniq.failpoints import failpoint
 from omniq.plugins import Plugins
 from omniq.storage import Lease, Storage
 from omniq.task import Cancelled, Failed, Outcome, Progress, Released, Retry, Succeeded, Task
 
-__all__ = ["Ledger", "about"]
+__all__ = ["Ledger"]
 
 _log = logging.getLogger("omniq.worker")
 _task_log = logging.getLogger("omniq.task")
 
 PROGRESS_EVERY = 0.5
 """Seconds between two writes of progress, however often tasks speak of it."""
-
-
-def about(task: Task) -> dict[str, str]:
-    """Give what every log record of a task carries."""
-    return {"task_id": task.id, "task_name": task.name, "task_queue": task.queue}
 
 
 class Ledger:

@@ -60,7 +60,7 @@ class TaskError:
     """Why an attempt failed, as text, so that it can be read where the error's class does not exist."""
 
     type: str
-    """The error's class, such as ``ValueError`` or ``httpx.ReadTimeout`` (builtins without their module)."""
+    """The error's class: ``ValueError``, ``httpx.ReadTimeout``; Python's and OmniQ's own without their module."""
     message: str
     """``str()`` of the error."""
     traceback: str = ""

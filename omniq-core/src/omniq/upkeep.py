@@ -7,7 +7,7 @@ import logging
 import random
 
 from omniq.errors import StorageError
-from omniq.ledger import about
+from omniq.execute import about
 from omniq.plugins import Plugins
 from omniq.storage import Storage
 from omniq.task import TaskState

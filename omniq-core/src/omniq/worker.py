@@ -17,12 +17,12 @@ from typing import Any, Protocol, Self, TypedDict
 from omniq.codec import Codec
 from omniq.connections import Connections
 from omniq.durations import duration
-from omniq.execute import Attempt, Interruption, unknown_task
+from omniq.execute import Attempt, Interruption, about, unknown_task
 from omniq.executors import Lane, LoopLane, ThreadLane
 from omniq.functions import Executor, TaskFunction
 from omniq.heartbeat import Heartbeat
 from omniq.intake import Intake, Served
-from omniq.ledger import Ledger, about
+from omniq.ledger import Ledger
 from omniq.options import Duration, check_count
 from omniq.plugins import Plugins
 from omniq.processes import ProcessLane, ProcessLimits

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import sqlite3
 
-from omniq.errors import OmniQError, SchemaMismatch, StorageUnavailable
+from omniq.errors import PayloadTooLarge, SchemaMismatch, StorageUnavailable
 from omniq_local.sqlite.settings import Settings
 
-__all__ = ["is_broken", "is_busy", "translated"]
+__all__ = ["is_broken", "is_busy", "not_writable", "translated"]
 
 _PRIMARY = 0xFF
 """The bits of an error code that hold its kind; the others say more about where it came from."""
@@ -35,10 +35,15 @@ def is_broken(error: sqlite3.Error) -> bool:
     )
 
 
-def translated(error: sqlite3.Error, settings: Settings) -> OmniQError:
+def translated(error: sqlite3.Error, settings: Settings) -> Exception:
     """Give the error to raise instead of SQLite's."""
     kind = _kind(error)
     path, folder = settings.path, settings.folder
+    if not hasattr(error, "sqlite_errorcode") or kind == sqlite3.SQLITE_CONSTRAINT:
+        # Trying again would not help: a field of a task is of a type that it cannot be.
+        return TypeError(f"a value cannot be stored: {error}")
+    if kind == sqlite3.SQLITE_TOOBIG:
+        return PayloadTooLarge(f"larger than SQLite can store ({error})")
     if kind == sqlite3.SQLITE_NOTADB:
         return SchemaMismatch(f"{path} is no SQLite database; name another file, or move this one away")
     if kind in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
@@ -49,10 +54,7 @@ def translated(error: sqlite3.Error, settings: Settings) -> OmniQError:
     if kind == sqlite3.SQLITE_FULL:
         return StorageUnavailable(f"{path} cannot grow: the disk is full; nothing was stored. Free space on {folder}")
     if kind == sqlite3.SQLITE_READONLY:
-        return StorageUnavailable(
-            f"{path} cannot be written; let this user write the file and its folder {folder}, "
-            "in which SQLite keeps its log"
-        )
+        return StorageUnavailable(not_writable(settings))
     if kind == sqlite3.SQLITE_CANTOPEN:
         return StorageUnavailable(_why_not_opened(settings))
     if kind == sqlite3.SQLITE_CORRUPT:
@@ -63,6 +65,14 @@ def translated(error: sqlite3.Error, settings: Settings) -> OmniQError:
     if kind == sqlite3.SQLITE_IOERR:
         return StorageUnavailable(f"{path}: the disk failed or is full ({error}); look at the file system of {folder}")
     return StorageUnavailable(f"{path}: {error}")
+
+
+def not_writable(settings: Settings) -> str:
+    """Say that this user may not write the file."""
+    return (
+        f"{settings.path} cannot be written; let this user write the file and its folder {settings.folder}, "
+        "in which SQLite keeps its log"
+    )
 
 
 def _why_not_opened(settings: Settings) -> str:

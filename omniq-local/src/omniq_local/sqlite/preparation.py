@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import sqlite3
 import time
@@ -10,7 +11,7 @@ from typing import TypeVar
 
 from omniq.errors import SchemaMismatch, StorageUnavailable
 from omniq_local.sqlite.connection import connect
-from omniq_local.sqlite.faults import is_busy, translated
+from omniq_local.sqlite.faults import is_busy, not_writable, translated
 from omniq_local.sqlite.settings import Settings
 from omniq_local.sqlite.statements import schema
 
@@ -61,6 +62,9 @@ def prepare(settings: Settings, *, create: bool = True) -> None:
     try:
         connection = patience.spend(lambda: connect(settings, create=create))
         try:
+            if not os.access(settings.path, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
+                # SQLite opens it all the same, and would fail at the first task.
+                raise StorageUnavailable(not_writable(settings))
             _prepare(connection, settings, patience)
         finally:
             connection.close()

@@ -225,15 +225,19 @@ class ReadContract(Contract):
             age, slack = timedelta(seconds=stats.oldest_ready), timedelta(milliseconds=2)
             assert before - expected.run_at - slack <= age <= after - expected.run_at + slack
 
-        (first,) = await add(store, priority=-1)
+        first, low, high = await add(store, new_task(priority=1), new_task(), new_task(priority=1, run_at=FAR))
         await later(store, SHORT)
-        (second,) = await add(store, priority=1, run_at=await store.now() + timedelta(seconds=0.05))
-        (third,) = await add(store, new_task(run_at=FAR))
-        await later(store, SHORT)
+        (middle,) = await add(store, priority=1)
         await oldest(await record(store, first))
-        assert [task.id for task in await take(store)] == [second]
-        await oldest(await record(store, first))
+        assert [task.id for task in await take(store)] == [first]
+        await later(store, 0.02)
+        await oldest(await record(store, low))
+        assert [task.id for task in await take(store)] == [middle]
+        await oldest(await record(store, low))
+        (latest,) = await add(store, priority=-1)
+        await store.cancel([low])
+        await oldest(await record(store, latest))
         await take(store)
         await oldest(None)
-        await store.delete([third])
+        await store.delete([high])
         await oldest(None)

@@ -6,6 +6,7 @@ Nothing here says how quickly: a wait is given ten minutes, and has to return wi
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
@@ -146,9 +147,19 @@ class WaitContract(Contract):
 
     async def test_a_waiting_worker_gets_a_task_that_is_enqueued_from_another_thread(self, stores: Stores) -> None:
         store = await stores.open()
+        noticed = threading.Event()
+
+        async def enqueue(sibling: Storage) -> None:
+            await add(sibling)
+            # An end of the thread would wake the waiting loop, too.
+            assert await asyncio.to_thread(noticed.wait, PROMPT), "the waiting worker did not notice"
+
         worker = asyncio.create_task(arrival(store))
         await waiting(worker)
-        await stores.in_threads(store, [add])
+        thread = asyncio.create_task(stores.in_threads(store, [enqueue]))
+        await asyncio.wait([worker, thread], return_when=asyncio.FIRST_COMPLETED)
+        noticed.set()
+        await thread
         await worker
 
     async def test_a_waiting_worker_gets_a_task_that_is_enqueued_the_blocking_way(self, store: Storage) -> None:
@@ -287,12 +298,18 @@ class WaitContract(Contract):
         store = await stores.open()
         (task_id,) = await add(store)
 
+        noticed = threading.Event()
+
         async def work(sibling: Storage) -> None:
             await sibling.finish([outcome("succeeded", task) for task in await take(sibling)])
+            assert await asyncio.to_thread(noticed.wait, PROMPT), "the waiting caller did not notice"
 
         waits = asyncio.create_task(ended(store, task_id))
         await waiting(waits)
-        await stores.in_threads(store, [work])
+        thread = asyncio.create_task(stores.in_threads(store, [work]))
+        await asyncio.wait([waits, thread], return_when=asyncio.FIRST_COMPLETED)
+        noticed.set()
+        await thread
         assert await waits == {task_id}
 
     @pytest.mark.parametrize(

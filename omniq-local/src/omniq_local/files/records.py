@@ -1,0 +1,283 @@
+"""A task's file: two lines of JSON, the producer's order and what has become of it.
+
+The first line never changes. The second is written anew in place with each transition, which costs the same whatever
+the size of the payload; that it is written whole, the journal sees to.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from attrs import define
+
+from omniq.errors import CorruptRecord
+from omniq.task import NewTask, Progress, Task, TaskError, TaskState
+from omniq_local.files.names import home_path, id_path, place_key, time_key, token
+from omniq_local.files.times import after, moment, read_time, show_time, when
+
+__all__ = ["ENDED", "Record", "dump_head", "dump_json", "dump_order", "load_order", "new_record", "parse_record"]
+
+ENDED = frozenset({TaskState.SUCCEEDED, TaskState.FAILED, TaskState.CANCELLED})
+_STATES: dict[str, TaskState] = {state.value: state for state in TaskState}
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(", ", ": ")).encode
+
+
+def dump_json(value: Mapping[str, Any]) -> bytes:
+    """Give a line of JSON."""
+    return f"{_encode(value)}\n".encode(errors="surrogatepass")
+
+
+@define(eq=False)
+class Record:
+    """One task as it is in its file, or shall be."""
+
+    order: NewTask
+    sequence: int
+    created_at: int
+    run_at: int
+    state: TaskState = TaskState.READY
+    attempt: int = 0
+    delivery: int = 0
+    started_at: int | None = None
+    finished_at: int | None = None
+    expires_at: int | None = None
+    lease_until: int | None = None
+    worker: str | None = None
+    error: TaskError | None = None
+    progress: Progress | None = None
+    cancel_requested: bool = False
+    result: bytes | None = None
+
+    id_token: str = ""
+    head: bytes = b""
+    """The first line."""
+    status: bytes = b""
+    """The second line as it is in the file; empty for a task that has none yet."""
+    was: tuple[TaskState, str, str] | None = None
+    """State, key and key of expiry as they are in the store; None for a task that is not in it yet."""
+    removed: bool = False
+
+    @property
+    def home(self) -> str:
+        """Where the file is all its life."""
+        return home_path(self.sequence, self.id_token)
+
+    @property
+    def by_id(self) -> str:
+        """Where it is found by its id."""
+        return id_path(self.id_token)
+
+    @property
+    def key(self) -> str:
+        """Its key in the folder of its state."""
+        state = self.state
+        if state is TaskState.READY:
+            return place_key(self.order.priority, self.run_at, self.sequence)
+        if state is TaskState.SCHEDULED:
+            return time_key(self.run_at, self.sequence)
+        if state is TaskState.RUNNING:
+            assert self.lease_until is not None
+            return time_key(self.lease_until, self.sequence)
+        assert self.finished_at is not None
+        return time_key(after(self.finished_at, self.order.result_ttl), self.sequence)
+
+    @property
+    def expiry_key(self) -> str:
+        """Its key among those that expire; empty if it does not."""
+        if self.expires_at is None or self.state not in (TaskState.READY, TaskState.SCHEDULED):
+            return ""
+        return time_key(self.expires_at, self.sequence)
+
+    def settle(self) -> None:
+        """Note that the store is as this record says."""
+        self.was = self.state, self.key, self.expiry_key
+
+    def dump_status(self) -> bytes:
+        """Give the second line."""
+        status: dict[str, Any] = {
+            "state": self.state.value,
+            "attempt": self.attempt,
+            "delivery": self.delivery,
+            "run_at": show_time(self.run_at),
+        }
+        for name in ("started_at", "finished_at", "expires_at", "lease_until"):
+            at = getattr(self, name)
+            if at is not None:
+                status[name] = show_time(at)
+        if self.worker is not None:
+            status["worker"] = self.worker
+        if self.cancel_requested:
+            status["cancel_requested"] = True
+        if self.error is not None:
+            error = self.error
+            status["error"] = {"type": error.type, "message": error.message, "traceback": error.traceback}
+        if self.progress is not None:
+            progress = self.progress
+            status["progress"] = {"done": progress.done, "total": progress.total, "note": progress.note}
+        if self.result is not None:
+            status["result"] = _show_bytes(self.result)
+        return dump_json(status)
+
+    def task(self) -> Task:
+        """Give the task."""
+        order = self.order
+        created = moment(self.created_at)
+        return Task(
+            id=order.id,
+            queue=order.queue,
+            name=order.name,
+            payload=order.payload,
+            serializer=order.serializer,
+            priority=order.priority,
+            state=self.state,
+            attempt=self.attempt,
+            delivery=self.delivery,
+            max_retries=order.max_retries,
+            retry_spec=order.retry,
+            timeout=order.timeout,
+            is_async=order.is_async,
+            created_at=created,
+            run_at=created if self.run_at == self.created_at else moment(self.run_at),
+            started_at=None if self.started_at is None else moment(self.started_at),
+            finished_at=None if self.finished_at is None else moment(self.finished_at),
+            expires_at=None if self.expires_at is None else moment(self.expires_at),
+            lease_until=None if self.lease_until is None else moment(self.lease_until),
+            worker=self.worker,
+            unique=order.unique,
+            tags=order.tags,
+            result_ttl=order.result_ttl,
+            error=self.error,
+            progress=self.progress,
+            cancel_requested=self.cancel_requested,
+            result_payload=self.result,
+            signature=order.signature,
+        )
+
+
+def _show_bytes(data: bytes) -> str | dict[str, str]:
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return {"base64": base64.b64encode(data).decode()}
+
+
+def _read_bytes(value: str | dict[str, str]) -> bytes:
+    return value.encode() if isinstance(value, str) else base64.b64decode(value["base64"], validate=True)
+
+
+_PLAIN: tuple[tuple[str, Any], ...] = (
+    ("priority", 0),
+    ("serializer", "json"),
+    ("max_retries", 3),
+    ("retry", ""),
+    ("timeout", None),
+    ("is_async", False),
+    ("unique", None),
+    ("result_ttl", 86400.0),
+)
+"""Fields of an order that stand in the file unless they have the usual value."""
+
+
+def dump_order(order: NewTask) -> dict[str, Any]:
+    """Give a producer's order as JSON, without ``run_at`` and ``expires``."""
+    text: dict[str, Any] = {"id": order.id, "queue": order.queue, "name": order.name}
+    for name, usual in _PLAIN:
+        value = getattr(order, name)
+        if value != usual:
+            text[name] = value
+    if order.tags:
+        text["tags"] = list(order.tags)
+    if order.signature:
+        text["signature"] = base64.b64encode(order.signature).decode()
+    text["payload"] = _show_bytes(order.payload)
+    return text
+
+
+def load_order(text: dict[str, Any]) -> NewTask:
+    """Read what :func:`dump_order` gave."""
+    options = {name: text[name] for name, _ in _PLAIN if name in text}
+    if "tags" in text:
+        options["tags"] = tuple(text["tags"])
+    if "signature" in text:
+        options["signature"] = base64.b64decode(text["signature"], validate=True)
+    return NewTask(
+        id=text["id"], queue=text["queue"], name=text["name"], payload=_read_bytes(text["payload"]), **options
+    )
+
+
+def new_record(order: NewTask, now: int) -> Record:
+    """Give the record of a task that is enqueued at a moment. It has no sequence number yet.
+
+    :raises ValueError: if it cannot be written.
+    """
+    # Nothing is ready before it is there: a time in the past gives no place ahead of others.
+    run_at = now if order.run_at is None else max(when(order.run_at, now), now)
+    return Record(
+        order=order,
+        sequence=0,
+        created_at=now,
+        run_at=run_at,
+        state=TaskState.SCHEDULED if run_at > now else TaskState.READY,
+        expires_at=None if order.expires is None else when(order.expires, now),
+        id_token=token(order.id),
+    )
+
+
+def dump_head(record: Record) -> bytes:
+    """Give the first line."""
+    return dump_json(
+        {"sequence": record.sequence, "created_at": show_time(record.created_at), **dump_order(record.order)}
+    )
+
+
+def parse_record(data: bytes, path: str) -> Record:
+    """Read a task's file.
+
+    :param path: named in the error.
+    :raises CorruptRecord: if it is torn, or no task's file at all.
+    """
+    try:
+        first, second, rest = data.split(b"\n")
+        if rest:
+            raise ValueError("there is more than two lines")
+        head, status = json.loads(first), json.loads(second)
+        return _record(head, status, first, second)
+    except (ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:
+        raise CorruptRecord(f"{path} is torn or no task's file: {error}") from error
+
+
+def _record(head: dict[str, Any], status: dict[str, Any], first: bytes, second: bytes) -> Record:
+    order = load_order(head)
+    times = {
+        name: read_time(status[name])
+        for name in ("started_at", "finished_at", "expires_at", "lease_until")
+        if name in status
+    }
+    error, progress = status.get("error"), status.get("progress")
+    record = Record(
+        order=order,
+        sequence=head["sequence"],
+        created_at=read_time(head["created_at"]),
+        run_at=read_time(status["run_at"]),
+        state=_STATES[status["state"]],
+        attempt=status["attempt"],
+        delivery=status["delivery"],
+        worker=status.get("worker"),
+        error=None if error is None else TaskError(**error),
+        progress=None if progress is None else Progress(**progress),
+        cancel_requested=status.get("cancel_requested", False),
+        result=_read_bytes(status["result"]) if "result" in status else None,
+        id_token=token(order.id),
+        head=first + b"\n",
+        status=second + b"\n",
+        **times,
+    )
+    if (record.lease_until is None) is (record.state is TaskState.RUNNING):
+        raise ValueError(f"a task that is {record.state} with lease_until {record.lease_until}")
+    if (record.finished_at is None) is (record.state in ENDED):
+        raise ValueError(f"a task that is {record.state} with finished_at {record.finished_at}")
+    record.settle()
+    return record

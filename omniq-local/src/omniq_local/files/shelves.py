@@ -1,0 +1,187 @@
+"""The folder of one state of one queue: files whose sorted names are the order, spread over sub-folders.
+
+A sub-folder is named by the first key it may hold; it holds the keys from there up to the name of the next. None grows much beyond
+:data:`LIMIT` files, so that whatever is listed costs little. A process reads the names of one sub-folder, takes them one after the
+other, and lists again only when it has no more of them, or when somebody else put a file in front of one that it knows.
+"""
+
+from __future__ import annotations
+
+import os
+from bisect import bisect_left, bisect_right, insort
+from collections.abc import Callable, Iterator
+
+from omniq_local.files.names import parse_entry
+
+__all__ = ["LIMIT", "LOWEST", "Shelf"]
+
+LIMIT = 1000
+"""Files in a sub-folder from which on it is divided."""
+LOWEST = "0"
+"""The name of the first sub-folder."""
+
+
+class Shelf:
+    """The files of one folder, as far as this process knows them. Used under the store's lock.
+
+    :param base: the namespace's folder.
+    :param path: the folder, relative to it.
+    :param foreign: told of each name that is none of ours: its path.
+    """
+
+    def __init__(self, base: str, path: str, foreign: Callable[[str], None]) -> None:
+        self.path = path
+        self.epoch = 0
+        """Changes when a file is put in front of another."""
+        self.last = ""
+        """The largest key that was ever put here."""
+        self._base = base
+        self._foreign = foreign
+        self._folders: list[str] | None = None
+        self._fill: dict[str, int] = {}
+        self._names: list[str] = []
+        self._position = 0
+        # Everything up to this key has been taken from the list.
+        self._after = ""
+
+    # Where files are
+
+    def folders(self) -> list[str]:
+        """Give the names of the sub-folders, in order."""
+        if self._folders is None:
+            try:
+                found = os.listdir(f"{self._base}/{self.path}")
+            except FileNotFoundError:
+                found = []
+            self._folders = sorted({LOWEST, *found})
+        return self._folders
+
+    def folder_of(self, key: str) -> str:
+        """Give the sub-folder that a key belongs to."""
+        folders = self.folders()
+        return folders[max(bisect_right(folders, key) - 1, 0)]
+
+    def file(self, key: str, id_token: str) -> str:
+        """Give the path of a file."""
+        return f"{self.path}/{self.folder_of(key)}/{key}-{id_token}.json"
+
+    def list(self, folder: str) -> list[str]:
+        """Give the names in a sub-folder, in order."""
+        place = f"{self.path}/{folder}"
+        try:
+            found = os.listdir(f"{self._base}/{place}")
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        names = []
+        for name in found:
+            if parse_entry(name) is None:
+                self._foreign(f"{place}/{name}")
+            else:
+                names.append(name)
+        names.sort()
+        return names
+
+    def all(self) -> Iterator[str]:
+        """Give the paths of all files, in order."""
+        for folder in self.folders():
+            for name in self.list(folder):
+                yield f"{self.path}/{folder}/{name}"
+
+    # What others did
+
+    def forget_folders(self) -> None:
+        """Note that sub-folders came or went."""
+        self._folders = None
+        self._fill.clear()
+
+    def forget_names(self) -> None:
+        """Note that files were put in front of those that are known."""
+        self._names = []
+        self._position = 0
+        self._after = ""
+
+    # Putting
+
+    def overfull(self, key: str) -> str | None:
+        """Tell which sub-folder is to be divided before a key is put, if one is."""
+        folder = self.folder_of(key)
+        fill = self._fill.get(folder)
+        if fill is None or fill >= LIMIT:
+            fill = self._fill[folder] = len(self.list(folder))
+        return folder if fill >= LIMIT else None
+
+    def divide(self, folder: str, key: str) -> tuple[str, list[tuple[str, str]]]:
+        """Divide a sub-folder so that a key has room.
+
+        :return: the new sub-folder, and which files have to move: from where to where.
+        """
+        names = self.list(folder)
+        if key > self.last:
+            first, moving = key, []
+        else:
+            middle = names[len(names) // 2]
+            entry = parse_entry(middle)
+            assert entry is not None
+            first, moving = entry.key, names[len(names) // 2 :]
+        insort(self.folders(), first)
+        self._fill[folder] = len(names) - len(moving)
+        self._fill[first] = len(moving)
+        return first, [(f"{self.path}/{folder}/{name}", f"{self.path}/{first}/{name}") for name in moving]
+
+    def put(self, key: str, id_token: str) -> bool:
+        """Note that a file is put here; tell whether it is in front of another."""
+        folder = self.folder_of(key)
+        self._fill[folder] = self._fill.get(folder, 0) + 1
+        if key > self.last:
+            self.last = key
+            return False
+        names = self._names
+        name = f"{key}-{id_token}.json"
+        if key <= self._after or (self._position < len(names) and name < names[-1]):
+            insort(names, name, self._position)
+        return True
+
+    # Taking
+
+    def peek(self) -> str | None:
+        """Give the first name that has not been taken; the file may be gone."""
+        if self._position < len(self._names) or self._load():
+            return self._names[self._position]
+        return None
+
+    def pop(self) -> None:
+        """Take the name that :meth:`peek` gave."""
+        name = self._names[self._position]
+        self._position += 1
+        entry = parse_entry(name)
+        assert entry is not None
+        if entry.key > self._after:
+            self._after = entry.key
+        if self._position > LIMIT:
+            del self._names[: self._position]
+            self._position = 0
+
+    def _load(self) -> bool:
+        folders = self.folders()
+        start = max(bisect_right(folders, self._after) - 1, 0)
+        # A name is its key and more, so that all names of a key come after the key itself.
+        bound = self._after + "~" if self._after else ""
+        for folder in folders[start:]:
+            names = self.list(folder)
+            self._names = names[bisect_left(names, bound) :]
+            self._position = 0
+            if self._names:
+                return True
+        return False
+
+    def spent(self) -> list[str]:
+        """Give the sub-folders that all files have been taken from."""
+        folders = self.folders()
+        return folders[: max(bisect_right(folders, self._after) - 1, 0)]
+
+    def drop_folder(self, folder: str) -> None:
+        """Note that a sub-folder was removed."""
+        folders = self.folders()
+        if folder in folders and folder != LOWEST:
+            folders.remove(folder)
+        self._fill.pop(folder, None)

@@ -1,0 +1,111 @@
+"""What the tests of the SQLite storage share."""
+
+from __future__ import annotations
+
+import sqlite3
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+
+from omniq.ids import new_id
+from omniq.storage import QueueStats, TaskQuery
+from omniq.task import NewTask, Task, TaskState
+from omniq.urls import parse_url
+from omniq_local.sqlite import SQLiteStorage
+
+
+class Clock:
+    """A clock that is moved by hand, exact to the microsecond."""
+
+    def __init__(self) -> None:
+        self.microseconds = 1_900_000_000_123_457
+
+    def __call__(self) -> float:
+        return self.microseconds / 1e6
+
+    def advance(self, seconds: float) -> None:
+        self.microseconds += round(seconds * 1e6)
+
+
+def new_task(**options: Any) -> NewTask:
+    """Give a task to enqueue, of queue ``q`` unless another is named."""
+    return NewTask(**{"id": new_id(), "queue": "q", "name": "n", "payload": b"[]", **options})
+
+
+def storage(path: Path, query: str = "", clock: Callable[[], float] = time.time) -> SQLiteStorage:
+    """Give an unopened storage on a file."""
+    return SQLiteStorage(parse_url(f"sqlite:///{path}{query}"), clock=clock)
+
+
+@asynccontextmanager
+async def opened(path: Path, query: str = "", clock: Callable[[], float] = time.time) -> AsyncIterator[SQLiteStorage]:
+    """Give an open storage on a file, and close it afterwards."""
+    store = storage(path, query, clock)
+    await store.open()
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+@contextmanager
+def raw(path: Path) -> Iterator[sqlite3.Connection]:
+    """Give a plain connection to a file, each of whose statements is a transaction."""
+    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    try:
+        yield connection
+    finally:
+        connection.close()
+
+
+async def take(
+    store: SQLiteStorage, *queues: str, n: int = 1000, lease: float = 300.0, worker: str = "w"
+) -> list[Task]:
+    """Claim tasks."""
+    return await store.claim(dict.fromkeys(queues or ("q",), n), worker=worker, lease=lease)
+
+
+async def only(store: SQLiteStorage, task_id: str) -> Task:
+    """Give the record of a task that is there."""
+    (task,) = await store.get([task_id])
+    assert task is not None
+    return task
+
+
+async def of_queue(store: SQLiteStorage, queue: str = "q") -> QueueStats:
+    """Give the numbers of a queue that has some."""
+    (found,) = [stats for stats in await store.stats() if stats.queue == queue]
+    return found
+
+
+async def count(store: SQLiteStorage, state: TaskState, queue: str = "q") -> int:
+    """Give how many tasks of a queue are in a state, and make sure that the counters say the same as the tasks."""
+    pages = await store.list_tasks(TaskQuery(queue=queue, state=state, limit=100_000))
+    stats = [found for found in await store.stats() if found.queue == queue]
+    counted = stats[0].counts[state] if stats else 0
+    assert counted == len(pages.tasks)
+    return counted
+
+
+def python(program: str, *arguments: object) -> subprocess.Popen[str]:
+    """Start a Python program; its input and output are pipes."""
+    return subprocess.Popen(
+        [sys.executable, "-W", "error", "-c", textwrap.dedent(program), *map(str, arguments)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def output_of(process: subprocess.Popen[str], timeout: float = 60.0) -> str:
+    """Give what a program printed; it must have ended well, and have complained of nothing."""
+    out, err = process.communicate(timeout=timeout)
+    assert process.returncode == 0, err
+    assert err == ""
+    return out
