@@ -1,0 +1,142 @@
+"""What a due schedule does: after an outage it neither storms nor skips in silence."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from attrs import evolve, field, frozen
+
+from omniq import Cron, Every, Misfire, Overlap, Schedule, Trigger
+from omniq.policies import encode_value
+from omniq.task import NewTask
+from omniq.ticks import STEP, advance
+
+NOON = datetime(2026, 6, 1, 12, tzinfo=UTC)
+MINUTE = timedelta(minutes=1)
+
+
+def due(trigger: Trigger, next_run: datetime, **changes: Any) -> Schedule:
+    return Schedule(
+        id="s",
+        task=NewTask(id="template", queue="default", name="shop.clean", payload=b"[[],{}]"),
+        trigger=encode_value(trigger),
+        next_run=next_run,
+        **changes,
+    )
+
+
+@frozen
+class Counting(Every):
+    """An interval that counts how often it is asked."""
+
+    asked: list[datetime] = field(factory=list)
+
+    def next_after(self, moment: datetime) -> datetime:
+        self.asked.append(moment)
+        return super().next_after(moment)
+
+
+def test_a_run_on_time_gives_one_task_and_the_next_run() -> None:
+    schedule = due(Every(60), NOON)
+
+    after, tasks = advance(schedule, Every(60), NOON + timedelta(seconds=1), last_run_is_live=False)
+
+    assert (after.next_run, after.last_run) == (NOON + MINUTE, NOON)
+    assert [task.name for task in tasks] == ["shop.clean"]
+    assert after.last_task == tasks[0].id != "template"
+
+
+@pytest.mark.parametrize(("misfire", "runs"), [(Misfire.LATEST, 1), (Misfire.ALL, 6), (Misfire.SKIP, 0)], ids=str)
+def test_after_an_outage_missed_runs_are_treated_as_the_policy_says(misfire: Misfire, runs: int) -> None:
+    schedule = due(Every(60), NOON, misfire=misfire)
+    now = NOON + timedelta(minutes=5, seconds=45)
+
+    after, tasks = advance(schedule, Every(60), now, last_run_is_live=False)
+
+    assert len(tasks) == runs
+    assert len({task.id for task in tasks}) == runs
+    assert after.next_run == NOON + 6 * MINUTE
+
+
+def test_skip_still_fires_a_run_that_is_only_a_little_late() -> None:
+    schedule = due(Every(60), NOON, misfire=Misfire.SKIP)
+
+    after, tasks = advance(schedule, Every(60), NOON + timedelta(minutes=5, seconds=3), last_run_is_live=False)
+
+    assert len(tasks) == 1
+    assert after.last_run == NOON + 5 * MINUTE
+
+
+@pytest.mark.parametrize("misfire", [Misfire.LATEST, Misfire.SKIP])
+def test_ten_years_of_missed_seconds_are_not_walked_through_one_by_one(misfire: Misfire) -> None:
+    trigger = Counting(1.0)
+    now = NOON + timedelta(days=3650, milliseconds=500)
+
+    after, tasks = advance(due(Every(1), NOON, misfire=misfire), trigger, now, last_run_is_live=False)
+
+    assert len(tasks) == 1
+    assert after.last_run == now - timedelta(milliseconds=500)
+    assert after.next_run == now + timedelta(milliseconds=500)
+    assert len(trigger.asked) < 100
+
+
+def test_missed_runs_are_made_up_in_bounded_steps_and_none_is_left_out() -> None:
+    trigger = Every(60)
+    schedule = due(trigger, NOON, misfire=Misfire.ALL)
+    now = NOON + 120 * MINUTE
+    runs: list[int] = []
+
+    while schedule.next_run is not None and schedule.next_run <= now:
+        schedule, tasks = advance(schedule, trigger, now, last_run_is_live=False)
+        runs.append(len(tasks))
+
+    assert runs == [STEP, STEP, 121 - 2 * STEP]
+
+
+def test_the_latest_missed_run_of_an_uneven_rhythm_is_found() -> None:
+    trigger = Cron("0,7 3 * * *", tz="Europe/Berlin")
+    schedule = due(trigger, trigger.next_after(NOON) or NOON)
+
+    after, tasks = advance(schedule, trigger, NOON + timedelta(days=40), last_run_is_live=False)
+
+    assert len(tasks) == 1
+    assert after.last_run == datetime(2026, 7, 11, 1, 7, tzinfo=UTC)
+    assert after.next_run == datetime(2026, 7, 12, 1, 0, tzinfo=UTC)
+
+
+def test_overlap_skip_leaves_a_run_out_while_the_last_one_is_live_but_keeps_the_rhythm() -> None:
+    schedule = due(Every(60), NOON, overlap=Overlap.SKIP, last_task="running", last_run=NOON - MINUTE)
+
+    after, tasks = advance(schedule, Every(60), NOON, last_run_is_live=True)
+
+    assert tasks == []
+    assert after == evolve(schedule, next_run=NOON + MINUTE)
+
+
+def test_runs_made_up_at_once_do_not_overlap_with_each_other() -> None:
+    schedule = due(Every(60), NOON, misfire=Misfire.ALL, overlap=Overlap.SKIP)
+
+    _, tasks = advance(schedule, Every(60), NOON + 5 * MINUTE, last_run_is_live=False)
+
+    assert len(tasks) == 1
+
+
+def test_nothing_runs_after_the_end() -> None:
+    schedule = due(Every(60), NOON, end=NOON + timedelta(seconds=90), misfire=Misfire.ALL)
+
+    after, tasks = advance(schedule, Every(60), NOON + 5 * MINUTE, last_run_is_live=False)
+
+    assert len(tasks) == 2
+    assert after.next_run is None
+
+
+def test_jitter_puts_the_task_off_and_not_the_rhythm() -> None:
+    schedule = due(Every(60), NOON, jitter=20.0)
+
+    after, (task,) = advance(schedule, Every(60), NOON, last_run_is_live=False)
+
+    assert isinstance(task.run_at, datetime)
+    assert NOON <= task.run_at <= NOON + timedelta(seconds=20)
+    assert after.next_run == NOON + MINUTE

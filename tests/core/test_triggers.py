@@ -1,0 +1,207 @@
+"""Triggers say when a schedule fires: over a year with both changes of the clocks, against a calculation of its own."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from zoneinfo import ZoneInfo
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from omniq import At, Cron, Every, InvalidTrigger, Trigger
+from omniq.plugins import default_plugins
+from omniq.policies import decode_value, encode_value
+
+YEAR = datetime(2026, 1, 1, tzinfo=UTC)
+END = YEAR + timedelta(days=366)
+QUARTER = timedelta(minutes=15)
+"""Every change of clocks falls on a quarter of an hour, and so do all times of these expressions."""
+
+ZONES = [
+    "UTC",
+    "Europe/Berlin",
+    "America/New_York",
+    "America/Santiago",  # puts the clocks forward at midnight
+    "Asia/Beirut",  # likewise
+    "Australia/Lord_Howe",  # by half an hour
+    "Africa/Casablanca",  # back for the month of Ramadan
+    "Pacific/Chatham",  # an offset with three quarters of an hour
+    "Asia/Kathmandu",  # never changes
+]
+EXPRESSIONS: dict[str, Callable[[datetime], bool]] = {
+    "30 2 * * *": lambda local: (local.hour, local.minute) == (2, 30),
+    "0 0 * * *": lambda local: (local.hour, local.minute) == (0, 0),
+    "*/15 0-3 * * *": lambda local: local.hour <= 3,
+    "0 */6 * * *": lambda local: local.minute == 0 and local.hour % 6 == 0,
+    "15 1 * * sun": lambda local: (local.hour, local.minute) == (1, 15) and local.isoweekday() == 7,
+    "45 23 L * *": lambda local: (local.hour, local.minute) == (23, 45) and (local + timedelta(days=1)).day == 1,
+    "30 1 * mar,oct,nov fri#2": lambda local: (
+        (local.hour, local.minute) == (1, 30)
+        and local.month in (3, 10, 11)
+        and local.isoweekday() == 5
+        and 8 <= local.day <= 14
+    ),
+}
+
+
+def fires(trigger: Trigger, start: datetime, end: datetime) -> Iterator[datetime]:
+    moment = trigger.next_after(start)
+    while moment is not None and moment < end:
+        yield moment
+        moment = trigger.next_after(moment)
+
+
+@functools.cache
+def year_on_the_wall(tz: str) -> list[tuple[datetime, list[datetime]]]:
+    """Walk through the year by the quarter of an hour and look at the clock on the wall, as a person would.
+
+    Gives each instant with the wall times that come up then for the first time: one, none (the clocks went back), or
+    several (a gap was jumped).
+    """
+    zone = ZoneInfo(tz)
+    instant = YEAR - timedelta(days=1)
+    seen = instant.astimezone(zone).replace(tzinfo=None)
+    walk: list[tuple[datetime, list[datetime]]] = []
+    while instant < END:
+        local = instant.astimezone(zone).replace(tzinfo=None)
+        new = []
+        while seen < local:
+            seen += QUARTER
+            new.append(seen)
+        walk.append((instant, new))
+        instant += QUARTER
+    return walk
+
+
+def expected(fits: Callable[[datetime], bool], tz: str) -> list[datetime]:
+    return [instant for instant, new in year_on_the_wall(tz) if instant > YEAR and any(map(fits, new))]
+
+
+@pytest.mark.parametrize("tz", ZONES)
+@pytest.mark.parametrize("expr", EXPRESSIONS)
+def test_cron_fires_once_for_each_local_time_also_where_clocks_change(expr: str, tz: str) -> None:
+    assert list(fires(Cron(expr, tz=tz), YEAR, END)) == expected(EXPRESSIONS[expr], tz)
+
+
+def test_a_local_time_in_the_gap_fires_at_the_first_instant_after_it() -> None:
+    before = datetime(2026, 3, 28, 12, tzinfo=UTC)
+
+    assert Cron("30 2 * * *", tz="Europe/Berlin").next_after(before) == datetime(2026, 3, 29, 1, 0, tzinfo=UTC)
+
+
+def test_a_local_time_that_comes_twice_fires_the_first_time_only() -> None:
+    first = datetime(2026, 10, 25, 0, 30, tzinfo=UTC)
+    cron = Cron("30 2 * * *", tz="Europe/Berlin")
+
+    assert cron.next_after(first - timedelta(hours=3)) == first
+    assert cron.next_after(first) == datetime(2026, 10, 26, 1, 30, tzinfo=UTC)
+
+
+def test_a_sixth_field_is_the_second() -> None:
+    assert Cron("* * * * * 30").next_after(YEAR) == YEAR + timedelta(seconds=30)
+
+
+@pytest.mark.parametrize(
+    ("alias", "expr"),
+    [
+        ("@hourly", "0 * * * *"),
+        ("@daily", "0 0 * * *"),
+        ("@midnight", "0 0 * * *"),
+        ("@weekly", "0 0 * * 0"),
+        ("@monthly", "0 0 1 * *"),
+        ("@yearly", "0 0 1 1 *"),
+        ("@annually", "0 0 1 1 *"),
+    ],
+)
+def test_an_alias_means_its_expression(alias: str, expr: str) -> None:
+    end = YEAR + timedelta(days=800)
+
+    assert list(fires(Cron(alias), YEAR, end)) == list(fires(Cron(expr), YEAR, end))
+
+
+@pytest.mark.parametrize(
+    ("expr", "says"),
+    [
+        ("0 0 30 2 *", "never fires"),
+        ("61 * * * *", "cannot be read"),
+        ("* * * *", "has 4 fields"),
+        ("", "has 0 fields"),
+        ("@reboot", "cannot be read"),
+        ("* * * foo *", "cannot be read"),
+        ("* * * * * * 2030", "has 7 fields"),
+    ],
+)
+def test_an_expression_that_cannot_fire_is_refused(expr: str, says: str) -> None:
+    with pytest.raises(InvalidTrigger, match=says):
+        Cron(expr)
+
+
+@pytest.mark.parametrize("tz", ["Mars/Olympus", "", "../etc/passwd", "europe"])
+def test_an_unknown_zone_is_refused_with_an_example(tz: str) -> None:
+    with pytest.raises(InvalidTrigger, match="Europe/Berlin"):
+        Cron("* * * * *", tz=tz)
+
+
+def test_a_leap_day_is_found_years_ahead() -> None:
+    assert Cron("0 0 29 2 *").next_after(YEAR) == datetime(2028, 2, 29, tzinfo=UTC)
+
+
+@given(
+    interval=st.timedeltas(timedelta(seconds=1), timedelta(days=400)),
+    moment=st.datetimes(datetime(2000, 1, 1), datetime(2100, 1, 1), timezones=st.just(UTC)),  # noqa: DTZ001  # made aware
+)
+def test_every_fires_at_the_next_whole_interval_from_its_anchor(interval: timedelta, moment: datetime) -> None:
+    every = Every(interval, anchor=datetime(2026, 5, 1, tzinfo=UTC))
+
+    following = every.next_after(moment)
+
+    assert following > moment
+    assert following - moment <= interval
+    assert (following - every.anchor) % timedelta(seconds=every.seconds) == timedelta(0)
+
+
+def test_every_keeps_its_rhythm_when_clocks_change() -> None:
+    berlin = ZoneInfo("Europe/Berlin")
+    start = datetime(2026, 3, 28, 20, tzinfo=berlin)
+
+    times = list(fires(Every(3600, anchor=start), start, start + timedelta(days=2)))
+
+    assert {later - earlier for earlier, later in itertools.pairwise(times)} == {timedelta(hours=1)}
+
+
+def test_every_without_an_anchor_fires_at_the_same_times_in_every_process() -> None:
+    assert Every(3600).next_after(YEAR + timedelta(minutes=1)) == YEAR + timedelta(hours=1)
+
+
+@pytest.mark.parametrize("interval", [0, -1, timedelta(0), float("nan"), 1e-9])
+def test_an_interval_of_nothing_is_refused(interval: float | timedelta) -> None:
+    with pytest.raises(InvalidTrigger):
+        Every(interval)
+
+
+def test_at_fires_once() -> None:
+    at = At(YEAR)
+
+    assert at.next_after(YEAR - timedelta(seconds=1)) == YEAR
+    assert at.next_after(YEAR) is None
+    assert at.first(YEAR + timedelta(days=1)) == YEAR
+
+
+def test_a_naive_time_is_refused() -> None:
+    naive = datetime(2026, 1, 1)  # noqa: DTZ001  # that is the point
+
+    with pytest.raises(ValueError, match="aware"):
+        At(naive)
+    with pytest.raises(ValueError, match="aware"):
+        Every(60, anchor=naive)
+
+
+@pytest.mark.parametrize(
+    "trigger", [Every(90.5), Every(60, anchor=YEAR), Cron("0 9 * * mon", tz="Asia/Tokyo"), At(YEAR)], ids=repr
+)
+def test_a_trigger_comes_back_from_the_store_as_it_was(trigger: Trigger) -> None:
+    assert decode_value(encode_value(trigger), default_plugins().trigger) == trigger
