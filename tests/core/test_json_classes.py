@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import json
+import sys
 from collections import namedtuple
 from dataclasses import InitVar, dataclass, field
 from datetime import UTC, date, datetime
@@ -59,6 +60,10 @@ class Level(enum.IntEnum):
 class Access(enum.Flag):
     READ = 1
     WRITE = 2
+
+
+class Ejecting(enum.Flag, boundary=enum.EJECT):
+    READ = 1
 
 
 class Rights(enum.IntFlag):
@@ -309,6 +314,33 @@ def test_a_value_of_an_annotated_class_comes_back(value: object, hint: object) -
     check(value, hint)
 
 
+@pytest.mark.parametrize(
+    ("payload", "hint"),
+    [
+        (b"true", Literal[1]),
+        (b"1.0", Literal[1]),
+        (b'"b"', Literal["a"]),
+        (b'"GREEN"', Color),
+        (b"1", Color),
+        (b"8", Ejecting),
+        (b'"READ"', Access),
+        (b"8", Access),
+    ],
+)
+def test_what_is_no_member_of_an_enum_or_a_literal_is_refused(payload: bytes, hint: object) -> None:
+    with pytest.raises(SerializationError, match=r"^result: "):
+        serializer.load_result(payload, hint)
+
+
+if sys.version_info >= (3, 12):
+
+    def test_a_recursive_alias_holds_classes_at_every_level() -> None:
+        names: dict[str, Any] = {"Item": Item}
+        exec("type Tree = dict[str, Tree] | list[Tree] | tuple[Tree, int] | Item | None", names)
+        check({"a": [ITEM, None, {"b": (ITEM, 1)}, [[[{"c": ITEM}]]]]}, names["Tree"])
+        check([[ITEM]], list[names["Tree"]])  # type: ignore[misc]  # made at run time
+
+
 def test_a_class_derived_from_int_holds_integers_of_any_size() -> None:
     check(Count(10**5_000), Count)
 
@@ -403,6 +435,12 @@ class Needing:
 
 
 @dataclass
+class NeedingOnly:
+    width: int
+    scale: InitVar[int]
+
+
+@dataclass
 class Deriving:
     names: list[str]
 
@@ -465,7 +503,14 @@ def test_what_a_constructor_derives_is_there_again() -> None:
 
 @pytest.mark.parametrize(
     "value",
-    [Doubling(2), Splitting("a b"), Appending(["a"]), Needing(2, 3), changed(LoosePair(1), note="lost")],
+    [
+        Doubling(2),
+        Splitting("a b"),
+        Appending(["a"]),
+        Needing(2, 3),
+        NeedingOnly(2, 3),
+        changed(LoosePair(1), note="lost"),
+    ],
     ids=repr,
 )
 def test_an_instance_that_its_constructor_does_not_give_back_is_refused_when_it_is_dumped(value: Any) -> None:

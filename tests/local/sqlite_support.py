@@ -92,15 +92,20 @@ async def count(store: SQLiteStorage, state: TaskState, queue: str = "q") -> int
     return counted
 
 
-def python(program: str, *arguments: object) -> subprocess.Popen[str]:
-    """Start a Python program; its input and output are pipes."""
-    return subprocess.Popen(
+@contextmanager
+def python(program: str, *arguments: object) -> Iterator[subprocess.Popen[str]]:
+    """Run a Python program beside the test; its input and output are pipes. What still runs in the end is killed."""
+    with subprocess.Popen(
         [sys.executable, "-W", "error", "-c", textwrap.dedent(program), *map(str, arguments)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-    )
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def output_of(process: subprocess.Popen[str], timeout: float = 60.0) -> str:
@@ -109,3 +114,9 @@ def output_of(process: subprocess.Popen[str], timeout: float = 60.0) -> str:
     assert process.returncode == 0, err
     assert err == ""
     return out
+
+
+def run_python(program: str, *arguments: object) -> str:
+    """Run a Python program to its end, and give what it printed."""
+    with python(program, *arguments) as process:
+        return output_of(process)

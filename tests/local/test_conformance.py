@@ -20,3 +20,9 @@ class TestSQLiteStorage(StorageContract):
     @pytest.fixture
     def storage_url(self, tmp_path: Path) -> str:
         return f"sqlite:///{tmp_path}/jobs.db"
+
+
+class TestFileStorage(StorageContract):
+    @pytest.fixture
+    def storage_url(self, tmp_path: Path) -> str:
+        return f"file://{tmp_path}/jobs"

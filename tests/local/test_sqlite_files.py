@@ -6,6 +6,7 @@ import asyncio
 import sqlite3
 import threading
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from omniq.testing import await_until
 from omniq_local.sqlite import SQLiteStorage
 from omniq_local.sqlite.doctor import file_system_of
 from omniq_local.sqlite.preparation import SCHEMA_VERSION
-from tests.local.sqlite_support import count, new_task, opened, output_of, python, raw, storage, take
+from tests.local.sqlite_support import count, new_task, opened, output_of, python, raw, run_python, storage, take
 
 
 def opening(path: Path, query: str = "") -> None:
@@ -35,7 +36,7 @@ def test_a_file_that_is_no_database_is_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "notes.txt"
     path.write_text("Buy milk.\n" * 1000)
     before = path.read_bytes()
-    with pytest.raises(SchemaMismatch, match="notes.txt is no SQLite database"):
+    with pytest.raises(SchemaMismatch, match=r"notes\.txt is no SQLite database"):
         opening(path)
     assert path.read_bytes() == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["notes.txt"]
@@ -148,7 +149,7 @@ def reachable(path: Path) -> Path:
 def test_a_folder_that_may_not_be_written_is_named(tmp_path: Path) -> None:
     path = reachable(tmp_path / "jobs.db")
     tmp_path.chmod(0o555)
-    assert f"let this user read and write the file and its folder {tmp_path}" in output_of(python(AS_NOBODY, path))
+    assert f"let this user read and write the file and its folder {tmp_path}" in run_python(AS_NOBODY, path)
 
 
 def test_a_file_that_may_not_be_written_is_named(tmp_path: Path) -> None:
@@ -157,7 +158,7 @@ def test_a_file_that_may_not_be_written_is_named(tmp_path: Path) -> None:
     path.chmod(0o444)
     tmp_path.chmod(0o777)
     try:
-        said = output_of(python(AS_NOBODY, path))
+        said = run_python(AS_NOBODY, path)
     finally:
         path.chmod(0o644)
     assert f"{path} cannot be" in said
@@ -231,7 +232,7 @@ asyncio.run(main())
 
 def test_a_file_that_cannot_grow_is_said_and_works_again_once_it_can(tmp_path: Path) -> None:
     path = tmp_path / "jobs.db"
-    assert output_of(python(FILE_SIZE_LIMITED, path)).split() == ["StorageUnavailable", "True", "True"]
+    assert run_python(FILE_SIZE_LIMITED, path).split() == ["StorageUnavailable", "True", "True"]
     with raw(path) as connection:
         assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
@@ -336,13 +337,17 @@ def test_one_that_fails_does_not_harm_the_others_of_its_group(tmp_path: Path) ->
 # A file that is taken away
 
 
+def delete_all_in(folder: Path) -> None:
+    for entry in folder.iterdir():
+        entry.unlink()
+
+
 def test_a_file_that_was_replaced_while_in_use_is_noticed(tmp_path: Path) -> None:
     async def scenario() -> None:
         path = tmp_path / "jobs.db"
         async with opened(path) as store:
             await store.enqueue([new_task()])
-            for entry in tmp_path.iterdir():
-                entry.unlink()
+            delete_all_in(tmp_path)
             async with opened(path) as other:
                 await other.enqueue([new_task(queue="new")])
 
@@ -361,8 +366,7 @@ def test_a_file_that_was_deleted_while_in_use_is_not_written_into_the_void(tmp_p
         path = tmp_path / "jobs.db"
         async with opened(path) as store:
             await store.enqueue([new_task()])
-            for entry in tmp_path.iterdir():
-                entry.unlink()
+            delete_all_in(tmp_path)
 
             async def refuses() -> bool:
                 try:
@@ -402,16 +406,17 @@ asyncio.run(main())
 
 def test_many_processes_can_create_the_file_at_once(tmp_path: Path) -> None:
     path = tmp_path / "jobs.db"
-    processes = [python(CREATE, path) for _ in range(4)]
-    for process in processes:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "here\n"
-    for process in processes:
-        assert process.stdin is not None
-        process.stdin.write("\n")
-        process.stdin.flush()
-    for process in processes:
-        output_of(process)
+    with ExitStack() as stack:
+        processes = [stack.enter_context(python(CREATE, path)) for _ in range(4)]
+        for process in processes:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "here\n"
+        for process in processes:
+            assert process.stdin is not None
+            process.stdin.write("\n")
+            process.stdin.flush()
+        for process in processes:
+            output_of(process)
 
     async def scenario() -> None:
         for namespace in ("a", "b"):

@@ -50,7 +50,7 @@ def test_a_url_without_a_file_is_refused(url: str) -> None:
 
 
 def test_a_file_after_two_slashes_is_refused_with_the_mend() -> None:
-    with pytest.raises(ConfigurationError, match="three slashes: sqlite:///data/jobs.db"):
+    with pytest.raises(ConfigurationError, match=r"three slashes: sqlite:///data/jobs\.db"):
         SQLiteStorage(parse_url("sqlite://data/jobs.db"))
 
 
@@ -69,7 +69,7 @@ def test_an_option_with_a_value_that_cannot_be_used_is_refused(query: str) -> No
 
 
 def test_an_unknown_option_is_refused() -> None:
-    with pytest.raises(ValueError, match="unknown option 'timeout'.*busy_timeout, foreign, synchronous"):
+    with pytest.raises(ValueError, match=r"unknown option 'timeout'.*busy_timeout, foreign, synchronous"):
         SQLiteStorage(parse_url("sqlite:///jobs.db?timeout=3"))
 
 

@@ -124,16 +124,16 @@ class Intake:
             try:
                 await self._discover()
                 claimed = await self._claim(wanted)
+                for task in claimed:
+                    self._accept(task)
+                if len(claimed) < wanted:
+                    await self._wait_for_work()
             except StorageError as error:
                 _log.warning("cannot claim tasks, will try again: %s", error)
                 await self._sleep(pause * random.uniform(0.5, 1.0))
                 pause = min(pause * 2, 5.0)
-                continue
-            pause = 0.1
-            for task in claimed:
-                self._accept(task)
-            if len(claimed) < wanted:
-                await self._wait_for_work()
+            else:
+                pause = 0.1
 
     async def _sleep(self, seconds: float) -> None:
         with contextlib.suppress(TimeoutError):

@@ -196,16 +196,24 @@ class Plugins:
             known = ", ".join(self._names(hook)) or "none"
             raise UnknownPlugin(f"no {what} is called {name!r}; installed: {known}") from None
 
+    def storage_factory(self, config: StorageConfig) -> StorageFactory:
+        """Give what makes the storages of a URL's scheme.
+
+        :raises UnknownScheme: if no plugin opens that scheme; the message names what to install.
+        :raises ConfigurationError: if its plugin cannot be used.
+        """
+        try:
+            return cast("StorageFactory", self._get("omniq_storages", config.scheme))
+        except KeyError:
+            raise UnknownScheme(self._unknown_scheme(config)) from None
+
     def open_storage(self, config: StorageConfig) -> Storage:
         """Make the unopened storage that a URL names.
 
-        :raises UnknownScheme: if no plugin opens that scheme.
+        :raises UnknownScheme: if no plugin opens that scheme; the message names what to install.
         :raises ConfigurationError: if its plugin or its options cannot be used.
         """
-        try:
-            factory = cast("StorageFactory", self._get("omniq_storages", config.scheme))
-        except KeyError:
-            raise UnknownScheme(self._unknown_scheme(config)) from None
+        factory = self.storage_factory(config)
         try:
             return factory(config)
         except ConfigurationError:

@@ -13,6 +13,7 @@ __all__ = ["omniq_storages"]
 def omniq_storages() -> Mapping[str, str]:
     """Give the URL schemes of this distribution."""
     return {
+        "file": "omniq_local.files:FileStorage",
         "memory": "omniq_local.memory:MemoryStorage",
         "sqlite": "omniq_local.sqlite:SQLiteStorage",
     }

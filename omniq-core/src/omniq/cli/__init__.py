@@ -27,6 +27,10 @@ COMMANDS = {
     "worker": ("omniq.cli.worker", "run tasks until told to stop"),
     "enqueue": ("omniq.cli.enqueue", "hand over one task"),
     "stats": ("omniq.cli.stats", "show every queue in numbers"),
+    "tasks": ("omniq.cli.tasks", "list, show, cancel, retry and delete tasks"),
+    "queues": ("omniq.cli.queues", "list, pause, resume and purge queues"),
+    "schedules": ("omniq.cli.schedules", "list, show, pause, resume, trigger and delete schedules"),
+    "doctor": ("omniq.cli.doctor", "look for what is amiss with a store"),
     "plugins": ("omniq.cli.plugins", "show which plugins are installed"),
     "demo": ("omniq.demo.command", "see two workers do real work, and one of them killed"),
 }
@@ -40,10 +44,11 @@ APP names the TaskQueue of your program as module:attribute: for `queue = TaskQu
 in shop/tasks.py write shop.tasks:queue. It is imported from the current folder.
 
 examples:
-  omniq worker shop.tasks:queue                  run its tasks
-  omniq enqueue shop.tasks:queue resize '"a.png"'  hand one over
-  omniq stats shop.tasks:queue --watch           see how it goes
-  omniq demo                                     see it at work first
+  omniq worker shop.tasks:queue                     run its tasks
+  omniq enqueue shop.tasks:queue resize '"a.png"'   hand one over
+  omniq stats shop.tasks:queue --watch              see how it goes
+  omniq tasks list shop.tasks:queue --state failed  see what went wrong
+  omniq demo                                        see it at work first
 
 `omniq COMMAND --help` tells more of each.
 """
@@ -113,7 +118,8 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     options, unknown = parser.parse_known_args(arguments)
     if unknown:
         is_option = unknown[0].startswith("-")
-        parsers[options.command].error(
+        # Of a command with actions, the action's own parser tells where its help is.
+        getattr(options, "parser", parsers[options.command]).error(
             f"there is no option {unknown[0]}"
             if is_option
             else f"{unknown[0]!r} is one argument too many; options go before or after all arguments"

@@ -2,18 +2,48 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import sys
 import traceback
+from collections.abc import Iterator
+from datetime import datetime
 from types import ModuleType
 
 from omniq.cli.failures import UsageError, suggestion
 from omniq.errors import ConfigurationError
 from omniq.queue import TaskQueue
-from omniq.storage import Capability
+from omniq.storage import Capability, Storage
 
-__all__ = ["is_shared", "load_queue", "load_queue_or_url", "require_shared"]
+__all__ = ["is_shared", "load_queue", "load_queue_or_url", "now_of", "open_queue", "require_shared", "store_of"]
+
+
+@contextlib.contextmanager
+def open_queue(text: str) -> Iterator[TaskQueue]:
+    """Give the queue of an application, or one on the store of a URL, and disconnect it afterwards.
+
+    :raises UsageError: if it is neither, or its store lives and dies with this process.
+    :raises ConfigurationError: if the URL cannot be used.
+    """
+    queue = load_queue_or_url(text)
+    require_shared(queue)
+    with queue:
+        yield queue
+
+
+async def store_of(queue: TaskQueue) -> Storage:
+    """Give the open store of a queue, for what the queue itself does one task at a time."""
+    return (await queue.connections.current()).storage
+
+
+def now_of(queue: TaskQueue) -> datetime:
+    """Give the time by the store's clock, to which all of its times belong."""
+
+    async def ask() -> datetime:
+        return await (await store_of(queue)).now()
+
+    return queue.run(ask())
 
 
 def load_queue_or_url(text: str) -> TaskQueue:

@@ -7,8 +7,9 @@ import math
 from typing import Any, NoReturn
 
 from omniq.cli.failures import UsageError
+from omniq.options import check_queue
 
-__all__ = ["Parser", "add_app", "add_json", "add_verbose", "count", "describe", "seconds"]
+__all__ = ["Parser", "add_app", "add_json", "add_verbose", "count", "describe", "queue_name", "seconds"]
 
 
 class Parser(argparse.ArgumentParser):
@@ -45,9 +46,10 @@ def add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON instead of text for people")
 
 
-def add_verbose(parser: argparse.ArgumentParser) -> None:
+def add_verbose(parser: argparse.ArgumentParser, *, default: object = False) -> None:
     """Take ``-v``."""
-    parser.add_argument("-v", "--verbose", action="store_true", help="say more: debug messages, tracebacks of errors")
+    text = "say more: debug messages, tracebacks of errors"
+    parser.add_argument("-v", "--verbose", action="store_true", default=default, help=text)
 
 
 def seconds(text: str) -> float:
@@ -70,3 +72,11 @@ def count(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
     return value
+
+
+def queue_name(text: str) -> str:
+    """Read the name of a queue."""
+    try:
+        return check_queue(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None

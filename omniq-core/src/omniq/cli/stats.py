@@ -9,9 +9,12 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from omniq.cli.app import load_queue_or_url, require_shared
+from omniq.cli.app import open_queue
 from omniq.cli.arguments import add_app, add_json, count, describe, seconds
-from omniq.cli.terminal import Screen, human_duration, table
+from omniq.cli.columns import Column, Table
+from omniq.cli.live import Frame, Look, look, worker_lines
+from omniq.cli.terminal import Screen, human_duration
+from omniq.cli.wording import printable
 from omniq.errors import StorageError
 from omniq.queue import TaskQueue
 from omniq.storage import QueueStats
@@ -25,7 +28,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     describe(
         parser,
         "Show for every queue how many tasks are in each state, whether it is paused, and for how long its\n"
-        "oldest ready task has waited.",
+        "oldest ready task has waited. --watch adds how many tasks come and end a second, and who runs what.",
         "omniq stats shop.tasks:queue\n"
         "omniq stats sqlite:///jobs.db --watch\n"
         "omniq stats 'redis://localhost?namespace=shop' --json",
@@ -43,10 +46,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Show the numbers, once or until stopped."""
-    queue = load_queue_or_url(options.app)
-    require_shared(queue)
     screen = Screen()
-    with queue:
+    with open_queue(options.app) as queue:
         if options.watch:
             _watch(queue, screen, options)
         else:
@@ -56,38 +57,49 @@ def run(options: argparse.Namespace) -> int:
 
 def _show(stats: Sequence[QueueStats], queue: TaskQueue, screen: Screen, options: argparse.Namespace) -> None:
     if options.json:
-        screen.say(json.dumps(as_json(stats), indent=None if options.watch else 2))
+        screen.say(json.dumps(as_json(stats), indent=2))
         return
-    lines = as_table(stats, screen) if stats else [f"no queue has been used on {queue.url} yet"]
-    if options.watch:
-        now = time.strftime("%H:%M:%S")
-        lines = [screen.styled(f"{queue.url}  {now}", "dim"), "", *lines] if screen.is_terminal else [now, *lines, ""]
-        screen.draw(lines)
-    else:
-        for line in lines:
-            screen.say(line)
+    for line in as_table(stats, screen) if stats else [_unused(queue)]:
+        screen.say(line)
+
+
+def _unused(queue: TaskQueue) -> str:
+    return f"no queue has been used on {queue.url} yet"
 
 
 def _watch(queue: TaskQueue, screen: Screen, options: argparse.Namespace) -> None:
     # The first look fails as it would without --watch; a store that goes away later may come back.
-    stats: Sequence[QueueStats] | StorageError = queue.stats()
+    looked: Look | StorageError = queue.run(look(queue))
+    before: Look | None = None
     with screen.redrawing():
         for shown in itertools.count(1):
-            if isinstance(stats, StorageError):
-                screen.say(screen.styled(f"cannot read {queue.url} now: {stats}", "red"))
+            if isinstance(looked, StorageError):
+                screen.say(screen.styled(f"cannot read {queue.url} now: {looked}", "red"))
             else:
-                _show(stats, queue, screen, options)
+                _show_again(Frame(looked, before), queue, screen, options)
+                before = looked
             if shown == options.count:
                 return
             time.sleep(options.interval)
-            stats = _try_to_read(queue)
+            looked = _try_to_look(queue)
 
 
-def _try_to_read(queue: TaskQueue) -> Sequence[QueueStats] | StorageError:
+def _try_to_look(queue: TaskQueue) -> Look | StorageError:
     try:
-        return queue.stats()
+        return queue.run(look(queue))
     except StorageError as error:
         return error
+
+
+def _show_again(frame: Frame, queue: TaskQueue, screen: Screen, options: argparse.Namespace) -> None:
+    if options.json:
+        screen.say(json.dumps(as_json(frame.stats)))
+        return
+    time_of_day = time.strftime("%H:%M:%S")
+    title = f"{queue.url}  {time_of_day}" if screen.is_terminal else time_of_day
+    queues = as_table(frame.stats, screen, frame) if frame.stats else [_unused(queue)]
+    lines = [screen.styled(title, "dim"), "", *queues, "", *worker_lines(frame, screen)]
+    screen.draw(lines if screen.is_terminal else [*lines, ""])
 
 
 def as_json(stats: Sequence[QueueStats]) -> list[dict[str, Any]]:
@@ -103,17 +115,46 @@ def as_json(stats: Sequence[QueueStats]) -> list[dict[str, Any]]:
     ]
 
 
-def as_table(stats: Sequence[QueueStats], screen: Screen) -> list[str]:
-    """Give the numbers as a table's lines."""
-    header = ["queue", *(state.value for state in TaskState), "paused", "oldest ready"]
-    rows = [
-        [
-            queue.queue,
-            *(f"{queue.counts.get(state, 0):,}" for state in TaskState),
-            "yes" if queue.paused else "no",
-            "-" if queue.oldest_ready is None else human_duration(queue.oldest_ready),
-        ]
-        for queue in stats
+def as_table(stats: Sequence[QueueStats], screen: Screen, frame: Frame | None = None) -> list[str]:
+    """Give the numbers as a table's lines.
+
+    :param frame: adds how many tasks come and end a second.
+    """
+    columns = [
+        Column[QueueStats](title="queue", cell=lambda queue: printable(queue.queue), least=10),
+        *map(_state_column, TaskState),
+        Column[QueueStats](
+            title="paused",
+            cell=lambda queue: "yes" if queue.paused else "no",
+            styles=lambda queue: ("yellow",) if queue.paused else (),
+            right=True,
+            rank=1,
+            dull="no",
+        ),
     ]
-    first, *others = table(header, rows)
-    return [screen.styled(first, "bold"), *others]
+    if frame is not None:
+        columns += [
+            Column[QueueStats](title="in/s", cell=lambda queue: frame.incoming(queue.queue), right=True),
+            Column[QueueStats](title="done/s", cell=lambda queue: frame.ending(queue.queue), right=True),
+        ]
+    columns.append(
+        Column[QueueStats](
+            title="oldest ready",
+            cell=lambda queue: "-" if queue.oldest_ready is None else human_duration(queue.oldest_ready),
+            right=True,
+        )
+    )
+    return Table(columns, screen).lines(stats)
+
+
+def _state_column(state: TaskState) -> Column[QueueStats]:
+    # Where there is no room for all, those that ended in a good way are missed least.
+    ranks = {TaskState.CANCELLED: 4, TaskState.SCHEDULED: 3, TaskState.SUCCEEDED: 2, TaskState.FAILED: 1}
+    return Column(
+        title=state.value,
+        cell=lambda queue: f"{queue.counts.get(state, 0):,}",
+        styles=lambda queue: ("red",) if state is TaskState.FAILED and queue.counts.get(state) else (),
+        right=True,
+        rank=ranks.get(state, 0),
+        dull="0",
+    )

@@ -65,6 +65,16 @@ ANY = _any_codec()
 _RESERVED = frozenset(ANY.tags)
 
 
+class _Making(threading.local):
+    """The annotations whose codecs a thread is making, one inside the other."""
+
+    def __init__(self) -> None:
+        self.under_way: dict[int, Codec | None] = {}
+        """By the annotation's id, what stands for its codec where the annotation refers to itself."""
+        self.made: dict[Any, Codec] = {}
+        """What is made, but may hold one that only stands for another, so that other threads must not see it yet."""
+
+
 class Codecs:
     """Makes codecs, each once.
 
@@ -74,7 +84,7 @@ class Codecs:
     def __init__(self, converter: Callable[[], cattrs.Converter]) -> None:
         self._converter = converter
         self._made: dict[Any, Codec] = {}
-        self._under_way = threading.local()
+        self._making = _Making()
 
     def of(self, hint: Any) -> Codec:
         """Give the codec of an annotation."""
@@ -85,20 +95,35 @@ class Codecs:
         except TypeError:  # metadata that cannot be hashed
             return self._make(hint)
         if codec is None:
-            codec = self._made[hint] = self._make(hint)
+            making = self._making
+            codec = making.made.get(hint)
+            if codec is None:
+                codec = self._make(hint)
+                if making.under_way:
+                    making.made[hint] = codec
+                else:
+                    self._made |= {**making.made, hint: codec}
+                    making.made.clear()
         return codec
 
     def _make(self, hint: Any) -> Codec:
         # Only an alias can come back to itself here; classes look at their fields later.
-        under_way: list[Any] = self._under_way.__dict__.setdefault("hints", [])
-        if any(hint is one for one in under_way):
-            _log.debug("recursive alias %s counts as Any where it refers to itself", hint_name(hint))
-            return ANY
-        under_way.append(hint)
+        making = self._making
+        if id(hint) in making.under_way:
+            inside = making.under_way[id(hint)] or Codec(name=hint_name(hint), self_describing=False)
+            making.under_way[id(hint)] = inside
+            return inside
+        making.under_way[id(hint)] = None
         try:
-            return self._make_of(hint)
-        finally:
-            under_way.pop()
+            codec = self._make_of(hint)
+        except BaseException:
+            making.made.clear()
+            making.under_way.pop(id(hint))
+            raise
+        referring = making.under_way.pop(id(hint))
+        if referring is not None:
+            referring.become(codec)
+        return codec
 
     def _make_of(self, hint: Any) -> Codec:
         members = union_members(hint)

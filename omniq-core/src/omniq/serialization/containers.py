@@ -139,18 +139,17 @@ def deque_codec(name: str, item: Codec) -> Codec:
 
 def fixed_tuple_codec(name: str, items: Sequence[Codec]) -> Codec:
     """Make the codec of a tuple with a type for each position."""
-    encoders, decoders = [item.encode for item in items], [item.decode for item in items]
 
     def encode(values: Any) -> Any:
         if len(values) != len(items):
             raise Refusal(f"expected {name}, was given a tuple of {len(values)}")
-        return _each_by_its_own(encoders, values)
+        return _each_by_its_own([item.encode for item in items], values)
 
     def decode(tree: Any) -> Any:
         trees = _array(tree, "tuple")
         if len(trees) != len(items):
             raise Refusal(f"expected {name}, but the payload has a tuple of {len(trees)}")
-        return tuple(_each_by_its_own(decoders, trees))
+        return tuple(_each_by_its_own([item.decode for item in items], trees))
 
     return Codec(
         name=name,

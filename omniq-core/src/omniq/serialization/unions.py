@@ -102,7 +102,7 @@ def _labels(codecs: Sequence[Codec], reserved: frozenset[str]) -> dict[int, str]
     labels: dict[int, str] = {}
     for codec in codecs:
         label = codec.full_label if seen[codec.label] > 1 or codec.label in reserved else codec.label
-        while label in reserved or label in labels.values():
+        while label in labels.values():
             label += "'"
         labels[id(codec)] = label
     return labels

@@ -1,7 +1,8 @@
-"""What tests of programs and of backends need: waiting for a condition, and the conformance kit for storages.
+"""What tests need: a queue on memory under a clock moved by hand, waiting for a condition, the kit for storages.
 
-:class:`StorageContract` (see :mod:`omniq.testing.contract`) needs ``pip install 'omniq-core[testing]'``; the rest needs
-nothing, and importing this package imports neither pytest nor hypothesis.
+:func:`trial` puts an application's queue on memory; as pytest fixtures there are ``omniq_queue``, ``omniq_trial`` and
+``omniq_clock``. :class:`StorageContract` (see :mod:`omniq.testing.contract`) checks a backend, and needs
+``pip install 'omniq-core[testing]'``. Importing this package imports neither pytest nor hypothesis.
 """
 
 from __future__ import annotations
@@ -13,11 +14,28 @@ from typing import TYPE_CHECKING, Any
 from omniq.testing.waiting import await_until, wait_until
 
 if TYPE_CHECKING:
+    from omniq.testing.clock import ManualClock
     from omniq.testing.contract import StorageContract, Stores, deviates, needs, new_task
+    from omniq.testing.trials import Trial, trial
 
-__all__ = ["StorageContract", "Stores", "await_until", "deviates", "needs", "new_task", "wait_until"]
+__all__ = [
+    "ManualClock",
+    "StorageContract",
+    "Stores",
+    "Trial",
+    "await_until",
+    "deviates",
+    "needs",
+    "new_task",
+    "trial",
+    "wait_until",
+]
 
-_OF_THE_KIT = frozenset({"StorageContract", "Stores", "deviates", "needs", "new_task"})
+_HOMES = {
+    **dict.fromkeys(("StorageContract", "Stores", "deviates", "needs", "new_task"), "omniq.testing.contract"),
+    **dict.fromkeys(("Trial", "trial"), "omniq.testing.trials"),
+    "ManualClock": "omniq.testing.clock",
+}
 
 # Assertions tell what differed only in modules that pytest rewrites, and it rewrites only what it is told of before the
 # import. Where pytest is not loaded no test is going to run, so it need not be loaded for this.
@@ -26,12 +44,12 @@ if "pytest" in sys.modules:
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _OF_THE_KIT:
+    if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
-        kit = importlib.import_module("omniq.testing.contract")
+        home = importlib.import_module(_HOMES[name])
     except ModuleNotFoundError as error:
         if error.name not in ("pytest", "hypothesis"):
             raise
         raise ImportError(f"omniq.testing.{name} needs {error.name}: pip install 'omniq-core[testing]'") from error
-    return getattr(kit, name)
+    return getattr(home, name)

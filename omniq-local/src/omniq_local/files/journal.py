@@ -102,6 +102,10 @@ class Journal:
         """Have what was written reach the disk."""
         os.fdatasync(self._fd)
 
+    def empty(self) -> None:
+        """Forget all changes."""
+        os.ftruncate(self._fd, 0)
+
     def trim(self) -> None:
         """Give back what an uncommonly large change took."""
         if os.fstat(self._fd).st_size > 2 * LAP:

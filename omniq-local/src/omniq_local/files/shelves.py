@@ -8,6 +8,7 @@ other, and lists again only when it has no more of them, or when somebody else p
 from __future__ import annotations
 
 import os
+import re
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable, Iterator
 
@@ -17,6 +18,7 @@ __all__ = ["LIMIT", "LOWEST", "Shelf"]
 
 LIMIT = 1000
 """Files in a sub-folder from which on it is divided."""
+_FOLDER = re.compile(r"0|(?:\d{3}-)?\d{18}-\d{12}")
 LOWEST = "0"
 """The name of the first sub-folder."""
 
@@ -53,7 +55,13 @@ class Shelf:
                 found = os.listdir(f"{self._base}/{self.path}")
             except FileNotFoundError:
                 found = []
-            self._folders = sorted({LOWEST, *found})
+            folders = {LOWEST}
+            for name in found:
+                if _FOLDER.fullmatch(name):
+                    folders.add(name)
+                else:
+                    self._foreign(f"{self.path}/{name}")
+            self._folders = sorted(folders)
         return self._folders
 
     def folder_of(self, key: str) -> str:
@@ -102,36 +110,46 @@ class Shelf:
 
     # Putting
 
-    def overfull(self, key: str) -> str | None:
-        """Tell which sub-folder is to be divided before a key is put, if one is."""
+    def crowded(self, key: str) -> str | None:
+        """Tell which sub-folder is to be divided before a key is put between others, if one is."""
+        if key > self.last:
+            return None
         folder = self.folder_of(key)
+        if self._filled(folder) < LIMIT:
+            return None
+        # Files that were taken away meanwhile have not been counted.
+        self._fill[folder] = len(self.list(folder))
+        return folder if self._fill[folder] >= LIMIT else None
+
+    def _filled(self, folder: str) -> int:
         fill = self._fill.get(folder)
-        if fill is None or fill >= LIMIT:
+        if fill is None:
             fill = self._fill[folder] = len(self.list(folder))
-        return folder if fill >= LIMIT else None
+        return fill
 
-    def divide(self, folder: str, key: str) -> tuple[str, list[tuple[str, str]]]:
-        """Divide a sub-folder so that a key has room.
+    def opens(self, key: str) -> bool:
+        """Tell whether a key begins a new sub-folder, behind all others, and if so note that there is one."""
+        if key <= self.last or self._filled(self.folder_of(key)) < LIMIT:
+            return False
+        insort(self.folders(), key)
+        self._fill[key] = 0
+        return True
 
-        :return: the new sub-folder, and which files have to move: from where to where.
+    def divide(self, folder: str) -> tuple[str, list[tuple[str, str]]]:
+        """Divide a sub-folder in two.
+
+        :return: the key that the new one begins with, and which files have to move: from where to where.
         """
         names = self.list(folder)
-        if key > self.last:
-            first, moving = key, []
-        else:
-            middle = names[len(names) // 2]
-            entry = parse_entry(middle)
-            assert entry is not None
-            first, moving = entry.key, names[len(names) // 2 :]
-        insort(self.folders(), first)
-        self._fill[folder] = len(names) - len(moving)
-        self._fill[first] = len(moving)
-        return first, [(f"{self.path}/{folder}/{name}", f"{self.path}/{first}/{name}") for name in moving]
+        moving = names[len(names) // 2 :]
+        entry = parse_entry(moving[0])
+        assert entry is not None
+        return entry.key, [(f"{self.path}/{folder}/{name}", f"{self.path}/{entry.key}/{name}") for name in moving]
 
     def put(self, key: str, id_token: str) -> bool:
         """Note that a file is put here; tell whether it is in front of another."""
         folder = self.folder_of(key)
-        self._fill[folder] = self._fill.get(folder, 0) + 1
+        self._fill[folder] = self._filled(folder) + 1
         if key > self.last:
             self.last = key
             return False

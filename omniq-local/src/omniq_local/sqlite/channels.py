@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, Literal, TypeAlias, TypeVar
 
 from omniq.errors import StorageUnavailable
-from omniq_local.sqlite.connection import connect, identity_of
+from omniq_local.sqlite.connection import connect, identity_of, lenient
 from omniq_local.sqlite.faults import is_broken, is_busy, translated
 from omniq_local.sqlite.preparation import prepare
 from omniq_local.sqlite.settings import Settings
@@ -116,6 +116,10 @@ class Reader(_Channel):
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings, settings.busy_timeout)
+
+    def _on_connected(self, connection: sqlite3.Connection) -> None:
+        # What cannot be read shall at least be seen.
+        connection.text_factory = lenient
 
     def read(self, job: Callable[[sqlite3.Connection], T]) -> T:
         """Run a job that reads, all of it as of one moment.

@@ -107,7 +107,7 @@ def promote(tx: Transaction, queue: str, limit: int) -> None:
 
 def _pick(tx: Transaction, queue: str, limit: int) -> list[list[Any]]:
     try:
-        picked: list[list[Any]] = tx.value("claim.pick", queue, tx.now, limit)
+        picked: list[list[Any]] = tx.exact_value("claim.pick", queue, tx.now, limit)
     except (sqlite3.OperationalError, ValueError) as error:
         # A row that is no text, or that no JSON can hold, spoils the statement for all: so each by itself.
         _log.warning("a task in queue %r cannot be read: %s", queue, error)
@@ -117,7 +117,7 @@ def _pick(tx: Transaction, queue: str, limit: int) -> list[list[Any]]:
 
 def _pick_one(tx: Transaction, seq: int) -> list[Any]:
     try:
-        row: list[Any] = tx.value("claim.pick_one", seq)
+        row: list[Any] = tx.exact_value("claim.pick_one", seq)
     except (sqlite3.OperationalError, ValueError) as error:
         # Its id may be what cannot be read; the error takes the place of its options, which then say why.
         row = [seq, "", "", 0, 0, 0, 0, 0, None, None, str(error), None, "", ""]

@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 from omniq_local.sqlite.settings import Settings
 
-__all__ = ["connect", "identity_of"]
+__all__ = ["connect", "identity_of", "lenient"]
 
 LARGEST_LOG = 64 * 2**20
 """Bytes to which SQLite cuts its log when it begins it anew."""
@@ -48,3 +48,8 @@ def identity_of(settings: Settings) -> tuple[int, int] | None:
     except OSError:
         return None
     return status.st_dev, status.st_ino
+
+
+def lenient(text: bytes) -> str:
+    """Read a text in which not everything may be UTF-8; a ``text_factory``."""
+    return text.decode("utf-8", "replace")

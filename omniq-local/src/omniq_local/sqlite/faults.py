@@ -8,7 +8,7 @@ import sqlite3
 from omniq.errors import PayloadTooLarge, SchemaMismatch, StorageUnavailable
 from omniq_local.sqlite.settings import Settings
 
-__all__ = ["is_broken", "is_busy", "not_writable", "translated"]
+__all__ = ["is_broken", "is_busy", "is_undecodable", "not_writable", "translated"]
 
 _PRIMARY = 0xFF
 """The bits of an error code that hold its kind; the others say more about where it came from."""
@@ -22,6 +22,11 @@ def _kind(error: sqlite3.Error) -> int:
 def is_busy(error: sqlite3.Error) -> bool:
     """Whether another connection was in the way, so that the same may be tried again soon."""
     return _kind(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+
+
+def is_undecodable(error: sqlite3.Error) -> bool:
+    """Whether a text in the file is not UTF-8."""
+    return "decode" in str(error)
 
 
 def is_broken(error: sqlite3.Error) -> bool:

@@ -63,6 +63,8 @@ NUMBER_OF = {state: number for number, state in STATE_OF.items()}
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 LATEST = 253_402_300_799_999_999
 """The last microsecond that a datetime can name."""
+LONGEST = 100 * 366 * 86400.0
+"""A hundred years, in seconds."""
 BODY_APART = 1000
 """Bytes. A larger payload has a row of its own: claiming and finishing write a task's row anew."""
 
@@ -103,7 +105,7 @@ def moment(value: int) -> datetime:
 
 def span(seconds: float) -> int:
     """Give a duration in microseconds; what no database and no calendar can hold becomes a hundred years."""
-    return int(min(seconds, 3.2e9) * 1e6)
+    return int(min(seconds, LONGEST) * 1e6 + 0.5)
 
 
 # Orders

@@ -16,6 +16,8 @@ import sqlite3
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from omniq_local.sqlite.connection import lenient
+from omniq_local.sqlite.faults import is_undecodable
 from omniq_local.sqlite.rows import FRESH, READY
 from omniq_local.sqlite.statements import Statements
 
@@ -36,9 +38,22 @@ class Transaction:
     :param now: the store's now, in microseconds.
     """
 
-    __slots__ = ("_counts", "_ended", "_has_waiters", "_ready", "_stamp", "execute", "now", "pokes", "rows", "sql")
+    __slots__ = (
+        "_connection",
+        "_counts",
+        "_ended",
+        "_has_waiters",
+        "_ready",
+        "_stamp",
+        "execute",
+        "now",
+        "pokes",
+        "rows",
+        "sql",
+    )
 
     def __init__(self, connection: sqlite3.Connection, sql: Statements, now: int) -> None:
+        self._connection = connection
         self.execute = connection.execute
         self.sql = sql
         self.now = now
@@ -81,6 +96,19 @@ class Transaction:
     # Reading
 
     def value(self, statement: str, *parameters: Any) -> Any:
+        """Give the JSON value that a statement gives in its one row; text that is none is made the best of."""
+        try:
+            return self.exact_value(statement, *parameters)
+        except sqlite3.OperationalError as error:
+            if not is_undecodable(error):
+                raise
+            self._connection.text_factory = lenient
+            try:
+                return self.exact_value(statement, *parameters)
+            finally:
+                self._connection.text_factory = str
+
+    def exact_value(self, statement: str, *parameters: Any) -> Any:
         """Give the JSON value that a statement gives in its one row."""
         return json.loads(self.execute(self.sql[statement], parameters).fetchone()[0])
 
@@ -187,11 +215,16 @@ class Transaction:
             self.batch("transaction.count", counts)
 
     def complete(self) -> None:
-        """Do what is left to do before the commit."""
+        """Do what is left to do before the commit, or before somebody's name is written on the table of waiters."""
         if self._counts:
             self.flush_counts()
-        if not (self._ready or self._ended) or not self.has_waiters:
-            return
+        if self._ready or self._ended:
+            if self.has_waiters:
+                self._choose_whom_to_wake()
+            self._ready.clear()
+            self._ended.clear()
+
+    def _choose_whom_to_wake(self) -> None:
         for topic, n in self._ready.items():
             self._dismiss(self.value("transaction.waiters_of", topic, self.now, n))
         if self._ended:

@@ -222,6 +222,8 @@ def _register(name: _Name, port: int, tx: Transaction) -> None:
 
 def _register_for_work(name: _Name, port: int, queues: str, tx: Transaction) -> bool:
     tx.fold()
+    # What this has made ready is not to wake us, who are about to look.
+    tx.complete()
     there, *times = tx.execute(tx.sql["waiting.prospects"], {"queues": queues, "now": tx.now}).fetchone()
     name.next_at = _earliest(times)
     if not there:

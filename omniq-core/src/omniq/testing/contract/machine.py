@@ -24,11 +24,11 @@ __all__ = ["StorageMachine"]
 R = TypeVar("R")
 
 QUEUES = ("a", "b")
-EVERYTHING = {"a": 99, "b": 99}
 
 indexes = st.integers(0, 15)
 queues = st.sampled_from(QUEUES)
 workers = st.sampled_from(["w1", "w2"])
+kinds = st.sampled_from(OUTCOMES)
 orders = st.fixed_dictionaries(
     {
         "queue": st.sampled_from(["a", "a", "b"]),
@@ -40,12 +40,31 @@ orders = st.fixed_dictionaries(
     }
 )
 demands = st.one_of(
-    st.fixed_dictionaries({"a": st.integers(0, 4), "b": st.integers(0, 4)}),
-    st.fixed_dictionaries({"b": st.integers(1, 9)}),
     st.fixed_dictionaries({"a": st.integers(1, 3)}),
-    st.just({"b": 99, "a": 99}),
+    st.fixed_dictionaries({"b": st.integers(1, 9), "a": st.integers(0, 4)}),
+    st.just({"a": 99, "b": 99}),
 )
 Order = Mapping[str, Any]
+Method = TypeVar("Method", bound=Callable[..., None])
+
+OPERATIONS: list[st.SearchStrategy[tuple[str, dict[str, Any]]]] = []
+
+
+def operation(often: int = 1, **arguments: st.SearchStrategy[Any]) -> Callable[[Method], Method]:
+    """Let the machine call a method of its own accord.
+
+    One rule chooses among all operations. Were each a rule of its own, hypothesis would leave out most of them in each
+    run, to see what the others do when left to themselves; but here all that is interesting lies in how they mix.
+
+    :param often: how often, compared with others.
+    :param arguments: what to call it with.
+    """
+
+    def add(method: Method) -> Method:
+        OPERATIONS.extend([st.tuples(st.just(method.__name__), st.fixed_dictionaries(arguments))] * often)
+        return method
+
+    return add
 
 
 class StorageMachine(RuleBasedStateMachine):
@@ -90,7 +109,7 @@ class StorageMachine(RuleBasedStateMachine):
 
     def _pick(self, index: int) -> str:
         """Give the id of some task, or once in a while of none."""
-        return self.known[index % len(self.known)] if index and self.known else new_id()
+        return new_id() if index == 15 else self.known[-1 - index % len(self.known)]
 
     def _held(self, indexes: Sequence[int]) -> list[Task]:
         """Give some of the deliveries so far, late ones rather than early ones; many are stale."""
@@ -108,7 +127,7 @@ class StorageMachine(RuleBasedStateMachine):
         assert answers == self.model.enqueue(tasks, ready=ready)
         return answers[0].created
 
-    @rule(batch=st.lists(orders, min_size=1, max_size=4), old=st.none() | indexes, twice=st.booleans())
+    @operation(often=3, batch=st.lists(orders, min_size=1, max_size=4), old=st.none() | indexes, twice=st.booleans())
     def enqueue(self, batch: list[Order], old: int | None, twice: bool) -> None:
         repeated = None if old is None else self._pick(old)
         tasks = [self._new(order) for order in batch]
@@ -118,7 +137,7 @@ class StorageMachine(RuleBasedStateMachine):
             tasks.append(tasks[0])
         self._enqueue(tasks)
 
-    @rule(order=orders, soon=st.booleans())
+    @operation(often=2, order=orders, soon=st.booleans())
     def enqueue_for_later(self, order: Order, soon: bool) -> None:
         task = self._new(order, run_at=timedelta(milliseconds=3) if soon else FAR)
         if self._enqueue([task], ready=False) and soon:
@@ -128,7 +147,7 @@ class StorageMachine(RuleBasedStateMachine):
     async def _until(self, task_id: str, moment: str) -> None:
         await passed(self.store, getattr(await record(self.store, task_id), moment))
 
-    @rule(order=orders, by_claim=st.booleans())
+    @operation(order=orders, by_claim=st.booleans())
     def enqueue_and_let_expire(self, order: Order, by_claim: bool) -> None:
         task = self._new(order, expires=timedelta(milliseconds=3))
         if not self._enqueue([task]):
@@ -142,7 +161,7 @@ class StorageMachine(RuleBasedStateMachine):
             self.recover(len(self.model.lapsed) + 10)
             self.model.cancel([task.id])
 
-    @rule(order=orders, kind=st.sampled_from(["succeeded", "failed", "cancelled"]))
+    @operation(order=orders, kind=st.sampled_from(["succeeded", "failed", "cancelled"]))
     def enqueue_and_let_be_pruned(self, order: Order, kind: str) -> None:
         queue = "in passing"
         task = self._new({**order, "queue": queue}, result_ttl=0.0)
@@ -153,11 +172,11 @@ class StorageMachine(RuleBasedStateMachine):
             assert self._do(self.store.prune(1000)) <= 1
             self.model.delete([claimed.id])
 
-    @rule(demand=demands, worker=workers, limit=st.none() | st.integers(0, 4))
+    @operation(often=3, demand=demands, worker=workers, limit=st.sampled_from([None, None, 0, 1, 2, 3]))
     def claim(self, demand: Mapping[str, int], worker: str, limit: int | None) -> None:
         self._claim(demand, worker, limit=limit)
 
-    @rule(demand=demands, worker=workers)
+    @operation(often=2, demand=demands, worker=workers)
     def claim_and_fall_silent(self, demand: Mapping[str, int], worker: str) -> None:
         tasks = self._claim(demand, worker, lease=0.003)
         self._do(lapsed(self.store, tasks))
@@ -175,11 +194,15 @@ class StorageMachine(RuleBasedStateMachine):
         self.claimed += tasks
         return tasks
 
-    @rule(indexes=st.lists(indexes, min_size=1, max_size=4), kinds=st.lists(st.sampled_from(OUTCOMES), min_size=4))
+    @operation(
+        often=3,
+        indexes=st.lists(indexes, min_size=1, max_size=4),
+        kinds=st.lists(st.sampled_from(OUTCOMES), min_size=4),
+    )
     def finish(self, indexes: list[int], kinds: list[str]) -> None:
         self._finish([outcome(kind, task) for kind, task in zip(kinds, self._held(indexes), strict=False)])
 
-    @rule(kinds=st.lists(st.sampled_from(OUTCOMES), min_size=3, max_size=3))
+    @operation(kinds=st.lists(kinds, min_size=3, max_size=3))
     def finish_all(self, kinds: list[str]) -> None:
         self._finish([outcome(kinds[number % 3], task) for number, task in enumerate(self.claimed)])
 
@@ -188,7 +211,7 @@ class StorageMachine(RuleBasedStateMachine):
         told_apart = [_told_apart(told, self.model.step, number) for number, told in enumerate(outcomes)]
         assert self._do(self.store.finish(told_apart)) == self.model.finish(told_apart)
 
-    @rule(indexes=st.lists(indexes, max_size=5), worker=workers, done=st.integers(0, 9))
+    @operation(often=2, indexes=st.lists(indexes, min_size=1, max_size=5), worker=workers, done=st.integers(0, 9))
     def heartbeat(self, indexes: list[int], worker: str, done: int) -> None:
         leases = [Lease(task.id, task.delivery) for task in self._held(indexes)]
         assert self._do(self.store.heartbeat(worker, leases, HELD)) == self.model.heartbeat(leases)
@@ -196,7 +219,7 @@ class StorageMachine(RuleBasedStateMachine):
         self._do(self.store.set_progress(updates))
         self.model.set_progress(updates)
 
-    @rule(limit=st.sampled_from([1, 2, 100]))
+    @operation(often=2, limit=st.sampled_from([1, 2, 100]))
     def recover(self, limit: int) -> None:
         lost = self.model.lapsed
         tasks = self._do(self.store.recover(limit))
@@ -209,16 +232,20 @@ class StorageMachine(RuleBasedStateMachine):
 
     # Control
 
-    @rule(what=st.sampled_from(["cancel", "cancel", "delete"]), picks=st.lists(indexes, max_size=3))
-    def control(self, what: str, picks: list[int]) -> None:
-        self._on_tasks(what, list(dict.fromkeys(map(self._pick, picks))))
+    @operation(often=2, picks=st.lists(indexes, min_size=1, max_size=3))
+    def cancel(self, picks: list[int]) -> None:
+        self._on_tasks("cancel", list(dict.fromkeys(map(self._pick, picks))))
 
-    @rule(picks=st.lists(indexes, max_size=3))
+    @operation(often=2, picks=st.lists(indexes, min_size=1, max_size=3))
+    def delete(self, picks: list[int]) -> None:
+        self._on_tasks("delete", list(dict.fromkeys(map(self._pick, picks))))
+
+    @operation(often=2, picks=st.lists(indexes, min_size=1, max_size=3))
     def retry(self, picks: list[int]) -> None:
         # Which of two with one key is made ready is the store's choice: one call each. More likely those that can be.
         ended = [task_id for task_id, row in self.model.rows.items() if row.state.is_final]
         for pick in picks:
-            self._on_tasks("retry", [ended[pick % len(ended)] if ended and pick else self._pick(pick)])
+            self._on_tasks("retry", [ended[pick % len(ended)] if ended and pick < 12 else self._pick(pick)])
 
     def _on_tasks(self, what: str, ids: list[str]) -> None:
         self._step()
@@ -226,13 +253,13 @@ class StorageMachine(RuleBasedStateMachine):
         expected: Callable[[list[str]], list[bool]] = getattr(self.model, what)
         assert self._do(operation(ids)) == expected(ids)
 
-    @rule(what=st.sampled_from(["pause", "resume", "resume"]), queue=queues)
+    @operation(what=st.sampled_from(["pause", "resume", "resume"]), queue=queues)
     def switch(self, what: str, queue: str) -> None:
         operation: Callable[[str], Coroutine[Any, Any, bool]] = getattr(self.store, what)
         expected: Callable[[str], bool] = getattr(self.model, what)
         assert self._do(operation(queue)) == expected(queue)
 
-    @rule(queue=queues, state=st.sampled_from([*TaskState, TaskState.SUCCEEDED, None]))
+    @operation(queue=queues, state=st.sampled_from([*TaskState, TaskState.SUCCEEDED, None]))
     def purge(self, queue: str, state: TaskState | None) -> None:
         # What is due may count as scheduled or as ready, so one of both cannot be purged alone.
         undecided = any(row.perhaps_scheduled for row in self.model.ready(queue))
@@ -241,7 +268,7 @@ class StorageMachine(RuleBasedStateMachine):
 
     # Schedules
 
-    @rule(schedule_id=st.sampled_from("st"), next_run=st.sampled_from([LONG_AGO, FAR, None]), paused=st.booleans())
+    @operation(schedule_id=st.sampled_from("st"), next_run=st.sampled_from([LONG_AGO, FAR, None]), paused=st.booleans())
     def put_schedule(self, schedule_id: str, next_run: Any, paused: bool) -> None:
         schedule = new_schedule(schedule_id, next_run=next_run, paused=paused)
         revision = self.model.revision(schedule_id)
@@ -249,7 +276,7 @@ class StorageMachine(RuleBasedStateMachine):
             stored = self._do(self.store.put_schedule(schedule, expected))
             assert stored == self.model.put_schedule(schedule, expected)
 
-    @rule(schedule_id=st.sampled_from("st"), batch=st.lists(orders, max_size=2), deleted=st.integers(0, 3))
+    @operation(schedule_id=st.sampled_from("st"), batch=st.lists(orders, max_size=2), deleted=st.integers(0, 3))
     def fire(self, schedule_id: str, batch: list[Order], deleted: int) -> None:
         revision = self.model.revision(schedule_id)
         for wrong_by in (1, 0, 0):
@@ -260,6 +287,11 @@ class StorageMachine(RuleBasedStateMachine):
         if not deleted:
             expected = self.model.schedules.pop(schedule_id, None) is not None
             assert self._do(self.store.delete_schedule(schedule_id)) == expected
+
+    @rule(step=st.one_of(OPERATIONS))
+    def do(self, step: tuple[str, dict[str, Any]]) -> None:
+        name, arguments = step
+        getattr(self, name)(**arguments)
 
     # What must hold after each step
 

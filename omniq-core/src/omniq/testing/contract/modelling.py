@@ -14,7 +14,7 @@ from omniq.testing.contract.stores import Stores
 
 __all__ = ["ModelContract"]
 
-EXAMPLES, STEPS = 40, 30
+EXAMPLES, STEPS = 50, 40
 
 
 class ModelContract(Contract):

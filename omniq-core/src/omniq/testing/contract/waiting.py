@@ -152,7 +152,7 @@ class WaitContract(Contract):
         async def enqueue(sibling: Storage) -> None:
             await add(sibling)
             # An end of the thread would wake the waiting loop, too.
-            assert await asyncio.to_thread(noticed.wait, PROMPT), "the waiting worker did not notice"
+            assert await asyncio.to_thread(noticed.wait, PROMPT / 2), "the waiting worker did not notice"
 
         worker = asyncio.create_task(arrival(store))
         await waiting(worker)
@@ -302,7 +302,7 @@ class WaitContract(Contract):
 
         async def work(sibling: Storage) -> None:
             await sibling.finish([outcome("succeeded", task) for task in await take(sibling)])
-            assert await asyncio.to_thread(noticed.wait, PROMPT), "the waiting caller did not notice"
+            assert await asyncio.to_thread(noticed.wait, PROMPT / 2), "the waiting caller did not notice"
 
         waits = asyncio.create_task(ended(store, task_id))
         await waiting(waits)

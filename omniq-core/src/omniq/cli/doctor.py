@@ -1,0 +1,92 @@
+"""``omniq doctor``: what a store has to say about its own health."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import textwrap
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from omniq.cli.app import load_queue_or_url, store_of
+from omniq.cli.arguments import add_app, add_json, describe
+from omniq.cli.failures import FAILED
+from omniq.cli.terminal import Screen
+from omniq.cli.wording import plural, printable
+from omniq.errors import StorageError
+from omniq.queue import TaskQueue
+from omniq.storage import Finding, Severity
+
+__all__ = ["as_json", "as_lines", "configure", "run"]
+
+_MARKS: Mapping[Severity, str] = {Severity.OK: "✓", Severity.WARNING: "!", Severity.ERROR: "✗"}
+_STYLES: Mapping[Severity, str] = {Severity.OK: "green", Severity.WARNING: "yellow", Severity.ERROR: "red"}
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    describe(
+        parser,
+        "Look for what is amiss with a store: its version, its durability, its limits. Exit code 1 if something\n"
+        "is an error, or if the store cannot be reached.",
+        "omniq doctor sqlite:///jobs.db\nomniq doctor shop.tasks:queue --json",
+    )
+    add_app(parser, or_url=True)
+    add_json(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Show the findings."""
+    screen = Screen()
+    with load_queue_or_url(options.app) as queue:
+        try:
+            findings = queue.run(_diagnose(queue))
+        except StorageError as error:
+            if not options.json:
+                raise
+            # A program that watches a store wants to read that it is away in the same way as anything else.
+            findings = [Finding(severity=Severity.ERROR, subject="connection", message=str(error))]
+        if options.json:
+            screen.say(json.dumps(as_json(findings, queue), indent=2))
+        else:
+            for line in as_lines(findings, queue, screen):
+                screen.say(line)
+    return FAILED if any(finding.severity is Severity.ERROR for finding in findings) else 0
+
+
+async def _diagnose(queue: TaskQueue) -> list[Finding]:
+    return await (await store_of(queue)).diagnose()
+
+
+def as_json(findings: Sequence[Finding], queue: TaskQueue) -> dict[str, Any]:
+    """Give the findings as what ``--json`` prints."""
+    return {
+        "url": queue.url,
+        "findings": [
+            {"severity": finding.severity.value, "subject": finding.subject, "message": finding.message}
+            for finding in findings
+        ],
+    }
+
+
+def as_lines(findings: Sequence[Finding], queue: TaskQueue, screen: Screen) -> Iterator[str]:
+    """Give the findings as lines for people, and their number at the end."""
+    yield screen.styled(printable(queue.url), "bold")
+    marks = _MARKS if screen.can_show("".join(_MARKS.values())) else {severity: severity.value for severity in Severity}
+    mark_width = max(map(len, marks.values()))
+    width = max((len(finding.subject) for finding in findings), default=0)
+    for finding in findings:
+        mark = screen.styled(f"{marks[finding.severity]:<{mark_width}}", _STYLES[finding.severity])
+        first, *others = _wrapped(printable(finding.message), screen, mark_width + width + 3)
+        yield f"{mark} {printable(finding.subject):<{width}}  {first}"
+        for line in others:
+            yield " " * (mark_width + width + 3) + line
+    counts = Counter(finding.severity for finding in findings)
+    yield f"{plural(counts[Severity.ERROR], 'error')}, {plural(counts[Severity.WARNING], 'warning')}"
+
+
+def _wrapped(text: str, screen: Screen, indent: int) -> list[str]:
+    if not screen.is_terminal:
+        return [text]
+    return textwrap.wrap(text, max(screen.width - indent, 20), break_on_hyphens=False) or [""]

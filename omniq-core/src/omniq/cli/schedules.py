@@ -1,0 +1,310 @@
+"""``omniq schedules``: what is planned, and pausing, resuming, triggering and deleting it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from typing import Any
+
+from attrs import frozen
+
+from omniq.cli.app import now_of, open_queue
+from omniq.cli.arguments import add_app, add_json, describe
+from omniq.cli.columns import Column, Table
+from omniq.cli.failures import FAILED, OperationFailed, suggestion
+from omniq.cli.groups import Action, add_actions, run_action
+from omniq.cli.task_records import arguments_json, arguments_text, as_record
+from omniq.cli.terminal import Screen, human_duration
+from omniq.cli.trigger_words import in_words
+from omniq.cli.wording import ago, exact, local_time, printable, relative
+from omniq.errors import OmniQError, ScheduleNotFound
+from omniq.policies import decode_value
+from omniq.queue import TaskQueue
+from omniq.schedule import Schedule, Trigger
+
+__all__ = ["ACTIONS", "as_json", "configure", "run"]
+
+PREVIEW = 5
+"""How many of the next runs are shown of one schedule."""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    describe(
+        parser,
+        "List, show, pause, resume, trigger and delete schedules.",
+        "omniq schedules list shop.tasks:queue\n"
+        "omniq schedules pause shop.tasks:queue nightly\n"
+        "omniq schedules trigger sqlite:///jobs.db nightly",
+    )
+    add_actions(parser, ACTIONS)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Do what was asked."""
+    return run_action(options)
+
+
+# Looking
+
+
+@frozen
+class _Row:
+    schedule: Schedule
+    words: str
+
+
+def _configure_list(parser: argparse.ArgumentParser) -> None:
+    describe(
+        parser,
+        "Show every schedule: its task, when it runs, the next run and the last one.",
+        "omniq schedules list shop.tasks:queue\nomniq schedules list sqlite:///jobs.db --json",
+    )
+    add_app(parser, or_url=True)
+    add_json(parser)
+
+
+def _list(options: argparse.Namespace) -> int:
+    screen = Screen()
+    with open_queue(options.app) as queue:
+        schedules = queue.schedules()
+        now = now_of(queue)
+        if options.json:
+            screen.say(json.dumps([as_json(schedule, queue, now) for schedule in schedules], indent=2))
+            return 0
+        rows = [_Row(schedule, _words(schedule, queue)) for schedule in schedules]
+        for line in _table(screen, now).lines(rows) if rows else ["there are no schedules"]:
+            screen.say(line)
+    return 0
+
+
+def _table(screen: Screen, now: datetime) -> Table[_Row]:
+    columns: list[Column[_Row]] = [
+        Column(title="id", cell=lambda row: printable(row.schedule.id), least=10),
+        Column(title="task", cell=lambda row: printable(row.schedule.task.name), least=8, keep_end=True, rank=2),
+        Column(title="trigger", cell=lambda row: row.words, least=12),
+        Column(title="next run", cell=lambda row: _next_run(row.schedule), rank=1),
+        Column(title="due", cell=lambda row: _due(row.schedule, now), right=True),
+        Column(title="last run", cell=lambda row: ago(row.schedule.last_run, now), right=True, rank=4),
+        Column(title="paused", cell=lambda row: _yes(row.schedule.paused), rank=3, dull="no"),
+        Column(title="declared", cell=lambda row: _yes(row.schedule.declared), rank=5, dull="no"),
+    ]
+    return Table(columns, screen)
+
+
+def _next_run(schedule: Schedule) -> str:
+    return "-" if schedule.paused or schedule.next_run is None else local_time(schedule.next_run)
+
+
+def _due(schedule: Schedule, now: datetime) -> str:
+    if schedule.paused:
+        return "paused"
+    return "never" if schedule.next_run is None else relative(schedule.next_run, now)
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"
+
+
+def _trigger(schedule: Schedule, queue: TaskQueue) -> Trigger | None:
+    try:
+        return decode_value(schedule.trigger, queue.plugins.trigger)
+    except OmniQError:  # of a plugin that is not installed here, or of another version of it
+        return None
+
+
+def _words(schedule: Schedule, queue: TaskQueue) -> str:
+    trigger = _trigger(schedule, queue)
+    return printable(schedule.trigger) if trigger is None else in_words(trigger)
+
+
+def as_json(schedule: Schedule, queue: TaskQueue, now: datetime) -> dict[str, Any]:
+    """Give a schedule as what ``--json`` prints."""
+    return {
+        "id": schedule.id,
+        "task": schedule.task.name,
+        "queue": schedule.task.queue,
+        **arguments_json(as_record(schedule.task, queue, now), queue),
+        "trigger": json.loads(schedule.trigger),
+        "trigger_text": _words(schedule, queue),
+        "next_run": _iso(schedule.next_run),
+        "last_run": _iso(schedule.last_run),
+        "last_task": schedule.last_task,
+        "paused": schedule.paused,
+        "declared": schedule.declared,
+        "misfire": schedule.misfire.value,
+        "overlap": schedule.overlap.value,
+        "jitter": schedule.jitter,
+        "start": _iso(schedule.start),
+        "end": _iso(schedule.end),
+        "revision": schedule.revision,
+    }
+
+
+def _iso(moment: datetime | None) -> str | None:
+    return None if moment is None else moment.isoformat()
+
+
+def _configure_show(parser: argparse.ArgumentParser) -> None:
+    describe(
+        parser,
+        f"Show everything about one schedule, and its next {PREVIEW} runs.",
+        "omniq schedules show shop.tasks:queue nightly\nomniq schedules show sqlite:///jobs.db nightly --json",
+    )
+    add_app(parser, or_url=True)
+    parser.add_argument("id", metavar="ID", help="the schedule's id")
+    add_json(parser)
+
+
+def _show(options: argparse.Namespace) -> int:
+    screen = Screen()
+    with open_queue(options.app) as queue:
+        schedule = _find(queue, options.id)
+        now = now_of(queue)
+        if options.json:
+            screen.say(json.dumps(as_json(schedule, queue, now), indent=2))
+            return 0
+        for label, text in _details(schedule, queue, now):
+            screen.say(f"{screen.styled(f'{label:<9}', 'dim')}  {text}")
+    return 0
+
+
+def _find(queue: TaskQueue, schedule_id: str) -> Schedule:
+    schedules = {schedule.id: schedule for schedule in queue.schedules()}
+    if schedule_id not in schedules:
+        raise OperationFailed(f"{ScheduleNotFound(schedule_id)}{suggestion(schedule_id, schedules)}")
+    return schedules[schedule_id]
+
+
+def _details(schedule: Schedule, queue: TaskQueue, now: datetime) -> Iterator[tuple[str, str]]:
+    yield "schedule", printable(schedule.id)
+    yield "task", printable(schedule.task.name)
+    yield "queue", printable(schedule.task.queue)
+    yield "arguments", arguments_text(as_record(schedule.task, queue, now), queue)
+    yield "trigger", _words(schedule, queue)
+    yield "paused", _yes(schedule.paused)
+    yield "declared", "yes, in code: workers keep it as it stands there" if schedule.declared else "no"
+    yield "misfire", schedule.misfire.value
+    yield "overlap", schedule.overlap.value
+    if schedule.jitter:
+        yield "jitter", f"up to {human_duration(schedule.jitter)}"
+    for label, moment in (("start", schedule.start), ("end", schedule.end), ("last run", schedule.last_run)):
+        if moment is not None:
+            yield label, exact(moment, now)
+    if schedule.last_task is not None:
+        yield "last task", printable(schedule.last_task)
+    label = "next runs"
+    for moment in _preview(schedule, queue):
+        yield label, exact(moment, now)
+        label = ""
+    if label:
+        yield label, "none"
+
+
+def _preview(schedule: Schedule, queue: TaskQueue) -> Iterator[datetime]:
+    moment = schedule.next_run
+    trigger = _trigger(schedule, queue)
+    for _ in range(PREVIEW):
+        if moment is None or (schedule.end is not None and moment > schedule.end):
+            return
+        yield moment
+        moment = None if trigger is None else trigger.next_after(moment)
+
+
+# Changing
+
+
+def _configure_many(description: str, action: str) -> Callable[[argparse.ArgumentParser], None]:
+    def configure(parser: argparse.ArgumentParser) -> None:
+        describe(
+            parser,
+            description,
+            f"omniq schedules {action} shop.tasks:queue nightly\n"
+            f"omniq schedules {action} sqlite:///jobs.db nightly weekly",
+        )
+        add_app(parser, or_url=True)
+        parser.add_argument("ids", nargs="+", metavar="ID", help="the schedules' ids")
+
+    return configure
+
+
+def _for_each(change: Callable[[TaskQueue, str], None]) -> Callable[[argparse.Namespace], int]:
+    """Give what does something to each schedule that was named, also after one that is not there."""
+
+    def run(options: argparse.Namespace) -> int:
+        code = 0
+        with open_queue(options.app) as queue:
+            for schedule_id in dict.fromkeys(options.ids):
+                try:
+                    change(queue, schedule_id)
+                except ScheduleNotFound as error:
+                    known = [schedule.id for schedule in queue.schedules()]
+                    print(f"omniq: error: {error}{suggestion(schedule_id, known)}", file=sys.stderr)
+                    code = FAILED
+        return code
+
+    return run
+
+
+def _pause(queue: TaskQueue, schedule_id: str) -> None:
+    changed = queue.pause_schedule(schedule_id)
+    print(f"schedule {schedule_id} is paused" if changed else f"schedule {schedule_id} was paused already")
+
+
+def _resume(queue: TaskQueue, schedule_id: str) -> None:
+    changed = queue.resume_schedule(schedule_id)
+    print(f"schedule {schedule_id} goes on" if changed else f"schedule {schedule_id} was not paused")
+
+
+def _trigger_now(queue: TaskQueue, schedule_id: str) -> None:
+    print(queue.trigger_schedule(schedule_id).id)
+
+
+def _delete(queue: TaskQueue, schedule_id: str) -> None:
+    declared = any(schedule.declared for schedule in queue.schedules() if schedule.id == schedule_id)
+    if not queue.delete_schedule(schedule_id):
+        raise ScheduleNotFound(schedule_id)
+    print(f"schedule {schedule_id} is deleted")
+    if declared:
+        print(
+            f"omniq: {schedule_id} is declared in code: the next worker that starts makes it anew; "
+            "remove schedule= from @queue.task there",
+            file=sys.stderr,
+        )
+
+
+ACTIONS = {
+    "list": Action("show every schedule", _configure_list, _list),
+    "show": Action("show everything about one schedule", _configure_show, _show),
+    "pause": Action(
+        "keep schedules from firing",
+        _configure_many("Keep schedules from firing until they are resumed.", "pause"),
+        _for_each(_pause),
+    ),
+    "resume": Action(
+        "let them fire again",
+        _configure_many(
+            "Let paused schedules fire again, in their old rhythm. Runs that fell into the pause are not made up.",
+            "resume",
+        ),
+        _for_each(_resume),
+    ),
+    "trigger": Action(
+        "enqueue their tasks now",
+        _configure_many(
+            "Enqueue the task of each schedule now, whatever its trigger says, and print the tasks' ids. The rhythm\n"
+            "goes on as before.",
+            "trigger",
+        ),
+        _for_each(_trigger_now),
+    ),
+    "delete": Action(
+        "remove schedules; the tasks that they enqueued stay",
+        _configure_many("Remove schedules. The tasks that they enqueued stay.", "delete"),
+        _for_each(_delete),
+    ),
+}
+"""The actions of this command."""

@@ -1,0 +1,187 @@
+"""``omniq tasks cancel``, ``retry`` and ``delete``: on tasks that are named, or on all that match."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+
+from attrs import evolve, frozen
+
+from omniq.cli.app import open_queue, store_of
+from omniq.cli.arguments import add_app, describe
+from omniq.cli.enqueue import find_function
+from omniq.cli.failures import FAILED, UsageError
+from omniq.cli.wording import plural, printable
+from omniq.queue import TaskQueue
+from omniq.storage import Storage, TaskQuery
+from omniq.task import Task, TaskState
+
+__all__ = ["CANCEL", "DELETE", "RETRY", "Verb", "act", "add_verb", "full_name"]
+
+STEP = 500
+"""How many tasks the store is asked to change in one call: few enough to keep its locks short."""
+
+SCHEDULED, READY, RUNNING = TaskState.SCHEDULED, TaskState.READY, TaskState.RUNNING
+
+
+@frozen(kw_only=True)
+class Verb:
+    """Something that can be done to many tasks."""
+
+    name: str
+    done: str
+    description: str
+    states: tuple[TaskState, ...]
+    """In which it can be done. In this order they are looked through, so that one that goes on meanwhile is met."""
+    default: tuple[TaskState, ...]
+    """Those that are chosen by filters without ``--state``."""
+    apply: Callable[[Storage, Sequence[str]], Awaitable[list[bool]]]
+
+
+CANCEL = Verb(
+    name="cancel",
+    done="cancelled",
+    description="Cancel tasks. Those that wait end at once; running ones are asked to stop.",
+    states=(SCHEDULED, READY, RUNNING),
+    default=(SCHEDULED, READY, RUNNING),
+    apply=lambda storage, ids: storage.cancel(ids),
+)
+RETRY = Verb(
+    name="retry",
+    done="retried",
+    description="Make failed or cancelled tasks ready again, with all their attempts. Filters choose failed ones,\n"
+    "unless --state says otherwise.",
+    states=(TaskState.FAILED, TaskState.CANCELLED),
+    default=(TaskState.FAILED,),
+    apply=lambda storage, ids: storage.retry(ids),
+)
+DELETE = Verb(
+    name="delete",
+    done="deleted",
+    description="Remove tasks with their results. Running ones stay.",
+    states=tuple(state for state in TaskState if state is not RUNNING),
+    default=tuple(state for state in TaskState if state is not RUNNING),
+    apply=lambda storage, ids: storage.delete(ids),
+)
+
+
+def add_verb(parser: argparse.ArgumentParser, verb: Verb) -> None:
+    """Take what a verb needs: ids, or filters."""
+    describe(
+        parser,
+        f"{verb.description}\nName the tasks by their ids, or choose them by filters: then all that match are taken.",
+        f"omniq tasks {verb.name} shop.tasks:queue 0196f0c4-52a1-7c3e-9f0b-6d1a2b3c4d5e\n"
+        f"omniq tasks {verb.name} shop.tasks:queue --queue mail --state {verb.states[0]} --dry-run\n"
+        f"omniq tasks {verb.name} sqlite:///jobs.db --tag order-17",
+    )
+    add_app(parser, or_url=True)
+    parser.add_argument("ids", nargs="*", metavar="ID", help="the tasks' ids")
+    parser.add_argument("--queue", metavar="QUEUE", help="all tasks of this queue")
+    parser.add_argument("--state", choices=[state.value for state in verb.states], help="all tasks in this state")
+    parser.add_argument("--name", metavar="NAME", help="all tasks of this function")
+    parser.add_argument("--tag", metavar="TAG", help="all tasks with this tag")
+    parser.add_argument("--dry-run", action="store_true", help="say how many it would be, and change nothing")
+
+
+def full_name(queue: TaskQueue, name: str | None) -> str | None:
+    """Give the full name of a function of which the end was typed.
+
+    A name that is not known here may well be that of stored tasks, and stays as it is.
+    """
+    if name is None or not queue.functions:
+        return name
+    try:
+        return find_function(queue, name, "").name
+    except UsageError:
+        return name
+
+
+def act(options: argparse.Namespace, verb: Verb) -> int:
+    """Do it, and say to how many.
+
+    :return: the exit code: 1 if a task that was named was left as it is.
+    :raises UsageError: if tasks are neither named nor chosen, or both.
+    """
+    chosen = [options.queue, options.state, options.name, options.tag]
+    if options.ids and any(chosen):
+        raise UsageError(f"name tasks by id or choose them by filters, not both (see omniq tasks {verb.name} --help)")
+    if not options.ids and not any(chosen):
+        raise UsageError(
+            f"which tasks? Name their ids, or choose with --queue, --state, --name, --tag "
+            f"(see omniq tasks {verb.name} --help)"
+        )
+    with open_queue(options.app) as queue:
+        if options.ids:
+            ids = list(dict.fromkeys(options.ids))
+            done, refusals = queue.run(_named(queue, verb, ids, dry_run=options.dry_run))
+        else:
+            states = verb.default if options.state is None else (TaskState(options.state),)
+            query = TaskQuery(queue=options.queue, name=full_name(queue, options.name), tag=options.tag, limit=STEP)
+            done, refusals = queue.run(_matching(queue, verb, query, states, dry_run=options.dry_run)), []
+    for refusal in refusals:
+        print(f"omniq: {refusal}", file=sys.stderr)
+    print(_summary(done, verb, dry_run=options.dry_run))
+    return FAILED if refusals else 0
+
+
+Done = Counter[TaskState]
+"""How many tasks were changed, by the state that they had."""
+
+
+async def _named(queue: TaskQueue, verb: Verb, ids: list[str], *, dry_run: bool) -> tuple[Done, list[str]]:
+    storage = await store_of(queue)
+    done, refusals = Done(), []
+    for start in range(0, len(ids), STEP):
+        step = ids[start : start + STEP]
+        before = await storage.get(step)
+        if dry_run:
+            changed = [task is not None and task.state in verb.states for task in before]
+        else:
+            changed = await verb.apply(storage, step)
+        for task_id, task, did in zip(step, before, changed, strict=True):
+            if not did or task is None:
+                refusals.append(_refusal(task_id, task, verb))
+            else:
+                done[task.state] += 1
+    return done, refusals
+
+
+def _refusal(task_id: str, task: Task | None, verb: Verb) -> str:
+    if task is None:
+        return f"there is no task {printable(task_id)!r}"
+    if task.state not in verb.states:
+        return f"task {task_id} is {task.state}, and cannot be {verb.done}"
+    unique = f", or a live task has its unique key {printable(task.unique)!r}" if task.unique else ""
+    return f"task {task_id} was not {verb.done}: it changed meanwhile{unique}"
+
+
+async def _matching(
+    queue: TaskQueue, verb: Verb, query: TaskQuery, states: Iterable[TaskState], *, dry_run: bool
+) -> Done:
+    storage = await store_of(queue)
+    done = Done()
+    for state in states:
+        cursor = None
+        while True:
+            page = await storage.list_tasks(evolve(query, state=state), cursor)
+            ids = [task.id for task in page]
+            done[state] += len(ids) if dry_run else sum(await verb.apply(storage, ids))
+            cursor = page.cursor
+            if cursor is None:
+                break
+    return done
+
+
+def _summary(done: Done, verb: Verb, *, dry_run: bool) -> str:
+    if verb is not CANCEL or not done[RUNNING]:
+        return f"{f'would {verb.name}' if dry_run else verb.done} {plural(done.total(), 'task')}{_by_state(done)}"
+    waited = Done({state: number for state, number in done.items() if state is not RUNNING})
+    asked = f"{'would ask' if dry_run else 'asked'} {plural(done[RUNNING], 'running task')} to stop"
+    return f"{_summary(waited, verb, dry_run=dry_run)}; {asked}" if waited.total() else asked
+
+
+def _by_state(done: Done) -> str:
+    parts = [f"{number:,} {state}" for state, number in done.items() if number]
+    return f" ({', '.join(parts)})" if len(parts) > 1 else ""

@@ -1,0 +1,306 @@
+"""What is shown of a task: the rows of a list, everything about one, and the same as JSON.
+
+Arguments and results are decoded where the function is known here, since its annotations say how. Elsewhere they are
+shown as they are stored; nothing but JSON is read then.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import Any, TypeVar
+
+from attrs import frozen
+
+from omniq.cli.columns import Column, Table
+from omniq.cli.terminal import Screen, human_duration
+from omniq.cli.values import plain_json
+from omniq.cli.wording import ago, exact, printable, relative, rough_duration
+from omniq.queue import TaskQueue
+from omniq.task import NewTask, Progress, Task, TaskState
+
+__all__ = ["STYLES", "arguments_json", "arguments_text", "as_json", "as_lines", "as_record", "task_table"]
+
+T = TypeVar("T")
+
+STYLES: Mapping[TaskState, tuple[str, ...]] = {
+    TaskState.SCHEDULED: ("dim",),
+    TaskState.RUNNING: ("cyan",),
+    TaskState.SUCCEEDED: ("green",),
+    TaskState.FAILED: ("red",),
+    TaskState.CANCELLED: ("yellow",),
+}
+
+LONGEST = 4000
+"""Characters of an argument list or a result that are shown to people; JSON has all of them."""
+
+
+# A list
+
+
+def task_table(screen: Screen, now: datetime) -> Table[Task]:
+    """Give a table that has a row for each task."""
+    columns: list[Column[Task]] = [
+        Column(title="id", cell=lambda task: printable(task.id)),
+        Column(title="state", cell=lambda task: task.state, styles=lambda task: STYLES.get(task.state, ())),
+        Column(title="name", cell=lambda task: printable(task.name), least=8, keep_end=True),
+        Column(title="queue", cell=lambda task: printable(task.queue), least=6, rank=2),
+        Column(title="attempts", cell=lambda task: f"{task.attempt}/{task.max_retries + 1}", right=True, rank=3),
+        Column(title="when", cell=lambda task: _when(task, now), right=True),
+        Column(title="error", cell=_error_type, styles=lambda _: ("red",), least=8, keep_end=True, rank=1),
+    ]
+    return Table(columns, screen)
+
+
+def _error_type(task: Task) -> str:
+    return printable(task.error.type) if task.error is not None else "-"
+
+
+def _when(task: Task, now: datetime) -> str:
+    """Say what, with the state before it, makes a sentence: ready ``for 3 min``, failed ``5 h ago``."""
+    if task.state is TaskState.SCHEDULED:
+        return relative(task.run_at, now)
+    if task.state.is_final:
+        return ago(task.finished_at, now)
+    since = task.started_at if task.state is TaskState.RUNNING else task.run_at
+    return f"for {rough_duration((now - (since or task.run_at)).total_seconds())}"
+
+
+# One task, for people
+
+
+def as_lines(task: Task, queue: TaskQueue, screen: Screen, now: datetime) -> Iterator[str]:
+    """Give everything about a task as lines for people."""
+    for label, text, *styles in _details(task, queue, now):
+        yield f"{screen.styled(f'{label:<9}', 'dim')}  {screen.styled(text, *styles)}"
+    if task.error is not None and task.error.traceback:
+        yield ""
+        for line in task.error.traceback.rstrip().expandtabs().split("\n"):
+            yield printable(line)
+
+
+Detail = tuple[str, ...]
+
+
+def _details(task: Task, queue: TaskQueue, now: datetime) -> Iterator[Detail]:
+    yield "task", printable(task.id)
+    yield "name", printable(task.name), "bold"
+    yield "queue", printable(task.queue)
+    asked = ", asked to stop" if task.cancel_requested else ""
+    yield "state", f"{task.state} {_when(task, now)}{asked}", *STYLES.get(task.state, ())
+    yield "arguments", arguments_text(task, queue)
+    yield from _attempts(task)
+    yield from _times(task, now)
+    for label, value in (("worker", task.worker), ("unique", task.unique), ("tags", ", ".join(task.tags))):
+        if value:
+            yield label, printable(value)
+    if task.progress is not None:
+        yield "progress", _progress(task.progress)
+    if task.result_payload is not None:
+        yield "result", _result_text(task, queue)
+    if task.error is not None:
+        yield "error", printable(f"{task.error.type}: {task.error.message}"), "red"
+
+
+def _attempts(task: Task) -> Iterator[Detail]:
+    yield "attempts", f"{task.attempt} of {task.max_retries + 1}"
+    policy = _or_none(lambda: task.retry)
+    if policy is not None:
+        yield "retry", printable(repr(policy))
+    if task.timeout is not None:
+        yield "timeout", human_duration(task.timeout)
+    if task.priority:
+        yield "priority", str(task.priority)
+
+
+def _times(task: Task, now: datetime) -> Iterator[Detail]:
+    waits = task.state in (TaskState.SCHEDULED, TaskState.READY)
+    moments = {
+        "created": task.created_at,
+        "run at": task.run_at if waits and task.run_at != task.created_at else None,
+        "started": task.started_at,
+        "lease to": task.lease_until,
+        "finished": task.finished_at,
+        "expires": task.expires_at if waits else None,
+    }
+    for label, moment in moments.items():
+        if moment is not None:
+            yield label, exact(moment, now)
+
+
+def _progress(progress: Progress) -> str:
+    text = f"{progress.done:g}"
+    if progress.total is not None:
+        text += f" of {progress.total:g}"
+        if progress.total > 0:
+            text += f" ({progress.done / progress.total:.0%})"
+    return printable(f"{text}: {progress.note}" if progress.note else text)
+
+
+def arguments_text(task: Task, queue: TaskQueue) -> str:
+    """Give a task's arguments as they would stand in a call; as stored where they cannot be decoded."""
+    decoded = _decoded_arguments(task, queue)
+    text = None if decoded is None else _or_none(lambda: _call(*decoded, repr))
+    if text is not None:
+        return _bounded(text or "none")
+    stored = _stored_arguments(task)
+    if stored is None:
+        return _size(task.payload, task)
+    return _bounded(f"{_call(*stored, _json) or 'none'}  (as stored)")
+
+
+def _call(args: Sequence[Any], kwargs: Mapping[str, Any], show: Callable[[Any], str]) -> str:
+    return ", ".join([*map(show, args), *(f"{name}={show(value)}" for name, value in kwargs.items())])
+
+
+def _result_text(task: Task, queue: TaskQueue) -> str:
+    if task.name in queue.functions:
+        text = _or_none(lambda: repr(task.result))
+        if text is not None:
+            return _bounded(text)
+    stored = _stored_result(task)
+    if stored is None:
+        return _size(task.result_payload or b"", task)
+    return _bounded(f"{_json(stored.value)}  (as stored)")
+
+
+def _size(payload: bytes, task: Task) -> str:
+    return f"{len(payload):,} bytes of {printable(task.serializer)}, which cannot be read here"
+
+
+def _bounded(text: str) -> str:
+    text = printable(text)
+    if len(text) <= LONGEST:
+        return text
+    return f"{text[:LONGEST]}… ({len(text):,} characters; --json shows all)"
+
+
+# One task, for programs
+
+
+def as_json(task: Task, queue: TaskQueue) -> dict[str, Any]:
+    """Give everything about a task as what ``--json`` prints."""
+    error, progress = task.error, task.progress
+    return {
+        "id": task.id,
+        "name": task.name,
+        "queue": task.queue,
+        "state": task.state.value,
+        **arguments_json(task, queue),
+        "result": _result_json(task, queue),
+        "error": error and {"type": error.type, "message": error.message, "traceback": error.traceback},
+        "progress": progress and {"done": progress.done, "total": progress.total, "note": progress.note},
+        "attempt": task.attempt,
+        "max_retries": task.max_retries,
+        "priority": task.priority,
+        "timeout": task.timeout,
+        "created_at": _iso(task.created_at),
+        "run_at": _iso(task.run_at),
+        "started_at": _iso(task.started_at),
+        "finished_at": _iso(task.finished_at),
+        "expires_at": _iso(task.expires_at),
+        "lease_until": _iso(task.lease_until),
+        "worker": task.worker,
+        "unique": task.unique,
+        "tags": list(task.tags),
+        "serializer": task.serializer,
+        "result_ttl": task.result_ttl,
+        "is_async": task.is_async,
+        "cancel_requested": task.cancel_requested,
+    }
+
+
+def _iso(moment: datetime | None) -> str | None:
+    return None if moment is None else moment.isoformat()
+
+
+def arguments_json(task: Task, queue: TaskQueue) -> dict[str, Any]:
+    """Give a task's arguments as JSON: a Path as its text where they are decoded; as stored; None where unreadable."""
+    decoded = _decoded_arguments(task, queue)
+    text = None if decoded is None else plain_json([list(decoded[0]), decoded[1]])
+    pair = _stored_arguments(task) if text is None else json.loads(text)
+    args, kwargs = (None, None) if pair is None else pair
+    return {"args": args, "kwargs": kwargs, "decoded": text is not None}
+
+
+def _result_json(task: Task, queue: TaskQueue) -> Any:
+    if task.result_payload is None:
+        return None
+    if task.name in queue.functions:
+        text = _or_none(lambda: plain_json(task.result))
+        if text is not None:
+            return json.loads(text)
+    stored = _stored_result(task)
+    return None if stored is None else stored.value
+
+
+# Reading
+
+
+def as_record(order: NewTask, queue: TaskQueue, now: datetime) -> Task:
+    """Give the record that an order, such as that of a schedule, would have: something whose arguments can be read."""
+    return Task(
+        id=order.id,
+        queue=order.queue,
+        name=order.name,
+        payload=order.payload,
+        serializer=order.serializer,
+        priority=order.priority,
+        max_retries=order.max_retries,
+        retry_spec=order.retry,
+        timeout=order.timeout,
+        is_async=order.is_async,
+        created_at=now,
+        run_at=now,
+        unique=order.unique,
+        tags=order.tags,
+        result_ttl=order.result_ttl,
+        signature=order.signature,
+        decoder=queue.decoder,
+    )
+
+
+def _decoded_arguments(task: Task, queue: TaskQueue) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    if task.name not in queue.functions:
+        return None
+    return _or_none(lambda: queue.decoder.arguments(task))
+
+
+def _or_none(read: Callable[[], T]) -> T | None:
+    try:
+        return read()
+    except Exception:  # a payload of another version, a class that cannot be made or shown: then it is as stored
+        return None
+
+
+@frozen
+class _Stored:
+    """Some JSON, which may be null."""
+
+    value: Any
+
+
+def _stored_arguments(task: Task) -> tuple[list[Any], dict[str, Any]] | None:
+    stored = _stored_json(task, task.payload)
+    match stored and stored.value:
+        case [list() as args, dict() as kwargs]:
+            return args, kwargs
+    return None
+
+
+def _stored_result(task: Task) -> _Stored | None:
+    return _stored_json(task, task.result_payload or b"")
+
+
+def _stored_json(task: Task, payload: bytes) -> _Stored | None:
+    if task.serializer != "json":
+        return None
+    try:
+        return _Stored(json.loads(payload))
+    except ValueError:
+        return None
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)

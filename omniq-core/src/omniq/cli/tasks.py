@@ -1,0 +1,169 @@
+"""``omniq tasks``: finds tasks, shows everything about one, and cancels, retries or deletes any number of them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+from collections.abc import Iterator
+
+from omniq.cli.app import now_of, open_queue
+from omniq.cli.arguments import add_app, add_json, count, describe
+from omniq.cli.failures import UsageError
+from omniq.cli.groups import Action, add_actions, run_action
+from omniq.cli.task_control import CANCEL, DELETE, RETRY, act, add_verb, full_name
+from omniq.cli.task_records import as_json, as_lines, task_table
+from omniq.cli.terminal import Screen
+from omniq.control import MOST_IN_A_PAGE
+from omniq.queue import TaskQueue
+from omniq.storage import TaskPage
+from omniq.task import TaskState
+
+__all__ = ["ACTIONS", "configure", "run"]
+
+DEFAULT_LIMIT = 25
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    describe(
+        parser,
+        "List, show, cancel, retry and delete tasks.",
+        "omniq tasks list shop.tasks:queue --state failed\n"
+        "omniq tasks show shop.tasks:queue 0196f0c4-52a1-7c3e-9f0b-6d1a2b3c4d5e\n"
+        "omniq tasks retry sqlite:///jobs.db --queue mail --dry-run",
+    )
+    add_actions(parser, ACTIONS)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Do what was asked."""
+    return run_action(options)
+
+
+def _configure_list(parser: argparse.ArgumentParser) -> None:
+    describe(
+        parser,
+        "Show tasks, the latest enqueued first. Every filter may be left out.",
+        "omniq tasks list shop.tasks:queue\n"
+        "omniq tasks list shop.tasks:queue --state failed --name resize\n"
+        "omniq tasks list sqlite:///jobs.db --tag order-17 --all --json",
+    )
+    add_app(parser, or_url=True)
+    parser.add_argument("--queue", metavar="QUEUE", help="only tasks of this queue")
+    parser.add_argument("--state", choices=[state.value for state in TaskState], help="only tasks in this state")
+    parser.add_argument("--name", metavar="NAME", help="only tasks of this function")
+    parser.add_argument("--tag", metavar="TAG", help="only tasks with this tag")
+    parser.add_argument(
+        "--limit", type=count, metavar="N", help=f"how many at most (default {DEFAULT_LIMIT}); the rest is a page away"
+    )
+    parser.add_argument("--cursor", metavar="CURSOR", help="go on where a list ended: what its last line says")
+    parser.add_argument("--all", action="store_true", help="as many as there are")
+    add_json(parser)
+
+
+def _list(options: argparse.Namespace) -> int:
+    if options.all and options.limit:
+        raise UsageError("--all and --limit exclude each other (see omniq tasks list --help)")
+    with open_queue(options.app) as queue:
+        pages = _pages(queue, options)
+        if options.json:
+            _print_json(pages, queue, Screen())
+        else:
+            _print_table(pages, queue, Screen())
+    return 0
+
+
+def _pages(queue: TaskQueue, options: argparse.Namespace) -> Iterator[TaskPage]:
+    left = None if options.all else options.limit or DEFAULT_LIMIT
+    cursor = options.cursor
+    while left is None or left > 0:
+        try:
+            page = queue.tasks(
+                queue=options.queue,
+                state=options.state,
+                name=full_name(queue, options.name),
+                tag=options.tag,
+                limit=MOST_IN_A_PAGE if left is None else min(left, MOST_IN_A_PAGE),
+                cursor=cursor,
+            )
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+        yield page
+        cursor = page.cursor
+        if cursor is None:
+            return
+        if left is not None:
+            left -= len(page)
+
+
+def _print_table(pages: Iterator[TaskPage], queue: TaskQueue, screen: Screen) -> None:
+    table = task_table(screen, now_of(queue))
+    cursor, shown = None, 0
+    for page in pages:
+        for line in table.lines(page.tasks) if page.tasks else []:
+            screen.say(line)
+        cursor, shown = page.cursor, shown + len(page)
+    if not shown:
+        screen.say("no such tasks")
+    if cursor is not None:
+        screen.say(screen.styled(f"there are more: --cursor={shlex.quote(cursor)}", "dim"))
+
+
+def _print_json(pages: Iterator[TaskPage], queue: TaskQueue, screen: Screen) -> None:
+    # Written as it is read: there may be more tasks than fit into memory.
+    cursor, separator = None, ""
+    screen.say('{"tasks": [')
+    for page in pages:
+        cursor = page.cursor
+        for task in page:
+            print(f"{separator}{json.dumps(as_json(task, queue))}", end="")
+            separator = ",\n"
+    screen.say(f'\n], "cursor": {json.dumps(cursor)}}}')
+
+
+def _configure_show(parser: argparse.ArgumentParser) -> None:
+    describe(
+        parser,
+        "Show everything about one task: its arguments, its times, its result, or its error with the traceback.\n"
+        "With a URL instead of APP, arguments and result are shown as they are stored.",
+        "omniq tasks show shop.tasks:queue 0196f0c4-52a1-7c3e-9f0b-6d1a2b3c4d5e\n"
+        "omniq tasks show sqlite:///jobs.db 0196f0c4-52a1-7c3e-9f0b-6d1a2b3c4d5e --json",
+    )
+    add_app(parser, or_url=True)
+    parser.add_argument("id", metavar="ID", help="the task's id")
+    add_json(parser)
+
+
+def _show(options: argparse.Namespace) -> int:
+    screen = Screen()
+    with open_queue(options.app) as queue:
+        task = queue.run(queue.arecord(options.id))
+        if options.json:
+            screen.say(json.dumps(as_json(task, queue), indent=2))
+            return 0
+        for line in as_lines(task, queue, screen, now_of(queue)):
+            screen.say(line)
+    return 0
+
+
+ACTIONS = {
+    "list": Action("show tasks, the latest first", _configure_list, _list),
+    "show": Action("show everything about one task", _configure_show, _show),
+    "cancel": Action(
+        "cancel tasks that wait; ask running ones to stop",
+        lambda parser: add_verb(parser, CANCEL),
+        lambda options: act(options, CANCEL),
+    ),
+    "retry": Action(
+        "make failed or cancelled tasks ready again",
+        lambda parser: add_verb(parser, RETRY),
+        lambda options: act(options, RETRY),
+    ),
+    "delete": Action(
+        "remove tasks that are not running",
+        lambda parser: add_verb(parser, DELETE),
+        lambda options: act(options, DELETE),
+    ),
+}
+"""The actions of this command."""

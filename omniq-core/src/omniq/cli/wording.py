@@ -1,0 +1,51 @@
+"""Putting what a store holds into words for people: times, durations, numbers, and texts that may come from anyone."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+__all__ = ["ago", "exact", "local_time", "plural", "printable", "relative", "rough_duration"]
+
+
+def printable(text: str) -> str:
+    """Give a text without anything that a terminal would obey: escape codes, line ends, marks of direction."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def plural(number: int, noun: str) -> str:
+    """Give ``1 task``, ``1,204 tasks``, ``no tasks``."""
+    if number == 0:
+        return f"no {noun}s"
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def local_time(moment: datetime) -> str:
+    """Give a point in time as the clocks here show it."""
+    return f"{moment.astimezone():%Y-%m-%d %H:%M:%S}"
+
+
+def exact(moment: datetime, now: datetime) -> str:
+    """Give a point in time with its time zone, and how far away it is."""
+    return f"{local_time(moment)} {moment.astimezone():%Z} ({relative(moment, now)})"
+
+
+def rough_duration(seconds: float) -> str:
+    """Give a duration in one unit, for tables: ``12 s``, ``3 min``, ``5 h``, ``12 d``."""
+    whole = int(max(seconds, 0.0))
+    for least, size, unit in ((2 * 86400, 86400, "d"), (2 * 3600, 3600, "h"), (60, 60, "min")):
+        if whole >= least:
+            return f"{whole // size} {unit}"
+    return f"{whole} s"
+
+
+def ago(moment: datetime | None, now: datetime) -> str:
+    """Give how long a point in time is past: ``3 min ago``; ``-`` if there is none."""
+    return "-" if moment is None else f"{rough_duration((now - moment).total_seconds())} ago"
+
+
+def relative(moment: datetime, now: datetime) -> str:
+    """Give how far a point in time is away: ``in 3 min``, ``3 min ago``."""
+    ahead = (moment - now).total_seconds()
+    return f"in {rough_duration(ahead)}" if ahead > 0 else ago(moment, now)

@@ -1,0 +1,104 @@
+"""Claiming: the first files of the ready folder become running ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from attrs import frozen
+
+from omniq.task import Task, TaskState
+from omniq_local.files.change import Change
+from omniq_local.files.queues import Queue
+from omniq_local.files.records import Record
+from omniq_local.files.times import after
+
+__all__ = ["Claim", "claim", "due", "time_of"]
+
+PROMOTED = 2000
+"""Scheduled tasks that are made ready in one go."""
+SCHEDULED, READY = TaskState.SCHEDULED.value, TaskState.READY.value
+
+
+@frozen(kw_only=True)
+class Claim:
+    """What a worker asks for."""
+
+    demand: Mapping[str, int]
+    worker: str
+    lease: float
+    limit: int | None
+
+
+def time_of(name: str) -> int:
+    """Give the time that a file's name begins with."""
+    return int(name[:18])
+
+
+def due(queue: Queue, state: str, change: Change) -> Iterator[Record]:
+    """Take the tasks of a folder that is ordered by time, as long as their time has come."""
+    shelf = queue.shelves[state]
+    while queue.counts[state] > 0 and (name := shelf.peek()) is not None and time_of(name) <= change.now:
+        shelf.pop()
+        record = change.fetch_named(queue, state, name)
+        if record is not None:
+            yield record
+
+
+def claim(asked: Claim, change: Change) -> list[Task]:
+    """See :meth:`~omniq.storage.Storage.claim`."""
+    queues = []
+    for name in asked.demand:
+        queue = change.queue(name)
+        if not queue.paused:
+            _prepare(queue, change)
+            queues.append(queue)
+    left = sum(asked.demand.values()) if asked.limit is None else asked.limit
+    until = after(change.now, asked.lease)
+    claimed: list[Record] = []
+    for queue in queues:
+        for record in _take(queue, min(asked.demand[queue.name], left - len(claimed)), change):
+            record.state = TaskState.RUNNING
+            record.attempt += 1
+            record.delivery += 1
+            record.worker = asked.worker
+            record.started_at = change.now
+            record.lease_until = until
+            record.progress = None
+            change.touch(record)
+            claimed.append(record)
+    return [record.task() for record in claimed]
+
+
+def _prepare(queue: Queue, change: Change) -> None:
+    """Make ready what is due, each step a change of its own."""
+    scheduled = queue.shelves[SCHEDULED]
+    if queue.counts[SCHEDULED] > 0 and (name := scheduled.peek()) is not None and time_of(name) <= change.now:
+        change.folder.within(lambda inner: _promote(queue, inner))
+        change.folder.tidy(scheduled)
+    change.folder.tidy(queue.shelves[READY])
+
+
+def _promote(queue: Queue, change: Change) -> None:
+    promoted = 0
+    for record in due(queue, SCHEDULED, change):
+        record.state = TaskState.READY
+        change.touch(record)
+        promoted += 1
+        if promoted == PROMOTED:
+            return
+
+
+def _take(queue: Queue, limit: int, change: Change) -> Iterator[Record]:
+    shelf = queue.shelves[READY]
+    left = queue.counts[READY]
+    while limit > 0 and left > 0 and (name := shelf.peek()) is not None:
+        shelf.pop()
+        record = change.fetch_named(queue, READY, name)
+        if record is None:
+            continue
+        left -= 1
+        if record.expires_at is not None and record.expires_at <= change.now:
+            change.end(record, TaskState.CANCELLED)
+            continue
+        limit -= 1
+        yield record

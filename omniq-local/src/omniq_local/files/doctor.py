@@ -1,0 +1,106 @@
+"""What ``omniq doctor`` says about a file store."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+
+from omniq.storage import Finding, Severity
+from omniq_local.files.change import Change
+from omniq_local.files.preparation import VERSION
+from omniq_local.files.settings import Settings
+
+__all__ = ["diagnose"]
+
+LITTLE_SPACE = 256 * 2**20
+FEW_INODES = 100_000
+NETWORK = frozenset(
+    {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "fuse.sshfs", "glusterfs", "fuse.glusterfs", "ceph", "afs", "lustre"}
+)
+FLEETING = frozenset({"tmpfs", "ramfs"})
+
+
+def diagnose(settings: Settings, change: Change) -> list[Finding]:
+    """See :meth:`~omniq.storage.Storage.diagnose`."""
+    return [*_store(settings), *_aside(settings), *_mount(settings), *_space(settings), *_counts(change)]
+
+
+def _ok(subject: str, message: str) -> Finding:
+    return Finding(severity=Severity.OK, subject=subject, message=message)
+
+
+def _warning(subject: str, message: str) -> Finding:
+    return Finding(severity=Severity.WARNING, subject=subject, message=message)
+
+
+def _store(settings: Settings) -> Iterator[Finding]:
+    yield _ok("store", f"{settings.base}, files of version {VERSION}")
+    if settings.durable:
+        yield _ok("durability", "fsync=always: what was acknowledged survives the death of the machine")
+    else:
+        yield _ok(
+            "durability",
+            "fsync=never: what was acknowledged survives the death of every process; if the machine dies, the last half "
+            "minute may be lost (fsync=always prevents that)",
+        )
+
+
+def _aside(settings: Settings) -> Iterator[Finding]:
+    names = sorted(os.listdir(f"{settings.base}/aside"))
+    if names:
+        shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+        yield _warning(
+            "files moved aside",
+            f"{len(names)} in {settings.base}/aside, torn or none of this store's: {shown}; look at them, then remove them",
+        )
+
+
+def _mount(settings: Settings) -> Iterator[Finding]:
+    kind = file_system_of(settings.base)
+    if kind in NETWORK:
+        yield _warning(
+            "file system",
+            f"{settings.root} is on {kind}, a network file system: locks and renames there are not to be relied on; "
+            "use a local disk, or redis:// or postgresql:// for several machines",
+        )
+    elif kind in FLEETING:
+        yield _warning("file system", f"{settings.root} is on {kind}, in memory: all is lost when the machine stops")
+    elif kind:
+        yield _ok("file system", kind)
+
+
+def file_system_of(path: str, mounts: str = "/proc/mounts") -> str:
+    """Give the kind of file system that a path is on; empty where the system does not say.
+
+    :param mounts: the file that lists what is mounted.
+    """
+    path = os.path.realpath(path)
+    best, kind = "", ""
+    try:
+        with open(mounts, encoding="utf-8", errors="surrogateescape") as file:
+            for line in file:
+                _, point, each, *_ = line.split(" ")
+                point = point.encode(errors="surrogateescape").decode("unicode_escape")
+                inside = path == point or path.startswith(point.rstrip("/") + "/")
+                if inside and len(point) >= len(best):
+                    best, kind = point, each
+    except (OSError, ValueError):
+        return ""
+    return kind
+
+
+def _space(settings: Settings) -> Iterator[Finding]:
+    free = shutil.disk_usage(settings.base).free
+    if free < LITTLE_SPACE:
+        yield _warning("space", f"{free / 2**20:,.0f} MiB left on the file system of {settings.root}; free some")
+    inodes = os.statvfs(settings.base)
+    if 0 < inodes.f_files and inodes.f_favail < FEW_INODES:
+        yield _warning(
+            "inodes", f"{inodes.f_favail:,} left on the file system of {settings.root}; each task takes one"
+        )
+
+
+def _counts(change: Change) -> Iterator[Finding]:
+    total = sum(sum(change.queue(name).counts.values()) for name in change.folder.queue_names())
+    yield _ok("tasks", f"{total:,} in {len(change.folder.queue_names())} queues")

@@ -1,0 +1,463 @@
+"""Everything that is open on one namespace of a store: shared by a storage and its siblings, on whichever loops and threads.
+
+All that is done is done under one lock, held for a fraction of a millisecond, that the system takes away from a process that dies.
+What is small is done at once on the calling thread if nobody is in the way. Everything else goes to a thread that does the waiting.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import random
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+from omniq.errors import StorageUnavailable
+from omniq.schedule import Schedule
+from omniq_local.files.bells import Bells
+from omniq_local.files.change import Change
+from omniq_local.files.control import Control, read_control, write_control
+from omniq_local.files.faults import translated
+from omniq_local.files.journal import LAP, Action, Journal, NotUndone, apply, redo
+from omniq_local.files.preparation import prepare, sync_all
+from omniq_local.files.queues import Queue
+from omniq_local.files.records import Record
+from omniq_local.files.settings import Settings
+from omniq_local.files.shelves import Shelf
+from omniq_local.sqlite.lanes import Errand, Lane, deliver
+
+__all__ = ["MISSED", "Folder", "Job"]
+
+T = TypeVar("T")
+Job = Callable[[Change], T]
+"""Does one thing within a change."""
+
+_log = logging.getLogger("omniq.files")
+
+
+class Missed:
+    """What an attempt gives that would have had to wait."""
+
+
+MISSED = Missed()
+
+
+class Folder:
+    """One namespace of a store. Nothing is open until :meth:`open`.
+
+    :param settings: which folder, and how.
+    :param clock: gives the time in seconds since the epoch.
+    """
+
+    def __init__(self, settings: Settings, clock: Callable[[], float]) -> None:
+        self.settings = settings
+        self.base = settings.base
+        self.clock = clock
+        self.generation = 0
+        """Counts the forks: what was opened under another number is the parent's."""
+        self._set_up()
+        _alive.add(self)
+
+    def _set_up(self) -> None:
+        self._guard = threading.Lock()
+        self._users = 0
+        self._lock = threading.Lock()
+        self._lock_fd = self._control_fd = -1
+        self._journal: Journal | None = None
+        self.control = Control()
+        self.bells = Bells(self.base)
+        self._lane: Lane[Job[Any]] = Lane("omniq-files", self._work)
+        self._forget()
+
+    def _forget(self) -> None:
+        """Forget all that was read."""
+        self._seen = -1
+        self._foreign = -1
+        self.queues: dict[str, Queue] = {}
+        self._queue_names: set[str] | None = None
+        self.schedules: dict[str, Schedule] | None = None
+        self.held: dict[str, Record] = {}
+        """Running tasks that this process claimed, as they are in the store."""
+
+    def now(self) -> int:
+        """Give the store's clock, in microseconds since the epoch."""
+        return int(self.clock() * 1_000_000)
+
+    # Life
+
+    def open(self) -> None:
+        """Open the store for one more user; blocks.
+
+        :raises SchemaMismatch: if the folder holds something else, or was written by another version.
+        :raises StorageUnavailable: if it cannot be used.
+        """
+        with self._guard:
+            if self._users == 0:
+                self._open()
+            self._users += 1
+
+    def _open(self) -> None:
+        try:
+            self._lock_fd, self._control_fd = prepare(self.settings)
+            self._journal = Journal(f"{self.base}/journal")
+            self.bells.open()
+            with self._lock:
+                self._take_lock(time.monotonic() + self.settings.lock_timeout)
+                try:
+                    self._first_look()
+                finally:
+                    fcntl.flock(self._lock_fd, fcntl.LOCK_UN)
+        except OSError as error:
+            self._shut()
+            raise translated(error, self.settings) from error
+        except BaseException:
+            self._shut()
+            raise
+
+    def _first_look(self) -> None:
+        from omniq_local.files.repair import repair
+
+        assert self._journal is not None
+        repair(self.settings, self._control_fd, self._journal)
+        self._forget()
+
+    def close(self, generation: int) -> None:
+        """Do without one user, and close after the last; blocks.
+
+        :param generation: under which this user opened.
+        """
+        with self._guard:
+            if generation != self.generation or self._users == 0:
+                return
+            self._users -= 1
+            if self._users == 0:
+                self._lane.stop()
+                with self._lock:
+                    self._shut()
+
+    def _shut(self) -> None:
+        for fd in (self._lock_fd, self._control_fd):
+            if fd >= 0:
+                os.close(fd)
+        self._lock_fd = self._control_fd = -1
+        if self._journal is not None:
+            self._journal.close()
+            self._journal = None
+        self.bells.close()
+        self._forget()
+
+    def after_fork(self) -> None:
+        """Start afresh in the child of a fork. Closing what was inherited leaves the parent's lock with the parent."""
+        self.generation += 1
+        self._shut()
+        self._set_up()
+
+    # Doing
+
+    async def run(self, job: Job[T], *, small: bool = True) -> T:
+        """Do a job.
+
+        :param small: whether it is so little that it may be done on this thread.
+        """
+        if small and not self.settings.durable:
+            result = self.attempt(job)
+            if not isinstance(result, Missed):
+                return result
+        answer: T = await self._lane.ask(job)
+        return answer
+
+    def run_blocking(self, job: Job[T]) -> T:
+        """Do a job, and wait for it on this thread."""
+        if not self.settings.durable:
+            result = self.attempt(job)
+            if not isinstance(result, Missed):
+                return result
+        return self._patiently(job)
+
+    def post(self, job: Job[Any]) -> None:
+        """Have a job done if that can be at once; nobody minds if not."""
+        try:
+            self.attempt(job)
+        except StorageUnavailable:
+            _log.debug("%s: something of no consequence was left undone", self.base, exc_info=True)
+
+    def attempt(self, job: Job[T]) -> T | Missed:
+        """Do a job now, on this thread, unless that would mean to wait."""
+        if not self._lock.acquire(blocking=False):
+            return MISSED
+        pokes: list[tuple[int, int]] = []
+        try:
+            try:
+                fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return MISSED
+            try:
+                result = self._do(job, pokes)
+            finally:
+                fcntl.flock(self._lock_fd, fcntl.LOCK_UN)
+        except OSError as error:
+            raise translated(error, self.settings) from error
+        finally:
+            self._lock.release()
+        self.bells.ring(pokes)
+        return result
+
+    def _patiently(self, job: Job[T]) -> T:
+        deadline = time.monotonic() + self.settings.lock_timeout
+        if not self._lock.acquire(timeout=self.settings.lock_timeout):
+            raise StorageUnavailable(
+                f"{self.settings.root} has been in use by another thread for more than {self.settings.lock_timeout:g} s"
+            )
+        pokes: list[tuple[int, int]] = []
+        try:
+            self._take_lock(deadline)
+            try:
+                result = self._do(job, pokes)
+            finally:
+                fcntl.flock(self._lock_fd, fcntl.LOCK_UN)
+        except OSError as error:
+            raise translated(error, self.settings) from error
+        finally:
+            self._lock.release()
+        self.bells.ring(pokes)
+        return result
+
+    def _take_lock(self, deadline: float) -> None:
+        pause = 0.0003
+        while True:
+            try:
+                fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    raise StorageUnavailable(
+                        f"{self.settings.root} has been locked by another process for more than "
+                        f"{self.settings.lock_timeout:g} s; see who is stopped (fuser {self.base}/lock), or allow more "
+                        "with ?lock_timeout="
+                    ) from None
+            # Jittered, so that several who wait do not try at the same moments.
+            time.sleep(max(0.0, min(left, pause * random.uniform(0.5, 1.5))))
+            pause = min(pause * 1.3, 0.004)
+
+    def _work(self, errands: list[Errand[Job[Any]]]) -> None:
+        for errand in errands:
+            try:
+                result = self._patiently(errand.job)
+            except BaseException as error:
+                deliver([(errand, None, error)])
+            else:
+                deliver([(errand, result, None)])
+
+    def _do(self, job: Job[T], pokes: list[tuple[int, int]]) -> T:
+        try:
+            self._begin()
+            change = Change(self, self.now())
+            result = job(change)
+            change.complete()
+        except BaseException:
+            # What was read may have been changed in memory alone.
+            self._forget()
+            raise
+        if change.ready or change.ended or change.woken or change.schedules_changed:
+            pokes += self.bells.heard_by(change)
+        return result
+
+    def within(self, job: Job[T]) -> T:
+        """Do a job as a change of its own, within one that has changed nothing so far."""
+        change = Change(self, self.now())
+        result = job(change)
+        change.complete()
+        return result
+
+    # The store's numbers
+
+    def peek_generation(self) -> int:
+        """Give how often the store has changed, without its lock."""
+        control = read_control(self._control_fd) if self._control_fd >= 0 else None
+        return -1 if control is None else control.generation
+
+    def _begin(self) -> None:
+        if self._journal is None or self._lock_fd < 0:
+            raise StorageUnavailable(f"{self.settings.shown} is not open: call open() first")
+        control = read_control(self._control_fd)
+        if control is None or os.fstat(self._lock_fd).st_nlink == 0:
+            raise StorageUnavailable(
+                f"{self.base} was damaged or removed while in use; stop everything that uses it, and start it again"
+            )
+        if self._journal.ahead(control.offset, control.generation):
+            control = self._complete_of_the_dead(control)
+        if control.generation == self._seen:
+            return
+        known = self.control
+        self.control = control
+        self._foreign = self._seen = control.generation
+        self.held.clear()
+        if control.layout != known.layout:
+            for queue in self.queues.values():
+                for shelf in queue.shelves.values():
+                    shelf.forget_folders()
+        if control.queues != known.queues:
+            self._queue_names = None
+        if control.schedules != known.schedules:
+            self.schedules = None
+
+    def _complete_of_the_dead(self, control: Control) -> Control:
+        """Complete the change of a process that died in the middle of it."""
+        assert self._journal is not None
+        frame = self._journal.read(control.offset)
+        if frame is None:
+            return control
+        _log.warning("%s: completing change %d, in which a process died", self.base, frame.generation)
+        redo(self.base, frame.actions)
+        control.generation = frame.generation
+        control.sequence = frame.sequence
+        control.layout = frame.layout
+        control.queues = frame.queues
+        control.schedules = frame.schedules
+        control.offset += frame.size
+        write_control(self._control_fd, control)
+        return control
+
+    def commit(self, change: Change, actions: list[Action], layout: int) -> None:
+        """Write a change down and do it."""
+        control, journal = self.control, self._journal
+        assert journal is not None
+        new_queues = any(
+            (action[0] == "remove" or (action[0] == "write" and action[3] is None)) and action[1][:7] == "queues/"
+            for action in actions
+        )
+        numbers = (
+            control.generation + 1,
+            change.sequence,
+            control.layout + layout,
+            control.queues + new_queues,
+            control.schedules + change.schedules_changed,
+        )
+        offset = control.offset
+        try:
+            size = journal.write(offset, numbers, actions)
+            if self.settings.durable:
+                journal.flush()
+            apply(self.base, actions)
+        except NotUndone:
+            raise
+        except BaseException:
+            journal.strike(offset)
+            raise
+        control.generation, control.sequence, control.layout, control.queues, control.schedules = numbers
+        control.offset = offset + size
+        if control.offset > LAP:
+            self._begin_lap(control)
+        if self.settings.durable:
+            control.durable = 1
+        write_control(self._control_fd, control)
+        self._seen = control.generation
+
+    def _begin_lap(self, control: Control) -> None:
+        assert self._journal is not None
+        if control.durable or self.settings.durable:
+            # From here on the journal can no longer tell what these files were to hold.
+            sync_all(self._control_fd)
+        control.offset = 0
+        self._journal.trim()
+
+    def settle(self, records: Iterable[Record], queues: Iterable[Queue]) -> None:
+        """Note that the store is as some records and queues say."""
+        held = self.held
+        for record in records:
+            if record.removed:
+                held.pop(record.order.id, None)
+                continue
+            record.settle()
+            if record.state == "running":
+                held[record.order.id] = record
+            else:
+                held.pop(record.order.id, None)
+        for queue in queues:
+            queue.raw = queue.dump()
+            if self._queue_names is not None:
+                self._queue_names.add(queue.name)
+
+    def divide(self, shelf: Shelf, crowded: str) -> None:
+        """Divide a sub-folder in two."""
+        from omniq_local.files.names import home_path, parse_entry
+
+        key, moves = shelf.divide(crowded)
+        actions: list[Action] = []
+        for source, target in moves:
+            entry = parse_entry(source.rpartition("/")[2])
+            assert entry is not None
+            actions.append(("move", source, target, home_path(entry.sequence, entry.id_token)))
+        self.commit(Change(self, 0), actions, 1)
+        shelf.forget_folders()
+
+    def tidy(self, shelf: Shelf) -> None:
+        """Remove the sub-folders that all files have been taken from, before anything else is changed."""
+        spent = shelf.spent()
+        if not spent:
+            return
+        # Others learn of it first: were we to die in between, they would only look in vain.
+        self.commit(Change(self, 0), [], 1)
+        for folder in spent:
+            try:
+                os.rmdir(f"{self.base}/{shelf.path}/{folder}")
+            except OSError:
+                continue
+        shelf.forget_folders()
+
+    def tidy_away(self, queue: Queue) -> None:
+        """Remove what is kept of a queue that has nothing."""
+        self.commit(Change(self, 0), [("remove", queue.path)], 1)
+        for shelf in queue.shelves.values():
+            for place in (*(f"{shelf.path}/{folder}" for folder in shelf.folders()), shelf.path):
+                with contextlib.suppress(OSError):
+                    os.rmdir(f"{self.base}/{place}")
+        self.queues.pop(queue.name, None)
+        self._queue_names = None
+
+    # What is read through
+
+    def queue(self, name: str) -> Queue:
+        """Give a queue as it is now."""
+        queue = self.queues.get(name)
+        if queue is None:
+            queue = self.queues[name] = Queue(self.base, name, self._found_foreign)
+        if queue.read_at < self._foreign:
+            queue.read(self._foreign)
+        return queue
+
+    def queue_names(self) -> list[str]:
+        """Give the names of all queues, in order."""
+        if self._queue_names is None:
+            names = (Queue.name_in(path) for path in Queue.files(self.base))
+            self._queue_names = {name for name in names if name is not None}
+        return sorted(self._queue_names)
+
+    def _found_foreign(self, path: str) -> None:
+        self.set_aside(path, "no task of this store has a file there")
+
+    def set_aside(self, path: str, why: str) -> None:
+        """Move a file that does not belong where it is, and say so."""
+        target = f"aside/{path.replace('/', '_')}"
+        os.makedirs(f"{self.base}/aside", exist_ok=True)
+        if os.path.lexists(f"{self.base}/{target}"):
+            target = f"{target}.{time.time_ns()}"
+        os.rename(f"{self.base}/{path}", f"{self.base}/{target}")
+        _log.warning("%s/%s moved to %s: %s", self.base, path, target, why)
+
+
+_alive: weakref.WeakSet[Folder] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for folder in list(_alive):
+        folder.after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -1,0 +1,148 @@
+"""Reading: records, pages, numbers."""
+
+from __future__ import annotations
+
+import heapq
+import os
+from collections.abc import Iterator, Sequence
+
+from omniq.storage import QueueStats, TaskPage, TaskQuery, WorkerInfo
+from omniq.task import Task, TaskState
+from omniq_local.files.change import Change
+from omniq_local.files.names import HOME_SIZE, parse_entry
+from omniq_local.files.queues import Queue
+from omniq_local.files.records import Record
+from omniq_local.files.times import moment
+from omniq_local.files.upkeep import live_workers
+
+__all__ = ["ended", "get", "list_tasks", "stats", "workers"]
+
+READY, RUNNING = TaskState.READY.value, TaskState.RUNNING.value
+
+
+def get(ids: Sequence[str], change: Change) -> list[Task | None]:
+    """See :meth:`~omniq.storage.Storage.get`."""
+    found = (change.fetch(task_id) for task_id in ids)
+    return [None if record is None else record.task() for record in found]
+
+
+def ended(ids: Sequence[str], change: Change) -> set[str]:
+    """Give those of some tasks that have ended or are not in the store."""
+    return {task_id for task_id in ids if (record := change.fetch(task_id)) is None or record.finished_at is not None}
+
+
+def stats(change: Change) -> list[QueueStats]:
+    """See :meth:`~omniq.storage.Storage.stats`."""
+    queues = (change.queue(name) for name in change.folder.queue_names())
+    return [
+        QueueStats(
+            queue=queue.name,
+            counts={state: queue.counts[state.value] for state in TaskState},
+            paused=queue.paused,
+            oldest_ready=_waited(queue, change.now),
+        )
+        for queue in queues
+        if not queue.is_empty
+    ]
+
+
+def _waited(queue: Queue, now: int) -> float | None:
+    if not queue.counts[READY]:
+        return None
+    oldest = min(_first_of_each_priority(queue), default=None)
+    return None if oldest is None else max(0, now - oldest) / 1e6
+
+
+def _first_of_each_priority(queue: Queue) -> Iterator[int]:
+    shelf = queue.shelves[READY]
+    seen = ""
+    folders = shelf.folders()
+    for position, folder in enumerate(folders):
+        following = folders[position + 1][:3] if position + 1 < len(folders) else ""
+        if following == seen and seen:
+            # All that is in this one has the priority of which the oldest is known.
+            continue
+        for name in shelf.list(folder):
+            if name[:3] != seen:
+                seen = name[:3]
+                yield int(name[4:22])
+
+
+def workers(change: Change) -> list[WorkerInfo]:
+    """See :meth:`~omniq.storage.Storage.workers`."""
+    alive = live_workers(change)
+    running: dict[str | None, list[str]] = {}
+    for name in change.folder.queue_names() if alive else ():
+        queue = change.queue(name)
+        if queue.counts[RUNNING]:
+            for path in queue.shelves[RUNNING].all():
+                record = change.fetch_named(queue, RUNNING, path.rpartition("/")[2])
+                if record is not None:
+                    running.setdefault(record.worker, []).append(record.order.id)
+    return [
+        WorkerInfo(id=worker, seen_at=moment(seen_at), running=tuple(running.get(worker, ())))
+        for worker, seen_at in sorted(alive.items())
+    ]
+
+
+# Pages
+
+
+def list_tasks(query: TaskQuery, before: int | None, change: Change) -> TaskPage:
+    """See :meth:`~omniq.storage.Storage.list_tasks`.
+
+    :param before: only tasks with a smaller sequence number.
+    """
+    upto = change.folder.control.sequence + 1 if before is None else before
+    found: list[Record] = []
+    candidates = _latest(upto, change) if query.state is None and query.queue is None else _named(query, upto, change)
+    for record in candidates:
+        if not _matches(record, query):
+            continue
+        if len(found) == query.limit:
+            return TaskPage(tuple(each.task() for each in found), str(found[-1].sequence))
+        found.append(record)
+    return TaskPage(tuple(record.task() for record in found), None)
+
+
+def _matches(record: Record, query: TaskQuery) -> bool:
+    return (
+        (query.queue is None or record.order.queue == query.queue)
+        and (query.state is None or record.state is query.state)
+        and (query.name is None or record.order.name == query.name)
+        and (query.tag is None or query.tag in record.order.tags)
+    )
+
+
+def _latest(upto: int, change: Change) -> Iterator[Record]:
+    """Give all tasks, the latest first, by the folders that they have all their life."""
+    base = f"{change.folder.base}/tasks"
+    for folder in sorted(os.listdir(base), reverse=True):
+        if not folder.isdecimal() or int(folder) * HOME_SIZE >= upto:
+            continue
+        for name in sorted(os.listdir(f"{base}/{folder}"), reverse=True):
+            number = name[:12]
+            if number.isdecimal() and int(number) < upto:
+                record = change.fetch_file(f"tasks/{folder}/{name}")
+                if record is not None:
+                    yield record
+
+
+def _named(query: TaskQuery, upto: int, change: Change) -> Iterator[Record]:
+    """Give the tasks of a queue or a state, the latest first, by the names of their files there."""
+    heap: list[tuple[int, str]] = []
+    for queue_name in change.folder.queue_names() if query.queue is None else [query.queue]:
+        queue = change.queue(queue_name)
+        for state in TaskState if query.state is None else (query.state,):
+            if not queue.counts[state.value]:
+                continue
+            for path in queue.shelves[state.value].all():
+                entry = parse_entry(path.rpartition("/")[2])
+                if entry is not None and entry.sequence < upto:
+                    heap.append((-entry.sequence, path))
+    heapq.heapify(heap)
+    while heap:
+        _, path = heapq.heappop(heap)
+        record = change.fetch_file(path)
+        if record is not None:
+            yield record

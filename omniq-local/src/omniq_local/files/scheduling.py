@@ -1,0 +1,153 @@
+"""Schedules, each a file."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+from attrs import evolve
+
+from omniq.schedule import Misfire, Overlap, Schedule
+from omniq.task import NewTask, When
+from omniq_local.files.change import Change
+from omniq_local.files.names import schedule_path
+from omniq_local.files.producing import enqueue
+from omniq_local.files.records import dump_json, dump_order, load_order
+from omniq_local.files.times import micros, moment, read_time, show_time
+
+__all__ = ["delete_schedule", "due_schedules", "fire", "get_schedules", "next_run", "put_schedule"]
+
+_TIMES = ("next_run", "start", "end", "last_run")
+
+
+def _all(change: Change) -> dict[str, Schedule]:
+    folder = change.folder
+    if folder.schedules is None:
+        found = {}
+        for name in os.listdir(f"{folder.base}/schedules"):
+            path = f"schedules/{name}"
+            try:
+                with open(f"{folder.base}/{path}", "rb") as file:
+                    schedule = _load(json.loads(file.read()))
+            except (ValueError, TypeError, LookupError, AttributeError, OSError) as error:
+                folder.set_aside(path, f"no schedule's file: {error}")
+            else:
+                found[schedule.id] = schedule
+        folder.schedules = found
+    return folder.schedules
+
+
+def put_schedule(schedule: Schedule, expected_revision: int | None, change: Change) -> Schedule | None:
+    """See :meth:`~omniq.storage.Storage.put_schedule`."""
+    known = _all(change)
+    stored = known.get(schedule.id)
+    revision = 0 if stored is None else stored.revision
+    if expected_revision is not None and expected_revision != revision:
+        return None
+    return _store(evolve(schedule, revision=revision + 1), change)
+
+
+def _store(schedule: Schedule, change: Change) -> Schedule:
+    path = schedule_path(schedule.id)
+    content = _dump(schedule)
+    change.writes.append(("write", path, content, change.content(path)))
+    # As it will be read again: datetimes in UTC.
+    kept = _load(json.loads(content))
+    _all(change)[schedule.id] = kept
+    change.schedules_changed = True
+    return kept
+
+
+def get_schedules(ids: Sequence[str] | None, change: Change) -> list[Schedule]:
+    """See :meth:`~omniq.storage.Storage.get_schedules`."""
+    known = _all(change)
+    return [known[each] for each in (sorted(known) if ids is None else ids) if each in known]
+
+
+def delete_schedule(schedule_id: str, change: Change) -> bool:
+    """See :meth:`~omniq.storage.Storage.delete_schedule`."""
+    if _all(change).pop(schedule_id, None) is None:
+        return False
+    change.writes.append(("remove", schedule_path(schedule_id)))
+    change.schedules_changed = True
+    return True
+
+
+def due_schedules(limit: int, change: Change) -> list[Schedule]:
+    """See :meth:`~omniq.storage.Storage.due_schedules`."""
+    now = moment(change.now)
+    due = [(at, each.id) for each in _all(change).values() if (at := each.next_run) and not each.paused and at <= now]
+    return [_all(change)[schedule_id] for _, schedule_id in sorted(due)[:limit]]
+
+
+def next_run(change: Change) -> int | None:
+    """Give when the next schedule is due; None: never."""
+    return min((micros(s.next_run) for s in _all(change).values() if s.next_run and not s.paused), default=None)
+
+
+def fire(schedule: Schedule, tasks: Sequence[NewTask], change: Change) -> bool:
+    """See :meth:`~omniq.storage.Storage.fire`."""
+    stored = _all(change).get(schedule.id)
+    if stored is None or stored.revision != schedule.revision:
+        return False
+    enqueue(tasks, change)
+    _store(evolve(schedule, revision=schedule.revision + 1), change)
+    return True
+
+
+# As JSON
+
+
+def _dump(schedule: Schedule) -> bytes:
+    task = schedule.task
+    text: dict[str, Any] = {
+        "id": schedule.id,
+        "revision": schedule.revision,
+        "trigger": schedule.trigger,
+        "misfire": schedule.misfire.value,
+        "overlap": schedule.overlap.value,
+        "jitter": schedule.jitter,
+        "paused": schedule.paused,
+        "declared": schedule.declared,
+        "last_task": schedule.last_task,
+    }
+    for name in _TIMES:
+        at = getattr(schedule, name)
+        text[name] = None if at is None else show_time(micros(at))
+    text["task"] = {**dump_order(task), "run_at": _show_when(task.run_at), "expires": _show_when(task.expires)}
+    return dump_json(text)
+
+
+def _load(text: dict[str, Any]) -> Schedule:
+    order = text["task"]
+    times = {name: None if text[name] is None else moment(read_time(text[name])) for name in _TIMES}
+    return Schedule(
+        id=text["id"],
+        revision=text["revision"],
+        trigger=text["trigger"],
+        misfire=Misfire(text["misfire"]),
+        overlap=Overlap(text["overlap"]),
+        jitter=text["jitter"],
+        paused=text["paused"],
+        declared=text["declared"],
+        last_task=text["last_task"],
+        task=evolve(load_order(order), run_at=_read_when(order["run_at"]), expires=_read_when(order["expires"])),
+        **times,
+    )
+
+
+def _show_when(when: When | None) -> str | dict[str, int] | None:
+    if when is None:
+        return None
+    if isinstance(when, timedelta):
+        return {"microseconds": when // timedelta(microseconds=1)}
+    return show_time(micros(when))
+
+
+def _read_when(value: str | dict[str, int] | None) -> When | None:
+    if value is None:
+        return None
+    return timedelta(microseconds=value["microseconds"]) if isinstance(value, dict) else moment(read_time(value))

@@ -1,0 +1,255 @@
+"""The file storage: the contract's methods, each a job for the folder."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+import weakref
+from collections.abc import Callable, Mapping, Sequence, Set
+from copy import copy
+from datetime import datetime
+from functools import partial
+from typing import Any, Self, TypeVar
+
+from omniq.errors import StorageUnavailable
+from omniq.schedule import Schedule
+from omniq.storage import (
+    Capability,
+    Enqueued,
+    Finding,
+    Lease,
+    LeaseState,
+    QueueStats,
+    Storage,
+    StorageConfig,
+    TaskPage,
+    TaskQuery,
+    WorkerInfo,
+)
+from omniq.task import NewTask, Outcome, Progress, Task, TaskState
+from omniq_local.files import claiming, finishing, managing, reading, scheduling, upkeep
+from omniq_local.files.doctor import diagnose
+from omniq_local.files.folder import Folder
+from omniq_local.files.producing import enqueue
+from omniq_local.files.settings import read_settings
+from omniq_local.files.times import moment
+from omniq_local.files.waiting import Waiting
+
+__all__ = ["FileStorage"]
+
+T = TypeVar("T")
+
+LARGE = 100
+"""So many tasks are worked on by a thread of ours rather than on the event loop's."""
+
+
+class FileStorage(Storage):
+    """A storage in a folder: a file for each task, shared by any number of processes on one machine.
+
+    :param config: ``file:///abs/folder``. Options: ``fsync=never`` (default; survives the death of every process) or
+        ``always`` (survives that of the machine, too); ``lock_timeout``, seconds to wait for other processes, 5 unless given.
+    :param clock: gives the time in seconds since the epoch; must be the same for all users of the folder.
+    :raises ConfigurationError: if the URL cannot be used.
+    """
+
+    capabilities: Set[Capability] = frozenset(
+        {Capability.DURABLE, Capability.NOTIFICATIONS, Capability.SHARED_BETWEEN_PROCESSES}
+    )
+
+    def __init__(self, config: StorageConfig, *, clock: Callable[[], float] = time.time) -> None:
+        self._config = config
+        self._folder = Folder(read_settings(config), clock)
+        self._close_up()
+
+    def _close_up(self) -> None:
+        self._generation = -1
+        self._waiting: Waiting | None = None
+        self._finalizer: weakref.finalize[Any, Any] | None = None
+
+    def __repr__(self) -> str:
+        return f"FileStorage({self._config!r})"
+
+    # Life
+
+    def sibling(self) -> Self:
+        twin = copy(self)
+        twin._close_up()
+        return twin
+
+    async def open(self) -> None:
+        if self._is_open:
+            return
+        folder = self._folder
+        await _on_a_thread(folder.open)
+        self._generation = folder.generation
+        self._waiting = Waiting(folder)
+        # For those who forget to close.
+        self._finalizer = weakref.finalize(self, _abandon, folder, folder.generation, self._waiting)
+
+    async def close(self) -> None:
+        if self._finalizer is None:
+            return
+        generation, waiting = self._generation, self._waiting
+        self._finalizer.detach()
+        self._close_up()
+        if waiting is not None and generation == self._folder.generation:
+            waiting.close()
+            await _on_a_thread(partial(self._folder.close, generation))
+
+    @property
+    def _is_open(self) -> bool:
+        return self._generation == self._folder.generation
+
+    def _opened(self) -> Folder:
+        if self._generation != self._folder.generation:
+            raise StorageUnavailable(f"{self._folder.settings.shown} is not open in this process: call open() first")
+        return self._folder
+
+    async def now(self) -> datetime:
+        return moment(self._opened().now())
+
+    # From producer to worker and back
+
+    async def enqueue(self, tasks: Sequence[NewTask]) -> list[Enqueued]:
+        return await self._opened().run(partial(enqueue, tasks), small=len(tasks) <= LARGE)
+
+    def enqueue_blocking(self, tasks: Sequence[NewTask]) -> list[Enqueued] | None:
+        if not self._is_open:
+            return None
+        return self._folder.run_blocking(partial(enqueue, tasks))
+
+    async def claim(
+        self, demand: Mapping[str, int], *, worker: str, lease: float, limit: int | None = None
+    ) -> list[Task]:
+        asked = claiming.Claim(demand=demand, worker=worker, lease=lease, limit=limit)
+        total = sum(demand.values()) if limit is None else limit
+        return await self._opened().run(partial(claiming.claim, asked), small=total <= LARGE)
+
+    async def finish(self, outcomes: Sequence[Outcome]) -> list[bool]:
+        return await self._opened().run(partial(finishing.finish, outcomes), small=len(outcomes) <= LARGE)
+
+    async def heartbeat(self, worker: str, leases: Sequence[Lease], lease: float) -> list[LeaseState]:
+        return await self._opened().run(
+            partial(finishing.heartbeat, worker, leases, lease), small=len(leases) <= LARGE
+        )
+
+    async def recover(self, limit: int) -> list[Task]:
+        return await self._opened().run(partial(upkeep.recover, limit), small=limit <= LARGE)
+
+    # Waiting
+
+    def _waits(self) -> Waiting:
+        self._opened()
+        assert self._waiting is not None
+        return self._waiting
+
+    async def wait_for_work(self, queues: Sequence[str], timeout: float) -> None:
+        await self._waits().for_work(queues, timeout)
+
+    async def wait_finished(self, ids: Sequence[str], timeout: float) -> set[str]:
+        return await self._waits().for_end(ids, timeout)
+
+    # Reading
+
+    async def get(self, ids: Sequence[str]) -> list[Task | None]:
+        return await self._opened().run(partial(reading.get, ids), small=len(ids) <= LARGE)
+
+    async def list_tasks(self, query: TaskQuery, cursor: str | None = None) -> TaskPage:
+        if cursor is not None and not (cursor.isascii() and cursor.isdecimal()):
+            raise ValueError(f"{cursor!r} is not a cursor of {self._config.redacted}")
+        before = None if cursor is None else int(cursor)
+        return await self._opened().run(partial(reading.list_tasks, query, before), small=False)
+
+    async def stats(self) -> list[QueueStats]:
+        return await self._opened().run(reading.stats, small=False)
+
+    async def workers(self) -> list[WorkerInfo]:
+        return await self._opened().run(reading.workers, small=False)
+
+    # Control
+
+    async def cancel(self, ids: Sequence[str]) -> list[bool]:
+        return await self._opened().run(partial(managing.cancel, ids), small=len(ids) <= LARGE)
+
+    async def retry(self, ids: Sequence[str]) -> list[bool]:
+        return await self._opened().run(partial(managing.retry, ids), small=len(ids) <= LARGE)
+
+    async def delete(self, ids: Sequence[str]) -> list[bool]:
+        return await self._opened().run(partial(managing.delete, ids), small=len(ids) <= LARGE)
+
+    async def purge(self, queue: str, state: TaskState | None = None) -> int:
+        folder = self._opened()
+        last = await folder.run(lambda change: change.sequence)
+        removed = 0
+        while step := await folder.run(partial(managing.purge_step, queue, state, last), small=False):
+            removed += step
+        return removed
+
+    async def pause(self, queue: str) -> bool:
+        return await self._opened().run(partial(managing.pause, queue))
+
+    async def resume(self, queue: str) -> bool:
+        return await self._opened().run(partial(managing.resume, queue))
+
+    async def set_progress(self, updates: Mapping[Lease, Progress]) -> None:
+        await self._opened().run(partial(finishing.set_progress, updates), small=len(updates) <= LARGE)
+
+    # Schedules
+
+    async def put_schedule(self, schedule: Schedule, expected_revision: int | None = None) -> Schedule | None:
+        return await self._opened().run(partial(scheduling.put_schedule, schedule, expected_revision))
+
+    async def get_schedules(self, ids: Sequence[str] | None = None) -> list[Schedule]:
+        return await self._opened().run(partial(scheduling.get_schedules, ids))
+
+    async def delete_schedule(self, schedule_id: str) -> bool:
+        return await self._opened().run(partial(scheduling.delete_schedule, schedule_id))
+
+    async def due_schedules(self, limit: int) -> list[Schedule]:
+        return await self._opened().run(partial(scheduling.due_schedules, limit))
+
+    async def fire(self, schedule: Schedule, tasks: Sequence[NewTask]) -> bool:
+        return await self._opened().run(partial(scheduling.fire, schedule, tasks), small=len(tasks) <= LARGE)
+
+    # Upkeep
+
+    async def prune(self, limit: int) -> int:
+        return await self._opened().run(partial(upkeep.prune, limit), small=False)
+
+    async def diagnose(self) -> list[Finding]:
+        return await self._opened().run(partial(diagnose, self._folder.settings), small=False)
+
+
+def _abandon(folder: Folder, generation: int, waiting: Waiting) -> None:
+    if generation == folder.generation:
+        waiting.close()
+        folder.close(generation)
+
+
+async def _on_a_thread(work: Callable[[], T]) -> T:
+    """Do what blocks without holding up the loop, also while the loop is ending."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def settle(result: T | None, error: BaseException | None) -> None:
+        if future.done():
+            return
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(result)  # type: ignore[arg-type]  # T itself may be Optional; without an error it is T
+
+    def run() -> None:
+        result, error = None, None
+        try:
+            result = work()
+        except BaseException as caught:
+            error = caught
+        try:
+            loop.call_soon_threadsafe(settle, result, error)
+        except RuntimeError:
+            return  # the loop was closed meanwhile, and nobody waits
+
+    threading.Thread(target=run, name="omniq-files-open", daemon=True).start()
+    return await future

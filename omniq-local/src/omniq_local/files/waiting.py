@@ -1,0 +1,156 @@
+"""Waiting without asking again and again: for work, and for the end of tasks.
+
+Who waits writes himself down under the same lock under which he found nothing, and is woken by whoever changes that. For the datagram
+that is lost there is a look at the store's generation now and then: a read of some bytes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from omniq.task import TaskState
+from omniq_local.files.bells import FOR_END, FOR_WORK, VALID, mask_of
+from omniq_local.files.change import Change
+from omniq_local.files.claiming import time_of
+from omniq_local.files.folder import Folder
+from omniq_local.files.reading import ended
+from omniq_local.files.scheduling import next_run
+from omniq_local.sqlite.wake import Inbox, Signal
+
+__all__ = ["Waiting"]
+
+LOOK_EVERY = 1.5
+"""Seconds between two looks for what nobody told us of, give or take a seventh."""
+OVERDUE_SCHEDULE_PAUSE = 1.0
+"""Seconds. A schedule that is due but that nobody fires (no scheduler runs) must not make idle workers spin."""
+READY, SCHEDULED = TaskState.READY.value, TaskState.SCHEDULED.value
+
+
+class _Name:
+    """Somebody who waits."""
+
+    def __init__(self, kind: int, mask: int) -> None:
+        self.signal = Signal()
+        self.kind = kind
+        self.mask = mask
+        self.written_until = 0.0
+        """By the loop's clock: when the entry in the table should be written anew."""
+        self.generation = -1
+        """Of the store at the last look, which found nothing."""
+        self.next_at: int | None = None
+        """When there will be something, as far as was known then."""
+
+
+class Waiting:
+    """The waits of one storage.
+
+    :param folder: what it is open on.
+    """
+
+    def __init__(self, folder: Folder) -> None:
+        self._folder = folder
+        self._inbox: Inbox | None = None
+        self._waiting: set[_Name] = set()
+        self._closed = False
+
+    def close(self) -> None:
+        """Wake everybody and stop listening."""
+        self._closed = True
+        for name in self._waiting:
+            name.signal.fire()
+        if self._inbox is not None:
+            self._inbox.close()
+            self._inbox = None
+
+    async def for_work(self, queues: Sequence[str], timeout: float) -> None:
+        """See :meth:`~omniq.storage.Storage.wait_for_work`."""
+        name = _Name(FOR_WORK, mask_of(queues))
+        deadline = asyncio.get_running_loop().time() + timeout
+        await self._wait(name, partial(_work_is_there, queues, name), deadline)
+
+    async def for_end(self, ids: Sequence[str], timeout: float) -> set[str]:
+        """See :meth:`~omniq.storage.Storage.wait_finished`."""
+        if not ids:
+            return set()
+        found: set[str] = set()
+
+        def look(change: Change) -> bool:
+            found.update(ended(ids, change))
+            return bool(found)
+
+        deadline = asyncio.get_running_loop().time() + timeout
+        await self._wait(_Name(FOR_END, mask_of(ids)), look, deadline, small=len(ids) <= 100)
+        return found
+
+    async def _wait(
+        self, name: _Name, look: Callable[[Change], bool], deadline: float, *, small: bool = True
+    ) -> None:
+        loop, folder, bell = asyncio.get_running_loop(), self._folder, self._folder.bells.bell
+        bell.add(name.signal)
+        self._waiting.add(name)
+        try:
+            while not self._closed:
+                fired = name.signal.fired
+                if fired:
+                    # Struck from the table by whoever fired.
+                    bell.discard(name.signal)
+                    name.signal = Signal()
+                    bell.add(name.signal)
+                if fired or loop.time() >= name.written_until or self._may_have_changed(name):
+                    job = partial(self._look, name, self._port(), look)
+                    if await folder.run(job, small=small):
+                        return
+                    name.written_until = loop.time() + VALID / 2
+                left = deadline - loop.time()
+                if left <= 0:
+                    return
+                pause = min(left, LOOK_EVERY * random.uniform(0.86, 1.14))
+                if name.next_at is not None:
+                    ahead = (name.next_at - folder.now()) / 1e6
+                    if ahead <= 0:
+                        # Only a schedule can be overdue and yet nothing be there to claim.
+                        await name.signal.wait(min(left, OVERDUE_SCHEDULE_PAUSE))
+                        return
+                    pause = min(pause, ahead)
+                await name.signal.wait(pause)
+        finally:
+            self._waiting.discard(name)
+            bell.discard(name.signal)
+            if not name.signal.fired and name.written_until and not self._closed:
+                folder.post(lambda change: folder.bells.strike(name.signal.token))
+
+    def _may_have_changed(self, name: _Name) -> bool:
+        if name.next_at is not None and name.next_at <= self._folder.now():
+            return True
+        return self._folder.peek_generation() != name.generation
+
+    def _look(self, name: _Name, port: int, look: Callable[[Change], bool], change: Change) -> bool:
+        if look(change):
+            return True
+        name.generation = self._folder.control.generation
+        self._folder.bells.write(name.signal.token, port, name.kind, name.mask)
+        return False
+
+    def _port(self) -> int:
+        if self._inbox is None:
+            self._inbox = Inbox(self._folder.bells.bell)
+        return self._inbox.port
+
+
+def _work_is_there(queues: Sequence[str], name: _Name, change: Change) -> bool:
+    times = [next_run(change)]
+    for each in dict.fromkeys(queues):
+        queue = change.queue(each)
+        if queue.paused:
+            continue
+        if queue.counts[READY] > 0:
+            return True
+        if queue.counts[SCHEDULED] > 0 and (first := queue.shelves[SCHEDULED].peek()) is not None:
+            times.append(time_of(first))
+            if time_of(first) <= change.now:
+                return True
+    name.next_at = min((at for at in times if at is not None), default=None)
+    return False

@@ -1,0 +1,347 @@
+"""A worker whose line to the store fails: what it gives up, what it repeats, and what is never recorded twice.
+
+The store is the real one; between it and the worker stands a wire that can be cut.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from copy import copy
+from typing import Any, Self
+
+import pytest
+
+from omniq import Fixed, StorageUnavailable, TaskQueue, TaskState, current_task, hookimpl
+from omniq.ids import new_id
+from omniq.plugins import Plugins
+from omniq.storage import Lease, LeaseState
+from omniq.task import Outcome, Task
+from omniq.testing import await_until
+from omniq.urls import parse_url
+from omniq_local.memory import MemoryStorage
+from tests.core.running import Gate
+
+
+class Wire(MemoryStorage):
+    """A memory storage whose calls can be made to fail, or to get no answer, one kind of them at a time."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(parse_url(f"memory://{name}"))
+        self.failing: set[str] = set()
+        self.silent: set[str] = set()
+        self.calls: list[str] = []
+
+    def sibling(self) -> Self:
+        return copy(super().sibling())  # the same sets: one wire for all
+
+    async def pass_through(self, call: str) -> None:
+        self.calls.append(call)
+        if call in self.failing:
+            raise StorageUnavailable("the wire is cut")
+        if call in self.silent:
+            await asyncio.Event().wait()
+
+    async def heartbeat(self, worker: str, leases: Sequence[Lease], lease: float) -> list[LeaseState]:
+        await self.pass_through("heartbeat")
+        return await super().heartbeat(worker, leases, lease)
+
+    async def finish(self, outcomes: Sequence[Outcome]) -> list[bool]:
+        await self.pass_through("finish")
+        return await super().finish(outcomes)
+
+    async def claim(self, *args: Any, **kwargs: Any) -> list[Task]:
+        await self.pass_through("claim")
+        return await super().claim(*args, **kwargs)
+
+    async def recover(self, limit: int) -> list[Task]:
+        await self.pass_through("recover")
+        return await super().recover(limit)
+
+    async def wait_for_work(self, queues: Sequence[str], timeout: float) -> None:
+        await self.pass_through("wait_for_work")
+        await super().wait_for_work(queues, timeout)
+
+
+@pytest.fixture
+def name() -> str:
+    return new_id()
+
+
+@pytest.fixture
+def wire(name: str) -> Wire:
+    return Wire(name)
+
+
+@pytest.fixture
+def gate() -> Any:
+    gate = Gate()
+    yield gate
+    gate.open()
+
+
+def both(wire: Wire, name: str, function: Callable[..., Any], **options: Any) -> tuple[TaskQueue, TaskQueue]:
+    """Give a queue behind the wire and one on the same store that has a line of its own, with one task in common."""
+    behind, beside = TaskQueue(wire), TaskQueue(f"memory://{name}")
+    for queue in (behind, beside):
+        queue.task(name="work", **options)(function)
+    return behind, beside
+
+
+@pytest.mark.parametrize("fault", ["failing", "silent"])
+async def test_a_worker_whose_heartbeats_do_not_get_through_gives_its_tasks_up_before_their_leases_run_out(
+    wire: Wire, name: str, fault: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    stopped: list[bool] = []
+
+    async def work() -> str:
+        if current_task().attempt > 1:
+            return "elsewhere"
+        try:
+            await asyncio.Event().wait()
+        finally:
+            record = await beside.arecord(handle.id)
+            now = await (await beside.connections.current()).storage.now()
+            stopped.append(record.lease_until is not None and now < record.lease_until)
+        return "here"
+
+    behind, beside = both(wire, name, work, max_retries=1)
+    handle = await behind.functions["work"].aenqueue()
+    async with behind.worker(lease=0.6, recover_every=60):
+        await await_until(lambda: wire.calls.count("heartbeat") >= 2)
+        getattr(wire, fault).add("heartbeat")
+        await await_until(lambda: stopped)
+        wire.failing.update(["claim", "recover"])
+        async with beside.worker(lease=0.6, recover_every=0.05):
+            assert await beside.handle(handle.id).aresult(10) == "elsewhere"
+        wire.failing.clear()
+        wire.silent.clear()
+
+    assert stopped == [True]
+    assert "giving up 1 tasks before their leases run out" in caplog.text
+    record = await beside.arecord(handle.id)
+    assert (record.attempt, record.delivery) == (2, 2)
+    await beside.aclose()
+    await behind.aclose()
+
+
+async def test_a_short_break_of_the_wire_costs_nothing(wire: Wire, name: str, caplog: pytest.LogCaptureFixture) -> None:
+    started, release = asyncio.Event(), asyncio.Event()
+
+    async def work() -> str:
+        started.set()
+        await release.wait()
+        return "done"
+
+    behind, _ = both(wire, name, work)
+    handle = await behind.functions["work"].aenqueue()
+    async with behind.worker(lease=3, recover_every=0.05):
+        await started.wait()
+        wire.failing.add("heartbeat")
+        failed = wire.calls.count("heartbeat") + 2
+        await await_until(lambda: wire.calls.count("heartbeat") >= failed)
+        wire.failing.clear()
+        passed = wire.calls.count("heartbeat") + 2
+        await await_until(lambda: wire.calls.count("heartbeat") >= passed)
+        release.set()
+        assert await handle.aresult(10) == "done"
+    assert (await handle.atask()).delivery == 1
+    assert "will try again" in caplog.text
+    assert "giving up" not in caplog.text
+    await behind.aclose()
+
+
+class Heard:
+    def __init__(self) -> None:
+        self.succeeded: list[str] = []
+
+    @hookimpl
+    def omniq_task_succeeded(self, task: Task, worker: str, seconds: float) -> None:
+        self.succeeded.append(f"{task.id} in attempt {task.attempt}")
+
+
+async def test_the_late_completion_of_a_lost_task_is_rejected_logged_and_counted(
+    wire: Wire, name: str, gate: Gate, caplog: pytest.LogCaptureFixture
+) -> None:
+    def work() -> str:
+        attempt = current_task().attempt
+        if attempt == 1:
+            gate.wait()
+        return f"of attempt {attempt}"
+
+    heard = Heard()
+    plugins = Plugins()
+    plugins.register(heard, name="heard")
+    behind, beside = TaskQueue(wire, plugins=plugins), TaskQueue(f"memory://{name}")
+    task = behind.task(name="work", max_retries=1)(work)
+    beside.task(name="work", max_retries=1)(work)
+    handle = await task.aenqueue()
+    async with behind.worker(lease=0.3, recover_every=60) as worker:
+        await await_until(lambda: gate.arrived == 1)
+        wire.failing.update(["heartbeat", "claim", "recover"])
+        async with beside.worker(recover_every=0.05):
+            assert await beside.handle(handle.id).aresult(10) == "of attempt 2"
+        gate.open()
+        await await_until(lambda: worker.ledger.rejected == 1)
+        wire.failing.clear()
+
+    assert await handle.aresult(0) == "of attempt 2"
+    (record,) = [record for record in caplog.records if "rejected the late completion" in record.getMessage()]
+    assert record.levelno == logging.WARNING
+    assert vars(record)["task_id"] == handle.id
+    assert heard.succeeded == []
+    await beside.aclose()
+    await behind.aclose()
+
+
+async def test_a_worker_that_learns_of_a_lost_lease_stops_the_task(wire: Wire, name: str) -> None:
+    stopped = asyncio.Event()
+
+    async def work() -> str:
+        if current_task().attempt > 1:
+            return "elsewhere"
+        try:
+            await asyncio.Event().wait()
+        finally:
+            stopped.set()
+        return "here"
+
+    behind, beside = both(wire, name, work)
+    handle = await behind.functions["work"].aenqueue()
+    # Its heartbeats are so rare that a lease of another's making runs out between two of them.
+    async with behind.worker(lease=1.5, recover_every=60):
+        await await_until(lambda: wire.calls.count("heartbeat") >= 2)
+        storage = (await beside.connections.current()).storage
+        record = await beside.arecord(handle.id)
+        await storage.heartbeat("the same, by another way", [Lease(handle.id, record.delivery)], 0.01)
+        wire.failing.update(["claim", "recover"])
+        async with beside.worker(recover_every=0.02):
+            assert await beside.handle(handle.id).aresult(10) == "elsewhere"
+        async with asyncio.timeout(10):
+            await stopped.wait()
+        wire.failing.clear()
+    assert (await beside.arecord(handle.id)).delivery == 2
+    await beside.aclose()
+    await behind.aclose()
+
+
+async def test_an_outcome_is_repeated_until_the_store_has_it(wire: Wire, name: str) -> None:
+    ran: list[int] = []
+
+    async def work() -> str:
+        ran.append(1)
+        return "done"
+
+    behind, _ = both(wire, name, work)
+    wire.failing.add("finish")
+    handle = await behind.functions["work"].aenqueue()
+    async with behind.worker(lease=0.3, recover_every=0.05):
+        await await_until(lambda: wire.calls.count("finish") >= 4)
+        assert (await handle.atask()).state is TaskState.RUNNING
+        wire.failing.clear()
+        assert await handle.aresult(10) == "done"
+    assert ran == [1]
+    await behind.aclose()
+
+
+@pytest.mark.parametrize("call", ["claim", "recover", "wait_for_work"])
+async def test_a_worker_goes_on_after_the_store_could_not_be_reached(
+    wire: Wire, name: str, call: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def work() -> str:
+        return "done"
+
+    behind, beside = both(wire, name, work)
+    wire.failing.add(call)
+    async with behind.worker(recover_every=0.05):
+        await await_until(lambda: wire.calls.count(call) >= 3)
+        wire.failing.clear()
+        handle = await beside.functions["work"].aenqueue()
+        assert await handle.aresult(10) == "done"
+    problems = [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert problems
+    assert all("the wire is cut" in record.getMessage() and record.exc_info is None for record in problems)
+    await beside.aclose()
+    await behind.aclose()
+
+
+async def test_a_store_that_does_not_answer_does_not_keep_a_worker_from_stopping(wire: Wire, name: str) -> None:
+    async def work() -> None: ...
+
+    behind, _ = both(wire, name, work)
+    worker = behind.worker(grace=0.2)
+    async with asyncio.timeout(10), worker:
+        wire.silent.add("claim")
+        await await_until(lambda: "claim" in wire.calls)
+    await behind.aclose()
+
+
+async def test_a_store_that_takes_no_outcome_does_not_keep_a_worker_from_stopping(
+    wire: Wire, name: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("omniq.worker.LAST_WORDS", 0.1)
+
+    async def work() -> None: ...
+
+    behind, beside = both(wire, name, work, max_retries=1, retry=Fixed(0))
+    handle = await behind.functions["work"].aenqueue()
+    async with asyncio.timeout(10), behind.worker(grace=0.2, lease=0.3):
+        wire.failing.add("finish")
+        await await_until(lambda: "finish" in wire.calls)
+    assert "could not be recorded; it runs again when its lease has run out" in caplog.text
+
+    async with beside.worker(recover_every=0.05):
+        await beside.handle(handle.id).aresult(10)
+    assert (await beside.arecord(handle.id)).delivery == 2
+    await beside.aclose()
+    await behind.aclose()
+
+
+class Crossing(Wire):
+    """A wire on which the news that a task is no longer held overtakes the answer that its outcome was accepted."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.finished = threading.Event()
+        self.told = threading.Event()
+
+    async def finish(self, outcomes: Sequence[Outcome]) -> list[bool]:
+        accepted = await super().finish(outcomes)
+        self.finished.set()
+        await await_until(self.told.is_set)
+        return accepted
+
+    async def heartbeat(self, worker: str, leases: Sequence[Lease], lease: float) -> list[LeaseState]:
+        if self.finished.is_set() and self.calls[-1] == "told":
+            self.told.set()
+        if leases:
+            await await_until(self.finished.is_set)
+        states = await super().heartbeat(worker, leases, lease)
+        if LeaseState.LOST in states:
+            self.calls.append("told")
+        return states
+
+
+async def test_a_task_that_has_just_ended_is_not_taken_for_lost(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    release = asyncio.Event()
+
+    async def work() -> str:
+        await release.wait()
+        return "done"
+
+    crossing = Crossing(name)
+    behind, beside = both(crossing, name, work)
+    async with behind.worker(lease=0.3) as worker:
+        handle = await behind.functions["work"].aenqueue()
+        await await_until(lambda: len(worker.ledger) == 1)
+        release.set()
+        assert await handle.aresult(10) == "done"
+        await await_until(crossing.told.is_set)
+        await await_until(lambda: len(worker.ledger) == 0)
+
+    assert worker.ledger.rejected == 0
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+    await beside.aclose()
+    await behind.aclose()

@@ -1,0 +1,405 @@
+"""What is stored comes back as it was, whatever it is; and a row that cannot be read harms nobody but itself."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from omniq.errors import PayloadTooLarge
+from omniq.ids import new_id
+from omniq.schedule import Schedule
+from omniq.storage import Enqueued, Lease, TaskQuery
+from omniq.task import Failed, Progress, Released, Retry, Succeeded, Task, TaskError, TaskState
+from omniq_local.sqlite.rows import microseconds, moment, span
+from tests.local.sqlite_support import Clock, count, new_task, of_queue, only, opened, raw, take
+
+# Times
+
+
+@given(st.datetimes(timezones=st.just(UTC)))
+def test_every_datetime_comes_back_exactly(at: datetime) -> None:
+    assert moment(microseconds(at, 0)) == at
+
+
+@given(st.timedeltas(min_value=timedelta(0)))
+def test_every_timedelta_gives_a_time_that_a_datetime_can_name(after: timedelta) -> None:
+    now = microseconds(datetime(2030, 1, 1, tzinfo=UTC), 0)
+    assert moment(microseconds(after, now)) >= moment(now)
+
+
+@given(st.floats(min_value=0, allow_nan=False))
+def test_every_duration_can_be_added_to_a_time(seconds: float) -> None:
+    assert 0 <= span(seconds) <= 100 * 366 * 86400 * 1_000_000
+    if seconds < 1e9:
+        assert math.isclose(span(seconds) / 1e6, seconds, abs_tol=1e-6)
+
+
+def test_the_stores_times_are_the_clocks(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        clock = Clock()
+        async with opened(tmp_path / "jobs.db", clock=clock) as store:
+            began = moment(clock.microseconds)
+            assert await store.now() == began
+            await store.enqueue([new_task(id="a", result_ttl=10.000001, expires=timedelta(seconds=77))])
+            clock.advance(1.000001)
+            (task,) = await take(store, lease=30.000001)
+            assert (task.created_at, task.run_at) == (began, began)
+            assert task.started_at == began + timedelta(seconds=1.000001)
+            assert task.lease_until == began + timedelta(seconds=31.000002)
+            assert task.expires_at == began + timedelta(seconds=77)
+            assert task == await only(store, "a")
+            clock.advance(2)
+            await store.finish([Succeeded(id="a", delivery=1, result=b"")])
+            assert (await only(store, "a")).finished_at == began + timedelta(seconds=3.000001)
+            clock.advance(10)
+            assert await store.prune(10) == 0
+            clock.advance(0.000001)
+            assert await store.prune(10) == 1
+
+    asyncio.run(scenario())
+
+
+def test_a_clock_that_is_put_back_lets_no_task_pass_those_that_wait(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        clock = Clock()
+        async with (
+            opened(tmp_path / "jobs.db", clock=clock) as store,
+            opened(tmp_path / "jobs.db", clock=clock) as other,
+        ):
+            store.enqueue_blocking([new_task(id="1")])
+            clock.advance(-3600)
+            store.enqueue_blocking([new_task(id="2")])
+            await other.enqueue([new_task(id="3"), new_task(id="4")])
+            clock.advance(10)
+            store.enqueue_blocking([new_task(id="5")])
+            tasks = await take(store)
+            assert [task.id for task in tasks] == ["1", "2", "3", "4", "5"]
+            assert tasks == await store.get(["1", "2", "3", "4", "5"])
+            (stats,) = await store.stats()
+            assert stats.oldest_ready is None
+
+    asyncio.run(scenario())
+
+
+def test_a_clock_that_is_put_back_keeps_nobody_waiting_for_a_dead_worker(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        clock = Clock()
+        async with opened(tmp_path / "jobs.db", clock=clock) as store:
+            await store.enqueue([new_task(id="dead", max_retries=5), new_task(id="alive", max_retries=5)])
+            await take(store, lease=30)
+            clock.advance(-86400)
+            assert await store.recover(10) == []
+            # The worker that lives has the time of a lease to say so.
+            clock.advance(20)
+            await store.heartbeat("w", [Lease("alive", 1)], 30)
+            assert await store.recover(10) == []
+            clock.advance(11)
+            assert [task.id for task in await store.recover(10)] == ["dead"]
+
+    asyncio.run(scenario())
+
+
+# Values
+
+ODD = "snowman ☃ \N{PILE OF POO} \x01\x7f \"quotes\" 'more' \\ % ? :x {ns}"
+AWKWARD: list[dict[str, Any]] = [
+    {"payload": b""},
+    {"payload": bytes(range(256)) * 3},
+    {"payload": bytes(range(256)) * 4096},
+    {"payload": b"x" * 1000},
+    {"payload": b"x" * 1001},
+    {"id": ODD, "queue": ODD, "name": ODD, "unique": ODD, "serializer": ODD, "retry": ODD, "tags": (ODD, "", ODD)},
+    {"timeout": 1 / 3, "result_ttl": 0.1 + 0.2},
+    {"timeout": 5, "result_ttl": 3},
+    {"result_ttl": math.inf},
+    {"signature": bytes(range(256))},
+    {"priority": -100, "max_retries": 2**40, "is_async": True},
+    {"run_at": datetime(9999, 12, 31, 23, 59, 59, 999999, tzinfo=UTC)},
+    {"run_at": timedelta.max, "expires": timedelta.max},
+    {"run_at": datetime(1, 1, 1, tzinfo=UTC)},
+]
+
+
+@pytest.mark.parametrize("options", AWKWARD, ids="-".join)
+def test_a_task_comes_back_as_it_was(tmp_path: Path, options: dict[str, Any]) -> None:
+    async def scenario() -> None:
+        order = new_task(**options)
+        async with opened(tmp_path / "jobs.db") as store:
+            store.enqueue_blocking([order])
+            task = await only(store, order.id)
+            assert as_ordered(task) == as_ordered(order)
+            (listed,) = (await store.list_tasks(TaskQuery(queue=order.queue, name=order.name))).tasks
+            assert listed == task
+            if task.state is TaskState.READY:
+                (claimed,) = await take(store, order.queue)
+                assert as_ordered(claimed) == as_ordered(order)
+                assert claimed == await only(store, order.id)
+                assert await store.finish([Succeeded(id=order.id, delivery=1, result=order.payload)]) == [True]
+                assert (await only(store, order.id)).result_payload == order.payload
+
+    asyncio.run(scenario())
+
+
+def as_ordered(task: Any) -> tuple[Any, ...]:
+    fields = ("id", "queue", "name", "payload", "serializer", "priority", "max_retries", "timeout", "is_async")
+    retry = task.retry_spec if isinstance(task, Task) else task.retry
+    values = [getattr(task, field) for field in (*fields, "unique", "tags", "result_ttl", "signature")]
+    return (*values, retry, *map(type, values))
+
+
+def test_a_large_payload_leaves_nothing_behind(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        path = tmp_path / "jobs.db"
+        tasks = [new_task(payload=b"x" * 5000, tags=("a", "b"), result_ttl=0) for _ in range(4)]
+        async with opened(path) as store:
+            await store.enqueue(tasks)
+            for task in await take(store, n=2):
+                await store.finish([Succeeded(id=task.id, delivery=1, result=b"")])
+            assert await store.delete([tasks[2].id]) == [True]
+            assert await store.purge("q") == 1 + 2 - await store.prune(10)
+        with raw(path) as connection:
+            for table in ("task", "body", "tag"):
+                assert connection.execute(f'SELECT count(*) FROM "omniq.{table}"').fetchone() == (0,)
+            assert connection.execute('SELECT count(*) FROM "omniq.counter" WHERE n != 0').fetchone() == (0,)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("text", ["", ODD, "\udc80 of a file name", "a\0b", "x" * 100_000])
+def test_an_error_and_a_note_come_back_as_they_were(tmp_path: Path, text: str) -> None:
+    async def scenario() -> None:
+        error = TaskError(type=text, message=text, traceback=text)
+        async with opened(tmp_path / "jobs.db") as store:
+            await store.enqueue([new_task(id="a")])
+            await take(store)
+            await store.set_progress({Lease("a", 1): Progress(done=1 / 3, total=2, note=text)})
+            assert (await only(store, "a")).progress == Progress(done=1 / 3, total=2, note=text)
+            await store.finish([Retry(id="a", delivery=1, delay=0, error=error)])
+            (task,) = await take(store)
+            assert task.error == error
+            await store.finish([Failed(id="a", delivery=2, error=error)])
+            assert (await only(store, "a")).error == error
+
+    asyncio.run(scenario())
+
+
+def test_a_schedule_comes_back_as_it_was(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        at = datetime(2031, 2, 3, 4, 5, 6, 789012, tzinfo=UTC)
+        for order in (
+            new_task(run_at=at, expires=timedelta(days=3, microseconds=1), payload=bytes(range(256)), tags=("a", ODD)),
+            new_task(run_at=timedelta(microseconds=1), expires=at, timeout=1 / 3, unique=ODD, signature=b"\0\xff"),
+        ):
+            schedule = Schedule(
+                id=ODD, task=order, trigger=ODD, next_run=at, start=at, end=None, last_run=at, jitter=1 / 3
+            )
+            async with opened(tmp_path / "jobs.db") as store:
+                stored = await store.put_schedule(schedule)
+                assert await store.get_schedules([ODD]) == [stored]
+                assert stored is not None
+                assert stored.task == order
+
+    asyncio.run(scenario())
+
+
+def test_a_value_of_a_wrong_type_is_the_callers_mistake(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with opened(tmp_path / "jobs.db") as store:
+            for wrong in ({"name": None}, {"queue": object()}, {"priority": "high"}):
+                with pytest.raises(TypeError, match="cannot be stored"):
+                    await store.enqueue([new_task(), new_task(**wrong)])
+            assert await store.stats() == []
+
+    asyncio.run(scenario())
+
+
+def test_a_value_that_is_larger_than_sqlite_can_store_is_said(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with opened(tmp_path / "jobs.db") as store:
+            await store.resume("q")
+            connection = store._database._main.connection
+            assert connection is not None
+            category = 0  # SQLITE_LIMIT_LENGTH: a gigabyte is more than a test should move
+            connection.setlimit(category, 100_000)
+            with pytest.raises(PayloadTooLarge):
+                await store.enqueue([new_task(payload=b"x" * 200_000), new_task()])
+            assert await store.stats() == []
+
+    asyncio.run(scenario())
+
+
+# Rows that cannot be read
+
+DAMAGE = [
+    "options = 'no JSON'",
+    "options = '[1, 2]'",
+    "options = '[1, 2, 3, 4, 5, 6, 7]'",
+    "error = 'no JSON'",
+    "created_at = 9000000000000000000",
+    "name = CAST(x'ff80' AS TEXT)",
+    "id = CAST(x'ff80' AS TEXT)",
+    "payload = NULL",
+]
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_row_that_cannot_be_read_ends_as_failed_and_stops_nobody(
+    tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario() -> None:
+        path = tmp_path / "jobs.db"
+        tasks = [new_task(payload=b"payload %d" % number) for number in range(5)]
+        async with opened(path) as store:
+            await store.enqueue(tasks)
+            with raw(path) as connection:
+                (seq,) = connection.execute('SELECT seq FROM "omniq.task" WHERE id = ?', (tasks[2].id,)).fetchone()
+                connection.execute(f'UPDATE "omniq.task" SET {damage} WHERE seq = ?', (seq,))
+            assert [task.id for task in await take(store)] == [tasks[n].id for n in (0, 1, 3, 4)]
+            assert (await of_queue(store)).counts[TaskState.FAILED] == 1
+            with raw(path) as connection:
+                state, kept, error = connection.execute(
+                    'SELECT state, payload, error FROM "omniq.task" WHERE seq = ?', (seq,)
+                ).fetchone()
+            assert state == 5
+            assert "CorruptRecord" in error
+            assert kept == (None if "payload" in damage else b"payload 2")
+            assert await take(store) == []
+            assert await store.recover(10) == []
+            assert await store.purge("q", TaskState.FAILED) == 1
+
+    asyncio.run(scenario())
+    assert "cannot be read" in caplog.text
+
+
+@pytest.mark.parametrize("damage", [entry for entry in DAMAGE if "x'ff" not in entry])
+def test_a_row_that_cannot_be_read_is_shown_for_what_it_is(tmp_path: Path, damage: str) -> None:
+    async def scenario() -> None:
+        path = tmp_path / "jobs.db"
+        async with opened(path) as store:
+            await store.enqueue([new_task(id="good"), new_task(id="bad")])
+            with raw(path) as connection:
+                connection.execute(f"UPDATE \"omniq.task\" SET {damage} WHERE id = 'bad'")
+            good, bad = await store.get(["good", "bad"])
+            assert good is not None
+            assert good.error is None
+            assert bad is not None
+            assert bad.error is not None
+            assert bad.error.type == "CorruptRecord"
+            assert [task.id for task in (await store.list_tasks(TaskQuery())).tasks] == ["bad", "good"]
+            assert await store.delete(["bad"]) == [True]
+
+    asyncio.run(scenario())
+
+
+def test_a_row_that_became_unreadable_while_it_ran_is_recovered_and_then_ends(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        path = tmp_path / "jobs.db"
+        clock = Clock()
+        async with opened(path, clock=clock) as store:
+            await store.enqueue([new_task(id="bad", max_retries=0)])
+            await take(store, lease=1)
+            with raw(path) as connection:
+                connection.execute("UPDATE \"omniq.task\" SET options = '{'")
+            clock.advance(2)
+            assert [task.id for task in await store.recover(10)] == ["bad"]
+            assert await take(store) == []
+            assert await count(store, TaskState.FAILED) == 1
+
+    asyncio.run(scenario())
+
+
+def test_a_schedule_that_cannot_be_read_keeps_no_other_from_firing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario() -> None:
+        path = tmp_path / "jobs.db"
+        due = datetime(2001, 1, 1, tzinfo=UTC)
+        async with opened(path) as store:
+            for name in ("a", "b", "c"):
+                await store.put_schedule(Schedule(id=name, task=new_task(), trigger="t", next_run=due))
+            with raw(path) as connection:
+                connection.execute("UPDATE \"omniq.schedule\" SET body = '{' WHERE id = 'b'")
+            assert [schedule.id for schedule in await store.due_schedules(10)] == ["a", "c"]
+            assert await store.delete_schedule("b")
+
+    asyncio.run(scenario())
+    assert "schedule 'b' cannot be read" in caplog.text
+
+
+# Lateness of counting
+
+
+def test_tasks_that_are_not_counted_yet_are_seen_by_everybody(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with opened(tmp_path / "jobs.db") as store, opened(tmp_path / "jobs.db") as reader:
+            ids = [new_id() for _ in range(7)]
+            for number, task_id in enumerate(ids):
+                store.enqueue_blocking([new_task(id=task_id, queue="ab"[number % 2])])
+                assert (await reader.get([task_id])) != [None]
+            for queue, expected in (("a", ids[::2]), ("b", ids[1::2])):
+                stats = await of_queue(reader, queue)
+                assert stats.counts[TaskState.READY] == len(expected)
+                assert stats.oldest_ready is not None
+                for state in (None, TaskState.READY):
+                    page = await reader.list_tasks(TaskQuery(queue=queue, state=state))
+                    assert [task.id for task in page.tasks] == expected[::-1]
+            page = await reader.list_tasks(TaskQuery(state=TaskState.READY, limit=3))
+            assert [task.id for task in page.tasks] == ids[:3:-1]
+            await asyncio.wait_for(reader.wait_for_work(["b"], 30), 10)
+            assert await reader.cancel([ids[0]]) == [True]
+            assert await reader.delete([ids[6]]) == [True]
+            assert [task.id for task in await take(reader, "a")] == [ids[2], ids[4]]
+            assert await store.purge("b") == 3
+            assert await count(reader, TaskState.READY, "b") == 0
+
+    asyncio.run(scenario())
+
+
+def test_a_burst_of_single_tasks_is_counted_now_and_then(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        path = tmp_path / "jobs.db"
+        async with opened(path) as store:
+            for _ in range(1000):
+                store.enqueue_blocking([new_task()])
+            with raw(path) as connection:
+                (fresh,) = connection.execute('SELECT count(*) FROM "omniq.task" WHERE state = 0').fetchone()
+            assert fresh < 300
+            assert await count(store, TaskState.READY) == 1000
+            assert len(await take(store)) == 1000
+
+    asyncio.run(scenario())
+
+
+def test_a_number_that_sqlite_gives_again_is_counted_again(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with opened(tmp_path / "jobs.db") as store:
+            for _ in range(3):
+                store.enqueue_blocking([new_task(id="a")])
+                assert await store.delete(["a"]) == [True]
+                assert await store.stats() == []
+            store.enqueue_blocking([new_task(id="a")])
+            assert await count(store, TaskState.READY) == 1
+            assert [task.id for task in await take(store)] == ["a"]
+            await store.finish([Released(id="a", delivery=1)])
+            assert await count(store, TaskState.READY) == 1
+
+    asyncio.run(scenario())
+
+
+def test_single_tasks_with_one_key_or_id_are_stored_once(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with opened(tmp_path / "jobs.db") as store:
+            first = new_task(unique="k")
+            assert [entry.created for entry in await store.enqueue([first])] == [True]
+            assert [entry.created for entry in await store.enqueue([first])] == [False]
+            assert store.enqueue_blocking([new_task(unique="k")]) == [Enqueued(first.id, False)]
+            assert await count(store, TaskState.READY) == 1
+
+    asyncio.run(scenario())
