@@ -273,7 +273,7 @@ def describe_error(error: BaseException) -> TaskError:
     """Give an error as text, with its traceback from the task's own code on."""
     cls = type(error)
     # Python's own errors and ours are known by their bare names, here and in every store.
-    own = cls.__module__ in ("builtins", "omniq.errors")
+    own = cls.__module__ == "builtins" or cls.__module__.startswith("omniq.")
     name = cls.__qualname__ if own else f"{cls.__module__}.{cls.__qualname__}"
     try:
         message = str(error)

@@ -66,9 +66,15 @@ class Lane(ABC):
         self.load -= len(taken)
         return taken
 
+    def disown(self) -> None:
+        """Leave attempts to themselves that were interrupted and do not heed it, so that nobody waits for them."""
+
     @abstractmethod
     def close(self) -> None:
         """Free what the lane holds. Attempts that still run are left to themselves."""
+
+    def join(self) -> None:  # noqa: B027  # most lanes are free as soon as they are closed
+        """Block until a closed lane has freed everything. Callable from any thread."""
 
 
 class LoopLane(Lane):
@@ -77,7 +83,7 @@ class LoopLane(Lane):
     def __init__(self, slots: int, on_start: Callable[[Attempt], None], on_done: Done) -> None:
         super().__init__(slots, on_start, on_done)
         # The loop itself keeps only weak references to its tasks.
-        self._running: set[asyncio.Task[Any] | None] = set()
+        self._running: set[asyncio.Task[Any]] = set()
 
     def submit(self, attempt: Attempt) -> None:
         self.load += 1
@@ -91,9 +97,11 @@ class LoopLane(Lane):
         self._running.add(self._loop.create_task(self._run(attempt), context=self._context.copy()))
 
     async def _run(self, attempt: Attempt) -> None:
+        task = asyncio.current_task()
+        assert task is not None
         self._on_start(attempt)
         outcome = await run_async(attempt)
-        self._running.discard(asyncio.current_task())
+        self._running.discard(task)
         self.load -= 1
         if self._waiting:
             self._start(self._waiting.popleft())
@@ -102,8 +110,13 @@ class LoopLane(Lane):
             self._on_done(attempt, outcome)
 
     def close(self) -> None:
-        # The attempts that still run end with the loop.
         self._waiting.clear()
+
+    def disown(self) -> None:
+        for task in self._running:
+            # asyncio.run() would cancel it once more and wait for an end that may never come.
+            asyncio.tasks._unregister_task(task)
+            task._log_destroy_pending = False  # type: ignore[attr-defined]  # unknown to typeshed
 
 
 class PoolLane(Lane):

@@ -35,6 +35,10 @@ from omniq.task import Failed, Outcome, Progress, Task
 __all__ = ["ProcessLane", "ProcessLimits"]
 
 
+LAST_WORDS = 10.0
+"""Seconds that a process gets to end by itself once it is idle and told to."""
+
+
 @frozen(kw_only=True)
 class ProcessLimits:
     """When a child process is replaced."""
@@ -101,6 +105,7 @@ class ProcessLane(PoolLane):
         self._limits = limits
         self._mine = threading.local()
         self._children: set[_Child] = set()
+        self._drivers: set[threading.Thread] = set()
 
     def _execute(self, attempt: Attempt) -> Outcome:
         if attempt.interruption is not None:
@@ -119,6 +124,7 @@ class ProcessLane(PoolLane):
         if child is None:
             child = self._mine.child = _Child(self._codec)
             self._children.add(child)
+            self._drivers.add(threading.current_thread())
         return child
 
     def _ask(self, child: _Child, attempt: Attempt) -> Outcome:
@@ -166,12 +172,17 @@ class ProcessLane(PoolLane):
         child: _Child | None = getattr(self._mine, "child", None)
         if child is not None:
             self._retire(child)
+        self._drivers.discard(threading.current_thread())
 
     def close(self) -> None:
         super().close()
         # The idle ones end by themselves as their threads leave; what still runs was given up.
         for child in self._children.copy():
             child.kill()
+
+    def join(self) -> None:
+        for thread in self._drivers.copy():
+            thread.join(timeout=LAST_WORDS)
 
 
 def _address(function: TaskFunction[Any, Any]) -> tuple[str, str]:

@@ -226,6 +226,7 @@ class Worker:
             lane.close()
         self._heartbeat.ask_to_stop()
         await asyncio.to_thread(self._heartbeat.join)
+        await asyncio.to_thread(self._lanes["process"].join)
         await asyncio.gather(claiming, *others, return_exceptions=True)
         self._tell("omniq_worker_stopped")
         _log.info("worker %s has stopped", self.id)
@@ -402,6 +403,8 @@ class Worker:
             if not attempt.settled:
                 attempt.settled = True
                 self.ledger.settle(attempt, Released(id=attempt.task.id, delivery=attempt.task.delivery))
+        for lane in self._lanes.values():
+            lane.disown()
 
 
 def _cores() -> int:

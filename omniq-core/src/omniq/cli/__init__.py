@@ -100,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = Parser(prog="omniq", description="OmniQ: a task queue on the store you already have.", epilog=_EPILOG)
-    parser.add_argument("--version", action=_Version, help="show the version and exit")
+    parser.add_argument("-V", "--version", action=_Version, help="show the version and exit")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, title="commands")
     asked = next((argument for argument in arguments if not argument.startswith("-")), None)
     parsers: dict[str, argparse.ArgumentParser] = {}

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 from omniq.cli.failures import UsageError
 from omniq.options import check_queue
 
-__all__ = ["Parser", "add_app", "add_json", "add_verbose", "count", "describe", "queue_name", "seconds"]
+__all__ = ["Parser", "add_app", "add_json", "add_verbose", "count", "describe", "queue_name", "seconds", "text"]
 
 
 class Parser(argparse.ArgumentParser):
@@ -80,3 +80,12 @@ def queue_name(text: str) -> str:
         return check_queue(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def text(argument: str) -> str:
+    """Read something that a store may hold: text, not bytes that are no UTF-8."""
+    try:
+        argument.encode()
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError(f"{argument!a} is not text in UTF-8") from None
+    return argument

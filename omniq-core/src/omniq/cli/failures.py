@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 from omniq.errors import ConfigurationError, OmniQError
 
-__all__ = ["FAILED", "WRONG_USAGE", "OperationFailed", "UsageError", "report", "suggestion"]
+__all__ = ["FAILED", "WRONG_USAGE", "OperationFailed", "UsageError", "complain", "note", "report", "suggestion"]
 
 FAILED = 1
 WRONG_USAGE = 2
@@ -31,8 +31,18 @@ def report(error: Exception, *, verbose: bool) -> int:
     """
     if verbose:
         traceback.print_exception(error)
-    print(f"omniq: error: {_text(error)}", file=sys.stderr)
+    complain(_text(error))
     return WRONG_USAGE if isinstance(error, (UsageError, ConfigurationError)) else FAILED
+
+
+def complain(text: str) -> None:
+    """Say on stderr what was not done."""
+    print(f"omniq: error: {text}", file=sys.stderr)
+
+
+def note(text: str) -> None:
+    """Say on stderr what is worth knowing of something that was done."""
+    print(f"omniq: note: {text}", file=sys.stderr)
 
 
 def _text(error: Exception) -> str:

@@ -103,7 +103,7 @@ def worker_lines(frame: Frame, screen: Screen) -> list[str]:
     if not frame.workers:
         waiting = sum(queue.counts.get(TaskState.READY, 0) for queue in frame.stats)
         if waiting:
-            return [screen.styled(f"no worker is alive, and {plural(waiting, 'ready task')} waiting", "red")]
+            return [screen.styled(f"no worker is alive to run {plural(waiting, 'ready task')}", "red")]
         return [screen.styled("no worker is alive", "dim")]
     times = "×" if screen.can_show("×") else "x"
     columns = [

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 from omniq.cli.app import open_queue
 from omniq.cli.arguments import add_app, add_json, describe, queue_name
-from omniq.cli.failures import FAILED, OperationFailed, UsageError, suggestion
+from omniq.cli.failures import FAILED, OperationFailed, UsageError, complain, note, suggestion
 from omniq.cli.groups import Action, add_actions, run_action
 from omniq.cli.stats import as_json, as_table
 from omniq.cli.terminal import Screen
@@ -98,7 +98,7 @@ def _pause(options: argparse.Namespace) -> int:
             print(f"queue {name} is paused" if changed else f"queue {name} was paused already")
             if name not in known:
                 # Not wrong: a queue can be paused before its first task comes.
-                print(f"omniq: queue {name} has no tasks yet{suggestion(name, known)}", file=sys.stderr)
+                note(f"queue {name} has no tasks yet{suggestion(name, known)}")
     return 0
 
 
@@ -112,7 +112,7 @@ def _resume(options: argparse.Namespace) -> int:
             elif name in known:
                 print(f"queue {name} was not paused")
             else:
-                print(f"omniq: there is no queue {name!r}{suggestion(name, known)}", file=sys.stderr)
+                complain(f"there is no queue {name!r}{suggestion(name, known)}")
                 code = FAILED
     return code
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from typing import Any
@@ -12,9 +11,9 @@ from typing import Any
 from attrs import frozen
 
 from omniq.cli.app import now_of, open_queue
-from omniq.cli.arguments import add_app, add_json, describe
+from omniq.cli.arguments import add_app, add_json, describe, text
 from omniq.cli.columns import Column, Table
-from omniq.cli.failures import FAILED, OperationFailed, suggestion
+from omniq.cli.failures import FAILED, OperationFailed, complain, note, suggestion
 from omniq.cli.groups import Action, add_actions, run_action
 from omniq.cli.task_records import arguments_json, arguments_text, as_record
 from omniq.cli.terminal import Screen, human_duration
@@ -85,7 +84,7 @@ def _table(screen: Screen, now: datetime) -> Table[_Row]:
     columns: list[Column[_Row]] = [
         Column(title="id", cell=lambda row: printable(row.schedule.id), least=10),
         Column(title="task", cell=lambda row: printable(row.schedule.task.name), least=8, keep_end=True, rank=2),
-        Column(title="trigger", cell=lambda row: row.words, least=12),
+        Column(title="trigger", cell=lambda row: row.words, least=24),
         Column(title="next run", cell=lambda row: _next_run(row.schedule), rank=1),
         Column(title="due", cell=lambda row: _due(row.schedule, now), right=True),
         Column(title="last run", cell=lambda row: ago(row.schedule.last_run, now), right=True, rank=4),
@@ -155,7 +154,7 @@ def _configure_show(parser: argparse.ArgumentParser) -> None:
         "omniq schedules show shop.tasks:queue nightly\nomniq schedules show sqlite:///jobs.db nightly --json",
     )
     add_app(parser, or_url=True)
-    parser.add_argument("id", metavar="ID", help="the schedule's id")
+    parser.add_argument("id", type=text, metavar="ID", help="the schedule's id")
     add_json(parser)
 
 
@@ -226,7 +225,7 @@ def _configure_many(description: str, action: str) -> Callable[[argparse.Argumen
             f"omniq schedules {action} sqlite:///jobs.db nightly weekly",
         )
         add_app(parser, or_url=True)
-        parser.add_argument("ids", nargs="+", metavar="ID", help="the schedules' ids")
+        parser.add_argument("ids", nargs="+", type=text, metavar="ID", help="the schedules' ids")
 
     return configure
 
@@ -242,7 +241,7 @@ def _for_each(change: Callable[[TaskQueue, str], None]) -> Callable[[argparse.Na
                     change(queue, schedule_id)
                 except ScheduleNotFound as error:
                     known = [schedule.id for schedule in queue.schedules()]
-                    print(f"omniq: error: {error}{suggestion(schedule_id, known)}", file=sys.stderr)
+                    complain(f"{error}{suggestion(schedule_id, known)}")
                     code = FAILED
         return code
 
@@ -269,10 +268,9 @@ def _delete(queue: TaskQueue, schedule_id: str) -> None:
         raise ScheduleNotFound(schedule_id)
     print(f"schedule {schedule_id} is deleted")
     if declared:
-        print(
-            f"omniq: {schedule_id} is declared in code: the next worker that starts makes it anew; "
-            "remove schedule= from @queue.task there",
-            file=sys.stderr,
+        note(
+            f"{schedule_id} is declared in code: the next worker that starts makes it anew; "
+            "remove schedule= from @queue.task there"
         )
 
 

@@ -98,8 +98,20 @@ def _show_again(frame: Frame, queue: TaskQueue, screen: Screen, options: argpars
     time_of_day = time.strftime("%H:%M:%S")
     title = f"{queue.url}  {time_of_day}" if screen.is_terminal else time_of_day
     queues = as_table(frame.stats, screen, frame) if frame.stats else [_unused(queue)]
-    lines = [screen.styled(title, "dim"), "", *queues, "", *worker_lines(frame, screen)]
+    workers = worker_lines(frame, screen)
+    if screen.height is not None:
+        # Neither part may push the other off the screen.
+        room = max(screen.height - 3, 4)
+        workers = _cut(workers, max(room // 2, room - len(queues)))
+        queues = _cut(queues, room - len(workers))
+    lines = [screen.styled(title, "dim"), "", *queues, "", *workers]
     screen.draw(lines if screen.is_terminal else [*lines, ""])
+
+
+def _cut(lines: list[str], most: int) -> list[str]:
+    if len(lines) <= most:
+        return lines
+    return [*lines[: most - 1], f"… and {len(lines) - most + 1} more"]
 
 
 def as_json(stats: Sequence[QueueStats]) -> list[dict[str, Any]]:

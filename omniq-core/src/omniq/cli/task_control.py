@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 from attrs import evolve, frozen
 
 from omniq.cli.app import open_queue, store_of
-from omniq.cli.arguments import add_app, describe
+from omniq.cli.arguments import add_app, describe, text
 from omniq.cli.enqueue import find_function
-from omniq.cli.failures import FAILED, UsageError
+from omniq.cli.failures import FAILED, UsageError, complain
 from omniq.cli.wording import plural, printable
 from omniq.queue import TaskQueue
 from omniq.storage import Storage, TaskQuery
@@ -77,11 +76,11 @@ def add_verb(parser: argparse.ArgumentParser, verb: Verb) -> None:
         f"omniq tasks {verb.name} sqlite:///jobs.db --tag order-17",
     )
     add_app(parser, or_url=True)
-    parser.add_argument("ids", nargs="*", metavar="ID", help="the tasks' ids")
-    parser.add_argument("--queue", metavar="QUEUE", help="all tasks of this queue")
+    parser.add_argument("ids", nargs="*", type=text, metavar="ID", help="the tasks' ids")
+    parser.add_argument("--queue", type=text, metavar="QUEUE", help="all tasks of this queue")
     parser.add_argument("--state", choices=[state.value for state in verb.states], help="all tasks in this state")
-    parser.add_argument("--name", metavar="NAME", help="all tasks of this function")
-    parser.add_argument("--tag", metavar="TAG", help="all tasks with this tag")
+    parser.add_argument("--name", type=text, metavar="NAME", help="all tasks of this function")
+    parser.add_argument("--tag", type=text, metavar="TAG", help="all tasks with this tag")
     parser.add_argument("--dry-run", action="store_true", help="say how many it would be, and change nothing")
 
 
@@ -121,7 +120,7 @@ def act(options: argparse.Namespace, verb: Verb) -> int:
             query = TaskQuery(queue=options.queue, name=full_name(queue, options.name), tag=options.tag, limit=STEP)
             done, refusals = queue.run(_matching(queue, verb, query, states, dry_run=options.dry_run)), []
     for refusal in refusals:
-        print(f"omniq: {refusal}", file=sys.stderr)
+        complain(refusal)
     print(_summary(done, verb, dry_run=options.dry_run))
     return FAILED if refusals else 0
 

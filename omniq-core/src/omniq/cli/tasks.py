@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Iterator
 
 from omniq.cli.app import now_of, open_queue
-from omniq.cli.arguments import add_app, add_json, count, describe
+from omniq.cli.arguments import add_app, add_json, count, describe, text
 from omniq.cli.failures import UsageError
 from omniq.cli.groups import Action, add_actions, run_action
 from omniq.cli.task_control import CANCEL, DELETE, RETRY, act, add_verb, full_name
@@ -50,14 +50,16 @@ def _configure_list(parser: argparse.ArgumentParser) -> None:
         "omniq tasks list sqlite:///jobs.db --tag order-17 --all --json",
     )
     add_app(parser, or_url=True)
-    parser.add_argument("--queue", metavar="QUEUE", help="only tasks of this queue")
+    parser.add_argument("--queue", type=text, metavar="QUEUE", help="only tasks of this queue")
     parser.add_argument("--state", choices=[state.value for state in TaskState], help="only tasks in this state")
-    parser.add_argument("--name", metavar="NAME", help="only tasks of this function")
-    parser.add_argument("--tag", metavar="TAG", help="only tasks with this tag")
+    parser.add_argument("--name", type=text, metavar="NAME", help="only tasks of this function")
+    parser.add_argument("--tag", type=text, metavar="TAG", help="only tasks with this tag")
     parser.add_argument(
         "--limit", type=count, metavar="N", help=f"how many at most (default {DEFAULT_LIMIT}); the rest is a page away"
     )
-    parser.add_argument("--cursor", metavar="CURSOR", help="go on where a list ended: what its last line says")
+    parser.add_argument(
+        "--cursor", type=text, metavar="CURSOR", help="go on where a list ended; its last line says it"
+    )
     parser.add_argument("--all", action="store_true", help="as many as there are")
     add_json(parser)
 
@@ -131,7 +133,7 @@ def _configure_show(parser: argparse.ArgumentParser) -> None:
         "omniq tasks show sqlite:///jobs.db 0196f0c4-52a1-7c3e-9f0b-6d1a2b3c4d5e --json",
     )
     add_app(parser, or_url=True)
-    parser.add_argument("id", metavar="ID", help="the task's id")
+    parser.add_argument("id", type=text, metavar="ID", help="the task's id")
     add_json(parser)
 
 

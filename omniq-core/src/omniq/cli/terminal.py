@@ -32,6 +32,11 @@ class Screen:
         """How many characters fit into a line."""
         return self._size().columns if self.is_terminal else 100
 
+    @property
+    def height(self) -> int | None:
+        """How many lines can be redrawn; None where there is no terminal, and lines simply follow each other."""
+        return self._size().lines - 1 if self.is_terminal else None
+
     def _size(self) -> os.terminal_size:
         try:
             size = os.get_terminal_size(self._stream.fileno())

@@ -93,7 +93,7 @@ def _days(day: str, weekday: str) -> str | None:
     known = [name for name in names if name is not None]
     if len(known) < len(names):
         return None
-    return " to ".join(known) if span else ", ".join(known)
+    return " to ".join(known) if span else ", ".join(dict.fromkeys(known))
 
 
 def _day(text: str) -> str | None:

@@ -6,6 +6,9 @@ from datetime import datetime
 
 __all__ = ["ago", "exact", "local_time", "plural", "printable", "relative", "rough_duration"]
 
+# From twice a unit on it is exact enough.
+_UNITS = ((2 * 31536000, 31536000, "y"), (2 * 86400, 86400, "d"), (2 * 3600, 3600, "h"), (60, 60, "min"))
+
 
 def printable(text: str) -> str:
     """Give a text without anything that a terminal would obey: escape codes, line ends, marks of direction."""
@@ -32,9 +35,9 @@ def exact(moment: datetime, now: datetime) -> str:
 
 
 def rough_duration(seconds: float) -> str:
-    """Give a duration in one unit, for tables: ``12 s``, ``3 min``, ``5 h``, ``12 d``."""
+    """Give a duration in one unit, for tables: ``12 s``, ``90 min``, ``5 h``, ``12 d``, ``3 y``."""
     whole = int(max(seconds, 0.0))
-    for least, size, unit in ((2 * 86400, 86400, "d"), (2 * 3600, 3600, "h"), (60, 60, "min")):
+    for least, size, unit in _UNITS:
         if whole >= least:
             return f"{whole // size} {unit}"
     return f"{whole} s"

@@ -13,6 +13,7 @@ from omniq.cli.arguments import add_app, count, describe, seconds
 from omniq.cli.failures import UsageError
 from omniq.cli.lifeline import stop_when_parent_ends
 from omniq.cli.logs import logging_to_stderr
+from omniq.cli.reload import Restart, serve, wait_for_change
 from omniq.cli.supervisor import PATIENCE, Supervisor
 from omniq.queue import TaskQueue
 from omniq.worker import WorkerOptions
@@ -32,7 +33,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "a second signal puts them back at once. What it does is logged on stderr.",
         "omniq worker shop.tasks:queue\n"
         "omniq worker shop.tasks:queue -q urgent,default -c 200   urgent first, 200 tasks at once\n"
-        "omniq worker shop.tasks:queue --processes 4              four processes, kept running",
+        "omniq worker shop.tasks:queue --processes 4              four processes, kept running\n"
+        "omniq worker shop.tasks:queue --reload                   start again when the code changes",
     )
     add_app(parser)
     parser.add_argument(
@@ -49,7 +51,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--threads", type=count, metavar="N", help="how many of them may be plain functions, on threads (default 20)"
     )
     parser.add_argument(
-        "--processes", type=count, default=1, metavar="N", help="how many; one that dies is started again (default 1)"
+        "--process-slots",
+        type=count,
+        metavar="N",
+        help='how many may be functions with executor="process" (default: one for each core)',
+    )
+    parser.add_argument(
+        "--processes",
+        type=count,
+        default=1,
+        metavar="N",
+        help="how many such workers to run; one that dies is started again (default 1)",
     )
     parser.add_argument(
         "--lease",
@@ -67,16 +79,26 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-scheduler", dest="scheduler", action="store_false", help="leave schedules to other workers"
     )
+    parser.add_argument(
+        "--reload",
+        action="store_true",
+        help="for development: start again when a file of the imported modules in the current folder changes",
+    )
     parser.add_argument("--log-level", choices=LEVELS, help="the least to log (default info; with -v debug)")
     parser.add_argument("--lifeline", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--reloaded", action="store_true", help=argparse.SUPPRESS)
 
 
 def run(options: argparse.Namespace) -> int:
     """Work until told to stop."""
     level = logging.getLevelNamesMapping()[(options.log_level or ("debug" if options.verbose else "info")).upper()]
     supervised = options.lifeline is not None
+    if options.reload and options.processes > 1:
+        raise UsageError("--reload is for one worker process; leave --processes out (see omniq worker --help)")
     with logging_to_stderr(level, with_process=supervised or options.processes > 1):
-        queue = load_queue(options.app)
+        # Before the application is imported, which may change the folder and the environment.
+        restart = Restart(_command(options, "--reload", "--reloaded"))
+        queue = _load(options, restart)
         _check(queue, options)
         if not is_shared(queue):
             _log.warning("%s lives inside this process: only tasks that are enqueued in it will run", queue.url)
@@ -86,8 +108,23 @@ def run(options: argparse.Namespace) -> int:
             stop_when_parent_ends(options.lifeline, within=options.grace + PATIENCE)
         elif options.processes > 1:
             return asyncio.run(_supervise(options))
+        elif options.reload:
+            if asyncio.run(serve(queue, _worker_options(options), restart.folder)):
+                restart.now()
+            return 0
         queue.run_worker(**_worker_options(options))
     return 0
+
+
+def _load(options: argparse.Namespace, restart: Restart) -> TaskQueue:
+    try:
+        return load_queue(options.app)
+    except UsageError as error:
+        if not options.reloaded:
+            raise
+        _log.error("%s; waiting for the next change in %s", error, restart.folder)
+        wait_for_change(restart.folder)
+        restart.now()
 
 
 def _queues(text: str) -> list[str]:
@@ -99,6 +136,7 @@ def _worker_options(options: argparse.Namespace) -> WorkerOptions:
         "queues": options.queues,
         "concurrency": options.concurrency,
         "threads": options.threads,
+        "processes": options.process_slots,
         "lease": options.lease,
         "grace": options.grace,
         "scheduler": options.scheduler,
@@ -115,17 +153,18 @@ def _check(queue: TaskQueue, options: argparse.Namespace) -> None:
 
 async def _supervise(options: argparse.Namespace) -> int:
     def command(lifeline: int) -> Sequence[str]:
-        worker = [sys.executable, "-m", "omniq", "worker", options.app]
-        return [*worker, "--lifeline", str(lifeline), *_same_again(options)]
+        return _command(options, "--lifeline", str(lifeline))
 
     return await Supervisor(command, processes=options.processes, grace=options.grace).run()
 
 
-def _same_again(options: argparse.Namespace) -> list[str]:
+def _command(options: argparse.Namespace, *more: str) -> list[str]:
+    """Give what starts another worker with these options."""
     given = {
         "--queues": ",".join(options.queues) if options.queues else None,
         "--concurrency": options.concurrency,
         "--threads": options.threads,
+        "--process-slots": options.process_slots,
         "--lease": options.lease,
         "--recover-every": options.recover_every,
         "--grace": options.grace,
@@ -133,4 +172,5 @@ def _same_again(options: argparse.Namespace) -> list[str]:
     }
     words = [word for name, value in given.items() if value is not None for word in (name, str(value))]
     flags = {"--no-scheduler": not options.scheduler, "--verbose": options.verbose}
-    return [*words, *(name for name, on in flags.items() if on)]
+    switched_on = [name for name, on in flags.items() if on]
+    return [sys.executable, "-m", "omniq", "worker", options.app, *more, *words, *switched_on]

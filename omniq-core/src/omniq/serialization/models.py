@@ -106,7 +106,7 @@ def _difference(value: Any, copy: Any) -> str | None:
         return _first_difference(value, copy, "[{!r}]")
     if isinstance(value, list | tuple):
         return _first_difference(dict(enumerate(value)), dict(enumerate(copy)), "[{}]")
-    if hasattr(value, "__pydantic_fields__"):
+    if hasattr(type(value), "model_fields"):
         return _first_difference(_state(value), _state(copy), ".{}")
     same = value == copy or (value != value and copy != copy)  # which is how NaN is known
     return None if same else ""

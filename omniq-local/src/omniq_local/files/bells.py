@@ -1,8 +1,8 @@
 """Who waits for the store to change: a small table, shared by all processes through memory, and how they are woken.
 
-Whoever waits writes himself down, under the store's lock, after he found nothing. Whoever changes the store reads the table under
-the same lock, strikes those that the change concerns, and wakes them with a datagram. An entry is a hint, no more: one that is
-struck in vain or left behind by a process that died costs a late or a needless look.
+Whoever waits writes himself down, under the store's lock, after he found nothing. Whoever changes the store reads the
+table under the same lock, strikes those that the change concerns, and wakes them with a datagram. An entry is a hint,
+no more: one that is struck in vain or left behind by a process that died costs a late or a needless look.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["Bells", "mask_of"]
 
 _SLOT = struct.Struct("<QIIQQ")
+_NOBODY = bytes(8)
 SLOTS = 512
 VALID = 8.0
 """Seconds after which an entry that was not written anew is void."""
@@ -99,7 +100,7 @@ class Bells:
     def heard_by(self, change: Change) -> list[tuple[int, int]]:
         """Give whom a change concerns, token and port, and strike them; under the store's lock."""
         table = self._map
-        if table is None or table[:8] == b"\0" * 8 and table[24:32] == b"\0" * 8:
+        if table is None or (table[:8] == _NOBODY and table[24:32] == _NOBODY):
             return []
         now = int(time.time())
         waiting: list[tuple[int, int, int, int, int]] = []
@@ -114,10 +115,10 @@ class Bells:
         called: dict[int, tuple[int, int]] = {}
         for queue, number in change.ready.items():
             bit = mask_of([queue])
-            for slot, token, port, kind, mask in waiting:
-                if number > 0 and kind == FOR_WORK and mask & bit and slot not in called:
-                    called[slot] = token, port
-                    number -= 1
+            # No more than there are tasks: not all of those who are idle for one.
+            of_it = [each for each in waiting if each[3] == FOR_WORK and each[4] & bit and each[0] not in called]
+            for slot, token, port, _, _ in of_it[:number]:
+                called[slot] = token, port
         woken, ended = mask_of(change.woken), mask_of(change.ended)
         schedules = change.schedules_changed
         for slot, token, port, kind, mask in waiting:

@@ -50,6 +50,11 @@ class Change:
         self._aside: list[Action] = []
         self._layout = 0
 
+    @property
+    def is_news(self) -> bool:
+        """Whether somebody may be waiting for what was changed."""
+        return bool(self.ready or self.ended or self.woken or self.schedules_changed)
+
     # Reading
 
     def queue(self, name: str) -> Queue:
@@ -169,12 +174,12 @@ class Change:
 
     def end(self, record: Record, state: TaskState, error: TaskError | None = None) -> None:
         """End a task."""
+        self._free_key(record)
         record.state = state
         record.finished_at = self.now
         record.lease_until = None
         if error is not None:
             record.error = error
-        self._free_key(record)
         self.ended.append(record.order.id)
         self._touched[record.sequence] = record
 
@@ -219,6 +224,8 @@ class Change:
 
     def complete(self) -> None:
         """Write everything to the store, in one step."""
+        for record in self._touched.values():
+            record.aim = record.stand()
         if self._touched:
             self._make_room()
         made: list[Action] = []
@@ -246,17 +253,18 @@ class Change:
         for record in self._touched.values():
             if record.removed:
                 continue
-            queue = self.folder.queue(record.order.queue)
-            before = record.was or ("", "", "")
-            for state, key, old in (
-                (record.state.value, record.key, before[1] if before[0] == record.state else ""),
-                (EXPIRING, record.expiry_key, before[2]),
-            ):
-                if key and key != old:
-                    shelf = queue.shelves[state]
-                    crowded = shelf.crowded(key)
-                    if crowded is not None:
-                        self.folder.divide(shelf, crowded)
+            shelves = self.folder.queue(record.order.queue).shelves
+            state, key, expiry = record.aim
+            old_state, old_key, old_expiry = record.was or (None, "", "")
+            if key != old_key or state is not old_state:
+                self._make_room_for(key, shelves[state.value])
+            if expiry and expiry != old_expiry:
+                self._make_room_for(expiry, shelves[EXPIRING])
+
+    def _make_room_for(self, key: str, shelf: Shelf) -> None:
+        crowded = shelf.crowded(key)
+        if crowded is not None:
+            self.folder.divide(shelf, crowded)
 
     def _put(self, shelf: Shelf, key: str, id_token: str) -> str:
         if shelf.opens(key):
@@ -267,12 +275,12 @@ class Change:
 
     def _make(self, queue: Queue, record: Record, made: list[Action]) -> None:
         record.status = record.dump_status()
-        home, state, id_token = record.home, record.state.value, record.id_token
+        home, id_token = record.home, record.id_token
+        state, key, expiry = record.aim
         made.append(("create", home, record.head + record.status))
         made.append(("link", home, record.by_id))
-        made.append(("link", home, self._put(queue.shelves[state], record.key, id_token)))
-        queue.counts[state] += 1
-        expiry = record.expiry_key
+        made.append(("link", home, self._put(queue.shelves[state.value], key, id_token)))
+        queue.counts[state.value] += 1
         if expiry:
             made.append(("link", home, self._put(queue.shelves[EXPIRING], expiry, id_token)))
             queue.counts[EXPIRING] += 1
@@ -282,7 +290,7 @@ class Change:
     ) -> None:
         assert record.was is not None
         old_state, old_key, old_expiry = record.was
-        state, key, expiry = record.state, record.key, record.expiry_key
+        state, key, expiry = record.aim
         shelves, id_token, home = queue.shelves, record.id_token, record.home
         status = record.dump_status()
         moves.append(("tail", home, len(record.head), status, record.status))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import islice
 
 from attrs import frozen
 
@@ -79,13 +80,9 @@ def _prepare(queue: Queue, change: Change) -> None:
 
 
 def _promote(queue: Queue, change: Change) -> None:
-    promoted = 0
-    for record in due(queue, SCHEDULED, change):
+    for record in islice(due(queue, SCHEDULED, change), PROMOTED):
         record.state = TaskState.READY
         change.touch(record)
-        promoted += 1
-        if promoted == PROMOTED:
-            return
 
 
 def _take(queue: Queue, limit: int, change: Change) -> Iterator[Record]:

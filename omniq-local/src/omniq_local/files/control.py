@@ -44,10 +44,19 @@ def read_control(fd: int) -> Control | None:
         data[: _FORMAT.size]
     ):
         return None
-    magic, *numbers, boot = _FORMAT.unpack_from(data)
+    magic, generation, sequence, offset, durable, layout, queues, schedules, boot = _FORMAT.unpack_from(data)
     if magic != _MAGIC:
         return None
-    return Control(*numbers, boot.rstrip(b"\0").decode("ascii", "replace"))
+    return Control(
+        generation=generation,
+        sequence=sequence,
+        offset=offset,
+        durable=durable,
+        layout=layout,
+        queues=queues,
+        schedules=schedules,
+        boot=boot.rstrip(b"\0").decode("ascii", "replace"),
+    )
 
 
 def write_control(fd: int, control: Control) -> None:

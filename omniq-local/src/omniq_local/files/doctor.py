@@ -41,8 +41,8 @@ def _store(settings: Settings) -> Iterator[Finding]:
     else:
         yield _ok(
             "durability",
-            "fsync=never: what was acknowledged survives the death of every process; if the machine dies, the last half "
-            "minute may be lost (fsync=always prevents that)",
+            "fsync=never: what was acknowledged survives the death of every process; if the machine dies, the last "
+            "half minute may be lost (fsync=always prevents that)",
         )
 
 
@@ -52,7 +52,8 @@ def _aside(settings: Settings) -> Iterator[Finding]:
         shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
         yield _warning(
             "files moved aside",
-            f"{len(names)} in {settings.base}/aside, torn or none of this store's: {shown}; look at them, then remove them",
+            f"{len(names)} in {settings.base}/aside, torn or none of this store's: {shown}; look at them, then remove "
+            "them",
         )
 
 
@@ -95,10 +96,8 @@ def _space(settings: Settings) -> Iterator[Finding]:
     if free < LITTLE_SPACE:
         yield _warning("space", f"{free / 2**20:,.0f} MiB left on the file system of {settings.root}; free some")
     inodes = os.statvfs(settings.base)
-    if 0 < inodes.f_files and inodes.f_favail < FEW_INODES:
-        yield _warning(
-            "inodes", f"{inodes.f_favail:,} left on the file system of {settings.root}; each task takes one"
-        )
+    if inodes.f_files > 0 and inodes.f_favail < FEW_INODES:
+        yield _warning("inodes", f"{inodes.f_favail:,} left on the file system of {settings.root}; each task takes one")
 
 
 def _counts(change: Change) -> Iterator[Finding]:

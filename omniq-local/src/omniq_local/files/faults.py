@@ -1,4 +1,4 @@
-"""What the file system says when it cannot, in the words of OmniQ's errors: which folder, what is wrong, and the mend."""
+"""What the file system says when it cannot, in the words of OmniQ's errors: what is wrong where, and the mend."""
 
 from __future__ import annotations
 

@@ -1,16 +1,14 @@
-"""Everything that is open on one namespace of a store: shared by a storage and its siblings, on whichever loops and threads.
+"""Everything that is open on one namespace of a store, shared by a storage and its siblings.
 
-All that is done is done under one lock, held for a fraction of a millisecond, that the system takes away from a process that dies.
-What is small is done at once on the calling thread if nobody is in the way. Everything else goes to a thread that does the waiting.
+All that is done is done under one lock, held for a fraction of a millisecond. What is small is done at once on the
+calling thread if nobody is in the way. Everything else goes to a thread that does the waiting.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import os
-import random
 import threading
 import time
 import weakref
@@ -19,14 +17,18 @@ from typing import Any, TypeVar
 
 from omniq.errors import StorageUnavailable
 from omniq.schedule import Schedule
+from omniq.task import TaskState
 from omniq_local.files.bells import Bells
 from omniq_local.files.change import Change
 from omniq_local.files.control import Control, read_control, write_control
 from omniq_local.files.faults import translated
-from omniq_local.files.journal import LAP, Action, Journal, NotUndone, apply, redo
+from omniq_local.files.gate import Gate
+from omniq_local.files.journal import LAP, Action, Journal, NotUndone, apply, pass_by, redo
+from omniq_local.files.names import home_path, parse_entry
 from omniq_local.files.preparation import prepare, sync_all
 from omniq_local.files.queues import Queue
 from omniq_local.files.records import Record
+from omniq_local.files.repair import repair
 from omniq_local.files.settings import Settings
 from omniq_local.files.shelves import Shelf
 from omniq_local.sqlite.lanes import Errand, Lane, deliver
@@ -66,8 +68,8 @@ class Folder:
     def _set_up(self) -> None:
         self._guard = threading.Lock()
         self._users = 0
-        self._lock = threading.Lock()
-        self._lock_fd = self._control_fd = -1
+        self._gate = Gate(self.settings)
+        self._control_fd = -1
         self._journal: Journal | None = None
         self.control = Control()
         self.bells = Bells(self.base)
@@ -103,28 +105,21 @@ class Folder:
 
     def _open(self) -> None:
         try:
-            self._lock_fd, self._control_fd = prepare(self.settings)
+            lock, self._control_fd = prepare(self.settings)
+            self._gate.open(lock)
             self._journal = Journal(f"{self.base}/journal")
             self.bells.open()
-            with self._lock:
-                self._take_lock(time.monotonic() + self.settings.lock_timeout)
-                try:
-                    self._first_look()
-                finally:
-                    fcntl.flock(self._lock_fd, fcntl.LOCK_UN)
+            self._gate.enter()
+            try:
+                repair(self.settings, self._control_fd, self._journal)
+            finally:
+                self._gate.leave()
         except OSError as error:
             self._shut()
             raise translated(error, self.settings) from error
         except BaseException:
             self._shut()
             raise
-
-    def _first_look(self) -> None:
-        from omniq_local.files.repair import repair
-
-        assert self._journal is not None
-        repair(self.settings, self._control_fd, self._journal)
-        self._forget()
 
     def close(self, generation: int) -> None:
         """Do without one user, and close after the last; blocks.
@@ -137,14 +132,13 @@ class Folder:
             self._users -= 1
             if self._users == 0:
                 self._lane.stop()
-                with self._lock:
-                    self._shut()
+                self._shut()
 
     def _shut(self) -> None:
-        for fd in (self._lock_fd, self._control_fd):
-            if fd >= 0:
-                os.close(fd)
-        self._lock_fd = self._control_fd = -1
+        self._gate.close()
+        if self._control_fd >= 0:
+            os.close(self._control_fd)
+            self._control_fd = -1
         if self._journal is not None:
             self._journal.close()
             self._journal = None
@@ -188,62 +182,19 @@ class Folder:
 
     def attempt(self, job: Job[T]) -> T | Missed:
         """Do a job now, on this thread, unless that would mean to wait."""
-        if not self._lock.acquire(blocking=False):
-            return MISSED
-        pokes: list[tuple[int, int]] = []
         try:
-            try:
-                fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not self._gate.try_enter():
                 return MISSED
-            try:
-                result = self._do(job, pokes)
-            finally:
-                fcntl.flock(self._lock_fd, fcntl.LOCK_UN)
         except OSError as error:
             raise translated(error, self.settings) from error
-        finally:
-            self._lock.release()
-        self.bells.ring(pokes)
-        return result
+        return self._do(job)
 
     def _patiently(self, job: Job[T]) -> T:
-        deadline = time.monotonic() + self.settings.lock_timeout
-        if not self._lock.acquire(timeout=self.settings.lock_timeout):
-            raise StorageUnavailable(
-                f"{self.settings.root} has been in use by another thread for more than {self.settings.lock_timeout:g} s"
-            )
-        pokes: list[tuple[int, int]] = []
         try:
-            self._take_lock(deadline)
-            try:
-                result = self._do(job, pokes)
-            finally:
-                fcntl.flock(self._lock_fd, fcntl.LOCK_UN)
+            self._gate.enter()
         except OSError as error:
             raise translated(error, self.settings) from error
-        finally:
-            self._lock.release()
-        self.bells.ring(pokes)
-        return result
-
-    def _take_lock(self, deadline: float) -> None:
-        pause = 0.0003
-        while True:
-            try:
-                fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return
-            except BlockingIOError:
-                left = deadline - time.monotonic()
-                if left <= 0:
-                    raise StorageUnavailable(
-                        f"{self.settings.root} has been locked by another process for more than "
-                        f"{self.settings.lock_timeout:g} s; see who is stopped (fuser {self.base}/lock), or allow more "
-                        "with ?lock_timeout="
-                    ) from None
-            # Jittered, so that several who wait do not try at the same moments.
-            time.sleep(max(0.0, min(left, pause * random.uniform(0.5, 1.5))))
-            pause = min(pause * 1.3, 0.004)
+        return self._do(job)
 
     def _work(self, errands: list[Errand[Job[Any]]]) -> None:
         for errand in errands:
@@ -254,18 +205,25 @@ class Folder:
             else:
                 deliver([(errand, result, None)])
 
-    def _do(self, job: Job[T], pokes: list[tuple[int, int]]) -> T:
+    def _do(self, job: Job[T]) -> T:
+        """Do a job, having gone in through the gate, and leave."""
+        pokes: list[tuple[int, int]] = []
         try:
             self._begin()
             change = Change(self, self.now())
             result = job(change)
             change.complete()
-        except BaseException:
+            if change.is_news:
+                pokes = self.bells.heard_by(change)
+        except BaseException as error:
             # What was read may have been changed in memory alone.
             self._forget()
+            if isinstance(error, OSError):
+                raise translated(error, self.settings) from error
             raise
-        if change.ready or change.ended or change.woken or change.schedules_changed:
-            pokes += self.bells.heard_by(change)
+        finally:
+            self._gate.leave()
+        self.bells.ring(pokes)
         return result
 
     def within(self, job: Job[T]) -> T:
@@ -283,13 +241,10 @@ class Folder:
         return -1 if control is None else control.generation
 
     def _begin(self) -> None:
-        if self._journal is None or self._lock_fd < 0:
-            raise StorageUnavailable(f"{self.settings.shown} is not open: call open() first")
+        assert self._journal is not None
         control = read_control(self._control_fd)
-        if control is None or os.fstat(self._lock_fd).st_nlink == 0:
-            raise StorageUnavailable(
-                f"{self.base} was damaged or removed while in use; stop everything that uses it, and start it again"
-            )
+        if control is None:
+            raise StorageUnavailable(f"{self.base}/control is damaged; restart what uses the store, which repairs it")
         if self._journal.ahead(control.offset, control.generation):
             control = self._complete_of_the_dead(control)
         if control.generation == self._seen:
@@ -344,12 +299,14 @@ class Folder:
             size = journal.write(offset, numbers, actions)
             if self.settings.durable:
                 journal.flush()
+            pass_by("written")
             apply(self.base, actions)
         except NotUndone:
             raise
         except BaseException:
             journal.strike(offset)
             raise
+        pass_by("done")
         control.generation, control.sequence, control.layout, control.queues, control.schedules = numbers
         control.offset = offset + size
         if control.offset > LAP:
@@ -374,8 +331,8 @@ class Folder:
             if record.removed:
                 held.pop(record.order.id, None)
                 continue
-            record.settle()
-            if record.state == "running":
+            record.was = record.aim
+            if record.state is TaskState.RUNNING:
                 held[record.order.id] = record
             else:
                 held.pop(record.order.id, None)
@@ -386,11 +343,8 @@ class Folder:
 
     def divide(self, shelf: Shelf, crowded: str) -> None:
         """Divide a sub-folder in two."""
-        from omniq_local.files.names import home_path, parse_entry
-
-        key, moves = shelf.divide(crowded)
         actions: list[Action] = []
-        for source, target in moves:
+        for source, target in shelf.divide(crowded):
             entry = parse_entry(source.rpartition("/")[2])
             assert entry is not None
             actions.append(("move", source, target, home_path(entry.sequence, entry.id_token)))

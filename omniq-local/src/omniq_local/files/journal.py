@@ -18,7 +18,7 @@ from zlib import crc32
 
 from attrs import frozen
 
-__all__ = ["Action", "Frame", "Journal", "apply", "redo"]
+__all__ = ["Action", "Frame", "Journal", "apply", "pass_by", "redo"]
 
 Action = tuple[Any, ...]
 """What shall be done to one file; paths are relative to the namespace's folder:
@@ -39,7 +39,13 @@ LAP = 2 * 2**20
 """Bytes after which the journal is written from its beginning again."""
 
 probe: Callable[[str], None] | None = None
-"""Called by tests before each step of a change."""
+"""Called before each step of a change, so that tests can have the process die there."""
+
+
+def pass_by(step: str) -> None:
+    """Come to a step of a change."""
+    if probe is not None:
+        probe(step)
 
 
 @frozen(kw_only=True)
@@ -165,8 +171,7 @@ def apply(base: str, actions: Sequence[Action]) -> None:
     done = 0
     try:
         for action in actions:
-            if probe is not None:
-                probe(action[0])
+            pass_by(action[0])
             _DO[action[0]](base, action)
             done += 1
     except BaseException as error:

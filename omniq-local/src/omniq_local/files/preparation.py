@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import json
 import os
+import secrets
 
 from omniq.errors import SchemaMismatch, StorageUnavailable
 from omniq_local.files.settings import Settings
@@ -43,7 +44,7 @@ def _check_marker(root: str) -> None:
     path = f"{root}/{MARKER}"
     version = _version_in(path)
     if version is None:
-        if os.listdir(root) and not os.path.exists(path):
+        if any(_is_foreign(name) for name in os.listdir(root)):
             raise SchemaMismatch(
                 f"{root} holds files, yet none that says it is a store of OmniQ ({MARKER}); name an empty or new folder"
             )
@@ -54,6 +55,11 @@ def _check_marker(root: str) -> None:
             f"{root} was written by another version of OmniQ (its files are of version {version}, this OmniQ's of "
             f"{VERSION}); use that version, or another folder"
         )
+
+
+def _is_foreign(name: str) -> bool:
+    # What others leave who make this store at the same moment, and what a new file system has at its root.
+    return not name.startswith(MARKER) and name != "lost+found"
 
 
 def _version_in(path: str) -> object:
@@ -69,7 +75,7 @@ def _version_in(path: str) -> object:
 
 def _write_marker(path: str) -> None:
     # Linked when it is whole: of several processes that come first, one makes it, and none reads half of it.
-    temporary = f"{path}.{os.getpid()}"
+    temporary = f"{path}.{secrets.token_hex(8)}"
     with open(temporary, "w", encoding="utf-8") as file:
         file.write(json.dumps({"what": "a file store of OmniQ; see docs/backends/files.md", "version": VERSION}) + "\n")
     try:

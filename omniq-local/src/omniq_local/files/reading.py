@@ -62,7 +62,7 @@ def _first_of_each_priority(queue: Queue) -> Iterator[int]:
         if following == seen and seen:
             # All that is in this one has the priority of which the oldest is known.
             continue
-        for name in shelf.list(folder):
+        for name in shelf.names(folder):
             if name[:3] != seen:
                 seen = name[:3]
                 yield int(name[4:22])

@@ -58,6 +58,8 @@ class Record:
     """The second line as it is in the file; empty for a task that has none yet."""
     was: tuple[TaskState, str, str] | None = None
     """State, key and key of expiry as they are in the store; None for a task that is not in it yet."""
+    aim: tuple[TaskState, str, str] = (TaskState.READY, "", "")
+    """The same as the change under way is to make them."""
     removed: bool = False
 
     @property
@@ -91,9 +93,9 @@ class Record:
             return ""
         return time_key(self.expires_at, self.sequence)
 
-    def settle(self) -> None:
-        """Note that the store is as this record says."""
-        self.was = self.state, self.key, self.expiry_key
+    def stand(self) -> tuple[TaskState, str, str]:
+        """Give state, key and key of expiry as the record now says."""
+        return self.state, self.key, self.expiry_key
 
     def dump_status(self) -> bytes:
         """Give the second line."""
@@ -251,7 +253,7 @@ def parse_record(data: bytes, path: str) -> Record:
 
 def _record(head: dict[str, Any], status: dict[str, Any], first: bytes, second: bytes) -> Record:
     order = load_order(head)
-    times = {
+    times: dict[str, Any] = {
         name: read_time(status[name])
         for name in ("started_at", "finished_at", "expires_at", "lease_until")
         if name in status
@@ -279,5 +281,5 @@ def _record(head: dict[str, Any], status: dict[str, Any], first: bytes, second: 
         raise ValueError(f"a task that is {record.state} with lease_until {record.lease_until}")
     if (record.finished_at is None) is (record.state in ENDED):
         raise ValueError(f"a task that is {record.state} with finished_at {record.finished_at}")
-    record.settle()
+    record.was = record.aim = record.stand()
     return record

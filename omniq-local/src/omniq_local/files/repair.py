@@ -1,7 +1,8 @@
 """Makes a store whole again when its numbers cannot be trusted: after the machine went down, or they were lost.
 
-A process that dies leaves nothing to repair, see ``journal``. When the machine dies, files that were not flushed may be empty, or
-back at an earlier state. A task's file says all there is to know of it, so everything else is made anew from these files.
+A process that dies leaves nothing to repair, see ``journal``. When the machine dies, files that were not flushed may be
+empty, or back at an earlier state. A task's file says all there is to know of it, so everything else is made anew from
+these files.
 """
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ def repair(settings: Settings, control_fd: int, journal: Journal) -> None:
     if control is None or control.durable:
         generation = max(generation, _repeat(settings.base, journal))
     _log.warning(
-        "%s: checking all files, because %s", settings.base, "the machine was started anew" if control else "its numbers are lost"
+        "%s: checking all files, because %s",
+        settings.base,
+        "the machine was started anew" if control else "its numbers are lost",
     )
     sequence = _Repair(settings.base, generation + 1).run()
     journal.empty()

@@ -1,8 +1,9 @@
 """The folder of one state of one queue: files whose sorted names are the order, spread over sub-folders.
 
-A sub-folder is named by the first key it may hold; it holds the keys from there up to the name of the next. None grows much beyond
-:data:`LIMIT` files, so that whatever is listed costs little. A process reads the names of one sub-folder, takes them one after the
-other, and lists again only when it has no more of them, or when somebody else put a file in front of one that it knows.
+A sub-folder is named by the first key it may hold; it holds the keys from there up to the name of the next. None grows
+much beyond :data:`LIMIT` files, so that whatever is listed costs little. A process reads the names of one sub-folder,
+takes them one after the other, and lists again only when it has no more of them, or when somebody else put a file in
+front of one that it knows.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class Shelf:
         self._foreign = foreign
         self._folders: list[str] | None = None
         self._fill: dict[str, int] = {}
-        self._names: list[str] = []
+        self._known: list[str] = []
         self._position = 0
         # Everything up to this key has been taken from the list.
         self._after = ""
@@ -73,7 +74,7 @@ class Shelf:
         """Give the path of a file."""
         return f"{self.path}/{self.folder_of(key)}/{key}-{id_token}.json"
 
-    def list(self, folder: str) -> list[str]:
+    def names(self, folder: str) -> list[str]:
         """Give the names in a sub-folder, in order."""
         place = f"{self.path}/{folder}"
         try:
@@ -92,7 +93,7 @@ class Shelf:
     def all(self) -> Iterator[str]:
         """Give the paths of all files, in order."""
         for folder in self.folders():
-            for name in self.list(folder):
+            for name in self.names(folder):
                 yield f"{self.path}/{folder}/{name}"
 
     # What others did
@@ -104,7 +105,7 @@ class Shelf:
 
     def forget_names(self) -> None:
         """Note that files were put in front of those that are known."""
-        self._names = []
+        self._known = []
         self._position = 0
         self._after = ""
 
@@ -118,13 +119,13 @@ class Shelf:
         if self._filled(folder) < LIMIT:
             return None
         # Files that were taken away meanwhile have not been counted.
-        self._fill[folder] = len(self.list(folder))
+        self._fill[folder] = len(self.names(folder))
         return folder if self._fill[folder] >= LIMIT else None
 
     def _filled(self, folder: str) -> int:
         fill = self._fill.get(folder)
         if fill is None:
-            fill = self._fill[folder] = len(self.list(folder))
+            fill = self._fill[folder] = len(self.names(folder))
         return fill
 
     def opens(self, key: str) -> bool:
@@ -135,16 +136,13 @@ class Shelf:
         self._fill[key] = 0
         return True
 
-    def divide(self, folder: str) -> tuple[str, list[tuple[str, str]]]:
-        """Divide a sub-folder in two.
-
-        :return: the key that the new one begins with, and which files have to move: from where to where.
-        """
-        names = self.list(folder)
+    def divide(self, folder: str) -> list[tuple[str, str]]:
+        """Tell which files have to move so that a sub-folder becomes two: from where to where."""
+        names = self.names(folder)
         moving = names[len(names) // 2 :]
         entry = parse_entry(moving[0])
         assert entry is not None
-        return entry.key, [(f"{self.path}/{folder}/{name}", f"{self.path}/{entry.key}/{name}") for name in moving]
+        return [(f"{self.path}/{folder}/{name}", f"{self.path}/{entry.key}/{name}") for name in moving]
 
     def put(self, key: str, id_token: str) -> bool:
         """Note that a file is put here; tell whether it is in front of another."""
@@ -153,7 +151,7 @@ class Shelf:
         if key > self.last:
             self.last = key
             return False
-        names = self._names
+        names = self._known
         name = f"{key}-{id_token}.json"
         if key <= self._after or (self._position < len(names) and name < names[-1]):
             insort(names, name, self._position)
@@ -163,20 +161,20 @@ class Shelf:
 
     def peek(self) -> str | None:
         """Give the first name that has not been taken; the file may be gone."""
-        if self._position < len(self._names) or self._load():
-            return self._names[self._position]
+        if self._position < len(self._known) or self._load():
+            return self._known[self._position]
         return None
 
     def pop(self) -> None:
         """Take the name that :meth:`peek` gave."""
-        name = self._names[self._position]
+        name = self._known[self._position]
         self._position += 1
         entry = parse_entry(name)
         assert entry is not None
         if entry.key > self._after:
             self._after = entry.key
         if self._position > LIMIT:
-            del self._names[: self._position]
+            del self._known[: self._position]
             self._position = 0
 
     def _load(self) -> bool:
@@ -185,10 +183,10 @@ class Shelf:
         # A name is its key and more, so that all names of a key come after the key itself.
         bound = self._after + "~" if self._after else ""
         for folder in folders[start:]:
-            names = self.list(folder)
-            self._names = names[bisect_left(names, bound) :]
+            names = self.names(folder)
+            self._known = names[bisect_left(names, bound) :]
             self._position = 0
-            if self._names:
+            if self._known:
                 return True
         return False
 

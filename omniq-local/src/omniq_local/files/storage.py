@@ -48,7 +48,8 @@ class FileStorage(Storage):
     """A storage in a folder: a file for each task, shared by any number of processes on one machine.
 
     :param config: ``file:///abs/folder``. Options: ``fsync=never`` (default; survives the death of every process) or
-        ``always`` (survives that of the machine, too); ``lock_timeout``, seconds to wait for other processes, 5 unless given.
+        ``always`` (survives that of the machine, too); ``lock_timeout``, seconds to wait for other processes, 5 unless
+        given.
     :param clock: gives the time in seconds since the epoch; must be the same for all users of the folder.
     :raises ConfigurationError: if the URL cannot be used.
     """
@@ -130,9 +131,7 @@ class FileStorage(Storage):
         return await self._opened().run(partial(finishing.finish, outcomes), small=len(outcomes) <= LARGE)
 
     async def heartbeat(self, worker: str, leases: Sequence[Lease], lease: float) -> list[LeaseState]:
-        return await self._opened().run(
-            partial(finishing.heartbeat, worker, leases, lease), small=len(leases) <= LARGE
-        )
+        return await self._opened().run(partial(finishing.heartbeat, worker, leases, lease), small=len(leases) <= LARGE)
 
     async def recover(self, limit: int) -> list[Task]:
         return await self._opened().run(partial(upkeep.recover, limit), small=limit <= LARGE)

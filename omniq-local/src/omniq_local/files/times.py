@@ -1,4 +1,4 @@
-"""Points in time as whole microseconds since the epoch, which is how a file store compares them, and as text in files."""
+"""Points in time: whole microseconds since the epoch, which is how a file store compares them, and text in files."""
 
 from __future__ import annotations
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+from itertools import islice
 
 from omniq.task import Task, TaskState
 from omniq_local.files.change import Change
 from omniq_local.files.claiming import due
 from omniq_local.files.finishing import recover as take_back
-from omniq_local.files.queues import EXPIRING, Queue
+from omniq_local.files.queues import EXPIRING
 from omniq_local.files.records import ENDED, Record
 from omniq_local.files.times import read_time
 
@@ -26,20 +27,14 @@ def recover(limit: int, change: Change) -> list[Task]:
         change.folder.tidy(queue.shelves[EXPIRING])
     lost: list[Record] = []
     for queue in queues:
-        if len(lost) < limit:
-            for record in due(queue, RUNNING, change):
-                take_back(record, change)
-                lost.append(record)
-                if len(lost) == limit:
-                    break
+        for record in islice(due(queue, RUNNING, change), limit - len(lost)):
+            take_back(record, change)
+            lost.append(record)
     left = limit - len(lost)
     for queue in queues:
-        if left > 0:
-            for record in due(queue, EXPIRING, change):
-                change.end(record, TaskState.CANCELLED)
-                left -= 1
-                if left == 0:
-                    break
+        for record in islice(due(queue, EXPIRING, change), left):
+            change.end(record, TaskState.CANCELLED)
+            left -= 1
     return [record.task() for record in lost]
 
 
@@ -48,26 +43,18 @@ def prune(limit: int, change: Change) -> int:
     queues = [change.queue(name) for name in change.folder.queue_names()]
     for queue in queues:
         if queue.is_empty:
-            _forget(queue, change)
+            change.folder.tidy_away(queue)
             continue
         for state in ENDED:
             change.folder.tidy(queue.shelves[state.value])
     removed = 0
     for queue in queues:
         for state in ENDED:
-            if removed < limit:
-                for record in due(queue, state.value, change):
-                    change.remove(record)
-                    removed += 1
-                    if removed == limit:
-                        break
+            for record in islice(due(queue, state.value, change), limit - removed):
+                change.remove(record)
+                removed += 1
     _bury(change)
     return removed
-
-
-def _forget(queue: Queue, change: Change) -> None:
-    """Remove what is kept of a queue that has nothing."""
-    change.folder.tidy_away(queue)
 
 
 def _bury(change: Change) -> None:

@@ -1,7 +1,7 @@
 """Waiting without asking again and again: for work, and for the end of tasks.
 
-Who waits writes himself down under the same lock under which he found nothing, and is woken by whoever changes that. For the datagram
-that is lost there is a look at the store's generation now and then: a read of some bytes.
+Who waits writes himself down under the same lock under which he found nothing, and is woken by whoever changes that.
+For the datagram that is lost there is a look at the store's generation now and then: a read of some bytes.
 """
 
 from __future__ import annotations
@@ -85,9 +85,7 @@ class Waiting:
         await self._wait(_Name(FOR_END, mask_of(ids)), look, deadline, small=len(ids) <= 100)
         return found
 
-    async def _wait(
-        self, name: _Name, look: Callable[[Change], bool], deadline: float, *, small: bool = True
-    ) -> None:
+    async def _wait(self, name: _Name, look: Callable[[Change], bool], deadline: float, *, small: bool = True) -> None:
         loop, folder, bell = asyncio.get_running_loop(), self._folder, self._folder.bells.bell
         bell.add(name.signal)
         self._waiting.add(name)

@@ -1,0 +1,127 @@
+"""``omniq doctor``: what a store says of itself, and what is said of one that cannot be reached."""
+
+from __future__ import annotations
+
+import json
+import re
+import sqlite3
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from omniq import TaskQueue
+from omniq.cli import main
+from omniq.cli.doctor import as_lines
+from omniq.cli.terminal import Screen
+from omniq.storage import Finding, Severity
+from tests.cli.program import run_omniq
+from tests.cli.test_terminal import Terminal
+
+URL = "sqlite:///jobs.db"
+
+
+@pytest.mark.usefixtures("store")
+@pytest.mark.parametrize("app", ["shop:queue", URL])
+def test_a_sound_store_is_told_to_be_sound(app: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", app]) == 0
+
+    first, *findings, last = capsys.readouterr().out.splitlines()
+    assert first == URL
+    assert "✓ journal mode  wal" in findings
+    assert "✓ integrity     no damage found" in findings
+    assert last.startswith("no errors, ")
+
+
+@pytest.mark.usefixtures("store")
+def test_json_has_every_finding(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "shop:queue", "--json"]) == 0
+
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["url"] == URL
+    assert {"severity": "ok", "subject": "integrity", "message": "no damage found"} in answer["findings"]
+
+
+@pytest.mark.parametrize("more", [[], ["--json"]])
+def test_an_error_is_the_exit_code(more: list[str], store: TaskQueue, capsys: pytest.CaptureFixture[str]) -> None:
+    with store:
+        store.stats()
+    with sqlite3.connect("jobs.db") as connection:
+        # What the store's own counters and indexes do not know of is damage to it.
+        connection.execute("PRAGMA writable_schema = ON")
+        connection.execute("UPDATE sqlite_master SET rootpage = 2 WHERE type = 'index' AND rootpage > 2")
+    connection.close()
+
+    assert main(["doctor", URL, *more]) == 1
+
+    captured = capsys.readouterr()
+    assert "error" in captured.out + captured.err
+    assert "Traceback" not in captured.err
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_store_that_cannot_be_reached_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "sqlite:///no/such/folder.db"]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("omniq: error: ")
+    assert captured.err.count("\n") == 1
+
+    assert main(["doctor", "sqlite:///no/such/folder.db", "--json"]) == 1
+    (finding,) = json.loads(capsys.readouterr().out)["findings"]
+    assert (finding["severity"], finding["subject"]) == ("error", "connection")
+    assert f"omniq: error: {finding['message']}\n" == captured.err
+
+
+def test_a_store_in_memory_is_warned_of(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "memory://"]) == 0
+    url, finding, summary = capsys.readouterr().out.splitlines()
+    assert url == "memory://"
+    assert finding.startswith("! durability  tasks live in the memory of this process")
+    assert summary == "no errors, 1 warning"
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize(
+    "url", ["unheard-of://ada:hidden@example.org/0", "sqlite:///jobs.db?password=hidden", "nowhere://hid/den@host"]
+)
+def test_credentials_are_never_shown(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for more in ([], ["--json"], ["-v"]):
+        assert main(["doctor", url, *more]) == 2
+        captured = capsys.readouterr()
+        assert "hidden" not in captured.out + captured.err
+        assert "hid/den" not in captured.out + captured.err
+
+
+FINDINGS: Sequence[Finding] = (
+    Finding(severity=Severity.OK, subject="version", message="7.2"),
+    Finding(severity=Severity.WARNING, subject="eviction", message="allkeys-lru: " + "tasks may vanish " * 8),
+    Finding(severity=Severity.ERROR, subject="persistence", message="off\x1b[2J"),
+)
+
+
+def test_findings_are_marked_by_how_bad_they_are(store: TaskQueue, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    terminal = Terminal(columns=60)
+    screen = Screen(terminal.stream)
+    for line in as_lines(FINDINGS, store, screen):
+        screen.say(line)
+    shown = terminal.written().splitlines()
+    terminal.close()
+
+    assert shown[1] == "\x1b[32m✓\x1b[0m version      7.2"
+    assert shown[2].startswith("\x1b[33m!\x1b[0m eviction     allkeys-lru: tasks may vanish")
+    plain = [re.sub(r"\x1b\[\d*m", "", line) for line in shown[2:-2]]
+    assert len(plain) > 1
+    assert all(line[:15] == " " * 15 for line in plain[1:])
+    assert all(len(line) <= 60 for line in plain)
+    assert shown[-2] == "\x1b[31m✗\x1b[0m persistence  off\\x1b[2J"
+    assert shown[-1] == "1 error, 1 warning"
+
+
+def test_where_marks_cannot_be_shown_words_stand_for_them(folder: Path) -> None:
+    ended = run_omniq("doctor", "memory://", cwd=folder, PYTHONUTF8="0", PYTHONIOENCODING="ascii")
+
+    assert ended.returncode == 0
+    assert ended.stdout.splitlines()[1].startswith("warning durability  tasks live in the memory")

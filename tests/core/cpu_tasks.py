@@ -1,0 +1,74 @@
+"""Tasks for processes: at a module's top level, where a new process finds them."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+
+from omniq import Fixed, TaskQueue, current_task
+
+queue = TaskQueue("memory://")
+
+
+@queue.task(executor="process")
+def pid() -> int:
+    return os.getpid()
+
+
+@queue.task(executor="process")
+def meet(here: Path, there: Path) -> int:
+    """End only if another process is in the middle of the same at the same time."""
+    here.touch()
+    while not there.exists():
+        time.sleep(0.001)
+    return os.getpid()
+
+
+@queue.task(executor="process", max_retries=1, retry=Fixed(0))
+def crash(marker: Path) -> str:
+    if marker.exists():
+        return "came through"
+    marker.touch()
+    os._exit(7)
+
+
+@queue.task(executor="process", max_retries=0)
+def always_crash() -> None:
+    os.abort()
+
+
+@queue.task(executor="process", max_retries=0, timeout=0.3)
+def too_long() -> None:
+    while True:
+        pass
+
+
+@queue.task(executor="process", max_retries=5)
+def endless(marker: Path) -> None:
+    marker.write_text(str(os.getpid()))
+    current_task().progress(1, 3, "begun")
+    while True:
+        pass
+
+
+@queue.task(executor="process", max_retries=0)
+def fail() -> None:
+    raise LookupError("not here")
+
+
+@queue.task(executor="process", max_retries=0)
+def leave() -> None:
+    sys.exit(3)
+
+
+@queue.task(executor="process")
+def hoard(megabytes: int) -> int:
+    globals()["hoarded"] = bytearray(megabytes << 20)
+    return os.getpid()
+
+
+@queue.task
+def on_a_thread() -> int:
+    return os.getpid()

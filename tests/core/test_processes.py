@@ -1,0 +1,168 @@
+"""CPU-bound tasks run in processes: side by side, stoppable, and one that crashes takes nobody with it."""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from omniq import Progress, TaskCancelled, TaskFailed, TaskHandle, TaskQueue, TaskState
+from omniq.testing import await_until
+from omniq.worker import Worker
+from tests.core import cpu_tasks
+
+TIME = 60.0
+"""Seconds after which something hangs: a new process imports all of OmniQ, on a machine that may be busy."""
+
+
+def working(scenario: Callable[[Worker], Any], **options: Any) -> None:
+    async def run() -> None:
+        async with cpu_tasks.queue.worker(**options) as worker:
+            await scenario(worker)
+        await cpu_tasks.queue.aclose()
+
+    asyncio.run(run())
+    assert multiprocessing.active_children() == []
+
+
+async def is_gone(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
+async def failure(handle: TaskHandle[Any]) -> TaskFailed:
+    with pytest.raises(TaskFailed) as failed:
+        await handle.aresult(TIME)
+    return failed.value
+
+
+def test_two_tasks_are_in_the_middle_at_the_same_time_each_in_a_process_of_its_own(tmp_path: Path) -> None:
+    async def scenario(worker: Worker) -> None:
+        here, there = tmp_path / "here", tmp_path / "there"
+        handles = await cpu_tasks.queue.aenqueue_many(
+            [cpu_tasks.meet.call(here, there), cpu_tasks.meet.call(there, here)]
+        )
+        pids = {await handle.aresult(TIME) for handle in handles}
+        assert len(pids) == 2
+        assert os.getpid() not in pids
+        assert await (await cpu_tasks.on_a_thread.aenqueue()).aresult(TIME) == os.getpid()
+
+    working(scenario, processes=2)
+
+
+def test_a_task_that_crashes_its_process_fails_alone_and_is_retried(tmp_path: Path) -> None:
+    async def scenario(worker: Worker) -> None:
+        handles = [await cpu_tasks.always_crash.aenqueue(), await cpu_tasks.crash.aenqueue(tmp_path / "crashed")]
+        neighbours = [await cpu_tasks.pid.aenqueue() for _ in range(4)]
+        failed = await failure(handles[0])
+        assert failed.error.type == "WorkerLost"
+        assert "signal 6" in failed.error.message
+        assert await handles[1].aresult(TIME) == "came through"
+        assert [await neighbour.aresult(TIME) for neighbour in neighbours]
+
+    working(scenario, processes=1)
+
+
+def test_a_timeout_kills_the_task(tmp_path: Path) -> None:
+    async def scenario(worker: Worker) -> None:
+        failed = await failure(await cpu_tasks.too_long.aenqueue())
+        assert failed.error.type == "TaskTimeout"
+        assert isinstance(await (await cpu_tasks.pid.aenqueue()).aresult(TIME), int)
+
+    working(scenario, processes=1)
+
+
+def test_a_cancellation_kills_the_task_and_its_progress_was_seen(tmp_path: Path) -> None:
+    marker = tmp_path / "pid"
+
+    async def scenario(worker: Worker) -> None:
+        handle = await cpu_tasks.endless.aenqueue(marker)
+
+        async def has_begun() -> bool:
+            return (await handle.atask()).progress == Progress(done=1, total=3, note="begun")
+
+        await await_until(has_begun, TIME, "the task says that it has begun")
+        assert await handle.acancel()
+        with pytest.raises(TaskCancelled):
+            await handle.aresult(TIME)
+        await await_until(lambda: is_gone(int(marker.read_text())), TIME, "the process is gone")
+
+    working(scenario, processes=1, lease=0.6)
+
+
+def test_a_worker_that_must_stop_kills_the_task_and_puts_it_back(tmp_path: Path) -> None:
+    marker = tmp_path / "pid"
+    handles: list[TaskHandle[None]] = []
+
+    async def scenario(worker: Worker) -> None:
+        handles.append(await cpu_tasks.endless.aenqueue(marker))
+
+        async def has_begun() -> bool:
+            return bool(marker.exists() and marker.read_text())
+
+        await await_until(has_begun, TIME, "the task has begun")
+        await worker.drain()
+        task = await handles[0].atask()
+        assert (task.state, task.attempt) == (TaskState.READY, 0)
+        await await_until(lambda: is_gone(int(marker.read_text())), TIME, "the process is gone")
+        await handles[0].acancel()
+
+    async def run() -> None:
+        worker = cpu_tasks.queue.worker(processes=1, grace=0.0)
+        await worker.start()
+        await scenario(worker)
+        await cpu_tasks.queue.aclose()
+
+    asyncio.run(run())
+    assert multiprocessing.active_children() == []
+
+
+def test_errors_come_back_with_the_childs_traceback() -> None:
+    async def scenario(worker: Worker) -> None:
+        failed = await failure(await cpu_tasks.fail.aenqueue())
+        assert (failed.error.type, failed.error.message) == ("LookupError", "not here")
+        assert 'raise LookupError("not here")' in failed.error.traceback
+        assert (await failure(await cpu_tasks.leave.aenqueue())).error.type == "SystemExit"
+
+    working(scenario, processes=1)
+
+
+def test_a_process_is_replaced_after_a_number_of_tasks() -> None:
+    async def scenario(worker: Worker) -> None:
+        pids = [await (await cpu_tasks.pid.aenqueue()).aresult(TIME) for _ in range(4)]
+        assert pids[0] == pids[1] != pids[2] == pids[3]
+
+    working(scenario, processes=1, process_tasks=2)
+
+
+def test_a_process_is_replaced_when_it_has_grown_too_large() -> None:
+    async def scenario(worker: Worker) -> None:
+        small = await (await cpu_tasks.hoard.aenqueue(1)).aresult(TIME)
+        large = await (await cpu_tasks.hoard.aenqueue(400)).aresult(TIME)
+        after = await (await cpu_tasks.pid.aenqueue()).aresult(TIME)
+        assert small == large != after
+
+    working(scenario, processes=1, process_memory=300 << 20)
+
+
+def test_what_a_process_could_not_find_or_run_is_refused_at_once() -> None:
+    queue = TaskQueue("memory://")
+
+    def inner() -> None: ...
+
+    async def coroutine() -> None: ...
+
+    with pytest.raises(TypeError, match="top level"):
+        queue.task(executor="process")(inner)
+    with pytest.raises(TypeError, match="runs on the loop"):
+        queue.task(executor="process")(coroutine)
+    with pytest.raises(ValueError, match="executor must be"):
+        queue.task(executor="gpu")(inner)  # type: ignore[call-overload]  # that is the mistake

@@ -1,0 +1,195 @@
+"""The application of the fault tests: run as real processes, workers and producers, that note what they do.
+
+``python -m tests.faults.apps worker '{"lease": 0.5}'`` runs a worker with these options until it is stopped or killed;
+``python -m tests.faults.apps produce PRODUCER_OPTIONS`` enqueues. The store is named by ``OMNIQ_URL``, the folder of
+the history by ``HISTORY``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import secrets
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from omniq import Fixed, TaskQueue, current_task, hookimpl
+from omniq.plugins import Plugins
+from omniq.task import Task, TaskError
+from tests.faults.history import History
+
+history = History(Path(os.environ.get("HISTORY", ".")))
+
+
+class Witness:
+    """Notes what the workers of this process learn of their tasks."""
+
+    @hookimpl
+    def omniq_worker_started(self, worker: str) -> None:
+        history.note("worker started", worker=worker)
+
+    @hookimpl
+    def omniq_worker_stopped(self, worker: str) -> None:
+        history.note("worker stopped", worker=worker)
+
+    @hookimpl
+    def omniq_task_started(self, task: Task) -> None:
+        history.note("started", task.id, task.delivery, attempt=task.attempt)
+
+    @hookimpl
+    def omniq_task_succeeded(self, task: Task) -> None:
+        history.note("accepted", task.id, task.delivery, how="succeeded")
+
+    @hookimpl
+    def omniq_task_failed(self, task: Task, error: TaskError) -> None:
+        history.note("accepted", task.id, task.delivery, how="failed", error=error.type)
+
+    @hookimpl
+    def omniq_task_retrying(self, task: Task) -> None:
+        history.note("accepted", task.id, task.delivery, how="retrying")
+
+    @hookimpl
+    def omniq_task_cancelled(self, task: Task) -> None:
+        history.note("accepted", task.id, task.delivery, how="cancelled")
+
+    @hookimpl
+    def omniq_task_recovered(self, task: Task) -> None:
+        history.note("recovered", task.id, task.delivery, state=str(task.state))
+
+
+class NoteRejections(logging.Handler):
+    """Notes completions that the store rejected: what the log says of them is part of what is tested."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if "rejected the late completion" in record.getMessage() and isinstance(record.args, tuple):
+            history.note("rejected", str(record.args[0]), int(str(record.args[2])))
+
+
+def _plugins() -> Plugins:
+    plugins = Plugins()
+    plugins.register(Witness(), name="witness")
+    return plugins
+
+
+queue = TaskQueue(plugins=_plugins(), max_retries=20, retry=Fixed(0.05))
+
+
+def _ran() -> str:
+    """Note that this run of the task came to its end, and give the result that only this run can have."""
+    nonce = f"{os.getpid()}-{secrets.token_hex(4)}"
+    history.note("ran", current_task().id, nonce=nonce, attempt=current_task().attempt)
+    return nonce
+
+
+@queue.task
+async def coroutine(seconds: float = 0.0) -> str:
+    await asyncio.sleep(seconds)
+    return _ran()
+
+
+@queue.task
+def thread(seconds: float = 0.0) -> str:
+    time.sleep(seconds)
+    return _ran()
+
+
+@queue.task
+async def hold_coroutine(flag: str) -> str:
+    """End once a file is there; another attempt than the first ends at once."""
+    while current_task().attempt == 1 and not os.path.exists(flag):  # noqa: ASYNC110, ASYNC240  # no event crosses processes
+        await asyncio.sleep(0.005)
+    return _ran()
+
+
+@queue.task
+def hold_thread(flag: str) -> str:
+    while current_task().attempt == 1 and not os.path.exists(flag):
+        time.sleep(0.005)
+    return _ran()
+
+
+@queue.task
+async def stubborn(flag: str) -> str:
+    """Hold on through every cancellation."""
+    while current_task().attempt == 1 and not os.path.exists(flag):  # noqa: ASYNC240  # no event crosses processes
+        try:
+            await asyncio.sleep(0.005)
+        except asyncio.CancelledError:
+            history.note("swallowed a cancellation", current_task().id)
+    return _ran()
+
+
+@queue.task
+async def block_loop(seconds: float) -> str:
+    time.sleep(seconds)  # noqa: ASYNC251  # the mistake that is tested
+    return _ran()
+
+
+@queue.task
+async def kill_own_process(times: int) -> str:
+    if current_task().attempt <= times:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return _ran()
+
+
+@queue.task(max_retries=2)
+def exit_hard() -> None:
+    os._exit(7)
+
+
+@queue.task
+async def again(delay: float) -> str:
+    """Run again once, after a while."""
+    if current_task().attempt == 1:
+        current_task().retry(delay)
+    return _ran()
+
+
+def produce(count: int, *, batch: int = 1, unique: int = 0, seconds: float = 0.002, first: int = 0) -> None:
+    """Enqueue tasks, noting before each what will be tried and after it what came of it.
+
+    :param count: how many batches.
+    :param batch: tasks in each.
+    :param unique: if not 0, the tasks share so many unique keys.
+    :param seconds: how long each task takes.
+    :param first: the number of the first batch.
+    """
+    for number in range(first, first + count):
+        tags = [f"batch-{number}"]
+        calls = []
+        for index in range(batch):
+            task = (coroutine, thread)[index % 2]
+            key = f"key-{(number + index) % unique}" if unique else None
+            calls.append(task.using(tags=tags, unique=key).call(seconds))
+        history.note("enqueueing", batch=number)
+        try:
+            handles = queue.enqueue_many(calls) if batch > 1 else [queue.submit(calls[0])]
+        except Exception as error:
+            history.note("refused", batch=number, error=repr(error))
+        else:
+            for handle in handles:
+                if handle.created:
+                    history.note("enqueued", handle.id, batch=number)
+
+
+def main(command: str, options: dict[str, Any]) -> None:
+    """Be the process that the arguments say."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    logging.getLogger("omniq.worker").addHandler(NoteRejections())
+    if command == "worker":
+        queue.run_worker(**options)
+    elif command == "produce":
+        with queue:
+            produce(**options)
+        history.note("produced")
+    else:
+        raise SystemExit(f"what is {command!r}?")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], json.loads(sys.argv[2]))

@@ -1,0 +1,204 @@
+"""The stage of a fault test: a store on disk, a history, and processes that can be stopped and killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+from omniq import TaskFunction, TaskHandle, TaskQueue, TaskState
+from omniq.testing import wait_until
+from tests.faults import apps
+from tests.faults.history import Event, History, check, leftovers
+
+__all__ = ["ROOT", "Actor", "Scene"]
+
+ROOT = Path(__file__).parents[2]
+LEASE: Mapping[str, Any] = {"lease": 0.6, "recover_every": 0.1}
+"""Options of workers whose death is noticed soon."""
+
+
+class Actor:
+    """A process of the application.
+
+    :param scene: where it acts.
+    :param arguments: of the module ``tests.faults.apps``.
+    :param environment: besides that of the scene.
+    """
+
+    def __init__(self, scene: Scene, arguments: list[str], environment: Mapping[str, str]) -> None:
+        self._scene = scene
+        scene.processes += 1
+        self.log = scene.folder / f"{scene.processes}-{arguments[0]}.log"
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "tests.faults.apps", *arguments],
+                cwd=ROOT,
+                env={**os.environ, **scene.environment, **environment},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+        self.pid = self.process.pid
+
+    @property
+    def alive(self) -> bool:
+        return self.process.poll() is None
+
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal, unless the process has ended."""
+        if self.alive:
+            self.process.send_signal(number)
+
+    def suspend(self) -> None:
+        """Stop the process in the middle of whatever it does, and return once it stands still."""
+        self.send(signal.SIGSTOP)
+        os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WNOWAIT)
+
+    def resume(self) -> None:
+        self.send(signal.SIGCONT)
+
+    def kill(self) -> None:
+        """Kill the process, and return once it has ended."""
+        self.send(signal.SIGKILL)
+        self.process.wait(10)
+
+    def ended(self, timeout: float = 15) -> int:
+        """Give the exit code, once it has ended by itself."""
+        return self.process.wait(timeout)
+
+    def events(self, *what: str) -> list[Event]:
+        return self._scene.history.events(*what, pid=self.pid)
+
+    def text(self) -> str:
+        """Give what it has logged so far."""
+        return self.log.read_text()
+
+
+class Scene:
+    """The stage of one test.
+
+    :param folder: empty, for everything that is kept.
+    :param url_options: of the store's URL.
+    """
+
+    def __init__(self, folder: Path, url_options: str = "") -> None:
+        self.folder = folder
+        self.database = folder / "jobs.db"
+        self.processes = 0
+        histories = folder / "history"
+        histories.mkdir()
+        self.history = History(histories)
+        self.environment = {"OMNIQ_URL": f"sqlite:///{self.database}{url_options}", "HISTORY": str(histories)}
+        self.queue = TaskQueue(self.environment["OMNIQ_URL"])
+        self._actors: list[Actor] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for actor in self._actors:
+            actor.kill()
+        self.queue.close()
+
+    # Processes
+
+    def worker(self, *, failpoint: str | None = None, **options: Any) -> Actor:
+        """Start a worker, and return once it works.
+
+        :param failpoint: where it shall kill itself.
+        :param options: of the worker, besides short leases.
+        """
+        actor = self.start_worker(failpoint=failpoint, **options)
+        self.wait_for(lambda: actor.events("worker started") or not actor.alive, "the worker's start", actor)
+        return actor
+
+    def start_worker(self, *, failpoint: str | None = None, **options: Any) -> Actor:
+        """Start a worker, and return at once."""
+        environment = {} if failpoint is None else {"OMNIQ_FAILPOINT": failpoint}
+        return self._act(["worker", json.dumps({**LEASE, **options})], environment)
+
+    def producer(self, **options: Any) -> Actor:
+        """Start a producer."""
+        return self._act(["produce", json.dumps(options)], {})
+
+    def _act(self, arguments: list[str], environment: Mapping[str, str]) -> Actor:
+        actor = Actor(self, arguments, environment)
+        self._actors.append(actor)
+        return actor
+
+    # Tasks
+
+    def function(self, name: str) -> TaskFunction[..., Any]:
+        """Give a task function of the application, on the queue of this process."""
+        of_workers = apps.queue.functions[f"{apps.__name__}.{name}"]
+        if of_workers.name not in self.queue.functions:
+            options = of_workers.options
+            self.queue.task(name=of_workers.name, max_retries=options.max_retries, retry=options.retry)(of_workers)
+        return self.queue.functions[of_workers.name]
+
+    def enqueue(self, name: str, *args: Any, **options: Any) -> TaskHandle[Any]:
+        """Enqueue a task of the application as its producers do, and note it."""
+        handle: TaskHandle[Any] = self.function(name).using(**options).enqueue(*args)
+        self.history.note("enqueued", handle.id)
+        return handle
+
+    def is_running(self, handle: TaskHandle[Any]) -> bool:
+        """Say whether some worker has begun to run a task."""
+        return bool(self.history.events("started", task=handle.id)) and handle.task().state is TaskState.RUNNING
+
+    def flag(self) -> Path:
+        """Give the name of a file that is not there yet, and that tasks can wait for."""
+        return self.folder / "go"
+
+    # Waiting and judging
+
+    def wait_for(self, predicate: Any, what: str, *actors: Actor, timeout: float = 20) -> Any:
+        """Do ``wait_until``, and show what the processes logged if it was in vain."""
+        try:
+            return wait_until(predicate, timeout=timeout, what=what)
+        except AssertionError as error:
+            logs = "\n\n".join(f"{actor.log.name}:\n{actor.text()[-5000:]}" for actor in actors or self._actors)
+            raise AssertionError(f"{error}\n\n{logs}") from None
+
+    def drained(self) -> bool:
+        """Say whether every task has ended."""
+        return not any(
+            count for stats in self.queue.stats() for state, count in stats.counts.items() if not state.is_final
+        )
+
+    def wait_drained(self, timeout: float = 30) -> None:
+        self.wait_for(self.drained, "the end of every task", timeout=timeout)
+
+    def stop(self) -> None:
+        """Stop the workers in order, so that each has noted all that it did."""
+        for actor in self._actors:
+            actor.resume()
+            actor.send(signal.SIGTERM)
+        for actor in self._actors:
+            actor.ended()
+
+    def check(self) -> None:
+        """Stop the workers, and check what must hold of every run, once all has drained."""
+        self.stop()
+        check(self.history, self.queue)
+
+    def check_nothing_is_left(self) -> None:
+        """Stop the workers, remove every task, and check that the store is as empty as a new one."""
+        self.stop()
+        for stats in self.queue.stats():
+            self.queue.purge(stats.queue)
+        wait_until(lambda: not self.queue.workers(), what="the leases of dead workers to run out")
+        self.queue.run(self._prune())
+        self.queue.close()
+        left = leftovers(self.database)
+        assert not left, f"I8: rows that are left: {left}"
+
+    async def _prune(self) -> None:
+        # What workers do now and then; it also removes what killed ones left.
+        await (await self.queue.connections.current()).storage.prune(1000)

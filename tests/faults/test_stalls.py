@@ -1,0 +1,147 @@
+"""Workers that stand still, block, or cannot reach the store for longer than their leases, and come back."""
+
+from __future__ import annotations
+
+import signal
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from omniq import Every, TaskCancelled, TaskHandle, TaskState
+from omniq.testing import wait_until
+from tests.faults.scene import Scene
+
+
+@pytest.mark.parametrize("kind", ["hold_thread", "hold_coroutine", "stubborn"])
+def test_the_late_completion_of_a_worker_that_was_suspended_is_rejected(scene: Scene, kind: str) -> None:
+    suspended = scene.worker()
+    handle = scene.enqueue(kind, str(scene.flag()))
+    scene.wait_for(lambda: scene.is_running(handle), "the task's start")
+    suspended.suspend()
+
+    second = scene.worker()
+    scene.wait_for(lambda: handle.task().state is TaskState.SUCCEEDED, "its run elsewhere")
+    result = handle.result(0)
+    scene.flag().touch()
+    suspended.resume()
+
+    if kind != "hold_coroutine":  # which may be stopped before it ends, for its lease is lost
+        scene.wait_for(lambda: suspended.events("rejected"), "the rejection", suspended)
+        assert "rejected the late completion" in suspended.text()
+    assert handle.result(0) == result
+    assert handle.task().delivery == 2
+    # It goes on to serve.
+    second.send(signal.SIGTERM)
+    assert second.ended() == 0
+    after = scene.enqueue("thread")
+    scene.wait_for(lambda: after.task().state is TaskState.SUCCEEDED, "another task", suspended)
+    scene.check()
+    assert [event.pid for event in scene.history.events("accepted", task=after.id)] == [suspended.pid]
+    scene.check_nothing_is_left()
+
+
+def test_a_task_that_blocks_the_event_loop_for_three_leases_keeps_its_lease(scene: Scene) -> None:
+    for _ in range(2):
+        scene.worker(lease=0.5)
+    handle = scene.enqueue("block_loop", 1.5)
+
+    scene.wait_drained()
+
+    assert handle.task().delivery == 1
+    assert scene.history.events("recovered", "rejected") == []
+    scene.check()
+
+
+def test_a_running_coroutine_is_cancelled_from_another_process(scene: Scene) -> None:
+    worker = scene.worker()
+    handle = scene.enqueue("hold_coroutine", str(scene.flag()))
+    scene.wait_for(lambda: scene.is_running(handle), "the task's start")
+
+    assert handle.cancel() is True
+
+    with pytest.raises(TaskCancelled):
+        handle.result(10)
+    scene.check()
+    assert [event.details["how"] for event in worker.events("accepted")] == ["cancelled"]
+    assert scene.history.events("ran") == []
+
+
+def locked_for(database: Path, enough: Callable[[], object]) -> None:
+    """Keep everybody else from writing until something has happened."""
+    connection = sqlite3.connect(database, timeout=10, isolation_level=None)
+    try:
+        connection.execute("BEGIN IMMEDIATE")
+        wait_until(enough, timeout=20, what="what is to happen while the store is locked")
+        connection.execute("ROLLBACK")
+    finally:
+        connection.close()
+
+
+@pytest.fixture
+def impatient(tmp_path: Path) -> Scene:
+    folder = tmp_path / "impatient"
+    folder.mkdir()
+    return Scene(folder, "?busy_timeout=0.1")
+
+
+def test_nothing_is_lost_or_accepted_twice_when_the_store_cannot_be_written_for_longer_than_a_lease(
+    impatient: Scene,
+) -> None:
+    with impatient as scene:
+        workers = [scene.worker() for _ in range(2)]
+        held: list[TaskHandle[str]] = [
+            scene.enqueue(kind, str(scene.flag())) for kind in ("hold_coroutine", "hold_thread", "stubborn")
+        ]
+        quick = [scene.enqueue(kind, 0.02) for kind in ("coroutine", "thread") * 10]
+        scene.wait_for(lambda: all(scene.is_running(handle) for handle in held), "the start of the held tasks")
+
+        locked_for(scene.database, lambda: any("giving up" in worker.text() for worker in workers))
+        scene.flag().touch()
+        scene.wait_drained()
+
+        assert all(handle.result(0) for handle in [*held, *quick])
+        assert all(worker.alive for worker in workers)
+        scene.check()
+        scene.check_nothing_is_left()
+
+
+def test_a_producer_is_told_that_a_locked_store_took_nothing(impatient: Scene) -> None:
+    with impatient as scene:
+        scene.enqueue("coroutine").cancel()  # creates the store
+        producer = scene.producer(count=1, batch=4)
+        locked_for(scene.database, lambda: scene.history.events("refused", pid=producer.pid))
+
+        assert producer.ended() == 0
+        (refused,) = producer.events("refused")
+        assert "StorageUnavailable" in refused.details["error"]
+        assert len(scene.queue.tasks()) == 1
+        scene.check()
+
+
+def test_of_several_schedulers_that_stand_still_and_come_back_one_fires_each_tick(scene: Scene) -> None:
+    function = scene.function("coroutine")
+    workers = [scene.worker() for _ in range(3)]
+    first = scene.queue.schedule(function.call(), Every(0.1), id="ticks", misfire="all").next_run
+
+    def fired() -> int:
+        return len(scene.queue.tasks(name=function.name, limit=1000))
+
+    def more(ticks: int) -> None:
+        before = fired()
+        scene.wait_for(lambda: fired() >= before + ticks, "more ticks")
+
+    for worker in workers[:2]:
+        more(3)
+        worker.suspend()
+        more(3)
+        worker.resume()
+    scene.queue.pause_schedule("ticks")
+    scene.wait_drained()
+
+    following = scene.queue.schedules()[0].next_run
+    assert first is not None
+    assert following is not None
+    assert fired() == round((following - first).total_seconds() / 0.1)
+    scene.check()

@@ -1,0 +1,117 @@
+"""What the tests of the file storage share."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from omniq.ids import new_id
+from omniq.storage import TaskQuery
+from omniq.task import NewTask, Succeeded, Task, TaskState
+from omniq.urls import parse_url
+from omniq_local.files import FileStorage
+
+STATES = [state.value for state in TaskState]
+
+
+class Clock:
+    """A clock that is moved by hand."""
+
+    def __init__(self) -> None:
+        self.microseconds = 1_900_000_000_123_457
+
+    def __call__(self) -> float:
+        return self.microseconds / 1e6
+
+    def advance(self, seconds: float) -> None:
+        self.microseconds += round(seconds * 1e6)
+
+
+def new_task(**options: Any) -> NewTask:
+    """Give a task to enqueue, of queue ``q`` unless another is named."""
+    return NewTask(**{"id": new_id(), "queue": "q", "name": "n", "payload": b"[]", **options})
+
+
+def storage(root: Path, query: str = "", clock: Callable[[], float] = time.time) -> FileStorage:
+    """Give an unopened storage on a folder."""
+    return FileStorage(parse_url(f"file://{root}{query}"), clock=clock)
+
+
+@asynccontextmanager
+async def opened(root: Path, query: str = "", clock: Callable[[], float] = time.time) -> AsyncIterator[FileStorage]:
+    """Give an open storage on a folder, and close it afterwards."""
+    store = storage(root, query, clock)
+    await store.open()
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+async def take(store: FileStorage, limit: int = 1, *, lease: float = 300.0) -> list[Task]:
+    """Claim tasks of queue ``q``."""
+    return await store.claim({"q": limit}, worker="w", lease=lease)
+
+
+async def succeed(store: FileStorage, tasks: list[Task]) -> list[bool]:
+    """Finish claimed tasks."""
+    return await store.finish([Succeeded(id=task.id, delivery=task.delivery, result=b"1") for task in tasks])
+
+
+def listing(root: Path, state: str) -> list[Path]:
+    """Give the files of queue ``q`` in the folder of a state, as a sorted listing shows them."""
+    return sorted((root / "omniq" / state / "q").glob("*/*"))
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    """Give all that is in a store but the journal, the count of changes, and who waits."""
+    base = root / "omniq"
+    own = {"journal", "control", "waiters", "lock"}
+    return {
+        str(path.relative_to(base)): path.read_bytes()
+        for path in base.rglob("*")
+        if path.is_file() and path.name not in own
+    }
+
+
+async def check_whole(store: FileStorage, root: Path) -> dict[str, Task]:
+    """Fail unless each task is in exactly one state, by whichever way one comes to it; give all tasks."""
+    base = root / "omniq"
+    tasks = {task.id: task for task in (await store.list_tasks(TaskQuery(limit=10_000))).tasks}
+    inodes = {os.stat(path).st_ino: path for path in base.glob("tasks/*/*")}
+    assert len(inodes) == len(tasks)
+    found = [path for state in STATES for path in sorted(base.glob(f"{state}/*/*/*"))]
+    assert sorted(os.stat(path).st_ino for path in found) == sorted(inodes), "each has one name in the folder of a state"
+    assert {os.stat(path).st_ino for path in base.glob("ids/*/*")} == set(inodes), "each has one name by its id"
+    for path in found:
+        (task,) = await store.get([path.name.rpartition(".json")[0][-36:]])
+        assert task is not None
+        assert path.relative_to(base).parts[0] == task.state
+        assert tasks[task.id] == task
+    held = sorted(task.unique for task in tasks.values() if task.unique and not task.state.is_final)
+    assert len(held) == len(set(held)) == len(list(base.glob("unique/*/*")))
+    for stats in await store.stats():
+        for state, count in stats.counts.items():
+            assert count == sum(task.queue == stats.queue and task.state is state for task in tasks.values()), state
+    assert not list(base.glob("aside/*"))
+    return tasks
+
+
+def run_python(program: str, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """Run a program in a process of its own; its ``sys.argv[1:]`` are the arguments."""
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-c", textwrap.dedent(program), *arguments],
+        check=check,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+    )

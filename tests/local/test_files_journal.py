@@ -1,0 +1,220 @@
+"""That a change is one step: whoever dies, or fails, at any point of it leaves it done or not begun."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from omniq.errors import StorageUnavailable
+from omniq.schedule import Schedule
+from omniq.storage import Lease
+from omniq.task import Failed, Retry, Succeeded, Task, TaskError, TaskState
+from omniq_local.files import FileStorage, journal
+from tests.local.files_support import Clock, check_whole, contents, new_task, opened, run_python, take
+
+Step = Callable[[FileStorage, list[Task]], Awaitable[object]]
+
+IDS = [f"01890000-0000-7000-8000-{number:012d}" for number in range(20)]
+TASK = {name: new_task(id=task_id) for name, task_id in zip("abcdefg", IDS, strict=False)}
+
+
+async def prepare(store: FileStorage) -> list[Task]:
+    """Have three tasks running, and some that wait and have ended."""
+    options = ({"unique": "k"}, {"expires": timedelta(hours=1)}, {}, {"run_at": timedelta(hours=2)}, {})
+    await store.enqueue([new_task(id=IDS[10 + number], **each) for number, each in enumerate(options)])
+    await store.put_schedule(Schedule(id="s", task=new_task(id=IDS[19]), trigger="t", next_run=None))
+    running = await take(store, 4)
+    await store.finish([Succeeded(id=running[3].id, delivery=1, result=b"0")])
+    await store.enqueue([TASK["a"]])
+    return running[:3]
+
+
+async def enqueue(store: FileStorage, running: list[Task]) -> object:
+    keyed = new_task(id=IDS[5], unique="new", expires=timedelta(hours=1))
+    return await store.enqueue([TASK["b"], TASK["c"], keyed, new_task(id=IDS[6], queue="other")])
+
+
+async def claim(store: FileStorage, running: list[Task]) -> object:
+    return await take(store, 2)
+
+
+async def finish(store: FileStorage, running: list[Task]) -> object:
+    first, second, third = running
+    return await store.finish(
+        [
+            Succeeded(id=first.id, delivery=1, result=b"x" * 9000),
+            Failed(id=second.id, delivery=1, error=TaskError(type="E", message="m")),
+            Retry(id=third.id, delivery=1, delay=9.0),
+        ]
+    )
+
+
+async def heartbeat(store: FileStorage, running: list[Task]) -> object:
+    return await store.heartbeat("w", [Lease(task.id, 1) for task in running], 900)
+
+
+async def fire(store: FileStorage, running: list[Task]) -> object:
+    (schedule,) = await store.get_schedules(["s"])
+    return await store.fire(schedule, [TASK["d"], TASK["e"]])
+
+
+async def purge(store: FileStorage, running: list[Task]) -> object:
+    return await store.purge("q")
+
+
+STEPS: dict[str, Step] = {each.__name__: each for each in (enqueue, claim, finish, heartbeat, fire, purge)}
+
+
+class Probe:
+    """Counts the points that changes come to, and does something at one of them."""
+
+    def __init__(self, at: int, act: Callable[[str], None]) -> None:
+        self.left = at
+        self.act = act
+
+    def __call__(self, point: str) -> None:
+        self.left -= 1
+        if self.left == 0:
+            self.act(point)
+
+
+def view(tasks: dict[str, Task]) -> dict[str, tuple[object, ...]]:
+    return {each.id: (each.state, each.delivery, each.result_payload, each.error) for each in tasks.values()}
+
+
+KILLED = """
+    import asyncio, os, signal, sys
+    from pathlib import Path
+    from omniq_local.files import journal
+    from tests.local.files_support import Clock, opened
+    from tests.local.test_files_journal import STEPS, Probe, prepare
+
+    folder, name = Path(sys.argv[1]), sys.argv[2]
+
+    async def act(at):
+        async with opened(folder / str(at), clock=Clock()) as store:
+            running = await prepare(store)
+            if at:
+                journal.probe = Probe(at, lambda point: os.kill(os.getpid(), signal.SIGKILL))
+                await STEPS[name](store, running)
+
+    for at in range(0, 1000):
+        child = os.fork()
+        if not child:
+            asyncio.run(act(at))
+            os._exit(0)
+        if os.waitpid(child, 0)[1] == 0 and at:
+            break
+    print(at)
+"""
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_whoever_is_killed_at_any_point_leaves_the_change_done_or_not_begun(tmp_path: Path, name: str) -> None:
+    points = int(run_python(KILLED, str(tmp_path), name).stdout)
+    assert points > 2
+
+    async def look(at: int) -> dict[str, tuple[object, ...]]:
+        root = tmp_path / str(at)
+        async with opened(root, clock=Clock()) as store:
+            tasks = await check_whole(store, root)
+            schedule = (await store.get_schedules(["s"]))[0].revision
+            assert name != "fire" or (TASK["d"].id in tasks) == (schedule == 2)
+            return view(tasks)
+
+    async def scenario() -> None:
+        before, after = await look(0), await look(points)
+        seen = [await look(at) for at in range(1, points)]
+        assert all(each in (before, after) for each in seen)
+        # Once it is written down, it is done, by whoever comes next.
+        assert all(each == after for each in seen[1:])
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_a_change_that_fails_at_any_point_is_undone_or_completed_by_the_next(tmp_path: Path, name: str) -> None:
+    async def scenario(at: int) -> bool:
+        root = tmp_path / str(at)
+
+        def fail(point: str) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), point)
+
+        async with opened(root, clock=Clock()) as store:
+            running = await prepare(store)
+            before = contents(root)
+            journal.probe = Probe(at, fail)
+            try:
+                await STEPS[name](store, running)
+            except StorageUnavailable as error:
+                assert "Free space" in str(error) or "cannot" in str(error) or "removed" in str(error)
+            else:
+                return False
+            finally:
+                journal.probe = None
+            undone = contents(root) == before
+            await check_whole(store, root)
+            assert undone or name in ("purge", "enqueue", "finish", "claim", "heartbeat", "fire")
+            answer = await STEPS[name](store, running)
+            assert not undone or answer
+            await check_whole(store, root)
+        return True
+
+    at = 1
+    while asyncio.run(scenario(at)):
+        at += 1
+    assert at > 2
+
+
+def test_nothing_is_stored_when_a_large_payload_does_not_fit(tmp_path: Path) -> None:
+    program = """
+        import asyncio, resource, sys
+        from pathlib import Path
+        from omniq.errors import StorageUnavailable
+        from tests.local.files_support import check_whole, new_task, opened
+
+        async def main():
+            root = Path(sys.argv[1])
+            async with opened(root) as store:
+                await store.enqueue([new_task()])
+                resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
+                try:
+                    await store.enqueue([new_task(), new_task(payload=b"x" * 200_000), new_task()])
+                except StorageUnavailable as error:
+                    print(error)
+                assert len(await check_whole(store, root)) == 1
+                await store.enqueue([new_task()])
+                resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+                await store.enqueue([new_task(payload=b"x" * 200_000)])
+                assert len(await check_whole(store, root)) == 3
+
+        asyncio.run(main())
+    """
+    assert "nothing was stored. Free space" in run_python(program, str(tmp_path / "jobs")).stdout
+
+
+def test_a_change_that_is_not_whole_in_the_journal_never_happened(tmp_path: Path) -> None:
+    root = tmp_path / "jobs"
+
+    def die(point: str) -> None:
+        raise KeyboardInterrupt
+
+    async def scenario() -> None:
+        async with opened(root) as store:
+            await store.enqueue([TASK["a"]])
+            journal.probe = Probe(1, die)
+            try:
+                with pytest.raises(KeyboardInterrupt):
+                    store.enqueue_blocking([TASK["b"]])
+            finally:
+                journal.probe = None
+            assert await check_whole(store, root) == {TASK["a"].id: (await store.get([TASK["a"].id]))[0]}
+            assert (await take(store, 9))[0].state is TaskState.RUNNING
+
+    asyncio.run(scenario())
