@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import sqlite3
@@ -42,21 +43,31 @@ def test_json_has_every_finding(capsys: pytest.CaptureFixture[str]) -> None:
     assert {"severity": "ok", "subject": "integrity", "message": "no damage found"} in answer["findings"]
 
 
-@pytest.mark.parametrize("more", [[], ["--json"]])
-def test_an_error_is_the_exit_code(more: list[str], store: TaskQueue, capsys: pytest.CaptureFixture[str]) -> None:
-    with store:
-        store.stats()
-    with sqlite3.connect("jobs.db") as connection:
-        # What the store's own counters and indexes do not know of is damage to it.
-        connection.execute("PRAGMA writable_schema = ON")
-        connection.execute("UPDATE sqlite_master SET rootpage = 2 WHERE type = 'index' AND rootpage > 2")
-    connection.close()
+def test_an_error_makes_the_exit_code(store: TaskQueue, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    @store.task
+    def work() -> None: ...
 
-    assert main(["doctor", URL, *more]) == 1
+    store.enqueue_many([work.call() for _ in range(2000)])
+    store.close()
+    spoil(folder / "jobs.db", "omniq.ready")
 
-    captured = capsys.readouterr()
-    assert "error" in captured.out + captured.err
-    assert "Traceback" not in captured.err
+    assert main(["doctor", URL]) == 1
+    *_, summary = lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("✗ integrity     ") for line in lines)
+    assert summary.startswith("1 error, ")
+    assert main(["doctor", URL, "--json"]) == 1
+    assert "error" in [finding["severity"] for finding in json.loads(capsys.readouterr().out)["findings"]]
+
+
+def spoil(path: Path, index: str) -> None:
+    """Write nonsense into an index of a database."""
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        root, size = connection.execute(
+            "SELECT rootpage, (SELECT page_size FROM pragma_page_size) FROM sqlite_schema WHERE name = ?", [index]
+        ).fetchone()
+    with path.open("r+b") as file:
+        file.seek((root - 1) * size + 12)
+        file.write(b"\xff" * 64)
 
 
 @pytest.mark.usefixtures("folder")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import time
@@ -137,14 +138,12 @@ def test_the_next_runs_are_shown_up_to_the_end(shop: TaskQueue, capsys: pytest.C
 
     def runs(schedule_id: str) -> list[datetime]:
         assert main(["schedules", "show", URL, schedule_id]) == 0
-        found = re.findall(
-            r"^(?:next runs|         )  (\S+ \S+) \S+ \(in .*\)$", capsys.readouterr().out, re.MULTILINE
-        )
+        found = re.findall(r"^(?:next runs|         )  (\S+ \S+) \S+ \(in .*\)$", capsys.readouterr().out, re.MULTILINE)
         return [datetime.fromisoformat(text).astimezone(UTC) for text in found]
 
     daily = runs("daily")
     assert len(daily) == 5
-    assert all(later - earlier == timedelta(days=1) for earlier, later in zip(daily, daily[1:], strict=False))
+    assert all(later - earlier == timedelta(days=1) for earlier, later in itertools.pairwise(daily))
     assert runs("brief") == daily[:3]
 
 

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pty
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from omniq import QueueStats, TaskQueue, TaskState
+from omniq import QueueStats, Task, TaskQueue, TaskState
 from omniq.cli import main
+from omniq.cli.live import Frame, Look, worker_lines
 from omniq.cli.stats import as_json
+from omniq.cli.terminal import Screen
+from omniq.storage import WorkerInfo
 from omniq.testing import wait_until
 from tests.cli.program import Program, environment
+
+NOW = datetime(2025, 3, 1, 12, tzinfo=UTC)
 
 
 @pytest.fixture
@@ -63,6 +70,91 @@ def test_json_is_a_list_of_objects(capsys: pytest.CaptureFixture[str]) -> None:
         "paused": False,
     }  # fmt: skip
     assert slow["oldest_ready"] is None
+
+
+def look_at(at: float, *stats: QueueStats, workers: Sequence[WorkerInfo] = (), tasks: Sequence[Task] = ()) -> Look:
+    return Look(at=at, now=NOW, stats=stats, workers=workers, running={task.id: task for task in tasks})
+
+
+def queue_of(name: str, **counts: int) -> QueueStats:
+    return QueueStats(queue=name, counts={TaskState(state): number for state, number in counts.items()})
+
+
+def test_rates_are_those_since_the_last_look() -> None:
+    before = look_at(10.0, queue_of("a", ready=10, succeeded=5), queue_of("b", ready=700))
+    after = look_at(14.0, queue_of("a", ready=2, running=6, succeeded=6, failed=1), queue_of("b", cancelled=700))
+
+    frame = Frame(after, before)
+
+    assert (frame.incoming("a"), frame.ending("a")) == ("0", "0.5")
+    assert (frame.incoming("b"), frame.ending("b")) == ("0", "175")
+
+
+def test_a_queue_that_is_new_has_rates_and_one_that_shrinks_has_none_below_zero() -> None:
+    before = look_at(10.0, queue_of("old", succeeded=50))
+    after = look_at(12.0, queue_of("new", ready=3), queue_of("old", succeeded=10))
+
+    frame = Frame(after, before)
+
+    assert (frame.incoming("new"), frame.ending("new")) == ("1.5", "0")
+    assert (frame.incoming("old"), frame.ending("old")) == ("0", "0")
+
+
+def test_the_first_look_has_no_rates() -> None:
+    frame = Frame(look_at(10.0, queue_of("a", ready=10)), None)
+    assert (frame.incoming("a"), frame.ending("a")) == ("-", "-")
+
+
+def running(task_id: str, name: str, seconds: float) -> Task:
+    started = NOW - timedelta(seconds=seconds)
+    return Task(
+        id=task_id,
+        queue="a",
+        name=name,
+        payload=b"",
+        state=TaskState.RUNNING,
+        created_at=started,
+        run_at=started,
+        started_at=started,
+    )
+
+
+def test_workers_are_shown_with_what_they_run() -> None:
+    workers = [
+        WorkerInfo(id="idle", seen_at=NOW),
+        WorkerInfo(id="busy", seen_at=NOW, running=("1", "2", "3", "4")),
+    ]
+    tasks = [running("1", "shop.add", 5), running("2", "shop.add", 200), running("3", "shop.sleep", 9)]
+    frame = Frame(look_at(1.0, workers=workers, tasks=tasks), None)
+
+    header, idle, busy = worker_lines(frame, Screen(io.StringIO()))
+
+    assert header.split() == ["worker", "tasks", "longest", "which"]
+    assert idle.split() == ["idle", "0", "-", "-"]
+    assert busy.split("  ")[-1] == "shop.add x2, shop.sleep, …"
+    assert busy.split()[:4] == ["busy", "4", "3", "min"]
+
+
+def test_that_no_worker_is_alive_is_told_the_louder_the_more_waits() -> None:
+    screen = Screen(io.StringIO())
+    assert worker_lines(Frame(look_at(1.0), None), screen) == ["no worker is alive"]
+    waiting = Frame(look_at(1.0, queue_of("a", ready=2), queue_of("b", ready=1, scheduled=4)), None)
+    assert worker_lines(waiting, screen) == ["no worker is alive to run 3 ready tasks"]
+
+
+def test_workers_that_are_alive_are_seen_while_watching(filled: TaskQueue, capsys: pytest.CaptureFixture[str]) -> None:
+    async def claim() -> None:
+        storage = (await filled.connections.current()).storage
+        await storage.heartbeat("the-worker", [], 600)
+        assert len(await storage.claim({"default": 2}, worker="the-worker", lease=600)) == 2
+
+    filled.run(claim())
+    name = next(name for name in filled.functions if name.endswith("work"))
+
+    assert main(["stats", "shop:queue", "--watch", "--count", "1"]) == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("the-worker"))
+    assert line.split()[1] == "2"
+    assert line.endswith(f"{name} ×2")
 
 
 def test_a_paused_queue_is_shown_as_paused() -> None:
@@ -136,7 +228,7 @@ def test_on_a_terminal_the_table_is_redrawn_in_place(folder: Path) -> None:
     )
     os.close(writing)
     seen = ""
-    while seen.count("\x1b[5F\x1b[J") < 2:
+    while seen.count("\x1b[7F\x1b[J") < 2:
         seen += os.read(reading, 4096).decode()
     process.send_signal(signal.SIGINT)
     while "\x1b[?25h" not in seen:

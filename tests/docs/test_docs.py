@@ -286,8 +286,13 @@ def test_every_command_and_option_is_documented_and_there() -> None:
 
 
 def options_of(name: str) -> str:
-    """Give the part of a command's help that lists its options."""
-    return parser_of(name).format_help().partition("\noptions:\n")[2].partition("\nexamples:\n")[0]
+    """Give the part of a command's help that lists its options; of one with actions, that of all of them."""
+    parsers = [parser_of(name)]
+    for action in getattr(importlib.import_module(COMMANDS[name][0]), "ACTIONS", {}).values():
+        parsers.append(Parser(prog=f"omniq {name}"))
+        action.configure(parsers[-1])
+    helps = [parser.format_help().partition("\noptions:\n")[2].partition("\nexamples:\n")[0] for parser in parsers]
+    return "\n".join(helps)
 
 
 def test_every_environment_variable_is_documented() -> None:

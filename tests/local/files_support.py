@@ -88,7 +88,9 @@ async def check_whole(store: FileStorage, root: Path) -> dict[str, Task]:
     inodes = {os.stat(path).st_ino: path for path in base.glob("tasks/*/*")}
     assert len(inodes) == len(tasks)
     found = [path for state in STATES for path in sorted(base.glob(f"{state}/*/*/*"))]
-    assert sorted(os.stat(path).st_ino for path in found) == sorted(inodes), "each has one name in the folder of a state"
+    assert sorted(os.stat(path).st_ino for path in found) == sorted(inodes), (
+        "each has one name in the folder of a state"
+    )
     assert {os.stat(path).st_ino for path in base.glob("ids/*/*")} == set(inodes), "each has one name by its id"
     for path in found:
         (task,) = await store.get([path.name.rpartition(".json")[0][-36:]])

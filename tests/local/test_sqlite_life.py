@@ -1,4 +1,4 @@
-"""Opening, closing and forgetting to; threads, loops and forks; what heartbeats wait for, and what others do to the log."""
+"""Opening, closing and forgetting to; threads, loops, forks and deaths; and what becomes of the log."""
 
 from __future__ import annotations
 
@@ -134,6 +134,28 @@ def test_threads_and_a_loop_that_write_at_once_lose_nothing(tmp_path: Path, sync
             assert await count(store, TaskState.SUCCEEDED) == done
             assert await count(store, TaskState.RUNNING) == len(left)
             assert (done + len(left) - 200) % 10 == 0
+
+    asyncio.run(scenario())
+
+
+def test_a_thread_that_writes_without_a_pause_lets_others_have_their_turn(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with opened(tmp_path / "jobs.db", "?busy_timeout=60") as store:
+            stop = threading.Event()
+
+            def write() -> None:
+                while not stop.is_set():
+                    store.enqueue_blocking([new_task()])
+
+            with ThreadPoolExecutor(2) as pool:
+                writers = [pool.submit(write) for _ in range(2)]
+                try:
+                    for _ in range(20):
+                        await asyncio.wait_for(store.purge("q"), 20)
+                finally:
+                    stop.set()
+                for writer in writers:
+                    await asyncio.wrap_future(writer)
 
     asyncio.run(scenario())
 
@@ -302,13 +324,13 @@ def test_the_log_does_not_grow_for_ever_while_everybody_writes(tmp_path: Path, m
     async def scenario() -> None:
         async with opened(path) as store:
             written = 0
-            # About two pages each: without a checkpoint that would be over ten megabytes.
-            for _ in range(1500):
+            # Two pages each, at least: without a checkpoint that would be over thirty megabytes.
+            for _ in range(4000):
                 store.enqueue_blocking([new_task(payload=b"x" * 600)])
                 written += 1
             await await_until(lambda: not store._database._checkpoints._under_way)
             size = (tmp_path / "jobs.db-wal").stat().st_size
-            assert size < 5_000_000
+            assert size < 10_000_000
             assert await count(store, TaskState.READY) == written
 
     asyncio.run(scenario())

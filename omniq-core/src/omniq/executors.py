@@ -66,7 +66,7 @@ class Lane(ABC):
         self.load -= len(taken)
         return taken
 
-    def disown(self) -> None:
+    def disown(self) -> None:  # noqa: B027  # a thread ends with the process, whoever owns it
         """Leave attempts to themselves that were interrupted and do not heed it, so that nobody waits for them."""
 
     @abstractmethod

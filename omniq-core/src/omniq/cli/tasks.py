@@ -57,9 +57,7 @@ def _configure_list(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--limit", type=count, metavar="N", help=f"how many at most (default {DEFAULT_LIMIT}); the rest is a page away"
     )
-    parser.add_argument(
-        "--cursor", type=text, metavar="CURSOR", help="go on where a list ended; its last line says it"
-    )
+    parser.add_argument("--cursor", type=text, metavar="CURSOR", help="go on where a list ended; its last line says it")
     parser.add_argument("--all", action="store_true", help="as many as there are")
     add_json(parser)
 

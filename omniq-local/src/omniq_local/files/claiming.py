@@ -15,8 +15,10 @@ from omniq_local.files.times import after
 
 __all__ = ["Claim", "claim", "due", "time_of"]
 
-PROMOTED = 2000
+PROMOTED = 500
 """Scheduled tasks that are made ready in one go."""
+PROMOTIONS = 4
+"""How often that is done for one claim: where more are due at once, the next claim goes on."""
 SCHEDULED, READY = TaskState.SCHEDULED.value, TaskState.READY.value
 
 
@@ -72,10 +74,12 @@ def claim(asked: Claim, change: Change) -> list[Task]:
 
 def _prepare(queue: Queue, change: Change) -> None:
     """Make ready what is due, each step a change of its own."""
-    scheduled = queue.shelves[SCHEDULED]
-    if queue.counts[SCHEDULED] > 0 and (name := scheduled.peek()) is not None and time_of(name) <= change.now:
+    shelf = queue.shelves[SCHEDULED]
+    for _ in range(PROMOTIONS):
+        if not queue.counts[SCHEDULED] or (name := shelf.peek()) is None or time_of(name) > change.now:
+            break
         change.folder.within(lambda inner: _promote(queue, inner))
-        change.folder.tidy(scheduled)
+        change.folder.tidy(shelf)
     change.folder.tidy(queue.shelves[READY])
 
 

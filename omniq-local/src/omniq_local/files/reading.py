@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import heapq
 import os
 from collections.abc import Iterator, Sequence
 
 from omniq.storage import QueueStats, TaskPage, TaskQuery, WorkerInfo
 from omniq.task import Task, TaskState
 from omniq_local.files.change import Change
-from omniq_local.files.names import HOME_SIZE, parse_entry
+from omniq_local.files.names import HOME_SIZE
 from omniq_local.files.queues import Queue
 from omniq_local.files.records import Record
 from omniq_local.files.times import moment
@@ -18,6 +17,8 @@ from omniq_local.files.upkeep import live_workers
 __all__ = ["ended", "get", "list_tasks", "stats", "workers"]
 
 READY, RUNNING = TaskState.READY.value, TaskState.RUNNING.value
+SEQUENCE_OF_READY, SEQUENCE = 23, 19
+"""Where the sequence number stands in a file's name."""
 
 
 def get(ids: Sequence[str], change: Change) -> list[Task | None]:
@@ -130,19 +131,23 @@ def _latest(upto: int, change: Change) -> Iterator[Record]:
 
 def _named(query: TaskQuery, upto: int, change: Change) -> Iterator[Record]:
     """Give the tasks of a queue or a state, the latest first, by the names of their files there."""
-    heap: list[tuple[int, str]] = []
+    bound = f"{upto:012d}"
+    found: list[tuple[str, str]] = []
     for queue_name in change.folder.queue_names() if query.queue is None else [query.queue]:
         queue = change.queue(queue_name)
         for state in TaskState if query.state is None else (query.state,):
-            if not queue.counts[state.value]:
-                continue
-            for path in queue.shelves[state.value].all():
-                entry = parse_entry(path.rpartition("/")[2])
-                if entry is not None and entry.sequence < upto:
-                    heap.append((-entry.sequence, path))
-    heapq.heapify(heap)
-    while heap:
-        _, path = heapq.heappop(heap)
+            if queue.counts[state.value]:
+                start = SEQUENCE_OF_READY if state is TaskState.READY else SEQUENCE
+                shelf = queue.shelves[state.value]
+                for folder in shelf.folders():
+                    place = f"{shelf.path}/{folder}/"
+                    found += [
+                        (sequence, place + name)
+                        for name in shelf.names(folder)
+                        if (sequence := name[start : start + 12]) < bound
+                    ]
+    found.sort(reverse=True)
+    for _, path in found:
         record = change.fetch_file(path)
         if record is not None:
             yield record

@@ -8,7 +8,8 @@ import random
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Final, Literal, TypeAlias, TypeVar
 
 from omniq.errors import StorageUnavailable
@@ -161,10 +162,38 @@ class Writer(_Channel):
         self._sql = sql
         self._now = now
         self._committed = committed
+        self._waiting = 0
+        self._door = threading.Lock()
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Wait for a turn and hold the lock; whoever only attempts stands back meanwhile.
+
+        A thread that writes without a pause takes the lock again before anybody who waits has woken up; he would wait
+        for ever.
+
+        :raises StorageUnavailable: if there was none within the busy timeout.
+        """
+        patience = self.settings.busy_timeout
+        with self._door:
+            self._waiting += 1
+        try:
+            its_turn = self.lock.acquire(timeout=patience)
+        finally:
+            with self._door:
+                self._waiting -= 1
+        if not its_turn:
+            raise StorageUnavailable(
+                f"{self.settings.path} has been in use by another thread for more than {patience:g} s"
+            )
+        try:
+            yield
+        finally:
+            self.lock.release()
 
     def attempt(self, job: Job[T]) -> T | Missed:
         """Run a job now, on this thread, unless that would mean to wait."""
-        if not self.lock.acquire(blocking=False):
+        if self._waiting or not self.lock.acquire(blocking=False):
             return MISSED
         try:
             connection = self._begun()
@@ -188,16 +217,11 @@ class Writer(_Channel):
         :return: their results, in order.
         :raises StorageUnavailable: if that is not possible within the busy timeout; then nothing was done.
         """
-        patience = self.settings.busy_timeout
-        deadline = time.monotonic() + patience
-        if not self.lock.acquire(timeout=patience):
-            raise StorageUnavailable(
-                f"{self.settings.path} has been in use by another thread for more than {patience:g} s"
-            )
+        deadline = time.monotonic() + self.settings.busy_timeout
         results = []
         pokes: list[tuple[int, int]] = []
         rows = 0
-        try:
+        with self.turn():
             connection = self._begun_by(deadline)
             try:
                 for job in jobs:
@@ -209,8 +233,6 @@ class Writer(_Channel):
                 connection.execute("COMMIT")
             except BaseException as error:
                 raise self._failed(error) from error
-        finally:
-            self.lock.release()
         self._committed(pokes, rows)
         return results
 

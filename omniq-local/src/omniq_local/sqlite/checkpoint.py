@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import logging
 import sqlite3
-from threading import Lock
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 
+from omniq.errors import StorageUnavailable
 from omniq_local.sqlite.connection import connect
 from omniq_local.sqlite.lanes import Errand
 from omniq_local.sqlite.settings import Settings
@@ -31,12 +33,12 @@ class Checkpoints:
     """Decides when, and does it.
 
     :param settings: which file.
-    :param writers: the lock that whoever writes in this process holds.
+    :param turn: gives a turn among those who write in this process.
     """
 
-    def __init__(self, settings: Settings, writers: Lock) -> None:
+    def __init__(self, settings: Settings, turn: Callable[[], AbstractContextManager[None]]) -> None:
         self._settings = settings
-        self._writers = writers
+        self._turn = turn
         self._written = 0
         self._under_way = False
 
@@ -57,7 +59,7 @@ class Checkpoints:
         self._written = 0
         try:
             self._checkpoint()
-        except sqlite3.Error as error:
+        except (sqlite3.Error, StorageUnavailable) as error:
             # Nothing is lost: the log is part of the database, and the next checkpoint may get through.
             _log.warning("cannot checkpoint %s, will try again: %s", self._settings.path, error)
         finally:
@@ -68,7 +70,7 @@ class Checkpoints:
         try:
             _, pages, _ = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
             if pages > LONGEST:
-                with self._writers:
+                with self._turn():
                     connection.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()
         finally:
             connection.close()

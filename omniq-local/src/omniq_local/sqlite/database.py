@@ -60,7 +60,7 @@ class Database:
         self._beat = Writer(self.settings, self.sql, self.now, self._committed)
         self.quick = Reader(self.settings)
         self._slow = Reader(self.settings)
-        self._checkpoints = Checkpoints(self.settings, self._main.lock)
+        self._checkpoints = Checkpoints(self.settings, self._main.turn)
         self._committing: Lane[Job[Any]] = Lane("omniq-sqlite-commit", partial(_commit, self._main))
         self._beating: Lane[Job[Any]] = Lane("omniq-sqlite-beat", partial(_commit, self._beat))
         self._reading: Lane[Callable[[sqlite3.Connection], Any]] = Lane("omniq-sqlite-read", partial(_read, self._slow))

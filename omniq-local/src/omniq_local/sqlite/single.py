@@ -65,7 +65,7 @@ class SingleWriter(Writer):
         """Store a simple task now, on this thread, unless that would mean to wait."""
         now = self._now()
         row = columns_of(task, now, now, FRESH)
-        if not self.lock.acquire(blocking=False):
+        if self._waiting or not self.lock.acquire(blocking=False):
             return MISSED
         try:
             cursor = self._connected().execute(self._insert, row)

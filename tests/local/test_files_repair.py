@@ -1,0 +1,173 @@
+"""What becomes of a store whose machine went down: it is mended, and with ``fsync=always`` nothing is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from omniq.storage import Severity
+from omniq.task import Failed, TaskError, TaskState
+from omniq_local.files.control import read_control, write_control
+from tests.local.files_support import Clock, check_whole, listing, new_task, opened, succeed, take
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tmp_path / "jobs"
+
+
+def start_machine_anew(root: Path) -> None:
+    """Have the store believe that the machine was started anew since its last use."""
+    fd = os.open(root / "omniq" / "control", os.O_RDWR)
+    try:
+        numbers = read_control(fd)
+        assert numbers is not None
+        numbers.boot = "another"
+        write_control(fd, numbers)
+    finally:
+        os.close(fd)
+
+
+async def fill(root: Path, query: str = "") -> None:
+    """Have tasks in every state."""
+    async with opened(root, query, Clock()) as store:
+        await store.enqueue([new_task(), new_task(unique="k"), new_task(expires=timedelta(hours=1)), new_task()])
+        one, two, *_ = await take(store, 3)
+        await succeed(store, [one])
+        await store.finish([Failed(id=two.id, delivery=1, error=TaskError(type="E", message="m"))])
+        await store.enqueue([new_task(run_at=timedelta(hours=1), unique="l"), new_task(expires=timedelta(hours=1))])
+        await store.pause("paused")
+
+
+def test_a_whole_store_is_found_whole(root: Path) -> None:
+    async def scenario() -> None:
+        await fill(root)
+        async with opened(root, clock=Clock()) as store:
+            before, stats = await check_whole(store, root), await store.stats()
+        start_machine_anew(root)
+        async with opened(root, clock=Clock()) as store:
+            assert await check_whole(store, root) == before
+            assert await store.stats() == stats
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    "lost", ["ready", "running", "ids", "unique", "queues", "control", "expiring", "all but tasks"]
+)
+def test_whatever_is_lost_but_the_tasks_is_made_anew(root: Path, lost: str) -> None:
+    async def scenario() -> None:
+        await fill(root)
+        async with opened(root, clock=Clock()) as store:
+            before = await check_whole(store, root)
+        start_machine_anew(root)
+        base = root / "omniq"
+        if lost == "control":
+            (base / "control").write_bytes(b"\0" * 100)
+        elif lost == "all but tasks":
+            for path in base.iterdir():
+                if path.is_dir() and path.name != "tasks":
+                    shutil.rmtree(path)
+                elif path.is_file():
+                    path.unlink()
+        else:
+            shutil.rmtree(base / lost)
+        async with opened(root, clock=Clock()) as store:
+            assert await check_whole(store, root) == before
+            assert len(await take(store, 9)) == 2
+            (again,) = await store.enqueue([new_task(unique="l")])
+            assert not again.created
+            assert (await store.enqueue([new_task()]))[0].created
+            await check_whole(store, root)
+
+    asyncio.run(scenario())
+
+
+def test_tasks_whose_files_came_out_empty_are_moved_aside_and_told(root: Path) -> None:
+    async def scenario() -> None:
+        await fill(root)
+        os.truncate(listing(root, "ready")[0], 0)
+        os.truncate(listing(root, "succeeded")[0], 30)
+        start_machine_anew(root)
+        async with opened(root, clock=Clock()) as store:
+            (stats, _) = await store.stats()
+            assert stats.queue == "paused" or sum(stats.counts.values()) == 4
+            findings = [each.message for each in await store.diagnose() if each.severity is Severity.WARNING]
+            assert any("2 in" in message for message in findings)
+            for path in (root / "omniq" / "aside").iterdir():
+                path.unlink()
+            await check_whole(store, root)
+            assert len(await take(store, 9)) == 1
+
+    asyncio.run(scenario())
+
+
+def test_with_fsync_what_never_reached_the_disk_is_repeated_from_the_journal(root: Path) -> None:
+    async def scenario() -> None:
+        await fill(root, "?fsync=always")
+        async with opened(root, "?fsync=always", Clock()) as store:
+            before = await check_whole(store, root)
+        base = root / "omniq"
+        for folder in ("tasks", "ready", "running", "ids", "unique", "expiring", "succeeded", "queues"):
+            shutil.rmtree(base / folder)
+        start_machine_anew(root)
+        async with opened(root, clock=Clock()) as store:
+            assert await check_whole(store, root) == before
+            assert [stats.queue for stats in await store.stats() if stats.paused] == ["paused"]
+
+    asyncio.run(scenario())
+
+
+def test_with_fsync_a_change_is_flushed_before_it_is_acknowledged(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flushed: list[int] = []
+    flush = os.fdatasync
+
+    def noted(fd: int) -> None:
+        flushed.append(fd)
+        flush(fd)
+
+    monkeypatch.setattr(os, "fdatasync", noted)
+
+    async def scenario() -> None:
+        async with opened(root, "?fsync=always") as store:
+            await store.enqueue([new_task() for _ in range(10)])
+            assert len(flushed) == 1
+            store.enqueue_blocking([new_task()])
+            assert len(flushed) == 2
+            await succeed(store, await take(store, 10))
+            assert len(flushed) == 4
+        async with opened(root) as store:
+            await store.enqueue([new_task()])
+            assert len(flushed) == 4
+
+    asyncio.run(scenario())
+
+
+def test_the_journal_does_not_grow_without_end(root: Path) -> None:
+    async def scenario() -> None:
+        async with opened(root, "?fsync=always") as store:
+            for _ in range(12):
+                await store.enqueue([new_task(payload=b"x" * 900_000)])
+            await check_whole(store, root)
+
+    asyncio.run(scenario())
+    assert (root / "omniq" / "journal").stat().st_size < 4 * 2**20
+
+
+def test_states_are_what_they_were(root: Path) -> None:
+    async def scenario() -> None:
+        await fill(root)
+        start_machine_anew(root)
+        async with opened(root, clock=Clock()) as store:
+            counts = dict.fromkeys(TaskState, 0)
+            for stats in await store.stats():
+                for state, count in stats.counts.items():
+                    counts[state] += count
+            assert list(counts.values()) == [1, 2, 1, 1, 1, 0]
+
+    asyncio.run(scenario())
