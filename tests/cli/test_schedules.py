@@ -19,7 +19,6 @@ from omniq.cli import main
 from omniq.cli.app import load_queue, store_of
 from omniq.cli.trigger_words import in_words
 from omniq.schedule import Schedule
-from tests.cli.program import run_omniq
 
 URL = "sqlite:///jobs.db"
 NEW_YEAR = datetime(2090, 1, 1, tzinfo=UTC)
@@ -237,14 +236,6 @@ def test_mistakes_are_answered_in_one_line(
     assert captured.out == ""
     assert captured.err.startswith(f"omniq: error: {text}")
     assert captured.err.count("\n") == 1
-
-
-@pytest.mark.usefixtures("shop")
-def test_it_works_as_a_program(folder: Path) -> None:
-    ended = run_omniq("schedules", "list", URL, cwd=folder)
-
-    assert (ended.returncode, ended.stderr) == (0, "")
-    assert "every hour" in ended.stdout
 
 
 # Words

@@ -90,12 +90,13 @@ def check(history: History, queue: TaskQueue) -> None:
     tasks = _all_tasks(queue)
     _nothing_acknowledged_is_lost(acknowledged, tasks)
     _everything_drained(tasks.values())
+    suspended = {event.details["victim"] for event in history.events("suspended")}
     by_task: dict[str, list[Event]] = defaultdict(list)
     for event in history.events("started", "ran", "accepted", "rejected"):
         by_task[event.task].append(event)
     for task_id, events in by_task.items():
         _one_completion_is_accepted(task_id, events)
-        _tokens_strictly_increase(task_id, events)
+        _tokens_strictly_increase(task_id, events, suspended)
         if task_id in tasks:
             _no_stale_result_is_visible(tasks[task_id], events)
 
@@ -130,9 +131,16 @@ def _one_completion_is_accepted(task_id: str, events: Sequence[Event]) -> None:
     assert not twice, f"I2: a delivery of task {task_id} was answered more than once: {events}"
 
 
-def _tokens_strictly_increase(task_id: str, events: Sequence[Event]) -> None:
-    tokens = [event.token for event in events if event.what == "started"]
-    assert tokens == sorted(set(tokens)), f"I3: the tokens of task {task_id} are {tokens}"
+def _tokens_strictly_increase(task_id: str, events: Sequence[Event], suspended: set[int]) -> None:
+    started = [event for event in events if event.what == "started"]
+    tokens = [event.token for event in started]
+    assert len(tokens) == len(set(tokens)), f"I3: task {task_id} was started twice under one token: {tokens}"
+    # A process that stood still between a claim and a start comes late: then its completion must not be accepted.
+    in_time = [event.token for event in started if event.pid not in suspended]
+    assert in_time == sorted(in_time), f"I3: the tokens of task {task_id} are {tokens}"
+    for event in events:
+        if event.what == "accepted" and event.details["how"] != "retrying":
+            assert event.token == max(tokens, default=event.token), f"I3: a stale completion was accepted: {events}"
 
 
 def _no_stale_result_is_visible(task: Task, events: Sequence[Event]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -56,9 +57,26 @@ class Actor:
             self.process.send_signal(number)
 
     def suspend(self) -> None:
-        """Stop the process in the middle of whatever it does, and return once it stands still."""
+        """Stop the process in the middle of whatever it does, and return once it stands still.
+
+        But for a commit: a process that is stopped within one holds SQLite's lock, and nobody can write.
+        """
+        self._scene.history.note("suspended", victim=self.pid)
+        wait_until(self._stopped_outside_of_a_commit)
+
+    def _stopped_outside_of_a_commit(self) -> bool:
         self.send(signal.SIGSTOP)
         os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WNOWAIT)
+        connection = sqlite3.connect(self._scene.database, timeout=0.5, isolation_level=None)
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            connection.execute("ROLLBACK")
+        except sqlite3.OperationalError:
+            self.resume()
+            return False
+        finally:
+            connection.close()
+        return True
 
     def resume(self) -> None:
         self.send(signal.SIGCONT)

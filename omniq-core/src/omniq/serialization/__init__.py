@@ -1,7 +1,7 @@
 """How arguments and results become bytes and come back as they were.
 
-A :class:`Serializer` is chosen by name for a queue, and its name travels with every task. Others come from plugins (hook
-``omniq_serializers``).
+A :class:`Serializer` is chosen by name for a queue, and its name travels with every task. Others come from plugins
+through the hook ``omniq_serializers``.
 """
 
 from __future__ import annotations

@@ -12,31 +12,44 @@ import os
 import random
 import struct
 import time
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
-from zlib import crc32
+from collections.abc import Sequence
+from functools import lru_cache
+from hashlib import blake2b
+from typing import TYPE_CHECKING, NamedTuple
 
 from omniq_local.sqlite.wake import Bell
 
 if TYPE_CHECKING:
     from omniq_local.files.change import Change
 
-__all__ = ["Bells", "mask_of"]
+__all__ = ["FOR_END", "FOR_WORK", "VALID", "Bells"]
 
-_SLOT = struct.Struct("<QIIQQ")
+TOPICS = 12
+"""Queues or tasks that one entry can name; who waits for more is woken by all."""
+_SLOT = struct.Struct(f"<QIHHQ{TOPICS}Q")
 _NOBODY = bytes(8)
 SLOTS = 512
 VALID = 8.0
 """Seconds after which an entry that was not written anew is void."""
 FOR_WORK, FOR_END = 1, 2
+_STRUCK = (0, 0, 0, 0, 1, *[0] * TOPICS)
 
 
-def mask_of(names: Iterable[str]) -> int:
-    """Give the set of some names as bits; several names may share one."""
-    mask = 0
-    for name in names:
-        mask |= 1 << (crc32(name.encode(errors="surrogatepass")) & 63)
-    return mask
+@lru_cache(4096)
+def _number(name: str) -> int:
+    return int.from_bytes(blake2b(name.encode(errors="surrogatepass"), digest_size=8).digest(), "big")
+
+
+class _Waiter(NamedTuple):
+    slot: int
+    token: int
+    port: int
+    kind: int
+    topics: frozenset[int] | None
+    """None: all that there are."""
+
+    def minds(self, topic: int) -> bool:
+        return self.topics is None or topic in self.topics
 
 
 class Bells:
@@ -67,13 +80,16 @@ class Bells:
             self._map = None
         self.bell.close()
 
-    def write(self, token: int, port: int, kind: int, mask: int) -> None:
-        """Write a waiter down, or anew, under the store's lock."""
+    def write(self, token: int, port: int, kind: int, names: Sequence[str]) -> None:
+        """Write a waiter down, or anew, under the store's lock.
+
+        :param names: of the queues, or ids of the tasks, that he waits for.
+        """
         table = self._map
         assert table is not None
         now = int(time.time())
         free = None
-        for slot, (other, _, _, _, until) in enumerate(_SLOT.iter_unpack(table)):
+        for slot, (other, _, _, _, until, *_) in enumerate(_SLOT.iter_unpack(table)):
             if other == token:
                 free = slot
                 break
@@ -83,55 +99,64 @@ class Bells:
                 break
         # With no room left he looks now and then, as if a datagram had been lost.
         if free is not None:
-            _SLOT.pack_into(table, free * _SLOT.size, token, port, kind, mask, now + int(VALID))
+            topics = [_number(name) for name in names[:TOPICS]]
+            topics += [0] * (TOPICS - len(topics))
+            entry = token, port, kind, min(len(names), TOPICS + 1), now + int(VALID), *topics
+            _SLOT.pack_into(table, free * _SLOT.size, *entry)
 
     def strike(self, token: int) -> None:
         """Strike a waiter, under the store's lock."""
         table = self._map
         if table is None:
             return
-        for slot, (other, _, _, _, until) in enumerate(_SLOT.iter_unpack(table)):
+        for slot, (other, _, _, _, until, *_) in enumerate(_SLOT.iter_unpack(table)):
             if other == token:
-                _SLOT.pack_into(table, slot * _SLOT.size, 0, 0, 0, 0, 1)
+                _SLOT.pack_into(table, slot * _SLOT.size, *_STRUCK)
                 return
             if other == 0 and until == 0:
                 return
 
+    def _waiters(self, table: mmap.mmap) -> list[_Waiter]:
+        now = int(time.time())
+        waiters = []
+        for slot, (token, port, kind, number, until, *topics) in enumerate(_SLOT.iter_unpack(table)):
+            if token and until >= now:
+                known = frozenset(topics[:number]) if number <= TOPICS else None
+                waiters.append(_Waiter(slot, token, port, kind, known))
+            elif token == 0 and until == 0:
+                break
+        random.shuffle(waiters)
+        return waiters
+
     def heard_by(self, change: Change) -> list[tuple[int, int]]:
         """Give whom a change concerns, token and port, and strike them; under the store's lock."""
         table = self._map
-        if table is None or (table[:8] == _NOBODY and table[24:32] == _NOBODY):
+        if table is None or (table[:8] == _NOBODY and table[16:24] == _NOBODY):
             return []
-        now = int(time.time())
-        waiting: list[tuple[int, int, int, int, int]] = []
-        for slot, (token, port, kind, mask, until) in enumerate(_SLOT.iter_unpack(table)):
-            if token and until >= now:
-                waiting.append((slot, token, port, kind, mask))
-            elif token == 0 and until == 0:
-                break
-        if not waiting:
-            return []
-        random.shuffle(waiting)
-        called: dict[int, tuple[int, int]] = {}
+        waiters = self._waiters(table)
+        called: dict[int, _Waiter] = {}
         for queue, number in change.ready.items():
-            bit = mask_of([queue])
+            topic = _number(queue)
+            of_it = [each for each in waiters if each.kind == FOR_WORK and each.minds(topic)]
             # No more than there are tasks: not all of those who are idle for one.
-            of_it = [each for each in waiting if each[3] == FOR_WORK and each[4] & bit and each[0] not in called]
-            for slot, token, port, _, _ in of_it[:number]:
-                called[slot] = token, port
-        woken, ended = mask_of(change.woken), mask_of(change.ended)
-        schedules = change.schedules_changed
-        for slot, token, port, kind, mask in waiting:
-            if kind == FOR_END:
-                concerned = bool(mask & ended)
-            else:
-                concerned = bool(mask & woken) or schedules
-                schedules = schedules and not concerned
-            if concerned:
-                called[slot] = token, port
+            called.update({each.slot: each for each in of_it[: max(number, 0)]})
+        for queue in change.woken:
+            topic = _number(queue)
+            called.update({each.slot: each for each in waiters if each.kind == FOR_WORK and each.minds(topic)})
+        if change.schedules_changed:
+            called.update({each.slot: each for each in waiters if each.kind == FOR_WORK})
+        if change.ended:
+            ended = {_number(task_id) for task_id in change.ended}
+            called.update(
+                {
+                    each.slot: each
+                    for each in waiters
+                    if each.kind == FOR_END and (each.topics is None or not ended.isdisjoint(each.topics))
+                }
+            )
         for slot in called:
-            _SLOT.pack_into(table, slot * _SLOT.size, 0, 0, 0, 0, 1)
-        return list(called.values())
+            _SLOT.pack_into(table, slot * _SLOT.size, *_STRUCK)
+        return [(each.token, each.port) for each in called.values()]
 
     def ring(self, pokes: list[tuple[int, int]]) -> None:
         """Wake waiters."""

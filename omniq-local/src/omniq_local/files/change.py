@@ -35,7 +35,7 @@ class Change:
         self.now = now
         self.sequence = folder.control.sequence
         self.ready: Counter[str] = Counter()
-        """How many tasks became ready, or will at some time, by queue."""
+        """How many tasks became ready, by queue."""
         self.woken: set[str] = set()
         """Queues of which everybody is to look again."""
         self.ended: list[str] = []
@@ -166,7 +166,6 @@ class Change:
         self._touched[record.sequence] = record
         if record.order.unique is not None:
             self._set_key(record.order.unique, record.order.id)
-        self.ready[record.order.queue] += 1
 
     def touch(self, record: Record) -> None:
         """Note that a task changes."""
@@ -188,7 +187,6 @@ class Change:
         record.run_at = run_at
         record.state = TaskState.SCHEDULED if run_at > self.now else TaskState.READY
         record.lease_until = None
-        self.ready[record.order.queue] += 1
         self._touched[record.sequence] = record
 
     def take_key(self, record: Record) -> bool:
@@ -273,12 +271,22 @@ class Change:
             shelf.epoch = self.folder.control.generation + 1
         return shelf.file(key, id_token)
 
+    def _announce(self, queue: Queue, state: TaskState, key: str) -> None:
+        if state is TaskState.READY:
+            self.ready[queue.name] += 1
+        elif state is TaskState.SCHEDULED:
+            first = queue.shelves[state.value].peek() if queue.counts[state.value] else None
+            if first is None or key < first:
+                # Everybody is to know when there will be something, not one who may be busy by then.
+                self.woken.add(queue.name)
+
     def _make(self, queue: Queue, record: Record, made: list[Action]) -> None:
         record.status = record.dump_status()
         home, id_token = record.home, record.id_token
         state, key, expiry = record.aim
         made.append(("create", home, record.head + record.status))
         made.append(("link", home, record.by_id))
+        self._announce(queue, state, key)
         made.append(("link", home, self._put(queue.shelves[state.value], key, id_token)))
         queue.counts[state.value] += 1
         if expiry:
@@ -296,6 +304,7 @@ class Change:
         moves.append(("tail", home, len(record.head), status, record.status))
         record.status = status
         if key != old_key or state is not old_state:
+            self._announce(queue, state, key)
             source = shelves[old_state.value].file(old_key, id_token)
             moves.append(("move", source, self._put(shelves[state.value], key, id_token), home))
             queue.counts[old_state.value] -= 1

@@ -69,6 +69,7 @@ def claim(asked: Claim, change: Change) -> list[Task]:
             record.progress = None
             change.touch(record)
             claimed.append(record)
+            change.ready[queue.name] -= 1
     return [record.task() for record in claimed]
 
 
@@ -78,7 +79,7 @@ def _prepare(queue: Queue, change: Change) -> None:
     for _ in range(PROMOTIONS):
         if not queue.counts[SCHEDULED] or (name := shelf.peek()) is None or time_of(name) > change.now:
             break
-        change.folder.within(lambda inner: _promote(queue, inner))
+        change.folder.within(change, lambda inner: _promote(queue, inner))
         change.folder.tidy(shelf)
     change.folder.tidy(queue.shelves[READY])
 

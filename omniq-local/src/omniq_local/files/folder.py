@@ -226,11 +226,13 @@ class Folder:
         self.bells.ring(pokes)
         return result
 
-    def within(self, job: Job[T]) -> T:
+    def within(self, outer: Change, job: Job[T]) -> T:
         """Do a job as a change of its own, within one that has changed nothing so far."""
-        change = Change(self, self.now())
+        change = Change(self, outer.now)
         result = job(change)
         change.complete()
+        outer.ready += change.ready
+        outer.ended += change.ended
         return result
 
     # The store's numbers

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from omniq.task import TaskState
-from omniq_local.files.bells import FOR_END, FOR_WORK, VALID, mask_of
+from omniq_local.files.bells import FOR_END, FOR_WORK, VALID
 from omniq_local.files.change import Change
 from omniq_local.files.claiming import time_of
 from omniq_local.files.folder import Folder
@@ -26,16 +26,18 @@ LOOK_EVERY = 1.5
 """Seconds between two looks for what nobody told us of, give or take a seventh."""
 OVERDUE_SCHEDULE_PAUSE = 1.0
 """Seconds. A schedule that is due but that nobody fires (no scheduler runs) must not make idle workers spin."""
+SPREAD = 0.005
+"""Seconds: those who wait do not all look at the same moment when a task becomes due."""
 READY, SCHEDULED = TaskState.READY.value, TaskState.SCHEDULED.value
 
 
 class _Name:
     """Somebody who waits."""
 
-    def __init__(self, kind: int, mask: int) -> None:
+    def __init__(self, kind: int, topics: Sequence[str]) -> None:
         self.signal = Signal()
         self.kind = kind
-        self.mask = mask
+        self.topics = topics
         self.written_until = 0.0
         """By the loop's clock: when the entry in the table should be written anew."""
         self.generation = -1
@@ -67,7 +69,7 @@ class Waiting:
 
     async def for_work(self, queues: Sequence[str], timeout: float) -> None:
         """See :meth:`~omniq.storage.Storage.wait_for_work`."""
-        name = _Name(FOR_WORK, mask_of(queues))
+        name = _Name(FOR_WORK, tuple(queues))
         deadline = asyncio.get_running_loop().time() + timeout
         await self._wait(name, partial(_work_is_there, queues, name), deadline)
 
@@ -82,7 +84,7 @@ class Waiting:
             return bool(found)
 
         deadline = asyncio.get_running_loop().time() + timeout
-        await self._wait(_Name(FOR_END, mask_of(ids)), look, deadline, small=len(ids) <= 100)
+        await self._wait(_Name(FOR_END, tuple(ids)), look, deadline, small=len(ids) <= 100)
         return found
 
     async def _wait(self, name: _Name, look: Callable[[Change], bool], deadline: float, *, small: bool = True) -> None:
@@ -112,7 +114,7 @@ class Waiting:
                         # Only a schedule can be overdue and yet nothing be there to claim.
                         await name.signal.wait(min(left, OVERDUE_SCHEDULE_PAUSE))
                         return
-                    pause = min(pause, ahead)
+                    pause = min(pause, ahead + SPREAD * random.random())
                 await name.signal.wait(pause)
         finally:
             self._waiting.discard(name)
@@ -129,7 +131,7 @@ class Waiting:
         if look(change):
             return True
         name.generation = self._folder.control.generation
-        self._folder.bells.write(name.signal.token, port, name.kind, name.mask)
+        self._folder.bells.write(name.signal.token, port, name.kind, name.topics)
         return False
 
     def _port(self) -> int:
