@@ -93,7 +93,7 @@ def test_a_call_shows_what_it_would_run(private: TaskQueue) -> None:
     assert repr(pay.call(3, to="me")) == "pay(3, to='me')"
 
 
-@pytest.mark.parametrize("thing", [numbers, numbers_to_come, Callables, int, "shop_task", 5, None.__class__], ids=repr)
+@pytest.mark.parametrize("thing", [numbers, numbers_to_come, Callables, int, "shop_task", 5, None.__class__])
 def test_what_is_no_function_with_a_result_is_refused_where_it_is_declared(private: TaskQueue, thing: Any) -> None:
     with pytest.raises(TypeError, match=r"function|generator"):
         private.task()(thing)

@@ -65,7 +65,6 @@ AWARE = datetime(2030, 1, 1, tzinfo=timezone(timedelta(hours=2)))
         ({"expires": -1}, ValueError, "expires must be zero or more"),
         ({"expires": "tomorrow"}, TypeError, "expires must be an aware datetime"),
     ],
-    ids=repr,
 )
 def test_a_wrong_option_is_refused_and_named(options: dict[str, Any], error: type[Exception], message: str) -> None:
     @TaskQueue("memory://").task

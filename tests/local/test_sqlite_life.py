@@ -15,7 +15,7 @@ from omniq.storage import Lease, LeaseState
 from omniq.task import Succeeded, TaskState
 from omniq.testing import await_until, wait_until
 from omniq_local.sqlite import checkpoint
-from tests.local.sqlite_support import count, new_task, only, opened, output_of, python, run_python, storage, take
+from tests.local.sqlite_support import count, new_task, only, opened, output_of, python, raw, run_python, storage, take
 
 # Opening and closing
 
@@ -43,6 +43,28 @@ def test_a_storage_can_be_opened_after_it_could_not(tmp_path: Path) -> None:
             await store.open()
         await store.close()
         await asyncio.to_thread((tmp_path / "later").mkdir)
+        await store.open()
+        assert (await store.enqueue([new_task()]))[0].created
+        await store.close()
+
+    asyncio.run(scenario())
+
+
+def test_an_opening_that_is_given_up_leaves_nothing_open(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        path = tmp_path / "jobs.db"
+        async with opened(path):
+            pass
+        with raw(path) as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            store = storage(path)
+            opening = asyncio.create_task(store.open())
+            await asyncio.sleep(0.05)
+            opening.cancel()
+            await asyncio.gather(opening, return_exceptions=True)
+            connection.execute("ROLLBACK")
+        await await_until(lambda: not [one for one in threading.enumerate() if one.name.startswith("omniq-sqlite")])
+        assert store._database._users == 0
         await store.open()
         assert (await store.enqueue([new_task()]))[0].created
         await store.close()

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from omniq.errors import StorageUnavailable
 from omniq.schedule import Schedule
 from omniq.task import Released, Retry, Succeeded, TaskState
 from omniq.testing import await_until
@@ -309,6 +310,24 @@ def test_names_go_when_a_wait_is_given_up_and_when_the_storage_is_closed(tmp_pat
             assert await store.wait_finished(["a"], 0.01) == set()
             await await_until(lambda: names_on(path, "t:a") == 0)
         assert names_on(path, "s:") == 0
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.usefixtures("no_looks")
+def test_closing_lets_nobody_wait_any_longer(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        path = tmp_path / "jobs.db"
+        async with opened(path) as other:
+            await other.enqueue([new_task(id="a", queue="other")])
+            async with opened(path) as store:
+                work = await waits(store, path)
+                end = asyncio.create_task(store.wait_finished(["a"], LONG))
+                await await_until(lambda: names_on(path, "t:a") == 1)
+            await asyncio.wait_for(work, 30)
+            with pytest.raises(StorageUnavailable, match="was closed"):
+                await asyncio.wait_for(end, 30)
+            assert names_on(path) + names_on(path, "t:a") == 0
 
     asyncio.run(scenario())
 

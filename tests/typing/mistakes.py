@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import omniq
 from omniq import Exponential, TaskHandle, TaskQueue
 from tests.typing.usage import fetch, queue, report, resize
+
+
+def a_name_that_is_not_there() -> None:
+    omniq.Tusk  # type: ignore[attr-defined]  # no such name  # noqa: B018  # the expression is the point
 
 
 def wrong_arguments(url: str) -> None:

@@ -175,14 +175,16 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> _typing.Any:
-    try:
-        home = _HOME_OF[name]
-    except KeyError:
-        raise AttributeError(f"module 'omniq' has no attribute {name!r}") from None
-    value = getattr(_importlib.import_module(home), name)
-    globals()[name] = value  # the next use finds it without this detour
-    return value
+if not _typing.TYPE_CHECKING:  # a type checker reads the imports above, and tells of names that are not there
+
+    def __getattr__(name: str) -> _typing.Any:
+        try:
+            home = _HOME_OF[name]
+        except KeyError:
+            raise AttributeError(f"module 'omniq' has no attribute {name!r}") from None
+        value = getattr(_importlib.import_module(home), name)
+        globals()[name] = value  # the next use finds it without this detour
+        return value
 
 
 def __dir__() -> list[str]:

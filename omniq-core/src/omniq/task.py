@@ -85,7 +85,7 @@ class NewTask:
     queue: str
     name: str
     """The registered name of the function to run."""
-    payload: bytes
+    payload: bytes = field(repr=False)
     """The encoded arguments."""
     serializer: str = "json"
     """The name of the serializer that encoded the payload, and that will encode the result."""
@@ -107,7 +107,7 @@ class NewTask:
     tags: tuple[str, ...] = ()
     result_ttl: float = 86400.0
     """Seconds that the record and its result are kept after the end."""
-    signature: bytes = b""
+    signature: bytes = field(default=b"", repr=False)
     """A signature over everything that decides what runs; empty where the queue signs nothing."""
 
 

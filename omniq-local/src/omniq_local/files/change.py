@@ -53,7 +53,7 @@ class Change:
     @property
     def is_news(self) -> bool:
         """Whether somebody may be waiting for what was changed."""
-        return bool(self.ready or self.ended or self.woken or self.schedules_changed)
+        return bool(+self.ready or self.ended or self.woken or self.schedules_changed)
 
     # Reading
 

@@ -10,9 +10,19 @@ from concurrent.futures import Future
 from queue import Empty, SimpleQueue
 from typing import Any, Generic, TypeVar
 
-__all__ = ["Answer", "Errand", "Lane", "deliver"]
+__all__ = ["Answer", "Errand", "Lane", "deliver", "on_a_lane"]
 
 J = TypeVar("J")
+
+LARGEST_GROUP = 64
+"""Errands that are worked off together at most, so that a group does not grow as long as it takes."""
+
+_here = threading.local()
+
+
+def on_a_lane() -> bool:
+    """Tell whether this is the thread of a lane."""
+    return getattr(_here, "is_lane", False)
 
 
 class Errand(Generic[J]):
@@ -107,6 +117,7 @@ class Lane(Generic[J]):
             self._thread = None
 
     def _run(self) -> None:
+        _here.is_lane = True
         going = True
         while going:
             errands, going = self._gathered()
@@ -122,6 +133,8 @@ class Lane(Generic[J]):
         errand = self._queue.get()
         while errand is not None:
             errands.append(errand)
+            if len(errands) == LARGEST_GROUP:
+                return errands, True
             try:
                 errand = self._queue.get_nowait()
             except Empty:

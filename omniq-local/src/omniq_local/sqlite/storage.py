@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence, Set
 from copy import copy
 from datetime import datetime
 from functools import partial
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 from omniq.errors import StorageUnavailable
 from omniq.schedule import Schedule
@@ -32,14 +32,13 @@ from omniq_local.sqlite import claiming, control, finishing, reading, scheduling
 from omniq_local.sqlite.database import Database
 from omniq_local.sqlite.doctor import diagnose
 from omniq_local.sqlite.enqueueing import enqueue
+from omniq_local.sqlite.lanes import on_a_lane
 from omniq_local.sqlite.listing import list_tasks, read_cursor
 from omniq_local.sqlite.rows import moment
 from omniq_local.sqlite.settings import read_settings
 from omniq_local.sqlite.waiting import Waiting
 
 __all__ = ["SQLiteStorage"]
-
-T = TypeVar("T")
 
 LARGE = 1000
 """So many tasks are worked on by a thread of ours rather than on the event loop's."""
@@ -84,7 +83,7 @@ class SQLiteStorage(Storage):
         if self._is_open:
             return
         database = self._database
-        await _on_a_thread(database.open)
+        await _on_a_thread(database.open, undo=partial(database.close, database.generation))
         self._generation = database.generation
         self._waiting = Waiting(database)
         # For those who forget to close.
@@ -245,34 +244,45 @@ class SQLiteStorage(Storage):
 
 
 def _abandon(database: Database, generation: int, waiting: Waiting) -> None:
-    if generation == database.generation:
-        waiting.close()
+    if generation != database.generation:
+        return
+    waiting.close()
+    if on_a_lane():
+        # It may hold what closing waits for.
+        threading.Thread(target=database.close, args=(generation,), name="omniq-sqlite-close").start()
+    else:
         database.close(generation)
 
 
-async def _on_a_thread(work: Callable[[], T]) -> T:
-    """Do what blocks without holding up the loop, also while the loop is ending."""
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[T] = loop.create_future()
+async def _on_a_thread(work: Callable[[], None], undo: Callable[[], None] | None = None) -> None:
+    """Do what blocks without holding up the loop, also while the loop is ending.
 
-    def settle(result: T | None, error: BaseException | None) -> None:
+    :param work: what to do.
+    :param undo: done afterwards if it is done, but nobody waits for it any more.
+    """
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[None] = loop.create_future()
+
+    def settle(error: BaseException | None) -> None:
         if future.done():
-            return
-        if error is not None:
+            if error is None and undo is not None:
+                threading.Thread(target=undo, name="omniq-sqlite-close").start()
+        elif error is not None:
             future.set_exception(error)
         else:
-            future.set_result(result)  # type: ignore[arg-type]  # T itself may be Optional; without an error it is T
+            future.set_result(None)
 
     def run() -> None:
-        result, error = None, None
+        error: BaseException | None = None
         try:
-            result = work()
+            work()
         except BaseException as caught:
             error = caught
         try:
-            loop.call_soon_threadsafe(settle, result, error)
-        except RuntimeError:
-            return  # the loop was closed meanwhile, and nobody waits
+            loop.call_soon_threadsafe(settle, error)
+        except RuntimeError:  # the loop was closed meanwhile
+            if error is None and undo is not None:
+                undo()
 
     threading.Thread(target=run, name="omniq-sqlite-open", daemon=True).start()
-    return await future
+    await future

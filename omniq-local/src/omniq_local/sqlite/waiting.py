@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TypeVar
 
+from omniq.errors import StorageUnavailable
 from omniq_local.sqlite.channels import Job
 from omniq_local.sqlite.database import Database
 from omniq_local.sqlite.transaction import Transaction
@@ -59,12 +60,18 @@ class Waiting:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._inbox: Inbox | None = None
+        self._is_closed = False
+        self._names: set[_Name] = set()
         # A worker waits for the same again and again; his name can stay until he is woken or takes work.
         self._kept: _Name | None = None
 
     def close(self) -> None:
-        """Take our name off the table and stop listening."""
-        self.withdraw()
+        """Take our names off the table, let nobody wait any longer, and stop listening."""
+        self._is_closed = True
+        self._kept = None
+        for name in list(self._names):
+            self._strike(name)
+            name.signal.fire()
         if self._inbox is not None:
             self._inbox.close()
             self._inbox = None
@@ -79,19 +86,17 @@ class Waiting:
     def forget_kept(self, token: int | None) -> None:
         """Note that a name is no longer on the table."""
         if self._kept is not None and self._kept.signal.token == token:
-            self._database.bell.discard(self._kept.signal)
-            self._kept = None
-
-    def withdraw(self) -> None:
-        """Take the name off the table."""
-        if self._kept is not None:
-            self._strike(self._kept)
+            self._forget(self._kept)
             self._kept = None
 
     def _strike(self, name: _Name) -> None:
-        self._database.bell.discard(name.signal)
+        self._forget(name)
         if not name.signal.fired:
             self._database.post(partial(_unregister, name.signal.token))
+
+    def _forget(self, name: _Name) -> None:
+        self._names.discard(name)
+        self._database.bell.discard(name.signal)
 
     def _keep(self, name: _Name) -> None:
         if name.signal.fired or self._kept is not None or self._inbox is None:
@@ -147,6 +152,7 @@ class Waiting:
         return name, there
 
     async def _write_down(self, name: _Name, job: Job[T]) -> T:
+        self._names.add(name)
         self._database.bell.add(name.signal)
         try:
             return await self._database.write(job)
@@ -189,11 +195,13 @@ class Waiting:
                     if ended := set(ids).difference(live):
                         return ended
                 await name.signal.wait(min(deadline - loop.time(), LOOK_EVERY * random.uniform(0.86, 1.14)))
+                if self._is_closed:
+                    raise StorageUnavailable(f"{self._database.settings.shown} was closed")
                 if (ended := self._ended(ids, wanted)) or loop.time() >= deadline:
                     return ended
                 if name.signal.fired:
                     # Woken, yet all of them live: somebody made the ended one ready again.
-                    self._database.bell.discard(name.signal)
+                    self._forget(name)
                     name = None
         finally:
             if name is not None:
