@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from importlib.metadata import entry_points, version
 from pathlib import Path
 
@@ -15,6 +16,10 @@ import pytest
 from omniq.cli import COMMANDS, main
 from omniq.testing import wait_until
 from tests.cli.program import Program, environment, run_omniq
+
+
+def actions_of(command: str) -> list[str]:
+    return list(import_module(COMMANDS[command][0]).ACTIONS)
 
 
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
@@ -34,6 +39,21 @@ def test_every_command_explains_itself_with_an_example(command: str, capsys: pyt
     assert text.startswith(f"usage: omniq {command} ")
     assert f"examples:\n  omniq {command}" in text
     assert max(len(line) for line in text.splitlines()) <= 105
+
+
+ACTIONS = [(command, action) for command in ("tasks", "queues", "schedules") for action in actions_of(command)]
+
+
+@pytest.mark.parametrize(("command", "action"), ACTIONS)
+def test_every_action_explains_itself_with_an_example(
+    command: str, action: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([command, action, "--help"]) == 0
+
+    text = capsys.readouterr().out
+    assert text.startswith(f"usage: omniq {command} {action} ")
+    assert f"examples:\n  omniq {command} {action} " in text
+    assert max(len(line) for line in text.splitlines()) <= 110
 
 
 def test_help_imports_no_command(folder: Path) -> None:

@@ -213,18 +213,41 @@ def test_a_task_that_runs_may_end_before_the_worker_starts_again(
 def test_a_signal_is_obeyed_also_while_the_worker_waits_to_start_again(
     outside: TaskQueue, folder: Path, start: Callable[..., Program]
 ) -> None:
-    worker = start("worker", "app:queue", "--reload")
+    worker = start("worker", "app:queue", "--reload", "--grace", "600")
     waiting = outside.functions["wait"].enqueue()
     wait_until(lambda: waiting.task().state is TaskState.RUNNING)
     write(folder / "helper.py", "WORD = 'two'\n")
     worker.says("the worker starts again when running tasks have ended")
     worker.process.send_signal(signal.SIGTERM)
-    worker.says("SIGTERM: running tasks may end, for 25 s at most")
+    worker.says("SIGTERM: running tasks may end, for 600 s at most")
 
     assert worker.stop() == 0
     assert "SIGTERM again: stopping now; running tasks go back to their queues" in worker.stderr
     assert worker.stderr.count(" serves ") == 1
     assert waiting.task().state is TaskState.READY
+
+
+def test_no_process_is_left_behind_by_one_that_started_again(
+    outside: TaskQueue, folder: Path, start: Callable[..., Program]
+) -> None:
+    write(folder / "app.py", APP.replace('name="word"', 'name="word", executor="process"'))
+    worker = start("worker", "app:queue", "--reload", "--process-slots", "1")
+    assert ask(outside) == "onexx"  # a child imports the application, too
+    before = children(worker)
+
+    write(folder / "helper.py", "WORD = 'two'\n")
+    wait_until(lambda: worker.stderr.count(" serves ") == 2, 20)
+
+    assert before
+    assert not before & children(worker)
+    assert ask(outside) == "twoxx"
+    assert worker.stop() == 0
+
+
+def children(program: Program) -> set[str]:
+    """The process ids of what a program has started, those included that have ended and were not taken note of."""
+    tasks = Path(f"/proc/{program.process.pid}/task").iterdir()
+    return {pid for task in tasks for pid in (task / "children").read_text().split()}
 
 
 @pytest.mark.usefixtures("folder")

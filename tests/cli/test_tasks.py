@@ -252,6 +252,13 @@ def test_a_long_argument_is_cut_for_people_only(shop: TaskQueue, capsys: pytest.
     assert json.loads(capsys.readouterr().out)["args"] == ["x" * 10_000]
 
 
+def test_arguments_cannot_command_the_terminal(shop: TaskQueue, capsys: pytest.CaptureFixture[str]) -> None:
+    task_id = enqueue(shop, "burn", "a\x9b2J\u202e")
+
+    assert main(["tasks", "show", URL, task_id]) == 0
+    assert details(capsys.readouterr().out)["arguments"] == r'"a\x9b2J\u202e"  (as stored)'
+
+
 def test_json_shows_everything(mixed: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["tasks", "show", "shop:queue", mixed["succeeded"], "--json"]) == 0
     known = json.loads(capsys.readouterr().out)

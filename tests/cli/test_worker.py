@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 import signal
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -37,6 +39,53 @@ def test_tasks_run_until_a_signal_ends_the_worker_in_order(
         assert running.task().state is TaskState.SUCCEEDED
     assert "Traceback" not in worker.stderr
     assert worker.stdout == ""
+
+
+OPTIONS = [
+    "-q", "urgent,default", "-c", "50", "--threads", "4", "--process-slots", "3", "--lease", "20",
+    "--recover-every", "7", "--grace", "0.5", "--no-scheduler",
+]  # fmt: skip
+
+
+def test_every_option_reaches_the_worker_and_the_workers_of_a_supervisor(
+    shop: TaskQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worked: list[dict[str, Any]] = []
+    commands: list[Sequence[str]] = []
+
+    class Supervisor:
+        def __init__(self, command: Callable[[int], Sequence[str]], *, processes: int, grace: float) -> None:
+            assert (processes, grace) == (2, 0.5)
+            commands.append(command(99))
+
+        async def run(self) -> int:
+            return 0
+
+    monkeypatch.setattr(TaskQueue, "run_worker", lambda _, **options: worked.append(options))
+    monkeypatch.setattr("omniq.cli.worker.Supervisor", Supervisor)
+
+    assert main(["worker", "shop:queue", *OPTIONS]) == 0
+    assert main(["worker", "shop:queue", *OPTIONS, "--processes", "2"]) == 0
+    python, _, module, *words = commands[0]
+    assert (python, module) == (sys.executable, "omniq")
+    lifeline = words.index("--lifeline")
+    assert words[lifeline + 1] == "99"
+    assert main([*words[:lifeline], *words[lifeline + 2 :]]) == 0
+
+    assert (
+        worked[0]
+        == worked[1]
+        == {
+            "queues": ["urgent", "default"],
+            "concurrency": 50,
+            "threads": 4,
+            "processes": 3,
+            "lease": 20,
+            "recover_every": 7,
+            "grace": 0.5,
+            "scheduler": False,
+        }
+    )
 
 
 def test_a_second_signal_puts_back_what_runs(shop: TaskQueue, start: Callable[..., Program]) -> None:

@@ -10,12 +10,12 @@ import threading
 import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from omniq import StorageUnavailable, TaskQueue, TaskState
-from omniq.connections import Connections
 from omniq.testing import wait_until
 from tests.core.running import Gate, MakeQueue, working
 
@@ -132,7 +132,7 @@ def test_whoever_waits_while_the_queue_is_closed_is_told(queue: TaskQueue) -> No
     assert handle.task().state is TaskState.READY
 
 
-def test_opening_again_is_tried_after_a_failure(tmp_path: Any) -> None:
+def test_opening_again_is_tried_after_a_failure(tmp_path: Path) -> None:
     folder = tmp_path / "later"
     with TaskQueue(f"sqlite:///{folder}/jobs.db") as queue:
         echo = echo_task(queue)
@@ -143,16 +143,15 @@ def test_opening_again_is_tried_after_a_failure(tmp_path: Any) -> None:
         assert echo.enqueue(1).created
 
 
-def test_a_queue_that_nobody_holds_any_more_is_freed(queue: TaskQueue) -> None:
-    connections = [Connections(queue.connections.sibling()) for _ in range(3)]
-    kept = connections[0]
-    del connections
+def test_a_queue_that_nobody_holds_any_more_leaves_no_thread(url: str) -> None:
+    def use_and_drop() -> None:
+        echo_task(TaskQueue(url)).enqueue(1)
+
+    before = set(threading.enumerate())
+    use_and_drop()
     gc.collect()
 
-    from omniq.connections import _alive
-
-    assert kept in _alive
-    assert len(_alive) <= 1 + sum(isinstance(thing, TaskQueue) for thing in gc.get_objects())
+    wait_until(lambda: set(threading.enumerate()) <= before, what="the end of its threads")
 
 
 # After a fork
@@ -191,6 +190,29 @@ def test_a_forked_child_can_enqueue_on_a_queue_that_its_parent_has_used(queue: T
     if url.startswith("sqlite"):
         assert sorted(task.args[0] for task in queue.tasks()) == [1, 2, 3, 4]
     assert echo.enqueue(5).created, "the parent is not disturbed"
+
+
+def test_what_a_forked_child_enqueues_outlives_the_parents_close(tmp_path: Path) -> None:
+    (child_waits, tell_parent), (parent_closed, tell_child) = os.pipe(), os.pipe()
+    with TaskQueue(f"sqlite:///{tmp_path}/jobs.db") as queue, ThreadPoolExecutor(1) as pool:
+        echo = echo_task(queue)
+        echo.enqueue(1)
+
+        def work() -> None:
+            echo.enqueue(2)
+            os.write(tell_parent, b"!")
+            os.read(parent_closed, 1)
+            echo.enqueue(3)
+
+        child = pool.submit(in_a_child, work)
+        os.read(child_waits, 1)
+        queue.close()
+        os.write(tell_child, b"!")
+        child.result()
+
+        assert sorted(task.args[0] for task in queue.tasks()) == [1, 2, 3]
+    for end in (child_waits, tell_parent, parent_closed, tell_child):
+        os.close(end)
 
 
 def test_a_child_that_is_forked_while_other_threads_use_the_queue_can_use_it(make_queue: MakeQueue, gate: Gate) -> None:

@@ -341,6 +341,28 @@ async def test_what_would_end_a_thread_ends_the_attempt_alone(bench: Bench, erro
     await closed(lane)
 
 
+@pytest.mark.parametrize("kind", ["coroutine", "thread"])
+async def test_whoever_is_told_of_a_start_and_fails_ends_the_attempt_alone(bench: Bench, kind: str) -> None:
+    def refuse(attempt: Attempt) -> None:
+        if not bench.done:
+            raise SystemExit("of a hook")
+
+    lane = (LoopLane if kind == "coroutine" else ThreadLane)(1, refuse, bench.on_done)
+
+    async def coroutine() -> None: ...
+
+    def plain() -> None: ...
+
+    for number in (1, 2):
+        bench.submit(lane, coroutine if kind == "coroutine" else plain)
+        await bench.all_done(number)
+
+    assert [type(outcome) for _, outcome in bench.done] == [Failed, Succeeded]
+    assert lane.load == 0
+    lane.close()
+    await await_until(lambda: not lane_threads())
+
+
 async def test_an_interrupted_attempt_that_waits_in_line_never_runs(bench: Bench, gate: Gate) -> None:
     lane = bench.thread_lane(1)
     bench.submit(lane, gate.wait)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import signal
+import sqlite3
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -97,6 +98,29 @@ def test_an_idle_worker_ends_at_once_and_says_little(scene: Scene) -> None:
     assert scene.queue.workers() == []
     assert "Traceback" not in worker.text()
     assert "WARNING" not in worker.text()
+
+
+def catches(worker: Actor, number: signal.Signals) -> bool:
+    """Say whether the process has a handler for a signal, which the system knows before the process says a word."""
+    status = Path(f"/proc/{worker.pid}/status").read_text()
+    (mask,) = [line.split()[1] for line in status.splitlines() if line.startswith("SigCgt:")]
+    return bool(int(mask, 16) >> (number - 1) & 1)
+
+
+def test_a_worker_that_is_told_to_stop_while_it_starts_ends_without_having_begun(scene: Scene) -> None:
+    handle = scene.enqueue("coroutine")
+    connection = sqlite3.connect(scene.database, isolation_level=None)
+    connection.execute("BEGIN IMMEDIATE")  # so that it has to wait for the store
+    worker = scene.start_worker()
+    scene.wait_for(lambda: catches(worker, signal.SIGTERM), "its handler", worker)
+
+    worker.send(signal.SIGTERM)
+    scene.wait_for(lambda: told_to_stop(worker), "word of the signal", worker)
+    connection.execute("ROLLBACK")
+    connection.close()
+
+    assert worker.ended() == 0
+    assert handle.task().delivery == 0
 
 
 def test_workers_that_are_stopped_around_completions_lose_no_outcome_and_repeat_no_work(scene: Scene) -> None:

@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import shutil
+import signal
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
+from omniq.errors import StorageUnavailable
 from omniq.storage import Severity
 from omniq.task import Failed, TaskError, TaskState
 from omniq_local.files.control import read_control, write_control
-from tests.local.files_support import Clock, check_whole, listing, new_task, opened, succeed, take
+from tests.local.files_support import (
+    Clock,
+    check_whole,
+    listing,
+    new_task,
+    opened,
+    run_python,
+    storage,
+    succeed,
+    take,
+)
 
 
 @pytest.fixture
@@ -169,5 +182,69 @@ def test_states_are_what_they_were(root: Path) -> None:
                 for state, count in stats.counts.items():
                     counts[state] += count
             assert list(counts.values()) == [1, 2, 1, 1, 1, 0]
+
+    asyncio.run(scenario())
+
+
+def test_who_comes_while_a_store_is_repaired_waits_for_that_and_for_nothing_else(root: Path) -> None:
+    async def scenario() -> None:
+        await fill(root)
+        fd = os.open(root / "omniq" / "lock", os.O_RDWR)
+        sign = root / "omniq" / "repairing"
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            with pytest.raises(StorageUnavailable, match="locked by another process"):
+                await storage(root, "?lock_timeout=0.05").open()
+            sign.write_text("")
+            store = storage(root, "?lock_timeout=0.05")
+            opens = asyncio.create_task(store.open())
+            await asyncio.sleep(0.2)
+            assert not opens.done()
+            sign.unlink()
+            fcntl.flock(fd, fcntl.LOCK_UN)
+            await opens
+            await store.close()
+        finally:
+            os.close(fd)
+
+    asyncio.run(scenario())
+
+
+def test_a_repair_that_was_cut_short_is_done_again(root: Path) -> None:
+    program = """
+        import asyncio, os, signal, sys
+        from pathlib import Path
+        from omniq_local.files import repair
+        from tests.local.files_support import opened
+
+        kept = 0
+
+        class Dying(repair._Repair):
+            def _keep(self, record):
+                global kept
+                kept += 1
+                if kept == 3:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                super()._keep(record)
+
+        repair._Repair = Dying
+
+        async def main():
+            async with opened(Path(sys.argv[1])):
+                pass
+
+        asyncio.run(main())
+    """
+
+    async def scenario() -> None:
+        await fill(root)
+        async with opened(root, clock=Clock()) as store:
+            before = await check_whole(store, root)
+        start_machine_anew(root)
+        shutil.rmtree(root / "omniq" / "ids")
+        assert run_python(program, str(root), check=False).returncode == -signal.SIGKILL
+        async with opened(root, clock=Clock()) as store:
+            assert await check_whole(store, root) == before
+        assert not (root / "omniq" / "repairing").exists()
 
     asyncio.run(scenario())

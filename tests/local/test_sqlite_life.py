@@ -15,6 +15,8 @@ from omniq.storage import Lease, LeaseState
 from omniq.task import Succeeded, TaskState
 from omniq.testing import await_until, wait_until
 from omniq_local.sqlite import checkpoint
+from omniq_local.sqlite.channels import MISSED
+from omniq_local.sqlite.transaction import Transaction
 from tests.local.sqlite_support import count, new_task, only, opened, output_of, python, raw, run_python, storage, take
 
 # Opening and closing
@@ -178,6 +180,23 @@ def test_a_thread_that_writes_without_a_pause_lets_others_have_their_turn(tmp_pa
                     stop.set()
                 for writer in writers:
                     await asyncio.wrap_future(writer)
+
+    asyncio.run(scenario())
+
+
+def test_who_only_attempts_stands_back_for_who_waits(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with opened(tmp_path / "jobs.db") as store:
+            writer = store._database._main
+            writer.lock.acquire()
+            waiter = threading.Thread(target=writer.transact, args=([Transaction.fold],))
+            waiter.start()
+            wait_until(lambda: writer._waiting == 1)
+            writer.lock.release()
+            # He has not woken up yet; without him it would be done at once.
+            assert writer.attempt(Transaction.fold) is MISSED
+            await asyncio.to_thread(waiter.join)
+            assert writer.attempt(Transaction.fold) is None
 
     asyncio.run(scenario())
 

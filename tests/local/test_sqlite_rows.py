@@ -154,6 +154,22 @@ def as_ordered(task: Any) -> tuple[Any, ...]:
     return (*values, retry, *map(type, values))
 
 
+def test_a_large_payload_is_written_once(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        path, log = tmp_path / "jobs.db", tmp_path / "jobs.db-wal"
+        async with opened(path) as store:
+            await store.enqueue([new_task(id="a", payload=b"x" * 1_000_000)])
+            before = log.stat().st_size
+            for _ in range(3):
+                (task,) = await take(store)
+                assert len(task.payload) == 1_000_000
+                await store.heartbeat("w", [Lease("a", task.delivery)], 300)
+                await store.finish([Retry(id="a", delivery=task.delivery, delay=0)])
+            assert log.stat().st_size - before < 500_000
+
+    asyncio.run(scenario())
+
+
 def test_a_large_payload_leaves_nothing_behind(tmp_path: Path) -> None:
     async def scenario() -> None:
         path = tmp_path / "jobs.db"

@@ -18,7 +18,7 @@ from omniq.task import Released, Retry, Succeeded, TaskState
 from omniq.testing import await_until
 from omniq_local.sqlite import SQLiteStorage, waiting
 from omniq_local.sqlite.wake import Bell
-from tests.local.sqlite_support import count, new_task, opened, output_of, python, raw, take
+from tests.local.sqlite_support import Clock, count, new_task, opened, output_of, python, raw, take
 
 LONG = 60.0
 """Seconds: longer than any test lasts."""
@@ -293,6 +293,38 @@ def test_a_worker_that_finds_work_takes_its_name_off_the_table(tmp_path: Path) -
             assert names_on(path, "s:") == 1
             assert len(await take(store)) == 1
             assert names_on(path, "s:") == 0
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.usefixtures("no_looks")
+def test_what_has_come_due_between_two_waits_ends_the_second_at_once(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        clock = Clock()
+        async with opened(tmp_path / "jobs.db", clock=clock) as store:
+            await store.enqueue([new_task(run_at=timedelta(seconds=30))])
+            await store.wait_for_work(["q"], 0.01)
+            # A look that finds the file unchanged, and still has to find what time alone has changed.
+            await store.wait_for_work(["q"], 0.01)
+            clock.advance(31)
+            await asyncio.wait_for(store.wait_for_work(["q"], LONG), 30)
+            assert len(await take(store)) == 1
+
+    asyncio.run(scenario())
+
+
+def test_a_schedule_that_nobody_fires_makes_no_worker_spin_and_hides_no_task(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        path = tmp_path / "jobs.db"
+        async with opened(path) as store:
+            overdue = await store.now() - timedelta(hours=1)
+            await store.put_schedule(Schedule(id="s", task=new_task(), trigger="t", next_run=overdue))
+            began = time.monotonic()
+            await asyncio.wait_for(store.wait_for_work(["q"], LONG), 30)
+            assert time.monotonic() - began > 0.9
+            await store.enqueue([new_task(run_at=timedelta(seconds=0.1))])
+            while not await take(store):
+                await asyncio.wait_for(store.wait_for_work(["q"], LONG), 30)
 
     asyncio.run(scenario())
 

@@ -99,8 +99,11 @@ class LoopLane(Lane):
     async def _run(self, attempt: Attempt) -> None:
         task = asyncio.current_task()
         assert task is not None
-        self._on_start(attempt)
-        outcome = await run_async(attempt)
+        try:
+            self._on_start(attempt)
+            outcome = await run_async(attempt)
+        except BaseException as error:  # whatever it is, it ends this attempt and not the loop
+            outcome = failed(attempt, error)
         self._running.discard(task)
         self.load -= 1
         if self._waiting:

@@ -6,7 +6,9 @@ Started at the first need, in a daemon thread; one for each queue.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
+import weakref
 from collections.abc import Coroutine
 from concurrent.futures import CancelledError
 from typing import Any, TypeVar
@@ -58,6 +60,8 @@ class Portal:
             self._thread = threading.Thread(target=_serve, args=(loop,), name="omniq-portal", daemon=True)
             self._thread.start()
             self._loop = loop
+            # A queue that was dropped without being closed leaves no thread behind.
+            weakref.finalize(self, _let_end, loop).atexit = False
         return self._loop
 
     def stop(self) -> None:
@@ -68,6 +72,11 @@ class Portal:
         if loop is not None and thread is not None:
             loop.call_soon_threadsafe(loop.stop)
             thread.join()
+
+
+def _let_end(loop: asyncio.AbstractEventLoop) -> None:
+    with contextlib.suppress(RuntimeError):  # it has ended
+        loop.call_soon_threadsafe(loop.stop)
 
 
 def _serve(loop: asyncio.AbstractEventLoop) -> None:

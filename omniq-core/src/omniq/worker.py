@@ -267,7 +267,8 @@ class Worker:
             _log.warning("%s again: stopping now; running tasks go back to their queues", name)
             self.stop(now=True)
         else:
-            _log.info("%s: finishing %d tasks, for %g s at most", name, len(self.ledger), self.grace)
+            held = 0 if self._intake is None else len(self.ledger)  # it may come while we start
+            _log.info("%s: finishing %d tasks, for %g s at most", name, held, self.grace)
             self.stop()
 
     async def _guard(self, work: Callable[[], Awaitable[None]]) -> None:

@@ -19,7 +19,7 @@ from typing import NoReturn, TypeAlias
 from omniq.queue import TaskQueue
 from omniq.worker import Worker, WorkerOptions
 
-__all__ = ["Changes", "Restart", "broken", "loaded_files", "serve", "source_files", "wait_for_change"]
+__all__ = ["Changes", "Restart", "broken", "bury_inherited", "loaded_files", "serve", "source_files", "wait_for_change"]
 
 _log = logging.getLogger("omniq.supervisor")
 
@@ -27,6 +27,9 @@ INTERVAL = 1.0
 """Seconds between two looks at the files."""
 SETTLING = 0.1
 """Seconds for which nothing may change before a change counts: an editor, or git, may be in the middle of it."""
+
+LAST_WORDS = 1.0
+"""Seconds that helpers of the former process, such as multiprocessing's, get to notice that it has gone."""
 
 Stamps: TypeAlias = Mapping[str, tuple[int, int]]
 """For each file when it was written, and its size: a change shows in one of them."""
@@ -51,6 +54,21 @@ class Restart:
         sys.stderr.flush()
         os.chdir(self.folder)
         os.execve(self._command[0], self._command, self._environment)
+
+
+def bury_inherited() -> None:
+    """Take note of the end of what this process started in its former life, or it would stay in the process table.
+
+    To be called before anything new is started. What does not end within LAST_WORDS is left alone.
+    """
+    give_up = time.monotonic() + LAST_WORDS
+    try:
+        while time.monotonic() < give_up:
+            ended, _ = os.waitpid(-1, os.WNOHANG)
+            if not ended:
+                time.sleep(0.01)
+    except ChildProcessError:  # there is none, or none any more
+        return
 
 
 def _is_ours(parts: Iterable[str]) -> bool:

@@ -13,7 +13,7 @@ from omniq.cli.arguments import add_app, count, describe, seconds
 from omniq.cli.failures import UsageError
 from omniq.cli.lifeline import stop_when_parent_ends
 from omniq.cli.logs import logging_to_stderr
-from omniq.cli.reload import Restart, serve, wait_for_change
+from omniq.cli.reload import Restart, bury_inherited, serve, wait_for_change
 from omniq.cli.supervisor import PATIENCE, Supervisor
 from omniq.queue import TaskQueue
 from omniq.worker import WorkerOptions
@@ -117,6 +117,8 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _load(options: argparse.Namespace, restart: Restart) -> TaskQueue:
+    if options.reloaded:
+        bury_inherited()
     try:
         return load_queue(options.app)
     except UsageError as error:

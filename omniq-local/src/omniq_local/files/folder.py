@@ -10,15 +10,13 @@ import contextlib
 import logging
 import os
 import threading
-import time
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 from omniq.errors import StorageUnavailable
-from omniq.schedule import Schedule
-from omniq.task import TaskState
 from omniq_local.files.bells import Bells
+from omniq_local.files.catalog import Catalog
 from omniq_local.files.change import Change
 from omniq_local.files.control import Control, read_control, write_control
 from omniq_local.files.faults import translated
@@ -27,8 +25,7 @@ from omniq_local.files.journal import LAP, Action, Journal, NotUndone, apply, pa
 from omniq_local.files.names import home_path, parse_entry
 from omniq_local.files.preparation import prepare, sync_all
 from omniq_local.files.queues import Queue
-from omniq_local.files.records import Record
-from omniq_local.files.repair import repair
+from omniq_local.files.repair import is_being_repaired, repair
 from omniq_local.files.settings import Settings
 from omniq_local.files.shelves import Shelf
 from omniq_local.sqlite.lanes import Errand, Lane, deliver
@@ -49,7 +46,7 @@ class Missed:
 MISSED = Missed()
 
 
-class Folder:
+class Folder(Catalog):
     """One namespace of a store. Nothing is open until :meth:`open`.
 
     :param settings: which folder, and how.
@@ -57,8 +54,8 @@ class Folder:
     """
 
     def __init__(self, settings: Settings, clock: Callable[[], float]) -> None:
+        super().__init__(settings.base)
         self.settings = settings
-        self.base = settings.base
         self.clock = clock
         self.generation = 0
         """Counts the forks: what was opened under another number is the parent's."""
@@ -74,17 +71,7 @@ class Folder:
         self.control = Control()
         self.bells = Bells(self.base)
         self._lane: Lane[Job[Any]] = Lane("omniq-files", self._work)
-        self._forget()
-
-    def _forget(self) -> None:
-        """Forget all that was read."""
-        self._seen = -1
-        self._foreign = -1
-        self.queues: dict[str, Queue] = {}
-        self._queue_names: set[str] | None = None
-        self.schedules: dict[str, Schedule] | None = None
-        self.held: dict[str, Record] = {}
-        """Running tasks that this process claimed, as they are in the store."""
+        self.forget()
 
     def now(self) -> int:
         """Give the store's clock, in microseconds since the epoch."""
@@ -109,17 +96,31 @@ class Folder:
             self._gate.open(lock)
             self._journal = Journal(f"{self.base}/journal")
             self.bells.open()
-            self._gate.enter()
+            self._enter_first()
             try:
                 repair(self.settings, self._control_fd, self._journal)
             finally:
                 self._gate.leave()
+            if self.settings.durable:
+                # The journal itself may be new.
+                sync_all(self._control_fd)
         except OSError as error:
             self._shut()
             raise translated(error, self.settings) from error
         except BaseException:
             self._shut()
             raise
+
+    def _enter_first(self) -> None:
+        while True:
+            try:
+                self._gate.enter()
+            except StorageUnavailable:
+                # Repairing may take longer than anybody should have to wait for anything else.
+                if not is_being_repaired(self.settings):
+                    raise
+            else:
+                return
 
     def close(self, generation: int) -> None:
         """Do without one user, and close after the last; blocks.
@@ -136,19 +137,23 @@ class Folder:
 
     def _shut(self) -> None:
         self._gate.close()
+        self._close_files()
+        self.bells.close()
+        self.forget()
+
+    def _close_files(self) -> None:
         if self._control_fd >= 0:
             os.close(self._control_fd)
             self._control_fd = -1
         if self._journal is not None:
             self._journal.close()
             self._journal = None
-        self.bells.close()
-        self._forget()
 
     def after_fork(self) -> None:
-        """Start afresh in the child of a fork. Closing what was inherited leaves the parent's lock with the parent."""
+        """Start afresh in the child of a fork, leaving alone what is the parent's."""
         self.generation += 1
-        self._shut()
+        self._gate.abandon()
+        self._close_files()
         self._set_up()
 
     # Doing
@@ -217,7 +222,7 @@ class Folder:
                 pokes = self.bells.heard_by(change)
         except BaseException as error:
             # What was read may have been changed in memory alone.
-            self._forget()
+            self.forget()
             if isinstance(error, OSError):
                 raise translated(error, self.settings) from error
             raise
@@ -253,16 +258,8 @@ class Folder:
             return
         known = self.control
         self.control = control
-        self._foreign = self._seen = control.generation
-        self.held.clear()
-        if control.layout != known.layout:
-            for queue in self.queues.values():
-                for shelf in queue.shelves.values():
-                    shelf.forget_folders()
-        if control.queues != known.queues:
-            self._queue_names = None
-        if control.schedules != known.schedules:
-            self.schedules = None
+        self._seen = control.generation
+        self.others_changed(known, control)
 
     def _complete_of_the_dead(self, control: Control) -> Control:
         """Complete the change of a process that died in the middle of it."""
@@ -326,23 +323,6 @@ class Folder:
         control.offset = 0
         self._journal.trim()
 
-    def settle(self, records: Iterable[Record], queues: Iterable[Queue]) -> None:
-        """Note that the store is as some records and queues say."""
-        held = self.held
-        for record in records:
-            if record.removed:
-                held.pop(record.order.id, None)
-                continue
-            record.was = record.aim
-            if record.state is TaskState.RUNNING:
-                held[record.order.id] = record
-            else:
-                held.pop(record.order.id, None)
-        for queue in queues:
-            queue.raw = queue.dump()
-            if self._queue_names is not None:
-                self._queue_names.add(queue.name)
-
     def divide(self, shelf: Shelf, crowded: str) -> None:
         """Divide a sub-folder in two."""
         actions: list[Action] = []
@@ -374,38 +354,7 @@ class Folder:
             for place in (*(f"{shelf.path}/{folder}" for folder in shelf.folders()), shelf.path):
                 with contextlib.suppress(OSError):
                     os.rmdir(f"{self.base}/{place}")
-        self.queues.pop(queue.name, None)
-        self._queue_names = None
-
-    # What is read through
-
-    def queue(self, name: str) -> Queue:
-        """Give a queue as it is now."""
-        queue = self.queues.get(name)
-        if queue is None:
-            queue = self.queues[name] = Queue(self.base, name, self._found_foreign)
-        if queue.read_at < self._foreign:
-            queue.read(self._foreign)
-        return queue
-
-    def queue_names(self) -> list[str]:
-        """Give the names of all queues, in order."""
-        if self._queue_names is None:
-            names = (Queue.name_in(path) for path in Queue.files(self.base))
-            self._queue_names = {name for name in names if name is not None}
-        return sorted(self._queue_names)
-
-    def _found_foreign(self, path: str) -> None:
-        self.set_aside(path, "no task of this store has a file there")
-
-    def set_aside(self, path: str, why: str) -> None:
-        """Move a file that does not belong where it is, and say so."""
-        target = f"aside/{path.replace('/', '_')}"
-        os.makedirs(f"{self.base}/aside", exist_ok=True)
-        if os.path.lexists(f"{self.base}/{target}"):
-            target = f"{target}.{time.time_ns()}"
-        os.rename(f"{self.base}/{path}", f"{self.base}/{target}")
-        _log.warning("%s/%s moved to %s: %s", self.base, path, target, why)
+        self.drop_queue(queue)
 
 
 _alive: weakref.WeakSet[Folder] = weakref.WeakSet()

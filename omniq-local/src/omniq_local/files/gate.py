@@ -37,7 +37,12 @@ class Gate:
         self._inode = os.fstat(fd).st_ino
 
     def close(self) -> None:
-        """Close the descriptor. In the child of a fork that leaves the lock with the parent."""
+        """Close the descriptor when nobody of this process is in; from then on nobody comes in."""
+        with self._threads:
+            self.abandon()
+
+    def abandon(self) -> None:
+        """Close the descriptor, whoever is in. In the child of a fork that leaves the lock with the parent."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1

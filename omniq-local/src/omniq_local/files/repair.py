@@ -19,7 +19,9 @@ from omniq_local.files.queues import EXPIRING, SHELVES, Queue
 from omniq_local.files.records import ENDED, Record, parse_record
 from omniq_local.files.settings import Settings
 
-__all__ = ["repair"]
+__all__ = ["is_being_repaired", "repair"]
+
+SIGN = "repairing"
 
 _log = logging.getLogger("omniq.files")
 
@@ -41,6 +43,10 @@ def repair(settings: Settings, control_fd: int, journal: Journal) -> None:
         settings.base,
         "the machine was started anew" if control else "its numbers are lost",
     )
+    sign = f"{settings.base}/{SIGN}"
+    with open(sign, "w", encoding="utf-8"):
+        # Only its being there counts, for those who wait.
+        pass
     sequence = _Repair(settings.base, generation + 1).run()
     journal.empty()
     write_control(
@@ -56,6 +62,12 @@ def repair(settings: Settings, control_fd: int, journal: Journal) -> None:
             boot=boot,
         ),
     )
+    os.unlink(sign)
+
+
+def is_being_repaired(settings: Settings) -> bool:
+    """Tell whether another process is at it."""
+    return os.path.exists(f"{settings.base}/{SIGN}")
 
 
 def _repeat(base: str, journal: Journal) -> int:

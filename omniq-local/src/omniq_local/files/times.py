@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 
 from omniq.task import When
 
@@ -36,11 +37,14 @@ def when(given: When, now: int) -> int:
     return max(micros(given), 0)
 
 
+# Many tasks of a batch have the same times.
+@lru_cache(512)
 def show_time(at: int) -> str:
     """Give a point in time as it stands in a file."""
     return (EPOCH + timedelta(0, 0, at)).isoformat()
 
 
+@lru_cache(512)
 def read_time(text: str) -> int:
     """Read what :func:`show_time` wrote."""
     return (datetime.fromisoformat(text) - EPOCH) // _MICROSECOND

@@ -20,7 +20,7 @@ from omniq_local.sqlite.settings import Settings
 from omniq_local.sqlite.statements import Statements
 from omniq_local.sqlite.transaction import Transaction
 
-__all__ = ["MISSED", "Job", "Missed", "Reader", "Writer"]
+__all__ = ["MISSED", "Channel", "Job", "Missed", "Reader", "Writer"]
 
 _log = logging.getLogger("omniq.sqlite")
 
@@ -41,7 +41,7 @@ MISSED: Final = _Missed.MISSED
 Missed: TypeAlias = Literal[_Missed.MISSED]
 
 
-class _Channel:
+class Channel:
     """A connection that is opened when it is first needed, and anew if it may be broken or the file is another one.
 
     :param settings: which file, and how.
@@ -112,7 +112,7 @@ class _Channel:
             self._drop()
 
 
-class Reader(_Channel):
+class Reader(Channel):
     """Reads, on the calling thread."""
 
     def __init__(self, settings: Settings) -> None:
@@ -141,7 +141,7 @@ class Reader(_Channel):
             return result
 
 
-class Writer(_Channel):
+class Writer(Channel):
     """Runs write transactions, one at a time.
 
     :param settings: which file, and how.

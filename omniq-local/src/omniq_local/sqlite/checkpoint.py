@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import sqlite3
+import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
@@ -37,6 +38,8 @@ class Checkpoints:
     """
 
     def __init__(self, settings: Settings, turn: Callable[[], AbstractContextManager[None]]) -> None:
+        self.lock = threading.Lock()
+        """Held while it has a connection."""
         self._settings = settings
         self._turn = turn
         self._written = 0
@@ -66,11 +69,12 @@ class Checkpoints:
             self._under_way = False
 
     def _checkpoint(self) -> None:
-        connection = connect(self._settings, busy_timeout=WAIT)
-        try:
-            _, pages, _ = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
-            if pages > LONGEST:
-                with self._turn():
-                    connection.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()
-        finally:
-            connection.close()
+        with self.lock:
+            connection = connect(self._settings, busy_timeout=WAIT)
+            try:
+                _, pages, _ = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+                if pages > LONGEST:
+                    with self._turn():
+                        connection.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()
+            finally:
+                connection.close()

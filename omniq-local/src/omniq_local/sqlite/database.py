@@ -17,14 +17,14 @@ import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
-from omniq.errors import StorageUnavailable
+from omniq.errors import StorageError, StorageUnavailable
 from omniq.task import NewTask
-from omniq_local.sqlite.channels import MISSED, Job, Reader, Writer
+from omniq_local.sqlite.channels import MISSED, Channel, Job, Reader, Writer
 from omniq_local.sqlite.checkpoint import Checkpoints
 from omniq_local.sqlite.lanes import Errand, Lane, deliver
-from omniq_local.sqlite.preparation import prepare
+from omniq_local.sqlite.preparation import PREPARING, prepare
 from omniq_local.sqlite.settings import Settings
 from omniq_local.sqlite.single import Inserted, SingleWriter, is_simple
 from omniq_local.sqlite.statements import Statements
@@ -34,6 +34,17 @@ from omniq_local.sqlite.wake import Bell
 __all__ = ["Database"]
 
 T = TypeVar("T")
+
+FORK_PATIENCE = 10.0
+"""Seconds for which a fork waits for the end of a transaction that another thread is in the middle of."""
+
+
+class Lock(Protocol):
+    """What the locks of :mod:`threading` have in common."""
+
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool: ...
+
+    def release(self) -> None: ...
 
 
 class Database:
@@ -55,6 +66,7 @@ class Database:
     def _set_up(self) -> None:
         self._guard = threading.RLock()  # a finalizer may come in the middle of anything
         self._users = 0
+        self._held: list[Lock] = []
         self.bell = Bell()
         self._main = SingleWriter(self.settings, self.sql, self.now, self._committed)
         self._beat = Writer(self.settings, self.sql, self.now, self._committed)
@@ -96,16 +108,44 @@ class Database:
                 return
             for lane in (self._committing, self._beating, self._reading, self._checkpointing):
                 lane.stop()
-            for channel in (self._beat, self.quick, self._slow, self._main):
+            for channel in reversed(self._channels):
                 channel.close()
             self.bell.close()
 
+    @property
+    def _channels(self) -> tuple[Channel, ...]:
+        return (self._main, self._beat, self.quick, self._slow)
+
+    def before_fork(self) -> None:
+        """Let what is under way end, and begin nothing more.
+
+        SQLite notes which locks a process holds in that process's memory, and a child inherits the note but not the
+        locks. Forked in the middle of a transaction, it could never write; so a fork waits for the end of each.
+        """
+        locks: list[Lock] = [self._guard, self._checkpoints.lock, *(channel.lock for channel in self._channels)]
+        self._held = [lock for lock in locks if lock.acquire(timeout=FORK_PATIENCE)]
+
+    def after_fork_in_parent(self) -> None:
+        """Go on."""
+        for lock in reversed(self._held):
+            lock.release()
+        self._held = []
+
     def after_fork(self) -> None:
-        """Start afresh in the child of a fork, leaving alone what is the parent's."""
-        for channel in (self._main, self._beat, self.quick, self._slow):
-            if channel.connection is not None:
-                # SQLite takes file locks for the process that opened; even closing here could undo the parent's. So
-                # never: not even when the interpreter ends.
+        """Start afresh in the child of a fork, leaving alone what is the parent's.
+
+        The inherited connections are closed, or else a new one would take their noted locks for its own and hold none:
+        the parent, when it disconnects, would then delete the log that the child writes. Closing takes nothing from
+        the parent: between transactions there is nothing to undo, and file locks belong to each process.
+        """
+        for channel in self._channels:
+            if channel.connection is None:
+                continue
+            if channel.lock in self._held:
+                channel.connection.close()
+            else:
+                # In the middle of a transaction, which to undo would disturb the parent's. So never, not even when the
+                # interpreter ends.
                 ctypes.pythonapi.Py_IncRef(ctypes.py_object(channel.connection))
         self.bell.after_fork()
         self.generation += 1
@@ -152,7 +192,7 @@ class Database:
     def post(self, job: Job[Any]) -> None:
         """Have a job done in a write transaction, some time soon; nobody hears of it if that is not possible."""
         if self.settings.inline:
-            with contextlib.suppress(StorageUnavailable):
+            with contextlib.suppress(StorageError):
                 if self._main.attempt(job) is not MISSED:
                     return
         self._committing.put(Errand(job, Future()))
@@ -209,9 +249,28 @@ def _read(reader: Reader, errands: list[Errand[Callable[[sqlite3.Connection], An
 _alive: weakref.WeakSet[Database] = weakref.WeakSet()
 
 
+_forking: list[Database] = []
+
+
+def _before_fork() -> None:
+    _forking[:] = _alive
+    for database in _forking:
+        database.before_fork()
+    PREPARING.acquire()
+
+
+def _after_fork_in_parent() -> None:
+    PREPARING.release()
+    for database in _forking:
+        database.after_fork_in_parent()
+    _forking.clear()
+
+
 def _after_fork_in_child() -> None:
-    for database in list(_alive):
+    PREPARING.release()
+    for database in _forking:
         database.after_fork()
+    _forking.clear()
 
 
-os.register_at_fork(after_in_child=_after_fork_in_child)
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)

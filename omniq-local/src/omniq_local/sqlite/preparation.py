@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import sqlite3
+import threading
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -15,7 +16,7 @@ from omniq_local.sqlite.faults import is_busy, not_writable, translated
 from omniq_local.sqlite.settings import Settings
 from omniq_local.sqlite.statements import schema
 
-__all__ = ["APPLICATION_ID", "OLDEST_SQLITE", "SCHEMA_VERSION", "prepare"]
+__all__ = ["APPLICATION_ID", "OLDEST_SQLITE", "PREPARING", "SCHEMA_VERSION", "prepare"]
 
 T = TypeVar("T")
 
@@ -46,6 +47,10 @@ class Patience:
             time.sleep(random.uniform(0.001, 0.02))
 
 
+PREPARING = threading.Lock()
+"""Held while a file is prepared, and taken by who forks, so that no child inherits a connection that nobody knows."""
+
+
 def prepare(settings: Settings, *, create: bool = True) -> None:
     """Create the file and the namespace's tables, or check that they are what we know; many processes may at once.
 
@@ -61,14 +66,15 @@ def prepare(settings: Settings, *, create: bool = True) -> None:
         )
     patience = Patience(settings.busy_timeout)
     try:
-        connection = patience.spend(lambda: connect(settings, create=create))
-        try:
-            if not os.access(settings.path, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
-                # SQLite opens it all the same, and would fail at the first task.
-                raise StorageUnavailable(not_writable(settings))
-            _prepare(connection, settings, patience)
-        finally:
-            connection.close()
+        with PREPARING:
+            connection = patience.spend(lambda: connect(settings, create=create))
+            try:
+                if not os.access(settings.path, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
+                    # SQLite opens it all the same, and would fail at the first task.
+                    raise StorageUnavailable(not_writable(settings))
+                _prepare(connection, settings, patience)
+            finally:
+                connection.close()
     except sqlite3.Error as error:
         raise translated(error, settings) from error
 

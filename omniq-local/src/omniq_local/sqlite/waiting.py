@@ -45,8 +45,10 @@ class _Name:
         """By the loop's clock: when it should be written anew."""
         self.seen: int | None = None
         """The version of the file at the last look, which found nothing."""
-        self.next_at: int | None = None
-        """When there will be something, as far as was known then."""
+        self.due_at: int | None = None
+        """When the next task will be ready, as far as was known then."""
+        self.run_at: int | None = None
+        """When the next schedule fires, as far as was known then."""
         self.others = 0
         """How many wait for the same."""
 
@@ -124,21 +126,19 @@ class Waiting:
                     name, there = await self._name_for_work(topics, names)
                 else:
                     there = self._look_for_work(name, names)
-                now = self._database.now()
                 if there:
                     return
-                left = deadline - loop.time()
-                if name.next_at is not None and name.next_at <= now:
-                    # Only a schedule can be overdue and yet nothing be there to claim.
-                    await name.signal.wait(min(left, OVERDUE_SCHEDULE_PAUSE))
-                    return
-                pause = min(left, LOOK_EVERY * random.uniform(0.86, 1.14))
-                if name.next_at is not None:
-                    pause = min(pause, (name.next_at - now) / 1e6 + SPREAD * name.others * random.random())
+                now = self._database.now()
+                pause = min(deadline - loop.time(), LOOK_EVERY * random.uniform(0.86, 1.14))
+                if name.run_at is not None and name.run_at <= now:
+                    pause, deadline = min(pause, OVERDUE_SCHEDULE_PAUSE), 0.0
+                for at in (name.due_at, name.run_at):
+                    if at is not None and at > now:
+                        pause = min(pause, (at - now) / 1e6 + SPREAD * name.others * random.random())
                 if await name.signal.wait(pause) or loop.time() >= deadline:
                     return
-                if name.next_at is not None and name.next_at <= self._database.now():
-                    name.seen = None
+                if name.run_at is not None and now < name.run_at <= self._database.now():
+                    return
         finally:
             if name is not None:
                 self._keep(name)
@@ -162,13 +162,14 @@ class Waiting:
 
     def _look_for_work(self, name: _Name, queues: str) -> bool:
         def look(connection: sqlite3.Connection) -> bool:
+            now = self._database.now()
             version: int = connection.execute("PRAGMA data_version").fetchone()[0]
-            if version == name.seen:
+            if version == name.seen and (name.due_at is None or name.due_at > now):
                 return False
-            there, *times = connection.execute(
-                self._database.sql["waiting.prospects"], {"queues": queues, "now": self._database.now()}
+            there, name.due_at, name.run_at = connection.execute(
+                self._database.sql["waiting.prospects"], {"queues": queues, "now": now}
             ).fetchone()
-            name.seen, name.next_at = version, _earliest(times)
+            name.seen = version
             return bool(there)
 
         return self._database.quick.read(look)
@@ -218,10 +219,6 @@ class Waiting:
         return self._inbox.port
 
 
-def _earliest(times: Sequence[int | None]) -> int | None:
-    return min((at for at in times if at is not None), default=None)
-
-
 def _register(name: _Name, port: int, tx: Transaction) -> None:
     until = tx.now + int(NAMED_FOR * 1e6)
     tx.run("upkeep.dead_waiters", tx.now)
@@ -232,8 +229,9 @@ def _register_for_work(name: _Name, port: int, queues: str, tx: Transaction) -> 
     tx.fold()
     # What this has made ready is not to wake us, who are about to look.
     tx.complete()
-    there, *times = tx.execute(tx.sql["waiting.prospects"], {"queues": queues, "now": tx.now}).fetchone()
-    name.next_at = _earliest(times)
+    there, name.due_at, name.run_at = tx.execute(
+        tx.sql["waiting.prospects"], {"queues": queues, "now": tx.now}
+    ).fetchone()
     if not there:
         _register(name, port, tx)
         name.others = (tx.one("waiting.others", name.topics[0]) or (0,))[0]

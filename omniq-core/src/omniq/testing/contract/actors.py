@@ -115,9 +115,10 @@ class Actors:
         self._all.append(actor)
         return actor
 
-    def events(self) -> list[dict[str, Any]]:
-        """Give what all of them wrote."""
-        return [line for path in sorted(self._folder.glob("*.jsonl")) for line in read_history(path)]
+    def events(self, event: str | None = None) -> list[dict[str, Any]]:
+        """Give what all of them wrote; of one kind of event, or everything."""
+        lines = [line for path in sorted(self._folder.glob("*.jsonl")) for line in read_history(path)]
+        return [line for line in lines if event in (None, line["event"])]
 
     def history(self, name: str) -> Path:
         """Give the path of a history that the test writes itself."""

@@ -8,7 +8,7 @@ import pytest
 from attrs import evolve
 
 from omniq.ids import new_id
-from omniq.storage import Enqueued, Storage
+from omniq.storage import Enqueued, Lease, LeaseState, Storage
 from omniq.task import TaskState
 from omniq.testing.contract.base import Contract
 from omniq.testing.contract.steps import (
@@ -193,6 +193,9 @@ class EnqueueContract(Contract):
         assert [task and task.payload for task in stored] == [task.payload for task in tasks]
         claimed = await take(store, 1200)
         assert [task.id for task in claimed] == ids
+        leases = [Lease(task.id, task.delivery) for task in claimed]
+        assert await store.heartbeat("w", leases, HELD) == [LeaseState.HELD] * 1200
+        assert await store.cancel(ids[:600]) == [True] * 600
         assert await store.finish([outcome("succeeded", task) for task in claimed]) == [True] * 1200
         assert await counts(store) == {TaskState.SUCCEEDED: 1200}
         assert await store.delete(ids) == [True] * 1200

@@ -33,6 +33,11 @@ WORKER_DEATHS = (
     "finishing:5:0.001",
     "opened:1:0.05",
 )
+BATCH_DEATHS = (
+    ("enqueued:6", "enqueueing:9:0.0003"),
+    ("enqueueing:8:0.0008", "enqueueing:9:0.0015"),
+    ("enqueueing:7:0.0025", "enqueueing:8:0.004"),
+)
 SCHEDULER_DEATHS = (("firing:4:0.0005", "fired:7"), ("firing:9:0.001", "firing:3"))
 
 
@@ -91,15 +96,19 @@ class ProcessContract(Contract):
         assert (await record(store, task_id)).state is TaskState.SUCCEEDED
 
     @needs(SHARED)
-    async def test_what_was_acknowledged_survives_the_one_who_enqueued_it(self, stores: Stores, tmp_path: Path) -> None:
-        with Actors(stores.url, tmp_path) as actors:
-            for _ in range(2):
-                await actors.start("produce", size=20, die_at="enqueued:10").died()
-            events = [event for event in actors.events() if event["event"] == "enqueued"]
-            acknowledged = [task_id for event in events for task_id in event["ids"]]
+    async def test_what_was_acknowledged_survives_the_one_who_enqueued_it_and_batches_are_whole(
+        self, stores: Stores, tmp_path: Path
+    ) -> None:
         store = await stores.open()
-        found = Counter(await states(store, acknowledged))
-        assert found[TaskState.READY] == len(acknowledged) > 20
+        with Actors(stores.url, tmp_path) as actors:
+            for deaths in BATCH_DEATHS:
+                for producer in [actors.start("produce", size=90, die_at=death) for death in deaths]:
+                    await producer.died()
+            acknowledged = [task_id for event in actors.events("enqueued") for task_id in event["ids"]]
+            found = Counter(await states(store, acknowledged))
+            assert found[TaskState.READY] == len(acknowledged) > 100
+            for event in actors.events("enqueueing"):
+                assert len(set(await states(store, event["ids"]))) == 1, "half of a batch was stored"
 
     @needs(SHARED)
     async def test_a_worker_that_was_stopped_for_longer_than_its_lease_is_not_heard(
@@ -132,7 +141,7 @@ class ProcessContract(Contract):
                     await scheduler.died()
             for scheduler in [actors.start("fire", ticks=40) for _ in range(2)]:
                 await scheduler.ended()
-            fired = {event["id"] for event in actors.events() if event.get("fired")}
+            fired = {event["id"] for event in actors.events("fired") if event["fired"]}
         schedules = await store.get_schedules()
         assert [(schedule.revision, schedule.next_run) for schedule in schedules] == [(41, None)] * 3
         claimed = await take(store, 999)

@@ -176,6 +176,14 @@ class UpkeepContract(Contract):
         assert None not in await states(store, kept)
         assert sum((await counts(store)).values()) == 3
 
+    async def test_the_time_of_a_result_counts_from_the_end(self, store: Storage) -> None:
+        (task_id,) = await add(store, result_ttl=0.8)
+        (claimed,) = await take(store)
+        await later(store, 0.8)
+        await store.finish([outcome("succeeded", claimed)])
+        assert await store.prune(100) == 0
+        assert await states(store, [task_id]) == [TaskState.SUCCEEDED]
+
     async def test_a_step_of_pruning_removes_no_more_than_its_limit(self, store: Storage) -> None:
         doomed = await add_ended(store, 7, result_ttl=0.01)
         await later(store, 0.02)

@@ -18,6 +18,7 @@ from omniq.ids import new_id
 from omniq.storage import Storage
 from omniq.task import Task, TaskState
 from omniq.testing.contract.base import Contract
+from omniq.testing.contract.scheduling import LONG_AGO
 from omniq.testing.contract.steps import (
     FAR,
     HELD,
@@ -103,7 +104,7 @@ class WaitContract(Contract):
             await store.wait_for_work([], 0.1)
             await store.wait_for_work(["work"], 0)
 
-    @pytest.mark.parametrize("idle", ["empty", "far", "paused", "elsewhere", "running"])
+    @pytest.mark.parametrize("idle", ["empty", "far", "paused", "elsewhere", "running", "overdue"])
     async def test_a_wait_without_work_does_not_spin(self, store: Storage, idle: str) -> None:
         await self._make_idle(store, idle)
         looks, end = 0, time.monotonic() + 0.6
@@ -126,6 +127,9 @@ class WaitContract(Contract):
             case "running":
                 await add(store)
                 await take(store)
+            case "overdue":
+                # A schedule that nobody fires, as no worker of the application is a scheduler.
+                await store.put_schedule(new_schedule("overdue", next_run=LONG_AGO))
 
     async def test_a_waiting_worker_gets_a_task_when_its_time_comes(self, store: Storage) -> None:
         (task_id,) = await add(store, run_at=timedelta(seconds=SHORT))
