@@ -41,7 +41,7 @@ def test_installed_plugins_are_shown_with_what_they_bring(capsys: pytest.Capture
 
     text = capsys.readouterr().out
     assert f"omniq-core {version('omniq-core')}\n" in text
-    assert f"omniq-local {version('omniq-local')}  (local)\n  storages        memory, sqlite" in text
+    assert f"omniq-local {version('omniq-local')}  (local)\n  storages        file, memory, sqlite" in text
     assert "retry policies  exponential, fixed, linear" in text
     assert "\x1b" not in text
 

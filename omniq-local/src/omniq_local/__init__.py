@@ -1,1 +1,1 @@
-"""OmniQ's storages for one machine: memory and SQLite. Importing this package imports neither."""
+"""OmniQ's storages for one machine: memory, SQLite and files. Importing this package imports none of them."""
