@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from omniq import StorageUnavailable, TaskQueue, TaskState
+from omniq.portal import Portal
 from omniq.testing import wait_until
 from tests.core.running import Gate, MakeQueue, working
 
@@ -130,6 +131,29 @@ def test_whoever_waits_while_the_queue_is_closed_is_told(queue: TaskQueue) -> No
     assert not thread.is_alive()
     assert [type(failure) for failure in failures] == [StorageUnavailable]
     assert handle.task().state is TaskState.READY
+
+
+def test_whatever_is_under_way_on_the_background_loop_ends_with_it() -> None:
+    portal = Portal()
+    started = threading.Event()
+
+    async def wait() -> None:
+        started.set()
+        await asyncio.Event().wait()
+
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(portal.run, wait())
+        started.wait()
+        portal.stop()
+        with pytest.raises(StorageUnavailable, match="closed while this call was under way"):
+            waiting.result(10)
+
+    async def answer() -> int:
+        return 42
+
+    assert portal.run(answer()) == 42, "it can be used again"
+    portal.stop()
+    portal.stop()
 
 
 def test_opening_again_is_tried_after_a_failure(tmp_path: Path) -> None:

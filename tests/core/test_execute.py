@@ -251,6 +251,23 @@ def test_a_coroutine_that_fails_while_it_is_stopped_has_failed(queue: TaskQueue)
     assert outcome.error.message == "in the clean-up"
 
 
+def test_a_coroutine_that_is_cancelled_with_its_event_loop_has_not_failed(queue: TaskQueue) -> None:
+    async def forever() -> None:
+        await asyncio.Event().wait()
+
+    async def end() -> tuple[Outcome, Interruption | None]:
+        attempt = claimed(queue, queue.task(max_retries=0)(forever))
+        running = asyncio.create_task(run_async(attempt))
+        await asyncio.sleep(0)
+        running.cancel()  # as asyncio.run() does to all tasks when the program is interrupted
+        return await running, attempt.interruption
+
+    outcome, interruption = asyncio.run(end())
+
+    assert interruption is Interruption.LEASE_LOST
+    assert isinstance(outcome, Released)
+
+
 def test_a_later_interruption_does_not_replace_the_first(queue: TaskQueue) -> None:
     attempt = claimed(queue, queue.task(lambda: None))
 

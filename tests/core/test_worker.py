@@ -241,6 +241,30 @@ async def test_as_many_plain_functions_run_at_once_as_there_are_threads(queue: T
     assert Counter(states) == {TaskState.RUNNING: 4, TaskState.READY: 2}
 
 
+async def test_tasks_of_both_kinds_together_are_no_more_than_is_allowed(queue: TaskQueue, gate: Gate) -> None:
+    release = asyncio.Event()
+    arrived: list[int] = []
+
+    @queue.task
+    def in_thread() -> None:
+        gate.wait()
+
+    @queue.task
+    async def in_coroutine() -> None:
+        arrived.append(1)
+        await release.wait()
+
+    handles = await queue.aenqueue_many((in_thread if n % 2 else in_coroutine).call() for n in range(12))
+    async with queue.worker(concurrency=5):
+        await await_until(lambda: gate.arrived + len(arrived) == 5)
+        states = [(await handle.atask()).state for handle in handles]
+        release.set()
+        gate.open()
+        for handle in handles:
+            await handle.aresult(10)
+    assert Counter(states) == {TaskState.RUNNING: 5, TaskState.READY: 7}
+
+
 async def test_what_was_claimed_but_finds_no_slot_goes_back_to_others(
     make_queue: MakeQueue, gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -196,6 +196,31 @@ async def test_the_late_completion_of_a_lost_task_is_rejected_logged_and_counted
     await behind.aclose()
 
 
+async def test_a_late_completion_does_not_end_the_run_that_goes_on_elsewhere(wire: Wire, name: str) -> None:
+    gates = {1: Gate(), 2: Gate()}
+
+    def work() -> str:
+        attempt = current_task().attempt
+        gates[attempt].wait()
+        return f"of attempt {attempt}"
+
+    behind, beside = both(wire, name, work, max_retries=1)
+    handle = await behind.functions["work"].aenqueue()
+    async with behind.worker(lease=0.3, recover_every=60) as worker:
+        await await_until(lambda: gates[1].arrived == 1)
+        wire.failing.update(["heartbeat", "claim", "recover"])
+        async with beside.worker(recover_every=0.05):
+            await await_until(lambda: gates[2].arrived == 1)
+            gates[1].open()
+            await await_until(lambda: worker.ledger.rejected == 1)
+            assert (await beside.arecord(handle.id)).state is TaskState.RUNNING
+            gates[2].open()
+            assert await beside.handle(handle.id).aresult(10) == "of attempt 2"
+        wire.failing.clear()
+    await beside.aclose()
+    await behind.aclose()
+
+
 async def test_a_worker_that_learns_of_a_lost_lease_stops_the_task(wire: Wire, name: str) -> None:
     stopped = asyncio.Event()
 

@@ -114,6 +114,14 @@ def hold_thread(flag: str) -> str:
 
 
 @queue.task
+def hold_each(flag: str) -> str:
+    """End once a file of this very attempt is there."""
+    while not os.path.exists(f"{flag}-{current_task().attempt}"):
+        time.sleep(0.005)
+    return _ran()
+
+
+@queue.task
 async def stubborn(flag: str) -> str:
     """Hold on through every cancellation."""
     while current_task().attempt == 1 and not os.path.exists(flag):  # noqa: ASYNC240  # no event crosses processes

@@ -28,8 +28,8 @@ def test_the_late_completion_of_a_worker_that_was_suspended_is_rejected(scene: S
     suspended.resume()
 
     if kind != "hold_coroutine":  # which may be stopped before it ends, for its lease is lost
-        scene.wait_for(lambda: suspended.events("rejected"), "the rejection", suspended)
-        assert "rejected the late completion" in suspended.text()
+        scene.wait_for(lambda: "rejected the late completion" in suspended.text(), "the rejection", suspended)
+        assert [event.task for event in suspended.events("rejected")] == [handle.id]
     assert handle.result(0) == result
     assert handle.task().delivery == 2
     # It goes on to serve.
@@ -40,6 +40,26 @@ def test_the_late_completion_of_a_worker_that_was_suspended_is_rejected(scene: S
     scene.check()
     assert [event.pid for event in scene.history.events("accepted", task=after.id)] == [suspended.pid]
     scene.check_nothing_is_left()
+
+
+def test_a_late_completion_does_not_end_the_run_that_goes_on_elsewhere(scene: Scene) -> None:
+    suspended = scene.worker()
+    handle = scene.enqueue("hold_each", str(scene.flag()))
+    scene.wait_for(lambda: scene.is_running(handle), "the task's start")
+    suspended.suspend()
+    second = scene.worker()
+    scene.wait_for(lambda: second.events("started"), "its start elsewhere")
+
+    Path(f"{scene.flag()}-1").touch()
+    suspended.resume()
+    scene.wait_for(lambda: suspended.events("rejected"), "the rejection", suspended)
+    assert handle.task().state is TaskState.RUNNING
+    Path(f"{scene.flag()}-2").touch()
+
+    scene.wait_drained()
+    scene.check()
+    assert [event.pid for event in scene.history.events("accepted")] == [second.pid]
+    assert str(handle.result(0)).startswith(f"{second.pid}-")
 
 
 def test_a_task_that_blocks_the_event_loop_for_three_leases_keeps_its_lease(scene: Scene) -> None:

@@ -22,6 +22,10 @@ from tests.local.sqlite_support import count, new_task, only, opened, output_of,
 # Opening and closing
 
 
+def threads_of_ours() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("omniq-sqlite")]
+
+
 def test_a_storage_that_is_not_open_says_so(tmp_path: Path) -> None:
     async def scenario() -> None:
         store = storage(tmp_path / "jobs.db")
@@ -65,8 +69,7 @@ def test_an_opening_that_is_given_up_leaves_nothing_open(tmp_path: Path) -> None
             opening.cancel()
             await asyncio.gather(opening, return_exceptions=True)
             connection.execute("ROLLBACK")
-        await await_until(lambda: not [one for one in threading.enumerate() if one.name.startswith("omniq-sqlite")])
-        assert store._database._users == 0
+        await await_until(lambda: store._database._users == 0 and not threads_of_ours())
         await store.open()
         assert (await store.enqueue([new_task()]))[0].created
         await store.close()
@@ -87,7 +90,7 @@ def test_closing_leaves_one_file_and_no_thread(tmp_path: Path) -> None:
 
     asyncio.run(scenario())
     assert [path.name for path in tmp_path.iterdir()] == ["jobs.db"]
-    wait_until(lambda: not [one for one in threading.enumerate() if one.name.startswith("omniq-sqlite")])
+    wait_until(lambda: not threads_of_ours())
 
 
 FORGETFUL = """
@@ -256,7 +259,7 @@ def test_an_answer_that_nobody_waits_for_any_more_harms_nobody(tmp_path: Path) -
 
 
 FORKING = """
-import asyncio, os, sys, traceback
+import asyncio, os, sys, threading, traceback
 from omniq.errors import StorageUnavailable
 from omniq.ids import new_id
 from omniq.task import NewTask
@@ -292,9 +295,18 @@ loop.run_until_complete(store.stats())
 loop.run_until_complete(store.heartbeat("w", [], 30))
 loop.run_until_complete(store.wait_for_work(["empty"], 0.01))
 children = []
+writing, stored = threading.Event(), 0
+
+def write():
+    # A fork may come in the middle of any of these.
+    global stored
+    while not writing.is_set():
+        stored += len(store.enqueue_blocking([task(), task()]))
+
+writer = threading.Thread(target=write)
+writer.start()
 for _ in range(3):
-    with store._database._main.lock:  # as if another thread were writing
-        child = os.fork()
+    child = os.fork()
     if child == 0:
         try:
             asyncio.run(in_child(store))
@@ -307,9 +319,11 @@ for _ in range(3):
         store.enqueue_blocking([task()])
 for child in children:
     assert os.waitpid(child, 0)[1] == 0
+writing.set()
+writer.join()
 store.enqueue_blocking([task()])
 (stats,) = loop.run_until_complete(store.stats())
-print(stats.counts["ready"])
+print(stats.counts["ready"] - stored)
 loop.run_until_complete(store.close())
 loop.close()
 """
