@@ -49,7 +49,7 @@ class Options:
     def size(self, scenario: Scenario, entry: Entry) -> int:
         """Give how large a measurement of a scenario is for a contender."""
         size = (scenario.quick if self.quick else scenario.size) * self.scale
-        return max(scenario.floor, int(size / (scenario.slow_share if entry.slow else 1)))
+        return max(scenario.floor, int(size / (entry.slowness if scenario.shrinks else 1)))
 
     def wants(self, scenario: Scenario) -> bool:
         """Say whether a scenario was asked for."""

@@ -8,7 +8,7 @@ from attrs import field, frozen
 
 __all__ = ["LINES", "SCENARIOS", "STORES", "Goal", "Line", "Scenario"]
 
-STORES = {"memory": "In memory", "sqlite": "SQLite", "process": "The package itself"}
+STORES = {"memory": "In memory", "sqlite": "SQLite", "file": "Files", "process": "The package itself"}
 """The stores, and what the table calls them."""
 
 
@@ -23,8 +23,8 @@ class Scenario:
     """The same for ``--quick``."""
     floor: int = 1
     """The least size that it works with."""
-    slow_share: int = 1
-    """By how much the size shrinks for slow contenders."""
+    shrinks: bool = False
+    """Whether it asks for throughput only, so that slow contenders may be given fewer tasks."""
     once: bool = False
     """Whether one repetition is enough, since it takes an average already or cannot vary much."""
     together: bool = False
@@ -62,16 +62,18 @@ SCENARIOS = (
     Scenario(name="enqueue-sync", size=4_000, quick=1_000),
     Scenario(name="enqueue-async", size=4_000, quick=1_000),
     Scenario(name="enqueue-at-once", size=10_000, quick=3_000, floor=100),
-    Scenario(name="enqueue-many", size=20_000, quick=5_000),
-    Scenario(name="drain-async", size=10_000, quick=3_000, slow_share=4),
-    Scenario(name="drain-threads", size=10_000, quick=3_000, slow_share=4),
-    Scenario(name="drain-two", size=10_000, quick=3_000, slow_share=4),
+    Scenario(name="enqueue-many", size=20_000, quick=5_000, shrinks=True),
+    Scenario(name="drain-async", size=10_000, quick=3_000, shrinks=True),
+    Scenario(name="drain-threads", size=10_000, quick=3_000, shrinks=True),
+    Scenario(name="drain-two", size=10_000, quick=3_000, shrinks=True),
     Scenario(name="latency", size=200, quick=50, floor=3),
     Scenario(name="round-trip", size=200, quick=50, floor=3),
     Scenario(name="start-up", size=1, quick=1),
     Scenario(name="idle", size=20, quick=5, once=True, together=True),
     Scenario(name="waiting", size=100_000, quick=20_000, floor=5_000, once=True),
     Scenario(name="import", size=15, quick=7, floor=5),
+    Scenario(name="drain-processes", size=2_000, quick=500),
+    Scenario(name="cpu-pair", size=3_000, quick=1_000),
     Scenario(name="serializer", size=3_000, quick=500, floor=10),
     Scenario(name="growth-empty", size=3_000, quick=3_000, floor=200, once=True, full_only=True),
     Scenario(name="growth-finished", size=1_000_000, quick=100_000, floor=200, once=True, full_only=True),
@@ -109,18 +111,22 @@ LINES = (
         "enqueue-at-once",
         "aenqueue, 100 coroutines",
         # In memory there is no round trip that many could share.
-        {"sqlite": _own(5, "enqueue-async", "≥ 5 × one by one")},
+        dict.fromkeys(("sqlite", "file"), _own(5, "enqueue-async", "≥ 5 × one by one")),
         ONE_BY_ONE,
     ),
     _rate("enqueue-many", "enqueue_many", _everywhere(_peer(1.5))),
     _rate(
         "drain-async",
         "drain, async, 100 slots",
-        {"memory": _value(15_000, "≥ 15,000"), "sqlite": _peer(10)},
+        {"memory": _value(15_000, "≥ 15,000"), "sqlite": _peer(10), "file": _peer(10)},
         ("drain-threads",),
     ),
-    _rate("drain-threads", "drain, sync, threads", {"sqlite": _peer(5)}, ("drain-async",)),
-    _rate("drain-two", "drain, two processes", {"sqlite": _own(1.6, "drain-async", "≥ 1.6 × one")}),
+    _rate("drain-threads", "drain, sync, threads", {"sqlite": _peer(5), "file": _peer(5)}, ("drain-async",)),
+    _rate(
+        "drain-two",
+        "drain, two processes",
+        dict.fromkeys(("sqlite", "file"), _own(1.6, "drain-async", "≥ 1.6 × one")),
+    ),
     Line(name="latency p50", title="latency, p50", unit="ms", goals=_everywhere(_peer(1))),
     Line(
         name="latency p99",
@@ -152,6 +158,27 @@ LINES = (
         )
         for state in ("finished", "scheduled", "ready")
     ),
+    *(
+        Line(
+            name=f"growth-{state} {what}",
+            title=f"{title}, " + ("empty store" if state == "empty" else f"{{size:,}} {state}"),
+            unit=unit,
+            goals={} if state == "empty" else _everywhere(_own(1 / 1.5, f"growth-empty {what}", "≤ 1.5 × empty")),
+        )
+        for what, title, unit in (
+            ("enqueue", "enqueue in hundreds", "µs a task"),
+            ("stats", "stats()", "ms"),
+            ("rss", "memory of a worker", "MB"),
+        )
+        for state in ("empty", "finished", "scheduled")
+    ),
     Line(name="import", title="import", unit="ms"),
+    _rate("drain-processes", "drain, executor=process, two slots", {}),
+    Line(
+        name="cpu-pair",
+        title="two CPU-bound process tasks",
+        unit="× one alone",
+        goals={"process": _value(1.2, "≤ 1.2 on two cores")},
+    ),
     Line(name="serializer", title="dump + load a payload", unit="µs"),
 )

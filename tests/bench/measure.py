@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from pathlib import Path
 
 from tests.bench.job import Job
 from tests.bench.marks import Marks
@@ -28,10 +27,14 @@ def measure(job: Job) -> Measured:
         from tests.bench.scenarios import serializing
 
         return serializing.measure(job)
+    if job.scenario in ("drain-processes", "cpu-pair"):
+        from tests.bench.scenarios import separating
+
+        return asyncio.run(separating.drain(job) if job.scenario == "drain-processes" else separating.pair(job))
     if job.scenario.startswith("growth-"):
         from tests.bench.scenarios import growing
 
-        return asyncio.run(growing.measure(job, Path(job.folder, "growth.db")))
+        return asyncio.run(growing.measure(job, marks))
     return SCENARIOS[job.scenario](job, marks)
 
 

@@ -13,6 +13,7 @@ __all__ = ["ENTRIES", "PEERS", "Entry", "find"]
 
 ENQUEUE = ("enqueue-sync", "enqueue-many")
 ENQUEUE_ASYNC = ("enqueue-async", "enqueue-at-once")
+DRAIN_PLAIN = ("drain-threads", "drain-two")
 WAIT = ("latency", "round-trip")
 PROCESS = ("start-up", "idle", "waiting")
 
@@ -23,7 +24,7 @@ class Entry:
 
     name: str
     store: str
-    """``memory``, ``sqlite``, or ``process`` for what has to do with no store."""
+    """``memory``, ``sqlite``, ``file``, or ``process`` for what has to do with no store."""
     adapter: str
     """``module:class`` under ``tests.bench.contenders``; empty where its scenarios need none."""
     scenarios: tuple[str, ...]
@@ -33,8 +34,8 @@ class Entry:
     """Whose version to tell."""
     batch: int = 0
     """For the plain client: how many tasks a transaction."""
-    slow: bool = False
-    """Whether a quarter of the tasks gives as good a figure of its throughput, in bearable time."""
+    slowness: int = 1
+    """By how much fewer tasks give as good a figure of its throughput, in bearable time."""
 
     @property
     def role(self) -> str:
@@ -64,7 +65,7 @@ def _omniq(store: str, *scenarios: str) -> Entry:
     return Entry(name="omniq", store=store, adapter="omniq_queue:OmniQ", scenarios=scenarios, distribution="omniq-core")
 
 
-def _peer(name: str, store: str, adapter: str, *scenarios: str, slow: bool = False) -> Entry:
+def _peer(name: str, store: str, adapter: str, *scenarios: str, slowness: int = 1) -> Entry:
     return Entry(
         name=name,
         store=store,
@@ -72,7 +73,7 @@ def _peer(name: str, store: str, adapter: str, *scenarios: str, slow: bool = Fal
         scenarios=scenarios,
         requirement=PEERS[name],
         distribution=name,
-        slow=slow,
+        slowness=slowness,
     )
 
 
@@ -83,7 +84,7 @@ def _raw(batch: int, *scenarios: str) -> Entry:
         adapter="raw_sqlite:RawSqlite",
         scenarios=scenarios,
         batch=batch,
-        slow=batch == 1,
+        slowness=4 if batch == 1 else 1,
     )
 
 
@@ -96,14 +97,25 @@ ENTRIES = (
     _peer("taskiq", "memory", "taskiq_queue:Taskiq", *ENQUEUE_ASYNC, "drain-async", "drain-threads", *WAIT, "start-up"),
     Entry(name="raw deque", store="memory", adapter="raw_memory:RawMemory", scenarios=(*ENQUEUE, "drain-async")),
     _omniq("sqlite", *ENQUEUE, *ENQUEUE_ASYNC, "drain-async", "drain-threads", "drain-two", *WAIT, *PROCESS, *GROWTH),
-    _peer("huey", "sqlite", "huey_queue:Huey", *ENQUEUE, "drain-threads", "drain-two", *WAIT, *PROCESS, slow=True),
+    _peer("huey", "sqlite", "huey_queue:Huey", *ENQUEUE, "drain-threads", "drain-two", *WAIT, *PROCESS, slowness=4),
     _peer(
-        "litequeue", "sqlite", "litequeue_queue:LiteQueue", *ENQUEUE, "drain-threads", "drain-two", "latency", slow=True
+        "litequeue",
+        "sqlite",
+        "litequeue_queue:LiteQueue",
+        *ENQUEUE,
+        "drain-threads",
+        "drain-two",
+        "latency",
+        slowness=4,
     ),
     _raw(1, "enqueue-sync", "drain-async"),
     _raw(100, "enqueue-many", "drain-async"),
     _raw(500, "enqueue-many", "drain-async"),
-    _omniq("process", "import", "serializer"),
+    _omniq("file", *ENQUEUE, *ENQUEUE_ASYNC, "drain-async", "drain-threads", "drain-two", *WAIT, *PROCESS),
+    # Not with 100,000 waiting tasks: to write them alone takes it minutes.
+    _peer("huey", "file", "huey_queue:Huey", *ENQUEUE, *DRAIN_PLAIN, *WAIT, "start-up", "idle", slowness=20),
+    Entry(name="raw file", store="file", adapter="raw_file:RawFile", scenarios=("enqueue-sync", "drain-async")),
+    _omniq("process", "import", "drain-processes", "cpu-pair", "serializer"),
     *(_peer(name, "process", "", "import") for name in PEERS),
     Entry(name="json", store="process", adapter="", scenarios=("serializer",)),
     Entry(name="pickle", store="process", adapter="", scenarios=("serializer",)),

@@ -27,10 +27,15 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     return True
 
 
-@pytest.fixture(params=["memory", "sqlite"])
+@pytest.fixture(params=["memory", "sqlite", "file"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """Give the URL of a store that is empty."""
-    return f"memory://{new_id()}" if request.param == "memory" else f"sqlite:///{tmp_path}/jobs.db"
+    urls = {
+        "memory": f"memory://{new_id()}",
+        "sqlite": f"sqlite:///{tmp_path}/jobs.db",
+        "file": f"file://{tmp_path}/jobs",
+    }
+    return urls[request.param]
 
 
 @pytest.fixture

@@ -211,14 +211,14 @@ def test_a_forked_child_can_enqueue_on_a_queue_that_its_parent_has_used(queue: T
         queue.close()
 
     in_a_child(work)
-    if url.startswith("sqlite"):
+    if not url.startswith("memory"):
         assert sorted(task.args[0] for task in queue.tasks()) == [1, 2, 3, 4]
     assert echo.enqueue(5).created, "the parent is not disturbed"
 
 
-def test_what_a_forked_child_enqueues_outlives_the_parents_close(tmp_path: Path) -> None:
+def test_what_a_forked_child_enqueues_outlives_the_parents_close(queue: TaskQueue, url: str) -> None:
     (child_waits, tell_parent), (parent_closed, tell_child) = os.pipe(), os.pipe()
-    with TaskQueue(f"sqlite:///{tmp_path}/jobs.db") as queue, ThreadPoolExecutor(1) as pool:
+    with ThreadPoolExecutor(1) as pool:
         echo = echo_task(queue)
         echo.enqueue(1)
 
@@ -234,7 +234,8 @@ def test_what_a_forked_child_enqueues_outlives_the_parents_close(tmp_path: Path)
         os.write(tell_child, b"!")
         child.result()
 
-        assert sorted(task.args[0] for task in queue.tasks()) == [1, 2, 3]
+        expected = [1] if url.startswith("memory") else [1, 2, 3]  # a child's memory is its own
+        assert sorted(task.args[0] for task in queue.tasks()) == expected
     for end in (child_waits, tell_parent, parent_closed, tell_child):
         os.close(end)
 
@@ -271,5 +272,5 @@ def test_a_worker_in_a_child_runs_what_its_parent_enqueued(queue: TaskQueue, url
         queue.close()
 
     in_a_child(work)
-    if url.startswith("sqlite"):
+    if not url.startswith("memory"):
         assert handle.result(10) == 7

@@ -150,7 +150,7 @@ def test_a_value_whose_type_would_be_lost_is_refused_with_its_path(
         (Color, "RED", "Color", "str"),
         (Options, [1], "Options", "list"),
         (Point, (1, 2), "Point", "tuple"),
-        (int | str, 1.5, "int | str", "float"),
+        (int | bytes, 1.5, "int | bytes", "float"),
         (Literal["a", 1], "b", "Literal['a', 1]", "str"),
         (Literal[1], True, "Literal[1]", "bool"),
         (ipaddress.IPv4Address, "127.0.0.1", "IPv4Address", "str"),

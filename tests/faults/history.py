@@ -170,8 +170,24 @@ def check_unique(tasks: Iterable[Task]) -> None:
             assert earlier.finished_at <= later.created_at, f"I5: {earlier.id} and {later.id} of key {key!r} overlap"
 
 
-def leftovers(database: Path, namespace: str = "omniq") -> dict[str, int]:
-    """Give what a store still holds once every task was removed and every worker has ended (I8), by table."""
+def leftovers(store: Path, namespace: str = "omniq") -> dict[str, int]:
+    """Give what a store still holds once every task was removed and every worker has ended (I8).
+
+    :param store: its database, or its folder.
+    :return: how many rows by table, or files by folder.
+    """
+    return _files(store / namespace) if store.is_dir() else _rows(store, namespace)
+
+
+def _files(folder: Path) -> dict[str, int]:
+    kept = {
+        place: list((folder / place).rglob("*")) for place in ("tasks", "ids", "unique", "ready", "aside", "workers")
+    }
+    counts = {place: sum(path.is_file() for path in paths) for place, paths in kept.items()}
+    return {place: count for place, count in counts.items() if count}
+
+
+def _rows(database: Path, namespace: str) -> dict[str, int]:
     connection = sqlite3.connect(database)
     try:
         assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)

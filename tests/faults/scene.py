@@ -102,17 +102,22 @@ class Scene:
     """The stage of one test.
 
     :param folder: empty, for everything that is kept.
+    :param scheme: ``sqlite`` or ``file``.
     :param url_options: of the store's URL.
     """
 
-    def __init__(self, folder: Path, url_options: str = "") -> None:
+    def __init__(self, folder: Path, scheme: str = "sqlite", url_options: str = "") -> None:
         self.folder = folder
         self.database = folder / "jobs.db"
+        """The database or the folder of the store."""
         self.processes = 0
         histories = folder / "history"
         histories.mkdir()
         self.history = History(histories)
-        self.environment = {"OMNIQ_URL": f"sqlite:///{self.database}{url_options}", "HISTORY": str(histories)}
+        self.environment = {
+            "OMNIQ_URL": f"{scheme}://{'/' * (scheme == 'sqlite')}{self.database}{url_options}",
+            "HISTORY": str(histories),
+        }
         self.queue = TaskQueue(self.environment["OMNIQ_URL"])
         self._actors: list[Actor] = []
 
@@ -215,7 +220,7 @@ class Scene:
         self.queue.run(self._prune())
         self.queue.close()
         left = leftovers(self.database)
-        assert not left, f"I8: rows that are left: {left}"
+        assert not left, f"I8: what is left: {left}"
 
     async def _prune(self) -> None:
         # What workers do now and then; it also removes what killed ones left.

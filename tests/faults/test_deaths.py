@@ -13,6 +13,8 @@ from omniq import TaskFailed, TaskState
 from tests.faults.history import check_unique
 from tests.faults.scene import Scene
 
+pytestmark = pytest.mark.parametrize("scene", ["sqlite", "file"], indirect=True)
+
 
 @pytest.mark.parametrize("kind", ["coroutine", "thread"])
 @pytest.mark.parametrize(

@@ -103,7 +103,7 @@ def locked_for(database: Path, enough: Callable[[], object]) -> None:
 def impatient(tmp_path: Path) -> Scene:
     folder = tmp_path / "impatient"
     folder.mkdir()
-    return Scene(folder, "?busy_timeout=0.1")
+    return Scene(folder, url_options="?busy_timeout=0.1")
 
 
 def test_nothing_is_lost_or_accepted_twice_when_the_store_cannot_be_written_for_longer_than_a_lease(

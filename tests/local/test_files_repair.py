@@ -196,9 +196,9 @@ def test_who_comes_while_a_store_is_repaired_waits_for_that_and_for_nothing_else
             with pytest.raises(StorageUnavailable, match="locked by another process"):
                 await storage(root, "?lock_timeout=0.05").open()
             sign.write_text("")
-            store = storage(root, "?lock_timeout=0.05")
+            store = storage(root, "?lock_timeout=2")
             opens = asyncio.create_task(store.open())
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(2.5)
             assert not opens.done()
             sign.unlink()
             fcntl.flock(fd, fcntl.LOCK_UN)

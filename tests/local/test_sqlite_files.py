@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -138,31 +140,38 @@ asyncio.run(main())
 """
 
 
-def reachable(path: Path) -> Path:
-    """Let every user come as far as a file's folder."""
-    for folder in list(path.parents):
-        if not folder.stat().st_mode & 0o001:
-            folder.chmod(0o755)
-    return path
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that every user reaches; pytest's own are closed to others, and closed again by each run beside this."""
+    with tempfile.TemporaryDirectory(prefix="omniq-") as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        yield folder
+        folder.chmod(0o755)
 
 
-def test_a_folder_that_may_not_be_written_is_named(tmp_path: Path) -> None:
-    path = reachable(tmp_path / "jobs.db")
-    tmp_path.chmod(0o555)
-    assert f"let this user read and write the file and its folder {tmp_path}" in run_python(AS_NOBODY, path)
+def test_a_folder_that_may_not_be_written_is_named(open_folder: Path) -> None:
+    open_folder.chmod(0o555)
+    said = run_python(AS_NOBODY, open_folder / "jobs.db")
+    assert f"let this user read and write the file and its folder {open_folder}" in said
 
 
-def test_a_file_that_may_not_be_written_is_named(tmp_path: Path) -> None:
-    path = reachable(tmp_path / "jobs.db")
+def test_a_folder_that_may_not_be_reached_is_named(open_folder: Path) -> None:
+    inner = open_folder / "inner"
+    inner.mkdir()
+    open_folder.chmod(0o600)
+    assert f"this user may not reach {inner}" in run_python(AS_NOBODY, inner / "jobs.db")
+
+
+def test_a_file_that_may_not_be_written_is_named(open_folder: Path) -> None:
+    path = open_folder / "jobs.db"
     opening(path)
     path.chmod(0o444)
-    tmp_path.chmod(0o777)
-    try:
-        said = run_python(AS_NOBODY, path)
-    finally:
-        path.chmod(0o644)
-    assert f"{path} cannot be" in said
-    assert f"its folder {tmp_path}" in said
+    open_folder.chmod(0o777)
+    said = run_python(AS_NOBODY, path)
+    assert f"{path} cannot be written" in said
+    assert f"its folder {open_folder}" in said
+    path.chmod(0o644)
     opening(path)
 
 

@@ -1,16 +1,9 @@
-"""The state of a memory store: plain values and the orders they are kept in.
-
-Every transition of a task goes through :meth:`Store._move`, so that a task is in exactly one state, one count and one
-order. Whoever uses a :class:`Store` holds :data:`LOCK`.
-"""
+"""What can be done to a memory store. Whoever uses a :class:`Store` holds :data:`LOCK`."""
 
 from __future__ import annotations
 
-import os
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from weakref import WeakSet
 
 from omniq.schedule import Schedule
 from omniq.storage import Enqueued, Lease, LeaseState, QueueStats, TaskPage, TaskQuery, WorkerInfo
@@ -28,109 +21,26 @@ from omniq.task import (
     TaskState,
     When,
 )
-from omniq_local._memory_records import Index, Line, Record, Register
+from omniq_local._memory_records import Line, Record
 from omniq_local._memory_schedules import Schedules
-from omniq_local._memory_waiting import Waiters
+from omniq_local._memory_transitions import LOCK, Transitions, later
 
 __all__ = ["LOCK", "Store"]
 
-LOCK = threading.Lock()
-"""One for all memory stores of the process: under it a fork finds every store whole."""
-
 READY, SCHEDULED, RUNNING = TaskState.READY, TaskState.SCHEDULED, TaskState.RUNNING
-NEVER = datetime.max.replace(tzinfo=UTC)
 SUCCEEDED, FAILED, CANCELLED = TaskState.SUCCEEDED, TaskState.FAILED, TaskState.CANCELLED
 
 
-class Store:
+class Store(Transitions):
     """All tasks and schedules of one memory store.
 
     :param clock: gives the time in seconds since the epoch.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
-        self.clock = clock
-        self._records = Register()
-        self._lines: dict[str, Line] = {}
-        self._unique: dict[str, str] = {}
-        self._leases = Index()
-        self._expiring = Index()
-        self._ended = Index()
-        self._workers: dict[str, tuple[datetime, datetime]] = {}
+        super().__init__(clock)
         self.schedules = Schedules()
-        self.waiters = Waiters()
-        _stores.add(self)
-
-    def now(self) -> datetime:
-        return datetime.fromtimestamp(self.clock(), UTC)
-
-    # Transitions
-
-    def _move(self, record: Record, state: TaskState, now: datetime) -> None:
-        self._leave(record)
-        self._enter(record, state, now)
-
-    def _enter(self, record: Record, state: TaskState, now: datetime) -> None:
-        record.state = state
-        queue = record.order.queue
-        line = self._line(queue)
-        line.counts[state] += 1
-        if state is READY:
-            index = line.ready.get(record.order.priority)
-            if index is None:
-                index = line.ready[record.order.priority] = Index()
-            index.put(record, record.run_at)
-            self.waiters.wake_for_work(queue, now)
-        elif state is SCHEDULED:
-            line.scheduled.put(record, record.run_at)
-            self.waiters.wake_for_work(queue, record.run_at)
-        elif state is RUNNING:
-            assert record.lease_until is not None
-            self._leases.put(record, record.lease_until)
-            return
-        else:
-            self._end(record, now)
-            return
-        if record.expires_at is not None:
-            self._expiring.put(record, record.expires_at)
-
-    def _leave(self, record: Record) -> None:
-        state = record.state
-        line = self._lines[record.order.queue]
-        line.counts[state] -= 1
-        if state is RUNNING:
-            self._leases.discard(record)
-            record.lease_until = None
-            return
-        if state is READY:
-            line.ready[record.order.priority].discard(record)
-        elif state is SCHEDULED:
-            line.scheduled.discard(record)
-        else:
-            self._ended.discard(record)
-        if record.expires_at is not None:
-            self._expiring.discard(record)
-
-    def _end(self, record: Record, now: datetime) -> None:
-        record.finished_at = now
-        self._ended.put(record, _later(now, record.order.result_ttl))
-        self._free_key(record)
-        self.waiters.wake_for_end(record.order.id)
-
-    def _free_key(self, record: Record) -> None:
-        key = record.order.unique
-        if key is not None and self._unique.get(key) == record.order.id:
-            del self._unique[key]
-
-    def _line(self, queue: str) -> Line:
-        line = self._lines.get(queue)
-        if line is None:
-            line = self._lines[queue] = Line()
-        return line
-
-    def _promote(self, line: Line, now: datetime) -> None:
-        while record := line.scheduled.due(now):
-            self._move(record, READY, now)
+        self._workers: dict[str, tuple[datetime, datetime]] = {}
 
     # From producer to worker and back
 
@@ -153,25 +63,25 @@ class Store:
 
     def _add(self, record: Record, now: datetime) -> Enqueued:
         order = record.order
-        if self._records.get(order.id) is not None:
+        if self.records.get(order.id) is not None:
             return Enqueued(order.id, False)
         if order.unique is not None:
-            holder = self._unique.setdefault(order.unique, order.id)
+            holder = self.unique.setdefault(order.unique, order.id)
             if holder != order.id:
                 return Enqueued(holder, False)
-        self._records.add(record)
-        self._enter(record, SCHEDULED if record.run_at > now else READY, now)
+        self.records.add(record)
+        self.enter(record, SCHEDULED if record.run_at > now else READY, now)
         return Enqueued(order.id, True)
 
     def claim(self, demand: Mapping[str, int], worker: str, lease: float, limit: int | None) -> list[Task]:
         now = self.now()
-        until = _later(now, lease)
+        until = later(now, lease)
         claimed: list[Task] = []
         for queue, wanted in demand.items():
-            line = self._lines.get(queue)
+            line = self.lines.get(queue)
             if line is None or line.paused:
                 continue
-            self._promote(line, now)
+            self.promote(line, now)
             room = wanted if limit is None else min(wanted, limit - len(claimed))
             for record in self._take(line, room, now):
                 record.attempt += 1
@@ -180,7 +90,7 @@ class Store:
                 record.started_at = now
                 record.lease_until = until
                 record.progress = None
-                self._move(record, RUNNING, now)
+                self.move(record, RUNNING, now)
                 claimed.append(record.task())
         return claimed
 
@@ -190,7 +100,7 @@ class Store:
             while limit > 0 and (entry := index.first()):
                 record = entry[1]
                 if record.expires_at is not None and record.expires_at <= now:
-                    self._move(record, CANCELLED, now)
+                    self.move(record, CANCELLED, now)
                     continue
                 limit -= 1
                 yield record
@@ -198,7 +108,7 @@ class Store:
                 del line.ready[priority]
 
     def _held(self, task_id: str, delivery: int) -> Record | None:
-        record = self._records.get(task_id)
+        record = self.records.get(task_id)
         if record is None or record.state is not RUNNING or record.delivery != delivery:
             return None
         return record
@@ -215,34 +125,34 @@ class Store:
             case Succeeded():
                 record.result = outcome.result
                 record.error = None
-                self._move(record, SUCCEEDED, now)
+                self.move(record, SUCCEEDED, now)
             case Failed():
                 record.error = outcome.error
-                self._move(record, FAILED, now)
+                self.move(record, FAILED, now)
             case Cancelled():
-                self._move(record, CANCELLED, now)
+                self.move(record, CANCELLED, now)
             case Retry():
                 record.error = outcome.error
-                self._give_back(record, now, _later(now, outcome.delay))
+                self._give_back(record, now, later(now, outcome.delay))
             case Released():
                 record.attempt -= 1
-                self._give_back(record, now, _later(now, outcome.delay) if outcome.delay else record.run_at)
+                self._give_back(record, now, later(now, outcome.delay) if outcome.delay else record.run_at)
             case _:
                 raise TypeError(f"not an outcome that a store knows: {outcome!r}")
         return True
 
     def _give_back(self, record: Record, now: datetime, run_at: datetime) -> None:
         if record.cancel_requested:
-            self._move(record, CANCELLED, now)
+            self.move(record, CANCELLED, now)
             return
         record.run_at = run_at
-        self._move(record, SCHEDULED if run_at > now else READY, now)
+        self.move(record, SCHEDULED if run_at > now else READY, now)
 
     # Leases
 
     def heartbeat(self, worker: str, leases: Sequence[Lease], lease: float) -> list[LeaseState]:
         now = self.now()
-        until = _later(now, lease)
+        until = later(now, lease)
         if lease > 0:
             self._workers[worker] = now, until
         else:
@@ -254,13 +164,13 @@ class Store:
         if record is None:
             return LeaseState.LOST
         record.lease_until = until
-        self._leases.put(record, until)
+        self.leases.put(record, until)
         return LeaseState.CANCEL_REQUESTED if record.cancel_requested else LeaseState.HELD
 
     def workers(self) -> list[WorkerInfo]:
         now = self.now()
         running: dict[str | None, list[str]] = {}
-        for record in self._leases:
+        for record in self.leases:
             running.setdefault(record.worker, []).append(record.order.id)
         return [
             WorkerInfo(id=worker, seen_at=seen_at, running=tuple(running.get(worker, ())))
@@ -271,37 +181,37 @@ class Store:
     def recover(self, limit: int) -> list[Task]:
         now = self.now()
         lost: list[Record] = []
-        while len(lost) < limit and (record := self._leases.due(now)):
+        while len(lost) < limit and (record := self.leases.due(now)):
             self._take_back(record, now)
             lost.append(record)
         for _ in range(limit - len(lost)):
-            expired = self._expiring.due(now)
+            expired = self.expiring.due(now)
             if expired is None:
                 break
-            self._move(expired, CANCELLED, now)
+            self.move(expired, CANCELLED, now)
         return [record.task() for record in lost]
 
     def _take_back(self, record: Record, now: datetime) -> None:
         if record.cancel_requested:
-            self._move(record, CANCELLED, now)
+            self.move(record, CANCELLED, now)
         elif record.attempt <= record.order.max_retries:
-            self._move(record, READY, now)
+            self.move(record, READY, now)
         else:
             record.error = TaskError(
                 type="WorkerLost",
                 message=f"worker {record.worker} died or lost its lease in attempt {record.attempt}, the last one",
             )
-            self._move(record, FAILED, now)
+            self.move(record, FAILED, now)
 
     # Reading
 
     def get(self, ids: Sequence[str]) -> list[Task | None]:
-        found = (self._records.get(task_id) for task_id in ids)
+        found = (self.records.get(task_id) for task_id in ids)
         return [None if record is None else record.task() for record in found]
 
     def page(self, query: TaskQuery, before: int | None) -> TaskPage:
         found: list[Record] = []
-        for record in self._records.latest(before):
+        for record in self.records.latest(before):
             if not record.matches(query):
                 continue
             if len(found) == query.limit:
@@ -312,8 +222,8 @@ class Store:
     def stats(self) -> list[QueueStats]:
         now = self.now()
         stats = []
-        for queue, line in sorted(self._lines.items()):
-            self._promote(line, now)
+        for queue, line in sorted(self.lines.items()):
+            self.promote(line, now)
             oldest = line.oldest()
             if line.paused or any(line.counts.values()):
                 waited = None if oldest is None else max(0.0, (now - oldest).total_seconds())
@@ -322,26 +232,26 @@ class Store:
         return stats
 
     def ended(self, ids: Iterable[str]) -> set[str]:
-        return {task_id for task_id in ids if (record := self._records.get(task_id)) is None or record.finished_at}
+        return {task_id for task_id in ids if (record := self.records.get(task_id)) is None or record.finished_at}
 
     # Control
 
     def cancel(self, task_id: str) -> bool:
-        record = self._records.get(task_id)
+        record = self.records.get(task_id)
         if record is None or record.finished_at:
             return False
         if record.state is RUNNING:
             record.cancel_requested = True
         else:
-            self._move(record, CANCELLED, self.now())
+            self.move(record, CANCELLED, self.now())
         return True
 
     def retry(self, task_id: str) -> bool:
-        record = self._records.get(task_id)
+        record = self.records.get(task_id)
         if record is None or record.state not in (FAILED, CANCELLED):
             return False
         key = record.order.unique
-        if key is not None and self._unique.setdefault(key, task_id) != task_id:
+        if key is not None and self.unique.setdefault(key, task_id) != task_id:
             return False
         now = self.now()
         if record.expires_at is not None and record.expires_at <= now:
@@ -350,45 +260,45 @@ class Store:
         record.run_at = now
         record.finished_at = None
         record.cancel_requested = False
-        self._move(record, READY, now)
+        self.move(record, READY, now)
         return True
 
     def delete(self, task_id: str) -> bool:
-        record = self._records.get(task_id)
+        record = self.records.get(task_id)
         if record is None or record.state is RUNNING:
             return False
         self._remove(record)
         return True
 
     def _remove(self, record: Record) -> None:
-        self._leave(record)
-        self._records.remove(record)
-        self._free_key(record)
+        self.leave(record)
+        self.records.remove(record)
+        self.free_key(record)
         self.waiters.wake_for_end(record.order.id)
         self._forget_if_empty(record.order.queue)
 
     def _forget_if_empty(self, queue: str) -> None:
-        line = self._lines[queue]
+        line = self.lines[queue]
         if not line.paused and not any(line.counts.values()):
-            del self._lines[queue]
+            del self.lines[queue]
 
     def purge(self, queue: str, state: TaskState | None) -> int:
-        if queue in self._lines:
-            self._promote(self._lines[queue], self.now())
+        if queue in self.lines:
+            self.promote(self.lines[queue], self.now())
         query = TaskQuery(queue=queue, state=state)
-        doomed = [r for r in self._records.latest() if r.state is not RUNNING and r.matches(query)]
+        doomed = [r for r in self.records.latest() if r.state is not RUNNING and r.matches(query)]
         for record in doomed:
             self._remove(record)
         return len(doomed)
 
     def pause(self, queue: str) -> bool:
-        line = self._line(queue)
+        line = self.line(queue)
         changed = not line.paused
         line.paused = True
         return changed
 
     def resume(self, queue: str) -> bool:
-        line = self._lines.get(queue)
+        line = self.lines.get(queue)
         if line is None or not line.paused:
             return False
         line.paused = False
@@ -427,7 +337,7 @@ class Store:
         now = self.now()
         self._workers = {worker: seen for worker, seen in self._workers.items() if seen[1] > now}
         removed = 0
-        while removed < limit and (record := self._ended.due(now)):
+        while removed < limit and (record := self.kept.due(now)):
             self._remove(record)
             removed += 1
         return removed
@@ -438,7 +348,7 @@ class Store:
         """Give the time at which a task will be claimable in one of the queues; None: there is no such task."""
         times = []
         for queue in queues:
-            line = self._lines.get(queue)
+            line = self.lines.get(queue)
             if line is None or line.paused:
                 continue
             scheduled = line.scheduled.first()
@@ -447,25 +357,4 @@ class Store:
 
 
 def _moment(when: When, now: datetime) -> datetime:
-    return _later(now, when.total_seconds()) if isinstance(when, timedelta) else when.astimezone(UTC)
-
-
-def _later(now: datetime, seconds: float) -> datetime:
-    try:
-        return now + timedelta(seconds=seconds)
-    except OverflowError:
-        return NEVER
-
-
-_stores: WeakSet[Store] = WeakSet()
-
-
-def _after_fork_in_child() -> None:
-    # Whoever waited does so in the parent, on event loops that do not run here.
-    for store in _stores:
-        store.waiters.clear()
-    LOCK.release()
-
-
-# Held across the fork, so that no other thread is in the middle of a change when the child gets its copy.
-os.register_at_fork(before=LOCK.acquire, after_in_parent=LOCK.release, after_in_child=_after_fork_in_child)
+    return later(now, when.total_seconds()) if isinstance(when, timedelta) else when.astimezone(UTC)

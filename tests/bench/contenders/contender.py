@@ -25,7 +25,7 @@ class Setting:
     """What one measurement gives to its contender."""
 
     store: str
-    """``memory`` or ``sqlite``."""
+    """``memory``, ``sqlite`` or ``file``."""
     kind: str
     """What its tasks are: ``async`` functions, ``plain`` ones, or such as ``hold`` their slot for good."""
     folder: Path

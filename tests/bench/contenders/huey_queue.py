@@ -2,7 +2,8 @@
 
 Its consumer polls every millisecond at first and ten times a second when idle (its defaults are 0.1 s and 10 s), its
 results are polled for every millisecond (default: up to 1 s). SQLite is in WAL mode with fsync off: less durable than
-the others here, and the fastest that it has. One thread, as more of them are slower.
+the others here, and the fastest that it has. Files it never flushes
+to the disk, and every step on them takes one lock. One thread, as more of them are slower.
 """
 
 from __future__ import annotations
@@ -20,13 +21,15 @@ __all__ = ["Huey"]
 
 
 class Huey(Contender):
-    """Huey on its SQLite or memory storage."""
+    """Huey on its SQLite, file or memory storage."""
 
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
         huey: Any = importlib.import_module("huey")
         if setting.store == "memory":
             self.huey = huey.MemoryHuey("bench")
+        elif setting.store == "file":
+            self.huey = huey.FileHuey("bench", path=str(setting.folder / "huey"))
         else:
             self.huey = huey.SqliteHuey("bench", filename=str(setting.file), fsync=False)
         began = self.marks.began

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
+from pathlib import Path
 from typing import Any
 
 from omniq import TaskFunction, TaskHandle, TaskQueue, TaskState
@@ -13,9 +14,9 @@ from tests.bench.contenders.contender import Contender, Setting
 __all__ = ["OmniQ", "url"]
 
 
-def url(setting: Setting) -> str:
+def url(store: str, folder: Path) -> str:
     """Give the URL of a measurement's store."""
-    return "memory://" if setting.store == "memory" else f"sqlite:///{setting.file}"
+    return {"memory": "memory://", "sqlite": f"sqlite:///{folder}/bench.db", "file": f"file:///{folder}/bench"}[store]
 
 
 class OmniQ(Contender):
@@ -23,7 +24,7 @@ class OmniQ(Contender):
 
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
-        self.queue = TaskQueue(url(setting))
+        self.queue = TaskQueue(url(setting.store, setting.folder))
         self.task = self._task()
 
     def _task(self) -> TaskFunction[[int], Any]:

@@ -17,7 +17,7 @@ from tests.bench.marks import Marks
 from tests.bench.scenarios.draining import wait_until
 from tests.bench.workers import WorkerProcess
 
-__all__ = ["idle", "waiting"]
+__all__ = ["idle", "memory_of", "waiting"]
 
 SETTLE = 2.0
 """Seconds for a worker to come to rest."""
@@ -50,9 +50,10 @@ class Counter:
         from omniq.plugins import default_plugins
         from omniq.storage import Storage
         from omniq.urls import parse_url
+        from tests.bench.contenders.omniq_queue import url
 
-        url = "memory://" if job.store == "memory" else f"sqlite:///{job.folder}/never-opened.db"
-        storage = type(default_plugins().open_storage(parse_url(url)))
+        # Never opened: only its class is asked for.
+        storage = type(default_plugins().open_storage(parse_url(url(job.store, Path(job.folder)))))
         for name in Storage.__abstractmethods__ - {"open", "close", "sibling"}:
             setattr(storage, name, self._counted(getattr(storage, name)))
 

@@ -46,7 +46,10 @@ class Restart:
     def __init__(self, command: list[str]) -> None:
         self.folder = os.getcwd()
         self._command = command
-        self._environment = dict(os.environ)
+        # Python tells a changed file from its compiled form by the second and the size; two quick edits of a letter
+        # would run the old code. So none is written, neither here nor in the next life.
+        sys.dont_write_bytecode = True
+        self._environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
 
     def now(self) -> NoReturn:
         """Do it; nothing after this call runs."""

@@ -82,6 +82,12 @@ def not_writable(settings: Settings) -> str:
 
 def _why_not_opened(settings: Settings) -> str:
     path, folder = settings.path, settings.folder
+    try:
+        os.stat(folder)
+    except PermissionError:
+        return f"{path} cannot be opened: this user may not reach {folder}; let him into the folders above it"
+    except OSError:
+        pass  # that it is not there is said below
     if not os.path.isdir(folder):
         return f"{path} cannot be opened: there is no folder {folder}; create it, or name another file"
     if os.path.isdir(path):

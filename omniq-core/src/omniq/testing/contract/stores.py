@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import sys
 import threading
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Set
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Set
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -113,6 +114,17 @@ class Stores:
             finally:
                 await sibling.close()
 
-        with ThreadPoolExecutor(len(actors), thread_name_prefix="contract") as pool:
+        with ThreadPoolExecutor(len(actors), thread_name_prefix="contract") as pool, _hurried_threads():
             loop = asyncio.get_running_loop()
             return await asyncio.gather(*(loop.run_in_executor(pool, asyncio.run, act(actor)) for actor in actors))
+
+
+@contextlib.contextmanager
+def _hurried_threads() -> Iterator[None]:
+    """Let Python change threads all the time, so that what is not guarded against it shows."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(interval)
