@@ -47,9 +47,10 @@ class Restart:
         self.folder = os.getcwd()
         self._command = command
         # Python tells a changed file from its compiled form by the second and the size; two quick edits of a letter
-        # would run the old code. So none is written, neither here nor in the next life.
+        # would run the old code. So none is written: not here, not by what this process starts, not in the next life.
         sys.dont_write_bytecode = True
-        self._environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+        os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+        self._environment = dict(os.environ)
 
     def now(self) -> NoReturn:
         """Do it; nothing after this call runs."""
