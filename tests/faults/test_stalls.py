@@ -142,8 +142,8 @@ def test_a_producer_is_told_that_a_locked_store_took_nothing(impatient: Scene) -
 
 def test_of_several_schedulers_that_stand_still_and_come_back_one_fires_each_tick(scene: Scene) -> None:
     function = scene.function("coroutine")
-    workers = [scene.worker() for _ in range(3)]
-    first = scene.queue.schedule(function.call(), Every(0.1), id="ticks", misfire="all").next_run
+    workers = [scene.worker() for _ in range(5)]
+    first = scene.queue.schedule(function.call(), Every(0.05), id="ticks", misfire="all").next_run
 
     def fired() -> int:
         return len(scene.queue.tasks(name=function.name, limit=1000))
@@ -153,15 +153,16 @@ def test_of_several_schedulers_that_stand_still_and_come_back_one_fires_each_tic
         scene.wait_for(lambda: fired() >= before + ticks, "more ticks")
 
     for worker in workers[:2]:
-        more(3)
+        more(30)
         worker.suspend()
-        more(3)
+        more(60)  # three seconds: longer than every lease
         worker.resume()
+    scene.wait_for(lambda: fired() >= 200, "two hundred ticks")
     scene.queue.pause_schedule("ticks")
     scene.wait_drained()
 
     following = scene.queue.schedules()[0].next_run
     assert first is not None
     assert following is not None
-    assert fired() == round((following - first).total_seconds() / 0.1)
+    assert fired() == round((following - first).total_seconds() / 0.05)
     scene.check()
