@@ -224,6 +224,8 @@ class Storage(ABC):
     async def enqueue(self, tasks: Sequence[NewTask]) -> list[Enqueued]:
         """Store tasks, all or none, as ``ready``, or as ``scheduled`` while their ``run_at`` is in the future.
 
+        A ``run_at`` in the past counts as now: it gives no place ahead of tasks that are ready already.
+
         A task whose id is stored already changes nothing. A task whose ``unique`` key belongs to a live task (earlier
         in the same batch, too) is not stored. Both come back with ``created=False``. Of two that race for one key,
         one is stored. A tie of order within a batch goes to the earlier.
