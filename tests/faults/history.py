@@ -70,7 +70,9 @@ class History:
         :param pid: only of this process.
         :param task: only of this task.
         """
-        lines = [line for file in self._folder.glob("*.jsonl") for line in file.read_text().splitlines()]
+        texts = [file.read_bytes() for file in self._folder.glob("*.jsonl")]
+        # A reader may see the first part of a line that is being written; it is whole when its end is there.
+        lines = [line for text in texts for line in text[: text.rfind(b"\n") + 1].splitlines()]
         events = [Event(**json.loads(line)) for line in lines]
         return sorted(
             (
