@@ -48,6 +48,9 @@ class Connection:
     async def close(self) -> None:
         """Let what is under way end, then close the storage."""
         if self.loop is asyncio.get_running_loop():
+            if self._opening is not None:
+                # Or it would be open again after it was closed. Whether it worked, whoever asked for it has heard.
+                await asyncio.gather(self._opening, return_exceptions=True)
             await self.enqueue.drain()
         await self.storage.close()
 

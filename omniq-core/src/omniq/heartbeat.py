@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
+from omniq.connections import Connection
 from omniq.storage import Lease, LeaseState, Storage
 
 __all__ = ["Heartbeat"]
@@ -52,7 +53,6 @@ class Heartbeat:
         self._thread = threading.Thread(target=self._run, name="omniq-heartbeat", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping = False
-        self._open = False
         self._wake: asyncio.Event | None = None
 
     def start(self) -> None:
@@ -81,6 +81,7 @@ class Heartbeat:
     async def _beat_until_stopped(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._wake = asyncio.Event()
+        connection = Connection(self._loop, self._storage)
         interval = self._lease / 3
         last = time.monotonic()
         silent = False
@@ -90,7 +91,7 @@ class Heartbeat:
                 give_up = last + self._lease - interval / 2
                 # No beat outlasts the moment at which the leases must be given up; but if that has passed, as after the
                 # process was suspended, only the store can say what is lost.
-                if await self._beat(min(interval, give_up - began) if began < give_up else interval):
+                if await self._beat(connection, min(interval, give_up - began) if began < give_up else interval):
                     last, silent = began, False
                 elif not silent and time.monotonic() >= give_up:
                     silent = True
@@ -103,15 +104,14 @@ class Heartbeat:
                 async with asyncio.timeout(interval):
                     await self._storage.heartbeat(self._worker, [], 0)
         finally:
-            await self._storage.close()
+            await connection.close()
 
-    async def _beat(self, patience: float) -> bool:
+    async def _beat(self, connection: Connection, patience: float) -> bool:
         leases = self._held()
         try:
             async with asyncio.timeout(patience):
-                if not self._open:
-                    await self._storage.open()
-                    self._open = True
+                # What outlasts the patience of one beat is there for the next.
+                await connection.ready()
                 states = await self._storage.heartbeat(self._worker, leases, self._lease)
         except Exception as error:  # whatever the store raises, the next beat may get through
             _log.warning(
