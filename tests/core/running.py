@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import Generator
+from collections.abc import Awaitable, Callable, Generator
 from typing import Any, Protocol, Unpack
 
 from omniq import TaskQueue, Worker
 from omniq.worker import WorkerOptions
 
-__all__ = ["Gate", "MakeQueue", "working"]
+__all__ = ["Gate", "MakeQueue", "was_delivered", "working"]
 
 
 class MakeQueue(Protocol):
@@ -50,6 +50,15 @@ def working(queue: TaskQueue, **options: Unpack[WorkerOptions]) -> Generator[Wor
         thread.join()
         if failures:
             raise failures[0]
+
+
+def was_delivered(queue: TaskQueue, task_id: str, times: int) -> Callable[[], Awaitable[bool]]:
+    """Give a condition to wait for: that a task was claimed so many times."""
+
+    async def delivered() -> bool:
+        return (await queue.arecord(task_id)).delivery >= times
+
+    return delivered
 
 
 class Gate:

@@ -186,6 +186,7 @@ async def test_whoever_listens_is_told_of_a_task_that_was_taken_back(
 
     async with queue.worker(recover_every=0.05) as worker:
         await handle.aresult(10)
+        await await_until(lambda: listener.of("recovered"))
 
     (recovered,) = listener.of("recovered")
     assert recovered["worker"] == worker.id
