@@ -24,12 +24,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from datetime import datetime
 from enum import StrEnum
-from typing import Protocol, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
 from attrs import field, frozen
 
+from omniq.errors import ConfigurationError
 from omniq.schedule import Schedule
 from omniq.task import NewTask, Outcome, Progress, Task, TaskState
+
+if TYPE_CHECKING:
+    from omniq.transactions import CallerTransaction
 
 __all__ = [
     "Capability",
@@ -240,6 +244,21 @@ class Storage(ABC):
             moment.
         """
         return None
+
+    def join(self, connection: object) -> CallerTransaction:
+        """Take part in the caller's own transaction, on a store with ``Capability.TRANSACTIONS``.
+
+        Does no I/O and may be called from any thread; what the store needs (its schema) must be there already.
+
+        :param connection: the caller's connection or session; the store says of which kinds.
+        :raises ConfigurationError: if this store has no transactions to take part in.
+        :raises TypeError: if it is of no kind that the store knows; the message names those that it does.
+        :raises ValueError: if it can be told that it leads to another database than this store's.
+        """
+        raise ConfigurationError(
+            f"{type(self).__name__} cannot take part in your transaction: that takes a store in your own database, "
+            "postgresql:// or sqlite://"
+        )
 
     @abstractmethod
     async def claim(

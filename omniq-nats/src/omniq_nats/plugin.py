@@ -1,0 +1,19 @@
+"""What this distribution brings to OmniQ, by name only: the storage's module is imported when its scheme is opened."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from omniq.hookspecs import hookimpl
+
+__all__ = ["omniq_storages"]
+
+
+@hookimpl
+def omniq_storages() -> Mapping[str, str]:
+    """Give the URL schemes of this distribution."""
+    return {
+        "nats": "omniq_nats.storage:NatsStorage",
+        "tls": "omniq_nats.storage:NatsStorage",
+        "ws": "omniq_nats.storage:NatsStorage",
+    }

@@ -1,0 +1,1 @@
+"""The storage of OmniQ on Redis or Valkey."""

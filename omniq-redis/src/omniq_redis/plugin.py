@@ -1,0 +1,19 @@
+"""What this distribution brings to OmniQ, by name only: the storage's module is imported when its scheme is opened."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from omniq.hookspecs import hookimpl
+
+__all__ = ["omniq_storages"]
+
+
+@hookimpl
+def omniq_storages() -> Mapping[str, str]:
+    """Give the URL schemes of this distribution."""
+    return {
+        "redis": "omniq_redis.storage:RedisStorage",
+        "rediss": "omniq_redis.storage:RedisStorage",
+        "unix": "omniq_redis.storage:RedisStorage",
+    }
