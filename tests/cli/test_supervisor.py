@@ -117,7 +117,8 @@ def test_a_process_that_cannot_work_is_tried_again_ever_later(folder: Path, star
     supervisor.says("worker process 1 ended with exit code 1; another one starts in 0.5 s")
     supervisor.says("worker process 1 ended with exit code 1; another one starts in 1.0 s")
 
-    assert supervisor.stop() == 0
+    # 1 if one of them was failing at that very moment.
+    assert supervisor.stop() in (0, 1)
 
 
 @pytest.mark.usefixtures("folder")

@@ -12,6 +12,7 @@ import pytest
 from omniq import Fixed, TaskFailed, TaskState, current_task, hookimpl
 from omniq.hookspecs import EVENT_HOOKS
 from omniq.plugins import Plugins
+from omniq.schedule import Schedule
 from omniq.task import NewTask, Task, TaskError
 from omniq.testing import await_until, wait_until
 from tests.core.running import MakeQueue, working
@@ -62,6 +63,14 @@ class Listener:
     @hookimpl
     def omniq_task_recovered(self, task: Task, worker: str) -> None:
         self.note("recovered", task=task, worker=worker)
+
+    @hookimpl
+    def omniq_task_rejected(self, task: Task, worker: str, reason: str) -> None:
+        self.note("rejected", task=task, worker=worker, reason=reason)
+
+    @hookimpl
+    def omniq_schedule_rejected(self, schedule: Schedule, worker: str, reason: str) -> None:
+        self.note("schedule rejected", schedule=schedule, worker=worker, reason=reason)
 
     @hookimpl
     def omniq_worker_started(self, worker: str, queues: Sequence[str]) -> None:

@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from omniq.errors import SerializationError
 from omniq.serialization import ArgumentTypes
 from omniq.serialization.json import serializer
+from tests.core import hostile_payloads
 
 
 class Color(enum.Enum):
@@ -129,6 +130,16 @@ def test_a_flipped_bit_is_refused_or_harmless(position: int, bit: int) -> None:
 def test_a_truncated_payload_is_refused(length: int) -> None:
     with pytest.raises(SerializationError):
         serializer.load_arguments(VALID[:length], TYPES)
+
+
+@given(st.integers(0, len(VALID) - 1), st.integers(1, 40))
+def test_a_payload_with_a_part_deleted_is_refused_or_harmless(start: int, count: int) -> None:
+    loads_or_refuses(VALID[:start] + VALID[start + count :])
+
+
+@given(st.integers(0, len(VALID) - 1), st.integers(0, len(VALID) - 1), st.integers(1, 60))
+def test_a_payload_with_a_part_repeated_elsewhere_is_refused_or_harmless(start: int, place: int, count: int) -> None:
+    loads_or_refuses(VALID[:place] + VALID[start : start + count] + VALID[place:])
 
 
 @given(st.integers(0, len(VALID)), st.integers(0, len(VALID)), st.binary(max_size=20))
@@ -326,6 +337,30 @@ def test_untagged_objects_for_recursive_unions_take_no_exponential_time() -> Non
     payload = b'{"kids":[' * 90 + b"1" + b"]}" * 90
     with pytest.raises(SerializationError):
         serializer.load_result(payload, list[Leaf] | list[Item] | Leaf | Item)
+
+
+def test_no_payload_takes_minutes_or_gigabytes() -> None:
+    # The program limits itself: one that takes too long is killed, and the last name that it printed says of what.
+    done = subprocess.run([sys.executable, hostile_payloads.__file__], capture_output=True, text=True, check=False)
+
+    assert done.stdout.splitlines()[-1] == "the end", f"{done.stdout}{done.stderr}"
+
+
+COLLIDING = [number * (2**61 - 1) for number in range(1, 5_000)]
+
+
+@pytest.mark.parametrize(
+    "value", [set(COLLIDING), frozenset(COLLIDING), dict.fromkeys(COLLIDING), {0: set(COLLIDING)}], ids=type
+)
+def test_numbers_chosen_to_have_one_hash_are_refused_where_they_come_from_too(value: object) -> None:
+    for hint in (Any, type(value)):
+        with pytest.raises(SerializationError, match="have the hash of another"):
+            serializer.dump_result(value, hint)
+
+
+@pytest.mark.parametrize("value", [set(range(-5_000, 5_000)), dict.fromkeys(range(5_000)), set(COLLIDING[:1_000])])
+def test_numbers_that_are_not_pass_however_many(value: object) -> None:
+    assert serializer.load_result(serializer.dump_result(value, Any), Any) == value
 
 
 def test_nothing_that_a_payload_names_is_imported() -> None:

@@ -176,7 +176,7 @@ def test_the_cores_own_parts_come_through_the_same_hooks() -> None:
     plugins = Plugins(discover=False)
 
     assert [plugins.retry_policy(kind) for kind in ("exponential", "fixed", "linear")] == [Exponential, Fixed, Linear]
-    assert found(plugins, "omniq-core").provides["serializer"] == ("json",)
+    assert found(plugins, "omniq-core").provides["serializer"] == ("cloudpickle", "json")
 
 
 BROKEN = {

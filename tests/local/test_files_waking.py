@@ -12,7 +12,7 @@ import pytest
 
 from omniq.task import Task
 from omniq_local.files import FileStorage, bells, waiting
-from omniq_local.sqlite.wake import Bell
+from omniq_local.wake import Bell
 from tests.local.files_support import new_task, opened, run_python, succeed, take
 
 HOUR = 3600.0

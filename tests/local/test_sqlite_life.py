@@ -59,10 +59,8 @@ def test_a_storage_can_be_opened_after_it_could_not(tmp_path: Path) -> None:
 def test_an_opening_that_is_given_up_leaves_nothing_open(tmp_path: Path) -> None:
     async def scenario() -> None:
         path = tmp_path / "jobs.db"
-        async with opened(path):
-            pass
         with raw(path) as connection:
-            connection.execute("BEGIN IMMEDIATE")
+            connection.execute("BEGIN IMMEDIATE")  # so that the tables cannot be made
             store = storage(path)
             opening = asyncio.create_task(store.open())
             await asyncio.sleep(0.05)

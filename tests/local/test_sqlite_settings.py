@@ -83,6 +83,7 @@ def test_it_says_what_it_can_do() -> None:
         Capability.DURABLE,
         Capability.NOTIFICATIONS,
         Capability.SHARED_BETWEEN_PROCESSES,
+        Capability.TRANSACTIONS,
     }
 
 

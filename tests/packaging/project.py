@@ -119,9 +119,14 @@ def make_environment(folder: Path, wheels: Iterable[Path], names: Iterable[str])
     assert done.returncode == 0, done.stderr
     ours = {distribution.name for distribution in DISTRIBUTIONS}
     for name in _needed(frozenset(names)) - ours:
-        for entry in _top_level(name):
-            (environment.packages / entry.name).symlink_to(entry)
+        link_distribution(name, environment)
     return environment
+
+
+def link_distribution(name: str, environment: Environment) -> None:
+    """Link an installed distribution, from the environment that runs the tests, into another environment."""
+    for entry in _top_level(name):
+        (environment.packages / entry.name).symlink_to(entry)
 
 
 @functools.cache

@@ -21,15 +21,15 @@ def wrong_arguments(url: str) -> None:
     resize.enqueue(Path(url), width="wide")  # type: ignore[arg-type]  # a str for an int
     resize.call("a.png")  # type: ignore[arg-type]  # a str for a Path
     resize("a.png")  # type: ignore[arg-type]  # a str for a Path
-    queue.enqueue(resize, "a.png")  # type: ignore[arg-type]  # a str for a Path
-    queue.enqueue(fetch)  # type: ignore[call-arg]  # an argument is missing
+    queue.enqueue(resize, "a.png")  # type: ignore[call-overload]  # a str for a Path
+    queue.enqueue(fetch)  # type: ignore[call-overload]  # an argument is missing
     fetch.using(queue="slow").enqueue(5)  # type: ignore[arg-type]  # an int for a str
     queue.enqueue_many([fetch])  # type: ignore[arg-type]  # a function for a call of it
 
 
 async def wrong_arguments_in_coroutines(url: str) -> None:
     await fetch.aenqueue(5)  # type: ignore[arg-type]  # an int for a str
-    await queue.aenqueue(fetch, url=5)  # type: ignore[arg-type]  # an int for a str
+    await queue.aenqueue(fetch, url=5)  # type: ignore[call-overload]  # an int for a str
     fetch.aenqueue(url)  # type: ignore[unused-coroutine]  # never awaited
 
 

@@ -60,6 +60,17 @@ def report() -> str:
     return "all is well"
 
 
+async def halve(number: int) -> float:
+    return number / 2
+
+
+async def functions_that_travel_in_the_payload_keep_their_types() -> None:
+    assert_type(queue.enqueue(lambda number: number + 1, 3), TaskHandle[int])
+    assert_type(queue.enqueue(halve, 3), TaskHandle[float])
+    assert_type(await queue.aenqueue(halve, number=3), TaskHandle[float])
+    assert_type(await queue.aenqueue(str, 3), TaskHandle[str])
+
+
 def calling_a_task_runs_its_function() -> None:
     assert_type(resize(Path("a.png")), Path)
     assert_type(measure(1, 2, unit="km"), dict[str, float])

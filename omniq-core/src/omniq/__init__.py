@@ -14,6 +14,8 @@ if _typing.TYPE_CHECKING:
     from omniq.errors import ConfigurationError as ConfigurationError
     from omniq.errors import CorruptRecord as CorruptRecord
     from omniq.errors import InvalidTrigger as InvalidTrigger
+    from omniq.errors import LeaseLost as LeaseLost
+    from omniq.errors import NotCommitted as NotCommitted
     from omniq.errors import OmniQError as OmniQError
     from omniq.errors import PayloadRejected as PayloadRejected
     from omniq.errors import PayloadTooLarge as PayloadTooLarge
@@ -66,6 +68,8 @@ _HOMES = {
         "ConfigurationError",
         "CorruptRecord",
         "InvalidTrigger",
+        "LeaseLost",
+        "NotCommitted",
         "OmniQError",
         "PayloadRejected",
         "PayloadTooLarge",
@@ -135,8 +139,10 @@ __all__ = [
     "Exponential",
     "Fixed",
     "InvalidTrigger",
+    "LeaseLost",
     "Linear",
     "Misfire",
+    "NotCommitted",
     "OmniQError",
     "Overlap",
     "PayloadRejected",

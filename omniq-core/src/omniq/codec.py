@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from omniq.errors import PayloadRejected, PayloadTooLarge, UnknownPlugin
+from attrs import evolve
+
+from omniq.carrying import is_carried
+from omniq.errors import ConfigurationError, PayloadRejected, PayloadTooLarge, UnknownPlugin
 from omniq.policies import decode_value, encode_value
 from omniq.retry import RetryPolicy
-from omniq.serialization import ArgumentTypes, Serializer
-from omniq.task import Task
+from omniq.schedule import Schedule
+from omniq.serialization import ArgumentTypes, Serializer, runs_code
+from omniq.signing import SEAL_SIZE, Signer, shown, unsealed
+from omniq.task import NewTask, Task, TaskState
 
 if TYPE_CHECKING:
     from omniq.plugins import Plugins
@@ -25,18 +30,60 @@ class Codec:
     :param plugins: where serializers and retry policies are looked up.
     :param serializer: the name of the one to encode with.
     :param accept: the names of those that may be decoded.
-    :param max_payload: the most bytes of encoded arguments or of a result.
+    :param max_payload: the most bytes of encoded arguments or of a result, one's own and others'.
+    :param signer: signs what is stored, and checks what comes from the store; None: nothing is signed.
     """
 
-    def __init__(self, plugins: Plugins, *, serializer: str, accept: tuple[str, ...], max_payload: int) -> None:
+    def __init__(
+        self,
+        plugins: Plugins,
+        *,
+        serializer: str,
+        accept: tuple[str, ...],
+        max_payload: int,
+        signer: Signer | None = None,
+    ) -> None:
         self.serializer_name = serializer
-        self.settings: dict[str, Any] = {"serializer": serializer, "accept": accept, "max_payload": max_payload}
-        """What makes another codec like this one, in another process."""
         self._plugins = plugins
         self._serializer = plugins.serializer(serializer)
         self._accepted = {name: plugins.serializer(name) for name in accept}
         self._max_payload = max_payload
+        self._signer = signer
         self._policies: dict[str, RetryPolicy] = {}
+        self.carries = runs_code(self._serializer)
+        """Whether a function can travel in a payload that this makes."""
+        self.runs_carried = any(map(runs_code, self._accepted.values()))
+        """Whether a function may come in a payload that this reads."""
+
+    def check_trust(self, *, private: bool) -> None:
+        """Refuse to decode what runs code when it is decoded, on a store that others can write to.
+
+        :param private: whether the store lives within this process.
+        :raises ConfigurationError: says what to do.
+        """
+        dangerous = [name for name, serializer in self._accepted.items() if runs_code(serializer)]
+        if dangerous and not private and self._signer is None:
+            raise ConfigurationError(
+                f"serializer {dangerous[0]!r} runs whatever code a payload holds, and whoever can write to the store "
+                "can put a payload there: give the queue a signing_key (or set OMNIQ_SIGNING_KEY), without which only "
+                "memory:// may have it; or use 'json'"
+            )
+
+    def for_child(self) -> dict[str, Any]:
+        """Give what makes another codec like this one in a child process. It holds the keys: send it nowhere else."""
+        return {
+            "serializer": self.serializer_name,
+            "accept": tuple(self._accepted),
+            "max_payload": self._max_payload,
+            "keys": None if self._signer is None else self._signer.reveal(),
+        }
+
+    @classmethod
+    def in_child(cls, plugins: Plugins, *, keys: tuple[bytes, ...] | None, **settings: Any) -> Codec:
+        """Make a codec of what :meth:`for_child` gave."""
+        return cls(plugins, signer=None if keys is None else Signer(keys), **settings)
+
+    # Arguments
 
     def dump_arguments(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], types: ArgumentTypes) -> bytes:
         """Encode a call's arguments.
@@ -46,13 +93,60 @@ class Codec:
         """
         return self._bounded(self._serializer.dump_arguments(args, kwargs, types), "the arguments")
 
-    def load_arguments(self, task: Task, types: ArgumentTypes) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Decode a task's arguments.
+    def sign(self, order: NewTask) -> NewTask:
+        """Give an order with its signature, which takes the place of any that it had."""
+        if self._signer is None:
+            return evolve(order, signature=b"") if order.signature else order
+        signature = self._signer.task_signature(
+            order.id,
+            order.queue,
+            order.name,
+            order.serializer,
+            order.payload,
+            order.retry,
+            order.max_retries,
+            order.timeout,
+            order.is_async,
+        )
+        return evolve(order, signature=signature)
 
-        :raises PayloadRejected: if this queue does not accept the task's serializer.
+    def admit(self, task: Task) -> None:
+        """Refuse a task of which nothing may be read: not its arguments, and not its retry policy.
+
+        :raises PayloadRejected: if it is of a serializer that this queue does not accept, too large, unsigned or
+            altered.
+        """
+        serializer = self._accepting(task)
+        if len(task.payload) > self._max_payload:
+            raise PayloadRejected(
+                f"the payload of task {shown(task.id)} takes {len(task.payload):,} bytes, and the limit here is "
+                f"{self._max_payload:,} (max_payload); it was not read"
+            )
+        if self._signer is not None:
+            self._signer.check_task(task)
+        if is_carried(task.name) and not runs_code(serializer):
+            raise PayloadRejected(
+                f"task {shown(task.id)} says that its function is in its payload, which {task.serializer!r} cannot "
+                "hold; its payload was not read"
+            )
+
+    def decode_arguments(self, task: Task, types: ArgumentTypes) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Decode the arguments of a task that was admitted.
+
         :raises SerializationError: if they cannot be decoded.
         """
         return self._accepting(task).load_arguments(task.payload, types)
+
+    def load_arguments(self, task: Task, types: ArgumentTypes) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Decode a task's arguments.
+
+        :raises PayloadRejected: as for :meth:`admit`.
+        :raises SerializationError: if they cannot be decoded.
+        """
+        self.admit(task)
+        return self.decode_arguments(task, types)
+
+    # Results
 
     def dump_result(self, task: Task, value: Any, hint: Any) -> bytes:
         """Encode a task's result with the task's own serializer.
@@ -60,26 +154,39 @@ class Codec:
         :raises SerializationError: if it cannot be encoded; names the path.
         :raises PayloadTooLarge: if it is over the limit.
         """
-        return self._bounded(self._accepting(task).dump_result(value, hint), "the result")
+        result = self._bounded(self._accepting(task).dump_result(value, hint), "the result")
+        return result if self._signer is None else self._signer.seal(task, result)
 
     def load_result(self, task: Task, hint: Any) -> Any:
         """Decode a task's result.
 
-        :raises PayloadRejected: if this queue does not accept the task's serializer.
+        :return: the result; None for a task that has not succeeded.
+        :raises PayloadRejected: if it is of a serializer that this queue does not accept, too large, unsigned or
+            altered.
         :raises SerializationError: if it cannot be decoded.
         """
-        if task.result_payload is None:
+        stored = task.result_payload
+        if stored is None:
+            if task.state is TaskState.SUCCEEDED and self._signer is not None:
+                raise PayloadRejected(f"task {shown(task.id)} is said to have succeeded, but there is no signed result")
             return None
-        return self._accepting(task).load_result(task.result_payload, hint)
+        serializer = self._accepting(task)
+        if len(stored) > self._max_payload + SEAL_SIZE:
+            raise PayloadRejected(
+                f"the result of task {shown(task.id)} takes {len(stored):,} bytes, and the limit here is "
+                f"{self._max_payload:,} (max_payload); it was not read"
+            )
+        result = unsealed(stored) if self._signer is None else self._signer.unseal(task, stored)
+        return serializer.load_result(result, hint)
 
     def _accepting(self, task: Task) -> Serializer:
         try:
             return self._accepted[task.serializer]
-        except KeyError:
+        except (KeyError, TypeError):
             accepted = ", ".join(sorted(self._accepted))
             raise PayloadRejected(
-                f"task {task.id} is encoded with {task.serializer!r}, which this queue does not accept "
-                f"(accept={accepted}); its payload was not read"
+                f"task {shown(task.id)} is encoded with {shown(repr(task.serializer))}, which this queue does not "
+                f"accept (accept={accepted}); its payload was not read"
             ) from None
 
     def _bounded(self, data: bytes, what: str) -> bytes:
@@ -89,6 +196,25 @@ class Codec:
                 "store the data elsewhere and hand over its address, or raise max_payload"
             )
         return data
+
+    # Schedules
+
+    def sign_schedule(self, schedule: Schedule) -> Schedule:
+        """Give a schedule whose template carries the schedule's signature, which is none of a task."""
+        signature = b"" if self._signer is None else self._signer.schedule_signature(schedule)
+        if signature == schedule.task.signature:
+            return schedule
+        return evolve(schedule, task=evolve(schedule.task, signature=signature))
+
+    def admit_schedule(self, schedule: Schedule) -> None:
+        """Refuse a schedule of which nothing may be read: not its trigger, and not what it enqueues.
+
+        :raises PayloadRejected: if it is unsigned or altered.
+        """
+        if self._signer is not None:
+            self._signer.check_schedule(schedule)
+
+    # Retry policies
 
     def dump_policy(self, policy: RetryPolicy) -> str:
         """Give the text of a retry policy; empty if its kind is not one that another process could look up."""
@@ -124,6 +250,7 @@ class FunctionDecoder:
         return self._codec.load_arguments(task, self._types(task.name)[0])
 
     def retry_policy(self, task: Task) -> RetryPolicy | None:
+        self._codec.admit(task)
         return self._codec.load_policy(task.retry_spec)
 
     def result(self, task: Task) -> Any:

@@ -6,10 +6,12 @@ import math
 from collections.abc import Callable
 from contextvars import ContextVar
 from datetime import timedelta
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from omniq.durations import duration
-from omniq.task import Progress, Task
+from omniq.errors import ConfigurationError, LeaseLost
+from omniq.task import Progress, Succeeded, Task
+from omniq.transactions import CallerTransaction
 
 __all__ = ["CurrentTask", "FailSignal", "RetrySignal", "TaskSignal", "current_task", "running"]
 
@@ -36,11 +38,21 @@ class FailSignal(TaskSignal):
 class CurrentTask:
     """The task that is running here. Usable from the task's own thread or coroutine and from those that it starts."""
 
-    __slots__ = ("_on_progress", "_stop", "_task", "stop_seen")
+    __slots__ = ("_on_progress", "_stop", "_success", "_task", "completed", "join", "stop_seen")
 
-    def __init__(self, task: Task, on_progress: Callable[[Task, Progress], None] | None = None) -> None:
+    def __init__(
+        self,
+        task: Task,
+        on_progress: Callable[[Task, Progress], None] | None = None,
+        success: Callable[[Task, Any], Succeeded] | None = None,
+    ) -> None:
         self._task = task
         self._on_progress = on_progress
+        self._success = success
+        self.join: Callable[[object], CallerTransaction] | None = None
+        """How the store takes part in a transaction of the task's own; the worker's to set."""
+        self.completed = False
+        """Whether the task has recorded its success in a transaction of its own, committed or not."""
         self._stop = False
         self.stop_seen = False
         """Whether the task has read :attr:`cancelled` as True: what it returns afterwards is no result."""
@@ -104,6 +116,48 @@ class CurrentTask:
         """Pass on a word of progress; the worker's call."""
         if self._on_progress is not None:
             self._on_progress(self._task, progress)
+
+    def complete_in(self, connection: object, result: Any = None) -> None:
+        """Record the task's success in your own database transaction, on the task's own store.
+
+        The effects that you have in this transaction and the task's completion are then committed together, or not at
+        all: also when the worker is killed, or was stopped and has lost its lease. Call it last, then commit, then
+        return. If the transaction is not committed, the task runs again, as after an error.
+
+        :param connection: of the database that the queue is in, with the transaction open: a ``sqlite3`` or
+            ``psycopg`` connection, or SQLAlchemy's or Django's over one.
+        :param result: the task's result, of the type that the function is annotated to return; what it does return
+            plays no part then.
+        :raises LeaseLost: if the task is not this worker's any more: let it roll the transaction back.
+        :raises SerializationError: if the result cannot be encoded; names the path to it.
+        :raises TypeError: if the connection is of an asynchronous driver: take :meth:`acomplete_in`.
+        :raises ConfigurationError: if the task's store takes part in no transactions, or it runs where there is none.
+        """
+        transaction = self._joined(connection)
+        if transaction.is_async:
+            raise TypeError("this connection is asynchronous: write `await current_task().acomplete_in(connection, …)`")
+        self._note_completion(transaction.finish(self._succeeded(result)))
+
+    async def acomplete_in(self, connection: object, result: Any = None) -> None:
+        """Do :meth:`complete_in` in a coroutine, with a connection of a synchronous or an asynchronous driver."""
+        transaction = self._joined(connection)
+        self._note_completion(await transaction.afinish(self._succeeded(result)))
+
+    def _joined(self, connection: object) -> CallerTransaction:
+        if self.join is None:
+            raise ConfigurationError(
+                "a task can complete itself only beside its worker: not with executor='process', and not in a trial"
+            )
+        return self.join(connection)
+
+    def _succeeded(self, result: Any) -> Succeeded:
+        assert self._success is not None, "whoever gave a store gave this, too"
+        return self._success(self._task, result)
+
+    def _note_completion(self, accepted: bool) -> None:
+        if not accepted:
+            raise LeaseLost(self._task.id)
+        self.completed = True
 
     def retry(self, delay: float | timedelta | None = None, message: str = "the task asked to run again") -> NoReturn:
         """End this attempt and run the task again. Counts as an attempt; with none left the task fails.

@@ -16,6 +16,8 @@
     ├── TaskCancelled                 the task was cancelled before it gave a result
     ├── TaskTimeout                   the task ran longer than its ``timeout`` (also a TimeoutError)
     ├── WorkerLost                    the worker that ran the task died or lost its lease
+    ├── LeaseLost                     a task completed itself that is not this worker's any more: roll back
+    ├── NotCommitted                  a task completed itself in a transaction that was not committed
     ├── ResultTimeout                 the task has not ended yet (also a TimeoutError)
     ├── InvalidTrigger                a schedule that can never fire (also a ValueError)
     ├── ScheduleNotFound              no schedule with that id (also a LookupError)
@@ -36,6 +38,8 @@ __all__ = [
     "ConfigurationError",
     "CorruptRecord",
     "InvalidTrigger",
+    "LeaseLost",
+    "NotCommitted",
     "OmniQError",
     "PayloadRejected",
     "PayloadTooLarge",
@@ -101,7 +105,10 @@ class PayloadTooLarge(SerializationError):
 
 
 class PayloadRejected(OmniQError):
-    """A stored task that this worker must not decode: unsigned, altered, or of a serializer it does not accept."""
+    """What a store handed out must not be decoded here: of a serializer not accepted, too large, unsigned or altered.
+
+    A task ends so, with its bytes kept; a result or a schedule is refused so to whoever asks for it.
+    """
 
 
 class UnknownTask(OmniQError):
@@ -155,6 +162,34 @@ class TaskTimeout(OmniQError, TimeoutError):
 
 class WorkerLost(OmniQError):
     """The worker that ran the task died, or lost its lease, in the last attempt that was left."""
+
+
+class LeaseLost(OmniQError):
+    """The task completed itself in the caller's transaction, but is not this worker's any more.
+
+    Its lease was lost, or it has ended already. Nothing was recorded; the transaction is to be rolled back.
+    """
+
+    def __init__(self, task_id: str) -> None:
+        super().__init__(task_id)
+        self.task_id = task_id
+
+    def __str__(self) -> str:
+        return f"task {self.task_id} is not this worker's any more: its lease was lost, or it has ended; roll back"
+
+
+class NotCommitted(OmniQError):
+    """The task completed itself in a transaction of its own that was not committed, and then returned."""
+
+    def __init__(self, task_id: str) -> None:
+        super().__init__(task_id)
+        self.task_id = task_id
+
+    def __str__(self) -> str:
+        return (
+            f"complete_in was called for task {self.task_id} but its transaction was not committed: "
+            "whatever the task did in it is undone"
+        )
 
 
 class ResultTimeout(OmniQError, TimeoutError):

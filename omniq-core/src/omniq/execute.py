@@ -8,12 +8,13 @@ import time
 import traceback
 from collections.abc import Callable
 from enum import Enum, auto
+from functools import partial
 from typing import Any
 
 from omniq.codec import Codec
 from omniq.context import CurrentTask, FailSignal, RetrySignal, running
 from omniq.durations import duration
-from omniq.errors import PayloadRejected, SerializationError, TaskTimeout, UnknownTask, WorkerLost
+from omniq.errors import NotCommitted, PayloadRejected, SerializationError, TaskTimeout, UnknownTask, WorkerLost
 from omniq.functions import TaskFunction
 from omniq.retry import Exponential
 from omniq.task import Cancelled, Failed, Outcome, Progress, Released, Retry, Succeeded, Task, TaskError
@@ -25,8 +26,10 @@ __all__ = [
     "describe_error",
     "failed",
     "interrupted",
+    "rejected",
     "run_async",
     "run_sync",
+    "success",
     "timed_out",
     "unknown_task",
 ]
@@ -54,7 +57,7 @@ class Interruption(Enum):
 class Attempt:
     """One run of one claimed task.
 
-    :param task: as claimed.
+    :param task: as claimed, and admitted by the codec.
     :param function: the registered function of that name.
     :param codec: decodes its arguments and encodes its result.
     :param on_progress: is told of ``current_task().progress(…)``.
@@ -84,7 +87,7 @@ class Attempt:
         self.task = task
         self.function = function
         self.codec = codec
-        self.context = CurrentTask(task, on_progress)
+        self.context = CurrentTask(task, on_progress, partial(success, function, codec))
         self.interruption: Interruption | None = None
         self.settled = False
         """Whether its outcome was taken; what it still returns plays no part."""
@@ -135,7 +138,7 @@ async def run_async(attempt: Attempt) -> Outcome:
     token = running.set(attempt.context)
     attempt.started_at = time.perf_counter()
     try:
-        args, kwargs = attempt.codec.load_arguments(attempt.task, attempt.function.definition.types[0])
+        args, kwargs = attempt.codec.decode_arguments(attempt.task, attempt.function.definition.types[0])
         timeout = attempt.task.timeout
         if timeout is None:
             value = await attempt.function.definition.function(*args, **kwargs)
@@ -176,7 +179,7 @@ def run_sync(attempt: Attempt) -> Outcome:
     token = running.set(attempt.context)
     attempt.started_at = time.perf_counter()
     try:
-        args, kwargs = attempt.codec.load_arguments(attempt.task, attempt.function.definition.types[0])
+        args, kwargs = attempt.codec.decode_arguments(attempt.task, attempt.function.definition.types[0])
         return _succeeded(attempt, attempt.function.definition.function(*args, **kwargs))
     except BaseException as error:  # a task's SystemExit is the task's, not the worker's
         return _ended_by(attempt, error)
@@ -206,6 +209,12 @@ def unknown_task(task: Task) -> Outcome:
     return Failed(id=task.id, delivery=task.delivery, error=TaskError(type="UnknownTask", message=message))
 
 
+def rejected(task: Task, error: PayloadRejected) -> Failed:
+    """Give the outcome of a task of which nothing may be read. Its record keeps the bytes, for whoever looks at it."""
+    described = TaskError(type=type(error).__name__, message=_shorten(str(error), LONGEST_MESSAGE))
+    return Failed(id=task.id, delivery=task.delivery, error=described)
+
+
 def _timeout_error(task: Task) -> TaskTimeout:
     return TaskTimeout(f"{task.name} took longer than its timeout of {task.timeout:g} s")
 
@@ -214,12 +223,24 @@ def _succeeded(attempt: Attempt, value: Any) -> Outcome:
     task = attempt.task
     if attempt.interruption is not None and attempt.context.stop_seen:
         return interrupted(attempt)
+    if attempt.context.completed:
+        # Only the store knows whether that was committed. If it was, this outcome is refused, see ledger.py.
+        return failed(attempt, NotCommitted(task.id))
     try:
-        result = attempt.codec.dump_result(task, value, attempt.function.definition.types[1])
+        return success(attempt.function, attempt.codec, task, value)
     except SerializationError as error:
         # The work is done; doing it again would end the same way.
         return Failed(id=task.id, delivery=task.delivery, error=describe_error(error))
-    return Succeeded(id=task.id, delivery=task.delivery, result=result)
+
+
+def success(function: TaskFunction[Any, Any], codec: Codec, task: Task, value: Any) -> Succeeded:
+    """Give the outcome of a task that succeeded with a value.
+
+    :raises SerializationError: if the value cannot be encoded.
+    """
+    return Succeeded(
+        id=task.id, delivery=task.delivery, result=codec.dump_result(task, value, function.definition.types[1])
+    )
 
 
 def _ended_by(attempt: Attempt, error: BaseException) -> Outcome:
@@ -253,7 +274,7 @@ def _retry_delay(attempt: Attempt, error: BaseException) -> float | None:
     if isinstance(error, RetrySignal):
         if error.delay is not None:
             return error.delay
-    elif not isinstance(error, (*attempt.function.definition.retry_on, TaskTimeout, WorkerLost)):
+    elif not isinstance(error, (*attempt.function.definition.retry_on, TaskTimeout, WorkerLost, NotCommitted)):
         return None
     try:
         policy = attempt.codec.load_policy(task.retry_spec) or attempt.function.options.retry

@@ -16,7 +16,16 @@ from omniq.retry import RetryPolicy
 from omniq.serialization import ArgumentTypes
 from omniq.serialization.hints import resolve_types
 
-__all__ = ["AsyncTaskFunction", "Definition", "Executor", "FunctionOwner", "TaskCall", "TaskFunction", "task_name"]
+__all__ = [
+    "AsyncTaskFunction",
+    "Definition",
+    "Executor",
+    "FunctionOwner",
+    "TaskCall",
+    "TaskFunction",
+    "call_of",
+    "task_name",
+]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -140,10 +149,14 @@ def _executor(function: Callable[..., Any], executor: str | None, *, is_async: b
 class TaskFunction(Generic[P, R]):
     """A function registered with a queue. Calling it runs it here and now; :meth:`enqueue` hands it to a worker."""
 
-    def __init__(self, owner: FunctionOwner, definition: Definition, options: TaskOptions) -> None:
+    def __init__(
+        self, owner: FunctionOwner, definition: Definition, options: TaskOptions, connection: object = None
+    ) -> None:
         self._owner = owner
         self.definition = definition
         self.options = options
+        self.connection = connection
+        """In whose transaction its tasks are enqueued; None: in one of the queue's own."""
         self.policy_text: str | None = None
         # Its name and text; not its attributes, which might be called as ours are.
         functools.update_wrapper(self, definition.function, updated=())
@@ -163,10 +176,15 @@ class TaskFunction(Generic[P, R]):
     def call(self, *args: P.args, **kwargs: P.kwargs) -> TaskCall[R]:
         """Give a call that can be enqueued later, with others (``queue.enqueue_many``) or by a schedule.
 
-        :raises TypeError: if the function cannot take these arguments.
+        :raises TypeError: if the function cannot take these arguments, or was given a ``connection``: a call may be
+            enqueued at any time, when that transaction is long over.
         """
-        self.definition.check_arguments(args, kwargs)
-        return TaskCall(self, args, kwargs)
+        if self.connection is not None:
+            raise TypeError(
+                f"a call of {self.name} cannot keep a connection: make it without, and give the connection to "
+                "queue.enqueue_many([…], connection=…)"
+            )
+        return call_of(self, args, kwargs)
 
     def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> TaskHandle[R]:
         """Hand the call to the queue and return as soon as the store has it.
@@ -177,11 +195,11 @@ class TaskFunction(Generic[P, R]):
         :raises StorageUnavailable: if the store cannot take it; then nothing was stored, or the same id can be tried
             again.
         """
-        return self._owner.submit(self.call(*args, **kwargs))
+        return self._owner.submit(call_of(self, args, kwargs))
 
     async def aenqueue(self, *args: P.args, **kwargs: P.kwargs) -> TaskHandle[R]:
         """Hand the call to the queue; see :meth:`enqueue`."""
-        return await self._owner.asubmit(self.call(*args, **kwargs))
+        return await self._owner.asubmit(call_of(self, args, kwargs))
 
     def using(
         self,
@@ -197,6 +215,7 @@ class TaskFunction(Generic[P, R]):
         timeout: Duration | None = None,
         result_ttl: Duration | None = None,
         tags: Iterable[str] | None = None,
+        connection: object = None,
     ) -> TaskFunction[P, R]:
         """Give the same function with other options.
 
@@ -212,6 +231,8 @@ class TaskFunction(Generic[P, R]):
         :param timeout: seconds (or a timedelta) that one attempt may take.
         :param result_ttl: seconds (or a timedelta) to keep the record and result after the end.
         :param tags: words to find the task by.
+        :param connection: your own connection to the queue's database, with a transaction open: the task exists if and
+            only if you commit.
         :raises TypeError, ValueError: if one of them cannot be used; the message names it.
         """
         options = self.options.using(
@@ -227,7 +248,7 @@ class TaskFunction(Generic[P, R]):
             result_ttl=result_ttl,
             tags=tags,
         )
-        return type(self)(self._owner, self.definition, options)
+        return type(self)(self._owner, self.definition, options, self.connection if connection is None else connection)
 
     @functools.cached_property
     def template(self) -> dict[str, Any]:
@@ -269,3 +290,12 @@ class TaskCall(Generic[R_co]):
     def __repr__(self) -> str:
         arguments = [repr(value) for value in self.args] + [f"{name}={value!r}" for name, value in self.kwargs.items()]
         return f"{self.function.name}({', '.join(arguments)})"
+
+
+def call_of(function: TaskFunction[P, R], args: tuple[Any, ...], kwargs: dict[str, Any]) -> TaskCall[R]:
+    """Give a call that is enqueued at once, in the function's connection if it has one.
+
+    :raises TypeError: if the function cannot take these arguments.
+    """
+    function.definition.check_arguments(args, kwargs)
+    return TaskCall(function, args, kwargs)

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 import pluggy
 
 from omniq.retry import RetryPolicy
-from omniq.schedule import Trigger
+from omniq.schedule import Schedule, Trigger
 from omniq.serialization import Serializer
 from omniq.storage import StorageFactory
 from omniq.task import NewTask, Task, TaskError
@@ -96,6 +96,19 @@ def omniq_task_recovered(task: Task, worker: str) -> None:
 
 
 @hookspec
+def omniq_task_rejected(task: Task, worker: str, reason: str) -> None:
+    """A worker did not read a task: of a serializer it does not accept, too large, unsigned or altered.
+
+    The task fails with ``PayloadRejected``, and ``omniq_task_failed`` is called as well once the store has that.
+    """
+
+
+@hookspec
+def omniq_schedule_rejected(schedule: Schedule, worker: str, reason: str) -> None:
+    """A worker did not fire a schedule that is unsigned or altered. It looks, and tells of it, again in a minute."""
+
+
+@hookspec
 def omniq_worker_started(worker: str, queues: Sequence[str]) -> None:
     """A worker begins to claim tasks."""
 
@@ -113,6 +126,8 @@ EVENT_HOOKS = (
     "omniq_task_retrying",
     "omniq_task_cancelled",
     "omniq_task_recovered",
+    "omniq_task_rejected",
+    "omniq_schedule_rejected",
     "omniq_worker_started",
     "omniq_worker_stopped",
 )

@@ -5,22 +5,24 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from omniq.batching import Batcher
-from omniq.errors import StorageUnavailable
+from omniq.errors import NotCommitted, StorageUnavailable
 from omniq.execute import Attempt, Interruption, about
 from omniq.failpoints import failpoint
 from omniq.plugins import Plugins
 from omniq.storage import Lease, Storage
-from omniq.task import Cancelled, Failed, Outcome, Progress, Released, Retry, Succeeded, Task
+from omniq.task import Cancelled, Failed, Outcome, Progress, Released, Retry, Succeeded, Task, TaskState
 
 __all__ = ["Ledger"]
 
 _log = logging.getLogger("omniq.worker")
 _task_log = logging.getLogger("omniq.task")
+
+S = TypeVar("S")
 
 PROGRESS_EVERY = 0.5
 """Seconds between two writes of progress, however often tasks speak of it."""
@@ -39,7 +41,11 @@ class Ledger:
         self._worker = worker
         self._loop = asyncio.get_running_loop()
         self._held: dict[tuple[str, int], Attempt] = {}
+        self._join = storage.join
         self._outcomes: Batcher[Outcome, bool] = Batcher(self._finish)
+        # Apart from the others: where such a transaction was left open, the store may wait for its end.
+        self._after_completions: Batcher[Outcome, bool] = Batcher(self._finish)
+        self._looks: Batcher[str, Task | None] = Batcher(self._look)
         self._progress: dict[Lease, Progress] = {}
         self._progress_task: asyncio.Task[None] | None = None
         self._give_up = False
@@ -66,20 +72,27 @@ class Ledger:
         return [Lease(*key) for key in self._held.copy()]
 
     def get(self, lease: Lease) -> Attempt | None:
-        """Give the attempt under a lease."""
-        return self._held.get((lease.id, lease.delivery))
+        """Give the attempt under a lease of which there is news.
+
+        None if there is none, or if it has completed itself: the news that its lease is gone is that of its success.
+        """
+        attempt = self._held.get((lease.id, lease.delivery))
+        return None if attempt is None or attempt.context.completed else attempt
 
     def add(self, attempt: Attempt) -> None:
         """Take an attempt into custody: from now on its lease is renewed."""
         self._held[attempt.task.id, attempt.task.delivery] = attempt
+        attempt.context.join = self._join
 
     def settle(self, attempt: Attempt, outcome: Outcome) -> None:
         """Send an attempt's outcome to the store; the lease is held until the store has answered."""
         self.completed += 1
-        if attempt.interruption is Interruption.LEASE_LOST and isinstance(outcome, Released):
+        lost = attempt.interruption is Interruption.LEASE_LOST and isinstance(outcome, Released)
+        if lost and not attempt.context.completed:
             self._drop(attempt)
             return
-        self._outcomes.put(outcome, partial(self._answered, attempt, outcome))
+        batcher = self._after_completions if attempt.context.completed else self._outcomes
+        batcher.put(outcome, partial(self._answered, attempt, outcome))
 
     def refuse(self, task: Task, outcome: Outcome) -> None:
         """Send the outcome of a task that was never held, such as one whose function is unknown."""
@@ -91,29 +104,63 @@ class Ledger:
 
     async def drain(self) -> None:
         """Return when every outcome handed over has been answered."""
-        await self._outcomes.drain()
+        for batcher in (self._outcomes, self._after_completions, self._looks):
+            await batcher.drain()
         if self._progress_task is not None:
             self._progress_task.cancel()
 
     async def _finish(self, outcomes: Sequence[Outcome]) -> Sequence[bool]:
         failpoint("worker.before-finish")
+        answers = await self._patiently(partial(self._storage.finish, outcomes), len(outcomes))
+        failpoint("worker.after-finish")
+        return answers
+
+    async def _look(self, ids: Sequence[str]) -> Sequence[Task | None]:
+        return await self._patiently(partial(self._storage.get, ids), len(ids))
+
+    async def _patiently(self, call: Callable[[], Awaitable[S]], outcomes: int) -> S:
         pause = 0.05
         while True:
             try:
-                answers = await self._storage.finish(outcomes)
+                return await call()
             except StorageUnavailable as error:
                 # The work is done, and only its record is missing: worth more patience than anything else here.
                 if self._give_up:
                     raise
-                _log.warning("cannot record %d outcomes, will try again: %s", len(outcomes), error)
+                _log.warning("cannot record %d outcomes, will try again: %s", outcomes, error)
                 await asyncio.sleep(pause * random.uniform(0.5, 1.0))
                 pause = min(pause * 2, 5.0)
-            else:
-                failpoint("worker.after-finish")
-                return answers
+
+    def _looked(self, attempt: Attempt, outcome: Outcome, record: Task | None, error: BaseException | None) -> None:
+        """Tell how an attempt ended that completed itself and whose outcome was refused, by the record of its task."""
+        task = attempt.task
+        if error is not None:
+            self._answered(attempt, outcome, None, error)
+        elif record is None or (record.state is TaskState.SUCCEEDED and record.delivery == task.delivery):
+            # A task that was running a moment ago and is not there has ended, and been removed since.
+            self._drop(attempt)
+            afterwards = getattr(outcome, "error", None)
+            if afterwards is None or afterwards.type != NotCommitted.__name__:
+                _task_log.info(
+                    "task %s (%s) had completed itself; how it ended afterwards is not recorded: %s",
+                    task.id,
+                    task.name,
+                    afterwards.message if afterwards else type(outcome).__name__,
+                    extra=about(task),
+                )
+            self._tell(attempt, Succeeded(id=task.id, delivery=task.delivery, result=b""))
+        else:
+            self._rejected(attempt)
 
     def _answered(self, attempt: Attempt, outcome: Outcome, accepted: bool | None, error: BaseException | None) -> None:
         task = attempt.task
+        if accepted is False and attempt.context.completed:
+            # The usual end of a task that completed itself: what it did is committed. Or its lease was lost after all.
+            self._looks.put(task.id, partial(self._looked, attempt, outcome))
+            return
+        if accepted is False:
+            self._rejected(attempt)
+            return
         self._drop(attempt)
         if error is not None:
             _log.error(
@@ -123,17 +170,20 @@ class Ledger:
                 error,
                 extra=about(task),
             )
-        elif not accepted:
-            self.rejected += 1
-            _log.warning(
-                "the store rejected the late completion of task %s (%s, delivery %d): its lease was lost",
-                task.id,
-                task.name,
-                task.delivery,
-                extra=about(task),
-            )
         else:
             self._tell(attempt, outcome)
+
+    def _rejected(self, attempt: Attempt) -> None:
+        task = attempt.task
+        self._drop(attempt)
+        self.rejected += 1
+        _log.warning(
+            "the store rejected the late completion of task %s (%s, delivery %d): its lease was lost",
+            task.id,
+            task.name,
+            task.delivery,
+            extra=about(task),
+        )
 
     def _refused(self, task: Task, outcome: Outcome, accepted: bool | None, error: BaseException | None) -> None:
         if error is not None:

@@ -20,6 +20,7 @@ from omniq.retry import RetryPolicy
 from omniq.schedule import Trigger
 from omniq.serialization import Serializer
 from omniq.storage import Storage, StorageConfig, StorageFactory
+from omniq.urls import redact_all
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -219,7 +220,8 @@ class Plugins:
         except ConfigurationError:
             raise
         except ValueError as error:
-            raise ConfigurationError(str(error)) from error
+            # Somebody else's text, which may show the URL as it was given.
+            raise ConfigurationError(redact_all(str(error))) from None
 
     def _unknown_scheme(self, config: StorageConfig) -> str:
         extra = _EXTRAS.get(config.scheme)
@@ -303,7 +305,10 @@ class _Builtin:
 
     @hookspecs.hookimpl
     def omniq_serializers(self) -> Mapping[str, Serializer | str]:
-        return {"json": "omniq.serialization.json:serializer"}
+        return {
+            "json": "omniq.serialization.json:serializer",
+            "cloudpickle": "omniq.serialization.cloudpickle:serializer",
+        }
 
     @hookspecs.hookimpl
     def omniq_retry_policies(self) -> Mapping[str, type[RetryPolicy] | str]:

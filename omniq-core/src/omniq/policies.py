@@ -23,6 +23,11 @@ class Kinded(Protocol):
 
 V = TypeVar("V", bound=Kinded)
 
+LONGEST_TEXT = 100_000
+"""Characters of a stored policy or trigger."""
+LONGEST_SHOWN = 200
+"""Characters of a stored text that an error shows."""
+
 
 @functools.cache
 def _converter() -> Any:
@@ -38,9 +43,12 @@ def encode_value(value: Kinded) -> str:
     :raises ConfigurationError: if one of its fields has no JSON form.
     """
     try:
-        return json.dumps({"kind": value.kind, **_converter().unstructure(value)}, separators=(",", ":"))
+        text = json.dumps({"kind": value.kind, **_converter().unstructure(value)}, separators=(",", ":"))
     except (TypeError, ValueError) as error:
         raise ConfigurationError(f"{value!r} cannot be stored: {error}") from error
+    if len(text) > LONGEST_TEXT:
+        raise ConfigurationError(f"{_shown(text)} cannot be stored: it has more than {LONGEST_TEXT:,} characters")
+    return text
 
 
 def decode_value(text: str, look_up: Callable[[str], type[V]]) -> V:
@@ -51,14 +59,21 @@ def decode_value(text: str, look_up: Callable[[str], type[V]]) -> V:
     :raises UnknownPlugin: if the kind is not installed here.
     :raises SerializationError: if the text does not fit the class.
     """
+    if len(text) > LONGEST_TEXT:
+        raise SerializationError(f"{_shown(text)} has {len(text):,} characters; no policy or trigger has so many")
     try:
         fields = json.loads(text)
         kind = fields.pop("kind")
-    except (ValueError, AttributeError, KeyError, TypeError) as error:
-        raise SerializationError(f"{text!r} is not a stored policy or trigger") from error
+        hash(kind)  # it is looked up, and a list could not be
+    except (ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
+        raise SerializationError(f"{_shown(text)} is not a stored policy or trigger") from error
     cls = look_up(kind)
     try:
         value: V = _converter().structure(fields, cls)
     except Exception as error:  # cattrs raises groups of whatever the fields' converters raise
-        raise SerializationError(f"{text!r} does not fit {cls.__name__}: {error}") from error
+        raise SerializationError(f"{_shown(text)} does not fit {cls.__name__}: {error}") from error
     return value
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}…")

@@ -65,7 +65,7 @@ class _Child:
         self.pipe, theirs = context.Pipe()
         lifeline, self._lifeline = context.Pipe(duplex=False)
         self.process: BaseProcess = context.Process(
-            target=_serve, args=(theirs, lifeline, codec.settings), name="omniq-process", daemon=True
+            target=_serve, args=(theirs, lifeline, codec.for_child()), name="omniq-process", daemon=True
         )
         self.process.start()
         theirs.close()
@@ -197,7 +197,7 @@ def _serve(pipe: Connection, lifeline: Connection, settings: dict[str, Any]) -> 
     # Ctrl-C goes to the whole group of processes; what is to end, and when, is the worker's to say.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_die_with_parent, args=(lifeline,), name="omniq-lifeline", daemon=True).start()
-    codec = Codec(default_plugins(), **settings)
+    codec = Codec.in_child(default_plugins(), **settings)
     while True:
         try:
             task, address = pipe.recv()

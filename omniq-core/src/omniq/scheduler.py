@@ -15,10 +15,12 @@ from datetime import timedelta
 
 from attrs import evolve
 
-from omniq.errors import OmniQError, StorageError
+from omniq.codec import Codec
+from omniq.errors import OmniQError, PayloadRejected, StorageError
 from omniq.plugins import Plugins
 from omniq.policies import decode_value
 from omniq.schedule import Overlap, Schedule
+from omniq.signing import shown
 from omniq.storage import Storage
 from omniq.ticks import advance
 
@@ -39,13 +41,25 @@ class Scheduler:
 
     :param storage: the worker's open storage.
     :param plugins: where the triggers' classes are looked up.
+    :param codec: checks the schedules' signatures and signs their tasks.
     :param is_waiting: says whether the worker waits for work at the moment.
+    :param on_rejected: tells of the event ``omniq_schedule_rejected``.
     """
 
-    def __init__(self, storage: Storage, plugins: Plugins, *, is_waiting: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        storage: Storage,
+        plugins: Plugins,
+        codec: Codec,
+        *,
+        is_waiting: Callable[[], bool],
+        on_rejected: Callable[..., None] | None = None,
+    ) -> None:
         self._storage = storage
         self._plugins = plugins
+        self._codec = codec
         self._is_waiting = is_waiting
+        self._on_rejected = on_rejected
         self._look = asyncio.Event()
 
     def look(self) -> None:
@@ -78,14 +92,17 @@ class Scheduler:
         return len(due)
 
     async def _fire(self, schedule: Schedule) -> None:
+        live = schedule.overlap is Overlap.SKIP and await self._is_live(schedule.last_task)
+        now = await self._storage.now()
         try:
+            self._codec.admit_schedule(schedule)
             trigger = decode_value(schedule.trigger, self._plugins.trigger)
-        except OmniQError as error:
+            advanced, tasks = advance(schedule, trigger, now, last_run_is_live=live)
+        except Exception as error:  # a trigger is foreign code; one that is broken must not keep the others from firing
             await self._set_aside(schedule, error)
             return
-        live = schedule.overlap is Overlap.SKIP and await self._is_live(schedule.last_task)
-        advanced, tasks = advance(schedule, trigger, await self._storage.now(), last_run_is_live=live)
-        if await self._storage.fire(advanced, tasks):
+        # Under the key that signs now, should it have been signed with one that only verifies by now.
+        if await self._storage.fire(self._codec.sign_schedule(advanced), [self._codec.sign(task) for task in tasks]):
             _log.info("schedule %s fired %d tasks; next run %s", schedule.id, len(tasks), advanced.next_run)
 
     async def _is_live(self, task_id: str | None) -> bool:
@@ -94,9 +111,12 @@ class Scheduler:
         (task,) = await self._storage.get([task_id])
         return task is not None and not task.state.is_final
 
-    async def _set_aside(self, schedule: Schedule, error: OmniQError) -> None:
-        # Another worker may know the trigger; but if none does, the schedule must not be looked at a hundred times a
-        # second.
-        _log.error("schedule %s cannot fire here: %s; looking again in a minute", schedule.id, error)
+    async def _set_aside(self, schedule: Schedule, error: Exception) -> None:
+        # Another worker may know the trigger, or the key; but if none does, the schedule must not be looked at a
+        # hundred times a second.
+        told = str(error) if isinstance(error, OmniQError) else f"{type(error).__name__}: {error}"
+        _log.error("schedule %s cannot fire here: %s; looking again in a minute", shown(schedule.id), told)
+        if isinstance(error, PayloadRejected) and self._on_rejected is not None:
+            self._on_rejected("omniq_schedule_rejected", schedule=schedule, reason=told)
         later = await self._storage.now() + timedelta(minutes=1)
         await self._storage.fire(evolve(schedule, next_run=later), [])

@@ -174,6 +174,7 @@ class Task:
     def args(self) -> tuple[Any, ...]:
         """The positional arguments, decoded now.
 
+        :raises PayloadRejected: if they must not be decoded: unsigned, altered, or of a serializer not accepted.
         :raises SerializationError: if they cannot be decoded.
         """
         return self._decode().arguments(self)[0]
@@ -182,6 +183,7 @@ class Task:
     def kwargs(self) -> Mapping[str, Any]:
         """The keyword arguments, decoded now.
 
+        :raises PayloadRejected: if they must not be decoded: unsigned, altered, or of a serializer not accepted.
         :raises SerializationError: if they cannot be decoded.
         """
         return self._decode().arguments(self)[1]
@@ -195,6 +197,7 @@ class Task:
     def result(self) -> Any:
         """The result of a task that succeeded, decoded now; None for any other.
 
+        :raises PayloadRejected: if it must not be decoded: unsigned, altered, or of a serializer not accepted.
         :raises SerializationError: if it cannot be decoded.
         """
         return self._decode().result(self)

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from attrs import evolve
 
+from omniq.codec import Codec
 from omniq.control import Control
 from omniq.durations import aware, duration
 from omniq.errors import InvalidTrigger, ScheduleNotFound, StorageUnavailable
@@ -36,6 +37,7 @@ class Timetable(Control):
     """The scheduling half of a :class:`~omniq.TaskQueue`."""
 
     plugins: Plugins
+    codec: Codec
     functions: dict[str, TaskFunction[Any, Any]]
     declared: dict[str, Trigger]
 
@@ -82,7 +84,7 @@ class Timetable(Control):
             start=None if start is None else aware(start, "start"),
             end=None if end is None else aware(end, "end"),
         )
-        stored = await storage.put_schedule(schedule)
+        stored = await storage.put_schedule(self.codec.sign_schedule(schedule))
         assert stored is not None  # without an expected revision nothing can be in the way
         return stored
 
@@ -113,6 +115,7 @@ class Timetable(Control):
 
         :return: False if it was not paused.
         :raises ScheduleNotFound: if it is not in the store.
+        :raises PayloadRejected: if it is unsigned or altered, and its trigger would have to be read.
         """
 
         def resumed(schedule: Schedule, now: datetime) -> Schedule | None:
@@ -120,6 +123,7 @@ class Timetable(Control):
                 return None
             following = schedule.next_run
             if following is not None and following <= now:
+                self.codec.admit_schedule(schedule)
                 following = self._trigger(schedule).first(now)
                 if following is not None and schedule.end is not None and following > schedule.end:
                     following = None
@@ -134,11 +138,13 @@ class Timetable(Control):
 
         :return: a handle of the task.
         :raises ScheduleNotFound: if it is not in the store.
+        :raises PayloadRejected: if it is unsigned or altered.
         """
         storage = await self._storage()
         for _ in range(TRIES):
             schedule = await _found(storage, schedule_id)
-            task = task_of_run(schedule, None)
+            self.codec.admit_schedule(schedule)
+            task = self.codec.sign(task_of_run(schedule, None))
             if await storage.fire(evolve(schedule, last_task=task.id), [task]):
                 return self.handle(task.id)
         raise _contended(schedule_id)
@@ -165,7 +171,8 @@ class Timetable(Control):
         storage = await self._storage()
         now = await storage.now()
         stored = {schedule.id: schedule for schedule in await storage.get_schedules()}
-        for schedule in _declared(self.declared, self.functions, self.order, now):
+        for unsigned in _declared(self.declared, self.functions, self.order, now):
+            schedule = self.codec.sign_schedule(unsigned)
             old = stored.get(schedule.id)
             if old is None:
                 await storage.put_schedule(schedule, expected_revision=0)

@@ -7,13 +7,15 @@ anything.
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 from omniq.storage import Enqueued
 from omniq.task import NewTask, Outcome
 
-__all__ = ["CallerTransaction"]
+__all__ = ["CallerTransaction", "driver_connection"]
 
 
 class CallerTransaction(ABC):
@@ -21,11 +23,23 @@ class CallerTransaction(ABC):
 
     The methods without the prefix ``a`` work on the calling thread, with a connection of a synchronous driver; with an
     asynchronous one they raise a TypeError that names the twin. The twins work with both kinds.
+
+    Every method is all or nothing within the transaction: one that raises has changed nothing that a commit would
+    store. While the transaction is open, the store's heartbeats and recoveries of other tasks do not wait for it, where
+    the database locks less than the whole of it.
     """
+
+    is_async: bool = False
+    """Whether the connection is of an asynchronous driver, so that only the twins work. The core then refuses the
+    others itself, by the names that its users know."""
 
     @abstractmethod
     def enqueue(self, tasks: Sequence[NewTask]) -> list[Enqueued]:
-        """Do :meth:`omniq.storage.Storage.enqueue` within the caller's transaction."""
+        """Do :meth:`omniq.storage.Storage.enqueue` within the caller's transaction.
+
+        :raises ValueError: if the connection commits each statement by itself, and no transaction is open.
+        :raises StorageUnavailable: if the database is locked or cannot be written; the caller is to roll back.
+        """
 
     @abstractmethod
     async def aenqueue(self, tasks: Sequence[NewTask]) -> list[Enqueued]:
@@ -36,8 +50,34 @@ class CallerTransaction(ABC):
         """Record how a delivery ended within the caller's transaction, fenced as by ``Storage.finish``.
 
         :return: False if the lease was lost; the caller is to roll back then.
+        :raises ValueError: if the connection commits each statement by itself, and no transaction is open.
+        :raises StorageUnavailable: if the database is locked or cannot be written; the caller is to roll back.
         """
 
     @abstractmethod
     async def afinish(self, outcome: Outcome) -> bool:
         """Do :meth:`finish`."""
+
+
+def driver_connection(connection: object) -> object:
+    """Give the driver's own connection behind one of SQLAlchemy's or Django's; anything else comes back as it is.
+
+    Imports neither of them. Of SQLAlchemy it takes a ``Connection``, a ``Session`` and a ``scoped_session``; where no
+    transaction has begun there, one is: without it, SQLAlchemy's ``commit()`` would not commit what is done on the
+    driver's connection. Of Django it takes ``django.db.connection`` and those of ``connections``.
+
+    :param connection: what the caller gave.
+    """
+    orm: Any = sys.modules.get("sqlalchemy.orm")
+    if orm is not None and isinstance(connection, (orm.Session, orm.scoped_session)):
+        connection = connection.connection()
+    engine: Any = sys.modules.get("sqlalchemy.engine")
+    if engine is not None and isinstance(connection, engine.Connection):
+        if not connection.in_transaction():
+            connection.begin()
+        return connection.connection.driver_connection
+    if "django.db" in sys.modules and hasattr(connection, "ensure_connection"):
+        # By what it can do: django.db.connection stands for a connection, and is none itself.
+        connection.ensure_connection()
+        return getattr(connection, "connection", connection)
+    return connection

@@ -8,9 +8,10 @@ from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 from omniq.errors import ConfigurationError
 from omniq.storage import StorageConfig
 
-__all__ = ["parse_url", "redact"]
+__all__ = ["parse_url", "redact", "redact_all"]
 
 _SECRET = re.compile(r"pass|secret|token|key|cred", re.IGNORECASE)
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://\S+")
 _NAMESPACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}")
 # Here a user without a password is a token.
 _TOKEN_SCHEMES = frozenset({"nats", "tls", "ws", "wss"})
@@ -31,6 +32,11 @@ def redact(url: str) -> str:
         user, at, place = place.rpartition("@")
         place = _hide_password(user, scheme.lower()) + at + place
     return scheme + separator + place + mark + _hide_options(query)
+
+
+def redact_all(text: str) -> str:
+    """Give a text, such as an error of somebody else's, with every URL in it as :func:`redact` shows it."""
+    return _URL.sub(lambda found: redact(found[0]), text)
 
 
 def _is_clear(url: str) -> bool:
@@ -67,7 +73,10 @@ def parse_url(url: str, namespace: str | None = None) -> StorageConfig:
     :raises ConfigurationError: if it is no URL, or the namespace or an option cannot be used.
     """
     if not isinstance(url, str):
-        raise ConfigurationError(f"{url!r} is not a storage URL such as sqlite:///jobs.db or redis://localhost")
+        # Not shown: it may be a library's own kind of URL, password and all.
+        raise ConfigurationError(
+            f"a {type(url).__name__} is not a storage URL such as sqlite:///jobs.db or redis://localhost, which is text"
+        )
     shown = redact(url)
     if "://" not in url:
         hint = f"; for a file write sqlite:///{url}" if url.endswith((".db", ".sqlite")) else ""

@@ -17,7 +17,8 @@ from typing import Any, Protocol, Self, TypedDict
 from omniq.codec import Codec
 from omniq.connections import Connections
 from omniq.durations import duration
-from omniq.execute import Attempt, Interruption, about, unknown_task
+from omniq.errors import PayloadRejected
+from omniq.execute import Attempt, Interruption, about, rejected, unknown_task
 from omniq.executors import Lane, LoopLane, ThreadLane
 from omniq.functions import Executor, TaskFunction
 from omniq.heartbeat import Heartbeat
@@ -27,6 +28,7 @@ from omniq.options import Duration, check_count
 from omniq.plugins import Plugins
 from omniq.processes import ProcessLane, ProcessLimits
 from omniq.scheduler import Scheduler
+from omniq.signing import shown
 from omniq.storage import Lease, LeaseState
 from omniq.supply import Supply
 from omniq.task import Outcome, Released, Task
@@ -48,8 +50,8 @@ class WorkerHost(Protocol):
     url: str
     codec: Codec
     connections: Connections
-    functions: dict[str, TaskFunction[Any, Any]]
     plugins: Plugins
+    runnable: Mapping[str, TaskFunction[Any, Any]]
 
     async def areconcile_schedules(self) -> None: ...
 
@@ -118,7 +120,7 @@ class Worker:
         self.grace = duration(grace, "grace")
         self.recover_every = self.lease / 2 if recover_every is None else _positive(recover_every, "recover_every")
         self.scheduler = scheduler
-        self._served = Served(queues, queue.functions)
+        self._served = Served(queues, queue.runnable)
         self._stop = asyncio.Event()
         self._now = asyncio.Event()
         self._intake: Intake | None = None
@@ -148,7 +150,7 @@ class Worker:
             "thread": ThreadLane(self.threads, *told),
             "process": ProcessLane(self.processes, *told, codec=self.queue.codec, limits=self._limits),
         }
-        self._supply = Supply(self._lanes, self.concurrency, self.queue.functions)
+        self._supply = Supply(self._lanes, self.concurrency, self.queue.runnable)
         self._heartbeat = Heartbeat(
             self.queue.connections.sibling(),
             worker=self.id,
@@ -157,7 +159,9 @@ class Worker:
             on_news=lambda news: self._from_thread(self._heed, news),
             on_silence=lambda: self._from_thread(self._surrender),
         )
-        self._scheduler = Scheduler(self._storage, self.queue.plugins, is_waiting=self._is_waiting)
+        self._scheduler = Scheduler(
+            self._storage, self.queue.plugins, self.queue.codec, is_waiting=self._is_waiting, on_rejected=self._tell
+        )
         self._upkeep = Upkeep(self._storage, self.id, self.queue.plugins, every=self.recover_every)
         self._intake = intake = Intake(
             self._storage,
@@ -294,7 +298,16 @@ class Worker:
     # Running
 
     def _accept(self, task: Task) -> None:
-        function = self.queue.functions.get(task.name)
+        try:
+            # Before anything of it is looked at: its name, its arguments, its retry policy.
+            self.queue.codec.admit(task)
+        except PayloadRejected as error:
+            # What it is called may have been chosen to look like something else in a log.
+            _log.error("task %s (%s) is rejected: %s", shown(task.id), shown(task.name), error, extra=about(task))
+            self.ledger.refuse(task, rejected(task, error))
+            self._tell("omniq_task_rejected", task=task, reason=str(error))
+            return
+        function = self.queue.runnable.get(task.name)
         if function is None:
             outcome = unknown_task(task)
             _log.warning(

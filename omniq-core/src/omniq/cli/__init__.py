@@ -20,6 +20,7 @@ from typing import Protocol, cast
 
 from omniq.cli.arguments import Parser, add_verbose
 from omniq.cli.failures import report, suggestion
+from omniq.urls import redact
 
 __all__ = ["COMMANDS", "Command", "main"]
 
@@ -31,6 +32,7 @@ COMMANDS = {
     "queues": ("omniq.cli.queues", "list, pause, resume and purge queues"),
     "schedules": ("omniq.cli.schedules", "list, show, pause, resume, trigger and delete schedules"),
     "doctor": ("omniq.cli.doctor", "look for what is amiss with a store"),
+    "migrate": ("omniq.cli.migrate", "bring a store's schema up to date"),
     "plugins": ("omniq.cli.plugins", "show which plugins are installed"),
     "demo": ("omniq.demo.command", "see two workers do real work, and one of them killed"),
 }
@@ -122,7 +124,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
         getattr(options, "parser", parsers[options.command]).error(
             f"there is no option {unknown[0]}"
             if is_option
-            else f"{unknown[0]!r} is one argument too many; options go before or after all arguments"
+            else f"{redact(unknown[0])!r} is one argument too many; options go before or after all arguments"
         )
     return options
 

@@ -15,6 +15,7 @@ from omniq.cli.failures import UsageError, suggestion
 from omniq.errors import ConfigurationError
 from omniq.queue import TaskQueue
 from omniq.storage import Capability, Storage
+from omniq.urls import redact
 
 __all__ = ["is_shared", "load_queue", "load_queue_or_url", "now_of", "open_queue", "require_shared", "store_of"]
 
@@ -68,8 +69,11 @@ def load_queue(app: str) -> TaskQueue:
     :raises ConfigurationError: if the queue's URL or options cannot be used.
     """
     name, colon, attribute = app.partition(":")
+    if "@" in app and "://" not in app:
+        # A URL with a mistake in it, and perhaps with a password: not shown as it was typed.
+        raise UsageError(f"{redact(app)!r} is neither a URL such as redis://user:password@host nor module:attribute")
     if "://" in app:
-        raise UsageError(f"{app!r} is the URL of a store; name your TaskQueue as module:attribute")
+        raise UsageError(f"{redact(app)!r} is the URL of a store; name your TaskQueue as module:attribute")
     if os.sep in name or name.endswith(".py"):
         name = name.removesuffix(".py").strip("./").replace(os.sep, ".")
         raise UsageError(f"{app!r} is not module:attribute; try {name}:{attribute or 'queue'}")

@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Iterable
 
 from omniq.errors import ConfigurationError, OmniQError
+from omniq.urls import redact_all
 
 __all__ = ["FAILED", "WRONG_USAGE", "OperationFailed", "UsageError", "complain", "note", "report", "suggestion"]
 
@@ -30,14 +31,15 @@ def report(error: Exception, *, verbose: bool) -> int:
     :return: the exit code.
     """
     if verbose:
-        traceback.print_exception(error)
+        print(redact_all("".join(traceback.format_exception(error))), end="", file=sys.stderr)
     complain(_text(error))
     return WRONG_USAGE if isinstance(error, (UsageError, ConfigurationError)) else FAILED
 
 
 def complain(text: str) -> None:
     """Say on stderr what was not done."""
-    print(f"omniq: error: {text}", file=sys.stderr)
+    # Whatever was typed, or a driver says, may hold a URL with its password.
+    print(f"omniq: error: {redact_all(text)}", file=sys.stderr)
 
 
 def note(text: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 from collections.abc import Callable, Iterator
 from datetime import datetime
@@ -19,10 +20,11 @@ from omniq.cli.task_records import arguments_json, arguments_text, as_record
 from omniq.cli.terminal import Screen, human_duration
 from omniq.cli.trigger_words import in_words
 from omniq.cli.wording import ago, exact, local_time, printable, relative
-from omniq.errors import OmniQError, ScheduleNotFound
+from omniq.errors import OmniQError, PayloadRejected, ScheduleNotFound
 from omniq.policies import decode_value
 from omniq.queue import TaskQueue
 from omniq.schedule import Schedule, Trigger
+from omniq.task import Task
 
 __all__ = ["ACTIONS", "as_json", "configure", "run"]
 
@@ -115,6 +117,22 @@ def _trigger(schedule: Schedule, queue: TaskQueue) -> Trigger | None:
         return None
 
 
+def _record(schedule: Schedule, queue: TaskQueue, now: datetime) -> Task:
+    """Give the record that the task of a run would have; one that cannot be decoded if the schedule is forged."""
+    order = schedule.task
+    with contextlib.suppress(PayloadRejected):
+        queue.codec.admit_schedule(schedule)
+        order = queue.codec.sign(order)
+    return as_record(order, queue, now)
+
+
+def _trigger_json(schedule: Schedule) -> Any:
+    try:
+        return json.loads(schedule.trigger)
+    except (ValueError, RecursionError):  # not ours
+        return schedule.trigger
+
+
 def _words(schedule: Schedule, queue: TaskQueue) -> str:
     trigger = _trigger(schedule, queue)
     return printable(schedule.trigger) if trigger is None else in_words(trigger)
@@ -126,8 +144,8 @@ def as_json(schedule: Schedule, queue: TaskQueue, now: datetime) -> dict[str, An
         "id": schedule.id,
         "task": schedule.task.name,
         "queue": schedule.task.queue,
-        **arguments_json(as_record(schedule.task, queue, now), queue),
-        "trigger": json.loads(schedule.trigger),
+        **arguments_json(_record(schedule, queue, now), queue),
+        "trigger": _trigger_json(schedule),
         "trigger_text": _words(schedule, queue),
         "next_run": _iso(schedule.next_run),
         "last_run": _iso(schedule.last_run),
@@ -182,7 +200,7 @@ def _details(schedule: Schedule, queue: TaskQueue, now: datetime) -> Iterator[tu
     yield "schedule", printable(schedule.id)
     yield "task", printable(schedule.task.name)
     yield "queue", printable(schedule.task.queue)
-    yield "arguments", arguments_text(as_record(schedule.task, queue, now), queue)
+    yield "arguments", arguments_text(_record(schedule, queue, now), queue)
     yield "trigger", _words(schedule, queue)
     yield "paused", _yes(schedule.paused)
     yield "declared", "yes, in code: workers keep it as it stands there" if schedule.declared else "no"

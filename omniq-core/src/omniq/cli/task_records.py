@@ -18,6 +18,7 @@ from omniq.cli.terminal import Screen, human_duration
 from omniq.cli.values import plain_json
 from omniq.cli.wording import ago, exact, printable, relative, rough_duration
 from omniq.queue import TaskQueue
+from omniq.signing import unsealed
 from omniq.task import NewTask, Progress, Task, TaskState
 
 __all__ = ["STYLES", "arguments_json", "arguments_text", "as_json", "as_lines", "as_record", "task_table"]
@@ -290,7 +291,7 @@ def _stored_arguments(task: Task) -> tuple[list[Any], dict[str, Any]] | None:
 
 
 def _stored_result(task: Task) -> _Stored | None:
-    return _stored_json(task, task.result_payload or b"")
+    return _stored_json(task, unsealed(task.result_payload or b""))
 
 
 def _stored_json(task: Task, payload: bytes) -> _Stored | None:
@@ -298,7 +299,7 @@ def _stored_json(task: Task, payload: bytes) -> _Stored | None:
         return None
     try:
         return _Stored(json.loads(payload))
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
 
 

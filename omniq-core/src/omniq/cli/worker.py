@@ -102,7 +102,7 @@ def run(options: argparse.Namespace) -> int:
         _check(queue, options)
         if not is_shared(queue):
             _log.warning("%s lives inside this process: only tasks that are enqueued in it will run", queue.url)
-        if not queue.functions:
+        if not queue.runnable:
             _log.warning("%s has no tasks: is the module imported that declares them with @queue.task?", options.app)
         if supervised:
             stop_when_parent_ends(options.lifeline, within=options.grace + PATIENCE)

@@ -11,7 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from attrs import field, frozen
 
-__all__ = ["ArgumentTypes", "Serializer"]
+__all__ = ["ArgumentTypes", "Serializer", "runs_code"]
 
 
 @frozen
@@ -39,6 +39,9 @@ class ArgumentTypes:
 @runtime_checkable
 class Serializer(Protocol):
     """Encodes arguments and results. Stateless and thread-safe.
+
+    One whose decoding may run code that the bytes choose, as unpickling does, has an attribute ``runs_code = True``.
+    Queues then take it only with a signing key, or on ``memory://``; and it can carry functions that nobody registered.
 
     Errors are :class:`~omniq.errors.SerializationError` and name the path to the value: ``args[0].items[3].when``,
     ``kwargs['user'].email``, ``result[2]``.
@@ -77,3 +80,8 @@ class Serializer(Protocol):
         :raises SerializationError: if the bytes are not its own, or do not fit the annotation.
         """
         ...
+
+
+def runs_code(serializer: Serializer) -> bool:
+    """Tell whether decoding with a serializer may run code that the bytes choose."""
+    return bool(getattr(serializer, "runs_code", False))

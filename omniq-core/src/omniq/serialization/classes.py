@@ -89,6 +89,8 @@ class _Inside:
             else:
                 encode, decode = _written_by_cattrs(name, shape, fields, self._kind)
             decode = _checking_fields(name, fields, decode)
+            if self._kind is not dict:
+                decode = _taking_atoms(fields, self._kind, decode)
             if not all(one.codec.flat for one in fields):
                 encode, decode = deeper(encode), deeper_in_payloads(decode)
             if not shape.faithful:
@@ -199,6 +201,30 @@ def _written_by_cattrs(name: str, shape: Shape, fields: list[_FieldCodec], cls: 
         return made
 
     return encode, decode
+
+
+def _taking_atoms(fields: list[_FieldCodec], cls: type, decode: Function) -> Function:
+    """Make a decoder that hands a tree to the constructor as it is, where every field is there and plain JSON.
+
+    Many classes are no more than that, and cattrs would hand over one field by one.
+    """
+    if not all(one.codec.exact and one.field.init and one.field.argument == one.name for one in fields):
+        return decode
+    checks = [(one.name, one.codec.exact) for one in fields]
+    count = len(checks)
+
+    def take(tree: Any) -> Any:
+        if len(tree) != count:
+            return decode(tree)
+        for name, exact in checks:
+            if name not in tree or type(tree[name]) not in exact:
+                return decode(tree)
+        try:
+            return cls(**tree)
+        except Exception:
+            return decode(tree)  # which says what is wrong
+
+    return take
 
 
 def _checking_fields(name: str, fields: list[_FieldCodec], decode: Function) -> Function:

@@ -204,7 +204,10 @@ def tagged(tag: str, value: Any) -> dict[str, Any]:
 
 def is_tagged(tree: Mapping[str, Any], *optional: str) -> bool:
     """Tell whether a tagged object has a value and, beyond it, no key that is not optional."""
-    return VALUE in tree and len(tree) == 2 + sum(key in tree for key in optional)
+    if VALUE not in tree:
+        return False
+    # By far most have no more than the tag and the value.
+    return len(tree) == 2 or len(tree) == 2 + sum(key in tree for key in optional)
 
 
 def wrapping(label: str, encode: Function) -> Function:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, TypeAlias
 
 from omniq.serialization.codec import Codec, Function, deeper, deeper_in_payloads, is_tagged, tagged, wrapping
@@ -18,16 +18,16 @@ from omniq.serialization.text import TAG, VALUE, dumps
 __all__ = ["array_codec", "deque_codec", "fixed_tuple_codec", "list_codec", "mapping_codec", "pairs_of"]
 
 _Build: TypeAlias = Callable[[list[Any]], Any]
+_MOST_COLLISIONS = 1_000
 _STR: frozenset[type] = frozenset({str})
 _INT: frozenset[type] = frozenset({int})
 
 
 def _each(function: Function, values: Iterable[Any]) -> list[Any]:
     done: list[Any] = []
-    add = done.append
     try:
-        for value in values:
-            add(function(value))
+        # It keeps what came before a refusal, so that its length says where that was.
+        done.extend(map(function, values))
     except Refusal as refusal:
         refusal.steps.append(f"[{len(done)}]")
         raise
@@ -85,6 +85,8 @@ def array_codec(name: str, kind: type, item: Codec) -> Codec:
     build: _Build = tuple if kind is tuple else _set_of(kind)
 
     def encode(values: Any) -> Any:
+        if kind is not tuple:
+            _check_hashes(kind, values)
         trees = encode_items(values)
         # A list may be had from a tuple only by copying it; to JSON they are the same.
         return tagged(tag, trees if kind is tuple else _sorted(trees))
@@ -103,10 +105,26 @@ def _sorted(trees: Iterable[Any]) -> list[Any]:
     return sorted(trees, key=dumps)
 
 
+def _check_hashes(kind: type, values: Collection[Any]) -> None:
+    """Refuse values so many of which have the same hash that a set or dict of them takes minutes to make.
+
+    Strings and bytes are hashed by a secret; numbers are not, so that a payload can be written on purpose to be slow.
+
+    :raises Refusal: if they are so.
+    """
+    if len(values) > _MOST_COLLISIONS:
+        collisions = len(values) - len(set(map(hash, values)))
+        if collisions > _MOST_COLLISIONS:
+            raise Refusal(f"has a {kind.__name__} of which {collisions:,} items or keys have the hash of another")
+
+
 def _set_of(kind: type) -> _Build:
     def build(values: list[Any]) -> Any:
         try:
+            _check_hashes(kind, values)
             made = kind(values)
+        except Refusal:
+            raise
         except Exception as error:
             # Hashing and comparing may be the application's code.
             raise Refusal(f"the payload has a {kind.__name__} of what cannot be in one: {describe(error)}") from error
@@ -204,6 +222,7 @@ def mapping_codec(name: str, kind: type, key: Codec, value: Codec) -> Codec:
 
     @deeper
     def encode_pairs(mapping: Any) -> Any:
+        _check_hashes(kind, mapping)
         keys = _each_key(key.encode, mapping)
         values = _each_value(value.encode, mapping.items())
         return tagged(tag, [[k, v] for k, v in zip(keys, values, strict=True)])
@@ -244,7 +263,10 @@ def mapping_codec(name: str, kind: type, key: Codec, value: Codec) -> Codec:
 
 def _mapping_of(kind: type, keys: list[Any], values: list[Any]) -> Any:
     try:
+        _check_hashes(kind, keys)
         made = kind(zip(keys, values, strict=True))
+    except Refusal:
+        raise
     except Exception as error:
         # Hashing and comparing may be the application's code.
         raise Refusal(f"the payload has a {kind.__name__} with a key that cannot be one: {describe(error)}") from error

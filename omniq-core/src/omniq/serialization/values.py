@@ -106,6 +106,8 @@ def _fold(tree: Any) -> int:
 
 def _datetime(tree: Any) -> datetime:
     moment = datetime.fromisoformat(_text(tree))
+    if len(tree) == 2:
+        return moment
     return moment.replace(tzinfo=_zone(tree, moment.tzinfo), fold=_fold(tree))
 
 

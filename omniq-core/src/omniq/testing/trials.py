@@ -20,7 +20,8 @@ from typing import Any, TypeVar
 
 from omniq.connections import Connections
 from omniq.durations import duration
-from omniq.execute import Attempt, run_async, run_sync, unknown_task
+from omniq.errors import PayloadRejected
+from omniq.execute import Attempt, rejected, run_async, run_sync, unknown_task
 from omniq.plugins import Plugins
 from omniq.queue import TaskQueue
 from omniq.scheduler import Scheduler
@@ -73,7 +74,7 @@ class Trial:
     async def adrain(self) -> int:
         """Run every task that is ready or due; see :meth:`drain`."""
         storage = (await self.queue.connections.current()).storage
-        scheduler = Scheduler(storage, self.queue.plugins, is_waiting=lambda: False)
+        scheduler = Scheduler(storage, self.queue.plugins, self.queue.codec, is_waiting=lambda: False)
         count = 0
         while True:
             await scheduler.fire_due()
@@ -91,7 +92,11 @@ class Trial:
                 raise RuntimeError(f"{MOST:,} tasks were run and there are more: does one enqueue itself?")
 
     async def _outcome(self, storage: Storage, task: Task) -> Outcome:
-        function = self.queue.functions.get(task.name)
+        try:
+            self.queue.codec.admit(task)
+        except PayloadRejected as error:
+            return rejected(task, error)
+        function = self.queue.runnable.get(task.name)
         if function is None:
             return unknown_task(task)
         told: list[Progress] = []

@@ -17,7 +17,7 @@ from functools import lru_cache
 from hashlib import blake2b
 from typing import TYPE_CHECKING, NamedTuple
 
-from omniq_local.sqlite.wake import Bell
+from omniq_local.wake import Bell
 
 if TYPE_CHECKING:
     from omniq_local.files.change import Change

@@ -28,7 +28,7 @@ from omniq_local.files.queues import Queue
 from omniq_local.files.repair import is_being_repaired, repair
 from omniq_local.files.settings import Settings
 from omniq_local.files.shelves import Shelf
-from omniq_local.sqlite.lanes import Errand, Lane, deliver
+from omniq_local.lanes import Errand, Lane, deliver
 
 __all__ = ["MISSED", "Folder", "Job"]
 

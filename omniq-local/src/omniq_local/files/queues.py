@@ -63,7 +63,7 @@ class Queue:
         self.raw = data
         try:
             self._take(json.loads(data), generation)
-        except (ValueError, TypeError, LookupError, AttributeError):
+        except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
             _log.exception("%s/%s cannot be read; run the store's repair", self._base, self.path)
             self._take({}, generation)
 

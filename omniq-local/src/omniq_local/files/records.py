@@ -252,7 +252,7 @@ def parse_record(data: bytes, path: str) -> Record:
             raise ValueError("there is more than two lines")
         head, status = _decode(first), _decode(second)
         return _record(head, status, first, second)
-    except (ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:
+    except (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError) as error:
         raise CorruptRecord(f"{path} is torn or no task's file: {error}") from error
 
 

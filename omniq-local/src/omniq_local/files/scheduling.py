@@ -32,7 +32,7 @@ def _all(change: Change) -> dict[str, Schedule]:
             try:
                 with open(f"{folder.base}/{path}", "rb") as file:
                     schedule = _load(json.loads(file.read()))
-            except (ValueError, TypeError, LookupError, AttributeError, OSError) as error:
+            except (ValueError, TypeError, LookupError, AttributeError, OSError, RecursionError) as error:
                 folder.set_aside(path, f"no schedule's file: {error}")
             else:
                 found[schedule.id] = schedule

@@ -18,7 +18,7 @@ from omniq_local.files.claiming import time_of
 from omniq_local.files.folder import Folder
 from omniq_local.files.reading import ended
 from omniq_local.files.scheduling import next_run
-from omniq_local.sqlite.wake import Inbox, Signal
+from omniq_local.wake import Inbox, Signal
 
 __all__ = ["Waiting"]
 

@@ -14,8 +14,8 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 from omniq.errors import StorageUnavailable
+from omniq_local.lanes import Errand
 from omniq_local.sqlite.connection import connect
-from omniq_local.sqlite.lanes import Errand
 from omniq_local.sqlite.settings import Settings
 
 __all__ = ["Checkpoints"]

@@ -13,6 +13,7 @@ import ctypes
 import os
 import sqlite3
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -21,20 +22,24 @@ from typing import Any, Protocol, TypeVar
 
 from omniq.errors import StorageError, StorageUnavailable
 from omniq.task import NewTask
+from omniq_local.lanes import Errand, Lane, deliver
 from omniq_local.sqlite.channels import MISSED, Channel, Job, Reader, Writer
 from omniq_local.sqlite.checkpoint import Checkpoints
-from omniq_local.sqlite.lanes import Errand, Lane, deliver
 from omniq_local.sqlite.preparation import PREPARING, prepare
 from omniq_local.sqlite.settings import Settings
 from omniq_local.sqlite.single import Inserted, SingleWriter, is_simple
 from omniq_local.sqlite.statements import Statements
-from omniq_local.sqlite.transaction import Transaction
-from omniq_local.sqlite.wake import Bell
+from omniq_local.sqlite.transaction import News, Transaction
+from omniq_local.wake import Bell
 
 __all__ = ["Database"]
 
 T = TypeVar("T")
 
+CALLER_PATIENCE = 2.0
+"""Seconds for which a caller's commit is waited for, to wake others after it; by then they have looked themselves."""
+CALLER_PAUSE = 0.02
+"""Seconds at most between two looks whether it has come."""
 FORK_PATIENCE = 10.0
 """Seconds for which a fork waits for the end of a transaction that another thread is in the middle of."""
 
@@ -77,6 +82,8 @@ class Database:
         self._beating: Lane[Job[Any]] = Lane("omniq-sqlite-beat", partial(_commit, self._beat))
         self._reading: Lane[Callable[[sqlite3.Connection], Any]] = Lane("omniq-sqlite-read", partial(_read, self._slow))
         self._checkpointing: Lane[None] = Lane("omniq-sqlite-checkpoint", self._checkpoints.work)
+        self._spreading: Lane[News] = Lane("omniq-sqlite-spread", self._spread)
+        self._is_ending = threading.Event()
 
     def now(self) -> int:
         """Give the store's clock, in microseconds since the epoch."""
@@ -106,8 +113,10 @@ class Database:
             self._users -= 1
             if self._users:
                 return
-            for lane in (self._committing, self._beating, self._reading, self._checkpointing):
+            self._is_ending.set()
+            for lane in (self._spreading, self._committing, self._beating, self._reading, self._checkpointing):
                 lane.stop()
+            self._is_ending.clear()
             for channel in reversed(self._channels):
                 channel.close()
             self.bell.close()
@@ -211,6 +220,24 @@ class Database:
             self.bell.ring(pokes)
         if self._checkpoints.due_after(rows):
             self._checkpointing.put(Errand(None, Future()))
+
+    def spread(self, news: News) -> None:
+        """Wake those who wait for what a caller writes in his own transaction, once he has ended it; returns at once.
+
+        If he rolls it back, they look in vain.
+        """
+        self._spreading.put(Errand(news, Future()))
+
+    def _spread(self, errands: list[Errand[News]]) -> None:
+        news = [errand.job for errand in errands]
+        deadline = time.monotonic() + CALLER_PATIENCE
+        pause = 0.001
+        with contextlib.suppress(StorageError):
+            # While he is in his transaction, nobody else gets the lock.
+            while self._main.attempt(lambda tx: tx.hear(news)) is MISSED:
+                if time.monotonic() > deadline or self._is_ending.wait(pause):
+                    return
+                pause = min(pause * 1.5, CALLER_PAUSE)
 
     # Reading
 

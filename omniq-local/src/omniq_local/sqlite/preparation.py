@@ -81,8 +81,10 @@ def prepare(settings: Settings, *, create: bool = True) -> None:
 
 def _prepare(connection: sqlite3.Connection, settings: Settings, patience: Patience) -> None:
     # Before anything is changed: the journal mode alone would change another program's file.
-    patience.spend(lambda: _check(connection, settings))
+    there = patience.spend(lambda: _check(connection, settings))
     patience.spend(lambda: _write_ahead(connection, settings))
+    if there:
+        return  # without the lock for writing: whoever opens the queue may hold it himself, in a transaction of his own
     patience.spend(lambda: connection.execute("BEGIN IMMEDIATE"))
     try:
         if not _check(connection, settings):

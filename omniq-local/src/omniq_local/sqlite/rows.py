@@ -232,7 +232,7 @@ def task_of(row: Sequence[Any]) -> Task:
         raise CorruptRecord(f"task {row[1]!r} (row {row[0]!r}) cannot be read: {error}") from error
 
 
-UNREADABLE = (TypeError, ValueError, OverflowError, LookupError)
+UNREADABLE = (TypeError, ValueError, OverflowError, LookupError, RecursionError)
 """What comes of values that are not what they should be."""
 
 

@@ -169,7 +169,7 @@ def _schedule(row: Sequence[Any]) -> Schedule:
             task=NewTask(**{**task, "tags": tuple(task["tags"])}),
             **fields,
         )
-    except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
+    except (TypeError, ValueError, KeyError, AttributeError, OverflowError, RecursionError) as error:
         raise CorruptRecord(
             f"schedule {schedule_id!r} cannot be read: {error}; delete it (omniq schedules delete) and store it anew"
         ) from error

@@ -28,11 +28,12 @@ from omniq.storage import (
     WorkerInfo,
 )
 from omniq.task import NewTask, Outcome, Progress, Task, TaskState
-from omniq_local.sqlite import claiming, control, finishing, reading, scheduling, upkeep
+from omniq.transactions import CallerTransaction
+from omniq_local.lanes import on_a_lane
+from omniq_local.sqlite import claiming, control, finishing, joining, reading, scheduling, upkeep
 from omniq_local.sqlite.database import Database
 from omniq_local.sqlite.doctor import diagnose
 from omniq_local.sqlite.enqueueing import enqueue
-from omniq_local.sqlite.lanes import on_a_lane
 from omniq_local.sqlite.listing import list_tasks, read_cursor
 from omniq_local.sqlite.rows import moment
 from omniq_local.sqlite.settings import read_settings
@@ -56,7 +57,12 @@ class SQLiteStorage(Storage):
     """
 
     capabilities: Set[Capability] = frozenset(
-        {Capability.DURABLE, Capability.NOTIFICATIONS, Capability.SHARED_BETWEEN_PROCESSES}
+        {
+            Capability.DURABLE,
+            Capability.NOTIFICATIONS,
+            Capability.SHARED_BETWEEN_PROCESSES,
+            Capability.TRANSACTIONS,
+        }
     )
 
     def __init__(self, config: StorageConfig, *, clock: Callable[[], float] = time.time) -> None:
@@ -125,6 +131,9 @@ class SQLiteStorage(Storage):
         if len(tasks) == 1 and self._database.insert(tasks[0]):
             return [Enqueued(tasks[0].id, True)]
         return self._database.write_blocking(partial(enqueue, tasks))
+
+    def join(self, connection: object) -> CallerTransaction:
+        return joining.join(connection, self._opened())
 
     async def claim(
         self, demand: Mapping[str, int], *, worker: str, lease: float, limit: int | None = None

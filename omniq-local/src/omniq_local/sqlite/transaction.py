@@ -13,15 +13,17 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
+
+from attrs import frozen
 
 from omniq_local.sqlite.connection import lenient
 from omniq_local.sqlite.faults import is_undecodable
 from omniq_local.sqlite.rows import FRESH, READY
 from omniq_local.sqlite.statements import Statements
 
-__all__ = ["Row", "Transaction"]
+__all__ = ["News", "Row", "Transaction"]
 
 SOON = 2_000_000
 """Microseconds. Who waits finds out about what is due later than this by himself, see waiting.py."""
@@ -30,12 +32,23 @@ Row = tuple[int, str, str, int]
 """Of a task: its seq, id, queue and state."""
 
 
+@frozen
+class News:
+    """What those who wait are to be told once it is committed."""
+
+    ready: dict[str, int]
+    """How many of them, by topic."""
+    ended: list[str]
+    """The ids of tasks."""
+
+
 class Transaction:
     """A write transaction that has begun.
 
     :param connection: on which it runs.
     :param sql: the namespace's statements.
     :param now: the store's now, in microseconds.
+    :param execute: how to run a statement; None: as the connection does it.
     """
 
     __slots__ = (
@@ -52,9 +65,15 @@ class Transaction:
         "sql",
     )
 
-    def __init__(self, connection: sqlite3.Connection, sql: Statements, now: int) -> None:
+    def __init__(
+        self,
+        connection: sqlite3.Connection,
+        sql: Statements,
+        now: int,
+        execute: Callable[..., sqlite3.Cursor] | None = None,
+    ) -> None:
         self._connection = connection
-        self.execute = connection.execute
+        self.execute = connection.execute if execute is None else execute
         self.sql = sql
         self.now = now
         self.pokes: list[tuple[int, int]] = []
@@ -223,6 +242,24 @@ class Transaction:
                 self._choose_whom_to_wake()
             self._ready.clear()
             self._ended.clear()
+
+    def complete_for_others(self) -> News | None:
+        """Do what is left to do before a commit that is somebody else's.
+
+        :return: what to :meth:`hear` after it; None if nobody waits. Until then nobody else writes, not even his name
+            on the table.
+        """
+        self.flush_counts()
+        if (self._ready or self._ended) and self.has_waiters:
+            return News(self._ready, self._ended)
+        return None
+
+    def hear(self, news: Iterable[News]) -> None:
+        """Take note of what others have committed, to wake those who wait for it."""
+        for entry in news:
+            for topic, n in entry.ready.items():
+                self._topic(topic, n)
+            self._ended += entry.ended
 
     def _choose_whom_to_wake(self) -> None:
         for topic, n in self._ready.items():

@@ -19,15 +19,17 @@ from omniq.errors import StorageUnavailable
 from omniq_local.sqlite.channels import Job
 from omniq_local.sqlite.database import Database
 from omniq_local.sqlite.transaction import Transaction
-from omniq_local.sqlite.wake import Inbox, Signal
+from omniq_local.wake import Inbox, Signal
 
 __all__ = ["Waiting"]
 
 T = TypeVar("T")
 
-LOOK_EVERY = 1.5
-"""Seconds between two looks for what nobody told us of, give or take a seventh."""
-NAMED_FOR = 20.0
+LOOK_EVERY = 1.8
+"""Seconds between two looks for what nobody told us of: nobody is to wait for two seconds."""
+LOOK_SPREAD = 0.05
+"""By which part of it a look comes earlier or later, so that many do not look at the same moment."""
+NAMED_FOR = 40.0
 """Seconds for which a name stays on the table: as long can a process that died take wake-ups from others."""
 OVERDUE_SCHEDULE_PAUSE = 1.0
 """Seconds. A schedule that is due but that nobody fires (no scheduler runs) must not make idle workers spin."""
@@ -121,15 +123,14 @@ class Waiting:
         try:
             while True:
                 if name is None or loop.time() >= name.until:
-                    if name is not None:
-                        self._strike(name)
-                    name, there = await self._name_for_work(topics, names)
+                    former, name = name, None
+                    name, there = await self._name_for_work(topics, names, former)
                 else:
                     there = self._look_for_work(name, names)
                 if there:
                     return
                 now = self._database.now()
-                pause = min(deadline - loop.time(), LOOK_EVERY * random.uniform(0.86, 1.14))
+                pause = min(deadline - loop.time(), _until_next_look())
                 if name.run_at is not None and name.run_at <= now:
                     pause, deadline = min(pause, OVERDUE_SCHEDULE_PAUSE), 0.0
                 for at in (name.due_at, name.run_at):
@@ -143,9 +144,12 @@ class Waiting:
             if name is not None:
                 self._keep(name)
 
-    async def _name_for_work(self, topics: tuple[str, ...], queues: str) -> tuple[_Name, bool]:
+    async def _name_for_work(self, topics: tuple[str, ...], queues: str, former: _Name | None) -> tuple[_Name, bool]:
         name = _Name(topics)
-        there = await self._write_down(name, partial(_register_for_work, name, self._port(), queues))
+        if former is not None:
+            self._forget(former)
+        former_token = None if former is None else former.signal.token
+        there = await self._write_down(name, partial(_register_for_work, name, self._port(), queues, former_token))
         if there:
             # It was not written down.
             name.signal.fired = True
@@ -195,7 +199,7 @@ class Waiting:
                     live = await self._write_down(name, partial(_register_for_end, name, self._port(), wanted))
                     if ended := set(ids).difference(live):
                         return ended
-                await name.signal.wait(min(deadline - loop.time(), LOOK_EVERY * random.uniform(0.86, 1.14)))
+                await name.signal.wait(min(deadline - loop.time(), _until_next_look()))
                 if self._is_closed:
                     raise StorageUnavailable(f"{self._database.settings.shown} was closed")
                 if (ended := self._ended(ids, wanted)) or loop.time() >= deadline:
@@ -225,7 +229,13 @@ def _register(name: _Name, port: int, tx: Transaction) -> None:
     tx.batch("waiting.register", [(topic, name.signal.token, port, until) for topic in name.topics])
 
 
-def _register_for_work(name: _Name, port: int, queues: str, tx: Transaction) -> bool:
+def _until_next_look() -> float:
+    return LOOK_EVERY * random.uniform(1 - LOOK_SPREAD, 1 + LOOK_SPREAD)
+
+
+def _register_for_work(name: _Name, port: int, queues: str, former: int | None, tx: Transaction) -> bool:
+    if former is not None:
+        _unregister(former, tx)
     tx.fold()
     # What this has made ready is not to wake us, who are about to look.
     tx.complete()

@@ -1,0 +1,103 @@
+"""``omniq migrate``: bring a store's schema up to date, or show what that would do."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from omniq.cli.app import load_queue_or_url
+from omniq.cli.arguments import add_app, add_json, describe
+from omniq.cli.terminal import Screen
+from omniq.cli.wording import plural, printable
+from omniq.migrations import Migrated, Migration
+from omniq.queue import TaskQueue
+
+__all__ = ["as_json", "configure", "run"]
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    describe(
+        parser,
+        "Bring a store's schema up to date. A queue does so by itself on first use, unless its URL says\n"
+        "migrate=off: so workers can run as a role that may only change rows.",
+        "omniq migrate postgresql://owner@db/shop\n"
+        "omniq migrate postgresql://db/shop --dry-run\n"
+        "omniq migrate shop.tasks:queue --sql > schema.sql",
+    )
+    add_app(parser, or_url=True)
+    only = parser.add_mutually_exclusive_group()
+    only.add_argument("--dry-run", action="store_true", help="change nothing; show what is missing")
+    only.add_argument("--sql", action="store_true", help="change nothing; print the statements that are missing")
+    add_json(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Apply or show what is missing."""
+    screen = Screen()
+    with load_queue_or_url(options.app) as queue:
+        storage = queue.connections.sibling()
+        if not isinstance(storage, Migrated):
+            if options.json:
+                screen.say(json.dumps(as_json(queue, (), ()), indent=2))
+            elif not options.sql:
+                screen.say(f"{printable(queue.url)} has no schema to migrate")
+            return 0
+        before = queue.run(storage.migrations())
+        shown_only = options.dry_run or options.sql
+        applied = [] if shown_only else queue.run(storage.migrate())
+        missing = [step for step in before if not step.applied]
+        if options.json:
+            screen.say(json.dumps(as_json(queue, before, applied, sql=options.sql), indent=2))
+        elif options.sql:
+            for step in missing:
+                screen.say(f"-- {step.version}: {step.name}\nBEGIN;\n{step.sql}\nCOMMIT;\n")
+        else:
+            for line in _as_lines(queue, before, applied, shown_only=shown_only):
+                screen.say(line)
+    return 0
+
+
+def as_json(
+    queue: TaskQueue, steps: Sequence[Migration], applied: Sequence[Migration], *, sql: bool = False
+) -> dict[str, Any]:
+    """Give the steps as what ``--json`` prints.
+
+    :param steps: all that there are, as they stood before.
+    :param applied: those that were applied now.
+    :param sql: whether to give their statements, too.
+    """
+    now = {step.version for step in applied}
+    return {
+        "url": queue.url,
+        "migrations": [
+            {
+                "version": step.version,
+                "name": step.name,
+                "applied": step.applied or step.version in now,
+                "applied_now": step.version in now,
+                **({"sql": step.sql} if sql else {}),
+            }
+            for step in steps
+        ],
+    }
+
+
+def _as_lines(
+    queue: TaskQueue, steps: Sequence[Migration], applied: Sequence[Migration], *, shown_only: bool
+) -> Iterator[str]:
+    yield printable(queue.url)
+    now = {step.version for step in applied}
+    for step in steps:
+        state = "applied" if step.version in now else "there already" if step.applied else "missing"
+        # Between the look and the deed another process may have done it.
+        if state == "missing" and not shown_only:
+            state = "there already"
+        yield f"{step.version:>4}  {printable(step.name)}: {state}"
+    number = sum(not step.applied for step in steps)
+    if shown_only:
+        yield f"{plural(number, 'step')} missing"
+    else:
+        yield f"{plural(len(applied), 'step')} applied"

@@ -1,0 +1,236 @@
+"""The producing half of a queue: calls become orders, orders are handed to the store, and results are waited for."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
+
+from omniq.carrying import carried_call, is_carried
+from omniq.declaring import Declarations
+from omniq.durations import duration
+from omniq.errors import ResultTimeout, TaskCancelled, TaskFailed, TaskNotFound
+from omniq.functions import TaskCall, TaskFunction, call_of
+from omniq.handle import TaskHandle
+from omniq.ids import new_id
+from omniq.options import Duration
+from omniq.storage import Enqueued, Storage
+from omniq.task import NewTask, Task, TaskError, TaskState
+from omniq.timetable import Timetable
+
+if TYPE_CHECKING:
+    from omniq.transactions import CallerTransaction
+
+__all__ = ["Producer"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+S = TypeVar("S")
+
+BULK = 1000
+"""How many tasks enqueue_many hands to the store in one call: enough to be fast, few enough to keep its locks short."""
+
+
+class Producer(Declarations, Timetable):
+    """The producing half of a :class:`~omniq.TaskQueue`."""
+
+    _enqueued: Callable[..., None] | None
+
+    @overload
+    async def aenqueue(self, function: TaskFunction[P, R], /, *args: P.args, **kwargs: P.kwargs) -> TaskHandle[R]: ...
+
+    @overload
+    async def aenqueue(
+        self, function: Callable[P, Coroutine[Any, Any, R]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> TaskHandle[R]: ...
+
+    @overload
+    async def aenqueue(self, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> TaskHandle[R]: ...
+
+    async def aenqueue(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> TaskHandle[Any]:
+        """Hand a call to the queue; the same as ``function.aenqueue(…)``.
+
+        Under a serializer that can hold functions (``cloudpickle``) it may be any function: one that is not registered
+        travels with its arguments.
+
+        :return: a handle of the task, once the store has it.
+        :raises TypeError: if the function cannot take these arguments.
+        :raises SerializationError: if an argument cannot be encoded; names the path to it.
+        """
+        return await self.asubmit(self._call_of(function, args, kwargs))
+
+    @overload
+    def enqueue(self, function: TaskFunction[P, R], /, *args: P.args, **kwargs: P.kwargs) -> TaskHandle[R]: ...
+
+    @overload
+    def enqueue(
+        self, function: Callable[P, Coroutine[Any, Any, R]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> TaskHandle[R]: ...
+
+    @overload
+    def enqueue(self, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> TaskHandle[R]: ...
+
+    def enqueue(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> TaskHandle[Any]:
+        """Hand a call to the queue, for synchronous callers; see :meth:`aenqueue`."""
+        return self.submit(self._call_of(function, args, kwargs))
+
+    def _call_of(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> TaskCall[Any]:
+        if isinstance(function, TaskFunction):
+            return call_of(function, args, kwargs)
+        if self.codec.carries and callable(function):
+            return carried_call(self, self.options, function, args, kwargs)
+        raise TypeError(
+            f"{function!r} is no task of this queue; decorate it with @queue.task, or take the serializer "
+            "'cloudpickle', with which any function can travel"
+        )
+
+    def submit(self, call: TaskCall[R]) -> TaskHandle[R]:
+        """Enqueue one call, for synchronous callers."""
+        task = self.order(call)
+        if call.function.connection is not None:
+            return self._handle_of(call, task, self._joined(call.function.connection).enqueue([task])[0])
+        # On a store that is quicker without a thread hop the calling thread does it all.
+        stored = self.connections.blocking().enqueue_blocking([task])
+        if stored is None:
+            return self.run(self._asubmit_order(call, task))
+        return self._handle_of(call, task, stored[0])
+
+    async def asubmit(self, call: TaskCall[R]) -> TaskHandle[R]:
+        """Enqueue one call."""
+        return await self._asubmit_order(call, self.order(call))
+
+    async def _asubmit_order(self, call: TaskCall[R], task: NewTask) -> TaskHandle[R]:
+        connection = await self.connections.current()
+        if call.function.connection is not None:
+            joined = connection.storage.join(call.function.connection)
+            return self._handle_of(call, task, (await joined.aenqueue([task]))[0])
+        return self._handle_of(call, task, await connection.enqueue.submit(task))
+
+    def _joined(self, connection: object) -> CallerTransaction:
+        joined = self.connections.blocking().join(connection)
+        if joined.is_async:
+            raise TypeError("this connection is asynchronous: write `await ….aenqueue(…)`, or aenqueue_many(…)")
+        return joined
+
+    async def aenqueue_many(self, calls: Iterable[TaskCall[R]], *, connection: object = None) -> list[TaskHandle[R]]:
+        """Hand many calls to the queue, a thousand a round trip.
+
+        Each thousand is stored entirely or not at all. Nothing is stored if one of the calls cannot be encoded.
+
+        :param calls: what ``function.call(…)`` gave, of any functions of this queue.
+        :param connection: your own connection to the queue's database, with a transaction open: the tasks exist if and
+            only if you commit.
+        :return: their handles, in order.
+        :raises SerializationError: if an argument cannot be encoded; names the path to it.
+        """
+        orders = [(call, self.order(call)) for call in calls]
+        return await self._asubmit_orders(orders, connection)
+
+    def enqueue_many(self, calls: Iterable[TaskCall[R]], *, connection: object = None) -> list[TaskHandle[R]]:
+        """Hand many calls to the queue, for synchronous callers; see :meth:`aenqueue_many`."""
+        # Encoded here, where the calls may come out of a generator that itself uses the queue.
+        orders = [(call, self.order(call)) for call in calls]
+        if connection is None:
+            return self.run(self._asubmit_orders(orders))
+        joined = self._joined(connection)
+        handles: list[TaskHandle[R]] = []
+        for bulk in _bulks(orders):
+            handles += self._handles_of(bulk, joined.enqueue([task for _, task in bulk]))
+        return handles
+
+    async def _asubmit_orders(
+        self, orders: Sequence[tuple[TaskCall[R], NewTask]], connection: object = None
+    ) -> list[TaskHandle[R]]:
+        storage = (await self.connections.current()).storage
+        store = storage.enqueue if connection is None else storage.join(connection).aenqueue
+        handles: list[TaskHandle[R]] = []
+        for bulk in _bulks(orders):
+            handles += self._handles_of(bulk, await store([task for _, task in bulk]))
+        return handles
+
+    def _handles_of(
+        self, orders: Sequence[tuple[TaskCall[R], NewTask]], stored: Sequence[Enqueued]
+    ) -> list[TaskHandle[R]]:
+        return [self._handle_of(*order, entry) for order, entry in zip(orders, stored, strict=True)]
+
+    def order(self, call: TaskCall[Any]) -> NewTask:
+        """Give what a call is to the store: its encoded arguments and options, under a new id.
+
+        :raises SerializationError: if an argument cannot be encoded; names the path to it.
+        """
+        if not isinstance(call, TaskCall):
+            raise TypeError(f"{call!r} is no call of a task; write function.call(…), which does not run it yet")
+        function = call.function
+        if function.name not in self.functions and not is_carried(function.name):
+            raise ValueError(f"{function.name} is a task of another queue; enqueue it there")
+        payload = self.codec.dump_arguments(call.args, call.kwargs, function.definition.types[0])
+        unique = function.options.unique
+        if unique is True:
+            unique = f"{function.name}:{hashlib.sha256(payload).hexdigest()[:32]}"
+        task = NewTask(
+            id=new_id(),
+            payload=payload,
+            serializer=self.codec.serializer_name,
+            retry=self._policy(function),
+            unique=unique or None,
+            **function.template,
+        )
+        return self.codec.sign(task)
+
+    def _policy(self, function: TaskFunction[Any, Any]) -> str:
+        if function.policy_text is None:
+            retry = function.options.retry
+            text = self.codec.dump_policy(retry)
+            own = self.functions.get(function.name)
+            if not text and own is not None and own.options.retry != retry:
+                raise TypeError(
+                    f"{retry!r} cannot travel with a task: declare it with @queue.task(retry=…), or register its class "
+                    "through the hook omniq_retry_policies"
+                )
+            function.policy_text = text
+        return function.policy_text
+
+    def _handle_of(self, call: TaskCall[R], task: NewTask, stored: Enqueued) -> TaskHandle[R]:
+        if self._enqueued is not None and stored.created:
+            self._enqueued(task=task)
+        return TaskHandle(self, stored.id, hint=call.function.definition.types[1], created=stored.created)
+
+    # Results
+
+    def handle(self, task_id: str) -> TaskHandle[Any]:
+        """Give a handle of a task that was enqueued elsewhere, or earlier. Does no I/O.
+
+        :param task_id: a task's id.
+        """
+        return TaskHandle(self, task_id)
+
+    async def aresult(self, task_id: str, hint: Any = None, timeout: Duration | None = None) -> Any:
+        """Wait for a task's end and give its result; see :meth:`TaskHandle.aresult`."""
+        storage = (await self.connections.current()).storage
+        task = await _ended(storage, task_id, None if timeout is None else duration(timeout, "timeout"))
+        if task.state is TaskState.FAILED:
+            raise TaskFailed(task_id, task.error or TaskError(type="Exception", message="no error was recorded"))
+        if task.state is TaskState.CANCELLED:
+            raise TaskCancelled(task_id)
+        return self.codec.load_result(task, self._types(task.name)[1] if hint is None else hint)
+
+
+async def _ended(storage: Storage, task_id: str, timeout: float | None) -> Task:
+    loop = asyncio.get_running_loop()
+    deadline = None if timeout is None else loop.time() + timeout
+    while True:
+        left = 30.0 if deadline is None else deadline - loop.time()
+        # Asked even with no time left, so that result(timeout=0) gives a result that is there.
+        if await storage.wait_finished([task_id], max(0.0, min(left, 30.0))):
+            (task,) = await storage.get([task_id])
+            if task is None:
+                raise TaskNotFound(task_id)
+            if task.state.is_final:
+                return task
+        elif deadline is not None and loop.time() >= deadline:
+            raise ResultTimeout(f"task {task_id} has not ended within {timeout:g} s; it goes on")
+
+
+def _bulks(orders: Sequence[S]) -> Iterable[Sequence[S]]:
+    return (orders[start : start + BULK] for start in range(0, len(orders), BULK))
