@@ -12,8 +12,15 @@ __all__ = ["omniq_storages"]
 @hookimpl
 def omniq_storages() -> Mapping[str, str]:
     """Give the URL schemes of this distribution."""
-    return {
-        "redis": "omniq_redis.storage:RedisStorage",
-        "rediss": "omniq_redis.storage:RedisStorage",
-        "unix": "omniq_redis.storage:RedisStorage",
-    }
+    return dict.fromkeys(
+        (
+            "redis",
+            "rediss",
+            "unix",
+            "redis+sentinel",
+            "rediss+sentinel",
+            "redis+cluster",
+            "rediss+cluster",
+        ),
+        "omniq_redis.storage:RedisStorage",
+    )

@@ -1,0 +1,119 @@
+"""Finds the server to write to, and connects to it: the one named, the sentinels' master, or a cluster's node."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, cast
+
+from redis.asyncio import Sentinel
+from redis.asyncio import connection as asynchronous
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import MovedError
+from redis.retry import Retry as BlockingRetry
+from redis.sentinel import Sentinel as BlockingSentinel
+
+from omniq_redis.settings import Address, Settings
+from redis import connection as blocking
+
+__all__ = ["Dialer"]
+
+# Of which redis-py tells no types.
+_Sentinel, _BlockingSentinel = cast(Any, Sentinel), cast(Any, BlockingSentinel)
+_MOVED = re.compile(r"MOVED \d+ (.*):(\d+)")
+
+
+class Dialer:
+    """Connects to the store's server. Shared by a storage and its siblings.
+
+    :param settings: where it is.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._places = list(settings.addresses)
+        self._next = 0
+        self._moved: Address | None = None
+
+    def note(self, error: BaseException) -> None:
+        """Learn from an error of the server's, or of connecting to it, where to connect next."""
+        found = _MOVED.search(str(error))
+        if isinstance(error, MovedError):
+            self._moved = error.host or self._current()[0], error.port
+        elif found is not None:
+            self._moved = found[1] or self._current()[0], int(found[2])
+        else:
+            # The node may be gone, and its slots be another's.
+            self._moved = None
+            self._next += 1
+
+    def _current(self) -> Address:
+        if self._moved is not None:
+            return self._moved
+        return self._places[self._next % len(self._places)]
+
+    def _arguments(self, address: Address | None) -> dict[str, Any]:
+        settings = self._settings
+        place: dict[str, Any] = {"path": settings.path} if address is None else {"host": address[0], "port": address[1]}
+        return {
+            **settings.connection,
+            **place,
+            "socket_timeout": settings.timeout,
+            "socket_connect_timeout": settings.connect_timeout,
+            "protocol": 2,
+        }
+
+    def _sentinel_arguments(self) -> dict[str, Any]:
+        settings = self._settings
+        return {
+            **settings.sentinel,
+            "ssl": settings.tls,
+            "socket_timeout": min(settings.timeout, 1.0),
+            "socket_connect_timeout": min(settings.connect_timeout, 1.0),
+        }
+
+    async def dial(self) -> Any:
+        """Give a connection of redis-py's for the running event loop, connected.
+
+        :raises RedisError: if there is none to be had.
+        """
+        settings = self._settings
+        address = None if settings.path else self._current()
+        if settings.kind == "sentinel":
+            sentinel = _Sentinel(settings.addresses, sentinel_kwargs=self._sentinel_arguments())
+            try:
+                address = await sentinel.discover_master(settings.master)
+            finally:
+                for client in sentinel.sentinels:
+                    await client.aclose()
+        kind: Any = asynchronous.UnixDomainSocketConnection if settings.path else asynchronous.Connection
+        if settings.tls:
+            kind = asynchronous.SSLConnection
+        connection = kind(retry=Retry(NoBackoff(), 0), **self._arguments(address))
+        try:
+            await connection.connect()
+        except BaseException:
+            await connection.disconnect(nowait=True)
+            raise
+        return connection
+
+    def dial_blocking(self) -> Any:
+        """Give a connection of redis-py's for one thread at a time, connected.
+
+        :raises RedisError: if there is none to be had.
+        """
+        settings = self._settings
+        address = None if settings.path else self._current()
+        if settings.kind == "sentinel":
+            sentinel = _BlockingSentinel(settings.addresses, sentinel_kwargs=self._sentinel_arguments())
+            try:
+                address = sentinel.discover_master(settings.master)
+            finally:
+                for client in sentinel.sentinels:
+                    client.close()
+        kind: Any = blocking.UnixDomainSocketConnection if settings.path else blocking.Connection
+        if settings.tls:
+            kind = blocking.SSLConnection
+        connection = kind(retry=BlockingRetry(NoBackoff(), 0), **self._arguments(address))
+        connection.connect()
+        return connection

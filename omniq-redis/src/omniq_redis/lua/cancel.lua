@@ -1,0 +1,23 @@
+--! base many announce task endings
+-- ARGV: ids. Gives '1' for each that was scheduled, ready or running, '0' for the others.
+local answers = {}
+for i, id in ipairs(ARGV) do
+  answers[i] = '0'
+  local record = call('HGET', P .. 'running', id)
+  if record then
+    call('HSET', P .. 'running', id, string.sub(record, 1, 32) .. CANCEL_REQUESTED .. string.sub(record, 34))
+    answers[i] = '1'
+  else
+    local order = order_of(id)
+    if order then
+      local past, head = call('GET', P .. 'h:' .. id), head_of(order, 1)
+      local key, place = waits_in(id, order, past, head)
+      if key then
+        end_waiting(id, order, past, head)
+        call('ZREM', key, place)
+        answers[i] = '1'
+      end
+    end
+  end
+end
+return table.concat(answers)

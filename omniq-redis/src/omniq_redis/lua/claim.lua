@@ -1,0 +1,91 @@
+--! base many wake announce task endings promote
+-- ARGV: worker, lease, limit in all, the name under which the worker waited, then queue and limit of each queue.
+-- Gives the time, then id, order and past of each claimed task.
+local worker, lease, left, name = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
+local until_ = now + lease
+local found = { now }
+-- So many that have expired are enough for one step; the rest are for the next.
+local patience = 2000
+
+local FIRST = struct.pack('>I4I4', 1, 1) .. now8
+local OWNER = '\0' .. struct.pack('>H', #worker) .. worker
+local size = 1
+
+local function take(queue, members)
+  local ids = {}
+  for i = 1, #members do
+    ids[i] = string.sub(members[i], 16)
+  end
+  local orders, pasts = strings('o:', ids), strings('h:', ids)
+  local running, leased, expired, watched, count = {}, {}, {}, {}, 0
+  local queue_stop = 49 + #queue
+  for i = 1, #ids do
+    local order, past = orders[i], pasts[i]
+    if order and #order >= 49 then
+      local expires8 = expires_of(order, past)
+      if expires8 ~= NEVER and struct.unpack('>I8', expires8) <= now then
+        expired[#expired + 1] = i
+      else
+        local id, attempt = ids[i], nil
+        if past then
+          local delivery, number = struct.unpack('>I4I4', past, 10)
+          attempt = struct.pack('>I4I4', delivery + 1, number + 1) .. now8 .. string.sub(past, 26, 41)
+        else
+          attempt = FIRST .. string.sub(order, 17, 32)
+        end
+        local unique_length = struct.unpack('>H', order, 48)
+        local stop = unique_length == 0 and queue_stop or queue_stop + unique_length - 1
+        running[2 * count + 1] = id
+        running[2 * count + 2] = attempt .. OWNER .. string.sub(order, 1, stop)
+        leased[2 * count + 1] = until_
+        leased[2 * count + 2] = id
+        count = count + 1
+        if expires8 ~= NEVER then
+          watched[#watched + 1] = id
+        end
+        found[size + 1] = id
+        found[size + 2] = order
+        found[size + 3] = past
+        size = size + 3
+      end
+    end
+  end
+  -- First what takes memory: a server that is full refuses it before anything has changed.
+  if count > 0 then
+    apply('HSET', P .. 'running', running)
+    apply('ZADD', P .. 'leased', leased)
+    call('HINCRBY', P .. 'counts', queue, count)
+  end
+  patience = patience - #expired
+  for _, i in ipairs(expired) do
+    end_waiting(ids[i], orders[i], pasts[i], head_of(orders[i], 1))
+  end
+  call('ZREMRANGEBYRANK', P .. 'ready:' .. queue, 0, #members - 1)
+  if #watched > 0 then
+    apply('ZREM', P .. 'expiring', watched)
+  end
+  return count
+end
+
+for at = 5, #ARGV, 2 do
+  local queue, wanted = ARGV[at], math.min(tonumber(ARGV[at + 1]), left)
+  if name ~= '' then
+    call('ZREM', P .. 'idle:' .. queue, name)
+  end
+  if call('SISMEMBER', P .. 'paused', queue) == 0 then
+    promote(queue)
+    while wanted > 0 and patience > 0 do
+      local members = call('ZRANGE', P .. 'ready:' .. queue, 0, math.min(wanted, 2000) - 1)
+      if #members == 0 then
+        break
+      end
+      local count = take(queue, members)
+      wanted = wanted - count
+      left = left - count
+    end
+    if (wanted <= 0 or patience <= 0) and call('EXISTS', P .. 'ready:' .. queue) == 1 then
+      wake(queue)
+    end
+  end
+end
+return found

@@ -1,0 +1,119 @@
+--! base many wake due announce task
+-- ARGV: id, head, data of each outcome. A head is kind 1 (s, f, c as the states; r: retry, l: released), delivery 4,
+-- delay 8; data the result or the error. Gives '1' or '0' for each.
+local count = #ARGV / 3
+local ids = {}
+for i = 1, count do
+  ids[i] = ARGV[3 * i - 2]
+end
+local STATE = { s = 'succeeded', f = 'failed', c = 'cancelled' }
+local NOTHING = string.rep('\0', 8)
+local running = fields(P .. 'running', ids)
+local answers, stored, gone, ended, queues, again, freed = {}, {}, {}, {}, {}, {}, {}
+local seen = {}
+
+local function push(list, one, other)
+  local size = list.size or 0
+  list[size + 1] = one
+  list[size + 2] = other
+  list.size = size + 2
+end
+
+-- Puts a task back to wait.
+local function put_back(id, record, attempt, head, queue, kind, delay, err, progress)
+  local number, _, run, expires = struct.unpack('>I4I8I8I8', record, 5)
+  if kind == 'l' then
+    number = number - 1
+  end
+  if kind == 'r' or delay > 0 then
+    run = math.min(now + delay, LATEST)
+  end
+  local kept = renewed(attempt, number, run, string.sub(record, 25, 32))
+  push(stored, P .. 'h:' .. id, past_of('w', NEVER, kept, err, progress, ''))
+  if run > now then
+    push(queue.scheduled, run, member(head, run, id))
+    queue.soonest = math.min(queue.soonest or run, run)
+  else
+    push(queue.ready, 0, member(head, run, id))
+  end
+  if expires > 0 then
+    push(again, expires, id)
+  end
+end
+
+for i = 1, count do
+  local id, record = ids[i], running[i]
+  local kind, delivery, delay = struct.unpack('>c1I4I8', ARGV[3 * i - 1])
+  answers[i] = '0'
+  if record and not seen[id] and struct.unpack('>I4', record) == delivery then
+    answers[i] = '1'
+    seen[id] = true
+    gone[#gone + 1] = id
+    local data = ARGV[3 * i]
+    local stop = end_of_attempt(record, 1)
+    local attempt, head = string.sub(record, 1, stop), head_of(record, stop + 1)
+    local queue, progress = of(queues, head.queue), string.sub(record, head.stop)
+    queue.ended = queue.ended + 1
+    local state, err = STATE[kind], ''
+    if kind == 'f' or kind == 'r' then
+      err = data
+    elseif kind ~= 's' then
+      err = latest_error(id)
+    end
+    if not state and is_cancel_requested(record) then
+      -- It was asked to stop, and does not run again.
+      state = 'cancelled'
+      if kind == 'l' then
+        attempt = string.sub(record, 1, 4) .. struct.pack('>I4', struct.unpack('>I4', record, 5) - 1)
+          .. string.sub(attempt, 9)
+      end
+    end
+    if state then
+      push(queue[state], now + head.ttl, id)
+      ended[#ended + 1] = id
+      if kind == 's' and progress == '' then
+        push(stored, P .. 'h:' .. id, 's' .. now8 .. attempt .. NOTHING .. data)
+      else
+        local result = kind == 's' and data or ''
+        push(stored, P .. 'h:' .. id, past_of(string.sub(state, 1, 1), now8, attempt, err, progress, result))
+      end
+      if head.unique then
+        push(freed, head.unique, id)
+      end
+    else
+      put_back(id, record, attempt, head, queue, kind, delay, err, progress)
+    end
+  end
+end
+if #gone > 0 then
+  -- First what takes memory: a server that is full refuses it before anything has changed.
+  for i = 1, #stored, 4000 do
+    call('MSET', unpack(stored, i, math.min(i + 3999, #stored)))
+  end
+  for name, queue in pairs(queues) do
+    for _, state in ipairs({ 'ready', 'scheduled', 'succeeded', 'failed', 'cancelled' }) do
+      if #queue[state] > 0 then
+        apply('ZADD', P .. state .. ':' .. name, queue[state])
+      end
+    end
+    call('HINCRBY', P .. 'counts', name, -queue.ended)
+  end
+  if #again > 0 then
+    apply('ZADD', P .. 'expiring', again)
+  end
+  for i = 1, #freed, 2 do
+    free(freed[i], freed[i + 1])
+  end
+  apply('HDEL', P .. 'running', gone)
+  apply('ZREM', P .. 'leased', gone)
+  announce(ended)
+  for name, queue in pairs(queues) do
+    if #queue.ready > 0 then
+      wake(name)
+    end
+    if queue.soonest then
+      announce_due(name, queue.soonest)
+    end
+  end
+end
+return table.concat(answers)

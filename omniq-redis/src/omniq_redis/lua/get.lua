@@ -1,0 +1,3 @@
+--! base many records
+-- ARGV: ids. Gives the time, then what is stored of each task.
+return records(ARGV)

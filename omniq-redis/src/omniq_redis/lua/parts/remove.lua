@@ -1,0 +1,16 @@
+-- Removes everything that is stored of a task that is in no queue any more.
+local function remove(id, order, head)
+  call('UNLINK', P .. 'o:' .. id, P .. 'h:' .. id)
+  call('ZREM', P .. 'expiring', id)
+  if head.unique then
+    free(head.unique, id)
+  end
+  local seq = struct.unpack('>I8', order)
+  local chunk = math.floor(seq / 100)
+  local key = P .. 'log:' .. chunk
+  call('HDEL', key, seq % 100)
+  if call('EXISTS', key) == 0 then
+    call('ZREM', P .. 'log', chunk)
+  end
+  announce({ id })
+end

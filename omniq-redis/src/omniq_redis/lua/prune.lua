@@ -1,0 +1,28 @@
+--! base many announce task remove
+-- ARGV: limit. Removes ended tasks whose time is over, and what dead workers left. Gives how many tasks were removed.
+local limit, removed = tonumber(ARGV[1]), 0
+for _, queue in ipairs(call('SMEMBERS', P .. 'queues')) do
+  for _, state in ipairs({ 'succeeded:', 'failed:', 'cancelled:' }) do
+    if removed >= limit then
+      break
+    end
+    local key = P .. state .. queue
+    local over = call('ZRANGEBYSCORE', key, '-inf', now, 'LIMIT', 0, limit - removed)
+    for _, id in ipairs(over) do
+      local order = order_of(id)
+      if order then
+        remove(id, order, head_of(order, 1))
+      end
+      call('ZREM', key, id)
+    end
+    removed = removed + #over
+  end
+  call('ZREMRANGEBYSCORE', P .. 'idle:' .. queue, '-inf', now - 60000000)
+end
+local workers = call('HGETALL', P .. 'workers')
+for i = 1, #workers, 2 do
+  if struct.unpack('>I8', workers[i + 1], 9) <= now then
+    call('HDEL', P .. 'workers', workers[i])
+  end
+end
+return removed

