@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 
 from tests.bench.job import Job
@@ -27,7 +28,15 @@ def main(role: str, job_text: str) -> None:
         asyncio.run(serve(job))
         return
     for line, value in measure(job).items():
-        print(json.dumps({"line": line, "value": value, "version": job.entry.version}), flush=True)
+        print(json.dumps({"line": line, "value": value, "version": _version(job)}), flush=True)
+    if job.entry.role == "peer":
+        # Some leave threads behind that wait for what does not come any more.
+        os._exit(0)
+
+
+def _version(job: Job) -> str:
+    here = f"{sys.version_info.major}.{sys.version_info.minor}"
+    return job.entry.version + (f" on Python {here}" if here != job.python else "")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -10,18 +11,19 @@ from pathlib import Path
 
 from attrs import frozen
 
-from tests.bench import environments, table
-from tests.bench.lines import SCENARIOS, STORES, Scenario
+from tests.bench import environments
+from tests.bench.hosts import Hosts, ServerMissing
+from tests.bench.lines import SCENARIOS, SERVERS, STORES, Scenario
+from tests.bench.peers import NAMES
 from tests.bench.processes import MeasurementFailed, Measuring
-from tests.bench.registry import ENTRIES, PEERS, Entry
-from tests.bench.results import Log, Measurement, Results, machine
+from tests.bench.registry import ENTRIES, Entry
+from tests.bench.report import report, write_figures
+from tests.bench.results import Log, Measurement, Results
 
 __all__ = ["main"]
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs" / "benchmarks.md"
-FIGURES = "<!-- figures: written by make bench BENCH_ARGS=--docs -->"
-END = "<!-- end of figures -->"
 PATIENCE = 180.0
 """Seconds that a measurement may take, beyond those that it is asked to."""
 FULL_PATIENCE = 1800.0
@@ -45,6 +47,7 @@ class Options:
     only: tuple[str, ...]
     output: Path
     docs: bool
+    report: tuple[Path, ...]
 
     def size(self, scenario: Scenario, entry: Entry) -> int:
         """Give how large a measurement of a scenario is for a contender."""
@@ -61,22 +64,45 @@ class Options:
 class Run:
     """One run of all measurements that were asked for."""
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: Options, hosts: Hosts) -> None:
         self.options = options
-        self.results = Results()
         self.failed = False
-        self._log = Log(options.output)
-        self._log.machine()
+        self.log = Log(options.output)
+        self.log.machine()
+        self._hosts = hosts
+        self._stores = self._with_servers()
         self._pythons = self._environments()
+
+    def _with_servers(self) -> list[str]:
+        stores = list(self.options.stores)
+        for store in SERVERS:
+            if store in stores:
+                try:
+                    self.log.server(store, self._hosts.start(store))
+                except ServerMissing as missing:
+                    stores.remove(store)
+                    self.failed = True
+                    self._leave_out(store, "omniq", f"there is no server: {missing}")
+        return stores
 
     def _environments(self) -> dict[str, Path]:
         pythons: dict[str, Path] = {}
-        for name in self.options.peers:
-            try:
-                pythons[name] = environments.python_for(name, PEERS[name])
-            except environments.PeerMissing as missing:
-                print(f"{name} is left out: {missing}", flush=True)
+        for entry in ENTRIES:
+            if entry.role == "peer" and entry.product in self.options.peers and self._is_wanted(entry):
+                try:
+                    pythons.setdefault(entry.environment, environments.python_for(entry.environment))
+                except environments.PeerMissing as missing:
+                    self._leave_out(entry.store, entry.name, str(missing))
         return pythons
+
+    def _is_wanted(self, entry: Entry) -> bool:
+        return entry.store in self._stores and any(
+            scenario.name in entry.scenarios and self.options.wants(scenario) for scenario in SCENARIOS
+        )
+
+    def _leave_out(self, store: str, contender: str, reason: str) -> None:
+        print(f"{contender} on {store} is left out: {reason}", flush=True)
+        self.log.missing(store, contender, reason)
 
     def go(self) -> None:
         """Measure. Repetitions are the outermost loop, contenders the innermost: a slow minute meets them all."""
@@ -85,7 +111,9 @@ class Run:
                 if not self.options.wants(scenario) or (scenario.once and repetition > 1):
                     continue
                 entries = [entry for entry in ENTRIES if self._takes_part(entry, scenario)]
-                for group in [entries] if scenario.together else [[entry] for entry in entries]:
+                # On a server they would disturb each other's figures, and be counted together.
+                at_once = [entry for entry in entries if scenario.together and entry.store not in SERVERS]
+                for group in [at_once, *([entry] for entry in entries if entry not in at_once)]:
                     self._measure([(scenario, entry) for entry in group], repetition)
 
     def rehearse(self) -> None:
@@ -95,9 +123,9 @@ class Run:
             self._measure(pairs[start : start + AT_ONCE], repetition=1)
 
     def _takes_part(self, entry: Entry, scenario: Scenario) -> bool:
-        if scenario.name not in entry.scenarios or entry.store not in self.options.stores:
+        if scenario.name not in entry.scenarios or entry.store not in self._stores:
             return False
-        return entry.role != "peer" or entry.name in self._pythons
+        return entry.role != "peer" or (entry.product in self.options.peers and entry.environment in self._pythons)
 
     def _measure(self, pairs: Iterable[tuple[Scenario, Entry]], repetition: int) -> None:
         begun = [self._begin(scenario, entry) for scenario, entry in pairs]
@@ -108,8 +136,11 @@ class Run:
             except MeasurementFailed as failure:
                 self.failed = self.failed or entry.role != "peer"
                 print(f"{scenario.name} on {entry.store}: {entry.name} failed: {_last_line(failure)}", flush=True)
-                self._log.failure(scenario=scenario.name, store=entry.store, contender=entry.name, reason=str(failure))
+                self.log.failure(scenario=scenario.name, store=entry.store, contender=entry.name, reason=str(failure))
                 continue
+            finally:
+                if measuring.place is not None:
+                    self._hosts.remove(entry.store, measuring.place)
             for value in values:
                 measurement = Measurement(
                     store=entry.store,
@@ -121,13 +152,13 @@ class Run:
                     repetition=repetition,
                     size=measuring.size,
                 )
-                self.results.measurements.append(measurement)
-                self._log.measurement(measurement)
+                self.log.measurement(measurement)
                 print(f"{measurement.line} on {entry.store}: {entry.name} {measurement.value:,.4g}", flush=True)
 
     def _begin(self, scenario: Scenario, entry: Entry) -> Measuring:
-        python = self._pythons[entry.name] if entry.role == "peer" else Path(sys.executable)
-        return Measuring(scenario, entry, self.options.size(scenario, entry), python)
+        python = self._pythons[entry.environment] if entry.role == "peer" else Path(sys.executable)
+        size = self.options.size(scenario, entry)
+        return Measuring(scenario, entry, size, python, self._hosts.make(entry.store))
 
 
 def _last_line(failure: MeasurementFailed) -> str:
@@ -140,37 +171,27 @@ def main(arguments: Sequence[str]) -> int:
     :return: 0, or 1 if a measurement of OmniQ or of the plain client could not be made.
     """
     options = _options(arguments)
-    began = time.monotonic()
-    run = Run(options)
-    if options.rehearsal:
-        run.rehearse()
+    # So that it stops its servers first.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    failed = False
+    if options.report:
+        results = Results.read(options.report)
     else:
-        run.go()
-    text = report(run.results)
-    took = time.monotonic() - began
-    print(f"\n{text}\n\n{options.repetitions} × in {took:.0f} s; every measurement is in {options.output}")
+        with Hosts() as hosts:
+            run = Run(options, hosts)
+            if options.rehearsal:
+                run.rehearse()
+            else:
+                run.go()
+        run.log.machine()
+        results, failed = run.log.results, run.failed
+        print(f"\nEvery single measurement is in {options.output}")
+    texts = {store: report(results, store) for store in STORES if store in results.stores()}
+    print("\n" + "\n\n".join(texts.values()))
     if options.docs:
-        _write_docs(text)
-    return int(run.failed)
-
-
-def report(results: Results) -> str:
-    """Give what a run found: the tables, the picture, and on what it was made."""
-    there = machine()
-    setup = f"{there['cores']} cores, {there['system']}, Python {there['python']}, SQLite {there['sqlite']}"
-    versions = ", ".join(results.versions(ENTRIES))
-    parts = list(table.tables(results))
-    if drawn := table.picture(results):
-        parts.append(f"```text\n{drawn}\n```")
-    parts.append(f"Measured on {setup}; {versions}. Load average at the end: {there['load'][0]:g}.")
-    return "\n\n".join(parts)
-
-
-def _write_docs(text: str) -> None:
-    before, _, rest = DOCS.read_text(encoding="utf-8").partition(FIGURES)
-    _, _, after = rest.partition(END)
-    DOCS.write_text(f"{before}{FIGURES}\n\n{text}\n\n{END}{after}", encoding="utf-8")
-    print(f"{DOCS} has these figures now")
+        write_figures(DOCS, texts)
+        print(f"{DOCS} has these figures now")
+    return int(failed)
 
 
 def _options(arguments: Sequence[str]) -> Options:
@@ -181,13 +202,16 @@ def _options(arguments: Sequence[str]) -> Options:
     parser.add_argument("--repetitions", type=int, help="how often (3; 1 with --quick)")
     parser.add_argument("--scale", type=float, default=1.0, help="multiply all sizes by this")
     parser.add_argument("--stores", type=_words, default=tuple(STORES), help=f"of {','.join(STORES)}")
-    parser.add_argument("--peers", type=_words, default=tuple(PEERS), help=f"of {','.join(PEERS)}")
+    parser.add_argument("--peers", type=_words, default=NAMES, help=f"of {','.join(NAMES)}")
     parser.add_argument("--no-peers", action="store_true", help="OmniQ and the plain clients only; installs nothing")
     parser.add_argument("--only", type=_words, default=(), help="only scenarios whose names hold one of these words")
     parser.add_argument("--output", type=Path, help="the file of JSON lines (in bench-results/)")
+    parser.add_argument(
+        "--report", type=Path, nargs="+", default=(), help="measure nothing; show what these files of JSON lines hold"
+    )
     parser.add_argument("--docs", action="store_true", help="write the figures into docs/benchmarks.md")
     given = parser.parse_args(arguments)
-    for option, known in (("stores", STORES), ("peers", PEERS)):
+    for option, known in (("stores", STORES), ("peers", NAMES)):
         for word in getattr(given, option):
             if word not in known:
                 parser.error(f"--{option}: there is no {word!r}; take of {', '.join(known)}")
@@ -201,6 +225,7 @@ def _options(arguments: Sequence[str]) -> Options:
         peers=() if given.no_peers or given.rehearse else given.peers,
         only=given.only,
         docs=given.docs,
+        report=tuple(given.report),
         output=given.output or ROOT / "bench-results" / time.strftime("%Y%m%d-%H%M%S.jsonl"),
     )
 

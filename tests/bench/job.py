@@ -24,6 +24,14 @@ class Job:
     size: int
     folder: str
     """A folder of this measurement's own; the runner removes it."""
+    url: str = ""
+    """Of the store's server, see :class:`Setting`."""
+    name: str = ""
+    """For what this measurement makes on the server."""
+    monitor: str = ""
+    """Where the server tells about itself, if that is another URL."""
+    python: str = ""
+    """Which version of Python the runner has."""
     kind: str = "async"
     """What the tasks are, see :class:`Setting`."""
     start_at_once: bool = False
@@ -50,6 +58,12 @@ class Job:
     def make(self, marks: Marks) -> Contender:
         """Make this job's contender."""
         setting = Setting(
-            store=self.store, kind=self.kind, folder=Path(self.folder), marks=marks, batch=self.entry.batch
+            store=self.store,
+            kind=self.kind,
+            folder=Path(self.folder),
+            marks=marks,
+            batch=self.entry.batch,
+            url=self.url,
+            name=self.name,
         )
         return self.entry.make(setting)

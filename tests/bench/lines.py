@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from attrs import field, frozen
 
-__all__ = ["LINES", "SCENARIOS", "STORES", "Goal", "Line", "Scenario"]
+__all__ = ["LINES", "SCENARIOS", "SERVERS", "STORES", "Goal", "Line", "Scenario"]
 
-STORES = {"memory": "In memory", "sqlite": "SQLite", "file": "Files", "process": "The package itself"}
+STORES = {
+    "memory": "In memory",
+    "sqlite": "SQLite",
+    "file": "Files",
+    "redis": "Redis",
+    "postgres": "PostgreSQL",
+    "nats": "NATS",
+    "process": "The package itself",
+}
 """The stores, and what the table calls them."""
+
+SERVERS = ("redis", "postgres", "nats")
+"""Those with a server, which the runner starts."""
 
 
 @frozen(kw_only=True)
@@ -40,8 +51,10 @@ class Goal:
     at_least: float
     """The least ratio to what it is compared with (more is better, also in times and costs); the bound of a value."""
     against: str
-    """``peer``: the best of them; ``value``: the figure itself; or the name of another line of OmniQ's own."""
+    """``peer``, ``raw``: the best of them; ``value``: the figure itself; or the name of another line of OmniQ's own."""
     text: str
+    rivals: tuple[str, ...] = ()
+    """The peers that count; empty: all."""
 
 
 @frozen(kw_only=True)
@@ -54,7 +67,9 @@ class Line:
     more_is_better: bool = False
     rivals: tuple[str, ...] = ()
     """Lines of which the peers' and the plain client's figures count as well, where they have no such way."""
-    goals: Mapping[str, Goal] = field(factory=dict)
+    raw_rivals: tuple[str, ...] = ()
+    """The same, for the plain client only."""
+    goals: Mapping[str, tuple[Goal, ...]] = field(factory=dict)
     """By store."""
 
 
@@ -82,6 +97,8 @@ SCENARIOS = (
 )
 
 ONE_BY_ONE = ("enqueue-sync", "enqueue-async")
+SHARED = ("sqlite", "file", *SERVERS)
+"""The stores that several processes share, and to which there is a way."""
 
 
 def _peer(at_least: float) -> Goal:
@@ -96,37 +113,54 @@ def _value(bound: float, text: str) -> Goal:
     return Goal(at_least=bound, against="value", text=text)
 
 
-def _rate(name: str, title: str, goals: Mapping[str, Goal], rivals: tuple[str, ...] = ()) -> Line:
-    return Line(name=name, title=title, unit="tasks/s", more_is_better=True, rivals=rivals, goals=goals)
+def _everywhere(*goals: Goal) -> Mapping[str, tuple[Goal, ...]]:
+    return dict.fromkeys(STORES, goals)
 
 
-def _everywhere(goal: Goal) -> Mapping[str, Goal]:
-    return dict.fromkeys(STORES, goal)
+def _on(stores: Iterable[str], *goals: Goal) -> Mapping[str, tuple[Goal, ...]]:
+    return dict.fromkeys(stores, goals)
 
+
+def _rate(
+    name: str,
+    title: str,
+    goals: Mapping[str, tuple[Goal, ...]],
+    rivals: tuple[str, ...] = (),
+    raw_rivals: tuple[str, ...] = (),
+) -> Line:
+    return Line(
+        name=name, title=title, unit="tasks/s", more_is_better=True, rivals=rivals, raw_rivals=raw_rivals, goals=goals
+    )
+
+
+RAW_SHARE = Goal(at_least=0.8, against="raw", text="≥ 0.8 × raw")
+THREADS = Goal(at_least=5, against="peer", text="≥ 5 × dramatiq, huey", rivals=("dramatiq", "huey"))
+STAND_BY = {**_everywhere(_peer(1)), **_on(SERVERS, _peer(1), RAW_SHARE)}
 
 LINES = (
-    _rate("enqueue-sync", "enqueue, one by one", _everywhere(_peer(1)), ONE_BY_ONE),
-    _rate("enqueue-async", "aenqueue, one by one", _everywhere(_peer(1)), ONE_BY_ONE),
+    _rate("enqueue-sync", "enqueue, one by one", STAND_BY, ONE_BY_ONE),
+    _rate("enqueue-async", "aenqueue, one by one", STAND_BY, ONE_BY_ONE),
     _rate(
         "enqueue-at-once",
         "aenqueue, 100 coroutines",
         # In memory there is no round trip that many could share.
-        dict.fromkeys(("sqlite", "file"), _own(5, "enqueue-async", "≥ 5 × one by one")),
+        _on(SHARED, _own(5, "enqueue-async", "≥ 5 × one by one")),
         ONE_BY_ONE,
     ),
     _rate("enqueue-many", "enqueue_many", _everywhere(_peer(1.5))),
     _rate(
         "drain-async",
         "drain, async, 100 slots",
-        {"memory": _value(15_000, "≥ 15,000"), "sqlite": _peer(10), "file": _peer(10)},
+        {"memory": (_value(15_000, "≥ 15,000"),), **_on(("sqlite", "file"), _peer(10)), **_on(SERVERS, _peer(2))},
         ("drain-threads",),
     ),
-    _rate("drain-threads", "drain, sync, threads", {"sqlite": _peer(5), "file": _peer(5)}, ("drain-async",)),
     _rate(
-        "drain-two",
-        "drain, two processes",
-        dict.fromkeys(("sqlite", "file"), _own(1.6, "drain-async", "≥ 1.6 × one")),
+        "drain-threads",
+        "drain, sync, threads",
+        {**_on(SHARED, _peer(5)), "redis": (THREADS,)},
+        raw_rivals=("drain-async",),
     ),
+    _rate("drain-two", "drain, two processes", _on(SHARED, _own(1.6, "drain-async", "≥ 1.6 × one"))),
     Line(name="latency p50", title="latency, p50", unit="ms", goals=_everywhere(_peer(1))),
     Line(
         name="latency p99",
@@ -145,6 +179,12 @@ LINES = (
     Line(name="idle cpu", title="idle: CPU", unit="% of a core", goals=_everywhere(_value(1, "≤ 1"))),
     Line(name="idle calls", title="idle: calls of the store", unit="a minute", goals=_everywhere(_value(60, "≤ 60"))),
     Line(name="idle sql", title="idle: SQL transactions", unit="a minute", goals=_everywhere(_value(60, "≤ 60"))),
+    Line(
+        name="idle requests",
+        title="idle: requests",
+        unit="a minute",
+        goals=_everywhere(_value(60, "≤ 60")),
+    ),
     Line(name="idle rss", title="idle: memory", unit="MB"),
     Line(name="waiting task", title="memory of a waiting task", unit="bytes"),
     Line(name="waiting rss", title="memory with {size:,} waiting", unit="MB"),
@@ -178,7 +218,9 @@ LINES = (
         name="cpu-pair",
         title="two CPU-bound process tasks",
         unit="× one alone",
-        goals={"process": _value(1.2, "≤ 1.2 on two cores")},
+        goals=_on(("process",), _value(1.2, "≤ 1.2 on two cores")),
     ),
     Line(name="serializer", title="dump + load a payload", unit="µs"),
+    Line(name="serializer load", title="load a payload", unit="µs"),
+    Line(name="serializer signing", title="sign a payload, and check it", unit="µs"),
 )

@@ -6,10 +6,12 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
+from tests.bench.hosts import Place
 from tests.bench.job import Job
 from tests.bench.lines import Scenario
 from tests.bench.registry import Entry
@@ -30,14 +32,26 @@ class Measuring:
     :param entry: of whom.
     :param size: how much of it.
     :param python: the interpreter of the contender's environment.
+    :param place: on the store's server, if it has one.
     """
 
-    def __init__(self, scenario: Scenario, entry: Entry, size: int, python: Path) -> None:
+    def __init__(self, scenario: Scenario, entry: Entry, size: int, python: Path, place: Place | None = None) -> None:
         self.scenario = scenario
         self.entry = entry
         self.size = size
         self._folder = tempfile.mkdtemp(prefix="omniq-bench-")
-        job = Job(contender=entry.name, store=entry.store, scenario=scenario.name, size=size, folder=self._folder)
+        self.place = place
+        job = Job(
+            contender=entry.name,
+            store=entry.store,
+            scenario=scenario.name,
+            size=size,
+            folder=self._folder,
+            url=place.url if place else "",
+            name=place.name if place else "",
+            monitor=place.monitor if place else "",
+            python=f"{sys.version_info.major}.{sys.version_info.minor}",
+        )
         environment = {key: value for key, value in os.environ.items() if not key.startswith(("OMNIQ_", "COVERAGE_"))}
         self._process = subprocess.Popen(
             [python, "-m", "tests.bench.child", "measure", job.text],
@@ -61,8 +75,12 @@ class Measuring:
             self._process.kill()
             _, errors = self._process.communicate()
             raise MeasurementFailed(f"{errors}\nno figure within {patience:g} s") from None
+        except BaseException:
+            self._process.kill()
+            raise
         finally:
             shutil.rmtree(self._folder, ignore_errors=True)
         if self._process.returncode != 0:
             raise MeasurementFailed(errors.strip() or f"code {self._process.returncode}")
-        return [json.loads(line) for line in output.splitlines()]
+        # Some products greet on the standard output.
+        return [json.loads(line) for line in output.splitlines() if line.startswith("{")]

@@ -10,11 +10,9 @@ import statistics
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from attrs import asdict, field, frozen
-
-from tests.bench.registry import Entry
 
 __all__ = ["Log", "Measurement", "Results", "Value", "machine"]
 
@@ -50,6 +48,37 @@ class Results:
     """All measurements of a run."""
 
     measurements: list[Measurement] = field(factory=list)
+    missing: dict[tuple[str, str], str] = field(factory=dict)
+    """By store and contender: who could not be measured at all, and why."""
+    servers: dict[str, str] = field(factory=dict)
+    """By store: name and version of its server."""
+    machines: list[dict[str, Any]] = field(factory=list)
+    """What it was measured on, at the beginning of the run and at its end."""
+
+    @classmethod
+    def read(cls, files: Iterable[Path]) -> Self:
+        """Read what earlier runs have written."""
+        results = cls()
+        for file in files:
+            for line in file.read_text(encoding="utf-8").splitlines():
+                results.add(json.loads(line))
+        return results
+
+    def add(self, entry: dict[str, Any]) -> None:
+        """Take a line of a run's file."""
+        kind = entry.pop("kind")
+        if kind == "measurement":
+            self.measurements.append(Measurement(**entry))
+        elif kind == "machine":
+            self.machines.append(entry)
+        elif kind == "server":
+            self.servers[entry["store"]] = entry["version"]
+        elif kind == "missing":
+            self.missing[entry["store"], entry["contender"]] = entry["reason"]
+
+    def stores(self) -> set[str]:
+        """Give the stores on which there are figures."""
+        return {entry.store for entry in self.measurements}
 
     def contenders(self, store: str) -> list[tuple[str, str]]:
         """Give name and role of everyone who was measured on a store: OmniQ, peers, the plain client."""
@@ -74,34 +103,47 @@ class Results:
         """Give how large OmniQ's measurement of a line was."""
         return max((entry.size for entry in self.measurements if entry.line == line), default=0)
 
-    def versions(self, entries: Iterable[Entry]) -> list[str]:
-        """Give what was measured, with versions."""
-        found = {entry.contender: entry.version for entry in self.measurements if entry.version}
-        return [f"{name} {found.pop(name)}" for name in dict.fromkeys(entry.name for entry in entries) if name in found]
+    def versions(self, store: str) -> list[str]:
+        """Give what was measured on a store, with versions."""
+        found = {entry.contender: entry.version for entry in self.measurements if entry.store == store}
+        return [f"{name} {found[name]}" for name, _ in self.contenders(store) if found[name]]
 
 
 class Log:
-    """The file of JSON lines of a run."""
+    """The file of JSON lines of a run, and what they come to.
+
+    :param file: made if it is not there.
+    """
 
     def __init__(self, file: Path) -> None:
         self.file = file
+        self.results = Results()
         file.parent.mkdir(parents=True, exist_ok=True)
 
     def machine(self) -> None:
         """Note what the run is made on."""
-        self._write({"kind": "machine", **machine()})
+        self._write("machine", **machine())
+
+    def server(self, store: str, version: str) -> None:
+        """Note the version of a store's server."""
+        self._write("server", store=store, version=version)
 
     def measurement(self, measurement: Measurement) -> None:
         """Note one value."""
-        self._write({"kind": "measurement", **asdict(measurement)})
+        self._write("measurement", **asdict(measurement))
 
     def failure(self, **what: Any) -> None:
         """Note a measurement that could not be made."""
-        self._write({"kind": "failure", **what})
+        self._write("failure", **what)
 
-    def _write(self, entry: dict[str, Any]) -> None:
+    def missing(self, store: str, contender: str, reason: str) -> None:
+        """Note somebody who cannot be measured at all."""
+        self._write("missing", store=store, contender=contender, reason=reason)
+
+    def _write(self, kind: str, **what: Any) -> None:
         with self.file.open("a", encoding="utf-8") as opened:
-            opened.write(json.dumps(entry, ensure_ascii=False) + "\n")
+            opened.write(json.dumps({"kind": kind, **what}, ensure_ascii=False) + "\n")
+        self.results.add({"kind": kind, **what})
 
 
 def machine() -> dict[str, Any]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from attrs import frozen
 
 from tests.bench.lines import LINES, STORES, Goal, Line
@@ -11,6 +9,8 @@ from tests.bench.results import Results, Value
 
 __all__ = ["judge", "picture", "tables"]
 
+MOST = 7
+"""How many contenders a table holds; where there are more, the peers get one of their own."""
 WIDTH = 50
 """How long the longest bar of the picture is."""
 PICTURED = ("drain-async", "drain-threads", "drain-two")
@@ -23,7 +23,8 @@ class Verdict:
     to_peer: float | None
     to_raw: float | None
     reached: bool | None
-    """Whether the goal was reached; None where there is none, or nothing to compare with."""
+    """Whether the goals were reached; None where there are none, or nothing to compare with."""
+    best_peer: str = ""
 
 
 def judge(results: Results, store: str, line: Line) -> Verdict:
@@ -31,19 +32,21 @@ def judge(results: Results, store: str, line: Line) -> Verdict:
     own = results.value(store, "omniq", line.name)
     if own is None:
         return Verdict(None, None, None)
-    ratios = {role: _ratio(own.median, _best(results, store, line, role), line) for role in ("peer", "raw")}
-    goal = line.goals.get(store)
-    reached = None if goal is None else _reached(results, store, line, goal, own.median, ratios)
-    return Verdict(ratios["peer"], ratios["raw"], reached)
+    best = {role: _best(results, store, line, role) for role in ("peer", "raw")}
+    ratios = {role: _ratio(own.median, found[0] if found else None, line) for role, found in best.items()}
+    verdicts = [_reached(results, store, line, goal, own.median, ratios) for goal in line.goals.get(store, ())]
+    known = [verdict for verdict in verdicts if verdict is not None]
+    _, best_peer = best["peer"] or (0, "")
+    return Verdict(ratios["peer"], ratios["raw"], all(known) if known else None, best_peer)
 
 
-def _best(results: Results, store: str, line: Line, role: str) -> float | None:
-    names = [name for name, its_role in results.contenders(store) if its_role == role]
-    found = [results.value(store, name, rival) for name in names for rival in {line.name, *line.rivals}]
-    values = [value.median for value in found if value is not None]
-    if not values:
+def _best(results: Results, store: str, line: Line, role: str, among: tuple[str, ...] = ()) -> tuple[float, str] | None:
+    names = [name for name, its_role in results.contenders(store) if its_role == role and name in (among or (name,))]
+    lines = {line.name, *line.rivals, *(line.raw_rivals if role == "raw" else ())}
+    found = [(value.median, name) for name in names for rival in lines if (value := results.value(store, name, rival))]
+    if not found:
         return None
-    return max(values) if line.more_is_better else min(values)
+    return max(found) if line.more_is_better else min(found)
 
 
 def _ratio(value: float, other: float | None, line: Line) -> float | None:
@@ -57,7 +60,10 @@ def _reached(
 ) -> bool | None:
     if goal.against == "value":
         return value >= goal.at_least if line.more_is_better else value <= goal.at_least
-    if goal.against in ratios:
+    if goal.rivals:
+        best = _best(results, store, line, goal.against, goal.rivals)
+        ratio = _ratio(value, best[0] if best else None, line)
+    elif goal.against in ratios:
         ratio = ratios[goal.against]
     else:
         other = results.value(store, "omniq", goal.against)
@@ -65,27 +71,42 @@ def _reached(
     return None if ratio is None else ratio >= goal.at_least
 
 
-def tables(results: Results) -> Iterator[str]:
-    """Give one table for each store that was measured, as Markdown that is aligned for terminals too."""
-    for store, title in STORES.items():
-        contenders = [name for name, _ in results.contenders(store)]
-        if not contenders:
-            continue
-        rows = [["", "", *contenders, "to best peer", "to raw", "goal", ""]]
-        rows += [row for line in LINES if (row := _row(results, store, line, contenders))]
-        yield f"### {title}\n\n" + _aligned(rows)
+def tables(results: Results, store: str) -> str:
+    """Give the table of a store, as Markdown that is aligned for terminals too; where it would be too wide, two."""
+    contenders = results.contenders(store)
+    names = [name for name, _ in contenders]
+    if len(contenders) <= MOST:
+        return _table(results, store, names, names_best=False)
+    apart = [name for name, role in contenders if role == "peer"]
+    beside = [name for name in names if name not in apart]
+    return "\n\n".join([_table(results, store, beside, names_best=True), _plain_table(results, store, apart)])
 
 
-def _row(results: Results, store: str, line: Line, contenders: list[str]) -> list[str] | None:
-    values = {name: results.value(store, name, line.name) for name in contenders}
-    if not any(values.values()):
+def _table(results: Results, store: str, contenders: list[str], *, names_best: bool) -> str:
+    rows = [["", "", *contenders, "to best peer", "to raw", "goal", ""]]
+    for line in LINES:
+        if cells := _cells(results, store, line, contenders):
+            verdict = judge(results, store, line)
+            goal = ", ".join(goal.text for goal in line.goals.get(store, ())) if verdict.reached is not None else ""
+            mark = {None: "", True: "✓", False: "missed"}[verdict.reached]
+            best = f" {verdict.best_peer}" if names_best and verdict.to_peer is not None else ""
+            rows.append([*cells, _times(verdict.to_peer) + best, _times(verdict.to_raw), goal, mark])
+    # Title and unit in front, goal and verdict at the end are words; what is between are figures.
+    return _aligned(rows, words={0, 1, len(rows[0]) - 2, len(rows[0]) - 1})
+
+
+def _plain_table(results: Results, store: str, contenders: list[str]) -> str:
+    rows = [["", "", *contenders]]
+    rows += [cells for line in LINES if (cells := _cells(results, store, line, contenders))]
+    return _aligned(rows, words={0, 1})
+
+
+def _cells(results: Results, store: str, line: Line, contenders: list[str]) -> list[str] | None:
+    values = [results.value(store, name, line.name) for name in contenders]
+    if not any(values):
         return None
-    cells = ["" if value is None else _number(value.median) + _spread(value) for value in values.values()]
-    verdict = judge(results, store, line)
-    goal = line.goals[store].text if verdict.reached is not None else ""
-    mark = {None: "", True: "✓", False: "missed"}[verdict.reached]
-    title = line.title.format(size=results.size(line.name))
-    return [title, line.unit, *cells, _times(verdict.to_peer), _times(verdict.to_raw), goal, mark]
+    cells = ["" if value is None else _number(value.median) + _spread(value) for value in values]
+    return [line.title.format(size=results.size(line.name)), line.unit, *cells]
 
 
 def _spread(value: Value) -> str:
@@ -102,10 +123,8 @@ def _number(value: float) -> str:
     return f"{value:.3g}"
 
 
-def _aligned(rows: list[list[str]]) -> str:
+def _aligned(rows: list[list[str]], words: set[int]) -> str:
     widths = [max(3, *map(len, column)) for column in zip(*rows, strict=True)]
-    # Title and unit in front, goal and verdict at the end are words; what is between are figures.
-    words = {0, 1, len(widths) - 2, len(widths) - 1}
 
     def joined(row: list[str]) -> str:
         cells = zip(row, widths, strict=True)
@@ -117,9 +136,9 @@ def _aligned(rows: list[list[str]]) -> str:
     return "\n".join(f"| {joined(row)} |" for row in (rows[0], rule, *rows[1:]))
 
 
-def picture(results: Results) -> str:
-    """Draw how fast queues are drained: a bar for each contender, to one scale a store."""
-    return "\n\n".join(_bars(results, store) for store in STORES if _drains(results, store))
+def picture(results: Results, store: str) -> str:
+    """Draw how fast the queues of a store are drained: a bar for each contender. Empty where none was."""
+    return _bars(results, store) if _drains(results, store) else ""
 
 
 def _drains(results: Results, store: str) -> list[tuple[str, str, float]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
 import sys
 from contextlib import AbstractAsyncContextManager
@@ -31,6 +32,8 @@ async def serve(job: Job) -> None:
         if job.enqueue_first:
             await contender.aenqueue(0)
         await asyncio.to_thread(sys.stdin.read)
+        if not contender.stops_by_itself:
+            os._exit(0)
     await contender.close()
 
 
@@ -86,6 +89,7 @@ class Crew:
     """
 
     def __init__(self, job: Job, contender: Contender, processes: int = 1) -> None:
+        self._contender = contender
         self._inside: AbstractAsyncContextManager[object] | None = None
         self.processes: list[WorkerProcess] = []
         if job.store == "memory":
@@ -101,6 +105,8 @@ class Crew:
             process.check()
 
     async def __aenter__(self) -> Self:
+        # First here: two that make the same tables at the same time would be in each other's way.
+        await self._contender.connected()
         if self._inside is not None:
             await self._inside.__aenter__()
         for process in self.processes:

@@ -139,6 +139,20 @@ def test_a_goal_is_reached_only_if_all_parts_of_it_are() -> None:
     assert reached(raw=1_300.0) is False
 
 
+def test_a_goal_may_name_the_peers_that_count() -> None:
+    results = Results(
+        [
+            measurement("omniq", "omniq", "drain-threads", 6_000.0, store="redis"),
+            measurement("huey", "peer", "drain-threads", 1_000.0, store="redis"),
+            measurement("mayu", "peer", "drain-threads", 5_000.0, store="redis"),
+        ]
+    )
+
+    verdict = judge(results, "redis", next(line for line in LINES if line.name == "drain-threads"))
+
+    assert (verdict.to_peer, verdict.best_peer, verdict.reached) == (1.2, "mayu", True)
+
+
 def test_where_there_are_many_peers_they_have_a_table_of_their_own() -> None:
     peers = [measurement(f"peer{number}", "peer", "drain-async", 100.0 + number) for number in range(9)]
     results = Results([measurement("omniq", "omniq", "drain-async", 1_080.0), *peers])

@@ -7,6 +7,8 @@ library and their product, which they import by name when they are made.
 from __future__ import annotations
 
 import asyncio
+import os
+import resource
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -17,7 +19,7 @@ from typing import Any
 
 from tests.bench.marks import Marks
 
-__all__ = ["Contender", "Setting", "polling"]
+__all__ = ["AsyncContender", "Contender", "Setting", "polling"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +27,7 @@ class Setting:
     """What one measurement gives to its contender."""
 
     store: str
-    """``memory``, ``sqlite`` or ``file``."""
+    """``memory``, ``sqlite``, ``file``, ``redis``, ``postgres`` or ``nats``."""
     kind: str
     """What its tasks are: ``async`` functions, ``plain`` ones, or such as ``hold`` their slot for good."""
     folder: Path
@@ -33,6 +35,10 @@ class Setting:
     marks: Marks
     batch: int = 0
     """For the plain client: how many tasks a transaction."""
+    url: str = ""
+    """Of the server, with a database of this measurement's own where it has such."""
+    name: str = ""
+    """For what this measurement makes on the server; no other measurement has it."""
 
     @property
     def file(self) -> Path:
@@ -48,6 +54,11 @@ class Contender(ABC):
 
     runs_as_sent = False
     """Whether a task runs as soon as it is handed over, so that a queue of it cannot be filled first."""
+
+    starts_late = False
+    """Whether its worker is a program of its own, so that drains are timed from their first task on."""
+    stops_by_itself = True
+    """Whether its worker can be stopped in order, and soon; if not, its process is left at once."""
 
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
@@ -78,8 +89,53 @@ class Contender(ABC):
     def worker(self) -> AbstractAsyncContextManager[object]:
         """Run a worker while the context lasts."""
 
+    def pids(self) -> Sequence[int]:
+        """Give the processes of a worker that :meth:`worker` runs."""
+        return [os.getpid()]
+
+    def seconds_of_cpu(self) -> float:
+        """Give how long those have kept a core busy."""
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        return used.ru_utime + used.ru_stime
+
+    async def connected(self) -> None:  # noqa: B027  # most connect when they are made, or at their first call
+        """Connect unless it is connected, and make what the product needs on its server."""
+
     async def close(self) -> None:  # noqa: B027  # most have nothing to close
         """Disconnect."""
+
+
+class AsyncContender(Contender):
+    """A product that only coroutines can hand tasks to."""
+
+    AT_ONCE = 100
+    """How many are handed over at the same time where there is no bulk call."""
+
+    def __init__(self, setting: Setting) -> None:
+        super().__init__(setting)
+        self._connecting = asyncio.Lock()
+        self._is_connected = False
+
+    async def connect(self) -> None:  # some connect at their first call
+        """Connect, and make what the product needs on the server."""
+
+    async def connected(self) -> None:
+        if not self._is_connected:
+            async with self._connecting:
+                if not self._is_connected:
+                    await self.connect()
+                    self._is_connected = True
+
+    def enqueue(self, number: int) -> Any:
+        raise NotImplementedError
+
+    @abstractmethod
+    async def aenqueue(self, number: int) -> Any: ...
+
+    async def enqueue_many(self, numbers: Sequence[int]) -> None:
+        await self.connected()
+        for start in range(0, len(numbers), self.AT_ONCE):
+            await asyncio.gather(*[self.aenqueue(number) for number in numbers[start : start + self.AT_ONCE]])
 
 
 @asynccontextmanager

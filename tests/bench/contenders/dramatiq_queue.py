@@ -1,4 +1,4 @@
-"""Dramatiq on its StubBroker: plain functions on threads, messages and results as JSON."""
+"""Dramatiq in memory and on Redis: plain functions on eight threads (its default), messages and results as JSON."""
 
 from __future__ import annotations
 
@@ -9,21 +9,25 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from tests.bench.contenders.contender import Contender, Setting
+from tests.bench.resp import Connection
 
 __all__ = ["Dramatiq"]
 
 
 class Dramatiq(Contender):
-    """Dramatiq in one process."""
+    """Dramatiq: a worker of its in this process."""
 
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
         self.dramatiq: Any = importlib.import_module("dramatiq")
-        stub: Any = importlib.import_module("dramatiq.brokers.stub")
         results: Any = importlib.import_module("dramatiq.results")
         backends: Any = importlib.import_module("dramatiq.results.backends")
-        self.backend = backends.StubBackend()
-        self.broker = stub.StubBroker()
+        if setting.store == "redis":
+            self.backend = backends.RedisBackend(url=setting.url)
+            self.broker = importlib.import_module("dramatiq.brokers.redis").RedisBroker(url=setting.url)
+        else:
+            self.backend = backends.StubBackend()
+            self.broker = importlib.import_module("dramatiq.brokers.stub").StubBroker()
         self.broker.add_middleware(results.Results(backend=self.backend))
         self.dramatiq.set_broker(self.broker)
         began = self.marks.began
@@ -41,6 +45,10 @@ class Dramatiq(Contender):
         self.dramatiq.group(self.actor.message(number) for number in numbers).run()
 
     async def stored(self) -> int:
+        if self.setting.store == "redis":
+            with Connection(self.setting.url) as connection:
+                # All keys but its own are results.
+                return int(connection.ask("DBSIZE")) - connection.count("dramatiq:*")
         return len(self.backend.results)
 
     async def result(self, handed_over: Any) -> Any:

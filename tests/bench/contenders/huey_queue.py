@@ -3,7 +3,8 @@
 Its consumer polls every millisecond at first and ten times a second when idle (its defaults are 0.1 s and 10 s), its
 results are polled for every millisecond (default: up to 1 s). SQLite is in WAL mode with fsync off: less durable than
 the others here, and the fastest that it has. Files it never flushes
-to the disk, and every step on them takes one lock. One thread, as more of them are slower.
+to the disk, and every step on them takes one lock. One thread, as more of them are slower. With Redis nothing polls:
+the consumer blocks there, and so does a caller that waits for a result (``notify_result``).
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ class Huey(Contender):
         huey: Any = importlib.import_module("huey")
         if setting.store == "memory":
             self.huey = huey.MemoryHuey("bench")
+        elif setting.store == "redis":
+            self.huey = huey.RedisHuey("bench", url=setting.url, notify_result=True)
         elif setting.store == "file":
             self.huey = huey.FileHuey("bench", path=str(setting.folder / "huey"))
         else:

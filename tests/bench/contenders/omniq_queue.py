@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from omniq import TaskFunction, TaskHandle, TaskQueue, TaskState
 from tests.bench.contenders.contender import Contender, Setting
@@ -14,9 +14,29 @@ from tests.bench.contenders.contender import Contender, Setting
 __all__ = ["OmniQ", "url"]
 
 
-def url(store: str, folder: Path) -> str:
+class Located(Protocol):
+    """What tells where a measurement's store is."""
+
+    @property
+    def store(self) -> str: ...
+    @property
+    def folder(self) -> Path | str: ...
+    @property
+    def url(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+
+
+def url(where: Located) -> str:
     """Give the URL of a measurement's store."""
-    return {"memory": "memory://", "sqlite": f"sqlite:///{folder}/bench.db", "file": f"file:///{folder}/bench"}[store]
+    if where.url:
+        return f"{where.url}?namespace={where.name}"
+    urls = {
+        "memory": "memory://",
+        "sqlite": f"sqlite:///{where.folder}/bench.db",
+        "file": f"file:///{where.folder}/bench",
+    }
+    return urls[where.store]
 
 
 class OmniQ(Contender):
@@ -24,7 +44,7 @@ class OmniQ(Contender):
 
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
-        self.queue = TaskQueue(url(setting.store, setting.folder))
+        self.queue = TaskQueue(url(setting))
         self.task = self._task()
 
     def _task(self) -> TaskFunction[[int], Any]:

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from tests.bench.contenders.contender import Contender
 from tests.bench.job import Job
-from tests.bench.marks import Marks
+from tests.bench.marks import Marks, clock
 from tests.bench.workers import Crew
 
 __all__ = ["coroutines", "plain_functions", "two_processes"]
@@ -39,19 +39,21 @@ async def _drain(job: Job, marks: Marks, processes: int) -> dict[str, float]:
     if not contender.runs_as_sent:
         await contender.enqueue_many(range(job.size))
     crew = Crew(job, contender, processes)
-    began = time.perf_counter()
+    began = clock()
     async with crew:
         if contender.runs_as_sent:
             await contender.enqueue_many(range(job.size))
-        took = await _until_stored(job, contender, marks, crew) - began
+        ended = await _until_stored(job, contender, marks, crew)
     await contender.close()
     missing = [number for number in range(job.size) if not marks[number]]
     if missing:
         raise RuntimeError(f"{len(missing)} of {job.size} tasks have not run, {missing[0]} for one")
-    return {job.scenario: job.size / took}
+    if contender.starts_late:
+        began = min(marks[number] for number in range(job.size))
+    return {job.scenario: 1e9 * job.size / (ended - began)}
 
 
-async def _until_stored(job: Job, contender: Contender, marks: Marks, crew: Crew) -> float:
+async def _until_stored(job: Job, contender: Contender, marks: Marks, crew: Crew) -> int:
     async def last_has_begun() -> bool:
         crew.check()
         return marks[job.size - 1] != 0
@@ -61,7 +63,7 @@ async def _until_stored(job: Job, contender: Contender, marks: Marks, crew: Crew
 
     await wait_until(last_has_begun, "the last task has begun")
     await wait_until(all_stored, "all results are stored")
-    return time.perf_counter()
+    return clock()
 
 
 async def wait_until(condition: Callable[[], Awaitable[bool]], what: str) -> None:

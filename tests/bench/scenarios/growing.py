@@ -9,7 +9,6 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from functools import partial
-from pathlib import Path
 
 from omniq.ids import new_id
 from omniq.plugins import default_plugins
@@ -37,7 +36,7 @@ PROBES = 3_000
 async def measure(job: Job, marks: Marks) -> dict[str, float]:
     """Fill a store with ``size`` tasks of a kind, then take what it costs to work with some more."""
     state = job.scenario.removeprefix("growth-")
-    storage = default_plugins().open_storage(parse_url(url(job.store, Path(job.folder))))
+    storage = default_plugins().open_storage(parse_url(url(job)))
     await storage.open()
     await _fill(storage, state, job.size)
     probes = min(PROBES, job.size)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import resource
 import sqlite3
 import subprocess
 import time
@@ -14,6 +13,7 @@ from typing import Any
 
 from tests.bench.job import Job
 from tests.bench.marks import Marks
+from tests.bench.probes import Probe
 from tests.bench.scenarios.draining import wait_until
 from tests.bench.workers import WorkerProcess
 
@@ -21,6 +21,8 @@ __all__ = ["idle", "memory_of", "waiting"]
 
 SETTLE = 2.0
 """Seconds for a worker to come to rest."""
+REPORTED = 12.0
+"""Seconds after which an idle PostgreSQL backend has told how many transactions it had."""
 
 
 class Counter:
@@ -53,7 +55,7 @@ class Counter:
         from tests.bench.contenders.omniq_queue import url
 
         # Never opened: only its class is asked for.
-        storage = type(default_plugins().open_storage(parse_url(url(job.store, Path(job.folder)))))
+        storage = type(default_plugins().open_storage(parse_url(url(job))))
         for name in Storage.__abstractmethods__ - {"open", "close", "sibling"}:
             setattr(storage, name, self._counted(getattr(storage, name)))
 
@@ -68,6 +70,7 @@ class Counter:
 def idle(job: Job, marks: Marks) -> dict[str, float]:
     """Let a worker with nothing to do run for ``size`` seconds."""
     counter = Counter()
+    probe = Probe(job)
     counter.trace_sqlite()
     if job.contender == "omniq":
         counter.trace_omniq(job)
@@ -76,16 +79,23 @@ def idle(job: Job, marks: Marks) -> dict[str, float]:
         contender = job.make(marks)
         async with contender.worker():
             await contender.aenqueue(0)
-            await asyncio.sleep(min(SETTLE, job.size))
-            before = _seconds_of_cpu(), counter.calls, counter.transactions, time.monotonic()
+            await asyncio.sleep(min(REPORTED if job.store == "postgres" else SETTLE, job.size))
+            probe.begin()
+            before = contender.seconds_of_cpu(), counter.calls, counter.transactions, time.monotonic()
             await asyncio.sleep(job.size)
             cpu, calls, transactions, took = (
                 after - earlier
                 for after, earlier in zip(
-                    (_seconds_of_cpu(), counter.calls, counter.transactions, time.monotonic()), before, strict=True
+                    (contender.seconds_of_cpu(), counter.calls, counter.transactions, time.monotonic()),
+                    before,
+                    strict=True,
                 )
             )
-            measured = {"idle cpu": 100 * cpu / took, "idle rss": memory_of(os.getpid()) / 1e6}
+            asked = probe.requests()
+            memory = sum(memory_of(pid) for pid in contender.pids())
+            measured = {"idle cpu": 100 * cpu / took, "idle rss": memory / 1e6}
+            if job.url:
+                measured["idle requests"] = 60 * asked / took
             if job.contender == "omniq":
                 measured["idle calls"] = 60 * calls / took
             if job.store == "sqlite":
@@ -107,10 +117,14 @@ def waiting(job: Job, marks: Marks) -> dict[str, float]:
         after = memory_of(os.getpid())
         return {"waiting task": (after - before) / job.size, "waiting rss": after / 1e6}
 
-    async def in_a_file() -> dict[str, float]:
+    async def in_a_store() -> dict[str, float]:
         held = replace(job, kind="hold")
         contender = held.make(marks)
+        probe = Probe(job)
+        await contender.enqueue_many(range(10))
+        before = probe.bytes_held()
         await contender.enqueue_many(range(job.size))
+        held_by_server = probe.bytes_held() - before
         await contender.close()
         worker = WorkerProcess(replace(held, start_at_once=True))
 
@@ -121,16 +135,14 @@ def waiting(job: Job, marks: Marks) -> dict[str, float]:
         try:
             await wait_until(has_begun, "the first task has begun")
             await asyncio.sleep(min(SETTLE, job.size / 10_000))
-            return {"waiting rss": memory_of(worker.pid) / 1e6}
+            measured = {"waiting rss": memory_of(worker.pid) / 1e6}
+            if held_by_server:
+                measured["waiting task"] = held_by_server / job.size
+            return measured
         finally:
             worker.kill()
 
-    return asyncio.run(in_memory() if job.store == "memory" else in_a_file())
-
-
-def _seconds_of_cpu() -> float:
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    return used.ru_utime + used.ru_stime
+    return asyncio.run(in_memory() if job.store == "memory" else in_a_store())
 
 
 def memory_of(pid: int) -> int:

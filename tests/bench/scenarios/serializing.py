@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import secrets
 import statistics
 import time
 from collections.abc import Callable
@@ -13,8 +14,11 @@ from typing import Any
 
 import attrs
 
+from omniq.ids import new_id
 from omniq.plugins import default_plugins
 from omniq.serialization.hints import resolve_types
+from omniq.signing import Signer
+from omniq.task import Task
 from tests.bench.job import Job
 
 __all__ = ["measure"]
@@ -65,34 +69,66 @@ ORDER = Order(
 )
 
 
-def _with_omniq() -> Any:
+Way = tuple[Callable[[], bytes], Callable[[bytes], Any]]
+"""What encodes the payload, and what decodes it."""
+
+
+def _with_omniq() -> Way:
     serializer = default_plugins().serializer("json")
     types, _ = resolve_types(handle)
-    return serializer.load_arguments(serializer.dump_arguments((ORDER,), {"dry": True}, types), types)
+    return (
+        lambda: serializer.dump_arguments((ORDER,), {"dry": True}, types),
+        lambda data: serializer.load_arguments(data, types),
+    )
 
 
-def _with_json() -> Any:
+def _with_json() -> Way:
     # What a user would write by hand, and less: it comes back as dicts and texts.
-    return json.loads(json.dumps([[attrs.asdict(ORDER)], {"dry": True}], default=str))
+    return lambda: json.dumps([[attrs.asdict(ORDER)], {"dry": True}], default=str).encode(), json.loads
 
 
-def _with_pickle() -> Any:
-    return pickle.loads(pickle.dumps(((ORDER,), {"dry": True}), protocol=5))
+def _with_pickle() -> Way:
+    return lambda: pickle.dumps(((ORDER,), {"dry": True}), protocol=5), pickle.loads
 
 
-WAYS: dict[str, Callable[[], Any]] = {"omniq": _with_omniq, "json": _with_json, "pickle": _with_pickle}
+WAYS: dict[str, Callable[[], Way]] = {"omniq": _with_omniq, "json": _with_json, "pickle": _with_pickle}
 
 
 def measure(job: Job) -> dict[str, float]:
-    """Encode and decode the payload ``size`` times."""
-    way = WAYS[job.contender]
-    if job.contender != "json" and way() != ((ORDER,), {"dry": True}):
+    """Encode and decode the payload ``size`` times; OmniQ signs it and checks the signature, too."""
+    dump, load = WAYS[job.contender]()
+    data = dump()
+    if job.contender != "json" and load(data) != ((ORDER,), {"dry": True}):
         raise RuntimeError(f"{job.contender} gives back something else than it was given")
     rounds = max(1, job.size // BLOCKS)
+    figures = {
+        "serializer": _microseconds(lambda: load(dump()), rounds),
+        "serializer load": _microseconds(lambda: load(data), rounds),
+    }
+    if job.contender == "omniq":
+        figures["serializer signing"] = _microseconds(_sign_and_check(data), rounds)
+    return figures
+
+
+def _microseconds(call: Callable[[], object], rounds: int) -> float:
     blocks: list[float] = []
     for _ in range(BLOCKS):
         began = time.perf_counter()
         for _ in range(rounds):
-            way()
+            call()
         blocks.append((time.perf_counter() - began) / rounds)
-    return {"serializer": statistics.median(blocks) * 1e6}
+    return statistics.median(blocks) * 1e6
+
+
+def _sign_and_check(data: bytes) -> Callable[[], None]:
+    now = datetime.now(UTC)
+    signer = Signer([secrets.token_bytes(32)])
+    task = Task(id=new_id(), queue="default", name="shop.handle", payload=data, created_at=now, run_at=now)
+    fields = (task.id, task.queue, task.name, task.serializer, data, "", task.max_retries, None, False)
+    signed = attrs.evolve(task, signature=signer.task_signature(*fields))
+
+    def call() -> None:
+        signer.task_signature(*fields)
+        signer.check_task(signed)
+
+    return call
