@@ -13,6 +13,7 @@ from omniq.errors import StorageUnavailable
 from omniq.task import TaskState
 from omniq.testing import await_until
 from tests.redis.redis_support import done, finish_all, new_task, opened, storage, take, total
+from tests.servers.base import free_port
 from tests.servers.redis import RedisCluster, RedisSentinel, RedisServer, binary_of
 
 
@@ -75,7 +76,9 @@ def guarded(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RedisSen
 
 def test_a_failover_loses_nothing_that_the_replica_had_and_work_goes_on(guarded: RedisSentinel) -> None:
     async def scenario() -> None:
-        async with opened(f"{guarded.url}?retry_for=20") as store:
+        # The first sentinel is gone for good.
+        url = guarded.url.replace("://", f"://127.0.0.1:{free_port()},")
+        async with opened(f"{url}?retry_for=20") as store:
             stored = await store.enqueue([new_task() for _ in range(20)])
             assert store.enqueue_blocking([new_task()]) is not None
             claimed = await take(store, n=5)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from redis import CredentialProvider
 
 from omniq.errors import SchemaMismatch, StorageUnavailable
 from omniq.storage import Enqueued, Lease, LeaseState
@@ -84,6 +85,24 @@ def test_a_password_is_asked_for_and_not_shown(tmp_path: Path) -> None:
                     await storage(url).open()
                 assert "wr0ng" not in str(caught.value)
                 assert caught.value.__cause__ is not None
+
+    asyncio.run(scenario())
+
+
+def test_credentials_can_come_from_a_provider(tmp_path: Path) -> None:
+    class Provider(CredentialProvider):
+        def get_credentials(self) -> tuple[str]:
+            return ("s3cret",)
+
+        async def get_credentials_async(self) -> tuple[str]:
+            return ("s3cret",)
+
+    async def scenario() -> None:
+        with RedisServer(tmp_path, config={"requirepass": "s3cret"}) as server:
+            async with opened(server.url, connection={"credential_provider": Provider()}) as store:
+                await store.enqueue([new_task()])
+                assert store.enqueue_blocking([new_task()]) is not None
+                assert await finish_all(store) == 2
 
     asyncio.run(scenario())
 

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Self
 
 import pytest
+from redis import Redis
 from redis.exceptions import RedisError
 
 from omniq.testing import wait_until
-from redis import Redis
 from tests.servers.base import HOST, Server, find_binary, free_port
 
 __all__ = ["RedisCluster", "RedisSentinel", "RedisServer", "binary_of", "servers_found"]

@@ -61,11 +61,6 @@ class Client:
         self._is_closed = False
         self._pid = os.getpid()
 
-    @property
-    def is_open(self) -> bool:
-        """Whether it was opened, and is not closed, in this process."""
-        return self._link is not None and not self._is_closed and self._pid == os.getpid()
-
     async def open(self) -> None:
         """Connect.
 

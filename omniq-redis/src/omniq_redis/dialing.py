@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import socket
 from typing import Any, cast
 
+from redis import connection as blocking
 from redis.asyncio import Sentinel
 from redis.asyncio import connection as asynchronous
 from redis.asyncio.retry import Retry
@@ -14,17 +16,22 @@ from redis.retry import Retry as BlockingRetry
 from redis.sentinel import Sentinel as BlockingSentinel
 
 from omniq_redis.settings import Address, Settings
-from redis import connection as blocking
 
 __all__ = ["Dialer"]
 
 # Of which redis-py tells no types.
 _Sentinel, _BlockingSentinel = cast(Any, Sentinel), cast(Any, BlockingSentinel)
+# A connection that only listens sends nothing of its own by which it would notice that it is cut.
+_KEEPALIVE = {
+    getattr(socket, name): value
+    for name, value in (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3))
+    if hasattr(socket, name)
+}
 _MOVED = re.compile(r"MOVED \d+ (.*):(\d+)")
 
 
 class Dialer:
-    """Connects to the store's server. Shared by a storage and its siblings.
+    """Connects one storage to its server, and remembers where that was found.
 
     :param settings: where it is.
     """
@@ -54,18 +61,29 @@ class Dialer:
 
     def _arguments(self, address: Address | None) -> dict[str, Any]:
         settings = self._settings
-        place: dict[str, Any] = {"path": settings.path} if address is None else {"host": address[0], "port": address[1]}
+        if address is None:
+            place: dict[str, Any] = {"path": settings.path}
+        else:
+            place = {"host": address[0], "port": address[1], "socket_keepalive": True}
+            place["socket_keepalive_options"] = _KEEPALIVE
         return {
-            **settings.connection,
             **place,
+            **settings.connection,
             "socket_timeout": settings.timeout,
             "socket_connect_timeout": settings.connect_timeout,
             "protocol": 2,
         }
 
-    def _sentinel_arguments(self) -> dict[str, Any]:
+    def _kind(self, module: Any) -> Any:
+        if self._settings.path:
+            return module.UnixDomainSocketConnection
+        return module.SSLConnection if self._settings.tls else module.Connection
+
+    def _sentinel_arguments(self, retry: object) -> dict[str, Any]:
         settings = self._settings
         return {
+            # One that is gone is not to keep us from asking the next.
+            "retry": retry,
             **settings.sentinel,
             "ssl": settings.tls,
             "socket_timeout": min(settings.timeout, 1.0),
@@ -80,16 +98,14 @@ class Dialer:
         settings = self._settings
         address = None if settings.path else self._current()
         if settings.kind == "sentinel":
-            sentinel = _Sentinel(settings.addresses, sentinel_kwargs=self._sentinel_arguments())
+            asked = self._sentinel_arguments(Retry(NoBackoff(), 0))
+            sentinel = _Sentinel(settings.addresses, sentinel_kwargs=asked)
             try:
                 address = await sentinel.discover_master(settings.master)
             finally:
                 for client in sentinel.sentinels:
                     await client.aclose()
-        kind: Any = asynchronous.UnixDomainSocketConnection if settings.path else asynchronous.Connection
-        if settings.tls:
-            kind = asynchronous.SSLConnection
-        connection = kind(retry=Retry(NoBackoff(), 0), **self._arguments(address))
+        connection = self._kind(asynchronous)(retry=Retry(NoBackoff(), 0), **self._arguments(address))
         try:
             await connection.connect()
         except BaseException:
@@ -105,15 +121,13 @@ class Dialer:
         settings = self._settings
         address = None if settings.path else self._current()
         if settings.kind == "sentinel":
-            sentinel = _BlockingSentinel(settings.addresses, sentinel_kwargs=self._sentinel_arguments())
+            asked = self._sentinel_arguments(BlockingRetry(NoBackoff(), 0))
+            sentinel = _BlockingSentinel(settings.addresses, sentinel_kwargs=asked)
             try:
                 address = sentinel.discover_master(settings.master)
             finally:
                 for client in sentinel.sentinels:
                     client.close()
-        kind: Any = blocking.UnixDomainSocketConnection if settings.path else blocking.Connection
-        if settings.tls:
-            kind = blocking.SSLConnection
-        connection = kind(retry=BlockingRetry(NoBackoff(), 0), **self._arguments(address))
+        connection = self._kind(blocking)(retry=BlockingRetry(NoBackoff(), 0), **self._arguments(address))
         connection.connect()
         return connection

@@ -55,6 +55,12 @@ class _Waiter:
         """When the next schedule is due."""
         self._ahead = 0.0
         self._news = asyncio.Event()
+        self._told: list[tuple[float, str | None]] = []
+
+    def begin_look(self) -> None:
+        """Take note that the store is asked now: what is told from here on may not be in the answer."""
+        self.is_known = True
+        self._told.clear()
 
     def take(self, now: int, due: int, run: int) -> None:
         """Take note of what a look found: the store's time, when the next task and schedule are due (-1: never)."""
@@ -62,12 +68,18 @@ class _Waiter:
         self.due = self._time_of(due) if due >= 0 else FAR
         self.run = self._time_of(run) if run > now else FAR
         self._news.clear()
+        for moment, queue in self._told:
+            self._come_due(moment, queue)
 
     def _time_of(self, moment: float) -> float:
         return moment / 1e6 + self._ahead + SPREAD * random.random()
 
     def come_due(self, moment: float, queue: str | None) -> None:
         """Take note that a task of a queue, or a schedule, is due at a moment by the store's clock."""
+        self._told.append((moment, queue))
+        self._come_due(moment, queue)
+
+    def _come_due(self, moment: float, queue: str | None) -> None:
         at = self._time_of(moment)
         if queue is None and at < self.run:
             self.run = at
@@ -91,6 +103,24 @@ class _Waiter:
         self._news.clear()
 
 
+class _End:
+    """One who waits for the end of tasks."""
+
+    def __init__(self) -> None:
+        self.ended: set[str] = set()
+        """Those of which the server told."""
+        self.news = asyncio.Event()
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait for news, at most some seconds."""
+        timer = asyncio.get_running_loop().call_later(seconds, self.news.set)
+        try:
+            await self.news.wait()
+        finally:
+            timer.cancel()
+        self.news.clear()
+
+
 class Waiting:
     """The waits of one storage.
 
@@ -109,7 +139,7 @@ class Waiting:
         self._active: dict[str, _Waiter] = {}
         # A worker waits for the same again and again: its name may stay with the queues meanwhile.
         self._kept: _Waiter | None = None
-        self._ends: dict[str, set[asyncio.Event]] = {}
+        self._ends: dict[str, set[_End]] = {}
         self._is_closed = False
         self._deaf_until = 0.0
         self._passing: set[asyncio.Task[None]] = set()
@@ -148,9 +178,9 @@ class Waiting:
     def _wake_all(self) -> None:
         for waiter in self._active.values():
             waiter.wake()
-        for events in self._ends.values():
-            for event in events:
-                event.set()
+        for ends in self._ends.values():
+            for end in ends:
+                end.news.set()
 
     # What the server tells
 
@@ -219,13 +249,20 @@ class Waiting:
                 called.called = queue
                 called.wake()
         else:
-            for event in self._ends.get(text[1:].decode(), ()):
-                event.set()
+            task_id = text[1:].decode()
+            for end in self._ends.get(task_id, ()):
+                end.ended.add(task_id)
+                end.news.set()
 
     def _pass_on(self, queue: str) -> None:
+        self._post("pass_on", queue)
+
+    def _post(self, name: str, *words: bytes | str) -> None:
+        """Have a script run whose answer nobody waits for."""
+
         async def call() -> None:
             with contextlib.suppress(StorageUnavailable):
-                await self._client.run("pass_on", [queue])
+                await self._client.run(name, words)
 
         task = asyncio.get_running_loop().create_task(call())
         self._passing.add(task)
@@ -242,7 +279,7 @@ class Waiting:
             while True:
                 await self._listen()
                 is_heard = self._is_heard
-                waiter.is_known = True
+                waiter.begin_look()
                 ready, now, due, run = await self._client.run("look", [self._name_of(waiter), *waiter.queues])
                 if ready:
                     return
@@ -298,14 +335,8 @@ class Waiting:
         return waiter
 
     def _sign_off(self, waiter: _Waiter) -> None:
-        async def call() -> None:
-            with contextlib.suppress(StorageUnavailable):
-                await self._client.run("sign_off", [self._name_of(waiter), *waiter.queues])
-
         if waiter.is_known and waiter.called is None and not self._is_closed:
-            task = asyncio.get_running_loop().create_task(call())
-            self._passing.add(task)
-            task.add_done_callback(self._passing.discard)
+            self._post("sign_off", self._name_of(waiter), *waiter.queues)
 
     # Ends
 
@@ -319,29 +350,26 @@ class Waiting:
         if timeout <= 0:
             return await self._ended(b"", wanted)
         await self._listen()
-        event = asyncio.Event()
+        end = _End()
         for task_id in wanted:
-            self._ends.setdefault(task_id, set()).add(event)
+            self._ends.setdefault(task_id, set()).add(end)
         try:
             while True:
-                event.clear()
-                ended = await self._ended(self._channel.encode(), wanted)
+                ended = await self._ended(self._channel.encode(), wanted) | end.ended
                 left = deadline - loop.time()
                 if ended or left <= 0:
                     return ended
-                timer = loop.call_later(min(left, LOOK_EVERY * random.uniform(0.92, 1.0)), event.set)
-                try:
-                    await event.wait()
-                finally:
-                    timer.cancel()
+                await end.sleep(min(left, LOOK_EVERY * random.uniform(0.92, 1.0)))
+                if end.ended:
+                    return end.ended
                 if self._is_closed:
-                    raise StorageUnavailable(f"{self._client.settings.shown} was closed")
+                    raise StorageUnavailable(f"{self._shown} was closed")
                 await self._listen()
         finally:
             for task_id in wanted:
-                events = self._ends[task_id]
-                events.discard(event)
-                if not events:
+                others = self._ends[task_id]
+                others.discard(end)
+                if not others:
                     del self._ends[task_id]
 
     async def _ended(self, channel: bytes, ids: Sequence[str]) -> set[str]:
