@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from omniq.schedule import Schedule
 from omniq.storage import TaskQuery
 from omniq.task import Failed, TaskError, TaskState
 from tests.redis.redis_support import new_task, only, opened, take, total
@@ -46,6 +47,20 @@ def test_a_task_whose_order_is_gone_hinders_nobody(
             assert [task.id for task in await take(store)] == [tasks[1].id, tasks[2].id]
             assert await take(store) == []
             assert await total(store, TaskState.READY) == 0
+
+    asyncio.run(scenario())
+
+
+def test_a_schedule_that_cannot_be_read_keeps_no_other_from_firing(
+    redis_server: RedisServer, namespace: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario() -> None:
+        async with opened(redis_server.url, namespace) as store:
+            for name in ("a", "b"):
+                await store.put_schedule(Schedule(id=name, task=new_task(), trigger="[]", next_run=await store.now()))
+            redis_server.ask("HSET", f"{{{namespace}}}:schedules", "a", "revision" + "[" * 100_000)
+            assert [schedule.id for schedule in await store.due_schedules(10)] == ["b"]
+            assert "a schedule cannot be read" in caplog.text
 
     asyncio.run(scenario())
 

@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 STATES = {b"s": TaskState.SUCCEEDED, b"f": TaskState.FAILED, b"c": TaskState.CANCELLED}
-UNREADABLE = (TypeError, ValueError, OverflowError, LookupError, struct.error)
+UNREADABLE = (TypeError, ValueError, OverflowError, LookupError, RecursionError, struct.error)
 """What comes of bytes that are not what they should be."""
 
 _ORDER = Struct(">QQQQQIBHH")

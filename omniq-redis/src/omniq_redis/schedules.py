@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 from base64 import b64decode, b64encode
+from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -14,7 +16,9 @@ from omniq.schedule import Misfire, Overlap, Schedule
 from omniq.task import NewTask
 from omniq_redis.times import microseconds
 
-__all__ = ["dump_schedule", "load_schedule", "next_run_of"]
+__all__ = ["dump_schedule", "load_schedule", "next_run_of", "readable"]
+
+_log = logging.getLogger("omniq.redis")
 
 _MICROSECOND = timedelta(microseconds=1)
 
@@ -62,8 +66,20 @@ def load_schedule(stored: bytes) -> Schedule:
                 "revision": int.from_bytes(stored[:8], "big"),
             }
         )
-    except (TypeError, ValueError, LookupError, AttributeError) as problem:
+    except (TypeError, ValueError, LookupError, AttributeError, OverflowError, RecursionError) as problem:
         raise CorruptRecord(f"a schedule cannot be read: {problem}") from problem
+
+
+def readable(found: Iterable[bytes | None]) -> list[Schedule]:
+    """Read schedules; one that cannot be read must not keep the others from firing."""
+    schedules = []
+    for stored in found:
+        try:
+            if stored is not None:
+                schedules.append(load_schedule(stored))
+        except CorruptRecord as error:
+            _log.error("%s", error)
+    return schedules
 
 
 def next_run_of(schedule: Schedule) -> bytes:

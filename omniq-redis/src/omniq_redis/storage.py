@@ -41,7 +41,7 @@ from omniq_redis.dialing import Dialer
 from omniq_redis.doctor import diagnose
 from omniq_redis.listing import list_tasks, read_cursor
 from omniq_redis.orders import is_simple, order_words
-from omniq_redis.schedules import dump_schedule, load_schedule, next_run_of
+from omniq_redis.schedules import dump_schedule, load_schedule, next_run_of, readable
 from omniq_redis.settings import read_settings
 from omniq_redis.times import moment, span
 from omniq_redis.waiting import Waiting
@@ -317,8 +317,7 @@ class RedisStorage(Storage):
         return bool(await self._opened().run("delete_schedule", [schedule_id]))
 
     async def due_schedules(self, limit: int) -> list[Schedule]:
-        found = await self._opened().run("due_schedules", [limit])
-        return [load_schedule(text) for text in found if text is not None]
+        return readable(await self._opened().run("due_schedules", [limit]))
 
     async def fire(self, schedule: Schedule, tasks: Sequence[NewTask]) -> bool:
         check_size(tasks)
