@@ -31,8 +31,10 @@ endif
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
-demo: $(VENV)/.runtime ## what OmniQ does, on a store in a temporary folder
-	$(BIN)/omniq demo $(DEMO_ARGS)
+# The servers themselves come with what the tests need, where the machine has none.
+demo: $(VENV)/$(if $(BACKEND),.dev,.runtime) ## what OmniQ does, in a temporary folder or with BACKEND=redis|postgres|nats
+	$(if $(BACKEND),$(BIN)/python -m tests.servers $(BACKEND) -- \
+		sh -c '$(BIN)/omniq demo --url "$$OMNIQ_URL" "$$@"' demo $(DEMO_ARGS),$(BIN)/omniq demo $(DEMO_ARGS))
 
 test: $(VENV)/.dev ## all tests
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

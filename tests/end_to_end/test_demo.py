@@ -26,6 +26,7 @@ from omniq.demo.measuring import (
     standard_library,
 )
 from omniq.demo.report import Report, conclude
+from tests.servers.starting import KINDS, make_server
 
 
 def demo(*arguments: str, temporary: Path, **more: str) -> subprocess.CompletedProcess[str]:
@@ -84,6 +85,19 @@ def test_another_store_can_be_used_and_is_left_clean(tmp_path: Path) -> None:
     with TaskQueue(url) as queue:
         assert queue.stats() == []
     assert list(temporary.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_killed_worker_costs_no_task_on_a_server(tmp_path: Path, kind: str) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    with make_server(kind, tmp_path) as server:
+        ended = demo("--limit", "60", "--url", server.url, temporary=temporary)
+
+    assert (ended.returncode, ended.stderr) == (0, ""), ended.stdout
+    assert [figure(ended.stdout, name) for name in ("tasks", "lost")] == [60, 0]
+    assert figure(ended.stdout, "recovered") > 0
+    assert "all 60 results are the same as those of a plain loop" in ended.stdout
 
 
 @pytest.mark.parametrize(

@@ -15,10 +15,11 @@ import secrets
 import signal
 import sys
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from omniq import Fixed, TaskQueue, current_task, hookimpl
+from omniq import Fixed, StorageUnavailable, TaskQueue, current_task, hookimpl
 from omniq.plugins import Plugins
 from omniq.task import Task, TaskError
 from tests.faults.history import History
@@ -39,7 +40,9 @@ class Witness:
 
     @hookimpl
     def omniq_task_started(self, task: Task) -> None:
-        history.note("started", task.id, task.delivery, attempt=task.attempt)
+        # A process that stood still since the claim may begin after another one has.
+        late = task.lease_until is None or datetime.now(UTC) >= task.lease_until
+        history.note("started", task.id, task.delivery, attempt=task.attempt, late=late)
 
     @hookimpl
     def omniq_task_succeeded(self, task: Task) -> None:
@@ -158,7 +161,16 @@ async def again(delay: float) -> str:
     return _ran()
 
 
-def produce(count: int, *, batch: int = 1, unique: int = 0, seconds: float = 0.002, first: int = 0) -> None:
+def produce(
+    count: int,
+    *,
+    batch: int = 1,
+    unique: int = 0,
+    seconds: float = 0.002,
+    first: int = 0,
+    until: str | None = None,
+    pause: float = 0.0,
+) -> None:
     """Enqueue tasks, noting before each what will be tried and after it what came of it.
 
     :param count: how many batches.
@@ -166,8 +178,12 @@ def produce(count: int, *, batch: int = 1, unique: int = 0, seconds: float = 0.0
     :param unique: if not 0, the tasks share so many unique keys.
     :param seconds: how long each task takes.
     :param first: the number of the first batch.
+    :param until: a file at whose appearance to end, although there are batches left.
+    :param pause: seconds after each batch.
     """
     for number in range(first, first + count):
+        if until is not None and os.path.exists(until):
+            return
         tags = [f"batch-{number}"]
         calls = []
         for index in range(batch):
@@ -178,11 +194,13 @@ def produce(count: int, *, batch: int = 1, unique: int = 0, seconds: float = 0.0
         try:
             handles = queue.enqueue_many(calls) if batch > 1 else [queue.submit(calls[0])]
         except Exception as error:
-            history.note("refused", batch=number, error=repr(error))
+            history.note("refused", batch=number, error=repr(error), unavailable=isinstance(error, StorageUnavailable))
         else:
             for handle in handles:
-                if handle.created:
+                # Also a store that had to ask again, and found its own task, has acknowledged it.
+                if handle.created or not unique:
                     history.note("enqueued", handle.id, batch=number)
+        time.sleep(pause)
 
 
 def main(command: str, options: dict[str, Any]) -> None:

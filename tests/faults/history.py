@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import sqlite3
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
@@ -20,7 +19,7 @@ from attrs import field, frozen
 
 from omniq import Task, TaskQueue
 
-__all__ = ["Event", "History", "check", "check_unique", "leftovers"]
+__all__ = ["Event", "History", "all_tasks", "check", "check_unique"]
 
 
 @frozen(kw_only=True)
@@ -86,24 +85,28 @@ class History:
         )
 
 
-def check(history: History, queue: TaskQueue) -> None:
-    """Check what must hold once everything has drained, whatever was done to the workers and producers."""
+def check(history: History, queue: TaskQueue, *, answers_were_lost: bool = False) -> None:
+    """Check what must hold once everything has drained, whatever was done to the workers and producers.
+
+    :param answers_were_lost: whether the store may have accepted what its client was then told is refused, since it
+        had to ask again: a lost answer and the answer to its repetition are the same to a worker.
+    """
     acknowledged = {event.task for event in history.events("enqueued")}
-    tasks = _all_tasks(queue)
+    tasks = all_tasks(queue)
     _nothing_acknowledged_is_lost(acknowledged, tasks)
     _everything_drained(tasks.values())
-    suspended = {event.details["victim"] for event in history.events("suspended")}
     by_task: dict[str, list[Event]] = defaultdict(list)
     for event in history.events("started", "ran", "accepted", "rejected"):
         by_task[event.task].append(event)
     for task_id, events in by_task.items():
         _one_completion_is_accepted(task_id, events)
-        _tokens_strictly_increase(task_id, events, suspended)
+        _tokens_strictly_increase(task_id, events)
         if task_id in tasks:
-            _no_stale_result_is_visible(tasks[task_id], events)
+            _no_stale_result_is_visible(tasks[task_id], events, answers_were_lost)
 
 
-def _all_tasks(queue: TaskQueue) -> dict[str, Task]:
+def all_tasks(queue: TaskQueue) -> dict[str, Task]:
+    """Give every task in the store, by id."""
     tasks: dict[str, Task] = {}
     cursor = None
     while True:
@@ -133,19 +136,19 @@ def _one_completion_is_accepted(task_id: str, events: Sequence[Event]) -> None:
     assert not twice, f"I2: a delivery of task {task_id} was answered more than once: {events}"
 
 
-def _tokens_strictly_increase(task_id: str, events: Sequence[Event], suspended: set[int]) -> None:
+def _tokens_strictly_increase(task_id: str, events: Sequence[Event]) -> None:
     started = [event for event in events if event.what == "started"]
     tokens = [event.token for event in started]
     assert len(tokens) == len(set(tokens)), f"I3: task {task_id} was started twice under one token: {tokens}"
-    # A process that stood still between a claim and a start comes late: then its completion must not be accepted.
-    in_time = [event.token for event in started if event.pid not in suspended]
+    # What starts after its first lease may start after the next delivery: then its completion must not be accepted.
+    in_time = [event.token for event in started if not event.details["late"]]
     assert in_time == sorted(in_time), f"I3: the tokens of task {task_id} are {tokens}"
     for event in events:
         if event.what == "accepted" and event.details["how"] != "retrying":
             assert event.token == max(tokens, default=event.token), f"I3: a stale completion was accepted: {events}"
 
 
-def _no_stale_result_is_visible(task: Task, events: Sequence[Event]) -> None:
+def _no_stale_result_is_visible(task: Task, events: Sequence[Event], answers_were_lost: bool) -> None:
     if task.state != "succeeded":
         return
     ran = [event for event in events if event.what == "ran" and event.details["nonce"] == task.result]
@@ -153,14 +156,18 @@ def _no_stale_result_is_visible(task: Task, events: Sequence[Event]) -> None:
     for event in events:
         if event.what == "accepted" and event.details["how"] == "succeeded":
             assert event.pid == ran[0].pid, f"I4: the result of task {task.id} is not of the run that was accepted"
-        if event.what == "rejected":
+        if event.what == "rejected" and not (answers_were_lost and event.token == task.delivery):
             assert event.token < task.delivery or event.pid != ran[0].pid, (
                 f"I4: a rejected result of {task.id} is visible"
             )
 
 
-def check_unique(tasks: Iterable[Task]) -> None:
-    """Check that of the tasks with one key each was stored only after the one before it had ended (I5)."""
+def check_unique(tasks: Iterable[Task], *, waits_for_keys: bool = False) -> None:
+    """Check that of the tasks with one key each was stored only after the one before it had ended (I5).
+
+    :param waits_for_keys: whether the store notes the time before it waits for the key to become free; then what is
+        checked is that none started before the other had ended.
+    """
     by_key: dict[str, list[Task]] = defaultdict(list)
     for task in tasks:
         if task.unique is not None:
@@ -169,42 +176,8 @@ def check_unique(tasks: Iterable[Task]) -> None:
         same.sort(key=lambda task: task.created_at)
         for earlier, later in itertools.pairwise(same):
             assert earlier.finished_at is not None, f"I5: {earlier.id} of key {key!r} lives beside {later.id}"
-            assert earlier.finished_at <= later.created_at, f"I5: {earlier.id} and {later.id} of key {key!r} overlap"
-
-
-def leftovers(store: Path, namespace: str = "omniq") -> dict[str, int]:
-    """Give what a store still holds once every task was removed and every worker has ended (I8).
-
-    :param store: its database, or its folder.
-    :return: how many rows by table, or files by folder.
-    """
-    return _files(store / namespace) if store.is_dir() else _rows(store, namespace)
-
-
-def _files(folder: Path) -> dict[str, int]:
-    kept = {
-        place: list((folder / place).rglob("*")) for place in ("tasks", "ids", "unique", "ready", "aside", "workers")
-    }
-    counts = {place: sum(path.is_file() for path in paths) for place, paths in kept.items()}
-    return {place: count for place, count in counts.items() if count}
-
-
-def _rows(database: Path, namespace: str) -> dict[str, int]:
-    connection = sqlite3.connect(database)
-    try:
-        assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-        left = {
-            table: connection.execute(f'SELECT count(*) FROM "{namespace}.{table}"').fetchone()[0]
-            for table in ("task", "body", "tag", "worker", "schedule", "paused")
-        }
-        # A process that was killed while it waited leaves word of it, which is removed once its wait would be over.
-        left["waiter"] = connection.execute(
-            f'SELECT count(*) FROM "{namespace}.waiter" WHERE until NOT BETWEEN :now AND :now + :longest',
-            {"now": time.time_ns() // 1000, "longest": 60_000_000},
-        ).fetchone()[0]
-        left["counter"] = connection.execute(
-            f"SELECT count(*) FROM \"{namespace}.counter\" WHERE n <> 0 AND queue <> ''"
-        ).fetchone()[0]
-    finally:
-        connection.close()
-    return {table: count for table, count in left.items() if count}
+            begun = later.started_at if waits_for_keys else later.created_at
+            assert begun is None or earlier.finished_at <= begun, (
+                f"I5: {earlier.id} and {later.id} of key {key!r} overlap: one began at {begun}, the other ended at "
+                f"{earlier.finished_at}"
+            )

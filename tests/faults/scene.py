@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 import os
 import signal
-import sqlite3
 import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from omniq import TaskFunction, TaskHandle, TaskQueue, TaskState
+from omniq import StorageUnavailable, Task, TaskFunction, TaskHandle, TaskQueue, TaskState
 from omniq.testing import wait_until
 from tests.faults import apps
-from tests.faults.history import Event, History, check, leftovers
+from tests.faults.history import Event, History, all_tasks, check, check_unique
+from tests.faults.stages import Stage
 
 __all__ = ["ROOT", "Actor", "Scene"]
 
@@ -59,27 +59,25 @@ class Actor:
     def suspend(self) -> None:
         """Stop the process in the middle of whatever it does, and return once it stands still.
 
-        But for a commit: a process that is stopped within one holds SQLite's lock, and nobody can write.
+        But not where it holds a lock that keeps everybody else from writing: that is another fault.
         """
-        self._scene.history.note("suspended", victim=self.pid)
-        wait_until(self._stopped_outside_of_a_commit)
+        wait_until(self._stopped_without_a_lock)
 
-    def _stopped_outside_of_a_commit(self) -> bool:
+    def _stopped_without_a_lock(self) -> bool:
         self.send(signal.SIGSTOP)
         os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WNOWAIT)
-        connection = sqlite3.connect(self._scene.database, timeout=0.5, isolation_level=None)
-        try:
-            connection.execute("BEGIN IMMEDIATE")
-            connection.execute("ROLLBACK")
-        except sqlite3.OperationalError:
-            self.resume()
-            return False
-        finally:
-            connection.close()
-        return True
+        if self._scene.stage.can_be_written():
+            return True
+        self.resume()
+        return False
 
     def resume(self) -> None:
         self.send(signal.SIGCONT)
+
+    def stop(self) -> None:
+        """Stop the process in order, and return once it has ended."""
+        self.send(signal.SIGTERM)
+        assert self.ended() == 0
 
     def kill(self) -> None:
         """Kill the process, and return once it has ended."""
@@ -99,27 +97,23 @@ class Actor:
 
 
 class Scene:
-    """The stage of one test.
+    """The stage of one test, and who acts on it. Its own queue goes by the way that nothing disturbs.
 
     :param folder: empty, for everything that is kept.
-    :param scheme: ``sqlite`` or ``file``.
-    :param url_options: of the store's URL.
+    :param stage: where the store is.
     """
 
-    def __init__(self, folder: Path, scheme: str = "sqlite", url_options: str = "") -> None:
+    def __init__(self, folder: Path, stage: Stage) -> None:
         self.folder = folder
-        self.database = folder / "jobs.db"
-        """The database or the folder of the store."""
+        self.stage = stage
         self.processes = 0
         histories = folder / "history"
         histories.mkdir()
         self.history = History(histories)
-        self.environment = {
-            "OMNIQ_URL": f"{scheme}://{'/' * (scheme == 'sqlite')}{self.database}{url_options}",
-            "HISTORY": str(histories),
-        }
-        self.queue = TaskQueue(self.environment["OMNIQ_URL"])
+        self.environment = {"OMNIQ_URL": stage.disturbed_url, "HISTORY": str(histories)}
+        self.queue = TaskQueue(stage.url)
         self._actors: list[Actor] = []
+        self._producers: list[Actor] = []
 
     def __enter__(self) -> Self:
         return self
@@ -131,24 +125,42 @@ class Scene:
 
     # Processes
 
-    def worker(self, *, failpoint: str | None = None, **options: Any) -> Actor:
+    def worker(self, *, failpoint: str | None = None, undisturbed: bool = False, **options: Any) -> Actor:
         """Start a worker, and return once it works.
 
         :param failpoint: where it shall kill itself.
+        :param undisturbed: whether it goes by the way to the store that nothing disturbs.
         :param options: of the worker, besides short leases.
         """
-        actor = self.start_worker(failpoint=failpoint, **options)
+        actor = self.start_worker(failpoint=failpoint, undisturbed=undisturbed, **options)
         self.wait_for(lambda: actor.events("worker started") or not actor.alive, "the worker's start", actor)
         return actor
 
-    def start_worker(self, *, failpoint: str | None = None, **options: Any) -> Actor:
+    def start_worker(self, *, failpoint: str | None = None, undisturbed: bool = False, **options: Any) -> Actor:
         """Start a worker, and return at once."""
         environment = {} if failpoint is None else {"OMNIQ_FAILPOINT": failpoint}
+        if undisturbed:
+            environment["OMNIQ_URL"] = self.stage.url
         return self._act(["worker", json.dumps({**LEASE, **options})], environment)
 
     def producer(self, **options: Any) -> Actor:
         """Start a producer."""
         return self._act(["produce", json.dumps(options)], {})
+
+    def load(self) -> None:
+        """Start workers, and producers that go on until the flag is there."""
+        for _ in range(2):
+            self.worker(concurrency=8, threads=4)
+        steady = {"until": str(self.flag()), "pause": 0.02, "count": 100_000}
+        self._producers = [self.producer(batch=4, **steady), self.producer(unique=4, first=200_000, **steady)]
+        for producer in self._producers:
+            self.wait_for(lambda producer=producer: producer.events("enqueued"), "the first tasks", producer)
+
+    def end_of_load(self) -> None:
+        """Let the producers end, and return when all that they enqueued has ended."""
+        self.flag().touch()
+        assert [producer.ended(60) for producer in self._producers] == [0, 0]
+        self.wait_drained(60)
 
     def _act(self, arguments: list[str], environment: Mapping[str, str]) -> Actor:
         actor = Actor(self, arguments, environment)
@@ -171,6 +183,15 @@ class Scene:
         self.history.note("enqueued", handle.id)
         return handle
 
+    def all_tasks(self) -> list[Task]:
+        """Give every task in the store."""
+        return list(all_tasks(self.queue).values())
+
+    def more_run(self, count: int) -> None:
+        """Return when so many more tasks have run, or all have ended."""
+        enough = len(self.history.events("ran")) + count
+        self.wait_for(lambda: len(self.history.events("ran")) >= enough or self.drained(), "some load", timeout=60)
+
     def is_running(self, handle: TaskHandle[Any]) -> bool:
         """Say whether some worker has begun to run a task."""
         return bool(self.history.events("started", task=handle.id)) and handle.task().state is TaskState.RUNNING
@@ -191,9 +212,11 @@ class Scene:
 
     def drained(self) -> bool:
         """Say whether every task has ended."""
-        return not any(
-            count for stats in self.queue.stats() for state, count in stats.counts.items() if not state.is_final
-        )
+        try:
+            found = self.queue.stats()
+        except StorageUnavailable:
+            return False
+        return not any(count for stats in found for state, count in stats.counts.items() if not state.is_final)
 
     def wait_drained(self, timeout: float = 30) -> None:
         self.wait_for(self.drained, "the end of every task", timeout=timeout)
@@ -206,10 +229,11 @@ class Scene:
         for actor in self._actors:
             actor.ended()
 
-    def check(self) -> None:
+    def check(self, *, answers_were_lost: bool = False) -> None:
         """Stop the workers, and check what must hold of every run, once all has drained."""
         self.stop()
-        check(self.history, self.queue)
+        check(self.history, self.queue, answers_were_lost=answers_were_lost)
+        check_unique(self.all_tasks(), waits_for_keys=self.stage.waits_for_keys)
 
     def check_nothing_is_left(self) -> None:
         """Stop the workers, remove every task, and check that the store is as empty as a new one."""
@@ -217,10 +241,17 @@ class Scene:
         for stats in self.queue.stats():
             self.queue.purge(stats.queue)
         wait_until(lambda: not self.queue.workers(), what="the leases of dead workers to run out")
-        self.queue.run(self._prune())
+        assert self.queue.stats() == []
+        try:
+            wait_until(lambda: not self._leftovers(), timeout=20)
+        except AssertionError:
+            raise AssertionError(f"I8: what is left: {self._leftovers()}") from None
         self.queue.close()
-        left = leftovers(self.database)
-        assert not left, f"I8: what is left: {left}"
+
+    def _leftovers(self) -> dict[str, int]:
+        # What killed processes left undone is done by others, after a while.
+        self.queue.run(self._prune())
+        return self.stage.leftovers()
 
     async def _prune(self) -> None:
         # What workers do now and then; it also removes what killed ones left.

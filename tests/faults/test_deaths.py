@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import signal
 from collections import Counter
@@ -10,13 +9,19 @@ from collections import Counter
 import pytest
 
 from omniq import TaskFailed, TaskState
-from tests.faults.history import check_unique
 from tests.faults.scene import Scene
+from tests.faults.stages import LOCAL, SERVERS, seed_of_this_run
 
-pytestmark = pytest.mark.parametrize("scene", ["sqlite", "file"], indirect=True)
+everywhere = pytest.mark.parametrize("stage", [*LOCAL, *SERVERS], indirect=True)
+locally = pytest.mark.parametrize("stage", LOCAL, indirect=True)
+"""What the worker alone is responsible for is enough to see on the stores that take the least time."""
 
 
-@pytest.mark.parametrize("kind", ["coroutine", "thread"])
+@pytest.mark.parametrize(
+    ("stage", "kind"),
+    [("sqlite", "coroutine"), ("file", "coroutine"), *((stage, "thread") for stage in (*LOCAL, *SERVERS))],
+    indirect=["stage"],
+)
 @pytest.mark.parametrize(
     ("failpoint", "started", "accepted"),
     [
@@ -45,6 +50,7 @@ def test_a_task_whose_worker_is_killed_runs_again_unless_its_outcome_was_recorde
     scene.check_nothing_is_left()
 
 
+@locally
 def test_a_whole_batch_of_claimed_tasks_survives_the_death_of_its_worker(scene: Scene) -> None:
     handles = [scene.enqueue(kind) for kind in ("coroutine", "thread") * 20]
     doomed = scene.start_worker(failpoint="worker.before-finish:2")
@@ -58,6 +64,7 @@ def test_a_whole_batch_of_claimed_tasks_survives_the_death_of_its_worker(scene: 
     scene.check_nothing_is_left()
 
 
+@locally
 def test_a_task_that_kills_its_process_runs_again_elsewhere(scene: Scene) -> None:
     doomed = scene.worker()
     handle = scene.enqueue("kill_own_process", 1)
@@ -71,6 +78,7 @@ def test_a_task_that_kills_its_process_runs_again_elsewhere(scene: Scene) -> Non
     scene.check()
 
 
+@locally
 def test_a_task_that_always_kills_its_process_fails_and_its_neighbours_end(scene: Scene) -> None:
     poison = scene.enqueue("exit_hard")
     neighbours = [scene.enqueue(kind, 0.01) for kind in ("coroutine", "thread") * 15]
@@ -94,16 +102,14 @@ def test_a_task_that_always_kills_its_process_fails_and_its_neighbours_end(scene
     scene.check()
 
 
+@everywhere
 def test_workers_that_are_killed_at_random_under_load_lose_nothing(scene: Scene) -> None:
-    seed = int(os.environ.get("OMNIQ_SEED", random.randrange(1_000_000)))
-    print(f"OMNIQ_SEED={seed}")  # how to repeat a failure
-    chance = random.Random(seed)
+    chance = random.Random(seed_of_this_run())
     producers = [scene.producer(count=40, batch=8), scene.producer(count=60, unique=4, first=1000)]
     workers = [scene.worker(concurrency=8, threads=4) for _ in range(3)]
 
     for _ in range(8):
-        ran = len(scene.history.events("ran")) + chance.randrange(5, 40)
-        scene.wait_for(lambda ran=ran: len(scene.history.events("ran")) >= ran or scene.drained(), "some load")
+        scene.more_run(chance.randrange(5, 40))
         victim = workers.pop(chance.randrange(len(workers)))
         victim.kill()
         workers.append(scene.start_worker(concurrency=8, threads=4))
@@ -113,11 +119,11 @@ def test_workers_that_are_killed_at_random_under_load_lose_nothing(scene: Scene)
     assert len(scene.history.events("enqueued")) >= 320
     assert scene.history.events("refused") == []
     scene.check()
-    check_unique(scene.queue.tasks(limit=1000))
-    assert all(task.state is TaskState.SUCCEEDED for task in scene.queue.tasks(limit=1000))
+    assert {task.state for task in scene.all_tasks()} == {TaskState.SUCCEEDED}
     scene.check_nothing_is_left()
 
 
+@everywhere
 def test_a_producer_that_is_killed_leaves_whole_batches_and_all_that_was_acknowledged(scene: Scene) -> None:
     producer = scene.producer(count=10_000, batch=50)
     scene.wait_for(lambda: len(scene.history.events("enqueueing")) > 20, "some batches", producer)

@@ -12,9 +12,21 @@ import pytest
 from omniq import Every, TaskCancelled, TaskHandle, TaskState
 from omniq.testing import wait_until
 from tests.faults.scene import Scene
+from tests.faults.stages import LOCAL, SERVERS, SqliteStage
+
+everywhere = pytest.mark.parametrize("stage", [*LOCAL, *SERVERS], indirect=True)
+locally = pytest.mark.parametrize("stage", LOCAL, indirect=True)
 
 
-@pytest.mark.parametrize("kind", ["hold_thread", "hold_coroutine", "stubborn"])
+@pytest.mark.parametrize(
+    ("stage", "kind"),
+    [
+        ("sqlite", "hold_coroutine"),
+        ("sqlite", "stubborn"),
+        *((stage, "hold_thread") for stage in (*LOCAL, *SERVERS)),
+    ],
+    indirect=["stage"],
+)
 def test_the_late_completion_of_a_worker_that_was_suspended_is_rejected(scene: Scene, kind: str) -> None:
     suspended = scene.worker()
     handle = scene.enqueue(kind, str(scene.flag()))
@@ -42,6 +54,7 @@ def test_the_late_completion_of_a_worker_that_was_suspended_is_rejected(scene: S
     scene.check_nothing_is_left()
 
 
+@everywhere
 def test_a_late_completion_does_not_end_the_run_that_goes_on_elsewhere(scene: Scene) -> None:
     suspended = scene.worker()
     handle = scene.enqueue("hold_each", str(scene.flag()))
@@ -74,6 +87,7 @@ def test_a_task_that_blocks_the_event_loop_for_three_leases_keeps_its_lease(scen
     scene.check()
 
 
+@locally
 def test_a_running_coroutine_is_cancelled_from_another_process(scene: Scene) -> None:
     worker = scene.worker()
     handle = scene.enqueue("hold_coroutine", str(scene.flag()))
@@ -100,16 +114,14 @@ def locked_for(database: Path, enough: Callable[[], object]) -> None:
 
 
 @pytest.fixture
-def impatient(tmp_path: Path) -> Scene:
-    folder = tmp_path / "impatient"
-    folder.mkdir()
-    return Scene(folder, url_options="?busy_timeout=0.1")
+def impatient(tmp_path: Path) -> SqliteStage:
+    return SqliteStage(tmp_path, "?busy_timeout=0.1")
 
 
 def test_nothing_is_lost_or_accepted_twice_when_the_store_cannot_be_written_for_longer_than_a_lease(
-    impatient: Scene,
+    impatient: SqliteStage, tmp_path: Path
 ) -> None:
-    with impatient as scene:
+    with Scene(tmp_path, impatient) as scene:
         workers = [scene.worker() for _ in range(2)]
         held: list[TaskHandle[str]] = [
             scene.enqueue(kind, str(scene.flag())) for kind in ("hold_coroutine", "hold_thread", "stubborn")
@@ -117,7 +129,7 @@ def test_nothing_is_lost_or_accepted_twice_when_the_store_cannot_be_written_for_
         quick = [scene.enqueue(kind, 0.02) for kind in ("coroutine", "thread") * 10]
         scene.wait_for(lambda: all(scene.is_running(handle) for handle in held), "the start of the held tasks")
 
-        locked_for(scene.database, lambda: any("giving up" in worker.text() for worker in workers))
+        locked_for(impatient.database, lambda: any("giving up" in worker.text() for worker in workers))
         scene.flag().touch()
         scene.wait_drained()
 
@@ -127,11 +139,11 @@ def test_nothing_is_lost_or_accepted_twice_when_the_store_cannot_be_written_for_
         scene.check_nothing_is_left()
 
 
-def test_a_producer_is_told_that_a_locked_store_took_nothing(impatient: Scene) -> None:
-    with impatient as scene:
+def test_a_producer_is_told_that_a_locked_store_took_nothing(impatient: SqliteStage, tmp_path: Path) -> None:
+    with Scene(tmp_path, impatient) as scene:
         scene.enqueue("coroutine").cancel()  # creates the store
         producer = scene.producer(count=1, batch=4)
-        locked_for(scene.database, lambda: scene.history.events("refused", pid=producer.pid))
+        locked_for(impatient.database, lambda: scene.history.events("refused", pid=producer.pid))
 
         assert producer.ended() == 0
         (refused,) = producer.events("refused")
@@ -140,6 +152,7 @@ def test_a_producer_is_told_that_a_locked_store_took_nothing(impatient: Scene) -
         scene.check()
 
 
+@pytest.mark.parametrize("stage", ["sqlite", *SERVERS], indirect=True)
 def test_of_several_schedulers_that_stand_still_and_come_back_one_fires_each_tick(scene: Scene) -> None:
     function = scene.function("coroutine")
     workers = [scene.worker() for _ in range(5)]

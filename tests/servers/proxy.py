@@ -87,10 +87,10 @@ class _Reset(_Pass):
 
 
 class Cut:
-    """An answer that is to be lost, or was.
+    """A connection that is to be cut at one answer or request, or was.
 
-    :param matches: which requests' answers count; None: all.
-    :param nth: which of the answers, counted from 1 over all connections.
+    :param matches: which requests count, or their answers; None: all.
+    :param nth: which of them, counted from 1 over all connections.
     """
 
     def __init__(self, matches: Matches | None = None, nth: int = 1) -> None:
@@ -100,15 +100,15 @@ class Cut:
 
     @property
     def happened(self) -> bool:
-        """Whether the answer came and was lost."""
+        """Whether it came to that."""
         return self._happened.is_set()
 
     def wait(self, timeout: float = 10) -> None:
         """Return when it has happened."""
-        assert self._happened.wait(timeout), "the answer to be cut off has not come"
+        assert self._happened.wait(timeout), "what was to be cut off has not come"
 
     def is_due(self, request: bytes) -> bool:
-        """Count an answer; say whether it is the one."""
+        """Count a request or its answer; say whether it is the one."""
         if self.happened or (self._matches is not None and not self._matches(request)):
             return False
         self._left -= 1
@@ -125,6 +125,18 @@ class _CutReply(_Pass):
     async def carry(self, link: _Link, data: bytes, *, answer: bool) -> None:
         if answer and data and self._cut.is_due(link.request):
             link.reset()
+        else:
+            await link.send(data, answer=answer)
+
+
+class _CutRequest(_Pass):
+    def __init__(self, cut: Cut) -> None:
+        self._cut = cut
+
+    async def carry(self, link: _Link, data: bytes, *, answer: bool) -> None:
+        if data and not answer and self._cut.is_due(data):
+            await link.send(data[: len(data) // 2], answer=False)
+            link.reset(spare_server=True)
         else:
             await link.send(data, answer=answer)
 
@@ -203,10 +215,16 @@ class _Link:
     def _writers(self) -> list[asyncio.StreamWriter]:
         return [self._client[1], *([self._server[1]] if self._server else [])]
 
-    def reset(self) -> None:
-        """End both connections at once (RST); what is under way is lost."""
+    def reset(self, *, spare_server: bool = False) -> None:
+        """End both connections at once (RST); what is under way is lost.
+
+        :param spare_server: whether the server is to get what was sent to it, and to see a connection that ends in
+            order.
+        """
         self._over = True
-        for writer in self._writers:
+        if spare_server and self._server is not None:
+            self._server[1].close()
+        for writer in self._writers[: 1 if spare_server else 2]:
             # To close with a linger time of 0 is to send RST.
             with contextlib.suppress(OSError):
                 peer: socket.socket = writer.get_extra_info("socket")
@@ -295,6 +313,16 @@ class Proxy:
         """
         cut = Cut(matches, nth)
         self._change(lambda: _CutReply(cut))
+        return cut
+
+    def cut_request(self, matches: Matches | None = None, nth: int = 1) -> Cut:
+        """Let half of a request through, and end its connection.
+
+        :param matches: which requests count; None: all.
+        :param nth: which of them, over all connections, counted from 1.
+        """
+        cut = Cut(matches, nth)
+        self._change(lambda: _CutRequest(cut))
         return cut
 
     def lossy(self, share: float) -> None:
