@@ -14,7 +14,7 @@ from typing import Any, Self
 
 import pytest
 
-from omniq import Fixed, StorageUnavailable, TaskQueue, TaskState, current_task, hookimpl
+from omniq import Fixed, StorageUnavailable, TaskFailed, TaskQueue, TaskState, current_task, hookimpl
 from omniq.ids import new_id
 from omniq.plugins import Plugins
 from omniq.storage import Lease, LeaseState
@@ -32,6 +32,8 @@ class Wire(MemoryStorage):
         super().__init__(parse_url(f"memory://{name}"))
         self.failing: set[str] = set()
         self.silent: set[str] = set()
+        self.answers_to_lose = 0
+        """How many answers to finish get lost on their way back."""
         self.calls: list[str] = []
 
     def sibling(self) -> Self:
@@ -50,7 +52,11 @@ class Wire(MemoryStorage):
 
     async def finish(self, outcomes: Sequence[Outcome]) -> list[bool]:
         await self.pass_through("finish")
-        return await super().finish(outcomes)
+        accepted = await super().finish(outcomes)
+        if self.answers_to_lose:
+            self.answers_to_lose -= 1
+            raise StorageUnavailable("the answer is lost")
+        return accepted
 
     async def claim(self, *args: Any, **kwargs: Any) -> list[Task]:
         await self.pass_through("claim")
@@ -194,6 +200,41 @@ async def test_the_late_completion_of_a_lost_task_is_rejected_logged_and_counted
     assert heard.succeeded == []
     await beside.aclose()
     await behind.aclose()
+
+
+@pytest.mark.parametrize("ending", ["succeeds", "fails", "fails once"])
+async def test_an_outcome_whose_answer_was_lost_is_told_of_as_recorded(
+    wire: Wire, ending: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    heard = Heard()
+    plugins = Plugins()
+    plugins.register(heard, name="heard")
+    queue = TaskQueue(wire, plugins=plugins)
+
+    @queue.task(max_retries=1, retry=Fixed(0.05), retry_on=OSError)
+    async def work() -> int:
+        if ending == "fails":
+            raise ValueError("for good")
+        if ending == "fails once" and current_task().attempt == 1:
+            raise OSError("for now")
+        return 7
+
+    wire.answers_to_lose = 1
+    handle = await work.aenqueue()
+    async with queue.worker() as worker:
+        if ending == "fails":
+            with pytest.raises(TaskFailed, match="for good"):
+                await handle.aresult(10)
+        else:
+            assert await handle.aresult(10) == 7
+
+    attempt = 2 if ending == "fails once" else 1
+    assert heard.succeeded == ([] if ending == "fails" else [f"{handle.id} in attempt {attempt}"])
+    assert worker.ledger.rejected == 0
+    assert "rejected the late completion" not in caplog.text
+    assert ("failed: ValueError: for good" in caplog.text) is (ending == "fails")
+    assert ("failed in attempt 1 of 2" in caplog.text) is (ending == "fails once")
+    await queue.aclose()
 
 
 async def test_a_late_completion_does_not_end_the_run_that_goes_on_elsewhere(wire: Wire, name: str) -> None:

@@ -35,7 +35,8 @@ from tests.docs.pages import DOCS, PAGES, ROOT, STANDALONE, anchors, blocks, com
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=page_name)
 BIN = Path(sys.executable).parent
-SOURCES = [path for folder in ("omniq-core", "omniq-local") for path in sorted((ROOT / folder / "src").rglob("*.py"))]
+PACKAGES = sorted(path.parent for path in ROOT.glob("omniq-*/src/*/__init__.py"))
+SOURCES = [path for package in PACKAGES for path in sorted(package.rglob("*.py"))]
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -342,18 +343,29 @@ def test_the_plugin_page_names_every_operation_of_the_contract() -> None:
     assert sorted(name for name in Storage.__abstractmethods__ if not names(code, name)) == []
 
 
-def test_the_stores_that_the_readme_calls_here_are_those_that_are() -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| .*?\| `([a-z]+)://.*?` \| (here|planned) \|", readme, re.MULTILINE)
-    brought = {name for plugin in default_plugins().found for name in plugin.provides.get("storage", ())}
+def schemes() -> set[str]:
+    return {name for plugin in default_plugins().found for name in plugin.provides.get("storage", ())}
 
-    assert {scheme for scheme, status in rows if status == "here"} == brought
+
+def test_the_readme_shows_every_distribution_of_stores() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    shown = set(re.findall(r"^\| .*?\| `([a-z]+)://.*?` \|", readme, re.MULTILINE))
+
+    assert shown <= schemes()
+    for plugin in default_plugins().found:
+        assert not plugin.provides.get("storage") or shown & set(plugin.provides["storage"]), plugin.name
+
+
+def test_every_scheme_is_on_a_page_of_its_backend() -> None:
+    code = code_of("".join(path.read_text(encoding="utf-8") for path in (DOCS / "backends").glob("*.md")))
+
+    assert sorted(scheme for scheme in schemes() if f"{scheme}://" not in code) == []
 
 
 def test_every_room_is_on_the_map() -> None:
     code = code_of((ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8"))
     rooms = set()
-    for package in (ROOT / "omniq-core" / "src" / "omniq", ROOT / "omniq-local" / "src" / "omniq_local"):
+    for package in PACKAGES:
         rooms |= {f"{path.name}/" for path in package.iterdir() if (path / "__init__.py").exists()}
         rooms |= {path.name for path in package.glob("*.py")}
 

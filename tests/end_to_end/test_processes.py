@@ -14,6 +14,7 @@ import pytest
 
 from omniq import TaskState
 from tests.faults.scene import Scene
+from tests.faults.stages import SqliteStage
 
 SHOP = """
     from pathlib import Path
@@ -134,7 +135,7 @@ def test_an_id_is_enough_to_find_a_task_from_a_third_process(shop: Shop) -> None
 
 @pytest.fixture
 def scene(tmp_path: Path) -> Iterator[Scene]:
-    with Scene(tmp_path) as scene:
+    with Scene(tmp_path, SqliteStage(tmp_path)) as scene:
         yield scene
 
 

@@ -13,11 +13,12 @@ import pytest
 
 from omniq import TaskState
 from tests.faults.scene import Actor, Scene
+from tests.faults.stages import SqliteStage
 
 
 @pytest.fixture
 def scene(tmp_path: Path) -> Iterator[Scene]:
-    with Scene(tmp_path) as scene:
+    with Scene(tmp_path, SqliteStage(tmp_path)) as scene:
         yield scene
 
 
@@ -107,9 +108,9 @@ def catches(worker: Actor, number: signal.Signals) -> bool:
     return bool(int(mask, 16) >> (number - 1) & 1)
 
 
-def test_a_worker_that_is_told_to_stop_while_it_starts_ends_without_having_begun(scene: Scene) -> None:
+def test_a_worker_that_is_told_to_stop_while_it_starts_ends_without_having_begun(scene: Scene, tmp_path: Path) -> None:
     handle = scene.enqueue("coroutine")
-    connection = sqlite3.connect(scene.database, isolation_level=None)
+    connection = sqlite3.connect(tmp_path / "jobs.db", isolation_level=None)
     connection.execute("BEGIN IMMEDIATE")  # so that it has to wait for the store
     worker = scene.start_worker()
     scene.wait_for(lambda: catches(worker, signal.SIGTERM), "its handler", worker)

@@ -132,10 +132,15 @@ class Ledger:
                 pause = min(pause * 2, 5.0)
 
     def _looked(self, attempt: Attempt, outcome: Outcome, record: Task | None, error: BaseException | None) -> None:
-        """Tell how an attempt ended that completed itself and whose outcome was refused, by the record of its task."""
+        """Tell how an attempt ended whose outcome was refused, by the record of its task."""
         task = attempt.task
         if error is not None:
             self._answered(attempt, outcome, None, error)
+        elif not attempt.context.completed:
+            if record is not None and _stands_in(record, outcome):
+                self._answered(attempt, outcome, True, None)
+            else:
+                self._rejected(attempt)
         elif record is None or (record.state is TaskState.SUCCEEDED and record.delivery == task.delivery):
             # A task that was running a moment ago and is not there has ended, and been removed since.
             self._drop(attempt)
@@ -154,12 +159,10 @@ class Ledger:
 
     def _answered(self, attempt: Attempt, outcome: Outcome, accepted: bool | None, error: BaseException | None) -> None:
         task = attempt.task
-        if accepted is False and attempt.context.completed:
-            # The usual end of a task that completed itself: what it did is committed. Or its lease was lost after all.
-            self._looks.put(task.id, partial(self._looked, attempt, outcome))
-            return
         if accepted is False:
-            self._rejected(attempt)
+            # The usual end of a task that completed itself: what it did is committed. Of any other either the lease was
+            # lost, or the store's answer to an earlier try, which did record it.
+            self._looks.put(task.id, partial(self._looked, attempt, outcome))
             return
         self._drop(attempt)
         if error is not None:
@@ -269,6 +272,25 @@ class Ledger:
             except Exception as error:  # a missing note of progress must not cost the task
                 _log.warning("cannot record progress: %s: %s", type(error).__name__, error)
             await asyncio.sleep(PROGRESS_EVERY)
+
+
+def _stands_in(record: Task, outcome: Outcome) -> bool:
+    """Say whether a record holds what an outcome told: only the holder of a delivery can have told it."""
+    if record.delivery != outcome.delivery:
+        return False
+    match outcome:
+        case Succeeded(result=result):
+            return record.state is TaskState.SUCCEEDED and record.result_payload == result
+        case Failed(error=error):
+            return record.state is TaskState.FAILED and record.error == error
+        case Retry(error=error):
+            # Recovered tasks are ready, too, but with an error of their own.
+            return (
+                error is not None and record.state in (TaskState.SCHEDULED, TaskState.READY) and record.error == error
+            )
+        case Cancelled():
+            return record.state is TaskState.CANCELLED
+    return False
 
 
 def _call(event: Callable[..., None] | None, common: dict[str, Any], **more: Any) -> None:

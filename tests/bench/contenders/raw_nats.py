@@ -13,9 +13,9 @@ from contextlib import asynccontextmanager
 from typing import Any
 from uuid import uuid4
 
+import nats
 from nats.js.api import RetentionPolicy, StreamConfig
 
-import nats
 from tests.bench.contenders.contender import AsyncContender, Setting
 
 __all__ = ["RawNats"]

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
+import redis
 import redis.asyncio
 
-import redis
 from tests.bench.contenders.contender import Contender, Setting, polling
 
 __all__ = ["RawRedis"]

@@ -1,0 +1,179 @@
+"""Hands ready tasks to workers, in order."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from attrs import define, field
+
+from omniq.task import Progress, Task, TaskError, TaskState
+from omniq_nats.book import Book
+from omniq_nats.homes import Home, to_task
+from omniq_nats.keeper import Keeper
+from omniq_nats.names import DUE_LINE, line_of, priority_of
+from omniq_nats.slots import Slot, slot_of
+from omniq_nats.times import after
+
+__all__ = ["claim", "fold"]
+
+FOLDED = 2000
+"""So many tasks are sorted in at most before a book is written."""
+
+
+async def fold(keeper: Keeper, book: Book) -> bool:
+    """Sort in the tasks of the line of those that wait; say whether there were any that nobody had come to yet."""
+    if DUE_LINE not in book.lines:
+        return False
+    folded = 0
+    home = await keeper.orders.ahead(book, DUE_LINE, None, 64)
+    while home is not None and folded < FOLDED:
+        for index in _ahead_in(book, home):
+            if book.left_out(DUE_LINE, home.seq, index) is None:
+                book.put_back(slot_of(home, index))
+            book.pass_by(home, index)
+            folded += 1
+        home = await keeper.orders.ahead(book, DUE_LINE, home, 64)
+    return folded > 0
+
+
+def _ahead_in(book: Book, home: Home) -> range:
+    place = book.lines[home.line]
+    return range(place[1] if place[0] == home.seq else 0, len(home))
+
+
+@define(eq=False)
+class _Line:
+    """One line of ready tasks, read from where claims have come to."""
+
+    keeper: Keeper
+    book: Book
+    name: str
+    room: int
+    home: Home | None = None
+    index: int = 0
+    _begun: bool = field(default=False, init=False)
+
+    async def head(self) -> tuple[Home, int] | None:
+        """Give the first task that was not claimed yet."""
+        while True:
+            if self.home is not None and self.index < len(self.home):
+                if self.book.left_out(self.name, self.home.seq, self.index) is None:
+                    return self.home, self.index
+                self.take()
+                continue
+            following = await self.keeper.orders.ahead(self.book, self.name, self.home, self.room)
+            if following is None:
+                return None
+            self.home = following
+            self.index = _ahead_in(self.book, following).start
+
+    def take(self) -> None:
+        """Go on to the next."""
+        assert self.home is not None
+        self.book.pass_by(self.home, self.index)
+        self.index += 1
+
+
+@define(eq=False)
+class Claimed:
+    """What one claim brought."""
+
+    slots: list[Slot] = field(factory=list)
+    ended: list[str] = field(factory=list)
+    """The ids of those that had expired."""
+
+
+async def claim(
+    keeper: Keeper, demand: Mapping[str, int], *, worker: str, lease: float, limit: int | None
+) -> tuple[list[Task], list[str]]:
+    """Do :meth:`omniq.storage.Storage.claim`.
+
+    :return: the tasks, and the ids of those that turned out to have expired.
+    """
+    tasks: list[Task] = []
+    ended: list[str] = []
+    for queue, wanted in demand.items():
+        room = wanted if limit is None else min(wanted, limit - len(tasks))
+        if room > 0:
+            claimed = await _claim(keeper, queue, room, worker, lease)
+            homes = await keeper.orders.of_slots(queue, claimed.slots)
+            tasks += [running_task(homes[slot.seq], slot) for slot in claimed.slots if slot.seq in homes]
+            ended += claimed.ended
+    return tasks, ended
+
+
+async def _claim(keeper: Keeper, queue: str, room: int, worker: str, lease: float) -> Claimed:
+    async def step(book: Book) -> tuple[Claimed, bool]:
+        claimed = Claimed()
+        if book.paused:
+            return claimed, False
+        changed = await fold(keeper, book)
+        now = keeper.clock.now()
+        lines = {priority_of(line): line for line in book.lines if line != DUE_LINE}
+        for priority in sorted({*lines, *book.priorities}, reverse=True):
+            line = _Line(keeper, book, lines.get(priority, line_of(priority)), room)
+            await _take(
+                keeper, book, priority, line if priority in lines else None, room - len(claimed.slots), now, claimed
+            )
+        until = after(now, lease)
+        for slot in claimed.slots:
+            book.start(slot, worker, now, until)
+        return claimed, changed or bool(claimed.slots or claimed.ended)
+
+    return await keeper.change(queue, step)
+
+
+async def _take(
+    keeper: Keeper, book: Book, priority: int, line: _Line | None, room: int, now: int, claimed: Claimed
+) -> None:
+    while room > 0:
+        head = None if line is None else await line.head()
+        before = (now + 1, 0) if head is None else min((now + 1, 0), _key(head))
+        if book.shelves:
+            await keeper.shelves.draw(book, priority, before)
+        waiting = book.back.get(priority)
+        slot = waiting[0] if waiting and waiting[0].at <= now else None
+        if head is not None and (slot is None or _key(head) < slot.key):
+            assert line is not None
+            line.take()
+            slot = slot_of(*head)
+        elif slot is not None:
+            book.withdraw(slot)
+            if slot.is_expired(now):
+                book.cancel_slot(slot, now)
+                claimed.ended.append(slot.id)
+                continue
+        else:
+            return
+        claimed.slots.append(slot)
+        room -= 1
+
+
+def _key(place: tuple[Home, int]) -> tuple[int, int]:
+    home, index = place
+    return home.at, home.rank(index)
+
+
+def running_task(home: Home, slot: Slot) -> Task:
+    """Give the record of a running task."""
+    return live_task(home, slot, TaskState.RUNNING)
+
+
+def live_task(home: Home, slot: Slot, state: TaskState, error: TaskError | None = None) -> Task:
+    """Give the record of a task that is running or waits."""
+    progress = slot.progress
+    return to_task(
+        home,
+        slot.index,
+        state=state,
+        run_at=slot.at,
+        attempt=slot.attempt,
+        delivery=slot.delivery,
+        worker=slot.worker,
+        started=slot.started,
+        lease_until=slot.until,
+        error=error,
+        progress=None if progress is None else Progress(done=progress[0], total=progress[1], note=progress[2]),
+        cancel_requested=slot.cancel,
+        keeps_expiry=not slot.expired_order,
+    )

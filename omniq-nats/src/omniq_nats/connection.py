@@ -1,0 +1,307 @@
+"""The connection: questions and answers, many under way at once, each bounded in time.
+
+Every answer comes to one inbox and is told apart by the last token of its subject. After a loss of the connection the
+client connects again by itself; whatever waited for an answer hears at once that none will come.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import json
+import logging
+import random
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+import nats
+import nats.errors
+from attrs import define, field
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+
+from omniq.errors import ConfigurationError, PayloadTooLarge, StorageUnavailable
+from omniq_nats.messages import Lost, Stored, Unserved
+from omniq_nats.settings import Settings
+
+__all__ = ["PATIENCE", "Connection", "Question"]
+
+T = TypeVar("T")
+
+_log = logging.getLogger("omniq.nats")
+
+PATIENCE = 2.0
+"""Seconds after which a question that changes nothing is asked again."""
+
+
+@define(eq=False)
+class Question:
+    """An answer that is waited for: one message, or several until the one that says that these were all."""
+
+    future: asyncio.Future[Msg]
+    number: str
+    several: bool = False
+    found: list[Stored] = field(factory=list)
+
+
+class Connection:
+    """A connection to the servers, for the event loop on which it was opened.
+
+    :param settings: of the store.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.last_seen = 0
+        """The highest sequence that the stream was seen to have."""
+        self.beacon: str | None = None
+        """A subject that always has a message; None: the stream has no replicas that might be behind."""
+        self._client: Client | None = None
+        self._questions: dict[str, Question] = {}
+        self._numbers = itertools.count(1)
+        self._inbox = ""
+        self._connected = asyncio.Event()
+        self._closing = False
+        self._refused = ""
+        """What the server said when this user was not allowed something."""
+
+    # Life
+
+    async def open(self) -> None:
+        """Connect.
+
+        :raises StorageUnavailable: if no server can be reached within the timeout, or it refuses us.
+        :raises ConfigurationError: if the client lacks a package that the URL makes it need.
+        """
+        settings = self.settings
+        client = Client()
+        refusals: list[Exception] = []
+
+        async def on_error(error: Exception) -> None:
+            refusals[:] = [*refusals[-9:], error]
+            _log.debug("%s: %s", settings.shown, error)
+            if "permissions violation" in str(error).lower():
+                self._refused = str(error)
+
+        try:
+            async with asyncio.timeout(settings.timeout):
+                await client.connect(
+                    list(settings.servers),
+                    name=f"omniq {settings.names.namespace}",
+                    error_cb=on_error,
+                    disconnected_cb=self._on_disconnected,
+                    reconnected_cb=self._on_reconnected,
+                    closed_cb=self._on_disconnected,
+                    max_reconnect_attempts=-1,
+                    connect_timeout=2,
+                    inbox_prefix=f"_INBOX.omniq-{settings.names.namespace}",
+                    # Not in step with the other clients that lost the same server.
+                    reconnect_time_wait=random.uniform(0.05, 0.25),  # type: ignore[arg-type]  # it takes any seconds
+                    ping_interval=5,
+                    pending_size=32 * 1024 * 1024,
+                    **settings.login,
+                )
+        except ImportError as error:
+            raise ConfigurationError(
+                f"{settings.shown}: the NATS client needs {error.name} for that: pip install {error.name}"
+            ) from error
+        except (OSError, TimeoutError, nats.errors.Error, ValueError) as error:
+            with contextlib.suppress(Exception):
+                await client.close()
+            reason = next((str(refusal) for refusal in reversed(refusals) if str(refusal)), "") or str(error)
+            raise StorageUnavailable(f"{settings.shown} cannot be reached: {reason or type(error).__name__}") from error
+        self._client = client
+        self._connected.set()
+        self._inbox = client.new_inbox()
+        await client.subscribe(f"{self._inbox}.*", cb=self._on_answer, pending_msgs_limit=0, pending_bytes_limit=0)
+
+    async def close(self) -> None:
+        """Disconnect; everything that waits for an answer hears that none will come."""
+        self._closing = True
+        client, self._client = self._client, None
+        self._connected.clear()
+        self._forget_questions("the storage was closed")
+        if client is not None:
+            # A server that does not answer any more must not keep us.
+            with contextlib.suppress(Exception):
+                async with asyncio.timeout(2):
+                    await client.close()
+
+    async def _on_disconnected(self) -> None:
+        self._connected.clear()
+        self._forget_questions("the connection was lost")
+
+    async def _on_reconnected(self) -> None:
+        self._connected.set()
+
+    def _forget_questions(self, reason: str) -> None:
+        questions, self._questions = self._questions, {}
+        for question in questions.values():
+            if not question.future.done():
+                question.future.set_exception(Lost(f"{self.settings.shown}: {reason}"))
+
+    @property
+    def client(self) -> Client:
+        """The client, connected or not.
+
+        :raises StorageUnavailable: if the link is not open.
+        """
+        if self._client is None:
+            raise StorageUnavailable(f"{self.settings.shown} is not open: call open() first")
+        return self._client
+
+    async def _ready(self, deadline: float) -> Client:
+        client = self.client
+        if not self._connected.is_set() or not client.is_connected:
+            try:
+                async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
+                    await self._connected.wait()
+            except TimeoutError as error:
+                raise StorageUnavailable(
+                    f"{self.settings.shown} cannot be reached: {client.last_error or 'no connection'}"
+                ) from error
+        return client
+
+    @property
+    def max_payload(self) -> int:
+        """The most bytes of a message."""
+        limit: int = self.client.max_payload
+        return limit
+
+    # Asking
+
+    async def _on_answer(self, message: Msg) -> None:
+        question = self._questions.get(message.subject.rpartition(".")[2])
+        if question is None or question.future.done():
+            return
+        headers = message.headers
+        if question.several and headers is not None and "Status" not in headers and "Nats-Sequence" in headers:
+            question.found.append(_stored(message))
+            return
+        question.future.set_result(message)
+
+    def _asked(self, several: bool = False) -> tuple[str, Question]:
+        number = f"{next(self._numbers):x}"
+        question = self._questions[number] = Question(asyncio.get_running_loop().create_future(), number, several)
+        return f"{self._inbox}.{number}", question
+
+    async def _answer(self, question: Question, seconds: float) -> Msg:
+        """Wait for the answer to a question that was sent."""
+        future = question.future
+        # A timer of the loop's costs a fifth of asyncio.timeout, and this is done for every message.
+        timer = future.get_loop().call_later(max(0.0, seconds), self._give_up, question, seconds)
+        try:
+            message = await future
+        finally:
+            timer.cancel()
+            self._questions.pop(question.number, None)
+        if message.headers is not None and message.headers.get("Status") == "503":
+            raise Unserved(
+                f"{self.settings.shown}: nobody answers for JetStream stream {self.settings.names.stream}; "
+                "it has no leader at the moment, or JetStream is off"
+            )
+        return message
+
+    def _give_up(self, question: Question, seconds: float) -> None:
+        if not question.future.done():
+            reason = f"; the server says {self._refused}" if self._refused else ""
+            question.future.set_exception(Lost(f"{self.settings.shown}: no answer within {seconds:.1f} s{reason}"))
+
+    async def ask(self, subject: str, body: Any = None, *, repeat: bool = True) -> dict[str, Any]:
+        """Ask the JetStream API.
+
+        :param subject: what follows ``$JS.API.``.
+        :param repeat: whether to ask again when no answer comes.
+        :return: the answer; the caller looks for its ``error``.
+        """
+        data = b"" if body is None else json.dumps(body).encode()
+        message, _ = await self._repeat(f"{self.settings.api}.{subject}", data, several=False, repeat=repeat)
+        answer: dict[str, Any] = json.loads(message.data)
+        return answer
+
+    async def _repeat(
+        self, subject: str, data: bytes, *, several: bool, repeat: bool = True
+    ) -> tuple[Msg, list[Stored]]:
+        deadline = time.monotonic() + self.settings.timeout
+        while True:
+            try:
+                client = await self._ready(deadline)
+                reply, question = self._asked(several)
+                await self._send(client, subject, data, reply, question=question)
+                left = deadline - time.monotonic()
+                return await self._answer(question, min(PATIENCE, left) if repeat else left), question.found
+            except StorageUnavailable:
+                pause = random.uniform(0.02, 0.1)
+                if self._closing or not repeat or time.monotonic() + 2 * pause >= deadline:
+                    raise
+                await asyncio.sleep(pause)
+
+    async def _send(
+        self,
+        client: Client,
+        subject: str,
+        data: bytes,
+        reply: str = "",
+        headers: dict[str, str] | None = None,
+        question: Question | None = None,
+    ) -> None:
+        try:
+            await _cancellable(client.publish(subject, data, reply=reply, headers=headers))
+        except BaseException as error:
+            if question is not None:
+                self._questions.pop(question.number, None)
+                question.future.cancel()
+            if isinstance(error, nats.errors.MaxPayloadError):
+                raise self._too_large(len(data)) from error
+            if isinstance(error, nats.errors.Error | OSError):
+                raise Lost(f"{self.settings.shown}: {error}") from error
+            raise
+
+    def _too_large(self, size: int) -> PayloadTooLarge:
+        return PayloadTooLarge(
+            f"a message of {size:,} bytes is over the server's limit of {self.max_payload:,} (max_payload); "
+            "store the data elsewhere and hand over its address, or raise the limit"
+        )
+
+    # Telling
+
+    async def tell(self, subject: str, data: bytes = b"") -> None:
+        """Tell whoever listens just now. Nothing is stored, and nobody answers."""
+        with contextlib.suppress(StorageUnavailable, nats.errors.Error):
+            await self._send(self.client, subject, data)
+
+    async def listen(self, subject: str, heard: Callable[[str, bytes], None]) -> Subscription:
+        """Call a function with subject and data of whatever is told.
+
+        The server hears of it before it hears whatever is asked next through this connection. The client's own
+        ``flush`` is not used: if it is given up, its late answer ends the client's reading.
+        """
+
+        async def on_message(message: Msg) -> None:
+            heard(message.subject, message.data)
+
+        return await _cancellable(self.client.subscribe(subject, cb=on_message))
+
+    async def unlisten(self, subscription: Subscription) -> None:
+        """Stop listening."""
+        with contextlib.suppress(nats.errors.Error, OSError):
+            await _cancellable(subscription.unsubscribe())
+
+
+async def _cancellable(work: Awaitable[T]) -> T:
+    """Wait for something of the client's, which swallows a cancellation that comes while it flushes."""
+    task = asyncio.current_task()
+    before = 0 if task is None else task.cancelling()
+    result = await work
+    if task is not None and task.cancelling() > before:
+        raise asyncio.CancelledError
+    return result
+
+
+def _stored(message: Msg) -> Stored:
+    headers = message.headers
+    assert headers is not None
+    return Stored(headers["Nats-Subject"], int(headers["Nats-Sequence"]), message.data)

@@ -1,0 +1,172 @@
+"""Looks at the servers and the stream for ``omniq doctor``."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from omniq.errors import StorageError
+from omniq.storage import Finding, Severity
+from omniq_nats.book import Book
+from omniq_nats.keeper import LEFT_BEHIND, Keeper
+from omniq_nats.streams import API_LEVEL, differences
+
+__all__ = ["diagnose"]
+
+OK, WARNING, ERROR = Severity.OK, Severity.WARNING, Severity.ERROR
+CLOCK_TOLERANCE = 1.0
+NEARLY_FULL = 0.9
+MEGABYTE = 1024 * 1024
+
+
+async def diagnose(keeper: Keeper) -> list[Finding]:
+    """Do :meth:`omniq.storage.Storage.diagnose`."""
+    account = await keeper.link.ask("INFO")
+    stream = await keeper.link.info()
+    books = await keeper.read_all()
+    return [
+        _server(keeper, account),
+        _limits(account, stream),
+        _durability(stream),
+        *_replicas(stream),
+        _payload(keeper),
+        _configuration(keeper, stream),
+        *_left_behind(keeper, books),
+        await _shelves(keeper, books),
+        _clock(keeper),
+    ]
+
+
+def _server(keeper: Keeper, account: dict[str, Any]) -> Finding:
+    version = keeper.link.client.connected_server_version
+    level = account.get("api", {}).get("level", 0)
+    told = f"nats-server {version.major}.{version.minor}.{version.patch}, JetStream API level {level}"
+    if "error" in account:
+        # A user limited to the namespace may not be allowed to ask; the stream says that the level is enough.
+        return Finding(
+            severity=OK, subject="server", message=f"{told.partition(',')[0]}; this user may not ask for more"
+        )
+    if level < API_LEVEL:
+        return Finding(severity=ERROR, subject="server", message=f"{told}; OmniQ needs {API_LEVEL}: update to 2.12")
+    return Finding(severity=OK, subject="server", message=told)
+
+
+def _limits(account: dict[str, Any], stream: dict[str, Any]) -> Finding:
+    used = stream["state"]["bytes"]
+    limits = [
+        (account.get("limits", {}).get(f"max_{stream['config']['storage'].replace('file', 'storage')}", -1), "account"),
+        (stream["config"].get("max_bytes", -1), "stream"),
+    ]
+    for limit, whose in limits:
+        taken = used if whose == "stream" else account.get(stream["config"]["storage"].replace("file", "storage"), 0)
+        if limit > 0 and taken > limit * NEARLY_FULL:
+            return Finding(
+                severity=WARNING,
+                subject="space",
+                message=f"{taken / MEGABYTE:,.0f} of the {whose}'s {limit / MEGABYTE:,.0f} MB are taken; once they are "
+                "full nothing can be enqueued or finished: raise the limit, or keep results for a shorter time",
+            )
+    bound = ", ".join(f"{whose} limit {limit / MEGABYTE:,.0f} MB" for limit, whose in limits if limit > 0)
+    messages = stream["state"]["messages"]
+    told = f"{messages:,} messages, {used / MEGABYTE:,.1f} MB; {bound or 'no limit but the disk'}"
+    return Finding(severity=OK, subject="space", message=told)
+
+
+def _durability(stream: dict[str, Any]) -> Finding:
+    config = stream["config"]
+    replicas = config["num_replicas"]
+    if config["storage"] == "memory":
+        lost = "all tasks end with the server" if replicas == 1 else "all tasks end when most servers do"
+        return Finding(
+            severity=WARNING, subject="durability", message=f"the stream is in memory: {lost}; take storage=file"
+        )
+    if replicas == 1:
+        return Finding(
+            severity=WARNING,
+            subject="durability",
+            message="one replica, on disk: what was acknowledged survives the death of the server; a power failure may "
+            "cost what came since the last flush (sync_interval, 2 minutes unless the server's configuration says "
+            "otherwise, which clients cannot see); set sync_interval: always there, or take replicas=3",
+        )
+    return Finding(
+        severity=OK,
+        subject="durability",
+        message=f"{replicas} replicas, on disk: what was acknowledged is on most servers, and survives the loss of "
+        f"{(replicas - 1) // 2}",
+    )
+
+
+def _replicas(stream: dict[str, Any]) -> list[Finding]:
+    cluster = stream.get("cluster") or {}
+    behind = [
+        replica["name"]
+        for replica in cluster.get("replicas") or ()
+        if replica.get("offline") or not replica.get("current", True)
+    ]
+    if not behind:
+        return []
+    told = f"not up to date: {', '.join(behind)}; until they are, fewer servers may be lost"
+    return [Finding(severity=WARNING, subject="replicas", message=told)]
+
+
+def _payload(keeper: Keeper) -> Finding:
+    limit = keeper.link.max_payload
+    told = f"a task's arguments and a result may take {limit:,} bytes each (max_payload), less about 1,000"
+    if limit < MEGABYTE:
+        return Finding(severity=WARNING, subject="max_payload", message=f"{told}; that is less than the usual 1 MiB")
+    return Finding(severity=OK, subject="max_payload", message=told)
+
+
+def _configuration(keeper: Keeper, stream: dict[str, Any]) -> Finding:
+    name = keeper.names.stream
+    different = differences(stream["config"], keeper.link.settings)
+    if different:
+        told = "; ".join(f"{key} is {there!r} and should be {wanted!r}" for key, (there, wanted) in different.items())
+        return Finding(
+            severity=ERROR, subject="stream", message=f"{name}: {told}; opening the store sets it right if it may"
+        )
+    return Finding(severity=OK, subject="stream", message=f"{name} is as it should be")
+
+
+def _left_behind(keeper: Keeper, books: dict[str, Book]) -> list[Finding]:
+    now = keeper.clock.now()
+    lapsed = sum(
+        slot.until is not None and slot.until < now for book in books.values() for slot in book.running.values()
+    )
+    late = now - 20 * LEFT_BEHIND
+    since = [one.since for book in books.values() for one in book.pending.values()]
+    since += [one.since for book in books.values() for one in book.doomed.values()]
+    left = sum(moment < late for moment in since)
+    findings = []
+    if lapsed:
+        told = f"{lapsed} running tasks have lost their workers; any worker of this namespace takes them back"
+        findings.append(Finding(severity=WARNING, subject="leases", message=told))
+    if left:
+        told = f"{left} results or removals wait for the next change of their queue to be completed; nothing is lost"
+        findings.append(Finding(severity=OK, subject="unfinished", message=told))
+    return findings
+
+
+async def _shelves(keeper: Keeper, books: dict[str, Book]) -> Finding:
+    known = {
+        keeper.names.shelf(queue, name)
+        for queue, book in books.items()
+        for name in [*(shelf.name for shelf in book.shelves), *book.spent]
+    }
+    try:
+        there = await keeper.link.subjects(keeper.names.shelves)
+    except StorageError as error:
+        return Finding(severity=WARNING, subject="stranded", message=f"not looked for: {error}")
+    stranded = sorted(set(there) - known)
+    if stranded:
+        told = f"{len(stranded)} messages belong to no queue's record, the first is {stranded[0]}; they do no harm and "
+        return Finding(severity=WARNING, subject="stranded", message=told + "can be removed with `nats stream rmm`")
+    return Finding(severity=OK, subject="stranded", message="no messages that belong to nothing")
+
+
+def _clock(keeper: Keeper) -> Finding:
+    ahead = time.time() - keeper.clock.now() / 1e6
+    if abs(ahead) > CLOCK_TOLERANCE:
+        told = f"this machine is {abs(ahead):,.1f} s {'ahead of' if ahead > 0 else 'behind'} the servers"
+        return Finding(severity=WARNING, subject="clock", message=f"{told}; theirs counts, but logs will not agree")
+    return Finding(severity=OK, subject="clock", message=f"{abs(ahead):.3f} s from the servers'")

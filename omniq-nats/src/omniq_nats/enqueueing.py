@@ -1,0 +1,316 @@
+"""Stores tasks as they are enqueued: all of a call in one step, as far as the servers' limits allow."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import random
+import secrets
+import time
+from collections.abc import Iterable, Sequence
+
+from attrs import define, field
+
+from omniq.errors import StorageError, StorageUnavailable
+from omniq.storage import Enqueued
+from omniq.task import NewTask
+from omniq_nats.book import Book
+from omniq_nats.claiming import fold
+from omniq_nats.homes import Page, add_to_pages, encode_home, guard_body, pages_of
+from omniq_nats.keeper import Keeper, holder_of
+from omniq_nats.link import BATCH_LIMIT, Conflict, Lost, Write
+from omniq_nats.names import token
+from omniq_nats.orders import Place
+from omniq_nats.reading import find_live
+from omniq_nats.times import moment
+
+__all__ = ["Entry", "Producer"]
+
+MOST_TOGETHER = BATCH_LIMIT - 8
+"""So many messages go together; the rest is for what else belongs to the step, such as a schedule."""
+
+
+@define(eq=False)
+class Entry:
+    """A task on its way into the store."""
+
+    task: NewTask
+    number: int = 0
+    """Its number among those that are stored together."""
+    answer: Enqueued | None = None
+    key_seq: int = 0
+    """The sequence of the message that says to whom its unique key belongs."""
+
+    @property
+    def is_created(self) -> bool:
+        """Whether it was stored."""
+        return self.answer is not None and self.answer.created
+
+
+@define(eq=False)
+class Batch:
+    """What is stored together: some tasks, and what else belongs to the step."""
+
+    entries: list[Entry]
+    more: list[Write] = field(factory=list)
+    nonce: str = field(factory=lambda: secrets.token_hex(8))
+    unsure: bool = False
+    """Whether an attempt to store it was not answered, and may have succeeded."""
+
+
+class Producer:
+    """Enqueues.
+
+    :param keeper: of the storage.
+    """
+
+    def __init__(self, keeper: Keeper) -> None:
+        self._keeper = keeper
+        self._link = keeper.link
+        self._names = keeper.names
+        self._lines: set[tuple[str, str]] = set()
+        """Those that are known to be in the book of their queue, and therefore looked at by claims."""
+
+    async def enqueue(self, tasks: Sequence[NewTask], more: Sequence[Write] = ()) -> list[Enqueued] | None:
+        """Store tasks.
+
+        :param more: further messages of the same step, which go with the first tasks if not all can go together.
+        :return: for each task what became of it; None if ``more`` could not be stored as it expected something else.
+        """
+        nonce = None
+        if len(tasks) == 1 and not more and tasks[0].unique is None:
+            answer, nonce = await self._enqueue_one(tasks[0])
+            if answer is not None:
+                return [answer]
+        entries = [Entry(task) for task in tasks]
+        for number, group in enumerate(_groups(entries, self._keeper.clock.now()) or [[]]):
+            batch = Batch(group, list(more) if number == 0 else [])
+            if nonce is not None:
+                batch.nonce, batch.unsure = nonce, True
+            if not await self._store(batch):
+                return None
+        await self._tell([entry.task for entry in entries if entry.is_created])
+        return [entry.answer for entry in entries if entry.answer is not None]
+
+    async def _enqueue_one(self, task: NewTask) -> tuple[Enqueued | None, str | None]:
+        """Store a task in the shortest way, which is open to most.
+
+        :return: the answer, or None if it takes the other way; and, if it may have been stored nevertheless, the nonce.
+        """
+        now = self._keeper.clock.now()
+        nonce = secrets.token_hex(8)
+        pages: dict[tuple[str, str], Page] = {}
+        page, _ = add_to_pages(pages, task, 0, *_times(task, now))
+        if (page.queue, page.line) not in self._lines:
+            return None, None
+        subject = self._names.home(page.queue, f"{page.line}-s-{token(task.id)}")
+        body = encode_home(page, at=now, behind=0, nonce=nonce)
+        try:
+            await self._link.publish(Write(subject, body, expected=0, among=self._names.anywhere(task.id)))
+        except Conflict:
+            return None, None
+        except Lost:
+            return None, nonce
+        await self._tell([task])
+        return Enqueued(task.id, True), None
+
+    async def _store(self, batch: Batch) -> bool:
+        """Store a batch, however often it takes; say whether ``more`` was accepted."""
+        deadline = time.monotonic() + 2 * self._link.settings.timeout
+        attempt = 0
+        while True:
+            rest, followers = _sorted_out(entry for entry in batch.entries if entry.answer is None)
+            writes, pages = self._writes(rest, batch)
+            if not writes and not batch.more:
+                return True
+            await self._know(pages)
+            try:
+                await self._link.batch([*batch.more, *writes])
+            except Conflict:
+                if batch.more and await self._fate_of_more(batch) is False:
+                    return False
+                await self._learn(rest, batch.nonce if batch.unsure else None)
+            except Lost:
+                if time.monotonic() > deadline:
+                    raise
+                # It may have been stored all the same; the next attempt will meet it then.
+                batch.unsure = True
+                if batch.more and (stored := await self._fate_of_more(batch)) is not None:
+                    if stored:
+                        await self._learn(rest, batch.nonce)
+                    return stored
+            else:
+                for entry in rest:
+                    entry.answer = Enqueued(entry.task.id, True)
+                await self._follow(followers)
+                return True
+            if time.monotonic() > deadline:
+                raise StorageUnavailable(f"{self._link.settings.shown}: too much is enqueued at once; no turn came")
+            attempt += 1
+            await asyncio.sleep(random.uniform(0, min(0.001 * 2**attempt, 0.1)) if attempt > 1 else 0)
+
+    async def _follow(self, followers: Sequence[tuple[Entry, Entry]]) -> None:
+        """Answer those of which an earlier one of the same step has the id or the unique key."""
+        if not followers:
+            return
+        places = await self._keeper.orders.locate([entry.task.id for entry, _ in followers])
+        for entry, leader in followers:
+            # Whoever is there already is named himself, whoever has his key.
+            entry.answer = Enqueued(entry.task.id if entry.task.id in places else leader.task.id, False)
+
+    def _writes(self, entries: Sequence[Entry], batch: Batch) -> tuple[list[Write], list[Page]]:
+        now = self._keeper.clock.now()
+        pages = pages_of((entry.number, entry.task, *_times(entry.task, now)) for entry in entries)
+        key_seqs = {entry.task.id: entry.key_seq for entry in entries}
+        names = self._names
+        writes: list[Write] = []
+        keys: list[Write] = []
+        behind = len(batch.more)
+        for page in pages:
+            body = encode_home(page, at=now, behind=behind + len(writes), nonce=batch.nonce)
+            first = page.tasks[0][0]
+            if len(page.tasks) == 1:
+                home = f"{page.line}-s-{token(first.id)}"
+                subject = names.home(page.queue, home)
+                writes.append(Write(subject, body, expected=0, among=names.anywhere(first.id)))
+            else:
+                home = f"{page.line}-g-{secrets.token_hex(8)}"
+                writes.append(Write(names.home(page.queue, home), body, expected=0))
+                for index, (task, _, _, _) in enumerate(page.tasks):
+                    guard = names.guard(page.queue, page.line, task.id)
+                    writes.append(Write(guard, guard_body(home, index), expected=0, among=names.anywhere(task.id)))
+            for task, _, _, _ in page.tasks:
+                if task.unique is not None:
+                    told = json.dumps([task.id]).encode()
+                    keys.append(Write(names.key(task.unique), told, expected=key_seqs[task.id]))
+        # A home is followed by its guards and nothing else.
+        return writes + keys, pages
+
+    async def _know(self, pages: Sequence[Page]) -> None:
+        """See to it that claims look at the lines of some pages before anything is stored there."""
+        for page in pages:
+            if (page.queue, page.line) in self._lines:
+                continue
+
+            async def step(book: Book, line: str = page.line) -> tuple[None, bool]:
+                if line in book.lines:
+                    return None, False
+                book.lines[line] = [self._link.last_seen, 0]
+                return None, True
+
+            await self._keeper.change(page.queue, step)
+            self._lines.add((page.queue, page.line))
+
+    async def _fate_of_more(self, batch: Batch) -> bool | None:
+        """Say whether what belongs to the step was stored (True), can no longer be (False), or still can (None)."""
+        found = {stored.subject: stored for stored in await self._link.last([one.subject for one in batch.more])}
+        if all(one.subject in found and found[one.subject].data == one.data for one in batch.more):
+            return True
+        seqs = {subject: stored.seq for subject, stored in found.items()}
+        return None if all(one.expected in (None, seqs.get(one.subject, 0)) for one in batch.more) else False
+
+    async def _learn(self, entries: Sequence[Entry], nonce: str | None) -> None:
+        """Find out who is there already, and who holds the unique keys.
+
+        :param nonce: of an earlier attempt of ours that may have succeeded.
+        """
+        places = await self._keeper.orders.locate([entry.task.id for entry in entries])
+        removed = await self._removed(list(places.values()))
+        for entry in entries:
+            place = places.get(entry.task.id)
+            if place is not None and (place[0].seq, place[1]) not in removed:
+                entry.answer = Enqueued(entry.task.id, place[0].nonce == nonce)
+        wanted = {
+            self._names.key(entry.task.unique): entry
+            for entry in entries
+            if entry.answer is None and entry.task.unique is not None
+        }
+        if not wanted:
+            return
+        keys = {stored.subject: stored for stored in await self._link.last(list(wanted))}
+        holders = {subject: holder_of(stored.data) for subject, stored in keys.items()}
+        live = await find_live(self._keeper, list(holders.values()))
+        for subject, entry in wanted.items():
+            holder = holders.get(subject)
+            if holder in live:
+                assert holder is not None
+                entry.answer = Enqueued(holder, False)
+            else:
+                entry.key_seq = keys[subject].seq if subject in keys else 0
+
+    async def _removed(self, places: Sequence[Place]) -> set[tuple[int, int]]:
+        """Say which tasks were removed, but for their messages; take those away."""
+        removed: set[tuple[int, int]] = set()
+        for queue, book in (await self._keeper.read(sorted({home.queue for home, _ in places}))).items():
+            doomed = [book.doomed[home.seq, index] for home, index in places if (home.seq, index) in book.doomed]
+            if doomed:
+                await self._keeper.bury(queue, doomed)
+                removed.update(one.place for one in doomed)
+        return removed
+
+    async def _tell(self, tasks: Sequence[NewTask]) -> None:
+        now = self._keeper.clock.now()
+        due: dict[str, int] = {}
+        to_fold: set[str] = set()
+        for task in tasks:
+            run_at, expires = _times(task, now)
+            due[task.queue] = min(due.get(task.queue, run_at or 0), run_at or 0)
+            if run_at is not None or expires is not None:
+                to_fold.add(task.queue)
+        for queue, at in due.items():
+            await self._link.tell(self._names.work(queue), b"%d" % at)
+        for queue in to_fold:
+            await self._fold(queue)
+
+    async def _fold(self, queue: str) -> None:
+        """Sort in what waits, so that it is not left to the next claim."""
+
+        async def step(book: Book) -> tuple[None, bool]:
+            return None, await fold(self._keeper, book)
+
+        with contextlib.suppress(StorageError):
+            await self._keeper.change(queue, step)
+
+
+def _times(task: NewTask, now: int) -> tuple[int | None, int | None]:
+    run_at = None if task.run_at is None else moment(task.run_at, now)
+    expires = None if task.expires is None else moment(task.expires, now)
+    return (run_at if run_at is not None and run_at > now else None), expires
+
+
+def _sorted_out(entries: Iterable[Entry]) -> tuple[list[Entry], list[tuple[Entry, Entry]]]:
+    """Tell those that can be stored from those whose id or unique key an earlier one has, and name that one."""
+    rest: list[Entry] = []
+    followers: list[tuple[Entry, Entry]] = []
+    ids: dict[str, Entry] = {}
+    keys: dict[str, Entry] = {}
+    for entry in entries:
+        unique = entry.task.unique
+        leader = ids.get(entry.task.id) or (None if unique is None else keys.get(unique))
+        if leader is not None:
+            followers.append((entry, leader))
+            continue
+        ids[entry.task.id] = entry
+        if unique is not None:
+            keys[unique] = entry
+        rest.append(entry)
+    return rest, followers
+
+
+def _groups(entries: Sequence[Entry], now: int) -> list[list[Entry]]:
+    """Split into as few as can be stored together."""
+    groups: list[list[Entry]] = []
+    pages: dict[tuple[str, str], Page] = {}
+    left = 0
+    for entry in entries:
+        cost = add_to_pages(pages, entry.task, 0, *_times(entry.task, now))[1] + (entry.task.unique is not None)
+        if left < cost:
+            groups.append([])
+            left = MOST_TOGETHER
+            pages.clear()
+            cost = add_to_pages(pages, entry.task, 0, *_times(entry.task, now))[1] + (entry.task.unique is not None)
+        entry.number = len(groups[-1])
+        groups[-1].append(entry)
+        left -= cost
+    return groups

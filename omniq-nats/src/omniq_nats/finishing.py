@@ -1,0 +1,372 @@
+"""Records how deliveries ended, extends leases, and takes back what nobody holds any more."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+from attrs import define, evolve, field
+
+from omniq.storage import Lease, LeaseState
+from omniq.task import (
+    Cancelled,
+    Failed,
+    Outcome,
+    Progress,
+    Released,
+    Retry,
+    Succeeded,
+    Task,
+    TaskError,
+    TaskState,
+)
+from omniq_nats.book import Book
+from omniq_nats.fates import Fate
+from omniq_nats.keeper import Keeper
+from omniq_nats.link import Write
+from omniq_nats.reading import tasks_at
+from omniq_nats.slots import Slot, fate_of
+from omniq_nats.times import after
+
+__all__ = ["Holder"]
+
+INLINE = 2048
+"""Bytes: larger results and errors are kept in messages of their own."""
+ROOM = 4096
+"""Bytes of a message for what surrounds a result."""
+MOST_TEXT = 8000
+"""Characters that are kept of an error's message, and of its traceback, if the server cannot take them all."""
+MOST_INLINE = 200 * 1024
+"""Bytes of results and errors in one change of a book."""
+
+
+class Holder:
+    """Does for a worker, or on behalf of dead ones, what there is to do with claimed tasks.
+
+    :param keeper: of the storage.
+    :param queues: of each claimed task, the queue: shared by all storages of the process that are on the same store.
+    """
+
+    def __init__(self, keeper: Keeper, queues: dict[str, str]) -> None:
+        self._keeper = keeper
+        self._link = keeper.link
+        self._names = keeper.names
+        self._queues = queues
+
+    async def _by_queue(self, ids: Sequence[str]) -> dict[str, list[int]]:
+        """Give the numbers of some tasks by their queue; unknown ones are left out."""
+        unknown = [task_id for task_id in ids if task_id not in self._queues]
+        places = await self._keeper.orders.locate(unknown) if unknown else {}
+        found: defaultdict[str, list[int]] = defaultdict(list)
+        for number, task_id in enumerate(ids):
+            queue = self._queues.get(task_id) or (places[task_id][0].queue if task_id in places else None)
+            if queue is not None:
+                found[queue].append(number)
+        return found
+
+    # The end of a delivery
+
+    async def finish(self, outcomes: Sequence[Outcome]) -> tuple[list[bool], list[str]]:
+        """Do :meth:`omniq.storage.Storage.finish`.
+
+        :return: the answers, and the ids of tasks that have ended.
+        """
+        limit = self._link.max_payload - ROOM
+        outcomes = [_fitting(outcome, limit) for outcome in outcomes]
+        answers = [False] * len(outcomes)
+        ended: list[str] = []
+        woken: dict[str, int] = {}
+        by_queue = await self._by_queue([outcome.id for outcome in outcomes])
+        await asyncio.gather(
+            *(self._finish(queue, outcomes, numbers, answers, ended, woken) for queue, numbers in by_queue.items())
+        )
+        for queue, at in woken.items():
+            await self._link.tell(self._names.work(queue), b"%d" % at)
+        for task_id in ended:
+            self._queues.pop(task_id, None)
+        return answers, ended
+
+    async def _finish(
+        self,
+        queue: str,
+        outcomes: Sequence[Outcome],
+        numbers: Sequence[int],
+        answers: list[bool],
+        ended: list[str],
+        woken: dict[str, int],
+    ) -> None:
+        for part in _parts(outcomes, numbers):
+            blobs: dict[int, str] = {}
+
+            async def step(
+                book: Book, part: Sequence[int] = part, blobs: dict[int, str] = blobs
+            ) -> tuple[_Finished, bool]:
+                finished = _Finished()
+                now = self._keeper.clock.now()
+                held = [number for number in part if book.held(outcomes[number].id, outcomes[number].delivery)]
+                await self._set_apart(outcomes, held, blobs)
+                for number in held:
+                    slot = book.held(outcomes[number].id, outcomes[number].delivery)
+                    if slot is not None:
+                        finished.accepted.append(number)
+                        _settle(book, slot, outcomes[number], now, blobs.get(number), finished)
+                return finished, bool(finished.accepted)
+
+            finished = await self._keeper.change(queue, step)
+            for number in finished.accepted:
+                answers[number] = True
+            ended += finished.ended
+            if finished.ready_at is not None:
+                woken[queue] = min(woken.get(queue, finished.ready_at), finished.ready_at)
+
+    async def _set_apart(self, outcomes: Sequence[Outcome], numbers: Sequence[int], blobs: dict[int, str]) -> None:
+        """Store what is large before the step that refers to it."""
+        writes = []
+        for number in numbers:
+            fate = _large(outcomes[number])
+            if fate is not None and number not in blobs:
+                name = f"{outcomes[number].delivery}-{secrets.token_hex(4)}"
+                subject = self._names.blob(outcomes[number].id, name)
+                writes.append(Write(subject, fate.apart(name)[1]))
+                blobs[number] = name
+        if writes:
+            await asyncio.gather(*(self._link.store(write) for write in writes))
+
+    # Leases
+
+    async def heartbeat(self, worker: str, leases: Sequence[Lease], lease: float) -> list[LeaseState]:
+        """Do :meth:`omniq.storage.Storage.heartbeat`."""
+        states = [LeaseState.LOST] * len(leases)
+        by_queue = await self._by_queue([one.id for one in leases])
+        await asyncio.gather(
+            self._sign(worker, lease),
+            *(self._extend(queue, leases, numbers, lease, states) for queue, numbers in by_queue.items()),
+        )
+        return states
+
+    async def _sign(self, worker: str, lease: float) -> None:
+        now = self._keeper.clock.now()
+        told = json.dumps([worker, now, after(now, lease) if lease > 0 else 0]).encode()
+        ttl = max(60, min(int(lease) * 2, 10**6)) if lease > 0 else 1
+        await self._link.store(Write(self._names.worker(worker), told, ttl=ttl))
+
+    async def _extend(
+        self, queue: str, leases: Sequence[Lease], numbers: Sequence[int], lease: float, states: list[LeaseState]
+    ) -> None:
+        async def step(book: Book) -> tuple[dict[int, LeaseState], bool]:
+            until = after(self._keeper.clock.now(), lease)
+            told = {}
+            for number in numbers:
+                slot = book.held(leases[number].id, leases[number].delivery)
+                if slot is None:
+                    continue
+                slot.until = until
+                told[number] = LeaseState.CANCEL_REQUESTED if slot.cancel else LeaseState.HELD
+            return told, bool(told)
+
+        for number, state in (await self._keeper.change(queue, step)).items():
+            states[number] = state
+
+    async def set_progress(self, updates: Mapping[Lease, Progress]) -> None:
+        """Do :meth:`omniq.storage.Storage.set_progress`."""
+        leases = list(updates)
+        for queue, numbers in (await self._by_queue([lease.id for lease in leases])).items():
+
+            async def step(book: Book, numbers: Sequence[int] = numbers) -> tuple[None, bool]:
+                changed = False
+                for number in numbers:
+                    slot = book.held(leases[number].id, leases[number].delivery)
+                    if slot is not None:
+                        progress = updates[leases[number]]
+                        slot.progress = [progress.done, progress.total, progress.note]
+                        changed = True
+                return None, changed
+
+            await self._keeper.change(queue, step)
+
+    async def recover(self, limit: int) -> tuple[list[Task], list[str]]:
+        """Do :meth:`omniq.storage.Storage.recover`.
+
+        :return: the tasks whose lease had run out, and the ids of all that ended.
+        """
+        books = await self._keeper.read_all()
+        now = self._keeper.clock.now()
+        taken: list[tuple[str, _Recovered]] = []
+        count = 0
+        for lapsed in (True, False):
+            for queue, book in books.items():
+                if count < limit and _has_work(book, now, lapsed):
+                    recovered = await self._recover(queue, limit - count, lapsed)
+                    taken.append((queue, recovered))
+                    count += recovered.count
+        tasks: list[Task] = []
+        for queue, recovered in taken:
+            homes = await self._keeper.orders.of_slots(queue, recovered.slots)
+            places = [(homes[slot.seq], slot.index) for slot in recovered.slots if slot.seq in homes]
+            found = await tasks_at(self._keeper, places)
+            tasks += [found[home.seq, index] for home, index in places if (home.seq, index) in found]
+            if any(slot.id not in recovered.ended for slot in recovered.slots):
+                await self._link.tell(self._names.work(queue), b"0")
+        return tasks, [task_id for _, recovered in taken for task_id in recovered.ended]
+
+    async def _recover(self, queue: str, limit: int, lapsed: bool) -> _Recovered:
+        async def step(book: Book) -> tuple[_Recovered, bool]:
+            now = self._keeper.clock.now()
+            recovered = _Recovered()
+            if lapsed:
+                for slot in [slot for slot in book.running.values() if _is_lapsed(slot, now)][:limit]:
+                    recovered.slots.append(slot)
+                    _take_back(book, slot, now, recovered)
+            else:
+                await self._keeper.shelves.take_expired(book, now, limit)
+                for slot in [slot for slot in book.waiting.values() if slot.is_expired(now)][:limit]:
+                    book.withdraw(slot)
+                    book.cancel_slot(slot, now)
+                    recovered.ended.append(slot.id)
+            return recovered, bool(recovered.slots or recovered.ended)
+
+        return await self._keeper.change(queue, step, remembered=False)
+
+
+@define(eq=False)
+class _Finished:
+    accepted: list[int] = field(factory=list)
+    ended: list[str] = field(factory=list)
+    ready_at: int | None = None
+    """When one is ready again, the earliest; 0: at once."""
+
+
+@define(eq=False)
+class _Recovered:
+    slots: list[Slot] = field(factory=list)
+    ended: list[str] = field(factory=list)
+
+    @property
+    def count(self) -> int:
+        return len({slot.id for slot in self.slots}.union(self.ended))
+
+
+def _has_work(book: Book, now: int, lapsed: bool) -> bool:
+    if lapsed:
+        return any(_is_lapsed(slot, now) for slot in book.running.values())
+    return any(slot.is_expired(now) for slot in book.waiting.values()) or any(
+        shelf.expires is not None and shelf.expires <= now for shelf in book.shelves
+    )
+
+
+def _is_lapsed(slot: Slot, now: int) -> bool:
+    return slot.until is not None and slot.until <= now
+
+
+def _take_back(book: Book, slot: Slot, now: int, recovered: _Recovered) -> None:
+    book.stop(slot)
+    if slot.cancel:
+        book.cancel_slot(slot, now)
+    elif slot.attempt <= slot.max_retries:
+        book.put_back(slot)
+        return
+    else:
+        message = f"worker {slot.worker} died or lost its lease in attempt {slot.attempt}, the last one"
+        book.end(slot, fate_of(slot, TaskState.FAILED, now, error=TaskError(type="WorkerLost", message=message)))
+    recovered.ended.append(slot.id)
+
+
+def _parts(outcomes: Sequence[Outcome], numbers: Sequence[int]) -> list[list[int]]:
+    parts: list[list[int]] = [[]]
+    size = 0
+    for number in numbers:
+        cost = min(_size(outcomes[number]), INLINE)
+        if size + cost > MOST_INLINE or len(parts[-1]) >= 2000:
+            parts.append([])
+            size = 0
+        parts[-1].append(number)
+        size += cost
+    return parts
+
+
+def _size(outcome: Outcome) -> int:
+    match outcome:
+        case Succeeded():
+            return len(outcome.result)
+        case Failed() | Retry():
+            error = outcome.error
+            return 0 if error is None else len(error.type) + len(error.message) + len(error.traceback)
+    return 0
+
+
+def _fitting(outcome: Outcome, limit: int) -> Outcome:
+    """Give an outcome that the servers can take; a result that they cannot is a failure that says so."""
+    size = _size(outcome)
+    if size <= limit:
+        return outcome
+    if isinstance(outcome, Succeeded):
+        message = f"the result takes {size:,} bytes, and the server's limit is {limit:,} (max_payload)"
+        error = TaskError(type="PayloadTooLarge", message=message)
+        return Failed(id=outcome.id, delivery=outcome.delivery, error=error)
+    assert isinstance(outcome, Failed | Retry)
+    assert outcome.error is not None
+    short = evolve(
+        outcome.error, message=outcome.error.message[:MOST_TEXT], traceback=outcome.error.traceback[-MOST_TEXT:]
+    )
+    return evolve(outcome, error=short)
+
+
+def _large(outcome: Outcome) -> Fate | None:
+    """Give a fate that holds what is large in an outcome; None: nothing is."""
+    if _size(outcome) <= INLINE:
+        return None
+    return Fate(
+        state=TaskState.FAILED,
+        delivery=outcome.delivery,
+        attempt=0,
+        worker=None,
+        started=None,
+        finished=0,
+        run_at=0,
+        result=outcome.result if isinstance(outcome, Succeeded) else None,
+        error=outcome.error if isinstance(outcome, Failed | Retry) else None,
+    )
+
+
+def _settle(book: Book, slot: Slot, outcome: Outcome, now: int, blob: str | None, finished: _Finished) -> None:
+    book.stop(slot)
+    if isinstance(outcome, Retry | Released):
+        _settle_again(book, slot, outcome, now, blob, finished)
+        return
+    match outcome:
+        case Succeeded():
+            fate = fate_of(slot, TaskState.SUCCEEDED, now, result=outcome.result)
+        case Failed():
+            fate = fate_of(slot, TaskState.FAILED, now, error=outcome.error)
+        case Cancelled():
+            fate = fate_of(slot, TaskState.CANCELLED, now)
+        case _:
+            raise TypeError(f"not an outcome that a store knows: {outcome!r}")
+    book.end(slot, fate if blob is None else fate.apart(blob)[0])
+    finished.ended.append(slot.id)
+
+
+def _settle_again(
+    book: Book, slot: Slot, outcome: Retry | Released, now: int, blob: str | None, finished: _Finished
+) -> None:
+    error: TaskError | None = None
+    if isinstance(outcome, Retry):
+        at, error = after(now, outcome.delay) if outcome.delay else now, outcome.error
+    else:
+        slot.attempt -= 1
+        at = after(now, outcome.delay) if outcome.delay else slot.at
+    if slot.cancel:
+        book.cancel_slot(slot, now)
+        finished.ended.append(slot.id)
+        return
+    slot.at = at
+    if error is not None:
+        slot.has_error = True
+        fate = fate_of(slot, TaskState.SCHEDULED, now, error=error)
+        book.note(slot, fate if blob is None else fate.apart(blob)[0])
+    book.put_back(slot)
+    ready_at = 0 if at <= now else at
+    finished.ready_at = ready_at if finished.ready_at is None else min(ready_at, finished.ready_at)

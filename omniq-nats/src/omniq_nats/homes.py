@@ -1,0 +1,318 @@
+"""Homes: the messages that hold tasks as they were enqueued, one or several in each, and never change.
+
+A home's body is one line of JSON, then the payloads and signatures one after the other.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from attrs import define, field, frozen
+
+from omniq.errors import CorruptRecord
+from omniq.task import NewTask, Progress, Task, TaskError, TaskState
+from omniq_nats.link import Stored
+from omniq_nats.names import DUE_LINE, line_of, priority_of, untoken
+from omniq_nats.times import from_micros
+
+__all__ = [
+    "Home",
+    "Order",
+    "Page",
+    "add_to_pages",
+    "encode_home",
+    "guard_body",
+    "pages_of",
+    "read_guard",
+    "read_home",
+    "to_task",
+]
+
+VERSION = 1
+MOST_TASKS = 128
+MOST_BYTES = 128 * 1024
+PLACES = 1024
+"""So many tasks at most in one atomic batch: their numbers in it tell them apart in the order of all tasks."""
+
+
+@frozen
+class Order:
+    """One task as it was enqueued: what claims and lists look at, and the rest."""
+
+    id: str
+    priority: int
+    run_at: int
+    expires: int | None
+    unique: str | None
+    place: int
+    """Its number among those that were enqueued together."""
+    fields: list[Any]
+    payload: bytes
+    signature: bytes
+
+    @property
+    def name(self) -> str:
+        """The name of the function."""
+        name: str = self.fields[6]
+        return name
+
+    @property
+    def tags(self) -> list[str]:
+        """The tags."""
+        tags: list[str] = self.fields[12]
+        return tags
+
+
+@define(eq=False)
+class Home:
+    """One home, as it is stored."""
+
+    queue: str
+    line: str
+    name: str
+    """Line, kind and token: what names it within its queue."""
+    seq: int
+    at: int
+    """When its tasks were enqueued."""
+    ttl: float
+    first: int
+    """The sequence of the first message that was stored together with it."""
+    nonce: str
+    rows: list[list[Any]]
+    blobs: bytes = field(repr=False)
+    _offsets: list[int] | None = None
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether each of its tasks has a guard."""
+        return self.name.split("-", 2)[1] == "g"
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def rank(self, index: int) -> int:
+        """Give the place of a task in the order of enqueueing, that of all tasks of the store."""
+        place: int = self.rows[index][5]
+        return self.first * PLACES + place
+
+    def index_of(self, task_id: str) -> int | None:
+        """Give the number of a task in it."""
+        return next((index for index, row in enumerate(self.rows) if row[0] == task_id), None)
+
+    def order(self, index: int) -> Order:
+        """Give one task."""
+        row = self.rows[index]
+        if self._offsets is None:
+            offsets = [0]
+            for other in self.rows:
+                offsets.append(offsets[-1] + other[14] + other[15])
+            self._offsets = offsets
+        start = self._offsets[index]
+        middle = start + row[14]
+        priority = row[1] if self.line == DUE_LINE else priority_of(self.line)
+        return Order(
+            id=row[0],
+            priority=priority,
+            run_at=self.at if row[2] is None else row[2],
+            expires=row[3],
+            unique=row[4],
+            place=row[5],
+            fields=row,
+            payload=self.blobs[start:middle],
+            signature=self.blobs[middle : middle + row[15]],
+        )
+
+
+@define(eq=False)
+class Page:
+    """A home that is about to be stored."""
+
+    queue: str
+    line: str
+    ttl: float
+    tasks: list[tuple[NewTask, int, int | None, int | None]] = field(factory=list)
+    """Each with its number in the batch, the time at which it may start (None: at once), and that of its expiry."""
+    size: int = 0
+
+    def takes(self, size: int) -> bool:
+        """Whether a task of so many bytes may be added."""
+        return not self.tasks or (len(self.tasks) < MOST_TASKS and self.size + size <= MOST_BYTES)
+
+
+def pages_of(
+    tasks: Iterable[tuple[int, NewTask, int | None, int | None]],
+) -> list[Page]:
+    """Put tasks into homes, such that those of one line stay in order.
+
+    :param tasks: each with its number, the time at which it may start, if that is to come, and that of its expiry.
+    """
+    pages: list[Page] = []
+    current: dict[tuple[str, str], Page] = {}
+    for number, task, run_at, expires in tasks:
+        page, _ = add_to_pages(current, task, number, run_at, expires)
+        if len(page.tasks) == 1:
+            pages.append(page)
+    return pages
+
+
+def add_to_pages(
+    current: dict[tuple[str, str], Page], task: NewTask, number: int, run_at: int | None, expires: int | None
+) -> tuple[Page, int]:
+    """Put a task into the home that its line has at the moment, or begin another one.
+
+    :return: the home, and how many messages more it takes.
+    """
+    waits = run_at is not None or expires is not None
+    line = DUE_LINE if waits else line_of(task.priority)
+    size = len(task.payload) + len(task.signature) + 256
+    page = current.get((task.queue, line))
+    if page is None or page.ttl != task.result_ttl or not page.takes(size):
+        page = current[task.queue, line] = Page(task.queue, line, float(task.result_ttl))
+    page.tasks.append((task, number, run_at, expires))
+    page.size += size
+    # With the second task the first one needs a guard, too.
+    return page, 2 if len(page.tasks) == 2 else 1
+
+
+def encode_home(page: Page, *, at: int, behind: int, nonce: str) -> bytes:
+    """Give the body of a home.
+
+    :param at: the time of enqueueing.
+    :param behind: how many messages are stored together with it, and before it.
+    :param nonce: tells this attempt to store it from others.
+    """
+    rows = [
+        [
+            task.id,
+            task.priority,
+            run_at,
+            expires,
+            task.unique,
+            number,
+            task.name,
+            task.serializer,
+            task.max_retries,
+            task.retry,
+            task.timeout,
+            task.is_async,
+            task.tags,
+            None,
+            len(task.payload),
+            len(task.signature),
+        ]
+        for task, number, run_at, expires in page.tasks
+    ]
+    head = {
+        "v": VERSION,
+        "queue": page.queue,
+        "at": at,
+        "ttl": page.ttl,
+        "behind": behind,
+        "nonce": nonce,
+        "tasks": rows,
+    }
+    parts = [json.dumps(head, separators=(",", ":")).encode(), b"\n"]
+    for task, _, _, _ in page.tasks:
+        parts += (task.payload, task.signature)
+    return b"".join(parts)
+
+
+def read_home(stored: Stored) -> Home:
+    """Read a home.
+
+    :raises CorruptRecord: if it cannot be read.
+    """
+    try:
+        head, _, blobs = stored.data.partition(b"\n")
+        told = json.loads(head)
+        line, kind, name = stored.subject.rsplit(".", 3)[1:]
+        if told["v"] != VERSION:
+            raise ValueError(f"version {told['v']}")
+        return Home(
+            queue=told["queue"],
+            line=line,
+            name=f"{line}-{kind}-{name}",
+            seq=stored.seq,
+            at=told["at"],
+            ttl=told["ttl"],
+            first=stored.seq - told["behind"],
+            nonce=told["nonce"],
+            rows=told["tasks"],
+            blobs=blobs,
+        )
+    except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
+        raise CorruptRecord(f"the tasks on {stored.subject} cannot be read: {error}") from error
+
+
+def guard_body(home: str, index: int) -> bytes:
+    """Give the body of a guard: where its task is."""
+    return f"{home} {index}".encode()
+
+
+def read_guard(stored: Stored) -> tuple[str, str, str, int]:
+    """Give the id of the task that a guard speaks of, queue and name of its home, and its number there.
+
+    :raises CorruptRecord: if it cannot be read.
+    """
+    try:
+        home, _, index = stored.data.decode().rpartition(" ")
+        queue, _, _, task_id = stored.subject.rsplit(".", 4)[1:]
+        return untoken(task_id), untoken(queue), home, int(index)
+    except ValueError as error:
+        raise CorruptRecord(f"{stored.subject} cannot be read: {error}") from error
+
+
+def to_task(
+    home: Home,
+    index: int,
+    *,
+    state: TaskState,
+    run_at: int | None = None,
+    attempt: int = 0,
+    delivery: int = 0,
+    worker: str | None = None,
+    started: int | None = None,
+    lease_until: int | None = None,
+    finished: int | None = None,
+    error: TaskError | None = None,
+    progress: Progress | None = None,
+    cancel_requested: bool = False,
+    result: bytes | None = None,
+    keeps_expiry: bool = True,
+) -> Task:
+    """Put together the record of a task: the order, and what has become of it."""
+    order = home.order(index)
+    row = order.fields
+    expires = order.expires if keeps_expiry else None
+    return Task(
+        id=order.id,
+        queue=home.queue,
+        name=row[6],
+        payload=order.payload,
+        serializer=row[7],
+        priority=order.priority,
+        state=state,
+        attempt=attempt,
+        delivery=delivery,
+        max_retries=row[8],
+        retry_spec=row[9],
+        timeout=row[10],
+        is_async=row[11],
+        created_at=from_micros(home.at),
+        run_at=from_micros(order.run_at if run_at is None else run_at),
+        started_at=None if started is None else from_micros(started),
+        finished_at=None if finished is None else from_micros(finished),
+        expires_at=None if expires is None else from_micros(expires),
+        lease_until=None if lease_until is None else from_micros(lease_until),
+        worker=worker,
+        unique=row[4],
+        tags=tuple(row[12]),
+        result_ttl=home.ttl,
+        error=error,
+        progress=progress,
+        cancel_requested=cancel_requested,
+        result_payload=result,
+        signature=order.signature,
+    )

@@ -1,0 +1,249 @@
+"""Reads and writes one stream. Nothing here knows of tasks."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import secrets
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from typing import Any
+
+from nats.aio.msg import Msg
+
+from omniq.errors import StorageUnavailable
+from omniq_nats.connection import PATIENCE, Connection
+from omniq_nats.messages import Conflict, Lost, Stored, Unserved, Write
+
+__all__ = ["BATCH_LIMIT", "Conflict", "Link", "Lost", "Stored", "Write"]
+
+WRONG_LAST_SEQUENCE = (10071, 10164)
+TOO_LARGE = 10054
+BATCH_LIMIT = 1000
+"""The most messages that a server takes in one atomic batch."""
+
+
+class Link(Connection):
+    """The stream of a namespace, through one connection."""
+
+    # Reading
+
+    async def last(self, subjects: Sequence[str]) -> list[Stored]:
+        """Give the messages on some subjects, which may have wildcards; in no order, and none where there is none."""
+        found: list[Stored] = []
+        for start in range(0, len(subjects), 250):
+            found += await self._last(list(subjects[start : start + 250]))
+        return found
+
+    async def _last(self, subjects: list[str]) -> list[Stored]:
+        needed, deadline = self.last_seen, time.monotonic() + self.settings.timeout
+        if self.beacon is not None:
+            # Without a single result the answer does not say how far its server has come.
+            subjects.append(self.beacon)
+        while True:
+            message, stored = await self._get({"multi_last": subjects})
+            self._check_read(message)
+            reached = (message.headers or {}).get("Nats-UpTo-Sequence")
+            # Replicas answer, too, and one may not have yet what this connection has seen.
+            if reached is None or int(reached) >= needed or time.monotonic() > deadline:
+                return [one for one in stored if one.subject != self.beacon]
+            await asyncio.sleep(0.005)
+
+    async def leader_has(self, subject: str, start: int, end: int) -> bool:
+        """Ask the stream's leader, not a replica, whether there is a message on some subjects in a range."""
+        body = {"seq": max(1, start), "next_by_subj": subject}
+        answer = await self.ask(f"STREAM.MSG.GET.{self.settings.names.stream}", body)
+        if "error" in answer:
+            return bool(answer["error"].get("code") != 404)
+        return bool(answer["message"]["seq"] <= end)
+
+    async def last_all(self, subject: str) -> list[Stored]:
+        """Give the messages on all subjects that match one with wildcards."""
+        message, stored = await self._get({"multi_last": [subject]})
+        if (message.headers or {}).get("Status") == "413":  # more than a server gives at once
+            return [one async for one in self.scan_all(subject)]
+        self._check_read(message)
+        reached = (message.headers or {}).get("Nats-UpTo-Sequence")
+        if self.beacon is not None and (reached is None or int(reached) < self.last_seen):
+            return await self._last([subject])
+        return stored
+
+    async def scan(
+        self, subject: str, start: int = 1, count: int = 256, max_bytes: int = 4 * 1024 * 1024
+    ) -> tuple[list[Stored], int]:
+        """Give messages in the order in which they were stored.
+
+        :param subject: with wildcards.
+        :param start: the first sequence that counts.
+        :param count: how many at most; with large messages fewer come.
+        :return: the messages, and how many there are after them.
+        """
+        seen = self.last_seen
+        body = {"batch": count, "seq": max(1, start), "next_by_subj": subject, "max_bytes": max_bytes}
+        message, stored = await self._get(body)
+        self._check_read(message)
+        left = int((message.headers or {}).get("Nats-Num-Pending", 0))
+        # What was stored before we asked would have been found.
+        self.last_seen = max(seen, self.last_seen, *(one.seq for one in stored[-1:]))
+        return stored, left
+
+    async def scan_all(self, subject: str, start: int = 1) -> AsyncIterator[Stored]:
+        """Give every message on some subjects in the order in which they were stored."""
+        while True:
+            stored, left = await self.scan(subject, start)
+            for one in stored:
+                yield one
+            if not stored or not left:
+                return
+            start = stored[-1].seq + 1
+
+    async def count(self, subject: str, start: int = 1) -> int:
+        """Count the messages on some subjects from a sequence on."""
+        stored, left = await self.scan(subject, start, 1, max_bytes=1)
+        return len(stored) + left
+
+    async def ends(self, subjects: Sequence[str]) -> list[int]:
+        """Ask the stream's leader for the latest sequence on each of some subjects with wildcards; 0: there is none."""
+        stream = self.settings.names.stream
+
+        async def one(subject: str) -> int:
+            answer = await self.ask(f"STREAM.MSG.GET.{stream}", {"last_by_subj": subject})
+            return 0 if "error" in answer else int(answer["message"]["seq"])
+
+        return list(await asyncio.gather(*(one(subject) for subject in subjects)))
+
+    async def last_by_leader(self, subject: str) -> bool:
+        """Ask the stream's leader, not a replica, whether there is a message on a subject."""
+        return (await self.ends([subject]))[0] > 0
+
+    async def end(self) -> int:
+        """Give the sequence of the stream's latest message."""
+        return int((await self.info())["state"]["last_seq"])
+
+    async def subjects(self, subject: str) -> dict[str, int]:
+        """Give the subjects that match one with wildcards and how many messages each has, of very many some."""
+        answer = await self.ask(f"STREAM.INFO.{self.settings.names.stream}", {"subjects_filter": subject})
+        found: dict[str, int] = answer.get("state", {}).get("subjects") or {}
+        return found
+
+    async def info(self) -> dict[str, Any]:
+        """Give what the servers say of the stream.
+
+        :raises StorageUnavailable: if they say that there is none.
+        """
+        answer = await self.ask(f"STREAM.INFO.{self.settings.names.stream}")
+        if "error" in answer:
+            raise StorageUnavailable(
+                f"{self.settings.shown}: stream {self.settings.names.stream} cannot be used: "
+                f"{answer['error'].get('description')}"
+            )
+        return answer
+
+    async def _get(self, body: dict[str, Any]) -> tuple[Msg, list[Stored]]:
+        subject = f"{self.settings.api}.DIRECT.GET.{self.settings.names.stream}"
+        return await self._repeat(subject, json.dumps(body).encode(), several=True)
+
+    def _check_read(self, message: Msg) -> None:
+        headers = message.headers or {}
+        if headers.get("Status") not in ("204", "404"):
+            raise StorageUnavailable(f"{self.settings.shown}: a read was refused: {headers or message.data[:200]!r}")
+
+    # Writing
+
+    async def publish(self, write: Write) -> int:
+        """Store a message.
+
+        :return: its sequence.
+        :raises Conflict: if what it was to replace is not there.
+        :raises Lost: if it is not known whether it was stored.
+        """
+        return await self._until_served(lambda deadline: self._publish(write, deadline))
+
+    async def _publish(self, write: Write, deadline: float) -> int:
+        client = await self._ready(deadline)
+        reply, question = self._asked()
+        await self._send(client, write.subject, write.data, reply, write.headers() or None, question)
+        return self._acknowledged(await self._answer(question, min(PATIENCE, deadline - time.monotonic())))
+
+    async def _until_served(self, act: Callable[[float], Awaitable[int]]) -> int:
+        """Try again while the stream has no leader, as then nothing was stored."""
+        deadline = time.monotonic() + self.settings.timeout
+        while True:
+            try:
+                return await act(deadline)
+            except Unserved:
+                pause = random.uniform(0.02, 0.1)
+                if self._closing or time.monotonic() + 2 * pause > deadline:
+                    raise
+                await asyncio.sleep(pause)
+
+    async def store(self, write: Write) -> int:
+        """Store a message that may be stored twice without harm.
+
+        :return: its sequence.
+        """
+        deadline = time.monotonic() + self.settings.timeout
+        while True:
+            try:
+                return await self.publish(write)
+            except Lost:
+                if self._closing or time.monotonic() + 0.1 > deadline:
+                    raise
+
+    async def batch(self, writes: Sequence[Write]) -> int:
+        """Store messages one after the other, all or none.
+
+        :return: the sequence of the first.
+        :raises Conflict: if what one of them was to replace is not there.
+        :raises Lost: if it is not known whether they were stored.
+        """
+        for write in writes:
+            if len(write.data) + 1024 > self.max_payload:
+                # Before any is sent: the server would keep the others for a while.
+                raise self._too_large(len(write.data))
+        if len(writes) == 1:
+            return await self.publish(writes[0])
+        return await self._until_served(lambda deadline: self._batch(writes, deadline))
+
+    async def _batch(self, writes: Sequence[Write], deadline: float) -> int:
+        client = await self._ready(deadline)
+        name = secrets.token_hex(12)
+        reply, question = self._asked()
+        for number, write in enumerate(writes, start=1):
+            headers = write.headers()
+            headers["Nats-Batch-Id"] = name
+            headers["Nats-Batch-Sequence"] = str(number)
+            is_last = number == len(writes)
+            if is_last:
+                headers["Nats-Batch-Commit"] = "1"
+            await self._send(client, write.subject, write.data, reply if is_last else "", headers, question)
+        answer = await self._answer(question, min(PATIENCE * 2, deadline - time.monotonic()))
+        return self._acknowledged(answer) - len(writes) + 1
+
+    def _acknowledged(self, message: Msg) -> int:
+        answer = json.loads(message.data)
+        error = answer.get("error")
+        if error is None:
+            seq: int = answer["seq"]
+            self.last_seen = max(self.last_seen, seq)
+            return seq
+        if error.get("err_code") in WRONG_LAST_SEQUENCE:
+            raise Conflict(error.get("description"))
+        if error.get("err_code") == TOO_LARGE:
+            raise self._too_large(len(message.data))
+        raise StorageUnavailable(f"{self.settings.shown}: the server stored nothing: {error.get('description')}")
+
+    async def remove_one(self, seq: int) -> bool:
+        """Remove a message by its sequence; say whether it was there."""
+        stream = self.settings.names.stream
+        answer = await self.ask(f"STREAM.MSG.DELETE.{stream}", {"seq": seq, "no_erase": True})
+        return bool(answer.get("success"))
+
+    async def remove(self, sequences: Iterable[int]) -> None:
+        """Remove messages by their sequence; those that are gone already do no harm."""
+        await asyncio.gather(*(self.remove_one(seq) for seq in sequences))
+
+    async def purge(self, subject: str) -> None:
+        """Remove the messages on some subjects."""
+        await self.ask(f"STREAM.PURGE.{self.settings.names.stream}", {"filter": subject})

@@ -1,0 +1,175 @@
+"""The subjects of a namespace: what is kept where, and how any text becomes part of a subject."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+
+from attrs import frozen
+
+__all__ = ["Names", "line_of", "split_home", "token", "untoken"]
+
+PREFIX = "omniq"
+DUE_LINE = "d"
+"""The line of tasks that wait for a time, or may expire: claims sort them in when they come to them."""
+
+_UNSAFE = re.compile(rb"[^A-Za-z0-9_-]")
+
+
+def token(text: str) -> str:
+    """Give a text as one token of a subject: letters and digits stay, all else is written as ``=`` and two digits."""
+    if text.isascii() and text.replace("-", "").isalnum():
+        return text
+    return _UNSAFE.sub(lambda match: b"=%02X" % match[0][0], text.encode("utf-8", "surrogatepass")).decode() or "="
+
+
+def untoken(name: str) -> str:
+    """Give the text of a token."""
+    if name == "=":
+        return ""
+    raw = re.sub(rb"=([0-9A-F]{2})", lambda match: bytes([int(match[1], 16)]), name.encode())
+    return raw.decode("utf-8", "surrogatepass")
+
+
+def line_of(priority: int) -> str:
+    """Give the name of the line of ready tasks of a priority."""
+    return f"p{priority}" if priority >= 0 else f"m{-priority}"
+
+
+def priority_of(line: str) -> int:
+    """Give the priority of a line of ready tasks."""
+    return int(line[1:]) if line[0] == "p" else -int(line[1:])
+
+
+def split_home(home: str) -> tuple[str, str, str]:
+    """Give line, kind (``s``: one task, ``g``: several) and token of a home's name."""
+    line, kind, name = home.split("-", 2)
+    return line, kind, name
+
+
+@frozen
+class Names:
+    """All names of one namespace."""
+
+    namespace: str
+
+    @property
+    def stream(self) -> str:
+        """The one stream of the namespace."""
+        return f"OMNIQ_{self.namespace}"
+
+    @property
+    def root(self) -> str:
+        """What all subjects begin with."""
+        return f"{PREFIX}.{self.namespace}"
+
+    @property
+    def subjects(self) -> list[str]:
+        """Give what the stream stores."""
+        return [f"{self.root}.{kind}.>" for kind in "tiebqucwr"]
+
+    # Tasks as they were enqueued
+
+    def home(self, queue: str, home: str) -> str:
+        """Where the orders of one or more tasks are."""
+        line, kind, name = split_home(home)
+        return f"{self.root}.t.{token(queue)}.{line}.{kind}.{name}"
+
+    def line(self, queue: str, line: str) -> str:
+        """Every home of a line."""
+        return f"{self.root}.t.{token(queue)}.{line}.*.*"
+
+    def singles(self, queue: str, line: str) -> str:
+        """The homes of a line that hold one task."""
+        return f"{self.root}.t.{token(queue)}.{line}.s.*"
+
+    def guards(self, queue: str, line: str) -> str:
+        """One for each task of a line that shares its home with others."""
+        return f"{self.root}.i.{token(queue)}.{line}.x.*"
+
+    def guard(self, queue: str, line: str, task_id: str) -> str:
+        """What says where a task is that shares its home with others."""
+        return f"{self.root}.i.{token(queue)}.{line}.x.{token(task_id)}"
+
+    def homes(self, queue: str | None = None) -> str:
+        """Every home, or those of a queue."""
+        return f"{self.root}.t.>" if queue is None else f"{self.root}.t.{token(queue)}.>"
+
+    def anywhere(self, task_id: str) -> str:
+        """The home or the guard of a task, whatever its queue and line."""
+        return f"{self.root}.*.*.*.*.{token(task_id)}"
+
+    # What has become of them
+
+    def results(self, queue: str, ttl: float, home: str) -> str:
+        """How the tasks of a home ended."""
+        return f"{self.root}.e.{token(queue)}.{token(repr(ttl))}.{home}"
+
+    def results_of(self, queue: str, ttl: float | None = None) -> str:
+        """How the tasks of a queue ended: all, or those kept for so many seconds."""
+        return f"{self.root}.e.{token(queue)}.{'*' if ttl is None else token(repr(ttl))}.*"
+
+    def blob(self, task_id: str, name: str) -> str:
+        """A result or an error too large to lie with others."""
+        return f"{self.root}.b.{token(task_id)}.{name}"
+
+    def blobs(self, task_id: str) -> str:
+        """All of a task's."""
+        return f"{self.root}.b.{token(task_id)}.*"
+
+    def book(self, queue: str) -> str:
+        """The record of a queue."""
+        return f"{self.root}.q.{token(queue)}"
+
+    @property
+    def books(self) -> str:
+        """The records of all queues."""
+        return f"{self.root}.q.*"
+
+    def shelf(self, queue: str, name: str) -> str:
+        """Tasks of a queue that wait, and are kept apart from its record."""
+        return f"{self.root}.r.{token(queue)}.{name}"
+
+    @property
+    def shelves(self) -> str:
+        """All shelves."""
+        return f"{self.root}.r.>"
+
+    def key(self, unique: str) -> str:
+        """The holder of a unique key."""
+        return f"{self.root}.u.{hashlib.sha256(unique.encode('utf-8', 'surrogatepass')).hexdigest()[:32]}"
+
+    # The rest
+
+    def schedule(self, schedule_id: str) -> str:
+        """A schedule."""
+        return f"{self.root}.c.{token(schedule_id)}"
+
+    @property
+    def schedules(self) -> str:
+        """All schedules."""
+        return f"{self.root}.c.*"
+
+    def worker(self, worker: str) -> str:
+        """When a worker was last heard of."""
+        return f"{self.root}.w.{token(worker)}"
+
+    @property
+    def workers(self) -> str:
+        """All workers."""
+        return f"{self.root}.w.*"
+
+    # What is told, and not stored
+
+    def work(self, queue: str) -> str:
+        """Told when something may be claimable in a queue, or will be."""
+        return f"{self.root}.ev.work.{token(queue)}"
+
+    def end(self, task_id: str) -> str:
+        """Told when a task has ended."""
+        return f"{self.root}.ev.end.{token(task_id)}"
+
+    @property
+    def timetable(self) -> str:
+        """Told when a schedule was changed."""
+        return f"{self.root}.ev.timetable"

@@ -1,0 +1,139 @@
+"""Finds tasks as they were enqueued: by id, by home, and along the lines in which they wait to be claimed."""
+
+from __future__ import annotations
+
+from collections import OrderedDict, defaultdict
+from collections.abc import Iterable, Sequence
+
+from attrs import define, field
+
+from omniq_nats.book import Book
+from omniq_nats.homes import Home, read_guard, read_home
+from omniq_nats.link import Link, Stored
+from omniq_nats.slots import Slot
+
+__all__ = ["Orders", "Place"]
+
+MOST_BYTES = 32 * 1024 * 1024
+FAR_BEHIND = 500
+"""Messages: so far the place in an empty line may lie behind the end of the stream."""
+
+Place = tuple[Home, int]
+"""A home, and the number of a task in it."""
+
+
+@define(eq=False)
+class _Part:
+    """A part of a line without gaps: every home from one sequence up to another."""
+
+    start: int = 0
+    end: int = 0
+    homes: list[Home] = field(factory=list)
+
+    def trim(self, seq: int, taken: int) -> None:
+        """Begin at a place; anew, if that lies before what is known."""
+        if not self.start <= seq <= self.end:
+            self.homes.clear()
+            self.start = self.end = seq
+        self.start = seq
+        while self.homes and (self.homes[0].seq < seq or (self.homes[0].seq == seq and len(self.homes[0]) <= taken)):
+            del self.homes[0]
+
+
+class Orders:
+    """Reads homes, and remembers some: they never change, and none has the sequence of another.
+
+    :param link: to read with.
+    """
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self._names = link.settings.names
+        self._homes: OrderedDict[int, Home] = OrderedDict()
+        self._bytes = 0
+        self._ahead: defaultdict[tuple[str, str], _Part] = defaultdict(_Part)
+
+    def read(self, stored: Stored) -> Home:
+        """Read a home, or give it as it is remembered."""
+        home = self._homes.get(stored.seq)
+        if home is None:
+            home = self._homes[stored.seq] = read_home(stored)
+            self._bytes += len(stored.data)
+            while self._bytes > MOST_BYTES and len(self._homes) > 1:
+                _, oldest = self._homes.popitem(last=False)
+                self._bytes -= len(oldest.blobs) + 100 * len(oldest)
+        return home
+
+    async def of_slots(self, queue: str, slots: Iterable[Slot]) -> dict[int, Home]:
+        """Give the homes of slots by their sequence; those that are gone are left out."""
+        found: dict[int, Home] = {}
+        missing: dict[str, int] = {}
+        for slot in slots:
+            home = self._homes.get(slot.seq)
+            if home is not None:
+                found[slot.seq] = home
+            else:
+                missing[self._names.home(queue, slot.home)] = slot.seq
+        if missing:
+            for stored in await self._link.last(list(missing)):
+                if stored.seq == missing[stored.subject]:
+                    found[stored.seq] = self.read(stored)
+        return found
+
+    async def locate(self, ids: Sequence[str]) -> dict[str, Place]:
+        """Find tasks by id, as they are stored now; those that are not there are left out."""
+        found: dict[str, Place] = {}
+        guards: dict[str, list[tuple[str, int, int]]] = defaultdict(list)
+        for stored in await self._link.last([self._names.anywhere(task_id) for task_id in dict.fromkeys(ids)]):
+            if stored.subject.startswith(f"{self._names.root}.t."):
+                home = self.read(stored)
+                if not home.is_shared:
+                    found[home.rows[0][0]] = home, 0
+            elif stored.subject.startswith(f"{self._names.root}.i."):
+                task_id, queue, name, index = read_guard(stored)
+                guards[self._names.home(queue, name)].append((task_id, stored.seq - 1 - index, index))
+        unread = []
+        for subject, several in guards.items():
+            if several[0][1] not in self._homes:
+                unread.append(subject)
+        for stored in await self._link.last(unread) if unread else ():
+            self.read(stored)
+        for several in guards.values():
+            for task_id, seq, index in several:
+                guarded = self._homes.get(seq)
+                if guarded is not None:
+                    found[task_id] = guarded, index
+        return found
+
+    # Lines
+
+    async def ahead(self, book: Book, line: str, after: Home | None, wanted: int) -> Home | None:
+        """Give the next home of a line that claims have not come to the end of.
+
+        :param book: says how far they have come.
+        :param after: the home before it; None: the first.
+        :param wanted: about how many tasks are looked for.
+        """
+        part = self._ahead[book.queue, line]
+        place = book.lines[line]
+        part.trim(place[0], place[1])
+        for home in part.homes:
+            if after is None or home.seq > after.seq:
+                return home
+        seen = self._link.last_seen
+        count = max(4, min(256, wanted))
+        stored, _ = await self._link.scan(self._names.line(book.queue, line), part.end, count, max_bytes=1024 * 1024)
+        homes = [self.read(one) for one in stored]
+        if homes:
+            part.homes += homes
+            part.end = homes[-1].seq + 1
+            return homes[0]
+        if after is None and seen - place[0] > FAR_BEHIND:
+            await self._skip(book, line, seen)
+        return None
+
+    async def _skip(self, book: Book, line: str, seen: int) -> None:
+        """Spare the next look the way over what is not of this line; only the leader knows for certain that it is."""
+        subject = self._names.line(book.queue, line)
+        if not await self._link.leader_has(subject, book.lines[line][0], seen):
+            book.skip_to(line, seen + 1)

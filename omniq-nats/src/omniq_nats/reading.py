@@ -1,0 +1,310 @@
+"""Says how tasks stand: by id, page by page, and in numbers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from bisect import bisect_right
+from collections import defaultdict
+from collections.abc import Sequence
+
+from omniq.storage import QueueStats, TaskPage, TaskQuery, WorkerInfo
+from omniq.task import Task, TaskState
+from omniq_nats.book import REMOVED_AHEAD, Book
+from omniq_nats.claiming import fold, live_task
+from omniq_nats.fates import Fate
+from omniq_nats.homes import PLACES, Home, to_task
+from omniq_nats.keeper import Keeper
+from omniq_nats.link import Conflict
+from omniq_nats.names import DUE_LINE
+from omniq_nats.orders import Place
+from omniq_nats.slots import Slot, slot_of
+from omniq_nats.times import from_micros
+
+__all__ = ["ENDED", "find_live", "get", "list_tasks", "slot_on_shelf", "stand", "stands", "stats", "workers"]
+
+LOOK = 200
+WIDEST = 65536
+
+READY, SCHEDULED, RUNNING = TaskState.READY, TaskState.SCHEDULED, TaskState.RUNNING
+ENDED = TaskState.CANCELLED
+"""However it ended."""
+
+
+def stand(book: Book, home: Home, index: int) -> Slot | TaskState | None:
+    """Say how a task stands as far as its book tells.
+
+    :return: its slot, if it runs or waits; READY if nothing has happened to it yet; CANCELLED if it has ended, in
+        whichever way, or is on a shelf: its fate tells; None if it was removed.
+    """
+    if (home.seq, index) in book.doomed:
+        return None
+    slot = book.live(home.rows[index][0], home.seq, index)
+    if slot is not None:
+        return slot
+    if book.is_ahead(home.line, home.seq, index):
+        why = book.left_out(home.line, home.seq, index)
+        if why is None:
+            return READY
+        if why == REMOVED_AHEAD:
+            return None
+    return ENDED
+
+
+async def stands(
+    keeper: Keeper, book: Book, places: Sequence[Place], *, with_fates: bool = False
+) -> tuple[list[Slot | TaskState | None], dict[tuple[int, int], Fate]]:
+    """Say how tasks of a queue stand, as :func:`stand`; SCHEDULED of those that are on a shelf.
+
+    :param with_fates: whether the fates of those that have ended are asked for; otherwise some may be left out.
+    """
+    found = [stand(book, home, index) for home, index in places]
+    fates: dict[tuple[int, int], Fate] = {}
+    gone: set[tuple[int, int]] = set()
+    if with_fates or book.shelves:
+        told = [
+            place
+            for place, how in zip(places, found, strict=True)
+            if how is ENDED or (with_fates and isinstance(how, Slot) and how.has_error)
+        ]
+        fates = await keeper.fates(book, told, gone)
+    for number, (home, index) in enumerate(places):
+        if found[number] is ENDED and book.shelves:
+            fate = fates.get((home.seq, index))
+            if (home.seq, index) in gone:
+                found[number] = None
+            elif fate is None or fate.state is SCHEDULED:
+                found[number] = SCHEDULED
+    return found, fates
+
+
+async def find_live(keeper: Keeper, ids: Sequence[str]) -> set[str]:
+    """Say which of some tasks are there and have not ended."""
+    places = await keeper.orders.locate(ids)
+    by_queue: defaultdict[str, list[tuple[str, Place]]] = defaultdict(list)
+    for task_id, place in places.items():
+        by_queue[place[0].queue].append((task_id, place))
+    live: set[str] = set()
+    for queue, book in (await keeper.read(list(by_queue))).items():
+        found, _ = await stands(keeper, book, [place for _, place in by_queue[queue]])
+        live.update(
+            task_id for (task_id, _), how in zip(by_queue[queue], found, strict=True) if how not in (None, ENDED)
+        )
+    return live
+
+
+async def get(keeper: Keeper, ids: Sequence[str]) -> list[Task | None]:
+    """Do :meth:`omniq.storage.Storage.get`."""
+    places = await keeper.orders.locate(ids)
+    tasks = await tasks_at(keeper, list(places.values()))
+    return [tasks.get((places[task_id][0].seq, places[task_id][1])) if task_id in places else None for task_id in ids]
+
+
+async def tasks_at(keeper: Keeper, places: Sequence[Place]) -> dict[tuple[int, int], Task]:
+    """Give the records of tasks by their places; those that were removed are left out."""
+    by_queue: defaultdict[str, list[Place]] = defaultdict(list)
+    for place in places:
+        by_queue[place[0].queue].append(place)
+    books = await keeper.read(list(by_queue))
+    found = await asyncio.gather(*(_tasks_of(keeper, books[queue], some) for queue, some in by_queue.items()))
+    return {place: task for tasks in found for place, task in tasks.items()}
+
+
+async def _tasks_of(keeper: Keeper, book: Book, places: Sequence[Place]) -> dict[tuple[int, int], Task]:
+    now = keeper.clock.now()
+    found, fates = await stands(keeper, book, places, with_fates=True)
+    await keeper.whole(fates, {(home.seq, index): home.rows[index][0] for home, index in places})
+    tasks: dict[tuple[int, int], Task] = {}
+    for (home, index), stands_so in zip(places, found, strict=True):
+        fate = fates.get((home.seq, index))
+        how = slot_on_shelf(home, index, fate) if stands_so is SCHEDULED else stands_so
+        if isinstance(how, Slot):
+            state = RUNNING if how.until is not None else READY if how.at <= now else SCHEDULED
+            error = fate.error if fate is not None and how.has_error else None
+            tasks[home.seq, index] = live_task(home, how, state, error)
+        elif how is READY:
+            state = READY if home.order(index).run_at <= now else SCHEDULED
+            tasks[home.seq, index] = to_task(home, index, state=state)
+        elif how is ENDED and fate is not None:
+            tasks[home.seq, index] = ended_task(home, index, fate)
+    return tasks
+
+
+def slot_on_shelf(home: Home, index: int, fate: Fate | None) -> Slot:
+    """Give the slot of a task that is on a shelf, as far as it can be known without looking there."""
+    slot = slot_of(home, index)
+    if fate is not None:
+        slot.at, slot.attempt, slot.delivery = fate.run_at, fate.attempt, fate.delivery
+        slot.worker, slot.started = fate.worker, fate.started
+        slot.has_error = fate.error is not None
+        slot.expired_order = not fate.keeps_expiry
+    return slot
+
+
+def ended_task(home: Home, index: int, fate: Fate) -> Task:
+    """Give the record of a task that has ended."""
+    return to_task(
+        home,
+        index,
+        state=fate.state,
+        run_at=fate.run_at,
+        attempt=fate.attempt,
+        delivery=fate.delivery,
+        worker=fate.worker,
+        started=fate.started,
+        finished=fate.finished,
+        error=fate.error,
+        result=fate.result,
+        keeps_expiry=fate.keeps_expiry,
+    )
+
+
+# Page by page
+
+
+async def list_tasks(keeper: Keeper, query: TaskQuery, cursor: str | None) -> TaskPage:
+    """Do :meth:`omniq.storage.Storage.list_tasks`.
+
+    :raises ValueError: if the cursor is not one of ours.
+    """
+    before = None if cursor is None else _read_cursor(cursor)
+    found: list[tuple[int, Task]] = []
+    # The stream is read backwards, in windows, as it can be read forwards only.
+    end = await keeper.link.end() + 1 if before is None else before // PLACES + 1
+    width = 2 * PLACES
+    while end > 1:
+        start = max(1, end - width)
+        rows = [
+            (home.rank(index), home, index)
+            for home in await _window(keeper, query, start, end)
+            for index in range(len(home))
+            if (before is None or home.rank(index) < before) and _is_asked_for(home, index, query)
+        ]
+        rows.sort(key=lambda row: -row[0])
+        for part in range(0, len(rows), LOOK):
+            some = rows[part : part + LOOK]
+            tasks = await tasks_at(keeper, [(home, index) for _, home, index in some])
+            for rank, home, index in some:
+                task = tasks.get((home.seq, index))
+                if task is None or (query.state is not None and task.state is not query.state):
+                    continue
+                if len(found) == query.limit:
+                    return TaskPage(tuple(task for _, task in found), str(found[-1][0]))
+                found.append((rank, task))
+        end = start
+        width = min(2 * width, WIDEST)
+    return TaskPage(tuple(task for _, task in found), None)
+
+
+async def _window(keeper: Keeper, query: TaskQuery, start: int, end: int) -> list[Home]:
+    """Give the homes of what was stored together from one message up to another."""
+    homes: list[Home] = []
+    async for stored in keeper.link.scan_all(keeper.names.homes(query.queue), start):
+        if stored.seq >= end + PLACES:
+            break
+        home = keeper.orders.read(stored)
+        if start <= home.first < end:
+            homes.append(home)
+    return homes
+
+
+def _is_asked_for(home: Home, index: int, query: TaskQuery) -> bool:
+    if query.name is None and query.tag is None:
+        return True
+    order = home.order(index)
+    return (query.name is None or order.name == query.name) and (query.tag is None or query.tag in order.tags)
+
+
+def _read_cursor(cursor: str) -> int:
+    if not (cursor.isascii() and cursor.isdecimal()):
+        raise ValueError(f"{cursor!r} is not a cursor of this store")
+    return int(cursor)
+
+
+# In numbers
+
+
+async def stats(keeper: Keeper) -> list[QueueStats]:
+    """Do :meth:`omniq.storage.Storage.stats`."""
+    books = await keeper.read_all()
+    found = await asyncio.gather(*(_patiently(keeper, book) for _, book in sorted(books.items())))
+    return [one for one in found if one.paused or any(one.counts.values())]
+
+
+async def _patiently(keeper: Keeper, book: Book) -> QueueStats:
+    while True:
+        try:
+            return await _stats_of(keeper, book)
+        except Conflict:  # a shelf was replaced meanwhile
+            book = (await keeper.read([book.queue]))[book.queue]
+
+
+async def _stats_of(keeper: Keeper, book: Book) -> QueueStats:
+    if DUE_LINE in book.lines and await keeper.orders.ahead(book, DUE_LINE, None, 64) is not None:
+
+        async def step(current: Book) -> tuple[Book, bool]:
+            return current, await fold(keeper, current)
+
+        book = await keeper.change(book.queue, step, remembered=False)
+    if book.doomed:
+        # What was removed is counted by the server until its messages are gone.
+        await keeper.bury(book.queue, list(book.doomed.values()))
+    now = keeper.clock.now()
+    lines = [line for line in book.lines if line != DUE_LINE]
+    counts = await asyncio.gather(*(_count_line(keeper, book, line) for line in lines))
+    groups = [
+        *book.back.values(),
+        *[await keeper.shelves.read(book.queue, one) for one in book.shelves if one.at <= now],
+    ]
+    due = sum(bisect_right(slots, now, key=lambda slot: slot.at) for slots in groups)
+    oldest = [slots[0].at for slots in groups if slots[0].at <= now]
+    for line, count in zip(lines, counts, strict=True):
+        if count:
+            oldest += await _oldest_of(keeper, book, line)
+    return QueueStats(
+        queue=book.queue,
+        counts={
+            SCHEDULED: len(book.waiting) + sum(shelf.left for shelf in book.shelves) - due,
+            READY: sum(counts) + due,
+            RUNNING: len(book.running),
+            **book.ended,
+        },
+        paused=book.paused,
+        oldest_ready=max(0.0, (now - min(oldest)) / 1e6) if oldest else None,
+    )
+
+
+async def _count_line(keeper: Keeper, book: Book, line: str) -> int:
+    seq, taken = book.lines[line]
+    names, link = keeper.names, keeper.link
+    singles, guards = await asyncio.gather(
+        link.count(names.singles(book.queue, line), seq + 1 if taken else seq),
+        link.count(names.guards(book.queue, line), seq + 1 + taken if taken else seq),
+    )
+    return singles + guards - sum(why != REMOVED_AHEAD for why in book.ahead.get(line, {}).values())
+
+
+async def _oldest_of(keeper: Keeper, book: Book, line: str) -> list[int]:
+    home = await keeper.orders.ahead(book, line, None, 4)
+    while home is not None:
+        seq, taken = book.lines[line]
+        for index in range(taken if home.seq == seq else 0, len(home)):
+            if book.left_out(line, home.seq, index) is None:
+                return [home.at]
+        home = await keeper.orders.ahead(book, line, home, 4)
+    return []
+
+
+async def workers(keeper: Keeper) -> list[WorkerInfo]:
+    """Do :meth:`omniq.storage.Storage.workers`."""
+    now = keeper.clock.now()
+    running: defaultdict[str | None, list[str]] = defaultdict(list)
+    for book in (await keeper.read_all()).values():
+        for slot in book.running.values():
+            running[slot.worker].append(slot.id)
+    alive = []
+    for stored in await keeper.link.last_all(keeper.names.workers):
+        worker, seen, until = json.loads(stored.data)
+        if until > now:
+            alive.append(WorkerInfo(id=worker, seen_at=from_micros(seen), running=tuple(running[worker])))
+    return sorted(alive, key=lambda info: info.id)

@@ -1,0 +1,193 @@
+"""Books and shelves as they are stored: JSON, in which what many tasks share is written once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from omniq.errors import CorruptRecord, SchemaMismatch
+from omniq_nats.book import ENDS, Book
+from omniq_nats.fates import read_fate
+from omniq_nats.link import Stored
+from omniq_nats.slots import Doomed, Pending, Shelf, Slot
+
+__all__ = ["encode_book", "encode_slots", "read_book", "read_slots"]
+
+VERSION = 1
+
+
+class _Table:
+    """Values that many slots share, written once."""
+
+    def __init__(self) -> None:
+        self.rows: list[list[Any]] = []
+        self._numbers: dict[tuple[Any, ...], int] = {}
+
+    def number(self, *row: Any) -> int:
+        number = self._numbers.get(row)
+        if number is None:
+            number = self._numbers[row] = len(self.rows)
+            self.rows.append(list(row))
+        return number
+
+
+class _SlotWriter:
+    """Writes slots; what several of them share is written once."""
+
+    def __init__(self) -> None:
+        self.homes, self.grants = _Table(), _Table()
+
+    def row(self, slot: Slot) -> list[Any]:
+        return [
+            slot.id,
+            self.homes.number(slot.home, slot.seq, slot.size, slot.ttl),
+            slot.index,
+            slot.rank,
+            slot.priority,
+            slot.at,
+            slot.max_retries,
+            slot.expires,
+            slot.expired_order,
+            slot.attempt,
+            slot.delivery,
+            self.grants.number(slot.worker, slot.started, slot.until),
+            slot.has_error,
+            slot.cancel,
+            slot.progress,
+            slot.has_fate,
+        ]
+
+
+def _read_slot(row: list[Any], homes: list[list[Any]], grants: list[list[Any]]) -> Slot:
+    home, grant = homes[row[1]], grants[row[11]]
+    return Slot(
+        id=row[0],
+        home=home[0],
+        seq=home[1],
+        size=home[2],
+        ttl=home[3],
+        index=row[2],
+        rank=row[3],
+        priority=row[4],
+        at=row[5],
+        max_retries=row[6],
+        expires=row[7],
+        expired_order=row[8],
+        attempt=row[9],
+        delivery=row[10],
+        worker=grant[0],
+        started=grant[1],
+        until=grant[2],
+        has_error=row[12],
+        cancel=row[13],
+        progress=row[14],
+        has_fate=row[15],
+    )
+
+
+def encode_slots(slots: Iterable[Slot]) -> bytes:
+    """Give the body of the message that a shelf is stored in."""
+    writer = _SlotWriter()
+    rows = [writer.row(slot) for slot in slots]
+    told = [rows, writer.homes.rows, writer.grants.rows]
+    return json.dumps(told, separators=(",", ":")).encode()
+
+
+def read_slots(stored: Stored) -> list[Slot]:
+    """Read a shelf.
+
+    :raises CorruptRecord: if it cannot be read.
+    """
+    try:
+        rows, homes, grants = json.loads(stored.data)
+        return [_read_slot(row, homes, grants) for row in rows]
+    except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
+        raise CorruptRecord(f"the tasks on {stored.subject} cannot be read: {error}") from error
+
+
+def encode_book(book: Book) -> bytes:
+    """Give the body of the message that a book is stored in."""
+    writer = _SlotWriter()
+    told = {
+        "v": VERSION,
+        "queue": book.queue,
+        "changes": book.changes,
+        "recent": book.recent,
+        "paused": book.paused,
+        "lines": book.lines,
+        "running": [writer.row(slot) for slot in book.running.values()],
+        "waiting": [writer.row(slot) for _, slots in book.waiting_by_priority() for slot in slots],
+        "homes": writer.homes.rows,
+        "grants": writer.grants.rows,
+        "shelves": [
+            [one.name, one.priority, one.at, one.rank, one.last_at, one.count, one.taken, one.expires]
+            for one in book.shelves
+        ],
+        "spent": book.spent,
+        "ahead": {line: [[*place, why] for place, why in places.items()] for line, places in book.ahead.items()},
+        "pending": [
+            [task_id, one.home, one.index, one.seq, one.size, one.ttl, one.fate.row(), one.since]
+            for task_id, one in book.pending.items()
+        ],
+        "doomed": [
+            [one.id, one.home, one.index, one.seq, one.size, one.ttl, one.since, one.unique]
+            for one in book.doomed.values()
+        ],
+        "ended": book.ended,
+        "ttls": list(book.ttls),
+    }
+    return json.dumps(told, separators=(",", ":")).encode()
+
+
+def read_book(queue: str, data: bytes, seq: int) -> Book:
+    """Read a book.
+
+    :raises SchemaMismatch: if a later version of OmniQ wrote it.
+    :raises CorruptRecord: if it cannot be read.
+    """
+    try:
+        told = json.loads(data)
+        version = told["v"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CorruptRecord(f"the record of queue {queue!r} cannot be read: {error}") from error
+    if version != VERSION:
+        raise SchemaMismatch(
+            f"the record of queue {queue!r} was written by another version of omniq-nats (its version is {version}, "
+            f"this one knows {VERSION}): update omniq-nats everywhere"
+        )
+    try:
+        return _read_book(told, seq)
+    except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
+        raise CorruptRecord(f"the record of queue {queue!r} cannot be read: {error}") from error
+
+
+def _read_book(told: dict[str, Any], seq: int) -> Book:
+    homes, grants = told["homes"], told["grants"]
+
+    book = Book(
+        queue=told["queue"],
+        seq=seq,
+        changes=told["changes"],
+        recent=told["recent"],
+        paused=told["paused"],
+        lines=told["lines"],
+        ahead={line: {(row[0], row[1]): row[2] for row in rows} for line, rows in told["ahead"].items()},
+        pending={
+            row[0]: Pending(row[1], row[2], row[3], row[4], row[5], read_fate(row[6]), row[7])
+            for row in told["pending"]
+        },
+        shelves=[Shelf(*row) for row in told["shelves"]],
+        spent=told["spent"],
+        ended={state: told["ended"][state] for state in ENDS},
+        ttls=dict.fromkeys(told["ttls"]),
+    )
+    book.running = {row[0]: _read_slot(row, homes, grants) for row in told["running"]}
+    # They were written in order.
+    for row in told["waiting"]:
+        waiting = _read_slot(row, homes, grants)
+        book.waiting[waiting.id] = waiting
+        book.back.setdefault(waiting.priority, []).append(waiting)
+    for row in told["doomed"]:
+        book.doom(Doomed(row[0], row[1], row[2], row[3], row[4], row[5], row[6], row[7]))
+    return book

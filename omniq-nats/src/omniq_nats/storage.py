@@ -1,0 +1,250 @@
+"""The storage on NATS JetStream: any number of processes on any number of machines share its streams.
+
+What is kept where, and why a change of many tasks is one step, is told in :mod:`omniq_nats.book` and
+:mod:`omniq_nats.keeper`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Mapping, Sequence, Set
+from copy import copy
+from datetime import datetime
+from typing import Self
+
+from omniq.errors import StorageUnavailable
+from omniq.schedule import Schedule
+from omniq.storage import (
+    Capability,
+    Enqueued,
+    Finding,
+    Lease,
+    LeaseState,
+    QueueStats,
+    Storage,
+    StorageConfig,
+    TaskPage,
+    TaskQuery,
+    WorkerInfo,
+)
+from omniq.task import NewTask, Outcome, Progress, Task, TaskState
+from omniq_nats import claiming, doctor, reading, streams
+from omniq_nats.control import Control
+from omniq_nats.enqueueing import Producer
+from omniq_nats.finishing import Holder
+from omniq_nats.keeper import Keeper
+from omniq_nats.link import Link
+from omniq_nats.removal import Removal
+from omniq_nats.scheduling import Timetable
+from omniq_nats.settings import Settings, read_settings
+from omniq_nats.times import clock_of, from_micros
+from omniq_nats.waiting import Waiting
+
+__all__ = ["NatsStorage"]
+
+MOST_REMEMBERED = 200_000
+
+_queues: dict[object, dict[str, str]] = {}
+"""By store, of each task claimed in this process, the queue: a heartbeat comes from a storage of its own."""
+
+
+class _Opened:
+    """What an open storage is made of."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.link = Link(settings)
+        self.clock = clock_of(settings.place)
+        self.keeper = Keeper(self.link, self.clock)
+        self.queues = _queues.setdefault(settings.place, {})
+        self.producer = Producer(self.keeper)
+        self.holder = Holder(self.keeper, self.queues)
+        self.removal = Removal(self.keeper)
+        self.control = Control(self.keeper, self.removal)
+        self.timetable = Timetable(self.keeper, self.producer)
+        self.waiting = Waiting(self.keeper, self.timetable)
+
+    async def tell_ends(self, ids: Iterable[str]) -> None:
+        """Tell those who wait for the end of tasks."""
+        for task_id in ids:
+            await self.link.tell(self.keeper.names.end(task_id))
+
+
+class NatsStorage(Storage):
+    """A storage on NATS JetStream.
+
+    :param config: ``nats://host:4222``, ``tls://…`` or ``ws://…``; several hosts with commas between them.
+    :raises ValueError: if an option is unknown or cannot be used.
+    """
+
+    capabilities: Set[Capability] = frozenset(
+        {
+            Capability.NOTIFICATIONS,
+            Capability.SHARED_BETWEEN_PROCESSES,
+            Capability.SHARED_BETWEEN_MACHINES,
+            Capability.DURABLE,
+        }
+    )
+
+    def __init__(self, config: StorageConfig) -> None:
+        self._settings = read_settings(config)
+        self._opened: _Opened | None = None
+
+    def __repr__(self) -> str:
+        return f"NatsStorage({self._settings.shown!r}, namespace={self._settings.names.namespace!r})"
+
+    # Life
+
+    def sibling(self) -> Self:
+        twin = copy(self)
+        twin._opened = None
+        return twin
+
+    async def open(self) -> None:
+        if self._opened is not None:
+            return
+        opened = _Opened(self._settings)
+        try:
+            await opened.link.open()
+            await streams.prepare(opened.link, opened.clock)
+        except BaseException:
+            await opened.link.close()
+            raise
+        self._opened = opened
+
+    async def close(self) -> None:
+        opened, self._opened = self._opened, None
+        if opened is not None:
+            opened.waiting.close()
+            await opened.keeper.close()
+            await opened.link.close()
+
+    async def _ready(self) -> _Opened:
+        opened = self._opened
+        if opened is None:
+            raise StorageUnavailable(f"{self._settings.shown} is not open: call open() first")
+        if opened.clock.is_stale:
+            with contextlib.suppress(StorageUnavailable):
+                await streams.look_at_clock(opened.link, opened.clock)
+        return opened
+
+    async def now(self) -> datetime:
+        return from_micros((await self._ready()).clock.now())
+
+    # From producer to worker and back
+
+    async def enqueue(self, tasks: Sequence[NewTask]) -> list[Enqueued]:
+        opened = await self._ready()
+        if not tasks:
+            return []
+        answers = await opened.producer.enqueue(tasks)
+        assert answers is not None
+        return answers
+
+    async def claim(
+        self, demand: Mapping[str, int], *, worker: str, lease: float, limit: int | None = None
+    ) -> list[Task]:
+        opened = await self._ready()
+        tasks, ended = await claiming.claim(opened.keeper, demand, worker=worker, lease=lease, limit=limit)
+        if len(opened.queues) > MOST_REMEMBERED:
+            opened.queues.clear()
+        opened.queues.update((task.id, task.queue) for task in tasks)
+        await opened.tell_ends(ended)
+        return tasks
+
+    async def finish(self, outcomes: Sequence[Outcome]) -> list[bool]:
+        opened = await self._ready()
+        answers, ended = await opened.holder.finish(outcomes)
+        await opened.tell_ends(ended)
+        return answers
+
+    async def heartbeat(self, worker: str, leases: Sequence[Lease], lease: float) -> list[LeaseState]:
+        return await (await self._ready()).holder.heartbeat(worker, leases, lease)
+
+    async def recover(self, limit: int) -> list[Task]:
+        opened = await self._ready()
+        tasks, ended = await opened.holder.recover(limit)
+        await opened.tell_ends(ended)
+        return tasks
+
+    # Waiting
+
+    async def wait_for_work(self, queues: Sequence[str], timeout: float) -> None:
+        await (await self._ready()).waiting.for_work(queues, timeout)
+
+    async def wait_finished(self, ids: Sequence[str], timeout: float) -> set[str]:
+        return await (await self._ready()).waiting.for_end(ids, timeout)
+
+    # Reading
+
+    async def get(self, ids: Sequence[str]) -> list[Task | None]:
+        return await reading.get((await self._ready()).keeper, ids)
+
+    async def list_tasks(self, query: TaskQuery, cursor: str | None = None) -> TaskPage:
+        return await reading.list_tasks((await self._ready()).keeper, query, cursor)
+
+    async def stats(self) -> list[QueueStats]:
+        return await reading.stats((await self._ready()).keeper)
+
+    async def workers(self) -> list[WorkerInfo]:
+        return await reading.workers((await self._ready()).keeper)
+
+    # Control
+
+    async def cancel(self, ids: Sequence[str]) -> list[bool]:
+        opened = await self._ready()
+        answers, ended = await opened.control.cancel(ids)
+        await opened.tell_ends(ended)
+        return answers
+
+    async def retry(self, ids: Sequence[str]) -> list[bool]:
+        return await (await self._ready()).control.retry(ids)
+
+    async def delete(self, ids: Sequence[str]) -> list[bool]:
+        opened = await self._ready()
+        answers, gone = await opened.control.delete(ids)
+        await opened.tell_ends(gone)
+        return answers
+
+    async def purge(self, queue: str, state: TaskState | None = None) -> int:
+        opened = await self._ready()
+        count, gone = await opened.removal.purge(queue, state)
+        await opened.tell_ends(gone)
+        return count
+
+    async def pause(self, queue: str) -> bool:
+        return await (await self._ready()).control.pause(queue, True)
+
+    async def resume(self, queue: str) -> bool:
+        return await (await self._ready()).control.pause(queue, False)
+
+    async def set_progress(self, updates: Mapping[Lease, Progress]) -> None:
+        await (await self._ready()).holder.set_progress(updates)
+
+    # Schedules
+
+    async def put_schedule(self, schedule: Schedule, expected_revision: int | None = None) -> Schedule | None:
+        return await (await self._ready()).timetable.put(schedule, expected_revision)
+
+    async def get_schedules(self, ids: Sequence[str] | None = None) -> list[Schedule]:
+        return await (await self._ready()).timetable.get(ids)
+
+    async def delete_schedule(self, schedule_id: str) -> bool:
+        return await (await self._ready()).timetable.delete(schedule_id)
+
+    async def due_schedules(self, limit: int) -> list[Schedule]:
+        return await (await self._ready()).timetable.due(limit)
+
+    async def fire(self, schedule: Schedule, tasks: Sequence[NewTask]) -> bool:
+        return await (await self._ready()).timetable.fire(schedule, tasks)
+
+    # Upkeep
+
+    async def prune(self, limit: int) -> int:
+        opened = await self._ready()
+        count, gone = await opened.removal.prune(limit)
+        await opened.tell_ends(gone)
+        return count
+
+    async def diagnose(self) -> list[Finding]:
+        opened = await self._ready()
+        return await doctor.diagnose(opened.keeper)

@@ -1,0 +1,112 @@
+"""Telling others: a NOTIFY after what was committed, not with it, and not for each change.
+
+A transaction that notifies takes a lock of the whole server while it commits, so that those who commit at the same
+time wait for each other and for the disk. On its own it writes nothing and holds that lock for a moment only. If the
+process dies in between, those who wait look for themselves within two seconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import time
+from collections.abc import Awaitable, Callable, Iterator
+
+from omniq.errors import StorageError
+from omniq_postgres import wire
+from omniq_postgres.jobs import Context, Job, News, Query, Steps
+from omniq_postgres.settings import Names
+
+__all__ = ["EVERYTHING", "TAIL", "Announcer", "channels", "messages", "notify"]
+
+RATE, BURST = 100, 10
+"""So many NOTIFYs a second, but for so many at once; what comes too soon waits for the next, which tells of all."""
+TAIL = 12
+"""Of a task's id the last characters are told, which are random; who waits for another with the same looks in vain."""
+EVERYTHING = "*"
+_LONGEST = 7900
+"""Bytes; the server refuses 8000."""
+_MOST = 40
+"""Messages; more than these say less than one that says everything."""
+
+
+def channels(names: Names) -> tuple[str, str]:
+    """Give the names of the channels on which work and ends are told."""
+    return f"omniq_{names.mark}_work", f"omniq_{names.mark}_ends"
+
+
+def messages(news: News, names: Names) -> Iterator[tuple[str, str]]:
+    """Give the channels and payloads of news."""
+    work, ends = channels(names)
+    if news.work:
+        payload = json.dumps(news.work)
+        # A name without meaning makes everybody look.
+        yield work, payload if len(payload) < _LONGEST else json.dumps({"": 0.0})
+    if news.ended:
+        tails = "".join(task_id[-TAIL:] for task_id in news.ended)
+        size = _LONGEST // TAIL * TAIL
+        if len(tails) > _MOST * size:
+            yield ends, EVERYTHING
+            return
+        for start in range(0, len(tails), size):
+            yield ends, tails[start : start + size]
+
+
+def notify(news: News, context: Context) -> Steps[None]:
+    """Tell of news."""
+    told = list(messages(news, context.sql.names))
+    if told:
+        yield Query(
+            context.sql["waiting.notify"],
+            (wire.texts([channel for channel, _ in told]), wire.texts([payload for _, payload in told])),
+        )
+
+
+class Announcer:
+    """Tells others of what one storage did.
+
+    :param run: does a job on the store.
+    """
+
+    def __init__(self, run: Callable[[Job[None]], Awaitable[None]]) -> None:
+        self._run = run
+        self._pending = News()
+        self._allowed = float(BURST)
+        self._counted_at = time.monotonic()
+        self._timer: asyncio.TimerHandle | None = None
+        self._telling: set[asyncio.Task[None]] = set()
+
+    def add(self, news: News) -> None:
+        """Tell of news at once, or with others in a moment. On the storage's loop."""
+        self._pending.add(news)
+        if self._timer is not None:
+            return
+        now = time.monotonic()
+        self._allowed = min(BURST, self._allowed + RATE * (now - self._counted_at))
+        self._counted_at = now
+        if self._allowed >= 1:
+            self._tell()
+        else:
+            self._timer = asyncio.get_running_loop().call_later((1 - self._allowed) / RATE, self._tell)
+
+    def _tell(self) -> None:
+        self._timer = None
+        self._allowed -= 1
+        news, self._pending = self._pending, News()
+        if news:
+            task = asyncio.get_running_loop().create_task(self._send(news))
+            self._telling.add(task)
+            task.add_done_callback(self._telling.discard)
+
+    async def _send(self, news: News) -> None:
+        with contextlib.suppress(StorageError):  # whoever waits looks for himself after a while
+            await self._run(lambda context: notify(news, context))
+
+    async def drain(self) -> None:
+        """Tell of everything, and wait until it is told."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._tell()
+        if self._telling:
+            await asyncio.wait(self._telling, timeout=2)

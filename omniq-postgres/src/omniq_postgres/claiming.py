@@ -1,0 +1,131 @@
+"""Claim: ready tasks into running ones, under a lease."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+from attrs import frozen
+
+from omniq.task import Task
+from omniq_postgres import wire
+from omniq_postgres.jobs import Context, Rows, Steps
+from omniq_postgres.rows import claimed_task
+from omniq_postgres.rubble import Frontier
+
+__all__ = ["Claim", "claim", "expire", "span"]
+
+PROMOTED = 1000
+"""So many tasks of each queue that are due are made ready in one claim, or twice as many as are asked for."""
+EXPIRED = 1000
+"""So many tasks that expired are ended in one step."""
+EXPIRED_STEPS = 10
+_HUNDRED_YEARS = 100 * 366 * 86400.0
+
+SLOW, SLOW_EACH = 0.01, 0.0001
+"""Seconds, and seconds for each task: a claim that takes longer may have to step over many dead rows."""
+MANY_DEAD = 20_000
+"""Dead rows."""
+ASK_EVERY = 1.0
+"""Seconds between questions whether there are so many."""
+PINNED_FOR = 10.0
+"""Seconds for which they are taken to be there."""
+
+
+def span(seconds: float) -> float:
+    """Give a duration that no calendar is too short for."""
+    return min(seconds, _HUNDRED_YEARS)
+
+
+@frozen(kw_only=True)
+class Claim:
+    """What a worker asks for."""
+
+    demand: Mapping[str, int]
+    worker: str
+    lease: float
+    limit: int
+
+
+def claim(asked: Claim, frontier: Frontier, context: Context) -> Steps[list[Task]]:
+    """Claim tasks; see :meth:`~omniq.storage.Storage.claim`."""
+    if frontier.may_claim_on():
+        rows = yield from _claim_onward(asked, frontier, context)
+        frontier.found_nothing = not rows
+    else:
+        began = time.monotonic()
+        rows = yield from _claim_first(asked, context)
+        frontier.claims.done(began)
+        if frontier.claims.took > SLOW + SLOW_EACH * len(rows):
+            yield from _look_for_rubble(frontier, context)
+    if frontier.pinned_until:
+        frontier.advance(rows)
+    return [claimed_task(row, asked.worker) for row in rows]
+
+
+def _claim_first(asked: Claim, context: Context) -> Steps[Rows]:
+    queues = wire.texts(list(asked.demand))
+    parameters = [
+        queues,
+        wire.integers([min(max(number, 0), asked.limit) for number in asked.demand.values()]),
+        wire.bigint(asked.limit),
+        wire.text(asked.worker),
+        wire.float8(span(asked.lease)),
+    ]
+    rows = yield context.query("claim.claim", *parameters, wire.integer(0))
+    if rows[0][0]:
+        # Mostly nothing is due or expired: so that is looked for with the claim, and not before each.
+        yield from _clear(asked, queues, context)
+        rows = yield context.query("claim.claim", *parameters, wire.integer(1))
+    return rows if rows[0][1] is not None else []
+
+
+def _clear(asked: Claim, queues: wire.Parameter, context: Context) -> Steps[None]:
+    # Bounded, so that no claim is long; those expired that are left are passed over.
+    for _ in range(EXPIRED_STEPS):
+        if (yield from expire(EXPIRED, context)) < EXPIRED:
+            break
+    yield context.query("claim.promote", queues, wire.integer(max(PROMOTED, 2 * asked.limit)))
+
+
+def _claim_onward(asked: Claim, frontier: Frontier, context: Context) -> Steps[Rows]:
+    claimed: Rows = []
+    for queue, wanted in asked.demand.items():
+        marks = sorted(frontier.marks.get(queue, {}).items(), reverse=True)
+        room = min(wanted, asked.limit - len(claimed))
+        if marks and room > 0:
+            claimed += yield context.query(
+                "claim.onward",
+                wire.text(queue),
+                wire.smallints([priority for priority, _ in marks]),
+                wire.timestamps([run_at for _, (run_at, _) in marks]),
+                wire.bigints([seq for _, (_, seq) in marks]),
+                wire.bigint(room),
+                wire.text(asked.worker),
+                wire.float8(span(asked.lease)),
+            )
+    return claimed
+
+
+def _look_for_rubble(frontier: Frontier, context: Context) -> Steps[None]:
+    now = time.monotonic()
+    if now - frontier.asked_at < ASK_EVERY:
+        return
+    frontier.asked_at = now
+    ((dead,),) = yield context.query("claim.dead")
+    if dead > MANY_DEAD:
+        frontier.pinned_until = now + PINNED_FOR
+    elif frontier.pinned_until:
+        frontier.pinned_until = 0.0
+        frontier.marks.clear()
+
+
+def expire(limit: int, context: Context) -> Steps[int]:
+    """End tasks whose ``expires_at`` has come before they began.
+
+    :param limit: how many at most.
+    :return: how many.
+    """
+    rows = yield context.query("upkeep.expire", wire.integer(limit))
+    context.news.ended += [row[0] for row in rows]
+    return len(rows)

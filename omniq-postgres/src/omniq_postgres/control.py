@@ -1,0 +1,102 @@
+"""Cancel, retry, delete, purge, pause, resume: what people do to tasks and queues."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from omniq.task import TaskState
+from omniq_postgres import wire
+from omniq_postgres.jobs import Context, Steps
+from omniq_postgres.rows import CANCELLED, FAILED, LONGEST_KEY, NUMBER_OF, READY, RUNNING, SCHEDULED, SUCCEEDED
+
+__all__ = ["cancel", "delete", "last", "pause", "purge_step", "resume", "retry"]
+
+PURGED = 2000
+"""Tasks removed in one transaction, so that none is long."""
+
+
+def cancel(ids: Sequence[str], context: Context) -> Steps[tuple[list[bool], list[str]]]:
+    """Cancel tasks; see :meth:`~omniq.storage.Storage.cancel`.
+
+    :return: for each whether it was live; and those that somebody has locked, which are to be tried again.
+    """
+    rows = yield context.query("control.cancel", wire.uuids(list(dict.fromkeys(ids))))
+    ran: dict[str, bool | None] = dict(rows)
+    results = []
+    for task_id in ids:
+        results.append(task_id in ran)
+        if ran.get(task_id) is False:
+            # Named twice: by the second time it has ended.
+            context.news.ended.append(task_id)
+            del ran[task_id]
+    return results, [task_id for task_id, was_running in ran.items() if was_running is None]
+
+
+def retry(ids: Sequence[str], context: Context) -> Steps[list[bool]]:
+    """Make ended tasks ready; see :meth:`~omniq.storage.Storage.retry`."""
+    rows = yield context.query("control.retry", wire.uuids(list(dict.fromkeys(ids))), wire.integer(LONGEST_KEY))
+    ready = {}
+    for task_id, queue in rows:
+        ready[task_id] = queue
+        context.news.ready(queue)
+    return [ready.pop(task_id, None) is not None for task_id in ids]
+
+
+def delete(ids: Sequence[str], context: Context) -> Steps[list[bool]]:
+    """Remove tasks; see :meth:`~omniq.storage.Storage.delete`."""
+    rows = yield context.query("control.delete", wire.uuids(sorted(set(ids))))
+    gone = {row[0] for row in rows}
+    context.news.ended += gone
+    results = []
+    for task_id in ids:
+        results.append(task_id in gone)
+        gone.discard(task_id)
+    return results
+
+
+def last(context: Context) -> Steps[int]:
+    """Give the number of the latest task."""
+    ((number,),) = yield context.query("control.last")
+    return int(number)
+
+
+def purge_step(queue: str, state: TaskState | None, until: int, context: Context) -> Steps[int]:
+    """Remove some tasks of a queue that are not running; see :meth:`~omniq.storage.Storage.purge`.
+
+    :param until: the latest task to remove, so that the end is reached though others be enqueued meanwhile.
+    :return: how many; 0: there are no more.
+    """
+    # What is due is ready, though nobody has made it so yet.
+    yield context.query("claim.promote", wire.texts([queue]), wire.integer(PURGED))
+    doomed: list[str] = []
+    for number in range(SCHEDULED, CANCELLED + 1) if state is None else [NUMBER_OF[state]]:
+        room = PURGED - len(doomed)
+        if room <= 0 or number == RUNNING:
+            continue
+        name = "waiting" if number in (SCHEDULED, READY) else "ended"
+        assert name == "waiting" or number in (SUCCEEDED, FAILED, CANCELLED)
+        rows = yield context.query(
+            f"control.doomed_{name}",
+            wire.text(queue),
+            wire.integer(number),
+            wire.bigint(until),
+            wire.integer(room),
+            prepare=False,
+        )
+        doomed += [row[0] for row in rows]
+    if not doomed:
+        return 0
+    return sum((yield from delete(doomed, context)))
+
+
+def pause(queue: str, context: Context) -> Steps[bool]:
+    """Pause a queue; see :meth:`~omniq.storage.Storage.pause`."""
+    return bool((yield context.query("control.pause", wire.text(queue))))
+
+
+def resume(queue: str, context: Context) -> Steps[bool]:
+    """Resume a queue; see :meth:`~omniq.storage.Storage.resume`."""
+    resumed = bool((yield context.query("control.resume", wire.text(queue))))
+    if resumed:
+        context.news.ready(queue)
+    return resumed

@@ -1,0 +1,179 @@
+"""Jobs on connections: each is tried until it is done, cannot be done, or has taken too long."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import psycopg
+from attrs import define
+
+from omniq_postgres.connecting import AsyncConnection, Connector, SyncConnection, cut
+from omniq_postgres.faults import Remedy, remedy_for, translated
+from omniq_postgres.jobs import Context, Job, News, Query, Rows, Steps
+from omniq_postgres.pool import Pool
+from omniq_postgres.statements import Statements
+
+__all__ = ["Database", "drive", "drive_blocking"]
+
+R = TypeVar("R")
+
+FIRST_PAUSE, LONGEST_PAUSE = 0.03, 1.0
+"""Seconds between tries; each pause is twice as long as the one before, and of random length within that."""
+GRACE = 1.0
+"""Seconds for which a job goes on that nobody waits for any more."""
+
+
+async def _rows(connection: AsyncConnection, query: Query) -> Rows:
+    cursor = connection.cursor(binary=True)
+    prepare = query.prepare and connection.prepare_threshold is not None
+    await cursor.execute(query.text, query.parameters, prepare=prepare)
+    return await cursor.fetchall() if cursor.description else []
+
+
+async def drive(connection: AsyncConnection, steps: Steps[R]) -> R:
+    """Run a job's steps on a connection."""
+    try:
+        query = next(steps)
+        while True:
+            try:
+                rows = await _rows(connection, query)
+            except psycopg.Error as error:
+                query = steps.throw(error)
+            else:
+                query = steps.send(rows)
+    except StopIteration as done:
+        result: R = done.value
+        return result
+
+
+def _rows_blocking(connection: SyncConnection, query: Query) -> Rows:
+    cursor = connection.cursor(binary=True)
+    prepare = query.prepare and connection.prepare_threshold is not None
+    cursor.execute(query.text, query.parameters, prepare=prepare)
+    return cursor.fetchall() if cursor.description else []
+
+
+def drive_blocking(connection: SyncConnection, steps: Steps[R]) -> R:
+    """Run a job's steps on a connection of a synchronous driver."""
+    try:
+        query = next(steps)
+        while True:
+            try:
+                rows = _rows_blocking(connection, query)
+            except psycopg.Error as error:
+                query = steps.throw(error)
+            else:
+                query = steps.send(rows)
+    except StopIteration as done:
+        result: R = done.value
+        return result
+
+
+@define
+class _Effort:
+    """One job under way: until when it may be, and what is cut then."""
+
+    deadline: float
+    connection: AsyncConnection | None = None
+    watchdog: asyncio.TimerHandle | None = None
+
+    def begin(self, connection: AsyncConnection) -> None:
+        self.connection = connection
+        self.watchdog = asyncio.get_running_loop().call_at(self.deadline, cut, connection)
+
+    def end(self) -> None:
+        if self.watchdog is not None:
+            self.watchdog.cancel()
+        self.connection = self.watchdog = None
+
+    def hurry(self) -> None:
+        """Nobody waits for it any more: a server that is silent must not keep the connection from others."""
+        self.deadline = min(self.deadline, asyncio.get_running_loop().time() + GRACE)
+        if self.connection is not None:
+            connection = self.connection
+            self.end()
+            self.begin(connection)
+
+
+class Database:
+    """What one storage does on the server.
+
+    :param announce: told of the news of each job once it is committed.
+    """
+
+    def __init__(
+        self, connector: Connector, statements: Statements, announce: Callable[[News], None], *, connections: int
+    ) -> None:
+        self._connector = connector
+        self._settings = connector.settings
+        self._announce = announce
+        self.statements = statements
+        self.pool = Pool(connector, connections)
+        self._under_way: set[asyncio.Task[Any]] = set()
+
+    async def run(self, job: Job[R], *, transaction: bool = False, timeout: float | None = None) -> R:
+        """Do a job. If the caller is cancelled, the job goes on for a moment, so that the connection stays whole.
+
+        :param transaction: whether its statements are one step; else each is one.
+        :param timeout: seconds after which to give up; None: those of the settings.
+        :raises StorageUnavailable: if it cannot be done in time.
+        """
+        loop = asyncio.get_running_loop()
+        effort = _Effort(loop.time() + (self._settings.timeout if timeout is None else timeout))
+        task = loop.create_task(self._persist(job, effort, transaction))
+        self._under_way.add(task)
+        task.add_done_callback(self._done)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if not task.done():
+                effort.hurry()
+            raise
+
+    def _done(self, task: asyncio.Task[Any]) -> None:
+        self._under_way.discard(task)
+        if not task.cancelled():
+            task.exception()  # whoever asked may not be there any more
+
+    async def _persist(self, job: Job[R], effort: _Effort, transaction: bool) -> R:
+        loop = asyncio.get_running_loop()
+        pause = FIRST_PAUSE
+        while True:
+            try:
+                return await self._attempt(job, effort, transaction)
+            except psycopg.Error as error:
+                if remedy_for(error) is Remedy.NOTHING or loop.time() + pause > effort.deadline:
+                    raise translated(error, self._settings.shown) from error
+            await asyncio.sleep(pause * random.uniform(0.5, 1.0))
+            pause = min(pause * 2, LONGEST_PAUSE)
+
+    async def _attempt(self, job: Job[R], effort: _Effort, transaction: bool) -> R:
+        connection = await self.pool.acquire(effort.deadline)
+        effort.begin(connection)
+        context = Context(self.statements, News())
+        try:
+            if transaction:
+                async with connection.transaction():
+                    result = await drive(connection, job(context))
+            else:
+                result = await drive(connection, job(context))
+        finally:
+            effort.end()
+            self.pool.release(connection)
+        if context.news:
+            self._announce(context.news)
+        return result
+
+    async def drain(self) -> None:
+        """Wait for what is under way on this loop."""
+        here = asyncio.get_running_loop()
+        mine = [task for task in self._under_way if task.get_loop() is here]
+        if mine:
+            await asyncio.wait(mine, timeout=self._settings.timeout)
+
+    def close(self) -> None:
+        """Close all connections. From any loop."""
+        self.pool.close()

@@ -1,0 +1,113 @@
+"""Enqueue: new tasks into the store, all or none."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from psycopg.errors import UniqueViolation
+
+from omniq.storage import Enqueued
+from omniq.task import NewTask
+from omniq_postgres import wire
+from omniq_postgres.jobs import Context, Steps
+from omniq_postgres.rows import columns_of, key_of, values_of
+
+__all__ = ["enqueue", "store"]
+
+FEW = 20
+"""So few tasks are enqueued by one plan whatever their number; more are worth a plan of their own, as a plan for few
+compares each with each."""
+
+
+def store(tasks: Sequence[NewTask], context: Context) -> Steps[list[Enqueued]]:
+    """Store tasks in the way that is quickest for them; see :meth:`~omniq.storage.Storage.enqueue`.
+
+    Not within a transaction, which a task that is stored already may make fail.
+    """
+    if _is_plain(tasks):
+        try:
+            if len(tasks) == 1 and tasks[0].run_at is None and tasks[0].expires is None:
+                return (yield from _enqueue_single(tasks[0], context))
+            return (yield from _enqueue_fresh(tasks, context))
+        except UniqueViolation:
+            pass
+    return (yield from enqueue(tasks, context))
+
+
+def _is_plain(tasks: Sequence[NewTask]) -> bool:
+    """Whether :func:`_enqueue_fresh` will do: no unique keys, and no id twice."""
+    if len(tasks) == 1:
+        return tasks[0].unique is None
+    return all(task.unique is None for task in tasks) and len({task.id for task in tasks}) == len(tasks)
+
+
+def _enqueue_single(task: NewTask, context: Context) -> Steps[list[Enqueued]]:
+    yield context.query("enqueue.single", *values_of(task))
+    context.news.ready(task.queue)
+    return [Enqueued(task.id, True)]
+
+
+def _enqueue_fresh(tasks: Sequence[NewTask], context: Context) -> Steps[list[Enqueued]]:
+    """Store tasks without unique keys.
+
+    A task whose id is stored already makes the statement fail (UniqueViolation): then :func:`enqueue` is to be done.
+    """
+    later = yield context.query("enqueue.fresh", *columns_of(tasks))
+    for queue, seconds in later:
+        context.news.ready(queue, seconds)
+    for queue in {task.queue for task in tasks if task.run_at is None}:
+        context.news.ready(queue)
+    if any(task.run_at is not None for task in tasks):
+        scheduled = {row[0] for row in later}
+        for queue in {task.queue for task in tasks if task.run_at is not None} - scheduled:
+            context.news.ready(queue)
+    return [Enqueued(task.id, True) for task in tasks]
+
+
+def enqueue(tasks: Sequence[NewTask], context: Context) -> Steps[list[Enqueued]]:
+    """Store tasks; see :meth:`~omniq.storage.Storage.enqueue`."""
+    first: dict[str, NewTask] = {}
+    for task in tasks:
+        first.setdefault(task.id, task)
+    answers: dict[str, Enqueued] = {}
+    open_ones = list(first.values())
+    while open_ones:
+        yield from _try(open_ones, answers, context)
+        # Those whose key was taken by a task that has ended again by now get another try.
+        open_ones = [task for task in open_ones if task.id not in answers]
+    results = []
+    for task in tasks:
+        results.append(answers[task.id])
+        # Named again, it is there already.
+        if answers[task.id].created:
+            answers[task.id] = Enqueued(task.id, False)
+    return results
+
+
+def _try(tasks: Sequence[NewTask], answers: dict[str, Enqueued], context: Context) -> Steps[None]:
+    rows = yield context.query("enqueue.guarded", *columns_of(tasks), prepare=len(tasks) <= FEW)
+    found = {row[0]: row for row in rows}
+    holders: dict[str, str] = {}
+    for task in tasks:
+        task_id, created, known, holder, seconds = found[task.id]
+        if created:
+            answers[task_id] = Enqueued(task_id, True)
+            context.news.ready(task.queue, seconds)
+            if task.unique is not None:
+                holders[task.unique] = task_id
+        elif known:
+            answers[task_id] = Enqueued(task_id, False)
+        elif holder is not None:
+            answers[task_id] = Enqueued(holder, False)
+    for task in tasks:
+        if task.id not in answers and task.unique in holders:
+            answers[task.id] = Enqueued(holders[task.unique], False)
+    left = [task for task in tasks if task.id not in answers]
+    if left:
+        # They met tasks that were not committed when the statement began; those are to be seen now.
+        ids, keys = wire.uuids([task.id for task in left]), wire.texts([key_of(task.unique) for task in left])
+        for task_id, known, holder in (yield context.query("enqueue.found", ids, keys)):
+            if known:
+                answers[task_id] = Enqueued(task_id, False)
+            elif holder is not None:
+                answers[task_id] = Enqueued(holder, False)

@@ -1,0 +1,106 @@
+"""Finish, heartbeat and progress: what the holder of a lease says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+
+from omniq.storage import Lease, LeaseState
+from omniq.task import Cancelled, Failed, Outcome, Progress, Released, Retry, Succeeded
+from omniq_postgres import wire
+from omniq_postgres.claiming import span
+from omniq_postgres.jobs import Context, Steps
+from omniq_postgres.rows import CANCELLED, FAILED, SUCCEEDED, dump_error, dump_progress
+
+__all__ = ["finish", "heartbeat", "set_progress"]
+
+RETRY, RELEASED = 1, 2
+"""How the statements call outcomes that do not end a task; the others are called by the state that they lead to."""
+
+
+def _kind(outcome: Outcome) -> int:
+    match outcome:
+        case Succeeded():
+            return SUCCEEDED
+        case Failed():
+            return FAILED
+        case Cancelled():
+            return CANCELLED
+        case Retry():
+            return RETRY
+        case Released():
+            return RELEASED
+    raise TypeError(f"not an outcome that a store knows: {outcome!r}")
+
+
+def finish(outcomes: Sequence[Outcome], context: Context) -> Steps[list[bool]]:
+    """Record outcomes; see :meth:`~omniq.storage.Storage.finish`."""
+    # Of two for one delivery the earlier counts. In one order everywhere, so that no two batches wait for each other.
+    told: dict[tuple[str, int], int] = {}
+    for place, outcome in enumerate(outcomes):
+        told.setdefault((outcome.id, outcome.delivery), place)
+    places = sorted(told.values(), key=lambda place: outcomes[place].id)
+    chosen = [outcomes[place] for place in places]
+    kinds = [_kind(outcome) for outcome in chosen]
+    parameters = [
+        wire.uuids([outcome.id for outcome in chosen]),
+        wire.integers([outcome.delivery for outcome in chosen]),
+        wire.smallints(kinds),
+        wire.byteas([outcome.result if isinstance(outcome, Succeeded) else None for outcome in chosen]),
+        wire.texts([dump_error(outcome.error) if isinstance(outcome, Failed | Retry) else None for outcome in chosen]),
+    ]
+    accepted = [False] * len(outcomes)
+    if min(kinds) >= SUCCEEDED:
+        ((number, which),) = yield context.query("finish.final", *parameters)
+        ended = places if number == len(places) else [places[place - 1] for place in which or ()]
+    else:
+        ended = yield from _finish_mixed(chosen, parameters, places, accepted, context)
+    for place in ended:
+        accepted[place] = True
+        context.news.ended.append(outcomes[place].id)
+    return accepted
+
+
+def _finish_mixed(
+    chosen: Sequence[Outcome],
+    parameters: Sequence[wire.Parameter],
+    places: Sequence[int],
+    accepted: list[bool],
+    context: Context,
+) -> Steps[list[int]]:
+    delays = [
+        timedelta(seconds=span(outcome.delay)) if isinstance(outcome, Retry | Released) else None for outcome in chosen
+    ]
+    ended = []
+    for place, queue, seconds in (yield context.query("finish.mixed", *parameters, wire.intervals(delays))):
+        accepted[places[place - 1]] = True
+        if queue is None:
+            ended.append(places[place - 1])
+        else:
+            context.news.ready(queue, seconds)
+    return ended
+
+
+def heartbeat(worker: str, leases: Sequence[Lease], lease: float, context: Context) -> Steps[list[LeaseState]]:
+    """Extend leases; see :meth:`~omniq.storage.Storage.heartbeat`."""
+    rows = yield context.query(
+        "finish.heartbeat",
+        wire.uuids([held.id for held in leases]),
+        wire.integers([held.delivery for held in leases]),
+        wire.text(worker),
+        wire.float8(span(lease)),
+    )
+    states = [LeaseState.LOST] * len(leases)
+    for place, cancel in rows:
+        states[place - 1] = LeaseState.CANCEL_REQUESTED if cancel else LeaseState.HELD
+    return states
+
+
+def set_progress(updates: Mapping[Lease, Progress], context: Context) -> Steps[None]:
+    """Note progress; see :meth:`~omniq.storage.Storage.set_progress`."""
+    yield context.query(
+        "finish.progress",
+        wire.uuids([lease.id for lease in updates]),
+        wire.integers([lease.delivery for lease in updates]),
+        wire.texts([dump_progress(progress) for progress in updates.values()]),
+    )

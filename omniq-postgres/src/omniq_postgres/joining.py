@@ -1,0 +1,140 @@
+"""The caller's own transaction: what is enqueued or finished through it exists if and only if the caller commits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, TypeVar
+
+import psycopg
+from psycopg import AsyncRawCursor, RawCursor
+from psycopg.conninfo import conninfo_to_dict
+from psycopg.rows import tuple_row
+
+from omniq.storage import Enqueued
+from omniq.task import NewTask, Outcome
+from omniq.transactions import CallerTransaction
+from omniq_postgres import wire
+from omniq_postgres.announcing import notify
+from omniq_postgres.callers import Caller, Driver, recognise
+from omniq_postgres.enqueueing import enqueue
+from omniq_postgres.faults import translated
+from omniq_postgres.finishing import finish
+from omniq_postgres.jobs import Context, Job, News, Query, Rows, Steps
+from omniq_postgres.settings import Settings
+from omniq_postgres.statements import Statements
+
+__all__ = ["join"]
+
+R = TypeVar("R")
+
+
+def join(connection: object, settings: Settings, statements: Statements) -> CallerTransaction:
+    """Take part in the caller's transaction; see :meth:`~omniq.storage.Storage.join`.
+
+    :raises TypeError: if the connection is of no kind that is known here.
+    :raises ValueError: if it leads to another database.
+    """
+    caller = recognise(connection)
+    driver = caller.at_hand()
+    if driver is not None:
+        _check_database(driver, settings)
+    return _Joined(caller, settings, statements)
+
+
+def _check_database(driver: Driver, settings: Settings) -> None:
+    if driver.closed:
+        return
+    ours = conninfo_to_dict(settings.dsn, **settings.parameters)
+    info = driver.info
+    # Of different names for a server nothing can be told.
+    same_place = info.host == ours.get("host") and str(info.port) == str(ours.get("port", 5432))
+    if same_place and "dbname" in ours and info.dbname != ours["dbname"]:
+        raise ValueError(
+            f"the connection leads to the database {info.dbname!r}, the tasks of {settings.shown} are in "
+            f"{ours['dbname']!r}: one transaction cannot span both"
+        )
+
+
+def _told(job: Job[R]) -> Job[R]:
+    """Have a job's news told by the same transaction: it is heard once that is committed."""
+
+    def steps(context: Context) -> Steps[R]:
+        result = yield from job(context)
+        yield from notify(context.news, context)
+        return result
+
+    return steps
+
+
+class _Joined(CallerTransaction):
+    """The caller's connection, of whichever kind."""
+
+    def __init__(self, caller: Caller, settings: Settings, statements: Statements) -> None:
+        self._caller = caller
+        self.is_async = caller.is_async
+        self._settings = settings
+        self._statements = statements
+
+    def enqueue(self, tasks: Sequence[NewTask]) -> list[Enqueued]:
+        return self._run(partial(enqueue, tasks), "aenqueue") if tasks else []
+
+    async def aenqueue(self, tasks: Sequence[NewTask]) -> list[Enqueued]:
+        return await self._arun(partial(enqueue, tasks)) if tasks else []
+
+    def finish(self, outcome: Outcome) -> bool:
+        return self._run(partial(finish, [outcome]), "afinish")[0]
+
+    async def afinish(self, outcome: Outcome) -> bool:
+        return (await self._arun(partial(finish, [outcome])))[0]
+
+    def _steps(self, job: Job[R]) -> Steps[R]:
+        return _told(job)(Context(self._statements, News()))
+
+    def _run(self, job: Job[R], twin: str) -> R:
+        if self._caller.is_async:
+            raise TypeError(
+                f"this connection is of an asynchronous driver ({self._caller.name}): use the method's twin, {twin}"
+            )
+        driver = self._caller.connect()
+        steps = self._steps(job)
+        try:
+            query = next(steps)
+            while True:
+                query = steps.send(_rows(driver, query))
+        except StopIteration as done:
+            result: R = done.value
+            return result
+        except psycopg.Error as error:
+            raise translated(error, self._settings.shown) from error
+
+    async def _arun(self, job: Job[R]) -> R:
+        driver = await self._caller.aconnect()
+        steps = self._steps(job)
+        try:
+            query = next(steps)
+            while True:
+                rows = await _arows(driver, query) if self._caller.is_async else _rows(driver, query)
+                query = steps.send(rows)
+        except StopIteration as done:
+            result: R = done.value
+            return result
+        except psycopg.Error as error:
+            raise translated(error, self._settings.shown) from error
+
+
+# A cursor of ours: what the caller's connection does with rows and values is the caller's, and stays.
+
+
+def _rows(driver: Any, query: Query) -> Rows:
+    with RawCursor(driver, row_factory=tuple_row) as cursor:
+        wire.register(cursor.adapters)
+        cursor.execute(query.text, query.parameters, binary=True)
+        return cursor.fetchall() if cursor.description else []
+
+
+async def _arows(driver: Any, query: Query) -> Rows:
+    async with AsyncRawCursor(driver, row_factory=tuple_row) as cursor:
+        wire.register(cursor.adapters)
+        await cursor.execute(query.text, query.parameters, binary=True)
+        return await cursor.fetchall() if cursor.description else []

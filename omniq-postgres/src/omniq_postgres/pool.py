@@ -1,0 +1,111 @@
+"""A few connections, shared by whatever goes on at once on one event loop.
+
+Not psycopg_pool: a queue's loop may end without a word (``asyncio.run``) and another one closes what it left, which
+that pool's tasks do not survive; and whoever cannot get a connection wants to hear why.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+
+from omniq.errors import StorageUnavailable
+from omniq_postgres.connecting import AsyncConnection, Connector, cut, discard, is_usable
+
+__all__ = ["Pool"]
+
+
+class Pool:
+    """Connections of one event loop. Opens them as they are needed, and keeps those that are sound.
+
+    :param size: how many at most.
+    """
+
+    def __init__(self, connector: Connector, size: int) -> None:
+        self._connector = connector
+        self._size = size
+        self._idle: list[AsyncConnection] = []
+        self._all: set[AsyncConnection] = set()
+        self._count = 0
+        self._waiters: deque[asyncio.Future[None]] = deque()
+        self._closed = False
+
+    async def acquire(self, deadline: float) -> AsyncConnection:
+        """Give a connection.
+
+        :param deadline: until when to wait for one, by the loop's clock.
+        :raises psycopg.Error: if a new one cannot be made.
+        :raises StorageUnavailable: if all are busy until the deadline, or the pool is closed.
+        """
+        while True:
+            if self._closed:
+                raise StorageUnavailable(f"{self._connector.settings.shown} was closed")
+            while self._idle:
+                # The latest used first: those that are not needed stay untouched.
+                connection = self._idle.pop()
+                if is_usable(connection):
+                    return connection
+                self._forget(connection)
+            if self._count < self._size:
+                return await self._connect()
+            await self._wait(deadline)
+
+    async def _connect(self) -> AsyncConnection:
+        self._count += 1
+        try:
+            connection = await self._connector.connect()
+        except BaseException:
+            self._count -= 1
+            self._wake()
+            raise
+        if self._closed:
+            discard(connection)
+            raise StorageUnavailable(f"{self._connector.settings.shown} was closed")
+        self._all.add(connection)
+        return connection
+
+    async def _wait(self, deadline: float) -> None:
+        loop = asyncio.get_running_loop()
+        waiter: asyncio.Future[None] = loop.create_future()
+        self._waiters.append(waiter)
+        try:
+            async with asyncio.timeout_at(deadline):
+                await waiter
+        except TimeoutError:
+            raise StorageUnavailable(
+                f"{self._connector.settings.shown}: all {self._size} connections of this process are busy; "
+                "the option connections= allows more"
+            ) from None
+        except asyncio.CancelledError:
+            if waiter.done() and not waiter.cancelled():
+                self._wake()  # what it was to get, the next one gets
+            raise
+
+    def release(self, connection: AsyncConnection) -> None:
+        """Take a connection back."""
+        if self._closed or not is_usable(connection):
+            self._forget(connection)
+        else:
+            self._idle.append(connection)
+        self._wake()
+
+    def _forget(self, connection: AsyncConnection) -> None:
+        self._count -= 1
+        self._all.discard(connection)
+        discard(connection)
+
+    def _wake(self) -> None:
+        while self._waiters:
+            waiter = self._waiters.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+                return
+
+    def close(self) -> None:
+        """Close all connections; those in use fail. From any loop."""
+        self._closed = True
+        while self._idle:
+            self._forget(self._idle.pop())
+        for connection in self._all:
+            # Whoever uses it finds it lost, and gives it back.
+            cut(connection)

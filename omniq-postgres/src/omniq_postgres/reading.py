@@ -1,0 +1,94 @@
+"""Records, pages, counts and workers: everything that is read and nothing that is written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from omniq.storage import QueueStats, TaskPage, TaskQuery, WorkerInfo
+from omniq.task import Task, TaskState
+from omniq_postgres import wire
+from omniq_postgres.jobs import Context, Rows, Steps
+from omniq_postgres.rows import CANCELLED, NUMBER_OF, SCHEDULED, STATE_OF, SUCCEEDED, task_of
+
+__all__ = ["get", "list_tasks", "now", "read_cursor", "stats", "workers"]
+
+LATEST = 2**63 - 1
+
+
+def now(context: Context) -> Steps[datetime]:
+    """Give the server's clock."""
+    ((moment,),) = yield context.query("reading.now")
+    assert isinstance(moment, datetime)
+    return moment
+
+
+def get(ids: Sequence[str], context: Context) -> Steps[list[Task | None]]:
+    """Give records; see :meth:`~omniq.storage.Storage.get`."""
+    rows = yield context.query("reading.by_id", wire.uuids(list(dict.fromkeys(ids))))
+    found = {row[0]: task_of(row) for row in rows}
+    return [found.get(task_id) for task_id in ids]
+
+
+def read_cursor(cursor: str | None, shown: str) -> int:
+    """Give the number of the last task that was shown.
+
+    :raises ValueError: if the text is no cursor.
+    """
+    if cursor is None:
+        return LATEST
+    if not (cursor.isascii() and cursor.isdecimal() and len(cursor) < 20):
+        raise ValueError(f"{cursor!r} is not a cursor of {shown}")
+    return min(int(cursor), LATEST)
+
+
+def list_tasks(query: TaskQuery, before: int, context: Context) -> Steps[TaskPage]:
+    """Give a page; see :meth:`~omniq.storage.Storage.list_tasks`.
+
+    :param before: the number of the last task of the page before.
+    """
+    rows = yield from _latest(query, before, context)
+    shown = rows[: query.limit]
+    more = len(rows) > query.limit and bool(shown)
+    return TaskPage(tuple(map(task_of, shown)), str(shown[-1][-1]) if more else None)
+
+
+def _latest(query: TaskQuery, before: int, context: Context) -> Steps[Rows]:
+    """Give the rows of a page, and one more where there is."""
+    limit = wire.bigint(query.limit + 1)
+    given = [
+        wire.bigint(before),
+        None if query.name is None else wire.text(query.name),
+        None if query.tag is None else wire.text(query.tag),
+    ]
+    if query.queue is None and query.state is None:
+        if query.name is None and query.tag is None:
+            return (yield context.query("reading.latest", given[0], limit))
+        # Which index is the best depends on how rare what is asked for is.
+        return (yield context.query("reading.list", *given, limit, prepare=False))
+    given += [None if query.queue is None else wire.text(query.queue), limit]
+    # Queue by queue and state by state: what is rare among many others is found by its index.
+    rows: Rows = []
+    for number in range(SCHEDULED, CANCELLED + 1) if query.state is None else [NUMBER_OF[query.state]]:
+        statement = "reading.list_ended" if number >= SUCCEEDED else "reading.list_live"
+        rows += yield context.query(statement, *given, wire.integer(number), prepare=False)
+    return sorted(rows, key=lambda row: -int(row[-1]))
+
+
+def stats(context: Context) -> Steps[list[QueueStats]]:
+    """Count tasks; see :meth:`~omniq.storage.Storage.stats`."""
+    rows = yield context.query("reading.stats")
+    result = []
+    for queue, *numbers, paused, oldest in sorted(rows, key=lambda row: str(row[0])):
+        # A sum of what many append at once; it is never below nothing for longer than a moment.
+        counts = {STATE_OF[state]: max(0, number) for state, number in enumerate(numbers, SCHEDULED)}
+        if paused or any(counts.values()):
+            waited = None if oldest is None or not counts[TaskState.READY] else max(0.0, oldest)
+            result.append(QueueStats(queue=queue, counts=counts, paused=paused, oldest_ready=waited))
+    return result
+
+
+def workers(context: Context) -> Steps[list[WorkerInfo]]:
+    """Give the workers; see :meth:`~omniq.storage.Storage.workers`."""
+    rows = yield context.query("reading.workers")
+    return [WorkerInfo(id=worker, seen_at=seen_at, running=tuple(running)) for worker, seen_at, running in rows]

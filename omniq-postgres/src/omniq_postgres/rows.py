@@ -1,0 +1,317 @@
+"""Rows and values: how a task stands in the database, and how it becomes a :class:`~omniq.task.Task` again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+from omniq.errors import CorruptRecord
+from omniq.task import NewTask, Progress, Task, TaskError, TaskState
+from omniq_postgres import wire
+from omniq_postgres.wire import Parameter
+
+__all__ = [
+    "CANCELLED",
+    "CLAIMED",
+    "FAILED",
+    "LONGEST_KEY",
+    "NUMBER_OF",
+    "READY",
+    "RECORD",
+    "RUNNING",
+    "SCHEDULED",
+    "STATE_OF",
+    "SUCCEEDED",
+    "claimed_task",
+    "columns_of",
+    "dump_error",
+    "dump_progress",
+    "key_of",
+    "task_of",
+    "values_of",
+]
+
+_log = logging.getLogger("omniq.postgres")
+
+SCHEDULED, READY, RUNNING, SUCCEEDED, FAILED, CANCELLED = range(1, 7)
+
+STATE_OF = {
+    SCHEDULED: TaskState.SCHEDULED,
+    READY: TaskState.READY,
+    RUNNING: TaskState.RUNNING,
+    SUCCEEDED: TaskState.SUCCEEDED,
+    FAILED: TaskState.FAILED,
+    CANCELLED: TaskState.CANCELLED,
+}
+"""The state that each number stands for."""
+NUMBER_OF = {state: number for number, state in STATE_OF.items()}
+
+LONGEST_KEY = 200
+"""Characters. An index cannot hold keys of any length: a longer one is compared by its hash."""
+
+RECORD = """
+    t.id::text, t.queue, t.name, t.payload, t.serializer, t.priority, s.state, s.attempt, s.delivery, t.max_retries,
+    t.retry, t.timeout, t.is_async, t.created_at, s.run_at, s.started_at, s.finished_at, s.expires_at, s.lease_until,
+    s.worker, t.unique_key, t.tags, t.result_ttl, s.error, s.progress, s.cancel, s.result, t.signature, t.seq
+"""
+"""What :func:`task_of` reads: of ``t``, the order, and ``s``, what has become of it."""
+
+CLAIMED = """
+    t.id::text, t.queue, t.name, t.payload, t.serializer, t.priority, taken.attempt, taken.delivery, t.max_retries,
+    t.retry, t.timeout, t.is_async, t.created_at, taken.run_at, taken.started_at, taken.expires_at, taken.lease_until,
+    t.unique_key, t.tags, t.result_ttl, taken.error, t.signature, t.seq
+"""
+"""What :func:`claimed_task` reads; the rest it knows."""
+
+
+# Orders
+
+
+def key_of(unique: str | None) -> str | None:
+    """Give a unique key as the index has it."""
+    if unique is None or len(unique) <= LONGEST_KEY:
+        return unique
+    return hashlib.sha256(unique.encode()).hexdigest()
+
+
+def columns_of(tasks: Sequence[NewTask]) -> list[Parameter]:
+    """Give the parameters of the statements in enqueue.sql.
+
+    :raises ValueError: if something cannot be stored: an id that is no UUID, a text with a NUL character.
+    """
+    points = [task.run_at if isinstance(task.run_at, datetime) else None for task in tasks]
+    delays = [task.run_at if isinstance(task.run_at, timedelta) else None for task in tasks]
+    ends = [task.expires if isinstance(task.expires, datetime) else None for task in tasks]
+    lives = [task.expires if isinstance(task.expires, timedelta) else None for task in tasks]
+    return [
+        wire.uuids([_checked(task.id) for task in tasks]),
+        wire.texts([task.queue for task in tasks]),
+        wire.texts([task.name for task in tasks]),
+        wire.byteas([task.payload for task in tasks]),
+        wire.texts([task.serializer for task in tasks]),
+        wire.smallints([task.priority for task in tasks]),
+        wire.integers([task.max_retries for task in tasks]),
+        wire.texts([task.retry for task in tasks]),
+        wire.floats([task.timeout for task in tasks]),
+        wire.booleans([task.is_async for task in tasks]),
+        wire.timestamps(points),
+        wire.intervals(delays),
+        wire.timestamps(ends),
+        wire.intervals(lives),
+        wire.floats([task.result_ttl for task in tasks]),
+        wire.byteas([task.signature or None for task in tasks]),
+        wire.texts([_tags(task.tags) for task in tasks]),
+        wire.texts([task.unique for task in tasks]),
+        wire.texts([key_of(task.unique) for task in tasks]),
+    ]
+
+
+def values_of(task: NewTask) -> list[Parameter | None]:
+    """Give the parameters of the statement ``enqueue.single``.
+
+    :raises ValueError: as :func:`columns_of` does.
+    """
+    tags = _tags(task.tags)
+    return [
+        wire.uuid(_checked(task.id)),
+        wire.text(task.queue),
+        wire.text(task.name),
+        wire.bytea(task.payload),
+        wire.text(task.serializer),
+        wire.smallint(task.priority),
+        wire.integer(task.max_retries),
+        wire.text(task.retry),
+        None if task.timeout is None else wire.float8(task.timeout),
+        wire.float8(task.result_ttl),
+        wire.boolean(task.is_async),
+        None if tags is None else wire.text(tags),
+        wire.bytea(task.signature) if task.signature else None,
+    ]
+
+
+def _checked(task_id: str) -> str:
+    if not wire.is_id(task_id):
+        raise ValueError(f"{task_id!r} cannot be a task's id on PostgreSQL: take UUID text in lower case")
+    return task_id
+
+
+def _tags(tags: Sequence[str]) -> str | None:
+    if not tags:
+        return None
+    escaped = (tag.replace("\\", "\\\\").replace('"', '\\"') for tag in tags)
+    return "{" + ",".join(f'"{tag}"' for tag in escaped) + "}"
+
+
+# Records
+
+
+def dump_error(error: TaskError | None) -> str | None:
+    """Give an error as JSON; pure ASCII, so that whatever characters its message holds can be stored."""
+    return None if error is None else json.dumps([error.type, error.message, error.traceback])
+
+
+def dump_progress(progress: Progress) -> str:
+    """Give a note of progress as JSON."""
+    return json.dumps([progress.done, progress.total, progress.note])
+
+
+def _error(text: str | None) -> TaskError | None:
+    if text is None:
+        return None
+    kind, message, traceback = json.loads(text)
+    return TaskError(type=kind, message=message, traceback=traceback)
+
+
+def _progress(text: str | None) -> Progress | None:
+    if text is None:
+        return None
+    done, total, note = json.loads(text)
+    return Progress(done=done, total=total, note=note)
+
+
+def _readable_error(task_id: str, text: str | None) -> TaskError | None:
+    try:
+        return _error(text)
+    except (ValueError, TypeError) as error:
+        _log.warning("the error of task %s cannot be read: %s", task_id, error)
+        return TaskError(type=CorruptRecord.__name__, message=f"the stored error cannot be read: {text!r}")
+
+
+def _readable_progress(task_id: str, text: str | None) -> Progress | None:
+    try:
+        return _progress(text)
+    except (ValueError, TypeError) as error:
+        _log.warning("the progress of task %s cannot be read: %s", task_id, error)
+        return None
+
+
+def task_of(row: Sequence[Any]) -> Task:
+    """Make a task of its row.
+
+    :param row: the values of :data:`RECORD`.
+    """
+    (
+        task_id,
+        queue,
+        name,
+        payload,
+        serializer,
+        priority,
+        state,
+        attempt,
+        delivery,
+        max_retries,
+        retry,
+        timeout,
+        is_async,
+        created_at,
+        run_at,
+        started_at,
+        finished_at,
+        expires_at,
+        lease_until,
+        worker,
+        unique,
+        tags,
+        result_ttl,
+        error,
+        progress,
+        cancel,
+        result,
+        signature,
+        _,
+    ) = row
+    return Task(
+        id=task_id,
+        queue=queue,
+        name=name,
+        payload=payload,
+        serializer=serializer,
+        priority=priority,
+        state=STATE_OF[state],
+        attempt=attempt,
+        delivery=delivery,
+        max_retries=max_retries,
+        retry_spec=retry,
+        timeout=timeout,
+        is_async=is_async,
+        created_at=created_at,
+        run_at=run_at,
+        started_at=started_at,
+        finished_at=finished_at,
+        expires_at=expires_at,
+        lease_until=lease_until,
+        worker=worker,
+        unique=unique,
+        tags=tuple(tags or ()),
+        result_ttl=result_ttl,
+        error=_readable_error(task_id, error),
+        progress=_readable_progress(task_id, progress),
+        cancel_requested=cancel,
+        result_payload=result,
+        signature=signature or b"",
+    )
+
+
+def claimed_task(row: Sequence[Any], worker: str) -> Task:
+    """Make a task of a row that was claimed.
+
+    :param row: a value that plays no part here, and those of :data:`CLAIMED`.
+    :param worker: the worker that claimed it.
+    """
+    (
+        _,
+        task_id,
+        queue,
+        name,
+        payload,
+        serializer,
+        priority,
+        attempt,
+        delivery,
+        max_retries,
+        retry,
+        timeout,
+        is_async,
+        created_at,
+        run_at,
+        started_at,
+        expires_at,
+        lease_until,
+        unique,
+        tags,
+        result_ttl,
+        error,
+        signature,
+        _,
+    ) = row
+    return Task(
+        id=task_id,
+        queue=queue,
+        name=name,
+        payload=payload,
+        serializer=serializer,
+        priority=priority,
+        state=TaskState.RUNNING,
+        attempt=attempt,
+        delivery=delivery,
+        max_retries=max_retries,
+        retry_spec=retry,
+        timeout=timeout,
+        is_async=is_async,
+        created_at=created_at,
+        run_at=run_at,
+        started_at=started_at,
+        expires_at=expires_at,
+        lease_until=lease_until,
+        worker=worker,
+        unique=unique,
+        tags=tuple(tags) if tags else (),
+        result_ttl=result_ttl,
+        error=None if error is None else _readable_error(task_id, error),
+        signature=signature or b"",
+    )

@@ -1,0 +1,129 @@
+-- tasks, schedules, workers
+-- States are numbers: 1 scheduled, 2 ready, 3 running, 4 succeeded, 5 failed, 6 cancelled.
+
+CREATE SEQUENCE {order};
+
+-- The order of a producer: written once, never changed, until the task is deleted or pruned. Its key is what makes
+-- enqueueing idempotent through a task's whole life.
+CREATE TABLE {task} (
+    id          uuid PRIMARY KEY,
+    seq         bigint NOT NULL,                -- the order of enqueueing
+    created_at  timestamptz NOT NULL,
+    result_ttl  double precision NOT NULL,      -- seconds
+    timeout     double precision,               -- seconds
+    max_retries integer NOT NULL,
+    priority    smallint NOT NULL,
+    is_async    boolean NOT NULL,
+    queue       text COLLATE "C" NOT NULL,
+    name        text COLLATE "C" NOT NULL,
+    serializer  text COLLATE "C" NOT NULL,
+    retry       text COLLATE "C" NOT NULL,
+    unique_key  text COLLATE "C",
+    tags        text[],
+    signature   bytea,
+    payload     bytea NOT NULL
+) WITH (autovacuum_vacuum_scale_factor = 0.05, autovacuum_analyze_scale_factor = 0.05);
+
+ALTER TABLE {task} ALTER COLUMN payload SET STORAGE EXTERNAL;
+CREATE INDEX {seq_index} ON {task} (seq);
+CREATE INDEX {tagged_index} ON {task} USING gin (tags) WHERE tags IS NOT NULL;
+
+-- Tasks that have not ended: what claim, finish and heartbeat change, and nothing else.
+CREATE TABLE {live} (
+    run_at      timestamptz NOT NULL,           -- when it became, or will become, ready: its place in the queue
+    lease_until timestamptz,
+    started_at  timestamptz,
+    expires_at  timestamptz,
+    result_ttl  double precision NOT NULL,
+    seq         bigint NOT NULL,
+    delivery    integer NOT NULL DEFAULT 0,     -- the fencing token
+    attempt     integer NOT NULL DEFAULT 0,
+    state       smallint NOT NULL,
+    priority    smallint NOT NULL,
+    cancel      boolean NOT NULL DEFAULT false, -- asked to stop
+    id          uuid PRIMARY KEY,
+    queue       text COLLATE "C" NOT NULL,
+    worker      text COLLATE "C",
+    key         text COLLATE "C",               -- of the unique key, cut to a length that an index can hold
+    error       text COLLATE "C",               -- JSON
+    progress    text COLLATE "C"                -- JSON
+) WITH (
+    fillfactor = 80,
+    -- Rows live for moments here: what they leave behind is to go soon, and at full speed.
+    autovacuum_vacuum_scale_factor = 0.01,
+    autovacuum_vacuum_threshold = 500,
+    autovacuum_vacuum_insert_scale_factor = 0.1,
+    autovacuum_vacuum_cost_delay = 0,
+    autovacuum_analyze_scale_factor = 0.05,
+    autovacuum_analyze_threshold = 1000
+);
+
+-- Each partial index holds only the tasks of its states, so that claiming costs the same whatever else is stored.
+CREATE INDEX {ready_index} ON {live} (queue, priority DESC, run_at, seq) WHERE state = 2;
+CREATE INDEX {scheduled_index} ON {live} (queue, run_at) WHERE state = 1;
+CREATE INDEX {running_index} ON {live} (lease_until) WHERE state = 3;
+CREATE INDEX {expiry_index} ON {live} (expires_at) WHERE expires_at IS NOT NULL AND state < 3;
+CREATE UNIQUE INDEX {key_index} ON {live} (key) WHERE key IS NOT NULL;
+
+-- Tasks that have ended, until their result_ttl is over.
+CREATE TABLE {ended} (
+    run_at      timestamptz NOT NULL,
+    started_at  timestamptz,
+    finished_at timestamptz NOT NULL,
+    delete_at   timestamptz NOT NULL,
+    expires_at  timestamptz,
+    seq         bigint NOT NULL,
+    delivery    integer NOT NULL,
+    attempt     integer NOT NULL,
+    state       smallint NOT NULL,
+    cancel      boolean NOT NULL,
+    id          uuid PRIMARY KEY,
+    queue       text COLLATE "C" NOT NULL,
+    worker      text COLLATE "C",
+    error       text COLLATE "C",
+    progress    text COLLATE "C",
+    result      bytea
+) WITH (autovacuum_vacuum_scale_factor = 0.05, autovacuum_analyze_scale_factor = 0.05);
+
+ALTER TABLE {ended} ALTER COLUMN result SET STORAGE EXTERNAL;
+CREATE INDEX {history_index} ON {ended} (queue, state, seq);
+CREATE INDEX {retention_index} ON {ended} (delete_at);
+
+-- How many tasks each queue has in each state. Nobody waits for a counter: a change appends what it adds and takes
+-- away to "delta", and from time to time some of that is summed up into "counter".
+CREATE TABLE {delta} (
+    scheduled integer NOT NULL,
+    ready     integer NOT NULL,
+    running   integer NOT NULL,
+    succeeded integer NOT NULL,
+    failed    integer NOT NULL,
+    cancelled integer NOT NULL,
+    queue     text COLLATE "C" NOT NULL
+) WITH (autovacuum_vacuum_scale_factor = 0.1, autovacuum_vacuum_threshold = 500, autovacuum_vacuum_cost_delay = 0);
+
+CREATE TABLE {counter} (
+    queue     text COLLATE "C" PRIMARY KEY,
+    scheduled bigint NOT NULL,
+    ready     bigint NOT NULL,
+    running   bigint NOT NULL,
+    succeeded bigint NOT NULL,
+    failed    bigint NOT NULL,
+    cancelled bigint NOT NULL
+) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.1, autovacuum_vacuum_threshold = 200);
+
+CREATE TABLE {paused} (queue text COLLATE "C" PRIMARY KEY);
+
+CREATE TABLE {worker} (
+    id      text COLLATE "C" PRIMARY KEY,
+    seen_at timestamptz NOT NULL,
+    until   timestamptz NOT NULL
+) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.1, autovacuum_vacuum_threshold = 200);
+
+CREATE TABLE {schedule} (
+    id       text COLLATE "C" PRIMARY KEY,
+    revision bigint NOT NULL,
+    next_run timestamptz,
+    paused   boolean NOT NULL,
+    body     text NOT NULL                      -- JSON
+);
+CREATE INDEX {due_index} ON {schedule} (next_run) WHERE next_run IS NOT NULL AND NOT paused;

@@ -1,0 +1,126 @@
+"""What a storage has while it is open: its connections, its ear, its voice."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import weakref
+from typing import Any, TypeVar
+
+import psycopg
+
+from omniq.errors import OmniQError
+from omniq_postgres import migrating
+from omniq_postgres.announcing import Announcer
+from omniq_postgres.connecting import Connector
+from omniq_postgres.database import Database
+from omniq_postgres.direct import Direct
+from omniq_postgres.faults import Remedy, remedy_for, translated
+from omniq_postgres.jobs import Job, News
+from omniq_postgres.rubble import Age, Frontier
+from omniq_postgres.statements import Statements
+from omniq_postgres.upkeep import FOLDED, fold
+from omniq_postgres.waiting import Waiting
+
+__all__ = ["Session"]
+
+R = TypeVar("R")
+
+OPENING = 5.0
+"""Seconds for which a server that starts is waited for."""
+FOLD_EVERY = 300
+"""Jobs. So often, whoever works here sums up the changes of the counters, so that they never become many."""
+
+
+class Session:
+    """The connections of one open storage. Made on its event loop."""
+
+    def __init__(self, connector: Connector, statements: Statements) -> None:
+        self._connector = connector
+        self._settings = connector.settings
+        self._loop = asyncio.get_running_loop()
+        self.pid = os.getpid()
+        self.finalizer: weakref.finalize[Any, Any] | None = None
+        self._announcer = Announcer(self._run_quietly)
+        self.database = Database(connector, statements, self._announce, connections=self._settings.connections)
+        self.direct = Direct(connector, statements, self._announce)
+        self.frontier = Frontier()
+        self.pruned = Age()
+        self.recovered = Age()
+        self.waiting = Waiting(connector, self.database.run, self._settings.names, self.frontier)
+        self._jobs = 0
+        self._folding: asyncio.Task[None] | None = None
+
+    @property
+    def is_mine(self) -> bool:
+        """Whether this process opened it; a fork's child has nothing to do with its parent's connections."""
+        return self.pid == os.getpid()
+
+    async def open(self) -> None:
+        """Connect, and create or check the schema.
+
+        :raises SchemaMismatch: if it is another version's.
+        :raises StorageUnavailable: if the server cannot be reached or used.
+        """
+        give_up = self._loop.time() + min(OPENING, self._settings.timeout)
+        while True:
+            try:
+                connection = await self.database.pool.acquire(give_up)
+                try:
+                    await migrating.ensure(connection, self._settings)
+                finally:
+                    self.database.pool.release(connection)
+            except psycopg.Error as error:
+                # One that refuses connections is waited for only if it says that it will not for long.
+                starting = error.sqlstate is not None or "starting up" in str(error)
+                if remedy_for(error) is Remedy.NOTHING or not starting or self._loop.time() > give_up:
+                    raise translated(error, self._settings.shown) from error
+                await asyncio.sleep(0.1)
+            else:
+                return
+
+    async def run(self, job: Job[R], *, transaction: bool = False) -> R:
+        """Do a job; see :meth:`Database.run`."""
+        self._count(1)
+        return await self.database.run(job, transaction=transaction)
+
+    def _count(self, jobs: int) -> None:
+        self._jobs += jobs
+        if self._jobs >= FOLD_EVERY:
+            self._jobs = 0
+            if self._folding is None or self._folding.done():
+                self._folding = self._loop.create_task(self._fold())
+
+    async def _fold(self) -> None:
+        with contextlib.suppress(OmniQError):  # the next one does it
+            while await self.database.run(fold) >= FOLDED:
+                pass
+
+    async def _run_quietly(self, job: Job[None]) -> None:
+        await self.database.run(job, timeout=2.0)
+
+    def _announce(self, news: News, jobs: int = 0) -> None:
+        self._announcer.add(news)
+        if jobs:
+            self._count(jobs)
+
+    async def close(self) -> None:
+        """Tell what is to be told, and disconnect. From any loop."""
+        if self.finalizer is not None:
+            self.finalizer.detach()
+        untold = self.direct.close()
+        await self.waiting.close()
+        if self._loop is asyncio.get_running_loop():
+            self._announcer.add(untold)
+            if self._folding is not None:
+                await asyncio.wait([self._folding], timeout=2)
+            await self.database.drain()
+            await self._announcer.drain()
+        self.database.close()
+
+    def abandon(self) -> None:
+        """Close what was left open by a storage that is gone."""
+        if self.is_mine:
+            self.direct.close()
+            self.database.close()

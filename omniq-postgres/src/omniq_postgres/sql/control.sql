@@ -1,0 +1,94 @@
+-- name: cancel
+-- End what waits, and ask what runs to stop. A row for each live task: whether it ran, NULL where somebody has it
+-- locked; that one is to be tried again.
+WITH clock AS MATERIALIZED (SELECT clock_timestamp() AS now),
+live AS MATERIALIZED (SELECT {live}.id, {live}.state FROM {live} WHERE {live}.id = ANY ($1::uuid[])),
+free AS MATERIALIZED (
+    SELECT {live}.id, {live}.state FROM {live} WHERE {live}.id = ANY ($1::uuid[]) FOR UPDATE SKIP LOCKED
+),
+asked AS (
+    UPDATE {live} SET cancel = true WHERE {live}.id = ANY (ARRAY(SELECT free.id FROM free WHERE free.state = 3))
+),
+over AS (
+    DELETE FROM {live} WHERE {live}.id = ANY (ARRAY(SELECT free.id FROM free WHERE free.state < 3)) RETURNING {live}.*
+),
+history AS (
+    INSERT INTO {ended} (
+        run_at, started_at, finished_at, delete_at, expires_at, seq, delivery, attempt, state, cancel, id, queue,
+        worker, error, progress
+    )
+    SELECT run_at, started_at, now, now + least(result_ttl, 3e9) * interval '1 second', expires_at, seq, delivery,
+           attempt, 6, cancel, id, queue, worker, error, progress
+    FROM over, clock
+),
+counted AS (
+    INSERT INTO {delta} (scheduled, ready, running, succeeded, failed, cancelled, queue)
+    SELECT -count(*) FILTER (WHERE state = 1), -count(*) FILTER (WHERE state = 2), 0, 0, 0, count(*), queue
+    FROM over GROUP BY queue
+)
+SELECT live.id::text, free.state = 3 FROM live LEFT JOIN free USING (id)
+
+-- name: retry
+-- Make failed and cancelled tasks ready again unless another live task has their key by now.
+WITH clock AS MATERIALIZED (SELECT clock_timestamp() AS now),
+chosen AS MATERIALIZED (
+    SELECT {ended}.* FROM {ended} WHERE {ended}.id = ANY ($1::uuid[]) AND {ended}.state IN (5, 6) ORDER BY {ended}.id
+    FOR UPDATE
+),
+ready AS (
+    INSERT INTO {live} (
+        run_at, started_at, expires_at, result_ttl, seq, delivery, attempt, state, priority, id, queue, worker, key,
+        error, progress
+    )
+    SELECT now, chosen.started_at, CASE WHEN chosen.expires_at > now THEN chosen.expires_at END, t.result_ttl,
+           chosen.seq, chosen.delivery, 0, 2, t.priority, chosen.id, chosen.queue, chosen.worker,
+           CASE
+               WHEN length(t.unique_key) <= $2 THEN t.unique_key
+               ELSE encode(sha256(convert_to(t.unique_key, 'UTF8')), 'hex')
+           END,
+           chosen.error, chosen.progress
+    FROM clock, chosen CROSS JOIN LATERAL (SELECT * FROM {task} WHERE {task}.id = chosen.id LIMIT 1) AS t
+    ON CONFLICT DO NOTHING
+    RETURNING id, queue
+),
+gone AS (
+    DELETE FROM {ended} WHERE {ended}.id = ANY (ARRAY(SELECT ready.id FROM ready)) RETURNING queue, state
+),
+counted AS (
+    INSERT INTO {delta} (scheduled, ready, running, succeeded, failed, cancelled, queue)
+    SELECT 0, count(*), 0, 0, -count(*) FILTER (WHERE state = 5), -count(*) FILTER (WHERE state = 6), queue
+    FROM gone GROUP BY queue
+)
+SELECT id::text, queue FROM ready
+
+-- name: delete
+WITH waiting AS (
+    DELETE FROM {live} WHERE {live}.id = ANY ($1::uuid[]) AND {live}.state < 3 RETURNING id, queue, state
+),
+over AS (DELETE FROM {ended} WHERE {ended}.id = ANY ($1::uuid[]) RETURNING id, queue, state),
+gone AS (SELECT * FROM waiting UNION ALL SELECT * FROM over),
+forgotten AS (DELETE FROM {task} WHERE {task}.id = ANY (ARRAY(SELECT gone.id FROM gone))),
+counted AS (
+    INSERT INTO {delta} (scheduled, ready, running, succeeded, failed, cancelled, queue)
+    SELECT -count(*) FILTER (WHERE state = 1), -count(*) FILTER (WHERE state = 2), 0,
+           -count(*) FILTER (WHERE state = 4), -count(*) FILTER (WHERE state = 5),
+           -count(*) FILTER (WHERE state = 6), queue
+    FROM gone GROUP BY queue
+)
+SELECT id::text FROM gone
+
+-- name: doomed_waiting
+-- Some tasks of a queue that wait, for control.delete.
+SELECT id::text FROM {live} WHERE queue = $1 AND state = $2 AND seq <= $3 LIMIT $4
+
+-- name: doomed_ended
+SELECT id::text FROM {ended} WHERE queue = $1 AND state = $2 AND seq <= $3 ORDER BY seq LIMIT $4
+
+-- name: last
+SELECT coalesce(max(seq), 0) FROM {task}
+
+-- name: pause
+INSERT INTO {paused} (queue) VALUES ($1) ON CONFLICT DO NOTHING RETURNING 1
+
+-- name: resume
+DELETE FROM {paused} WHERE queue = $1 RETURNING 1

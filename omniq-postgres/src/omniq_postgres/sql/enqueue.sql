@@ -1,0 +1,124 @@
+-- name: fresh
+-- Tasks without unique keys whose ids are new, as they nearly always are: an id that is not fails the whole statement.
+WITH clock AS MATERIALIZED (SELECT clock_timestamp() AS now),
+new AS MATERIALIZED (
+    SELECT nextval('{order}') AS seq,
+           n.*,
+           -- What is beyond the last time that a calendar has comes back to it; and nothing is ready before it is there.
+           least(greatest(coalesce(n.at, now + n.delay, now), now), '9999-12-31 23:59:59.999999+00') AS run_at,
+           CASE
+               WHEN n.lifetime IS NULL THEN n.dies_at
+               ELSE least(now + n.lifetime, '9999-12-31 23:59:59.999999+00')
+           END AS expires_at
+    FROM clock, unnest(
+        $1::uuid[], $2::text[], $3::text[], $4::bytea[], $5::text[], $6::smallint[], $7::integer[], $8::text[],
+        $9::double precision[], $10::boolean[], $11::timestamptz[], $12::interval[], $13::timestamptz[],
+        $14::interval[], $15::double precision[], $16::bytea[], $17::text[], $18::text[], $19::text[]
+    ) AS n (
+        id, queue, name, payload, serializer, priority, max_retries, retry,
+        timeout, is_async, at, delay, dies_at,
+        lifetime, result_ttl, signature, tags, unique_key, key
+    )
+),
+waiting AS (
+    INSERT INTO {live} (run_at, expires_at, result_ttl, seq, state, priority, id, queue)
+    SELECT run_at, expires_at, result_ttl, seq, CASE WHEN run_at > now THEN 1 ELSE 2 END, priority, id, queue
+    FROM new, clock
+),
+counted AS (
+    INSERT INTO {delta} (scheduled, ready, running, succeeded, failed, cancelled, queue)
+    SELECT count(*) FILTER (WHERE run_at > now), count(*) FILTER (WHERE run_at <= now), 0, 0, 0, 0, queue
+    FROM new, clock GROUP BY queue
+),
+kept AS (
+    INSERT INTO {task} (
+        id, seq, created_at, result_ttl, timeout, max_retries, priority, is_async, queue, name, serializer, retry,
+        tags, signature, payload
+    )
+    SELECT id, seq, now, result_ttl, timeout, max_retries, priority, is_async, queue, name, serializer, retry,
+           tags::text[], signature, payload
+    FROM new, clock
+)
+SELECT queue, extract(epoch FROM min(run_at) - min(now))::double precision
+FROM new, clock WHERE run_at > now GROUP BY queue
+
+-- name: single
+-- The same for one task that is ready at once and never expires, in as little as it takes.
+WITH new AS MATERIALIZED (SELECT nextval('{order}') AS seq, clock_timestamp() AS now),
+waiting AS (
+    INSERT INTO {live} (run_at, result_ttl, seq, state, priority, id, queue)
+    SELECT now, $10::double precision, seq, 2, $6::smallint, $1::uuid, $2::text FROM new
+),
+counted AS (
+    INSERT INTO {delta} (scheduled, ready, running, succeeded, failed, cancelled, queue)
+    VALUES (0, 1, 0, 0, 0, 0, $2::text)
+)
+INSERT INTO {task} (
+    id, seq, created_at, result_ttl, timeout, max_retries, priority, is_async, queue, name, serializer, retry, tags,
+    signature, payload
+)
+SELECT $1::uuid, seq, now, $10::double precision, $9::double precision, $7::integer, $6::smallint, $11::boolean,
+       $2::text, $3::text, $5::text, $8::text, $12::text::text[], $13::bytea, $4::bytea
+FROM new
+
+-- name: guarded
+-- The same for tasks that may be there already or whose unique keys may be taken; each id at most once. What was not
+-- stored, though nothing here says why, met a task that came meanwhile.
+WITH clock AS MATERIALIZED (SELECT clock_timestamp() AS now),
+new AS MATERIALIZED (
+    SELECT nextval('{order}') AS seq,
+           n.*,
+           -- What is beyond the last time that a calendar has comes back to it; and nothing is ready before it is there.
+           least(greatest(coalesce(n.at, now + n.delay, now), now), '9999-12-31 23:59:59.999999+00') AS run_at,
+           CASE
+               WHEN n.lifetime IS NULL THEN n.dies_at
+               ELSE least(now + n.lifetime, '9999-12-31 23:59:59.999999+00')
+           END AS expires_at,
+           EXISTS (SELECT FROM {task} WHERE {task}.id = n.id) AS known
+    FROM clock, unnest(
+        $1::uuid[], $2::text[], $3::text[], $4::bytea[], $5::text[], $6::smallint[], $7::integer[], $8::text[],
+        $9::double precision[], $10::boolean[], $11::timestamptz[], $12::interval[], $13::timestamptz[],
+        $14::interval[], $15::double precision[], $16::bytea[], $17::text[], $18::text[], $19::text[]
+    ) AS n (
+        id, queue, name, payload, serializer, priority, max_retries, retry,
+        timeout, is_async, at, delay, dies_at,
+        lifetime, result_ttl, signature, tags, unique_key, key
+    )
+),
+waiting AS (
+    INSERT INTO {live} (run_at, expires_at, result_ttl, seq, state, priority, id, queue, key)
+    SELECT run_at, expires_at, result_ttl, seq, CASE WHEN run_at > now THEN 1 ELSE 2 END, priority, id, queue, key
+    FROM new, clock
+    WHERE NOT known
+    -- In one order everywhere, so that two batches with the same keys do not wait for each other.
+    ORDER BY key NULLS FIRST, seq
+    ON CONFLICT DO NOTHING
+    RETURNING id, queue, state, run_at
+),
+counted AS (
+    INSERT INTO {delta} (scheduled, ready, running, succeeded, failed, cancelled, queue)
+    SELECT count(*) FILTER (WHERE state = 1), count(*) FILTER (WHERE state = 2), 0, 0, 0, 0, queue
+    FROM waiting GROUP BY queue
+),
+kept AS (
+    INSERT INTO {task} (
+        id, seq, created_at, result_ttl, timeout, max_retries, priority, is_async, queue, name, serializer, retry,
+        unique_key, tags, signature, payload
+    )
+    SELECT id, seq, now, result_ttl, timeout, max_retries, priority, is_async, new.queue, name, serializer, retry,
+           unique_key, tags::text[], signature, payload
+    FROM new JOIN waiting USING (id), clock
+)
+SELECT new.id::text,
+       waiting.id IS NOT NULL,
+       known,
+       (SELECT {live}.id::text FROM {live} WHERE {live}.key = new.key AND {live}.key IS NOT NULL),
+       extract(epoch FROM new.run_at - now)::double precision
+FROM new LEFT JOIN waiting USING (id), clock
+
+-- name: found
+-- Whether tasks are there by now, and who holds their keys.
+SELECT n.id::text,
+       EXISTS (SELECT FROM {task} WHERE {task}.id = n.id),
+       (SELECT {live}.id::text FROM {live} WHERE {live}.key = n.key AND {live}.key IS NOT NULL)
+FROM unnest($1::uuid[], $2::text[]) AS n (id, key)

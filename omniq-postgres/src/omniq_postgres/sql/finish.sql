@@ -1,0 +1,129 @@
+-- In these statements "state + 0 = 3" keeps the planner from the index of running tasks: it holds few live rows, but
+-- perhaps a million dead ones, of which the planner knows nothing. Each task is to be found by its id.
+
+-- name: final
+-- A batch of outcomes that all end their tasks: gives how many were accepted and, unless all were, which.
+WITH clock AS MATERIALIZED (SELECT clock_timestamp() AS now),
+told AS MATERIALIZED (
+    SELECT * FROM unnest($1::uuid[], $2::integer[], $3::smallint[], $4::bytea[], $5::text[])
+    WITH ORDINALITY AS t (id, delivery, kind, result, error, place)
+),
+over AS (
+    DELETE FROM {live} USING told
+    WHERE {live}.id = told.id AND {live}.state + 0 = 3 AND {live}.delivery = told.delivery
+    RETURNING {live}.*, told.kind, told.result, told.error AS told_error, told.place
+),
+counted AS (
+    INSERT INTO {delta} (scheduled, ready, running, succeeded, failed, cancelled, queue)
+    SELECT 0, 0, -count(*), count(*) FILTER (WHERE kind = 4), count(*) FILTER (WHERE kind = 5),
+           count(*) FILTER (WHERE kind = 6), queue
+    FROM over GROUP BY queue
+),
+history AS (
+    INSERT INTO {ended} (
+        run_at, started_at, finished_at, delete_at, expires_at, seq, delivery, attempt, state, cancel, id, queue,
+        worker, error, progress, result
+    )
+    SELECT run_at, started_at, now, now + least(result_ttl, 3e9) * interval '1 second', expires_at, seq, delivery,
+           attempt, kind, cancel, id, queue, worker,
+           CASE kind WHEN 4 THEN NULL WHEN 5 THEN told_error ELSE error END, progress, result
+    FROM over, clock
+)
+SELECT count(*), CASE WHEN count(*) < cardinality($1::uuid[]) THEN array_agg(place) END FROM over
+
+-- name: mixed
+-- A batch of outcomes of which some give their tasks back: a row for each that was accepted.
+WITH clock AS MATERIALIZED (SELECT clock_timestamp() AS now),
+told AS MATERIALIZED (
+    SELECT * FROM unnest($1::uuid[], $2::integer[], $3::smallint[], $4::bytea[], $5::text[], $6::interval[])
+    WITH ORDINALITY AS t (id, delivery, kind, result, error, delay, place)
+),
+-- Locked before it is looked at: whether a task is to stop may change until then.
+held AS MATERIALIZED (
+    SELECT told.*, l.cancel
+    FROM told JOIN {live} AS l ON l.id = told.id AND l.state + 0 = 3 AND l.delivery = told.delivery
+    WHERE told.kind < 4
+    FOR UPDATE OF l
+),
+back AS (
+    UPDATE {live}
+    SET state = CASE WHEN held.delay > interval '0' THEN 1 ELSE 2 END,
+        run_at = CASE
+            WHEN held.delay > interval '0' THEN least(now + held.delay, '9999-12-31 23:59:59.999999+00')
+            WHEN held.kind = 1 THEN now
+            ELSE {live}.run_at
+        END,
+        attempt = {live}.attempt - CASE held.kind WHEN 2 THEN 1 ELSE 0 END,
+        error = CASE held.kind WHEN 1 THEN held.error ELSE {live}.error END,
+        lease_until = NULL
+    FROM held, clock
+    WHERE {live}.id = held.id AND NOT held.cancel
+    RETURNING {live}.queue, {live}.state, {live}.run_at, held.place
+),
+over AS (
+    DELETE FROM {live} USING told
+    WHERE {live}.id = told.id AND {live}.state + 0 = 3 AND {live}.delivery = told.delivery AND told.kind > 3
+    RETURNING {live}.*, told.kind, told.result, told.error AS told_error, told.place
+),
+stopped AS (
+    DELETE FROM {live} USING held
+    WHERE {live}.id = held.id AND held.cancel
+    RETURNING {live}.*, held.kind, held.result, held.error AS told_error, held.place
+),
+ends AS (SELECT * FROM over UNION ALL SELECT * FROM stopped),
+counted AS (
+    INSERT INTO {delta} (scheduled, ready, running, succeeded, failed, cancelled, queue)
+    SELECT count(*) FILTER (WHERE state = 1), count(*) FILTER (WHERE state = 2), -count(*),
+           count(*) FILTER (WHERE state = 4), count(*) FILTER (WHERE state = 5), count(*) FILTER (WHERE state = 6),
+           queue
+    FROM (
+        SELECT queue, state FROM back UNION ALL SELECT queue, CASE WHEN kind > 3 THEN kind ELSE 6 END FROM ends
+    ) AS changed
+    GROUP BY queue
+),
+history AS (
+    INSERT INTO {ended} (
+        run_at, started_at, finished_at, delete_at, expires_at, seq, delivery, attempt, state, cancel, id, queue,
+        worker, error, progress, result
+    )
+    SELECT run_at, started_at, now, now + least(result_ttl, 3e9) * interval '1 second', expires_at, seq, delivery,
+           attempt - CASE kind WHEN 2 THEN 1 ELSE 0 END, CASE WHEN kind > 3 THEN kind ELSE 6 END, cancel, id, queue,
+           worker, CASE WHEN kind = 4 THEN NULL WHEN kind IN (1, 5) THEN told_error ELSE error END, progress, result
+    FROM ends, clock
+)
+SELECT place, queue, extract(epoch FROM run_at - now)::double precision FROM back, clock
+UNION ALL
+SELECT place, NULL, NULL FROM ends
+
+-- name: heartbeat
+-- A row for each lease that is held. What is locked is being ended, perhaps in somebody's own transaction, or extended
+-- already: it is held as long as that is not committed, and nobody waits for it.
+WITH clock AS MATERIALIZED (SELECT clock_timestamp() AS now),
+told AS MATERIALIZED (
+    SELECT * FROM unnest($1::uuid[], $2::integer[]) WITH ORDINALITY AS t (id, delivery, place)
+),
+seen AS (
+    INSERT INTO {worker} (id, seen_at, until)
+    SELECT $3, now, now + $4 * interval '1 second' FROM clock WHERE $4 > 0
+    ON CONFLICT (id) DO UPDATE SET seen_at = excluded.seen_at, until = excluded.until
+),
+gone AS (DELETE FROM {worker} WHERE id = $3 AND $4 <= 0),
+free AS MATERIALIZED (
+    SELECT l.id
+    FROM told JOIN {live} AS l ON l.id = told.id AND l.state + 0 = 3 AND l.delivery = told.delivery
+    FOR UPDATE OF l SKIP LOCKED
+),
+extended AS (
+    UPDATE {live} SET lease_until = now + $4 * interval '1 second' FROM free, clock WHERE {live}.id = free.id
+)
+SELECT told.place, {live}.cancel
+FROM told JOIN {live} ON {live}.id = told.id AND {live}.state + 0 = 3 AND {live}.delivery = told.delivery
+
+-- name: progress
+WITH told AS MATERIALIZED (SELECT * FROM unnest($1::uuid[], $2::integer[], $3::text[]) AS t (id, delivery, progress)),
+free AS MATERIALIZED (
+    SELECT l.id, told.progress
+    FROM told JOIN {live} AS l ON l.id = told.id AND l.state + 0 = 3 AND l.delivery = told.delivery
+    FOR UPDATE OF l SKIP LOCKED
+)
+UPDATE {live} SET progress = free.progress FROM free WHERE {live}.id = free.id

@@ -1,0 +1,139 @@
+-- name: now
+SELECT clock_timestamp()
+
+-- name: by_id
+SELECT {record}
+FROM unnest($1::uuid[]) AS asked (id)
+JOIN {task} AS t USING (id)
+CROSS JOIN LATERAL (
+    SELECT id, state, attempt, delivery, run_at, started_at, NULL::timestamptz AS finished_at, expires_at, lease_until,
+           worker, error, progress, cancel, NULL::bytea AS result
+    FROM {live} WHERE {live}.id = t.id
+    UNION ALL
+    SELECT id, state, attempt, delivery, run_at, started_at, finished_at, expires_at, NULL, worker, error, progress,
+           cancel, result
+    FROM {ended} WHERE {ended}.id = t.id
+) AS s
+
+-- name: latest
+-- The latest tasks of all.
+SELECT {record}
+FROM {task} AS t
+CROSS JOIN LATERAL (
+    SELECT id, state, attempt, delivery, run_at, started_at, NULL::timestamptz AS finished_at, expires_at, lease_until,
+           worker, error, progress, cancel, NULL::bytea AS result
+    FROM {live} WHERE {live}.id = t.id
+    UNION ALL
+    SELECT id, state, attempt, delivery, run_at, started_at, finished_at, expires_at, NULL, worker, error, progress,
+           cancel, result
+    FROM {ended} WHERE {ended}.id = t.id
+) AS s
+WHERE t.seq < $1
+ORDER BY t.seq DESC LIMIT $2
+
+-- name: list
+-- The latest tasks of all queues, whatever their state, that have a name or a tag.
+SELECT {record}
+FROM {task} AS t
+CROSS JOIN LATERAL (
+    SELECT id, state, attempt, delivery, run_at, started_at, NULL::timestamptz AS finished_at, expires_at, lease_until,
+           worker, error, progress, cancel, NULL::bytea AS result
+    FROM {live} WHERE {live}.id = t.id
+    UNION ALL
+    SELECT id, state, attempt, delivery, run_at, started_at, finished_at, expires_at, NULL, worker, error, progress,
+           cancel, result
+    FROM {ended} WHERE {ended}.id = t.id
+) AS s
+WHERE t.seq < $1
+  AND ($2::text IS NULL OR t.name = $2)
+  AND ($3::text IS NULL OR t.tags @> ARRAY[$3])
+ORDER BY t.seq DESC LIMIT $4
+
+-- name: list_live
+-- The latest tasks in one of the states that come before the end.
+SELECT {record}
+FROM (
+    SELECT *, NULL::timestamptz AS finished_at, NULL::bytea AS result
+    FROM {live}
+    WHERE state = $6::smallint AND seq < $1 AND ($4::text IS NULL OR queue = $4)
+) AS s
+JOIN {task} AS t USING (id)
+WHERE ($2::text IS NULL OR t.name = $2)
+  AND ($3::text IS NULL OR t.tags @> ARRAY[$3])
+ORDER BY t.seq DESC LIMIT $5
+
+-- name: list_ended
+-- The latest tasks that ended in one way, of one queue or of each.
+WITH q AS MATERIALIZED (
+    SELECT queue FROM {counter} WHERE $4::text IS NULL
+    UNION SELECT queue FROM {delta} WHERE $4::text IS NULL
+    UNION SELECT $4::text WHERE $4::text IS NOT NULL
+),
+s AS MATERIALIZED (
+    SELECT e.*
+    FROM q CROSS JOIN LATERAL (
+        SELECT {ended}.*, NULL::timestamptz AS lease_until
+        FROM {ended}
+        WHERE {ended}.queue = q.queue AND {ended}.state = $6::smallint AND {ended}.seq < $1
+          AND (
+              ($2::text IS NULL AND $3::text IS NULL)
+              OR EXISTS (
+                  SELECT FROM {task} AS u
+                  WHERE u.id = {ended}.id
+                    AND ($2::text IS NULL OR u.name = $2)
+                    AND ($3::text IS NULL OR u.tags @> ARRAY[$3])
+              )
+          )
+        ORDER BY {ended}.seq DESC LIMIT $5
+    ) AS e
+    ORDER BY e.seq DESC LIMIT $5
+)
+SELECT {record}
+FROM s CROSS JOIN LATERAL (SELECT * FROM {task} WHERE {task}.id = s.id LIMIT 1) AS t
+ORDER BY t.seq DESC
+
+-- name: stats
+-- Counters with what was not summed up yet, and the time for which the oldest ready task of each queue has waited: the
+-- first of each priority, found by one step down the index for each priority in use.
+WITH RECURSIVE sums AS MATERIALIZED (
+    SELECT queue, sum(scheduled)::bigint AS scheduled, sum(ready)::bigint AS ready, sum(running)::bigint AS running,
+           sum(succeeded)::bigint AS succeeded, sum(failed)::bigint AS failed, sum(cancelled)::bigint AS cancelled
+    FROM (
+        SELECT queue, scheduled, ready, running, succeeded, failed, cancelled FROM {counter}
+        UNION ALL
+        SELECT queue, scheduled, ready, running, succeeded, failed, cancelled FROM {delta}
+        UNION ALL
+        SELECT queue, 0, 0, 0, 0, 0, 0 FROM {paused}
+    ) AS parts
+    GROUP BY queue
+),
+level AS (
+    SELECT sums.queue, head.priority, head.run_at
+    FROM sums CROSS JOIN LATERAL (
+        SELECT priority, run_at FROM {live} WHERE state = 2 AND {live}.queue = sums.queue
+        ORDER BY priority DESC, run_at, seq LIMIT 1
+    ) AS head
+    WHERE sums.ready > 0
+    UNION ALL
+    SELECT level.queue, head.priority, head.run_at
+    FROM level CROSS JOIN LATERAL (
+        SELECT priority, run_at FROM {live}
+        WHERE state = 2 AND {live}.queue = level.queue AND {live}.priority < level.priority
+        ORDER BY priority DESC, run_at, seq LIMIT 1
+    ) AS head
+)
+SELECT queue, scheduled, ready, running, succeeded, failed, cancelled,
+       EXISTS (SELECT FROM {paused} WHERE {paused}.queue = sums.queue) AS is_paused,
+       (
+           SELECT extract(epoch FROM clock_timestamp() - min(level.run_at))::double precision
+           FROM level WHERE level.queue = sums.queue
+       )
+FROM sums
+
+-- name: workers
+SELECT w.id,
+       w.seen_at,
+       ARRAY(
+           SELECT {live}.id::text FROM {live} WHERE {live}.state = 3 AND {live}.worker = w.id ORDER BY {live}.seq
+       )
+FROM {worker} AS w WHERE w.until > clock_timestamp() ORDER BY w.id

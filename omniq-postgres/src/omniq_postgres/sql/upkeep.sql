@@ -1,0 +1,144 @@
+-- name: recover
+-- Take back what nobody renewed. What is locked is being ended at this moment.
+WITH clock AS MATERIALIZED (SELECT clock_timestamp() AS now),
+lapsed AS MATERIALIZED (
+    SELECT {live}.id, {live}.cancel, {live}.attempt, {live}.lease_until AS lapsed_at
+    FROM {live}
+    WHERE {live}.state = 3
+      AND {live}.lease_until <= (SELECT now FROM clock)
+      AND {live}.lease_until >= (SELECT now - $2 * interval '1 second' FROM clock)
+    ORDER BY {live}.lease_until
+    LIMIT $1
+    FOR UPDATE SKIP LOCKED
+),
+judged AS MATERIALIZED (
+    SELECT lapsed.*, CASE WHEN lapsed.cancel THEN 6 WHEN lapsed.attempt <= t.max_retries THEN 2 ELSE 5 END AS verdict
+    FROM lapsed CROSS JOIN LATERAL (SELECT max_retries FROM {task} WHERE {task}.id = lapsed.id LIMIT 1) AS t
+),
+back AS (
+    UPDATE {live} SET state = 2, lease_until = NULL
+    WHERE {live}.id = ANY (ARRAY(SELECT judged.id FROM judged WHERE verdict = 2))
+    RETURNING {live}.*
+),
+over AS (
+    DELETE FROM {live}
+    WHERE {live}.id = ANY (ARRAY(SELECT judged.id FROM judged WHERE verdict > 2))
+    RETURNING {live}.*
+),
+history AS (
+    INSERT INTO {ended} (
+        run_at, started_at, finished_at, delete_at, expires_at, seq, delivery, attempt, state, cancel, id, queue,
+        worker, error, progress
+    )
+    SELECT run_at, started_at, now, now + least(result_ttl, 3e9) * interval '1 second', expires_at, seq, delivery,
+           attempt, CASE WHEN cancel THEN 6 ELSE 5 END, cancel, id, queue, worker,
+           CASE WHEN cancel THEN error ELSE json_build_array(
+               'WorkerLost',
+               'worker ' || worker || ' died or lost its lease in attempt ' || attempt || ', the last one',
+               ''
+           )::text END,
+           progress
+    FROM over, clock
+    RETURNING *
+),
+counted AS (
+    INSERT INTO {delta} (scheduled, ready, running, succeeded, failed, cancelled, queue)
+    SELECT 0, count(*) FILTER (WHERE state = 2), -count(*), 0, count(*) FILTER (WHERE state = 5),
+           count(*) FILTER (WHERE state = 6), queue
+    FROM (SELECT queue, state FROM back UNION ALL SELECT queue, state FROM history) AS changed
+    GROUP BY queue
+)
+SELECT (SELECT extract(epoch FROM min(now - lapsed_at)) FROM lapsed, clock)::double precision, {record}
+FROM (
+    SELECT id, state, attempt, delivery, run_at, started_at, NULL::timestamptz AS finished_at, expires_at, lease_until,
+           worker, error, progress, cancel, NULL::bytea AS result
+    FROM back
+    UNION ALL
+    SELECT id, state, attempt, delivery, run_at, started_at, finished_at, expires_at, NULL, worker, error, progress,
+           cancel, NULL
+    FROM history
+) AS s CROSS JOIN LATERAL (SELECT * FROM {task} WHERE {task}.id = s.id LIMIT 1) AS t
+
+-- name: expire
+-- End waiting tasks whose time to start is over.
+WITH clock AS MATERIALIZED (SELECT clock_timestamp() AS now),
+late AS MATERIALIZED (
+    SELECT {live}.id
+    FROM {live}
+    WHERE {live}.expires_at IS NOT NULL AND {live}.state < 3 AND {live}.expires_at <= (SELECT now FROM clock)
+    ORDER BY {live}.expires_at
+    LIMIT $1
+    FOR UPDATE SKIP LOCKED
+),
+over AS (
+    DELETE FROM {live} WHERE {live}.id = ANY (ARRAY(SELECT late.id FROM late)) AND state < 3 RETURNING {live}.*
+),
+history AS (
+    INSERT INTO {ended} (
+        run_at, started_at, finished_at, delete_at, expires_at, seq, delivery, attempt, state, cancel, id, queue,
+        worker, error, progress
+    )
+    SELECT run_at, started_at, now, now + least(result_ttl, 3e9) * interval '1 second', expires_at, seq, delivery,
+           attempt, 6, cancel, id, queue, worker, error, progress
+    FROM over, clock
+),
+counted AS (
+    INSERT INTO {delta} (scheduled, ready, running, succeeded, failed, cancelled, queue)
+    SELECT -count(*) FILTER (WHERE state = 1), -count(*) FILTER (WHERE state = 2), 0, 0, 0, count(*), queue
+    FROM over GROUP BY queue
+)
+SELECT id::text FROM over
+
+-- name: prune
+WITH clock AS MATERIALIZED (SELECT clock_timestamp() AS now),
+outdated AS MATERIALIZED (
+    SELECT {ended}.id FROM {ended}
+    WHERE {ended}.delete_at <= (SELECT now FROM clock)
+      AND {ended}.delete_at >= (SELECT now - $2 * interval '1 second' FROM clock)
+    ORDER BY {ended}.delete_at LIMIT $1
+    FOR UPDATE SKIP LOCKED
+),
+gone AS (
+    DELETE FROM {ended} WHERE {ended}.id = ANY (ARRAY(SELECT outdated.id FROM outdated))
+    RETURNING id, queue, state, delete_at
+),
+forgotten AS (DELETE FROM {task} WHERE {task}.id = ANY (ARRAY(SELECT outdated.id FROM outdated))),
+counted AS (
+    INSERT INTO {delta} (scheduled, ready, running, succeeded, failed, cancelled, queue)
+    SELECT 0, 0, 0, -count(*) FILTER (WHERE state = 4), -count(*) FILTER (WHERE state = 5),
+           -count(*) FILTER (WHERE state = 6), queue
+    FROM gone GROUP BY queue
+)
+SELECT id::text, extract(epoch FROM now - delete_at)::double precision FROM gone, clock
+
+-- name: dead_workers
+DELETE FROM {worker} WHERE until <= (SELECT clock_timestamp())
+
+-- name: fold
+-- Sum up what was appended to the counters. Who finds another doing it takes what that one leaves.
+WITH taken AS (
+    DELETE FROM {delta}
+    WHERE {delta}.ctid = ANY (ARRAY(SELECT {delta}.ctid FROM {delta} LIMIT $1 FOR UPDATE SKIP LOCKED))
+    RETURNING *
+),
+summed AS (
+    SELECT queue, sum(scheduled) AS scheduled, sum(ready) AS ready, sum(running) AS running,
+           sum(succeeded) AS succeeded, sum(failed) AS failed, sum(cancelled) AS cancelled, count(*) AS number
+    FROM taken GROUP BY queue
+),
+added AS (
+    INSERT INTO {counter} AS c (queue, scheduled, ready, running, succeeded, failed, cancelled)
+    SELECT queue, scheduled, ready, running, succeeded, failed, cancelled FROM summed ORDER BY queue
+    ON CONFLICT (queue) DO UPDATE
+    SET scheduled = c.scheduled + excluded.scheduled,
+        ready = c.ready + excluded.ready,
+        running = c.running + excluded.running,
+        succeeded = c.succeeded + excluded.succeeded,
+        failed = c.failed + excluded.failed,
+        cancelled = c.cancelled + excluded.cancelled
+)
+SELECT coalesce(sum(number), 0)::bigint FROM summed
+
+-- name: empty_counters
+DELETE FROM {counter}
+WHERE scheduled = 0 AND ready = 0 AND running = 0 AND succeeded = 0 AND failed = 0 AND cancelled = 0

@@ -1,0 +1,46 @@
+-- name: prospects
+-- Whether a task is ready or due in one of the queues; in how many seconds the next will be; and the next schedule.
+SELECT coalesce(bool_or((
+           -- In the order of its index, so that no planner thinks of looking through the table for the first.
+           SELECT true FROM {live} WHERE {live}.state = 2 AND {live}.queue = mine.queue
+           ORDER BY {live}.priority DESC, {live}.run_at, {live}.seq LIMIT 1
+       )), false),
+       extract(epoch FROM min((
+           SELECT {live}.run_at FROM {live} WHERE {live}.state = 1 AND {live}.queue = mine.queue
+           ORDER BY {live}.run_at LIMIT 1
+       )) - clock_timestamp())::double precision,
+       extract(epoch FROM (
+           SELECT next_run FROM {schedule} WHERE next_run IS NOT NULL AND NOT paused ORDER BY next_run LIMIT 1
+       ) - clock_timestamp())::double precision
+FROM unnest($1::text[]) AS mine (queue)
+WHERE NOT EXISTS (SELECT FROM {paused} WHERE {paused}.queue = mine.queue)
+
+-- name: prospects_onward
+-- The same, looking for ready tasks from where the last claims ended only.
+SELECT coalesce((
+           SELECT bool_or((
+               SELECT true FROM {live}
+               WHERE {live}.state = 2 AND {live}.queue = mark.queue AND {live}.priority = mark.priority
+                 AND ({live}.run_at, {live}.seq) >= (mark.run_at, mark.seq)
+               ORDER BY {live}.run_at, {live}.seq LIMIT 1
+           ))
+           FROM unnest($2::text[], $3::smallint[], $4::timestamptz[], $5::bigint[])
+               AS mark (queue, priority, run_at, seq)
+           WHERE NOT EXISTS (SELECT FROM {paused} WHERE {paused}.queue = mark.queue)
+       ), false),
+       extract(epoch FROM min((
+           SELECT {live}.run_at FROM {live} WHERE {live}.state = 1 AND {live}.queue = mine.queue
+           ORDER BY {live}.run_at LIMIT 1
+       )) - clock_timestamp())::double precision,
+       extract(epoch FROM (
+           SELECT next_run FROM {schedule} WHERE next_run IS NOT NULL AND NOT paused ORDER BY next_run LIMIT 1
+       ) - clock_timestamp())::double precision
+FROM unnest($1::text[]) AS mine (queue)
+WHERE NOT EXISTS (SELECT FROM {paused} WHERE {paused}.queue = mine.queue)
+
+-- name: ended
+SELECT asked.id::text FROM unnest($1::uuid[]) AS asked (id)
+WHERE asked.id IS NOT NULL AND NOT EXISTS (SELECT FROM {live} WHERE {live}.id = asked.id)
+
+-- name: notify
+SELECT pg_notify(n.channel, n.payload) FROM unnest($1::text[], $2::text[]) AS n (channel, payload)

@@ -1,0 +1,72 @@
+"""The SQL of this backend: read once from ``sql/*.sql``, and made out for a schema and namespace.
+
+A file holds the statements of one verb, each after a line ``-- name: NAME``. In them ``{task}``, ``{live}`` and so on
+stand for the tables, and ``{record}`` for the columns of which :func:`omniq_postgres.rows.task_of` makes a task.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterator, Mapping
+from importlib import resources
+
+from omniq_postgres.rows import CLAIMED, RECORD
+from omniq_postgres.settings import Names
+
+__all__ = ["Statements", "migration_files"]
+
+_SECTION = re.compile(r"^-- name: (\w+)\n", re.MULTILINE)
+_COMMENT = re.compile(r"^\s*--.*\n", re.MULTILINE)
+
+
+@functools.cache
+def _templates() -> Mapping[str, str]:
+    found = {}
+    for file in resources.files("omniq_postgres").joinpath("sql").iterdir():
+        verb, _, extension = file.name.rpartition(".")
+        if extension != "sql":
+            continue
+        _, *sections = _SECTION.split(file.read_text(encoding="utf-8"))
+        for name, text in zip(sections[::2], sections[1::2], strict=True):
+            found[f"{verb}.{name}"] = _COMMENT.sub("", text).strip()
+    return found
+
+
+@functools.cache
+def migration_files() -> Mapping[int, tuple[str, str]]:
+    """Give the migrations by their number: what each brings, and its SQL with placeholders for names."""
+    found = {}
+    for file in resources.files("omniq_postgres").joinpath("schema").iterdir():
+        number, _, extension = file.name.rpartition(".")
+        if extension == "sql":
+            title, _, sql = file.read_text(encoding="utf-8").partition("\n")
+            found[int(number)] = (title.removeprefix("-- ").strip(), sql.strip())
+    return dict(sorted(found.items()))
+
+
+def fill(template: str, names: Names) -> str:
+    """Put names in the place of what stands for them."""
+    for word, name in names.of_all().items():
+        template = template.replace("{" + word + "}", name)
+    return template
+
+
+class Statements(Mapping[str, bytes]):
+    """The statements of one namespace, by ``verb.name``; the very same object each time."""
+
+    def __init__(self, names: Names) -> None:
+        self.names = names
+        self._texts = {
+            name: fill(text.replace("{record}", RECORD).replace("{claimed}", CLAIMED), names).encode()
+            for name, text in _templates().items()
+        }
+
+    def __getitem__(self, name: str) -> bytes:
+        return self._texts[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._texts)
+
+    def __len__(self) -> int:
+        return len(self._texts)

@@ -1,0 +1,259 @@
+"""The PostgreSQL storage: the contract's methods, each a job for the database."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+import weakref
+from collections.abc import Mapping, Sequence, Set
+from copy import copy
+from datetime import datetime
+from functools import partial
+from typing import Any, Self
+
+import psycopg
+
+from omniq.errors import StorageUnavailable
+from omniq.migrations import Migrated, Migration
+from omniq.schedule import Schedule
+from omniq.storage import (
+    Capability,
+    Enqueued,
+    Finding,
+    Lease,
+    LeaseState,
+    QueueStats,
+    Storage,
+    StorageConfig,
+    TaskPage,
+    TaskQuery,
+    WorkerInfo,
+)
+from omniq.task import NewTask, Outcome, Progress, Task, TaskState
+from omniq.transactions import CallerTransaction
+from omniq_postgres import claiming, control, doctor, finishing, migrating, reading, scheduling, upkeep
+from omniq_postgres.connecting import Connector, discard
+from omniq_postgres.enqueueing import store
+from omniq_postgres.faults import translated
+from omniq_postgres.joining import join
+from omniq_postgres.session import Session
+from omniq_postgres.settings import read_settings
+from omniq_postgres.statements import Statements
+
+__all__ = ["PostgresStorage"]
+
+RELUCTANCE = 0.02
+"""Seconds between looks at a task that somebody has locked."""
+
+
+class PostgresStorage(Storage, Migrated):
+    """A storage in a PostgreSQL database, shared by any number of machines.
+
+    :param config: ``postgresql://user:password@host:port/database``. Options: ``schema`` (omniq), ``migrate=off`` to
+        leave the tables alone, ``connections`` (4) that a storage opens at most, ``timeout`` (20) seconds after which
+        a call gives up, ``pooler=transaction`` behind a proxy that pools by transaction (found out by itself), and
+        whatever libpq understands (``sslmode``, ``target_session_attrs`` …).
+    :raises ConfigurationError: if the URL cannot be used.
+    """
+
+    capabilities: Set[Capability] = frozenset(
+        {
+            Capability.DURABLE,
+            Capability.NOTIFICATIONS,
+            Capability.SHARED_BETWEEN_MACHINES,
+            Capability.SHARED_BETWEEN_PROCESSES,
+            Capability.TRANSACTIONS,
+        }
+    )
+
+    def __init__(self, config: StorageConfig) -> None:
+        self._config = config
+        self._settings = read_settings(config)
+        self._connector = Connector(self._settings)
+        self._statements = Statements(self._settings.names)
+        self._session: Session | None = None
+
+    def __repr__(self) -> str:
+        return f"PostgresStorage({self._config!r})"
+
+    # Life
+
+    def sibling(self) -> Self:
+        twin = copy(self)
+        twin._session = None
+        return twin
+
+    async def open(self) -> None:
+        if self._session is not None and self._session.is_mine:
+            return
+        session = Session(self._connector, self._statements)
+        try:
+            await session.open()
+        except BaseException:
+            await session.close()
+            raise
+        self._session = session
+        # For those who forget to close.
+        session.finalizer = weakref.finalize(self, session.abandon)
+
+    async def close(self) -> None:
+        session, self._session = self._session, None
+        if session is not None and session.is_mine:
+            await session.close()
+
+    def _opened(self) -> Session:
+        session = self._session
+        if session is None or session.pid != os.getpid():
+            raise StorageUnavailable(f"{self._settings.shown} is not open in this process: call open() first")
+        return session
+
+    async def migrations(self) -> list[Migration]:
+        return await self._on_a_connection(migrating.migrations)
+
+    async def migrate(self) -> list[Migration]:
+        return await self._on_a_connection(migrating.migrate)
+
+    async def _on_a_connection(self, work: Any) -> list[Migration]:
+        try:
+            connection = await self._connector.connect()
+            try:
+                found: list[Migration] = await work(connection, self._settings)
+            finally:
+                discard(connection)
+        except psycopg.Error as error:
+            raise translated(error, self._settings.shown) from error
+        return found
+
+    async def now(self) -> datetime:
+        return await self._opened().run(reading.now)
+
+    def join(self, connection: object) -> CallerTransaction:
+        return join(connection, self._settings, self._statements)
+
+    # From producer to worker and back
+
+    async def enqueue(self, tasks: Sequence[NewTask]) -> list[Enqueued]:
+        if not tasks:
+            return []
+        return await self._opened().run(partial(store, tasks))
+
+    def enqueue_blocking(self, tasks: Sequence[NewTask]) -> list[Enqueued] | None:
+        session = self._session
+        if session is None or not session.direct.is_open:
+            return None
+        if not tasks:
+            return []
+        return session.direct.run(partial(store, tasks))
+
+    async def claim(
+        self, demand: Mapping[str, int], *, worker: str, lease: float, limit: int | None = None
+    ) -> list[Task]:
+        session = self._opened()
+        total = sum(demand.values()) if limit is None else limit
+        if not demand:
+            return []
+        asked = claiming.Claim(demand=demand, worker=worker, lease=lease, limit=max(0, total))
+        return await session.run(partial(claiming.claim, asked, session.frontier))
+
+    async def finish(self, outcomes: Sequence[Outcome]) -> list[bool]:
+        if not outcomes:
+            return []
+        return await self._opened().run(partial(finishing.finish, outcomes))
+
+    async def heartbeat(self, worker: str, leases: Sequence[Lease], lease: float) -> list[LeaseState]:
+        return await self._opened().run(partial(finishing.heartbeat, worker, leases, lease))
+
+    async def recover(self, limit: int) -> list[Task]:
+        session = self._opened()
+        return await session.run(partial(upkeep.recover, limit, session.recovered))
+
+    # Waiting
+
+    async def wait_for_work(self, queues: Sequence[str], timeout: float) -> None:
+        await self._opened().waiting.for_work(queues, timeout)
+
+    async def wait_finished(self, ids: Sequence[str], timeout: float) -> set[str]:
+        return await self._opened().waiting.for_end(ids, timeout)
+
+    # Reading
+
+    async def get(self, ids: Sequence[str]) -> list[Task | None]:
+        return await self._opened().run(partial(reading.get, ids)) if ids else []
+
+    async def list_tasks(self, query: TaskQuery, cursor: str | None = None) -> TaskPage:
+        before = reading.read_cursor(cursor, self._config.redacted)
+        return await self._opened().run(partial(reading.list_tasks, query, before))
+
+    async def stats(self) -> list[QueueStats]:
+        return await self._opened().run(reading.stats)
+
+    async def workers(self) -> list[WorkerInfo]:
+        return await self._opened().run(reading.workers)
+
+    # Control
+
+    async def cancel(self, ids: Sequence[str]) -> list[bool]:
+        session = self._opened()
+        if not ids:
+            return []
+        give_up = time.monotonic() + self._settings.timeout
+        answers, locked = await session.run(partial(control.cancel, ids))
+        while locked:
+            if time.monotonic() > give_up:
+                raise StorageUnavailable(
+                    f"{self._settings.shown}: an open transaction holds task {locked[0]}; nothing can be asked of it"
+                )
+            await asyncio.sleep(RELUCTANCE)
+            _, locked = await session.run(partial(control.cancel, locked))
+        return answers
+
+    async def retry(self, ids: Sequence[str]) -> list[bool]:
+        return await self._opened().run(partial(control.retry, ids)) if ids else []
+
+    async def delete(self, ids: Sequence[str]) -> list[bool]:
+        return await self._opened().run(partial(control.delete, ids)) if ids else []
+
+    async def purge(self, queue: str, state: TaskState | None = None) -> int:
+        session = self._opened()
+        last = await session.run(control.last)
+        removed = 0
+        while step := await session.run(partial(control.purge_step, queue, state, last)):
+            removed += step
+        return removed
+
+    async def pause(self, queue: str) -> bool:
+        return await self._opened().run(partial(control.pause, queue))
+
+    async def resume(self, queue: str) -> bool:
+        return await self._opened().run(partial(control.resume, queue))
+
+    async def set_progress(self, updates: Mapping[Lease, Progress]) -> None:
+        if updates:
+            await self._opened().run(partial(finishing.set_progress, updates))
+
+    # Schedules
+
+    async def put_schedule(self, schedule: Schedule, expected_revision: int | None = None) -> Schedule | None:
+        return await self._opened().run(partial(scheduling.put_schedule, schedule, expected_revision))
+
+    async def get_schedules(self, ids: Sequence[str] | None = None) -> list[Schedule]:
+        return await self._opened().run(partial(scheduling.get_schedules, ids))
+
+    async def delete_schedule(self, schedule_id: str) -> bool:
+        return await self._opened().run(partial(scheduling.delete_schedule, schedule_id))
+
+    async def due_schedules(self, limit: int) -> list[Schedule]:
+        return await self._opened().run(partial(scheduling.due_schedules, limit))
+
+    async def fire(self, schedule: Schedule, tasks: Sequence[NewTask]) -> bool:
+        return await self._opened().run(partial(scheduling.fire, schedule, tasks), transaction=True)
+
+    # Upkeep
+
+    async def prune(self, limit: int) -> int:
+        session = self._opened()
+        return await session.run(partial(upkeep.prune, limit, session.pruned))
+
+    async def diagnose(self) -> list[Finding]:
+        return await doctor.diagnose(self._opened(), self._settings, self._connector)

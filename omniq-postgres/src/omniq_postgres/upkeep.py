@@ -1,0 +1,61 @@
+"""Recover, prune and fold: what dead workers left, what nobody will read any more, and counters to be summed up."""
+
+from __future__ import annotations
+
+from omniq.task import Task
+from omniq_postgres import wire
+from omniq_postgres.claiming import expire
+from omniq_postgres.jobs import Context, Steps
+from omniq_postgres.rows import task_of
+from omniq_postgres.rubble import Age
+
+__all__ = ["FOLDED", "fold", "prune", "recover"]
+
+FOREVER = 1e10
+"""Seconds."""
+FOLDED = 5000
+"""So many changes of the counters are summed up in one step."""
+
+
+def recover(limit: int, reached: Age, context: Context) -> Steps[list[Task]]:
+    """Take back tasks; see :meth:`~omniq.storage.Storage.recover`.
+
+    :param reached: how far this storage's recoveries have come.
+    """
+    age = reached.begin()
+    rows = yield context.query("upkeep.recover", wire.integer(limit), wire.float8(min(age, FOREVER)))
+    # The first column is how long ago the latest of the leases ran out.
+    reached.end(age, rows[0][0] if rows else None)
+    tasks = [task_of(row[1:]) for row in rows]
+    for task in tasks:
+        if task.finished_at is None:
+            context.news.ready(task.queue)
+        else:
+            context.news.ended.append(task.id)
+    if len(tasks) < limit:
+        yield from expire(limit - len(tasks), context)
+    return tasks
+
+
+def prune(limit: int, reached: Age, context: Context) -> Steps[int]:
+    """Remove what is over; see :meth:`~omniq.storage.Storage.prune`.
+
+    :param reached: how far this storage's prunes have come.
+    """
+    age = reached.begin()
+    rows = yield context.query("upkeep.prune", wire.integer(limit), wire.float8(min(age, FOREVER)))
+    reached.end(age, min((row[1] for row in rows), default=None))
+    context.news.ended += [row[0] for row in rows]
+    yield context.query("upkeep.dead_workers")
+    yield from fold(context)
+    yield context.query("upkeep.empty_counters")
+    return len(rows)
+
+
+def fold(context: Context) -> Steps[int]:
+    """Sum up changes of the counters.
+
+    :return: how many changes.
+    """
+    ((number,),) = yield context.query("upkeep.fold", wire.integer(FOLDED))
+    return int(number)

@@ -1,0 +1,206 @@
+"""Waiting for work and for the end of tasks: woken by messages, with a look from time to time in case they are lost."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from omniq_postgres import wire
+from omniq_postgres.announcing import EVERYTHING, TAIL, channels
+from omniq_postgres.connecting import Connector
+from omniq_postgres.jobs import Context, Job, Steps
+from omniq_postgres.listening import Listener
+from omniq_postgres.rubble import Frontier
+from omniq_postgres.settings import Names
+
+__all__ = ["Waiting"]
+
+LOOK_AFTER = (1.2, 1.8)
+"""Seconds between looks at the store while messages are listened for; and, below, while they are not."""
+LOOK_AFTER_UNHEARD = (1.0, 1.3)
+OVERDUE_SCHEDULE_PAUSE = 1.0
+"""Seconds. A schedule that is due but that nobody fires (no scheduler runs) must not make idle workers spin."""
+FIRST_LOOK_UNHEARD, LAST_LOOK_UNHEARD = 0.02, 1.0
+"""Seconds between looks for the end of a task without messages: more at first, as many tasks are short."""
+
+
+class _Waiter:
+    """Somebody who waits for work."""
+
+    def __init__(self, queues: Sequence[str]) -> None:
+        self.queues = frozenset(queues)
+        self.woken = asyncio.Event()
+        self.sooner = False
+        """Whether there may be something sooner than was known: not to claim now, but to look again when."""
+        self.until = float("inf")
+        """When the next look is due anyway, by the loop's clock."""
+
+
+def prospects(
+    queues: Sequence[str], frontier: Frontier, context: Context
+) -> Steps[tuple[bool, float | None, float | None]]:
+    """Find out whether a task is claimable, in how many seconds one will be, and when a schedule is due."""
+    names = wire.texts(list(queues))
+    if frontier.may_wait_on():
+        marks = [(queue, *mark) for queue in queues for mark in frontier.marks.get(queue, {}).items()]
+        ((ready, work, schedule),) = yield context.query(
+            "waiting.prospects_onward",
+            names,
+            wire.texts([queue for queue, _, _ in marks]),
+            wire.smallints([priority for _, priority, _ in marks]),
+            wire.timestamps([run_at for _, _, (run_at, _) in marks]),
+            wire.bigints([seq for _, _, (_, seq) in marks]),
+        )
+    else:
+        began = time.monotonic()
+        ((ready, work, schedule),) = yield context.query("waiting.prospects", names)
+        frontier.waits.done(began)
+    return ready, work, schedule
+
+
+def find_ended(ids: Sequence[str], context: Context) -> Steps[set[str]]:
+    """Find out which tasks have ended or are not there."""
+    rows = yield context.query("waiting.ended", wire.uuids(ids))
+    return {row[0] for row in rows} | {task_id for task_id in ids if not wire.is_id(task_id)}
+
+
+class Waiting:
+    """Those who wait on one storage."""
+
+    def __init__(
+        self, connector: Connector, run: Callable[[Job[Any]], Awaitable[Any]], names: Names, frontier: Frontier
+    ) -> None:
+        self._run = run
+        self._frontier = frontier
+        self._work_channel, self._ends_channel = channels(names)
+        self._workers: set[_Waiter] = set()
+        self._ends: dict[str, set[asyncio.Event]] = {}
+        self._listener = Listener(connector, self._heard, self._missed)
+
+    # For work
+
+    async def for_work(self, queues: Sequence[str], timeout: float) -> None:
+        """See :meth:`~omniq.storage.Storage.wait_for_work`."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
+        waiter = _Waiter(queues)
+        self._workers.add(waiter)
+        try:
+            while True:
+                # Listening comes before looking: what happens after the look is heard.
+                heard = await self._listener.listen(self._work_channel)
+                waiter.woken.clear()
+                waiter.until = float("inf")
+                ready, work, schedule = await self._run(lambda context: prospects(queues, self._frontier, context))
+                if ready or (work is not None and work <= 0):
+                    return
+                now = loop.time()
+                look = now + random.uniform(*(LOOK_AFTER if heard else LOOK_AFTER_UNHEARD))
+                due = [now + seconds for seconds in (work, _not_spinning(schedule)) if seconds is not None]
+                reason = min([deadline, *due])
+                waiter.until = min(look, reason)
+                await _wait(waiter.woken, waiter.until - now)
+                if waiter.woken.is_set():
+                    if not waiter.sooner:
+                        return
+                elif loop.time() >= reason:
+                    return
+        finally:
+            self._workers.discard(waiter)
+
+    # For ends
+
+    async def for_end(self, ids: Sequence[str], timeout: float) -> set[str]:
+        """See :meth:`~omniq.storage.Storage.wait_finished`."""
+        if not ids:
+            return set()
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
+        pause = FIRST_LOOK_UNHEARD
+        with self._interest(ids) as woken:
+            while True:
+                heard = await self._listener.listen(self._ends_channel)
+                woken.clear()
+                ended: set[str] = await self._run(lambda context: find_ended(ids, context))
+                left = deadline - loop.time()
+                if ended or left <= 0:
+                    return ended
+                look = random.uniform(*LOOK_AFTER) if heard else pause * random.uniform(0.8, 1.2)
+                pause = min(pause * 1.5, LAST_LOOK_UNHEARD)
+                await _wait(woken, min(look, left))
+
+    @contextmanager
+    def _interest(self, ids: Sequence[str]) -> Iterator[asyncio.Event]:
+        woken = asyncio.Event()
+        tails = {task_id[-TAIL:] for task_id in ids}
+        for tail in tails:
+            self._ends.setdefault(tail, set()).add(woken)
+        try:
+            yield woken
+        finally:
+            for tail in tails:
+                events = self._ends[tail]
+                events.discard(woken)
+                if not events:
+                    del self._ends[tail]
+
+    # Messages
+
+    def _heard(self, channel: str, payload: str) -> None:
+        if channel == self._work_channel:
+            self._heard_of_work(payload)
+        elif channel == self._ends_channel:
+            if payload == EVERYTHING:
+                self._wake_for_ends()
+                return
+            for start in range(0, len(payload), TAIL):
+                for woken in self._ends.get(payload[start : start + TAIL], ()):
+                    woken.set()
+
+    def _heard_of_work(self, payload: str) -> None:
+        try:
+            work = dict(json.loads(payload))
+        except (ValueError, TypeError):
+            work = {"": 0.0}  # anybody can send anything on a channel
+        now = asyncio.get_running_loop().time()
+        for waiter in self._workers:
+            mine = [seconds for queue, seconds in work.items() if not queue or queue in waiter.queues]
+            soonest = min(mine, default=None)
+            if soonest is None or now + soonest >= waiter.until:
+                continue
+            waiter.sooner = soonest > 0 or set(work) == {""}
+            waiter.woken.set()
+
+    def _missed(self) -> None:
+        for waiter in self._workers:
+            waiter.sooner = True
+            waiter.woken.set()
+        self._wake_for_ends()
+
+    def _wake_for_ends(self) -> None:
+        for events in self._ends.values():
+            for woken in events:
+                woken.set()
+
+    async def close(self) -> None:
+        """Let everybody go, and stop listening."""
+        await self._listener.close()
+
+
+def _not_spinning(seconds: float | None) -> float | None:
+    if seconds is None or seconds > 0:
+        return seconds
+    return OVERDUE_SCHEDULE_PAUSE
+
+
+async def _wait(event: asyncio.Event, seconds: float) -> None:
+    try:
+        async with asyncio.timeout(max(seconds, 0.0)):
+            await event.wait()
+    except TimeoutError:
+        pass

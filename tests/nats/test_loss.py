@@ -1,0 +1,150 @@
+"""What survives when servers die, change their leader or close connections, under load."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+
+import nats
+import pytest
+
+from omniq.errors import StorageUnavailable
+from omniq.task import Succeeded, TaskState
+from omniq.testing import await_until
+from tests.nats.support import Load, fresh, opened, task
+from tests.servers.nats import NatsCluster, NatsServer
+
+
+async def test_a_server_that_is_killed_and_started_again_has_lost_nothing_that_it_acknowledged(tmp_path: Path) -> None:
+    with NatsServer(tmp_path) as server:
+        load = Load(fresh(server.url))
+        async with load.running():
+            for _ in range(2):
+                await asyncio.to_thread(server.kill)
+                await asyncio.sleep(0.2)
+                await asyncio.to_thread(server.start)
+                await load.reached(50)
+        await load.settle()
+
+
+async def test_a_server_that_stays_away_is_an_error_within_the_timeout_and_waits_end(tmp_path: Path) -> None:
+    with NatsServer(tmp_path) as server:
+        async with opened(fresh(server.url, timeout="0.5")) as storage:
+            await storage.enqueue([task()])
+            server.kill()
+            async with asyncio.timeout(30):
+                for _ in range(2):
+                    with pytest.raises(StorageUnavailable):
+                        await storage.enqueue([task()])
+                    with pytest.raises(StorageUnavailable):
+                        await storage.claim({"work": 1}, worker="w", lease=9)
+                    with pytest.raises(StorageUnavailable):
+                        await storage.wait_for_work(["work"], 600)
+            server.start()
+
+            async def is_back() -> bool:
+                try:
+                    return bool(await storage.claim({"work": 1}, worker="w", lease=9))
+                except StorageUnavailable:
+                    return False
+
+            await await_until(is_back, 30, "the storage to find the server again")
+
+
+async def test_an_operation_rides_out_a_restart_that_is_shorter_than_the_timeout(tmp_path: Path) -> None:
+    with NatsServer(tmp_path) as server:
+        async with opened(fresh(server.url, timeout="30")) as storage:
+            (answer,) = await storage.enqueue([task()])
+            server.kill()
+            claiming = asyncio.create_task(storage.claim({"work": 9}, worker="w", lease=99))
+            enqueueing = asyncio.create_task(storage.enqueue([task(), task()]))
+            await asyncio.sleep(0.1)
+            server.start()
+            claimed = await claiming
+            assert answer.id in {one.id for one in claimed}
+            assert [one.created for one in await enqueueing] == [True, True]
+
+
+async def test_nothing_is_lost_when_the_leader_of_the_stream_is_killed(nats_cluster: NatsCluster) -> None:
+    load = Load(fresh(nats_cluster.url))
+    async with load.running():
+        async with opened(load.url) as storage:
+            stream = storage._settings.names.stream
+        leader = await asyncio.to_thread(nats_cluster.leader_of, stream)
+        await asyncio.to_thread(leader.kill)
+        try:
+            await load.reached(50)
+        finally:
+            await asyncio.to_thread(leader.start)
+        await load.reached(50)
+    await load.settle()
+
+
+ACCOUNTS = [
+    'accounts { SYS { users: [{user: "sys", password: "sys"}] }',
+    '  APP { jetstream: enabled, users: [{user: "app", password: "app"}] } }',
+    "system_account: SYS",
+]
+
+
+async def kick_all(server: NatsServer) -> int:
+    """Have a server close the connections of all its clients but that of the administrator; say how many."""
+    admin = await nats.connect(server.url, user="sys", password="sys")
+    try:
+        name = server.ask("varz")["server_id"]
+        others = [one["cid"] for one in server.ask("connz")["connections"] if one["cid"] != admin.client_id]
+        for cid in others:
+            await admin.request(f"$SYS.REQ.SERVER.{name}.KICK", json.dumps({"cid": cid}).encode())
+        return len(others)
+    finally:
+        await admin.close()
+
+
+async def test_nothing_is_lost_when_the_server_closes_every_connection_again_and_again(tmp_path: Path) -> None:
+    with NatsServer(tmp_path, ACCOUNTS) as server:
+        load = Load(fresh(server.url.replace("//", "//app:app@")))
+        async with load.running():
+            for _ in range(3):
+                assert await kick_all(server) >= 1
+                await load.reached(50)
+        await load.settle()
+
+
+async def test_a_wait_goes_on_over_a_closed_connection_and_hears_of_work(tmp_path: Path) -> None:
+    with NatsServer(tmp_path, ACCOUNTS) as server:
+        url = fresh(server.url.replace("//", "//app:app@"))
+        async with opened(url) as storage:
+            (ended,) = await storage.enqueue([task(queue="other")])
+            (claimed,) = await storage.claim({"other": 1}, worker="w", lease=99)
+            waits = asyncio.create_task(storage.wait_for_work(["work"], 600))
+            waits_for_end = asyncio.create_task(storage.wait_finished([ended.id], 600))
+            await asyncio.sleep(0.2)
+            await kick_all(server)
+            async with opened(url) as other:
+                await other.finish([Succeeded(id=claimed.id, delivery=1, result=b"1")])
+                await other.enqueue([task()])
+                async with asyncio.timeout(20):
+                    await waits
+                    assert await waits_for_end == {ended.id}
+
+
+async def test_a_worker_past_its_lease_changes_nothing_with_what_it_remembers(nats_server: NatsServer) -> None:
+    url = fresh(nats_server.url)
+    async with opened(url) as late, opened(url) as other:
+        (answer,) = await late.enqueue([task()])
+        (lost,) = await late.claim({"work": 1}, worker="late", lease=0.05)
+
+        async def has_lapsed() -> bool:
+            return bool(await other.recover(1))
+
+        await await_until(has_lapsed, 10, "the lease to run out")
+        (claimed,) = await other.claim({"work": 1}, worker="other", lease=99)
+        assert await late.finish([Succeeded(id=lost.id, delivery=lost.delivery, result=b"late")]) == [False]
+        assert await other.get([answer.id]) == [claimed]
+        assert await other.finish([Succeeded(id=claimed.id, delivery=claimed.delivery, result=b"good")]) == [True]
+        assert await late.finish([Succeeded(id=lost.id, delivery=lost.delivery, result=b"late")]) == [False]
+        for storage in (late, other):
+            (record,) = await storage.get([answer.id])
+            assert record is not None
+            assert (record.state, record.result_payload) == (TaskState.SUCCEEDED, b"good")

@@ -1,0 +1,34 @@
+"""One server for all tests of a process; each test has a namespace of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Iterator
+
+import pytest
+
+from omniq.ids import new_id
+from tests.servers.postgres import QUICK, PostgresServer
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
+    """Give a server that is quick and lives as long as the tests do."""
+    with PostgresServer(tmp_path_factory.mktemp("postgres"), QUICK) as running:
+        yield running
+
+
+@pytest.fixture
+def storage_url(server: PostgresServer) -> str:
+    """Give the URL of an empty store."""
+    return f"{server.url}?namespace=t{new_id().replace('-', '')[-20:]}"
+
+
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Run a test that is a coroutine function on an event loop of its own."""
+    if not inspect.iscoroutinefunction(pyfuncitem.obj):
+        return None
+    names = pyfuncitem._fixtureinfo.argnames
+    asyncio.run(pyfuncitem.obj(**{name: pyfuncitem.funcargs[name] for name in names}))
+    return True

@@ -1,0 +1,196 @@
+"""What the tests of the PostgreSQL storage share."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import psycopg
+
+from omniq.ids import new_id
+from omniq.storage import Storage
+from omniq.task import NewTask, Succeeded, Task, TaskState
+from omniq.urls import parse_url
+from omniq_postgres.connecting import AsyncConnection, Connector, discard
+from omniq_postgres.jobs import Context, Job, News, Query
+from omniq_postgres.settings import Settings, read_settings
+from omniq_postgres.statements import Statements
+from omniq_postgres.storage import PostgresStorage
+
+__all__ = [
+    "Explained",
+    "connection_of",
+    "counts",
+    "done",
+    "explained",
+    "new_task",
+    "opened",
+    "settings_of",
+    "storage",
+    "table_of",
+    "take",
+]
+
+
+def new_task(**options: Any) -> NewTask:
+    """Give a task to enqueue, of queue ``q`` unless another is named."""
+    return NewTask(**{"id": new_id(), "queue": "q", "name": "n", "payload": b"[]", **options})
+
+
+def settings_of(url: str) -> Settings:
+    """Give the settings that a URL stands for."""
+    return read_settings(parse_url(url))
+
+
+def storage(url: str, **options: object) -> PostgresStorage:
+    """Give an unopened storage.
+
+    :param options: more of the URL's query.
+    """
+    more = "".join(f"&{name}={value}" for name, value in options.items())
+    return PostgresStorage(parse_url(url + more))
+
+
+@asynccontextmanager
+async def opened(url: str, **options: object) -> AsyncIterator[PostgresStorage]:
+    """Give an open storage, and close it afterwards."""
+    store = storage(url, **options)
+    await store.open()
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+async def take(
+    store: Storage, number: int = 1, *, worker: str = "w", lease: float = 60, queue: str = "q"
+) -> list[Task]:
+    """Claim tasks."""
+    return await store.claim({queue: number}, worker=worker, lease=lease)
+
+
+def done(task: Task) -> Succeeded:
+    """Give the outcome of a task that went well."""
+    return Succeeded(id=task.id, delivery=task.delivery, result=b"1")
+
+
+async def counts(store: Storage) -> dict[TaskState, int]:
+    """Count tasks of all queues by state, those of which there are none left out."""
+    total: dict[TaskState, int] = {}
+    for stats in await store.stats():
+        for state, number in stats.counts.items():
+            if number:
+                total[state] = total.get(state, 0) + number
+    return total
+
+
+def table_of(url: str, word: str) -> str:
+    """Give the name of a store's table."""
+    return settings_of(url).names.relation(word)
+
+
+@asynccontextmanager
+async def connection_of(url: str, *, plain: bool = False) -> AsyncIterator[AsyncConnection]:
+    """Give a connection such as the storage has.
+
+    :param plain: without the settings that a proxy would refuse.
+    """
+    connector = Connector(settings_of(url + "&pooler=transaction" if plain else url))
+    connection = await connector.connect()
+    try:
+        yield connection
+    finally:
+        discard(connection)
+
+
+class Explained:
+    """How the server ran a statement."""
+
+    def __init__(self, query: Query, statements: Statements, output: dict[str, Any]) -> None:
+        self.name = next(name for name in statements if statements[name] is query.text)
+        self.plan: dict[str, Any] = output["Plan"]
+
+    def nodes(self) -> Iterator[dict[str, Any]]:
+        """Give the parts of the plan."""
+
+        def walk(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
+            yield node
+            for child in node.get("Plans", ()):
+                yield from walk(child)
+
+        yield from walk(self.plan)
+
+    @property
+    def scanned(self) -> set[str]:
+        """The tables that were read from end to end."""
+        return {node["Relation Name"] for node in self.nodes() if node["Node Type"] == "Seq Scan" and _ran(node)}
+
+    @property
+    def rows_read(self) -> int:
+        """How many rows of tables were looked at."""
+        return sum(
+            int(node["Actual Loops"] * (node["Actual Rows"] + node.get("Rows Removed by Filter", 0)))
+            for node in self.nodes()
+            if "Relation Name" in node and "Scan" in node["Node Type"]
+        )
+
+    @property
+    def pages(self) -> int:
+        """How many pages were looked at."""
+        return int(self.plan["Shared Hit Blocks"] + self.plan["Shared Read Blocks"])
+
+    def __repr__(self) -> str:
+        lines = [f"{self.name}: {self.rows_read} rows, {self.pages} pages"]
+
+        def show(node: dict[str, Any], depth: int) -> None:
+            words = [node[key] for key in ("Subplan Name", "Node Type", "Relation Name", "Index Name") if key in node]
+            pages = node["Shared Hit Blocks"] + node["Shared Read Blocks"]
+            what = f"{node['Actual Rows']} × {node['Actual Loops']} rows, {pages} pages"
+            lines.append(f"{'  ' * depth}{' '.join(words)}: {what} {node.get('Index Cond', '')}")
+            for child in node.get("Plans", ()):
+                show(child, depth + 1)
+
+        show(self.plan, 1)
+        return "\n".join(lines)
+
+
+def _ran(node: dict[str, Any]) -> bool:
+    return bool(node["Actual Loops"])
+
+
+async def explained(connection: AsyncConnection, job: Job[Any], statements: Statements) -> list[Explained]:
+    """Run a job, and give how the server ran each of its statements, and what they did is taken back."""
+    found: list[Explained] = []
+    steps = job(Context(statements, News()))
+    async with connection.transaction(force_rollback=True):
+        try:
+            query = next(steps)
+            while True:
+                found.append(Explained(query, statements, await _explain(connection, query)))
+                cursor = connection.cursor(binary=True)
+                await cursor.execute(query.text, query.parameters, prepare=False)
+                query = steps.send(await cursor.fetchall() if cursor.description else [])
+        except StopIteration:
+            return found
+
+
+async def _explain(connection: AsyncConnection, query: Query) -> dict[str, Any]:
+    text = b"EXPLAIN (ANALYZE, BUFFERS, TIMING OFF, FORMAT JSON) " + query.text
+    async with connection.transaction(force_rollback=True):
+        cursor = connection.cursor()
+        await cursor.execute(text, query.parameters, prepare=False)
+        row = await cursor.fetchone()
+    assert row is not None
+    output: dict[str, Any] = row[0][0]
+    return output
+
+
+def terminate_everyone(url: str) -> int:
+    """End every connection to a server but this one, as an administrator does. Give how many."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        rows: Sequence[Any] = connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE pid <> pg_backend_pid() AND backend_type = 'client backend'"
+        ).fetchall()
+    return len(rows)

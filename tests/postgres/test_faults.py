@@ -1,0 +1,359 @@
+"""What a store on PostgreSQL survives: lost connections, a crashed server, many at once, a fork, a silent network."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from omniq.errors import StorageUnavailable
+from omniq.ids import new_id
+from omniq.storage import Enqueued, Lease, LeaseState
+from omniq.task import TaskState
+from omniq.testing import await_until
+from omniq_postgres.connecting import Connector
+from omniq_postgres.pool import Pool
+from omniq_postgres.storage import PostgresStorage
+from tests.postgres.support import counts, done, new_task, opened, settings_of, storage, take, terminate_everyone
+from tests.servers.base import free_port
+from tests.servers.postgres import PostgresServer
+
+CLAIMERS = 64
+TASKS = 2000
+
+
+@pytest.fixture
+def own_server(tmp_path: Path) -> Iterator[PostgresServer]:
+    """Give a server of this test alone, with everything durable."""
+    with PostgresServer(tmp_path) as running:
+        yield running
+
+
+def namespaced(server: PostgresServer) -> str:
+    return f"{server.url}?namespace=t{new_id()[-8:]}"
+
+
+async def test_two_thousand_tasks_among_many_claimers_are_each_claimed_once(storage_url: str) -> None:
+    """Each claimer has several claims under way; all of them meet at the head of one queue."""
+    async with opened(storage_url) as store:
+        ids = [entry.id for entry in await store.enqueue([new_task(priority=n % 3) for n in range(TASKS)])]
+        stores = [await started(store) for _ in range(8)]
+        claimed: list[tuple[str, int]] = []
+
+        async def work(number: int) -> None:
+            mine = stores[number % len(stores)]
+            while tasks := await mine.claim({"q": 1 + number % 7}, worker=f"w{number}", lease=60):
+                claimed.extend((task.id, task.delivery) for task in tasks)
+                leases = [Lease(task.id, task.delivery) for task in tasks]
+                assert set(await mine.heartbeat(f"w{number}", leases, 60)) == {LeaseState.HELD}
+                assert all(await mine.finish([done(task) for task in tasks]))
+
+        await asyncio.gather(*(work(number) for number in range(CLAIMERS)))
+        assert Counter(task_id for task_id, _ in claimed) == Counter(ids)
+        assert {delivery for _, delivery in claimed} == {1}
+        assert await counts(store) == {TaskState.SUCCEEDED: TASKS}
+        for other in stores:
+            await other.close()
+
+
+async def started(store: PostgresStorage) -> PostgresStorage:
+    sibling = store.sibling()
+    await sibling.open()
+    return sibling
+
+
+async def test_batches_with_the_same_keys_in_any_order_do_not_lock_each_other_out(storage_url: str) -> None:
+    keys = [f"key {number}" for number in range(40)]
+    async with opened(storage_url, timeout=15) as store:
+
+        async def enqueue(number: int) -> list[Enqueued]:
+            order = keys[number:] + keys[:number]
+            return await store.enqueue([new_task(unique=key) for key in (order if number % 2 else order[::-1])])
+
+        answers = [answer for batch in await asyncio.gather(*map(enqueue, range(20))) for answer in batch]
+        assert sum(answer.created for answer in answers) == len(keys)
+        assert len({answer.id for answer in answers}) == len(keys)
+        assert await counts(store) == {TaskState.READY: len(keys)}
+
+
+async def test_connections_that_are_terminated_are_made_anew(server: PostgresServer, storage_url: str) -> None:
+    async with opened(storage_url) as store:
+        waits = asyncio.create_task(store.wait_for_work(["q"], 60))
+        await asyncio.sleep(0.1)
+        for _ in range(3):
+            assert terminate_everyone(server.url) > 0
+            (answer,) = await store.enqueue([new_task()])
+            assert answer.created
+            assert await asyncio.to_thread(store.enqueue_blocking, [new_task()])
+        await asyncio.wait_for(waits, 20)
+        assert await counts(store) == {TaskState.READY: 6}
+
+
+async def test_whoever_waits_while_connections_are_terminated_hears_nevertheless(
+    server: PostgresServer, storage_url: str
+) -> None:
+    async with opened(storage_url) as store, opened(storage_url) as other:
+        (entry,) = await store.enqueue([new_task()])
+        (claimed,) = await take(store)
+        ends = asyncio.create_task(store.wait_finished([entry.id], 60))
+        works = asyncio.create_task(store.wait_for_work(["other"], 60))
+        await asyncio.sleep(0.2)
+        terminate_everyone(server.url)
+        await other.finish([done(claimed)])
+        await other.enqueue([new_task(queue="other")])
+        async with asyncio.timeout(20):
+            assert await ends == {entry.id}
+            await works
+
+
+async def test_terminating_every_connection_under_load_loses_and_doubles_nothing(
+    server: PostgresServer, storage_url: str
+) -> None:
+    async with load(storage_url) as flow:
+        for _ in range(6):
+            before = len(flow.finished)
+            terminate_everyone(server.url)
+            await await_until(lambda before=before: len(flow.finished) > before + 20, 30, "work to go on")  # type: ignore[misc]  # mypy cannot infer a lambda with a default
+    await flow.settle()
+
+
+@pytest.mark.parametrize("how", ["stopped at once", "killed"])
+async def test_a_server_that_crashes_under_load_loses_nothing_that_it_acknowledged(
+    own_server: PostgresServer, how: str
+) -> None:
+    async with load(namespaced(own_server)) as flow:
+        for _ in range(2):
+            before = len(flow.finished)
+            await await_until(lambda before=before: len(flow.finished) > before + 50, 30, "work to go on")  # type: ignore[misc]  # mypy cannot infer a lambda with a default
+            await asyncio.to_thread(own_server.kill if how == "killed" else lambda: own_server.stop(immediate=True))
+            await asyncio.to_thread(own_server.start)
+    await flow.settle()
+
+
+class Load:
+    """Producers, workers and upkeep on one store, and what each of them was told."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.acknowledged: set[str] = set()
+        self.finished: Counter[str] = Counter()
+        self.stopping = False
+
+    async def produce(self, store: PostgresStorage) -> None:
+        while not self.stopping:
+            batch = [new_task(max_retries=1000) for _ in range(10)]
+            try:
+                answers = await store.enqueue(batch)
+            except StorageUnavailable:
+                continue  # nobody was told that they are there
+            # Not created are those that were stored by a try whose answer was lost.
+            assert [answer.id for answer in answers] == [task.id for task in batch]
+            self.acknowledged.update(task.id for task in batch)
+
+    async def work(self, store: PostgresStorage) -> None:
+        while not self.stopping:
+            try:
+                tasks = await take(store, 10, lease=1)
+                if not tasks:
+                    await store.recover(100)
+                    await store.wait_for_work(["q"], 0.5)
+                answers = await store.finish([done(task) for task in tasks])
+            except StorageUnavailable:
+                continue
+            self.finished.update(task.id for task, accepted in zip(tasks, answers, strict=True) if accepted)
+
+    async def settle(self) -> None:
+        """Work off what is left, and see that all that was acknowledged ended, and once."""
+        async with opened(self.url) as store:
+
+            async def drained() -> bool:
+                await store.recover(1000)
+                tasks = await take(store, 500)
+                answers = await store.finish([done(task) for task in tasks])
+                self.finished.update(task.id for task, accepted in zip(tasks, answers, strict=True) if accepted)
+                return await counts(store) == {TaskState.SUCCEEDED: await self.stored(store)}
+
+            await await_until(drained, 60, "everything to end")
+            found = await store.get(sorted(self.acknowledged))
+            assert None not in found, "what was acknowledged is lost"
+            assert {task.state for task in found if task} == {TaskState.SUCCEEDED}
+        assert max(self.finished.values()) == 1, "a task's completion was accepted twice"
+
+    async def stored(self, store: PostgresStorage) -> int:
+        return sum((await counts(store)).values())
+
+
+@asynccontextmanager
+async def load(url: str) -> AsyncIterator[Load]:
+    """Have tasks flow for a while."""
+    flow = Load(url)
+    async with opened(url) as first, opened(url) as second, opened(url) as third:
+        tasks = [
+            asyncio.create_task(flow.produce(first)),
+            asyncio.create_task(flow.work(second)),
+            asyncio.create_task(flow.work(third)),
+        ]
+        try:
+            await await_until(
+                lambda: any(task.done() for task in tasks) or len(flow.finished) > 20, 30, "work to begin"
+            )
+            yield flow
+        finally:
+            flow.stopping = True
+            await asyncio.gather(*tasks)
+
+
+async def test_a_server_that_is_not_there_is_said_to_be_unavailable() -> None:
+    store = storage(f"postgresql://postgres:secret@127.0.0.1:{free_port()}/postgres?timeout=5")
+    with pytest.raises(StorageUnavailable) as raised:
+        await store.open()
+    assert "secret" not in str(raised.value)
+    assert isinstance(raised.value.__cause__, psycopg.OperationalError)
+    await store.close()
+
+
+async def test_a_server_that_is_silent_is_given_up_after_the_timeout(own_server: PostgresServer) -> None:
+    async with opened(namespaced(own_server), timeout=1) as store:
+        await store.enqueue([new_task()])
+        assert await asyncio.to_thread(store.enqueue_blocking, [new_task()])
+        own_server.suspend()
+        try:
+            for _ in range(2):
+                with pytest.raises(StorageUnavailable):
+                    await store.enqueue([new_task()])
+            with pytest.raises(StorageUnavailable):
+                await asyncio.to_thread(store.enqueue_blocking, [new_task()])
+        finally:
+            own_server.resume()
+        (answer,) = await store.enqueue([new_task()])
+        assert answer.created
+
+
+async def test_calls_that_were_given_up_while_the_server_was_silent_do_not_keep_connections(
+    own_server: PostgresServer,
+) -> None:
+    async with opened(namespaced(own_server), timeout=300, connections=2) as store:
+        await store.heartbeat("w", [], 60)
+        own_server.suspend()
+        try:
+            for _ in range(4):
+                with pytest.raises(TimeoutError):
+                    await asyncio.wait_for(store.heartbeat("w", [], 60), 0.2)
+        finally:
+            own_server.resume()
+        async with asyncio.timeout(30):
+            assert await store.heartbeat("w", [], 60) == []
+
+
+async def test_a_cancelled_call_leaves_the_storage_whole(server: PostgresServer, storage_url: str) -> None:
+    async with opened(storage_url, connections=1) as store:
+        async with await psycopg.AsyncConnection.connect(server.url) as other:
+            await store.join(other).aenqueue([new_task(unique="key")])
+            calls = [asyncio.create_task(store.enqueue([new_task(unique="key")])) for _ in range(3)]
+            await asyncio.sleep(0.1)
+            for call in calls:
+                call.cancel()
+            assert all(
+                isinstance(end, asyncio.CancelledError) for end in await asyncio.gather(*calls, return_exceptions=True)
+            )
+        assert (await store.enqueue([new_task()]))[0].created
+
+
+async def test_more_calls_than_connections_wait_for_each_other(storage_url: str) -> None:
+    async with opened(storage_url, connections=2) as store:
+        answers = await asyncio.gather(*(store.enqueue([new_task()]) for _ in range(50)))
+        assert all(answer.created for (answer,) in answers)
+
+
+async def test_whoever_gets_no_connection_in_time_is_told_why(storage_url: str) -> None:
+    pool = Pool(Connector(settings_of(storage_url)), 1)
+    now = asyncio.get_running_loop().time
+    connection = await pool.acquire(now() + 60)
+    with pytest.raises(StorageUnavailable, match="connections="):
+        await pool.acquire(now() + 0.05)
+    waits = asyncio.create_task(pool.acquire(now() + 60))
+    await asyncio.sleep(0.05)
+    pool.release(connection)
+    assert await waits is connection
+    pool.close()
+    with pytest.raises(StorageUnavailable):
+        await pool.acquire(now() + 60)
+
+
+def test_a_fork_leaves_the_parents_connections_alone(storage_url: str) -> None:
+    async def run() -> None:
+        async with opened(storage_url) as store:
+            await store.enqueue([new_task()])
+            assert await asyncio.to_thread(store.enqueue_blocking, [new_task()])
+            reading, writing = os.pipe()
+            if (child := os.fork()) == 0:
+                # Nothing of the parent's may be touched, also by what the child's end brings with it.
+                answer = b"0"
+                try:
+                    answer = b"1" if store.enqueue_blocking([new_task()]) is None else b"2"
+                    fresh = store.sibling()
+                    thread = threading.Thread(target=lambda: asyncio.run(enqueue_in(fresh)))
+                    thread.start()
+                    thread.join(30)
+                    del store
+                finally:
+                    os.write(writing, answer)
+                    os._exit(0)
+            os.close(writing)
+            with os.fdopen(reading, "rb") as pipe:
+                assert await asyncio.to_thread(pipe.read) == b"1"
+            await asyncio.to_thread(os.waitpid, child, 0)
+            assert (await store.enqueue([new_task()]))[0].created
+            assert await asyncio.to_thread(store.enqueue_blocking, [new_task()])
+            assert await counts(store) == {TaskState.READY: 5}
+
+    asyncio.run(run())
+
+
+async def enqueue_in(store: PostgresStorage) -> None:
+    await store.open()
+    await store.enqueue([new_task()])
+    await store.close()
+
+
+def test_many_threads_enqueue_the_blocking_way(storage_url: str) -> None:
+    async def run() -> None:
+        async with opened(storage_url) as store:
+            made: list[Enqueued] = []
+
+            def produce() -> None:
+                for _ in range(20):
+                    made.extend(store.enqueue_blocking([new_task()]) or [])
+
+            await asyncio.gather(*(asyncio.to_thread(produce) for _ in range(12)))
+            assert len({entry.id for entry in made if entry.created}) == 240
+            assert await counts(store) == {TaskState.READY: 240}
+        assert store.enqueue_blocking([new_task()]) is None
+
+    asyncio.run(run())
+
+
+def test_a_loop_that_ended_without_closing_leaves_nothing_behind(server: PostgresServer, storage_url: str) -> None:
+    name = f"left-{new_id()[-8:]}"
+    store = storage(storage_url, application_name=name)
+
+    async def leave() -> None:
+        await store.open()
+        await store.enqueue([new_task()])
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(store.wait_for_work(["nothing"], 60), 0.2)
+
+    asyncio.run(leave())
+    asyncio.run(store.close())
+    deadline = time.monotonic() + 10
+    while server.execute("SELECT count(*) FROM pg_stat_activity WHERE application_name = %s", name) != [(0,)]:
+        assert time.monotonic() < deadline, "connections were left open"
+        time.sleep(0.02)

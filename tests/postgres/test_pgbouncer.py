@@ -1,0 +1,118 @@
+"""Behind a proxy that pools by transaction everything works: by looking instead of listening, by plans made anew."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+import psycopg
+import pytest
+
+from omniq import TaskQueue
+from omniq.ids import new_id
+from omniq.storage import Capability, Lease, LeaseState, Severity
+from omniq.task import TaskState
+from tests.postgres.support import counts, done, new_task, opened, storage, take
+from tests.servers.pgbouncer import PgBouncer
+from tests.servers.postgres import PostgresServer
+
+
+@pytest.fixture(scope="module")
+def proxy(server: PostgresServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PgBouncer]:
+    with PgBouncer(tmp_path_factory.mktemp("pgbouncer"), server) as running:
+        yield running
+
+
+@pytest.fixture
+def url(proxy: PgBouncer) -> str:
+    return f"{proxy.url}?namespace=t{new_id()[-8:]}"
+
+
+async def test_a_task_goes_its_whole_way(url: str) -> None:
+    async with opened(url) as store, opened(url) as other:
+        ids = [entry.id for entry in await store.enqueue([new_task(unique=f"{n}") for n in range(50)])]
+        assert (await asyncio.to_thread(store.enqueue_blocking, [new_task()])) is not None
+        for _ in range(20):
+            # So often that a driver would prepare what it does, and on ever other connections of the server.
+            tasks = [*await take(store, 2), *await take(other, 1)]
+            leases = [Lease(task.id, task.delivery) for task in tasks]
+            assert await other.heartbeat("w", leases, 60) == [LeaseState.HELD] * len(tasks)
+            assert await other.finish([done(task) for task in tasks]) == [True] * len(tasks)
+        assert await counts(store) == {TaskState.SUCCEEDED: 51}
+        assert all(task is not None and task.result_payload == b"1" for task in await other.get(ids))
+
+
+async def test_many_at_once_share_the_servers_connections(url: str) -> None:
+    async with opened(url, connections=20) as store:
+        answers = await asyncio.gather(*(store.enqueue([new_task()]) for _ in range(200)))
+        assert all(answer.created for (answer,) in answers)
+        claims = await asyncio.gather(*(take(store, 10) for _ in range(30)))
+        assert len({task.id for tasks in claims for task in tasks}) == 200
+
+
+async def test_waits_end_without_messages(url: str) -> None:
+    async with opened(url) as store, opened(url) as other:
+        works = asyncio.create_task(store.wait_for_work(["q"], 60))
+        await asyncio.sleep(0.2)
+        (entry,) = await other.enqueue([new_task()])
+        async with asyncio.timeout(10):
+            await works
+            (claimed,) = await take(store)
+            ends = asyncio.create_task(other.wait_finished([entry.id], 60))
+            await asyncio.sleep(0.2)
+            await store.finish([done(claimed)])
+            assert await ends == {entry.id}
+
+
+async def test_a_transaction_of_the_callers_goes_through_it(proxy: PgBouncer, url: str) -> None:
+    async with opened(url) as store:
+        task = new_task()
+        with psycopg.connect(proxy.url, prepare_threshold=None) as connection:
+            store.join(connection).enqueue([task])
+        (claimed,) = await take(store)
+        assert claimed.id == task.id
+
+
+async def test_the_doctor_notices_it(url: str) -> None:
+    async with opened(url) as store:
+        found = {finding.subject: finding.severity for finding in await store.diagnose()}
+    assert found["pooler"] is Severity.WARNING
+    assert Severity.ERROR not in found.values()
+
+
+async def test_it_can_be_named_beforehand(url: str) -> None:
+    async with opened(url, pooler="transaction") as store:
+        assert (await store.enqueue([new_task()]))[0].created
+
+
+async def test_the_way_past_it_is_not_taken_for_one(server: PostgresServer) -> None:
+    async with opened(f"{server.url}?namespace=t{new_id()[-8:]}") as store:
+        assert "pooler" not in {finding.subject for finding in await store.diagnose()}
+
+
+async def test_the_proxy_may_be_restarted(proxy: PgBouncer, url: str) -> None:
+    async with opened(url) as store:
+        await store.enqueue([new_task()])
+        await asyncio.to_thread(proxy.kill)
+        await asyncio.to_thread(proxy.start)
+        await store.enqueue([new_task()])
+        assert await counts(store) == {TaskState.READY: 2}
+
+
+def test_a_queue_and_its_worker_work_through_it(url: str) -> None:
+    with TaskQueue(url) as queue:
+
+        @queue.task
+        def double(number: int) -> int:
+            return 2 * number
+
+        async def work() -> list[int]:
+            async with queue.worker(concurrency=4):
+                handles = await queue.aenqueue_many([double.call(number) for number in range(20)])
+                return [await handle.aresult(timeout=30) for handle in handles]
+
+        assert asyncio.run(work()) == [2 * number for number in range(20)]
+
+
+def test_the_capabilities_do_not_depend_on_it(url: str) -> None:
+    assert Capability.TRANSACTIONS in storage(url).capabilities
