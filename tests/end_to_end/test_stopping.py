@@ -110,8 +110,11 @@ def catches(worker: Actor, number: signal.Signals) -> bool:
 
 def test_a_worker_that_is_told_to_stop_while_it_starts_ends_without_having_begun(scene: Scene, tmp_path: Path) -> None:
     handle = scene.enqueue("coroutine")
+    scene.queue.close()
     connection = sqlite3.connect(tmp_path / "jobs.db", isolation_level=None)
-    connection.execute("BEGIN IMMEDIATE")  # so that it has to wait for the store
+    # So that it has to wait for the store: nobody else can even read it.
+    connection.execute("PRAGMA locking_mode = EXCLUSIVE")
+    connection.execute("BEGIN IMMEDIATE")
     worker = scene.start_worker()
     scene.wait_for(lambda: catches(worker, signal.SIGTERM), "its handler", worker)
 
