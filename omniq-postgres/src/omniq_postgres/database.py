@@ -174,6 +174,6 @@ class Database:
         if mine:
             await asyncio.wait(mine, timeout=self._settings.timeout)
 
-    def close(self) -> None:
-        """Close all connections. From any loop."""
-        self.pool.close()
+    def close(self, *, abandoned: bool = False) -> None:
+        """Close all connections; see :meth:`Pool.close`."""
+        self.pool.close(abandoned=abandoned)

@@ -101,11 +101,16 @@ class Pool:
                 waiter.set_result(None)
                 return
 
-    def close(self) -> None:
-        """Close all connections; those in use fail. From any loop."""
+    def close(self, *, abandoned: bool = False) -> None:
+        """Close all connections; those in use fail.
+
+        :param abandoned: whether the event loop that used them is gone, so that nobody gives any back.
+        """
         self._closed = True
-        while self._idle:
-            self._forget(self._idle.pop())
-        for connection in self._all:
-            # Whoever uses it finds it lost, and gives it back.
-            cut(connection)
+        self._idle.clear()
+        for connection in list(self._all):
+            if abandoned or is_usable(connection):
+                self._forget(connection)
+            else:
+                # Whoever uses it finds it lost, and gives it back.
+                cut(connection)

@@ -111,16 +111,17 @@ class Session:
             self.finalizer.detach()
         untold = self.direct.close()
         await self.waiting.close()
-        if self._loop is asyncio.get_running_loop():
+        here = self._loop is asyncio.get_running_loop()
+        if here:
             self._announcer.add(untold)
             if self._folding is not None:
                 await asyncio.wait([self._folding], timeout=2)
             await self.database.drain()
             await self._announcer.drain()
-        self.database.close()
+        self.database.close(abandoned=not here)
 
     def abandon(self) -> None:
         """Close what was left open by a storage that is gone."""
         if self.is_mine:
             self.direct.close()
-            self.database.close()
+            self.database.close(abandoned=True)
