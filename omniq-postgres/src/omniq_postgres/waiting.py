@@ -20,7 +20,7 @@ from omniq_postgres.settings import Names
 
 __all__ = ["Waiting"]
 
-LOOK_AFTER = (1.2, 1.8)
+LOOK_AFTER = (1.5, 1.9)
 """Seconds between looks at the store while messages are listened for; and, below, while they are not."""
 LOOK_AFTER_UNHEARD = (1.0, 1.3)
 OVERDUE_SCHEDULE_PAUSE = 1.0
