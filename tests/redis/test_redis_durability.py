@@ -67,6 +67,38 @@ def test_no_acknowledged_task_is_lost_when_the_server_is_killed_under_load(tmp_p
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize("kind", ["redis", "valkey"])
+def test_with_a_flush_every_second_a_killed_server_loses_at_most_the_last_two(tmp_path: Path, kind: str) -> None:
+    window = 2.0
+    """Seconds. While a flush takes long, the server holds back what it writes to the file for so long."""
+
+    async def scenario() -> None:
+        with RedisServer(tmp_path, binary=binary_of(kind), appendonly=True, appendfsync="everysec") as server:
+            clock = asyncio.get_running_loop().time
+            acknowledged: list[tuple[float, str]] = []
+
+            async def produce() -> None:
+                async with opened(f"{server.url}?retry_for=1") as store:
+                    while True:
+                        (stored,) = await store.enqueue([new_task()])
+                        acknowledged.append((clock(), stored.id))
+
+            producer = asyncio.create_task(produce())
+            await await_until(lambda: bool(acknowledged) and clock() - acknowledged[0][0] > window + 0.5)
+            killed_at = clock()
+            server.kill()
+            with pytest.raises(StorageUnavailable):
+                await producer
+            server.start()
+            async with opened(server.url) as store:
+                old = [task_id for at, task_id in acknowledged if at < killed_at - window]
+                assert old
+                assert None not in await store.get(old)
+                assert await total(store, TaskState.READY) <= len(acknowledged) + 1
+
+    asyncio.run(scenario())
+
+
 @pytest.fixture(params=["redis", "valkey"])
 def guarded(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RedisSentinel]:
     kind: str = request.param
