@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -18,7 +17,7 @@ from omniq.errors import StorageUnavailable
 from omniq.ids import new_id
 from omniq.storage import Enqueued, Lease, LeaseState
 from omniq.task import TaskState
-from omniq.testing import await_until
+from omniq.testing import await_until, wait_until
 from omniq_postgres.connecting import Connector
 from omniq_postgres.pool import Pool
 from omniq_postgres.storage import PostgresStorage
@@ -353,7 +352,8 @@ def test_a_loop_that_ended_without_closing_leaves_nothing_behind(server: Postgre
 
     asyncio.run(leave())
     asyncio.run(store.close())
-    deadline = time.monotonic() + 10
-    while server.execute("SELECT count(*) FROM pg_stat_activity WHERE application_name = %s", name) != [(0,)]:
-        assert time.monotonic() < deadline, "connections were left open"
-        time.sleep(0.02)
+
+    def nothing_is_left() -> bool:
+        return server.execute("SELECT count(*) FROM pg_stat_activity WHERE application_name = %s", name) == [(0,)]
+
+    wait_until(nothing_is_left, timeout=10, what="the end of the connections that were left open")

@@ -30,9 +30,10 @@ class PgBouncer(Server):
         super().__init__(folder)
         found = find_binary(["pgbouncer"], ["/usr/sbin", "/usr/local/sbin", "/opt/homebrew/bin"])
         if found is None:
+            reason = "no pgbouncer: install it, such as by the system's package of that name"
             if os.environ.get("CI"):
-                pytest.fail("no pgbouncer")
-            pytest.skip("no pgbouncer")
+                pytest.fail(reason)
+            pytest.skip(reason)
         self.binary: Path = found
         self.behind = behind
         self.user = other_user()
