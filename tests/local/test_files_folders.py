@@ -12,10 +12,13 @@ from pathlib import Path
 
 import pytest
 
+from omniq.errors import SchemaMismatch
+from omniq.schedule import Schedule
 from omniq.storage import Severity
 from omniq.task import Released, Retry, TaskState
 from omniq_local.files import shelves
 from omniq_local.files.doctor import file_system_of
+from omniq_local.files.preparation import MARKER
 from tests.local.files_support import (
     STATES,
     Clock,
@@ -200,6 +203,39 @@ def test_a_foreign_file_is_moved_aside_and_not_taken_for_a_task(root: Path, name
         async with opened(root) as store:
             assert len(await take(store, 9)) == 2
             assert len(list((root / "omniq/aside").iterdir())) == 1
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"[" * 100_000], ids=["empty", "of nothing", "nested"])
+@pytest.mark.parametrize("place", ["workers", "schedules"])
+def test_a_worker_or_schedule_that_cannot_be_read_is_moved_aside_and_hides_no_other(
+    root: Path, place: str, content: bytes
+) -> None:
+    async def scenario() -> None:
+        async with opened(root) as store:
+            for name in ("a", "b"):
+                await store.heartbeat(name, [], 60)
+                await store.put_schedule(Schedule(id=name, task=new_task(), trigger="[]", next_run=None))
+        broken = min((root / "omniq" / place).iterdir())
+        broken.write_bytes(content)
+        async with opened(root) as store:
+            left = [worker.id for worker in await store.workers()], [one.id for one in await store.get_schedules()]
+            assert sorted(map(len, left)) == [1, 2]
+            assert len(list((root / "omniq/aside").iterdir())) == 1
+            assert not broken.exists()
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("content", [b"", b"7", b"[" * 100_000], ids=["empty", "a number", "nested"])
+def test_a_store_whose_marker_cannot_be_read_is_refused(root: Path, content: bytes) -> None:
+    async def scenario() -> None:
+        async with opened(root):
+            pass
+        (root / MARKER).write_bytes(content)
+        with pytest.raises(SchemaMismatch, match="another version"):
+            await storage(root).open()
 
     asyncio.run(scenario())
 

@@ -101,6 +101,20 @@ def test_whatever_is_lost_but_the_tasks_is_made_anew(root: Path, lost: str) -> N
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize("content", [b"", b"[" * 100_000], ids=["empty", "nested"])
+def test_a_queue_whose_file_cannot_be_read_is_counted_anew(root: Path, content: bytes) -> None:
+    async def scenario() -> None:
+        await fill(root)
+        async with opened(root) as store:
+            before = [stats.counts for stats in await store.stats() if stats.queue == "q"]
+        (root / "omniq/queues/q.json").write_bytes(content)
+        start_machine_anew(root)
+        async with opened(root) as store:
+            assert [stats.counts for stats in await store.stats() if stats.queue == "q"] == before
+
+    asyncio.run(scenario())
+
+
 def test_tasks_whose_files_came_out_empty_are_moved_aside_and_told(root: Path) -> None:
     async def scenario() -> None:
         await fill(root)

@@ -7,10 +7,11 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from omniq.errors import CorruptRecord
+from omniq.records import dump_error
 from omniq.storage import Enqueued
 from omniq.task import Cancelled, Failed, NewTask, Outcome, Released, Retry, Succeeded, Task, TaskError
 from omniq_redis.orders import order_words
-from omniq_redis.rows import claimed_task, dump_error, next_delivery
+from omniq_redis.rows import claimed_task, next_delivery
 from omniq_redis.times import moment, span
 
 __all__ = ["check_size", "pack_outcomes", "pack_tasks", "pairs", "read_claimed", "read_stored"]
@@ -66,11 +67,11 @@ def _said(outcome: Outcome) -> tuple[bytes, int, bytes]:
         case Succeeded(result=result):
             return b"s", 0, result
         case Failed(error=error):
-            return b"f", 0, dump_error(error)
+            return b"f", 0, dump_error(error).encode()
         case Cancelled():
             return b"c", 0, b""
         case Retry(delay=delay, error=error):
-            return b"r", span(delay), dump_error(error)
+            return b"r", span(delay), b"" if error is None else dump_error(error).encode()
         case Released(delay=delay):
             return b"l", span(delay), b""
     raise TypeError(f"not an outcome that a store knows: {outcome!r}")

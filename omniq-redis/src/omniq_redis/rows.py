@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import struct
 from collections.abc import Sequence
 from datetime import datetime
@@ -10,15 +9,14 @@ from struct import Struct
 from typing import NamedTuple
 
 from omniq.errors import CorruptRecord
-from omniq.task import Progress, Task, TaskError, TaskState
+from omniq.records import load_error, load_progress
+from omniq.task import Task, TaskError, TaskState
 from omniq_redis.orders import load_options
 from omniq_redis.times import EPOCH, moment
 
 __all__ = [
     "Stored",
     "claimed_task",
-    "dump_error",
-    "dump_progress",
     "next_delivery",
     "task_of",
     "task_or_stand_in",
@@ -36,30 +34,6 @@ _COUNTS = Struct(">II")
 
 Stored = tuple[bytes | None, bytes | None, bytes | None, bytes | None]
 """An order, its past, its running record and the time of its lease."""
-
-
-def dump_error(error: TaskError | None) -> bytes:
-    """Give an error as JSON; pure ASCII, so that whatever characters its message holds can be stored."""
-    return b"" if error is None else json.dumps([error.type, error.message, error.traceback]).encode()
-
-
-def dump_progress(progress: Progress) -> bytes:
-    """Give a note of progress as JSON."""
-    return json.dumps([progress.done, progress.total, progress.note]).encode()
-
-
-def _error(text: bytes) -> TaskError | None:
-    if not text:
-        return None
-    kind, message, traceback = json.loads(text)
-    return TaskError(type=kind, message=message, traceback=traceback)
-
-
-def _progress(text: bytes) -> Progress | None:
-    if not text:
-        return None
-    done, total, note = json.loads(text)
-    return Progress(done=done, total=total, note=note)
 
 
 class _Past(NamedTuple):
@@ -169,8 +143,8 @@ def _task_of(
         unique=unique,
         tags=options.tags,
         result_ttl=options.result_ttl,
-        error=_error(error),
-        progress=_progress(progress),
+        error=load_error(error) if error else None,
+        progress=load_progress(progress) if progress else None,
         cancel_requested=cancel,
         result_payload=result if state is TaskState.SUCCEEDED else None,
         signature=bytes.fromhex(signature.decode()),
@@ -202,7 +176,7 @@ def claimed_task(
         if past_text is not None:
             past = _read_past(past_text)
             delivery, attempt, run, expires = past.delivery, past.attempt, past.run, past.expires
-            error = _error(past.error)
+            error = load_error(past.error) if past.error else None
         created_at = moment(created)
         return Task(
             id=task_id,

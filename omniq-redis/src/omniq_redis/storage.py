@@ -12,6 +12,7 @@ from typing import Any, Self
 from attrs import evolve
 
 from omniq.errors import StorageUnavailable
+from omniq.records import dump_progress, dump_schedule
 from omniq.schedule import Schedule
 from omniq.storage import (
     Capability,
@@ -41,7 +42,7 @@ from omniq_redis.dialing import Dialer
 from omniq_redis.doctor import diagnose
 from omniq_redis.listing import list_tasks, read_cursor
 from omniq_redis.orders import is_simple, order_words
-from omniq_redis.schedules import dump_schedule, load_schedule, next_run_of, readable
+from omniq_redis.schedules import next_run_of, read_schedule, readable
 from omniq_redis.settings import read_settings
 from omniq_redis.times import moment, span
 from omniq_redis.waiting import Waiting
@@ -294,7 +295,7 @@ class RedisStorage(Storage):
         client = self._opened()
         words: list[bytes | int | str] = []
         for lease, progress in updates.items():
-            words += (lease.id, lease.delivery, rows.dump_progress(progress))
+            words += (lease.id, lease.delivery, dump_progress(progress))
         if words:
             await client.run("progress", words)
 
@@ -310,7 +311,7 @@ class RedisStorage(Storage):
         client = self._opened()
         if ids is not None and not ids:
             return []
-        found = [load_schedule(text) for text in await client.run("get_schedules", ids or ()) if text is not None]
+        found = [read_schedule(text) for text in await client.run("get_schedules", ids or ()) if text is not None]
         return found if ids else sorted(found, key=lambda schedule: schedule.id)
 
     async def delete_schedule(self, schedule_id: str) -> bool:

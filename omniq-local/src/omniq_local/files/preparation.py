@@ -68,7 +68,7 @@ def _version_in(path: str) -> object:
             marker = json.loads(file.read())
     except FileNotFoundError:
         return None
-    except ValueError:
+    except (ValueError, RecursionError):
         return "unknown"
     return marker.get("version") if isinstance(marker, dict) else "unknown"
 

@@ -98,7 +98,7 @@ class Queue:
         try:
             with open(path, "rb") as file:
                 name = json.loads(file.read())["queue"]
-        except (OSError, ValueError, TypeError, LookupError):
+        except (OSError, ValueError, TypeError, LookupError, RecursionError):
             return None
         return name if isinstance(name, str) else None
 

@@ -73,7 +73,7 @@ def _workers(change: Change) -> list[tuple[str, dict[str, str], int]]:
             with open(f"{base}/{path}", "rb") as file:
                 worker = json.loads(file.read())
             found.append((path, worker, read_time(worker["until"])))
-        except (ValueError, TypeError, LookupError, OSError) as error:
+        except (ValueError, TypeError, LookupError, OSError, RecursionError) as error:
             change.folder.set_aside(path, f"no worker's file: {error}")
     return found
 

@@ -11,8 +11,9 @@ from typing import Any
 from attrs import frozen
 
 from omniq.errors import CorruptRecord
+from omniq.records import dump_error
 from omniq.task import Task, TaskError
-from omniq_local.sqlite.rows import CANCELLED, FAILED, READY, RUNNING, SCHEDULED, claimed_task, dump_error, moment, span
+from omniq_local.sqlite.rows import CANCELLED, FAILED, READY, RUNNING, SCHEDULED, claimed_task, moment, span
 from omniq_local.sqlite.transaction import Row, Transaction
 
 __all__ = ["Claim", "Claimed", "Picked", "claim", "end_corrupt", "end_expired", "promote", "read"]

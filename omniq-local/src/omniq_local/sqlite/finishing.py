@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from omniq.records import dump_error, dump_progress
 from omniq.storage import Lease, LeaseState
 from omniq.task import Cancelled, Failed, Outcome, Progress, Released, Retry, Succeeded
 from omniq_local.sqlite.rows import (
@@ -15,8 +16,6 @@ from omniq_local.sqlite.rows import (
     RUNNING,
     SCHEDULED,
     SUCCEEDED,
-    dump_error,
-    dump_progress,
     span,
 )
 from omniq_local.sqlite.transaction import Row, Transaction
@@ -53,7 +52,7 @@ def finish(outcomes: Sequence[Outcome], tx: Transaction) -> list[bool]:
             case Cancelled():
                 ended.append((row, CANCELLED, None, None))
             case Retry(error=error) if cancel:
-                ended.append((row, CANCELLED, None, dump_error(error)))
+                ended.append((row, CANCELLED, None, None if error is None else dump_error(error)))
             case Released() if cancel:
                 back.append((seq, RUNNING, None, 1, 1, None))  # the attempt is taken back all the same
                 ended.append((row, CANCELLED, None, None))
@@ -82,7 +81,7 @@ def _given_back(outcome: Retry | Released, row: Row, tx: Transaction) -> tuple[A
         run_at = tx.stamp if isinstance(outcome, Retry) else None
         tx.made_ready(queue)
     if isinstance(outcome, Retry):
-        return (seq, state, run_at, 0, 0, dump_error(outcome.error))
+        return (seq, state, run_at, 0, 0, None if outcome.error is None else dump_error(outcome.error))
     return (seq, state, run_at, 1, 1, None)
 
 

@@ -122,7 +122,8 @@ class JoinedTransaction(CallerTransaction):
         if not self._connection.in_transaction:
             raise ValueError(
                 "the connection commits each statement by itself, so that there is no transaction to take part in: "
-                'begin one, connection.execute("BEGIN IMMEDIATE")'
+                'begin one (connection.execute("BEGIN IMMEDIATE") of sqlite3, transaction.atomic() of Django), and '
+                "give SQLAlchemy's another isolation level than AUTOCOMMIT"
             )
 
     def _all_or_nothing(self, job: Job[T]) -> T:

@@ -14,7 +14,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
 from omniq.errors import CorruptRecord
-from omniq.task import NewTask, Progress, Task, TaskError, TaskState, When
+from omniq.records import load_error, load_progress
+from omniq.task import NewTask, Task, TaskError, TaskState, When
 
 __all__ = [
     "BODY_APART",
@@ -33,8 +34,6 @@ __all__ = [
     "Options",
     "claimed_task",
     "columns_of",
-    "dump_error",
-    "dump_progress",
     "load_options",
     "microseconds",
     "moment",
@@ -196,30 +195,6 @@ def columns_of(task: NewTask, now: int, stamp: int, ready: int = READY) -> tuple
 # Records
 
 
-def dump_error(error: TaskError | None) -> str | None:
-    """Give an error as JSON; pure ASCII, so that whatever characters its message holds can be stored."""
-    return None if error is None else json.dumps([error.type, error.message, error.traceback])
-
-
-def dump_progress(progress: Progress) -> str:
-    """Give a note of progress as JSON."""
-    return json.dumps([progress.done, progress.total, progress.note])
-
-
-def _error(text: str | None) -> TaskError | None:
-    if text is None:
-        return None
-    kind, message, traceback = json.loads(text)
-    return TaskError(type=kind, message=message, traceback=traceback)
-
-
-def _progress(text: str | None) -> Progress | None:
-    if text is None:
-        return None
-    done, total, note = json.loads(text)
-    return Progress(done=done, total=total, note=note)
-
-
 def task_of(row: Sequence[Any]) -> Task:
     """Make a task of its row.
 
@@ -288,8 +263,8 @@ def _task_of(
         unique=unique,
         tags=options.tags,
         result_ttl=options.result_ttl,
-        error=_error(error),
-        progress=_progress(progress),
+        error=None if error is None else load_error(error),
+        progress=None if progress is None else load_progress(progress),
         cancel_requested=cancel is not None,
         result_payload=result,
         signature=signature,
@@ -336,7 +311,7 @@ def claimed_task(row: Sequence[Any], queue: str, worker: str, now: datetime, lea
             unique=unique,
             tags=tags,
             result_ttl=result_ttl,
-            error=None if error is None else _error(error),
+            error=None if error is None else load_error(error),
             signature=bytes.fromhex(signature),
         )
     except UNREADABLE as problem:

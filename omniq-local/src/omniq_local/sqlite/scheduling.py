@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import base64
-import json
 import logging
 import sqlite3
 from collections.abc import Callable, Iterable, Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any, TypeVar
 
 from attrs import evolve
 
 from omniq.errors import CorruptRecord
-from omniq.schedule import Misfire, Overlap, Schedule
-from omniq.task import NewTask, When
+from omniq.records import dump_schedule, load_schedule
+from omniq.schedule import Schedule
+from omniq.task import NewTask
 from omniq_local.sqlite.enqueueing import enqueue
 from omniq_local.sqlite.rows import microseconds, moment
 from omniq_local.sqlite.statements import Statements
@@ -84,7 +83,7 @@ def _revision(tx: Transaction, schedule_id: str) -> int:
 
 def _put(tx: Transaction, schedule: Schedule) -> None:
     next_run = _optional(_point, schedule.next_run)
-    tx.run("schedules.put", schedule.id, schedule.revision, next_run, int(schedule.paused), _dump(schedule))
+    tx.run("schedules.put", schedule.id, schedule.revision, next_run, int(schedule.paused), dump_schedule(schedule))
     if not schedule.paused:
         tx.schedule_due(next_run)
 
@@ -97,79 +96,7 @@ def _point(at: datetime) -> int:
     return microseconds(at, 0)
 
 
-# How a schedule stands in its row: what no statement asks for as one JSON text.
-
-
-def _dump(schedule: Schedule) -> str:
-    task = schedule.task
-    return json.dumps(
-        {
-            "trigger": schedule.trigger,
-            "misfire": schedule.misfire,
-            "overlap": schedule.overlap,
-            "jitter": schedule.jitter,
-            "start": _optional(_point, schedule.start),
-            "end": _optional(_point, schedule.end),
-            "declared": schedule.declared,
-            "last_run": _optional(_point, schedule.last_run),
-            "last_task": schedule.last_task,
-            "task": {
-                "id": task.id,
-                "queue": task.queue,
-                "name": task.name,
-                "payload": base64.b64encode(task.payload).decode(),
-                "serializer": task.serializer,
-                "priority": task.priority,
-                "max_retries": task.max_retries,
-                "retry": task.retry,
-                "timeout": task.timeout,
-                "is_async": task.is_async,
-                "run_at": _dump_when(task.run_at),
-                "expires": _dump_when(task.expires),
-                "unique": task.unique,
-                "tags": task.tags,
-                "result_ttl": task.result_ttl,
-                "signature": base64.b64encode(task.signature).decode(),
-            },
-        }
-    )
-
-
-def _dump_when(when: When | None) -> list[Any] | None:
-    if when is None:
-        return None
-    if isinstance(when, timedelta):
-        return ["in", when // timedelta(microseconds=1)]
-    return ["at", _point(when)]
-
-
-def _load_when(dumped: list[Any]) -> When:
-    kind, value = dumped
-    return timedelta(microseconds=value) if kind == "in" else moment(value)
-
-
 def _schedule(row: Sequence[Any]) -> Schedule:
     schedule_id, revision, next_run, paused, body = row
-    try:
-        fields = json.loads(body)
-        task = fields.pop("task")
-        for name in ("payload", "signature"):
-            task[name] = base64.b64decode(task[name])
-        for name in ("run_at", "expires"):
-            task[name] = _optional(_load_when, task[name])
-        for name in ("start", "end", "last_run"):
-            fields[name] = _optional(moment, fields[name])
-        return Schedule(
-            id=schedule_id,
-            revision=revision,
-            next_run=_optional(moment, next_run),
-            paused=bool(paused),
-            misfire=Misfire(fields.pop("misfire")),
-            overlap=Overlap(fields.pop("overlap")),
-            task=NewTask(**{**task, "tags": tuple(task["tags"])}),
-            **fields,
-        )
-    except (TypeError, ValueError, KeyError, AttributeError, OverflowError, RecursionError) as error:
-        raise CorruptRecord(
-            f"schedule {schedule_id!r} cannot be read: {error}; delete it (omniq schedules delete) and store it anew"
-        ) from error
+    known = {"id": schedule_id, "revision": revision, "paused": bool(paused)}
+    return load_schedule(body, next_run=_optional(moment, next_run), **known)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from omniq.records import dump_error
 from omniq.task import Task, TaskError
 from omniq_local.sqlite.claiming import end_expired
 from omniq_local.sqlite.reading import make_task
-from omniq_local.sqlite.rows import CANCELLED, FAILED, READY, RUNNING, dump_error, load_options
+from omniq_local.sqlite.rows import CANCELLED, FAILED, READY, RUNNING, load_options
 from omniq_local.sqlite.transaction import Row, Transaction
 
 __all__ = ["prune", "recover"]

@@ -1,0 +1,116 @@
+"""How parts of a record stand in a store that keeps them as text, for those who write one.
+
+JSON in pure ASCII, so that whatever characters a message holds can be stored. What was read from a store may have been
+written by anybody: whatever is wrong with it, it is a :exc:`ValueError`, or a :exc:`~omniq.errors.CorruptRecord`.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from datetime import datetime, timedelta
+from typing import Any
+
+from attrs import asdict
+
+from omniq.errors import CorruptRecord
+from omniq.schedule import Misfire, Overlap, Schedule
+from omniq.task import NewTask, Progress, TaskError
+
+__all__ = ["dump_error", "dump_progress", "dump_schedule", "load_error", "load_progress", "load_schedule"]
+
+_MICROSECOND = timedelta(microseconds=1)
+_UNREADABLE = (TypeError, ValueError, LookupError, AttributeError, OverflowError, RecursionError)
+
+
+def dump_error(error: TaskError) -> str:
+    """Give an error as text."""
+    return json.dumps([error.type, error.message, error.traceback])
+
+
+def load_error(text: str | bytes) -> TaskError:
+    """Read what :func:`dump_error` gave.
+
+    :raises ValueError: if that cannot be done.
+    """
+    kind, message, traceback = _parts(text, "an error")
+    if not (isinstance(kind, str) and isinstance(message, str) and isinstance(traceback, str)):
+        raise ValueError(f"this is no error: {text!r}")
+    return TaskError(type=kind, message=message, traceback=traceback)
+
+
+def dump_progress(progress: Progress) -> str:
+    """Give a note of progress as text."""
+    return json.dumps([progress.done, progress.total, progress.note])
+
+
+def load_progress(text: str | bytes) -> Progress:
+    """Read what :func:`dump_progress` gave.
+
+    :raises ValueError: if that cannot be done.
+    """
+    done, total, note = _parts(text, "progress")
+    return Progress(done=done, total=total, note=note)
+
+
+def _parts(text: str | bytes, what: str) -> list[Any]:
+    try:
+        parts = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"this is not {what}: {error}") from error
+    if not isinstance(parts, list) or len(parts) != 3:
+        raise ValueError(f"this is not {what}: {text!r}")
+    return parts
+
+
+def dump_schedule(schedule: Schedule) -> str:
+    """Give a schedule as text: all of it but its revision, which counts what a store does with it."""
+    return json.dumps(asdict(schedule, filter=lambda attribute, _: attribute.name != "revision"), default=_dump)
+
+
+def _dump(value: object) -> dict[str, Any]:
+    if isinstance(value, datetime):
+        return {"at": value.isoformat()}
+    if isinstance(value, timedelta):
+        return {"in": value // _MICROSECOND}
+    if isinstance(value, bytes):
+        return {"base64": base64.b64encode(value).decode()}
+    raise TypeError(f"a schedule cannot hold {value!r}")
+
+
+def _load(value: dict[str, Any]) -> Any:
+    match value:
+        case {"at": str(text)}:
+            return datetime.fromisoformat(text)
+        case {"in": int(number)}:
+            return timedelta(microseconds=number)
+        case {"base64": str(text)}:
+            return base64.b64decode(text, validate=True)
+    return value
+
+
+def load_schedule(text: str | bytes, **known: Any) -> Schedule:
+    """Read what :func:`dump_schedule` gave.
+
+    :param known: fields that the store keeps apart from the text as well, such as ``revision`` and ``paused``: these
+        count.
+    :raises CorruptRecord: if that cannot be done; names the schedule and what to do about it.
+    """
+    name: object = known.get("id")
+    try:
+        fields = {**json.loads(text, object_hook=_load), **known}
+        name = fields["id"]
+        task = fields["task"]
+        return Schedule(
+            **{
+                **fields,
+                "task": NewTask(**{**task, "tags": tuple(task["tags"])}),
+                "misfire": Misfire(fields["misfire"]),
+                "overlap": Overlap(fields["overlap"]),
+            }
+        )
+    except _UNREADABLE as error:
+        called = "a schedule" if name is None else f"schedule {name!r}"
+        raise CorruptRecord(
+            f"{called} cannot be read: {error}; delete it (omniq schedules delete) and store it anew"
+        ) from error
