@@ -162,12 +162,8 @@ def _no_stale_result_is_visible(task: Task, events: Sequence[Event], answers_wer
             )
 
 
-def check_unique(tasks: Iterable[Task], *, waits_for_keys: bool = False) -> None:
-    """Check that of the tasks with one key each was stored only after the one before it had ended (I5).
-
-    :param waits_for_keys: whether the store notes the time before it waits for the key to become free; then what is
-        checked is that none started before the other had ended.
-    """
+def check_unique(tasks: Iterable[Task]) -> None:
+    """Check that of the tasks with one key each was stored only after the one before it had ended (I5)."""
     by_key: dict[str, list[Task]] = defaultdict(list)
     for task in tasks:
         if task.unique is not None:
@@ -176,8 +172,7 @@ def check_unique(tasks: Iterable[Task], *, waits_for_keys: bool = False) -> None
         same.sort(key=lambda task: task.created_at)
         for earlier, later in itertools.pairwise(same):
             assert earlier.finished_at is not None, f"I5: {earlier.id} of key {key!r} lives beside {later.id}"
-            begun = later.started_at if waits_for_keys else later.created_at
-            assert begun is None or earlier.finished_at <= begun, (
-                f"I5: {earlier.id} and {later.id} of key {key!r} overlap: one began at {begun}, the other ended at "
-                f"{earlier.finished_at}"
+            assert earlier.finished_at <= later.created_at, (
+                f"I5: {earlier.id} and {later.id} of key {key!r} overlap: one was stored at {later.created_at}, the "
+                f"other ended at {earlier.finished_at}"
             )

@@ -233,7 +233,7 @@ class Scene:
         """Stop the workers, and check what must hold of every run, once all has drained."""
         self.stop()
         check(self.history, self.queue, answers_were_lost=answers_were_lost)
-        check_unique(self.all_tasks(), waits_for_keys=self.stage.waits_for_keys)
+        check_unique(self.all_tasks())
 
     def check_nothing_is_left(self) -> None:
         """Stop the workers, remove every task, and check that the store is as empty as a new one."""

@@ -45,9 +45,6 @@ class Stage(ABC):
     :param url: of the store, by the way that nothing disturbs.
     """
 
-    waits_for_keys = False
-    """Whether ``created_at`` may be from before the moment at which the task's unique key became free."""
-
     def __init__(self, url: str) -> None:
         self.url = url
 
@@ -123,7 +120,6 @@ class ServerStage(Stage):
 
     def __init__(self, kind: str, server: Server, proxy: Proxy) -> None:
         self.kind = kind
-        self.waits_for_keys = kind == "postgres"
         self.server = server
         self.proxy = proxy
         self.namespace = f"faults-{new_id()[-12:]}"
@@ -151,27 +147,12 @@ class ServerStage(Stage):
 
     def start_server(self) -> None:
         """Start the server again, on the data that it had."""
-        wait_until(self._started, timeout=30, what="the server to start")
-
-    def _started(self) -> bool:
-        try:
-            self.server.start()
-        except RuntimeError as error:
-            self.server.kill()
-            # The last processes of a PostgreSQL server that was killed may need a moment to end.
-            if "shared memory block" not in str(error):
-                raise
-            return False
-        return True
+        self.server.start()
 
     def suspend_server(self) -> None:
         """Stop the server in the middle of whatever it does, and return once all of its processes stand still."""
         self.server.suspend()
         wait_until(lambda: set(_states(self.server)) == {"T"}, what="the server to stand still")
-
-    def can_be_written(self) -> bool:
-        # A process that is stopped within a transaction keeps its locks, until the server ends the transaction.
-        return self.kind != "postgres" or traces.no_transaction_stays_open(self.server.url)
 
     def leftovers(self) -> dict[str, int]:
         return traces.OF_SERVERS[self.kind](self.server.url, self.namespace)

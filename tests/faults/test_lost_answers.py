@@ -108,6 +108,42 @@ def test_a_call_that_is_cut_off_and_repeated_leaves_what_one_call_leaves(
     assert nth > 1, "nothing was cut: the call did not go through the proxy"
 
 
+async def is_done_by_another(call: Call, stage: ServerStage, nth: int) -> bool:
+    """Have a client stand still at the nth answer of a call, and another one do the same.
+
+    :return: whether there were so many answers.
+    """
+    answers, expected = await as_it_must_be(call)
+    part = f"still-{nth}"
+    async with opened(stage.url_of(part)) as direct:
+        await call.prepare(direct)
+        async with opened(stage.disturbed_url_of(part)) as storage:
+            held = stage.proxy.hold_reply(nth=nth)
+            still = asyncio.ensure_future(call.call(storage))
+            try:
+                await await_until(lambda: held.happened or still.done(), timeout=PATIENCE, what="an answer")
+                if held.happened:
+                    answer = await call.call(direct)
+                    assert answer in answers, f"{call}, still at answer {nth}: {answer!r} is none of {answers!r}"
+                    assert differences(await image(direct), expected) == [], f"{call}, still at answer {nth}"
+            finally:
+                stage.proxy.pass_on()
+                await asyncio.gather(still, return_exceptions=True)
+    return held.happened
+
+
+# On NATS some calls are several steps, each of them whole, and another one does what is left of them.
+@pytest.mark.parametrize("stage", ["redis", "postgres"], indirect=True)
+@pytest.mark.parametrize("call", CALLS, ids=str)
+def test_whoever_stands_still_in_the_middle_of_a_call_keeps_nobody_from_doing_it(
+    server_stage: ServerStage, call: Call
+) -> None:
+    for nth in growing():
+        if not asyncio.run(is_done_by_another(call, server_stage, nth)):
+            break
+    assert nth > 1, "nobody stood still: the call did not go through the proxy"
+
+
 @on_servers
 def test_a_store_that_was_made_while_answers_were_lost_is_whole(server_stage: ServerStage) -> None:
     call = CALLS[0]

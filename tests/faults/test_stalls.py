@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import signal
 import sqlite3
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import pytest
 from omniq import Every, TaskCancelled, TaskHandle, TaskState
 from omniq.testing import wait_until
 from tests.faults.scene import Scene
-from tests.faults.stages import LOCAL, SERVERS, SqliteStage
+from tests.faults.stages import LOCAL, SERVERS, ServerStage, SqliteStage, seed_of_this_run
 
 everywhere = pytest.mark.parametrize("stage", [*LOCAL, *SERVERS], indirect=True)
 locally = pytest.mark.parametrize("stage", LOCAL, indirect=True)
@@ -150,6 +151,48 @@ def test_a_producer_is_told_that_a_locked_store_took_nothing(impatient: SqliteSt
         assert "StorageUnavailable" in refused.details["error"]
         assert len(scene.queue.tasks()) == 1
         scene.check()
+
+
+@pytest.mark.parametrize("stage", SERVERS, indirect=True)
+def test_schedulers_that_are_suspended_in_the_middle_of_what_they_do_keep_nobody_waiting(
+    scene: Scene, server_stage: ServerStage
+) -> None:
+    chance = random.Random(seed_of_this_run())
+    function = scene.function("coroutine")
+    # With longer leases than other tests: on this network nothing is quick, and each of them always on its way.
+    workers = [scene.worker(lease=3) for _ in range(4)]
+    undisturbed = scene.worker(undisturbed=True)
+    first = scene.queue.schedule(function.call(), Every(0.05), id="ticks", misfire="all").next_run
+    server_stage.proxy.delay(0.15, jitter=0.05)
+
+    def fired() -> int:
+        return sum(sum(stats.counts.values()) for stats in scene.queue.stats())
+
+    def more(ticks: int) -> None:
+        enough = fired() + ticks
+        # Much sooner than a server gives up a client that says nothing.
+        scene.wait_for(lambda: fired() >= enough, "more ticks", timeout=10)
+
+    for _ in range(2):
+        scene.wait_for(lambda: fired() > 0, "ticks")
+        suspended = chance.sample(workers, 3)
+        undisturbed.suspend()
+        more(5)
+        for worker in suspended:
+            worker.suspend()
+        undisturbed.resume()
+        more(20)
+        for worker in suspended:
+            worker.resume()
+    server_stage.proxy.pass_on()
+    scene.queue.pause_schedule("ticks")
+    scene.wait_drained()
+
+    following = scene.queue.schedules()[0].next_run
+    assert first is not None
+    assert following is not None
+    assert fired() == round((following - first).total_seconds() / 0.05)
+    scene.check()
 
 
 @pytest.mark.parametrize("stage", ["sqlite", *SERVERS], indirect=True)

@@ -16,7 +16,7 @@ import psycopg
 from psycopg import sql
 from redis import Redis
 
-__all__ = ["OF_SERVERS", "is_unlocked", "no_transaction_stays_open", "of_files", "of_sqlite"]
+__all__ = ["OF_SERVERS", "is_unlocked", "of_files", "of_sqlite"]
 
 
 def of_files(folder: Path) -> dict[str, int]:
@@ -99,18 +99,6 @@ def _rows_in(connection: psycopg.Connection[Any], schema: str, table: str) -> in
         what = "count(*)"
     (count,) = connection.execute(f"SELECT {what} FROM {name.as_string(connection)}".encode()).fetchone() or (0,)
     return int(count or 0)
-
-
-def no_transaction_stays_open(url: str) -> bool:
-    """Say whether no transaction on a PostgreSQL server is open for longer than a moment."""
-    with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute("SELECT pg_sleep(0.3)")
-        (count,) = connection.execute(
-            "SELECT count(*) FROM pg_stat_activity "
-            "WHERE pid <> pg_backend_pid() AND backend_type = 'client backend' "
-            "AND xact_start < clock_timestamp() - interval '0.25 s'"
-        ).fetchone() or (0,)
-    return bool(count == 0)
 
 
 def of_nats(url: str, namespace: str) -> dict[str, int]:

@@ -87,12 +87,15 @@ class Environment:
     def packages(self) -> Path:
         return self.folder / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
 
-    def run(self, *command: str | Path) -> subprocess.CompletedProcess[str]:
-        """Run a command of this environment, away from the checkout."""
+    def run(self, *command: str | Path, where: Path | None = None) -> subprocess.CompletedProcess[str]:
+        """Run a command of this environment.
+
+        :param where: in which folder; None: away from the checkout.
+        """
         environ = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "OMNIQ"))}
         return subprocess.run(
             [self.folder / "bin" / command[0], *command[1:]],
-            cwd=self.folder,
+            cwd=where or self.folder,
             env=environ,
             capture_output=True,
             text=True,
@@ -129,18 +132,26 @@ def link_distribution(name: str, environment: Environment) -> None:
         (environment.packages / entry.name).symlink_to(entry)
 
 
+def link_needed(requirements: Iterable[str], environment: Environment) -> None:
+    """Link distributions, and what they need, unless they are there already."""
+    names = frozenset(_normal(Requirement(text).name) for text in requirements)
+    for name in sorted(_needed(names)):
+        if not any((environment.packages / entry.name).exists() for entry in _top_level(name)):
+            link_distribution(name, environment)
+
+
 @functools.cache
 def _needed(names: frozenset[str]) -> frozenset[str]:
-    found: set[str] = set()
-    ahead = set(names)
+    found: set[tuple[str, str]] = set()
+    ahead = {(name, "") for name in names}
     while ahead:
-        name = ahead.pop()
-        found.add(name)
+        name, extra = ahead.pop()
+        found.add((name, extra))
         for text in metadata.requires(name) or ():
             requirement = Requirement(text)
-            if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
-                ahead |= {_normal(requirement.name)} - found
-    return frozenset(found)
+            if requirement.marker is None or requirement.marker.evaluate({"extra": extra}):
+                ahead |= {(_normal(requirement.name), wanted) for wanted in ("", *requirement.extras)} - found
+    return frozenset(name for name, _ in found)
 
 
 def _normal(name: str) -> str:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager
 from typing import Any
 
 import psycopg
+import sqlalchemy
 
 from omniq.ids import new_id
 from omniq.storage import Storage
@@ -17,12 +18,16 @@ from omniq_postgres.jobs import Context, Job, News, Query
 from omniq_postgres.settings import Settings, read_settings
 from omniq_postgres.statements import Statements
 from omniq_postgres.storage import PostgresStorage
+from tests.django_support import connection_to
+from tests.servers.postgres import PostgresServer
 
 __all__ = [
     "Explained",
     "connection_of",
     "counts",
+    "django_connection",
     "done",
+    "engine_of",
     "explained",
     "new_task",
     "opened",
@@ -194,3 +199,18 @@ def terminate_everyone(url: str) -> int:
             "WHERE pid <> pg_backend_pid() AND backend_type = 'client backend'"
         ).fetchall()
     return len(rows)
+
+
+# Libraries that have a connection
+
+
+def engine_of(server: PostgresServer, **options: Any) -> sqlalchemy.Engine:
+    """Give an engine of SQLAlchemy that keeps no connection."""
+    url = server.url.replace("postgresql://", "postgresql+psycopg://")
+    return sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool, **options)
+
+
+def django_connection(server: PostgresServer) -> AbstractContextManager[Any]:
+    """Give a connection of Django's, outside of a transaction."""
+    where = {"HOST": "127.0.0.1", "PORT": server.port, "USER": "postgres", "NAME": "postgres"}
+    return connection_to(ENGINE="django.db.backends.postgresql", **where)

@@ -1,4 +1,4 @@
-"""What a store on PostgreSQL survives: lost connections, a crashed server, many at once, a fork, a silent network."""
+"""What a store on PostgreSQL survives: lost connections, a crashed server, a fork, a silent network."""
 
 from __future__ import annotations
 
@@ -12,21 +12,33 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from psycopg.pq import Format
 
 from omniq.errors import StorageUnavailable
 from omniq.ids import new_id
-from omniq.storage import Enqueued, Lease, LeaseState
+from omniq.storage import Enqueued
 from omniq.task import TaskState
 from omniq.testing import await_until, wait_until
-from omniq_postgres.connecting import Connector
+from omniq_postgres.claiming import Claim, claim
+from omniq_postgres.connecting import Connector, discard
+from omniq_postgres.jobs import Context, News
 from omniq_postgres.pool import Pool
+from omniq_postgres.rubble import Frontier
+from omniq_postgres.statements import Statements
 from omniq_postgres.storage import PostgresStorage
-from tests.postgres.support import counts, done, new_task, opened, settings_of, storage, take, terminate_everyone
+from tests.postgres.support import (
+    connection_of,
+    counts,
+    done,
+    new_task,
+    opened,
+    settings_of,
+    storage,
+    take,
+    terminate_everyone,
+)
 from tests.servers.base import free_port
-from tests.servers.postgres import PostgresServer
-
-CLAIMERS = 64
-TASKS = 2000
+from tests.servers.postgres import QUICK, PostgresServer
 
 
 @pytest.fixture
@@ -38,49 +50,6 @@ def own_server(tmp_path: Path) -> Iterator[PostgresServer]:
 
 def namespaced(server: PostgresServer) -> str:
     return f"{server.url}?namespace=t{new_id()[-8:]}"
-
-
-async def test_two_thousand_tasks_among_many_claimers_are_each_claimed_once(storage_url: str) -> None:
-    """Each claimer has several claims under way; all of them meet at the head of one queue."""
-    async with opened(storage_url) as store:
-        ids = [entry.id for entry in await store.enqueue([new_task(priority=n % 3) for n in range(TASKS)])]
-        stores = [await started(store) for _ in range(8)]
-        claimed: list[tuple[str, int]] = []
-
-        async def work(number: int) -> None:
-            mine = stores[number % len(stores)]
-            while tasks := await mine.claim({"q": 1 + number % 7}, worker=f"w{number}", lease=60):
-                claimed.extend((task.id, task.delivery) for task in tasks)
-                leases = [Lease(task.id, task.delivery) for task in tasks]
-                assert set(await mine.heartbeat(f"w{number}", leases, 60)) == {LeaseState.HELD}
-                assert all(await mine.finish([done(task) for task in tasks]))
-
-        await asyncio.gather(*(work(number) for number in range(CLAIMERS)))
-        assert Counter(task_id for task_id, _ in claimed) == Counter(ids)
-        assert {delivery for _, delivery in claimed} == {1}
-        assert await counts(store) == {TaskState.SUCCEEDED: TASKS}
-        for other in stores:
-            await other.close()
-
-
-async def started(store: PostgresStorage) -> PostgresStorage:
-    sibling = store.sibling()
-    await sibling.open()
-    return sibling
-
-
-async def test_batches_with_the_same_keys_in_any_order_do_not_lock_each_other_out(storage_url: str) -> None:
-    keys = [f"key {number}" for number in range(40)]
-    async with opened(storage_url, timeout=15) as store:
-
-        async def enqueue(number: int) -> list[Enqueued]:
-            order = keys[number:] + keys[:number]
-            return await store.enqueue([new_task(unique=key) for key in (order if number % 2 else order[::-1])])
-
-        answers = [answer for batch in await asyncio.gather(*map(enqueue, range(20))) for answer in batch]
-        assert sum(answer.created for answer in answers) == len(keys)
-        assert len({answer.id for answer in answers}) == len(keys)
-        assert await counts(store) == {TaskState.READY: len(keys)}
 
 
 async def test_connections_that_are_terminated_are_made_anew(server: PostgresServer, storage_url: str) -> None:
@@ -250,6 +219,53 @@ async def test_calls_that_were_given_up_while_the_server_was_silent_do_not_keep_
             own_server.resume()
         async with asyncio.timeout(30):
             assert await store.heartbeat("w", [], 60) == []
+
+
+async def test_what_was_claimed_for_a_client_that_takes_no_answer_is_soon_anybodys(storage_url: str) -> None:
+    still = Connector(settings_of(f"{storage_url}&timeout=1")).connect_blocking()
+    try:
+        async with opened(storage_url) as store:
+            # More than the buffers between the two can hold: the server cannot come to the end of the statement.
+            ids = {entry.id for entry in await store.enqueue([new_task(payload=bytes(10**6)) for _ in range(20)])}
+            asked = Claim(demand={"q": 20}, worker="still", lease=60, limit=20)
+            query = next(claim(asked, Frontier(), Context(Statements(settings_of(storage_url).names), News())))
+            still.pgconn.send_query_params(
+                query.text,
+                query.parameters,
+                param_types=[parameter.oid for parameter in query.parameters],
+                param_formats=[Format.BINARY] * len(query.parameters),
+            )
+            claimed: set[str] = set()
+
+            async def taken() -> bool:
+                claimed.update(task.id for task in await take(store, 10))
+                return claimed == ids
+
+            await await_until(lambda: _has_begun(storage_url, still.info.backend_pid), 10, "the other's claim")
+            assert not await taken()
+            await await_until(taken, 20, "the tasks to be given to another one")
+    finally:
+        discard(still)
+
+
+async def _has_begun(url: str, process: int) -> bool:
+    async with connection_of(url) as connection:
+        cursor = await connection.execute("SELECT wait_event FROM pg_stat_activity WHERE pid = $1", [process])
+        return await cursor.fetchone() == ("ClientWrite",)
+
+
+def test_a_server_that_was_killed_can_be_started_again_at_once(tmp_path: Path) -> None:
+    with PostgresServer(tmp_path, QUICK) as server:
+        server.execute("CREATE TABLE big AS SELECT repeat('x', 500) AS text FROM generate_series(1, 50000)")
+        for _ in range(2):
+            connections = [psycopg.connect(server.url) for _ in range(40)]
+            for connection in connections:
+                # The server starts processes for it, beside the connection's own.
+                connection.pgconn.send_query(b"SELECT count(*), sum(length(text)) FROM big")
+            server.kill()
+            server.start()
+            for connection in connections:
+                connection.close()
 
 
 async def test_a_cancelled_call_leaves_the_storage_whole(server: PostgresServer, storage_url: str) -> None:

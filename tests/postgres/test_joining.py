@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 from weakref import WeakKeyDictionary
 
-import django  # type: ignore[import-untyped]  # it brings no types
 import psycopg
 import pytest
 import sqlalchemy
-from django.conf import settings as django_settings  # type: ignore[import-untyped]  # the same
+from django.db import transaction  # type: ignore[import-untyped]  # it brings no types
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 
@@ -22,7 +20,8 @@ from omniq.task import NewTask, Released, Retry, TaskState
 from omniq.testing import await_until
 from omniq.transactions import CallerTransaction
 from omniq_postgres.storage import PostgresStorage
-from tests.postgres.support import done, new_task, opened, storage, take
+from tests.django_support import ALIAS
+from tests.postgres.support import django_connection, done, engine_of, new_task, opened, storage, take
 from tests.servers.postgres import PostgresServer
 
 Work = Callable[[CallerTransaction], Any]
@@ -47,11 +46,6 @@ def by_a_psycopg_block(server: PostgresServer, store: PostgresStorage, work: Wor
         return work(store.join(connection))
 
 
-def engine_of(server: PostgresServer) -> sqlalchemy.Engine:
-    url = server.url.replace("postgresql://", "postgresql+psycopg://")
-    return sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool)
-
-
 def by_sqlalchemy_connection(server: PostgresServer, store: PostgresStorage, work: Work, commit: bool) -> Any:
     with engine_of(server).connect() as connection:
         result = work(store.join(connection))
@@ -69,35 +63,14 @@ def by_sqlalchemy_session(server: PostgresServer, store: PostgresStorage, work: 
     return result
 
 
-@contextmanager
-def django_connection(server: PostgresServer) -> Iterator[Any]:
-    from django.db import connection  # type: ignore[import-untyped]  # it brings no types
-
-    connection.settings_dict |= {"HOST": "127.0.0.1", "PORT": server.port, "USER": "postgres", "NAME": "postgres"}
-    try:
-        yield connection
-    finally:
-        connection.close()
-
-
 def by_django(server: PostgresServer, store: PostgresStorage, work: Work, commit: bool) -> Any:
-    from django.db import transaction
-
-    with django_connection(server) as connection, transaction.atomic():
+    with django_connection(server) as connection, transaction.atomic(using=ALIAS):
         result = work(store.join(connection))
-        transaction.set_rollback(not commit)
+        transaction.set_rollback(not commit, using=ALIAS)
     return result
 
 
 SYNC = [by_psycopg, by_a_psycopg_block, by_sqlalchemy_connection, by_sqlalchemy_session, by_django]
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _django() -> None:
-    if not django_settings.configured:
-        databases = {"default": {"ENGINE": "django.db.backends.postgresql", "NAME": "postgres"}}
-        django_settings.configure(DATABASES=databases, USE_TZ=True)
-        django.setup()
 
 
 async def by_async_psycopg(server: PostgresServer, store: PostgresStorage, work: AsyncWork, commit: bool) -> Any:

@@ -15,9 +15,19 @@ from omniq.errors import SchemaMismatch, StorageUnavailable
 from omniq.ids import new_id
 from omniq.storage import TaskQuery
 from omniq.task import TaskState
-from omniq_postgres import migrating
+from omniq_postgres import connecting, migrating
 from omniq_postgres.statements import migration_files
-from tests.postgres.support import counts, done, new_task, opened, settings_of, storage, table_of, take
+from tests.postgres.support import (
+    connection_of,
+    counts,
+    done,
+    new_task,
+    opened,
+    settings_of,
+    storage,
+    table_of,
+    take,
+)
 from tests.servers.postgres import PostgresServer
 
 PROCESSES = 6
@@ -147,6 +157,21 @@ async def test_a_migration_that_fails_leaves_nothing_behind(storage_url: str, mo
         await storage(storage_url).migrate()
     monkeypatch.undo()
     assert not any(step.applied for step in await storage(storage_url).migrations())
+
+
+async def test_a_process_that_stands_still_while_it_migrates_does_not_keep_the_others_waiting(
+    storage_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connecting, "IDLE_IN_TRANSACTION", 300)
+    async with connection_of(storage_url) as connection:
+        script = (await storage(storage_url).migrations())[0].sql
+        await connection.execute("BEGIN")
+        await connection.execute("SELECT pg_advisory_xact_lock($1)", [settings_of(storage_url).names.lock])
+        await connection.execute(script.encode(), prepare=False)
+        async with asyncio.timeout(20), opened(storage_url) as store:
+            assert (await store.enqueue([new_task()]))[0].created
+        with pytest.raises(psycopg.errors.IdleInTransactionSessionTimeout):
+            await connection.execute("COMMIT")
 
 
 async def test_a_step_is_added_while_workers_work(storage_url: str, monkeypatch: pytest.MonkeyPatch) -> None:

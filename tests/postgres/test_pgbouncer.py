@@ -10,6 +10,7 @@ import pytest
 
 from omniq import TaskQueue
 from omniq.ids import new_id
+from omniq.schedule import Schedule
 from omniq.storage import Capability, Lease, LeaseState, Severity
 from omniq.task import TaskState
 from tests.postgres.support import counts, done, new_task, opened, storage, take
@@ -50,6 +51,21 @@ async def test_many_at_once_share_the_servers_connections(url: str) -> None:
         assert len({task.id for tasks in claims for task in tasks}) == 200
 
 
+async def test_many_may_come_at_once(url: str) -> None:
+    """None of them knows beforehand what the proxy refuses."""
+    first = storage(url)
+    stores = [first, *(first.sibling() for _ in range(20))]
+    try:
+        await asyncio.gather(*(store.open() for store in stores))
+        answers = await asyncio.gather(*(store.enqueue([new_task()]) for store in stores))
+        assert all(answer.created for (answer,) in answers)
+        made = await asyncio.gather(*(asyncio.to_thread(store.enqueue_blocking, [new_task()]) for store in stores))
+        assert all(answers and answers[0].created for answers in made)
+    finally:
+        for store in stores:
+            await store.close()
+
+
 async def test_waits_end_without_messages(url: str) -> None:
     async with opened(url) as store, opened(url) as other:
         works = asyncio.create_task(store.wait_for_work(["q"], 60))
@@ -71,6 +87,15 @@ async def test_a_transaction_of_the_callers_goes_through_it(proxy: PgBouncer, ur
             store.join(connection).enqueue([task])
         (claimed,) = await take(store)
         assert claimed.id == task.id
+
+
+async def test_of_several_that_fire_a_schedule_one_does(url: str) -> None:
+    async with opened(url) as store, opened(url) as other:
+        schedule = await store.put_schedule(Schedule(id="s", task=new_task(), trigger="t", next_run=await store.now()))
+        assert schedule is not None
+        fired = await asyncio.gather(*(each.fire(schedule, [new_task()]) for each in (store, other) * 10))
+        assert sorted(fired) == [False] * 19 + [True]
+        assert await counts(store) == {TaskState.READY: 1}
 
 
 async def test_the_doctor_notices_it(url: str) -> None:

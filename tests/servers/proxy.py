@@ -118,6 +118,23 @@ class Cut:
         return True
 
 
+class _HoldReply(_Blackhole):
+    # Its client stands still from one answer on: no connection of it says or hears anything any more.
+    def __init__(self, cut: Cut) -> None:
+        super().__init__()
+        self._cut = cut
+
+    async def admit(self, link: _Link) -> None:
+        if self._cut.happened:
+            await super().admit(link)
+
+    async def carry(self, link: _Link, data: bytes, *, answer: bool) -> None:
+        if self._cut.happened or (answer and data and self._cut.is_due(link.request)):
+            await super().carry(link, data, answer=answer)
+        else:
+            await link.send(data, answer=answer)
+
+
 class _CutReply(_Pass):
     def __init__(self, cut: Cut) -> None:
         self._cut = cut
@@ -313,6 +330,16 @@ class Proxy:
         """
         cut = Cut(matches, nth)
         self._change(lambda: _CutReply(cut))
+        return cut
+
+    def hold_reply(self, matches: Matches | None = None, nth: int = 1) -> Cut:
+        """Let a request through, and from its answer on be a black hole: as if the client stood still just then.
+
+        :param matches: which requests count, by what was sent since the last answer; None: all.
+        :param nth: which of their answers, over all connections, counted from 1.
+        """
+        cut = Cut(matches, nth)
+        self._change(lambda: _HoldReply(cut))
         return cut
 
     def cut_request(self, matches: Matches | None = None, nth: int = 1) -> Cut:

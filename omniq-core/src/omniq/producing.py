@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
@@ -30,6 +31,8 @@ S = TypeVar("S")
 
 BULK = 1000
 """How many tasks enqueue_many hands to the store in one call: enough to be fast, few enough to keep its locks short."""
+BULKS = 2
+"""How many of these calls are under way at once: while the store works on one, the next is packed."""
 
 
 class Producer(Declarations, Timetable):
@@ -143,10 +146,28 @@ class Producer(Declarations, Timetable):
         self, orders: Sequence[tuple[TaskCall[R], NewTask]], connection: object = None
     ) -> list[TaskHandle[R]]:
         storage = (await self.connections.current()).storage
-        store = storage.enqueue if connection is None else storage.join(connection).aenqueue
         handles: list[TaskHandle[R]] = []
-        for bulk in _bulks(orders):
-            handles += self._handles_of(bulk, await store([task for _, task in bulk]))
+        if connection is not None:
+            # One after the other: what is done on a connection of the caller's, nothing else may be done on meanwhile.
+            store = storage.join(connection).aenqueue
+            for bulk in _bulks(orders):
+                handles += self._handles_of(bulk, await store([task for _, task in bulk]))
+            return handles
+        under_way: deque[tuple[Sequence[tuple[TaskCall[R], NewTask]], asyncio.Task[list[Enqueued]]]] = deque()
+        try:
+            for bulk in _bulks(orders):
+                under_way.append((bulk, asyncio.create_task(storage.enqueue([task for _, task in bulk]))))
+                await asyncio.sleep(0)  # it is packed and sent before what comes after is looked at
+                if len(under_way) == BULKS:
+                    earlier, stored = under_way.popleft()
+                    handles += self._handles_of(earlier, await stored)
+            while under_way:
+                earlier, stored = under_way.popleft()
+                handles += self._handles_of(earlier, await stored)
+        finally:
+            for _, stored in under_way:
+                stored.cancel()
+            await asyncio.gather(*(stored for _, stored in under_way), return_exceptions=True)
         return handles
 
     def _handles_of(
@@ -161,13 +182,13 @@ class Producer(Declarations, Timetable):
         """
         if not isinstance(call, TaskCall):
             raise TypeError(f"{call!r} is no call of a task; write function.call(…), which does not run it yet")
-        function = call.function
-        if function.name not in self.functions and not is_carried(function.name):
-            raise ValueError(f"{function.name} is a task of another queue; enqueue it there")
-        payload = self.codec.dump_arguments(call.args, call.kwargs, function.definition.types[0])
+        function, definition = call.function, call.function.definition
+        if definition.name not in self.functions and not is_carried(definition.name):
+            raise ValueError(f"{definition.name} is a task of another queue; enqueue it there")
+        payload = self.codec.dump_arguments(call.args, call.kwargs, definition.types[0])
         unique = function.options.unique
         if unique is True:
-            unique = f"{function.name}:{hashlib.sha256(payload).hexdigest()[:32]}"
+            unique = f"{definition.name}:{hashlib.sha256(payload).hexdigest()[:32]}"
         task = NewTask(
             id=new_id(),
             payload=payload,

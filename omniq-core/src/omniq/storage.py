@@ -232,7 +232,8 @@ class Storage(ABC):
 
         A task whose id is stored already changes nothing. A task whose ``unique`` key belongs to a live task (earlier
         in the same batch, too) is not stored. Both come back with ``created=False``. Of two that race for one key,
-        one is stored. A tie of order within a batch goes to the earlier.
+        one is stored. A tie of order within a batch goes to the earlier. Of two calls on one event loop of which the
+        second is made before the first has returned, the first's tasks come first.
 
         :return: one entry for each task, in order.
         """

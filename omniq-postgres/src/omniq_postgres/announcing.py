@@ -2,7 +2,7 @@
 
 A transaction that notifies takes a lock of the whole server while it commits, so that those who commit at the same
 time wait for each other and for the disk. On its own it writes nothing and holds that lock for a moment only. If the
-process dies in between, those who wait look for themselves within two seconds.
+process dies in between, those who wait look for themselves within three seconds.
 """
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ from omniq_postgres.settings import Names
 
 __all__ = ["EVERYTHING", "TAIL", "Announcer", "channels", "messages", "notify"]
 
-RATE, BURST = 100, 10
-"""So many NOTIFYs a second, but for so many at once; what comes too soon waits for the next, which tells of all."""
+SPARSE, GATHER = 0.004, 0.01
+"""Seconds between two NOTIFYs at least, where they tell of few tasks, and of many: a lone task is not kept waiting, and
+a flood is told of in few messages."""
+FEW = 8
 TAIL = 12
 """Of a task's id the last characters are told, which are random; who waits for another with the same looks in vain."""
 EVERYTHING = "*"
@@ -72,8 +74,7 @@ class Announcer:
     def __init__(self, run: Callable[[Job[None]], Awaitable[None]]) -> None:
         self._run = run
         self._pending = News()
-        self._allowed = float(BURST)
-        self._counted_at = time.monotonic()
+        self._told_at = float("-inf")
         self._timer: asyncio.TimerHandle | None = None
         self._telling: set[asyncio.Task[None]] = set()
 
@@ -82,17 +83,17 @@ class Announcer:
         self._pending.add(news)
         if self._timer is not None:
             return
-        now = time.monotonic()
-        self._allowed = min(BURST, self._allowed + RATE * (now - self._counted_at))
-        self._counted_at = now
-        if self._allowed >= 1:
+        since = time.monotonic() - self._told_at
+        flood = max(len(self._pending.ended), self._pending.tasks) > FEW
+        if since >= (GATHER if flood else SPARSE):
             self._tell()
         else:
-            self._timer = asyncio.get_running_loop().call_later((1 - self._allowed) / RATE, self._tell)
+            # Whatever it is about, it is part of what becomes a flood.
+            self._timer = asyncio.get_running_loop().call_later(GATHER - since, self._tell)
 
     def _tell(self) -> None:
         self._timer = None
-        self._allowed -= 1
+        self._told_at = time.monotonic()
         news, self._pending = self._pending, News()
         if news:
             task = asyncio.get_running_loop().create_task(self._send(news))

@@ -49,7 +49,7 @@ class Caller(ABC):
     def connect(self) -> Driver:
         """Give the driver's connection, with a transaction that is open or that the next statement opens.
 
-        :raises ValueError: if each statement is committed by itself.
+        :raises ValueError: if each statement is committed by itself, or texts are not sent as UTF-8.
         """
 
     async def aconnect(self) -> Driver:
@@ -67,7 +67,14 @@ class Caller(ABC):
         if found.autocommit and found.pgconn.transaction_status == TransactionStatus.IDLE:
             raise ValueError(
                 f"this connection ({self.name}) commits each statement by itself, and no transaction is open: begin "
-                "one, such as with connection.transaction() of psycopg or transaction.atomic() of Django"
+                "one (connection.transaction() of psycopg, transaction.atomic() of Django), and give SQLAlchemy's "
+                "another isolation level than AUTOCOMMIT"
+            )
+        encoding = found.pgconn.parameter_status(b"client_encoding")
+        if encoding != b"UTF8":
+            raise ValueError(
+                f"this connection ({self.name}) has the client_encoding {(encoding or b'?').decode()}, in which not "
+                "every text of a task can be written: connect with client_encoding='utf8', or SET client_encoding"
             )
         return found
 

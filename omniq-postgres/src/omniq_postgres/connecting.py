@@ -21,6 +21,8 @@ __all__ = ["AsyncConnection", "Connector", "SyncConnection", "cut", "discard", "
 
 OLDEST = 130000
 """The oldest server version."""
+IDLE_IN_TRANSACTION = 5000
+"""Milliseconds after which the server ends a connection of ours that stands still within a transaction."""
 _PREPARED = 200
 
 AsyncConnection: TypeAlias = psycopg.AsyncConnection[TupleRow]
@@ -41,7 +43,8 @@ class Connector:
         return bool(self._pooled)
 
     def _parameters(self) -> dict[str, Any]:
-        parameters = dict(self.settings.parameters)
+        # Whatever the database or the environment says: texts are packed as UTF-8.
+        parameters = {**self.settings.parameters, "client_encoding": "UTF8"}
         if self._takes_options:
             timeout = int(self.settings.timeout * 1000)
             ours = (
@@ -49,16 +52,21 @@ class Connector:
                 "-c enable_seqscan=off -c jit=off -c TimeZone=UTC "
                 # Each statement here is right by itself, and made to pass by what others hold.
                 "-c default_transaction_isolation=read\\ committed "
-                f"-c statement_timeout={timeout} -c idle_in_transaction_session_timeout={timeout + 40_000}"
+                # Only migrations take several round trips in one transaction.
+                f"-c statement_timeout={timeout} -c idle_in_transaction_session_timeout={IDLE_IN_TRANSACTION} "
+                # And what was claimed for a client that takes no answer any more is free again.
+                f"-c tcp_user_timeout={timeout} "
+                "-c tcp_keepalives_idle=30 -c tcp_keepalives_interval=10 -c tcp_keepalives_count=3"
             )
             parameters["options"] = f"{ours} {parameters.get('options', '')}".strip()
         else:
             parameters.pop("options", None)
         return parameters
 
-    def _refused_options(self, error: psycopg.Error) -> bool:
-        # PgBouncer refuses what it does not know unless it was told to ignore it.
-        if self._takes_options and "unsupported startup parameter" in str(error):
+    def _refused_options(self, error: psycopg.Error, parameters: dict[str, Any]) -> bool:
+        # PgBouncer refuses what it does not know unless it was told to ignore it. Of several who connect at once each
+        # has to learn it.
+        if "options" in parameters and "unsupported startup parameter" in str(error):
             self._takes_options = False
             return True
         return False
@@ -69,11 +77,11 @@ class Connector:
         :raises psycopg.Error: if that cannot be done.
         :raises StorageUnavailable: if the server is too old.
         """
-        dsn = self.settings.dsn
+        dsn, parameters = self.settings.dsn, self._parameters()
         try:
-            connection = await psycopg.AsyncConnection.connect(dsn, autocommit=True, **self._parameters())
+            connection = await psycopg.AsyncConnection.connect(dsn, autocommit=True, **parameters)
         except psycopg.OperationalError as error:
-            if not self._refused_options(error):
+            if not self._refused_options(error, parameters):
                 raise
             connection = await psycopg.AsyncConnection.connect(dsn, autocommit=True, **self._parameters())
         try:
@@ -90,11 +98,11 @@ class Connector:
 
     def connect_blocking(self) -> SyncConnection:
         """Make a connection for a thread; see :meth:`connect`."""
-        dsn = self.settings.dsn
+        dsn, parameters = self.settings.dsn, self._parameters()
         try:
-            connection = psycopg.Connection.connect(dsn, autocommit=True, **self._parameters())
+            connection = psycopg.Connection.connect(dsn, autocommit=True, **parameters)
         except psycopg.OperationalError as error:
-            if not self._refused_options(error):
+            if not self._refused_options(error, parameters):
                 raise
             connection = psycopg.Connection.connect(dsn, autocommit=True, **self._parameters())
         try:

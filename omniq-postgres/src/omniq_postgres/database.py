@@ -10,9 +10,10 @@ from typing import Any, TypeVar
 import psycopg
 from attrs import define
 
+from omniq_postgres import exchange
 from omniq_postgres.connecting import AsyncConnection, Connector, SyncConnection, cut
 from omniq_postgres.faults import Remedy, remedy_for, translated
-from omniq_postgres.jobs import Context, Job, News, Query, Rows, Steps
+from omniq_postgres.jobs import Context, Job, News, Steps
 from omniq_postgres.pool import Pool
 from omniq_postgres.statements import Statements
 
@@ -26,20 +27,13 @@ GRACE = 1.0
 """Seconds for which a job goes on that nobody waits for any more."""
 
 
-async def _rows(connection: AsyncConnection, query: Query) -> Rows:
-    cursor = connection.cursor(binary=True)
-    prepare = query.prepare and connection.prepare_threshold is not None
-    await cursor.execute(query.text, query.parameters, prepare=prepare)
-    return await cursor.fetchall() if cursor.description else []
-
-
 async def drive(connection: AsyncConnection, steps: Steps[R]) -> R:
     """Run a job's steps on a connection."""
     try:
         query = next(steps)
         while True:
             try:
-                rows = await _rows(connection, query)
+                rows = await exchange.rows(connection, query)
             except psycopg.Error as error:
                 query = steps.throw(error)
             else:
@@ -49,20 +43,13 @@ async def drive(connection: AsyncConnection, steps: Steps[R]) -> R:
         return result
 
 
-def _rows_blocking(connection: SyncConnection, query: Query) -> Rows:
-    cursor = connection.cursor(binary=True)
-    prepare = query.prepare and connection.prepare_threshold is not None
-    cursor.execute(query.text, query.parameters, prepare=prepare)
-    return cursor.fetchall() if cursor.description else []
-
-
 def drive_blocking(connection: SyncConnection, steps: Steps[R]) -> R:
     """Run a job's steps on a connection of a synchronous driver."""
     try:
         query = next(steps)
         while True:
             try:
-                rows = _rows_blocking(connection, query)
+                rows = exchange.rows_blocking(connection, query)
             except psycopg.Error as error:
                 query = steps.throw(error)
             else:
@@ -114,16 +101,18 @@ class Database:
         self.pool = Pool(connector, connections)
         self._under_way: set[asyncio.Task[Any]] = set()
 
-    async def run(self, job: Job[R], *, transaction: bool = False, timeout: float | None = None) -> R:
+    async def run(self, job: Job[R], *, timeout: float | None = None) -> R:
         """Do a job. If the caller is cancelled, the job goes on for a moment, so that the connection stays whole.
 
-        :param transaction: whether its statements are one step; else each is one.
+        Each of its statements is a transaction by itself: a process that stands still between two of them holds nothing
+        that others wait for.
+
         :param timeout: seconds after which to give up; None: those of the settings.
         :raises StorageUnavailable: if it cannot be done in time.
         """
         loop = asyncio.get_running_loop()
         effort = _Effort(loop.time() + (self._settings.timeout if timeout is None else timeout))
-        task = loop.create_task(self._persist(job, effort, transaction))
+        task = loop.create_task(self._persist(job, effort))
         self._under_way.add(task)
         task.add_done_callback(self._done)
         try:
@@ -138,28 +127,24 @@ class Database:
         if not task.cancelled():
             task.exception()  # whoever asked may not be there any more
 
-    async def _persist(self, job: Job[R], effort: _Effort, transaction: bool) -> R:
+    async def _persist(self, job: Job[R], effort: _Effort) -> R:
         loop = asyncio.get_running_loop()
         pause = FIRST_PAUSE
         while True:
             try:
-                return await self._attempt(job, effort, transaction)
+                return await self._attempt(job, effort)
             except psycopg.Error as error:
                 if remedy_for(error) is Remedy.NOTHING or loop.time() + pause > effort.deadline:
                     raise translated(error, self._settings.shown) from error
             await asyncio.sleep(pause * random.uniform(0.5, 1.0))
             pause = min(pause * 2, LONGEST_PAUSE)
 
-    async def _attempt(self, job: Job[R], effort: _Effort, transaction: bool) -> R:
+    async def _attempt(self, job: Job[R], effort: _Effort) -> R:
         connection = await self.pool.acquire(effort.deadline)
         effort.begin(connection)
         context = Context(self.statements, News())
         try:
-            if transaction:
-                async with connection.transaction():
-                    result = await drive(connection, job(context))
-            else:
-                result = await drive(connection, job(context))
+            result = await drive(connection, job(context))
         finally:
             effort.end()
             self.pool.release(connection)

@@ -29,7 +29,7 @@ R = TypeVar("R")
 
 CONNECTIONS = 8
 """So many threads are served at once; the others wait for them."""
-GATHER = 0.01
+GATHER = 0.003
 """Seconds for which news of several calls are gathered before the event loop is bothered."""
 WATCH_EVERY = 0.5
 

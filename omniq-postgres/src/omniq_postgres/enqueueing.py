@@ -19,16 +19,20 @@ FEW = 20
 compares each with each."""
 
 
-def store(tasks: Sequence[NewTask], context: Context) -> Steps[list[Enqueued]]:
+def store(
+    tasks: Sequence[NewTask], context: Context, columns: Sequence[wire.Parameter] | None = None
+) -> Steps[list[Enqueued]]:
     """Store tasks in the way that is quickest for them; see :meth:`~omniq.storage.Storage.enqueue`.
 
     Not within a transaction, which a task that is stored already may make fail.
+
+    :param columns: what ``columns_of`` gives of them, if it is known.
     """
     if _is_plain(tasks):
         try:
             if len(tasks) == 1 and tasks[0].run_at is None and tasks[0].expires is None:
                 return (yield from _enqueue_single(tasks[0], context))
-            return (yield from _enqueue_fresh(tasks, context))
+            return (yield from _enqueue_fresh(tasks, columns or columns_of(tasks), context))
         except UniqueViolation:
             pass
     return (yield from enqueue(tasks, context))
@@ -47,12 +51,15 @@ def _enqueue_single(task: NewTask, context: Context) -> Steps[list[Enqueued]]:
     return [Enqueued(task.id, True)]
 
 
-def _enqueue_fresh(tasks: Sequence[NewTask], context: Context) -> Steps[list[Enqueued]]:
+def _enqueue_fresh(
+    tasks: Sequence[NewTask], columns: Sequence[wire.Parameter], context: Context
+) -> Steps[list[Enqueued]]:
     """Store tasks without unique keys.
 
     A task whose id is stored already makes the statement fail (UniqueViolation): then :func:`enqueue` is to be done.
     """
-    later = yield context.query("enqueue.fresh", *columns_of(tasks))
+    later = yield context.query("enqueue.fresh", *columns)
+    context.news.tasks += len(tasks)
     for queue, seconds in later:
         context.news.ready(queue, seconds)
     for queue in {task.queue for task in tasks if task.run_at is None}:

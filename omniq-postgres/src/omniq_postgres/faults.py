@@ -22,7 +22,11 @@ class Remedy(Enum):
     """The connection is of no use any more, or the server not of use yet."""
 
 
-_REPEAT = (errors.SerializationFailure, errors.DeadlockDetected)
+_REPEAT = (
+    errors.SerializationFailure,
+    errors.DeadlockDetected,
+    errors.UniqueViolation,  # of what was stored after the statement began: the next one sees it
+)
 _RECONNECT = (
     errors.ConnectionException,  # class 08
     errors.AdminShutdown,

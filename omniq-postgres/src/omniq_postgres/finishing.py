@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 
+from omniq.records import dump_error, dump_progress
 from omniq.storage import Lease, LeaseState
 from omniq.task import Cancelled, Failed, Outcome, Progress, Released, Retry, Succeeded
 from omniq_postgres import wire
 from omniq_postgres.claiming import span
 from omniq_postgres.jobs import Context, Steps
-from omniq_postgres.rows import CANCELLED, FAILED, SUCCEEDED, dump_error, dump_progress
+from omniq_postgres.rows import CANCELLED, FAILED, SUCCEEDED
 
 __all__ = ["finish", "heartbeat", "set_progress"]
 
@@ -33,6 +34,11 @@ def _kind(outcome: Outcome) -> int:
     raise TypeError(f"not an outcome that a store knows: {outcome!r}")
 
 
+def _error_of(outcome: Outcome) -> str | None:
+    error = outcome.error if isinstance(outcome, Failed | Retry) else None
+    return None if error is None else dump_error(error)
+
+
 def finish(outcomes: Sequence[Outcome], context: Context) -> Steps[list[bool]]:
     """Record outcomes; see :meth:`~omniq.storage.Storage.finish`."""
     # Of two for one delivery the earlier counts. In one order everywhere, so that no two batches wait for each other.
@@ -47,7 +53,7 @@ def finish(outcomes: Sequence[Outcome], context: Context) -> Steps[list[bool]]:
         wire.integers([outcome.delivery for outcome in chosen]),
         wire.smallints(kinds),
         wire.byteas([outcome.result if isinstance(outcome, Succeeded) else None for outcome in chosen]),
-        wire.texts([dump_error(outcome.error) if isinstance(outcome, Failed | Retry) else None for outcome in chosen]),
+        wire.texts([_error_of(outcome) for outcome in chosen]),
     ]
     accepted = [False] * len(outcomes)
     if min(kinds) >= SUCCEEDED:

@@ -39,9 +39,12 @@ class News:
     """Queue → in how many seconds a task of it is ready; an empty name: look for yourselves."""
     ended: list[str] = field(factory=list)
     """Ids of tasks that ended, or are no longer there."""
+    tasks: int = 0
+    """How many tasks are, or will be, ready, about."""
 
     def ready(self, queue: str, seconds: float = 0.0) -> None:
         """Tell of a task that is, or will be, ready."""
+        self.tasks += 1
         known = self.work.get(queue)
         if known is None or seconds < known:
             self.work[queue] = max(seconds, 0.0)
@@ -54,6 +57,7 @@ class News:
         for queue, seconds in other.work.items():
             self.ready(queue, seconds)
         self.ended += other.ended
+        self.tasks += other.tasks
 
 
 @frozen

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
 from omniq.errors import CorruptRecord
+from omniq.records import load_error, load_progress
 from omniq.task import NewTask, Progress, Task, TaskError, TaskState
 from omniq_postgres import wire
 from omniq_postgres.wire import Parameter
@@ -28,8 +28,6 @@ __all__ = [
     "SUCCEEDED",
     "claimed_task",
     "columns_of",
-    "dump_error",
-    "dump_progress",
     "key_of",
     "task_of",
     "values_of",
@@ -149,42 +147,18 @@ def _tags(tags: Sequence[str]) -> str | None:
 # Records
 
 
-def dump_error(error: TaskError | None) -> str | None:
-    """Give an error as JSON; pure ASCII, so that whatever characters its message holds can be stored."""
-    return None if error is None else json.dumps([error.type, error.message, error.traceback])
-
-
-def dump_progress(progress: Progress) -> str:
-    """Give a note of progress as JSON."""
-    return json.dumps([progress.done, progress.total, progress.note])
-
-
-def _error(text: str | None) -> TaskError | None:
-    if text is None:
-        return None
-    kind, message, traceback = json.loads(text)
-    return TaskError(type=kind, message=message, traceback=traceback)
-
-
-def _progress(text: str | None) -> Progress | None:
-    if text is None:
-        return None
-    done, total, note = json.loads(text)
-    return Progress(done=done, total=total, note=note)
-
-
 def _readable_error(task_id: str, text: str | None) -> TaskError | None:
     try:
-        return _error(text)
-    except (ValueError, TypeError) as error:
+        return None if text is None else load_error(text)
+    except ValueError as error:
         _log.warning("the error of task %s cannot be read: %s", task_id, error)
         return TaskError(type=CorruptRecord.__name__, message=f"the stored error cannot be read: {text!r}")
 
 
 def _readable_progress(task_id: str, text: str | None) -> Progress | None:
     try:
-        return _progress(text)
-    except (ValueError, TypeError) as error:
+        return None if text is None else load_progress(text)
+    except ValueError as error:
         _log.warning("the progress of task %s cannot be read: %s", task_id, error)
         return None
 

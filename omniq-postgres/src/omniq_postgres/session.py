@@ -45,6 +45,8 @@ class Session:
         self._announcer = Announcer(self._run_quietly)
         self.database = Database(connector, statements, self._announce, connections=self._settings.connections)
         self.direct = Direct(connector, statements, self._announce)
+        self.bulk = asyncio.Lock()
+        """Held by who enqueues several tasks in one call."""
         self.frontier = Frontier()
         self.pruned = Age()
         self.recovered = Age()
@@ -80,10 +82,10 @@ class Session:
             else:
                 return
 
-    async def run(self, job: Job[R], *, transaction: bool = False) -> R:
+    async def run(self, job: Job[R]) -> R:
         """Do a job; see :meth:`Database.run`."""
         self._count(1)
-        return await self.database.run(job, transaction=transaction)
+        return await self.database.run(job)
 
     def _count(self, jobs: int) -> None:
         self._jobs += jobs

@@ -37,6 +37,7 @@ from omniq_postgres.connecting import Connector, discard
 from omniq_postgres.enqueueing import store
 from omniq_postgres.faults import translated
 from omniq_postgres.joining import join
+from omniq_postgres.rows import columns_of
 from omniq_postgres.session import Session
 from omniq_postgres.settings import read_settings
 from omniq_postgres.statements import Statements
@@ -136,7 +137,14 @@ class PostgresStorage(Storage, Migrated):
     async def enqueue(self, tasks: Sequence[NewTask]) -> list[Enqueued]:
         if not tasks:
             return []
-        return await self._opened().run(partial(store, tasks))
+        session = self._opened()
+        if len(tasks) == 1 or any(task.unique is not None for task in tasks):
+            # Which may have to wait for somebody's transaction to end, and keeps no other call waiting with it.
+            return await session.run(partial(store, tasks))
+        # Packed while the server works on the call before, and sent after it: tasks keep the order of the calls.
+        columns = columns_of(tasks)
+        async with session.bulk:
+            return await session.run(partial(store, tasks, columns=columns))
 
     def enqueue_blocking(self, tasks: Sequence[NewTask]) -> list[Enqueued] | None:
         session = self._session
@@ -247,7 +255,7 @@ class PostgresStorage(Storage, Migrated):
         return await self._opened().run(partial(scheduling.due_schedules, limit))
 
     async def fire(self, schedule: Schedule, tasks: Sequence[NewTask]) -> bool:
-        return await self._opened().run(partial(scheduling.fire, schedule, tasks), transaction=True)
+        return await self._opened().run(partial(scheduling.fire, schedule, tasks))
 
     # Upkeep
 

@@ -24,15 +24,16 @@ def recover(limit: int, reached: Age, context: Context) -> Steps[list[Task]]:
     """
     age = reached.begin()
     rows = yield context.query("upkeep.recover", wire.integer(limit), wire.float8(min(age, FOREVER)))
-    # The first column is how long ago the latest of the leases ran out.
-    reached.end(age, rows[0][0] if rows else None)
-    tasks = [task_of(row[1:]) for row in rows]
+    # Each row begins with whether there are tasks that expired, and how long ago the latest of the leases ran out.
+    expired, youngest = rows[0][:2]
+    reached.end(age, youngest)
+    tasks = [task_of(row[2:]) for row in rows if row[2] is not None]
     for task in tasks:
         if task.finished_at is None:
             context.news.ready(task.queue)
         else:
             context.news.ended.append(task.id)
-    if len(tasks) < limit:
+    if expired and len(tasks) < limit:
         yield from expire(limit - len(tasks), context)
     return tasks
 

@@ -20,7 +20,7 @@ from omniq_postgres.settings import Names
 
 __all__ = ["Waiting"]
 
-LOOK_AFTER = (1.5, 1.9)
+LOOK_AFTER = (2.4, 2.9)
 """Seconds between looks at the store while messages are listened for; and, below, while they are not."""
 LOOK_AFTER_UNHEARD = (1.0, 1.3)
 OVERDUE_SCHEDULE_PAUSE = 1.0
@@ -39,6 +39,15 @@ class _Waiter:
         """Whether there may be something sooner than was known: not to claim now, but to look again when."""
         self.until = float("inf")
         """When the next look is due anyway, by the loop's clock."""
+
+
+class _Watcher:
+    """Somebody who waits for the end of tasks."""
+
+    def __init__(self) -> None:
+        self.woken = asyncio.Event()
+        self.heard: set[str] = set()
+        """The tails of ids whose end was told."""
 
 
 def prospects(
@@ -79,7 +88,7 @@ class Waiting:
         self._frontier = frontier
         self._work_channel, self._ends_channel = channels(names)
         self._workers: set[_Waiter] = set()
-        self._ends: dict[str, set[asyncio.Event]] = {}
+        self._ends: dict[str, set[_Watcher]] = {}
         self._listener = Listener(connector, self._heard, self._missed)
 
     # For work
@@ -122,31 +131,34 @@ class Waiting:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
         pause = FIRST_LOOK_UNHEARD
-        with self._interest(ids) as woken:
+        with self._interest(ids) as watcher:
             while True:
                 heard = await self._listener.listen(self._ends_channel)
-                woken.clear()
+                watcher.woken.clear()
                 ended: set[str] = await self._run(lambda context: find_ended(ids, context))
                 left = deadline - loop.time()
                 if ended or left <= 0:
                     return ended
                 look = random.uniform(*LOOK_AFTER) if heard else pause * random.uniform(0.8, 1.2)
                 pause = min(pause * 1.5, LAST_LOOK_UNHEARD)
-                await _wait(woken, min(look, left))
+                await _wait(watcher.woken, min(look, left))
+                if watcher.heard:
+                    # Told after it was committed, and whoever asks for the record looks at it anyway.
+                    return {task_id for task_id in ids if task_id[-TAIL:] in watcher.heard}
 
     @contextmanager
-    def _interest(self, ids: Sequence[str]) -> Iterator[asyncio.Event]:
-        woken = asyncio.Event()
+    def _interest(self, ids: Sequence[str]) -> Iterator[_Watcher]:
+        watcher = _Watcher()
         tails = {task_id[-TAIL:] for task_id in ids}
         for tail in tails:
-            self._ends.setdefault(tail, set()).add(woken)
+            self._ends.setdefault(tail, set()).add(watcher)
         try:
-            yield woken
+            yield watcher
         finally:
             for tail in tails:
-                events = self._ends[tail]
-                events.discard(woken)
-                if not events:
+                watchers = self._ends[tail]
+                watchers.discard(watcher)
+                if not watchers:
                     del self._ends[tail]
 
     # Messages
@@ -159,14 +171,13 @@ class Waiting:
                 self._wake_for_ends()
                 return
             for start in range(0, len(payload), TAIL):
-                for woken in self._ends.get(payload[start : start + TAIL], ()):
-                    woken.set()
+                tail = payload[start : start + TAIL]
+                for watcher in self._ends.get(tail, ()):
+                    watcher.heard.add(tail)
+                    watcher.woken.set()
 
     def _heard_of_work(self, payload: str) -> None:
-        try:
-            work = dict(json.loads(payload))
-        except (ValueError, TypeError):
-            work = {"": 0.0}  # anybody can send anything on a channel
+        work = _read(payload)
         now = asyncio.get_running_loop().time()
         for waiter in self._workers:
             mine = [seconds for queue, seconds in work.items() if not queue or queue in waiter.queues]
@@ -183,13 +194,21 @@ class Waiting:
         self._wake_for_ends()
 
     def _wake_for_ends(self) -> None:
-        for events in self._ends.values():
-            for woken in events:
-                woken.set()
+        for watchers in self._ends.values():
+            for watcher in watchers:
+                watcher.woken.set()
 
     async def close(self) -> None:
         """Let everybody go, and stop listening."""
         await self._listener.close()
+
+
+def _read(payload: str) -> dict[str, float]:
+    """Read what is told of work: queue → in how many seconds."""
+    try:
+        return {queue: float(seconds) for queue, seconds in json.loads(payload).items()}
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
+        return {"": 0.0}  # anybody can send anything on a channel
 
 
 def _not_spinning(seconds: float | None) -> float | None:

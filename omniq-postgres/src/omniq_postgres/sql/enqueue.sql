@@ -95,6 +95,8 @@ waiting AS (
     ON CONFLICT DO NOTHING
     RETURNING id, queue, state, run_at
 ),
+-- Whoever held a key may have been waited for: nothing was created before that one had ended.
+stored AS MATERIALIZED (SELECT clock_timestamp() AS at FROM (SELECT count(*) FROM waiting) AS whole),
 counted AS (
     INSERT INTO {delta} (scheduled, ready, running, succeeded, failed, cancelled, queue)
     SELECT count(*) FILTER (WHERE state = 1), count(*) FILTER (WHERE state = 2), 0, 0, 0, 0, queue
@@ -105,9 +107,9 @@ kept AS (
         id, seq, created_at, result_ttl, timeout, max_retries, priority, is_async, queue, name, serializer, retry,
         unique_key, tags, signature, payload
     )
-    SELECT id, seq, now, result_ttl, timeout, max_retries, priority, is_async, new.queue, name, serializer, retry,
-           unique_key, tags::text[], signature, payload
-    FROM new JOIN waiting USING (id), clock
+    SELECT id, seq, stored.at, result_ttl, timeout, max_retries, priority, is_async, new.queue, name, serializer,
+           retry, unique_key, tags::text[], signature, payload
+    FROM new JOIN waiting USING (id), stored
 )
 SELECT new.id::text,
        waiting.id IS NOT NULL,

@@ -1,12 +1,16 @@
 -- In these statements "state + 0 = 3" keeps the planner from the index of running tasks: it holds few live rows, but
 -- perhaps a million dead ones, of which the planner knows nothing. Each task is to be found by its id.
+--
+-- Here and elsewhere arrays come as "(SELECT $1)", so that no plan is made for their length: a batch of one would be
+-- planned anew each time, which takes longer than to run it.
 
 -- name: final
 -- A batch of outcomes that all end their tasks: gives how many were accepted and, unless all were, which.
 WITH clock AS MATERIALIZED (SELECT clock_timestamp() AS now),
 told AS MATERIALIZED (
-    SELECT * FROM unnest($1::uuid[], $2::integer[], $3::smallint[], $4::bytea[], $5::text[])
-    WITH ORDINALITY AS t (id, delivery, kind, result, error, place)
+    SELECT * FROM unnest(
+        (SELECT $1::uuid[]), (SELECT $2::integer[]), (SELECT $3::smallint[]), (SELECT $4::bytea[]), (SELECT $5::text[])
+    ) WITH ORDINALITY AS t (id, delivery, kind, result, error, place)
 ),
 over AS (
     DELETE FROM {live} USING told
@@ -35,8 +39,10 @@ SELECT count(*), CASE WHEN count(*) < cardinality($1::uuid[]) THEN array_agg(pla
 -- A batch of outcomes of which some give their tasks back: a row for each that was accepted.
 WITH clock AS MATERIALIZED (SELECT clock_timestamp() AS now),
 told AS MATERIALIZED (
-    SELECT * FROM unnest($1::uuid[], $2::integer[], $3::smallint[], $4::bytea[], $5::text[], $6::interval[])
-    WITH ORDINALITY AS t (id, delivery, kind, result, error, delay, place)
+    SELECT * FROM unnest(
+        (SELECT $1::uuid[]), (SELECT $2::integer[]), (SELECT $3::smallint[]), (SELECT $4::bytea[]), (SELECT $5::text[]),
+        (SELECT $6::interval[])
+    ) WITH ORDINALITY AS t (id, delivery, kind, result, error, delay, place)
 ),
 -- Locked before it is looked at: whether a task is to stop may change until then.
 held AS MATERIALIZED (
@@ -100,7 +106,7 @@ SELECT place, NULL, NULL FROM ends
 -- already: it is held as long as that is not committed, and nobody waits for it.
 WITH clock AS MATERIALIZED (SELECT clock_timestamp() AS now),
 told AS MATERIALIZED (
-    SELECT * FROM unnest($1::uuid[], $2::integer[]) WITH ORDINALITY AS t (id, delivery, place)
+    SELECT * FROM unnest((SELECT $1::uuid[]), (SELECT $2::integer[])) WITH ORDINALITY AS t (id, delivery, place)
 ),
 seen AS (
     INSERT INTO {worker} (id, seen_at, until)
@@ -120,7 +126,9 @@ SELECT told.place, {live}.cancel
 FROM told JOIN {live} ON {live}.id = told.id AND {live}.state + 0 = 3 AND {live}.delivery = told.delivery
 
 -- name: progress
-WITH told AS MATERIALIZED (SELECT * FROM unnest($1::uuid[], $2::integer[], $3::text[]) AS t (id, delivery, progress)),
+WITH told AS MATERIALIZED (
+    SELECT * FROM unnest((SELECT $1::uuid[]), (SELECT $2::integer[]), (SELECT $3::text[])) AS t (id, delivery, progress)
+),
 free AS MATERIALIZED (
     SELECT l.id, told.progress
     FROM told JOIN {live} AS l ON l.id = told.id AND l.state + 0 = 3 AND l.delivery = told.delivery

@@ -3,7 +3,7 @@ SELECT clock_timestamp()
 
 -- name: by_id
 SELECT {record}
-FROM unnest($1::uuid[]) AS asked (id)
+FROM unnest((SELECT $1::uuid[])) AS asked (id)
 JOIN {task} AS t USING (id)
 CROSS JOIN LATERAL (
     SELECT id, state, attempt, delivery, run_at, started_at, NULL::timestamptz AS finished_at, expires_at, lease_until,

@@ -16,6 +16,66 @@ UPDATE {schedule} SET revision = revision + 1, next_run = $2, paused = $3, body 
 WHERE id = $1 AND revision = $5
 RETURNING revision, extract(epoch FROM next_run - clock_timestamp())::double precision
 
+-- name: fire
+-- Replace a schedule unless it has another revision by now, and store the tasks of its run as enqueue.guarded does. One
+-- statement, so that whoever stands still in the middle of it holds no lock. No row: another one has fired it, or it is
+-- gone; else a row for each queue with a new task, or one without a queue.
+WITH fired AS (
+    UPDATE {schedule} SET revision = revision + 1, next_run = $2, paused = $3, body = $4
+    WHERE id = $1 AND revision = $5
+    RETURNING next_run
+),
+clock AS MATERIALIZED (SELECT clock_timestamp() AS now FROM fired),
+new AS MATERIALIZED (
+    SELECT nextval('{order}') AS seq,
+           n.*,
+           least(greatest(coalesce(n.at, now + n.delay, now), now), '9999-12-31 23:59:59.999999+00') AS run_at,
+           CASE
+               WHEN n.lifetime IS NULL THEN n.dies_at
+               ELSE least(now + n.lifetime, '9999-12-31 23:59:59.999999+00')
+           END AS expires_at
+    FROM clock, unnest(
+        $6::uuid[], $7::text[], $8::text[], $9::bytea[], $10::text[], $11::smallint[], $12::integer[], $13::text[],
+        $14::double precision[], $15::boolean[], $16::timestamptz[], $17::interval[], $18::timestamptz[],
+        $19::interval[], $20::double precision[], $21::bytea[], $22::text[], $23::text[], $24::text[]
+    ) AS n (
+        id, queue, name, payload, serializer, priority, max_retries, retry,
+        timeout, is_async, at, delay, dies_at,
+        lifetime, result_ttl, signature, tags, unique_key, key
+    )
+    WHERE NOT EXISTS (SELECT FROM {task} WHERE {task}.id = n.id)
+),
+waiting AS (
+    INSERT INTO {live} (run_at, expires_at, result_ttl, seq, state, priority, id, queue, key)
+    SELECT run_at, expires_at, result_ttl, seq, CASE WHEN run_at > now THEN 1 ELSE 2 END, priority, id, queue, key
+    FROM new, clock
+    -- In one order everywhere, so that two batches with the same keys do not wait for each other.
+    ORDER BY key NULLS FIRST, seq
+    ON CONFLICT DO NOTHING
+    RETURNING id, queue, state, run_at
+),
+stored AS MATERIALIZED (SELECT clock_timestamp() AS at FROM (SELECT count(*) FROM waiting) AS whole),
+counted AS (
+    INSERT INTO {delta} (scheduled, ready, running, succeeded, failed, cancelled, queue)
+    SELECT count(*) FILTER (WHERE state = 1), count(*) FILTER (WHERE state = 2), 0, 0, 0, 0, queue
+    FROM waiting GROUP BY queue
+),
+kept AS (
+    INSERT INTO {task} (
+        id, seq, created_at, result_ttl, timeout, max_retries, priority, is_async, queue, name, serializer, retry,
+        unique_key, tags, signature, payload
+    )
+    SELECT id, seq, stored.at, result_ttl, timeout, max_retries, priority, is_async, new.queue, name, serializer,
+           retry, unique_key, tags::text[], signature, payload
+    FROM new JOIN waiting USING (id), stored
+)
+SELECT extract(epoch FROM fired.next_run - clock_timestamp())::double precision, made.queue, made.seconds
+FROM fired
+LEFT JOIN (
+    SELECT queue, extract(epoch FROM min(run_at) - min(now))::double precision AS seconds
+    FROM waiting, clock GROUP BY queue
+) AS made ON true
+
 -- name: get
 SELECT id, revision, next_run, paused, body FROM {schedule} WHERE id = ANY ($1::text[])
 

@@ -1,5 +1,6 @@
 -- name: recover
--- Take back what nobody renewed. What is locked is being ended at this moment.
+-- Take back what nobody renewed. What is locked is being ended at this moment. One row for each, and one that is empty
+-- where there is none: its first column says whether there are tasks for upkeep.expire.
 WITH clock AS MATERIALIZED (SELECT clock_timestamp() AS now),
 lapsed AS MATERIALIZED (
     SELECT {live}.id, {live}.cancel, {live}.attempt, {live}.lease_until AS lapsed_at
@@ -48,8 +49,13 @@ counted AS (
     FROM (SELECT queue, state FROM back UNION ALL SELECT queue, state FROM history) AS changed
     GROUP BY queue
 )
-SELECT (SELECT extract(epoch FROM min(now - lapsed_at)) FROM lapsed, clock)::double precision, {record}
+SELECT late.found, (SELECT extract(epoch FROM min(now - lapsed_at)) FROM lapsed, clock)::double precision, {record}
 FROM (
+    SELECT coalesce((
+        SELECT expires_at FROM {live} WHERE expires_at IS NOT NULL AND state < 3 ORDER BY expires_at LIMIT 1
+    ) <= (SELECT now FROM clock), false) AS found
+) AS late
+LEFT JOIN (
     SELECT id, state, attempt, delivery, run_at, started_at, NULL::timestamptz AS finished_at, expires_at, lease_until,
            worker, error, progress, cancel, NULL::bytea AS result
     FROM back
@@ -57,7 +63,8 @@ FROM (
     SELECT id, state, attempt, delivery, run_at, started_at, finished_at, expires_at, NULL, worker, error, progress,
            cancel, NULL
     FROM history
-) AS s CROSS JOIN LATERAL (SELECT * FROM {task} WHERE {task}.id = s.id LIMIT 1) AS t
+) AS s ON true
+LEFT JOIN LATERAL (SELECT * FROM {task} WHERE {task}.id = s.id LIMIT 1) AS t ON true
 
 -- name: expire
 -- End waiting tasks whose time to start is over.

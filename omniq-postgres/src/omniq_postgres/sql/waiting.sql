@@ -12,7 +12,7 @@ SELECT coalesce(bool_or((
        extract(epoch FROM (
            SELECT next_run FROM {schedule} WHERE next_run IS NOT NULL AND NOT paused ORDER BY next_run LIMIT 1
        ) - clock_timestamp())::double precision
-FROM unnest($1::text[]) AS mine (queue)
+FROM unnest((SELECT $1::text[])) AS mine (queue)
 WHERE NOT EXISTS (SELECT FROM {paused} WHERE {paused}.queue = mine.queue)
 
 -- name: prospects_onward
@@ -24,8 +24,9 @@ SELECT coalesce((
                  AND ({live}.run_at, {live}.seq) >= (mark.run_at, mark.seq)
                ORDER BY {live}.run_at, {live}.seq LIMIT 1
            ))
-           FROM unnest($2::text[], $3::smallint[], $4::timestamptz[], $5::bigint[])
-               AS mark (queue, priority, run_at, seq)
+           FROM unnest(
+               (SELECT $2::text[]), (SELECT $3::smallint[]), (SELECT $4::timestamptz[]), (SELECT $5::bigint[])
+           ) AS mark (queue, priority, run_at, seq)
            WHERE NOT EXISTS (SELECT FROM {paused} WHERE {paused}.queue = mark.queue)
        ), false),
        extract(epoch FROM min((
@@ -35,11 +36,11 @@ SELECT coalesce((
        extract(epoch FROM (
            SELECT next_run FROM {schedule} WHERE next_run IS NOT NULL AND NOT paused ORDER BY next_run LIMIT 1
        ) - clock_timestamp())::double precision
-FROM unnest($1::text[]) AS mine (queue)
+FROM unnest((SELECT $1::text[])) AS mine (queue)
 WHERE NOT EXISTS (SELECT FROM {paused} WHERE {paused}.queue = mine.queue)
 
 -- name: ended
-SELECT asked.id::text FROM unnest($1::uuid[]) AS asked (id)
+SELECT asked.id::text FROM unnest((SELECT $1::uuid[])) AS asked (id)
 WHERE asked.id IS NOT NULL AND NOT EXISTS (SELECT FROM {live} WHERE {live}.id = asked.id)
 
 -- name: notify

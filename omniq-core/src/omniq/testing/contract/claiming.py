@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import timedelta
 
 import pytest
@@ -105,6 +106,12 @@ class ClaimContract(Contract):
         claimed = await take(store, 4) + await take(store, 99)
         expected = sorted(zip(ids, priorities, strict=True), key=lambda pair: -pair[1])
         assert [(task.id, task.priority) for task in claimed] == expected
+
+    async def test_of_calls_that_are_under_way_together_the_first_one_comes_first(self, store: Storage) -> None:
+        calls = [[new_task() for _ in range(size)] for size in (300, 2, 300, 40)]
+        await asyncio.gather(*(store.enqueue(tasks) for tasks in calls))
+        claimed = await store.claim({"work": 1000}, worker="worker", lease=HELD)
+        assert [task.id for task in claimed] == [task.id for tasks in calls for task in tasks]
 
     async def test_the_result_names_the_queues_in_the_order_of_the_demand(self, store: Storage) -> None:
         ids = {queue: await add(store, *(new_task(queue=queue) for _ in range(3))) for queue in ("a", "b", "c")}
