@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from omniq.batching import Answer, Batcher
+from omniq.batching import Batcher
 from omniq.errors import StorageUnavailable
 
 
@@ -132,11 +132,11 @@ async def test_every_item_is_answered_once() -> None:
     batcher = Batcher(store.send)
     heard: list[tuple[str, str | None, str | None]] = []
 
-    def note(item: str) -> Answer[str]:
-        return lambda result, error: heard.append((item, result, None if error is None else str(error)))
+    def note(item: str, result: str | None, error: BaseException | None) -> None:
+        heard.append((item, result, None if error is None else str(error)))
 
     for item in "abc":
-        batcher.put(item, note(item))
+        batcher.put(item, note)
     store.answer(10)
     await batcher.drain()
 

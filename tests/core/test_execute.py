@@ -484,6 +484,7 @@ def test_the_cause_of_an_error_is_told(run: Run) -> None:
 
 def test_only_the_first_to_decide_how_an_attempt_ended_does(queue: TaskQueue) -> None:
     attempt = claimed(queue, queue.task(lambda: None))
+    attempt.contest()
 
     assert [attempt.decide(), attempt.decide(), attempt.decide()] == [True, False, False]
 

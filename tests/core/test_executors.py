@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
+import gc
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any
@@ -18,6 +21,8 @@ from omniq.ids import new_id
 from omniq.task import Cancelled, Failed, Outcome, Retry, Succeeded, Task
 from omniq.testing import await_until
 from tests.core.running import Gate
+
+variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable")
 
 
 class Bench:
@@ -180,6 +185,89 @@ async def test_an_interrupted_coroutine_frees_its_slot(bench: Bench) -> None:
     await bench.all_done(2)
 
     assert [type(outcome) for _, outcome in bench.done] == [Cancelled, Succeeded]
+
+
+async def test_a_coroutine_that_is_interrupted_before_its_first_step_is_reported_and_never_runs(bench: Bench) -> None:
+    ran: list[int] = []
+
+    async def run() -> None:
+        ran.append(1)
+
+    first, second = bench.attempt(asyncio.Event().wait), bench.attempt(run)
+
+    def on_done(attempt: Attempt, outcome: Outcome) -> None:
+        bench.on_done(attempt, outcome)
+        second.interrupt(Interruption.CANCEL)  # it has the slot by now, and has not run
+
+    lane = LoopLane(1, bench.on_start, on_done)
+    lane.submit(first)
+    lane.submit(second)
+    await asyncio.sleep(0)
+    first.interrupt(Interruption.CANCEL)
+    await bench.all_done(2)
+
+    assert [type(outcome) for _, outcome in bench.done] == [Cancelled, Cancelled]
+    assert ran == []
+    assert lane.load == 0
+
+
+async def test_each_coroutine_is_a_task_of_its_own_with_a_context_of_its_own(bench: Bench) -> None:
+    mine = asyncio.current_task()
+    variable.set("the worker's")
+    lane = bench.loop_lane(3)
+    seen: list[tuple[object, object, str]] = []
+
+    async def run() -> None:
+        before, value = asyncio.current_task(), variable.get()
+        variable.set("a task's")
+        await asyncio.sleep(0)
+        seen.append((before, asyncio.current_task(), value))
+
+    bench.submit(lane, run, count=3)
+    assert asyncio.current_task() is mine
+    await bench.all_done(3)
+
+    assert all(before is after and before is not mine for before, after, _ in seen)
+    assert len({id(before) for before, _, _ in seen}) == 3
+    assert [value for *_, value in seen] == ["the worker's"] * 3
+    assert variable.get() == "the worker's"
+
+
+async def test_many_coroutines_in_line_that_end_at_once_are_no_recursion(bench: Bench) -> None:
+    lane = bench.loop_lane(1)
+
+    async def run() -> None: ...
+
+    release = asyncio.Event()
+    first, *others = [bench.attempt(release.wait), *[bench.attempt(run) for _ in range(2_000)]]
+    for attempt in (first, *others):
+        lane.submit(attempt)
+    release.set()
+    await bench.all_done(2_001)
+
+    assert {type(outcome) for _, outcome in bench.done} == {Succeeded}
+
+
+async def test_a_coroutine_that_nothing_else_refers_to_is_kept_alive(bench: Bench) -> None:
+    lane = bench.loop_lane(1)
+
+    def wake(future: weakref.ref[asyncio.Future[None]]) -> None:
+        alive = future()
+        if alive is not None:
+            alive.set_result(None)
+
+    async def run() -> None:
+        # All that leads from here to the task is this future, which only the task refers to.
+        waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        asyncio.get_running_loop().call_later(0.05, wake, weakref.ref(waiting))
+        await waiting
+
+    bench.submit(lane, run)
+    await asyncio.sleep(0)
+    gc.collect()
+    await bench.all_done(1)
+
+    assert [type(outcome) for _, outcome in bench.done] == [Succeeded]
 
 
 # On threads

@@ -81,6 +81,15 @@ def test_ids_of_forked_processes_are_unique() -> None:
     assert len({text for one in made for text in one}) == 3 * COUNT
 
 
+def test_a_forked_process_draws_random_parts_of_its_own() -> None:
+    new_id()
+    with get_context("fork").Pool(1) as pool:
+        (theirs,) = pool.map(some_ids, [100])
+    ours = some_ids(100)
+
+    assert not {text[-12:] for text in theirs} & {text[-12:] for text in ours}
+
+
 def test_a_child_forked_while_another_thread_makes_an_id_can_make_its_own() -> None:
     reader, writer = os.pipe()
     with ids._lock:

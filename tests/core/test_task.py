@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 import pickle
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -82,6 +83,42 @@ def test_values_are_made_by_keyword_only(value: Any) -> None:
 
     with pytest.raises(TypeError, match="positional"):
         make(*attrs.astuple(value, recurse=False))
+
+
+@pytest.mark.parametrize("value", VALUES[:2], ids=repr)
+def test_classes_derived_from_a_value_of_many_fields_are_frozen_too(value: Any) -> None:
+    cls: Any = type(value)
+
+    class Derived(cls):  # type: ignore[misc]  # any of them
+        pass
+
+    @attrs.frozen(kw_only=True)
+    class Wider(cls):  # type: ignore[misc]  # likewise
+        more: int = 3
+
+    fields = attrs.asdict(value, recurse=False)
+    fields = {one.alias: fields[one.name] for one in attrs.fields(cls)}
+    for made, kind in ((Derived(**fields), Derived), (Wider(**fields), Wider), (cls(**fields), cls)):
+        assert type(made) is kind
+        assert made.payload == value.payload
+        with pytest.raises(attrs.exceptions.FrozenInstanceError):
+            made.id = "b"
+        with pytest.raises(attrs.exceptions.FrozenInstanceError):
+            del made.id
+    assert Wider(**fields, more=4).more == 4
+
+
+@pytest.mark.parametrize("value", VALUES[:2], ids=repr)
+def test_values_of_many_fields_say_what_they_are_made_of(value: Any) -> None:
+    cls = type(value)
+    parameters = inspect.signature(cls).parameters
+
+    assert list(parameters) == [one.alias for one in attrs.fields(cls)]
+    assert parameters["id"].annotation == "str"
+    assert attrs.evolve(value, id="b") != value
+    assert attrs.evolve(attrs.evolve(value, id="b"), id="a") == value
+    with pytest.raises(TypeError, match="missing"):
+        cls(id="a")
 
 
 def test_every_way_to_end_is_an_outcome_of_one_delivery() -> None:

@@ -332,13 +332,13 @@ def due(shop: Shop, change: str, *parameters: Any) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        "json_replace(body, '$.task.payload', 'W1siZm9yZ2VkIiwieCJdLHt9XQ==')",
+        "json_replace(body, '$.task.payload.base64', 'W1siZm9yZ2VkIiwieCJdLHt9XQ==')",
         "json_replace(body, '$.task.name', 'os:system')",
         "json_replace(body, '$.task.serializer', 'cloudpickle')",
         "json_replace(body, '$.task.queue', 'another')",
         "json_replace(body, '$.trigger', '{\"kind\":\"os:system\"}')",
         'json_replace(body, \'$.trigger\', \'{"kind":"every","seconds":1.0}\')',
-        "json_replace(body, '$.task.signature', '')",
+        "json_replace(body, '$.task.signature.base64', '')",
     ],
     ids=["arguments", "name", "serializer", "queue", "no trigger", "trigger", "no signature"],
 )

@@ -122,4 +122,4 @@ def test_of_a_text_only_its_urls_are_changed() -> None:
 def test_every_scheme_of_ours_is_tried_here() -> None:
     ours = {name for plugin in default_plugins().found for name in plugin.provides.get("storage", ())}
     tried = {url.partition("://")[0] for url in URLS}
-    assert ours - tried <= {"memory", "file", "ws"} | {name for name in ours if "+" in name}
+    assert ours - tried <= {"memory", "file", "ws", "wss"} | {name for name in ours if "+" in name}

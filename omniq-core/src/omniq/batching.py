@@ -16,8 +16,8 @@ __all__ = ["Answer", "Batcher"]
 
 T = TypeVar("T")
 R = TypeVar("R")
-Answer: TypeAlias = Callable[[R | None, BaseException | None], None]
-"""Called on the loop with what the store answered to an item, or with the error that kept it from answering."""
+Answer: TypeAlias = Callable[[T, R | None, BaseException | None], None]
+"""Called on the loop with an item and what the store answered to it, or the error that kept it from answering."""
 
 
 class Batcher(Generic[T, R]):
@@ -32,10 +32,10 @@ class Batcher(Generic[T, R]):
     def __init__(self, send: Callable[[Sequence[T]], Awaitable[Sequence[R]]], *, limit: int = 500) -> None:
         self._send = send
         self._limit = limit
-        self._gathered: list[tuple[T, Answer[R]]] = []
+        self._gathered: list[tuple[T, Answer[T, R]]] = []
         self._sender: asyncio.Task[None] | None = None
 
-    def put(self, item: T, answer: Answer[R]) -> None:
+    def put(self, item: T, answer: Answer[T, R]) -> None:
         """Hand over an item.
 
         :param answer: called once, when the store has answered; must not raise.
@@ -51,7 +51,7 @@ class Batcher(Generic[T, R]):
         """
         future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
 
-        def answer(result: R | None, error: BaseException | None) -> None:
+        def answer(_: T, result: R | None, error: BaseException | None) -> None:
             # A caller that was cancelled meanwhile no longer listens; its item is stored all the same.
             if future.done():
                 return
@@ -76,7 +76,7 @@ class Batcher(Generic[T, R]):
         finally:
             self._sender = None
 
-    async def _send_batch(self, batch: Sequence[tuple[T, Answer[R]]]) -> None:
+    async def _send_batch(self, batch: Sequence[tuple[T, Answer[T, R]]]) -> None:
         try:
             answers = await self._send([item for item, _ in batch])
         except asyncio.CancelledError as error:
@@ -91,10 +91,10 @@ class Batcher(Generic[T, R]):
             for entry in batch:
                 await self._send_batch([entry])
         else:
-            for (_, answer), result in zip(batch, answers, strict=True):
-                answer(result, None)
+            for (item, answer), result in zip(batch, answers, strict=True):
+                answer(item, result, None)
 
 
-def _reject(batch: Sequence[tuple[T, Answer[R]]], error: BaseException) -> None:
-    for _, answer in batch:
-        answer(None, error)
+def _reject(batch: Sequence[tuple[T, Answer[T, R]]], error: BaseException) -> None:
+    for item, answer in batch:
+        answer(item, None, error)

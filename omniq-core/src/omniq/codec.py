@@ -14,7 +14,7 @@ from omniq.retry import RetryPolicy
 from omniq.schedule import Schedule
 from omniq.serialization import ArgumentTypes, Serializer, runs_code
 from omniq.signing import SEAL_SIZE, Signer, shown, unsealed
-from omniq.task import NewTask, Task, TaskState
+from omniq.task import NewTask, Succeeded, Task, TaskState
 
 if TYPE_CHECKING:
     from omniq.plugins import Plugins
@@ -156,6 +156,13 @@ class Codec:
         """
         result = self._bounded(self._accepting(task).dump_result(value, hint), "the result")
         return result if self._signer is None else self._signer.seal(task, result)
+
+    def success(self, task: Task, value: Any, hint: Any) -> Succeeded:
+        """Give the outcome of a task that succeeded with a value.
+
+        :raises SerializationError: if the value cannot be encoded, see :meth:`dump_result`.
+        """
+        return Succeeded(id=task.id, delivery=task.delivery, result=self.dump_result(task, value, hint))
 
     def load_result(self, task: Task, hint: Any) -> Any:
         """Decode a task's result.

@@ -6,12 +6,16 @@ import math
 from collections.abc import Callable
 from contextvars import ContextVar
 from datetime import timedelta
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from omniq.durations import duration
 from omniq.errors import ConfigurationError, LeaseLost
 from omniq.task import Progress, Succeeded, Task
 from omniq.transactions import CallerTransaction
+
+if TYPE_CHECKING:
+    from omniq.codec import Codec
+    from omniq.functions import TaskFunction
 
 __all__ = ["CurrentTask", "FailSignal", "RetrySignal", "TaskSignal", "current_task", "running"]
 
@@ -38,17 +42,19 @@ class FailSignal(TaskSignal):
 class CurrentTask:
     """The task that is running here. Usable from the task's own thread or coroutine and from those that it starts."""
 
-    __slots__ = ("_on_progress", "_stop", "_success", "_task", "completed", "join", "stop_seen")
+    __slots__ = ("_codec", "_function", "_on_progress", "_stop", "_task", "completed", "join", "stop_seen")
 
     def __init__(
         self,
         task: Task,
+        function: TaskFunction[Any, Any],
+        codec: Codec,
         on_progress: Callable[[Task, Progress], None] | None = None,
-        success: Callable[[Task, Any], Succeeded] | None = None,
     ) -> None:
         self._task = task
+        self._function = function
+        self._codec = codec
         self._on_progress = on_progress
-        self._success = success
         self.join: Callable[[object], CallerTransaction] | None = None
         """How the store takes part in a transaction of the task's own; the worker's to set."""
         self.completed = False
@@ -151,8 +157,7 @@ class CurrentTask:
         return self.join(connection)
 
     def _succeeded(self, result: Any) -> Succeeded:
-        assert self._success is not None, "whoever gave a store gave this, too"
-        return self._success(self._task, result)
+        return self._codec.success(self._task, result, self._function.definition.types[1])
 
     def _note_completion(self, accepted: bool) -> None:
         if not accepted:

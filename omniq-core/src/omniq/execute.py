@@ -8,7 +8,6 @@ import time
 import traceback
 from collections.abc import Callable
 from enum import Enum, auto
-from functools import partial
 from typing import Any
 
 from omniq.codec import Codec
@@ -17,7 +16,7 @@ from omniq.durations import duration
 from omniq.errors import NotCommitted, PayloadRejected, SerializationError, TaskTimeout, UnknownTask, WorkerLost
 from omniq.functions import TaskFunction
 from omniq.retry import Exponential
-from omniq.task import Cancelled, Failed, Outcome, Progress, Released, Retry, Succeeded, Task, TaskError
+from omniq.task import Cancelled, Failed, Outcome, Progress, Released, Retry, Task, TaskError
 
 __all__ = [
     "Attempt",
@@ -29,7 +28,6 @@ __all__ = [
     "rejected",
     "run_async",
     "run_sync",
-    "success",
     "timed_out",
     "unknown_task",
 ]
@@ -41,6 +39,7 @@ UNKNOWN_LIMIT = 20
 _unknown_backoff = Exponential(delay=1, factor=2, max_delay=120, jitter=0.1)
 LONGEST_MESSAGE = 10_000
 LONGEST_TRACEBACK = 50_000
+_UNCONTESTED: list[None] = []
 
 
 class Interruption(Enum):
@@ -87,12 +86,13 @@ class Attempt:
         self.task = task
         self.function = function
         self.codec = codec
-        self.context = CurrentTask(task, on_progress, partial(success, function, codec))
+        self.context = CurrentTask(task, function, codec, on_progress)
         self.interruption: Interruption | None = None
         self.settled = False
         """Whether its outcome was taken; what it still returns plays no part."""
-        self._undecided = [None]
+        self._undecided: list[None] = _UNCONTESTED
         self.loop_task: asyncio.Task[None] | None = None
+        """What runs it on the loop; None again as soon as it has ended there."""
         self.on_interrupt: Callable[[], None] | None = None
         """How whoever runs it stops it, where that can be done from outside; must be quick."""
         self.queued_at = 0.0
@@ -102,6 +102,10 @@ class Attempt:
     def seconds(self) -> float:
         """For how many seconds it has run; 0 if it has not been started."""
         return time.perf_counter() - self.started_at if self.started_at else 0.0
+
+    def contest(self) -> None:
+        """Have one of several decide how it ended, see :meth:`decide`; to be called before any of them can."""
+        self._undecided = [None]
 
     def decide(self) -> bool:
         """Take it upon oneself to say how it ended. Callable from any thread.
@@ -119,7 +123,8 @@ class Attempt:
         if self.interruption is None:
             self.interruption = why
             self.context.ask_to_stop()
-            if self.loop_task is not None:
+            # Cancelled before its first step a loop's task would take none at all, and nobody would hear of its end.
+            if self.loop_task is not None and self.started_at:
                 self.loop_task.cancel()
             if self.on_interrupt is not None:
                 self.on_interrupt()
@@ -134,7 +139,8 @@ async def run_async(attempt: Attempt) -> Outcome:
     """Run a coroutine function to its outcome, on the running loop."""
     if attempt.interruption is not None:
         return interrupted(attempt)
-    attempt.loop_task = asyncio.current_task()
+    if attempt.loop_task is None:
+        attempt.loop_task = asyncio.current_task()
     token = running.set(attempt.context)
     attempt.started_at = time.perf_counter()
     try:
@@ -227,20 +233,10 @@ def _succeeded(attempt: Attempt, value: Any) -> Outcome:
         # Only the store knows whether that was committed. If it was, this outcome is refused, see ledger.py.
         return failed(attempt, NotCommitted(task.id))
     try:
-        return success(attempt.function, attempt.codec, task, value)
+        return attempt.codec.success(task, value, attempt.function.definition.types[1])
     except SerializationError as error:
         # The work is done; doing it again would end the same way.
         return Failed(id=task.id, delivery=task.delivery, error=describe_error(error))
-
-
-def success(function: TaskFunction[Any, Any], codec: Codec, task: Task, value: Any) -> Succeeded:
-    """Give the outcome of a task that succeeded with a value.
-
-    :raises SerializationError: if the value cannot be encoded.
-    """
-    return Succeeded(
-        id=task.id, delivery=task.delivery, result=codec.dump_result(task, value, function.definition.types[1])
-    )
 
 
 def _ended_by(attempt: Attempt, error: BaseException) -> Outcome:

@@ -13,7 +13,6 @@ import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
-from typing import Any
 
 from omniq.execute import Attempt, failed, run_async, run_sync, timed_out
 from omniq.task import Outcome
@@ -82,8 +81,8 @@ class LoopLane(Lane):
 
     def __init__(self, slots: int, on_start: Callable[[Attempt], None], on_done: Done) -> None:
         super().__init__(slots, on_start, on_done)
-        # The loop itself keeps only weak references to its tasks.
-        self._running: set[asyncio.Task[Any]] = set()
+        # The loop itself keeps only weak references to its tasks, which the attempts hold.
+        self._running: set[Attempt] = set()
 
     def submit(self, attempt: Attempt) -> None:
         self.load += 1
@@ -94,17 +93,19 @@ class LoopLane(Lane):
             self._waiting.append(attempt)
 
     def _start(self, attempt: Attempt) -> None:
-        self._running.add(self._loop.create_task(self._run(attempt), context=self._context.copy()))
+        self._running.add(attempt)
+        task = self._loop.create_task(self._run(attempt), context=self._context.copy())
+        if attempt in self._running:  # where the loop makes its tasks take their first step at once, it may have ended
+            attempt.loop_task = task
 
     async def _run(self, attempt: Attempt) -> None:
-        task = asyncio.current_task()
-        assert task is not None
         try:
             self._on_start(attempt)
             outcome = await run_async(attempt)
         except BaseException as error:  # whatever it is, it ends this attempt and not the loop
             outcome = failed(attempt, error)
-        self._running.discard(task)
+        attempt.loop_task = None
+        self._running.discard(attempt)
         self.load -= 1
         if self._waiting:
             self._start(self._waiting.popleft())
@@ -116,7 +117,10 @@ class LoopLane(Lane):
         self._waiting.clear()
 
     def disown(self) -> None:
-        for task in self._running:
+        for attempt in self._running:
+            task = attempt.loop_task
+            if task is None:
+                continue  # it is just ending
             # asyncio.run() would cancel it once more and wait for an end that may never come.
             asyncio.tasks._unregister_task(task)
             task._log_destroy_pending = False  # type: ignore[attr-defined]  # unknown to typeshed
@@ -156,6 +160,7 @@ class PoolLane(Lane):
 
     def submit(self, attempt: Attempt) -> None:
         self.load += 1
+        attempt.contest()
         attempt.queued_at = time.perf_counter()
         self._waiting.append(attempt)
         if self._supervisor is None:

@@ -8,14 +8,19 @@ import time
 
 __all__ = ["new_id"]
 
+_DRAWN = 256
+"""How many random parts are drawn at a time: asking the system for each would cost more than all the rest of an id."""
+
 _lock = threading.Lock()
 _last = 0
+_random: list[int] = []
 
 
 def _forget() -> None:
-    # A fork may have caught the lock held. That the child repeats no id of the parent's, the random part sees to.
+    # A fork may have caught the lock held, and what was drawn before it is the parent's to use.
     global _lock
     _lock = threading.Lock()
+    _random.clear()
 
 
 os.register_at_fork(after_in_child=_forget)
@@ -28,13 +33,19 @@ def new_id() -> str:
     fraction of the millisecond), then 62 random bits.
     """
     global _last
-    nanoseconds = time.time_ns()
-    milliseconds, rest = divmod(nanoseconds, 1_000_000)
-    stamp = milliseconds << 12 | rest * 4096 // 1_000_000
+    stamp = time.time_ns() * 4096 // 1_000_000
     with _lock:
         if stamp <= _last:
             stamp = _last + 1
         _last = stamp
-    bits = int.from_bytes(os.urandom(8), "big") & 0x3FFF_FFFF_FFFF_FFFF | 0x8000_0000_0000_0000
-    text = f"{stamp >> 12:012x}7{stamp & 0xFFF:03x}{bits:016x}"
-    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+        if not _random:
+            _random.extend(memoryview(os.urandom(8 * _DRAWN)).cast("Q"))
+        bits = _random.pop()
+    # The % operator takes half the time of an f-string here.
+    return "%08x-%04x-7%03x-%04x-%012x" % (  # noqa: UP031  # see above
+        stamp >> 28,
+        stamp >> 12 & 0xFFFF,
+        stamp & 0xFFF,
+        bits >> 50 | 0x8000,
+        bits & 0xFFFF_FFFF_FFFF,
+    )

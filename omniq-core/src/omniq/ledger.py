@@ -92,11 +92,11 @@ class Ledger:
             self._drop(attempt)
             return
         batcher = self._after_completions if attempt.context.completed else self._outcomes
-        batcher.put(outcome, partial(self._answered, attempt, outcome))
+        batcher.put(outcome, self._answered)
 
     def refuse(self, task: Task, outcome: Outcome) -> None:
         """Send the outcome of a task that was never held, such as one whose function is unknown."""
-        self._outcomes.put(outcome, partial(self._refused, task, outcome))
+        self._outcomes.put(outcome, partial(self._refused, task))
 
     def give_up_waiting(self) -> None:
         """Stop repeating what the store does not answer: the worker must end now."""
@@ -131,14 +131,16 @@ class Ledger:
                 await asyncio.sleep(pause * random.uniform(0.5, 1.0))
                 pause = min(pause * 2, 5.0)
 
-    def _looked(self, attempt: Attempt, outcome: Outcome, record: Task | None, error: BaseException | None) -> None:
+    def _looked(
+        self, attempt: Attempt, outcome: Outcome, _: str, record: Task | None, error: BaseException | None
+    ) -> None:
         """Tell how an attempt ended whose outcome was refused, by the record of its task."""
         task = attempt.task
         if error is not None:
-            self._answered(attempt, outcome, None, error)
+            self._answered(outcome, None, error)
         elif not attempt.context.completed:
             if record is not None and _stands_in(record, outcome):
-                self._answered(attempt, outcome, True, None)
+                self._answered(outcome, True, None)
             else:
                 self._rejected(attempt)
         elif record is None or (record.state is TaskState.SUCCEEDED and record.delivery == task.delivery):
@@ -157,7 +159,10 @@ class Ledger:
         else:
             self._rejected(attempt)
 
-    def _answered(self, attempt: Attempt, outcome: Outcome, accepted: bool | None, error: BaseException | None) -> None:
+    def _answered(self, outcome: Outcome, accepted: bool | None, error: BaseException | None) -> None:
+        attempt = self._held.get((outcome.id, outcome.delivery))
+        if attempt is None:
+            return  # a worker in haste put it back twice, and the first answer has told how it ended
         task = attempt.task
         if accepted is False:
             # The usual end of a task that completed itself: what it did is committed. Of any other either the lease was

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import functools
 import json
+import os
+import threading
 from collections.abc import Callable
 from typing import Any, ClassVar, Protocol, TypeVar
 
@@ -29,10 +31,16 @@ LONGEST_SHOWN = 200
 """Characters of a stored text that an error shows."""
 
 
+_importing = threading.Lock()
+# A child forked in the middle of an import would wait for its end for ever.
+os.register_at_fork(before=_importing.acquire, after_in_parent=_importing.release, after_in_child=_importing.release)
+
+
 @functools.cache
 def _converter() -> Any:
     # cattrs costs tens of milliseconds to import, and most processes never need it here.
-    from cattrs.preconf.json import make_converter
+    with _importing:
+        from cattrs.preconf.json import make_converter
 
     return make_converter()
 

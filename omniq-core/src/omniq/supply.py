@@ -5,19 +5,77 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from omniq.executors import Lane
 from omniq.functions import Executor, TaskFunction
 from omniq.task import Task
 
-__all__ = ["Supply"]
+__all__ = ["Lookahead", "Supply"]
 
 GATHER = 0.002
 """Seconds for which a first free slot waits for others, so that tasks are claimed many at a time."""
 LEAST_SHARE = 0.05
 """The least share of claimed tasks that a lane is taken to get, so that it is never overrun by a change of mix."""
+AHEAD = 8
+"""How many tasks are looked past in a first round, as expected."""
+ROUND = 1.0
+"""Seconds between two rounds that bring something; about as long as a worker keeps a task that waits for a slot."""
+LONGEST_PAUSE = 10.0
+"""Seconds between two rounds that bring nothing, at last."""
+
+
+class Lookahead:
+    """How far to look past tasks whose lane is full, for those behind them whose lane has room.
+
+    A claim gives tasks in their order, of whatever kind. So those behind can be had only together with those before
+    them, which then wait in their lane until it has a slot, or until the worker gives them back to others a second
+    later, unstarted. That ends a round: so long there are never more of them than the reach.
+
+    The next round begins a second after the last one did if that one brought something. If not, it reaches twice as
+    far, and comes after twice as long: to the store each round is another delivery of the same tasks.
+
+    How many of what is claimed will have to wait is only expected, from the mix of late; it may be more by a change.
+
+    :param most: the farthest reach.
+    :param clock: gives a time in seconds that never goes back.
+    """
+
+    def __init__(self, most: int, clock: Callable[[], float]) -> None:
+        self._most = most
+        self._clock = clock
+        self._reach = min(AHEAD, most)
+        self._pause = ROUND
+        self._in_vain = False
+        self._next_round = 0.0
+
+    def room(self, waiting: int) -> int:
+        """Give how many tasks more may be claimed although they may have to wait.
+
+        :param waiting: how many wait already.
+        """
+        if waiting == 0 and self._clock() < self._next_round:
+            return 0
+        return max(0, self._reach - waiting)
+
+    def learn(self, waiting: int, *, looked_past: int, useful: bool) -> None:
+        """Take note of a claim that was made while a lane was full.
+
+        :param waiting: how many tasks waited before it.
+        :param looked_past: how many it gave that have to wait.
+        :param useful: whether it gave one whose lane has room.
+        """
+        if waiting == 0 and looked_past:  # a round begins
+            if self._in_vain:
+                self._reach = min(2 * self._reach, self._most)
+                self._pause = min(2 * self._pause, LONGEST_PAUSE)
+            else:
+                self._pause = ROUND
+            self._next_round = self._clock() + self._pause
+            self._in_vain = True
+        if useful:
+            self._in_vain = False
 
 
 class Supply:
@@ -25,22 +83,32 @@ class Supply:
 
     A claim does not say in which lane its tasks will run. With functions of several kinds registered, the mix that was
     seen lately decides how many tasks can be asked for: so many that no lane is expected to get more than it has room
-    for. With one kind, tasks are claimed ahead of need: as many as end, at the rate of late, until the next claim can
-    have brought more. Where tasks take longer than that, none are.
+    for. While one of the lanes is full, :class:`Lookahead` decides. With one kind, tasks are claimed ahead of need: as
+    many as end, at the rate of late, until the next claim can have brought more. Where tasks take longer than that,
+    none are.
 
     :param lanes: where the tasks of each kind of function run.
     :param concurrency: how many tasks may run at once in all of them.
     :param functions: the registered functions.
+    :param clock: gives a time in seconds that never goes back.
     """
 
     def __init__(
-        self, lanes: Mapping[Executor, Lane], concurrency: int, functions: Mapping[str, TaskFunction[Any, Any]]
+        self,
+        lanes: Mapping[Executor, Lane],
+        concurrency: int,
+        functions: Mapping[str, TaskFunction[Any, Any]],
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._lanes = lanes
         self._concurrency = concurrency
         self._functions = functions
+        self._known = 0
+        self._kinds: list[Executor] = []
         self._ahead = 0
-        self._counted_at = time.perf_counter()
+        self._lookahead = Lookahead(concurrency, clock)
+        self._clock = clock
+        self._counted_at = clock()
         self._counted = 0
         self._shares: dict[Executor, float] = {}
         self._waiter: asyncio.Future[None] | None = None
@@ -48,8 +116,11 @@ class Supply:
 
     @property
     def _used(self) -> list[Executor]:
-        # Asked again each time: a task may import a module that registers more.
-        return list({function.definition.executor for function in self._functions.values()})
+        # A task may import a module that registers more functions; none is ever removed.
+        if len(self._functions) != self._known:
+            self._known = len(self._functions)
+            self._kinds = list({function.definition.executor for function in self._functions.values()})
+        return self._kinds
 
     @property
     def wanted(self) -> int:
@@ -59,13 +130,23 @@ class Supply:
             lane = self._lanes[used[0]]
             return lane.slots + self._ahead - lane.load
         room = self._concurrency - sum(lane.load for lane in self._lanes.values())
+        full = self._full(used)
+        if full and len(full) == len(used):
+            return 0
         for kind in used:
             lane = self._lanes[kind]
-            free = lane.slots - lane.load
-            if free <= 0:
+            free = self._lookahead.room(self._waiting) if kind in full else lane.slots - lane.load
+            if free == 0:
                 return 0
             room = min(room, max(1, int(free / self._shares.get(kind, 1 / len(used)))))
         return max(room, 0)
+
+    def _full(self, used: Sequence[Executor]) -> list[Executor]:
+        return [kind for kind in used if self._lanes[kind].load >= self._lanes[kind].slots]
+
+    @property
+    def _waiting(self) -> int:
+        return sum(max(0, lane.load - lane.slots) for lane in self._lanes.values())
 
     @property
     def idle(self) -> bool:
@@ -90,7 +171,7 @@ class Supply:
         :param ended: how many attempts have ended in all.
         :param took: seconds of its round trip.
         """
-        now = time.perf_counter()
+        now = self._clock()
         rate = (ended - self._counted) / max(now - self._counted_at, 1e-6)
         self._counted, self._counted_at = ended, now
         used = self._used
@@ -101,6 +182,13 @@ class Supply:
     def _learn_shares(self, used: Sequence[Executor], claimed: Sequence[Task]) -> None:
         known = (self._functions.get(task.name) for task in claimed)
         counts = Counter(function.definition.executor for function in known if function is not None)
+        full = self._full(used)
+        if full:
+            self._lookahead.learn(
+                self._waiting,
+                looked_past=sum(counts[kind] for kind in full),
+                useful=any(kind not in full for kind in counts),
+            )
         for kind in used:
             before = self._shares.get(kind, 1 / len(used))
             self._shares[kind] = max(LEAST_SHARE, 0.7 * before + 0.3 * counts[kind] / len(claimed))
@@ -118,7 +206,9 @@ class Supply:
                 self._target = 1
                 waiter: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
                 self._waiter = waiter
-                await asyncio.wait([waiter, stopped], return_when=asyncio.FIRST_COMPLETED)
+                # Nothing tells when the next round of looking ahead can begin.
+                timeout = ROUND / 4 if 0 < len(self._full(self._used)) < len(self._used) else None
+                await asyncio.wait([waiter, stopped], timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
         finally:
             stopped.cancel()
             self._waiter = None

@@ -38,8 +38,9 @@ __all__ = ["Worker", "WorkerHost", "WorkerOptions"]
 
 _log = logging.getLogger("omniq.worker")
 
-STALE = 1.0
-"""Seconds after which a claimed task that still waits for a slot is given back to other workers."""
+STALE, LOOK_FOR_STALE = 0.75, 0.25
+"""Seconds after which a claimed task that still waits for a slot is given back to other workers; looked for so often,
+so that none waits for more than a second."""
 LAST_WORDS = 2.0
 """Seconds that interrupted coroutines get to clean up after the grace period."""
 
@@ -333,7 +334,7 @@ class Worker:
 
     async def _give_back_stale(self) -> None:
         while True:
-            await asyncio.sleep(STALE)
+            await asyncio.sleep(LOOK_FOR_STALE)
             for lane in self._lanes.values():
                 self._put_back(lane.take_back(waited=STALE))
 

@@ -99,6 +99,8 @@ class _Inside:
             # From now on without the detour through here.
             self._codec.encoders[self._kind] = encode
             self._codec.plain = decode
+            if self._kind is not dict and all(one.codec.flat for one in fields):
+                self._codec.decode = _taking_atoms(fields, self._kind, self._codec.decode)
         return self._functions
 
 
@@ -214,15 +216,17 @@ def _taking_atoms(fields: list[_FieldCodec], cls: type, decode: Function) -> Fun
     count = len(checks)
 
     def take(tree: Any) -> Any:
-        if len(tree) != count:
+        if type(tree) is not dict or len(tree) != count:
             return decode(tree)
-        for name, exact in checks:
-            if name not in tree or type(tree[name]) not in exact:
-                return decode(tree)
         try:
-            return cls(**tree)
+            for name, exact in checks:
+                if type(tree[name]) not in exact:
+                    break
+            else:
+                return cls(**tree)
         except Exception:
             return decode(tree)  # which says what is wrong
+        return decode(tree)
 
     return take
 

@@ -152,16 +152,16 @@ class Codec:
 
         def decode(tree: Any) -> Any:
             kind = type(tree)
-            if kind in exact:
-                return tree
-            if kind is list:
-                decode_kind = self.array
-            elif kind is dict:
+            if kind is dict:
                 if TAG in tree:
                     tag = tree[TAG]
                     decode_kind = tags.get(tag) if type(tag) is str else None
                 else:
                     decode_kind = self.plain
+            elif kind in exact:
+                return tree
+            elif kind is list:
+                decode_kind = self.array
             else:
                 decode_kind = self.scalar
             if decode_kind is None:

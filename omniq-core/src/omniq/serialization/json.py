@@ -86,17 +86,17 @@ class JsonSerializer:
             raise refusal.error("the arguments") from None
 
     def load_arguments(self, data: bytes, types: ArgumentTypes) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        args, kwargs = _parts(data)
+        args, keyword = _parts(data)
         plan = self._plans.get(id(types)) or self._plan(types)
         positional: list[Any] = []
-        keyword: dict[str, Any] = {}
         name: str | None = None
         try:
             for codec, part in zip(plan.codecs(len(args)), args):  # noqa: B905  # a call may have fewer
                 positional.append(part if type(part) in codec.exact else codec.decode(part))
-            for name, part in kwargs.items():
+            for name, part in keyword.items():
                 codec = plan.keyword.get(name, plan.var_keyword)
-                keyword[name] = part if type(part) in codec.exact else codec.decode(part)
+                if type(part) not in codec.exact:
+                    keyword[name] = codec.decode(part)
         except (Refusal, RecursionError) as error:
             raise _public(error, _root(positional, name)) from error.__cause__
         return tuple(positional), keyword
