@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
+import shutil
+import warnings
 from pathlib import Path
 
 import nats
 import pytest
 
 from omniq.errors import StorageUnavailable
-from omniq.task import Succeeded, TaskState
+from omniq.task import NewTask, Succeeded, TaskState
 from omniq.testing import await_until
+from omniq_nats.storage import NatsStorage
 from tests.nats.support import Load, fresh, opened, task
+from tests.servers.base import HOST
 from tests.servers.nats import NatsCluster, NatsServer
 
 
@@ -79,6 +84,33 @@ async def test_nothing_is_lost_when_the_leader_of_the_stream_is_killed(nats_clus
             await asyncio.to_thread(leader.start)
         await load.reached(50)
     await load.settle()
+
+
+async def test_connections_that_came_to_nothing_are_closed(tmp_path: Path) -> None:
+    met = 0
+
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal met
+        met += 1
+        writer.write(b"-ERR 'not yet'\r\n")
+        await reader.read()
+        writer.close()
+
+    async def has_met_some() -> bool:
+        return met >= 3
+
+    with NatsServer(tmp_path) as server:
+        async with opened(fresh(server.url, timeout="30")) as storage:
+            await storage.enqueue([task()])
+            await asyncio.to_thread(server.kill)
+            async with await asyncio.start_server(refuse, HOST, server.port):
+                await await_until(has_met_some, 30, "the client to try again and again")
+            await asyncio.to_thread(server.start)
+            assert len(await storage.claim({"work": 9}, worker="w", lease=99)) == 1
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        gc.collect()
+    assert [str(one.message) for one in warned] == []
 
 
 ACCOUNTS = [
@@ -148,3 +180,38 @@ async def test_a_worker_past_its_lease_changes_nothing_with_what_it_remembers(na
             (record,) = await storage.get([answer.id])
             assert record is not None
             assert (record.state, record.result_payload) == (TaskState.SUCCEEDED, b"good")
+
+
+async def test_after_a_power_failure_those_who_remember_what_was_lost_lose_nothing_more(tmp_path: Path) -> None:
+    """A server that had not flushed comes back as it was before, and gives the same sequences once more."""
+    with NatsServer(tmp_path) as server:
+        async with opened(fresh(server.url, timeout="10")) as producer, opened(producer._settings.shown) as worker:
+            await work_off(producer, worker, [task()])
+            await asyncio.to_thread(server.stop)
+            shutil.copytree(server.store, tmp_path / "flushed")
+            await asyncio.to_thread(server.start)
+            # None of this will have been.
+            await work_off(producer, worker, [task(priority=priority) for priority in (0, 5) for _ in range(600)])
+            await work_off(producer, worker, [task(queue="other")])
+            await asyncio.to_thread(server.kill)
+            shutil.rmtree(server.store)
+            shutil.copytree(tmp_path / "flushed", server.store)
+            await asyncio.to_thread(server.start)
+            for number in range(3):
+                fresh_ones = [task(priority=priority) for priority in (0, 5)] + [task(queue="other")]
+                assert await work_off(producer, worker, fresh_ones) == {one.id for one in fresh_ones}, number
+                records = await worker.get([one.id for one in fresh_ones])
+                assert [record and record.result_payload for record in records] == [b"good"] * 3
+
+
+async def work_off(producer: NatsStorage, worker: NatsStorage, tasks: list[NewTask]) -> set[str]:
+    """Enqueue tasks, some from another thread, and finish all there are; give their ids."""
+    for part in [tasks[3:], *([one] for one in tasks[:3])]:
+        if len(part) != 1 or await asyncio.to_thread(producer.enqueue_blocking, part) is None:
+            await producer.enqueue(part)
+    done: set[str] = set()
+    while claimed := await worker.claim({"work": 2000, "other": 2000}, worker="w", lease=99):
+        told = [Succeeded(id=one.id, delivery=one.delivery, result=b"good") for one in claimed]
+        assert await worker.finish(told) == [True] * len(told)
+        done |= {one.id for one in claimed}
+    return done

@@ -22,6 +22,7 @@ def test_hosts_have_the_usual_port_unless_they_name_one() -> None:
     assert settings("nats://a:1,b,[::1]:7").servers == ("nats://a:1", "nats://b:4222", "nats://[::1]:7")
     assert settings("nats://user:pass@[::1],b").servers == ("nats://[::1]:4222", "nats://b:4222")
     assert settings("ws://gateway").servers == ("ws://gateway:80",)
+    assert settings("wss://gateway,b:8443").servers == ("wss://gateway:443", "wss://b:8443")
 
 
 def test_a_url_without_options_leaves_the_stream_as_it_is() -> None:
@@ -47,8 +48,11 @@ def test_who_we_are_is_read_and_not_shown() -> None:
 
 
 def test_tls_checks_the_servers_name_and_certificate() -> None:
-    context = settings("tls://h").login["tls"]
-    assert context.check_hostname is True
+    for url in ("tls://h", "wss://h", "nats://h?tls_hostname=other"):
+        found = settings(url)
+        assert found.login["tls"].check_hostname is True
+        assert found.encrypted is True
+    assert settings("nats://h").encrypted is settings("ws://h").encrypted is False
 
 
 @pytest.mark.parametrize(
@@ -65,6 +69,10 @@ def test_tls_checks_the_servers_name_and_certificate() -> None:
         ("nats://h?timeout=0", "timeout is a number of seconds"),
         ("nats://h?tls_key=k", "tls_key is of no use without tls_cert"),
         ("nats://h?tls_ca=/does/not/exist", "the TLS files cannot be used"),
+        ("ws://h?tls_ca=ca.pem", "ws:// does not encrypt, so that tls_ options are of no use; write wss://"),
+        ("wss://h?tls_hostname=other", "tls_hostname is of no use with wss://"),
+        ("nats://h?domain=", "domain is the name of a JetStream domain"),
+        ("nats://h?domain=a.b", "a domain's name has no blanks, dots, * or >, as 'a.b' has"),
         ("nats://h?replica=3", "unknown option 'replica'; nats:// knows credentials, domain"),
     ],
 )

@@ -58,15 +58,21 @@ class NatsServer(Server):
     :param folder: for its data, its configuration and its log.
     :param lines: more lines of its configuration.
     :param name: of the server, for a cluster.
+    :param domain: of its JetStream; None: it has no name.
     """
 
-    def __init__(self, folder: Path, lines: Sequence[str] = (), name: str = "single") -> None:
+    def __init__(
+        self, folder: Path, lines: Sequence[str] = (), name: str = "single", domain: str | None = None
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         super().__init__(folder)
         self.binary = need_nats_server()
         self.name = name
         self.lines = list(lines)
+        self.domain = domain
         self.monitor = free_port()
+        self.websocket: int | None = None
+        """The port for WebSockets without encryption; None: it takes none."""
         self.store = folder / f"jetstream-{self.port}"
 
     @property
@@ -77,13 +83,16 @@ class NatsServer(Server):
     def command(self) -> list[str]:
         """Write the configuration, and give the command line."""
         path = self.folder / f"nats-{self.port}.conf"
+        websocket = [f"websocket {{ listen: {HOST}:{self.websocket}, no_tls: true }}"] if self.websocket else []
+        domain = f"domain: {self.domain}, " if self.domain else ""
         path.write_text(
             "\n".join(
                 [
                     f"server_name: {self.name}",
                     f"listen: {HOST}:{self.port}",
                     f"http: {HOST}:{self.monitor}",
-                    f'jetstream {{ store_dir: "{self.store}" }}',
+                    f'jetstream {{ {domain}store_dir: "{self.store}" }}',
+                    *websocket,
                     *self.lines,
                 ]
             )
@@ -135,22 +144,27 @@ class NatsCluster:
 
     :param folder: for their data.
     :param lines: more lines of each server's configuration.
+    :param websockets: whether they listen for WebSockets, too, and tell clients of each other's addresses.
     """
 
-    def __init__(self, folder: Path, lines: Sequence[str] = ()) -> None:
+    def __init__(self, folder: Path, lines: Sequence[str] = (), *, websockets: bool = False) -> None:
+        quiet = "" if websockets else ", no_advertise: true"
         routes = [free_port() for _ in range(3)]
         addresses = ", ".join(f'"nats://{HOST}:{port}"' for port in routes)
         self.servers = [
             NatsServer(
                 folder / f"n{number}",
                 [
-                    f"cluster {{ name: omniq, listen: {HOST}:{port}, routes: [{addresses}], no_advertise: true }}",
+                    f"cluster {{ name: omniq, listen: {HOST}:{port}, routes: [{addresses}]{quiet} }}",
                     *lines,
                 ],
                 name=f"n{number}",
             )
             for number, port in enumerate(routes, start=1)
         ]
+        if websockets:
+            for server in self.servers:
+                server.websocket = free_port()
 
     @property
     def url(self) -> str:

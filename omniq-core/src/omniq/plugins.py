@@ -43,6 +43,7 @@ _EXTRAS = {
     "nats": "nats",
     "tls": "nats",
     "ws": "nats",
+    "wss": "nats",
 }
 
 _KINDS = {

@@ -21,8 +21,9 @@ from attrs import define, evolve, field
 from omniq.task import TaskState
 from omniq_nats.fates import Fate
 from omniq_nats.homes import Home
+from omniq_nats.lines import Pending, Running
 from omniq_nats.link import Write
-from omniq_nats.slots import Doomed, Pending, Shelf, Slot, fate_of
+from omniq_nats.slots import Doomed, Shelf, Slot, fate_of
 
 __all__ = ["CANCELLED_AHEAD", "ENDS", "REMOVED_AHEAD", "Book"]
 
@@ -43,7 +44,7 @@ class Book:
     paused: bool = False
     lines: dict[str, list[int]] = field(factory=dict)
     """How far each line has been claimed: the sequence of a home, and how many of its tasks."""
-    running: dict[str, Slot] = field(factory=dict)
+    running: Running = field(factory=Running)
     waiting: dict[str, Slot] = field(factory=dict)
     back: dict[int, list[Slot]] = field(factory=dict)
     """Those that wait, by priority, in order."""
@@ -62,6 +63,9 @@ class Book:
     """The names of shelves that were stored for the change that is being made; not part of the record."""
     committing: bool = False
     """Whether it was sent and not answered yet; not part of the record."""
+    stream_end: int | None = None
+    """The end of the stream, if the change that is being made was made in the knowledge of all that is stored, and is
+    not to be accepted once there is more; not part of the record."""
     also: list[Write] = field(factory=list)
     """What is to be stored in the same step as the change that is being made; not part of the record."""
 
@@ -172,7 +176,7 @@ class Book:
     def note(self, slot: Slot, fate: Fate) -> None:
         """Keep a fate until it is on its page of results."""
         fate = evolve(fate, version=self.changes + 1)
-        self.pending[slot.id] = Pending(slot.home, slot.index, slot.seq, slot.size, slot.ttl, fate, since=fate.finished)
+        self.pending[slot.id] = Pending.of(slot, fate)
 
     def cancel_slot(self, slot: Slot, now: int) -> None:
         """End a task as cancelled, one that is neither running nor waiting any more."""

@@ -6,33 +6,42 @@ from collections.abc import Mapping
 
 from attrs import define, field
 
+from omniq.errors import StorageUnavailable
 from omniq.task import Progress, Task, TaskError, TaskState
 from omniq_nats.book import Book
 from omniq_nats.homes import Home, to_task
 from omniq_nats.keeper import Keeper
 from omniq_nats.names import DUE_LINE, line_of, priority_of
+from omniq_nats.records import encode_book
 from omniq_nats.slots import Slot, slot_of
 from omniq_nats.times import after
 
 __all__ = ["claim", "fold"]
 
+SHARE = 0.75
+"""How much of the largest message a book may take for more tasks to be claimed."""
+SLOT = 250
+"""More bytes than a running task takes in its book, unless its id is long."""
 FOLDED = 2000
 """So many tasks are sorted in at most before a book is written."""
 
 
-async def fold(keeper: Keeper, book: Book) -> bool:
-    """Sort in the tasks of the line of those that wait; say whether there were any that nobody had come to yet."""
+async def fold(keeper: Keeper, book: Book, *, known: bool = False) -> bool:
+    """Sort in the tasks of the line of those that wait; say whether there were any that nobody had come to yet.
+
+    :param known: whether to look only at what is known without a question.
+    """
     if DUE_LINE not in book.lines:
         return False
     folded = 0
-    home = await keeper.orders.ahead(book, DUE_LINE, None, 64)
+    home = await keeper.orders.ahead(book, DUE_LINE, None, 64, known=known)
     while home is not None and folded < FOLDED:
         for index in _ahead_in(book, home):
             if book.left_out(DUE_LINE, home.seq, index) is None:
                 book.put_back(slot_of(home, index))
             book.pass_by(home, index)
             folded += 1
-        home = await keeper.orders.ahead(book, DUE_LINE, home, 64)
+        home = await keeper.orders.ahead(book, DUE_LINE, home, 64, known=known)
     return folded > 0
 
 
@@ -49,6 +58,8 @@ class _Line:
     book: Book
     name: str
     room: int
+    known: bool = False
+    """Whether to look only at what is known without a question."""
     home: Home | None = None
     index: int = 0
     _begun: bool = field(default=False, init=False)
@@ -61,7 +72,7 @@ class _Line:
                     return self.home, self.index
                 self.take()
                 continue
-            following = await self.keeper.orders.ahead(self.book, self.name, self.home, self.room)
+            following = await self.keeper.orders.ahead(self.book, self.name, self.home, self.room, known=self.known)
             if following is None:
                 return None
             self.home = following
@@ -81,6 +92,8 @@ class Claimed:
     slots: list[Slot] = field(factory=list)
     ended: list[str] = field(factory=list)
     """The ids of those that had expired."""
+    is_full: bool = False
+    """Whether there may be more, for which there is no room in the book."""
 
 
 async def claim(
@@ -92,6 +105,7 @@ async def claim(
     """
     tasks: list[Task] = []
     ended: list[str] = []
+    full: list[str] = []
     for queue, wanted in demand.items():
         room = wanted if limit is None else min(wanted, limit - len(tasks))
         if room > 0:
@@ -99,28 +113,73 @@ async def claim(
             homes = await keeper.orders.of_slots(queue, claimed.slots)
             tasks += [running_task(homes[slot.seq], slot) for slot in claimed.slots if slot.seq in homes]
             ended += claimed.ended
+            if claimed.is_full:
+                full.append(queue)
+    if full and not tasks:
+        raise StorageUnavailable(
+            f"{keeper.link.settings.shown}: queue {full[0]!r} has as many running tasks as its record can hold, the "
+            f"server's limit being {keeper.link.max_payload:,} bytes (max_payload): more can be claimed as these end; "
+            "raise the limit, or spread them over more queues"
+        )
     return tasks, ended
 
 
-async def _claim(keeper: Keeper, queue: str, room: int, worker: str, lease: float) -> Claimed:
+def _room_in(keeper: Keeper, book: Book, wanted: int) -> int:
+    """Say how many more tasks can run such that there is room in the book for what their ends need, too."""
+    limit = keeper.link.max_payload
+    if (len(book.running) + wanted) * SLOT < limit // 8:
+        return wanted
+    return int(SHARE * limit - len(encode_book(book))) // SLOT
+
+
+async def _claim(keeper: Keeper, queue: str, wanted: int, worker: str, lease: float) -> Claimed:
+    attempts = 0
+
     async def step(book: Book) -> tuple[Claimed, bool]:
-        claimed = Claimed()
+        nonlocal attempts
+        attempts += 1
         if book.paused:
+            return Claimed(), False
+        changed = False
+        claimed = Claimed()
+        room = min(wanted, _room_in(keeper, book, wanted))
+        if room <= 0:
+            claimed.is_full = True
             return claimed, False
-        changed = await fold(keeper, book)
+        if attempts == 1 and keeper.is_quiet(queue) and keeper.orders.know_all(book):
+            # What a worker was woken for came with the word that woke it. It need ask for nothing then, and that there
+            # is nothing else is what the servers check as they accept the change.
+            end = keeper.link.last_seen
+            changed = await _take_all(keeper, book, room, claimed, known=True)
+            if claimed.slots:
+                book.stream_end = end
+        if not claimed.slots:
+            changed = await _take_all(keeper, book, room, claimed, known=False) or changed
         now = keeper.clock.now()
-        lines = {priority_of(line): line for line in book.lines if line != DUE_LINE}
-        for priority in sorted({*lines, *book.priorities}, reverse=True):
-            line = _Line(keeper, book, lines.get(priority, line_of(priority)), room)
-            await _take(
-                keeper, book, priority, line if priority in lines else None, room - len(claimed.slots), now, claimed
-            )
         until = after(now, lease)
         for slot in claimed.slots:
             book.start(slot, worker, now, until)
         return claimed, changed or bool(claimed.slots or claimed.ended)
 
     return await keeper.change(queue, step)
+
+
+async def _take_all(keeper: Keeper, book: Book, room: int, claimed: Claimed, *, known: bool) -> bool:
+    """Take what is ready, in order; say whether tasks that wait were sorted in."""
+    lines = {priority_of(line): line for line in book.lines if line != DUE_LINE}
+    empty: set[str] = set()
+    if DUE_LINE in book.lines and not known:
+        first = [lines[priority] for priority in sorted(lines, reverse=True)[:1]]
+        empty = await keeper.orders.look_into(book, [DUE_LINE, *first], room)
+    changed = await fold(keeper, book, known=known or DUE_LINE in empty)
+    now = keeper.clock.now()
+    for priority in sorted({*lines, *book.priorities}, reverse=True):
+        name = lines.get(priority, line_of(priority))
+        line = _Line(keeper, book, name, room, known or name in empty)
+        await _take(
+            keeper, book, priority, line if priority in lines else None, room - len(claimed.slots), now, claimed
+        )
+    return changed
 
 
 async def _take(

@@ -10,28 +10,24 @@ import asyncio
 import contextlib
 import itertools
 import json
-import logging
 import random
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
-import nats
 import nats.errors
 from attrs import define, field
-from nats.aio.client import Client
-from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
-from omniq.errors import ConfigurationError, PayloadTooLarge, StorageUnavailable
+from omniq.errors import PayloadTooLarge, StorageUnavailable
+from omniq_nats.dialing import dial
 from omniq_nats.messages import Lost, Stored, Unserved
 from omniq_nats.settings import Settings
+from omniq_nats.wire import Heard, Message, WireClient
 
 __all__ = ["PATIENCE", "Connection", "Question"]
 
 T = TypeVar("T")
-
-_log = logging.getLogger("omniq.nats")
 
 PATIENCE = 2.0
 """Seconds after which a question that changes nothing is asked again."""
@@ -41,7 +37,7 @@ PATIENCE = 2.0
 class Question:
     """An answer that is waited for: one message, or several until the one that says that these were all."""
 
-    future: asyncio.Future[Msg]
+    future: asyncio.Future[Message]
     number: str
     several: bool = False
     found: list[Stored] = field(factory=list)
@@ -57,9 +53,14 @@ class Connection:
         self.settings = settings
         self.last_seen = 0
         """The highest sequence that the stream was seen to have."""
+        self.generation = 1
+        """Counts the connections, one after the other: what was known of the stream may be wrong after another one."""
+        self.renewed: list[Callable[[], None]] = []
+        """Called after each loss of the connection, before anybody asks anything: what servers had not flushed when
+        their power failed never was, and its sequences are given once more, so that nothing may be remembered."""
         self.beacon: str | None = None
         """A subject that always has a message; None: the stream has no replicas that might be behind."""
-        self._client: Client | None = None
+        self._client: WireClient | None = None
         self._questions: dict[str, Question] = {}
         self._numbers = itertools.count(1)
         self._inbox = ""
@@ -76,47 +77,13 @@ class Connection:
         :raises StorageUnavailable: if no server can be reached within the timeout, or it refuses us.
         :raises ConfigurationError: if the client lacks a package that the URL makes it need.
         """
-        settings = self.settings
-        client = Client()
-        refusals: list[Exception] = []
-
-        async def on_error(error: Exception) -> None:
-            refusals[:] = [*refusals[-9:], error]
-            _log.debug("%s: %s", settings.shown, error)
-            if "permissions violation" in str(error).lower():
-                self._refused = str(error)
-
-        try:
-            async with asyncio.timeout(settings.timeout):
-                await client.connect(
-                    list(settings.servers),
-                    name=f"omniq {settings.names.namespace}",
-                    error_cb=on_error,
-                    disconnected_cb=self._on_disconnected,
-                    reconnected_cb=self._on_reconnected,
-                    closed_cb=self._on_disconnected,
-                    max_reconnect_attempts=-1,
-                    connect_timeout=2,
-                    inbox_prefix=f"_INBOX.omniq-{settings.names.namespace}",
-                    # Not in step with the other clients that lost the same server.
-                    reconnect_time_wait=random.uniform(0.05, 0.25),  # type: ignore[arg-type]  # it takes any seconds
-                    ping_interval=5,
-                    pending_size=32 * 1024 * 1024,
-                    **settings.login,
-                )
-        except ImportError as error:
-            raise ConfigurationError(
-                f"{settings.shown}: the NATS client needs {error.name} for that: pip install {error.name}"
-            ) from error
-        except (OSError, TimeoutError, nats.errors.Error, ValueError) as error:
-            with contextlib.suppress(Exception):
-                await client.close()
-            reason = next((str(refusal) for refusal in reversed(refusals) if str(refusal)), "") or str(error)
-            raise StorageUnavailable(f"{settings.shown} cannot be reached: {reason or type(error).__name__}") from error
+        client = await dial(
+            self.settings, lost=self._on_disconnected, found=self._on_reconnected, refused=self._on_refused
+        )
         self._client = client
         self._connected.set()
         self._inbox = client.new_inbox()
-        await client.subscribe(f"{self._inbox}.*", cb=self._on_answer, pending_msgs_limit=0, pending_bytes_limit=0)
+        await client.hear(f"{self._inbox}.*", self._on_answer)
 
     async def close(self) -> None:
         """Disconnect; everything that waits for an answer hears that none will come."""
@@ -135,7 +102,15 @@ class Connection:
         self._forget_questions("the connection was lost")
 
     async def _on_reconnected(self) -> None:
+        self.generation += 1
+        if self.beacon is None:
+            self.last_seen = 0
+        for forget in self.renewed:
+            forget()
         self._connected.set()
+
+    def _on_refused(self, said: str) -> None:
+        self._refused = said
 
     def _forget_questions(self, reason: str) -> None:
         questions, self._questions = self._questions, {}
@@ -144,7 +119,7 @@ class Connection:
                 question.future.set_exception(Lost(f"{self.settings.shown}: {reason}"))
 
     @property
-    def client(self) -> Client:
+    def client(self) -> WireClient:
         """The client, connected or not.
 
         :raises StorageUnavailable: if the link is not open.
@@ -153,7 +128,13 @@ class Connection:
             raise StorageUnavailable(f"{self.settings.shown} is not open: call open() first")
         return self._client
 
-    async def _ready(self, deadline: float) -> Client:
+    @property
+    def address(self) -> tuple[str, int] | None:
+        """Host and port of the server that we are connected to; None: we are not."""
+        url = None if self._client is None else self._client.connected_url
+        return None if url is None or url.hostname is None or url.port is None else (url.hostname, url.port)
+
+    async def _ready(self, deadline: float) -> WireClient:
         client = self.client
         if not self._connected.is_set() or not client.is_connected:
             try:
@@ -173,7 +154,7 @@ class Connection:
 
     # Asking
 
-    async def _on_answer(self, message: Msg) -> None:
+    def _on_answer(self, message: Message) -> None:
         question = self._questions.get(message.subject.rpartition(".")[2])
         if question is None or question.future.done():
             return
@@ -188,7 +169,7 @@ class Connection:
         question = self._questions[number] = Question(asyncio.get_running_loop().create_future(), number, several)
         return f"{self._inbox}.{number}", question
 
-    async def _answer(self, question: Question, seconds: float) -> Msg:
+    async def _answer(self, question: Question, seconds: float) -> Message:
         """Wait for the answer to a question that was sent."""
         future = question.future
         # A timer of the loop's costs a fifth of asyncio.timeout, and this is done for every message.
@@ -224,7 +205,7 @@ class Connection:
 
     async def _repeat(
         self, subject: str, data: bytes, *, several: bool, repeat: bool = True
-    ) -> tuple[Msg, list[Stored]]:
+    ) -> tuple[Message, list[Stored]]:
         deadline = time.monotonic() + self.settings.timeout
         while True:
             try:
@@ -241,7 +222,7 @@ class Connection:
 
     async def _send(
         self,
-        client: Client,
+        client: WireClient,
         subject: str,
         data: bytes,
         reply: str = "",
@@ -249,7 +230,10 @@ class Connection:
         question: Question | None = None,
     ) -> None:
         try:
-            await _cancellable(client.publish(subject, data, reply=reply, headers=headers))
+            if len(data) > client.max_payload:
+                raise nats.errors.MaxPayloadError
+            if not client.post(subject, data, reply, headers):
+                await _cancellable(client.publish(subject, data, reply=reply, headers=headers))
         except BaseException as error:
             if question is not None:
                 self._questions.pop(question.number, None)
@@ -266,6 +250,11 @@ class Connection:
             "store the data elsewhere and hand over its address, or raise the limit"
         )
 
+    def together(self) -> None:
+        """Have what is sent before the loop comes round go out in one piece."""
+        if self._client is not None:
+            self._client.together()
+
     # Telling
 
     async def tell(self, subject: str, data: bytes = b"") -> None:
@@ -273,22 +262,18 @@ class Connection:
         with contextlib.suppress(StorageUnavailable, nats.errors.Error):
             await self._send(self.client, subject, data)
 
-    async def listen(self, subject: str, heard: Callable[[str, bytes], None]) -> Subscription:
-        """Call a function with subject and data of whatever is told.
+    async def listen(self, subject: str, heard: Heard) -> Subscription:
+        """Call a function with whatever is told.
 
         The server hears of it before it hears whatever is asked next through this connection. The client's own
         ``flush`` is not used: if it is given up, its late answer ends the client's reading.
         """
-
-        async def on_message(message: Msg) -> None:
-            heard(message.subject, message.data)
-
-        return await _cancellable(self.client.subscribe(subject, cb=on_message))
+        return await _cancellable(self.client.hear(subject, heard))
 
     async def unlisten(self, subscription: Subscription) -> None:
         """Stop listening."""
-        with contextlib.suppress(nats.errors.Error, OSError):
-            await _cancellable(subscription.unsubscribe())
+        with contextlib.suppress(StorageUnavailable, nats.errors.Error, OSError):
+            await _cancellable(self.client.unhear(subscription))
 
 
 async def _cancellable(work: Awaitable[T]) -> T:
@@ -301,7 +286,7 @@ async def _cancellable(work: Awaitable[T]) -> T:
     return result
 
 
-def _stored(message: Msg) -> Stored:
+def _stored(message: Message) -> Stored:
     headers = message.headers
     assert headers is not None
     return Stored(headers["Nats-Subject"], int(headers["Nats-Sequence"]), message.data)

@@ -19,6 +19,9 @@ from omniq_nats.slots import Slot, slot_of
 __all__ = ["Control"]
 
 
+SHARE = 0.5
+"""How much of the largest message a book may take: what was cancelled must not keep claims from coming to it."""
+
 READY, SCHEDULED, RUNNING = TaskState.READY, TaskState.SCHEDULED, TaskState.RUNNING
 
 
@@ -38,11 +41,23 @@ class Control:
     async def _each(
         self, ids: Sequence[str], act: Callable[[Book, Home, int], Awaitable[tuple[bool, bool]]]
     ) -> tuple[list[bool], dict[str, list[str]]]:
-        """Do something to tasks, those of a queue in one step.
+        """Do something to tasks, those of a queue in one step, or in several if they are many.
 
         :param act: gives the answer for a task, and whether it changed the book.
         :return: the answers, and by queue the ids of the tasks for which it was yes.
         """
+        answers: list[bool] = []
+        done: defaultdict[str, list[str]] = defaultdict(list)
+        for start in range(0, len(ids), STEP):
+            some, yes = await self._step(ids[start : start + STEP], act)
+            answers += some
+            for queue, task_ids in yes.items():
+                done[queue] += task_ids
+        return answers, done
+
+    async def _step(
+        self, ids: Sequence[str], act: Callable[[Book, Home, int], Awaitable[tuple[bool, bool]]]
+    ) -> tuple[list[bool], dict[str, list[str]]]:
         places = await self._keeper.orders.locate(ids)
         by_queue: defaultdict[str, list[tuple[int, Place]]] = defaultdict(list)
         for number, task_id in enumerate(ids):
@@ -59,7 +74,7 @@ class Control:
                     changed = changed or did
                 return told, changed
 
-            for number, answer in (await self._keeper.change(queue, step)).items():
+            for number, answer in (await self._keeper.change(queue, step, share=SHARE)).items():
                 answers[number] = answer
         done: defaultdict[str, list[str]] = defaultdict(list)
         for task_id, answer in zip(ids, answers, strict=True):

@@ -10,6 +10,7 @@ from omniq.storage import Finding, Severity
 from omniq_nats.book import Book
 from omniq_nats.keeper import LEFT_BEHIND, Keeper
 from omniq_nats.streams import API_LEVEL, differences
+from omniq_nats.sweeping import Sweeper
 
 __all__ = ["diagnose"]
 
@@ -32,7 +33,7 @@ async def diagnose(keeper: Keeper) -> list[Finding]:
         _payload(keeper),
         _configuration(keeper, stream),
         *_left_behind(keeper, books),
-        await _shelves(keeper, books),
+        await _strays(keeper),
         _clock(keeper),
     ]
 
@@ -147,20 +148,15 @@ def _left_behind(keeper: Keeper, books: dict[str, Book]) -> list[Finding]:
     return findings
 
 
-async def _shelves(keeper: Keeper, books: dict[str, Book]) -> Finding:
-    known = {
-        keeper.names.shelf(queue, name)
-        for queue, book in books.items()
-        for name in [*(shelf.name for shelf in book.shelves), *book.spent]
-    }
+async def _strays(keeper: Keeper) -> Finding:
     try:
-        there = await keeper.link.subjects(keeper.names.shelves)
+        strays = await Sweeper(keeper).strays()
     except StorageError as error:
         return Finding(severity=WARNING, subject="stranded", message=f"not looked for: {error}")
-    stranded = sorted(set(there) - known)
-    if stranded:
-        told = f"{len(stranded)} messages belong to no queue's record, the first is {stranded[0]}; they do no harm and "
-        return Finding(severity=WARNING, subject="stranded", message=told + "can be removed with `nats stream rmm`")
+    if strays:
+        told = f"{len(strays)} messages belong to nothing, the first is {strays[0]}: a process died between two steps. "
+        told += "They do no harm; workers take them away an hour after they were stored, or a little later"
+        return Finding(severity=WARNING, subject="stranded", message=told)
     return Finding(severity=OK, subject="stranded", message="no messages that belong to nothing")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import random
 import secrets
@@ -12,21 +11,24 @@ from collections.abc import Iterable, Sequence
 
 from attrs import define, field
 
-from omniq.errors import StorageError, StorageUnavailable
+from omniq.errors import StorageUnavailable
 from omniq.storage import Enqueued
 from omniq.task import NewTask
 from omniq_nats.book import Book
 from omniq_nats.claiming import fold
+from omniq_nats.direct import Direct
 from omniq_nats.homes import Page, add_to_pages, encode_home, guard_body, pages_of
 from omniq_nats.keeper import Keeper, holder_of
-from omniq_nats.link import BATCH_LIMIT, Conflict, Lost, Write
-from omniq_nats.names import token
+from omniq_nats.link import BATCH_LIMIT, Conflict, Lost, Stored, Write
+from omniq_nats.names import DUE_LINE, LARGE, SHARED, SINGLE, token
 from omniq_nats.orders import Place
 from omniq_nats.reading import find_live
 from omniq_nats.times import moment
 
 __all__ = ["Entry", "Producer"]
 
+TOLD = 4096
+"""Bytes: so large may be what the servers pass on to everybody who waits for work."""
 MOST_TOGETHER = BATCH_LIMIT - 8
 """So many messages go together; the rest is for what else belongs to the step, such as a schedule."""
 
@@ -71,6 +73,12 @@ class Producer:
         self._names = keeper.names
         self._lines: set[tuple[str, str]] = set()
         """Those that are known to be in the book of their queue, and therefore looked at by claims."""
+        self._direct = Direct(self._link.settings, lambda: self._link.address, self._lines.clear)
+        self._link.renewed.append(self._lines.clear)
+        self._unsure: dict[str, str] = {}
+        """Of tasks that may have been stored on another thread: the nonce."""
+        self._to_fold: set[str] = set()
+        """Queues in which tasks that wait are about to be sorted in."""
 
     async def enqueue(self, tasks: Sequence[NewTask], more: Sequence[Write] = ()) -> list[Enqueued] | None:
         """Store tasks.
@@ -99,21 +107,67 @@ class Producer:
         :return: the answer, or None if it takes the other way; and, if it may have been stored nevertheless, the nonce.
         """
         now = self._keeper.clock.now()
-        nonce = secrets.token_hex(8)
-        pages: dict[tuple[str, str], Page] = {}
-        page, _ = add_to_pages(pages, task, 0, *_times(task, now))
+        nonce = self._unsure.pop(task.id, None) if self._unsure else None
+        if nonce is not None:
+            return None, nonce
+        nonce = _nonce()
+        page = _page_of(task, now)
         if (page.queue, page.line) not in self._lines:
             return None, None
-        subject = self._names.home(page.queue, f"{page.line}-s-{token(task.id)}")
-        body = encode_home(page, at=now, behind=0, nonce=nonce)
+        write = self._write_of(page, now, nonce)
+        generation = self._link.generation
         try:
-            await self._link.publish(Write(subject, body, expected=0, among=self._names.anywhere(task.id)))
+            seq = await self._link.publish(write)
         except Conflict:
             return None, None
         except Lost:
             return None, nonce
-        await self._tell([task])
+        if generation != self._link.generation:
+            # The connection was lost meanwhile, and the line need not be in the book any more.
+            await self._know([page])
+        if len(write.data) > TOLD:
+            await self._tell([task])
+        else:
+            self._keeper.orders.remember(task.id, Stored(write.subject, seq, write.data))
+        if page.line == DUE_LINE:
+            self._fold_later(task.queue)
         return Enqueued(task.id, True), None
+
+    def enqueue_blocking(self, task: NewTask) -> Enqueued | None:
+        """Store a task on the calling thread, in the shortest way of all.
+
+        :return: None if it has to take another way.
+        """
+        if task.unique is not None:
+            return None
+        now = self._keeper.clock.now()
+        page = _page_of(task, now)
+        if page.line == DUE_LINE or (page.queue, page.line) not in self._lines:
+            return None
+        nonce = _nonce()
+        write = self._write_of(page, now, nonce)
+        if len(write.data) > TOLD:
+            return None
+        try:
+            answer = self._direct.publish(write)
+        except Lost:
+            # Whoever enqueues it next, in the other way, is to know that it may be there, and is his own.
+            self._unsure[task.id] = nonce
+            return None
+        if answer is None or "error" in answer:
+            return None
+        self._keeper.orders.remember(task.id, Stored(write.subject, answer["seq"], write.data))
+        return Enqueued(task.id, True)
+
+    def close(self) -> None:
+        """Disconnect."""
+        self._direct.close()
+
+    def _write_of(self, page: Page, now: int, nonce: str) -> Write:
+        """Give the message of a home of one task."""
+        body = encode_home(page, at=now, behind=0, nonce=nonce)
+        subject = self._names.home(page.queue, _name_of_single(page, body))
+        return Write(subject, body, expected=0, among=self._names.anywhere(page.tasks[0][0].id))
 
     async def _store(self, batch: Batch) -> bool:
         """Store a batch, however often it takes; say whether ``more`` was accepted."""
@@ -124,6 +178,7 @@ class Producer:
             writes, pages = self._writes(rest, batch)
             if not writes and not batch.more:
                 return True
+            generation = self._link.generation
             await self._know(pages)
             try:
                 await self._link.batch([*batch.more, *writes])
@@ -141,6 +196,8 @@ class Producer:
                         await self._learn(rest, batch.nonce)
                     return stored
             else:
+                if generation != self._link.generation:
+                    await self._know(pages)
                 for entry in rest:
                     entry.answer = Enqueued(entry.task.id, True)
                 await self._follow(followers)
@@ -171,11 +228,10 @@ class Producer:
             body = encode_home(page, at=now, behind=behind + len(writes), nonce=batch.nonce)
             first = page.tasks[0][0]
             if len(page.tasks) == 1:
-                home = f"{page.line}-s-{token(first.id)}"
-                subject = names.home(page.queue, home)
+                subject = names.home(page.queue, _name_of_single(page, body))
                 writes.append(Write(subject, body, expected=0, among=names.anywhere(first.id)))
             else:
-                home = f"{page.line}-g-{secrets.token_hex(8)}"
+                home = f"{page.line}-{SHARED}-{secrets.token_hex(8)}"
                 writes.append(Write(names.home(page.queue, home), body, expected=0))
                 for index, (task, _, _, _) in enumerate(page.tasks):
                     guard = names.guard(page.queue, page.line, task.id)
@@ -196,7 +252,7 @@ class Producer:
             async def step(book: Book, line: str = page.line) -> tuple[None, bool]:
                 if line in book.lines:
                     return None, False
-                book.lines[line] = [self._link.last_seen, 0]
+                book.lines[line] = [0, 0]
                 return None, True
 
             await self._keeper.change(page.queue, step)
@@ -261,16 +317,37 @@ class Producer:
         for queue, at in due.items():
             await self._link.tell(self._names.work(queue), b"%d" % at)
         for queue in to_fold:
-            await self._fold(queue)
+            self._fold_later(queue)
+
+    def _fold_later(self, queue: str) -> None:
+        """Sort in what waits, so that it is not left to the next claim; nobody need wait for it."""
+        if queue not in self._to_fold:
+            self._to_fold.add(queue)
+            self._keeper.later(self._fold(queue))
 
     async def _fold(self, queue: str) -> None:
-        """Sort in what waits, so that it is not left to the next claim."""
-
         async def step(book: Book) -> tuple[None, bool]:
+            # What is stored from here on may not be seen.
+            self._to_fold.discard(queue)
             return None, await fold(self._keeper, book)
 
-        with contextlib.suppress(StorageError):
+        try:
             await self._keeper.change(queue, step)
+        finally:
+            self._to_fold.discard(queue)
+
+
+def _nonce() -> str:
+    """Give what tells attempts apart; a look at the system's source of chance would take longer than all else here."""
+    return f"{random.getrandbits(64):016x}"
+
+
+def _page_of(task: NewTask, now: int) -> Page:
+    return add_to_pages({}, task, 0, *_times(task, now))[0]
+
+
+def _name_of_single(page: Page, body: bytes) -> str:
+    return f"{page.line}-{SINGLE if len(body) <= TOLD else LARGE}-{token(page.tasks[0][0].id)}"
 
 
 def _times(task: NewTask, now: int) -> tuple[int | None, int | None]:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from attrs import define, evolve, field
 
+from omniq.errors import PayloadTooLarge
 from omniq.storage import Lease, LeaseState
 from omniq.task import (
     Cancelled,
@@ -24,9 +25,12 @@ from omniq.task import (
     TaskState,
 )
 from omniq_nats.book import Book
+from omniq_nats.claiming import fold
 from omniq_nats.fates import Fate
+from omniq_nats.homes import MOST_TASKS
 from omniq_nats.keeper import Keeper
 from omniq_nats.link import Write
+from omniq_nats.names import DUE_LINE
 from omniq_nats.reading import tasks_at
 from omniq_nats.slots import Slot, fate_of
 from omniq_nats.times import after
@@ -35,6 +39,8 @@ __all__ = ["Holder"]
 
 INLINE = 2048
 """Bytes: larger results and errors are kept in messages of their own."""
+ROW = 150
+"""Bytes of a fate but for result and error, about."""
 ROOM = 4096
 """Bytes of a message for what surrounds a result."""
 MOST_TEXT = 8000
@@ -69,20 +75,22 @@ class Holder:
 
     # The end of a delivery
 
-    async def finish(self, outcomes: Sequence[Outcome]) -> tuple[list[bool], list[str]]:
+    async def finish(self, outcomes: Sequence[Outcome]) -> tuple[list[bool], dict[str, int]]:
         """Do :meth:`omniq.storage.Storage.finish`.
 
-        :return: the answers, and the ids of tasks that have ended.
+        :return: the answers, and the ids of tasks that have ended, each with the number of the change of its book.
         """
         limit = self._link.max_payload - ROOM
         outcomes = [_fitting(outcome, limit) for outcome in outcomes]
         answers = [False] * len(outcomes)
-        ended: list[str] = []
+        ended: dict[str, int] = {}
         woken: dict[str, int] = {}
         by_queue = await self._by_queue([outcome.id for outcome in outcomes])
-        await asyncio.gather(
-            *(self._finish(queue, outcomes, numbers, answers, ended, woken) for queue, numbers in by_queue.items())
-        )
+        parts = [self._finish(queue, outcomes, numbers, answers, ended, woken) for queue, numbers in by_queue.items()]
+        if len(parts) == 1:
+            await parts[0]
+        else:
+            await asyncio.gather(*parts)
         for queue, at in woken.items():
             await self._link.tell(self._names.work(queue), b"%d" % at)
         for task_id in ended:
@@ -95,19 +103,24 @@ class Holder:
         outcomes: Sequence[Outcome],
         numbers: Sequence[int],
         answers: list[bool],
-        ended: list[str],
+        ended: dict[str, int],
         woken: dict[str, int],
     ) -> None:
-        for part in _parts(outcomes, numbers):
-            blobs: dict[int, str] = {}
+        most = self._link.max_payload
+        parts = _parts(outcomes, numbers, min(MOST_INLINE, most // 8))
+        blobs: dict[int, str] = {}
+        alone: set[int] = set()
+        # A page of results may be that of so many tasks.
+        inline = min(INLINE, (most - ROOM) // MOST_TASKS - ROW)
+        while parts:
+            part = parts.pop(0)
+            kept = 0 if len(part) == 1 and part[0] in alone else inline
 
-            async def step(
-                book: Book, part: Sequence[int] = part, blobs: dict[int, str] = blobs
-            ) -> tuple[_Finished, bool]:
-                finished = _Finished()
+            async def step(book: Book, part: Sequence[int] = part, kept: int = kept) -> tuple[_Finished, bool]:
+                finished = _Finished(book.changes + 1)
                 now = self._keeper.clock.now()
                 held = [number for number in part if book.held(outcomes[number].id, outcomes[number].delivery)]
-                await self._set_apart(outcomes, held, blobs)
+                await self._set_apart(outcomes, held, blobs, kept)
                 for number in held:
                     slot = book.held(outcomes[number].id, outcomes[number].delivery)
                     if slot is not None:
@@ -115,18 +128,28 @@ class Holder:
                         _settle(book, slot, outcomes[number], now, blobs.get(number), finished)
                 return finished, bool(finished.accepted)
 
-            finished = await self._keeper.change(queue, step)
+            try:
+                finished = await self._keeper.change(queue, step)
+            except PayloadTooLarge:
+                # The book is nearly full: one after the other, and each with as little as possible.
+                if len(part) == 1 and part[0] in alone:
+                    raise
+                alone.update(part)
+                parts = [[number] for number in part] + parts
+                continue
             for number in finished.accepted:
                 answers[number] = True
-            ended += finished.ended
+            ended |= dict.fromkeys(finished.ended, finished.change)
             if finished.ready_at is not None:
                 woken[queue] = min(woken.get(queue, finished.ready_at), finished.ready_at)
 
-    async def _set_apart(self, outcomes: Sequence[Outcome], numbers: Sequence[int], blobs: dict[int, str]) -> None:
+    async def _set_apart(
+        self, outcomes: Sequence[Outcome], numbers: Sequence[int], blobs: dict[int, str], inline: int
+    ) -> None:
         """Store what is large before the step that refers to it."""
         writes = []
         for number in numbers:
-            fate = _large(outcomes[number])
+            fate = _large(outcomes[number], inline)
             if fate is not None and number not in blobs:
                 name = f"{outcomes[number].delivery}-{secrets.token_hex(4)}"
                 subject = self._names.blob(outcomes[number].id, name)
@@ -198,7 +221,7 @@ class Holder:
         count = 0
         for lapsed in (True, False):
             for queue, book in books.items():
-                if count < limit and _has_work(book, now, lapsed):
+                if count < limit and (_has_work(book, now, lapsed) or (not lapsed and await self._is_to_fold(book))):
                     recovered = await self._recover(queue, limit - count, lapsed)
                     taken.append((queue, recovered))
                     count += recovered.count
@@ -212,27 +235,35 @@ class Holder:
                 await self._link.tell(self._names.work(queue), b"0")
         return tasks, [task_id for _, recovered in taken for task_id in recovered.ended]
 
+    async def _is_to_fold(self, book: Book) -> bool:
+        """Whether there are tasks that wait, and may have expired, and were not sorted in."""
+        return DUE_LINE in book.lines and await self._keeper.orders.ahead(book, DUE_LINE, None, 64) is not None
+
     async def _recover(self, queue: str, limit: int, lapsed: bool) -> _Recovered:
         async def step(book: Book) -> tuple[_Recovered, bool]:
             now = self._keeper.clock.now()
             recovered = _Recovered()
+            folded = False
             if lapsed:
                 for slot in [slot for slot in book.running.values() if _is_lapsed(slot, now)][:limit]:
                     recovered.slots.append(slot)
                     _take_back(book, slot, now, recovered)
             else:
+                folded = await fold(self._keeper, book)
                 await self._keeper.shelves.take_expired(book, now, limit)
                 for slot in [slot for slot in book.waiting.values() if slot.is_expired(now)][:limit]:
                     book.withdraw(slot)
                     book.cancel_slot(slot, now)
                     recovered.ended.append(slot.id)
-            return recovered, bool(recovered.slots or recovered.ended)
+            return recovered, folded or bool(recovered.slots or recovered.ended)
 
         return await self._keeper.change(queue, step, remembered=False)
 
 
 @define(eq=False)
 class _Finished:
+    change: int
+    """Which change of the book it is."""
     accepted: list[int] = field(factory=list)
     ended: list[str] = field(factory=list)
     ready_at: int | None = None
@@ -274,12 +305,12 @@ def _take_back(book: Book, slot: Slot, now: int, recovered: _Recovered) -> None:
     recovered.ended.append(slot.id)
 
 
-def _parts(outcomes: Sequence[Outcome], numbers: Sequence[int]) -> list[list[int]]:
+def _parts(outcomes: Sequence[Outcome], numbers: Sequence[int], most: int) -> list[list[int]]:
     parts: list[list[int]] = [[]]
     size = 0
     for number in numbers:
         cost = min(_size(outcomes[number]), INLINE)
-        if size + cost > MOST_INLINE or len(parts[-1]) >= 2000:
+        if size + cost > most or len(parts[-1]) >= 2000:
             parts.append([])
             size = 0
         parts[-1].append(number)
@@ -294,6 +325,19 @@ def _size(outcome: Outcome) -> int:
         case Failed() | Retry():
             error = outcome.error
             return 0 if error is None else len(error.type) + len(error.message) + len(error.traceback)
+    return 0
+
+
+def _encoded_size(outcome: Outcome) -> int:
+    match outcome:
+        case Succeeded():
+            try:
+                return len(json.dumps(outcome.result.decode()))
+            except UnicodeDecodeError:
+                return 2 * len(outcome.result)
+        case Failed() | Retry():
+            error = outcome.error
+            return 0 if error is None else len(json.dumps([error.type, error.message, error.traceback]))
     return 0
 
 
@@ -314,9 +358,11 @@ def _fitting(outcome: Outcome, limit: int) -> Outcome:
     return evolve(outcome, error=short)
 
 
-def _large(outcome: Outcome) -> Fate | None:
+def _large(outcome: Outcome, inline: int) -> Fate | None:
     """Give a fate that holds what is large in an outcome; None: nothing is."""
-    if _size(outcome) <= INLINE:
+    size = _size(outcome)
+    # In JSON a byte may take six.
+    if size == 0 or size * 6 <= inline or (size <= inline and _encoded_size(outcome) <= inline):
         return None
     return Fate(
         state=TaskState.FAILED,

@@ -14,7 +14,7 @@ from attrs import define, field, frozen
 from omniq.errors import CorruptRecord
 from omniq.task import NewTask, Progress, Task, TaskError, TaskState
 from omniq_nats.link import Stored
-from omniq_nats.names import DUE_LINE, line_of, priority_of, untoken
+from omniq_nats.names import DUE_LINE, SHARED, line_of, priority_of, split_home, untoken
 from omniq_nats.times import from_micros
 
 __all__ = [
@@ -87,7 +87,7 @@ class Home:
     @property
     def is_shared(self) -> bool:
         """Whether each of its tasks has a guard."""
-        return self.name.split("-", 2)[1] == "g"
+        return split_home(self.name)[1] == SHARED
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -7,25 +7,80 @@ import json
 import random
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from typing import Any
-
-from nats.aio.msg import Msg
 
 from omniq.errors import StorageUnavailable
 from omniq_nats.connection import PATIENCE, Connection
 from omniq_nats.messages import Conflict, Lost, Stored, Unserved, Write
+from omniq_nats.settings import Settings
+from omniq_nats.wire import Message
 
 __all__ = ["BATCH_LIMIT", "Conflict", "Link", "Lost", "Stored", "Write"]
 
 WRONG_LAST_SEQUENCE = (10071, 10164)
 TOO_LARGE = 10054
+NOTED = 512
+"""So many of the latest messages are known without a question."""
+NOTED_BYTES = 8192
 BATCH_LIMIT = 1000
 """The most messages that a server takes in one atomic batch."""
 
 
 class Link(Connection):
-    """The stream of a namespace, through one connection."""
+    """The stream of a namespace, through one connection.
+
+    :param settings: of the store.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        self._noted: OrderedDict[int, Stored | None] = OrderedDict()
+        self._noted_by = self.generation
+        self._under_way = 0
+
+    # What is known without a question
+
+    def note(self, seq: int, stored: Stored | None) -> None:
+        """Take note of a message that was stored.
+
+        :param stored: the message, if it is one that holds tasks.
+        """
+        self.last_seen = max(self.last_seen, seq)
+        if self._noted_by != self.generation:
+            # Servers that lost what was not on their disks give the same sequences once more.
+            self._noted_by = self.generation
+            self._noted.clear()
+        self._noted[seq] = stored
+        if len(self._noted) > NOTED:
+            self._noted.popitem(last=False)
+
+    def noted(self, start: int) -> Iterator[Stored | None]:
+        """Give messages from a sequence on, as far as they are known without a gap; None for one without tasks."""
+        if self._noted_by == self.generation:
+            while start in self._noted:
+                yield self._noted[start]
+                start += 1
+
+    def has_noted(self, start: int, end: int) -> bool:
+        """Say whether every message from one sequence to another is one that was stored or heard of here."""
+        if self._noted_by != self.generation or end - start >= NOTED:
+            return False
+        return all(seq in self._noted for seq in range(start, end + 1))
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether nothing that this connection stores is under way."""
+        return not self._under_way
+
+    def _note(self, seq: int, writes: Sequence[Write]) -> None:
+        for number, write in enumerate(writes, seq):
+            holds_tasks = write.subject.startswith(self.settings.names.orders)
+            if not holds_tasks:
+                self.note(number, None)
+            elif len(write.data) <= NOTED_BYTES:
+                self.note(number, Stored(write.subject, number, write.data))
 
     # Reading
 
@@ -37,7 +92,7 @@ class Link(Connection):
         return found
 
     async def _last(self, subjects: list[str]) -> list[Stored]:
-        needed, deadline = self.last_seen, time.monotonic() + self.settings.timeout
+        seen, deadline = self.last_seen, time.monotonic() + self.settings.timeout
         if self.beacon is not None:
             # Without a single result the answer does not say how far its server has come.
             subjects.append(self.beacon)
@@ -45,7 +100,9 @@ class Link(Connection):
             message, stored = await self._get({"multi_last": subjects})
             self._check_read(message)
             reached = (message.headers or {}).get("Nats-UpTo-Sequence")
-            # Replicas answer, too, and one may not have yet what this connection has seen.
+            # Replicas answer, too, and one may not have yet what this connection has seen. What another one saw before
+            # it was lost does not count.
+            needed = min(seen, self.last_seen)
             if reached is None or int(reached) >= needed or time.monotonic() > deadline:
                 return [one for one in stored if one.subject != self.beacon]
             await asyncio.sleep(0.005)
@@ -79,13 +136,11 @@ class Link(Connection):
         :param count: how many at most; with large messages fewer come.
         :return: the messages, and how many there are after them.
         """
-        seen = self.last_seen
         body = {"batch": count, "seq": max(1, start), "next_by_subj": subject, "max_bytes": max_bytes}
         message, stored = await self._get(body)
         self._check_read(message)
         left = int((message.headers or {}).get("Nats-Num-Pending", 0))
-        # What was stored before we asked would have been found.
-        self.last_seen = max(seen, self.last_seen, *(one.seq for one in stored[-1:]))
+        self.last_seen = max([self.last_seen, *(one.seq for one in stored[-1:])])
         return stored, left
 
     async def scan_all(self, subject: str, start: int = 1) -> AsyncIterator[Stored]:
@@ -140,11 +195,11 @@ class Link(Connection):
             )
         return answer
 
-    async def _get(self, body: dict[str, Any]) -> tuple[Msg, list[Stored]]:
+    async def _get(self, body: dict[str, Any]) -> tuple[Message, list[Stored]]:
         subject = f"{self.settings.api}.DIRECT.GET.{self.settings.names.stream}"
         return await self._repeat(subject, json.dumps(body).encode(), several=True)
 
-    def _check_read(self, message: Msg) -> None:
+    def _check_read(self, message: Message) -> None:
         headers = message.headers or {}
         if headers.get("Status") not in ("204", "404"):
             raise StorageUnavailable(f"{self.settings.shown}: a read was refused: {headers or message.data[:200]!r}")
@@ -158,7 +213,9 @@ class Link(Connection):
         :raises Conflict: if what it was to replace is not there.
         :raises Lost: if it is not known whether it was stored.
         """
-        return await self._until_served(lambda deadline: self._publish(write, deadline))
+        seq = await self._until_served(lambda deadline: self._publish(write, deadline))
+        self._note(seq, [write])
+        return seq
 
     async def _publish(self, write: Write, deadline: float) -> int:
         client = await self._ready(deadline)
@@ -169,14 +226,18 @@ class Link(Connection):
     async def _until_served(self, act: Callable[[float], Awaitable[int]]) -> int:
         """Try again while the stream has no leader, as then nothing was stored."""
         deadline = time.monotonic() + self.settings.timeout
-        while True:
-            try:
-                return await act(deadline)
-            except Unserved:
-                pause = random.uniform(0.02, 0.1)
-                if self._closing or time.monotonic() + 2 * pause > deadline:
-                    raise
-                await asyncio.sleep(pause)
+        self._under_way += 1
+        try:
+            while True:
+                try:
+                    return await act(deadline)
+                except Unserved:
+                    pause = random.uniform(0.02, 0.1)
+                    if self._closing or time.monotonic() + 2 * pause > deadline:
+                        raise
+                    await asyncio.sleep(pause)
+        finally:
+            self._under_way -= 1
 
     async def store(self, write: Write) -> int:
         """Store a message that may be stored twice without harm.
@@ -204,12 +265,15 @@ class Link(Connection):
                 raise self._too_large(len(write.data))
         if len(writes) == 1:
             return await self.publish(writes[0])
-        return await self._until_served(lambda deadline: self._batch(writes, deadline))
+        seq = await self._until_served(lambda deadline: self._batch(writes, deadline))
+        self._note(seq, writes)
+        return seq
 
     async def _batch(self, writes: Sequence[Write], deadline: float) -> int:
         client = await self._ready(deadline)
         name = secrets.token_hex(12)
         reply, question = self._asked()
+        self.together()
         for number, write in enumerate(writes, start=1):
             headers = write.headers()
             headers["Nats-Batch-Id"] = name
@@ -221,7 +285,7 @@ class Link(Connection):
         answer = await self._answer(question, min(PATIENCE * 2, deadline - time.monotonic()))
         return self._acknowledged(answer) - len(writes) + 1
 
-    def _acknowledged(self, message: Msg) -> int:
+    def _acknowledged(self, message: Message) -> int:
         answer = json.loads(message.data)
         error = answer.get("error")
         if error is None:

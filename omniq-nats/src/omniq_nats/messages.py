@@ -8,6 +8,7 @@ from omniq.errors import StorageUnavailable
 
 __all__ = ["Conflict", "Lost", "Stored", "Unserved", "Write"]
 
+EXPECTED_END = "Nats-Expected-Last-Sequence"
 EXPECTED = "Nats-Expected-Last-Subject-Sequence"
 
 
@@ -42,6 +43,8 @@ class Write:
     """The sequence of the message that it replaces; 0: there is none; None: whatever is there."""
     among: str | None = None
     """The subjects, with wildcards, that ``expected`` speaks of; None: its own."""
+    end: int | None = None
+    """The sequence of the stream's latest message; None: whichever that is."""
     ttl: int | None = None
     """Seconds after which the server removes it."""
 
@@ -52,6 +55,8 @@ class Write:
             headers[EXPECTED] = str(self.expected)
             if self.among is not None:
                 headers[EXPECTED + "-Subject"] = self.among
+        if self.end is not None:
+            headers[EXPECTED_END] = str(self.end)
         if self.ttl is not None:
             headers["Nats-TTL"] = f"{self.ttl}s"
         return headers

@@ -7,11 +7,15 @@ import re
 
 from attrs import frozen
 
-__all__ = ["Names", "line_of", "split_home", "token", "untoken"]
+__all__ = ["LARGE", "SHARED", "SINGLE", "Names", "line_in", "line_of", "split_home", "token", "untoken"]
 
 PREFIX = "omniq"
 DUE_LINE = "d"
 """The line of tasks that wait for a time, or may expire: claims sort them in when they come to them."""
+
+SINGLE, LARGE, SHARED = "s", "l", "g"
+"""Kinds of homes: of one task, and everybody who waits is told of it by the servers; of one, too large for that; of
+several."""
 
 _UNSAFE = re.compile(rb"[^A-Za-z0-9_-]")
 
@@ -25,6 +29,8 @@ def token(text: str) -> str:
 
 def untoken(name: str) -> str:
     """Give the text of a token."""
+    if "=" not in name:
+        return name
     if name == "=":
         return ""
     raw = re.sub(rb"=([0-9A-F]{2})", lambda match: bytes([int(match[1], 16)]), name.encode())
@@ -41,8 +47,13 @@ def priority_of(line: str) -> int:
     return int(line[1:]) if line[0] == "p" else -int(line[1:])
 
 
+def line_in(subject: str) -> str:
+    """Give the line of a home by its subject."""
+    return subject.rsplit(".", 3)[1]
+
+
 def split_home(home: str) -> tuple[str, str, str]:
-    """Give line, kind (``s``: one task, ``g``: several) and token of a home's name."""
+    """Give line, kind and token of a home's name."""
     line, kind, name = home.split("-", 2)
     return line, kind, name
 
@@ -66,38 +77,47 @@ class Names:
     @property
     def subjects(self) -> list[str]:
         """Give what the stream stores."""
-        return [f"{self.root}.{kind}.>" for kind in "tiebqucwr"]
+        return [f"{self.root}.{kind}.>" for kind in "oebqucwr"]
 
     # Tasks as they were enqueued
+
+    @property
+    def orders(self) -> str:
+        """What the subjects of all homes and guards begin with."""
+        return f"{self.root}.o."
 
     def home(self, queue: str, home: str) -> str:
         """Where the orders of one or more tasks are."""
         line, kind, name = split_home(home)
-        return f"{self.root}.t.{token(queue)}.{line}.{kind}.{name}"
+        return f"{self.root}.o.t.{token(queue)}.{line}.{kind}.{name}"
 
     def line(self, queue: str, line: str) -> str:
         """Every home of a line."""
-        return f"{self.root}.t.{token(queue)}.{line}.*.*"
+        return f"{self.root}.o.t.{token(queue)}.{line}.*.*"
 
-    def singles(self, queue: str, line: str) -> str:
+    def singles(self, queue: str, line: str) -> tuple[str, str]:
         """The homes of a line that hold one task."""
-        return f"{self.root}.t.{token(queue)}.{line}.s.*"
+        line = f"{self.root}.o.t.{token(queue)}.{line}"
+        return f"{line}.{SINGLE}.*", f"{line}.{LARGE}.*"
 
     def guards(self, queue: str, line: str) -> str:
         """One for each task of a line that shares its home with others."""
-        return f"{self.root}.i.{token(queue)}.{line}.x.*"
+        return f"{self.root}.o.i.{token(queue)}.{line}.x.*"
 
     def guard(self, queue: str, line: str, task_id: str) -> str:
         """What says where a task is that shares its home with others."""
-        return f"{self.root}.i.{token(queue)}.{line}.x.{token(task_id)}"
+        return f"{self.root}.o.i.{token(queue)}.{line}.x.{token(task_id)}"
 
     def homes(self, queue: str | None = None) -> str:
         """Every home, or those of a queue."""
-        return f"{self.root}.t.>" if queue is None else f"{self.root}.t.{token(queue)}.>"
+        return f"{self.root}.o.t.>" if queue is None else f"{self.root}.o.t.{token(queue)}.>"
 
     def anywhere(self, task_id: str) -> str:
-        """The home or the guard of a task, whatever its queue and line."""
-        return f"{self.root}.*.*.*.*.{token(task_id)}"
+        """The home or the guard of a task, whatever its queue and line.
+
+        There is nothing else below ``o``: a server goes through all subjects that differ in what a wildcard stands for.
+        """
+        return f"{self.root}.o.*.*.*.*.{token(task_id)}"
 
     # What has become of them
 
@@ -164,6 +184,20 @@ class Names:
     def work(self, queue: str) -> str:
         """Told when something may be claimable in a queue, or will be."""
         return f"{self.root}.ev.work.{token(queue)}"
+
+    @property
+    def republished(self) -> tuple[str, str]:
+        """What the servers pass on to those who listen when it has been stored, and how they call it then."""
+        queue, line, name = (f"{{{{wildcard({number})}}}}" for number in (1, 2, 3))
+        return f"{self.root}.o.t.*.*.{SINGLE}.*", f"{self.root}.ev.t.{queue}.{line}.{SINGLE}.{name}"
+
+    def stored(self, queue: str) -> str:
+        """Told by the servers when a task was stored."""
+        return f"{self.root}.ev.t.{token(queue)}.>"
+
+    def turn(self, queue: str) -> str:
+        """Told by those who change the same book all the time, so that each has his turn."""
+        return f"{self.root}.ev.turn.{token(queue)}"
 
     def end(self, task_id: str) -> str:
         """Told when a task has ended."""

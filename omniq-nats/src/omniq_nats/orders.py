@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Sequence
 
@@ -15,6 +16,8 @@ from omniq_nats.slots import Slot
 __all__ = ["Orders", "Place"]
 
 MOST_BYTES = 32 * 1024 * 1024
+REMEMBERED = 2000
+"""Tasks of which it is known where they are."""
 FAR_BEHIND = 500
 """Messages: so far the place in an empty line may lie behind the end of the stream."""
 
@@ -52,9 +55,21 @@ class Orders:
         self._homes: OrderedDict[int, Home] = OrderedDict()
         self._bytes = 0
         self._ahead: defaultdict[tuple[str, str], _Part] = defaultdict(_Part)
+        self._places: OrderedDict[str, Place | Stored] = OrderedDict()
+        self._generation = link.generation
+
+    def _forget_lost(self) -> None:
+        """Forget all that was read through an earlier connection: servers may have lost what was not on their disks."""
+        if self._generation != self._link.generation:
+            self._generation = self._link.generation
+            self._homes.clear()
+            self._bytes = 0
+            self._ahead.clear()
+            self._places.clear()
 
     def read(self, stored: Stored) -> Home:
         """Read a home, or give it as it is remembered."""
+        self._forget_lost()
         home = self._homes.get(stored.seq)
         if home is None:
             home = self._homes[stored.seq] = read_home(stored)
@@ -66,6 +81,7 @@ class Orders:
 
     async def of_slots(self, queue: str, slots: Iterable[Slot]) -> dict[int, Home]:
         """Give the homes of slots by their sequence; those that are gone are left out."""
+        self._forget_lost()
         found: dict[int, Home] = {}
         missing: dict[str, int] = {}
         for slot in slots:
@@ -85,11 +101,11 @@ class Orders:
         found: dict[str, Place] = {}
         guards: dict[str, list[tuple[str, int, int]]] = defaultdict(list)
         for stored in await self._link.last([self._names.anywhere(task_id) for task_id in dict.fromkeys(ids)]):
-            if stored.subject.startswith(f"{self._names.root}.t."):
+            if stored.subject.startswith(f"{self._names.root}.o.t."):
                 home = self.read(stored)
                 if not home.is_shared:
                     found[home.rows[0][0]] = home, 0
-            elif stored.subject.startswith(f"{self._names.root}.i."):
+            elif stored.subject.startswith(f"{self._names.root}.o.i."):
                 task_id, queue, name, index = read_guard(stored)
                 guards[self._names.home(queue, name)].append((task_id, stored.seq - 1 - index, index))
         unread = []
@@ -103,23 +119,86 @@ class Orders:
                 guarded = self._homes.get(seq)
                 if guarded is not None:
                     found[task_id] = guarded, index
+        for task_id, place in found.items():
+            self.remember(task_id, place)
         return found
+
+    # Where tasks were last seen
+
+    def remember(self, task_id: str, place: Place | Stored) -> None:
+        """Remember where a task is: its place, or the message that holds it alone."""
+        self._places[task_id] = place
+        if len(self._places) > REMEMBERED:
+            self._places.popitem(last=False)
+
+    def remembered(self, task_id: str) -> Place | None:
+        """Give the place at which a task was last seen. It may not be there any more."""
+        self._forget_lost()
+        place = self._places.get(task_id)
+        if isinstance(place, Stored):
+            place = self._places[task_id] = self.read(place), 0
+        return place
+
+    def sign_of(self, task_id: str, place: Place) -> tuple[str, int]:
+        """Give subject and sequence of the message that is there as long as a task is at a place."""
+        home, index = place
+        if home.is_shared:
+            return self._names.guard(home.queue, home.line, task_id), home.seq + 1 + index
+        return self._names.home(home.queue, home.name), home.seq
 
     # Lines
 
-    async def ahead(self, book: Book, line: str, after: Home | None, wanted: int) -> Home | None:
+    def know_all(self, book: Book) -> bool:
+        """Say whether it is known without a question what every line of a queue holds, up to the stream's end.
+
+        It is the end as far as this connection has heard of it: only servers that are told of it can say whether it is.
+        """
+        self._forget_lost()
+        for line, place in book.lines.items():
+            part = self._ahead[book.queue, line]
+            part.trim(place[0], place[1])
+            subject = self._names.line(book.queue, line)[: -len("*.*")]
+            for stored in self._link.noted(part.end):
+                if stored is not None and stored.subject.startswith(subject):
+                    part.homes.append(self.read(stored))
+                part.end += 1
+            if part.end <= self._link.last_seen:
+                return False
+        return True
+
+    async def confirm(self, book: Book) -> None:
+        """Make sure that :meth:`know_all` holds from here on, if nothing is heard of in which it does not."""
+        seen = self._link.last_seen
+        self.know_all(book)
+        lines = [line for line in book.lines if self._ahead[book.queue, line].end <= seen]
+        await asyncio.gather(*(self._confirm(book.queue, line, seen) for line in lines))
+
+    async def _confirm(self, queue: str, line: str, seen: int) -> None:
+        part = self._ahead[queue, line]
+        start = part.end
+        # Only the leader knows for certain; a replica may not have come to it yet.
+        if start <= seen and not await self._link.leader_has(self._names.line(queue, line), start, seen):
+            part.end = max(part.end, seen + 1) if part.end >= start else part.end
+
+    async def ahead(
+        self, book: Book, line: str, after: Home | None, wanted: int, *, known: bool = False
+    ) -> Home | None:
         """Give the next home of a line that claims have not come to the end of.
 
         :param book: says how far they have come.
         :param after: the home before it; None: the first.
         :param wanted: about how many tasks are looked for.
+        :param known: whether to give only what is known without a question.
         """
+        self._forget_lost()
         part = self._ahead[book.queue, line]
         place = book.lines[line]
         part.trim(place[0], place[1])
         for home in part.homes:
             if after is None or home.seq > after.seq:
                 return home
+        if known:
+            return None
         seen = self._link.last_seen
         count = max(4, min(256, wanted))
         stored, _ = await self._link.scan(self._names.line(book.queue, line), part.end, count, max_bytes=1024 * 1024)
@@ -132,8 +211,18 @@ class Orders:
             await self._skip(book, line, seen)
         return None
 
+    async def look_into(self, book: Book, lines: Sequence[str], wanted: int) -> set[str]:
+        """Look ahead in several lines at once; give those in which there is nothing."""
+        if len(lines) < 2:
+            return set()
+        self._link.together()
+        found = await asyncio.gather(*(self.ahead(book, line, None, wanted) for line in lines))
+        return {line for line, home in zip(lines, found, strict=True) if home is None}
+
     async def _skip(self, book: Book, line: str, seen: int) -> None:
         """Spare the next look the way over what is not of this line; only the leader knows for certain that it is."""
         subject = self._names.line(book.queue, line)
+        # What another connection saw before it was lost does not count.
+        seen = min(seen, self._link.last_seen)
         if not await self._link.leader_has(subject, book.lines[line][0], seen):
             book.skip_to(line, seen + 1)

@@ -16,4 +16,5 @@ def omniq_storages() -> Mapping[str, str]:
         "nats": "omniq_nats.storage:NatsStorage",
         "tls": "omniq_nats.storage:NatsStorage",
         "ws": "omniq_nats.storage:NatsStorage",
+        "wss": "omniq_nats.storage:NatsStorage",
     }

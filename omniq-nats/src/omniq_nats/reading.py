@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+
+from attrs import frozen
 
 from omniq.storage import QueueStats, TaskPage, TaskQuery, WorkerInfo
 from omniq.task import Task, TaskState
@@ -15,14 +18,30 @@ from omniq_nats.claiming import fold, live_task
 from omniq_nats.fates import Fate
 from omniq_nats.homes import PLACES, Home, to_task
 from omniq_nats.keeper import Keeper
-from omniq_nats.link import Conflict
+from omniq_nats.link import Conflict, Stored
 from omniq_nats.names import DUE_LINE
 from omniq_nats.orders import Place
+from omniq_nats.records import read_book
 from omniq_nats.slots import Slot, slot_of
 from omniq_nats.times import from_micros
 
-__all__ = ["ENDED", "find_live", "get", "list_tasks", "slot_on_shelf", "stand", "stands", "stats", "workers"]
+__all__ = [
+    "ENDED",
+    "find_live",
+    "find_living",
+    "get",
+    "list_tasks",
+    "slot_on_shelf",
+    "stand",
+    "stands",
+    "stats",
+    "workers",
+]
 
+_log = logging.getLogger("omniq.nats")
+
+MOST_AT_ONCE = 50
+"""So many tasks at most are looked at where they were a moment ago, before they are looked for."""
 LOOK = 200
 WIDEST = 65536
 
@@ -52,11 +71,17 @@ def stand(book: Book, home: Home, index: int) -> Slot | TaskState | None:
 
 
 async def stands(
-    keeper: Keeper, book: Book, places: Sequence[Place], *, with_fates: bool = False
+    keeper: Keeper,
+    book: Book,
+    places: Sequence[Place],
+    *,
+    with_fates: bool = False,
+    pages: Mapping[str, Stored] | None = None,
 ) -> tuple[list[Slot | TaskState | None], dict[tuple[int, int], Fate]]:
     """Say how tasks of a queue stand, as :func:`stand`; SCHEDULED of those that are on a shelf.
 
     :param with_fates: whether the fates of those that have ended are asked for; otherwise some may be left out.
+    :param pages: see :meth:`Keeper.fates`.
     """
     found = [stand(book, home, index) for home, index in places]
     fates: dict[tuple[int, int], Fate] = {}
@@ -67,7 +92,7 @@ async def stands(
             for place, how in zip(places, found, strict=True)
             if how is ENDED or (with_fates and isinstance(how, Slot) and how.has_error)
         ]
-        fates = await keeper.fates(book, told, gone)
+        fates = await keeper.fates(book, told, gone, pages)
     for number, (home, index) in enumerate(places):
         if found[number] is ENDED and book.shelves:
             fate = fates.get((home.seq, index))
@@ -78,41 +103,99 @@ async def stands(
     return found, fates
 
 
+@frozen
+class View:
+    """All that is needed to say how tasks stand."""
+
+    places: dict[str, Place]
+    books: dict[str, Book]
+    pages: Mapping[str, Stored] | None = None
+    """The pages of results, if they were read, too."""
+
+    @property
+    def places_by_queue(self) -> dict[str, list[Place]]:
+        """Give the places by the tasks' queues."""
+        found: defaultdict[str, list[Place]] = defaultdict(list)
+        for place in self.places.values():
+            found[place[0].queue].append(place)
+        return found
+
+
+async def view(keeper: Keeper, ids: Sequence[str]) -> View:
+    """Read what says how tasks stand; with one question, if it is known where they were a moment ago."""
+    seen = await _view_again(keeper, ids) if len(ids) <= MOST_AT_ONCE else None
+    if seen is not None:
+        return seen
+    places = await keeper.orders.locate(ids)
+    return View(places, await keeper.read(list({home.queue for home, _ in places.values()})))
+
+
+async def _view_again(keeper: Keeper, ids: Sequence[str]) -> View | None:
+    places: dict[str, Place] = {}
+    for task_id in ids:
+        place = keeper.orders.remembered(task_id)
+        if place is None:
+            return None
+        places[task_id] = place
+    names = keeper.names
+    books = {names.book(home.queue): home.queue for home, _ in places.values()}
+    pages = {names.results(home.queue, home.ttl, home.name) for home, _ in places.values()}
+    signs = dict(keeper.orders.sign_of(task_id, place) for task_id, place in places.items())
+    found = {one.subject: one for one in await keeper.link.last([*signs, *books, *pages])}
+    if any(subject not in found or found[subject].seq != seq for subject, seq in signs.items()):
+        return None  # a task was removed, or is elsewhere
+    if any(subject not in found for subject in books):
+        return None
+    return View(
+        places,
+        {queue: read_book(queue, found[subject].data, found[subject].seq) for subject, queue in books.items()},
+        {subject: found[subject] for subject in pages if subject in found},
+    )
+
+
 async def find_live(keeper: Keeper, ids: Sequence[str]) -> set[str]:
     """Say which of some tasks are there and have not ended."""
-    places = await keeper.orders.locate(ids)
-    by_queue: defaultdict[str, list[tuple[str, Place]]] = defaultdict(list)
-    for task_id, place in places.items():
-        by_queue[place[0].queue].append((task_id, place))
+    return (await find_living(keeper, ids))[0]
+
+
+async def find_living(keeper: Keeper, ids: Sequence[str]) -> tuple[set[str], dict[str, int]]:
+    """Say which of some tasks are there and have not ended, and how often the book of each had been changed by then."""
+    seen = await view(keeper, ids)
     live: set[str] = set()
-    for queue, book in (await keeper.read(list(by_queue))).items():
-        found, _ = await stands(keeper, book, [place for _, place in by_queue[queue]])
+    for queue, places in seen.places_by_queue.items():
+        found, _ = await stands(keeper, seen.books[queue], places, pages=seen.pages)
         live.update(
-            task_id for (task_id, _), how in zip(by_queue[queue], found, strict=True) if how not in (None, ENDED)
+            home.rows[index][0] for (home, index), how in zip(places, found, strict=True) if how not in (None, ENDED)
         )
-    return live
+    return live, {task_id: seen.books[seen.places[task_id][0].queue].changes for task_id in live}
 
 
 async def get(keeper: Keeper, ids: Sequence[str]) -> list[Task | None]:
     """Do :meth:`omniq.storage.Storage.get`."""
-    places = await keeper.orders.locate(ids)
-    tasks = await tasks_at(keeper, list(places.values()))
-    return [tasks.get((places[task_id][0].seq, places[task_id][1])) if task_id in places else None for task_id in ids]
+    seen = await view(keeper, ids)
+    tasks = await _tasks_in(keeper, seen)
+    places = {task_id: (home.seq, index) for task_id, (home, index) in seen.places.items()}
+    return [tasks.get(places[task_id]) if task_id in places else None for task_id in ids]
 
 
 async def tasks_at(keeper: Keeper, places: Sequence[Place]) -> dict[tuple[int, int], Task]:
     """Give the records of tasks by their places; those that were removed are left out."""
-    by_queue: defaultdict[str, list[Place]] = defaultdict(list)
-    for place in places:
-        by_queue[place[0].queue].append(place)
-    books = await keeper.read(list(by_queue))
-    found = await asyncio.gather(*(_tasks_of(keeper, books[queue], some) for queue, some in by_queue.items()))
+    books = await keeper.read(list({home.queue for home, _ in places}))
+    return await _tasks_in(keeper, View({home.rows[index][0]: (home, index) for home, index in places}, books))
+
+
+async def _tasks_in(keeper: Keeper, seen: View) -> dict[tuple[int, int], Task]:
+    found = await asyncio.gather(
+        *(_tasks_of(keeper, seen.books[queue], some, seen.pages) for queue, some in seen.places_by_queue.items())
+    )
     return {place: task for tasks in found for place, task in tasks.items()}
 
 
-async def _tasks_of(keeper: Keeper, book: Book, places: Sequence[Place]) -> dict[tuple[int, int], Task]:
+async def _tasks_of(
+    keeper: Keeper, book: Book, places: Sequence[Place], pages: Mapping[str, Stored] | None
+) -> dict[tuple[int, int], Task]:
     now = keeper.clock.now()
-    found, fates = await stands(keeper, book, places, with_fates=True)
+    found, fates = await stands(keeper, book, places, with_fates=True, pages=pages)
     await keeper.whole(fates, {(home.seq, index): home.rows[index][0] for home, index in places})
     tasks: dict[tuple[int, int], Task] = {}
     for (home, index), stands_so in zip(places, found, strict=True):
@@ -275,13 +358,15 @@ async def _stats_of(keeper: Keeper, book: Book) -> QueueStats:
 
 
 async def _count_line(keeper: Keeper, book: Book, line: str) -> int:
+    if await keeper.orders.ahead(book, line, None, 4) is None:
+        return 0  # one question, or none, in place of three: mostly it is so
     seq, taken = book.lines[line]
     names, link = keeper.names, keeper.link
-    singles, guards = await asyncio.gather(
-        link.count(names.singles(book.queue, line), seq + 1 if taken else seq),
+    counts = await asyncio.gather(
+        *(link.count(singles, seq + 1 if taken else seq) for singles in names.singles(book.queue, line)),
         link.count(names.guards(book.queue, line), seq + 1 + taken if taken else seq),
     )
-    return singles + guards - sum(why != REMOVED_AHEAD for why in book.ahead.get(line, {}).values())
+    return sum(counts) - sum(why != REMOVED_AHEAD for why in book.ahead.get(line, {}).values())
 
 
 async def _oldest_of(keeper: Keeper, book: Book, line: str) -> list[int]:
@@ -304,7 +389,10 @@ async def workers(keeper: Keeper) -> list[WorkerInfo]:
             running[slot.worker].append(slot.id)
     alive = []
     for stored in await keeper.link.last_all(keeper.names.workers):
-        worker, seen, until = json.loads(stored.data)
-        if until > now:
-            alive.append(WorkerInfo(id=worker, seen_at=from_micros(seen), running=tuple(running[worker])))
+        try:
+            worker, seen, until = json.loads(stored.data)
+            if until > now:
+                alive.append(WorkerInfo(id=worker, seen_at=from_micros(seen), running=tuple(running[worker])))
+        except (ValueError, TypeError, RecursionError) as error:
+            _log.warning("the worker on %s cannot be read: %s", stored.subject, error)
     return sorted(alive, key=lambda info: info.id)

@@ -1,20 +1,23 @@
-"""Books and shelves as they are stored: JSON, in which what many tasks share is written once."""
+"""Books and shelves as they are stored: JSON, in which what many tasks share is written once.
+
+A book's JSON is its first line; those that run and the fates follow, see :mod:`omniq_nats.lines`.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from omniq.errors import CorruptRecord, SchemaMismatch
 from omniq_nats.book import ENDS, Book
-from omniq_nats.fates import read_fate
+from omniq_nats.lines import Running, read_pending
 from omniq_nats.link import Stored
-from omniq_nats.slots import Doomed, Pending, Shelf, Slot
+from omniq_nats.slots import Doomed, Shelf, Slot
 
 __all__ = ["encode_book", "encode_slots", "read_book", "read_slots"]
 
-VERSION = 1
+VERSION = 2
 
 
 class _Table:
@@ -116,7 +119,7 @@ def encode_book(book: Book) -> bytes:
         "recent": book.recent,
         "paused": book.paused,
         "lines": book.lines,
-        "running": [writer.row(slot) for slot in book.running.values()],
+        "running": len(book.running),
         "waiting": [writer.row(slot) for _, slots in book.waiting_by_priority() for slot in slots],
         "homes": writer.homes.rows,
         "grants": writer.grants.rows,
@@ -126,10 +129,6 @@ def encode_book(book: Book) -> bytes:
         ],
         "spent": book.spent,
         "ahead": {line: [[*place, why] for place, why in places.items()] for line, places in book.ahead.items()},
-        "pending": [
-            [task_id, one.home, one.index, one.seq, one.size, one.ttl, one.fate.row(), one.since]
-            for task_id, one in book.pending.items()
-        ],
         "doomed": [
             [one.id, one.home, one.index, one.seq, one.size, one.ttl, one.since, one.unique]
             for one in book.doomed.values()
@@ -137,7 +136,8 @@ def encode_book(book: Book) -> bytes:
         "ended": book.ended,
         "ttls": list(book.ttls),
     }
-    return json.dumps(told, separators=(",", ":")).encode()
+    head = json.dumps(told, separators=(",", ":")).encode()
+    return b"\n".join([head, *book.running.lines(), *[one.line() for one in book.pending.values()]])
 
 
 def read_book(queue: str, data: bytes, seq: int) -> Book:
@@ -147,7 +147,8 @@ def read_book(queue: str, data: bytes, seq: int) -> Book:
     :raises CorruptRecord: if it cannot be read.
     """
     try:
-        told = json.loads(data)
+        head, *lines = data.split(b"\n")
+        told = json.loads(head)
         version = told["v"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CorruptRecord(f"the record of queue {queue!r} cannot be read: {error}") from error
@@ -157,12 +158,13 @@ def read_book(queue: str, data: bytes, seq: int) -> Book:
             f"this one knows {VERSION}): update omniq-nats everywhere"
         )
     try:
-        return _read_book(told, seq)
+        return _read_book(told, lines, seq)
     except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
         raise CorruptRecord(f"the record of queue {queue!r} cannot be read: {error}") from error
 
 
-def _read_book(told: dict[str, Any], seq: int) -> Book:
+def _read_book(told: dict[str, Any], lines: Sequence[bytes], seq: int) -> Book:
+    running: int = told["running"]
     homes, grants = told["homes"], told["grants"]
 
     book = Book(
@@ -173,16 +175,13 @@ def _read_book(told: dict[str, Any], seq: int) -> Book:
         paused=told["paused"],
         lines=told["lines"],
         ahead={line: {(row[0], row[1]): row[2] for row in rows} for line, rows in told["ahead"].items()},
-        pending={
-            row[0]: Pending(row[1], row[2], row[3], row[4], row[5], read_fate(row[6]), row[7])
-            for row in told["pending"]
-        },
+        running=Running(lines[:running]),
+        pending=read_pending(lines[running:]),
         shelves=[Shelf(*row) for row in told["shelves"]],
         spent=told["spent"],
         ended={state: told["ended"][state] for state in ENDS},
         ttls=dict.fromkeys(told["ttls"]),
     )
-    book.running = {row[0]: _read_slot(row, homes, grants) for row in told["running"]}
     # They were written in order.
     for row in told["waiting"]:
         waiting = _read_slot(row, homes, grants)

@@ -13,6 +13,7 @@ from omniq_nats.keeper import Keeper
 from omniq_nats.names import DUE_LINE, untoken
 from omniq_nats.reading import ENDED, stand
 from omniq_nats.slots import Doomed, Slot
+from omniq_nats.sweeping import Sweeper
 from omniq_nats.times import after
 
 __all__ = ["STEP", "Removal"]
@@ -35,6 +36,7 @@ class Removal:
         self._keeper = keeper
         self._link = keeper.link
         self._names = keeper.names
+        self._sweeper = Sweeper(keeper)
 
     def doomed(self, home: Home, index: int) -> Doomed:
         row = home.rows[index]
@@ -193,6 +195,7 @@ class Removal:
                     gone += await self._remove_ended(queue, places, older=True)
             if book.doomed:
                 await self._keeper.bury(queue, list(book.doomed.values()))
+        await self._sweeper.sweep_at_times()
         return len(gone), gone
 
     async def _over(self, queue: str, ttl: float, limit: int) -> list[tuple[str, int, int, float]]:

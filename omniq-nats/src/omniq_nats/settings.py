@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import ssl
 from typing import Any
 from urllib.parse import unquote
@@ -25,7 +26,8 @@ OPTIONS = (
     "tls_hostname",
     "tls_key",
 )
-PORTS = {"nats": 4222, "tls": 4222, "ws": 80}
+PORTS = {"nats": 4222, "tls": 4222, "ws": 80, "wss": 443}
+_DOMAIN = re.compile(r"[^\s.*>]+")
 
 
 @frozen(kw_only=True)
@@ -38,6 +40,8 @@ class Settings:
     """The URL as it may be shown."""
     login: dict[str, Any] = field(factory=dict, repr=False)
     """The arguments of the client's ``connect`` that say who we are."""
+    encrypted: bool = False
+    """Whether nothing may be said to a server that does not encrypt."""
     api: str = "$JS.API"
     replicas: int | None = None
     """None: one for a stream that is new, and as it is for one that is there."""
@@ -61,17 +65,17 @@ def read_settings(config: StorageConfig) -> Settings:
     :raises ValueError: if an option is unknown or cannot be used.
     """
     config.check_options(OPTIONS)
-    options = config.options
     rest = config.location.partition("://")[2]
     user, _, hosts = rest.rpartition("@")
     servers = tuple(_server(config, host) for host in hosts.rstrip("/").split(","))
-    domain = options.get("domain")
+    login = _login(config, user)
     return Settings(
         names=Names(config.namespace),
         servers=servers,
         shown=config.redacted,
-        login=_login(config, user),
-        api=f"$JS.{domain}.API" if domain else "$JS.API",
+        login=login,
+        encrypted="tls" in login,
+        api=_api(config),
         replicas=_replicas(config),
         storage=_storage(config),
         timeout=_timeout(config),
@@ -99,8 +103,7 @@ def _login(config: StorageConfig, user: str) -> dict[str, Any]:
         login["user_credentials"] = options["credentials"]
     if "nkey" in options:
         login["nkeys_seed"] = options["nkey"]
-    tls = {name for name in options if name.startswith("tls_")}
-    if tls or config.scheme == "tls":
+    if config.scheme in ("tls", "wss") or any(name.startswith("tls_") for name in options):
         login["tls"] = _tls(config)
     if "tls_hostname" in options:
         login["tls_hostname"] = options["tls_hostname"]
@@ -109,6 +112,10 @@ def _login(config: StorageConfig, user: str) -> dict[str, Any]:
 
 def _tls(config: StorageConfig) -> ssl.SSLContext:
     options = config.options
+    if config.scheme == "ws":
+        raise ValueError(f"{config.redacted}: ws:// does not encrypt, so that tls_ options are of no use; write wss://")
+    if config.scheme == "wss" and "tls_hostname" in options:
+        raise ValueError(f"{config.redacted}: tls_hostname is of no use with wss://, where the host's own name counts")
     if "tls_key" in options and "tls_cert" not in options:
         raise ValueError(f"{config.redacted}: tls_key is of no use without tls_cert")
     try:
@@ -118,6 +125,17 @@ def _tls(config: StorageConfig) -> ssl.SSLContext:
     except OSError as error:
         raise ValueError(f"{config.redacted}: the TLS files cannot be used: {error}") from error
     return context
+
+
+def _api(config: StorageConfig) -> str:
+    domain = config.options.get("domain")
+    if domain is None:
+        return "$JS.API"
+    if not domain:
+        raise ValueError(f"{config.redacted}: domain is the name of a JetStream domain")
+    if not _DOMAIN.fullmatch(domain):
+        raise ValueError(f"{config.redacted}: a domain's name has no blanks, dots, * or >, as {domain!r} has")
+    return f"$JS.{domain}.API"
 
 
 def _replicas(config: StorageConfig) -> int | None:

@@ -11,7 +11,7 @@ from omniq.task import TaskError, TaskState
 from omniq_nats.fates import Fate
 from omniq_nats.homes import Home
 
-__all__ = ["Doomed", "Pending", "Shelf", "Slot", "fate_of", "shelf_of", "slot_of"]
+__all__ = ["Doomed", "Shelf", "Slot", "fate_of", "shelf_of", "slot_of"]
 
 
 @define(eq=False)
@@ -74,19 +74,6 @@ def slot_of(home: Home, index: int) -> Slot:
         max_retries=order.fields[8],
         expires=order.expires,
     )
-
-
-@define(eq=False)
-class Pending:
-    """A fate that is not on its page of results yet."""
-
-    home: str
-    index: int
-    seq: int
-    size: int
-    ttl: float
-    fate: Fate
-    since: int
 
 
 @define(eq=False)

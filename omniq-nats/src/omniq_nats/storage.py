@@ -63,10 +63,16 @@ class _Opened:
         self.timetable = Timetable(self.keeper, self.producer)
         self.waiting = Waiting(self.keeper, self.timetable)
 
-    async def tell_ends(self, ids: Iterable[str]) -> None:
-        """Tell those who wait for the end of tasks."""
+    async def tell_ends(self, ids: Iterable[str] | Mapping[str, int]) -> None:
+        """Tell those who wait for the end of tasks.
+
+        :param ids: of the tasks, if possible each with the number of the change of its book that ended it.
+        """
+        changes = ids if isinstance(ids, Mapping) else {}
+        self.link.together()
         for task_id in ids:
-            await self.link.tell(self.keeper.names.end(task_id))
+            change = changes.get(task_id)
+            await self.link.tell(self.keeper.names.end(task_id), b"" if change is None else b"%d" % change)
 
 
 class NatsStorage(Storage):
@@ -115,6 +121,7 @@ class NatsStorage(Storage):
         opened, self._opened = self._opened, None
         if opened is not None:
             opened.waiting.close()
+            opened.producer.close()
             await opened.keeper.close()
             await opened.link.close()
 
@@ -139,6 +146,13 @@ class NatsStorage(Storage):
         answers = await opened.producer.enqueue(tasks)
         assert answers is not None
         return answers
+
+    def enqueue_blocking(self, tasks: Sequence[NewTask]) -> list[Enqueued] | None:
+        opened = self._opened
+        if opened is None or opened.clock.is_stale or len(tasks) != 1:
+            return None
+        answer = opened.producer.enqueue_blocking(tasks[0])
+        return None if answer is None else [answer]
 
     async def claim(
         self, demand: Mapping[str, int], *, worker: str, lease: float, limit: int | None = None

@@ -17,7 +17,7 @@ __all__ = ["API_LEVEL", "differences", "prepare", "wanted_config"]
 
 API_LEVEL = 2
 """Of JetStream: that of server 2.12, the first with atomic batches."""
-SCHEMA = "1"
+SCHEMA = "2"
 SCHEMA_KEY = "omniq.schema"
 NOT_FOUND = 10059
 NAME_IN_USE = 10058
@@ -42,6 +42,7 @@ def wanted_config(settings: Settings, found: dict[str, Any] | None = None) -> di
         "allow_direct": True,
         "allow_atomic": True,
         "allow_msg_ttl": True,
+        "republish": dict(zip(("src", "dest"), settings.names.republished, strict=True)),
         "deny_delete": False,
         "deny_purge": False,
         "metadata": {**known.get("metadata", {}), SCHEMA_KEY: SCHEMA},
@@ -98,6 +99,17 @@ async def look_at_clock(link: Link, clock: Clock) -> None:
     """Ask the servers for their time, if that is due."""
     if clock.is_stale:
         await _timed(link, clock)
+
+
+async def end_of(link: Link, clock: Clock) -> int:
+    """Ask the servers for the sequence of the stream's latest message, and with it for their time."""
+    answer = await _timed(link, clock)
+    if "error" in answer:
+        raise StorageUnavailable(
+            f"{link.settings.shown}: stream {link.settings.names.stream} cannot be used: "
+            f"{answer['error'].get('description')}"
+        )
+    return int(answer["state"]["last_seq"])
 
 
 async def _timed(link: Link, clock: Clock) -> dict[str, Any]:

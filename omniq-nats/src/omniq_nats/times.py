@@ -60,7 +60,7 @@ class Clock:
     lock, which a fork might catch held: at worst two threads get the same time.
     """
 
-    LOOK_EVERY = 15.0
+    LOOK_EVERY = 20.0
     """Seconds after which the servers are asked again."""
 
     def __init__(self) -> None:

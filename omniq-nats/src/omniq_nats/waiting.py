@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from functools import partial
 
 from attrs import define, field
 
+from omniq_nats import streams
 from omniq_nats.book import Book
 from omniq_nats.keeper import Keeper
-from omniq_nats.names import DUE_LINE
-from omniq_nats.reading import find_live
+from omniq_nats.link import Stored
+from omniq_nats.names import DUE_LINE, line_in
+from omniq_nats.reading import find_living
 from omniq_nats.scheduling import Timetable
+from omniq_nats.wire import Message
 
 __all__ = ["Waiting"]
 
-LOOK_EVERY = 0.99
-"""Seconds between two questions while a wait goes on: one of them is whether tasks came, the other whether a book was
-changed, so that each is asked every two seconds."""
+LOOK_EVERY = 5.0
+"""Seconds between two questions while a wait goes on: what was stored since, as a word may have been lost."""
+MOST_NEWS = 64
+"""So many messages are looked at then; of more it is not known that none of them matters."""
 OVERDUE_PAUSE = 1.0
 """Seconds. A schedule that is due but that nobody fires must not make idle workers spin."""
 
@@ -28,6 +33,8 @@ class _Waiter:
     """Somebody who waits."""
 
     woken: asyncio.Event = field(factory=asyncio.Event)
+    called: bool = False
+    """Whether there is a reason to return."""
     until: int | None = None
     """The time, by the servers' clock, at which there will be a reason to return."""
     look_again: bool = False
@@ -36,10 +43,22 @@ class _Waiter:
     def hear(self, at: int, now: int) -> None:
         """Hear that there is, or will be, a reason to return."""
         if at <= now:
+            self.called = True
             self.woken.set()
         elif self.until is None or at < self.until:
             self.until = at
             self.woken.set()
+
+
+@define(eq=False)
+class _Look:
+    """What a look at queues and schedules found."""
+
+    is_work: bool
+    end: int | None
+    """Messages up to this one cannot change what it found; None: nobody asked which."""
+    until: int | None = None
+    """When there will be work, as far as is known."""
 
 
 class Waiting:
@@ -57,12 +76,25 @@ class Waiting:
         self._workers: defaultdict[str, set[_Waiter]] = defaultdict(set)
         self._listening: set[str] = set()
         self._closed = asyncio.Event()
+        self._surveyed: set[str] = set()
+        """Queues that were looked at, and of which nothing was heard since."""
+        self._surveyed_by = 0
+        self._run: int | None = None
+        """When the next schedule was due at the latest look."""
+        self._link.renewed.append(self._look_again)
 
     def close(self) -> None:
         """Let everybody who waits return."""
         self._closed.set()
         for waiters in self._workers.values():
             for waiter in waiters:
+                waiter.woken.set()
+
+    def _look_again(self) -> None:
+        """Have everybody look again: while the connection was lost, nothing was heard."""
+        for waiters in self._workers.values():
+            for waiter in waiters:
+                waiter.look_again = True
                 waiter.woken.set()
 
     # For work
@@ -72,102 +104,174 @@ class Waiting:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
         waiter = _Waiter()
-        keys = [*map(self._names.work, queues), self._names.timetable]
+        keys = [*map(self._names.work, queues), *map(self._names.stored, queues), self._names.timetable]
         await self._listen(keys)
         for key in keys:
             self._workers[key].add(waiter)
+        glance = await self._glance(queues)
         try:
             while not self._closed.is_set():
-                waiter.woken.clear()
                 waiter.look_again, waiter.until = False, None
-                ends = await self._link.ends(self._watched)
-                if await self._look(queues, waiter) or not await self._sleep(waiter, deadline, ends):
-                    return
+                if glance is not None:
+                    look: asyncio.Future[_Look] = loop.create_future()
+                    look.set_result(glance)
+                    glance = None
+                else:
+                    # Meanwhile a word may come: nobody waits for the look then.
+                    look = loop.create_task(self._look(queues))
+                    look.add_done_callback(partial(_looked, waiter))
+                try:
+                    if not await self._sleep(queues, waiter, deadline, look):
+                        return
+                finally:
+                    look.cancel()
         finally:
             for key in keys:
                 self._workers[key].discard(waiter)
-
-    @property
-    def _watched(self) -> tuple[str, str]:
-        return self._names.homes(), self._names.books
 
     async def _listen(self, subjects: Sequence[str]) -> None:
         for subject in subjects:
             if subject not in self._listening:
                 self._listening.add(subject)
                 try:
-                    await self._link.listen(subject, self._hear)
+                    await self._link.listen(subject, partial(self._hear, subject))
                 except BaseException:
                     self._listening.discard(subject)
                     raise
 
-    def _hear(self, subject: str, data: bytes) -> None:
-        now = self._keeper.clock.now()
-        at = int(data) if data.isdigit() else 0
-        for waiter in self._workers.get(subject, ()):
-            if subject == self._names.timetable:
+    def _hear(self, key: str, message: Message) -> None:
+        """Take note of a word.
+
+        :param key: what it was listened for by.
+        """
+        if key == self._names.timetable:
+            self._surveyed.clear()
+            for waiter in self._workers.get(key, ()):
                 waiter.look_again = True
                 waiter.woken.set()
-            else:
-                waiter.hear(at, now)
+            return
+        if message.headers:
+            at = self._hear_stored(message)
+        else:
+            at = int(message.data) if message.data.isdigit() else 0
+            self._surveyed.discard(key)
+        now = self._keeper.clock.now()
+        for waiter in self._workers.get(key, ()):
+            waiter.hear(at, now)
 
-    async def _look(self, queues: Sequence[str], waiter: _Waiter) -> bool:
-        """Say whether there is work; if not, note when there will be."""
+    def _hear_stored(self, message: Message) -> int:
+        """Take note of a message that the servers passed on; give the time at which its task may start."""
+        headers = message.headers or {}
+        subject, seq = headers.get("Nats-Subject"), headers.get("Nats-Sequence", "")
+        if subject is None or not seq.isdecimal():
+            return 0
+        stored = Stored(subject, int(seq), message.data)
+        self._link.note(stored.seq, stored)
+        if line_in(stored.subject) != DUE_LINE:
+            return 0
+        return self._keeper.orders.read(stored).order(0).run_at
+
+    async def _glance(self, queues: Sequence[str]) -> _Look | None:
+        """Say what a look would find, if that is known without a question, as it mostly is right after a claim."""
+        if self._surveyed_by != self._link.generation or not self._surveyed.issuperset(map(self._names.work, queues)):
+            return None
+        times: list[int] = [] if self._run is None else [self._run]
+        for queue in queues:
+            book = self._keeper.remembered(queue)
+            if book is None or not self._keeper.orders.know_all(book):
+                return None
+            if not book.paused:
+                times += [at for at in [book.next_at()] if at is not None]
+                times += [at async for at in self._untouched(book, known=True)]
+        until = min(times, default=None)
+        return None if until is not None and until <= self._keeper.clock.now() else _Look(False, None, until=until)
+
+    async def _look(self, queues: Sequence[str]) -> _Look:
+        """Look whether there is work, and if not, when there will be."""
+        generation = self._link.generation
+        keys = list(map(self._names.work, queues))
+        self._surveyed.update(keys, [self._names.timetable])
+        end = await streams.end_of(self._link, self._keeper.clock)
         books = await self._keeper.read(queues)
         now = self._keeper.clock.now()
         times = [at for book in books.values() if not book.paused and (at := book.next_at()) is not None]
-        if any(at <= now for at in times):
-            return True
         for book in books.values():
-            if not book.paused and await self._has_untouched(book):
-                return True
+            if any(at <= now for at in times):
+                return _Look(True, end)
+            if not book.paused:
+                times += [at async for at in self._untouched(book)]
+            await self._keeper.orders.confirm(book)
+        if any(at <= now for at in times):
+            return _Look(True, end)
         run = await self._timetable.next_run()
         if run is not None:
             times.append(run if run > now else now + int(OVERDUE_PAUSE * 1e6))
-        if waiter.until is not None:
-            times.append(waiter.until)  # told of while we looked
-        waiter.until = min(times, default=None)
-        return False
+        self._run = run
+        self._surveyed_by = generation
+        return _Look(False, end, min(times, default=None))
 
-    async def _has_untouched(self, book: Book) -> bool:
+    async def _untouched(self, book: Book, *, known: bool = False) -> AsyncIterator[int]:
+        """Give when tasks may start that claims have not come to: of a line of ready ones one at most."""
         for line in sorted(book.lines, key=lambda name: name == DUE_LINE):
-            home = await self._keeper.orders.ahead(book, line, None, 4)
-            while home is not None:
+            home = await self._keeper.orders.ahead(book, line, None, 4, known=known)
+            is_over = False
+            while home is not None and not is_over:
                 seq, taken = book.lines[line]
                 for index in range(taken if home.seq == seq else 0, len(home)):
                     if book.left_out(line, home.seq, index) is None:
-                        return True
-                home = await self._keeper.orders.ahead(book, line, home, 4)
-        return False
+                        yield home.order(index).run_at
+                        is_over = line != DUE_LINE
+                        if is_over:
+                            break
+                home = await self._keeper.orders.ahead(book, line, home, 4, known=known)
 
-    async def _sleep(self, waiter: _Waiter, deadline: float, ends: list[int]) -> bool:
+    async def _sleep(
+        self, queues: Sequence[str], waiter: _Waiter, deadline: float, look: asyncio.Future[_Look]
+    ) -> bool:
         """Sleep until there may be work; say whether to look again, rather than to return."""
         loop = asyncio.get_running_loop()
-        turn = 0
-        while not self._closed.is_set():
-            seconds = deadline - loop.time()
-            if seconds <= 0:
-                return False
-            if waiter.until is not None:
-                due = (waiter.until - self._keeper.clock.now()) / 1e6
-                if due <= 0:
+        found: _Look | None = None
+        while not (self._closed.is_set() or waiter.called):
+            if found is None and look.done():
+                found = look.result()
+                if found.is_work:
                     return False
-                seconds = min(seconds, due)
+                if found.until is not None:
+                    waiter.hear(found.until, self._keeper.clock.now())
+                    continue
+            if found is not None and waiter.look_again:
+                return True
+            seconds = deadline - loop.time()
+            if found is not None and waiter.until is not None:
+                seconds = min(seconds, (waiter.until - self._keeper.clock.now()) / 1e6)
+            if found is not None and seconds <= 0:
+                return False
+            waiter.woken.clear()
             try:
-                async with asyncio.timeout(min(seconds, LOOK_EVERY)):
+                async with asyncio.timeout(None if found is None else min(seconds, LOOK_EVERY)):
                     await waiter.woken.wait()
             except TimeoutError:
-                if seconds > LOOK_EVERY:
-                    turn = 1 - turn
-                    if (await self._link.ends((self._watched[turn],)))[0] != ends[turn]:
+                if found is not None and seconds > LOOK_EVERY:
+                    found.end = None if found.end is None else await self._news(queues, found.end)
+                    if found.end is None:
                         return True
-                continue
-            waiter.woken.clear()
-            if waiter.look_again:
-                return True
-            if waiter.until is None or waiter.until <= self._keeper.clock.now():
-                return False
         return False
+
+    async def _news(self, queues: Sequence[str], end: int) -> int | None:
+        """Look whether anything was stored that may be a reason to look again.
+
+        :param end: only messages after this one count.
+        :return: None: there is; otherwise the latest message that is known not to be one.
+        """
+        names = self._names
+        stored, left = await self._link.scan(f"{names.root}.>", end + 1, MOST_NEWS, max_bytes=MOST_NEWS * 1024)
+        reasons = (*(names.homes(queue)[:-1] for queue in queues), names.schedules[:-1])
+        books = {names.book(queue) for queue in queues}
+        for one in stored:
+            is_reason = one.subject.startswith(reasons) or one.subject in books
+            if is_reason and not self._link.has_noted(one.seq, one.seq):
+                return None
+        return None if left else max([end, *(one.seq for one in stored)])
 
     # For the end
 
@@ -176,30 +280,48 @@ class Waiting:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
         waiter = _Waiter()
-        woken = waiter.woken
+        told: dict[str, int] = {}
+        """Of tasks that are said to have ended: which change of their book it was."""
+
+        def hear(task_id: str, message: Message) -> None:
+            if message.data.isdigit():
+                told[task_id] = max(told.get(task_id, 0), int(message.data))
+            else:
+                waiter.look_again = True
+            waiter.woken.set()
+
         subscriptions = []
         key = f"end {id(waiter)}"
         self._workers[key].add(waiter)
         try:
-            for subject in dict.fromkeys(map(self._names.end, ids)):
-                subscription = await self._link.listen(subject, lambda subject, data: woken.set())
+            for task_id in dict.fromkeys(ids):
+                subscription = await self._link.listen(self._names.end(task_id), partial(hear, task_id))
                 subscriptions.append(subscription)
             while True:
-                woken.clear()
-                ended = await self._ended(ids)
-                left = deadline - loop.time()
-                if ended or not ids or left <= 0 or self._closed.is_set():
-                    return ended
-                try:
-                    async with asyncio.timeout(min(left, 1.0)):
-                        await woken.wait()
-                except TimeoutError:
-                    continue
+                waiter.look_again = False
+                live, changes = await find_living(self._keeper, ids)
+                ended = {task_id for task_id in ids if task_id not in live}
+                while True:
+                    # A word from before we looked is of an earlier life: the task was made ready again since.
+                    ended |= {task_id for task_id, change in told.items() if change > changes.get(task_id, change)}
+                    left = deadline - loop.time()
+                    if ended or not ids or left <= 0 or self._closed.is_set():
+                        return ended
+                    if waiter.look_again:
+                        break
+                    waiter.woken.clear()
+                    try:
+                        async with asyncio.timeout(min(left, 1.0)):
+                            await waiter.woken.wait()
+                    except TimeoutError:
+                        break
         finally:
             del self._workers[key]
             for subscription in subscriptions:
                 await self._link.unlisten(subscription)
 
-    async def _ended(self, ids: Sequence[str]) -> set[str]:
-        live = await find_live(self._keeper, ids)
-        return {task_id for task_id in ids if task_id not in live}
+
+def _looked(waiter: _Waiter, look: asyncio.Task[_Look]) -> None:
+    if not look.cancelled():
+        look.exception()  # somebody asks for it only if he still waits
+    waiter.woken.set()

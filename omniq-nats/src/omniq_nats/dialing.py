@@ -1,0 +1,159 @@
+"""Connects to the servers: in the way that the URL says, or not at all, and says why not."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib
+import logging
+import random
+import ssl
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import nats.errors
+from nats.aio.client import Server, Srv
+from nats.aio.transport import WebSocketTransport
+
+from omniq.errors import ConfigurationError, StorageUnavailable
+from omniq_nats.settings import Settings
+from omniq_nats.wire import WireClient
+
+__all__ = ["dial"]
+
+_log = logging.getLogger("omniq.nats")
+
+EXTRAS = {"nkeys": "nkeys", "nacl": "nkeys", "aiohttp": "websocket"}
+"""Of each package that the client may lack, which extra of this distribution brings it."""
+
+
+class _Unencrypted(nats.errors.Error):
+    """The server does not offer TLS, and nothing is to be said without it."""
+
+    def __str__(self) -> str:
+        return "the server does not encrypt (it has no tls in its configuration, or does not demand it of clients)"
+
+
+class _Client(WireClient):
+    """The client, but one that tells no secrets to a server that does not encrypt though the URL says that it does.
+
+    And it leaves no connections open behind itself.
+
+    :param settings: of the store.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__()
+        self._settings = settings
+
+    def _connect_command(self) -> bytes:
+        # This says who we are. The client would do so in plain text if the server, or whoever answers in its place,
+        # does not ask for TLS.
+        is_plain = not self._settings.servers[0].startswith("wss:") and not self._server_info.get("tls_required")
+        if self._settings.encrypted and is_plain:
+            raise _Unencrypted
+        return super()._connect_command()
+
+    async def _connect_to_server(self, s: Srv) -> None:
+        # To a server that was there, but did not let us in; the client forgets that connection.
+        if self._transport:
+            self._transport.close()  # type: ignore[no-untyped-call]  # it has no annotations
+        await super()._connect_to_server(s)
+
+    async def leave(self) -> None:
+        """Give up a connection that did not come about."""
+        with contextlib.suppress(Exception):
+            await self.close()
+        if not isinstance(self._transport, WebSocketTransport):
+            return
+        with contextlib.suppress(Exception):
+            # The client forgets it if it was given up in the middle of connecting.
+            if self._transport:
+                self._transport.close()  # type: ignore[no-untyped-call]  # it has no annotations
+                async with asyncio.timeout(1):
+                    await self._transport.wait_closed()  # type: ignore[no-untyped-call]  # nor this
+
+
+async def dial(
+    settings: Settings,
+    *,
+    lost: Callable[[], Awaitable[None]],
+    found: Callable[[], Awaitable[None]],
+    refused: Callable[[str], None],
+) -> WireClient:
+    """Connect.
+
+    :param lost: called when the connection is lost.
+    :param found: called when it is there again.
+    :param refused: called with what the server said when this user was not allowed something.
+    :raises StorageUnavailable: if no server can be reached within the timeout, or it refuses us.
+    :raises ConfigurationError: if the client lacks a package that the URL makes it need.
+    """
+    client = _Client(settings)
+    refusals: list[Exception] = []
+
+    async def on_error(error: Exception) -> None:
+        refusals[:] = [*refusals[-9:], error]
+        _log.debug("%s: %s", settings.shown, error)
+        if "permissions violation" in str(error).lower():
+            refused(str(error))
+
+    try:
+        way = _way(settings)
+        async with asyncio.timeout(settings.timeout):
+            await client.connect(
+                list(settings.servers),
+                name=f"omniq {settings.names.namespace}",
+                error_cb=on_error,
+                disconnected_cb=lost,
+                reconnected_cb=found,
+                closed_cb=lost,
+                max_reconnect_attempts=-1,
+                connect_timeout=2,
+                inbox_prefix=f"_INBOX.omniq-{settings.names.namespace}",
+                # Not in step with the other clients that lost the same server.
+                reconnect_time_wait=random.uniform(0.05, 0.25),  # type: ignore[arg-type]  # it takes any seconds
+                ping_interval=5,
+                pending_size=32 * 1024 * 1024,
+                **way,
+                **settings.login,
+            )
+    except ImportError as error:
+        await client.leave()
+        raise _lacking(settings, error) from error
+    except (OSError, TimeoutError, nats.errors.Error, ValueError) as error:
+        await client.leave()
+        reason = _most_telling(refusals) or str(error) or type(error).__name__
+        raise StorageUnavailable(f"{settings.shown} cannot be reached: {reason}") from error
+    return client
+
+
+def _most_telling(refusals: Sequence[Exception]) -> str:
+    """Give what was said by the latest of several attempts that says why, rather than that the connection broke."""
+    told = [refusal for refusal in refusals if str(refusal)]
+    # What the server says stands in quotation marks.
+    clear = [one for one in told if isinstance(one, ssl.SSLError | _Unencrypted) or str(one).startswith("nats: '")]
+    return str((clear or told)[-1]) if told else ""
+
+
+def _way(settings: Settings) -> dict[str, Any]:
+    """Give the client's arguments for the way that the URL's scheme names."""
+    schemes = {server.partition(":")[0] for server in settings.servers}
+    if not schemes & {"ws", "wss"}:
+        return {}
+    # The client would not say before the time is up that it lacks this.
+    importlib.import_module("aiohttp")
+
+    def choose(servers: list[Server], info: dict[str, Any]) -> tuple[Server | None, float]:
+        # A cluster's servers tell of each other, and the client takes their addresses for such as have no WebSocket.
+        ours = [server for server in servers if server.uri.scheme in schemes]
+        return random.choice(ours), random.uniform(0.05, 0.25)
+
+    return {"reconnect_to_server_handler": choose}
+
+
+def _lacking(settings: Settings, error: ImportError) -> ConfigurationError:
+    package = (error.name or "").partition(".")[0]
+    extra = EXTRAS.get(package)
+    mend = f"pip install 'omniq-nats[{extra}]'" if extra else f"pip install {package}"
+    return ConfigurationError(f"{settings.shown}: the NATS client needs the package {package} for that: {mend}")

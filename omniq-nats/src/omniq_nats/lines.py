@@ -1,0 +1,206 @@
+"""What of a book is many: each running task and each fate is a line of its own, read only when it is asked for.
+
+A change concerns a few of them. All others go from one version of the book into the next as they are.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, MutableMapping
+from operator import attrgetter
+from typing import Any
+
+from attrs import fields
+
+from omniq.errors import CorruptRecord
+from omniq_nats.fates import Fate, read_fate
+from omniq_nats.names import token, untoken
+from omniq_nats.slots import Slot
+
+__all__ = ["Pending", "Running", "read_pending"]
+
+
+class Pending:
+    """A fate that is not on its page of results yet, of a task at a place.
+
+    :param task_id: the task's.
+    :param version: of the fate.
+    :param since: when the task ended.
+    :param row: home, number in it, its sequence, its size, its ttl, and the fate; or the JSON of it.
+    """
+
+    __slots__ = ("_fate", "_json", "_row", "id", "since", "version")
+
+    def __init__(
+        self, task_id: str, version: int, since: int, row: list[Any] | bytes, fate: Fate | None = None
+    ) -> None:
+        self.id = task_id
+        self.version = version
+        self.since = since
+        self._json = row if isinstance(row, bytes) else None
+        self._row = None if isinstance(row, bytes) else row
+        self._fate = fate
+
+    @classmethod
+    def of(cls, slot: Slot, fate: Fate) -> Pending:
+        """Make it for a task that has ended."""
+        row = [slot.home, slot.index, slot.seq, slot.size, slot.ttl, fate.row()]
+        return cls(slot.id, fate.version, fate.finished, row, fate)
+
+    @property
+    def row(self) -> list[Any]:
+        """What the line says of it."""
+        if self._row is None:
+            assert self._json is not None
+            self._row = _loads(self._json)
+        return self._row
+
+    @property
+    def fate(self) -> Fate:
+        """How the task ended."""
+        if self._fate is None:
+            self._fate = read_fate(self.row[5])
+        return self._fate
+
+    @property
+    def home(self) -> str:
+        """The name of the task's home."""
+        name: str = self.row[0]
+        return name
+
+    @property
+    def index(self) -> int:
+        """The number of the task in its home."""
+        index: int = self.row[1]
+        return index
+
+    @property
+    def seq(self) -> int:
+        """The sequence of the home."""
+        seq: int = self.row[2]
+        return seq
+
+    @property
+    def size(self) -> int:
+        """How many tasks the home has."""
+        size: int = self.row[3]
+        return size
+
+    @property
+    def ttl(self) -> float:
+        """For how many seconds the fate is kept."""
+        ttl: float = self.row[4]
+        return ttl
+
+    def line(self) -> bytes:
+        """Give it as a line."""
+        if self._json is None:
+            self._json = _dumps(self._row)
+        return b"%s %d %d %s" % (token(self.id).encode(), self.version, self.since, self._json)
+
+
+def read_pending(lines: Iterable[bytes]) -> dict[str, Pending]:
+    """Read fates by the ids of their tasks."""
+    found = {}
+    for line in lines:
+        name, version, since, row = line.split(b" ", 3)
+        task_id = untoken(name.decode())
+        found[task_id] = Pending(task_id, int(version), int(since), row)
+    return found
+
+
+class Running(MutableMapping[str, Slot]):
+    """Running tasks by their ids.
+
+    :param lines: as they were stored.
+    """
+
+    def __init__(self, lines: Iterable[bytes] = ()) -> None:
+        self._lines: dict[str, bytes | None] = {}
+        """None: it has to be written."""
+        self._slots: dict[str, Slot] = {}
+        """Those that were asked for, and may have been changed."""
+        self._signs: dict[str, tuple[Any, ...]] = {}
+        """Of those: all that may change while a task runs, as the line has it."""
+        for line in lines:
+            self._lines[untoken(line[: line.index(b" ")].decode())] = line
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._lines)
+
+    def __contains__(self, task_id: object) -> bool:
+        return task_id in self._lines
+
+    def __getitem__(self, task_id: str) -> Slot:
+        slot = self._slots.get(task_id)
+        if slot is None:
+            line = self._lines[task_id]
+            assert line is not None
+            slot = self._slots[task_id] = _read_slot(task_id, line)
+            self._signs[task_id] = _sign(slot)
+        return slot
+
+    def get(self, task_id: str, default: Any = None) -> Any:
+        """Give one, or what is given for it if there is none."""
+        return self[task_id] if task_id in self._lines else default
+
+    def __setitem__(self, task_id: str, slot: Slot) -> None:
+        self._lines[task_id] = None
+        self._slots[task_id] = slot
+
+    def __delitem__(self, task_id: str) -> None:
+        del self._lines[task_id]
+        self._slots.pop(task_id, None)
+
+    def lines(self) -> list[bytes]:
+        """Give them as lines."""
+        for task_id, slot in self._slots.items():
+            sign = _sign(slot)
+            if self._lines[task_id] is None or self._signs.get(task_id) != sign:
+                self._lines[task_id] = _write_slot(slot)
+                self._signs[task_id] = sign
+        return [line for line in self._lines.values() if line is not None]
+
+
+def _sign(slot: Slot) -> tuple[Any, ...]:
+    return slot.until, slot.cancel, slot.progress
+
+
+def _write_slot(slot: Slot) -> bytes:
+    name = token(slot.id)
+    # The home of a single task is named after it.
+    home = slot.home.removesuffix(name) if slot.home.endswith(f"-{name}") else slot.home
+    row = [home, *_rest(slot)]
+    while row[-1] is None or row[-1] is False:
+        del row[-1]  # as it is where nothing else is said
+    return b"%s %s" % (name.encode(), _dumps(row))
+
+
+def _read_slot(task_id: str, line: bytes) -> Slot:
+    row = _loads(line[line.index(b" ") + 1 :])
+    home = row[0] + token(task_id) if row[0].endswith("-") else row[0]
+    try:
+        return Slot(task_id, home, *row[1:])
+    except TypeError as error:
+        raise CorruptRecord(f"a line of a queue's record cannot be read: {error}") from error
+
+
+_rest = attrgetter(*[attribute.name for attribute in fields(Slot)][2:])
+
+
+def _dumps(row: Any) -> bytes:
+    return _encode(row).encode()
+
+
+_encode = json.JSONEncoder(separators=(",", ":")).encode
+
+
+def _loads(data: bytes) -> list[Any]:
+    try:
+        row: list[Any] = json.loads(data)
+    except ValueError as error:
+        raise CorruptRecord(f"a line of a queue's record cannot be read: {error}") from error
+    return row
