@@ -370,3 +370,19 @@ async def test_a_client_of_a_leaf_node_reaches_the_domain_of_the_hub(tmp_path: P
                     return False
 
             await await_until(goes_on, 30, "the leaf node to join the hub again")
+
+
+async def test_a_client_that_takes_a_cancellation_for_a_failed_try_is_cancelled_again() -> None:
+    tries = 0
+
+    async def go_on() -> None:
+        nonlocal tries
+        while tries < 3:
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                tries += 1
+
+    with pytest.raises(TimeoutError):
+        await _within(0.01, go_on())
+    assert tries == 3

@@ -8,7 +8,7 @@ import importlib
 import logging
 import random
 import ssl
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any
 
 import nats.errors
@@ -63,7 +63,7 @@ class _Client(WireClient):
     async def leave(self) -> None:
         """Give up a connection that did not come about."""
         with contextlib.suppress(Exception):
-            await self.close()
+            await _within(1, self.close())
         if not isinstance(self._transport, WebSocketTransport):
             return
         with contextlib.suppress(Exception):
@@ -72,6 +72,25 @@ class _Client(WireClient):
                 self._transport.close()  # type: ignore[no-untyped-call]  # it has no annotations
                 async with asyncio.timeout(1):
                     await self._transport.wait_closed()  # type: ignore[no-untyped-call]  # nor this
+
+
+async def _within(seconds: float, work: Coroutine[Any, Any, None]) -> None:
+    """Wait for something that the client does, but no longer than this.
+
+    The client may take a cancellation for one more connection that failed, and go on: it is cancelled until it stops.
+
+    :raises TimeoutError: if it takes longer.
+    """
+    task = asyncio.ensure_future(work)
+    try:
+        done, _ = await asyncio.wait([task], timeout=seconds)
+        if not done:
+            raise TimeoutError
+        await task
+    finally:
+        while not task.done():
+            task.cancel()
+            await asyncio.wait([task], timeout=0.1)
 
 
 async def dial(
@@ -100,8 +119,9 @@ async def dial(
 
     try:
         way = _way(settings)
-        async with asyncio.timeout(settings.timeout):
-            await client.connect(
+        await _within(
+            settings.timeout,
+            client.connect(
                 list(settings.servers),
                 name=f"omniq {settings.names.namespace}",
                 error_cb=on_error,
@@ -117,7 +137,8 @@ async def dial(
                 pending_size=32 * 1024 * 1024,
                 **way,
                 **settings.login,
-            )
+            ),
+        )
     except ImportError as error:
         await client.leave()
         raise _lacking(settings, error) from error

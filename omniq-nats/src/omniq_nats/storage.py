@@ -34,6 +34,7 @@ from omniq_nats.enqueueing import Producer
 from omniq_nats.finishing import Holder
 from omniq_nats.keeper import Keeper
 from omniq_nats.link import Link
+from omniq_nats.recovering import Recovery
 from omniq_nats.removal import Removal
 from omniq_nats.scheduling import Timetable
 from omniq_nats.settings import Settings, read_settings
@@ -58,6 +59,7 @@ class _Opened:
         self.queues = _queues.setdefault(settings.place, {})
         self.producer = Producer(self.keeper)
         self.holder = Holder(self.keeper, self.queues)
+        self.recovery = Recovery(self.keeper)
         self.removal = Removal(self.keeper)
         self.control = Control(self.keeper, self.removal)
         self.timetable = Timetable(self.keeper, self.producer)
@@ -176,7 +178,7 @@ class NatsStorage(Storage):
 
     async def recover(self, limit: int) -> list[Task]:
         opened = await self._ready()
-        tasks, ended = await opened.holder.recover(limit)
+        tasks, ended = await opened.recovery.recover(limit)
         await opened.tell_ends(ended)
         return tasks
 
