@@ -24,6 +24,7 @@ SPARSE, GATHER = 0.004, 0.01
 """Seconds between two NOTIFYs at least, where they tell of few tasks, and of many: a lone task is not kept waiting, and
 a flood is told of in few messages."""
 FEW = 8
+"""Tasks: news of more than these is a flood."""
 TAIL = 12
 """Of a task's id the last characters are told, which are random; who waits for another with the same looks in vain."""
 EVERYTHING = "*"
