@@ -25,19 +25,22 @@ endif
 endif
 endif
 
-.PHONY: help demo test lint types docs bench wheels coverage format clean
+.PHONY: help demo test test-long lint types docs bench size wheels coverage format clean
 .DEFAULT_GOAL := help
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 # The servers themselves come with what the tests need, where the machine has none.
 demo: $(VENV)/$(if $(BACKEND),.dev,.runtime) ## what OmniQ does, in a temporary folder or with BACKEND=redis|postgres|nats
 	$(if $(BACKEND),$(BIN)/python -m tests.servers $(BACKEND) -- \
 		sh -c '$(BIN)/omniq demo --url "$$OMNIQ_URL" "$$@"' demo $(DEMO_ARGS),$(BIN)/omniq demo $(DEMO_ARGS))
 
-test: $(VENV)/.dev ## all tests
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+test: $(VENV)/.dev ## all tests but the long ones
+	$(BIN)/python -m pytest -m "not long" $(PYTEST_ARGS)
+
+test-long: $(VENV)/.dev ## the tests marked long: the costliest repetitions
+	$(BIN)/python -m pytest -m long $(PYTEST_ARGS)
 
 lint: $(VENV)/.dev ## style, format, and the borders between the rooms
 	$(BIN)/ruff check
@@ -54,6 +57,9 @@ docs: $(VENV)/.dev ## run every code block of the documentation
 
 bench: $(VENV)/.dev ## measure speed (BENCH_ARGS="--help" lists what)
 	$(BIN)/python tests/bench/run.py $(BENCH_ARGS)
+
+size: $(BIN)/python ## count the lines of product code, by distribution and language
+	$(BIN)/python tests/size.py
 
 wheels: $(VENV)/.dev ## build wheel and sdist of each distribution into dist/
 	@set -e; for distribution in $(DISTRIBUTIONS); do \

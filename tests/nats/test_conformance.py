@@ -21,6 +21,7 @@ class TestNatsStorage(StorageContract):
         return f"{nats_server.url}?namespace=t{new_id()[-12:]}"
 
 
+@pytest.mark.long
 class TestNatsStorageWithThreeReplicas(FinishContract, LeaseContract, RaceContract, ReadContract):
     """What replicas that are a little behind, or slower answers, could change.
 
