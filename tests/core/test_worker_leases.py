@@ -133,6 +133,39 @@ async def test_a_worker_whose_heartbeats_do_not_get_through_gives_its_tasks_up_b
     await behind.aclose()
 
 
+async def test_a_worker_that_cannot_claim_for_long_says_so_rarely_and_is_not_listed_until_it_can(
+    wire: Wire, name: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def work() -> None: ...
+
+    async def is_listed() -> bool:
+        return bool(await beside.aworkers())
+
+    async def is_gone() -> bool:
+        return not await is_listed()
+
+    caplog.set_level(logging.INFO, "omniq.worker")
+    monkeypatch.setattr("omniq.outages.REMINDER_SECONDS", 0.3)
+    behind, beside = both(wire, name, work)
+    async with behind.worker(lease=1, recover_every=60):
+        await await_until(is_listed)
+        # Its heartbeats get through all the time: whoever asks whether it lives must not be told yes.
+        wire.failing.add("claim")
+        handle = await behind.functions["work"].aenqueue()
+        await await_until(is_gone, 20)
+        await await_until(lambda: any(record.levelname == "ERROR" for record in caplog.records), 20)
+        wire.failing.clear()
+        await await_until(is_listed, 20)
+        await handle.aresult(10)
+    told = [(one.levelname, one.getMessage()) for one in caplog.records if "claim" in one.getMessage()]
+    assert [level for level, _ in told[:2]] == ["WARNING", "ERROR"]
+    assert told[-1][0] == "INFO"
+    assert "claims tasks again after" in told[-1][1]
+    assert len(told) < wire.calls.count("claim") + 2
+    await beside.aclose()
+    await behind.aclose()
+
+
 async def test_a_short_break_of_the_wire_costs_nothing(wire: Wire, name: str, caplog: pytest.LogCaptureFixture) -> None:
     started, release = asyncio.Event(), asyncio.Event()
 
@@ -154,7 +187,7 @@ async def test_a_short_break_of_the_wire_costs_nothing(wire: Wire, name: str, ca
         release.set()
         assert await handle.aresult(10) == "done"
     assert (await handle.atask()).delivery == 1
-    assert "will try again" in caplog.text
+    assert "cannot send heartbeats, trying again: the wire is cut" in caplog.text
     assert "giving up" not in caplog.text
     await behind.aclose()
 

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from omniq.connections import Connection
+from omniq.outages import Outage
 from omniq.storage import Lease, LeaseState, Storage
 
 __all__ = ["Heartbeat"]
@@ -32,6 +33,8 @@ class Heartbeat:
     :param on_news: told, on the heartbeat's thread, of leases that were lost or whose task is to be cancelled.
     :param on_silence: called, on the heartbeat's thread, when no heartbeat has got through for so long that the
         leases are about to run out.
+    :param is_deaf: whether the worker has not been able to claim for long. It signs off for as long, so that whoever
+        lists the workers does not take it for one that works.
     """
 
     def __init__(
@@ -43,6 +46,7 @@ class Heartbeat:
         held: Callable[[], list[Lease]],
         on_news: Callable[[Sequence[tuple[Lease, LeaseState]]], None],
         on_silence: Callable[[], None],
+        is_deaf: Callable[[], bool],
     ) -> None:
         self._storage = storage
         self._worker = worker
@@ -50,6 +54,10 @@ class Heartbeat:
         self._held = held
         self._on_news = on_news
         self._on_silence = on_silence
+        self._is_deaf = is_deaf
+        self._outage = Outage(
+            _log, f"worker {worker} cannot send heartbeats", f"worker {worker} sends heartbeats again"
+        )
         self._thread = threading.Thread(target=self._run, name="omniq-heartbeat", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping = False
@@ -113,11 +121,12 @@ class Heartbeat:
                 # What outlasts the patience of one beat is there for the next.
                 await connection.ready()
                 states = await self._storage.heartbeat(self._worker, leases, self._lease)
+                if self._is_deaf():
+                    await self._storage.heartbeat(self._worker, [], 0)
         except Exception as error:  # whatever the store raises, the next beat may get through
-            _log.warning(
-                "heartbeat of worker %s failed, will try again: %s: %s", self._worker, type(error).__name__, error
-            )
+            self._outage.failed(error)
             return False
+        self._outage.succeeded()
         news = [(lease, state) for lease, state in zip(leases, states, strict=True) if state is not LeaseState.HELD]
         if news:
             self._on_news(news)

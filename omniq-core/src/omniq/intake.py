@@ -15,6 +15,7 @@ from omniq.failpoints import failpoint
 from omniq.functions import TaskFunction
 from omniq.ledger import Ledger
 from omniq.options import check_count, check_queues
+from omniq.outages import Outage
 from omniq.storage import Storage
 from omniq.supply import Supply
 from omniq.task import Task
@@ -98,6 +99,8 @@ class Intake:
         self._ledger = ledger
         self._accept = accept
         self._on_woken = on_woken
+        self.outage = Outage(_log, f"worker {worker} cannot claim tasks", f"worker {worker} claims tasks again")
+        """Of the store, as far as claims go."""
         self._stop = asyncio.Event()
         self._wait: asyncio.Task[None] | None = None
         self._discover_at = 0.0
@@ -124,12 +127,13 @@ class Intake:
             try:
                 await self._discover()
                 claimed = await self._claim(wanted)
+                self.outage.succeeded()
                 for task in claimed:
                     self._accept(task)
                 if len(claimed) < wanted:
                     await self._wait_for_work()
             except StorageError as error:
-                _log.warning("cannot claim tasks, will try again: %s", error)
+                self.outage.failed(error)
                 await self._sleep(pause * random.uniform(0.5, 1.0))
                 pause = min(pause * 2, 5.0)
             else:

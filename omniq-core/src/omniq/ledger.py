@@ -13,6 +13,7 @@ from omniq.batching import Batcher
 from omniq.errors import NotCommitted, StorageUnavailable
 from omniq.execute import Attempt, Interruption, about
 from omniq.failpoints import failpoint
+from omniq.outages import Outage
 from omniq.plugins import Plugins
 from omniq.storage import Lease, Storage
 from omniq.task import Cancelled, Failed, Outcome, Progress, Released, Retry, Succeeded, Task, TaskState
@@ -46,6 +47,14 @@ class Ledger:
         # Apart from the others: where such a transaction was left open, the store may wait for its end.
         self._after_completions: Batcher[Outcome, bool] = Batcher(self._finish)
         self._looks: Batcher[str, Task | None] = Batcher(self._look)
+        self._outage = Outage(
+            _log,
+            f"worker {worker} cannot record how its tasks ended",
+            f"worker {worker} records again how its tasks ended",
+        )
+        self._no_progress = Outage(
+            _log, f"worker {worker} cannot record progress", f"worker {worker} records progress again"
+        )
         self._progress: dict[Lease, Progress] = {}
         self._progress_task: asyncio.Task[None] | None = None
         self._give_up = False
@@ -111,25 +120,28 @@ class Ledger:
 
     async def _finish(self, outcomes: Sequence[Outcome]) -> Sequence[bool]:
         failpoint("worker.before-finish")
-        answers = await self._patiently(partial(self._storage.finish, outcomes), len(outcomes))
+        answers = await self._patiently(partial(self._storage.finish, outcomes))
         failpoint("worker.after-finish")
         return answers
 
     async def _look(self, ids: Sequence[str]) -> Sequence[Task | None]:
-        return await self._patiently(partial(self._storage.get, ids), len(ids))
+        return await self._patiently(partial(self._storage.get, ids))
 
-    async def _patiently(self, call: Callable[[], Awaitable[S]], outcomes: int) -> S:
+    async def _patiently(self, call: Callable[[], Awaitable[S]]) -> S:
         pause = 0.05
         while True:
             try:
-                return await call()
+                answer = await call()
             except StorageUnavailable as error:
                 # The work is done, and only its record is missing: worth more patience than anything else here.
                 if self._give_up:
                     raise
-                _log.warning("cannot record %d outcomes, will try again: %s", outcomes, error)
+                self._outage.failed(error)
                 await asyncio.sleep(pause * random.uniform(0.5, 1.0))
                 pause = min(pause * 2, 5.0)
+            else:
+                self._outage.succeeded()
+                return answer
 
     def _looked(
         self, attempt: Attempt, outcome: Outcome, _: str, record: Task | None, error: BaseException | None
@@ -274,8 +286,9 @@ class Ledger:
                 updates[lease] = progress
             try:
                 await self._storage.set_progress(updates)
+                self._no_progress.succeeded()
             except Exception as error:  # a missing note of progress must not cost the task
-                _log.warning("cannot record progress: %s: %s", type(error).__name__, error)
+                self._no_progress.failed(error)
             await asyncio.sleep(PROGRESS_EVERY)
 
 

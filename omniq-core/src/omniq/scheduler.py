@@ -17,6 +17,7 @@ from attrs import evolve
 
 from omniq.codec import Codec
 from omniq.errors import OmniQError, PayloadRejected, StorageError
+from omniq.outages import Outage
 from omniq.plugins import Plugins
 from omniq.policies import decode_value
 from omniq.schedule import Overlap, Schedule
@@ -60,6 +61,7 @@ class Scheduler:
         self._codec = codec
         self._is_waiting = is_waiting
         self._on_rejected = on_rejected
+        self._outage = Outage(_log, "schedules cannot fire", "schedules fire again")
         self._look = asyncio.Event()
 
     def look(self) -> None:
@@ -73,8 +75,9 @@ class Scheduler:
             try:
                 while await self.fire_due() >= STEP:
                     pass
+                self._outage.succeeded()
             except StorageError as error:
-                _log.warning("schedules have to wait: %s", error)
+                self._outage.failed(error)
             pause = IDLE_LOOK if self._is_waiting() else BUSY_LOOK
             with contextlib.suppress(TimeoutError):
                 # Not wait_for: before Python 3.12 it loses a cancellation that comes together with the event.

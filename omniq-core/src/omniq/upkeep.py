@@ -8,6 +8,7 @@ import random
 
 from omniq.errors import StorageError
 from omniq.execute import about
+from omniq.outages import Outage
 from omniq.plugins import Plugins
 from omniq.storage import Storage
 from omniq.task import TaskState
@@ -35,6 +36,11 @@ class Upkeep:
         self._storage = storage
         self._worker = worker
         self._every = every
+        self._outage = Outage(
+            _log,
+            f"worker {worker} cannot look for tasks of dead workers",
+            f"worker {worker} looks for tasks of dead workers again",
+        )
         self._recovered = plugins.event("omniq_task_recovered")
 
     async def run(self) -> None:
@@ -47,8 +53,9 @@ class Upkeep:
                 if loop.time() >= prune_at:
                     await self.prune()
                     prune_at = loop.time() + PRUNE_EVERY
+                self._outage.succeeded()
             except StorageError as error:
-                _log.warning("upkeep has to wait: %s", error)
+                self._outage.failed(error)
             # Not in step with the other workers, who look for the same tasks.
             await asyncio.sleep(self._every * random.uniform(0.75, 1.25))
 

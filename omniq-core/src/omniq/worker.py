@@ -159,6 +159,7 @@ class Worker:
             held=self.ledger.leases,
             on_news=lambda news: self._from_thread(self._heed, news),
             on_silence=lambda: self._from_thread(self._surrender),
+            is_deaf=lambda: self._intake is not None and self._intake.outage.lasts,
         )
         self._scheduler = Scheduler(
             self._storage, self.queue.plugins, self.queue.codec, is_waiting=self._is_waiting, on_rejected=self._tell
