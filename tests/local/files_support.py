@@ -77,7 +77,7 @@ def contents(root: Path) -> dict[str, bytes]:
     return {
         str(path.relative_to(base)): path.read_bytes()
         for path in base.rglob("*")
-        if path.is_file() and path.name not in own
+        if path.is_file() and path.name not in own and path.parent.name != "marks"
     }
 
 

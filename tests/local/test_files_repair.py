@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import logging
 import os
 import shutil
 import signal
+import subprocess
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
@@ -15,6 +18,7 @@ import pytest
 from omniq.errors import StorageUnavailable
 from omniq.storage import Severity
 from omniq.task import Failed, TaskError, TaskState
+from omniq_local.files import FileStorage
 from omniq_local.files.control import read_control, write_control
 from tests.local.files_support import (
     Clock,
@@ -162,6 +166,7 @@ def test_with_fsync_a_change_is_flushed_before_it_is_acknowledged(root: Path, mo
 
     async def scenario() -> None:
         async with opened(root, "?fsync=always") as store:
+            flushed.clear()
             await store.enqueue([new_task() for _ in range(10)])
             assert len(flushed) == 1
             store.enqueue_blocking([new_task()])
@@ -169,8 +174,9 @@ def test_with_fsync_a_change_is_flushed_before_it_is_acknowledged(root: Path, mo
             await succeed(store, await take(store, 10))
             assert len(flushed) == 4
         async with opened(root) as store:
+            flushed.clear()
             await store.enqueue([new_task()])
-            assert len(flushed) == 4
+            assert not flushed
 
     asyncio.run(scenario())
 
@@ -262,3 +268,143 @@ def test_a_repair_that_was_cut_short_is_done_again(root: Path) -> None:
         assert not (root / "omniq" / "repairing").exists()
 
     asyncio.run(scenario())
+
+
+# Copies
+
+
+def copytree(source: Path, target: Path) -> None:
+    shutil.copytree(source, target, dirs_exist_ok=True)
+
+
+def cp(source: Path, target: Path) -> None:
+    target.mkdir(exist_ok=True)
+    subprocess.run(["cp", "-r", f"{source}/.", target], check=True)
+
+
+def cp_with_links(source: Path, target: Path) -> None:
+    target.mkdir(exist_ok=True)
+    subprocess.run(["cp", "-a", f"{source}/.", target], check=True)
+
+
+TOOLS = [copytree, cp, cp_with_links]
+
+
+@pytest.mark.parametrize("copy", TOOLS)
+def test_a_copy_made_by_any_tool_is_the_same_store(
+    root: Path, tmp_path: Path, copy: Callable[[Path, Path], None]
+) -> None:
+    async def scenario() -> None:
+        await fill(root)
+        async with opened(root, clock=Clock()) as store:
+            before, stats = await check_whole(store, root), await store.stats()
+        backup = tmp_path / "backup"
+        copy(root, backup)
+        async with opened(backup, clock=Clock()) as store:
+            assert await check_whole(store, backup) == before
+            assert await store.stats() == stats
+            assert len(await take(store, 9)) == 2
+            assert not (await store.enqueue([new_task(unique="l")]))[0].created
+        async with opened(root, clock=Clock()) as store:
+            assert await check_whole(store, root) == before
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("copy", TOOLS)
+@pytest.mark.parametrize("over", ["the store of today", "nothing"])
+def test_a_backup_can_be_put_back(
+    root: Path, tmp_path: Path, copy: Callable[[Path, Path], None], over: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario() -> None:
+        backup = tmp_path / "backup"
+        await fill(root)
+        async with opened(root, clock=Clock()) as store:
+            before = await check_whole(store, root)
+        copy(root, backup)
+        async with opened(root, clock=Clock()) as store:
+            (later,) = await store.enqueue([new_task()])
+            await succeed(store, await take(store, 9))
+        if over == "nothing":
+            shutil.rmtree(root)
+        copy(backup, root)
+        async with opened(root, clock=Clock()) as store:
+            found = await check_whole(store, root)
+            assert {task_id: task for task_id, task in found.items() if task_id != later.id} == before
+            assert (later.id in found) is (over != "nothing")
+
+    asyncio.run(scenario())
+
+
+def test_a_store_that_is_opened_again_is_not_taken_for_a_copy(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario() -> None:
+        async with opened(root) as first, opened(root) as second:
+            await first.enqueue([new_task()])
+            async with opened(root, "?fsync=always") as third:
+                await third.enqueue([new_task()])
+            assert len(await take(second, 9)) == 2
+        async with opened(root) as store:
+            assert len(await check_whole(store, root)) == 2
+            assert await store.diagnose()
+
+    with caplog.at_level(logging.WARNING, "omniq.files"):
+        asyncio.run(scenario())
+    assert not caplog.records
+
+
+# Under those who use it
+
+
+async def wait_as_workers_do(store: FileStorage) -> None:
+    while True:
+        try:
+            await store.wait_for_work(["q"], 60)
+        except StorageUnavailable:
+            await asyncio.sleep(0.01)
+        else:
+            return
+
+
+def test_a_store_that_was_removed_while_in_use_is_not_begun_anew_and_one_that_comes_back_is_used(
+    root: Path, tmp_path: Path
+) -> None:
+    async def scenario() -> None:
+        async with opened(root) as store:
+            await store.enqueue([new_task()])
+            os.rename(root, tmp_path / "elsewhere")
+            for _ in range(2):
+                with pytest.raises(StorageUnavailable, match=r"is gone: it was removed or moved while in use\. Put it"):
+                    await store.enqueue([new_task()])
+                with pytest.raises(StorageUnavailable, match="is gone"):
+                    store.enqueue_blocking([new_task()])
+            os.rename(tmp_path / "elsewhere", root)
+            await store.enqueue([new_task()])
+            assert len(await take(store, 9)) == 2
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("query", ["", "?fsync=always"])
+def test_a_store_that_was_replaced_while_in_use_is_used_from_then_on(
+    root: Path, tmp_path: Path, query: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario() -> None:
+        async with opened(root, query) as store, opened(root, query) as other:
+            (kept,) = await store.enqueue([new_task()])
+            backup = tmp_path / "backup"
+            copytree(root, backup)
+            held = await take(store)
+            waits = asyncio.create_task(wait_as_workers_do(other))
+            await asyncio.sleep(0)
+            os.rename(root, tmp_path / "old")
+            os.rename(backup, root)
+            await asyncio.wait_for(waits, 30)
+            assert await succeed(other, held) == [False]
+            (again,) = await take(other, 9)
+            assert again.id == kept.id
+            assert await succeed(store, [again]) == [True]
+            await check_whole(store, root)
+
+    with caplog.at_level(logging.WARNING, "omniq.files"):
+        asyncio.run(scenario())
+    assert "was replaced while in use" in caplog.text

@@ -62,6 +62,30 @@ def test_any_folder_name_can_be_written_with_percent_signs(tmp_path: Path, name:
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
+@pytest.mark.parametrize("name", ["feature%2Flogin", "a%20b", "50%25"])
+@pytest.mark.parametrize("scheme", ["file", "sqlite"])
+def test_a_folder_whose_name_holds_a_percent_sign_is_the_one_meant(tmp_path: Path, name: str, scheme: str) -> None:
+    (tmp_path / name).mkdir()
+    store = default_plugins().open_storage(parse_url(f"{scheme}:///{tmp_path / name / 'jobs'}"))
+
+    async def scenario() -> None:
+        await store.open()
+        await store.close()
+
+    asyncio.run(scenario())
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name / "jobs").exists()
+
+
+def test_a_url_that_means_either_of_two_folders_is_refused(tmp_path: Path) -> None:
+    for name in ("a b", "a%20b"):
+        (tmp_path / name).mkdir()
+    with pytest.raises(ConfigurationError, match=r"both .*a%20b' and .*a b' are there; for the first write %25"):
+        storage(tmp_path / "a%20b")
+    for written, name in (("a b", "a b"), ("a%2520b", "a%20b")):
+        assert read_settings(parse_url(f"file://{tmp_path / written}")).root == str(tmp_path / name)
+
+
 @pytest.mark.parametrize("url", ["file://jobs", "file://localhost/var/jobs", "file://./jobs"])
 def test_a_relative_path_is_refused_with_the_mend(url: str) -> None:
     with pytest.raises(ConfigurationError, match="three slashes: file:///var/lib/shop/jobs"):

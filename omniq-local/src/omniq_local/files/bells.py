@@ -64,12 +64,14 @@ class Bells:
         self.bell = Bell()
 
     def open(self) -> None:
-        """Open the table."""
+        """Open the table that is there now."""
         fd = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             if os.fstat(fd).st_size < SLOTS * _SLOT.size:
                 os.ftruncate(fd, SLOTS * _SLOT.size)
-            self._map = mmap.mmap(fd, SLOTS * _SLOT.size)
+            old, self._map = self._map, mmap.mmap(fd, SLOTS * _SLOT.size)
+            if old is not None:
+                old.close()
         finally:
             os.close(fd)
 

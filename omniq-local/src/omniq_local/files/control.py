@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
+import secrets
 import struct
 from zlib import crc32
 
 from attrs import define
 
-__all__ = ["Control", "boot_id", "read_control", "write_control"]
+__all__ = ["MARKS", "Control", "boot_id", "is_original", "read_control", "renew_mark", "write_control"]
 
-_FORMAT = struct.Struct("<8sQQQQQQQ36s")
+_FORMAT = struct.Struct("<8sQQQQQQQ36s16s")
 _CHECK = struct.Struct("<I")
 _MAGIC = b"omniqfs1"
+MARKS = "marks"
+"""The folder that holds a second name of the control file."""
 
 
 @define
@@ -35,6 +38,8 @@ class Control:
     """Changes when a schedule does."""
     boot: str = ""
     """Which start of the machine the store was used in."""
+    mark: str = ""
+    """The second name of the control file, see :func:`is_original`."""
 
 
 def read_control(fd: int) -> Control | None:
@@ -44,7 +49,7 @@ def read_control(fd: int) -> Control | None:
         data[: _FORMAT.size]
     ):
         return None
-    magic, generation, sequence, offset, durable, layout, queues, schedules, boot = _FORMAT.unpack_from(data)
+    magic, generation, sequence, offset, durable, layout, queues, schedules, boot, mark = _FORMAT.unpack_from(data)
     if magic != _MAGIC:
         return None
     return Control(
@@ -56,6 +61,7 @@ def read_control(fd: int) -> Control | None:
         queues=queues,
         schedules=schedules,
         boot=boot.rstrip(b"\0").decode("ascii", "replace"),
+        mark=mark.rstrip(b"\0").decode("ascii", "replace"),
     )
 
 
@@ -71,8 +77,33 @@ def write_control(fd: int, control: Control) -> None:
         control.queues,
         control.schedules,
         control.boot.encode(),
+        control.mark.encode(),
     )
     os.pwrite(fd, data + _CHECK.pack(crc32(data)), 0)
+
+
+def is_original(base: str, control: Control) -> bool:
+    """Tell whether the hard links of a store are those that it was left with.
+
+    Tools that copy a folder make a file of each of its names, and one that copies into an existing store leaves files
+    of both. The second name of the control file shows either: it is a file of its own in the first case, and one of two
+    in the second, as it gets a new name whenever the store is opened.
+    """
+    try:
+        names = os.listdir(f"{base}/{MARKS}")
+        return names == [control.mark] and os.path.samefile(f"{base}/control", f"{base}/{MARKS}/{control.mark}")
+    except FileNotFoundError:
+        return False
+
+
+def renew_mark(base: str) -> str:
+    """Make a new second name of the control file instead of any other; return it."""
+    folder = f"{base}/{MARKS}"
+    for name in os.listdir(folder):
+        os.unlink(f"{folder}/{name}")
+    mark = secrets.token_hex(8)
+    os.link(f"{base}/control", f"{folder}/{mark}")
+    return mark
 
 
 def boot_id() -> str:

@@ -18,9 +18,9 @@ from omniq.errors import StorageUnavailable
 from omniq_local.files.bells import Bells
 from omniq_local.files.catalog import Catalog
 from omniq_local.files.change import Change
-from omniq_local.files.control import Control, read_control, write_control
+from omniq_local.files.control import Control, read_control, renew_mark, write_control
 from omniq_local.files.faults import translated
-from omniq_local.files.gate import Gate
+from omniq_local.files.gate import Gate, Replaced
 from omniq_local.files.journal import LAP, Action, Journal, NotUndone, apply, pass_by, redo
 from omniq_local.files.names import home_path, parse_entry
 from omniq_local.files.preparation import prepare, sync_all
@@ -66,6 +66,9 @@ class Folder(Catalog):
         self._guard = threading.Lock()
         self._users = 0
         self._gate = Gate(self.settings)
+        self._gate.renew = self._renew
+        self._is_checked = False
+        """Whether what is open was looked at for the first time."""
         self._control_fd = -1
         self._journal: Journal | None = None
         self.control = Control()
@@ -92,24 +95,56 @@ class Folder(Catalog):
 
     def _open(self) -> None:
         try:
-            lock, self._control_fd = prepare(self.settings)
-            self._gate.open(lock)
-            self._journal = Journal(f"{self.base}/journal")
-            self.bells.open()
+            self._attach(*prepare(self.settings))
             self._enter_first()
             try:
-                repair(self.settings, self._control_fd, self._journal)
+                self._begin()
             finally:
                 self._gate.leave()
-            if self.settings.durable:
-                # The journal itself may be new.
-                sync_all(self._control_fd)
         except OSError as error:
             self._shut()
             raise translated(error, self.settings) from error
         except BaseException:
             self._shut()
             raise
+
+    def _attach(self, lock: int, control: int) -> None:
+        """Use the files that are there now, from now on."""
+        try:
+            journal = Journal(f"{self.base}/journal")
+            self.bells.open()
+        except BaseException:
+            os.close(lock)
+            os.close(control)
+            raise
+        self._gate.open(lock)
+        if self._control_fd >= 0:
+            # Under the same number, as another thread may be about to read it.
+            os.dup2(control, self._control_fd, inheritable=False)
+            os.close(control)
+        else:
+            self._control_fd = control
+        if self._journal is not None:
+            self._journal.close()
+        self._journal = journal
+        if self.settings.durable:
+            # The journal itself may be new.
+            sync_all(self._control_fd)
+        self._is_checked = False
+        self.forget()
+
+    def _renew(self) -> None:
+        """Open the folder that is now where the one was that was open."""
+        _log.warning("%s was replaced while in use; using the one that is there now", self.base)
+        self._attach(*prepare(self.settings, create=False))
+
+    def _look_first(self) -> None:
+        assert self._journal is not None
+        repair(self.settings, self._control_fd, self._journal)
+        self._is_checked = True
+        self._begin()
+        self.control.mark = renew_mark(self.base)
+        self.commit(Change(self, 0), [], 0)
 
     def _enter_first(self) -> None:
         while True:
@@ -139,6 +174,7 @@ class Folder(Catalog):
         self._gate.close()
         self._close_files()
         self.bells.close()
+        self._is_checked = False
         self.forget()
 
     def _close_files(self) -> None:
@@ -188,15 +224,17 @@ class Folder(Catalog):
     def attempt(self, job: Job[T]) -> T | Missed:
         """Do a job now, on this thread, unless that would mean to wait."""
         try:
-            if not self._gate.try_enter():
+            if not self._is_checked or not self._gate.try_enter():
                 return MISSED
+        except Replaced:
+            return MISSED
         except OSError as error:
             raise translated(error, self.settings) from error
         return self._do(job)
 
     def _patiently(self, job: Job[T]) -> T:
         try:
-            self._gate.enter()
+            self._enter_first()
         except OSError as error:
             raise translated(error, self.settings) from error
         return self._do(job)
@@ -249,6 +287,9 @@ class Folder(Catalog):
 
     def _begin(self) -> None:
         assert self._journal is not None
+        if not self._is_checked:
+            self._look_first()
+            return
         control = read_control(self._control_fd)
         if control is None:
             raise StorageUnavailable(f"{self.base}/control is damaged; restart what uses the store, which repairs it")

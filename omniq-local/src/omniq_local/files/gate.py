@@ -11,11 +11,17 @@ import os
 import random
 import threading
 import time
+from collections.abc import Callable
 
 from omniq.errors import StorageUnavailable
+from omniq_local.files.preparation import gone
 from omniq_local.files.settings import Settings
 
-__all__ = ["Gate"]
+__all__ = ["Gate", "Replaced"]
+
+
+class Replaced(Exception):
+    """Where the store was, there is another folder now."""
 
 
 class Gate:
@@ -29,12 +35,19 @@ class Gate:
         self._path = f"{settings.base}/lock"
         self._threads = threading.Lock()
         self._fd = -1
-        self._inode = 0
+        self._identity: tuple[int, int] | None = None
+        self.renew: Callable[[], None] | None = None
+        """Called by the one thread that may go in, if the folder was replaced: opens the other one."""
 
     def open(self, fd: int) -> None:
         """Use a descriptor of the lock's file from now on."""
-        self._fd = fd
-        self._inode = os.fstat(fd).st_ino
+        if self._fd >= 0:
+            # Under the same number, as other threads may be about to use it.
+            os.dup2(fd, self._fd, inheritable=False)
+            os.close(fd)
+        else:
+            self._fd = fd
+        self._identity = _identity(os.fstat(self._fd))
 
     def close(self) -> None:
         """Close the descriptor when nobody of this process is in; from then on nobody comes in."""
@@ -48,7 +61,10 @@ class Gate:
             self._fd = -1
 
     def try_enter(self) -> bool:
-        """Go in if nobody is in the way; tell whether it is so."""
+        """Go in if nobody is in the way; tell whether it is so.
+
+        :raises Replaced: if there is another folder now.
+        """
         if not self._threads.acquire(blocking=False):
             return False
         try:
@@ -61,9 +77,9 @@ class Gate:
         return entered
 
     def enter(self) -> None:
-        """Go in, and wait for that.
+        """Go in, and wait for that; if the folder was replaced, into the other one.
 
-        :raises StorageUnavailable: if it takes too long.
+        :raises StorageUnavailable: if it takes too long, or there is no folder any more.
         """
         patience = self._settings.lock_timeout
         deadline = time.monotonic() + patience
@@ -72,7 +88,13 @@ class Gate:
                 f"{self._settings.root} has been in use by another thread for more than {patience:g} s"
             )
         try:
-            self._wait_for_file(deadline)
+            try:
+                self._wait_for_file(deadline)
+            except Replaced:
+                if self.renew is None:
+                    raise
+                self.renew()
+                self._wait_for_file(deadline)
         except BaseException:
             self._threads.release()
             raise
@@ -93,12 +115,12 @@ class Gate:
         except BlockingIOError:
             return False
         try:
-            there = os.stat(self._path).st_ino == self._inode
-        except FileNotFoundError:
-            there = False
-        if not there:
+            found = _identity(os.stat(self._path))
+        except (FileNotFoundError, NotADirectoryError):
+            found = None
+        if found != self._identity:
             fcntl.flock(self._fd, fcntl.LOCK_UN)
-            raise StorageUnavailable(f"{self._settings.base} was removed or moved while in use; restart what uses it")
+            raise gone(self._settings) if found is None else Replaced
         return True
 
     def _wait_for_file(self, deadline: float) -> None:
@@ -114,3 +136,7 @@ class Gate:
             # Jittered, so that several who wait do not try at the same moments.
             time.sleep(min(left, pause * random.uniform(0.5, 1.5)))
             pause = min(pause * 1.3, 0.004)
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino

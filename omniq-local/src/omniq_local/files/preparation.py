@@ -9,27 +9,32 @@ import os
 import secrets
 
 from omniq.errors import SchemaMismatch, StorageUnavailable
+from omniq_local.files.control import MARKS
 from omniq_local.files.settings import Settings
 
-__all__ = ["VERSION", "prepare", "sync_all"]
+__all__ = ["VERSION", "gone", "prepare", "sync_all"]
 
 VERSION = 1
 MARKER = "omniq.json"
-FOLDERS = ("aside", "ids", "queues", "schedules", "tasks", "unique", "workers")
+FOLDERS = ("aside", "ids", MARKS, "queues", "schedules", "tasks", "unique", "workers")
 
 
-def prepare(settings: Settings) -> tuple[int, int]:
+def prepare(settings: Settings, *, create: bool = True) -> tuple[int, int]:
     """Make the folders that are missing; give descriptors of the lock's and the control file.
 
+    :param create: whether an empty folder, or none, becomes a store.
     :raises SchemaMismatch: if the folder is used by something else, or by another version.
-    :raises StorageUnavailable: if it is no folder.
+    :raises StorageUnavailable: if it is no folder, or is to be a store already and is none.
     """
     root = settings.root
-    try:
-        os.makedirs(root, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise StorageUnavailable(f"{root} is, or is under, a file; name a folder") from error
-    _check_marker(root)
+    if create:
+        try:
+            os.makedirs(root, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise StorageUnavailable(f"{root} is, or is under, a file; name a folder") from error
+        _check_marker(root)
+    elif _version_in(f"{root}/{MARKER}") != VERSION:
+        raise gone(settings)
     for name in FOLDERS:
         os.makedirs(f"{settings.base}/{name}", exist_ok=True)
     lock = os.open(f"{settings.base}/lock", os.O_RDWR | os.O_CREAT, 0o666)
@@ -38,6 +43,14 @@ def prepare(settings: Settings) -> tuple[int, int]:
     except BaseException:
         os.close(lock)
         raise
+
+
+def gone(settings: Settings) -> StorageUnavailable:
+    """Give the error for a store that was removed while it is in use."""
+    return StorageUnavailable(
+        f"{settings.base} is gone: it was removed or moved while in use. Put it back, which needs no restart; or "
+        "restart what uses it, to begin with an empty store"
+    )
 
 
 def _check_marker(root: str) -> None:

@@ -1,8 +1,8 @@
-"""Makes a store whole again when its numbers cannot be trusted: after the machine went down, or they were lost.
+"""Makes a store whole again when its numbers or its links cannot be trusted: after the machine went down, or in a copy.
 
 A process that dies leaves nothing to repair, see ``journal``. When the machine dies, files that were not flushed may be
-empty, or back at an earlier state. A task's file says all there is to know of it, so everything else is made anew from
-these files.
+empty, or back at an earlier state; when a folder is copied, each name of a file may become a file of its own. A task's
+file says all there is to know of it, so everything else is made anew from these files.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ import os
 from collections.abc import Iterator
 
 from omniq.errors import CorruptRecord
-from omniq_local.files.control import Control, boot_id, read_control, write_control
+from omniq_local.files.control import Control, boot_id, is_original, read_control, write_control
 from omniq_local.files.journal import Journal, redo
-from omniq_local.files.names import unique_path
+from omniq_local.files.names import home_path, parse_entry, unique_path
+from omniq_local.files.preparation import sync_all
 from omniq_local.files.queues import EXPIRING, SHELVES, Queue
 from omniq_local.files.records import ENDED, Record, parse_record
 from omniq_local.files.settings import Settings
@@ -30,25 +31,30 @@ def repair(settings: Settings, control_fd: int, journal: Journal) -> None:
     """Look at a store for the first time, under its lock; repair it if there is a reason to."""
     control = read_control(control_fd)
     boot = boot_id()
-    if control is not None and control.boot == boot:
-        return
     if control is None and not os.listdir(f"{settings.base}/tasks"):
         write_control(control_fd, Control(boot=boot))
+        return
+    reason = _reason_to(settings.base, control, boot)
+    if reason is None:
         return
     generation = 0 if control is None else control.generation
     if control is None or control.durable:
         generation = max(generation, _repeat(settings.base, journal))
-    _log.warning(
-        "%s: checking all files, because %s",
-        settings.base,
-        "the machine was started anew" if control else "its numbers are lost",
-    )
+    elif (frame := journal.read(control.offset)) is not None and frame.generation == generation + 1:
+        # A process died in the middle of it, and left some files half written.
+        redo(settings.base, frame.actions)
+        generation = frame.generation
+    _log.warning("%s: checking all files, because %s", settings.base, reason)
     sign = f"{settings.base}/{SIGN}"
     with open(sign, "w", encoding="utf-8"):
         # Only its being there counts, for those who wait.
         pass
     sequence = _Repair(settings.base, generation + 1).run()
+    if settings.durable or (control is not None and control.durable):
+        # From here on the journal can no longer tell what the files were to hold.
+        sync_all(control_fd)
     journal.empty()
+    os.unlink(sign)
     write_control(
         control_fd,
         Control(
@@ -62,7 +68,16 @@ def repair(settings: Settings, control_fd: int, journal: Journal) -> None:
             boot=boot,
         ),
     )
-    os.unlink(sign)
+
+
+def _reason_to(base: str, control: Control | None, boot: str) -> str | None:
+    if control is None:
+        return "its numbers are lost"
+    if control.boot != boot:
+        return "the machine was started anew"
+    if not is_original(base, control):
+        return "it is a copy, or files were copied into it"
+    return None
 
 
 def is_being_repaired(settings: Settings) -> bool:
@@ -86,6 +101,7 @@ class _Repair:
         self._queues: dict[str, Queue] = {}
         self._places: set[str] = set()
         self._ids: set[str] = set()
+        self._homes: set[str] = set()
         self._aside = 0
 
     def run(self) -> int:
@@ -141,6 +157,7 @@ class _Repair:
     def _keep(self, record: Record) -> None:
         queue = self._queue(record.order.queue)
         self._ids.add(record.by_id)
+        self._homes.add(record.home)
         self._link(record.home, record.by_id)
         for state, key in ((record.state.value, record.key), (EXPIRING, record.expiry_key)):
             if key:
@@ -166,8 +183,13 @@ class _Repair:
                 os.link(source, target)
 
     def _drop(self, path: str) -> None:
-        """Remove a name that a file no longer has; a file without any other name is moved aside."""
-        if os.stat(f"{self._base}/{path}").st_nlink > 1:
+        """Remove a name that a file no longer has; a file without any other name is moved aside.
+
+        One that was copied has none either, but its task is there.
+        """
+        entry = parse_entry(path.rpartition("/")[2])
+        is_copy = entry is not None and home_path(entry.sequence, entry.id_token) in self._homes
+        if is_copy or os.stat(f"{self._base}/{path}").st_nlink > 1:
             os.unlink(f"{self._base}/{path}")
         else:
             self._set_aside(path)

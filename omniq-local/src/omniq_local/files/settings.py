@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from urllib.parse import unquote
 
 from attrs import frozen
 
 from omniq.errors import ConfigurationError
 from omniq.storage import StorageConfig
+from omniq_local.paths import path_meant
 
 __all__ = ["Settings", "read_settings"]
 
@@ -56,12 +56,12 @@ def _root(config: StorageConfig) -> str:
             f"{shown}: name the folder by its absolute path, after three slashes: file:///var/lib/shop/jobs"
             f" (not {authority + slash + given!r})"
         )
-    path = unquote(given).strip("/")
-    if not path:
+    path = path_meant("/" + given.strip("/"), shown)
+    if not path.strip("/"):
         raise ConfigurationError(f"{shown} names no folder; write file:///var/lib/shop/jobs")
     if "\0" in path:
         raise ConfigurationError(f"{shown}: a folder's name cannot hold a NUL character")
-    return os.path.normpath(f"/{path}")
+    return os.path.normpath("/" + path.strip("/"))
 
 
 def _fsync(config: StorageConfig) -> str:

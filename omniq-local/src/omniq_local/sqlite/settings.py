@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-from urllib.parse import unquote
 
 from attrs import frozen
 
 from omniq.errors import ConfigurationError
 from omniq.storage import StorageConfig
+from omniq_local.paths import path_meant
 
 __all__ = ["Settings", "read_settings", "table_prefix"]
 
@@ -84,7 +84,7 @@ def _path(config: StorageConfig) -> str:
     authority, slash, given = config.location.partition("://")[2].partition("/")
     if authority:
         raise ConfigurationError(f"{shown}: a file is named after three slashes: sqlite:///{authority}{slash}{given}")
-    path = unquote(given)
+    path = path_meant(given, shown)
     if not path or path.endswith("/"):
         raise ConfigurationError(f"{shown} names no file; write sqlite:///jobs.db, or sqlite:////var/lib/shop/jobs.db")
     if path == ":memory:":
