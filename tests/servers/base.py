@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import signal
 import socket
@@ -19,11 +20,26 @@ __all__ = ["HOST", "Server", "find_binary", "free_port"]
 HOST = "127.0.0.1"
 
 
+PORTS = range(10_000, 32_000)
+"""Below those that systems give to outgoing connections, of which one might take a port before its server does."""
+_held: list[int] = []
+
+
 def free_port() -> int:
-    """Give a port that nobody listens on at the moment."""
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        port: int = probe.getsockname()[1]
+    """Return a port that nobody listens on, and that no other process of the tests is given while this one lives."""
+    while True:
+        port = random.choice(PORTS)
+        # Nobody uses UDP here: that its port of that number is taken is how other processes know.
+        with socket.socket(type=socket.SOCK_DGRAM) as sign, socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                sign.bind((HOST, port))
+                probe.bind((HOST, port))
+            except OSError:
+                continue
+            _held.append(sign.detach())
+            if len(_held) > 100:
+                os.close(_held.pop(0))
         return port
 
 

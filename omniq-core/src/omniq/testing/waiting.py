@@ -13,7 +13,7 @@ __all__ = ["await_until", "wait_until"]
 T = TypeVar("T")
 
 
-def wait_until(predicate: Callable[[], T], timeout: float = 10.0, what: str = "") -> T:
+def wait_until(predicate: Callable[[], T], timeout: float = 30.0, what: str = "") -> T:
     """Call a predicate again and again until it gives something true.
 
     :param predicate: called without arguments.
@@ -31,12 +31,12 @@ def wait_until(predicate: Callable[[], T], timeout: float = 10.0, what: str = ""
 
 
 @overload
-async def await_until(predicate: Callable[[], Awaitable[T]], timeout: float = 10.0, what: str = "") -> T: ...
+async def await_until(predicate: Callable[[], Awaitable[T]], timeout: float = 30.0, what: str = "") -> T: ...
 @overload
-async def await_until(predicate: Callable[[], T], timeout: float = 10.0, what: str = "") -> T: ...
+async def await_until(predicate: Callable[[], T], timeout: float = 30.0, what: str = "") -> T: ...
 
 
-async def await_until(predicate: Callable[[], Any], timeout: float = 10.0, what: str = "") -> Any:
+async def await_until(predicate: Callable[[], Any], timeout: float = 30.0, what: str = "") -> Any:
     """Do :func:`wait_until` without blocking the event loop; the predicate may also be a coroutine function."""
     for pause in _pauses(timeout):
         value = predicate()
