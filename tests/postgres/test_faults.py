@@ -14,7 +14,8 @@ import psycopg
 import pytest
 from psycopg.pq import Format
 
-from omniq.errors import StorageUnavailable
+from omniq import TaskQueue
+from omniq.errors import SchemaMismatch, StorageError, StorageUnavailable
 from omniq.ids import new_id
 from omniq.storage import Enqueued
 from omniq.task import TaskState
@@ -34,6 +35,7 @@ from tests.postgres.support import (
     opened,
     settings_of,
     storage,
+    table_of,
     take,
     terminate_everyone,
 )
@@ -177,6 +179,91 @@ async def load(url: str) -> AsyncIterator[Load]:
         finally:
             flow.stopping = True
             await asyncio.gather(*tasks)
+
+
+# The server's errors, by the class of their SQLSTATE
+
+
+def refuse(url: str, server: PostgresServer, code: str, *, times: int = 10**6, table: str = "task") -> None:
+    """Have the server refuse each change of a table with an error, a number of times."""
+    name = settings_of(url).names.relation("refusal")
+    server.execute(
+        f"CREATE SEQUENCE IF NOT EXISTS {name}; SELECT setval('{name}', 1, false);"
+        f"""CREATE OR REPLACE FUNCTION {name}() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+            IF nextval('{name}') <= {times} THEN RAISE EXCEPTION 'refused' USING ERRCODE = '{code}'; END IF;
+            RETURN NULL; END $$;"""
+        f"CREATE OR REPLACE TRIGGER refusal AFTER INSERT OR UPDATE OR DELETE ON {table_of(url, table)} "
+        f"FOR EACH STATEMENT EXECUTE FUNCTION {name}()"
+    )
+
+
+PASSING = ["08000", "08003", "08006", "08P01", "25006", "25P03", "26000", "40001", "40P01", "40003", "42P05"]
+PASSING += ["53000", "53200", "53300", "57000", "57P01", "57P02", "57P03", "57P05", "72000", "23505"]
+UNAVAILABLE = ["28000", "28P01", "3D000", "42501", "53100", "55000", "55006", "55P03", "57014"]
+UNAVAILABLE += ["58000", "58030", "58P01", "F0000", "XX000", "XX001", "XX002"]
+UNFIT = ["22000", "22003", "22P05", "54000", "54001"]
+NO_SCHEMA = ["3F000", "42P01", "42703", "42883"]
+BUGS = ["0A000", "21000", "23502", "23514", "25P02", "42601", "P0001", "ZZ999"]
+
+
+async def test_what_passes_by_itself_is_tried_again_until_it_has(server: PostgresServer, storage_url: str) -> None:
+    async with opened(storage_url) as store:
+        for code in PASSING:
+            refuse(storage_url, server, code, times=2)
+            assert (await store.enqueue([new_task()]))[0].created, code
+            refuse(storage_url, server, code, times=2)
+            assert await asyncio.to_thread(store.enqueue_blocking, [new_task()]), code
+        assert await counts(store) == {TaskState.READY: 2 * len(PASSING)}
+    async with opened(storage_url, timeout=0.1) as store:
+        for code in PASSING:
+            refuse(storage_url, server, code)
+            with pytest.raises(StorageUnavailable):
+                await store.enqueue([new_task()])
+
+
+@pytest.mark.parametrize(
+    ("codes", "expected"),
+    [(UNAVAILABLE, StorageUnavailable), (UNFIT, ValueError), (NO_SCHEMA, SchemaMismatch), (BUGS, StorageError)],
+    ids=["unavailable", "unfit", "no schema", "bugs"],
+)
+async def test_what_does_not_pass_by_trying_is_raised_at_once_as_what_it_is(
+    server: PostgresServer, storage_url: str, codes: list[str], expected: type[Exception]
+) -> None:
+    async with opened(storage_url, timeout=3600) as store:
+        for code in codes:
+            refuse(storage_url, server, code)
+            with pytest.raises(expected, match="refused") as raised:
+                await store.enqueue([new_task()])
+            assert type(raised.value) is expected, code
+            with pytest.raises(expected):
+                await asyncio.to_thread(store.enqueue_blocking, [new_task()])
+
+
+@pytest.mark.parametrize("code", ["53100", "53200", "58030", "XX000"])
+async def test_work_that_ends_while_the_server_can_store_nothing_is_recorded_later(
+    server: PostgresServer, storage_url: str, code: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A full disk, no memory, a broken disk, a full quota: the work is done, and not done again."""
+    async with TaskQueue(storage_url + "&timeout=0.5") as queue:
+        runs = 0
+        go = asyncio.Event()
+
+        @queue.task(max_retries=0)
+        async def work(number: int) -> int:
+            nonlocal runs
+            runs += 1
+            await go.wait()
+            return number
+
+        async with queue.worker(lease=2, recover_every=0.5):
+            handles = await queue.aenqueue_many([work.call(number) for number in range(8)])
+            await await_until(lambda: runs == 8, 20, "the tasks to run")
+            refuse(storage_url, server, code, table="ended")
+            go.set()
+            await await_until(lambda: "refused" in caplog.text, 20, "an outcome to be refused")
+            server.execute(f"DROP TRIGGER refusal ON {table_of(storage_url, 'ended')}")
+            assert [await handle.aresult(timeout=30) for handle in handles] == list(range(8))
+        assert runs == 8
 
 
 async def test_a_server_that_is_not_there_is_said_to_be_unavailable() -> None:

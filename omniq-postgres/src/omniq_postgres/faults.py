@@ -1,11 +1,16 @@
-"""The driver's errors: which of them go by when the same is done again, and what the others are called by the core."""
+"""The driver's errors: which of them pass when the same is done again, and what the others are called by the core.
+
+Decided by the SQLSTATE's class, its first two characters, as PostgreSQL's manual arranges them ("PostgreSQL Error
+Codes"). The driver has a class of its own for each single code, and new servers bring new codes; the few whose meaning
+differs from that of their class are named one by one.
+"""
 
 from __future__ import annotations
 
 from enum import Enum, auto
+from typing import NamedTuple
 
 import psycopg
-from psycopg import errors
 
 from omniq.errors import OmniQError, SchemaMismatch, StorageError, StorageUnavailable
 
@@ -22,47 +27,66 @@ class Remedy(Enum):
     """The connection is of no use any more, or the server not of use yet."""
 
 
-_REPEAT = (
-    errors.SerializationFailure,
-    errors.DeadlockDetected,
-    errors.UniqueViolation,  # of what was stored after the statement began: the next one sees it
-)
-_RECONNECT = (
-    errors.ConnectionException,  # class 08
-    errors.AdminShutdown,
-    errors.CrashShutdown,
-    errors.CannotConnectNow,
-    errors.DatabaseDropped,
-    errors.IdleInTransactionSessionTimeout,
-    errors.IdleSessionTimeout,
-    errors.TooManyConnections,
-    errors.ReadOnlySqlTransaction,  # a standby; the address may lead to its primary soon
-    errors.InvalidSqlStatementName,  # a proxy gave the connection to another server process
-    errors.DuplicatePreparedStatement,
-)
-_UNAVAILABLE = (
-    errors.InsufficientResources,  # class 53: disk full, out of memory
-    errors.OperatorIntervention,  # class 57
-    errors.SystemError,  # class 58: I/O errors
-    errors.LockNotAvailable,
-    errors.InsufficientPrivilege,
-    errors.InvalidAuthorizationSpecification,  # class 28
-    errors.InvalidCatalogName,
-)
-_NO_SCHEMA = (errors.UndefinedTable, errors.InvalidSchemaName, errors.UndefinedColumn, errors.UndefinedFunction)
+class _Kind(NamedTuple):
+    remedy: Remedy
+    error: type[OmniQError | ValueError]
+    """What is raised if the remedy does not help."""
+
+
+_BUG = _Kind(Remedy.NOTHING, StorageError)
+_AGAIN = _Kind(Remedy.REPEAT, StorageUnavailable)
+_ANEW = _Kind(Remedy.RECONNECT, StorageUnavailable)
+_LATER = _Kind(Remedy.NOTHING, StorageUnavailable)
+"""It passes, but not by trying at once: the caller hears of it, and a worker keeps its outcomes for later."""
+_UNFIT = _Kind(Remedy.NOTHING, ValueError)
+_NO_SCHEMA = _Kind(Remedy.NOTHING, SchemaMismatch)
+
+_OF_CLASS = {
+    "08": _ANEW,  # connection exception
+    "22": _UNFIT,  # data exception
+    "25": _ANEW,  # invalid transaction state: a standby, or a transaction of ours that timed out
+    "26": _ANEW,  # invalid SQL statement name: a proxy gave the connection to another server process
+    "28": _LATER,  # invalid authorization: until the password or the role is what it should be
+    "3D": _LATER,  # invalid catalog name: until there is such a database
+    "3F": _NO_SCHEMA,
+    "40": _AGAIN,  # transaction rollback: deadlock, serialization
+    "53": _ANEW,  # insufficient resources: memory, connections
+    "54": _UNFIT,  # program limit exceeded
+    "55": _LATER,  # object not in prerequisite state: locked, in use
+    "57": _ANEW,  # operator intervention: shutdown, crash, starting
+    "58": _LATER,  # system error outside of PostgreSQL: I/O
+    "72": _AGAIN,  # snapshot too old
+    "F0": _LATER,  # configuration file error
+    "XX": _LATER,  # internal error, which a full quota or a file system that became read-only is, too
+}
+_OF_CODE = {
+    "25P02": _BUG,  # in failed transaction: the caller's own, as ours end with each statement
+    "23505": _AGAIN,  # unique violation by what was stored after the statement began: the next one sees it
+    "42501": _LATER,  # insufficient privilege
+    "42703": _NO_SCHEMA,  # undefined column
+    "42883": _NO_SCHEMA,  # undefined function
+    "42P01": _NO_SCHEMA,  # undefined table
+    "42P05": _ANEW,  # duplicate prepared statement: as of class 26
+    "53100": _LATER,  # disk full
+    "57014": _LATER,  # query canceled: it took too long
+}
+
+
+def _kind_of(error: psycopg.Error) -> _Kind:
+    code = error.sqlstate
+    if code is None:
+        # Of the driver itself: the connection is lost or could not be made, or a value cannot be sent.
+        if isinstance(error, psycopg.OperationalError | psycopg.InterfaceError):
+            return _ANEW
+        return _UNFIT if isinstance(error, psycopg.DataError) else _BUG
+    if code == "0A000" and "cached plan" in str(error):
+        return _ANEW  # the schema was changed under a prepared statement
+    return _OF_CODE.get(code) or _OF_CLASS.get(code[:2], _BUG)
 
 
 def remedy_for(error: psycopg.Error) -> Remedy:
     """Say what may help against an error."""
-    if isinstance(error, _REPEAT):
-        return Remedy.REPEAT
-    if isinstance(error, _RECONNECT):
-        return Remedy.RECONNECT
-    if error.sqlstate is None and isinstance(error, psycopg.OperationalError | psycopg.InterfaceError):
-        return Remedy.RECONNECT
-    if isinstance(error, errors.FeatureNotSupported) and "cached plan" in str(error):
-        return Remedy.RECONNECT  # the schema was changed under a prepared statement
-    return Remedy.NOTHING
+    return _kind_of(error).remedy
 
 
 def translated(error: psycopg.Error, shown: str) -> OmniQError | ValueError:
@@ -71,16 +95,17 @@ def translated(error: psycopg.Error, shown: str) -> OmniQError | ValueError:
     :param shown: the store's URL without its secrets.
     """
     text = " ".join(str(error).split())
-    if isinstance(error, _NO_SCHEMA):
+    kind = _kind_of(error).error
+    if kind is SchemaMismatch:
         return SchemaMismatch(f"{shown} has not the tables that this version needs ({text}); run: omniq migrate URL")
-    if isinstance(error, errors.ReadOnlySqlTransaction):
+    if error.sqlstate == "25006":
         return StorageUnavailable(f"{shown} cannot be written: it is a standby or read-only ({text})")
-    if isinstance(error, errors.QueryCanceled):
+    if error.sqlstate == "57014":
         return StorageUnavailable(
             f"{shown} took too long: it is overloaded, or an open transaction holds what was to be changed ({text})"
         )
-    if isinstance(error, _UNAVAILABLE) or remedy_for(error) is not Remedy.NOTHING:
+    if kind is StorageUnavailable:
         return StorageUnavailable(f"{shown} cannot be used: {text}")
-    if isinstance(error, errors.DataException | errors.ProgramLimitExceeded | psycopg.DataError):
+    if kind is ValueError:
         return ValueError(f"{shown} cannot hold this: {text}")
     return StorageError(f"{shown}: {type(error).__name__}: {text}")
