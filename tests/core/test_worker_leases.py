@@ -133,6 +133,45 @@ async def test_a_worker_whose_heartbeats_do_not_get_through_gives_its_tasks_up_b
     await behind.aclose()
 
 
+@pytest.mark.parametrize("fault", ["failing", "silent"])
+async def test_a_worker_whose_heartbeats_do_not_get_through_claims_nothing(
+    wire: Wire, name: str, fault: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What it claimed would be lost to others when the lease runs out, though it could be claimed and recorded."""
+
+    async def work() -> str:
+        return "done"
+
+    async def beats(number: int) -> None:
+        seen = wire.calls.count("heartbeat")
+        await await_until(lambda: wire.calls.count("heartbeat") >= seen + number, 20)
+
+    behind, beside = both(wire, name, work)
+    faults: set[str] = getattr(wire, fault)
+    faults.add("heartbeat")
+    first = await behind.functions["work"].aenqueue()
+    async with behind.worker(lease=0.6, recover_every=60):
+        await beats(3)
+        assert wire.calls.count("claim") == 0
+        assert "cannot send heartbeats, and claims nothing without them" in caplog.text
+        faults.clear()
+        assert await first.aresult(20) == "done"
+
+        faults.add("heartbeat")
+        await beats(2)
+        claims = wire.calls.count("claim")
+        second = await behind.functions["work"].aenqueue()
+        await beats(3)
+        assert wire.calls.count("claim") <= claims + 1  # one may have been under way
+        assert (await beside.arecord(second.id)).state is TaskState.READY
+        faults.clear()
+        assert await second.aresult(20) == "done"
+    told = [record.getMessage() for record in caplog.records if "cannot send heartbeats" in record.getMessage()]
+    assert not [text for text in told if text.rstrip().endswith(":")], "an error without a text"
+    await beside.aclose()
+    await behind.aclose()
+
+
 async def test_a_worker_that_cannot_claim_for_long_says_so_rarely_and_is_not_listed_until_it_can(
     wire: Wire, name: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -187,7 +226,7 @@ async def test_a_short_break_of_the_wire_costs_nothing(wire: Wire, name: str, ca
         release.set()
         assert await handle.aresult(10) == "done"
     assert (await handle.atask()).delivery == 1
-    assert "cannot send heartbeats, trying again: the wire is cut" in caplog.text
+    assert "cannot send heartbeats, and claims nothing without them, trying again: the wire is cut" in caplog.text
     assert "giving up" not in caplog.text
     await behind.aclose()
 

@@ -31,6 +31,8 @@ class Heartbeat:
     :param lease: seconds that a lease holds.
     :param held: gives the leases that the worker holds now; called on the heartbeat's thread.
     :param on_news: told, on the heartbeat's thread, of leases that were lost or whose task is to be cancelled.
+    :param on_change: told, on the heartbeat's thread, whether the latest heartbeat got through: of the first one, and
+        whenever that is not as it was before.
     :param on_silence: called, on the heartbeat's thread, when no heartbeat has got through for so long that the
         leases are about to run out.
     :param is_deaf: whether the worker has not been able to claim for long. It signs off for as long, so that whoever
@@ -45,6 +47,7 @@ class Heartbeat:
         lease: float,
         held: Callable[[], list[Lease]],
         on_news: Callable[[Sequence[tuple[Lease, LeaseState]]], None],
+        on_change: Callable[[bool], None],
         on_silence: Callable[[], None],
         is_deaf: Callable[[], bool],
     ) -> None:
@@ -53,10 +56,13 @@ class Heartbeat:
         self._lease = lease
         self._held = held
         self._on_news = on_news
+        self._on_change = on_change
         self._on_silence = on_silence
         self._is_deaf = is_deaf
         self._outage = Outage(
-            _log, f"worker {worker} cannot send heartbeats", f"worker {worker} sends heartbeats again"
+            _log,
+            f"worker {worker} cannot send heartbeats, and claims nothing without them",
+            f"worker {worker} sends heartbeats again",
         )
         self._thread = threading.Thread(target=self._run, name="omniq-heartbeat", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -93,13 +99,18 @@ class Heartbeat:
         interval = self._lease / 3
         last = time.monotonic()
         silent = False
+        told: bool | None = None
         try:
             while not self._stopping:
                 began = time.monotonic()
                 give_up = last + self._lease - interval / 2
                 # No beat outlasts the moment at which the leases must be given up; but if that has passed, as after the
                 # process was suspended, only the store can say what is lost.
-                if await self._beat(connection, min(interval, give_up - began) if began < give_up else interval):
+                through = await self._beat(connection, min(interval, give_up - began) if began < give_up else interval)
+                if through is not told:
+                    told = through
+                    self._on_change(through)
+                if through:
                     last, silent = began, False
                 elif not silent and time.monotonic() >= give_up:
                     silent = True
@@ -124,7 +135,9 @@ class Heartbeat:
                 if self._is_deaf():
                     await self._storage.heartbeat(self._worker, [], 0)
         except Exception as error:  # whatever the store raises, the next beat may get through
-            self._outage.failed(error)
+            self._outage.failed(
+                error if str(error) else f"no answer within a third of a lease ({type(error).__name__})"
+            )
             return False
         self._outage.succeeded()
         news = [(lease, state) for lease, state in zip(leases, states, strict=True) if state is not LeaseState.HELD]

@@ -102,6 +102,7 @@ class Intake:
         self.outage = Outage(_log, f"worker {worker} cannot claim tasks", f"worker {worker} claims tasks again")
         """Of the store, as far as claims go."""
         self._stop = asyncio.Event()
+        self._allowed = asyncio.Event()
         self._wait: asyncio.Task[None] | None = None
         self._discover_at = 0.0
 
@@ -110,9 +111,20 @@ class Intake:
         """Whether there was nothing more to claim, and the storage will say when there is."""
         return self._wait is not None
 
+    def allow(self, allowed: bool) -> None:
+        """Claim, or do not for now. Nothing is claimed before the first word.
+
+        :param allowed: whether heartbeats get through: without them what is claimed would only lose its lease.
+        """
+        if allowed or self._stop.is_set():
+            self._allowed.set()
+        else:
+            self._allowed.clear()
+
     def stop(self) -> None:
         """Claim nothing more. :meth:`run` returns when a claim that is under way has been answered."""
         self._stop.set()
+        self._allowed.set()
         if self._wait is not None:
             self._wait.cancel()
 
@@ -121,6 +133,7 @@ class Intake:
         pause = 0.1
         while not self._stop.is_set():
             await self._room()
+            await self._allowed.wait()
             if self._stop.is_set():
                 return
             wanted = self._supply.wanted

@@ -158,6 +158,7 @@ class Worker:
             lease=self.lease,
             held=self.ledger.leases,
             on_news=lambda news: self._from_thread(self._heed, news),
+            on_change=lambda through: self._from_thread(self._on_heartbeat, through),
             on_silence=lambda: self._from_thread(self._surrender),
             is_deaf=lambda: self._intake is not None and self._intake.outage.lasts,
         )
@@ -175,10 +176,15 @@ class Worker:
             accept=self._accept,
             on_woken=self._scheduler.look,
         )
-        await self._served.discover(self._storage)
-        if self.scheduler:
-            await self.queue.areconcile_schedules()
+        # Before anything that takes a while: nothing is claimed until the first one has got through.
         self._heartbeat.start()
+        try:
+            await self._served.discover(self._storage)
+            if self.scheduler:
+                await self.queue.areconcile_schedules()
+        except BaseException:
+            self._heartbeat.ask_to_stop()
+            raise
         self._tasks = [
             self._loop.create_task(self._guard(intake.run)),
             self._loop.create_task(self._guard(self._upkeep.run)),
@@ -348,6 +354,10 @@ class Worker:
             self.ledger.settle(attempt, Released(id=attempt.task.id, delivery=attempt.task.delivery))
 
     # News from the heartbeat
+
+    def _on_heartbeat(self, through: bool) -> None:
+        assert self._intake is not None
+        self._intake.allow(through)
 
     def _from_thread(self, function: Callable[..., None], *arguments: Any) -> None:
         assert self._loop is not None
