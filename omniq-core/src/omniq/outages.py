@@ -98,12 +98,12 @@ class Outage:
 
     def succeeded(self) -> None:
         """Report that a try succeeded."""
-        if self._began is None:  # by far the most frequent case costs no lock
+        if not self._failures:  # by far the most frequent case costs no lock
             return
         with self._lock:
             now = self._clock()
             lasted = now - (now if self._began is None else self._began)
-            self._began = None
+            self._began, self._failures = None, 0
             told, self._told = self._told, None
             if told is None:
                 return

@@ -1,7 +1,8 @@
 """The connection: questions and answers, many under way at once, each bounded in time.
 
 Every answer comes to one inbox and is told apart by the last token of its subject. After a loss of the connection the
-client connects again by itself; whatever waited for an answer hears at once that none will come.
+client connects again by itself; where it gives up, as after a login that was refused once, another client takes its
+place. Whatever waited for an answer hears at once that none will come.
 """
 
 from __future__ import annotations
@@ -10,27 +11,35 @@ import asyncio
 import contextlib
 import itertools
 import json
+import logging
 import random
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, TypeVar
 
 import nats.errors
 from attrs import define, field
 from nats.aio.subscription import Subscription
 
-from omniq.errors import PayloadTooLarge, StorageUnavailable
+from omniq.errors import OmniQError, PayloadTooLarge, StorageUnavailable
+from omniq.outages import Outage
 from omniq_nats.dialing import dial
 from omniq_nats.messages import Lost, Stored, Unserved
+from omniq_nats.refusals import Reasons
 from omniq_nats.settings import Settings
 from omniq_nats.wire import Heard, Message, WireClient
 
-__all__ = ["PATIENCE", "Connection", "Question"]
+__all__ = ["PATIENCE", "Connection", "Listening", "Question"]
+
+_log = logging.getLogger("omniq.nats")
 
 T = TypeVar("T")
 
 PATIENCE = 2.0
 """Seconds after which a question that changes nothing is asked again."""
+REPLACE_SECONDS = 15.0
+"""The time that a client gets to connect again by itself before another one takes its place."""
 
 
 @define(eq=False)
@@ -41,6 +50,15 @@ class Question:
     number: str
     several: bool = False
     found: list[Stored] = field(factory=list)
+
+
+@define(eq=False)
+class Listening:
+    """What is listened for, whichever client it is that hears it."""
+
+    subject: str
+    heard: Heard
+    subscription: Subscription | None = None
 
 
 class Connection:
@@ -65,6 +83,12 @@ class Connection:
         self._numbers = itertools.count(1)
         self._inbox = ""
         self._connected = asyncio.Event()
+        self._changed = asyncio.Event()
+        """Set whenever the connection is lost or found."""
+        self._upkeep: asyncio.Task[None] | None = None
+        self._listenings: set[Listening] = set()
+        self._reasons = Reasons()
+        self._outage = Outage(_log, f"{settings.shown}: the connection is lost", f"{settings.shown}: connected again")
         self._closing = False
         self._refused = ""
         """What the server said when this user was not allowed something."""
@@ -77,40 +101,111 @@ class Connection:
         :raises StorageUnavailable: if no server can be reached within the timeout, or it refuses us.
         :raises ConfigurationError: if the client lacks a package that the URL makes it need.
         """
+        await self._connect()
+        self._upkeep = asyncio.get_running_loop().create_task(self._keep_connected())
+
+    async def _connect(self) -> None:
+        """Have a client connect, and hear what is listened for; what an earlier one says does not count any more."""
+        mine: list[WireClient] = []
+
+        async def if_mine(do: Callable[[], None]) -> None:
+            if mine and self._client is mine[0]:
+                do()
+
         client = await dial(
-            self.settings, lost=self._on_disconnected, found=self._on_reconnected, refused=self._on_refused
+            self.settings,
+            reasons=self._reasons,
+            lost=partial(if_mine, self._on_disconnected),
+            found=partial(if_mine, self._on_reconnected),
+            failed=self._on_error,
         )
-        self._client = client
-        self._connected.set()
         self._inbox = client.new_inbox()
-        await client.hear(f"{self._inbox}.*", self._on_answer)
+        try:
+            await client.hear(f"{self._inbox}.*", self._on_answer)
+            for listening in list(self._listenings):
+                listening.subscription = await client.hear(listening.subject, listening.heard)
+        except nats.errors.Error as error:
+            await _end(client)
+            raise StorageUnavailable(f"{self.settings.shown} cannot be reached: {error}") from error
+        mine.append(client)
+        self._client = client
+        self._reasons.clear()
+        self._connected.set()
+
+    async def _keep_connected(self) -> None:
+        """Replace a client that does not connect again by itself."""
+        loop = asyncio.get_running_loop()
+        lost_at: float | None = None
+        while True:
+            if self._connected.is_set() and not self.client.is_closed:
+                lost_at, seconds = None, None
+            else:
+                # One that was closed against its will stays so: a server that refuses a login once, as while its
+                # configuration is changed, ends it for good.
+                lost_at = loop.time() if lost_at is None else lost_at
+                seconds = 0.0 if self.client.is_closed else lost_at + REPLACE_SECONDS - loop.time()
+                if seconds <= 0:
+                    await self._replace()
+                    continue
+            self._changed.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self._changed.wait()
+
+    async def _replace(self) -> None:
+        self._connected.clear()
+        while True:
+            await _end(self.client)
+            try:
+                await self._connect()
+            except OmniQError:
+                self._outage.failed(self._why())
+            except Exception:  # whatever it is, the next attempt may succeed
+                _log.exception("%s: an attempt to connect broke", self.settings.shown)
+            else:
+                self._on_reconnected()
+                return
+            await asyncio.sleep(random.uniform(0.25, 1.0))
 
     async def close(self) -> None:
         """Disconnect; everything that waits for an answer hears that none will come."""
         self._closing = True
+        if self._upkeep is not None:
+            self._upkeep.cancel()
+            await asyncio.wait([self._upkeep])
         client, self._client = self._client, None
         self._connected.clear()
         self._forget_questions("the storage was closed")
         if client is not None:
-            # A server that does not answer any more must not keep us.
-            with contextlib.suppress(Exception):
-                async with asyncio.timeout(2):
-                    await client.close()
+            await _end(client)
 
-    async def _on_disconnected(self) -> None:
+    def _on_disconnected(self) -> None:
         self._connected.clear()
+        self._changed.set()
+        if not self._closing:
+            self._outage.failed(self._why())
         self._forget_questions("the connection was lost")
 
-    async def _on_reconnected(self) -> None:
+    def _on_reconnected(self) -> None:
         self.generation += 1
         if self.beacon is None:
             self.last_seen = 0
         for forget in self.renewed:
             forget()
+        self._reasons.clear()
+        self._outage.succeeded()
         self._connected.set()
+        self._changed.set()
 
-    def _on_refused(self, said: str) -> None:
-        self._refused = said
+    def _on_error(self, error: Exception) -> None:
+        if "permissions violation" in str(error).lower():
+            self._refused = str(error)
+        elif self._client is not None and not self._connected.is_set():
+            self._outage.failed(self._why())
+
+    def _why(self) -> str:
+        error = None if self._client is None else self._client.last_error
+        return str(self._reasons) or (str(error) if error else "the server closed it")
 
     def _forget_questions(self, reason: str) -> None:
         questions, self._questions = self._questions, {}
@@ -135,16 +230,13 @@ class Connection:
         return None if url is None or url.hostname is None or url.port is None else (url.hostname, url.port)
 
     async def _ready(self, deadline: float) -> WireClient:
-        client = self.client
-        if not self._connected.is_set() or not client.is_connected:
+        if not self._connected.is_set() or not self.client.is_connected:
             try:
                 async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
                     await self._connected.wait()
             except TimeoutError as error:
-                raise StorageUnavailable(
-                    f"{self.settings.shown} cannot be reached: {client.last_error or 'no connection'}"
-                ) from error
-        return client
+                raise StorageUnavailable(f"{self.settings.shown} cannot be reached: {self._why()}") from error
+        return self.client
 
     @property
     def max_payload(self) -> int:
@@ -262,18 +354,39 @@ class Connection:
         with contextlib.suppress(StorageUnavailable, nats.errors.Error):
             await self._send(self.client, subject, data)
 
-    async def listen(self, subject: str, heard: Heard) -> Subscription:
+    async def listen(self, subject: str, heard: Heard) -> Listening:
         """Call a function with whatever is told.
 
         The server hears of it before it hears whatever is asked next through this connection. The client's own
         ``flush`` is not used: if it is given up, its late answer ends the client's reading.
         """
-        return await _cancellable(self.client.hear(subject, heard))
+        client = self.client
+        listening = Listening(subject, heard)
+        self._listenings.add(listening)
+        try:
+            subscription = await _cancellable(client.hear(subject, heard))
+        except (nats.errors.Error, OSError):
+            return listening  # the client that takes the place of this one hears it
+        except BaseException:
+            self._listenings.discard(listening)
+            raise
+        if self._client is client:
+            listening.subscription = subscription
+        return listening
 
-    async def unlisten(self, subscription: Subscription) -> None:
+    async def unlisten(self, listening: Listening) -> None:
         """Stop listening."""
-        with contextlib.suppress(StorageUnavailable, nats.errors.Error, OSError):
-            await _cancellable(self.client.unhear(subscription))
+        self._listenings.discard(listening)
+        if listening.subscription is not None:
+            with contextlib.suppress(StorageUnavailable, nats.errors.Error, OSError):
+                await _cancellable(self.client.unhear(listening.subscription))
+
+
+async def _end(client: WireClient) -> None:
+    # A server that does not answer any more must not keep us.
+    with contextlib.suppress(Exception):
+        async with asyncio.timeout(2):
+            await client.close()
 
 
 async def _cancellable(work: Awaitable[T]) -> T:

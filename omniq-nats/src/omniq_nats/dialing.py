@@ -7,15 +7,15 @@ import contextlib
 import importlib
 import logging
 import random
-import ssl
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 import nats.errors
 from nats.aio.client import Server, Srv
-from nats.aio.transport import WebSocketTransport
+from nats.aio.transport import TcpTransport, WebSocketTransport
 
 from omniq.errors import ConfigurationError, StorageUnavailable
+from omniq_nats.refusals import Ear, NotEncrypted, Reasons
 from omniq_nats.settings import Settings
 from omniq_nats.wire import WireClient
 
@@ -25,13 +25,6 @@ _log = logging.getLogger("omniq.nats")
 
 EXTRAS = {"nkeys": "nkeys", "nacl": "nkeys", "aiohttp": "websocket"}
 """Of each package that the client may lack, which extra of this distribution brings it."""
-
-
-class _Unencrypted(nats.errors.Error):
-    """The server does not offer TLS, and nothing is to be said without it."""
-
-    def __str__(self) -> str:
-        return "the server does not encrypt (it has no tls in its configuration, or does not demand it of clients)"
 
 
 class _Client(WireClient):
@@ -45,13 +38,15 @@ class _Client(WireClient):
     def __init__(self, settings: Settings) -> None:
         super().__init__()
         self._settings = settings
+        self._ear: Ear | None = None
 
     def _connect_command(self) -> bytes:
         # This says who we are. The client would do so in plain text if the server, or whoever answers in its place,
         # does not ask for TLS.
         is_plain = not self._settings.servers[0].startswith("wss:") and not self._server_info.get("tls_required")
         if self._settings.encrypted and is_plain:
-            raise _Unencrypted
+            raise NotEncrypted
+        self._listen_in()
         return super()._connect_command()
 
     async def _connect_to_server(self, s: Srv) -> None:
@@ -59,6 +54,35 @@ class _Client(WireClient):
         if self._transport:
             self._transport.close()  # type: ignore[no-untyped-call]  # it has no annotations
         await super()._connect_to_server(s)
+        self._listen_in()
+
+    def _listen_in(self) -> None:
+        """Hear what the server says while the connection is made; with TLS there are two readers, one after another."""
+        transport = self._transport
+        reader = transport._io_reader if isinstance(transport, TcpTransport) else None
+        if reader is None or (self._ear is not None and self._ear.reader is reader):
+            return
+        is_plain = self._ear is None
+        self._listen_no_more()
+        assert isinstance(transport, TcpTransport)
+        writer = transport._io_writer
+        self._ear = Ear(reader, writer.get_extra_info("socket") if writer is not None and is_plain else None)
+
+    def _listen_no_more(self) -> None:
+        ear, self._ear = self._ear, None
+        if ear is not None:
+            ear.close()
+
+    async def _process_connect_init(self) -> None:
+        try:
+            await super()._process_connect_init()
+        except (OSError, TimeoutError, nats.errors.Error) as error:
+            said = None if self._ear is None else self._ear.refusal()
+            if said is None:
+                raise
+            raise nats.errors.Error(f"nats: {said}") from error
+        finally:
+            self._listen_no_more()
 
     async def leave(self) -> None:
         """Give up a connection that did not come about."""
@@ -96,26 +120,26 @@ async def _within(seconds: float, work: Coroutine[Any, Any, None]) -> None:
 async def dial(
     settings: Settings,
     *,
+    reasons: Reasons,
     lost: Callable[[], Awaitable[None]],
     found: Callable[[], Awaitable[None]],
-    refused: Callable[[str], None],
+    failed: Callable[[Exception], None],
 ) -> WireClient:
     """Connect.
 
-    :param lost: called when the connection is lost.
+    :param reasons: keeps why attempts to connect fail, these and those of later, when the connection was lost.
+    :param lost: called when the connection is lost, and when the client has given it up.
     :param found: called when it is there again.
-    :param refused: called with what the server said when this user was not allowed something.
+    :param failed: called with each error that the client meets.
     :raises StorageUnavailable: if no server can be reached within the timeout, or it refuses us.
     :raises ConfigurationError: if the client lacks a package that the URL makes it need.
     """
     client = _Client(settings)
-    refusals: list[Exception] = []
 
     async def on_error(error: Exception) -> None:
-        refusals[:] = [*refusals[-9:], error]
+        reasons.add(error)
         _log.debug("%s: %s", settings.shown, error)
-        if "permissions violation" in str(error).lower():
-            refused(str(error))
+        failed(error)
 
     try:
         way = _way(settings)
@@ -144,17 +168,10 @@ async def dial(
         raise _lacking(settings, error) from error
     except (OSError, TimeoutError, nats.errors.Error, ValueError) as error:
         await client.leave()
-        reason = _most_telling(refusals) or str(error) or type(error).__name__
-        raise StorageUnavailable(f"{settings.shown} cannot be reached: {reason}") from error
+        if not str(reasons):
+            reasons.add(error)
+        raise StorageUnavailable(f"{settings.shown} cannot be reached: {reasons}") from error
     return client
-
-
-def _most_telling(refusals: Sequence[Exception]) -> str:
-    """Give what was said by the latest of several attempts that says why, rather than that the connection broke."""
-    told = [refusal for refusal in refusals if str(refusal)]
-    # What the server says stands in quotation marks.
-    clear = [one for one in told if isinstance(one, ssl.SSLError | _Unencrypted) or str(one).startswith("nats: '")]
-    return str((clear or told)[-1]) if told else ""
 
 
 def _way(settings: Settings) -> dict[str, Any]:
