@@ -79,6 +79,7 @@ SCENARIOS = (
     Scenario(name="enqueue-at-once", size=10_000, quick=3_000, floor=100),
     Scenario(name="enqueue-many", size=20_000, quick=5_000, shrinks=True),
     Scenario(name="drain-async", size=10_000, quick=3_000, shrinks=True),
+    Scenario(name="drain-one-by-one", size=5_000, quick=1_500),
     Scenario(name="drain-threads", size=10_000, quick=3_000, shrinks=True),
     Scenario(name="drain-two", size=10_000, quick=3_000, shrinks=True),
     Scenario(name="latency", size=200, quick=50, floor=3),
@@ -153,6 +154,19 @@ LINES = (
         "drain, async, 100 slots",
         {"memory": (_value(15_000, "≥ 15,000"),), **_on(("sqlite", "file"), _peer(10)), **_on(SERVERS, _peer(2))},
         ("drain-threads",),
+    ),
+    _rate(
+        "drain-one-by-one",
+        "drain, async, enqueued one by one",
+        {
+            "memory": (_value(15_000, "≥ 15,000"),),
+            **_on(("sqlite", "file"), _peer(10)),
+            **_on(("redis", "nats"), _peer(2)),
+            "postgres": (_peer(1.5),),
+        },
+        # To the peers it makes no difference: to most of them, each task is one message or row in either case.
+        ("drain-async", "drain-threads"),
+        ("drain-async",),
     ),
     _rate(
         "drain-threads",

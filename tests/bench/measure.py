@@ -44,6 +44,7 @@ SCENARIOS: dict[str, Callable[[Job, Marks], Measured]] = {
     "enqueue-at-once": enqueueing.at_once,
     "enqueue-many": enqueueing.in_bulk,
     "drain-async": draining.coroutines,
+    "drain-one-by-one": draining.one_by_one,
     "drain-threads": draining.plain_functions,
     "drain-two": draining.two_processes,
     "latency": responding.latency,

@@ -15,7 +15,8 @@ __all__ = ["ENTRIES", "Entry", "find"]
 ENQUEUE = ("enqueue-sync", "enqueue-many")
 ENQUEUE_ASYNC = ("enqueue-async", "enqueue-at-once")
 DRAIN_PLAIN = ("drain-threads", "drain-two")
-DRAIN = ("drain-async", *DRAIN_PLAIN)
+DRAIN_ASYNC = ("drain-async", "drain-one-by-one")
+DRAIN = (*DRAIN_ASYNC, *DRAIN_PLAIN)
 WAIT = ("latency", "round-trip")
 PROCESS = ("start-up", "idle", "waiting")
 GROWTH = ("growth-empty", "growth-finished", "growth-scheduled", "growth-ready")
@@ -108,7 +109,7 @@ def _raw(store: str, adapter: str, batch: int, *scenarios: str, name: str = "", 
 LOCAL = ("memory", "sqlite", "file", "process")
 
 LOCAL_ENTRIES = (
-    _omniq("memory", *ENQUEUE, *ENQUEUE_ASYNC, "drain-async", "drain-threads", *WAIT, *PROCESS),
+    _omniq("memory", *ENQUEUE, *ENQUEUE_ASYNC, *DRAIN_ASYNC, "drain-threads", *WAIT, *PROCESS),
     _peer("huey", "memory", "huey_queue:Huey", *ENQUEUE, "drain-threads", *WAIT, *PROCESS),
     _peer("dramatiq", "memory", "dramatiq_queue:Dramatiq", *ENQUEUE, "drain-threads", *WAIT, *PROCESS),
     _peer("taskiq", "memory", "taskiq_queue:Taskiq", *ENQUEUE_ASYNC, "drain-async", "drain-threads", *WAIT, "start-up"),

@@ -12,7 +12,7 @@ from tests.bench.job import Job
 from tests.bench.marks import Marks, clock
 from tests.bench.workers import Crew
 
-__all__ = ["coroutines", "plain_functions", "two_processes"]
+__all__ = ["coroutines", "one_by_one", "plain_functions", "two_processes"]
 
 LOOK = 0.002
 """Seconds between two looks; the store is only asked when the last task has begun."""
@@ -22,6 +22,11 @@ PATIENCE = 100.0
 def coroutines(job: Job, marks: Marks) -> dict[str, float]:
     """Drain a queue of coroutine functions."""
     return asyncio.run(_drain(job, marks, processes=1))
+
+
+def one_by_one(job: Job, marks: Marks) -> dict[str, float]:
+    """Drain a queue of coroutine functions whose tasks were enqueued one by one, as by the requests of a website."""
+    return asyncio.run(_drain(job, marks, processes=1, one_by_one=True))
 
 
 def plain_functions(job: Job, marks: Marks) -> dict[str, float]:
@@ -34,14 +39,17 @@ def two_processes(job: Job, marks: Marks) -> dict[str, float]:
     return asyncio.run(_drain(job, marks, processes=2))
 
 
-async def _drain(job: Job, marks: Marks, processes: int) -> dict[str, float]:
+async def _drain(job: Job, marks: Marks, processes: int, *, one_by_one: bool = False) -> dict[str, float]:
     contender = job.make(marks)
-    if not contender.runs_as_sent:
+    if one_by_one:
+        for number in range(job.size):
+            await contender.aenqueue(number)
+    elif not contender.runs_as_sent:
         await contender.enqueue_many(range(job.size))
     crew = Crew(job, contender, processes)
     began = clock()
     async with crew:
-        if contender.runs_as_sent:
+        if contender.runs_as_sent and not one_by_one:
             await contender.enqueue_many(range(job.size))
         ended = await _until_stored(job, contender, marks, crew)
     await contender.close()
