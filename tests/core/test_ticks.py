@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from attrs import evolve, field, frozen
 
-from omniq import Cron, Every, Misfire, Overlap, Schedule, Trigger
+from omniq import At, Cron, Every, InvalidTrigger, Misfire, Overlap, Schedule, Trigger
 from omniq.policies import encode_value
 from omniq.task import NewTask
-from omniq.ticks import STEP, advance
+from omniq.ticks import STEP, advance, first_run
 
 NOON = datetime(2026, 6, 1, 12, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
@@ -34,6 +34,17 @@ class Counting(Every):
     asked: list[datetime] = field(factory=list)
 
     def next_after(self, moment: datetime) -> datetime:
+        self.asked.append(moment)
+        return super().next_after(moment)
+
+
+@frozen
+class Asked(Cron):
+    """A cron expression that counts how often it is asked."""
+
+    asked: list[datetime] = field(factory=list, kw_only=True)
+
+    def next_after(self, moment: datetime) -> datetime | None:
         self.asked.append(moment)
         return super().next_after(moment)
 
@@ -123,13 +134,95 @@ def test_runs_made_up_at_once_do_not_overlap_with_each_other() -> None:
     assert len(tasks) == 1
 
 
-def test_nothing_runs_after_the_end() -> None:
-    schedule = due(Every(60), NOON, end=NOON + timedelta(seconds=90), misfire=Misfire.ALL)
+@pytest.mark.parametrize("misfire", list(Misfire), ids=str)
+def test_nothing_runs_once_the_end_has_passed_not_even_what_was_missed_before_it(misfire: Misfire) -> None:
+    schedule = due(Every(60), NOON, end=NOON + timedelta(seconds=90), misfire=misfire)
 
     after, tasks = advance(schedule, Every(60), NOON + 5 * MINUTE, last_run_is_live=False)
 
-    assert len(tasks) == 2
-    assert after.next_run is None
+    assert (after.next_run, tasks) == (None, [])
+
+
+@pytest.mark.parametrize("misfire", list(Misfire), ids=str)
+def test_a_run_at_the_end_itself_is_not_lost_to_a_scheduler_that_is_a_little_late(misfire: Misfire) -> None:
+    schedule = due(Every(60), NOON + MINUTE, end=NOON + MINUTE, misfire=misfire)
+
+    after, tasks = advance(schedule, Every(60), NOON + MINUTE + timedelta(seconds=2), last_run_is_live=False)
+
+    assert (after.next_run, after.last_run, len(tasks)) == (None, NOON + MINUTE, 1)
+
+
+def test_a_stored_run_before_the_start_waits_for_the_start() -> None:
+    schedule = due(Every(60), NOON, start=NOON + timedelta(seconds=150))
+
+    after, tasks = advance(schedule, Every(60), NOON + MINUTE, last_run_is_live=False)
+
+    assert (after.next_run, tasks) == (NOON + 3 * MINUTE, [])
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "fires"),
+    [
+        (None, None, NOON),
+        (NOON + MINUTE, None, None),
+        (NOON, NOON, NOON),
+        (None, NOON - MINUTE, None),
+        (NOON - MINUTE, NOON + MINUTE, NOON),
+    ],
+)
+def test_a_fixed_time_fires_between_start_and_end_only(
+    start: datetime | None, end: datetime | None, fires: datetime | None
+) -> None:
+    assert first_run(due(At(NOON), NOON, start=start, end=end), At(NOON), NOON - 5 * MINUTE) == fires
+
+
+@pytest.mark.parametrize("expr", ["* * * * *", "* * * 1 *", "0 0 29 2 *"])
+def test_an_end_or_an_outage_of_years_costs_no_walk_through_the_runs(expr: str) -> None:
+    cron = Asked(expr)
+    now = NOON + timedelta(days=2000)
+
+    ended, tasks = advance(due(cron, NOON, end=NOON + timedelta(days=205)), cron, now, last_run_is_live=False)
+    assert (ended.next_run, tasks) == (None, [])
+    after, _ = advance(due(cron, NOON), cron, now, last_run_is_live=False)
+
+    assert after.last_run is not None
+    assert cron.next_after(after.last_run) == after.next_run
+    assert len(cron.asked) < 70
+
+
+def test_a_trigger_that_does_not_go_on_is_refused_rather_than_asked_for_ever() -> None:
+    class Stuck(Every):
+        def next_after(self, moment: datetime) -> datetime:
+            return moment
+
+    with pytest.raises(InvalidTrigger, match="next time after"):
+        advance(due(Stuck(60), NOON), Stuck(60), NOON, last_run_is_live=False)
+
+
+@pytest.mark.parametrize(
+    ("run_at", "earliest", "latest"),
+    [
+        (timedelta(seconds=100), 100, 120),
+        (NOON + timedelta(seconds=300), 300, 300),
+        (NOON - timedelta(seconds=300), 0, 20),
+    ],
+)
+def test_jitter_keeps_the_delay_of_the_call(run_at: datetime | timedelta, earliest: float, latest: float) -> None:
+    schedule = due(Every(60), NOON, jitter=20.0)
+    schedule = evolve(schedule, task=evolve(schedule.task, run_at=run_at))
+
+    _, (task,) = advance(schedule, Every(60), NOON, last_run_is_live=False)
+
+    assert isinstance(task.run_at, datetime)
+    assert earliest <= (task.run_at - NOON).total_seconds() <= latest
+
+
+def test_jitter_puts_no_run_off_past_the_end() -> None:
+    schedule = due(Every(60), NOON, jitter=3600.0, end=NOON + timedelta(seconds=1))
+
+    starts = [advance(schedule, Every(60), NOON, last_run_is_live=False)[1][0].run_at for _ in range(20)]
+
+    assert all(isinstance(start, datetime) and NOON <= start <= NOON + timedelta(seconds=1) for start in starts)
 
 
 def test_jitter_puts_the_task_off_and_not_the_rhythm() -> None:

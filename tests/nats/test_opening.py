@@ -191,7 +191,7 @@ async def test_a_user_who_may_use_nothing_but_the_namespace_can_do_everything(tm
             assert await waits <= set(ids)
             schedule = await storage.put_schedule(new_schedule("s"))
             assert schedule is not None
-            assert await storage.fire(schedule, [task()]) is True
+            assert await storage.fire(schedule, [task()])
             assert await storage.delete_schedule("s") is True
             assert len(await storage.list_tasks(TaskQuery())) == 4
             assert (await storage.stats())[0].counts[TaskState.SUCCEEDED] == 2

@@ -94,7 +94,7 @@ async def test_of_several_that_fire_a_schedule_one_does(url: str) -> None:
         schedule = await store.put_schedule(Schedule(id="s", task=new_task(), trigger="t", next_run=await store.now()))
         assert schedule is not None
         fired = await asyncio.gather(*(each.fire(schedule, [new_task()]) for each in (store, other) * 10))
-        assert sorted(fired) == [False] * 19 + [True]
+        assert len([enqueued for enqueued in fired if enqueued is not None]) == 1
         assert await counts(store) == {TaskState.READY: 1}
 
 

@@ -226,6 +226,9 @@ class Producer(Declarations, Timetable):
         """
         return TaskHandle(self, task_id)
 
+    def _handle_of_run(self, task: NewTask, stored: Enqueued) -> TaskHandle[Any]:
+        return TaskHandle(self, stored.id, hint=self._types(task.name)[1], created=stored.created)
+
     async def aresult(self, task_id: str, hint: Any = None, timeout: Duration | None = None) -> Any:
         """Wait for a task's end and give its result; see :meth:`TaskHandle.aresult`."""
         storage = (await self.connections.current()).storage

@@ -84,6 +84,9 @@ class Schedule:
     last_run: datetime | None = None
     """The fire time of the latest run."""
     last_task: str | None = None
-    """The id of the latest run's task."""
+    """The id of the latest run's task; where it was not enqueued, as its unique key was taken, of the task that has
+    the key."""
+    live_tasks: tuple[str, ...] = ()
+    """Under ``overlap="skip"``: ids of earlier runs' tasks that had not ended when :attr:`last_task` was enqueued."""
     revision: int = 0
     """Counts the changes: of several who change a schedule at once, one wins."""

@@ -10,31 +10,33 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import Callable
-from datetime import timedelta
+import time
+from collections.abc import Callable, Sequence
 
 from attrs import evolve
 
 from omniq.codec import Codec
-from omniq.errors import OmniQError, PayloadRejected, StorageError
+from omniq.errors import OmniQError, PayloadRejected, StorageError, StorageUnavailable
 from omniq.outages import Outage
 from omniq.plugins import Plugins
 from omniq.policies import decode_value
 from omniq.schedule import Overlap, Schedule
 from omniq.signing import shown
-from omniq.storage import Storage
+from omniq.storage import Enqueued, Storage
 from omniq.ticks import advance
 
-__all__ = ["Scheduler"]
+__all__ = ["Scheduler", "live_tasks", "note_holder"]
 
 _log = logging.getLogger("omniq.scheduler")
 
-STEP = 50
-"""Schedules fired between two looks at the store."""
+BATCH = 50
+"""Schedules read in one look at the store, beside those that this look has met already."""
 BUSY_LOOK = 1.0
 """Seconds between two looks while the worker is busy, so that nothing wakes it when a schedule is due."""
 IDLE_LOOK = 30.0
 """Seconds between two looks while the worker waits for work, which ends when a schedule is due."""
+SET_ASIDE_SECONDS = 60.0
+"""For so long a schedule that cannot fire here is left to other workers."""
 
 
 class Scheduler:
@@ -63,6 +65,8 @@ class Scheduler:
         self._on_rejected = on_rejected
         self._outage = Outage(_log, "schedules cannot fire", "schedules fire again")
         self._look = asyncio.Event()
+        self._aside: dict[str, tuple[int, float]] = {}
+        """By id: the revision of a schedule that cannot fire here, and until when it is left alone."""
 
     def look(self) -> None:
         """Make it look at the store now: the worker's wait for work ended, perhaps because a schedule is due."""
@@ -73,7 +77,7 @@ class Scheduler:
         while True:
             self._look.clear()
             try:
-                while await self.fire_due() >= STEP:
+                while await self.fire_due():
                     pass
                 self._outage.succeeded()
             except StorageError as error:
@@ -85,41 +89,82 @@ class Scheduler:
                     await self._look.wait()
 
     async def fire_due(self) -> int:
-        """Fire every schedule that is due, once.
+        """Fire every schedule that is due, each once: a backlog of some must not keep the others from firing.
 
-        :return: how many were due.
+        :return: how many are still due, as they have more runs to make up.
         """
-        due = await self._storage.due_schedules(STEP)
-        for schedule in due:
-            await self._fire(schedule)
-        return len(due)
+        met: set[str] = set()
+        due_again: set[str] = set()
+        backlog = 0
+        while True:
+            limit = BATCH + len(due_again)
+            due = await self._storage.due_schedules(limit)
+            for schedule in due:
+                if schedule.id in met:
+                    due_again.add(schedule.id)
+                else:
+                    met.add(schedule.id)
+                    backlog += not self._is_aside(schedule) and await self._fire(schedule)
+            if len(due) < limit:
+                self._aside = {name: entry for name, entry in self._aside.items() if name in met}
+                return backlog
 
-    async def _fire(self, schedule: Schedule) -> None:
-        live = schedule.overlap is Overlap.SKIP and await self._is_live(schedule.last_task)
-        now = await self._storage.now()
+    async def _fire(self, schedule: Schedule) -> bool:
+        """Fire a schedule, and say whether more of its runs are due."""
         try:
-            self._codec.admit_schedule(schedule)
-            trigger = decode_value(schedule.trigger, self._plugins.trigger)
-            advanced, tasks = advance(schedule, trigger, now, last_run_is_live=live)
+            return await self._fire_now(schedule)
+        except StorageUnavailable:
+            raise
         except Exception as error:  # a trigger is foreign code; one that is broken must not keep the others from firing
-            await self._set_aside(schedule, error)
-            return
-        # Under the key that signs now, should it have been signed with one that only verifies by now.
-        if await self._storage.fire(self._codec.sign_schedule(advanced), [self._codec.sign(task) for task in tasks]):
-            _log.info("schedule %s fired %d tasks; next run %s", schedule.id, len(tasks), advanced.next_run)
-
-    async def _is_live(self, task_id: str | None) -> bool:
-        if task_id is None:
+            self._set_aside(schedule, error)
             return False
-        (task,) = await self._storage.get([task_id])
-        return task is not None and not task.state.is_final
 
-    async def _set_aside(self, schedule: Schedule, error: Exception) -> None:
-        # Another worker may know the trigger, or the key; but if none does, the schedule must not be looked at a
-        # hundred times a second.
+    async def _fire_now(self, schedule: Schedule) -> bool:
+        self._codec.admit_schedule(schedule)
+        trigger = decode_value(schedule.trigger, self._plugins.trigger)
+        live = schedule.overlap is Overlap.SKIP and bool(await live_tasks(self._storage, schedule))
+        now = await self._storage.now()
+        advanced, tasks = advance(schedule, trigger, now, last_run_is_live=live)
+        # Under the key that signs now, should it have been signed with one that only verifies by now.
+        advanced = self._codec.sign_schedule(advanced)
+        stored = await self._storage.fire(advanced, [self._codec.sign(task) for task in tasks])
+        if stored is None:
+            return False
+        await note_holder(self._storage, advanced, stored)
+        self._aside.pop(schedule.id, None)
+        created = sum(entry.created for entry in stored)
+        _log.info("schedule %s fired %d tasks; next run %s", schedule.id, created, advanced.next_run)
+        return advanced.next_run is not None and advanced.next_run <= now
+
+    # What cannot fire here
+
+    def _is_aside(self, schedule: Schedule) -> bool:
+        revision, until = self._aside.get(schedule.id, (0, 0.0))
+        return revision == schedule.revision and time.monotonic() < until
+
+    def _set_aside(self, schedule: Schedule, error: Exception) -> None:
+        # Another worker may know the trigger, or the key: nothing that is stored changes because this one does not. And
+        # it must not be looked at a hundred times a second.
         told = str(error) if isinstance(error, OmniQError) else f"{type(error).__name__}: {error}"
         _log.error("schedule %s cannot fire here: %s; looking again in a minute", shown(schedule.id), told)
         if isinstance(error, PayloadRejected) and self._on_rejected is not None:
             self._on_rejected("omniq_schedule_rejected", schedule=schedule, reason=told)
-        later = await self._storage.now() + timedelta(minutes=1)
-        await self._storage.fire(evolve(schedule, next_run=later), [])
+        self._aside[schedule.id] = schedule.revision, time.monotonic() + SET_ASIDE_SECONDS
+
+
+async def live_tasks(storage: Storage, schedule: Schedule) -> list[str]:
+    """Return the ids of a schedule's runs that have not ended, as far as the schedule knows them."""
+    known = [*schedule.live_tasks, *([] if schedule.last_task is None else [schedule.last_task])]
+    found = await storage.get(known) if known else []
+    return [task.id for task in found if task is not None and not task.state.is_final]
+
+
+async def note_holder(storage: Storage, fired: Schedule, stored: Sequence[Enqueued]) -> None:
+    """Have a schedule name the task that has the unique key of its latest run, if that run was not stored for it.
+
+    :param fired: as :meth:`~omniq.storage.Storage.fire` was given it.
+    :param stored: what it returned.
+    """
+    if stored and stored[-1].id != fired.last_task:
+        changed = evolve(fired, last_task=stored[-1].id)
+        await storage.put_schedule(changed, expected_revision=fired.revision + 1)

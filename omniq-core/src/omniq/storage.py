@@ -328,8 +328,10 @@ class Storage(ABC):
         """Return when something may be claimable in one of the queues, a schedule may be due, or the timeout is over.
 
         Returns at once if a task is ready or due in a queue that is not paused. May return early for no reason; must
-        not return later than 100 ms after a task became ready, in so far as notifications arrive, and not more than
-        2 s after it if they are lost. Sends at most one request a second meanwhile.
+        not return later than 100 ms after a task became ready or a schedule became due, in so far as notifications
+        arrive, and not more than 2 s after it if they are lost. That holds for everybody who waits, as not everybody
+        can fire every schedule, and for a schedule of any interval. Only a schedule that was due when the wait began is
+        no reason to return at once: perhaps nobody can fire it. Sends at most one request a second meanwhile.
 
         :param timeout: seconds.
         """
@@ -446,14 +448,15 @@ class Storage(ABC):
         """Give schedules that are not paused and whose ``next_run`` has come, the earliest first."""
 
     @abstractmethod
-    async def fire(self, schedule: Schedule, tasks: Sequence[NewTask]) -> bool:
+    async def fire(self, schedule: Schedule, tasks: Sequence[NewTask]) -> list[Enqueued] | None:
         """Replace a schedule and enqueue the tasks of its run, in one step, if nobody changed it meanwhile.
 
         :param schedule: what to store: as it was read, revision included, but for its new ``next_run``, ``last_run``,
             ``last_task``.
         :param tasks: as for :meth:`enqueue`; may be empty.
-        :return: False, and nothing stored, if the stored revision is another or the schedule is gone. Of any number
-            that fire one tick, one succeeds.
+        :return: one entry for each task, as :meth:`enqueue` returns them: a task whose ``unique`` key belongs to a live
+            task is not stored, and the schedule is advanced all the same. None, and nothing stored, if the stored
+            revision is another or the schedule is gone. Of any number that fire one tick, one succeeds.
         """
 
     # Upkeep

@@ -8,28 +8,70 @@ from datetime import datetime, timedelta
 
 from attrs import evolve
 
+from omniq.errors import InvalidTrigger
 from omniq.ids import new_id
 from omniq.schedule import Misfire, Overlap, Schedule, Trigger
 from omniq.task import NewTask
 
-__all__ = ["STEP", "advance", "task_of_run"]
+__all__ = ["STEP", "advance", "first_run", "next_run", "task_of_run"]
 
 LATE = 30.0
 """Seconds by which a run may be late without being a misfire: a busy or changing scheduler must not skip a tick."""
 STEP = 50
 """The most runs that are made up in one step under ``misfire="all"``."""
+_INSTANT = timedelta(microseconds=1)
 
 
-def task_of_run(schedule: Schedule, tick: datetime | None) -> NewTask:
-    """Give the task of one run.
+def first_run(schedule: Schedule, trigger: Trigger, now: datetime) -> datetime | None:
+    """Return the first fire time of a schedule that is stored now; None if it never fires.
+
+    A trigger of one fixed time may have passed; it fires nevertheless, but not before ``start`` or after ``end``.
+    """
+    found = trigger.first(now)
+    if found is None or _between(schedule, found):
+        return found
+    return next_run(schedule, trigger, now)
+
+
+def next_run(schedule: Schedule, trigger: Trigger, moment: datetime) -> datetime | None:
+    """Return the first fire time after a moment that lies between the schedule's ``start`` and ``end``.
+
+    :raises InvalidTrigger: if the trigger does not return a later time: nobody would ever stop asking it.
+    """
+    if schedule.start is not None:
+        # A run at the very moment of the start counts.
+        moment = max(moment, schedule.start - _INSTANT)
+    found = trigger.next_after(moment)
+    if found is None:
+        return None
+    if found.tzinfo is None or found <= moment:
+        raise InvalidTrigger(f"{trigger!r} says that {found!r} is its next time after {moment!r}")
+    return found if _between(schedule, found) else None
+
+
+def _between(schedule: Schedule, moment: datetime) -> bool:
+    return (schedule.start is None or moment >= schedule.start) and (schedule.end is None or moment <= schedule.end)
+
+
+def task_of_run(schedule: Schedule, tick: datetime | None, now: datetime) -> NewTask:
+    """Return the task of one run.
 
     :param schedule: whose task to enqueue.
-    :param tick: the run's fire time; None: now, without jitter.
+    :param tick: the run's fire time; None: a run out of turn, without jitter.
+    :param now: the store's clock, from which a delay of the call counts.
     """
-    start = schedule.task.run_at
-    if tick is not None and schedule.jitter > 0:
-        start = tick + timedelta(seconds=random.uniform(0, schedule.jitter))
-    return evolve(schedule.task, id=new_id(), run_at=start)
+    task = evolve(schedule.task, id=new_id())
+    if tick is None or schedule.jitter == 0:
+        return task
+    put_off = tick + timedelta(seconds=random.uniform(0, schedule.jitter))
+    if schedule.end is not None:
+        put_off = min(put_off, schedule.end)
+    match task.run_at:
+        case timedelta() as delay:
+            put_off = max(put_off, now) + delay
+        case datetime() as run_at:
+            put_off = max(put_off, run_at)
+    return evolve(task, run_at=put_off)
 
 
 def advance(
@@ -40,63 +82,62 @@ def advance(
     :param schedule: as stored, with a ``next_run`` that has come.
     :param trigger: the schedule's trigger.
     :param now: the store's clock.
-    :param last_run_is_live: whether the task of the last run has not ended yet.
+    :param last_run_is_live: whether a task of an earlier run has not ended yet.
     :return: the schedule to store, and the tasks to enqueue in the same step.
+    :raises InvalidTrigger: if the trigger does not return a later time.
     """
+    if schedule.end is not None and (now - schedule.end).total_seconds() > LATE:
+        return evolve(schedule, next_run=None), []
     ticks, following = _ticks(schedule, trigger, now)
     runs = _chosen(schedule.misfire, ticks, now)
     if schedule.overlap is Overlap.SKIP:
         # Runs made up at once would overlap with each other as well.
         runs = [] if last_run_is_live else runs[-1:]
-    tasks = [task_of_run(schedule, tick) for tick in runs]
+    tasks = [task_of_run(schedule, tick, now) for tick in runs]
     advanced = evolve(schedule, next_run=following)
     if runs:
-        advanced = evolve(advanced, last_run=runs[-1], last_task=tasks[-1].id)
+        advanced = evolve(advanced, last_run=runs[-1], last_task=tasks[-1].id, live_tasks=())
     return advanced, tasks
 
 
 def _ticks(schedule: Schedule, trigger: Trigger, now: datetime) -> tuple[list[datetime], datetime | None]:
-    """Give the fire times that have come, and the first that has not; as far as one step goes."""
-    assert schedule.next_run is not None
-    ticks = [schedule.next_run]
-    following = _next(schedule, trigger, schedule.next_run)
-    if schedule.misfire is Misfire.ALL:
-        while following is not None and following <= now and len(ticks) < STEP:
-            ticks.append(following)
-            following = _next(schedule, trigger, following)
-        return ticks, following
-    # After a long outage there may be millions of missed ticks, of which the latest alone counts: not walked one by
-    # one.
-    if following is not None and following <= now:
-        latest = _latest(schedule, trigger, following, now)
-        return [latest], _next(schedule, trigger, latest)
+    """Return the fire times that have come, and the first that has not; as far as one step goes."""
+    tick = schedule.next_run
+    assert tick is not None
+    if not _between(schedule, tick):
+        tick = next_run(schedule, trigger, tick)
+        if tick is None or tick > now:
+            return [], tick
+    following = next_run(schedule, trigger, tick)
+    if following is None or following > now:
+        return [tick], following
+    if schedule.misfire is not Misfire.ALL:
+        latest = _latest(schedule, trigger, tick, now)
+        return [latest], next_run(schedule, trigger, latest)
+    ticks = [tick]
+    while following is not None and following <= now and len(ticks) < STEP:
+        ticks.append(following)
+        following = next_run(schedule, trigger, following)
     return ticks, following
 
 
 def _latest(schedule: Schedule, trigger: Trigger, tick: datetime, now: datetime) -> datetime:
-    """Give the last fire time that is not later than now, given one that is not."""
-    # Look back from now over spans that grow until a fire time stands in them, then walk from there.
-    span = timedelta(seconds=1)
-    while now - span > tick:
-        candidate = _next(schedule, trigger, now - span)
-        if candidate is not None and candidate <= now:
-            tick = candidate
-            break
-        span *= 2
-    while (following := _next(schedule, trigger, tick)) is not None and following <= now:
-        tick = following
+    """Return the last fire time that is not later than now, given one after which there is another."""
+    # After a long outage there may be millions of missed ticks, of which the latest alone counts. The next one after a
+    # moment is never earlier for a later moment, so it is found by halving: in some fifty questions, however many.
+    before, after = tick, now
+    while after - before > _INSTANT:
+        middle = before + (after - before) // 2
+        found = next_run(schedule, trigger, middle)
+        if found is None or found > now:
+            after = middle
+        else:
+            before, tick = middle, found
     return tick
 
 
-def _next(schedule: Schedule, trigger: Trigger, moment: datetime) -> datetime | None:
-    following = trigger.next_after(moment)
-    if following is None or (schedule.end is not None and following > schedule.end):
-        return None
-    return following
-
-
 def _chosen(misfire: Misfire, ticks: Sequence[datetime], now: datetime) -> list[datetime]:
-    if misfire is Misfire.ALL:
+    if misfire is Misfire.ALL or not ticks:
         return list(ticks)
     latest = ticks[-1]
     if misfire is Misfire.SKIP and (now - latest).total_seconds() > LATE:

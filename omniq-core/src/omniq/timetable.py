@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any, TypeVar
 
 from attrs import evolve
@@ -19,9 +19,10 @@ from omniq.options import Duration
 from omniq.plugins import Plugins
 from omniq.policies import decode_value, encode_value
 from omniq.schedule import Misfire, Overlap, Schedule, Trigger
-from omniq.storage import Storage
+from omniq.scheduler import live_tasks, note_holder
+from omniq.storage import Enqueued, Storage
 from omniq.task import NewTask
-from omniq.ticks import task_of_run
+from omniq.ticks import first_run, next_run, task_of_run
 from omniq.twins import sync
 
 __all__ = ["Timetable"]
@@ -31,6 +32,8 @@ C = TypeVar("C", Misfire, Overlap)
 LONGEST_ID = 300
 TRIES = 20
 """How often a change is tried again when somebody else changed the schedule meanwhile."""
+MOST_LIVE = 100
+"""How many live tasks of earlier runs a schedule names, for ``overlap="skip"``."""
 
 
 class Timetable(Control):
@@ -124,9 +127,7 @@ class Timetable(Control):
             following = schedule.next_run
             if following is not None and following <= now:
                 self.codec.admit_schedule(schedule)
-                following = self._trigger(schedule).first(now)
-                if following is not None and schedule.end is not None and following > schedule.end:
-                    following = None
+                following = next_run(schedule, self._trigger(schedule), now)
             return evolve(schedule, paused=False, next_run=following)
 
         return await self._change(schedule_id, resumed)
@@ -136,17 +137,25 @@ class Timetable(Control):
     async def atrigger_schedule(self, schedule_id: str) -> TaskHandle[Any]:
         """Enqueue a schedule's task now, whatever its trigger says. Its rhythm goes on as before.
 
-        :return: a handle of the task.
+        :return: a handle of the task; where a live task has the unique key of the schedule's call, of that one, with
+            ``created`` False.
         :raises ScheduleNotFound: if it is not in the store.
         :raises PayloadRejected: if it is unsigned or altered.
         """
         storage = await self._storage()
+        task: NewTask | None = None
         for _ in range(TRIES):
             schedule = await _found(storage, schedule_id)
+            if task is not None and schedule.last_task == task.id:
+                return self._handle_of_run(task, Enqueued(task.id, True))  # it was the answer that was lost
             self.codec.admit_schedule(schedule)
-            task = self.codec.sign(task_of_run(schedule, None))
-            if await storage.fire(evolve(schedule, last_task=task.id), [task]):
-                return self.handle(task.id)
+            task = task or self.codec.sign(task_of_run(schedule, None, await storage.now()))
+            live = await live_tasks(storage, schedule) if schedule.overlap is Overlap.SKIP else []
+            fired = evolve(schedule, last_task=task.id, live_tasks=tuple(live[-MOST_LIVE:]))
+            stored = await storage.fire(fired, [task])
+            if stored is not None:
+                await note_holder(storage, fired, stored)
+                return self._handle_of_run(task, stored[0])
         raise _contended(schedule_id)
 
     trigger_schedule = sync(atrigger_schedule)
@@ -161,7 +170,7 @@ class Timetable(Control):
     delete_schedule = sync(adelete_schedule)
 
     @abstractmethod
-    def handle(self, task_id: str) -> TaskHandle[Any]: ...
+    def _handle_of_run(self, task: NewTask, stored: Enqueued) -> TaskHandle[Any]: ...
 
     async def areconcile_schedules(self) -> None:
         """Make the stored schedules that were declared in code equal to the code's. A worker does this when it starts.
@@ -229,17 +238,11 @@ def _made(
         raise TypeError(f"trigger must be a Trigger such as Every(60) or Cron('0 9 * * *'), not {trigger!r}")
     if start is not None and end is not None and end < start:
         raise InvalidTrigger(f"schedule {schedule_id!r} ends ({end}) before it starts ({start})")
-    # A run at the very moment of the start counts.
-    base = now if start is None or start <= now else start - timedelta(microseconds=1)
-    first = trigger.first(base)
-    if first is None or (end is not None and first > end):
-        bound = f" before its end ({end})" if end is not None else ""
-        raise InvalidTrigger(f"schedule {schedule_id!r} would never fire: {trigger!r} has no time{bound}")
-    return Schedule(
+    schedule = Schedule(
         id=schedule_id,
         task=task,
         trigger=encode_value(trigger),
-        next_run=first,
+        next_run=None,
         misfire=misfire,
         overlap=overlap,
         jitter=jitter,
@@ -247,6 +250,13 @@ def _made(
         end=end,
         declared=declared,
     )
+    first = first_run(schedule, trigger, now)
+    if first is None:
+        bounds = [f"after its start ({start})"] * (start is not None) + [f"before its end ({end})"] * (end is not None)
+        raise InvalidTrigger(
+            f"schedule {schedule_id!r} would never fire: {trigger!r} has no time {' and '.join(bounds)}".rstrip()
+        )
+    return evolve(schedule, next_run=first)
 
 
 def _declared(

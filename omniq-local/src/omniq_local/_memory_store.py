@@ -322,14 +322,14 @@ class Store(Transitions):
             self.waiters.wake_for_schedule(kept.next_run)
         return kept
 
-    def fire(self, schedule: Schedule, tasks: Sequence[NewTask]) -> bool:
+    def fire(self, schedule: Schedule, tasks: Sequence[NewTask]) -> list[Enqueued] | None:
         # A schedule that is gone has revision 0, which no stored one ever had.
         revision = self.schedules.revision(schedule.id)
         if revision == 0 or revision != schedule.revision:
-            return False
-        self.enqueue(tasks)
+            return None
+        enqueued = self.enqueue(tasks)
         self.put_schedule(schedule, None)
-        return True
+        return enqueued
 
     # Upkeep
 

@@ -249,7 +249,7 @@ class MemoryStorage(Storage):
             store = self._opened()
             return store.schedules.due(store.now(), limit)
 
-    async def fire(self, schedule: Schedule, tasks: Sequence[NewTask]) -> bool:
+    async def fire(self, schedule: Schedule, tasks: Sequence[NewTask]) -> list[Enqueued] | None:
         with LOCK:
             return self._opened().fire(schedule, tasks)
 

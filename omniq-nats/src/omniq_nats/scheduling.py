@@ -9,6 +9,7 @@ from attrs import evolve
 
 from omniq.errors import StorageUnavailable
 from omniq.schedule import Schedule
+from omniq.storage import Enqueued
 from omniq.task import NewTask
 from omniq_nats.agenda import Agenda, is_due
 from omniq_nats.enqueueing import Producer
@@ -103,15 +104,15 @@ class Timetable:
         await self._agenda.look()
         return self._agenda.next_run
 
-    async def fire(self, schedule: Schedule, tasks: Sequence[NewTask]) -> bool:
+    async def fire(self, schedule: Schedule, tasks: Sequence[NewTask]) -> list[Enqueued] | None:
         """Do :meth:`omniq.storage.Storage.fire`."""
         revision, seq = await self._stored(schedule.id)
         if seq == 0 or revision != schedule.revision:
-            return False
+            return None
         kept = evolve(schedule, revision=revision + 1)
         told = encode_schedule(kept, secrets.token_hex(6))
         step = [Write(self._names.schedule(schedule.id), told, expected=seq)]
-        if await self._producer.enqueue(tasks, step) is None:
-            return False
-        await self._link.tell(self._names.timetable)
-        return True
+        enqueued = await self._producer.enqueue(tasks, step)
+        if enqueued is not None:
+            await self._link.tell(self._names.timetable)
+        return enqueued

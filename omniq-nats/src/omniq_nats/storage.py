@@ -250,7 +250,7 @@ class NatsStorage(Storage):
     async def due_schedules(self, limit: int) -> list[Schedule]:
         return await (await self._ready()).timetable.due(limit)
 
-    async def fire(self, schedule: Schedule, tasks: Sequence[NewTask]) -> bool:
+    async def fire(self, schedule: Schedule, tasks: Sequence[NewTask]) -> list[Enqueued] | None:
         return await (await self._ready()).timetable.fire(schedule, tasks)
 
     # Upkeep

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from psycopg.errors import UniqueViolation
 
@@ -12,7 +13,7 @@ from omniq_postgres import wire
 from omniq_postgres.jobs import Context, Steps
 from omniq_postgres.rows import columns_of, key_of, values_of
 
-__all__ = ["enqueue", "store"]
+__all__ = ["FEW", "enqueue", "enqueue_rest", "settle", "store"]
 
 FEW = 20
 """So few tasks are enqueued by one plan whatever their number; more are worth a plan of their own, as a plan for few
@@ -76,10 +77,23 @@ def enqueue(tasks: Sequence[NewTask], context: Context) -> Steps[list[Enqueued]]
     first: dict[str, NewTask] = {}
     for task in tasks:
         first.setdefault(task.id, task)
-    answers: dict[str, Enqueued] = {}
-    open_ones = list(first.values())
+    return (yield from enqueue_rest(tasks, first, {}, context))
+
+
+def enqueue_rest(
+    tasks: Sequence[NewTask], first: Mapping[str, NewTask], answers: dict[str, Enqueued], context: Context
+) -> Steps[list[Enqueued]]:
+    """Store what of some tasks is not stored yet.
+
+    :param tasks: all of them.
+    :param first: each of them once, by id.
+    :param answers: of those that are settled already.
+    :return: one entry for each of ``tasks``, in order.
+    """
+    open_ones = [task for task in first.values() if task.id not in answers]
     while open_ones:
-        yield from _try(open_ones, answers, context)
+        rows = yield context.query("enqueue.guarded", *columns_of(open_ones), prepare=len(open_ones) <= FEW)
+        yield from settle(open_ones, rows, answers, context)
         # Those whose key was taken by a task that has ended again by now get another try.
         open_ones = [task for task in open_ones if task.id not in answers]
     results = []
@@ -91,8 +105,14 @@ def enqueue(tasks: Sequence[NewTask], context: Context) -> Steps[list[Enqueued]]
     return results
 
 
-def _try(tasks: Sequence[NewTask], answers: dict[str, Enqueued], context: Context) -> Steps[None]:
-    rows = yield context.query("enqueue.guarded", *columns_of(tasks), prepare=len(tasks) <= FEW)
+def settle(
+    tasks: Sequence[NewTask], rows: Iterable[Sequence[Any]], answers: dict[str, Enqueued], context: Context
+) -> Steps[None]:
+    """Read what became of tasks that were to be stored.
+
+    :param rows: as ``enqueue.guarded`` gives them: id, stored, known before, holder of the key, seconds to ``run_at``.
+    :param answers: where it is noted; a task that is not there afterwards can be stored now.
+    """
     found = {row[0]: row for row in rows}
     holders: dict[str, str] = {}
     for task in tasks:

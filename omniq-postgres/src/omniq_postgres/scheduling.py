@@ -11,9 +11,10 @@ from attrs import evolve
 from omniq.errors import CorruptRecord
 from omniq.records import dump_schedule, load_schedule
 from omniq.schedule import Schedule
+from omniq.storage import Enqueued
 from omniq.task import NewTask
 from omniq_postgres import wire
-from omniq_postgres.enqueueing import FEW
+from omniq_postgres.enqueueing import FEW, enqueue_rest, settle
 from omniq_postgres.jobs import Context, Rows, Steps
 from omniq_postgres.rows import columns_of
 
@@ -34,7 +35,7 @@ def put_schedule(schedule: Schedule, expected: int | None, context: Context) -> 
     return _stored(schedule, rows, context)
 
 
-def fire(schedule: Schedule, tasks: Sequence[NewTask], context: Context) -> Steps[bool]:
+def fire(schedule: Schedule, tasks: Sequence[NewTask], context: Context) -> Steps[list[Enqueued] | None]:
     """Fire a schedule; see :meth:`~omniq.storage.Storage.fire`."""
     first: dict[str, NewTask] = {}
     for task in tasks:
@@ -46,11 +47,12 @@ def fire(schedule: Schedule, tasks: Sequence[NewTask], context: Context) -> Step
         *columns_of(list(first.values())),
         prepare=len(first) <= FEW,
     )
-    for next_run, queue, ready in rows:
-        _tell_of(schedule, next_run, context)
-        if queue is not None:
-            context.news.ready(queue, ready)
-    return bool(rows)
+    if not rows:
+        return None
+    _tell_of(schedule, rows[0][0], context)
+    answers: dict[str, Enqueued] = {}
+    yield from settle(list(first.values()), [row[1:] for row in rows if row[1] is not None], answers, context)
+    return (yield from enqueue_rest(tasks, first, answers, context))
 
 
 def delete_schedule(schedule_id: str, context: Context) -> Steps[bool]:

@@ -254,7 +254,7 @@ class PostgresStorage(Storage, Migrated):
     async def due_schedules(self, limit: int) -> list[Schedule]:
         return await self._opened().run(partial(scheduling.due_schedules, limit))
 
-    async def fire(self, schedule: Schedule, tasks: Sequence[NewTask]) -> bool:
+    async def fire(self, schedule: Schedule, tasks: Sequence[NewTask]) -> list[Enqueued] | None:
         return await self._opened().run(partial(scheduling.fire, schedule, tasks))
 
     # Upkeep

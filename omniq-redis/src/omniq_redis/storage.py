@@ -320,13 +320,14 @@ class RedisStorage(Storage):
     async def due_schedules(self, limit: int) -> list[Schedule]:
         return readable(await self._opened().run("due_schedules", [limit]))
 
-    async def fire(self, schedule: Schedule, tasks: Sequence[NewTask]) -> bool:
+    async def fire(self, schedule: Schedule, tasks: Sequence[NewTask]) -> list[Enqueued] | None:
         check_size(tasks)
         words: list[bytes | int | str] = [schedule.id, next_run_of(schedule), dump_schedule(schedule)]
         words.append(schedule.revision)
         for task in tasks:
             words += order_words(task)
-        return bool(await self._opened().run("fire", words))
+        refused = await self._opened().run("fire", words)
+        return None if refused is None else read_stored(tasks, refused)
 
     # Upkeep
 

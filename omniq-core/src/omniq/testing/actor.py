@@ -179,7 +179,7 @@ async def fire(storage: Storage, history: History, *, queue: str, ticks: int) ->
             following = schedule.next_run + timedelta(seconds=1) if schedule.revision < ticks else None
             history.write("firing", id=task.id, revision=schedule.revision)
             fired = await storage.fire(evolve(schedule, next_run=following, last_task=task.id), [task])
-            history.write("fired", id=task.id, revision=schedule.revision, fired=fired)
+            history.write("fired", id=task.id, revision=schedule.revision, fired=fired is not None)
 
 
 async def _act(options: argparse.Namespace) -> None:

@@ -286,10 +286,9 @@ class Model:
         kept = self.schedules[schedule.id] = evolve(schedule, revision=revision + 1)
         return kept
 
-    def fire(self, schedule: Schedule, tasks: Sequence[NewTask]) -> bool:
+    def fire(self, schedule: Schedule, tasks: Sequence[NewTask]) -> list[Enqueued] | None:
         stored = self.schedules.get(schedule.id)
         if stored is None or stored.revision != schedule.revision:
-            return False
+            return None
         self.put_schedule(schedule, None)
-        self.enqueue(tasks)
-        return True
+        return self.enqueue(tasks)

@@ -11,6 +11,7 @@ from typing import Any
 from attrs import evolve
 
 from omniq.schedule import Misfire, Overlap, Schedule
+from omniq.storage import Enqueued
 from omniq.task import NewTask, When
 from omniq_local.files.change import Change
 from omniq_local.files.names import schedule_path
@@ -88,14 +89,14 @@ def next_run(change: Change) -> int | None:
     return min((micros(s.next_run) for s in _all(change).values() if s.next_run and not s.paused), default=None)
 
 
-def fire(schedule: Schedule, tasks: Sequence[NewTask], change: Change) -> bool:
+def fire(schedule: Schedule, tasks: Sequence[NewTask], change: Change) -> list[Enqueued] | None:
     """See :meth:`~omniq.storage.Storage.fire`."""
     stored = _all(change).get(schedule.id)
     if stored is None or stored.revision != schedule.revision:
-        return False
-    enqueue(tasks, change)
+        return None
+    enqueued = enqueue(tasks, change)
     _store(evolve(schedule, revision=schedule.revision + 1), change)
-    return True
+    return enqueued
 
 
 # As JSON
@@ -113,6 +114,7 @@ def _dump(schedule: Schedule) -> bytes:
         "paused": schedule.paused,
         "declared": schedule.declared,
         "last_task": schedule.last_task,
+        "live_tasks": schedule.live_tasks,
     }
     for name in _TIMES:
         at = getattr(schedule, name)
@@ -134,6 +136,7 @@ def _load(text: dict[str, Any]) -> Schedule:
         paused=text["paused"],
         declared=text["declared"],
         last_task=text["last_task"],
+        live_tasks=tuple(text.get("live_tasks", ())),
         task=evolve(load_order(order), run_at=_read_when(order["run_at"]), expires=_read_when(order["expires"])),
         **times,
     )

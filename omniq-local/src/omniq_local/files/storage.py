@@ -208,7 +208,7 @@ class FileStorage(Storage):
     async def due_schedules(self, limit: int) -> list[Schedule]:
         return await self._opened().run(partial(scheduling.due_schedules, limit))
 
-    async def fire(self, schedule: Schedule, tasks: Sequence[NewTask]) -> bool:
+    async def fire(self, schedule: Schedule, tasks: Sequence[NewTask]) -> list[Enqueued] | None:
         return await self._opened().run(partial(scheduling.fire, schedule, tasks), small=len(tasks) <= LARGE)
 
     # Upkeep

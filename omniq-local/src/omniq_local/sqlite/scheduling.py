@@ -13,6 +13,7 @@ from attrs import evolve
 from omniq.errors import CorruptRecord
 from omniq.records import dump_schedule, load_schedule
 from omniq.schedule import Schedule
+from omniq.storage import Enqueued
 from omniq.task import NewTask
 from omniq_local.sqlite.enqueueing import enqueue
 from omniq_local.sqlite.rows import microseconds, moment
@@ -37,14 +38,14 @@ def put_schedule(schedule: Schedule, expected: int | None, tx: Transaction) -> S
     return stored
 
 
-def fire(schedule: Schedule, tasks: Sequence[NewTask], tx: Transaction) -> bool:
+def fire(schedule: Schedule, tasks: Sequence[NewTask], tx: Transaction) -> list[Enqueued] | None:
     """See :meth:`~omniq.storage.Storage.fire`."""
     revision = _revision(tx, schedule.id)
     if revision == 0 or revision != schedule.revision:
-        return False
-    enqueue(tasks, tx)
+        return None
+    enqueued = enqueue(tasks, tx)
     _put(tx, evolve(schedule, revision=revision + 1))
-    return True
+    return enqueued
 
 
 def delete_schedule(schedule_id: str, tx: Transaction) -> bool:

@@ -239,7 +239,7 @@ class SQLiteStorage(Storage):
         database = self._opened()
         return database.quick.read(partial(scheduling.due_schedules, limit, database.now(), database.sql))
 
-    async def fire(self, schedule: Schedule, tasks: Sequence[NewTask]) -> bool:
+    async def fire(self, schedule: Schedule, tasks: Sequence[NewTask]) -> list[Enqueued] | None:
         return await self._opened().write(partial(scheduling.fire, schedule, tasks), small=len(tasks) <= LARGE)
 
     # Upkeep

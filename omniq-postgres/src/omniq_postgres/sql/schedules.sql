@@ -19,7 +19,8 @@ RETURNING revision, extract(epoch FROM next_run - clock_timestamp())::double pre
 -- name: fire
 -- Replace a schedule unless it has another revision by now, and store the tasks of its run as enqueue.guarded does. One
 -- statement, so that whoever stands still in the middle of it holds no lock. No row: another one has fired it, or it is
--- gone; else a row for each queue with a new task, or one without a queue.
+-- gone; else in how many seconds it is due next, with what enqueue.guarded gives of each task; or with nothing, if there
+-- are no tasks.
 WITH fired AS (
     UPDATE {schedule} SET revision = revision + 1, next_run = $2, paused = $3, body = $4
     WHERE id = $1 AND revision = $5
@@ -33,7 +34,8 @@ new AS MATERIALIZED (
            CASE
                WHEN n.lifetime IS NULL THEN n.dies_at
                ELSE least(now + n.lifetime, '9999-12-31 23:59:59.999999+00')
-           END AS expires_at
+           END AS expires_at,
+           EXISTS (SELECT FROM {task} WHERE {task}.id = n.id) AS known
     FROM clock, unnest(
         $6::uuid[], $7::text[], $8::text[], $9::bytea[], $10::text[], $11::smallint[], $12::integer[], $13::text[],
         $14::double precision[], $15::boolean[], $16::timestamptz[], $17::interval[], $18::timestamptz[],
@@ -43,12 +45,12 @@ new AS MATERIALIZED (
         timeout, is_async, at, delay, dies_at,
         lifetime, result_ttl, signature, tags, unique_key, key
     )
-    WHERE NOT EXISTS (SELECT FROM {task} WHERE {task}.id = n.id)
 ),
 waiting AS (
     INSERT INTO {live} (run_at, expires_at, result_ttl, seq, state, priority, id, queue, key)
     SELECT run_at, expires_at, result_ttl, seq, CASE WHEN run_at > now THEN 1 ELSE 2 END, priority, id, queue, key
     FROM new, clock
+    WHERE NOT known
     -- In one order everywhere, so that two batches with the same keys do not wait for each other.
     ORDER BY key NULLS FIRST, seq
     ON CONFLICT DO NOTHING
@@ -69,12 +71,13 @@ kept AS (
            retry, unique_key, tags::text[], signature, payload
     FROM new JOIN waiting USING (id), stored
 )
-SELECT extract(epoch FROM fired.next_run - clock_timestamp())::double precision, made.queue, made.seconds
-FROM fired
-LEFT JOIN (
-    SELECT queue, extract(epoch FROM min(run_at) - min(now))::double precision AS seconds
-    FROM waiting, clock GROUP BY queue
-) AS made ON true
+SELECT extract(epoch FROM fired.next_run - clock_timestamp())::double precision,
+       new.id::text,
+       waiting.id IS NOT NULL,
+       new.known,
+       (SELECT {live}.id::text FROM {live} WHERE {live}.key = new.key AND {live}.key IS NOT NULL),
+       extract(epoch FROM new.run_at - clock.now)::double precision
+FROM fired CROSS JOIN clock LEFT JOIN new ON true LEFT JOIN waiting ON waiting.id = new.id
 
 -- name: get
 SELECT id, revision, next_run, paused, body FROM {schedule} WHERE id = ANY ($1::text[])

@@ -166,7 +166,7 @@ class RaceContract(Contract):
             for schedule in schedules:
                 task = new_task()
                 won = await sibling.fire(evolve(schedule, next_run=FAR, last_task=task.id), [task])
-                fired.append(task.id if won else None)
+                fired.append(None if won is None else task.id)
             return fired
 
         winners = []

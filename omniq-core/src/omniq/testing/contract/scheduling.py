@@ -9,7 +9,7 @@ from attrs import evolve
 
 from omniq.ids import new_id
 from omniq.schedule import Misfire, Overlap, Schedule
-from omniq.storage import Storage
+from omniq.storage import Enqueued, Storage
 from omniq.task import TaskState
 from omniq.testing.contract.base import Contract
 from omniq.testing.contract.steps import (
@@ -70,6 +70,7 @@ class ScheduleContract(Contract):
             declared=True,
             last_run=LONG_AGO,
             last_task=new_id(),
+            live_tasks=(new_id(), new_id()),
         )
         stored = await store.put_schedule(schedule)
         assert stored == evolve(schedule, revision=1)
@@ -164,7 +165,7 @@ class ScheduleContract(Contract):
         schedule = await put(store, next_run=LONG_AGO)
         tasks = [new_task(payload=b"1"), new_task(run_at=FAR)]
         fired = evolve(schedule, next_run=FAR, last_run=LONG_AGO, last_task=tasks[0].id)
-        assert await store.fire(fired, tasks) is True
+        assert await store.fire(fired, tasks) == [Enqueued(task.id, True) for task in tasks]
         assert await store.get_schedules() == [evolve(fired, revision=2)]
         assert await store.due_schedules(10) == []
         assert await states(store, [task.id for task in tasks]) == [TaskState.READY, TaskState.SCHEDULED]
@@ -173,7 +174,7 @@ class ScheduleContract(Contract):
 
     async def test_firing_without_tasks_advances_the_schedule(self, store: Storage) -> None:
         schedule = await put(store, next_run=LONG_AGO)
-        assert await store.fire(evolve(schedule, next_run=None), []) is True
+        assert await store.fire(evolve(schedule, next_run=None), []) == []
         (stored,) = await store.get_schedules()
         assert (stored.next_run, stored.revision) == (None, 2)
         assert await store.stats() == []
@@ -181,8 +182,8 @@ class ScheduleContract(Contract):
     async def test_a_tick_fires_once(self, store: Storage) -> None:
         schedule = await put(store, next_run=LONG_AGO)
         first, second = new_task(), new_task()
-        assert await store.fire(evolve(schedule, next_run=FAR), [first]) is True
-        assert await store.fire(evolve(schedule, next_run=FAR, last_task=second.id), [second]) is False
+        assert await store.fire(evolve(schedule, next_run=FAR), [first]) is not None
+        assert await store.fire(evolve(schedule, next_run=FAR, last_task=second.id), [second]) is None
         assert await states(store, [first.id, second.id]) == [TaskState.READY, None]
         (stored,) = await store.get_schedules()
         assert (stored.revision, stored.last_task) == (2, None)
@@ -190,32 +191,49 @@ class ScheduleContract(Contract):
     async def test_a_schedule_that_was_changed_since_it_was_read_is_not_fired(self, store: Storage) -> None:
         schedule = await put(store, next_run=LONG_AGO)
         changed = await put(store, next_run=FAR, trigger="changed")
-        assert await store.fire(schedule, [new_task()]) is False
+        assert await store.fire(schedule, [new_task()]) is None
         assert await store.get_schedules() == [changed]
         assert await store.stats() == []
 
     async def test_a_schedule_that_is_gone_is_not_fired_and_does_not_come_back(self, store: Storage) -> None:
         schedule = await put(store, next_run=LONG_AGO)
         await store.delete_schedule("s")
-        assert await store.fire(schedule, [new_task()]) is False
-        assert await store.fire(evolve(schedule, revision=0), [new_task()]) is False
+        assert await store.fire(schedule, [new_task()]) is None
+        assert await store.fire(evolve(schedule, revision=0), [new_task()]) is None
         assert await store.get_schedules() == []
         assert await store.stats() == []
 
     async def test_the_tasks_of_a_run_are_enqueued_as_any_other(self, store: Storage) -> None:
         (holder,) = await add(store, unique="key")
         schedule = await put(store, next_run=LONG_AGO)
-        rival, again = new_task(unique="key"), new_task(id=holder)
-        assert await store.fire(evolve(schedule, next_run=FAR), [rival, again]) is True
-        assert await states(store, [holder, rival.id]) == [TaskState.READY, None]
-        assert await counts(store) == {TaskState.READY: 1}
+        rival, again, free, twin = (
+            new_task(unique="key"),
+            new_task(id=holder),
+            new_task(unique="b"),
+            new_task(unique="b"),
+        )
+        assert await store.fire(evolve(schedule, next_run=FAR), [rival, again, free, twin]) == [
+            Enqueued(holder, False),
+            Enqueued(holder, False),
+            Enqueued(free.id, True),
+            Enqueued(free.id, False),
+        ]
+        assert [stored.next_run for stored in await store.get_schedules()] == [FAR]
+        assert await states(store, [holder, rival.id, free.id, twin.id]) == [
+            TaskState.READY,
+            None,
+            TaskState.READY,
+            None,
+        ]
+        await store.cancel([free.id])
+        assert await counts(store) == {TaskState.READY: 1, TaskState.CANCELLED: 1}
         assert (await record(store, holder)).unique == "key"
 
     async def test_schedules_are_shared(self, stores: Stores) -> None:
         store, other = await stores.open(), await stores.open()
         schedule = await put(store, next_run=LONG_AGO)
         assert await other.due_schedules(1) == [schedule]
-        assert await other.fire(evolve(schedule, next_run=FAR), []) is True
-        assert await store.fire(evolve(schedule, next_run=FAR), []) is False
+        assert await other.fire(evolve(schedule, next_run=FAR), []) == []
+        assert await store.fire(evolve(schedule, next_run=FAR), []) is None
         assert await store.delete_schedule("s") is True
         assert await other.get_schedules() == []
