@@ -487,3 +487,115 @@ def test_the_file_system_is_the_one_of_the_innermost_mount(tmp_path: Path) -> No
     assert file_system_of("/mnt/my share/fast/jobs", str(mounts)) == "tmpfs"
     assert file_system_of("/mnt/my shared", str(mounts)) == "ext4"
     assert file_system_of("/var/lib", str(tmp_path / "none")) is None
+
+
+# Files beside it that somebody removes
+
+LOGS = [("-wal", "-shm"), ("-wal",), ("-shm",)]
+
+
+def remove(path: Path, *endings: str) -> None:
+    for ending in endings:
+        path.with_name(path.name + ending).unlink()
+
+
+@pytest.mark.parametrize("endings", LOGS)
+@pytest.mark.parametrize("query", ["", "?synchronous=full"])
+def test_nothing_is_lost_if_the_log_is_removed_while_in_use(
+    tmp_path: Path, endings: tuple[str, ...], query: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "jobs.db"
+
+    async def scenario() -> None:
+        async with opened(path, query) as store, opened(path, query) as same_process:
+            await store.enqueue([new_task() for _ in range(5)])
+            await same_process.enqueue([new_task()])
+            remove(path, *endings)
+            await same_process.enqueue([new_task()])
+            store.enqueue_blocking([new_task()])
+            assert await count(store, TaskState.READY) == 8
+        async with opened(path) as store:
+            assert len(await take(store)) == 8
+
+    with caplog.at_level("WARNING", "omniq.sqlite"):
+        asyncio.run(scenario())
+    with raw(path) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+    assert "was removed while in use" in caplog.text
+    assert ("what the removed log held was saved" in caplog.text) is ("-wal" in endings)
+    assert not list(tmp_path.glob("*.saved-*"))
+
+
+ENQUEUE_AND_WAIT = """
+import asyncio, sys
+from pathlib import Path
+from tests.local.sqlite_support import new_task, opened
+
+async def main():
+    async with opened(Path(sys.argv[1])) as store:
+        await store.enqueue([new_task() for _ in range(3)])
+        print("enqueued", flush=True)
+        sys.stdin.readline()
+        await store.enqueue([new_task() for _ in range(2)])
+        print("again", flush=True)
+        sys.stdin.readline()
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("endings", LOGS)
+def test_all_processes_go_on_together_after_the_log_was_removed(tmp_path: Path, endings: tuple[str, ...]) -> None:
+    path = tmp_path / "jobs.db"
+
+    async def scenario() -> None:
+        async with opened(path) as store:
+            await store.enqueue([new_task()])
+            with python(ENQUEUE_AND_WAIT, str(path)) as other:
+                assert other.stdin is not None
+                assert other.stdout is not None
+                assert other.stdout.readline() == "enqueued\n"
+                remove(path, *endings)
+                assert len(await take(store)) == 4
+                other.stdin.write("\n")
+                other.stdin.flush()
+                assert other.stdout.readline() == "again\n"
+                assert len(await take(store)) == 2
+                other.communicate("\n")
+            await store.enqueue([new_task()])
+            assert await count(store, TaskState.RUNNING) == 6
+        async with opened(path) as store:
+            assert await count(store, TaskState.READY) == 1
+
+    asyncio.run(scenario())
+    with raw(path) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+    assert not list(tmp_path.glob("*.saved-*"))
+
+
+def test_what_was_in_a_removed_log_is_saved_apart_if_another_process_has_begun_a_new_one(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "jobs.db"
+
+    async def scenario() -> None:
+        async with opened(path) as store:
+            await store.enqueue([new_task() for _ in range(5)])
+            remove(path, "-wal", "-shm")
+            with python(ENQUEUE_AND_WAIT, str(path)) as other:
+                assert other.stdout is not None
+                assert other.stdout.readline() == "enqueued\n"
+                other.communicate("\n\n")
+            assert await count(store, TaskState.READY) == 5
+
+    async def look_at(saved: Path) -> None:
+        async with opened(saved) as store:
+            assert await count(store, TaskState.READY) == 5
+
+    with caplog.at_level("ERROR", "omniq.sqlite"):
+        asyncio.run(scenario())
+    assert "what was stored before is in" in caplog.text
+    (saved,) = tmp_path.glob("*.saved-*")
+    asyncio.run(look_at(saved))
+    with raw(path) as connection:
+        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import logging
+import os
 import random
 import sqlite3
 import threading
@@ -13,8 +14,9 @@ from contextlib import contextmanager
 from typing import Any, Final, Literal, TypeAlias, TypeVar
 
 from omniq.errors import StorageUnavailable
-from omniq_local.sqlite.connection import connect, identity_of, lenient
+from omniq_local.sqlite.connection import Identity, connect, identity_of, lenient, log_identity_of
 from omniq_local.sqlite.faults import is_broken, is_busy, translated
+from omniq_local.sqlite.lost_log import LogReplaced, save_log
 from omniq_local.sqlite.preparation import prepare
 from omniq_local.sqlite.settings import Settings
 from omniq_local.sqlite.statements import Statements
@@ -29,7 +31,9 @@ Job: TypeAlias = Callable[[Transaction], T]
 """Does one thing within a transaction. May be run again after a transaction that failed, so it changes nothing else."""
 
 LOOK_EVERY = 0.2
-"""Seconds between two looks whether the file is still the one that was opened."""
+"""Seconds between two looks whether the files are still those that were opened, if the folder is as it was."""
+GLANCE_EVERY = 0.001
+"""Seconds between two looks whether the folder is as it was: what they cost does not matter at one in so long."""
 
 
 class _Missed(enum.Enum):
@@ -53,38 +57,95 @@ class Channel:
         self.lock = threading.Lock()
         self.connection: sqlite3.Connection | None = None
         self._busy_timeout = busy_timeout
-        self._identity: tuple[int, int] | None = None
+        self.renew: Callable[[], None] = lambda: None
+        """Makes all connections of the process anew, if the log was replaced."""
+        self.log_is_lost: Callable[[], bool] = self.has_lost_its_log
+        """Tells whether one of the process's connections has a log open that was replaced."""
+        self._identity: Identity = None
+        self._log_identity: tuple[Identity, Identity] = (None, None)
+        self._folder_changed_at = 0
         self._look_at = 0.0
+        self._glance_at = 0.0
+
+    def has_lost_its_log(self) -> bool:
+        """Tell whether the log, or its index, is no longer the one that the connection has open; under the lock."""
+        return (
+            self.connection is not None
+            and identity_of(self.settings) == self._identity
+            and log_identity_of(self.settings) != self._log_identity
+        )
+
+    def save_log(self) -> None:
+        """Save what the log held that the connection has open; under the lock."""
+        if self.connection is not None and log_identity_of(self.settings)[0] != self._log_identity[0]:
+            save_log(self.connection, self.settings)
+
+    def _is_unchanged(self) -> bool:
+        """Tell, at little cost, whether the folder has the files that it had at the last look."""
+        now = time.monotonic()
+        if now < self._glance_at:
+            return True
+        try:
+            changed_at = os.stat(self.settings.folder).st_mtime_ns
+        except OSError:
+            return False
+        self._glance_at = now + GLANCE_EVERY
+        if changed_at == self._folder_changed_at and now < self._look_at:
+            return True
+        self._folder_changed_at = changed_at
+        self._look_at = now + LOOK_EVERY
+        return False
 
     def _connected(self) -> sqlite3.Connection:
         connection = self.connection
         if connection is not None:
             if connection.in_transaction:  # an interrupt (Ctrl-C) fell between two instructions
                 connection.execute("ROLLBACK")
-            now = time.monotonic()
-            if now < self._look_at:
+            if self._is_unchanged():
                 return connection
             if identity_of(self.settings) == self._identity:
-                self._look_at = now + LOOK_EVERY
+                if log_identity_of(self.settings) != self._log_identity:
+                    self._look_at = self._glance_at = 0.0
+                    raise LogReplaced
                 return connection
             # What is written into a file that was deleted is lost, and SQLite would not say so.
             _log.warning("%s was moved, deleted or replaced while in use; connecting anew", self.settings.path)
-            self._drop()
+            self.drop()
         return self._connect()
 
     def _connect(self) -> sqlite3.Connection:
         if self._identity is not None:
             prepare(self.settings, create=False)
+        if self.log_is_lost():
+            # It would share the index of the log with those connections, and use it for another log.
+            raise LogReplaced
         connection = connect(self.settings, busy_timeout=self._busy_timeout)
         try:
+            # Opens the log.
+            connection.execute("SELECT 1 FROM sqlite_schema LIMIT 1").fetchall()
             self._on_connected(connection)
         except sqlite3.Error:
             connection.close()
             raise
+        self._look_at = self._glance_at = 0.0
+        self._is_unchanged()
         self.connection = connection
         self._identity = identity_of(self.settings)
-        self._look_at = time.monotonic() + LOOK_EVERY
+        self._log_identity = log_identity_of(self.settings)
         return connection
+
+    def _with_its_log(self, work: Callable[[], T]) -> T:
+        """Do something that needs the connection, if need be once more after all were made anew."""
+        try:
+            return work()
+        except LogReplaced:
+            self.renew()
+        try:
+            return work()
+        except LogReplaced:
+            raise StorageUnavailable(
+                f"{self.settings.path}-wal or -shm is removed again and again while in use; see what does that"
+            ) from None
 
     def _on_connected(self, connection: sqlite3.Connection) -> None:
         """Do what is to be done once on each connection."""
@@ -97,11 +158,12 @@ class Channel:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
         except sqlite3.Error:
-            self._drop()
+            self.drop()
         if isinstance(error, sqlite3.Error) and is_broken(error):
-            self._drop()
+            self.drop()
 
-    def _drop(self) -> None:
+    def drop(self) -> None:
+        """Close the connection, under the lock; the next use opens another."""
         connection, self.connection = self.connection, None
         if connection is not None:
             connection.close()
@@ -109,7 +171,7 @@ class Channel:
     def close(self) -> None:
         """Close the connection, after what is under way."""
         with self.lock:
-            self._drop()
+            self.drop()
 
 
 class Reader(Channel):
@@ -127,6 +189,9 @@ class Reader(Channel):
 
         :raises StorageUnavailable: if that is not possible.
         """
+        return self._with_its_log(lambda: self._read(job))
+
+    def _read(self, job: Callable[[sqlite3.Connection], T]) -> T:
         with self.lock:
             try:
                 connection = self._connected()
@@ -193,6 +258,12 @@ class Writer(Channel):
 
     def attempt(self, job: Job[T]) -> T | Missed:
         """Run a job now, on this thread, unless that would mean to wait."""
+        try:
+            return self._attempt(job)
+        except LogReplaced:
+            return MISSED
+
+    def _attempt(self, job: Job[T]) -> T | Missed:
         if self._waiting or not self.lock.acquire(blocking=False):
             return MISSED
         try:
@@ -217,6 +288,9 @@ class Writer(Channel):
         :return: their results, in order.
         :raises StorageUnavailable: if that is not possible within the busy timeout; then nothing was done.
         """
+        return self._with_its_log(lambda: self._transact(jobs))
+
+    def _transact(self, jobs: Sequence[Job[Any]]) -> list[Any]:
         deadline = time.monotonic() + self.settings.busy_timeout
         results = []
         pokes: list[tuple[int, int]] = []

@@ -35,13 +35,20 @@ class Checkpoints:
 
     :param settings: which file.
     :param turn: gives a turn among those who write in this process.
+    :param log_is_lost: tells whether one of the process's connections has a log open that was replaced.
     """
 
-    def __init__(self, settings: Settings, turn: Callable[[], AbstractContextManager[None]]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        turn: Callable[[], AbstractContextManager[None]],
+        log_is_lost: Callable[[], bool],
+    ) -> None:
         self.lock = threading.Lock()
         """Held while it has a connection."""
         self._settings = settings
         self._turn = turn
+        self._log_is_lost = log_is_lost
         self._written = 0
         self._under_way = False
 
@@ -70,6 +77,9 @@ class Checkpoints:
 
     def _checkpoint(self) -> None:
         with self.lock:
+            if self._log_is_lost():
+                # Its index tells of what is not in the new one. Whoever writes next sees to it.
+                return
             connection = connect(self._settings, busy_timeout=WAIT)
             try:
                 _, pages, _ = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()

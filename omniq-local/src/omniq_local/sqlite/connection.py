@@ -8,7 +8,10 @@ from urllib.parse import quote
 
 from omniq_local.sqlite.settings import Settings
 
-__all__ = ["connect", "identity_of", "lenient"]
+__all__ = ["Identity", "connect", "identity_of", "lenient", "log_identity_of"]
+
+Identity = tuple[int, int] | None
+"""What tells a file from every other one, whatever its name; None: there is none."""
 
 LARGEST_LOG = 64 * 2**20
 """Bytes to which SQLite cuts its log when it begins it anew."""
@@ -41,10 +44,19 @@ def connect(settings: Settings, *, create: bool = False, busy_timeout: float = 0
     return connection
 
 
-def identity_of(settings: Settings) -> tuple[int, int] | None:
-    """Give what tells the file from every other one, whatever its name; None if there is none."""
+def identity_of(settings: Settings) -> Identity:
+    """Tell which file the database is."""
+    return _identity(settings.path)
+
+
+def log_identity_of(settings: Settings) -> tuple[Identity, Identity]:
+    """Tell which files the log and its index are. While any connection has them open, SQLite keeps them."""
+    return _identity(settings.path + "-wal"), _identity(settings.path + "-shm")
+
+
+def _identity(path: str) -> Identity:
     try:
-        status = os.stat(settings.path)
+        status = os.stat(path)
     except OSError:
         return None
     return status.st_dev, status.st_ino

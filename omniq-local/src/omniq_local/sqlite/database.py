@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import logging
 import os
 import sqlite3
 import threading
@@ -25,6 +26,7 @@ from omniq.task import NewTask
 from omniq_local.lanes import Errand, Lane, deliver
 from omniq_local.sqlite.channels import MISSED, Channel, Job, Reader, Writer
 from omniq_local.sqlite.checkpoint import Checkpoints
+from omniq_local.sqlite.lost_log import not_the_last
 from omniq_local.sqlite.preparation import PREPARING, prepare
 from omniq_local.sqlite.settings import Settings
 from omniq_local.sqlite.single import Inserted, SingleWriter, is_simple
@@ -34,6 +36,8 @@ from omniq_local.wake import Bell
 
 __all__ = ["Database"]
 
+_log = logging.getLogger("omniq.sqlite")
+
 T = TypeVar("T")
 
 CALLER_PATIENCE = 2.0
@@ -42,6 +46,9 @@ CALLER_PAUSE = 0.02
 """Seconds at most between two looks whether it has come."""
 FORK_PATIENCE = 10.0
 """Seconds for which a fork waits for the end of a transaction that another thread is in the middle of."""
+
+RENEWAL_PATIENCE = 10.0
+"""Seconds for which the end of what another thread does is waited for, before its connection is closed."""
 
 
 class Lock(Protocol):
@@ -77,7 +84,10 @@ class Database:
         self._beat = Writer(self.settings, self.sql, self.now, self._committed)
         self.quick = Reader(self.settings)
         self._slow = Reader(self.settings)
-        self._checkpoints = Checkpoints(self.settings, self._main.turn)
+        self._checkpoints = Checkpoints(self.settings, self._main.turn, self._log_is_lost)
+        for channel in self._channels:
+            channel.renew = self._renew
+            channel.log_is_lost = self._log_is_lost
         self._committing: Lane[Job[Any]] = Lane("omniq-sqlite-commit", partial(_commit, self._main))
         self._beating: Lane[Job[Any]] = Lane("omniq-sqlite-beat", partial(_commit, self._beat))
         self._reading: Lane[Callable[[sqlite3.Connection], Any]] = Lane("omniq-sqlite-read", partial(_read, self._slow))
@@ -99,6 +109,7 @@ class Database:
         """
         with self._guard:
             if self._users == 0:
+                self._renew()
                 prepare(self.settings)
             self._users += 1
 
@@ -117,9 +128,39 @@ class Database:
             for lane in (self._spreading, self._committing, self._beating, self._reading, self._checkpointing):
                 lane.stop()
             self._is_ending.clear()
+            self._renew()
             for channel in reversed(self._channels):
                 channel.close()
             self.bell.close()
+
+    def _siblings(self) -> list[Database]:
+        return [each for each in list(_alive) if each.settings.path == self.settings.path]
+
+    def _log_is_lost(self) -> bool:
+        return any(channel.has_lost_its_log() for each in self._siblings() for channel in each._channels)
+
+    def _renew(self) -> None:
+        """Drop all connections of the process to the file, if its log was replaced, having saved what that held.
+
+        All, since SQLite lets those of one process share one index of the log.
+        """
+        databases = self._siblings()
+        channels = [channel for each in databases for channel in each._channels]
+        with contextlib.ExitStack() as stack:
+            for lock in (*(each._checkpoints.lock for each in databases), *(each.lock for each in channels)):
+                if lock.acquire(timeout=RENEWAL_PATIENCE):
+                    stack.callback(lock.release)
+            lost = [channel for channel in channels if channel.has_lost_its_log()]
+            if not lost:
+                return
+            _log.warning(
+                "%s: its log (-wal) or the index of that (-shm) was removed while in use; connecting anew",
+                self.settings.path,
+            )
+            with not_the_last(self.settings):
+                lost[0].save_log()
+                for channel in channels:
+                    channel.drop()
 
     @property
     def _channels(self) -> tuple[Channel, ...]:

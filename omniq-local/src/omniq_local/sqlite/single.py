@@ -15,6 +15,7 @@ from collections.abc import Callable
 from omniq.task import NewTask
 from omniq_local.sqlite.channels import MISSED, Missed, Writer
 from omniq_local.sqlite.faults import is_busy
+from omniq_local.sqlite.lost_log import LogReplaced
 from omniq_local.sqlite.rows import BODY_APART, FRESH, columns_of
 from omniq_local.sqlite.settings import Settings
 from omniq_local.sqlite.statements import Statements
@@ -71,6 +72,8 @@ class SingleWriter(Writer):
             cursor = self._connected().execute(self._insert, row)
             stored, seq, noticed = cursor.rowcount == 1, cursor.lastrowid, self._noticed
             self._noticed = False
+        except LogReplaced:
+            return MISSED
         except sqlite3.Error as error:
             if is_busy(error):
                 return MISSED
