@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from urllib.parse import urlencode
 
+import pytest
+
 from omniq.ids import new_id
 from omniq.testing import wait_until
 from tests.faults import traces
@@ -18,12 +20,24 @@ from tests.servers.base import Server
 from tests.servers.proxy import Proxy
 from tests.servers.starting import KINDS, make_server
 
-__all__ = ["LOCAL", "SERVERS", "FileStage", "ServerStage", "Servers", "SqliteStage", "Stage", "seed_of_this_run"]
+__all__ = [
+    "LOCAL",
+    "MOSTLY_LONG",
+    "SERVERS",
+    "FileStage",
+    "ServerStage",
+    "Servers",
+    "SqliteStage",
+    "Stage",
+    "seed_of_this_run",
+]
 
 LOCAL = ("sqlite", "file")
 """The stores without a server."""
 SERVERS = KINDS
 """The stores with one."""
+MOSTLY_LONG = [SERVERS[0], *(pytest.param(kind, marks=pytest.mark.long) for kind in SERVERS[1:])]
+"""The same for tests that cost much: every day on the server that costs least, on the others in the long run."""
 IMPATIENT: Mapping[str, Mapping[str, str]] = {
     "redis": {"timeout": "2", "connect_timeout": "2", "retry_for": "3"},
     "postgres": {"timeout": "3"},

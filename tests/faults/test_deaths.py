@@ -10,7 +10,7 @@ import pytest
 
 from omniq import TaskFailed, TaskState
 from tests.faults.scene import Scene
-from tests.faults.stages import LOCAL, SERVERS, seed_of_this_run
+from tests.faults.stages import LOCAL, MOSTLY_LONG, SERVERS, seed_of_this_run
 
 everywhere = pytest.mark.parametrize("stage", [*LOCAL, *SERVERS], indirect=True)
 locally = pytest.mark.parametrize("stage", LOCAL, indirect=True)
@@ -102,7 +102,7 @@ def test_a_task_that_always_kills_its_process_fails_and_its_neighbours_end(scene
     scene.check()
 
 
-@everywhere
+@pytest.mark.parametrize("stage", ["sqlite", pytest.param("file", marks=pytest.mark.long), *MOSTLY_LONG], indirect=True)
 def test_workers_that_are_killed_at_random_under_load_lose_nothing(scene: Scene) -> None:
     chance = random.Random(seed_of_this_run())
     producers = [scene.producer(count=40, batch=8), scene.producer(count=60, unique=4, first=1000)]

@@ -11,11 +11,12 @@ import pytest
 
 from omniq import Every, StorageUnavailable, TaskHandle, TaskQueue, TaskState
 from tests.faults.scene import Actor, Scene
-from tests.faults.stages import SERVERS, ServerStage, seed_of_this_run
+from tests.faults.stages import MOSTLY_LONG, SERVERS, ServerStage, seed_of_this_run
 
 T = TypeVar("T")
 
-pytestmark = pytest.mark.parametrize("stage", SERVERS, indirect=True)
+on_servers = pytest.mark.parametrize("stage", SERVERS, indirect=True)
+mostly_long = pytest.mark.parametrize("stage", MOSTLY_LONG, indirect=True)
 
 
 def insist(call: Callable[[], T]) -> T:
@@ -36,6 +37,7 @@ def check_that_the_load_was_carried(scene: Scene) -> None:
     scene.check_nothing_is_left()
 
 
+@mostly_long
 def test_nothing_is_lost_or_done_twice_when_every_connection_is_cut_again_and_again(
     scene: Scene, server_stage: ServerStage
 ) -> None:
@@ -49,6 +51,7 @@ def test_nothing_is_lost_or_done_twice_when_every_connection_is_cut_again_and_ag
     check_that_the_load_was_carried(scene)
 
 
+@mostly_long
 def test_nothing_is_lost_or_done_twice_when_answers_are_lost_at_random(scene: Scene, server_stage: ServerStage) -> None:
     server_stage.proxy.reseed(seed_of_this_run())
     scene.load()
@@ -59,6 +62,7 @@ def test_nothing_is_lost_or_done_twice_when_answers_are_lost_at_random(scene: Sc
     check_that_the_load_was_carried(scene)
 
 
+@mostly_long
 def test_schedulers_that_lose_answers_fire_each_tick_once(scene: Scene, server_stage: ServerStage) -> None:
     server_stage.proxy.reseed(seed_of_this_run())
     function = scene.function("coroutine")
@@ -88,6 +92,7 @@ def held_on(scene: Scene, worker: Actor) -> list[TaskHandle[str]]:
     return held
 
 
+@on_servers
 def test_a_worker_that_is_cut_off_for_longer_than_a_lease_gives_up_and_its_late_completion_is_rejected(
     scene: Scene, server_stage: ServerStage
 ) -> None:
@@ -116,6 +121,7 @@ def test_a_worker_that_is_cut_off_for_longer_than_a_lease_gives_up_and_its_late_
     scene.check_nothing_is_left()
 
 
+@mostly_long
 @pytest.mark.parametrize("how", ["delay", "trickle"])
 def test_on_a_slow_network_everything_is_right_and_only_slower(
     scene: Scene, server_stage: ServerStage, how: str
@@ -139,6 +145,7 @@ def test_on_a_slow_network_everything_is_right_and_only_slower(
     check_that_the_load_was_carried(scene)
 
 
+@on_servers
 def test_a_task_that_comes_after_the_waiting_worker_was_cut_off_is_found(
     scene: Scene, server_stage: ServerStage
 ) -> None:
@@ -151,6 +158,7 @@ def test_a_task_that_comes_after_the_waiting_worker_was_cut_off_is_found(
     scene.check(answers_were_lost=True)
 
 
+@on_servers
 def test_a_result_that_is_waited_for_comes_although_every_connection_is_cut(
     scene: Scene, server_stage: ServerStage
 ) -> None:
@@ -167,6 +175,7 @@ def test_a_result_that_is_waited_for_comes_although_every_connection_is_cut(
             assert result.result(60) == handle.result(60)
 
 
+@on_servers
 def test_a_producer_is_told_in_time_that_it_is_cut_off(scene: Scene, server_stage: ServerStage) -> None:
     with TaskQueue(server_stage.disturbed_url) as queue:
         queue.stats()

@@ -13,7 +13,7 @@ import pytest
 from omniq import Every, TaskCancelled, TaskHandle, TaskState
 from omniq.testing import wait_until
 from tests.faults.scene import Scene
-from tests.faults.stages import LOCAL, SERVERS, ServerStage, SqliteStage, seed_of_this_run
+from tests.faults.stages import LOCAL, MOSTLY_LONG, SERVERS, ServerStage, SqliteStage, seed_of_this_run
 
 everywhere = pytest.mark.parametrize("stage", [*LOCAL, *SERVERS], indirect=True)
 locally = pytest.mark.parametrize("stage", LOCAL, indirect=True)
@@ -153,7 +153,7 @@ def test_a_producer_is_told_that_a_locked_store_took_nothing(impatient: SqliteSt
         scene.check()
 
 
-@pytest.mark.parametrize("stage", SERVERS, indirect=True)
+@pytest.mark.parametrize("stage", MOSTLY_LONG, indirect=True)
 def test_schedulers_that_are_suspended_in_the_middle_of_what_they_do_keep_nobody_waiting(
     scene: Scene, server_stage: ServerStage
 ) -> None:
@@ -195,7 +195,7 @@ def test_schedulers_that_are_suspended_in_the_middle_of_what_they_do_keep_nobody
     scene.check()
 
 
-@pytest.mark.parametrize("stage", ["sqlite", *SERVERS], indirect=True)
+@pytest.mark.parametrize("stage", ["sqlite", *MOSTLY_LONG], indirect=True)
 def test_of_several_schedulers_that_stand_still_and_come_back_one_fires_each_tick(scene: Scene) -> None:
     function = scene.function("coroutine")
     workers = [scene.worker() for _ in range(5)]
