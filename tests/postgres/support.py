@@ -101,7 +101,8 @@ async def connection_of(url: str, *, plain: bool = False) -> AsyncIterator[Async
 
     :param plain: without the settings that a proxy would refuse.
     """
-    connector = Connector(settings_of(url + "&pooler=transaction" if plain else url))
+    more = f"{'&' if '?' in url else '?'}pooler=transaction" if plain else ""
+    connector = Connector(settings_of(url + more))
     connection = await connector.connect()
     try:
         yield connection

@@ -84,6 +84,34 @@ async def test_whoever_waits_while_connections_are_terminated_hears_nevertheless
             await works
 
 
+async def test_lost_and_restored_connections_are_logged(
+    own_server: PostgresServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    def told(level: str, text: str) -> list[str]:
+        return [
+            record.getMessage()
+            for record in caplog.records
+            if (record.name, record.levelname) == ("omniq.postgres", level) and text in record.getMessage()
+        ]
+
+    caplog.set_level("INFO", "omniq.postgres")
+    async with opened(namespaced(own_server)) as store:
+        waits = asyncio.create_task(store.wait_for_work(["q"], 120))
+        await await_until(lambda: bool(store._session and store._session.waiting._listener._channels), 20, "to listen")
+        await asyncio.to_thread(own_server.kill)
+        call = asyncio.create_task(store.enqueue([new_task()]))
+        await await_until(lambda: told("WARNING", "the connection is lost or cannot be made"), 20, "word of the loss")
+        await asyncio.to_thread(own_server.start)
+        assert (await call)[0].created
+        assert len(told("INFO", "connected again after")) == 1
+        await asyncio.wait_for(waits, 60)
+        await await_until(lambda: told("INFO", "listening again after"), 20, "word of the return")
+        assert told("WARNING", "cannot listen")
+        # However often it was tried meanwhile.
+        assert len(told("WARNING", "")) <= 4
+    assert "secret" not in caplog.text
+
+
 async def test_terminating_every_connection_under_load_loses_and_doubles_nothing(
     server: PostgresServer, storage_url: str
 ) -> None:

@@ -1,19 +1,22 @@
-"""Behind a proxy that pools by transaction everything works: by looking instead of listening, by plans made anew."""
+"""Behind a proxy everything works; where it pools by transaction, by looking instead of listening."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from pathlib import Path
 
 import psycopg
 import pytest
 
-from omniq import TaskQueue
+from omniq import StorageUnavailable, TaskQueue
 from omniq.ids import new_id
 from omniq.schedule import Schedule
 from omniq.storage import Capability, Lease, LeaseState, Severity
 from omniq.task import TaskState
-from tests.postgres.support import counts, done, new_task, opened, storage, take
+from omniq.testing import await_until
+from omniq_postgres.connecting import Connector, discard
+from tests.postgres.support import connection_of, counts, done, new_task, opened, settings_of, storage, take
 from tests.servers.pgbouncer import PgBouncer
 from tests.servers.postgres import PostgresServer
 
@@ -137,6 +140,65 @@ def test_a_queue_and_its_worker_work_through_it(url: str) -> None:
                 return [await handle.aresult(timeout=30) for handle in handles]
 
         assert asyncio.run(work()) == [2 * number for number in range(20)]
+
+
+# Session pooling, where each connection has a server process of its own for as long as it lasts
+
+
+@pytest.fixture(scope="module")
+def session_proxy(server: PostgresServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PgBouncer]:
+    with PgBouncer(tmp_path_factory.mktemp("pgbouncer"), server, mode="session", size=30) as running:
+        yield running
+
+
+async def test_one_that_pools_by_session_is_used_as_the_server_itself_is(session_proxy: PgBouncer) -> None:
+    url = f"{session_proxy.url}?namespace=t{new_id()[-8:]}"
+    async with opened(url) as store, opened(url) as other:
+        for each in (store, other):
+            subjects = {finding.subject for finding in await each.diagnose()}
+            assert "pooler" not in subjects
+            assert "notifications" in subjects
+        # Heard of, rather than seen at the next look.
+        works = asyncio.create_task(store.wait_for_work(["q"], 60))
+        await await_until(lambda: bool(store._session and store._session.waiting._listener._channels), 20, "to listen")
+        (entry,) = await other.enqueue([new_task()])
+        await asyncio.wait_for(works, 20)
+        assert [task.id for task in await take(store)] == [entry.id]
+        # What it did not take along with the connection is set nevertheless.
+        async with connection_of(url) as connection:
+            cursor = await connection.execute("SELECT current_setting('statement_timeout')")
+            assert await cursor.fetchone() == ("20s",)
+
+
+@pytest.mark.parametrize("more", ["", "server_round_robin = 1"])
+async def test_one_that_pools_by_transaction_is_never_taken_for_one_that_pools_by_session(
+    server: PostgresServer, tmp_path: Path, more: str
+) -> None:
+    with PgBouncer(tmp_path, server, size=2, more=more) as running:
+        # Both of its connections are there, so that it has a choice.
+        async with (
+            connection_of(running.url, plain=True) as first,
+            connection_of(running.url, plain=True) as second,
+            first.transaction(),
+            second.transaction(),
+        ):
+            await asyncio.gather(first.execute("SELECT 1"), second.execute("SELECT 1"))
+        for _ in range(10):
+            connector = Connector(settings_of(running.url))
+            discard(await connector.connect())
+            assert connector.pooled
+
+
+async def test_the_first_use_gives_up_after_the_timeout_if_the_proxy_has_no_connection_left(
+    server: PostgresServer, tmp_path: Path
+) -> None:
+    with PgBouncer(tmp_path, server, size=1) as running:
+        async with connection_of(running.url, plain=True) as other, other.transaction():
+            await other.execute("SELECT 1")
+            store = storage(f"{running.url}?namespace=t", timeout=0.5)
+            with pytest.raises(StorageUnavailable):
+                # Far less than the proxy's own two minutes.
+                await asyncio.wait_for(store.open(), 30)
 
 
 def test_the_capabilities_do_not_depend_on_it(url: str) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import traceback
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 import psycopg
 import pytest
 
+from omniq import TaskQueue
 from omniq.errors import ConfigurationError, CorruptRecord, SchemaMismatch, StorageUnavailable
 from omniq.schedule import Schedule
 from omniq.storage import Lease, TaskQuery
@@ -352,9 +354,35 @@ def test_a_url_that_cannot_be_read_is_refused_without_showing_its_password() -> 
     assert raised.value.__cause__ is None
 
 
-@pytest.mark.parametrize("scheme", ["postgres", "postgresql", "PostgreSQL"])
-def test_both_schemes_lead_to_the_same(scheme: str) -> None:
-    assert settings_of(f"{scheme}://me@localhost/db").dsn.endswith("://me@localhost/db")
+@pytest.mark.parametrize("scheme", ["postgres", "postgresql", "PostgreSQL", "postgresql+psycopg"])
+async def test_every_scheme_leads_to_the_same(storage_url: str, scheme: str) -> None:
+    async with TaskQueue(storage_url.replace("postgresql://", f"{scheme}://")) as queue:
+        assert await queue.astats() == []
+
+
+async def test_the_database_that_lacks_the_tables_is_named(server: PostgresServer) -> None:
+    server.execute("CREATE DATABASE lacking")
+    # Without a database in it, the URL leads to the one that the user or the environment names.
+    url = f"{server.url.removesuffix('/postgres')}?dbname=lacking"
+    with pytest.raises(SchemaMismatch, match="the database 'lacking' has no tables"):
+        async with opened(url, migrate="off"):
+            pass
+    # Under another name of the server nothing can be told before.
+    elsewhere = f"postgresql://postgres@localhost:{server.port}/lacking"
+    async with opened(server.url + "?namespace=full") as store:
+        with (
+            psycopg.connect(elsewhere) as connection,
+            pytest.raises(SchemaMismatch, match="the database 'lacking' has not the tables"),
+        ):
+            store.join(connection).enqueue([new_task()])
+
+
+async def test_a_password_in_the_users_place_is_not_shown(server: PostgresServer) -> None:
+    url = server.url.replace("postgres@", "hush@") + "?timeout=5"
+    with pytest.raises(StorageUnavailable, match=r'role "\*\*\*" does not exist') as raised:
+        async with opened(url):
+            pass
+    assert "hush" not in "".join(traceback.format_exception(raised.value))
 
 
 def test_an_unknown_option_is_refused_and_the_known_are_named() -> None:

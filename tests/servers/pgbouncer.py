@@ -1,4 +1,4 @@
-"""PgBouncer in transaction pooling, started by the tests."""
+"""PgBouncer, started by the tests."""
 
 from __future__ import annotations
 
@@ -18,15 +18,20 @@ __all__ = ["PgBouncer"]
 
 
 class PgBouncer(Server):
-    """A proxy that gives a server connection for the time of one transaction.
+    """A proxy that gives a server connection for the time of one transaction, or of one connection of a client's.
 
     Where it is not installed, the test is skipped; in CI it fails.
 
     :param folder: for the log.
     :param behind: the server that it leads to.
+    :param mode: ``transaction`` or ``session``.
+    :param size: how many connections of the server it uses at most.
+    :param more: more lines of its settings.
     """
 
-    def __init__(self, folder: Path, behind: PostgresServer) -> None:
+    def __init__(
+        self, folder: Path, behind: PostgresServer, *, mode: str = "transaction", size: int = 10, more: str = ""
+    ) -> None:
         super().__init__(folder)
         found = find_binary(["pgbouncer"], ["/usr/sbin", "/usr/local/sbin", "/opt/homebrew/bin"])
         if found is None:
@@ -36,6 +41,7 @@ class PgBouncer(Server):
             pytest.skip(reason)
         self.binary: Path = found
         self.behind = behind
+        self.mode, self.size, self.more = mode, size, more
         self.user = other_user()
         self.settings = Path(tempfile.mkdtemp(prefix="omniq-pgbouncer-"))
 
@@ -60,9 +66,10 @@ listen_addr = {HOST}
 listen_port = {self.port}
 unix_socket_dir =
 auth_type = any
-pool_mode = transaction
-default_pool_size = 10
+pool_mode = {self.mode}
+default_pool_size = {self.size}
 max_client_conn = 200
+{self.more}
 """
         )
         if self.user is not None:

@@ -13,14 +13,13 @@ __all__ = ["parse_url", "redact", "redact_all"]
 _SECRET = re.compile(r"pass|secret|token|key|cred", re.IGNORECASE)
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://\S+")
 _NAMESPACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}")
-# Here a user without a password is a token.
-_TOKEN_SCHEMES = frozenset({"nats", "tls", "ws", "wss"})
 
 
 def redact(url: str) -> str:
     """Give a URL with its password, and every option whose name speaks of a secret, replaced by ``***``.
 
-    Where it is not clear where a password ends, because it holds what should have been escaped, all is hidden.
+    So is a user without a password, which may be a token, or a password whose colon was forgotten. Where it is not
+    clear where a password ends, because it holds what should have been escaped, all is hidden.
     """
     scheme, separator, rest = url.partition("://")
     if not separator:
@@ -30,7 +29,7 @@ def redact(url: str) -> str:
     place, mark, query = rest.partition("?")
     if not place.startswith("/"):
         user, at, place = place.rpartition("@")
-        place = _hide_password(user, scheme.lower()) + at + place
+        place = _hide_password(user) + at + place
     return scheme + separator + place + mark + _hide_options(query)
 
 
@@ -40,7 +39,8 @@ def redact_all(text: str) -> str:
 
 
 def _is_clear(url: str) -> bool:
-    # A driver would take what precedes an unescaped / or ? of a password for the host, and show it in its errors.
+    # A driver would take what precedes an unescaped / or ? of a password for the host, and show it in its errors; of
+    # several @ libpq takes the first for the end of the password, redis-py the last.
     rest = url.partition("://")[2]
     if rest.startswith("/"):
         return True
@@ -48,14 +48,14 @@ def _is_clear(url: str) -> bool:
         authority = urlsplit(url).netloc
     except ValueError:  # not shown, as its text may hold the password
         return False
-    return rest.rpartition("@")[0] == authority.rpartition("@")[0]
+    return rest.rpartition("@")[0] == authority.rpartition("@")[0] and authority.count("@") <= 1
 
 
-def _hide_password(user: str, scheme: str) -> str:
+def _hide_password(user: str) -> str:
     name, colon, _ = user.partition(":")
     if colon:
         return f"{name}:***"
-    return "***" if name and scheme in _TOKEN_SCHEMES else name
+    return "***" if name else ""
 
 
 def _hide_options(query: str) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import select
 import socket
+from collections.abc import Iterator
 from typing import Any, TypeAlias
 
 import psycopg
@@ -13,17 +15,21 @@ from psycopg import AsyncRawCursor, RawCursor
 from psycopg.pq import TransactionStatus
 from psycopg.rows import TupleRow
 
-from omniq.errors import StorageUnavailable
+from omniq.errors import OmniQError, StorageUnavailable
 from omniq_postgres import wire
+from omniq_postgres.faults import translated
 from omniq_postgres.settings import Pooler, Settings
 
-__all__ = ["AsyncConnection", "Connector", "SyncConnection", "cut", "discard", "is_usable"]
+__all__ = ["PREPARED", "AsyncConnection", "Connector", "SyncConnection", "cut", "cut_at", "discard", "is_usable"]
 
 OLDEST = 130000
 """The oldest server version."""
 IDLE_IN_TRANSACTION = 5000
 """Milliseconds after which the server ends a connection of ours that stands still within a transaction."""
-_PREPARED = 200
+PREPARED = 200
+"""Statements that one connection has prepared at most."""
+PROXY_PATIENCE = 2.0
+"""Seconds that finding out how a proxy pools may take."""
 
 AsyncConnection: TypeAlias = psycopg.AsyncConnection[TupleRow]
 SyncConnection: TypeAlias = psycopg.Connection[TupleRow]
@@ -34,6 +40,8 @@ class Connector:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self.database = ""
+        """The name of the database; known once a connection was made."""
         self._takes_options = settings.pooler != Pooler.TRANSACTION
         self._pooled: bool | None = None if settings.pooler == Pooler.AUTO else settings.pooler == Pooler.TRANSACTION
 
@@ -42,58 +50,85 @@ class Connector:
         """Whether a proxy gives a server process for one transaction only; known once a connection was made."""
         return bool(self._pooled)
 
+    def translated(self, error: psycopg.Error) -> OmniQError | ValueError:
+        """Give the error that a user of the core knows."""
+        return translated(error, self.settings.shown, self.database)
+
+    def _options(self) -> dict[str, str]:
+        timeout = str(int(self.settings.timeout * 1000))
+        return {
+            # All statements here go by an index; a table that looks small when a plan is made may grow.
+            "enable_seqscan": "off",
+            "jit": "off",
+            "TimeZone": "UTC",
+            # Each statement here is right by itself, and made to pass by what others hold.
+            "default_transaction_isolation": "read committed",
+            # Only migrations take several round trips in one transaction.
+            "statement_timeout": timeout,
+            "idle_in_transaction_session_timeout": str(IDLE_IN_TRANSACTION),
+            # And what was claimed for a client that takes no answer any more is free again.
+            "tcp_user_timeout": timeout,
+            "tcp_keepalives_idle": "30",
+            "tcp_keepalives_interval": "10",
+            "tcp_keepalives_count": "3",
+        }
+
     def _parameters(self) -> dict[str, Any]:
         # Whatever the database or the environment says: texts are packed as UTF-8.
         parameters = {**self.settings.parameters, "client_encoding": "UTF8"}
+        given = parameters.pop("options", "")
         if self._takes_options:
-            timeout = int(self.settings.timeout * 1000)
-            ours = (
-                # All statements here go by an index; a table that looks small when a plan is made may grow.
-                "-c enable_seqscan=off -c jit=off -c TimeZone=UTC "
-                # Each statement here is right by itself, and made to pass by what others hold.
-                "-c default_transaction_isolation=read\\ committed "
-                # Only migrations take several round trips in one transaction.
-                f"-c statement_timeout={timeout} -c idle_in_transaction_session_timeout={IDLE_IN_TRANSACTION} "
-                # And what was claimed for a client that takes no answer any more is free again.
-                f"-c tcp_user_timeout={timeout} "
-                "-c tcp_keepalives_idle=30 -c tcp_keepalives_interval=10 -c tcp_keepalives_count=3"
-            )
-            parameters["options"] = f"{ours} {parameters.get('options', '')}".strip()
-        else:
-            parameters.pop("options", None)
+            escaped = {name: value.replace(" ", "\\ ") for name, value in self._options().items()}
+            ours = " ".join(f"-c {name}={value}" for name, value in escaped.items())
+            parameters["options"] = f"{ours} {given}".strip()
         return parameters
 
-    def _refused_options(self, error: psycopg.Error, parameters: dict[str, Any]) -> bool:
+    def _refused(self, error: psycopg.OperationalError, parameters: dict[str, Any]) -> None:
+        """Learn from a connection that was refused that the next one may be accepted, or raise the error."""
         # PgBouncer refuses what it does not know unless it was told to ignore it. Of several who connect at once each
         # has to learn it.
         if "options" in parameters and "unsupported startup parameter" in str(error):
             self._takes_options = False
-            return True
-        return False
+            return
+        user = self.settings.lone_user
+        if user and user in str(error):
+            raise type(error)(str(error).replace(user, "***")) from None
+        raise error
 
-    async def connect(self) -> AsyncConnection:
+    async def connect(self, deadline: float | None = None) -> AsyncConnection:
         """Make a connection for a loop.
 
-        :raises psycopg.Error: if that cannot be done.
+        :param deadline: by the loop's clock; None: after the settings' timeout.
+        :raises psycopg.Error: if that cannot be done in time.
         :raises StorageUnavailable: if the server is too old.
         """
-        dsn, parameters = self.settings.dsn, self._parameters()
+        if deadline is None:
+            deadline = asyncio.get_running_loop().time() + self.settings.timeout
+        connection = await self._connect(deadline)
         try:
-            connection = await psycopg.AsyncConnection.connect(dsn, autocommit=True, **parameters)
-        except psycopg.OperationalError as error:
-            if not self._refused_options(error, parameters):
-                raise
-            connection = await psycopg.AsyncConnection.connect(dsn, autocommit=True, **self._parameters())
-        try:
-            connection.cursor_factory = AsyncRawCursor
-            self._check(connection)
-            if self._pooled is None:
-                cursor = await connection.execute("SELECT pg_backend_pid()", prepare=False)
-                self._learn(connection, await cursor.fetchone())
-            self._set_up(connection)
+            with cut_at(deadline, connection):
+                self._check(connection)
+                if self._pooled is None:
+                    self._pooled = await self._is_pooled(connection)
+                if (statement := self._set_up(connection)) is not None:
+                    await connection.execute(statement, prepare=False)
         except BaseException:
             discard(connection)
             raise
+        return connection
+
+    async def _connect(self, deadline: float) -> AsyncConnection:
+        dsn, parameters = self.settings.dsn, self._parameters()
+        try:
+            async with asyncio.timeout_at(deadline):
+                try:
+                    connection = await psycopg.AsyncConnection.connect(dsn, autocommit=True, **parameters)
+                except psycopg.OperationalError as error:
+                    self._refused(error, parameters)
+                    connection = await psycopg.AsyncConnection.connect(dsn, autocommit=True, **self._parameters())
+        except TimeoutError:
+            raise psycopg.errors.ConnectionTimeout("no connection was made in time") from None
+        connection.cursor_factory = AsyncRawCursor
         return connection
 
     def connect_blocking(self) -> SyncConnection:
@@ -102,15 +137,13 @@ class Connector:
         try:
             connection = psycopg.Connection.connect(dsn, autocommit=True, **parameters)
         except psycopg.OperationalError as error:
-            if not self._refused_options(error, parameters):
-                raise
+            self._refused(error, parameters)
             connection = psycopg.Connection.connect(dsn, autocommit=True, **self._parameters())
         try:
             connection.cursor_factory = RawCursor
             self._check(connection)
-            if self._pooled is None:
-                self._learn(connection, connection.execute("SELECT pg_backend_pid()", prepare=False).fetchone())
-            self._set_up(connection)
+            if (statement := self._set_up(connection)) is not None:
+                connection.execute(statement, prepare=False)
         except BaseException:
             discard(connection)
             raise
@@ -122,15 +155,49 @@ class Connector:
             raise StorageUnavailable(
                 f"{self.settings.shown} is PostgreSQL {version // 10000}; OmniQ needs {OLDEST // 10000} or later"
             )
+        self.database = connection.info.dbname
 
-    def _learn(self, connection: AsyncConnection | SyncConnection, row: TupleRow | None) -> None:
+    async def _is_pooled(self, connection: AsyncConnection) -> bool:
+        """Find out whether there is a proxy that gives a server process for one transaction only."""
+        process = await _process_of(connection)
         # A proxy that hands out server processes cannot tell beforehand which one it will be.
-        self._pooled = row is None or row[0] != connection.info.backend_pid
+        if process == connection.info.backend_pid:
+            return False
+        # One that pools by session gives each of two connections a process of its own, and always the same. The order
+        # is one in which a proxy that takes turns betrays itself. If in doubt, nothing is relied upon.
+        try:
+            other = await self._connect(asyncio.get_running_loop().time() + PROXY_PATIENCE)
+        except psycopg.Error:
+            return True
+        try:
+            with cut_at(asyncio.get_running_loop().time() + PROXY_PATIENCE, other):
+                mine: set[int] = {process}
+                others: set[int] = set()
+                for both in ((connection, other), (other, connection)) * 4:
+                    for each in both:
+                        (mine if each is connection else others).add(await _process_of(each))
+        except psycopg.Error:
+            return True
+        finally:
+            discard(other)
+        return len(mine) > 1 or len(others) > 1 or mine == others
 
-    def _set_up(self, connection: AsyncConnection | SyncConnection) -> None:
+    def _set_up(self, connection: AsyncConnection | SyncConnection) -> bytes | None:
+        """Prepare a connection for use; gives a statement to run on it first, if any."""
         connection.prepare_threshold = None if self._pooled else 5
-        connection.prepared_max = _PREPARED
+        connection.prepared_max = PREPARED
         wire.register(connection.adapters)
+        if self._takes_options or self._pooled:
+            return None
+        # What a proxy did not take along holds for this server process as long as it is ours.
+        settings = ", ".join(f"set_config('{name}', '{value}', false)" for name, value in self._options().items())
+        return f"SELECT {settings}".encode()
+
+
+async def _process_of(connection: AsyncConnection) -> int:
+    cursor = await connection.execute("SELECT pg_backend_pid()", prepare=False)
+    row = await cursor.fetchone()
+    return 0 if row is None else int(row[0])
 
 
 def is_usable(connection: AsyncConnection | SyncConnection) -> bool:
@@ -154,3 +221,13 @@ def cut(connection: AsyncConnection | SyncConnection) -> None:
         descriptor = os.dup(connection.pgconn.socket)
         with socket.socket(fileno=descriptor) as twin:
             twin.shutdown(socket.SHUT_RDWR)
+
+
+@contextlib.contextmanager
+def cut_at(deadline: float, connection: AsyncConnection) -> Iterator[None]:
+    """End what is under way on a connection at a time of the loop's clock, though the server be silent."""
+    watchdog = asyncio.get_running_loop().call_at(deadline, cut, connection)
+    try:
+        yield
+    finally:
+        watchdog.cancel()

@@ -10,9 +10,10 @@ from typing import Any, TypeVar
 import psycopg
 from attrs import define
 
+from omniq.outages import Outage
 from omniq_postgres import exchange
 from omniq_postgres.connecting import AsyncConnection, Connector, SyncConnection, cut
-from omniq_postgres.faults import Remedy, remedy_for, translated
+from omniq_postgres.faults import Remedy, remedy_for, text_of
 from omniq_postgres.jobs import Context, Job, News, Steps
 from omniq_postgres.pool import Pool
 from omniq_postgres.statements import Statements
@@ -79,24 +80,32 @@ class _Effort:
     def hurry(self) -> None:
         """Nobody waits for it any more: a server that is silent must not keep the connection from others."""
         self.deadline = min(self.deadline, asyncio.get_running_loop().time() + GRACE)
-        if self.connection is not None:
-            connection = self.connection
-            self.end()
-            self.begin(connection)
+        assert self.connection is not None
+        connection = self.connection
+        self.end()
+        self.begin(connection)
 
 
 class Database:
     """What one storage does on the server.
 
     :param announce: told of the news of each job once it is committed.
+    :param outage: told how each job fares.
     """
 
     def __init__(
-        self, connector: Connector, statements: Statements, announce: Callable[[News], None], *, connections: int
+        self,
+        connector: Connector,
+        statements: Statements,
+        announce: Callable[[News], None],
+        outage: Outage,
+        *,
+        connections: int,
     ) -> None:
         self._connector = connector
         self._settings = connector.settings
         self._announce = announce
+        self._outage = outage
         self.statements = statements
         self.pool = Pool(connector, connections)
         self._under_way: set[asyncio.Task[Any]] = set()
@@ -118,7 +127,9 @@ class Database:
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
-            if not task.done():
+            if effort.connection is None:
+                task.cancel()  # there is nothing under way that would have to come to its end
+            else:
                 effort.hurry()
             raise
 
@@ -132,10 +143,16 @@ class Database:
         pause = FIRST_PAUSE
         while True:
             try:
-                return await self._attempt(job, effort)
+                result = await self._attempt(job, effort)
             except psycopg.Error as error:
-                if remedy_for(error) is Remedy.NOTHING or loop.time() + pause > effort.deadline:
-                    raise translated(error, self._settings.shown) from error
+                remedy = remedy_for(error)
+                if remedy is Remedy.RECONNECT:
+                    self._outage.failed(text_of(error))
+                if remedy is Remedy.NOTHING or loop.time() + pause > effort.deadline:
+                    raise self._connector.translated(error) from error
+            else:
+                self._outage.succeeded()
+                return result
             await asyncio.sleep(pause * random.uniform(0.5, 1.0))
             pause = min(pause * 2, LONGEST_PAUSE)
 

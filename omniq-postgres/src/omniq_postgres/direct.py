@@ -17,9 +17,10 @@ from typing import TypeVar
 import psycopg
 
 from omniq.errors import StorageUnavailable
+from omniq.outages import Outage
 from omniq_postgres.connecting import Connector, SyncConnection, cut, discard, is_usable
 from omniq_postgres.database import FIRST_PAUSE, LONGEST_PAUSE, drive_blocking
-from omniq_postgres.faults import Remedy, remedy_for, translated
+from omniq_postgres.faults import Remedy, remedy_for, text_of
 from omniq_postgres.jobs import Context, Job, News
 from omniq_postgres.statements import Statements
 
@@ -38,13 +39,17 @@ class Direct:
     """Jobs on the calling thread, whichever that is. Made on the storage's event loop.
 
     :param announce: told, on the event loop, of what was done, and by how many jobs.
+    :param outage: told how each job fares.
     """
 
-    def __init__(self, connector: Connector, statements: Statements, announce: Callable[[News, int], None]) -> None:
+    def __init__(
+        self, connector: Connector, statements: Statements, announce: Callable[[News, int], None], outage: Outage
+    ) -> None:
         self._connector = connector
         self._settings = connector.settings
         self._statements = statements
         self._announce = announce
+        self._outage = outage
         self._loop = asyncio.get_running_loop()
         self._pid = os.getpid()
         self._idle: list[SyncConnection] = []
@@ -71,10 +76,16 @@ class Direct:
         pause = FIRST_PAUSE
         while True:
             try:
-                return self._attempt(job, deadline)
+                result = self._attempt(job, deadline)
             except psycopg.Error as error:
-                if remedy_for(error) is Remedy.NOTHING or time.monotonic() + pause > deadline:
-                    raise translated(error, self._settings.shown) from error
+                remedy = remedy_for(error)
+                if remedy is Remedy.RECONNECT:
+                    self._outage.failed(text_of(error))
+                if remedy is Remedy.NOTHING or time.monotonic() + pause > deadline:
+                    raise self._connector.translated(error) from error
+            else:
+                self._outage.succeeded()
+                return result
             time.sleep(pause * random.uniform(0.5, 1.0))
             pause = min(pause * 2, LONGEST_PAUSE)
 

@@ -19,14 +19,11 @@ from psycopg.errors import error_from_result
 from psycopg.pq import ExecStatus, Format
 from psycopg.pq.abc import PGresult
 
-from omniq_postgres.connecting import AsyncConnection, SyncConnection
+from omniq_postgres.connecting import PREPARED, AsyncConnection, SyncConnection
 from omniq_postgres.jobs import Query, Rows
 from omniq_postgres.wire import Parameter
 
 __all__ = ["rows", "rows_blocking"]
-
-PREPARED = 200
-"""Statements that one connection has prepared at most."""
 
 READ, WRITE = select.POLLIN, select.POLLOUT
 

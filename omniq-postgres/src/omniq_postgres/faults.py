@@ -14,7 +14,7 @@ import psycopg
 
 from omniq.errors import OmniQError, SchemaMismatch, StorageError, StorageUnavailable
 
-__all__ = ["Remedy", "remedy_for", "translated"]
+__all__ = ["Remedy", "remedy_for", "text_of", "translated"]
 
 
 class Remedy(Enum):
@@ -89,15 +89,24 @@ def remedy_for(error: psycopg.Error) -> Remedy:
     return _kind_of(error).remedy
 
 
-def translated(error: psycopg.Error, shown: str) -> OmniQError | ValueError:
+def text_of(error: BaseException) -> str:
+    """Give an error's text on one line, or what it is where it has none."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def translated(error: psycopg.Error, shown: str, database: str) -> OmniQError | ValueError:
     """Give the error that a user of the core knows.
 
     :param shown: the store's URL without its secrets.
+    :param database: the name of the database, as the URL need not name it.
     """
-    text = " ".join(str(error).split())
+    text = text_of(error)
     kind = _kind_of(error).error
     if kind is SchemaMismatch:
-        return SchemaMismatch(f"{shown} has not the tables that this version needs ({text}); run: omniq migrate URL")
+        return SchemaMismatch(
+            f"{shown}: the database {database!r} has not the tables that this version needs ({text}); "
+            "run: omniq migrate URL"
+        )
     if error.sqlstate == "25006":
         return StorageUnavailable(f"{shown} cannot be written: it is a standby or read-only ({text})")
     if error.sqlstate == "57014":

@@ -91,6 +91,10 @@ class _Joined(CallerTransaction):
     def _steps(self, job: Job[R]) -> Steps[R]:
         return _told(job)(Context(self._statements, News()))
 
+    def _translated(self, error: psycopg.Error, driver: Driver) -> Exception:
+        # The caller's connection may lead to another database than the store is in.
+        return translated(error, self._settings.shown, "" if driver.closed else driver.info.dbname)
+
     def _run(self, job: Job[R], twin: str) -> R:
         if self._caller.is_async:
             raise TypeError(
@@ -106,7 +110,7 @@ class _Joined(CallerTransaction):
             result: R = done.value
             return result
         except psycopg.Error as error:
-            raise translated(error, self._settings.shown) from error
+            raise self._translated(error, driver) from error
 
     async def _arun(self, job: Job[R]) -> R:
         driver = await self._caller.aconnect()
@@ -120,7 +124,7 @@ class _Joined(CallerTransaction):
             result: R = done.value
             return result
         except psycopg.Error as error:
-            raise translated(error, self._settings.shown) from error
+            raise self._translated(error, driver) from error
 
 
 # A cursor of ours: what the caller's connection does with rows and values is the caller's, and stays.

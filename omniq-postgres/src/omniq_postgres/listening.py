@@ -11,7 +11,9 @@ import psycopg
 from psycopg.pq import ConnStatus
 
 from omniq.errors import OmniQError
-from omniq_postgres.connecting import AsyncConnection, Connector, cut, discard
+from omniq.outages import Outage
+from omniq_postgres.connecting import AsyncConnection, Connector, cut_at, discard
+from omniq_postgres.faults import text_of
 
 __all__ = ["Listener"]
 
@@ -41,6 +43,12 @@ class Listener:
         self._connection: AsyncConnection | None = None
         self._lost: asyncio.Future[None] | None = None
         self._watched: int | None = None
+        shown = connector.settings.shown
+        self._outage = Outage(
+            _log,
+            f"{shown}: cannot listen, so that work and results are looked for every second",
+            f"{shown}: listening again",
+        )
         self._lock = asyncio.Lock()
         self._tried = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -76,12 +84,13 @@ class Listener:
             try:
                 connection = await self._connect()
             except (psycopg.Error, OmniQError, OSError) as error:
-                _log.info("cannot listen on %s, will try again: %s", self._connector.settings.shown, error)
+                self._outage.failed(text_of(error))
                 self._tried.set()
                 await asyncio.sleep(pause * random.uniform(0.5, 1.0))
                 pause = min(2 * pause, LONGEST_PAUSE)
                 continue
             pause = 0.1
+            self._outage.succeeded()
             await self._serve(connection)
 
     async def _connect(self) -> AsyncConnection:
@@ -109,10 +118,11 @@ class Listener:
             while True:
                 await asyncio.wait([self._lost], timeout=KEEPALIVE * random.uniform(0.8, 1.0))
                 if self._lost.done():
-                    break
+                    reason = connection.pgconn.error_message.decode(errors="replace")
+                    raise psycopg.OperationalError(reason or "the connection is lost")
                 await self._execute(connection, "SELECT 1")
         except psycopg.Error as error:
-            _log.info("the connection that listens on %s is lost: %s", self._connector.settings.shown, error)
+            self._outage.failed(text_of(error))
         finally:
             self._connection = None
             self._unwatch()
@@ -142,11 +152,8 @@ class Listener:
                     self._watch(connection)
 
     async def _statement(self, connection: AsyncConnection, statement: str) -> None:
-        watchdog = asyncio.get_running_loop().call_later(PATIENCE, cut, connection)
-        try:
+        with cut_at(asyncio.get_running_loop().time() + PATIENCE, connection):
             await connection.execute(statement.encode(), prepare=False)
-        finally:
-            watchdog.cancel()
 
     def _read(self, connection: AsyncConnection) -> None:
         try:

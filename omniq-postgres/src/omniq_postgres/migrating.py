@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import psycopg
 from psycopg import errors
 
 from omniq.errors import SchemaMismatch, StorageUnavailable
 from omniq.migrations import Migration
-from omniq_postgres.connecting import AsyncConnection
-from omniq_postgres.faults import translated
+from omniq_postgres.connecting import AsyncConnection, cut_at
+from omniq_postgres.faults import text_of
 from omniq_postgres.settings import Settings
 from omniq_postgres.statements import fill, migration_files
 
@@ -50,8 +49,8 @@ async def _state(connection: AsyncConnection, settings: Settings) -> _State:
     version = int(row[0]) if row else 0
     if version > _latest():
         raise SchemaMismatch(
-            f"{settings.shown} has schema {version}, written by a newer version of OmniQ; this one knows schemas up "
-            f"to {_latest()}: upgrade omniq-postgres here"
+            f"{settings.shown}: the database {connection.info.dbname!r} has schema {version}, written by a newer "
+            f"version of OmniQ; this one knows schemas up to {_latest()}: upgrade omniq-postgres here"
         )
     return _State(True, version)
 
@@ -90,6 +89,7 @@ async def migrate(connection: AsyncConnection, settings: Settings) -> list[Migra
     :return: what this call applied.
     :raises SchemaMismatch: if the store was migrated by a newer version.
     :raises StorageUnavailable: if the role may not, or somebody holds what must be changed.
+    :raises psycopg.Error: if it fails otherwise.
     """
     names = settings.names
     try:
@@ -103,36 +103,37 @@ async def migrate(connection: AsyncConnection, settings: Settings) -> list[Migra
                 await connection.execute(step.sql.encode(), prepare=False)
     except errors.InsufficientPrivilege as error:
         raise StorageUnavailable(
-            f"{settings.shown}: the role may not create or change the tables ({_line(error)}); have an owner of the "
+            f"{settings.shown}: the role may not create or change the tables ({text_of(error)}); have an owner of the "
             "schema run: omniq migrate URL"
         ) from error
     except errors.LockNotAvailable as error:
         raise StorageUnavailable(
             f"{settings.shown} cannot be migrated now: a transaction holds a table for longer than {LOCK_TIMEOUT}"
         ) from error
-    except psycopg.Error as error:
-        raise translated(error, settings.shown) from error
     return missing
 
 
-def _line(error: psycopg.Error) -> str:
-    return " ".join(str(error).split())
-
-
-async def ensure(connection: AsyncConnection, settings: Settings) -> None:
+async def ensure(connection: AsyncConnection, settings: Settings, deadline: float) -> None:
     """See to it that the store has what this version needs.
 
+    :param deadline: until when to find out what it has, by the loop's clock. Steps that are missing take their time.
+    :raises psycopg.Error: if the server fails, or is silent until the deadline.
     :raises SchemaMismatch: if it has not and may not be changed, or is newer.
     :raises StorageUnavailable: if it should be changed but cannot.
     """
-    _, version = await _state(connection, settings)
+    with cut_at(deadline, connection):
+        _, version = await _state(connection, settings)
+    database = connection.info.dbname
     if version == _latest():
         return
     if settings.migrate:
         await migrate(connection, settings)
     elif version == 0:
-        raise SchemaMismatch(f"{settings.shown} has no tables of OmniQ yet; run: omniq migrate URL")
+        raise SchemaMismatch(
+            f"{settings.shown}: the database {database!r} has no tables of OmniQ yet; run: omniq migrate URL"
+        )
     else:
         raise SchemaMismatch(
-            f"{settings.shown} has schema {version}, this version needs {_latest()}; run: omniq migrate URL"
+            f"{settings.shown}: the database {database!r} has schema {version}, this version needs {_latest()}; "
+            "run: omniq migrate URL"
         )

@@ -15,4 +15,5 @@ def omniq_storages() -> Mapping[str, str]:
     return {
         "postgres": "omniq_postgres.storage:PostgresStorage",
         "postgresql": "omniq_postgres.storage:PostgresStorage",
+        "postgresql+psycopg": "omniq_postgres.storage:PostgresStorage",  # as SQLAlchemy writes it
     }

@@ -34,7 +34,7 @@ class Pool:
         """Give a connection.
 
         :param deadline: until when to wait for one, by the loop's clock.
-        :raises psycopg.Error: if a new one cannot be made.
+        :raises psycopg.Error: if a new one cannot be made until then.
         :raises StorageUnavailable: if all are busy until the deadline, or the pool is closed.
         """
         while True:
@@ -47,13 +47,13 @@ class Pool:
                     return connection
                 self._forget(connection)
             if self._count < self._size:
-                return await self._connect()
+                return await self._connect(deadline)
             await self._wait(deadline)
 
-    async def _connect(self) -> AsyncConnection:
+    async def _connect(self, deadline: float) -> AsyncConnection:
         self._count += 1
         try:
-            connection = await self._connector.connect()
+            connection = await self._connector.connect(deadline)
         except BaseException:
             self._count -= 1
             self._wake()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import weakref
 from typing import Any, TypeVar
@@ -11,12 +12,13 @@ from typing import Any, TypeVar
 import psycopg
 
 from omniq.errors import OmniQError
+from omniq.outages import Outage
 from omniq_postgres import migrating
 from omniq_postgres.announcing import Announcer
 from omniq_postgres.connecting import Connector
 from omniq_postgres.database import Database
 from omniq_postgres.direct import Direct
-from omniq_postgres.faults import Remedy, remedy_for, translated
+from omniq_postgres.faults import Remedy, remedy_for
 from omniq_postgres.jobs import Job, News
 from omniq_postgres.rubble import Age, Frontier
 from omniq_postgres.statements import Statements
@@ -24,6 +26,8 @@ from omniq_postgres.upkeep import FOLDED, fold
 from omniq_postgres.waiting import Waiting
 
 __all__ = ["Session"]
+
+_log = logging.getLogger("omniq.postgres")
 
 R = TypeVar("R")
 
@@ -42,9 +46,11 @@ class Session:
         self._loop = asyncio.get_running_loop()
         self.pid = os.getpid()
         self.finalizer: weakref.finalize[Any, Any] | None = None
+        shown = self._settings.shown
+        outage = Outage(_log, f"{shown}: the connection is lost or cannot be made", f"{shown}: connected again")
         self._announcer = Announcer(self._run_quietly)
-        self.database = Database(connector, statements, self._announce, connections=self._settings.connections)
-        self.direct = Direct(connector, statements, self._announce)
+        self.database = Database(connector, statements, self._announce, outage, connections=self._settings.connections)
+        self.direct = Direct(connector, statements, self._announce, outage)
         self.bulk = asyncio.Lock()
         """Held by who enqueues several tasks in one call."""
         self.frontier = Frontier()
@@ -65,19 +71,20 @@ class Session:
         :raises SchemaMismatch: if it is another version's.
         :raises StorageUnavailable: if the server cannot be reached or used.
         """
-        give_up = self._loop.time() + min(OPENING, self._settings.timeout)
+        deadline = self._loop.time() + self._settings.timeout
+        give_up = min(self._loop.time() + OPENING, deadline)
         while True:
             try:
-                connection = await self.database.pool.acquire(give_up)
+                connection = await self.database.pool.acquire(deadline)
                 try:
-                    await migrating.ensure(connection, self._settings)
+                    await migrating.ensure(connection, self._settings, deadline)
                 finally:
                     self.database.pool.release(connection)
             except psycopg.Error as error:
                 # One that refuses connections is waited for only if it says that it will not for long.
                 starting = error.sqlstate is not None or "starting up" in str(error)
                 if remedy_for(error) is Remedy.NOTHING or not starting or self._loop.time() > give_up:
-                    raise translated(error, self._settings.shown) from error
+                    raise self._connector.translated(error) from error
                 await asyncio.sleep(0.1)
             else:
                 return

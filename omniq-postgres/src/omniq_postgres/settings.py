@@ -71,6 +71,7 @@ class Pooler:
     AUTO = "auto"
     """Found out on the first connection."""
     NONE = "none"
+    """Nothing, or a proxy that gives a server connection for as long as ours lasts."""
     TRANSACTION = "transaction"
     """A proxy that gives a server connection for one transaction: no LISTEN, no prepared statements."""
 
@@ -119,6 +120,8 @@ class Settings:
     """The URL as it may be shown."""
     dsn: str = field(repr=False)
     """The connection string, as libpq takes it."""
+    lone_user: str = field(default="", repr=False)
+    """A user without a password: it may be a password whose colon was forgotten, and is shown as little as one."""
     parameters: dict[str, Any] = field(factory=dict, repr=False)
     """The connection's parameters: those of the URL's query, and ours where the URL names none."""
     migrate: bool = True
@@ -155,10 +158,12 @@ def read_settings(config: StorageConfig) -> Settings:
         "tcp_user_timeout": str(int(timeout * 1000)),
         **{name: value for name, value in options.items() if name in LIBPQ_OPTIONS},
     }
+    dsn, lone_user = _dsn(config, parameters)
     return Settings(
         names=Names(schema, config.namespace),
         shown=config.redacted or config.scheme + "://",
-        dsn=_dsn(config, parameters),
+        dsn=dsn,
+        lone_user=lone_user,
         parameters=parameters,
         migrate=_choice(config, "migrate", ("auto", "off")) == "auto",
         pooler=_choice(config, "pooler", (Pooler.AUTO, Pooler.NONE, Pooler.TRANSACTION)),
@@ -167,18 +172,19 @@ def read_settings(config: StorageConfig) -> Settings:
     )
 
 
-def _dsn(config: StorageConfig, parameters: Mapping[str, Any]) -> str:
-    # libpq knows its schemes in lower case only.
-    dsn = config.scheme + config.location[config.location.index("://") :]
+def _dsn(config: StorageConfig, parameters: Mapping[str, Any]) -> tuple[str, str]:
+    # libpq knows its schemes in lower case only, and no driver's name behind them.
+    dsn = config.scheme.partition("+")[0] + config.location[config.location.index("://") :]
     try:
-        conninfo_to_dict(dsn, **parameters)
+        has_password = "password" in conninfo_to_dict(dsn, **parameters)
+        user = str(conninfo_to_dict(dsn).get("user", ""))
     except psycopg.ProgrammingError:
         # What it says may hold the password.
         raise ConfigurationError(
             f"{config.redacted} cannot be read: write postgresql://user:password@host:port/database, with special "
             "characters as %40 and so on"
         ) from None
-    return dsn
+    return dsn, "" if has_password else user
 
 
 def _choice(config: StorageConfig, name: str, choices: tuple[str, ...]) -> str:

@@ -35,7 +35,6 @@ from omniq.transactions import CallerTransaction
 from omniq_postgres import claiming, control, doctor, finishing, migrating, reading, scheduling, upkeep
 from omniq_postgres.connecting import Connector, discard
 from omniq_postgres.enqueueing import store
-from omniq_postgres.faults import translated
 from omniq_postgres.joining import join
 from omniq_postgres.rows import columns_of
 from omniq_postgres.session import Session
@@ -123,7 +122,7 @@ class PostgresStorage(Storage, Migrated):
             finally:
                 discard(connection)
         except psycopg.Error as error:
-            raise translated(error, self._settings.shown) from error
+            raise self._connector.translated(error) from error
         return found
 
     async def now(self) -> datetime:
