@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 import hypothesis
+import pytest
 
 # No time limit for an example: on a busy machine that is a test of the machine. A failure prints how to repeat it.
 hypothesis.settings.register_profile("omniq", deadline=None, print_blob=True)
 hypothesis.settings.load_profile("omniq")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    # The model of the conformance kit: some sequences of operations every day, as many as the kit does in the long run.
+    if "model_examples" in metafunc.fixturenames:
+        metafunc.parametrize("model_examples", [15, pytest.param(50, marks=pytest.mark.long)])

@@ -153,6 +153,38 @@ def test_a_class_without_its_fixture_is_told_which(tmp_path: Path) -> None:
     assert "fixture 'storage_url' not found" in run_pytest(tmp_path, text, "-k", STANDARD)
 
 
+def test_the_model_does_as_many_sequences_as_its_fixture_returns(tmp_path: Path) -> None:
+    printed = run_pytest(
+        tmp_path,
+        """
+        import pytest
+        from omniq.testing.contract import machine
+        from omniq.testing.contract.modelling import ModelContract
+
+        begun = []
+
+        class TestMine(ModelContract):
+            @pytest.fixture
+            def storage_url(self, monkeypatch):
+                init = machine.StorageMachine.__init__
+                monkeypatch.setattr(
+                    machine.StorageMachine, "__init__", lambda *args: (begun.append(1), init(*args))[1]
+                )
+                return "memory://mine"
+
+            @pytest.fixture
+            def model_examples(self):
+                return 3
+
+        def test_number():
+            print(f"{len(begun)} sequences")
+        """,
+        "-s",
+    )
+    assert "2 passed" in printed
+    assert "3 sequences" in printed, printed
+
+
 def test_importing_the_helpers_loads_neither_pytest_nor_hypothesis() -> None:
     text = """
         import sys

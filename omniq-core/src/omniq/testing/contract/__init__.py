@@ -29,9 +29,9 @@ Run it with plain pytest (``pip install 'omniq-core[testing]'``); no plugin is n
       async def test_results_whose_time_is_over_are_pruned(self, store: Storage) -> None: ...
 
 - Tests of your own in the class may be coroutines and use the fixtures ``store`` (open) and ``stores`` (opens more).
-- The model-based test does 50 times up to 40 steps, the same ones each time. ``OMNIQ_TESTING_EXAMPLES`` and
-  ``OMNIQ_TESTING_STEPS`` set other numbers; with either of them the steps differ each time, and those that lead to a
-  failure are cut down to the fewest.
+- The model-based test does 50 times up to 40 steps, the same ones each time; a fixture ``model_examples`` of your own
+  returns another number of times. ``OMNIQ_TESTING_EXAMPLES`` and ``OMNIQ_TESTING_STEPS`` set other numbers, too; with
+  either of them the steps differ each time, and those that lead to a failure are cut down to the fewest.
 """
 
 from __future__ import annotations

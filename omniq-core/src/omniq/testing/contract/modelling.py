@@ -6,6 +6,7 @@ import os
 from typing import Any, cast
 
 import hypothesis
+import pytest
 from hypothesis.stateful import run_state_machine_as_test
 
 from omniq.testing.contract.base import Contract
@@ -20,7 +21,12 @@ EXAMPLES, STEPS = 50, 40
 class ModelContract(Contract):
     """The model."""
 
-    def test_any_sequence_of_operations_does_what_the_model_does(self, stores: Stores) -> None:
+    @pytest.fixture
+    def model_examples(self) -> int:
+        """Return the number of sequences; fewer are the first of them."""
+        return EXAMPLES
+
+    def test_any_sequence_of_operations_does_what_the_model_does(self, stores: Stores, model_examples: int) -> None:
         examples, steps = os.environ.get("OMNIQ_TESTING_EXAMPLES"), os.environ.get("OMNIQ_TESTING_STEPS")
         is_thorough = bool(examples or steps)
         phases = [hypothesis.Phase.explicit, hypothesis.Phase.generate]
@@ -28,7 +34,7 @@ class ModelContract(Contract):
             # Minutes on a store that is not in memory: too long for everyday.
             phases.append(hypothesis.Phase.shrink)
         settings = hypothesis.settings(
-            max_examples=int(examples or EXAMPLES),
+            max_examples=int(examples or model_examples),
             stateful_step_count=int(steps or STEPS),
             deadline=None,
             derandomize=not is_thorough,
