@@ -40,9 +40,10 @@ class Schedules:
         due = sorted((at, schedule.id) for at, schedule in self._planned() if at <= now)
         return [self._by_id[schedule_id] for _, schedule_id in due[:limit]]
 
-    def next_run(self) -> datetime | None:
-        """Give the time at which the next one is due; None: never."""
-        return min((at for at, _ in self._planned()), default=None)
+    def outlook(self, now: datetime) -> tuple[bool, datetime | None]:
+        """Return whether one is due, and when the next of the others will be; None: never."""
+        times = [at for at, _ in self._planned()]
+        return any(at <= now for at in times), min((at for at in times if at > now), default=None)
 
     def _planned(self) -> Iterator[tuple[datetime, Schedule]]:
         for schedule in self._by_id.values():

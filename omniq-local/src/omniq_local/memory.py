@@ -139,10 +139,11 @@ class MemoryStorage(Storage):
         with LOCK:
             store = self._opened()
             now = store.now()
-            work, run = store.next_work(queues), store.schedules.next_run()
+            work = store.next_work(queues)
+            is_overdue, run = store.schedules.outlook(now)
             if work is not None and work <= now:
                 return
-            if run is not None and run <= now:
+            if is_overdue:
                 timeout = min(timeout, OVERDUE_SCHEDULE_PAUSE)
             waiter.until = min((at for at in (work, run) if at is not None and at > now), default=None)
             if waiter.until is not None:

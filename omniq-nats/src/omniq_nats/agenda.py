@@ -39,14 +39,14 @@ class Agenda:
 
     # What is known
 
-    @property
-    def next_run(self) -> int | None:
-        """The time at which the first is due, in microseconds; None: none ever is."""
-        return self._runs[0][0] if self._runs else None
+    def outlook(self, now: int) -> tuple[int, int | None]:
+        """Return how many are due, and when the next of the others will be, in microseconds; None: none ever is."""
+        end = bisect_right(self._runs, (now, "\uffff"))
+        return end, self._runs[end][0] if end < len(self._runs) else None
 
     def due(self, now: int, limit: int) -> list[str]:
         """Give the subjects of those that are due, the earliest first."""
-        end = bisect_right(self._runs, (now, "\uffff"))
+        end, _ = self.outlook(now)
         return [subject for _, subject in self._runs[: min(end, limit)]]
 
     def note(self, subject: str, seq: int, schedule: Schedule | None) -> None:

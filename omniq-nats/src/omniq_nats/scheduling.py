@@ -99,10 +99,10 @@ class Timetable:
             before = subjects
         return sorted(due, key=lambda schedule: (schedule.next_run, schedule.id))
 
-    async def next_run(self) -> int | None:
-        """Give the time at which the next one is due, in microseconds; None: never."""
+    async def outlook(self, now: int) -> tuple[int, int | None]:
+        """Return how many are due, and when the next of the others will be, in microseconds; None: never."""
         await self._agenda.look()
-        return self._agenda.next_run
+        return self._agenda.outlook(now)
 
     async def fire(self, schedule: Schedule, tasks: Sequence[NewTask]) -> list[Enqueued] | None:
         """Do :meth:`omniq.storage.Storage.fire`."""

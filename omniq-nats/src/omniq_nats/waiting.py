@@ -203,10 +203,10 @@ class Waiting:
             await self._keeper.orders.confirm(book)
         if any(at <= now for at in times):
             return _Look(True, end)
-        run = await self._timetable.next_run()
-        if run is not None:
-            times.append(run if run > now else now + int(OVERDUE_PAUSE * 1e6))
-        self._run = run
+        overdue, run = await self._timetable.outlook(now)
+        runs = [at for at in (run, now + int(OVERDUE_PAUSE * 1e6) if overdue else None) if at is not None]
+        self._run = min(runs, default=None)
+        times += runs
         self._surveyed_by = generation
         return _Look(False, end, min(times, default=None))
 

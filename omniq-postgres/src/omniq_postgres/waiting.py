@@ -23,8 +23,6 @@ __all__ = ["Waiting"]
 LOOK_AFTER = (2.4, 2.9)
 """Seconds between looks at the store while messages are listened for; and, below, while they are not."""
 LOOK_AFTER_UNHEARD = (1.0, 1.3)
-OVERDUE_SCHEDULE_PAUSE = 1.0
-"""Seconds. A schedule that is due but that nobody fires (no scheduler runs) must not make idle workers spin."""
 FIRST_LOOK_UNHEARD, LAST_LOOK_UNHEARD = 0.02, 1.0
 """Seconds between looks for the end of a task without messages: more at first, as many tasks are short."""
 
@@ -110,7 +108,7 @@ class Waiting:
                     return
                 now = loop.time()
                 look = now + random.uniform(*(LOOK_AFTER if heard else LOOK_AFTER_UNHEARD))
-                due = [now + seconds for seconds in (work, _not_spinning(schedule)) if seconds is not None]
+                due = [now + seconds for seconds in (work, schedule) if seconds is not None]
                 reason = min([deadline, *due])
                 waiter.until = min(look, reason)
                 await _wait(waiter.woken, waiter.until - now)
@@ -209,12 +207,6 @@ def _read(payload: str) -> dict[str, float]:
         return {queue: float(seconds) for queue, seconds in json.loads(payload).items()}
     except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
         return {"": 0.0}  # anybody can send anything on a channel
-
-
-def _not_spinning(seconds: float | None) -> float | None:
-    if seconds is None or seconds > 0:
-        return seconds
-    return OVERDUE_SCHEDULE_PAUSE
 
 
 async def _wait(event: asyncio.Event, seconds: float) -> None:

@@ -30,8 +30,6 @@ _log = logging.getLogger("omniq.redis")
 
 LOOK_EVERY = 1.95
 """Seconds between two looks for what nobody told us of, at most."""
-OVERDUE_SCHEDULE_PAUSE = 1.0
-"""Seconds. A schedule that is due but that nobody fires (no scheduler runs) must not make idle workers spin."""
 SPREAD = 0.005
 """Seconds. Those who wait for one moment do not all look at the same time, and most find that it was seen to."""
 DEAF_FOR = 30.0
@@ -66,7 +64,7 @@ class _Waiter:
         """Take note of what a look found: the store's time, when the next task and schedule are due (-1: never)."""
         self._ahead = asyncio.get_running_loop().time() - now / 1e6
         self.due = self._time_of(due) if due >= 0 else FAR
-        self.run = self._time_of(run) if run > now else FAR
+        self.run = self._time_of(run) if run >= 0 else FAR
         self._news.clear()
         for moment, queue in self._told:
             self._come_due(moment, queue)
@@ -284,8 +282,6 @@ class Waiting:
                 if ready:
                     return
                 waiter.take(now, due, run)
-                if 0 <= run <= now:
-                    deadline = min(deadline, loop.time() + OVERDUE_SCHEDULE_PAUSE)
                 if not await self._rest(waiter, deadline, is_heard):
                     return
         except BaseException:

@@ -19,7 +19,7 @@ from omniq_local.files.producing import enqueue
 from omniq_local.files.records import dump_json, dump_order, load_order
 from omniq_local.files.times import micros, moment, read_time, show_time
 
-__all__ = ["delete_schedule", "due_schedules", "fire", "get_schedules", "next_run", "put_schedule"]
+__all__ = ["delete_schedule", "due_schedules", "fire", "get_schedules", "outlook", "put_schedule"]
 
 _TIMES = ("next_run", "start", "end", "last_run")
 
@@ -84,9 +84,11 @@ def due_schedules(limit: int, change: Change) -> list[Schedule]:
     return [_all(change)[schedule_id] for _, schedule_id in sorted(due)[:limit]]
 
 
-def next_run(change: Change) -> int | None:
-    """Give when the next schedule is due; None: never."""
-    return min((micros(s.next_run) for s in _all(change).values() if s.next_run and not s.paused), default=None)
+def outlook(change: Change) -> tuple[frozenset[tuple[str, int]], int | None]:
+    """Return the schedules that are due, id and revision, and when the next of the others will be; None: never."""
+    planned = [(micros(each.next_run), each) for each in _all(change).values() if each.next_run and not each.paused]
+    due = frozenset((each.id, each.revision) for at, each in planned if at <= change.now)
+    return due, min((at for at, _ in planned if at > change.now), default=None)
 
 
 def fire(schedule: Schedule, tasks: Sequence[NewTask], change: Change) -> list[Enqueued] | None:

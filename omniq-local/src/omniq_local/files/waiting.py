@@ -17,7 +17,7 @@ from omniq_local.files.change import Change
 from omniq_local.files.claiming import time_of
 from omniq_local.files.folder import Folder
 from omniq_local.files.reading import ended
-from omniq_local.files.scheduling import next_run
+from omniq_local.files.scheduling import outlook
 from omniq_local.wake import Inbox, Signal
 
 __all__ = ["Waiting"]
@@ -44,6 +44,8 @@ class _Name:
         """Of the store at the last look, which found nothing."""
         self.next_at: int | None = None
         """When there will be something, as far as was known then."""
+        self.overdue: frozenset[tuple[str, int]] | None = None
+        """The schedules, id and revision, that were due at the first look."""
 
 
 class Waiting:
@@ -89,6 +91,7 @@ class Waiting:
 
     async def _wait(self, name: _Name, look: Callable[[Change], bool], deadline: float, *, small: bool = True) -> None:
         loop, folder, bell = asyncio.get_running_loop(), self._folder, self._folder.bells.bell
+        began = loop.time()
         bell.add(name.signal)
         self._waiting.add(name)
         try:
@@ -109,12 +112,10 @@ class Waiting:
                     return
                 pause = min(left, LOOK_EVERY * random.uniform(0.86, 1.14))
                 if name.next_at is not None:
-                    ahead = (name.next_at - folder.now()) / 1e6
-                    if ahead <= 0:
-                        # Only a schedule can be overdue and yet nothing be there to claim.
-                        await name.signal.wait(min(left, OVERDUE_SCHEDULE_PAUSE))
-                        return
-                    pause = min(pause, ahead + SPREAD * random.random())
+                    pause = min(pause, max((name.next_at - folder.now()) / 1e6, 0.0) + SPREAD * random.random())
+                if name.overdue:
+                    deadline = min(deadline, began + OVERDUE_SCHEDULE_PAUSE)
+                    pause = min(pause, max(deadline - loop.time(), 0.0))
                 await name.signal.wait(pause)
         finally:
             self._waiting.discard(name)
@@ -141,7 +142,12 @@ class Waiting:
 
 
 def _work_is_there(queues: Sequence[str], name: _Name, change: Change) -> bool:
-    times = [next_run(change)]
+    due, upcoming = outlook(change)
+    if name.overdue is None:
+        name.overdue = due
+    elif due - name.overdue:
+        return True
+    times = [upcoming]
     for each in dict.fromkeys(queues):
         queue = change.queue(each)
         if queue.paused:

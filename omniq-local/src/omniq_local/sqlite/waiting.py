@@ -31,8 +31,8 @@ LOOK_SPREAD = 0.05
 """By which part of it a look comes earlier or later, so that many do not look at the same moment."""
 NAMED_FOR = 40.0
 """Seconds for which a name stays on the table: as long can a process that died take wake-ups from others."""
-OVERDUE_SCHEDULE_PAUSE = 1.0
-"""Seconds. A schedule that is due but that nobody fires (no scheduler runs) must not make idle workers spin."""
+OVERDUE_PAUSE = 1_000_000
+"""Microseconds. A schedule that is due but that nobody fires (no scheduler runs) must not make idle workers spin."""
 SPREAD = 0.001
 """Seconds for each who waits for one queue: they do not all look at the same moment when a task of it becomes due."""
 
@@ -50,7 +50,7 @@ class _Name:
         self.due_at: int | None = None
         """When the next task will be ready, as far as was known then."""
         self.run_at: int | None = None
-        """When the next schedule fires, as far as was known then."""
+        """When the next schedule fires, as far as was known then; or when to return, as one is overdue."""
         self.others = 0
         """How many wait for the same."""
 
@@ -131,8 +131,6 @@ class Waiting:
                     return
                 now = self._database.now()
                 pause = min(deadline - loop.time(), _until_next_look())
-                if name.run_at is not None and name.run_at <= now:
-                    pause, deadline = min(pause, OVERDUE_SCHEDULE_PAUSE), 0.0
                 for at in (name.due_at, name.run_at):
                     if at is not None and at > now:
                         pause = min(pause, (at - now) / 1e6 + SPREAD * name.others * random.random())
@@ -168,10 +166,10 @@ class Waiting:
         def look(connection: sqlite3.Connection) -> bool:
             now = self._database.now()
             version: int = connection.execute("PRAGMA data_version").fetchone()[0]
-            if version == name.seen and (name.due_at is None or name.due_at > now):
+            if version == name.seen and all(at is None or at > now for at in (name.due_at, name.run_at)):
                 return False
             there, name.due_at, name.run_at = connection.execute(
-                self._database.sql["waiting.prospects"], {"queues": queues, "now": now}
+                self._database.sql["waiting.prospects"], {"queues": queues, "now": now, "pause": OVERDUE_PAUSE}
             ).fetchone()
             name.seen = version
             return bool(there)
@@ -240,7 +238,7 @@ def _register_for_work(name: _Name, port: int, queues: str, former: int | None, 
     # What this has made ready is not to wake us, who are about to look.
     tx.complete()
     there, name.due_at, name.run_at = tx.execute(
-        tx.sql["waiting.prospects"], {"queues": queues, "now": tx.now}
+        tx.sql["waiting.prospects"], {"queues": queues, "now": tx.now, "pause": OVERDUE_PAUSE}
     ).fetchone()
     if not there:
         _register(name, port, tx)

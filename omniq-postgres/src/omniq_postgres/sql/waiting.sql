@@ -1,5 +1,6 @@
 -- name: prospects
--- Whether a task is ready or due in one of the queues; in how many seconds the next will be; and the next schedule.
+-- Whether a task is ready or due in one of the queues; in how many seconds the next will be; and the next schedule,
+-- or a second where one is overdue, which perhaps nobody can fire.
 SELECT coalesce(bool_or((
            -- In the order of its index, so that no planner thinks of looking through the table for the first.
            SELECT true FROM {live} WHERE {live}.state = 2 AND {live}.queue = mine.queue
@@ -9,9 +10,15 @@ SELECT coalesce(bool_or((
            SELECT {live}.run_at FROM {live} WHERE {live}.state = 1 AND {live}.queue = mine.queue
            ORDER BY {live}.run_at LIMIT 1
        )) - clock_timestamp())::double precision,
-       extract(epoch FROM (
-           SELECT next_run FROM {schedule} WHERE next_run IS NOT NULL AND NOT paused ORDER BY next_run LIMIT 1
-       ) - clock_timestamp())::double precision
+       extract(epoch FROM least((
+           SELECT next_run FROM {schedule}
+           WHERE next_run IS NOT NULL AND NOT paused AND next_run > (SELECT clock_timestamp())
+           ORDER BY next_run LIMIT 1
+       ), (
+           SELECT clock_timestamp() + interval '1 second' FROM {schedule}
+           WHERE next_run IS NOT NULL AND NOT paused AND next_run <= (SELECT clock_timestamp())
+           ORDER BY next_run LIMIT 1
+       )) - clock_timestamp())::double precision
 FROM unnest((SELECT $1::text[])) AS mine (queue)
 WHERE NOT EXISTS (SELECT FROM {paused} WHERE {paused}.queue = mine.queue)
 
@@ -33,9 +40,15 @@ SELECT coalesce((
            SELECT {live}.run_at FROM {live} WHERE {live}.state = 1 AND {live}.queue = mine.queue
            ORDER BY {live}.run_at LIMIT 1
        )) - clock_timestamp())::double precision,
-       extract(epoch FROM (
-           SELECT next_run FROM {schedule} WHERE next_run IS NOT NULL AND NOT paused ORDER BY next_run LIMIT 1
-       ) - clock_timestamp())::double precision
+       extract(epoch FROM least((
+           SELECT next_run FROM {schedule}
+           WHERE next_run IS NOT NULL AND NOT paused AND next_run > (SELECT clock_timestamp())
+           ORDER BY next_run LIMIT 1
+       ), (
+           SELECT clock_timestamp() + interval '1 second' FROM {schedule}
+           WHERE next_run IS NOT NULL AND NOT paused AND next_run <= (SELECT clock_timestamp())
+           ORDER BY next_run LIMIT 1
+       )) - clock_timestamp())::double precision
 FROM unnest((SELECT $1::text[])) AS mine (queue)
 WHERE NOT EXISTS (SELECT FROM {paused} WHERE {paused}.queue = mine.queue)
 

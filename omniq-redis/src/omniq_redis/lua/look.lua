@@ -1,6 +1,7 @@
 --! base many promote
 -- ARGV: the name under which to be woken, the queues. Gives 1 if a task is ready (and otherwise notes the name), the time,
--- when the next task and the next schedule are due (-1: none).
+-- when the next task and the next schedule are due (-1: none). Where a schedule is overdue, which perhaps nobody can fire,
+-- the next is said to be due in a second at the latest.
 local name, next_due = ARGV[1], -1
 for at = 2, #ARGV do
   local queue = ARGV[at]
@@ -20,4 +21,9 @@ for at = 2, #ARGV do
   -- Should all who wait die, nothing is left of them.
   call('EXPIRE', P .. 'idle:' .. ARGV[at], 60)
 end
-return { 0, now, next_due, tonumber(call('ZRANGE', P .. 'schedules:due', 0, 0, 'WITHSCORES')[2] or -1) }
+local after = string.format('(%.0f', now)
+local next_run = tonumber(call('ZRANGEBYSCORE', P .. 'schedules:due', after, '+inf', 'WITHSCORES', 'LIMIT', 0, 1)[2] or -1)
+if call('ZCOUNT', P .. 'schedules:due', '-inf', string.format('%.0f', now)) > 0 then
+  next_run = next_run < 0 and now + 1e6 or math.min(next_run, now + 1e6)
+end
+return { 0, now, next_due, next_run }

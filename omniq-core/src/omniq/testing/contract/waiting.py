@@ -40,6 +40,8 @@ from omniq.testing.contract.stores import Stores
 __all__ = ["WaitContract", "arrival"]
 
 TEN_MINUTES = 600.0
+ROUNDS = 5
+"""How often what must be prompt is tried."""
 MANY = 30
 """Returns of a wait without a reason that are too many, as each makes a worker ask the store in vain."""
 
@@ -73,6 +75,12 @@ async def waiting(waits: asyncio.Task[Any]) -> None:
     """Let a wait begin. Were the time too short for that, the test would be easier to pass, not harder."""
     await asyncio.sleep(0.1)
     assert not waits.done()
+
+
+async def _in_time_for(store: Storage, schedule_id: str) -> None:
+    """Wait as an idle worker does until a schedule is due."""
+    while not any(due.id == schedule_id for due in await store.due_schedules(10)):
+        await store.wait_for_work(["work"], TEN_MINUTES)
 
 
 class WaitContract(Contract):
@@ -235,6 +243,24 @@ class WaitContract(Contract):
             looks += 1
             assert looks < MANY, f"the wait returned {looks} times without a reason"
             await returns(store)
+
+    @pytest.mark.parametrize("beside", ["nothing", "an overdue schedule"])
+    async def test_everybody_who_waits_is_there_in_time_for_a_schedule(self, stores: Stores, beside: str) -> None:
+        # Nobody fires the overdue one, as nobody here can read it. One prompt round is enough, however slow the others.
+        store, other = await stores.open(), await stores.open()
+        if beside != "nothing":
+            await store.put_schedule(new_schedule("overdue", next_run=LONG_AGO))
+        late = []
+        for number in range(ROUNDS):
+            soon = await store.now() + timedelta(seconds=0.3)
+            await store.put_schedule(new_schedule(f"soon {number}", next_run=soon))
+            async with asyncio.timeout(PROMPT):
+                await asyncio.gather(*(_in_time_for(each, f"soon {number}") for each in (store, other)))
+            late.append((await store.now() - soon).total_seconds())
+            await store.delete_schedule(f"soon {number}")
+            if late[-1] < 0.5:
+                return
+        raise AssertionError(f"the waits ended {late} s after the schedule was due")
 
     async def test_many_can_wait_on_one_storage(self, store: Storage) -> None:
         workers = [asyncio.create_task(arrival(store, f"queue {number % 5}")) for number in range(10)]

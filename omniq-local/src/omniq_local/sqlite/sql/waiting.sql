@@ -1,5 +1,6 @@
 -- name: prospects
--- Whether a task is ready or due in one of the queues; when the next will be; when the next schedule fires.
+-- Whether a task is ready or due in one of the queues; when the next will be; when the next schedule fires, or when to
+-- look again as one is overdue, which perhaps nobody can fire.
 SELECT EXISTS (
            SELECT 1 FROM json_each(:queues) AS mine
            WHERE NOT EXISTS (SELECT 1 FROM "{ns}.paused" WHERE queue = mine.value)
@@ -18,7 +19,16 @@ SELECT EXISTS (
            FROM json_each(:queues) AS mine
            WHERE NOT EXISTS (SELECT 1 FROM "{ns}.paused" WHERE queue = mine.value)
        ),
-       (SELECT min(next_run) FROM "{ns}.schedule" WHERE next_run IS NOT NULL AND paused = 0)
+       (
+           SELECT min(at) FROM (
+               SELECT min(next_run) AS at FROM "{ns}.schedule"
+               WHERE next_run IS NOT NULL AND paused = 0 AND next_run > :now
+               UNION ALL
+               SELECT :now + :pause WHERE EXISTS (
+                   SELECT 1 FROM "{ns}.schedule" WHERE next_run IS NOT NULL AND paused = 0 AND next_run <= :now
+               )
+           )
+       )
 
 -- name: register
 INSERT OR REPLACE INTO "{ns}.waiter" (topic, token, port, until) VALUES {(?, ?, ?, ?)}
