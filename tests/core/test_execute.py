@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import Any
@@ -15,16 +16,15 @@ from omniq import Exponential, Fixed, RetryPolicy, TaskFunction, TaskQueue, curr
 from omniq.execute import (
     LONGEST_MESSAGE,
     LONGEST_TRACEBACK,
-    UNKNOWN_LIMIT,
     Attempt,
     Interruption,
     describe_error,
     run_async,
     run_sync,
     timed_out,
-    unknown_task,
 )
 from omniq.task import Cancelled, Failed, Outcome, Released, Retry, Succeeded, Task
+from omniq.testing import wait_until
 
 Run = Callable[..., Outcome]
 
@@ -357,46 +357,101 @@ def test_a_thread_that_took_too_long_is_tried_again(queue: TaskQueue) -> None:
     assert last.error.message == "slow took longer than its timeout of 2 s"
 
 
-# Unknown tasks
+# How long
 
 
-def unknown(attempt: int, delivery: int) -> Outcome:
-    moment = datetime(2030, 1, 1, tzinfo=UTC)
-    return unknown_task(
-        Task(
-            id="1",
-            queue="default",
-            name="of.a.newer.version",
-            payload=b"",
-            attempt=attempt,
-            delivery=delivery,
-            created_at=moment,
-            run_at=moment,
-        )
+@pytest.mark.parametrize("error", [None, ValueError()])
+@pytest.mark.parametrize("kind", ["coroutine", "thread"])
+def test_the_clock_of_an_attempt_stops_when_its_function_ends(
+    queue: TaskQueue, kind: str, error: Exception | None
+) -> None:
+    def end() -> None:
+        if error is not None:
+            raise error
+
+    async def end_as_coroutine() -> None:
+        end()
+
+    attempt = claimed(queue, queue.task(end if kind == "thread" else end_as_coroutine))  # type: ignore[arg-type]  # either
+    assert attempt.seconds == 0
+    if kind == "thread":
+        run_sync(attempt)
+    else:
+        asyncio.run(run_async(attempt))
+    seconds, ended = attempt.seconds, time.perf_counter()
+    wait_until(lambda: time.perf_counter() > ended, what="the clock to go on")
+
+    assert 0 < attempt.seconds == seconds
+
+
+# Groups of errors
+
+
+async def in_a_task_group(*children: Callable[[], Any]) -> None:
+    """Run functions as the children of a task group; each begins before the first of them ends."""
+    barrier = asyncio.Barrier(len(children))
+
+    async def child(function: Callable[[], Any]) -> None:
+        with contextlib.suppress(asyncio.CancelledError):
+            await barrier.wait()
+        function()
+
+    async with asyncio.TaskGroup() as group:
+        for function in children:
+            group.create_task(child(function))
+
+
+def grouped(queue: TaskQueue, *children: Callable[[], Any], **options: Any) -> Outcome:
+    @queue.task(**options)
+    async def parent() -> None:
+        await in_a_task_group(*children)
+
+    return asyncio.run(run_async(claimed(queue, parent)))
+
+
+def test_a_child_of_a_task_group_can_have_the_task_run_again(queue: TaskQueue) -> None:
+    outcome = grouped(queue, lambda: current_task().retry(delay=7, message="later, please"))
+
+    assert isinstance(outcome, Retry)
+    assert outcome.delay == 7
+    assert outcome.error is not None
+    assert (outcome.error.type, outcome.error.message) == ("RetrySignal", "later, please")
+    assert "in_a_task_group" in outcome.error.traceback
+
+
+def test_a_child_of_a_task_group_can_fail_the_task_for_good(queue: TaskQueue) -> None:
+    outcome = grouped(
+        queue,
+        lambda: current_task().retry(delay=7),
+        lambda: current_task().fail("no such customer"),
+        raising(OSError("gone")),
     )
 
-
-def test_a_task_that_is_unknown_here_goes_back_and_waits_longer_each_time() -> None:
-    delays = []
-    for delivery in range(1, UNKNOWN_LIMIT + 1):
-        outcome = unknown(1, delivery)
-        assert isinstance(outcome, Released)
-        assert outcome.delivery == delivery
-        delays.append(outcome.delay)
-
-    assert 0.9 <= delays[0] <= 1
-    assert delays[:8] == sorted(delays[:8])
-    assert max(delays) <= 120
-    assert 20 * 60 < sum(delays) < 40 * 60
-
-
-def test_a_task_that_stays_unknown_fails_and_says_what_to_do() -> None:
-    outcome = unknown(1, UNKNOWN_LIMIT + 1)
-
     assert isinstance(outcome, Failed)
-    assert outcome.error.type == "UnknownTask"
-    assert "'of.a.newer.version'" in outcome.error.message
-    assert "imports the module" in outcome.error.message
+    assert (outcome.error.type, outcome.error.message) == ("FailSignal", "no such customer")
+    assert "OSError: gone" in outcome.error.traceback
+
+
+@pytest.mark.parametrize(
+    ("errors", "retried"),
+    [
+        ([OSError("a")], True),
+        ([OSError("a"), ConnectionError("b")], True),
+        ([ExceptionGroup("inner", [OSError("a")])], True),
+        ([OSError("a"), ValueError("not to be retried")], False),
+        ([ValueError("not to be retried")], False),
+    ],
+)
+def test_a_group_is_retried_if_each_error_in_it_would_be(
+    queue: TaskQueue, errors: list[Exception], retried: bool
+) -> None:
+    outcome = grouped(queue, *map(raising, errors), retry_on=OSError)
+
+    assert isinstance(outcome, Retry if retried else Failed)
+
+
+def test_a_group_is_retried_where_the_task_names_groups(queue: TaskQueue) -> None:
+    assert isinstance(grouped(queue, raising(ValueError()), retry_on=ExceptionGroup), Retry)
 
 
 # Errors as text
@@ -465,6 +520,16 @@ def test_an_error_is_named_with_its_module_unless_it_is_pythons_own(error: Excep
 
 def test_an_error_that_was_raised_nowhere_has_no_traceback() -> None:
     assert describe_error(ValueError("x")).traceback == ""
+
+
+@pytest.mark.parametrize("module", [None, 5])
+def test_an_error_whose_class_names_no_module_is_told_like_any_other(run: Run, module: Any) -> None:
+    homeless = type("Homeless", (Exception,), {"__module__": module})
+
+    outcome = run(raising(homeless("no home")), max_retries=0)
+
+    assert isinstance(outcome, Failed)
+    assert (outcome.error.type, outcome.error.message) == ("Homeless", "no home")
 
 
 def test_the_cause_of_an_error_is_told(run: Run) -> None:

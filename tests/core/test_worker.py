@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from omniq import Fixed, TaskFailed, TaskQueue, TaskState, current_task
+from omniq import Fixed, TaskQueue, TaskState, current_task
 from omniq.testing import await_until
-from tests.core.running import Gate, MakeQueue, was_delivered, working
+from tests.core.running import Gate, MakeQueue, was_delivered
 
 
 async def test_of_several_queues_the_first_is_served_first(queue: TaskQueue) -> None:
@@ -117,7 +117,7 @@ async def test_a_delayed_task_of_an_idle_worker_starts_when_it_is_due(queue: Tas
 async def test_a_task_that_the_worker_does_not_know_goes_back_until_one_knows_it(
     make_queue: MakeQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("omniq.execute._unknown_backoff", Fixed(0.2))
+    monkeypatch.setattr("omniq.putbacks._BACKOFF", Fixed(0.2))
     old, new = make_queue(), make_queue()
 
     @old.task
@@ -137,21 +137,6 @@ async def test_a_task_that_the_worker_does_not_know_goes_back_until_one_knows_it
         async with new.worker():
             # Going back costs no attempt.
             assert await handle.aresult(10) == 1
-
-
-def test_a_task_that_nobody_ever_knows_fails_and_says_so(
-    make_queue: MakeQueue, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("omniq.execute._unknown_backoff", Fixed(0))
-    producer, consumer = make_queue(), make_queue()
-
-    @producer.task(name="of.nowhere")
-    def of_nowhere() -> None: ...
-
-    handle = of_nowhere.enqueue()
-    with working(consumer), pytest.raises(TaskFailed, match=r"UnknownTask.*'of\.nowhere'"):
-        handle.result(20)
-    assert handle.task().delivery == 21
 
 
 async def test_with_one_slot_one_task_of_either_kind_runs_at_a_time(queue: TaskQueue) -> None:

@@ -11,6 +11,7 @@ import typing as _typing
 if _typing.TYPE_CHECKING:
     from omniq.context import CurrentTask as CurrentTask
     from omniq.context import current_task as current_task
+    from omniq.errors import ArgumentsMismatch as ArgumentsMismatch
     from omniq.errors import ConfigurationError as ConfigurationError
     from omniq.errors import CorruptRecord as CorruptRecord
     from omniq.errors import InvalidTrigger as InvalidTrigger
@@ -65,6 +66,7 @@ _HOMES = {
         "current_task",
     ),
     "omniq.errors": (
+        "ArgumentsMismatch",
         "ConfigurationError",
         "CorruptRecord",
         "InvalidTrigger",
@@ -129,6 +131,7 @@ _HOMES = {
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "ArgumentsMismatch",
     "AsyncTaskFunction",
     "At",
     "ConfigurationError",

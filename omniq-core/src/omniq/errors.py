@@ -8,7 +8,8 @@
     │   ├── UnknownPlugin             no installed plugin has that name (serializer, retry policy, trigger)
     │   └── PluginConflict            two distributions claim one name
     ├── SerializationError            a value cannot be encoded or decoded; names the path to it
-    │   └── PayloadTooLarge           it can, but is over the limit
+    │   ├── PayloadTooLarge           it can, but is over the limit
+    │   └── ArgumentsMismatch         arguments can be read, but do not fit the function
     ├── PayloadRejected               a stored task that a worker must not decode
     ├── UnknownTask                   no function is registered under that name
     ├── TaskNotFound                  no task with that id (also a LookupError)
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from omniq.task import TaskError
 
 __all__ = [
+    "ArgumentsMismatch",
     "ConfigurationError",
     "CorruptRecord",
     "InvalidTrigger",
@@ -102,6 +104,13 @@ class SerializationError(OmniQError):
 
 class PayloadTooLarge(SerializationError):
     """The encoded arguments or result are larger than the limit."""
+
+
+class ArgumentsMismatch(SerializationError):
+    """The arguments of a task can be read, but do not fit the function as this program has it.
+
+    Another version of the program may take them: a worker puts the task back, as one whose function it does not know.
+    """
 
 
 class PayloadRejected(OmniQError):

@@ -6,15 +6,18 @@ import asyncio
 import logging
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from enum import Enum, auto
-from typing import Any
+from typing import Any, TypeAlias
+
+from attrs import evolve
 
 from omniq.codec import Codec
-from omniq.context import CurrentTask, FailSignal, RetrySignal, running
+from omniq.context import CurrentTask, FailSignal, RetrySignal, TaskSignal, running
 from omniq.durations import duration
-from omniq.errors import NotCommitted, PayloadRejected, SerializationError, TaskTimeout, UnknownTask, WorkerLost
+from omniq.errors import ArgumentsMismatch, NotCommitted, PayloadRejected, SerializationError, TaskTimeout, WorkerLost
 from omniq.functions import TaskFunction
+from omniq.putbacks import put_back
 from omniq.retry import Exponential
 from omniq.task import Cancelled, Failed, Outcome, Progress, Released, Retry, Task, TaskError
 
@@ -29,17 +32,14 @@ __all__ = [
     "run_async",
     "run_sync",
     "timed_out",
-    "unknown_task",
 ]
 
 _log = logging.getLogger("omniq.task")
 
-UNKNOWN_LIMIT = 20
-"""How often a task whose function is unknown goes back before it fails: about half an hour of deployment."""
-_unknown_backoff = Exponential(delay=1, factor=2, max_delay=120, jitter=0.1)
 LONGEST_MESSAGE = 10_000
 LONGEST_TRACEBACK = 50_000
 _UNCONTESTED: list[None] = []
+_Arguments: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 class Interruption(Enum):
@@ -66,6 +66,7 @@ class Attempt:
         "_undecided",
         "codec",
         "context",
+        "ended_at",
         "function",
         "interruption",
         "loop_task",
@@ -97,11 +98,17 @@ class Attempt:
         """How whoever runs it stops it, where that can be done from outside; must be quick."""
         self.queued_at = 0.0
         self.started_at = 0.0
+        self.ended_at = 0.0
 
     @property
     def seconds(self) -> float:
-        """For how many seconds it has run; 0 if it has not been started."""
-        return time.perf_counter() - self.started_at if self.started_at else 0.0
+        """For how many seconds it ran, or has run until now; 0 if it has not been started."""
+        return (self.ended_at or time.perf_counter()) - self.started_at if self.started_at else 0.0
+
+    def note_end(self) -> None:
+        """Stop the clock of :attr:`seconds`: what is still to do, such as telling the store, is not the task's."""
+        if not self.ended_at:
+            self.ended_at = time.perf_counter()
 
     def contest(self) -> None:
         """Have one of several decide how it ended, see :meth:`decide`; to be called before any of them can."""
@@ -143,17 +150,20 @@ async def run_async(attempt: Attempt) -> Outcome:
         attempt.loop_task = asyncio.current_task()
     token = running.set(attempt.context)
     attempt.started_at = time.perf_counter()
+    call: _Arguments | None = None
     try:
-        args, kwargs = attempt.codec.decode_arguments(attempt.task, attempt.function.definition.types[0])
+        args, kwargs = call = attempt.codec.decode_arguments(attempt.task, attempt.function.definition.types[0])
         timeout = attempt.task.timeout
         if timeout is None:
             value = await attempt.function.definition.function(*args, **kwargs)
         else:
             value = await _within(timeout, attempt, args, kwargs)
+        attempt.note_end()
         return _succeeded(attempt, value)
     except BaseException as error:  # a task's SystemExit is the task's, not the worker's
+        attempt.note_end()
         _heed_end_of_loop(attempt, error)
-        return _ended_by(attempt, error)
+        return _ended_by(attempt, error, call)
     finally:
         # An interruption that comes from here on must not cancel what the lane still has to do.
         attempt.loop_task = None
@@ -184,11 +194,15 @@ def run_sync(attempt: Attempt) -> Outcome:
         return interrupted(attempt)
     token = running.set(attempt.context)
     attempt.started_at = time.perf_counter()
+    call: _Arguments | None = None
     try:
-        args, kwargs = attempt.codec.decode_arguments(attempt.task, attempt.function.definition.types[0])
-        return _succeeded(attempt, attempt.function.definition.function(*args, **kwargs))
+        args, kwargs = call = attempt.codec.decode_arguments(attempt.task, attempt.function.definition.types[0])
+        value = attempt.function.definition.function(*args, **kwargs)
+        attempt.note_end()
+        return _succeeded(attempt, value)
     except BaseException as error:  # a task's SystemExit is the task's, not the worker's
-        return _ended_by(attempt, error)
+        attempt.note_end()
+        return _ended_by(attempt, error, call)
     finally:
         running.reset(token)
 
@@ -196,23 +210,6 @@ def run_sync(attempt: Attempt) -> Outcome:
 def timed_out(attempt: Attempt) -> Outcome:
     """Give the outcome of an attempt on a thread, which nothing can stop, once its timeout is over."""
     return failed(attempt, _timeout_error(attempt.task))
-
-
-def unknown_task(task: Task) -> Outcome:
-    """Give the outcome of a task whose function is not registered here.
-
-    A newer producer may know functions that this worker will know after its own update: the task goes back with a
-    delay, but not for ever.
-    """
-    released = task.delivery - task.attempt
-    if released < UNKNOWN_LIMIT:
-        error = UnknownTask(task.name)
-        return Released(id=task.id, delivery=task.delivery, delay=_unknown_backoff.next_delay(released + 1, error))
-    message = (
-        f"no function is registered as {task.name!r}; the task went back {released} times. "
-        "Check that the worker imports the module that declares it, then retry the task"
-    )
-    return Failed(id=task.id, delivery=task.delivery, error=TaskError(type="UnknownTask", message=message))
 
 
 def rejected(task: Task, error: PayloadRejected) -> Failed:
@@ -239,10 +236,24 @@ def _succeeded(attempt: Attempt, value: Any) -> Outcome:
         return Failed(id=task.id, delivery=task.delivery, error=describe_error(error))
 
 
-def _ended_by(attempt: Attempt, error: BaseException) -> Outcome:
+def _ended_by(attempt: Attempt, error: BaseException, call: _Arguments | None) -> Outcome:
     if attempt.interruption is not None and (isinstance(error, asyncio.CancelledError) or attempt.context.stop_seen):
         return interrupted(attempt)
-    return failed(attempt, error)
+    mismatch = _mismatch(attempt, error, call)
+    return failed(attempt, error) if mismatch is None else put_back(attempt.task, mismatch)
+
+
+def _mismatch(attempt: Attempt, error: BaseException, call: _Arguments | None) -> ArgumentsMismatch | None:
+    """Return why the function as it is here cannot take the arguments; None if the error has another reason."""
+    if call is None:
+        return error if isinstance(error, ArgumentsMismatch) else None
+    if type(error) is TypeError:
+        # Looked at only now: whether a call fits takes longer to find out than most calls take.
+        try:
+            attempt.function.definition.check_arguments(*call)
+        except TypeError as told:
+            return ArgumentsMismatch(str(told))
+    return None
 
 
 def interrupted(attempt: Attempt) -> Outcome:
@@ -257,20 +268,49 @@ def failed(attempt: Attempt, error: BaseException) -> Outcome:
     """Give the outcome of an attempt that ended with an error: a retry, or failure for good."""
     task = attempt.task
     described = describe_error(error)
-    delay = _retry_delay(attempt, error)
+    signal = _signal(error)
+    if signal is not None and signal is not error:
+        # A child of the task's asked for it: the group of its task group is only how that came here.
+        described = evolve(describe_error(signal), traceback=described.traceback)
+    delay = _retry_delay(attempt, error if signal is None else signal)
     if delay is None:
         return Failed(id=task.id, delivery=task.delivery, error=described)
     return Retry(id=task.id, delivery=task.delivery, delay=delay, error=described)
 
 
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    """Yield the errors within a group of errors and the groups in it; of any other error itself."""
+    found = [error]
+    while found:
+        error = found.pop()
+        if isinstance(error, BaseExceptionGroup):
+            found.extend(error.exceptions)
+        else:
+            yield error
+
+
+def _signal(error: BaseException) -> TaskSignal | None:
+    """Return what the task asked for, itself or in a task group: failure for good before another attempt."""
+    signals = [leaf for leaf in _leaves(error) if isinstance(leaf, TaskSignal)]
+    return min(signals, key=lambda signal: not isinstance(signal, FailSignal), default=None)
+
+
+def _is_retried(error: BaseException, kinds: tuple[type[BaseException], ...]) -> bool:
+    # Of a group all count: one that would fail the task alone would be raised again, and fail it then.
+    leaves = list(_leaves(error))
+    if any(isinstance(leaf, (SerializationError, PayloadRejected)) for leaf in leaves):
+        return False
+    return isinstance(error, kinds) or all(isinstance(leaf, kinds) for leaf in leaves)
+
+
 def _retry_delay(attempt: Attempt, error: BaseException) -> float | None:
     task = attempt.task
-    if task.attempt > task.max_retries or isinstance(error, (FailSignal, SerializationError, PayloadRejected)):
+    if task.attempt > task.max_retries or isinstance(error, FailSignal):
         return None
     if isinstance(error, RetrySignal):
         if error.delay is not None:
             return error.delay
-    elif not isinstance(error, (*attempt.function.definition.retry_on, TaskTimeout, WorkerLost, NotCommitted)):
+    elif not _is_retried(error, (*attempt.function.definition.retry_on, TaskTimeout, WorkerLost, NotCommitted)):
         return None
     try:
         policy = attempt.codec.load_policy(task.retry_spec) or attempt.function.options.retry
@@ -289,9 +329,11 @@ def _retry_delay(attempt: Attempt, error: BaseException) -> float | None:
 def describe_error(error: BaseException) -> TaskError:
     """Give an error as text, with its traceback from the task's own code on."""
     cls = type(error)
-    # Python's own errors and ours are known by their bare names, here and in every store.
-    own = cls.__module__ == "builtins" or cls.__module__.startswith("omniq.")
-    name = cls.__qualname__ if own else f"{cls.__module__}.{cls.__qualname__}"
+    # Python's own errors and ours are known by their bare names, here and in every store; so are those of no module,
+    # such as of a class that code made.
+    module: object = cls.__module__
+    own = not isinstance(module, str) or module == "builtins" or module.startswith("omniq.")
+    name = cls.__qualname__ if own else f"{module}.{cls.__qualname__}"
     try:
         message = str(error)
     except BaseException as broken:  # a faulty __str__ must not hide that the task failed

@@ -9,12 +9,13 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
-from omniq.batching import Batcher
+from omniq.batching import Answer, Batcher
 from omniq.errors import NotCommitted, StorageUnavailable
 from omniq.execute import Attempt, Interruption, about
 from omniq.failpoints import failpoint
 from omniq.outages import Outage
 from omniq.plugins import Plugins
+from omniq.putbacks import bounded
 from omniq.storage import Lease, Storage
 from omniq.task import Cancelled, Failed, Outcome, Progress, Released, Retry, Succeeded, Task, TaskState
 
@@ -96,16 +97,45 @@ class Ledger:
     def settle(self, attempt: Attempt, outcome: Outcome) -> None:
         """Send an attempt's outcome to the store; the lease is held until the store has answered."""
         self.completed += 1
+        attempt.note_end()
         lost = attempt.interruption is Interruption.LEASE_LOST and isinstance(outcome, Released)
         if lost and not attempt.context.completed:
             self._drop(attempt)
+            return
+        if isinstance(outcome, Released) and outcome.error is not None:
+            self._put_back(attempt.task, outcome, self._answered)
             return
         batcher = self._after_completions if attempt.context.completed else self._outcomes
         batcher.put(outcome, self._answered)
 
     def refuse(self, task: Task, outcome: Outcome) -> None:
         """Send the outcome of a task that was never held, such as one whose function is unknown."""
-        self._outcomes.put(outcome, partial(self._refused, task))
+        answer = partial(self._refused, task)
+        if isinstance(outcome, Released):
+            self._put_back(task, outcome, answer)
+        else:
+            self._outcomes.put(outcome, answer)
+
+    def _put_back(self, task: Task, outcome: Released, answer: Answer[Outcome, bool]) -> None:
+        """Put back a task that this worker cannot run, once the store has told how often that was done already."""
+
+        def looked(_: str, record: Task | None, error: BaseException | None) -> None:
+            if error is not None:
+                answer(outcome, None, error)
+                return
+            decided = bounded(outcome, None if record is None else record.error)
+            if isinstance(decided, Released) and decided.error is not None:
+                _log.warning(
+                    "task %s (%s) goes back for %.0f s: %s",
+                    task.id,
+                    task.name,
+                    decided.delay,
+                    decided.error.message,
+                    extra=about(task),
+                )
+            self._outcomes.put(decided, answer)
+
+        self._looks.put(task.id, looked)
 
     def give_up_waiting(self) -> None:
         """Stop repeating what the store does not answer: the worker must end now."""
@@ -113,7 +143,8 @@ class Ledger:
 
     async def drain(self) -> None:
         """Return when every outcome handed over has been answered."""
-        for batcher in (self._outcomes, self._after_completions, self._looks):
+        # Looks first and last: they lead to outcomes, and outcomes that were refused lead to looks.
+        for batcher in (self._looks, self._outcomes, self._after_completions, self._looks):
             await batcher.drain()
         if self._progress_task is not None:
             self._progress_task.cancel()
@@ -207,7 +238,9 @@ class Ledger:
 
     def _refused(self, task: Task, outcome: Outcome, accepted: bool | None, error: BaseException | None) -> None:
         if error is not None:
-            _log.error("the outcome of task %s (%s) could not be recorded: %s", task.id, task.name, error)
+            _log.error(
+                "the outcome of task %s (%s) could not be recorded: %s", task.id, task.name, error, extra=about(task)
+            )
         elif accepted and isinstance(outcome, Failed):
             _call(self._failed, {"task": task, "worker": self._worker, "seconds": 0.0}, error=outcome.error)
 
@@ -262,7 +295,7 @@ class Ledger:
             case Cancelled():
                 _task_log.info("task %s (%s) was cancelled", task.id, task.name, extra=about(task))
                 _call(self._cancelled, common)
-            case _:
+            case Released(error=None):
                 _task_log.info("task %s (%s) went back to its queue", task.id, task.name, extra=about(task))
 
     # Progress

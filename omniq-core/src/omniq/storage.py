@@ -289,8 +289,9 @@ class Storage(ABC):
         part in it until somebody else has recovered the task. Then: ``Succeeded``, ``Failed``, ``Cancelled`` end the
         task, free its ``unique`` key and keep the record for ``result_ttl`` seconds; ``Retry`` makes it ``scheduled``
         (``ready`` if the delay is 0) and keeps the error; ``Released`` does the same, takes the attempt back, and
-        with a delay of 0 puts the task back to its old place. A task whose cancellation was requested ends as
-        ``cancelled`` also on ``Retry`` and ``Released``. The whole batch is one atomic step.
+        with a delay of 0 puts the task back to its old place; without an error of its own it may keep or drop the
+        one before. A task whose cancellation was requested ends as ``cancelled`` also on ``Retry`` and ``Released``.
+        The whole batch is one atomic step.
 
         :return: for each outcome whether it was accepted. A repeated call after a lost answer gives False and changes
             nothing.

@@ -161,7 +161,8 @@ class Task:
     tags: tuple[str, ...] = ()
     result_ttl: float = 86400.0
     error: TaskError | None = None
-    """The latest attempt's error; kept while the task waits for a retry."""
+    """The latest attempt's error; kept while the task waits for its next attempt, and while that runs. Of a task that
+    was put back because its worker could not run it: why."""
     progress: Progress | None = None
     cancel_requested: bool = False
     """Whether a running task was asked to stop."""
@@ -250,6 +251,8 @@ class Released(Outcome):
 
     delay: float = 0.0
     """Seconds from the store's now until it is ready again; 0 puts it back to its old place in the queue."""
+    error: TaskError | None = None
+    """Why this worker cannot run it, which replaces the latest attempt's error; None: that error is kept."""
 
 
 @frozen(kw_only=True)

@@ -17,8 +17,8 @@ from typing import Any, Protocol, Self, TypedDict
 from omniq.codec import Codec
 from omniq.connections import Connections
 from omniq.durations import duration
-from omniq.errors import PayloadRejected
-from omniq.execute import Attempt, Interruption, about, rejected, unknown_task
+from omniq.errors import PayloadRejected, UnknownTask
+from omniq.execute import Attempt, Interruption, about, rejected
 from omniq.executors import Lane, LoopLane, ThreadLane
 from omniq.functions import Executor, TaskFunction
 from omniq.heartbeat import Heartbeat
@@ -27,6 +27,7 @@ from omniq.ledger import Ledger
 from omniq.options import Duration, check_count
 from omniq.plugins import Plugins
 from omniq.processes import ProcessLane, ProcessLimits
+from omniq.putbacks import put_back
 from omniq.scheduler import Scheduler
 from omniq.signing import shown
 from omniq.storage import Lease, LeaseState
@@ -317,15 +318,7 @@ class Worker:
             return
         function = self.queue.runnable.get(task.name)
         if function is None:
-            outcome = unknown_task(task)
-            _log.warning(
-                "task %s is of an unknown function %r; %s",
-                task.id,
-                task.name,
-                f"it goes back for {outcome.delay:.0f} s" if isinstance(outcome, Released) else "it fails",
-                extra=about(task),
-            )
-            self.ledger.refuse(task, outcome)
+            self.ledger.refuse(task, put_back(task, UnknownTask(f"no function is registered as {task.name!r}")))
             return
         attempt = Attempt(task, function, self.queue.codec, self.ledger.note_progress)
         self.ledger.add(attempt)

@@ -136,6 +136,7 @@ class Store(Transitions):
                 self._give_back(record, now, later(now, outcome.delay))
             case Released():
                 record.attempt -= 1
+                record.error = outcome.error or record.error
                 self._give_back(record, now, later(now, outcome.delay) if outcome.delay else record.run_at)
             case _:
                 raise TypeError(f"not an outcome that a store knows: {outcome!r}")

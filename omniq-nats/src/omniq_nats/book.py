@@ -156,7 +156,6 @@ class Book:
         slot.worker = worker
         slot.started = now
         slot.until = until
-        slot.has_error = False
         slot.progress = None
         slot.cancel = False
         self.running[slot.id] = slot
@@ -166,6 +165,7 @@ class Book:
         del self.running[slot.id]
         slot.until = None
         slot.progress = None
+        slot.has_error = False
 
     def end(self, slot: Slot, fate: Fate) -> None:
         """Note how a task ended, one that is neither running nor waiting any more."""

@@ -234,7 +234,7 @@ def _size(outcome: Outcome) -> int:
     match outcome:
         case Succeeded():
             return len(outcome.result)
-        case Failed() | Retry():
+        case Failed() | Retry() | Released():
             error = outcome.error
             return 0 if error is None else len(error.type) + len(error.message) + len(error.traceback)
     return 0
@@ -247,7 +247,7 @@ def _encoded_size(outcome: Outcome) -> int:
                 return len(json.dumps(outcome.result.decode()))
             except UnicodeDecodeError:
                 return 2 * len(outcome.result)
-        case Failed() | Retry():
+        case Failed() | Retry() | Released():
             error = outcome.error
             return 0 if error is None else len(json.dumps([error.type, error.message, error.traceback]))
     return 0
@@ -262,7 +262,7 @@ def _fitting(outcome: Outcome, limit: int) -> Outcome:
         message = f"the result takes {size:,} bytes, and the server's limit is {limit:,} (max_payload)"
         error = TaskError(type="PayloadTooLarge", message=message)
         return Failed(id=outcome.id, delivery=outcome.delivery, error=error)
-    assert isinstance(outcome, Failed | Retry)
+    assert isinstance(outcome, Failed | Retry | Released)
     assert outcome.error is not None
     short = evolve(
         outcome.error, message=outcome.error.message[:MOST_TEXT], traceback=outcome.error.traceback[-MOST_TEXT:]
@@ -285,7 +285,7 @@ def _large(outcome: Outcome, inline: int) -> Fate | None:
         finished=0,
         run_at=0,
         result=outcome.result if isinstance(outcome, Succeeded) else None,
-        error=outcome.error if isinstance(outcome, Failed | Retry) else None,
+        error=outcome.error if isinstance(outcome, Failed | Retry | Released) else None,
     )
 
 
@@ -310,9 +310,9 @@ def _settle(book: Book, slot: Slot, outcome: Outcome, now: int, blob: str | None
 def _settle_again(
     book: Book, slot: Slot, outcome: Retry | Released, now: int, blob: str | None, finished: _Finished
 ) -> None:
-    error: TaskError | None = None
+    error = outcome.error
     if isinstance(outcome, Retry):
-        at, error = after(now, outcome.delay) if outcome.delay else now, outcome.error
+        at = after(now, outcome.delay) if outcome.delay else now
     else:
         slot.attempt -= 1
         at = after(now, outcome.delay) if outcome.delay else slot.at

@@ -35,7 +35,7 @@ def _kind(outcome: Outcome) -> int:
 
 
 def _error_of(outcome: Outcome) -> str | None:
-    error = outcome.error if isinstance(outcome, Failed | Retry) else None
+    error = outcome.error if isinstance(outcome, Failed | Retry | Released) else None
     return None if error is None else dump_error(error)
 
 

@@ -72,8 +72,8 @@ def _said(outcome: Outcome) -> tuple[bytes, int, bytes]:
             return b"c", 0, b""
         case Retry(delay=delay, error=error):
             return b"r", span(delay), b"" if error is None else dump_error(error).encode()
-        case Released(delay=delay):
-            return b"l", span(delay), b""
+        case Released(delay=delay, error=error):
+            return b"l", span(delay), b"" if error is None else dump_error(error).encode()
     raise TypeError(f"not an outcome that a store knows: {outcome!r}")
 
 

@@ -62,7 +62,9 @@ class Serializer(Protocol):
     def load_arguments(self, data: bytes, types: ArgumentTypes) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Decode what :meth:`dump_arguments` made.
 
-        :raises SerializationError: if the bytes are not its own, or do not fit the annotations.
+        :raises SerializationError: if the bytes are not its own.
+        :raises ArgumentsMismatch: if they are, but do not fit the annotations. A worker puts the task back then: one of
+            another version of the program may take them.
         """
         ...
 

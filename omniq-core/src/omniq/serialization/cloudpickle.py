@@ -10,7 +10,7 @@ import pickle
 from collections.abc import Mapping
 from typing import Any
 
-from omniq.errors import SerializationError
+from omniq.errors import ArgumentsMismatch, SerializationError
 from omniq.serialization import ArgumentTypes
 from omniq.serialization.refusal import describe
 
@@ -33,7 +33,7 @@ class CloudpickleSerializer:
             raise _refused(_culprit(args, kwargs), error) from error
 
     def load_arguments(self, data: bytes, types: ArgumentTypes) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        made = _loads(data, "the arguments")
+        made = _loads(data, "the arguments", ArgumentsMismatch)
         match made:
             case (tuple() as args, dict() as kwargs) if all(type(name) is str for name in kwargs):
                 return args, kwargs
@@ -57,9 +57,12 @@ def _dumps(value: Any) -> bytes:
     return dumped
 
 
-def _loads(data: bytes, path: str) -> Any:
+def _loads(data: bytes, path: str, mismatch: type[SerializationError] = SerializationError) -> Any:
     try:
         return pickle.loads(data)
+    except (AttributeError, ImportError, TypeError) as error:
+        # Of a class or function that is not here, or here is another: a worker of another version may have it.
+        raise mismatch(f"cannot be unpickled here: {describe(error)}", path) from error
     except Exception as error:
         # Unpickling runs the code of classes, which may raise anything.
         raise SerializationError(f"cannot be unpickled: {describe(error)}", path) from error

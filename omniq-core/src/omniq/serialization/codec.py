@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 
 from attrs import define, field
 
-from omniq.serialization.refusal import Refusal, type_name
+from omniq.serialization.refusal import Malformed, Refusal, type_name
 from omniq.serialization.text import TAG, VALUE
 
 __all__ = [
@@ -78,7 +78,7 @@ def _counting(function: Function, limit: int) -> Function:
     def counted(value: Any) -> Any:
         depth = progress.depth
         if depth >= limit:
-            raise Refusal(
+            raise Malformed(
                 f"is nested more than {limit} levels deep, or contains itself; flatten it, or send an id instead of it"
             )
         progress.depth = depth + 1
@@ -220,7 +220,7 @@ def unwrapping(label: str, decode: Function) -> Function:
 
     def unwrap(tree: Any) -> Any:
         if not is_tagged(tree):
-            raise Refusal(f"a payload tagged {label!r} has other keys than that form has")
+            raise Malformed(f"a payload tagged {label!r} has other keys than that form has")
         return decode(tree[VALUE])
 
     return unwrap

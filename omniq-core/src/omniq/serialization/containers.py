@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, TypeAlias
 
 from omniq.serialization.codec import Codec, Function, deeper, deeper_in_payloads, is_tagged, tagged, wrapping
-from omniq.serialization.refusal import Refusal, describe, key_step
+from omniq.serialization.refusal import Malformed, Refusal, describe, key_step
 from omniq.serialization.text import TAG, VALUE, dumps
 
 __all__ = ["array_codec", "deque_codec", "fixed_tuple_codec", "list_codec", "mapping_codec", "pairs_of"]
@@ -48,7 +48,7 @@ def _each_by_its_own(functions: Iterable[Function], values: Iterable[Any]) -> li
 def _array(tree: Any, tag: str, *optional: str) -> list[Any]:
     items = tree.get(VALUE)
     if type(items) is not list or not is_tagged(tree, *optional):
-        raise Refusal(f"a payload tagged {tag!r} has another shape than that form has")
+        raise Malformed(f"a payload tagged {tag!r} has another shape than that form has")
     return items
 
 
@@ -115,7 +115,7 @@ def _check_hashes(kind: type, values: Collection[Any]) -> None:
     if len(values) > _MOST_COLLISIONS:
         collisions = len(values) - len(set(map(hash, values)))
         if collisions > _MOST_COLLISIONS:
-            raise Refusal(f"has a {kind.__name__} of which {collisions:,} items or keys have the hash of another")
+            raise Malformed(f"has a {kind.__name__} of which {collisions:,} items or keys have the hash of another")
 
 
 def _set_of(kind: type) -> _Build:
@@ -127,9 +127,9 @@ def _set_of(kind: type) -> _Build:
             raise
         except Exception as error:
             # Hashing and comparing may be the application's code.
-            raise Refusal(f"the payload has a {kind.__name__} of what cannot be in one: {describe(error)}") from error
+            raise Malformed(f"the payload has a {kind.__name__} of what cannot be in one: {describe(error)}") from error
         if len(made) != len(values):
-            raise Refusal(f"the payload has an item of a {kind.__name__} twice")
+            raise Malformed(f"the payload has an item of a {kind.__name__} twice")
         return made
 
     return build
@@ -149,7 +149,7 @@ def deque_codec(name: str, item: Codec) -> Codec:
         values = decode_items(_array(tree, "deque", "maxlen"))
         maxlen = tree.get("maxlen")
         if maxlen is not None and (type(maxlen) is not int or not len(values) <= maxlen <= sys.maxsize):
-            raise Refusal("the payload has a deque with a maxlen that cannot be")
+            raise Malformed("the payload has a deque with a maxlen that cannot be")
         return deque(values, maxlen)
 
     return Codec(name=name, encoders={deque: encode}, tags={"deque": decode}, self_describing=item.self_describing)
@@ -184,7 +184,7 @@ def pairs_of(tree: Any, tag: str) -> list[list[Any]]:
     """
     pairs = _array(tree, tag)
     if not all(type(pair) is list and len(pair) == 2 for pair in pairs):
-        raise Refusal(f"a payload tagged {tag!r} holds no pairs")
+        raise Malformed(f"a payload tagged {tag!r} holds no pairs")
     return pairs
 
 
@@ -269,7 +269,9 @@ def _mapping_of(kind: type, keys: list[Any], values: list[Any]) -> Any:
         raise
     except Exception as error:
         # Hashing and comparing may be the application's code.
-        raise Refusal(f"the payload has a {kind.__name__} with a key that cannot be one: {describe(error)}") from error
+        raise Malformed(
+            f"the payload has a {kind.__name__} with a key that cannot be one: {describe(error)}"
+        ) from error
     if len(made) != len(keys):
-        raise Refusal(f"the payload has a key of a {kind.__name__} twice")
+        raise Malformed(f"the payload has a key of a {kind.__name__} twice")
     return made

@@ -97,7 +97,9 @@ class JsonSerializer:
                 codec = plan.keyword.get(name, plan.var_keyword)
                 if type(part) not in codec.exact:
                     keyword[name] = codec.decode(part)
-        except (Refusal, RecursionError) as error:
+        except Refusal as refusal:
+            raise refusal.mismatch(_root(positional, name)) from refusal.__cause__
+        except RecursionError as error:
             raise _public(error, _root(positional, name)) from error.__cause__
         return tuple(positional), keyword
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from omniq.errors import SerializationError
+from omniq.errors import ArgumentsMismatch, SerializationError
 
-__all__ = ["Refusal", "describe", "key_step", "type_name"]
+__all__ = ["Malformed", "Refusal", "describe", "key_step", "type_name"]
 
 _SHOWN_STEPS = 12
 _SHOWN_KEY = 40
@@ -33,10 +33,24 @@ class Refusal(Exception):
 
         :param root: the path to the outermost value, such as ``args[0]``.
         """
+        return SerializationError(self.message, self._path(root))
+
+    def mismatch(self, root: str) -> SerializationError:
+        """Make the public error of arguments that were read: of those that do not fit, unless they are malformed."""
+        return ArgumentsMismatch(self.message, self._path(root))
+
+    def _path(self, root: str) -> str:
         steps = self.steps[::-1]
         if len(steps) > _SHOWN_STEPS:
             steps = [*steps[:_SHOWN_STEPS], "..."]
-        return SerializationError(self.message, root + "".join(steps))
+        return root + "".join(steps)
+
+
+class Malformed(Refusal):
+    """A payload that no annotation could take: it is not of the form that it says it is."""
+
+    def mismatch(self, root: str) -> SerializationError:
+        return self.error(root)
 
 
 def key_step(key: Any) -> str:

@@ -12,7 +12,7 @@ from uuid import UUID
 from zoneinfo import ZoneInfo
 
 from omniq.serialization.codec import Codec, Function, is_tagged, tagged
-from omniq.serialization.refusal import Refusal, describe, type_name
+from omniq.serialization.refusal import Malformed, Refusal, describe, type_name
 from omniq.serialization.text import TAG, VALUE
 
 __all__ = ["value_codec", "value_types"]
@@ -23,13 +23,13 @@ def _decoder(tag: str, make: Callable[[Any], Any], *optional: str) -> Function:
 
     def decode(tree: Any) -> Any:
         if not is_tagged(tree, *optional):
-            raise Refusal(f"a payload tagged {tag!r} has other keys than that form has")
+            raise Malformed(f"a payload tagged {tag!r} has other keys than that form has")
         try:
             return make(tree)
         except Refusal:
             raise
         except Exception as error:
-            raise Refusal(f"a payload tagged {tag!r} cannot be read: {describe(error)}") from error
+            raise Malformed(f"a payload tagged {tag!r} cannot be read: {describe(error)}") from error
 
     return decode
 

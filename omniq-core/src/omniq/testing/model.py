@@ -148,7 +148,6 @@ class Model:
                 row.attempt += 1
                 row.delivery += 1
                 row.progress = None if row.progress is None else UNKNOWN
-                row.error = None if row.error is None else UNKNOWN
                 claimed.append(row.order.id)
         return claimed
 
@@ -169,12 +168,16 @@ class Model:
             case Failed():
                 row.state, row.error = TaskState.FAILED, outcome.error
             case Cancelled():
-                row.state = TaskState.CANCELLED
+                row.state, row.error = TaskState.CANCELLED, row.error and UNKNOWN
             case Retry():
                 row.error = outcome.error
                 self._again(row, outcome.delay, self.step)
             case Released():
                 row.attempt -= 1
+                if outcome.error is not None:
+                    row.error = outcome.error
+                else:
+                    row.error = row.error and UNKNOWN
                 self._again(row, outcome.delay, row.ready_since)
         return True
 
@@ -209,7 +212,7 @@ class Model:
             if row.cancel_requested:
                 row.state, row.error = TaskState.CANCELLED, UNKNOWN
             elif row.attempt <= row.order.max_retries:
-                row.state = TaskState.READY
+                row.state, row.error = TaskState.READY, row.error and UNKNOWN
             else:
                 row.state, row.error = TaskState.FAILED, UNKNOWN
 

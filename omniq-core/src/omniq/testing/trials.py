@@ -20,13 +20,14 @@ from typing import Any, TypeVar
 
 from omniq.connections import Connections
 from omniq.durations import duration
-from omniq.errors import PayloadRejected
-from omniq.execute import Attempt, rejected, run_async, run_sync, unknown_task
+from omniq.errors import PayloadRejected, UnknownTask
+from omniq.execute import Attempt, rejected, run_async, run_sync
 from omniq.plugins import Plugins
+from omniq.putbacks import bounded, put_back
 from omniq.queue import TaskQueue
 from omniq.scheduler import Scheduler
 from omniq.storage import Lease, Storage, TaskQuery
-from omniq.task import Outcome, Progress, Task, TaskState
+from omniq.task import Outcome, Progress, Released, Task, TaskState
 from omniq.testing.clock import ManualClock
 from omniq.urls import parse_url
 
@@ -98,12 +99,14 @@ class Trial:
             return rejected(task, error)
         function = self.queue.runnable.get(task.name)
         if function is None:
-            return unknown_task(task)
+            return bounded(put_back(task, UnknownTask(f"no function is registered as {task.name!r}")), task.error)
         told: list[Progress] = []
         attempt = Attempt(task, function, self.queue.codec, lambda _, progress: told.append(progress))
         outcome = await run_async(attempt) if function.definition.is_async else run_sync(attempt)
         if told:
             await storage.set_progress({Lease(task.id, task.delivery): told[-1]})
+        if isinstance(outcome, Released) and outcome.error is not None:
+            return bounded(outcome, task.error)
         return outcome
 
     def run_for(self, time: float | timedelta) -> int:

@@ -44,6 +44,7 @@ def _finish(outcome: Outcome, change: Change) -> bool:
             _give_back(record, after(change.now, outcome.delay), change)
         case Released():
             record.attempt -= 1
+            record.error = outcome.error or record.error
             _give_back(record, after(change.now, outcome.delay) if outcome.delay else record.run_at, change)
         case _:
             raise TypeError(f"not an outcome that a store knows: {outcome!r}")

@@ -80,9 +80,10 @@ def _given_back(outcome: Retry | Released, row: Row, tx: Transaction) -> tuple[A
     else:
         run_at = tx.stamp if isinstance(outcome, Retry) else None
         tx.made_ready(queue)
+    error = None if outcome.error is None else dump_error(outcome.error)
     if isinstance(outcome, Retry):
-        return (seq, state, run_at, 0, 0, None if outcome.error is None else dump_error(outcome.error))
-    return (seq, state, run_at, 1, 1, None)
+        return (seq, state, run_at, 0, 0, error)
+    return (seq, state, run_at, 1, error is None, error)
 
 
 def heartbeat(worker: str, leases: Sequence[Lease], lease: float, tx: Transaction) -> list[LeaseState]:

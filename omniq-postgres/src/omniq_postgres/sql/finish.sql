@@ -60,7 +60,7 @@ back AS (
             ELSE {live}.run_at
         END,
         attempt = {live}.attempt - CASE held.kind WHEN 2 THEN 1 ELSE 0 END,
-        error = CASE held.kind WHEN 1 THEN held.error ELSE {live}.error END,
+        error = CASE held.kind WHEN 1 THEN held.error ELSE coalesce(held.error, {live}.error) END,
         lease_until = NULL
     FROM held, clock
     WHERE {live}.id = held.id AND NOT held.cancel

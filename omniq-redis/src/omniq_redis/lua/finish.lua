@@ -57,6 +57,8 @@ for i = 1, count do
     local state, err = STATE[kind], ''
     if kind == 'f' or kind == 'r' then
       err = data
+    elseif kind == 'l' and data ~= '' then
+      err = data
     elseif kind ~= 's' then
       err = latest_error(id)
     end

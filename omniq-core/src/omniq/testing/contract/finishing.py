@@ -129,6 +129,33 @@ class FinishContract(Contract):
         assert [task.id for task in again] == [second, first], "it became ready after the other"
         assert (again[1].attempt, again[1].delivery) == (1, 2)
 
+    @pytest.mark.parametrize("delay", [0, SHORT])
+    async def test_why_a_task_was_put_back_is_kept_until_it_is_put_back_again(
+        self, store: Storage, delay: float
+    ) -> None:
+        (task_id,) = await add(store)
+        reasons = [TaskError(type="UnknownTask", message=message) for message in ("once", "twice")]
+        for delivery, why in enumerate(reasons, 1):
+            (claimed,) = await take(store)
+            assert claimed.delivery == delivery
+            await store.finish([Released(id=task_id, delivery=delivery, delay=delay, error=why)])
+            waiting = await record(store, task_id)
+            assert (waiting.error, waiting.attempt) == (why, 0)
+            await passed(store, waiting.run_at)
+        await take(store)
+        running = await record(store, task_id)
+        assert (running.error, running.attempt) == (reasons[-1], 1)
+
+    @pytest.mark.parametrize("kind", ["failed", "retry", "succeeded"])
+    async def test_why_a_task_was_put_back_is_forgotten_once_it_was_run(self, store: Storage, kind: str) -> None:
+        (task_id,) = await add(store)
+        await take(store)
+        why = TaskError(type="UnknownTask", message="no such function")
+        await store.finish([Released(id=task_id, delivery=1, error=why)])
+        (claimed,) = await take(store)
+        await store.finish([outcome(kind, claimed)])
+        assert (await record(store, task_id)).error == (None if kind == "succeeded" else BOOM)
+
     async def test_the_error_of_an_earlier_attempt_is_gone_once_the_task_has_succeeded(self, store: Storage) -> None:
         (task_id,) = await add(store)
         await store.finish([outcome("retry", task) for task in await take(store)])

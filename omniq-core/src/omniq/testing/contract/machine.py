@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from omniq.ids import new_id
 from omniq.storage import Lease, Storage, TaskQuery
-from omniq.task import Failed, NewTask, Outcome, Progress, Retry, Succeeded, Task, TaskError, TaskState
+from omniq.task import Failed, NewTask, Outcome, Progress, Released, Retry, Succeeded, Task, TaskError, TaskState
 from omniq.testing.contract.scheduling import LONG_AGO
 from omniq.testing.contract.steps import FAR, HELD, OUTCOMES, lapsed, new_schedule, new_task, outcome, passed, record
 from omniq.testing.contract.stores import Stores
@@ -361,4 +361,6 @@ def _told_apart(told: Outcome, step: int, number: int) -> Outcome:
             return evolve(told, result=b"%d.%d" % (step, number))
         case Failed() | Retry():
             return evolve(told, error=TaskError(type="ValueError", message=f"{step}.{number}"))
+        case Released() if number % 2:
+            return evolve(told, error=TaskError(type="UnknownTask", message=f"{step}.{number}"))
     return told

@@ -1,0 +1,59 @@
+"""Tasks that this worker cannot run but another may: a newer one knows the function, or takes its arguments.
+
+They are put back, each time with a longer delay, a bounded number of times. The count is kept with the task in the
+store, in the text of the error that says why it was put back: what counts is how often a worker could not run the task,
+and not how often it was put back for other reasons, such as a worker whose slots were all taken or that stopped.
+"""
+
+from __future__ import annotations
+
+import re
+
+from omniq.errors import ArgumentsMismatch, UnknownTask
+from omniq.retry import Exponential
+from omniq.task import Failed, Released, Task, TaskError
+
+__all__ = ["PUT_BACK_LIMIT", "bounded", "put_back"]
+
+PUT_BACK_LIMIT = 20
+"""How often such a task is put back before it fails: for about half an hour of deployment."""
+
+_BACKOFF = Exponential(delay=1, factor=2, max_delay=120, jitter=0.1)
+_COUNT = re.compile(r"; put back (\d{1,9}) of \d+ times\Z")
+_LONGEST_REASON = 2_000
+
+_MENDS = {
+    "UnknownTask": "Check that the worker imports the module that declares it, then retry the task",
+    "ArgumentsMismatch": "Bring the worker and the program that enqueued the task to one version, then retry the task",
+}
+
+
+def put_back(task: Task, error: UnknownTask | ArgumentsMismatch) -> Released:
+    """Return the outcome of a task that this worker cannot run, still to be :func:`bounded`."""
+    reason = str(error).encode("utf-8", "backslashreplace").decode()
+    if len(reason) > _LONGEST_REASON:
+        reason = f"{reason[:_LONGEST_REASON]}…"
+    return Released(id=task.id, delivery=task.delivery, error=TaskError(type=type(error).__name__, message=reason))
+
+
+def bounded(outcome: Released, before: TaskError | None) -> Released | Failed:
+    """Return how a task that this worker cannot run goes on.
+
+    :param outcome: as :func:`put_back` made it.
+    :param before: the error that the store has of the task: it holds the count.
+    :return: the outcome with its delay, and the count in its error; or failure if the task was put back often enough.
+    """
+    assert outcome.error is not None
+    reason, kind = outcome.error.message, outcome.error.type
+    found = None if before is None else _COUNT.search(before.message)
+    count = int(found[1]) if found else 0
+    if count >= PUT_BACK_LIMIT:
+        # Not in the words of a count: a task that is retried starts anew.
+        message = f"{reason}; the task went back {count} times. {_MENDS[kind]}"
+        return Failed(id=outcome.id, delivery=outcome.delivery, error=TaskError(type=kind, message=message))
+    return Released(
+        id=outcome.id,
+        delivery=outcome.delivery,
+        delay=_BACKOFF.next_delay(count + 1, UnknownTask(reason)),
+        error=TaskError(type=kind, message=f"{reason}; put back {count + 1} of {PUT_BACK_LIMIT} times"),
+    )
