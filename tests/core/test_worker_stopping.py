@@ -151,10 +151,14 @@ async def test_whoever_gives_up_waiting_for_the_drain_leaves_nothing_running(que
             ended.set()
 
     handle = await hold.aenqueue()
-    with pytest.raises(TimeoutError):
+
+    async def give_up() -> None:
         async with asyncio.timeout(None) as patience, queue.worker(grace=3600):
             await started.wait()
             patience.reschedule(asyncio.get_running_loop().time() + 0.1)
+
+    with pytest.raises(TimeoutError):
+        await give_up()
 
     async with asyncio.timeout(10):
         await ended.wait()

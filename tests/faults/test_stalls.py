@@ -78,8 +78,8 @@ def test_a_late_completion_does_not_end_the_run_that_goes_on_elsewhere(scene: Sc
 
 def test_a_task_that_blocks_the_event_loop_for_three_leases_keeps_its_lease(scene: Scene) -> None:
     for _ in range(2):
-        scene.worker(lease=0.5)
-    handle = scene.enqueue("block_loop", 1.5)
+        scene.worker(lease=1.5)
+    handle = scene.enqueue("block_loop", 4.5)
 
     scene.wait_drained()
 

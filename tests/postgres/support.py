@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, asynccontextmanager
 from typing import Any
 
 import psycopg
+import pytest
 import sqlalchemy
 
 from omniq.ids import new_id
@@ -29,6 +30,7 @@ __all__ = [
     "done",
     "engine_of",
     "explained",
+    "never_look",
     "new_task",
     "opened",
     "settings_of",
@@ -41,6 +43,12 @@ __all__ = [
 def new_task(**options: Any) -> NewTask:
     """Give a task to enqueue, of queue ``q`` unless another is named."""
     return NewTask(**{"id": new_id(), "queue": "q", "name": "n", "payload": b"[]", **options})
+
+
+def never_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let those who wait for news look for themselves no more, as far as a test can tell."""
+    for name in ("LOOK_AFTER", "LOOK_AFTER_UNHEARD"):
+        monkeypatch.setattr(f"omniq_postgres.waiting.{name}", (600, 600))
 
 
 def settings_of(url: str) -> Settings:
