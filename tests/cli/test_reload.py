@@ -219,7 +219,7 @@ def test_a_signal_is_obeyed_also_while_the_worker_waits_to_start_again(
     write(folder / "helper.py", "WORD = 'two'\n")
     worker.says("the worker starts again when running tasks have ended")
     worker.process.send_signal(signal.SIGTERM)
-    worker.says("SIGTERM: running tasks may end, for 600 s at most")
+    worker.says("SIGTERM: finishing 1 tasks, for 600 s at most")
 
     assert worker.stop() == 0
     assert "SIGTERM again: stopping now; running tasks go back to their queues" in worker.stderr

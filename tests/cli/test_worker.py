@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from omniq import TaskQueue, TaskState
+from omniq import TaskQueue, TaskState, Worker
 from omniq.cli import main
 from omniq.cli.app import load_queue
 from omniq.testing import wait_until
@@ -61,7 +61,14 @@ def test_every_option_reaches_the_worker_and_the_workers_of_a_supervisor(
         async def run(self) -> int:
             return 0
 
-    monkeypatch.setattr(TaskQueue, "run_worker", lambda _, **options: worked.append(options))
+    make = TaskQueue.worker
+
+    def note(queue: TaskQueue, **options: Any) -> Worker:
+        worked.append(options)
+        return make(queue, **options)
+
+    monkeypatch.setattr(TaskQueue, "worker", note)
+    monkeypatch.setattr("omniq.cli.worker.run_as_process", lambda *_, **__: None)
     monkeypatch.setattr("omniq.cli.worker.Supervisor", Supervisor)
 
     assert main(["worker", "shop:queue", *OPTIONS]) == 0
@@ -72,10 +79,10 @@ def test_every_option_reaches_the_worker_and_the_workers_of_a_supervisor(
     assert words[lifeline + 1] == "99"
     assert main([*words[:lifeline], *words[lifeline + 2 :]]) == 0
 
-    assert (
-        worked[0]
-        == worked[1]
-        == {
+    # Each is made twice: to check the options before anything begins, and to work.
+    assert len(worked) == 5
+    for options in worked:
+        assert options == {
             "queues": ["urgent", "default"],
             "concurrency": 50,
             "threads": 4,
@@ -85,7 +92,6 @@ def test_every_option_reaches_the_worker_and_the_workers_of_a_supervisor(
             "grace": 0.5,
             "scheduler": False,
         }
-    )
 
 
 def test_a_second_signal_puts_back_what_runs(shop: TaskQueue, start: Callable[..., Program]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -72,3 +73,17 @@ def hoard(megabytes: int) -> int:
 @queue.task
 def on_a_thread() -> int:
     return os.getpid()
+
+
+@queue.task(executor="process", max_retries=0)
+def pid_once() -> int:
+    return os.getpid()
+
+
+@queue.task(executor="process", max_retries=0)
+def parent(marker: Path) -> None:
+    """Run until it is stopped, with a process of its own."""
+    own = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    marker.with_suffix(".tmp").write_text(str(own.pid))
+    marker.with_suffix(".tmp").rename(marker)
+    own.wait()

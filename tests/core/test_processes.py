@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,28 +15,33 @@ import pytest
 from omniq import Progress, TaskCancelled, TaskFailed, TaskHandle, TaskQueue, TaskState
 from omniq.testing import await_until
 from omniq.worker import Worker
-from tests.core import cpu_tasks
+from tests.core import cpu_tasks, plugged_cpu_tasks
 
 TIME = 60.0
 """Seconds after which something hangs: a new process imports all of OmniQ, on a machine that may be busy."""
 
 
-def working(scenario: Callable[[Worker], Any], **options: Any) -> None:
+def working(scenario: Callable[[Worker], Any], queue: TaskQueue = cpu_tasks.queue, **options: Any) -> None:
     async def run() -> None:
-        async with cpu_tasks.queue.worker(**options) as worker:
+        async with queue.worker(**options) as worker:
             await scenario(worker)
-        await cpu_tasks.queue.aclose()
+        await queue.aclose()
 
     asyncio.run(run())
     assert multiprocessing.active_children() == []
 
 
 async def is_gone(pid: int) -> bool:
+    return has_ended(pid)
+
+
+def has_ended(pid: int) -> bool:
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return True
-    return False
+    # What was orphaned may wait for init to take note of its end.
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
 
 
 async def failure(handle: TaskHandle[Any]) -> TaskFailed:
@@ -151,6 +157,45 @@ def test_a_process_is_replaced_when_it_has_grown_too_large() -> None:
         assert small == large != after
 
     working(scenario, processes=1, process_memory=300 << 20)
+
+
+def test_a_process_that_was_killed_while_it_was_idle_costs_no_task_an_attempt() -> None:
+    async def scenario(worker: Worker) -> None:
+        idle = await (await cpu_tasks.pid_once.aenqueue()).aresult(TIME)
+        os.kill(idle, signal.SIGKILL)
+        assert await (await cpu_tasks.pid_once.aenqueue()).aresult(TIME) != idle
+
+    working(scenario, processes=1)
+
+
+@pytest.mark.parametrize("how", ["cancelled", "stopped"])
+def test_what_a_task_has_started_ends_with_it_when_it_is_killed(how: str, tmp_path: Path) -> None:
+    marker = tmp_path / "pid"
+
+    async def scenario(worker: Worker) -> None:
+        handle = await cpu_tasks.parent.aenqueue(marker)
+
+        async def has_begun() -> bool:
+            return marker.exists()
+
+        await await_until(has_begun, TIME, "the task has begun")
+        if how == "cancelled":
+            await handle.acancel()
+        else:
+            await worker.drain()
+        await await_until(lambda: is_gone(int(marker.read_text())), TIME, "what the task has started is gone")
+        await handle.acancel()
+
+    working(scenario, processes=1, lease=0.6, grace=0.0)
+
+
+def test_a_plugin_that_was_registered_by_hand_reaches_the_processes() -> None:
+    async def scenario(worker: Worker) -> None:
+        text, pid = await (await plugged_cpu_tasks.shout.aenqueue("hush")).aresult(TIME)
+        assert text == "HUSH"
+        assert pid != os.getpid()
+
+    working(scenario, plugged_cpu_tasks.queue, processes=1)
 
 
 def test_what_a_process_could_not_find_or_run_is_refused_at_once() -> None:

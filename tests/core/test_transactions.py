@@ -124,20 +124,20 @@ def one(function: TaskFunction[[int], int], connection: sqlite3.Connection, n: i
 
 
 def one_by_queue(function: TaskFunction[[int], int], connection: sqlite3.Connection, n: int) -> list[TaskHandle[int]]:
-    queue = function._owner
+    queue = function.owner
     assert isinstance(queue, TaskQueue)
     return [queue.enqueue(function.using(connection=connection), n)]
 
 
 def many(function: TaskFunction[[int], int], connection: sqlite3.Connection, n: int) -> list[TaskHandle[int]]:
-    queue = function._owner
+    queue = function.owner
     assert isinstance(queue, TaskQueue)
     return queue.enqueue_many([function.call(n + index) for index in range(2500)], connection=connection)
 
 
 def on_a_loop(function: TaskFunction[[int], int], connection: sqlite3.Connection, n: int) -> list[TaskHandle[int]]:
     async def enqueue() -> list[TaskHandle[int]]:
-        queue = function._owner
+        queue = function.owner
         assert isinstance(queue, TaskQueue)
         return [
             await function.using(connection=connection).aenqueue(n),

@@ -124,3 +124,15 @@ async def test_a_task_that_blocks_the_loop_keeps_its_lease(queue: TaskQueue) -> 
     with working(queue, lease=1, recover_every=0.1), working(queue, lease=1, recover_every=0.1):
         assert await handle.aresult(30) == 1
     assert (await handle.atask()).delivery == 1
+
+
+def test_a_task_that_cancels_its_own_asyncio_task_fails_at_once(queue: TaskQueue) -> None:
+    @queue.task(max_retries=0)
+    async def give_up() -> None:
+        current = asyncio.current_task()
+        assert current is not None
+        current.cancel()
+        await asyncio.sleep(0)
+
+    with working(queue), pytest.raises(TaskFailed, match="CancelledError"):
+        give_up.enqueue().result(10)

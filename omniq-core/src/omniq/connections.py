@@ -18,6 +18,7 @@ from omniq.batching import Batcher
 from omniq.portal import Portal
 from omniq.storage import Enqueued, Storage
 from omniq.task import NewTask
+from omniq.threads import in_thread
 
 __all__ = ["Connection", "Connections"]
 
@@ -121,7 +122,7 @@ class Connections:
             else:
                 await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(connection.close(), connection.loop))
         if self._portal.loop is not None and self._portal.loop is not here:
-            await asyncio.to_thread(self._portal.stop)
+            await in_thread(self._portal.stop)
 
     def close_blocking(self) -> None:
         """Close everything, for a synchronous caller.

@@ -142,8 +142,11 @@ def about(task: Task) -> dict[str, str]:
     return {"task_id": task.id, "task_name": task.name, "task_queue": task.queue}
 
 
-async def run_async(attempt: Attempt) -> Outcome:
-    """Run a coroutine function to its outcome, on the running loop."""
+async def run_async(attempt: Attempt, loop_ends: Callable[[], bool] = lambda: False) -> Outcome:
+    """Run a coroutine function to its outcome, on the running loop.
+
+    :param loop_ends: tells whether a cancellation is that of everything at the loop's end.
+    """
     if attempt.interruption is not None:
         return interrupted(attempt)
     if attempt.loop_task is None:
@@ -162,7 +165,8 @@ async def run_async(attempt: Attempt) -> Outcome:
         return _succeeded(attempt, value)
     except BaseException as error:  # a task's SystemExit is the task's, not the worker's
         attempt.note_end()
-        _heed_end_of_loop(attempt, error)
+        if isinstance(error, asyncio.CancelledError) and loop_ends():
+            _heed_end_of_loop(attempt)
         return _ended_by(attempt, error, call)
     finally:
         # An interruption that comes from here on must not cancel what the lane still has to do.
@@ -170,11 +174,9 @@ async def run_async(attempt: Attempt) -> Outcome:
         running.reset(token)
 
 
-def _heed_end_of_loop(attempt: Attempt, error: BaseException) -> None:
-    task = attempt.loop_task
-    if isinstance(error, asyncio.CancelledError) and attempt.interruption is None and task and task.cancelling():
-        # Not by us: the loop is coming to its end, and the worker with it. That is no failure of the task's.
-        attempt.interruption = Interruption.LEASE_LOST
+def _heed_end_of_loop(attempt: Attempt) -> None:
+    if attempt.interruption is None:
+        attempt.interruption = Interruption.LEASE_LOST  # the worker ends, too; that is no failure of the task's
 
 
 async def _within(timeout: float, attempt: Attempt, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

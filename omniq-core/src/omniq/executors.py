@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import os
 import threading
 import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
+from typing import Any
 
 from omniq.execute import Attempt, failed, run_async, run_sync, timed_out
 from omniq.task import Outcome
@@ -41,6 +43,12 @@ class Lane(ABC):
         self._waiting: deque[Attempt] = deque()
         # Each attempt runs in a copy: it sees what was set when the worker started, and nobody sees what it sets.
         self._context = contextvars.copy_context()
+        self._process = os.getpid()
+
+    def _stay_one_worker(self) -> None:
+        """End the process if it is a child that the task forked and that came back here: it is no worker."""
+        if os.getpid() != self._process:
+            os._exit(1)
 
     @abstractmethod
     def submit(self, attempt: Attempt) -> None:
@@ -83,8 +91,12 @@ class LoopLane(Lane):
         super().__init__(slots, on_start, on_done)
         # The loop itself keeps only weak references to its tasks, which the attempts hold.
         self._running: set[Attempt] = set()
+        self._sentinel: asyncio.Task[Any] | None = None
+        """Nothing but the loop's end, which cancels everything at once, cancels it."""
 
     def submit(self, attempt: Attempt) -> None:
+        if self._sentinel is None:
+            self._sentinel = self._loop.create_task(asyncio.Event().wait())
         self.load += 1
         if len(self._running) < self.slots:
             self._start(attempt)
@@ -101,9 +113,10 @@ class LoopLane(Lane):
     async def _run(self, attempt: Attempt) -> None:
         try:
             self._on_start(attempt)
-            outcome = await run_async(attempt)
+            outcome = await run_async(attempt, self._loop_ends)
         except BaseException as error:  # whatever it is, it ends this attempt and not the loop
             outcome = failed(attempt, error)
+        self._stay_one_worker()
         attempt.loop_task = None
         self._running.discard(attempt)
         self.load -= 1
@@ -113,8 +126,13 @@ class LoopLane(Lane):
             attempt.settled = True
             self._on_done(attempt, outcome)
 
+    def _loop_ends(self) -> bool:
+        return self._sentinel is not None and self._sentinel.cancelling() > 0
+
     def close(self) -> None:
         self._waiting.clear()
+        if self._sentinel is not None:
+            self._sentinel.cancel()
 
     def disown(self) -> None:
         for attempt in self._running:
@@ -221,6 +239,7 @@ class PoolLane(Lane):
             outcome = self._execute(attempt)
         except BaseException as error:  # whatever it is, it ends this attempt and no thread of the pool
             outcome = failed(attempt, error)
+        self._stay_one_worker()
         if not attempt.decide():
             return False  # its timeout was over, and another thread took this one's place
         self._outcomes.append((attempt, outcome))

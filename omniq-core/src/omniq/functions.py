@@ -152,7 +152,7 @@ class TaskFunction(Generic[P, R]):
     def __init__(
         self, owner: FunctionOwner, definition: Definition, options: TaskOptions, connection: object = None
     ) -> None:
-        self._owner = owner
+        self.owner = owner
         self.definition = definition
         self.options = options
         self.connection = connection
@@ -195,11 +195,11 @@ class TaskFunction(Generic[P, R]):
         :raises StorageUnavailable: if the store cannot take it; then nothing was stored, or the same id can be tried
             again.
         """
-        return self._owner.submit(call_of(self, args, kwargs))
+        return self.owner.submit(call_of(self, args, kwargs))
 
     async def aenqueue(self, *args: P.args, **kwargs: P.kwargs) -> TaskHandle[R]:
         """Hand the call to the queue; see :meth:`enqueue`."""
-        return await self._owner.asubmit(call_of(self, args, kwargs))
+        return await self.owner.asubmit(call_of(self, args, kwargs))
 
     def using(
         self,
@@ -248,7 +248,7 @@ class TaskFunction(Generic[P, R]):
             result_ttl=result_ttl,
             tags=tags,
         )
-        return type(self)(self._owner, self.definition, options, self.connection if connection is None else connection)
+        return type(self)(self.owner, self.definition, options, self.connection if connection is None else connection)
 
     @functools.cached_property
     def template(self) -> dict[str, Any]:

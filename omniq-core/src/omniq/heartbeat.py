@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from omniq.connections import Connection
+from omniq.loop_monitor import LoopMonitor
 from omniq.outages import Outage
 from omniq.storage import Lease, LeaseState, Storage
 
@@ -37,6 +38,7 @@ class Heartbeat:
         leases are about to run out.
     :param is_deaf: whether the worker has not been able to claim for long. It signs off for as long, so that whoever
         lists the workers does not take it for one that works.
+    :param monitor: looks, at each heartbeat, whether the worker's loop is blocked.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class Heartbeat:
         on_change: Callable[[bool], None],
         on_silence: Callable[[], None],
         is_deaf: Callable[[], bool],
+        monitor: LoopMonitor,
     ) -> None:
         self._storage = storage
         self._worker = worker
@@ -59,6 +62,7 @@ class Heartbeat:
         self._on_change = on_change
         self._on_silence = on_silence
         self._is_deaf = is_deaf
+        self._monitor = monitor
         self._outage = Outage(
             _log,
             f"worker {worker} cannot send heartbeats, and claims nothing without them",
@@ -103,6 +107,7 @@ class Heartbeat:
         try:
             while not self._stopping:
                 began = time.monotonic()
+                self._monitor.look()
                 give_up = last + self._lease - interval / 2
                 # No beat outlasts the moment at which the leases must be given up; but if that has passed, as after the
                 # process was suspended, only the store can say what is lost.

@@ -6,7 +6,6 @@ coroutine on a background loop. There is one implementation of each.
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Iterable, Mapping
 from types import TracebackType
@@ -129,14 +128,19 @@ class TaskQueue(Producer):
     def run_worker(self, **options: Unpack[WorkerOptions]) -> None:
         """Run this queue's tasks until SIGTERM or SIGINT. The first lets running tasks end, a second stops at once.
 
+        The process is taken to be the worker's: a task that then still blocks the event loop is ended with it.
+
         :param options: as for :class:`~omniq.Worker`.
         """
+        from omniq.worker_process import run_as_process
+
+        worker = self.worker(**options)
 
         async def work() -> None:
             async with self:
-                await self.worker(**options).run()
+                await worker.run()
 
-        asyncio.run(work())
+        run_as_process(work, grace=worker.grace)
 
     # Life
 

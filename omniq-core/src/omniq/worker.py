@@ -9,7 +9,6 @@ import os
 import secrets
 import signal
 import socket
-import threading
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from types import TracebackType
 from typing import Any, Protocol, Self, TypedDict
@@ -24,15 +23,18 @@ from omniq.functions import Executor, TaskFunction
 from omniq.heartbeat import Heartbeat
 from omniq.intake import Intake, Served
 from omniq.ledger import Ledger
+from omniq.loop_monitor import LoopMonitor
 from omniq.options import Duration, check_count
 from omniq.plugins import Plugins
 from omniq.processes import ProcessLane, ProcessLimits
 from omniq.putbacks import put_back
 from omniq.scheduler import Scheduler
+from omniq.signals import STOP_SIGNALS, call_on_signal, is_urgent
 from omniq.signing import shown
 from omniq.storage import Lease, LeaseState
 from omniq.supply import Supply
 from omniq.task import Outcome, Released, Task
+from omniq.threads import in_thread
 from omniq.upkeep import Upkeep
 
 __all__ = ["Worker", "WorkerHost", "WorkerOptions"]
@@ -129,6 +131,8 @@ class Worker:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._started = queue.plugins.event("omniq_task_started")
         self._tasks: list[asyncio.Task[None]] = []
+        self.signalled = False
+        """Whether a signal has told it to stop."""
 
     def __repr__(self) -> str:
         return f"<worker {self.id}>"
@@ -162,6 +166,7 @@ class Worker:
             on_change=lambda through: self._from_thread(self._on_heartbeat, through),
             on_silence=lambda: self._from_thread(self._surrender),
             is_deaf=lambda: self._intake is not None and self._intake.outage.lasts,
+            monitor=LoopMonitor(self._loop, self.lease),
         )
         self._scheduler = Scheduler(
             self._storage, self.queue.plugins, self.queue.codec, is_waiting=self._is_waiting, on_rejected=self._tell
@@ -238,32 +243,33 @@ class Worker:
         for lane in self._lanes.values():
             lane.close()
         self._heartbeat.ask_to_stop()
-        await asyncio.to_thread(self._heartbeat.join)
-        await asyncio.to_thread(self._lanes["process"].join)
+        await in_thread(self._heartbeat.join)
+        await in_thread(self._lanes["process"].join)
         await asyncio.gather(claiming, *others, return_exceptions=True)
         self._tell("omniq_worker_stopped")
         _log.info("worker %s has stopped", self.id)
 
-    async def run(self) -> None:
+    async def run(self, *, supervised: bool = False) -> None:
         """Work until :meth:`stop`, or SIGTERM or SIGINT if this is the main thread; a second signal stops at once.
 
         Cancelled, it stops at once as well.
+
+        :param supervised: whether another process passes signals on to this one: SIGTERM and SIGINT then count once,
+            however often they come, and SIGQUIT stops at once.
         """
-        loop = asyncio.get_running_loop()
-        signals = (signal.SIGTERM, signal.SIGINT) if threading.current_thread() is threading.main_thread() else ()
-        for number in signals:
-            loop.add_signal_handler(number, self._on_signal, number)
-        try:
-            await self.start()
-            await self._stop.wait()
-            await self.drain()
-        except asyncio.CancelledError:
-            self.stop(now=True)
-            await self.drain()
-            raise
-        finally:
-            for number in signals:
-                loop.remove_signal_handler(number)
+
+        def on_signal(number: signal.Signals) -> None:
+            self._on_signal(number, urgent=is_urgent(number, again=self.signalled, supervised=supervised))
+
+        with call_on_signal((*STOP_SIGNALS, signal.SIGQUIT) if supervised else STOP_SIGNALS, on_signal):
+            try:
+                await self.start()
+                await self._stop.wait()
+                await self.drain()
+            except asyncio.CancelledError:
+                self.stop(now=True)
+                await self.drain()
+                raise
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -274,15 +280,14 @@ class Worker:
     ) -> None:
         await self.drain()
 
-    def _on_signal(self, number: int) -> None:
-        name = signal.Signals(number).name
-        if self._stop.is_set():
-            _log.warning("%s again: stopping now; running tasks go back to their queues", name)
-            self.stop(now=True)
-        else:
+    def _on_signal(self, number: signal.Signals, *, urgent: bool) -> None:
+        if urgent:
+            _log.warning("%s again: stopping now; running tasks go back to their queues", number.name)
+        elif not self.signalled:
             held = 0 if self._intake is None else len(self.ledger)  # it may come while we start
-            _log.info("%s: finishing %d tasks, for %g s at most", name, held, self.grace)
-            self.stop()
+            _log.info("%s: finishing %d tasks, for %g s at most", number.name, held, self.grace)
+        self.signalled = True
+        self.stop(now=urgent)
 
     async def _guard(self, work: Callable[[], Awaitable[None]]) -> None:
         # A loop of the worker must never end silently: a worker that looks alive and claims nothing is the worst kind.

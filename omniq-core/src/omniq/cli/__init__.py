@@ -76,7 +76,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     :param argv: the arguments after the program's name; None: those of this process.
     :return: the exit code.
     """
-    arguments = sys.argv[1:] if argv is None else list(argv)
+    code = _main(sys.argv[1:] if argv is None else list(argv))
+    if argv is None and "omniq.worker_process" in sys.modules:
+        from omniq.worker_process import EXIT_SECONDS, exit_within
+
+        exit_within(EXIT_SECONDS, code)
+    return code
+
+
+def _main(arguments: list[str]) -> int:
     verbose = False
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A name that the terminal's encoding does not have must not end the command.

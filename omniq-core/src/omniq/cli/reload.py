@@ -7,9 +7,9 @@ code is left, and whoever started it need not know.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
-import signal
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import NoReturn, TypeAlias
 
 from omniq.queue import TaskQueue
-from omniq.worker import Worker, WorkerOptions
+from omniq.threads import in_thread
+from omniq.worker import Worker
 
 __all__ = ["Changes", "Restart", "broken", "bury_inherited", "loaded_files", "serve", "source_files", "wait_for_change"]
 
@@ -167,52 +168,37 @@ def wait_for_change(folder: str) -> None:
     _settled(list(source_files(folder)))
 
 
-async def serve(queue: TaskQueue, options: WorkerOptions, folder: str) -> bool:
+async def serve(queue: TaskQueue, worker: Worker, folder: str) -> bool:
     """Run a worker until SIGTERM or SIGINT, or until the code in a folder changes; running tasks may end.
 
     A change after which a file is no longer Python is reported, and the worker goes on.
 
-    :return: True if the code has changed; False if the worker was told to stop.
+    :return: True if the code has changed; False if the worker was told to stop, be it while running tasks end.
     """
-    loop = asyncio.get_running_loop()
-    told = asyncio.Event()
-    worker = queue.worker(**options)
-
-    def on_signal(number: int) -> None:
-        _stop(worker, signal.Signals(number).name, again=told.is_set())
-        told.set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, on_signal, number)
     changes = Changes(folder)
-    try:
-        async with queue, worker:
-            ends = {loop.create_task(told.wait()), loop.create_task(_changed(changes, folder))}
-            ended, others = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-            for other in others:
-                other.cancel()
-            for end in ended:
-                end.result()
-    finally:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(number)
-    # A signal that comes while running tasks end is obeyed as well.
-    return not told.is_set()
 
+    async def stop_on_change() -> None:
+        try:
+            await _changed(changes, folder)
+        finally:
+            worker.stop()
 
-def _stop(worker: Worker, name: str, *, again: bool) -> None:
-    if again:
-        _log.warning("%s again: stopping now; running tasks go back to their queues", name)
-    else:
-        _log.info("%s: running tasks may end, for %g s at most", name, worker.grace)
-    worker.stop(now=again)
+    async with queue:
+        changing = asyncio.create_task(stop_on_change())
+        try:
+            await worker.run()
+        finally:
+            changing.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await changing
+    return not worker.signalled
 
 
 async def _changed(changes: Changes, folder: str) -> None:
     """Return when the code has changed and can be compiled."""
     while True:
         await asyncio.sleep(INTERVAL)
-        files = await asyncio.to_thread(changes.look)
+        files = await in_thread(changes.look)
         faults = {file: fault for file in files if (fault := broken(file)) is not None}
         for file, fault in faults.items():
             _log.error(

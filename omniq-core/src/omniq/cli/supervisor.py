@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from omniq.cli.lifeline import Lifeline
+from omniq.signals import STOP_SIGNALS, call_on_signal
 
 __all__ = ["Supervisor", "how_it_ended"]
 
@@ -23,7 +24,7 @@ LONG_ENOUGH = 10.0
 PATIENCE = 10.0
 """Seconds beyond what was granted until a process that does not end is killed."""
 
-ORDERLY = frozenset({0, 130, -signal.SIGTERM, -signal.SIGINT})
+ORDERLY = frozenset({0, 130, -signal.SIGTERM, -signal.SIGINT, -signal.SIGQUIT})
 """Exit codes of a process that was told to stop. By the signal itself: it had not begun to work."""
 
 
@@ -58,16 +59,12 @@ class Supervisor:
 
         :return: the exit code: 0 if all ended in order.
         """
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._on_signal, number)
         lifeline = Lifeline()
         try:
-            codes = await asyncio.gather(*(self._keep(slot + 1, lifeline) for slot in range(self._count)))
+            with call_on_signal(STOP_SIGNALS, self._on_signal):
+                codes = await asyncio.gather(*(self._keep(slot + 1, lifeline) for slot in range(self._count)))
         finally:
             lifeline.close()
-            for number in (signal.SIGTERM, signal.SIGINT):
-                loop.remove_signal_handler(number)
         _log.info("all worker processes have ended")
         return 0 if all(code in ORDERLY for code in codes) else 1
 
@@ -114,14 +111,16 @@ class Supervisor:
             process_group=0,
         )
 
-    def _on_signal(self, number: int) -> None:
+    def _on_signal(self, number: signal.Signals) -> None:
         again = self._stopping.is_set()
         self._stopping.set()
-        self._signal = signal.Signals(number)
+        # A signal to the whole group reaches the workers twice, from its sender and from here. So they take the second
+        # one for the first, and need another word for "at once".
+        self._signal = signal.SIGQUIT if again else number
         what = "stopping them at once" if again else f"they finish what they run, for {self._grace:g} s at most"
-        _log.info("%s: passed on to %d worker processes; %s", self._signal.name, len(self._running), what)
+        _log.info("%s: passed on to %d worker processes; %s", number.name, len(self._running), what)
         for process in self._running.values():
-            self._send(process, number)
+            self._send(process, self._signal)
         patience = PATIENCE if again else self._grace + PATIENCE
         asyncio.get_running_loop().call_later(patience, self._kill_all)
 

@@ -17,6 +17,7 @@ from omniq.cli.reload import Restart, bury_inherited, serve, wait_for_change
 from omniq.cli.supervisor import PATIENCE, Supervisor
 from omniq.queue import TaskQueue
 from omniq.worker import WorkerOptions
+from omniq.worker_process import run_as_process
 
 __all__ = ["configure", "run"]
 
@@ -109,11 +110,22 @@ def run(options: argparse.Namespace) -> int:
         elif options.processes > 1:
             return asyncio.run(_supervise(options))
         elif options.reload:
-            if asyncio.run(serve(queue, _worker_options(options), restart.folder)):
+            worker = queue.worker(**_worker_options(options))
+            if run_as_process(lambda: serve(queue, worker, restart.folder), grace=worker.grace):
                 restart.now()
             return 0
-        queue.run_worker(**_worker_options(options))
+        _work(queue, options, supervised=supervised)
     return 0
+
+
+def _work(queue: TaskQueue, options: argparse.Namespace, *, supervised: bool) -> None:
+    worker = queue.worker(**_worker_options(options))
+
+    async def work() -> None:
+        async with queue:
+            await worker.run(supervised=supervised)
+
+    run_as_process(work, grace=worker.grace, supervised=supervised)
 
 
 def _load(options: argparse.Namespace, restart: Restart) -> TaskQueue:

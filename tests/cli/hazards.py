@@ -1,0 +1,126 @@
+"""What tasks do to the process that they share with their worker; the application of test_worker_process.py."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+from omniq import TaskQueue
+
+queue = TaskQueue("sqlite:///jobs.db", max_retries=0)
+forking = multiprocessing.get_context("fork")
+
+
+def _wait_for(flag: Path) -> None:
+    while not flag.exists():
+        time.sleep(0.01)
+
+
+def _terminate_children() -> list[int | None]:
+    codes = []
+    for pause in (0.0, 0.2):
+        child = forking.Process(target=time.sleep, args=(60,), daemon=True)
+        child.start()
+        time.sleep(pause)
+        child.terminate()
+        child.join(20)
+        codes.append(child.exitcode)
+    with forking.Pool(2) as pool:
+        codes.append(sum(pool.map(abs, [-1, -2])))
+    forked = os.fork()
+    if not forked:
+        time.sleep(60)
+    os.kill(forked, signal.SIGINT)
+    # Either at once, or by the KeyboardInterrupt, with which it comes back into the worker's code.
+    assert os.waitstatus_to_exitcode(os.waitpid(forked, 0)[1]) in (-signal.SIGINT, 1)
+    return codes
+
+
+@queue.task
+def children_of_a_thread() -> list[int | None]:
+    return _terminate_children()
+
+
+@queue.task
+async def children_of_a_coroutine() -> list[int | None]:
+    return _terminate_children()
+
+
+@queue.task(executor="process")
+def children_of_a_process() -> list[int | None]:
+    return _terminate_children()
+
+
+@queue.task
+async def add(left: int, right: int) -> int:
+    return left + right
+
+
+@queue.task
+async def leave_a_thread() -> None:
+    await asyncio.to_thread(time.sleep, 600)
+
+
+@queue.task
+def leave_everything() -> None:
+    threading.Thread(target=time.sleep, args=(600,)).start()
+    forking.Process(target=time.sleep, args=(600,)).start()
+
+
+@queue.task
+async def leave_a_stubborn_coroutine() -> None:
+    async def stay() -> None:
+        while True:
+            try:
+                await asyncio.sleep(600)
+            except asyncio.CancelledError:
+                logging.getLogger("hazards").info("no")
+
+    asyncio.get_running_loop().stays = asyncio.create_task(stay())  # type: ignore[attr-defined]  # to keep it alive
+
+
+@queue.task
+async def block(flag: Path) -> None:
+    flag.touch()  # noqa: ASYNC240  # this, too, is
+    time.sleep(600)  # noqa: ASYNC251  # the mistake that is tested
+
+
+@queue.task(executor="process")
+def hold_in_process(here: Path, flag: Path) -> str:
+    here.touch()
+    _wait_for(flag)
+    return "ended"
+
+
+@queue.task
+def hold(here: Path, flag: Path) -> str:
+    here.touch()
+    _wait_for(flag)
+    return "ended"
+
+
+@queue.task
+async def exit_in_a_child(how: str) -> None:
+    async def leave() -> None:
+        await asyncio.sleep(0)
+        if how == "exit":
+            sys.exit()
+        if how == "interrupt":
+            raise KeyboardInterrupt
+        asyncio.get_running_loop().stop()
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(leave())
+
+
+@queue.task
+async def cancel_all() -> None:
+    for task in asyncio.all_tasks():
+        task.cancel()
