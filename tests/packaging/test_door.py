@@ -133,3 +133,28 @@ def test_ci_runs_all_parts_and_fails_if_one_of_them_does(tmp_path: Path, broken:
 
     assert [line for line in done.stdout.splitlines() if line.startswith("ran")] == [f"ran {part}" for part in PARTS]
     assert (done.returncode != 0) == bool(broken)
+
+
+@pytest.mark.parametrize("apt", ["exit 0", "exit 100"], ids=["installed", "without a network"])
+def test_ci_installs_the_servers_that_the_package_index_does_not_have(machine: Path, tmp_path: Path, apt: str) -> None:
+    for name in ("bash", "dirname"):
+        (machine / name).symlink_to(shutil.which(name) or f"/bin/{name}")
+    put(machine, "id", "echo 0")
+    put(machine, "apt-get", f'echo "apt-get $*"; echo "runlevel $RUNLEVEL" >&2; {apt}')
+    put(machine, "make", 'echo "ran $2"')
+    (tmp_path / ".ci").mkdir()
+    shutil.copy(ROOT / ".ci" / "run", tmp_path / ".ci" / "run")
+
+    done = subprocess.run(
+        ["bash", tmp_path / ".ci" / "run"], env={"PATH": str(machine)}, capture_output=True, text=True, check=False
+    )
+
+    assert [line for line in done.stdout.splitlines() if line.startswith("ran")] == [f"ran {part}" for part in PARTS]
+    assert done.returncode == 0
+    asked = re.search(r"^==> installing (.*)$", done.stdout, re.MULTILINE)
+    assert asked is not None
+    assert {"redis-server", "faketime"} <= set(asked[1].split())  # pgbouncer is looked for outside of the path, too
+    if apt == "exit 0":
+        assert "runlevel 1" in done.stderr  # what is installed is not started
+    else:
+        assert "could not install them" in done.stderr
