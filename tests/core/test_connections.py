@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 import traceback
+import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -77,13 +78,67 @@ def test_it_can_be_used_without_a_loop_between_and_after_loops(queue: TaskQueue)
     assert first.result(0) == 1
 
 
-async def test_the_synchronous_form_works_inside_a_coroutine(queue: TaskQueue) -> None:
+async def test_synchronous_calls_that_wait_are_refused_on_a_running_loop(queue: TaskQueue) -> None:
     echo = echo_task(queue)
-    with working(queue):
-        assert echo.enqueue(1).result(10) == 1
-        assert queue.enqueue_many([echo.call(2)])[0].result(10) == 2
-        assert await (await echo.aenqueue(3)) == 3
+    handle = await echo.aenqueue(1)
+
+    # The worker is on this very loop: to wait here would be to wait for ever.
+    async with queue.worker():
+        calls: dict[str, Callable[[], object]] = {
+            "aresult": lambda: handle.result(10),
+            "atask": handle.task,
+            "acancel": handle.cancel,
+            "astats": queue.stats,
+            "atasks": queue.tasks,
+            "aget": lambda: queue.get(handle.id),
+            "aschedules": queue.schedules,
+            "atrigger_schedule": lambda: queue.trigger_schedule("nightly"),
+        }
+        for asynchronous, call in calls.items():
+            with pytest.raises(RuntimeError, match=rf"`await ….{asynchronous}\(…\)`"):
+                call()
+        with pytest.raises(RuntimeError, match=r"`await queue\.worker\(…\)\.run\(\)`"):
+            queue.run_worker()
+        assert await handle == 1
     await queue.aclose()
+
+
+async def test_a_forgotten_a_is_an_error_and_the_task_is_stored_once(queue: TaskQueue) -> None:
+    echo = echo_task(queue)
+
+    with (
+        pytest.warns(RuntimeWarning, match="await ….aenqueue") as warned,
+        pytest.raises(TypeError, match=r"write `await ….aenqueue\(…\)`; task \S+ is stored") as refused,
+    ):
+        await echo.enqueue(1)
+
+    assert [warning.filename for warning in warned] == [__file__], "the place is the caller's"
+    (stored,) = (await queue.atasks()).tasks
+    assert stored.id in str(refused.value)
+    with pytest.warns(RuntimeWarning, match="await ….aenqueue"):
+        handle = queue.enqueue(echo, 2)
+    async with queue.worker():
+        assert await handle.aresult(10) == 2
+    await queue.aclose()
+
+
+async def test_a_synchronous_enqueue_on_a_running_loop_warns_once_a_place(queue: TaskQueue) -> None:
+    echo = echo_task(queue)
+
+    def one_place() -> None:
+        echo.enqueue(1)
+
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("default")  # as in a program that says nothing of warnings
+        for _ in range(3):
+            one_place()
+        queue.enqueue_many([echo.call(2)])
+    await queue.aclose()
+
+    assert [str(warning.message).rpartition("write ")[2] for warning in warned] == [
+        "`await ….aenqueue(…)`",
+        "`await queue.aenqueue_many(…)`",
+    ]
 
 
 async def test_closing_it_synchronously_on_its_own_loop_says_what_to_write_instead(queue: TaskQueue) -> None:
@@ -97,7 +152,8 @@ async def test_closing_it_synchronously_on_its_own_loop_says_what_to_write_inste
 
 
 async def test_closing_it_synchronously_inside_a_coroutine_is_fine_where_only_threads_use_it(queue: TaskQueue) -> None:
-    echo_task(queue).enqueue(1)
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(echo_task(queue).enqueue, 1).result()
     queue.close()
 
 

@@ -27,6 +27,7 @@ from omniq import (
     PayloadRejected,
     Schedule,
     TaskFailed,
+    TaskHandle,
     TaskQueue,
     TaskState,
     current_task,
@@ -478,7 +479,7 @@ def test_tasks_enqueued_in_the_callers_transaction_are_signed(tmp_path: Path) ->
         queue.stats()  # the schema is there
         connection = sqlite3.connect(path)
         connection.execute("BEGIN")
-        handles = [double.using(connection=connection).enqueue(3)]
+        handles: list[TaskHandle[int]] = [double.using(connection=connection).enqueue(3)]
         handles += queue.enqueue_many([double.call(4)], connection=connection)
         connection.commit()
         connection.close()

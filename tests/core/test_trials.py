@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import contextvars
+import re
+import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
-from omniq import Cron, Every, Fixed, TaskFailed, TaskQueue, TaskState, current_task
+from omniq import Cron, Every, Fixed, TaskFailed, TaskQueue, TaskState, UnknownScheme, current_task
+from omniq.plugins import Plugins
 from omniq.testing import ManualClock, Trial, trial
 
 DAY = timedelta(days=1)
@@ -149,9 +156,9 @@ def test_eager_works_inside_a_running_loop_too(shop: TaskQueue) -> None:
 
     async def scenario() -> None:
         assert await (await outer.aenqueue(1)) == 3
-        assert (await inner.enqueue(1).atask()).state is TaskState.SUCCEEDED
-
-    import asyncio
+        with pytest.warns(RuntimeWarning, match="aenqueue"):
+            handle = inner.enqueue(1)
+        assert (await handle.atask()).state is TaskState.SUCCEEDED
 
     with trial(shop, eager=True):
         asyncio.run(scenario())
@@ -164,6 +171,130 @@ def test_a_failure_is_seen_by_the_test(shop: TaskQueue) -> None:
 
     with trial(shop, eager=True), pytest.raises(TaskFailed, match="ValueError: no"):
         broken.enqueue().result()
+
+
+def test_a_failure_ends_the_test_where_it_is_asked_to(shop: TaskQueue) -> None:
+    @shop.task(max_retries=1, retry=Fixed(60))
+    def broken() -> None:
+        raise ValueError("no")
+
+    @shop.task(max_retries=0)
+    async def broken_too() -> None:
+        raise KeyError("nor this")
+
+    with trial(shop, raise_failures=True) as tried:
+        handle = broken.enqueue()
+        assert tried.drain() == 1, "it is to run again: that is no failure"
+        with pytest.raises(TaskFailed, match="ValueError: no") as raised:
+            tried.run_for(60)
+        assert isinstance(raised.value.__cause__, ValueError)
+        assert handle.task().state is TaskState.FAILED
+        broken_too.enqueue()
+        with pytest.raises(TaskFailed, match="nor this"):
+            asyncio.run(tried.adrain())
+
+
+def test_a_plain_function_runs_without_a_loop_on_the_tests_own_thread(shop: TaskQueue) -> None:
+    async def answer() -> int:
+        return 42
+
+    @shop.task(max_retries=0)
+    def plain() -> int:
+        assert threading.current_thread() is threading.main_thread()
+        return asyncio.run(answer())
+
+    with trial(shop) as tried:
+        handle = plain.enqueue()
+        tried.drain()
+        assert handle.result() == 42
+
+
+async def test_a_plain_function_runs_without_a_loop_in_coroutines_too(shop: TaskQueue) -> None:
+    async def answer() -> int:
+        return current_task().attempt
+
+    @shop.task(max_retries=0)
+    def plain() -> int:
+        return asyncio.run(answer())
+
+    with trial(shop) as tried:
+        first, second = await plain.aenqueue(), await plain.aenqueue()
+        assert await tried.adrain() == 2
+        assert (await first, await second) == (1, 1)
+        await plain.aenqueue()
+        assert tried.drain() == 1, "the synchronous form blocks the test's loop, which may be what the test wants"
+
+
+def test_a_task_sees_what_was_set_around_it_and_nobody_sees_what_it_sets(shop: TaskQueue) -> None:
+    variable = contextvars.ContextVar("variable", default="unset")
+
+    @shop.task
+    def plain() -> str:
+        seen = variable.get()
+        variable.set("set by a task")
+        return seen
+
+    with trial(shop) as tried:
+        variable.set("set by the test")
+        handles = [plain.enqueue(), plain.enqueue()]
+        tried.drain()
+        assert [handle.result() for handle in handles] == ["set by the test"] * 2
+
+
+def test_the_traceback_of_a_failure_begins_in_the_task(shop: TaskQueue) -> None:
+    @shop.task(max_retries=0)
+    def broken() -> None:
+        raise ValueError("no")
+
+    @shop.task(max_retries=0, timeout=5)
+    async def broken_too() -> None:
+        raise ValueError("no")
+
+    with trial(shop) as tried:
+        handles = [broken.enqueue(), broken_too.enqueue()]
+        tried.drain()
+        for handle in handles:
+            error = handle.task().error
+            assert error is not None
+            files = re.findall(r'File "(.+)", line', error.traceback)
+            assert files == [__file__], error.traceback
+
+
+def test_code_that_enqueues_and_completes_in_a_transaction_can_be_tried(shop: TaskQueue) -> None:
+    @shop.task(max_retries=0)
+    def charge(amount: int) -> int:
+        with contextlib.closing(sqlite3.connect(":memory:")) as connection:
+            current_task().complete_in(connection, amount)
+        return 0
+
+    with trial(shop) as tried, contextlib.closing(sqlite3.connect(":memory:")) as connection:
+        handle = charge.using(connection=connection).enqueue(5)
+        others = shop.enqueue_many([charge.call(6)], connection=connection)
+        assert tried.drain() == 2
+        assert [one.result() for one in (handle, *others)] == [5, 6]
+
+        async def order() -> None:
+            await charge.using(connection=connection).aenqueue(7)
+            assert await tried.adrain() == 1
+
+        asyncio.run(order())
+
+
+def test_eager_takes_a_connection_for_many_tasks_at_once(shop: TaskQueue) -> None:
+    @shop.task
+    def double(x: int) -> int:
+        return 2 * x
+
+    with trial(shop, eager=True), contextlib.closing(sqlite3.connect(":memory:")) as connection:
+        (handle,) = shop.enqueue_many([double.call(2)], connection=connection)
+        assert handle.result() == 4
+
+
+def test_a_trial_says_what_it_needs(shop: TaskQueue, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shop, "plugins", Plugins(discover=False))
+
+    with pytest.raises(UnknownScheme, match=r"in memory.*pip install 'omniq-core\[local\]'"), trial(shop):
+        pass
 
 
 def test_time_passes_in_order_for_several_rhythms(shop: TaskQueue) -> None:

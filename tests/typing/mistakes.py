@@ -31,6 +31,8 @@ async def wrong_arguments_in_coroutines(url: str) -> None:
     await fetch.aenqueue(5)  # type: ignore[arg-type]  # an int for a str
     await queue.aenqueue(fetch, url=5)  # type: ignore[call-overload]  # an int for a str
     fetch.aenqueue(url)  # type: ignore[unused-coroutine]  # never awaited
+    await fetch.enqueue(url)  # type: ignore[misc]  # the forgotten a: it would wait for the result
+    await queue.enqueue(fetch, url)  # type: ignore[misc]  # likewise
 
 
 def wrong_results(url: str) -> None:

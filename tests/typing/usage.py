@@ -26,6 +26,7 @@ from omniq import (
     current_task,
     hookimpl,
 )
+from omniq.handle import SyncTaskHandle
 
 queue = TaskQueue("memory://", namespace="shop", max_retries=5, retry=Fixed(timedelta(seconds=5)), timeout=30)
 
@@ -65,8 +66,8 @@ async def halve(number: int) -> float:
 
 
 async def functions_that_travel_in_the_payload_keep_their_types() -> None:
-    assert_type(queue.enqueue(lambda number: number + 1, 3), TaskHandle[int])
-    assert_type(queue.enqueue(halve, 3), TaskHandle[float])
+    assert_type(queue.enqueue(lambda number: number + 1, 3), SyncTaskHandle[int])
+    assert_type(queue.enqueue(halve, 3), SyncTaskHandle[float])
     assert_type(await queue.aenqueue(halve, number=3), TaskHandle[float])
     assert_type(await queue.aenqueue(str, 3), TaskHandle[str])
 
@@ -80,15 +81,19 @@ async def calling_a_coroutine_task_runs_its_coroutine() -> None:
     assert_type(await fetch("https://a.example"), int)
 
 
+def a_handle_is_a_handle_however_it_came_to_be() -> TaskHandle[Path]:
+    return resize.enqueue(Path("a.png"))
+
+
 def handles_know_the_result() -> None:
-    assert_type(resize.enqueue(Path("a.png")), TaskHandle[Path])
+    assert_type(resize.enqueue(Path("a.png")), SyncTaskHandle[Path])
     assert_type(resize.enqueue(Path("a.png"), width=100).result(timeout=10), Path)
     assert_type(fetch.enqueue("https://a.example").result(), int)
-    assert_type(measure.enqueue(1, 2.5, unit="km"), TaskHandle[dict[str, float]])
-    assert_type(clean_up.enqueue(), TaskHandle[None])
+    assert_type(measure.enqueue(1, 2.5, unit="km"), SyncTaskHandle[dict[str, float]])
+    assert_type(clean_up.enqueue(), SyncTaskHandle[None])
     assert_type(report.enqueue().id, str)
-    assert_type(queue.enqueue(resize, Path("a.png"), width=100), TaskHandle[Path])
-    assert_type(queue.enqueue(fetch, "https://a.example"), TaskHandle[int])
+    assert_type(queue.enqueue(resize, Path("a.png"), width=100), SyncTaskHandle[Path])
+    assert_type(queue.enqueue(fetch, "https://a.example"), SyncTaskHandle[int])
     assert_type(resize.enqueue(Path("a.png")).task(), Task)
     assert_type(resize.enqueue(Path("a.png")).cancel(), bool)
     assert_type(queue.handle("an-id"), TaskHandle[Any])
@@ -107,10 +112,10 @@ async def handles_know_the_result_in_coroutines_too() -> None:
 
 def options_keep_the_signature() -> None:
     slow = resize.using(queue="slow", priority=10, delay=timedelta(minutes=1), unique="a", tags=["pictures"])
-    assert_type(slow.enqueue(Path("a.png"), 300), TaskHandle[Path])
+    assert_type(slow.enqueue(Path("a.png"), 300), SyncTaskHandle[Path])
     assert_type(slow(Path("a.png")), Path)
     later = fetch.using(run_at=datetime(2026, 3, 29, tzinfo=UTC), expires=60, max_retries=0, timeout=5, result_ttl=60)
-    assert_type(later.enqueue("https://a.example"), TaskHandle[int])
+    assert_type(later.enqueue("https://a.example"), SyncTaskHandle[int])
 
 
 def calls_travel_in_batches() -> None:

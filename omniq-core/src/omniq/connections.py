@@ -87,9 +87,9 @@ class Connections:
                     connection = self._by_loop[id(loop)] = Connection(loop, self._prototype.sibling())
         return await connection.ready()
 
-    def run(self, coroutine: Coroutine[Any, Any, R]) -> R:
-        """Run a coroutine for a synchronous caller."""
-        return self._portal.run(coroutine)
+    def run(self, coroutine: Coroutine[Any, Any, R], *, instead: str | None = None) -> R:
+        """Run a coroutine for a synchronous caller; see :meth:`Portal.run`."""
+        return self._portal.run(coroutine, instead=instead)
 
     def blocking(self) -> Storage:
         """Give an open storage for calls that do their work on the calling thread."""

@@ -152,7 +152,7 @@ class CurrentTask:
     def _joined(self, connection: object) -> CallerTransaction:
         if self.join is None:
             raise ConfigurationError(
-                "a task can complete itself only beside its worker: not with executor='process', and not in a trial"
+                "a task can complete itself only beside its worker, and so not with executor='process'"
             )
         return self.join(connection)
 

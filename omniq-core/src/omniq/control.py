@@ -29,8 +29,12 @@ class Control:
     decoder: FunctionDecoder
 
     def run(self, coroutine: Coroutine[Any, Any, S]) -> S:
-        """Run a coroutine on the queue's background loop and wait for it."""
-        return self.connections.run(coroutine)
+        """Run a coroutine on the queue's background loop and wait for it.
+
+        :raises RuntimeError: on a thread whose event loop runs: the coroutine can be awaited there.
+        """
+        name = getattr(coroutine, "__name__", "coroutine")
+        return self.connections.run(coroutine, instead=f"await ….{name}(…)")
 
     async def _storage(self) -> Storage:
         return (await self.connections.current()).storage

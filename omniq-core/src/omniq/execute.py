@@ -67,6 +67,7 @@ class Attempt:
         "codec",
         "context",
         "ended_at",
+        "error",
         "function",
         "interruption",
         "loop_task",
@@ -96,6 +97,8 @@ class Attempt:
         """What runs it on the loop; None again as soon as it has ended there."""
         self.on_interrupt: Callable[[], None] | None = None
         """How whoever runs it stops it, where that can be done from outside; must be quick."""
+        self.error: BaseException | None = None
+        """With what it failed, in this process, if it did."""
         self.queued_at = 0.0
         self.started_at = 0.0
         self.ended_at = 0.0
@@ -269,6 +272,7 @@ def interrupted(attempt: Attempt) -> Outcome:
 def failed(attempt: Attempt, error: BaseException) -> Outcome:
     """Give the outcome of an attempt that ended with an error: a retry, or failure for good."""
     task = attempt.task
+    attempt.error = error
     described = describe_error(error)
     signal = _signal(error)
     if signal is not None and signal is not error:

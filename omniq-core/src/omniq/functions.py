@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Generic, Literal, ParamSpec, Protocol, TypeAlias, TypeVar, cast
 
-from omniq.handle import TaskHandle
+from omniq.handle import SyncTaskHandle, TaskHandle
 from omniq.options import Duration, TaskOptions, check_text
 from omniq.retry import RetryPolicy
 from omniq.serialization import ArgumentTypes
@@ -36,7 +36,7 @@ Executor: TypeAlias = Literal["loop", "thread", "process"]
 class FunctionOwner(Protocol):
     """What a task function asks of the queue that registered it."""
 
-    def submit(self, call: TaskCall[Any]) -> TaskHandle[Any]: ...
+    def submit(self, call: TaskCall[Any]) -> SyncTaskHandle[Any]: ...
 
     async def asubmit(self, call: TaskCall[Any]) -> TaskHandle[Any]: ...
 
@@ -186,10 +186,12 @@ class TaskFunction(Generic[P, R]):
             )
         return call_of(self, args, kwargs)
 
-    def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> TaskHandle[R]:
+    def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> SyncTaskHandle[R]:
         """Hand the call to the queue and return as soon as the store has it.
 
-        :return: a handle of the task.
+        In a coroutine write :meth:`aenqueue`: this one blocks the event loop, and warns of it once a place.
+
+        :return: a handle of the task, which cannot be awaited.
         :raises TypeError: if the function cannot take these arguments.
         :raises SerializationError: if an argument cannot be encoded; names the path to it.
         :raises StorageUnavailable: if the store cannot take it; then nothing was stored, or the same id can be tried

@@ -1,14 +1,15 @@
-"""What a producer holds after handing over a task: a way to its result, its record and its cancellation."""
+"""What a producer holds after it enqueued a task: a way to its result, its record and its cancellation."""
 
 from __future__ import annotations
 
 from collections.abc import Generator
-from typing import Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from omniq.options import Duration
+from omniq.portal import is_on_running_loop
 from omniq.task import Task
 
-__all__ = ["HandleOwner", "TaskHandle"]
+__all__ = ["HandleOwner", "SyncTaskHandle", "TaskHandle"]
 
 R_co = TypeVar("R_co", covariant=True)
 
@@ -62,7 +63,10 @@ class TaskHandle(Generic[R_co]):
         return result
 
     def result(self, timeout: Duration | None = None) -> R_co:
-        """Wait for the task's end and give its result, for synchronous callers; see :meth:`aresult`."""
+        """Wait for the task's end and return its result, for synchronous callers; see :meth:`aresult`.
+
+        :raises RuntimeError: on a thread whose event loop runs, which would stand still; write ``await handle`` there.
+        """
         result: R_co = self._owner.run(self.aresult(timeout))
         return result
 
@@ -92,3 +96,32 @@ class TaskHandle(Generic[R_co]):
         """Cancel the task, for synchronous callers; see :meth:`acancel`."""
         cancelled: bool = self._owner.run(self.acancel())
         return cancelled
+
+
+class SyncTaskHandle(TaskHandle[R_co]):
+    """The handle that the synchronous ``enqueue`` returns: a :class:`TaskHandle` that type checkers refuse to await.
+
+    ``await task.enqueue(…)`` is ``await task.aenqueue(…)`` without its ``a``. If this handle could be awaited, that
+    would wait for the task's end where the caller wanted to store it. So one that was made on a running event loop
+    raises a TypeError when it is awaited; one that was made before the loop ran does not. ``await handle.aresult()``
+    is possible with every handle.
+    """
+
+    __slots__ = ("_on_loop",)
+
+    def __init__(self, owner: HandleOwner, task_id: str, *, hint: Any = None, created: bool = True) -> None:
+        super().__init__(owner, task_id, hint=hint, created=created)
+        self._on_loop = is_on_running_loop()
+
+    if TYPE_CHECKING:
+        # None rather than a method that returns NoReturn, which type checkers let everybody await.
+        __await__: None  # type: ignore[assignment]  # not as in the base class: that is the point
+    else:
+
+        def __await__(self) -> Generator[Any, None, R_co]:
+            if self._on_loop:
+                raise TypeError(
+                    "enqueue() is synchronous and its handle cannot be awaited: write `await ….aenqueue(…)`; "
+                    f"task {self.id} is stored, and `await handle.aresult()` waits for its result"
+                )
+            return self.aresult().__await__()

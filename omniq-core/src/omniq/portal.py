@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 import threading
+import warnings
 import weakref
 from collections.abc import Coroutine
 from concurrent.futures import CancelledError
@@ -15,9 +17,50 @@ from typing import Any, TypeVar
 
 from omniq.errors import StorageUnavailable
 
-__all__ = ["Portal"]
+__all__ = ["Portal", "is_on_running_loop", "refuse_on_running_loop", "warn_on_running_loop"]
 
 R = TypeVar("R")
+
+
+def refuse_on_running_loop(asynchronous: str) -> None:
+    """Refuse a synchronous call that waits, where it would keep a running event loop from doing anything meanwhile.
+
+    :param asynchronous: what to write instead, such as ``await handle.aresult()``.
+    :raises RuntimeError: on a thread whose event loop runs.
+    """
+    if is_on_running_loop():
+        raise RuntimeError(
+            f"this call waits, and would block the event loop that runs on this thread: write `{asynchronous}`"
+        )
+
+
+def warn_on_running_loop(asynchronous: str) -> None:
+    """Warn, once for each place in the caller's code, that a short synchronous call blocks a running event loop.
+
+    :param asynchronous: what to write instead, such as ``await task.aenqueue(…)``.
+    """
+    if is_on_running_loop():
+        text = f"this call blocks the event loop that runs on this thread: write `{asynchronous}`"
+        warnings.warn(text, RuntimeWarning, stacklevel=_level_of_caller())
+
+
+def is_on_running_loop() -> bool:
+    """Return whether an event loop runs on this thread."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
+def _level_of_caller() -> int:
+    # As seen from the function that warns: the first frame that is not OmniQ's own.
+    level = 1
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("omniq."):
+        frame = frame.f_back
+        level += 1
+    return level
 
 
 class Portal:
@@ -33,15 +76,22 @@ class Portal:
         """The loop, if it was started."""
         return self._loop
 
-    def run(self, coroutine: Coroutine[Any, Any, R]) -> R:
+    def run(self, coroutine: Coroutine[Any, Any, R], *, instead: str | None = None) -> R:
         """Run a coroutine on the background loop and wait for it.
 
+        :param instead: what to write on a thread whose event loop runs, which is refused; None: it may be blocked.
         :return: what it returns; it raises what the coroutine raises.
         :raises StorageUnavailable: if :meth:`stop` came before its end.
+        :raises RuntimeError: on the background loop itself, and where it would block another one.
         """
-        if threading.current_thread() is self._thread:
+        try:
+            if threading.current_thread() is self._thread:
+                raise RuntimeError("a synchronous call of a queue cannot be made from its own background loop")
+            if instead is not None:
+                refuse_on_running_loop(instead)
+        except RuntimeError:
             coroutine.close()
-            raise RuntimeError("a synchronous call of a queue cannot be made from its own background loop")
+            raise
         with self._lock:
             # Under the lock, so that the loop has it before a stop: what is under way then is cancelled, never lost.
             future = asyncio.run_coroutine_threadsafe(coroutine, self._started())

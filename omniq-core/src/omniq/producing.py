@@ -13,9 +13,10 @@ from omniq.declaring import Declarations
 from omniq.durations import duration
 from omniq.errors import ResultTimeout, TaskCancelled, TaskFailed, TaskNotFound
 from omniq.functions import TaskCall, TaskFunction, call_of
-from omniq.handle import TaskHandle
+from omniq.handle import SyncTaskHandle, TaskHandle
 from omniq.ids import new_id
 from omniq.options import Duration
+from omniq.portal import warn_on_running_loop
 from omniq.storage import Enqueued, Storage
 from omniq.task import NewTask, Task, TaskError, TaskState
 from omniq.timetable import Timetable
@@ -64,18 +65,18 @@ class Producer(Declarations, Timetable):
         return await self.asubmit(self._call_of(function, args, kwargs))
 
     @overload
-    def enqueue(self, function: TaskFunction[P, R], /, *args: P.args, **kwargs: P.kwargs) -> TaskHandle[R]: ...
+    def enqueue(self, function: TaskFunction[P, R], /, *args: P.args, **kwargs: P.kwargs) -> SyncTaskHandle[R]: ...
 
     @overload
     def enqueue(
         self, function: Callable[P, Coroutine[Any, Any, R]], /, *args: P.args, **kwargs: P.kwargs
-    ) -> TaskHandle[R]: ...
+    ) -> SyncTaskHandle[R]: ...
 
     @overload
-    def enqueue(self, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> TaskHandle[R]: ...
+    def enqueue(self, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> SyncTaskHandle[R]: ...
 
-    def enqueue(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> TaskHandle[Any]:
-        """Hand a call to the queue, for synchronous callers; see :meth:`aenqueue`."""
+    def enqueue(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> SyncTaskHandle[Any]:
+        """Hand a call to the queue, for synchronous callers; see :meth:`aenqueue`. Its handle cannot be awaited."""
         return self.submit(self._call_of(function, args, kwargs))
 
     def _call_of(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> TaskCall[Any]:
@@ -88,27 +89,29 @@ class Producer(Declarations, Timetable):
             "'cloudpickle', with which any function can travel"
         )
 
-    def submit(self, call: TaskCall[R]) -> TaskHandle[R]:
+    def submit(self, call: TaskCall[R]) -> SyncTaskHandle[R]:
         """Enqueue one call, for synchronous callers."""
+        warn_on_running_loop("await ….aenqueue(…)")
         task = self.order(call)
         if call.function.connection is not None:
-            return self._handle_of(call, task, self._joined(call.function.connection).enqueue([task])[0])
-        # On a store that is quicker without a thread hop the calling thread does it all.
-        stored = self.connections.blocking().enqueue_blocking([task])
-        if stored is None:
-            return self.run(self._asubmit_order(call, task))
-        return self._handle_of(call, task, stored[0])
+            (stored,) = self._joined(call.function.connection).enqueue([task])
+        else:
+            # On a store that is quicker without a thread hop the calling thread does it all.
+            at_once = self.connections.blocking().enqueue_blocking([task])
+            stored = self.connections.run(self._astored(call, task)) if at_once is None else at_once[0]
+        return self._handle_of(call, task, stored, SyncTaskHandle)
 
     async def asubmit(self, call: TaskCall[R]) -> TaskHandle[R]:
         """Enqueue one call."""
-        return await self._asubmit_order(call, self.order(call))
+        task = self.order(call)
+        return self._handle_of(call, task, await self._astored(call, task))
 
-    async def _asubmit_order(self, call: TaskCall[R], task: NewTask) -> TaskHandle[R]:
+    async def _astored(self, call: TaskCall[R], task: NewTask) -> Enqueued:
         connection = await self.connections.current()
         if call.function.connection is not None:
             joined = connection.storage.join(call.function.connection)
-            return self._handle_of(call, task, (await joined.aenqueue([task]))[0])
-        return self._handle_of(call, task, await connection.enqueue.submit(task))
+            return (await joined.aenqueue([task]))[0]
+        return await connection.enqueue.submit(task)
 
     def _joined(self, connection: object) -> CallerTransaction:
         joined = self.connections.blocking().join(connection)
@@ -132,10 +135,11 @@ class Producer(Declarations, Timetable):
 
     def enqueue_many(self, calls: Iterable[TaskCall[R]], *, connection: object = None) -> list[TaskHandle[R]]:
         """Hand many calls to the queue, for synchronous callers; see :meth:`aenqueue_many`."""
+        warn_on_running_loop("await queue.aenqueue_many(…)")
         # Encoded here, where the calls may come out of a generator that itself uses the queue.
         orders = [(call, self.order(call)) for call in calls]
         if connection is None:
-            return self.run(self._asubmit_orders(orders))
+            return self.connections.run(self._asubmit_orders(orders))
         joined = self._joined(connection)
         handles: list[TaskHandle[R]] = []
         for bulk in _bulks(orders):
@@ -212,10 +216,20 @@ class Producer(Declarations, Timetable):
             function.policy_text = text
         return function.policy_text
 
-    def _handle_of(self, call: TaskCall[R], task: NewTask, stored: Enqueued) -> TaskHandle[R]:
+    @overload
+    def _handle_of(self, call: TaskCall[R], task: NewTask, stored: Enqueued) -> TaskHandle[R]: ...
+
+    @overload
+    def _handle_of(
+        self, call: TaskCall[R], task: NewTask, stored: Enqueued, kind: type[SyncTaskHandle[Any]]
+    ) -> SyncTaskHandle[R]: ...
+
+    def _handle_of(
+        self, call: TaskCall[R], task: NewTask, stored: Enqueued, kind: type[TaskHandle[Any]] = TaskHandle
+    ) -> TaskHandle[R]:
         if self._enqueued is not None and stored.created:
             self._enqueued(task=task)
-        return TaskHandle(self, stored.id, hint=call.function.definition.types[1], created=stored.created)
+        return kind(self, stored.id, hint=call.function.definition.types[1], created=stored.created)
 
     # Results
 

@@ -17,6 +17,7 @@ from omniq.connections import Connections
 from omniq.functions import TaskFunction
 from omniq.options import Duration, TaskOptions, check_count
 from omniq.plugins import Plugins, default_plugins
+from omniq.portal import refuse_on_running_loop
 from omniq.producing import Producer
 from omniq.retry import Exponential, RetryPolicy
 from omniq.schedule import Trigger
@@ -131,9 +132,11 @@ class TaskQueue(Producer):
         The process is taken to be the worker's: a task that then still blocks the event loop is ended with it.
 
         :param options: as for :class:`~omniq.Worker`.
+        :raises RuntimeError: on a thread whose event loop runs; write ``await queue.worker().run()`` there.
         """
         from omniq.worker_process import run_as_process
 
+        refuse_on_running_loop("await queue.worker(…).run()")
         worker = self.worker(**options)
 
         async def work() -> None:

@@ -31,6 +31,7 @@ from omniq.storage import (
     WorkerInfo,
 )
 from omniq.task import NewTask, Outcome, Progress, Task, TaskState
+from omniq.transactions import CallerTransaction
 from omniq_local._memory_store import LOCK, Store
 from omniq_local._memory_waiting import Waiter
 
@@ -63,15 +64,20 @@ class MemoryStorage(Storage):
     :param clock: gives the time in seconds since the epoch. If it has a method ``subscribe``, see
         :class:`SubscribableClock`, moving it wakes whoever waits. None: the clock that the store of that name has
         already, or else the system's.
+    :param any_connection: whether :meth:`join` takes any object for a connection. What is done through it is done at
+        once, whatever becomes of its transaction: so tests can try code that is made for another store.
     :raises ValueError: if there is an unknown option, or the store of that name runs by another clock.
     """
 
     capabilities: Set[Capability] = frozenset({Capability.NOTIFICATIONS})
 
-    def __init__(self, config: StorageConfig, *, clock: Callable[[], float] | None = None) -> None:
+    def __init__(
+        self, config: StorageConfig, *, clock: Callable[[], float] | None = None, any_connection: bool = False
+    ) -> None:
         config.check_options(())
         self._config = config
         self._store = _find_store(config, clock)
+        self._any_connection = any_connection
         self._is_open = False
         self._waiters: set[Waiter] = set()
 
@@ -113,6 +119,9 @@ class MemoryStorage(Storage):
     def enqueue_blocking(self, tasks: Sequence[NewTask]) -> list[Enqueued] | None:
         with LOCK:
             return self._store.enqueue(tasks) if self._is_open else None
+
+    def join(self, connection: object) -> CallerTransaction:
+        return _AtOnce(self._store) if self._any_connection else super().join(connection)
 
     async def claim(
         self, demand: Mapping[str, int], *, worker: str, lease: float, limit: int | None = None
@@ -274,6 +283,27 @@ class MemoryStorage(Storage):
 
 
 _shared: dict[tuple[str, str], Store] = {}
+
+
+class _AtOnce(CallerTransaction):
+    """Stands for a transaction of the caller's, and does everything at once."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def enqueue(self, tasks: Sequence[NewTask]) -> list[Enqueued]:
+        with LOCK:
+            return self._store.enqueue(tasks)
+
+    async def aenqueue(self, tasks: Sequence[NewTask]) -> list[Enqueued]:
+        return self.enqueue(tasks)
+
+    def finish(self, outcome: Outcome) -> bool:
+        with LOCK:
+            return self._store.finish([outcome])[0]
+
+    async def afinish(self, outcome: Outcome) -> bool:
+        return self.finish(outcome)
 
 
 def _find_store(config: StorageConfig, clock: Callable[[], float] | None) -> Store:

@@ -39,13 +39,14 @@ def omniq_queue(omniq_clock: ManualClock) -> Iterator[TaskQueue]:
 def omniq_trial(omniq_clock: ManualClock) -> Iterator[Callable[..., Trial]]:
     """Puts an application's queue on memory for this test: ``omniq_trial(shop.queue)`` gives a ``Trial``.
 
-    ``omniq_trial(shop.queue, eager=True)`` runs every task as soon as it is enqueued.
+    ``omniq_trial(shop.queue, eager=True)`` runs every task as soon as it is enqueued; ``raise_failures=True`` raises
+    where a task fails for good.
     """
     from omniq.testing.trials import trial
 
     with contextlib.ExitStack() as stack:
 
-        def put_on_memory(queue: TaskQueue, *, eager: bool = False) -> Trial:
-            return stack.enter_context(trial(queue, clock=omniq_clock, eager=eager))
+        def put_on_memory(queue: TaskQueue, *, eager: bool = False, raise_failures: bool = False) -> Trial:
+            return stack.enter_context(trial(queue, clock=omniq_clock, eager=eager, raise_failures=raise_failures))
 
         yield put_on_memory

@@ -12,28 +12,32 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
-import threading
-from collections.abc import Callable, Coroutine, Iterator
+import contextvars
+from collections.abc import Callable, Coroutine, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from omniq.connections import Connections
 from omniq.durations import duration
-from omniq.errors import PayloadRejected, UnknownTask
+from omniq.errors import PayloadRejected, TaskFailed, UnknownScheme, UnknownTask
 from omniq.execute import Attempt, rejected, run_async, run_sync
 from omniq.plugins import Plugins
+from omniq.portal import is_on_running_loop
 from omniq.putbacks import bounded, put_back
 from omniq.queue import TaskQueue
 from omniq.scheduler import Scheduler
 from omniq.storage import Lease, Storage, TaskQuery
-from omniq.task import Outcome, Progress, Released, Task, TaskState
+from omniq.task import Failed, Outcome, Progress, Released, Task, TaskState
 from omniq.testing.clock import ManualClock
 from omniq.urls import parse_url
 
 __all__ = ["Trial", "memory_storage", "trial"]
 
 T = TypeVar("T")
+Steps: TypeAlias = Generator[Coroutine[Any, Any, Any] | Attempt, Any, T]
+"""What a trial does, one step after the other: a coroutine to be awaited on an event loop, or an attempt of a plain
+function to be run on a thread without one. Each step is answered with its result."""
 
 WORKER = "trial"
 LEASE = 60.0
@@ -42,25 +46,38 @@ MOST = 100_000
 
 
 def memory_storage(clock: Callable[[], float], plugins: Plugins) -> Storage:
-    """Give a private memory storage that runs by a clock.
+    """Return a private memory storage that runs by a clock, and takes ``using(connection=…)`` of any connection.
 
     :raises UnknownScheme: if omniq-local is not installed.
     """
-    factory: Any = plugins.storage_factory(parse_url("memory://"))
-    storage: Storage = factory(parse_url("memory://"), clock=clock)
+    config = parse_url("memory://")
+    try:
+        factory: Any = plugins.storage_factory(config)
+    except UnknownScheme:
+        raise UnknownScheme(
+            "tests of tasks keep them in memory, whatever the queue's URL, and that takes omniq-local; "
+            "type: pip install 'omniq-core[local]'"
+        ) from None
+    storage: Storage = factory(config, clock=clock, any_connection=True)
     return storage
 
 
 class Trial:
-    """Runs the tasks of a queue in a test: one at a time, on the calling thread, when the test says so.
+    """Runs the tasks of a queue in a test: one at a time, when the test says so.
+
+    Tasks run on the calling thread: coroutines on an event loop, plain functions without one, as in a worker. Where a
+    loop runs on the calling thread already, and in the methods whose names begin with ``a``, plain functions run on
+    another thread.
 
     :param queue: the queue, on a memory storage that runs by ``clock``.
     :param clock: moved by the test, or by :meth:`run_for`.
+    :param raise_failures: raise :class:`~omniq.TaskFailed` as soon as a task has failed for good.
     """
 
-    def __init__(self, queue: TaskQueue, clock: ManualClock) -> None:
+    def __init__(self, queue: TaskQueue, clock: ManualClock, *, raise_failures: bool = False) -> None:
         self.queue = queue
         self.clock = clock
+        self.raise_failures = raise_failures
 
     def drain(self) -> int:
         """Run every task that is ready or due, with what those enqueue in turn, until none is left.
@@ -69,45 +86,65 @@ class Trial:
 
         :return: how many attempts were run.
         :raises RuntimeError: if there seems to be no end.
+        :raises TaskFailed: if a task failed for good, in a trial with ``raise_failures``.
         """
-        return _run(self.adrain)
+        return _run(self._draining)
 
     async def adrain(self) -> int:
         """Run every task that is ready or due; see :meth:`drain`."""
-        storage = (await self.queue.connections.current()).storage
+        return await _arun(self._draining())
+
+    def _draining(self) -> Steps[int]:
+        storage: Storage = yield self._storage()
         scheduler = Scheduler(storage, self.queue.plugins, self.queue.codec, is_waiting=lambda: False)
         count = 0
-        while True:
-            await scheduler.fire_due()
-            await storage.recover(1000)
-            queues = [stats.queue for stats in await storage.stats()]
-            claimed = (
-                await storage.claim(dict.fromkeys(queues, 1), worker=WORKER, lease=LEASE, limit=1) if queues else []
-            )
-            if not claimed:
-                return count
-            (task,) = claimed
-            await storage.finish([await self._outcome(storage, task)])
+        while (task := (yield self._claimed(storage, scheduler))) is not None:
+            yield from self._performing(storage, task)
             count += 1
             if count > MOST:
                 raise RuntimeError(f"{MOST:,} tasks were run and there are more: does one enqueue itself?")
+        return count
 
-    async def _outcome(self, storage: Storage, task: Task) -> Outcome:
+    async def _storage(self) -> Storage:
+        return (await self.queue.connections.current()).storage
+
+    async def _claimed(self, storage: Storage, scheduler: Scheduler) -> Task | None:
+        await scheduler.fire_due()
+        await storage.recover(1000)
+        queues = [stats.queue for stats in await storage.stats()]
+        if not queues:
+            return None
+        claimed = await storage.claim(dict.fromkeys(queues, 1), worker=WORKER, lease=LEASE, limit=1)
+        return claimed[0] if claimed else None
+
+    def _performing(self, storage: Storage, task: Task) -> Steps[None]:
+        told: list[Progress] = []
+        attempt: Attempt | None = None
+        outcome = self._refusal(task)
+        if outcome is None:
+            function = self.queue.runnable[task.name]
+            attempt = Attempt(task, function, self.queue.codec, lambda _, progress: told.append(progress))
+            attempt.context.join = storage.join
+            outcome = yield run_async(attempt) if function.definition.is_async else attempt
+        if isinstance(outcome, Released) and outcome.error is not None:
+            outcome = bounded(outcome, task.error)
+        if told:
+            yield storage.set_progress({Lease(task.id, task.delivery): told[-1]})
+        (accepted,) = yield storage.finish([outcome])
+        error = None if attempt is None else attempt.error
+        if isinstance(error, KeyboardInterrupt):
+            raise error  # Ctrl-C while a task ran on the main thread ends the tests, not only the task
+        if self.raise_failures and accepted and isinstance(outcome, Failed):
+            raise TaskFailed(task.id, outcome.error) from error
+
+    def _refusal(self, task: Task) -> Outcome | None:
         try:
             self.queue.codec.admit(task)
         except PayloadRejected as error:
             return rejected(task, error)
-        function = self.queue.runnable.get(task.name)
-        if function is None:
-            return bounded(put_back(task, UnknownTask(f"no function is registered as {task.name!r}")), task.error)
-        told: list[Progress] = []
-        attempt = Attempt(task, function, self.queue.codec, lambda _, progress: told.append(progress))
-        outcome = await run_async(attempt) if function.definition.is_async else run_sync(attempt)
-        if told:
-            await storage.set_progress({Lease(task.id, task.delivery): told[-1]})
-        if isinstance(outcome, Released) and outcome.error is not None:
-            return bounded(outcome, task.error)
-        return outcome
+        if task.name in self.queue.runnable:
+            return None
+        return bounded(put_back(task, UnknownTask(f"no function is registered as {task.name!r}")), task.error)
 
     def run_for(self, time: float | timedelta) -> int:
         """Let time pass: the clock stops at every moment at which a task or schedule is due, and those run.
@@ -115,18 +152,21 @@ class Trial:
         :param time: seconds (or a timedelta).
         :return: how many attempts were run.
         """
-        return _run(functools.partial(self.arun_for, time))
+        return _run(lambda: self._passing(time))
 
     async def arun_for(self, time: float | timedelta) -> int:
         """Let time pass; see :meth:`run_for`."""
+        return await _arun(self._passing(time))
+
+    def _passing(self, time: float | timedelta) -> Steps[int]:
         end = self.clock.now + timedelta(seconds=duration(time, "time"))
-        await self.queue.areconcile_schedules()
-        count = await self.adrain()
-        while (moment := await self._next_moment()) is not None and moment <= end:
+        yield self.queue.areconcile_schedules()
+        count = yield from self._draining()
+        while (moment := (yield self._next_moment())) is not None and moment <= end:
             self.clock.set(max(moment, self.clock.now))
-            count += await self.adrain()
+            count += yield from self._draining()
         self.clock.set(end)
-        return count + await self.adrain()
+        return count + (yield from self._draining())
 
     async def _next_moment(self) -> datetime | None:
         storage = (await self.queue.connections.current()).storage
@@ -148,32 +188,39 @@ class Trial:
 
 
 @contextlib.contextmanager
-def trial(queue: TaskQueue, *, clock: ManualClock | None = None, eager: bool = False) -> Iterator[Trial]:
+def trial(
+    queue: TaskQueue, *, clock: ManualClock | None = None, eager: bool = False, raise_failures: bool = False
+) -> Iterator[Trial]:
     """Put a queue on memory for a while, whatever its URL, and give what runs its tasks.
 
     The application's own queue object is used, so that its tasks need no change: within the block, what they enqueue
-    goes to memory, and nothing connects to the real store.
+    goes to memory, and nothing connects to the real store. What is enqueued with ``using(connection=…)`` is there at
+    once, whether the transaction is committed or not. Needs ``omniq-core[local]``.
 
     :param queue: the application's queue.
     :param clock: the clock to run by; None: a new one.
     :param eager: run every task as soon as it is enqueued, before ``enqueue`` returns.
+    :param raise_failures: raise :class:`~omniq.TaskFailed` where the tasks are run, as soon as one has failed for good;
+        its ``__cause__`` is what the task raised. Otherwise a failure is seen by who asks for the result.
+    :raises UnknownScheme: if omniq-local is not installed.
     """
     clock = clock or ManualClock()
     usual = queue.connections
-    queue.connections = Connections(memory_storage(clock, queue.plugins))
-    tried = Trial(queue, clock)
+    queue.connections = connections = Connections(memory_storage(clock, queue.plugins))
+    tried = Trial(queue, clock, raise_failures=raise_failures)
     try:
         with _eagerly(tried) if eager else contextlib.nullcontext():
             yield tried
     finally:
-        _run(queue.connections.close)
         queue.connections = usual
+        _close(connections)
 
 
 @contextlib.contextmanager
 def _eagerly(tried: Trial) -> Iterator[None]:
     queue: Any = tried.queue
-    submit, asubmit, asubmit_many = queue.submit, queue.asubmit, queue.aenqueue_many
+    submit, asubmit = queue.submit, queue.asubmit
+    submit_many, asubmit_many = queue.enqueue_many, queue.aenqueue_many
 
     def submit_and_run(call: Any) -> Any:
         handle = submit(call)
@@ -185,40 +232,64 @@ def _eagerly(tried: Trial) -> Iterator[None]:
         await tried.adrain()
         return handle
 
-    async def asubmit_many_and_run(calls: Any) -> Any:
-        handles = await asubmit_many(calls)
+    def submit_many_and_run(calls: Any, **options: Any) -> Any:
+        handles = submit_many(calls, **options)
+        tried.drain()
+        return handles
+
+    async def asubmit_many_and_run(calls: Any, **options: Any) -> Any:
+        handles = await asubmit_many(calls, **options)
         await tried.adrain()
         return handles
 
-    def submit_many_and_run(calls: Any) -> Any:
-        return _run(functools.partial(asubmit_many_and_run, calls))
-
     queue.submit, queue.asubmit = submit_and_run, asubmit_and_run
-    queue.aenqueue_many, queue.enqueue_many = asubmit_many_and_run, submit_many_and_run
+    queue.enqueue_many, queue.aenqueue_many = submit_many_and_run, asubmit_many_and_run
     try:
         yield
     finally:
         del queue.submit, queue.asubmit, queue.aenqueue_many, queue.enqueue_many
 
 
-def _run(coroutine: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    """Run a coroutine to its end from synchronous code, also where the caller itself is called by a running loop."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return asyncio.run(coroutine())
-    ended: list[T] = []
-    failed: list[BaseException] = []
+_closing: set[asyncio.Task[None]] = set()
+"""A loop itself keeps only weak references to its tasks."""
 
-    def work() -> None:
+
+def _close(connections: Connections) -> None:
+    if not is_on_running_loop():
+        asyncio.run(connections.close())
+        return
+    # A connection of this loop can only be closed on it, once it goes on.
+    closing = asyncio.get_running_loop().create_task(connections.close())
+    _closing.add(closing)
+    closing.add_done_callback(_closing.discard)
+
+
+def _run(steps: Callable[[], Steps[T]]) -> T:
+    """Take steps from synchronous code, also where the caller itself is called by a running loop."""
+    if is_on_running_loop():
+        with ThreadPoolExecutor(1, thread_name_prefix="omniq-trial") as pool:
+            context = contextvars.copy_context()
+            return pool.submit(lambda: context.run(lambda: _run(steps))).result()
+    with asyncio.Runner() as runner:
+        taking, answer = steps(), None
+        while True:
+            try:
+                step = taking.send(answer)
+            except StopIteration as ended:
+                result: T = ended.value
+                return result
+            # Each in a copy of the context, as in a worker: what a task sets nobody else sees.
+            context = contextvars.copy_context()
+            answer = context.run(run_sync, step) if isinstance(step, Attempt) else runner.run(step, context=context)
+
+
+async def _arun(taking: Steps[T]) -> T:
+    """Take steps on the running loop."""
+    answer = None
+    while True:
         try:
-            ended.append(asyncio.run(coroutine()))
-        except BaseException as error:  # it is raised where it was asked for
-            failed.append(error)
-
-    thread = threading.Thread(target=work, name="omniq-trial")
-    thread.start()
-    thread.join()
-    if failed:
-        raise failed[0]
-    return ended[0]
+            step = taking.send(answer)
+        except StopIteration as ended:
+            result: T = ended.value
+            return result
+        answer = await (asyncio.to_thread(run_sync, step) if isinstance(step, Attempt) else step)
