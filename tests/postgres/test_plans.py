@@ -26,6 +26,9 @@ from omniq_postgres.statements import Statements
 from tests.postgres.support import Explained, connection_of, done, explained, new_task, opened, settings_of, take
 from tests.servers.postgres import PostgresServer
 
+# One process fills a store for all of them.
+pytestmark = pytest.mark.xdist_group("plans")
+
 ROWS = int(os.environ.get("OMNIQ_PLAN_ROWS", "100000"))
 BATCH = 100
 SMALL = frozenset({"delta", "counter", "paused", "worker", "schedule", "migration"})
