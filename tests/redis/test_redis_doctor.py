@@ -47,6 +47,18 @@ def test_a_server_that_throws_keys_away_is_an_error(tmp_path: Path) -> None:
         assert "noeviction" in finding.message
 
 
+def test_a_server_that_removes_keys_with_an_expiry_alone_keeps_all_tasks(
+    redis_server: RedisServer, namespace: str
+) -> None:
+    redis_server.ask("CONFIG", "SET", "maxmemory-policy", "volatile-lru")
+    try:
+        finding = findings_of(redis_server, namespace)["eviction"]
+    finally:
+        redis_server.ask("CONFIG", "SET", "maxmemory-policy", "noeviction")
+    assert finding.severity is Severity.OK
+    assert "refuses new tasks" in finding.message
+
+
 def test_a_server_that_is_nearly_full_is_warned_of(tmp_path: Path) -> None:
     with RedisServer(tmp_path) as server:
         findings_of(server)

@@ -12,6 +12,7 @@ from redis.exceptions import RedisError
 from omniq.errors import StorageUnavailable
 from omniq.task import TaskState
 from omniq.testing import await_until
+from omniq_redis import waiting
 from tests.redis.redis_support import done, finish_all, new_task, opened, storage, take, total
 from tests.servers.base import free_port
 from tests.servers.redis import RedisCluster, RedisSentinel, RedisServer, binary_of
@@ -127,6 +128,27 @@ def test_a_failover_loses_nothing_that_the_replica_had_and_work_goes_on(guarded:
             await asyncio.sleep(0.1)
             await store.enqueue([new_task()])
             await asyncio.wait_for(worker, 10)
+
+    asyncio.run(scenario())
+
+
+def test_a_worker_that_waits_is_called_by_the_new_master_after_the_old_one_froze(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(waiting, "LOOK_EVERY", 60.0)
+
+    async def scenario() -> None:
+        with RedisSentinel(tmp_path) as servers:
+            url = f"{servers.url}?timeout=1&connect_timeout=1&retry_for=30"
+            async with opened(url) as store, opened(url) as producer:
+                worker = asyncio.create_task(store.wait_for_work(["q"], 60))
+                await await_until(lambda: servers.master.ask("ZCARD", "{omniq}:idle:q") == 1)
+                servers.master.suspend()
+                await await_until(lambda: servers.replica.info("replication")["role"] == "master")
+                # Called it can only be by the server that its name is with.
+                await await_until(lambda: servers.replica.ask("PUBSUB", "NUMSUB", "{omniq}:due") == ["{omniq}:due", 1])
+                await producer.enqueue([new_task()])
+                await asyncio.wait_for(worker, 30)
 
     asyncio.run(scenario())
 

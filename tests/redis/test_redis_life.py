@@ -474,3 +474,73 @@ def test_a_storage_of_a_loop_that_is_gone_can_be_closed_on_another(redis_server:
         await await_until(lambda: clients(redis_server, name) == 0)
 
     asyncio.run(gone())
+
+
+# What is told
+
+
+def test_a_store_that_was_emptied_is_noticed_though_no_connection_broke(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario() -> None:
+        with RedisServer(tmp_path) as server:
+            async with opened(server.url) as store, opened(server.url) as producer:
+                await producer.enqueue([new_task()])
+                await store.heartbeat("w", [], 60)
+                assert not caplog.records
+                server.ask("FLUSHALL")
+                await producer.enqueue([new_task()])
+                await store.heartbeat("w", [], 60)
+                await store.heartbeat("w", [], 60)
+                assert [record.levelname for record in caplog.records] == ["ERROR"]
+                assert "has lost its data" in caplog.text
+                assert len(await take(store)) == 1
+                findings = {finding.subject: finding for finding in await store.diagnose()}
+                assert "those tasks are lost" in findings["data"].message
+
+    with caplog.at_level(logging.INFO, "omniq.redis"):
+        asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(("policy", "told"), [("allkeys-lru", 1), ("volatile-lru", 0), ("noeviction", 0)])
+def test_a_worker_is_told_at_its_start_of_a_policy_that_throws_tasks_away(
+    redis_server: RedisServer, namespace: str, policy: str, told: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario() -> None:
+        async with opened(redis_server.url, namespace) as store:
+            await store.enqueue([new_task()])
+            assert not caplog.records, "a producer is told nothing"
+            for _ in range(2):
+                await store.heartbeat("w", [], 60)
+
+    redis_server.ask("CONFIG", "SET", "maxmemory-policy", policy)
+    try:
+        with caplog.at_level(logging.INFO, "omniq.redis"):
+            asyncio.run(scenario())
+    finally:
+        redis_server.ask("CONFIG", "SET", "maxmemory-policy", "noeviction")
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * told
+    assert caplog.text.count("throws tasks away; CONFIG SET maxmemory-policy noeviction") == told
+
+
+def test_a_connection_that_is_lost_and_comes_back_is_told_once_each(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario() -> None:
+        with RedisServer(tmp_path, appendonly=True) as server:
+            async with opened(f"{server.url}?retry_for=0.3") as store:
+                await store.enqueue([new_task()])
+                server.kill()
+                for _ in range(2):
+                    with pytest.raises(StorageUnavailable):
+                        await store.enqueue([new_task()])
+                server.start()
+                await store.enqueue([new_task()])
+
+    with caplog.at_level(logging.INFO, "omniq.redis"):
+        asyncio.run(scenario())
+    lost, restored = [(record.levelname, record.getMessage()) for record in caplog.records]
+    assert lost[0] == "WARNING"
+    assert "the connection is lost, trying again: the server closed the connection" in lost[1]
+    assert restored[0] == "INFO"
+    assert "connected again after" in restored[1]

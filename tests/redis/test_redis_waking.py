@@ -15,6 +15,7 @@ from omniq.testing import await_until
 from omniq_redis import waiting
 from omniq_redis.storage import RedisStorage
 from tests.redis.redis_support import calls, done, new_task, opened, take
+from tests.servers.proxy import Proxy
 from tests.servers.redis import RedisServer
 
 Tasks = set[asyncio.Task[int]]
@@ -245,6 +246,12 @@ def test_who_waits_is_called_after_his_subscription_was_cut(
     asyncio.run(scenario())
 
 
+def listeners(server: RedisServer) -> set[str]:
+    """Return the numbers of the connections that have subscribed."""
+    told = str(server.ask("CLIENT", "LIST", "TYPE", "pubsub"))
+    return {line.split()[0] for line in told.splitlines()}
+
+
 def subscribers(server: RedisServer, namespace: str) -> int:
     found = server.ask("PUBSUB", "NUMSUB", f"{{{namespace}}}:due")
     assert isinstance(found, list)
@@ -283,5 +290,34 @@ def test_nothing_of_those_who_waited_is_left(redis_server: RedisServer, namespac
         keys = redis_server.ask("KEYS", f"{{{namespace}}}:*")
         assert isinstance(keys, list)
         assert sorted(key.partition(":")[2] for key in keys) == ["meta", "seq"]
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.usefixtures("no_looks")
+@pytest.mark.parametrize("what", ["work", "end"])
+def test_who_waits_is_called_though_his_subscription_died_without_a_word(
+    redis_server: RedisServer, namespace: str, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(waiting, "PING_EVERY", 0.2)
+
+    async def scenario() -> None:
+        with Proxy(redis_server.port) as proxy:
+            url = f"redis://127.0.0.1:{proxy.port}/0?timeout=0.5"
+            async with opened(url, namespace) as store, opened(redis_server.url, namespace) as other:
+                (stored,) = await other.enqueue([new_task(queue="another")])
+                waiter: asyncio.Task[Any]
+                if what == "work":
+                    waiter = await waits(redis_server, namespace, store)
+                else:
+                    waiter = asyncio.create_task(store.wait_finished([stored.id], LONG))
+                    await await_until(lambda: redis_server.ask("HLEN", f"{{{namespace}}}:waiting") == 1)
+                # The peer acknowledges what is sent, and is silent.
+                before = listeners(redis_server)
+                proxy.freeze(lambda said: b"SUBSCRIBE" in said)
+                await await_until(lambda: listeners(redis_server) - before)
+                await other.enqueue([new_task()])
+                await other.cancel([stored.id])
+                await asyncio.wait_for(waiter, 10)
 
     asyncio.run(scenario())

@@ -177,6 +177,10 @@ class _Link:
         self.proxy = proxy
         self.request = b""
         """What the client has sent since the last answer began."""
+        self.said = b""
+        """What the client sent first."""
+        self.is_frozen = False
+        """Whether nothing is passed on any more, though both ends find it taken."""
         self._answering = False
         self._client = reader, writer
         self._server: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
@@ -211,7 +215,10 @@ class _Link:
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, answer: bool) -> None:
         with contextlib.suppress(OSError):
             while data := await reader.read(AT_ONCE):
+                if self.is_frozen:
+                    continue
                 if not answer:
+                    self.said = (self.said + data)[:AT_ONCE]
                     self.request = data if self._answering else self.request + data
                 self._answering = answer
                 await self.proxy.mode.carry(self, data, answer=answer)
@@ -358,6 +365,18 @@ class Proxy:
         :param share: between 0 and 1.
         """
         self._change(lambda: _Lossy(share, self._chance))
+
+    def freeze(self, matches: Matches) -> None:
+        """Let some of the connections live on, and say and hear nothing any more; new ones are served.
+
+        :param matches: says which, by what their client has sent.
+        """
+
+        async def freeze() -> None:
+            for link in self._links:
+                link.is_frozen = link.is_frozen or matches(link.said)
+
+        self._do(freeze())
 
     def drop(self) -> None:
         """End every connection with RST; new ones are served."""

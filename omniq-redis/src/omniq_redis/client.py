@@ -7,6 +7,8 @@ a claim, takes other tasks. So whatever breaks is tried again, with a jittered a
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import logging
 import os
 import random
@@ -17,8 +19,9 @@ import hiredis
 
 from omniq.errors import SchemaMismatch, StorageUnavailable
 from omniq.ids import new_id
+from omniq.outages import Outage
 from omniq_redis.dialing import Dialer
-from omniq_redis.faults import LOST, is_passing, unavailable
+from omniq_redis.faults import LOST, is_passing, reason, unavailable
 from omniq_redis.link import Link, LinkLost
 from omniq_redis.scripts import arguments_of, evalsha, pack, script
 from omniq_redis.settings import Settings
@@ -33,11 +36,17 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.02, 1.0
 
 
 class Memory:
-    """What a storage and its siblings know of the store."""
+    """What a storage and its siblings know of the store.
 
-    def __init__(self) -> None:
+    :param shown: its URL as it may be shown.
+    """
+
+    def __init__(self, shown: str) -> None:
         self.epoch = b""
         """The store's, made with it: if another comes up, what was in the store is lost."""
+        self.outage = Outage(_log, f"{shown}: the connection is lost", f"{shown}: connected again")
+        self.has_warned = False
+        """Whether a worker was told of settings of the server's that lose tasks."""
 
 
 class Client:
@@ -46,13 +55,17 @@ class Client:
     :param settings: where the store is.
     :param dialer: connects.
     :param memory: of the store.
+    :param on_connected: called when there is a new connection, perhaps to another server than before.
     """
 
-    def __init__(self, settings: Settings, dialer: Dialer, memory: Memory) -> None:
+    def __init__(
+        self, settings: Settings, dialer: Dialer, memory: Memory, on_connected: Callable[[], None] = lambda: None
+    ) -> None:
         self.settings = settings
         self.loop = asyncio.get_running_loop()
         self._dialer = dialer
         self._memory = memory
+        self.on_connected = on_connected
         self._link: Link | None = None
         self._connecting: asyncio.Task[Link] | None = None
         self._starts: dict[str, bytes] = {}
@@ -197,28 +210,49 @@ class Client:
         return connecting.result()
 
     async def _connect(self) -> Link:
-        link = await self.dial()
         try:
-            await self._greet(link)
-        except BaseException:
-            link.close()
+            link = await self.dial()
+            try:
+                await self._greet(link)
+            except BaseException:
+                link.close()
+                raise
+        except (*LOST, hiredis.ReplyError) as error:
+            if self._memory.epoch:  # before the first connection it is for the caller alone to tell
+                self._memory.outage.failed(reason(error))
             raise
         if self._is_closed:
             link.close()
             raise LinkLost("the storage was closed")
+        self._memory.outage.succeeded()
+        link.on_lost = functools.partial(self._lost, link)
         self._link = link
+        self.on_connected()
         return link
+
+    def _lost(self, link: Link) -> None:
+        if not link.was_closed:
+            self._memory.outage.failed(str(link.lost))
+
+    async def check(self) -> None:
+        """See whether the store still holds what it held, and say so if not."""
+        link = await self._connected()
+        with contextlib.suppress(*LOST, hiredis.ReplyError):
+            await self._greet(link)
 
     async def dial(self, **options: Any) -> Link:
         """Give another connection to the server, of which the caller takes care.
 
         :param options: of :class:`Link`.
         """
+        seconds = self.settings.connect_timeout + self.settings.timeout
         try:
-            async with asyncio.timeout(self.settings.connect_timeout + self.settings.timeout):
+            async with asyncio.timeout(seconds):
                 connection = await self._dialer.dial()
         except LOST as error:
             self._dialer.note(error)
+            if isinstance(error, TimeoutError) and not str(error):
+                raise LinkLost(f"no connection within {seconds:g} s") from error
             raise
         return Link(connection, self.settings.timeout, **options)
 
@@ -233,8 +267,8 @@ class Client:
                 f"{self.settings.shown}: the store has layout {int(layout)} of OmniQ's keys, "
                 f"this version writes layout {LAYOUT}; {mend}, or take another namespace"
             )
-        if lost and known:
-            _log.error("%s has lost its data: the server came back without the tasks that it held", self.settings.shown)
+        if lost and known and known == self._memory.epoch:
+            _log.error("%s has lost its data: the tasks that the server held are no longer there", self.settings.shown)
         self._memory.epoch = epoch
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -14,7 +15,9 @@ from omniq_redis.client import LAYOUT, Client
 from omniq_redis.faults import LOST, unavailable
 from omniq_redis.times import moment
 
-__all__ = ["diagnose"]
+__all__ = ["diagnose", "warn"]
+
+_log = logging.getLogger("omniq.redis")
 
 OLDEST = (6, 2)
 """The first version of Redis that has all the commands of the scripts."""
@@ -49,9 +52,17 @@ async def diagnose(client: Client) -> list[Finding]:
     ]
 
 
-async def _info(client: Client) -> Info:
+async def warn(client: Client) -> None:
+    """Log a warning if the server is set up so that it throws tasks away."""
+    with suppress(*LOST, hiredis.ReplyError):
+        for finding in _eviction(await _info(client, b"memory")):
+            if finding.severity is not Severity.OK:
+                _log.warning("%s: eviction policy %s", client.settings.shown, finding.message)
+
+
+async def _info(client: Client, *sections: bytes) -> Info:
     try:
-        text: bytes = await client.ask(b"INFO")
+        text: bytes = await client.ask(b"INFO", *sections)
     except hiredis.ReplyError as error:
         if "NOPERM" in str(error):
             return {}
@@ -107,6 +118,12 @@ def _eviction(info: Info) -> Iterator[Finding]:
     policy = info.get("maxmemory_policy", "")
     if policy == "noeviction":
         yield _ok("eviction", "noeviction: a full server refuses new tasks and keeps those that it has")
+    elif policy.startswith("volatile-"):
+        yield _ok(
+            "eviction",
+            f"{policy}: no task has an expiry by which the server would remove it, so a full server refuses new tasks "
+            "and keeps those that it has",
+        )
     elif policy:
         yield _error(
             "eviction",

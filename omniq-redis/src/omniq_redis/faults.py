@@ -22,7 +22,7 @@ from omniq.errors import StorageUnavailable
 from omniq_redis.link import LinkLost
 from omniq_redis.settings import Settings
 
-__all__ = ["LOST", "is_passing", "unavailable"]
+__all__ = ["LOST", "is_passing", "reason", "unavailable"]
 
 LOST = (LinkLost, RedisError, OSError, EOFError, TimeoutError)
 """What comes of a connection that cannot be made, or breaks."""
@@ -57,5 +57,9 @@ def is_passing(error: BaseException) -> bool:
 
 def unavailable(settings: Settings, error: BaseException) -> StorageUnavailable:
     """Give the error to raise for one of the server's or of the connection."""
-    text = _ABOUT_THE_SCRIPT.sub("", str(error)).strip(" .,")
-    return StorageUnavailable(f"{settings.shown}: {text or type(error).__name__}")
+    return StorageUnavailable(f"{settings.shown}: {reason(error)}")
+
+
+def reason(error: BaseException) -> str:
+    """Say what an error of the server's or of the connection tells."""
+    return _ABOUT_THE_SCRIPT.sub("", str(error)).strip(" .,") or type(error).__name__

@@ -55,9 +55,11 @@ class Link(asyncio.Protocol):
         self._reader = hiredis.Reader()
         self._timeout = timeout
         self._on_push = on_push
-        self._on_lost = on_lost
+        self.on_lost = on_lost
         self._pending: deque[tuple[asyncio.Future[Any], float]] = deque()
         self._watch: asyncio.TimerHandle | None = None
+        self.was_closed = False
+        """Whether it is lost because we closed it."""
         self._pid = os.getpid()
         self._transport.set_protocol(self)
 
@@ -136,8 +138,8 @@ class Link(asyncio.Protocol):
                 future.set_exception(LinkLost(f"{type(self.lost).__name__}: {self.lost}"))
                 # Whoever was cancelled does not ask any more.
                 future.exception()
-        if self._on_lost is not None:
-            self._on_lost()
+        if self.on_lost is not None:
+            self.on_lost()
 
     def _hang_up(self) -> None:
         try:
@@ -159,4 +161,5 @@ class Link(asyncio.Protocol):
     def close(self) -> None:
         """Close the connection, unless it is a parent process's."""
         if self._pid == os.getpid():
+            self.was_closed = self.lost is None
             self.connection_lost(ConnectionResetError("the storage was closed"))

@@ -39,7 +39,7 @@ from omniq_redis.batches import check_size, pack_outcomes, pack_tasks, pairs, re
 from omniq_redis.blocking import Pool
 from omniq_redis.client import Client, Memory
 from omniq_redis.dialing import Dialer
-from omniq_redis.doctor import diagnose
+from omniq_redis.doctor import diagnose, warn
 from omniq_redis.listing import list_tasks, read_cursor
 from omniq_redis.orders import is_simple, order_words
 from omniq_redis.schedules import next_run_of, read_schedule, readable
@@ -84,7 +84,7 @@ class RedisStorage(Storage):
     def __init__(self, config: StorageConfig, *, connection: Mapping[str, Any] | None = None) -> None:
         self._config = config
         self._settings = read_settings(config, connection)
-        self._memory = Memory()
+        self._memory = Memory(self._settings.shown)
         self._prepare()
 
     def _prepare(self) -> None:
@@ -115,6 +115,7 @@ class RedisStorage(Storage):
             raise
         self._client = client
         self._waiting = Waiting(client)
+        client.on_connected = self._waiting.move
         self._pool = Pool(self._settings, self._dialer)
         self._pid = os.getpid()
 
@@ -197,7 +198,14 @@ class RedisStorage(Storage):
         words: list[bytes | int | str] = [worker, span(lease)]
         for held in leases:
             words += (held.id, held.delivery)
-        return [LEASES[state] for state in await self._opened().run("heartbeat", words)]
+        client = self._opened()
+        states = [LEASES[state] for state in await client.run("heartbeat", words)]
+        if lease > 0:
+            if not self._memory.has_warned:
+                self._memory.has_warned = True
+                await warn(client)
+            await client.check()
+        return states
 
     async def recover(self, limit: int) -> list[Task]:
         found = await self._opened().run("recover", [limit])

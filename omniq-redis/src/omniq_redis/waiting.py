@@ -32,6 +32,8 @@ LOOK_EVERY = 1.95
 """Seconds between two looks for what nobody told us of, at most."""
 SPREAD = 0.005
 """Seconds. Those who wait for one moment do not all look at the same time, and most find that it was seen to."""
+PING_EVERY = 5.0
+"""Seconds between two questions whether the server is still there on a connection that else only listens."""
 DEAF_FOR = 30.0
 """Seconds after which somebody who may not listen tries again."""
 FAR = float("inf")
@@ -133,6 +135,7 @@ class Waiting:
         self._bell: Link | None = None
         self._ringing: asyncio.Task[None] | None = None
         self._subscribed: asyncio.Future[None] | None = None
+        self._was_heard = False
         self._numbers = 0
         self._active: dict[str, _Waiter] = {}
         # A worker waits for the same again and again: its name may stay with the queues meanwhile.
@@ -170,6 +173,11 @@ class Waiting:
     def abandon(self) -> None:
         """Stop listening, and leave the rest to time."""
         self._is_closed = True
+        if self._bell is not None:
+            self._bell.close()
+
+    def move(self) -> None:
+        """Listen anew: there is a new connection for calls, perhaps to another server."""
         if self._bell is not None:
             self._bell.close()
 
@@ -214,6 +222,27 @@ class Waiting:
         if self._is_closed:
             bell.close()
         self._bell = bell
+        self._ask(bell)
+
+    def _ask(self, bell: Link) -> None:
+        """Ask whether the server is still there, now and then."""
+        if bell.lost is None:
+            # A peer that is frozen, or a box in between that has forgotten the connection, says nothing by itself.
+            self._was_heard = False
+            bell.tell(pack(b"PING"))
+            self._client.loop.call_later(self._client.settings.timeout, self._judge, bell)
+
+    def _judge(self, bell: Link) -> None:
+        if bell.lost is not None:
+            return
+        if self._was_heard:
+            self._client.loop.call_later(PING_EVERY, self._ask, bell)
+            return
+        silence = f"no answer within {self._client.settings.timeout:g} s"
+        _log.warning(
+            "%s: the connection on which waiting workers are called is dead, making another: %s", self._shown, silence
+        )
+        bell.abort(TimeoutError(silence))
 
     def _on_lost(self) -> None:
         # What was told meanwhile was told to nobody.
@@ -221,6 +250,7 @@ class Waiting:
             self._wake_all()
 
     def _hear(self, message: Any) -> None:
+        self._was_heard = True
         if not isinstance(message, list):
             # An error: the user may not subscribe, perhaps.
             if self._subscribed is not None and not self._subscribed.done():
@@ -304,13 +334,15 @@ class Waiting:
         loop = asyncio.get_running_loop()
         look_at = loop.time() + LOOK_EVERY * random.uniform(0.92, 1.0)
         while True:
+            if is_heard and not self._is_heard and waiter.called is None and not self._is_closed:
+                return True
             if waiter.called is None and not self._is_closed:
                 # News may bring these times nearer.
                 await waiter.sleep(min(deadline, look_at, waiter.due, waiter.run) - loop.time())
             now = loop.time()
             if waiter.called is not None or self._is_closed or now >= min(deadline, waiter.run):
                 return False
-            if now >= min(look_at, waiter.due) or (is_heard and not self._is_heard):
+            if now >= min(look_at, waiter.due):
                 return True
 
     @property
