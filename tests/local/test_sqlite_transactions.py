@@ -393,7 +393,7 @@ def test_a_storage_that_is_not_open_refuses(tmp_path: Path) -> None:
 
 def test_a_storage_opens_while_somebody_is_in_a_transaction(tmp_path: Path) -> None:
     async def scenario() -> None:
-        async with shop(tmp_path) as (_, path), asyncio.timeout(3):
+        async with shop(tmp_path) as (_, path), asyncio.timeout(30):
             with connected(path) as connection:
                 connection.execute("INSERT INTO sold VALUES (1)")
                 # Not the one that is open: it would have nothing to do.
@@ -496,7 +496,7 @@ def test_closing_does_not_wait_for_the_callers_commit(tmp_path: Path, monkeypatc
     monkeypatch.setattr("omniq_local.sqlite.database.CALLER_PATIENCE", LONG)
 
     async def scenario() -> None:
-        async with shop(tmp_path) as (others, path), asyncio.timeout(4):
+        async with shop(tmp_path) as (others, path), asyncio.timeout(30):
             waits = asyncio.create_task(others.wait_for_work(["q"], LONG))
             await await_until(lambda: names_on(path) > 0)
             with connected(path) as connection:

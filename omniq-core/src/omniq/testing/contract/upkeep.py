@@ -180,9 +180,12 @@ class UpkeepContract(Contract):
         (task_id,) = await add(store, result_ttl=0.8)
         (claimed,) = await take(store)
         await later(store, 0.8)
+        before = await store.now()
         await store.finish([outcome("succeeded", claimed)])
-        assert await store.prune(100) == 0
-        assert await states(store, [task_id]) == [TaskState.SUCCEEDED]
+        removed, found = await store.prune(100), await states(store, [task_id])
+        # On a machine so busy that its time was over meanwhile, it may be gone.
+        if await store.now() < before + timedelta(seconds=0.8):
+            assert (removed, found) == (0, [TaskState.SUCCEEDED])
 
     async def test_a_step_of_pruning_removes_no_more_than_its_limit(self, store: Storage) -> None:
         doomed = await add_ended(store, 7, result_ttl=0.01)
