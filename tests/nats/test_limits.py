@@ -95,7 +95,7 @@ async def test_a_full_stream_is_an_error_and_goes_on_once_there_is_room(nats_ser
     url = fresh(nats_server.url)
     async with opened(url) as storage:
         config = (await js(url, f"STREAM.INFO.{stream_of(url)}"))["config"]
-        await js(url, f"STREAM.UPDATE.{stream_of(url)}", {**config, "max_bytes": 60_000})
+        await js(url, f"STREAM.UPDATE.{stream_of(url)}", {**config, "max_bytes": 400_000})
 
         async def fill() -> None:
             for _ in range(100):
@@ -103,7 +103,7 @@ async def test_a_full_stream_is_an_error_and_goes_on_once_there_is_room(nats_ser
 
         with pytest.raises(StorageUnavailable, match="maximum bytes exceeded"):
             await fill()
-        assert (await finding(storage, "space")).severity is Severity.WARNING
+        assert (await finding(storage, "space")).severity is Severity.ERROR
         await js(url, f"STREAM.UPDATE.{stream_of(url)}", {**config, "max_bytes": -1})
         assert (await storage.enqueue([task()]))[0].created
 

@@ -70,6 +70,8 @@ class NatsServer(Server):
         self.name = name
         self.lines = list(lines)
         self.domain = domain
+        self.limits = ""
+        """Of its JetStream, as ``max_file_store: 1MB``; empty: it has none."""
         self.monitor = free_port()
         self.websocket: int | None = None
         """The port for WebSockets without encryption; None: it takes none."""
@@ -85,13 +87,14 @@ class NatsServer(Server):
         path = self.folder / f"nats-{self.port}.conf"
         websocket = [f"websocket {{ listen: {HOST}:{self.websocket}, no_tls: true }}"] if self.websocket else []
         domain = f"domain: {self.domain}, " if self.domain else ""
+        limits = f"{self.limits}, " if self.limits else ""
         path.write_text(
             "\n".join(
                 [
                     f"server_name: {self.name}",
                     f"listen: {HOST}:{self.port}",
                     f"http: {HOST}:{self.monitor}",
-                    f'jetstream {{ {domain}store_dir: "{self.store}" }}',
+                    f'jetstream {{ {domain}{limits}store_dir: "{self.store}" }}',
                     *websocket,
                     *self.lines,
                 ]

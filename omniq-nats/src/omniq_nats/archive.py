@@ -216,7 +216,7 @@ class Archive:
                 gone += [page.home, *([page.seq] if page.seq else [])]
                 break
             try:
-                await self.link.publish(Write(subject, page.encode(), expected=page.seq))
+                await self.link.publish(Write(subject, page.encode(), expected=page.seq), frees=True)
                 break
             except (Conflict, Lost):
                 stored = await self.link.last([subject])

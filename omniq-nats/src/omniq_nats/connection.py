@@ -25,17 +25,19 @@ from nats.aio.subscription import Subscription
 from omniq.errors import OmniQError, PayloadTooLarge, StorageUnavailable
 from omniq.outages import Outage
 from omniq_nats.dialing import dial
-from omniq_nats.messages import Lost, Stored, Unserved
+from omniq_nats.messages import Life, Lost, Stored, Unserved
 from omniq_nats.refusals import Reasons
 from omniq_nats.settings import Settings
 from omniq_nats.wire import Heard, Message, WireClient
 
-__all__ = ["PATIENCE", "Connection", "Listening", "Question"]
+__all__ = ["NOT_FOUND", "PATIENCE", "Connection", "Listening", "Question"]
 
 _log = logging.getLogger("omniq.nats")
 
 T = TypeVar("T")
 
+NOT_FOUND = 10059
+"""What the servers call it that there is no such stream."""
 PATIENCE = 2.0
 """Seconds after which a question that changes nothing is asked again."""
 REPLACE_SECONDS = 15.0
@@ -76,6 +78,19 @@ class Connection:
         self.renewed: list[Callable[[], None]] = []
         """Called after each loss of the connection, before anybody asks anything: what servers had not flushed when
         their power failed never was, and its sequences are given once more, so that nothing may be remembered."""
+        self.life: Life | None = None
+        """Of the stream; None: it is not known, or just found out."""
+        self.mourned: Life | None = None
+        """The life of which it was logged that it is over."""
+        self.looked_by = 0
+        """By which generation it was last looked whether the stream is still the one that it was."""
+        self.reborn: list[Callable[[], None]] = []
+        """Called when another stream has taken the place of the one that there was, or when it was emptied."""
+        self.losses = 0
+        """How often that was so."""
+        self.look: Callable[[], Awaitable[object]] | None = None
+        """Looks at the stream, and begins anew if it is another one or gone."""
+        self._looking = False
         self.beacon: str | None = None
         """A subject that always has a message; None: the stream has no replicas that might be behind."""
         self._client: WireClient | None = None
@@ -186,12 +201,31 @@ class Connection:
             self._outage.failed(self._why())
         self._forget_questions("the connection was lost")
 
-    def _on_reconnected(self) -> None:
+    def begin_anew(self) -> None:
+        """Forget all that was known of the stream, as it is another one."""
+        self.losses += 1
+        self.last_seen = 0
+        self._forget()
+
+    async def _look_for_stream(self) -> None:
+        """Look whether the stream is there, as nobody answers for it, or what should be in it is not."""
+        if self.look is not None and not self._looking:
+            self._looking = True
+            try:
+                with contextlib.suppress(StorageUnavailable):
+                    await self.look()
+            finally:
+                self._looking = False
+
+    def _forget(self) -> None:
         self.generation += 1
-        if self.beacon is None:
-            self.last_seen = 0
         for forget in self.renewed:
             forget()
+
+    def _on_reconnected(self) -> None:
+        if self.beacon is None:
+            self.last_seen = 0
+        self._forget()
         self._reasons.clear()
         self._outage.succeeded()
         self._connected.set()
@@ -293,6 +327,9 @@ class Connection:
         data = b"" if body is None else json.dumps(body).encode()
         message, _ = await self._repeat(f"{self.settings.api}.{subject}", data, several=False, repeat=repeat)
         answer: dict[str, Any] = json.loads(message.data)
+        if answer.get("error", {}).get("err_code") == NOT_FOUND and not subject.startswith("STREAM.INFO."):
+            await self._look_for_stream()
+            raise Unserved(f"{self.settings.shown}: stream {self.settings.names.stream} was not there")
         return answer
 
     async def _repeat(
@@ -306,10 +343,12 @@ class Connection:
                 await self._send(client, subject, data, reply, question=question)
                 left = deadline - time.monotonic()
                 return await self._answer(question, min(PATIENCE, left) if repeat else left), question.found
-            except StorageUnavailable:
+            except StorageUnavailable as error:
                 pause = random.uniform(0.02, 0.1)
                 if self._closing or not repeat or time.monotonic() + 2 * pause >= deadline:
                     raise
+                if isinstance(error, Unserved):
+                    await self._look_for_stream()
                 await asyncio.sleep(pause)
 
     async def _send(

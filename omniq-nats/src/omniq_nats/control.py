@@ -58,6 +58,7 @@ class Control:
     async def _step(
         self, ids: Sequence[str], act: Callable[[Book, Home, int], Awaitable[tuple[bool, bool]]]
     ) -> tuple[list[bool], dict[str, list[str]]]:
+        # What is retried takes no more room than it had: a full stream is no reason to refuse any of it.
         places = await self._keeper.orders.locate(ids)
         by_queue: defaultdict[str, list[tuple[int, Place]]] = defaultdict(list)
         for number, task_id in enumerate(ids):
@@ -74,7 +75,7 @@ class Control:
                     changed = changed or did
                 return told, changed
 
-            for number, answer in (await self._keeper.change(queue, step, share=SHARE)).items():
+            for number, answer in (await self._keeper.change(queue, step, share=SHARE, frees=True)).items():
                 answers[number] = answer
         done: defaultdict[str, list[str]] = defaultdict(list)
         for task_id, answer in zip(ids, answers, strict=True):

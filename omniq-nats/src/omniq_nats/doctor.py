@@ -9,6 +9,7 @@ from omniq.errors import StorageError
 from omniq.storage import Finding, Severity
 from omniq_nats.book import Book
 from omniq_nats.keeper import LEFT_BEHIND, Keeper
+from omniq_nats.messages import Full, Write
 from omniq_nats.streams import API_LEVEL, differences
 from omniq_nats.sweeping import Sweeper
 
@@ -17,6 +18,8 @@ __all__ = ["diagnose"]
 OK, WARNING, ERROR = Severity.OK, Severity.WARNING, Severity.ERROR
 CLOCK_TOLERANCE = 1.0
 NEARLY_FULL = 0.9
+PROBE_BYTES = 16 * 1024
+"""For want of so much room a store is said to be full."""
 MEGABYTE = 1024 * 1024
 
 
@@ -27,7 +30,7 @@ async def diagnose(keeper: Keeper) -> list[Finding]:
     books = await keeper.read_all()
     return [
         _server(keeper, account),
-        _limits(account, stream),
+        await _limits(keeper, account, stream),
         _durability(stream),
         *_replicas(stream),
         _payload(keeper),
@@ -52,7 +55,22 @@ def _server(keeper: Keeper, account: dict[str, Any]) -> Finding:
     return Finding(severity=OK, subject="server", message=told)
 
 
-def _limits(account: dict[str, Any], stream: dict[str, Any]) -> Finding:
+async def _limits(keeper: Keeper, account: dict[str, Any], stream: dict[str, Any]) -> Finding:
+    # The limit of the server itself is not told to its clients: it is seen by what happens.
+    try:
+        probe = f"{keeper.names.root}.u.=probe"
+        await keeper.link.remove_one(await keeper.link.store(Write(probe, b" " * PROBE_BYTES)))
+    except Full as error:
+        said = str(error).rpartition(": ")[2]
+        return Finding(
+            severity=ERROR,
+            subject="space",
+            message=f"full: the servers store nothing more ({said}), so that nothing can be enqueued or finished; "
+            "purge or delete tasks, or raise the limit: that of the server (max_file_store, max_memory_store), of the "
+            "account, or of the stream (max_bytes)",
+        )
+    except StorageError as error:
+        return Finding(severity=ERROR, subject="space", message=f"nothing can be stored at the moment: {error}")
     used = stream["state"]["bytes"]
     limits = [
         (account.get("limits", {}).get(f"max_{stream['config']['storage'].replace('file', 'storage')}", -1), "account"),
@@ -69,7 +87,8 @@ def _limits(account: dict[str, Any], stream: dict[str, Any]) -> Finding:
             )
     bound = ", ".join(f"{whose} limit {limit / MEGABYTE:,.0f} MB" for limit, whose in limits if limit > 0)
     messages = stream["state"]["messages"]
-    told = f"{messages:,} messages, {used / MEGABYTE:,.1f} MB; {bound or 'no limit but the disk'}"
+    told = f"{messages:,} messages, {used / MEGABYTE:,.1f} MB; "
+    told += bound or "no limit but the server's own (max_file_store, max_memory_store), which clients cannot see"
     return Finding(severity=OK, subject="space", message=told)
 
 

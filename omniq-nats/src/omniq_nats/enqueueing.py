@@ -20,7 +20,7 @@ from omniq_nats.direct import Direct
 from omniq_nats.homes import Page, add_to_pages, encode_home, guard_body, pages_of
 from omniq_nats.keeper import Keeper, holder_of
 from omniq_nats.link import BATCH_LIMIT, Conflict, Lost, Stored, Write
-from omniq_nats.names import DUE_LINE, LARGE, SHARED, SINGLE, token
+from omniq_nats.names import DUE_LINE, LARGE, SHARED, SINGLE, token, untoken
 from omniq_nats.orders import Place
 from omniq_nats.reading import find_live
 from omniq_nats.times import moment
@@ -75,6 +75,7 @@ class Producer:
         """Those that are known to be in the book of their queue, and therefore looked at by claims."""
         self._direct = Direct(self._link.settings, lambda: self._link.address, self._lines.clear)
         self._link.renewed.append(self._lines.clear)
+        self._link.reborn.append(lambda: self._keeper.later(self._adopt()))
         self._unsure: dict[str, str] = {}
         """Of tasks that may have been stored on another thread: the nonce."""
         self._to_fold: set[str] = set()
@@ -154,7 +155,7 @@ class Producer:
             # Whoever enqueues it next, in the other way, is to know that it may be there, and is his own.
             self._unsure[task.id] = nonce
             return None
-        if answer is None or "error" in answer:
+        if answer is None or "error" in answer or answer["stream"] != self._names.stream:
             return None
         self._keeper.orders.remember(task.id, Stored(write.subject, answer["seq"], write.data))
         return Enqueued(task.id, True)
@@ -246,17 +247,30 @@ class Producer:
     async def _know(self, pages: Sequence[Page]) -> None:
         """See to it that claims look at the lines of some pages before anything is stored there."""
         for page in pages:
-            if (page.queue, page.line) in self._lines:
-                continue
+            await self._know_line(page.queue, page.line)
 
-            async def step(book: Book, line: str = page.line) -> tuple[None, bool]:
-                if line in book.lines:
-                    return None, False
-                book.lines[line] = [0, 0]
-                return None, True
+    async def _know_line(self, queue: str, line: str) -> None:
+        if (queue, line) in self._lines:
+            return
 
-            await self._keeper.change(page.queue, step)
-            self._lines.add((page.queue, page.line))
+        async def step(book: Book) -> tuple[None, bool]:
+            if line in book.lines:
+                return None, False
+            book.lines[line] = [0, 0]
+            return None, True
+
+        await self._keeper.change(queue, step)
+        self._lines.add((queue, line))
+
+    async def _adopt(self) -> None:
+        """See to it that claims look at every line that has tasks: their books may have been lost without them.
+
+        Whoever enqueued them knew the line to be in its book, and did not know yet that the book was lost.
+        """
+        lines = {tuple(subject.rsplit(".", 4)[1:3]) for subject in await self._link.subjects(self._names.homes())}
+        for queue, line in lines:
+            await self._know_line(untoken(queue), line)
+            await self._link.tell(self._names.work(untoken(queue)), b"0")
 
     async def _fate_of_more(self, batch: Batch) -> bool | None:
         """Say whether what belongs to the step was stored (True), can no longer be (False), or still can (None)."""

@@ -79,7 +79,9 @@ class Keeper(Archive):
 
     # Changing
 
-    async def change(self, queue: str, step: Step[T], *, remembered: bool = True, share: float = 1.0) -> T:
+    async def change(
+        self, queue: str, step: Step[T], *, remembered: bool = True, share: float = 1.0, frees: bool = False
+    ) -> T:
         """Change a book in one step, and give the step's result.
 
         :param step: called with the book as it is; once more for each time that somebody else was quicker. What it did
@@ -88,16 +90,18 @@ class Keeper(Archive):
             is called again with the book as it is now.
         :param share: how much of the largest message the book may take after it: the rest is for changes that come
             after this one and that must be possible, as the end of a task that was claimed.
+        :param frees: whether it is part of the removal of something, for which there is a reserve in a full stream.
         :raises StorageUnavailable: if it could not be done in time.
         :raises PayloadTooLarge: if the book would be too large.
         """
-        return await self._turns.take(queue, Turn(step, remembered, share))
+        return await self._turns.take(queue, Turn(step, remembered, share, frees))
 
     async def _change(self, queue: str, turns: Sequence[Turn[Any]]) -> None:
         """Make several changes of a book in one step."""
         deadline = time.monotonic() + 2 * self.link.settings.timeout
         unsure: dict[str, tuple[Book, list[tuple[Turn[Any], Any]]]] = {}
         left = list(turns)
+        known = 0
         for attempt in range(1_000_000):
             generation = self.link.generation
             is_remembered = attempt == 0 and all(turn.remembered for turn in left)
@@ -106,8 +110,15 @@ class Keeper(Archive):
             self._generation = self.link.generation
             book = self._books.pop(queue, None) if is_remembered else None
             is_fresh = book is None
-            if book is None:
+            if book is not None:
+                known = max(known, book.changes)
+            else:
                 book = (await self.read([queue]))[queue]
+                if book.changes < known:
+                    # Books only ever grow older: this one is of another stream.
+                    known = 0
+                    await self.link.find_again()
+                    continue
                 # Who knows a change by its name knows that it was accepted.
                 accepted = next((name for name in unsure if name in book.recent), None)
                 if accepted is not None:
@@ -127,7 +138,7 @@ class Keeper(Archive):
                 elif generation != self.link.generation:
                     # What was read may never have been, and its sequence may be that of another book by now.
                     raise Conflict("the connection was lost")
-                elif await self._is_committed(book, name, deadline, min(turn.share for turn in left)):
+                elif await self._is_committed(book, name, deadline, left):
                     _give(results)
                     return
                 else:
@@ -172,17 +183,18 @@ class Keeper(Archive):
             changed = changed or has_changed
         return results, changed
 
-    async def _is_committed(self, book: Book, name: str, deadline: float, share: float) -> bool:
+    async def _is_committed(self, book: Book, name: str, deadline: float, turns: Sequence[Turn[Any]]) -> bool:
         """Store a book; False: no answer came, and it may have been accepted all the same."""
+        share, frees = min(turn.share for turn in turns), any(turn.frees for turn in turns)
         try:
-            await self._commit(book, name, share)
+            await self._commit(book, name, share, frees)
         except Lost:
             if not book.committing or time.monotonic() > deadline:
                 raise
             return False
         return True
 
-    async def _commit(self, book: Book, name: str, share: float) -> None:
+    async def _commit(self, book: Book, name: str, share: float, frees: bool) -> None:
         await self._tidy(book)
         await self.shelves.lay_aside(book, self.clock.now())
         book.changes += 1
@@ -205,7 +217,8 @@ class Keeper(Archive):
                 "wait or were cancelled at once; raise the limit, or spread them over more queues"
             )
         book.committing = True
-        book.seq = await self.link.batch([Write(subject, data, expected=book.seq, end=book.stream_end), *book.also])
+        writes = [Write(subject, data, expected=book.seq, end=book.stream_end), *book.also]
+        book.seq = await self.link.batch(writes, frees=frees)
         book.committing = False
         book.laid = []
         self._books[book.queue] = book

@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import random
 import secrets
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from omniq.errors import StorageUnavailable
-from omniq_nats.connection import PATIENCE, Connection
-from omniq_nats.messages import Conflict, Lost, Stored, Unserved, Write
+from omniq_nats.connection import NOT_FOUND, PATIENCE, Connection
+from omniq_nats.messages import Conflict, Full, Lost, Stored, Unserved, Write
 from omniq_nats.settings import Settings
 from omniq_nats.wire import Message
 
-__all__ = ["BATCH_LIMIT", "Conflict", "Link", "Lost", "Stored", "Write"]
+__all__ = ["BATCH_LIMIT", "NOT_FOUND", "Conflict", "Link", "Lost", "Stored", "Write"]
 
 WRONG_LAST_SEQUENCE = (10071, 10164)
 TOO_LARGE = 10054
+FULL = (10002, 10023, 10028, 10047, 10077)
+"""What the servers call it that a limit of the account, the server, its memory, its disk or the stream is reached."""
+RESERVE_BYTES = 256 * 1024
+"""The size of what is removed to make room where there is none left."""
 NOTED = 512
 """So many of the latest messages are known without a question."""
 NOTED_BYTES = 8192
@@ -168,13 +174,13 @@ class Link(Connection):
 
         return list(await asyncio.gather(*(one(subject) for subject in subjects)))
 
-    async def last_by_leader(self, subject: str) -> bool:
-        """Ask the stream's leader, not a replica, whether there is a message on a subject."""
-        return (await self.ends([subject]))[0] > 0
-
     async def end(self) -> int:
         """Give the sequence of the stream's latest message."""
         return int((await self.info())["state"]["last_seq"])
+
+    async def find_again(self) -> None:
+        """Look whether the stream is still the one that it was, as what should be in it is not."""
+        await self._look_for_stream()
 
     async def subjects(self, subject: str) -> dict[str, int]:
         """Give the subjects that match one with wildcards and how many messages each has, of very many some."""
@@ -206,14 +212,15 @@ class Link(Connection):
 
     # Writing
 
-    async def publish(self, write: Write) -> int:
+    async def publish(self, write: Write, *, frees: bool = False) -> int:
         """Store a message.
 
+        :param frees: whether it is part of the removal of something, for which there is a reserve.
         :return: its sequence.
         :raises Conflict: if what it was to replace is not there.
         :raises Lost: if it is not known whether it was stored.
         """
-        seq = await self._until_served(lambda deadline: self._publish(write, deadline))
+        seq = await self._until_served(lambda deadline: self._publish(write, deadline), frees)
         self._note(seq, [write])
         return seq
 
@@ -223,8 +230,16 @@ class Link(Connection):
         await self._send(client, write.subject, write.data, reply, write.headers() or None, question)
         return self._acknowledged(await self._answer(question, min(PATIENCE, deadline - time.monotonic())))
 
-    async def _until_served(self, act: Callable[[float], Awaitable[int]]) -> int:
+    async def _until_served(self, act: Callable[[float], Awaitable[int]], frees: bool) -> int:
         """Try again while the stream has no leader, as then nothing was stored."""
+        try:
+            return await self._served(act)
+        except Full:
+            if not frees or not await self._open_reserve():
+                raise
+            return await self._served(act)
+
+    async def _served(self, act: Callable[[float], Awaitable[int]]) -> int:
         deadline = time.monotonic() + self.settings.timeout
         self._under_way += 1
         try:
@@ -235,6 +250,7 @@ class Link(Connection):
                     pause = random.uniform(0.02, 0.1)
                     if self._closing or time.monotonic() + 2 * pause > deadline:
                         raise
+                    await self._look_for_stream()
                     await asyncio.sleep(pause)
         finally:
             self._under_way -= 1
@@ -252,9 +268,25 @@ class Link(Connection):
                 if self._closing or time.monotonic() + 0.1 > deadline:
                     raise
 
-    async def batch(self, writes: Sequence[Write]) -> int:
+    async def keep_reserve(self) -> None:
+        """Have a message in the stream that can be removed where there is no room, if there is room for it.
+
+        Without it nothing could be removed from a full stream: each step of that is first written down.
+        """
+        size = max(0, min(RESERVE_BYTES, self.max_payload - 1024))
+        with contextlib.suppress(StorageUnavailable, Conflict):
+            if not (await self.ends([self.settings.names.reserve]))[0]:
+                await self._served(partial(self._publish, Write(self.settings.names.reserve, b" " * size, expected=0)))
+
+    async def _open_reserve(self) -> bool:
+        """Make room; say whether there was a reserve."""
+        (seq,) = await self.ends([self.settings.names.reserve])
+        return seq > 0 and await self.remove_one(seq)
+
+    async def batch(self, writes: Sequence[Write], *, frees: bool = False) -> int:
         """Store messages one after the other, all or none.
 
+        :param frees: whether they are part of the removal of something, for which there is a reserve.
         :return: the sequence of the first.
         :raises Conflict: if what one of them was to replace is not there.
         :raises Lost: if it is not known whether they were stored.
@@ -264,8 +296,8 @@ class Link(Connection):
                 # Before any is sent: the server would keep the others for a while.
                 raise self._too_large(len(write.data))
         if len(writes) == 1:
-            return await self.publish(writes[0])
-        seq = await self._until_served(lambda deadline: self._batch(writes, deadline))
+            return await self.publish(writes[0], frees=frees)
+        seq = await self._until_served(lambda deadline: self._batch(writes, deadline), frees)
         self._note(seq, writes)
         return seq
 
@@ -289,6 +321,12 @@ class Link(Connection):
         answer = json.loads(message.data)
         error = answer.get("error")
         if error is None:
+            stream = self.settings.names.stream
+            if answer["stream"] != stream:
+                raise Unserved(
+                    f"{self.settings.shown}: stream {answer['stream']!r} has the subjects of stream {stream}, which is "
+                    "not there; remove that one, or take another namespace"
+                )
             seq: int = answer["seq"]
             self.last_seen = max(self.last_seen, seq)
             return seq
@@ -296,7 +334,8 @@ class Link(Connection):
             raise Conflict(error.get("description"))
         if error.get("err_code") == TOO_LARGE:
             raise self._too_large(len(message.data))
-        raise StorageUnavailable(f"{self.settings.shown}: the server stored nothing: {error.get('description')}")
+        kind = Full if error.get("err_code") in FULL else StorageUnavailable
+        raise kind(f"{self.settings.shown}: the server stored nothing: {error.get('description')}")
 
     async def remove_one(self, seq: int) -> bool:
         """Remove a message by its sequence; say whether it was there."""

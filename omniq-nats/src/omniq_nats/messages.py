@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from attrs import frozen
 
 from omniq.errors import StorageUnavailable
+from omniq_nats.times import read_stamp
 
-__all__ = ["Conflict", "Lost", "Stored", "Unserved", "Write"]
+__all__ = ["Conflict", "Full", "Life", "Lost", "Stored", "Unserved", "Write"]
 
 EXPECTED_END = "Nats-Expected-Last-Sequence"
 EXPECTED = "Nats-Expected-Last-Subject-Sequence"
@@ -22,6 +25,30 @@ class Lost(StorageUnavailable):
 
 class Unserved(StorageUnavailable):
     """Nobody was there to do it, so it was not done: the stream has no leader at the moment, or does not exist."""
+
+
+class Full(StorageUnavailable):
+    """There is no room for it: a limit of the stream, the account or the server is reached."""
+
+
+@frozen
+class Life:
+    """Which stream it is: one that was emptied, or removed and made anew, begins another life."""
+
+    created: int
+    """When it was made, in microseconds."""
+    first: int | None
+    """The sequence of a message that is never removed; None: there was no room to store it."""
+
+    def has_ended(self, answer: dict[str, Any]) -> bool:
+        """Say whether the servers speak of another one.
+
+        :param answer: what they say of the stream.
+        """
+        if read_stamp(answer["created"]) != self.created:
+            return True
+        state = answer["state"]
+        return self.first is not None and (not state["messages"] or state["first_seq"] > self.first)
 
 
 @frozen

@@ -159,6 +159,11 @@ class Names:
         """The holder of a unique key."""
         return f"{self.root}.u.{hashlib.sha256(unique.encode('utf-8', 'surrogatepass')).hexdigest()[:32]}"
 
+    @property
+    def reserve(self) -> str:
+        """What is removed to make room for the removal of other things, see :meth:`Link.keep_reserve`."""
+        return f"{self.root}.u.="
+
     # The rest
 
     def schedule(self, schedule_id: str) -> str:

@@ -80,7 +80,7 @@ class Removal:
                 book.doom(one)
             return doomed, changed or bool(doomed or wanted)
 
-        doomed = await self._keeper.change(queue, step)
+        doomed = await self._keeper.change(queue, step, frees=True)
         await self.bury(queue)
         return [one.id for one in doomed]
 
@@ -174,7 +174,7 @@ class Removal:
 
         if not slots:
             return []
-        doomed = await self._keeper.change(queue, step, remembered=False)
+        doomed = await self._keeper.change(queue, step, remembered=False, frees=True)
         await self.bury(queue)
         return [one.id for one in doomed]
 
@@ -195,6 +195,7 @@ class Removal:
                     gone += await self._remove_ended(queue, places, older=True)
             if book.doomed:
                 await self._keeper.bury(queue, list(book.doomed.values()))
+        await self._link.keep_reserve()
         await self._sweeper.sweep_at_times()
         return len(gone), gone
 

@@ -10,6 +10,7 @@ import contextlib
 from collections.abc import Iterable, Mapping, Sequence, Set
 from copy import copy
 from datetime import datetime
+from functools import partial
 from typing import Self
 
 from omniq.errors import StorageUnavailable
@@ -117,6 +118,8 @@ class NatsStorage(Storage):
         except BaseException:
             await opened.link.close()
             raise
+        opened.link.looked_by = opened.link.generation
+        opened.link.look = partial(streams.look, opened.link, opened.clock)
         self._opened = opened
 
     async def close(self) -> None:
@@ -131,7 +134,7 @@ class NatsStorage(Storage):
         opened = self._opened
         if opened is None:
             raise StorageUnavailable(f"{self._settings.shown} is not open: call open() first")
-        if opened.clock.is_stale:
+        if opened.clock.is_stale or opened.link.looked_by != opened.link.generation:
             with contextlib.suppress(StorageUnavailable):
                 await streams.look_at_clock(opened.link, opened.clock)
         return opened
@@ -219,12 +222,14 @@ class NatsStorage(Storage):
         opened = await self._ready()
         answers, gone = await opened.control.delete(ids)
         await opened.tell_ends(gone)
+        opened.keeper.later(opened.link.keep_reserve())
         return answers
 
     async def purge(self, queue: str, state: TaskState | None = None) -> int:
         opened = await self._ready()
         count, gone = await opened.removal.purge(queue, state)
         await opened.tell_ends(gone)
+        opened.keeper.later(opened.link.keep_reserve())
         return count
 
     async def pause(self, queue: str) -> bool:

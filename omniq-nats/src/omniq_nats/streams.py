@@ -1,25 +1,33 @@
-"""The stream of a namespace: made if it is not there, and checked if it is."""
+"""The stream of a namespace: made if it is not there, and checked if it is.
+
+While a process uses it, somebody may remove it, empty it, or put another one in its place; one in memory ends with its
+server. Whatever was known of it is wrong then. It is noticed by the stream's :class:`Life`, whenever the servers are
+asked for the stream's state.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import random
 import time
 from typing import Any
 
 from omniq.errors import ConfigurationError, SchemaMismatch, StorageUnavailable
-from omniq_nats.link import Link, Write
+from omniq_nats.link import NOT_FOUND, Conflict, Link, Lost, Write
+from omniq_nats.messages import Full, Life
 from omniq_nats.settings import Settings
 from omniq_nats.times import Clock, read_stamp
 
 __all__ = ["API_LEVEL", "differences", "prepare", "wanted_config"]
 
+_log = logging.getLogger("omniq.nats")
+
 API_LEVEL = 2
 """Of JetStream: that of server 2.12, the first with atomic batches."""
 SCHEMA = "2"
 SCHEMA_KEY = "omniq.schema"
-NOT_FOUND = 10059
 NAME_IN_USE = 10058
 INSUFFICIENT = (10005, 10074)
 BEACON = "="
@@ -87,23 +95,83 @@ async def prepare(link: Link, clock: Clock) -> None:
         await _create(link)
         if time.monotonic() > deadline:
             raise StorageUnavailable(f"{settings.shown}: stream {settings.names.stream} does not come into being")
-    config = answer["config"]
-    if config.get("num_replicas", 1) > 1:
-        link.beacon = f"{settings.names.root}.w.{BEACON}"
-        if not await link.last_by_leader(link.beacon):
-            await link.store(Write(link.beacon, b'["", 0, 0]'))
+    beacon = f"{settings.names.root}.w.{BEACON}"
+    if answer["config"].get("num_replicas", 1) > 1:
+        link.beacon = beacon
+    link.life = Life(read_stamp(answer["created"]), await _first(link, beacon, deadline))
     link.last_seen = max(link.last_seen, int(answer["state"]["last_seq"]))
+    await link.keep_reserve()
+
+
+async def _first(link: Link, beacon: str, deadline: float) -> int | None:
+    """Return the sequence of the message that a stream has for as long as it lives; store it if it is not there."""
+    while True:
+        (seq,) = await link.ends([beacon])
+        if seq:
+            return seq
+        try:
+            return await link.publish(Write(beacon, b'["", 0, 0]', expected=0))
+        except (Conflict, Lost):
+            if time.monotonic() > deadline:
+                raise StorageUnavailable(
+                    f"{link.settings.shown}: stream {link.settings.names.stream} is not to be had"
+                ) from None
+        except Full:
+            return None  # what takes no room is to go on
+
+
+async def _see_to(link: Link, clock: Clock, answer: dict[str, Any]) -> None:
+    """Begin anew if the stream is not the one that it was.
+
+    :param answer: what the servers said of it.
+    """
+    life, error = link.life, answer.get("error")
+    if life is None:
+        return  # somebody does it already
+    if error is None and not life.has_ended(answer):
+        return
+    if error is not None and error.get("err_code") != NOT_FOUND:
+        return
+    settings = link.settings
+    if link.mourned is not life:
+        link.mourned = life
+        same = error is None and read_stamp(answer["created"]) == life.created
+        what = "is gone" if error is not None else "was emptied" if same else "was replaced by another one"
+        _log.error(
+            "%s: stream %s %s: the tasks, results and schedules that it held are lost; going on with %s",
+            settings.shown,
+            settings.names.stream,
+            what,
+            "a new one" if error is not None else "it as it is",
+        )
+    link.life = None
+    link.begin_anew()
+    try:
+        await prepare(link, clock)
+    finally:
+        if link.life is None:
+            link.life = life  # the next look tries again
+    for again in link.reborn:
+        again()
 
 
 async def look_at_clock(link: Link, clock: Clock) -> None:
     """Ask the servers for their time, if that is due."""
-    if clock.is_stale:
-        await _timed(link, clock)
+    if clock.is_stale or link.looked_by != link.generation:
+        await look(link, clock)
+
+
+async def look(link: Link, clock: Clock) -> dict[str, Any]:
+    """Look whether the stream is still the one that it was; return what the servers say of it."""
+    link.looked_by = link.generation
+    answer = await _timed(link, clock)
+    await _see_to(link, clock, answer)
+    return answer
 
 
 async def end_of(link: Link, clock: Clock) -> int:
     """Ask the servers for the sequence of the stream's latest message, and with it for their time."""
-    answer = await _timed(link, clock)
+    answer = await look(link, clock)
     if "error" in answer:
         raise StorageUnavailable(
             f"{link.settings.shown}: stream {link.settings.names.stream} cannot be used: "

@@ -28,6 +28,8 @@ class Turn(Generic[T]):
     """Whether the step may first see the book as it is remembered."""
     share: float = 1.0
     """How much of a message's largest size the book may take after it."""
+    frees: bool = False
+    """Whether it is part of the removal of something, for which there is a reserve in a full stream."""
     result: T | None = None
     """What the step gave."""
     error: Exception | None = None
