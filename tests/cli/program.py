@@ -54,6 +54,12 @@ async def sleep(seconds: float) -> None:
 
 
 @queue.task
+def chain(left: int) -> None:
+    if left:
+        chain.enqueue(left - 1)
+
+
+@queue.task
 def talk() -> None:
     logging.getLogger("shop").warning("the shop is open")
 """

@@ -42,7 +42,8 @@ def test_tasks_run_until_a_signal_ends_the_worker_in_order(
 
 
 OPTIONS = [
-    "-q", "urgent,default", "-c", "50", "--threads", "4", "--process-slots", "3", "--lease", "20",
+    "-q", "urgent,default", "-c", "50", "--threads", "4", "--process-slots", "3",
+    "--process-tasks", "10", "--process-memory", "500M", "--drain", "--lease", "20",
     "--recover-every", "7", "--grace", "0.5", "--no-scheduler",
 ]  # fmt: skip
 
@@ -54,8 +55,10 @@ def test_every_option_reaches_the_worker_and_the_workers_of_a_supervisor(
     commands: list[Sequence[str]] = []
 
     class Supervisor:
-        def __init__(self, command: Callable[[int], Sequence[str]], *, processes: int, grace: float) -> None:
-            assert (processes, grace) == (2, 0.5)
+        def __init__(
+            self, command: Callable[[int], Sequence[str]], *, processes: int, grace: float, drain: bool
+        ) -> None:
+            assert (processes, grace, drain) == (2, 0.5, True)
             commands.append(command(99))
 
         async def run(self) -> int:
@@ -87,10 +90,13 @@ def test_every_option_reaches_the_worker_and_the_workers_of_a_supervisor(
             "concurrency": 50,
             "threads": 4,
             "processes": 3,
+            "process_tasks": 10,
+            "process_memory": 500 << 20,
             "lease": 20,
             "recover_every": 7,
             "grace": 0.5,
             "scheduler": False,
+            "drain": True,
         }
 
 
@@ -171,6 +177,8 @@ def test_a_store_inside_this_process_is_warned_of(folder: Path, start: Callable[
         (["-q", ","], "queues must name at least one queue"),
         (["-q", "a b"], "queue 'a b' cannot be used"),
         (["--lease", "0"], "lease must be more than zero seconds"),
+        (["--process-memory", "much"], "'much' is not a number of bytes, such as 500M or 2G"),
+        (["--drain", "--reload"], "--reload waits for changes, --drain for nothing; leave one of them out"),
         (["--processes", "0"], "'0' is not a whole number of 1 or more"),
     ],
 )
@@ -188,3 +196,19 @@ def test_a_store_that_cannot_be_opened_is_a_failure(folder: Path, capsys: pytest
     captured = capsys.readouterr().err
     assert captured.startswith("omniq: error: ")
     assert captured.count("\n") == 1
+
+
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_a_worker_that_drains_leaves_when_there_is_nothing_left_to_do(
+    processes: str, shop: TaskQueue, start: Callable[..., Program]
+) -> None:
+    with shop:
+        done = [shop.functions["shop.chain"].enqueue(2), shop.functions["shop.sleep"].enqueue(0.3)]
+        later = shop.functions["shop.add"].using(delay=3600).enqueue(1, 2)
+        worker = start("worker", "shop:queue", "--drain", "--processes", processes)
+
+        assert worker.process.wait(60) == 0
+        assert {handle.task().state for handle in done} == {TaskState.SUCCEEDED}
+        # The tasks that its tasks enqueued as well.
+        assert [task.name for task in shop.tasks(state=TaskState.SUCCEEDED)].count("shop.chain") == 3
+        assert later.task().state is TaskState.SCHEDULED

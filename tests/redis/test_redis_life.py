@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from redis import CredentialProvider
 
+from omniq import TaskQueue
 from omniq.errors import SchemaMismatch, StorageUnavailable
 from omniq.storage import Enqueued, Lease, LeaseState
 from omniq.task import TaskState
@@ -544,3 +545,35 @@ def test_a_connection_that_is_lost_and_comes_back_is_told_once_each(
     assert "the connection is lost, trying again: the server closed the connection" in lost[1]
     assert restored[0] == "INFO"
     assert "connected again after" in restored[1]
+
+
+def test_a_worker_waits_for_a_server_that_is_not_up_yet(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario() -> None:
+        server = RedisServer(tmp_path)
+        queue = TaskQueue(server.url)
+
+        @queue.task
+        async def add(left: int, right: int) -> int:
+            return left + right
+
+        worker = queue.worker()
+        running = asyncio.create_task(worker.run())
+        await await_until(lambda: "cannot start, trying again" in caplog.text, 60, "word of the missing server")
+        assert not running.done()
+        with server:
+            assert await (await add.aenqueue(1, 2)).aresult(60) == 3
+            worker.stop()
+            await running
+            await queue.aclose()
+
+        waiting = queue.worker()
+        running = asyncio.create_task(waiting.run())
+        await await_until(
+            lambda: caplog.text.count("cannot start, trying again") == 2, 60, "word of the missing server"
+        )
+        waiting.stop()
+        await running
+        await queue.aclose()
+
+    with caplog.at_level(logging.WARNING, logger="omniq.worker"):
+        asyncio.run(scenario())

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import random
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
 from omniq.errors import StorageError
@@ -77,6 +77,8 @@ class Intake:
     :param ledger: counts the attempts that ended.
     :param accept: is given every claimed task.
     :param on_woken: called when a wait for work has ended.
+    :param on_idle: told how many claims in a row have brought nothing while nothing ran, after each; None: there may be
+        work later, which is waited for.
     """
 
     def __init__(
@@ -90,6 +92,7 @@ class Intake:
         ledger: Ledger,
         accept: Callable[[Task], None],
         on_woken: Callable[[], None],
+        on_idle: Callable[[int], Awaitable[None]] | None = None,
     ) -> None:
         self._storage = storage
         self._worker = worker
@@ -99,6 +102,8 @@ class Intake:
         self._ledger = ledger
         self._accept = accept
         self._on_woken = on_woken
+        self._on_idle = on_idle
+        self._idle_claims = 0
         self.outage = Outage(_log, f"worker {worker} cannot claim tasks", f"worker {worker} claims tasks again")
         """Of the store, as far as claims go."""
         self._stop = asyncio.Event()
@@ -139,11 +144,16 @@ class Intake:
             wanted = self._supply.wanted
             try:
                 await self._discover()
+                idle = not self._ledger
                 claimed = await self._claim(wanted)
                 self.outage.succeeded()
                 for task in claimed:
                     self._accept(task)
-                if len(claimed) < wanted:
+                if self._on_idle is not None and idle and not claimed:
+                    self._idle_claims += 1
+                    await self._on_idle(self._idle_claims)
+                elif len(claimed) < wanted:
+                    self._idle_claims = 0
                     await self._wait_for_work()
             except StorageError as error:
                 self.outage.failed(error)
@@ -187,11 +197,16 @@ class Intake:
         now = asyncio.get_running_loop().time()
         timeout = WAIT if self._served.fixed else max(0.0, self._discover_at - now)
         self._wait = asyncio.ensure_future(self._storage.wait_for_work(self._served.names, timeout))
+        ends: list[asyncio.Future[None]] = [self._wait]
+        if self._on_idle is not None:
+            ends.append(asyncio.ensure_future(self._ledger.empty()))
         try:
-            await asyncio.wait([self._wait])
-            if not self._wait.cancelled() and (error := self._wait.exception()) is not None:
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            if self._wait.done() and not self._wait.cancelled() and (error := self._wait.exception()) is not None:
                 raise error
         finally:
+            for end in ends:
+                end.cancel()
             self._wait = None
             self._on_woken()
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import random
 import secrets
 import signal
 import socket
@@ -16,7 +17,7 @@ from typing import Any, Protocol, Self, TypedDict
 from omniq.codec import Codec
 from omniq.connections import Connections
 from omniq.durations import duration
-from omniq.errors import PayloadRejected, UnknownTask
+from omniq.errors import PayloadRejected, StorageUnavailable, UnknownTask
 from omniq.execute import Attempt, Interruption, about, rejected
 from omniq.executors import Lane, LoopLane, ThreadLane
 from omniq.functions import Executor, TaskFunction
@@ -25,6 +26,7 @@ from omniq.intake import Intake, Served
 from omniq.ledger import Ledger
 from omniq.loop_monitor import LoopMonitor
 from omniq.options import Duration, check_count
+from omniq.outages import Outage
 from omniq.plugins import Plugins
 from omniq.processes import ProcessLane, ProcessLimits
 from omniq.putbacks import put_back
@@ -73,6 +75,7 @@ class WorkerOptions(TypedDict, total=False):
     grace: Duration
     scheduler: bool
     recover_every: Duration | None
+    drain: bool
 
 
 class Worker:
@@ -93,6 +96,8 @@ class Worker:
     :param grace: seconds (or a timedelta) that running tasks get to end after :meth:`stop`.
     :param scheduler: whether to fire schedules and to keep the stored ones in step with those declared in code.
     :param recover_every: seconds (or a timedelta) between two looks for tasks whose worker died; None: half a lease.
+    :param drain: whether to stop once no task is ready or running and no schedule is due. What is to run later, such as
+        a retry after a delay, is left to other workers.
     :raises ValueError: if an option cannot be used.
     """
 
@@ -110,6 +115,7 @@ class Worker:
         grace: Duration = 25.0,
         scheduler: bool = True,
         recover_every: Duration | None = None,
+        drain: bool = False,
     ) -> None:
         self.queue = queue
         self.id = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
@@ -124,6 +130,7 @@ class Worker:
         self.grace = duration(grace, "grace")
         self.recover_every = self.lease / 2 if recover_every is None else _positive(recover_every, "recover_every")
         self.scheduler = scheduler
+        self._drains = drain
         self._served = Served(queues, queue.runnable)
         self._stop = asyncio.Event()
         self._now = asyncio.Event()
@@ -181,6 +188,7 @@ class Worker:
             ledger=self.ledger,
             accept=self._accept,
             on_woken=self._scheduler.look,
+            on_idle=self._stop_if_drained if self._drains else None,
         )
         # Before anything that takes a while: nothing is claimed until the first one has got through.
         self._heartbeat.start()
@@ -252,7 +260,7 @@ class Worker:
     async def run(self, *, supervised: bool = False) -> None:
         """Work until :meth:`stop`, or SIGTERM or SIGINT if this is the main thread; a second signal stops at once.
 
-        Cancelled, it stops at once as well.
+        Waits for a store that cannot be reached yet. Cancelled, it stops at once as well.
 
         :param supervised: whether another process passes signals on to this one: SIGTERM and SIGINT then count once,
             however often they come, and SIGQUIT stops at once.
@@ -263,6 +271,8 @@ class Worker:
 
         with call_on_signal((*STOP_SIGNALS, signal.SIGQUIT) if supervised else STOP_SIGNALS, on_signal):
             try:
+                if not await self._reached_store():
+                    return
                 await self.start()
                 await self._stop.wait()
                 await self.drain()
@@ -270,6 +280,36 @@ class Worker:
                 self.stop(now=True)
                 await self.drain()
                 raise
+
+    async def _reached_store(self) -> bool:
+        """Wait for the store; return False if the worker was stopped before it could be reached."""
+        outage = Outage(_log, f"worker {self.id} cannot start", f"worker {self.id} reaches the store")
+        pause = 0.2
+        while not self._stop.is_set():
+            try:
+                await self._served.discover((await self.queue.connections.current()).storage)
+            except StorageUnavailable as error:
+                outage.failed(error)
+            else:
+                outage.succeeded()
+                break
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stop.wait(), pause * random.uniform(0.5, 1.0))
+            pause = min(pause * 2, 5.0)
+        return not self._stop.is_set()
+
+    async def _stop_if_drained(self, claims: int) -> None:
+        """Stop if nothing is ready.
+
+        :param claims: how many claims in a row have brought nothing while nothing ran.
+        """
+        if claims > 1:
+            self.stop()
+            return
+        # This may make some tasks ready. If so, the next claim brings them.
+        await self._upkeep.recover()
+        if self.scheduler:
+            await self._scheduler.fire_due()
 
     async def __aenter__(self) -> Self:
         await self.start()

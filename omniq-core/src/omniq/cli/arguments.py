@@ -9,7 +9,9 @@ from typing import Any, NoReturn
 from omniq.cli.failures import UsageError
 from omniq.options import check_queue
 
-__all__ = ["Parser", "add_app", "add_json", "add_verbose", "count", "describe", "queue_name", "seconds", "text"]
+__all__ = ["Parser", "add_app", "add_json", "add_verbose", "count", "describe", "queue_name", "seconds", "size", "text"]
+
+_UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
 class Parser(argparse.ArgumentParser):
@@ -71,6 +73,18 @@ def count(text: str) -> int:
         value = 0
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
+    return value
+
+
+def size(text: str) -> int:
+    """Read a number of bytes, which may end in K, M or G."""
+    digits, factor = (text[:-1], _UNITS[text[-1:].upper()]) if text[-1:].upper() in _UNITS else (text, 1)
+    try:
+        value = int(float(digits) * factor)
+    except (ValueError, OverflowError):
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of bytes, such as 500M or 2G")
     return value
 
 

@@ -44,9 +44,13 @@ class Supervisor:
     :param command: gives what to run, from the file descriptor by which a child learns that its parent has ended.
     :param processes: how many.
     :param grace: seconds that a process may take to stop.
+    :param drain: whether a process that ends in order is not started again: it has nothing left to do.
     """
 
-    def __init__(self, command: Callable[[int], Sequence[str]], *, processes: int, grace: float) -> None:
+    def __init__(
+        self, command: Callable[[int], Sequence[str]], *, processes: int, grace: float, drain: bool = False
+    ) -> None:
+        self._drain = drain
         self._command = command
         self._count = processes
         self._grace = grace
@@ -74,7 +78,7 @@ class Supervisor:
         while not self._stopping.is_set():
             began = time.monotonic()
             code = await self._run_once(slot, lifeline)
-            if self._stopping.is_set():
+            if self._stopping.is_set() or (self._drain and code == 0):
                 break
             if time.monotonic() - began >= LONG_ENOUGH:
                 pause = FIRST_PAUSE

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from omniq.cli.app import is_shared, load_queue
-from omniq.cli.arguments import add_app, count, describe, seconds
+from omniq.cli.arguments import add_app, count, describe, seconds, size
 from omniq.cli.failures import UsageError
 from omniq.cli.lifeline import stop_when_parent_ends
 from omniq.cli.logs import logging_to_stderr
@@ -35,6 +35,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "omniq worker shop.tasks:queue\n"
         "omniq worker shop.tasks:queue -q urgent,default -c 200   urgent first, 200 tasks at once\n"
         "omniq worker shop.tasks:queue --processes 4              four processes, kept running\n"
+        "omniq worker shop.tasks:queue --drain                    do what there is to do, and leave\n"
         "omniq worker shop.tasks:queue --reload                   start again when the code changes",
     )
     add_app(parser)
@@ -58,6 +59,19 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help='how many may be functions with executor="process" (default: one for each core)',
     )
     parser.add_argument(
+        "--process-tasks",
+        type=count,
+        default=1000,
+        metavar="N",
+        help="tasks after which such a process is replaced (default 1000)",
+    )
+    parser.add_argument(
+        "--process-memory",
+        type=size,
+        metavar="BYTES",
+        help="memory above which it is replaced after a task, such as 500M (default: any)",
+    )
+    parser.add_argument(
         "--processes",
         type=count,
         default=1,
@@ -78,6 +92,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--grace", type=seconds, default=25.0, metavar="S", help="seconds that running tasks get to end (default 25)"
     )
     parser.add_argument(
+        "--drain", action="store_true", help="leave as soon as no task is ready or running, instead of waiting for more"
+    )
+    parser.add_argument(
         "--no-scheduler", dest="scheduler", action="store_false", help="leave schedules to other workers"
     )
     parser.add_argument(
@@ -96,6 +113,8 @@ def run(options: argparse.Namespace) -> int:
     supervised = options.lifeline is not None
     if options.reload and options.processes > 1:
         raise UsageError("--reload is for one worker process; leave --processes out (see omniq worker --help)")
+    if options.reload and options.drain:
+        raise UsageError("--reload waits for changes, --drain for nothing; leave one of them out")
     with logging_to_stderr(level, with_process=supervised or options.processes > 1):
         # Before the application is imported, which may change the folder and the environment.
         restart = Restart(_command(options, "--reload", "--reloaded"))
@@ -151,10 +170,13 @@ def _worker_options(options: argparse.Namespace) -> WorkerOptions:
         "concurrency": options.concurrency,
         "threads": options.threads,
         "processes": options.process_slots,
+        "process_tasks": options.process_tasks,
+        "process_memory": options.process_memory,
         "lease": options.lease,
         "grace": options.grace,
         "scheduler": options.scheduler,
         "recover_every": options.recover_every,
+        "drain": options.drain,
     }
 
 
@@ -169,7 +191,7 @@ async def _supervise(options: argparse.Namespace) -> int:
     def command(lifeline: int) -> Sequence[str]:
         return _command(options, "--lifeline", str(lifeline))
 
-    return await Supervisor(command, processes=options.processes, grace=options.grace).run()
+    return await Supervisor(command, processes=options.processes, grace=options.grace, drain=options.drain).run()
 
 
 def _command(options: argparse.Namespace, *more: str) -> list[str]:
@@ -179,12 +201,14 @@ def _command(options: argparse.Namespace, *more: str) -> list[str]:
         "--concurrency": options.concurrency,
         "--threads": options.threads,
         "--process-slots": options.process_slots,
+        "--process-tasks": options.process_tasks,
+        "--process-memory": options.process_memory,
         "--lease": options.lease,
         "--recover-every": options.recover_every,
         "--grace": options.grace,
         "--log-level": options.log_level,
     }
     words = [word for name, value in given.items() if value is not None for word in (name, str(value))]
-    flags = {"--no-scheduler": not options.scheduler, "--verbose": options.verbose}
+    flags = {"--no-scheduler": not options.scheduler, "--drain": options.drain, "--verbose": options.verbose}
     switched_on = [name for name, on in flags.items() if on]
     return [sys.executable, "-m", "omniq", "worker", options.app, *more, *words, *switched_on]
