@@ -19,9 +19,11 @@ from omniq.schedule import Schedule
 from omniq.storage import StorageConfig, TaskQuery
 from omniq.task import TaskState
 from omniq.urls import parse_url
+from omniq_redis.blocking import Pool
 from omniq_redis.settings import OPTIONS, SCHEMES, read_settings
 from omniq_redis.storage import RedisStorage
 from tests.redis.redis_support import done, new_task, only, opened, storage, take
+from tests.servers.base import free_port
 from tests.servers.redis import RedisServer
 
 ROOT = Path(__file__).parents[2]
@@ -256,5 +258,51 @@ def test_a_connection_can_be_encrypted(redis_server: RedisServer, namespace: str
                 assert len((await only(store, stored.id)).payload) == 1_000_000
             with pytest.raises(StorageUnavailable, match="certificate"):
                 await storage(f"{url}?retry_for=0.1", namespace).open()
+
+    asyncio.run(scenario())
+
+
+async def refusals(url: str, namespace: str) -> list[str]:
+    """Return what is said when a server cannot be used: to a coroutine, and to a thread."""
+    store = storage(f"{url}?retry_for=0.1&connect_timeout=1&timeout=1", namespace)
+    with pytest.raises(StorageUnavailable) as of_loop:
+        await store.open()
+    pool = Pool(store._settings, store._dialer)
+    with pytest.raises(StorageUnavailable) as of_thread:
+        await asyncio.to_thread(pool.run, "now", b"", 0)
+    return [str(of_loop.value), str(of_thread.value)]
+
+
+def test_a_server_that_speaks_tls_and_one_that_does_not_are_told_apart(
+    redis_server: RedisServer, namespace: str, tmp_path: Path
+) -> None:
+    async def scenario() -> None:
+        async with encrypted(redis_server, tmp_path) as (port, _):
+            for said in await refusals(f"redis://localhost:{port}/0", namespace):
+                assert said.endswith("the server speaks TLS there: write rediss instead of redis")
+        for said in await refusals(f"rediss://localhost:{redis_server.port}/0", namespace):
+            assert said.endswith("not speak TLS there: write redis instead of rediss, or name its TLS port")
+
+    asyncio.run(scenario())
+
+
+def test_a_server_without_room_for_more_clients_is_told_of(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        with RedisServer(tmp_path, config={"maxclients": "1"}) as server, server.client() as client:
+            client.ping()
+            for said in await refusals(server.url, "omniq"):
+                assert said.endswith(": max number of clients reached")
+
+    asyncio.run(scenario())
+
+
+def test_sentinels_that_do_not_answer_are_told_of_in_a_line(namespace: str) -> None:
+    async def scenario() -> None:
+        places = f"127.0.0.1:{free_port()},127.0.0.1:{free_port()}"
+        for said in await refusals(f"redis+sentinel://user:s3cret@{places}/mymaster/0", namespace):
+            text = f"no master to be had from the sentinels at {places.replace(',', ', ')}: none of them answers"
+            assert said.endswith(text)
+            assert len(said) < 300
+            assert "s3cret" not in said
 
     asyncio.run(scenario())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import socket
 from typing import Any, cast
@@ -10,11 +11,16 @@ from redis import connection as blocking
 from redis.asyncio import Sentinel
 from redis.asyncio import connection as asynchronous
 from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import MasterNotFoundError
 from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import MovedError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry as BlockingRetry
+from redis.sentinel import MasterNotFoundError as BlockingMasterNotFoundError
 from redis.sentinel import Sentinel as BlockingSentinel
 
+from omniq_redis.probing import is_riddle, what_is_wrong
 from omniq_redis.settings import Address, Settings
 
 __all__ = ["Dialer"]
@@ -27,6 +33,8 @@ _KEEPALIVE = {
     for name, value in (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3))
     if hasattr(socket, name)
 }
+# What redis-py says of each sentinel that does not answer.
+_SILENT = re.compile(r" - [a-z:]*(?:Connection|Timeout)Error")
 _MOVED = re.compile(r"MOVED \d+ (.*):(\d+)")
 
 
@@ -102,14 +110,21 @@ class Dialer:
             sentinel = _Sentinel(settings.addresses, sentinel_kwargs=asked)
             try:
                 address = await sentinel.discover_master(settings.master)
+            except MasterNotFoundError as error:
+                wrong = await asyncio.to_thread(what_is_wrong, settings.addresses[0], settings.tls)
+                raise self._no_master(error, wrong) from error
             finally:
                 for client in sentinel.sentinels:
                     await client.aclose()
         connection = self._kind(asynchronous)(retry=Retry(NoBackoff(), 0), **self._arguments(address))
         try:
             await connection.connect()
-        except BaseException:
+        except BaseException as error:
             await connection.disconnect(nowait=True)
+            if _is_unclear(error):
+                wrong = await asyncio.to_thread(what_is_wrong, address or settings.path or "", settings.tls)
+                if wrong is not None:
+                    raise RedisConnectionError(wrong) from error
             raise
         return connection
 
@@ -125,9 +140,35 @@ class Dialer:
             sentinel = _BlockingSentinel(settings.addresses, sentinel_kwargs=asked)
             try:
                 address = sentinel.discover_master(settings.master)
+            except BlockingMasterNotFoundError as error:
+                raise self._no_master(error, what_is_wrong(settings.addresses[0], settings.tls)) from error
             finally:
                 for client in sentinel.sentinels:
                     client.close()
         connection = self._kind(blocking)(retry=BlockingRetry(NoBackoff(), 0), **self._arguments(address))
-        connection.connect()
+        try:
+            connection.connect()
+        except BaseException as error:
+            if _is_unclear(error):
+                wrong = what_is_wrong(address or settings.path or "", settings.tls)
+                if wrong is not None:
+                    raise RedisConnectionError(wrong) from error
+            raise
         return connection
+
+    def _no_master(self, error: BaseException, wrong: str | None) -> RedisConnectionError:
+        """Return the error for sentinels that name no master; redis-py's shows the insides of its clients."""
+        settings = self._settings
+        places = ", ".join(f"{host}:{port}" for host, port in settings.addresses)
+        silent = len(_SILENT.findall(str(error)))
+        if wrong is not None:
+            told = wrong
+        elif silent < len(settings.addresses):
+            told = f"they know no master {settings.master!r} that is up"
+        else:
+            told = "none of them answers"
+        return RedisConnectionError(f"no master to be had from the sentinels at {places}: {told}")
+
+
+def _is_unclear(error: BaseException) -> bool:
+    return isinstance(error, RedisConnectionError | RedisTimeoutError | OSError) and is_riddle(error)

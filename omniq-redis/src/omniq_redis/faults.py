@@ -62,4 +62,7 @@ def unavailable(settings: Settings, error: BaseException) -> StorageUnavailable:
 
 def reason(error: BaseException) -> str:
     """Say what an error of the server's or of the connection tells."""
-    return _ABOUT_THE_SCRIPT.sub("", str(error)).strip(" .,") or type(error).__name__
+    text = _ABOUT_THE_SCRIPT.sub("", str(error)).strip(" .,")
+    if "UNKNOWN" in text:  # redis-py's word for an error without a number
+        return "the server closed the connection"
+    return text or type(error).__name__
