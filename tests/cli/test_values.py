@@ -54,6 +54,10 @@ def structured(value: object, hint: Any) -> Any:
         ("1.10", Decimal, Decimal("1.10")),
         ("e725262b-8b10-4589-a782-fa9ac5130cd9", UUID, UUID("e725262b-8b10-4589-a782-fa9ac5130cd9")),
         ([1, 2], set[int], {1, 2}),
+        ("grüß", bytes, "grüß".encode()),
+        ("grüß", bytearray, bytearray("grüß".encode())),
+        (["a", {"$": "bytes", "v": "/wA="}], list[bytes], [b"a", b"\xff\0"]),
+        ({"$": "bytes", "v": "/wA="}, bytes | None, b"\xff\0"),
         ([1, "x"], tuple[int, str], (1, "x")),
         ("red", Colour, Colour.RED),
         (3, float, 3),
@@ -106,6 +110,7 @@ def test_an_error_names_the_argument() -> None:
         (None, "null"),
         ({"ü": [1, 2.5, True]}, '{"ü": [1, 2.5, true]}'),
         (Path("a"), '"a"'),
+        ("grüß".encode(), '"grüß"'),
         ([Order(1, Path("a"))], '[{"number": 1, "file": "a"}]'),
         (datetime(2025, 1, 1, 10, tzinfo=UTC), '"2025-01-01T10:00:00+00:00"'),
         (timedelta(minutes=1), "60.0"),
@@ -119,6 +124,6 @@ def test_a_result_is_shown_as_people_write_it(value: object, text: str) -> None:
     assert plain_json(value) == text
 
 
-@pytest.mark.parametrize("value", [object(), float("nan"), {(1, 2): 3}])
+@pytest.mark.parametrize("value", [object(), float("nan"), {(1, 2): 3}, b"\xff"])
 def test_what_has_no_plain_form_is_told(value: object) -> None:
     assert plain_json(value) is None

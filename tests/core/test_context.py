@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from datetime import timedelta
 from typing import Any
@@ -20,6 +22,27 @@ colour: ContextVar[str] = ContextVar("colour", default="none")
 def test_outside_a_task_there_is_none() -> None:
     with pytest.raises(RuntimeError, match="outside a running task"):
         current_task()
+
+
+def test_a_task_is_known_where_its_context_goes_and_elsewhere_the_error_says_what_to_do(queue: TaskQueue) -> None:
+    def tell(task: CurrentTask | None = None) -> str:
+        return (task or current_task()).id
+
+    @queue.task(max_retries=0)
+    async def ask() -> list[str]:
+        with ThreadPoolExecutor(1) as pool:
+            with pytest.raises(RuntimeError, match=r"hand the object to the thread"):
+                pool.submit(tell).result()
+            return [
+                await asyncio.to_thread(tell),
+                await asyncio.create_task(asyncio.to_thread(tell)),
+                pool.submit(contextvars.copy_context().run, tell).result(),
+                pool.submit(tell, current_task()).result(),
+            ]
+
+    with working(queue):
+        handle = ask.enqueue()
+        assert handle.result(20) == [handle.id] * 4
 
 
 @pytest.mark.parametrize("kind", ["coroutine", "thread"])

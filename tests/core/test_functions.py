@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import importlib
+import inspect
 import runpy
 import subprocess
 import sys
@@ -15,6 +17,7 @@ from typing import Any
 import pytest
 
 from omniq import AsyncTaskFunction, Fixed, RetryPolicy, TaskFunction, TaskQueue
+from omniq.ids import new_id
 from tests.core.running import working
 
 
@@ -123,6 +126,131 @@ def test_a_module_that_is_imported_twice_declares_its_tasks_anew(private: TaskQu
         runpy.run_path(str(module))["declare"](private)
 
     assert list(private.functions) == ["shop.pay"]
+
+
+def module_of(folder: Path, text: str) -> Any:
+    """Import a new module that declares tasks with the queue of the test."""
+    name = f"shop_{new_id().replace('-', '_')}"
+    text = dedent(text).replace("QUEUE", f"sys.modules[{__name__!r}].current")
+    (folder / f"{name}.py").write_text(text)
+    sys.path.insert(0, str(folder))
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.remove(str(folder))
+
+
+@pytest.fixture
+def declared_in(private: TaskQueue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
+    monkeypatch.setattr(sys.modules[__name__], "current", private, raising=False)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    return functools.partial(module_of, tmp_path)
+
+
+HIDING = """
+    import sys
+
+    def hiding(function):
+        def wrapper(*args):
+            return function(*args)
+        return wrapper
+
+    @QUEUE.task
+    @hiding
+    def charge(amount):
+        return f"charge {amount}"
+"""
+
+
+def test_two_functions_behind_a_decorator_that_hides_their_names_are_a_mistake(
+    private: TaskQueue, declared_in: Callable[[str], Any]
+) -> None:
+    refund = """
+    @QUEUE.task
+    @hiding
+    def refund(amount):
+        return f"refund {amount}"
+    """
+    with pytest.raises(ValueError, match=r"hiding.*registered already.*another function.*functools\.wraps"):
+        declared_in(HIDING + refund)
+    (task,) = private.functions.values()
+    assert task(10) == "charge 10"
+
+
+def test_the_functions_of_a_factory_are_a_mistake_unless_they_do_the_same(
+    private: TaskQueue, declared_in: Callable[[str], Any]
+) -> None:
+    factory = """
+    import sys
+
+    def make(number):
+        @QUEUE.task
+        def give():
+            return number
+        return give
+    """
+    declared_in(factory + "make(1)\n    make(1)\n")
+
+    with pytest.raises(ValueError, match=r"registered already.*another function"):
+        declared_in(factory + "make(1)\n    make(2)\n")
+
+
+def test_two_partial_functions_are_a_mistake(private: TaskQueue) -> None:
+    declare: Any = private.task(name="shop")
+    declare(functools.partial(shop_task, "a"))
+    declare(functools.partial(shop_task, "a"))
+
+    with pytest.raises(ValueError, match="registered already"):
+        declare(functools.partial(shop_task, "b"))
+
+
+def test_a_module_that_is_loaded_again_declares_its_tasks_anew(
+    private: TaskQueue, declared_in: Callable[[str], Any]
+) -> None:
+    module = declared_in(HIDING)
+    path = Path(module.__file__)
+    path.write_text(path.read_text().replace("import sys", "import sys\n\n").replace('f"charge', 'f"now'))
+    sys.path.insert(0, str(path.parent))
+    try:
+        importlib.reload(module)
+    finally:
+        sys.path.remove(str(path.parent))
+
+    (task,) = private.functions.values()
+    assert task(10) == "now 10"
+
+
+CELL = """
+class Shop:
+    pass
+
+def priced(shop):
+    def around(function):
+        def wrapper(*args):
+            return function(*args)
+        return wrapper
+    return around
+
+@queue.task
+@priced(Shop())
+def charge(amount):
+    return f"charge {amount}"
+"""
+
+
+def test_a_cell_of_a_notebook_that_is_run_again_declares_its_tasks_anew(private: TaskQueue) -> None:
+    notebook = {"__name__": "__main__", "queue": private}
+
+    def run_cell(text: str, number: int) -> None:
+        exec(compile(text, f"/tmp/ipykernel_4711/{number}.py", "exec"), notebook)
+
+    run_cell(CELL, 1)
+    run_cell(CELL, 1)
+    run_cell(CELL.replace("charge {", "now {"), 2)
+    (task,) = private.functions.values()
+    assert task(10) == "now 10"
+    with pytest.raises(ValueError, match="registered already"):
+        run_cell(CELL.replace("charge", "refund"), 3)
 
 
 @pytest.mark.parametrize(
@@ -265,26 +393,97 @@ def test_a_policy_that_no_plugin_brings_cannot_be_given_to_one_call(private: Tas
 # Names of scripts
 
 
-@pytest.mark.parametrize("command", [["shop.py"], ["-m", "shop"]])
-def test_a_scripts_tasks_are_named_as_a_worker_that_imports_it_names_them(tmp_path: Path, command: list[str]) -> None:
-    (tmp_path / "shop.py").write_text(
-        dedent(
-            """
-            from omniq import TaskQueue
+SCRIPT = """
+from omniq import TaskQueue
 
-            queue = TaskQueue("memory://")
+queue = TaskQueue("memory://")
 
-            @queue.task
-            def pay(): ...
+@queue.task
+def pay(): ...
 
-            if __name__ == "__main__":
-                print(pay.name)
-            """
-        )
-    )
+def show():
+    print(pay.name, flush=True)
+
+if __name__ == "__main__":
+    show()
+"""
+
+
+@pytest.mark.parametrize(
+    ("files", "command", "name"),
+    [
+        (["shop.py"], ["shop.py"], "shop.pay"),
+        (["shop.py"], ["-m", "shop"], "shop.pay"),
+        (["shop/jobs.py"], ["shop/jobs.py"], "shop.jobs.pay"),
+        (["shop/__init__.py", "shop/jobs.py"], ["shop/jobs.py"], "shop.jobs.pay"),
+        (["shop/__init__.py", "shop/jobs.py"], ["-m", "shop.jobs"], "shop.jobs.pay"),
+        (["src/shop/__init__.py", "src/shop/jobs.py"], ["src/shop/jobs.py"], "shop.jobs.pay"),
+        (["a folder/shop.py"], ["a folder/shop.py"], "shop.pay"),
+        (["shop/__init__.py", "shop/__main__.py"], ["shop"], "shop.pay"),
+        (["shop/__init__.py", "shop/__main__.py"], ["-m", "shop"], "shop.pay"),
+    ],
+)
+def test_a_scripts_tasks_are_named_as_a_worker_that_imports_it_names_them(
+    tmp_path: Path, files: list[str], command: list[str], name: str
+) -> None:
+    for file in files:
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text("" if file.endswith("__init__.py") else SCRIPT)
     ended = subprocess.run([sys.executable, *command], cwd=tmp_path, capture_output=True, text=True, check=True)
 
-    assert ended.stdout == "shop.pay\n"
+    assert ended.stdout.strip() == name
+
+
+def test_a_scripts_tasks_have_the_same_name_in_children_of_multiprocessing(tmp_path: Path) -> None:
+    more = """
+    import multiprocessing
+    child = multiprocessing.get_context("spawn").Process(target=show)
+    child.start()
+    child.join()
+"""
+    (tmp_path / "shop.py").write_text(SCRIPT + more)
+    ended = subprocess.run([sys.executable, "shop.py"], cwd=tmp_path, capture_output=True, text=True, check=True)
+
+    assert ended.stdout == "shop.pay\nshop.pay\n"
+
+
+# Coroutine functions
+
+asyncio_says: Any = vars(asyncio)["iscoroutinefunction"]  # deprecated from Python 3.14 on, and much used
+
+
+async def noted(*, note: str = "") -> str:
+    return note
+
+
+@pytest.mark.parametrize("function", [shop_coroutine, functools.partial(noted, note="a")])
+def test_a_coroutine_task_is_a_coroutine_function_for_everybody_who_asks(private: TaskQueue, function: Any) -> None:
+    task: Any = private.task(name="task")(function)
+
+    for known in (task, task.using(priority=1)):
+        assert inspect.iscoroutinefunction(known)
+        assert asyncio_says(known)
+        assert not inspect.isgeneratorfunction(known)
+        assert inspect.signature(known) == inspect.signature(function)
+
+
+def test_a_plain_task_is_no_coroutine_function(private: TaskQueue) -> None:
+    task = private.task(shop_task)
+
+    assert not inspect.iscoroutinefunction(task)
+    assert not asyncio_says(task)
+
+
+def test_a_parameter_may_have_any_name(private: TaskQueue) -> None:
+    @private.task
+    def odd(self: int, function: int, call: int) -> int:
+        return self + function + call
+
+    arguments = {"self": 1, "function": 2, "call": 3}
+    assert odd(**arguments) == 6
+    assert odd.call(**arguments).kwargs == arguments
+    handles = [odd.enqueue(**arguments), private.enqueue(odd, **arguments)]
+    assert [dict(handle.task().kwargs) for handle in handles] == [arguments] * 2
 
 
 def test_a_task_function_keeps_its_kind_when_its_options_change(private: TaskQueue) -> None:

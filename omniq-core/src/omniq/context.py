@@ -40,7 +40,10 @@ class FailSignal(TaskSignal):
 
 
 class CurrentTask:
-    """The task that is running here. Usable from the task's own thread or coroutine and from those that it starts."""
+    """The task that is running here.
+
+    The object can be used from any thread: a task hands it to the threads that it starts.
+    """
 
     __slots__ = ("_codec", "_function", "_on_progress", "_stop", "_task", "completed", "join", "stop_seen")
 
@@ -184,11 +187,18 @@ running: ContextVar[CurrentTask] = ContextVar("omniq_current_task")
 
 
 def current_task() -> CurrentTask:
-    """Give the task that is running here.
+    """Return the task that is running here: in the task's own thread or coroutine, and where its context is copied to.
 
-    :raises RuntimeError: outside a task.
+    Coroutines that the task starts have its context, and so has ``asyncio.to_thread``. Threads that it starts with
+    ``threading.Thread`` or a ``ThreadPoolExecutor`` do not: call this before, and hand them the object; or have them
+    run ``contextvars.copy_context().run``.
+
+    :raises RuntimeError: outside a task, and in such a thread.
     """
     try:
         return running.get()
     except LookupError:
-        raise RuntimeError("current_task() was called outside a running task") from None
+        raise RuntimeError(
+            "current_task() was called outside a running task; a thread that a task starts does not know of it "
+            "(unless by asyncio.to_thread): call current_task() before, and hand the object to the thread"
+        ) from None

@@ -9,6 +9,7 @@ from omniq.carrying import is_carried
 from omniq.codec import ANY_ARGUMENTS
 from omniq.functions import AsyncTaskFunction, Definition, Executor, FunctionOwner, TaskFunction
 from omniq.options import Duration, TaskOptions
+from omniq.redefinition import is_redefinition, module_code, place_of
 from omniq.retry import RetryPolicy
 from omniq.schedule import Trigger
 
@@ -96,7 +97,8 @@ class Declarations(FunctionOwner):
         :param schedule: when to enqueue it by itself, without arguments. Workers keep the store in step with the code:
             changed here it is changed there, removed here it is removed there. Its id is the task's name.
         :return: a :class:`~omniq.TaskFunction`.
-        :raises ValueError: if a function is registered under that name already, or an option cannot be used.
+        :raises ValueError: if another function is registered under that name already, or an option cannot be used. A
+            module that is executed again, such as a cell of a notebook, replaces its own.
         """
         options = self.options.using(
             queue=queue,
@@ -120,9 +122,10 @@ class Declarations(FunctionOwner):
     ) -> TaskFunction[Any, Any]:
         if is_carried(definition.name):
             raise ValueError(f"{definition.name!r} cannot name a task: functions that come in payloads are called so")
+        definition.module_code = module_code()
         other = self.functions.get(definition.name)
-        if other is not None and _place(other.definition.function) != _place(definition.function):
-            raise ValueError(f"a task named {definition.name!r} is registered already; give one of them another name=")
+        if other is not None:
+            _check_redefinition(other.definition, definition)
         cls = AsyncTaskFunction if definition.is_async else TaskFunction
         registered: TaskFunction[Any, Any] = cls(self, definition, options)
         if schedule is not None:
@@ -138,10 +141,13 @@ class Declarations(FunctionOwner):
         return (ANY_ARGUMENTS, Any) if function is None else function.definition.types
 
 
-def _place(function: Callable[..., Any]) -> tuple[str, str, int]:
-    # A module that is imported twice (a script run as __main__ and imported by its name, a reload) registers the same
-    # function again; two different functions under one name are a mistake.
-    code = getattr(function, "__code__", None)
-    if code is None:
-        return (repr(function), "", 0)
-    return (code.co_filename, function.__qualname__, code.co_firstlineno)
+def _check_redefinition(before: Definition, after: Definition) -> None:
+    if is_redefinition(before.function, after.function, before.module_code, after.module_code):
+        return
+    mend = "give one of them another name="
+    if "<locals>" in after.name:
+        mend += ", or have the decorator around it keep the function's own name (functools.wraps)"
+    raise ValueError(
+        f"a task named {after.name!r} is registered already, for {place_of(before.function)}, and "
+        f"{place_of(after.function)} is another function; {mend}"
+    )

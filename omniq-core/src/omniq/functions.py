@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import sys
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from datetime import datetime
 from pathlib import Path
+from types import CodeType
 from typing import Any, Generic, Literal, ParamSpec, Protocol, TypeAlias, TypeVar, cast
 
 from omniq.handle import SyncTaskHandle, TaskHandle
@@ -44,18 +46,34 @@ class FunctionOwner(Protocol):
 def task_name(function: Callable[..., Any]) -> str:
     """Give the name under which a function is registered: ``module.qualname``.
 
-    A script's functions are named after its file, so that ``python shop.py`` enqueues what ``omniq worker
-    shop:queue`` runs.
+    A script's functions are named as a worker that imports it names them, so that ``python shop/jobs.py`` enqueues what
+    ``omniq worker shop.jobs:queue`` runs.
     """
     module = function.__module__
-    if module == "__main__":
-        main = sys.modules["__main__"]
+    if module in ("__main__", "__mp_main__"):  # the second is what multiprocessing calls a script in its children
+        main = sys.modules[module]
         spec = getattr(main, "__spec__", None)
-        if spec is not None:
+        if spec is not None and spec.name != "__main__":  # the name of a folder that is run
             module = spec.name.removesuffix(".__main__")
         elif getattr(main, "__file__", None):
-            module = Path(main.__file__ or "").stem
+            module = _module_of_script(Path(main.__file__ or ""))
     return f"{module}.{getattr(function, '__qualname__', type(function).__qualname__)}"
+
+
+def _module_of_script(file: Path) -> str:
+    """Return the name by which a worker imports a script: within its package, or else from the current folder."""
+    file = file.resolve()
+    parts, folder = [file.stem], file.parent
+    while (folder / "__init__.py").is_file() and folder.name.isidentifier():
+        parts.insert(0, folder.name)
+        folder = folder.parent
+    # The first place of sys.path is the script's own folder, whatever it is; beyond it somebody put it there.
+    if len(parts) == 1 and folder not in [Path(place).resolve() for place in sys.path[1:]]:
+        with contextlib.suppress(ValueError, OSError):  # it is not below the current folder, or that is gone
+            below = folder.relative_to(Path.cwd()).parts
+            if all(part.isidentifier() for part in below):
+                parts = [*below, *parts]
+    return ".".join(parts).removesuffix(".__main__")
 
 
 class Definition:
@@ -87,6 +105,8 @@ class Definition:
         self.retry_on = _errors(retry_on)
         self.is_async = any(map(inspect.iscoroutinefunction, (function, type(function).__call__)))
         self.executor = _executor(function, executor, is_async=self.is_async)
+        self.module_code: CodeType | None = None
+        """The execution of a module that declared it, see :mod:`omniq.redefinition`."""
         self._signature = inspect.signature(function)
         self._positional = self._plain_positions()
 
@@ -169,11 +189,13 @@ class TaskFunction(Generic[P, R]):
     def __repr__(self) -> str:
         return f"<task function {self.name}>"
 
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+    # Each method that takes the function's arguments takes itself by position alone: one of them may be named ``self``.
+
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run the function here and now, as if it were no task."""
         return cast("R", self.definition.function(*args, **kwargs))
 
-    def call(self, *args: P.args, **kwargs: P.kwargs) -> TaskCall[R]:
+    def call(self, /, *args: P.args, **kwargs: P.kwargs) -> TaskCall[R]:
         """Give a call that can be enqueued later, with others (``queue.enqueue_many``) or by a schedule.
 
         :raises TypeError: if the function cannot take these arguments, or was given a ``connection``: a call may be
@@ -186,7 +208,7 @@ class TaskFunction(Generic[P, R]):
             )
         return call_of(self, args, kwargs)
 
-    def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> SyncTaskHandle[R]:
+    def enqueue(self, /, *args: P.args, **kwargs: P.kwargs) -> SyncTaskHandle[R]:
         """Hand the call to the queue and return as soon as the store has it.
 
         In a coroutine write :meth:`aenqueue`: this one blocks the event loop, and warns of it once a place.
@@ -199,7 +221,7 @@ class TaskFunction(Generic[P, R]):
         """
         return self.owner.submit(call_of(self, args, kwargs))
 
-    async def aenqueue(self, *args: P.args, **kwargs: P.kwargs) -> TaskHandle[R]:
+    async def aenqueue(self, /, *args: P.args, **kwargs: P.kwargs) -> TaskHandle[R]:
         """Hand the call to the queue; see :meth:`enqueue`."""
         return await self.owner.asubmit(call_of(self, args, kwargs))
 
@@ -271,12 +293,36 @@ class TaskFunction(Generic[P, R]):
 
 
 class AsyncTaskFunction(TaskFunction[P, R]):
-    """A coroutine function registered with a queue."""
+    """A coroutine function registered with a queue, and for ``inspect`` and ``asyncio`` a coroutine function itself."""
+
+    def __init__(
+        self, owner: FunctionOwner, definition: Definition, options: TaskOptions, connection: object = None
+    ) -> None:
+        super().__init__(owner, definition, options, connection)
+        _mark_coroutine_function(self, definition.function)
 
     # The call gives a coroutine of R where a plain function's gives R: the one difference a type checker must see.
-    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:  # type: ignore[override]
+    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:  # type: ignore[override]
         """Run the coroutine function here and now, as if it were no task."""
         return cast("Coroutine[Any, Any, R]", self.definition.function(*args, **kwargs))
+
+
+if sys.version_info >= (3, 12):
+
+    def _mark_coroutine_function(marked: object, function: Callable[..., Any]) -> None:
+        inspect.markcoroutinefunction(cast("Callable[..., Any]", marked))
+
+else:
+
+    def _mark_coroutine_function(marked: object, function: Callable[..., Any]) -> None:
+        # inspect takes for a function what has all that it looks at in one, as functions of compiled modules have.
+        plain = function if inspect.iscoroutinefunction(function) else type(function).__call__
+        plain = inspect.unwrap(getattr(plain, "func", plain), stop=lambda inner: hasattr(inner, "__code__"))
+        for name in ("__name__", "__annotations__"):
+            if not hasattr(marked, name):
+                setattr(marked, name, getattr(plain, name, None))
+        for name in ("__code__", "__defaults__", "__kwdefaults__"):
+            setattr(marked, name, getattr(plain, name, None))
 
 
 class TaskCall(Generic[R_co]):

@@ -6,6 +6,7 @@ between processes. A person types ``"a.png"`` and means what the annotation says
 
 from __future__ import annotations
 
+import base64
 import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -126,9 +127,26 @@ def _converter() -> cattrs.Converter:
     }
     for cls, read in readers.items():
         converter.register_structure_hook(cls, _from_text(read))
+    for kind in (bytes, bytearray):
+        converter.register_structure_hook(kind, _bytes)
+        converter.register_unstructure_hook(kind, _shown_bytes)
     converter.register_structure_hook(timedelta, lambda seconds, _: timedelta(seconds=seconds))
     converter.register_unstructure_hook(timedelta, timedelta.total_seconds)
     return converter
+
+
+def _bytes(value: Any, kind: Any) -> Any:
+    # Text is what people have; other bytes are written as they are stored.
+    if isinstance(value, str):
+        return kind(str(value).encode())
+    stored = set(value) == {"$", "v"} and value["$"] == kind.__name__
+    if not stored:
+        raise TypeError(f"expected a string, not {value!r}")
+    return kind(base64.b64decode(str(value["v"]), validate=True))
+
+
+def _shown_bytes(value: bytes | bytearray) -> str:
+    return bytes(value).decode()  # an error of bytes that are no text: they have no plain form
 
 
 def _only(cls: type, *others: type) -> Callable[[Any, Any], Any]:
