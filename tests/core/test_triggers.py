@@ -130,14 +130,76 @@ def test_an_alias_means_its_expression(alias: str, expr: str) -> None:
         ("61 * * * *", "cannot be read"),
         ("* * * *", "has 4 fields"),
         ("", "has 0 fields"),
-        ("@reboot", "cannot be read"),
-        ("* * * foo *", "cannot be read"),
-        ("* * * * * * 2030", "has 7 fields"),
+        ("@reboot", "cannot be read: it names no time; enqueue the task where your program starts"),
+        ("@every 5m", r"Every\(seconds\)"),
+        ("@fortnightly", "the aliases are @hourly, @daily"),
+        ("* * * foo *", "'foo' is no month"),
+        ("* * * * * * 2030", "has 7 fields.*second, which comes last .Quartz and Spring put it first"),
+        ("0 0 12 ? * MON-FRI", "the second .Quartz and Spring put it first"),
+        ("H 3 * * *", "H is of Jenkins; write a number, and spread runs with jitter="),
+        ("0 R(1-5) * * *", "random value would be another in each process"),
+        ("0 0 15W * *", "nearest working day"),
+        ("0 0 * * 5L", "Lfri or L5"),
+        ("0 0 * * fri#6", "after # comes 1 to 5"),
+        ("0 0 * * 8", "'8' is no day of week"),
+        ("*/90 * * * *", r"a step of the minute is 1 to 60.*Every"),
+        ("*/0 * * * *", "a step of the minute"),
+        ("1, * * * *", "'' is no minute"),
+        ("-1 * * * *", "'' is no minute"),
     ],
 )
 def test_an_expression_that_cannot_fire_is_refused(expr: str, says: str) -> None:
     with pytest.raises(InvalidTrigger, match=says):
         Cron(expr)
+
+
+@pytest.mark.parametrize(
+    ("expr", "fits"),
+    [
+        ("0 0 13 * fri#2", lambda day: day.day == 13 or (day.isoweekday() == 5 and 8 <= day.day <= 14)),
+        ("0 0 L * mon#1", lambda day: is_last(day) or (day.isoweekday() == 1 and day.day <= 7)),
+        ("0 0 1,L * Lfri", lambda day: day.day == 1 or is_last(day) or (day.isoweekday() == 5 and is_last(day, 7))),
+        ("0 0 13 * fri", lambda day: day.day == 13 or day.isoweekday() == 5),
+        ("0 0 */2 * mon", lambda day: day.day % 2 == 1 and day.isoweekday() == 1),
+        ("0 0 1-7 * */2", lambda day: day.day <= 7 and day.isoweekday() in (7, 2, 4, 6)),
+        ("0 0 ? * fri-mon", lambda day: day.isoweekday() in (5, 6, 7, 1)),
+        (
+            "0 0 * * 5-7,wed#3",
+            lambda day: day.isoweekday() in (5, 6, 7) or (day.isoweekday() == 3 and 15 <= day.day < 22),
+        ),
+        ("0 0 28-3 nov-feb *", lambda day: (day.day >= 28 or day.day <= 3) and day.month in (11, 12, 1, 2)),
+        ("0 0 5/10 3/4 *", lambda day: day.day in (5, 15, 25) and day.month in (3, 7, 11)),
+        ("0 0 29 2 *", lambda day: (day.month, day.day) == (2, 29)),
+    ],
+)
+def test_cron_fires_on_the_days_that_fit(expr: str, fits: Callable[[datetime], bool]) -> None:
+    end = YEAR + timedelta(days=2 * 366)
+    days = [YEAR + timedelta(days=number) for number in range(1, 2 * 366)]
+
+    assert list(fires(Cron(expr), YEAR, end)) == [day for day in days if fits(day)]
+
+
+def is_last(day: datetime, days: int = 1) -> bool:
+    return (day + timedelta(days=days)).month != day.month
+
+
+def test_cron_finds_every_time_of_a_day() -> None:
+    cron = Cron("10-20/5,50 22-1 * * * 1,59")
+    moment = datetime(2026, 3, 5, 1, 50, 1, tzinfo=UTC)
+
+    found = list(itertools.islice(fires(cron, moment, moment + timedelta(days=1)), 4))
+
+    assert [f"{time:%H:%M:%S}" for time in found] == ["01:50:59", "22:10:01", "22:10:59", "22:15:01"]
+
+
+def test_the_end_of_the_calendar_is_no_error() -> None:
+    assert Cron("* * * * *").next_after(datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)) is None
+
+
+def test_a_zone_can_be_given_as_python_has_it() -> None:
+    assert Cron("0 9 * * *", tz=ZoneInfo("Asia/Tokyo")) == Cron("0 9 * * *", tz="Asia/Tokyo")
+    with pytest.raises(InvalidTrigger, match="name of an IANA time zone such as 'Europe/Berlin' or 'UTC', not"):
+        Cron("0 9 * * *", tz=UTC)  # type: ignore[arg-type]  # that is the mistake
 
 
 @pytest.mark.parametrize("tz", ["Mars/Olympus", "", "../etc/passwd", "europe"])

@@ -18,7 +18,6 @@ HEAVY = {
     "cattrs",
     "click",
     "cloudpickle",
-    "croniter",
     "hypothesis",
     "nats",
     "psycopg",

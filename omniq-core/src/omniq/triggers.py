@@ -8,19 +8,16 @@ occurrence.
 from __future__ import annotations
 
 import functools
-import threading
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 from zoneinfo import ZoneInfo
 
 from attrs import field, frozen
 
+from omniq.cron import CronExpression, parse_cron
 from omniq.durations import aware, duration
 from omniq.errors import InvalidTrigger
 from omniq.schedule import Trigger
-
-if TYPE_CHECKING:
-    from croniter import croniter
 
 __all__ = ["At", "Cron", "Every"]
 
@@ -87,36 +84,31 @@ class At(Trigger):
 
 
 @functools.lru_cache(maxsize=1024)
-def _parsed(expr: str) -> croniter:
-    from croniter import croniter  # imported late: it costs more than the whole of omniq
-
-    return croniter(expr, EPOCH.replace(tzinfo=None))
+def _parsed(expr: str) -> CronExpression:
+    return parse_cron(expr)
 
 
 def _expression(expr: str) -> str:
     if not isinstance(expr, str):
         raise InvalidTrigger(f"a cron expression must be a string, not {expr!r}")
     expr = " ".join(expr.split())
-    if not expr.startswith("@") and len(expr.split()) not in (5, 6):
-        raise InvalidTrigger(
-            f"cron expression {expr!r} has {len(expr.split())} fields; write minute, hour, day of month, month, day of "
-            "week, and if you like second"
-        )
     try:
-        _parsed(expr)
-    except (ValueError, KeyError) as error:
+        parsed = _parsed(expr)
+    except ValueError as error:
         raise InvalidTrigger(f"cron expression {expr!r} cannot be read: {error}") from None
-    try:
-        _next_local(expr, EPOCH.replace(tzinfo=None))
-    except ValueError:
-        raise InvalidTrigger(f"cron expression {expr!r} never fires: no date fits all its fields") from None
+    if parsed.next_after(EPOCH.replace(tzinfo=None)) is None:
+        raise InvalidTrigger(f"cron expression {expr!r} never fires: no date fits all its fields")
     return expr
 
 
-def _zone(tz: str) -> str:
+def _zone(tz: str | ZoneInfo) -> str:
+    if isinstance(tz, ZoneInfo) and tz.key:
+        tz = tz.key
+    if not isinstance(tz, str):
+        raise InvalidTrigger(f"tz must be the name of an IANA time zone such as 'Europe/Berlin' or 'UTC', not {tz!r}")
     try:
         _zone_of(tz)
-    except (KeyError, ValueError, OSError, TypeError):
+    except (KeyError, ValueError, OSError):
         raise InvalidTrigger(
             f"time zone {tz!r} is not known here; use an IANA name such as 'Europe/Berlin' "
             "(on a system without its own zones: pip install tzdata)"
@@ -129,26 +121,18 @@ def _zone_of(tz: str) -> ZoneInfo:
     return ZoneInfo(tz)
 
 
-_reading = threading.Lock()
-
-
-def _next_local(expr: str, local: datetime) -> datetime:
-    with _reading:  # a croniter remembers where it stands
-        found: datetime = _parsed(expr).get_next(datetime, start_time=local)
-    return found
-
-
 @frozen
 class Cron(Trigger):
     """Fires at the times of a cron expression, on the clocks of a time zone.
 
-    Five fields: minute, hour, day of month, month, day of week; a sixth is the second. Names (``mon``, ``jan``),
-    ``L`` (the last), ``#`` (``fri#2``: the second Friday), ranges, steps and lists are understood, and ``@hourly``,
-    ``@daily``, ``@midnight``, ``@weekly``, ``@monthly``, ``@yearly``. Where both day fields are restricted, either
-    may fit, as in Vixie cron.
+    Five fields: minute, hour, day of month, month, day of week; a sixth, the last, is the second. Names (``mon``,
+    ``jan``), ranges (``fri-mon``, too), steps and lists are understood; ``L`` for the last day of the month, ``Lfri``
+    for its last Friday, ``fri#2`` for its second; and ``@hourly``, ``@daily``, ``@midnight``, ``@weekly``,
+    ``@monthly``, ``@yearly``. Of the two day fields either may fit; but where one of them begins with ``*``, both must,
+    as in Vixie cron: ``0 0 */2 * mon`` fires on Mondays with an odd date.
 
     :param expr: the expression.
-    :param tz: an IANA time zone.
+    :param tz: an IANA time zone, by its name or as a ``ZoneInfo``.
     :raises InvalidTrigger: if the expression cannot be read or never fires, or the zone is unknown.
     """
 
@@ -160,13 +144,13 @@ class Cron(Trigger):
     def next_after(self, moment: datetime) -> datetime | None:
         # On naive local times, which then are put on the time line one by one: so the rule for gaps and repeats is
         # ours.
-        zone = _zone_of(self.tz)
+        zone, parsed = _zone_of(self.tz), _parsed(self.expr)
         local = moment.astimezone(zone).replace(tzinfo=None)
         while True:
-            try:
-                local = _next_local(self.expr, local)
-            except ValueError:
+            following = parsed.next_after(local)
+            if following is None:
                 return None
+            local = following
             instant = _instant_of(local, zone)
             if instant > moment:
                 return instant

@@ -9,20 +9,12 @@ import re
 
 from omniq.cli.terminal import human_duration
 from omniq.cli.wording import local_time, printable
+from omniq.cron import ALIASES
 from omniq.schedule import Trigger
 from omniq.triggers import EPOCH, At, Cron, Every
 
 __all__ = ["in_words"]
 
-_ALIASES = {
-    "@hourly": "0 * * * *",
-    "@daily": "0 0 * * *",
-    "@midnight": "0 0 * * *",
-    "@weekly": "0 0 * * 0",
-    "@monthly": "0 0 1 * *",
-    "@yearly": "0 0 1 1 *",
-    "@annually": "0 0 1 1 *",
-}
 _DAYS = ("Sunday", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 _DAY_NAMES = {"sun": 0, "mon": 1, "tue": 2, "wed": 3, "thu": 4, "fri": 5, "sat": 6}
 _SINGLE_UNITS = {"1 min": "minute", "1 h": "hour", "1 d": "day"}
@@ -36,7 +28,7 @@ def in_words(trigger: Trigger) -> str:
         case At():
             return f"once, at {local_time(trigger.at)}"
         case Cron():
-            words = _cron(_ALIASES.get(trigger.expr, trigger.expr)) or f"cron {trigger.expr}"
+            words = _cron(ALIASES.get(trigger.expr, trigger.expr)) or f"cron {trigger.expr}"
             return f"{words} {trigger.tz}"
     return printable(repr(trigger))
 
