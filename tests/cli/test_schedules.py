@@ -104,6 +104,7 @@ def test_json_shows_everything(shop: TaskQueue, capsys: pytest.CaptureFixture[st
         "last_task": task_id,
         "paused": False,
         "declared": False,
+        "apps": [],
         "misfire": "latest",
         "overlap": "skip",
         "jitter": 90.0,

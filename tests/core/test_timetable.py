@@ -6,6 +6,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from attrs import evolve
 
 from omniq import At, Every, InvalidTrigger, ScheduleNotFound, TaskQueue, Trigger
 from omniq.testing import ManualClock, Trial, trial
@@ -83,7 +84,8 @@ def test_declared_schedules_follow_the_code_and_others_are_left_alone() -> None:
         queue.schedule(by_hand, Every(5), id="by hand")
         before.run_for(1)
         assert {schedule.id for schedule in queue.schedules()} == {"by hand", "changed", "kept", "removed"}
-        queue.declared = {"kept": Every(60), "changed": Every(30)}
+        del queue.declared["removed"]
+        queue.declared["changed"] = evolve(queue.declared["changed"], trigger=Every(30))
         before.run_for(1)
         assert {schedule.id: schedule.trigger.count("30.0") for schedule in queue.schedules()} == {
             "by hand": 0,

@@ -153,6 +153,28 @@ async def records_and_control_in_coroutines_too() -> None:
     assert_type(await queue.astats(), list[QueueStats])
 
 
+@queue.scheduled(Every(60), args=["https://a.example"], id="often", overlap="skip", jitter=timedelta(seconds=3))
+@queue.scheduled(
+    Cron("@daily"), kwargs={"url": "https://b.example"}, misfire="all", start=datetime(2026, 3, 29, tzinfo=UTC)
+)
+@queue.task(schedule=[])
+async def crawl(url: str) -> int:
+    return len(url)
+
+
+@queue.scheduled(Every(60))
+def sweep(days: int = 3) -> str:
+    return "swept" * days
+
+
+async def scheduled_functions() -> None:
+    assert_type(crawl.enqueue("https://a.example"), TaskHandle[int])
+    assert_type(await crawl("https://a.example"), int)
+    assert_type(sweep.enqueue(days=1), TaskHandle[str])
+    assert_type(sweep(), str)
+    assert_type(current_task().scheduled_for, datetime | None)
+
+
 def schedules() -> None:
     weekly = queue.schedule(fetch.call("https://a.example"), Cron("0 9 * * mon", tz="Europe/Berlin"), id="monday")
     assert_type(weekly, Schedule)

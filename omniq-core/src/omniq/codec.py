@@ -15,6 +15,7 @@ from omniq.schedule import Schedule
 from omniq.serialization import ArgumentTypes, Serializer, runs_code
 from omniq.signing import SEAL_SIZE, Signer, shown, unsealed
 from omniq.task import NewTask, Succeeded, Task, TaskState
+from omniq.ticks import STAMP_SIZE, read_stamp
 
 if TYPE_CHECKING:
     from omniq.plugins import Plugins
@@ -117,7 +118,7 @@ class Codec:
             altered.
         """
         serializer = self._accepting(task)
-        if len(task.payload) > self._max_payload:
+        if len(task.payload) > self._max_payload + STAMP_SIZE:
             raise PayloadRejected(
                 f"the payload of task {shown(task.id)} takes {len(task.payload):,} bytes, and the limit here is "
                 f"{self._max_payload:,} (max_payload); it was not read"
@@ -135,7 +136,7 @@ class Codec:
 
         :raises SerializationError: if they cannot be decoded.
         """
-        return self._accepting(task).load_arguments(task.payload, types)
+        return self._accepting(task).load_arguments(read_stamp(task.payload)[1], types)
 
     def load_arguments(self, task: Task, types: ArgumentTypes) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Decode a task's arguments.
@@ -220,6 +221,18 @@ class Codec:
         """
         if self._signer is not None:
             self._signer.check_schedule(schedule)
+
+    def admit_replacing(self, schedule: Schedule) -> None:
+        """Refuse to have a schedule replaced that others can read and this queue cannot.
+
+        :raises PayloadRejected: if it was signed with a key that this queue does not have.
+        """
+        signed = bool(schedule.task.signature)
+        if signed and (self._signer is None or not self._signer.fits_schedule(schedule)):
+            raise PayloadRejected(
+                f"schedule {shown(schedule.id)} was signed with a key that is not among this queue's, and stays as it "
+                "is: give the queue that key, too, or store the schedule with queue.schedule(…, replace=True)"
+            )
 
     # Retry policies
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextvars import ContextVar
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from omniq.durations import duration
 from omniq.errors import ConfigurationError, LeaseLost
 from omniq.task import Progress, Succeeded, Task
+from omniq.ticks import read_stamp
 from omniq.transactions import CallerTransaction
 
 if TYPE_CHECKING:
@@ -95,6 +96,15 @@ class CurrentTask:
     def queue(self) -> str:
         """The queue that the task came from."""
         return self._task.queue
+
+    @property
+    def scheduled_for(self) -> datetime | None:
+        """The fire time of the schedule's run that this task is, whenever it runs; None if no schedule made it.
+
+        Of many runs that were missed and are made up, each has its own. A run out of turn (``trigger_schedule``) has
+        none.
+        """
+        return read_stamp(self._task.payload)[0]
 
     @property
     def attempt(self) -> int:

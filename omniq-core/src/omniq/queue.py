@@ -20,9 +20,9 @@ from omniq.plugins import Plugins, default_plugins
 from omniq.portal import refuse_on_running_loop
 from omniq.producing import Producer
 from omniq.retry import Exponential, RetryPolicy
-from omniq.schedule import Trigger
 from omniq.signing import make_signer
 from omniq.storage import Capability, Storage
+from omniq.timetable import DeclaredSchedule
 from omniq.urls import parse_url
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ class TaskQueue(Producer):
             retry=Exponential() if retry is None else retry,
         )
         self.functions: dict[str, TaskFunction[Any, Any]] = {}
-        self.declared: dict[str, Trigger] = {}
+        self.declared: dict[str, DeclaredSchedule] = {}
         self.runnable: Mapping[str, TaskFunction[Any, Any]] = self.functions
         """What a worker can run; beyond the registered functions, where accepted, those that come in payloads."""
         if self.codec.runs_carried:

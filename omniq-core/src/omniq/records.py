@@ -107,6 +107,7 @@ def load_schedule(text: str | bytes, **known: Any) -> Schedule:
                 "task": NewTask(**{**task, "tags": tuple(task["tags"])}),
                 "misfire": Misfire(fields["misfire"]),
                 "overlap": Overlap(fields["overlap"]),
+                "apps": tuple(fields.get("apps", ())),
                 "live_tasks": tuple(fields.get("live_tasks", ())),
             }
         )

@@ -81,6 +81,8 @@ class Schedule:
     paused: bool = False
     declared: bool = False
     """Whether it was declared in code (``@queue.task(schedule=…)``) and is therefore kept in step with the code."""
+    apps: tuple[str, ...] = ()
+    """Of a declared one: the apps whose code declares it, each the ``module:attribute`` of its workers."""
     last_run: datetime | None = None
     """The fire time of the latest run."""
     last_task: str | None = None

@@ -159,6 +159,14 @@ class Signer:
         """Give the signature of a schedule: of its id, its trigger, and what it enqueues."""
         return self._sign(_of_schedule(schedule))
 
+    def fits_schedule(self, schedule: Schedule) -> bool:
+        """Tell whether a schedule's signature is its own, by one of the keys."""
+        try:
+            message = _of_schedule(schedule)
+        except _UNSIGNABLE:
+            return False
+        return self._fits(message, schedule.task.signature)
+
     def check_schedule(self, schedule: Schedule) -> None:
         """Refuse a schedule that was not signed, or not as it is.
 
@@ -166,11 +174,7 @@ class Signer:
         """
         if not schedule.task.signature:
             raise PayloadRejected(f"schedule {shown(schedule.id)} is not signed; nothing of it was read")
-        try:
-            message = _of_schedule(schedule)
-        except _UNSIGNABLE:
-            message = None
-        if message is None or not self._fits(message, schedule.task.signature):
+        if not self.fits_schedule(schedule):
             raise PayloadRejected(
                 f"the signature of schedule {shown(schedule.id)} does not fit: the schedule was altered, is a copy of "
                 "another, or was signed with a key that is not among this queue's; nothing of it was read"

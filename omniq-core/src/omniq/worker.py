@@ -59,7 +59,7 @@ class WorkerHost(Protocol):
     plugins: Plugins
     runnable: Mapping[str, TaskFunction[Any, Any]]
 
-    async def areconcile_schedules(self) -> None: ...
+    async def areconcile_schedules(self, app: str | None = None) -> None: ...
 
 
 class WorkerOptions(TypedDict, total=False):
@@ -76,6 +76,7 @@ class WorkerOptions(TypedDict, total=False):
     scheduler: bool
     recover_every: Duration | None
     drain: bool
+    app: str | None
 
 
 class Worker:
@@ -98,6 +99,8 @@ class Worker:
     :param recover_every: seconds (or a timedelta) between two looks for tasks whose worker died; None: half a lease.
     :param drain: whether to stop once no task is ready or running and no schedule is due. What is to run later, such as
         a retry after a delay, is left to other workers.
+    :param app: whose code this is: the schedules that it declares belong to it, and go when it no longer declares them.
+        ``omniq worker`` gives its ``module:attribute``; None: the name of the program's main module.
     :raises ValueError: if an option cannot be used.
     """
 
@@ -116,6 +119,7 @@ class Worker:
         scheduler: bool = True,
         recover_every: Duration | None = None,
         drain: bool = False,
+        app: str | None = None,
     ) -> None:
         self.queue = queue
         self.id = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
@@ -131,6 +135,7 @@ class Worker:
         self.recover_every = self.lease / 2 if recover_every is None else _positive(recover_every, "recover_every")
         self.scheduler = scheduler
         self._drains = drain
+        self.app = app
         self._served = Served(queues, queue.runnable)
         self._stop = asyncio.Event()
         self._now = asyncio.Event()
@@ -195,7 +200,7 @@ class Worker:
         try:
             await self._served.discover(self._storage)
             if self.scheduler:
-                await self.queue.areconcile_schedules()
+                await self.queue.areconcile_schedules(self.app)
         except BaseException:
             self._heartbeat.ask_to_stop()
             raise

@@ -152,6 +152,7 @@ def as_json(schedule: Schedule, queue: TaskQueue, now: datetime) -> dict[str, An
         "last_task": schedule.last_task,
         "paused": schedule.paused,
         "declared": schedule.declared,
+        "apps": list(schedule.apps),
         "misfire": schedule.misfire.value,
         "overlap": schedule.overlap.value,
         "jitter": schedule.jitter,
@@ -203,7 +204,8 @@ def _details(schedule: Schedule, queue: TaskQueue, now: datetime) -> Iterator[tu
     yield "arguments", arguments_text(_record(schedule, queue, now), queue)
     yield "trigger", _words(schedule, queue)
     yield "paused", _yes(schedule.paused)
-    yield "declared", "yes, in code: workers keep it as it stands there" if schedule.declared else "no"
+    declared = f"yes, in code ({', '.join(map(printable, schedule.apps))}): workers keep it as it stands there"
+    yield "declared", declared if schedule.declared else "no"
     yield "misfire", schedule.misfire.value
     yield "overlap", schedule.overlap.value
     if schedule.jitter:

@@ -20,6 +20,7 @@ from omniq.cli.wording import ago, exact, printable, relative, rough_duration
 from omniq.queue import TaskQueue
 from omniq.signing import unsealed
 from omniq.task import NewTask, Progress, Task, TaskState
+from omniq.ticks import read_stamp
 
 __all__ = ["STYLES", "arguments_json", "arguments_text", "as_json", "as_lines", "as_record", "task_table"]
 
@@ -283,7 +284,7 @@ class _Stored:
 
 
 def _stored_arguments(task: Task) -> tuple[list[Any], dict[str, Any]] | None:
-    stored = _stored_json(task, task.payload)
+    stored = _stored_json(task, read_stamp(task.payload)[1])
     match stored and stored.value:
         case [list() as args, dict() as kwargs]:
             return args, kwargs

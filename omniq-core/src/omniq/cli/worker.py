@@ -177,6 +177,7 @@ def _worker_options(options: argparse.Namespace) -> WorkerOptions:
         "scheduler": options.scheduler,
         "recover_every": options.recover_every,
         "drain": options.drain,
+        "app": options.app,
     }
 
 

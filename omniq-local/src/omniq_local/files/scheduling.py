@@ -116,6 +116,7 @@ def _dump(schedule: Schedule) -> bytes:
         "paused": schedule.paused,
         "declared": schedule.declared,
         "last_task": schedule.last_task,
+        "apps": schedule.apps,
         "live_tasks": schedule.live_tasks,
     }
     for name in _TIMES:
@@ -138,6 +139,7 @@ def _load(text: dict[str, Any]) -> Schedule:
         paused=text["paused"],
         declared=text["declared"],
         last_task=text["last_task"],
+        apps=tuple(text.get("apps", ())),
         live_tasks=tuple(text.get("live_tasks", ())),
         task=evolve(load_order(order), run_at=_read_when(order["run_at"]), expires=_read_when(order["expires"])),
         **times,

@@ -68,6 +68,7 @@ class ScheduleContract(Contract):
             end=FAR + timedelta(microseconds=1),
             paused=True,
             declared=True,
+            apps=("shop.tasks:queue", "größe"),
             last_run=LONG_AGO,
             last_task=new_id(),
             live_tasks=(new_id(), new_id()),
