@@ -557,7 +557,7 @@ def test_the_tasks_of_a_signed_schedule_are_signed(make_signing: Callable[..., T
         wait_until(lambda: len(queue.tasks(state="succeeded").tasks) > 1, what="a run of the schedule")
 
 
-def test_declared_schedules_are_signed_and_signed_anew_when_the_key_changes(
+def test_declared_schedules_are_signed_and_signed_anew_under_a_new_key_that_has_the_old_one_behind_it(
     make_signing: Callable[..., TaskQueue],
 ) -> None:
     def declaring(*keys: str) -> TaskQueue:
@@ -568,7 +568,7 @@ def test_declared_schedules_are_signed_and_signed_anew_when_the_key_changes(
 
         return queue
 
-    before, after = declaring(KEY), declaring(OTHER)
+    before, after = declaring(KEY), declaring(OTHER, KEY)
     with working(before):
         wait_until(lambda: bool(before.schedules()), what="the schedule")
     (old,) = before.schedules()

@@ -168,9 +168,9 @@ def sweep(days: int = 3) -> str:
 
 
 async def scheduled_functions() -> None:
-    assert_type(crawl.enqueue("https://a.example"), TaskHandle[int])
+    assert_type(crawl.enqueue("https://a.example"), SyncTaskHandle[int])
     assert_type(await crawl("https://a.example"), int)
-    assert_type(sweep.enqueue(days=1), TaskHandle[str])
+    assert_type(sweep.enqueue(days=1), SyncTaskHandle[str])
     assert_type(sweep(), str)
     assert_type(current_task().scheduled_for, datetime | None)
 
