@@ -25,6 +25,7 @@ PUBLIC = {
     "TaskQueue",
     "TaskState",
     "Worker",
+    "as_completed",
     "current_task",
     # When a failed task runs again.
     "Exponential",

@@ -216,7 +216,7 @@ def test_the_reference_names_all_that_is_exported() -> None:
 
 # What the rooms of the core call on each other.
 INNER = {
-    omniq.TaskQueue: {"areconcile_schedules", "arecord", "aresult", "order", "run"},
+    omniq.TaskQueue: {"aended", "areconcile_schedules", "arecord", "aresult", "order", "run"},
     omniq.CurrentTask: {"ask_to_stop"},
 }
 

@@ -39,6 +39,7 @@ if _typing.TYPE_CHECKING:
     from omniq.functions import TaskCall as TaskCall
     from omniq.functions import TaskFunction as TaskFunction
     from omniq.handle import TaskHandle as TaskHandle
+    from omniq.handle import as_completed as as_completed
     from omniq.hookspecs import hookimpl as hookimpl
     from omniq.hookspecs import hookspec as hookspec
     from omniq.queue import TaskQueue as TaskQueue
@@ -96,7 +97,10 @@ _HOMES = {
         "TaskCall",
         "TaskFunction",
     ),
-    "omniq.handle": ("TaskHandle",),
+    "omniq.handle": (
+        "TaskHandle",
+        "as_completed",
+    ),
     "omniq.hookspecs": (
         "hookimpl",
         "hookspec",
@@ -178,6 +182,7 @@ __all__ = [
     "UnknownTask",
     "Worker",
     "WorkerLost",
+    "as_completed",
     "current_task",
     "hookimpl",
     "hookspec",

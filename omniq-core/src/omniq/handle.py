@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+import time
+from collections.abc import AsyncIterator, Generator, Iterable, Iterator, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
+from omniq.durations import duration
+from omniq.errors import ResultTimeout
 from omniq.options import Duration
 from omniq.portal import is_on_running_loop
 from omniq.task import Task
 
-__all__ = ["HandleOwner", "SyncTaskHandle", "TaskHandle"]
+__all__ = ["HandleOwner", "SyncTaskHandle", "TaskHandle", "as_completed"]
 
 R_co = TypeVar("R_co", covariant=True)
+
+WAITED_FOR = 1000
+"""How many tasks :func:`as_completed` waits for at a time."""
+TURN = 0.2
+"""Seconds after which it waits for others, if there are more."""
+LONGEST_WAIT = 30.0
+"""Seconds that one call to the store may wait."""
 
 
 class HandleOwner(Protocol):
@@ -24,6 +35,8 @@ class HandleOwner(Protocol):
     async def arecord(self, task_id: str) -> Task: ...
 
     async def acancel(self, task_id: str) -> bool: ...
+
+    async def aended(self, task_ids: Sequence[str], timeout: float) -> set[str]: ...
 
 
 class TaskHandle(Generic[R_co]):
@@ -125,3 +138,61 @@ class SyncTaskHandle(TaskHandle[R_co]):
                     f"task {self.id} is stored, and `await handle.aresult()` waits for its result"
                 )
             return self.aresult().__await__()
+
+
+class _Completions(Generic[R_co]):
+    """What :func:`as_completed` returns, to be iterated once."""
+
+    def __init__(self, handles: Iterable[TaskHandle[R_co]], timeout: float | None) -> None:
+        self._waiting = {handle.id: handle for handle in handles}
+        self._timeout = timeout
+        self._deadline = None if timeout is None else time.monotonic() + timeout
+        owners = {id(handle._owner): handle._owner for handle in self._waiting.values()}
+        if len(owners) > 1:
+            raise ValueError("as_completed takes handles of one queue; wait for those of each queue by themselves")
+        self._owner = next(iter(owners.values()), None)
+
+    def __iter__(self) -> Iterator[TaskHandle[R_co]]:
+        owner = self._owner
+        while self._waiting and owner is not None:
+            ids, patience = self._next()
+            yield from self._ended(ids, owner.run(owner.aended(ids, patience)))
+
+    async def __aiter__(self) -> AsyncIterator[TaskHandle[R_co]]:
+        owner = self._owner
+        while self._waiting and owner is not None:
+            ids, patience = self._next()
+            for handle in self._ended(ids, await owner.aended(ids, patience)):
+                yield handle
+
+    def _next(self) -> tuple[list[str], float]:
+        # So many at a time that asking for them again and again costs little; the others have their turn soon.
+        ids = list(islice(self._waiting, WAITED_FOR))
+        left = LONGEST_WAIT if self._deadline is None else self._deadline - time.monotonic()
+        return ids, max(0.0, min(left, LONGEST_WAIT if len(ids) == len(self._waiting) else TURN))
+
+    def _ended(self, ids: Sequence[str], ended: set[str]) -> Iterator[TaskHandle[R_co]]:
+        if not ended:
+            if self._deadline is not None and time.monotonic() >= self._deadline:
+                raise ResultTimeout(f"{len(self._waiting)} tasks have not ended within {self._timeout:g} s; they go on")
+            for task_id in ids:
+                self._waiting[task_id] = self._waiting.pop(task_id)
+        for task_id in ids:
+            if task_id in ended:
+                yield self._waiting.pop(task_id)
+
+
+def as_completed(handles: Iterable[TaskHandle[R_co]], timeout: Duration | None = None) -> _Completions[R_co]:
+    """Iterate over handles in the order in which their tasks end; both ``for`` and ``async for`` will do.
+
+    The result of each can then be had at once; getting it raises what the task ended with. A task that is not in the
+    store any more counts as ended.
+
+    :param handles: of tasks of one queue. Those of one task are taken as one.
+    :param timeout: seconds (or a timedelta) from now for all of them; None: as long as it takes.
+    :return: an iterable, for one iteration.
+    :raises ResultTimeout: while iterating, if some have not ended in time. The tasks go on.
+    :raises RuntimeError: while iterating with ``for`` on a thread whose event loop runs; use ``async for`` there.
+    :raises ValueError: if the handles are of several queues.
+    """
+    return _Completions(handles, None if timeout is None else duration(timeout, "timeout"))

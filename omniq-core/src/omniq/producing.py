@@ -253,6 +253,15 @@ class Producer(Declarations, Timetable):
             raise TaskCancelled(task_id)
         return self.codec.load_result(task, self._types(task.name)[1] if hint is None else hint)
 
+    async def aended(self, task_ids: Sequence[str], timeout: float) -> set[str]:
+        """Wait until at least one of the tasks has ended; see :func:`omniq.as_completed`.
+
+        :param timeout: seconds.
+        :return: those that have ended or are not in the store.
+        """
+        storage = (await self.connections.current()).storage
+        return await storage.wait_finished(task_ids, timeout)
+
 
 async def _ended(storage: Storage, task_id: str, timeout: float | None) -> Task:
     loop = asyncio.get_running_loop()
