@@ -96,12 +96,16 @@ class Server(ABC):
 
     def start(self, timeout: float = 30) -> None:
         """Start it, and return once it answers."""
+        self.launch()
+        wait_until(self._answers, timeout=timeout, what=f"{type(self).__name__} to answer")
+
+    def launch(self) -> None:
+        """Start it, and return at once."""
         assert self.process is None
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 self.command(), stdin=subprocess.DEVNULL, stdout=log, stderr=log, **self.options()
             )
-        wait_until(self._answers, timeout=timeout, what=f"{type(self).__name__} to answer")
 
     def _answers(self) -> bool:
         assert self.process is not None
