@@ -8,6 +8,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DISTRIBUTIONS := $(patsubst %/pyproject.toml,%,$(wildcard omniq-*/pyproject.toml))
 PYTEST_ARGS ?= -n 3 --dist loadgroup
+# Tests start hundreds of interpreters: each would compile anew what it imports.
+unexport PYTHONDONTWRITEBYTECODE
 
 # Version managers put commands on the path that may fail when run, so the first that really runs is taken.
 CANDIDATES := python3.13 python3.12 python3.11 python3

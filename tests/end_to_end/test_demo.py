@@ -26,7 +26,7 @@ from omniq.demo.measuring import (
     standard_library,
 )
 from omniq.demo.report import Report, conclude
-from tests.servers.starting import KINDS, make_server
+from tests.servers.starting import MOSTLY_LONG, make_server
 
 
 def demo(*arguments: str, temporary: Path, **more: str) -> subprocess.CompletedProcess[str]:
@@ -87,7 +87,7 @@ def test_another_store_can_be_used_and_is_left_clean(tmp_path: Path) -> None:
     assert list(temporary.iterdir()) == []
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", MOSTLY_LONG)
 def test_a_killed_worker_costs_no_task_on_a_server(tmp_path: Path, kind: str) -> None:
     temporary = tmp_path / "temporary"
     temporary.mkdir()

@@ -11,8 +11,6 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from urllib.parse import urlencode
 
-import pytest
-
 from omniq.ids import new_id
 from omniq.testing import wait_until
 from tests.faults import traces
@@ -22,7 +20,6 @@ from tests.servers.starting import KINDS, make_server
 
 __all__ = [
     "LOCAL",
-    "MOSTLY_LONG",
     "SERVERS",
     "FileStage",
     "ServerStage",
@@ -36,8 +33,6 @@ LOCAL = ("sqlite", "file")
 """The stores without a server."""
 SERVERS = KINDS
 """The stores with one."""
-MOSTLY_LONG = [SERVERS[0], *(pytest.param(kind, marks=pytest.mark.long) for kind in SERVERS[1:])]
-"""The same for tests that cost much: every day on the server that costs least, on the others in the long run."""
 IMPATIENT: Mapping[str, Mapping[str, str]] = {
     "redis": {"timeout": "2", "connect_timeout": "2", "retry_for": "3"},
     "postgres": {"timeout": "3"},

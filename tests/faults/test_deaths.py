@@ -10,7 +10,8 @@ import pytest
 
 from omniq import TaskFailed, TaskState
 from tests.faults.scene import Scene
-from tests.faults.stages import LOCAL, MOSTLY_LONG, SERVERS, seed_of_this_run
+from tests.faults.stages import LOCAL, SERVERS, seed_of_this_run
+from tests.servers.starting import MOSTLY_LONG
 
 everywhere = pytest.mark.parametrize("stage", [*LOCAL, *SERVERS], indirect=True)
 locally = pytest.mark.parametrize("stage", LOCAL, indirect=True)

@@ -11,7 +11,8 @@ import pytest
 
 from omniq import Every, StorageUnavailable, TaskHandle, TaskQueue, TaskState
 from tests.faults.scene import Actor, Scene
-from tests.faults.stages import MOSTLY_LONG, SERVERS, ServerStage, seed_of_this_run
+from tests.faults.stages import SERVERS, ServerStage, seed_of_this_run
+from tests.servers.starting import MOSTLY_LONG
 
 T = TypeVar("T")
 

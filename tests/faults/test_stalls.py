@@ -13,7 +13,8 @@ import pytest
 from omniq import Every, TaskCancelled, TaskHandle, TaskState
 from omniq.testing import wait_until
 from tests.faults.scene import Scene
-from tests.faults.stages import LOCAL, MOSTLY_LONG, SERVERS, ServerStage, SqliteStage, seed_of_this_run
+from tests.faults.stages import LOCAL, SERVERS, ServerStage, SqliteStage, seed_of_this_run
+from tests.servers.starting import MOSTLY_LONG
 
 everywhere = pytest.mark.parametrize("stage", [*LOCAL, *SERVERS], indirect=True)
 locally = pytest.mark.parametrize("stage", LOCAL, indirect=True)

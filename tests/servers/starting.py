@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.servers.base import Server
 
-__all__ = ["KINDS", "make_server"]
+__all__ = ["KINDS", "MOSTLY_LONG", "make_server"]
 
 KINDS = ("redis", "postgres", "nats")
+MOSTLY_LONG = [KINDS[0], *(pytest.param(kind, marks=pytest.mark.long) for kind in KINDS[1:])]
+"""The same for tests that cost much: every day on the server that costs least, on the others in the long run."""
 
 
 def make_server(kind: str, folder: Path) -> Server:
