@@ -387,9 +387,9 @@ async def test_the_timeout_counts_from_the_start_and_not_from_the_wait_in_line(b
     lane = bench.thread_lane(1)
     bench.submit(lane, gate.wait)
     await await_until(lambda: gate.arrived == 1)
-    bench.submit(lane, lambda: "in time", timeout=0.2)
+    bench.submit(lane, lambda: "in time", timeout=1)
 
-    await asyncio.sleep(0.3)  # longer than the timeout of the one that waits
+    await asyncio.sleep(1.1)  # longer than the timeout of the one that waits
     gate.open()
     await bench.all_done(2)
 

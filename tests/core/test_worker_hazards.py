@@ -60,7 +60,7 @@ def test_an_error_that_cannot_be_shown_does_not_end_the_worker(queue: TaskQueue)
 
 
 def test_a_coroutine_over_its_timeout_is_stopped_and_tried_again(queue: TaskQueue) -> None:
-    @queue.task(timeout=0.05, max_retries=1, retry=Fixed(0))
+    @queue.task(timeout=0.5, max_retries=1, retry=Fixed(0))
     async def slow() -> int:
         if current_task().attempt == 1:
             await asyncio.Event().wait()
@@ -99,7 +99,7 @@ def _lane_threads() -> int:
 def test_a_thread_over_its_timeout_runs_again_elsewhere_and_only_the_second_result_counts(
     queue: TaskQueue, gate: Gate
 ) -> None:
-    @queue.task(timeout=0.1, max_retries=1, retry=Fixed(0))
+    @queue.task(timeout=0.5, max_retries=1, retry=Fixed(0))
     def slow() -> str:
         attempt = current_task().attempt
         if attempt == 1:
