@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from omniq import TaskQueue, TaskState, Worker
+from omniq import TaskFailed, TaskQueue, TaskState, Worker
 from omniq.cli import main
 from omniq.cli.app import load_queue
 from omniq.testing import wait_until
@@ -44,7 +44,7 @@ def test_tasks_run_until_a_signal_ends_the_worker_in_order(
 OPTIONS = [
     "-q", "urgent,default", "-c", "50", "--threads", "4", "--process-slots", "3",
     "--process-tasks", "10", "--process-memory", "500M", "--drain", "--lease", "20",
-    "--recover-every", "7", "--grace", "0.5", "--no-scheduler",
+    "--recover-every", "7", "--grace", "0.5", "--no-scheduler", "--no-log-setup",
 ]  # fmt: skip
 
 
@@ -131,6 +131,70 @@ def test_what_a_task_logs_names_the_task(shop: TaskQueue, start: Callable[..., P
 
     line = next(line for line in worker.says("succeeded").splitlines() if "the shop is open" in line)
     assert re.search(rf" WARNING shop: the shop is open \[task {handle.id} shop\.talk\]$", line)
+
+
+CONFIGURED = """
+import logging
+import logging.config
+
+from omniq import TaskQueue
+
+class Ours(logging.Formatter):
+    def format(self, record):
+        return f"ours: {record.levelname} {record.getMessage()} of {getattr(record, 'task_name', '-')}"
+
+logging.config.dictConfig({
+    "version": 1,
+    "formatters": {"ours": {"()": Ours}},
+    "handlers": {"console": {"class": "logging.StreamHandler", "formatter": "ours"}},
+    HANDLED
+})
+queue = TaskQueue("sqlite:///jobs.db", max_retries=0)
+
+@queue.task(executor="process")
+def sell(amount):
+    logging.getLogger("shop").info("sold %d", amount)
+    raise RuntimeError("sold out")
+"""
+
+
+@pytest.mark.parametrize(
+    ("handled", "options", "expected", "lines"),
+    [
+        (
+            '"root": {"handlers": ["console"], "level": "INFO"},',
+            [],
+            ["ours: INFO sold 5 of configured.sell\n", "ours: ERROR task "],
+            1,
+        ),
+        (
+            '"root": {"handlers": ["console"], "level": "INFO"},',
+            ["--no-log-setup"],
+            ["ours: INFO sold 5 of configured.sell\n", "ours: ERROR task "],
+            1,
+        ),
+        ('"loggers": {},', [], ["INFO    shop: sold 5 [task ", "ERROR   omniq.task: task "], 1),
+        ('"loggers": {},', ["--no-log-setup"], ["Traceback (most recent call last)"], 1),
+    ],
+    ids=["handlers of its own", "handlers of its own alone", "no handlers", "no handlers and none of ours"],
+)
+def test_an_application_that_sets_up_logging_does_not_silence_the_worker(
+    folder: Path, start: Callable[..., Program], handled: str, options: list[str], expected: list[str], lines: int
+) -> None:
+    (folder / "configured.py").write_text(CONFIGURED.replace("HANDLED", handled))
+    # Not imported here, where it would silence other tests.
+    with TaskQueue(f"sqlite:///{folder}/jobs.db", max_retries=0) as queue:
+
+        @queue.task(name="configured.sell")
+        def sell(amount: int) -> None: ...
+
+        handle = sell.enqueue(5)
+        worker = start("worker", "configured:queue", "--processes", "1", *options)
+        with pytest.raises(TaskFailed):
+            handle.result(timeout=60)
+        worker.stop()
+    for text in expected:
+        assert worker.stderr.count(text) == lines, worker.stderr
 
 
 def test_the_level_of_the_log_can_be_chosen(shop: TaskQueue, start: Callable[..., Program]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
@@ -87,3 +88,31 @@ def parent(marker: Path) -> None:
     marker.with_suffix(".tmp").write_text(str(own.pid))
     marker.with_suffix(".tmp").rename(marker)
     own.wait()
+
+
+class Unknown:
+    """Of a class that the worker may not have."""
+
+
+@queue.task(executor="process", max_retries=0)
+def log() -> int:
+    logger = logging.getLogger("shop")
+    logger.debug("not asked for")
+    logger.info("sold %s", Unknown.__name__, extra={"customer": 7, "basket": Unknown()})
+    logging.getLogger("shop.chatty").info("too much")
+    try:
+        raise LookupError("sold out")
+    except LookupError:
+        logger.exception("no %d", "number")
+    if os.fork() == 0:
+        logging.getLogger("shop").setLevel(logging.CRITICAL)
+        logging.getLogger("shop").critical("of a fork")
+        os._exit(0)
+    os.wait()
+    return os.getpid()
+
+
+@queue.task(executor="process", max_retries=0, timeout=0.3)
+def log_for_ever() -> None:
+    while True:
+        logging.getLogger("shop").info("again")

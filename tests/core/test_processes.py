@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import multiprocessing
 import os
 import signal
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from omniq import Progress, TaskCancelled, TaskFailed, TaskHandle, TaskQueue, TaskState
+from omniq import Progress, TaskCancelled, TaskFailed, TaskHandle, TaskQueue, TaskState, current_task
 from omniq.testing import await_until
 from omniq.worker import Worker
 from tests.core import cpu_tasks, plugged_cpu_tasks
@@ -211,3 +212,49 @@ def test_what_a_process_could_not_find_or_run_is_refused_at_once() -> None:
         queue.task(executor="process")(coroutine)
     with pytest.raises(ValueError, match="executor must be"):
         queue.task(executor="gpu")(inner)  # type: ignore[call-overload]  # that is the mistake
+
+
+# What they log
+
+
+def test_the_worker_handles_what_a_process_logs(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks: list[str] = []
+
+    def note_task(record: logging.LogRecord) -> bool:
+        if record.name.startswith("shop"):
+            tasks.append(current_task().id)
+        return True
+
+    pids: list[int] = []
+    ids: list[str] = []
+
+    async def scenario(worker: Worker) -> None:
+        handle = await cpu_tasks.log.aenqueue()
+        ids.append(handle.id)
+        pids.append(await handle.aresult(TIME))
+
+    monkeypatch.setattr(logging.getLogger("shop.chatty"), "level", logging.WARNING)
+    caplog.handler.addFilter(note_task)
+    with caplog.at_level(logging.INFO, "shop"):
+        working(scenario)
+    caplog.handler.removeFilter(note_task)
+
+    sold, failed = [record for record in caplog.records if record.name.startswith("shop")]
+    assert tasks == ids * 2
+    assert (sold.getMessage(), sold.levelno, sold.process) == ("sold Unknown", logging.INFO, pids[0])
+    assert (vars(sold)["customer"], "Unknown object" in vars(sold)["basket"]) == (7, True)
+    assert failed.getMessage() == "no %d (its arguments do not fit: TypeError)"
+    assert "LookupError: sold out" in (failed.exc_text or "")
+
+
+def test_a_process_that_never_stops_logging_is_over_its_timeout_all_the_same() -> None:
+    async def scenario(worker: Worker) -> None:
+        assert "TaskTimeout" in str(await failure(await cpu_tasks.log_for_ever.aenqueue()))
+
+    logging.getLogger("shop").setLevel(logging.INFO)
+    try:
+        working(scenario)
+    finally:
+        logging.getLogger("shop").setLevel(logging.NOTSET)

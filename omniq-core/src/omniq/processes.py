@@ -27,10 +27,12 @@ from typing import Any
 from attrs import frozen
 
 from omniq.codec import Codec
+from omniq.context import running
 from omniq.errors import WorkerLost
 from omniq.execute import Attempt, describe_error, failed, interrupted, run_sync, timed_out
 from omniq.executors import Done, PoolLane
 from omniq.functions import TaskFunction
+from omniq.log_forwarding import LogRecord, Outlet, forward_records, levels_here
 from omniq.plugins import Plugins, default_plugins
 from omniq.signals import STOP_SIGNALS, listening
 from omniq.task import Failed, Outcome, Progress, Task
@@ -70,7 +72,7 @@ class _Child:
         _ours.add(self)
         # As a daemon of this process, so that its end does not wait for it; its tasks may have children all the same.
         self.process: BaseProcess = context.Process(
-            target=_serve, args=(theirs, lifeline, codec.for_child()), name="omniq-process", daemon=True
+            target=_serve, args=(theirs, lifeline, codec.for_child(), levels_here()), name="omniq-process", daemon=True
         )
         _start(self.process)
         theirs.close()
@@ -175,23 +177,28 @@ class ProcessLane(PoolLane):
 
     def _ask(self, child: _Child, attempt: Attempt) -> Outcome:
         child.tasks += 1
+        running.set(attempt.context)  # for what handles its log records; this thread's context is of this attempt alone
         child.pipe.send((attempt.task, _address(attempt.function)))
         timeout = attempt.task.timeout
         while True:
             # The clock of the timeout starts with the task: starting a process, and importing its module, is not its
             # work.
             left = timeout - attempt.seconds if timeout is not None and attempt.started_at else None
-            if left is not None and not child.pipe.poll(max(left, 0)):
+            # Time that is over is over, also for a child that goes on speaking.
+            answer = child.pipe.recv() if left is None or child.pipe.poll(max(left, 0)) else None
+            if left is not None and (answer is None or (left <= 0 and not isinstance(answer, _Answer))):
                 child.kill()
                 self._retire(child)
                 return timed_out(attempt)
-            answer = child.pipe.recv()
-            if isinstance(answer, Progress):
-                attempt.context.note(answer)
-            elif isinstance(answer, _Answer):
+            if isinstance(answer, _Answer):
+                attempt.note_end()
                 if self._is_spent(child, answer.memory):
                     self._retire(child, LAST_WORDS)
                 return answer.outcome
+            if isinstance(answer, Progress):
+                attempt.context.note(answer)
+            elif isinstance(answer, LogRecord):
+                answer.deliver()
             else:
                 attempt.started_at = time.perf_counter()
 
@@ -237,7 +244,7 @@ def _address(function: TaskFunction[Any, Any]) -> tuple[str, str]:
 # In the child
 
 
-def _serve(pipe: Connection, lifeline: Connection, settings: dict[str, Any]) -> None:
+def _serve(pipe: Connection, lifeline: Connection, settings: dict[str, Any], levels: dict[str, int]) -> None:
     """Run one task after the other until the pipe closes."""
     # Of its own, so that it can be killed together with what its tasks start.
     os.setpgid(0, 0)
@@ -248,17 +255,19 @@ def _serve(pipe: Connection, lifeline: Connection, settings: dict[str, Any]) -> 
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
         threading.Thread(target=_die_with_parent, args=(lifeline,), name="omniq-lifeline", daemon=True).start()
         codecs = _Codecs(settings)
+        outlet = Outlet(pipe)
+        forward_records(outlet, levels)
         own = os.getpid()
         while True:
             try:
                 task, address = pipe.recv()
             except EOFError:
                 return
-            outcome = _run(pipe, codecs, task, address)
+            outcome = _run(outlet, codecs, task, address)
             if os.getpid() != own:  # the task has forked, and its child comes back here: it has nothing to say
                 os._exit(1)
             try:
-                pipe.send(_Answer(outcome, _memory()))
+                outlet.send(_Answer(outcome, _memory()))
             except OSError:
                 return
 
@@ -280,14 +289,14 @@ class _Codecs:
         return codec
 
 
-def _run(pipe: Connection, codecs: _Codecs, task: Task, address: tuple[str, str]) -> Outcome:
+def _run(outlet: Outlet, codecs: _Codecs, task: Task, address: tuple[str, str]) -> Outcome:
     try:
         function = _function(*address)
         codec = codecs.codec(function)
     except BaseException as error:  # whatever a module raises on import; a plugin that only the worker has
         return Failed(id=task.id, delivery=task.delivery, error=describe_error(error))
-    pipe.send(None)  # it starts now
-    attempt = Attempt(task, function, codec, lambda _, progress: pipe.send(progress))
+    outlet.send(None)  # it starts now
+    attempt = Attempt(task, function, codec, lambda _, progress: outlet.send(progress))
     return run_sync(attempt)
 
 

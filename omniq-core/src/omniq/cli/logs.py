@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from omniq.context import running
 
-__all__ = ["LineFormatter", "logging_to_stderr"]
+__all__ = ["LineFormatter", "heed_application", "logging_to_stderr"]
 
 
 class LineFormatter(logging.Formatter):
@@ -60,3 +60,17 @@ def logging_to_stderr(level: int, *, with_process: bool = False) -> Iterator[Non
     finally:
         root.removeHandler(handler)
         root.setLevel(before)
+
+
+def heed_application() -> None:
+    """Undo what an application's own set-up of logging, once it is imported, would take from OmniQ's records.
+
+    ``logging.config`` disables by default every logger that was there before, and so all of OmniQ's: nothing would be
+    logged, and no failure. Handlers that the application has put in place of ours show the task of a record, too.
+    """
+    root = logging.getLogger()
+    for name, logger in list(root.manager.loggerDict.items()):
+        if isinstance(logger, logging.Logger) and (name == "omniq" or name.startswith("omniq.")):
+            logger.disabled = False
+    for handler in root.handlers:
+        handler.addFilter(_note_task)

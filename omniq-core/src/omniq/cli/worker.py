@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import logging
 import sys
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from omniq.cli.app import is_shared, load_queue
 from omniq.cli.arguments import add_app, count, describe, seconds, size
 from omniq.cli.failures import UsageError
 from omniq.cli.lifeline import stop_when_parent_ends
-from omniq.cli.logs import logging_to_stderr
+from omniq.cli.logs import heed_application, logging_to_stderr
 from omniq.cli.reload import Restart, bury_inherited, serve, wait_for_change
 from omniq.cli.supervisor import PATIENCE, Supervisor
 from omniq.queue import TaskQueue
@@ -103,6 +104,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="for development: start again when a file of the imported modules in the current folder changes",
     )
     parser.add_argument("--log-level", choices=LEVELS, help="the least to log (default info; with -v debug)")
+    parser.add_argument(
+        "--no-log-setup", dest="log_setup", action="store_false", help="leave logging to what the application sets up"
+    )
     parser.add_argument("--lifeline", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--reloaded", action="store_true", help=argparse.SUPPRESS)
 
@@ -115,10 +119,12 @@ def run(options: argparse.Namespace) -> int:
         raise UsageError("--reload is for one worker process; leave --processes out (see omniq worker --help)")
     if options.reload and options.drain:
         raise UsageError("--reload waits for changes, --drain for nothing; leave one of them out")
-    with logging_to_stderr(level, with_process=supervised or options.processes > 1):
+    several = supervised or options.processes > 1
+    with logging_to_stderr(level, with_process=several) if options.log_setup else contextlib.nullcontext():
         # Before the application is imported, which may change the folder and the environment.
         restart = Restart(_command(options, "--reload", "--reloaded"))
         queue = _load(options, restart)
+        heed_application()
         _check(queue, options)
         if not is_shared(queue):
             _log.warning("%s lives inside this process: only tasks that are enqueued in it will run", queue.url)
@@ -210,6 +216,11 @@ def _command(options: argparse.Namespace, *more: str) -> list[str]:
         "--log-level": options.log_level,
     }
     words = [word for name, value in given.items() if value is not None for word in (name, str(value))]
-    flags = {"--no-scheduler": not options.scheduler, "--drain": options.drain, "--verbose": options.verbose}
+    flags = {
+        "--no-scheduler": not options.scheduler,
+        "--no-log-setup": not options.log_setup,
+        "--drain": options.drain,
+        "--verbose": options.verbose,
+    }
     switched_on = [name for name, on in flags.items() if on]
     return [sys.executable, "-m", "omniq", "worker", options.app, *more, *words, *switched_on]
