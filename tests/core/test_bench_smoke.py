@@ -59,7 +59,8 @@ def lines_of(store: str) -> set[str]:
 # Many measurements, each in processes of its own: on a busy machine more than the usual two minutes.
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
-    "store", [pytest.param(store, marks=[pytest.mark.long] if store in ("file", *SERVERS) else []) for store in STORES]
+    "store",
+    [pytest.param(store, marks=[] if store in ("memory", "process") else [pytest.mark.long]) for store in STORES],
 )
 def test_every_line_is_measured_and_printed(store: str, tmp_path: Path) -> None:
     printed, measurements = rehearse(store, tmp_path / "results.jsonl")
