@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from attrs import evolve
 
-from omniq import At, Every, InvalidTrigger, Schedule, TaskQueue
+from omniq import At, Every, InvalidTrigger, Misfire, Schedule, TaskQueue
 from omniq.functions import TaskCall
 from omniq.scheduler import Scheduler
 from omniq.testing import ManualClock, Trial
@@ -151,6 +151,72 @@ def test_a_time_that_fell_into_a_pause_is_not_made_up(shop: Trial) -> None:
 
     assert of(shop, "once").next_run is None
     assert shop.run_for(600) == 0
+
+
+def review(shop: Trial, *, key: str = KEY) -> None:
+    """Have a scheduler review the schedules, as each does when its worker starts and now and then."""
+    codec = TaskQueue("memory://", signing_key=key).codec
+
+    async def look() -> None:
+        storage = (await shop.queue.connections.current()).storage
+        await Scheduler(storage, shop.queue.plugins, codec, is_waiting=lambda: False).review()
+
+    shop.queue.run(look())
+
+
+@pytest.mark.parametrize("misfire", list(Misfire), ids=str)
+def test_one_wrong_look_at_the_clock_silences_no_schedule(shop: Trial, misfire: Misfire) -> None:
+    queue, end = shop.queue, NOON + timedelta(days=5)
+    queue.schedule(call(shop), Every(60), id="a minute", misfire=misfire)
+    queue.schedule(call(shop), Every(60), id="until an end", misfire=misfire, end=end)
+    queue.schedule(call(shop), At(NOON + timedelta(days=2)), id="once", misfire=misfire)
+    queue.schedule(call(shop), Every(60), id="later", start=NOON + timedelta(days=20))
+    queue.schedule(call(shop), Every(60), id="paused")
+    queue.pause_schedule("paused")
+    shop.clock.advance(timedelta(days=10))
+    while fire_once(shop) and of(shop, "a minute").next_run < NOON + timedelta(days=9):  # type: ignore[operator]
+        pass
+    shop.clock.set(NOON + 4 * MINUTE)
+    before = {schedule.id: schedule for schedule in queue.schedules()}
+
+    review(shop, key="another-key-another-key")
+    assert {schedule.id: schedule for schedule in queue.schedules()} == before
+    review(shop)
+
+    after = {schedule.id: schedule.next_run for schedule in queue.schedules()}
+    assert after == {
+        "a minute": NOON + 5 * MINUTE,
+        "until an end": NOON + 5 * MINUTE,
+        "once": NOON + timedelta(days=2),
+        "later": NOON + timedelta(days=20),
+        "paused": NOON + MINUTE,
+    }
+    shop.clock.advance(60)
+    fire_once(shop)
+    assert of(shop, "a minute").last_run == NOON + 5 * MINUTE
+
+
+def test_resuming_heals_what_a_wrong_clock_left_behind(shop: Trial) -> None:
+    shop.queue.schedule(call(shop), Every(60), id="clean")
+    shop.clock.advance(timedelta(days=10))
+    fire_once(shop)
+    shop.clock.set(NOON)
+
+    shop.queue.pause_schedule("clean")
+    shop.queue.resume_schedule("clean")
+
+    assert of(shop, "clean").next_run == NOON + MINUTE
+
+
+def test_a_clock_that_is_put_back_a_little_makes_no_tick_run_twice(shop: Trial) -> None:
+    shop.queue.schedule(call(shop), Every(60), id="clean")
+    shop.clock.advance(601)
+    fire_once(shop)
+    shop.clock.set(NOON + MINUTE)
+
+    review(shop)
+
+    assert of(shop, "clean").next_run == NOON + 11 * MINUTE
 
 
 def test_a_fixed_time_before_the_start_is_refused(shop: Trial) -> None:

@@ -23,7 +23,7 @@ from omniq.policies import decode_value
 from omniq.schedule import Overlap, Schedule
 from omniq.signing import shown
 from omniq.storage import Enqueued, Storage
-from omniq.ticks import advance
+from omniq.ticks import advance, brought_nearer
 
 __all__ = ["Scheduler", "live_tasks", "note_holder"]
 
@@ -35,6 +35,10 @@ BUSY_LOOK = 1.0
 """Seconds between two looks while the worker is busy, so that nothing wakes it when a schedule is due."""
 IDLE_LOOK = 30.0
 """Seconds between two looks while the worker waits for work, which ends when a schedule is due."""
+REVIEW_SECONDS = 60.0
+"""Seconds between two reviews of the schedules that are not due."""
+REVIEW_SHARE = 500.0
+"""With many schedules a review takes longer: it is to take no more than one part in so many of a worker's time."""
 SET_ASIDE_SECONDS = 60.0
 """For so long a schedule that cannot fire here is left to other workers."""
 
@@ -67,6 +71,8 @@ class Scheduler:
         self._look = asyncio.Event()
         self._aside: dict[str, tuple[int, float]] = {}
         """By id: the revision of a schedule that cannot fire here, and until when it is left alone."""
+        self._review_at = 0.0
+        """When to look again at schedules that are not due, by the monotonic clock."""
 
     def look(self) -> None:
         """Make it look at the store now: the worker's wait for work ended, perhaps because a schedule is due."""
@@ -77,6 +83,8 @@ class Scheduler:
         while True:
             self._look.clear()
             try:
+                if time.monotonic() >= self._review_at:
+                    await self.review()
                 while await self.fire_due():
                     pass
                 self._outage.succeeded()
@@ -135,6 +143,35 @@ class Scheduler:
         created = sum(entry.created for entry in stored)
         _log.info("schedule %s fired %d tasks; next run %s", schedule.id, created, advanced.next_run)
         return advanced.next_run is not None and advanced.next_run <= now
+
+    # What a wrong clock leaves behind
+
+    async def review(self) -> None:
+        """Bring nearer the next runs that one wrong look at the clock has put too far ahead, be it by years.
+
+        Such a schedule is not due, so nothing else would ever look at it.
+        """
+        began = time.monotonic()
+        schedules = await self._storage.get_schedules()
+        now = await self._storage.now()
+        for schedule in schedules:
+            if schedule.paused or self._is_aside(schedule):
+                continue
+            try:
+                self._codec.admit_schedule(schedule)
+                trigger = decode_value(schedule.trigger, self._plugins.trigger)
+                nearer = brought_nearer(schedule, trigger, now)
+            except Exception:  # it is told of when it is due
+                continue
+            if nearer is not None and await self._storage.put_schedule(nearer, schedule.revision) is not None:
+                _log.warning(
+                    "schedule %s was to run next at %s, which a wrong clock must have said; it runs next at %s",
+                    schedule.id,
+                    schedule.next_run,
+                    nearer.next_run,
+                )
+        now_at = time.monotonic()
+        self._review_at = now_at + max(REVIEW_SECONDS, REVIEW_SHARE * (now_at - began)) * random.uniform(0.9, 1.1)
 
     # What cannot fire here
 

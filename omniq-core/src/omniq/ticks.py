@@ -15,10 +15,12 @@ from omniq.schedule import Misfire, Overlap, Schedule, Trigger
 from omniq.task import NewTask
 from omniq.triggers import EPOCH
 
-__all__ = ["STAMP_SIZE", "STEP", "advance", "first_run", "next_run", "read_stamp", "task_of_run"]
+__all__ = ["STAMP_SIZE", "STEP", "advance", "brought_nearer", "first_run", "next_run", "read_stamp", "task_of_run"]
 
 LATE = 30.0
 """Seconds by which a run may be late without being a misfire: a busy or changing scheduler must not skip a tick."""
+AHEAD = 600.0
+"""Seconds by which a next run may be further ahead than its trigger says: by so much clocks are put right at times."""
 STEP = 50
 """The most runs that are made up in one step under ``misfire="all"``."""
 _INSTANT = timedelta(microseconds=1)
@@ -146,6 +148,23 @@ def _ticks(schedule: Schedule, trigger: Trigger, now: datetime) -> tuple[list[da
         ticks.append(following)
         following = next_run(schedule, trigger, following)
     return ticks, following
+
+
+def brought_nearer(schedule: Schedule, trigger: Trigger, now: datetime) -> Schedule | None:
+    """Return a schedule whose next run a wrong clock has put too far ahead with the one that its trigger says.
+
+    :param now: the store's clock, right again.
+    :return: None if the next run is as it should be, or nearly: where a clock is put back a little, no tick runs twice.
+    """
+    slack = timedelta(seconds=AHEAD)
+    if schedule.next_run is not None and schedule.next_run <= now + slack:
+        return None
+    expected = next_run(schedule, trigger, now + slack)
+    if expected is None or (schedule.next_run is not None and schedule.next_run <= expected):
+        return None
+    last = schedule.last_run
+    since = last if last is not None and now < last <= now + slack else now
+    return evolve(schedule, next_run=next_run(schedule, trigger, since))
 
 
 def _latest(schedule: Schedule, trigger: Trigger, tick: datetime, now: datetime) -> datetime:
