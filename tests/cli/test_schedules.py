@@ -6,7 +6,7 @@ import itertools
 import json
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import ClassVar
@@ -19,6 +19,7 @@ from omniq.cli import main
 from omniq.cli.app import load_queue, store_of
 from omniq.cli.trigger_words import in_words
 from omniq.schedule import Schedule
+from tests.cli.program import Program
 
 URL = "sqlite:///jobs.db"
 NEW_YEAR = datetime(2090, 1, 1, tzinfo=UTC)
@@ -292,3 +293,47 @@ class Tide(Trigger):
 )
 def test_triggers_read_as_people_say_them(trigger: Trigger, words: str) -> None:
     assert in_words(trigger) == words
+
+
+WORKER = """
+from gallery.mail import queue
+
+@queue.task(schedule=Every(3600))
+def nightly() -> None: ...
+"""
+MAIL = """
+from omniq import Every, TaskQueue
+
+queue = TaskQueue("sqlite:///gallery.db")
+
+@queue.task
+def send() -> None: ...
+"""
+
+
+def test_a_worker_of_another_app_leaves_declared_schedules_alone_and_one_of_their_own_says_what_it_changes(
+    folder: Path, start: Callable[..., Program]
+) -> None:
+    gallery = folder / "gallery"
+    gallery.mkdir()
+    (gallery / "mail.py").write_text(MAIL)
+    (gallery / "worker.py").write_text(f"from omniq import Every\n{WORKER}")
+
+    def told(app: str) -> str:
+        program = start("worker", app)
+        with TaskQueue("sqlite:///gallery.db") as store:
+            handle = store.task(name="gallery.mail.send")(lambda: None).enqueue()
+            handle.result(timeout=30)
+        assert program.stop() == 0
+        return program.stderr
+
+    def ids() -> list[str]:
+        with TaskQueue("sqlite:///gallery.db") as store:
+            return [schedule.id for schedule in store.schedules()]
+
+    assert "schedules declared by gallery.worker:queue: added: gallery.worker.nightly" in told("gallery.worker:queue")
+    assert "schedules declared by" not in told("gallery.mail:queue")
+    assert ids() == ["gallery.worker.nightly"]
+    (gallery / "worker.py").write_text("from gallery.mail import queue")
+    assert "schedules declared by gallery.worker:queue: removed: gallery.worker.nightly" in told("gallery.worker:queue")
+    assert ids() == []

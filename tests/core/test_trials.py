@@ -90,6 +90,31 @@ def test_a_schedule_runs_at_each_of_its_times_while_days_pass(shop: TaskQueue) -
     assert [moment.hour for moment in mornings] == [6, 6, 5]
 
 
+def test_declared_schedules_are_there_from_the_start_of_a_trial(shop: TaskQueue) -> None:
+    ran: list[str] = []
+    shop.task(name="minutely", schedule=Every(60))(lambda: ran.append("minutely"))
+
+    with trial(shop) as tried:
+        tried.clock.advance(61)
+        tried.drain()
+        assert ran == ["minutely"]
+        shop.task(name="later", schedule=Every(60))(lambda: ran.append("later"))
+        tried.drain()
+        tried.clock.advance(61)
+        tried.drain()
+    assert sorted(ran) == ["later", "minutely", "minutely"]
+
+
+def test_what_is_past_its_result_ttl_is_removed_as_time_passes(shop: TaskQueue) -> None:
+    shop.task(name="minutely", schedule=Every(60), result_ttl=600)(lambda: None)
+
+    with trial(shop) as tried:
+        tried.run_for(timedelta(hours=2))
+        (stats,) = shop.stats()
+
+    assert 10 <= stats.counts[TaskState.SUCCEEDED] <= 12
+
+
 def test_a_lease_that_ran_out_is_recovered_as_time_passes(shop: TaskQueue) -> None:
     @shop.task
     def job() -> str:

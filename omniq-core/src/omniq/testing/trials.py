@@ -30,6 +30,7 @@ from omniq.scheduler import Scheduler
 from omniq.storage import Lease, Storage, TaskQuery
 from omniq.task import Failed, Outcome, Progress, Released, Task, TaskState
 from omniq.testing.clock import ManualClock
+from omniq.timetable import DeclaredSchedule
 from omniq.urls import parse_url
 
 __all__ = ["Trial", "memory_storage", "trial"]
@@ -41,6 +42,8 @@ function to be run on a thread without one. Each step is answered with its resul
 
 WORKER = "trial"
 LEASE = 60.0
+PRUNED = 1000
+"""Tasks removed in a step once their ``result_ttl`` is over."""
 MOST = 100_000
 """So many tasks in one drain are a loop: a task that enqueues itself, say."""
 
@@ -78,6 +81,13 @@ class Trial:
         self.queue = queue
         self.clock = clock
         self.raise_failures = raise_failures
+        self._declared: dict[str, DeclaredSchedule] | None = None
+
+    def _storing_declared(self) -> Steps[None]:
+        """Store the schedules that the code declares, as a worker does when it starts; their time counts from now."""
+        if self._declared != self.queue.declared:
+            yield self.queue.areconcile_schedules()
+            self._declared = dict(self.queue.declared)
 
     def drain(self) -> int:
         """Run every task that is ready or due, with what those enqueue in turn, until none is left.
@@ -95,6 +105,7 @@ class Trial:
         return await _arun(self._draining())
 
     def _draining(self) -> Steps[int]:
+        yield from self._storing_declared()
         storage: Storage = yield self._storage()
         scheduler = Scheduler(storage, self.queue.plugins, self.queue.codec, is_waiting=lambda: False)
         count = 0
@@ -106,7 +117,10 @@ class Trial:
         return count
 
     async def _storage(self) -> Storage:
-        return (await self.queue.connections.current()).storage
+        storage = (await self.queue.connections.current()).storage
+        while await storage.prune(PRUNED) == PRUNED:
+            pass
+        return storage
 
     async def _claimed(self, storage: Storage, scheduler: Scheduler) -> Task | None:
         await scheduler.fire_due()
@@ -160,7 +174,6 @@ class Trial:
 
     def _passing(self, time: float | timedelta) -> Steps[int]:
         end = self.clock.now + timedelta(seconds=duration(time, "time"))
-        yield self.queue.areconcile_schedules()
         count = yield from self._draining()
         while (moment := (yield self._next_moment())) is not None and moment <= end:
             self.clock.set(max(moment, self.clock.now))
@@ -209,6 +222,8 @@ def trial(
     queue.connections = connections = Connections(memory_storage(clock, queue.plugins))
     tried = Trial(queue, clock, raise_failures=raise_failures)
     try:
+        if queue.declared:
+            _run(tried._storing_declared)
         with _eagerly(tried) if eager else contextlib.nullcontext():
             yield tried
     finally:
