@@ -444,3 +444,38 @@ def test_processes_that_work_at_once_get_every_task_once_and_count_right(tmp_pat
             assert await count(store, TaskState.READY, "aside") == 300
 
     asyncio.run(scenario())
+
+
+FORK_AT_THE_SAME_TIME = """
+import os, sys, warnings
+from concurrent.futures import ThreadPoolExecutor
+from omniq import TaskQueue
+
+warnings.simplefilter("ignore", DeprecationWarning)  # of Python 3.12 and later: threads and forks do not go together
+
+queue = TaskQueue(f"sqlite:///{sys.argv[1]}")
+
+
+@queue.task
+def note(): ...
+
+
+def fork():
+    for _ in range(10):
+        if not (child := os.fork()):
+            os._exit(0)
+        os.waitpid(child, 0)
+        note.enqueue()
+
+
+note.enqueue()
+with ThreadPoolExecutor(8) as pool:
+    for forks in [pool.submit(fork) for _ in range(8)]:
+        forks.result()
+print(len(queue.tasks(limit=100)))
+"""
+
+
+def test_threads_that_fork_at_the_same_time_leave_the_store_as_it_was(tmp_path: Path) -> None:
+    # As tasks do that use multiprocessing. When it fails it hangs.
+    assert run_python(FORK_AT_THE_SAME_TIME, tmp_path / "jobs.db").split() == ["81"]

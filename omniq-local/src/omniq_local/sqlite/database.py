@@ -318,9 +318,12 @@ _alive: weakref.WeakSet[Database] = weakref.WeakSet()
 
 
 _forking: list[Database] = []
+_fork_turn = threading.Lock()
+"""One thread forks at a time: what each holds meanwhile is noted in one place."""
 
 
 def _before_fork() -> None:
+    _fork_turn.acquire()
     _forking[:] = _alive
     for database in _forking:
         database.before_fork()
@@ -332,6 +335,7 @@ def _after_fork_in_parent() -> None:
     for database in _forking:
         database.after_fork_in_parent()
     _forking.clear()
+    _fork_turn.release()
 
 
 def _after_fork_in_child() -> None:
@@ -339,6 +343,7 @@ def _after_fork_in_child() -> None:
     for database in _forking:
         database.after_fork()
     _forking.clear()
+    _fork_turn.release()
 
 
 os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
