@@ -86,6 +86,7 @@ def test_every_option_reaches_the_worker_and_the_workers_of_a_supervisor(
     assert len(worked) == 5
     for options in worked:
         assert options == {
+            "app": "shop:queue",
             "queues": ["urgent", "default"],
             "concurrency": 50,
             "threads": 4,

@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from omniq.detaching import Detacher
 from omniq.execute import Attempt, failed, run_async, run_sync, timed_out
 from omniq.task import Outcome
 
@@ -91,6 +92,7 @@ class LoopLane(Lane):
         super().__init__(slots, on_start, on_done)
         # The loop itself keeps only weak references to its tasks, which the attempts hold.
         self._running: set[Attempt] = set()
+        self._detacher = Detacher()
         self._sentinel: asyncio.Task[Any] | None = None
         """Nothing but the loop's end, which cancels everything at once, cancels it."""
 
@@ -106,7 +108,7 @@ class LoopLane(Lane):
 
     def _start(self, attempt: Attempt) -> None:
         self._running.add(attempt)
-        task = self._loop.create_task(self._run(attempt), context=self._context.copy())
+        task = self._detacher.create_task(self._loop, self._run(attempt), context=self._context.copy())
         if attempt in self._running:  # where the loop makes its tasks take their first step at once, it may have ended
             attempt.loop_task = task
 
@@ -140,8 +142,7 @@ class LoopLane(Lane):
             if task is None:
                 continue  # it is just ending
             # asyncio.run() would cancel it once more and wait for an end that may never come.
-            asyncio.tasks._unregister_task(task)
-            task._log_destroy_pending = False  # type: ignore[attr-defined]  # unknown to typeshed
+            self._detacher.detach(task)
 
 
 class PoolLane(Lane):
