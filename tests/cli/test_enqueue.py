@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -177,3 +178,21 @@ def test_waiting_has_an_end_if_asked_to(store: TaskQueue, capsys: pytest.Capture
     assert captured.out == ""
     assert "has not ended within 0.05 s; it goes on" in captured.err
     assert store.stats()[0].counts[TaskState.READY] == 1
+
+
+def test_times_and_tags_of_the_task_can_be_chosen(store: TaskQueue, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["enqueue", "shop:queue", "add", "1", "2", "--run-at", "2199-01-31T09:00+01:00", "--expires",
+                 "2199-02-01T09:00Z", "--tag", "a", "--tag", "b"]) == 0  # fmt: skip
+    task = store.get(capsys.readouterr().out.strip())
+    assert task is not None
+    assert task.run_at == datetime(2199, 1, 31, 8, tzinfo=UTC)
+    assert task.expires_at == datetime(2199, 2, 1, 9, tzinfo=UTC)
+    assert task.tags == ("a", "b")
+
+    assert main(["enqueue", "shop:queue", "add", "1", "2", "--expires", "60"]) == 0
+    task = store.get(capsys.readouterr().out.strip())
+    assert task is not None
+    assert task.expires_at == task.created_at + timedelta(seconds=60)
+
+    assert main(["enqueue", "shop:queue", "add", "1", "2", "--run-at", "tomorrow"]) == 2
+    assert "'tomorrow' is no time such as 2030-01-31T09:00" in capsys.readouterr().err

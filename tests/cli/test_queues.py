@@ -71,7 +71,8 @@ def test_a_list_shows_what_stats_shows(app: str, capsys: pytest.CaptureFixture[s
     assert (listed[0]["ready"], listed[0]["running"], listed[0]["cancelled"]) == (3, 1, 1)
 
     assert main(["queues", "list", app]) == 0
-    header, row = capsys.readouterr().out.splitlines()
+    header, row, blank, nobody = capsys.readouterr().out.splitlines()
+    assert (blank, nobody) == ("", "no worker is alive to run 3 ready tasks")
     assert header.split()[0] == "queue"
     assert row.split()[:7] == ["slow", "0", "3", "1", "0", "0", "1"]
 

@@ -50,7 +50,8 @@ def filled(store: TaskQueue) -> TaskQueue:
 def test_a_table_shows_every_queue(app: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["stats", app]) == 0
 
-    header, default, slow = capsys.readouterr().out.splitlines()
+    header, default, slow, blank, nobody = capsys.readouterr().out.splitlines()
+    assert (blank, nobody) == ("", "no worker is alive to run 2 ready tasks")
     assert header.split() == [
         "queue", "scheduled", "ready", "running", "succeeded", "failed", "cancelled", "paused", "oldest", "ready",
     ]  # fmt: skip

@@ -89,7 +89,7 @@ def test_a_list_has_a_row_for_each_task_the_latest_first(
 
     header, *rows = [re.split("  +", line) for line in capsys.readouterr().out.splitlines()]
     assert header == ["id", "state", "name", "queue", "attempts", "when", "error"]
-    assert [row[0] for row in rows] == sorted(mixed.values(), reverse=True)
+    assert [row[0] for row in rows] == [task_id[-12:] for task_id in sorted(mixed.values(), reverse=True)]
     by_state = {row[1]: row for row in rows}
     assert by_state["scheduled"][2:] == ["shop.add", "default", "0/1", "in 9 min", "-"]
     assert re.fullmatch(r"for \d+ s", by_state["ready"][5])
@@ -97,7 +97,7 @@ def test_a_list_has_a_row_for_each_task_the_latest_first(
     assert re.fullmatch(r"for \d+ s", by_state["running"][5])
     assert re.fullmatch(r"\d+ s ago", by_state["succeeded"][5])
     assert by_state["failed"][4] == "1/1"
-    assert by_state["failed"][6] == "RuntimeError"
+    assert by_state["failed"][6] == "RuntimeError: the cake"
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_the_last_line_of_a_page_leads_to_the_next_page(shop: TaskQueue, capsys:
         assert len(rows) == expected
         seen += [row.split()[0] for row in rows]
 
-    assert seen == ids[::-1]
+    assert seen == [task_id[-12:] for task_id in ids[::-1]]
 
 
 def test_a_list_is_short_unless_all_are_asked_for(shop: TaskQueue, capsys: pytest.CaptureFixture[str]) -> None:
@@ -147,7 +147,7 @@ def test_a_list_is_short_unless_all_are_asked_for(shop: TaskQueue, capsys: pytes
     assert main(["tasks", "list", URL, "--all"]) == 0
     header, *rows = capsys.readouterr().out.splitlines()
     assert header.startswith("id ")
-    assert [row.split()[0] for row in rows] == ids[::-1]
+    assert [row.split()[0] for row in rows] == [task_id[-12:] for task_id in ids[::-1]]
     assert main(["tasks", "list", URL, "--all", "--json"]) == 0
     answer = json.loads(capsys.readouterr().out)
     assert [task["id"] for task in answer["tasks"]] == ids[::-1]
@@ -157,9 +157,73 @@ def test_a_list_is_short_unless_all_are_asked_for(shop: TaskQueue, capsys: pytes
 @pytest.mark.usefixtures("shop")
 def test_a_store_without_tasks_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["tasks", "list", "shop:queue"]) == 0
-    assert capsys.readouterr().out == "no such tasks\n"
+    captured = capsys.readouterr()
+    assert captured.out == "no such tasks\n"
+    assert captured.err == "omniq: note: looked in namespace omniq of sqlite:///jobs.db\n"
     assert main(["tasks", "list", "shop:queue", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"tasks": [], "cursor": None}
+
+
+@pytest.mark.usefixtures("shop")
+@pytest.mark.parametrize("url", ["sqlite:///jobs.db", "file://{folder}/jobs"])
+def test_what_finds_nothing_names_where_it_looked_and_what_else_is_there(
+    url: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = url.format(folder=folder)
+    with TaskQueue(url, namespace="Shop_2") as other:
+
+        @other.task
+        def talk() -> None: ...
+
+        task_id = talk.enqueue().id
+    place = rf"looked in namespace omniq of {re.escape(url)}; there, too: namespace Shop_2 \(\?namespace=NAME\)\n"
+
+    for command in (["tasks", "list"], ["stats"], ["queues", "list"], ["schedules", "list"]):
+        assert main([*command, url]) == 0
+        assert re.fullmatch(f"omniq: note: {place}", capsys.readouterr().err), command
+    for command in (["tasks", "show"], ["schedules", "show"], ["queues", "resume"], ["schedules", "pause"]):
+        assert main([*command[:2], url, task_id]) == 1
+        assert re.search(place, capsys.readouterr().err), command
+    assert main(["tasks", "list", f"{url}?namespace=Shop_2"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_a_task_can_be_named_by_the_end_of_its_id(shop: TaskQueue, capsys: pytest.CaptureFixture[str]) -> None:
+    first, second = enqueue(shop, "talk"), enqueue(shop, "talk")
+
+    assert main(["tasks", "show", "shop:queue", first[-12:]]) == 0
+    assert first in capsys.readouterr().out
+    assert main(["tasks", "cancel", URL, first[-12:], second]) == 0
+    assert {shop.handle(task_id).task().state for task_id in (first, second)} == {TaskState.CANCELLED}
+    capsys.readouterr()
+    assert main(["tasks", "retry", URL, second[-12:], "000000000000"]) == 1
+    assert "there is no task '000000000000'" in capsys.readouterr().err
+    assert shop.handle(second).task().state is TaskState.READY
+
+
+def test_a_short_id_is_looked_for_among_the_latest_tasks(
+    shop: TaskQueue, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    talk = shop.functions["shop.talk"]
+    oldest, *_ = shop.enqueue_many([talk.call() for _ in range(10)])
+    monkeypatch.setattr("omniq.cli.short_ids.PAGE", 3)
+
+    assert main(["tasks", "show", URL, oldest.id[-12:]]) == 0
+    monkeypatch.setattr("omniq.cli.short_ids.MOST_PAGES", 2)
+    assert main(["tasks", "show", URL, oldest.id[-12:]]) == 1
+    assert f"none of the latest 6 tasks has an id that ends in {oldest.id[-12:]}" in capsys.readouterr().err
+
+
+def test_the_error_of_a_list_is_its_first_line_and_of_bounded_length(
+    shop: TaskQueue, capsys: pytest.CaptureFixture[str]
+) -> None:
+    work_off(shop, enqueue(shop, "burn", "the \x1b[31mcake\nand more"), enqueue(shop, "burn", "x" * 5000))
+
+    assert main(["tasks", "list", URL]) == 0
+    _, long, short = capsys.readouterr().out.splitlines()
+    assert short.endswith(r"  RuntimeError: the \x1b[31mcake")
+    assert len(long) < 400
+    assert long.endswith("x…")
 
 
 def test_a_name_from_the_store_cannot_command_the_terminal(
@@ -473,5 +537,5 @@ def test_it_works_as_a_program(shop: TaskQueue, folder: Path) -> None:
     unknown = run_omniq("tasks", "delete", "shop:queue", NOWHERE, cwd=folder)
 
     assert (listed.returncode, listed.stderr) == (0, "")
-    assert task_id in listed.stdout
+    assert task_id[-12:] in listed.stdout
     assert (unknown.returncode, unknown.stderr) == (1, f"omniq: error: there is no task '{NOWHERE}'\n")

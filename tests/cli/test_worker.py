@@ -15,7 +15,7 @@ from omniq import TaskFailed, TaskQueue, TaskState, Worker
 from omniq.cli import main
 from omniq.cli.app import load_queue
 from omniq.testing import wait_until
-from tests.cli.program import Program
+from tests.cli.program import Program, run_omniq
 
 
 @pytest.fixture
@@ -98,6 +98,7 @@ def test_every_option_reaches_the_worker_and_the_workers_of_a_supervisor(
             "grace": 0.5,
             "scheduler": False,
             "drain": True,
+            "app": "shop:queue",
         }
 
 
@@ -277,3 +278,38 @@ def test_a_worker_that_drains_leaves_when_there_is_nothing_left_to_do(
         # The tasks that its tasks enqueued as well.
         assert [task.name for task in shop.tasks(state=TaskState.SUCCEEDED)].count("shop.chain") == 3
         assert later.task().state is TaskState.SCHEDULED
+
+
+def test_a_worker_says_at_its_start_what_it_runs_on_what_and_how_much_at_once(
+    folder: Path, start: Callable[..., Program]
+) -> None:
+    (folder / "more.py").write_text("from shop import queue\n\n@queue.task\ndef extra() -> None: ...\n")
+    worker = start("worker", "shop:queue", "--import", "more", "-q", "slow,defualt", "-c", "50", "--process-slots", "3")
+
+    said = worker.says(" serves ")
+
+    assert re.search(r"omniq\.worker: OmniQ [\d.]+, Python [\d.]+: store sqlite:///jobs\.db, namespace omniq\n", said)
+    assert re.search(r"omniq\.worker: \d tasks: more\.extra, shop\.add, shop\.burn, ", said)
+    assert "50 tasks at once, of them 20 on threads and 3 in processes of their own; lease 30 s, grace 25 s" in said
+    assert "WARNING omniq.worker: no task is declared for queue defualt" in said
+    assert "did you mean default?" in said
+    assert worker.stop() == 0
+
+
+def test_a_module_that_cannot_be_imported_too_is_wrong_usage(folder: Path, start: Callable[..., Program]) -> None:
+    worker = start("worker", "shop:queue", "--import", "more")
+
+    assert worker.process.wait(30) == 2
+    assert "there is no module 'more'" in worker.stderr
+
+
+def test_the_other_modules_reach_the_workers_of_a_supervisor(folder: Path, start: Callable[..., Program]) -> None:
+    (folder / "more.py").write_text("from shop import queue\n\n@queue.task\ndef extra() -> str: return 'ran'\n")
+    worker = start("worker", "shop:queue", "--import=more", "--processes", "2")
+
+    done = run_omniq("enqueue", "more:queue", "extra", "--wait", "--wait-timeout", "30", cwd=folder)
+
+    assert (done.returncode, done.stdout) == (0, '"ran"\n')
+    assert "2 processes, in each 100 tasks at once" in worker.stderr
+    assert worker.stderr.count(": OmniQ ") == 1, "the supervisor says it for all"
+    assert worker.stop() == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import functools
 import importlib
 import inspect
@@ -491,3 +492,18 @@ def test_a_task_function_keeps_its_kind_when_its_options_change(private: TaskQue
 
     assert isinstance(task.using(priority=1), AsyncTaskFunction)
     assert isinstance(private.task(shop_task).using(priority=1), TaskFunction)
+
+
+def test_the_words_of_other_queues_are_answered_with_ours() -> None:
+    queue = TaskQueue("memory://")
+
+    @queue.task
+    def resize() -> None: ...
+
+    for word, ours in (("delay", "enqueue"), ("apply_async", "using"), ("send", "enqueue"), ("s", "call")):
+        with pytest.raises(AttributeError, match=rf"resize has no attribute '{word}'; OmniQ's word for it is {ours}"):
+            getattr(resize, word)
+    misspelt = "dealy"
+    with pytest.raises(AttributeError, match=rf"no attribute '{misspelt}'$"):
+        getattr(resize, misspelt)
+    assert not hasattr(copy.copy(resize), "delay"), "a copy is made without __init__"

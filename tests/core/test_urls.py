@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from omniq import TaskQueue, UnknownScheme
 from omniq.errors import ConfigurationError
 from omniq.urls import parse_url, redact
 
@@ -180,3 +181,22 @@ def test_an_option_that_the_storage_does_not_know_is_refused_with_those_it_does(
 
     with pytest.raises(ValueError, match=r"unknown option 'synchronus'; sqlite:// knows busy, synchronous, namespace"):
         config.check_options(["synchronous", "busy"])
+
+
+def test_an_empty_url_is_no_url(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigurationError, match="the URL of the store is empty: was the variable set"):
+        TaskQueue("")
+    monkeypatch.setenv("OMNIQ_URL", "")
+    with pytest.raises(ConfigurationError, match="OMNIQ_URL is set, and empty"):
+        TaskQueue()
+    assert TaskQueue("memory://").url == "memory://", "it is not asked for"
+    monkeypatch.delenv("OMNIQ_URL")
+    assert TaskQueue().url == "sqlite:///omniq.db"
+
+
+@pytest.mark.parametrize(
+    ("url", "meant"), [("reddis://h", "redis"), ("postgress://h", "postgres"), ("sqlit:///jobs.db", "sqlite")]
+)
+def test_a_scheme_that_is_nearly_one_is_answered_with_it(url: str, meant: str) -> None:
+    with pytest.raises(UnknownScheme, match=rf"no storage opens .*; did you mean {meant}://\?; installed: "):
+        TaskQueue(url)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping
 from datetime import datetime
 from pathlib import Path
 from types import CodeType
-from typing import Any, Generic, Literal, ParamSpec, Protocol, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, Protocol, TypeAlias, TypeVar, cast
 
 from omniq.handle import SyncTaskHandle, TaskHandle
 from omniq.options import Duration, TaskOptions, check_text
@@ -33,6 +33,27 @@ P = ParamSpec("P")
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
 Executor: TypeAlias = Literal["loop", "thread", "process"]
+
+
+_WORDS_OF_OTHERS = {
+    "delay": "enqueue(…); to put it off, using(delay=SECONDS).enqueue(…)",
+    "apply_async": "using(delay=…, queue=…).enqueue(…), with the function's own arguments",
+    "send": "enqueue(…)",
+    "send_with_options": "using(delay=…, queue=…).enqueue(…)",
+    "kiq": "aenqueue(…)",
+    "kicker": "using(…)",
+    "defer": "enqueue(…)",
+    "defer_async": "aenqueue(…)",
+    "configure": "using(…)",
+    "s": "call(…)",
+    "si": "call(…)",
+    "signature": "call(…)",
+    "message": "call(…)",
+    "apply": "a plain call, function(…)",
+    "call_local": "a plain call, function(…)",
+    "schedule": "using(delay=…) or using(run_at=…), then enqueue(…)",
+}
+"""What users of other queues type, and what is meant."""
 
 
 class FunctionOwner(Protocol):
@@ -273,6 +294,15 @@ class TaskFunction(Generic[P, R]):
             tags=tags,
         )
         return type(self)(self.owner, self.definition, options, self.connection if connection is None else connection)
+
+    if not TYPE_CHECKING:  # a type checker tells of names that are not there by itself
+
+        def __getattr__(self, name: str) -> Any:
+            own = _WORDS_OF_OTHERS.get(name)
+            hint = "" if own is None else f"; OmniQ's word for it is {own}"
+            # Asked for before __init__, too, where a copy is made.
+            called = vars(self).get("__qualname__", "")
+            raise AttributeError(f"task function {called} has no attribute {name!r}{hint}")
 
     @functools.cached_property
     def template(self) -> dict[str, Any]:

@@ -6,6 +6,7 @@ claim are an error for whoever asks for that name. Nothing here is loaded on imp
 
 from __future__ import annotations
 
+import difflib
 import logging
 from collections.abc import Callable, Mapping
 from importlib import import_module
@@ -233,11 +234,16 @@ class Plugins:
             )
         else:
             installed = ", ".join(f"{name}://" for name in self._names("omniq_storages")) or "none"
-            text = f"no storage opens {config.scheme}:// ({config.redacted}); installed: {installed}"
+            text = f"no storage opens {config.scheme}:// ({config.redacted}){self._close_scheme(config.scheme)}"
+            text += f"; installed: {installed}"
         broken = [plugin for plugin in self._found if plugin.problem]
         if broken:
             text += "; these plugins are broken: " + ", ".join(f"{p.name!r} of {p.distribution}" for p in broken)
         return text
+
+    def _close_scheme(self, scheme: str) -> str:
+        close = difflib.get_close_matches(scheme, [*self._names("omniq_storages"), *_EXTRAS], n=1)
+        return f"; did you mean {close[0]}://?" if close else ""
 
     def serializer(self, name: str) -> Serializer:
         """Give a serializer by name.

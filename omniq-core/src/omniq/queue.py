@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Self, Unpack
 from omniq.carrying import Runnable, carriers
 from omniq.codec import Codec, FunctionDecoder
 from omniq.connections import Connections
+from omniq.errors import ConfigurationError
 from omniq.functions import TaskFunction
 from omniq.options import Duration, TaskOptions, check_count
 from omniq.plugins import Plugins, default_plugins
@@ -54,8 +55,9 @@ class TaskQueue(Producer):
     :param max_payload: the most bytes of encoded arguments, and of a result.
     :param plugins: the plugins to use; None: those that are installed.
     :raises UnknownScheme: if no installed storage opens the URL; the message names what to install.
-    :raises ConfigurationError: if the URL, an option of it, a key or a plugin cannot be used; or if a serializer that
-        runs code, such as ``cloudpickle``, is given a store that others can reach, and no ``signing_key``.
+    :raises ConfigurationError: if the URL is empty, or it, an option of it, a key or a plugin cannot be used; or if a
+        serializer that runs code, such as ``cloudpickle``, is given a store that others can reach, and no
+        ``signing_key``.
     """
 
     def __init__(
@@ -79,11 +81,13 @@ class TaskQueue(Producer):
         self.plugins = plugins if plugins is not None else default_plugins()
         if isinstance(url, Storage):
             self.url = f"<{type(url).__name__}>"
+            self.namespace = namespace or ""
             storage = url
             private = not url.capabilities & _SHARED
         else:
-            config = parse_url(url or os.environ.get("OMNIQ_URL") or DEFAULT_URL, namespace)
+            config = parse_url(_chosen_url(url), namespace)
             self.url = config.redacted
+            self.namespace = config.namespace
             storage = self.plugins.open_storage(config)
             private = config.scheme == "memory"
         accepted = (serializer,) if accept is None else tuple(dict.fromkeys((serializer, *accept)))
@@ -170,3 +174,22 @@ class TaskQueue(Producer):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self.aclose()
+
+
+def _chosen_url(url: str | None) -> str:
+    # An empty text is a variable that was not set where the program runs: the default would be another store than the
+    # one meant, without a word.
+    if url is None:
+        url = os.environ.get("OMNIQ_URL")
+        if url == "":
+            raise ConfigurationError(
+                "OMNIQ_URL is set, and empty: give it the URL of a store such as redis://localhost, or remove it from "
+                f"the environment, which means {DEFAULT_URL}"
+            )
+        return DEFAULT_URL if url is None else url
+    if url == "":
+        raise ConfigurationError(
+            "the URL of the store is empty: was the variable set that it comes from? Give one such as "
+            f"redis://localhost, or None, which means OMNIQ_URL, or else {DEFAULT_URL}"
+        )
+    return url

@@ -470,6 +470,15 @@ class Storage(ABC):
         :return: how many tasks were removed.
         """
 
+    async def namespaces(self) -> list[str]:
+        """Return the namespaces that this store keeps tasks of, so that a command that finds nothing can name them.
+
+        Looks at a bounded number of things, and may leave some out.
+
+        :return: in any order; empty where the store cannot tell, which is the default.
+        """
+        return []
+
     @abstractmethod
     async def diagnose(self) -> list[Finding]:
         """Give what ``omniq doctor`` shows: version, durability settings, limits, what is amiss and the mend."""

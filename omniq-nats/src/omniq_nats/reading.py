@@ -31,6 +31,7 @@ __all__ = [
     "find_living",
     "get",
     "list_tasks",
+    "namespaces",
     "slot_on_shelf",
     "stand",
     "stands",
@@ -378,6 +379,13 @@ async def _oldest_of(keeper: Keeper, book: Book, line: str) -> list[int]:
                 return [home.at]
         home = await keeper.orders.ahead(book, line, home, 4)
     return []
+
+
+async def namespaces(keeper: Keeper) -> list[str]:
+    """Do :meth:`omniq.storage.Storage.namespaces`."""
+    answer = await keeper.link.ask("STREAM.NAMES")
+    # None, and an error, where this user may not ask.
+    return [name.removeprefix("OMNIQ_") for name in answer.get("streams") or () if name.startswith("OMNIQ_")]
 
 
 async def workers(keeper: Keeper) -> list[WorkerInfo]:

@@ -266,6 +266,9 @@ class NatsStorage(Storage):
         await opened.tell_ends(gone)
         return count
 
+    async def namespaces(self) -> list[str]:
+        return await reading.namespaces((await self._ready()).keeper)
+
     async def diagnose(self) -> list[Finding]:
         opened = await self._ready()
         return await doctor.diagnose(opened.keeper)

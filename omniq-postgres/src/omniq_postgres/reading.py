@@ -11,7 +11,7 @@ from omniq_postgres import wire
 from omniq_postgres.jobs import Context, Rows, Steps
 from omniq_postgres.rows import CANCELLED, NUMBER_OF, SCHEDULED, STATE_OF, SUCCEEDED, task_of
 
-__all__ = ["get", "list_tasks", "now", "read_cursor", "stats", "workers"]
+__all__ = ["get", "list_tasks", "namespaces", "now", "read_cursor", "stats", "workers"]
 
 LATEST = 2**63 - 1
 
@@ -86,6 +86,12 @@ def stats(context: Context) -> Steps[list[QueueStats]]:
             waited = None if oldest is None or not counts[TaskState.READY] else max(0.0, oldest)
             result.append(QueueStats(queue=queue, counts=counts, paused=paused, oldest_ready=waited))
     return result
+
+
+def namespaces(context: Context) -> Steps[list[str]]:
+    """Return the namespaces; see :meth:`~omniq.storage.Storage.namespaces`."""
+    rows = yield context.query("reading.namespaces")
+    return [str(row[0]) for row in rows]
 
 
 def workers(context: Context) -> Steps[list[WorkerInfo]]:

@@ -262,5 +262,8 @@ class PostgresStorage(Storage, Migrated):
         session = self._opened()
         return await session.run(partial(upkeep.prune, limit, session.pruned))
 
+    async def namespaces(self) -> list[str]:
+        return await self._opened().run(reading.namespaces)
+
     async def diagnose(self) -> list[Finding]:
         return await doctor.diagnose(self._opened(), self._settings, self._connector)

@@ -49,6 +49,8 @@ from omniq_redis.waiting import Waiting
 
 __all__ = ["RedisStorage"]
 
+MOST_SCANS = 200
+"""So many steps over the keys of a server, each of about a thousand, are taken to find its namespaces."""
 STEP = 500
 """Tasks deleted or purged by one script, so that no step holds up the server for long."""
 COUNTED = (
@@ -341,6 +343,17 @@ class RedisStorage(Storage):
 
     async def prune(self, limit: int) -> int:
         return int(await self._opened().run("prune", [limit]))
+
+    async def namespaces(self) -> list[str]:
+        client = self._opened()
+        found: set[str] = set()
+        cursor = b"0"
+        for _ in range(MOST_SCANS):
+            cursor, keys = await client.ask(b"SCAN", cursor, b"MATCH", b"{*}:meta", b"COUNT", b"1000")
+            found.update(key.decode(errors="replace")[1:].partition("}")[0] for key in keys)
+            if cursor == b"0":
+                break
+        return sorted(found)
 
     async def diagnose(self) -> list[Finding]:
         return await diagnose(self._opened())

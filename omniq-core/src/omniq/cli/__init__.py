@@ -30,6 +30,8 @@ COMMANDS = {
     "stats": ("omniq.cli.stats", "show every queue in numbers"),
     "tasks": ("omniq.cli.tasks", "list, show, cancel, retry and delete tasks"),
     "queues": ("omniq.cli.queues", "list, pause, resume and purge queues"),
+    "workers": ("omniq.cli.workers", "show which workers are alive"),
+    "functions": ("omniq.cli.functions", "show which tasks an application declares"),
     "schedules": ("omniq.cli.schedules", "list, show, pause, resume, trigger and delete schedules"),
     "doctor": ("omniq.cli.doctor", "look for what is amiss with a store"),
     "migrate": ("omniq.cli.migrate", "bring a store's schema up to date"),

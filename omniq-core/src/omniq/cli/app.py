@@ -11,13 +11,28 @@ from collections.abc import Iterator
 from datetime import datetime
 from types import ModuleType
 
-from omniq.cli.failures import UsageError, suggestion
+from omniq.cli.failures import UsageError, note, suggestion
+from omniq.cli.wording import printable
 from omniq.errors import ConfigurationError
 from omniq.queue import TaskQueue
 from omniq.storage import Capability, Storage
 from omniq.urls import redact
 
-__all__ = ["is_shared", "load_queue", "load_queue_or_url", "now_of", "open_queue", "require_shared", "store_of"]
+__all__ = [
+    "import_module_of",
+    "is_shared",
+    "load_queue",
+    "load_queue_or_url",
+    "note_place",
+    "now_of",
+    "open_queue",
+    "place_of",
+    "require_shared",
+    "store_of",
+]
+
+MOST_NAMESPACES = 10
+"""So many other namespaces are named at most."""
 
 
 @contextlib.contextmanager
@@ -45,6 +60,23 @@ def now_of(queue: TaskQueue) -> datetime:
         return await (await store_of(queue)).now()
 
     return queue.run(ask())
+
+
+def place_of(queue: TaskQueue) -> str:
+    """Return where a command looked: the namespace, the store, and which other namespaces there are in it."""
+
+    async def ask() -> list[str]:
+        return await (await store_of(queue)).namespaces()
+
+    others = [name for name in sorted(queue.run(ask())) if name != queue.namespace]
+    named = ", ".join(map(printable, others[:MOST_NAMESPACES])) + (", …" if others[MOST_NAMESPACES:] else "")
+    there = f"; there, too: namespace{'s' if len(others) > 1 else ''} {named} (?namespace=NAME)" if others else ""
+    return f"namespace {queue.namespace} of {queue.url}{there}"
+
+
+def note_place(queue: TaskQueue) -> None:
+    """Say on stderr where a command looked that found nothing: perhaps in the wrong place."""
+    note(f"looked in {place_of(queue)}")
 
 
 def load_queue_or_url(text: str) -> TaskQueue:
@@ -79,13 +111,17 @@ def load_queue(app: str) -> TaskQueue:
         raise UsageError(f"{app!r} is not module:attribute; try {name}:{attribute or 'queue'}")
     if not name or not all(part.isidentifier() for part in name.split(".")):
         raise UsageError(f"{app!r} is not module:attribute, such as shop.tasks:queue")
-    module = _import(name)
+    module = import_module_of(name)
     if not colon or not attribute:
         raise UsageError(f"{app!r} names no attribute{_queues_in(module)}; write {name}:ATTRIBUTE")
     return _find(module, attribute)
 
 
-def _import(name: str) -> ModuleType:
+def import_module_of(name: str) -> ModuleType:
+    """Import a module of an application, with the current folder on the path.
+
+    :raises UsageError: if it is not there or cannot be imported; the message says where it broke.
+    """
     folder = os.getcwd()
     if folder not in sys.path:
         sys.path.insert(0, folder)

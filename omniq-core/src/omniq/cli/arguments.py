@@ -4,12 +4,26 @@ from __future__ import annotations
 
 import argparse
 import math
+from datetime import datetime
 from typing import Any, NoReturn
 
 from omniq.cli.failures import UsageError
 from omniq.options import check_queue
 
-__all__ = ["Parser", "add_app", "add_json", "add_verbose", "count", "describe", "queue_name", "seconds", "size", "text"]
+__all__ = [
+    "Parser",
+    "add_app",
+    "add_json",
+    "add_verbose",
+    "count",
+    "describe",
+    "moment",
+    "queue_name",
+    "seconds",
+    "seconds_or_moment",
+    "size",
+    "text",
+]
 
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
@@ -63,6 +77,23 @@ def seconds(text: str) -> float:
     if not math.isfinite(value) or value < 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds, zero or more")
     return value
+
+
+def moment(text: str) -> datetime:
+    """Read a point in time in ISO 8601; without an offset by the clocks here."""
+    try:
+        value = datetime.fromisoformat(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no time such as 2030-01-31T09:00 or …T08:00Z") from None
+    return value.astimezone()
+
+
+def seconds_or_moment(text: str) -> float | datetime:
+    """Read a duration in seconds, or a point in time."""
+    try:
+        return seconds(text)
+    except argparse.ArgumentTypeError:
+        return moment(text)
 
 
 def count(text: str) -> int:

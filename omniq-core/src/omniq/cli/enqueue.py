@@ -10,7 +10,7 @@ import sys
 from typing import Any, NoReturn
 
 from omniq.cli.app import load_queue, require_shared
-from omniq.cli.arguments import add_app, describe, seconds
+from omniq.cli.arguments import add_app, describe, moment, seconds, seconds_or_moment
 from omniq.cli.failures import OperationFailed, UsageError, suggestion
 from omniq.cli.terminal import Screen
 from omniq.cli.values import plain_json, structure_arguments
@@ -44,6 +44,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--queue", metavar="QUEUE", help="the queue to put it into, instead of the function's own")
     parser.add_argument("--priority", type=int, metavar="N", help="-100 to 100; larger is claimed first")
     parser.add_argument("--delay", type=seconds, metavar="S", help="seconds from now until it may start")
+    parser.add_argument("--run-at", type=moment, metavar="TIME", help="when it may start: 2030-01-31T09:00+01:00")
+    parser.add_argument(
+        "--expires",
+        type=seconds_or_moment,
+        metavar="S|TIME",
+        help="seconds from now, or a time, after which it must not start",
+    )
+    parser.add_argument(
+        "--tag", dest="tags", action="append", metavar="TAG", help="a word to find it by; may be given several times"
+    )
     parser.add_argument("--unique", metavar="KEY", help="if a task with this key waits or runs, print its id instead")
     parser.add_argument("--wait", action="store_true", help="print the result as JSON (and the id on stderr)")
     parser.add_argument("--wait-timeout", type=seconds, metavar="S", help="with --wait: how many seconds at most")
@@ -122,7 +132,13 @@ def _no_json(constant: str) -> NoReturn:
 def _with_options(function: TaskFunction[Any, Any], options: argparse.Namespace) -> TaskFunction[Any, Any]:
     try:
         return function.using(
-            queue=options.queue, priority=options.priority, delay=options.delay, unique=options.unique
+            queue=options.queue,
+            priority=options.priority,
+            delay=options.delay,
+            run_at=options.run_at,
+            expires=options.expires,
+            unique=options.unique,
+            tags=options.tags,
         )
     except (TypeError, ValueError) as error:
         raise UsageError(str(error)) from error

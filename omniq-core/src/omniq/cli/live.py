@@ -17,7 +17,7 @@ from omniq.queue import TaskQueue
 from omniq.storage import QueueStats, WorkerInfo
 from omniq.task import Task, TaskState
 
-__all__ = ["Frame", "Look", "look", "worker_lines"]
+__all__ = ["Frame", "Look", "look", "nobody_works", "worker_lines"]
 
 MOST_LOOKED_UP = 200
 """So many running tasks are looked up at most; a thousand of them need not be named one by one."""
@@ -98,13 +98,21 @@ def _differences(before: Look | None, after: Look, states: Iterable[TaskState]) 
     return {queue: total - old.get(queue, 0) for queue, total in totals(after).items()}
 
 
+def nobody_works(waiting: int, screen: Screen) -> str:
+    """Return the line that says that no worker is alive.
+
+    :param waiting: how many tasks are ready.
+    """
+    if waiting:
+        return screen.styled(f"no worker is alive to run {plural(waiting, 'ready task')}", "red")
+    return screen.styled("no worker is alive", "dim")
+
+
 def worker_lines(frame: Frame, screen: Screen) -> list[str]:
     """Give a line for each worker that is alive: how many tasks it runs, for how long, and which."""
     if not frame.workers:
         waiting = sum(queue.counts.get(TaskState.READY, 0) for queue in frame.stats)
-        if waiting:
-            return [screen.styled(f"no worker is alive to run {plural(waiting, 'ready task')}", "red")]
-        return [screen.styled("no worker is alive", "dim")]
+        return [nobody_works(waiting, screen)]
     times = "×" if screen.can_show("×") else "x"
     columns = [
         Column[WorkerInfo](title="worker", cell=lambda worker: printable(worker.id), least=16, keep_end=True),

@@ -7,11 +7,11 @@ import json
 import sys
 from collections.abc import Iterable
 
-from omniq.cli.app import open_queue
+from omniq.cli.app import note_place, open_queue, place_of
 from omniq.cli.arguments import add_app, add_json, describe, queue_name
 from omniq.cli.failures import FAILED, OperationFailed, UsageError, complain, note, suggestion
 from omniq.cli.groups import Action, add_actions, run_action
-from omniq.cli.stats import as_json, as_table
+from omniq.cli.stats import as_json, show
 from omniq.cli.terminal import Screen
 from omniq.cli.wording import plural
 from omniq.queue import TaskQueue
@@ -58,8 +58,7 @@ def _list(options: argparse.Namespace) -> int:
         if options.json:
             screen.say(json.dumps(as_json(stats), indent=2))
             return 0
-        for line in as_table(stats, screen) if stats else [f"no queue has been used on {queue.url} yet"]:
-            screen.say(line)
+        show(stats, queue, screen)
     return 0
 
 
@@ -112,7 +111,8 @@ def _resume(options: argparse.Namespace) -> int:
             elif name in known:
                 print(f"queue {name} was not paused")
             else:
-                complain(f"there is no queue {name!r}{suggestion(name, known)}")
+                hint = suggestion(name, known)
+                complain(f"there is no queue {name!r}{hint or f'; looked in {place_of(queue)}'}")
                 code = FAILED
     return code
 
@@ -153,6 +153,8 @@ def _purge(options: argparse.Namespace) -> int:
             known = _known(queue, stats)
             hint = "" if options.queue in known else suggestion(options.queue, known)
             print(f"there is nothing to remove: {what}{hint}")
+            if options.queue not in known and not hint:
+                note_place(queue)
             return 0
         if not options.yes:
             _confirm(what, queue)

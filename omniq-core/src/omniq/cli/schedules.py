@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 from typing import Any
 
 from attrs import frozen
 
-from omniq.cli.app import now_of, open_queue
+from omniq.cli.app import note_place, now_of, open_queue, place_of
 from omniq.cli.arguments import add_app, add_json, describe, text
 from omniq.cli.columns import Column, Table
 from omniq.cli.failures import FAILED, OperationFailed, complain, note, suggestion
@@ -79,6 +79,8 @@ def _list(options: argparse.Namespace) -> int:
         rows = [_Row(schedule, _words(schedule, queue)) for schedule in schedules]
         for line in _table(screen, now).lines(rows) if rows else ["there are no schedules"]:
             screen.say(line)
+        if not rows:
+            note_place(queue)
     return 0
 
 
@@ -193,8 +195,13 @@ def _show(options: argparse.Namespace) -> int:
 def _find(queue: TaskQueue, schedule_id: str) -> Schedule:
     schedules = {schedule.id: schedule for schedule in queue.schedules()}
     if schedule_id not in schedules:
-        raise OperationFailed(f"{ScheduleNotFound(schedule_id)}{suggestion(schedule_id, schedules)}")
+        raise OperationFailed(_not_found(queue, schedule_id, schedules))
     return schedules[schedule_id]
+
+
+def _not_found(queue: TaskQueue, schedule_id: str, known: Iterable[str]) -> str:
+    hint = suggestion(schedule_id, known)
+    return f"{ScheduleNotFound(schedule_id)}{hint or f'; looked in {place_of(queue)}'}"
 
 
 def _details(schedule: Schedule, queue: TaskQueue, now: datetime) -> Iterator[tuple[str, str]]:
@@ -259,9 +266,8 @@ def _for_each(change: Callable[[TaskQueue, str], None]) -> Callable[[argparse.Na
             for schedule_id in dict.fromkeys(options.ids):
                 try:
                     change(queue, schedule_id)
-                except ScheduleNotFound as error:
-                    known = [schedule.id for schedule in queue.schedules()]
-                    complain(f"{error}{suggestion(schedule_id, known)}")
+                except ScheduleNotFound:
+                    complain(_not_found(queue, schedule_id, [schedule.id for schedule in queue.schedules()]))
                     code = FAILED
         return code
 

@@ -9,10 +9,10 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from omniq.cli.app import open_queue
+from omniq.cli.app import note_place, open_queue
 from omniq.cli.arguments import add_app, add_json, count, describe, seconds
 from omniq.cli.columns import Column, Table
-from omniq.cli.live import Frame, Look, look, worker_lines
+from omniq.cli.live import Frame, Look, look, nobody_works, worker_lines
 from omniq.cli.terminal import Screen, human_duration
 from omniq.cli.wording import printable
 from omniq.errors import StorageError
@@ -20,7 +20,7 @@ from omniq.queue import TaskQueue
 from omniq.storage import QueueStats
 from omniq.task import TaskState
 
-__all__ = ["as_json", "as_table", "configure", "run"]
+__all__ = ["as_json", "as_table", "configure", "run", "show"]
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -59,8 +59,19 @@ def _show(stats: Sequence[QueueStats], queue: TaskQueue, screen: Screen, options
     if options.json:
         screen.say(json.dumps(as_json(stats), indent=2))
         return
+    show(stats, queue, screen)
+
+
+def show(stats: Sequence[QueueStats], queue: TaskQueue, screen: Screen) -> None:
+    """Show the numbers to people; and that nobody works, where tasks wait to be worked off."""
     for line in as_table(stats, screen) if stats else [_unused(queue)]:
         screen.say(line)
+    if not stats:
+        note_place(queue)
+    waiting = sum(one.counts.get(TaskState.READY, 0) for one in stats)
+    if waiting and not queue.workers():
+        screen.say()
+        screen.say(nobody_works(waiting, screen))
 
 
 def _unused(queue: TaskQueue) -> str:

@@ -12,6 +12,7 @@ from omniq.cli.app import open_queue, store_of
 from omniq.cli.arguments import add_app, describe, text
 from omniq.cli.enqueue import find_function
 from omniq.cli.failures import FAILED, UsageError, complain
+from omniq.cli.short_ids import whole_ids
 from omniq.cli.wording import plural, printable
 from omniq.queue import TaskQueue
 from omniq.storage import Storage, TaskQuery
@@ -76,7 +77,9 @@ def add_verb(parser: argparse.ArgumentParser, verb: Verb) -> None:
         f"omniq tasks {verb.name} sqlite:///jobs.db --tag order-17",
     )
     add_app(parser, or_url=True)
-    parser.add_argument("ids", nargs="*", type=text, metavar="ID", help="the tasks' ids")
+    parser.add_argument(
+        "ids", nargs="*", type=text, metavar="ID", help="the tasks' ids, or the last 12 characters of them"
+    )
     parser.add_argument("--queue", type=text, metavar="QUEUE", help="all tasks of this queue")
     parser.add_argument("--state", choices=[state.value for state in verb.states], help="all tasks in this state")
     parser.add_argument("--name", type=text, metavar="NAME", help="all tasks of this function")
@@ -113,7 +116,7 @@ def act(options: argparse.Namespace, verb: Verb) -> int:
         )
     with open_queue(options.app) as queue:
         if options.ids:
-            ids = list(dict.fromkeys(options.ids))
+            ids = list(dict.fromkeys(whole_ids(queue, options.ids)))
             done, refusals = queue.run(_named(queue, verb, ids, dry_run=options.dry_run))
         else:
             states = verb.default if options.state is None else (TaskState(options.state),)

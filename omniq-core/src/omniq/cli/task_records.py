@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 
 from attrs import frozen
 
-from omniq.cli.columns import Column, Table
+from omniq.cli.columns import Column, Table, shortened
+from omniq.cli.short_ids import short_id
 from omniq.cli.terminal import Screen, human_duration
 from omniq.cli.values import plain_json
 from omniq.cli.wording import ago, exact, printable, relative, rough_duration
@@ -34,6 +35,8 @@ STYLES: Mapping[TaskState, tuple[str, ...]] = {
     TaskState.CANCELLED: ("yellow",),
 }
 
+LONGEST_ERROR = 200
+"""Characters of an error that a list shows, wherever it goes."""
 LONGEST = 4000
 """Characters of an argument list or a result that are shown to people; JSON has all of them."""
 
@@ -44,19 +47,22 @@ LONGEST = 4000
 def task_table(screen: Screen, now: datetime) -> Table[Task]:
     """Give a table that has a row for each task."""
     columns: list[Column[Task]] = [
-        Column(title="id", cell=lambda task: printable(task.id)),
+        Column(title="id", cell=lambda task: printable(short_id(task.id))),
         Column(title="state", cell=lambda task: task.state, styles=lambda task: STYLES.get(task.state, ())),
         Column(title="name", cell=lambda task: printable(task.name), least=8, keep_end=True),
         Column(title="queue", cell=lambda task: printable(task.queue), least=6, rank=2),
         Column(title="attempts", cell=lambda task: f"{task.attempt}/{task.max_retries + 1}", right=True, rank=3),
         Column(title="when", cell=lambda task: _when(task, now), right=True),
-        Column(title="error", cell=_error_type, styles=lambda _: ("red",), least=8, keep_end=True, rank=1),
+        Column(title="error", cell=_error_line, styles=lambda _: ("red",), least=12, rank=1),
     ]
     return Table(columns, screen)
 
 
-def _error_type(task: Task) -> str:
-    return printable(task.error.type) if task.error is not None else "-"
+def _error_line(task: Task) -> str:
+    if task.error is None:
+        return "-"
+    first_line = task.error.message.strip().partition("\n")[0]
+    return printable(shortened(f"{task.error.type}: {first_line}", LONGEST_ERROR))
 
 
 def _when(task: Task, now: datetime) -> str:

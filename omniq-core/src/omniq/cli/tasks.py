@@ -7,14 +7,16 @@ import json
 import shlex
 from collections.abc import Iterator
 
-from omniq.cli.app import now_of, open_queue
+from omniq.cli.app import note_place, now_of, open_queue, place_of
 from omniq.cli.arguments import add_app, add_json, count, describe, text
-from omniq.cli.failures import UsageError
+from omniq.cli.failures import OperationFailed, UsageError
 from omniq.cli.groups import Action, add_actions, run_action
+from omniq.cli.short_ids import whole_ids
 from omniq.cli.task_control import CANCEL, DELETE, RETRY, act, add_verb, full_name
 from omniq.cli.task_records import as_json, as_lines, task_table
 from omniq.cli.terminal import Screen
 from omniq.control import MOST_IN_A_PAGE
+from omniq.errors import TaskNotFound
 from omniq.queue import TaskQueue
 from omniq.storage import TaskPage
 from omniq.task import TaskState
@@ -106,6 +108,7 @@ def _print_table(pages: Iterator[TaskPage], queue: TaskQueue, screen: Screen) ->
         cursor, shown = page.cursor, shown + len(page)
     if not shown:
         screen.say("no such tasks")
+        note_place(queue)
     if cursor is not None:
         screen.say(screen.styled(f"there are more: --cursor={shlex.quote(cursor)}", "dim"))
 
@@ -131,14 +134,17 @@ def _configure_show(parser: argparse.ArgumentParser) -> None:
         "omniq tasks show sqlite:///jobs.db 0196f0c4-52a1-7c3e-9f0b-6d1a2b3c4d5e --json",
     )
     add_app(parser, or_url=True)
-    parser.add_argument("id", type=text, metavar="ID", help="the task's id")
+    parser.add_argument("id", type=text, metavar="ID", help="the task's id, or the last 12 characters of it")
     add_json(parser)
 
 
 def _show(options: argparse.Namespace) -> int:
     screen = Screen()
     with open_queue(options.app) as queue:
-        task = queue.run(queue.arecord(options.id))
+        (task_id,) = whole_ids(queue, [options.id])
+        task = queue.get(task_id)
+        if task is None:
+            raise OperationFailed(f"{TaskNotFound(options.id)}; looked in {place_of(queue)}")
         if options.json:
             screen.say(json.dumps(as_json(task, queue), indent=2))
             return 0

@@ -9,15 +9,16 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from omniq.cli.app import is_shared, load_queue
+from omniq.cli.app import import_module_of, is_shared, load_queue
 from omniq.cli.arguments import add_app, count, describe, seconds, size
+from omniq.cli.banner import introduction, undeclared_queues
 from omniq.cli.failures import UsageError
 from omniq.cli.lifeline import stop_when_parent_ends
 from omniq.cli.logs import heed_application, logging_to_stderr
 from omniq.cli.reload import Restart, bury_inherited, serve, wait_for_change
 from omniq.cli.supervisor import PATIENCE, Supervisor
 from omniq.queue import TaskQueue
-from omniq.worker import WorkerOptions
+from omniq.worker import Worker, WorkerOptions
 from omniq.worker_process import run_as_process
 
 __all__ = ["configure", "run"]
@@ -40,6 +41,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "omniq worker shop.tasks:queue --reload                   start again when the code changes",
     )
     add_app(parser)
+    parser.add_argument(
+        "--import",
+        dest="imports",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="a module to import, too, that declares tasks of the queue; may be given several times",
+    )
     parser.add_argument(
         "-q",
         "--queues",
@@ -125,11 +134,13 @@ def run(options: argparse.Namespace) -> int:
         restart = Restart(_command(options, "--reload", "--reloaded"))
         queue = _load(options, restart)
         heed_application()
-        _check(queue, options)
+        planned = _planned(queue, options)
         if not is_shared(queue):
             _log.warning("%s lives inside this process: only tasks that are enqueued in it will run", queue.url)
         if not queue.runnable:
             _log.warning("%s has no tasks: is the module imported that declares them with @queue.task?", options.app)
+        if not supervised:
+            _introduce(queue, planned, options)
         if supervised:
             stop_when_parent_ends(options.lifeline, within=options.grace + PATIENCE)
         elif options.processes > 1:
@@ -153,11 +164,23 @@ def _work(queue: TaskQueue, options: argparse.Namespace, *, supervised: bool) ->
     run_as_process(work, grace=worker.grace, supervised=supervised)
 
 
+def _introduce(queue: TaskQueue, planned: Worker, options: argparse.Namespace) -> None:
+    log = logging.getLogger("omniq.worker")
+    for line in introduction(queue, planned, processes=options.processes):
+        log.info("%s", line)
+    if queue.functions:
+        for line in undeclared_queues(queue, options.queues or ()):
+            log.warning("%s", line)
+
+
 def _load(options: argparse.Namespace, restart: Restart) -> TaskQueue:
     if options.reloaded:
         bury_inherited()
     try:
-        return load_queue(options.app)
+        queue = load_queue(options.app)
+        for name in options.imports:
+            import_module_of(name)
+        return queue
     except UsageError as error:
         if not options.reloaded:
             raise
@@ -187,9 +210,10 @@ def _worker_options(options: argparse.Namespace) -> WorkerOptions:
     }
 
 
-def _check(queue: TaskQueue, options: argparse.Namespace) -> None:
+def _planned(queue: TaskQueue, options: argparse.Namespace) -> Worker:
+    """Return a worker like those that will run, which is never started."""
     try:
-        queue.worker(**_worker_options(options))
+        return queue.worker(**_worker_options(options))
     except ValueError as error:
         raise UsageError(str(error)) from error
 
@@ -216,6 +240,7 @@ def _command(options: argparse.Namespace, *more: str) -> list[str]:
         "--log-level": options.log_level,
     }
     words = [word for name, value in given.items() if value is not None for word in (name, str(value))]
+    words += [f"--import={name}" for name in options.imports]
     flags = {
         "--no-scheduler": not options.scheduler,
         "--no-log-setup": not options.log_setup,

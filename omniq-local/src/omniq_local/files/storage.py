@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import glob
+import os
 import threading
 import time
 import weakref
@@ -215,6 +217,11 @@ class FileStorage(Storage):
 
     async def prune(self, limit: int) -> int:
         return await self._opened().run(partial(upkeep.prune, limit), small=False)
+
+    async def namespaces(self) -> list[str]:
+        root = self._folder.settings.root
+        found = await _on_a_thread(lambda: glob.glob("*/control", root_dir=root))
+        return [os.path.dirname(path) for path in found]
 
     async def diagnose(self) -> list[Finding]:
         return await self._opened().run(partial(diagnose, self._folder.settings), small=False)

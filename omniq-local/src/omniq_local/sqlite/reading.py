@@ -12,9 +12,10 @@ from omniq.errors import CorruptRecord
 from omniq.storage import QueueStats, WorkerInfo
 from omniq.task import Task, TaskState
 from omniq_local.sqlite.rows import FRESH, READY, STATE_OF, moment, salvaged, task_of
+from omniq_local.sqlite.settings import namespace_of
 from omniq_local.sqlite.statements import Statements
 
-__all__ = ["counts", "get", "make_task", "stats", "workers"]
+__all__ = ["counts", "get", "make_task", "namespaces", "stats", "workers"]
 
 _log = logging.getLogger("omniq.sqlite")
 
@@ -73,6 +74,12 @@ def stats(sql: Statements, now: int, connection: sqlite3.Connection) -> list[Que
             )
         )
     return result
+
+
+def namespaces(connection: sqlite3.Connection) -> list[str]:
+    """See :meth:`~omniq.storage.Storage.namespaces`."""
+    found = connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table' AND name LIKE '%.meta'")
+    return [namespace_of(name.removesuffix(".meta")) for (name,) in found]
 
 
 def workers(sql: Statements, now: int, connection: sqlite3.Connection) -> list[WorkerInfo]:

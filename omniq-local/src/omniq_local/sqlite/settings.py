@@ -15,6 +15,7 @@ __all__ = ["Settings", "read_settings", "table_prefix"]
 
 OPTIONS = ("busy_timeout", "foreign", "synchronous")
 
+_MARKED = re.compile(r"\^(.)")
 _NAMESPACE = re.compile(r"[A-Za-z0-9_-]+")
 
 
@@ -60,6 +61,11 @@ def table_prefix(namespace: str) -> str:
         )
     marked = "".join(f"^{letter.lower()}" if letter.isupper() else letter for letter in namespace)
     return f"^^{marked}" if marked.startswith("sqlite_") else marked
+
+
+def namespace_of(prefix: str) -> str:
+    """Return the namespace whose tables have this prefix; see :func:`table_prefix`."""
+    return _MARKED.sub(lambda found: found[1].upper(), prefix.removeprefix("^^"))
 
 
 def read_settings(config: StorageConfig) -> Settings:

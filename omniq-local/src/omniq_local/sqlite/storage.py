@@ -247,6 +247,9 @@ class SQLiteStorage(Storage):
     async def prune(self, limit: int) -> int:
         return await self._opened().write(partial(upkeep.prune, limit), small=limit <= LARGE)
 
+    async def namespaces(self) -> list[str]:
+        return await self._opened().read(reading.namespaces)
+
     async def diagnose(self) -> list[Finding]:
         database = self._opened()
         return await database.read(partial(diagnose, database.settings))

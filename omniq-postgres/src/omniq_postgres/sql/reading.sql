@@ -137,3 +137,10 @@ SELECT w.id,
            SELECT {live}.id::text FROM {live} WHERE {live}.state = 3 AND {live}.worker = w.id ORDER BY {live}.seq
        )
 FROM {worker} AS w WHERE w.until > clock_timestamp() ORDER BY w.id
+
+-- name: namespaces
+-- Of the schema, by the one table that nothing else calls so.
+SELECT left(relname, -length('_migration'))
+FROM pg_class
+WHERE relnamespace = '{schema}'::regnamespace AND relkind = 'r' AND right(relname, 10) = '_migration'
+LIMIT 1000

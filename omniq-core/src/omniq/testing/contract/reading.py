@@ -24,6 +24,8 @@ from omniq.testing.contract.steps import (
 )
 
 __all__ = ["ReadContract"]
+from omniq.testing.contract.stores import Stores
+from omniq.urls import parse_url
 
 
 async def walk(store: Storage, query: TaskQuery) -> list[Task]:
@@ -241,3 +243,15 @@ class ReadContract(Contract):
         await oldest(None)
         await store.delete([high])
         await oldest(None)
+
+    async def test_a_store_that_can_tell_its_namespaces_names_them(self, store: Storage, stores: Stores) -> None:
+        if type(store).namespaces is Storage.namespaces:
+            return  # it says that it cannot tell
+        capital = f"{stores.new_namespace()}-Shop"
+        other = await stores.open(capital)
+        await add(store, new_task())
+        await add(other, new_task())
+
+        # Its own: of others a store may leave some out, as a cluster does that keeps them on other nodes.
+        assert parse_url(stores.url).namespace in await store.namespaces()
+        assert capital in await other.namespaces()

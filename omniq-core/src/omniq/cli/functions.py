@@ -1,0 +1,84 @@
+"""``omniq functions``: which tasks an application declares, and how they are called."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from omniq.cli.app import load_queue
+from omniq.cli.arguments import add_app, add_json, describe
+from omniq.cli.columns import Column, Table
+from omniq.cli.failures import FAILED, complain
+from omniq.cli.terminal import Screen, human_duration
+from omniq.functions import TaskFunction
+
+__all__ = ["as_json", "configure", "run"]
+
+Function = TaskFunction[Any, Any]
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    describe(
+        parser,
+        "Show every task that an application declares: its name, its arguments, its queue and where it runs. Nothing\n"
+        "connects to the store. The exit code is 1 if there are none.",
+        "omniq functions shop.tasks:queue\nomniq functions shop.tasks:queue --json",
+    )
+    add_app(parser)
+    add_json(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Show the functions."""
+    queue = load_queue(options.app)
+    screen = Screen()
+    functions = [function for _, function in sorted(queue.functions.items())]
+    if options.json:
+        screen.say(json.dumps(as_json(functions), indent=2))
+    elif functions:
+        for line in _table(screen).lines(functions):
+            screen.say(line)
+    if functions:
+        return 0
+    complain(f"{options.app} has no tasks: is the module imported that declares them with @queue.task?")
+    return FAILED
+
+
+def as_json(functions: Sequence[Function]) -> list[dict[str, Any]]:
+    """Return the functions as what ``--json`` prints."""
+    return [
+        {
+            "name": function.name,
+            "signature": _signature(function),
+            "queue": function.options.queue,
+            "executor": function.definition.executor,
+            "max_retries": function.options.max_retries,
+            "timeout": function.options.timeout,
+            "priority": function.options.priority,
+        }
+        for function in functions
+    ]
+
+
+def _table(screen: Screen) -> Table[Function]:
+    columns: list[Column[Function]] = [
+        Column(title="name", cell=lambda function: function.name, least=12, keep_end=True),
+        Column(title="arguments", cell=_signature, least=12, rank=1),
+        Column(title="queue", cell=lambda function: function.options.queue, least=6),
+        Column(title="runs on", cell=lambda function: function.definition.executor, rank=2),
+        Column(title="retries", cell=lambda function: str(function.options.max_retries), right=True, rank=3),
+        Column(title="timeout", cell=_timeout, right=True, rank=4),
+    ]
+    return Table(columns, screen)
+
+
+def _signature(function: Function) -> str:
+    return str(inspect.signature(function.definition.function))
+
+
+def _timeout(function: Function) -> str:
+    return "-" if function.options.timeout is None else human_duration(function.options.timeout)

@@ -1,0 +1,90 @@
+"""``omniq workers``: which workers are alive, for people and for probes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from omniq.cli.app import note_place, now_of, open_queue
+from omniq.cli.arguments import add_app, add_json, count, describe, text
+from omniq.cli.columns import Column, Table
+from omniq.cli.failures import FAILED, complain
+from omniq.cli.terminal import Screen
+from omniq.cli.wording import ago, plural, printable
+from omniq.storage import WorkerInfo
+
+__all__ = ["as_json", "configure", "run"]
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    describe(
+        parser,
+        "Show every worker that was heard of within its lease. The exit code is 1 if there are fewer than asked for:\n"
+        "one, unless --at-least says otherwise. So it serves as a probe.",
+        "omniq workers shop.tasks:queue\n"
+        "omniq workers sqlite:///jobs.db --at-least 4\n"
+        'omniq workers redis://localhost --host "$(hostname)"      is the one of this container alive?',
+    )
+    add_app(parser, or_url=True)
+    parser.add_argument("--host", type=text, metavar="NAME", help="only workers on this host")
+    parser.add_argument("--at-least", type=count, default=1, metavar="N", help="how many there must be (default 1)")
+    add_json(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Show the workers; whether there are enough."""
+    screen = Screen()
+    with open_queue(options.app) as queue:
+        workers = [one for one in queue.workers() if options.host in (None, _host(one))]
+        now = now_of(queue)
+        if options.json:
+            screen.say(json.dumps(as_json(workers), indent=2))
+        elif workers:
+            for line in _table(screen, now).lines(workers):
+                screen.say(line)
+        if len(workers) >= options.at_least:
+            return 0
+        where = "" if options.host is None else f" on {printable(options.host)}"
+        complain(f"{plural(len(workers), 'worker')}{where} alive, {options.at_least} asked for")
+        if not workers:
+            note_place(queue)
+    return FAILED
+
+
+def as_json(workers: Sequence[WorkerInfo]) -> list[dict[str, Any]]:
+    """Return the workers as what ``--json`` prints."""
+    return [
+        {
+            "id": worker.id,
+            "host": _host(worker),
+            "pid": _pid(worker),
+            "seen_at": worker.seen_at.isoformat(),
+            "running": list(worker.running),
+        }
+        for worker in workers
+    ]
+
+
+def _table(screen: Screen, now: datetime) -> Table[WorkerInfo]:
+    columns: list[Column[WorkerInfo]] = [
+        Column(title="host", cell=lambda worker: printable(_host(worker) or "-"), least=10, keep_end=True),
+        Column(title="pid", cell=lambda worker: str(_pid(worker) or "-"), right=True),
+        Column(title="tasks", cell=lambda worker: f"{len(worker.running):,}", right=True),
+        Column(title="seen", cell=lambda worker: ago(worker.seen_at, now), right=True),
+        Column(title="id", cell=lambda worker: printable(worker.id), least=12, keep_end=True, rank=1),
+    ]
+    return Table(columns, screen)
+
+
+def _host(worker: WorkerInfo) -> str | None:
+    """Return the host in a worker's id, ``HOST-PID-RANDOM``; None if the id is not of that form."""
+    host, _, rest = worker.id.rpartition("-")[0].rpartition("-")
+    return host if host and rest.isdecimal() else None
+
+
+def _pid(worker: WorkerInfo) -> int | None:
+    return None if _host(worker) is None else int(worker.id.split("-")[-2])
