@@ -444,6 +444,27 @@ async def test_a_store_that_takes_no_outcome_does_not_keep_a_worker_from_stoppin
     await behind.aclose()
 
 
+async def test_neither_the_last_outcomes_nor_the_last_heartbeat_are_waited_for_without_an_end(
+    wire: Wire, name: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long a lease is, and a call of the store may take."""
+    for patience in ("worker.LAST_WORDS", "worker.FAREWELL", "heartbeat.FAREWELL"):
+        monkeypatch.setattr(f"omniq.{patience}", 0.1)
+
+    async def work() -> None: ...
+
+    behind, beside = both(wire, name, work)
+    handle = await behind.functions["work"].aenqueue()
+    async with asyncio.timeout(30), behind.worker(grace=0.2, lease=600):
+        await await_until(lambda: "heartbeat" in wire.calls)
+        wire.silent.update(["finish", "heartbeat"])
+        await await_until(lambda: "finish" in wire.calls)
+    assert "could not be recorded; it runs again when its lease has run out: the store gave no answer" in caplog.text
+    assert (await beside.arecord(handle.id)).state is TaskState.RUNNING
+    await beside.aclose()
+    await behind.aclose()
+
+
 class Crossing(Wire):
     """A wire on which the news that a task is no longer held overtakes the answer that its outcome was accepted."""
 

@@ -34,6 +34,7 @@ class Batcher(Generic[T, R]):
         self._limit = limit
         self._gathered: list[tuple[T, Answer[T, R]]] = []
         self._sender: asyncio.Task[None] | None = None
+        self._given_up: StorageUnavailable | None = None
 
     def put(self, item: T, answer: Answer[T, R]) -> None:
         """Hand over an item.
@@ -63,16 +64,27 @@ class Batcher(Generic[T, R]):
         self.put(item, answer)
         return future
 
-    async def drain(self) -> None:
-        """Return when everything handed over so far has been answered."""
-        while self._sender is not None:
-            await asyncio.wait([self._sender])
+    async def drain(self, timeout: float | None = None) -> None:
+        """Return when everything handed over so far has been answered.
+
+        :param timeout: seconds after which what has not been is given up, and answered with an error; None: never.
+        """
+        while (sender := self._sender) is not None:
+            ended, _ = await asyncio.wait([sender], timeout=timeout)
+            if not ended:
+                self._given_up = StorageUnavailable("the store gave no answer before it was time to leave")
+                sender.cancel()
+                timeout = None
 
     async def _send_all(self) -> None:
         try:
             while self._gathered:
                 batch, self._gathered = self._gathered[: self._limit], self._gathered[self._limit :]
                 await self._send_batch(batch)
+        except asyncio.CancelledError as error:
+            _reject(self._gathered, self._given_up or error)
+            self._gathered = []
+            raise
         finally:
             self._sender = None
 
@@ -80,7 +92,7 @@ class Batcher(Generic[T, R]):
         try:
             answers = await self._send([item for item, _ in batch])
         except asyncio.CancelledError as error:
-            _reject(batch, error)
+            _reject(batch, self._given_up or error)
             raise
         except StorageUnavailable as error:
             _reject(batch, error)

@@ -23,6 +23,9 @@ __all__ = ["Heartbeat"]
 
 _log = logging.getLogger("omniq.worker")
 
+FAREWELL = 2.0
+"""Seconds that a store which gives no answer gets for the last heartbeat, and to disconnect."""
+
 
 class Heartbeat:
     """Renews what a worker holds, every third of a lease.
@@ -72,6 +75,8 @@ class Heartbeat:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping = False
         self._wake: asyncio.Event | None = None
+        self._patience: asyncio.Timeout | None = None
+        """Of the heartbeat that is under way."""
 
     def start(self) -> None:
         """Begin. The first heartbeat goes out at once."""
@@ -80,14 +85,21 @@ class Heartbeat:
     def ask_to_stop(self) -> None:
         """Have the worker signed off and the thread ended."""
         self._stopping = True
-        loop, wake = self._loop, self._wake
-        if loop is not None and wake is not None:
+        loop = self._loop
+        if loop is not None:
             with contextlib.suppress(RuntimeError):  # it has ended by itself
-                loop.call_soon_threadsafe(wake.set)
+                loop.call_soon_threadsafe(self._hurry)
+
+    def _hurry(self) -> None:
+        if self._wake is not None:
+            self._wake.set()
+        if self._patience is not None:
+            now = asyncio.get_running_loop().time()
+            self._patience.reschedule(min(self._patience.when() or now, now + FAREWELL))
 
     def join(self) -> None:
-        """Block until the thread has ended, for about a third of a lease at most."""
-        self._thread.join(timeout=self._lease / 3 + 1)
+        """Block until the thread has ended, for a few seconds at most: signing off is a courtesy."""
+        self._thread.join(timeout=2 * FAREWELL)
 
     def _run(self) -> None:
         try:
@@ -124,16 +136,17 @@ class Heartbeat:
                 pause = interval if last == began else interval * random.uniform(0.1, 0.3)
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._wake.wait(), max(0.0, began + pause - time.monotonic()))
-            with contextlib.suppress(Exception):  # signing off is a courtesy: the lease would run out as well
-                async with asyncio.timeout(interval):
-                    await self._storage.heartbeat(self._worker, [], 0)
+            if told:
+                with contextlib.suppress(Exception):  # the lease would run out as well
+                    async with asyncio.timeout(FAREWELL):
+                        await self._storage.heartbeat(self._worker, [], 0)
         finally:
             await connection.close()
 
     async def _beat(self, connection: Connection, patience: float) -> bool:
         leases = self._held()
         try:
-            async with asyncio.timeout(patience):
+            async with asyncio.timeout(patience) as self._patience:
                 # What outlasts the patience of one beat is there for the next.
                 await connection.ready()
                 states = await self._storage.heartbeat(self._worker, leases, self._lease)
@@ -144,6 +157,8 @@ class Heartbeat:
                 error if str(error) else f"no answer within a third of a lease ({type(error).__name__})"
             )
             return False
+        finally:
+            self._patience = None
         self._outage.succeeded()
         news = [(lease, state) for lease, state in zip(leases, states, strict=True) if state is not LeaseState.HELD]
         if news:

@@ -141,11 +141,15 @@ class Ledger:
         """Stop repeating what the store does not answer: the worker must end now."""
         self._give_up = True
 
-    async def drain(self) -> None:
-        """Return when every outcome handed over has been answered."""
+    async def drain(self, timeout: float) -> None:
+        """Return when every outcome handed over has been answered.
+
+        :param timeout: seconds after which those that have not been are given up.
+        """
+        until = self._loop.time() + timeout
         # Looks first and last: they lead to outcomes, and outcomes that were refused lead to looks.
         for batcher in (self._looks, self._outcomes, self._after_completions, self._looks):
-            await batcher.drain()
+            await batcher.drain(max(0.0, until - self._loop.time()))
         if self._progress_task is not None:
             self._progress_task.cancel()
 

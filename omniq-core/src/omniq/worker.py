@@ -48,6 +48,8 @@ STALE, LOOK_FOR_STALE = 0.75, 0.25
 so that none waits for more than a second."""
 LAST_WORDS = 2.0
 """Seconds that interrupted coroutines get to clean up after the grace period."""
+FAREWELL = 3.0
+"""Seconds that a store which gives no answer gets for the last outcomes."""
 
 
 class WorkerHost(Protocol):
@@ -252,7 +254,7 @@ class Worker:
         if self.ledger.attempts:
             await self._interrupt_all()
         self.ledger.give_up_waiting()
-        await self.ledger.drain()
+        await self.ledger.drain(FAREWELL)
         for lane in self._lanes.values():
             lane.close()
         self._heartbeat.ask_to_stop()
@@ -424,7 +426,8 @@ class Worker:
                 attempt.interrupt(Interruption.LEASE_LOST)
 
     def _surrender(self) -> None:
-        attempts = self.ledger.attempts
+        # Of those that have ended the outcome is on its way, and may yet be the first to arrive.
+        attempts = [attempt for attempt in self.ledger.attempts if not attempt.settled]
         if attempts:
             _log.error("no heartbeat has got through; giving up %d tasks before their leases run out", len(attempts))
         for attempt in attempts:
@@ -460,8 +463,9 @@ class Worker:
         self._heartbeat.ask_to_stop()
 
     async def _interrupt_all(self) -> None:
-        left = self.ledger.attempts
-        _log.warning("%d tasks did not end in time; they are interrupted and go back to their queues", len(left))
+        left = [attempt for attempt in self.ledger.attempts if not attempt.settled]
+        if left:
+            _log.warning("%d tasks did not end in time; they are interrupted and go back to their queues", len(left))
         for attempt in left:
             attempt.interrupt(Interruption.SHUTDOWN)
         with contextlib.suppress(TimeoutError):

@@ -54,6 +54,10 @@ class Connector:
         """Give the error that a user of the core knows."""
         return translated(error, self.settings.shown, self.database)
 
+    def silent(self) -> StorageUnavailable:
+        """Give the error for a call that got no answer in time."""
+        return StorageUnavailable(f"{self.settings.shown} gave no answer within {self.settings.timeout:g} s")
+
     def _options(self) -> dict[str, str]:
         timeout = str(int(self.settings.timeout * 1000))
         return {

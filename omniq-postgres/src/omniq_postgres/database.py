@@ -67,10 +67,16 @@ class _Effort:
     deadline: float
     connection: AsyncConnection | None = None
     watchdog: asyncio.TimerHandle | None = None
+    late: bool = False
+    """Whether it was cut: what the driver then says of the connection is our own doing."""
 
     def begin(self, connection: AsyncConnection) -> None:
         self.connection = connection
-        self.watchdog = asyncio.get_running_loop().call_at(self.deadline, cut, connection)
+        self.watchdog = asyncio.get_running_loop().call_at(self.deadline, self._cut, connection)
+
+    def _cut(self, connection: AsyncConnection) -> None:
+        self.late = True
+        cut(connection)
 
     def end(self) -> None:
         if self.watchdog is not None:
@@ -145,6 +151,8 @@ class Database:
             try:
                 result = await self._attempt(job, effort)
             except psycopg.Error as error:
+                if effort.late:
+                    raise self._connector.silent() from error
                 remedy = remedy_for(error)
                 if remedy is Remedy.RECONNECT:
                     self._outage.failed(text_of(error))

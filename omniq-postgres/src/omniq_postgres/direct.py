@@ -99,6 +99,10 @@ class Direct:
             context = Context(self._statements, News())
             try:
                 result = drive_blocking(connection, job(context))
+            except psycopg.Error as error:
+                if error.sqlstate is None and time.monotonic() > deadline:
+                    raise self._connector.silent() from error  # it was cut by us
+                raise
             finally:
                 del self._busy[connection]
                 self._give_back(connection)

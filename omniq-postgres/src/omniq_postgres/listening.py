@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 from collections.abc import Callable
@@ -23,6 +24,8 @@ KEEPALIVE = 30.0
 """Seconds between looks whether the server is still there."""
 PATIENCE = 5.0
 """Seconds that it may take to answer."""
+FIRST_PATIENCE = 1.0
+"""Seconds for which a caller waits for the connection that listens; after that it looks for itself."""
 LONGEST_PAUSE = 10.0
 
 
@@ -65,7 +68,9 @@ class Listener:
             self._tried.clear()
             self._task = asyncio.get_running_loop().create_task(self._keep(), name="omniq-postgres-listener")
         if not self._tried.is_set():
-            await self._tried.wait()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(FIRST_PATIENCE):
+                    await self._tried.wait()
         connection = self._connection
         if connection is None:
             return False
