@@ -93,7 +93,7 @@ async def test_a_stream_of_another_version_is_refused(nats_server: NatsServer) -
         config = (await js(url, f"STREAM.INFO.{stream_of(url)}"))["config"]
     config["metadata"]["omniq.schema"] = "99"
     await js(url, f"STREAM.UPDATE.{stream_of(url)}", config)
-    with pytest.raises(SchemaMismatch, match=r"its schema is 99, this one knows 2\): update omniq-nats"):
+    with pytest.raises(SchemaMismatch, match=r"its schema is 99, this one knows 3\): update omniq-nats"):
         await make(url).open()
 
 

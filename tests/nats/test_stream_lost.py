@@ -97,7 +97,7 @@ async def test_a_stream_in_memory_is_made_anew_after_its_server_was_away(
             await asyncio.to_thread(server.start)
             (new,) = await producer.enqueue([task()])
             async with asyncio.timeout(30):
-                await asyncio.wait([waits])
+                await asyncio.gather(waits, return_exceptions=True)
             assert await work_off(worker) == [new.id]
             assert await worker.get([old.id]) == [None]
     assert "is gone: the tasks, results and schedules that it held are lost" in caplog.text

@@ -9,7 +9,7 @@ from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
 from omniq_nats.book import Book
-from omniq_nats.fates import Fate, ResultPage, read_page
+from omniq_nats.fates import Fate, ResultPage, new_page, number_on_page, read_page
 from omniq_nats.homes import Home
 from omniq_nats.lines import Pending
 from omniq_nats.link import Conflict, Link, Lost, Stored, Write
@@ -67,7 +67,7 @@ class Archive:
         """Put fates on their pages of results."""
         by_page: defaultdict[str, dict[str, Pending]] = defaultdict(dict)
         for task_id, one in pending.items():
-            by_page[self.names.results(queue, one.ttl, one.home)][task_id] = one
+            by_page[self.names.results(queue, one.ttl, one.home, one.seq)][task_id] = one
         pages = [self._bring(queue, subject, some) for subject, some in by_page.items()]
         if len(pages) == 1:
             # At once, so that it goes out together with the word that the task has ended.
@@ -84,9 +84,12 @@ class Archive:
 
     async def _bring_in_turn(self, queue: str, subject: str, pending: dict[str, Pending]) -> None:
         first = next(iter(pending.values()))
-        page = self._pages.pop(subject, None) or ResultPage(0, first.seq, first.size)
+        page = self._pages.pop(subject, None) or new_page(first.home, first.seq, first.size)
         for attempt in range(1000):
-            news = [page.note(one.index, task_id, one.fate) for task_id, one in pending.items()]
+            news = [
+                page.note(number_on_page(one.home, one.seq, one.index), task_id, one.fate, one.home)
+                for task_id, one in pending.items()
+            ]
             if not any(news):
                 break
             try:
@@ -99,7 +102,7 @@ class Archive:
                     pending = await self._still_pending(queue, pending)
                     if not pending:
                         return
-                page = read_page(stored[0]) if stored else ResultPage(0, first.seq, first.size)
+                page = read_page(stored[0]) if stored else new_page(first.home, first.seq, first.size)
                 if attempt:
                     await asyncio.sleep(random.uniform(0, min(0.001 * attempt, 0.05)))
         self._remember_page(subject, page)
@@ -139,15 +142,18 @@ class Archive:
             if one is not None and (one.seq, one.index) == (home.seq, index):
                 found[home.seq, index] = one.fate
             else:
-                missing[self.names.results(book.queue, home.ttl, home.name)].append((home, index))
+                missing[self.names.results(book.queue, home.ttl, home.name, home.seq)].append((home, index))
         if missing:
             read = await self.link.last(list(missing)) if pages is None else pages.values()
             for stored in read:
                 page = read_page(stored)
                 for home, index in missing[stored.subject]:
-                    if page.home == home.seq and index in page.fates:
-                        found[home.seq, index] = page.fates[index][1]
-                    elif page.home == home.seq and index in page.gone and gone is not None:
+                    number = number_on_page(home.name, home.seq, index)
+                    if not page.is_of(home.name, home.seq):
+                        continue
+                    if number in page.fates:
+                        found[home.seq, index] = page.fates[number][1]
+                    elif number in page.gone and gone is not None:
                         gone.add((home.seq, index))
         return found
 
@@ -167,7 +173,7 @@ class Archive:
         """Take away the messages of removed tasks."""
         by_page: defaultdict[str, list[Doomed]] = defaultdict(list)
         for one in doomed:
-            by_page[self.names.results(queue, one.ttl, one.home)].append(one)
+            by_page[self.names.results(queue, one.ttl, one.home, one.seq)].append(one)
         stored = {found.subject: read_page(found) for found in await self.link.last(list(by_page))}
         gone: list[int] = []
         subjects: list[str] = []
@@ -207,13 +213,15 @@ class Archive:
             if not doomed:
                 return
         for _ in range(1000):
-            page = page if page is not None and page.home == first.seq else ResultPage(0, first.seq, first.size)
+            if page is None or not page.is_of(first.home, first.seq):
+                page = new_page(first.home, first.seq, first.size)
             for one in doomed:
-                fate = page.forget(one.index)
+                fate = page.forget(number_on_page(one.home, one.seq, one.index))
                 if fate is not None and fate.blob is not None:
                     subjects.append(self.names.blobs(one.id))
             if page.is_spent:
-                gone += [page.home, *([page.seq] if page.seq else [])]
+                gone += [first.seq] if is_shared else []
+                gone += [page.seq] if page.seq else []
                 break
             try:
                 await self.link.publish(Write(subject, page.encode(), expected=page.seq), frees=True)
@@ -221,8 +229,8 @@ class Archive:
             except (Conflict, Lost):
                 stored = await self.link.last([subject])
                 page = read_page(stored[0]) if stored else None
-        if is_shared:
-            gone += [one.seq + 1 + one.index for one in doomed]
+        # A guard of each, or the home that each has to itself.
+        gone += [one.seq + 1 + one.index if is_shared else one.seq for one in doomed]
 
 
 def holder_of(data: bytes) -> str:

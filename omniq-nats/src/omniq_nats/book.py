@@ -178,10 +178,14 @@ class Book:
         fate = evolve(fate, version=self.changes + 1)
         self.pending[slot.id] = Pending.of(slot, fate)
 
-    def cancel_slot(self, slot: Slot, now: int) -> None:
-        """End a task as cancelled, one that is neither running nor waiting any more."""
+    def cancel_slot(self, slot: Slot, now: int, known: Fate | None = None) -> None:
+        """End a task as cancelled, one that is neither running nor waiting any more.
+
+        :param known: has the error that is to be kept.
+        """
         slot.cancel = False
-        self.end(slot, fate_of(slot, TaskState.CANCELLED, now))
+        fate = fate_of(slot, TaskState.CANCELLED, now)
+        self.end(slot, fate if known is None else evolve(fate, error=known.error, blob=known.blob))
 
     def doom(self, doomed: Doomed) -> None:
         """Remove a task: from here on it is not there, and its messages are removed afterwards."""

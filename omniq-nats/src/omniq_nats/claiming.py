@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from attrs import define, field
 
@@ -111,7 +111,12 @@ async def claim(
         if room > 0:
             claimed = await _claim(keeper, queue, room, worker, lease)
             homes = await keeper.orders.of_slots(queue, claimed.slots)
-            tasks += [running_task(homes[slot.seq], slot) for slot in claimed.slots if slot.seq in homes]
+            errors = await _errors(keeper, queue, claimed.slots, homes)
+            tasks += [
+                running_task(homes[slot.seq], slot, errors.get((slot.seq, slot.index)))
+                for slot in claimed.slots
+                if slot.seq in homes
+            ]
             ended += claimed.ended
             if claimed.is_full:
                 full.append(queue)
@@ -122,6 +127,19 @@ async def claim(
             "raise the limit, or spread them over more queues"
         )
     return tasks, ended
+
+
+async def _errors(
+    keeper: Keeper, queue: str, slots: Sequence[Slot], homes: Mapping[int, Home]
+) -> dict[tuple[int, int], TaskError | None]:
+    """Read the errors of earlier attempts, of the tasks that had any."""
+    places = {(slot.seq, slot.index): slot.id for slot in slots if slot.has_error and slot.seq in homes}
+    if not places:
+        return {}
+    book = keeper.remembered(queue) or (await keeper.read([queue]))[queue]
+    fates = await keeper.fates(book, [(homes[seq], index) for seq, index in places])
+    await keeper.whole(fates, places)
+    return {place: fate.error for place, fate in fates.items()}
 
 
 def _room_in(keeper: Keeper, book: Book, wanted: int) -> int:
@@ -213,9 +231,9 @@ def _key(place: tuple[Home, int]) -> tuple[int, int]:
     return home.at, home.rank(index)
 
 
-def running_task(home: Home, slot: Slot) -> Task:
+def running_task(home: Home, slot: Slot, error: TaskError | None = None) -> Task:
     """Give the record of a running task."""
-    return live_task(home, slot, TaskState.RUNNING)
+    return live_task(home, slot, TaskState.RUNNING, error)
 
 
 def live_task(home: Home, slot: Slot, state: TaskState, error: TaskError | None = None) -> Task:

@@ -108,8 +108,12 @@ class Control:
                 if how.until is not None:
                     changed, how.cancel = not how.cancel, True
                     return True, changed
+                # The error of its latest attempt stays with it.
+                known = None
+                if how.has_error:
+                    known = (await self._keeper.fates(book, [(home, index)])).get((home.seq, index))
                 book.withdraw(how)
-                book.cancel_slot(how, now)
+                book.cancel_slot(how, now, known)
                 return True, True
             if how is READY:
                 book.leave_out(home, index, CANCELLED_AHEAD)

@@ -11,13 +11,12 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 import nats.errors
-from nats.aio.client import Server, Srv
-from nats.aio.transport import TcpTransport, WebSocketTransport
+from nats.aio.client import Client, Server
 
 from omniq.errors import ConfigurationError, StorageUnavailable
 from omniq_nats.refusals import Ear, NotEncrypted, Reasons
 from omniq_nats.settings import Settings
-from omniq_nats.wire import WireClient
+from omniq_nats.wire import WireClient, stream_of
 
 __all__ = ["dial"]
 
@@ -39,6 +38,8 @@ class _Client(WireClient):
         super().__init__()
         self._settings = settings
         self._ear: Ear | None = None
+        self.has_checked = False
+        """Whether it was asked what to say to a server, and could look whether that encrypts."""
 
     def _connect_command(self) -> bytes:
         # This says who we are. The client would do so in plain text if the server, or whoever answers in its place,
@@ -46,36 +47,35 @@ class _Client(WireClient):
         is_plain = not self._settings.servers[0].startswith("wss:") and not self._server_info.get("tls_required")
         if self._settings.encrypted and is_plain:
             raise NotEncrypted
+        self.has_checked = True
         self._listen_in()
         return super()._connect_command()
 
-    async def _connect_to_server(self, s: Srv) -> None:
+    async def _connect_to_server(self, *arguments: Any, **named: Any) -> None:
         # To a server that was there, but did not let us in; the client forgets that connection.
-        if self._transport:
-            self._transport.close()  # type: ignore[no-untyped-call]  # it has no annotations
-        await super()._connect_to_server(s)
+        transport = getattr(self, "_transport", None)
+        if transport:
+            transport.close()
+        await super()._connect_to_server(*arguments, **named)
         self._listen_in()
 
     def _listen_in(self) -> None:
         """Hear what the server says while the connection is made; with TLS there are two readers, one after another."""
-        transport = self._transport
-        reader = transport._io_reader if isinstance(transport, TcpTransport) else None
-        if reader is None or (self._ear is not None and self._ear.reader is reader):
+        streams = stream_of(self)
+        if streams is None or (self._ear is not None and self._ear.reader is streams[0]):
             return
         is_plain = self._ear is None
         self._listen_no_more()
-        assert isinstance(transport, TcpTransport)
-        writer = transport._io_writer
-        self._ear = Ear(reader, writer.get_extra_info("socket") if writer is not None and is_plain else None)
+        self._ear = Ear(streams[0], streams[1].get_extra_info("socket") if is_plain else None)
 
     def _listen_no_more(self) -> None:
         ear, self._ear = self._ear, None
         if ear is not None:
             ear.close()
 
-    async def _process_connect_init(self) -> None:
+    async def _process_connect_init(self, *arguments: Any, **named: Any) -> None:
         try:
-            await super()._process_connect_init()
+            await super()._process_connect_init(*arguments, **named)
         except (OSError, TimeoutError, nats.errors.Error) as error:
             said = None if self._ear is None else self._ear.refusal()
             if said is None:
@@ -88,14 +88,15 @@ class _Client(WireClient):
         """Give up a connection that did not come about."""
         with contextlib.suppress(Exception):
             await _within(1, self.close())
-        if not isinstance(self._transport, WebSocketTransport):
+        transport = getattr(self, "_transport", None)
+        if stream_of(self) is not None:
             return
         with contextlib.suppress(Exception):
-            # The client forgets it if it was given up in the middle of connecting.
-            if self._transport:
-                self._transport.close()  # type: ignore[no-untyped-call]  # it has no annotations
+            # The client forgets a WebSocket if it was given up in the middle of connecting.
+            if transport:
+                transport.close()
                 async with asyncio.timeout(1):
-                    await self._transport.wait_closed()  # type: ignore[no-untyped-call]  # nor this
+                    await transport.wait_closed()
 
 
 async def _within(seconds: float, work: Coroutine[Any, Any, None]) -> None:
@@ -134,6 +135,8 @@ async def dial(
     :raises StorageUnavailable: if no server can be reached within the timeout, or it refuses us.
     :raises ConfigurationError: if the client lacks a package that the URL makes it need.
     """
+    if settings.encrypted and not (hasattr(Client, "_connect_command") and hasattr(Client(), "_server_info")):
+        raise _unchecked(settings)
     client = _Client(settings)
 
     async def on_error(error: Exception) -> None:
@@ -171,7 +174,17 @@ async def dial(
         if not str(reasons):
             reasons.add(error)
         raise StorageUnavailable(f"{settings.shown} cannot be reached: {reasons}") from error
+    if settings.encrypted and not client.has_checked:
+        await client.leave()
+        raise _unchecked(settings)
     return client
+
+
+def _unchecked(settings: Settings) -> ConfigurationError:
+    return ConfigurationError(
+        f"{settings.shown}: this version of nats-py cannot be kept from telling secrets to a server that does not "
+        "encrypt; install one that omniq-nats was tested with: pip install 'nats-py>=2.16,<2.17'"
+    )
 
 
 def _way(settings: Settings) -> dict[str, Any]:

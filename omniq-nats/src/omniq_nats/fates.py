@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Iterator
 from typing import Any
 
 from attrs import define, evolve, field, frozen
@@ -11,8 +12,9 @@ from attrs import define, evolve, field, frozen
 from omniq.errors import CorruptRecord
 from omniq.task import TaskError, TaskState
 from omniq_nats.link import Stored
+from omniq_nats.names import SHARED, SHEET, SHEET_SPAN, split_home, token
 
-__all__ = ["Fate", "ResultPage", "read_page"]
+__all__ = ["Fate", "ResultPage", "new_page", "number_on_page", "read_page"]
 
 
 @frozen(kw_only=True)
@@ -113,44 +115,77 @@ def read_fate(row: list[Any]) -> Fate:
     )
 
 
+def number_on_page(home: str, seq: int, index: int) -> int:
+    """Return by which number a task is found on its page of results.
+
+    :param home: the name of its home.
+    :param seq: and the sequence of that.
+    :param index: its number in it.
+    """
+    return index if split_home(home)[1] == SHARED else seq
+
+
 @define(eq=False)
 class ResultPage:
-    """How the tasks of one home ended, those that have."""
+    """How the tasks of one home ended, or those of several neighbours that are homes of one task each."""
 
     seq: int
     """Of the message; 0: there is none yet."""
     home: int
-    """The sequence of the home."""
+    """The sequence of the home; of several, the number of their span."""
     size: int
-    """How many tasks the home has."""
-    fates: dict[int, tuple[str, Fate]] = field(factory=dict)
-    """By the number of the task: its id and its fate."""
+    """How many tasks the home has; 0: it is a page of several homes."""
+    fates: dict[int, tuple[str, Fate, str]] = field(factory=dict)
+    """By :func:`number_on_page`: the task's id, its fate, and the kind of its home."""
     gone: set[int] = field(factory=set)
     """The numbers of those that were removed."""
 
-    def note(self, index: int, task_id: str, fate: Fate) -> bool:
+    def note(self, number: int, task_id: str, fate: Fate, home: str) -> bool:
         """Take note of a fate, unless a later one is known or the task was removed; say whether it was."""
-        known = self.fates.get(index)
-        if index in self.gone or (known is not None and known[1].version >= fate.version):
+        known = self.fates.get(number)
+        if number in self.gone or (known is not None and known[1].version >= fate.version):
             return False
-        self.fates[index] = task_id, fate
+        self.fates[number] = task_id, fate, split_home(home)[1]
         return True
 
-    def forget(self, index: int) -> Fate | None:
+    def forget(self, number: int) -> Fate | None:
         """Take note that a task was removed; give its fate."""
-        self.gone.add(index)
-        known = self.fates.pop(index, None)
+        self.gone.add(number)
+        known = self.fates.pop(number, None)
         return None if known is None else known[1]
+
+    def is_of(self, home: str, seq: int) -> bool:
+        """Say whether it tells of a home's tasks, rather than of those of an earlier one of that name."""
+        return self.home == (seq if split_home(home)[1] == SHARED else seq // SHEET_SPAN)
 
     @property
     def is_spent(self) -> bool:
-        """Whether every task of the home was removed."""
-        return len(self.gone) >= self.size
+        """Whether it tells of no task, and need tell of none any more."""
+        return len(self.gone) >= self.size if self.size else not self.fates
+
+    def places(self, name: str) -> Iterator[tuple[str, int, int, str, Fate]]:
+        """Give the name of the home, its sequence, the number in it, the id and the fate of each task.
+
+        :param name: of the page.
+        """
+        line, kind, _ = split_home(name)
+        for number, (task_id, fate, of_kind) in self.fates.items():
+            if kind == SHEET:
+                yield f"{line}-{of_kind}-{token(task_id)}", number, 0, task_id, fate
+            else:
+                yield name, self.home, number, task_id, fate
 
     def encode(self) -> bytes:
         """Give the body of the message."""
-        fates = [[index, task_id, fate.row()] for index, (task_id, fate) in self.fates.items()]
+        fates = [[number, task_id, fate.row(), kind] for number, (task_id, fate, kind) in self.fates.items()]
         return json.dumps([self.home, self.size, fates, sorted(self.gone)], separators=(",", ":")).encode()
+
+
+def new_page(home: str, seq: int, size: int) -> ResultPage:
+    """Return a page for the tasks of a home, on which nothing is yet."""
+    if split_home(home)[1] == SHARED:
+        return ResultPage(0, seq, size)
+    return ResultPage(0, seq // SHEET_SPAN, 0)
 
 
 def read_page(stored: Stored) -> ResultPage:
@@ -164,7 +199,7 @@ def read_page(stored: Stored) -> ResultPage:
             seq=stored.seq,
             home=home,
             size=size,
-            fates={index: (task_id, read_fate(row)) for index, task_id, row in fates},
+            fates={number: (task_id, read_fate(row), kind) for number, task_id, row, kind in fates},
             gone=set(gone),
         )
     except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:

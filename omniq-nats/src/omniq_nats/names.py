@@ -7,7 +7,19 @@ import re
 
 from attrs import frozen
 
-__all__ = ["LARGE", "SHARED", "SINGLE", "Names", "line_in", "line_of", "split_home", "token", "untoken"]
+__all__ = [
+    "LARGE",
+    "SHARED",
+    "SHEET",
+    "SHEET_SPAN",
+    "SINGLE",
+    "Names",
+    "line_in",
+    "line_of",
+    "split_home",
+    "token",
+    "untoken",
+]
 
 PREFIX = "omniq"
 DUE_LINE = "d"
@@ -16,6 +28,11 @@ DUE_LINE = "d"
 SINGLE, LARGE, SHARED = "s", "l", "g"
 """Kinds of homes: of one task, and everybody who waits is told of it by the servers; of one, too large for that; of
 several."""
+SHEET = "n"
+"""What takes the place of the kind in the name of a page of results that is of several homes of one task each."""
+SHEET_SPAN = 32
+"""Homes of one task whose sequences are in the same span of this length have their results on one page: a message for
+each of them would cost as much as the task itself."""
 
 _UNSAFE = re.compile(rb"[^A-Za-z0-9_-]")
 
@@ -121,9 +138,14 @@ class Names:
 
     # What has become of them
 
-    def results(self, queue: str, ttl: float, home: str) -> str:
-        """How the tasks of a home ended."""
-        return f"{self.root}.e.{token(queue)}.{token(repr(ttl))}.{home}"
+    def results(self, queue: str, ttl: float, home: str, seq: int) -> str:
+        """How the tasks of a home ended; homes of one task share this with their neighbours.
+
+        :param seq: the sequence of the home.
+        """
+        line, kind, _ = split_home(home)
+        page = home if kind == SHARED else f"{line}-{SHEET}-{seq // SHEET_SPAN:x}"
+        return f"{self.root}.e.{token(queue)}.{token(repr(ttl))}.{page}"
 
     def results_of(self, queue: str, ttl: float | None = None) -> str:
         """How the tasks of a queue ended: all, or those kept for so many seconds."""

@@ -140,7 +140,7 @@ async def _view_again(keeper: Keeper, ids: Sequence[str]) -> View | None:
         places[task_id] = place
     names = keeper.names
     books = {names.book(home.queue): home.queue for home, _ in places.values()}
-    pages = {names.results(home.queue, home.ttl, home.name) for home, _ in places.values()}
+    pages = {names.results(home.queue, home.ttl, home.name, home.seq) for home, _ in places.values()}
     signs = dict(keeper.orders.sign_of(task_id, place) for task_id, place in places.items())
     found = {one.subject: one for one in await keeper.link.last([*signs, *books, *pages])}
     if any(subject not in found or found[subject].seq != seq for subject, seq in signs.items()):

@@ -117,10 +117,10 @@ class Removal:
             stored, left = await self._link.scan(self._names.results_of(queue), start, 64)
             for one in stored:
                 page = read_page(one)
-                ttl, home = _page_name(one.subject)
+                ttl, name = _page_name(one.subject)
                 places += [
-                    (home, page.home, index, ttl)
-                    for index, (task_id, fate) in page.fates.items()
+                    (home, seq, index, ttl)
+                    for home, seq, index, task_id, fate in page.places(name)
                     # Of one that waits for a retry the error of its latest attempt is kept there.
                     if fate.state.is_final
                     and state in (None, fate.state)
@@ -209,11 +209,11 @@ class Removal:
             for one in stored:
                 page = read_page(one)
                 over = [
-                    index
-                    for index, (_, fate) in page.fates.items()
+                    (home, seq, index, ttl)
+                    for home, seq, index, _, fate in page.places(_page_name(one.subject)[1])
                     if fate.state.is_final and after(fate.finished, ttl) <= now
                 ]
-                found += [(_page_name(one.subject)[1], page.home, index, ttl) for index in over]
+                found += over
                 young = 0 if over else young + 1
             if not left or not stored:
                 break

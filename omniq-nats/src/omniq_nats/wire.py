@@ -3,24 +3,34 @@
 They take more of a core's time than all else that is done for a message. The client still connects, logs in, connects
 again after a loss and subscribes anew. Where a connection is no plain stream of bytes (a WebSocket), or takes no more
 at the moment, messages go the client's way.
+
+For that the client's private parts are used, which another version may not have: what is used is in
+:data:`PRIVATE_PARTS`. If one of them is not as expected, all messages go the client's public way, which is slower.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
+import inspect
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TypeAlias
+from importlib import metadata
+from typing import Any, TypeAlias
 
 from attrs import frozen
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
-from nats.aio.transport import TcpTransport
-from nats.protocol.parser import AWAITING_CONTROL_LINE
 
-__all__ = ["Heard", "Message", "WireClient"]
+try:
+    from nats.aio.transport import TcpTransport
+    from nats.protocol.parser import AWAITING_CONTROL_LINE
+except ImportError:  # they are private, see PRIVATE_PARTS
+    TcpTransport = AWAITING_CONTROL_LINE = None  # type: ignore[assignment, misc]  # seen by _differences
+
+__all__ = ["PRIVATE_PARTS", "Heard", "Message", "WireClient", "stream_of"]
 
 _log = logging.getLogger("omniq.nats")
 
@@ -40,11 +50,68 @@ class Message:
 Heard: TypeAlias = Callable[[Message], None]
 
 
+def _is_parser(client: Client) -> bool:
+    parser: Any = client._ps
+    return bool(parser.buf == b"" and parser.state == AWAITING_CONTROL_LINE)
+
+
+def _is_transport(client: Client) -> bool:
+    transport = TcpTransport()  # type: ignore[no-untyped-call]  # it has no annotations
+    return client._transport is None and transport._io_reader is None and transport._io_writer is None
+
+
+def _takes_messages(client: Client) -> bool:
+    return list(inspect.signature(client._process_msg).parameters) == ["sid", "subject", "reply", "data", "headers"]
+
+
+PRIVATE_PARTS: Mapping[str, Callable[[Client], bool]] = {
+    "Client._pending is the list of what waits to be sent": lambda client: client._pending == [],
+    "Client._pending_data_size is the number of bytes in it": lambda client: client._pending_data_size == 0,
+    "Client._ps is its parser, whose buf and state tell whether a message is half read": _is_parser,
+    "Client._transport is a TcpTransport, with the streams _io_reader and _io_writer": _is_transport,
+    "Client._process_msg takes each message that was read, and the number of its subscription": _takes_messages,
+    "Subscription._id is the number of a subscription": lambda client: Subscription(client, 7)._id == 7,
+    "StreamReader.feed_data is called with what was received": lambda _: callable(asyncio.StreamReader.feed_data),
+}
+"""What is used of the client that it does not promise, each with a look whether a new client has it."""
+
+
+@functools.cache
+def _differences() -> tuple[str, ...]:
+    """Return what is not as expected in the client that is installed."""
+    found = []
+    for part, is_there in PRIVATE_PARTS.items():
+        try:
+            if not is_there(Client()):
+                found.append(part)
+        except (AttributeError, TypeError, ValueError):
+            found.append(part)
+    if found:
+        _log.warning(
+            "nats-py %s is not as it was when this version of omniq-nats was tested: not true that %s. "
+            "Everything works, but messages take a slower way",
+            metadata.version("nats-py"),
+            "; ".join(found),
+        )
+    return tuple(found)
+
+
+def stream_of(client: Client) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
+    """Return the streams of a client's connection; None if it has none, or they are not where they are expected."""
+    transport = getattr(client, "_transport", None)
+    reader, writer = getattr(transport, "_io_reader", None), getattr(transport, "_io_writer", None)
+    if isinstance(reader, asyncio.StreamReader) and isinstance(writer, asyncio.StreamWriter):
+        return reader, writer
+    return None
+
+
 class WireClient(Client):
     """The client, with a short way out and in."""
 
     def __init__(self) -> None:
         super().__init__()
+        self._is_short = not _differences()
+        """Whether messages go and come in the short way."""
         self._heard: dict[int, Heard] = {}
         self._is_due = False
         self._reader: asyncio.StreamReader | None = None
@@ -57,7 +124,7 @@ class WireClient(Client):
 
         :return: False: it was not sent, and has to go the client's way.
         """
-        if not self._is_open:
+        if not self._is_short or not self._is_open:
             return False
         if headers:
             head = "".join(f"{name}: {value}\r\n" for name, value in headers.items()).encode()
@@ -75,7 +142,7 @@ class WireClient(Client):
 
     def together(self) -> None:
         """Have what is sent before the loop comes round go out in one piece, as a call of the system's is dear."""
-        if not self._is_due:
+        if self._is_short and not self._is_due:
             self._is_due = True
             asyncio.get_running_loop().call_soon(self._write_out)
 
@@ -110,7 +177,7 @@ class WireClient(Client):
         parser = self._ps
         start = 0
         # The client reads on where it has begun.
-        if not reader._buffer and not parser.buf and parser.state == AWAITING_CONTROL_LINE:  # type: ignore[attr-defined]  # typeshed leaves it out
+        if not getattr(reader, "_buffer", True) and not parser.buf and parser.state == AWAITING_CONTROL_LINE:
             start = self._take(data)
         if start < len(data):
             pass_on(data[start:] if start else data)
@@ -143,19 +210,22 @@ class WireClient(Client):
             _call(heard, Message(message.subject, message.data, message.headers))
 
         subscription = await self.subscribe(subject, cb=on_message, pending_msgs_limit=0, pending_bytes_limit=0)
-        self._heard[subscription._id] = heard
+        if self._is_short:
+            self._heard[subscription._id] = heard
         return subscription
 
     async def unhear(self, subscription: Subscription) -> None:
         """End a subscription."""
-        self._heard.pop(subscription._id, None)
+        if self._is_short:
+            self._heard.pop(subscription._id, None)
         await subscription.unsubscribe()
 
-    async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes) -> None:
-        heard = self._heard.get(sid)
+    async def _process_msg(self, *arguments: Any, **named: Any) -> None:
+        heard = self._heard.get(arguments[0]) if self._is_short else None
         if heard is None:
-            await super()._process_msg(sid, subject, reply, data, headers)
+            await super()._process_msg(*arguments, **named)
         else:
+            _, subject, _, data, headers = arguments
             _call(heard, Message(subject.decode(), data, _read_headers(headers) if headers else None))
 
 
