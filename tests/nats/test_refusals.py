@@ -59,7 +59,8 @@ async def test_a_login_that_was_refused_for_a_while_makes_nobody_deaf(
 
             await await_until(has_enqueued, 30, "the producer to be let in again")
             async with asyncio.timeout(30):
-                await asyncio.gather(waits, return_exceptions=True)  # it heard of the work, or that there was no server for a while
+                # It heard of the work, or that there was no server for a while.
+                await asyncio.gather(waits, return_exceptions=True)
                 await await_until(lambda: claims(worker), 30, "the worker to be let in again")
                 # What was listened for before is heard through the connection that took the place of the first one.
                 again = asyncio.create_task(worker.wait_for_work(["work"], 600))
