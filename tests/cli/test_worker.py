@@ -98,7 +98,6 @@ def test_every_option_reaches_the_worker_and_the_workers_of_a_supervisor(
             "grace": 0.5,
             "scheduler": False,
             "drain": True,
-            "app": "shop:queue",
         }
 
 
