@@ -16,12 +16,13 @@ from typing import Any
 
 import pytest
 
-from omniq import QueueStats, Task, TaskQueue, TaskState
+from omniq import QueueStats, TaskQueue, TaskState
 from omniq.cli import main
 from omniq.cli.live import Frame, Look, worker_lines
 from omniq.cli.stats import as_json
 from omniq.cli.terminal import Screen
 from omniq.storage import WorkerInfo
+from omniq.task import StoredTask
 from omniq.testing import wait_until
 from tests.cli.program import Program, environment
 
@@ -73,7 +74,9 @@ def test_json_is_a_list_of_objects(capsys: pytest.CaptureFixture[str]) -> None:
     assert slow["oldest_ready"] is None
 
 
-def look_at(at: float, *stats: QueueStats, workers: Sequence[WorkerInfo] = (), tasks: Sequence[Task] = ()) -> Look:
+def look_at(
+    at: float, *stats: QueueStats, workers: Sequence[WorkerInfo] = (), tasks: Sequence[StoredTask] = ()
+) -> Look:
     return Look(at=at, now=NOW, stats=stats, workers=workers, running={task.id: task for task in tasks})
 
 
@@ -106,13 +109,13 @@ def test_the_first_look_has_no_rates() -> None:
     assert (frame.incoming("a"), frame.ending("a")) == ("-", "-")
 
 
-def running(task_id: str, name: str, seconds: float) -> Task:
+def running(task_id: str, name: str, seconds: float) -> StoredTask:
     started = NOW - timedelta(seconds=seconds)
-    return Task(
+    return StoredTask(
         id=task_id,
         queue="a",
         name=name,
-        payload=b"",
+        body=b"",
         state=TaskState.RUNNING,
         created_at=started,
         run_at=started,

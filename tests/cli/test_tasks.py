@@ -16,7 +16,8 @@ from omniq.cli import main, task_control
 from omniq.cli.app import load_queue, store_of
 from omniq.ids import new_id
 from omniq.storage import Lease
-from omniq.task import NewTask, Task
+from omniq.task import NewTask, StoredTask
+from tests.bodies import body_of
 from tests.cli.program import run_omniq
 
 URL = "sqlite:///jobs.db"
@@ -45,10 +46,10 @@ def work_off(shop: TaskQueue, *ids: str) -> None:
     asyncio.run(work())
 
 
-def claim(shop: TaskQueue, queue: str) -> Task:
+def claim(shop: TaskQueue, queue: str) -> StoredTask:
     """Take a task as a worker does, and run it for ever."""
 
-    async def take() -> Task:
+    async def take() -> StoredTask:
         storage = await store_of(shop)
         (task,) = await storage.claim({queue: 1}, worker="the-worker", lease=600)
         return task
@@ -348,7 +349,7 @@ def test_json_shows_everything(mixed: dict[str, str], capsys: pytest.CaptureFixt
 def test_arguments_that_only_another_serializer_reads_are_left_alone(
     shop: TaskQueue, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    order = NewTask(id=new_id(), queue="default", name="shop.add", payload=b"\x80\x04.", serializer="pickled")
+    order = NewTask(id=new_id(), queue="default", name="shop.add", body=body_of(b"\x80\x04.", serializer="pickled"))
 
     async def store() -> None:
         await (await store_of(shop)).enqueue([order])

@@ -389,9 +389,11 @@ def test_the_policy_of_the_queue_travels_with_them() -> None:
 
 def test_a_name_that_claims_a_function_in_a_json_payload_is_rejected() -> None:
     from omniq.task import NewTask
+    from tests.bodies import body_of
 
     with TaskQueue("memory://", accept=["cloudpickle"]) as queue:
-        order = NewTask(id=new_id(), queue="default", name=f"{PREFIX}os.system", payload=b'[["os.system","true"],{}]')
+        body = body_of(b'[["os.system","true"],{}]')
+        order = NewTask(id=new_id(), queue="default", name=f"{PREFIX}os.system", body=body)
 
         async def store() -> None:
             await (await queue.connections.current()).storage.enqueue([order])

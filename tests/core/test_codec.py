@@ -19,19 +19,29 @@ from omniq import (
     TaskQueue,
     UnknownPlugin,
 )
+from omniq.body import as_task
 from omniq.codec import ANY_ARGUMENTS, Codec
 from omniq.plugins import default_plugins
-from omniq.task import Task
+from omniq.task import StoredTask, Task
+from tests.bodies import body_of
 
 
 def codec(max_payload: int = 1000) -> Codec:
     return Codec(default_plugins(), serializer="json", accept=("json",), max_payload=max_payload)
 
 
-def record(**changes: Any) -> Task:
+def record(result_payload: bytes | None = None, **body: Any) -> Task:
     moment = datetime(2030, 1, 1, tzinfo=UTC)
-    fields: dict[str, Any] = {"id": "1", "queue": "default", "name": "note", "payload": b"", "created_at": moment}
-    return Task(**{**fields, "run_at": moment, **changes})
+    stored = StoredTask(
+        id="1",
+        queue="default",
+        name="note",
+        body=body_of(**body),
+        created_at=moment,
+        run_at=moment,
+        result_payload=result_payload,
+    )
+    return as_task(stored)
 
 
 def test_arguments_up_to_the_limit_are_encoded_and_one_byte_more_is_not() -> None:
@@ -115,5 +125,5 @@ def test_a_record_decodes_only_what_is_asked_for(private: TaskQueue) -> None:
 
 @pytest.mark.parametrize("name", ["args", "kwargs", "retry", "result"])
 def test_a_record_straight_from_a_storage_says_that_it_cannot_decode(name: str) -> None:
-    with pytest.raises(RuntimeError, match="straight from a storage"):
+    with pytest.raises(RuntimeError, match="no queue that could decode it"):
         getattr(record(), name)

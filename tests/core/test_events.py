@@ -13,7 +13,7 @@ from omniq import Fixed, TaskFailed, TaskState, current_task, hookimpl
 from omniq.hookspecs import EVENT_HOOKS
 from omniq.plugins import Plugins
 from omniq.schedule import Schedule
-from omniq.task import NewTask, Task, TaskError
+from omniq.task import NewTask, StoredTask, Task, TaskError
 from omniq.testing import await_until, wait_until
 from tests.core.running import MakeQueue, working
 
@@ -204,7 +204,7 @@ async def test_whoever_listens_is_told_of_a_task_that_was_taken_back(
     await dead.aclose()
 
 
-def _lapsed(storage: Any, task: Task) -> Any:
+def _lapsed(storage: Any, task: StoredTask) -> Any:
     async def lapsed() -> bool:
         now = await storage.now()
         return bool(task.lease_until is not None and now > task.lease_until)

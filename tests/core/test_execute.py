@@ -11,8 +11,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from attrs import evolve
 
 from omniq import Exponential, Fixed, RetryPolicy, TaskFunction, TaskQueue, current_task
+from omniq.body import preview
 from omniq.execute import (
     LONGEST_MESSAGE,
     LONGEST_TRACEBACK,
@@ -23,7 +25,7 @@ from omniq.execute import (
     run_sync,
     timed_out,
 )
-from omniq.task import Cancelled, Failed, Outcome, Released, Retry, Succeeded, Task
+from omniq.task import Cancelled, Failed, Outcome, Released, Retry, Succeeded
 from omniq.testing import wait_until
 
 Run = Callable[..., Outcome]
@@ -38,20 +40,8 @@ def queue() -> Iterator[TaskQueue]:
 def claimed(queue: TaskQueue, function: TaskFunction[Any, Any], *args: Any, **changes: Any) -> Attempt:
     order = queue.order(function.call(*args))
     moment = datetime(2030, 1, 1, tzinfo=UTC)
-    fields: dict[str, Any] = {
-        "id": order.id,
-        "queue": order.queue,
-        "name": order.name,
-        "payload": order.payload,
-        "retry_spec": order.retry,
-        "timeout": order.timeout,
-        "max_retries": order.max_retries,
-        "attempt": 1,
-        "delivery": 7,
-        "created_at": moment,
-        "run_at": moment,
-    }
-    return Attempt(Task(**{**fields, **changes}), function, queue.codec)
+    task = evolve(preview(order, moment), attempt=1, delivery=7)
+    return Attempt(evolve(task, **changes), function, queue.codec)
 
 
 @pytest.fixture(params=["coroutine", "thread"])
@@ -257,7 +247,7 @@ def test_a_coroutine_that_is_cancelled_with_its_event_loop_has_not_failed(queue:
 
     async def end() -> tuple[Outcome, Interruption | None]:
         attempt = claimed(queue, queue.task(max_retries=0)(forever))
-        running = asyncio.create_task(run_async(attempt, loop_ends=lambda: True))
+        running = asyncio.create_task(run_async(attempt))
         await asyncio.sleep(0)
         running.cancel()  # as asyncio.run() does to all tasks when the program is interrupted
         return await running, attempt.interruption
@@ -372,7 +362,7 @@ def test_the_clock_of_an_attempt_stops_when_its_function_ends(
     async def end_as_coroutine() -> None:
         end()
 
-    attempt = claimed(queue, queue.task(end if kind == "thread" else end_as_coroutine))  # type: ignore[arg-type]  # either
+    attempt = claimed(queue, queue.task(end if kind == "thread" else end_as_coroutine))
     assert attempt.seconds == 0
     if kind == "thread":
         run_sync(attempt)

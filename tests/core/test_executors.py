@@ -13,12 +13,14 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from attrs import evolve
 
 from omniq import Fixed, TaskQueue, current_task
+from omniq.body import preview
 from omniq.execute import Attempt, Interruption
 from omniq.executors import Lane, LoopLane, ThreadLane
 from omniq.ids import new_id
-from omniq.task import Cancelled, Failed, Outcome, Retry, Succeeded, Task
+from omniq.task import Cancelled, Failed, Outcome, Retry, Succeeded
 from omniq.testing import await_until
 from tests.core.running import Gate
 
@@ -54,17 +56,8 @@ class Bench:
     def attempt(self, function: Callable[[], Any], *, timeout: float | None = None) -> Attempt:
         task = self.queue.task(name=new_id(), retry=Fixed(0))(function)
         moment = datetime(2030, 1, 1, tzinfo=UTC)
-        record = Task(
-            id=new_id(),
-            queue="default",
-            name=task.name,
-            payload=self.queue.order(task.call()).payload,
-            timeout=timeout,
-            attempt=1,
-            delivery=1,
-            created_at=moment,
-            run_at=moment,
-        )
+        order = self.queue.order(task.call())
+        record = evolve(preview(order, moment), timeout=timeout, attempt=1, delivery=1)
         return Attempt(record, task, self.queue.codec)
 
     def submit(self, lane: Lane, function: Callable[[], Any], count: int = 1, **options: Any) -> list[str]:

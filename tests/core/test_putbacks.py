@@ -16,6 +16,7 @@ from omniq.ids import new_id
 from omniq.putbacks import PUT_BACK_LIMIT, bounded, put_back
 from omniq.task import Failed, NewTask, Released
 from omniq.testing import wait_until
+from tests.bodies import body_of
 from tests.core.running import Gate, MakeQueue, working
 
 
@@ -50,7 +51,7 @@ def is_put_back(queue: TaskQueue, handle: TaskHandle[Any], times: int = 1) -> Ca
 
 
 def task_of(record: Task | None = None) -> Task:
-    return record or Task(id=new_id(), queue="q", name="of.a.newer.version", payload=b"", **_times())
+    return record or Task(id=new_id(), queue="q", name="of.a.newer.version", body=b"", **_times())
 
 
 def _times() -> dict[str, Any]:
@@ -255,7 +256,7 @@ def test_a_payload_that_is_broken_fails_at_once(make_queue: MakeQueue, payload: 
 
     async def store() -> str:
         storage = (await queue.connections.current()).storage
-        (stored,) = await storage.enqueue([NewTask(id=new_id(), queue="default", name="task", payload=payload)])
+        (stored,) = await storage.enqueue([NewTask(id=new_id(), queue="default", name="task", body=body_of(payload))])
         return stored.id
 
     handle = queue.handle(queue.run(store()))

@@ -33,11 +33,13 @@ from omniq import (
     current_task,
     hookimpl,
 )
+from omniq.body import as_task, split_body
 from omniq.plugins import Plugins
 from omniq.serialization import ArgumentTypes
 from omniq.signing import Signer, make_signer, unsealed
-from omniq.task import NewTask, Succeeded, Task, TaskError
+from omniq.task import NewTask, StoredTask, Succeeded, Task, TaskError
 from omniq.testing import wait_until
+from tests.bodies import body_of, changed
 from tests.core import signed_cpu_tasks
 from tests.core.running import MakeQueue, working
 
@@ -47,43 +49,35 @@ MOMENT = datetime(2030, 1, 1, tzinfo=UTC)
 
 
 def record(**changes: Any) -> Task:
-    fields: dict[str, Any] = {
-        "id": "id",
-        "queue": "queue",
-        "name": "name",
-        "payload": b"payload",
-        "serializer": "json",
-        "retry_spec": "",
-        "max_retries": 3,
-        "timeout": 30.0,
-        "is_async": False,
-        "created_at": MOMENT,
-        "run_at": MOMENT,
-    }
-    return Task(**{**fields, **changes})
+    """Return a task.
+
+    :param changes: fields of the record, and those of the body that are named in ``BODY``.
+    """
+    body = {"payload": b"payload", "timeout": 30.0, **{name: changes.pop(name) for name in BODY & changes.keys()}}
+    fields = {"id": "id", "queue": "queue", "name": "name", "max_retries": 3, "created_at": MOMENT, "run_at": MOMENT}
+    return as_task(StoredTask(**{"body": body_of(**body), **fields, **changes}))
 
 
-def signature(signer: Signer, task: Task) -> bytes:
-    return signer.task_signature(
-        task.id,
-        task.queue,
-        task.name,
-        task.serializer,
-        task.payload,
-        task.retry_spec,
-        task.max_retries,
-        task.timeout,
-        task.is_async,
-    )
+BODY = {"payload", "serializer", "retry", "timeout", "is_async", "headers"}
+
+
+def signature(signer: Signer, task: StoredTask) -> bytes:
+    return signer.task_signature(task, split_body(task.body)[1])
 
 
 def signed(task: Task, key: str = KEY) -> Task:
-    return evolve(task, signature=signature(Signer([key.encode()]), task))
+    return evolve(task, body=changed(task.body, signature=signature(Signer([key.encode()]), task)))
+
+
+def altered(task: Task, **changes: Any) -> Task:
+    """Return a task of which some fields are others, as whoever writes to the store makes it."""
+    body = {name: changes.pop(name) for name in (BODY | {"signature"}) & changes.keys()}
+    return evolve(task, **{"body": changed(task.body, **body), **changes})
 
 
 def is_taken(task: Task, *keys: str) -> bool:
     try:
-        Signer([key.encode() for key in keys or (KEY,)]).check_task(task)
+        Signer([key.encode() for key in keys or (KEY,)]).check_task(task, *split_body(task.body))
     except PayloadRejected:
         return False
     return True
@@ -106,7 +100,8 @@ def test_a_task_is_taken_as_it_was_signed() -> None:
         {"serializer": "cloudpickle"},
         {"payload": b"payloaD"},
         {"payload": b""},
-        {"retry_spec": '{"kind":"fixed","delay":0}'},
+        {"retry": '{"kind":"fixed","delay":0}'},
+        {"headers": {"user": "root"}},
         {"max_retries": 1_000_000},
         {"timeout": 30.5},
         {"timeout": None},
@@ -118,7 +113,7 @@ def test_a_task_is_taken_as_it_was_signed() -> None:
     ids=repr,
 )
 def test_a_task_of_which_anything_was_altered_is_refused(change: dict[str, Any]) -> None:
-    assert not is_taken(evolve(signed(record()), **change))
+    assert not is_taken(altered(signed(record()), **change))
 
 
 @pytest.mark.parametrize(
@@ -131,8 +126,6 @@ def test_a_task_of_which_anything_was_altered_is_refused(change: dict[str, Any])
         {"tags": ("x",)},
         {"unique": "u"},
         {"result_ttl": 1.0},
-        # As a store that keeps numbers in JSON may give it back.
-        {"timeout": 30},
     ],
     ids=repr,
 )
@@ -145,11 +138,7 @@ def test_what_a_store_computes_or_only_orders_and_finds_by_is_not_signed(change:
     [
         {"queue": None},
         {"name": 5},
-        {"payload": "text"},
-        {"retry_spec": None},
         {"max_retries": "3"},
-        {"timeout": "30"},
-        {"timeout": 10**400},
         {"name": "\ud800"},
     ],
     ids=repr,
@@ -161,9 +150,7 @@ def test_fields_of_the_wrong_type_are_refused_and_break_nothing(change: dict[str
 def test_what_moves_from_one_field_into_the_next_changes_the_signature() -> None:
     signer = Signer([KEY.encode()])
     assert signature(signer, record(queue="ab", name="c")) != signature(signer, record(queue="a", name="bc"))
-    assert signature(signer, record(payload=b"", retry_spec="x")) != signature(
-        signer, record(payload=b"x", retry_spec="")
-    )
+    assert signature(signer, record(payload=b"", retry="x")) != signature(signer, record(payload=b"x", retry=""))
 
 
 @given(st.data())
@@ -176,7 +163,7 @@ def test_no_two_different_tasks_have_one_signature(data: st.DataObject) -> None:
         name=texts,
         serializer=texts,
         payload=texts.map(str.encode),
-        retry_spec=texts,
+        retry=texts,
         max_retries=st.integers(0, 11),
         timeout=st.sampled_from([None, 0.5, 1.0]),
         is_async=st.booleans(),
@@ -189,10 +176,19 @@ def test_no_two_different_tasks_have_one_signature(data: st.DataObject) -> None:
 def test_the_signatures_of_tasks_schedules_and_results_are_of_different_kinds() -> None:
     signer = Signer([KEY.encode()])
     task = record()
-    order = NewTask(id="id", queue="queue", name="name", payload=b"payload", timeout=30.0)
+    order = NewTask(id="id", queue="queue", name="name", body=task.body)
     schedule = Schedule(id="id", task=order, trigger="", next_run=MOMENT)
     sealed = signer.seal(task, b"payload")
-    assert len({signature(signer, task), signer.schedule_signature(schedule), b"\x01" + sealed[7:39]}) == 3
+    assert (
+        len(
+            {
+                signature(signer, task),
+                signer.schedule_signature(schedule, split_body(task.body)[1]),
+                b"\x01" + sealed[7:39],
+            }
+        )
+        == 3
+    )
 
 
 # Keys
@@ -318,7 +314,7 @@ def test_a_signed_task_runs_and_its_signed_result_is_read(make_signing: Callable
         assert [handle.result(timeout=20) for handle in handles] == [6, 8]
     task = handles[0].task()
     assert (task.args, task.retry, task.result) == ((3,), Fixed(0), 6)
-    assert task.signature
+    assert split_body(task.body)[0]
     assert unsealed(task.result_payload or b"") == b"6"
 
 
@@ -511,13 +507,14 @@ def test_a_signed_payload_altered_anywhere_is_never_decoded(data: st.DataObject)
     queue = TaskQueue("memory://", signing_key=KEY)
     payload = b'[[1,[2.5,"x"],{"$":"set","v":[1]}],{"k":null}]'
     task = signed(record(payload=payload))
-    start, end = data.draw(st.integers(0, len(payload))), data.draw(st.integers(0, len(payload)))
-    altered = payload[:start] + data.draw(st.binary(max_size=8)) + payload[end:]
-    if altered == payload:
+    body = task.body
+    start, end = data.draw(st.integers(0, len(body))), data.draw(st.integers(0, len(body)))
+    forged = body[:start] + data.draw(st.binary(max_size=8)) + body[end:]
+    if forged == body:
         assert queue.codec.load_arguments(task, ArgumentTypes())[1] == {"k": None}
     else:
         with pytest.raises(PayloadRejected):
-            queue.codec.load_arguments(evolve(task, payload=altered), ArgumentTypes())
+            queue.codec.load_arguments(evolve(task, body=forged), ArgumentTypes())
 
 
 # Limits
@@ -576,8 +573,12 @@ def test_declared_schedules_are_signed_and_signed_anew_under_a_new_key_that_has_
         wait_until(lambda: after.schedules()[0].revision > old.revision, what="the new signature")
     (new,) = after.schedules()
     assert new.next_run == old.next_run
-    assert new.task.signature != old.task.signature
+    assert new.task.body != old.task.body
     assert after.trigger_schedule("tick").id
+
+
+def with_body(schedule: Schedule, **parts: Any) -> Schedule:
+    return evolve(schedule, task=evolve(schedule.task, body=changed(schedule.task.body, **parts)))
 
 
 def forge_schedule(queue: TaskQueue, change: Callable[[Schedule], Schedule]) -> None:
@@ -592,10 +593,12 @@ def forge_schedule(queue: TaskQueue, change: Callable[[Schedule], Schedule]) -> 
 @pytest.mark.parametrize(
     "change",
     [
-        lambda schedule: evolve(schedule, task=evolve(schedule.task, payload=b"[[1000000],{}]")),
+        lambda schedule: evolve(
+            schedule, task=evolve(schedule.task, body=changed(schedule.task.body, payload=b"[[1000000],{}]"))
+        ),
         lambda schedule: evolve(schedule, task=evolve(schedule.task, name="other")),
         lambda schedule: evolve(schedule, task=evolve(schedule.task, max_retries=1000)),
-        lambda schedule: evolve(schedule, task=evolve(schedule.task, signature=b"")),
+        lambda schedule: with_body(schedule, signature=b""),
         lambda schedule: evolve(schedule, trigger='{"kind":"every","seconds":0.001}'),
         lambda schedule: evolve(schedule, trigger="[" * 100_000),
         lambda schedule: evolve(schedule, id="a copy"),

@@ -26,8 +26,8 @@ from omniq.task import (
 NOW = datetime(2026, 3, 29, 1, 30, tzinfo=UTC)
 FAILURE = TaskError(type="ValueError", message="no such page")
 VALUES: list[Any] = [
-    NewTask(id="a", queue="default", name="shop.fetch", payload=b"{}"),
-    Task(id="a", queue="default", name="shop.fetch", payload=b"{}", created_at=NOW, run_at=NOW),
+    NewTask(id="a", queue="default", name="shop.fetch", body=b"{}"),
+    Task(id="a", queue="default", name="shop.fetch", body=b"{}", created_at=NOW, run_at=NOW),
     FAILURE,
     Progress(done=1, total=2, note="half"),
     Succeeded(id="a", delivery=1, result=b"1"),
@@ -52,7 +52,7 @@ class Decoder:
 
 
 def a_task(**fields: Any) -> Task:
-    return Task(id="a", queue="default", name="shop.fetch", payload=b"a-payload", created_at=NOW, run_at=NOW, **fields)
+    return Task(id="a", queue="default", name="shop.fetch", body=b"a-body", created_at=NOW, run_at=NOW, **fields)
 
 
 def test_a_state_is_its_own_text() -> None:
@@ -100,7 +100,7 @@ def test_classes_derived_from_a_value_of_many_fields_are_frozen_too(value: Any) 
     fields = {one.alias: fields[one.name] for one in attrs.fields(cls)}
     for made, kind in ((Derived(**fields), Derived), (Wider(**fields), Wider), (cls(**fields), cls)):
         assert type(made) is kind
-        assert made.payload == value.payload
+        assert made.body == value.body
         with pytest.raises(attrs.exceptions.FrozenInstanceError):
             made.id = "b"
         with pytest.raises(attrs.exceptions.FrozenInstanceError):
@@ -128,16 +128,16 @@ def test_every_way_to_end_is_an_outcome_of_one_delivery() -> None:
     assert {(outcome.id, outcome.delivery) for outcome in outcomes} == {("a", 1)}
 
 
-def test_payload_result_and_signature_stay_out_of_the_text_of_a_task() -> None:
-    text = repr(a_task(result_payload=b"a-secret-result", signature=b"a-signature"))
+def test_body_arguments_and_result_stay_out_of_the_text_of_a_task() -> None:
+    text = repr(a_task(payload=b"a-payload", result_payload=b"a-secret-result"))
 
+    assert "a-body" not in text
     assert "a-payload" not in text
     assert "secret" not in text
-    assert "signature" not in text
 
 
 def test_a_task_read_through_a_queue_decodes_on_demand() -> None:
-    task = a_task(decoder=Decoder(), retry_spec="x", result_payload=b"7")
+    task = a_task(decoder=Decoder(), payload=b"a-payload", retry_spec="x", result_payload=b"7")
 
     assert task.args == ("a-payload", 2)
     assert task.kwargs == {"width": 3}

@@ -12,6 +12,7 @@ from omniq import At, Cron, Every, InvalidTrigger, Misfire, Overlap, Schedule, T
 from omniq.policies import encode_value
 from omniq.task import NewTask
 from omniq.ticks import STEP, advance, first_run
+from tests.bodies import body_of
 
 NOON = datetime(2026, 6, 1, 12, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
@@ -20,7 +21,7 @@ MINUTE = timedelta(minutes=1)
 def due(trigger: Trigger, next_run: datetime, **changes: Any) -> Schedule:
     return Schedule(
         id="s",
-        task=NewTask(id="template", queue="default", name="shop.clean", payload=b"[[],{}]"),
+        task=NewTask(id="template", queue="default", name="shop.clean", body=body_of()),
         trigger=encode_value(trigger),
         next_run=next_run,
         **changes,

@@ -18,7 +18,7 @@ from omniq import Fixed, StorageUnavailable, TaskFailed, TaskQueue, TaskState, c
 from omniq.ids import new_id
 from omniq.plugins import Plugins
 from omniq.storage import Lease, LeaseState
-from omniq.task import Outcome, Task
+from omniq.task import Outcome, StoredTask
 from omniq.testing import await_until
 from omniq.urls import parse_url
 from omniq_local.memory import MemoryStorage
@@ -58,11 +58,11 @@ class Wire(MemoryStorage):
             raise StorageUnavailable("the answer is lost")
         return accepted
 
-    async def claim(self, *args: Any, **kwargs: Any) -> list[Task]:
+    async def claim(self, *args: Any, **kwargs: Any) -> list[StoredTask]:
         await self.pass_through("claim")
         return await super().claim(*args, **kwargs)
 
-    async def recover(self, limit: int) -> list[Task]:
+    async def recover(self, limit: int) -> list[StoredTask]:
         await self.pass_through("recover")
         return await super().recover(limit)
 
@@ -237,7 +237,7 @@ class Heard:
         self.succeeded: list[str] = []
 
     @hookimpl
-    def omniq_task_succeeded(self, task: Task, worker: str, seconds: float) -> None:
+    def omniq_task_succeeded(self, task: StoredTask, worker: str, seconds: float) -> None:
         self.succeeded.append(f"{task.id} in attempt {task.attempt}")
 
 

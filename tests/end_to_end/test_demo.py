@@ -191,7 +191,7 @@ def finished(task_id: str, attempt: int = 1, state: TaskState = TaskState.SUCCEE
         id=task_id,
         queue="demo",
         name="measure",
-        payload=b"",
+        body=b"",
         created_at=began,
         run_at=began,
         attempt=attempt,

@@ -19,8 +19,8 @@ from omniq.task import (
     Progress,
     Released,
     Retry,
+    StoredTask,
     Succeeded,
-    Task,
     TaskError,
     TaskState,
 )
@@ -40,7 +40,7 @@ def _id(number: int) -> str:
 
 
 def _task(number: int, **options: Any) -> NewTask:
-    return NewTask(**{"id": _id(number), "queue": "first", "name": "kit", "payload": b"[]", **options})
+    return NewTask(**{"id": _id(number), "queue": "first", "name": "kit", "body": b"[]", **options})
 
 
 def _schedule(**options: Any) -> Schedule:
@@ -80,7 +80,7 @@ async def _six_tasks(storage: Storage) -> None:
     )
 
 
-async def _claimed(storage: Storage, lease: float = LEASE) -> list[Task]:
+async def _claimed(storage: Storage, lease: float = LEASE) -> list[StoredTask]:
     return await storage.claim(dict.fromkeys(QUEUES, 10), worker="worker", lease=lease)
 
 
@@ -260,7 +260,7 @@ def differences(seen: Any, expected: Any, where: str = "") -> list[str]:
 
 
 async def _picture(storage: Storage) -> dict[str, Any]:
-    tasks: list[Task] = []
+    tasks: list[StoredTask] = []
     cursor: str | None = None
     while True:
         page = await storage.list_tasks(TaskQuery(limit=3), cursor)
@@ -291,7 +291,7 @@ async def _ids(storage: Storage, query: TaskQuery) -> list[str]:
     return [task.id for task in await storage.list_tasks(query)]
 
 
-def _row(task: Task) -> dict[str, Any]:
+def _row(task: StoredTask) -> dict[str, Any]:
     running = task.state is TaskState.RUNNING
     return {
         "id": task.id,

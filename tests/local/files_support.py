@@ -14,7 +14,7 @@ from typing import Any
 
 from omniq.ids import new_id
 from omniq.storage import TaskQuery
-from omniq.task import NewTask, Succeeded, Task, TaskState
+from omniq.task import NewTask, StoredTask, Succeeded, TaskState
 from omniq.urls import parse_url
 from omniq_local.files import FileStorage
 
@@ -36,7 +36,7 @@ class Clock:
 
 def new_task(**options: Any) -> NewTask:
     """Give a task to enqueue, of queue ``q`` unless another is named."""
-    return NewTask(**{"id": new_id(), "queue": "q", "name": "n", "payload": b"[]", **options})
+    return NewTask(**{"id": new_id(), "queue": "q", "name": "n", "body": b"[]", **options})
 
 
 def storage(root: Path, query: str = "", clock: Callable[[], float] = time.time) -> FileStorage:
@@ -55,12 +55,12 @@ async def opened(root: Path, query: str = "", clock: Callable[[], float] = time.
         await store.close()
 
 
-async def take(store: FileStorage, limit: int = 1, *, lease: float = 300.0) -> list[Task]:
+async def take(store: FileStorage, limit: int = 1, *, lease: float = 300.0) -> list[StoredTask]:
     """Claim tasks of queue ``q``."""
     return await store.claim({"q": limit}, worker="w", lease=lease)
 
 
-async def succeed(store: FileStorage, tasks: list[Task]) -> list[bool]:
+async def succeed(store: FileStorage, tasks: list[StoredTask]) -> list[bool]:
     """Finish claimed tasks."""
     return await store.finish([Succeeded(id=task.id, delivery=task.delivery, result=b"1") for task in tasks])
 
@@ -81,7 +81,7 @@ def contents(root: Path) -> dict[str, bytes]:
     }
 
 
-async def check_whole(store: FileStorage, root: Path) -> dict[str, Task]:
+async def check_whole(store: FileStorage, root: Path) -> dict[str, StoredTask]:
     """Fail unless each task is in exactly one state, by whichever way one comes to it; give all tasks."""
     base = root / "omniq"
     tasks = {task.id: task for task in (await store.list_tasks(TaskQuery(limit=10_000))).tasks}

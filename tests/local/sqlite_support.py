@@ -14,7 +14,7 @@ from typing import Any
 
 from omniq.ids import new_id
 from omniq.storage import QueueStats, TaskQuery
-from omniq.task import NewTask, Task, TaskState
+from omniq.task import NewTask, StoredTask, TaskState
 from omniq.urls import parse_url
 from omniq_local.sqlite import SQLiteStorage
 
@@ -34,7 +34,7 @@ class Clock:
 
 def new_task(**options: Any) -> NewTask:
     """Give a task to enqueue, of queue ``q`` unless another is named."""
-    return NewTask(**{"id": new_id(), "queue": "q", "name": "n", "payload": b"[]", **options})
+    return NewTask(**{"id": new_id(), "queue": "q", "name": "n", "body": b"[]", **options})
 
 
 def storage(path: Path, query: str = "", clock: Callable[[], float] = time.time) -> SQLiteStorage:
@@ -65,12 +65,12 @@ def raw(path: Path) -> Iterator[sqlite3.Connection]:
 
 async def take(
     store: SQLiteStorage, *queues: str, n: int = 1000, lease: float = 300.0, worker: str = "w"
-) -> list[Task]:
+) -> list[StoredTask]:
     """Claim tasks."""
     return await store.claim(dict.fromkeys(queues or ("q",), n), worker=worker, lease=lease)
 
 
-async def only(store: SQLiteStorage, task_id: str) -> Task:
+async def only(store: SQLiteStorage, task_id: str) -> StoredTask:
     """Give the record of a task that is there."""
     (task,) = await store.get([task_id])
     assert task is not None

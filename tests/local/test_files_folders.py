@@ -67,14 +67,14 @@ def test_the_sorted_listing_of_the_ready_folder_is_the_order_of_claims(
 def test_a_file_tells_a_human_all_about_its_task(root: Path) -> None:
     async def scenario() -> None:
         async with opened(root) as store:
-            await store.enqueue([new_task(name="shop.mail", payload='[["Grüße"], {}]'.encode(), tags=("a", "b"))])
-            await store.enqueue([new_task(payload=b"\xff\x00")])
+            await store.enqueue([new_task(name="shop.mail", body='[["Grüße"], {}]'.encode(), tags=("a", "b"))])
+            await store.enqueue([new_task(body=b"\xff\x00")])
             tasks = await take(store, 2)
             assert listing(root, "ready") == []
             first, second = (path.read_text().splitlines() for path in listing(root, "running"))
-            assert json.loads(first[0])["payload"] == '[["Grüße"], {}]'
+            assert json.loads(first[0])["body"] == '[["Grüße"], {}]'
             assert "Grüße" in first[0]
-            assert json.loads(second[0])["payload"] == {"base64": "/wA="}
+            assert json.loads(second[0])["body"] == {"base64": "/wA="}
             assert json.loads(first[0])["tags"] == ["a", "b"]
             status = json.loads(first[1])
             assert (status["state"], status["worker"], status["attempt"]) == ("running", "w", 1)

@@ -15,17 +15,17 @@ import pytest
 from omniq.errors import StorageUnavailable
 from omniq.schedule import Schedule
 from omniq.storage import Lease
-from omniq.task import Failed, Retry, Succeeded, Task, TaskError, TaskState
+from omniq.task import Failed, Retry, StoredTask, Succeeded, TaskError, TaskState
 from omniq_local.files import FileStorage, journal
 from tests.local.files_support import Clock, check_whole, contents, new_task, opened, run_python, take
 
-Step = Callable[[FileStorage, list[Task]], Awaitable[object]]
+Step = Callable[[FileStorage, list[StoredTask]], Awaitable[object]]
 
 IDS = [f"01890000-0000-7000-8000-{number:012d}" for number in range(20)]
 TASK = {name: new_task(id=task_id) for name, task_id in zip("abcdefg", IDS, strict=False)}
 
 
-async def prepare(store: FileStorage) -> list[Task]:
+async def prepare(store: FileStorage) -> list[StoredTask]:
     """Have three tasks running, and some that wait and have ended."""
     options: tuple[dict[str, Any], ...] = (
         {"unique": "k"},
@@ -42,16 +42,16 @@ async def prepare(store: FileStorage) -> list[Task]:
     return running[:3]
 
 
-async def enqueue(store: FileStorage, running: list[Task]) -> object:
+async def enqueue(store: FileStorage, running: list[StoredTask]) -> object:
     keyed = new_task(id=IDS[5], unique="new", expires=timedelta(hours=1))
     return await store.enqueue([TASK["b"], TASK["c"], keyed, new_task(id=IDS[6], queue="other")])
 
 
-async def claim(store: FileStorage, running: list[Task]) -> object:
+async def claim(store: FileStorage, running: list[StoredTask]) -> object:
     return await take(store, 2)
 
 
-async def finish(store: FileStorage, running: list[Task]) -> object:
+async def finish(store: FileStorage, running: list[StoredTask]) -> object:
     first, second, third = running
     return await store.finish(
         [
@@ -62,16 +62,16 @@ async def finish(store: FileStorage, running: list[Task]) -> object:
     )
 
 
-async def heartbeat(store: FileStorage, running: list[Task]) -> object:
+async def heartbeat(store: FileStorage, running: list[StoredTask]) -> object:
     return await store.heartbeat("w", [Lease(task.id, 1) for task in running], 900)
 
 
-async def fire(store: FileStorage, running: list[Task]) -> object:
+async def fire(store: FileStorage, running: list[StoredTask]) -> object:
     (schedule,) = await store.get_schedules(["s"])
     return await store.fire(schedule, [TASK["d"], TASK["e"]])
 
 
-async def purge(store: FileStorage, running: list[Task]) -> object:
+async def purge(store: FileStorage, running: list[StoredTask]) -> object:
     return await store.purge("q")
 
 
@@ -91,7 +91,7 @@ class Probe:
             self.act(point)
 
 
-def view(tasks: dict[str, Task]) -> dict[str, tuple[object, ...]]:
+def view(tasks: dict[str, StoredTask]) -> dict[str, tuple[object, ...]]:
     return {each.id: (each.state, each.delivery, each.result_payload, each.error) for each in tasks.values()}
 
 
@@ -196,13 +196,13 @@ def test_nothing_is_stored_when_a_large_payload_does_not_fit(tmp_path: Path) -> 
                 await store.enqueue([new_task()])
                 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
                 try:
-                    await store.enqueue([new_task(), new_task(payload=b"x" * 200_000), new_task()])
+                    await store.enqueue([new_task(), new_task(body=b"x" * 200_000), new_task()])
                 except StorageUnavailable as error:
                     print(error)
                 assert len(await check_whole(store, root)) == 1
                 await store.enqueue([new_task()])
                 resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-                await store.enqueue([new_task(payload=b"x" * 200_000)])
+                await store.enqueue([new_task(body=b"x" * 200_000)])
                 assert len(await check_whole(store, root)) == 3
 
         asyncio.run(main())

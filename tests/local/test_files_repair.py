@@ -185,7 +185,7 @@ def test_the_journal_does_not_grow_without_end(root: Path) -> None:
     async def scenario() -> None:
         async with opened(root, "?fsync=always") as store:
             for _ in range(12):
-                await store.enqueue([new_task(payload=b"x" * 900_000)])
+                await store.enqueue([new_task(body=b"x" * 900_000)])
             await check_whole(store, root)
 
     asyncio.run(scenario())

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from omniq.task import Task
+from omniq.task import StoredTask
 from omniq_local.files import FileStorage, bells, waiting
 from omniq_local.wake import Bell
 from tests.local.files_support import new_task, opened, run_python, succeed, take
@@ -30,7 +30,7 @@ def _nobody_looks_by_himself(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bells, "VALID", HOUR)
 
 
-async def arrival(store: FileStorage, queues: Iterable[str] = ("q",)) -> Task:
+async def arrival(store: FileStorage, queues: Iterable[str] = ("q",)) -> StoredTask:
     """Do what an idle worker does until it has claimed a task."""
     while not (claimed := await store.claim(dict.fromkeys(queues, 1), worker="w", lease=HOUR)):
         await store.wait_for_work(tuple(queues), HOUR)

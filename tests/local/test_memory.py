@@ -54,7 +54,7 @@ async def opened(url: str = "memory://", clock: Callable[[], float] | None = Non
 
 
 def task(**options: object) -> NewTask:
-    return NewTask(**{"id": new_id(), "queue": "q", "name": "n", "payload": b""} | options)  # type: ignore[arg-type]  # tests give what fits
+    return NewTask(**{"id": new_id(), "queue": "q", "name": "n", "body": b""} | options)  # type: ignore[arg-type]  # tests give what fits
 
 
 async def ids_in(store: Storage) -> list[str]:
@@ -342,7 +342,7 @@ asyncio.run(store.open())
 stop = threading.Event()
 
 def task():
-    return NewTask(id=new_id(), queue="q", name="n", payload=b"")
+    return NewTask(id=new_id(), queue="q", name="n", body=b"")
 
 def hammer():
     while not stop.is_set():

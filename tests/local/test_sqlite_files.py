@@ -185,7 +185,7 @@ def test_a_full_disk_is_said_and_leaves_nothing_half_done(tmp_path: Path) -> Non
             assert connection is not None
             (pages,) = connection.execute("PRAGMA page_count").fetchone()
             connection.execute(f"PRAGMA max_page_count = {pages}")
-            batch = [new_task(payload=b"x" * 3000, tags=("t",)) for _ in range(50)]
+            batch = [new_task(body=b"x" * 3000, tags=("t",)) for _ in range(50)]
             with pytest.raises(
                 StorageUnavailable, match=f"the disk is full; nothing was stored. Free space on {tmp_path}"
             ):
@@ -215,7 +215,7 @@ from omniq.testing import await_until
 from omniq_local.sqlite import SQLiteStorage
 
 def tasks(n):
-    return [NewTask(id=new_id(), queue="q", name="n", payload=b"x" * 900) for _ in range(n)]
+    return [NewTask(id=new_id(), queue="q", name="n", body=b"x" * 900) for _ in range(n)]
 
 async def main():
     store = SQLiteStorage(parse_url(f"sqlite:///{sys.argv[1]}"))
@@ -403,7 +403,7 @@ async def main():
     sys.stdin.readline()
     for store in stores:
         await store.open()
-        await store.enqueue([NewTask(id=new_id(), queue="q", name="n", payload=b"")])
+        await store.enqueue([NewTask(id=new_id(), queue="q", name="n", body=b"")])
         await store.close()
 
 asyncio.run(main())

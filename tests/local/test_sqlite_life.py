@@ -101,7 +101,7 @@ from omniq_local.sqlite import SQLiteStorage
 async def main(keep):
     store = SQLiteStorage(parse_url(f"sqlite:///{sys.argv[1]}"))
     await store.open()
-    await store.enqueue([NewTask(id=new_id(), queue="q", name="n", payload=b"") for _ in range(2000)])
+    await store.enqueue([NewTask(id=new_id(), queue="q", name="n", body=b"") for _ in range(2000)])
     await store.stats()
     await store.heartbeat("w", [], 30)
     await store.wait_for_work(["empty"], 0.01)
@@ -265,7 +265,7 @@ from omniq.urls import parse_url
 from omniq_local.sqlite import SQLiteStorage
 
 def task():
-    return NewTask(id=new_id(), queue="q", name="n", payload=b"")
+    return NewTask(id=new_id(), queue="q", name="n", body=b"")
 
 async def in_child(inherited):
     assert inherited.enqueue_blocking([task()]) is None
@@ -345,7 +345,7 @@ async def main():
     store = SQLiteStorage(parse_url(f"sqlite:///{sys.argv[1]}"))
     await store.open()
     for size in (1, 1, 20, 1, 300):
-        tasks = [NewTask(id=new_id(), queue="q", name="n", payload=b"x" * 500) for _ in range(size)]
+        tasks = [NewTask(id=new_id(), queue="q", name="n", body=b"x" * 500) for _ in range(size)]
         print(*[entry.id for entry in await store.enqueue(tasks)], flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -379,7 +379,7 @@ def test_the_log_does_not_grow_for_ever_while_everybody_writes(tmp_path: Path, m
             written = 0
             # Two pages each, at least: without a checkpoint that would be over thirty megabytes.
             for _ in range(4000):
-                store.enqueue_blocking([new_task(payload=b"x" * 600)])
+                store.enqueue_blocking([new_task(body=b"x" * 600)])
                 written += 1
             await await_until(lambda: not store._database._checkpoints._under_way)
             size = (tmp_path / "jobs.db-wal").stat().st_size

@@ -16,7 +16,7 @@ from omniq.errors import PayloadTooLarge
 from omniq.ids import new_id
 from omniq.schedule import Schedule
 from omniq.storage import Enqueued, Lease, TaskQuery
-from omniq.task import Failed, Progress, Released, Retry, Succeeded, Task, TaskError, TaskState
+from omniq.task import Failed, Progress, Released, Retry, Succeeded, TaskError, TaskState
 from omniq_local.sqlite.rows import microseconds, moment, span
 from tests.local.sqlite_support import Clock, count, new_task, of_queue, only, opened, raw, take
 
@@ -110,17 +110,16 @@ def test_a_clock_that_is_put_back_keeps_nobody_waiting_for_a_dead_worker(tmp_pat
 
 ODD = "snowman ☃ \N{PILE OF POO} \x01\x7f \"quotes\" 'more' \\ % ? :x {ns}"
 AWKWARD: list[dict[str, Any]] = [
-    {"payload": b""},
-    {"payload": bytes(range(256)) * 3},
-    {"payload": bytes(range(256)) * 4096},
-    {"payload": b"x" * 1000},
-    {"payload": b"x" * 1001},
-    {"id": ODD, "queue": ODD, "name": ODD, "unique": ODD, "serializer": ODD, "retry": ODD, "tags": (ODD, "", ODD)},
-    {"timeout": 1 / 3, "result_ttl": 0.1 + 0.2},
-    {"timeout": 5, "result_ttl": 3},
+    {"body": b""},
+    {"body": bytes(range(256)) * 3},
+    {"body": bytes(range(256)) * 4096},
+    {"body": b"x" * 1000},
+    {"body": b"x" * 1001},
+    {"id": ODD, "queue": ODD, "name": ODD, "unique": ODD, "tags": (ODD, "", ODD)},
+    {"result_ttl": 0.1 + 0.2},
+    {"result_ttl": 3},
     {"result_ttl": math.inf},
-    {"signature": bytes(range(256))},
-    {"priority": -100, "max_retries": 2**40, "is_async": True},
+    {"priority": -100, "max_retries": 2**40},
     {"run_at": datetime(9999, 12, 31, 23, 59, 59, 999999, tzinfo=UTC)},
     {"run_at": timedelta.max, "expires": timedelta.max},
     {"run_at": datetime(1, 1, 1, tzinfo=UTC)},
@@ -141,28 +140,27 @@ def test_a_task_comes_back_as_it_was(tmp_path: Path, options: dict[str, Any]) ->
                 (claimed,) = await take(store, order.queue)
                 assert as_ordered(claimed) == as_ordered(order)
                 assert claimed == await only(store, order.id)
-                assert await store.finish([Succeeded(id=order.id, delivery=1, result=order.payload)]) == [True]
-                assert (await only(store, order.id)).result_payload == order.payload
+                assert await store.finish([Succeeded(id=order.id, delivery=1, result=order.body)]) == [True]
+                assert (await only(store, order.id)).result_payload == order.body
 
     asyncio.run(scenario())
 
 
 def as_ordered(task: Any) -> tuple[Any, ...]:
-    fields = ("id", "queue", "name", "payload", "serializer", "priority", "max_retries", "timeout", "is_async")
-    retry = task.retry_spec if isinstance(task, Task) else task.retry
-    values = [getattr(task, field) for field in (*fields, "unique", "tags", "result_ttl", "signature")]
-    return (*values, retry, *map(type, values))
+    fields = ("id", "queue", "name", "body", "priority", "max_retries", "unique", "tags", "result_ttl")
+    values = [getattr(task, field) for field in fields]
+    return (*values, *map(type, values))
 
 
 def test_a_large_payload_is_written_once(tmp_path: Path) -> None:
     async def scenario() -> None:
         path, log = tmp_path / "jobs.db", tmp_path / "jobs.db-wal"
         async with opened(path) as store:
-            await store.enqueue([new_task(id="a", payload=b"x" * 1_000_000)])
+            await store.enqueue([new_task(id="a", body=b"x" * 1_000_000)])
             before = log.stat().st_size
             for _ in range(3):
                 (task,) = await take(store)
-                assert len(task.payload) == 1_000_000
+                assert len(task.body) == 1_000_000
                 await store.heartbeat("w", [Lease("a", task.delivery)], 300)
                 await store.finish([Retry(id="a", delivery=task.delivery, delay=0)])
             assert log.stat().st_size - before < 500_000
@@ -173,7 +171,7 @@ def test_a_large_payload_is_written_once(tmp_path: Path) -> None:
 def test_a_large_payload_leaves_nothing_behind(tmp_path: Path) -> None:
     async def scenario() -> None:
         path = tmp_path / "jobs.db"
-        tasks = [new_task(payload=b"x" * 5000, tags=("a", "b"), result_ttl=0) for _ in range(4)]
+        tasks = [new_task(body=b"x" * 5000, tags=("a", "b"), result_ttl=0) for _ in range(4)]
         async with opened(path) as store:
             await store.enqueue(tasks)
             for task in await take(store, n=2):
@@ -210,8 +208,8 @@ def test_a_schedule_comes_back_as_it_was(tmp_path: Path) -> None:
     async def scenario() -> None:
         at = datetime(2031, 2, 3, 4, 5, 6, 789012, tzinfo=UTC)
         for order in (
-            new_task(run_at=at, expires=timedelta(days=3, microseconds=1), payload=bytes(range(256)), tags=("a", ODD)),
-            new_task(run_at=timedelta(microseconds=1), expires=at, timeout=1 / 3, unique=ODD, signature=b"\0\xff"),
+            new_task(run_at=at, expires=timedelta(days=3, microseconds=1), body=bytes(range(256)), tags=("a", ODD)),
+            new_task(run_at=timedelta(microseconds=1), expires=at, unique=ODD, body=b"\0\xff"),
         ):
             schedule = Schedule(
                 id=ODD, task=order, trigger=ODD, next_run=at, start=at, end=None, last_run=at, jitter=1 / 3
@@ -245,7 +243,7 @@ def test_a_value_that_is_larger_than_sqlite_can_store_is_said(tmp_path: Path) ->
             category = 0  # SQLITE_LIMIT_LENGTH: a gigabyte is more than a test should move
             connection.setlimit(category, 100_000)
             with pytest.raises(PayloadTooLarge):
-                await store.enqueue([new_task(payload=b"x" * 200_000), new_task()])
+                await store.enqueue([new_task(body=b"x" * 200_000), new_task()])
             assert await store.stats() == []
 
     asyncio.run(scenario())
@@ -256,12 +254,12 @@ def test_a_value_that_is_larger_than_sqlite_can_store_is_said(tmp_path: Path) ->
 DAMAGE = [
     "options = 'no JSON'",
     "options = '[1, 2]'",
-    "options = '[1, 2, 3, 4, 5, 6, 7]'",
+    "options = '[1, 2, 3, 4]'",
     "error = 'no JSON'",
     "created_at = 9000000000000000000",
     "name = CAST(x'ff80' AS TEXT)",
     "id = CAST(x'ff80' AS TEXT)",
-    "payload = NULL",
+    "body = NULL",
 ]
 
 
@@ -271,7 +269,7 @@ def test_a_row_that_cannot_be_read_ends_as_failed_and_stops_nobody(
 ) -> None:
     async def scenario() -> None:
         path = tmp_path / "jobs.db"
-        tasks = [new_task(payload=b"payload %d" % number) for number in range(5)]
+        tasks = [new_task(body=b"body %d" % number) for number in range(5)]
         async with opened(path) as store:
             await store.enqueue(tasks)
             with raw(path) as connection:
@@ -281,11 +279,11 @@ def test_a_row_that_cannot_be_read_ends_as_failed_and_stops_nobody(
             assert (await of_queue(store)).counts[TaskState.FAILED] == 1
             with raw(path) as connection:
                 state, kept, error = connection.execute(
-                    'SELECT state, payload, error FROM "omniq.task" WHERE seq = ?', (seq,)
+                    'SELECT state, body, error FROM "omniq.task" WHERE seq = ?', (seq,)
                 ).fetchone()
             assert state == 5
             assert "CorruptRecord" in error
-            assert kept == (None if "payload" in damage else b"payload 2")
+            assert kept == (None if "body" in damage else b"body 2")
             assert await take(store) == []
             assert await store.recover(10) == []
             assert await store.purge("q", TaskState.FAILED) == 1

@@ -17,7 +17,7 @@ import pytest
 
 from omniq.errors import StorageUnavailable
 from omniq.storage import Capability, Lease, LeaseState
-from omniq.task import Released, Retry, Succeeded, Task, TaskError, TaskState
+from omniq.task import Released, Retry, StoredTask, Succeeded, TaskError, TaskState
 from omniq.testing import await_until, wait_until
 from omniq_local.sqlite import SQLiteStorage, waiting
 from tests.local.sqlite_support import Clock, count, new_task, only, opened, raw, storage, take
@@ -49,14 +49,14 @@ def sold(path: Path) -> int:
         return found
 
 
-async def claimed(store: SQLiteStorage, **options: Any) -> Task:
+async def claimed(store: SQLiteStorage, **options: Any) -> StoredTask:
     """Enqueue a task and claim it."""
     await store.enqueue([new_task(**options)])
     (task,) = await take(store)
     return task
 
 
-def succeeded(task: Task, result: bytes = b'"done"') -> Succeeded:
+def succeeded(task: StoredTask, result: bytes = b'"done"') -> Succeeded:
     return Succeeded(id=task.id, delivery=task.delivery, result=result)
 
 
@@ -73,7 +73,7 @@ def test_what_is_rolled_back_was_never_there(tmp_path: Path) -> None:
             with connected(path) as connection:
                 connection.execute("INSERT INTO sold VALUES (1)")
                 joined = store.join(connection)
-                joined.enqueue([new_task(tags=("a",), payload=b"x" * 5000), new_task(run_at=timedelta(hours=1))])
+                joined.enqueue([new_task(tags=("a",), body=b"x" * 5000), new_task(run_at=timedelta(hours=1))])
                 connection.rollback()
             assert await store.stats() == []
             assert sold(path) == 0
@@ -88,7 +88,7 @@ def test_what_is_committed_is_counted_and_claimed_in_its_order(tmp_path: Path) -
     async def scenario() -> None:
         async with shop(tmp_path) as (store, path):
             before, after = new_task(), new_task()
-            inside = [new_task(), new_task(payload=b"x" * 5000, tags=("a",)), new_task(priority=1)]
+            inside = [new_task(), new_task(body=b"x" * 5000, tags=("a",)), new_task(priority=1)]
             await store.enqueue([before])  # fresh: not counted yet
             with connected(path) as connection, connection:
                 created = await store.join(connection).aenqueue([*inside, new_task(run_at=timedelta(hours=1))])
@@ -99,7 +99,7 @@ def test_what_is_committed_is_counted_and_claimed_in_its_order(tmp_path: Path) -
             assert await count(store, TaskState.SCHEDULED) == 1
             first, second, third = inside
             assert [task.id for task in await take(store)] == [third.id, before.id, first.id, second.id, after.id]
-            assert (await only(store, second.id)).payload == b"x" * 5000
+            assert (await only(store, second.id)).body == b"x" * 5000
 
     asyncio.run(scenario())
 

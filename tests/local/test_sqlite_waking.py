@@ -55,7 +55,7 @@ from omniq_local.sqlite import SQLiteStorage
 async def main():
     store = SQLiteStorage(parse_url(f"sqlite:///{sys.argv[1]}"))
     await store.open()
-    order = NewTask(id=new_id(), queue="q", name="n", payload=b"")
+    order = NewTask(id=new_id(), queue="q", name="n", body=b"")
     match sys.argv[2]:
         case "one":
             store.enqueue_blocking([order])

@@ -47,7 +47,7 @@ async def opened(url: str) -> AsyncIterator[NatsStorage]:
 
 def task(**fields: Any) -> NewTask:
     """Give a task to enqueue."""
-    return NewTask(**{"id": new_id(), "queue": "work", "name": "test.task", "payload": b"[]", **fields})
+    return NewTask(**{"id": new_id(), "queue": "work", "name": "test.task", "body": b"[]", **fields})
 
 
 class Load:

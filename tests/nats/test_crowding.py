@@ -9,7 +9,7 @@ import pytest
 
 from omniq.errors import PayloadTooLarge, StorageUnavailable
 from omniq.storage import Lease, LeaseState
-from omniq.task import Failed, Progress, Retry, Succeeded, Task, TaskError, TaskState
+from omniq.task import Failed, Progress, Retry, StoredTask, Succeeded, TaskError, TaskState
 from omniq_nats.storage import NatsStorage
 from tests.nats.support import fresh, opened, task
 from tests.servers.nats import NatsServer
@@ -22,9 +22,9 @@ def small_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServe
         yield server
 
 
-async def claim_all(storage: NatsStorage, step: int) -> list[Task]:
+async def claim_all(storage: NatsStorage, step: int) -> list[StoredTask]:
     """Claim until the queue is full."""
-    held: list[Task] = []
+    held: list[StoredTask] = []
 
     async def fill() -> None:
         while some := await storage.claim({"work": step}, worker="w", lease=600):

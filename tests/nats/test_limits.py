@@ -30,7 +30,7 @@ async def finding(storage: Storage, subject: str) -> Finding:
 async def test_arguments_over_the_servers_limit_are_refused_and_leave_nothing_behind(tmp_path: Path) -> None:
     with NatsServer(tmp_path, ["max_payload: 64KB"]) as server:
         async with opened(fresh(server.url)) as storage:
-            small, large = task(), task(payload=b"x" * 70_000)
+            small, large = task(), task(body=b"x" * 70_000)
             for batch in ([large], [small, large]):
                 with pytest.raises(PayloadTooLarge, match="over the server's limit of 65,536"):
                     await storage.enqueue(batch)
@@ -99,7 +99,7 @@ async def test_a_full_stream_is_an_error_and_goes_on_once_there_is_room(nats_ser
 
         async def fill() -> None:
             for _ in range(100):
-                await storage.enqueue([task(payload=b"x" * 5000)])
+                await storage.enqueue([task(body=b"x" * 5000)])
 
         with pytest.raises(StorageUnavailable, match="maximum bytes exceeded"):
             await fill()

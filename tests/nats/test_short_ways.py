@@ -11,7 +11,7 @@ import pytest
 
 from omniq.errors import CorruptRecord
 from omniq.storage import Lease, TaskQuery
-from omniq.task import NewTask, Succeeded, Task, TaskState
+from omniq.task import NewTask, StoredTask, Succeeded, TaskState
 from omniq.testing import await_until
 from omniq_nats.book import Book
 from omniq_nats.direct import Direct
@@ -27,11 +27,11 @@ def nobody_looks_for_himself(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("omniq_nats.waiting.LOOK_EVERY", 600.0)
 
 
-def done(claimed: Task) -> Succeeded:
+def done(claimed: StoredTask) -> Succeeded:
     return Succeeded(id=claimed.id, delivery=claimed.delivery, result=b"1")
 
 
-async def work(storage: NatsStorage, count: int) -> list[Task]:
+async def work(storage: NatsStorage, count: int) -> list[StoredTask]:
     claimed = await storage.claim({"work": count}, worker="w", lease=60)
     assert all(await storage.finish([done(one) for one in claimed]))
     return claimed
@@ -130,10 +130,10 @@ async def test_a_large_task_wakes_a_worker_too(nats_server: NatsServer) -> None:
     url = fresh(nats_server.url)
     async with opened(url) as worker, opened(url) as producer:
         await prepare(producer, 0)
-        new = task(payload=b"x" * 100_000)
+        new = task(body=b"x" * 100_000)
         async with asyncio.timeout(60):
             await woken(worker, producer, new)
-        assert [one.payload for one in await work(worker, 1)] == [new.payload]
+        assert [one.body for one in await work(worker, 1)] == [new.body]
 
 
 # Looking where a task was a moment ago
@@ -148,7 +148,7 @@ async def test_a_task_that_was_removed_and_enqueued_elsewhere_is_found_there(nat
         assert [one is not None and one.queue for one in await storage.get([new.id])] == ["work"]
         assert await other.delete([new.id]) == [True]
         assert await storage.get([new.id]) == [None]
-        await other.enqueue([NewTask(id=new.id, queue="elsewhere", name="test.task", payload=b"[]")])
+        await other.enqueue([NewTask(id=new.id, queue="elsewhere", name="test.task", body=b"[]")])
         assert [one is not None and one.queue for one in await storage.get([new.id])] == ["elsewhere"]
         assert await storage.wait_finished([new.id], 0.01) == set()
 
@@ -293,7 +293,7 @@ async def test_what_takes_more_than_one_message_goes_the_other_way(nats_server: 
         for new in (
             task(unique="k"),
             task(run_at=timedelta(seconds=9)),
-            task(payload=b"x" * 9000),
+            task(body=b"x" * 9000),
             task(queue="unknown"),
         ):
             assert storage.enqueue_blocking([new]) is None

@@ -35,12 +35,12 @@ async def a_task_gets_through(url: str) -> None:
     """Have a task enqueued, claimed and finished, and its result waited for, by two clients."""
     async with opened(url) as producer, opened(url) as worker:
         waits = asyncio.create_task(worker.wait_for_work(["work"], 60))
-        (answer,) = await producer.enqueue([task(payload=b"x" * 200_000)])
+        (answer,) = await producer.enqueue([task(body=b"x" * 200_000)])
         async with asyncio.timeout(30):
             await waits
         ends = asyncio.create_task(producer.wait_finished([answer.id], 60))
         (claimed,) = await worker.claim({"work": 1}, worker="w", lease=60)
-        assert claimed.payload == b"x" * 200_000
+        assert claimed.body == b"x" * 200_000
         assert await worker.finish([Succeeded(id=claimed.id, delivery=1, result=b"r" * 100_000)]) == [True]
         async with asyncio.timeout(30):
             assert await ends == {answer.id}

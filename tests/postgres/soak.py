@@ -52,7 +52,7 @@ class Soak:
             if due >= BATCH:
                 await storage.enqueue(
                     [
-                        NewTask(id=new_id(), queue="soak", name="soak.task", payload=b"[]", result_ttl=30)
+                        NewTask(id=new_id(), queue="soak", name="soak.task", body=b"[]", result_ttl=30)
                         for _ in range(due)
                     ]
                 )

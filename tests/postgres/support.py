@@ -12,7 +12,7 @@ import sqlalchemy
 
 from omniq.ids import new_id
 from omniq.storage import Storage
-from omniq.task import NewTask, Succeeded, Task, TaskState
+from omniq.task import NewTask, StoredTask, Succeeded, TaskState
 from omniq.urls import parse_url
 from omniq_postgres.connecting import AsyncConnection, Connector, discard
 from omniq_postgres.jobs import Context, Job, News, Query
@@ -42,7 +42,7 @@ __all__ = [
 
 def new_task(**options: Any) -> NewTask:
     """Give a task to enqueue, of queue ``q`` unless another is named."""
-    return NewTask(**{"id": new_id(), "queue": "q", "name": "n", "payload": b"[]", **options})
+    return NewTask(**{"id": new_id(), "queue": "q", "name": "n", "body": b"[]", **options})
 
 
 def never_look(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,12 +78,12 @@ async def opened(url: str, **options: object) -> AsyncIterator[PostgresStorage]:
 
 async def take(
     store: Storage, number: int = 1, *, worker: str = "w", lease: float = 60, queue: str = "q"
-) -> list[Task]:
+) -> list[StoredTask]:
     """Claim tasks."""
     return await store.claim({queue: number}, worker=worker, lease=lease)
 
 
-def done(task: Task) -> Succeeded:
+def done(task: StoredTask) -> Succeeded:
     """Give the outcome of a task that went well."""
     return Succeeded(id=task.id, delivery=task.delivery, result=b"1")
 

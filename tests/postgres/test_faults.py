@@ -347,7 +347,7 @@ async def test_what_was_claimed_for_a_client_that_takes_no_answer_is_soon_anybod
     try:
         async with opened(storage_url) as store:
             # More than the buffers between the two can hold: the server cannot come to the end of the statement.
-            ids = {entry.id for entry in await store.enqueue([new_task(payload=bytes(10**6)) for _ in range(20)])}
+            ids = {entry.id for entry in await store.enqueue([new_task(body=bytes(10**6)) for _ in range(20)])}
             asked = Claim(demand={"q": 20}, worker="still", lease=60, limit=20)
             query = next(claim(asked, Frontier(), Context(Statements(settings_of(storage_url).names), News())))
             still.pgconn.send_query_params(

@@ -131,7 +131,7 @@ def state_of(store: PostgresStorage, task: NewTask) -> TaskState | None:
 def test_a_task_exists_if_and_only_if_the_caller_commits(
     server: PostgresServer, store: PostgresStorage, way: Callable[..., Any], commit: bool
 ) -> None:
-    first, second = new_task(unique="key", tags=("a", 'b"\\'), payload=b"\x00\xff"), new_task(run_at=timedelta(hours=1))
+    first, second = new_task(unique="key", tags=("a", 'b"\\'), body=b"\x00\xff"), new_task(run_at=timedelta(hours=1))
 
     def work(joined: CallerTransaction) -> list[Enqueued]:
         answers = joined.enqueue([first, second, first])

@@ -17,7 +17,7 @@ import pytest
 from omniq.ids import new_id
 from omniq.schedule import Schedule
 from omniq.storage import Lease, TaskQuery
-from omniq.task import Cancelled, Failed, Progress, Released, Retry, Task, TaskError, TaskState
+from omniq.task import Cancelled, Failed, Progress, Released, Retry, StoredTask, TaskError, TaskState
 from omniq_postgres import claiming, control, enqueueing, finishing, reading, scheduling, upkeep, waiting
 from omniq_postgres.claiming import Claim
 from omniq_postgres.jobs import Context, Job, Steps
@@ -61,9 +61,9 @@ def fill(server: PostgresServer, url: str, rows: int) -> None:
                            CASE WHEN n % 20 = 0 THEN 'other' ELSE 'q' END AS queue, {run_at} AS run_at
                     FROM generate_series(1, {number}) AS n
                 ), kept AS (
-                    INSERT INTO {names["task"]} (id, seq, created_at, result_ttl, max_retries, priority, is_async,
-                        queue, name, serializer, retry, payload)
-                    SELECT id, seq, now(), 86400, 3, 0, false, queue, 'n', 'json', '', '[]' FROM new
+                    INSERT INTO {names["task"]} (id, seq, created_at, result_ttl, max_retries, priority,
+                        queue, name, body)
+                    SELECT id, seq, now(), 86400, 3, 0, queue, 'n', '[]' FROM new
                 ) {rest}
                 """.encode()
             )
@@ -99,7 +99,7 @@ def prepared(server: PostgresServer, rows: int) -> str:
     return url
 
 
-async def held(url: str) -> list[Task]:
+async def held(url: str) -> list[StoredTask]:
     """Give tasks that run, of a queue of their own."""
     async with opened(url) as store:
         await store.enqueue([new_task(queue="running") for _ in range(BATCH)])
@@ -124,10 +124,10 @@ def claim_onward(context: Context) -> Steps[object]:
     return (yield from claiming.claim(CLAIM, mine, context))
 
 
-def outcomes_of(tasks: list[Task]) -> list[Any]:
+def outcomes_of(tasks: list[StoredTask]) -> list[Any]:
     """Give outcomes of every kind."""
     boom = TaskError(type="ValueError", message="")
-    kinds: list[Callable[[Task], Any]] = [
+    kinds: list[Callable[[StoredTask], Any]] = [
         done,
         lambda task: Failed(id=task.id, delivery=task.delivery, error=boom),
         lambda task: Cancelled(id=task.id, delivery=task.delivery),
@@ -137,7 +137,7 @@ def outcomes_of(tasks: list[Task]) -> list[Any]:
     return [kinds[number % 5](task) for number, task in enumerate(tasks)]
 
 
-def jobs(running: list[Task]) -> dict[str, Job[Any]]:
+def jobs(running: list[StoredTask]) -> dict[str, Job[Any]]:
     """Give every operation, by what is said of it."""
     ids = [task.id for task in running]
     leases = [Lease(task.id, task.delivery) for task in running]

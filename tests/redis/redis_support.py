@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from omniq.ids import new_id
-from omniq.task import NewTask, Succeeded, Task, TaskState
+from omniq.task import NewTask, StoredTask, Succeeded, TaskState
 from omniq.urls import parse_url
 from omniq_redis.storage import RedisStorage
 from tests.servers.redis import RedisServer
@@ -23,7 +23,7 @@ TOLD = frozenset({"info", "config|resetstat"})
 
 def new_task(**options: Any) -> NewTask:
     """Give a task to enqueue, of queue ``q`` unless another is named."""
-    return NewTask(**{"id": new_id(), "queue": "q", "name": "n", "payload": b"[]", **options})
+    return NewTask(**{"id": new_id(), "queue": "q", "name": "n", "body": b"[]", **options})
 
 
 def storage(url: str, namespace: str = "omniq", **options: Any) -> RedisStorage:
@@ -42,12 +42,14 @@ async def opened(url: str, namespace: str = "omniq", **options: Any) -> AsyncIte
         await store.close()
 
 
-async def take(store: RedisStorage, *queues: str, n: int = 1000, lease: float = 300.0, worker: str = "w") -> list[Task]:
+async def take(
+    store: RedisStorage, *queues: str, n: int = 1000, lease: float = 300.0, worker: str = "w"
+) -> list[StoredTask]:
     """Claim tasks."""
     return await store.claim(dict.fromkeys(queues or ("q",), n), worker=worker, lease=lease)
 
 
-def done(tasks: list[Task]) -> list[Succeeded]:
+def done(tasks: list[StoredTask]) -> list[Succeeded]:
     """Give the outcomes of claimed tasks that all went well."""
     return [Succeeded(id=task.id, delivery=task.delivery, result=b"1") for task in tasks]
 
@@ -61,7 +63,7 @@ async def finish_all(store: RedisStorage, n: int = 1000) -> int:
     return number
 
 
-async def only(store: RedisStorage, task_id: str) -> Task:
+async def only(store: RedisStorage, task_id: str) -> StoredTask:
     """Give the record of a task that is there."""
     (task,) = await store.get([task_id])
     assert task is not None

@@ -125,7 +125,7 @@ def test_a_waiting_task_takes_half_a_kilobyte(kind: str, namespace: str, request
             before = used()
             for _ in range(10):
                 await store.enqueue(
-                    [new_task(name="shop.tasks.fetch", payload=b'[["https://a.b/c"], {}]') for _ in range(1000)]
+                    [new_task(name="shop.tasks.fetch", body=b'[["https://a.b/c"], {}]') for _ in range(1000)]
                 )
             assert (used() - before) / 10_000 < 560
             await finish_all(store)

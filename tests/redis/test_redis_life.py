@@ -316,14 +316,14 @@ def test_a_call_that_is_given_up_does_not_spoil_the_answers_of_the_others(
 ) -> None:
     async def scenario() -> None:
         async with opened(redis_server.url, namespace) as store:
-            calls = [asyncio.create_task(store.enqueue([new_task(payload=b"%d" % number)])) for number in range(20)]
+            calls = [asyncio.create_task(store.enqueue([new_task(body=b"%d" % number)])) for number in range(20)]
             await asyncio.sleep(0)
             for call in calls[::2]:
                 call.cancel()
             answers = await asyncio.gather(*calls, return_exceptions=True)
             for number, answer in enumerate(answers[1::2]):
                 assert isinstance(answer, list)
-                assert (await only(store, answer[0].id)).payload == b"%d" % (2 * number + 1)
+                assert (await only(store, answer[0].id)).body == b"%d" % (2 * number + 1)
 
     asyncio.run(scenario())
 

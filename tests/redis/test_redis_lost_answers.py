@@ -172,10 +172,10 @@ def test_a_slow_line_that_splits_every_message_changes_nothing(
     async def scenario() -> None:
         async with opened(f"redis://127.0.0.1:{proxy.port}/0", namespace) as store:
             proxy.trickle(size=50, pause=0)
-            tasks = [new_task(payload=bytes([n]) * 300) for n in range(20)]
+            tasks = [new_task(body=bytes([n]) * 300) for n in range(20)]
             await asyncio.gather(*(store.enqueue([task]) for task in tasks))
             claimed = await take(store)
-            assert sorted(task.payload for task in claimed) == [task.payload for task in tasks]
+            assert sorted(task.body for task in claimed) == [task.body for task in tasks]
             assert all(await store.finish(done(claimed)))
 
     asyncio.run(scenario())

@@ -248,14 +248,14 @@ def test_a_connection_can_be_encrypted(redis_server: RedisServer, namespace: str
         async with encrypted(redis_server, tmp_path) as (port, certificate):
             url = f"rediss://localhost:{port}/0"
             async with opened(f"{url}?ssl_ca_certs={certificate}", namespace) as store:
-                (stored,) = await store.enqueue([new_task(payload=bytes(1_000_000))])
+                (stored,) = await store.enqueue([new_task(body=bytes(1_000_000))])
                 assert await asyncio.to_thread(store.enqueue_blocking, [new_task()]) is not None
                 worker = asyncio.create_task(store.wait_for_work(["r"], 60))
                 await asyncio.sleep(0.1)
                 await store.enqueue([new_task(queue="r")])
                 await asyncio.wait_for(worker, 10)
                 assert len(await take(store)) == 2
-                assert len((await only(store, stored.id)).payload) == 1_000_000
+                assert len((await only(store, stored.id)).body) == 1_000_000
             with pytest.raises(StorageUnavailable, match="certificate"):
                 await storage(f"{url}?retry_for=0.1", namespace).open()
 

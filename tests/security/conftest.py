@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pickle
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -17,6 +19,7 @@ from omniq import TaskHandle, TaskQueue, hookimpl
 from omniq.plugins import Plugins
 from omniq.task import Task
 from omniq.testing import wait_until
+from tests.bodies import changed
 from tests.core.running import working
 
 KEY = "a key that the attacker does not know"
@@ -96,6 +99,16 @@ class Shop:
         )
         assert done.returncode == 0, done.stderr
         assert int(done.stdout) > 0, f"nothing was changed by: {sql}"
+
+    def forge(self, **parts: Any) -> None:
+        """Let the attacker change the bodies of all tasks.
+
+        :param parts: what to change, see :func:`tests.bodies.changed`.
+        """
+        with contextlib.closing(sqlite3.connect(self.store)) as connection:
+            bodies = connection.execute('SELECT id, body FROM "omniq.task"').fetchall()
+        for task_id, body in bodies:
+            self.attack('UPDATE "omniq.task" SET body = ? WHERE id = ?', changed(body, **parts), task_id)
 
     def work(self, handle: TaskHandle[Any], queue: TaskQueue | None = None, ended: str = "") -> Task:
         """Let a worker run until a task has ended, and a task of the shop's own after it.

@@ -80,8 +80,9 @@ def test_a_forged_task_is_shown_as_it_is_stored_and_why_it_was_rejected(
 def test_whatever_is_stored_can_be_shown(shop: TaskQueue, payload: bytes, capsys: pytest.CaptureFixture[str]) -> None:
     from omniq.ids import new_id
     from omniq.task import NewTask
+    from tests.bodies import body_of
 
-    order = NewTask(id=new_id(), queue="default", name="suffix", payload=payload)
+    order = NewTask(id=new_id(), queue="default", name="suffix", body=body_of(payload))
 
     async def store() -> None:
         await (await shop.connections.current()).storage.enqueue([order])

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import evolve
 
+from omniq.body import Header, as_task, dump_header, join_body, payload_size, split_body
 from omniq.carrying import is_carried
-from omniq.errors import ConfigurationError, PayloadRejected, PayloadTooLarge, UnknownPlugin
+from omniq.errors import ConfigurationError, CorruptRecord, PayloadRejected, PayloadTooLarge, UnknownPlugin
 from omniq.policies import decode_value, encode_value
 from omniq.retry import RetryPolicy
 from omniq.schedule import Schedule
 from omniq.serialization import ArgumentTypes, Serializer, runs_code
 from omniq.signing import SEAL_SIZE, Signer, shown, unsealed
-from omniq.task import NewTask, Succeeded, Task, TaskState
-from omniq.ticks import STAMP_SIZE, read_stamp
+from omniq.task import NewTask, StoredTask, Succeeded, Task, TaskState
 
 if TYPE_CHECKING:
     from omniq.plugins import Plugins
@@ -94,49 +94,56 @@ class Codec:
         """
         return self._bounded(self._serializer.dump_arguments(args, kwargs, types), "the arguments")
 
-    def sign(self, order: NewTask) -> NewTask:
-        """Give an order with its signature, which takes the place of any that it had."""
-        if self._signer is None:
-            return evolve(order, signature=b"") if order.signature else order
-        signature = self._signer.task_signature(
-            order.id,
-            order.queue,
-            order.name,
-            order.serializer,
-            order.payload,
-            order.retry,
-            order.max_retries,
-            order.timeout,
-            order.is_async,
-        )
-        return evolve(order, signature=signature)
+    def dump_header(self, *, policy: str, timeout: float | None, is_async: bool, headers: Mapping[str, str]) -> bytes:
+        """Return the header of a task's body, which names this queue's serializer.
 
-    def admit(self, task: Task) -> None:
-        """Refuse a task of which nothing may be read: not its arguments, and not its retry policy.
-
-        :raises PayloadRejected: if it is of a serializer that this queue does not accept, too large, unsigned or
-            altered.
+        :param policy: the text of its retry policy, see :meth:`dump_policy`.
         """
-        serializer = self._accepting(task)
-        if len(task.payload) > self._max_payload + STAMP_SIZE:
+        header = Header(
+            serializer=self.serializer_name, retry=policy, timeout=timeout, is_async=is_async, headers=headers
+        )
+        return dump_header(header)
+
+    def sign(self, new: NewTask) -> NewTask:
+        """Return a task with its signature, which takes the place of any that it had."""
+        signature, content = split_body(new.body)
+        if self._signer is None:
+            return evolve(new, body=join_body(content)) if signature else new
+        return evolve(new, body=join_body(content, self._signer.task_signature(new, content)))
+
+    def admit(self, stored: StoredTask) -> Task:
+        """Return a task of which may be read: its arguments, and its retry policy.
+
+        :raises PayloadRejected: if nothing of it may be read: it is too large, unsigned or altered, of a serializer
+            that this queue does not accept, or its body is none.
+        """
+        try:
+            signature, content = split_body(stored.body)
+            size = payload_size(content)
+        except CorruptRecord as error:
+            raise PayloadRejected(f"task {shown(stored.id)} cannot be read: {error}") from error
+        if size > self._max_payload:
             raise PayloadRejected(
-                f"the payload of task {shown(task.id)} takes {len(task.payload):,} bytes, and the limit here is "
+                f"the payload of task {shown(stored.id)} takes {size:,} bytes, and the limit here is "
                 f"{self._max_payload:,} (max_payload); it was not read"
             )
         if self._signer is not None:
-            self._signer.check_task(task)
+            self._signer.check_task(stored, signature, content)
+        task = as_task(stored)
+        serializer = self._accepting(task)
         if is_carried(task.name) and not runs_code(serializer):
             raise PayloadRejected(
                 f"task {shown(task.id)} says that its function is in its payload, which {task.serializer!r} cannot "
                 "hold; its payload was not read"
             )
+        return task
 
     def decode_arguments(self, task: Task, types: ArgumentTypes) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Decode the arguments of a task that was admitted.
 
         :raises SerializationError: if they cannot be decoded.
         """
-        return self._accepting(task).load_arguments(read_stamp(task.payload)[1], types)
+        return self._accepting(task).load_arguments(task.payload, types)
 
     def load_arguments(self, task: Task, types: ArgumentTypes) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Decode a task's arguments.
@@ -144,8 +151,7 @@ class Codec:
         :raises PayloadRejected: as for :meth:`admit`.
         :raises SerializationError: if they cannot be decoded.
         """
-        self.admit(task)
-        return self.decode_arguments(task, types)
+        return self.decode_arguments(self.admit(task), types)
 
     # Results
 
@@ -191,6 +197,10 @@ class Codec:
         try:
             return self._accepted[task.serializer]
         except (KeyError, TypeError):
+            if not task.serializer:
+                raise PayloadRejected(
+                    f"task {shown(task.id)} cannot be read: the header of its body is none; its payload was not read"
+                ) from None
             accepted = ", ".join(sorted(self._accepted))
             raise PayloadRejected(
                 f"task {shown(task.id)} is encoded with {shown(repr(task.serializer))}, which this queue does not "
@@ -208,11 +218,12 @@ class Codec:
     # Schedules
 
     def sign_schedule(self, schedule: Schedule) -> Schedule:
-        """Give a schedule whose template carries the schedule's signature, which is none of a task."""
-        signature = b"" if self._signer is None else self._signer.schedule_signature(schedule)
-        if signature == schedule.task.signature:
+        """Return a schedule whose template carries the schedule's signature, which is none of a task."""
+        signature, content = split_body(schedule.task.body)
+        fresh = b"" if self._signer is None else self._signer.schedule_signature(schedule, content)
+        if fresh == signature:
             return schedule
-        return evolve(schedule, task=evolve(schedule.task, signature=signature))
+        return evolve(schedule, task=evolve(schedule.task, body=join_body(content, fresh)))
 
     def admit_schedule(self, schedule: Schedule) -> None:
         """Refuse a schedule of which nothing may be read: not its trigger, and not what it enqueues.
@@ -220,15 +231,15 @@ class Codec:
         :raises PayloadRejected: if it is unsigned or altered.
         """
         if self._signer is not None:
-            self._signer.check_schedule(schedule)
+            self._signer.check_schedule(schedule, *_split(schedule))
 
     def admit_replacing(self, schedule: Schedule) -> None:
         """Refuse to have a schedule replaced that others can read and this queue cannot.
 
         :raises PayloadRejected: if it was signed with a key that this queue does not have.
         """
-        signed = bool(schedule.task.signature)
-        if signed and (self._signer is None or not self._signer.fits_schedule(schedule)):
+        signature, content = _split(schedule)
+        if signature and (self._signer is None or not self._signer.fits_schedule(schedule, signature, content)):
             raise PayloadRejected(
                 f"schedule {shown(schedule.id)} was signed with a key that is not among this queue's, and stays as it "
                 "is: give the queue that key, too, or store the schedule with queue.schedule(…, replace=True)"
@@ -256,6 +267,13 @@ class Codec:
         return policy
 
 
+def _split(schedule: Schedule) -> tuple[bytes, bytes]:
+    try:
+        return split_body(schedule.task.body)
+    except CorruptRecord as error:
+        raise PayloadRejected(f"schedule {shown(schedule.id)} cannot be read: {error}") from error
+
+
 class FunctionDecoder:
     """Reads the encoded parts of tasks with the annotations of the registered functions.
 
@@ -270,8 +288,7 @@ class FunctionDecoder:
         return self._codec.load_arguments(task, self._types(task.name)[0])
 
     def retry_policy(self, task: Task) -> RetryPolicy | None:
-        self._codec.admit(task)
-        return self._codec.load_policy(task.retry_spec)
+        return self._codec.load_policy(self._codec.admit(task).retry_spec)
 
     def result(self, task: Task) -> Any:
         return self._codec.load_result(task, self._types(task.name)[1])

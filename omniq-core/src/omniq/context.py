@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from omniq.durations import duration
 from omniq.errors import ConfigurationError, LeaseLost
 from omniq.task import Progress, Succeeded, Task
-from omniq.ticks import read_stamp
 from omniq.transactions import CallerTransaction
 
 if TYPE_CHECKING:
@@ -46,7 +45,7 @@ class CurrentTask:
     The object can be used from any thread: a task hands it to the threads that it starts.
     """
 
-    __slots__ = ("_codec", "_function", "_on_progress", "_stop", "_task", "awaited", "completed", "join", "stop_seen")
+    __slots__ = ("_codec", "_function", "_on_progress", "_stop", "_task", "completed", "join", "stop_seen")
 
     def __init__(
         self,
@@ -61,8 +60,6 @@ class CurrentTask:
         self._on_progress = on_progress
         self.join: Callable[[object], CallerTransaction] | None = None
         """How the store takes part in a transaction of the task's own; the worker's to set."""
-        self.awaited: set[str] = set()
-        """The ids of the tasks whose results it waits for at the moment."""
         self.completed = False
         """Whether the task has recorded its success in a transaction of its own, committed or not."""
         self._stop = False
@@ -106,7 +103,7 @@ class CurrentTask:
         Of many runs that were missed and are made up, each has its own. A run out of turn (``trigger_schedule``) has
         none.
         """
-        return read_stamp(self._task.payload)[0]
+        return self._task.scheduled_for
 
     @property
     def attempt(self) -> int:
@@ -117,6 +114,11 @@ class CurrentTask:
     def max_retries(self) -> int:
         """How often the task may run again after its first attempt."""
         return self._task.max_retries
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """What travels beside the arguments, see ``using(headers=…)``."""
+        return self._task.headers
 
     def progress(self, done: float, total: float | None = None, note: str = "") -> None:
         """Say how far the task has come. Returns at once; the latest word is stored within about a second.

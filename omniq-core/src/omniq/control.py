@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
-from attrs import evolve
-
+from omniq.body import as_task
 from omniq.codec import FunctionDecoder
 from omniq.connections import Connections
 from omniq.errors import TaskNotFound
@@ -48,7 +47,7 @@ class Control:
         :return: None if it is not in the store.
         """
         (task,) = await (await self._storage()).get([task_id])
-        return None if task is None else evolve(task, decoder=self.decoder)
+        return None if task is None else as_task(task, self.decoder)
 
     get = sync(aget)
 
@@ -71,7 +70,7 @@ class Control:
         tag: str | None = None,
         limit: int = 100,
         cursor: str | None = None,
-    ) -> TaskPage:
+    ) -> TaskPage[Task]:
         """Give one page of the tasks that match, the latest enqueued first.
 
         :param queue: only tasks of this queue.
@@ -89,7 +88,7 @@ class Control:
             queue=queue, state=None if state is None else check_state(state), name=name, tag=tag, limit=limit
         )
         page = await (await self._storage()).list_tasks(query, cursor)
-        return TaskPage(tuple(evolve(task, decoder=self.decoder) for task in page.tasks), page.cursor)
+        return TaskPage(tuple(as_task(task, self.decoder) for task in page.tasks), page.cursor)
 
     tasks = sync(atasks)
 

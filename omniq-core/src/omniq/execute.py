@@ -19,7 +19,7 @@ from omniq.errors import ArgumentsMismatch, NotCommitted, PayloadRejected, Seria
 from omniq.functions import TaskFunction
 from omniq.putbacks import put_back
 from omniq.retry import Exponential
-from omniq.task import Cancelled, Failed, Outcome, Progress, Released, Retry, Task, TaskError
+from omniq.task import Cancelled, Failed, Outcome, Progress, Released, Retry, StoredTask, Task, TaskError
 
 __all__ = [
     "Attempt",
@@ -140,7 +140,7 @@ class Attempt:
                 self.on_interrupt()
 
 
-def about(task: Task) -> dict[str, str]:
+def about(task: StoredTask) -> dict[str, str]:
     """Give what every log record of a task carries."""
     return {"task_id": task.id, "task_name": task.name, "task_queue": task.queue}
 
@@ -217,7 +217,7 @@ def timed_out(attempt: Attempt) -> Outcome:
     return failed(attempt, _timeout_error(attempt.task))
 
 
-def rejected(task: Task, error: PayloadRejected) -> Failed:
+def rejected(task: StoredTask, error: PayloadRejected) -> Failed:
     """Give the outcome of a task of which nothing may be read. Its record keeps the bytes, for whoever looks at it."""
     described = TaskError(type=type(error).__name__, message=_shorten(str(error), LONGEST_MESSAGE))
     return Failed(id=task.id, delivery=task.delivery, error=described)

@@ -198,7 +198,8 @@ class TaskFunction(Generic[P, R]):
         self.options = options
         self.connection = connection
         """In whose transaction its tasks are enqueued; None: in one of the queue's own."""
-        self.policy_text: str | None = None
+        self.header: bytes | None = None
+        """The header of its tasks' bodies; the queue's to set, at the first need."""
         # Its name and text; not its attributes, which might be called as ours are.
         functools.update_wrapper(self, definition.function, updated=())
 
@@ -260,6 +261,7 @@ class TaskFunction(Generic[P, R]):
         timeout: Duration | None = None,
         result_ttl: Duration | None = None,
         tags: Iterable[str] | None = None,
+        headers: Mapping[str, str] | None = None,
         connection: object = None,
     ) -> TaskFunction[P, R]:
         """Give the same function with other options.
@@ -276,6 +278,8 @@ class TaskFunction(Generic[P, R]):
         :param timeout: seconds (or a timedelta) that one attempt may take.
         :param result_ttl: seconds (or a timedelta) to keep the record and result after the end.
         :param tags: words to find the task by.
+        :param headers: short texts that travel beside the arguments, such as a correlation id, and can be read as
+            ``current_task().headers`` and ``Task.headers``: at most 32, 8,192 bytes in all.
         :param connection: your own connection to the queue's database, with a transaction open: the task exists if and
             only if you commit.
         :raises TypeError, ValueError: if one of them cannot be used; the message names it.
@@ -292,6 +296,7 @@ class TaskFunction(Generic[P, R]):
             timeout=timeout,
             result_ttl=result_ttl,
             tags=tags,
+            headers=headers,
         )
         return type(self)(self.owner, self.definition, options, self.connection if connection is None else connection)
 
@@ -306,15 +311,13 @@ class TaskFunction(Generic[P, R]):
 
     @functools.cached_property
     def template(self) -> dict[str, Any]:
-        """The fields that every task of this function and options has alike."""
+        """The fields, beside the body, that every task of this function and options has alike."""
         options = self.options
         return {
             "queue": options.queue,
             "name": self.definition.name,
             "priority": options.priority,
             "max_retries": options.max_retries,
-            "timeout": options.timeout,
-            "is_async": self.definition.is_async,
             "run_at": options.run_at,
             "expires": options.expires,
             "tags": options.tags,

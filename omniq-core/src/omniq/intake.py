@@ -18,7 +18,7 @@ from omniq.options import check_count, check_queues
 from omniq.outages import Outage
 from omniq.storage import Storage
 from omniq.supply import Supply
-from omniq.task import Task
+from omniq.task import StoredTask
 
 __all__ = ["Intake", "Served"]
 
@@ -90,7 +90,7 @@ class Intake:
         served: Served,
         supply: Supply,
         ledger: Ledger,
-        accept: Callable[[Task], None],
+        accept: Callable[[StoredTask], None],
         on_woken: Callable[[], None],
         on_idle: Callable[[int], Awaitable[None]] | None = None,
     ) -> None:
@@ -175,7 +175,7 @@ class Intake:
         if not supply.enough and not self._stop.is_set():
             await supply.gather()
 
-    async def _claim(self, wanted: int) -> list[Task]:
+    async def _claim(self, wanted: int) -> list[StoredTask]:
         if not self._served.names:
             return []
         began = time.perf_counter()

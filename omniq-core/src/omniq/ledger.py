@@ -17,7 +17,7 @@ from omniq.outages import Outage
 from omniq.plugins import Plugins
 from omniq.putbacks import bounded
 from omniq.storage import Lease, Storage
-from omniq.task import Cancelled, Failed, Outcome, Progress, Released, Retry, Succeeded, Task, TaskState
+from omniq.task import Cancelled, Failed, Outcome, Progress, Released, Retry, StoredTask, Succeeded, Task, TaskState
 
 __all__ = ["Ledger"]
 
@@ -47,7 +47,7 @@ class Ledger:
         self._outcomes: Batcher[Outcome, bool] = Batcher(self._finish)
         # Apart from the others: where such a transaction was left open, the store may wait for its end.
         self._after_completions: Batcher[Outcome, bool] = Batcher(self._finish)
-        self._looks: Batcher[str, Task | None] = Batcher(self._look)
+        self._looks: Batcher[str, StoredTask | None] = Batcher(self._look)
         self._outage = Outage(
             _log,
             f"worker {worker} cannot record how its tasks ended",
@@ -119,7 +119,7 @@ class Ledger:
     def _put_back(self, task: Task, outcome: Released, answer: Answer[Outcome, bool]) -> None:
         """Put back a task that this worker cannot run, once the store has told how often that was done already."""
 
-        def looked(_: str, record: Task | None, error: BaseException | None) -> None:
+        def looked(_: str, record: StoredTask | None, error: BaseException | None) -> None:
             if error is not None:
                 answer(outcome, None, error)
                 return
@@ -159,7 +159,7 @@ class Ledger:
         failpoint("worker.after-finish")
         return answers
 
-    async def _look(self, ids: Sequence[str]) -> Sequence[Task | None]:
+    async def _look(self, ids: Sequence[str]) -> Sequence[StoredTask | None]:
         return await self._patiently(partial(self._storage.get, ids))
 
     async def _patiently(self, call: Callable[[], Awaitable[S]]) -> S:
@@ -179,7 +179,7 @@ class Ledger:
                 return answer
 
     def _looked(
-        self, attempt: Attempt, outcome: Outcome, _: str, record: Task | None, error: BaseException | None
+        self, attempt: Attempt, outcome: Outcome, _: str, record: StoredTask | None, error: BaseException | None
     ) -> None:
         """Tell how an attempt ended whose outcome was refused, by the record of its task."""
         task = attempt.task
@@ -329,7 +329,7 @@ class Ledger:
             await asyncio.sleep(PROGRESS_EVERY)
 
 
-def _stands_in(record: Task, outcome: Outcome) -> bool:
+def _stands_in(record: StoredTask, outcome: Outcome) -> bool:
     """Say whether a record holds what an outcome told: only the holder of a delivery can have told it."""
     if record.delivery != outcome.delivery:
         return False

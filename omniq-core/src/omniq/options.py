@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
+from types import MappingProxyType
 from typing import Any, TypeAlias
 
 from attrs import evolve, field, frozen
@@ -19,9 +20,13 @@ Duration: TypeAlias = float | timedelta
 """Seconds (int or float) or a timedelta."""
 
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
+_HEADER = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
 _QUEUE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 LONGEST_TEXT = 500
 MOST_TAGS = 50
+MOST_HEADERS = 32
+LARGEST_HEADERS = 8192
+"""Bytes of all names and values in UTF-8."""
 
 
 def check_queue(queue: object) -> str:
@@ -132,6 +137,25 @@ def _tags(tags: Iterable[str]) -> tuple[str, ...]:
     return given
 
 
+def _headers(headers: object) -> Mapping[str, str]:
+    if not isinstance(headers, Mapping):
+        raise TypeError(f"headers must be a mapping of names to texts, not {headers!r}")
+    if len(headers) > MOST_HEADERS:
+        raise ValueError(f"a task has at most {MOST_HEADERS} headers, not {len(headers)}")
+    for name, value in headers.items():
+        if not isinstance(name, str) or not isinstance(value, str):
+            raise TypeError(f"headers must be texts, not {name!r}: {value!r}")
+        if not _HEADER.fullmatch(name):
+            raise ValueError(
+                f"header {name!r} cannot be used: take 1 to 64 lower-case letters, digits, dots, hyphens and "
+                "underscores, the first a letter or digit"
+            )
+    size = sum(len(name) + len(value.encode("utf-8", "surrogatepass")) for name, value in headers.items())
+    if size > LARGEST_HEADERS:
+        raise ValueError(f"headers take at most {LARGEST_HEADERS:,} bytes in all, not {size:,}")
+    return MappingProxyType(dict(headers))
+
+
 def _run_at(value: Duration | datetime | None) -> When | None:
     return None if value is None else when(value, "run_at")
 
@@ -158,6 +182,8 @@ class TaskOptions:
     run_at: When | None = field(default=None, converter=_run_at)
     expires: When | None = field(default=None, converter=_expires)
     tags: tuple[str, ...] = field(default=(), converter=_tags)
+    headers: Mapping[str, str] = field(factory=dict, converter=_headers)
+    """Short texts that travel beside the arguments."""
 
     def using(
         self,
@@ -173,6 +199,7 @@ class TaskOptions:
         timeout: Duration | None = None,
         result_ttl: Duration | None = None,
         tags: Iterable[str] | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> TaskOptions:
         """Give a copy with other values; None leaves a value as it is.
 
@@ -194,5 +221,6 @@ class TaskOptions:
             "timeout": timeout,
             "result_ttl": result_ttl,
             "tags": tags,
+            "headers": headers,
         }
         return evolve(self, **{name: value for name, value in changes.items() if value is not None})

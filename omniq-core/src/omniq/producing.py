@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
+from omniq.body import as_task, join_body, make_content
 from omniq.carrying import carried_call, is_carried
-from omniq.context import running
 from omniq.declaring import Declarations
 from omniq.durations import duration
 from omniq.errors import ResultTimeout, TaskCancelled, TaskFailed, TaskNotFound
@@ -20,7 +19,7 @@ from omniq.ids import new_id
 from omniq.options import Duration
 from omniq.portal import warn_on_running_loop
 from omniq.storage import Enqueued, Storage
-from omniq.task import NewTask, Task, TaskError, TaskState
+from omniq.task import NewTask, StoredTask, TaskError, TaskState
 from omniq.timetable import Timetable
 
 if TYPE_CHECKING:
@@ -195,28 +194,27 @@ class Producer(Declarations, Timetable):
         unique = function.options.unique
         if unique is True:
             unique = f"{definition.name}:{hashlib.sha256(payload).hexdigest()[:32]}"
-        task = NewTask(
-            id=new_id(),
-            payload=payload,
-            serializer=self.codec.serializer_name,
-            retry=self._policy(function),
-            unique=unique or None,
-            **function.template,
-        )
+        body = join_body(make_content(self._header(function), payload))
+        task = NewTask(id=new_id(), body=body, unique=unique or None, **function.template)
         return self.codec.sign(task)
 
-    def _policy(self, function: TaskFunction[Any, Any]) -> str:
-        if function.policy_text is None:
-            retry = function.options.retry
-            text = self.codec.dump_policy(retry)
+    def _header(self, function: TaskFunction[Any, Any]) -> bytes:
+        if function.header is None:
+            options = function.options
+            policy = self.codec.dump_policy(options.retry)
             own = self.functions.get(function.name)
-            if not text and own is not None and own.options.retry != retry:
+            if not policy and own is not None and own.options.retry != options.retry:
                 raise TypeError(
-                    f"{retry!r} cannot travel with a task: declare it with @queue.task(retry=…), or register its class "
-                    "through the hook omniq_retry_policies"
+                    f"{options.retry!r} cannot travel with a task: declare it with @queue.task(retry=…), or register "
+                    "its class through the hook omniq_retry_policies"
                 )
-            function.policy_text = text
-        return function.policy_text
+            function.header = self.codec.dump_header(
+                policy=policy,
+                timeout=options.timeout,
+                is_async=function.definition.is_async,
+                headers=options.headers,
+            )
+        return function.header
 
     @overload
     def _handle_of(self, call: TaskCall[R], task: NewTask, stored: Enqueued) -> TaskHandle[R]: ...
@@ -248,13 +246,12 @@ class Producer(Declarations, Timetable):
     async def aresult(self, task_id: str, hint: Any = None, timeout: Duration | None = None) -> Any:
         """Wait for a task's end and give its result; see :meth:`TaskHandle.aresult`."""
         storage = (await self.connections.current()).storage
-        with _noted(task_id):
-            task = await _ended(storage, task_id, None if timeout is None else duration(timeout, "timeout"))
+        task = await _ended(storage, task_id, None if timeout is None else duration(timeout, "timeout"))
         if task.state is TaskState.FAILED:
             raise TaskFailed(task_id, task.error or TaskError(type="Exception", message="no error was recorded"))
         if task.state is TaskState.CANCELLED:
             raise TaskCancelled(task_id)
-        return self.codec.load_result(task, self._types(task.name)[1] if hint is None else hint)
+        return self.codec.load_result(as_task(task), self._types(task.name)[1] if hint is None else hint)
 
     async def aended(self, task_ids: Sequence[str], timeout: float) -> set[str]:
         """Wait until at least one of the tasks has ended; see :func:`omniq.as_completed`.
@@ -266,21 +263,7 @@ class Producer(Declarations, Timetable):
         return await storage.wait_finished(task_ids, timeout)
 
 
-@contextlib.contextmanager
-def _noted(task_id: str) -> Iterator[None]:
-    """Let the worker of the task that waits here, if it is one, know what it waits for."""
-    parent = running.get(None)
-    if parent is None:
-        yield
-        return
-    parent.awaited.add(task_id)
-    try:
-        yield
-    finally:
-        parent.awaited.discard(task_id)
-
-
-async def _ended(storage: Storage, task_id: str, timeout: float | None) -> Task:
+async def _ended(storage: Storage, task_id: str, timeout: float | None) -> StoredTask:
     loop = asyncio.get_running_loop()
     deadline = None if timeout is None else loop.time() + timeout
     while True:

@@ -17,7 +17,7 @@ from typing import NoReturn
 
 from omniq.errors import ConfigurationError, PayloadRejected
 from omniq.schedule import Schedule
-from omniq.task import Task
+from omniq.task import NewTask, StoredTask, Task
 
 __all__ = ["ENVIRONMENT", "Signer", "make_signer", "shown", "unsealed"]
 
@@ -106,48 +106,26 @@ class Signer:
 
     # Tasks
 
-    def task_signature(
-        self,
-        task_id: str,
-        queue: str,
-        name: str,
-        serializer: str,
-        payload: bytes,
-        retry: str,
-        max_retries: int,
-        timeout: float | None,
-        is_async: bool,
-    ) -> bytes:
-        """Give the signature of a task.
+    def task_signature(self, task: NewTask | StoredTask, content: bytes) -> bytes:
+        """Return the signature of a task, which holds for its id alone.
 
-        :param task_id: the id for which alone it holds.
-        :param retry: the encoded retry policy.
+        :param content: of the task's body, see :mod:`omniq.body`.
         """
-        call = _call(queue, name, serializer, payload, retry, max_retries, timeout, is_async)
-        return self._sign(_message(_TASK, _text(task_id), *call))
+        return self._sign(_message(_TASK, _text(task.id), *_call(task, content)))
 
-    def check_task(self, task: Task) -> None:
+    def check_task(self, task: StoredTask, signature: bytes, content: bytes) -> None:
         """Refuse a task that was not signed, or not as it is.
 
+        :param signature: of the task's body, as is the content.
         :raises PayloadRejected: says which.
         """
-        if not task.signature:
+        if not signature:
             raise PayloadRejected(f"task {shown(task.id)} is not signed; its payload was not read")
         try:
-            call = _call(
-                task.queue,
-                task.name,
-                task.serializer,
-                task.payload,
-                task.retry_spec,
-                task.max_retries,
-                task.timeout,
-                task.is_async,
-            )
-            message = _message(_TASK, _text(task.id), *call)
+            message = _message(_TASK, _text(task.id), *_call(task, content))
         except _UNSIGNABLE:
             message = None
-        if message is None or not self._fits(message, task.signature):
+        if message is None or not self._fits(message, signature):
             raise PayloadRejected(
                 f"the signature of task {shown(task.id)} does not fit: the task was altered, is a copy of one with "
                 "another id, or was signed with a key that is not among this queue's; its payload was not read"
@@ -155,26 +133,30 @@ class Signer:
 
     # Schedules
 
-    def schedule_signature(self, schedule: Schedule) -> bytes:
-        """Give the signature of a schedule: of its id, its trigger, and what it enqueues."""
-        return self._sign(_of_schedule(schedule))
+    def schedule_signature(self, schedule: Schedule, content: bytes) -> bytes:
+        """Return the signature of a schedule: of its id, its trigger, and what it enqueues.
 
-    def fits_schedule(self, schedule: Schedule) -> bool:
+        :param content: of the body of its task.
+        """
+        return self._sign(_of_schedule(schedule, content))
+
+    def fits_schedule(self, schedule: Schedule, signature: bytes, content: bytes) -> bool:
         """Tell whether a schedule's signature is its own, by one of the keys."""
         try:
-            message = _of_schedule(schedule)
+            message = _of_schedule(schedule, content)
         except _UNSIGNABLE:
             return False
-        return self._fits(message, schedule.task.signature)
+        return self._fits(message, signature)
 
-    def check_schedule(self, schedule: Schedule) -> None:
+    def check_schedule(self, schedule: Schedule, signature: bytes, content: bytes) -> None:
         """Refuse a schedule that was not signed, or not as it is.
 
+        :param signature: of the body of its task, as is the content.
         :raises PayloadRejected: says which.
         """
-        if not schedule.task.signature:
+        if not signature:
             raise PayloadRejected(f"schedule {shown(schedule.id)} is not signed; nothing of it was read")
-        if not self.fits_schedule(schedule):
+        if not self.fits_schedule(schedule, signature, content):
             raise PayloadRejected(
                 f"the signature of schedule {shown(schedule.id)} does not fit: the schedule was altered, is a copy of "
                 "another, or was signed with a key that is not among this queue's; nothing of it was read"
@@ -239,42 +221,12 @@ def _text(value: str) -> bytes:
     return value.encode("utf-8", "surrogatepass")
 
 
-def _call(
-    queue: str,
-    name: str,
-    serializer: str,
-    payload: bytes,
-    retry: str,
-    max_retries: int,
-    timeout: float | None,
-    is_async: bool,
-) -> tuple[bytes, ...]:
-    return (
-        _text(queue),
-        _text(name),
-        _text(serializer),
-        payload,
-        _text(retry),
-        b"%d" % max_retries,
-        # A store may give back an int for a float; as the same eight bytes they are the same.
-        b"" if timeout is None else struct.pack(">d", timeout),
-        b"async" if is_async else b"",
-    )
+def _call(task: NewTask | StoredTask, content: bytes) -> tuple[bytes, ...]:
+    return _text(task.queue), _text(task.name), b"%d" % task.max_retries, content
 
 
-def _of_schedule(schedule: Schedule) -> bytes:
-    task = schedule.task
-    call = _call(
-        task.queue,
-        task.name,
-        task.serializer,
-        task.payload,
-        task.retry,
-        task.max_retries,
-        task.timeout,
-        task.is_async,
-    )
-    return _message(_SCHEDULE, _text(schedule.id), _text(schedule.trigger), *call)
+def _of_schedule(schedule: Schedule, content: bytes) -> bytes:
+    return _message(_SCHEDULE, _text(schedule.id), _text(schedule.trigger), *_call(schedule.task, content))
 
 
 def _of_result(task: Task, result: bytes) -> bytes:

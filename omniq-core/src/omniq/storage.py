@@ -24,13 +24,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from datetime import datetime
 from enum import StrEnum
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Generic, Protocol, Self, TypeVar
 
 from attrs import field, frozen
 
 from omniq.errors import ConfigurationError
 from omniq.schedule import Schedule
-from omniq.task import NewTask, Outcome, Progress, Task, TaskState
+from omniq.task import NewTask, Outcome, Progress, StoredTask, TaskState
 
 if TYPE_CHECKING:
     from omniq.transactions import CallerTransaction
@@ -50,6 +50,9 @@ __all__ = [
     "TaskQuery",
     "WorkerInfo",
 ]
+
+
+T = TypeVar("T", bound=StoredTask, covariant=True)  # noqa: PLC0105  # as short as the pages that name it
 
 
 class Capability(StrEnum):
@@ -106,14 +109,14 @@ class TaskQuery:
 
 
 @frozen
-class TaskPage:
+class TaskPage(Generic[T]):
     """One page of tasks, newest first. Iterable."""
 
-    tasks: tuple[Task, ...]
+    tasks: tuple[T, ...]
     cursor: str | None
     """Give it to the next call for the next page; None: this was the last."""
 
-    def __iter__(self) -> Iterator[Task]:
+    def __iter__(self) -> Iterator[T]:
         return iter(self.tasks)
 
     def __len__(self) -> int:
@@ -264,7 +267,7 @@ class Storage(ABC):
     @abstractmethod
     async def claim(
         self, demand: Mapping[str, int], *, worker: str, lease: float, limit: int | None = None
-    ) -> list[Task]:
+    ) -> list[StoredTask]:
         """Turn ready tasks into running ones that this worker holds for ``lease`` seconds.
 
         Scheduled tasks of these queues whose time has come are promoted first. Of each queue at most the demanded
@@ -310,7 +313,7 @@ class Storage(ABC):
         """
 
     @abstractmethod
-    async def recover(self, limit: int) -> list[Task]:
+    async def recover(self, limit: int) -> list[StoredTask]:
         """Take back tasks whose lease has run out, whoever held them.
 
         With attempts left (``attempt <= max_retries``) a task becomes ``ready`` at its old place; without, it ends as
@@ -348,11 +351,11 @@ class Storage(ABC):
     # Reading
 
     @abstractmethod
-    async def get(self, ids: Sequence[str]) -> list[Task | None]:
+    async def get(self, ids: Sequence[str]) -> list[StoredTask | None]:
         """Give the records, in order; None for an id that is not in the store."""
 
     @abstractmethod
-    async def list_tasks(self, query: TaskQuery, cursor: str | None = None) -> TaskPage:
+    async def list_tasks(self, query: TaskQuery, cursor: str | None = None) -> TaskPage[StoredTask]:
         """Give one page of the tasks that match, the latest enqueued first.
 
         Following the cursor shows each task that matched throughout exactly once, whatever is added meanwhile.

@@ -10,7 +10,7 @@ from typing import Any
 
 from omniq.executors import Lane
 from omniq.functions import Executor, TaskFunction
-from omniq.task import Task
+from omniq.task import StoredTask
 
 __all__ = ["Lookahead", "Supply"]
 
@@ -164,7 +164,7 @@ class Supply:
         slots = self._lanes[used[0]].slots if len(used) == 1 else self._concurrency
         return max(1, slots // 2)
 
-    def learn(self, claimed: Sequence[Task], *, ended: int, took: float) -> None:
+    def learn(self, claimed: Sequence[StoredTask], *, ended: int, took: float) -> None:
         """Take note of a claim.
 
         :param claimed: what it gave.
@@ -179,7 +179,7 @@ class Supply:
         if len(used) > 1 and claimed:
             self._learn_shares(used, claimed)
 
-    def _learn_shares(self, used: Sequence[Executor], claimed: Sequence[Task]) -> None:
+    def _learn_shares(self, used: Sequence[Executor], claimed: Sequence[StoredTask]) -> None:
         known = (self._functions.get(task.name) for task in claimed)
         counts = Counter(function.definition.executor for function in known if function is not None)
         full = self._full(used)

@@ -1,4 +1,4 @@
-"""What a task is: the order that a producer hands over, the record that a store keeps, and the ways it can end.
+"""What a task is: what a producer hands over, the record that a store keeps, and the ways it can end.
 
 Everything here is a frozen value. Nothing in this module does any I/O.
 """
@@ -20,6 +20,7 @@ __all__ = [
     "Progress",
     "Released",
     "Retry",
+    "StoredTask",
     "Succeeded",
     "Task",
     "TaskDecoder",
@@ -76,28 +77,22 @@ class Progress:
     note: str = ""
 
 
-@frozen(kw_only=True)
+# Kept in a dictionary rather than in slots: attrs fills a frozen class of this size twice as fast that way.
+@frozen(kw_only=True, slots=False)
 class NewTask:
-    """The order that a producer hands to a store. It never changes once it is stored."""
+    """What a producer hands to a store. It never changes once it is stored."""
 
     id: str
     """UUIDv7 text. Chosen by the producer, so that enqueueing twice after a lost answer stores it once."""
     queue: str
     name: str
     """The registered name of the function to run."""
-    payload: bytes = field(repr=False)
-    """The encoded arguments."""
-    serializer: str = "json"
-    """The name of the serializer that encoded the payload, and that will encode the result."""
+    body: bytes = field(repr=False)
+    """What no store acts on: the arguments and how to run them, see :mod:`omniq.body`. A store returns it unchanged."""
     priority: int = 0
     """−100…100; larger is claimed first."""
     max_retries: int = 3
     """How often it may run again after its first attempt."""
-    retry: str = ""
-    """The encoded retry policy; empty: the function's own, known to the worker alone."""
-    timeout: float | None = None
-    """Seconds that one attempt may take."""
-    is_async: bool = False
     run_at: When | None = None
     """When it may start; None: at once."""
     expires: When | None = None
@@ -107,23 +102,11 @@ class NewTask:
     tags: tuple[str, ...] = ()
     result_ttl: float = 86400.0
     """Seconds that the record and its result are kept after the end."""
-    signature: bytes = field(default=b"", repr=False)
-    """A signature over everything that decides what runs; empty where the queue signs nothing."""
 
 
-class TaskDecoder(Protocol):
-    """Reads the encoded parts of a task. A queue gives its own to every task that it returns."""
-
-    def arguments(self, task: Task) -> tuple[tuple[Any, ...], dict[str, Any]]: ...
-
-    def retry_policy(self, task: Task) -> Any: ...
-
-    def result(self, task: Task) -> Any: ...
-
-
-@frozen(kw_only=True)
-class Task:
-    """The record of a task as a store has it: the producer's order and what has become of it.
+@frozen(kw_only=True, slots=False)
+class StoredTask:
+    """The record of a task as a store has it: what the producer handed over and what has become of it.
 
     All datetimes are aware, in UTC, and read from the store's clock.
     """
@@ -132,8 +115,8 @@ class Task:
     """UUIDv7 text."""
     queue: str
     name: str
-    payload: bytes = field(repr=False)
-    serializer: str = "json"
+    body: bytes = field(repr=False)
+    """As it was enqueued."""
     priority: int = 0
     state: TaskState = TaskState.READY
     attempt: int = 0
@@ -141,11 +124,6 @@ class Task:
     delivery: int = 0
     """The fencing token: how many times the task was claimed. Only the holder of the latest can finish it."""
     max_retries: int = 3
-    retry_spec: str = ""
-    """The encoded retry policy, see :attr:`retry`."""
-    timeout: float | None = None
-    """Seconds that one attempt may take."""
-    is_async: bool = False
     created_at: datetime
     run_at: datetime
     """When it was, or will be, ready to start."""
@@ -168,7 +146,38 @@ class Task:
     """Whether a running task was asked to stop."""
     result_payload: bytes | None = field(default=None, repr=False)
     """The encoded result of a task that succeeded."""
-    signature: bytes = field(default=b"", repr=False)
+
+
+class TaskDecoder(Protocol):
+    """Reads the encoded parts of a task. A queue gives its own to every task that it returns."""
+
+    def arguments(self, task: Task) -> tuple[tuple[Any, ...], dict[str, Any]]: ...
+
+    def retry_policy(self, task: Task) -> Any: ...
+
+    def result(self, task: Task) -> Any: ...
+
+
+@frozen(kw_only=True, slots=False)
+class Task(StoredTask):
+    """The record of a task as its owner sees it: what the store has, and what is in the body.
+
+    :func:`omniq.body.as_task` makes it; no store does.
+    """
+
+    serializer: str = "json"
+    """The name of the serializer that encoded the arguments, and that encodes the result."""
+    payload: bytes = field(default=b"", repr=False)
+    """The encoded arguments."""
+    retry_spec: str = ""
+    """The encoded retry policy, see :attr:`retry`; empty: the function's own, known to the worker alone."""
+    timeout: float | None = None
+    """Seconds that one attempt may take."""
+    is_async: bool = False
+    headers: Mapping[str, str] = field(factory=dict)
+    """What travels beside the arguments, such as a correlation id; the task's code and plugins read it."""
+    scheduled_for: datetime | None = None
+    """The fire time that a schedule's run is for; None if no schedule enqueued it, or it was triggered by hand."""
     _decoder: TaskDecoder | None = field(default=None, repr=False, eq=False)
 
     @property
@@ -206,7 +215,7 @@ class Task:
     def _decode(self) -> TaskDecoder:
         if self._decoder is None:
             raise RuntimeError(
-                "this Task came straight from a storage, which does not decode; read it through a TaskQueue "
+                "this Task has no queue that could decode it; read it through a TaskQueue "
                 "(queue.get, queue.tasks, handle.task)"
             )
         return self._decoder

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import random
-import struct
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 from attrs import evolve
 
-from omniq.errors import InvalidTrigger, SerializationError
+from omniq.body import with_header
+from omniq.errors import InvalidTrigger
 from omniq.ids import new_id
 from omniq.schedule import Misfire, Overlap, Schedule, Trigger
 from omniq.task import NewTask
-from omniq.triggers import EPOCH
 
-__all__ = ["STAMP_SIZE", "STEP", "advance", "brought_nearer", "first_run", "next_run", "read_stamp", "task_of_run"]
+__all__ = ["STEP", "advance", "brought_nearer", "first_run", "next_run", "task_of_run"]
 
 LATE = 30.0
 """Seconds by which a run may be late without being a misfire: a busy or changing scheduler must not skip a tick."""
@@ -24,28 +23,6 @@ AHEAD = 600.0
 STEP = 50
 """The most runs that are made up in one step under ``misfire="all"``."""
 _INSTANT = timedelta(microseconds=1)
-
-
-_STAMP = b"\x00omniq tick\x01"
-_TICK = struct.Struct(">q")
-STAMP_SIZE = len(_STAMP) + _TICK.size
-"""By how many bytes the payload of a schedule's run is longer than that of the same call."""
-
-
-def stamp(payload: bytes, tick: datetime) -> bytes:
-    """Return the payload of a run: the call's arguments, with the fire time that it is for before them."""
-    return _STAMP + _TICK.pack((tick - EPOCH) // _INSTANT) + payload
-
-
-def read_stamp(payload: bytes) -> tuple[datetime | None, bytes]:
-    """Return the fire time that a payload is for, None if no schedule made it, and the encoded arguments."""
-    if not payload.startswith(_STAMP):
-        return None, payload
-    try:
-        (microseconds,) = _TICK.unpack_from(payload, len(_STAMP))
-        return EPOCH + timedelta(microseconds=microseconds), payload[STAMP_SIZE:]
-    except (struct.error, OverflowError) as error:
-        raise SerializationError(f"this payload is for no time that there is: {error}") from None
 
 
 def first_run(schedule: Schedule, trigger: Trigger, now: datetime) -> datetime | None:
@@ -89,7 +66,7 @@ def task_of_run(schedule: Schedule, tick: datetime | None, now: datetime) -> New
     task = evolve(schedule.task, id=new_id())
     if tick is None:
         return task
-    task = evolve(task, payload=stamp(task.payload, tick))
+    task = evolve(task, body=with_header(task.body, scheduled_for=tick))
     if schedule.jitter == 0:
         return task
     put_off = tick + timedelta(seconds=random.uniform(0, schedule.jitter))

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import random
 
+from omniq.body import as_task
 from omniq.errors import StorageError
 from omniq.execute import about
 from omniq.outages import Outage
@@ -76,7 +77,7 @@ class Upkeep:
                     extra=about(task),
                 )
                 if self._recovered is not None:
-                    self._recovered(task=task, worker=self._worker)
+                    self._recovered(task=as_task(task), worker=self._worker)
             if len(tasks) < STEP:
                 return
 

@@ -14,9 +14,9 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from types import TracebackType
 from typing import Any, Protocol, Self, TypedDict
 
+from omniq.body import as_task
 from omniq.codec import Codec
 from omniq.connections import Connections
-from omniq.deadlock import DeadlockWatch
 from omniq.durations import duration
 from omniq.errors import PayloadRejected, StorageUnavailable, UnknownTask
 from omniq.execute import Attempt, Interruption, about, rejected
@@ -36,7 +36,7 @@ from omniq.signals import STOP_SIGNALS, call_on_signal, is_urgent
 from omniq.signing import shown
 from omniq.storage import Lease, LeaseState
 from omniq.supply import Supply
-from omniq.task import Outcome, Released, Task
+from omniq.task import Outcome, Released, StoredTask
 from omniq.threads import in_thread
 from omniq.upkeep import Upkeep
 
@@ -359,15 +359,15 @@ class Worker:
 
     # Running
 
-    def _accept(self, task: Task) -> None:
+    def _accept(self, stored: StoredTask) -> None:
         try:
             # Before anything of it is looked at: its name, its arguments, its retry policy.
-            self.queue.codec.admit(task)
+            task = self.queue.codec.admit(stored)
         except PayloadRejected as error:
             # What it is called may have been chosen to look like something else in a log.
-            _log.error("task %s (%s) is rejected: %s", shown(task.id), shown(task.name), error, extra=about(task))
-            self.ledger.refuse(task, rejected(task, error))
-            self._tell("omniq_task_rejected", task=task, reason=str(error))
+            _log.error("task %s (%s) is rejected: %s", shown(stored.id), shown(stored.name), error, extra=about(stored))
+            self.ledger.refuse(as_task(stored), rejected(stored, error))
+            self._tell("omniq_task_rejected", task=as_task(stored), reason=str(error))
             return
         function = self.queue.runnable.get(task.name)
         if function is None:
@@ -386,12 +386,10 @@ class Worker:
         self._supply.freed()
 
     async def _give_back_stale(self) -> None:
-        watch = DeadlockWatch(self._lanes)
         while True:
             await asyncio.sleep(LOOK_FOR_STALE)
             for lane in self._lanes.values():
                 self._put_back(lane.take_back(waited=STALE))
-            watch.look(self.ledger.attempts)
 
     def _put_back_unstarted(self) -> None:
         for lane in self._lanes.values():

@@ -10,7 +10,7 @@ from datetime import datetime
 from attrs import define, field
 
 from omniq.storage import TaskQuery
-from omniq.task import NewTask, Progress, Task, TaskError, TaskState
+from omniq.task import NewTask, Progress, StoredTask, TaskError, TaskState
 
 __all__ = ["Index", "Line", "Record", "Register"]
 
@@ -38,22 +38,18 @@ class Record:
     cancel_requested: bool = False
     result: bytes | None = None
 
-    def task(self) -> Task:
+    def task(self) -> StoredTask:
         order = self.order
-        return Task(
+        return StoredTask(
             id=order.id,
             queue=order.queue,
             name=order.name,
-            payload=order.payload,
-            serializer=order.serializer,
+            body=order.body,
             priority=order.priority,
             state=self.state,
             attempt=self.attempt,
             delivery=self.delivery,
             max_retries=order.max_retries,
-            retry_spec=order.retry,
-            timeout=order.timeout,
-            is_async=order.is_async,
             created_at=self.created_at,
             run_at=self.run_at,
             started_at=self.started_at,
@@ -68,7 +64,6 @@ class Record:
             progress=self.progress,
             cancel_requested=self.cancel_requested,
             result_payload=self.result,
-            signature=order.signature,
         )
 
     def matches(self, query: TaskQuery) -> bool:

@@ -15,8 +15,8 @@ from omniq.task import (
     Progress,
     Released,
     Retry,
+    StoredTask,
     Succeeded,
-    Task,
     TaskError,
     TaskState,
     When,
@@ -73,10 +73,10 @@ class Store(Transitions):
         self.enter(record, SCHEDULED if record.run_at > now else READY, now)
         return Enqueued(order.id, True)
 
-    def claim(self, demand: Mapping[str, int], worker: str, lease: float, limit: int | None) -> list[Task]:
+    def claim(self, demand: Mapping[str, int], worker: str, lease: float, limit: int | None) -> list[StoredTask]:
         now = self.now()
         until = later(now, lease)
-        claimed: list[Task] = []
+        claimed: list[StoredTask] = []
         for queue, wanted in demand.items():
             line = self.lines.get(queue)
             if line is None or line.paused:
@@ -179,7 +179,7 @@ class Store(Transitions):
             if until > now
         ]
 
-    def recover(self, limit: int) -> list[Task]:
+    def recover(self, limit: int) -> list[StoredTask]:
         now = self.now()
         lost: list[Record] = []
         while len(lost) < limit and (record := self.leases.due(now)):
@@ -206,11 +206,11 @@ class Store(Transitions):
 
     # Reading
 
-    def get(self, ids: Sequence[str]) -> list[Task | None]:
+    def get(self, ids: Sequence[str]) -> list[StoredTask | None]:
         found = (self.records.get(task_id) for task_id in ids)
         return [None if record is None else record.task() for record in found]
 
-    def page(self, query: TaskQuery, before: int | None) -> TaskPage:
+    def page(self, query: TaskQuery, before: int | None) -> TaskPage[StoredTask]:
         found: list[Record] = []
         for record in self.records.latest(before):
             if not record.matches(query):

@@ -30,7 +30,7 @@ from omniq.storage import (
     TaskQuery,
     WorkerInfo,
 )
-from omniq.task import NewTask, Outcome, Progress, Task, TaskState
+from omniq.task import NewTask, Outcome, Progress, StoredTask, TaskState
 from omniq.transactions import CallerTransaction
 from omniq_local._memory_store import LOCK, Store
 from omniq_local._memory_waiting import Waiter
@@ -125,7 +125,7 @@ class MemoryStorage(Storage):
 
     async def claim(
         self, demand: Mapping[str, int], *, worker: str, lease: float, limit: int | None = None
-    ) -> list[Task]:
+    ) -> list[StoredTask]:
         with LOCK:
             return self._opened().claim(demand, worker, lease, limit)
 
@@ -137,7 +137,7 @@ class MemoryStorage(Storage):
         with LOCK:
             return self._opened().heartbeat(worker, leases, lease)
 
-    async def recover(self, limit: int) -> list[Task]:
+    async def recover(self, limit: int) -> list[StoredTask]:
         with LOCK:
             return self._opened().recover(limit)
 
@@ -189,11 +189,11 @@ class MemoryStorage(Storage):
 
     # Reading
 
-    async def get(self, ids: Sequence[str]) -> list[Task | None]:
+    async def get(self, ids: Sequence[str]) -> list[StoredTask | None]:
         with LOCK:
             return self._opened().get(ids)
 
-    async def list_tasks(self, query: TaskQuery, cursor: str | None = None) -> TaskPage:
+    async def list_tasks(self, query: TaskQuery, cursor: str | None = None) -> TaskPage[StoredTask]:
         if cursor is not None and not (cursor.isascii() and cursor.isdecimal()):
             raise ValueError(f"{cursor!r} is not a cursor of {self._config.redacted}")
         with LOCK:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from attrs import define, field
 
 from omniq.errors import StorageUnavailable
-from omniq.task import Progress, Task, TaskError, TaskState
+from omniq.task import Progress, StoredTask, TaskError, TaskState
 from omniq_nats.book import Book
 from omniq_nats.homes import Home, to_task
 from omniq_nats.keeper import Keeper
@@ -98,12 +98,12 @@ class Claimed:
 
 async def claim(
     keeper: Keeper, demand: Mapping[str, int], *, worker: str, lease: float, limit: int | None
-) -> tuple[list[Task], list[str]]:
+) -> tuple[list[StoredTask], list[str]]:
     """Do :meth:`omniq.storage.Storage.claim`.
 
     :return: the tasks, and the ids of those that turned out to have expired.
     """
-    tasks: list[Task] = []
+    tasks: list[StoredTask] = []
     ended: list[str] = []
     full: list[str] = []
     for queue, wanted in demand.items():
@@ -231,12 +231,12 @@ def _key(place: tuple[Home, int]) -> tuple[int, int]:
     return home.at, home.rank(index)
 
 
-def running_task(home: Home, slot: Slot, error: TaskError | None = None) -> Task:
+def running_task(home: Home, slot: Slot, error: TaskError | None = None) -> StoredTask:
     """Give the record of a running task."""
     return live_task(home, slot, TaskState.RUNNING, error)
 
 
-def live_task(home: Home, slot: Slot, state: TaskState, error: TaskError | None = None) -> Task:
+def live_task(home: Home, slot: Slot, state: TaskState, error: TaskError | None = None) -> StoredTask:
     """Give the record of a task that is running or waits."""
     progress = slot.progress
     return to_task(

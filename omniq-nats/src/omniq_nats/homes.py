@@ -1,6 +1,6 @@
 """Homes: the messages that hold tasks as they were enqueued, one or several in each, and never change.
 
-A home's body is one line of JSON, then the payloads and signatures one after the other.
+A home's body is one line of JSON, then the bodies of its tasks one after the other.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 from attrs import define, field, frozen
 
 from omniq.errors import CorruptRecord
-from omniq.task import NewTask, Progress, Task, TaskError, TaskState
+from omniq.task import NewTask, Progress, StoredTask, TaskError, TaskState
 from omniq_nats.link import Stored
 from omniq_nats.names import DUE_LINE, SHARED, line_of, priority_of, split_home, untoken
 from omniq_nats.times import from_micros
@@ -49,8 +49,7 @@ class Order:
     place: int
     """Its number among those that were enqueued together."""
     fields: list[Any]
-    payload: bytes
-    signature: bytes
+    body: bytes
 
     @property
     def name(self) -> str:
@@ -61,7 +60,7 @@ class Order:
     @property
     def tags(self) -> list[str]:
         """The tags."""
-        tags: list[str] = self.fields[12]
+        tags: list[str] = self.fields[8]
         return tags
 
 
@@ -107,10 +106,9 @@ class Home:
         if self._offsets is None:
             offsets = [0]
             for other in self.rows:
-                offsets.append(offsets[-1] + other[14] + other[15])
+                offsets.append(offsets[-1] + other[9])
             self._offsets = offsets
         start = self._offsets[index]
-        middle = start + row[14]
         priority = row[1] if self.line == DUE_LINE else priority_of(self.line)
         return Order(
             id=row[0],
@@ -120,8 +118,7 @@ class Home:
             unique=row[4],
             place=row[5],
             fields=row,
-            payload=self.blobs[start:middle],
-            signature=self.blobs[middle : middle + row[15]],
+            body=self.blobs[start : start + row[9]],
         )
 
 
@@ -166,7 +163,7 @@ def add_to_pages(
     """
     waits = run_at is not None or expires is not None
     line = DUE_LINE if waits else line_of(task.priority)
-    size = len(task.payload) + len(task.signature) + 256
+    size = len(task.body) + 256
     page = current.get((task.queue, line))
     if page is None or page.ttl != task.result_ttl or not page.takes(size):
         page = current[task.queue, line] = Page(task.queue, line, float(task.result_ttl))
@@ -192,15 +189,9 @@ def encode_home(page: Page, *, at: int, behind: int, nonce: str) -> bytes:
             task.unique,
             number,
             task.name,
-            task.serializer,
             task.max_retries,
-            task.retry,
-            task.timeout,
-            task.is_async,
             task.tags,
-            None,
-            len(task.payload),
-            len(task.signature),
+            len(task.body),
         ]
         for task, number, run_at, expires in page.tasks
     ]
@@ -215,7 +206,7 @@ def encode_home(page: Page, *, at: int, behind: int, nonce: str) -> bytes:
     }
     parts = [json.dumps(head, separators=(",", ":")).encode(), b"\n"]
     for task, _, _, _ in page.tasks:
-        parts += (task.payload, task.signature)
+        parts.append(task.body)
     return b"".join(parts)
 
 
@@ -281,25 +272,21 @@ def to_task(
     cancel_requested: bool = False,
     result: bytes | None = None,
     keeps_expiry: bool = True,
-) -> Task:
+) -> StoredTask:
     """Put together the record of a task: the order, and what has become of it."""
     order = home.order(index)
     row = order.fields
     expires = order.expires if keeps_expiry else None
-    return Task(
+    return StoredTask(
         id=order.id,
         queue=home.queue,
         name=row[6],
-        payload=order.payload,
-        serializer=row[7],
+        body=order.body,
         priority=order.priority,
         state=state,
         attempt=attempt,
         delivery=delivery,
-        max_retries=row[8],
-        retry_spec=row[9],
-        timeout=row[10],
-        is_async=row[11],
+        max_retries=row[7],
         created_at=from_micros(home.at),
         run_at=from_micros(order.run_at if run_at is None else run_at),
         started_at=None if started is None else from_micros(started),
@@ -308,11 +295,10 @@ def to_task(
         lease_until=None if lease_until is None else from_micros(lease_until),
         worker=worker,
         unique=row[4],
-        tags=tuple(row[12]),
+        tags=tuple(row[8]),
         result_ttl=home.ttl,
         error=error,
         progress=progress,
         cancel_requested=cancel_requested,
         result_payload=result,
-        signature=order.signature,
     )

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from attrs import frozen
 
 from omniq.storage import QueueStats, TaskPage, TaskQuery, WorkerInfo
-from omniq.task import Task, TaskState
+from omniq.task import StoredTask, TaskState
 from omniq_nats.book import REMOVED_AHEAD, Book
 from omniq_nats.claiming import fold, live_task
 from omniq_nats.fates import Fate
@@ -171,7 +171,7 @@ async def find_living(keeper: Keeper, ids: Sequence[str]) -> tuple[set[str], dic
     return live, {task_id: seen.books[seen.places[task_id][0].queue].changes for task_id in live}
 
 
-async def get(keeper: Keeper, ids: Sequence[str]) -> list[Task | None]:
+async def get(keeper: Keeper, ids: Sequence[str]) -> list[StoredTask | None]:
     """Do :meth:`omniq.storage.Storage.get`."""
     seen = await view(keeper, ids)
     tasks = await _tasks_in(keeper, seen)
@@ -179,13 +179,13 @@ async def get(keeper: Keeper, ids: Sequence[str]) -> list[Task | None]:
     return [tasks.get(places[task_id]) if task_id in places else None for task_id in ids]
 
 
-async def tasks_at(keeper: Keeper, places: Sequence[Place]) -> dict[tuple[int, int], Task]:
+async def tasks_at(keeper: Keeper, places: Sequence[Place]) -> dict[tuple[int, int], StoredTask]:
     """Give the records of tasks by their places; those that were removed are left out."""
     books = await keeper.read(list({home.queue for home, _ in places}))
     return await _tasks_in(keeper, View({home.rows[index][0]: (home, index) for home, index in places}, books))
 
 
-async def _tasks_in(keeper: Keeper, seen: View) -> dict[tuple[int, int], Task]:
+async def _tasks_in(keeper: Keeper, seen: View) -> dict[tuple[int, int], StoredTask]:
     found = await asyncio.gather(
         *(_tasks_of(keeper, seen.books[queue], some, seen.pages) for queue, some in seen.places_by_queue.items())
     )
@@ -194,11 +194,11 @@ async def _tasks_in(keeper: Keeper, seen: View) -> dict[tuple[int, int], Task]:
 
 async def _tasks_of(
     keeper: Keeper, book: Book, places: Sequence[Place], pages: Mapping[str, Stored] | None
-) -> dict[tuple[int, int], Task]:
+) -> dict[tuple[int, int], StoredTask]:
     now = keeper.clock.now()
     found, fates = await stands(keeper, book, places, with_fates=True, pages=pages)
     await keeper.whole(fates, {(home.seq, index): home.rows[index][0] for home, index in places})
-    tasks: dict[tuple[int, int], Task] = {}
+    tasks: dict[tuple[int, int], StoredTask] = {}
     for (home, index), stands_so in zip(places, found, strict=True):
         fate = fates.get((home.seq, index))
         how = slot_on_shelf(home, index, fate) if stands_so is SCHEDULED else stands_so
@@ -225,7 +225,7 @@ def slot_on_shelf(home: Home, index: int, fate: Fate | None) -> Slot:
     return slot
 
 
-def ended_task(home: Home, index: int, fate: Fate) -> Task:
+def ended_task(home: Home, index: int, fate: Fate) -> StoredTask:
     """Give the record of a task that has ended."""
     return to_task(
         home,
@@ -246,13 +246,13 @@ def ended_task(home: Home, index: int, fate: Fate) -> Task:
 # Page by page
 
 
-async def list_tasks(keeper: Keeper, query: TaskQuery, cursor: str | None) -> TaskPage:
+async def list_tasks(keeper: Keeper, query: TaskQuery, cursor: str | None) -> TaskPage[StoredTask]:
     """Do :meth:`omniq.storage.Storage.list_tasks`.
 
     :raises ValueError: if the cursor is not one of ours.
     """
     before = None if cursor is None else _read_cursor(cursor)
-    found: list[tuple[int, Task]] = []
+    found: list[tuple[int, StoredTask]] = []
     # The stream is read backwards, in windows, as it can be read forwards only.
     end = await keeper.link.end() + 1 if before is None else before // PLACES + 1
     width = 2 * PLACES

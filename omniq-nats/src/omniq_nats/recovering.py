@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from attrs import define, field
 
-from omniq.task import Task, TaskError, TaskState
+from omniq.task import StoredTask, TaskError, TaskState
 from omniq_nats.book import Book
 from omniq_nats.claiming import fold
 from omniq_nats.keeper import Keeper
@@ -25,7 +25,7 @@ class Recovery:
         self._keeper = keeper
         self._names = keeper.names
 
-    async def recover(self, limit: int) -> tuple[list[Task], list[str]]:
+    async def recover(self, limit: int) -> tuple[list[StoredTask], list[str]]:
         """Do :meth:`omniq.storage.Storage.recover`.
 
         :return: the tasks whose lease had run out, and the ids of all that ended.
@@ -40,7 +40,7 @@ class Recovery:
                     recovered = await self._recover(queue, limit - count, lapsed)
                     taken.append((queue, recovered))
                     count += recovered.count
-        tasks: list[Task] = []
+        tasks: list[StoredTask] = []
         for queue, recovered in taken:
             homes = await self._keeper.orders.of_slots(queue, recovered.slots)
             places = [(homes[slot.seq], slot.index) for slot in recovered.slots if slot.seq in homes]

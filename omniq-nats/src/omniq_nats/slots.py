@@ -71,7 +71,7 @@ def slot_of(home: Home, index: int) -> Slot:
         rank=home.rank(index),
         priority=order.priority,
         at=order.run_at,
-        max_retries=order.fields[8],
+        max_retries=order.fields[7],
         expires=order.expires,
     )
 

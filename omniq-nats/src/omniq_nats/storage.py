@@ -28,7 +28,7 @@ from omniq.storage import (
     TaskQuery,
     WorkerInfo,
 )
-from omniq.task import NewTask, Outcome, Progress, Task, TaskState
+from omniq.task import NewTask, Outcome, Progress, StoredTask, TaskState
 from omniq_nats import claiming, doctor, reading, streams
 from omniq_nats.control import Control
 from omniq_nats.enqueueing import Producer
@@ -161,7 +161,7 @@ class NatsStorage(Storage):
 
     async def claim(
         self, demand: Mapping[str, int], *, worker: str, lease: float, limit: int | None = None
-    ) -> list[Task]:
+    ) -> list[StoredTask]:
         opened = await self._ready()
         tasks, ended = await claiming.claim(opened.keeper, demand, worker=worker, lease=lease, limit=limit)
         if len(opened.queues) > MOST_REMEMBERED:
@@ -179,7 +179,7 @@ class NatsStorage(Storage):
     async def heartbeat(self, worker: str, leases: Sequence[Lease], lease: float) -> list[LeaseState]:
         return await (await self._ready()).holder.heartbeat(worker, leases, lease)
 
-    async def recover(self, limit: int) -> list[Task]:
+    async def recover(self, limit: int) -> list[StoredTask]:
         opened = await self._ready()
         tasks, ended = await opened.recovery.recover(limit)
         await opened.tell_ends(ended)
@@ -195,10 +195,10 @@ class NatsStorage(Storage):
 
     # Reading
 
-    async def get(self, ids: Sequence[str]) -> list[Task | None]:
+    async def get(self, ids: Sequence[str]) -> list[StoredTask | None]:
         return await reading.get((await self._ready()).keeper, ids)
 
-    async def list_tasks(self, query: TaskQuery, cursor: str | None = None) -> TaskPage:
+    async def list_tasks(self, query: TaskQuery, cursor: str | None = None) -> TaskPage[StoredTask]:
         return await reading.list_tasks((await self._ready()).keeper, query, cursor)
 
     async def stats(self) -> list[QueueStats]:

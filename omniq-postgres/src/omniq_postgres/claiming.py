@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from attrs import frozen
 
-from omniq.task import Task
+from omniq.task import StoredTask
 from omniq_postgres import wire
 from omniq_postgres.jobs import Context, Rows, Steps
 from omniq_postgres.rows import claimed_task
@@ -47,7 +47,7 @@ class Claim:
     limit: int
 
 
-def claim(asked: Claim, frontier: Frontier, context: Context) -> Steps[list[Task]]:
+def claim(asked: Claim, frontier: Frontier, context: Context) -> Steps[list[StoredTask]]:
     """Claim tasks; see :meth:`~omniq.storage.Storage.claim`."""
     if frontier.may_claim_on():
         rows = yield from _claim_onward(asked, frontier, context)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from omniq.storage import QueueStats, TaskPage, TaskQuery, WorkerInfo
-from omniq.task import Task, TaskState
+from omniq.task import StoredTask, TaskState
 from omniq_postgres import wire
 from omniq_postgres.jobs import Context, Rows, Steps
 from omniq_postgres.rows import CANCELLED, NUMBER_OF, SCHEDULED, STATE_OF, SUCCEEDED, task_of
@@ -23,7 +23,7 @@ def now(context: Context) -> Steps[datetime]:
     return moment
 
 
-def get(ids: Sequence[str], context: Context) -> Steps[list[Task | None]]:
+def get(ids: Sequence[str], context: Context) -> Steps[list[StoredTask | None]]:
     """Give records; see :meth:`~omniq.storage.Storage.get`."""
     rows = yield context.query("reading.by_id", wire.uuids(list(dict.fromkeys(ids))))
     found = {row[0]: task_of(row) for row in rows}
@@ -42,7 +42,7 @@ def read_cursor(cursor: str | None, shown: str) -> int:
     return min(int(cursor), LATEST)
 
 
-def list_tasks(query: TaskQuery, before: int, context: Context) -> Steps[TaskPage]:
+def list_tasks(query: TaskQuery, before: int, context: Context) -> Steps[TaskPage[StoredTask]]:
     """Give a page; see :meth:`~omniq.storage.Storage.list_tasks`.
 
     :param before: the number of the last task of the page before.

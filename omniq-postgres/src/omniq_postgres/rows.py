@@ -1,4 +1,4 @@
-"""Rows and values: how a task stands in the database, and how it becomes a :class:`~omniq.task.Task` again."""
+"""Rows and values: how a task stands in the database, and how it becomes a :class:`~omniq.task.StoredTask` again."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from omniq.errors import CorruptRecord
 from omniq.records import load_error, load_progress
-from omniq.task import NewTask, Progress, Task, TaskError, TaskState
+from omniq.task import NewTask, Progress, StoredTask, TaskError, TaskState
 from omniq_postgres import wire
 from omniq_postgres.wire import Parameter
 
@@ -52,16 +52,16 @@ LONGEST_KEY = 200
 """Characters. An index cannot hold keys of any length: a longer one is compared by its hash."""
 
 RECORD = """
-    t.id::text, t.queue, t.name, t.payload, t.serializer, t.priority, s.state, s.attempt, s.delivery, t.max_retries,
-    t.retry, t.timeout, t.is_async, t.created_at, s.run_at, s.started_at, s.finished_at, s.expires_at, s.lease_until,
-    s.worker, t.unique_key, t.tags, t.result_ttl, s.error, s.progress, s.cancel, s.result, t.signature, t.seq
+    t.id::text, t.queue, t.name, t.body, t.priority, s.state, s.attempt, s.delivery, t.max_retries,
+    t.created_at, s.run_at, s.started_at, s.finished_at, s.expires_at, s.lease_until,
+    s.worker, t.unique_key, t.tags, t.result_ttl, s.error, s.progress, s.cancel, s.result, t.seq
 """
 """What :func:`task_of` reads: of ``t``, the order, and ``s``, what has become of it."""
 
 CLAIMED = """
-    t.id::text, t.queue, t.name, t.payload, t.serializer, t.priority, taken.attempt, taken.delivery, t.max_retries,
-    t.retry, t.timeout, t.is_async, t.created_at, taken.run_at, taken.started_at, taken.expires_at, taken.lease_until,
-    t.unique_key, t.tags, t.result_ttl, taken.error, t.signature, t.seq
+    t.id::text, t.queue, t.name, t.body, t.priority, taken.attempt, taken.delivery, t.max_retries,
+    t.created_at, taken.run_at, taken.started_at, taken.expires_at, taken.lease_until,
+    t.unique_key, t.tags, t.result_ttl, taken.error, t.seq
 """
 """What :func:`claimed_task` reads; the rest it knows."""
 
@@ -89,19 +89,14 @@ def columns_of(tasks: Sequence[NewTask]) -> list[Parameter]:
         wire.uuids([_checked(task.id) for task in tasks]),
         wire.texts([task.queue for task in tasks]),
         wire.texts([task.name for task in tasks]),
-        wire.byteas([task.payload for task in tasks]),
-        wire.texts([task.serializer for task in tasks]),
+        wire.byteas([task.body for task in tasks]),
         wire.smallints([task.priority for task in tasks]),
         wire.integers([task.max_retries for task in tasks]),
-        wire.texts([task.retry for task in tasks]),
-        wire.floats([task.timeout for task in tasks]),
-        wire.booleans([task.is_async for task in tasks]),
         wire.timestamps(points),
         wire.intervals(delays),
         wire.timestamps(ends),
         wire.intervals(lives),
         wire.floats([task.result_ttl for task in tasks]),
-        wire.byteas([task.signature or None for task in tasks]),
         wire.texts([_tags(task.tags) for task in tasks]),
         wire.texts([task.unique for task in tasks]),
         wire.texts([key_of(task.unique) for task in tasks]),
@@ -118,16 +113,11 @@ def values_of(task: NewTask) -> list[Parameter | None]:
         wire.uuid(_checked(task.id)),
         wire.text(task.queue),
         wire.text(task.name),
-        wire.bytea(task.payload),
-        wire.text(task.serializer),
+        wire.bytea(task.body),
         wire.smallint(task.priority),
         wire.integer(task.max_retries),
-        wire.text(task.retry),
-        None if task.timeout is None else wire.float8(task.timeout),
         wire.float8(task.result_ttl),
-        wire.boolean(task.is_async),
         None if tags is None else wire.text(tags),
-        wire.bytea(task.signature) if task.signature else None,
     ]
 
 
@@ -163,7 +153,7 @@ def _readable_progress(task_id: str, text: str | None) -> Progress | None:
         return None
 
 
-def task_of(row: Sequence[Any]) -> Task:
+def task_of(row: Sequence[Any]) -> StoredTask:
     """Make a task of its row.
 
     :param row: the values of :data:`RECORD`.
@@ -172,16 +162,12 @@ def task_of(row: Sequence[Any]) -> Task:
         task_id,
         queue,
         name,
-        payload,
-        serializer,
+        body,
         priority,
         state,
         attempt,
         delivery,
         max_retries,
-        retry,
-        timeout,
-        is_async,
         created_at,
         run_at,
         started_at,
@@ -196,23 +182,18 @@ def task_of(row: Sequence[Any]) -> Task:
         progress,
         cancel,
         result,
-        signature,
         _,
     ) = row
-    return Task(
+    return StoredTask(
         id=task_id,
         queue=queue,
         name=name,
-        payload=payload,
-        serializer=serializer,
+        body=body,
         priority=priority,
         state=STATE_OF[state],
         attempt=attempt,
         delivery=delivery,
         max_retries=max_retries,
-        retry_spec=retry,
-        timeout=timeout,
-        is_async=is_async,
         created_at=created_at,
         run_at=run_at,
         started_at=started_at,
@@ -227,11 +208,10 @@ def task_of(row: Sequence[Any]) -> Task:
         progress=_readable_progress(task_id, progress),
         cancel_requested=cancel,
         result_payload=result,
-        signature=signature or b"",
     )
 
 
-def claimed_task(row: Sequence[Any], worker: str) -> Task:
+def claimed_task(row: Sequence[Any], worker: str) -> StoredTask:
     """Make a task of a row that was claimed.
 
     :param row: a value that plays no part here, and those of :data:`CLAIMED`.
@@ -242,15 +222,11 @@ def claimed_task(row: Sequence[Any], worker: str) -> Task:
         task_id,
         queue,
         name,
-        payload,
-        serializer,
+        body,
         priority,
         attempt,
         delivery,
         max_retries,
-        retry,
-        timeout,
-        is_async,
         created_at,
         run_at,
         started_at,
@@ -260,23 +236,18 @@ def claimed_task(row: Sequence[Any], worker: str) -> Task:
         tags,
         result_ttl,
         error,
-        signature,
         _,
     ) = row
-    return Task(
+    return StoredTask(
         id=task_id,
         queue=queue,
         name=name,
-        payload=payload,
-        serializer=serializer,
+        body=body,
         priority=priority,
         state=TaskState.RUNNING,
         attempt=attempt,
         delivery=delivery,
         max_retries=max_retries,
-        retry_spec=retry,
-        timeout=timeout,
-        is_async=is_async,
         created_at=created_at,
         run_at=run_at,
         started_at=started_at,
@@ -287,5 +258,4 @@ def claimed_task(row: Sequence[Any], worker: str) -> Task:
         tags=tuple(tags) if tags else (),
         result_ttl=result_ttl,
         error=None if error is None else _readable_error(task_id, error),
-        signature=signature or b"",
     )

@@ -114,7 +114,7 @@ class Frontier:
     def advance(self, rows: Rows) -> None:
         """Take note of what was claimed."""
         for row in rows:
-            queue, priority, place = row[2], row[6], (row[14], row[-1])
+            queue, priority, place = row[2], row[5], (row[10], row[-1])
             marks = self.marks.setdefault(queue, {})
             # What was found behind a mark does not draw it back.
             if priority not in marks or place > marks[priority]:

@@ -30,7 +30,7 @@ from omniq.storage import (
     TaskQuery,
     WorkerInfo,
 )
-from omniq.task import NewTask, Outcome, Progress, Task, TaskState
+from omniq.task import NewTask, Outcome, Progress, StoredTask, TaskState
 from omniq.transactions import CallerTransaction
 from omniq_postgres import claiming, control, doctor, finishing, migrating, reading, scheduling, upkeep
 from omniq_postgres.connecting import Connector, discard
@@ -155,7 +155,7 @@ class PostgresStorage(Storage, Migrated):
 
     async def claim(
         self, demand: Mapping[str, int], *, worker: str, lease: float, limit: int | None = None
-    ) -> list[Task]:
+    ) -> list[StoredTask]:
         session = self._opened()
         total = sum(demand.values()) if limit is None else limit
         if not demand:
@@ -171,7 +171,7 @@ class PostgresStorage(Storage, Migrated):
     async def heartbeat(self, worker: str, leases: Sequence[Lease], lease: float) -> list[LeaseState]:
         return await self._opened().run(partial(finishing.heartbeat, worker, leases, lease))
 
-    async def recover(self, limit: int) -> list[Task]:
+    async def recover(self, limit: int) -> list[StoredTask]:
         session = self._opened()
         return await session.run(partial(upkeep.recover, limit, session.recovered))
 
@@ -185,10 +185,10 @@ class PostgresStorage(Storage, Migrated):
 
     # Reading
 
-    async def get(self, ids: Sequence[str]) -> list[Task | None]:
+    async def get(self, ids: Sequence[str]) -> list[StoredTask | None]:
         return await self._opened().run(partial(reading.get, ids)) if ids else []
 
-    async def list_tasks(self, query: TaskQuery, cursor: str | None = None) -> TaskPage:
+    async def list_tasks(self, query: TaskQuery, cursor: str | None = None) -> TaskPage[StoredTask]:
         before = reading.read_cursor(cursor, self._config.redacted)
         return await self._opened().run(partial(reading.list_tasks, query, before))
 

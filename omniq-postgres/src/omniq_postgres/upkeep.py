@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from omniq.task import Task
+from omniq.task import StoredTask
 from omniq_postgres import wire
 from omniq_postgres.claiming import expire
 from omniq_postgres.jobs import Context, Steps
@@ -17,7 +17,7 @@ FOLDED = 5000
 """So many changes of the counters are summed up in one step."""
 
 
-def recover(limit: int, reached: Age, context: Context) -> Steps[list[Task]]:
+def recover(limit: int, reached: Age, context: Context) -> Steps[list[StoredTask]]:
     """Take back tasks; see :meth:`~omniq.storage.Storage.recover`.
 
     :param reached: how far this storage's recoveries have come.

@@ -9,7 +9,7 @@ from typing import Any
 from omniq.errors import CorruptRecord
 from omniq.records import dump_error
 from omniq.storage import Enqueued
-from omniq.task import Cancelled, Failed, NewTask, Outcome, Released, Retry, Succeeded, Task, TaskError
+from omniq.task import Cancelled, Failed, NewTask, Outcome, Released, Retry, StoredTask, Succeeded, TaskError
 from omniq_redis.orders import order_words
 from omniq_redis.rows import claimed_task, next_delivery
 from omniq_redis.times import moment, span
@@ -77,14 +77,14 @@ def _said(outcome: Outcome) -> tuple[bytes, int, bytes]:
     raise TypeError(f"not an outcome that a store knows: {outcome!r}")
 
 
-def read_claimed(found: Sequence[Any], worker: str, lease: int) -> tuple[list[Task], list[Outcome]]:
+def read_claimed(found: Sequence[Any], worker: str, lease: int) -> tuple[list[StoredTask], list[Outcome]]:
     """Read what a claim gave.
 
     :param lease: in microseconds.
     :return: the tasks, and the outcomes of those that cannot be read.
     """
     now, until = moment(found[0]), moment(found[0] + lease)
-    tasks: list[Task] = []
+    tasks: list[StoredTask] = []
     unreadable: list[Outcome] = []
     for at in range(1, len(found), 3):
         task_id = found[at].decode()

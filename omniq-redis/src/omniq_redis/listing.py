@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from omniq.storage import TaskPage, TaskQuery
-from omniq.task import Task, TaskState
+from omniq.task import StoredTask, TaskState
 from omniq_redis import rows
 from omniq_redis.client import Client
 from omniq_redis.orders import name_prefix, tag_part
@@ -35,7 +35,7 @@ def read_cursor(cursor: str | None, shown: str) -> int:
     return int(cursor)
 
 
-async def list_tasks(client: Client, query: TaskQuery, before: int) -> TaskPage:
+async def list_tasks(client: Client, query: TaskQuery, before: int) -> TaskPage[StoredTask]:
     """Give a page.
 
     :param before: see :func:`read_cursor`.
@@ -46,7 +46,7 @@ async def list_tasks(client: Client, query: TaskQuery, before: int) -> TaskPage:
         name_prefix(query.name) if query.name is not None else b"",
         tag_part(query.tag) if query.tag is not None else b"",
     ]
-    found: list[tuple[int, Task]] = []
+    found: list[tuple[int, StoredTask]] = []
     budget = min(max(query.limit + 1, FEWEST), MOST)
     while len(found) <= query.limit:
         before, ids, stored = await client.run("list", [before, budget, *filters])
@@ -59,8 +59,8 @@ async def list_tasks(client: Client, query: TaskQuery, before: int) -> TaskPage:
     return TaskPage(tasks, cursor)
 
 
-def _matching(query: TaskQuery, ids: list[bytes], stored: list[Any]) -> list[tuple[int, Task]]:
-    found: list[tuple[int, Task]] = []
+def _matching(query: TaskQuery, ids: list[bytes], stored: list[Any]) -> list[tuple[int, StoredTask]]:
+    found: list[tuple[int, StoredTask]] = []
     now: int = stored[0]
     for place, task_id in enumerate(ids):
         record = stored[4 * place + 1 : 4 * place + 5]

@@ -1,8 +1,8 @@
 """How a new task is handed to the scripts, and the part of it that only clients read.
 
 The scripts write and read the fixed part of each record (``lua/parts/task.lua`` draws it); the rest of an order is its
-*body*, which the server keeps and never reads: a line of JSON with what is the same for most tasks of one function, so
-that writing and reading it is a look into a cache, a line with the signature, and the payload.
+*rest*, which the server keeps and never reads: a line of JSON with what is the same for most tasks of one function, so
+that writing and reading it is a look into a cache, and the task's body.
 """
 
 from __future__ import annotations
@@ -27,11 +27,7 @@ class Options(NamedTuple):
     """What of an order is in the first line of its body."""
 
     name: str
-    serializer: str
     max_retries: int
-    retry: str
-    timeout: float | None
-    is_async: bool
     tags: tuple[str, ...]
     result_ttl: float
 
@@ -48,19 +44,15 @@ def load_options(text: bytes) -> Options:
 
     :raises ValueError: if it is none.
     """
-    name, serializer, max_retries, retry, timeout, is_async, tags, result_ttl = json.loads(text)
+    name, max_retries, tags, result_ttl = json.loads(text)
     if not (
         isinstance(name, str)
-        and isinstance(serializer, str)
         and isinstance(max_retries, int)
-        and isinstance(retry, str)
-        and isinstance(timeout, int | float | None)
-        and isinstance(is_async, bool)
         and isinstance(result_ttl, int | float)
         and all(isinstance(tag, str) for tag in tags)
     ):
         raise ValueError("options of the wrong types")
-    return Options(name, serializer, max_retries, retry, timeout, is_async, tuple(tags), result_ttl)
+    return Options(name, max_retries, tuple(tags), result_ttl)
 
 
 def name_prefix(name: str) -> bytes:
@@ -114,16 +106,5 @@ def order_words(task: NewTask) -> tuple[bytes, bytes, bytes]:
         head = _kind(task.queue, task.priority, task.max_retries, task.result_ttl)
     else:
         head = _when(task) + _kind_words(task.queue, task.priority, task.max_retries, task.result_ttl, task.unique)
-    options = _dump_options(
-        task.name,
-        task.serializer,
-        task.max_retries,
-        task.retry,
-        task.timeout,
-        task.is_async,
-        task.tags,
-        task.result_ttl,
-    )
-    if task.signature:
-        return task.id.encode(), head, b"%b%b\n%b" % (options, task.signature.hex().encode(), task.payload)
-    return task.id.encode(), head, b"%b\n%b" % (options, task.payload)
+    options = _dump_options(task.name, task.max_retries, task.tags, task.result_ttl)
+    return task.id.encode(), head, options + task.body

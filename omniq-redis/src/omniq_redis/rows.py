@@ -1,4 +1,4 @@
-"""What is stored of a task, and how it becomes a :class:`~omniq.task.Task` again. ``lua/parts/task.lua`` draws it."""
+"""What is stored of a task, and how it is read again. ``lua/parts/task.lua`` draws it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from omniq.errors import CorruptRecord
 from omniq.records import load_error, load_progress
-from omniq.task import Task, TaskError, TaskState
+from omniq.task import StoredTask, TaskError, TaskState
 from omniq_redis.orders import load_options
 from omniq_redis.times import EPOCH, moment
 
@@ -74,7 +74,7 @@ def _read_past(text: bytes) -> _Past:
     )
 
 
-def task_of(task_id: str, stored: Sequence[bytes | None], now: int) -> Task | None:
+def task_of(task_id: str, stored: Sequence[bytes | None], now: int) -> StoredTask | None:
     """Make a task of what is stored of it.
 
     :param stored: see :data:`Stored`.
@@ -93,7 +93,7 @@ def task_of(task_id: str, stored: Sequence[bytes | None], now: int) -> Task | No
 
 def _task_of(
     task_id: str, order: bytes, past_text: bytes | None, running: bytes | None, lease: bytes | None, now: int
-) -> Task:
+) -> StoredTask:
     _, created, run, expires, _, _, place, queue_length, unique_length = _ORDER.unpack_from(order)
     at = _ORDER.size + queue_length
     queue = order[_ORDER.size : at].decode()
@@ -101,7 +101,7 @@ def _task_of(
     if unique_length:
         unique = order[at : at + unique_length - 1].decode()
         at += unique_length - 1
-    head, signature, payload = order[at:].split(b"\n", 2)
+    head, body = order[at:].split(b"\n", 1)
     options = load_options(head)
     delivery = attempt = started = finished = 0
     cancel = False
@@ -119,20 +119,16 @@ def _task_of(
         progress = running[first + at :]
         state, finished, result = TaskState.RUNNING, 0, b""
         lease_until = None if lease is None else moment(int(float(lease)))
-    return Task(
+    return StoredTask(
         id=task_id,
         queue=queue,
         name=options.name,
-        payload=payload,
-        serializer=options.serializer,
+        body=body,
         priority=100 - place,
         state=state or (TaskState.SCHEDULED if run > now else TaskState.READY),
         attempt=attempt,
         delivery=delivery,
         max_retries=options.max_retries,
-        retry_spec=options.retry,
-        timeout=options.timeout,
-        is_async=options.is_async,
         created_at=moment(created),
         run_at=moment(run),
         started_at=moment(started) if started else None,
@@ -147,13 +143,12 @@ def _task_of(
         progress=load_progress(progress) if progress else None,
         cancel_requested=cancel,
         result_payload=result if state is TaskState.SUCCEEDED else None,
-        signature=bytes.fromhex(signature.decode()),
     )
 
 
 def claimed_task(
     task_id: str, order: bytes, past_text: bytes | None, worker: str, now: datetime, lease_until: datetime
-) -> Task:
+) -> StoredTask:
     """Make a task of what a claim gives: its order, and its past as it was before.
 
     :param worker: the worker that claimed it.
@@ -169,8 +164,8 @@ def claimed_task(
         if unique_length:
             unique = order[at : at + unique_length - 1].decode()
             at += unique_length - 1
-        head, signature, payload = order[at:].split(b"\n", 2)
-        name, serializer, max_retries, retry, timeout, is_async, tags, result_ttl = load_options(head)
+        head, body = order[at:].split(b"\n", 1)
+        name, max_retries, tags, result_ttl = load_options(head)
         delivery = attempt = 0
         error = None
         if past_text is not None:
@@ -178,20 +173,16 @@ def claimed_task(
             delivery, attempt, run, expires = past.delivery, past.attempt, past.run, past.expires
             error = load_error(past.error) if past.error else None
         created_at = moment(created)
-        return Task(
+        return StoredTask(
             id=task_id,
             queue=queue,
             name=name,
-            payload=payload,
-            serializer=serializer,
+            body=body,
             priority=100 - place,
             state=TaskState.RUNNING,
             attempt=attempt + 1,
             delivery=delivery + 1,
             max_retries=max_retries,
-            retry_spec=retry,
-            timeout=timeout,
-            is_async=is_async,
             created_at=created_at,
             run_at=created_at if run == created else moment(run),
             started_at=now,
@@ -202,7 +193,6 @@ def claimed_task(
             tags=tags,
             result_ttl=result_ttl,
             error=error,
-            signature=bytes.fromhex(signature.decode()) if signature else b"",
         )
     except UNREADABLE as problem:
         raise CorruptRecord(f"task {task_id!r} cannot be read: {problem}") from problem
@@ -213,13 +203,13 @@ def next_delivery(past: bytes | None) -> int:
     return 1 if past is None else int(_COUNTS.unpack_from(past, 9)[0]) + 1
 
 
-def _salvaged(task_id: str, error: CorruptRecord) -> Task:
+def _salvaged(task_id: str, error: CorruptRecord) -> StoredTask:
     """Give a stand-in for a task that cannot be read, so that it can be seen, deleted, and does not hide others."""
-    return Task(
+    return StoredTask(
         id=task_id,
         queue="",
         name="",
-        payload=b"",
+        body=b"",
         state=TaskState.FAILED,
         created_at=EPOCH,
         run_at=EPOCH,
@@ -227,7 +217,7 @@ def _salvaged(task_id: str, error: CorruptRecord) -> Task:
     )
 
 
-def task_or_stand_in(task_id: str, stored: Sequence[bytes | None], now: int) -> Task | None:
+def task_or_stand_in(task_id: str, stored: Sequence[bytes | None], now: int) -> StoredTask | None:
     """Make a task of what is stored of it, or a stand-in for it if that cannot be read; None if nothing is stored."""
     try:
         return task_of(task_id, stored, now)

@@ -31,7 +31,7 @@ from omniq.task import (
     NewTask,
     Outcome,
     Progress,
-    Task,
+    StoredTask,
     TaskState,
 )
 from omniq_redis import rows
@@ -174,7 +174,7 @@ class RedisStorage(Storage):
 
     async def claim(
         self, demand: Mapping[str, int], *, worker: str, lease: float, limit: int | None = None
-    ) -> list[Task]:
+    ) -> list[StoredTask]:
         client = self._opened()
         total = sum(demand.values()) if limit is None else limit
         if not demand:
@@ -209,7 +209,7 @@ class RedisStorage(Storage):
             await client.check()
         return states
 
-    async def recover(self, limit: int) -> list[Task]:
+    async def recover(self, limit: int) -> list[StoredTask]:
         found = await self._opened().run("recover", [limit])
         count = (len(found) - 1) // 5
         return self._read_tasks([task_id.decode() for task_id in found[1 + 4 * count :]], found)
@@ -224,18 +224,18 @@ class RedisStorage(Storage):
 
     # Reading
 
-    async def get(self, ids: Sequence[str]) -> list[Task | None]:
+    async def get(self, ids: Sequence[str]) -> list[StoredTask | None]:
         client = self._opened()
         if not ids:
             return []
         found = await client.run("get", ids)
         return [rows.task_or_stand_in(ids[i], found[4 * i + 1 : 4 * i + 5], found[0]) for i in range(len(ids))]
 
-    def _read_tasks(self, ids: Sequence[str], found: Sequence[Any]) -> list[Task]:
+    def _read_tasks(self, ids: Sequence[str], found: Sequence[Any]) -> list[StoredTask]:
         tasks = (rows.task_or_stand_in(ids[i], found[4 * i + 1 : 4 * i + 5], found[0]) for i in range(len(ids)))
         return [task for task in tasks if task is not None]
 
-    async def list_tasks(self, query: TaskQuery, cursor: str | None = None) -> TaskPage:
+    async def list_tasks(self, query: TaskQuery, cursor: str | None = None) -> TaskPage[StoredTask]:
         before = read_cursor(cursor, self._settings.shown)
         return await list_tasks(self._opened(), query, before)
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 
+from omniq.body import Header, dump_header, join_body, make_content
 from omniq.ids import new_id
 from omniq.plugins import default_plugins
 from omniq.storage import Storage
@@ -93,13 +94,16 @@ async def _memory_of_a_worker(job: Job, marks: Marks) -> int:
         worker.stop()
 
 
+BODY = join_body(make_content(dump_header(Header(is_async=True)), b"[[1],{}]"))
+
+
 async def _work(storage: Storage, count: int) -> None:
     claimed = await storage.claim({"default": count}, worker="bench", lease=30)
     await storage.finish([Succeeded(id=task.id, delivery=task.delivery, result=b"1") for task in claimed])
 
 
 def _task(run_at: timedelta | None) -> NewTask:
-    return NewTask(id=new_id(), queue="default", name="bench", payload=b"[[1], {}]", is_async=True, run_at=run_at)
+    return NewTask(id=new_id(), queue="default", name="bench", body=BODY, run_at=run_at)
 
 
 def _batches(total: int, most: int) -> Iterator[int]:

@@ -14,11 +14,12 @@ from typing import Any
 
 import attrs
 
+from omniq.body import Header, dump_header, join_body, make_content
 from omniq.ids import new_id
 from omniq.plugins import default_plugins
 from omniq.serialization.hints import resolve_types
 from omniq.signing import Signer
-from omniq.task import Task
+from omniq.task import StoredTask
 from tests.bench.job import Job
 
 __all__ = ["measure"]
@@ -123,12 +124,14 @@ def _microseconds(call: Callable[[], object], rounds: int) -> float:
 def _sign_and_check(data: bytes) -> Callable[[], None]:
     now = datetime.now(UTC)
     signer = Signer([secrets.token_bytes(32)])
-    task = Task(id=new_id(), queue="default", name="shop.handle", payload=data, created_at=now, run_at=now)
-    fields = (task.id, task.queue, task.name, task.serializer, data, "", task.max_retries, None, False)
-    signed = attrs.evolve(task, signature=signer.task_signature(*fields))
+    content = make_content(dump_header(Header()), data)
+    task = StoredTask(
+        id=new_id(), queue="default", name="shop.handle", body=join_body(content), created_at=now, run_at=now
+    )
+    signature = signer.task_signature(task, content)
 
     def call() -> None:
-        signer.task_signature(*fields)
-        signer.check_task(signed)
+        signer.task_signature(task, content)
+        signer.check_task(task, signature, content)
 
     return call

@@ -15,7 +15,7 @@ from omniq.cli.terminal import Screen
 from omniq.cli.wording import plural, printable, rough_duration
 from omniq.queue import TaskQueue
 from omniq.storage import QueueStats, WorkerInfo
-from omniq.task import Task, TaskState
+from omniq.task import StoredTask, TaskState
 
 __all__ = ["Frame", "Look", "look", "nobody_works", "worker_lines"]
 
@@ -33,7 +33,7 @@ class Look:
     """By the store's clock."""
     stats: Sequence[QueueStats]
     workers: Sequence[WorkerInfo]
-    running: Mapping[str, Task]
+    running: Mapping[str, StoredTask]
     """The tasks that workers run, by id; not all of them where there are very many."""
 
 

@@ -11,12 +11,13 @@ from typing import Any
 
 from attrs import frozen
 
+from omniq.body import preview
 from omniq.cli.app import note_place, now_of, open_queue, place_of
 from omniq.cli.arguments import add_app, add_json, describe, text
 from omniq.cli.columns import Column, Table
 from omniq.cli.failures import FAILED, OperationFailed, complain, note, suggestion
 from omniq.cli.groups import Action, add_actions, run_action
-from omniq.cli.task_records import arguments_json, arguments_text, as_record
+from omniq.cli.task_records import arguments_json, arguments_text
 from omniq.cli.terminal import Screen, human_duration
 from omniq.cli.trigger_words import in_words
 from omniq.cli.wording import ago, exact, local_time, printable, relative
@@ -125,7 +126,7 @@ def _record(schedule: Schedule, queue: TaskQueue, now: datetime) -> Task:
     with contextlib.suppress(PayloadRejected):
         queue.codec.admit_schedule(schedule)
         order = queue.codec.sign(order)
-    return as_record(order, queue, now)
+    return preview(order, now, queue.decoder)
 
 
 def _trigger_json(schedule: Schedule) -> Any:

@@ -16,7 +16,7 @@ from omniq.cli.short_ids import whole_ids
 from omniq.cli.wording import plural, printable
 from omniq.queue import TaskQueue
 from omniq.storage import Storage, TaskQuery
-from omniq.task import Task, TaskState
+from omniq.task import StoredTask, TaskState
 
 __all__ = ["CANCEL", "DELETE", "RETRY", "Verb", "act", "add_verb", "full_name"]
 
@@ -150,7 +150,7 @@ async def _named(queue: TaskQueue, verb: Verb, ids: list[str], *, dry_run: bool)
     return done, refusals
 
 
-def _refusal(task_id: str, task: Task | None, verb: Verb) -> str:
+def _refusal(task_id: str, task: StoredTask | None, verb: Verb) -> str:
     if task is None:
         return f"there is no task {printable(task_id)!r}"
     if task.state not in verb.states:

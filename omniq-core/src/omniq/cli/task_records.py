@@ -20,10 +20,9 @@ from omniq.cli.values import plain_json
 from omniq.cli.wording import ago, exact, printable, relative, rough_duration
 from omniq.queue import TaskQueue
 from omniq.signing import unsealed
-from omniq.task import NewTask, Progress, Task, TaskState
-from omniq.ticks import read_stamp
+from omniq.task import Progress, Task, TaskState
 
-__all__ = ["STYLES", "arguments_json", "arguments_text", "as_json", "as_lines", "as_record", "task_table"]
+__all__ = ["STYLES", "arguments_json", "arguments_text", "as_json", "as_lines", "task_table"]
 
 T = TypeVar("T")
 
@@ -215,6 +214,7 @@ def as_json(task: Task, queue: TaskQueue) -> dict[str, Any]:
         "serializer": task.serializer,
         "result_ttl": task.result_ttl,
         "is_async": task.is_async,
+        "headers": dict(task.headers),
         "cancel_requested": task.cancel_requested,
     }
 
@@ -246,29 +246,6 @@ def _result_json(task: Task, queue: TaskQueue) -> Any:
 # Reading
 
 
-def as_record(order: NewTask, queue: TaskQueue, now: datetime) -> Task:
-    """Give the record that an order, such as that of a schedule, would have: something whose arguments can be read."""
-    return Task(
-        id=order.id,
-        queue=order.queue,
-        name=order.name,
-        payload=order.payload,
-        serializer=order.serializer,
-        priority=order.priority,
-        max_retries=order.max_retries,
-        retry_spec=order.retry,
-        timeout=order.timeout,
-        is_async=order.is_async,
-        created_at=now,
-        run_at=now,
-        unique=order.unique,
-        tags=order.tags,
-        result_ttl=order.result_ttl,
-        signature=order.signature,
-        decoder=queue.decoder,
-    )
-
-
 def _decoded_arguments(task: Task, queue: TaskQueue) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
     if task.name not in queue.functions:
         return None
@@ -290,7 +267,7 @@ class _Stored:
 
 
 def _stored_arguments(task: Task) -> tuple[list[Any], dict[str, Any]] | None:
-    stored = _stored_json(task, read_stamp(task.payload)[1])
+    stored = _stored_json(task, task.payload)
     match stored and stored.value:
         case [list() as args, dict() as kwargs]:
             return args, kwargs

@@ -19,7 +19,7 @@ from omniq.control import MOST_IN_A_PAGE
 from omniq.errors import TaskNotFound
 from omniq.queue import TaskQueue
 from omniq.storage import TaskPage
-from omniq.task import TaskState
+from omniq.task import Task, TaskState
 
 __all__ = ["ACTIONS", "configure", "run"]
 
@@ -76,7 +76,7 @@ def _list(options: argparse.Namespace) -> int:
     return 0
 
 
-def _pages(queue: TaskQueue, options: argparse.Namespace) -> Iterator[TaskPage]:
+def _pages(queue: TaskQueue, options: argparse.Namespace) -> Iterator[TaskPage[Task]]:
     left = None if options.all else options.limit or DEFAULT_LIMIT
     cursor = options.cursor
     while left is None or left > 0:
@@ -99,7 +99,7 @@ def _pages(queue: TaskQueue, options: argparse.Namespace) -> Iterator[TaskPage]:
             left -= len(page)
 
 
-def _print_table(pages: Iterator[TaskPage], queue: TaskQueue, screen: Screen) -> None:
+def _print_table(pages: Iterator[TaskPage[Task]], queue: TaskQueue, screen: Screen) -> None:
     table = task_table(screen, now_of(queue))
     cursor, shown = None, 0
     for page in pages:
@@ -113,7 +113,7 @@ def _print_table(pages: Iterator[TaskPage], queue: TaskQueue, screen: Screen) ->
         screen.say(screen.styled(f"there are more: --cursor={shlex.quote(cursor)}", "dim"))
 
 
-def _print_json(pages: Iterator[TaskPage], queue: TaskQueue, screen: Screen) -> None:
+def _print_json(pages: Iterator[TaskPage[Task]], queue: TaskQueue, screen: Screen) -> None:
     # Written as it is read: there may be more tasks than fit into memory.
     cursor, separator = None, ""
     screen.say('{"tasks": [')

@@ -29,7 +29,7 @@ from attrs import evolve
 from omniq.ids import new_id
 from omniq.plugins import default_plugins
 from omniq.storage import Lease, Storage
-from omniq.task import NewTask, Outcome, Released, Retry, Succeeded, Task, TaskState
+from omniq.task import NewTask, Outcome, Released, Retry, StoredTask, Succeeded, TaskState
 from omniq.urls import parse_url
 
 __all__ = ["History", "drain", "fire", "main", "produce", "read_history", "work"]
@@ -97,7 +97,7 @@ async def produce(
                 id=new_id(),
                 queue=queue,
                 name="kit.task",
-                payload=bytes(rng.choice((0, 10, 5000))),
+                body=bytes(rng.choice((0, 10, 5000))),
                 priority=rng.randint(-1, 1),
                 max_retries=1_000_000,
             )
@@ -146,7 +146,7 @@ async def work(
         history.write("finished", items=[[*item, *rest] for item, *rest in zip(items, kinds, answers, strict=True)])
 
 
-def _outcome(task: Task, rng: random.Random) -> Outcome:
+def _outcome(task: StoredTask, rng: random.Random) -> Outcome:
     if task.delivery == 1 and rng.random() < 0.1:
         kind = rng.choice((Retry, Released))
         return kind(id=task.id, delivery=task.delivery, delay=rng.choice((0.0, 0.02)))
@@ -175,7 +175,7 @@ async def fire(storage: Storage, history: History, *, queue: str, ticks: int) ->
         for schedule in due:
             assert schedule.next_run is not None
             payload = b"%d" % schedule.revision
-            task = evolve(schedule.task, id=new_id(), queue=queue, payload=payload, unique=None)
+            task = evolve(schedule.task, id=new_id(), queue=queue, body=payload, unique=None)
             following = schedule.next_run + timedelta(seconds=1) if schedule.revision < ticks else None
             history.write("firing", id=task.id, revision=schedule.revision)
             fired = await storage.fire(evolve(schedule, next_run=following, last_task=task.id), [task])

@@ -21,8 +21,8 @@ from omniq.task import (
     Progress,
     Released,
     Retry,
+    StoredTask,
     Succeeded,
-    Task,
     TaskError,
     TaskState,
 )
@@ -58,7 +58,7 @@ class Row:
         assert self.ready_since is not None
         return -self.order.priority, self.ready_since, self.sequence
 
-    def differences(self, task: Task) -> list[str]:
+    def differences(self, task: StoredTask) -> list[str]:
         """Say in what a record differs from this row, as far as the contract decides it."""
         order = self.order
         running, final = self.state is TaskState.RUNNING, self.state.is_final
@@ -66,7 +66,7 @@ class Row:
             "id": order.id,
             "queue": order.queue,
             "name": order.name,
-            "payload": order.payload,
+            "body": order.body,
             "priority": order.priority,
             "max_retries": order.max_retries,
             "unique": order.unique,

@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from typing import Any, TypeAlias, TypeVar
 
+from omniq.body import as_task
 from omniq.connections import Connections
 from omniq.durations import duration
 from omniq.errors import PayloadRejected, TaskFailed, UnknownScheme, UnknownTask
@@ -28,7 +29,7 @@ from omniq.putbacks import bounded, put_back
 from omniq.queue import TaskQueue
 from omniq.scheduler import Scheduler
 from omniq.storage import Lease, Storage, TaskQuery
-from omniq.task import Failed, Outcome, Progress, Released, Task, TaskState
+from omniq.task import Failed, Outcome, Progress, Released, StoredTask, Task, TaskState
 from omniq.testing.clock import ManualClock
 from omniq.timetable import DeclaredSchedule
 from omniq.urls import parse_url
@@ -122,7 +123,7 @@ class Trial:
             pass
         return storage
 
-    async def _claimed(self, storage: Storage, scheduler: Scheduler) -> Task | None:
+    async def _claimed(self, storage: Storage, scheduler: Scheduler) -> StoredTask | None:
         await scheduler.fire_due()
         await storage.recover(1000)
         queues = [stats.queue for stats in await storage.stats()]
@@ -131,10 +132,10 @@ class Trial:
         claimed = await storage.claim(dict.fromkeys(queues, 1), worker=WORKER, lease=LEASE, limit=1)
         return claimed[0] if claimed else None
 
-    def _performing(self, storage: Storage, task: Task) -> Steps[None]:
+    def _performing(self, storage: Storage, stored: StoredTask) -> Steps[None]:
         told: list[Progress] = []
         attempt: Attempt | None = None
-        outcome = self._refusal(task)
+        task, outcome = self._admitted(stored)
         if outcome is None:
             function = self.queue.runnable[task.name]
             attempt = Attempt(task, function, self.queue.codec, lambda _, progress: told.append(progress))
@@ -151,14 +152,15 @@ class Trial:
         if self.raise_failures and accepted and isinstance(outcome, Failed):
             raise TaskFailed(task.id, outcome.error) from error
 
-    def _refusal(self, task: Task) -> Outcome | None:
+    def _admitted(self, stored: StoredTask) -> tuple[Task, Outcome | None]:
+        """Return the task, and its outcome if it cannot be run."""
         try:
-            self.queue.codec.admit(task)
+            task = self.queue.codec.admit(stored)
         except PayloadRejected as error:
-            return rejected(task, error)
+            return as_task(stored), rejected(stored, error)
         if task.name in self.queue.runnable:
-            return None
-        return bounded(put_back(task, UnknownTask(f"no function is registered as {task.name!r}")), task.error)
+            return task, None
+        return task, bounded(put_back(task, UnknownTask(f"no function is registered as {task.name!r}")), task.error)
 
     def run_for(self, time: float | timedelta) -> int:
         """Let time pass: the clock stops at every moment at which a task or schedule is due, and those run.

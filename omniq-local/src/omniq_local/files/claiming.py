@@ -7,7 +7,7 @@ from itertools import islice
 
 from attrs import frozen
 
-from omniq.task import Task, TaskState
+from omniq.task import StoredTask, TaskState
 from omniq_local.files.change import Change
 from omniq_local.files.queues import Queue
 from omniq_local.files.records import Record
@@ -47,7 +47,7 @@ def due(queue: Queue, state: str, change: Change) -> Iterator[Record]:
             yield record
 
 
-def claim(asked: Claim, change: Change) -> list[Task]:
+def claim(asked: Claim, change: Change) -> list[StoredTask]:
     """See :meth:`~omniq.storage.Storage.claim`."""
     queues = []
     for name in asked.demand:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 
 from omniq.storage import QueueStats, TaskPage, TaskQuery, WorkerInfo
-from omniq.task import Task, TaskState
+from omniq.task import StoredTask, TaskState
 from omniq_local.files.change import Change
 from omniq_local.files.names import HOME_SIZE
 from omniq_local.files.queues import Queue
@@ -21,7 +21,7 @@ SEQUENCE_OF_READY, SEQUENCE = 23, 19
 """Where the sequence number stands in a file's name."""
 
 
-def get(ids: Sequence[str], change: Change) -> list[Task | None]:
+def get(ids: Sequence[str], change: Change) -> list[StoredTask | None]:
     """See :meth:`~omniq.storage.Storage.get`."""
     found = (change.fetch(task_id) for task_id in ids)
     return [None if record is None else record.task() for record in found]
@@ -89,7 +89,7 @@ def workers(change: Change) -> list[WorkerInfo]:
 # Pages
 
 
-def list_tasks(query: TaskQuery, before: int | None, change: Change) -> TaskPage:
+def list_tasks(query: TaskQuery, before: int | None, change: Change) -> TaskPage[StoredTask]:
     """See :meth:`~omniq.storage.Storage.list_tasks`.
 
     :param before: only tasks with a smaller sequence number.

@@ -14,7 +14,7 @@ from typing import Any
 from attrs import define
 
 from omniq.errors import CorruptRecord
-from omniq.task import NewTask, Progress, Task, TaskError, TaskState
+from omniq.task import NewTask, Progress, StoredTask, TaskError, TaskState
 from omniq_local.files.names import home_path, id_path, place_key, time_key, token
 from omniq_local.files.times import after, moment, read_time, show_time, when
 
@@ -128,24 +128,20 @@ class Record:
             parts.append(f'"result": {_encode(_show_bytes(self.result))}')
         return (", ".join(parts) + "}\n").encode(errors="surrogatepass")
 
-    def task(self) -> Task:
+    def task(self) -> StoredTask:
         """Give the task."""
         order = self.order
         created = moment(self.created_at)
-        return Task(
+        return StoredTask(
             id=order.id,
             queue=order.queue,
             name=order.name,
-            payload=order.payload,
-            serializer=order.serializer,
+            body=order.body,
             priority=order.priority,
             state=self.state,
             attempt=self.attempt,
             delivery=self.delivery,
             max_retries=order.max_retries,
-            retry_spec=order.retry,
-            timeout=order.timeout,
-            is_async=order.is_async,
             created_at=created,
             run_at=created if self.run_at == self.created_at else moment(self.run_at),
             started_at=None if self.started_at is None else moment(self.started_at),
@@ -160,7 +156,6 @@ class Record:
             progress=self.progress,
             cancel_requested=self.cancel_requested,
             result_payload=self.result,
-            signature=order.signature,
         )
 
 
@@ -177,11 +172,7 @@ def _read_bytes(value: str | dict[str, str]) -> bytes:
 
 _PLAIN: tuple[tuple[str, Any], ...] = (
     ("priority", 0),
-    ("serializer", "json"),
     ("max_retries", 3),
-    ("retry", ""),
-    ("timeout", None),
-    ("is_async", False),
     ("unique", None),
     ("result_ttl", 86400.0),
 )
@@ -197,9 +188,7 @@ def dump_order(order: NewTask) -> dict[str, Any]:
             text[name] = value
     if order.tags:
         text["tags"] = list(order.tags)
-    if order.signature:
-        text["signature"] = base64.b64encode(order.signature).decode()
-    text["payload"] = _show_bytes(order.payload)
+    text["body"] = _show_bytes(order.body)
     return text
 
 
@@ -208,11 +197,7 @@ def load_order(text: dict[str, Any]) -> NewTask:
     options = {name: text[name] for name, _ in _PLAIN if name in text}
     if "tags" in text:
         options["tags"] = tuple(text["tags"])
-    if "signature" in text:
-        options["signature"] = base64.b64decode(text["signature"], validate=True)
-    return NewTask(
-        id=text["id"], queue=text["queue"], name=text["name"], payload=_read_bytes(text["payload"]), **options
-    )
+    return NewTask(id=text["id"], queue=text["queue"], name=text["name"], body=_read_bytes(text["body"]), **options)
 
 
 def new_record(order: NewTask, now: int) -> Record:

@@ -29,7 +29,7 @@ from omniq.storage import (
     TaskQuery,
     WorkerInfo,
 )
-from omniq.task import NewTask, Outcome, Progress, Task, TaskState
+from omniq.task import NewTask, Outcome, Progress, StoredTask, TaskState
 from omniq_local.files import claiming, finishing, managing, reading, scheduling, upkeep
 from omniq_local.files.doctor import diagnose
 from omniq_local.files.folder import Folder
@@ -124,7 +124,7 @@ class FileStorage(Storage):
 
     async def claim(
         self, demand: Mapping[str, int], *, worker: str, lease: float, limit: int | None = None
-    ) -> list[Task]:
+    ) -> list[StoredTask]:
         asked = claiming.Claim(demand=demand, worker=worker, lease=lease, limit=limit)
         total = sum(demand.values()) if limit is None else limit
         return await self._opened().run(partial(claiming.claim, asked), small=total <= LARGE)
@@ -135,7 +135,7 @@ class FileStorage(Storage):
     async def heartbeat(self, worker: str, leases: Sequence[Lease], lease: float) -> list[LeaseState]:
         return await self._opened().run(partial(finishing.heartbeat, worker, leases, lease), small=len(leases) <= LARGE)
 
-    async def recover(self, limit: int) -> list[Task]:
+    async def recover(self, limit: int) -> list[StoredTask]:
         return await self._opened().run(partial(upkeep.recover, limit), small=limit <= LARGE)
 
     # Waiting
@@ -153,10 +153,10 @@ class FileStorage(Storage):
 
     # Reading
 
-    async def get(self, ids: Sequence[str]) -> list[Task | None]:
+    async def get(self, ids: Sequence[str]) -> list[StoredTask | None]:
         return await self._opened().run(partial(reading.get, ids), small=len(ids) <= LARGE)
 
-    async def list_tasks(self, query: TaskQuery, cursor: str | None = None) -> TaskPage:
+    async def list_tasks(self, query: TaskQuery, cursor: str | None = None) -> TaskPage[StoredTask]:
         if cursor is not None and not (cursor.isascii() and cursor.isdecimal()):
             raise ValueError(f"{cursor!r} is not a cursor of {self._config.redacted}")
         before = None if cursor is None else int(cursor)

@@ -6,7 +6,7 @@ import json
 import os
 from itertools import islice
 
-from omniq.task import Task, TaskState
+from omniq.task import StoredTask, TaskState
 from omniq_local.files.change import Change
 from omniq_local.files.claiming import due
 from omniq_local.files.finishing import recover as take_back
@@ -19,7 +19,7 @@ __all__ = ["live_workers", "prune", "recover"]
 RUNNING = TaskState.RUNNING.value
 
 
-def recover(limit: int, change: Change) -> list[Task]:
+def recover(limit: int, change: Change) -> list[StoredTask]:
     """See :meth:`~omniq.storage.Storage.recover`."""
     queues = [change.queue(name) for name in change.folder.queue_names()]
     for queue in queues:

@@ -12,7 +12,7 @@ from attrs import frozen
 
 from omniq.errors import CorruptRecord
 from omniq.records import dump_error
-from omniq.task import Task, TaskError
+from omniq.task import StoredTask, TaskError
 from omniq_local.sqlite.rows import CANCELLED, FAILED, READY, RUNNING, SCHEDULED, claimed_task, moment, span
 from omniq_local.sqlite.transaction import Row, Transaction
 
@@ -52,7 +52,7 @@ class Picked:
 class Claimed:
     """What it gets, as tasks."""
 
-    tasks: list[Task]
+    tasks: list[StoredTask]
     unreadable: list[tuple[Row, str]]
     """Rows that were claimed but are no tasks, and why: to be ended."""
 
@@ -121,7 +121,7 @@ def _pick_one(tx: Transaction, seq: int) -> list[Any]:
         row: list[Any] = tx.exact_value("claim.pick_one", seq)
     except (sqlite3.OperationalError, ValueError) as error:
         # Its id may be what cannot be read; the error takes the place of its options, which then say why.
-        row = [seq, "", "", 0, 0, 0, 0, 0, None, None, str(error), None, "", ""]
+        row = [seq, "", "", 0, 0, 0, 0, 0, None, None, str(error), None, ""]
     return row
 
 
@@ -133,7 +133,7 @@ def _body(tx: Transaction, seq: int) -> bytes | None:
 def read(picked: Picked, worker: str) -> Claimed:
     """Make tasks of claimed rows."""
     now, lease_until = moment(picked.now), moment(picked.lease_until)
-    tasks: list[Task] = []
+    tasks: list[StoredTask] = []
     unreadable: list[tuple[Row, str]] = []
     for queue, row in picked.rows:
         try:

@@ -63,5 +63,5 @@ def _outcome(tx: Transaction, tasks: Sequence[NewTask], before: int) -> list[Enq
 def _add_what_is_apart(tx: Transaction, task: NewTask, seq: int) -> None:
     if task.tags:
         tx.batch("enqueue.add_tag", [(tag, seq) for tag in task.tags])
-    if len(task.payload) > BODY_APART:
-        tx.run("enqueue.add_body", seq, task.payload)
+    if len(task.body) > BODY_APART:
+        tx.run("enqueue.add_body", seq, task.body)

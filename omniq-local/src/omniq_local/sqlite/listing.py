@@ -14,6 +14,7 @@ from typing import Any
 from attrs import frozen
 
 from omniq.storage import TaskPage, TaskQuery
+from omniq.task import StoredTask
 from omniq_local.sqlite.reading import counts, make_task
 from omniq_local.sqlite.rows import NUMBER_OF, READY, RUNNING, SCHEDULED, SUCCEEDED
 from omniq_local.sqlite.statements import Statements
@@ -103,7 +104,7 @@ class _Pages:
         return sorted(rows, key=lambda row: -int(row[0]))
 
 
-def list_tasks(query: TaskQuery, before: int, sql: Statements, connection: sqlite3.Connection) -> TaskPage:
+def list_tasks(query: TaskQuery, before: int, sql: Statements, connection: sqlite3.Connection) -> TaskPage[StoredTask]:
     """See :meth:`~omniq.storage.Storage.list_tasks`.
 
     :param before: the number of the last task of the page before.

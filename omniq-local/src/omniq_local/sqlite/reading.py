@@ -10,7 +10,7 @@ from typing import Any
 
 from omniq.errors import CorruptRecord
 from omniq.storage import QueueStats, WorkerInfo
-from omniq.task import Task, TaskState
+from omniq.task import StoredTask, TaskState
 from omniq_local.sqlite.rows import FRESH, READY, STATE_OF, moment, salvaged, task_of
 from omniq_local.sqlite.settings import namespace_of
 from omniq_local.sqlite.statements import Statements
@@ -20,7 +20,7 @@ __all__ = ["counts", "get", "make_task", "namespaces", "stats", "workers"]
 _log = logging.getLogger("omniq.sqlite")
 
 
-def make_task(row: Sequence[Any]) -> Task:
+def make_task(row: Sequence[Any]) -> StoredTask:
     """Make a task of its row, or the most of it if it cannot be read."""
     try:
         return task_of(row)
@@ -29,7 +29,7 @@ def make_task(row: Sequence[Any]) -> Task:
         return salvaged(row, error)
 
 
-def get(ids: Sequence[str], sql: Statements, connection: sqlite3.Connection) -> list[Task | None]:
+def get(ids: Sequence[str], sql: Statements, connection: sqlite3.Connection) -> list[StoredTask | None]:
     """See :meth:`~omniq.storage.Storage.get`."""
     rows = (connection.execute(sql["reading.by_id"], (task_id,)).fetchone() for task_id in ids)
     return [None if row is None else make_task(row) for row in rows]

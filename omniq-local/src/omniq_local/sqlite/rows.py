@@ -1,7 +1,7 @@
-"""Rows and values: how a task stands in the database, and how it becomes a :class:`~omniq.task.Task` again.
+"""Rows and values: how a task stands in the database, and how it becomes a :class:`~omniq.task.StoredTask` again.
 
-What a statement asks for has a column of its own. The rest of a task's order (its serializer, retry policy, timeout,
-tags …) is one JSON text, ``options``: for the tasks of one function it is nearly always the same text, so that
+What a statement asks for has a column of its own. The rest of what a store acts on (``max_retries``, tags,
+``result_ttl``) is one JSON text, ``options``: for the tasks of one function it is nearly always the same text, so that
 writing and reading it is a look into a cache.
 """
 
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from omniq.errors import CorruptRecord
 from omniq.records import load_error, load_progress
-from omniq.task import NewTask, Task, TaskError, TaskState, When
+from omniq.task import NewTask, StoredTask, TaskError, TaskState, When
 
 __all__ = [
     "BODY_APART",
@@ -65,20 +65,20 @@ LATEST = 253_402_300_799_999_999
 LONGEST = 100 * 366 * 86400.0
 """A hundred years, in seconds."""
 BODY_APART = 1000
-"""Bytes. A larger payload has a row of its own: claiming and finishing write a task's row anew."""
+"""Bytes. A larger body has a row of its own: claiming and finishing write a task's row anew."""
 
 COLUMNS = """
     seq, id, queue, name, priority, state, created_at, run_at, attempt, delivery, lease_until, worker, started_at,
     finished_at, expires_at, unique_key, cancel, options, error, progress,
-    coalesce(payload, (SELECT payload FROM "{ns}.body" AS large WHERE large.seq = "{ns}.task".seq)), signature, result
+    coalesce(body, (SELECT body FROM "{ns}.body" AS large WHERE large.seq = "{ns}.task".seq)), result
 """
 """What :func:`task_of` reads."""
 
 CLAIMABLE = "seq, id, name, priority, created_at, run_at, attempt, delivery, expires_at, unique_key, options, error"
-"""What a claim reads, besides payload and signature; the rest it knows, for it is what the claim writes."""
+"""What a claim reads, besides the body; the rest it knows, for it is what the claim writes."""
 
-CLAIMED = f"{CLAIMABLE}, iif(payload IS NULL, NULL, hex(payload)), hex(signature)"
-"""The same as values of JSON, which cannot hold bytes; without a large payload."""
+CLAIMED = f"{CLAIMABLE}, iif(body IS NULL, NULL, hex(body))"
+"""The same as values of JSON, which cannot hold bytes; without a large body."""
 
 
 # Time
@@ -113,27 +113,15 @@ def span(seconds: float) -> int:
 class Options(NamedTuple):
     """What of an order is in its JSON text."""
 
-    serializer: str
     max_retries: int
-    retry: str
-    timeout: float | None
-    is_async: bool
     tags: tuple[str, ...]
     result_ttl: float
 
 
 # typed: 1 and 1.0 are one key otherwise, and what comes back would depend on who was first.
 @functools.lru_cache(maxsize=4096, typed=True)
-def _dump_options(
-    serializer: str,
-    max_retries: int,
-    retry: str,
-    timeout: float | None,
-    is_async: bool,
-    tags: tuple[str, ...],
-    result_ttl: float,
-) -> str:
-    return json.dumps([serializer, max_retries, retry, timeout, is_async, list(tags), result_ttl])
+def _dump_options(max_retries: int, tags: tuple[str, ...], result_ttl: float) -> str:
+    return json.dumps([max_retries, list(tags), result_ttl])
 
 
 @functools.lru_cache(maxsize=4096)
@@ -142,18 +130,14 @@ def load_options(text: str) -> Options:
 
     :raises ValueError: if it is none.
     """
-    serializer, max_retries, retry, timeout, is_async, tags, result_ttl = json.loads(text)
+    max_retries, tags, result_ttl = json.loads(text)
     if not (
-        isinstance(serializer, str)
-        and isinstance(max_retries, int)
-        and isinstance(retry, str)
-        and isinstance(timeout, int | float | None)
-        and isinstance(is_async, bool)
+        isinstance(max_retries, int)
         and isinstance(result_ttl, int | float)
         and all(isinstance(tag, str) for tag in tags)
     ):
         raise ValueError("options of the wrong types")
-    return Options(serializer, max_retries, retry, timeout, is_async, tuple(tags), result_ttl)
+    return Options(max_retries, tuple(tags), result_ttl)
 
 
 def columns_of(task: NewTask, now: int, stamp: int, ready: int = READY) -> tuple[Any, ...]:
@@ -178,24 +162,15 @@ def columns_of(task: NewTask, now: int, stamp: int, ready: int = READY) -> tuple
         None if task.expires is None else microseconds(task.expires, now),
         task.unique,
         span(task.result_ttl),
-        _dump_options(
-            task.serializer,
-            task.max_retries,
-            task.retry,
-            task.timeout,
-            task.is_async,
-            task.tags,
-            task.result_ttl,
-        ),
-        task.payload if len(task.payload) <= BODY_APART else None,
-        task.signature,
+        _dump_options(task.max_retries, task.tags, task.result_ttl),
+        task.body if len(task.body) <= BODY_APART else None,
     )
 
 
 # Records
 
 
-def task_of(row: Sequence[Any]) -> Task:
+def task_of(row: Sequence[Any]) -> StoredTask:
     """Make a task of its row.
 
     :param row: the values of :data:`COLUMNS`.
@@ -232,27 +207,22 @@ def _task_of(
     options_text: str,
     error: str | None,
     progress: str | None,
-    payload: bytes | None,
-    signature: bytes,
+    body: bytes | None,
     result: bytes | None,
-) -> Task:
+) -> StoredTask:
     options = load_options(options_text)
-    if payload is None:
-        raise ValueError("its payload is missing")
-    return Task(
+    if body is None:
+        raise ValueError("its body is missing")
+    return StoredTask(
         id=task_id,
         queue=queue,
         name=name,
-        payload=payload,
-        serializer=options.serializer,
+        body=body,
         priority=priority,
         state=STATE_OF[state],
         attempt=attempt,
         delivery=delivery,
         max_retries=options.max_retries,
-        retry_spec=options.retry,
-        timeout=options.timeout,
-        is_async=options.is_async,
         created_at=moment(created_at),
         run_at=moment(run_at),
         started_at=None if started_at is None else moment(started_at),
@@ -267,14 +237,13 @@ def _task_of(
         progress=None if progress is None else load_progress(progress),
         cancel_requested=cancel is not None,
         result_payload=result,
-        signature=signature,
     )
 
 
-def claimed_task(row: Sequence[Any], queue: str, worker: str, now: datetime, lease_until: datetime) -> Task:
+def claimed_task(row: Sequence[Any], queue: str, worker: str, now: datetime, lease_until: datetime) -> StoredTask:
     """Make a task of a row that was claimed.
 
-    :param row: the values of :data:`CLAIMED` as they were before; the payload may be bytes, too.
+    :param row: the values of :data:`CLAIMED` as they were before; the body may be bytes, too.
     :param queue: the queue it is of.
     :param worker: the worker that claimed it.
     :param now: when.
@@ -283,25 +252,21 @@ def claimed_task(row: Sequence[Any], queue: str, worker: str, now: datetime, lea
     """
     try:
         _, task_id, name, priority, created_at, run_at, attempt, delivery, expires_at, unique, text, error = row[:12]
-        payload, signature = row[12:]
-        serializer, max_retries, retry, timeout, is_async, tags, result_ttl = load_options(text)
-        if payload is None:
-            raise ValueError("its payload is missing")
+        (body,) = row[12:]
+        max_retries, tags, result_ttl = load_options(text)
+        if body is None:
+            raise ValueError("its body is missing")
         created = moment(created_at)
-        return Task(
+        return StoredTask(
             id=task_id,
             queue=queue,
             name=name,
-            payload=bytes.fromhex(payload) if isinstance(payload, str) else payload,
-            serializer=serializer,
+            body=bytes.fromhex(body) if isinstance(body, str) else body,
             priority=priority,
             state=TaskState.RUNNING,
             attempt=attempt + 1,
             delivery=delivery + 1,
             max_retries=max_retries,
-            retry_spec=retry,
-            timeout=timeout,
-            is_async=is_async,
             created_at=created,
             run_at=created if run_at == created_at else moment(run_at),
             started_at=now,
@@ -312,13 +277,12 @@ def claimed_task(row: Sequence[Any], queue: str, worker: str, now: datetime, lea
             tags=tags,
             result_ttl=result_ttl,
             error=None if error is None else load_error(error),
-            signature=bytes.fromhex(signature),
         )
     except UNREADABLE as problem:
         raise CorruptRecord(f"task {row[1]!r} (row {row[0]!r}) cannot be read: {problem}") from problem
 
 
-def salvaged(row: Sequence[Any], error: CorruptRecord) -> Task:
+def salvaged(row: Sequence[Any], error: CorruptRecord) -> StoredTask:
     """Make the most of a row that cannot be read, so that it can be seen, deleted, and does not hide others.
 
     :param row: the values of :data:`COLUMNS`.
@@ -335,11 +299,11 @@ def salvaged(row: Sequence[Any], error: CorruptRecord) -> Task:
         return value if isinstance(value, int) else 0
 
     state = number(row[5])
-    return Task(
+    return StoredTask(
         id=text(row[1]),
         queue=text(row[2]),
         name=text(row[3]),
-        payload=row[20] if isinstance(row[20], bytes) else b"",
+        body=row[20] if isinstance(row[20], bytes) else b"",
         priority=number(row[4]),
         state=STATE_OF.get(state, TaskState.FAILED),
         attempt=number(row[8]),

@@ -27,7 +27,7 @@ from omniq.storage import (
     TaskQuery,
     WorkerInfo,
 )
-from omniq.task import NewTask, Outcome, Progress, Task, TaskState
+from omniq.task import NewTask, Outcome, Progress, StoredTask, TaskState
 from omniq.transactions import CallerTransaction
 from omniq_local.lanes import on_a_lane
 from omniq_local.sqlite import claiming, control, finishing, joining, reading, scheduling, upkeep
@@ -137,7 +137,7 @@ class SQLiteStorage(Storage):
 
     async def claim(
         self, demand: Mapping[str, int], *, worker: str, lease: float, limit: int | None = None
-    ) -> list[Task]:
+    ) -> list[StoredTask]:
         database, waiting = self._opened(), self._waits()
         total = sum(demand.values()) if limit is None else limit
         waiter = waiting.kept_token
@@ -157,7 +157,7 @@ class SQLiteStorage(Storage):
     async def heartbeat(self, worker: str, leases: Sequence[Lease], lease: float) -> list[LeaseState]:
         return await self._opened().beat(partial(finishing.heartbeat, worker, leases, lease))
 
-    async def recover(self, limit: int) -> list[Task]:
+    async def recover(self, limit: int) -> list[StoredTask]:
         return await self._opened().write(partial(upkeep.recover, limit), small=limit <= LARGE)
 
     # Waiting
@@ -175,14 +175,14 @@ class SQLiteStorage(Storage):
 
     # Reading
 
-    async def get(self, ids: Sequence[str]) -> list[Task | None]:
+    async def get(self, ids: Sequence[str]) -> list[StoredTask | None]:
         database = self._opened()
         job = partial(reading.get, ids, database.sql)
         if len(ids) <= 10:
             return database.quick.read(job)
         return await database.read(job)
 
-    async def list_tasks(self, query: TaskQuery, cursor: str | None = None) -> TaskPage:
+    async def list_tasks(self, query: TaskQuery, cursor: str | None = None) -> TaskPage[StoredTask]:
         before = read_cursor(cursor, self._config.redacted)
         database = self._opened()
         return await database.read(partial(list_tasks, query, before, database.sql))

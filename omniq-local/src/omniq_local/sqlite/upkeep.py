@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from omniq.records import dump_error
-from omniq.task import Task, TaskError
+from omniq.task import StoredTask, TaskError
 from omniq_local.sqlite.claiming import end_expired
 from omniq_local.sqlite.reading import make_task
 from omniq_local.sqlite.rows import CANCELLED, FAILED, READY, RUNNING, load_options
@@ -14,7 +14,7 @@ from omniq_local.sqlite.transaction import Row, Transaction
 __all__ = ["prune", "recover"]
 
 
-def recover(limit: int, tx: Transaction) -> list[Task]:
+def recover(limit: int, tx: Transaction) -> list[StoredTask]:
     """Take back tasks within a transaction; see :meth:`~omniq.storage.Storage.recover`."""
     tx.fold()
     # Leases that end later than they can are of a time before the clock was put back. Their workers, if they live,

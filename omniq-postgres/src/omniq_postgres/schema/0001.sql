@@ -10,21 +10,16 @@ CREATE TABLE {task} (
     seq         bigint NOT NULL,                -- the order of enqueueing
     created_at  timestamptz NOT NULL,
     result_ttl  double precision NOT NULL,      -- seconds
-    timeout     double precision,               -- seconds
     max_retries integer NOT NULL,
     priority    smallint NOT NULL,
-    is_async    boolean NOT NULL,
     queue       text COLLATE "C" NOT NULL,
     name        text COLLATE "C" NOT NULL,
-    serializer  text COLLATE "C" NOT NULL,
-    retry       text COLLATE "C" NOT NULL,
     unique_key  text COLLATE "C",
     tags        text[],
-    signature   bytea,
-    payload     bytea NOT NULL
+    body        bytea NOT NULL
 ) WITH (autovacuum_vacuum_scale_factor = 0.05, autovacuum_analyze_scale_factor = 0.05);
 
-ALTER TABLE {task} ALTER COLUMN payload SET STORAGE EXTERNAL;
+ALTER TABLE {task} ALTER COLUMN body SET STORAGE EXTERNAL;
 CREATE INDEX {seq_index} ON {task} (seq);
 CREATE INDEX {tagged_index} ON {task} USING gin (tags) WHERE tags IS NOT NULL;
 

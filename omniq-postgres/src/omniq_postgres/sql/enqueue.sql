@@ -11,13 +11,11 @@ new AS MATERIALIZED (
                ELSE least(now + n.lifetime, '9999-12-31 23:59:59.999999+00')
            END AS expires_at
     FROM clock, unnest(
-        $1::uuid[], $2::text[], $3::text[], $4::bytea[], $5::text[], $6::smallint[], $7::integer[], $8::text[],
-        $9::double precision[], $10::boolean[], $11::timestamptz[], $12::interval[], $13::timestamptz[],
-        $14::interval[], $15::double precision[], $16::bytea[], $17::text[], $18::text[], $19::text[]
+        $1::uuid[], $2::text[], $3::text[], $4::bytea[], $5::smallint[], $6::integer[], $7::timestamptz[],
+        $8::interval[], $9::timestamptz[], $10::interval[], $11::double precision[], $12::text[], $13::text[],
+        $14::text[]
     ) AS n (
-        id, queue, name, payload, serializer, priority, max_retries, retry,
-        timeout, is_async, at, delay, dies_at,
-        lifetime, result_ttl, signature, tags, unique_key, key
+        id, queue, name, body, priority, max_retries, at, delay, dies_at, lifetime, result_ttl, tags, unique_key, key
     )
 ),
 waiting AS (
@@ -32,11 +30,9 @@ counted AS (
 ),
 kept AS (
     INSERT INTO {task} (
-        id, seq, created_at, result_ttl, timeout, max_retries, priority, is_async, queue, name, serializer, retry,
-        tags, signature, payload
+        id, seq, created_at, result_ttl, max_retries, priority, queue, name, tags, body
     )
-    SELECT id, seq, now, result_ttl, timeout, max_retries, priority, is_async, queue, name, serializer, retry,
-           tags::text[], signature, payload
+    SELECT id, seq, now, result_ttl, max_retries, priority, queue, name, tags::text[], body
     FROM new, clock
 )
 SELECT queue, extract(epoch FROM min(run_at) - min(now))::double precision
@@ -47,18 +43,14 @@ FROM new, clock WHERE run_at > now GROUP BY queue
 WITH new AS MATERIALIZED (SELECT nextval('{order}') AS seq, clock_timestamp() AS now),
 waiting AS (
     INSERT INTO {live} (run_at, result_ttl, seq, state, priority, id, queue)
-    SELECT now, $10::double precision, seq, 2, $6::smallint, $1::uuid, $2::text FROM new
+    SELECT now, $7::double precision, seq, 2, $5::smallint, $1::uuid, $2::text FROM new
 ),
 counted AS (
     INSERT INTO {delta} (scheduled, ready, running, succeeded, failed, cancelled, queue)
     VALUES (0, 1, 0, 0, 0, 0, $2::text)
 )
-INSERT INTO {task} (
-    id, seq, created_at, result_ttl, timeout, max_retries, priority, is_async, queue, name, serializer, retry, tags,
-    signature, payload
-)
-SELECT $1::uuid, seq, now, $10::double precision, $9::double precision, $7::integer, $6::smallint, $11::boolean,
-       $2::text, $3::text, $5::text, $8::text, $12::text::text[], $13::bytea, $4::bytea
+INSERT INTO {task} (id, seq, created_at, result_ttl, max_retries, priority, queue, name, tags, body)
+SELECT $1::uuid, seq, now, $7::double precision, $6::integer, $5::smallint, $2::text, $3::text, $8::text::text[], $4::bytea
 FROM new
 
 -- name: guarded
@@ -76,13 +68,11 @@ new AS MATERIALIZED (
            END AS expires_at,
            EXISTS (SELECT FROM {task} WHERE {task}.id = n.id) AS known
     FROM clock, unnest(
-        $1::uuid[], $2::text[], $3::text[], $4::bytea[], $5::text[], $6::smallint[], $7::integer[], $8::text[],
-        $9::double precision[], $10::boolean[], $11::timestamptz[], $12::interval[], $13::timestamptz[],
-        $14::interval[], $15::double precision[], $16::bytea[], $17::text[], $18::text[], $19::text[]
+        $1::uuid[], $2::text[], $3::text[], $4::bytea[], $5::smallint[], $6::integer[], $7::timestamptz[],
+        $8::interval[], $9::timestamptz[], $10::interval[], $11::double precision[], $12::text[], $13::text[],
+        $14::text[]
     ) AS n (
-        id, queue, name, payload, serializer, priority, max_retries, retry,
-        timeout, is_async, at, delay, dies_at,
-        lifetime, result_ttl, signature, tags, unique_key, key
+        id, queue, name, body, priority, max_retries, at, delay, dies_at, lifetime, result_ttl, tags, unique_key, key
     )
 ),
 waiting AS (
@@ -104,11 +94,9 @@ counted AS (
 ),
 kept AS (
     INSERT INTO {task} (
-        id, seq, created_at, result_ttl, timeout, max_retries, priority, is_async, queue, name, serializer, retry,
-        unique_key, tags, signature, payload
+        id, seq, created_at, result_ttl, max_retries, priority, queue, name, unique_key, tags, body
     )
-    SELECT id, seq, stored.at, result_ttl, timeout, max_retries, priority, is_async, new.queue, name, serializer,
-           retry, unique_key, tags::text[], signature, payload
+    SELECT id, seq, stored.at, result_ttl, max_retries, priority, new.queue, name, unique_key, tags::text[], body
     FROM new JOIN waiting USING (id), stored
 )
 SELECT new.id::text,

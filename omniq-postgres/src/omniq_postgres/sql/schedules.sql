@@ -37,13 +37,11 @@ new AS MATERIALIZED (
            END AS expires_at,
            EXISTS (SELECT FROM {task} WHERE {task}.id = n.id) AS known
     FROM clock, unnest(
-        $6::uuid[], $7::text[], $8::text[], $9::bytea[], $10::text[], $11::smallint[], $12::integer[], $13::text[],
-        $14::double precision[], $15::boolean[], $16::timestamptz[], $17::interval[], $18::timestamptz[],
-        $19::interval[], $20::double precision[], $21::bytea[], $22::text[], $23::text[], $24::text[]
+        $6::uuid[], $7::text[], $8::text[], $9::bytea[], $10::smallint[], $11::integer[], $12::timestamptz[],
+        $13::interval[], $14::timestamptz[], $15::interval[], $16::double precision[], $17::text[], $18::text[],
+        $19::text[]
     ) AS n (
-        id, queue, name, payload, serializer, priority, max_retries, retry,
-        timeout, is_async, at, delay, dies_at,
-        lifetime, result_ttl, signature, tags, unique_key, key
+        id, queue, name, body, priority, max_retries, at, delay, dies_at, lifetime, result_ttl, tags, unique_key, key
     )
 ),
 waiting AS (
@@ -64,11 +62,9 @@ counted AS (
 ),
 kept AS (
     INSERT INTO {task} (
-        id, seq, created_at, result_ttl, timeout, max_retries, priority, is_async, queue, name, serializer, retry,
-        unique_key, tags, signature, payload
+        id, seq, created_at, result_ttl, max_retries, priority, queue, name, unique_key, tags, body
     )
-    SELECT id, seq, stored.at, result_ttl, timeout, max_retries, priority, is_async, new.queue, name, serializer,
-           retry, unique_key, tags::text[], signature, payload
+    SELECT id, seq, stored.at, result_ttl, max_retries, priority, new.queue, name, unique_key, tags::text[], body
     FROM new JOIN waiting USING (id), stored
 )
 SELECT extract(epoch FROM fired.next_run - clock_timestamp())::double precision,

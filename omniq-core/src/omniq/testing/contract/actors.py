@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from omniq.storage import Storage, TaskQuery
-from omniq.task import Task, TaskState
+from omniq.task import StoredTask, TaskState
 from omniq.testing.actor import read_history
 from omniq.testing.waiting import await_until
 
@@ -134,8 +134,8 @@ class Actors:
             actor.kill()
 
 
-async def _all_tasks(store: Storage) -> list[Task]:
-    tasks: list[Task] = []
+async def _all_tasks(store: Storage) -> list[StoredTask]:
+    tasks: list[StoredTask] = []
     cursor: str | None = None
     while True:
         page = await store.list_tasks(TaskQuery(limit=500), cursor)
@@ -179,7 +179,7 @@ async def check_histories(store: Storage, events: Iterable[dict[str, Any]]) -> N
     _check_keys(tasks)
 
 
-def _check_deliveries(by_id: dict[str, Task], events: list[dict[str, Any]]) -> None:
+def _check_deliveries(by_id: dict[str, StoredTask], events: list[dict[str, Any]]) -> None:
     claims = Counter(
         (task_id, delivery) for event in events if event["event"] == "claimed" for task_id, delivery in event["items"]
     )
@@ -205,8 +205,8 @@ def _check_deliveries(by_id: dict[str, Task], events: list[dict[str, Any]]) -> N
             assert task.attempt <= task.delivery
 
 
-def _check_keys(tasks: Iterable[Task]) -> None:
-    by_key: dict[str, list[Task]] = {}
+def _check_keys(tasks: Iterable[StoredTask]) -> None:
+    by_key: dict[str, list[StoredTask]] = {}
     for task in tasks:
         if task.unique is not None:
             by_key.setdefault(task.unique, []).append(task)

@@ -33,7 +33,7 @@ class ClaimContract(Contract):
     """Claiming."""
 
     async def test_a_claimed_task_is_running_in_the_hands_of_the_worker(self, store: Storage) -> None:
-        (task_id,) = await add(store, payload=b"payload", tags=("a",), unique="key", expires=FAR)
+        (task_id,) = await add(store, body=b"payload", tags=("a",), unique="key", expires=FAR)
         waiting = await record(store, task_id)
         before = await store.now()
         (claimed,) = await store.claim({"work": 1}, worker="worker 1", lease=30)

@@ -87,45 +87,34 @@ class EnqueueContract(Contract):
 
     async def test_a_task_comes_back_as_it_was_enqueued(self, store: Storage) -> None:
         task = new_task(
-            payload=b'["payload"]',
-            serializer="cloudpickle",
+            body=bytes(range(256)),
             priority=-7,
             max_retries=11,
-            retry='["fixed", {"delay": 1}]',
-            timeout=0.125,
-            is_async=True,
             run_at=FAR,
             expires=FAR + timedelta(microseconds=1),
             unique="key",
             tags=("red", "blue", "red"),
             result_ttl=1234.5,
-            signature=b"\x00\xffsigned",
         )
         await add(store, task)
         stored = await record(store, task.id)
         assert stored.queue == "work"
         assert stored.name == "kit.task"
-        assert stored.payload == b'["payload"]'
-        assert stored.serializer == "cloudpickle"
+        assert stored.body == bytes(range(256))
         assert stored.priority == -7
         assert stored.max_retries == 11
-        assert stored.retry_spec == '["fixed", {"delay": 1}]'
-        assert stored.timeout == 0.125
-        assert stored.is_async is True
         assert stored.run_at == FAR
         assert stored.expires_at == FAR + timedelta(microseconds=1)
         assert stored.unique == "key"
         assert stored.tags == ("red", "blue", "red")
         assert stored.result_ttl == 1234.5
-        assert stored.signature == b"\x00\xffsigned"
 
     async def test_a_task_that_leaves_all_to_the_defaults_comes_back_with_them(self, store: Storage) -> None:
         (task_id,) = await add(store)
         stored = await record(store, task_id)
-        assert (stored.serializer, stored.priority, stored.max_retries) == ("json", 0, 3)
-        assert (stored.retry_spec, stored.timeout, stored.is_async) == ("", None, False)
+        assert (stored.priority, stored.max_retries) == (0, 3)
         assert (stored.expires_at, stored.unique, stored.tags) == (None, None, ())
-        assert (stored.result_ttl, stored.signature) == (86400.0, b"")
+        assert stored.result_ttl == 86400.0
 
     async def test_a_new_task_is_ready_and_nothing_has_happened_to_it(self, store: Storage) -> None:
         before = await store.now()
@@ -187,10 +176,10 @@ class EnqueueContract(Contract):
         ]
 
     async def test_a_thousand_tasks_go_in_one_call(self, store: Storage) -> None:
-        tasks = [new_task(payload=b"%d" % number) for number in range(1200)]
+        tasks = [new_task(body=b"%d" % number) for number in range(1200)]
         ids = await add(store, *tasks)
         stored = await store.get(ids)
-        assert [task and task.payload for task in stored] == [task.payload for task in tasks]
+        assert [task and task.body for task in stored] == [task.body for task in tasks]
         claimed = await take(store, 1200)
         assert [task.id for task in claimed] == ids
         leases = [Lease(task.id, task.delivery) for task in claimed]
@@ -203,20 +192,20 @@ class EnqueueContract(Contract):
     # Idempotent by id
 
     async def test_enqueueing_an_id_again_changes_nothing(self, store: Storage) -> None:
-        task = new_task(payload=b"first")
+        task = new_task(body=b"first")
         await add(store, task)
         stored = await record(store, task.id)
-        again = evolve(task, payload=b"second", queue="other", priority=9, run_at=FAR)
+        again = evolve(task, body=b"second", queue="other", priority=9, run_at=FAR)
         assert await store.enqueue([again]) == [Enqueued(task.id, False)]
         assert await record(store, task.id) == stored
         assert await counts(store) == {TaskState.READY: 1}
         assert await counts(store, "other") == {}
 
     async def test_an_id_twice_in_a_batch_is_stored_once(self, store: Storage) -> None:
-        task = new_task(payload=b"first")
-        again = evolve(task, payload=b"second")
+        task = new_task(body=b"first")
+        again = evolve(task, body=b"second")
         assert await store.enqueue([task, again]) == [Enqueued(task.id, True), Enqueued(task.id, False)]
-        assert (await record(store, task.id)).payload == b"first"
+        assert (await record(store, task.id)).body == b"first"
         assert len(await take(store, 10)) == 1
 
     async def test_a_batch_repeated_after_a_lost_answer_stores_nothing_twice(self, store: Storage) -> None:
@@ -301,30 +290,27 @@ class EnqueueContract(Contract):
     # What a task can hold
 
     async def test_text_of_any_kind_is_kept(self, store: Storage) -> None:
-        task = new_task(
-            id=new_id(), queue=TEXT, name=TEXT, serializer=TEXT, retry=TEXT, unique=TEXT, tags=(TEXT, "", "a,b", "a")
-        )
+        task = new_task(id=new_id(), queue=TEXT, name=TEXT, unique=TEXT, tags=(TEXT, "", "a,b", "a"))
         await add(store, task)
         (claimed,) = await store.claim({TEXT: 1}, worker=TEXT, lease=HELD)
         assert claimed == await record(store, task.id)
         assert (claimed.queue, claimed.name, claimed.worker, claimed.unique) == (TEXT, TEXT, TEXT, TEXT)
-        assert (claimed.serializer, claimed.retry_spec) == (TEXT, TEXT)
         assert claimed.tags == (TEXT, "", "a,b", "a")
         assert [stats.queue for stats in await store.stats()] == [TEXT]
 
-    @pytest.mark.parametrize("payload", BYTES)
-    async def test_payloads_of_any_bytes_are_kept(self, store: Storage, payload: bytes) -> None:
-        (task_id,) = await add(store, payload=payload, signature=payload)
+    @pytest.mark.parametrize("body", BYTES)
+    async def test_bodies_of_any_bytes_are_kept(self, store: Storage, body: bytes) -> None:
+        (task_id,) = await add(store, body=body)
         (claimed,) = await take(store)
-        assert (claimed.payload, claimed.signature) == (payload, payload)
-        assert (await record(store, task_id)).payload == payload
+        assert claimed.body == body
+        assert (await record(store, task_id)).body == body
 
-    async def test_a_payload_of_a_megabyte_is_kept(self, store: Storage) -> None:
-        payload = bytes(range(256)) * 3900
-        (task_id,) = await add(store, payload=payload)
-        assert (await record(store, task_id)).payload == payload
+    async def test_a_body_of_a_megabyte_is_kept(self, store: Storage) -> None:
+        body = bytes(range(256)) * 3900
+        (task_id,) = await add(store, body=body)
+        assert (await record(store, task_id)).body == body
         (claimed,) = await take(store)
-        assert claimed.payload == payload
+        assert claimed.body == body
 
     # From any thread
 

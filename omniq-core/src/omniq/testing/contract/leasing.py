@@ -9,7 +9,7 @@ from attrs import evolve
 
 from omniq.ids import new_id
 from omniq.storage import Lease, LeaseState, Storage
-from omniq.task import Task, TaskState
+from omniq.task import StoredTask, TaskState
 from omniq.testing.contract.base import Contract
 from omniq.testing.contract.steps import (
     FAR,
@@ -34,7 +34,7 @@ __all__ = ["LeaseContract"]
 LOST, HOLDS, STOP = LeaseState.LOST, LeaseState.HELD, LeaseState.CANCEL_REQUESTED
 
 
-def lease_of(task: Task) -> Lease:
+def lease_of(task: StoredTask) -> Lease:
     return Lease(task.id, task.delivery)
 
 
@@ -208,7 +208,7 @@ class LeaseContract(Contract):
 
     async def test_recovery_takes_tasks_of_every_queue_and_worker(self, store: Storage) -> None:
         ids = await add(store, *(new_task(queue=queue) for queue in ("a", "b", "paused")))
-        claimed: list[Task] = []
+        claimed: list[StoredTask] = []
         for queue in ("a", "b", "paused"):
             claimed += await store.claim({queue: 1}, worker=f"of {queue}", lease=0.05)
         await store.pause("paused")

@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from omniq.ids import new_id
 from omniq.storage import Lease, Storage, TaskQuery
-from omniq.task import Failed, NewTask, Outcome, Progress, Released, Retry, Succeeded, Task, TaskError, TaskState
+from omniq.task import Failed, NewTask, Outcome, Progress, Released, Retry, StoredTask, Succeeded, TaskError, TaskState
 from omniq.testing.contract.scheduling import LONG_AGO
 from omniq.testing.contract.steps import FAR, HELD, OUTCOMES, lapsed, new_schedule, new_task, outcome, passed, record
 from omniq.testing.contract.stores import Stores
@@ -80,7 +80,7 @@ class StorageMachine(RuleBasedStateMachine):
         self._stores = stores
         self.model = Model()
         self.known: list[str] = []
-        self.claimed: list[Task] = []
+        self.claimed: list[StoredTask] = []
         self.store: Storage = self._do(stores.open(stores.new_namespace()))
 
     def teardown(self) -> None:
@@ -111,7 +111,7 @@ class StorageMachine(RuleBasedStateMachine):
         """Give the id of some task, or once in a while of none."""
         return new_id() if index == 15 else self.known[-1 - index % len(self.known)]
 
-    def _held(self, indexes: Sequence[int]) -> list[Task]:
+    def _held(self, indexes: Sequence[int]) -> list[StoredTask]:
         """Give some of the deliveries so far, late ones rather than early ones; many are stale."""
         return [self.claimed[-1 - index % min(len(self.claimed), 8)] for index in indexes if self.claimed]
 
@@ -132,7 +132,7 @@ class StorageMachine(RuleBasedStateMachine):
         repeated = None if old is None else self._pick(old)
         tasks = [self._new(order) for order in batch]
         if repeated in self.known:
-            tasks.insert(1, evolve(tasks[0], id=repeated, payload=b'"an id that was used before"'))
+            tasks.insert(1, evolve(tasks[0], id=repeated, body=b'"an id that was used before"'))
         if twice:
             tasks.append(tasks[0])
         self._enqueue(tasks)
@@ -185,7 +185,7 @@ class StorageMachine(RuleBasedStateMachine):
 
     def _claim(
         self, demand: Mapping[str, int], worker: str, *, lease: float = HELD, limit: int | None = None
-    ) -> list[Task]:
+    ) -> list[StoredTask]:
         tasks = self._do(self.store.claim(demand, worker=worker, lease=lease, limit=limit))
         expected = self.model.claim(demand, worker, limit)
         assert [task.id for task in tasks] == expected, "other tasks were claimed, or in another order"

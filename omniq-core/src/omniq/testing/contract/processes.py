@@ -145,7 +145,7 @@ class ProcessContract(Contract):
         schedules = await store.get_schedules()
         assert [(schedule.revision, schedule.next_run) for schedule in schedules] == [(41, None)] * 3
         claimed = await take(store, 999)
-        assert Counter(task.payload for task in claimed) == {b"%d" % revision: 3 for revision in range(1, 41)}
+        assert Counter(task.body for task in claimed) == {b"%d" % revision: 3 for revision in range(1, 41)}
         assert fired <= {task.id for task in claimed}
 
     @needs(SHARED)

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from attrs import evolve
 
 from omniq.storage import Enqueued, Storage
-from omniq.task import Task, TaskState
+from omniq.task import StoredTask, TaskState
 from omniq.testing.contract.base import Contract
 from omniq.testing.contract.scheduling import LONG_AGO, put
 from omniq.testing.contract.steps import (
@@ -38,9 +38,9 @@ class RaceContract(Contract):
         store = await stores.open()
         ids = await add(store, *(new_task(priority=number % 3) for number in range(300)))
 
-        def drain(number: int) -> Callable[[Storage], Awaitable[list[Task]]]:
-            async def work(sibling: Storage) -> list[Task]:
-                mine: list[Task] = []
+        def drain(number: int) -> Callable[[Storage], Awaitable[list[StoredTask]]]:
+            async def work(sibling: Storage) -> list[StoredTask]:
+                mine: list[StoredTask] = []
                 while claimed := await sibling.claim({"work": 1 + number}, worker=f"w{number}", lease=HELD):
                     mine += claimed
                     answers = await sibling.finish([outcome("succeeded", task) for task in claimed])

@@ -8,7 +8,7 @@ import pytest
 
 from omniq.ids import new_id
 from omniq.storage import Storage, TaskQuery
-from omniq.task import Task, TaskState
+from omniq.task import StoredTask, TaskState
 from omniq.testing.contract.base import Contract
 from omniq.testing.contract.steps import (
     FAR,
@@ -28,9 +28,9 @@ from omniq.testing.contract.stores import Stores
 from omniq.urls import parse_url
 
 
-async def walk(store: Storage, query: TaskQuery) -> list[Task]:
+async def walk(store: Storage, query: TaskQuery) -> list[StoredTask]:
     """Follow the cursor from the first page to the last."""
-    tasks: list[Task] = []
+    tasks: list[StoredTask] = []
     cursor: str | None = None
     for _ in range(1000):
         page = await store.list_tasks(query, cursor)
@@ -82,7 +82,7 @@ class ReadContract(Contract):
         assert await ids_of(store) == ids[::-1]
 
     async def test_a_listed_task_is_the_whole_record(self, store: Storage) -> None:
-        (task_id,) = await add(store, payload=b"payload", tags=("a", "b"), unique="key")
+        (task_id,) = await add(store, body=b"payload", tags=("a", "b"), unique="key")
         await store.finish([outcome("failed", task) for task in await take(store)])
         page = await store.list_tasks(TaskQuery())
         assert page.tasks == (await record(store, task_id),)
@@ -216,7 +216,7 @@ class ReadContract(Contract):
         assert await store.stats() == []
 
     async def test_the_age_of_the_oldest_ready_task_is_told(self, store: Storage) -> None:
-        async def oldest(expected: Task | None) -> None:
+        async def oldest(expected: StoredTask | None) -> None:
             before = await store.now()
             (stats,) = await store.stats()
             after = await store.now()

@@ -45,19 +45,15 @@ class ScheduleContract(Contract):
         schedule = Schedule(
             id="every monday, „größe“ / * > .",
             task=new_task(
-                payload=bytes(range(256)),
+                body=bytes(range(256)),
                 queue="größe",
                 priority=5,
                 run_at=timedelta(seconds=1, microseconds=1),
                 expires=FAR,
                 unique="key",
                 tags=("a", "b"),
-                timeout=1.5,
-                is_async=True,
-                retry="retry",
                 max_retries=0,
                 result_ttl=0.5,
-                signature=b"\x00\xff",
             ),
             trigger='["cron", {"text": "0 9 * * mon", "tz": "Europe/Berlin"}] ☂',
             next_run=FAR,
@@ -164,14 +160,14 @@ class ScheduleContract(Contract):
 
     async def test_firing_stores_the_schedule_and_its_tasks(self, store: Storage) -> None:
         schedule = await put(store, next_run=LONG_AGO)
-        tasks = [new_task(payload=b"1"), new_task(run_at=FAR)]
+        tasks = [new_task(body=b"1"), new_task(run_at=FAR)]
         fired = evolve(schedule, next_run=FAR, last_run=LONG_AGO, last_task=tasks[0].id)
         assert await store.fire(fired, tasks) == [Enqueued(task.id, True) for task in tasks]
         assert await store.get_schedules() == [evolve(fired, revision=2)]
         assert await store.due_schedules(10) == []
         assert await states(store, [task.id for task in tasks]) == [TaskState.READY, TaskState.SCHEDULED]
         (claimed,) = await take(store, 9)
-        assert (claimed.id, claimed.payload) == (tasks[0].id, b"1")
+        assert (claimed.id, claimed.body) == (tasks[0].id, b"1")
 
     async def test_firing_without_tasks_advances_the_schedule(self, store: Storage) -> None:
         schedule = await put(store, next_run=LONG_AGO)

@@ -9,7 +9,7 @@ from typing import Any
 from omniq.ids import new_id
 from omniq.schedule import Schedule
 from omniq.storage import QueueStats, Storage
-from omniq.task import Cancelled, Failed, NewTask, Outcome, Released, Retry, Succeeded, Task, TaskError, TaskState
+from omniq.task import Cancelled, Failed, NewTask, Outcome, Released, Retry, StoredTask, Succeeded, TaskError, TaskState
 from omniq.testing.waiting import await_until
 
 __all__ = [
@@ -52,7 +52,7 @@ def new_task(**options: Any) -> NewTask:
 
     :param options: fields of :class:`NewTask`.
     """
-    return NewTask(**{"id": new_id(), "queue": "work", "name": "kit.task", "payload": b"[]", **options})
+    return NewTask(**{"id": new_id(), "queue": "work", "name": "kit.task", "body": b"[]", **options})
 
 
 def new_schedule(schedule_id: str, **options: Any) -> Schedule:
@@ -61,7 +61,7 @@ def new_schedule(schedule_id: str, **options: Any) -> Schedule:
     return Schedule(**{**fields, **options})
 
 
-def outcome(kind: str, task: Task) -> Outcome:
+def outcome(kind: str, task: StoredTask) -> Outcome:
     """Give an outcome of one of the :data:`OUTCOMES` for a task as it was claimed."""
     held: dict[str, Any] = {"id": task.id, "delivery": task.delivery}
     match kind:
@@ -86,19 +86,19 @@ async def add(store: Storage, *tasks: NewTask, **options: Any) -> list[str]:
     return [task.id for task in tasks]
 
 
-async def take(store: Storage, limit: int = 1, *, queue: str = "work", lease: float = HELD) -> list[Task]:
+async def take(store: Storage, limit: int = 1, *, queue: str = "work", lease: float = HELD) -> list[StoredTask]:
     """Claim tasks of one queue as worker ``w``."""
     return await store.claim({queue: limit}, worker="w", lease=lease)
 
 
-async def take_lapsed(store: Storage, limit: int = 1, *, queue: str = "work") -> list[Task]:
+async def take_lapsed(store: Storage, limit: int = 1, *, queue: str = "work") -> list[StoredTask]:
     """Claim tasks of one queue and wait until the leases have run out."""
     tasks = await take(store, limit, queue=queue, lease=0.05)
     await lapsed(store, tasks)
     return tasks
 
 
-async def lapsed(store: Storage, tasks: Sequence[Task]) -> None:
+async def lapsed(store: Storage, tasks: Sequence[StoredTask]) -> None:
     """Wait until the leases of some tasks, as claimed, have run out."""
     for task in tasks:
         assert task.lease_until is not None
@@ -121,7 +121,7 @@ async def later(store: Storage, seconds: float) -> None:
     await passed(store, await store.now() + timedelta(seconds=seconds))
 
 
-async def record(store: Storage, task_id: str) -> Task:
+async def record(store: Storage, task_id: str) -> StoredTask:
     """Give the record of a task that must be there."""
     (task,) = await store.get([task_id])
     assert task is not None, f"task {task_id} is gone"

@@ -16,7 +16,7 @@ import pytest
 
 from omniq.ids import new_id
 from omniq.storage import Storage
-from omniq.task import Task, TaskState
+from omniq.task import StoredTask, TaskState
 from omniq.testing.contract.base import Contract
 from omniq.testing.contract.scheduling import LONG_AGO
 from omniq.testing.contract.steps import (
@@ -46,7 +46,7 @@ MANY = 30
 """Returns of a wait without a reason that are too many, as each makes a worker ask the store in vain."""
 
 
-async def arrival(store: Storage, *queues: str) -> Task:
+async def arrival(store: Storage, *queues: str) -> StoredTask:
     """Do what an idle worker does until it has claimed a task."""
     queues = queues or ("work",)
     began = time.monotonic()

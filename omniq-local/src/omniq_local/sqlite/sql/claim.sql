@@ -21,7 +21,7 @@ WHERE seq IN (
 -- name: pick
 SELECT json_group_array(json_array({claimed}))
 FROM (
-    SELECT {claimable}, payload, signature FROM "{ns}.task" INDEXED BY "{ns}.ready"
+    SELECT {claimable}, body FROM "{ns}.task" INDEXED BY "{ns}.ready"
     WHERE state = 2 AND queue = ? AND (expires_at IS NULL OR expires_at > ?)
     ORDER BY priority DESC, run_at, seq LIMIT ?
 )
@@ -44,4 +44,4 @@ SET state = 3, attempt = attempt + 1, delivery = delivery + 1, progress = NULL,
 WHERE seq IN (SELECT value FROM json_each(?))
 
 -- name: body
-SELECT payload FROM "{ns}.body" WHERE seq = ?
+SELECT body FROM "{ns}.body" WHERE seq = ?

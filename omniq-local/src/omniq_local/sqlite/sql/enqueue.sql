@@ -1,8 +1,8 @@
 -- name: insert
 INSERT INTO "{ns}.task" (
-    id, queue, name, priority, state, created_at, run_at, expires_at, unique_key, ttl, options, payload, signature
+    id, queue, name, priority, state, created_at, run_at, expires_at, unique_key, ttl, options, body
 )
-VALUES {(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)}
+VALUES {(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)}
 ON CONFLICT DO NOTHING
 
 -- name: seq_of
@@ -12,7 +12,7 @@ SELECT seq FROM "{ns}.task" WHERE id = ?
 SELECT id FROM "{ns}.task" WHERE unique_key = ? AND unique_key IS NOT NULL AND state < 4
 
 -- name: add_body
-INSERT INTO "{ns}.body" (seq, payload) VALUES (?, ?)
+INSERT INTO "{ns}.body" (seq, body) VALUES (?, ?)
 
 -- name: add_tag
 INSERT INTO "{ns}.tag" (tag, seq) VALUES {(?, ?)} ON CONFLICT DO NOTHING

@@ -8,7 +8,7 @@
 CREATE TABLE "{ns}.meta" (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
 
 -- One row a task, from enqueue until it is pruned. The columns that change come first, so that reading them does not
--- step over the payload; a payload that would make the row wide, and every change of it dear, lives in "body".
+-- step over the body; a body that would make the row wide, and every change of it dear, lives in "body".
 CREATE TABLE "{ns}.task" (
     seq         INTEGER PRIMARY KEY,      -- the order of enqueueing
     state       INTEGER NOT NULL,
@@ -33,8 +33,7 @@ CREATE TABLE "{ns}.task" (
     options     TEXT NOT NULL,            -- JSON: what of the order no statement asks for, see rows.py
     error       TEXT,                     -- JSON
     progress    TEXT,                     -- JSON
-    payload     BLOB,                     -- NULL: it is in "body"
-    signature   BLOB NOT NULL,
+    body        BLOB,                     -- NULL: it is in the table "body"
     result      BLOB
 ) STRICT;
 
@@ -47,7 +46,7 @@ CREATE INDEX "{ns}.expiry" ON "{ns}.task" (expires_at) WHERE expires_at IS NOT N
 CREATE INDEX "{ns}.ended" ON "{ns}.task" (queue, state) WHERE finished_at IS NOT NULL;
 CREATE INDEX "{ns}.retention" ON "{ns}.task" (delete_at) WHERE delete_at IS NOT NULL;
 
-CREATE TABLE "{ns}.body" (seq INTEGER PRIMARY KEY, payload BLOB NOT NULL) STRICT;
+CREATE TABLE "{ns}.body" (seq INTEGER PRIMARY KEY, body BLOB NOT NULL) STRICT;
 
 CREATE TABLE "{ns}.tag" (tag TEXT NOT NULL, seq INTEGER NOT NULL, PRIMARY KEY (tag, seq)) STRICT, WITHOUT ROWID;
 CREATE INDEX "{ns}.tagged" ON "{ns}.tag" (seq);

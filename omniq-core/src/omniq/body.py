@@ -1,0 +1,253 @@
+"""The body of a task: the arguments, and how to run them, as one string of bytes that no store looks into.
+
+A store acts on a task's queue, priority, times, key and tags, which are fields of :class:`~omniq.task.NewTask`. All
+else is here, so that a new option of a task costs no store a column. The layout, in lines that a person can read::
+
+    body    = version [space signature, in hexadecimal digits] newline content
+    content = header (a JSON object) newline encoded arguments
+
+A signature covers the content as it stands, so that it is checked before any of it is read. The header leaves out what
+has its default value; a reader passes over names that it does not know, such as those of a newer version.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from typing import Any
+
+from attrs import evolve, field, frozen
+
+from omniq.errors import CorruptRecord
+from omniq.task import NewTask, StoredTask, Task, TaskDecoder
+
+__all__ = [
+    "LARGEST_HEADER",
+    "Header",
+    "as_task",
+    "dump_header",
+    "join_body",
+    "load_content",
+    "make_content",
+    "payload_size",
+    "preview",
+    "split_body",
+    "with_header",
+]
+
+LARGEST_HEADER = 65_536
+"""Bytes that a header may take."""
+_VERSION = b"1"
+
+
+@frozen(kw_only=True)
+class Header:
+    """How to run a task's arguments."""
+
+    serializer: str = "json"
+    retry: str = ""
+    """The encoded retry policy; empty: the function's own."""
+    timeout: float | None = None
+    """Seconds that one attempt may take."""
+    is_async: bool = False
+    headers: Mapping[str, str] = field(factory=dict)
+    scheduled_for: datetime | None = None
+    """The fire time that a schedule's run is for."""
+
+
+def dump_header(header: Header) -> bytes:
+    """Return a header as it stands in a body.
+
+    :raises ValueError: if it is larger than :data:`LARGEST_HEADER`.
+    """
+    stored: dict[str, Any] = {}
+    if header.serializer != "json":
+        stored["serializer"] = header.serializer
+    if header.retry:
+        stored["retry"] = header.retry
+    if header.timeout is not None:
+        stored["timeout"] = header.timeout
+    if header.is_async:
+        stored["async"] = True
+    if header.headers:
+        stored["headers"] = dict(header.headers)
+    if header.scheduled_for is not None:
+        stored["scheduled_for"] = header.scheduled_for.isoformat()
+    text = json.dumps(stored, separators=(",", ":")).encode()
+    if len(text) > LARGEST_HEADER:
+        raise ValueError(
+            f"the options and headers of a task take {len(text):,} bytes, and the limit is {LARGEST_HEADER:,}"
+        )
+    return text
+
+
+# The tasks of one function nearly always have the same header.
+@functools.lru_cache(maxsize=512)
+def _load_header(text: bytes) -> Header:
+    stored = json.loads(text)
+    if not isinstance(stored, dict):
+        raise ValueError("its header is no JSON object")
+    fields: dict[str, Any] = {_NAMES[name]: value for name, value in stored.items() if name in _NAMES}
+    for name, value in fields.items():
+        if not _IS_RIGHT[name](value):
+            raise ValueError(f"{name} in its header is of the wrong type")
+    if "scheduled_for" in fields:
+        fields["scheduled_for"] = datetime.fromisoformat(fields["scheduled_for"])
+        if fields["scheduled_for"].tzinfo is None:
+            raise ValueError("scheduled_for in its header has no time zone")
+    return Header(**fields)
+
+
+_NAMES = {
+    "serializer": "serializer",
+    "retry": "retry",
+    "timeout": "timeout",
+    "async": "is_async",
+    "headers": "headers",
+    "scheduled_for": "scheduled_for",
+}
+"""The name in a stored header → the field."""
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _is_duration(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value > 0
+
+
+def _are_headers(value: object) -> bool:
+    return isinstance(value, dict) and all(map(_is_text, value.values()))
+
+
+_IS_RIGHT: Mapping[str, Callable[[object], bool]] = {
+    "serializer": _is_text,
+    "retry": _is_text,
+    "timeout": _is_duration,
+    "is_async": lambda value: isinstance(value, bool),
+    "headers": _are_headers,
+    "scheduled_for": _is_text,
+}
+
+
+def make_content(header: bytes, payload: bytes) -> bytes:
+    """Return what a signature covers: a header and the encoded arguments.
+
+    :param header: what :func:`dump_header` returned.
+    """
+    return b"%b\n%b" % (header, payload)
+
+
+def join_body(content: bytes, signature: bytes = b"") -> bytes:
+    """Return the body of a content, with its signature if it has one."""
+    if signature:
+        return b"%b %b\n%b" % (_VERSION, signature.hex().encode(), content)
+    return b"%b\n%b" % (_VERSION, content)
+
+
+def split_body(body: bytes) -> tuple[bytes, bytes]:
+    """Return the signature (empty if there is none) and the content of a body, without reading either.
+
+    :raises CorruptRecord: if it is no body.
+    """
+    first, _, content = body.partition(b"\n")
+    version, _, signature = first.partition(b" ")
+    if version != _VERSION:
+        raise CorruptRecord(f"its body is of an unknown format ({bytes(body[:10])!r})")
+    try:
+        return bytes.fromhex(signature.decode("ascii")), content
+    except ValueError as error:
+        raise CorruptRecord("the signature of its body is no hexadecimal number") from error
+
+
+def payload_size(content: bytes) -> int:
+    """Return how many bytes of a content are the encoded arguments.
+
+    :raises CorruptRecord: if it is no content.
+    """
+    return len(content) - _header_size(content) - 1
+
+
+def _header_size(content: bytes) -> int:
+    size = content.find(b"\n", 0, LARGEST_HEADER + 1)
+    if size < 0:
+        raise CorruptRecord("the header of its body has no end")
+    return size
+
+
+def load_content(content: bytes) -> tuple[Header, bytes]:
+    """Return the header and the encoded arguments of a content.
+
+    :raises CorruptRecord: if that cannot be done.
+    """
+    size = _header_size(content)
+    try:
+        return _load_header(content[:size]), content[size + 1 :]
+    except (ValueError, RecursionError) as error:
+        raise CorruptRecord(f"its body cannot be read: {error}") from error
+
+
+def with_header(body: bytes, **changes: Any) -> bytes:
+    """Return a body of which some fields of the header are others; it is not signed.
+
+    :param changes: fields of :class:`Header`.
+    :raises CorruptRecord: if the body cannot be read.
+    """
+    header, payload = load_content(split_body(body)[1])
+    return join_body(make_content(dump_header(evolve(header, **changes)), payload))
+
+
+_UNREADABLE = Header(serializer="")
+
+
+def as_task(stored: StoredTask, decoder: TaskDecoder | None = None) -> Task:
+    """Return the task of a store's record.
+
+    One whose body cannot be read has a serializer without a name, which no queue accepts, and no arguments: it can be
+    listed and deleted.
+
+    :param decoder: what the task decodes its arguments and its result with.
+    """
+    try:
+        header, payload = load_content(split_body(stored.body)[1])
+    except CorruptRecord:
+        header, payload = _UNREADABLE, b""
+    # Not through the constructor, which would look at two dozen values that were looked at already.
+    task = object.__new__(Task)
+    vars(task).update(
+        vars(stored),
+        serializer=header.serializer,
+        payload=payload,
+        retry_spec=header.retry,
+        timeout=header.timeout,
+        is_async=header.is_async,
+        headers=header.headers,
+        scheduled_for=header.scheduled_for,
+        _decoder=decoder,
+    )
+    return task
+
+
+def preview(new: NewTask, now: datetime, decoder: TaskDecoder | None = None) -> Task:
+    """Return the record that a task would have if it were enqueued now, such as that of a schedule's next run.
+
+    :param now: the store's clock.
+    """
+    stored = StoredTask(
+        id=new.id,
+        queue=new.queue,
+        name=new.name,
+        body=new.body,
+        priority=new.priority,
+        max_retries=new.max_retries,
+        created_at=now,
+        run_at=now,
+        unique=new.unique,
+        tags=new.tags,
+        result_ttl=new.result_ttl,
+    )
+    return as_task(stored, decoder)
