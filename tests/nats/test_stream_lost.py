@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from omniq import Every, TaskQueue
 from omniq.errors import StorageUnavailable
 from omniq.task import NewTask, Succeeded, TaskState
 from omniq.testing import await_until
@@ -101,6 +102,27 @@ async def test_a_stream_in_memory_is_made_anew_after_its_server_was_away(
             assert await work_off(worker) == [new.id]
             assert await worker.get([old.id]) == [None]
     assert "is gone: the tasks, results and schedules that it held are lost" in caplog.text
+
+
+async def test_a_worker_stores_the_schedules_anew_that_its_code_declares(nats_server: NatsServer) -> None:
+    url = fresh(nats_server.url)
+    queue = TaskQueue(url)
+    ran: list[str] = []
+
+    @queue.task(schedule=Every(1))
+    async def tick() -> None:
+        ran.append("")
+
+    async with queue, queue.worker(recover_every=0.5):
+        await await_until(lambda: ran, 20, "the schedule to fire")
+        await js(url, f"STREAM.DELETE.{stream_of(url)}")
+
+        async def is_there() -> bool:
+            return bool(await queue.aschedules())
+
+        await await_until(is_there, 40, "the schedule to be stored anew")
+        number = len(ran)
+        await await_until(lambda: len(ran) > number, 20, "it to fire again")
 
 
 async def test_a_stream_that_cannot_be_made_anew_is_an_error_until_it_can(

@@ -203,6 +203,14 @@ class Storage(ABC):
 
     capabilities: Set[Capability] = frozenset()
 
+    @property
+    def losses(self) -> int:
+        """How often this storage found, since it was opened, that the store had lost what it held; 0 by default.
+
+        After each time a worker stores the schedules anew that its code declares.
+        """
+        return 0
+
     # Life
 
     @abstractmethod

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+from collections.abc import Awaitable, Callable
 
 from omniq.body import as_task
 from omniq.errors import StorageError
@@ -31,12 +32,23 @@ class Upkeep:
     :param worker: the worker's id.
     :param plugins: whose event hooks are told.
     :param every: seconds between two looks for tasks whose worker died, give or take a quarter.
+    :param on_loss: called when the store has lost what it held.
     """
 
-    def __init__(self, storage: Storage, worker: str, plugins: Plugins, *, every: float) -> None:
+    def __init__(
+        self,
+        storage: Storage,
+        worker: str,
+        plugins: Plugins,
+        *,
+        every: float,
+        on_loss: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
         self._storage = storage
         self._worker = worker
         self._every = every
+        self._on_loss = on_loss
+        self._losses = storage.losses
         self._outage = Outage(
             _log,
             f"worker {worker} cannot look for tasks of dead workers",
@@ -51,6 +63,7 @@ class Upkeep:
         while True:
             try:
                 await self.recover()
+                await self._see_to_losses()
                 if loop.time() >= prune_at:
                     await self.prune()
                     prune_at = loop.time() + PRUNE_EVERY
@@ -59,6 +72,12 @@ class Upkeep:
                 self._outage.failed(error)
             # Not in step with the other workers, who look for the same tasks.
             await asyncio.sleep(self._every * random.uniform(0.75, 1.25))
+
+    async def _see_to_losses(self) -> None:
+        losses = self._storage.losses
+        if losses != self._losses and self._on_loss is not None:
+            await self._on_loss()
+        self._losses = losses
 
     async def recover(self) -> None:
         """Take back every task whose lease has run out."""

@@ -186,7 +186,9 @@ class Worker:
         self._scheduler = Scheduler(
             self._storage, self.queue.plugins, self.queue.codec, is_waiting=self._is_waiting, on_rejected=self._tell
         )
-        self._upkeep = Upkeep(self._storage, self.id, self.queue.plugins, every=self.recover_every)
+        self._upkeep = Upkeep(
+            self._storage, self.id, self.queue.plugins, every=self.recover_every, on_loss=self._store_schedules
+        )
         self._intake = intake = Intake(
             self._storage,
             worker=self.id,
@@ -202,8 +204,7 @@ class Worker:
         self._heartbeat.start()
         try:
             await self._served.discover(self._storage)
-            if self.scheduler:
-                await self.queue.areconcile_schedules(self.app)
+            await self._store_schedules()
         except BaseException:
             self._heartbeat.ask_to_stop()
             raise
@@ -216,6 +217,10 @@ class Worker:
             self._tasks.append(self._loop.create_task(self._guard(self._scheduler.run)))
         _log.info("worker %s serves %s on %s", self.id, ", ".join(self._served.names) or "no queue yet", self.queue.url)
         self._tell("omniq_worker_started", queues=self._served.names)
+
+    async def _store_schedules(self) -> None:
+        if self.scheduler:
+            await self.queue.areconcile_schedules(self.app)
 
     def stop(self, *, now: bool = False) -> None:
         """Claim nothing more, and let what runs end. Callable from the worker's loop.

@@ -101,6 +101,10 @@ class NatsStorage(Storage):
     def __repr__(self) -> str:
         return f"NatsStorage({self._settings.shown!r}, namespace={self._settings.names.namespace!r})"
 
+    @property
+    def losses(self) -> int:
+        return 0 if self._opened is None else self._opened.link.losses
+
     # Life
 
     def sibling(self) -> Self:
