@@ -42,6 +42,19 @@ def test_a_file_is_told_from_a_module(folder: Path) -> None:
             load_queue_or_url(file)
 
 
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("sqlite:/jobs.db", "sqlite:////jobs.db"),
+        ("sqlite:jobs.db", "sqlite:///jobs.db"),
+        ("file:/srv/jobs", "file:///srv/jobs"),
+    ],
+)
+def test_a_url_that_lacks_slashes_is_not_taken_for_a_module(text: str, meant: str) -> None:
+    with pytest.raises(UsageError, match=f"neither a URL nor module:attribute; write {meant}$"):
+        load_queue_or_url(text)
+
+
 def test_a_module_that_is_not_there_is_named(folder: Path) -> None:
     text = complaint("shp.tasks:queue")
     assert text.startswith("there is no module 'shp'; ")

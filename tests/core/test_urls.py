@@ -121,6 +121,22 @@ def test_what_is_no_url_is_refused_with_an_example(url: object) -> None:
         parse_url(url)  # type: ignore[arg-type]  # the mistake under test
 
 
+@pytest.mark.parametrize(
+    ("url", "meant"),
+    [
+        ("sqlite:/srv/jobs.db", "sqlite:////srv/jobs.db"),
+        ("sqlite:jobs.db", "sqlite:///jobs.db"),
+        ("file:/srv/jobs", "file:///srv/jobs"),
+        ("redis:/localhost/0", "redis://localhost/0"),
+        ("redis:/shop:hush@localhost", "redis://shop:***@localhost"),
+    ],
+)
+def test_a_url_that_lacks_slashes_is_answered_with_the_one_that_is_meant(url: str, meant: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        parse_url(url)
+    assert str(caught.value).endswith(f"; write {meant}")
+
+
 @pytest.mark.parametrize("path", ["jobs.db", "/srv/jobs.sqlite"])
 def test_a_bare_file_name_is_answered_with_the_url_to_write(path: str) -> None:
     with pytest.raises(ConfigurationError, match=f"for a file write sqlite:///{path}$"):

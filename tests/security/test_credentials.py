@@ -123,6 +123,12 @@ def test_of_a_text_only_its_urls_are_changed() -> None:
     )
 
 
+@pytest.mark.parametrize("ending", ["'", '"', "'.", ")", ", "])
+def test_what_stands_behind_a_url_is_not_taken_for_a_part_of_it(ending: str) -> None:
+    url = "redis://h/0?namespace=x"
+    assert redact_all(f"'{url}{ending}") == f"'{url}{ending}"
+
+
 def test_every_scheme_of_ours_is_tried_here() -> None:
     ours = {name for plugin in default_plugins().found for name in plugin.provides.get("storage", ())}
     tried = {url.partition("://")[0] for url in URLS}

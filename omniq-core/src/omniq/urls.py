@@ -8,10 +8,13 @@ from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 from omniq.errors import ConfigurationError
 from omniq.storage import StorageConfig
 
-__all__ = ["parse_url", "redact", "redact_all"]
+__all__ = ["parse_url", "redact", "redact_all", "with_slashes"]
 
 _SECRET = re.compile(r"pass|secret|token|key|cred", re.IGNORECASE)
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://\S+")
+_SLASHES_MISSING = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):/?([^/].*)")
+# What closes a quotation, a bracket or a sentence around a URL rather than belongs to it.
+_AFTER_A_URL = "'\"`)]}>.,;"
 _NAMESPACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}")
 
 
@@ -35,7 +38,29 @@ def redact(url: str) -> str:
 
 def redact_all(text: str) -> str:
     """Give a text, such as an error of somebody else's, with every URL in it as :func:`redact` shows it."""
-    return _URL.sub(lambda found: redact(found[0]), text)
+
+    def shown(found: re.Match[str]) -> str:
+        url = found[0].rstrip(_AFTER_A_URL)
+        return redact(url) + found[0][len(url) :]
+
+    return _URL.sub(shown, text)
+
+
+def with_slashes(text: str) -> str | None:
+    """Return the URL that is meant by one that lacks slashes, such as ``sqlite:/jobs.db``; None if it is none.
+
+    :param text: which may be an application as ``module:attribute``, too: a word after a colon makes no URL.
+    """
+    found = _SLASHES_MISSING.fullmatch(text)
+    if found is None:
+        return None
+    scheme, rest = found.groups()
+    is_absolute = text[len(scheme) + 1] == "/"
+    if scheme == "sqlite":
+        return f"sqlite:///{'/' if is_absolute else ''}{rest}"
+    if is_absolute:
+        return f"file:///{rest}" if scheme == "file" else f"{scheme}://{rest}"
+    return None
 
 
 def _is_clear(url: str) -> bool:
@@ -79,7 +104,10 @@ def parse_url(url: str, namespace: str | None = None) -> StorageConfig:
         )
     shown = redact(url)
     if "://" not in url:
+        meant = with_slashes(url)
         hint = f"; for a file write sqlite:///{url}" if url.endswith((".db", ".sqlite")) else ""
+        if meant is not None:
+            hint = f"; write {redact(meant)}"
         raise ConfigurationError(f"{shown!r} is not a storage URL such as sqlite:///jobs.db or redis://localhost{hint}")
     location, _, query = url.partition("?")
     if not _is_clear(url):

@@ -16,7 +16,7 @@ from omniq.cli.wording import printable
 from omniq.errors import ConfigurationError
 from omniq.queue import TaskQueue
 from omniq.storage import Capability, Storage
-from omniq.urls import redact
+from omniq.urls import redact, with_slashes
 
 __all__ = [
     "import_module_of",
@@ -87,6 +87,9 @@ def load_queue_or_url(text: str) -> TaskQueue:
     """
     if "://" in text:
         return TaskQueue(text)
+    meant = with_slashes(text)
+    if meant is not None and ("/" in text or text.endswith((".db", ".sqlite"))):
+        raise UsageError(f"{redact(text)!r} is neither a URL nor module:attribute; write {redact(meant)}")
     if ":" not in text and (text.endswith((".db", ".sqlite")) or os.path.isfile(text)) and not text.endswith(".py"):
         raise UsageError(
             f"{text!r} is neither a URL nor module:attribute; for a store in that file write sqlite:///{text}"
