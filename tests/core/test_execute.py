@@ -247,7 +247,7 @@ def test_a_coroutine_that_is_cancelled_with_its_event_loop_has_not_failed(queue:
 
     async def end() -> tuple[Outcome, Interruption | None]:
         attempt = claimed(queue, queue.task(max_retries=0)(forever))
-        running = asyncio.create_task(run_async(attempt))
+        running = asyncio.create_task(run_async(attempt, loop_ends=lambda: True))
         await asyncio.sleep(0)
         running.cancel()  # as asyncio.run() does to all tasks when the program is interrupted
         return await running, attempt.interruption

@@ -90,6 +90,11 @@ def test_a_schedule_that_cannot_fire_is_looked_at_again_and_told_of_only_now_and
         scheduler = Scheduler(storage, shop.queue.plugins, shop.queue.codec, is_waiting=lambda: False)
         for _ in range(5):
             await scheduler.fire_due()
+            (schedule,) = await storage.get_schedules()
+            assert schedule.next_run is not None
+            await storage.fire(evolve(schedule, next_run=schedule.next_run + 2 * MINUTE), [])
+            await scheduler.fire_due()
+            shop.clock.advance(120)
 
     shop.queue.run(look())
 

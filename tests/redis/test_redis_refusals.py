@@ -72,11 +72,11 @@ def loading(server: RedisServer) -> Callable[[], None]:
     server.config |= {"key-load-delay": "50000", "loading-process-events-interval-bytes": "1024"}
     server.launch()
     wait_until(lambda: "LOADING" in _answer(server))
+    return lambda: _wait_for_an_answer(server)
 
-    def end() -> None:
-        wait_until(lambda: "PONG" in _answer(server))
 
-    return end
+def _wait_for_an_answer(server: RedisServer) -> None:
+    wait_until(lambda: "PONG" in _answer(server))
 
 
 def _set(server: RedisServer, name: str, value: str) -> None:

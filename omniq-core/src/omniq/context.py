@@ -45,7 +45,7 @@ class CurrentTask:
     The object can be used from any thread: a task hands it to the threads that it starts.
     """
 
-    __slots__ = ("_codec", "_function", "_on_progress", "_stop", "_task", "completed", "join", "stop_seen")
+    __slots__ = ("_codec", "_function", "_on_progress", "_stop", "_task", "awaited", "completed", "join", "stop_seen")
 
     def __init__(
         self,
@@ -60,6 +60,8 @@ class CurrentTask:
         self._on_progress = on_progress
         self.join: Callable[[object], CallerTransaction] | None = None
         """How the store takes part in a transaction of the task's own; the worker's to set."""
+        self.awaited: set[str] = set()
+        """The ids of the tasks whose results it waits for at the moment."""
         self.completed = False
         """Whether the task has recorded its success in a transaction of its own, committed or not."""
         self._stop = False

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
 from omniq.body import as_task, join_body, make_content
 from omniq.carrying import carried_call, is_carried
+from omniq.context import running
 from omniq.declaring import Declarations
 from omniq.durations import duration
 from omniq.errors import ResultTimeout, TaskCancelled, TaskFailed, TaskNotFound
@@ -246,7 +248,8 @@ class Producer(Declarations, Timetable):
     async def aresult(self, task_id: str, hint: Any = None, timeout: Duration | None = None) -> Any:
         """Wait for a task's end and give its result; see :meth:`TaskHandle.aresult`."""
         storage = (await self.connections.current()).storage
-        task = await _ended(storage, task_id, None if timeout is None else duration(timeout, "timeout"))
+        with _noted(task_id):
+            task = await _ended(storage, task_id, None if timeout is None else duration(timeout, "timeout"))
         if task.state is TaskState.FAILED:
             raise TaskFailed(task_id, task.error or TaskError(type="Exception", message="no error was recorded"))
         if task.state is TaskState.CANCELLED:
@@ -261,6 +264,20 @@ class Producer(Declarations, Timetable):
         """
         storage = (await self.connections.current()).storage
         return await storage.wait_finished(task_ids, timeout)
+
+
+@contextlib.contextmanager
+def _noted(task_id: str) -> Iterator[None]:
+    """Let the worker of the task that waits here, if it is one, know what it waits for."""
+    parent = running.get(None)
+    if parent is None:
+        yield
+        return
+    parent.awaited.add(task_id)
+    try:
+        yield
+    finally:
+        parent.awaited.discard(task_id)
 
 
 async def _ended(storage: Storage, task_id: str, timeout: float | None) -> StoredTask:

@@ -69,8 +69,8 @@ class Scheduler:
         self._on_rejected = on_rejected
         self._outage = Outage(_log, "schedules cannot fire", "schedules fire again")
         self._look = asyncio.Event()
-        self._aside: dict[str, tuple[int, float]] = {}
-        """By id: the revision of a schedule that cannot fire here, and until when it is left alone."""
+        self._aside: dict[str, tuple[Schedule, float]] = {}
+        """By id: a schedule that cannot fire here, and until when it is left alone."""
         self._review_at = 0.0
         """When to look again at schedules that are not due, by the monotonic clock."""
 
@@ -114,7 +114,8 @@ class Scheduler:
                     met.add(schedule.id)
                     backlog += not self._is_aside(schedule) and await self._fire(schedule)
             if len(due) < limit:
-                self._aside = {name: entry for name, entry in self._aside.items() if name in met}
+                now = time.monotonic()
+                self._aside = {name: entry for name, entry in self._aside.items() if now < entry[1]}
                 return backlog
 
     async def _fire(self, schedule: Schedule) -> bool:
@@ -176,8 +177,11 @@ class Scheduler:
     # What cannot fire here
 
     def _is_aside(self, schedule: Schedule) -> bool:
-        revision, until = self._aside.get(schedule.id, (0, 0.0))
-        return revision == schedule.revision and time.monotonic() < until
+        seen, until = self._aside.get(schedule.id, (None, 0.0))
+        if seen is None or time.monotonic() >= until:
+            return False
+        # As long as it says the same: that others fire it does not make it readable.
+        return (seen.trigger, seen.task) == (schedule.trigger, schedule.task)
 
     def _set_aside(self, schedule: Schedule, error: Exception) -> None:
         # Another worker may know the trigger, or the key: nothing that is stored changes because this one does not. And
@@ -186,7 +190,7 @@ class Scheduler:
         _log.error("schedule %s cannot fire here: %s; looking again in a minute", shown(schedule.id), told)
         if isinstance(error, PayloadRejected) and self._on_rejected is not None:
             self._on_rejected("omniq_schedule_rejected", schedule=schedule, reason=told)
-        self._aside[schedule.id] = schedule.revision, time.monotonic() + SET_ASIDE_SECONDS
+        self._aside[schedule.id] = schedule, time.monotonic() + SET_ASIDE_SECONDS
 
 
 async def live_tasks(storage: Storage, schedule: Schedule) -> list[str]:

@@ -17,6 +17,7 @@ from typing import Any, Protocol, Self, TypedDict
 from omniq.body import as_task
 from omniq.codec import Codec
 from omniq.connections import Connections
+from omniq.deadlock import DeadlockWatch
 from omniq.durations import duration
 from omniq.errors import PayloadRejected, StorageUnavailable, UnknownTask
 from omniq.execute import Attempt, Interruption, about, rejected
@@ -391,10 +392,12 @@ class Worker:
         self._supply.freed()
 
     async def _give_back_stale(self) -> None:
+        watch = DeadlockWatch(self._lanes)
         while True:
             await asyncio.sleep(LOOK_FOR_STALE)
             for lane in self._lanes.values():
                 self._put_back(lane.take_back(waited=STALE))
+            watch.look(self.ledger.attempts)
 
     def _put_back_unstarted(self) -> None:
         for lane in self._lanes.values():

@@ -18,6 +18,8 @@ from typing import Any
 import hiredis
 from redis.asyncio.connection import AbstractConnection
 
+from omniq_redis.transports import PublicTransport, Transport, transport_of
+
 __all__ = ["Link", "LinkLost"]
 
 SILENCE = 0.5
@@ -48,10 +50,7 @@ class Link(asyncio.Protocol):
         self.loop = asyncio.get_running_loop()
         self.lost: BaseException | None = None
         # Its stream is kept as long as the transport is used: a stream that nobody holds closes it.
-        self._connection = connection
-        writer = connection._writer
-        assert writer is not None
-        self._transport = writer.transport
+        self._connection: Any = connection
         self._reader = hiredis.Reader()
         self._timeout = timeout
         self._on_push = on_push
@@ -61,7 +60,11 @@ class Link(asyncio.Protocol):
         self.was_closed = False
         """Whether it is lost because we closed it."""
         self._pid = os.getpid()
-        self._transport.set_protocol(self)
+        transport = transport_of(connection)
+        self._is_public = transport is None
+        if transport is not None:
+            transport.set_protocol(self)
+        self._transport: Transport = transport or PublicTransport(connection, self._take, self.connection_lost)
 
     def send(self, command: bytes) -> asyncio.Future[Any]:
         """Send a packed command.
@@ -102,7 +105,7 @@ class Link(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Take what has arrived."""
-        reader, pending = self._reader, self._pending
+        reader = self._reader
         reader.feed(data)
         while True:
             try:
@@ -112,12 +115,15 @@ class Link(asyncio.Protocol):
                 return
             if answer is False:
                 return
-            if self._on_push is not None:
-                self._on_push(answer)
-            elif pending:
-                future = pending.popleft()[0]
-                if not future.done():
-                    future.set_result(answer)
+            self._take(answer)
+
+    def _take(self, answer: Any) -> None:
+        if self._on_push is not None:
+            self._on_push(answer)
+        elif self._pending:
+            future = self._pending.popleft()[0]
+            if not future.done():
+                future.set_result(answer)
 
     def eof_received(self) -> bool:
         """Take note that the server closed the connection."""
@@ -151,7 +157,8 @@ class Link(asyncio.Protocol):
                 inner: Any = self._transport
                 inner._sock.close()
                 inner._sock = None
-        self._connection._writer = self._connection._reader = None
+        if not self._is_public:
+            self._connection._writer = self._connection._reader = None
 
     def abort(self, error: BaseException) -> None:
         """Give the connection up."""

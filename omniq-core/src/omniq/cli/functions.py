@@ -24,8 +24,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     describe(
         parser,
-        "Show every task that an application declares: its name, its arguments, its queue and where it runs. Nothing\n"
-        "connects to the store. The exit code is 1 if there are none.",
+        "Show every task that an application declares: its name, its arguments, its queue, where it runs.\n"
+        "Nothing connects to the store. The exit code is 1 if there are none.",
         "omniq functions shop.tasks:queue\nomniq functions shop.tasks:queue --json",
     )
     add_app(parser)

@@ -23,8 +23,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     describe(
         parser,
-        "Show every worker that was heard of within its lease. The exit code is 1 if there are fewer than asked for:\n"
-        "one, unless --at-least says otherwise. So it serves as a probe.",
+        "Show every worker that was heard of within its lease. The exit code is 1 if there are fewer than\n"
+        "asked for: one, unless --at-least says otherwise. So it serves as a probe.",
         "omniq workers shop.tasks:queue\n"
         "omniq workers sqlite:///jobs.db --at-least 4\n"
         'omniq workers redis://localhost --host "$(hostname)"      is the one of this container alive?',

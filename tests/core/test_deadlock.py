@@ -1,0 +1,94 @@
+"""Tasks that wait for other tasks: what would stand still is refused, or warned of."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from omniq import TaskCancelled, TaskFailed, TaskQueue
+from omniq.testing import await_until
+
+WARNING = "tasks that wait for the results of other tasks"
+
+
+@pytest.fixture
+def queue() -> TaskQueue:
+    return TaskQueue("memory://", max_retries=0)
+
+
+def warnings_in(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [message for record in caplog.records if WARNING in (message := record.getMessage())]
+
+
+@pytest.mark.parametrize("kind", ["plain", "coroutine"])
+async def test_parents_that_take_all_slots_and_wait_for_children_are_warned_of_once(
+    kind: str, queue: TaskQueue, caplog: pytest.LogCaptureFixture
+) -> None:
+    children: list[str] = []
+
+    @queue.task
+    def plain_child() -> None: ...
+
+    @queue.task
+    def plain_parent() -> None:
+        child = plain_child.enqueue()
+        children.append(child.id)
+        child.result()
+
+    @queue.task
+    async def coroutine_child() -> None: ...
+
+    @queue.task
+    async def coroutine_parent() -> None:
+        child = await coroutine_child.aenqueue()
+        children.append(child.id)
+        await child
+
+    parent = plain_parent if kind == "plain" else coroutine_parent
+    options = {"threads": 2} if kind == "plain" else {"concurrency": 2}
+    async with queue, queue.worker(queues=["default"], **options):  # type: ignore[typed-dict-item]  # known at run time
+        parents = [await parent.aenqueue(), await parent.aenqueue()]
+        with caplog.at_level(logging.WARNING, "omniq.worker"):
+            await await_until(lambda: warnings_in(caplog), what="the warning")
+            (warning,) = warnings_in(caplog)
+            assert f"all 2 {'threads' if kind == 'plain' else 'slots for coroutines'}" in warning
+            assert parent.name in warning
+            assert any(child in warning for child in children)
+            for child in children:
+                await queue.acancel(child)
+            for handle in parents:
+                with pytest.raises(TaskFailed, match=TaskCancelled.__name__):
+                    await handle
+        assert len(warnings_in(caplog)) == 1, "once while it lasts"
+
+
+async def test_a_coroutine_that_waits_synchronously_fails_and_the_worker_goes_on(queue: TaskQueue) -> None:
+    @queue.task
+    async def child() -> int:
+        return 1
+
+    @queue.task
+    async def parent() -> int:
+        return (await child.aenqueue()).result()
+
+    async with queue, queue.worker():
+        with pytest.raises(TaskFailed, match=r"RuntimeError: .*`await ….aresult\(…\)`"):
+            await (await parent.aenqueue())
+        assert await (await child.aenqueue()) == 1
+
+
+async def test_a_plain_function_may_wait_where_a_slot_is_left(
+    queue: TaskQueue, caplog: pytest.LogCaptureFixture
+) -> None:
+    @queue.task
+    def child() -> int:
+        return 1
+
+    @queue.task
+    def parent() -> int:
+        return child.enqueue().result() + 1
+
+    async with queue, queue.worker(threads=2):
+        assert await (await parent.aenqueue()) == 2
+    assert warnings_in(caplog) == []
