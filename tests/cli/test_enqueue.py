@@ -90,7 +90,10 @@ def error_of(capsys: pytest.CaptureFixture[str]) -> str:
         (["dd", "1"], "shop:queue has no task 'dd'; did you mean add?"),
         (
             ["xyz"],
-            "shop:queue has no task 'xyz'; it has shop.add, shop.burn, shop.resize, shop.sleep, shop.talk, shop.whoami",
+            (
+                "shop:queue has no task 'xyz'; it has "
+                "shop.add, shop.burn, shop.chain, shop.resize, shop.sleep, shop.talk, shop.whoami"
+            ),
         ),
         (["resize", "a.png"], "a.png is not JSON; for a text write '\"a.png\"'"),
         (["resize", "image=a.png"], "image=a.png is not JSON; for a text write 'image=\"a.png\"'"),
