@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import pytest
 
-from omniq import TaskCancelled, TaskFailed, TaskQueue
+from omniq import TaskCancelled, TaskFailed, TaskFunction, TaskQueue
 from omniq.testing import await_until
+from omniq.worker import WorkerOptions
 
 WARNING = "tasks that wait for the results of other tasks"
 
@@ -45,9 +47,9 @@ async def test_parents_that_take_all_slots_and_wait_for_children_are_warned_of_o
         children.append(child.id)
         await child
 
-    parent = plain_parent if kind == "plain" else coroutine_parent
-    options = {"threads": 2} if kind == "plain" else {"concurrency": 2}
-    async with queue, queue.worker(queues=["default"], **options):  # type: ignore[typed-dict-item]  # known at run time
+    parent: TaskFunction[[], Any] = plain_parent if kind == "plain" else coroutine_parent
+    slots: WorkerOptions = {"threads": 2} if kind == "plain" else {"concurrency": 2}
+    async with queue, queue.worker(**slots):
         parents = [await parent.aenqueue(), await parent.aenqueue()]
         with caplog.at_level(logging.WARNING, "omniq.worker"):
             await await_until(lambda: warnings_in(caplog), what="the warning")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.packaging.project import BACKENDS
+from tests.packaging.project import BACKENDS, ROOT
 
 HEAVY = {
     "asyncpg",
@@ -70,3 +71,30 @@ def test_importing_omniq_takes_less_than_150_ms(tmp_path: Path) -> None:
     bare = min(seconds("pass", tmp_path) for _ in range(5))
 
     assert any(seconds("import omniq", tmp_path) - bare < 0.150 for _ in range(20))
+
+
+@pytest.mark.parametrize("theirs", ["from .client import Client\n", None], ids=["overwritten", "taken away"])
+def test_an_import_that_finds_files_of_another_project_says_what_happened_and_the_mend(
+    theirs: str | None, tmp_path: Path
+) -> None:
+    # As pip leaves it when a distribution named omniq was installed after ours, and when it is uninstalled again.
+    package = tmp_path / "omniq"
+    shutil.copytree(ROOT / "omniq-core" / "src" / "omniq", package, ignore=shutil.ignore_patterns("__pycache__"))
+    (package / "__init__.py").unlink()
+    if theirs is not None:
+        (package / "__init__.py").write_text(theirs)
+        (package / "client.py").write_text("class Client: ...\n")
+    # Ours, as the developers have it, stands aside.
+    path = f"import sys; sys.path[:] = [{str(tmp_path)!r}, *(one for one in sys.path if 'omniq-core' not in one)]; "
+
+    for program in (
+        "from omniq.queue import TaskQueue",
+        "from omniq.testing import trial",
+        "import omniq_redis.storage",
+        "import runpy; runpy.run_module('omniq', run_name='__main__')",
+    ):
+        done = subprocess.run([sys.executable, "-c", path + program], capture_output=True, text=True, check=False)
+        assert done.returncode == 1
+        last = done.stderr.strip().splitlines()[-1]
+        assert "of another project: the package index has one named 'omniq'" in last, done.stderr
+        assert "pip uninstall -y omniq, then pip install --force-reinstall --no-deps omniq-core" in last

@@ -61,6 +61,8 @@ if _typing.TYPE_CHECKING:
     from omniq.triggers import Every as Every
     from omniq.worker import Worker as Worker
 
+_DISTRIBUTION = "omniq-core"  # by which our other modules know that this file is ours, see errors.py
+
 _HOMES = {
     "omniq.context": (
         "CurrentTask",

@@ -30,10 +30,21 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from omniq.task import TaskError
+
+if vars(sys.modules["omniq"]).get("_DISTRIBUTION") != "omniq-core":
+    # Said here, as every other module imports this one first. Whichever of two projects was installed last has its
+    # files in this folder, and an uninstallation takes them away for both.
+    raise ImportError(
+        f"omniq/__init__.py beside {__file__} is missing, or of another project: the package index has one named "
+        "'omniq', which installs into the same folder. OmniQ's own distributions are omniq-core, omniq-local, "
+        "omniq-redis, omniq-postgres and omniq-nats. Type: pip uninstall -y omniq, then "
+        "pip install --force-reinstall --no-deps omniq-core"
+    )
 
 __all__ = [
     "ArgumentsMismatch",
