@@ -53,7 +53,7 @@ def test_all_goes_through_public_methods_where_the_transport_is_not_to_be_had(
             async with opened(f"{server.url}?timeout=2&retry_for=4") as store, opened(server.url) as other:
                 worker = asyncio.create_task(store.wait_for_work(["q"], 60))
                 await await_until(lambda: server.ask("ZCARD", "{omniq}:idle:q") == 1)
-                stored = await other.enqueue([new_task(payload=bytes(1_000_000)) for _ in range(3)])
+                stored = await other.enqueue([new_task(body=bytes(1_000_000)) for _ in range(3)])
                 await asyncio.wait_for(worker, 30)
                 ends = asyncio.create_task(other.wait_finished([one.id for one in stored], 60))
                 assert await finish_all(store) == 3
