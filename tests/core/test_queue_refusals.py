@@ -92,23 +92,6 @@ def test_a_result_that_cannot_be_encoded_fails_the_task_and_names_the_place(queu
     assert handle.task().attempt == 1
 
 
-def test_arguments_that_do_not_fit_the_workers_function_fail_the_task_at_once(make_queue: MakeQueue) -> None:
-    producer, consumer = make_queue(), make_queue()
-
-    def of_old(n: str) -> None: ...
-
-    def of_today(n: int) -> int:
-        return n
-
-    task = producer.task(name="count")(of_old)
-    consumer.task(name="count")(of_today)
-    handle = task.enqueue("many")
-
-    with working(consumer), pytest.raises(TaskFailed, match="SerializationError"):
-        handle.result(10)
-    assert handle.task().attempt == 1
-
-
 class Pickle:
     """A serializer of a plugin, and the reason why a worker does not decode whatever a store holds."""
 
