@@ -64,7 +64,7 @@ class Catalog:
             else:
                 held.pop(record.order.id, None)
         for queue in queues:
-            queue.raw = queue.dump()
+            queue.raw = queue.written
             if self._queue_names is not None:
                 self._queue_names.add(queue.name)
 

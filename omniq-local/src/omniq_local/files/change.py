@@ -348,6 +348,7 @@ class Change:
         if content == queue.raw:
             return False
         actions.append(("write", queue.path, content, queue.raw))
+        queue.written = content
         return True
 
 

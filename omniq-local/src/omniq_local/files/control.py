@@ -9,10 +9,21 @@ from zlib import crc32
 
 from attrs import define
 
-__all__ = ["MARKS", "Control", "boot_id", "is_original", "read_control", "renew_mark", "write_control"]
+__all__ = [
+    "MARKS",
+    "Control",
+    "boot_id",
+    "is_original",
+    "parse_control",
+    "read_control",
+    "read_control_text",
+    "renew_mark",
+    "write_control",
+]
 
 _FORMAT = struct.Struct("<8sQQQQQQQ36s16s")
 _CHECK = struct.Struct("<I")
+_SIZE = _FORMAT.size + _CHECK.size
 _MAGIC = b"omniqfs1"
 MARKS = "marks"
 """The folder that holds a second name of the control file."""
@@ -42,9 +53,18 @@ class Control:
     """The second name of the control file, see :func:`is_original`."""
 
 
+def read_control_text(fd: int) -> bytes:
+    """Return what stands in the control file."""
+    return os.pread(fd, _SIZE, 0)
+
+
 def read_control(fd: int) -> Control | None:
     """Read the numbers; None if there are none that are whole."""
-    data = os.pread(fd, _FORMAT.size + _CHECK.size, 0)
+    return parse_control(read_control_text(fd))
+
+
+def parse_control(data: bytes) -> Control | None:
+    """Return the numbers in a text; None if it is not whole."""
     if len(data) < _FORMAT.size + _CHECK.size or _CHECK.unpack_from(data, _FORMAT.size)[0] != crc32(
         data[: _FORMAT.size]
     ):
@@ -65,8 +85,11 @@ def read_control(fd: int) -> Control | None:
     )
 
 
-def write_control(fd: int, control: Control) -> None:
-    """Write the numbers: in one piece, so that a process can die only before it or after it."""
+def write_control(fd: int, control: Control) -> bytes:
+    """Write the numbers: in one piece, so that a process can die only before it or after it.
+
+    :return: what was written.
+    """
     data = _FORMAT.pack(
         _MAGIC,
         control.generation,
@@ -79,7 +102,9 @@ def write_control(fd: int, control: Control) -> None:
         control.boot.encode(),
         control.mark.encode(),
     )
-    os.pwrite(fd, data + _CHECK.pack(crc32(data)), 0)
+    data += _CHECK.pack(crc32(data))
+    os.pwrite(fd, data, 0)
+    return data
 
 
 def is_original(base: str, control: Control) -> bool:

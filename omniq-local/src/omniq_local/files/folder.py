@@ -14,11 +14,20 @@ import weakref
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from attrs import evolve
+
 from omniq.errors import StorageUnavailable
 from omniq_local.files.bells import Bells
 from omniq_local.files.catalog import Catalog
 from omniq_local.files.change import Change
-from omniq_local.files.control import Control, read_control, renew_mark, write_control
+from omniq_local.files.control import (
+    Control,
+    parse_control,
+    read_control,
+    read_control_text,
+    renew_mark,
+    write_control,
+)
 from omniq_local.files.faults import translated
 from omniq_local.files.gate import Gate, Replaced
 from omniq_local.files.journal import LAP, Action, Journal, NotUndone, apply, pass_by, redo
@@ -72,6 +81,8 @@ class Folder(Catalog):
         self._control_fd = -1
         self._journal: Journal | None = None
         self.control = Control()
+        self._control_text = b""
+        """What this process wrote last into the control file."""
         self.bells = Bells(self.base)
         self._lane: Lane[Job[Any]] = Lane("omniq-files", self._work)
         self.forget()
@@ -290,11 +301,13 @@ class Folder(Catalog):
         if not self._is_checked:
             self._look_first()
             return
-        control = read_control(self._control_fd)
+        text = read_control_text(self._control_fd)
+        # Nobody else has changed anything since we did: it need not be read again.
+        control = self.control if text == self._control_text and self._seen >= 0 else parse_control(text)
         if control is None:
             raise StorageUnavailable(f"{self.base}/control is damaged; restart what uses the store, which repairs it")
         if self._journal.ahead(control.offset, control.generation):
-            control = self._complete_of_the_dead(control)
+            control = self._complete_of_the_dead(evolve(control))
         if control.generation == self._seen:
             return
         known = self.control
@@ -353,7 +366,7 @@ class Folder(Catalog):
             self._begin_lap(control)
         if self.settings.durable:
             control.durable = 1
-        write_control(self._control_fd, control)
+        self._control_text = write_control(self._control_fd, control)
         self._seen = control.generation
 
     def _begin_lap(self, control: Control) -> None:

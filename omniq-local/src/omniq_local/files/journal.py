@@ -244,7 +244,8 @@ def _write(base: str, action: Action) -> None:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
     try:
         _write_all(fd, content, 0)
-        os.ftruncate(fd, len(content))
+        if len(action) < 4 or action[3] is None or len(action[3]) > len(content):
+            os.ftruncate(fd, len(content))
     finally:
         os.close(fd)
 

@@ -39,6 +39,8 @@ class Queue:
         self.shelves = {state: Shelf(base, f"{state}/{folder}", foreign) for state in SHELVES}
         self.raw: bytes | None = None
         """The file as it is; None if there is none."""
+        self.written: bytes | None = None
+        """The file as the change under way writes it."""
         self.read_at = -1
         """The generation of the store that this was read in."""
         self._base = base
