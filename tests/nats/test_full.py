@@ -58,7 +58,7 @@ async def full(tmp_path: Path, kind: str) -> AsyncIterator[tuple[NatsStorage, li
 
             async def fill(size: int) -> None:
                 for _ in range(1000):
-                    (answer,) = await storage.enqueue([task(payload=b"x" * size)])
+                    (answer,) = await storage.enqueue([task(body=b"x" * size)])
                     ids.append(answer.id)
 
             for size in (5000, 1000):
@@ -82,7 +82,7 @@ async def test_tasks_can_be_removed_and_cancelled_in_a_full_store(tmp_path: Path
             assert await storage.delete(ids[:50]) == [True] * 50
         assert await storage.get(ids[:3]) == [None] * 3
         # There is room again, and what was taken to make it is there for the next time.
-        assert (await storage.enqueue([task(payload=b"x" * 5000)]))[0].created
+        assert (await storage.enqueue([task(body=b"x" * 5000)]))[0].created
         names = storage._settings.names
         assert storage._opened is not None
         link = storage._opened.link
@@ -131,7 +131,7 @@ async def test_tasks_that_end_while_there_is_no_room_are_recorded_once_there_is(
                         await client.publish("greedy.x", b"x" * 20_000)
                     await client.flush()
                     try:
-                        await other.enqueue([task(queue="not served", payload=b"x" * 1000)])
+                        await other.enqueue([task(queue="not served", body=b"x" * 1000)])
                     except StorageUnavailable:
                         return True
                     return False

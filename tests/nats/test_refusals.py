@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from omniq import TaskQueue
 from omniq.errors import StorageUnavailable
 from omniq.testing import await_until
 from omniq_nats.storage import NatsStorage
@@ -71,6 +72,41 @@ async def test_a_login_that_was_refused_for_a_while_makes_nobody_deaf(
     assert sum(message.startswith(f"{shown}: the connection is lost") for _, message in told) >= 2
     assert sum(message.startswith(f"{shown}: connected again after") for _, message in told) == 2
     assert len(told) < 12, "each attempt is told of"
+
+
+async def test_a_worker_whose_login_was_refused_for_a_while_works_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with NatsServer(tmp_path, password("right")) as server:
+        queue = TaskQueue(fresh(server.url.replace("//", "//me:right@"), timeout="1"))
+
+        @queue.task
+        async def add(a: int, b: int) -> int:
+            return a + b
+
+        async with queue, queue.worker(lease=3, recover_every=0.5):
+            assert await (await add.aenqueue(1, 2)).aresult(20) == 3
+            reload(server, password("wrong"))
+
+            def is_deaf() -> bool:
+                told = caplog.text
+                return "cannot claim tasks" in told and "cannot send heartbeats" in told
+
+            await await_until(is_deaf, 30, "the worker to be refused")
+            reload(server, password("right"))
+
+            async def has_worked() -> bool:
+                try:
+                    return await (await add.aenqueue(3, 4)).aresult(5) == 7
+                except (StorageUnavailable, TimeoutError):
+                    return False
+
+            await await_until(has_worked, 40, "the worker to work on")
+
+            async def is_listed() -> bool:
+                return len(await queue.aworkers()) == 1
+
+            await await_until(is_listed, 20, "its heartbeats to get through")
 
 
 async def claims(storage: NatsStorage) -> bool:

@@ -362,3 +362,45 @@ def test_keys_and_certificates_are_left_to_the_client() -> None:
     for url in ("tls://localhost", "ws://localhost", "nats://localhost?nkey=/nowhere"):
         direct = Direct(make(url)._settings, lambda: ("127.0.0.1", 1), lambda: None)
         assert direct.publish(Write("omniq.omniq.w.x", b"")) is None
+
+
+# Results of single tasks
+
+
+async def test_results_of_tasks_that_were_enqueued_one_by_one_do_not_take_a_message_each(
+    nats_server: NatsServer,
+) -> None:
+    async with opened(fresh(nats_server.url)) as storage:
+        ids = [(await storage.enqueue([task()]))[0].id for _ in range(200)]
+        assert storage._opened is not None
+        link = storage._opened.link
+        before = await link.end()
+        for _ in range(2):
+            claimed = await storage.claim({"work": 100}, worker="w", lease=99)
+            assert await storage.finish([done(one) for one in claimed]) == [True] * 100
+        await storage._opened.keeper.close()  # what is left to be done is done then
+        assert await link.end() - before < 40
+        records = await storage.get(ids)
+        assert {record and record.state for record in records} == {TaskState.SUCCEEDED}
+
+
+async def test_neighbours_that_share_a_page_of_results_are_removed_one_by_one(nats_server: NatsServer) -> None:
+    async with opened(fresh(nats_server.url)) as storage, opened(storage._settings.shown) as other:
+        results = [b"1", b"x" * 5000]
+        ids = [(await storage.enqueue([task(body=b"p" * (1 + 6000 * (n % 2)))]))[0].id for n in range(40)]
+        claimed = await storage.claim({"work": 99}, worker="w", lease=99)
+        told = [Succeeded(id=one.id, delivery=1, result=results[n % 2]) for n, one in enumerate(claimed)]
+        assert await storage.finish(told) == [True] * 40
+        gone, left = ids[::2], ids[1::2]
+        assert await other.delete(gone[:10]) == [True] * 10
+        assert await storage.delete(gone[10:]) == [True] * 10
+        for reader in (storage, other):
+            assert await reader.get(gone) == [None] * 20
+            records = await reader.get(left)
+            assert [record and record.result_payload for record in records] == [results[1]] * 20
+        assert (await storage.stats())[0].counts[TaskState.SUCCEEDED] == 20
+        assert await other.purge("work") == 20
+        assert storage._opened is not None
+        names = storage._opened.keeper.names
+        stored = await storage._opened.link.subjects(f"{names.root}.>")
+        assert sorted(stored) == sorted([names.book("work"), names.reserve, f"{names.root}.w.="])

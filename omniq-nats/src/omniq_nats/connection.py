@@ -38,6 +38,8 @@ T = TypeVar("T")
 
 NOT_FOUND = 10059
 """What the servers call it that there is no such stream."""
+OF_MESSAGES = ("STREAM.MSG.", "STREAM.PURGE.")
+"""What the questions begin with that read or remove messages."""
 PATIENCE = 2.0
 """Seconds after which a question that changes nothing is asked again."""
 REPLACE_SECONDS = 15.0
@@ -327,9 +329,13 @@ class Connection:
         data = b"" if body is None else json.dumps(body).encode()
         message, _ = await self._repeat(f"{self.settings.api}.{subject}", data, several=False, repeat=repeat)
         answer: dict[str, Any] = json.loads(message.data)
-        if answer.get("error", {}).get("err_code") == NOT_FOUND and not subject.startswith("STREAM.INFO."):
+        error = answer.get("error") or {}
+        if error.get("err_code") == NOT_FOUND and not subject.startswith("STREAM.INFO."):
             await self._look_for_stream()
             raise Unserved(f"{self.settings.shown}: stream {self.settings.names.stream} was not there")
+        if error.get("code") == 503 and subject.startswith(OF_MESSAGES):
+            # Not that the message is not there: whoever took it for that would believe that it was removed.
+            raise Unserved(f"{self.settings.shown}: {error.get('description')}")
         return answer
 
     async def _repeat(
