@@ -116,3 +116,15 @@ def log() -> int:
 def log_for_ever() -> None:
     while True:
         logging.getLogger("shop").info("again")
+
+
+@queue.task(executor="process", max_retries=0)
+def step(kind: str, marker: Path) -> int:
+    """Be quick, unless told otherwise."""
+    if kind == "crash":
+        os._exit(7)
+    if kind == "hold":
+        marker.touch()
+        while marker.exists():
+            time.sleep(0.001)
+    return os.getpid()

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from omniq import Progress, TaskCancelled, TaskFailed, TaskHandle, TaskQueue, TaskState, current_task
+from omniq import Progress, TaskCancelled, TaskFailed, TaskHandle, TaskQueue, TaskState, current_task, processes
+from omniq.execute import Attempt
 from omniq.testing import await_until
 from omniq.worker import Worker
 from tests.core import cpu_tasks, plugged_cpu_tasks
@@ -34,6 +38,10 @@ def working(scenario: Callable[[Worker], Any], queue: TaskQueue = cpu_tasks.queu
 
 async def is_gone(pid: int) -> bool:
     return has_ended(pid)
+
+
+async def exists(path: Path) -> bool:
+    return path.exists()  # noqa: ASYNC240  # that takes no time
 
 
 def has_ended(pid: int) -> bool:
@@ -160,6 +168,110 @@ def test_a_process_is_replaced_when_it_has_grown_too_large() -> None:
     working(scenario, processes=1, process_memory=300 << 20)
 
 
+@pytest.fixture
+def batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many tasks were handed to a process each time."""
+    sizes: list[int] = []
+    usual = processes._Child.hand_over
+
+    def hand_over(child: processes._Child, batch: Sequence[Attempt]) -> None:
+        sizes.append(len(batch))
+        usual(child, batch)
+
+    monkeypatch.setattr(processes._Child, "hand_over", hand_over)
+    return sizes
+
+
+async def ran_quickly(marker: Path) -> None:
+    """Have tasks run until it is known that they are quick."""
+    for handle in await cpu_tasks.queue.aenqueue_many([cpu_tasks.step.call("quick", marker) for _ in range(50)]):
+        await handle.aresult(TIME)
+
+
+@pytest.mark.parametrize("fate", ["crash", "timeout", "cancel"])
+def test_of_many_that_are_handed_over_at_once_one_ends_alone(fate: str, batches: list[int], tmp_path: Path) -> None:
+    marker = tmp_path / "marker"
+
+    async def scenario(worker: Worker) -> None:
+        await ran_quickly(marker)
+        quick = cpu_tasks.step.call("quick", marker)
+        step = cpu_tasks.step.using(timeout=1.0) if fate == "timeout" else cpu_tasks.step
+        ends_alone = step.call("crash" if fate == "crash" else "hold", marker)
+        handles = await cpu_tasks.queue.aenqueue_many([*[quick] * 20, ends_alone, *[quick] * 20])
+        unlucky = handles.pop(20)
+        if fate == "cancel":
+            await await_until(lambda: exists(marker), TIME, "the task has begun")
+            await unlucky.acancel()
+            with pytest.raises(TaskCancelled):
+                await unlucky.aresult(TIME)
+        else:
+            assert (await failure(unlucky)).error.type == {"crash": "WorkerLost", "timeout": "TaskTimeout"}[fate]
+        assert all([await handle.aresult(TIME) for handle in handles])
+        assert {(await handle.atask()).attempt for handle in handles} == {1}
+        assert max(batches) > 1
+
+    working(scenario, processes=1, lease=0.6)
+
+
+def test_tasks_behind_one_that_takes_unexpectedly_long_run_in_another_process(
+    batches: list[int], tmp_path: Path
+) -> None:
+    marker = tmp_path / "marker"
+
+    async def scenario(worker: Worker) -> None:
+        await ran_quickly(marker)
+        quick = cpu_tasks.step.call("quick", marker)
+        handles = await cpu_tasks.queue.aenqueue_many([cpu_tasks.step.call("hold", marker), *[quick] * 60])
+        pids = {await handle.aresult(TIME) for handle in handles[1:]}
+        marker.unlink()
+        assert await handles[0].aresult(TIME) not in pids
+        assert max(batches) > 1
+
+    working(scenario, processes=2)
+
+
+IN_NO_MODULE = """
+import sys
+from dataclasses import dataclass
+from omniq import TaskQueue
+from omniq.testing import wait_until
+
+if "--without" in sys.argv:
+    sys.modules["cloudpickle"] = None
+queue = TaskQueue("memory://")
+offset = 40
+
+
+@queue.task(executor="process")
+def add(number: int) -> list[int]:
+    import os
+
+    return [number + offset, os.getpid()]
+
+
+import asyncio, os
+
+
+async def main() -> None:
+    async with queue, queue.worker(processes=1):
+        value, pid = await (await add.aenqueue(2)).aresult(60)
+        assert pid != os.getpid()
+        print(value)
+
+
+asyncio.run(main())
+"""
+
+
+def test_a_function_of_no_module_travels_to_the_process_or_is_refused_where_it_is_declared() -> None:
+    # As in a notebook: __main__ has no file that a process could import.
+    run = functools.partial(subprocess.run, capture_output=True, text=True, timeout=TIME, check=False)
+    assert run([sys.executable, "-c", IN_NO_MODULE]).stdout == "42\n"
+    refused = run([sys.executable, "-c", IN_NO_MODULE, "--without"])
+    assert "TypeError" in refused.stderr.splitlines()[-1]
+    assert "pip install 'omniq-core[cloudpickle]'" in refused.stderr
+
+
 def test_a_process_that_was_killed_while_it_was_idle_costs_no_task_an_attempt() -> None:
     async def scenario(worker: Worker) -> None:
         idle = await (await cpu_tasks.pid_once.aenqueue()).aresult(TIME)
@@ -176,10 +288,7 @@ def test_what_a_task_has_started_ends_with_it_when_it_is_killed(how: str, tmp_pa
     async def scenario(worker: Worker) -> None:
         handle = await cpu_tasks.parent.aenqueue(marker)
 
-        async def has_begun() -> bool:
-            return marker.exists()
-
-        await await_until(has_begun, TIME, "the task has begun")
+        await await_until(lambda: exists(marker), TIME, "the task has begun")
         if how == "cancelled":
             await handle.acancel()
         else:

@@ -110,7 +110,8 @@ class Declarations(FunctionOwner):
         :param result_ttl: seconds (or a timedelta) to keep the record and result after the end.
         :param unique: at most one live task has this key; True: one for each function and arguments.
         :param executor: ``"process"`` runs a CPU-bound plain function in a process of its own, where its timeout and
-            cancellation kill it; None: plain functions on threads, coroutines on the loop.
+            cancellation kill it; None: plain functions on threads, coroutines on the loop. A function of a notebook is
+            sent there, for which ``cloudpickle`` must be installed.
         :param schedule: when to enqueue it by itself, without arguments; several in a list. Workers keep the store in
             step with the code: changed here it is changed there, removed here it is removed there. Its id is the task's
             name, of further ones with a number. With arguments and options: :meth:`scheduled`.

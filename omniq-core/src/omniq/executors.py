@@ -51,6 +51,11 @@ class Lane(ABC):
         if os.getpid() != self._process:
             os._exit(1)
 
+    @property
+    def capacity(self) -> int:
+        """How many attempts it has a use for at once."""
+        return self.slots
+
     @abstractmethod
     def submit(self, attempt: Attempt) -> None:
         """Run an attempt as soon as a slot is free, in order of submission."""
@@ -171,8 +176,8 @@ class PoolLane(Lane):
         self._closed = False
 
     @abstractmethod
-    def _execute(self, attempt: Attempt) -> Outcome:
-        """Run one attempt to its outcome; called on a thread of the pool."""
+    def _run(self, attempt: Attempt) -> bool:
+        """Run one attempt and deliver its outcome, on a thread of the pool; whether this thread shall go on."""
 
     def _leave(self) -> None:
         """Free what the calling thread of the pool holds, before it ends."""
@@ -233,14 +238,8 @@ class PoolLane(Lane):
     def _is_closed(self) -> bool:
         return self._closed  # as it is now: another thread's doing
 
-    def _run(self, attempt: Attempt) -> bool:
-        """Run one attempt; whether this thread shall go on."""
-        try:
-            self._on_start(attempt)
-            outcome = self._execute(attempt)
-        except BaseException as error:  # whatever it is, it ends this attempt and no thread of the pool
-            outcome = failed(attempt, error)
-        self._stay_one_worker()
+    def _deliver(self, attempt: Attempt, outcome: Outcome) -> bool:
+        """Hand an outcome to the loop; whether this thread shall go on."""
         if not attempt.decide():
             return False  # its timeout was over, and another thread took this one's place
         self._outcomes.append((attempt, outcome))
@@ -286,8 +285,14 @@ class ThreadLane(PoolLane):
         super().__init__(slots, on_start, on_done)
         self._timeouts: dict[Attempt, asyncio.TimerHandle] = {}
 
-    def _execute(self, attempt: Attempt) -> Outcome:
-        return run_sync(attempt)
+    def _run(self, attempt: Attempt) -> bool:
+        try:
+            self._on_start(attempt)
+            outcome = run_sync(attempt)
+        except BaseException as error:  # whatever it is, it ends this attempt and no thread of the pool
+            outcome = failed(attempt, error)
+        self._stay_one_worker()
+        return self._deliver(attempt, outcome)
 
     def submit(self, attempt: Attempt) -> None:
         if attempt.task.timeout is not None:

@@ -8,6 +8,7 @@ import inspect
 import sys
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from datetime import datetime
+from importlib.util import find_spec
 from pathlib import Path
 from types import CodeType
 from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, Protocol, TypeAlias, TypeVar, cast
@@ -126,6 +127,8 @@ class Definition:
         self.retry_on = _errors(retry_on)
         self.is_async = any(map(inspect.iscoroutinefunction, (function, type(function).__call__)))
         self.executor = _executor(function, executor, is_async=self.is_async)
+        self.by_value = self.executor == "process" and _is_in_no_module(function)
+        """Whether a child process cannot import the function, so that it must be sent there."""
         self.module_code: CodeType | None = None
         """The execution of a module that declared it, see :mod:`omniq.redefinition`."""
         self._signature = inspect.signature(function)
@@ -184,7 +187,19 @@ def _executor(function: Callable[..., Any], executor: str | None, *, is_async: b
         raise TypeError(
             f"{function!r} is defined inside a function: a process could not find it; define it at a module's top level"
         )
+    if _is_in_no_module(function) and find_spec("cloudpickle") is None:
+        raise TypeError(
+            f"{function!r} is defined in no module (in a notebook, say): a process could not import it. Move it into a "
+            "module, or install what sends it there: pip install 'omniq-core[cloudpickle]'"
+        )
     return "process"
+
+
+def _is_in_no_module(function: Callable[..., Any]) -> bool:
+    main = sys.modules["__main__"]
+    return (
+        function.__module__ == "__main__" and getattr(main, "__spec__", None) is None and not hasattr(main, "__file__")
+    )
 
 
 class TaskFunction(Generic[P, R]):

@@ -1,8 +1,10 @@
 """Where CPU-bound tasks run: one child process a slot, each driven by a thread of the worker's.
 
-A child takes one task at a time, already claimed, and answers with its outcome. It can be killed: that is how a timeout
-and a cancellation work here, and a task that takes its process down fails alone. Children are replaced after a number
-of tasks or above a size in memory, so that what leaks in a task does not add up.
+A child runs one task at a time, already claimed, and answers with its outcome. It can be killed: that is how a timeout
+and a cancellation work here, and a task that takes its process down fails alone. Tasks of a function that is known to
+be quick are handed over several at a time; what has not begun is taken back before a child is killed, and when one of
+them takes unexpectedly long. Children are replaced after a number of tasks or above a size in memory, so that what
+leaks in a task does not add up.
 """
 
 from __future__ import annotations
@@ -10,56 +12,53 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
-import resource
+import select
 import signal
-import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable
-from importlib import import_module
+from collections import deque
+from collections.abc import Callable, Sequence
 from multiprocessing import resource_tracker
-from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
-from operator import attrgetter
-from typing import Any
 
 from attrs import frozen
 
 from omniq.codec import Codec
 from omniq.context import running
 from omniq.errors import WorkerLost
-from omniq.execute import Attempt, describe_error, failed, interrupted, run_sync, timed_out
+from omniq.execute import Attempt, failed, interrupted, timed_out
 from omniq.executors import Done, PoolLane
-from omniq.functions import TaskFunction
-from omniq.log_forwarding import LogRecord, Outlet, forward_records, levels_here
-from omniq.plugins import Plugins, default_plugins
-from omniq.signals import STOP_SIGNALS, listening
-from omniq.task import Failed, Outcome, Progress, Task
+from omniq.log_forwarding import LogRecord, levels_here
+from omniq.process_child import Answer, address_of, serve
+from omniq.signals import STOP_SIGNALS
+from omniq.task import Outcome, Progress
 
 __all__ = ["ProcessLane", "ProcessLimits"]
 
 
 LAST_WORDS = 5.0
 """Seconds that a process gets to end by itself once it is idle and told to."""
+QUICK = 0.005
+"""A function that takes no more seconds than this, of late, is quick."""
+BATCH_SECONDS = 0.02
+"""For how long a child is to be busy with what it is handed at once."""
+BATCH_TASKS = 32
+"""How many tasks that may be at most."""
+GATHER = 0.004
+"""Seconds between two looks at what a child has answered while it runs several tasks."""
+TOO_LONG = 0.05
+"""Seconds after which tasks that wait in a child for another one to end are taken back."""
 
 
 @frozen(kw_only=True)
 class ProcessLimits:
     """When a child process is replaced."""
 
-    tasks: int | None = 1000
+    tasks: int | None = 10_000
     """After so many tasks; None: never for that reason."""
     memory: int | None = None
     """Once it takes more bytes of memory than this after a task; None: never for that reason."""
-
-
-@frozen
-class _Answer:
-    """A child's last word on a task."""
-
-    outcome: Outcome
-    memory: int
 
 
 class _Child:
@@ -69,15 +68,59 @@ class _Child:
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
         lifeline, self._lifeline = context.Pipe(duplex=False)
+        self._tickets, self._give_ticket = context.Pipe(duplex=False)
+        os.set_blocking(self._tickets.fileno(), False)
+        self._waking = threading.Lock()
+        self._woken, self._wake = os.pipe()
+        os.set_blocking(self._wake, False)
+        self._events = select.poll()
+        self._events.register(self.pipe, select.POLLIN)
+        self._events.register(self._woken, select.POLLIN)
         _ours.add(self)
         # As a daemon of this process, so that its end does not wait for it; its tasks may have children all the same.
         self.process: BaseProcess = context.Process(
-            target=_serve, args=(theirs, lifeline, codec.for_child(), levels_here()), name="omniq-process", daemon=True
+            target=serve,
+            args=(theirs, self._tickets, lifeline, codec.for_child(), levels_here()),
+            name="omniq-process",
+            daemon=True,
         )
         _start(self.process)
         theirs.close()
         lifeline.close()
         self.tasks = 0
+        """How many it has run."""
+        self.is_busy = False
+        """Whether it owes an answer."""
+
+    def hand_over(self, batch: Sequence[Attempt]) -> None:
+        """Have tasks of one function run, one after the other."""
+        address = address_of(batch[0].function)
+        self.is_busy = True
+        os.write(self._give_ticket.fileno(), b"." * len(batch))
+        self.pipe.send((address, [attempt.task for attempt in batch]))
+
+    def take_back(self) -> int:
+        """Take back what has not been started.
+
+        :return: how many, counted from the last one that was handed over.
+        """
+        try:
+            return len(os.read(self._tickets.fileno(), BATCH_TASKS))
+        except BlockingIOError:
+            return 0
+
+    def wake(self, *_: object) -> None:
+        """End a :meth:`wait`. Callable from any thread; quick."""
+        with self._waking, contextlib.suppress(BlockingIOError):  # woken often enough
+            if self._wake >= 0:
+                os.write(self._wake, b".")
+
+    def wait(self, seconds: float | None) -> bool:
+        """Wait for an answer, or for :meth:`wake`, and say whether an answer is there (or the end of the process)."""
+        ready = [descriptor for descriptor, _ in self._events.poll(None if seconds is None else seconds * 1000)]
+        if self._woken in ready:
+            os.read(self._woken, 4096)
+        return self.pipe.fileno() in ready
 
     def kill(self) -> None:
         """End the process at once, and what its tasks have started."""
@@ -102,7 +145,12 @@ class _Child:
             self.kill()
         self.process.join()
         code = self.process.exitcode
-        self._lifeline.close()
+        for end in (self._lifeline, self._tickets, self._give_ticket):
+            end.close()
+        with self._waking:
+            os.close(self._woken)
+            os.close(self._wake)
+            self._wake = -1
         self.process.close()
         return code
 
@@ -150,22 +198,155 @@ class ProcessLane(PoolLane):
         self._mine = threading.local()
         self._children: set[_Child] = set()
         self._drivers: set[threading.Thread] = set()
+        self._seconds: dict[str, float] = {}
+        """For how long tasks run, of late, by the name of their function."""
+        self._batches: dict[str, int] = {}
+        """How many of them a child is handed at once, at most."""
+        self._batch_size = 1
+        """The same of the function that ran last."""
 
-    def _execute(self, attempt: Attempt) -> Outcome:
-        while attempt.interruption is None:
+    @property
+    def capacity(self) -> int:
+        # While the children run one batch, the next one is there.
+        return self.slots if self._batch_size == 1 else 2 * self._batch_size * self.slots
+
+    def _run(self, attempt: Attempt) -> bool:
+        if attempt.interruption is not None:
+            return self._deliver(attempt, interrupted(attempt))
+        try:
             child = self._child()
-            attempt.on_interrupt = child.kill
+            batch = self._batch(attempt, child)
+        except BaseException as error:  # no memory, too many processes
+            return self._deliver(attempt, failed(attempt, error))
+        try:
+            self._run_batch(child, batch)
+        except BaseException as error:  # a function that cannot be sent; a hook that raises
+            for left in batch:
+                self._deliver(left, failed(left, error))
+            if batch:
+                child.kill()
+                self._retire(child)
+        return True
+
+    def _batch(self, first: Attempt, child: _Child) -> deque[Attempt]:
+        """Add to an attempt those that are to run after it in the same child."""
+        batch = deque([first])
+        definition = first.function.definition
+        # Each child is to get its share of what waits.
+        room = min(self._batches.get(first.task.name, 1), -(-(len(self._waiting) + 1) // self.slots))
+        if self._limits.tasks is not None:
+            room = min(room, self._limits.tasks - child.tasks)
+        while len(batch) < room:
             try:
-                return self._ask(child, attempt)
-            except (EOFError, OSError):
-                code = self._retire(child)
-                # One that was killed while it had nothing to do has not run this task. The next one is new, and if
-                # that does not even come to run it, the task is why.
-                if attempt.started_at or child.tasks == 1:
-                    return self._lost(attempt, code)
-            finally:
-                attempt.on_interrupt = None
-        return interrupted(attempt)
+                attempt = self._waiting.popleft()
+            except IndexError:
+                break
+            if attempt.function.definition is not definition or attempt.interruption is not None:
+                self._waiting.appendleft(attempt)
+                break
+            batch.append(attempt)
+        return batch
+
+    def _run_batch(self, child: _Child, batch: deque[Attempt]) -> None:
+        """Run a batch, which is empty afterwards."""
+        is_new = child.tasks == 0
+        for attempt in batch:
+            attempt.on_interrupt = child.wake
+        try:
+            child.hand_over(batch)
+            self._converse(child, batch)
+        except (EOFError, OSError):
+            left = child.take_back()
+            # One that was killed while it had nothing to do has not run a task. The next one is new, and if that does
+            # not even come to start one, the first is why.
+            self._put_back(batch, min(left, len(batch) - 1) if is_new else left)
+            code = self._retire(child)
+            if batch:
+                lost = batch.popleft()
+                self._deliver(lost, self._lost(lost, code))
+            self._put_back(batch)
+
+    def _converse(self, child: _Child, batch: deque[Attempt]) -> None:
+        """Follow what a child says until the last task that it has started has ended."""
+        while child.is_busy:
+            attempt = batch[0]
+            # The clock of the timeout starts with the task: starting a process, and importing its module, is not its
+            # work.
+            timeout = attempt.task.timeout
+            left = timeout - attempt.seconds if timeout is not None and attempt.started_at else None
+            if attempt.interruption is not None or (left is not None and left <= 0):
+                if self._stop(child, batch):
+                    return
+                continue
+            others_wait = len(batch) > 1 and attempt.started_at
+            if others_wait:
+                # Being woken for each answer would cost more than the tasks do; they lie in the pipe meanwhile.
+                time.sleep(min(GATHER, len(batch) * self._seconds.get(attempt.task.name, 0.0)))
+            patience = TOO_LONG if others_wait and (left is None or left > TOO_LONG) else left
+            if child.wait(patience):
+                self._heed(child, batch, child.pipe.recv())
+                while len(batch) > 1 and child.pipe.poll():
+                    self._heed(child, batch, child.pipe.recv())
+            elif others_wait:
+                # This one takes longer than was thought, or one of the others is to be stopped.
+                self._put_back(batch, child.take_back())
+
+    def _heed(self, child: _Child, batch: deque[Attempt], said: object) -> None:
+        if isinstance(said, Answer):
+            self._answered(child, batch, said)
+        elif isinstance(said, Progress):
+            batch[0].context.note(said)
+        elif isinstance(said, LogRecord):
+            said.deliver()
+        else:
+            self._started(batch[0])
+
+    def _started(self, attempt: Attempt) -> None:
+        attempt.started_at = time.perf_counter()
+        running.set(attempt.context)  # for what handles its log records; this thread's context is of this batch alone
+        self._on_start(attempt)
+
+    def _answered(self, child: _Child, batch: deque[Attempt], answer: Answer) -> None:
+        attempt = batch.popleft()
+        attempt.ended_at = attempt.started_at + answer.seconds
+        attempt.on_interrupt = None
+        name = attempt.task.name
+        seconds = self._seconds[name] = max(answer.seconds, self._seconds.get(name, 0.0) / 2)
+        size = 1 if seconds > QUICK else min(BATCH_TASKS, int(BATCH_SECONDS / max(seconds, 1e-6)))
+        self._batches[name] = self._batch_size = size
+        child.tasks += 1
+        child.is_busy = answer.goes_on
+        self._deliver(attempt, answer.outcome)
+        if answer.goes_on:
+            self._started(batch[0])
+        elif self._is_spent(child, answer.memory):
+            self._retire(child, LAST_WORDS)
+
+    def _stop(self, child: _Child, batch: deque[Attempt]) -> bool:
+        """Kill the task that runs, unless it has just ended; return whether its process was killed."""
+        self._put_back(batch, child.take_back())  # from here on it starts nothing more
+        until = time.monotonic() + TOO_LONG  # it may go on speaking
+        while batch and child.pipe.poll() and time.monotonic() < until:
+            said = child.pipe.recv()
+            self._heed(child, batch, said)
+            if isinstance(said, Answer):
+                return False
+        child.kill()
+        self._retire(child)
+        if batch:
+            attempt = batch.popleft()
+            self._deliver(attempt, interrupted(attempt) if attempt.interruption is not None else timed_out(attempt))
+            self._put_back(batch)
+        return True
+
+    def _put_back(self, batch: deque[Attempt], count: int | None = None) -> None:
+        """Have the last of a batch, or all, run elsewhere, before what waits."""
+        for _ in range(len(batch) if count is None else count):
+            attempt = batch.pop()
+            attempt.on_interrupt = None
+            self._waiting.appendleft(attempt)
+        with contextlib.suppress(RuntimeError):  # the worker's loop is closed
+            self._loop.call_soon_threadsafe(self._collect)
 
     def _child(self) -> _Child:
         child: _Child | None = getattr(self._mine, "child", None)
@@ -174,33 +355,6 @@ class ProcessLane(PoolLane):
             self._children.add(child)
             self._drivers.add(threading.current_thread())
         return child
-
-    def _ask(self, child: _Child, attempt: Attempt) -> Outcome:
-        child.tasks += 1
-        running.set(attempt.context)  # for what handles its log records; this thread's context is of this attempt alone
-        child.pipe.send((attempt.task, _address(attempt.function)))
-        timeout = attempt.task.timeout
-        while True:
-            # The clock of the timeout starts with the task: starting a process, and importing its module, is not its
-            # work.
-            left = timeout - attempt.seconds if timeout is not None and attempt.started_at else None
-            # Time that is over is over, also for a child that goes on speaking.
-            answer = child.pipe.recv() if left is None or child.pipe.poll(max(left, 0)) else None
-            if left is not None and (answer is None or (left <= 0 and not isinstance(answer, _Answer))):
-                child.kill()
-                self._retire(child)
-                return timed_out(attempt)
-            if isinstance(answer, _Answer):
-                attempt.note_end()
-                if self._is_spent(child, answer.memory):
-                    self._retire(child, LAST_WORDS)
-                return answer.outcome
-            if isinstance(answer, Progress):
-                attempt.context.note(answer)
-            elif isinstance(answer, LogRecord):
-                answer.deliver()
-            else:
-                attempt.started_at = time.perf_counter()
 
     def _is_spent(self, child: _Child, memory: int) -> bool:
         limits = self._limits
@@ -235,93 +389,3 @@ class ProcessLane(PoolLane):
     def join(self) -> None:
         for thread in self._drivers.copy():
             thread.join(timeout=LAST_WORDS + 1)
-
-
-def _address(function: TaskFunction[Any, Any]) -> tuple[str, str]:
-    return function.definition.function.__module__, function.definition.function.__qualname__
-
-
-# In the child
-
-
-def _serve(pipe: Connection, lifeline: Connection, settings: dict[str, Any], levels: dict[str, int]) -> None:
-    """Run one task after the other until the pipe closes."""
-    # Of its own, so that it can be killed together with what its tasks start.
-    os.setpgid(0, 0)
-    multiprocessing.current_process().daemon = False  # or its tasks could not use multiprocessing
-    # What is to end, and when, is the worker's to say, also if a signal reaches all of its processes. Not SIG_IGN: what
-    # the tasks start would inherit that.
-    with listening(STOP_SIGNALS, lambda _: None):
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
-        threading.Thread(target=_die_with_parent, args=(lifeline,), name="omniq-lifeline", daemon=True).start()
-        codecs = _Codecs(settings)
-        outlet = Outlet(pipe)
-        forward_records(outlet, levels)
-        own = os.getpid()
-        while True:
-            try:
-                task, address = pipe.recv()
-            except EOFError:
-                return
-            outcome = _run(outlet, codecs, task, address)
-            if os.getpid() != own:  # the task has forked, and its child comes back here: it has nothing to say
-                os._exit(1)
-            try:
-                outlet.send(_Answer(outcome, _memory()))
-            except OSError:
-                return
-
-
-class _Codecs:
-    """Makes the worker's codec in a child: with the plugins of the task's queue here, and the worker's settings."""
-
-    def __init__(self, settings: dict[str, Any]) -> None:
-        self._settings = settings
-        self._made: list[tuple[Plugins, Codec]] = []
-
-    def codec(self, function: TaskFunction[Any, Any]) -> Codec:
-        plugins: Plugins = getattr(function.owner, "plugins", default_plugins())
-        for known, codec in self._made:
-            if known is plugins:
-                return codec
-        codec = Codec.in_child(plugins, **self._settings)
-        self._made.append((plugins, codec))
-        return codec
-
-
-def _run(outlet: Outlet, codecs: _Codecs, task: Task, address: tuple[str, str]) -> Outcome:
-    try:
-        function = _function(*address)
-        codec = codecs.codec(function)
-    except BaseException as error:  # whatever a module raises on import; a plugin that only the worker has
-        return Failed(id=task.id, delivery=task.delivery, error=describe_error(error))
-    outlet.send(None)  # it starts now
-    attempt = Attempt(task, function, codec, lambda _, progress: outlet.send(progress))
-    return run_sync(attempt)
-
-
-def _function(module: str, qualname: str) -> TaskFunction[Any, Any]:
-    # An address that the worker's own registry gave; never one out of the store.
-    function = attrgetter(qualname)(import_module(module))
-    if not isinstance(function, TaskFunction):
-        raise TypeError(
-            f"{module}.{qualname} is {function!r} in a new process, not the task function; "
-            "a task for processes must keep the name that it was defined with"
-        )
-    return function
-
-
-def _die_with_parent(lifeline: Connection) -> None:
-    with contextlib.suppress(EOFError, OSError):
-        lifeline.recv_bytes()  # nothing is ever sent: it returns when the parent is gone
-    os.killpg(0, signal.SIGKILL)  # itself, and what its tasks have started
-
-
-def _memory() -> int:
-    """Give the bytes of memory that this process takes now, or its peak where the system does not tell."""
-    try:
-        with open("/proc/self/statm", encoding="ascii") as statm:
-            return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else peak * 1024

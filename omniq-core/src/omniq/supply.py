@@ -128,25 +128,25 @@ class Supply:
         used = self._used
         if len(used) == 1:
             lane = self._lanes[used[0]]
-            return lane.slots + self._ahead - lane.load
+            return lane.capacity + self._ahead - lane.load
         room = self._concurrency - sum(lane.load for lane in self._lanes.values())
         full = self._full(used)
         if full and len(full) == len(used):
             return 0
         for kind in used:
             lane = self._lanes[kind]
-            free = self._lookahead.room(self._waiting) if kind in full else lane.slots - lane.load
+            free = self._lookahead.room(self._waiting) if kind in full else lane.capacity - lane.load
             if free == 0:
                 return 0
             room = min(room, max(1, int(free / self._shares.get(kind, 1 / len(used)))))
         return max(room, 0)
 
     def _full(self, used: Sequence[Executor]) -> list[Executor]:
-        return [kind for kind in used if self._lanes[kind].load >= self._lanes[kind].slots]
+        return [kind for kind in used if self._lanes[kind].load >= self._lanes[kind].capacity]
 
     @property
     def _waiting(self) -> int:
-        return sum(max(0, lane.load - lane.slots) for lane in self._lanes.values())
+        return sum(max(0, lane.load - lane.capacity) for lane in self._lanes.values())
 
     @property
     def idle(self) -> bool:
@@ -161,7 +161,7 @@ class Supply:
     @property
     def _enough(self) -> int:
         used = self._used
-        slots = self._lanes[used[0]].slots if len(used) == 1 else self._concurrency
+        slots = self._lanes[used[0]].capacity if len(used) == 1 else self._concurrency
         return max(1, slots // 2)
 
     def learn(self, claimed: Sequence[StoredTask], *, ended: int, took: float) -> None:

@@ -116,7 +116,7 @@ class Worker:
         concurrency: int = 100,
         threads: int | None = None,
         processes: int | None = None,
-        process_tasks: int | None = 1000,
+        process_tasks: int | None = 10_000,
         process_memory: int | None = None,
         lease: Duration = 30.0,
         grace: Duration = 25.0,

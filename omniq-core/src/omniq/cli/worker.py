@@ -71,9 +71,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--process-tasks",
         type=count,
-        default=1000,
+        default=10_000,
         metavar="N",
-        help="tasks after which such a process is replaced (default 1000)",
+        help="tasks after which such a process is replaced (default 10000)",
     )
     parser.add_argument(
         "--process-memory",
