@@ -9,13 +9,12 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
-from omniq.batching import Answer, Batcher
-from omniq.errors import NotCommitted, StorageUnavailable
+from omniq.batching import Batcher
+from omniq.errors import NotCommitted, PayloadRejected, StorageUnavailable
 from omniq.execute import Attempt, Interruption, about
 from omniq.failpoints import failpoint
 from omniq.outages import Outage
 from omniq.plugins import Plugins
-from omniq.putbacks import bounded
 from omniq.storage import Lease, Storage
 from omniq.task import Cancelled, Failed, Outcome, Progress, Released, Retry, StoredTask, Succeeded, Task, TaskState
 
@@ -102,40 +101,12 @@ class Ledger:
         if lost and not attempt.context.completed:
             self._drop(attempt)
             return
-        if isinstance(outcome, Released) and outcome.error is not None:
-            self._put_back(attempt.task, outcome, self._answered)
-            return
         batcher = self._after_completions if attempt.context.completed else self._outcomes
         batcher.put(outcome, self._answered)
 
     def refuse(self, task: Task, outcome: Outcome) -> None:
         """Send the outcome of a task that was never held, such as one whose function is unknown."""
-        answer = partial(self._refused, task)
-        if isinstance(outcome, Released):
-            self._put_back(task, outcome, answer)
-        else:
-            self._outcomes.put(outcome, answer)
-
-    def _put_back(self, task: Task, outcome: Released, answer: Answer[Outcome, bool]) -> None:
-        """Put back a task that this worker cannot run, once the store has told how often that was done already."""
-
-        def looked(_: str, record: StoredTask | None, error: BaseException | None) -> None:
-            if error is not None:
-                answer(outcome, None, error)
-                return
-            decided = bounded(outcome, None if record is None else record.error)
-            if isinstance(decided, Released) and decided.error is not None:
-                _log.warning(
-                    "task %s (%s) goes back for %.0f s: %s",
-                    task.id,
-                    task.name,
-                    decided.delay,
-                    decided.error.message,
-                    extra=about(task),
-                )
-            self._outcomes.put(decided, answer)
-
-        self._looks.put(task.id, looked)
+        self._outcomes.put(outcome, partial(self._refused, task))
 
     def give_up_waiting(self) -> None:
         """Stop repeating what the store does not answer: the worker must end now."""
@@ -147,8 +118,7 @@ class Ledger:
         :param timeout: seconds after which those that have not been are given up.
         """
         until = self._loop.time() + timeout
-        # Looks first and last: they lead to outcomes, and outcomes that were refused lead to looks.
-        for batcher in (self._looks, self._outcomes, self._after_completions, self._looks):
+        for batcher in (self._outcomes, self._after_completions, self._looks):
             await batcher.drain(max(0.0, until - self._loop.time()))
         if self._progress_task is not None:
             self._progress_task.cancel()
@@ -245,7 +215,18 @@ class Ledger:
             _log.error(
                 "the outcome of task %s (%s) could not be recorded: %s", task.id, task.name, error, extra=about(task)
             )
+        elif accepted and isinstance(outcome, Released):
+            _say_put_back(task, outcome)
         elif accepted and isinstance(outcome, Failed):
+            if outcome.error.type != PayloadRejected.__name__:  # which was told when it was found
+                _task_log.error(
+                    "task %s (%s) failed: %s: %s",
+                    task.id,
+                    task.name,
+                    outcome.error.type,
+                    outcome.error.message,
+                    extra=about(task),
+                )
             _call(self._failed, {"task": task, "worker": self._worker, "seconds": 0.0}, error=outcome.error)
 
     def _drop(self, attempt: Attempt) -> None:
@@ -299,7 +280,9 @@ class Ledger:
             case Cancelled():
                 _task_log.info("task %s (%s) was cancelled", task.id, task.name, extra=about(task))
                 _call(self._cancelled, common)
-            case Released(error=None):
+            case Released() if outcome.error is not None:
+                _say_put_back(task, outcome)
+            case _:
                 _task_log.info("task %s (%s) went back to its queue", task.id, task.name, extra=about(task))
 
     # Progress
@@ -346,6 +329,17 @@ def _stands_in(record: StoredTask, outcome: Outcome) -> bool:
         case Cancelled():
             return record.state is TaskState.CANCELLED
     return False
+
+
+def _say_put_back(task: Task, outcome: Released) -> None:
+    _log.warning(
+        "task %s (%s) goes back for %.0f s: %s",
+        task.id,
+        task.name,
+        outcome.delay,
+        "" if outcome.error is None else outcome.error.message,
+        extra=about(task),
+    )
 
 
 def _call(event: Callable[..., None] | None, common: dict[str, Any], **more: Any) -> None:

@@ -13,7 +13,7 @@ from omniq.errors import ArgumentsMismatch, UnknownTask
 from omniq.retry import Exponential
 from omniq.task import Failed, Released, Task, TaskError
 
-__all__ = ["PUT_BACK_LIMIT", "bounded", "put_back"]
+__all__ = ["PUT_BACK_LIMIT", "put_back"]
 
 PUT_BACK_LIMIT = 20
 """How often such a task is put back before it fails: for about half an hour of deployment."""
@@ -28,32 +28,26 @@ _MENDS = {
 }
 
 
-def put_back(task: Task, error: UnknownTask | ArgumentsMismatch) -> Released:
-    """Return the outcome of a task that this worker cannot run, still to be :func:`bounded`."""
+def put_back(task: Task, error: UnknownTask | ArgumentsMismatch) -> Released | Failed:
+    """Return the outcome of a task that this worker cannot run.
+
+    :param task: as claimed: its error holds the count.
+    :param error: why not.
+    :return: back to its queue, with a delay, and the count in its error; or failure if that was done often enough.
+    """
+    kind = type(error).__name__
     reason = str(error).encode("utf-8", "backslashreplace").decode()
     if len(reason) > _LONGEST_REASON:
         reason = f"{reason[:_LONGEST_REASON]}…"
-    return Released(id=task.id, delivery=task.delivery, error=TaskError(type=type(error).__name__, message=reason))
-
-
-def bounded(outcome: Released, before: TaskError | None) -> Released | Failed:
-    """Return how a task that this worker cannot run goes on.
-
-    :param outcome: as :func:`put_back` made it.
-    :param before: the error that the store has of the task: it holds the count.
-    :return: the outcome with its delay, and the count in its error; or failure if the task was put back often enough.
-    """
-    assert outcome.error is not None
-    reason, kind = outcome.error.message, outcome.error.type
-    found = None if before is None else _COUNT.search(before.message)
+    found = None if task.error is None else _COUNT.search(task.error.message)
     count = int(found[1]) if found else 0
     if count >= PUT_BACK_LIMIT:
         # Not in the words of a count: a task that is retried starts anew.
         message = f"{reason}; the task went back {count} times. {_MENDS[kind]}"
-        return Failed(id=outcome.id, delivery=outcome.delivery, error=TaskError(type=kind, message=message))
+        return Failed(id=task.id, delivery=task.delivery, error=TaskError(type=kind, message=message))
     return Released(
-        id=outcome.id,
-        delivery=outcome.delivery,
-        delay=_BACKOFF.next_delay(count + 1, UnknownTask(reason)),
+        id=task.id,
+        delivery=task.delivery,
+        delay=_BACKOFF.next_delay(count + 1, error),
         error=TaskError(type=kind, message=f"{reason}; put back {count + 1} of {PUT_BACK_LIMIT} times"),
     )

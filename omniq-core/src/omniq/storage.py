@@ -281,8 +281,9 @@ class Storage(ABC):
         Scheduled tasks of these queues whose time has come are promoted first. Of each queue at most the demanded
         number is taken, larger priority first, then by the time at which they became ready, then in the order of
         enqueueing. Each claim raises ``attempt`` and ``delivery`` by one, and sets ``worker``, ``started_at`` and
-        ``lease_until``. Paused queues give nothing. Tasks whose ``expires_at`` has come end as ``cancelled`` instead
-        and take no place. Of several workers that race for a task one gets it.
+        ``lease_until``; the error of the attempt before stays with the task, and comes with it. Paused queues give
+        nothing. Tasks whose ``expires_at`` has come end as ``cancelled`` instead and take no place. Of several workers
+        that race for a task one gets it.
 
         :param demand: queue → how many of it at most. The queues are served, and named in the result, in this order.
         :param worker: the claiming worker's id.

@@ -25,11 +25,11 @@ from omniq.errors import PayloadRejected, TaskFailed, UnknownScheme, UnknownTask
 from omniq.execute import Attempt, rejected, run_async, run_sync
 from omniq.plugins import Plugins
 from omniq.portal import is_on_running_loop
-from omniq.putbacks import bounded, put_back
+from omniq.putbacks import put_back
 from omniq.queue import TaskQueue
 from omniq.scheduler import Scheduler
 from omniq.storage import Lease, Storage, TaskQuery
-from omniq.task import Failed, Outcome, Progress, Released, StoredTask, Task, TaskState
+from omniq.task import Failed, Outcome, Progress, StoredTask, Task, TaskState
 from omniq.testing.clock import ManualClock
 from omniq.timetable import DeclaredSchedule
 from omniq.urls import parse_url
@@ -141,8 +141,6 @@ class Trial:
             attempt = Attempt(task, function, self.queue.codec, lambda _, progress: told.append(progress))
             attempt.context.join = storage.join
             outcome = yield run_async(attempt) if function.definition.is_async else attempt
-        if isinstance(outcome, Released) and outcome.error is not None:
-            outcome = bounded(outcome, task.error)
         if told:
             yield storage.set_progress({Lease(task.id, task.delivery): told[-1]})
         (accepted,) = yield storage.finish([outcome])
@@ -160,7 +158,7 @@ class Trial:
             return as_task(stored), rejected(stored, error)
         if task.name in self.queue.runnable:
             return task, None
-        return task, bounded(put_back(task, UnknownTask(f"no function is registered as {task.name!r}")), task.error)
+        return task, put_back(task, UnknownTask(f"no function is registered as {task.name!r}"))
 
     def run_for(self, time: float | timedelta) -> int:
         """Let time pass: the clock stops at every moment at which a task or schedule is due, and those run.
