@@ -295,7 +295,12 @@ def _run(steps: Callable[[], Steps[T]]) -> T:
                 return result
             # Each in a copy of the context, as in a worker: what a task sets nobody else sees.
             context = contextvars.copy_context()
-            answer = context.run(run_sync, step) if isinstance(step, Attempt) else runner.run(step, context=context)
+            if isinstance(step, Attempt):
+                answer = context.run(run_sync, step)
+            else:
+                # Not runner.run, whose care for Ctrl-C would cost more than the step itself.
+                loop = runner.get_loop()
+                answer = loop.run_until_complete(loop.create_task(step, context=context))
 
 
 async def _arun(taking: Steps[T]) -> T:
