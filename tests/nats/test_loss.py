@@ -71,7 +71,9 @@ async def test_an_operation_rides_out_a_restart_that_is_shorter_than_the_timeout
             assert [one.created for one in await enqueueing] == [True, True]
 
 
-async def test_nothing_is_lost_when_the_leader_of_the_stream_is_killed(nats_cluster: NatsCluster) -> None:
+async def test_nothing_is_lost_when_the_leader_of_the_stream_is_killed(
+    nats_cluster: NatsCluster, caplog: pytest.LogCaptureFixture
+) -> None:
     load = Load(fresh(nats_cluster.url))
     async with load.running():
         async with opened(load.url) as storage:
@@ -84,6 +86,7 @@ async def test_nothing_is_lost_when_the_leader_of_the_stream_is_killed(nats_clus
             await asyncio.to_thread(leader.start)
         await load.reached(50)
     await load.settle()
+    assert "are lost" not in caplog.text, "another leader's stream is taken for another stream"
 
 
 async def test_connections_that_came_to_nothing_are_closed(tmp_path: Path) -> None:

@@ -495,6 +495,7 @@ def test_a_store_that_was_emptied_is_noticed_though_no_connection_broke(
                 await store.heartbeat("w", [], 60)
                 assert [record.levelname for record in caplog.records] == ["ERROR"]
                 assert "has lost its data" in caplog.text
+                assert store.losses == 1  # so that a worker stores its declared schedules anew
                 assert len(await take(store)) == 1
                 findings = {finding.subject: finding for finding in await store.diagnose()}
                 assert "those tasks are lost" in findings["data"].message

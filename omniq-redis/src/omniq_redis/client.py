@@ -44,6 +44,8 @@ class Memory:
     def __init__(self, shown: str) -> None:
         self.epoch = b""
         """The store's, made with it: if another comes up, what was in the store is lost."""
+        self.losses = 0
+        """How often it was found that the store has lost what it held."""
         self.outage = Outage(_log, f"{shown}: the connection is lost", f"{shown}: connected again")
         self.has_warned = False
         """Whether a worker was told of settings of the server's that lose tasks."""
@@ -268,6 +270,7 @@ class Client:
                 f"this version writes layout {LAYOUT}; {mend}, or take another namespace"
             )
         if lost and known and known == self._memory.epoch:
+            self._memory.losses += 1
             _log.error("%s has lost its data: the tasks that the server held are no longer there", self.settings.shown)
         self._memory.epoch = epoch
 

@@ -99,6 +99,10 @@ class RedisStorage(Storage):
     def __repr__(self) -> str:
         return f"RedisStorage({self._config!r})"
 
+    @property
+    def losses(self) -> int:
+        return self._memory.losses
+
     # Life
 
     def sibling(self) -> Self:
