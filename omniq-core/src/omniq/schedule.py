@@ -31,6 +31,9 @@ class Trigger(ABC):
     def next_after(self, moment: datetime) -> datetime | None:
         """Give the first time to fire that is later than a moment.
 
+        The same for the same moment, and never earlier for a later one: it is asked of other moments than the last run
+        as well.
+
         :param moment: an aware datetime.
         :return: an aware datetime in UTC, or None if the trigger never fires again.
         """
