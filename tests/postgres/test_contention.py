@@ -99,7 +99,8 @@ def without_deadlock(server: PostgresServer) -> Iterator[None]:
     assert b"deadlock" not in server.log.read_bytes()[size:]
 
 
-@pytest.mark.parametrize("workers", [300, pytest.param(2000, marks=[pytest.mark.long, pytest.mark.timeout(400)])])
+@pytest.mark.timeout(400)  # a crowd of processes and connections
+@pytest.mark.parametrize("workers", [300, pytest.param(2000, marks=pytest.mark.long)])
 async def test_hundreds_of_workers_that_claim_at_once_get_each_delivery_once_and_never_lock_each_other_out(
     server: PostgresServer, storage_url: str, workers: int
 ) -> None:
