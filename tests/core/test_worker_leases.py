@@ -465,6 +465,33 @@ async def test_neither_the_last_outcomes_nor_the_last_heartbeat_are_waited_for_w
     await behind.aclose()
 
 
+async def test_what_ended_while_the_store_was_away_for_longer_than_a_lease_is_recorded(wire: Wire, name: str) -> None:
+    """The worker that holds the outcome tries now and then; one that looks for lost tasks must not come before it."""
+    started, release = asyncio.Event(), asyncio.Event()
+
+    async def work() -> str:
+        started.set()
+        await release.wait()
+        return "done"
+
+    async def lease_is_over() -> bool:
+        record = await beside.arecord(handle.id)
+        now = await (await beside.connections.current()).storage.now()
+        return record.lease_until is not None and record.lease_until < now
+
+    behind, beside = both(wire, name, work, max_retries=0)
+    handle = await behind.functions["work"].aenqueue()
+    async with behind.worker(lease=0.9, recover_every=0.02):
+        await started.wait()
+        wire.failing.update(["finish", "heartbeat", "recover", "claim"])
+        release.set()
+        await await_until(lease_is_over, 20)
+        wire.failing.clear()
+        assert await handle.aresult(20) == "done"
+    await beside.aclose()
+    await behind.aclose()
+
+
 class Crossing(Wire):
     """A wire on which the news that a task is no longer held overtakes the answer that its outcome was accepted."""
 

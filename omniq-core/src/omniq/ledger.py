@@ -25,6 +25,8 @@ _task_log = logging.getLogger("omniq.task")
 
 S = TypeVar("S")
 
+LONGEST_PAUSE = 5.0
+"""Seconds between two tries to record outcomes, at most."""
 PROGRESS_EVERY = 0.5
 """Seconds between two writes of progress, however often tasks speak of it."""
 
@@ -143,7 +145,7 @@ class Ledger:
                     raise
                 self._outage.failed(error)
                 await asyncio.sleep(pause * random.uniform(0.5, 1.0))
-                pause = min(pause * 2, 5.0)
+                pause = min(pause * 2, LONGEST_PAUSE)
             else:
                 self._outage.succeeded()
                 return answer

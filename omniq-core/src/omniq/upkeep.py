@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 from collections.abc import Awaitable, Callable
 
@@ -23,6 +24,9 @@ STEP = 200
 """Tasks recovered or pruned in one call, so that each stays short."""
 PRUNE_EVERY = 60.0
 """Seconds between two rounds of pruning."""
+RECORD_FIRST = 6.0
+"""Seconds after an interruption before tasks are taken back: longer than any worker pauses that has outcomes to record
+(``ledger.LONGEST_PAUSE``)."""
 
 
 class Upkeep:
@@ -55,6 +59,18 @@ class Upkeep:
             f"worker {worker} looks for tasks of dead workers again",
         )
         self._recovered = plugins.event("omniq_task_recovered")
+        self._not_before = 0.0
+
+    def note_heartbeats(self, through: bool) -> None:
+        """Take back no task while heartbeats do not get through, nor right after that.
+
+        What other workers hold was cut off from the store, too: what has ended meanwhile is recorded first, although
+        its lease has run out.
+        """
+        if not through:
+            self._not_before = math.inf
+        elif self._not_before == math.inf:
+            self._not_before = asyncio.get_running_loop().time() + RECORD_FIRST
 
     async def run(self) -> None:
         """Go on until cancelled."""
@@ -62,7 +78,8 @@ class Upkeep:
         prune_at = loop.time() + PRUNE_EVERY * random.random()
         while True:
             try:
-                await self.recover()
+                if loop.time() >= self._not_before:
+                    await self.recover()
                 await self._see_to_losses()
                 if loop.time() >= prune_at:
                     await self.prune()

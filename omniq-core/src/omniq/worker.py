@@ -412,6 +412,7 @@ class Worker:
     def _on_heartbeat(self, through: bool) -> None:
         assert self._intake is not None
         self._intake.allow(through)
+        self._upkeep.note_heartbeats(through)
 
     def _from_thread(self, function: Callable[..., None], *arguments: Any) -> None:
         assert self._loop is not None
