@@ -78,7 +78,8 @@ class TaskHandle(Generic[R_co]):
     def result(self, timeout: Duration | None = None) -> R_co:
         """Wait for the task's end and return its result, for synchronous callers; see :meth:`aresult`.
 
-        :raises RuntimeError: on a thread whose event loop runs, which would stand still; write ``await handle`` there.
+        :raises RuntimeError: on a thread whose event loop runs, which would stand still: write ``await handle`` there,
+            or ``await handle.aresult(…)``.
         """
         result: R_co = self._owner.run(self.aresult(timeout))
         return result
