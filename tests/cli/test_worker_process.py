@@ -6,6 +6,8 @@ import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -145,3 +147,18 @@ def test_a_worker_that_ends_against_its_will_says_so_and_its_exit_code_does(
 
     assert worker.process.wait(30) == 1
     assert re.search(r"ERROR +omniq\.worker: the worker ends against its will: CancelledError", worker.stderr)
+
+
+def test_a_program_that_runs_a_worker_itself_is_not_kept_by_threads_of_coroutines_either(
+    hazards: TaskQueue, folder: Path
+) -> None:
+    program = "import hazards; hazards.queue.run_worker(grace=0.2); print('went on')"
+    handles = [task(hazards, "leave_a_thread").enqueue() for _ in range(40)]
+    with subprocess.Popen([sys.executable, "-c", program], cwd=folder, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            wait_until(lambda: all(handle.task().state is TaskState.RUNNING for handle in handles), 30)
+            process.terminate()
+            assert process.communicate(timeout=30)[0] == "went on\n"
+            assert process.returncode == 0
+        finally:
+            process.kill()
