@@ -36,8 +36,14 @@ def test_a_signal_to_a_child_of_a_task_ends_that_child_alone(hazards: TaskQueue,
     worker = start("worker", "hazards:queue", "--process-slots", "1")
     for kind in ("thread", "coroutine", "process"):
         # Terminated at its start, and later; then a pool, which terminates its processes, too;
-        # and one that was forked by hand.
-        assert task(hazards, f"children_of_a_{kind}").enqueue().result(60) == [-signal.SIGTERM, -signal.SIGTERM, 3]
+        # and two that were forked by hand.
+        assert task(hazards, f"children_of_a_{kind}").enqueue().result(60) == [
+            -signal.SIGTERM,
+            -signal.SIGTERM,
+            3,
+            -signal.SIGINT,
+            1,
+        ]
 
     assert task(hazards, "add").enqueue(1, 2).result(20) == 3
     assert worker.stop() == 0

@@ -3,7 +3,7 @@
 A handler of asyncio's (``loop.add_signal_handler``) acts on what the interpreter writes to the wake-up descriptor. A
 forked child has inherited handler and descriptor: a signal that is sent to the child alone would reach the parent's
 loop, and the child would ignore it. Here the handler itself, which runs in the receiving process only, tells the loop,
-and a forked child begins with the default handlers.
+and a forked child begins with the system's default handlers.
 """
 
 from __future__ import annotations
@@ -133,14 +133,11 @@ def _after_fork_in_child() -> None:
         return
     signal.set_wakeup_fd(-1)
     for number in _replaced:
+        # Not Python's own for SIGINT: the KeyboardInterrupt of one that comes now would be lost in a hook such as this.
         signal.signal(number, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-    if signal.SIGINT in _replaced:
-        # Only now: what it raised in this function would be lost, and a child that is told to end before it begins
-        # may as well.
-        signal.signal(signal.SIGINT, signal.default_int_handler)
     _replaced.clear()
     _listeners.clear()
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
