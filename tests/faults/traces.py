@@ -13,6 +13,7 @@ from typing import Any
 
 import nats
 import psycopg
+from nats.js.errors import NotFoundError
 from psycopg import sql
 from redis import Redis
 
@@ -114,17 +115,21 @@ async def _messages(url: str, namespace: str) -> dict[str, int]:
         info = await jetstream.stream_info(stream, subjects_filter=">")
         left = {}
         for subject, count in (info.state.subjects or {}).items():
-            last = await jetstream.get_last_msg(stream, subject)
-            is_going = "Nats-TTL" in (last.headers or {})
-            if not is_going and not subject.startswith(f"omniq.{namespace}.{NATS_KEEPS}."):
+            if subject.startswith(tuple(f"omniq.{namespace}.{kept}" for kept in NATS_KEEPS)):
+                continue
+            try:
+                last = await jetstream.get_last_msg(stream, subject)
+            except NotFoundError:
+                continue  # it has gone meanwhile
+            if "Nats-TTL" not in (last.headers or {}):
                 left[subject] = count
     finally:
         await client.close()
     return left
 
 
-NATS_KEEPS = "q"
-"""The subjects of the queues' books: one message for each queue that there ever was."""
+NATS_KEEPS = ("q.", "u.=", "w.=")
+"""The queues' books, one message for each queue that there ever was; the reserve for removals; and the beacon."""
 
 
 OF_SERVERS: Mapping[str, Callable[[str, str], dict[str, int]]] = {
