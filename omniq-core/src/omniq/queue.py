@@ -81,7 +81,7 @@ class TaskQueue(Producer):
         self.plugins = plugins if plugins is not None else default_plugins()
         if isinstance(url, Storage):
             self.url = f"<{type(url).__name__}>"
-            self.namespace = namespace or ""
+            self.namespace = ""  # known to the storage alone
             storage = url
             private = not url.capabilities & _SHARED
         else:

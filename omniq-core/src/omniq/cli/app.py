@@ -71,7 +71,7 @@ def place_of(queue: TaskQueue) -> str:
     others = [name for name in sorted(queue.run(ask())) if name != queue.namespace]
     named = ", ".join(map(printable, others[:MOST_NAMESPACES])) + (", …" if others[MOST_NAMESPACES:] else "")
     there = f"; there, too: namespace{'s' if len(others) > 1 else ''} {named} (?namespace=NAME)" if others else ""
-    return f"namespace {queue.namespace} of {queue.url}{there}"
+    return f"{f'namespace {queue.namespace} of ' if queue.namespace else ''}{queue.url}{there}"
 
 
 def note_place(queue: TaskQueue) -> None:

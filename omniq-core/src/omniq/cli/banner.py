@@ -23,10 +23,8 @@ def introduction(queue: TaskQueue, worker: Worker, *, processes: int = 1) -> Ite
     :param worker: made with the options of those that will work, and not started.
     :param processes: how many of them.
     """
-    yield (
-        f"OmniQ {version('omniq-core')}, Python {platform.python_version()}: "
-        f"store {queue.url}, namespace {queue.namespace}"
-    )
+    namespace = f", namespace {queue.namespace}" if queue.namespace else ""
+    yield f"OmniQ {version('omniq-core')}, Python {platform.python_version()}: store {queue.url}{namespace}"
     names = sorted(queue.functions)
     named = ", ".join(map(printable, names[:MOST_NAMES])) + (", …" if names[MOST_NAMES:] else "")
     yield f"{plural(len(names), 'task')}{': ' if names else ''}{named}"
