@@ -84,7 +84,7 @@ class Actor:
         self.send(signal.SIGKILL)
         self.process.wait(10)
 
-    def ended(self, timeout: float = 15) -> int:
+    def ended(self, timeout: float = 30) -> int:
         """Give the exit code, once it has ended by itself."""
         return self.process.wait(timeout)
 
@@ -202,7 +202,7 @@ class Scene:
 
     # Waiting and judging
 
-    def wait_for(self, predicate: Any, what: str, *actors: Actor, timeout: float = 20) -> Any:
+    def wait_for(self, predicate: Any, what: str, *actors: Actor, timeout: float = 60) -> Any:
         """Do ``wait_until``, and show what the processes logged if it was in vain."""
         try:
             return wait_until(predicate, timeout=timeout, what=what)
@@ -218,7 +218,7 @@ class Scene:
             return False
         return not any(count for stats in found for state, count in stats.counts.items() if not state.is_final)
 
-    def wait_drained(self, timeout: float = 30) -> None:
+    def wait_drained(self, timeout: float = 60) -> None:
         self.wait_for(self.drained, "the end of every task", timeout=timeout)
 
     def stop(self) -> None:
