@@ -68,10 +68,12 @@ def place_of(queue: TaskQueue) -> str:
     async def ask() -> list[str]:
         return await (await store_of(queue)).namespaces()
 
+    if not queue.namespace:  # made with a storage object, which alone knows its own
+        return queue.url
     others = [name for name in sorted(queue.run(ask())) if name != queue.namespace]
     named = ", ".join(map(printable, others[:MOST_NAMESPACES])) + (", …" if others[MOST_NAMESPACES:] else "")
     there = f"; there, too: namespace{'s' if len(others) > 1 else ''} {named} (?namespace=NAME)" if others else ""
-    return f"{f'namespace {queue.namespace} of ' if queue.namespace else ''}{queue.url}{there}"
+    return f"namespace {queue.namespace} of {queue.url}{there}"
 
 
 def note_place(queue: TaskQueue) -> None:
