@@ -13,7 +13,9 @@ from tests.faults.scene import Scene
 from tests.faults.stages import LOCAL, SERVERS, seed_of_this_run
 from tests.servers.starting import MOSTLY_LONG
 
-everywhere = pytest.mark.parametrize("stage", [*LOCAL, *SERVERS], indirect=True)
+mostly_long = pytest.mark.parametrize(
+    "stage", ["sqlite", pytest.param("file", marks=pytest.mark.long), *MOSTLY_LONG], indirect=True
+)
 locally = pytest.mark.parametrize("stage", LOCAL, indirect=True)
 """What the worker alone is responsible for is enough to see on the stores that take the least time."""
 
@@ -103,7 +105,7 @@ def test_a_task_that_always_kills_its_process_fails_and_its_neighbours_end(scene
     scene.check()
 
 
-@pytest.mark.parametrize("stage", ["sqlite", pytest.param("file", marks=pytest.mark.long), *MOSTLY_LONG], indirect=True)
+@mostly_long
 def test_workers_that_are_killed_at_random_under_load_lose_nothing(scene: Scene) -> None:
     chance = random.Random(seed_of_this_run())
     producers = [scene.producer(count=40, batch=8), scene.producer(count=60, unique=4, first=1000)]
@@ -124,7 +126,7 @@ def test_workers_that_are_killed_at_random_under_load_lose_nothing(scene: Scene)
     scene.check_nothing_is_left()
 
 
-@everywhere
+@mostly_long
 def test_a_producer_that_is_killed_leaves_whole_batches_and_all_that_was_acknowledged(scene: Scene) -> None:
     producer = scene.producer(count=10_000, batch=50)
     scene.wait_for(lambda: len(scene.history.events("enqueueing")) > 20, "some batches", producer)
