@@ -238,9 +238,8 @@ class Client:
 
     async def check(self) -> None:
         """See whether the store still holds what it held, and say so if not."""
-        link = await self._connected()
         with contextlib.suppress(*LOST, hiredis.ReplyError):
-            await self._greet(link)
+            await self._greet(await self._connected())
 
     async def dial(self, **options: Any) -> Link:
         """Give another connection to the server, of which the caller takes care.

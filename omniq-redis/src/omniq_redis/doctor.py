@@ -180,8 +180,8 @@ def _store(meta: Mapping[str, str]) -> Iterator[Finding]:
         when = moment(int(lost_at)).isoformat(timespec="seconds")
         yield _warning(
             "data",
-            f"on {when} the server came back without what it had held before: those tasks are lost; "
-            "mend its persistence, then HDEL the fields lost and lost_at of the key meta",
+            f"on {when} what the server had held was gone: those tasks are lost; "
+            "mend its persistence, or find out who emptied it, then HDEL the fields lost and lost_at of the key meta",
         )
 
 

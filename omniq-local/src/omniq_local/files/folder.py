@@ -107,7 +107,7 @@ class Folder(Catalog):
     def _open(self) -> None:
         try:
             self._attach(*prepare(self.settings))
-            self._enter_first()
+            self._enter()
             try:
                 self._begin()
             finally:
@@ -157,13 +157,13 @@ class Folder(Catalog):
         self.control.mark = renew_mark(self.base)
         self.commit(Change(self, 0), [], 0)
 
-    def _enter_first(self) -> None:
+    def _enter(self) -> None:
         while True:
             try:
                 self._gate.enter()
             except StorageUnavailable:
                 # Repairing may take longer than anybody should have to wait for anything else.
-                if not is_being_repaired(self.settings):
+                if self._is_checked or not is_being_repaired(self.settings):
                     raise
             else:
                 return
@@ -245,7 +245,7 @@ class Folder(Catalog):
 
     def _patiently(self, job: Job[T]) -> T:
         try:
-            self._enter_first()
+            self._enter()
         except OSError as error:
             raise translated(error, self.settings) from error
         return self._do(job)

@@ -10,7 +10,6 @@ from typing import Any
 
 from omniq.task import TaskState
 from omniq_local.files.names import queue_path, token
-from omniq_local.files.records import dump_json
 from omniq_local.files.shelves import Shelf
 
 __all__ = ["EXPIRING", "SHELVES", "Queue"]
@@ -33,6 +32,7 @@ class Queue:
     def __init__(self, base: str, name: str, foreign: Callable[[str], None]) -> None:
         self.name = name
         self.path = queue_path(name)
+        self._name_text = json.dumps(name, ensure_ascii=False)
         self.paused = False
         self.counts = dict.fromkeys(SHELVES, 0)
         folder = token(name)
@@ -83,16 +83,15 @@ class Queue:
 
     def dump(self) -> bytes:
         """Give the file."""
-        shelves = self.shelves
-        return dump_json(
-            {
-                "queue": self.name,
-                "paused": self.paused,
-                "counts": {state: count for state, count in self.counts.items() if count},
-                "epochs": {state: shelf.epoch for state, shelf in shelves.items() if shelf.epoch},
-                "last": {state: shelf.last for state, shelf in shelves.items() if shelf.last},
-            }
-        )
+        # By hand, since it is done for each change of a task; only the name needs an encoder.
+        counts = ", ".join([f'"{state}": {count}' for state, count in self.counts.items() if count])
+        shelves = self.shelves.items()
+        epochs = ", ".join([f'"{state}": {shelf.epoch}' for state, shelf in shelves if shelf.epoch])
+        last = ", ".join([f'"{state}": "{shelf.last}"' for state, shelf in shelves if shelf.last])
+        return (
+            f'{{"queue": {self._name_text}, "paused": {"true" if self.paused else "false"}, "counts": {{{counts}}}, '
+            f'"epochs": {{{epochs}}}, "last": {{{last}}}}}\n'
+        ).encode(errors="surrogatepass")
 
     @staticmethod
     def name_in(path: str) -> str | None:
