@@ -16,7 +16,7 @@ import pytest
 
 from omniq import TaskQueue
 from omniq.task import TaskState
-from omniq.testing import wait_until
+from omniq.testing import await_until, wait_until
 from tests.postgres.support import never_look
 from tests.servers.postgres import PostgresServer
 
@@ -162,3 +162,27 @@ def test_what_the_database_refuses_reaches_the_caller(storage_url: str, server: 
             connection.rollback()
         with pytest.raises(LookupError):
             handle.task()
+
+
+async def test_a_worker_whose_role_may_open_one_connection_says_so_and_claims_nothing(
+    storage_url: str, server: PostgresServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It could claim and record, but its heartbeats have no connection: a long task would lose its lease."""
+
+    async def work() -> str:
+        return "done"
+
+    role = f"one_{storage_url[-8:]}"
+    async with TaskQueue(storage_url) as queue:
+        handle = await queue.task(name="work")(work).aenqueue()
+        server.execute(
+            f"CREATE ROLE {role} LOGIN CONNECTION LIMIT 1; GRANT USAGE ON SCHEMA omniq TO {role};"
+            f"GRANT ALL ON ALL TABLES IN SCHEMA omniq TO {role}; GRANT ALL ON ALL SEQUENCES IN SCHEMA omniq TO {role}"
+        )
+        async with TaskQueue(storage_url.replace("postgres@", f"{role}@") + "&migrate=off&timeout=5") as limited:
+            limited.task(name="work")(work)
+            async with limited.worker(lease=6):
+                await await_until(lambda: "cannot send heartbeats, and claims nothing" in caplog.text, 30, "its word")
+                assert (await handle.atask()).state is TaskState.READY
+                server.execute(f"ALTER ROLE {role} CONNECTION LIMIT -1")
+                assert await handle.aresult(timeout=60) == "done"
