@@ -67,7 +67,8 @@ class Ear:
 
     def __init__(self, reader: asyncio.StreamReader, connection: socket.socket | None) -> None:
         self.reader = reader
-        self._heard = bytearray()
+        # What came before there was an ear for it lies in the reader; not every Python need keep it there.
+        self._heard = bytearray(getattr(reader, "_buffer", b""))
         self._rest = None if connection is None else connection.dup()
         reader.feed_data = partial(self._hear, reader.feed_data)  # type: ignore[method-assign]  # that is what this is for
 
