@@ -1,0 +1,169 @@
+"""A task's record as plain values (int, float, str, bytes, None), for a store that keeps them in columns or as JSON.
+
+Points in time are whole microseconds since the epoch, so that they come back exactly.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+from typing import Any
+
+from omniq.errors import CorruptRecord
+from omniq.records import dump_error, dump_progress, load_error, load_progress
+from omniq.storage.transitions import later
+from omniq.task import StoredTask, TaskState
+
+__all__ = [
+    "CHANGING",
+    "FIXED",
+    "STATE_NUMBERS",
+    "changing_values",
+    "drop_at",
+    "fixed_values",
+    "from_micros",
+    "task_of",
+    "to_micros",
+]
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+
+STATE_NUMBERS = {state: number for number, state in enumerate(TaskState, 1)}
+"""The number that stands for each state: 1 scheduled, 2 ready, 3 running, 4 succeeded, 5 failed, 6 cancelled."""
+_STATES = list(TaskState)
+
+FIXED = ("id", "queue", "name", "body", "priority", "max_retries", "created_at", "unique", "tags", "result_ttl")
+"""The fields that never change once a task is stored, in the order of :func:`fixed_values`."""
+
+CHANGING = (
+    "state",
+    "attempt",
+    "delivery",
+    "run_at",
+    "started_at",
+    "finished_at",
+    "expires_at",
+    "lease_until",
+    "worker",
+    "error",
+    "progress",
+    "cancel_requested",
+    "result_payload",
+)
+"""The other fields, in the order of :func:`changing_values`."""
+
+
+def to_micros(moment: datetime) -> int:
+    """Return an aware datetime as microseconds since the epoch."""
+    return (moment - EPOCH) // _MICROSECOND
+
+
+# The tasks of one batch share most of their times.
+@lru_cache(maxsize=1024)
+def from_micros(number: int) -> datetime:
+    """Return microseconds since the epoch as a datetime in UTC."""
+    return EPOCH + timedelta(0, 0, number)
+
+
+def _micros(moment: datetime | None) -> int | None:
+    return None if moment is None else (moment - EPOCH) // _MICROSECOND
+
+
+def _moment(number: int | None) -> datetime | None:
+    return None if number is None else from_micros(number)
+
+
+def drop_at(task: StoredTask) -> int | None:
+    """Return until when the record of a task is kept, in microseconds since the epoch; None if it has not ended."""
+    return None if task.finished_at is None else to_micros(later(task.finished_at, task.result_ttl))
+
+
+def fixed_values(task: StoredTask) -> tuple[Any, ...]:
+    """Return the values of :data:`FIXED`."""
+    return (
+        task.id,
+        task.queue,
+        task.name,
+        task.body,
+        task.priority,
+        task.max_retries,
+        to_micros(task.created_at),
+        task.unique,
+        json.dumps(task.tags) if task.tags else None,
+        float(task.result_ttl),
+    )
+
+
+def changing_values(task: StoredTask) -> tuple[Any, ...]:
+    """Return the values of :data:`CHANGING`."""
+    return (
+        STATE_NUMBERS[task.state],
+        task.attempt,
+        task.delivery,
+        to_micros(task.run_at),
+        _micros(task.started_at),
+        _micros(task.finished_at),
+        _micros(task.expires_at),
+        _micros(task.lease_until),
+        task.worker,
+        None if task.error is None else dump_error(task.error),
+        None if task.progress is None else dump_progress(task.progress),
+        int(task.cancel_requested),
+        task.result_payload,
+    )
+
+
+def task_of(fixed: Sequence[Any], changing: Sequence[Any]) -> StoredTask:
+    """Make a task of its values.
+
+    :param fixed: the values of :data:`FIXED`; a body of None (not read) becomes an empty one.
+    :param changing: the values of :data:`CHANGING`.
+    :raises CorruptRecord: if they are not what they should be.
+    """
+    task_id, queue, name, body, priority, max_retries, created_at, unique, tags, result_ttl = fixed
+    (
+        state,
+        attempt,
+        delivery,
+        run_at,
+        started_at,
+        finished_at,
+        expires_at,
+        lease_until,
+        worker,
+        error,
+        progress,
+        cancel,
+        result,
+    ) = changing
+    try:
+        return StoredTask(
+            id=task_id,
+            queue=queue,
+            name=name,
+            body=b"" if body is None else bytes(body),
+            priority=priority,
+            max_retries=max_retries,
+            created_at=from_micros(created_at),
+            unique=unique,
+            tags=() if tags is None else tuple(json.loads(tags)),
+            result_ttl=result_ttl,
+            state=_STATES[state - 1],
+            attempt=attempt,
+            delivery=delivery,
+            run_at=from_micros(run_at),
+            started_at=_moment(started_at),
+            finished_at=_moment(finished_at),
+            expires_at=_moment(expires_at),
+            lease_until=_moment(lease_until),
+            worker=worker,
+            error=None if error is None else load_error(error),
+            progress=None if progress is None else load_progress(progress),
+            cancel_requested=bool(cancel),
+            result_payload=None if result is None else bytes(result),
+        )
+    except (ValueError, TypeError, LookupError, OverflowError) as problem:
+        raise CorruptRecord(f"task {task_id!r} cannot be read: {problem}") from problem

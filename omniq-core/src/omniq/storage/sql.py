@@ -1,0 +1,413 @@
+"""The primitives of a transaction in SQL, in one text for SQLite, PostgreSQL, MySQL and others.
+
+A backend derives from :class:`SqlTx`, names its types and its parameter mark, and begins the transaction. Everything
+goes through a cursor of the Python Database API (PEP 249).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Any, ClassVar
+
+from omniq.errors import SchemaMismatch
+from omniq.records import dump_schedule, load_schedule
+from omniq.schedule import Schedule
+from omniq.storage.base import TaskQuery, WorkerInfo
+from omniq.storage.rows import (
+    CHANGING,
+    FIXED,
+    STATE_NUMBERS,
+    changing_values,
+    drop_at,
+    fixed_values,
+    from_micros,
+    task_of,
+    to_micros,
+)
+from omniq.storage.transitions import later
+from omniq.task import StoredTask, TaskState
+
+__all__ = ["SqlTx"]
+
+VERSION = 1
+"""Of the tables below. A program refuses those of another version."""
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS {task} (seq BIGINT PRIMARY KEY, place INT NOT NULL, live_key VARCHAR(64) UNIQUE,
+  drop_at BIGINT, id {key} NOT NULL UNIQUE, queue {key} NOT NULL, name {text} NOT NULL, body {blob} NOT NULL,
+  priority INT NOT NULL, max_retries BIGINT NOT NULL, created_at BIGINT NOT NULL, unique_key {text}, tags {text},
+  result_ttl {float} NOT NULL, state INT NOT NULL, attempt INT NOT NULL, delivery INT NOT NULL, run_at BIGINT NOT NULL,
+  started_at BIGINT, finished_at BIGINT, expires_at BIGINT, lease_until BIGINT, worker {text}, error {text},
+  progress {text}, cancel_requested INT NOT NULL, result_payload {blob}){suffix};
+CREATE INDEX IF NOT EXISTS {task_ready} ON {task} (queue, state, place, run_at, seq);
+CREATE INDEX IF NOT EXISTS {task_due} ON {task} (queue, state, run_at);
+CREATE INDEX IF NOT EXISTS {task_lease} ON {task} (state, lease_until);
+CREATE INDEX IF NOT EXISTS {task_expiry} ON {task} (state, expires_at);
+CREATE INDEX IF NOT EXISTS {task_drop} ON {task} (drop_at);
+CREATE TABLE IF NOT EXISTS {task_count} (queue {key} NOT NULL, state INT NOT NULL, n BIGINT NOT NULL,
+  PRIMARY KEY (queue, state)){suffix};
+CREATE TABLE IF NOT EXISTS {paused} (queue {key} PRIMARY KEY){suffix};
+CREATE TABLE IF NOT EXISTS {worker} (id {key} PRIMARY KEY, seen_at BIGINT NOT NULL, until BIGINT NOT NULL){suffix};
+CREATE TABLE IF NOT EXISTS {schedule} (id {key} PRIMARY KEY, revision BIGINT NOT NULL, due BIGINT, body {text} NOT NULL)
+  {suffix};
+CREATE INDEX IF NOT EXISTS {schedule_due} ON {schedule} (due);
+CREATE TABLE IF NOT EXISTS {meta} (version INT PRIMARY KEY, seq BIGINT NOT NULL, revision_floor BIGINT NOT NULL){suffix}
+"""
+_TABLES = ("task", "task_count", "paused", "worker", "schedule", "meta")
+_INDEXES = ("task_ready", "task_due", "task_lease", "task_expiry", "task_drop", "schedule_due")
+
+_COLUMN = {"unique": "unique_key"}
+"""Fields that stand in a column of another name."""
+_LEFT_OUT = frozenset({"body", "result_payload"})
+"""What is not read where it is not asked for: it may be large."""
+_ENDED = tuple(STATE_NUMBERS[state] for state in TaskState if state.is_final)
+_Before = tuple[int, int, dict[str, Any], str]
+"""What is known of a task that was read: its place in the order, state, changing columns, and queue."""
+
+
+class SqlTx:
+    """The primitives of one transaction, on tables of a namespace.
+
+    :param cursor: a cursor of the driver's, in the transaction.
+    :param namespace: the tables are named after it.
+    :param now: the store's clock; may be set later, before the first verb.
+    """
+
+    mark: ClassVar[str] = "%s"
+    """How a parameter is written."""
+    quote: ClassVar[str] = '"'
+    """What stands around a name."""
+    types: ClassVar[Mapping[str, str]] = {}
+    """The database's types for ``key`` (a short text, compared as bytes), ``text``, ``blob`` and ``float`` (of 64
+    bits); ``suffix`` follows each table."""
+    contains: ClassVar[str] = "instr(tags, %s) > 0"
+    """Whether the column ``tags`` holds a text."""
+    lock: ClassVar[str] = ""
+    """What follows a SELECT of rows that are going to be changed (``FOR UPDATE``), if a transaction locks rows rather
+    than the store."""
+    skip_locked: ClassVar[str] = ""
+    """The same where rows that others have locked may be passed over (``FOR UPDATE SKIP LOCKED``)."""
+
+    def __init__(self, cursor: Any, namespace: str, now: datetime | None = None) -> None:
+        self.cursor = cursor
+        self.changed = False
+        if now is not None:
+            self.now = now
+        self._before: dict[str, _Before] = {}
+        self._counts: Counter[tuple[str, int]] = Counter()
+        self._names = {one: f"{self.quote}{namespace}_{one}{self.quote}" for one in (*_TABLES, *_INDEXES)}
+
+    now: datetime
+
+    # Statements
+
+    def rows(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
+        """Return the rows of a query.
+
+        :param sql: with ``%s`` for a value, also for one that is a list (``IN %s``), and names of tables in braces.
+        """
+        if any(isinstance(value, list) and not value for value in values):
+            return []
+        self.cursor.execute(*self._made(sql, values))
+        return list(self.cursor.fetchall())
+
+    def change(self, sql: str, *values: Any) -> int:
+        """Run a statement that changes rows; return how many."""
+        if any(isinstance(value, list) and not value for value in values):
+            return 0
+        self.cursor.execute(*self._made(sql, values))
+        count: int = max(0, self.cursor.rowcount)
+        self.changed = self.changed or count > 0
+        return count
+
+    def change_many(self, sql: str, rows: Sequence[Sequence[Any]]) -> None:
+        """Run a statement once for each row of values."""
+        if rows:
+            self.cursor.executemany(self._made(sql, [None] * len(rows[0]))[0], rows)
+            self.changed = True
+
+    def _made(self, sql: str, values: Sequence[Any]) -> tuple[str, list[Any]]:
+        first, *parts = sql.split("%s")
+        text, flat = [first], []
+        for part, value in zip(parts, values, strict=True):
+            if isinstance(value, list):
+                flat += value
+                text.append(f"({', '.join([self.mark] * len(value))}){part}")
+            else:
+                flat.append(value)
+                text.append(self.mark + part)
+        return "".join(text).format(**self._names), flat
+
+    @contextmanager
+    def savepoint(self) -> Iterator[None]:
+        """Undo what was done in a block that raises."""
+        self.cursor.execute("SAVEPOINT omniq")
+        try:
+            yield
+        except BaseException:
+            self.cursor.execute("ROLLBACK TO SAVEPOINT omniq")
+            raise
+        self.cursor.execute("RELEASE SAVEPOINT omniq")
+
+    # Tables
+
+    def create(self) -> None:
+        """Make the tables that are not there."""
+        types = {"key": "TEXT", "text": "TEXT", "blob": "BLOB", "float": "FLOAT", "suffix": "", **self.types}
+        for statement in SCHEMA.split(";\n"):
+            self.cursor.execute(statement.format(**self._names, **types))
+        if not self.rows("SELECT version FROM {meta}"):
+            self.change("INSERT INTO {meta} (version, seq, revision_floor) VALUES (%s, 0, 0)", VERSION)
+
+    def check(self) -> None:
+        """Refuse tables of another version.
+
+        :raises SchemaMismatch: says which they are of.
+        """
+        found = self.rows("SELECT version FROM {meta}")
+        if found != [(VERSION,)]:
+            versions = ", ".join(str(version) for (version,) in found) or "none"
+            raise SchemaMismatch(
+                f"the tables named after {self._names['meta']} are of version {versions}, and this program knows "
+                f"{VERSION}; run the version of the program that made them, or take another namespace"
+            )
+
+    # Tasks
+
+    def _tasks(self, where: str, *values: Any, whole: bool = True) -> list[StoredTask]:
+        """Return tasks; without their bodies and results unless they are asked for."""
+        fields = [name for name in (*FIXED, *CHANGING) if whole or name not in _LEFT_OUT]
+        columns = ", ".join(_COLUMN.get(name, name) for name in fields)
+        tasks = []
+        for seq, *row in self.rows(f"SELECT seq, {columns} FROM {{task}} WHERE {where}", *values):
+            if not whole:
+                row.insert(FIXED.index("body"), None)
+                row.append(None)
+            changing = dict(zip(CHANGING, row[len(FIXED) :], strict=True))
+            task = task_of(row[: len(FIXED)], row[len(FIXED) :])
+            self._before[task.id] = seq, changing["state"], changing, task.queue
+            tasks.append(task)
+        return tasks
+
+    def load(self, ids: Iterable[str]) -> dict[str, StoredTask]:
+        found = self._tasks(f"id IN %s ORDER BY seq{self.lock}", list(dict.fromkeys(ids)), whole=False)
+        return {task.id: task for task in found}
+
+    def get(self, ids: Sequence[str]) -> dict[str, StoredTask]:
+        return {task.id: task for task in self._tasks("id IN %s", list(dict.fromkeys(ids)))}
+
+    def insert(self, tasks: Sequence[StoredTask]) -> None:
+        if not tasks:
+            return
+        self.change("UPDATE {meta} SET seq = seq + %s", len(tasks))
+        ((last,),) = self.rows("SELECT seq FROM {meta}")
+        fields = (*FIXED, *CHANGING)
+        columns = ", ".join(["seq", "place", "live_key", "drop_at", *(_COLUMN.get(name, name) for name in fields)])
+        marks = ", ".join(["%s"] * (4 + len(fields)))
+        rows = []
+        for seq, task in enumerate(tasks, last - len(tasks) + 1):
+            changing = changing_values(task)
+            rows.append((seq, -task.priority, _live_key(task), drop_at(task), *fixed_values(task), *changing))
+            self._counts[task.queue, changing[0]] += 1
+        self.change_many(f"INSERT INTO {{task}} ({columns}) VALUES ({marks})", rows)
+        self._count()
+
+    def save(self, tasks: Sequence[StoredTask]) -> None:
+        # What changes alike, such as the tasks of one claim, is one statement.
+        alike: dict[tuple[str, ...], dict[tuple[Any, ...], list[int]]] = defaultdict(lambda: defaultdict(list))
+        for task in tasks:
+            seq, state, before, queue = self._before[task.id]
+            after = dict(zip(CHANGING, changing_values(task), strict=True))
+            changes = {name: value for name, value in after.items() if value != before[name]}
+            if "state" in changes:
+                self._counts[queue, state] -= 1
+                self._counts[queue, after["state"]] += 1
+                changes["drop_at"] = drop_at(task)
+                if task.unique is not None:
+                    changes["live_key"] = _live_key(task)
+            self._before[task.id] = seq, after["state"], after, queue
+            if changes:
+                alike[tuple(changes)][tuple(changes.values())].append(seq)
+        for names, groups in alike.items():
+            sets = ", ".join(f"{name} = %s" for name in names)
+            singles = [(*values, seqs[0]) for values, seqs in groups.items() if len(seqs) == 1]
+            self.change_many(f"UPDATE {{task}} SET {sets} WHERE seq = %s", singles)
+            for values, seqs in groups.items():
+                if len(seqs) > 1:
+                    self.change(f"UPDATE {{task}} SET {sets} WHERE seq IN %s", *values, seqs)
+        self._count()
+
+    def _count(self) -> None:
+        # In one order everywhere, so that two transactions do not wait for each other.
+        for (queue, state), step in sorted(self._counts.items()):
+            if step and not self.change(
+                "UPDATE {task_count} SET n = n + %s WHERE queue = %s AND state = %s", step, queue, state
+            ):
+                self.change("INSERT INTO {task_count} (queue, state, n) VALUES (%s, %s, %s)", queue, state, step)
+        self._counts.clear()
+
+    def remove(self, ids: Sequence[str]) -> None:
+        self._remove([self._before[task_id] for task_id in ids])
+
+    def _remove(self, known: Sequence[_Before]) -> int:
+        for _, state, _, queue in known:
+            self._counts[queue, state] -= 1
+        removed = self.change("DELETE FROM {task} WHERE seq IN %s", [seq for seq, _, _, _ in known])
+        self._count()
+        return removed
+
+    def holders(self, keys: Iterable[str]) -> dict[str, str]:
+        return dict(self.rows("SELECT unique_key, id FROM {task} WHERE live_key IN %s", [_hashed(key) for key in keys]))
+
+    def promote(self, queue: str, limit: int) -> None:
+        due = self.rows(
+            f"SELECT seq FROM {{task}} WHERE queue = %s AND state = 1 AND run_at <= %s ORDER BY run_at LIMIT %s"
+            f"{self.skip_locked}",
+            queue,
+            to_micros(self.now),
+            limit,
+        )
+        if due:
+            self.change("UPDATE {task} SET state = 2 WHERE seq IN %s", [seq for (seq,) in due])
+            self._counts[queue, 1] -= len(due)
+            self._counts[queue, 2] += len(due)
+            self._count()
+
+    def ready(self, queue: str, limit: int) -> list[StoredTask]:
+        order = f"ORDER BY place, run_at, seq LIMIT %s{self.skip_locked}"
+        return self._tasks(f"queue = %s AND state = 2 {order}", queue, limit)
+
+    def lapsed(self, limit: int) -> list[StoredTask]:
+        order = f"ORDER BY lease_until LIMIT %s{self.skip_locked}"
+        return self._tasks(f"state = 3 AND lease_until <= %s {order}", to_micros(self.now), limit)
+
+    def expired(self, limit: int) -> list[StoredTask]:
+        order = f"ORDER BY expires_at LIMIT %s{self.skip_locked}"
+        return self._tasks(f"state IN (1, 2) AND expires_at <= %s {order}", to_micros(self.now), limit, whole=False)
+
+    def has_work(self, queues: Sequence[str]) -> bool:
+        ready = self.rows("SELECT 1 FROM {task} WHERE queue IN %s AND state = 2 LIMIT 1", list(queues))
+        moment = None if ready else self.next_task(queues)
+        return bool(ready) or (moment is not None and moment <= self.now)
+
+    def next_task(self, queues: Sequence[str]) -> datetime | None:
+        return self._first("run_at FROM {task} WHERE queue IN %s AND state = 1 ORDER BY run_at", list(queues))
+
+    def oldest_ready(self, queue: str) -> datetime | None:
+        return self._first("run_at FROM {task} WHERE queue = %s AND state = 2 ORDER BY run_at", queue)
+
+    def next_schedule(self, after: datetime) -> datetime | None:
+        return self._first("due FROM {schedule} WHERE due > %s ORDER BY due", to_micros(after))
+
+    def _first(self, select: str, value: Any) -> datetime | None:
+        found = self.rows(f"SELECT {select} LIMIT 1", value)
+        return from_micros(found[0][0]) if found else None
+
+    def page(self, query: TaskQuery, before: int | None) -> tuple[list[StoredTask], int | None]:
+        wanted = {
+            "queue = %s": query.queue,
+            "state = %s": None if query.state is None else STATE_NUMBERS[query.state],
+            "name = %s": query.name,
+            self.contains: None if query.tag is None else json.dumps(query.tag),
+            "seq < %s": before,
+        }
+        given = {clause: value for clause, value in wanted.items() if value is not None}
+        where = " AND ".join(["1 = 1", *given])
+        tasks = self._tasks(f"{where} ORDER BY seq DESC LIMIT %s", *given.values(), query.limit + 1)
+        page = tasks[: query.limit]
+        return page, self._before[page[-1].id][0] if len(tasks) > len(page) > 0 else None
+
+    def purge(self, queue: str, states: Sequence[TaskState], limit: int) -> int:
+        numbers = [STATE_NUMBERS[state] for state in states]
+        where = f"queue = %s AND state IN %s LIMIT %s{self.skip_locked}"
+        return self._remove([self._before[task.id] for task in self._tasks(where, queue, numbers, limit, whole=False)])
+
+    def prune(self, limit: int) -> int:
+        now = to_micros(self.now)
+        self.change("DELETE FROM {worker} WHERE until <= %s", now)
+        where = f"drop_at <= %s ORDER BY drop_at LIMIT %s{self.skip_locked}"
+        return self._remove([self._before[task.id] for task in self._tasks(where, now, limit, whole=False)])
+
+    def counts(self) -> dict[str, dict[TaskState, int]]:
+        states = list(TaskState)
+        found: dict[str, dict[TaskState, int]] = {}
+        for queue, state, n in self.rows("SELECT queue, state, n FROM {task_count} WHERE n > 0"):
+            found.setdefault(queue, {})[states[state - 1]] = n
+        return found
+
+    # Queues, workers, schedules
+
+    def paused(self) -> set[str]:
+        return {queue for (queue,) in self.rows("SELECT queue FROM {paused}")}
+
+    def pause(self, queue: str) -> bool:
+        return queue not in self.paused() and bool(self.change("INSERT INTO {paused} (queue) VALUES (%s)", queue))
+
+    def resume(self, queue: str) -> bool:
+        return bool(self.change("DELETE FROM {paused} WHERE queue = %s", queue))
+
+    def seen(self, worker: str, lease: float) -> None:
+        changed, now = self.changed, to_micros(self.now)
+        until = to_micros(later(self.now, lease))
+        if not self.change("UPDATE {worker} SET seen_at = %s, until = %s WHERE id = %s", now, until, worker):
+            self.change("DELETE FROM {worker} WHERE id = %s", worker)
+            self.change("INSERT INTO {worker} (id, seen_at, until) VALUES (%s, %s, %s)", worker, now, until)
+        self.changed = changed
+
+    def workers(self) -> list[WorkerInfo]:
+        alive = self.rows("SELECT id, seen_at FROM {worker} WHERE until > %s", to_micros(self.now))
+        running: dict[str, list[str]] = defaultdict(list)
+        for worker, task_id in self.rows("SELECT worker, id FROM {task} WHERE state = 3 ORDER BY seq"):
+            running[worker].append(task_id)
+        return [
+            WorkerInfo(id=worker, seen_at=from_micros(seen_at), running=tuple(running[worker]))
+            for worker, seen_at in sorted(alive)
+        ]
+
+    def _schedules(self, where: str, *values: Any) -> list[Schedule]:
+        rows = self.rows(f"SELECT id, revision, body FROM {{schedule}} WHERE {where}", *values)
+        return [load_schedule(body, id=name, revision=revision) for name, revision, body in rows]
+
+    def schedules(self) -> list[Schedule]:
+        return self._schedules("1 = 1")
+
+    def schedule(self, schedule_id: str) -> Schedule | None:
+        found = self._schedules(f"id = %s{self.lock}", schedule_id)
+        return found[0] if found else None
+
+    def store_schedule(self, schedule: Schedule) -> None:
+        due = None if schedule.paused or schedule.next_run is None else to_micros(schedule.next_run)
+        self.remove_schedule(schedule.id)
+        self.change(
+            "INSERT INTO {schedule} (id, revision, due, body) VALUES (%s, %s, %s, %s)",
+            schedule.id,
+            schedule.revision,
+            due,
+            dump_schedule(schedule),
+        )
+
+    def remove_schedule(self, schedule_id: str) -> None:
+        self.change("DELETE FROM {schedule} WHERE id = %s", schedule_id)
+
+    def revision_floor(self) -> int:
+        return int(self.rows("SELECT revision_floor FROM {meta}")[0][0])
+
+    def raise_revision_floor(self, revision: int) -> None:
+        self.change("UPDATE {meta} SET revision_floor = %s", revision)
+
+    def due(self, limit: int) -> list[Schedule]:
+        return self._schedules("due <= %s ORDER BY due, id LIMIT %s", to_micros(self.now), limit)
+
+
+def _hashed(key: str) -> str:
+    # An index cannot hold a text of any length.
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+def _live_key(task: StoredTask) -> str | None:
+    return None if task.unique is None or task.state.is_final else _hashed(task.unique)
