@@ -89,7 +89,7 @@ def _module_of_script(file: Path) -> str:
     while (folder / "__init__.py").is_file() and folder.name.isidentifier():
         parts.insert(0, folder.name)
         folder = folder.parent
-    # The first place of sys.path is the script's own folder, whatever it is; beyond it somebody put it there.
+    # The first place of sys.path is the script's own folder, whatever it is; beyond it the program put it there.
     if len(parts) == 1 and folder not in [Path(place).resolve() for place in sys.path[1:]]:
         with contextlib.suppress(ValueError, OSError):  # it is not below the current folder, or that is gone
             below = folder.relative_to(Path.cwd()).parts

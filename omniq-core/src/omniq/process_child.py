@@ -195,7 +195,7 @@ def _die_with_parent(lifeline: Connection) -> None:
 
 
 def _memory() -> int:
-    """Give the bytes of memory that this process takes now, or its peak where the system does not tell."""
+    """Return the bytes of memory that this process takes now, or its peak where the system does not tell."""
     try:
         with open("/proc/self/statm", encoding="ascii") as statm:
             return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")

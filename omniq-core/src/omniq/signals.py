@@ -94,7 +94,7 @@ def call_on_signal(numbers: Iterable[signal.Signals], callback: Listener) -> Ite
 @contextlib.contextmanager
 def _woken(loop: asyncio.AbstractEventLoop) -> Iterator[None]:
     # Python runs handlers on the main thread alone, and only once it wakes up. The system may have any thread receive
-    # the signal; what is then written here wakes the loop, and means nothing more, whoever writes it.
+    # the signal; what is then written here wakes the loop, and means nothing more, whichever process writes it.
     reading, writing = os.pipe()
     for descriptor in (reading, writing):
         os.set_blocking(descriptor, False)

@@ -76,7 +76,7 @@ def _run(loop: asyncio.AbstractEventLoop, main: asyncio.Task[R]) -> R:
             return loop.run_until_complete(main)
         except (SystemExit, KeyboardInterrupt, RuntimeError) as error:
             # What a task's own coroutine or callback raises passes through the loop; so does the end of loop.stop().
-            # The loop is unharmed, and whoever awaits that coroutine gets the error as well.
+            # The loop is unharmed, and what awaits that coroutine gets the error as well.
             if main.done() or _is_ctrl_c(error) or (isinstance(error, RuntimeError) and _STOPPED not in str(error)):
                 raise
             _log.error(
@@ -92,7 +92,7 @@ def _is_ctrl_c(error: BaseException) -> bool:
 
 def _say_why(error: BaseException) -> None:
     if isinstance(error, Exception) or _is_ctrl_c(error):
-        return  # whoever called tells of it
+        return  # the caller tells of it
     _log.error("the worker ends against its will: %s", type(error).__name__, exc_info=error)
     if isinstance(error, SystemExit) and not error.code:
         raise SystemExit(1) from error

@@ -334,7 +334,7 @@ class Connection:
             await self._look_for_stream()
             raise Unserved(f"{self.settings.shown}: stream {self.settings.names.stream} was not there")
         if error.get("code") == 503 and subject.startswith(OF_MESSAGES):
-            # Not that the message is not there: whoever took it for that would believe that it was removed.
+            # Not that the message is not there: taken for that, it would count as removed.
             raise Unserved(f"{self.settings.shown}: {error.get('description')}")
         return answer
 

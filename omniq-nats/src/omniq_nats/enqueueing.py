@@ -265,7 +265,7 @@ class Producer:
     async def _adopt(self) -> None:
         """See to it that claims look at every line that has tasks: their books may have been lost without them.
 
-        Whoever enqueued them knew the line to be in its book, and did not know yet that the book was lost.
+        Their producer knew the line to be in its book, and did not know yet that the book was lost.
         """
         lines = {tuple(subject.rsplit(".", 4)[1:3]) for subject in await self._link.subjects(self._names.homes())}
         for queue, line in lines:

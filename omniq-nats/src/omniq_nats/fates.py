@@ -164,7 +164,7 @@ class ResultPage:
         return len(self.gone) >= self.size if self.size else not self.fates
 
     def places(self, name: str) -> Iterator[tuple[str, int, int, str, Fate]]:
-        """Give the name of the home, its sequence, the number in it, the id and the fate of each task.
+        """Return the name of the home, its sequence, the number in it, the id and the fate of each task.
 
         :param name: of the page.
         """

@@ -1,6 +1,6 @@
 """The stream of a namespace: made if it is not there, and checked if it is.
 
-While a process uses it, somebody may remove it, empty it, or put another one in its place; one in memory ends with its
+While a process uses it, it may be removed, emptied, or replaced by another one; one in memory ends with its
 server. Whatever was known of it is wrong then. It is noticed by the stream's :class:`Life`, whenever the servers are
 asked for the stream's state.
 """
@@ -127,7 +127,7 @@ async def _see_to(link: Link, clock: Clock, answer: dict[str, Any]) -> None:
     """
     life, error = link.life, answer.get("error")
     if life is None:
-        return  # somebody does it already
+        return  # another call does it already
     if error is None and not life.has_ended(answer):
         return
     if error is not None and error.get("err_code") != NOT_FOUND:

@@ -51,11 +51,11 @@ class Connector:
         return bool(self._pooled)
 
     def translated(self, error: psycopg.Error) -> OmniQError | ValueError:
-        """Give the error that a user of the core knows."""
+        """Return the error that a user of the core knows."""
         return translated(error, self.settings.shown, self.database)
 
     def silent(self) -> StorageUnavailable:
-        """Give the error for a call that got no answer in time."""
+        """Return the error for a call that got no answer in time."""
         return StorageUnavailable(f"{self.settings.shown} gave no answer within {self.settings.timeout:g} s")
 
     def _options(self) -> dict[str, str]:

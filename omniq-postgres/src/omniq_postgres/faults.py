@@ -90,7 +90,7 @@ def remedy_for(error: psycopg.Error) -> Remedy:
 
 
 def text_of(error: BaseException) -> str:
-    """Give an error's text on one line, or what it is where it has none."""
+    """Return an error's text on one line, or what it is where it has none."""
     return " ".join(str(error).split()) or type(error).__name__
 
 

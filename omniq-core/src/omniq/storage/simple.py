@@ -298,7 +298,7 @@ class SimpleStorage(Storage):
                 self.disconnect(connection)
 
     async def _wait(self, look: Callable[[Tx], tuple[R, float]], timeout: float) -> R:
-        """Look now, whenever somebody changed something, and now and then.
+        """Look now, whenever something was changed, and now and then.
 
         :param look: returns what was found, and after how many seconds to look again at the latest.
         """

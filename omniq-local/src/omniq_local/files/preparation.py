@@ -46,7 +46,7 @@ def prepare(settings: Settings, *, create: bool = True) -> tuple[int, int]:
 
 
 def gone(settings: Settings) -> StorageUnavailable:
-    """Give the error for a store that was removed while it is in use."""
+    """Return the error for a store that was removed while it is in use."""
     return StorageUnavailable(
         f"{settings.base} is gone: it was removed or moved while in use. Put it back, which needs no restart; or "
         "restart what uses it, to begin with an empty store"

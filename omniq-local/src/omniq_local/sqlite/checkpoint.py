@@ -78,7 +78,7 @@ class Checkpoints:
     def _checkpoint(self) -> None:
         with self.lock:
             if self._log_is_lost():
-                # Its index tells of what is not in the new one. Whoever writes next sees to it.
+                # Its index tells of what is not in the new one. The next writer sees to it.
                 return
             connection = connect(self._settings, busy_timeout=WAIT)
             try:

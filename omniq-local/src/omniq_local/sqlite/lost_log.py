@@ -1,7 +1,7 @@
 """Saves what SQLite's log holds, if the log (``-wal``) or its index (``-shm``) was removed while in use.
 
 Connections that have the log open go on writing into it, where nobody else will ever read, and the last one to close
-removes the log of whoever began a new one. So before anything is read or written the log must be the one that was
+removes the log of a process that began a new one. So before anything is read or written the log must be the one that was
 opened. If it is not, nobody has written into it since (each looks before), and what it holds goes into the database
 before all connections of the process are made anew.
 """
@@ -59,7 +59,7 @@ def save_log(connection: sqlite3.Connection, settings: Settings) -> None:
         )
         return
     _log.error(
-        "%s: another log was begun by somebody else; what was stored before is in %s alone: look at the tasks there "
+        "%s: another process began a log of its own; what was stored before is in %s alone: look at the tasks there "
         "with omniq tasks list --url sqlite:///%s. Remove %s-wal and -shm only when nothing uses the file",
         *(path, copy, copy, path),
     )
