@@ -39,8 +39,8 @@ class Heartbeat:
         whenever that is not as it was before.
     :param on_silence: called, on the heartbeat's thread, when no heartbeat has got through for so long that the
         leases are about to run out.
-    :param is_deaf: whether the worker has not been able to claim for long. It signs off for as long, so that a probe that
-        lists the workers does not take it for one that works.
+    :param is_deaf: whether the worker has not been able to claim for long. It signs off for as long, so that a probe
+        does not take it for one that works.
     :param monitor: looks, at each heartbeat, whether the worker's loop is blocked.
     """
 

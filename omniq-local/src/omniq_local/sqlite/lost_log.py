@@ -1,8 +1,8 @@
 """Saves what SQLite's log holds, if the log (``-wal``) or its index (``-shm``) was removed while in use.
 
 Connections that have the log open go on writing into it, where nobody else will ever read, and the last one to close
-removes the log of a process that began a new one. So before anything is read or written the log must be the one that was
-opened. If it is not, nobody has written into it since (each looks before), and what it holds goes into the database
+removes the log of a process that began a new one. So before anything is read or written the log must be the one that
+was opened. If it is not, nobody has written into it since (each looks before), and what it holds goes into the database
 before all connections of the process are made anew.
 """
 
