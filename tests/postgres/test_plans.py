@@ -31,7 +31,7 @@ pytestmark = pytest.mark.xdist_group("plans")
 
 ROWS = int(os.environ.get("OMNIQ_PLAN_ROWS", "100000"))
 BATCH = 100
-SMALL = frozenset({"delta", "counter", "paused", "worker", "schedule", "migration"})
+SMALL = frozenset({"delta", "counter", "paused", "worker", "schedule", "revision", "migration"})
 """Tables whose size has nothing to do with how many tasks there are."""
 
 

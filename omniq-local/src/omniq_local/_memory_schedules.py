@@ -17,6 +17,8 @@ class Schedules:
 
     def __init__(self) -> None:
         self._by_id: dict[str, Schedule] = {}
+        self._revision_floor = 0
+        """The largest revision of any schedule that was deleted: new ones begin above it."""
 
     def revision(self, schedule_id: str) -> int:
         """Give the revision of a schedule; 0 if there is none."""
@@ -25,7 +27,7 @@ class Schedules:
 
     def put(self, schedule: Schedule) -> Schedule:
         """Store a schedule under the next revision, and give it."""
-        kept = evolve(schedule, revision=self.revision(schedule.id) + 1)
+        kept = evolve(schedule, revision=(self.revision(schedule.id) or self._revision_floor) + 1)
         self._by_id[schedule.id] = kept
         return kept
 
@@ -34,7 +36,11 @@ class Schedules:
         return [self._by_id[schedule_id] for schedule_id in wanted if schedule_id in self._by_id]
 
     def delete(self, schedule_id: str) -> bool:
-        return self._by_id.pop(schedule_id, None) is not None
+        gone = self._by_id.pop(schedule_id, None)
+        if gone is None:
+            return False
+        self._revision_floor = max(self._revision_floor, gone.revision)
+        return True
 
     def due(self, now: datetime, limit: int) -> list[Schedule]:
         due = sorted((at, schedule.id) for at, schedule in self._planned() if at <= now)

@@ -18,16 +18,20 @@ _log = logging.getLogger("omniq.nats")
 def encode_schedule(schedule: Schedule, nonce: str) -> bytes:
     """Give the body of the message that a schedule is stored in.
 
+    A new schedule, of revision 0, gets the sequence of its message: none that was stored before it had a larger one,
+    as each change of a schedule is a message and raises its revision by one.
+
     :param nonce: tells the attempt that stores it from others.
     """
     return f"{json.dumps([nonce, schedule.revision])}\n{dump_schedule(schedule)}".encode()
 
 
 def _head(stored: Stored) -> tuple[str, int]:
+    """Give what tells the attempt that stored a schedule from others, and its revision."""
     nonce, revision = json.loads(stored.data.partition(b"\n")[0])
     if not (isinstance(nonce, str) and isinstance(revision, int)):
         raise ValueError(f"these are no nonce and revision: {nonce!r}, {revision!r}")
-    return nonce, revision
+    return nonce, revision or stored.seq
 
 
 def nonce_of(stored: Stored) -> str | None:

@@ -47,7 +47,7 @@ class Timetable:
             revision, seq = await self._stored(schedule.id)
             if expected_revision not in (None, revision):
                 return None
-            kept = evolve(schedule, revision=revision + 1)
+            kept = evolve(schedule, revision=revision + 1 if revision else 0)
             try:
                 seq = await self._link.publish(Write(subject, encode_schedule(kept, nonce), expected=seq))
             except Conflict:
@@ -59,7 +59,7 @@ class Timetable:
                 seq = stored[0].seq
             self._agenda.note(subject, seq, kept)
             await self._link.tell(self._names.timetable)
-            return kept
+            return evolve(kept, revision=kept.revision or seq)
         raise StorageUnavailable(f"schedule {schedule.id!r} is changed by so many at once that no turn came")
 
     async def get(self, ids: Sequence[str] | None) -> list[Schedule]:

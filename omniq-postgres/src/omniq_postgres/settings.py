@@ -60,7 +60,7 @@ LIBPQ_OPTIONS = (
 """What libpq itself understands in a connection's URL."""
 
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_$-]{0,62}")
-TABLES = ("task", "live", "ended", "delta", "counter", "paused", "worker", "schedule", "migration")
+TABLES = ("task", "live", "ended", "delta", "counter", "paused", "worker", "schedule", "revision", "migration")
 INDEXES = ("ready", "scheduled", "running", "expiry", "key", "seq", "tagged", "history", "retention", "due")
 _LONGEST_TIMEOUT = 3600.0
 

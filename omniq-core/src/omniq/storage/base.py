@@ -439,10 +439,14 @@ class Storage(ABC):
     async def put_schedule(self, schedule: Schedule, expected_revision: int | None = None) -> Schedule | None:
         """Store a schedule, replacing the one with the same id.
 
+        A revision is never used again: each change of a stored schedule raises it by one, and a new schedule begins
+        with one that is larger than any that a schedule of this id has had, also if that was deleted. A caller that
+        read a schedule before can therefore never replace its successor by mistake.
+
         :param expected_revision: store only if the stored one has this revision (0: only if there is none); None: in
             any case.
-        :return: what is stored, with its new revision (one more than before; the given ``revision`` plays no part);
-            None if the expected revision did not match.
+        :return: what is stored, with its new revision (the given ``revision`` plays no part); None if the expected
+            revision did not match.
         """
 
     @abstractmethod
@@ -452,6 +456,9 @@ class Storage(ABC):
     @abstractmethod
     async def delete_schedule(self, schedule_id: str) -> bool:
         """Remove a schedule; tasks it enqueued stay.
+
+        Keeps what a later schedule of the same id needs for a larger revision, see :meth:`put_schedule`: a number for
+        the whole namespace will do, and nothing has to stay of each deleted schedule.
 
         :return: whether it was there.
         """

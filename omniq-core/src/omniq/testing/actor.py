@@ -165,18 +165,18 @@ async def drain(storage: Storage, history: History, *, queue: str) -> None:
     await work(storage, history, queue=queue, lease=30, limit=100)
 
 
-async def fire(storage: Storage, history: History, *, queue: str, ticks: int) -> None:
-    """Fire whatever schedule is due, its next run a second after the last, until none is.
+async def fire(storage: Storage, history: History, *, queue: str) -> None:
+    """Fire whatever schedule is due, its next run a second after the last, until all have come to their ends.
 
-    :param queue: of the tasks of the runs; the payload of each is the revision that it was fired from.
-    :param ticks: after so many changes a schedule's next run is never.
+    :param queue: of the tasks of the runs; the body of each is the time that it is of.
     """
     while due := await storage.due_schedules(5):
         for schedule in due:
             assert schedule.next_run is not None
-            payload = b"%d" % schedule.revision
-            task = evolve(schedule.task, id=new_id(), queue=queue, body=payload, unique=None)
-            following = schedule.next_run + timedelta(seconds=1) if schedule.revision < ticks else None
+            assert schedule.end is not None
+            body = schedule.next_run.isoformat().encode()
+            task = evolve(schedule.task, id=new_id(), queue=queue, body=body, unique=None)
+            following = schedule.next_run + timedelta(seconds=1) if schedule.next_run < schedule.end else None
             history.write("firing", id=task.id, revision=schedule.revision)
             fired = await storage.fire(evolve(schedule, next_run=following, last_task=task.id), [task])
             history.write("fired", id=task.id, revision=schedule.revision, fired=fired is not None)
@@ -203,7 +203,7 @@ async def _act(options: argparse.Namespace) -> None:
         elif options.role == "work":
             await work(storage, history, queue=queue, lease=options.lease, hold=options.hold, seed=seed)
         else:
-            await fire(storage, history, queue=queue, ticks=options.ticks)
+            await fire(storage, history, queue=queue)
     finally:
         await storage.close()
     history.write("closed")
@@ -222,7 +222,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--pause", type=float, default=0.0)
     parser.add_argument("--lease", type=float, default=0.4)
     parser.add_argument("--hold", type=float, default=0.0)
-    parser.add_argument("--ticks", type=int, default=10)
     asyncio.run(_act(parser.parse_args(arguments)))
 
 

@@ -100,6 +100,8 @@ class Model:
     rows: dict[str, Row] = field(factory=dict)
     paused: set[str] = field(factory=set)
     schedules: dict[str, Schedule] = field(factory=dict)
+    revisions: dict[str, int] = field(factory=dict)
+    """The largest that each schedule's id has had, deleted or not."""
     step: int = 0
     sequence: int = 0
 
@@ -282,11 +284,22 @@ class Model:
         stored = self.schedules.get(schedule_id)
         return 0 if stored is None else stored.revision
 
-    def put_schedule(self, schedule: Schedule, expected_revision: int | None) -> Schedule | None:
+    def put_schedule(
+        self, schedule: Schedule, expected_revision: int | None, answer: Schedule | None = None
+    ) -> Schedule | None:
+        """Store a schedule.
+
+        :param answer: what the store under test returned: a new schedule may have any revision that is larger than all
+            that its id has had.
+        """
         revision = self.revision(schedule.id)
         if expected_revision not in (None, revision):
             return None
-        kept = self.schedules[schedule.id] = evolve(schedule, revision=revision + 1)
+        new = 1 + self.revisions.get(schedule.id, 0)
+        if revision == 0 and answer is not None:
+            new = max(new, answer.revision)
+        self.revisions[schedule.id] = new
+        kept = self.schedules[schedule.id] = evolve(schedule, revision=new)
         return kept
 
     def fire(self, schedule: Schedule, tasks: Sequence[NewTask]) -> list[Enqueued] | None:

@@ -46,7 +46,7 @@ class Control:
     queues: int = 0
     """Changes when a queue comes or goes."""
     schedules: int = 0
-    """Changes when a schedule does."""
+    """Counts the changes of schedules, at least; no revision of any was ever larger."""
     boot: str = ""
     """Which start of the machine the store was used in."""
     mark: str = ""

@@ -48,7 +48,8 @@ def put_schedule(schedule: Schedule, expected_revision: int | None, change: Chan
     revision = 0 if stored is None else stored.revision
     if expected_revision is not None and expected_revision != revision:
         return None
-    return _store(evolve(schedule, revision=revision + 1), change)
+    # No schedule has changed more often than all of them together: what begins with their count has never been.
+    return _store(evolve(schedule, revision=(revision or change.folder.control.schedules) + 1), change)
 
 
 def _store(schedule: Schedule, change: Change) -> Schedule:

@@ -33,7 +33,7 @@ def put_schedule(schedule: Schedule, expected: int | None, tx: Transaction) -> S
     revision = _revision(tx, schedule.id)
     if expected is not None and expected != revision:
         return None
-    stored = evolve(schedule, revision=revision + 1)
+    stored = evolve(schedule, revision=(revision or _revision_floor(tx)) + 1)
     _put(tx, stored)
     return stored
 
@@ -50,6 +50,7 @@ def fire(schedule: Schedule, tasks: Sequence[NewTask], tx: Transaction) -> list[
 
 def delete_schedule(schedule_id: str, tx: Transaction) -> bool:
     """See :meth:`~omniq.storage.Storage.delete_schedule`."""
+    tx.run("schedules.raise_revision_floor", schedule_id)
     return tx.run("schedules.delete", schedule_id) == 1
 
 
@@ -79,6 +80,11 @@ def _readable(rows: Iterable[Sequence[Any]]) -> list[Schedule]:
 
 def _revision(tx: Transaction, schedule_id: str) -> int:
     row = tx.one("schedules.revision", schedule_id)
+    return 0 if row is None else row[0]
+
+
+def _revision_floor(tx: Transaction) -> int:
+    row = tx.one("schedules.revision_floor")
     return 0 if row is None else row[0]
 
 

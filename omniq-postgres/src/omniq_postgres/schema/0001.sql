@@ -121,4 +121,8 @@ CREATE TABLE {schedule} (
     paused   boolean NOT NULL,
     body     text NOT NULL                      -- JSON
 );
+-- One row: the largest revision of any schedule that was deleted. New ones begin above it.
+CREATE TABLE {revision} (floor bigint NOT NULL);
+INSERT INTO {revision} VALUES (0);
+
 CREATE INDEX {due_index} ON {schedule} (next_run) WHERE next_run IS NOT NULL AND NOT paused;

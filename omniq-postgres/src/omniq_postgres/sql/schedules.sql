@@ -1,13 +1,14 @@
 -- name: put
+-- The floor is locked, so that none of this id is deleted between the look at it and the insertion.
 INSERT INTO {schedule} AS s (id, revision, next_run, paused, body)
-VALUES ($1, 1, $2, $3, $4)
+SELECT $1, floor + 1, $2, $3, $4 FROM {revision} FOR SHARE
 ON CONFLICT (id) DO UPDATE
 SET revision = s.revision + 1, next_run = excluded.next_run, paused = excluded.paused, body = excluded.body
 RETURNING revision, extract(epoch FROM next_run - clock_timestamp())::double precision
 
 -- name: add
 INSERT INTO {schedule} (id, revision, next_run, paused, body)
-VALUES ($1, 1, $2, $3, $4)
+SELECT $1, floor + 1, $2, $3, $4 FROM {revision} FOR SHARE
 ON CONFLICT (id) DO NOTHING
 RETURNING revision, extract(epoch FROM next_run - clock_timestamp())::double precision
 
@@ -82,7 +83,11 @@ SELECT id, revision, next_run, paused, body FROM {schedule} WHERE id = ANY ($1::
 SELECT id, revision, next_run, paused, body FROM {schedule} ORDER BY id
 
 -- name: delete
-DELETE FROM {schedule} WHERE id = $1 RETURNING 1
+-- The floor is locked before the schedule, as by put.
+WITH known AS MATERIALIZED (SELECT floor FROM {revision} FOR UPDATE),
+gone AS (DELETE FROM {schedule} USING known WHERE id = $1 RETURNING revision),
+raised AS (UPDATE {revision} SET floor = gone.revision FROM gone WHERE gone.revision > floor)
+SELECT 1 FROM gone
 
 -- name: due
 SELECT id, revision, next_run, paused, body FROM {schedule}

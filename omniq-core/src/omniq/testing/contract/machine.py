@@ -274,7 +274,7 @@ class StorageMachine(RuleBasedStateMachine):
         revision = self.model.revision(schedule_id)
         for expected in (revision + 1, revision, None):
             stored = self._do(self.store.put_schedule(schedule, expected))
-            assert stored == self.model.put_schedule(schedule, expected)
+            assert stored == self.model.put_schedule(schedule, expected, stored)
 
     @operation(schedule_id=st.sampled_from("st"), batch=st.lists(orders, max_size=2), deleted=st.integers(0, 3))
     def fire(self, schedule_id: str, batch: list[Order], deleted: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections import Counter
+from datetime import timedelta
 from pathlib import Path
 
 from omniq.storage import Capability, Storage
@@ -134,18 +135,19 @@ class ProcessContract(Contract):
     async def test_a_tick_fires_once_though_its_schedulers_are_killed(self, stores: Stores, tmp_path: Path) -> None:
         store = await stores.open()
         for number in range(3):
-            await put(store, f"schedule {number}", next_run=LONG_AGO)
+            await put(store, f"schedule {number}", next_run=LONG_AGO, end=LONG_AGO + timedelta(seconds=39))
         with Actors(stores.url, tmp_path) as actors:
             for deaths in SCHEDULER_DEATHS:
-                for scheduler in [actors.start("fire", ticks=40, die_at=death) for death in deaths]:
+                for scheduler in [actors.start("fire", die_at=death) for death in deaths]:
                     await scheduler.died()
-            for scheduler in [actors.start("fire", ticks=40) for _ in range(2)]:
+            for scheduler in [actors.start("fire") for _ in range(2)]:
                 await scheduler.ended()
             fired = {event["id"] for event in actors.events("fired") if event["fired"]}
         schedules = await store.get_schedules()
-        assert [(schedule.revision, schedule.next_run) for schedule in schedules] == [(41, None)] * 3
+        assert [schedule.next_run for schedule in schedules] == [None] * 3
         claimed = await take(store, 999)
-        assert Counter(task.body for task in claimed) == {b"%d" % revision: 3 for revision in range(1, 41)}
+        ticks = [LONG_AGO + timedelta(seconds=second) for second in range(40)]
+        assert Counter(task.body for task in claimed) == {tick.isoformat().encode(): 3 for tick in ticks}
         assert fired <= {task.id for task in claimed}
 
     @needs(SHARED)

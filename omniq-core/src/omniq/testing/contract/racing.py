@@ -16,6 +16,7 @@ from omniq.testing.contract.steps import (
     HELD,
     add,
     counts,
+    new_schedule,
     new_task,
     outcome,
     record,
@@ -174,7 +175,8 @@ class RaceContract(Contract):
             (winner,) = [task for task in tasks if task is not None]
             winners.append(winner)
         stored = await store.get_schedules()
-        assert [(schedule.last_task, schedule.revision) for schedule in stored] == [(winner, 2) for winner in winners]
+        assert [schedule.last_task for schedule in stored] == winners
+        assert [schedule.revision for schedule in stored] == [schedule.revision + 1 for schedule in schedules]
         assert await states(store, winners) == [TaskState.READY] * ROUNDS
         assert await counts(store) == {TaskState.READY: ROUNDS}
 
@@ -198,13 +200,28 @@ class RaceContract(Contract):
 
         async def change(sibling: Storage) -> int:
             won = 0
-            for revision in range(1, ROUNDS + 1):
+            for revision in range(schedule.revision, schedule.revision + ROUNDS):
                 won += await sibling.put_schedule(schedule, expected_revision=revision) is not None
             return won
 
         wins = await stores.in_threads(store, [change] * RIVALS)
         (stored,) = await store.get_schedules()
-        assert stored.revision == 1 + sum(wins)
+        assert stored.revision == schedule.revision + sum(wins)
+
+    async def test_those_who_put_and_delete_a_schedule_at_once_never_see_a_revision_twice(self, stores: Stores) -> None:
+        store = await stores.open()
+
+        async def put_and_delete(sibling: Storage) -> list[int]:
+            revisions = []
+            for _ in range(ROUNDS):
+                stored = await sibling.put_schedule(new_schedule("s"))
+                assert stored is not None
+                revisions.append(stored.revision)
+                await sibling.delete_schedule("s")
+            return revisions
+
+        seen = [one for each in await stores.in_threads(store, [put_and_delete] * RIVALS) for one in each]
+        assert len(set(seen)) == len(seen) == RIVALS * ROUNDS
 
     async def test_nothing_is_lost_when_all_happens_at_once(self, stores: Stores) -> None:
         store = await stores.open()

@@ -70,13 +70,16 @@ class ScheduleContract(Contract):
             live_tasks=(new_id(), new_id()),
         )
         stored = await store.put_schedule(schedule)
-        assert stored == evolve(schedule, revision=1)
+        assert stored is not None
+        assert stored == evolve(schedule, revision=stored.revision)
+        assert stored.revision > 0
         assert await store.get_schedules() == [stored]
 
     async def test_a_schedule_that_leaves_all_to_the_defaults_comes_back_with_them(self, store: Storage) -> None:
         schedule = new_schedule("s", next_run=None)
         await store.put_schedule(schedule)
-        assert await store.get_schedules(["s"]) == [evolve(schedule, revision=1)]
+        (stored,) = await store.get_schedules(["s"])
+        assert stored == evolve(schedule, revision=stored.revision)
 
     @pytest.mark.parametrize("when", [None, timedelta(hours=1), LONG_AGO])
     async def test_the_task_of_a_schedule_is_kept_as_an_order_not_as_a_date(
@@ -89,23 +92,26 @@ class ScheduleContract(Contract):
         assert await store.stats() == []
 
     async def test_each_change_raises_the_revision_by_one(self, store: Storage) -> None:
-        assert (await put(store, revision=41)).revision == 1
-        assert (await put(store, trigger="other", revision=0)).revision == 2
+        first = (await put(store, revision=2**40)).revision
+        assert 0 < first < 2**40, "the given revision plays no part"
+        assert (await put(store, trigger="other", revision=0)).revision == first + 1
         stored = await put(store, trigger="third")
-        assert (stored.revision, stored.trigger) == (3, "third")
+        assert (stored.revision, stored.trigger) == (first + 2, "third")
         assert await store.get_schedules() == [stored]
 
     async def test_a_change_that_expects_another_revision_is_refused(self, store: Storage) -> None:
         schedule = new_schedule("s")
-        assert await store.put_schedule(schedule, expected_revision=1) is None
+        for wrong in (1, 99):
+            assert await store.put_schedule(schedule, expected_revision=wrong) is None
         assert await store.get_schedules() == []
         stored = await store.put_schedule(schedule, expected_revision=0)
         assert stored is not None
-        for wrong in (0, 2, 99):
+        first = stored.revision
+        for wrong in (0, first - 1, first + 1, first + 99):
             assert await store.put_schedule(evolve(schedule, trigger="wrong"), expected_revision=wrong) is None
         assert await store.get_schedules() == [stored]
-        changed = await store.put_schedule(evolve(stored, trigger="right"), expected_revision=1)
-        assert changed == evolve(stored, trigger="right", revision=2)
+        changed = await store.put_schedule(evolve(stored, trigger="right"), expected_revision=first)
+        assert changed == evolve(stored, trigger="right", revision=first + 1)
 
     async def test_schedules_come_by_id(self, store: Storage) -> None:
         stored = {schedule_id: await put(store, schedule_id) for schedule_id in ("b", "c", "a")}
@@ -149,7 +155,7 @@ class ScheduleContract(Contract):
         paused = await put(store, next_run=LONG_AGO, paused=True)
         assert await store.due_schedules(10) == []
         await store.put_schedule(evolve(paused, paused=False))
-        assert [due.revision for due in await store.due_schedules(10)] == [3]
+        assert [due.revision for due in await store.due_schedules(10)] == [paused.revision + 1]
         await store.put_schedule(evolve(schedule, next_run=FAR))
         assert await store.due_schedules(10) == []
         await put(store, next_run=LONG_AGO)
@@ -163,7 +169,7 @@ class ScheduleContract(Contract):
         tasks = [new_task(body=b"1"), new_task(run_at=FAR)]
         fired = evolve(schedule, next_run=FAR, last_run=LONG_AGO, last_task=tasks[0].id)
         assert await store.fire(fired, tasks) == [Enqueued(task.id, True) for task in tasks]
-        assert await store.get_schedules() == [evolve(fired, revision=2)]
+        assert await store.get_schedules() == [evolve(fired, revision=schedule.revision + 1)]
         assert await store.due_schedules(10) == []
         assert await states(store, [task.id for task in tasks]) == [TaskState.READY, TaskState.SCHEDULED]
         (claimed,) = await take(store, 9)
@@ -173,7 +179,7 @@ class ScheduleContract(Contract):
         schedule = await put(store, next_run=LONG_AGO)
         assert await store.fire(evolve(schedule, next_run=None), []) == []
         (stored,) = await store.get_schedules()
-        assert (stored.next_run, stored.revision) == (None, 2)
+        assert (stored.next_run, stored.revision) == (None, schedule.revision + 1)
         assert await store.stats() == []
 
     async def test_a_tick_fires_once(self, store: Storage) -> None:
@@ -183,7 +189,7 @@ class ScheduleContract(Contract):
         assert await store.fire(evolve(schedule, next_run=FAR, last_task=second.id), [second]) is None
         assert await states(store, [first.id, second.id]) == [TaskState.READY, None]
         (stored,) = await store.get_schedules()
-        assert (stored.revision, stored.last_task) == (2, None)
+        assert (stored.revision, stored.last_task) == (schedule.revision + 1, None)
 
     async def test_a_schedule_that_was_changed_since_it_was_read_is_not_fired(self, store: Storage) -> None:
         schedule = await put(store, next_run=LONG_AGO)
@@ -199,6 +205,38 @@ class ScheduleContract(Contract):
         assert await store.fire(evolve(schedule, revision=0), [new_task()]) is None
         assert await store.get_schedules() == []
         assert await store.stats() == []
+
+    @pytest.mark.parametrize("changes", [0, 1, 3])
+    async def test_whoever_read_a_schedule_that_was_deleted_and_put_anew_changes_nothing(
+        self, store: Storage, changes: int
+    ) -> None:
+        read = [await put(store, next_run=LONG_AGO, trigger="old") for _ in range(1 + changes)]
+        await store.delete_schedule("s")
+        other = await put(store, "other")
+        anew = await put(store, next_run=LONG_AGO, trigger="new")
+        assert anew.revision > read[-1].revision
+        for _ in range(changes + 2):
+            for old in read:
+                assert await store.fire(evolve(old, next_run=FAR), [new_task()]) is None
+                assert await store.put_schedule(old, expected_revision=old.revision) is None
+            assert await store.get_schedules() == [other, anew]
+            anew = await put(store, next_run=LONG_AGO, trigger="new")
+        assert await store.stats() == []
+
+    async def test_a_schedule_that_is_put_and_deleted_again_and_again_never_has_a_revision_twice(
+        self, store: Storage
+    ) -> None:
+        seen = []
+        for changes in (3, 1, 0, 2, 0):
+            stored = await store.put_schedule(new_schedule("s"), expected_revision=0)
+            assert stored is not None
+            seen.append(stored.revision)
+            for _ in range(changes):
+                stored = await store.put_schedule(stored, expected_revision=stored.revision)
+                assert stored is not None
+                seen.append(stored.revision)
+            assert await store.delete_schedule("s") is True
+        assert seen == sorted(set(seen))
 
     async def test_the_tasks_of_a_run_are_enqueued_as_any_other(self, store: Storage) -> None:
         (holder,) = await add(store, unique="key")

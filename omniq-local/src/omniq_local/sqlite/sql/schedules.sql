@@ -1,6 +1,13 @@
 -- name: revision
 SELECT revision FROM "{ns}.schedule" WHERE id = ?
 
+-- name: revision_floor
+SELECT CAST(value AS INTEGER) FROM "{ns}.meta" WHERE key = 'revision_floor'
+
+-- name: raise_revision_floor
+UPDATE "{ns}.meta" SET value = schedule.revision FROM "{ns}.schedule" AS schedule
+WHERE key = 'revision_floor' AND schedule.id = ? AND schedule.revision > CAST(value AS INTEGER)
+
 -- name: put
 INSERT INTO "{ns}.schedule" (id, revision, next_run, paused, body) VALUES (?, ?, ?, ?, ?)
 ON CONFLICT (id) DO UPDATE

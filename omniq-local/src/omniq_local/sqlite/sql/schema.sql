@@ -4,7 +4,8 @@
 -- through SQLite's JSON functions. States are numbers, see rows.py: 0 fresh, 1 scheduled, 2 ready,
 -- 3 running, 4 succeeded, 5 failed, 6 cancelled.
 
--- What this is: schema = the version of the tables below.
+-- What this is: schema = the version of the tables below, revision_floor = the largest revision of any schedule that was
+-- deleted; new ones begin above it.
 CREATE TABLE "{ns}.meta" (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID;
 
 -- One row a task, from enqueue until it is pruned. The columns that change come first, so that reading them does not
@@ -84,4 +85,4 @@ CREATE TABLE "{ns}.waiter" (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX "{ns}.token" ON "{ns}.waiter" (token);
 
-INSERT INTO "{ns}.meta" (key, value) VALUES ('schema', '1');
+INSERT INTO "{ns}.meta" (key, value) VALUES ('schema', '1'), ('revision_floor', '0');

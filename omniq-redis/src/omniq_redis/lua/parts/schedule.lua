@@ -1,12 +1,20 @@
--- A schedule is stored as its revision, 8 bytes, and a text that only clients read.
+-- A schedule is stored as its revision, 8 bytes, and a text that only clients read. The revision of what is not there is
+-- 0, and that of what cannot be read, so that another can be stored in its place.
 local function revision_of(id)
   local stored = call('HGET', P .. 'schedules', id)
-  return stored and struct.unpack('>I8', stored) or 0
+  local revision = stored and #stored >= 8 and struct.unpack('>I8', stored) or 0
+  return revision < 2 ^ 53 and revision or 0
+end
+
+-- The largest revision of any schedule that was deleted: new ones begin above it.
+local function revision_floor()
+  return tonumber(call('HGET', P .. 'meta', 'revision_floor') or 0)
 end
 
 -- next_run: in microseconds, or '' if it is not to fire.
 local function keep_schedule(id, next_run, text)
-  local revision = revision_of(id) + 1
+  local revision = revision_of(id)
+  revision = (revision > 0 and revision or revision_floor()) + 1
   call('HSET', P .. 'schedules', id, struct.pack('>I8', revision) .. text)
   if next_run == '' then
     call('ZREM', P .. 'schedules:due', id)
