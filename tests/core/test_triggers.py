@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import functools
 import itertools
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from importlib.metadata import requires, version
+from pathlib import Path
 from zoneinfo import ZoneInfo
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from packaging.requirements import Requirement
 
 from omniq import At, Cron, Every, InvalidTrigger, Trigger
 from omniq.plugins import default_plugins
@@ -146,6 +153,11 @@ def test_an_alias_means_its_expression(alias: str, expr: str) -> None:
         ("*/0 * * * *", "a step of the minute"),
         ("1, * * * *", "'' is no minute"),
         ("-1 * * * *", "'' is no minute"),
+        ("5-5 * * * *", "'5-5': a range of one value, .* is written as a list"),
+        ("0 0 * * 7-sun", "'7-sun': a range of one value"),
+        ("59/15 * * * *", "'59/15': .* a step past the last"),
+        ("0 22-4/3 * * *", "'22-4/3': .* a step past the last"),
+        ("0 ? * * *", r"'\?' is no hour"),
     ],
 )
 def test_an_expression_that_cannot_fire_is_refused(expr: str, says: str) -> None:
@@ -169,6 +181,11 @@ def test_an_expression_that_cannot_fire_is_refused(expr: str, says: str) -> None
         ),
         ("0 0 28-3 nov-feb *", lambda day: (day.day >= 28 or day.day <= 3) and day.month in (11, 12, 1, 2)),
         ("0 0 5/10 3/4 *", lambda day: day.day in (5, 15, 25) and day.month in (3, 7, 11)),
+        ("0 0 1,30 * *", lambda day: day.day in (1, 30)),
+        ("0 0 2-31,L * ?", lambda day: day.day >= 2),
+        ("0 0 30 2 fri", lambda day: (day.isoweekday(), day.month) == (5, 2)),
+        ("0 0 * * 1-7/3 0", lambda day: day.isoweekday() in (1, 4, 7)),
+        ("0 0 * * 7,L7,7#1,tue 0", lambda day: day.isoweekday() in (2, 7)),
         ("0 0 29 2 *", lambda day: (day.month, day.day) == (2, 29)),
     ],
 )
@@ -190,6 +207,45 @@ def test_cron_finds_every_time_of_a_day() -> None:
     found = list(itertools.islice(fires(cron, moment, moment + timedelta(days=1)), 4))
 
     assert [f"{time:%H:%M:%S}" for time in found] == ["01:50:59", "22:10:01", "22:10:59", "22:15:01"]
+
+
+def test_threads_may_ask_the_same_cron_at_once() -> None:
+    usual = sys.getswitchinterval()
+    cron = Cron("*/5 * * * *")
+    moments = [YEAR + timedelta(hours=hours) for hours in range(1600)]
+    alone = [cron.next_after(moment) for moment in moments]
+
+    with ThreadPoolExecutor(4) as threads:
+        try:
+            sys.setswitchinterval(1e-6)
+            found = [*threads.map(lambda way: [cron.next_after(moment) for moment in moments[::way]], [1, -1] * 3)]
+        finally:
+            sys.setswitchinterval(usual)
+
+    assert found == [alone, alone[::-1]] * 3
+
+
+@pytest.mark.long
+def test_all_this_holds_with_the_lowest_croniter_that_is_allowed(tmp_path: Path) -> None:
+    (needed,) = (text for text in requires("omniq-core") or () if text.startswith("croniter"))
+    (lowest,) = (part.version for part in Requirement(needed).specifier if part.operator == ">=")
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(tmp_path)]
+    subprocess.run([*pip, f"croniter=={lowest}"], check=True)
+
+    quick = "not where_clocks_change and not lowest and not alias"
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", "-k", quick, __file__],
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stdout
+
+
+def test_cron_is_computed_by_a_croniter_of_the_tested_range() -> None:
+    assert (6, 1) <= tuple(map(int, version("croniter").split(".")[:2])) < (8,)
 
 
 def test_the_end_of_the_calendar_is_no_error() -> None:

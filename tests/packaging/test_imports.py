@@ -19,6 +19,7 @@ HEAVY = {
     "cattrs",
     "click",
     "cloudpickle",
+    "croniter",
     "hypothesis",
     "nats",
     "psycopg",

@@ -14,7 +14,7 @@ from zoneinfo import ZoneInfo
 
 from attrs import field, frozen
 
-from omniq.cron import CronExpression, parse_cron
+from omniq.cron import CronExpression
 from omniq.durations import aware, duration
 from omniq.errors import InvalidTrigger
 from omniq.schedule import Trigger
@@ -85,7 +85,7 @@ class At(Trigger):
 
 @functools.lru_cache(maxsize=1024)
 def _parsed(expr: str) -> CronExpression:
-    return parse_cron(expr)
+    return CronExpression(expr)
 
 
 def _expression(expr: str) -> str:
