@@ -35,12 +35,14 @@ __all__ = [
     "payload_size",
     "preview",
     "split_body",
+    "with_content",
     "with_header",
 ]
 
 LARGEST_HEADER = 65_536
 """Bytes that a header may take."""
 _VERSION = b"1"
+_UNSIGNED = _VERSION + b"\n"
 
 
 @frozen(kw_only=True)
@@ -56,6 +58,18 @@ class Header:
     headers: Mapping[str, str] = field(factory=dict)
     scheduled_for: datetime | None = None
     """The fire time that a schedule's run is for."""
+
+    @functools.cached_property
+    def fields(self) -> Mapping[str, Any]:
+        """The fields of a :class:`~omniq.task.Task` that are read from here."""
+        return {
+            "serializer": self.serializer,
+            "retry_spec": self.retry,
+            "timeout": self.timeout,
+            "is_async": self.is_async,
+            "headers": self.headers,
+            "scheduled_for": self.scheduled_for,
+        }
 
 
 def dump_header(header: Header) -> bytes:
@@ -154,6 +168,8 @@ def split_body(body: bytes) -> tuple[bytes, bytes]:
 
     :raises CorruptRecord: if it is no body.
     """
+    if body.startswith(_UNSIGNED):  # as nearly all are
+        return b"", body[len(_UNSIGNED) :]
     first, _, content = body.partition(b"\n")
     version, _, signature = first.partition(b" ")
     if version != _VERSION:
@@ -213,22 +229,28 @@ def as_task(stored: StoredTask, decoder: TaskDecoder | None = None) -> Task:
     :param decoder: what the task decodes its arguments and its result with.
     """
     try:
-        header, payload = load_content(split_body(stored.body)[1])
+        return with_content(stored, split_body(stored.body)[1], decoder)
     except CorruptRecord:
-        header, payload = _UNREADABLE, b""
+        return _with_header(stored, _UNREADABLE, b"", decoder)
+
+
+def with_content(stored: StoredTask, content: bytes, decoder: TaskDecoder | None = None) -> Task:
+    """Return the task of a store's record, as :func:`as_task` does, given the content of its body.
+
+    :raises CorruptRecord: if that cannot be read.
+    """
+    header, payload = load_content(content)
+    return _with_header(stored, header, payload, decoder)
+
+
+def _with_header(stored: StoredTask, header: Header, payload: bytes, decoder: TaskDecoder | None) -> Task:
     # Not through the constructor, which would look at two dozen values that were looked at already.
     task = object.__new__(Task)
-    vars(task).update(
-        vars(stored),
-        serializer=header.serializer,
-        payload=payload,
-        retry_spec=header.retry,
-        timeout=header.timeout,
-        is_async=header.is_async,
-        headers=header.headers,
-        scheduled_for=header.scheduled_for,
-        _decoder=decoder,
-    )
+    fields = vars(task)
+    fields.update(vars(stored))
+    fields.update(header.fields)
+    fields["payload"] = payload
+    fields["_decoder"] = decoder
     return task
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import evolve
 
-from omniq.body import Header, as_task, dump_header, join_body, payload_size, split_body
+from omniq.body import Header, dump_header, join_body, payload_size, split_body, with_content
 from omniq.carrying import is_carried
 from omniq.errors import ConfigurationError, CorruptRecord, PayloadRejected, PayloadTooLarge, UnknownPlugin
 from omniq.policies import decode_value, encode_value
@@ -119,17 +119,16 @@ class Codec:
         """
         try:
             signature, content = split_body(stored.body)
-            size = payload_size(content)
+            if len(content) > self._max_payload and (size := payload_size(content)) > self._max_payload:
+                raise PayloadRejected(
+                    f"the payload of task {shown(stored.id)} takes {size:,} bytes, and the limit here is "
+                    f"{self._max_payload:,} (max_payload); it was not read"
+                )
+            if self._signer is not None:
+                self._signer.check_task(stored, signature, content)
+            task = with_content(stored, content)
         except CorruptRecord as error:
             raise PayloadRejected(f"task {shown(stored.id)} cannot be read: {error}") from error
-        if size > self._max_payload:
-            raise PayloadRejected(
-                f"the payload of task {shown(stored.id)} takes {size:,} bytes, and the limit here is "
-                f"{self._max_payload:,} (max_payload); it was not read"
-            )
-        if self._signer is not None:
-            self._signer.check_task(stored, signature, content)
-        task = as_task(stored)
         serializer = self._accepting(task)
         if is_carried(task.name) and not runs_code(serializer):
             raise PayloadRejected(
@@ -197,10 +196,6 @@ class Codec:
         try:
             return self._accepted[task.serializer]
         except (KeyError, TypeError):
-            if not task.serializer:
-                raise PayloadRejected(
-                    f"task {shown(task.id)} cannot be read: the header of its body is none; its payload was not read"
-                ) from None
             accepted = ", ".join(sorted(self._accepted))
             raise PayloadRejected(
                 f"task {shown(task.id)} is encoded with {shown(repr(task.serializer))}, which this queue does not "

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Coroutine, Generator
+from contextvars import Context
 from typing import Any
 
 __all__ = ["Detachable", "Detacher"]
@@ -56,13 +57,13 @@ class Detacher:
         self._detachables: dict[asyncio.Task[None], Detachable] = {}
 
     def create_task(
-        self, loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, None], **options: Any
+        self, loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, None], context: Context | None = None
     ) -> asyncio.Task[None]:
         """Do :meth:`asyncio.loop.create_task`."""
         if self._unregister is not None:
-            return loop.create_task(coroutine, **options)
+            return loop.create_task(coroutine, context=context)
         detachable = Detachable(coroutine)
-        task = loop.create_task(_wait_for(detachable), **options)
+        task = loop.create_task(_wait_for(detachable), context=context)
         self._detachables[task] = detachable
         task.add_done_callback(self._detachables.pop)
         return task
