@@ -94,15 +94,13 @@ class Codec:
         """
         return self._bounded(self._serializer.dump_arguments(args, kwargs, types), "the arguments")
 
-    def dump_header(self, *, policy: str, timeout: float | None, is_async: bool, headers: Mapping[str, str]) -> bytes:
+    def dump_header(self, policy: str, **fields: Any) -> bytes:
         """Return the header of a task's body, which names this queue's serializer.
 
         :param policy: the text of its retry policy, see :meth:`dump_policy`.
+        :param fields: the other fields of :class:`~omniq.body.Header`.
         """
-        header = Header(
-            serializer=self.serializer_name, retry=policy, timeout=timeout, is_async=is_async, headers=headers
-        )
-        return dump_header(header)
+        return dump_header(Header(serializer=self.serializer_name, retry=policy, **fields))
 
     def sign(self, new: NewTask) -> NewTask:
         """Return a task with its signature, which takes the place of any that it had."""

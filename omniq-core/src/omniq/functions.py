@@ -324,6 +324,12 @@ class TaskFunction(Generic[P, R]):
             called = vars(self).get("__qualname__", "")
             raise AttributeError(f"task function {called} has no attribute {name!r}{hint}")
 
+    @property
+    def header_fields(self) -> dict[str, Any]:
+        """The fields of its tasks' headers, but for the serializer and the retry policy; see :mod:`omniq.body`."""
+        options = self.options
+        return {"timeout": options.timeout, "is_async": self.definition.is_async, "headers": options.headers}
+
     @functools.cached_property
     def template(self) -> dict[str, Any]:
         """The fields, beside the body, that every task of this function and options has alike."""

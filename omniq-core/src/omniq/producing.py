@@ -210,12 +210,7 @@ class Producer(Declarations, Timetable):
                     f"{options.retry!r} cannot travel with a task: declare it with @queue.task(retry=…), or register "
                     "its class through the hook omniq_retry_policies"
                 )
-            function.header = self.codec.dump_header(
-                policy=policy,
-                timeout=options.timeout,
-                is_async=function.definition.is_async,
-                headers=options.headers,
-            )
+            function.header = self.codec.dump_header(policy, **function.header_fields)
         return function.header
 
     @overload
