@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from omniq.ids import new_id
@@ -9,6 +11,7 @@ from omniq.testing import StorageContract
 from omniq.testing.contract.finishing import FinishContract
 from omniq.testing.contract.leasing import LeaseContract
 from omniq.testing.contract.modelling import ModelContract
+from omniq.testing.contract.outages import OutageContract
 from omniq.testing.contract.racing import RaceContract
 from omniq.testing.contract.reading import ReadContract
 from omniq_nats import shelves
@@ -19,6 +22,20 @@ class TestNatsStorage(StorageContract):
     @pytest.fixture
     def storage_url(self, nats_server: NatsServer) -> str:
         return f"{nats_server.url}?namespace=t{new_id()[-12:]}"
+
+
+class TestNatsStorageWithoutItsServer(OutageContract):
+    @pytest.fixture
+    def storage_url(self, nats_server: NatsServer) -> str:
+        return f"{nats_server.url}?namespace=t{new_id()[-12:]}&timeout=0.3"
+
+    @pytest.fixture
+    def break_store(self, nats_server: NatsServer) -> Callable[[], None]:
+        return nats_server.kill
+
+    @pytest.fixture
+    def mend_store(self, nats_server: NatsServer) -> Callable[[], None]:
+        return nats_server.start
 
 
 @pytest.mark.long

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from omniq.testing import StorageContract
 from omniq.testing.contract.modelling import ModelContract
+from omniq.testing.contract.outages import OutageContract
 from tests.servers.redis import RedisCluster, RedisServer
 
 
@@ -13,6 +16,41 @@ class TestRedisStorage(StorageContract):
     @pytest.fixture
     def storage_url(self, redis_server: RedisServer, namespace: str) -> str:
         return f"{redis_server.url}?namespace={namespace}"
+
+    @pytest.fixture
+    def count_requests(self, redis_server: RedisServer) -> Callable[[], int]:
+        def count() -> int:
+            told = redis_server.info("commandstats")
+            return sum(told[name]["calls"] for name in told if name in ("cmdstat_evalsha", "cmdstat_eval"))  # type: ignore[index]  # as Redis tells it
+
+        return count
+
+    @pytest.fixture
+    def count_records(self, redis_server: RedisServer, namespace: str) -> Callable[[], int]:
+        sizes = {"string": "strlen", "hash": "hlen", "set": "scard", "zset": "zcard", "list": "llen", "stream": "xlen"}
+
+        def count() -> int:
+            with redis_server.client() as client:
+                keys = list(client.scan_iter(f"*{namespace}*"))
+                return sum(
+                    1 if (kind := client.type(key)) == "string" else getattr(client, sizes[kind])(key) for key in keys
+                )
+
+        return count
+
+
+class TestRedisStorageWithoutItsServer(OutageContract):
+    @pytest.fixture
+    def storage_url(self, redis_server: RedisServer, namespace: str) -> str:
+        return f"{redis_server.url}?namespace={namespace}&retry_for=0.2"
+
+    @pytest.fixture
+    def break_store(self, redis_server: RedisServer) -> Callable[[], None]:
+        return redis_server.kill
+
+    @pytest.fixture
+    def mend_store(self, redis_server: RedisServer) -> Callable[[], None]:
+        return redis_server.start
 
 
 class TestValkeyStorageUnderAnySequenceOfOperations(ModelContract):

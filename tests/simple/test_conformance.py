@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import sqlite3
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from omniq.testing import StorageContract
+from omniq.testing.contract.outages import OutageContract
 
 
 class TestSqlTx(StorageContract):
@@ -15,6 +21,60 @@ class TestSqlTx(StorageContract):
     @pytest.fixture
     def storage_url(self, tmp_path: Path) -> str:
         return f"mystore://{tmp_path}/jobs.db"
+
+    @pytest.fixture
+    def count_requests(self, monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
+        begun: list[bool] = []
+        backend = importlib.import_module("omniq_mystore.storage").MyStorage
+        transaction = backend.transaction
+
+        def counted(self: Any, connection: sqlite3.Connection, write: bool) -> Any:
+            begun.append(write)
+            return transaction(self, connection, write)
+
+        monkeypatch.setattr(backend, "transaction", counted)
+        return lambda: len(begun)
+
+    @pytest.fixture
+    def count_records(self, tmp_path: Path) -> Callable[[], int]:
+        return lambda: rows_in(tmp_path / "jobs.db")
+
+
+class TestSqlTxThatIsLocked(OutageContract):
+    """The same store, and another connection that holds its only lock."""
+
+    @pytest.fixture
+    def storage_url(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+        connect = sqlite3.connect
+        monkeypatch.setattr(sqlite3, "connect", lambda path, **options: connect(path, **{**options, "timeout": 0}))
+        monkeypatch.setattr(importlib.import_module("omniq_mystore.storage").MyStorage, "timeout", 0.1)
+        return f"mystore://{tmp_path}/jobs.db"
+
+    @pytest.fixture
+    def lock(self, tmp_path: Path) -> Iterator[sqlite3.Connection]:
+        with contextlib.closing(
+            sqlite3.connect(tmp_path / "jobs.db", isolation_level=None, check_same_thread=False)
+        ) as connection:
+            yield connection
+
+    @pytest.fixture
+    def break_store(self, lock: sqlite3.Connection) -> Callable[[], None]:
+        def take() -> None:
+            lock.execute("BEGIN IMMEDIATE")
+
+        return take
+
+    @pytest.fixture
+    def mend_store(self, lock: sqlite3.Connection) -> Callable[[], None]:
+        return lock.rollback
+
+
+def rows_in(path: Path) -> int:
+    """Return how many rows an SQLite file holds in all of its tables."""
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        tables = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
+        counts = (connection.execute(f'SELECT count(*) FROM "{name}"').fetchone() for (name,) in tables)
+        return sum(count for (count,) in counts)
 
 
 @pytest.mark.long

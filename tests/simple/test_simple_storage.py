@@ -87,6 +87,30 @@ async def test_what_does_not_pass_ends_within_the_timeout(tmp_path: Path) -> Non
     await store.close()
 
 
+async def test_the_time_of_a_call_counts_while_it_is_behind_others(tmp_path: Path) -> None:
+    store = storage(tmp_path)
+    await store.open()
+    begun, go_on = threading.Event(), threading.Event()
+    real = store.transaction
+
+    def slow(connection: sqlite3.Connection, write: bool) -> Any:
+        begun.set()
+        assert go_on.wait(60)
+        return real(connection, write)
+
+    store.transaction = slow
+    first = asyncio.create_task(store.enqueue([task()]))
+    await asyncio.to_thread(begun.wait, 60)
+    store.timeout = 0.01
+    second = asyncio.create_task(store.enqueue([task()]))
+    await asyncio.sleep(0.05)
+    go_on.set()
+    assert (await first)[0].created
+    with pytest.raises(StorageUnavailable, match=r"not begun within 0\.01 s"):
+        await second
+    await store.close()
+
+
 async def test_a_storage_that_is_not_open_says_so(tmp_path: Path) -> None:
     store = storage(tmp_path)
     with pytest.raises(StorageUnavailable, match="is not open"):

@@ -34,6 +34,10 @@ SHEET_SPAN = 32
 """Homes of one task whose sequences are in the same span of this length have their results on one page: a message for
 each of them would cost as much as the task itself."""
 
+LONGEST_QUEUE = 3500
+"""Bytes of a queue's name as a token. A server closes the connection, and that of each new try, on which it gets a
+line of more than 4,096: the rest is for what else is in a subject, and for the subject of the answer."""
+
 _UNSAFE = re.compile(rb"[^A-Za-z0-9_-]")
 
 
@@ -106,7 +110,13 @@ class Names:
     def home(self, queue: str, home: str) -> str:
         """Where the orders of one or more tasks are."""
         line, kind, name = split_home(home)
-        return f"{self.root}.o.t.{token(queue)}.{line}.{kind}.{name}"
+        written = token(queue)
+        if len(written) > LONGEST_QUEUE:
+            raise ValueError(
+                f"the name of a queue, {queue[:20]!r}…, takes {len(written)} bytes of a subject of NATS, and "
+                f"{LONGEST_QUEUE} are the most that a server takes; use a shorter one"
+            )
+        return f"{self.root}.o.t.{written}.{line}.{kind}.{name}"
 
     def line(self, queue: str, line: str) -> str:
         """Every home of a line."""

@@ -27,6 +27,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Generic, Protocol, Self, TypeVar
 
 from attrs import field, frozen
+from attrs.validators import ge
 
 from omniq.errors import ConfigurationError
 from omniq.schedule import Schedule
@@ -105,7 +106,8 @@ class TaskQuery:
     state: TaskState | None = None
     name: str | None = None
     tag: str | None = None
-    limit: int = 100
+    limit: int = field(default=100, validator=ge(1))
+    """How many tasks on a page, 1 or more."""
 
 
 @frozen
@@ -170,10 +172,15 @@ class StorageConfig:
 
     scheme: str
     location: str
-    """The URL without its query: ``sqlite:///jobs.db``. May hold credentials; show :attr:`redacted` instead."""
+    """The URL without its query, as it was written: ``sqlite:///jobs.db``. The store decodes ``%20`` and the like in
+    it.
+
+    May hold credentials; show :attr:`redacted` instead.
+    """
     namespace: str = "omniq"
+    """1 to 40 ASCII letters, digits, hyphens and underscores, the first a letter or digit; case matters."""
     options: Mapping[str, str] = field(factory=dict)
-    """The query string's parameters, without ``namespace``."""
+    """The query string's parameters, decoded, without ``namespace``."""
     redacted: str = ""
     """The whole URL with its credentials and secret options hidden."""
 
@@ -196,9 +203,17 @@ class StorageConfig:
 class Storage(ABC):
     """A store of tasks and schedules, used from one event loop.
 
-    Every method may raise :class:`~omniq.errors.StorageUnavailable` within a bounded time; then nothing was done, or
-    the same call repeated changes nothing that was done already. Ids that are not in the store are never an error:
-    each method says what they give.
+    Every method may raise :class:`~omniq.errors.StorageUnavailable` within a bounded time: 30 seconds, unless an option
+    of the URL says otherwise. Then nothing was done, or the same call repeated changes nothing that was done already.
+    So does every method that has something to ask the store before :meth:`open` and after :meth:`close`. The driver's
+    own errors never come through.
+
+    What a store cannot hold at all, such as a text that it cannot encode, raises :class:`ValueError` or
+    :class:`~omniq.errors.PayloadTooLarge`, and nothing of the call is done: StorageUnavailable would have the caller
+    repeat it for ever. Texts of 300 characters are held in every place.
+
+    Ids that are not in the store are never an error: each method says what they give. A ``limit`` of 0 gives nothing
+    and changes nothing.
     """
 
     capabilities: Set[Capability] = frozenset()
@@ -246,7 +261,11 @@ class Storage(ABC):
         one is stored. A tie of order within a batch goes to the earlier. Of two calls on one event loop of which the
         second is made before the first has returned, the first's tasks come first.
 
+        A call that is repeated because its answer was lost gives ``created=False`` for what the first one stored.
+
         :return: one entry for each task, in order.
+        :raises ValueError: if the store cannot hold one of the tasks; none is stored.
+        :raises PayloadTooLarge: the same, where it is too large.
         """
 
     def enqueue_blocking(self, tasks: Sequence[NewTask]) -> list[Enqueued] | None:
@@ -281,9 +300,10 @@ class Storage(ABC):
         Scheduled tasks of these queues whose time has come are promoted first. Of each queue at most the demanded
         number is taken, larger priority first, then by the time at which they became ready, then in the order of
         enqueueing. Each claim raises ``attempt`` and ``delivery`` by one, and sets ``worker``, ``started_at`` and
-        ``lease_until``; the error of the attempt before stays with the task, and comes with it. Paused queues give
-        nothing. Tasks whose ``expires_at`` has come end as ``cancelled`` instead and take no place. Of several workers
-        that race for a task one gets it.
+        ``lease_until``; the error of the attempt before stays with the task, and comes with it, and its progress is
+        cleared. Paused queues give nothing; their scheduled tasks may be promoted or not, and take the place of their
+        ``run_at`` either way once the queue is resumed. Tasks whose ``expires_at`` has come end as ``cancelled``
+        instead and take no place. Of several workers that race for a task one gets it.
 
         :param demand: queue → how many of it at most. The queues are served, and named in the result, in this order.
         :param worker: the claiming worker's id.
@@ -300,10 +320,11 @@ class Storage(ABC):
         An outcome is accepted where the task is still running under the same ``delivery``; the lease's time plays no
         part in it until somebody else has recovered the task. Then: ``Succeeded``, ``Failed``, ``Cancelled`` end the
         task, free its ``unique`` key and keep the record for ``result_ttl`` seconds; ``Retry`` makes it ``scheduled``
-        (``ready`` if the delay is 0) and keeps the error; ``Released`` does the same, takes the attempt back, and
-        with a delay of 0 puts the task back to its old place; without an error of its own it may keep or drop the
-        one before. A task whose cancellation was requested ends as ``cancelled`` also on ``Retry`` and ``Released``.
-        The whole batch is one atomic step.
+        (``ready`` if the delay is 0) with its error in place of the one before, also if it is None; ``Released`` does
+        the same, takes the attempt back, and with a delay of 0 puts the task back to its old place; without an error of
+        its own it may keep or drop the one before. A task whose cancellation was requested ends as ``cancelled`` also
+        on ``Retry`` and ``Released``, which takes the attempt back all the same; it may keep or drop its error.
+        ``worker`` and ``started_at`` stay until the next claim. The whole batch is one atomic step.
 
         :return: for each outcome whether it was accepted. A repeated call after a lost answer gives False and changes
             nothing.
@@ -326,7 +347,8 @@ class Storage(ABC):
         """Take back tasks whose lease has run out, whoever held them.
 
         With attempts left (``attempt <= max_retries``) a task becomes ``ready`` at its old place; without, it ends as
-        ``failed`` with a ``WorkerLost`` error; one whose cancellation was requested ends as ``cancelled``. Of several
+        ``failed`` with a ``WorkerLost`` error; one whose cancellation was requested ends as ``cancelled``. ``worker``
+        and ``started_at`` stay until the next claim. Of several
         that recover at once, one gets each task. Also ends scheduled and ready tasks whose ``expires_at`` has come,
         within the same limit.
 
@@ -344,7 +366,8 @@ class Storage(ABC):
         not return later than 100 ms after a task became ready or a schedule became due, in so far as notifications
         arrive, and not more than 2 s after it if they are lost. That holds for everybody who waits, as not everybody
         can fire every schedule, and for a schedule of any interval. Only a schedule that was due when the wait began is
-        no reason to return at once: perhaps nobody can fire it. Sends at most one request a second meanwhile.
+        no reason to return at once, nor later, as long as it stays overdue: perhaps nobody can fire it. Sends at most
+        one request a second meanwhile.
 
         :param timeout: seconds.
         """
@@ -395,7 +418,7 @@ class Storage(ABC):
 
         ``attempt`` goes back to 0; ``delivery`` goes on, so that a worker of old stays fenced.
         One whose ``unique`` key belongs to a live task by now stays as it is. An ``expires_at`` that has passed is
-        dropped.
+        dropped. ``worker`` and ``started_at`` stay until the next claim; the error and the progress may.
 
         :return: for each whether it was made ready.
         """

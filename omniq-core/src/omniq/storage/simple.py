@@ -448,10 +448,15 @@ class _Lane:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"omniq-{storage.config.scheme}")
 
     async def run(self, verb: Callable[[Any], R], write: bool, wakes: bool) -> R:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._patiently, verb, write, wakes)
-
-    def _patiently(self, verb: Callable[[Any], R], write: bool, wakes: bool) -> R:
+        # From here, as a call that is behind others in a store that is away would else wait for the time of each.
         deadline = time.monotonic() + self._storage.timeout
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._thread, self._patiently, deadline, verb, write, wakes)
+
+    def _patiently(self, deadline: float, verb: Callable[[Any], R], write: bool, wakes: bool) -> R:
+        if time.monotonic() > deadline:
+            storage = self._storage
+            raise StorageUnavailable(f"{storage.config.redacted}: not begun within {storage.timeout:g} s")
         pause = 0.02
         while True:
             committing = [False]

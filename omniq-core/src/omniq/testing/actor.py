@@ -82,16 +82,27 @@ def read_history(path: Path) -> list[dict[str, Any]]:
 
 
 async def produce(
-    storage: Storage, history: History, *, queue: str, batches: int | None, size: int, pause: float = 0.0, seed: int = 0
+    storage: Storage,
+    history: History,
+    *,
+    queue: str,
+    batches: int | None,
+    size: int,
+    pause: float = 0.0,
+    on_request: bool = False,
+    seed: int = 0,
 ) -> None:
     """Enqueue batches of tasks, the last of each with one of a few unique keys.
 
     :param batches: how many; None: until killed.
     :param size: the largest number of tasks in a batch.
     :param pause: seconds between two batches.
+    :param on_request: whether to read a line of the standard input before each batch.
     """
     rng = random.Random(seed)
     for _ in itertools.count() if batches is None else range(batches):
+        if on_request:
+            await asyncio.to_thread(sys.stdin.readline)
         tasks = [
             NewTask(
                 id=new_id(),
@@ -198,6 +209,7 @@ async def _act(options: argparse.Namespace) -> None:
                 batches=options.batches or None,
                 size=options.size,
                 pause=options.pause,
+                on_request=options.on_request,
                 seed=seed,
             )
         elif options.role == "work":
@@ -220,6 +232,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--batches", type=int, default=0, help="0: until killed")
     parser.add_argument("--size", type=int, default=5)
     parser.add_argument("--pause", type=float, default=0.0)
+    parser.add_argument("--on-request", type=bool, default=False, help="read a line before each batch")
     parser.add_argument("--lease", type=float, default=0.4)
     parser.add_argument("--hold", type=float, default=0.0)
     asyncio.run(_act(parser.parse_args(arguments)))

@@ -23,6 +23,8 @@ Run it with plain pytest (``pip install 'omniq-core[testing]'``); no plugin is n
 - Times are judged by the store's clock alone, and no test says how fast a storage must be.
 - A storage without ``Capability.SHARED_BETWEEN_PROCESSES`` or ``Capability.DURABLE`` is not asked what only one with
   them can promise; such tests pass and record that as a property (``--junit-xml``).
+- Optional fixtures ``break_store`` and ``mend_store``, ``count_requests``, ``count_records`` return functions that give
+  the kit what it needs from a store to see raw errors, needless requests and leftovers (``outages.py``, ``costs.py``).
 - A standard test is inherited, not edited. Replacing one is an error unless it says why::
 
       @deviates("this store keeps results for whole seconds only")
@@ -39,10 +41,12 @@ from __future__ import annotations
 from omniq.testing.contract.base import Contract, deviates, needs
 from omniq.testing.contract.claiming import ClaimContract
 from omniq.testing.contract.controlling import ControlContract
+from omniq.testing.contract.costs import CostContract
 from omniq.testing.contract.enqueueing import EnqueueContract
 from omniq.testing.contract.finishing import FinishContract
 from omniq.testing.contract.leasing import LeaseContract
 from omniq.testing.contract.modelling import ModelContract
+from omniq.testing.contract.outages import OutageContract
 from omniq.testing.contract.processes import ProcessContract
 from omniq.testing.contract.racing import RaceContract
 from omniq.testing.contract.reading import ReadContract
@@ -65,6 +69,8 @@ class StorageContract(
     ControlContract,
     ScheduleContract,
     UpkeepContract,
+    CostContract,
+    OutageContract,
     RaceContract,
     ProcessContract,
     ModelContract,

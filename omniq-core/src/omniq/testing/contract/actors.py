@@ -45,7 +45,7 @@ class Actor:
                 [sys.executable, "-m", "omniq.testing.actor", *arguments],
                 # By the environment, as a command line can be read by everyone on the machine.
                 env={**os.environ, "OMNIQ_URL": url},
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=subprocess.STDOUT,
             )
@@ -75,6 +75,14 @@ class Actor:
         """Kill it as a power cut would, and wait until it is dead."""
         self._process.kill()
         self._process.wait()
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+
+    def go_ahead(self) -> None:
+        """Let one that was started with ``on_request`` do its next step."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(b"\n")
+        self._process.stdin.flush()
 
     def stop(self) -> None:
         """Stop it where it stands."""

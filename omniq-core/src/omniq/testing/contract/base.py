@@ -86,6 +86,13 @@ class Contract:
         """Give an open storage on the store of this test."""
         return stores.run(stores.open(), self.patience)
 
+    def not_asked(self, reason: str) -> None:
+        """Record as a property of the test that it ends without having asked the storage anything.
+
+        :param reason: what the storage, or its tests, lack.
+        """
+        self._request.node.user_properties.append(("omniq: not asked of this storage", reason))
+
 
 def _on_a_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
     needed: frozenset[Capability] = getattr(test, "needs", frozenset())
@@ -94,8 +101,7 @@ def _on_a_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., 
     def run(self: Contract, *args: Any, **kwargs: Any) -> None:
         missing = needed - self._stores.capabilities
         if missing:
-            reason = "this storage is not " + ", ".join(sorted(missing))
-            self._request.node.user_properties.append(("omniq: not asked of this storage", reason))
+            self.not_asked("this storage is not " + ", ".join(sorted(missing)))
             return
         self._stores.run(test(self, *args, **kwargs), self.patience)
 

@@ -188,6 +188,15 @@ class ClaimContract(Contract):
         await store.resume("work")
         assert len(await take(store)) == 1
 
+    async def test_a_scheduled_task_of_a_paused_queue_keeps_the_place_of_its_time(self, store: Storage) -> None:
+        scheduled = await add(store, run_at=timedelta(seconds=0.05))
+        await store.pause("work")
+        await passed(store, (await record(store, scheduled[0])).run_at)
+        assert await take(store) == []
+        late = await add(store)
+        await store.resume("work")
+        assert [task.id for task in await take(store, 9)] == [*scheduled, *late]
+
     async def test_an_expired_task_ends_as_cancelled_and_takes_no_place(self, store: Storage) -> None:
         expired, good = new_task(expires=timedelta(seconds=0.02)), new_task(expires=FAR)
         await add(store, expired, good)

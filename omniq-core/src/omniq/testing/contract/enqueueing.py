@@ -7,9 +7,10 @@ from datetime import UTC, datetime, timedelta, timezone
 import pytest
 from attrs import evolve
 
+from omniq.errors import PayloadTooLarge
 from omniq.ids import new_id
-from omniq.storage import Enqueued, Lease, LeaseState, Storage
-from omniq.task import TaskState
+from omniq.storage import Enqueued, Lease, LeaseState, Storage, TaskQuery
+from omniq.task import Failed, Progress, TaskError, TaskState
 from omniq.testing.contract.base import Contract
 from omniq.testing.contract.steps import (
     FAR,
@@ -19,6 +20,7 @@ from omniq.testing.contract.steps import (
     add,
     counts,
     later,
+    new_schedule,
     new_task,
     outcome,
     passed,
@@ -297,6 +299,51 @@ class EnqueueContract(Contract):
         assert (claimed.queue, claimed.name, claimed.worker, claimed.unique) == (TEXT, TEXT, TEXT, TEXT)
         assert claimed.tags == (TEXT, "", "a,b", "a")
         assert [stats.queue for stats in await store.stats()] == [TEXT]
+
+    @pytest.mark.parametrize("length", [300, 3000])
+    async def test_long_texts_are_kept_in_every_place(self, store: Storage, length: int) -> None:
+        # Of any script up to 300; a longer one takes three times the bytes, and perhaps six in a store's own writing.
+        text = ((TEXT if length == 300 else "LongText") * length)[:length]
+        error = TaskError(type=text, message=text, traceback=text)
+        task = new_task(queue=text, name=text, unique=text, tags=(text,))
+        ids = await add(store, task, new_task(queue=text))
+        assert (await store.enqueue([new_task(unique=text)]))[0] == Enqueued(task.id, False)
+        schedule = await store.put_schedule(new_schedule(text, task=task, trigger=text, apps=(text,)))
+        assert await store.get_schedules([text]) == [schedule]
+        assert [stats.queue for stats in await store.stats()] == [text]
+        await store.pause(text)
+        await store.resume(text)
+        await store.wait_for_work([text], 0.1)
+        claimed = await store.claim({text: 2}, worker=text, lease=HELD)
+        await store.heartbeat(text, [Lease(task.id, 1)], HELD)
+        assert [(worker.id, set(worker.running)) for worker in await store.workers()] == [(text, set(ids))]
+        await store.set_progress({Lease(task.id, 1): Progress(done=1, note=text)})
+        stored = await record(store, task.id)
+        assert stored == evolve(claimed[0], progress=Progress(done=1, note=text), lease_until=stored.lease_until)
+        assert (stored.queue, stored.name, stored.unique, stored.tags) == (text, text, text, (text,))
+        await store.finish([Failed(id=task.id, delivery=1, error=error), outcome("succeeded", claimed[1])])
+        assert (await record(store, task.id)).error == error
+        assert (await store.list_tasks(TaskQuery(queue=text, name=text, tag=text))).tasks[0].id == task.id
+        assert await store.delete_schedule(text)
+        assert await store.purge(text) == 2
+
+    @pytest.mark.parametrize("where", ["queue", "name", "unique", "tags"])
+    @pytest.mark.parametrize("strange", ["a\0b", "\ud800", "ä" * 9000], ids=["NUL", "surrogate", "long"])
+    async def test_a_batch_of_which_the_store_cannot_hold_one_is_refused_as_a_whole(
+        self, store: Storage, where: str, strange: str
+    ) -> None:
+        good = [new_task() for _ in range(8)]
+        odd = new_task(**{where: (strange,) if where == "tags" else strange})
+        ids = [task.id for task in (*good, odd)]
+        try:
+            await store.enqueue([*good[:6], odd, *good[6:]])
+        except (ValueError, PayloadTooLarge):
+            assert await states(store, ids) == [None] * 9
+            assert await store.stats() == []
+        else:
+            (stored,) = await store.get([odd.id])
+            assert getattr(stored, where) == getattr(odd, where)
+        assert [answer.id for answer in await store.enqueue(good)] == ids[:8], "the store cannot be used any more"
 
     @pytest.mark.parametrize("body", BYTES)
     async def test_bodies_of_any_bytes_are_kept(self, store: Storage, body: bytes) -> None:

@@ -8,8 +8,8 @@ import pytest
 from attrs import evolve
 
 from omniq.ids import new_id
-from omniq.storage import Storage
-from omniq.task import Cancelled, Failed, Released, Retry, Succeeded, TaskError, TaskState
+from omniq.storage import Lease, Storage
+from omniq.task import Cancelled, Failed, Progress, Released, Retry, Succeeded, TaskError, TaskState
 from omniq.testing.contract.base import Contract
 from omniq.testing.contract.steps import (
     BOOM,
@@ -169,6 +169,36 @@ class FinishContract(Contract):
         await store.finish([Failed(id=task_id, delivery=task.delivery, error=other) for task in await take(store)])
         assert (await record(store, task_id)).error == other
 
+    async def test_a_retry_without_an_error_drops_the_one_before(self, store: Storage) -> None:
+        (task_id,) = await add(store)
+        await store.finish([outcome("retry", task) for task in await take(store)])
+        assert (await record(store, task_id)).error == BOOM
+        await store.finish([Retry(id=task_id, delivery=task.delivery, delay=0) for task in await take(store)])
+        assert (await record(store, task_id)).error is None
+
+    async def test_a_claim_clears_the_progress_of_the_attempt_before(self, store: Storage) -> None:
+        (task_id,) = await add(store)
+        await take(store)
+        await store.set_progress({Lease(task_id, 1): Progress(done=1)})
+        await store.finish([Retry(id=task_id, delivery=1, delay=0)])
+        (claimed,) = await take(store)
+        assert claimed.progress is None
+        assert (await record(store, task_id)).progress is None
+
+    @pytest.mark.parametrize("kind", ["retry", "retry later", "released", "released later", "recovered", "made ready"])
+    async def test_who_ran_a_task_last_and_when_is_known_until_the_next_claim(self, store: Storage, kind: str) -> None:
+        (task_id,) = await add(store)
+        (claimed,) = await take_lapsed(store)
+        if kind == "recovered":
+            await store.recover(1)
+        elif kind == "made ready":
+            await store.finish([outcome("failed", claimed)])
+            await store.retry([task_id])
+        else:
+            await store.finish([outcome(kind, claimed)])
+        waiting = await record(store, task_id)
+        assert (waiting.worker, waiting.started_at) == ("w", claimed.started_at)
+
     # A cancellation that was asked for
 
     @pytest.mark.parametrize("kind", OUTCOMES)
@@ -182,6 +212,7 @@ class FinishContract(Contract):
         assert ended.state is expected
         assert ended.finished_at is not None
         assert ended.lease_until is None
+        assert ended.attempt == (0 if kind.startswith("released") else 1), "a release takes the attempt back"
         assert await take(store) == []
 
     # The fence

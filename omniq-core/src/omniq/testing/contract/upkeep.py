@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from datetime import timedelta
 
+import pytest
 from attrs import evolve
 
-from omniq.storage import Capability, Finding, Lease, Severity, Storage
+from omniq.errors import ConfigurationError, StorageUnavailable
+from omniq.ids import new_id
+from omniq.storage import Capability, Finding, Lease, Severity, Storage, TaskQuery
 from omniq.task import Progress, TaskState
 from omniq.testing.contract.base import Contract, needs
 from omniq.testing.contract.controlling import one_of_each
@@ -24,6 +27,7 @@ from omniq.testing.contract.steps import (
     record,
     states,
     take,
+    take_lapsed,
 )
 from omniq.testing.contract.stores import Stores
 from omniq.testing.waiting import await_until
@@ -84,6 +88,48 @@ class UpkeepContract(Contract):
         store = await stores.open()
         await store.close()
         await store.close()
+
+    @pytest.mark.parametrize("when", ["before it was opened", "after it was closed"])
+    async def test_a_storage_that_is_not_open_says_so(self, stores: Stores, when: str) -> None:
+        store = stores.make()
+        if when == "after it was closed":
+            await store.open()
+            await store.close()
+        held = Lease(new_id(), 1)
+        for call in (
+            store.now(),
+            store.enqueue([new_task()]),
+            take(store),
+            store.heartbeat("w", [held], HELD),
+            store.wait_for_work(["work"], 0.1),
+            store.wait_finished([held.id], 0.1),
+            store.get([held.id]),
+            store.stats(),
+            store.due_schedules(1),
+            store.prune(1),
+            store.diagnose(),
+        ):
+            with pytest.raises(StorageUnavailable):
+                await call
+
+    async def test_a_limit_of_nothing_gives_nothing_and_changes_nothing(self, store: Storage) -> None:
+        (task_id,) = await add(store)
+        await put(store, next_run=LONG_AGO)
+        assert await store.claim({"work": 1}, worker="w", lease=HELD, limit=0) == []
+        assert await store.due_schedules(0) == []
+        assert await states(store, [task_id]) == [TaskState.READY]
+        lost = await take_lapsed(store)
+        assert await store.recover(0) == []
+        assert await record(store, task_id) == lost[0]
+        await store.finish([outcome("succeeded", lost[0])])
+        assert await store.prune(0) == 0
+        with pytest.raises(ValueError, match="limit"):
+            TaskQuery(limit=0)
+
+    async def test_a_storage_joins_only_transactions_that_it_knows(self, store: Storage) -> None:
+        joins = Capability.TRANSACTIONS in store.capabilities
+        with pytest.raises(TypeError if joins else ConfigurationError):
+            store.join(object())
 
     async def test_closing_one_leaves_the_others_open(self, stores: Stores) -> None:
         store, other = await stores.open(), await stores.open()

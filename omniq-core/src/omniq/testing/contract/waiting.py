@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from omniq.ids import new_id
-from omniq.storage import Storage
+from omniq.storage import Capability, Storage
 from omniq.task import StoredTask, TaskState
-from omniq.testing.contract.base import Contract
+from omniq.testing.contract.base import Contract, needs
 from omniq.testing.contract.scheduling import LONG_AGO
 from omniq.testing.contract.steps import (
     FAR,
@@ -261,6 +261,19 @@ class WaitContract(Contract):
             if late[-1] < 0.5:
                 return
         raise AssertionError(f"the waits ended {late} s after the schedule was due")
+
+    @needs(Capability.NOTIFICATIONS)
+    async def test_whoever_waits_is_woken_where_the_store_says_so(self, stores: Stores) -> None:
+        store, other = await stores.open(), await stores.open()
+        late = []
+        for _ in range(ROUNDS):
+            worker = asyncio.create_task(arrival(store))
+            await waiting(worker)
+            await add(other)
+            late.append((await store.now() - (await worker).created_at).total_seconds())
+            if late[-1] < 0.5:
+                return
+        raise AssertionError(f"it claims NOTIFICATIONS, and the waits ended {late} s after a task was ready")
 
     async def test_many_can_wait_on_one_storage(self, store: Storage) -> None:
         workers = [asyncio.create_task(arrival(store, f"queue {number % 5}")) for number in range(10)]
