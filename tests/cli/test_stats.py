@@ -21,7 +21,7 @@ from omniq.cli import main
 from omniq.cli.live import Frame, Look, worker_lines
 from omniq.cli.stats import as_json
 from omniq.cli.terminal import Screen
-from omniq.storage import WorkerInfo
+from omniq.storage import StoredWorker
 from omniq.task import StoredTask
 from omniq.testing import wait_until
 from tests.cli.program import Program, environment
@@ -75,7 +75,7 @@ def test_json_is_a_list_of_objects(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def look_at(
-    at: float, *stats: QueueStats, workers: Sequence[WorkerInfo] = (), tasks: Sequence[StoredTask] = ()
+    at: float, *stats: QueueStats, workers: Sequence[StoredWorker] = (), tasks: Sequence[StoredTask] = ()
 ) -> Look:
     return Look(at=at, now=NOW, stats=stats, workers=workers, running={task.id: task for task in tasks})
 
@@ -125,8 +125,8 @@ def running(task_id: str, name: str, seconds: float) -> StoredTask:
 
 def test_workers_are_shown_with_what_they_run() -> None:
     workers = [
-        WorkerInfo(id="idle", seen_at=NOW),
-        WorkerInfo(id="busy", seen_at=NOW, running=("1", "2", "3", "4")),
+        StoredWorker(id="idle", seen_at=NOW),
+        StoredWorker(id="busy", seen_at=NOW, running=("1", "2", "3", "4")),
     ]
     tasks = [running("1", "shop.add", 5), running("2", "shop.add", 200), running("3", "shop.sleep", 9)]
     frame = Frame(look_at(1.0, workers=workers, tasks=tasks), None)

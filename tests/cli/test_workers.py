@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import json
 import re
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from attrs import evolve
 
 from omniq import TaskQueue
 from omniq.cli import main
 from omniq.cli.app import store_of
+from omniq.worker_info import WorkerAbout, dump_about
 
 URL = "sqlite:///jobs.db"
 
 
-def be_alive(store: TaskQueue, worker: str) -> None:
+def be_alive(store: TaskQueue, worker: str, about: str | None = None) -> None:
     async def beat() -> None:
-        await (await store_of(store)).heartbeat(worker, [], 600)
+        await (await store_of(store)).heartbeat(worker, [], 600, about)
 
     store.run(beat())
 
@@ -31,8 +34,12 @@ def test_workers_are_shown_and_a_probe_learns_whether_there_are_enough(
 
     assert main(["workers", URL]) == 0
     header, *rows = [re.split("  +", line) for line in capsys.readouterr().out.splitlines()]
-    assert header == ["host", "pid", "tasks", "seen", "id"]
-    assert [row[:3] for row in rows] == [["-", "-", "0"], ["web-1", "4711", "0"], ["web-2", "17", "0"]]
+    assert header == ["host", "pid", "queues", "version", "slots", "tasks", "seen", "id"]
+    assert [row[:6] for row in rows] == [
+        ["-", "-", "-", "-", "-", "0"],
+        ["web-1", "4711", "-", "-", "-", "0"],
+        ["web-2", "17", "-", "-", "-", "0"],
+    ]
     assert "\x1b" not in rows[0][-1]
 
     for more, code in (
@@ -50,6 +57,41 @@ def test_workers_are_shown_and_a_probe_learns_whether_there_are_enough(
     assert main(["workers", URL, "--json", "--host", "web-1"]) == 0
     (one,) = json.loads(capsys.readouterr().out)
     assert (one["id"], one["host"], one["pid"], one["running"]) == ("web-1-4711-1a2b3c4d", "web-1", 4711, [])
+
+
+def test_what_a_worker_tells_about_itself_is_shown(store: TaskQueue, capsys: pytest.CaptureFixture[str]) -> None:
+    about = WorkerAbout(
+        hostname="blue\x1b[31m",
+        pid=7,
+        started_at=datetime(2026, 1, 1, tzinfo=UTC),
+        versions={"omniq-core": "9.8.7", "python": "3.13.0"},
+        queues=None,
+        concurrency=1200,
+        slots={"loop": 1200, "thread": 20, "process": 2},
+        lease=30.0,
+        serializers=("json",),
+        function_count=0,
+    )
+    be_alive(store, "a", dump_about(about))
+    be_alive(store, "b", dump_about(evolve(about, queues=("urgent", "default"))))
+    be_alive(store, "c", dump_about(evolve(about, queues={"urgent": 3, "default": 1})))
+    be_alive(store, "d", '{"hostname": 5}')
+
+    assert main(["workers", URL]) == 0
+    _, *rows = [re.split("  +", line) for line in capsys.readouterr().out.splitlines()]
+    assert [row[1:6] for row in rows] == [
+        ["7", "all", "9.8.7", "1,200", "0"],
+        ["7", "urgent, default", "9.8.7", "1,200", "0"],
+        ["7", "urgent=3, default=1", "9.8.7", "1,200", "0"],
+        ["-", "-", "-", "-", "0"],
+    ]
+    assert "\x1b" not in "".join(map("".join, rows))
+
+    assert main(["workers", URL, "--host", "blue\x1b[31m", "--at-least", "3", "--json"]) == 0
+    one, *_ = json.loads(capsys.readouterr().out)
+    assert (one["host"], one["pid"], one["about"]["queues"]) == ("blue\x1b[31m", 7, None)
+    assert one["about"]["slots"] == {"loop": 1200, "thread": 20, "process": 2}
+    assert one["about"]["started_at"] == "2026-01-01T00:00:00+00:00"
 
 
 @pytest.mark.usefixtures("folder")

@@ -46,9 +46,11 @@ class Wire(MemoryStorage):
         if call in self.silent:
             await asyncio.Event().wait()
 
-    async def heartbeat(self, worker: str, leases: Sequence[Lease], lease: float) -> list[LeaseState]:
+    async def heartbeat(
+        self, worker: str, leases: Sequence[Lease], lease: float, about: str | None = None
+    ) -> list[LeaseState]:
         await self.pass_through("heartbeat")
-        return await super().heartbeat(worker, leases, lease)
+        return await super().heartbeat(worker, leases, lease, about)
 
     async def finish(self, outcomes: Sequence[Outcome]) -> list[bool]:
         await self.pass_through("finish")
@@ -196,6 +198,7 @@ async def test_a_worker_that_cannot_claim_for_long_says_so_rarely_and_is_not_lis
         await await_until(lambda: any(record.levelname == "ERROR" for record in caplog.records), 20)
         wire.failing.clear()
         await await_until(is_listed, 20)
+        assert [worker.about is not None for worker in await beside.aworkers()] == [True], "it had signed off"
         await handle.aresult(10)
     told = [(one.levelname, one.getMessage()) for one in caplog.records if "claim" in one.getMessage()]
     assert [level for level, _ in told[:2]] == ["WARNING", "ERROR"]
@@ -506,12 +509,14 @@ class Crossing(Wire):
         await await_until(self.told.is_set)
         return accepted
 
-    async def heartbeat(self, worker: str, leases: Sequence[Lease], lease: float) -> list[LeaseState]:
+    async def heartbeat(
+        self, worker: str, leases: Sequence[Lease], lease: float, about: str | None = None
+    ) -> list[LeaseState]:
         if self.finished.is_set() and self.calls[-1] == "told":
             self.told.set()
         if leases:
             await await_until(self.finished.is_set)
-        states = await super().heartbeat(worker, leases, lease)
+        states = await super().heartbeat(worker, leases, lease, about)
         if LeaseState.LOST in states:
             self.calls.append("told")
         return states

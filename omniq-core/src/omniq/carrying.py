@@ -79,8 +79,8 @@ class Runnable(Mapping[str, TaskFunction[Any, Any]]):
         return self._registered[name]
 
     def __iter__(self) -> Iterator[str]:
-        yield from self._registered
-        yield from self._carried
+        # A copy, as dict makes it in one step: another thread may register a function meanwhile.
+        yield from (*self._registered, *self._carried)
 
     def __len__(self) -> int:
         return len(self._registered) + len(self._carried)

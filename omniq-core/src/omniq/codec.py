@@ -48,6 +48,8 @@ class Codec:
         self._plugins = plugins
         self._serializer = plugins.serializer(serializer)
         self._accepted = {name: plugins.serializer(name) for name in accept}
+        self.accepted = tuple(self._accepted)
+        """The names of the serializers that may be decoded."""
         self._max_payload = max_payload
         self._signer = signer
         self._policies: dict[str, RetryPolicy] = {}
@@ -74,7 +76,7 @@ class Codec:
         """Give what makes another codec like this one in a child process. It holds the keys: send it nowhere else."""
         return {
             "serializer": self.serializer_name,
-            "accept": tuple(self._accepted),
+            "accept": self.accepted,
             "max_payload": self._max_payload,
             "keys": None if self._signer is None else self._signer.reveal(),
         }

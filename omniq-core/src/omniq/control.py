@@ -10,9 +10,10 @@ from omniq.codec import FunctionDecoder
 from omniq.connections import Connections
 from omniq.errors import TaskNotFound
 from omniq.options import check_queue
-from omniq.storage import QueueStats, Storage, TaskPage, TaskQuery, WorkerInfo
+from omniq.storage import QueueStats, Storage, TaskPage, TaskQuery
 from omniq.task import Task, TaskState
 from omniq.twins import sync
+from omniq.worker_info import WorkerInfo, as_worker_info
 
 __all__ = ["Control"]
 
@@ -99,8 +100,8 @@ class Control:
     stats = sync(astats)
 
     async def aworkers(self) -> list[WorkerInfo]:
-        """Give the workers that were heard of within their lease, and what they run."""
-        return await (await self._storage()).workers()
+        """Return the workers that were heard of within their lease, by id: what they are, and what they run."""
+        return [as_worker_info(worker) for worker in await (await self._storage()).workers()]
 
     workers = sync(aworkers)
 

@@ -23,6 +23,8 @@ __all__ = ["Heartbeat"]
 
 _log = logging.getLogger("omniq.worker")
 
+TELL_EVERY = 10
+"""So many heartbeats from one to the next that says what the worker is: it is far longer than the others."""
 FAREWELL = 2.0
 """Seconds that a store which gives no answer gets for the last heartbeat, and to disconnect."""
 
@@ -33,6 +35,7 @@ class Heartbeat:
     :param storage: an unopened storage for this thread alone.
     :param worker: the worker's id.
     :param lease: seconds that a lease holds.
+    :param about: returns what the worker tells about itself; called on the heartbeat's thread.
     :param held: gives the leases that the worker holds now; called on the heartbeat's thread.
     :param on_news: told, on the heartbeat's thread, of leases that were lost or whose task is to be cancelled.
     :param on_change: told, on the heartbeat's thread, whether the latest heartbeat got through: of the first one, and
@@ -50,6 +53,7 @@ class Heartbeat:
         *,
         worker: str,
         lease: float,
+        about: Callable[[], str],
         held: Callable[[], list[Lease]],
         on_news: Callable[[Sequence[tuple[Lease, LeaseState]]], None],
         on_change: Callable[[bool], None],
@@ -60,6 +64,9 @@ class Heartbeat:
         self._storage = storage
         self._worker = worker
         self._lease = lease
+        self._about = about
+        self._beats = 0
+        """How many have got through since the store may have forgotten what the worker is."""
         self._held = held
         self._on_news = on_news
         self._on_change = on_change
@@ -149,10 +156,14 @@ class Heartbeat:
             async with asyncio.timeout(patience) as self._patience:
                 # What outlasts the patience of one beat is there for the next.
                 await connection.ready()
-                states = await self._storage.heartbeat(self._worker, leases, self._lease)
+                about = None if self._beats % TELL_EVERY else self._about()
+                states = await self._storage.heartbeat(self._worker, leases, self._lease, about)
+                self._beats += 1
                 if self._is_deaf():
                     await self._storage.heartbeat(self._worker, [], 0)
+                    self._beats = 0
         except Exception as error:  # whatever the store raises, the next beat may get through
+            self._beats = 0
             self._outage.failed(
                 error if str(error) else f"no answer within a third of a lease ({type(error).__name__})"
             )

@@ -50,6 +50,13 @@ class Served:
         if isinstance(queues, Mapping):
             self._weights = {name: check_count(queues[name], f"the weight of queue {name!r}") for name in self.names}
 
+    @property
+    def chosen(self) -> Mapping[str, int] | tuple[str, ...] | None:
+        """What was asked for: names in strict order, weights by name, or None for every queue."""
+        if self._weights is not None:
+            return self._weights
+        return self.names if self.fixed else None
+
     def order(self) -> Iterable[str]:
         """Give the queues in the order in which to claim from them now."""
         weights = self._weights

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+import platform
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, cast
@@ -224,6 +225,16 @@ class Plugins:
         except ValueError as error:
             # Somebody else's text, which may show the URL as it was given.
             raise ConfigurationError(redact_all(str(error))) from None
+
+    def versions(self, scheme: str) -> dict[str, str]:
+        """Return the versions of ``omniq-core``, of the distribution that opens a scheme, and of ``python``.
+
+        :param scheme: of a storage URL; of one that nothing opens there is no version.
+        """
+        claims = self._claims["omniq_storages"].get(scheme, [])
+        wanted = {"omniq-core", *(claim.distribution for claim in claims)}
+        found = {plugin.distribution: plugin.version for plugin in self._found if plugin.distribution in wanted}
+        return {**found, "python": platform.python_version()}
 
     def _unknown_scheme(self, config: StorageConfig) -> str:
         extra = _EXTRAS.get(config.scheme)

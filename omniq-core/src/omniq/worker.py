@@ -11,6 +11,7 @@ import secrets
 import signal
 import socket
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Protocol, Self, TypedDict
 
@@ -40,6 +41,7 @@ from omniq.supply import Supply
 from omniq.task import Outcome, Released, StoredTask
 from omniq.threads import in_thread
 from omniq.upkeep import Upkeep
+from omniq.worker_info import WorkerAbout, dump_about, some_names
 
 __all__ = ["Worker", "WorkerHost", "WorkerOptions"]
 
@@ -166,6 +168,7 @@ class Worker:
         self._loop = asyncio.get_running_loop()
         self._storage = (await self.queue.connections.current()).storage
         self.ledger = Ledger(self._storage, self.id, self.queue.plugins)
+        started_at = datetime.now(UTC)
         told = (self._on_start, self._on_done)
         self._lanes: dict[Executor, Lane] = {
             "loop": LoopLane(self.concurrency, *told),
@@ -177,6 +180,7 @@ class Worker:
             self.queue.connections.sibling(),
             worker=self.id,
             lease=self.lease,
+            about=lambda: dump_about(self._describe(started_at)),
             held=self.ledger.leases,
             on_news=lambda news: self._from_thread(self._heed, news),
             on_change=lambda through: self._from_thread(self._on_heartbeat, through),
@@ -218,6 +222,23 @@ class Worker:
             self._tasks.append(self._loop.create_task(self._guard(self._scheduler.run)))
         _log.info("worker %s serves %s on %s", self.id, ", ".join(self._served.names) or "no queue yet", self.queue.url)
         self._tell("omniq_worker_started", queues=self._served.names)
+
+    def _describe(self, started_at: datetime) -> WorkerAbout:
+        # On the heartbeat's thread: of what may change meanwhile a copy is taken in one step.
+        functions = list(self.queue.runnable)
+        return WorkerAbout(
+            hostname=socket.gethostname(),
+            pid=os.getpid(),
+            started_at=started_at,
+            versions=self.queue.plugins.versions(self.queue.url.partition(":")[0]),
+            queues=self._served.chosen,
+            concurrency=self.concurrency,
+            slots={executor: lane.slots for executor, lane in self._lanes.items()},
+            lease=self.lease,
+            serializers=self.queue.codec.accepted,
+            functions=some_names(functions),
+            function_count=len(functions),
+        )
 
     async def _store_schedules(self) -> None:
         if self.scheduler:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 
 from omniq.schedule import Schedule
-from omniq.storage import Enqueued, Lease, LeaseState, QueueStats, TaskPage, TaskQuery, WorkerInfo
+from omniq.storage import Enqueued, Lease, LeaseState, QueueStats, StoredWorker, TaskPage, TaskQuery
 from omniq.task import (
     Cancelled,
     Failed,
@@ -40,7 +40,7 @@ class Store(Transitions):
     def __init__(self, clock: Callable[[], float]) -> None:
         super().__init__(clock)
         self.schedules = Schedules()
-        self._workers: dict[str, tuple[datetime, datetime]] = {}
+        self._workers: dict[str, tuple[datetime, datetime, str | None]] = {}
 
     # From producer to worker and back
 
@@ -151,11 +151,13 @@ class Store(Transitions):
 
     # Leases
 
-    def heartbeat(self, worker: str, leases: Sequence[Lease], lease: float) -> list[LeaseState]:
+    def heartbeat(self, worker: str, leases: Sequence[Lease], lease: float, about: str | None) -> list[LeaseState]:
         now = self.now()
         until = later(now, lease)
         if lease > 0:
-            self._workers[worker] = now, until
+            if about is None and worker in self._workers:
+                about = self._workers[worker][2]
+            self._workers[worker] = now, until, about
         else:
             self._workers.pop(worker, None)
         return [self._extend(held, until) for held in leases]
@@ -168,14 +170,14 @@ class Store(Transitions):
         self.leases.put(record, until)
         return LeaseState.CANCEL_REQUESTED if record.cancel_requested else LeaseState.HELD
 
-    def workers(self) -> list[WorkerInfo]:
+    def workers(self) -> list[StoredWorker]:
         now = self.now()
         running: dict[str | None, list[str]] = {}
         for record in self.leases:
             running.setdefault(record.worker, []).append(record.order.id)
         return [
-            WorkerInfo(id=worker, seen_at=seen_at, running=tuple(running.get(worker, ())))
-            for worker, (seen_at, until) in sorted(self._workers.items())
+            StoredWorker(id=worker, seen_at=seen_at, running=tuple(running.get(worker, ())), about=about)
+            for worker, (seen_at, until, about) in sorted(self._workers.items(), key=lambda known: known[0])
             if until > now
         ]
 

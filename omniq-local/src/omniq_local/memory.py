@@ -26,9 +26,9 @@ from omniq.storage import (
     Severity,
     Storage,
     StorageConfig,
+    StoredWorker,
     TaskPage,
     TaskQuery,
-    WorkerInfo,
 )
 from omniq.task import NewTask, Outcome, Progress, StoredTask, TaskState
 from omniq.transactions import CallerTransaction
@@ -133,9 +133,11 @@ class MemoryStorage(Storage):
         with LOCK:
             return self._opened().finish(outcomes)
 
-    async def heartbeat(self, worker: str, leases: Sequence[Lease], lease: float) -> list[LeaseState]:
+    async def heartbeat(
+        self, worker: str, leases: Sequence[Lease], lease: float, about: str | None = None
+    ) -> list[LeaseState]:
         with LOCK:
-            return self._opened().heartbeat(worker, leases, lease)
+            return self._opened().heartbeat(worker, leases, lease, about)
 
     async def recover(self, limit: int) -> list[StoredTask]:
         with LOCK:
@@ -203,7 +205,7 @@ class MemoryStorage(Storage):
         with LOCK:
             return self._opened().stats()
 
-    async def workers(self) -> list[WorkerInfo]:
+    async def workers(self) -> list[StoredWorker]:
         with LOCK:
             return self._opened().workers()
 

@@ -156,12 +156,15 @@ class Holder:
 
     # Leases
 
-    async def heartbeat(self, worker: str, leases: Sequence[Lease], lease: float) -> list[LeaseState]:
+    async def heartbeat(
+        self, worker: str, leases: Sequence[Lease], lease: float, about: str | None = None
+    ) -> list[LeaseState]:
         """Do :meth:`omniq.storage.Storage.heartbeat`."""
         states = [LeaseState.LOST] * len(leases)
         by_queue = await self._by_queue([one.id for one in leases])
         await asyncio.gather(
             self._sign(worker, lease),
+            self._describe(worker, lease, about),
             *(self._extend(queue, leases, numbers, lease, states) for queue, numbers in by_queue.items()),
         )
         return states
@@ -171,6 +174,14 @@ class Holder:
         told = json.dumps([worker, now, after(now, lease) if lease > 0 else 0]).encode()
         ttl = max(60, min(int(lease) * 2, 10**6)) if lease > 0 else 1
         await self._link.store(Write(self._names.worker(worker), told, ttl=ttl))
+
+    async def _describe(self, worker: str, lease: float, about: str | None) -> None:
+        if about is None and lease > 0:
+            return
+        # An empty message takes the place of what was told before, and is gone a second later.
+        told = json.dumps([worker, about]).encode() if lease > 0 else b""
+        ttl = max(60, min(int(lease) * 20, 10**7)) if lease > 0 else 1
+        await self._link.store(Write(self._names.about(worker), told, ttl=ttl))
 
     async def _extend(
         self, queue: str, leases: Sequence[Lease], numbers: Sequence[int], lease: float, states: list[LeaseState]

@@ -216,6 +216,15 @@ class Names:
         """All workers."""
         return f"{self.root}.w.*"
 
+    def about(self, worker: str) -> str:
+        """What a worker told about itself."""
+        return f"{self.root}.w.{token(worker)}.about"
+
+    @property
+    def abouts(self) -> str:
+        """What all workers told about themselves."""
+        return f"{self.root}.w.*.about"
+
     # What is told, and not stored
 
     def work(self, queue: str) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from attrs import frozen
 
-from omniq.storage import QueueStats, TaskPage, TaskQuery, WorkerInfo
+from omniq.storage import QueueStats, StoredWorker, TaskPage, TaskQuery
 from omniq.task import StoredTask, TaskState
 from omniq_nats.book import REMOVED_AHEAD, Book
 from omniq_nats.claiming import fold, live_task
@@ -388,19 +388,25 @@ async def namespaces(keeper: Keeper) -> list[str]:
     return [name.removeprefix("OMNIQ_") for name in answer.get("streams") or () if name.startswith("OMNIQ_")]
 
 
-async def workers(keeper: Keeper) -> list[WorkerInfo]:
+async def workers(keeper: Keeper) -> list[StoredWorker]:
     """Do :meth:`omniq.storage.Storage.workers`."""
     now = keeper.clock.now()
     running: defaultdict[str | None, list[str]] = defaultdict(list)
     for book in (await keeper.read_all()).values():
         for slot in book.running.values():
             running[slot.worker].append(slot.id)
+    told = {}
+    for stored in await keeper.link.last_all(keeper.names.abouts):
+        if stored.data:
+            worker, about = json.loads(stored.data)
+            told[worker] = about
     alive = []
     for stored in await keeper.link.last_all(keeper.names.workers):
         try:
             worker, seen, until = json.loads(stored.data)
             if until > now:
-                alive.append(WorkerInfo(id=worker, seen_at=from_micros(seen), running=tuple(running[worker])))
+                seen_at, ids = from_micros(seen), tuple(running[worker])
+                alive.append(StoredWorker(id=worker, seen_at=seen_at, running=ids, about=told.get(worker)))
         except (ValueError, TypeError, RecursionError) as error:
             _log.warning("the worker on %s cannot be read: %s", stored.subject, error)
     return sorted(alive, key=lambda info: info.id)

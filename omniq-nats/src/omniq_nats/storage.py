@@ -24,9 +24,9 @@ from omniq.storage import (
     QueueStats,
     Storage,
     StorageConfig,
+    StoredWorker,
     TaskPage,
     TaskQuery,
-    WorkerInfo,
 )
 from omniq.task import NewTask, Outcome, Progress, StoredTask, TaskState
 from omniq_nats import claiming, doctor, reading, streams
@@ -180,8 +180,10 @@ class NatsStorage(Storage):
         await opened.tell_ends(ended)
         return answers
 
-    async def heartbeat(self, worker: str, leases: Sequence[Lease], lease: float) -> list[LeaseState]:
-        return await (await self._ready()).holder.heartbeat(worker, leases, lease)
+    async def heartbeat(
+        self, worker: str, leases: Sequence[Lease], lease: float, about: str | None = None
+    ) -> list[LeaseState]:
+        return await (await self._ready()).holder.heartbeat(worker, leases, lease, about)
 
     async def recover(self, limit: int) -> list[StoredTask]:
         opened = await self._ready()
@@ -208,7 +210,7 @@ class NatsStorage(Storage):
     async def stats(self) -> list[QueueStats]:
         return await reading.stats((await self._ready()).keeper)
 
-    async def workers(self) -> list[WorkerInfo]:
+    async def workers(self) -> list[StoredWorker]:
         return await reading.workers((await self._ready()).keeper)
 
     # Control

@@ -87,7 +87,9 @@ def _finish_mixed(
     return ended
 
 
-def heartbeat(worker: str, leases: Sequence[Lease], lease: float, context: Context) -> Steps[list[LeaseState]]:
+def heartbeat(
+    worker: str, leases: Sequence[Lease], lease: float, about: str | None, context: Context
+) -> Steps[list[LeaseState]]:
     """Extend leases; see :meth:`~omniq.storage.Storage.heartbeat`."""
     rows = yield context.query(
         "finish.heartbeat",
@@ -95,6 +97,7 @@ def heartbeat(worker: str, leases: Sequence[Lease], lease: float, context: Conte
         wire.integers([held.delivery for held in leases]),
         wire.text(worker),
         wire.float8(span(lease)),
+        None if about is None else wire.text(about),
     )
     states = [LeaseState.LOST] * len(leases)
     for place, cancel in rows:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 
-from omniq.storage import QueueStats, TaskPage, TaskQuery, WorkerInfo
+from omniq.storage import QueueStats, StoredWorker, TaskPage, TaskQuery
 from omniq.task import StoredTask, TaskState
 from omniq_postgres import wire
 from omniq_postgres.jobs import Context, Rows, Steps
@@ -94,7 +94,10 @@ def namespaces(context: Context) -> Steps[list[str]]:
     return [str(row[0]) for row in rows]
 
 
-def workers(context: Context) -> Steps[list[WorkerInfo]]:
+def workers(context: Context) -> Steps[list[StoredWorker]]:
     """Give the workers; see :meth:`~omniq.storage.Storage.workers`."""
     rows = yield context.query("reading.workers")
-    return [WorkerInfo(id=worker, seen_at=seen_at, running=tuple(running)) for worker, seen_at, running in rows]
+    return [
+        StoredWorker(id=worker, seen_at=seen_at, running=tuple(running), about=about)
+        for worker, seen_at, running, about in rows
+    ]

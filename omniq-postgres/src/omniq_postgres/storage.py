@@ -26,9 +26,9 @@ from omniq.storage import (
     QueueStats,
     Storage,
     StorageConfig,
+    StoredWorker,
     TaskPage,
     TaskQuery,
-    WorkerInfo,
 )
 from omniq.task import NewTask, Outcome, Progress, StoredTask, TaskState
 from omniq.transactions import CallerTransaction
@@ -168,8 +168,10 @@ class PostgresStorage(Storage, Migrated):
             return []
         return await self._opened().run(partial(finishing.finish, outcomes))
 
-    async def heartbeat(self, worker: str, leases: Sequence[Lease], lease: float) -> list[LeaseState]:
-        return await self._opened().run(partial(finishing.heartbeat, worker, leases, lease))
+    async def heartbeat(
+        self, worker: str, leases: Sequence[Lease], lease: float, about: str | None = None
+    ) -> list[LeaseState]:
+        return await self._opened().run(partial(finishing.heartbeat, worker, leases, lease, about))
 
     async def recover(self, limit: int) -> list[StoredTask]:
         session = self._opened()
@@ -195,7 +197,7 @@ class PostgresStorage(Storage, Migrated):
     async def stats(self) -> list[QueueStats]:
         return await self._opened().run(reading.stats)
 
-    async def workers(self) -> list[WorkerInfo]:
+    async def workers(self) -> list[StoredWorker]:
         return await self._opened().run(reading.workers)
 
     # Control

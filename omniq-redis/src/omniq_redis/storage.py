@@ -23,9 +23,9 @@ from omniq.storage import (
     QueueStats,
     Storage,
     StorageConfig,
+    StoredWorker,
     TaskPage,
     TaskQuery,
-    WorkerInfo,
 )
 from omniq.task import (
     NewTask,
@@ -200,10 +200,14 @@ class RedisStorage(Storage):
         answers = await client.run_packed("finish", pack_outcomes(outcomes), 3 * len(outcomes))
         return [answer == YES for answer in answers]
 
-    async def heartbeat(self, worker: str, leases: Sequence[Lease], lease: float) -> list[LeaseState]:
+    async def heartbeat(
+        self, worker: str, leases: Sequence[Lease], lease: float, about: str | None = None
+    ) -> list[LeaseState]:
         words: list[bytes | int | str] = [worker, span(lease)]
         for held in leases:
             words += (held.id, held.delivery)
+        if about is not None:
+            words.append(about)
         client = self._opened()
         states = [LEASES[state] for state in await client.run("heartbeat", words)]
         if lease > 0:
@@ -256,13 +260,16 @@ class RedisStorage(Storage):
         ]
         return sorted(stats, key=lambda stat: stat.queue)
 
-    async def workers(self) -> list[WorkerInfo]:
-        workers, owners = await self._opened().run("workers")
+    async def workers(self) -> list[StoredWorker]:
+        workers, owners, told = await self._opened().run("workers")
         running: dict[bytes, list[str]] = {}
         for task_id, owner in pairs(owners):
             running.setdefault(owner, []).append(task_id.decode())
+        about = {name: text.decode() for name, text in pairs(told)}
         infos = [
-            WorkerInfo(id=name.decode(), seen_at=moment(seen), running=tuple(running.get(name, ())))
+            StoredWorker(
+                id=name.decode(), seen_at=moment(seen), running=tuple(running.get(name, ())), about=about.get(name)
+            )
             for name, seen in pairs(workers)
         ]
         return sorted(infos, key=lambda info: info.id)

@@ -14,7 +14,7 @@ from omniq.cli.columns import Column, Table
 from omniq.cli.terminal import Screen
 from omniq.cli.wording import plural, printable, rough_duration
 from omniq.queue import TaskQueue
-from omniq.storage import QueueStats, WorkerInfo
+from omniq.storage import QueueStats, StoredWorker
 from omniq.task import StoredTask, TaskState
 
 __all__ = ["Frame", "Look", "look", "nobody_works", "worker_lines"]
@@ -32,7 +32,7 @@ class Look:
     now: datetime
     """By the store's clock."""
     stats: Sequence[QueueStats]
-    workers: Sequence[WorkerInfo]
+    workers: Sequence[StoredWorker]
     running: Mapping[str, StoredTask]
     """The tasks that workers run, by id; not all of them where there are very many."""
 
@@ -115,21 +115,21 @@ def worker_lines(frame: Frame, screen: Screen) -> list[str]:
         return [nobody_works(waiting, screen)]
     times = "×" if screen.can_show("×") else "x"
     columns = [
-        Column[WorkerInfo](title="worker", cell=lambda worker: printable(worker.id), least=16, keep_end=True),
-        Column[WorkerInfo](title="tasks", cell=lambda worker: f"{len(worker.running):,}", right=True),
-        Column[WorkerInfo](title="longest", cell=lambda worker: _longest(worker, frame), right=True, rank=1),
-        Column[WorkerInfo](title="which", cell=lambda worker: _which(worker, frame, times), least=12),
+        Column[StoredWorker](title="worker", cell=lambda worker: printable(worker.id), least=16, keep_end=True),
+        Column[StoredWorker](title="tasks", cell=lambda worker: f"{len(worker.running):,}", right=True),
+        Column[StoredWorker](title="longest", cell=lambda worker: _longest(worker, frame), right=True, rank=1),
+        Column[StoredWorker](title="which", cell=lambda worker: _which(worker, frame, times), least=12),
     ]
     return Table(columns, screen).lines(frame.workers)
 
 
-def _longest(worker: WorkerInfo, frame: Frame) -> str:
+def _longest(worker: StoredWorker, frame: Frame) -> str:
     tasks = [frame.running[task_id] for task_id in worker.running if task_id in frame.running]
     started = [task.started_at for task in tasks if task.started_at is not None]
     return rough_duration((frame.now - min(started)).total_seconds()) if started else "-"
 
 
-def _which(worker: WorkerInfo, frame: Frame, times: str) -> str:
+def _which(worker: StoredWorker, frame: Frame, times: str) -> str:
     names = Counter(frame.running[task_id].name for task_id in worker.running if task_id in frame.running)
     parts = [
         f"{printable(name)} {times}{number}" if number > 1 else printable(name) for name, number in names.most_common()

@@ -8,13 +8,15 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
+from attrs import asdict
+
 from omniq.cli.app import note_place, now_of, open_queue
 from omniq.cli.arguments import add_app, add_json, count, describe, text
 from omniq.cli.columns import Column, Table
 from omniq.cli.failures import FAILED, complain
 from omniq.cli.terminal import Screen
 from omniq.cli.wording import ago, plural, printable
-from omniq.storage import WorkerInfo
+from omniq.worker_info import WorkerInfo
 
 __all__ = ["as_json", "configure", "run"]
 
@@ -64,6 +66,9 @@ def as_json(workers: Sequence[WorkerInfo]) -> list[dict[str, Any]]:
             "pid": _pid(worker),
             "seen_at": worker.seen_at.isoformat(),
             "running": list(worker.running),
+            "about": None
+            if worker.about is None
+            else asdict(worker.about) | {"started_at": worker.about.started_at.isoformat()},
         }
         for worker in workers
     ]
@@ -73,6 +78,9 @@ def _table(screen: Screen, now: datetime) -> Table[WorkerInfo]:
     columns: list[Column[WorkerInfo]] = [
         Column(title="host", cell=lambda worker: printable(_host(worker) or "-"), least=10, keep_end=True),
         Column(title="pid", cell=lambda worker: str(_pid(worker) or "-"), right=True),
+        Column(title="queues", cell=lambda worker: printable(_queues(worker)), least=12),
+        Column(title="version", cell=lambda worker: printable(_version(worker)), rank=2),
+        Column(title="slots", cell=_slots, right=True, rank=3),
         Column(title="tasks", cell=lambda worker: f"{len(worker.running):,}", right=True),
         Column(title="seen", cell=lambda worker: ago(worker.seen_at, now), right=True),
         Column(title="id", cell=lambda worker: printable(worker.id), least=12, keep_end=True, rank=1),
@@ -80,11 +88,35 @@ def _table(screen: Screen, now: datetime) -> Table[WorkerInfo]:
     return Table(columns, screen)
 
 
+def _queues(worker: WorkerInfo) -> str:
+    if worker.about is None:
+        return "-"
+    match worker.about.queues:
+        case None:
+            return "all"
+        case tuple(names):
+            return ", ".join(names)
+        case weights:
+            return ", ".join(f"{name}={weight}" for name, weight in weights.items())
+
+
+def _version(worker: WorkerInfo) -> str:
+    return "-" if worker.about is None else worker.about.versions.get("omniq-core", "-")
+
+
+def _slots(worker: WorkerInfo) -> str:
+    return "-" if worker.about is None else f"{worker.about.concurrency:,}"
+
+
 def _host(worker: WorkerInfo) -> str | None:
-    """Return the host in a worker's id, ``HOST-PID-RANDOM``; None if the id is not of that form."""
+    """Return a worker's host: as it told, or as in its id, ``HOST-PID-RANDOM``; None if that is of another form."""
+    if worker.about is not None:
+        return worker.about.hostname
     host, _, rest = worker.id.rpartition("-")[0].rpartition("-")
     return host if host and rest.isdecimal() else None
 
 
 def _pid(worker: WorkerInfo) -> int | None:
+    if worker.about is not None:
+        return worker.about.pid
     return None if _host(worker) is None else int(worker.id.split("-")[-2])

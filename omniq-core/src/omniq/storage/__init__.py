@@ -20,9 +20,9 @@ from omniq.storage.base import (
     Storage,
     StorageConfig,
     StorageFactory,
+    StoredWorker,
     TaskPage,
     TaskQuery,
-    WorkerInfo,
 )
 
 if TYPE_CHECKING:
@@ -45,9 +45,9 @@ __all__ = [
     "Storage",
     "StorageConfig",
     "StorageFactory",
+    "StoredWorker",
     "TaskPage",
     "TaskQuery",
-    "WorkerInfo",
 ]
 
 _LATE = {

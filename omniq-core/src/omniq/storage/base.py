@@ -47,9 +47,9 @@ __all__ = [
     "Storage",
     "StorageConfig",
     "StorageFactory",
+    "StoredWorker",
     "TaskPage",
     "TaskQuery",
-    "WorkerInfo",
 ]
 
 
@@ -138,13 +138,15 @@ class QueueStats:
 
 
 @frozen(kw_only=True)
-class WorkerInfo:
-    """A worker that has been heard of within its lease."""
+class StoredWorker:
+    """A worker that has been heard of within its lease, as a store keeps it."""
 
     id: str
     seen_at: datetime
     running: tuple[str, ...] = ()
     """The ids of the tasks that it holds."""
+    about: str | None = None
+    """What it last told about itself, see :meth:`Storage.heartbeat`; None if it told nothing."""
 
 
 class Severity(StrEnum):
@@ -331,14 +333,19 @@ class Storage(ABC):
         """
 
     @abstractmethod
-    async def heartbeat(self, worker: str, leases: Sequence[Lease], lease: float) -> list[LeaseState]:
+    async def heartbeat(
+        self, worker: str, leases: Sequence[Lease], lease: float, about: str | None = None
+    ) -> list[LeaseState]:
         """Extend the leases of a worker, and note that it is alive.
 
         Only leases still held (running under that ``delivery``) are extended: a lost one is never taken back.
 
         :param worker: the worker's id; seen in :meth:`workers` for ``lease`` seconds from now.
         :param leases: all that it holds; may be empty.
-        :param lease: seconds from now; 0 signs the worker off.
+        :param lease: seconds from now; 0 signs the worker off, and removes what is stored of it.
+        :param about: what the worker tells about itself, up to 64 KB in UTF-8 without NUL characters, to be returned
+            by :meth:`workers` as it is; no store reads it. None: what is stored stays. A worker sends it again with
+            every tenth heartbeat, so a store may drop one that it was not sent for 20 leases.
         :return: one state for each lease, in order.
         """
 
@@ -400,7 +407,7 @@ class Storage(ABC):
         """Give every queue that has tasks or is paused, by name, without reading every task."""
 
     @abstractmethod
-    async def workers(self) -> list[WorkerInfo]:
+    async def workers(self) -> list[StoredWorker]:
         """Give the workers heard of within their lease, by id."""
 
     # Control

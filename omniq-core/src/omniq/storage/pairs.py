@@ -10,7 +10,7 @@ from typing import Protocol
 
 from omniq.records import dump_schedule, load_schedule
 from omniq.schedule import Schedule
-from omniq.storage.base import TaskQuery, WorkerInfo
+from omniq.storage.base import StoredWorker, TaskQuery
 from omniq.storage.rows import (
     STATE_NUMBERS,
     changing_values,
@@ -269,7 +269,7 @@ class PairsTx:
         ids = self._ids(key("d"), now, limit)
         self.remove(list(self.load(ids)))
         workers = [json.loads(value) for value in self._scan(key("w"))]
-        self._write({}, [key("w", name) for name, _, until in workers if until <= now])
+        self._write({}, [key(kind, name) for name, _, until in workers if until <= now for kind in "wW"])
         return len(ids)
 
     def counts(self) -> dict[str, dict[TaskState, int]]:
@@ -295,19 +295,28 @@ class PairsTx:
         self._write({}, [key("P", queue)])
         return was
 
-    def seen(self, worker: str, lease: float) -> None:
-        changed, now = self.changed, to_micros(self.now)
-        self._write({key("w", worker): json.dumps([worker, now, to_micros(later(self.now, lease))]).encode()})
+    def seen(self, worker: str, lease: float, about: str | None) -> None:
+        changed = self.changed
+        alive, told = key("w", worker), key("W", worker)
+        if lease > 0:
+            seen = [worker, to_micros(self.now), to_micros(later(self.now, lease))]
+            self._write({alive: json.dumps(seen).encode()} | ({} if about is None else {told: about.encode()}))
+        else:
+            self._write({}, [alive, told])
         self.changed = changed
 
-    def workers(self) -> list[WorkerInfo]:
+    def workers(self) -> list[StoredWorker]:
         running = self.load(self._ids(key("l"), None, None)).values()
-        known = [json.loads(value) for value in self._scan(key("w"))]
+        known = sorted(json.loads(value) for value in self._scan(key("w")))
+        told = self._get(key("W", name) for name, _, _ in known)
         return [
-            WorkerInfo(
-                id=name, seen_at=from_micros(seen), running=tuple(task.id for task in running if task.worker == name)
+            StoredWorker(
+                id=name,
+                seen_at=from_micros(seen),
+                running=tuple(task.id for task in running if task.worker == name),
+                about=told[key("W", name)].decode() if key("W", name) in told else None,
             )
-            for name, seen, until in sorted(known)
+            for name, seen, until in known
             if until > to_micros(self.now)
         ]
 

@@ -32,9 +32,9 @@ from omniq.storage.base import (
     QueueStats,
     Storage,
     StorageConfig,
+    StoredWorker,
     TaskPage,
     TaskQuery,
-    WorkerInfo,
 )
 from omniq.task import NewTask, Outcome, Progress, StoredTask, TaskState
 from omniq.transactions import CallerTransaction, driver_connection
@@ -91,7 +91,7 @@ class Tx(transitions.Transaction, Protocol):
         """Return the earliest ``next_run`` after a time, of the schedules that are not paused."""
 
     @abstractmethod
-    def workers(self) -> list[WorkerInfo]:
+    def workers(self) -> list[StoredWorker]:
         """Return the workers that are alive, by id."""
 
     @abstractmethod
@@ -256,8 +256,10 @@ class SimpleStorage(Storage):
     async def finish(self, outcomes: Sequence[Outcome]) -> list[bool]:
         return await self._run(transitions.finish, outcomes, wakes=True)
 
-    async def heartbeat(self, worker: str, leases: Sequence[Lease], lease: float) -> list[LeaseState]:
-        return await self._run(transitions.heartbeat, worker, leases, lease)
+    async def heartbeat(
+        self, worker: str, leases: Sequence[Lease], lease: float, about: str | None = None
+    ) -> list[LeaseState]:
+        return await self._run(transitions.heartbeat, worker, leases, lease, about)
 
     async def recover(self, limit: int) -> list[StoredTask]:
         return await self._run(transitions.recover, limit, wakes=True)
@@ -371,7 +373,7 @@ class SimpleStorage(Storage):
 
         return await self._read(look)
 
-    async def workers(self) -> list[WorkerInfo]:
+    async def workers(self) -> list[StoredWorker]:
         return await self._read(lambda tx: tx.workers())
 
     # Control

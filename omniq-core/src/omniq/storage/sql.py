@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 from omniq.errors import SchemaMismatch
 from omniq.records import dump_schedule, load_schedule
 from omniq.schedule import Schedule
-from omniq.storage.base import TaskQuery, WorkerInfo
+from omniq.storage.base import StoredWorker, TaskQuery
 from omniq.storage.rows import (
     CHANGING,
     FIXED,
@@ -52,7 +52,8 @@ CREATE INDEX IF NOT EXISTS {task_drop} ON {task} (drop_at);
 CREATE TABLE IF NOT EXISTS {task_count} (queue {key} NOT NULL, state INT NOT NULL, n BIGINT NOT NULL,
   PRIMARY KEY (queue, state)){suffix};
 CREATE TABLE IF NOT EXISTS {paused} (queue {key} PRIMARY KEY){suffix};
-CREATE TABLE IF NOT EXISTS {worker} (id {key} PRIMARY KEY, seen_at BIGINT NOT NULL, until BIGINT NOT NULL){suffix};
+CREATE TABLE IF NOT EXISTS {worker} (id {key} PRIMARY KEY, seen_at BIGINT NOT NULL, until BIGINT NOT NULL,
+  about {text}){suffix};
 CREATE TABLE IF NOT EXISTS {schedule} (id {key} PRIMARY KEY, revision BIGINT NOT NULL, due BIGINT, body {text} NOT NULL)
   {suffix};
 CREATE INDEX IF NOT EXISTS {schedule_due} ON {schedule} (due);
@@ -351,22 +352,27 @@ class SqlTx:
     def resume(self, queue: str) -> bool:
         return bool(self.change("DELETE FROM {paused} WHERE queue = %s", queue))
 
-    def seen(self, worker: str, lease: float) -> None:
-        changed, now = self.changed, to_micros(self.now)
-        until = to_micros(later(self.now, lease))
-        if not self.change("UPDATE {worker} SET seen_at = %s, until = %s WHERE id = %s", now, until, worker):
+    def seen(self, worker: str, lease: float, about: str | None) -> None:
+        changed = self.changed
+        values = {"seen_at": to_micros(self.now), "until": to_micros(later(self.now, lease))}
+        told = values if about is None else {**values, "about": about}
+        columns = ", ".join(f"{name} = %s" for name in told)
+        if lease <= 0:
             self.change("DELETE FROM {worker} WHERE id = %s", worker)
-            self.change("INSERT INTO {worker} (id, seen_at, until) VALUES (%s, %s, %s)", worker, now, until)
+        elif not self.change(f"UPDATE {{worker}} SET {columns} WHERE id = %s", *told.values(), worker):
+            self.change("DELETE FROM {worker} WHERE id = %s", worker)
+            insert = "INSERT INTO {worker} (seen_at, until, id, about) VALUES (%s, %s, %s, %s)"
+            self.change(insert, *values.values(), worker, about)
         self.changed = changed
 
-    def workers(self) -> list[WorkerInfo]:
-        alive = self.rows("SELECT id, seen_at FROM {worker} WHERE until > %s", to_micros(self.now))
+    def workers(self) -> list[StoredWorker]:
+        alive = self.rows("SELECT id, seen_at, about FROM {worker} WHERE until > %s", to_micros(self.now))
         running: dict[str, list[str]] = defaultdict(list)
         for worker, task_id in self.rows("SELECT worker, id FROM {task} WHERE state = 3 ORDER BY seq"):
             running[worker].append(task_id)
         return [
-            WorkerInfo(id=worker, seen_at=from_micros(seen_at), running=tuple(running[worker]))
-            for worker, seen_at in sorted(alive)
+            StoredWorker(id=worker, seen_at=from_micros(seen_at), running=tuple(running[worker]), about=about)
+            for worker, seen_at, about in sorted(alive, key=lambda row: row[0])
         ]
 
     def _schedules(self, where: str, *values: Any) -> list[Schedule]:

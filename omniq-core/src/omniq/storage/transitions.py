@@ -89,8 +89,11 @@ class Transaction(Protocol):
         """Return scheduled and ready tasks whose ``expires_at`` has come."""
 
     @abstractmethod
-    def seen(self, worker: str, lease: float) -> None:
-        """Note that a worker is alive, for so many seconds from now; 0 signs it off."""
+    def seen(self, worker: str, lease: float, about: str | None) -> None:
+        """Note that a worker is alive, for so many seconds from now; 0 signs it off.
+
+        :param about: what the worker tells about itself; None: what is stored stays. Signing off removes it.
+        """
 
     @abstractmethod
     def schedule(self, schedule_id: str) -> Schedule | None:
@@ -269,8 +272,10 @@ def finish(tx: Transaction, outcomes: Sequence[Outcome]) -> list[bool]:
     return answers
 
 
-def heartbeat(tx: Transaction, worker: str, leases: Sequence[Lease], lease: float) -> list[LeaseState]:
-    tx.seen(worker, lease)
+def heartbeat(
+    tx: Transaction, worker: str, leases: Sequence[Lease], lease: float, about: str | None = None
+) -> list[LeaseState]:
+    tx.seen(worker, lease, about)
     tasks, until = tx.load(one.id for one in leases), later(tx.now, lease)
     states = []
     extended = {}

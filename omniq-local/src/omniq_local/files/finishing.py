@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from omniq.storage import Lease, LeaseState
 from omniq.task import Cancelled, Failed, Outcome, Progress, Released, Retry, Succeeded, TaskError, TaskState
 from omniq_local.files.change import Change
-from omniq_local.files.names import worker_path
+from omniq_local.files.names import about_path, worker_path
 from omniq_local.files.records import Record, dump_json
 from omniq_local.files.times import after, show_time
 
-__all__ = ["finish", "heartbeat", "recover", "set_progress"]
+__all__ = ["finish", "forget_worker", "heartbeat", "recover", "set_progress"]
 
 
 def _held(task_id: str, delivery: int, change: Change) -> Record | None:
@@ -58,16 +58,30 @@ def _give_back(record: Record, run_at: int, change: Change) -> None:
         change.give_back(record, run_at)
 
 
-def heartbeat(worker: str, leases: Sequence[Lease], lease: float, change: Change) -> list[LeaseState]:
+def heartbeat(
+    worker: str, leases: Sequence[Lease], lease: float, about: str | None, change: Change
+) -> list[LeaseState]:
     """See :meth:`~omniq.storage.Storage.heartbeat`."""
     until = after(change.now, lease)
-    path = worker_path(worker)
     if lease > 0:
         alive = {"worker": worker, "seen_at": show_time(change.now), "until": show_time(until)}
-        change.writes.append(("write", path, dump_json(alive), change.content(path)))
-    elif change.content(path) is not None:
-        change.writes.append(("remove", path))
+        _replace(worker_path(worker), dump_json(alive), change)
+        if about is not None:
+            _replace(about_path(worker), about.encode(), change)
+    else:
+        forget_worker(worker, change)
     return [_extend(held, until, change) for held in leases]
+
+
+def _replace(path: str, content: bytes, change: Change) -> None:
+    change.writes.append(("write", path, content, change.content(path)))
+
+
+def forget_worker(worker: str, change: Change) -> None:
+    """Remove the files of a worker."""
+    for path in (worker_path(worker), about_path(worker)):
+        if change.content(path) is not None:
+            change.writes.append(("remove", path))
 
 
 def _extend(lease: Lease, until: int, change: Change) -> LeaseState:

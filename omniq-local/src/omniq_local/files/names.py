@@ -11,6 +11,7 @@ from zlib import crc32
 __all__ = [
     "HOME_SIZE",
     "Entry",
+    "about_path",
     "home_path",
     "id_path",
     "parse_entry",
@@ -101,3 +102,8 @@ def schedule_path(schedule_id: str) -> str:
 def worker_path(worker: str) -> str:
     """Give where it is noted that a worker is alive."""
     return f"workers/{token(worker)}.json"
+
+
+def about_path(worker: str) -> str:
+    """Give where it is kept what a worker tells about itself: apart, as it is written more rarely."""
+    return f"about/{token(worker)}.json"

@@ -16,7 +16,7 @@ __all__ = ["VERSION", "gone", "prepare", "sync_all"]
 
 VERSION = 1
 MARKER = "omniq.json"
-FOLDERS = ("aside", "ids", MARKS, "queues", "schedules", "tasks", "unique", "workers")
+FOLDERS = ("about", "aside", "ids", MARKS, "queues", "schedules", "tasks", "unique", "workers")
 
 
 def prepare(settings: Settings, *, create: bool = True) -> tuple[int, int]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 
-from omniq.storage import QueueStats, TaskPage, TaskQuery, WorkerInfo
+from omniq.storage import QueueStats, StoredWorker, TaskPage, TaskQuery
 from omniq.task import StoredTask, TaskState
 from omniq_local.files.change import Change
-from omniq_local.files.names import HOME_SIZE
+from omniq_local.files.names import HOME_SIZE, about_path
 from omniq_local.files.queues import Queue
 from omniq_local.files.records import Record
 from omniq_local.files.times import moment
@@ -69,7 +69,7 @@ def _first_of_each_priority(queue: Queue) -> Iterator[int]:
                 yield int(name[4:22])
 
 
-def workers(change: Change) -> list[WorkerInfo]:
+def workers(change: Change) -> list[StoredWorker]:
     """See :meth:`~omniq.storage.Storage.workers`."""
     alive = live_workers(change)
     running: dict[str | None, list[str]] = {}
@@ -81,9 +81,19 @@ def workers(change: Change) -> list[WorkerInfo]:
                 if record is not None:
                     running.setdefault(record.worker, []).append(record.order.id)
     return [
-        WorkerInfo(id=worker, seen_at=moment(seen_at), running=tuple(running.get(worker, ())))
+        StoredWorker(
+            id=worker,
+            seen_at=moment(seen_at),
+            running=tuple(running.get(worker, ())),
+            about=_about(worker, change),
+        )
         for worker, seen_at in sorted(alive.items())
     ]
+
+
+def _about(worker: str, change: Change) -> str | None:
+    content = change.content(about_path(worker))
+    return None if content is None else content.decode(errors="replace")
 
 
 # Pages

@@ -25,9 +25,9 @@ from omniq.storage import (
     QueueStats,
     Storage,
     StorageConfig,
+    StoredWorker,
     TaskPage,
     TaskQuery,
-    WorkerInfo,
 )
 from omniq.task import NewTask, Outcome, Progress, StoredTask, TaskState
 from omniq_local.files import claiming, finishing, managing, reading, scheduling, upkeep
@@ -132,8 +132,12 @@ class FileStorage(Storage):
     async def finish(self, outcomes: Sequence[Outcome]) -> list[bool]:
         return await self._opened().run(partial(finishing.finish, outcomes), small=len(outcomes) <= LARGE)
 
-    async def heartbeat(self, worker: str, leases: Sequence[Lease], lease: float) -> list[LeaseState]:
-        return await self._opened().run(partial(finishing.heartbeat, worker, leases, lease), small=len(leases) <= LARGE)
+    async def heartbeat(
+        self, worker: str, leases: Sequence[Lease], lease: float, about: str | None = None
+    ) -> list[LeaseState]:
+        return await self._opened().run(
+            partial(finishing.heartbeat, worker, leases, lease, about), small=len(leases) <= LARGE
+        )
 
     async def recover(self, limit: int) -> list[StoredTask]:
         return await self._opened().run(partial(upkeep.recover, limit), small=limit <= LARGE)
@@ -165,7 +169,7 @@ class FileStorage(Storage):
     async def stats(self) -> list[QueueStats]:
         return await self._opened().run(reading.stats, small=False)
 
-    async def workers(self) -> list[WorkerInfo]:
+    async def workers(self) -> list[StoredWorker]:
         return await self._opened().run(reading.workers, small=False)
 
     # Control

@@ -9,6 +9,7 @@ from itertools import islice
 from omniq.task import StoredTask, TaskState
 from omniq_local.files.change import Change
 from omniq_local.files.claiming import due
+from omniq_local.files.finishing import forget_worker
 from omniq_local.files.finishing import recover as take_back
 from omniq_local.files.queues import EXPIRING
 from omniq_local.files.records import ENDED, Record
@@ -59,12 +60,12 @@ def prune(limit: int, change: Change) -> int:
 
 def _bury(change: Change) -> None:
     """Remove the files of workers that have not been heard of for long."""
-    for path, _, until in _workers(change):
+    for worker, _, until in _workers(change):
         if until <= change.now:
-            change.writes.append(("remove", path))
+            forget_worker(worker, change)
 
 
-def _workers(change: Change) -> list[tuple[str, dict[str, str], int]]:
+def _workers(change: Change) -> list[tuple[str, int, int]]:
     base = change.folder.base
     found = []
     for name in sorted(os.listdir(f"{base}/workers")):
@@ -72,7 +73,7 @@ def _workers(change: Change) -> list[tuple[str, dict[str, str], int]]:
         try:
             with open(f"{base}/{path}", "rb") as file:
                 worker = json.loads(file.read())
-            found.append((path, worker, read_time(worker["until"])))
+            found.append((worker["worker"], read_time(worker["seen_at"]), read_time(worker["until"])))
         except (ValueError, TypeError, LookupError, OSError, RecursionError) as error:
             change.folder.set_aside(path, f"no worker's file: {error}")
     return found
@@ -80,6 +81,4 @@ def _workers(change: Change) -> list[tuple[str, dict[str, str], int]]:
 
 def live_workers(change: Change) -> dict[str, int]:
     """Give the workers heard of within their lease, and when that was."""
-    return {
-        worker["worker"]: read_time(worker["seen_at"]) for _, worker, until in _workers(change) if until > change.now
-    }
+    return {worker: seen_at for worker, seen_at, until in _workers(change) if until > change.now}

@@ -86,11 +86,13 @@ def _given_back(outcome: Retry | Released, row: Row, tx: Transaction) -> tuple[A
     return (seq, state, run_at, 1, error is None, error)
 
 
-def heartbeat(worker: str, leases: Sequence[Lease], lease: float, tx: Transaction) -> list[LeaseState]:
+def heartbeat(
+    worker: str, leases: Sequence[Lease], lease: float, about: str | None, tx: Transaction
+) -> list[LeaseState]:
     """Extend leases within a transaction; see :meth:`~omniq.storage.Storage.heartbeat`."""
     until = tx.now + span(lease)
     if lease > 0:
-        tx.run("finish.seen", worker, tx.now, until)
+        tx.run("finish.seen", worker, tx.now, until, about)
     else:
         tx.run("finish.sign_off", worker)
     if not leases:

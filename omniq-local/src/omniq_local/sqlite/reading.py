@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from omniq.errors import CorruptRecord
-from omniq.storage import QueueStats, WorkerInfo
+from omniq.storage import QueueStats, StoredWorker
 from omniq.task import StoredTask, TaskState
 from omniq_local.sqlite.rows import FRESH, READY, STATE_OF, moment, salvaged, task_of
 from omniq_local.sqlite.settings import namespace_of
@@ -82,12 +82,12 @@ def namespaces(connection: sqlite3.Connection) -> list[str]:
     return [namespace_of(name.removesuffix(".meta")) for (name,) in found]
 
 
-def workers(sql: Statements, now: int, connection: sqlite3.Connection) -> list[WorkerInfo]:
+def workers(sql: Statements, now: int, connection: sqlite3.Connection) -> list[StoredWorker]:
     """See :meth:`~omniq.storage.Storage.workers`."""
     running: dict[str, list[str]] = {}
     for worker, task_id in _value(connection, sql["reading.running"]):
         running.setdefault(worker, []).append(task_id)
     return [
-        WorkerInfo(id=worker, seen_at=moment(seen_at), running=tuple(running.get(worker, ())))
-        for worker, seen_at in sorted(_value(connection, sql["reading.workers"], now))
+        StoredWorker(id=worker, seen_at=moment(seen_at), running=tuple(running.get(worker, ())), about=about)
+        for worker, seen_at, about in sorted(_value(connection, sql["reading.workers"], now), key=lambda row: row[0])
     ]

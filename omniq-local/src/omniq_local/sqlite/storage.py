@@ -23,9 +23,9 @@ from omniq.storage import (
     QueueStats,
     Storage,
     StorageConfig,
+    StoredWorker,
     TaskPage,
     TaskQuery,
-    WorkerInfo,
 )
 from omniq.task import NewTask, Outcome, Progress, StoredTask, TaskState
 from omniq.transactions import CallerTransaction
@@ -154,8 +154,10 @@ class SQLiteStorage(Storage):
     async def finish(self, outcomes: Sequence[Outcome]) -> list[bool]:
         return await self._opened().write(partial(finishing.finish, outcomes), small=len(outcomes) <= LARGE)
 
-    async def heartbeat(self, worker: str, leases: Sequence[Lease], lease: float) -> list[LeaseState]:
-        return await self._opened().beat(partial(finishing.heartbeat, worker, leases, lease))
+    async def heartbeat(
+        self, worker: str, leases: Sequence[Lease], lease: float, about: str | None = None
+    ) -> list[LeaseState]:
+        return await self._opened().beat(partial(finishing.heartbeat, worker, leases, lease, about))
 
     async def recover(self, limit: int) -> list[StoredTask]:
         return await self._opened().write(partial(upkeep.recover, limit), small=limit <= LARGE)
@@ -191,7 +193,7 @@ class SQLiteStorage(Storage):
         database = self._opened()
         return await database.read(partial(reading.stats, database.sql, database.now()))
 
-    async def workers(self) -> list[WorkerInfo]:
+    async def workers(self) -> list[StoredWorker]:
         database = self._opened()
         return await database.read(partial(reading.workers, database.sql, database.now()))
 

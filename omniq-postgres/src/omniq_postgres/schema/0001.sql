@@ -111,7 +111,8 @@ CREATE TABLE {paused} (queue text COLLATE "C" PRIMARY KEY);
 CREATE TABLE {worker} (
     id      text COLLATE "C" PRIMARY KEY,
     seen_at timestamptz NOT NULL,
-    until   timestamptz NOT NULL
+    until   timestamptz NOT NULL,
+    about   text                                -- what it tells about itself, not looked into
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.1, autovacuum_vacuum_threshold = 200);
 
 CREATE TABLE {schedule} (

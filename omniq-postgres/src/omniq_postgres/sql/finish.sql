@@ -109,9 +109,10 @@ told AS MATERIALIZED (
     SELECT * FROM unnest((SELECT $1::uuid[]), (SELECT $2::integer[])) WITH ORDINALITY AS t (id, delivery, place)
 ),
 seen AS (
-    INSERT INTO {worker} (id, seen_at, until)
-    SELECT $3, now, now + $4 * interval '1 second' FROM clock WHERE $4 > 0
-    ON CONFLICT (id) DO UPDATE SET seen_at = excluded.seen_at, until = excluded.until
+    INSERT INTO {worker} (id, seen_at, until, about)
+    SELECT $3, now, now + $4 * interval '1 second', $5::text FROM clock WHERE $4 > 0
+    ON CONFLICT (id) DO UPDATE
+    SET seen_at = excluded.seen_at, until = excluded.until, about = coalesce(excluded.about, {worker}.about)
 ),
 gone AS (DELETE FROM {worker} WHERE id = $3 AND $4 <= 0),
 free AS MATERIALIZED (

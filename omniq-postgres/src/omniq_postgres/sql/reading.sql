@@ -135,7 +135,8 @@ SELECT w.id,
        w.seen_at,
        ARRAY(
            SELECT {live}.id::text FROM {live} WHERE {live}.state = 3 AND {live}.worker = w.id ORDER BY {live}.seq
-       )
+       ),
+       w.about
 FROM {worker} AS w WHERE w.until > clock_timestamp() ORDER BY w.id
 
 -- name: namespaces

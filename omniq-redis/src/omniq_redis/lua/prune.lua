@@ -23,6 +23,7 @@ local workers = call('HGETALL', P .. 'workers')
 for i = 1, #workers, 2 do
   if struct.unpack('>I8', workers[i + 1], 9) <= now then
     call('HDEL', P .. 'workers', workers[i])
+    call('HDEL', P .. 'about', workers[i])
   end
 end
 return removed

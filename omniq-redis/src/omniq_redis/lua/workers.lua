@@ -1,5 +1,5 @@
 --! base
--- Gives name and time of each worker, then id and worker of each running task.
+-- Gives name and time of each worker, then id and worker of each running task, then name and own words of each worker.
 local found, owners = {}, {}
 local workers = call('HGETALL', P .. 'workers')
 for i = 1, #workers, 2 do
@@ -14,4 +14,4 @@ for i = 1, #running, 2 do
   owners[#owners + 1] = running[i]
   owners[#owners + 1] = string.sub(running[i + 1], 36, 35 + struct.unpack('>H', running[i + 1], 34))
 end
-return { found, owners }
+return { found, owners, call('HGETALL', P .. 'about') }

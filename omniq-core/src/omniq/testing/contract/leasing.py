@@ -137,6 +137,42 @@ class LeaseContract(Contract):
         assert [worker.id for worker in await store.workers()] == ["other"]
         assert await store.heartbeat("never heard of", [], 0) == []
 
+    async def test_what_a_worker_tells_about_itself_is_kept_until_it_tells_something_else(self, store: Storage) -> None:
+        async def about() -> dict[str, str | None]:
+            return {worker.id: worker.about for worker in await store.workers()}
+
+        (task_id,) = await add(store)
+        (claimed,) = await take(store)
+        assert await store.heartbeat("w", [lease_of(claimed)], HELD, "first") == [HOLDS]
+        assert await store.heartbeat("silent", [], HELD) == []
+        assert await store.heartbeat("w", [lease_of(claimed)], HELD) == [HOLDS]
+        assert await about() == {"silent": None, "w": "first"}
+        assert (await store.workers())[1].running == (task_id,)
+        await store.heartbeat("silent", [], HELD, "late")
+        assert await store.heartbeat("w", [lease_of(claimed)], HELD, "second") == [HOLDS]
+        assert await store.heartbeat("w", [], HELD, None) == []
+        assert await about() == {"silent": "late", "w": "second"}
+
+    async def test_what_a_worker_tells_about_itself_goes_with_it(self, store: Storage) -> None:
+        await store.heartbeat("w", [], HELD, "first")
+        await store.heartbeat("other", [], HELD, "other's")
+        await store.heartbeat("w", [], 0)
+        assert [worker.about for worker in await store.workers()] == ["other's"]
+        await store.heartbeat("w", [], HELD)
+        assert [worker.about for worker in await store.workers()] == ["other's", None]
+        await store.heartbeat("w", [], 0.05, "of one that dies")
+
+        async def only_the_other() -> bool:
+            return [worker.about for worker in await store.workers()] == ["other's"]
+
+        await await_until(only_the_other, what="the worker that died to be gone")
+
+    async def test_a_worker_can_tell_any_text(self, store: Storage) -> None:
+        texts = ["", " ", "{}", "null", "'\"\\%s {ns}\n\u2028\U0001f600", "\x01\x7f", "ü" * 32_000]
+        for text in texts:
+            await store.heartbeat("w", [], HELD, text)
+            assert [worker.about for worker in await store.workers()] == [text]
+
     # Recovery
 
     async def test_nothing_is_recovered_while_its_lease_holds(self, store: Storage) -> None:

@@ -16,8 +16,9 @@ WHERE seq = back.column1
 UPDATE "{ns}.task" SET lease_until = ?, lease = ? WHERE seq IN (SELECT value FROM json_each(?))
 
 -- name: seen
-INSERT INTO "{ns}.worker" (id, seen_at, until) VALUES (?, ?, ?)
-ON CONFLICT (id) DO UPDATE SET seen_at = excluded.seen_at, until = excluded.until
+INSERT INTO "{ns}.worker" (id, seen_at, until, about) VALUES (?, ?, ?, ?)
+ON CONFLICT (id) DO UPDATE
+SET seen_at = excluded.seen_at, until = excluded.until, about = coalesce(excluded.about, about)
 
 -- name: sign_off
 DELETE FROM "{ns}.worker" WHERE id = ?

@@ -37,7 +37,7 @@ SELECT min(run_at) FROM (
 )
 
 -- name: workers
-SELECT json_group_array(json_array(id, seen_at)) FROM "{ns}.worker" WHERE until > ?
+SELECT json_group_array(json_array(id, seen_at, about)) FROM "{ns}.worker" WHERE until > ?
 
 -- name: running
 SELECT json_group_array(json_array(worker, id)) FROM "{ns}.task" INDEXED BY "{ns}.running" WHERE state = 3

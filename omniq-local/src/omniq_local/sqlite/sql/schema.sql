@@ -62,7 +62,8 @@ INSERT INTO "{ns}.counter" (queue, state, n) VALUES ('', -1, 0);
 CREATE TABLE "{ns}.paused" (queue TEXT PRIMARY KEY) STRICT, WITHOUT ROWID;
 
 CREATE TABLE "{ns}.worker" (
-    id TEXT PRIMARY KEY, seen_at INTEGER NOT NULL, until INTEGER NOT NULL
+    id TEXT PRIMARY KEY, seen_at INTEGER NOT NULL, until INTEGER NOT NULL,
+    about TEXT                            -- what it tells about itself, not looked into
 ) STRICT, WITHOUT ROWID;
 
 CREATE TABLE "{ns}.schedule" (

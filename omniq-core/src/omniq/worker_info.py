@@ -1,0 +1,120 @@
+"""What a worker tells about itself, as a text that stores keep and do not read, and back.
+
+The text is JSON. A reader passes over names that it does not know, such as those of a newer version.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from itertools import accumulate, islice, takewhile
+from typing import Any
+
+from attrs import asdict, field, frozen
+
+from omniq.storage import StoredWorker
+
+__all__ = ["WorkerAbout", "WorkerInfo", "as_worker_info", "dump_about", "load_about", "some_names"]
+
+MOST_NAMES = 500
+LARGEST_NAMES = 30_000
+"""Bytes that all names of functions may take, as JSON."""
+
+
+@frozen(kw_only=True)
+class WorkerAbout:
+    """What a worker is, in its own words."""
+
+    hostname: str
+    pid: int
+    started_at: datetime
+    """By the clock of the worker's host."""
+    versions: Mapping[str, str]
+    """Of ``omniq-core``, of the distribution that brings the store, if it is known, and of ``python``."""
+    queues: Mapping[str, int] | tuple[str, ...] | None
+    """As the worker's option ``queues``: names in strict order, or weights by name; None: every queue."""
+    concurrency: int
+    """How many tasks may run at once."""
+    slots: Mapping[str, int]
+    """How many of them on each executor: ``loop``, ``thread``, ``process``."""
+    lease: float
+    """Seconds."""
+    serializers: tuple[str, ...]
+    """The names of those that it accepts."""
+    functions: tuple[str, ...] = field(default=())
+    """The names of the functions that it can run; of many the first 500 by name, or fewer if the names are long."""
+    function_count: int
+    """How many functions it can run."""
+
+
+@frozen(kw_only=True)
+class WorkerInfo:
+    """A worker that has been heard of within its lease."""
+
+    id: str
+    seen_at: datetime
+    """When it was last heard of, by the store's clock."""
+    running: tuple[str, ...] = ()
+    """The ids of the tasks that it holds."""
+    about: WorkerAbout | None = None
+    """What it is; None if it has not told, or what it told cannot be read by this version."""
+
+
+def as_worker_info(stored: StoredWorker) -> WorkerInfo:
+    """Return a worker as users see it."""
+    about = None if stored.about is None else load_about(stored.about)
+    return WorkerInfo(id=stored.id, seen_at=stored.seen_at, running=stored.running, about=about)
+
+
+def some_names(names: Iterable[str]) -> tuple[str, ...]:
+    """Return the first of some names in their order: so many that stores take them without trouble."""
+    few = list(islice(sorted(names), MOST_NAMES))
+    sizes = accumulate(len(json.dumps(name)) for name in few)
+    return tuple(few[: sum(1 for _ in takewhile(lambda size: size <= LARGEST_NAMES, sizes))])
+
+
+def dump_about(about: WorkerAbout) -> str:
+    """Return what a worker tells about itself as a text."""
+    return json.dumps({**asdict(about), "started_at": about.started_at.isoformat()}, separators=(",", ":"))
+
+
+def load_about(text: str) -> WorkerAbout | None:
+    """Return what :func:`dump_about` was given; None if the text is of another kind."""
+    try:
+        told = json.loads(text)
+        return WorkerAbout(
+            hostname=_is(told["hostname"], str),
+            pid=_is(told["pid"], int),
+            started_at=datetime.fromisoformat(told["started_at"]),
+            versions=_mapping(told["versions"], str),
+            queues=_queues(told["queues"]),
+            concurrency=_is(told["concurrency"], int),
+            slots=_mapping(told["slots"], int),
+            lease=float(_is(told["lease"], int, float)),
+            serializers=_texts(told["serializers"]),
+            functions=_texts(told["functions"]),
+            function_count=_is(told["function_count"], int),
+        )
+    except (ValueError, TypeError, LookupError, RecursionError):
+        return None
+
+
+def _is(value: Any, *kinds: type) -> Any:
+    if not isinstance(value, kinds):
+        raise TypeError(f"{value!r} is of the wrong type")
+    return value
+
+
+def _texts(values: Any) -> tuple[str, ...]:
+    return tuple(_is(value, str) for value in _is(values, list))
+
+
+def _mapping(values: Any, kind: type) -> dict[str, Any]:
+    return {name: _is(value, kind) for name, value in _is(values, dict).items()}
+
+
+def _queues(value: Any) -> Mapping[str, int] | tuple[str, ...] | None:
+    if value is None:
+        return None
+    return _mapping(value, int) if isinstance(value, dict) else _texts(value)
