@@ -153,7 +153,7 @@ def jobs(running: list[StoredTask]) -> dict[str, Job[Any]]:
         ),
         "finish": partial(finishing.finish, [done(task) for task in running]),
         "finish in many ways": partial(finishing.finish, outcomes_of(running)),
-        "heartbeat": partial(finishing.heartbeat, "w", leases, 60),
+        "heartbeat": partial(finishing.heartbeat, "w", leases, 60, None),
         "progress": partial(finishing.set_progress, dict.fromkeys(leases, Progress(done=1))),
         "recover": partial(upkeep.recover, BATCH, Age()),
         "prune": partial(upkeep.prune, BATCH, Age()),
