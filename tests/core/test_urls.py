@@ -111,6 +111,12 @@ def test_a_url_is_read_into_scheme_location_namespace_and_options() -> None:
     assert config.options == {"synchronous": "full", "path": "a b", "empty": ""}
 
 
+def test_the_location_is_as_it_was_written_and_options_are_decoded() -> None:
+    config = parse_url("file:///jobs%20of%20today?label=a%20b")
+    assert config.location == "file:///jobs%20of%20today"
+    assert config.options == {"label": "a b"}
+
+
 def test_the_location_keeps_the_password_for_the_driver() -> None:
     assert parse_url("redis://shop:hush@localhost/0").location == "redis://shop:hush@localhost/0"
 

@@ -425,7 +425,7 @@ class Storage(ABC):
 
         ``attempt`` goes back to 0; ``delivery`` goes on, so that a worker of old stays fenced.
         One whose ``unique`` key belongs to a live task by now stays as it is. An ``expires_at`` that has passed is
-        dropped. ``worker`` and ``started_at`` stay until the next claim; the error and the progress may.
+        dropped. ``worker`` and ``started_at`` stay until the next claim; the error may.
 
         :return: for each whether it was made ready.
         """
@@ -461,7 +461,10 @@ class Storage(ABC):
 
     @abstractmethod
     async def set_progress(self, updates: Mapping[Lease, Progress]) -> None:
-        """Note the progress of running tasks; updates of lost leases are dropped."""
+        """Note the progress of running tasks; updates of lost leases are dropped.
+
+        It stays while the task is running. A store may forget it once the delivery is over; a claim clears it.
+        """
 
     # Schedules
 
