@@ -21,10 +21,14 @@ from omniq.retry import Exponential, Fixed, Linear
 from omniq.urls import parse_url
 
 STORAGE = """
-    class Shelf:
+    from omniq.storage import Storage
+
+    class Shelf(Storage):
         def __init__(self, config):
             config.check_options({"height"})
             self.config = config
+
+    Shelf.__abstractmethods__ = frozenset()
 """
 
 
@@ -298,7 +302,8 @@ CLAIMS = {
 def ask(plugins: Plugins, hook: str, name: str) -> Any:
     match hook:
         case "omniq_storages":
-            return plugins.open_storage(parse_url(f"{name}://"))
+            config = parse_url(f"{name}://")
+            return plugins.storage_factory(config)(config)
         case "omniq_serializers":
             return plugins.serializer(name)
         case "omniq_retry_policies":
@@ -436,11 +441,68 @@ def test_an_unknown_name_is_answered_with_those_that_are_installed(hook: str) ->
 
 
 @pytest.mark.parametrize(
+    ("source", "problem"),
+    [
+        ("def Shelf(config): return 'a shelf'", r"Shelf returned a str, which is no omniq\.storage\.Storage"),
+        ("def Shelf(config): pass", r"Shelf returned a NoneType, which is no omniq\.storage\.Storage"),
+        ("Shelf = 5", "is of type int; name a class or function that makes one"),
+        (
+            """
+            from omniq.storage import SimpleStorage
+
+            class Shelf(SimpleStorage):
+                def connect(self): ...
+                def fault(self, error): ...
+            """,
+            r"lacks methods of omniq\.storage\.Storage: findings, transaction$",
+        ),
+        (
+            """
+            from omniq.storage import Storage
+
+            class Shelf:
+                def __init__(self, config): ...
+
+            for name in Storage.__abstractmethods__ - {"claim", "finish"}:
+                setattr(Shelf, name, print)
+            """,
+            r"lacks methods of omniq\.storage\.Storage: claim, finish$",
+        ),
+    ],
+    ids=["text", "nothing", "a-number", "half-a-class", "half-of-another"],
+)
+def test_what_is_no_storage_is_an_error_that_says_whose_it_is_and_what_it_lacks(
+    install: Install, source: str, problem: str
+) -> None:
+    install(
+        "acme-queue",
+        {
+            "acme_plugin": """
+                @omniq.hookimpl
+                def omniq_storages():
+                    return {"shelf": "acme_storage:Shelf"}
+            """,
+            "acme_storage": source,
+        },
+    )
+
+    with pytest.raises(ConfigurationError, match=f"storage 'shelf' of acme-queue.*{problem}"):
+        Plugins().open_storage(parse_url("shelf://hall"))
+
+
+def test_a_scheme_of_a_distribution_that_is_not_installed_is_answered_with_how_to_look() -> None:
+    with pytest.raises(UnknownScheme, match="install that here and look with: omniq plugins"):
+        Plugins(discover=False).open_storage(parse_url("shelf://hall"))
+
+
+@pytest.mark.parametrize(
     ("place", "problem"),
     [
         ("acme_missing:Shelf", "ModuleNotFoundError: No module named 'acme_missing'"),
         ("acme_storage:Shell", "AttributeError: .*Shell"),
-        ("acme_storage", "AttributeError"),
+        ("acme_storage.Shelf", "write module:attribute, such as"),
+        ("acme_storage", "write module:attribute, such as"),
+        (":Shelf", "write module:attribute, such as"),
         ("acme_broken:Shelf", "RuntimeError: no shelf today"),
     ],
 )

@@ -9,8 +9,9 @@ from __future__ import annotations
 import difflib
 import logging
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module
+from inspect import isabstract
 from typing import TYPE_CHECKING, Any, cast
 
 import pluggy
@@ -184,6 +185,8 @@ class Plugins:
         if isinstance(thing, str):
             module, _, attribute = thing.partition(":")
             try:
+                if not (module and attribute):
+                    raise ValueError("write module:attribute, such as 'acme_queue.storage:AcmeStorage'")
                 thing = getattr(import_module(module), attribute)
             except Exception as error:
                 raise ConfigurationError(
@@ -218,8 +221,25 @@ class Plugins:
         :raises ConfigurationError: if its plugin or its options cannot be used.
         """
         factory = self.storage_factory(config)
+        distribution = self._claims["omniq_storages"][config.scheme][0].distribution
+        whose = f"storage {config.scheme!r} of {distribution}"
+        if not callable(factory):
+            raise ConfigurationError(
+                f"{whose} is of type {type(factory).__name__}; name a class or function that makes one"
+            )
+        if isabstract(factory):
+            raise _lacking(whose, getattr(factory, "__abstractmethods__", ()))
         try:
-            return factory(config)
+            storage = factory(config)
+            missing = [name for name in Storage.__abstractmethods__ if not callable(getattr(storage, name, None))]
+            if len(missing) == len(Storage.__abstractmethods__):
+                raise ConfigurationError(
+                    f"{whose}: {getattr(factory, '__qualname__', factory)} returned a {type(storage).__name__}, "
+                    "which is no omniq.storage.Storage"
+                )
+            if missing:
+                raise _lacking(whose, missing)
+            return storage
         except ConfigurationError:
             raise
         except ValueError as error:
@@ -247,6 +267,7 @@ class Plugins:
             installed = ", ".join(f"{name}://" for name in self._names("omniq_storages")) or "none"
             text = f"no storage opens {config.scheme}:// ({config.redacted}){self._close_scheme(config.scheme)}"
             text += f"; installed: {installed}"
+            text += "; if another distribution opens it, install that here and look with: omniq plugins"
         broken = [plugin for plugin in self._found if plugin.problem]
         if broken:
             text += "; these plugins are broken: " + ", ".join(f"{p.name!r} of {p.distribution}" for p in broken)
@@ -303,6 +324,10 @@ class Plugins:
 def _conflict(kind: str, name: str, claims: list[_Claim]) -> str:
     who = " and ".join(claim.distribution for claim in claims)
     return f"{kind} {name!r} is claimed by {who}; uninstall one of them"
+
+
+def _lacking(whose: str, methods: Iterable[str]) -> ConfigurationError:
+    return ConfigurationError(f"{whose} lacks methods of omniq.storage.Storage: {', '.join(sorted(methods))}")
 
 
 def _describe(error: BaseException) -> str:
