@@ -6,15 +6,58 @@ import asyncio
 import inspect
 import os
 import re
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from zipfile import ZipFile
 
 import pytest
+from build import ProjectBuilder
+from pyproject_hooks import quiet_subprocess_runner
 
 from omniq import plugins
+from omniq.ids import new_id
+from omniq.testing import StorageContract
+from tests.servers.mariadb import MariaDbServer
+from tests.servers.postgres import QUICK, PostgresServer
 
 DOCS = Path(__file__).parents[2] / "docs"
+STORES = ("omniq_mystore", "omniq_simplepg", "omniq_lmdb", "omniq_mysql")
+DAILY = {
+    "test_a_task_comes_back_as_it_was_enqueued",
+    "test_text_of_any_kind_is_kept",
+    "test_bodies_of_any_bytes_are_kept",
+    "test_a_key_is_free_once_its_task_has_ended",
+    "test_larger_priority_goes_first_and_within_one_the_earlier",
+    "test_an_outcome_repeated_after_a_lost_answer_changes_nothing",
+    "test_a_schedule_comes_back_as_it_was_stored",
+    "test_firing_stores_the_schedule_and_its_tasks",
+    "test_of_those_who_enqueue_one_key_one_stores_his_task",
+    "test_two_claimers_never_share_a_task",
+    "test_nothing_is_lost_when_all_happens_at_once",
+}
+PLUGIN = """
+from omniq import hookimpl
+
+
+@hookimpl
+def omniq_storages():
+    return {"simplepg": "omniq_simplepg.storage:Storage"}
+"""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # All of the kit on one store every day; of it on the others what differs most between stores.
+    for item in items:
+        if "mariadb" in getattr(item, "fixturenames", ()) or item.name.endswith("[mysql]"):
+            item.add_marker(pytest.mark.xdist_group("mariadb"))  # one server for all of them
+        kit = getattr(item, "cls", None)
+        if kit is None or not issubclass(kit, StorageContract) or kit.__name__ == "TestSqlTx":
+            continue
+        if isinstance(item, pytest.Function) and item.originalname not in DAILY:
+            item.add_marker(pytest.mark.long)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -27,8 +70,9 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     return True
 
 
-@pytest.fixture(scope="session", autouse=True)
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+@pytest.fixture(scope="session")
+def example_stores(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Return folders with the stores."""
     folder = tmp_path_factory.mktemp("installed")
     page = (DOCS / "how-to" / "storage-plugin.md").read_text(encoding="utf-8")
     for name in ("plugin", "storage"):
@@ -36,17 +80,57 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         file = folder / "omniq_mystore" / f"{name}.py"
         file.parent.mkdir(exist_ok=True)
         file.write_text(block, encoding="utf-8")
-    for name in ("mystore", "lmdb"):
+    # A store that is of use to these tests alone.
+    (folder / "omniq_simplepg").mkdir()
+    shutil.copy(Path(__file__).with_name("postgres.py"), folder / "omniq_simplepg" / "storage.py")
+    (folder / "omniq_simplepg" / "plugin.py").write_text(PLUGIN)
+    for name in ("mystore", "simplepg", "lmdb"):
         metadata = folder / f"omniq_{name}-0.1.0.dist-info"
         metadata.mkdir()
         (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: omniq-{name}\nVersion: 0.1.0\n")
         (metadata / "entry_points.txt").write_text(f"[omniq]\n{name} = omniq_{name}.plugin\n")
-    paths = [str(folder), str(DOCS / "examples" / "omniq-lmdb" / "src")]
+    # A wheel that is unpacked is installed.
+    builder = ProjectBuilder(DOCS / "examples" / "omniq-mysql", runner=quiet_subprocess_runner)
+    with ZipFile(builder.build("wheel", tmp_path_factory.mktemp("wheel"))) as wheel:
+        wheel.extractall(folder)
+    return [str(folder), str(DOCS / "examples" / "omniq-lmdb" / "src")]
+
+
+# No longer than these tests, as others look at what is installed.
+@pytest.fixture(scope="module", autouse=True)
+def installed(example_stores: list[str]) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        for path in paths:
+        for path in example_stores:
             patch.syspath_prepend(path)
-        patch.setenv("PYTHONPATH", os.pathsep.join([*paths, os.environ.get("PYTHONPATH", "")]))
+        patch.setenv("PYTHONPATH", os.pathsep.join([*example_stores, os.environ.get("PYTHONPATH", "")]))
         patch.setattr(plugins, "_default", None)
         yield
-    for name in [name for name in sys.modules if name.startswith(("omniq_mystore", "omniq_lmdb"))]:
+    for name in [name for name in sys.modules if name.startswith(STORES)]:
         del sys.modules[name]
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
+    with PostgresServer(tmp_path_factory.mktemp("postgres"), QUICK) as running:
+        yield running
+
+
+@pytest.fixture
+def postgres_url(postgres: PostgresServer) -> str:
+    """Return the URL of an empty store on PostgreSQL."""
+    return f"simplepg{postgres.url.removeprefix('postgresql')}?namespace=t{new_id().replace('-', '')[-20:]}"
+
+
+@pytest.fixture(scope="session")
+def mariadb(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MariaDbServer]:
+    with MariaDbServer(tmp_path_factory.mktemp("mariadb")) as running:
+        yield running
+
+
+@pytest.fixture
+def mysql_url(mariadb: MariaDbServer) -> Iterator[str]:
+    """Return the URL of an empty database on MariaDB."""
+    name = f"t{new_id().replace('-', '')[-20:]}"
+    mariadb.execute(f"CREATE DATABASE {name}")
+    yield f"{mariadb.url}/{name}"
+    mariadb.execute(f"DROP DATABASE {name}")

@@ -77,10 +77,25 @@ def rows_in(path: Path) -> int:
         return sum(count for (count,) in counts)
 
 
-@pytest.mark.long
 class TestPairsTx(StorageContract):
     """The store in docs/examples/omniq-lmdb."""
 
     @pytest.fixture
     def storage_url(self, tmp_path: Path) -> str:
         return f"lmdb://{tmp_path}/jobs"
+
+
+class TestSqlTxWithRowLocks(StorageContract):
+    """The same primitives where several write at once."""
+
+    @pytest.fixture
+    def storage_url(self, postgres_url: str) -> str:
+        return postgres_url
+
+
+class TestMySql(StorageContract):
+    """The store in docs/examples/omniq-mysql."""
+
+    @pytest.fixture
+    def storage_url(self, mysql_url: str) -> str:
+        return mysql_url

@@ -11,7 +11,7 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, ClassVar
 
 from omniq.errors import SchemaMismatch
@@ -37,30 +37,28 @@ __all__ = ["SqlTx"]
 VERSION = 1
 """Of the tables below. A program refuses those of another version."""
 
-SCHEMA = """
-CREATE TABLE IF NOT EXISTS {task} (seq BIGINT PRIMARY KEY, place INT NOT NULL, live_key VARCHAR(64) UNIQUE,
-  drop_at BIGINT, id {key} NOT NULL UNIQUE, queue {key} NOT NULL, name {text} NOT NULL, body {blob} NOT NULL,
-  priority INT NOT NULL, max_retries BIGINT NOT NULL, created_at BIGINT NOT NULL, unique_key {text}, tags {text},
-  result_ttl {float} NOT NULL, state INT NOT NULL, attempt INT NOT NULL, delivery INT NOT NULL, run_at BIGINT NOT NULL,
-  started_at BIGINT, finished_at BIGINT, expires_at BIGINT, lease_until BIGINT, worker {text}, error {text},
-  progress {text}, cancel_requested INT NOT NULL, result_payload {blob}){suffix};
-CREATE INDEX IF NOT EXISTS {task_ready} ON {task} (queue, state, place, run_at, seq);
-CREATE INDEX IF NOT EXISTS {task_due} ON {task} (queue, state, run_at);
-CREATE INDEX IF NOT EXISTS {task_lease} ON {task} (state, lease_until);
-CREATE INDEX IF NOT EXISTS {task_expiry} ON {task} (state, expires_at);
-CREATE INDEX IF NOT EXISTS {task_drop} ON {task} (drop_at);
-CREATE TABLE IF NOT EXISTS {task_count} (queue {key} NOT NULL, state INT NOT NULL, n BIGINT NOT NULL,
-  PRIMARY KEY (queue, state)){suffix};
-CREATE TABLE IF NOT EXISTS {paused} (queue {key} PRIMARY KEY){suffix};
-CREATE TABLE IF NOT EXISTS {worker} (id {key} PRIMARY KEY, seen_at BIGINT NOT NULL, until BIGINT NOT NULL,
-  about {text}){suffix};
-CREATE TABLE IF NOT EXISTS {schedule} (id {key} PRIMARY KEY, revision BIGINT NOT NULL, due BIGINT, body {text} NOT NULL)
-  {suffix};
-CREATE INDEX IF NOT EXISTS {schedule_due} ON {schedule} (due);
-CREATE TABLE IF NOT EXISTS {meta} (version INT PRIMARY KEY, seq BIGINT NOT NULL, revision_floor BIGINT NOT NULL){suffix}
-"""
-_TABLES = ("task", "task_count", "paused", "worker", "schedule", "meta")
-_INDEXES = ("task_ready", "task_due", "task_lease", "task_expiry", "task_drop", "schedule_due")
+SCHEMA = {
+    "task": "seq BIGINT PRIMARY KEY, place INT NOT NULL, live_key VARCHAR(64) UNIQUE, drop_at BIGINT, "
+    "id {key} NOT NULL UNIQUE, queue {key} NOT NULL, name {text} NOT NULL, body {blob} NOT NULL, "
+    "priority INT NOT NULL, max_retries BIGINT NOT NULL, created_at BIGINT NOT NULL, unique_key {text}, tags {text}, "
+    "result_ttl {float} NOT NULL, state INT NOT NULL, attempt INT NOT NULL, delivery INT NOT NULL, "
+    "run_at BIGINT NOT NULL, started_at BIGINT, finished_at BIGINT, expires_at BIGINT, lease_until BIGINT, "
+    "worker {text}, error {text}, progress {text}, cancel_requested INT NOT NULL, result_payload {blob}",
+    "task_count": "queue {key} NOT NULL, state INT NOT NULL, n BIGINT NOT NULL, PRIMARY KEY (queue, state)",
+    "paused": "queue {key} PRIMARY KEY",
+    "worker": "id {key} PRIMARY KEY, seen_at BIGINT NOT NULL, until BIGINT NOT NULL, about {text}",
+    "schedule": "id {key} PRIMARY KEY, revision BIGINT NOT NULL, due BIGINT, body {text} NOT NULL",
+    "meta": "version INT PRIMARY KEY, seq BIGINT NOT NULL, revision_floor BIGINT NOT NULL",
+}
+"""The tables; the last is made when all others are there."""
+INDEXES = {
+    "task_ready": ("task", "queue, state, place, run_at, seq"),
+    "task_due": ("task", "queue, state, run_at"),
+    "task_lease": ("task", "state, lease_until"),
+    "task_expiry": ("task", "state, expires_at"),
+    "task_drop": ("task", "drop_at"),
+    "schedule_due": ("schedule", "due"),
+}
 
 _COLUMN = {"unique": "unique_key"}
 """Fields that stand in a column of another name."""
@@ -76,14 +74,15 @@ class SqlTx:
 
     :param cursor: a cursor of the driver's, in the transaction.
     :param namespace: the tables are named after it.
-    :param now: the store's clock; may be set later, before the first verb.
+    :param now: the store's clock, unless :attr:`clock` has the database's.
+    :param write: whether the transaction may write: one that only reads locks nothing.
     """
 
     mark: ClassVar[str] = "%s"
     """How a parameter is written."""
     quote: ClassVar[str] = '"'
     """What stands around a name."""
-    types: ClassVar[Mapping[str, str]] = {}
+    types: Mapping[str, str] = {}
     """The database's types for ``key`` (a short text, compared as bytes), ``text``, ``blob`` and ``float`` (of 64
     bits); ``suffix`` follows each table."""
     contains: ClassVar[str] = "instr(tags, %s) > 0"
@@ -93,15 +92,26 @@ class SqlTx:
     than the store."""
     skip_locked: ClassVar[str] = ""
     """The same where rows that others have locked may be passed over (``FOR UPDATE SKIP LOCKED``)."""
+    clock: ClassVar[str] = ""
+    """The database's clock as an expression, in UTC; empty: the backend sets :attr:`now`."""
+    exists: ClassVar[str] = ""
+    """A query that finds a row if there is a table named ``%s``, where to make one that is there costs locks; empty:
+    it costs nothing."""
+    indexes_apart: ClassVar[bool] = True
+    """Whether indexes are made by statements of their own (``CREATE INDEX IF NOT EXISTS``), or as parts of their
+    tables."""
 
-    def __init__(self, cursor: Any, namespace: str, now: datetime | None = None) -> None:
+    def __init__(self, cursor: Any, namespace: str, now: datetime | None = None, *, write: bool = True) -> None:
         self.cursor = cursor
         self.changed = False
+        self._lock = self.lock if write else ""
         if now is not None:
             self.now = now
         self._before: dict[str, _Before] = {}
         self._counts: Counter[tuple[str, int]] = Counter()
-        self._names = {one: f"{self.quote}{namespace}_{one}{self.quote}" for one in (*_TABLES, *_INDEXES)}
+        self._namespace = namespace
+        self._names = {one: f"{self.quote}{namespace}_{one}{self.quote}" for one in (*SCHEMA, *INDEXES)}
+        self._schedules_there: set[str] = set()
 
     now: datetime
 
@@ -118,7 +128,7 @@ class SqlTx:
         return list(self.cursor.fetchall())
 
     def change(self, sql: str, *values: Any) -> int:
-        """Run a statement that changes rows; return how many."""
+        """Run a statement that changes rows; return how many it found, whether or not they were as it says already."""
         if any(isinstance(value, list) and not value for value in values):
             return 0
         self.cursor.execute(*self._made(sql, values))
@@ -158,25 +168,35 @@ class SqlTx:
     # Tables
 
     def create(self) -> None:
-        """Make the tables that are not there."""
+        """Make the tables that are not there. One process at a time: the backend holds a lock meanwhile."""
+        if self.exists and self.rows(self.exists, f"{self._namespace}_meta") and self.rows("SELECT 1 FROM {meta}"):
+            return
         types = {"key": "TEXT", "text": "TEXT", "blob": "BLOB", "float": "FLOAT", "suffix": "", **self.types}
-        for statement in SCHEMA.split(";\n"):
-            self.cursor.execute(statement.format(**self._names, **types))
-        if not self.rows("SELECT version FROM {meta}"):
+        for table, columns in SCHEMA.items():
+            indexes = {name: on for name, (of, on) in INDEXES.items() if of == table}
+            inside = [] if self.indexes_apart else [f"INDEX {self._names[name]} ({on})" for name, on in indexes.items()]
+            parts = ", ".join([columns.format(**types), *inside])
+            self.cursor.execute(f"CREATE TABLE IF NOT EXISTS {self._names[table]} ({parts}){types['suffix']}")
+            for name, on in indexes.items() if self.indexes_apart else ():
+                self.cursor.execute(f"CREATE INDEX IF NOT EXISTS {self._names[name]} ON {self._names[table]} ({on})")
+        if not self.rows("SELECT 1 FROM {meta}"):
             self.change("INSERT INTO {meta} (version, seq, revision_floor) VALUES (%s, 0, 0)", VERSION)
 
     def check(self) -> None:
-        """Refuse tables of another version.
+        """Refuse tables of another version, and look at the clock if it is the database's.
 
         :raises SchemaMismatch: says which they are of.
         """
-        found = self.rows("SELECT version FROM {meta}")
-        if found != [(VERSION,)]:
-            versions = ", ".join(str(version) for (version,) in found) or "none"
+        found = self.rows(f"SELECT version, {self.clock or '1'} FROM {{meta}}")
+        if [version for version, _ in found] != [VERSION]:
+            versions = ", ".join(str(version) for version, _ in found) or "none"
             raise SchemaMismatch(
                 f"the tables named after {self._names['meta']} are of version {versions}, and this program knows "
                 f"{VERSION}; run the version of the program that made them, or take another namespace"
             )
+        if self.clock:
+            now: datetime = found[0][1]
+            self.now = now.replace(tzinfo=UTC) if now.tzinfo is None else now.astimezone(UTC)
 
     # Tasks
 
@@ -196,7 +216,7 @@ class SqlTx:
         return tasks
 
     def load(self, ids: Iterable[str]) -> dict[str, StoredTask]:
-        found = self._tasks(f"id IN %s ORDER BY seq{self.lock}", list(dict.fromkeys(ids)), whole=False)
+        found = self._tasks(f"id IN %s ORDER BY seq{self._lock}", list(dict.fromkeys(ids)), whole=False)
         return {task.id: task for task in found}
 
     def get(self, ids: Sequence[str]) -> dict[str, StoredTask]:
@@ -360,7 +380,6 @@ class SqlTx:
         if lease <= 0:
             self.change("DELETE FROM {worker} WHERE id = %s", worker)
         elif not self.change(f"UPDATE {{worker}} SET {columns} WHERE id = %s", *told.values(), worker):
-            self.change("DELETE FROM {worker} WHERE id = %s", worker)
             insert = "INSERT INTO {worker} (seen_at, until, id, about) VALUES (%s, %s, %s, %s)"
             self.change(insert, *values.values(), worker, about)
         self.changed = changed
@@ -383,28 +402,30 @@ class SqlTx:
         return self._schedules("1 = 1")
 
     def schedule(self, schedule_id: str) -> Schedule | None:
-        found = self._schedules(f"id = %s{self.lock}", schedule_id)
+        found = self._schedules(f"id = %s{self._lock}", schedule_id)
+        self._schedules_there.update(schedule.id for schedule in found)
         return found[0] if found else None
 
     def store_schedule(self, schedule: Schedule) -> None:
         due = None if schedule.paused or schedule.next_run is None else to_micros(schedule.next_run)
-        self.remove_schedule(schedule.id)
-        self.change(
-            "INSERT INTO {schedule} (id, revision, due, body) VALUES (%s, %s, %s, %s)",
-            schedule.id,
-            schedule.revision,
-            due,
-            dump_schedule(schedule),
-        )
+        # One that was not there when it was looked for may be by now: it must not be replaced unseen.
+        if schedule.id in self._schedules_there:
+            sql = "UPDATE {schedule} SET revision = %s, due = %s, body = %s WHERE id = %s"
+        else:
+            sql = "INSERT INTO {schedule} (revision, due, body, id) VALUES (%s, %s, %s, %s)"
+        self.change(sql, schedule.revision, due, dump_schedule(schedule), schedule.id)
+        self._schedules_there.add(schedule.id)
 
     def remove_schedule(self, schedule_id: str) -> None:
         self.change("DELETE FROM {schedule} WHERE id = %s", schedule_id)
+        self._schedules_there.discard(schedule_id)
 
     def revision_floor(self) -> int:
         return int(self.rows("SELECT revision_floor FROM {meta}")[0][0])
 
     def raise_revision_floor(self, revision: int) -> None:
-        self.change("UPDATE {meta} SET revision_floor = %s", revision)
+        # Others may have raised it since it was read.
+        self.change("UPDATE {meta} SET revision_floor = %s WHERE revision_floor < %s", revision, revision)
 
     def due(self, limit: int) -> list[Schedule]:
         return self._schedules("due <= %s ORDER BY due, id LIMIT %s", to_micros(self.now), limit)

@@ -1,0 +1,1 @@
+"""OmniQ's tasks in MySQL and MariaDB."""
