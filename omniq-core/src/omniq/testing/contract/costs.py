@@ -46,7 +46,7 @@ async def a_life(store: Storage) -> None:
     await store.set_progress({Lease(task.id, task.delivery): Progress(done=1) for task in claimed})
     kinds = ("succeeded", "failed", "cancelled", "retry later", "released", "released later")
     await store.finish([outcome(kind, task) for kind, task in zip(kinds, claimed, strict=True)])
-    await store.heartbeat(f"worker of {ids[1]}", [], 0.01)
+    await store.heartbeat(f"worker of {ids[1]}", [], 0.01, "what it is")
     await store.delete(ids)
     await add(store, new_task(body=bytes(5000)), new_task(result_ttl=0.01))
     await store.finish([outcome(kind, task) for kind, task in zip(kinds[1::-1], await take(store, 2), strict=True)])
