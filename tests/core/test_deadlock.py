@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
 from omniq import TaskCancelled, TaskFailed, TaskFunction, TaskQueue
+from omniq.task import StoredTask
 from omniq.testing import await_until
+from omniq.urls import parse_url
 from omniq.worker import WorkerOptions
+from omniq_local.memory import MemoryStorage
 
 WARNING = "tasks that wait for the results of other tasks"
 
@@ -63,6 +68,44 @@ async def test_parents_that_take_all_slots_and_wait_for_children_are_warned_of_o
                 with pytest.raises(TaskFailed, match=TaskCancelled.__name__):
                     await handle
         assert len(warnings_in(caplog)) == 1, "once while it lasts"
+
+
+class Watched(MemoryStorage):
+    """A memory storage that counts how often it is asked for what others wait for."""
+
+    looks = 0
+
+    async def get(self, ids: Sequence[str]) -> list[StoredTask | None]:
+        type(self).looks += 1
+        return await super().get(ids)
+
+
+async def test_parents_whose_children_run_elsewhere_are_not_warned_of(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("omniq.deadlock.LOOKS", 10**9)
+    monkeypatch.setattr(Watched, "looks", 0)
+    queue = TaskQueue(Watched(parse_url("memory://")), max_retries=0)
+    running, release = asyncio.Event(), asyncio.Event()
+
+    @queue.task(queue="children")
+    async def child() -> None:
+        running.set()
+        await release.wait()
+
+    @queue.task
+    async def parent() -> None:
+        await (await child.aenqueue())
+
+    async with queue, queue.worker(queues=["default"], concurrency=1), queue.worker(queues=["children"]):
+        handle = await parent.aenqueue()
+        await asyncio.wait_for(running.wait(), 20)
+        monkeypatch.setattr("omniq.deadlock.LOOKS", 1)
+        before = Watched.looks
+        await await_until(lambda: Watched.looks >= before + 3, what="three looks at the child")
+        release.set()
+        await handle
+    assert warnings_in(caplog) == []
 
 
 async def test_a_coroutine_that_waits_synchronously_fails_and_the_worker_goes_on(queue: TaskQueue) -> None:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping
 
+from omniq.errors import StorageError
 from omniq.execute import Attempt
 from omniq.executors import Lane
 from omniq.functions import Executor
+from omniq.storage import Storage
+from omniq.task import TaskState
 
 __all__ = ["DeadlockWatch"]
 
@@ -15,6 +18,8 @@ _log = logging.getLogger("omniq.worker")
 
 LOOKS = 8
 """So many looks in a row must see it: a parent whose children run elsewhere may be about to go on."""
+MOST_CHILDREN = 100
+"""So many of the tasks that others wait for are looked at."""
 _SLOTS: Mapping[Executor, str] = {"loop": "slots for coroutines (concurrency)", "thread": "threads"}
 
 
@@ -24,14 +29,19 @@ class DeadlockWatch:
     Tasks in processes of their own are not seen: what they wait for is known in their process alone.
 
     :param lanes: where the tasks of each kind of function run.
+    :param storage: is asked how the tasks stand that others wait for, before a warning.
     """
 
-    def __init__(self, lanes: Mapping[Executor, Lane]) -> None:
+    def __init__(self, lanes: Mapping[Executor, Lane], storage: Storage) -> None:
         self._lanes = lanes
+        self._storage = storage
         self._seen = dict.fromkeys(_SLOTS, 0)
+        self._warned: set[Executor] = set()
 
-    def look(self, attempts: Iterable[Attempt]) -> None:
+    async def look(self, attempts: Iterable[Attempt]) -> None:
         """Warn, once while it lasts, if every slot of a kind is held by a task that waits for another.
+
+        It is no reason to warn if one of those others runs, on another worker or in other slots, or has ended.
 
         :param attempts: what the worker holds.
         """
@@ -43,9 +53,24 @@ class DeadlockWatch:
                 parents[executor].append(attempt)
         for executor in _SLOTS:
             waiting = parents.get(executor, [])
-            self._seen[executor] = self._seen[executor] + 1 if len(waiting) >= self._lanes[executor].slots else 0
-            if self._seen[executor] == LOOKS:
-                self._warn(executor, waiting)
+            if len(waiting) < self._lanes[executor].slots:
+                self._seen[executor] = 0
+                self._warned.discard(executor)
+                continue
+            self._seen[executor] += 1
+            if self._seen[executor] >= LOOKS and executor not in self._warned:
+                self._seen[executor] = 0
+                if await self._stand_still(waiting):
+                    self._warned.add(executor)
+                    self._warn(executor, waiting)
+
+    async def _stand_still(self, waiting: list[Attempt]) -> bool:
+        ids = list(dict.fromkeys(one for attempt in waiting for one in tuple(attempt.context.awaited)))
+        try:
+            children = await self._storage.get(ids[:MOST_CHILDREN])
+        except StorageError:
+            return False  # which others tell; the next look asks again
+        return all(child is not None and child.state in (TaskState.SCHEDULED, TaskState.READY) for child in children)
 
     def _warn(self, executor: Executor, waiting: list[Attempt]) -> None:
         parent = waiting[0]

@@ -413,12 +413,12 @@ class Worker:
         self._supply.freed()
 
     async def _give_back_stale(self) -> None:
-        watch = DeadlockWatch(self._lanes)
+        watch = DeadlockWatch(self._lanes, self._storage)
         while True:
             await asyncio.sleep(LOOK_FOR_STALE)
             for lane in self._lanes.values():
                 self._put_back(lane.take_back(waited=STALE))
-            watch.look(self.ledger.attempts)
+            await watch.look(self.ledger.attempts)
 
     def _put_back_unstarted(self) -> None:
         for lane in self._lanes.values():
