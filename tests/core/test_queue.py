@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -19,7 +20,10 @@ from omniq import (
     current_task,
 )
 from omniq.ids import new_id
+from omniq.storage import Enqueued, StorageLimits
+from omniq.task import NewTask
 from omniq.testing import wait_until
+from omniq_local.memory import MemoryStorage
 from tests.core.running import MakeQueue, working
 
 
@@ -118,6 +122,41 @@ def test_one_call_that_cannot_be_encoded_keeps_all_from_being_stored(queue: Task
         queue.enqueue_many([take.call(1), take.call(object())])
 
     assert list(queue.tasks()) == []
+
+
+@pytest.mark.parametrize(
+    ("limits", "unique", "sent"),
+    [
+        (StorageLimits(), False, [1000, 1000, 400]),
+        (StorageLimits(atomic_tasks=5000), False, [1000, 1000, 400]),
+        (StorageLimits(atomic_tasks=800, atomic_unique_tasks=500), False, [800, 800, 800]),
+        (StorageLimits(atomic_tasks=800, atomic_unique_tasks=500), True, [500, 500, 500, 500, 400]),
+    ],
+)
+def test_many_are_sent_as_the_store_keeps_them_together(
+    monkeypatch: pytest.MonkeyPatch, limits: StorageLimits, unique: bool, sent: list[int]
+) -> None:
+    sizes: list[int] = []
+    enqueue = MemoryStorage.enqueue
+
+    async def counted(store: MemoryStorage, tasks: Sequence[NewTask]) -> list[Enqueued]:
+        sizes.append(len(tasks))
+        return await enqueue(store, tasks)
+
+    monkeypatch.setattr(MemoryStorage, "enqueue", counted)
+    monkeypatch.setattr(MemoryStorage, "limits", limits)
+    with TaskQueue(f"memory://{new_id()}") as queue:
+
+        @queue.task
+        def take(n: int) -> None: ...
+
+        calls = [take.call(n) for n in range(2400)]
+        if unique:
+            calls[-1] = take.using(unique="the last").call(0)
+        handles = queue.enqueue_many(calls)
+
+        assert sizes == sent
+        assert len({handle.id for handle in handles}) == 2400
 
 
 def test_a_result_can_be_read_many_times_and_by_whoever_knows_the_id(make_queue: MakeQueue) -> None:

@@ -29,6 +29,7 @@ from omniq.cli import COMMANDS, Command
 from omniq.cli.arguments import Parser, add_verbose
 from omniq.plugins import default_plugins
 from omniq.storage import Storage
+from omniq.urls import parse_url
 from omniq_local.sqlite.settings import OPTIONS
 from tests.docs import pages
 from tests.docs.pages import DOCS, PAGES, ROOT, STANDALONE, anchors, blocks, commands, links, page_name
@@ -345,6 +346,45 @@ def test_the_plugin_page_names_every_operation_of_the_contract() -> None:
 
 def schemes() -> set[str]:
     return {name for plugin in default_plugins().found for name in plugin.provides.get("storage", ())}
+
+
+def limits_of(url: str) -> list[str]:
+    limits = default_plugins().open_storage(parse_url(url)).limits
+
+    def number(value: float | None) -> str:
+        return "any number" if value is None else f"{value:,g}" if value < 1000 else f"{value:,.0f}"
+
+    atomic, unique = number(limits.atomic_tasks), number(limits.atomic_unique_tasks)
+    return [
+        atomic if atomic == unique else f"{atomic}; {unique} if any has a `unique` key",
+        "yes" if limits.atomic_across_queues else "no",
+        f"{limits.lost_wakeup:g} s" if limits.lost_wakeup else "never: none gets lost",
+        "what memory or disk hold" if limits.body is None else f"{limits.body:,} bytes",
+        number(limits.running_tasks),
+    ]
+
+
+def test_the_page_on_promises_shows_the_limits_of_every_store(tmp_path: Path) -> None:
+    urls = {
+        "memory": "memory://",
+        "SQLite": f"sqlite:///{tmp_path}/jobs.db",
+        "files": f"file://{tmp_path}/jobs",
+        "Redis": "redis://localhost",
+        "PostgreSQL": "postgresql://localhost/shop",
+        "NATS": "nats://localhost",
+    }
+    head = [
+        "store",
+        "tasks of one `enqueue`, all or none",
+        "changes of several queues, one step",
+        "looks for itself after",
+        "longest body",
+        "running at a time",
+    ]
+    rows = [head, ["---"] * len(head), *([store, *limits_of(url)] for store, url in urls.items())]
+    table = "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+    assert table in text_of("explanation", "promises.md"), table
 
 
 def test_the_readme_shows_every_distribution_of_stores() -> None:

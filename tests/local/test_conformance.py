@@ -5,15 +5,24 @@ from __future__ import annotations
 import fcntl
 import sqlite3
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import IO
 
 import pytest
 
 from omniq.ids import new_id
+from omniq.storage import Storage
 from omniq.testing import StorageContract
+from omniq.testing.contract.base import Deafen
 from omniq.testing.contract.outages import OutageContract
+from omniq_local.wake import Bell
 from tests.local.sqlite_support import raw
+
+
+async def silence(monkeypatch: pytest.MonkeyPatch, store: Storage) -> None:
+    """Have nobody told of anything."""
+    monkeypatch.setattr(Bell, "ring", lambda self, pokes: None)
 
 
 class TestMemoryStorage(StorageContract):
@@ -26,6 +35,10 @@ class TestSQLiteStorage(StorageContract):
     @pytest.fixture
     def storage_url(self, tmp_path: Path) -> str:
         return f"sqlite:///{tmp_path}/jobs.db"
+
+    @pytest.fixture
+    def deafen(self, monkeypatch: pytest.MonkeyPatch) -> Deafen:
+        return partial(silence, monkeypatch)
 
     @pytest.fixture
     def count_records(self, tmp_path: Path) -> Callable[[], int]:
@@ -65,6 +78,10 @@ class TestFileStorage(StorageContract):
     @pytest.fixture
     def storage_url(self, tmp_path: Path) -> str:
         return f"file://{tmp_path}/jobs"
+
+    @pytest.fixture
+    def deafen(self, monkeypatch: pytest.MonkeyPatch) -> Deafen:
+        return partial(silence, monkeypatch)
 
 
 class TestFileStorageThatIsLocked(OutageContract):

@@ -7,7 +7,9 @@ from collections.abc import Callable
 import pytest
 
 from omniq.ids import new_id
+from omniq.storage import Storage
 from omniq.testing import StorageContract
+from omniq.testing.contract.base import Deafen
 from omniq.testing.contract.finishing import FinishContract
 from omniq.testing.contract.leasing import LeaseContract
 from omniq.testing.contract.modelling import ModelContract
@@ -15,6 +17,7 @@ from omniq.testing.contract.outages import OutageContract
 from omniq.testing.contract.racing import RaceContract
 from omniq.testing.contract.reading import ReadContract
 from omniq_nats import shelves
+from omniq_nats.storage import NatsStorage
 from tests.servers.nats import NatsCluster, NatsServer
 
 
@@ -22,6 +25,19 @@ class TestNatsStorage(StorageContract):
     @pytest.fixture
     def storage_url(self, nats_server: NatsServer) -> str:
         return f"{nats_server.url}?namespace=t{new_id()[-12:]}"
+
+    @pytest.fixture
+    def deafen(self) -> Deafen:
+        return stop_listening
+
+
+async def stop_listening(store: Storage) -> None:
+    """Have the server tell a storage nothing any more."""
+    assert isinstance(store, NatsStorage)
+    assert store._opened is not None
+    link = store._opened.link
+    for listening in list(link._listenings):
+        await link.unlisten(listening)
 
 
 class TestNatsStorageWithoutItsServer(OutageContract):

@@ -6,7 +6,9 @@ from collections.abc import Callable
 
 import pytest
 
+from omniq.storage import Storage
 from omniq.testing import StorageContract
+from omniq.testing.contract.base import Deafen
 from omniq.testing.contract.modelling import ModelContract
 from omniq.testing.contract.outages import OutageContract
 from tests.servers.redis import RedisCluster, RedisServer
@@ -16,6 +18,13 @@ class TestRedisStorage(StorageContract):
     @pytest.fixture
     def storage_url(self, redis_server: RedisServer, namespace: str) -> str:
         return f"{redis_server.url}?namespace={namespace}"
+
+    @pytest.fixture
+    def deafen(self, redis_server: RedisServer, namespace: str) -> Deafen:
+        async def forget_who_waits(store: Storage) -> None:
+            redis_server.ask("DEL", f"{{{namespace}}}:idle:work")
+
+        return forget_who_waits
 
     @pytest.fixture
     def count_requests(self, redis_server: RedisServer) -> Callable[[], int]:

@@ -20,7 +20,7 @@ from omniq.handle import SyncTaskHandle, TaskHandle
 from omniq.ids import new_id
 from omniq.options import Duration
 from omniq.portal import warn_on_running_loop
-from omniq.storage import Enqueued, Storage
+from omniq.storage import Enqueued, Storage, StorageLimits
 from omniq.task import NewTask, StoredTask, TaskError, TaskState
 from omniq.timetable import Timetable
 
@@ -31,10 +31,12 @@ __all__ = ["Producer"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
-S = TypeVar("S")
 
 BULK = 1000
-"""How many tasks enqueue_many hands to the store in one call: enough to be fast, few enough to keep its locks short."""
+"""How many tasks enqueue_many hands to the store in one call: enough to be fast, few enough to keep its locks short.
+
+Fewer where the store would not keep them together.
+"""
 BULKS = 2
 """How many of these calls are under way at once: while the store works on one, the next is packed."""
 
@@ -123,9 +125,10 @@ class Producer(Declarations, Timetable):
         return joined
 
     async def aenqueue_many(self, calls: Iterable[TaskCall[R]], *, connection: object = None) -> list[TaskHandle[R]]:
-        """Hand many calls to the queue, a thousand a round trip.
+        """Hand many calls to the queue, up to a thousand a round trip.
 
-        Each thousand is stored entirely or not at all. Nothing is stored if one of the calls cannot be encoded.
+        Those of one round trip are stored all or none: a thousand, or fewer where the store says so
+        (:attr:`~omniq.storage.StorageLimits.atomic_tasks`). Nothing is stored if one of the calls cannot be encoded.
 
         :param calls: what ``function.call(…)`` gave, of any functions of this queue.
         :param connection: your own connection to the queue's database, with a transaction open: the tasks exist if and
@@ -145,7 +148,7 @@ class Producer(Declarations, Timetable):
             return self.connections.run(self._asubmit_orders(orders))
         joined = self._joined(connection)
         handles: list[TaskHandle[R]] = []
-        for bulk in _bulks(orders):
+        for bulk in _bulks(orders, self.connections.blocking().limits):
             handles += self._handles_of(bulk, joined.enqueue([task for _, task in bulk]))
         return handles
 
@@ -157,12 +160,12 @@ class Producer(Declarations, Timetable):
         if connection is not None:
             # One after the other: what is done on a connection of the caller's, nothing else may be done on meanwhile.
             store = storage.join(connection).aenqueue
-            for bulk in _bulks(orders):
+            for bulk in _bulks(orders, storage.limits):
                 handles += self._handles_of(bulk, await store([task for _, task in bulk]))
             return handles
         under_way: deque[tuple[Sequence[tuple[TaskCall[R], NewTask]], asyncio.Task[list[Enqueued]]]] = deque()
         try:
-            for bulk in _bulks(orders):
+            for bulk in _bulks(orders, storage.limits):
                 under_way.append((bulk, asyncio.create_task(storage.enqueue([task for _, task in bulk]))))
                 await asyncio.sleep(0)  # it is packed and sent before what comes after is looked at
                 if len(under_way) == BULKS:
@@ -291,5 +294,11 @@ async def _ended(storage: Storage, task_id: str, timeout: float | None) -> Store
             raise ResultTimeout(f"task {task_id} has not ended within {timeout:g} s; it goes on")
 
 
-def _bulks(orders: Sequence[S]) -> Iterable[Sequence[S]]:
-    return (orders[start : start + BULK] for start in range(0, len(orders), BULK))
+def _bulks(
+    orders: Sequence[tuple[TaskCall[R], NewTask]], limits: StorageLimits
+) -> Iterable[Sequence[tuple[TaskCall[R], NewTask]]]:
+    """Split orders into such as the store keeps together."""
+    is_unique = any(task.unique is not None for _, task in orders)
+    atomic = limits.atomic_unique_tasks if is_unique else limits.atomic_tasks
+    size = BULK if atomic is None else min(BULK, atomic)
+    return (orders[start : start + size] for start in range(0, len(orders), size))

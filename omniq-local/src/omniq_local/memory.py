@@ -26,6 +26,7 @@ from omniq.storage import (
     Severity,
     Storage,
     StorageConfig,
+    StorageLimits,
     StoredWorker,
     TaskPage,
     TaskQuery,
@@ -70,6 +71,7 @@ class MemoryStorage(Storage):
     """
 
     capabilities: Set[Capability] = frozenset({Capability.NOTIFICATIONS})
+    limits = StorageLimits(lost_wakeup=0)
 
     def __init__(
         self, config: StorageConfig, *, clock: Callable[[], float] | None = None, any_connection: bool = False

@@ -25,12 +25,16 @@ from omniq_nats.orders import Place
 from omniq_nats.reading import find_live
 from omniq_nats.times import moment
 
-__all__ = ["Entry", "Producer"]
+__all__ = ["ATOMIC_TASKS", "ATOMIC_UNIQUE_TASKS", "Entry", "Producer"]
 
 TOLD = 4096
 """Bytes: so large may be what the servers pass on to everybody who waits for work."""
 MOST_TOGETHER = BATCH_LIMIT - 8
 """So many messages go together; the rest is for what else belongs to the step, such as a schedule."""
+ATOMIC_TASKS = MOST_TOGETHER * 2 // 3
+"""So many tasks go together however they are mixed: at worst two share a home, and each needs a guard."""
+ATOMIC_UNIQUE_TASKS = MOST_TOGETHER * 2 // 5
+"""The same, where each needs a message for its unique key, too."""
 
 
 @define(eq=False)

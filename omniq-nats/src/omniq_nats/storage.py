@@ -24,6 +24,7 @@ from omniq.storage import (
     QueueStats,
     Storage,
     StorageConfig,
+    StorageLimits,
     StoredWorker,
     TaskPage,
     TaskQuery,
@@ -31,7 +32,7 @@ from omniq.storage import (
 from omniq.task import NewTask, Outcome, Progress, StoredTask, TaskState
 from omniq_nats import claiming, doctor, reading, streams
 from omniq_nats.control import Control
-from omniq_nats.enqueueing import Producer
+from omniq_nats.enqueueing import ATOMIC_TASKS, ATOMIC_UNIQUE_TASKS, Producer
 from omniq_nats.finishing import Holder
 from omniq_nats.keeper import Keeper
 from omniq_nats.link import Link
@@ -40,7 +41,7 @@ from omniq_nats.removal import Removal
 from omniq_nats.scheduling import Timetable
 from omniq_nats.settings import Settings, read_settings
 from omniq_nats.times import clock_of, from_micros
-from omniq_nats.waiting import Waiting
+from omniq_nats.waiting import LOOK_EVERY, Waiting
 
 __all__ = ["NatsStorage"]
 
@@ -78,6 +79,10 @@ class _Opened:
             await self.link.tell(self.keeper.names.end(task_id), b"" if change is None else b"%d" % change)
 
 
+MAX_PAYLOAD = 1 << 20
+"""The most bytes of a message that a server takes unless it is configured otherwise."""
+
+
 class NatsStorage(Storage):
     """A storage on NATS JetStream.
 
@@ -93,6 +98,19 @@ class NatsStorage(Storage):
             Capability.DURABLE,
         }
     )
+
+    @property
+    def limits(self) -> StorageLimits:
+        """Of what the server's ``max_payload`` says once it is known, and of the usual 1 MiB before."""
+        most = MAX_PAYLOAD if self._opened is None else self._opened.link.max_payload
+        return StorageLimits(
+            atomic_tasks=ATOMIC_TASKS,
+            atomic_unique_tasks=ATOMIC_UNIQUE_TASKS,
+            atomic_across_queues=False,
+            lost_wakeup=LOOK_EVERY,
+            body=most * 15 // 16,
+            running_tasks=most // 256,
+        )
 
     def __init__(self, config: StorageConfig) -> None:
         self._settings = read_settings(config)

@@ -26,6 +26,7 @@ from omniq.storage import (
     QueueStats,
     Storage,
     StorageConfig,
+    StorageLimits,
     StoredWorker,
     TaskPage,
     TaskQuery,
@@ -40,11 +41,16 @@ from omniq_postgres.rows import columns_of
 from omniq_postgres.session import Session
 from omniq_postgres.settings import read_settings
 from omniq_postgres.statements import Statements
+from omniq_postgres.waiting import LOOK_AFTER
 
 __all__ = ["PostgresStorage"]
 
 RELUCTANCE = 0.02
 """Seconds between looks at a task that somebody has locked."""
+
+
+MOST_BYTES = 1_000_000_000
+"""PostgreSQL takes a gibibyte for a value, and for a message to it."""
 
 
 class PostgresStorage(Storage, Migrated):
@@ -66,6 +72,7 @@ class PostgresStorage(Storage, Migrated):
             Capability.TRANSACTIONS,
         }
     )
+    limits = StorageLimits(lost_wakeup=LOOK_AFTER[1], body=MOST_BYTES)
 
     def __init__(self, config: StorageConfig) -> None:
         self._config = config

@@ -14,7 +14,7 @@ from omniq_redis.orders import order_words
 from omniq_redis.rows import claimed_task, next_delivery
 from omniq_redis.times import moment, span
 
-__all__ = ["check_size", "pack_outcomes", "pack_tasks", "pairs", "read_claimed", "read_stored"]
+__all__ = ["MOST_TASKS", "check_size", "pack_outcomes", "pack_tasks", "pairs", "read_claimed", "read_stored"]
 
 MOST_TASKS = 300_000
 """In one call: a command of the server's has room for a million words."""

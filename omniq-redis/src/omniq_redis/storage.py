@@ -23,6 +23,7 @@ from omniq.storage import (
     QueueStats,
     Storage,
     StorageConfig,
+    StorageLimits,
     StoredWorker,
     TaskPage,
     TaskQuery,
@@ -35,7 +36,7 @@ from omniq.task import (
     TaskState,
 )
 from omniq_redis import rows
-from omniq_redis.batches import check_size, pack_outcomes, pack_tasks, pairs, read_claimed, read_stored
+from omniq_redis.batches import MOST_TASKS, check_size, pack_outcomes, pack_tasks, pairs, read_claimed, read_stored
 from omniq_redis.blocking import Pool
 from omniq_redis.client import Client, Memory
 from omniq_redis.dialing import Dialer
@@ -63,6 +64,8 @@ COUNTED = (
 )
 LEASES = {ord("h"): LeaseState.HELD, ord("c"): LeaseState.CANCEL_REQUESTED, ord("l"): LeaseState.LOST}
 YES = ord("1")
+MOST_BYTES = 510_000_000
+"""The server takes 512 MiB for a word."""
 
 
 class RedisStorage(Storage):
@@ -82,6 +85,7 @@ class RedisStorage(Storage):
             Capability.SHARED_BETWEEN_PROCESSES,
         }
     )
+    limits = StorageLimits(atomic_tasks=MOST_TASKS, atomic_unique_tasks=MOST_TASKS, body=MOST_BYTES)
 
     def __init__(self, config: StorageConfig, *, connection: Mapping[str, Any] | None = None) -> None:
         self._config = config

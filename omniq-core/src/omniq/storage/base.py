@@ -11,7 +11,8 @@ What holds on every store, and what ``omniq.testing.StorageContract`` checks:
 Exactly one
    outcome is recorded for each delivery, and one final outcome for the task.
 3. Within a queue and a priority tasks are claimed in the order in which they became ready.
-4. Every operation is atomic. A client killed between any two instructions leaves each task in exactly one state.
+4. Every operation is atomic, as far as :attr:`Storage.limits` say. A client killed between any two instructions leaves
+   each task in exactly one state.
 5. ``claim`` and ``finish`` cost the same with a million tasks waiting, scheduled or ended as with a thousand.
 6. Idle is cheap: at most one request a second from an idle worker.
 
@@ -47,6 +48,7 @@ __all__ = [
     "Storage",
     "StorageConfig",
     "StorageFactory",
+    "StorageLimits",
     "StoredWorker",
     "TaskPage",
     "TaskQuery",
@@ -67,6 +69,33 @@ class Capability(StrEnum):
     SHARED_BETWEEN_MACHINES = "shared between machines"
     DURABLE = "durable"
     """Tasks survive the end of every process that uses the store."""
+
+
+@frozen(kw_only=True)
+class StorageLimits:
+    """How far a store goes in what the contract leaves to it. The defaults are those of a store without such limits."""
+
+    atomic_tasks: int | None = None
+    """How many tasks without ``unique`` keys one :meth:`Storage.enqueue` stores all or none; None: any number.
+
+    Of more, parts of at least that many, in order, are each stored all or none, or :meth:`Storage.enqueue` refuses them
+    all.
+    """
+    atomic_unique_tasks: int | None = None
+    """The same where any of the tasks has a ``unique`` key."""
+    atomic_across_queues: bool = True
+    """Whether a change of stored tasks (``claim``, ``finish``, ``heartbeat``, ``recover``, ``cancel``, ``retry``,
+    ``delete``) is one step. False: it is one for the tasks of each queue, and several for very many or large ones.
+    """
+    lost_wakeup: float = 2.0
+    """Seconds after which a caller that waits asks the store itself, in case a notification was lost.
+
+    0: none can be lost.
+    """
+    body: int | None = None
+    """Bytes of the longest body of a task that can be stored for certain; None: memory and disk are the limit."""
+    running_tasks: int | None = None
+    """How many tasks of one queue can run at a time, about; None: any number."""
 
 
 @frozen
@@ -221,6 +250,14 @@ class Storage(ABC):
     capabilities: Set[Capability] = frozenset()
 
     @property
+    def limits(self) -> StorageLimits:
+        """How far this store goes where the contract leaves it to the store.
+
+        Known before :meth:`open`; what depends on the server's settings is then that of its defaults.
+        """
+        return StorageLimits()
+
+    @property
     def losses(self) -> int:
         """How often this storage found, since it was opened, that the store had lost what it held; 0 by default.
 
@@ -254,7 +291,9 @@ class Storage(ABC):
 
     @abstractmethod
     async def enqueue(self, tasks: Sequence[NewTask]) -> list[Enqueued]:
-        """Store tasks, all or none, as ``ready``, or as ``scheduled`` while their ``run_at`` is in the future.
+        """Store tasks as ``ready``, or as ``scheduled`` while their ``run_at`` is in the future.
+
+        As many as :attr:`StorageLimits.atomic_tasks` says are stored all or none, whichever their queues.
 
         A ``run_at`` in the past counts as now: it gives no place ahead of tasks that are ready already.
 
@@ -326,7 +365,8 @@ class Storage(ABC):
         the same, takes the attempt back, and with a delay of 0 puts the task back to its old place; without an error of
         its own it may keep or drop the one before. A task whose cancellation was requested ends as ``cancelled`` also
         on ``Retry`` and ``Released``, which takes the attempt back all the same; it may keep or drop its error.
-        ``worker`` and ``started_at`` stay until the next claim. The whole batch is one atomic step.
+        ``worker`` and ``started_at`` stay until the next claim. The whole batch is one atomic step, or one for each
+        queue (:attr:`StorageLimits.atomic_across_queues`).
 
         :return: for each outcome whether it was accepted. A repeated call after a lost answer gives False and changes
             nothing.
@@ -371,17 +411,17 @@ class Storage(ABC):
 
         Returns at once if a task is ready or due in a queue that is not paused. May return early for no reason; must
         not return later than 100 ms after a task became ready or a schedule became due, in so far as notifications
-        arrive, and not more than 2 s after it if they are lost. That holds for everybody who waits, as not everybody
-        can fire every schedule, and for a schedule of any interval. Only a schedule that was due when the wait began is
-        no reason to return at once, nor later, as long as it stays overdue: perhaps nobody can fire it. Sends at most
-        one request a second meanwhile.
+        arrive, and if they are lost, not later than :attr:`StorageLimits.lost_wakeup` says. That holds for everybody
+        who waits, as not everybody can fire every schedule, and for a schedule of any interval. Only a schedule that
+        was due when the wait began is no reason to return at once, nor later, as long as it stays overdue: perhaps
+        nobody can fire it. Sends at most one request a second meanwhile.
 
         :param timeout: seconds.
         """
 
     @abstractmethod
     async def wait_finished(self, ids: Sequence[str], timeout: float) -> set[str]:
-        """Return when at least one of the tasks has ended.
+        """Return when at least one of the tasks has ended; as soon after it as :meth:`wait_for_work` after its reason.
 
         :param timeout: seconds.
         :return: those that have ended or are not in the store; empty if the timeout came first.

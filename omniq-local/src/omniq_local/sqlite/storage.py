@@ -23,6 +23,7 @@ from omniq.storage import (
     QueueStats,
     Storage,
     StorageConfig,
+    StorageLimits,
     StoredWorker,
     TaskPage,
     TaskQuery,
@@ -45,6 +46,10 @@ LARGE = 1000
 """So many tasks are worked on by a thread of ours rather than on the event loop's."""
 
 
+MOST_BYTES = 999_000_000
+"""SQLite takes a billion for a row."""
+
+
 class SQLiteStorage(Storage):
     """A storage in an SQLite file, shared by any number of processes on one machine.
 
@@ -64,6 +69,7 @@ class SQLiteStorage(Storage):
             Capability.TRANSACTIONS,
         }
     )
+    limits = StorageLimits(body=MOST_BYTES)
 
     def __init__(self, config: StorageConfig, *, clock: Callable[[], float] = time.time) -> None:
         self._config = config

@@ -5,18 +5,19 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
-from collections.abc import Callable, Coroutine, Iterator
-from typing import Any, ClassVar, TypeVar
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from typing import Any, ClassVar, TypeAlias, TypeVar
 
 import pytest
 
 from omniq.storage import Capability, Storage
 from omniq.testing.contract.stores import Stores
 
-__all__ = ["Contract", "deviates", "needs"]
+__all__ = ["Contract", "Deafen", "deviates", "needs"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 KIT = "omniq.testing.contract"
+Deafen: TypeAlias = Callable[[Storage], Awaitable[None]]
 
 
 def deviates(reason: str) -> Callable[[F], F]:
@@ -80,6 +81,15 @@ class Contract:
                 yield stores
             finally:
                 stores.run(stores.close(), self.patience)
+
+    @pytest.fixture
+    def deafen(self) -> Deafen | None:
+        """Give what keeps notifications from an open storage, if that can be had; override it to have that tested.
+
+        What it gives is called with a storage that waits for work, and keeps the storage from hearing of what others
+        do from then on, as if the notifications were lost.
+        """
+        return None
 
     @pytest.fixture
     def store(self, stores: Stores) -> Storage:

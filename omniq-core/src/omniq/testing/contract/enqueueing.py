@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
 
 import pytest
 from attrs import evolve
@@ -33,6 +35,10 @@ from omniq.testing.contract.stores import Stores
 
 __all__ = ["EnqueueContract"]
 
+BATCH = 1000
+"""How many tasks are stored together where a store has no limit of its own."""
+MOST_BYTES = 4 << 20
+"""The longest body that a test stores."""
 TEXT = "Größe 日本語 🦜 '\"; DROP TABLE tasks; -- {x} %s \\ * > . / : \t|"
 """Text with everything in it that some store might take for its own syntax."""
 
@@ -190,6 +196,36 @@ class EnqueueContract(Contract):
         assert await store.finish([outcome("succeeded", task) for task in claimed]) == [True] * 1200
         assert await counts(store) == {TaskState.SUCCEEDED: 1200}
         assert await store.delete(ids) == [True] * 1200
+
+    @pytest.mark.parametrize("unique", [False, True])
+    async def test_as_many_tasks_as_the_limits_say_are_stored_all_or_none(self, store: Storage, unique: bool) -> None:
+        limit = store.limits.atomic_unique_tasks if unique else store.limits.atomic_tasks
+        # In pairs that have something in common, as a store may keep such tasks together.
+        tasks = [
+            new_task(
+                queue=f"queue {number % 3}",
+                result_ttl=100.0 + number // 6,
+                unique=f"key {number}" if unique else None,
+            )
+            for number in range(min(limit or BATCH, BATCH))
+        ]
+        unwritable: Any = (object(),)
+        last = evolve(tasks[-1], id=new_id(), tags=unwritable)
+        with contextlib.suppress(Exception):
+            await store.enqueue([*tasks[:-1], last])
+        found = await store.get([task.id for task in tasks[:-1]])
+        assert found.count(None) in (0, len(found)), "a part of the batch was stored"
+        if found.count(None):
+            assert await store.enqueue(tasks) == [Enqueued(task.id, True) for task in tasks]
+
+    async def test_the_longest_body_that_the_limits_promise_is_stored(self, store: Storage) -> None:
+        longest = store.limits.body
+        if longest is None or longest > MOST_BYTES:
+            self.not_asked("it holds more than a test has to spare")
+            return
+        task = new_task(body=b"x" * longest, unique="k" * 500, tags=tuple("t" * 100 + str(n) for n in range(10)))
+        await add(store, task)
+        assert [len(claimed.body) for claimed in await take(store)] == [longest]
 
     # Idempotent by id
 

@@ -9,7 +9,7 @@ from attrs import evolve
 
 from omniq.errors import ConfigurationError, StorageUnavailable
 from omniq.ids import new_id
-from omniq.storage import Capability, Finding, Lease, Severity, Storage, TaskQuery
+from omniq.storage import Capability, Finding, Lease, Severity, Storage, StorageLimits, TaskQuery
 from omniq.task import Progress, TaskState
 from omniq.testing.contract.base import Contract, needs
 from omniq.testing.contract.controlling import one_of_each
@@ -70,6 +70,16 @@ class UpkeepContract(Contract):
         store = await stores.open()
         assert set(store.capabilities) <= set(Capability)
         assert store.capabilities == stores.capabilities == store.sibling().capabilities
+
+    async def test_the_limits_are_known_before_a_storage_is_opened(self, stores: Stores) -> None:
+        store = await stores.open()
+        for limits in (stores.make().limits, store.limits, store.sibling().limits):
+            assert isinstance(limits, StorageLimits)
+            for atomic in (limits.atomic_tasks, limits.atomic_unique_tasks):
+                assert atomic is None or atomic >= 100, "what fires a schedule relies on it"
+            assert limits.lost_wakeup >= 0
+            assert limits.body is None or limits.body > 0
+            assert limits.running_tasks is None or limits.running_tasks > 0
 
     async def test_the_diagnosis_is_a_list_of_findings_without_secrets(self, store: Storage) -> None:
         await one_of_each(store)

@@ -17,7 +17,7 @@ import pytest
 from omniq.ids import new_id
 from omniq.storage import Capability, Storage
 from omniq.task import StoredTask, TaskState
-from omniq.testing.contract.base import Contract, needs
+from omniq.testing.contract.base import Contract, Deafen, needs
 from omniq.testing.contract.scheduling import LONG_AGO
 from omniq.testing.contract.steps import (
     FAR,
@@ -291,6 +291,25 @@ class WaitContract(Contract):
                 await waits
         await add(store)
         await returns(store)
+
+    async def test_a_wait_whose_notification_was_lost_ends_in_time(self, stores: Stores, deafen: Deafen | None) -> None:
+        if deafen is None:
+            self.not_asked("no notification can be kept from this storage")
+            return
+        store, other = await stores.open(), await stores.open()
+        # One prompt round is enough, however slow the others.
+        late = []
+        for _ in range(ROUNDS):
+            worker = asyncio.create_task(arrival(store))
+            await waiting(worker)
+            await deafen(store)
+            (task_id,) = await add(other)
+            began = time.monotonic()
+            assert (await worker).id == task_id
+            late.append(time.monotonic() - began)
+            if late[-1] < store.limits.lost_wakeup + 0.5:
+                return
+        raise AssertionError(f"the waits ended after {late} s; limits.lost_wakeup says {store.limits.lost_wakeup:g}")
 
     # For the end
 
