@@ -6,7 +6,6 @@ What is kept where, and why a change of many tasks is one step, is told in :mod:
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable, Mapping, Sequence, Set
 from copy import copy
 from datetime import datetime
@@ -156,9 +155,8 @@ class NatsStorage(Storage):
         opened = self._opened
         if opened is None:
             raise StorageUnavailable(f"{self._settings.shown} is not open: call open() first")
-        if opened.clock.is_stale or opened.link.looked_by != opened.link.generation:
-            with contextlib.suppress(StorageUnavailable):
-                await streams.look_at_clock(opened.link, opened.clock)
+        # This waits for the servers as long as an operation may. If they do not answer, the operation has had its time.
+        await streams.look_at_clock(opened.link, opened.clock)
         return opened
 
     async def now(self) -> datetime:
