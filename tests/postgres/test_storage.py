@@ -38,7 +38,7 @@ async def test_an_id_that_is_no_uuid_is_refused_and_belongs_to_no_task(storage_u
         await store.set_progress({Lease(task_id, 1): Progress(done=1)})
 
 
-@pytest.mark.parametrize("field", ["queue", "name", "unique", "retry"])
+@pytest.mark.parametrize("field", ["queue", "name", "unique"])
 async def test_a_text_with_a_nul_is_refused_whole(storage_url: str, field: str) -> None:
     async with opened(storage_url) as store:
         with pytest.raises(ValueError, match="NUL"):
