@@ -22,7 +22,12 @@ locally = pytest.mark.parametrize("stage", LOCAL, indirect=True)
 
 @pytest.mark.parametrize(
     ("stage", "kind"),
-    [("sqlite", "coroutine"), ("file", "coroutine"), *((stage, "thread") for stage in (*LOCAL, *SERVERS))],
+    [
+        ("sqlite", "coroutine"),
+        ("file", "coroutine"),
+        *((stage, "thread") for stage in (*LOCAL, SERVERS[0])),
+        *(pytest.param(stage, "thread", marks=pytest.mark.long) for stage in SERVERS[1:]),
+    ],
     indirect=["stage"],
 )
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from omniq.testing import await_until
 from omniq.urls import parse_url
 from tests.faults.calls import CALLS, Call, differences, image
 from tests.faults.stages import LOCAL, SERVERS, ServerStage, Stage
+from tests.servers.starting import MOSTLY_LONG
 
 on_servers = pytest.mark.parametrize("stage", SERVERS, indirect=True)
 
@@ -96,7 +97,7 @@ def test_calls_that_are_repeated_change_nothing(stage: Stage) -> None:
         asyncio.run(repeated(number, call))
 
 
-@on_servers
+@pytest.mark.parametrize("stage", MOSTLY_LONG, indirect=True)
 @pytest.mark.parametrize("call", CALLS, ids=str)
 @pytest.mark.parametrize("what", ["answer", "request"])
 def test_a_call_that_is_cut_off_and_repeated_leaves_what_one_call_leaves(

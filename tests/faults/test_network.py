@@ -11,12 +11,11 @@ import pytest
 
 from omniq import Every, StorageUnavailable, TaskHandle, TaskQueue, TaskState
 from tests.faults.scene import Actor, Scene
-from tests.faults.stages import SERVERS, ServerStage, seed_of_this_run
+from tests.faults.stages import ServerStage, seed_of_this_run
 from tests.servers.starting import MOSTLY_LONG
 
 T = TypeVar("T")
 
-on_servers = pytest.mark.parametrize("stage", SERVERS, indirect=True)
 mostly_long = pytest.mark.parametrize("stage", MOSTLY_LONG, indirect=True)
 
 
@@ -93,7 +92,7 @@ def held_on(scene: Scene, worker: Actor) -> list[TaskHandle[str]]:
     return held
 
 
-@on_servers
+@mostly_long
 def test_a_worker_that_is_cut_off_for_longer_than_a_lease_gives_up_and_its_late_completion_is_rejected(
     scene: Scene, server_stage: ServerStage
 ) -> None:
@@ -146,7 +145,7 @@ def test_on_a_slow_network_everything_is_right_and_only_slower(
     check_that_the_load_was_carried(scene)
 
 
-@on_servers
+@mostly_long
 def test_a_task_that_comes_after_the_waiting_worker_was_cut_off_is_found(
     scene: Scene, server_stage: ServerStage
 ) -> None:
@@ -159,7 +158,7 @@ def test_a_task_that_comes_after_the_waiting_worker_was_cut_off_is_found(
     scene.check(answers_were_lost=True)
 
 
-@on_servers
+@mostly_long
 def test_a_result_that_is_waited_for_comes_although_every_connection_is_cut(
     scene: Scene, server_stage: ServerStage
 ) -> None:
@@ -176,7 +175,7 @@ def test_a_result_that_is_waited_for_comes_although_every_connection_is_cut(
             assert result.result(60) == handle.result(60)
 
 
-@on_servers
+@mostly_long
 def test_a_producer_is_told_in_time_that_it_is_cut_off(scene: Scene, server_stage: ServerStage) -> None:
     with TaskQueue(server_stage.disturbed_url) as queue:
         queue.stats()
