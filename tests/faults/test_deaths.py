@@ -60,7 +60,8 @@ def test_a_task_whose_worker_is_killed_runs_again_unless_its_outcome_was_recorde
 
 @locally
 def test_a_whole_batch_of_claimed_tasks_survives_the_death_of_its_worker(scene: Scene) -> None:
-    handles = [scene.enqueue(kind) for kind in ("coroutine", "thread") * 20]
+    # Half of them take a moment, so that their outcomes are not among the first that the store is told.
+    handles = [scene.enqueue(kind, seconds) for kind in ("coroutine", "thread") for seconds in (0, 0.3) * 10]
     doomed = scene.start_worker(failpoint="worker.before-finish:2")
     assert doomed.ended() == -signal.SIGKILL
 

@@ -38,7 +38,10 @@ class MariaDbServer(Server):
         self.ca = folder / "ca.pem"
         self._key = folder / "server.pem"
         self.data = folder / f"mariadb-{self.port}"
-        self._options = ["--no-defaults", f"--datadir={self.data}", *(["--user=root"] if os.geteuid() == 0 else [])]
+        # A server that starts removes temporary tables of whatever server from the folder for them.
+        self._options = ["--no-defaults", f"--datadir={self.data}", f"--tmpdir={folder}"]
+        if os.geteuid() == 0:
+            self._options.append("--user=root")
 
     @property
     def url(self) -> str:
