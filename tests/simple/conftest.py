@@ -49,12 +49,15 @@ def omniq_storages():
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    # All of the kit on one store every day; of it on the others what differs most between stores.
+    # Of the kit what differs most between stores every day, as the official stores run all of it; the rest in the long
+    # run. The hook is handed the items of all folders.
     for item in items:
+        if item.path.parent != Path(__file__).parent:
+            continue
         if "mariadb" in getattr(item, "fixturenames", ()) or item.name.endswith("[mysql]"):
             item.add_marker(pytest.mark.xdist_group("mariadb"))  # one server for all of them
         kit = getattr(item, "cls", None)
-        if kit is None or not issubclass(kit, StorageContract) or kit.__name__ == "TestSqlTx":
+        if kit is None or not issubclass(kit, StorageContract):
             continue
         if isinstance(item, pytest.Function) and item.originalname not in DAILY:
             item.add_marker(pytest.mark.long)
