@@ -243,7 +243,7 @@ class Scene:
         wait_until(lambda: not self.queue.workers(), what="the leases of dead workers to run out")
         assert self.queue.stats() == []
         try:
-            wait_until(lambda: not self._leftovers(), timeout=20)
+            wait_until(lambda: not self._leftovers(), timeout=60)
         except AssertionError:
             raise AssertionError(f"I8: what is left: {self._leftovers()}") from None
         self.queue.close()

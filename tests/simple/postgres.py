@@ -61,6 +61,8 @@ class Storage(SimpleStorage):
         return any(True for _ in connection.notifies(timeout=seconds, stop_after=1))
 
     def fault(self, error: BaseException) -> Exception | None:
+        if isinstance(error, psycopg.DataError):
+            return ValueError(f"{self.config.redacted} cannot hold this: {error}")
         return StorageUnavailable(f"{self.config.redacted}: {error}") if isinstance(error, psycopg.Error) else None
 
     def findings(self, tx: Tx) -> list[Finding]:

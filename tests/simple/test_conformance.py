@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 
-from omniq.testing import StorageContract
+from omniq.storage import Storage
+from omniq.testing import StorageContract, deviates
 from omniq.testing.contract.outages import OutageContract
+from omniq.testing.contract.steps import new_task
 
 
 class TestSqlTx(StorageContract):
@@ -99,3 +101,10 @@ class TestMySql(StorageContract):
     @pytest.fixture
     def storage_url(self, mysql_url: str) -> str:
         return mysql_url
+
+    @deviates("a queue's name has at most 250 characters here, as the database indexes no text of any length")
+    @pytest.mark.parametrize("length", [300, 3000])
+    async def test_long_texts_are_kept_in_every_place(self, store: Storage, length: int) -> None:
+        with pytest.raises(ValueError, match="cannot hold this"):
+            await store.enqueue([new_task(), new_task(queue="q" * length)])
+        assert await store.stats() == []
