@@ -1,4 +1,4 @@
-"""Bodies of tasks as a producer makes them, and as somebody who writes to the store changes them."""
+"""Bodies of tasks as a producer makes them, and as an attacker who can write to the store changes them."""
 
 from __future__ import annotations
 

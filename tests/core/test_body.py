@@ -1,4 +1,4 @@
-"""The body of a task: what a store keeps unread, and what becomes of one that somebody spoilt."""
+"""The body of a task: what a store keeps unread, and what becomes of one that is damaged."""
 
 from __future__ import annotations
 

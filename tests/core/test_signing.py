@@ -70,7 +70,7 @@ def signed(task: Task, key: str = KEY) -> Task:
 
 
 def altered(task: Task, **changes: Any) -> Task:
-    """Return a task of which some fields are others, as whoever writes to the store makes it."""
+    """Return a task of which some fields are others, as an attacker who can write to the store makes it."""
     body = {name: changes.pop(name) for name in (BODY | {"signature"}) & changes.keys()}
     return evolve(task, **{"body": changed(task.body, **body), **changes})
 

@@ -191,7 +191,7 @@ async def test_a_worker_that_cannot_claim_for_long_says_so_rarely_and_is_not_lis
     behind, beside = both(wire, name, work)
     async with behind.worker(lease=1, recover_every=60):
         await await_until(is_listed)
-        # Its heartbeats get through all the time: whoever asks whether it lives must not be told yes.
+        # Its heartbeats get through all the time: a probe that asks whether it lives must not be told yes.
         wire.failing.add("claim")
         handle = await behind.functions["work"].aenqueue()
         await await_until(is_gone, 20)

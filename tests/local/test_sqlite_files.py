@@ -486,7 +486,7 @@ def test_the_file_system_is_the_one_of_the_innermost_mount(tmp_path: Path) -> No
     assert file_system_of("/var/lib", str(tmp_path / "none")) is None
 
 
-# Files beside it that somebody removes
+# Files beside it that are removed
 
 LOGS = [("-wal", "-shm"), ("-wal",), ("-shm",)]
 

@@ -47,7 +47,7 @@ KINDS = {
 
 @asynccontextmanager
 async def full(tmp_path: Path, kind: str) -> AsyncIterator[tuple[NatsStorage, list[str]]]:
-    """Give a storage that is full, and the ids of the tasks in it."""
+    """Return a storage that is full, and the ids of the tasks in it."""
     line, make_url, says = KINDS[kind]
     server = NatsServer(tmp_path, [line] if line.startswith("accounts") else [])
     if line.startswith("max_file_store"):
@@ -120,7 +120,7 @@ async def test_tasks_that_end_while_there_is_no_room_are_recorded_once_there_is(
                 return [(await handle.atask()).state for handle in handles] == [TaskState.RUNNING] * 8
 
             await await_until(all_run, 20)
-            # Somebody else takes all the room that there is.
+            # Another stream takes all the room that there is.
             await js(url, "STREAM.CREATE.GREEDY", {"name": "GREEDY", "subjects": ["greedy.>"]})
             async with opened(url) as other:
                 assert other._opened is not None

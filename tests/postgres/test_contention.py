@@ -72,7 +72,7 @@ async def _be_worker(name: str, ids: Sequence[str], store: PostgresStorage, seen
         seen.claims.extend((task.id, task.delivery) for task in tasks)
         leases = [Lease(task.id, task.delivery) for task in tasks]
         if chance.random() < 0.1:
-            # Their lease is over at once, and they are anybody's. A lease that somebody has locked at that moment stays
+            # Their lease is over at once, and they are anybody's. A lease that is locked at that moment stays
             # as it is, so it is said again until others have taken all of them.
             while set(await store.heartbeat(name, leases, 0)) != {LeaseState.LOST}:
                 await store.recover(20)

@@ -27,7 +27,7 @@ def encode_schedule(schedule: Schedule, nonce: str) -> bytes:
 
 
 def _head(stored: Stored) -> tuple[str, int]:
-    """Give what tells the attempt that stored a schedule from others, and its revision."""
+    """Return what tells the attempt that stored a schedule from others, and its revision."""
     nonce, revision = json.loads(stored.data.partition(b"\n")[0])
     if not (isinstance(nonce, str) and isinstance(revision, int)):
         raise ValueError(f"these are no nonce and revision: {nonce!r}, {revision!r}")
@@ -35,7 +35,7 @@ def _head(stored: Stored) -> tuple[str, int]:
 
 
 def nonce_of(stored: Stored) -> str | None:
-    """Give what tells the attempt that stored a schedule from others; None if it cannot be read."""
+    """Return what tells the attempt that stored a schedule from others; None if it cannot be read."""
     try:
         return _head(stored)[0]
     except (ValueError, TypeError, RecursionError):

@@ -105,5 +105,5 @@ def worker_path(worker: str) -> str:
 
 
 def about_path(worker: str) -> str:
-    """Give where it is kept what a worker tells about itself: apart, as it is written more rarely."""
+    """Return the path of what a worker tells about itself, which is kept apart as it is written more rarely."""
     return f"about/{token(worker)}.json"

@@ -84,7 +84,7 @@ class Contract:
 
     @pytest.fixture
     def deafen(self) -> Deafen | None:
-        """Give what keeps notifications from an open storage, if that can be had; override it to have that tested.
+        """Return what keeps notifications from an open storage, or None; override it to have that tested.
 
         What it gives is called with a storage that waits for work, and keeps the storage from hearing of what others
         do from then on, as if the notifications were lost.
