@@ -244,4 +244,16 @@ class SchemaMismatch(StorageError):
 
 
 class CorruptRecord(StorageError):
-    """A record in the store cannot be read."""
+    """A record in the store cannot be read.
+
+    :param message: which, and why.
+    :param kind: what it is: ``"task"``, ``"schedule"``; empty if that is not known.
+    :param name: its id or name; None if that is not known.
+    :param place: where it stands in the store.
+    """
+
+    def __init__(self, message: str, *, kind: str = "", name: str | None = None, place: str = "") -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.name = name
+        self.place = place

@@ -17,10 +17,30 @@ Exactly one
 6. Idle is cheap: at most one request a second from an idle worker.
 
 Points in time are judged by the store's clock alone (:meth:`Storage.now`); durations are seconds.
+
+A record that cannot be read (of a task, a result, a schedule, a worker, a queue's state, a pause, a unique key) harms
+nothing but itself. Unreadable is what cannot be decoded, what :mod:`omniq.storage.validation` refuses, and what was
+found by one id and names another. Then:
+
+- ``claim`` ends an unreadable task as ``failed``, with an error of type ``CorruptRecord`` that says what is wrong,
+  and keeps the rest of it as far as the store can. The other tasks of the batch are returned, and no lease is left on
+  one that is not returned.
+- ``get`` and ``list_tasks`` return in its place a task that was *salvaged*: the id by which it was found, state
+  ``failed``, error ``CorruptRecord``, and what else could be read of it. ``wait_finished`` counts it as ended.
+- ``finish``, ``heartbeat``, ``cancel``, ``retry`` and ``set_progress`` do as ever as long as the store can tell what
+  they need of it (its state, its delivery); else it counts as ended, and they change nothing. None of them ever acts
+  on another task than the one that was named. ``enqueue`` takes its id as stored already.
+- ``get_schedules`` and ``due_schedules`` leave an unreadable schedule out; ``put_schedule`` replaces it as if it were
+  not there, with a larger revision as far as its own can be told.
+- ``open``, ``recover``, ``stats``, ``workers``, ``prune``, ``purge`` and ``wait_for_work`` pass over what they cannot
+  read, and log it once with its place. What they cannot tell of it counts as absent; ``recover`` ends a running one
+  whose lease has run out, or cannot be told, as ``claim`` does.
+- ``check`` returns a finding for each. ``delete`` and ``delete_schedule`` remove a record without reading it.
 """
 
 from __future__ import annotations
 
+import shlex
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from datetime import datetime
@@ -56,6 +76,10 @@ __all__ = [
 
 
 T = TypeVar("T", bound=StoredTask, covariant=True)  # noqa: PLC0105  # as short as the pages that name it
+
+
+CHECKED_AT_A_TIME = 1000
+"""Tasks that :meth:`Storage.check` reads in one call."""
 
 
 class Capability(StrEnum):
@@ -431,7 +455,10 @@ class Storage(ABC):
 
     @abstractmethod
     async def get(self, ids: Sequence[str]) -> list[StoredTask | None]:
-        """Give the records, in order; None for an id that is not in the store."""
+        """Return the records, in order; None for an id that is not in the store.
+
+        A record that cannot be read is returned salvaged, see above.
+        """
 
     @abstractmethod
     async def list_tasks(self, query: TaskQuery, cursor: str | None = None) -> TaskPage[StoredTask]:
@@ -570,6 +597,28 @@ class Storage(ABC):
         :return: in any order; empty where the store cannot tell, which is the default.
         """
         return []
+
+    async def check(self, limit: int = 100) -> list[Finding]:
+        """Read every record, and return a finding for each that cannot be read: its place, and how it is removed.
+
+        The default reads all tasks, page by page, and so finds tasks alone. A store overrides it to find what else is
+        unreadable (schedules, workers, the state of queues), see :func:`omniq.storage.validation.finding`.
+
+        :param limit: how many findings at most.
+        """
+        found: list[Finding] = []
+        cursor: str | None = None
+        while len(found) < limit:
+            page = await self.list_tasks(TaskQuery(limit=CHECKED_AT_A_TIME), cursor)
+            for task in page:
+                if task.error is not None and task.error.type == "CorruptRecord":
+                    subject = f"task {task.id}"
+                    message = f"{task.error.message}; remove it with: omniq tasks delete {shlex.quote(task.id)}"
+                    found.append(Finding(severity=Severity.ERROR, subject=subject, message=message))
+            cursor = page.cursor
+            if cursor is None:
+                break
+        return found[:limit]
 
     @abstractmethod
     async def diagnose(self) -> list[Finding]:

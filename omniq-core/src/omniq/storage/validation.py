@@ -1,0 +1,384 @@
+"""What a record that was read from a store must be like, and what takes the place of one that is not.
+
+Anybody who can write to a store can write anything. A backend checks what it decodes here, one record at a time, so
+that a record that cannot be read harms nothing but itself::
+
+    try:
+        return check_task(StoredTask(id=row.id, ...))
+    except UNREADABLE as error:
+        raise corrupt("task", row.id, error, place=f"row {row.number}") from error
+
+Where the record is to be shown, :func:`salvaged` makes a task of what is left of it; where it is passed over,
+:func:`log_once` says so; and :func:`finding` is what ``omniq doctor`` has to say about it.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import shlex
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from omniq.errors import CorruptRecord
+from omniq.schedule import Misfire, Overlap, Schedule
+from omniq.storage.base import Finding, Severity, StoredWorker
+from omniq.task import NewTask, Progress, StoredTask, TaskError, TaskState
+
+__all__ = [
+    "EARLIEST",
+    "LARGEST_COUNT",
+    "LONGEST_TEXT",
+    "UNREADABLE",
+    "check_schedule",
+    "check_task",
+    "check_text",
+    "check_worker",
+    "corrupt",
+    "corrupt_error",
+    "finding",
+    "is_corrupt",
+    "log_once",
+    "salvaged",
+]
+
+UNREADABLE = (TypeError, ValueError, LookupError, AttributeError, OverflowError, RecursionError)
+"""What comes of decoding values that are not what they should be."""
+LARGEST_COUNT = 2**31 - 2**16
+"""Of attempts and deliveries: a store that counts in 32 bits can still count on."""
+LONGEST_TEXT = 10_000
+"""Characters of an id, a name, a queue, a key or a tag."""
+EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
+"""The earliest time of a record; the latest is the last that a datetime can name."""
+
+_LARGEST_INTEGER = 2**63
+_LONGEST_REASON = 500
+"""Characters of what is wrong with a record: it may quote what was found there."""
+
+
+# What a record must be like
+
+
+def check_task(task: StoredTask) -> StoredTask:
+    """Return a task that was read from a store.
+
+    :raises ValueError: if one of its fields has a wrong type or is out of range; names the field.
+    """
+    try:
+        if _is_sound(task):
+            return task
+    except UNREADABLE:
+        pass
+    for name, is_right, what in _TASK_FIELDS:
+        value = getattr(task, name)
+        if not is_right(value):
+            raise _wrong(name, value, what)
+    if task.state is TaskState.RUNNING and task.lease_until is None:
+        raise ValueError("it is running and has no lease")
+    return task
+
+
+def _is_sound(task: StoredTask) -> bool:
+    """Return True if each field is for certain as it must be: the short way, which each task of a claim goes.
+
+    What does not show itself to be right within a few steps is False, or raises one of :data:`UNREADABLE`.
+    """
+    worker, unique, tags = task.worker, task.unique, task.tags
+    # Anything can be in any of them, whatever their types say.
+    state: Any = task.state
+    cancelled: Any = task.cancel_requested
+    texts = "".join(
+        (task.id, task.queue, task.name, "" if worker is None else worker, "" if unique is None else unique)
+    )
+    started, ended, expires, lease = task.started_at, task.finished_at, task.expires_at, task.lease_until
+    result, error, progress = task.result_payload, task.error, task.progress
+    return (
+        len(texts) <= LONGEST_TEXT
+        and texts.isascii()
+        and type(task.body) is bytes
+        and type(state) is TaskState
+        # To combine them raises a TypeError for anything but integers.
+        and 0 <= (task.attempt | task.delivery) < _SMALL
+        and -_SMALL <= (task.priority | 0) < _SMALL
+        and 0 <= (task.max_retries | 0) < _SMALL
+        and task.created_at >= EARLIEST
+        and task.run_at >= EARLIEST
+        and (started is None or started >= EARLIEST)
+        and (ended is None or ended >= EARLIEST)
+        and (expires is None or expires >= EARLIEST)
+        and (state is not TaskState.RUNNING if lease is None else lease >= EARLIEST)
+        and 0 <= task.result_ttl < _INFINITE
+        and (tags == () or _are_texts(tags))
+        and (error is None or _is_error(error))
+        and (progress is None or _is_progress(progress))
+        and type(cancelled) is bool
+        and (result is None or type(result) is bytes)
+    )
+
+
+_SMALL = 2**30
+"""Numbers below it are right in each place."""
+_INFINITE = math.inf
+
+
+def check_schedule(schedule: Schedule) -> Schedule:
+    """Return a schedule that was read from a store.
+
+    :raises ValueError: if one of its fields, or of its task's, has a wrong type or is out of range; names the field.
+    """
+    for name, is_right, what in _SCHEDULE_FIELDS:
+        value = getattr(schedule, name)
+        if not is_right(value):
+            raise _wrong(name, value, what)
+    for name, is_right, what in _NEW_TASK_FIELDS:
+        value = getattr(schedule.task, name)
+        if not is_right(value):
+            raise _wrong(f"task's {name}", value, what)
+    return schedule
+
+
+def check_worker(worker: StoredWorker) -> StoredWorker:
+    """Return a worker that was read from a store.
+
+    :raises ValueError: if one of its fields has a wrong type or is out of range; names the field.
+    """
+    for name, is_right, what in _WORKER_FIELDS:
+        value = getattr(worker, name)
+        if not is_right(value):
+            raise _wrong(name, value, what)
+    return worker
+
+
+def check_text(value: object, name: str) -> str:
+    """Return an id, or the name of a queue or a key, that was read from a store.
+
+    :param name: what it is, to be named in the error.
+    :raises ValueError: if it is no text, too long, or holds half of a surrogate pair.
+    """
+    if not _is_text(value):
+        raise _wrong(name, value, _A_TEXT)
+    assert isinstance(value, str)
+    return value
+
+
+def _wrong(name: str, value: object, what: str) -> ValueError:
+    return ValueError(f"its {name} is {_quoted(value)}, not {what}")
+
+
+def _quoted(value: object) -> str:
+    """Return a value as Python writes it, without writing out a large one."""
+    if isinstance(value, str | bytes):
+        return repr(value) if len(value) <= 100 else f"{value[:60]!r}… ({len(value):,} long)"
+    if isinstance(value, int) and abs(value) >= 10**20:
+        return f"a number of {value.bit_length()} bits"
+    return repr(value) if isinstance(value, int | float | datetime | None) else f"of type {type(value).__name__}"
+
+
+def _is_text(value: Any) -> bool:
+    if not isinstance(value, str) or len(value) > LONGEST_TEXT:
+        return False
+    try:
+        return value.isascii() or bool(value.encode())
+    except UnicodeEncodeError:
+        return False
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < LARGEST_COUNT
+
+
+def _is_integer(value: Any) -> bool:
+    return type(value) is int and -_LARGEST_INTEGER <= value < _LARGEST_INTEGER
+
+
+def _is_time(value: Any) -> bool:
+    return _is_aware(value) and bool(value >= EARLIEST)
+
+
+def _is_aware(value: Any) -> bool:
+    return isinstance(value, datetime) and value.utcoffset() is not None
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def _is_duration(value: Any) -> bool:
+    return _is_number(value) and bool(value >= 0)
+
+
+def _is_when(value: Any) -> bool:
+    return isinstance(value, timedelta) or _is_aware(value)
+
+
+def _or_none(is_right: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: value is None or is_right(value)
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, tuple) and all(map(_is_text, value))
+
+
+def _is_a(kind: type) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, kind)
+
+
+def _is_error(value: Any) -> bool:
+    return isinstance(value, TaskError) and all(
+        isinstance(part, str) for part in (value.type, value.message, value.traceback)
+    )
+
+
+def _is_progress(value: Any) -> bool:
+    return (
+        isinstance(value, Progress)
+        and _is_number(value.done)
+        and (value.total is None or _is_number(value.total))
+        and isinstance(value.note, str)
+    )
+
+
+_Fields = Iterable[tuple[str, Callable[[Any], bool], str]]
+_A_TEXT = f"a text of at most {LONGEST_TEXT:,} characters of Unicode"
+_A_COUNT = f"a whole number from 0 to {LARGEST_COUNT - 1}"
+_A_TIME = "a time with a time zone, in 1970 or later"
+_SECONDS = "a number of seconds, 0 or more"
+
+_NEW_TASK_FIELDS: _Fields = (
+    ("id", _is_text, _A_TEXT),
+    ("queue", _is_text, _A_TEXT),
+    ("name", _is_text, _A_TEXT),
+    ("body", _is_a(bytes), "bytes"),
+    ("priority", _is_integer, "a whole number of 64 bits"),
+    ("max_retries", lambda value: _is_integer(value) and value >= 0, "a whole number, 0 or more"),
+    ("unique", _or_none(_is_text), _A_TEXT),
+    ("tags", _are_texts, "a list of texts"),
+    ("result_ttl", _is_duration, _SECONDS),
+    ("run_at", _or_none(_is_when), "a time with a time zone, or a timedelta"),
+    ("expires", _or_none(_is_when), "a time with a time zone, or a timedelta"),
+)
+_TASK_FIELDS: _Fields = (
+    *(field for field in _NEW_TASK_FIELDS if field[0] not in ("run_at", "expires")),
+    ("state", _is_a(TaskState), "a state"),
+    ("attempt", _is_count, _A_COUNT),
+    ("delivery", _is_count, _A_COUNT),
+    ("created_at", _is_time, _A_TIME),
+    ("run_at", _is_time, _A_TIME),
+    ("started_at", _or_none(_is_time), _A_TIME),
+    ("finished_at", _or_none(_is_time), _A_TIME),
+    # Before 1970 it has passed, as any other that has.
+    ("expires_at", _or_none(_is_aware), "a time with a time zone"),
+    ("lease_until", _or_none(_is_time), _A_TIME),
+    ("worker", _or_none(_is_text), _A_TEXT),
+    ("error", _or_none(_is_error), "an error"),
+    ("progress", _or_none(_is_progress), "a progress"),
+    ("cancel_requested", _is_a(bool), "true or false"),
+    ("result_payload", _or_none(_is_a(bytes)), "bytes"),
+)
+_SCHEDULE_FIELDS: _Fields = (
+    ("id", _is_text, _A_TEXT),
+    ("task", _is_a(NewTask), "a task"),
+    ("trigger", _is_a(str), "a text"),
+    ("next_run", _or_none(_is_time), _A_TIME),
+    ("misfire", _is_a(Misfire), "what to do with missed runs"),
+    ("overlap", _is_a(Overlap), "what to do with overlapping runs"),
+    ("jitter", _is_duration, _SECONDS),
+    ("start", _or_none(_is_aware), "a time with a time zone"),
+    ("end", _or_none(_is_aware), "a time with a time zone"),
+    ("paused", _is_a(bool), "true or false"),
+    ("declared", _is_a(bool), "true or false"),
+    ("apps", _are_texts, "a list of texts"),
+    ("last_run", _or_none(_is_aware), "a time with a time zone"),
+    ("last_task", _or_none(_is_text), _A_TEXT),
+    ("live_tasks", _are_texts, "a list of texts"),
+    ("revision", lambda value: _is_integer(value) and value >= 0, "a whole number, 0 or more"),
+)
+_WORKER_FIELDS: _Fields = (
+    ("id", _is_text, _A_TEXT),
+    ("seen_at", _is_time, _A_TIME),
+    ("running", _are_texts, "a list of texts"),
+    ("about", _or_none(_is_a(str)), "a text"),
+)
+
+
+# What takes the place of one that is not
+
+
+def corrupt(kind: str, name: object, problem: BaseException | str, *, place: str = "") -> CorruptRecord:
+    """Return the error that says which record cannot be read, and why.
+
+    :param kind: what it is: ``"task"``, ``"schedule"``, ``"worker"``, ``"queue"``, ``"unique key"``.
+    :param name: its id or name, as far as that is known.
+    :param problem: what is wrong with it.
+    :param place: where it stands in the store, in the words of one who looks there: ``"row 7"``, ``"key omniq:h:…"``.
+    """
+    # What was found may be quoted in it: of any length, and with anything in it that a terminal heeds.
+    reason = repr(str(problem))[1:-1] or type(problem).__name__
+    if len(reason) > _LONGEST_REASON:
+        reason = reason[:_LONGEST_REASON] + "…"
+    where = f" ({place})" if place else ""
+    message = f"{kind} {_quoted(name)}{where} cannot be read: {reason}"
+    return CorruptRecord(message, kind=kind, name=name if isinstance(name, str) else None, place=place)
+
+
+def corrupt_error(problem: CorruptRecord) -> TaskError:
+    """Return the error with which a task ends that cannot be read."""
+    return TaskError(type="CorruptRecord", message=str(problem))
+
+
+def is_corrupt(task: StoredTask) -> bool:
+    """Return whether a task stands for a record that cannot be read, or ended because it could not be."""
+    return task.error is not None and task.error.type == "CorruptRecord"
+
+
+def salvaged(problem: CorruptRecord, task_id: str, fields: Mapping[str, object] | None = None) -> StoredTask:
+    """Return what is shown in place of a task that cannot be read: one that failed.
+
+    :param problem: what is wrong with it.
+    :param task_id: the id by which it was found, and by which it can be deleted.
+    :param fields: what is known of it, by the names of a :class:`~omniq.task.StoredTask`; may be anything, and what is
+        of the wrong type or out of range is left out.
+    """
+    known: dict[str, Any] = {"queue": "", "name": "", "body": b"", "created_at": EARLIEST, "run_at": EARLIEST}
+    for name, is_right, _ in _TASK_FIELDS:
+        if fields is not None and name in fields and is_right(fields[name]):
+            known[name] = fields[name]
+    known.update(id=task_id, state=TaskState.FAILED, lease_until=None, error=corrupt_error(problem))
+    return StoredTask(**known)
+
+
+def finding(problem: CorruptRecord) -> Finding:
+    """Return what ``omniq doctor`` says of a record that cannot be read: its place, and the command that removes it."""
+    remove = _REMOVE.get(problem.kind)
+    mend = "" if remove is None or problem.name is None else f"; remove it with: {remove} {shlex.quote(problem.name)}"
+    return Finding(severity=Severity.ERROR, subject=problem.kind or "record", message=f"{problem}{mend}")
+
+
+_REMOVE = {"task": "omniq tasks delete", "schedule": "omniq schedules delete"}
+
+
+_logged: set[tuple[str, str]] = set()
+_logged_lock = threading.Lock()
+_MOST_LOGGED = 1000
+
+
+def log_once(log: logging.Logger, problem: CorruptRecord, store: str = "") -> None:
+    """Log that a record is passed over, unless this process has logged it before. Callable from any thread.
+
+    :param log: the logger of the backend.
+    :param problem: which record, and why.
+    :param store: the store's URL, redacted.
+    """
+    entry = store, str(problem)
+    with _logged_lock:
+        if entry in _logged or len(_logged) > _MOST_LOGGED:
+            return
+        _logged.add(entry)
+        full = len(_logged) > _MOST_LOGGED
+    where = f"{store}: " if store else ""
+    if full:
+        log.error("%smore records cannot be read; omniq doctor lists them", where)
+    else:
+        log.error("%s%s; it is passed over, and omniq doctor lists it", where, problem)
