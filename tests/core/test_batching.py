@@ -174,3 +174,67 @@ async def test_whoever_waits_hears_of_it_when_the_sending_is_cancelled() -> None
 
     with pytest.raises(asyncio.CancelledError):
         await future
+
+
+async def test_a_caller_that_is_alone_sends_its_item_itself_and_others_leave_together_after_it() -> None:
+    store = Store()
+    batcher = Batcher(store.send)
+    callers = [asyncio.create_task(batcher.send(item)) for item in "abc"]
+    await turns()
+
+    assert store.batches == [["a"]]
+    assert asyncio.all_tasks() == {asyncio.current_task(), *callers}, "nobody sends for them"
+    store.answer(2)
+
+    assert await asyncio.gather(*callers) == ["A", "B", "C"]
+    assert store.batches == [["a"], ["b", "c"]]
+
+
+async def test_callers_that_come_again_and_again_go_on_leaving_together() -> None:
+    sizes: list[int] = []
+
+    async def send(items: Sequence[str]) -> Sequence[str]:
+        sizes.append(len(items))
+        await turns()
+        return items
+
+    batcher = Batcher(send)
+
+    async def caller(name: str) -> None:
+        for number in range(4):
+            assert await batcher.send(f"{name}{number}") == f"{name}{number}"
+
+    await asyncio.gather(*map(caller, "abcd"))
+
+    assert sizes == [1, 4, 4, 4, 3], "the first alone, then all who came while a batch was under way"
+
+
+async def test_a_lone_caller_that_is_cancelled_holds_nobody_up() -> None:
+    store = Store()
+    batcher = Batcher(store.send)
+    lone, other = (asyncio.create_task(batcher.send(item)) for item in "ab")
+    await turns()
+
+    lone.cancel()
+    await turns()
+    store.answer()
+
+    assert await other == "B"
+    assert lone.cancelled()
+    assert store.batches == [["a"], ["b"]]
+
+
+async def test_draining_waits_for_a_lone_caller_and_those_behind_it() -> None:
+    store = Store()
+    batcher = Batcher(store.send)
+    callers = [asyncio.create_task(batcher.send(item)) for item in "ab"]
+    await turns()
+
+    draining = asyncio.create_task(batcher.drain())
+    store.answer()
+    await turns()
+    assert not draining.done()
+    store.answer()
+    await draining
+
+    assert await asyncio.gather(*callers) == ["A", "B"]

@@ -1,7 +1,7 @@
 """Group commit: many callers, few round trips, no timer.
 
 The first item goes out at once. While its round trip is under way others gather, and leave together when it returns.
-Each caller hears of its own item only when the store has answered.
+Each caller hears of its own item only when the store has answered. A caller that is alone sends its item itself.
 """
 
 from __future__ import annotations
@@ -34,6 +34,10 @@ class Batcher(Generic[T, R]):
         self._limit = limit
         self._gathered: list[tuple[T, Answer[T, R]]] = []
         self._sender: asyncio.Task[None] | None = None
+        self._lone: asyncio.Future[None] | None = None
+        """Done when the caller that sends its own item has its answer; None: there is no such caller."""
+        self._latest = 0
+        """How many items the latest batch had."""
         self._given_up: StorageUnavailable | None = None
 
     def put(self, item: T, answer: Answer[T, R]) -> None:
@@ -42,8 +46,27 @@ class Batcher(Generic[T, R]):
         :param answer: called once, when the store has answered; must not raise.
         """
         self._gathered.append((item, answer))
-        if self._sender is None:
+        if self._sender is None and self._lone is None:
             self._sender = asyncio.get_running_loop().create_task(self._send_all())
+
+    async def send(self, item: T) -> R:
+        """Send an item, and return its answer; raise what ``send`` raised.
+
+        Callers that come one after the other send their items themselves: a task that did would have to be woken
+        first, and then wake the caller, at twice the turns of the event loop. One that is cancelled gives up the
+        sending, too.
+        """
+        if self._sender is not None or self._lone is not None or self._latest > 1:
+            return await self.submit(item)
+        self._lone = asyncio.get_running_loop().create_future()
+        try:
+            (answer,) = await self._send([item])
+            return answer
+        finally:
+            self._lone.set_result(None)
+            self._lone = None
+            if self._gathered:
+                self._sender = asyncio.get_running_loop().create_task(self._send_all())
 
     def submit(self, item: T) -> asyncio.Future[R]:
         """Hand over an item.
@@ -69,9 +92,9 @@ class Batcher(Generic[T, R]):
 
         :param timeout: seconds after which what has not been is given up, and answered with an error; None: never.
         """
-        while (sender := self._sender) is not None:
-            ended, _ = await asyncio.wait([sender], timeout=timeout)
-            if not ended:
+        while (under_way := self._sender or self._lone) is not None:
+            ended, _ = await asyncio.wait([under_way], timeout=timeout)
+            if not ended and (sender := self._sender) is not None:
                 self._given_up = StorageUnavailable("the store gave no answer before it was time to leave")
                 sender.cancel()
                 timeout = None
@@ -80,7 +103,11 @@ class Batcher(Generic[T, R]):
         try:
             while self._gathered:
                 batch, self._gathered = self._gathered[: self._limit], self._gathered[self._limit :]
+                self._latest = len(batch)
                 await self._send_batch(batch)
+                if self._latest > 1:
+                    # Those who have just been answered may hand over their next items, to leave with the others.
+                    await asyncio.sleep(0)
         except asyncio.CancelledError as error:
             _reject(self._gathered, self._given_up or error)
             self._gathered = []

@@ -116,7 +116,7 @@ class Producer(Declarations, Timetable):
         if call.function.connection is not None:
             joined = connection.storage.join(call.function.connection)
             return (await joined.aenqueue([task]))[0]
-        return await connection.enqueue.submit(task)
+        return await connection.enqueue.send(task)
 
     def _joined(self, connection: object) -> CallerTransaction:
         joined = self.connections.blocking().join(connection)
