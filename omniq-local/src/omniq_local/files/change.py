@@ -89,7 +89,8 @@ class Change:
     def fetch_named(self, queue: Queue, state: str, name: str) -> Record | None:
         """Give a task by its file's name in the folder of a state; None if it is no longer there.
 
-        A file that cannot be read is moved aside, with all its names.
+        A task that this change has changed already is not there any more. A file that cannot be read is moved aside,
+        with all its names.
         """
         entry = parse_entry(name)
         assert entry is not None
@@ -106,14 +107,13 @@ class Change:
         except CorruptRecord as error:
             self._lose(queue, state, path, name, error)
             return None
-        if record.order.id in self._records:
-            return self._records[record.order.id]
         if not _stands(record, state, entry.key):
             # Somebody copied, or put back by hand, a file under the name that it had once.
             self.folder.set_aside(path, "it is not where its task is now")
             return None
-        self._records[record.order.id] = record
-        return record
+        known = self._records.setdefault(record.order.id, record)
+        # A change takes a task from its place once: two claims in one would be two deliveries under one token.
+        return None if known is None or known.sequence in self._touched else known
 
     def _lose(self, queue: Queue, state: str, path: str, name: str, error: CorruptRecord) -> None:
         entry = parse_entry(name)

@@ -154,7 +154,10 @@ class Shelf:
         names = self._known
         name = f"{key}-{id_token}.json"
         if key <= self._after or (self._position < len(names) and name < names[-1]):
-            insort(names, name, self._position)
+            place = bisect_left(names, name, self._position)
+            # A name may be there already: another process took its file away since this one read the names.
+            if names[place : place + 1] != [name]:
+                names.insert(place, name)
         return True
 
     # Taking

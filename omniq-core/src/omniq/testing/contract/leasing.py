@@ -27,6 +27,7 @@ from omniq.testing.contract.steps import (
     take,
     take_lapsed,
 )
+from omniq.testing.contract.stores import Stores
 from omniq.testing.waiting import await_until
 
 __all__ = ["LeaseContract"]
@@ -192,6 +193,17 @@ class LeaseContract(Contract):
             assert await record(store, task.id) == task
         assert [task.id for task in await take(store, 9)] == ids
         assert await counts(store) == {TaskState.RUNNING: 3}
+
+    async def test_what_another_process_lost_is_claimed_once(self, stores: Stores, store: Storage) -> None:
+        # This one has seen the tasks as ready, has not seen the other take them, and is the one that recovers them.
+        other = await stores.open()
+        ids = await add(store, *(new_task() for _ in range(5)))
+        first = await take(store)
+        await take_lapsed(other, 3)
+        await store.recover(10)
+        claimed = await take(store, 9)
+        assert [task.id for task in first + claimed] == ids
+        assert [(task.delivery, task.attempt) for task in claimed] == [(2, 2)] * 3 + [(1, 1)]
 
     async def test_a_task_without_attempts_left_fails_with_its_worker_lost(self, store: Storage) -> None:
         await add(store, max_retries=0)
