@@ -10,11 +10,12 @@ from attrs import evolve
 from omniq.body import Header, dump_header, join_body, payload_size, split_body, with_content
 from omniq.carrying import is_carried
 from omniq.errors import ConfigurationError, CorruptRecord, PayloadRejected, PayloadTooLarge, UnknownPlugin
+from omniq.escaping import shown
 from omniq.policies import decode_value, encode_value
 from omniq.retry import RetryPolicy
 from omniq.schedule import Schedule
 from omniq.serialization import ArgumentTypes, Serializer, runs_code
-from omniq.signing import SEAL_SIZE, Signer, shown, unsealed
+from omniq.signing import SEAL_SIZE, Signer, unsealed
 from omniq.task import NewTask, StoredTask, Succeeded, Task, TaskState
 
 if TYPE_CHECKING:

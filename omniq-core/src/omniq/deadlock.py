@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Mapping
 
 from omniq.errors import StorageError
+from omniq.escaping import get_logger
 from omniq.execute import Attempt
 from omniq.executors import Lane
 from omniq.functions import Executor
@@ -14,7 +14,7 @@ from omniq.task import TaskState
 
 __all__ = ["DeadlockWatch"]
 
-_log = logging.getLogger("omniq.worker")
+_log = get_logger("omniq.worker")
 
 LOOKS = 8
 """So many looks in a row must see it: a parent whose children run elsewhere may be about to go on."""

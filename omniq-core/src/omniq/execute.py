@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -16,6 +15,7 @@ from omniq.codec import Codec
 from omniq.context import CurrentTask, FailSignal, RetrySignal, TaskSignal, running
 from omniq.durations import duration
 from omniq.errors import ArgumentsMismatch, NotCommitted, PayloadRejected, SerializationError, TaskTimeout, WorkerLost
+from omniq.escaping import get_logger
 from omniq.functions import TaskFunction
 from omniq.putbacks import put_back
 from omniq.retry import Exponential
@@ -34,7 +34,7 @@ __all__ = [
     "timed_out",
 ]
 
-_log = logging.getLogger("omniq.task")
+_log = get_logger("omniq.task")
 
 LONGEST_MESSAGE = 10_000
 LONGEST_TRACEBACK = 50_000

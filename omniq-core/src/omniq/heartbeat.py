@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import random
 import threading
 import time
 from collections.abc import Callable, Sequence
 
 from omniq.connections import Connection
+from omniq.escaping import get_logger
 from omniq.loop_monitor import LoopMonitor
 from omniq.outages import Outage
 from omniq.storage import Lease, LeaseState, Storage
 
 __all__ = ["Heartbeat"]
 
-_log = logging.getLogger("omniq.worker")
+_log = get_logger("omniq.worker")
 
 TELL_EVERY = 10
 """So many heartbeats from one to the next that says what the worker is: it is far longer than the others."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import random
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
 from omniq.errors import StorageError
+from omniq.escaping import get_logger
 from omniq.failpoints import failpoint
 from omniq.functions import TaskFunction
 from omniq.ledger import Ledger
@@ -22,7 +22,7 @@ from omniq.task import StoredTask
 
 __all__ = ["Intake", "Served"]
 
-_log = logging.getLogger("omniq.worker")
+_log = get_logger("omniq.worker")
 
 DISCOVER_EVERY = 20.0
 """Seconds between two looks for queues that are new to the store, for a worker that serves all of them."""

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from omniq.batching import Batcher
 from omniq.errors import NotCommitted, PayloadRejected, StorageUnavailable
+from omniq.escaping import Lines, get_logger
 from omniq.execute import Attempt, Interruption, about
 from omniq.failpoints import failpoint
 from omniq.outages import Outage
@@ -20,8 +21,8 @@ from omniq.task import Cancelled, Failed, Outcome, Progress, Released, Retry, St
 
 __all__ = ["Ledger"]
 
-_log = logging.getLogger("omniq.worker")
-_task_log = logging.getLogger("omniq.task")
+_log = get_logger("omniq.worker")
+_task_log = get_logger("omniq.task")
 
 S = TypeVar("S")
 
@@ -262,7 +263,7 @@ class Ledger:
                     task.name,
                     error.type,
                     error.message,
-                    error.traceback,
+                    Lines(error.traceback),
                     extra=about(task),
                 )
                 _call(self._failed, common, error=error)

@@ -16,6 +16,8 @@ from typing import Any
 
 from attrs import frozen
 
+from omniq.escaping import escape_record
+
 __all__ = ["LogRecord", "Outlet", "forward_records", "levels_here"]
 
 _formatter = logging.Formatter()
@@ -92,6 +94,8 @@ def forward_records(outlet: Outlet, levels: dict[str, int]) -> None:
 
 def _portable(record: logging.LogRecord) -> dict[str, Any]:
     """Return the fields of a record with its text made: its arguments and error may not survive the way."""
+    if f"{record.name}.".startswith("omniq."):
+        escape_record(record)  # as its logger does in the worker
     fields = {**vars(record), "msg": _message(record), "args": None, "exc_info": None}
     if record.exc_info and not record.exc_text:
         fields["exc_text"] = _formatter.formatException(record.exc_info)

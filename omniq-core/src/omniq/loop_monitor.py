@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 import sys
 import threading
@@ -11,9 +10,11 @@ import time
 import traceback
 from collections.abc import Callable
 
+from omniq.escaping import Lines, get_logger
+
 __all__ = ["LoopMonitor"]
 
-_log = logging.getLogger("omniq.worker")
+_log = get_logger("omniq.worker")
 
 
 class LoopMonitor:
@@ -43,7 +44,7 @@ class LoopMonitor:
                 "Code that waits or computes belongs in a plain function, or behind asyncio.to_thread. "
                 "The loop is here:\n%s",
                 now - self._asked,
-                self.where(),
+                Lines(self.where()),
             )
 
     def _respond(self) -> None:

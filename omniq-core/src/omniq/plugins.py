@@ -7,7 +7,6 @@ claim are an error for whoever asks for that name. Nothing here is loaded on imp
 from __future__ import annotations
 
 import difflib
-import logging
 import platform
 from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module
@@ -19,6 +18,7 @@ from attrs import field, frozen
 
 from omniq import hookspecs
 from omniq.errors import ConfigurationError, PluginConflict, UnknownPlugin, UnknownScheme
+from omniq.escaping import get_logger
 from omniq.retry import RetryPolicy
 from omniq.schedule import Trigger
 from omniq.serialization import Serializer
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["Plugin", "Plugins", "default_plugins"]
 
 GROUP = "omniq"
-_log = logging.getLogger("omniq.plugins")
+_log = get_logger("omniq.plugins")
 
 # Which extra of omniq-core brings a scheme, so that an unknown one can be answered with the command to type.
 _EXTRAS = {

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -17,17 +16,17 @@ from attrs import evolve
 
 from omniq.codec import Codec
 from omniq.errors import OmniQError, PayloadRejected, StorageError, StorageUnavailable
+from omniq.escaping import get_logger, shown
 from omniq.outages import Outage
 from omniq.plugins import Plugins
 from omniq.policies import decode_value
 from omniq.schedule import Overlap, Schedule
-from omniq.signing import shown
 from omniq.storage import Enqueued, Storage
 from omniq.ticks import advance, brought_nearer
 
 __all__ = ["Scheduler", "live_tasks", "note_holder"]
 
-_log = logging.getLogger("omniq.scheduler")
+_log = get_logger("omniq.scheduler")
 
 BATCH = 50
 """Schedules read in one look at the store, beside those that this look has met already."""

@@ -16,17 +16,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NoReturn
 
 from omniq.errors import ConfigurationError, PayloadRejected
+from omniq.escaping import shown
 from omniq.schedule import Schedule
 from omniq.task import NewTask, StoredTask, Task
 
-__all__ = ["ENVIRONMENT", "Signer", "make_signer", "shown", "unsealed"]
+__all__ = ["ENVIRONMENT", "Signer", "make_signer", "unsealed"]
 
 ENVIRONMENT = "OMNIQ_SIGNING_KEY"
 SHORTEST = 16
 """Bytes that a key must have: fewer can be guessed."""
-
-LONGEST_SHOWN = 200
-"""Characters of an id or name that a message shows."""
 
 # What the signature's first byte says of its making; another way to sign would have another.
 _VERSION = b"\x01"
@@ -198,13 +196,6 @@ class Signer:
     @staticmethod
     def _digest(key: bytes, message: bytes) -> bytes:
         return hmac.digest(key, message, "sha256")
-
-
-def shown(text: object) -> str:
-    """Give an id or name out of a store as it may stand in a log: in one line, and not endless."""
-    if isinstance(text, str) and text.isprintable() and len(text) <= LONGEST_SHOWN:
-        return text
-    return ascii(text)[:LONGEST_SHOWN]
 
 
 def unsealed(result: bytes) -> bytes:

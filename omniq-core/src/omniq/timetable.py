@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from abc import abstractmethod
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from omniq.codec import Codec
 from omniq.control import Control
 from omniq.durations import aware, duration
 from omniq.errors import InvalidTrigger, OmniQError, ScheduleNotFound, StorageUnavailable
+from omniq.escaping import get_logger, shown
 from omniq.functions import TaskCall, TaskFunction
 from omniq.handle import TaskHandle
 from omniq.options import Duration
@@ -23,7 +23,6 @@ from omniq.plugins import Plugins
 from omniq.policies import decode_value, encode_value
 from omniq.schedule import Misfire, Overlap, Schedule, Trigger
 from omniq.scheduler import live_tasks, note_holder
-from omniq.signing import shown
 from omniq.storage import Enqueued, Storage
 from omniq.task import NewTask
 from omniq.ticks import first_run, next_run, task_of_run
@@ -31,7 +30,7 @@ from omniq.twins import sync
 
 __all__ = ["DeclaredSchedule", "ScheduleOptions", "Timetable", "check_schedule_id", "check_trigger"]
 
-_log = logging.getLogger("omniq.scheduler")
+_log = get_logger("omniq.scheduler")
 
 C = TypeVar("C", Misfire, Overlap)
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 import random
 from collections.abc import Awaitable, Callable
 
 from omniq.body import as_task
 from omniq.errors import StorageError
+from omniq.escaping import get_logger
 from omniq.execute import about
 from omniq.outages import Outage
 from omniq.plugins import Plugins
@@ -18,7 +18,7 @@ from omniq.task import TaskState
 
 __all__ = ["Upkeep"]
 
-_log = logging.getLogger("omniq.worker")
+_log = get_logger("omniq.worker")
 
 STEP = 200
 """Tasks recovered or pruned in one call, so that each stays short."""

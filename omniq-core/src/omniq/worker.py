@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import os
 import random
 import secrets
@@ -21,6 +20,7 @@ from omniq.connections import Connections
 from omniq.deadlock import DeadlockWatch
 from omniq.durations import duration
 from omniq.errors import PayloadRejected, StorageUnavailable, UnknownTask
+from omniq.escaping import get_logger, shown
 from omniq.execute import Attempt, Interruption, about, rejected
 from omniq.executors import Lane, LoopLane, ThreadLane
 from omniq.functions import Executor, TaskFunction
@@ -35,7 +35,6 @@ from omniq.processes import ProcessLane, ProcessLimits
 from omniq.putbacks import put_back
 from omniq.scheduler import Scheduler
 from omniq.signals import STOP_SIGNALS, call_on_signal, is_urgent
-from omniq.signing import shown
 from omniq.storage import Lease, LeaseState
 from omniq.supply import Supply
 from omniq.task import Outcome, Released, StoredTask
@@ -45,7 +44,7 @@ from omniq.worker_info import WorkerAbout, dump_about, some_names
 
 __all__ = ["Worker", "WorkerHost", "WorkerOptions"]
 
-_log = logging.getLogger("omniq.worker")
+_log = get_logger("omniq.worker")
 
 STALE, LOOK_FOR_STALE = 0.75, 0.25
 """Seconds after which a claimed task that still waits for a slot is given back to other workers; looked for so often,

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import multiprocessing
 import os
 import signal
@@ -21,13 +20,14 @@ from collections.abc import Callable, Coroutine, Iterator
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
+from omniq.escaping import Lines, get_logger
 from omniq.loop_monitor import LoopMonitor
 from omniq.signals import STOP_SIGNALS, is_urgent, listening
 from omniq.threads import DaemonExecutor
 
 __all__ = ["exit_within", "run_as_process"]
 
-_log = logging.getLogger("omniq.worker")
+_log = get_logger("omniq.worker")
 
 R = TypeVar("R")
 
@@ -82,7 +82,7 @@ def _run(loop: asyncio.AbstractEventLoop, main: asyncio.Task[R]) -> R:
             _log.error(
                 "%s in a coroutine or callback of a task would have ended the worker, which goes on:\n%s",
                 type(error).__name__,
-                "".join(traceback.format_exception(error)).rstrip(),
+                Lines("".join(traceback.format_exception(error)).rstrip()),
             )
 
 
@@ -134,7 +134,7 @@ def _watch(monitor: LoopMonitor, grace: float, supervised: bool, told: SimpleQue
                 _log.error(
                     "the event loop is blocked and the worker cannot stop; ending the process. What it held runs "
                     "again when the leases have run out. The loop is here:\n%s",
-                    monitor.where(),
+                    Lines(monitor.where()),
                 )
                 _end_process(1)
             deadline = time.monotonic() + SOON

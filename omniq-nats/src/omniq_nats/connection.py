@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import itertools
 import json
-import logging
 import random
 import time
 from collections.abc import Awaitable, Callable
@@ -23,6 +22,7 @@ from attrs import define, field
 from nats.aio.subscription import Subscription
 
 from omniq.errors import OmniQError, PayloadTooLarge, StorageUnavailable
+from omniq.escaping import get_logger
 from omniq.outages import Outage
 from omniq_nats.dialing import dial
 from omniq_nats.messages import Life, Lost, Stored, Unserved
@@ -32,7 +32,7 @@ from omniq_nats.wire import Heard, Message, WireClient
 
 __all__ = ["NOT_FOUND", "PATIENCE", "Connection", "Listening", "Question"]
 
-_log = logging.getLogger("omniq.nats")
+_log = get_logger("omniq.nats")
 
 T = TypeVar("T")
 

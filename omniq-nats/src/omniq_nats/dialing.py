@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib
-import logging
 import random
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
@@ -14,13 +13,14 @@ import nats.errors
 from nats.aio.client import Client, Server
 
 from omniq.errors import ConfigurationError, StorageUnavailable
+from omniq.escaping import get_logger
 from omniq_nats.refusals import Ear, NotEncrypted, Reasons
 from omniq_nats.settings import Settings
 from omniq_nats.wire import WireClient, stream_of
 
 __all__ = ["dial"]
 
-_log = logging.getLogger("omniq.nats")
+_log = get_logger("omniq.nats")
 
 EXTRAS = {"nkeys": "nkeys", "nacl": "nkeys", "aiohttp": "websocket"}
 """Of each package that the client may lack, which extra of this distribution brings it."""

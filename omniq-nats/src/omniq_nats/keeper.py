@@ -9,7 +9,6 @@ that one died, by whoever changes the book next.
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
 import secrets
 import time
@@ -17,6 +16,7 @@ from collections.abc import Coroutine, Iterable, Sequence
 from typing import Any, TypeVar
 
 from omniq.errors import PayloadTooLarge, StorageError, StorageUnavailable
+from omniq.escaping import get_logger
 from omniq_nats.archive import Archive, holder_of
 from omniq_nats.book import Book
 from omniq_nats.lines import Pending
@@ -30,7 +30,7 @@ from omniq_nats.turns import Step, Turn, Turns
 
 __all__ = ["Keeper", "holder_of"]
 
-_log = logging.getLogger("omniq.nats")
+_log = get_logger("omniq.nats")
 
 T = TypeVar("T")
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 from attrs import frozen
 
+from omniq.escaping import get_logger
 from omniq.storage import QueueStats, StoredWorker, TaskPage, TaskQuery
 from omniq.task import StoredTask, TaskState
 from omniq_nats.book import REMOVED_AHEAD, Book
@@ -39,7 +39,7 @@ __all__ = [
     "workers",
 ]
 
-_log = logging.getLogger("omniq.nats")
+_log = get_logger("omniq.nats")
 
 MOST_AT_ONCE = 50
 """So many tasks at most are looked at where they were a moment ago, before they are looked for."""

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-import logging
 
 from omniq.errors import CorruptRecord
+from omniq.escaping import get_logger
 from omniq.records import dump_schedule, load_schedule
 from omniq.schedule import Schedule
 from omniq_nats.messages import Stored
 
 __all__ = ["encode_schedule", "nonce_of", "read_schedule", "readable", "revision_of"]
 
-_log = logging.getLogger("omniq.nats")
+_log = get_logger("omniq.nats")
 
 
 def encode_schedule(schedule: Schedule, nonce: str) -> bytes:

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import random
 import time
 from typing import Any
 
 from omniq.errors import ConfigurationError, SchemaMismatch, StorageUnavailable
+from omniq.escaping import get_logger
 from omniq_nats.link import NOT_FOUND, Conflict, Link, Lost, Write
 from omniq_nats.messages import Full, Life
 from omniq_nats.settings import Settings
@@ -22,7 +22,7 @@ from omniq_nats.times import Clock, read_stamp
 
 __all__ = ["API_LEVEL", "differences", "prepare", "wanted_config"]
 
-_log = logging.getLogger("omniq.nats")
+_log = get_logger("omniq.nats")
 
 API_LEVEL = 2
 """Of JetStream: that of server 2.12, the first with atomic batches."""

@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
-import logging
 from collections.abc import Callable, Mapping
 from functools import partial
 from importlib import metadata
@@ -30,9 +29,11 @@ try:
 except ImportError:  # they are private, see PRIVATE_PARTS
     TcpTransport = AWAITING_CONTROL_LINE = None  # type: ignore[assignment, misc]  # seen by _differences
 
+from omniq.escaping import get_logger
+
 __all__ = ["PRIVATE_PARTS", "Heard", "Message", "WireClient", "stream_of"]
 
-_log = logging.getLogger("omniq.nats")
+_log = get_logger("omniq.nats")
 
 ROOM = 1024 * 1024
 """Bytes that may wait for the network before messages wait for it, too."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import random
 from collections.abc import Callable
 
@@ -12,13 +11,14 @@ import psycopg
 from psycopg.pq import ConnStatus
 
 from omniq.errors import OmniQError
+from omniq.escaping import get_logger
 from omniq.outages import Outage
 from omniq_postgres.connecting import AsyncConnection, Connector, cut_at, discard
 from omniq_postgres.faults import text_of
 
 __all__ = ["Listener"]
 
-_log = logging.getLogger("omniq.postgres")
+_log = get_logger("omniq.postgres")
 
 KEEPALIVE = 30.0
 """Seconds between looks whether the server is still there."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
 from omniq.errors import CorruptRecord
+from omniq.escaping import get_logger
 from omniq.records import load_error, load_progress
 from omniq.task import NewTask, Progress, StoredTask, TaskError, TaskState
 from omniq_postgres import wire
@@ -33,7 +33,7 @@ __all__ = [
     "values_of",
 ]
 
-_log = logging.getLogger("omniq.postgres")
+_log = get_logger("omniq.postgres")
 
 SCHEDULED, READY, RUNNING, SUCCEEDED, FAILED, CANCELLED = range(1, 7)
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from attrs import evolve
 
 from omniq.errors import CorruptRecord
+from omniq.escaping import get_logger
 from omniq.records import dump_schedule, load_schedule
 from omniq.schedule import Schedule
 from omniq.storage import Enqueued
@@ -20,7 +20,7 @@ from omniq_postgres.rows import columns_of
 
 __all__ = ["delete_schedule", "due_schedules", "fire", "get_schedules", "put_schedule"]
 
-_log = logging.getLogger("omniq.postgres")
+_log = get_logger("omniq.postgres")
 
 
 def put_schedule(schedule: Schedule, expected: int | None, context: Context) -> Steps[Schedule | None]:

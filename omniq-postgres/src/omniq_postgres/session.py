@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import os
 import weakref
 from typing import Any, TypeVar
@@ -12,6 +11,7 @@ from typing import Any, TypeVar
 import psycopg
 
 from omniq.errors import OmniQError
+from omniq.escaping import get_logger
 from omniq.outages import Outage
 from omniq_postgres import migrating
 from omniq_postgres.announcing import Announcer
@@ -27,7 +27,7 @@ from omniq_postgres.waiting import Waiting
 
 __all__ = ["Session"]
 
-_log = logging.getLogger("omniq.postgres")
+_log = get_logger("omniq.postgres")
 
 R = TypeVar("R")
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import logging
 import os
 import random
 from collections.abc import Callable, Sequence
@@ -18,6 +17,7 @@ from typing import Any
 import hiredis
 
 from omniq.errors import SchemaMismatch, StorageUnavailable
+from omniq.escaping import get_logger
 from omniq.ids import new_id
 from omniq.outages import Outage
 from omniq_redis.dialing import Dialer
@@ -28,7 +28,7 @@ from omniq_redis.settings import Settings
 
 __all__ = ["LAYOUT", "Client", "Memory"]
 
-_log = logging.getLogger("omniq.redis")
+_log = get_logger("omniq.redis")
 
 LAYOUT = 1
 """The version of the keys and records in the store."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -10,6 +9,7 @@ from contextlib import suppress
 import hiredis
 
 from omniq.errors import StorageUnavailable
+from omniq.escaping import get_logger
 from omniq.storage import Finding, Severity
 from omniq_redis.client import LAYOUT, Client
 from omniq_redis.faults import LOST, unavailable
@@ -17,7 +17,7 @@ from omniq_redis.times import moment
 
 __all__ = ["diagnose", "warn"]
 
-_log = logging.getLogger("omniq.redis")
+_log = get_logger("omniq.redis")
 
 OLDEST = (6, 2)
 """The first version of Redis that has all the commands of the scripts."""

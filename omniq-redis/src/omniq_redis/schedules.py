@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable
 
 from omniq.errors import CorruptRecord
+from omniq.escaping import get_logger
 from omniq.records import load_schedule
 from omniq.schedule import Schedule
 from omniq_redis.times import microseconds
 
 __all__ = ["next_run_of", "read_schedule", "readable"]
 
-_log = logging.getLogger("omniq.redis")
+_log = get_logger("omniq.redis")
 
 
 def read_schedule(stored: bytes) -> Schedule:

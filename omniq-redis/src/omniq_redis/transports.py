@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import logging
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -27,9 +26,11 @@ from redis.exceptions import (
     TryAgainError,
 )
 
+from omniq.escaping import get_logger
+
 __all__ = ["PublicTransport", "Transport", "transport_of"]
 
-_log = logging.getLogger("omniq.redis")
+_log = get_logger("omniq.redis")
 
 FOREVER = 1e6
 """Seconds to wait for an answer: that it is late is judged elsewhere."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import random
 from collections.abc import Sequence
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 from redis.exceptions import ResponseError
 
 from omniq.errors import StorageUnavailable
+from omniq.escaping import get_logger
 from omniq.ids import new_id
 from omniq_redis.client import Client
 from omniq_redis.faults import LOST, is_passing
@@ -26,7 +26,7 @@ from omniq_redis.scripts import pack
 
 __all__ = ["Waiting"]
 
-_log = logging.getLogger("omniq.redis")
+_log = get_logger("omniq.redis")
 
 LOOK_EVERY = 1.95
 """Seconds between two looks for what nobody told us of, at most."""

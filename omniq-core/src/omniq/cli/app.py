@@ -12,8 +12,8 @@ from datetime import datetime
 from types import ModuleType
 
 from omniq.cli.failures import UsageError, note, suggestion
-from omniq.cli.wording import printable
 from omniq.errors import ConfigurationError
+from omniq.escaping import printable
 from omniq.queue import TaskQueue
 from omniq.storage import Capability, Storage
 from omniq.urls import redact, with_slashes

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator
 from importlib.metadata import version
 
 from omniq.cli.failures import suggestion
-from omniq.cli.wording import plural, printable
+from omniq.cli.wording import plural
+from omniq.escaping import printable
 from omniq.queue import TaskQueue
 from omniq.worker import Worker
 

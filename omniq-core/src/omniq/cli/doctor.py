@@ -13,8 +13,9 @@ from omniq.cli.app import load_queue_or_url, store_of
 from omniq.cli.arguments import add_app, add_json, describe
 from omniq.cli.failures import FAILED
 from omniq.cli.terminal import Screen
-from omniq.cli.wording import plural, printable
+from omniq.cli.wording import plural
 from omniq.errors import StorageError
+from omniq.escaping import printable
 from omniq.queue import TaskQueue
 from omniq.storage import Finding, Severity
 

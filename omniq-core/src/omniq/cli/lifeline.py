@@ -6,15 +6,16 @@ end of the stream and stop as they would on SIGTERM.
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import threading
 import time
 
+from omniq.escaping import get_logger
+
 __all__ = ["Lifeline", "stop_when_parent_ends"]
 
-_log = logging.getLogger("omniq.supervisor")
+_log = get_logger("omniq.supervisor")
 
 
 class Lifeline:

@@ -12,7 +12,8 @@ from attrs import frozen
 from omniq.cli.app import store_of
 from omniq.cli.columns import Column, Table
 from omniq.cli.terminal import Screen
-from omniq.cli.wording import plural, printable, rough_duration
+from omniq.cli.wording import plural, rough_duration
+from omniq.escaping import printable
 from omniq.queue import TaskQueue
 from omniq.storage import QueueStats, StoredWorker
 from omniq.task import StoredTask, TaskState

@@ -10,7 +10,8 @@ from typing import Any
 from omniq.cli.app import load_queue_or_url
 from omniq.cli.arguments import add_app, add_json, describe
 from omniq.cli.terminal import Screen
-from omniq.cli.wording import plural, printable
+from omniq.cli.wording import plural
+from omniq.escaping import printable
 from omniq.migrations import Migrated, Migration
 from omniq.queue import TaskQueue
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import os
 import sys
 import time
@@ -16,13 +15,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn, TypeAlias
 
+from omniq.escaping import get_logger
 from omniq.queue import TaskQueue
 from omniq.threads import in_thread
 from omniq.worker import Worker
 
 __all__ = ["Changes", "Restart", "broken", "bury_inherited", "loaded_files", "serve", "source_files", "wait_for_change"]
 
-_log = logging.getLogger("omniq.supervisor")
+_log = get_logger("omniq.supervisor")
 
 INTERVAL = 1.0
 """Seconds between two looks at the files."""

@@ -20,8 +20,9 @@ from omniq.cli.groups import Action, add_actions, run_action
 from omniq.cli.task_records import arguments_json, arguments_text
 from omniq.cli.terminal import Screen, human_duration
 from omniq.cli.trigger_words import in_words
-from omniq.cli.wording import ago, exact, local_time, printable, relative
+from omniq.cli.wording import ago, exact, local_time, relative
 from omniq.errors import OmniQError, PayloadRejected, ScheduleNotFound
+from omniq.escaping import printable
 from omniq.policies import decode_value
 from omniq.queue import TaskQueue
 from omniq.schedule import Schedule, Trigger

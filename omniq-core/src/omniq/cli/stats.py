@@ -14,8 +14,8 @@ from omniq.cli.arguments import add_app, add_json, count, describe, seconds
 from omniq.cli.columns import Column, Table
 from omniq.cli.live import Frame, Look, look, nobody_works, worker_lines
 from omniq.cli.terminal import Screen, human_duration
-from omniq.cli.wording import printable
 from omniq.errors import StorageError
+from omniq.escaping import printable
 from omniq.queue import TaskQueue
 from omniq.storage import QueueStats
 from omniq.task import TaskState

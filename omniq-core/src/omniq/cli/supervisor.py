@@ -10,11 +10,12 @@ import time
 from collections.abc import Callable, Sequence
 
 from omniq.cli.lifeline import Lifeline
+from omniq.escaping import get_logger
 from omniq.signals import STOP_SIGNALS, call_on_signal
 
 __all__ = ["Supervisor", "how_it_ended"]
 
-_log = logging.getLogger("omniq.supervisor")
+_log = get_logger("omniq.supervisor")
 
 FIRST_PAUSE = 0.5
 """Seconds before a process that died is started again; twice as long after each further death, up to LONGEST_PAUSE."""

@@ -13,7 +13,8 @@ from omniq.cli.arguments import add_app, describe, text
 from omniq.cli.enqueue import find_function
 from omniq.cli.failures import FAILED, UsageError, complain
 from omniq.cli.short_ids import whole_ids
-from omniq.cli.wording import plural, printable
+from omniq.cli.wording import plural
+from omniq.escaping import printable
 from omniq.queue import TaskQueue
 from omniq.storage import Storage, TaskQuery
 from omniq.task import StoredTask, TaskState

@@ -17,7 +17,8 @@ from omniq.cli.columns import Column, Table, shortened
 from omniq.cli.short_ids import short_id
 from omniq.cli.terminal import Screen, human_duration
 from omniq.cli.values import plain_json
-from omniq.cli.wording import ago, exact, printable, relative, rough_duration
+from omniq.cli.wording import ago, exact, relative, rough_duration
+from omniq.escaping import printable
 from omniq.queue import TaskQueue
 from omniq.signing import unsealed
 from omniq.task import Progress, Task, TaskState

@@ -8,8 +8,9 @@ from __future__ import annotations
 import re
 
 from omniq.cli.terminal import human_duration
-from omniq.cli.wording import local_time, printable
+from omniq.cli.wording import local_time
 from omniq.cron import ALIASES
+from omniq.escaping import printable
 from omniq.schedule import Trigger
 from omniq.triggers import EPOCH, At, Cron, Every
 

@@ -1,20 +1,13 @@
-"""Putting what a store holds into words for people: times, durations, numbers, and texts that may come from anyone."""
+"""Putting what a store holds into words for people: times, durations and numbers."""
 
 from __future__ import annotations
 
 from datetime import datetime
 
-__all__ = ["ago", "exact", "local_time", "plural", "printable", "relative", "rough_duration"]
+__all__ = ["ago", "exact", "local_time", "plural", "relative", "rough_duration"]
 
 # From twice a unit on it is exact enough.
 _UNITS = ((2 * 31536000, 31536000, "y"), (2 * 86400, 86400, "d"), (2 * 3600, 3600, "h"), (60, 60, "min"))
-
-
-def printable(text: str) -> str:
-    """Give a text without anything that a terminal would obey: escape codes, line ends, marks of direction."""
-    if text.isprintable():
-        return text
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def plural(number: int, noun: str) -> str:

@@ -17,13 +17,14 @@ from omniq.cli.lifeline import stop_when_parent_ends
 from omniq.cli.logs import heed_application, logging_to_stderr
 from omniq.cli.reload import Restart, bury_inherited, serve, wait_for_change
 from omniq.cli.supervisor import PATIENCE, Supervisor
+from omniq.escaping import get_logger
 from omniq.queue import TaskQueue
 from omniq.worker import Worker, WorkerOptions
 from omniq.worker_process import run_as_process
 
 __all__ = ["configure", "run"]
 
-_log = logging.getLogger("omniq.supervisor")
+_log = get_logger("omniq.supervisor")
 
 LEVELS = ("debug", "info", "warning", "error")
 
@@ -165,7 +166,7 @@ def _work(queue: TaskQueue, options: argparse.Namespace, *, supervised: bool) ->
 
 
 def _introduce(queue: TaskQueue, planned: Worker, options: argparse.Namespace) -> None:
-    log = logging.getLogger("omniq.worker")
+    log = get_logger("omniq.worker")
     for line in introduction(queue, planned, processes=options.processes):
         log.info("%s", line)
     if queue.functions:

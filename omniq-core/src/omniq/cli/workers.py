@@ -15,7 +15,8 @@ from omniq.cli.arguments import add_app, add_json, count, describe, text
 from omniq.cli.columns import Column, Table
 from omniq.cli.failures import FAILED, complain
 from omniq.cli.terminal import Screen
-from omniq.cli.wording import ago, plural, printable
+from omniq.cli.wording import ago, plural
+from omniq.escaping import printable
 from omniq.worker_info import WorkerInfo
 
 __all__ = ["as_json", "configure", "run"]

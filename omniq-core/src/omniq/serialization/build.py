@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import enum
 import inspect
-import logging
 import threading
 import typing
 from collections import OrderedDict, abc, deque
 from collections.abc import Callable
 from typing import Any, Literal, get_args, get_origin
 
+from omniq.escaping import get_logger
 from omniq.serialization import containers
 from omniq.serialization.codec import ATOMS, Codec
 from omniq.serialization.hints import bare_hint, hint_name, union_members
@@ -24,7 +24,7 @@ if typing.TYPE_CHECKING:
 
 __all__ = ["ANY", "Codecs"]
 
-_log = logging.getLogger(__name__)
+_log = get_logger(__name__)
 _ARRAYS: tuple[type, ...] = (tuple, set, frozenset)
 _MAPPINGS: tuple[type, ...] = (dict, OrderedDict)
 # What the abstract classes of collections may be, as far as it can be sent.

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import functools
 import inspect
-import logging
 import sys
 import types
 import typing
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
+from omniq.escaping import get_logger
 from omniq.serialization import ArgumentTypes
 
 __all__ = ["bare_hint", "field_hints", "hint_name", "resolve_types", "special_name", "union_members"]
 
-_log = logging.getLogger(__name__)
+_log = get_logger(__name__)
 _EMPTY = inspect.Parameter.empty
 _QUALIFIERS = frozenset({"Final", "Required", "NotRequired", "ReadOnly"})
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import random
 import threading
 import time
@@ -21,6 +20,7 @@ from datetime import datetime
 from typing import Any, Protocol, Self, TypeVar
 
 from omniq.errors import StorageUnavailable
+from omniq.escaping import get_logger
 from omniq.outages import Outage
 from omniq.schedule import Schedule
 from omniq.storage import transitions
@@ -41,7 +41,7 @@ from omniq.transactions import CallerTransaction, driver_connection
 
 __all__ = ["SimpleStorage", "Tx"]
 
-_log = logging.getLogger("omniq.storage")
+_log = get_logger("omniq.storage")
 
 R = TypeVar("R")
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import time
 from collections.abc import Iterable
 
+from omniq.escaping import get_logger
 from omniq.schedule import Schedule
 from omniq.task import TaskState
 from omniq_local.files.control import Control
@@ -15,7 +15,7 @@ from omniq_local.files.records import Record
 
 __all__ = ["Catalog"]
 
-_log = logging.getLogger("omniq.files")
+_log = get_logger("omniq.files")
 
 
 class Catalog:

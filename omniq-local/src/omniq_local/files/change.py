@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections import Counter
 from typing import TYPE_CHECKING
 
 from omniq.errors import CorruptRecord
+from omniq.escaping import get_logger
 from omniq.task import TaskError, TaskState
 from omniq_local.files.journal import Action
 from omniq_local.files.names import HOME_SIZE, home_path, id_path, parse_entry, token, unique_path
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Change"]
 
-_log = logging.getLogger("omniq.files")
+_log = get_logger("omniq.files")
 
 
 class Change:

@@ -7,7 +7,6 @@ calling thread if nobody is in the way. Everything else goes to a thread that do
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import threading
 import weakref
@@ -17,6 +16,7 @@ from typing import Any, TypeVar
 from attrs import evolve
 
 from omniq.errors import StorageUnavailable
+from omniq.escaping import get_logger
 from omniq_local.files.bells import Bells
 from omniq_local.files.catalog import Catalog
 from omniq_local.files.change import Change
@@ -45,7 +45,7 @@ T = TypeVar("T")
 Job = Callable[[Change], T]
 """Does one thing within a change."""
 
-_log = logging.getLogger("omniq.files")
+_log = get_logger("omniq.files")
 
 
 class Missed:

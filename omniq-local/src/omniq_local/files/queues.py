@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 from collections.abc import Callable
 from typing import Any
 
+from omniq.escaping import get_logger
 from omniq.task import TaskState
 from omniq_local.files.names import queue_path, token
 from omniq_local.files.shelves import Shelf
 
 __all__ = ["EXPIRING", "SHELVES", "Queue"]
 
-_log = logging.getLogger("omniq.files")
+_log = get_logger("omniq.files")
 
 EXPIRING = "expiring"
 """The folder of ready and scheduled tasks that expire, by when."""

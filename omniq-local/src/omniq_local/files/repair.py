@@ -7,11 +7,11 @@ file says all there is to know of it, so everything else is made anew from these
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Iterator
 
 from omniq.errors import CorruptRecord
+from omniq.escaping import get_logger
 from omniq_local.files.control import Control, boot_id, is_original, read_control, write_control
 from omniq_local.files.journal import Journal, redo
 from omniq_local.files.names import home_path, parse_entry, unique_path
@@ -24,7 +24,7 @@ __all__ = ["is_being_repaired", "repair"]
 
 SIGN = "repairing"
 
-_log = logging.getLogger("omniq.files")
+_log = get_logger("omniq.files")
 
 
 def repair(settings: Settings, control_fd: int, journal: Journal) -> None:

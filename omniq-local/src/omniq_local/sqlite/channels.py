@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-import logging
 import os
 import random
 import sqlite3
@@ -14,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any, Final, Literal, TypeAlias, TypeVar
 
 from omniq.errors import StorageUnavailable
+from omniq.escaping import get_logger
 from omniq_local.sqlite.connection import Identity, connect, identity_of, lenient, log_identity_of
 from omniq_local.sqlite.faults import is_broken, is_busy, translated
 from omniq_local.sqlite.lost_log import LogReplaced, save_log
@@ -24,7 +24,7 @@ from omniq_local.sqlite.transaction import Transaction
 
 __all__ = ["MISSED", "Channel", "Job", "Missed", "Reader", "Writer"]
 
-_log = logging.getLogger("omniq.sqlite")
+_log = get_logger("omniq.sqlite")
 
 T = TypeVar("T")
 Job: TypeAlias = Callable[[Transaction], T]

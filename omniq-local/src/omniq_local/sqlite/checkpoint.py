@@ -7,20 +7,20 @@ end, so past a certain size the writers wait once for the last bit.
 
 from __future__ import annotations
 
-import logging
 import sqlite3
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 from omniq.errors import StorageUnavailable
+from omniq.escaping import get_logger
 from omniq_local.lanes import Errand
 from omniq_local.sqlite.connection import connect
 from omniq_local.sqlite.settings import Settings
 
 __all__ = ["Checkpoints"]
 
-_log = logging.getLogger("omniq.sqlite")
+_log = get_logger("omniq.sqlite")
 
 EVERY = 2000
 """About as many pages are written between two checkpoints."""

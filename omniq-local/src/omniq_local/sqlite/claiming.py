@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import sqlite3
 from collections.abc import Mapping
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from attrs import frozen
 
 from omniq.errors import CorruptRecord
+from omniq.escaping import get_logger
 from omniq.records import dump_error
 from omniq.task import StoredTask, TaskError
 from omniq_local.sqlite.rows import CANCELLED, FAILED, READY, RUNNING, SCHEDULED, claimed_task, moment, span
@@ -18,7 +18,7 @@ from omniq_local.sqlite.transaction import Row, Transaction
 
 __all__ = ["Claim", "Claimed", "Picked", "claim", "end_corrupt", "end_expired", "promote", "read"]
 
-_log = logging.getLogger("omniq.sqlite")
+_log = get_logger("omniq.sqlite")
 
 PROMOTED = 1000
 """So many tasks that are due are made ready in one claim, or twice as many as are asked for."""

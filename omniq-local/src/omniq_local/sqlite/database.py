@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import logging
 import os
 import sqlite3
 import threading
@@ -22,6 +21,7 @@ from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from omniq.errors import StorageError, StorageUnavailable
+from omniq.escaping import get_logger
 from omniq.task import NewTask
 from omniq_local.lanes import Errand, Lane, deliver
 from omniq_local.sqlite.channels import MISSED, Channel, Job, Reader, Writer
@@ -36,7 +36,7 @@ from omniq_local.wake import Bell
 
 __all__ = ["Database"]
 
-_log = logging.getLogger("omniq.sqlite")
+_log = get_logger("omniq.sqlite")
 
 T = TypeVar("T")
 

@@ -9,7 +9,6 @@ before all connections of the process are made anew.
 from __future__ import annotations
 
 import fcntl
-import logging
 import os
 import sqlite3
 import struct
@@ -17,11 +16,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from omniq.escaping import get_logger
 from omniq_local.sqlite.settings import Settings
 
 __all__ = ["LogReplaced", "not_the_last", "save_log"]
 
-_log = logging.getLogger("omniq.sqlite")
+_log = get_logger("omniq.sqlite")
 
 WAIT = 2000
 """Milliseconds that others are waited for who read, before what the log holds is saved apart."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import logging
 import sqlite3
 from collections.abc import Sequence
 from typing import Any
 
 from omniq.errors import CorruptRecord
+from omniq.escaping import get_logger
 from omniq.storage import QueueStats, StoredWorker
 from omniq.task import StoredTask, TaskState
 from omniq_local.sqlite.rows import FRESH, READY, STATE_OF, moment, salvaged, task_of
@@ -17,7 +17,7 @@ from omniq_local.sqlite.statements import Statements
 
 __all__ = ["counts", "get", "make_task", "namespaces", "stats", "workers"]
 
-_log = logging.getLogger("omniq.sqlite")
+_log = get_logger("omniq.sqlite")
 
 
 def make_task(row: Sequence[Any]) -> StoredTask:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sqlite3
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
@@ -11,6 +10,7 @@ from typing import Any, TypeVar
 from attrs import evolve
 
 from omniq.errors import CorruptRecord
+from omniq.escaping import get_logger
 from omniq.records import dump_schedule, load_schedule
 from omniq.schedule import Schedule
 from omniq.storage import Enqueued
@@ -22,7 +22,7 @@ from omniq_local.sqlite.transaction import Transaction
 
 __all__ = ["delete_schedule", "due_schedules", "fire", "get_schedules", "put_schedule"]
 
-_log = logging.getLogger("omniq.sqlite")
+_log = get_logger("omniq.sqlite")
 
 T = TypeVar("T")
 R = TypeVar("R")
