@@ -165,7 +165,6 @@ class Book:
         del self.running[slot.id]
         slot.until = None
         slot.progress = None
-        slot.has_error = False
 
     def end(self, slot: Slot, fate: Fate) -> None:
         """Note how a task ended, one that is neither running nor waiting any more."""
@@ -178,14 +177,22 @@ class Book:
         fate = evolve(fate, version=self.changes + 1)
         self.pending[slot.id] = Pending.of(slot, fate)
 
+    def keep_error(self, slot: Slot, now: int, known: Fate | None) -> None:
+        """Keep the error of its latest attempt with a task that is to wait again.
+
+        :param known: has it; None: there is none.
+        """
+        slot.has_error = known is not None
+        if known is not None:
+            self.note(slot, fate_of(slot, TaskState.SCHEDULED, now, known=known))
+
     def cancel_slot(self, slot: Slot, now: int, known: Fate | None = None) -> None:
         """End a task as cancelled, one that is neither running nor waiting any more.
 
         :param known: has the error that is to be kept.
         """
         slot.cancel = False
-        fate = fate_of(slot, TaskState.CANCELLED, now)
-        self.end(slot, fate if known is None else evolve(fate, error=known.error, blob=known.blob))
+        self.end(slot, fate_of(slot, TaskState.CANCELLED, now, known=known))
 
     def doom(self, doomed: Doomed) -> None:
         """Remove a task: from here on it is not there, and its messages are removed afterwards."""

@@ -109,11 +109,9 @@ class Control:
                     changed, how.cancel = not how.cancel, True
                     return True, changed
                 # The error of its latest attempt stays with it.
-                known = None
-                if how.has_error:
-                    known = (await self._keeper.fates(book, [(home, index)])).get((home.seq, index))
+                known = await self._keeper.errors(book, [how])
                 book.withdraw(how)
-                book.cancel_slot(how, now, known)
+                book.cancel_slot(how, now, known.get(how.id))
                 return True, True
             if how is READY:
                 book.leave_out(home, index, CANCELLED_AHEAD)
@@ -147,6 +145,7 @@ class Control:
             if book.is_ahead(home.line, home.seq, index):
                 # It waits from now on; claims are to leave it out where it was.
                 book.leave_out(home, index, CANCELLED_AHEAD)
+            book.keep_error(slot, now, fate if fate.error is not None or fate.blob is not None else None)
             book.put_back(slot)
             return True, True
 

@@ -117,11 +117,13 @@ class Holder:
                 now = self._keeper.clock.now()
                 held = [number for number in part if book.held(outcomes[number].id, outcomes[number].delivery)]
                 await self._set_apart(outcomes, held, blobs, kept)
+                silent = [number for number in held if _keeps_error(outcomes[number])]
+                known = await self._keeper.errors(book, [book.running[outcomes[number].id] for number in silent])
                 for number in held:
                     slot = book.held(outcomes[number].id, outcomes[number].delivery)
                     if slot is not None:
                         finished.accepted.append(number)
-                        _settle(book, slot, outcomes[number], now, blobs.get(number), finished)
+                        _settle(book, slot, outcomes[number], now, blobs.get(number), finished, known.get(slot.id))
                 return finished, bool(finished.accepted)
 
             try:
@@ -300,10 +302,16 @@ def _large(outcome: Outcome, inline: int) -> Fate | None:
     )
 
 
-def _settle(book: Book, slot: Slot, outcome: Outcome, now: int, blob: str | None, finished: _Finished) -> None:
+def _keeps_error(outcome: Outcome) -> bool:
+    return isinstance(outcome, Cancelled) or (isinstance(outcome, Released) and outcome.error is None)
+
+
+def _settle(
+    book: Book, slot: Slot, outcome: Outcome, now: int, blob: str | None, finished: _Finished, known: Fate | None
+) -> None:
     book.stop(slot)
     if isinstance(outcome, Retry | Released):
-        _settle_again(book, slot, outcome, now, blob, finished)
+        _settle_again(book, slot, outcome, now, blob, finished, known)
         return
     match outcome:
         case Succeeded():
@@ -311,7 +319,7 @@ def _settle(book: Book, slot: Slot, outcome: Outcome, now: int, blob: str | None
         case Failed():
             fate = fate_of(slot, TaskState.FAILED, now, error=outcome.error)
         case Cancelled():
-            fate = fate_of(slot, TaskState.CANCELLED, now)
+            fate = fate_of(slot, TaskState.CANCELLED, now, known=known)
         case _:
             raise TypeError(f"not an outcome that a store knows: {outcome!r}")
     book.end(slot, fate if blob is None else fate.apart(blob)[0])
@@ -319,23 +327,29 @@ def _settle(book: Book, slot: Slot, outcome: Outcome, now: int, blob: str | None
 
 
 def _settle_again(
-    book: Book, slot: Slot, outcome: Retry | Released, now: int, blob: str | None, finished: _Finished
+    book: Book,
+    slot: Slot,
+    outcome: Retry | Released,
+    now: int,
+    blob: str | None,
+    finished: _Finished,
+    known: Fate | None,
 ) -> None:
-    error = outcome.error
     if isinstance(outcome, Retry):
         at = after(now, outcome.delay) if outcome.delay else now
     else:
         slot.attempt -= 1
         at = after(now, outcome.delay) if outcome.delay else slot.at
+    if not slot.cancel:
+        slot.at = at
+    if outcome.error is not None:
+        fate = fate_of(slot, TaskState.SCHEDULED, now, error=outcome.error)
+        known = fate if blob is None else fate.apart(blob)[0]
     if slot.cancel:
-        book.cancel_slot(slot, now)
+        book.cancel_slot(slot, now, known)
         finished.ended.append(slot.id)
         return
-    slot.at = at
-    if error is not None:
-        slot.has_error = True
-        fate = fate_of(slot, TaskState.SCHEDULED, now, error=error)
-        book.note(slot, fate if blob is None else fate.apart(blob)[0])
+    book.keep_error(slot, now, known)
     book.put_back(slot)
     ready_at = 0 if at <= now else at
     finished.ready_at = ready_at if finished.ready_at is None else min(ready_at, finished.ready_at)

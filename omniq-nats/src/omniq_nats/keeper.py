@@ -19,12 +19,14 @@ from omniq.errors import PayloadTooLarge, StorageError, StorageUnavailable
 from omniq.escaping import get_logger
 from omniq_nats.archive import Archive, holder_of
 from omniq_nats.book import Book
+from omniq_nats.fates import Fate
 from omniq_nats.lines import Pending
 from omniq_nats.link import Conflict, Link, Lost, Write
 from omniq_nats.orders import Orders
 from omniq_nats.records import encode_book
 from omniq_nats.rivals import Rivals
 from omniq_nats.shelves import Shelves
+from omniq_nats.slots import Slot
 from omniq_nats.times import Clock
 from omniq_nats.turns import Step, Turn, Turns
 
@@ -76,6 +78,15 @@ class Keeper(Archive):
             for chore in late:
                 chore.cancel()
         self._books.clear()
+
+    async def errors(self, book: Book, slots: Sequence[Slot]) -> dict[str, Fate]:
+        """Return the fates that have the errors of earlier attempts, by the ids of the tasks that had any."""
+        slots = [slot for slot in slots if slot.has_error]
+        if not slots:
+            return {}
+        homes = await self.orders.of_slots(book.queue, slots)
+        fates = await self.fates(book, [(homes[slot.seq], slot.index) for slot in slots if slot.seq in homes])
+        return {slot.id: fates[slot.seq, slot.index] for slot in slots if (slot.seq, slot.index) in fates}
 
     # Changing
 

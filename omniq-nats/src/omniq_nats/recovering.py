@@ -7,6 +7,7 @@ from attrs import define, field
 from omniq.task import StoredTask, TaskError, TaskState
 from omniq_nats.book import Book
 from omniq_nats.claiming import fold
+from omniq_nats.fates import Fate
 from omniq_nats.keeper import Keeper
 from omniq_nats.names import DUE_LINE
 from omniq_nats.reading import tasks_at
@@ -60,15 +61,19 @@ class Recovery:
             recovered = _Recovered()
             folded = False
             if lapsed:
-                for slot in [slot for slot in book.running.values() if _is_lapsed(slot, now)][:limit]:
+                slots = [slot for slot in book.running.values() if _is_lapsed(slot, now)][:limit]
+                known = await self._keeper.errors(book, slots)
+                for slot in slots:
                     recovered.slots.append(slot)
-                    _take_back(book, slot, now, recovered)
+                    _take_back(book, slot, now, recovered, known.get(slot.id))
             else:
                 folded = await fold(self._keeper, book)
                 await self._keeper.shelves.take_expired(book, now, limit)
-                for slot in [slot for slot in book.waiting.values() if slot.is_expired(now)][:limit]:
+                slots = [slot for slot in book.waiting.values() if slot.is_expired(now)][:limit]
+                known = await self._keeper.errors(book, slots)
+                for slot in slots:
                     book.withdraw(slot)
-                    book.cancel_slot(slot, now)
+                    book.cancel_slot(slot, now, known.get(slot.id))
                     recovered.ended.append(slot.id)
             return recovered, folded or bool(recovered.slots or recovered.ended)
 
@@ -97,11 +102,12 @@ def _is_lapsed(slot: Slot, now: int) -> bool:
     return slot.until is not None and slot.until <= now
 
 
-def _take_back(book: Book, slot: Slot, now: int, recovered: _Recovered) -> None:
+def _take_back(book: Book, slot: Slot, now: int, recovered: _Recovered, known: Fate | None) -> None:
     book.stop(slot)
     if slot.cancel:
-        book.cancel_slot(slot, now)
+        book.cancel_slot(slot, now, known)
     elif slot.attempt <= slot.max_retries:
+        book.keep_error(slot, now, known)
         book.put_back(slot)
         return
     else:

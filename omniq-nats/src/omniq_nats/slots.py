@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from attrs import define
+from attrs import define, evolve
 
 from omniq.task import TaskError, TaskState
 from omniq_nats.fates import Fate
@@ -132,10 +132,19 @@ def shelf_of(name: str, slots: Sequence[Slot]) -> Shelf:
 
 
 def fate_of(
-    slot: Slot, state: TaskState, now: int, *, error: TaskError | None = None, result: bytes | None = None
+    slot: Slot,
+    state: TaskState,
+    now: int,
+    *,
+    error: TaskError | None = None,
+    result: bytes | None = None,
+    known: Fate | None = None,
 ) -> Fate:
-    """Give the fate of a task that ends now."""
-    return Fate(
+    """Return the fate of a task that ends now.
+
+    :param known: has the error that is to be kept.
+    """
+    fate = Fate(
         state=state,
         delivery=slot.delivery,
         attempt=slot.attempt,
@@ -147,3 +156,4 @@ def fate_of(
         error=error,
         result=result,
     )
+    return fate if known is None else evolve(fate, error=known.error, blob=known.blob)

@@ -387,8 +387,8 @@ class Storage(ABC):
         task, free its ``unique`` key and keep the record for ``result_ttl`` seconds; ``Retry`` makes it ``scheduled``
         (``ready`` if the delay is 0) with its error in place of the one before, also if it is None; ``Released`` does
         the same, takes the attempt back, and with a delay of 0 puts the task back to its old place; without an error of
-        its own it may keep or drop the one before. A task whose cancellation was requested ends as ``cancelled`` also
-        on ``Retry`` and ``Released``, which takes the attempt back all the same; it may keep or drop its error.
+        its own it keeps the one before, as ``Cancelled`` does. A task whose cancellation was requested ends as
+        ``cancelled`` also on ``Retry`` and ``Released``, with the same error and the same attempt as otherwise.
         ``worker`` and ``started_at`` stay until the next claim. The whole batch is one atomic step, or one for each
         queue (:attr:`StorageLimits.atomic_across_queues`).
 
@@ -418,10 +418,10 @@ class Storage(ABC):
         """Take back tasks whose lease has run out, whoever held them.
 
         With attempts left (``attempt <= max_retries``) a task becomes ``ready`` at its old place; without, it ends as
-        ``failed`` with a ``WorkerLost`` error; one whose cancellation was requested ends as ``cancelled``. ``worker``
-        and ``started_at`` stay until the next claim. Of several
-        that recover at once, one gets each task. Also ends scheduled and ready tasks whose ``expires_at`` has come,
-        within the same limit.
+        ``failed`` with a ``WorkerLost`` error; one whose cancellation was requested ends as ``cancelled``. Unless it
+        failed, the error of an attempt before stays. ``worker`` and ``started_at`` stay until the next claim.
+        Of several that recover at once, one gets each task. Also ends scheduled and ready tasks whose ``expires_at``
+        has come, within the same limit.
 
         :param limit: how many at most, so that a step stays short.
         :return: the tasks whose lease had run out, as they stand afterwards.
@@ -492,7 +492,7 @@ class Storage(ABC):
 
         ``attempt`` goes back to 0; ``delivery`` goes on, so that a worker of old stays fenced.
         One whose ``unique`` key belongs to a live task by now stays as it is. An ``expires_at`` that has passed is
-        dropped. ``worker`` and ``started_at`` stay until the next claim; the error may.
+        dropped. ``worker`` and ``started_at`` stay until the next claim, and the error until another takes its place.
 
         :return: for each whether it was made ready.
         """

@@ -170,22 +170,19 @@ class Model:
             case Failed():
                 row.state, row.error = TaskState.FAILED, outcome.error
             case Cancelled():
-                row.state, row.error = TaskState.CANCELLED, row.error and UNKNOWN
+                row.state = TaskState.CANCELLED
             case Retry():
                 row.error = outcome.error
                 self._again(row, outcome.delay, self.step)
             case Released():
                 row.attempt -= 1
-                if outcome.error is not None:
-                    row.error = outcome.error
-                else:
-                    row.error = row.error and UNKNOWN
+                row.error = outcome.error or row.error
                 self._again(row, outcome.delay, row.ready_since)
         return True
 
     def _again(self, row: Row, delay: float, ready_since: int | None) -> None:
         if row.cancel_requested:
-            row.state, row.error = TaskState.CANCELLED, UNKNOWN
+            row.state = TaskState.CANCELLED
         elif delay:
             row.state, row.ready_since = TaskState.SCHEDULED, None
         else:
@@ -212,9 +209,9 @@ class Model:
         for task_id in ids:
             row = self.rows[task_id]
             if row.cancel_requested:
-                row.state, row.error = TaskState.CANCELLED, UNKNOWN
+                row.state = TaskState.CANCELLED
             elif row.attempt <= row.order.max_retries:
-                row.state, row.error = TaskState.READY, row.error and UNKNOWN
+                row.state = TaskState.READY
             else:
                 row.state, row.error = TaskState.FAILED, UNKNOWN
 
@@ -243,7 +240,6 @@ class Model:
             answers.append(can)
             if row is not None and can:
                 row.state, row.attempt, row.ready_since, row.cancel_requested = TaskState.READY, 0, self.step, False
-                row.error = None if row.error is None else UNKNOWN
         return answers
 
     def delete(self, ids: Iterable[str]) -> list[bool]:

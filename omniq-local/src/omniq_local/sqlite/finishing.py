@@ -51,13 +51,13 @@ def finish(outcomes: Sequence[Outcome], tx: Transaction) -> list[bool]:
                 ended.append((row, FAILED, None, dump_error(error)))
             case Cancelled():
                 ended.append((row, CANCELLED, None, None))
-            case Retry(error=error) if cancel:
-                ended.append((row, CANCELLED, None, None if error is None else dump_error(error)))
-            case Released() if cancel:
-                back.append((seq, RUNNING, None, 1, 1, None))  # the attempt is taken back all the same
-                ended.append((row, CANCELLED, None, None))
             case Retry() | Released():
-                back.append(_given_back(outcome, row, tx))
+                state, run_at = (RUNNING, None) if cancel else _given_back(outcome, queue, tx)
+                released = isinstance(outcome, Released)
+                error = None if outcome.error is None else dump_error(outcome.error)
+                back.append((seq, state, run_at, released, released and error is None, error))
+                if cancel:
+                    ended.append((row, CANCELLED, None, None))
             case _:
                 raise TypeError(f"not an outcome that a store knows: {outcome!r}")
     if back:
@@ -67,23 +67,18 @@ def finish(outcomes: Sequence[Outcome], tx: Transaction) -> list[bool]:
     return accepted
 
 
-def _given_back(outcome: Retry | Released, row: Row, tx: Transaction) -> tuple[Any, ...]:
-    seq, _, queue, _ = row
+def _given_back(outcome: Retry | Released, queue: str, tx: Transaction) -> tuple[int, int | None]:
+    """Return the state in which a task waits again, and since or until when; None: its old place."""
     later = outcome.delay > 0
     state = SCHEDULED if later else READY
     tx.count(queue, RUNNING, -1)
     tx.count(queue, state, 1)
-    run_at: int | None
     if later:
         run_at = tx.now + span(outcome.delay)
         tx.will_be_ready(queue, run_at)
-    else:
-        run_at = tx.stamp if isinstance(outcome, Retry) else None
-        tx.made_ready(queue)
-    error = None if outcome.error is None else dump_error(outcome.error)
-    if isinstance(outcome, Retry):
-        return (seq, state, run_at, 0, 0, error)
-    return (seq, state, run_at, 1, error is None, error)
+        return state, run_at
+    tx.made_ready(queue)
+    return state, tx.stamp if isinstance(outcome, Retry) else None
 
 
 def heartbeat(

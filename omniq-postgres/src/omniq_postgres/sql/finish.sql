@@ -94,7 +94,8 @@ history AS (
     )
     SELECT run_at, started_at, now, now + least(result_ttl, 3e9) * interval '1 second', expires_at, seq, delivery,
            attempt - CASE kind WHEN 2 THEN 1 ELSE 0 END, CASE WHEN kind > 3 THEN kind ELSE 6 END, cancel, id, queue,
-           worker, CASE WHEN kind = 4 THEN NULL WHEN kind IN (1, 5) THEN told_error ELSE error END, progress, result
+           worker, CASE WHEN kind = 4 THEN NULL WHEN kind IN (1, 5) THEN told_error ELSE coalesce(told_error, error) END,
+           progress, result
     FROM ends, clock
 )
 SELECT place, queue, extract(epoch FROM run_at - now)::double precision FROM back, clock

@@ -215,6 +215,30 @@ class FinishContract(Contract):
         assert ended.attempt == (0 if kind.startswith("released") else 1), "a release takes the attempt back"
         assert await take(store) == []
 
+    @pytest.mark.parametrize("told", [None, TaskError(type="UnknownTask", message="put back")])
+    @pytest.mark.parametrize("kind", [Retry, Released])
+    @pytest.mark.parametrize("asked", [False, True])
+    async def test_the_error_of_a_task_is_the_last_that_an_outcome_told(
+        self, store: Storage, asked: bool, kind: type[Retry | Released], told: TaskError | None
+    ) -> None:
+        (task_id,) = await add(store)
+        await store.finish([outcome("retry", task) for task in await take(store)])
+        (claimed,) = await take(store)
+        if asked:
+            await store.cancel([task_id])
+        await store.finish([kind(id=task_id, delivery=claimed.delivery, delay=0, error=told)])
+        kept = told if kind is Retry else told or BOOM
+        assert (await record(store, task_id)).error == kept
+        await store.cancel([task_id])
+        assert await store.retry([task_id]) == [True]
+        assert (await record(store, task_id)).error == kept
+        (lapsed,) = await take_lapsed(store)
+        assert (await store.recover(1))[0].error == kept
+        (claimed,) = await take(store)
+        assert (lapsed.error, claimed.error) == (kept, kept)
+        await store.finish([outcome("cancelled", claimed)])
+        assert (await record(store, task_id)).error == kept
+
     # The fence
 
     @pytest.mark.parametrize("kind", OUTCOMES)
