@@ -421,7 +421,7 @@ async def test_a_store_that_does_not_answer_does_not_keep_a_worker_from_stopping
 
     behind, _ = both(wire, name, work)
     worker = behind.worker(grace=0.2)
-    async with asyncio.timeout(10), worker:
+    async with asyncio.timeout(30), worker:
         wire.silent.add("claim")
         await await_until(lambda: "claim" in wire.calls)
     await behind.aclose()

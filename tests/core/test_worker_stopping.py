@@ -124,7 +124,7 @@ async def test_stopping_at_once_does_not_wait_for_the_grace_period(queue: TaskQu
     assert not running.done()
 
     worker.stop(now=True)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         await running
     assert (await handle.atask()).state is TaskState.READY
 
@@ -171,7 +171,7 @@ async def test_whoever_gives_up_waiting_for_the_drain_leaves_nothing_running(que
     with pytest.raises(TimeoutError):
         await give_up()
 
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         await ended.wait()
     await await_until(lambda: not [t for t in threading.enumerate() if t.name == "omniq-heartbeat"])
 

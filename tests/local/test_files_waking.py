@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from omniq.task import StoredTask
+from omniq.testing import await_until
 from omniq_local.files import FileStorage, bells, waiting
 from omniq_local.wake import Bell
 from tests.local.files_support import new_task, opened, run_python, succeed, take
@@ -68,7 +69,8 @@ def test_one_task_wakes_one_of_many_who_wait(root: Path) -> None:
     async def scenario() -> None:
         async with opened(root) as store, opened(root) as other:
             waits = [asyncio.create_task(store.wait_for_work(("q",), HOUR)) for _ in range(8)]
-            await asyncio.sleep(0.1)
+            table = other._folder.bells
+            await await_until(lambda: table._map is not None and len(table._waiters(table._map)) == 8)
             await other.enqueue([new_task()])
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
             await asyncio.sleep(0.1)

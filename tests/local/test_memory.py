@@ -163,7 +163,7 @@ def test_moving_the_clock_wakes_whoever_waits_for_a_due_task() -> None:
         assert not waits.done()
         # From another thread, as a test that runs the worker in the background does.
         await asyncio.to_thread(clock.advance, 86400)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             await waits
         assert len(await store.claim({"q": 1}, worker="w", lease=1)) == 1
 
@@ -238,13 +238,13 @@ def test_closing_ends_its_own_waits_and_no_others() -> None:
         other = asyncio.create_task(sibling.wait_for_work(["q"], 600))
         await asyncio.sleep(0.02)
         await store.close()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             await work
             with pytest.raises(StorageUnavailable):
                 await end
         assert not other.done()
         await sibling.enqueue([task()])
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             await other
 
     asyncio.run(scenario())

@@ -310,7 +310,7 @@ def test_a_file_that_another_holds_too_long_is_said_in_a_bounded_time_and_works_
             holder = Holder(tmp_path / "jobs.db")
             for call in (store.enqueue([new_task()]), take(store), store.heartbeat("w", [], 30)):
                 with pytest.raises(StorageUnavailable, match=r"locked by another connection for more than 0.2 s"):
-                    await asyncio.wait_for(call, 20)
+                    await asyncio.wait_for(call, 30)
             with pytest.raises(StorageUnavailable, match="locked by another"):
                 store.enqueue_blocking([new_task()])
             # Whoever only reads is not held up.

@@ -176,7 +176,7 @@ def test_a_thread_that_writes_without_a_pause_lets_others_have_their_turn(tmp_pa
                 writers = [pool.submit(write) for _ in range(2)]
                 try:
                     for _ in range(20):
-                        await asyncio.wait_for(store.purge("q"), 20)
+                        await asyncio.wait_for(store.purge("q"), 30)
                 finally:
                     stop.set()
                 for writer in writers:

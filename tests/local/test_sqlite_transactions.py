@@ -428,7 +428,7 @@ def names_on(path: Path) -> int:
 @pytest.mark.parametrize("delay", [None, timedelta(seconds=0.2)])
 def test_a_worker_that_waits_is_woken_by_the_callers_commit(tmp_path: Path, delay: timedelta | None) -> None:
     async def scenario() -> None:
-        async with shop(tmp_path) as (store, path), asyncio.timeout(20):
+        async with shop(tmp_path) as (store, path), asyncio.timeout(30):
             waits = asyncio.create_task(store.wait_for_work(["q"], LONG))
             await await_until(lambda: names_on(path) > 0)
             with connected(path) as connection, connection:
@@ -442,7 +442,7 @@ def test_a_worker_that_waits_is_woken_by_the_callers_commit(tmp_path: Path, dela
 @pytest.mark.usefixtures("no_looks")
 def test_who_waits_for_a_result_is_woken_by_the_callers_commit(tmp_path: Path) -> None:
     async def scenario() -> None:
-        async with shop(tmp_path) as (store, path), asyncio.timeout(20):
+        async with shop(tmp_path) as (store, path), asyncio.timeout(30):
             task = await claimed(store)
             waits = asyncio.create_task(store.wait_finished([task.id], LONG))
             await await_until(lambda: names_on(path) > 0)
@@ -458,7 +458,7 @@ def test_who_waits_for_a_result_is_woken_by_the_callers_commit(tmp_path: Path) -
 @pytest.mark.usefixtures("no_looks")
 def test_after_a_rollback_who_waits_is_still_woken_by_the_next(tmp_path: Path) -> None:
     async def scenario() -> None:
-        async with shop(tmp_path) as (store, path), asyncio.timeout(20):
+        async with shop(tmp_path) as (store, path), asyncio.timeout(30):
             task = await claimed(store)
             waits = asyncio.create_task(store.wait_finished([task.id], LONG))
             await await_until(lambda: names_on(path) > 0)
@@ -475,7 +475,7 @@ def test_who_is_not_told_finds_out_by_himself(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr("omniq_local.sqlite.database.CALLER_PATIENCE", 0.0)
 
     async def scenario() -> None:
-        async with shop(tmp_path) as (store, path), asyncio.timeout(20):
+        async with shop(tmp_path) as (store, path), asyncio.timeout(30):
             waits = asyncio.create_task(store.wait_for_work(["q"], LONG))
             await await_until(lambda: names_on(path) > 0)
             with connected(path) as connection:

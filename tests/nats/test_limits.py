@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -14,6 +15,7 @@ from omniq.errors import PayloadTooLarge, StorageUnavailable
 from omniq.storage import Finding, Severity, Storage
 from omniq.task import Failed, Succeeded, TaskError, TaskState
 from omniq.testing import await_until
+from omniq_nats.waiting import LOOK_EVERY
 from tests.nats.support import fresh, make, opened, task
 from tests.nats.test_opening import js, stream_of
 from tests.servers.nats import NatsServer
@@ -117,9 +119,11 @@ async def test_an_idle_wait_asks_once_in_five_seconds(nats_server: NatsServer) -
         await storage.enqueue([task(run_at=timedelta(days=1)) for _ in range(50)])
         waits = asyncio.create_task(storage.wait_for_work(["work", "other"], 60))
         await asyncio.sleep(0.5)
-        before = nats_server.received
+        before, began = nats_server.received, time.monotonic()
         await asyncio.sleep(4)
-        assert nats_server.received - before <= 1
+        requests = nats_server.received - before
+        # On a busy machine the four seconds may be more than five.
+        assert requests <= 1 + (time.monotonic() - began) // LOOK_EVERY
         waits.cancel()
 
 

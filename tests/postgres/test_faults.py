@@ -63,7 +63,7 @@ async def test_connections_that_are_terminated_are_made_anew(server: PostgresSer
             (answer,) = await store.enqueue([new_task()])
             assert answer.created
             assert await asyncio.to_thread(store.enqueue_blocking, [new_task()])
-        await asyncio.wait_for(waits, 20)
+        await asyncio.wait_for(waits, 30)
         assert await counts(store) == {TaskState.READY: 6}
 
 
@@ -79,7 +79,7 @@ async def test_whoever_waits_while_connections_are_terminated_hears_nevertheless
         terminate_everyone(server.url)
         await other.finish([done(claimed)])
         await other.enqueue([new_task(queue="other")])
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(30):
             assert await ends == {entry.id}
             await works
 

@@ -265,7 +265,7 @@ def test_a_waiting_worker_hears_of_a_task_once_it_is_committed(
                 await store.join(connection).aenqueue([new_task()])
                 await asyncio.sleep(0.1)
                 assert not waits.done()
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(30):
                 await waits
 
     run(store, wait())

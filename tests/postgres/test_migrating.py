@@ -168,7 +168,7 @@ async def test_a_process_that_stands_still_while_it_migrates_does_not_keep_the_o
         await connection.execute("BEGIN")
         await connection.execute("SELECT pg_advisory_xact_lock($1)", [settings_of(storage_url).names.lock])
         await connection.execute(script.encode(), prepare=False)
-        async with asyncio.timeout(20), opened(storage_url) as store:
+        async with asyncio.timeout(30), opened(storage_url) as store:
             assert (await store.enqueue([new_task()]))[0].created
         with pytest.raises(psycopg.errors.IdleInTransactionSessionTimeout):
             await connection.execute("COMMIT")

@@ -74,7 +74,7 @@ async def test_waits_end_without_messages(url: str) -> None:
         works = asyncio.create_task(store.wait_for_work(["q"], 60))
         await asyncio.sleep(0.2)
         (entry,) = await other.enqueue([new_task()])
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             await works
             (claimed,) = await take(store)
             ends = asyncio.create_task(other.wait_finished([entry.id], 60))
@@ -162,7 +162,7 @@ async def test_one_that_pools_by_session_is_used_as_the_server_itself_is(session
         works = asyncio.create_task(store.wait_for_work(["q"], 60))
         await await_until(lambda: bool(store._session and store._session.waiting._listener._channels), 20, "to listen")
         (entry,) = await other.enqueue([new_task()])
-        await asyncio.wait_for(works, 20)
+        await asyncio.wait_for(works, 30)
         assert [task.id for task in await take(store)] == [entry.id]
         # What it did not take along with the connection is set nevertheless.
         async with connection_of(url) as connection:

@@ -68,7 +68,7 @@ async def test_who_is_not_told_looks_for_himself(storage_url: str) -> None:
         waits = asyncio.create_task(store.wait_for_work(["q"], 60))
         await asyncio.sleep(0.1)
         await other.enqueue([new_task()])
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             await waits
 
 
@@ -158,10 +158,10 @@ async def test_a_message_of_somebody_else_does_no_harm(
         assert not ends.done()
         assert caplog.text == "", "one of them was not understood"
         await store.enqueue([new_task()])
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(30):
             await works
         await store.cancel([entry.id])
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(30):
             assert await ends == {entry.id}
 
 
@@ -174,7 +174,7 @@ async def test_a_far_task_does_not_wake_who_waits(storage_url: str) -> None:
         await asyncio.sleep(0.3)
         assert not waits.done()
         await other.enqueue([new_task(run_at=timedelta(seconds=0.3))])
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(30):
             await waits
 
 
@@ -187,5 +187,5 @@ async def test_closing_tells_what_was_to_be_told(storage_url: str) -> None:
         async with opened(storage_url) as other:
             await other.finish([done(claimed[1])])
             await other.finish([Cancelled(id=claimed[0].id, delivery=claimed[0].delivery)])
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(30):
             assert await ends == {entry.id}

@@ -119,7 +119,7 @@ def test_a_failover_loses_nothing_that_the_replica_had_and_work_goes_on(guarded:
             waiter = asyncio.create_task(store.wait_finished([claimed[0].id], 30))
             guarded.master.kill()
             assert await asyncio.wait_for(store.finish(done(claimed)), 30) == [True] * 5
-            assert await asyncio.wait_for(waiter, 10) == {claimed[0].id}
+            assert await asyncio.wait_for(waiter, 30) == {claimed[0].id}
             assert None not in await store.get([one.id for one in stored])
             answers = await asyncio.to_thread(store.enqueue_blocking, [new_task()])
             assert answers is not None
@@ -127,7 +127,7 @@ def test_a_failover_loses_nothing_that_the_replica_had_and_work_goes_on(guarded:
             worker = asyncio.create_task(store.wait_for_work(["q"], 60))
             await asyncio.sleep(0.1)
             await store.enqueue([new_task()])
-            await asyncio.wait_for(worker, 10)
+            await asyncio.wait_for(worker, 30)
 
     asyncio.run(scenario())
 
@@ -166,8 +166,8 @@ def test_a_server_that_cannot_be_written_to_is_tried_until_it_can(tmp_path: Path
                 assert not waiting.done()
                 assert not thread.done()
                 server.ask("REPLICAOF", "NO", "ONE")
-                assert (await asyncio.wait_for(waiting, 10))[0].created
-                assert await asyncio.wait_for(thread, 10) is not None
+                assert (await asyncio.wait_for(waiting, 30))[0].created
+                assert await asyncio.wait_for(thread, 30) is not None
                 assert await finish_all(store) >= 2
 
     asyncio.run(scenario())
@@ -201,7 +201,7 @@ def test_a_slot_of_the_cluster_that_moves_is_followed(redis_cluster: RedisCluste
             await asyncio.sleep(0.1)
             async with opened(redis_cluster.url, namespace) as other:
                 await other.enqueue([new_task()])
-            await asyncio.wait_for(worker, 10)
+            await asyncio.wait_for(worker, 30)
             _move(redis_cluster, slot, target, source)
 
     asyncio.run(scenario())

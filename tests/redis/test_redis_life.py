@@ -129,9 +129,9 @@ def test_an_operation_on_a_storage_that_is_not_open_says_so(redis_server: RedisS
         ends = asyncio.create_task(store.wait_finished([(await store.enqueue([new_task(queue="r")]))[0].id], 60))
         await asyncio.sleep(0.05)
         await store.close()
-        await asyncio.wait_for(waits, 10)
+        await asyncio.wait_for(waits, 30)
         with pytest.raises(StorageUnavailable):
-            await asyncio.wait_for(ends, 10)
+            await asyncio.wait_for(ends, 30)
         with pytest.raises(StorageUnavailable, match=r"open\(\)"):
             await store.now()
 
@@ -269,8 +269,8 @@ def test_calls_wait_for_a_server_that_comes_back(tmp_path: Path) -> None:
                 thread = asyncio.create_task(asyncio.to_thread(store.enqueue_blocking, [new_task()]))
                 await asyncio.sleep(0.2)
                 server.start()
-                assert all(answer[0].created for answer in await asyncio.wait_for(asyncio.gather(*waiting), 10))
-                answers = await asyncio.wait_for(thread, 10)
+                assert all(answer[0].created for answer in await asyncio.wait_for(asyncio.gather(*waiting), 30))
+                answers = await asyncio.wait_for(thread, 30)
                 assert answers is not None
                 assert await finish_all(store) == 6
 
@@ -284,12 +284,12 @@ def test_a_server_that_stays_away_is_unavailable_after_a_bounded_time(tmp_path: 
                 assert store.enqueue_blocking([new_task()]) is not None
                 server.kill()
                 with pytest.raises(StorageUnavailable) as caught:
-                    await asyncio.wait_for(store.enqueue([new_task()]), 10)
+                    await asyncio.wait_for(store.enqueue([new_task()]), 30)
                 assert caught.value.__cause__ is not None
                 with pytest.raises(StorageUnavailable):
-                    await asyncio.wait_for(asyncio.to_thread(store.enqueue_blocking, [new_task()]), 10)
+                    await asyncio.wait_for(asyncio.to_thread(store.enqueue_blocking, [new_task()]), 30)
                 with pytest.raises(StorageUnavailable):
-                    await asyncio.wait_for(store.wait_for_work(["q"], 60), 10)
+                    await asyncio.wait_for(store.wait_for_work(["q"], 60), 30)
 
     asyncio.run(scenario())
 
@@ -301,9 +301,9 @@ def test_a_server_that_answers_nothing_is_given_up_and_found_again(tmp_path: Pat
                 await store.enqueue([new_task()])
                 server.suspend()
                 with pytest.raises(StorageUnavailable):
-                    await asyncio.wait_for(store.enqueue([new_task()]), 10)
+                    await asyncio.wait_for(store.enqueue([new_task()]), 30)
                 with pytest.raises(StorageUnavailable):
-                    await asyncio.wait_for(asyncio.to_thread(store.enqueue_blocking, [new_task()]), 10)
+                    await asyncio.wait_for(asyncio.to_thread(store.enqueue_blocking, [new_task()]), 30)
                 server.resume()
                 await store.enqueue([new_task()])
                 assert len(await take(store)) >= 2

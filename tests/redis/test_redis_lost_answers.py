@@ -122,7 +122,7 @@ def test_an_operation_whose_answer_is_lost_is_done_once(
             # So that the script is known, and its first answer is the one that counts.
             redis_server.ask("SCRIPT", "LOAD", script(name).source.decode())
             cut = lose_answer(proxy, name)
-            await asyncio.wait_for(act(), 10)
+            await asyncio.wait_for(act(), 30)
             assert cut.happened
             assert await seen(store) == expected
 
@@ -159,8 +159,8 @@ def test_a_network_that_resets_every_connection_is_waited_for(
             thread = asyncio.create_task(asyncio.to_thread(store.enqueue_blocking, [new_task()]))
             await asyncio.sleep(0.2)
             proxy.pass_on()
-            assert (await asyncio.wait_for(waiting, 10))[0].created
-            assert await asyncio.wait_for(thread, 10) is not None
+            assert (await asyncio.wait_for(waiting, 30))[0].created
+            assert await asyncio.wait_for(thread, 30) is not None
             assert len(await take(store)) == 4
 
     asyncio.run(scenario())

@@ -155,8 +155,8 @@ def test_a_user_who_is_limited_to_the_namespace_can_do_everything(
             claimed = await take(store)
             await store.heartbeat("w", [], 30)
             await store.finish(done(claimed))
-            await asyncio.wait_for(worker, 10)
-            assert await asyncio.wait_for(ends, 10) == {stored[0].id}
+            await asyncio.wait_for(worker, 30)
+            assert await asyncio.wait_for(ends, 30) == {stored[0].id}
             assert (await only(store, stored[0].id)).state is TaskState.SUCCEEDED
             assert len(await store.list_tasks(TaskQuery())) == 4
             schedule = Schedule(id="s", task=new_task(), trigger="[]", next_run=await store.now())
@@ -197,7 +197,7 @@ def test_a_user_who_may_not_subscribe_finds_work_by_looking(
             worker = asyncio.create_task(store.wait_for_work(["q"], 60))
             await asyncio.sleep(0.1)
             await store.enqueue([new_task()])
-            await asyncio.wait_for(worker, 10)
+            await asyncio.wait_for(worker, 30)
 
     asyncio.run(scenario())
     assert "look by themselves" in caplog.text
@@ -253,7 +253,7 @@ def test_a_connection_can_be_encrypted(redis_server: RedisServer, namespace: str
                 worker = asyncio.create_task(store.wait_for_work(["r"], 60))
                 await asyncio.sleep(0.1)
                 await store.enqueue([new_task(queue="r")])
-                await asyncio.wait_for(worker, 10)
+                await asyncio.wait_for(worker, 30)
                 assert len(await take(store)) == 2
                 assert len((await only(store, stored.id)).body) == 1_000_000
             with pytest.raises(StorageUnavailable, match="certificate"):

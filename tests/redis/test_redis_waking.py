@@ -112,7 +112,7 @@ def test_a_name_whose_owner_died_takes_no_call_from_another(redis_server: RedisS
             redis_server.ask("ZADD", f"{{{namespace}}}:idle:q", 1, "of-a-dead-process:1", 2, "of-another:7")
             worker = await waits(redis_server, namespace, store)
             await producer.enqueue([new_task()])
-            await asyncio.wait_for(worker, 10)
+            await asyncio.wait_for(worker, 30)
             assert names_in(redis_server, namespace) == 0
 
     asyncio.run(scenario())
@@ -131,7 +131,7 @@ def test_who_is_called_but_waits_no_longer_passes_the_call_on(redis_server: Redi
             worker = await waits(redis_server, namespace, idle)
             assert names_in(redis_server, namespace) == 2, "the name of one who may wait again at once stays"
             await producer.enqueue([new_task()])
-            await asyncio.wait_for(worker, 10)
+            await asyncio.wait_for(worker, 30)
 
     asyncio.run(scenario())
 
@@ -159,7 +159,7 @@ def test_who_is_called_and_gives_up_passes_the_call_on(
             await asyncio.gather(gone, return_exceptions=True)
             await leaving.close()
             assert gone.cancelled()
-            await asyncio.wait_for(worker, 10)
+            await asyncio.wait_for(worker, 30)
 
     asyncio.run(scenario())
 
@@ -175,7 +175,7 @@ def test_all_who_wait_hear_of_a_time_that_is_sooner(redis_server: RedisServer, n
             claimed = await take(producer)
             workers = [await waits(redis_server, namespace, store) for store in (first, second)]
             await producer.finish([Retry(id=claimed[0].id, delivery=1, delay=0.2)])
-            await asyncio.wait_for(asyncio.wait(workers, return_when=asyncio.FIRST_COMPLETED), 10)
+            await asyncio.wait_for(asyncio.wait(workers, return_when=asyncio.FIRST_COMPLETED), 30)
             assert len(await take(producer)) == 1
             for worker in workers:
                 worker.cancel()
@@ -191,7 +191,7 @@ def test_a_schedule_that_is_put_forward_wakes_in_time(redis_server: RedisServer,
             worker = await waits(redis_server, namespace, store)
             soon = await other.now() + timedelta(seconds=0.2)
             await other.put_schedule(Schedule(id="s", task=new_task(), trigger="[]", next_run=soon))
-            await asyncio.wait_for(worker, 10)
+            await asyncio.wait_for(worker, 30)
             assert [schedule.id for schedule in await store.due_schedules(1)] == ["s"]
 
     asyncio.run(scenario())
@@ -203,7 +203,7 @@ def test_a_call_that_is_lost_costs_a_look(redis_server: RedisServer, namespace: 
             worker = await waits(redis_server, namespace, store)
             redis_server.ask("DEL", f"{{{namespace}}}:idle:q")
             await producer.enqueue([new_task()])
-            await asyncio.wait_for(worker, 10)
+            await asyncio.wait_for(worker, 30)
 
     asyncio.run(scenario())
 
@@ -217,7 +217,7 @@ def test_an_end_whose_message_is_lost_costs_a_look(redis_server: RedisServer, na
             await await_until(lambda: redis_server.ask("HLEN", key) == 1)
             redis_server.ask("DEL", key)
             await other.finish(done(await take(other)))
-            assert await asyncio.wait_for(ends, 10) == {stored.id}
+            assert await asyncio.wait_for(ends, 30) == {stored.id}
             assert redis_server.ask("EXISTS", key) == 0
 
     asyncio.run(scenario())
@@ -241,7 +241,7 @@ def test_who_waits_is_called_after_his_subscription_was_cut(
             await await_until(lambda: subscribers(redis_server, namespace) == 1)
             await other.enqueue([new_task()])
             await other.cancel([stored.id])
-            await asyncio.wait_for(waiter, 10)
+            await asyncio.wait_for(waiter, 30)
 
     asyncio.run(scenario())
 
@@ -318,6 +318,6 @@ def test_who_waits_is_called_though_his_subscription_died_without_a_word(
                 await await_until(lambda: listeners(redis_server) - before)
                 await other.enqueue([new_task()])
                 await other.cancel([stored.id])
-                await asyncio.wait_for(waiter, 10)
+                await asyncio.wait_for(waiter, 30)
 
     asyncio.run(scenario())
