@@ -45,7 +45,7 @@ def test_a_signal_to_a_child_of_a_task_ends_that_child_alone(hazards: TaskQueue,
             1,
         ]
 
-    assert task(hazards, "add").enqueue(1, 2).result(20) == 3
+    assert task(hazards, "add").enqueue(1, 2).result(30) == 3
     assert worker.stop() == 0
     assert worker.stderr.count("SIGTERM") == 1
     assert "SIGINT" not in worker.stderr
@@ -55,8 +55,8 @@ def test_threads_and_children_that_tasks_leave_behind_do_not_keep_the_process(
     hazards: TaskQueue, start: Callable[..., Program]
 ) -> None:
     worker = start("worker", "hazards:queue", "--grace", "0.5")
-    task(hazards, "leave_everything").enqueue().result(20)
-    task(hazards, "leave_a_stubborn_coroutine").enqueue().result(20)
+    task(hazards, "leave_everything").enqueue().result(30)
+    task(hazards, "leave_a_stubborn_coroutine").enqueue().result(30)
     handles = [task(hazards, "leave_a_thread").enqueue() for _ in range(40)]
     wait_until(lambda: all(handle.task().state is TaskState.RUNNING for handle in handles), 20)
 
@@ -136,12 +136,12 @@ def test_what_ends_a_program_ends_in_a_coroutine_of_a_task_that_task_alone(
     wait_until((folder / "here").exists, 20)
     for how, error in (("exit", "SystemExit"), ("interrupt", "KeyboardInterrupt")):
         with pytest.raises(TaskFailed, match=error):
-            task(hazards, "exit_in_a_child").enqueue(how).result(20)
+            task(hazards, "exit_in_a_child").enqueue(how).result(30)
         worker.says(f"{error} in a coroutine or callback of a task would have ended the worker, which goes on")
-    assert task(hazards, "exit_in_a_child").enqueue("stop").result(20) is None
+    assert task(hazards, "exit_in_a_child").enqueue("stop").result(30) is None
     (folder / "flag").touch()
 
-    assert neighbour.result(20) == "ended"
+    assert neighbour.result(30) == "ended"
     assert worker.stop() == 0
 
 

@@ -25,7 +25,7 @@ def test_a_waiting_task_is_cancelled_at_once_and_never_starts(queue: TaskQueue, 
     assert handle.cancel() is False
     assert handle.task().state is TaskState.CANCELLED
     with working(queue), pytest.raises(TaskCancelled, match=handle.id) as caught:
-        handle.result(10)
+        handle.result(30)
     assert caught.value.task_id == handle.id
     assert control.task().state is TaskState.SCHEDULED
 
@@ -49,7 +49,7 @@ async def test_a_running_coroutine_is_cancelled_by_an_error_that_it_can_clean_up
         await started.wait()
         assert await handle.acancel() is True
         with pytest.raises(TaskCancelled):
-            await handle.aresult(10)
+            await handle.aresult(30)
     assert cleaned.is_set()
     record = await handle.atask()
     assert (record.state, record.attempt) == (TaskState.CANCELLED, 1)
@@ -89,8 +89,8 @@ async def test_a_coroutine_that_swallows_its_cancellation_keeps_its_result(queue
     async with queue.worker(lease=0.3):
         await started.wait()
         await handle.acancel()
-        assert await handle.aresult(10) == "done all the same"
-        assert await (await after.aenqueue()).aresult(10) == "still here"
+        assert await handle.aresult(30) == "done all the same"
+        assert await (await after.aenqueue()).aresult(30) == "still here"
 
 
 @pytest.mark.parametrize("how", ["returns", "raises"])
@@ -107,7 +107,7 @@ def test_a_thread_that_looks_can_stop_itself(queue: TaskQueue, how: str) -> None
         wait_until(lambda: handle.task().state is TaskState.RUNNING)
         handle.cancel()
         with pytest.raises(TaskCancelled):
-            handle.result(10)
+            handle.result(30)
     assert handle.task().result is None
 
 
@@ -122,7 +122,7 @@ def test_a_thread_that_never_looks_keeps_its_result(queue: TaskQueue, gate: Gate
         wait_until(lambda: gate.arrived == 1)
         handle.cancel()
         gate.open()
-        assert handle.result(10) == "done all the same"
+        assert handle.result(30) == "done all the same"
 
 
 def test_a_task_that_fails_after_it_was_asked_to_stop_is_cancelled_and_not_retried(
@@ -139,7 +139,7 @@ def test_a_task_that_fails_after_it_was_asked_to_stop_is_cancelled_and_not_retri
         handle.cancel()
         gate.open()
         with pytest.raises(TaskCancelled):
-            handle.result(10)
+            handle.result(30)
     assert handle.task().attempt == 1
 
 
@@ -153,7 +153,7 @@ def test_a_task_that_waits_for_its_retry_can_be_cancelled(queue: TaskQueue) -> N
         wait_until(lambda: handle.task().state is TaskState.SCHEDULED)
         assert handle.cancel() is True
         with pytest.raises(TaskCancelled):
-            handle.result(10)
+            handle.result(30)
 
 
 async def test_a_task_that_was_asked_to_stop_is_not_put_back_by_a_worker_that_stops(queue: TaskQueue) -> None:
@@ -187,4 +187,4 @@ def test_a_cancelled_task_can_be_made_to_run_again(make_queue: MakeQueue, kind: 
     handle.cancel()
     assert queue.retry(handle.id) is True
     with working(queue):
-        assert handle.result(10) == 42
+        assert handle.result(30) == 42

@@ -260,9 +260,9 @@ def test_coroutines_enqueue_them_too(queue: TaskQueue) -> None:
     async def scenario() -> None:
         async with queue, queue.worker():
             handle = await queue.aenqueue(lambda: threading.current_thread().name)
-            assert "omniq-thread" in await handle.aresult(20)
+            assert "omniq-thread" in await handle.aresult(30)
             loop = await queue.aenqueue(add, 1)
-            assert await loop.aresult(20) == 2
+            assert await loop.aresult(30) == 2
 
     asyncio.run(scenario())
 

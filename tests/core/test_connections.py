@@ -74,7 +74,7 @@ def test_it_can_be_used_without_a_loop_between_and_after_loops(queue: TaskQueue)
 
     assert asyncio.run(work()) == 1
     with working(queue):
-        assert second.result(10) == 2
+        assert second.result(30) == 2
     assert first.result(0) == 1
 
 
@@ -85,7 +85,7 @@ async def test_synchronous_calls_that_wait_are_refused_on_a_running_loop(queue: 
     # The worker is on this very loop: to wait here would be to wait for ever.
     async with queue.worker():
         calls: dict[str, Callable[[], object]] = {
-            "aresult": lambda: handle.result(10),
+            "aresult": lambda: handle.result(30),
             "atask": handle.task,
             "acancel": handle.cancel,
             "astats": queue.stats,
@@ -118,7 +118,7 @@ async def test_a_forgotten_a_is_an_error_and_the_task_is_stored_once(queue: Task
     with pytest.warns(RuntimeWarning, match="await ….aenqueue"):
         handle = queue.enqueue(echo, 2)
     async with queue.worker():
-        assert await handle.aresult(10) == 2
+        assert await handle.aresult(30) == 2
     await queue.aclose()
 
 
@@ -202,7 +202,7 @@ def test_whatever_is_under_way_on_the_background_loop_ends_with_it() -> None:
         started.wait()
         portal.stop()
         with pytest.raises(StorageUnavailable, match="closed while this call was under way"):
-            waiting.result(10)
+            waiting.result(30)
 
     async def answer() -> int:
         return 42
@@ -324,9 +324,9 @@ def test_a_worker_in_a_child_runs_what_its_parent_enqueued(queue: TaskQueue, url
 
     def work() -> None:
         with working(queue):
-            assert handle.result(10) == 7
+            assert handle.result(30) == 7
         queue.close()
 
     in_a_child(work)
     if not url.startswith("memory"):
-        assert handle.result(10) == 7
+        assert handle.result(30) == 7

@@ -42,7 +42,7 @@ def test_a_task_is_known_where_its_context_goes_and_elsewhere_the_error_says_wha
 
     with working(queue):
         handle = ask.enqueue()
-        assert handle.result(20) == [handle.id] * 4
+        assert handle.result(30) == [handle.id] * 4
 
 
 @pytest.mark.parametrize("kind", ["coroutine", "thread"])
@@ -60,7 +60,7 @@ def test_a_task_knows_itself(queue: TaskQueue, kind: str) -> None:
     handle = task.enqueue()
 
     with working(queue):
-        assert handle.result(10) == [handle.id, "describe", "mail", 1, 7, False]
+        assert handle.result(30) == [handle.id, "describe", "mail", 1, 7, False]
     with pytest.raises(RuntimeError):
         current_task()
 
@@ -86,7 +86,7 @@ def test_a_task_can_ask_to_run_again(queue: TaskQueue, kind: str) -> None:
     handle = queue.task(max_retries=2, retry=Fixed(3600), retry_on=())(function).enqueue()
 
     with working(queue):
-        assert handle.result(10) == 3
+        assert handle.result(30) == 3
 
 
 @pytest.mark.parametrize("delay", [60, timedelta(minutes=1), None])
@@ -115,7 +115,7 @@ def test_a_task_that_asks_to_run_again_fails_when_no_retries_are_left(queue: Tas
 
     handle = again.enqueue()
     with working(queue), pytest.raises(TaskFailed, match="still locked in attempt 2"):
-        handle.result(10)
+        handle.result(30)
 
 
 def test_a_task_can_fail_for_good_whatever_retries_are_left(queue: TaskQueue) -> None:
@@ -125,7 +125,7 @@ def test_a_task_can_fail_for_good_whatever_retries_are_left(queue: TaskQueue) ->
 
     handle = give_up.enqueue()
     with working(queue), pytest.raises(TaskFailed, match="no such customer"):
-        handle.result(10)
+        handle.result(30)
     assert handle.task().attempt == 1
 
 
@@ -137,7 +137,7 @@ def test_a_wrong_delay_is_the_tasks_own_error(queue: TaskQueue, delay: Any) -> N
 
     handle = again.enqueue()
     with working(queue), pytest.raises(TaskFailed, match=r"(Type|Value)Error: delay must be"):
-        handle.result(10)
+        handle.result(30)
 
 
 # Progress
@@ -167,7 +167,7 @@ def test_progress_is_seen_while_the_task_runs_and_stays_with_its_record(
         # The latest word, not the first.
         wait_until(lambda: handle.task().progress == Progress(done=50, total=100, note="writing"))
         gate.open()
-        handle.result(10)
+        handle.result(30)
     assert handle.task().progress == Progress(done=50, total=100, note="writing")
 
 
@@ -187,7 +187,7 @@ def test_progress_that_makes_no_sense_is_refused(queue: TaskQueue, arguments: di
 
     handle = wrong.enqueue()
     with working(queue), pytest.raises(TaskFailed, match=message):
-        handle.result(10)
+        handle.result(30)
 
 
 # Context variables

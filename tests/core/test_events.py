@@ -113,9 +113,9 @@ def test_whoever_listens_is_told_of_a_tasks_way(
     assert [details["task"].id for details in listener.of("enqueued")] == [good.id, bad.id]
 
     with working(queue, queues=["default"]) as worker:
-        assert good.result(10) == 1
+        assert good.result(30) == 1
         with pytest.raises(TaskFailed, match="not 0"):
-            bad.result(10)
+            bad.result(30)
         wait_until(lambda: listener.of("succeeded") and listener.of("failed"))
 
     assert {details["worker"] for name, details in listener.heard if name != "enqueued"} == {worker.id}
@@ -194,7 +194,7 @@ async def test_whoever_listens_is_told_of_a_task_that_was_taken_back(
     await await_until(_lapsed(storage, task))
 
     async with queue.worker(recover_every=0.05) as worker:
-        await handle.aresult(10)
+        await handle.aresult(30)
         await await_until(lambda: listener.of("recovered"))
 
     (recovered,) = listener.of("recovered")

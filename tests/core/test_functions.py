@@ -304,7 +304,7 @@ def test_whatever_can_be_called_can_be_a_task(private: TaskQueue, function: Call
     handle = task.enqueue("3" if isinstance(expected, str) else 3)
 
     with working(private):
-        assert handle.result(10) == expected
+        assert handle.result(30) == expected
 
 
 def test_a_task_of_one_queue_can_be_declared_for_another_too(private: TaskQueue) -> None:
@@ -319,7 +319,7 @@ def test_a_task_of_one_queue_can_be_declared_for_another_too(private: TaskQueue)
         assert handle.task().is_async
         assert list(other.tasks()) == []
         with working(private):
-            assert handle.result(10) == "done: bread"
+            assert handle.result(30) == "done: bread"
 
 
 # Enqueueing what is not this queue's
@@ -378,7 +378,7 @@ def test_a_policy_that_no_plugin_brings_works_where_it_is_declared_in_code(priva
 
     handle = fail.enqueue()
     with working(private), pytest.raises(Exception, match="ValueError"):
-        handle.result(10)
+        handle.result(30)
     assert len(attempts) == 3
     assert handle.task().retry is None, "only the worker knows it"
 

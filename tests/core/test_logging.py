@@ -29,9 +29,9 @@ def test_every_word_about_a_task_carries_its_id_name_and_queue(
 
     good, bad = pay.enqueue(True), pay.enqueue(False)
     with working(queue):
-        good.result(10)
+        good.result(30)
         with pytest.raises(TaskFailed):
-            bad.result(10)
+            bad.result(30)
 
     for handle, last in ((good, logging.INFO), (bad, logging.ERROR)):
         records = about(caplog, handle.id)
@@ -86,7 +86,7 @@ def test_without_trouble_nothing_is_logged_at_the_usual_level(
     def note() -> None: ...
 
     with working(queue):
-        note.enqueue().result(10)
+        note.enqueue().result(30)
     assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 

@@ -100,7 +100,7 @@ def test_a_task_that_nobody_ever_knows_fails_and_says_so(make_queue: MakeQueue, 
 
     handle = of_nowhere.enqueue()
     with working(consumer), pytest.raises(TaskFailed, match=r"UnknownTask.*'of\.nowhere'"):
-        handle.result(20)
+        handle.result(30)
     assert handle.task().delivery == PUT_BACK_LIMIT + 1
 
 
@@ -140,7 +140,7 @@ def test_a_task_that_was_put_back_runs_where_its_function_is_known(make_queue: M
     with working(consumer):
         wait_until(is_put_back(producer, handle), what="the task to be put back")
     with working(producer):
-        assert handle.result(20) == 5
+        assert handle.result(30) == 5
     assert (handle.task().attempt, handle.task().error) == (1, None)
 
 
@@ -225,7 +225,7 @@ def test_arguments_of_a_newer_version_wait_for_a_worker_that_takes_them(
     with caplog.at_level(logging.WARNING, "omniq"), working(older):
         wait_until(is_put_back(newer, handle), what="the task to be put back")
     with working(newer):
-        assert handle.result(20) == expected
+        assert handle.result(30) == expected
     assert handle.task().attempt == 1
     assert "put back 1 of 20 times" in caplog.text
 
@@ -236,7 +236,7 @@ def test_arguments_that_no_worker_takes_fail_in_the_end(make_queue: MakeQueue, a
     older.task(name="task", max_retries=5)(took_keyword)
 
     with working(older), pytest.raises(TaskFailed, match=r"ArgumentsMismatch: task\(number.*'note'"):
-        handle.result(20)
+        handle.result(30)
     assert handle.task().delivery == PUT_BACK_LIMIT + 1
 
 
@@ -254,7 +254,7 @@ def test_a_payload_that_is_broken_fails_at_once(make_queue: MakeQueue, payload: 
 
     handle = queue.handle(queue.run(store()))
     with working(queue), pytest.raises(TaskFailed, match=r"^SerializationError"):
-        handle.result(20)
+        handle.result(30)
     assert handle.task().delivery == 1
 
 
@@ -266,7 +266,7 @@ def test_a_type_error_of_the_functions_own_is_no_mismatch(make_queue: MakeQueue)
         takes_keyword()  # type: ignore[call-arg]  # the mistake that the test is about
 
     with working(queue), pytest.raises(TaskFailed, match=r"^TypeError"):
-        task.enqueue().result(20)
+        task.enqueue().result(30)
 
 
 def test_a_mismatch_that_a_task_meets_in_its_own_work_is_its_error(make_queue: MakeQueue) -> None:
@@ -277,7 +277,7 @@ def test_a_mismatch_that_a_task_meets_in_its_own_work_is_its_error(make_queue: M
         raise ArgumentsMismatch("of another task's record")
 
     with working(queue), pytest.raises(TaskFailed, match=r"^ArgumentsMismatch: of another"):
-        task.enqueue().result(20)
+        task.enqueue().result(30)
     assert issubclass(ArgumentsMismatch, SerializationError)
 
 

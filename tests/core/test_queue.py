@@ -53,9 +53,9 @@ def test_a_call_of_either_kind_of_function_gives_what_the_function_returned(queu
         return a, len(rest), flag, named
 
     with working(queue):
-        assert add.enqueue(2).result(10) == 3
-        assert add.enqueue(2, b=5).result(10) == 7
-        assert pair.enqueue(1, "x", "y", flag=True, z=0.5).result(10) == (1, 2, True, {"z": 0.5})
+        assert add.enqueue(2).result(30) == 3
+        assert add.enqueue(2, b=5).result(30) == 7
+        assert pair.enqueue(1, "x", "y", flag=True, z=0.5).result(30) == (1, 2, True, {"z": 0.5})
 
 
 async def test_a_coroutine_can_enqueue_and_await_the_result(queue: TaskQueue) -> None:
@@ -69,7 +69,7 @@ async def test_a_coroutine_can_enqueue_and_await_the_result(queue: TaskQueue) ->
 
     async with queue.worker():
         assert await (await add.aenqueue(2)) == 3
-        assert await (await queue.aenqueue(twice, 4)).aresult(10) == 8
+        assert await (await queue.aenqueue(twice, 4)).aresult(30) == 8
 
 
 def test_a_function_can_be_enqueued_through_the_queue(queue: TaskQueue) -> None:
@@ -79,7 +79,7 @@ def test_a_function_can_be_enqueued_through_the_queue(queue: TaskQueue) -> None:
 
     handle = queue.enqueue(twice, a=4)
     with working(queue):
-        assert handle.result(10) == 8
+        assert handle.result(30) == 8
 
 
 def test_a_thousand_and_more_calls_of_several_functions_give_their_handles_in_order(queue: TaskQueue) -> None:
@@ -166,8 +166,8 @@ def test_a_result_can_be_read_many_times_and_by_whoever_knows_the_id(make_queue:
     handle = producer.functions["join"].enqueue(["a", "b"], separator="-")
 
     with working(elsewhere):
-        assert handle.result(10) == "a-b"
-        assert handle.result(10) == "a-b"
+        assert handle.result(30) == "a-b"
+        assert handle.result(30) == "a-b"
 
     assert elsewhere.handle(handle.id).result(0) == "a-b"
     assert make_queue().handle(handle.id).result(0) == "a-b"
@@ -181,7 +181,7 @@ async def test_several_can_wait_for_one_result(queue: TaskQueue) -> None:
         return 42
 
     handle = await answer.aenqueue()
-    waiting = [asyncio.create_task(handle.aresult(10)) for _ in range(5)]
+    waiting = [asyncio.create_task(handle.aresult(30)) for _ in range(5)]
     async with queue.worker():
         assert await asyncio.gather(*waiting) == [42] * 5
 
@@ -194,7 +194,7 @@ def test_a_result_comes_back_as_the_type_that_the_function_names(queue: TaskQueu
     at = datetime(2030, 1, 1, tzinfo=UTC)
     handle = parent.enqueue(Path("/srv/a.png"), at)
     with working(queue):
-        assert handle.result(10) == (Path("/srv"), at + timedelta(days=1))
+        assert handle.result(30) == (Path("/srv"), at + timedelta(days=1))
     assert handle.task().args == (Path("/srv/a.png"), at)
     assert handle.task().result == (Path("/srv"), at + timedelta(days=1))
 
@@ -205,7 +205,7 @@ def test_a_function_that_returns_nothing_gives_none(queue: TaskQueue) -> None:
 
     handle = nothing.enqueue()
     with working(queue):
-        handle.result(10)
+        handle.result(30)
     assert handle.task().state == "succeeded"
 
 
@@ -222,7 +222,7 @@ def test_a_task_that_has_not_ended_in_time_goes_on(queue: TaskQueue, timeout: fl
 
     assert isinstance(caught.value, TimeoutError)
     with working(queue):
-        assert handle.result(10) == 42
+        assert handle.result(30) == 42
 
 
 async def test_a_coroutine_that_waits_for_a_result_can_be_cancelled(queue: TaskQueue) -> None:
@@ -236,14 +236,14 @@ async def test_a_coroutine_that_waits_for_a_result_can_be_cancelled(queue: TaskQ
             await handle
 
     async with queue.worker():
-        assert await handle.aresult(10) == 42
+        assert await handle.aresult(30) == 42
 
 
 def test_an_id_that_is_not_in_the_store_is_a_lookup_error(queue: TaskQueue) -> None:
     handle = queue.handle(new_id())
 
     with pytest.raises(TaskNotFound, match=handle.id) as caught:
-        handle.result(5)
+        handle.result(30)
     assert isinstance(caught.value, LookupError)
     with pytest.raises(TaskNotFound):
         handle.task()
@@ -264,7 +264,7 @@ def test_a_failed_task_gives_the_error_with_the_workers_traceback(queue: TaskQue
     handle = task.enqueue()
 
     with working(queue), pytest.raises(TaskFailed) as caught:
-        handle.result(10)
+        handle.result(30)
 
     text = str(caught.value)
     assert "test_queue.Broken: no such shop" in text
@@ -290,7 +290,7 @@ def test_a_task_runs_again_until_it_succeeds_and_keeps_the_last_error_meanwhile(
 
     handle = third_time.enqueue()
     with working(queue):
-        assert handle.result(10) == 3
+        assert handle.result(30) == 3
     assert handle.task().attempt == 3
 
 
@@ -304,7 +304,7 @@ def test_a_task_fails_when_no_retries_are_left(queue: TaskQueue) -> None:
 
     handle = never.enqueue()
     with working(queue), pytest.raises(TaskFailed, match="attempt 3"):
-        handle.result(10)
+        handle.result(30)
     assert attempts == [1, 2, 3]
 
 
@@ -339,7 +339,7 @@ def test_another_queue_goes_on_with_a_retry_by_the_policy_that_travels_with_the_
     handle = task.enqueue()
 
     with working(second):
-        assert handle.result(10) == "done"
+        assert handle.result(30) == "done"
 
 
 def test_errors_that_are_not_to_be_retried_fail_at_once(queue: TaskQueue) -> None:
@@ -351,7 +351,7 @@ def test_errors_that_are_not_to_be_retried_fail_at_once(queue: TaskQueue) -> Non
     with working(queue):
         for how, last in (("key", 6), ("broken", 6), ("value", 1)):
             with pytest.raises(TaskFailed, match=f"attempt {last}"):
-                fail.enqueue(how).result(10)
+                fail.enqueue(how).result(30)
 
 
 def test_a_task_can_enqueue_and_wait_for_others(queue: TaskQueue) -> None:
@@ -365,7 +365,7 @@ def test_a_task_can_enqueue_and_wait_for_others(queue: TaskQueue) -> None:
 
     @queue.task
     def root() -> int:
-        return leaf.enqueue(1).result(10) + branch.enqueue(4).result(10)
+        return leaf.enqueue(1).result(30) + branch.enqueue(4).result(30)
 
     with working(queue):
-        assert root.enqueue().result(20) == 7
+        assert root.enqueue().result(30) == 7

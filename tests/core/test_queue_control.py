@@ -80,10 +80,10 @@ def test_a_failed_task_can_be_made_to_run_again_with_all_its_attempts(queue: Tas
     handle = fail.enqueue()
     with working(queue):
         with pytest.raises(TaskFailed):
-            handle.result(10)
+            handle.result(30)
         works.append(True)
         assert queue.retry(handle.id) is True
-        assert handle.result(10) == 1
+        assert handle.result(30) == 1
         assert queue.retry(handle.id) is False
 
 
@@ -100,7 +100,7 @@ def test_a_waiting_task_can_be_deleted_and_a_running_one_cannot(queue: TaskQueue
         assert queue.delete(running.id) is False
         assert queue.delete(new_id()) is False
         with pytest.raises(TaskNotFound):
-            waiting.result(10)
+            waiting.result(30)
         gate.open()
 
 
@@ -129,11 +129,11 @@ def test_a_paused_queue_gives_no_tasks_until_it_is_resumed(queue: TaskQueue) -> 
     assert queue.pause("mail") is False
     held = note.using(queue="mail").enqueue("held")
     with working(queue, queues=["mail", "default"]):
-        assert note.enqueue("free").result(10) == "free"
+        assert note.enqueue("free").result(30) == "free"
         assert held.task().state is TaskState.READY
         assert queue.resume("mail") is True
         assert queue.resume("mail") is False
-        assert held.result(10) == "held"
+        assert held.result(30) == "held"
 
 
 def test_a_worker_is_seen_with_what_it_runs_until_it_signs_off(queue: TaskQueue, gate: Gate) -> None:
@@ -147,5 +147,5 @@ def test_a_worker_is_seen_with_what_it_runs_until_it_signs_off(queue: TaskQueue,
         assert [(info.id, info.running) for info in seen] == [(worker.id, (handle.id,))]
         assert handle.task().worker == worker.id
         gate.open()
-        handle.result(10)
+        handle.result(30)
     assert queue.workers() == []

@@ -67,9 +67,9 @@ def test_a_queue_can_be_used_again_after_it_was_closed(queue: TaskQueue) -> None
         with queue:
             handle = answer.enqueue()
             with working(queue):
-                assert handle.result(10) == 42
+                assert handle.result(30) == 42
             queue.close()
-            assert handle.result(10) == 42
+            assert handle.result(30) == 42
     queue.close()
 
 

@@ -50,7 +50,7 @@ def test_a_delayed_task_waits_as_scheduled_until_its_time(queue: TaskQueue, form
 
     assert handle.task().state is TaskState.SCHEDULED
     with working(queue):
-        assert handle.result(10) == 42
+        assert handle.result(30) == 42
     record = handle.task()
     assert record.started_at is not None
     assert record.started_at >= record.run_at
@@ -67,7 +67,7 @@ def test_a_task_that_expired_is_not_started(queue: TaskQueue) -> None:
     wait_until(lambda: handle.task().expires_at < datetime.now(UTC))  # type: ignore[operator]  # it has one
 
     with working(queue), pytest.raises(TaskCancelled, match=handle.id):
-        handle.result(10)
+        handle.result(30)
     assert in_time.task().state is TaskState.SCHEDULED
 
 
@@ -84,10 +84,10 @@ def test_at_most_one_live_task_has_a_unique_key(queue: TaskQueue) -> None:
     assert second.id == first.id
     assert first.task().unique == "a"
     with working(queue):
-        assert second.result(10) == 1
+        assert second.result(30) == 1
         third = note.using(unique="a").enqueue(4)  # the first has ended
         assert third.created
-        assert third.result(10) == 4
+        assert third.result(30) == 4
 
 
 @pytest.mark.parametrize("end", ["failed", "cancelled"])
@@ -147,8 +147,8 @@ def test_a_record_and_its_result_are_dropped_after_their_time(
     with working(queue, recover_every=0.05):
         wait_until(lambda: queue.get(first.id) is None)
         with pytest.raises(TaskNotFound):
-            first.result(10)
-        assert second.result(10) == 2
+            first.result(30)
+        assert second.result(30) == 2
 
 
 def test_using_gives_a_copy_and_leaves_the_original_as_it_is(queue: TaskQueue) -> None:

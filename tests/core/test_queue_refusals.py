@@ -62,7 +62,7 @@ def test_arguments_over_the_limit_are_refused_when_enqueued(make_queue: MakeQueu
         length.enqueue("x" * 1000)
     assert list(queue.tasks()) == []
     with working(queue):
-        assert length.enqueue("x" * 900).result(10) == 900
+        assert length.enqueue("x" * 900).result(30) == 900
 
 
 def test_a_result_over_the_limit_fails_the_task_and_says_why(make_queue: MakeQueue) -> None:
@@ -73,10 +73,10 @@ def test_a_result_over_the_limit_fails_the_task_and_says_why(make_queue: MakeQue
         return "x" * n
 
     with working(queue):
-        assert len(long.enqueue(900).result(10)) == 900
+        assert len(long.enqueue(900).result(30)) == 900
         handle = long.enqueue(1000)
         with pytest.raises(TaskFailed, match=r"PayloadTooLarge: the result take.* limit is 1,000"):
-            handle.result(10)
+            handle.result(30)
     # Doing it again would end the same way.
     assert handle.task().attempt == 1
 
@@ -88,7 +88,7 @@ def test_a_result_that_cannot_be_encoded_fails_the_task_and_names_the_place(queu
 
     handle = make.enqueue()
     with working(queue), pytest.raises(TaskFailed, match=r"SerializationError: result\[1\]"):
-        handle.result(10)
+        handle.result(30)
     assert handle.task().attempt == 1
 
 
@@ -146,7 +146,7 @@ def test_a_serializer_that_is_not_accepted_is_never_read(make_queue: MakeQueue, 
     payload = handle.task().payload
 
     with working(consumer), pytest.raises(TaskFailed, match=r"PayloadRejected: .*'pickle'.* was not read"):
-        handle.result(10)
+        handle.result(30)
 
     assert Trap.sprung == 0
     assert handle.task().attempt == 1
@@ -165,5 +165,5 @@ def test_a_serializer_that_is_accepted_is_read(make_queue: MakeQueue, with_pickl
     handle = task.enqueue(Trap)
 
     with working(consumer):
-        assert handle.result(10) == "Trap"
+        assert handle.result(30) == "Trap"
     assert handle.task().serializer == "pickle"

@@ -328,7 +328,7 @@ def test_coroutines_and_tasks_enqueued_by_coroutines_are_signed_too(make_signing
     async def scenario() -> None:
         async with queue, queue.worker():
             handles = [await slow.aenqueue(1), *await queue.aenqueue_many([slow.call(2)])]
-            assert [await handle.aresult(20) for handle in handles] == [1, 2]
+            assert [await handle.aresult(30) for handle in handles] == [1, 2]
 
     asyncio.run(scenario())
 

@@ -169,8 +169,8 @@ def test_a_task_exists_if_and_only_if_the_callers_transaction_commits(shop: Shop
     (stats,) = shop.queue.stats()
     assert stats.counts[TaskState.READY] == len(handles), "something of what was rolled back is counted"
     with working(shop.queue):
-        assert handles[0].result(10) == 4
-        assert handles[-1].result(10) == 2 * (2 + len(handles) - 1 if enqueue is many else 2)
+        assert handles[0].result(30) == 4
+        assert handles[-1].result(30) == 2 * (2 + len(handles) - 1 if enqueue is many else 2)
     assert shop.sold() == [2]
 
 
@@ -299,7 +299,7 @@ def test_a_store_without_transactions_refuses(url: str, tmp_path: Path) -> None:
             asyncio.run(queue.aenqueue_many([task.call()], connection=object()))
         assert queue.stats() == []
         with working(queue), pytest.raises(TaskFailed, match=r"ConfigurationError: .*cannot take part"):
-            complete.enqueue().result(10)
+            complete.enqueue().result(30)
 
 
 class AsyncTransaction(CallerTransaction):
@@ -353,7 +353,7 @@ def test_with_an_asynchronous_connection_a_synchronous_call_names_its_twin() -> 
 
         handles = asyncio.run(enqueue())
         with working(queue):
-            assert [handle.result(10) for handle in handles] == ["of the transaction"] * 2
+            assert [handle.result(30) for handle in handles] == ["of the transaction"] * 2
 
 
 # Completion
@@ -391,7 +391,7 @@ def test_effects_and_completion_are_committed_together(shop: Shop, kind: str, ca
     task = declare(shop, kind, work)
     with caplog.at_level(logging.INFO, "omniq"), working(shop.queue) as worker:
         handle = task.enqueue()
-        result = handle.result(10)
+        result = handle.result(30)
         wait_until(lambda: "succeeded" in shop.listener.names())
     record = handle.task()
 
@@ -418,7 +418,7 @@ def test_without_a_commit_the_effects_are_undone_and_the_task_runs_again(shop: S
     task = declare(shop, kind, work, retry_on=())
     with working(shop.queue):
         handle = task.enqueue()
-        result = handle.result(10)
+        result = handle.result(30)
         wait_until(lambda: "succeeded" in shop.listener.names())
 
     assert result == 3
@@ -434,7 +434,7 @@ def test_without_a_commit_in_the_last_attempt_the_task_fails(shop: Shop) -> None
 
     task = declare(shop, "thread", work, max_retries=1)
     with working(shop.queue), pytest.raises(TaskFailed, match=r"complete_in was called .* was not committed"):
-        task.enqueue().result(10)
+        task.enqueue().result(30)
 
     assert shop.sold() == []
 
@@ -452,7 +452,7 @@ def test_what_is_raised_after_the_commit_changes_nothing(
     task = declare(shop, kind, work)
     with caplog.at_level(logging.INFO, "omniq"), working(shop.queue) as worker:
         handle = task.enqueue()
-        assert handle.result(10) == "sold"
+        assert handle.result(30) == "sold"
         wait_until(lambda: "succeeded" in shop.listener.names())
 
     assert shop.sold() == [1]
@@ -470,7 +470,7 @@ def test_what_is_raised_before_the_commit_is_the_attempts_error(shop: Shop) -> N
 
     task = declare(shop, "thread", work, max_retries=0)
     with working(shop.queue), pytest.raises(TaskFailed, match="ValueError: in time"):
-        task.enqueue().result(10)
+        task.enqueue().result(30)
 
     assert shop.sold() == []
 
@@ -491,7 +491,7 @@ def test_a_task_that_has_completed_itself_cannot_do_so_again(shop: Shop) -> None
     task = declare(shop, "thread", work)
     with working(shop.queue):
         handle = task.enqueue()
-        result = handle.result(10)
+        result = handle.result(30)
         wait_until(lambda: "succeeded" in shop.listener.names())
 
     assert result == "first"
@@ -511,7 +511,7 @@ def test_a_task_can_complete_itself_in_a_second_transaction_if_the_first_came_to
     task = declare(shop, "thread", work)
     with working(shop.queue):
         handle = task.enqueue()
-        result = handle.result(10)
+        result = handle.result(30)
 
     assert (result, handle.task().attempt, shop.sold()) == (2, 1, [2])
 
@@ -524,7 +524,7 @@ def test_a_result_that_cannot_be_encoded_undoes_the_effects(shop: Shop) -> None:
 
     task = declare(shop, "thread", work)
     with working(shop.queue), pytest.raises(TaskFailed, match="SerializationError"):
-        task.enqueue().result(10)
+        task.enqueue().result(30)
 
     assert shop.sold() == []
 
@@ -540,7 +540,7 @@ def test_a_result_that_is_recorded_in_a_transaction_is_signed_as_any_is(shop: Sh
 
         with working(queue):
             handle = work.enqueue()
-            assert handle.result(10) == 7
+            assert handle.result(30) == 7
 
 
 def test_a_transaction_that_was_left_open_holds_up_no_other_task() -> None:
@@ -572,11 +572,11 @@ def test_a_transaction_that_was_left_open_holds_up_no_other_task() -> None:
         handle = forget_to_commit.enqueue()
         with working(queue):
             for _ in range(5):
-                other.enqueue().result(5)
+                other.enqueue().result(30)
             assert handle.task().state is TaskState.RUNNING
             left_open.clear()
             with pytest.raises(TaskFailed, match="NotCommitted"):
-                handle.result(10)
+                handle.result(30)
 
 
 def test_a_task_that_goes_on_after_its_commit_is_left_alone_and_frees_its_unique_key(
@@ -598,7 +598,7 @@ def test_a_task_that_goes_on_after_its_commit_is_left_alone_and_frees_its_unique
     task = declare(shop, "thread", work, unique="key")
     with caplog.at_level(logging.INFO, "omniq"), working(shop.queue, lease=0.3):
         handle = task.enqueue()
-        assert handle.result(10) == "done"
+        assert handle.result(30) == "done"
         beats_pass(4)
         assert task.using(delay=60).enqueue().created
         gate.open()
@@ -618,7 +618,7 @@ def test_a_task_that_is_interrupted_after_its_commit_has_succeeded(shop: Shop) -
         return "never"
 
     with working(shop.queue) as worker:
-        assert work.enqueue().result(10) == "done"
+        assert work.enqueue().result(30) == "done"
         assert worker._loop is not None
         worker._loop.call_soon_threadsafe(worker._surrender)  # as when the store was not heard of for too long
         wait_until(lambda: "succeeded" in shop.listener.names())
@@ -642,7 +642,7 @@ def test_a_thread_whose_timeout_is_over_cannot_complete_the_task_any_more(shop: 
     task = declare(shop, "thread", work, timeout=0.05, max_retries=0)
     with working(shop.queue):
         with pytest.raises(TaskFailed, match="TaskTimeout"):
-            task.enqueue().result(10)
+            task.enqueue().result(30)
         gate.open()
         wait_until(lambda: raised)
 

@@ -71,7 +71,7 @@ async def test_without_names_a_worker_serves_queues_that_it_had_never_heard_of(
     async with queue.worker():
         assert await (await note.aenqueue("known")) == "known"
         later = await note.using(queue="made-later").aenqueue("new")
-        assert await later.aresult(10) == "new"
+        assert await later.aresult(30) == "new"
 
 
 async def test_a_worker_without_any_task_or_queue_waits_for_one(make_queue: MakeQueue) -> None:
@@ -83,7 +83,7 @@ async def test_a_worker_without_any_task_or_queue_waits_for_one(make_queue: Make
     async with consumer.worker():
         consumer.task(name="note")(note)
         handle = await note.aenqueue()
-        await handle.aresult(10)
+        await handle.aresult(30)
 
 
 async def test_an_idle_worker_starts_a_new_task_at_once(queue: TaskQueue) -> None:
@@ -108,7 +108,7 @@ async def test_a_delayed_task_of_an_idle_worker_starts_when_it_is_due(queue: Tas
 
     async with queue.worker():
         handle = await note.using(delay=0.3).aenqueue()
-        await handle.aresult(20)
+        await handle.aresult(30)
         record = await handle.atask()
     assert record.started_at is not None
     # The next look without knowing of it would be half a minute later.
@@ -132,12 +132,12 @@ async def test_a_task_that_the_worker_does_not_know_goes_back_until_one_knows_it
     handle = await of_tomorrow.aenqueue()
     async with old.worker():
         # It does not keep others waiting.
-        assert await (await known.aenqueue()).aresult(10) == "known"
+        assert await (await known.aenqueue()).aresult(30) == "known"
         await await_until(lambda: old.handle(handle.id).atask(), what="a look")
         await await_until(was_delivered(old, handle.id, 2))
         async with new.worker():
             # Going back costs no attempt.
-            assert await handle.aresult(10) == 1
+            assert await handle.aresult(30) == 1
 
 
 async def test_with_one_slot_one_task_of_either_kind_runs_at_a_time(queue: TaskQueue) -> None:
@@ -171,7 +171,7 @@ async def test_with_one_slot_one_task_of_either_kind_runs_at_a_time(queue: TaskQ
     handles = await queue.aenqueue_many((coroutine if n % 3 else thread).call() for n in range(60))
     async with queue.worker(concurrency=1):
         for handle in handles:
-            await handle.aresult(20)
+            await handle.aresult(30)
     assert most == 1
 
 
@@ -191,7 +191,7 @@ async def test_as_many_coroutines_run_at_once_as_is_allowed(queue: TaskQueue) ->
         states = [(await handle.atask()).state for handle in handles]
         release.set()
         for handle in handles:
-            await handle.aresult(10)
+            await handle.aresult(30)
     assert Counter(states) == {TaskState.RUNNING: 5, TaskState.READY: 3}
 
 
@@ -206,7 +206,7 @@ async def test_as_many_plain_functions_run_at_once_as_there_are_threads(queue: T
         states = [(await handle.atask()).state for handle in handles]
         gate.open()
         for handle in handles:
-            await handle.aresult(10)
+            await handle.aresult(30)
     assert Counter(states) == {TaskState.RUNNING: 4, TaskState.READY: 2}
 
 
@@ -230,7 +230,7 @@ async def test_tasks_of_both_kinds_together_are_no_more_than_is_allowed(queue: T
         release.set()
         gate.open()
         for handle in handles:
-            await handle.aresult(10)
+            await handle.aresult(30)
     assert Counter(states) == {TaskState.RUNNING: 5, TaskState.READY: 7}
 
 
@@ -256,7 +256,7 @@ async def test_what_was_claimed_but_finds_no_slot_goes_back_to_others(
             await await_until(lambda: gate.arrived == 10)
             gate.open()
             for handle in handles:
-                await handle.aresult(10)
+                await handle.aresult(30)
     assert {(await handle.atask()).attempt for handle in handles} == {1}
 
 

@@ -34,8 +34,8 @@ def test_what_ends_a_program_does_not_end_the_worker(queue: TaskQueue, kind: str
     handle = queue.task(function).enqueue()
     with working(queue):
         with pytest.raises(TaskFailed, match=f"{error.__name__}: enough"):
-            handle.result(10)
-        assert after.enqueue().result(10) == "still here"
+            handle.result(30)
+        assert after.enqueue().result(30) == "still here"
 
 
 def test_an_error_that_cannot_be_shown_does_not_end_the_worker(queue: TaskQueue) -> None:
@@ -53,9 +53,9 @@ def test_an_error_that_cannot_be_shown_does_not_end_the_worker(queue: TaskQueue)
 
     with working(queue):
         with pytest.raises(TaskFailed, match="no text"):
-            fail.enqueue().result(10)
+            fail.enqueue().result(30)
         with pytest.raises(TaskFailed, match=r"caf\\udce9 x+\n… 990,010 characters left out") as caught:
-            surrogates.enqueue().result(10)
+            surrogates.enqueue().result(30)
     assert len(str(caught.value)) < 100_000
 
 
@@ -68,7 +68,7 @@ def test_a_coroutine_over_its_timeout_is_stopped_and_tried_again(queue: TaskQueu
 
     handle = slow.enqueue()
     with working(queue):
-        assert handle.result(10) == 2
+        assert handle.result(30) == 2
 
 
 def test_a_thread_over_its_timeout_fails_and_its_late_result_is_dropped(queue: TaskQueue, gate: Gate) -> None:
@@ -84,11 +84,11 @@ def test_a_thread_over_its_timeout_fails_and_its_late_result_is_dropped(queue: T
     handle = slow.enqueue()
     with working(queue, threads=1):
         with pytest.raises(TaskFailed, match=r"TaskTimeout: .*slow took longer than its timeout of 0\.05 s"):
-            handle.result(10)
-        assert after.enqueue().result(10) == "in its place"
+            handle.result(30)
+        assert after.enqueue().result(30) == "in its place"
         gate.open()
         wait_until(lambda: _lane_threads() == 1, what="the end of the thread that nobody waits for")
-        assert after.enqueue().result(10) == "in its place"
+        assert after.enqueue().result(30) == "in its place"
     assert handle.task().state is TaskState.FAILED
 
 
@@ -108,7 +108,7 @@ def test_a_thread_over_its_timeout_runs_again_elsewhere_and_only_the_second_resu
 
     handle = slow.enqueue()
     with working(queue, threads=1):
-        assert handle.result(10) == "of attempt 2"
+        assert handle.result(30) == "of attempt 2"
         gate.open()
         wait_until(lambda: _lane_threads() == 1)
     assert handle.result(0) == "of attempt 2"
@@ -135,4 +135,4 @@ def test_a_task_that_cancels_its_own_asyncio_task_fails_at_once(queue: TaskQueue
         await asyncio.sleep(0)
 
     with working(queue), pytest.raises(TaskFailed, match="CancelledError"):
-        give_up.enqueue().result(10)
+        give_up.enqueue().result(30)

@@ -124,7 +124,7 @@ async def test_a_worker_whose_heartbeats_do_not_get_through_gives_its_tasks_up_b
         await await_until(lambda: stopped)
         wire.failing.update(["claim", "recover"])
         async with beside.worker(recover_every=0.05):
-            assert await beside.handle(handle.id).aresult(10) == "elsewhere"
+            assert await beside.handle(handle.id).aresult(30) == "elsewhere"
         wire.failing.clear()
         wire.silent.clear()
 
@@ -158,7 +158,7 @@ async def test_a_worker_whose_heartbeats_do_not_get_through_claims_nothing(
         assert wire.calls.count("claim") == 0
         assert "cannot send heartbeats, and claims nothing without them" in caplog.text
         faults.clear()
-        assert await first.aresult(20) == "done"
+        assert await first.aresult(30) == "done"
 
         faults.add("heartbeat")
         await beats(2)
@@ -168,7 +168,7 @@ async def test_a_worker_whose_heartbeats_do_not_get_through_claims_nothing(
         assert wire.calls.count("claim") <= claims + 1  # one may have been under way
         assert (await beside.arecord(second.id)).state is TaskState.READY
         faults.clear()
-        assert await second.aresult(20) == "done"
+        assert await second.aresult(30) == "done"
     told = [record.getMessage() for record in caplog.records if "cannot send heartbeats" in record.getMessage()]
     assert not [text for text in told if text.rstrip().endswith(":")], "an error without a text"
     await beside.aclose()
@@ -199,7 +199,7 @@ async def test_a_worker_that_cannot_claim_for_long_says_so_rarely_and_is_not_lis
         wire.failing.clear()
         await await_until(is_listed, 20)
         assert [worker.about is not None for worker in await beside.aworkers()] == [True], "it had signed off"
-        await handle.aresult(10)
+        await handle.aresult(30)
     told = [(one.levelname, one.getMessage()) for one in caplog.records if "claim" in one.getMessage()]
     assert [level for level, _ in told[:2]] == ["WARNING", "ERROR"]
     assert told[-1][0] == "INFO"
@@ -228,7 +228,7 @@ async def test_a_short_break_of_the_wire_costs_nothing(wire: Wire, name: str, ca
         passed = wire.calls.count("heartbeat") + 2
         await await_until(lambda: wire.calls.count("heartbeat") >= passed)
         release.set()
-        assert await handle.aresult(10) == "done"
+        assert await handle.aresult(30) == "done"
     assert (await handle.atask()).delivery == 1
     assert "cannot send heartbeats, and claims nothing without them, trying again: the wire is cut" in caplog.text
     assert "giving up" not in caplog.text
@@ -264,7 +264,7 @@ async def test_the_late_completion_of_a_lost_task_is_rejected_logged_and_counted
         await await_until(lambda: gate.arrived == 1)
         wire.failing.update(["heartbeat", "claim", "recover"])
         async with beside.worker(recover_every=0.05):
-            assert await beside.handle(handle.id).aresult(10) == "of attempt 2"
+            assert await beside.handle(handle.id).aresult(30) == "of attempt 2"
         gate.open()
         await await_until(lambda: worker.ledger.rejected == 1)
         wire.failing.clear()
@@ -301,9 +301,9 @@ async def test_an_outcome_whose_answer_was_lost_is_told_of_as_recorded(
     async with queue.worker() as worker:
         if ending == "fails":
             with pytest.raises(TaskFailed, match="for good"):
-                await handle.aresult(10)
+                await handle.aresult(30)
         else:
-            assert await handle.aresult(10) == 7
+            assert await handle.aresult(30) == 7
 
     attempt = 2 if ending == "fails once" else 1
     assert heard.succeeded == ([] if ending == "fails" else [f"{handle.id} in attempt {attempt}"])
@@ -333,7 +333,7 @@ async def test_a_late_completion_does_not_end_the_run_that_goes_on_elsewhere(wir
             await await_until(lambda: worker.ledger.rejected == 1)
             assert (await beside.arecord(handle.id)).state is TaskState.RUNNING
             gates[2].open()
-            assert await beside.handle(handle.id).aresult(10) == "of attempt 2"
+            assert await beside.handle(handle.id).aresult(30) == "of attempt 2"
         wire.failing.clear()
     await beside.aclose()
     await behind.aclose()
@@ -367,7 +367,7 @@ async def test_a_worker_that_learns_of_a_lost_lease_stops_the_task(wire: Wire, n
         wire.failing.update(["claim", "recover"])
         async with beside.worker(recover_every=0.02):
             await await_until(is_lost)
-            assert await beside.handle(handle.id).aresult(10) == "elsewhere"
+            assert await beside.handle(handle.id).aresult(30) == "elsewhere"
         async with asyncio.timeout(30):
             await stopped.wait()
         wire.failing.clear()
@@ -390,7 +390,7 @@ async def test_an_outcome_is_repeated_until_the_store_has_it(wire: Wire, name: s
         await await_until(lambda: wire.calls.count("finish") >= 4)
         assert (await handle.atask()).state is TaskState.RUNNING
         wire.failing.clear()
-        assert await handle.aresult(10) == "done"
+        assert await handle.aresult(30) == "done"
     assert ran == [1]
     await behind.aclose()
 
@@ -408,7 +408,7 @@ async def test_a_worker_goes_on_after_the_store_could_not_be_reached(
         await await_until(lambda: wire.calls.count(call) >= 3)
         wire.failing.clear()
         handle = await beside.functions["work"].aenqueue()
-        assert await handle.aresult(10) == "done"
+        assert await handle.aresult(30) == "done"
     problems = [record for record in caplog.records if record.levelno >= logging.WARNING]
     assert problems
     assert all("the wire is cut" in record.getMessage() and record.exc_info is None for record in problems)
@@ -442,7 +442,7 @@ async def test_a_store_that_takes_no_outcome_does_not_keep_a_worker_from_stoppin
     assert "could not be recorded; it runs again when its lease has run out" in caplog.text
 
     async with beside.worker(recover_every=0.05):
-        await beside.handle(handle.id).aresult(10)
+        await beside.handle(handle.id).aresult(30)
     assert (await beside.arecord(handle.id)).delivery == 2
     await beside.aclose()
     await behind.aclose()
@@ -492,7 +492,7 @@ async def test_what_ended_while_the_store_was_away_for_longer_than_a_lease_is_re
         release.set()
         await await_until(lease_is_over, 20)
         wire.failing.clear()
-        assert await handle.aresult(20) == "done"
+        assert await handle.aresult(30) == "done"
     await beside.aclose()
     await behind.aclose()
 
@@ -537,7 +537,7 @@ async def test_a_task_that_has_just_ended_is_not_taken_for_lost(name: str, caplo
         handle = await behind.functions["work"].aenqueue()
         await await_until(lambda: len(worker.ledger) == 1)
         release.set()
-        assert await handle.aresult(10) == "done"
+        assert await handle.aresult(30) == "done"
         await await_until(crossing.told.is_set)
         await await_until(lambda: len(worker.ledger) == 0)
 

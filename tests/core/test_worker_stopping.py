@@ -41,7 +41,7 @@ async def test_a_worker_that_was_left_has_no_thread_and_is_signed_off(queue: Tas
     def note() -> None: ...
 
     async with queue.worker():
-        await (await note.aenqueue()).aresult(10)
+        await (await note.aenqueue()).aresult(30)
     names = ("omniq-heartbeat", "omniq-thread")
     await await_until(lambda: not [thread for thread in threading.enumerate() if thread.name in names])
     assert await queue.aworkers() == []
@@ -98,7 +98,7 @@ async def test_what_does_not_end_within_the_grace_period_goes_back_and_runs_else
     assert (record.state, record.attempt) == (TaskState.READY, 0)
 
     async with queue.worker():
-        assert await handle.aresult(10) == 1
+        assert await handle.aresult(30) == 1
         # What still runs of the first attempt changes nothing when it ends.
         gate.open()
         release.set()

@@ -87,9 +87,9 @@ def test_a_program_hands_work_to_another_process_and_gets_its_results(shop: Shop
     said = shop.ask(
         """
         handle = greet.enqueue("world")
-        print(handle.result(20))
-        print(shout.enqueue(Path("/srv/a.png"), times=2).result(20))
-        print([handle.result(20) for handle in queue.enqueue_many([greet.call("a"), greet.call(name="b")])])
+        print(handle.result(30))
+        print(shout.enqueue(Path("/srv/a.png"), times=2).result(30))
+        print([handle.result(30) for handle in queue.enqueue_many([greet.call("a"), greet.call(name="b")])])
         """
     )
     assert said == (0, "hello world\n/srv/A.PNGA.PNG\n['hello a', 'hello b']\n", "")
@@ -114,7 +114,7 @@ def test_a_coroutine_program_does_too(shop: Shop) -> None:
 
 
 def test_a_failure_is_shown_with_the_workers_traceback(shop: Shop) -> None:
-    code, said, complained = shop.ask("fail.enqueue().result(20)")
+    code, said, complained = shop.ask("fail.enqueue().result(30)")
 
     assert (code, said) == (1, "")
     assert "omniq.errors.TaskFailed: RuntimeError: out of bread" in complained
@@ -127,7 +127,7 @@ def test_an_id_is_enough_to_find_a_task_from_a_third_process(shop: Shop) -> None
     said = shop.ask(
         f"""
         handle = queue.handle("{task_id.strip()}")
-        print(handle.result(20), handle.task().progress)
+        print(handle.result(30), handle.task().progress)
         """
     )
     assert said == (0, "BBB Progress(done=1, total=2, note='')\n", "")
@@ -151,7 +151,7 @@ def test_a_retry_waits_in_the_store_and_not_in_the_worker_that_asked_for_it(scen
         first.kill()
 
     second = scene.worker()
-    assert handle.result(20)
+    assert handle.result(30)
     record = handle.task()
     assert [event.pid for event in scene.history.events("started", task=handle.id)] == [first.pid, second.pid]
     assert record.attempt == 2
@@ -165,5 +165,5 @@ def test_an_idle_worker_in_another_process_is_woken_by_a_new_task(scene: Scene) 
     scene.worker(lease=30)
     for _ in range(3):
         handle = scene.enqueue("thread")
-        assert handle.result(5)
+        assert handle.result(30)
     scene.check()

@@ -98,7 +98,7 @@ def test_a_running_coroutine_is_cancelled_from_another_process(scene: Scene) -> 
     assert handle.cancel() is True
 
     with pytest.raises(TaskCancelled):
-        handle.result(10)
+        handle.result(30)
     scene.check()
     assert [event.details["how"] for event in worker.events("accepted")] == ["cancelled"]
     assert scene.history.events("ran") == []

@@ -209,7 +209,7 @@ def test_a_stopped_worker_that_lost_its_lease_rolls_back_when_it_goes_on(shop: S
     other.terminate()
     other.wait(20)
     late = shop.enqueue("sell", 8)
-    assert late.result(20) == 8
+    assert late.result(30) == 8
 
     assert attempts(shop.history.events("lease lost")) == [1]
     assert attempts(shop.history.events("committed")) == [2]

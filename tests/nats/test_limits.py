@@ -177,7 +177,7 @@ async def test_tasks_of_dead_workers_and_messages_of_nobody_are_reported(nats_se
         async def is_reported() -> bool:
             return any(one.subject == "leases" and "1 running" in one.message for one in await storage.diagnose())
 
-        await await_until(is_reported, 10, "the lapsed lease to be reported")
+        await await_until(is_reported, 30, "the lapsed lease to be reported")
         assert (await finding(storage, "stranded")).severity is Severity.OK
         assert storage._opened is not None
         await storage._opened.link.client.publish(f"omniq.{stream_of(url)[6:]}.r.work.lost", b"[[],[],[]]")
@@ -186,7 +186,7 @@ async def test_tasks_of_dead_workers_and_messages_of_nobody_are_reported(nats_se
             found = await finding(storage, "stranded")
             return found.severity is Severity.WARNING and "r.work.lost" in found.message
 
-        await await_until(is_stranded, 10, "the stranded message to be reported")
+        await await_until(is_stranded, 30, "the stranded message to be reported")
 
 
 def test_a_storage_that_is_not_open_says_so() -> None:

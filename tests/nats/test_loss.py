@@ -210,7 +210,7 @@ async def test_a_worker_past_its_lease_changes_nothing_with_what_it_remembers(na
         async def has_lapsed() -> bool:
             return bool(await other.recover(1))
 
-        await await_until(has_lapsed, 10, "the lease to run out")
+        await await_until(has_lapsed, 30, "the lease to run out")
         (claimed,) = await other.claim({"work": 1}, worker="other", lease=99)
         assert await late.finish([Succeeded(id=lost.id, delivery=lost.delivery, result=b"late")]) == [False]
         assert await other.get([answer.id]) == [claimed]

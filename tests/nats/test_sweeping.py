@@ -44,7 +44,7 @@ async def leave_a_result_behind(late: NatsStorage, other: NatsStorage) -> str:
     async def has_lapsed() -> bool:
         return bool(await other.recover(1))
 
-    await await_until(has_lapsed, 10, "the lease to run out")
+    await await_until(has_lapsed, 30, "the lease to run out")
     (claimed,) = await other.claim({"work": 1}, worker="other", lease=99)
     assert await other.finish([Succeeded(id=claimed.id, delivery=claimed.delivery, result=b"small")]) == [True]
     assert await late.finish([Succeeded(id=lost.id, delivery=lost.delivery, result=LARGE)]) == [False]

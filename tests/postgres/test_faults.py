@@ -362,7 +362,7 @@ async def test_what_was_claimed_for_a_client_that_takes_no_answer_is_soon_anybod
                 claimed.update(task.id for task in await take(store, 10))
                 return claimed == ids
 
-            await await_until(lambda: _has_begun(storage_url, still.info.backend_pid), 10, "the other's claim")
+            await await_until(lambda: _has_begun(storage_url, still.info.backend_pid), 30, "the other's claim")
             assert not await taken()
             await await_until(taken, 20, "the tasks to be given to another one")
     finally:
@@ -493,4 +493,4 @@ def test_a_loop_that_ended_without_closing_leaves_nothing_behind(server: Postgre
     def nothing_is_left() -> bool:
         return server.execute("SELECT count(*) FROM pg_stat_activity WHERE application_name = %s", name) == [(0,)]
 
-    wait_until(nothing_is_left, timeout=10, what="the end of the connections that were left open")
+    wait_until(nothing_is_left, timeout=30, what="the end of the connections that were left open")

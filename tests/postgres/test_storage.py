@@ -226,7 +226,7 @@ async def test_where_vacuum_is_held_back_claims_go_on_from_where_they_were(
                 found.update(task.id for task in claimed)
                 return found == {task.id for task in old}
 
-            await await_until(all_found, 10, "the tasks off the beaten track")
+            await await_until(all_found, 30, "the tasks off the beaten track")
 
 
 async def test_a_paused_queue_gives_nothing_also_where_claims_go_on(

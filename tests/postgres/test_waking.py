@@ -115,7 +115,7 @@ async def test_a_flood_of_tasks_is_told_of_in_a_few_messages(server: PostgresSer
             await store.enqueue([new_task()])
         took = time.monotonic() - began
         await store.close()
-        await await_until(lambda: heard, 10, "a message")
+        await await_until(lambda: heard, 30, "a message")
         assert len(heard) <= took / SPARSE + 2
         assert {channel for channel, _ in heard} == {"work"}
 
@@ -126,7 +126,7 @@ async def test_an_end_is_told_with_what_tells_the_task_apart(server: PostgresSer
         claimed = await take(store, 3)
         await store.finish([done(task) for task in claimed])
         await store.close()
-        await await_until(lambda: [payload for channel, payload in heard if channel == "ends"], 10, "an end")
+        await await_until(lambda: [payload for channel, payload in heard if channel == "ends"], 30, "an end")
     told = "".join(payload for channel, payload in heard if channel == "ends")
     assert {told[start : start + TAIL] for start in range(0, len(told), TAIL)} == {task.id[-TAIL:] for task in claimed}
 
