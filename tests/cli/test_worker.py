@@ -131,7 +131,7 @@ def test_what_a_task_logs_names_the_task(shop: TaskQueue, start: Callable[..., P
         handle.result(timeout=20)
 
     line = next(line for line in worker.says("succeeded").splitlines() if "the shop is open" in line)
-    assert re.search(rf" WARNING shop: the shop is open \[task {handle.id} shop\.talk\]$", line)
+    assert re.search(rf" WARNING shop: the shop is open \[task {handle.id[-12:]} shop\.talk\]$", line)
 
 
 CONFIGURED = """

@@ -324,8 +324,8 @@ def test_every_logger_is_documented() -> None:
     used = set()
     for path in SOURCES:
         text = path.read_text(encoding="utf-8")
-        used |= set(re.findall(r"getLogger\(\"(.+?)\"\)", text))
-        used |= {module_name(path)} if "getLogger(__name__)" in text else set()
+        used |= set(re.findall(r"get_?[lL]ogger\(\"(.+?)\"\)", text))
+        used |= {module_name(path)} if "get_logger(__name__)" in text else set()
     code = code_of(text_of("reference", "logging.md"))
 
     assert {"omniq.worker", "omniq.task"} <= used

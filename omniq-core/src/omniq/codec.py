@@ -51,7 +51,7 @@ class Codec:
         self._accepted = {name: plugins.serializer(name) for name in accept}
         self.accepted = tuple(self._accepted)
         """The names of the serializers that may be decoded."""
-        self._max_payload = max_payload
+        self.max_payload = max_payload
         self._signer = signer
         self._policies: dict[str, RetryPolicy] = {}
         self.carries = runs_code(self._serializer)
@@ -78,7 +78,7 @@ class Codec:
         return {
             "serializer": self.serializer_name,
             "accept": self.accepted,
-            "max_payload": self._max_payload,
+            "max_payload": self.max_payload,
             "keys": None if self._signer is None else self._signer.reveal(),
         }
 
@@ -120,10 +120,10 @@ class Codec:
         """
         try:
             signature, content = split_body(stored.body)
-            if len(content) > self._max_payload and (size := payload_size(content)) > self._max_payload:
+            if len(content) > self.max_payload and (size := payload_size(content)) > self.max_payload:
                 raise PayloadRejected(
                     f"the payload of task {shown(stored.id)} takes {size:,} bytes, and the limit here is "
-                    f"{self._max_payload:,} (max_payload); it was not read"
+                    f"{self.max_payload:,} (max_payload); it was not read"
                 )
             if self._signer is not None:
                 self._signer.check_task(stored, signature, content)
@@ -185,10 +185,10 @@ class Codec:
                 raise PayloadRejected(f"task {shown(task.id)} is said to have succeeded, but there is no signed result")
             return None
         serializer = self._accepting(task)
-        if len(stored) > self._max_payload + SEAL_SIZE:
+        if len(stored) > self.max_payload + SEAL_SIZE:
             raise PayloadRejected(
                 f"the result of task {shown(task.id)} takes {len(stored):,} bytes, and the limit here is "
-                f"{self._max_payload:,} (max_payload); it was not read"
+                f"{self.max_payload:,} (max_payload); it was not read"
             )
         result = unsealed(stored) if self._signer is None else self._signer.unseal(task, stored)
         return serializer.load_result(result, hint)
@@ -204,9 +204,9 @@ class Codec:
             ) from None
 
     def _bounded(self, data: bytes, what: str) -> bytes:
-        if len(data) > self._max_payload:
+        if len(data) > self.max_payload:
             raise PayloadTooLarge(
-                f"{what} take {len(data):,} bytes, and the limit is {self._max_payload:,}; "
+                f"{what} take {len(data):,} bytes, and the limit is {self.max_payload:,}; "
                 "store the data elsewhere and hand over its address, or raise max_payload"
             )
         return data

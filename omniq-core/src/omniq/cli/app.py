@@ -13,7 +13,6 @@ from types import ModuleType
 
 from omniq.cli.failures import UsageError, note, suggestion
 from omniq.errors import ConfigurationError
-from omniq.escaping import printable
 from omniq.queue import TaskQueue
 from omniq.storage import Capability, Storage
 from omniq.urls import redact, with_slashes
@@ -71,7 +70,7 @@ def place_of(queue: TaskQueue) -> str:
     if not queue.namespace:  # made with a storage object, which alone knows its own
         return queue.url
     others = [name for name in sorted(queue.run(ask())) if name != queue.namespace]
-    named = ", ".join(map(printable, others[:MOST_NAMESPACES])) + (", …" if others[MOST_NAMESPACES:] else "")
+    named = ", ".join(others[:MOST_NAMESPACES]) + (", …" if others[MOST_NAMESPACES:] else "")
     there = f"; there, too: namespace{'s' if len(others) > 1 else ''} {named} (?namespace=NAME)" if others else ""
     return f"namespace {queue.namespace} of {queue.url}{there}"
 

@@ -8,7 +8,6 @@ from importlib.metadata import version
 
 from omniq.cli.failures import suggestion
 from omniq.cli.wording import plural
-from omniq.escaping import printable
 from omniq.queue import TaskQueue
 from omniq.worker import Worker
 
@@ -27,7 +26,7 @@ def introduction(queue: TaskQueue, worker: Worker, *, processes: int = 1) -> Ite
     namespace = f", namespace {queue.namespace}" if queue.namespace else ""
     yield f"OmniQ {version('omniq-core')}, Python {platform.python_version()}: store {queue.url}{namespace}"
     names = sorted(queue.functions)
-    named = ", ".join(map(printable, names[:MOST_NAMES])) + (", …" if names[MOST_NAMES:] else "")
+    named = ", ".join(names[:MOST_NAMES]) + (", …" if names[MOST_NAMES:] else "")
     yield f"{plural(len(names), 'task')}{': ' if names else ''}{named}"
     each = "" if processes == 1 else f"{processes} processes, in each "
     yield (
@@ -42,4 +41,4 @@ def undeclared_queues(queue: TaskQueue, served: Iterable[str]) -> Iterator[str]:
     for name in served:
         if name not in declared:
             hint = suggestion(name, declared) or f"; they are declared for {', '.join(sorted(declared)) or 'none'}"
-            yield f"no task is declared for queue {printable(name)}: it has tasks only of using(queue=…){hint}"
+            yield f"no task is declared for queue {name}: it has tasks only of using(queue=…){hint}"

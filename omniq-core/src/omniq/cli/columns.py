@@ -11,6 +11,7 @@ from typing import Generic, TypeVar
 from attrs import frozen
 
 from omniq.cli.terminal import Screen
+from omniq.escaping import printable
 
 __all__ = ["Column", "Table", "shortened"]
 
@@ -29,7 +30,7 @@ class Column(Generic[T]):
 
     title: str
     cell: Callable[[T], str]
-    """Gives the text for a row; of printable characters."""
+    """Gives the text for a row. It is escaped."""
     styles: Callable[[T], Sequence[str]] = _plain
     """Gives the colours of the cell, as for :meth:`Screen.styled`."""
     right: bool = False
@@ -67,7 +68,7 @@ class Table(Generic[T]):
 
     def lines(self, rows: Sequence[T]) -> list[str]:
         """Give the lines of these rows, the header before them where it is needed."""
-        cells = [[column.cell(row) for column in self._columns] for row in rows]
+        cells = [[printable(column.cell(row)) for column in self._columns] for row in rows]
         for index, (column, texts) in enumerate(zip(self._columns, zip(*cells, strict=True), strict=False)):
             self._natural[index] = max(self._natural[index], *map(len, texts))
             self._dull[index] &= all(text == column.dull for text in texts)

@@ -49,7 +49,7 @@ def run(options: argparse.Namespace) -> int:
             # A program that watches a store wants to read that it is away in the same way as anything else.
             findings = [Finding(severity=Severity.ERROR, subject="connection", message=str(error))]
         if options.json:
-            screen.say(json.dumps(as_json(findings, queue), indent=2))
+            screen.say_lines(json.dumps(as_json(findings, queue), indent=2))
         else:
             for line in as_lines(findings, queue, screen):
                 screen.say(line)
@@ -73,7 +73,7 @@ def as_json(findings: Sequence[Finding], queue: TaskQueue) -> dict[str, Any]:
 
 def as_lines(findings: Sequence[Finding], queue: TaskQueue, screen: Screen) -> Iterator[str]:
     """Give the findings as lines for people, and their number at the end."""
-    yield screen.styled(printable(queue.url), "bold")
+    yield screen.styled(queue.url, "bold")
     marks = _MARKS if screen.can_show("".join(_MARKS.values())) else {severity: severity.value for severity in Severity}
     mark_width = max(map(len, marks.values()))
     width = max((len(finding.subject) for finding in findings), default=0)

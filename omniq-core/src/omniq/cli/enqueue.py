@@ -161,14 +161,14 @@ def _result(handle: TaskHandle[Any], options: argparse.Namespace) -> str:
         value = handle.result(timeout=options.wait_timeout)
     except TaskFailed as error:
         if options.verbose and error.error.traceback:
-            print(error.error.traceback.rstrip(), file=sys.stderr)
+            Screen(sys.stderr).say_lines(error.error.traceback.rstrip())
         raise OperationFailed(f"the task failed with {error.error.type}: {error.error.message}") from None
     except (TaskCancelled, ResultTimeout) as error:
         raise OperationFailed(str(error)) from None
     text = plain_json(value)
     if text is None:
         text = _stored_form(handle.task())
-    return text if Screen().can_show(text) else json.dumps(json.loads(text))
+    return text if text.isprintable() and Screen().can_show(text) else json.dumps(json.loads(text))
 
 
 def _stored_form(task: Task) -> str:

@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Iterable
 
 from omniq.errors import ConfigurationError, OmniQError
+from omniq.escaping import printable, printable_lines
 from omniq.urls import redact_all
 
 __all__ = ["FAILED", "WRONG_USAGE", "OperationFailed", "UsageError", "complain", "note", "report", "suggestion"]
@@ -31,7 +32,7 @@ def report(error: Exception, *, verbose: bool) -> int:
     :return: the exit code.
     """
     if verbose:
-        print(redact_all("".join(traceback.format_exception(error))), end="", file=sys.stderr)
+        print(printable_lines(redact_all("".join(traceback.format_exception(error)))), end="", file=sys.stderr)
     complain(_text(error))
     return WRONG_USAGE if isinstance(error, (UsageError, ConfigurationError)) else FAILED
 
@@ -39,12 +40,12 @@ def report(error: Exception, *, verbose: bool) -> int:
 def complain(text: str) -> None:
     """Say on stderr what was not done."""
     # Whatever was typed, or a driver says, may hold a URL with its password.
-    print(f"omniq: error: {redact_all(text)}", file=sys.stderr)
+    print(printable(f"omniq: error: {redact_all(text)}"), file=sys.stderr)
 
 
 def note(text: str) -> None:
     """Say on stderr what is worth knowing of something that was done."""
-    print(f"omniq: note: {text}", file=sys.stderr)
+    print(printable(f"omniq: note: {text}"), file=sys.stderr)
 
 
 def _text(error: Exception) -> str:

@@ -38,7 +38,7 @@ def run(options: argparse.Namespace) -> int:
     screen = Screen()
     functions = [function for _, function in sorted(queue.functions.items())]
     if options.json:
-        screen.say(json.dumps(as_json(functions), indent=2))
+        screen.say_lines(json.dumps(as_json(functions), indent=2))
     elif functions:
         for line in _table(screen).lines(functions):
             screen.say(line)

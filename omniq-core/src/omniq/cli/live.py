@@ -13,7 +13,6 @@ from omniq.cli.app import store_of
 from omniq.cli.columns import Column, Table
 from omniq.cli.terminal import Screen
 from omniq.cli.wording import plural, rough_duration
-from omniq.escaping import printable
 from omniq.queue import TaskQueue
 from omniq.storage import QueueStats, StoredWorker
 from omniq.task import StoredTask, TaskState
@@ -116,7 +115,7 @@ def worker_lines(frame: Frame, screen: Screen) -> list[str]:
         return [nobody_works(waiting, screen)]
     times = "×" if screen.can_show("×") else "x"
     columns = [
-        Column[StoredWorker](title="worker", cell=lambda worker: printable(worker.id), least=16, keep_end=True),
+        Column[StoredWorker](title="worker", cell=lambda worker: worker.id, least=16, keep_end=True),
         Column[StoredWorker](title="tasks", cell=lambda worker: f"{len(worker.running):,}", right=True),
         Column[StoredWorker](title="longest", cell=lambda worker: _longest(worker, frame), right=True, rank=1),
         Column[StoredWorker](title="which", cell=lambda worker: _which(worker, frame, times), least=12),
@@ -132,9 +131,7 @@ def _longest(worker: StoredWorker, frame: Frame) -> str:
 
 def _which(worker: StoredWorker, frame: Frame, times: str) -> str:
     names = Counter(frame.running[task_id].name for task_id in worker.running if task_id in frame.running)
-    parts = [
-        f"{printable(name)} {times}{number}" if number > 1 else printable(name) for name, number in names.most_common()
-    ]
+    parts = [f"{name} {times}{number}" if number > 1 else name for name, number in names.most_common()]
     if names.total() < len(worker.running):
         parts.append("…")
     return ", ".join(parts) or "-"

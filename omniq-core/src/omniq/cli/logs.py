@@ -7,13 +7,17 @@ import logging
 import sys
 from collections.abc import Iterator
 
+from omniq.cli.short_ids import short_id
 from omniq.context import running
+from omniq.escaping import printable
 
 __all__ = ["LineFormatter", "heed_application", "logging_to_stderr"]
 
 
 class LineFormatter(logging.Formatter):
     """Time, level, logger and message; the task at the end where the message does not name it.
+
+    Tasks are shown by the short ids that the other commands show and take.
 
     :param with_process: whether to show the process id, for several processes that write to one place.
     """
@@ -26,9 +30,12 @@ class LineFormatter(logging.Formatter):
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # logging's own name
         line = super().formatMessage(record)
         task_id = getattr(record, "task_id", None)
-        if task_id is None or task_id in record.message:
+        if task_id is None:
             return line
-        return f"{line} [task {task_id} {getattr(record, 'task_name', '')}]"
+        task_id = printable(str(task_id))
+        if task_id in record.message:
+            return line.replace(task_id, short_id(task_id))
+        return f"{line} [task {short_id(task_id)} {printable(str(getattr(record, 'task_name', '')))}]"
 
 
 def _note_task(record: logging.LogRecord) -> bool:

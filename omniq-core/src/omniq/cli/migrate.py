@@ -11,7 +11,6 @@ from omniq.cli.app import load_queue_or_url
 from omniq.cli.arguments import add_app, add_json, describe
 from omniq.cli.terminal import Screen
 from omniq.cli.wording import plural
-from omniq.escaping import printable
 from omniq.migrations import Migrated, Migration
 from omniq.queue import TaskQueue
 
@@ -42,19 +41,19 @@ def run(options: argparse.Namespace) -> int:
         storage = queue.connections.sibling()
         if not isinstance(storage, Migrated):
             if options.json:
-                screen.say(json.dumps(as_json(queue, (), ()), indent=2))
+                screen.say_lines(json.dumps(as_json(queue, (), ()), indent=2))
             elif not options.sql:
-                screen.say(f"{printable(queue.url)} has no schema to migrate")
+                screen.say(f"{queue.url} has no schema to migrate")
             return 0
         before = queue.run(storage.migrations())
         shown_only = options.dry_run or options.sql
         applied = [] if shown_only else queue.run(storage.migrate())
         missing = [step for step in before if not step.applied]
         if options.json:
-            screen.say(json.dumps(as_json(queue, before, applied, sql=options.sql), indent=2))
+            screen.say_lines(json.dumps(as_json(queue, before, applied, sql=options.sql), indent=2))
         elif options.sql:
             for step in missing:
-                screen.say(f"-- {step.version}: {step.name}\nBEGIN;\n{step.sql}\nCOMMIT;\n")
+                screen.say_lines(f"-- {step.version}: {step.name}\nBEGIN;\n{step.sql}\nCOMMIT;\n")
         else:
             for line in _as_lines(queue, before, applied, shown_only=shown_only):
                 screen.say(line)
@@ -89,14 +88,14 @@ def as_json(
 def _as_lines(
     queue: TaskQueue, steps: Sequence[Migration], applied: Sequence[Migration], *, shown_only: bool
 ) -> Iterator[str]:
-    yield printable(queue.url)
+    yield queue.url
     now = {step.version for step in applied}
     for step in steps:
         state = "applied" if step.version in now else "there already" if step.applied else "missing"
         # Between the look and the deed another process may have done it.
         if state == "missing" and not shown_only:
             state = "there already"
-        yield f"{step.version:>4}  {printable(step.name)}: {state}"
+        yield f"{step.version:>4}  {step.name}: {state}"
     number = sum(not step.applied for step in steps)
     if shown_only:
         yield f"{plural(number, 'step')} missing"

@@ -35,7 +35,7 @@ def run(options: argparse.Namespace) -> int:
     plugins = default_plugins()
     screen = Screen()
     if options.json:
-        screen.say(json.dumps(as_json(plugins), indent=2))
+        screen.say_lines(json.dumps(as_json(plugins), indent=2))
     else:
         for line in _as_text(plugins, screen):
             screen.say(line)

@@ -14,6 +14,7 @@ from omniq.cli.groups import Action, add_actions, run_action
 from omniq.cli.stats import as_json, show
 from omniq.cli.terminal import Screen
 from omniq.cli.wording import plural
+from omniq.escaping import printable
 from omniq.queue import TaskQueue
 from omniq.storage import QueueStats
 from omniq.task import TaskState
@@ -56,7 +57,7 @@ def _list(options: argparse.Namespace) -> int:
     with open_queue(options.app) as queue:
         stats = queue.stats()
         if options.json:
-            screen.say(json.dumps(as_json(stats), indent=2))
+            screen.say_lines(json.dumps(as_json(stats), indent=2))
             return 0
         show(stats, queue, screen)
     return 0
@@ -94,7 +95,7 @@ def _pause(options: argparse.Namespace) -> int:
         known = _known(queue, queue.stats())
         for name in dict.fromkeys(options.queues):
             changed = queue.pause(name)
-            print(f"queue {name} is paused" if changed else f"queue {name} was paused already")
+            Screen().say(f"queue {name} is paused" if changed else f"queue {name} was paused already")
             if name not in known:
                 # Not wrong: a queue can be paused before its first task comes.
                 note(f"queue {name} has no tasks yet{suggestion(name, known)}")
@@ -107,9 +108,9 @@ def _resume(options: argparse.Namespace) -> int:
         known = _known(queue, queue.stats())
         for name in dict.fromkeys(options.queues):
             if queue.resume(name):
-                print(f"queue {name} goes on")
+                Screen().say(f"queue {name} goes on")
             elif name in known:
-                print(f"queue {name} was not paused")
+                Screen().say(f"queue {name} was not paused")
             else:
                 hint = suggestion(name, known)
                 complain(f"there is no queue {name!r}{hint or f'; looked in {place_of(queue)}'}")
@@ -147,19 +148,19 @@ def _purge(options: argparse.Namespace) -> int:
         number = _removable(stats, options.queue, options.state)
         what = _what(number, options)
         if options.dry_run:
-            print(f"would remove {what}")
+            Screen().say(f"would remove {what}")
             return 0
         if number == 0:
             known = _known(queue, stats)
             hint = "" if options.queue in known else suggestion(options.queue, known)
-            print(f"there is nothing to remove: {what}{hint}")
+            Screen().say(f"there is nothing to remove: {what}{hint}")
             if options.queue not in known and not hint:
                 note_place(queue)
             return 0
         if not options.yes:
             _confirm(what, queue)
         removed = queue.purge(options.queue, options.state)
-        print(f"removed {_what(removed, options)}")
+        Screen().say(f"removed {_what(removed, options)}")
     return 0
 
 
@@ -179,7 +180,7 @@ def _what(number: int, options: argparse.Namespace) -> str:
 def _confirm(what: str, queue: TaskQueue) -> None:
     if not sys.stdin.isatty():
         raise UsageError(f"this would remove {what} for good; add --yes to do so, or --dry-run to look")
-    print(f"Remove {what} on {queue.url} for good? [y/N] ", end="", file=sys.stderr, flush=True)
+    print(printable(f"Remove {what} on {queue.url} for good? [y/N] "), end="", file=sys.stderr, flush=True)
     answer = sys.stdin.readline()
     if not answer.endswith("\n"):
         print(file=sys.stderr)

@@ -22,7 +22,6 @@ from omniq.cli.terminal import Screen, human_duration
 from omniq.cli.trigger_words import in_words
 from omniq.cli.wording import ago, exact, local_time, relative
 from omniq.errors import OmniQError, PayloadRejected, ScheduleNotFound
-from omniq.escaping import printable
 from omniq.policies import decode_value
 from omniq.queue import TaskQueue
 from omniq.schedule import Schedule, Trigger
@@ -76,7 +75,7 @@ def _list(options: argparse.Namespace) -> int:
         schedules = queue.schedules()
         now = now_of(queue)
         if options.json:
-            screen.say(json.dumps([as_json(schedule, queue, now) for schedule in schedules], indent=2))
+            screen.say_lines(json.dumps([as_json(schedule, queue, now) for schedule in schedules], indent=2))
             return 0
         rows = [_Row(schedule, _words(schedule, queue)) for schedule in schedules]
         for line in _table(screen, now).lines(rows) if rows else ["there are no schedules"]:
@@ -88,8 +87,8 @@ def _list(options: argparse.Namespace) -> int:
 
 def _table(screen: Screen, now: datetime) -> Table[_Row]:
     columns: list[Column[_Row]] = [
-        Column(title="id", cell=lambda row: printable(row.schedule.id), least=10),
-        Column(title="task", cell=lambda row: printable(row.schedule.task.name), least=8, keep_end=True, rank=2),
+        Column(title="id", cell=lambda row: row.schedule.id, least=10),
+        Column(title="task", cell=lambda row: row.schedule.task.name, least=8, keep_end=True, rank=2),
         Column(title="trigger", cell=lambda row: row.words, least=24),
         Column(title="next run", cell=lambda row: _next_run(row.schedule), rank=1),
         Column(title="due", cell=lambda row: _due(row.schedule, now), right=True),
@@ -139,7 +138,7 @@ def _trigger_json(schedule: Schedule) -> Any:
 
 def _words(schedule: Schedule, queue: TaskQueue) -> str:
     trigger = _trigger(schedule, queue)
-    return printable(schedule.trigger) if trigger is None else in_words(trigger)
+    return schedule.trigger if trigger is None else in_words(trigger)
 
 
 def as_json(schedule: Schedule, queue: TaskQueue, now: datetime) -> dict[str, Any]:
@@ -187,10 +186,10 @@ def _show(options: argparse.Namespace) -> int:
         schedule = _find(queue, options.id)
         now = now_of(queue)
         if options.json:
-            screen.say(json.dumps(as_json(schedule, queue, now), indent=2))
+            screen.say_lines(json.dumps(as_json(schedule, queue, now), indent=2))
             return 0
         for label, text in _details(schedule, queue, now):
-            screen.say(f"{screen.styled(f'{label:<9}', 'dim')}  {text}")
+            screen.say(f"{screen.styled(f'{label:<9}', 'dim')}  {screen.styled(text)}")
     return 0
 
 
@@ -207,13 +206,13 @@ def _not_found(queue: TaskQueue, schedule_id: str, known: Iterable[str]) -> str:
 
 
 def _details(schedule: Schedule, queue: TaskQueue, now: datetime) -> Iterator[tuple[str, str]]:
-    yield "schedule", printable(schedule.id)
-    yield "task", printable(schedule.task.name)
-    yield "queue", printable(schedule.task.queue)
+    yield "schedule", schedule.id
+    yield "task", schedule.task.name
+    yield "queue", schedule.task.queue
     yield "arguments", arguments_text(_record(schedule, queue, now), queue)
     yield "trigger", _words(schedule, queue)
     yield "paused", _yes(schedule.paused)
-    declared = f"yes, in code ({', '.join(map(printable, schedule.apps))}): workers keep it as it stands there"
+    declared = f"yes, in code ({', '.join(schedule.apps)}): workers keep it as it stands there"
     yield "declared", declared if schedule.declared else "no"
     yield "misfire", schedule.misfire.value
     yield "overlap", schedule.overlap.value
@@ -223,7 +222,7 @@ def _details(schedule: Schedule, queue: TaskQueue, now: datetime) -> Iterator[tu
         if moment is not None:
             yield label, exact(moment, now)
     if schedule.last_task is not None:
-        yield "last task", printable(schedule.last_task)
+        yield "last task", schedule.last_task
     label = "next runs"
     for moment in _preview(schedule, queue):
         yield label, exact(moment, now)
@@ -278,23 +277,23 @@ def _for_each(change: Callable[[TaskQueue, str], None]) -> Callable[[argparse.Na
 
 def _pause(queue: TaskQueue, schedule_id: str) -> None:
     changed = queue.pause_schedule(schedule_id)
-    print(f"schedule {schedule_id} is paused" if changed else f"schedule {schedule_id} was paused already")
+    Screen().say(f"schedule {schedule_id} is paused" if changed else f"schedule {schedule_id} was paused already")
 
 
 def _resume(queue: TaskQueue, schedule_id: str) -> None:
     changed = queue.resume_schedule(schedule_id)
-    print(f"schedule {schedule_id} goes on" if changed else f"schedule {schedule_id} was not paused")
+    Screen().say(f"schedule {schedule_id} goes on" if changed else f"schedule {schedule_id} was not paused")
 
 
 def _trigger_now(queue: TaskQueue, schedule_id: str) -> None:
-    print(queue.trigger_schedule(schedule_id).id)
+    Screen().say(queue.trigger_schedule(schedule_id).id)
 
 
 def _delete(queue: TaskQueue, schedule_id: str) -> None:
     declared = any(schedule.declared for schedule in queue.schedules() if schedule.id == schedule_id)
     if not queue.delete_schedule(schedule_id):
         raise ScheduleNotFound(schedule_id)
-    print(f"schedule {schedule_id} is deleted")
+    Screen().say(f"schedule {schedule_id} is deleted")
     if declared:
         note(
             f"{schedule_id} is declared in code: the next worker that starts makes it anew; "

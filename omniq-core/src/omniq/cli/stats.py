@@ -14,8 +14,7 @@ from omniq.cli.arguments import add_app, add_json, count, describe, seconds
 from omniq.cli.columns import Column, Table
 from omniq.cli.live import Frame, Look, look, nobody_works, worker_lines
 from omniq.cli.terminal import Screen, human_duration
-from omniq.errors import StorageError
-from omniq.escaping import printable
+from omniq.outages import error_text
 from omniq.queue import TaskQueue
 from omniq.storage import QueueStats
 from omniq.task import TaskState
@@ -57,7 +56,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _show(stats: Sequence[QueueStats], queue: TaskQueue, screen: Screen, options: argparse.Namespace) -> None:
     if options.json:
-        screen.say(json.dumps(as_json(stats), indent=2))
+        screen.say_lines(json.dumps(as_json(stats), indent=2))
         return
     show(stats, queue, screen)
 
@@ -80,12 +79,12 @@ def _unused(queue: TaskQueue) -> str:
 
 def _watch(queue: TaskQueue, screen: Screen, options: argparse.Namespace) -> None:
     # The first look fails as it would without --watch; a store that goes away later may come back.
-    looked: Look | StorageError = queue.run(look(queue))
+    looked: Look | Exception = queue.run(look(queue))
     before: Look | None = None
     with screen.redrawing():
         for shown in itertools.count(1):
-            if isinstance(looked, StorageError):
-                screen.say(screen.styled(f"cannot read {queue.url} now: {looked}", "red"))
+            if isinstance(looked, Exception):
+                screen.say(screen.styled(f"cannot read {queue.url} now: {error_text(looked)}", "red"))
             else:
                 _show_again(Frame(looked, before), queue, screen, options)
                 before = looked
@@ -95,10 +94,10 @@ def _watch(queue: TaskQueue, screen: Screen, options: argparse.Namespace) -> Non
             looked = _try_to_look(queue)
 
 
-def _try_to_look(queue: TaskQueue) -> Look | StorageError:
+def _try_to_look(queue: TaskQueue) -> Look | Exception:
     try:
         return queue.run(look(queue))
-    except StorageError as error:
+    except Exception as error:  # whatever somebody has written into the store: the next look may be another
         return error
 
 
@@ -144,7 +143,7 @@ def as_table(stats: Sequence[QueueStats], screen: Screen, frame: Frame | None = 
     :param frame: adds how many tasks come and end a second.
     """
     columns = [
-        Column[QueueStats](title="queue", cell=lambda queue: printable(queue.queue), least=10),
+        Column[QueueStats](title="queue", cell=lambda queue: queue.queue, least=10),
         *map(_state_column, TaskState),
         Column[QueueStats](
             title="paused",

@@ -13,8 +13,8 @@ from omniq.cli.arguments import add_app, describe, text
 from omniq.cli.enqueue import find_function
 from omniq.cli.failures import FAILED, UsageError, complain
 from omniq.cli.short_ids import whole_ids
+from omniq.cli.terminal import Screen
 from omniq.cli.wording import plural
-from omniq.escaping import printable
 from omniq.queue import TaskQueue
 from omniq.storage import Storage, TaskQuery
 from omniq.task import StoredTask, TaskState
@@ -125,7 +125,7 @@ def act(options: argparse.Namespace, verb: Verb) -> int:
             done, refusals = queue.run(_matching(queue, verb, query, states, dry_run=options.dry_run)), []
     for refusal in refusals:
         complain(refusal)
-    print(_summary(done, verb, dry_run=options.dry_run))
+    Screen().say(_summary(done, verb, dry_run=options.dry_run))
     return FAILED if refusals else 0
 
 
@@ -153,10 +153,10 @@ async def _named(queue: TaskQueue, verb: Verb, ids: list[str], *, dry_run: bool)
 
 def _refusal(task_id: str, task: StoredTask | None, verb: Verb) -> str:
     if task is None:
-        return f"there is no task {printable(task_id)!r}"
+        return f"there is no task {task_id!r}"
     if task.state not in verb.states:
         return f"task {task_id} is {task.state}, and cannot be {verb.done}"
-    unique = f", or a live task has its unique key {printable(task.unique)!r}" if task.unique else ""
+    unique = f", or a live task has its unique key {task.unique!r}" if task.unique else ""
     return f"task {task_id} was not {verb.done}: it changed meanwhile{unique}"
 
 

@@ -1,7 +1,7 @@
 """What is shown of a task: the rows of a list, everything about one, and the same as JSON.
 
 Arguments and results are decoded where the function is known here, since its annotations say how. Elsewhere they are
-shown as they are stored; nothing but JSON is read then.
+shown as they are stored; nothing but JSON is read then, and nothing that is larger than ``max_payload``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from omniq.cli.short_ids import short_id
 from omniq.cli.terminal import Screen, human_duration
 from omniq.cli.values import plain_json
 from omniq.cli.wording import ago, exact, relative, rough_duration
-from omniq.escaping import printable
 from omniq.queue import TaskQueue
 from omniq.signing import unsealed
 from omniq.task import Progress, Task, TaskState
@@ -37,6 +36,10 @@ STYLES: Mapping[TaskState, tuple[str, ...]] = {
 
 LONGEST_ERROR = 200
 """Characters of an error that a list shows, wherever it goes."""
+LONGEST_MESSAGE = 20_000
+"""Characters of an error's message that are shown to people: all of one that a worker has stored."""
+LONGEST_TRACEBACK = 100_000
+"""Characters of a traceback that are shown to people: all of one that a worker has stored."""
 LONGEST = 4000
 """Characters of an argument list or a result that are shown to people; JSON has all of them."""
 
@@ -47,10 +50,10 @@ LONGEST = 4000
 def task_table(screen: Screen, now: datetime) -> Table[Task]:
     """Give a table that has a row for each task."""
     columns: list[Column[Task]] = [
-        Column(title="id", cell=lambda task: printable(short_id(task.id))),
+        Column(title="id", cell=lambda task: short_id(task.id)),
         Column(title="state", cell=lambda task: task.state, styles=lambda task: STYLES.get(task.state, ())),
-        Column(title="name", cell=lambda task: printable(task.name), least=8, keep_end=True),
-        Column(title="queue", cell=lambda task: printable(task.queue), least=6, rank=2),
+        Column(title="name", cell=lambda task: task.name, least=8, keep_end=True),
+        Column(title="queue", cell=lambda task: task.queue, least=6, rank=2),
         Column(title="attempts", cell=lambda task: f"{task.attempt}/{task.max_retries + 1}", right=True, rank=3),
         Column(title="when", cell=lambda task: _when(task, now), right=True),
         Column(title="error", cell=_error_line, styles=lambda _: ("red",), least=12, rank=1),
@@ -62,7 +65,7 @@ def _error_line(task: Task) -> str:
     if task.error is None:
         return "-"
     first_line = task.error.message.strip().partition("\n")[0]
-    return printable(shortened(f"{task.error.type}: {first_line}", LONGEST_ERROR))
+    return shortened(f"{task.error.type}: {first_line}", LONGEST_ERROR)
 
 
 def _when(task: Task, now: datetime) -> str:
@@ -84,17 +87,16 @@ def as_lines(task: Task, queue: TaskQueue, screen: Screen, now: datetime) -> Ite
         yield f"{screen.styled(f'{label:<9}', 'dim')}  {screen.styled(text, *styles)}"
     if task.error is not None and task.error.traceback:
         yield ""
-        for line in task.error.traceback.rstrip().expandtabs().split("\n"):
-            yield printable(line)
+        yield from _cut(task.error.traceback, LONGEST_TRACEBACK).rstrip().expandtabs().split("\n")
 
 
 Detail = tuple[str, ...]
 
 
 def _details(task: Task, queue: TaskQueue, now: datetime) -> Iterator[Detail]:
-    yield "task", printable(task.id)
-    yield "name", printable(task.name), "bold"
-    yield "queue", printable(task.queue)
+    yield "task", task.id
+    yield "name", task.name, "bold"
+    yield "queue", task.queue
     asked = ", asked to stop" if task.cancel_requested else ""
     yield "state", f"{task.state} {_when(task, now)}{asked}", *STYLES.get(task.state, ())
     yield "arguments", arguments_text(task, queue)
@@ -102,20 +104,20 @@ def _details(task: Task, queue: TaskQueue, now: datetime) -> Iterator[Detail]:
     yield from _times(task, now)
     for label, value in (("worker", task.worker), ("unique", task.unique), ("tags", ", ".join(task.tags))):
         if value:
-            yield label, printable(value)
+            yield label, value
     if task.progress is not None:
-        yield "progress", _progress(task.progress)
+        yield "progress", _cut(_progress(task.progress), LONGEST)
     if task.result_payload is not None:
         yield "result", _result_text(task, queue)
     if task.error is not None:
-        yield "error", printable(f"{task.error.type}: {task.error.message}"), "red"
+        yield "error", _cut(f"{task.error.type}: {task.error.message}", LONGEST_MESSAGE), "red"
 
 
 def _attempts(task: Task) -> Iterator[Detail]:
     yield "attempts", f"{task.attempt} of {task.max_retries + 1}"
     policy = _or_none(lambda: task.retry)
     if policy is not None:
-        yield "retry", printable(repr(policy))
+        yield "retry", repr(policy)
     if task.timeout is not None:
         yield "timeout", human_duration(task.timeout)
     if task.priority:
@@ -143,7 +145,7 @@ def _progress(progress: Progress) -> str:
         text += f" of {progress.total:g}"
         if progress.total > 0:
             text += f" ({progress.done / progress.total:.0%})"
-    return printable(f"{text}: {progress.note}" if progress.note else text)
+    return f"{text}: {progress.note}" if progress.note else text
 
 
 def arguments_text(task: Task, queue: TaskQueue) -> str:
@@ -152,9 +154,9 @@ def arguments_text(task: Task, queue: TaskQueue) -> str:
     text = None if decoded is None else _or_none(lambda: _call(*decoded, repr))
     if text is not None:
         return _bounded(text or "none")
-    stored = _stored_arguments(task)
+    stored = _stored_arguments(task, queue)
     if stored is None:
-        return _size(task.payload, task)
+        return _size(task.payload, task, queue)
     return _bounded(f"{_call(*stored, _json) or 'none'}  (as stored)")
 
 
@@ -167,21 +169,26 @@ def _result_text(task: Task, queue: TaskQueue) -> str:
         text = _or_none(lambda: repr(task.result))
         if text is not None:
             return _bounded(text)
-    stored = _stored_result(task)
+    stored = _stored_result(task, queue)
     if stored is None:
-        return _size(task.result_payload or b"", task)
+        return _size(task.result_payload or b"", task, queue)
     return _bounded(f"{_json(stored.value)}  (as stored)")
 
 
-def _size(payload: bytes, task: Task) -> str:
-    return f"{len(payload):,} bytes of {printable(task.serializer)}, which cannot be read here"
+def _size(payload: bytes, task: Task, queue: TaskQueue) -> str:
+    size = f"{len(payload):,} bytes of {task.serializer}"
+    limit = queue.codec.max_payload
+    if len(payload) > limit:
+        return f"{size}, over the limit here of {limit:,} (max_payload): not read"
+    return f"{size}, which cannot be read here"
 
 
 def _bounded(text: str) -> str:
-    text = printable(text)
-    if len(text) <= LONGEST:
-        return text
-    return f"{text[:LONGEST]}… ({len(text):,} characters; --json shows all)"
+    return _cut(text, LONGEST, "; --json shows all")
+
+
+def _cut(text: str, longest: int, rest: str = "") -> str:
+    return text if len(text) <= longest else f"{text[:longest]}… ({len(text):,} characters{rest})"
 
 
 # One task, for programs
@@ -228,7 +235,7 @@ def arguments_json(task: Task, queue: TaskQueue) -> dict[str, Any]:
     """Give a task's arguments as JSON: a Path as its text where they are decoded; as stored; None where unreadable."""
     decoded = _decoded_arguments(task, queue)
     text = None if decoded is None else plain_json([list(decoded[0]), decoded[1]])
-    pair = _stored_arguments(task) if text is None else json.loads(text)
+    pair = _stored_arguments(task, queue) if text is None else json.loads(text)
     args, kwargs = (None, None) if pair is None else pair
     return {"args": args, "kwargs": kwargs, "decoded": text is not None}
 
@@ -240,7 +247,7 @@ def _result_json(task: Task, queue: TaskQueue) -> Any:
         text = _or_none(lambda: plain_json(task.result))
         if text is not None:
             return json.loads(text)
-    stored = _stored_result(task)
+    stored = _stored_result(task, queue)
     return None if stored is None else stored.value
 
 
@@ -267,20 +274,20 @@ class _Stored:
     value: Any
 
 
-def _stored_arguments(task: Task) -> tuple[list[Any], dict[str, Any]] | None:
-    stored = _stored_json(task, task.payload)
+def _stored_arguments(task: Task, queue: TaskQueue) -> tuple[list[Any], dict[str, Any]] | None:
+    stored = _stored_json(task, task.payload, queue)
     match stored and stored.value:
         case [list() as args, dict() as kwargs]:
             return args, kwargs
     return None
 
 
-def _stored_result(task: Task) -> _Stored | None:
-    return _stored_json(task, unsealed(task.result_payload or b""))
+def _stored_result(task: Task, queue: TaskQueue) -> _Stored | None:
+    return _stored_json(task, unsealed(task.result_payload or b""), queue)
 
 
-def _stored_json(task: Task, payload: bytes) -> _Stored | None:
-    if task.serializer != "json":
+def _stored_json(task: Task, payload: bytes, queue: TaskQueue) -> _Stored | None:
+    if task.serializer != "json" or len(payload) > queue.codec.max_payload:
         return None
     try:
         return _Stored(json.loads(payload))

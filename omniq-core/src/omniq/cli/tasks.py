@@ -122,7 +122,7 @@ def _print_json(pages: Iterator[TaskPage[Task]], queue: TaskQueue, screen: Scree
         for task in page:
             print(f"{separator}{json.dumps(as_json(task, queue))}", end="")
             separator = ",\n"
-    screen.say(f'\n], "cursor": {json.dumps(cursor)}}}')
+    screen.say_lines(f'\n], "cursor": {json.dumps(cursor)}}}')
 
 
 def _configure_show(parser: argparse.ArgumentParser) -> None:
@@ -146,7 +146,7 @@ def _show(options: argparse.Namespace) -> int:
         if task is None:
             raise OperationFailed(f"{TaskNotFound(options.id)}; looked in {place_of(queue)}")
         if options.json:
-            screen.say(json.dumps(as_json(task, queue), indent=2))
+            screen.say_lines(json.dumps(as_json(task, queue), indent=2))
             return 0
         for line in as_lines(task, queue, screen, now_of(queue)):
             screen.say(line)

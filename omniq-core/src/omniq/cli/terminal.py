@@ -1,18 +1,25 @@
-"""Writing for people: colours and redrawing on a terminal, plain lines everywhere else."""
+"""Writing for people: colours and redrawing on a terminal, plain lines everywhere else.
+
+What is written may come from anyone. Nothing of it reaches the terminal that the terminal would obey, but our colours.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
 from typing import TextIO
 
+from omniq.escaping import printable, printable_lines
+
 __all__ = ["Screen", "human_duration", "table"]
 
-_ESCAPE = re.compile(r"\x1b\[[0-9;]*m")
 _STYLES = {"bold": 1, "dim": 2, "red": 31, "green": 32, "yellow": 33, "blue": 34, "cyan": 36}
+_CODE = f"(?:{'|'.join(map(str, _STYLES.values()))})"
+_COLOUR = re.compile(rf"(\x1b\[(?:0|{_CODE}(?:;{_CODE})*)m)")
 
 
 class Screen:
@@ -54,24 +61,29 @@ class Screen:
         return True
 
     def styled(self, text: str, *styles: str) -> str:
-        """Give the text with colours, or as it is where there are none."""
+        """Return the text, escaped, with colours where there are any."""
+        text = printable(text)
         if not self._colours or not styles or not text:
             return text
         codes = ";".join(str(_STYLES[style]) for style in styles)
         return f"\x1b[{codes}m{text}\x1b[0m"
 
     def say(self, line: str = "") -> None:
-        """Write a line that stays, above what is redrawn."""
-        self._write(self._erase() + line + "\n")
+        """Write a line that stays, above what is redrawn. Whatever it holds, it is one line."""
+        self._write(self._erase() + self._escaped(line) + "\n")
+
+    def say_lines(self, text: str) -> None:
+        """Write a text of several lines, such as JSON."""
+        self._write(self._erase() + printable_lines(text) + "\n")
 
     def draw(self, lines: Sequence[str]) -> None:
         """Write lines in the place of those drawn before. Where there is no terminal they simply follow."""
         if not self.is_terminal:
-            self._write("".join(f"{line}\n" for line in lines))
+            self._write("".join(f"{self._escaped(line)}\n" for line in lines))
             return
         size = self._size()
         # A line that wraps, or one that scrolls away, could not be erased again.
-        shown = [_clip(line, size.columns) for line in lines[: size.lines - 1]]
+        shown = [_clip(self._escaped(line), size.columns) for line in lines[: size.lines - 1]]
         erase = self._erase()
         self._drawn = len(shown)
         self._write(erase + "".join(f"{line}\n" for line in shown))
@@ -101,6 +113,11 @@ class Screen:
         drawn, self._drawn = self._drawn, 0
         return f"\x1b[{drawn}F\x1b[J" if drawn else ""
 
+    def _escaped(self, line: str) -> str:
+        if line.isprintable() or not self._colours:
+            return printable(line)
+        return "".join(part if index % 2 else printable(part) for index, part in enumerate(_COLOUR.split(line)))
+
     def _write(self, text: str) -> None:
         if text:
             self._stream.write(text)
@@ -108,12 +125,12 @@ class Screen:
 
 
 def _clip(line: str, width: int) -> str:
-    if len(_ESCAPE.sub("", line)) <= width:
+    if len(_COLOUR.sub("", line)) <= width:
         return line
     kept: list[str] = []
     left = width - 1
     position = 0
-    for escape in [*_ESCAPE.finditer(line), None]:
+    for escape in [*_COLOUR.finditer(line), None]:
         text = line[position : escape.start() if escape else len(line)]
         kept.append(text[:left])
         left -= min(len(text), left)
@@ -140,6 +157,8 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1
 
 def human_duration(seconds: float) -> str:
     """Give a duration as people say it: ``0.3 s``, ``42 s``, ``3 min 20 s``, ``5 h 2 min``, ``12 d 4 h``."""
+    if not math.isfinite(seconds):
+        return "?"
     if seconds < 9.95:
         return f"{max(seconds, 0.0):.1f} s"
     whole = round(seconds)

@@ -10,7 +10,6 @@ import re
 from omniq.cli.terminal import human_duration
 from omniq.cli.wording import local_time
 from omniq.cron import ALIASES
-from omniq.escaping import printable
 from omniq.schedule import Trigger
 from omniq.triggers import EPOCH, At, Cron, Every
 
@@ -31,7 +30,7 @@ def in_words(trigger: Trigger) -> str:
         case Cron():
             words = _cron(ALIASES.get(trigger.expr, trigger.expr)) or f"cron {trigger.expr}"
             return f"{words} {trigger.tz}"
-    return printable(repr(trigger))
+    return repr(trigger)
 
 
 def _every(trigger: Every) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from datetime import datetime
 
 __all__ = ["ago", "exact", "local_time", "plural", "relative", "rough_duration"]
@@ -19,16 +20,25 @@ def plural(number: int, noun: str) -> str:
 
 def local_time(moment: datetime) -> str:
     """Give a point in time as the clocks here show it."""
-    return f"{moment.astimezone():%Y-%m-%d %H:%M:%S}"
+    return f"{_here(moment):%Y-%m-%d %H:%M:%S}"
+
+
+def _here(moment: datetime) -> datetime:
+    try:
+        return moment.astimezone()
+    except (OverflowError, ValueError, OSError):  # at the ends of what a datetime can say
+        return moment
 
 
 def exact(moment: datetime, now: datetime) -> str:
     """Give a point in time with its time zone, and how far away it is."""
-    return f"{local_time(moment)} {moment.astimezone():%Z} ({relative(moment, now)})"
+    return f"{local_time(moment)} {_here(moment):%Z} ({relative(moment, now)})"
 
 
 def rough_duration(seconds: float) -> str:
     """Give a duration in one unit, for tables: ``12 s``, ``90 min``, ``5 h``, ``12 d``, ``3 y``."""
+    if not math.isfinite(seconds):
+        return "?"
     whole = int(max(seconds, 0.0))
     for least, size, unit in _UNITS:
         if whole >= least:

@@ -16,7 +16,6 @@ from omniq.cli.columns import Column, Table
 from omniq.cli.failures import FAILED, complain
 from omniq.cli.terminal import Screen
 from omniq.cli.wording import ago, plural
-from omniq.escaping import printable
 from omniq.worker_info import WorkerInfo
 
 __all__ = ["as_json", "configure", "run"]
@@ -45,13 +44,13 @@ def run(options: argparse.Namespace) -> int:
         workers = [one for one in queue.workers() if options.host in (None, _host(one))]
         now = now_of(queue)
         if options.json:
-            screen.say(json.dumps(as_json(workers), indent=2))
+            screen.say_lines(json.dumps(as_json(workers), indent=2))
         elif workers:
             for line in _table(screen, now).lines(workers):
                 screen.say(line)
         if len(workers) >= options.at_least:
             return 0
-        where = "" if options.host is None else f" on {printable(options.host)}"
+        where = "" if options.host is None else f" on {options.host}"
         complain(f"{plural(len(workers), 'worker')}{where} alive, {options.at_least} asked for")
         if not workers:
             note_place(queue)
@@ -77,14 +76,14 @@ def as_json(workers: Sequence[WorkerInfo]) -> list[dict[str, Any]]:
 
 def _table(screen: Screen, now: datetime) -> Table[WorkerInfo]:
     columns: list[Column[WorkerInfo]] = [
-        Column(title="host", cell=lambda worker: printable(_host(worker) or "-"), least=10, keep_end=True),
+        Column(title="host", cell=lambda worker: _host(worker) or "-", least=10, keep_end=True),
         Column(title="pid", cell=lambda worker: str(_pid(worker) or "-"), right=True),
-        Column(title="queues", cell=lambda worker: printable(_queues(worker)), least=12),
-        Column(title="version", cell=lambda worker: printable(_version(worker)), rank=2),
+        Column(title="queues", cell=_queues, least=12),
+        Column(title="version", cell=_version, rank=2),
         Column(title="slots", cell=_slots, right=True, rank=3),
         Column(title="tasks", cell=lambda worker: f"{len(worker.running):,}", right=True),
         Column(title="seen", cell=lambda worker: ago(worker.seen_at, now), right=True),
-        Column(title="id", cell=lambda worker: printable(worker.id), least=12, keep_end=True, rank=1),
+        Column(title="id", cell=lambda worker: worker.id, least=12, keep_end=True, rank=1),
     ]
     return Table(columns, screen)
 
