@@ -7,7 +7,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 from omniq.ids import new_id
 from omniq.storage import QueueStats, TaskQuery
 from omniq.task import NewTask, StoredTask, TaskState
+from omniq.testing.contract.spoiling import Value
 from omniq.urls import parse_url
 from omniq_local.sqlite import SQLiteStorage
 
@@ -120,3 +121,37 @@ def run_python(program: str, *arguments: object) -> str:
     """Run a Python program to its end, and give what it printed."""
     with python(program, *arguments) as process:
         return output_of(process)
+
+
+class SpoiledRows:
+    """Reads and writes the columns of single rows in an SQLite file, see :class:`omniq.testing.contract.Spoil`.
+
+    :param path: the file.
+    :param tables: for each kind the table, the column that has the name, and the columns that are read; None: all.
+    """
+
+    def __init__(self, path: Path, tables: Mapping[str, tuple[str, str, tuple[str, ...] | None]]) -> None:
+        self.path = path
+        self.tables = tables
+
+    def read(self, kind: str, name: str) -> dict[str, Value]:
+        if kind not in self.tables:
+            return {}
+        table, key, columns = self.tables[kind]
+        with raw(self.path) as connection:
+            connection.row_factory = sqlite3.Row
+            row = connection.execute(f'SELECT * FROM "{table}" WHERE {key} = ?', (name,)).fetchone()
+        there = [] if row is None else [one for one in row.keys() if one != "seq"]  # noqa: SIM118  # not of a dict
+        return {one: row[one] for one in there if columns is None or one in columns}
+
+    def write(self, kind: str, name: str, place: str, value: Value) -> bool:
+        table, key, _ = self.tables[kind]
+        parameter = "?"
+        if isinstance(value, str):  # also what is no UTF-8
+            parameter, value = "CAST(? AS TEXT)", value.encode(errors="surrogateescape")
+        try:
+            with raw(self.path) as connection:
+                sql = f'UPDATE "{table}" SET {place} = {parameter} WHERE {key} = ?'
+                return connection.execute(sql, (value, name)).rowcount > 0
+        except (sqlite3.IntegrityError, OverflowError):
+            return False  # the types of the table do not take it

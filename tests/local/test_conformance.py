@@ -14,10 +14,11 @@ import pytest
 from omniq.ids import new_id
 from omniq.storage import Storage
 from omniq.testing import StorageContract
+from omniq.testing.contract import Spoil
 from omniq.testing.contract.base import Deafen
 from omniq.testing.contract.outages import OutageContract
 from omniq_local.wake import Bell
-from tests.local.sqlite_support import raw
+from tests.local.sqlite_support import SpoiledRows, raw
 
 
 async def silence(monkeypatch: pytest.MonkeyPatch, store: Storage) -> None:
@@ -48,6 +49,19 @@ class TestSQLiteStorage(StorageContract):
                 return sum(connection.execute(f'SELECT count(*) FROM "{name}"').fetchone()[0] for (name,) in tables)
 
         return count
+
+    @pytest.fixture
+    def spoil(self, tmp_path: Path) -> Spoil:
+        tables = {
+            "task": ("omniq.task", "id", None),
+            "result": ("omniq.task", "id", ("result",)),
+            "schedule": ("omniq.schedule", "id", None),
+            "worker": ("omniq.worker", "id", None),
+            "queue": ("omniq.counter", "queue", None),
+            "pause": ("omniq.paused", "queue", None),
+            "unique": ("omniq.task", "unique_key", ("unique_key",)),
+        }
+        return SpoiledRows(tmp_path / "jobs.db", tables)
 
 
 class TestSQLiteStorageThatIsLocked(OutageContract):

@@ -118,7 +118,6 @@ AWKWARD: list[dict[str, Any]] = [
     {"id": ODD, "queue": ODD, "name": ODD, "unique": ODD, "tags": (ODD, "", ODD)},
     {"result_ttl": 0.1 + 0.2},
     {"result_ttl": 3},
-    {"result_ttl": math.inf},
     {"priority": -100, "max_retries": 2**40},
     {"run_at": datetime(9999, 12, 31, 23, 59, 59, 999999, tzinfo=UTC)},
     {"run_at": timedelta.max, "expires": timedelta.max},
@@ -234,6 +233,17 @@ def test_a_value_of_a_wrong_type_is_the_callers_mistake(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize("endless", [math.inf, math.nan])
+def test_a_result_that_is_to_be_kept_for_no_number_of_seconds_is_refused(tmp_path: Path, endless: float) -> None:
+    async def scenario() -> None:
+        async with opened(tmp_path / "jobs.db") as store:
+            with pytest.raises(ValueError, match="result_ttl must be a number of seconds"):
+                await store.enqueue([new_task(), new_task(result_ttl=endless)])
+            assert await store.stats() == []
+
+    asyncio.run(scenario())
+
+
 def test_a_value_that_is_larger_than_sqlite_can_store_is_said(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with opened(tmp_path / "jobs.db") as store:
@@ -290,6 +300,46 @@ def test_a_row_that_cannot_be_read_ends_as_failed_and_stops_nobody(
 
     asyncio.run(scenario())
     assert "cannot be read" in caplog.text
+
+
+@pytest.mark.parametrize("number", [2**31, 2**62, 2**63 - 1])
+def test_a_number_that_overflows_undoes_the_claim_and_the_end_of_no_other(tmp_path: Path, number: int) -> None:
+    async def scenario() -> None:
+        path = tmp_path / "jobs.db"
+        async with opened(path) as store:
+            await store.enqueue([new_task(id=name) for name in ("attempt", "good", "delivery", "ttl", "created_at")])
+            with raw(path) as connection:
+                for column in ("attempt", "delivery", "ttl", "created_at"):
+                    connection.execute(f'UPDATE "omniq.task" SET {column} = ? WHERE id = ?', (number, column))
+            # Nor does one that seems to be of the far future pass its time on to those that come after it.
+            store.enqueue_blocking([new_task(id="next")])
+            await store.enqueue([new_task(id="last"), new_task(id="late", run_at=timedelta(hours=1))])
+            claimed = await take(store)
+            assert {"good", "ttl", "next", "last"} <= {task.id for task in claimed}
+            assert all(await store.finish([Succeeded(id=t.id, delivery=t.delivery, result=b"") for t in claimed]))
+            (good, new) = await store.get(["good", "last"])
+            assert good is not None
+            assert new is not None
+            assert new.created_at - good.created_at < timedelta(days=1)
+
+    asyncio.run(scenario())
+
+
+def test_a_task_whose_id_is_no_text_is_deleted_by_its_place(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        path = tmp_path / "jobs.db"
+        async with opened(path) as store:
+            await store.enqueue([new_task(id="good"), new_task(id="bad")])
+            with raw(path) as connection:
+                connection.execute("UPDATE \"omniq.task\" SET id = CAST(x'ff80' AS TEXT) WHERE id = 'bad'")
+            (bad, _) = (await store.list_tasks(TaskQuery())).tasks
+            assert (bad.id, bad.state) == ("row 2", TaskState.FAILED)
+            (finding,) = await store.check()
+            assert finding.message.endswith("omniq tasks delete 'row 2'")
+            assert await store.delete(["row 2", "row 1", "row 7"]) == [True, False, False]
+            assert await store.check() == []
+
+    asyncio.run(scenario())
 
 
 @pytest.mark.parametrize("damage", [entry for entry in DAMAGE if "x'ff" not in entry])

@@ -23,6 +23,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from omniq.errors import CorruptRecord
+from omniq.records import load_schedule
 from omniq.schedule import Misfire, Overlap, Schedule
 from omniq.storage.base import Finding, Severity, StoredWorker
 from omniq.task import NewTask, Progress, StoredTask, TaskError, TaskState
@@ -30,6 +31,7 @@ from omniq.task import NewTask, Progress, StoredTask, TaskError, TaskState
 __all__ = [
     "EARLIEST",
     "LARGEST_COUNT",
+    "LARGEST_REVISION",
     "LONGEST_TEXT",
     "UNREADABLE",
     "check_schedule",
@@ -40,7 +42,9 @@ __all__ = [
     "corrupt_error",
     "finding",
     "is_corrupt",
+    "is_text",
     "log_once",
+    "read_schedule",
     "salvaged",
 ]
 
@@ -48,6 +52,8 @@ UNREADABLE = (TypeError, ValueError, LookupError, AttributeError, OverflowError,
 """What comes of decoding values that are not what they should be."""
 LARGEST_COUNT = 2**31 - 2**16
 """Of attempts and deliveries: a store that counts in 32 bits can still count on."""
+LARGEST_REVISION = 2**62
+"""Of a schedule: a store that counts in 64 bits can still count on."""
 LONGEST_TEXT = 10_000
 """Characters of an id, a name, a queue, a key or a tag."""
 EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
@@ -139,6 +145,22 @@ def check_schedule(schedule: Schedule) -> Schedule:
     return schedule
 
 
+def read_schedule(text: str | bytes, *, place: str = "", **known: Any) -> Schedule:
+    """Return the schedule of a text that :func:`omniq.records.dump_schedule` wrote.
+
+    :param text: as it was read from a store.
+    :param place: where, see :func:`corrupt`.
+    :param known: fields that the store keeps apart from the text: these count.
+    :raises CorruptRecord: if it cannot be read, or one of its fields is wrong.
+    """
+    try:
+        return check_schedule(load_schedule(text, **known))
+    except UNREADABLE as error:
+        raise corrupt("schedule", known.get("id"), error, place=place) from error
+    except CorruptRecord as error:
+        raise corrupt("schedule", known.get("id"), error.__cause__ or error, place=place) from error
+
+
 def check_worker(worker: StoredWorker) -> StoredWorker:
     """Return a worker that was read from a store.
 
@@ -157,7 +179,7 @@ def check_text(value: object, name: str) -> str:
     :param name: what it is, to be named in the error.
     :raises ValueError: if it is no text, too long, or holds half of a surrogate pair.
     """
-    if not _is_text(value):
+    if not is_text(value):
         raise _wrong(name, value, _A_TEXT)
     assert isinstance(value, str)
     return value
@@ -176,7 +198,8 @@ def _quoted(value: object) -> str:
     return repr(value) if isinstance(value, int | float | datetime | None) else f"of type {type(value).__name__}"
 
 
-def _is_text(value: Any) -> bool:
+def is_text(value: Any) -> bool:
+    """Return whether a value can be an id, or the name of something."""
     if not isinstance(value, str) or len(value) > LONGEST_TEXT:
         return False
     try:
@@ -218,7 +241,7 @@ def _or_none(is_right: Callable[[Any], bool]) -> Callable[[Any], bool]:
 
 
 def _are_texts(value: Any) -> bool:
-    return isinstance(value, tuple) and all(map(_is_text, value))
+    return isinstance(value, tuple) and all(map(is_text, value))
 
 
 def _is_a(kind: type) -> Callable[[Any], bool]:
@@ -247,13 +270,13 @@ _A_TIME = "a time with a time zone, in 1970 or later"
 _SECONDS = "a number of seconds, 0 or more"
 
 _NEW_TASK_FIELDS: _Fields = (
-    ("id", _is_text, _A_TEXT),
-    ("queue", _is_text, _A_TEXT),
-    ("name", _is_text, _A_TEXT),
+    ("id", is_text, _A_TEXT),
+    ("queue", is_text, _A_TEXT),
+    ("name", is_text, _A_TEXT),
     ("body", _is_a(bytes), "bytes"),
     ("priority", _is_integer, "a whole number of 64 bits"),
     ("max_retries", lambda value: _is_integer(value) and value >= 0, "a whole number, 0 or more"),
-    ("unique", _or_none(_is_text), _A_TEXT),
+    ("unique", _or_none(is_text), _A_TEXT),
     ("tags", _are_texts, "a list of texts"),
     ("result_ttl", _is_duration, _SECONDS),
     ("run_at", _or_none(_is_when), "a time with a time zone, or a timedelta"),
@@ -271,14 +294,14 @@ _TASK_FIELDS: _Fields = (
     # Before 1970 it has passed, as any other that has.
     ("expires_at", _or_none(_is_aware), "a time with a time zone"),
     ("lease_until", _or_none(_is_time), _A_TIME),
-    ("worker", _or_none(_is_text), _A_TEXT),
+    ("worker", _or_none(is_text), _A_TEXT),
     ("error", _or_none(_is_error), "an error"),
     ("progress", _or_none(_is_progress), "a progress"),
     ("cancel_requested", _is_a(bool), "true or false"),
     ("result_payload", _or_none(_is_a(bytes)), "bytes"),
 )
 _SCHEDULE_FIELDS: _Fields = (
-    ("id", _is_text, _A_TEXT),
+    ("id", is_text, _A_TEXT),
     ("task", _is_a(NewTask), "a task"),
     ("trigger", _is_a(str), "a text"),
     ("next_run", _or_none(_is_time), _A_TIME),
@@ -291,12 +314,12 @@ _SCHEDULE_FIELDS: _Fields = (
     ("declared", _is_a(bool), "true or false"),
     ("apps", _are_texts, "a list of texts"),
     ("last_run", _or_none(_is_aware), "a time with a time zone"),
-    ("last_task", _or_none(_is_text), _A_TEXT),
+    ("last_task", _or_none(is_text), _A_TEXT),
     ("live_tasks", _are_texts, "a list of texts"),
-    ("revision", lambda value: _is_integer(value) and value >= 0, "a whole number, 0 or more"),
+    ("revision", lambda value: _is_integer(value) and 0 <= value < LARGEST_REVISION, "a whole number, 0 or more"),
 )
 _WORKER_FIELDS: _Fields = (
-    ("id", _is_text, _A_TEXT),
+    ("id", is_text, _A_TEXT),
     ("seen_at", _is_time, _A_TIME),
     ("running", _are_texts, "a list of texts"),
     ("about", _or_none(_is_a(str)), "a text"),
@@ -320,7 +343,9 @@ def corrupt(kind: str, name: object, problem: BaseException | str, *, place: str
         reason = reason[:_LONGEST_REASON] + "…"
     where = f" ({place})" if place else ""
     message = f"{kind} {_quoted(name)}{where} cannot be read: {reason}"
-    return CorruptRecord(message, kind=kind, name=name if isinstance(name, str) else None, place=place)
+    return CorruptRecord(
+        message, kind=kind, name=name if isinstance(name, str) and is_text(name) else None, place=place
+    )
 
 
 def corrupt_error(problem: CorruptRecord) -> TaskError:
@@ -333,11 +358,12 @@ def is_corrupt(task: StoredTask) -> bool:
     return task.error is not None and task.error.type == "CorruptRecord"
 
 
-def salvaged(problem: CorruptRecord, task_id: str, fields: Mapping[str, object] | None = None) -> StoredTask:
+def salvaged(problem: CorruptRecord, task_id: object, fields: Mapping[str, object] | None = None) -> StoredTask:
     """Return what is shown in place of a task that cannot be read: one that failed.
 
     :param problem: what is wrong with it.
-    :param task_id: the id by which it was found, and by which it can be deleted.
+    :param task_id: the id by which it was found, and by which it can be deleted. Where that is no text, the place takes
+        its part.
     :param fields: what is known of it, by the names of a :class:`~omniq.task.StoredTask`; may be anything, and what is
         of the wrong type or out of range is left out.
     """
@@ -345,7 +371,8 @@ def salvaged(problem: CorruptRecord, task_id: str, fields: Mapping[str, object] 
     for name, is_right, _ in _TASK_FIELDS:
         if fields is not None and name in fields and is_right(fields[name]):
             known[name] = fields[name]
-    known.update(id=task_id, state=TaskState.FAILED, lease_until=None, error=corrupt_error(problem))
+    shown_id = task_id if is_text(task_id) else problem.place or str(problem)
+    known.update(id=shown_id, state=TaskState.FAILED, lease_until=None, error=corrupt_error(problem))
     return StoredTask(**known)
 
 

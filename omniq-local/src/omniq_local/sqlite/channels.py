@@ -14,7 +14,7 @@ from typing import Any, Final, Literal, TypeAlias, TypeVar
 
 from omniq.errors import StorageUnavailable
 from omniq.escaping import get_logger
-from omniq_local.sqlite.connection import Identity, connect, identity_of, lenient, log_identity_of
+from omniq_local.sqlite.connection import Identity, connect, escaped, identity_of, log_identity_of
 from omniq_local.sqlite.faults import is_broken, is_busy, translated
 from omniq_local.sqlite.lost_log import LogReplaced, save_log
 from omniq_local.sqlite.preparation import prepare
@@ -182,7 +182,7 @@ class Reader(Channel):
 
     def _on_connected(self, connection: sqlite3.Connection) -> None:
         # What cannot be read shall at least be seen.
-        connection.text_factory = lenient
+        connection.text_factory = escaped
 
     def read(self, job: Callable[[sqlite3.Connection], T]) -> T:
         """Run a job that reads, all of it as of one moment.

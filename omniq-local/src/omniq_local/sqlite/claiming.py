@@ -12,7 +12,8 @@ from attrs import frozen
 from omniq.errors import CorruptRecord
 from omniq.escaping import get_logger
 from omniq.records import dump_error
-from omniq.task import StoredTask, TaskError
+from omniq.storage.validation import corrupt_error
+from omniq.task import StoredTask
 from omniq_local.sqlite.rows import CANCELLED, FAILED, READY, RUNNING, SCHEDULED, claimed_task, moment, span
 from omniq_local.sqlite.transaction import Row, Transaction
 
@@ -53,7 +54,7 @@ class Claimed:
     """What it gets, as tasks."""
 
     tasks: list[StoredTask]
-    unreadable: list[tuple[Row, str]]
+    unreadable: list[tuple[Row, CorruptRecord]]
     """Rows that were claimed but are no tasks, and why: to be ended."""
 
 
@@ -63,10 +64,8 @@ def claim(asked: Claim, tx: Transaction) -> Picked:
     :return: rows; :func:`read` makes tasks of them, once the lock on the file is free again.
     """
     tx.fold()
-    obstacles = tx.one("claim.obstacles", tx.now)
-    assert obstacles is not None
-    paused = json.loads(obstacles[0])
-    if obstacles[1]:
+    paused, expired = tx.value("claim.obstacles", tx.now)
+    if expired:
         _end_all_expired(tx)
     picked: list[tuple[str, list[Any]]] = []
     left = sum(asked.demand.values()) if asked.limit is None else asked.limit
@@ -111,7 +110,7 @@ def _pick(tx: Transaction, queue: str, limit: int) -> list[list[Any]]:
         picked: list[list[Any]] = tx.exact_value("claim.pick", queue, tx.now, limit)
     except (sqlite3.OperationalError, ValueError) as error:
         # A row that is no text, or that no JSON can hold, spoils the statement for all: so each by itself.
-        _log.warning("a task in queue %r cannot be read: %s", queue, error)
+        _log.debug("a task in queue %r cannot be read: %s", queue, error)
         return [_pick_one(tx, seq) for seq in tx.value("claim.pick_seqs", queue, tx.now, limit)]
     return picked
 
@@ -134,23 +133,21 @@ def read(picked: Picked, worker: str) -> Claimed:
     """Make tasks of claimed rows."""
     now, lease_until = moment(picked.now), moment(picked.lease_until)
     tasks: list[StoredTask] = []
-    unreadable: list[tuple[Row, str]] = []
+    unreadable: list[tuple[Row, CorruptRecord]] = []
     for queue, row in picked.rows:
         try:
             tasks.append(claimed_task(row, queue, worker, now, lease_until))
         except CorruptRecord as error:
-            unreadable.append(((row[0], row[1], queue, RUNNING), str(error)))
+            unreadable.append(((row[0], row[1], queue, RUNNING), error))
     return Claimed(tasks, unreadable)
 
 
-def end_corrupt(rows: list[tuple[Row, str]], tx: Transaction) -> None:
+def end_corrupt(rows: list[tuple[Row, CorruptRecord]], tx: Transaction) -> None:
     """End tasks that cannot be read, with all that is stored of them kept."""
     tx.fold()
-    for _, message in rows:
-        _log.error("%s; it ends as failed, with its bytes kept", message)
-    tx.conclude(
-        (row, FAILED, None, dump_error(TaskError(type="CorruptRecord", message=message))) for row, message in rows
-    )
+    for _, problem in rows:
+        _log.error("%s; it ends as failed, with its bytes kept", problem)
+    tx.conclude((row, FAILED, None, dump_error(corrupt_error(problem))) for row, problem in rows)
 
 
 def end_expired(limit: int, tx: Transaction) -> int:

@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 from omniq_local.sqlite.settings import Settings
 
-__all__ = ["Identity", "connect", "identity_of", "lenient", "log_identity_of"]
+__all__ = ["Identity", "connect", "escaped", "identity_of", "lenient", "log_identity_of"]
 
 Identity = tuple[int, int] | None
 """What tells a file from every other one, whatever its name; None: there is none."""
@@ -60,6 +60,11 @@ def _identity(path: str) -> Identity:
     except OSError:
         return None
     return status.st_dev, status.st_ino
+
+
+def escaped(text: bytes) -> str:
+    """Read a text so that what is no UTF-8 in it cannot be taken for text; a ``text_factory``."""
+    return text.decode("utf-8", "surrogateescape")
 
 
 def lenient(text: bytes) -> str:

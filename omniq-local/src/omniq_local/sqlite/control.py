@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from omniq.storage.validation import is_text
 from omniq.task import TaskState
 from omniq_local.sqlite.claiming import promote
 from omniq_local.sqlite.rows import CANCELLED, FAILED, NUMBER_OF, READY, RUNNING, SCHEDULED, SUCCEEDED
@@ -20,6 +21,18 @@ PURGED = 2000
 def _rows(tx: Transaction, ids: Sequence[str]) -> dict[str, Row]:
     found = tx.value("finish.held", json.dumps(ids))
     return {task_id: (seq, task_id, queue, state) for task_id, seq, queue, state, _, _ in found}
+
+
+def _rows_without_id(tx: Transaction, ids: Sequence[str]) -> dict[str, Row]:
+    """Return what is shown by its place, as its id is no text."""
+    found = {}
+    for place in ids:
+        name, _, seq = place.partition(" ")
+        if name == "row" and seq.isdecimal() and len(seq) < 19:
+            row = tx.one("control.place", int(seq))
+            if row is not None and not is_text(row[1]):
+                found[place] = (row[0], place, row[2], row[3])
+    return found
 
 
 def cancel(ids: Sequence[str], tx: Transaction) -> list[bool]:
@@ -60,7 +73,8 @@ def retry(ids: Sequence[str], tx: Transaction) -> list[bool]:
 def delete(ids: Sequence[str], tx: Transaction) -> list[bool]:
     """See :meth:`~omniq.storage.Storage.delete`."""
     tx.fold()
-    rows = {task_id: row for task_id, row in _rows(tx, ids).items() if row[3] != RUNNING}
+    found = _rows(tx, ids) | _rows_without_id(tx, ids)
+    rows = {task_id: row for task_id, row in found.items() if row[3] != RUNNING}
     tx.forget(list(rows.values()))
     # Named twice: the second time it is gone.
     return [rows.pop(task_id, None) is not None for task_id in ids]

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, TypeVar
 
 from omniq.errors import CorruptRecord
 from omniq.escaping import get_logger
 from omniq.storage import QueueStats, StoredWorker
+from omniq.storage.validation import UNREADABLE, check_text, check_worker, corrupt, is_text, log_once
 from omniq.task import StoredTask, TaskState
 from omniq_local.sqlite.rows import FRESH, READY, STATE_OF, moment, salvaged, task_of
 from omniq_local.sqlite.settings import namespace_of
 from omniq_local.sqlite.statements import Statements
 
-__all__ = ["counts", "get", "make_task", "namespaces", "stats", "workers"]
+__all__ = ["check", "counts", "get", "make_task", "namespaces", "stats", "workers"]
 
 _log = get_logger("omniq.sqlite")
+
+T = TypeVar("T")
 
 
 def make_task(row: Sequence[Any]) -> StoredTask:
@@ -25,7 +28,7 @@ def make_task(row: Sequence[Any]) -> StoredTask:
     try:
         return task_of(row)
     except CorruptRecord as error:
-        _log.warning("%s", error)
+        log_once(_log, error)
         return salvaged(row, error)
 
 
@@ -57,11 +60,12 @@ def stats(sql: Statements, now: int, connection: sqlite3.Connection) -> list[Que
     found = counts(connection, sql)
     paused = set(_value(connection, sql["reading.paused"]))
     result = []
-    for queue in sorted({*found, *paused}):
+    for queue in sorted(_readable(_names({*found, *paused}))):
         numbers = found.get(queue, {})
         by_state = dict.fromkeys(TaskState, 0)
         for number, n in numbers.items():
-            by_state[STATE_OF[number]] += n
+            if number in STATE_OF:
+                by_state[STATE_OF[number]] += max(0, n)
         oldest: int | None = None
         if numbers.get(READY):
             oldest = connection.execute(sql["reading.oldest"], {"queue": queue}).fetchone()[0]
@@ -84,10 +88,50 @@ def namespaces(connection: sqlite3.Connection) -> list[str]:
 
 def workers(sql: Statements, now: int, connection: sqlite3.Connection) -> list[StoredWorker]:
     """See :meth:`~omniq.storage.Storage.workers`."""
+    return sorted(_readable(_workers(sql, now, connection)), key=lambda worker: worker.id)
+
+
+def _workers(sql: Statements, now: int, connection: sqlite3.Connection) -> Iterator[StoredWorker | CorruptRecord]:
     running: dict[str, list[str]] = {}
     for worker, task_id in _value(connection, sql["reading.running"]):
-        running.setdefault(worker, []).append(task_id)
-    return [
-        StoredWorker(id=worker, seen_at=moment(seen_at), running=tuple(running.get(worker, ())), about=about)
-        for worker, seen_at, about in sorted(_value(connection, sql["reading.workers"], now), key=lambda row: row[0])
+        if is_text(task_id):
+            running.setdefault(worker, []).append(task_id)
+    for name, seen_at, about in _value(connection, sql["reading.workers"], now):
+        try:
+            tasks = tuple(running.get(name, ()))
+            yield check_worker(StoredWorker(id=name, seen_at=moment(seen_at), running=tasks, about=about))
+        except UNREADABLE as error:
+            yield corrupt("worker", name, error)
+
+
+def _names(queues: Iterable[str]) -> Iterator[str | CorruptRecord]:
+    for queue in queues:
+        try:
+            yield check_text(queue, "name")
+        except ValueError as error:
+            yield corrupt("queue", queue, error)
+
+
+def _readable(found: Iterable[T | CorruptRecord]) -> list[T]:
+    """Return what can be read, and log what cannot."""
+    readable = []
+    for one in found:
+        if isinstance(one, CorruptRecord):
+            log_once(_log, one)
+        else:
+            readable.append(one)
+    return readable
+
+
+def check(sql: Statements, now: int, connection: sqlite3.Connection) -> list[CorruptRecord]:
+    """Return what is wrong with workers and the names of queues, see :meth:`~omniq.storage.Storage.check`."""
+    found = counts(connection, sql)
+    numbers = [
+        corrupt("queue", queue, f"{n} tasks in state {number}")
+        for queue, of_queue in found.items()
+        for number, n in of_queue.items()
+        if number not in STATE_OF or n < 0
     ]
+    queues = {*found, *_value(connection, sql["reading.paused"])}
+    others = [*_workers(sql, now, connection), *_names(queues)]
+    return [*numbers, *(one for one in others if isinstance(one, CorruptRecord))]

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
 from omniq.errors import CorruptRecord
 from omniq.records import load_error, load_progress
-from omniq.task import NewTask, StoredTask, TaskError, TaskState, When
+from omniq.storage import validation
+from omniq.storage.validation import UNREADABLE, check_task, corrupt
+from omniq.task import NewTask, StoredTask, TaskState, When
 
 __all__ = [
     "BODY_APART",
@@ -121,6 +124,8 @@ class Options(NamedTuple):
 # typed: 1 and 1.0 are one key otherwise, and what comes back would depend on who was first.
 @functools.lru_cache(maxsize=4096, typed=True)
 def _dump_options(max_retries: int, tags: tuple[str, ...], result_ttl: float) -> str:
+    if not math.isfinite(result_ttl):
+        raise ValueError(f"result_ttl must be a number of seconds, not {result_ttl!r}")
     return json.dumps([max_retries, list(tags), result_ttl])
 
 
@@ -150,6 +155,7 @@ def columns_of(task: NewTask, now: int, stamp: int, ready: int = READY) -> tuple
     """
     run_at = None if task.run_at is None else microseconds(task.run_at, now)
     later = run_at is not None and run_at > now
+    options = _dump_options(task.max_retries, task.tags, task.result_ttl)
     return (
         task.id,
         task.queue,
@@ -162,7 +168,7 @@ def columns_of(task: NewTask, now: int, stamp: int, ready: int = READY) -> tuple
         None if task.expires is None else microseconds(task.expires, now),
         task.unique,
         span(task.result_ttl),
-        _dump_options(task.max_retries, task.tags, task.result_ttl),
+        options,
         task.body if len(task.body) <= BODY_APART else None,
     )
 
@@ -177,13 +183,13 @@ def task_of(row: Sequence[Any]) -> StoredTask:
     :raises CorruptRecord: if that cannot be done.
     """
     try:
-        return _task_of(*row)
+        return check_task(_task_of(*row))
     except UNREADABLE as error:
-        raise CorruptRecord(f"task {row[1]!r} (row {row[0]!r}) cannot be read: {error}") from error
+        raise _corrupt(row, error) from error
 
 
-UNREADABLE = (TypeError, ValueError, OverflowError, LookupError, RecursionError)
-"""What comes of values that are not what they should be."""
+def _corrupt(row: Sequence[Any], error: BaseException) -> CorruptRecord:
+    return corrupt("task", row[1], error, place=f"row {row[0]}")
 
 
 def _task_of(
@@ -257,7 +263,7 @@ def claimed_task(row: Sequence[Any], queue: str, worker: str, now: datetime, lea
         if body is None:
             raise ValueError("its body is missing")
         created = moment(created_at)
-        return StoredTask(
+        task = StoredTask(
             id=task_id,
             queue=queue,
             name=name,
@@ -278,8 +284,9 @@ def claimed_task(row: Sequence[Any], queue: str, worker: str, now: datetime, lea
             result_ttl=result_ttl,
             error=None if error is None else load_error(error),
         )
+        return check_task(task)
     except UNREADABLE as problem:
-        raise CorruptRecord(f"task {row[1]!r} (row {row[0]!r}) cannot be read: {problem}") from problem
+        raise _corrupt(row, problem) from problem
 
 
 def salvaged(row: Sequence[Any], error: CorruptRecord) -> StoredTask:
@@ -288,28 +295,22 @@ def salvaged(row: Sequence[Any], error: CorruptRecord) -> StoredTask:
     :param row: the values of :data:`COLUMNS`.
     :param error: what was found.
     """
+    known: dict[str, object] = {name: row[place] for name, place in _SALVAGED.items()}
+    for name in ("created_at", "run_at", "finished_at"):
+        value = known[name]
+        known[name] = moment(value) if isinstance(value, int) and 0 <= value <= LATEST else None
+    return validation.salvaged(error, row[1], known)
 
-    def text(value: object) -> str:
-        return value if isinstance(value, str) else "" if value is None else repr(value)
 
-    def time(value: object) -> datetime | None:
-        return moment(value) if isinstance(value, int) and 0 <= value <= LATEST else None
-
-    def number(value: object) -> int:
-        return value if isinstance(value, int) else 0
-
-    state = number(row[5])
-    return StoredTask(
-        id=text(row[1]),
-        queue=text(row[2]),
-        name=text(row[3]),
-        body=row[20] if isinstance(row[20], bytes) else b"",
-        priority=number(row[4]),
-        state=STATE_OF.get(state, TaskState.FAILED),
-        attempt=number(row[8]),
-        delivery=number(row[9]),
-        created_at=time(row[6]) or EPOCH,
-        run_at=time(row[7]) or EPOCH,
-        finished_at=time(row[13]),
-        error=TaskError(type="CorruptRecord", message=str(error)),
-    )
+_SALVAGED = {
+    "queue": 2,
+    "name": 3,
+    "priority": 4,
+    "created_at": 6,
+    "run_at": 7,
+    "attempt": 8,
+    "delivery": 9,
+    "finished_at": 13,
+    "body": 20,
+}
+"""Where in a row that stands which can be shown of it by itself."""

@@ -28,6 +28,7 @@ from omniq.storage import (
     TaskPage,
     TaskQuery,
 )
+from omniq.storage.validation import finding
 from omniq.task import NewTask, Outcome, Progress, StoredTask, TaskState
 from omniq.transactions import CallerTransaction
 from omniq_local.lanes import on_a_lane
@@ -257,6 +258,13 @@ class SQLiteStorage(Storage):
 
     async def namespaces(self) -> list[str]:
         return await self._opened().read(reading.namespaces)
+
+    async def check(self, limit: int = 100) -> list[Finding]:
+        database = self._opened()
+        others = await database.read(partial(reading.check, database.sql, database.now()))
+        schedules = await database.read(partial(scheduling.check_schedules, database.sql))
+        found = [finding(problem) for problem in (*schedules, *others)]
+        return [*found, *await super().check(limit)][:limit]
 
     async def diagnose(self) -> list[Finding]:
         database = self._opened()

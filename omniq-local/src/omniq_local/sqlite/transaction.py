@@ -14,17 +14,21 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from attrs import frozen
 
-from omniq_local.sqlite.connection import lenient
+from omniq_local.sqlite.connection import escaped, lenient
 from omniq_local.sqlite.faults import is_undecodable
 from omniq_local.sqlite.rows import FRESH, READY
 from omniq_local.sqlite.statements import Statements
 
 __all__ = ["News", "Row", "Transaction"]
 
+T = TypeVar("T")
+
+YEAR = 366 * 86400 * 1_000_000
+"""Microseconds."""
 SOON = 2_000_000
 """Microseconds. Who waits finds out about what is due later than this by himself, see waiting.py."""
 
@@ -90,7 +94,9 @@ class Transaction:
 
     def _glance(self) -> None:
         created_at, self._has_waiters = self.execute(self.sql["transaction.glance"]).fetchone()
-        self._stamp = self.now if created_at is None or self.now > created_at else created_at
+        # A clock is put back by a year at most; else it is the record that is wrong.
+        is_ahead = created_at is not None and self.now < created_at <= self.now + YEAR
+        self._stamp = created_at if is_ahead else self.now
 
     @property
     def stamp(self) -> int:
@@ -116,14 +122,17 @@ class Transaction:
 
     def value(self, statement: str, *parameters: Any) -> Any:
         """Give the JSON value that a statement gives in its one row; text that is none is made the best of."""
+        return self._leniently(lenient, self.exact_value, statement, *parameters)
+
+    def _leniently(self, texts: Callable[[bytes], str], read: Callable[..., T], *parameters: Any) -> T:
         try:
-            return self.exact_value(statement, *parameters)
+            return read(*parameters)
         except sqlite3.OperationalError as error:
             if not is_undecodable(error):
                 raise
-            self._connection.text_factory = lenient
+            self._connection.text_factory = texts
             try:
-                return self.exact_value(statement, *parameters)
+                return read(*parameters)
             finally:
                 self._connection.text_factory = str
 
@@ -132,9 +141,13 @@ class Transaction:
         return json.loads(self.execute(self.sql[statement], parameters).fetchone()[0])
 
     def one(self, statement: str, *parameters: Any) -> tuple[Any, ...] | None:
-        """Give the first row of a statement."""
-        row: tuple[Any, ...] | None = self.execute(self.sql[statement], parameters).fetchone()
-        return row
+        """Return the first row of a statement; what is no UTF-8 in it is escaped."""
+
+        def read() -> tuple[Any, ...] | None:
+            row: tuple[Any, ...] | None = self.execute(self.sql[statement], parameters).fetchone()
+            return row
+
+        return self._leniently(escaped, read)
 
     # Writing
 

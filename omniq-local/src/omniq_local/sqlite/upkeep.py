@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from omniq.records import dump_error
+from omniq.storage.validation import UNREADABLE
 from omniq.task import StoredTask, TaskError
 from omniq_local.sqlite.claiming import end_expired
 from omniq_local.sqlite.reading import make_task
@@ -19,7 +20,7 @@ def recover(limit: int, tx: Transaction) -> list[StoredTask]:
     tx.fold()
     # Leases that end later than they can are of a time before the clock was put back. Their workers, if they live,
     # renew them within the time that they get now.
-    tx.run("upkeep.shorten", tx.now, tx.now)
+    tx.execute(tx.sql["upkeep.shorten"], {"now": tx.now})
     lapsed = tx.value("upkeep.lapsed", tx.now, limit)
     ended: list[tuple[Row, int, bytes | None, str | None]] = []
     back: list[tuple[Any, ...]] = []
@@ -47,7 +48,7 @@ def recover(limit: int, tx: Transaction) -> list[StoredTask]:
 def _max_retries(options: str) -> int:
     try:
         return load_options(options).max_retries
-    except (ValueError, TypeError):
+    except UNREADABLE:
         # It cannot be claimed again anyway; that ends it, and says why.
         return 2**31
 

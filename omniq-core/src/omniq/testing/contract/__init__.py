@@ -25,6 +25,9 @@ Run it with plain pytest (``pip install 'omniq-core[testing]'``); no plugin is n
   them can promise; such tests pass and record that as a property (``--junit-xml``).
 - Optional fixtures ``break_store`` and ``mend_store``, ``count_requests``, ``count_records`` return functions that give
   the kit what it needs from a store to see raw errors, needless requests and leftovers (``outages.py``, ``costs.py``).
+- An optional fixture ``spoil`` returns an object that reads and writes single records behind the storage's back
+  (:class:`Spoil`): the kit damages them in every way that their format allows, and holds that each harms nothing but
+  itself (``spoiling.py``).
 - A standard test is inherited, not edited. Replacing one is an error unless it says why::
 
       @deviates("this store keeps results for whole seconds only")
@@ -51,12 +54,13 @@ from omniq.testing.contract.processes import ProcessContract
 from omniq.testing.contract.racing import RaceContract
 from omniq.testing.contract.reading import ReadContract
 from omniq.testing.contract.scheduling import ScheduleContract
+from omniq.testing.contract.spoiling import Spoil, SpoilContract
 from omniq.testing.contract.steps import new_schedule, new_task
 from omniq.testing.contract.stores import Stores
 from omniq.testing.contract.upkeep import UpkeepContract
 from omniq.testing.contract.waiting import WaitContract
 
-__all__ = ["Contract", "StorageContract", "Stores", "deviates", "needs", "new_schedule", "new_task"]
+__all__ = ["Contract", "Spoil", "StorageContract", "Stores", "deviates", "needs", "new_schedule", "new_task"]
 
 
 class StorageContract(
@@ -71,6 +75,7 @@ class StorageContract(
     UpkeepContract,
     CostContract,
     OutageContract,
+    SpoilContract,
     RaceContract,
     ProcessContract,
     ModelContract,

@@ -1,6 +1,8 @@
 -- name: obstacles
-SELECT (SELECT json_group_array(queue) FROM "{ns}.paused"),
-       EXISTS (SELECT 1 FROM "{ns}.task" WHERE expires_at IS NOT NULL AND state < 3 AND expires_at <= ?)
+SELECT json_array(
+           (SELECT json_group_array(queue) FROM "{ns}.paused"),
+           EXISTS (SELECT 1 FROM "{ns}.task" WHERE expires_at IS NOT NULL AND state < 3 AND expires_at <= ?)
+       )
 
 -- name: expired
 SELECT json_group_array(json_array(seq, id, queue, state))
@@ -39,7 +41,9 @@ SELECT json_array({claimed}) FROM "{ns}.task" WHERE seq = ?
 
 -- name: take
 UPDATE "{ns}.task"
-SET state = 3, attempt = attempt + 1, delivery = delivery + 1, progress = NULL,
+SET state = 3, progress = NULL,
+    -- A number that is not what it was must not overflow, which would undo the claim of all.
+    attempt = min(attempt, 1099511627776) + 1, delivery = min(delivery, 1099511627776) + 1,
     lease_until = ?, lease = ?, worker = ?, started_at = ?
 WHERE seq IN (SELECT value FROM json_each(?))
 

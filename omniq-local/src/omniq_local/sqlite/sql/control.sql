@@ -33,3 +33,6 @@ INSERT INTO "{ns}.paused" (queue) VALUES (?) ON CONFLICT DO NOTHING
 
 -- name: resume
 DELETE FROM "{ns}.paused" WHERE queue = ?
+
+-- name: place
+SELECT seq, id, queue, state FROM "{ns}.task" WHERE seq = ?

@@ -6,7 +6,7 @@ FROM "{ns}.task" WHERE id IN (SELECT value FROM json_each(?))
 UPDATE "{ns}.task"
 SET state = back.column2,
     run_at = coalesce(back.column3, run_at),
-    attempt = attempt - back.column4,
+    attempt = max(attempt, 1) - back.column4,
     error = iif(back.column5, error, back.column6),
     lease_until = NULL
 FROM (VALUES {(?, ?, ?, ?, ?, ?)}) AS back

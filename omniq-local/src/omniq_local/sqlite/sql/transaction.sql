@@ -19,7 +19,7 @@ ON CONFLICT (queue, state) DO UPDATE SET n = n + excluded.n
 UPDATE "{ns}.task"
 SET state = ended.column2,
     finished_at = ?,
-    delete_at = ? + ttl,
+    delete_at = ? + min(ttl, 3162240000000000), -- a hundred years
     lease_until = NULL,
     result = ended.column3,
     error = iif(ended.column2 = 4, NULL, coalesce(ended.column4, error))

@@ -7,7 +7,9 @@ FROM (
 )
 
 -- name: shorten
-UPDATE "{ns}.task" SET lease_until = ? + lease WHERE state = 3 AND lease_until > ? + lease + 1000000
+-- What is no time of this calendar, or none at all, has run out.
+UPDATE "{ns}.task" SET lease_until = iif(lease_until <= 253402300799999999, :now + lease, :now)
+WHERE state = 3 AND (lease_until > :now + lease + 1000000 OR lease_until > 253402300799999999 OR lease_until IS NULL)
 
 -- name: outdated
 SELECT json_group_array(json_array(seq, id, queue, state))
