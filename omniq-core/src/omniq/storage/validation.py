@@ -23,6 +23,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from omniq.errors import CorruptRecord
+from omniq.escaping import printable
 from omniq.records import load_schedule
 from omniq.schedule import Misfire, Overlap, Schedule
 from omniq.storage.base import Finding, Severity, StoredWorker
@@ -338,7 +339,7 @@ def corrupt(kind: str, name: object, problem: BaseException | str, *, place: str
     :param place: where it stands in the store, in the words of one who looks there: ``"row 7"``, ``"key omniq:h:…"``.
     """
     # What was found may be quoted in it: of any length, and with anything in it that a terminal heeds.
-    reason = repr(str(problem))[1:-1] or type(problem).__name__
+    reason = printable(str(problem)[: _LONGEST_REASON + 1]) or type(problem).__name__
     if len(reason) > _LONGEST_REASON:
         reason = reason[:_LONGEST_REASON] + "…"
     where = f" ({place})" if place else ""
