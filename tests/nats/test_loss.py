@@ -85,6 +85,21 @@ async def test_a_queue_whose_server_died_answers_within_the_timeout_however_long
     assert max(took) < 8, took
 
 
+async def test_a_server_that_stands_still_holds_up_no_enqueue_for_longer_than_the_timeout(tmp_path: Path) -> None:
+    with NatsServer(tmp_path) as server:
+        async with opened(fresh(server.url)) as storage:
+            await storage.enqueue([task()])  # in the shortest way the line is known
+            server.suspend()
+            try:
+                took = await asyncio.gather(
+                    seconds_until_told(partial(storage.enqueue, [task()])),
+                    seconds_until_told(partial(storage.enqueue, [task(), task()])),
+                )
+            finally:
+                server.resume()
+    assert max(took) < 8, took  # see above; it was 12 to 16
+
+
 async def seconds_until_told(call: Callable[[], Awaitable[object]]) -> float:
     """Return how long a call takes to say that the store is unavailable."""
     loop = asyncio.get_running_loop()

@@ -18,12 +18,12 @@ from collections.abc import Iterator
 
 from attrs import define, evolve, field
 
-from omniq.task import TaskState
+from omniq.task import TaskError, TaskState
 from omniq_nats.fates import Fate
 from omniq_nats.homes import Home
 from omniq_nats.lines import Pending, Running
 from omniq_nats.link import Write
-from omniq_nats.slots import Doomed, Shelf, Slot, fate_of
+from omniq_nats.slots import Doomed, Shelf, Slot
 
 __all__ = ["CANCELLED_AHEAD", "ENDS", "REMOVED_AHEAD", "Book"]
 
@@ -166,6 +166,35 @@ class Book:
         slot.until = None
         slot.progress = None
 
+    def fate_of(
+        self,
+        slot: Slot,
+        state: TaskState,
+        now: int,
+        *,
+        error: TaskError | None = None,
+        result: bytes | None = None,
+        known: Fate | None = None,
+    ) -> Fate:
+        """Return the fate of a task that ends now, by the change that is being made.
+
+        :param known: has the error that is to be kept.
+        """
+        fate = Fate(
+            state=state,
+            delivery=slot.delivery,
+            attempt=slot.attempt,
+            worker=slot.worker,
+            started=slot.started,
+            finished=now,
+            run_at=slot.at,
+            keeps_expiry=not slot.expired_order,
+            error=error,
+            result=result,
+            version=self.changes + 1,
+        )
+        return fate if known is None else evolve(fate, error=known.error, blob=known.blob)
+
     def end(self, slot: Slot, fate: Fate) -> None:
         """Note how a task ended, one that is neither running nor waiting any more."""
         self.ended[fate.state] += 1
@@ -174,7 +203,6 @@ class Book:
 
     def note(self, slot: Slot, fate: Fate) -> None:
         """Keep a fate until it is on its page of results."""
-        fate = evolve(fate, version=self.changes + 1)
         self.pending[slot.id] = Pending.of(slot, fate)
 
     def keep_error(self, slot: Slot, now: int, known: Fate | None) -> None:
@@ -184,7 +212,7 @@ class Book:
         """
         slot.has_error = known is not None
         if known is not None:
-            self.note(slot, fate_of(slot, TaskState.SCHEDULED, now, known=known))
+            self.note(slot, self.fate_of(slot, TaskState.SCHEDULED, now, known=known))
 
     def cancel_slot(self, slot: Slot, now: int, known: Fate | None = None) -> None:
         """End a task as cancelled, one that is neither running nor waiting any more.
@@ -192,7 +220,7 @@ class Book:
         :param known: has the error that is to be kept.
         """
         slot.cancel = False
-        self.end(slot, fate_of(slot, TaskState.CANCELLED, now, known=known))
+        self.end(slot, self.fate_of(slot, TaskState.CANCELLED, now, known=known))
 
     def doom(self, doomed: Doomed) -> None:
         """Remove a task: from here on it is not there, and its messages are removed afterwards."""

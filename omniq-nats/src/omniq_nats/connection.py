@@ -13,7 +13,7 @@ import itertools
 import json
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 from typing import Any, TypeVar
 
@@ -398,6 +398,18 @@ class Connection:
         """Tell whoever listens just now. Nothing is stored, and nobody answers."""
         with contextlib.suppress(StorageUnavailable, nats.errors.Error):
             await self._send(self.client, subject, data)
+
+    async def tell_all(self, words: Iterable[tuple[str, bytes]]) -> None:
+        """Tell many things at once; see :meth:`tell`.
+
+        :param words: of each the subject, and what is told.
+        """
+        words = list(words)
+        if words:
+            self.together()
+            if self._client is None or not self._client.post_all(words):
+                for subject, data in words:
+                    await self.tell(subject, data)
 
     async def listen(self, subject: str, heard: Heard) -> Listening:
         """Call a function with whatever is told.

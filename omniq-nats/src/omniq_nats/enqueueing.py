@@ -91,6 +91,7 @@ class Producer:
         :param more: further messages of the same step, which go with the first tasks if not all can go together.
         :return: for each task what became of it; None if ``more`` could not be stored as it expected something else.
         """
+        until = self._from_now()
         nonce = None
         if len(tasks) == 1 and not more and tasks[0].unique is None:
             answer, nonce = await self._enqueue_one(tasks[0])
@@ -101,10 +102,15 @@ class Producer:
             batch = Batch(group, list(more) if number == 0 else [])
             if nonce is not None:
                 batch.nonce, batch.unsure = nonce, True
-            if not await self._store(batch):
+            if not await self._store(batch, until):
                 return None
+            until = self._from_now()
         await self._tell([entry.task for entry in entries if entry.is_created])
         return [entry.answer for entry in entries if entry.answer is not None]
+
+    def _from_now(self) -> float:
+        """Return until when servers that do not answer from now on are asked again, by the monotonic clock."""
+        return time.monotonic() + self._link.settings.timeout
 
     async def _enqueue_one(self, task: NewTask) -> tuple[Enqueued | None, str | None]:
         """Store a task in the shortest way, which is open to most.
@@ -174,8 +180,11 @@ class Producer:
         subject = self._names.home(page.queue, _name_of_single(page, body))
         return Write(subject, body, expected=0, among=self._names.anywhere(page.tasks[0][0].id))
 
-    async def _store(self, batch: Batch) -> bool:
-        """Store a batch, however often it takes; say whether ``more`` was accepted."""
+    async def _store(self, batch: Batch, until: float) -> bool:
+        """Store a batch, however often it takes; say whether ``more`` was accepted.
+
+        :param until: see :meth:`_from_now`.
+        """
         deadline = time.monotonic() + 2 * self._link.settings.timeout
         attempt = 0
         while True:
@@ -186,13 +195,14 @@ class Producer:
             generation = self._link.generation
             await self._know(pages)
             try:
-                await self._link.batch([*batch.more, *writes])
+                await self._link.batch([*batch.more, *writes], until=until)
             except Conflict:
+                until = self._from_now()
                 if batch.more and await self._fate_of_more(batch) is False:
                     return False
                 await self._learn(rest, batch.nonce if batch.unsure else None)
             except Lost:
-                if time.monotonic() > deadline:
+                if time.monotonic() >= until:
                     raise
                 # It may have been stored all the same; the next attempt will meet it then.
                 batch.unsure = True

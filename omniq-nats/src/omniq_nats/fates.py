@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Any
 
 from attrs import define, evolve, field, frozen
@@ -54,6 +55,11 @@ class Fate:
             self.version,
         ]
 
+    @cached_property
+    def text(self) -> str:
+        """It as JSON: a book and a page of results have it."""
+        return _encode(self.row())
+
     @property
     def size(self) -> int:
         """About how many bytes its error and result take."""
@@ -76,6 +82,9 @@ class Fate:
         head, _, result = body.partition(b"\n")
         error, has_result = json.loads(head)
         return evolve(self, error=_error(error), result=result if has_result else None, blob=None)
+
+
+_encode = json.JSONEncoder(separators=(",", ":")).encode
 
 
 def _packed(result: bytes | None) -> str | list[str] | None:
@@ -177,8 +186,11 @@ class ResultPage:
 
     def encode(self) -> bytes:
         """Give the body of the message."""
-        fates = [[number, task_id, fate.row(), kind] for number, (task_id, fate, kind) in self.fates.items()]
-        return json.dumps([self.home, self.size, fates, sorted(self.gone)], separators=(",", ":")).encode()
+        fates = [
+            f"[{number},{_encode(task_id)},{fate.text},{_encode(kind)}]"
+            for number, (task_id, fate, kind) in self.fates.items()
+        ]
+        return f"[{self.home},{self.size},[{','.join(fates)}],{_encode(sorted(self.gone))}]".encode()
 
 
 def new_page(home: str, seq: int, size: int) -> ResultPage:

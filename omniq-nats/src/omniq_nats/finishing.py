@@ -28,7 +28,7 @@ from omniq_nats.fates import Fate
 from omniq_nats.homes import MOST_TASKS
 from omniq_nats.keeper import Keeper
 from omniq_nats.link import Write
-from omniq_nats.slots import Slot, fate_of
+from omniq_nats.slots import Slot
 from omniq_nats.times import after
 
 __all__ = ["Holder"]
@@ -315,11 +315,11 @@ def _settle(
         return
     match outcome:
         case Succeeded():
-            fate = fate_of(slot, TaskState.SUCCEEDED, now, result=outcome.result)
+            fate = book.fate_of(slot, TaskState.SUCCEEDED, now, result=outcome.result)
         case Failed():
-            fate = fate_of(slot, TaskState.FAILED, now, error=outcome.error)
+            fate = book.fate_of(slot, TaskState.FAILED, now, error=outcome.error)
         case Cancelled():
-            fate = fate_of(slot, TaskState.CANCELLED, now, known=known)
+            fate = book.fate_of(slot, TaskState.CANCELLED, now, known=known)
         case _:
             raise TypeError(f"not an outcome that a store knows: {outcome!r}")
     book.end(slot, fate if blob is None else fate.apart(blob)[0])
@@ -343,7 +343,7 @@ def _settle_again(
     if not slot.cancel:
         slot.at = at
     if outcome.error is not None:
-        fate = fate_of(slot, TaskState.SCHEDULED, now, error=outcome.error)
+        fate = book.fate_of(slot, TaskState.SCHEDULED, now, error=outcome.error)
         known = fate if blob is None else fate.apart(blob)[0]
     if slot.cancel:
         book.cancel_slot(slot, now, known)

@@ -26,7 +26,8 @@ class Pending:
     :param task_id: the task's.
     :param version: of the fate.
     :param since: when the task ended.
-    :param row: home, number in it, its sequence, its size, its ttl, and the fate; or the JSON of it.
+    :param row: home, number in it, its sequence, its size, its ttl; or the JSON of that and the fate.
+    :param fate: None: it is in the JSON.
     """
 
     __slots__ = ("_fate", "_json", "_row", "id", "since", "version")
@@ -44,7 +45,7 @@ class Pending:
     @classmethod
     def of(cls, slot: Slot, fate: Fate) -> Pending:
         """Make it for a task that has ended."""
-        row = [slot.home, slot.index, slot.seq, slot.size, slot.ttl, fate.row()]
+        row = [slot.home, slot.index, slot.seq, slot.size, slot.ttl]
         return cls(slot.id, fate.version, fate.finished, row, fate)
 
     @property
@@ -95,7 +96,8 @@ class Pending:
     def line(self) -> bytes:
         """Give it as a line."""
         if self._json is None:
-            self._json = _dumps(self._row)
+            assert self._fate is not None
+            self._json = f"{_encode(self._row)[:-1]},{self._fate.text}]".encode()
         return b"%s %d %d %s" % (token(self.id).encode(), self.version, self.since, self._json)
 
 

@@ -212,15 +212,16 @@ class Link(Connection):
 
     # Writing
 
-    async def publish(self, write: Write, *, frees: bool = False) -> int:
+    async def publish(self, write: Write, *, frees: bool = False, until: float | None = None) -> int:
         """Store a message.
 
         :param frees: whether it is part of the removal of something, for which there is a reserve.
+        :param until: the time, by the monotonic clock, at which it is given up; None: after the usual time.
         :return: its sequence.
         :raises Conflict: if what it was to replace is not there.
         :raises Lost: if it is not known whether it was stored.
         """
-        seq = await self._until_served(lambda deadline: self._publish(write, deadline), frees)
+        seq = await self._until_served(lambda deadline: self._publish(write, deadline), frees, until)
         self._note(seq, [write])
         return seq
 
@@ -230,17 +231,19 @@ class Link(Connection):
         await self._send(client, write.subject, write.data, reply, write.headers() or None, question)
         return self._acknowledged(await self._answer(question, min(PATIENCE, deadline - time.monotonic())))
 
-    async def _until_served(self, act: Callable[[float], Awaitable[int]], frees: bool) -> int:
+    async def _until_served(
+        self, act: Callable[[float], Awaitable[int]], frees: bool, until: float | None = None
+    ) -> int:
         """Try again while the stream has no leader, as then nothing was stored."""
         try:
-            return await self._served(act)
+            return await self._served(act, until)
         except Full:
             if not frees or not await self._open_reserve():
                 raise
-            return await self._served(act)
+            return await self._served(act, until)
 
-    async def _served(self, act: Callable[[float], Awaitable[int]]) -> int:
-        deadline = time.monotonic() + self.settings.timeout
+    async def _served(self, act: Callable[[float], Awaitable[int]], until: float | None = None) -> int:
+        deadline = time.monotonic() + self.settings.timeout if until is None else until
         self._under_way += 1
         try:
             while True:
@@ -283,10 +286,11 @@ class Link(Connection):
         (seq,) = await self.ends([self.settings.names.reserve])
         return seq > 0 and await self.remove_one(seq)
 
-    async def batch(self, writes: Sequence[Write], *, frees: bool = False) -> int:
+    async def batch(self, writes: Sequence[Write], *, frees: bool = False, until: float | None = None) -> int:
         """Store messages one after the other, all or none.
 
         :param frees: whether they are part of the removal of something, for which there is a reserve.
+        :param until: the time, by the monotonic clock, at which it is given up; None: after the usual time.
         :return: the sequence of the first.
         :raises Conflict: if what one of them was to replace is not there.
         :raises Lost: if it is not known whether they were stored.
@@ -296,8 +300,8 @@ class Link(Connection):
                 # Before any is sent: the server would keep the others for a while.
                 raise self._too_large(len(write.data))
         if len(writes) == 1:
-            return await self.publish(writes[0], frees=frees)
-        seq = await self._until_served(lambda deadline: self._batch(writes, deadline), frees)
+            return await self.publish(writes[0], frees=frees, until=until)
+        seq = await self._until_served(lambda deadline: self._batch(writes, deadline), frees, until)
         self._note(seq, writes)
         return seq
 

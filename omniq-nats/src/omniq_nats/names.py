@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 
@@ -77,6 +78,11 @@ def split_home(home: str) -> tuple[str, str, str]:
     """Give line, kind and token of a home's name."""
     line, kind, name = home.split("-", 2)
     return line, kind, name
+
+
+@functools.lru_cache(typed=True)
+def _kept(queue: str, ttl: float) -> str:
+    return f"{token(queue)}.{token(repr(ttl))}"
 
 
 @frozen
@@ -155,7 +161,7 @@ class Names:
         """
         line, kind, _ = split_home(home)
         page = home if kind == SHARED else f"{line}-{SHEET}-{seq // SHEET_SPAN:x}"
-        return f"{self.root}.e.{token(queue)}.{token(repr(ttl))}.{page}"
+        return f"{self.root}.e.{_kept(queue, ttl)}.{page}"
 
     def results_of(self, queue: str, ttl: float | None = None) -> str:
         """How the tasks of a queue ended: all, or those kept for so many seconds."""

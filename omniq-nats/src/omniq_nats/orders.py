@@ -18,6 +18,8 @@ __all__ = ["Orders", "Place"]
 MOST_BYTES = 32 * 1024 * 1024
 REMEMBERED = 2000
 """Tasks of which it is known where they are."""
+AHEAD = 4
+"""So many times as many tasks as are wanted are read of a line: the next claims will want them."""
 FAR_BEHIND = 500
 """Messages: so far the place in an empty line may lie behind the end of the stream."""
 
@@ -200,7 +202,8 @@ class Orders:
         if known:
             return None
         seen = self._link.last_seen
-        count = max(4, min(256, wanted))
+        # A claim that has to ask holds up the ends of tasks, which are written in the same step: it rather asks rarely.
+        count = max(4, min(256, AHEAD * wanted))
         stored, _ = await self._link.scan(self._names.line(book.queue, line), part.end, count, max_bytes=1024 * 1024)
         homes = [self.read(one) for one in stored]
         if homes:

@@ -11,7 +11,7 @@ from omniq_nats.fates import Fate
 from omniq_nats.keeper import Keeper
 from omniq_nats.names import DUE_LINE
 from omniq_nats.reading import tasks_at
-from omniq_nats.slots import Slot, fate_of
+from omniq_nats.slots import Slot
 
 __all__ = ["Recovery"]
 
@@ -112,5 +112,5 @@ def _take_back(book: Book, slot: Slot, now: int, recovered: _Recovered, known: F
         return
     else:
         message = f"worker {slot.worker} died or lost its lease in attempt {slot.attempt}, the last one"
-        book.end(slot, fate_of(slot, TaskState.FAILED, now, error=TaskError(type="WorkerLost", message=message)))
+        book.end(slot, book.fate_of(slot, TaskState.FAILED, now, error=TaskError(type="WorkerLost", message=message)))
     recovered.ended.append(slot.id)

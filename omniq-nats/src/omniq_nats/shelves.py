@@ -18,7 +18,7 @@ from omniq.task import TaskState
 from omniq_nats.book import Book
 from omniq_nats.link import Conflict, Link, Write
 from omniq_nats.records import encode_slots, read_slots
-from omniq_nats.slots import Shelf, Slot, fate_of, shelf_of
+from omniq_nats.slots import Shelf, Slot, shelf_of
 
 __all__ = ["Shelves"]
 
@@ -132,7 +132,7 @@ class Shelves:
                 by_priority[slot.priority].append(slot)
                 if (slot.delivery or slot.has_fate) and not slot.has_error:
                     # What it has been through must be known without looking through the shelves.
-                    book.note(slot, fate_of(slot, TaskState.SCHEDULED, now))
+                    book.note(slot, book.fate_of(slot, TaskState.SCHEDULED, now))
             for some in by_priority.values():
                 await self._put(book, some)
         await self._unite(book)

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from attrs import define, evolve
+from attrs import define
 
-from omniq.task import TaskError, TaskState
-from omniq_nats.fates import Fate
 from omniq_nats.homes import Home
 
-__all__ = ["Doomed", "Shelf", "Slot", "fate_of", "shelf_of", "slot_of"]
+__all__ = ["Doomed", "Shelf", "Slot", "shelf_of", "slot_of"]
 
 
 @define(eq=False)
@@ -129,31 +127,3 @@ def shelf_of(name: str, slots: Sequence[Slot]) -> Shelf:
     return Shelf(
         name, first.priority, first.at, first.rank, slots[-1].at, len(slots), expires=min(expiries, default=None)
     )
-
-
-def fate_of(
-    slot: Slot,
-    state: TaskState,
-    now: int,
-    *,
-    error: TaskError | None = None,
-    result: bytes | None = None,
-    known: Fate | None = None,
-) -> Fate:
-    """Return the fate of a task that ends now.
-
-    :param known: has the error that is to be kept.
-    """
-    fate = Fate(
-        state=state,
-        delivery=slot.delivery,
-        attempt=slot.attempt,
-        worker=slot.worker,
-        started=slot.started,
-        finished=now,
-        run_at=slot.at,
-        keeps_expiry=not slot.expired_order,
-        error=error,
-        result=result,
-    )
-    return fate if known is None else evolve(fate, error=known.error, blob=known.blob)

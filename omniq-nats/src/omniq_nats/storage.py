@@ -72,10 +72,8 @@ class _Opened:
         :param ids: of the tasks, if possible each with the number of the change of its book that ended it.
         """
         changes = ids if isinstance(ids, Mapping) else {}
-        self.link.together()
-        for task_id in ids:
-            change = changes.get(task_id)
-            await self.link.tell(self.keeper.names.end(task_id), b"" if change is None else b"%d" % change)
+        end = self.keeper.names.end
+        await self.link.tell_all((end(one), b"%d" % changes[one] if one in changes else b"") for one in ids)
 
 
 MAX_PAYLOAD = 1 << 20

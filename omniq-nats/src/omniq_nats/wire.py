@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib import metadata
 from typing import Any, TypeAlias
@@ -134,12 +134,26 @@ class WireClient(Client):
             message = b"".join((start, head, b"\r\n", data, b"\r\n"))
         else:
             message = b"".join((f"PUB {subject} {reply} {len(data)}\r\n".encode(), data, b"\r\n"))
+        self._put(message)
+        return True
+
+    def post_all(self, messages: Sequence[tuple[str, bytes]]) -> bool:
+        """Send many messages without headers that nobody answers, in one piece; see :meth:`post`.
+
+        :param messages: subjects and data.
+        """
+        if not self._is_short or not self._is_open:
+            return False
+        parts = [b"PUB %s %d\r\n%s\r\n" % (subject.encode(), len(data), data) for subject, data in messages]
+        self._put(b"".join(parts))
+        return True
+
+    def _put(self, message: bytes) -> None:
         # Through the client's own buffer, so that nothing overtakes what it has to say itself.
         self._pending.append(message)
         self._pending_data_size += len(message)
         if not self._is_due:
             self._write_out()
-        return True
 
     def together(self) -> None:
         """Have what is sent before the loop comes round go out in one piece, as a call of the system's is dear."""
