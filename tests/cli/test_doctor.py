@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import shlex
 import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from omniq import TaskQueue
+from omniq import Every, TaskQueue
 from omniq.cli import main
 from omniq.cli.doctor import as_lines
 from omniq.cli.terminal import Screen
@@ -57,6 +58,36 @@ def test_an_error_makes_the_exit_code(store: TaskQueue, folder: Path, capsys: py
     assert summary.startswith("1 error, ")
     assert main(["doctor", URL, "--json"]) == 1
     assert "error" in [finding["severity"] for finding in json.loads(capsys.readouterr().out)["findings"]]
+
+
+def test_a_record_that_cannot_be_read_is_named_with_the_command_that_removes_it(
+    store: TaskQueue, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    @store.task
+    def work() -> None: ...
+
+    good, bad = store.enqueue_many([work.call(), work.call()])
+    for name in ("nightly", "hourly run"):
+        store.schedule(work.call(), Every(3600), id=name)
+    with contextlib.closing(sqlite3.connect(folder / "jobs.db", isolation_level=None)) as connection:
+        connection.execute("UPDATE \"omniq.task\" SET options = '{' WHERE id = ?", (bad.id,))
+        connection.execute("UPDATE \"omniq.schedule\" SET body = '{' WHERE id = 'hourly run'")
+
+    assert main(["doctor", URL]) == 1
+    *lines, summary = capsys.readouterr().out.splitlines()
+    assert summary.startswith("2 errors, ")
+    commands = [line.partition("remove it with: ")[2] for line in lines if "cannot be read" in line]
+    assert commands == ["omniq schedules delete 'hourly run'", f"omniq tasks delete {bad.id}"]
+    assert main(["schedules", "list", URL]) == 0
+    assert "nightly" in capsys.readouterr().out
+
+    for command in commands:
+        _, group, verb, name = shlex.split(command)
+        assert main([group, verb, URL, name]) == 0
+    assert main(["doctor", URL]) == 0
+    assert "cannot be read" not in capsys.readouterr().out
+    assert store.get(good.id) is not None
+    assert [schedule.id for schedule in store.schedules()] == ["nightly"]
 
 
 def spoil(path: Path, index: str) -> None:

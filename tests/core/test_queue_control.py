@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 
 from omniq import (
@@ -13,7 +15,10 @@ from omniq import (
     current_task,
 )
 from omniq.ids import new_id
+from omniq.task import StoredTask
 from omniq.testing import wait_until
+from omniq.urls import parse_url
+from omniq_local.memory import MemoryStorage
 from tests.core.running import Gate, working
 
 
@@ -149,3 +154,31 @@ def test_a_worker_is_seen_with_what_it_runs_until_it_signs_off(queue: TaskQueue,
         gate.open()
         handle.result(30)
     assert queue.workers() == []
+
+
+class Mixed(MemoryStorage):
+    """A storage of somebody else's that returns another task than the one that it is asked for."""
+
+    other = ""
+
+    async def get(self, ids: Sequence[str]) -> list[StoredTask | None]:
+        return await super().get([self.other] * len(ids))
+
+
+def test_a_storage_that_returns_another_task_passes_nobody_its_result() -> None:
+    with TaskQueue(Mixed(parse_url("memory://"))) as queue:
+
+        @queue.task
+        def double(n: int) -> int:
+            return 2 * n
+
+        first, second = double.enqueue(1), double.enqueue(2)
+        Mixed.other = first.id
+        with working(queue):
+            assert first.result(timeout=20) == 2
+            with pytest.raises(TaskFailed, match="its record is that of task") as caught:
+                second.result(timeout=20)
+        assert caught.value.error.type == "CorruptRecord"
+        shown = queue.get(second.id)
+        assert shown is not None
+        assert (shown.id, shown.state, shown.payload) == (second.id, "failed", b"")

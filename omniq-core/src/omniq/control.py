@@ -11,6 +11,7 @@ from omniq.connections import Connections
 from omniq.errors import TaskNotFound
 from omniq.options import check_queue
 from omniq.storage import QueueStats, Storage, TaskPage, TaskQuery
+from omniq.storage.validation import fetch
 from omniq.task import Task, TaskState
 from omniq.twins import sync
 from omniq.worker_info import WorkerInfo, as_worker_info
@@ -47,7 +48,7 @@ class Control:
         :param task_id: the task's id.
         :return: None if it is not in the store.
         """
-        (task,) = await (await self._storage()).get([task_id])
+        task = await fetch(await self._storage(), task_id)
         return None if task is None else as_task(task, self.decoder)
 
     get = sync(aget)

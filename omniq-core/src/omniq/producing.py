@@ -21,6 +21,7 @@ from omniq.ids import new_id
 from omniq.options import Duration
 from omniq.portal import warn_on_running_loop
 from omniq.storage import Enqueued, Storage, StorageLimits
+from omniq.storage.validation import fetch
 from omniq.task import NewTask, StoredTask, TaskError, TaskState
 from omniq.timetable import Timetable
 
@@ -285,7 +286,7 @@ async def _ended(storage: Storage, task_id: str, timeout: float | None) -> Store
         left = 30.0 if deadline is None else deadline - loop.time()
         # Asked even with no time left, so that result(timeout=0) gives a result that is there.
         if await storage.wait_finished([task_id], max(0.0, min(left, 30.0))):
-            (task,) = await storage.get([task_id])
+            task = await fetch(storage, task_id)
             if task is None:
                 raise TaskNotFound(task_id)
             if task.state.is_final:

@@ -371,7 +371,7 @@ class Timetable(Control):
 
 async def _found(storage: Storage, schedule_id: str) -> Schedule:
     found = await storage.get_schedules([schedule_id])
-    if not found:
+    if not found or found[0].id != schedule_id:
         raise ScheduleNotFound(schedule_id)
     return found[0]
 

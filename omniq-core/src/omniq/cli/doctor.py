@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import textwrap
 from collections import Counter
@@ -17,10 +18,14 @@ from omniq.cli.wording import plural
 from omniq.errors import StorageError
 from omniq.escaping import printable
 from omniq.queue import TaskQueue
-from omniq.storage import Finding, Severity
+from omniq.storage import Finding, Severity, Storage
 
 __all__ = ["as_json", "as_lines", "configure", "run"]
 
+CHECK_SECONDS = 30.0
+"""For how long records are read to find one that cannot be."""
+MOST_RECORDS = 100
+"""How many of them are shown."""
 _MARKS: Mapping[Severity, str] = {Severity.OK: "✓", Severity.WARNING: "!", Severity.ERROR: "✗"}
 _STYLES: Mapping[Severity, str] = {Severity.OK: "green", Severity.WARNING: "yellow", Severity.ERROR: "red"}
 
@@ -29,8 +34,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     describe(
         parser,
-        "Look for what is amiss with a store: its version, its durability, its limits. Exit code 1 if something\n"
-        "is an error, or if the store cannot be reached.",
+        "Look for what is amiss with a store: its version, its durability, its limits, and records that cannot be\n"
+        "read. Exit code 1 if something is an error, or if the store cannot be reached.",
         "omniq doctor sqlite:///jobs.db\nomniq doctor shop.tasks:queue --json",
     )
     add_app(parser, or_url=True)
@@ -57,7 +62,24 @@ def run(options: argparse.Namespace) -> int:
 
 
 async def _diagnose(queue: TaskQueue) -> list[Finding]:
-    return await (await store_of(queue)).diagnose()
+    storage = await store_of(queue)
+    return [*await storage.diagnose(), *await _check(storage)]
+
+
+async def _check(storage: Storage) -> list[Finding]:
+    """Return what cannot be read."""
+    try:
+        async with asyncio.timeout(CHECK_SECONDS):
+            found = await storage.check(MOST_RECORDS)
+    except StorageError as error:
+        return [Finding(severity=Severity.ERROR, subject="records", message=str(error))]
+    except TimeoutError:
+        message = f"there are too many to look at each within {CHECK_SECONDS:g} s; none that cannot be read was found"
+        return [Finding(severity=Severity.WARNING, subject="records", message=message)]
+    if len(found) == MOST_RECORDS:
+        message = f"these are the first {MOST_RECORDS} that cannot be read"
+        return [*found, Finding(severity=Severity.WARNING, subject="records", message=message)]
+    return found
 
 
 def as_json(findings: Sequence[Finding], queue: TaskQueue) -> dict[str, Any]:

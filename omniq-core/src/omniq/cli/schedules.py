@@ -21,7 +21,7 @@ from omniq.cli.task_records import arguments_json, arguments_text
 from omniq.cli.terminal import Screen, human_duration
 from omniq.cli.trigger_words import in_words
 from omniq.cli.wording import ago, exact, local_time, relative
-from omniq.errors import OmniQError, PayloadRejected, ScheduleNotFound
+from omniq.errors import CorruptRecord, OmniQError, PayloadRejected, ScheduleNotFound
 from omniq.policies import decode_value
 from omniq.queue import TaskQueue
 from omniq.schedule import Schedule, Trigger
@@ -290,7 +290,9 @@ def _trigger_now(queue: TaskQueue, schedule_id: str) -> None:
 
 
 def _delete(queue: TaskQueue, schedule_id: str) -> None:
-    declared = any(schedule.declared for schedule in queue.schedules() if schedule.id == schedule_id)
+    declared = False
+    with contextlib.suppress(CorruptRecord):  # of a store that cannot list the others; it is deleted all the same
+        declared = any(schedule.declared for schedule in queue.schedules() if schedule.id == schedule_id)
     if not queue.delete_schedule(schedule_id):
         raise ScheduleNotFound(schedule_id)
     Screen().say(f"schedule {schedule_id} is deleted")

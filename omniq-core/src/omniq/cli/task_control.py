@@ -144,10 +144,10 @@ async def _named(queue: TaskQueue, verb: Verb, ids: list[str], *, dry_run: bool)
         else:
             changed = await verb.apply(storage, step)
         for task_id, task, did in zip(step, before, changed, strict=True):
-            if not did or task is None:
-                refusals.append(_refusal(task_id, task, verb))
+            if did:
+                done[TaskState.FAILED if task is None else task.state] += 1  # None: it was not to be read
             else:
-                done[task.state] += 1
+                refusals.append(_refusal(task_id, task, verb))
     return done, refusals
 
 

@@ -612,9 +612,8 @@ class Storage(ABC):
             page = await self.list_tasks(TaskQuery(limit=CHECKED_AT_A_TIME), cursor)
             for task in page:
                 if task.error is not None and task.error.type == "CorruptRecord":
-                    subject = f"task {task.id}"
                     message = f"{task.error.message}; remove it with: omniq tasks delete {shlex.quote(task.id)}"
-                    found.append(Finding(severity=Severity.ERROR, subject=subject, message=message))
+                    found.append(Finding(severity=Severity.ERROR, subject="task", message=message))
             cursor = page.cursor
             if cursor is None:
                 break

@@ -26,7 +26,7 @@ from omniq.errors import CorruptRecord
 from omniq.escaping import printable
 from omniq.records import load_schedule
 from omniq.schedule import Misfire, Overlap, Schedule
-from omniq.storage.base import Finding, Severity, StoredWorker
+from omniq.storage.base import Finding, Severity, Storage, StoredWorker
 from omniq.task import NewTask, Progress, StoredTask, TaskError, TaskState
 
 __all__ = [
@@ -41,6 +41,7 @@ __all__ = [
     "check_worker",
     "corrupt",
     "corrupt_error",
+    "fetch",
     "finding",
     "is_corrupt",
     "is_text",
@@ -375,6 +376,17 @@ def salvaged(problem: CorruptRecord, task_id: object, fields: Mapping[str, objec
     shown_id = task_id if is_text(task_id) else problem.place or str(problem)
     known.update(id=shown_id, state=TaskState.FAILED, lease_until=None, error=corrupt_error(problem))
     return StoredTask(**known)
+
+
+async def fetch(storage: Storage, task_id: str) -> StoredTask | None:
+    """Return the record of a task; None if it is not in the store.
+
+    A record that names another task is returned salvaged, whatever the store thinks of it.
+    """
+    (task,) = await storage.get([task_id])
+    if task is None or task.id == task_id:
+        return task
+    return salvaged(corrupt("task", task_id, f"its record is that of task {_quoted(task.id)}"), task_id)
 
 
 def finding(problem: CorruptRecord) -> Finding:
