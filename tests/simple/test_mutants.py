@@ -20,8 +20,10 @@ MUTANTS = """
     import pytest
 
     from omniq.errors import StorageUnavailable
-    from omniq.storage import Capability, SimpleStorage, SqlTx, simple, transitions
+    from omniq.storage import Capability, SimpleStorage, SqlTx, StorageLimits, simple, transitions
     from omniq.testing import StorageContract
+    from omniq.testing.contract import stalling
+    from omniq.testing.contract.stalling import StallContract
     from omniq_mystore.storage import MyStorage, MyTx
     from tests.simple.test_conformance import TestSqlTx as Sound, TestSqlTxThatIsLocked as Locked
 
@@ -42,6 +44,13 @@ MUTANTS = """
         @pytest.fixture(autouse=True)
         def mutation(self, monkeypatch):
             monkeypatch.setattr(MyStorage, "fault", lambda self, error: None)
+
+
+    class TestNotFreeInTime(Locked, StallContract):
+        @pytest.fixture(autouse=True)
+        def mutation(self, monkeypatch):
+            monkeypatch.setattr(MyStorage, "limits", StorageLimits(stalled_client=0.1))
+            monkeypatch.setattr(stalling, "STALLS", 60)
 
 
     class TestSpinning(Mutant):
@@ -168,6 +177,7 @@ MUTANTS = """
 
 CAUGHT_BY = {
     "TestRawErrors": "test_while_the_store_is_away_every_call_says_so_within_a_bounded_time",
+    "TestNotFreeInTime": "test_a_client_that_stands_still_holds_up_nobody_for_longer_than_stated",
     "TestSpinning": "test_an_idle_wait_asks_at_most_once_a_second",
     "TestRareLooks": "test_a_waiting_worker_gets_a_task_from_another_process",
     "TestNoNotifications": "test_a_waiting_worker_gets_a_task_from_another_process",

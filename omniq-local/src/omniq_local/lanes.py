@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from queue import Empty, SimpleQueue
@@ -33,7 +34,7 @@ class Errand(Generic[J]):
     :param loop: the loop, or None for a thread.
     """
 
-    __slots__ = ("future", "job", "loop")
+    __slots__ = ("future", "job", "loop", "since")
 
     def __init__(
         self, job: J, future: asyncio.Future[Any] | Future[Any], loop: asyncio.AbstractEventLoop | None = None
@@ -41,6 +42,8 @@ class Errand(Generic[J]):
         self.job = job
         self.future = future
         self.loop = loop
+        self.since = time.monotonic()
+        """When it was handed over, by the monotonic clock."""
 
 
 Answer = tuple[Errand[Any], Any, BaseException | None]

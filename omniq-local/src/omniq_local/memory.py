@@ -71,7 +71,7 @@ class MemoryStorage(Storage):
     """
 
     capabilities: Set[Capability] = frozenset({Capability.NOTIFICATIONS})
-    limits = StorageLimits(lost_wakeup=0)
+    limits = StorageLimits(lost_wakeup=0, stalled_client=0)
 
     def __init__(
         self, config: StorageConfig, *, clock: Callable[[], float] | None = None, any_connection: bool = False

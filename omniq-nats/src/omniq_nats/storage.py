@@ -107,6 +107,7 @@ class NatsStorage(Storage):
             lost_wakeup=LOOK_EVERY,
             body=most * 15 // 16,
             running_tasks=most // 256,
+            stalled_client=0,
         )
 
     def __init__(self, config: StorageConfig) -> None:

@@ -72,7 +72,11 @@ class PostgresStorage(Storage, Migrated):
             Capability.TRANSACTIONS,
         }
     )
-    limits = StorageLimits(lost_wakeup=LOOK_AFTER[1], body=MOST_BYTES)
+
+    @property
+    def limits(self) -> StorageLimits:
+        """The server gives up a client that does not take its answer after the time that a call has."""
+        return StorageLimits(lost_wakeup=LOOK_AFTER[1], body=MOST_BYTES, stalled_client=self._settings.timeout)
 
     def __init__(self, config: StorageConfig) -> None:
         self._config = config

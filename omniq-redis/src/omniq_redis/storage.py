@@ -85,7 +85,7 @@ class RedisStorage(Storage):
             Capability.SHARED_BETWEEN_PROCESSES,
         }
     )
-    limits = StorageLimits(atomic_tasks=MOST_TASKS, atomic_unique_tasks=MOST_TASKS, body=MOST_BYTES)
+    limits = StorageLimits(atomic_tasks=MOST_TASKS, atomic_unique_tasks=MOST_TASKS, body=MOST_BYTES, stalled_client=0)
 
     def __init__(self, config: StorageConfig, *, connection: Mapping[str, Any] | None = None) -> None:
         self._config = config

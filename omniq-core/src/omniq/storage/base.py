@@ -120,6 +120,13 @@ class StorageLimits:
     """Bytes of the longest body of a task that can be stored for certain; None: memory and disk are the limit."""
     running_tasks: int | None = None
     """How many tasks of one queue can run at a time, about; None: any number."""
+    stalled_client: float | None = None
+    """For how many seconds a client that stands still in the middle of a call (a stopped process, a machine that
+    vanished) can hold up others; 0: it holds nothing that they need.
+
+    None: until it goes on or ends. Meanwhile the calls of others that need what it holds raise
+    :class:`~omniq.errors.StorageUnavailable`.
+    """
 
 
 @frozen

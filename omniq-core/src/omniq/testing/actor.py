@@ -1,6 +1,7 @@
 """A process that acts on a store and writes down what it does, for tests that kill it.
 
-``OMNIQ_URL=… python -m omniq.testing.actor ROLE HISTORY [--options]``; the role is ``produce``, ``work`` or ``fire``.
+``OMNIQ_URL=… python -m omniq.testing.actor ROLE HISTORY [--options]``; the role is ``produce``, ``work``,
+``fire`` or ``everything``.
 Each line of the history is with the operating system before the next step begins, so it survives the process. With
 ``--die-at EVENT:N`` the process kills itself (SIGKILL) when it has written the N-th line of that event; with
 ``--die-at EVENT:N:SECONDS`` so many seconds later, most likely in the middle of the step that follows.
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import itertools
 import json
 import os
@@ -20,21 +22,25 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from attrs import evolve
 
+from omniq.errors import StorageUnavailable
 from omniq.ids import new_id
 from omniq.plugins import default_plugins
+from omniq.schedule import Schedule
 from omniq.storage import Lease, Storage
-from omniq.task import NewTask, Outcome, Released, Retry, StoredTask, Succeeded, TaskState
+from omniq.task import NewTask, Outcome, Progress, Released, Retry, StoredTask, Succeeded, TaskState
 from omniq.urls import parse_url
 
-__all__ = ["History", "drain", "fire", "main", "produce", "read_history", "work"]
+__all__ = ["History", "drain", "everything", "fire", "main", "produce", "read_history", "work"]
 
 KEYS = ("key 1", "key 2", "key 3")
+SCHEDULE = "kit.schedule"
+SIDE_QUEUE = "paused now and then"
 
 
 class History:
@@ -193,6 +199,39 @@ async def fire(storage: Storage, history: History, *, queue: str) -> None:
             history.write("fired", id=task.id, revision=schedule.revision, fired=fired is not None)
 
 
+async def everything(storage: Storage, history: History, *, queue: str, lease: float) -> None:
+    """Do every verb that changes something, again and again, until killed.
+
+    :param lease: seconds.
+    """
+    worker = f"process {os.getpid()}"
+    while True:
+        tasks = [NewTask(id=new_id(), queue=queue, name="kit.task", body=b"[]", max_retries=9) for _ in range(4)]
+        ids = [task.id for task in tasks]
+        schedule = Schedule(id=SCHEDULE, task=tasks[0], trigger="{}", next_run=datetime.now(UTC))
+        claimed: list[StoredTask] = []
+        with contextlib.suppress(StorageUnavailable):  # somebody stood still for too long
+            await storage.enqueue([*tasks, *(evolve(tasks[0], id=new_id(), unique=key) for key in KEYS)])
+            claimed = await storage.claim({queue: 5}, worker=worker, lease=lease)
+            held = [Lease(task.id, task.delivery) for task in claimed]
+            await storage.set_progress({one: Progress(done=1) for one in held})
+            await storage.heartbeat(worker, held, lease)
+            await storage.finish([Succeeded(id=one.id, delivery=one.delivery, result=b"") for one in held])
+            await storage.cancel(ids)
+            await storage.retry(ids)
+            await storage.recover(5)
+            await storage.pause(SIDE_QUEUE)
+            await storage.resume(SIDE_QUEUE)
+            stored = await storage.put_schedule(schedule)
+            if stored is not None:
+                await storage.fire(stored, [evolve(tasks[0], id=new_id())])
+            await storage.delete_schedule(SCHEDULE)
+            await storage.delete(ids)
+            await storage.purge(queue, TaskState.SUCCEEDED)
+            await storage.prune(5)
+        history.write("round")
+
+
 async def _act(options: argparse.Namespace) -> None:
     storage = default_plugins().open_storage(parse_url(os.environ["OMNIQ_URL"]))
     history = History(options.history, options.die_at)
@@ -214,6 +253,8 @@ async def _act(options: argparse.Namespace) -> None:
             )
         elif options.role == "work":
             await work(storage, history, queue=queue, lease=options.lease, hold=options.hold, seed=seed)
+        elif options.role == "everything":
+            await everything(storage, history, queue=queue, lease=options.lease)
         else:
             await fire(storage, history, queue=queue)
     finally:
@@ -224,7 +265,7 @@ async def _act(options: argparse.Namespace) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Act as the command line says."""
     parser = argparse.ArgumentParser(prog="python -m omniq.testing.actor", description="Acts on the store OMNIQ_URL.")
-    parser.add_argument("role", choices=["produce", "work", "fire"])
+    parser.add_argument("role", choices=["produce", "work", "fire", "everything"])
     parser.add_argument("history", type=Path, help="the file to append to")
     parser.add_argument("--queue", default="work")
     parser.add_argument("--die-at", help="EVENT:N[:SECONDS]")

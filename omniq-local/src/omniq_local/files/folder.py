@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -107,7 +108,7 @@ class Folder(Catalog):
     def _open(self) -> None:
         try:
             self._attach(*prepare(self.settings))
-            self._enter()
+            self._enter(time.monotonic())
             try:
                 self._begin()
             finally:
@@ -157,14 +158,15 @@ class Folder(Catalog):
         self.control.mark = renew_mark(self.base)
         self.commit(Change(self, 0), [], 0)
 
-    def _enter(self) -> None:
+    def _enter(self, since: float) -> None:
         while True:
             try:
-                self._gate.enter()
+                self._gate.enter(since)
             except StorageUnavailable:
                 # Repairing may take longer than anybody should have to wait for anything else.
                 if self._is_checked or not is_being_repaired(self.settings):
                     raise
+                since = time.monotonic()
             else:
                 return
 
@@ -223,7 +225,7 @@ class Folder(Catalog):
             result = self.attempt(job)
             if not isinstance(result, Missed):
                 return result
-        return self._patiently(job)
+        return self._patiently(job, time.monotonic())
 
     def post(self, job: Job[Any]) -> None:
         """Have a job done if that can be at once; nobody minds if not."""
@@ -243,9 +245,9 @@ class Folder(Catalog):
             raise translated(error, self.settings) from error
         return self._do(job)
 
-    def _patiently(self, job: Job[T]) -> T:
+    def _patiently(self, job: Job[T], since: float) -> T:
         try:
-            self._enter()
+            self._enter(since)
         except OSError as error:
             raise translated(error, self.settings) from error
         return self._do(job)
@@ -253,7 +255,8 @@ class Folder(Catalog):
     def _work(self, errands: list[Errand[Job[Any]]]) -> None:
         for errand in errands:
             try:
-                result = self._patiently(errand.job)
+                # From when it was handed over: those behind it do not wait for the time of each.
+                result = self._patiently(errand.job, errand.since)
             except BaseException as error:
                 deliver([(errand, None, error)])
             else:

@@ -76,14 +76,15 @@ class Gate:
             self._threads.release()
         return entered
 
-    def enter(self) -> None:
+    def enter(self, since: float) -> None:
         """Go in, and wait for that; if the folder was replaced, into the other one.
 
+        :param since: when the waiting began, by the monotonic clock.
         :raises StorageUnavailable: if it takes too long, or there is no folder any more.
         """
         patience = self._settings.lock_timeout
-        deadline = time.monotonic() + patience
-        if not self._threads.acquire(timeout=patience):
+        deadline = since + patience
+        if not self._threads.acquire(timeout=max(0.0, deadline - time.monotonic())):
             raise StorageUnavailable(
                 f"{self._settings.root} has been in use by another thread for more than {patience:g} s"
             )

@@ -54,8 +54,8 @@ def finish(outcomes: Sequence[Outcome], tx: Transaction) -> list[bool]:
             case Retry() | Released():
                 state, run_at = (RUNNING, None) if cancel else _given_back(outcome, queue, tx)
                 released = isinstance(outcome, Released)
-                error = None if outcome.error is None else dump_error(outcome.error)
-                back.append((seq, state, run_at, released, released and error is None, error))
+                told = None if outcome.error is None else dump_error(outcome.error)
+                back.append((seq, state, run_at, released, released and told is None, told))
                 if cancel:
                     ended.append((row, CANCELLED, None, None))
             case _:

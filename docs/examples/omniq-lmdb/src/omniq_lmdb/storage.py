@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from threading import Lock
 
@@ -72,13 +74,29 @@ class LmdbStorage(SimpleStorage):
 
     @contextmanager
     def transaction(self, connection: lmdb.Environment, write: bool) -> Iterator[PairsTx]:
-        with connection.begin(write=write) as txn:
+        with self.turn() if write else nullcontext(), connection.begin(write=write) as txn:
             tx = PairsTx(LmdbPairs(txn), datetime.now(UTC))
             yield tx
             tx.flush()
 
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        # LMDB's own lock is waited for without end, also while a process has it that was stopped.
+        end = time.monotonic() + 5
+        with open(f"{self.path}.turn", "ab") as file:
+            while True:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() > end:
+                        raise
+                    time.sleep(0.001)
+            yield
+
     def fault(self, error: BaseException) -> Exception | None:
-        return StorageUnavailable(f"{self.config.redacted}: {error}") if isinstance(error, lmdb.Error) else None
+        passes = isinstance(error, lmdb.Error | BlockingIOError)
+        return StorageUnavailable(f"{self.config.redacted}: {error}") if passes else None
 
     def findings(self, tx: PairsTx) -> list[Finding]:
         return [Finding(severity=Severity.OK, subject="LMDB", message=".".join(map(str, lmdb.version())))]

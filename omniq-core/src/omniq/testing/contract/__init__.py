@@ -55,6 +55,7 @@ from omniq.testing.contract.racing import RaceContract
 from omniq.testing.contract.reading import ReadContract
 from omniq.testing.contract.scheduling import ScheduleContract
 from omniq.testing.contract.spoiling import Spoil, SpoilContract
+from omniq.testing.contract.stalling import StallContract
 from omniq.testing.contract.steps import new_schedule, new_task
 from omniq.testing.contract.stores import Stores
 from omniq.testing.contract.upkeep import UpkeepContract
@@ -78,6 +79,7 @@ class StorageContract(
     SpoilContract,
     RaceContract,
     ProcessContract,
+    StallContract,
     ModelContract,
 ):
     """Everything that a storage must do. Subclass it and give the fixture ``storage_url``."""

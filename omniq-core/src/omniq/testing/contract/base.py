@@ -13,7 +13,7 @@ import pytest
 from omniq.storage import Capability, Storage
 from omniq.testing.contract.stores import Stores
 
-__all__ = ["Contract", "Deafen", "deviates", "needs"]
+__all__ = ["Contract", "Deafen", "deviates", "needs", "patient"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 KIT = "omniq.testing.contract"
@@ -45,6 +45,19 @@ def needs(*capabilities: Capability) -> Callable[[F], F]:
 
     def mark(test: F) -> F:
         test.__dict__["needs"] = frozenset(capabilities)
+        return test
+
+    return mark
+
+
+def patient(seconds: float) -> Callable[[F], F]:
+    """Mark a test that may take longer than others before it fails.
+
+    :param seconds: the least; :attr:`Contract.patience` may allow more.
+    """
+
+    def mark(test: F) -> F:
+        test.__dict__["patience"] = seconds
         return test
 
     return mark
@@ -106,6 +119,7 @@ class Contract:
 
 def _on_a_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
     needed: frozenset[Capability] = getattr(test, "needs", frozenset())
+    least: float = getattr(test, "patience", 0.0)
 
     @functools.wraps(test)
     def run(self: Contract, *args: Any, **kwargs: Any) -> None:
@@ -113,7 +127,7 @@ def _on_a_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., 
         if missing:
             self.not_asked("this storage is not " + ", ".join(sorted(missing)))
             return
-        self._stores.run(test(self, *args, **kwargs), self.patience)
+        self._stores.run(test(self, *args, **kwargs), max(self.patience, least))
 
     return run
 
