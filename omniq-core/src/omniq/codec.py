@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from attrs import evolve
 
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 __all__ = ["ANY_ARGUMENTS", "Codec", "FunctionDecoder"]
 
 ANY_ARGUMENTS = ArgumentTypes()
+
+Exceeds: TypeAlias = Callable[[Iterable[Any], int], bool]
+"""What a serializer may have to tell cheaply that values are too large, see :class:`.Serializer`."""
 
 
 class Codec:
@@ -48,6 +51,7 @@ class Codec:
         self.serializer_name = serializer
         self._plugins = plugins
         self._serializer = plugins.serializer(serializer)
+        self._exceeds: Exceeds | None = getattr(self._serializer, "exceeds", None)
         self._accepted = {name: plugins.serializer(name) for name in accept}
         self.accepted = tuple(self._accepted)
         """The names of the serializers that may be decoded."""
@@ -95,6 +99,9 @@ class Codec:
         :raises SerializationError: if a value cannot be encoded; names the path to it.
         :raises PayloadTooLarge: if they are over the limit.
         """
+        exceeds, limit = self._exceeds, self.max_payload
+        if exceeds is not None and (exceeds(args, limit) or (kwargs and exceeds(kwargs.values(), limit))):
+            raise _too_large("the arguments", f"more than {limit:,} bytes, and the limit is {limit:,}")
         return self._bounded(self._serializer.dump_arguments(args, kwargs, types), "the arguments")
 
     def dump_header(self, policy: str, **fields: Any) -> bytes:
@@ -161,7 +168,12 @@ class Codec:
         :raises SerializationError: if it cannot be encoded; names the path.
         :raises PayloadTooLarge: if it is over the limit.
         """
-        result = self._bounded(self._accepting(task).dump_result(value, hint), "the result")
+        serializer = self._accepting(task)
+        exceeds: Exceeds | None = getattr(serializer, "exceeds", None)
+        if exceeds is not None and exceeds((value,), self.max_payload):
+            limit = self.max_payload
+            raise _too_large("the result", f"more than {limit:,} bytes, and the limit is {limit:,}")
+        result = self._bounded(serializer.dump_result(value, hint), "the result")
         return result if self._signer is None else self._signer.seal(task, result)
 
     def success(self, task: Task, value: Any, hint: Any) -> Succeeded:
@@ -205,10 +217,7 @@ class Codec:
 
     def _bounded(self, data: bytes, what: str) -> bytes:
         if len(data) > self.max_payload:
-            raise PayloadTooLarge(
-                f"{what} take {len(data):,} bytes, and the limit is {self.max_payload:,}; "
-                "store the data elsewhere and hand over its address, or raise max_payload"
-            )
+            raise _too_large(what, f"{len(data):,} bytes, and the limit is {self.max_payload:,}")
         return data
 
     # Schedules
@@ -261,6 +270,12 @@ class Codec:
             if len(self._policies) < 1000:
                 self._policies[text] = policy
         return policy
+
+
+def _too_large(what: str, size: str) -> PayloadTooLarge:
+    return PayloadTooLarge(
+        f"{what} take {size}; store the data elsewhere and hand over its address, or raise max_payload"
+    )
 
 
 def _split(schedule: Schedule) -> tuple[bytes, bytes]:

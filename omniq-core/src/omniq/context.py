@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from datetime import datetime, timedelta
@@ -18,6 +19,21 @@ if TYPE_CHECKING:
     from omniq.functions import TaskFunction
 
 __all__ = ["CurrentTask", "FailSignal", "RetrySignal", "TaskSignal", "current_task", "running"]
+
+
+LONGEST_NOTE = 10_000
+"""Characters of a note of progress."""
+
+_forks = 0
+"""How many forks lie between this process and the one that imported this module."""
+
+
+def _after_fork_in_child() -> None:
+    global _forks
+    _forks += 1
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 class TaskSignal(BaseException):
@@ -45,7 +61,18 @@ class CurrentTask:
     The object can be used from any thread: a task hands it to the threads that it starts.
     """
 
-    __slots__ = ("_codec", "_function", "_on_progress", "_stop", "_task", "awaited", "completed", "join", "stop_seen")
+    __slots__ = (
+        "_codec",
+        "_forks",
+        "_function",
+        "_on_progress",
+        "_stop",
+        "_task",
+        "awaited",
+        "completed",
+        "join",
+        "stop_seen",
+    )
 
     def __init__(
         self,
@@ -54,6 +81,7 @@ class CurrentTask:
         codec: Codec,
         on_progress: Callable[[Task, Progress], None] | None = None,
     ) -> None:
+        self._forks = _forks
         self._task = task
         self._function = function
         self._codec = codec
@@ -127,9 +155,20 @@ class CurrentTask:
 
         :param done: how much is done.
         :param total: of how much; None if that is not known.
-        :param note: what is being done, for a person to read.
-        :raises ValueError: if a number is negative or not finite, or ``done`` is larger than ``total``.
+        :param note: what is being done, for a person to read; at most 10,000 characters.
+        :raises ValueError: if a number is negative or not finite, ``done`` is larger than ``total``, or the note is too
+            long.
+        :raises RuntimeError: in a process that the task has forked.
         """
+        if self._forks != _forks:
+            raise RuntimeError(
+                "progress() was called in a process that the task has forked, of which the worker knows nothing: send "
+                "the numbers to the task's own process, such as by a multiprocessing.Queue, and call it there"
+            )
+        if not isinstance(note, str):
+            raise TypeError(f"progress: note must be text, not a {type(note).__name__}")
+        if len(note) > LONGEST_NOTE:
+            raise ValueError(f"progress: note has {len(note):,} characters, and the limit is {LONGEST_NOTE:,}")
         for label, value in (("done", done), ("total", total)):
             if value is not None and (not math.isfinite(value) or value < 0):
                 raise ValueError(f"progress: {label} must be zero or more, not {value!r}")

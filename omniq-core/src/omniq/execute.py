@@ -340,14 +340,34 @@ def describe_error(error: BaseException) -> TaskError:
     module: object = cls.__module__
     own = not isinstance(module, str) or module == "builtins" or module.startswith("omniq.")
     name = cls.__qualname__ if own else f"{module}.{cls.__qualname__}"
+    message = _shorten(_text(error), LONGEST_MESSAGE)
+    return TaskError(type=name, message=message, traceback=_traceback(error, f"{name}: {message}"))
+
+
+def _text(error: BaseException) -> str:
     try:
-        message = str(error)
+        return str(error)
     except BaseException as broken:  # a faulty __str__ must not hide that the task failed
-        message = f"<no text: str() of the error raised {type(broken).__name__}>"
-    return TaskError(type=name, message=_shorten(message, LONGEST_MESSAGE), traceback=_traceback(error))
+        return f"<no text: str() of the error raised {type(broken).__name__}>"
 
 
-def _traceback(error: BaseException) -> str:
+def _is_huge(error: BaseException) -> bool:
+    """Tell whether formatting an error, and those that led to it, would take long and much memory."""
+    found: list[BaseException | None] = [error]
+    seen: set[int] = set()
+    while found:
+        one = found.pop()
+        if one is None or id(one) in seen:
+            continue
+        seen.add(id(one))
+        notes = getattr(one, "__notes__", ())
+        if len(_text(one)) > LONGEST_TRACEBACK or any(len(str(note)) > LONGEST_TRACEBACK for note in notes):
+            return True
+        found += [one.__cause__, one.__context__, *(one.exceptions if isinstance(one, BaseExceptionGroup) else ())]
+    return False
+
+
+def _traceback(error: BaseException, summary: str) -> str:
     trace = error.__traceback__
     if trace is None:
         return ""  # nothing was raised in the task's code: its process died, say
@@ -355,16 +375,19 @@ def _traceback(error: BaseException) -> str:
     while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
         trace = trace.tb_next
     try:
-        text = "".join(traceback.format_exception(type(error), error, trace))
+        if _is_huge(error):
+            text = "".join(["Traceback (most recent call last):\n", *traceback.format_tb(trace), summary, "\n"])
+        else:
+            text = "".join(traceback.format_exception(type(error), error, trace))
     except BaseException as broken:  # likewise
         text = f"<no traceback: formatting it raised {type(broken).__name__}>"
     return _shorten(text, LONGEST_TRACEBACK)
 
 
 def _shorten(text: str, limit: int) -> str:
+    """Return a text that any store can hold, with a part of it left out if it is longer than so many characters."""
+    if len(text) > limit:
+        half = limit // 2
+        text = f"{text[:half]}\n… {len(text) - 2 * half:,} characters left out …\n{text[-half:]}"
     # Lone surrogates, such as of undecodable file names, fit into no store.
-    text = text.encode("utf-8", "backslashreplace").decode()
-    if len(text) <= limit:
-        return text
-    half = limit // 2
-    return f"{text[:half]}\n… {len(text) - 2 * half:,} characters left out …\n{text[-half:]}"
+    return text.encode("utf-8", "backslashreplace").decode()

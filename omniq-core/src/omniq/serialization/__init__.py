@@ -43,6 +43,9 @@ class Serializer(Protocol):
     One whose decoding may run code that the bytes choose, as unpickling does, has an attribute ``runs_code = True``.
     Queues then take it only with a signing key, or on ``memory://``; and it can carry functions that nobody registered.
 
+    One that can tell cheaply that values are too large has a method ``exceeds(values, limit)``: whether their encoded
+    form certainly has more bytes than that. Arguments and results are then refused before they are encoded.
+
     Errors are :class:`~omniq.errors.SerializationError` and name the path to the value: ``args[0].items[3].when``,
     ``kwargs['user'].email``, ``result[2]``.
     """

@@ -7,7 +7,7 @@ on a store that others can reach it needs a signing key, without which construct
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from omniq.errors import ArgumentsMismatch, SerializationError
@@ -25,6 +25,10 @@ class CloudpickleSerializer:
 
     name = "cloudpickle"
     runs_code = True
+
+    def exceeds(self, values: Iterable[Any], limit: int) -> bool:
+        # What is in a container may be in it many times, and is pickled once.
+        return any(type(value) in (str, bytes, bytearray) and len(value) > limit for value in values)
 
     def dump_arguments(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], types: ArgumentTypes) -> bytes:
         try:

@@ -8,7 +8,7 @@ from annotations only.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
@@ -18,6 +18,7 @@ from omniq.serialization import ArgumentTypes
 from omniq.serialization.build import Codecs
 from omniq.serialization.codec import Codec
 from omniq.serialization.refusal import Refusal
+from omniq.serialization.sizes import exceeds
 from omniq.serialization.text import dumps, loads
 
 if TYPE_CHECKING:
@@ -66,6 +67,9 @@ class JsonSerializer:
 
             self._converter = cattrs.Converter()
         return self._converter
+
+    def exceeds(self, values: Iterable[Any], limit: int) -> bool:
+        return exceeds(values, limit)
 
     def dump_arguments(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], types: ArgumentTypes) -> bytes:
         plan = self._plans.get(id(types)) or self._plan(types)
