@@ -39,7 +39,7 @@ async def test_a_server_that_is_killed_and_started_again_has_lost_nothing_that_i
 
 async def test_a_server_that_stays_away_is_an_error_within_the_timeout_and_waits_end(tmp_path: Path) -> None:
     with NatsServer(tmp_path) as server:
-        async with opened(fresh(server.url, timeout="0.5")) as storage:
+        async with opened(fresh(server.url, timeout="1")) as storage:
             await storage.enqueue([task()])
             server.kill()
             async with asyncio.timeout(30):

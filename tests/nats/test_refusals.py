@@ -43,7 +43,7 @@ async def test_a_login_that_was_refused_for_a_while_makes_nobody_deaf(
 ) -> None:
     caplog.set_level(logging.INFO, "omniq.nats")
     with NatsServer(tmp_path, password("right")) as server:
-        url = fresh(server.url.replace("//", "//me:right@"), timeout="0.5")
+        url = fresh(server.url.replace("//", "//me:right@"), timeout="1")
         async with opened(url) as worker, opened(url) as producer:
             await worker.enqueue([task(queue="other")])
             waits = asyncio.create_task(worker.wait_for_work(["work"], 600))
@@ -140,7 +140,7 @@ async def test_a_connection_that_is_lost_and_comes_back_is_told_of_once(
 ) -> None:
     caplog.set_level(logging.INFO, "omniq.nats")
     with NatsServer(tmp_path) as server:
-        async with opened(fresh(server.url, timeout="0.3")) as storage:
+        async with opened(fresh(server.url, timeout="1")) as storage:
             await asyncio.to_thread(server.kill)
             for _ in range(5):
                 assert await is_cut_off(storage)
