@@ -11,6 +11,7 @@ from datetime import timedelta
 
 import psycopg
 import pytest
+from attrs import evolve
 
 from omniq.ids import new_id
 from omniq.task import Cancelled
@@ -106,6 +107,50 @@ async def overhearing(server: PostgresServer, url: str) -> AsyncIterator[list[tu
         finally:
             task.cancel()
             await asyncio.wait([task])
+
+
+async def test_of_a_lone_task_it_is_told_with_what_is_stored(
+    server: PostgresServer, storage_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one round trip: also if the process comes to nothing more, such as telling what it did."""
+    monkeypatch.setattr("omniq_postgres.announcing.Announcer.add", lambda *_: None)
+    monkeypatch.setattr("omniq_postgres.announcing.SPARSE", 0)
+    async with overhearing(server, storage_url) as heard, opened(storage_url) as store:
+        await store.enqueue([new_task()])
+        await await_until(lambda: heard == [("work", '{"q": 0.0}')], 20, "a message")
+        assert await asyncio.to_thread(store.enqueue_blocking, [new_task()])
+        await await_until(lambda: heard == [("work", '{"q": 0.0}')] * 2, 20, "a message of what a thread enqueued")
+        (task,) = await take(store)
+        await store.finish([done(task)])
+        await await_until(lambda: heard[2:] == [("ends", task.id[-TAIL:])], 20, "a message of the end")
+
+
+async def test_without_pipelines_it_is_told_in_a_round_trip_of_its_own(
+    server: PostgresServer, storage_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with a libpq older than 14."""
+    monkeypatch.setattr("psycopg.capabilities.has_pipeline", lambda: False)
+    async with overhearing(server, storage_url) as heard, opened(storage_url) as store:
+        await store.enqueue([new_task()])
+        assert await asyncio.to_thread(store.enqueue_blocking, [new_task()])
+        (task,) = await take(store)
+        await store.finish([done(task)])
+        await store.close()
+        await await_until(lambda: {channel for channel, _ in heard} == {"work", "ends"}, 20, "messages of both kinds")
+
+
+async def test_the_end_of_a_task_that_goes_on_is_not_told(server: PostgresServer, storage_url: str) -> None:
+    """Its holder is another one by now: what the first says in vain wakes nobody who waits for its end."""
+    async with overhearing(server, storage_url) as heard, opened(storage_url) as store:
+        await store.enqueue([new_task()])
+        (task,) = await take(store)
+        await await_until(lambda: heard, 20, "the message of the enqueueing")
+        heard.clear()
+        assert await store.finish([done(evolve(task, delivery=7))]) == [False]
+        assert await store.finish([done(task)]) == [True]
+        await store.close()
+        await await_until(lambda: heard, 20, "the message of the end")
+        assert heard == [("ends", task.id[-TAIL:])]
 
 
 async def test_a_flood_of_tasks_is_told_of_in_a_few_messages(server: PostgresServer, storage_url: str) -> None:

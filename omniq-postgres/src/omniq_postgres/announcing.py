@@ -1,8 +1,9 @@
 """Telling others: a NOTIFY after what was committed, not with it, and not for each change.
 
 A transaction that notifies takes a lock of the whole server while it commits, so that those who commit at the same
-time wait for each other and for the disk. On its own it writes nothing and holds that lock for a moment only. If the
-process dies in between, those who wait look for themselves within three seconds.
+time wait for each other and for the disk. On its own it writes nothing and holds that lock for a moment only. Of a lone
+task it is told in the same round trip, right behind the statement. If the process dies in between, those who wait look
+for themselves within three seconds.
 """
 
 from __future__ import annotations
@@ -11,14 +12,16 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+
+from attrs import evolve
 
 from omniq.errors import StorageError
 from omniq_postgres import wire
 from omniq_postgres.jobs import Context, Job, News, Query, Steps
 from omniq_postgres.settings import Names
 
-__all__ = ["EVERYTHING", "TAIL", "Announcer", "channels", "messages", "notify"]
+__all__ = ["EVERYTHING", "TAIL", "Announcer", "channels", "messages", "notify", "telling", "telling_of_ends"]
 
 SPARSE, GATHER = 0.004, 0.01
 """Seconds between two NOTIFYs at least, where they tell of few tasks, and of many: a lone task is not kept waiting, and
@@ -58,12 +61,37 @@ def messages(news: News, names: Names) -> Iterator[tuple[str, str]]:
 
 def notify(news: News, context: Context) -> Steps[None]:
     """Tell of news."""
+    if news:
+        yield _notification(news, context)
+
+
+def _notification(news: News, context: Context) -> Query:
     told = list(messages(news, context.sql.names))
-    if told:
-        yield Query(
-            context.sql["waiting.notify"],
-            (wire.texts([channel for channel, _ in told]), wire.texts([payload for _, payload in told])),
-        )
+    return context.query(
+        "waiting.notify",
+        wire.texts([channel for channel, _ in told]),
+        wire.texts([payload for _, payload in told]),
+    )
+
+
+def telling(news: News, query: Query, context: Context) -> Query:
+    """Return a query that tells of news when it is done, in one round trip, if now is the time; else note the news."""
+    if context.may_tell(news):
+        return evolve(query, after=_notification(news, context))
+    context.news.add(news)
+    return query
+
+
+def telling_of_ends(task_ids: Sequence[str], query: Query, context: Context) -> Query | None:
+    """Return a query that tells of the tasks that it has ended, in one round trip; None if now is not the time."""
+    if not context.may_tell(News(ended=list(task_ids))):
+        return None
+    _, ends = channels(context.sql.names)
+    return evolve(query, after=context.query("waiting.notify_ended", wire.text(ends), wire.uuids(task_ids)))
+
+
+def _is_flood(news: News) -> bool:
+    return max(len(news.ended), news.tasks) > FEW
 
 
 class Announcer:
@@ -79,14 +107,20 @@ class Announcer:
         self._timer: asyncio.TimerHandle | None = None
         self._telling: set[asyncio.Task[None]] = set()
 
+    def may_tell(self, news: News) -> bool:
+        """Whether the statement that brings news may tell of it itself; if so, it counts as told. From any thread."""
+        if self._timer is not None or _is_flood(news) or time.monotonic() - self._told_at < SPARSE:
+            return False
+        self._told_at = time.monotonic()
+        return True
+
     def add(self, news: News) -> None:
         """Tell of news at once, or with others in a moment. On the storage's loop."""
         self._pending.add(news)
         if self._timer is not None:
             return
         since = time.monotonic() - self._told_at
-        flood = max(len(self._pending.ended), self._pending.tasks) > FEW
-        if since >= (GATHER if flood else SPARSE):
+        if since >= (GATHER if _is_flood(self._pending) else SPARSE):
             self._tell()
         else:
             # Whatever it is about, it is part of what becomes a flood.

@@ -96,6 +96,7 @@ class Database:
     """What one storage does on the server.
 
     :param announce: told of the news of each job once it is committed.
+    :param may_tell: asked whether a job may tell of its news itself, with the statement that brings it.
     :param outage: told how each job fares.
     """
 
@@ -104,6 +105,7 @@ class Database:
         connector: Connector,
         statements: Statements,
         announce: Callable[[News], None],
+        may_tell: Callable[[News], bool],
         outage: Outage,
         *,
         connections: int,
@@ -111,6 +113,7 @@ class Database:
         self._connector = connector
         self._settings = connector.settings
         self._announce = announce
+        self._may_tell = may_tell
         self._outage = outage
         self.statements = statements
         self.pool = Pool(connector, connections)
@@ -167,7 +170,7 @@ class Database:
     async def _attempt(self, job: Job[R], effort: _Effort) -> R:
         connection = await self.pool.acquire(effort.deadline)
         effort.begin(connection)
-        context = Context(self.statements, News())
+        context = Context(self.statements, News(), self._may_tell)
         try:
             result = await drive(connection, job(context))
         finally:

@@ -32,6 +32,8 @@ CONNECTIONS = 8
 """So many threads are served at once; the others wait for them."""
 GATHER = 0.003
 """Seconds for which news of several calls are gathered before the event loop is bothered."""
+UNTOLD = 100
+"""The event loop hears of so many jobs at once of which nobody else is to be told."""
 WATCH_EVERY = 0.5
 
 
@@ -39,16 +41,23 @@ class Direct:
     """Jobs on the calling thread, whichever that is. Made on the storage's event loop.
 
     :param announce: told, on the event loop, of what was done, and by how many jobs.
+    :param may_tell: asked whether a job may tell of its news itself, with the statement that brings it.
     :param outage: told how each job fares.
     """
 
     def __init__(
-        self, connector: Connector, statements: Statements, announce: Callable[[News, int], None], outage: Outage
+        self,
+        connector: Connector,
+        statements: Statements,
+        announce: Callable[[News, int], None],
+        may_tell: Callable[[News], bool],
+        outage: Outage,
     ) -> None:
         self._connector = connector
         self._settings = connector.settings
         self._statements = statements
         self._announce = announce
+        self._may_tell = may_tell
         self._outage = outage
         self._loop = asyncio.get_running_loop()
         self._pid = os.getpid()
@@ -96,7 +105,7 @@ class Direct:
             connection = self._take()
             self._busy[connection] = deadline
             self._have_watched()
-            context = Context(self._statements, News())
+            context = Context(self._statements, News(), self._may_tell)
             try:
                 result = drive_blocking(connection, job(context))
             except psycopg.Error as error:
@@ -108,8 +117,7 @@ class Direct:
                 self._give_back(connection)
         finally:
             self._slots.release()
-        if context.news:
-            self._tell(context.news)
+        self._tell(context.news)
         return result
 
     def _take(self) -> SyncConnection:
@@ -147,7 +155,7 @@ class Direct:
         with self._lock:
             self._news.add(news)
             self._jobs += 1
-            if self._gathering:
+            if self._gathering or not (self._news or self._jobs >= UNTOLD):
                 return
             self._gathering = True
         try:
@@ -159,7 +167,7 @@ class Direct:
         with self._lock:
             news, self._news = self._news, News()
             jobs, self._jobs = self._jobs, 0
-            if not news:
+            if not jobs:
                 self._gathering = False
                 return
         self._announce(news, jobs)

@@ -10,7 +10,8 @@ from psycopg.errors import UniqueViolation
 from omniq.storage import Enqueued
 from omniq.task import NewTask
 from omniq_postgres import wire
-from omniq_postgres.jobs import Context, Steps
+from omniq_postgres.announcing import telling
+from omniq_postgres.jobs import Context, News, Steps
 from omniq_postgres.rows import columns_of, key_of, values_of
 
 __all__ = ["FEW", "enqueue", "enqueue_rest", "settle", "store"]
@@ -47,8 +48,9 @@ def _is_plain(tasks: Sequence[NewTask]) -> bool:
 
 
 def _enqueue_single(task: NewTask, context: Context) -> Steps[list[Enqueued]]:
-    yield context.query("enqueue.single", *values_of(task))
-    context.news.ready(task.queue)
+    news = News()
+    news.ready(task.queue)
+    yield telling(news, context.query("enqueue.single", *values_of(task)), context)
     return [Enqueued(task.id, True)]
 
 

@@ -3,17 +3,22 @@
 A cursor of the driver serves any statement with any values, and takes longer for it than the server takes for most of
 those here. Their parameters are packed already, see wire.py, and each text is one prepared statement: what is left to
 do are a few calls of libpq, which psycopg gives as ``psycopg.pq``. A statement with other parameters goes by a cursor.
+
+What is to run after a statement goes to the server together with it (libpq's pipeline mode), where libpq can do so and
+no proxy stands in between.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import select
 from collections.abc import Generator
 from weakref import WeakKeyDictionary
 
 import psycopg
+from psycopg import capabilities
 from psycopg.adapt import Transformer
 from psycopg.errors import error_from_result
 from psycopg.pq import ExecStatus, Format
@@ -34,6 +39,7 @@ class _Exchange:
     def __init__(self, connection: AsyncConnection | SyncConnection) -> None:
         self._connection = connection.pgconn
         self._prepares = connection.prepare_threshold is not None
+        self._pipelines = self._prepares and capabilities.has_pipeline()
         self._reader = Transformer(connection)
         self._numbers = itertools.count(1)
         self._seen: dict[tuple[bytes, tuple[int, ...]], bytes | None] = {}
@@ -41,24 +47,54 @@ class _Exchange:
 
     def run(self, query: Query) -> Generator[int, None, Rows]:
         """Do the exchange; yields what to wait for at the socket."""
-        parameters = query.parameters
-        types = tuple(0 if parameter is None else parameter.oid for parameter in parameters)
-        formats = [Format.BINARY] * len(types)
-        name = None
-        if query.prepare and self._prepares:
-            name = yield from self._prepared(query.text, types)
-        if name is None:
-            self._connection.send_query_params(query.text, parameters, types, formats, Format.BINARY)
+        after = query.after
+        if after is None:
+            result = yield from self._one(query)
+        elif self._pipelines:
+            result = yield from self._both(query, after)
         else:
-            self._connection.send_query_prepared(name, parameters, formats, Format.BINARY)
-        result = yield from self._result()
+            result = yield from self._one(query)
+            with contextlib.suppress(psycopg.DatabaseError):
+                yield from self._one(after)
         if result.status != ExecStatus.TUPLES_OK:
             return []
         self._reader.set_pgresult(result)
         return self._reader.load_rows(0, result.ntuples, tuple)
 
-    def _prepared(self, text: bytes, types: tuple[int, ...]) -> Generator[int, None, bytes | None]:
-        key = (text, types)
+    def _one(self, query: Query) -> Generator[int, None, PGresult]:
+        self._send(query, (yield from self._prepared(query)))
+        yield from self._flush()
+        return _sound((yield from self._result()))
+
+    def _both(self, query: Query, after: Query) -> Generator[int, None, PGresult]:
+        connection = self._connection
+        name = yield from self._prepared(query)
+        name_after = yield from self._prepared(after)
+        connection.enter_pipeline_mode()
+        self._send(query, name)
+        connection.pipeline_sync()
+        self._send(after, name_after)
+        connection.pipeline_sync()
+        yield from self._flush()
+        result = yield from self._result()
+        yield from self._next()  # the end of the first transaction
+        yield from self._result()
+        yield from self._next()
+        connection.exit_pipeline_mode()
+        return _sound(result)
+
+    def _send(self, query: Query, name: bytes | None) -> None:
+        formats = [Format.BINARY] * len(query.parameters)
+        if name is None:
+            self._connection.send_query_params(query.text, query.parameters, _types(query), formats, Format.BINARY)
+        else:
+            self._connection.send_query_prepared(name, query.parameters, formats, Format.BINARY)
+
+    def _prepared(self, query: Query) -> Generator[int, None, bytes | None]:
+        """Return the name of the prepared statement, or None if it is not prepared."""
+        if not (query.prepare and self._prepares):
+            return None
+        key = (query.text, _types(query))
         if key not in self._seen:
             if len(self._seen) < PREPARED:
                 self._seen[key] = None
@@ -66,31 +102,41 @@ class _Exchange:
         name = self._seen[key]
         if name is None:
             name = b"omniq_%d" % next(self._numbers)
-            self._connection.send_prepare(name, text, types)
-            yield from self._result()
+            self._connection.send_prepare(name, *key)
+            yield from self._flush()
+            _sound((yield from self._result()))
             self._seen[key] = name
         return name
 
-    def _result(self) -> Generator[int, None, PGresult]:
-        connection = self._connection
-        while connection.flush():
+    def _flush(self) -> Generator[int, None, None]:
+        while self._connection.flush():
             # A server that has much to say may want to be heard before it listens.
             yield READ | WRITE
-            connection.consume_input()
+            self._connection.consume_input()
+
+    def _next(self) -> Generator[int, None, PGresult | None]:
+        while self._connection.is_busy():
+            yield READ
+            self._connection.consume_input()
+        return self._connection.get_result()
+
+    def _result(self) -> Generator[int, None, PGresult]:
         last: PGresult | None = None
-        while True:
-            while connection.is_busy():
-                yield READ
-                connection.consume_input()
-            result = connection.get_result()
-            if result is None:
-                break
+        while (result := (yield from self._next())) is not None:
             last = result
         if last is None:
             raise psycopg.OperationalError("the server gave no answer")
-        if last.status == ExecStatus.FATAL_ERROR:
-            raise error_from_result(last)
         return last
+
+
+def _types(query: Query) -> tuple[int, ...]:
+    return tuple(0 if parameter is None else parameter.oid for parameter in query.parameters)
+
+
+def _sound(result: PGresult) -> PGresult:
+    if result.status == ExecStatus.FATAL_ERROR:
+        raise error_from_result(result)
+    return result
 
 
 _exchanges: WeakKeyDictionary[AsyncConnection | SyncConnection, _Exchange] = WeakKeyDictionary()
@@ -118,27 +164,31 @@ async def rows(connection: AsyncConnection, query: Query) -> Rows:
     loop = asyncio.get_running_loop()
     socket = connection.pgconn.socket
     exchange = _exchange_of(connection).run(query)
-    try:
-        while True:
+    found: asyncio.Future[Rows] = loop.create_future()
+
+    def go_on() -> None:
+        if found.done():
+            return
+        try:
             wanted = next(exchange)
-            ready = loop.create_future()
-            loop.add_reader(socket, _settle, ready)
+        except StopIteration as done:
+            found.set_result(done.value)
+        except Exception as error:
+            found.set_exception(error)
+        else:
             if wanted & WRITE:
-                loop.add_writer(socket, _settle, ready)
-            try:
-                await ready
-            finally:
-                loop.remove_reader(socket)
-                if wanted & WRITE:
-                    loop.remove_writer(socket)
-    except StopIteration as done:
-        found: Rows = done.value
-        return found
+                loop.add_writer(socket, go_on)
+            else:
+                loop.remove_writer(socket)
 
-
-def _settle(ready: asyncio.Future[None]) -> None:
-    if not ready.done():
-        ready.set_result(None)
+    # Watched from the first part of an answer to the last: only then the caller is woken.
+    loop.add_reader(socket, go_on)
+    try:
+        go_on()
+        return await found
+    finally:
+        loop.remove_reader(socket)
+        loop.remove_writer(socket)
 
 
 def rows_blocking(connection: SyncConnection, query: Query) -> Rows:

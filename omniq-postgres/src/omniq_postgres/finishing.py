@@ -9,6 +9,7 @@ from omniq.records import dump_error, dump_progress
 from omniq.storage import Lease, LeaseState
 from omniq.task import Cancelled, Failed, Outcome, Progress, Released, Retry, Succeeded
 from omniq_postgres import wire
+from omniq_postgres.announcing import telling_of_ends
 from omniq_postgres.claiming import span
 from omniq_postgres.jobs import Context, Steps
 from omniq_postgres.rows import CANCELLED, FAILED, SUCCEEDED
@@ -56,14 +57,19 @@ def finish(outcomes: Sequence[Outcome], context: Context) -> Steps[list[bool]]:
         wire.texts([_error_of(outcome) for outcome in chosen]),
     ]
     accepted = [False] * len(outcomes)
+    told_at_once = False
     if min(kinds) >= SUCCEEDED:
-        ((number, which),) = yield context.query("finish.final", *parameters)
+        query = context.query("finish.final", *parameters)
+        telling = telling_of_ends([outcome.id for outcome in chosen], query, context)
+        told_at_once = telling is not None
+        ((number, which),) = yield telling or query
         ended = places if number == len(places) else [places[place - 1] for place in which or ()]
     else:
         ended = yield from _finish_mixed(chosen, parameters, places, accepted, context)
     for place in ended:
         accepted[place] = True
-        context.news.ended.append(outcomes[place].id)
+        if not told_at_once:
+            context.news.ended.append(outcomes[place].id)
     return accepted
 
 

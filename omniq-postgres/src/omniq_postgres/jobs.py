@@ -29,6 +29,9 @@ class Query:
     prepare: bool = True
     """Whether it is run so often, and its best plan depends so little on its parameters, that it is worth planning
     once."""
+    after: Query | None = None
+    """Sent with it, and run after it in a transaction of its own, in one round trip. Its rows and errors are ignored,
+    and it may run although the first one failed."""
 
 
 @define
@@ -60,12 +63,18 @@ class News:
         self.tasks += other.tasks
 
 
+def _never(news: News) -> bool:
+    return False
+
+
 @frozen
 class Context:
     """What a job is given to do its work."""
 
     sql: Statements
     news: News
+    may_tell: Callable[[News], bool] = _never
+    """Asked whether news may be told by the job itself, see :func:`omniq_postgres.announcing.telling`."""
 
     def query(self, name: str, *parameters: Any, prepare: bool = True) -> Query:
         """Give the query of a statement."""

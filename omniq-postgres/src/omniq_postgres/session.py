@@ -49,8 +49,11 @@ class Session:
         shown = self._settings.shown
         outage = Outage(_log, f"{shown}: the connection is lost or cannot be made", f"{shown}: connected again")
         self._announcer = Announcer(self._run_quietly)
-        self.database = Database(connector, statements, self._announce, outage, connections=self._settings.connections)
-        self.direct = Direct(connector, statements, self._announce, outage)
+        may_tell = self._announcer.may_tell
+        self.database = Database(
+            connector, statements, self._announce, may_tell, outage, connections=self._settings.connections
+        )
+        self.direct = Direct(connector, statements, self._announce, may_tell, outage)
         self.bulk = asyncio.Lock()
         """Held by who enqueues several tasks in one call."""
         self.frontier = Frontier()
@@ -110,7 +113,8 @@ class Session:
         await self.database.run(job, timeout=2.0)
 
     def _announce(self, news: News, jobs: int = 0) -> None:
-        self._announcer.add(news)
+        if news:
+            self._announcer.add(news)
         if jobs:
             self._count(jobs)
 

@@ -58,3 +58,10 @@ WHERE asked.id IS NOT NULL AND NOT EXISTS (SELECT FROM {live} WHERE {live}.id = 
 
 -- name: notify
 SELECT pg_notify(n.channel, n.payload) FROM unnest($1::text[], $2::text[]) AS n (channel, payload)
+
+-- name: notify_ended
+-- Tell of those of some tasks that have ended, by the last characters of their ids.
+SELECT pg_notify($1, string_agg(right(told.id::text, 12), ''))
+FROM unnest((SELECT $2::uuid[])) AS told (id)
+WHERE NOT EXISTS (SELECT FROM {live} WHERE {live}.id = told.id)
+HAVING count(*) > 0
