@@ -11,7 +11,7 @@ from attrs import evolve, field, frozen
 from omniq import At, Cron, Every, InvalidTrigger, Misfire, Overlap, Schedule, Trigger
 from omniq.policies import encode_value
 from omniq.task import NewTask
-from omniq.ticks import STEP, advance, first_run
+from omniq.ticks import MOST_MADE_UP, STEP, advance, first_run, without_excess
 from tests.bodies import body_of
 
 NOON = datetime(2026, 6, 1, 12, tzinfo=UTC)
@@ -234,3 +234,49 @@ def test_jitter_puts_the_task_off_and_not_the_rhythm() -> None:
     assert isinstance(task.run_at, datetime)
     assert NOON <= task.run_at <= NOON + timedelta(seconds=20)
     assert after.next_run == NOON + MINUTE
+
+
+@pytest.mark.parametrize(
+    ("trigger", "since"),
+    [
+        (Every(1), datetime(1970, 1, 1, tzinfo=UTC)),
+        (Every(1), datetime(1, 1, 2, tzinfo=UTC)),
+        (Every(3600), datetime(1970, 1, 1, tzinfo=UTC)),
+        (Cron("*/5 * * * *"), datetime(2020, 1, 1, tzinfo=UTC)),
+    ],
+)
+def test_of_a_backlog_without_end_the_latest_thousand_runs_are_made_up(trigger: Trigger, since: datetime) -> None:
+    schedule = due(trigger, since, misfire=Misfire.ALL)
+
+    bounded = without_excess(schedule, trigger, NOON)
+
+    runs, left = [], bounded
+    while left.next_run is not None and left.next_run <= NOON:
+        left, tasks = advance(left, trigger, NOON, last_run_is_live=False)
+        runs += tasks
+    assert len(runs) == MOST_MADE_UP
+    assert left.last_run == NOON
+    assert bounded == evolve(schedule, next_run=bounded.next_run)
+
+
+def test_a_backlog_of_a_thousand_runs_is_made_up_whole() -> None:
+    first = NOON - (MOST_MADE_UP - 1) * MINUTE
+    assert without_excess(due(Every(60), first, misfire=Misfire.ALL), Every(60), NOON).next_run == first
+    assert without_excess(due(Every(60), NOON, misfire=Misfire.ALL), Every(60), NOON).next_run == NOON
+
+
+def test_of_an_uneven_rhythm_it_is_no_more() -> None:
+    trigger = Cron("* * 1 * *")  # a day of minutes, and a month of nothing
+    schedule = due(trigger, NOON - timedelta(days=3650), misfire=Misfire.ALL)
+    for now in (NOON, NOON + timedelta(days=15)):
+        bounded = without_excess(schedule, trigger, now)
+        left, count = bounded, 0
+        while left.next_run is not None and left.next_run <= now:
+            left, tasks = advance(left, trigger, now, last_run_is_live=False)
+            count += len(tasks)
+        assert 0 < count <= MOST_MADE_UP
+
+
+def test_other_policies_make_up_one_run_and_have_no_need_of_a_bound() -> None:
+    schedule = due(Every(1), datetime(1970, 1, 1, tzinfo=UTC))
+    assert without_excess(schedule, Every(1), NOON) is schedule

@@ -345,7 +345,15 @@ def due(shop: Shop, change: str, *parameters: Any) -> None:
         ("trigger", '{"kind":"every","seconds":1.0}'),
         ("task.body.base64", {"signature": b""}),
     ],
-    ids=["arguments", "name", "serializer", "queue", "no trigger", "trigger", "no signature"],
+    ids=[
+        "arguments",
+        "name",
+        "serializer",
+        "queue",
+        "no trigger",
+        "trigger",
+        "no signature",
+    ],
 )
 def test_a_forged_schedule_fires_nothing_with_a_key_and_no_code_of_his_without(
     shop: Shop, place: str, change: str | dict[str, Any], caplog: pytest.LogCaptureFixture
@@ -378,6 +386,31 @@ def looked_at(shop: Shop, schedule_id: str, caplog: pytest.LogCaptureFixture) ->
         return schedule.revision > 1 or f"schedule {schedule_id} cannot fire here" in caplog.text
 
     return done
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"misfire": "all"},
+        {"overlap": "skip"},
+        {"jitter": 0.001},
+        {"start": {"at": "1970-01-01T00:00:00+00:00"}},
+        {"end": {"at": "2199-01-01T00:00:00+00:00"}},
+    ],
+    ids=str,
+)
+def test_how_often_and_until_when_a_schedule_fires_is_signed(
+    signing_shop: Shop, change: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    shop = signing_shop
+    shop.queue.schedule(shop.queue.functions["write"].call("page", "hello"), Every(3600), id="hourly")
+    due(shop, "json_patch(body, ?)", json.dumps(change))
+
+    with pytest.raises(PayloadRejected):
+        shop.queue.trigger_schedule("hourly")
+    with working(shop.queue):
+        wait_until(looked_at(shop, "hourly", caplog), what="a look at it")
+    assert shop.queue.tasks().tasks == ()
 
 
 def test_the_copy_of_a_schedule_does_not_fire_with_a_key(shop: Shop, caplog: pytest.LogCaptureFixture) -> None:
@@ -480,3 +513,18 @@ def test_he_can_make_a_schedule_fire_at_any_time_and_put_an_old_one_back(signing
     due(shop, f"(SELECT body FROM {SCHEDULE} WHERE id = 'kept')")
     with working(shop.queue):
         wait_until(lambda: shop.written("page") == "old", what="a run of what was replaced")
+
+
+def test_with_a_backlog_of_decades_he_gets_a_thousand_runs_and_they_come_slowly(
+    signing_shop: Shop, caplog: pytest.LogCaptureFixture
+) -> None:
+    shop = signing_shop
+    shop.queue.schedule(shop.queue.functions["write"].call("page", "hello"), Every(1), id="ticks", misfire="all")
+    due(shop, "body")
+
+    with working(shop.queue):
+        wait_until(lambda: "schedule ticks missed more than 1000 runs" in caplog.text, what="a look at it")
+        wait_until(lambda: len(shop.queue.tasks(limit=1000)) >= 100, what="two steps")
+    (schedule,) = shop.queue.schedules()
+    assert schedule.last_run is not None
+    assert schedule.last_run > datetime.now(UTC) - timedelta(seconds=1100)

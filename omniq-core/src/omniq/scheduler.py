@@ -22,7 +22,7 @@ from omniq.plugins import Plugins
 from omniq.policies import decode_value
 from omniq.schedule import Overlap, Schedule
 from omniq.storage import Enqueued, Storage
-from omniq.ticks import advance, brought_nearer
+from omniq.ticks import MOST_MADE_UP, advance, brought_nearer, without_excess
 
 __all__ = ["Scheduler", "live_tasks", "note_holder"]
 
@@ -34,10 +34,14 @@ BUSY_LOOK = 1.0
 """Seconds between two looks while the worker is busy, so that nothing wakes it when a schedule is due."""
 IDLE_LOOK = 30.0
 """Seconds between two looks while the worker waits for work, which ends when a schedule is due."""
+PACE_SECONDS = 0.5
+"""Seconds between two steps in which missed runs are made up, so that tasks of others come in between."""
 REVIEW_SECONDS = 60.0
 """Seconds between two reviews of the schedules that are not due."""
 REVIEW_SHARE = 500.0
 """With many schedules a review takes longer: it is to take no more than one part in so many of a worker's time."""
+_DECIDES = ("trigger", "task", "misfire", "overlap", "jitter", "start", "end")
+"""The fields of a schedule that decide whether it can fire here."""
 SET_ASIDE_SECONDS = 60.0
 """For so long a schedule that cannot fire here is left to other workers."""
 
@@ -81,14 +85,17 @@ class Scheduler:
         """Go on until cancelled."""
         while True:
             self._look.clear()
+            backlog = 0
             try:
                 if time.monotonic() >= self._review_at:
                     await self.review()
-                while await self.fire_due():
-                    pass
+                backlog = await self.fire_due()
                 self._outage.succeeded()
             except StorageError as error:
                 self._outage.failed(error)
+            if backlog:
+                await asyncio.sleep(PACE_SECONDS)
+                continue
             pause = IDLE_LOOK if self._is_waiting() else BUSY_LOOK
             with contextlib.suppress(TimeoutError):
                 # Not wait_for: before Python 3.12 it loses a cancellation that comes together with the event.
@@ -132,6 +139,16 @@ class Scheduler:
         trigger = decode_value(schedule.trigger, self._plugins.trigger)
         live = schedule.overlap is Overlap.SKIP and bool(await live_tasks(self._storage, schedule))
         now = await self._storage.now()
+        missed = schedule.next_run
+        schedule = without_excess(schedule, trigger, now)
+        if schedule.next_run != missed:
+            _log.warning(
+                "schedule %s missed more than %d runs since %s; those before %s are left out",
+                schedule.id,
+                MOST_MADE_UP,
+                missed,
+                schedule.next_run,
+            )
         advanced, tasks = advance(schedule, trigger, now, last_run_is_live=live)
         # Under the key that signs now, should it have been signed with one that only verifies by now.
         advanced = self._codec.sign_schedule(advanced)
@@ -180,7 +197,7 @@ class Scheduler:
         if seen is None or time.monotonic() >= until:
             return False
         # As long as it says the same: that others fire it does not make it readable.
-        return (seen.trigger, seen.task) == (schedule.trigger, schedule.task)
+        return all(getattr(seen, name) == getattr(schedule, name) for name in _DECIDES)
 
     def _set_aside(self, schedule: Schedule, error: Exception) -> None:
         # Another worker may know the trigger, or the key: nothing that is stored changes because this one does not. And

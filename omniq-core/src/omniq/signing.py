@@ -4,8 +4,8 @@ HMAC-SHA256 over everything that decides what runs. Each field enters with its l
 signed thing (a task, a schedule, a result) with a name of its own in front, so that no two of them can ever be the same
 bytes. A task's signature holds for its id alone, a schedule's for its id, a result's for its task's id.
 
-What says *when* something runs, and how long it is kept, is not signed: a store computes and changes it, and whoever
-can write to the store could as well hold a task back or remove it.
+What says *when* something runs next, and how long it is kept, is not signed: a store computes and changes it, and
+whoever can write to the store could as well hold a task back or remove it.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import hmac
 import struct
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import NoReturn
 
 from omniq.errors import ConfigurationError, PayloadRejected
@@ -34,7 +35,7 @@ SEAL_SIZE = len(_SEAL) + _SIZE
 """By how many bytes a signed result is longer than a plain one."""
 
 _TASK = b"omniq task 1\x00"
-_SCHEDULE = b"omniq schedule 1\x00"
+_SCHEDULE = b"omniq schedule 2\x00"
 _RESULT = b"omniq result 1\x00"
 
 
@@ -132,7 +133,7 @@ class Signer:
     # Schedules
 
     def schedule_signature(self, schedule: Schedule, content: bytes) -> bytes:
-        """Return the signature of a schedule: of its id, its trigger, and what it enqueues.
+        """Return the signature of a schedule: of its id, of what it enqueues, and of how often and within which bounds.
 
         :param content: of the body of its task.
         """
@@ -217,7 +218,19 @@ def _call(task: NewTask | StoredTask, content: bytes) -> tuple[bytes, ...]:
 
 
 def _of_schedule(schedule: Schedule, content: bytes) -> bytes:
-    return _message(_SCHEDULE, _text(schedule.id), _text(schedule.trigger), *_call(schedule.task, content))
+    how_often = (
+        _text(schedule.trigger),
+        _text(schedule.misfire),
+        _text(schedule.overlap),
+        struct.pack(">d", schedule.jitter),
+        _moment(schedule.start),
+        _moment(schedule.end),
+    )
+    return _message(_SCHEDULE, _text(schedule.id), *how_often, *_call(schedule.task, content))
+
+
+def _moment(moment: datetime | None) -> bytes:
+    return b"" if moment is None else _text(moment.astimezone(UTC).isoformat())
 
 
 def _of_result(task: Task, result: bytes) -> bytes:

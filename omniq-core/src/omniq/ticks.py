@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 
 from attrs import evolve
@@ -14,7 +14,16 @@ from omniq.ids import new_id
 from omniq.schedule import Misfire, Overlap, Schedule, Trigger
 from omniq.task import NewTask
 
-__all__ = ["STEP", "advance", "brought_nearer", "first_run", "next_run", "task_of_run"]
+__all__ = [
+    "MOST_MADE_UP",
+    "STEP",
+    "advance",
+    "brought_nearer",
+    "first_run",
+    "next_run",
+    "task_of_run",
+    "without_excess",
+]
 
 LATE = 30.0
 """Seconds by which a run may be late without being a misfire: a busy or changing scheduler must not skip a tick."""
@@ -22,6 +31,8 @@ AHEAD = 600.0
 """Seconds by which a next run may be further ahead than its trigger says: by so much clocks are put right at times."""
 STEP = 50
 """The most runs that are made up in one step under ``misfire="all"``."""
+MOST_MADE_UP = 1000
+"""The most runs that are made up at all: the latest. Whoever can write to the store can put a next run decades back."""
 _INSTANT = timedelta(microseconds=1)
 
 
@@ -125,6 +136,39 @@ def _ticks(schedule: Schedule, trigger: Trigger, now: datetime) -> tuple[list[da
         ticks.append(following)
         following = next_run(schedule, trigger, following)
     return ticks, following
+
+
+def without_excess(schedule: Schedule, trigger: Trigger, now: datetime) -> Schedule:
+    """Return a due schedule of whose missed runs no more than the latest :data:`MOST_MADE_UP` are made up.
+
+    Of a rhythm that is very uneven it may be fewer.
+    """
+    tick = schedule.next_run
+    if schedule.misfire is not Misfire.ALL or tick is None:
+        return schedule
+    if sum(1 for _ in _following(schedule, trigger, tick, now, MOST_MADE_UP)) < MOST_MADE_UP:
+        return schedule
+    span = now - tick
+    window = min(timedelta(seconds=1), span)
+    while (
+        window < span and sum(1 for _ in _following(schedule, trigger, now - window, now, MOST_MADE_UP)) < MOST_MADE_UP
+    ):
+        window = min(2 * window, span)
+    # An even rhythm has at most twice as many in it as in the half of it, which has not too many.
+    ticks = list(_following(schedule, trigger, now - window, now, 3 * MOST_MADE_UP))
+    if len(ticks) == 3 * MOST_MADE_UP:
+        ticks = list(_following(schedule, trigger, now - window / 2, now, MOST_MADE_UP))
+    return evolve(schedule, next_run=ticks[-MOST_MADE_UP:][0] if ticks else _latest(schedule, trigger, tick, now))
+
+
+def _following(schedule: Schedule, trigger: Trigger, moment: datetime, now: datetime, most: int) -> Iterator[datetime]:
+    """Yield the fire times that are later than a moment and have come, so many at most."""
+    for _ in range(most):
+        tick = next_run(schedule, trigger, moment)
+        if tick is None or tick > now:
+            return
+        yield tick
+        moment = tick
 
 
 def brought_nearer(schedule: Schedule, trigger: Trigger, now: datetime) -> Schedule | None:

@@ -55,7 +55,7 @@ def exceeds(values: Iterable[Any], limit: int) -> bool:
                         found.append(value)
             elif kind in _BYTES:
                 left -= len(value)
-            elif names := _fields(kind):
+            elif names := _fields(kind):  # type: ignore[arg-type]  # mypy takes no class for hashable
                 found.append([getattr(value, name, None) for name in names])
         if left < 0:
             return True
