@@ -83,7 +83,8 @@ class Intake:
     :param supply: how many to claim.
     :param ledger: counts the attempts that ended.
     :param accept: is given every claimed task.
-    :param on_woken: called when a wait for work has ended.
+    :param on_woken: called after the claim that follows a wait for work. Mostly it was a task that ended the wait, and
+        nothing is asked of the store before that one has begun.
     :param on_idle: told how many claims in a row have brought nothing while nothing ran, after each; None: there may be
         work later, which is waited for.
     """
@@ -143,6 +144,7 @@ class Intake:
     async def run(self) -> None:
         """Go on until stopped."""
         pause = 0.1
+        woken = False
         while not self._stop.is_set():
             await self._room()
             await self._allowed.wait()
@@ -156,11 +158,15 @@ class Intake:
                 self.outage.succeeded()
                 for task in claimed:
                     self._accept(task)
+                if woken:
+                    self._on_woken()
+                    woken = False
                 if self._on_idle is not None and idle and not claimed:
                     self._idle_claims += 1
                     await self._on_idle(self._idle_claims)
                 elif len(claimed) < wanted:
                     self._idle_claims = 0
+                    woken = True
                     await self._wait_for_work()
             except StorageError as error:
                 self.outage.failed(error)
@@ -215,7 +221,6 @@ class Intake:
             for end in ends:
                 end.cancel()
             self._wait = None
-            self._on_woken()
 
     async def _discover(self) -> None:
         now = asyncio.get_running_loop().time()

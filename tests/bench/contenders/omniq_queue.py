@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -44,6 +45,8 @@ class OmniQ(Contender):
 
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
+        # What a worker imports when it begins, as the other products are imported here: a worker that is ready has it.
+        importlib.import_module("omniq.worker")
         self.queue = TaskQueue(url(setting))
         self.task = self._task()
 

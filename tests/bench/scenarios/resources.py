@@ -79,7 +79,7 @@ def idle(job: Job, marks: Marks) -> dict[str, float]:
         contender = job.make(marks)
         async with contender.worker():
             await contender.aenqueue(0)
-            await asyncio.sleep(min(REPORTED if job.store == "postgres" else SETTLE, job.size))
+            await asyncio.sleep(REPORTED if job.store == "postgres" else min(SETTLE, job.size))
             probe.begin()
             before = contender.seconds_of_cpu(), counter.calls, counter.transactions, time.monotonic()
             await asyncio.sleep(job.size)
