@@ -9,8 +9,11 @@ import textwrap
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from omniq.ids import new_id
 from omniq.storage import QueueStats, TaskQuery
@@ -52,6 +55,45 @@ async def opened(path: Path, query: str = "", clock: Callable[[], float] = time.
         yield store
     finally:
         await store.close()
+
+
+class Traffic:
+    """Counts what the connections do that are opened from now on.
+
+    :param monkeypatch: undoes it at the end of the test.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.requests = 0
+        """Transactions, and statements outside of one."""
+        self.syncs = 0
+        """Commits that wait until what was written is on the disk."""
+        self._unsynced: set[int] = set()
+        connect = sqlite3.connect
+
+        def traced(*place: Any, **options: Any) -> sqlite3.Connection:
+            connection: sqlite3.Connection = connect(*place, **options)
+            connection.set_trace_callback(partial(self._note, connection))
+            return connection
+
+        monkeypatch.setattr(sqlite3, "connect", traced)
+
+    def _note(self, connection: sqlite3.Connection, statement: str) -> None:
+        word, *rest = statement.replace("=", " ").replace(";", " ").lower().split()[:3]
+        if word == "pragma":
+            if rest[0] == "synchronous" and rest[1:] not in (["full"], ["2"]):
+                self._unsynced.add(id(connection))
+        elif word == "commit":
+            self.syncs += id(connection) not in self._unsynced
+        elif word != "rollback" and not connection.in_transaction:
+            self.requests += 1
+
+
+def rows_in(path: Path) -> int:
+    """Return how many rows a file holds in all of its tables."""
+    with raw(path) as connection:
+        tables = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
+        return sum(connection.execute(f'SELECT count(*) FROM "{name}"').fetchone()[0] for (name,) in tables)
 
 
 @contextmanager

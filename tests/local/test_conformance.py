@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import sqlite3
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -16,9 +17,10 @@ from omniq.storage import Storage
 from omniq.testing import StorageContract
 from omniq.testing.contract import Spoil
 from omniq.testing.contract.base import Deafen
+from omniq.testing.contract.costs import SyncContract
 from omniq.testing.contract.outages import OutageContract
 from omniq_local.wake import Bell
-from tests.local.sqlite_support import SpoiledRows, raw
+from tests.local.sqlite_support import SpoiledRows, Traffic, raw, rows_in
 
 
 async def silence(monkeypatch: pytest.MonkeyPatch, store: Storage) -> None:
@@ -42,13 +44,13 @@ class TestSQLiteStorage(StorageContract):
         return partial(silence, monkeypatch)
 
     @pytest.fixture
-    def count_records(self, tmp_path: Path) -> Callable[[], int]:
-        def count() -> int:
-            with raw(tmp_path / "jobs.db") as connection:
-                tables = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
-                return sum(connection.execute(f'SELECT count(*) FROM "{name}"').fetchone()[0] for (name,) in tables)
+    def count_requests(self, monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
+        traffic = Traffic(monkeypatch)
+        return lambda: traffic.requests
 
-        return count
+    @pytest.fixture
+    def count_records(self, tmp_path: Path) -> Callable[[], int]:
+        return lambda: rows_in(tmp_path / "jobs.db")
 
     @pytest.fixture
     def spoil(self, tmp_path: Path) -> Spoil:
@@ -62,6 +64,17 @@ class TestSQLiteStorage(StorageContract):
             "unique": ("omniq.task", "unique_key", ("unique_key",)),
         }
         return SpoiledRows(tmp_path / "jobs.db", tables)
+
+
+class TestSQLiteStorageThatSyncs(SyncContract):
+    @pytest.fixture
+    def storage_url(self, tmp_path: Path) -> str:
+        return f"sqlite:///{tmp_path}/jobs.db?synchronous=full"
+
+    @pytest.fixture
+    def count_syncs(self, monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
+        traffic = Traffic(monkeypatch)
+        return lambda: traffic.syncs
 
 
 class TestSQLiteStorageThatIsLocked(OutageContract):
@@ -96,6 +109,24 @@ class TestFileStorage(StorageContract):
     @pytest.fixture
     def deafen(self, monkeypatch: pytest.MonkeyPatch) -> Deafen:
         return partial(silence, monkeypatch)
+
+
+class TestFileStorageThatSyncs(SyncContract):
+    @pytest.fixture
+    def storage_url(self, tmp_path: Path) -> str:
+        return f"file://{tmp_path}/jobs?fsync=always"
+
+    @pytest.fixture
+    def count_syncs(self, monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
+        synced: list[int] = []
+        sync = os.fdatasync
+
+        def counted(fd: int) -> None:
+            sync(fd)
+            synced.append(fd)
+
+        monkeypatch.setattr(os, "fdatasync", counted)
+        return lambda: len(synced)
 
 
 class TestFileStorageThatIsLocked(OutageContract):

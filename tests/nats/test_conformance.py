@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
+import nats
 import pytest
+from nats.aio.client import Client
 
 from omniq.ids import new_id
 from omniq.storage import Storage
-from omniq.testing import StorageContract
+from omniq.testing import StorageContract, deviates
 from omniq.testing.contract.base import Deafen
 from omniq.testing.contract.finishing import FinishContract
 from omniq.testing.contract.leasing import LeaseContract
@@ -16,6 +20,7 @@ from omniq.testing.contract.modelling import ModelContract
 from omniq.testing.contract.outages import OutageContract
 from omniq.testing.contract.racing import RaceContract
 from omniq.testing.contract.reading import ReadContract
+from omniq.urls import parse_url
 from omniq_nats import shelves
 from omniq_nats.storage import NatsStorage
 from tests.servers.nats import NatsCluster, NatsServer
@@ -29,6 +34,41 @@ class TestNatsStorage(StorageContract):
     @pytest.fixture
     def deafen(self) -> Deafen:
         return stop_listening
+
+    @pytest.fixture
+    def count_requests(self, nats_server: NatsServer) -> Callable[[], int]:
+        return lambda: nats_server.received
+
+    @pytest.fixture
+    def count_records(self, storage_url: str) -> Callable[[], int]:
+        namespace = parse_url(storage_url).namespace
+
+        async def count() -> int:
+            client = await nats.connect(storage_url.partition("?")[0])
+            subjects = await subjects_of(client, namespace)
+            await client.close()
+            # The server drops what workers told a minute or more after they did.
+            return sum(number for subject, number in subjects.items() if f".{namespace}.w." not in subject)
+
+        def count_on_a_thread() -> int:
+            with ThreadPoolExecutor(1) as thread:
+                return thread.submit(asyncio.run, count()).result()
+
+        return count_on_a_thread
+
+    @deviates("each task is a message or more; those of a batch are sent together and answered together")
+    async def test_a_batch_costs_as_many_requests_as_one_task(
+        self, count_requests: Callable[[], int] | None, store: Storage
+    ) -> None:
+        pass
+
+
+async def subjects_of(client: Client, namespace: str) -> dict[str, int]:
+    """Return how many messages a namespace's stream holds of each subject."""
+    context = client.jetstream()
+    found = [info.config for info in await context.streams_info() if namespace in str(info.config.subjects)]
+    told = await context.stream_info(str(found[0].name), subjects_filter=">")
+    return told.state.subjects or {}
 
 
 async def stop_listening(store: Storage) -> None:

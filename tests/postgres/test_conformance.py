@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import pytest
 
@@ -11,6 +11,9 @@ from omniq.storage import Storage
 from omniq.testing import StorageContract
 from omniq.testing.contract.base import Deafen
 from omniq.testing.contract.outages import OutageContract
+from omniq_postgres import exchange
+from omniq_postgres.connecting import AsyncConnection
+from omniq_postgres.jobs import Query, Rows
 from omniq_postgres.storage import PostgresStorage
 from tests.servers.postgres import PostgresServer
 
@@ -21,6 +24,18 @@ class TestPostgresStorage(StorageContract):
     @pytest.fixture
     def deafen(self) -> Deafen:
         return stop_listening
+
+    @pytest.fixture
+    def count_requests(self, monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
+        sent: list[Query] = []
+        run = exchange.rows
+
+        def counted(connection: AsyncConnection, query: Query) -> Awaitable[Rows]:
+            sent.append(query)
+            return run(connection, query)
+
+        monkeypatch.setattr(exchange, "rows", counted)
+        return lambda: len(sent)
 
     @pytest.fixture
     def count_records(self, server: PostgresServer) -> Callable[[], int]:

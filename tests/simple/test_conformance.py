@@ -7,7 +7,6 @@ import importlib
 import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -15,6 +14,7 @@ from omniq.storage import Storage
 from omniq.testing import StorageContract, deviates
 from omniq.testing.contract.outages import OutageContract
 from omniq.testing.contract.steps import new_task
+from tests.local.sqlite_support import Traffic, rows_in
 
 
 class TestSqlTx(StorageContract):
@@ -25,17 +25,16 @@ class TestSqlTx(StorageContract):
         return f"mystore://{tmp_path}/jobs.db"
 
     @pytest.fixture
-    def count_requests(self, monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
-        begun: list[bool] = []
-        backend = importlib.import_module("omniq_mystore.storage").MyStorage
-        transaction = backend.transaction
+    def traffic(self, monkeypatch: pytest.MonkeyPatch) -> Traffic:
+        return Traffic(monkeypatch)
 
-        def counted(self: Any, connection: sqlite3.Connection, write: bool) -> Any:
-            begun.append(write)
-            return transaction(self, connection, write)
+    @pytest.fixture
+    def count_requests(self, traffic: Traffic) -> Callable[[], int]:
+        return lambda: traffic.requests
 
-        monkeypatch.setattr(backend, "transaction", counted)
-        return lambda: len(begun)
+    @pytest.fixture
+    def count_syncs(self, traffic: Traffic) -> Callable[[], int]:
+        return lambda: traffic.syncs
 
     @pytest.fixture
     def count_records(self, tmp_path: Path) -> Callable[[], int]:
@@ -69,14 +68,6 @@ class TestSqlTxThatIsLocked(OutageContract):
     @pytest.fixture
     def mend_store(self, lock: sqlite3.Connection) -> Callable[[], None]:
         return lock.rollback
-
-
-def rows_in(path: Path) -> int:
-    """Return how many rows an SQLite file holds in all of its tables."""
-    with contextlib.closing(sqlite3.connect(path)) as connection:
-        tables = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
-        counts = (connection.execute(f'SELECT count(*) FROM "{name}"').fetchone() for (name,) in tables)
-        return sum(count for (count,) in counts)
 
 
 class TestPairsTx(StorageContract):

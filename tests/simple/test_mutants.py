@@ -53,6 +53,18 @@ MUTANTS = """
             monkeypatch.setattr(stalling, "STALLS", 60)
 
 
+    class TestNoSync(Mutant):
+        def mutate(self, patch):
+            connect = MyStorage.connect
+
+            def careless(self):
+                connection = connect(self)
+                connection.execute("PRAGMA synchronous = off")
+                return connection
+
+            patch(MyStorage, "connect", careless)
+
+
     class TestSpinning(Mutant):
         def mutate(self, patch):
             patch(simple, "LOOK_SECONDS", 0.01)
@@ -178,6 +190,7 @@ MUTANTS = """
 CAUGHT_BY = {
     "TestRawErrors": "test_while_the_store_is_away_every_call_says_so_within_a_bounded_time",
     "TestNotFreeInTime": "test_a_client_that_stands_still_holds_up_nobody_for_longer_than_stated",
+    "TestNoSync": "test_what_was_acknowledged_is_on_the_disk",
     "TestSpinning": "test_an_idle_wait_asks_at_most_once_a_second",
     "TestRareLooks": "test_a_waiting_worker_gets_a_task_from_another_process",
     "TestNoNotifications": "test_a_waiting_worker_gets_a_task_from_another_process",

@@ -92,7 +92,8 @@ class Capability(StrEnum):
     SHARED_BETWEEN_PROCESSES = "shared between processes"
     SHARED_BETWEEN_MACHINES = "shared between machines"
     DURABLE = "durable"
-    """Tasks survive the end of every process that uses the store."""
+    """Tasks survive the end of every process that uses the store. Whether they survive that of its machine may depend
+    on settings; :meth:`Storage.diagnose` says."""
 
 
 @frozen(kw_only=True)
@@ -478,7 +479,10 @@ class Storage(ABC):
 
     @abstractmethod
     async def stats(self) -> list[QueueStats]:
-        """Give every queue that has tasks or is paused, by name, without reading every task."""
+        """Give every queue that has tasks or is paused, by name, without reading the tasks' records.
+
+        A database may count the entries of an index.
+        """
 
     @abstractmethod
     async def workers(self) -> list[StoredWorker]:

@@ -23,8 +23,9 @@ Run it with plain pytest (``pip install 'omniq-core[testing]'``); no plugin is n
 - Times are judged by the store's clock alone, and no test says how fast a storage must be.
 - A storage without ``Capability.SHARED_BETWEEN_PROCESSES`` or ``Capability.DURABLE`` is not asked what only one with
   them can promise; such tests pass and record that as a property (``--junit-xml``).
-- Optional fixtures ``break_store`` and ``mend_store``, ``count_requests``, ``count_records`` return functions that give
-  the kit what it needs from a store to see raw errors, needless requests and leftovers (``outages.py``, ``costs.py``).
+- Optional fixtures ``break_store`` and ``mend_store``, ``count_requests``, ``count_records``, ``count_syncs`` return
+  functions that give the kit what it needs from a store to see raw errors, needless requests, leftovers and what is
+  acknowledged before it is on the disk (``outages.py``, ``costs.py``).
 - An optional fixture ``spoil`` returns an object that reads and writes single records behind the storage's back
   (:class:`Spoil`): the kit damages them in every way that their format allows, and holds that each harms nothing but
   itself (``spoiling.py``).
@@ -44,7 +45,7 @@ from __future__ import annotations
 from omniq.testing.contract.base import Contract, deviates, needs
 from omniq.testing.contract.claiming import ClaimContract
 from omniq.testing.contract.controlling import ControlContract
-from omniq.testing.contract.costs import CostContract
+from omniq.testing.contract.costs import CostContract, SyncContract
 from omniq.testing.contract.enqueueing import EnqueueContract
 from omniq.testing.contract.finishing import FinishContract
 from omniq.testing.contract.leasing import LeaseContract
@@ -75,6 +76,7 @@ class StorageContract(
     ScheduleContract,
     UpkeepContract,
     CostContract,
+    SyncContract,
     OutageContract,
     SpoilContract,
     RaceContract,

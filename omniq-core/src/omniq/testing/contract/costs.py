@@ -20,7 +20,7 @@ from omniq.testing.contract.steps import HELD, add, later, new_task, outcome, ta
 from omniq.testing.contract.stores import Stores
 from omniq.testing.waiting import await_until
 
-__all__ = ["CostContract"]
+__all__ = ["CostContract", "SyncContract"]
 
 BATCH = 60
 MANY_TASKS = 2000
@@ -70,8 +70,10 @@ class CostContract(Contract):
         """Return what tells how many records (rows, keys, files) the store holds in all; None: not asked."""
         return None
 
+    # The fixtures come before the storage: they may have to see how it connects.
+
     async def test_an_idle_wait_asks_at_most_once_a_second(
-        self, store: Storage, count_requests: Callable[[], int] | None
+        self, count_requests: Callable[[], int] | None, store: Storage
     ) -> None:
         if count_requests is None:
             self.not_asked("it has no fixture count_requests")
@@ -86,7 +88,7 @@ class CostContract(Contract):
             assert count_requests() - before <= 3 + seconds
 
     async def test_a_batch_costs_as_many_requests_as_one_task(
-        self, store: Storage, count_requests: Callable[[], int] | None
+        self, count_requests: Callable[[], int] | None, store: Storage
     ) -> None:
         if count_requests is None:
             self.not_asked("it has no fixture count_requests")
@@ -123,7 +125,7 @@ class CostContract(Contract):
         return costs
 
     async def test_what_was_removed_leaves_nothing_behind(
-        self, store: Storage, count_records: Callable[[], int] | None
+        self, count_records: Callable[[], int] | None, store: Storage
     ) -> None:
         if count_records is None:
             self.not_asked("it has no fixture count_records")
@@ -172,3 +174,36 @@ class CostContract(Contract):
         await add(store, *(new_task() for _ in range(MANY_TASKS)))
         # Of any number of looks the quickest tells the work that is done, however busy the machine is.
         assert await quickest() < 5 * few + 0.005
+
+
+class SyncContract(Contract):
+    """That what was acknowledged survives the machine, on a store (or with settings) that promises it."""
+
+    @pytest.fixture
+    def count_syncs(self) -> Callable[[], int] | None:
+        """Return what tells how often the store has waited until what was written is on the disk; None: not asked."""
+        return None
+
+    async def test_what_was_acknowledged_is_on_the_disk(
+        self, count_syncs: Callable[[], int] | None, store: Storage
+    ) -> None:
+        if count_syncs is None:
+            self.not_asked("it has no fixture count_syncs")
+            return
+        unsynced = []
+
+        async def synced(verb: str, call: Awaitable[Any]) -> Any:
+            before = count_syncs()
+            answer = await call
+            if count_syncs() == before:
+                unsynced.append(verb)
+            return answer
+
+        (first, *_) = await synced("enqueue", add(store, new_task(), new_task()))
+        claimed = await take(store, 2)
+        await synced("finish", store.finish([outcome("failed", task) for task in claimed]))
+        await synced("retry", store.retry([first]))
+        await synced("cancel", store.cancel([first]))
+        await synced("put_schedule", put(store))
+        await synced("delete", store.delete([first]))
+        assert not unsynced
