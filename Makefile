@@ -7,8 +7,8 @@
 VENV ?= .venv
 BIN := $(VENV)/bin
 DISTRIBUTIONS := $(patsubst %/pyproject.toml,%,$(wildcard omniq-*/pyproject.toml))
-# More processes than cores: much of what tests do is to wait.
-PYTEST_ARGS ?= -n 3 --dist loadgroup
+# Twice as many processes as CI has cores: much of what tests do is to wait.
+PYTEST_ARGS ?= -n 4 --dist loadgroup
 # Tests start hundreds of interpreters: each would compile anew what it imports.
 unexport PYTHONDONTWRITEBYTECODE
 

@@ -14,4 +14,4 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     # The model of the conformance kit: some sequences of operations every day, as many as the kit does in the long run.
     if "model_examples" in metafunc.fixturenames:
         in_the_long_run = pytest.param(50, marks=[pytest.mark.long, pytest.mark.timeout(600)])
-        metafunc.parametrize("model_examples", [15, in_the_long_run])
+        metafunc.parametrize("model_examples", [8, in_the_long_run])

@@ -60,7 +60,7 @@ def lines_of(store: str) -> set[str]:
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     "store",
-    [pytest.param(store, marks=[] if store in ("memory", "process") else [pytest.mark.long]) for store in STORES],
+    [pytest.param(store, marks=[] if store == "memory" else [pytest.mark.long]) for store in STORES],
 )
 def test_every_line_is_measured_and_printed(store: str, tmp_path: Path) -> None:
     printed, measurements = rehearse(store, tmp_path / "results.jsonl")

@@ -122,7 +122,7 @@ def test_a_worker_that_is_cut_off_for_longer_than_a_lease_gives_up_and_its_late_
 
 
 @mostly_long
-@pytest.mark.parametrize("how", ["delay", "trickle"])
+@pytest.mark.parametrize("how", ["delay", pytest.param("trickle", marks=pytest.mark.long)])
 def test_on_a_slow_network_everything_is_right_and_only_slower(
     scene: Scene, server_stage: ServerStage, how: str
 ) -> None:

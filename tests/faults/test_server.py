@@ -9,11 +9,11 @@ import pytest
 
 from omniq import StorageUnavailable, TaskQueue, TaskState
 from tests.faults.scene import Scene
-from tests.faults.stages import SERVERS, ServerStage, seed_of_this_run
+from tests.faults.stages import ServerStage, seed_of_this_run
 from tests.servers.base import Server
 from tests.servers.starting import MOSTLY_LONG
 
-on_servers = pytest.mark.parametrize("stage", SERVERS, indirect=True)
+mostly_long = pytest.mark.parametrize("stage", MOSTLY_LONG, indirect=True)
 
 
 def stop_immediately(server: Server) -> None:
@@ -30,7 +30,7 @@ ENDS: Mapping[str, Sequence[Callable[[Server], None]]] = {
 }
 
 
-@pytest.mark.parametrize("stage", MOSTLY_LONG, indirect=True)
+@mostly_long
 def test_a_server_that_ends_under_load_and_comes_back_has_lost_nothing_that_it_acknowledged(
     scene: Scene, server_stage: ServerStage
 ) -> None:
@@ -50,7 +50,7 @@ def test_a_server_that_ends_under_load_and_comes_back_has_lost_nothing_that_it_a
     scene.check_nothing_is_left()
 
 
-@on_servers
+@mostly_long
 def test_everyone_is_told_in_time_that_the_server_is_gone_and_goes_on_when_it_is_back(
     scene: Scene, server_stage: ServerStage
 ) -> None:
@@ -82,7 +82,7 @@ def _accepted(scene: Scene) -> object:
         return None
 
 
-@on_servers
+@mostly_long
 def test_a_server_that_stands_still_for_longer_than_a_lease_costs_nothing(
     scene: Scene, server_stage: ServerStage
 ) -> None:

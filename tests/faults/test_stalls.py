@@ -16,7 +16,7 @@ from tests.faults.scene import Scene
 from tests.faults.stages import LOCAL, SERVERS, ServerStage, SqliteStage, seed_of_this_run
 from tests.servers.starting import MOSTLY_LONG
 
-everywhere = pytest.mark.parametrize("stage", [*LOCAL, *SERVERS], indirect=True)
+everywhere = pytest.mark.parametrize("stage", [*LOCAL, *MOSTLY_LONG], indirect=True)
 locally = pytest.mark.parametrize("stage", LOCAL, indirect=True)
 
 
@@ -25,7 +25,8 @@ locally = pytest.mark.parametrize("stage", LOCAL, indirect=True)
     [
         ("sqlite", "hold_coroutine"),
         ("sqlite", "stubborn"),
-        *((stage, "hold_thread") for stage in (*LOCAL, *SERVERS)),
+        *((stage, "hold_thread") for stage in (*LOCAL, SERVERS[0])),
+        *(pytest.param(stage, "hold_thread", marks=pytest.mark.long) for stage in SERVERS[1:]),
     ],
     indirect=["stage"],
 )
@@ -196,7 +197,9 @@ def test_schedulers_that_are_suspended_in_the_middle_of_what_they_do_keep_nobody
     scene.check()
 
 
-@pytest.mark.parametrize("stage", ["sqlite", *MOSTLY_LONG], indirect=True)
+@pytest.mark.parametrize(
+    "stage", ["sqlite", *(pytest.param(stage, marks=pytest.mark.long) for stage in SERVERS)], indirect=True
+)
 def test_of_several_schedulers_that_stand_still_and_come_back_one_fires_each_tick(scene: Scene) -> None:
     function = scene.function("coroutine")
     workers = [scene.worker() for _ in range(5)]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 
 import pytest
 
-from tests.packaging.project import ROOT, Distribution, Environment, link_needed, toml
+from tests.packaging.project import BACKENDS, ROOT, Distribution, Environment, link_needed, toml
 
 MakeEnvironment = Callable[[Iterable[Distribution]], Environment]
 
@@ -27,17 +27,30 @@ def run_tests(environment: Environment, *arguments: str) -> subprocess.Completed
     )
 
 
+# Every day the one whose tests are collected the soonest, all others in the long run.
+@pytest.fixture(
+    params=[
+        pytest.param(backend, id=backend.name, marks=[] if backend.name == "omniq-nats" else [pytest.mark.long])
+        for backend in BACKENDS
+    ]
+)
+def tested(request: pytest.FixtureRequest) -> Distribution:
+    """Return a backend."""
+    backend: Distribution = request.param
+    return backend
+
+
 @pytest.fixture
-def alone(environment: MakeEnvironment, backend: Distribution) -> Environment:
-    """Give an environment with the core, one backend, and what tests need."""
-    made = environment([backend])
+def alone(environment: MakeEnvironment, tested: Distribution) -> Environment:
+    """Return an environment with the core, that backend, and what tests need."""
+    made = environment([tested])
     link_needed(toml(ROOT / "pyproject.toml")["dependency-groups"]["test"], made)
     return made
 
 
-def test_the_tests_of_a_backend_need_no_other_backend(alone: Environment, backend: Distribution) -> None:
-    folder = f"tests/{backend.name.removeprefix('omniq-')}"
+def test_the_tests_of_a_backend_need_no_other_backend(alone: Environment, tested: Distribution) -> None:
+    folder = f"tests/{tested.name.removeprefix('omniq-')}"
 
-    done = run_tests(alone, folder, "-k", RUN[backend.name])
+    done = run_tests(alone, folder, "-k", RUN[tested.name])
 
     assert done.returncode == 0, done.stdout
