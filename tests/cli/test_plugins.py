@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -98,3 +99,15 @@ def test_two_plugins_that_claim_one_name_fail_the_command(folder: Path) -> None:
     ended = run_omniq("plugins", "--json", cwd=folder, PYTHONPATH=os.fspath(folder))
     assert ended.returncode == 1
     assert len(json.loads(ended.stdout)["conflicts"]) == 1
+
+
+def test_how_long_each_took_is_shown_and_what_is_left_out(folder: Path) -> None:
+    install(folder, "shop-slow", "shop_slow", "import time; time.sleep(0.2)")
+
+    ended = run_omniq("plugins", cwd=folder, PYTHONPATH=str(folder))
+    assert re.search(r"\(shop_slow\)\n  listens to events only\n  loaded in       [\d,]+\.\d ms", ended.stdout)
+    ended = run_omniq("plugins", "--json", cwd=folder, PYTHONPATH=str(folder))
+    assert plugins_of(ended.stdout)["shop-slow"]["seconds"] >= 0.2
+
+    ended = run_omniq("plugins", cwd=folder, PYTHONPATH=str(folder), OMNIQ_PLUGINS="-shop-slow")
+    assert "(shop_slow)\n  left out by OMNIQ_PLUGINS\n" in ended.stdout

@@ -19,6 +19,7 @@ from omniq.errors import ConfigurationError, PluginConflict, UnknownPlugin, Unkn
 from omniq.plugins import Plugin, Plugins
 from omniq.retry import Exponential, Fixed, Linear
 from omniq.urls import parse_url
+from tests.core.running import working
 
 STORAGE = """
     from omniq.storage import Storage
@@ -33,7 +34,7 @@ STORAGE = """
 
 
 class Install(Protocol):
-    """Puts a distribution onto the path: its modules by name, and its entry points of group ``omniq``."""
+    """Puts a distribution onto the path: its modules by name, and its entry points."""
 
     def __call__(
         self,
@@ -42,6 +43,7 @@ class Install(Protocol):
         *,
         version: str = ...,
         entry_points: dict[str, str] | None = ...,
+        group: str = ...,
     ) -> None: ...
 
 
@@ -55,6 +57,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
         *,
         version: str = "1.0",
         entry_points: dict[str, str] | None = None,
+        group: str = "omniq",
     ) -> None:
         for module, source in modules.items():
             (tmp_path / f"{module}.py").write_text("import omniq\n" + dedent(source))
@@ -64,7 +67,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
         folder.mkdir()
         (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: {version}\n")
         named = {next(iter(modules)): next(iter(modules))} if entry_points is None else entry_points
-        (folder / "entry_points.txt").write_text("[omniq]\n" + "".join(f"{k} = {v}\n" for k, v in named.items()))
+        (folder / "entry_points.txt").write_text(f"[{group}]\n" + "".join(f"{k} = {v}\n" for k, v in named.items()))
         importlib.invalidate_caches()
 
     return install
@@ -332,7 +335,8 @@ def test_a_name_that_two_distributions_claim_is_an_error_that_names_both_and_no_
     with pytest.raises(PluginConflict, match=CLAIMS[hook][0]):
         ask(plugins, hook, "twin")
     assert [conflict for conflict in plugins.conflicts if "twin" in conflict] == [
-        f"{CLAIMS[hook][0]}; uninstall one of them"
+        f"{CLAIMS[hook][0]}; uninstall one of them, or leave one out: "
+        "set the environment variable OMNIQ_PLUGINS=-acme-a"
     ]
     for letter in "ab":
         own = ask(plugins, hook, f"own-{letter}")
@@ -620,3 +624,203 @@ def test_an_installed_plugin_is_found_by_a_process_that_only_imports_omniq(insta
 
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == [False, "acme_storage", True]
+
+
+# What no program asked for
+
+ENDS = ["KeyboardInterrupt()", "SystemExit(3)", "GeneratorExit()", "asyncio.CancelledError()", "BaseException('x')"]
+
+
+@pytest.mark.parametrize("error", ENDS)
+@pytest.mark.parametrize(
+    "module",
+    [
+        "raise {}",
+        """
+        @omniq.hookimpl
+        def omniq_storages():
+            raise {}
+        """,
+    ],
+    ids=["on import", "in a hook"],
+)
+def test_whatever_a_plugin_raises_ends_nothing(install: Install, module: str, error: str) -> None:
+    install("acme-queue", {"acme_plugin": dedent("import asyncio\n" + dedent(module).format(error))})
+
+    plugins = Plugins()
+
+    assert error.partition("(")[0].rpartition(".")[2] in (found(plugins, "acme-queue").problem or "")
+    assert plugins.open_storage(parse_url("memory://")) is not None
+
+
+@pytest.mark.parametrize("error", ENDS)
+def test_whatever_a_listener_raises_is_logged(install: Install, error: str, caplog: pytest.LogCaptureFixture) -> None:
+    source = f"""
+        import asyncio
+
+        @omniq.hookimpl
+        def omniq_task_enqueued():
+            raise {error}
+
+        @omniq.hookimpl
+        def omniq_task_started():
+            raise {error}
+    """
+    install("acme-queue", {"acme_plugin": source})
+    queue = omniq.TaskQueue("memory://", plugins=Plugins())
+
+    @queue.task
+    def work() -> int:
+        return 5
+
+    with working(queue):
+        assert work.enqueue().result(timeout=30) == 5
+    queue.close()
+    said = [record.getMessage() for record in caplog.records if record.exc_info]
+    assert said == [
+        "omniq_task_enqueued of plugin acme-queue:acme_plugin raised; ignored",
+        "omniq_task_started of plugin acme-queue:acme_plugin raised; ignored",
+    ]
+
+
+@pytest.mark.parametrize("where", ["on import", "in a hook"])
+def test_ctrl_c_while_a_plugins_code_runs_is_no_error_of_the_plugins(
+    install: Install, tmp_path: Path, where: str
+) -> None:
+    press = "import os, signal, time; os.kill(os.getpid(), signal.SIGINT); time.sleep(60)"
+    source = (
+        press
+        if where == "on import"
+        else f"""
+        @omniq.hookimpl
+        def omniq_task_enqueued():
+            {press}
+    """
+    )
+    install("acme-queue", {"acme_plugin": source})
+    program = """
+import omniq
+queue = omniq.TaskQueue("memory://")
+@queue.task
+def work(): ...
+try:
+    work.enqueue()
+except KeyboardInterrupt:
+    print("interrupted in main")
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+    if where == "on import":
+        assert "KeyboardInterrupt" in ended.stderr
+        assert ended.returncode != 0
+    else:
+        assert ended.stdout == "interrupted in main\n"
+
+
+CLAIMS_SQLITE = """
+    @omniq.hookimpl
+    def omniq_storages():
+        return {"sqlite": "acme_storage:Shelf"}
+"""
+
+
+@pytest.mark.parametrize("choice", ["-acme-queue", "-Acme_Queue", "-acme_plugin", "omniq-local", "omniq-local,-nats"])
+def test_of_two_that_claim_one_scheme_either_can_be_left_out(
+    install: Install, monkeypatch: pytest.MonkeyPatch, choice: str
+) -> None:
+    install("acme-queue", {"acme_plugin": CLAIMS_SQLITE, "acme_storage": STORAGE})
+    url = parse_url("sqlite:///jobs.db")
+    with pytest.raises(PluginConflict, match=r"acme-queue and omniq-local.*OMNIQ_PLUGINS=-acme-queue"):
+        Plugins().open_storage(url)
+
+    monkeypatch.setenv("OMNIQ_PLUGINS", choice)
+    plugins = Plugins()
+
+    assert type(plugins.open_storage(url)).__module__.startswith("omniq_local.")
+    assert found(plugins, "acme-queue").left_out
+    assert plugins.conflicts == ()
+
+
+def test_ours_can_be_left_out_for_the_other(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+    install("acme-queue", {"acme_plugin": CLAIMS_SQLITE, "acme_storage": STORAGE})
+    monkeypatch.setenv("OMNIQ_PLUGINS", "-omniq-local")
+    plugins = Plugins()
+
+    assert type(plugins.open_storage(parse_url("sqlite:///jobs.db"))).__module__ == "acme_storage"
+    with pytest.raises(UnknownScheme, match="OMNIQ_PLUGINS leaves these plugins out: 'local' of omniq-local"):
+        plugins.open_storage(parse_url("memory://"))
+
+
+# What is loaded only when it is asked for
+
+
+def test_an_entry_point_that_is_a_storage_is_imported_when_its_scheme_is_opened(install: Install) -> None:
+    entry_points = {"shelf": "acme_storage:Shelf"}
+    install("acme-queue", {"acme_storage": STORAGE}, entry_points=entry_points, group="omniq.storages")
+
+    plugins = Plugins()
+
+    assert found(plugins, "acme-queue") == Plugin(
+        name="shelf", distribution="acme-queue", version="1.0", provides={"storage": ("shelf",)}
+    )
+    plugins.open_storage(parse_url("memory://"))
+    assert "acme_storage" not in sys.modules
+    assert type(plugins.open_storage(parse_url("shelf://hall"))).__module__ == "acme_storage"
+    assert plugins.versions("shelf")["acme-queue"] == "1.0"
+
+
+def test_so_are_serializers_retry_policies_and_triggers(install: Install) -> None:
+    source = """
+        from attrs import frozen
+
+        class Zip:
+            name = "zip"
+
+        @frozen
+        class Once(omniq.RetryPolicy):
+            kind = "once"
+
+            def next_delay(self, attempt, error):
+                return None
+
+        @frozen
+        class Never(omniq.Trigger):
+            kind = "never"
+
+            def next_after(self, moment):
+                return None
+    """
+    install("acme-a", {"acme_things": source}, entry_points={"zip": "acme_things:Zip"}, group="omniq.serializers")
+    install("acme-b", {}, entry_points={"once": "acme_things:Once"}, group="omniq.retry_policies")
+    install("acme-c", {}, entry_points={"never": "acme_things:Never"}, group="omniq.triggers")
+    plugins = Plugins()
+    assert "acme_things" not in sys.modules
+    assert plugins.serializer("zip").name == "zip"
+    assert plugins.retry_policy("once").kind == "once"
+    assert plugins.trigger("never").kind == "never"
+
+
+def test_a_name_that_such_an_entry_point_claims_is_claimed_without_being_imported(install: Install) -> None:
+    install("acme-queue", {"acme_storage": "1 / 0"}, entry_points={"sqlite": "acme_storage:X"}, group="omniq.storages")
+    plugins = Plugins()
+    with pytest.raises(PluginConflict, match="storage 'sqlite' is claimed by acme-queue and omniq-local"):
+        plugins.open_storage(parse_url("sqlite:///jobs.db"))
+    assert "acme_storage" not in sys.modules
+
+
+def test_one_that_cannot_be_imported_is_an_error_for_who_asks_for_it(install: Install) -> None:
+    source = "raise KeyboardInterrupt"
+    install("acme-queue", {"acme_storage": source}, entry_points={"shelf": "acme_storage:X"}, group="omniq.storages")
+    with pytest.raises(ConfigurationError, match="storage 'shelf' of acme-queue cannot be loaded"):
+        Plugins().open_storage(parse_url("shelf://hall"))
+
+
+def test_how_long_a_plugin_took_to_load_is_known(install: Install) -> None:
+    install("acme-queue", {"acme_plugin": "import time; time.sleep(0.05)"})
+    assert found(Plugins(), "acme-queue").seconds >= 0.05

@@ -1,20 +1,26 @@
 """From entry points to plugins: discovery at run time, and typed look-ups by name.
 
-Each entry point is loaded by itself: one that fails is reported and harms nobody else. Names that two distributions
-claim are an error for whoever asks for that name. Nothing here is loaded on import of ``omniq``.
+What an entry point of a group such as ``omniq.storages`` names is imported when it is asked for. One of the group
+``omniq`` may bring anything, and listen to events: it is loaded at once, by itself. One that fails is reported and
+harms nobody else. Names that two distributions claim are an error for whoever asks for that name; the environment
+variable ``OMNIQ_PLUGINS`` leaves plugins out. Nothing here is loaded on import of ``omniq``.
 """
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import os
 import platform
-from collections.abc import Callable, Iterable, Mapping
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import import_module
 from inspect import isabstract
 from typing import TYPE_CHECKING, Any, cast
 
 import pluggy
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from omniq import hookspecs
 from omniq.errors import ConfigurationError, PluginConflict, UnknownPlugin, UnknownScheme
@@ -22,6 +28,7 @@ from omniq.escaping import get_logger
 from omniq.retry import RetryPolicy
 from omniq.schedule import Trigger
 from omniq.serialization import Serializer
+from omniq.signals import noting_ctrl_c
 from omniq.storage import Storage, StorageConfig, StorageFactory
 from omniq.urls import redact_all
 
@@ -31,6 +38,8 @@ if TYPE_CHECKING:
 __all__ = ["Plugin", "Plugins", "default_plugins"]
 
 GROUP = "omniq"
+"""The group of entry points whose modules have hooks."""
+ENVIRONMENT = "OMNIQ_PLUGINS"
 _log = get_logger("omniq.plugins")
 
 # Which extra of omniq-core brings a scheme, so that an unknown one can be answered with the command to type.
@@ -55,6 +64,8 @@ _KINDS = {
     "omniq_retry_policies": "retry policy",
     "omniq_triggers": "trigger",
 }
+_GROUPS = {hook.replace("_", ".", 1): hook for hook in _KINDS}
+"""Groups of entry points that are things themselves, such as ``omniq.storages``: the hook that would name them, too."""
 
 
 @frozen(kw_only=True)
@@ -69,6 +80,10 @@ class Plugin:
     """Kind (``storage``, ``serializer``, …) → names."""
     problem: str | None = None
     """Why it cannot be used; None if it can."""
+    left_out: bool = False
+    """Whether ``OMNIQ_PLUGINS`` leaves it out."""
+    seconds: float = field(default=0.0, eq=False)
+    """How long loading it took."""
 
 
 @frozen
@@ -77,6 +92,26 @@ class _Claim:
 
     distribution: str
     thing: Any
+
+
+class _Choice:
+    """Which plugins ``OMNIQ_PLUGINS`` leaves out: all but those that it names, or those that it names behind a hyphen.
+
+    :param text: names of distributions and of entry points, separated by commas.
+    """
+
+    def __init__(self, text: str) -> None:
+        names = [name.strip() for name in text.split(",") if name.strip()]
+        self._without = {_normalized(name[1:]) for name in names if name.startswith("-")}
+        self._only = {_normalized(name) for name in names if not name.startswith("-")}
+
+    def leaves_out(self, *names: str) -> bool:
+        called = set(map(_normalized, names))
+        return bool(called & self._without) or (bool(self._only) and not called & self._only)
+
+
+def _normalized(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name.strip()).lower()
 
 
 class Plugins:
@@ -95,11 +130,14 @@ class Plugins:
         if discover:
             self._discover()
 
-    def register(self, plugin: object, *, name: str, distribution: str | None = None, version: str = "") -> None:
+    def register(
+        self, plugin: object, *, name: str, distribution: str | None = None, version: str = "", seconds: float = 0.0
+    ) -> None:
         """Add a plugin that is not installed as an entry point, such as an application's own event hooks.
 
         :param plugin: a module or object whose functions carry ``@omniq.hookimpl``.
         :param name: how to call it in messages.
+        :param seconds: how long it took to load.
         :raises ConfigurationError: if one of its hooks does not exist, or it is registered already.
         """
         distribution = distribution or name
@@ -111,16 +149,21 @@ class Plugins:
             if self._manager.get_plugin(label) is plugin:
                 self._manager.unregister(plugin)
             raise ConfigurationError(f"plugin {name!r} of {distribution}: {error}") from error
+        began = time.perf_counter()
         try:
-            claims = self._ask(plugin)
-        except Exception as error:
+            with _foreign():
+                claims = self._ask(plugin)
+        except _Foreign as raised:
             self._manager.unregister(plugin)
-            raise ConfigurationError(f"plugin {name!r} of {distribution}: {_describe(error)}") from error
+            raise ConfigurationError(f"plugin {name!r} of {distribution}: {raised}") from raised.__cause__
+        seconds += time.perf_counter() - began
         for hook, things in claims.items():
             for claimed, thing in things.items():
                 self._claims[hook].setdefault(claimed, []).append(_Claim(distribution, thing))
         provides = {_KINDS[hook]: tuple(sorted(things)) for hook, things in claims.items()}
-        self._found.append(Plugin(name=name, distribution=distribution, version=version, provides=provides))
+        self._found.append(
+            Plugin(name=name, distribution=distribution, version=version, provides=provides, seconds=seconds)
+        )
 
     def _ask(self, plugin: object) -> dict[str, dict[str, Any]]:
         claims: dict[str, dict[str, Any]] = {}
@@ -134,24 +177,42 @@ class Plugins:
     def _discover(self) -> None:
         from importlib.metadata import entry_points  # a tenth of the time that importing omniq takes
 
-        for entry_point in sorted(entry_points(group=GROUP), key=lambda e: (e.dist.name if e.dist else "", e.name)):
-            self._load(entry_point)
+        choice = _Choice(os.environ.get(ENVIRONMENT, ""))
+        found = entry_points()
+        chosen = [one for group in (GROUP, *_GROUPS) for one in found.select(group=group)]
+        for entry_point in sorted(chosen, key=lambda one: (one.dist.name if one.dist else "", one.group, one.name)):
+            about = Plugin(
+                name=entry_point.name,
+                distribution=entry_point.dist.name if entry_point.dist else "an unknown distribution",
+                version=entry_point.dist.version if entry_point.dist else "",
+            )
+            if choice.leaves_out(about.distribution, about.name):
+                self._found.append(evolve(about, left_out=True))
+            elif entry_point.group == GROUP:
+                self._load(entry_point, about)
+            else:
+                self._declare(entry_point, about)
 
-    def _load(self, entry_point: EntryPoint) -> None:
-        distribution = entry_point.dist.name if entry_point.dist else "an unknown distribution"
-        version = entry_point.dist.version if entry_point.dist else ""
+    def _declare(self, entry_point: EntryPoint, about: Plugin) -> None:
+        hook = _GROUPS[entry_point.group]
+        self._claims[hook].setdefault(about.name, []).append(_Claim(about.distribution, entry_point.value))
+        self._found.append(evolve(about, provides={_KINDS[hook]: (about.name,)}))
+
+    def _load(self, entry_point: EntryPoint, about: Plugin) -> None:
+        began = time.perf_counter()
         try:
-            plugin = entry_point.load()
+            with _foreign():
+                plugin = entry_point.load()
+            seconds = time.perf_counter() - began
             if self._manager.is_registered(plugin):
                 return  # a distribution that names one module twice brings it once
-            self.register(plugin, name=entry_point.name, distribution=distribution, version=version)
-        except (Exception, SystemExit) as error:
-            # Whatever a plugin raises on import must not keep the others from working.
-            problem = str(error) if isinstance(error, ConfigurationError) else _describe(error)
-            _log.warning("plugin %r of %s cannot be used: %s", entry_point.name, distribution, problem)
-            self._found.append(
-                Plugin(name=entry_point.name, distribution=distribution, version=version, problem=problem)
+            self.register(
+                plugin, name=about.name, distribution=about.distribution, version=about.version, seconds=seconds
             )
+        except (_Foreign, ConfigurationError) as error:
+            # Whatever a plugin raises on import must not keep the others from working.
+            _log.warning("plugin %r of %s cannot be used: %s", about.name, about.distribution, error)
+            self._found.append(evolve(about, problem=str(error), seconds=time.perf_counter() - began))
 
     @property
     def found(self) -> tuple[Plugin, ...]:
@@ -185,14 +246,14 @@ class Plugins:
         if isinstance(thing, str):
             module, _, attribute = thing.partition(":")
             try:
-                if not (module and attribute):
-                    raise ValueError("write module:attribute, such as 'acme_queue.storage:AcmeStorage'")
-                thing = getattr(import_module(module), attribute)
-            except Exception as error:
+                with _foreign():
+                    if not (module and attribute):
+                        raise ValueError("write module:attribute, such as 'acme_queue.storage:AcmeStorage'")
+                    thing = getattr(import_module(module), attribute)
+            except _Foreign as raised:
                 raise ConfigurationError(
-                    f"{_KINDS[hook]} {name!r} of {claims[0].distribution} cannot be loaded from {thing!r}: "
-                    f"{_describe(error)}"
-                ) from error
+                    f"{_KINDS[hook]} {name!r} of {claims[0].distribution} cannot be loaded from {thing!r}: {raised}"
+                ) from raised.__cause__
         self._loaded[hook, name] = thing
         return thing
 
@@ -271,6 +332,10 @@ class Plugins:
         broken = [plugin for plugin in self._found if plugin.problem]
         if broken:
             text += "; these plugins are broken: " + ", ".join(f"{p.name!r} of {p.distribution}" for p in broken)
+        left_out = [plugin for plugin in self._found if plugin.left_out]
+        if left_out:
+            names = ", ".join(f"{p.name!r} of {p.distribution}" for p in left_out)
+            text += f"; {ENVIRONMENT} leaves these plugins out: {names}"
         return text
 
     def _close_scheme(self, scheme: str) -> str:
@@ -312,18 +377,44 @@ class Plugins:
         def tell(**arguments: Any) -> None:
             # Each by itself: pluggy's own call stops at the first that raises.
             for implementation in reversed(caller.get_hookimpls()):
+                wanted = {name: arguments[name] for name in implementation.argnames}
                 try:
-                    wanted = {name: arguments[name] for name in implementation.argnames}
-                    implementation.function(**wanted)
-                except Exception:
-                    _log.exception("%s of plugin %s raised; ignored", hook, implementation.plugin_name)
+                    with _foreign():
+                        implementation.function(**wanted)
+                except _Foreign as raised:
+                    _log.error(
+                        "%s of plugin %s raised; ignored", hook, implementation.plugin_name, exc_info=raised.__cause__
+                    )
 
         return tell
 
 
 def _conflict(kind: str, name: str, claims: list[_Claim]) -> str:
-    who = " and ".join(claim.distribution for claim in claims)
-    return f"{kind} {name!r} is claimed by {who}; uninstall one of them"
+    whose = [claim.distribution for claim in claims]
+    foreign = next((one for one in whose if not one.startswith("omniq-")), whose[-1])
+    return (
+        f"{kind} {name!r} is claimed by {' and '.join(whose)}; uninstall one of them, or leave one out: set the "
+        f"environment variable {ENVIRONMENT}=-{foreign}"
+    )
+
+
+class _Foreign(Exception):
+    """What foreign code has raised, which is its cause."""
+
+
+@contextlib.contextmanager
+def _foreign() -> Iterator[None]:
+    """Turn whatever a plugin's code raises into an error: one must end neither the program nor a worker's loop.
+
+    :raises _Foreign: its text says what was raised.
+    """
+    with noting_ctrl_c() as is_ctrl_c:
+        try:
+            yield
+        except BaseException as error:
+            if is_ctrl_c():
+                raise
+            raise _Foreign(_describe(error)) from error
 
 
 def _lacking(whose: str, methods: Iterable[str]) -> ConfigurationError:

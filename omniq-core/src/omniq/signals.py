@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from types import FrameType
 from typing import Any, TypeAlias
 
-__all__ = ["STOP_SIGNALS", "call_on_signal", "is_urgent", "listening"]
+__all__ = ["STOP_SIGNALS", "call_on_signal", "is_urgent", "listening", "noting_ctrl_c"]
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -33,6 +33,26 @@ def _handle(number: int, _: FrameType | None) -> None:
     for numbers, listener in tuple(_listeners):
         if number in numbers:
             listener(signal.Signals(number))
+
+
+@contextlib.contextmanager
+def noting_ctrl_c() -> Iterator[Callable[[], bool]]:
+    """Return what tells whether a ``KeyboardInterrupt`` was Ctrl-C, rather than raised by the code that runs inside.
+
+    Where no signal raises it, such as on another thread than the main one or in a worker, none was.
+    """
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield lambda: False
+        return
+    pressed: list[signal.Signals] = []
+
+    def interrupt(number: signal.Signals) -> None:
+        pressed.append(number)
+        raise KeyboardInterrupt
+
+    with listening((signal.SIGINT,), interrupt):
+        yield lambda: bool(pressed)
 
 
 def is_urgent(number: signal.Signals, *, again: bool, supervised: bool) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 
 from omniq.cli.arguments import add_json, describe
 from omniq.cli.terminal import Screen
-from omniq.plugins import Plugin, Plugins, default_plugins
+from omniq.plugins import ENVIRONMENT, Plugin, Plugins, default_plugins
 
 __all__ = ["as_json", "configure", "run"]
 
@@ -21,8 +21,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     describe(
         parser,
-        "Show every installed plugin with its distribution, version and what it brings. Exit code 1 if one is\n"
-        "broken, or if two claim one name.",
+        "Show every installed plugin with its distribution, version, what it brings and how long it took to load.\n"
+        "Exit code 1 if one is broken, or if two claim one name. OMNIQ_PLUGINS=-NAME leaves one out.",
         "omniq plugins\nomniq plugins --json",
     )
     add_json(parser)
@@ -51,6 +51,8 @@ def as_json(plugins: Plugins) -> dict[str, Any]:
             "version": plugin.version,
             "provides": {kind: list(names) for kind, names in plugin.provides.items()},
             "problem": plugin.problem,
+            "left_out": plugin.left_out,
+            "seconds": round(plugin.seconds, 6),
         }
         for plugin in plugins.found
     ]
@@ -68,9 +70,12 @@ def _as_text(plugins: Plugins, screen: Screen) -> list[str]:
 
 
 def _details(plugin: Plugin, screen: Screen) -> Sequence[str]:
+    if plugin.left_out:
+        return [screen.styled(f"  left out by {ENVIRONMENT}", "dim")]
+    took = [screen.styled(f"  loaded in       {1000 * plugin.seconds:,.1f} ms", "dim")] if plugin.seconds else []
     if plugin.problem:
-        return [screen.styled(f"  broken: {plugin.problem}", "red")]
+        return [screen.styled(f"  broken: {plugin.problem}", "red"), *took]
     provided = [
         f"  {_PLURALS.get(kind, f'{kind}s'):<15} {', '.join(names)}" for kind, names in plugin.provides.items() if names
     ]
-    return provided or [screen.styled("  listens to events only", "dim")]
+    return [*(provided or [screen.styled("  listens to events only", "dim")]), *took]
