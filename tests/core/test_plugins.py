@@ -334,10 +334,9 @@ def test_a_name_that_two_distributions_claim_is_an_error_that_names_both_and_no_
 
     with pytest.raises(PluginConflict, match=CLAIMS[hook][0]):
         ask(plugins, hook, "twin")
-    assert [conflict for conflict in plugins.conflicts if "twin" in conflict] == [
-        f"{CLAIMS[hook][0]}; uninstall one of them, or leave one out: "
-        "set the environment variable OMNIQ_PLUGINS=-acme-a"
-    ]
+    (conflict,) = [conflict for conflict in plugins.conflicts if "twin" in conflict]
+    assert conflict.startswith(f"{CLAIMS[hook][0]}; uninstall one of them, or leave one out: ")
+    assert conflict.endswith("OMNIQ_PLUGINS=-acme-a")
     for letter in "ab":
         own = ask(plugins, hook, f"own-{letter}")
         assert (own if hook == "omniq_storages" else own()) == letter
