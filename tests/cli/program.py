@@ -110,12 +110,14 @@ class Program:
     def stderr(self) -> str:
         return self.err.read_text()
 
-    def says(self, text: str, timeout: float = 20) -> str:
+    def says(self, text: str, timeout: float = 60) -> str:
         """Wait until stderr holds a text; give all of stderr."""
 
         def said() -> str:
-            assert text in self.stderr or self.process.poll() is None, self.stderr
-            return self.stderr if text in self.stderr else ""
+            ended = self.process.poll() is not None  # asked first: its last words come before its end
+            shown = self.stderr
+            assert text in shown or not ended, shown
+            return shown if text in shown else ""
 
         return wait_until(said, timeout, f"{text!r} on stderr")
 

@@ -204,7 +204,7 @@ def test_a_task_that_runs_may_end_before_the_worker_starts_again(
     assert worker.stderr.count(" serves ") == 1
     write(folder / "go", "")
 
-    waiting.result(timeout=20)
+    waiting.result(timeout=60)
     assert waiting.task().attempt == 1
     wait_until(lambda: worker.stderr.count(" serves ") == 2, 20)
     assert worker.stop(signal.SIGINT) == 0

@@ -238,7 +238,7 @@ def test_on_a_terminal_the_table_is_redrawn_in_place(folder: Path) -> None:
     while "\x1b[?25h" not in seen:
         seen += os.read(reading, 4096).decode()
 
-    assert process.wait(20) == 130
+    assert process.wait(60) == 130
     assert process.stderr is not None
     assert process.stderr.read() == b""
     process.stderr.close()

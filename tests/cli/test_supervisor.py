@@ -125,7 +125,7 @@ def test_a_process_that_cannot_work_is_tried_again_ever_later(folder: Path, star
 def test_a_wrong_application_is_told_once_and_nothing_is_started(start: Callable[..., Program]) -> None:
     supervisor = start("worker", "shop:queu", "--processes", "3")
 
-    assert supervisor.process.wait(20) == 2
+    assert supervisor.process.wait(60) == 2
     assert supervisor.stderr == "omniq: error: module shop has no attribute 'queu'; did you mean queue?\n"
 
 

@@ -31,7 +31,7 @@ def test_tasks_run_until_a_signal_ends_the_worker_in_order(
     with shop:
         handle = shop.functions["shop.add"].enqueue(1, 2)
         worker = start("worker", "shop:queue")
-        assert handle.result(timeout=20) == 3
+        assert handle.result(timeout=60) == 3
         running = shop.functions["shop.sleep"].enqueue(0.5)
         wait_until(lambda: running.task().state is TaskState.RUNNING)
 
@@ -120,7 +120,7 @@ def test_only_the_chosen_queues_are_served(shop: TaskQueue, start: Callable[...,
         last = shop.functions["shop.add"].using(queue="last").enqueue(1, 2)
         start("worker", "shop:queue", "-q", "last,chosen", "-c", "1")
 
-        assert chosen.result(timeout=20) == last.result(timeout=20) == 3
+        assert chosen.result(timeout=60) == last.result(timeout=60) == 3
         assert other.task().state is TaskState.READY
 
 
@@ -128,7 +128,7 @@ def test_what_a_task_logs_names_the_task(shop: TaskQueue, start: Callable[..., P
     with shop:
         handle = shop.functions["shop.talk"].enqueue()
         worker = start("worker", "shop:queue")
-        handle.result(timeout=20)
+        handle.result(timeout=60)
 
     line = next(line for line in worker.says("succeeded").splitlines() if "the shop is open" in line)
     assert re.search(rf" WARNING shop: the shop is open \[task {handle.id[-12:]} shop\.talk\]$", line)
@@ -202,7 +202,7 @@ def test_the_level_of_the_log_can_be_chosen(shop: TaskQueue, start: Callable[...
     with shop:
         handle = shop.functions["shop.talk"].enqueue()
         worker = start("worker", "shop:queue", "--log-level", "warning")
-        handle.result(timeout=20)
+        handle.result(timeout=60)
 
     assert worker.stop() == 0
     assert len(worker.stderr.splitlines()) == 1
@@ -213,7 +213,7 @@ def test_a_failed_task_does_not_end_the_worker(shop: TaskQueue, start: Callable[
         worker = start("worker", "shop:queue")
         burnt = shop.functions["shop.burn"].enqueue("the cake")
         worker.says("RuntimeError: the cake")
-        assert shop.functions["shop.add"].enqueue(1, 2).result(timeout=20) == 3
+        assert shop.functions["shop.add"].enqueue(1, 2).result(timeout=60) == 3
 
         assert burnt.task().state is TaskState.FAILED
         assert worker.stop() == 0

@@ -182,7 +182,7 @@ def test_whoever_waits_while_the_queue_is_closed_is_told(queue: TaskQueue) -> No
         lambda: portal.loop is not None and len(asyncio.all_tasks(portal.loop)) > 0, what="the call to be waiting"
     )
     queue.close()
-    thread.join(10)
+    thread.join(60)
 
     assert not thread.is_alive()
     assert [type(failure) for failure in failures] == [StorageUnavailable]

@@ -81,7 +81,7 @@ def bench() -> Iterator[Bench]:
         with contextlib.suppress(RuntimeError):
             lane.close()
     for thread in lane_threads():
-        thread.join(10)
+        thread.join(60)
     assert lane_threads() == []
 
 

@@ -38,10 +38,10 @@ def running_worker(scope: Mapping[str, object]) -> Iterator[None]:
 
     thread = threading.Thread(target=serve, daemon=True)
     thread.start()
-    if not started.wait(10):
+    if not started.wait(60):
         raise TimeoutError("the page's worker did not start")
     try:
         yield
     finally:
         loop.call_soon_threadsafe(stopped.set)
-        thread.join(10)
+        thread.join(60)

@@ -82,9 +82,9 @@ class Actor:
     def kill(self) -> None:
         """Kill the process, and return once it has ended."""
         self.send(signal.SIGKILL)
-        self.process.wait(10)
+        self.process.wait(60)
 
-    def ended(self, timeout: float = 30) -> int:
+    def ended(self, timeout: float = 60) -> int:
         """Give the exit code, once it has ended by itself."""
         return self.process.wait(timeout)
 

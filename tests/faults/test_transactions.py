@@ -44,7 +44,7 @@ class Shop:
         self.history = History(folder / "history")
         self.queue = TaskQueue(f"sqlite:///{self.database}?foreign=allow&busy_timeout=20")
         self._processes: list[subprocess.Popen[bytes]] = []
-        self._run("-c", "from tests.faults.shop import create_tables; create_tables()").wait(20)
+        self._run("-c", "from tests.faults.shop import create_tables; create_tables()").wait(60)
 
     def _run(self, *arguments: str) -> subprocess.Popen[bytes]:
         environment = {**os.environ, "SHOP": str(self.database), "HISTORY": str(self.folder / "history")}
@@ -96,7 +96,7 @@ class Shop:
     def is_drained(self) -> bool:
         return not any(n for stats in self.queue.stats() for state, n in stats.counts.items() if not state.is_final)
 
-    def wait_for(self, predicate: Any, what: str, timeout: float = 30) -> None:
+    def wait_for(self, predicate: Any, what: str, timeout: float = 60) -> None:
         """Do ``wait_until``, and show what the processes logged if it was in vain."""
         try:
             wait_until(predicate, timeout=timeout, what=what)
@@ -112,7 +112,7 @@ class Shop:
     def close(self) -> None:
         for process in self._processes:
             process.send_signal(signal.SIGKILL)
-            process.wait(10)
+            process.wait(60)
         self.queue.close()
 
 
@@ -145,16 +145,16 @@ def test_orders_tasks_and_effects_stay_equal_while_processes_are_killed(shop: Sh
         kills += 1
         if dice.random() < 0.3 or producer.poll() is not None:
             producer.kill()
-            producer.wait(10)
+            producer.wait(60)
             first += per_producer
             producer = shop.producer(first, per_producer)
         else:
             victim = dice.choice(workers)
             victim.kill()
-            victim.wait(10)
+            victim.wait(60)
             workers[workers.index(victim)] = shop.start_worker()
     producer.kill()
-    producer.wait(10)
+    producer.wait(60)
     shop.wait_for(shop.is_drained, "the end of every task", timeout=60)
 
     tasks = shop.tasks()
@@ -207,7 +207,7 @@ def test_a_stopped_worker_that_lost_its_lease_rolls_back_when_it_goes_on(shop: S
     shop.wait_for(lambda: shop.history.events("lease lost"), "the late completion")
     # What comes after it tells that the stale worker has rolled back, and works on.
     other.terminate()
-    other.wait(20)
+    other.wait(60)
     late = shop.enqueue("sell", 8)
     assert late.result(30) == 8
 
