@@ -70,7 +70,7 @@ def test_one_task_wakes_one_of_many_who_wait(root: Path) -> None:
         async with opened(root) as store, opened(root) as other:
             waits = [asyncio.create_task(store.wait_for_work(("q",), HOUR)) for _ in range(8)]
             table = other._folder.bells
-            await await_until(lambda: table._map is not None and len(table._waiters(table._map)) == 8)
+            await await_until(lambda: len(table._waiters()) == 8)
             await other.enqueue([new_task()])
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
             await asyncio.sleep(0.1)

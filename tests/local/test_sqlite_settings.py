@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -69,7 +71,7 @@ def test_an_option_with_a_value_that_cannot_be_used_is_refused(query: str) -> No
 
 
 def test_an_unknown_option_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"unknown option 'timeout'.*busy_timeout, foreign, synchronous"):
+    with pytest.raises(ValueError, match=r"unknown option 'timeout'.*busy_timeout, foreign, mode, synchronous"):
         SQLiteStorage(parse_url("sqlite:///jobs.db?timeout=3"))
 
 
@@ -139,3 +141,33 @@ def test_every_table_and_index_bears_its_namespaces_name(tmp_path: Path) -> None
         ]
     assert names
     assert all(name.startswith("shop.") for name in names)
+
+
+@pytest.mark.parametrize(("query", "mode"), [("", 0o600), ("?mode=0660", 0o660)])
+def test_a_database_that_is_made_is_its_owner_s_unless_the_url_says_otherwise(
+    tmp_path: Path, query: str, mode: int
+) -> None:
+    async def scenario() -> None:
+        store = SQLiteStorage(parse_url(f"sqlite:///{tmp_path}/jobs.db{query}"))
+        await store.open()
+        await store.enqueue([new_task()])
+        found = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}  # noqa: ASYNC240  # nothing else runs on this loop
+        await store.close()
+        assert found == {"jobs.db": mode, "jobs.db-wal": mode, "jobs.db-shm": mode}
+
+    previous = os.umask(0o027)
+    try:
+        asyncio.run(scenario())
+    finally:
+        os.umask(previous)
+
+
+def test_a_database_that_is_there_keeps_its_permissions(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        (tmp_path / "jobs.db").touch(0o644)
+        store = SQLiteStorage(parse_url(f"sqlite:///{tmp_path}/jobs.db"))
+        await store.open()
+        await store.close()
+
+    asyncio.run(scenario())
+    assert stat.S_IMODE((tmp_path / "jobs.db").stat().st_mode) == 0o644

@@ -1,4 +1,7 @@
-"""Which file a storage URL means: percent signs stand for characters in a URL, but also in the names of files."""
+"""Which file a storage URL means, and who may read it.
+
+Percent signs stand for characters in a URL, but also in the names of files.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,12 @@ from collections.abc import Callable
 from urllib.parse import unquote
 
 from omniq.errors import ConfigurationError
+from omniq.storage import StorageConfig
 
-__all__ = ["path_meant"]
+__all__ = ["PRIVATE", "file_mode", "path_meant"]
+
+PRIVATE = 0o600
+"""The permissions of files, unless the URL says otherwise."""
 
 
 def path_meant(given: str, shown: str) -> str:
@@ -34,6 +41,24 @@ def path_meant(given: str, shown: str) -> str:
         if as_written or as_decoded:
             return decoded if as_decoded else given
     return decoded
+
+
+def file_mode(config: StorageConfig) -> int:
+    """Return the permissions that the files of a store get, from the option ``mode``.
+
+    :raises ConfigurationError: if it is none that a store can do with.
+    """
+    text = config.options.get("mode", f"{PRIVATE:04o}")
+    try:
+        mode = int(text, 8)
+    except ValueError:
+        mode = -1
+    if not 0 <= mode <= 0o666 or mode & 0o600 != 0o600 or mode & 0o111:
+        raise ConfigurationError(
+            f"{config.redacted}: mode must be the permissions of a file, in octal, that its owner can read and write: "
+            f"0600, 0660 (the group, too) or the like, not {text!r}"
+        )
+    return mode
 
 
 def _has_folder(path: str) -> bool:

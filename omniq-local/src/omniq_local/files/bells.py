@@ -1,4 +1,4 @@
-"""Who waits for the store to change: a small table, shared by all processes through memory, and how they are woken.
+"""Who waits for the store to change: a small table in a file, shared by all processes, and how they are woken.
 
 Whoever waits writes himself down, under the store's lock, after he found nothing. Whoever changes the store reads the
 table under the same lock, strikes those that the change concerns, and wakes them with a datagram. An entry is a hint,
@@ -7,16 +7,16 @@ no more: one that is struck in vain or left behind by a process that died costs 
 
 from __future__ import annotations
 
-import mmap
 import os
 import random
 import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from hashlib import blake2b
 from typing import TYPE_CHECKING, NamedTuple
 
+from omniq_local.files.tree import Tree
 from omniq_local.wake import Bell
 
 if TYPE_CHECKING:
@@ -27,8 +27,9 @@ __all__ = ["FOR_END", "FOR_WORK", "VALID", "Bells"]
 TOPICS = 12
 """Queues or tasks that one entry can name; who waits for more is woken by all."""
 _SLOT = struct.Struct(f"<QIHHQ{TOPICS}Q")
-_NOBODY = bytes(8)
 SLOTS = 512
+_AT_A_TIME = 16
+"""Entries that are read at once: mostly, all that there are."""
 VALID = 8.0
 """Seconds after which an entry that was not written anew is void."""
 FOR_WORK, FOR_END = 1, 2
@@ -55,87 +56,91 @@ class _Waiter(NamedTuple):
 class Bells:
     """The table of one namespace.
 
-    :param base: the namespace's folder.
+    It is read and written, not mapped: whoever cuts off a file that is mapped kills those who look at it.
+
+    :param tree: the namespace's files.
     """
 
-    def __init__(self, base: str) -> None:
-        self._path = f"{base}/waiters"
-        self._map: mmap.mmap | None = None
+    def __init__(self, tree: Tree) -> None:
+        self._tree = tree
+        self._fd = -1
         self.bell = Bell()
 
     def open(self) -> None:
         """Open the table that is there now."""
-        fd = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            if os.fstat(fd).st_size < SLOTS * _SLOT.size:
-                os.ftruncate(fd, SLOTS * _SLOT.size)
-            old, self._map = self._map, mmap.mmap(fd, SLOTS * _SLOT.size)
-            if old is not None:
-                old.close()
-        finally:
-            os.close(fd)
+        fd = self._tree.open_own("waiters")
+        if self._fd >= 0:
+            os.close(self._fd)
+        self._fd = fd
 
     def close(self) -> None:
         """Close the table."""
-        if self._map is not None:
-            self._map.close()
-            self._map = None
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
         self.bell.close()
+
+    def _entries(self) -> Iterator[tuple[int, tuple[int, ...]]]:
+        """Return the slots that were ever used, each with what is in it."""
+        if self._fd < 0:
+            return
+        for first in range(0, SLOTS, _AT_A_TIME):
+            part = os.pread(self._fd, _AT_A_TIME * _SLOT.size, first * _SLOT.size)
+            for number in range(len(part) // _SLOT.size):
+                entry = _SLOT.unpack_from(part, number * _SLOT.size)
+                if entry[0] == 0 and entry[4] == 0:
+                    return
+                yield first + number, entry
+            if len(part) < _AT_A_TIME * _SLOT.size:
+                return
+
+    def _put(self, slot: int, entry: tuple[int, ...]) -> None:
+        os.pwrite(self._fd, _SLOT.pack(*entry), slot * _SLOT.size)
 
     def write(self, token: int, port: int, kind: int, names: Sequence[str]) -> None:
         """Write a waiter down, or anew, under the store's lock.
 
         :param names: of the queues, or ids of the tasks, that he waits for.
         """
-        table = self._map
-        assert table is not None
         now = int(time.time())
-        free = None
-        for slot, (other, _, _, _, until, *_) in enumerate(_SLOT.iter_unpack(table)):
+        free, used = None, 0
+        for slot, (other, _, _, _, until, *_) in self._entries():
+            used = slot + 1
             if other == token:
                 free = slot
                 break
             if free is None and (other == 0 or until < now):
                 free = slot
-            if other == 0 and until == 0:
-                break
+        if free is None and used < SLOTS:
+            free = used
         # With no room left he looks now and then, as if a datagram had been lost.
         if free is not None:
             topics = [_number(name) for name in names[:TOPICS]]
             topics += [0] * (TOPICS - len(topics))
-            entry = token, port, kind, min(len(names), TOPICS + 1), now + int(VALID), *topics
-            _SLOT.pack_into(table, free * _SLOT.size, *entry)
+            self._put(free, (token, port, kind, min(len(names), TOPICS + 1), now + int(VALID), *topics))
 
     def strike(self, token: int) -> None:
         """Strike a waiter, under the store's lock."""
-        table = self._map
-        if table is None:
-            return
-        for slot, (other, _, _, _, until, *_) in enumerate(_SLOT.iter_unpack(table)):
+        for slot, (other, *_) in self._entries():
             if other == token:
-                _SLOT.pack_into(table, slot * _SLOT.size, *_STRUCK)
-                return
-            if other == 0 and until == 0:
+                self._put(slot, _STRUCK)
                 return
 
-    def _waiters(self, table: mmap.mmap) -> list[_Waiter]:
+    def _waiters(self) -> list[_Waiter]:
         now = int(time.time())
         waiters = []
-        for slot, (token, port, kind, number, until, *topics) in enumerate(_SLOT.iter_unpack(table)):
+        for slot, (token, port, kind, number, until, *topics) in self._entries():
             if token and until >= now:
                 known = frozenset(topics[:number]) if number <= TOPICS else None
                 waiters.append(_Waiter(slot, token, port, kind, known))
-            elif token == 0 and until == 0:
-                break
         random.shuffle(waiters)
         return waiters
 
     def heard_by(self, change: Change) -> list[tuple[int, int]]:
         """Give whom a change concerns, token and port, and strike them; under the store's lock."""
-        table = self._map
-        if table is None or (table[:8] == _NOBODY and table[16:24] == _NOBODY):
+        waiters = self._waiters()
+        if not waiters:
             return []
-        waiters = self._waiters(table)
         called: dict[int, _Waiter] = {}
         for queue, number in change.ready.items():
             topic = _number(queue)
@@ -157,7 +162,7 @@ class Bells:
                 }
             )
         for slot in called:
-            _SLOT.pack_into(table, slot * _SLOT.size, *_STRUCK)
+            self._put(slot, _STRUCK)
         return [(each.token, each.port) for each in called.values()]
 
     def ring(self, pokes: list[tuple[int, int]]) -> None:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import time
 from collections.abc import Iterable
 
 from omniq.escaping import get_logger
 from omniq.schedule import Schedule
+from omniq.storage.validation import corrupt, log_once
 from omniq.task import TaskState
 from omniq_local.files.control import Control
 from omniq_local.files.queues import Queue
 from omniq_local.files.records import Record
+from omniq_local.files.tree import Tree
 
 __all__ = ["Catalog"]
 
@@ -21,15 +21,17 @@ _log = get_logger("omniq.files")
 class Catalog:
     """What is known, as of a generation of the store. Used under the store's lock.
 
-    :param base: the namespace's folder.
+    :param tree: the namespace's files.
     """
 
-    def __init__(self, base: str) -> None:
-        self.base = base
+    def __init__(self, tree: Tree) -> None:
+        self.tree = tree
+        self.base = tree.base
         self.forget()
 
     def forget(self) -> None:
         """Forget everything."""
+        self.tree.forget()
         self._seen = -1
         self._foreign = -1
         self.queues: dict[str, Queue] = {}
@@ -43,6 +45,7 @@ class Catalog:
         self._foreign = now.generation
         self.held.clear()
         if now.layout != before.layout:
+            self.tree.forget()
             for queue in self.queues.values():
                 for shelf in queue.shelves.values():
                     shelf.forget_folders()
@@ -72,7 +75,7 @@ class Catalog:
         """Give a queue as it is now."""
         queue = self.queues.get(name)
         if queue is None:
-            queue = self.queues[name] = Queue(self.base, name, self._found_foreign)
+            queue = self.queues[name] = Queue(self.tree, name, self._found_foreign)
         if queue.read_at < self._foreign:
             queue.read(self._foreign)
         return queue
@@ -80,7 +83,7 @@ class Catalog:
     def queue_names(self) -> list[str]:
         """Give the names of all queues, in order."""
         if self._queue_names is None:
-            names = (Queue.name_in(path) for path in Queue.files(self.base))
+            names = (Queue.name_in(self.tree, path) for path in Queue.files(self.tree))
             self._queue_names = {name for name in names if name is not None}
         return sorted(self._queue_names)
 
@@ -89,12 +92,13 @@ class Catalog:
 
     def set_aside(self, path: str, why: str) -> None:
         """Move a file that does not belong where it is, and say so."""
-        target = f"aside/{path.replace('/', '_')}"
-        os.makedirs(f"{self.base}/aside", exist_ok=True)
-        if os.path.lexists(f"{self.base}/{target}"):
-            target = f"{target}.{time.time_ns()}"
-        os.rename(f"{self.base}/{path}", f"{self.base}/{target}")
-        _log.warning("%s/%s moved to %s: %s", self.base, path, target, why)
+        try:
+            target = self.tree.set_aside(path)
+        except OSError as error:
+            problem = f"{why}; and it cannot be moved aside: {error.strerror}"
+            log_once(_log, corrupt("file", path, problem, place=self.base))
+        else:
+            _log.warning("%s/%s moved to %s: %s", self.base, path, target, why)
 
     def drop_queue(self, queue: Queue) -> None:
         """Note that what was kept of a queue is gone."""

@@ -77,7 +77,7 @@ class Change:
 
     def _read(self, path: str) -> Record | None:
         try:
-            data = _content(f"{self.folder.base}/{path}")
+            data = self.folder.tree.read(path)
         except FileNotFoundError:
             return None
         try:
@@ -97,7 +97,7 @@ class Change:
         shelf = queue.shelves[state]
         path = shelf.file(entry.key, entry.id_token)
         try:
-            data = _content(f"{self.folder.base}/{path}")
+            data = self.folder.tree.read(path)
         except FileNotFoundError:
             return None
         try:
@@ -119,7 +119,7 @@ class Change:
         entry = parse_entry(name)
         assert entry is not None
         home, by_id = home_path(entry.sequence, entry.id_token), id_path(entry.id_token)
-        ours = _is_same(f"{self.folder.base}/{path}", f"{self.folder.base}/{home}")
+        ours = self.folder.tree.is_same(path, home)
         self.folder.set_aside(path, str(error))
         if ours:
             self._aside += [("remove", home), ("remove", by_id)]
@@ -137,7 +137,7 @@ class Change:
     def content(self, path: str) -> bytes | None:
         """Give what is in a file that is no task's; None if there is none."""
         try:
-            return _content(f"{self.folder.base}/{path}")
+            return self.folder.tree.read(path)
         except FileNotFoundError:
             return None
 
@@ -352,29 +352,8 @@ class Change:
         return True
 
 
-def _content(path: str) -> bytes:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        data = os.read(fd, 65536)
-        if len(data) < 65536:
-            return data
-        parts = [data]
-        while part := os.read(fd, 2**20):
-            parts.append(part)
-        return b"".join(parts)
-    finally:
-        os.close(fd)
-
-
 def _stands(record: Record, state: str, key: str) -> bool:
     assert record.was is not None
     if state == EXPIRING:
         return record.was[2] == key
     return record.was[0] == state and record.was[1] == key
-
-
-def _is_same(path: str, other: str) -> bool:
-    try:
-        return os.path.samefile(path, other)
-    except OSError:
-        return False

@@ -9,6 +9,9 @@ from zlib import crc32
 
 from attrs import define
 
+from omniq_local.files.journal import LARGEST, LAST_SEQUENCE
+from omniq_local.files.tree import Tree
+
 __all__ = [
     "MARKS",
     "Control",
@@ -70,7 +73,11 @@ def parse_control(data: bytes) -> Control | None:
     ):
         return None
     magic, generation, sequence, offset, durable, layout, queues, schedules, boot, mark = _FORMAT.unpack_from(data)
-    if magic != _MAGIC:
+    if (
+        magic != _MAGIC
+        or sequence > LAST_SEQUENCE
+        or max(generation, offset, durable, layout, queues, schedules) > LARGEST
+    ):
         return None
     return Control(
         generation=generation,
@@ -107,27 +114,22 @@ def write_control(fd: int, control: Control) -> bytes:
     return data
 
 
-def is_original(base: str, control: Control) -> bool:
+def is_original(tree: Tree, control: Control) -> bool:
     """Tell whether the hard links of a store are those that it was left with.
 
     Tools that copy a folder make a file of each of its names, and one that copies into an existing store leaves files
     of both. The second name of the control file shows either: it is a file of its own in the first case, and one of two
     in the second, as it gets a new name whenever the store is opened.
     """
-    try:
-        names = os.listdir(f"{base}/{MARKS}")
-        return names == [control.mark] and os.path.samefile(f"{base}/control", f"{base}/{MARKS}/{control.mark}")
-    except FileNotFoundError:
-        return False
+    return tree.names(MARKS) == [control.mark] and tree.is_same("control", f"{MARKS}/{control.mark}")
 
 
-def renew_mark(base: str) -> str:
+def renew_mark(tree: Tree) -> str:
     """Make a new second name of the control file instead of any other; return it."""
-    folder = f"{base}/{MARKS}"
-    for name in os.listdir(folder):
-        os.unlink(f"{folder}/{name}")
+    for name in tree.names(MARKS):
+        tree.remove(f"{MARKS}/{name}")
     mark = secrets.token_hex(8)
-    os.link(f"{base}/control", f"{folder}/{mark}")
+    tree.link("control", f"{MARKS}/{mark}")
     return mark
 
 

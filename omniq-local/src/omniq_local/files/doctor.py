@@ -10,6 +10,7 @@ from omniq.storage import Finding, Severity
 from omniq_local.files.change import Change
 from omniq_local.files.preparation import VERSION
 from omniq_local.files.settings import Settings
+from omniq_local.files.tree import ASIDE, Tree, folder_mode
 
 __all__ = ["diagnose"]
 
@@ -23,7 +24,14 @@ FLEETING = frozenset({"tmpfs", "ramfs"})
 
 def diagnose(settings: Settings, change: Change) -> list[Finding]:
     """See :meth:`~omniq.storage.Storage.diagnose`."""
-    return [*_store(settings), *_aside(settings), *_mount(settings), *_space(settings), *_counts(change)]
+    return [
+        *_store(settings),
+        *_access(settings),
+        *_aside(settings, change.folder.tree),
+        *_mount(settings),
+        *_space(settings),
+        *_counts(change),
+    ]
 
 
 def _ok(subject: str, message: str) -> Finding:
@@ -46,8 +54,26 @@ def _store(settings: Settings) -> Iterator[Finding]:
         )
 
 
-def _aside(settings: Settings) -> Iterator[Finding]:
-    names = sorted(os.listdir(f"{settings.base}/aside"))
+def _access(settings: Settings) -> Iterator[Finding]:
+    """Warn of others who can write to the store: they can do to it whatever they like."""
+    for folder in (settings.root, settings.base):
+        status = os.stat(folder)
+        if status.st_uid not in (os.geteuid(), 0):
+            yield _warning(
+                "access",
+                f"{folder} belongs to user {status.st_uid}, who can change all that is in it; take one of your own",
+            )
+        others = status.st_mode & 0o022 & ~folder_mode(settings.mode)
+        if others:
+            yield _warning(
+                "access",
+                f"{folder} can be written by others ({status.st_mode & 0o777:04o}); chmod go-w it, or have the "
+                "URL say who may (?mode=0660)",
+            )
+
+
+def _aside(settings: Settings, tree: Tree) -> Iterator[Finding]:
+    names = sorted(tree.names(ASIDE))
     if names:
         shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
         yield _warning(

@@ -30,8 +30,15 @@ def translated(error: OSError, settings: Settings) -> StorageUnavailable:
             f"{root} is spread over several file systems ({what}), between which a file cannot be moved in one step; "
             "mount nothing inside the store's folder, and link no folder in it to elsewhere"
         )
+    if number == errno.ELOOP:
+        return StorageUnavailable(
+            f"{root} cannot be used: {what} is a symbolic link, or no regular file, and a store has none; remove it"
+        )
     if number == errno.ENOTDIR:
-        return StorageUnavailable(f"{root} cannot be used: {what} is, or is under, a file; name a folder")
+        return StorageUnavailable(
+            f"{root} cannot be used: {what} is a file or a symbolic link where a folder is needed; name a folder, and "
+            "link none within the store to elsewhere"
+        )
     if number in (errno.EMFILE, errno.ENFILE):
         return StorageUnavailable(f"{root}: too many open files; raise the limit (ulimit -n)")
     if number == errno.ENOENT:

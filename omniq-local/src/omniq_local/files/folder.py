@@ -6,7 +6,6 @@ calling thread if nobody is in the way. Everything else goes to a thread that do
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
 import time
@@ -38,6 +37,7 @@ from omniq_local.files.queues import Queue
 from omniq_local.files.repair import is_being_repaired, repair
 from omniq_local.files.settings import Settings
 from omniq_local.files.shelves import Shelf
+from omniq_local.files.tree import Tree
 from omniq_local.lanes import Errand, Lane, deliver
 
 __all__ = ["MISSED", "Folder", "Job"]
@@ -64,7 +64,7 @@ class Folder(Catalog):
     """
 
     def __init__(self, settings: Settings, clock: Callable[[], float]) -> None:
-        super().__init__(settings.base)
+        super().__init__(Tree(settings.root, os.path.basename(settings.base), settings.mode))
         self.settings = settings
         self.clock = clock
         self.generation = 0
@@ -84,7 +84,7 @@ class Folder(Catalog):
         self.control = Control()
         self._control_text = b""
         """What this process wrote last into the control file."""
-        self.bells = Bells(self.base)
+        self.bells = Bells(self.tree)
         self._lane: Lane[Job[Any]] = Lane("omniq-files", self._work)
         self.forget()
 
@@ -107,7 +107,7 @@ class Folder(Catalog):
 
     def _open(self) -> None:
         try:
-            self._attach(*prepare(self.settings))
+            self._attach(*prepare(self.settings, self.tree))
             self._enter(time.monotonic())
             try:
                 self._begin()
@@ -123,7 +123,7 @@ class Folder(Catalog):
     def _attach(self, lock: int, control: int) -> None:
         """Use the files that are there now, from now on."""
         try:
-            journal = Journal(f"{self.base}/journal")
+            journal = Journal(self.tree)
             self.bells.open()
         except BaseException:
             os.close(lock)
@@ -148,14 +148,14 @@ class Folder(Catalog):
     def _renew(self) -> None:
         """Open the folder that is now where the one was that was open."""
         _log.warning("%s was replaced while in use; using the one that is there now", self.base)
-        self._attach(*prepare(self.settings, create=False))
+        self._attach(*prepare(self.settings, self.tree, create=False))
 
     def _look_first(self) -> None:
         assert self._journal is not None
-        repair(self.settings, self._control_fd, self._journal)
+        repair(self.settings, self.tree, self._control_fd, self._journal)
         self._is_checked = True
         self._begin()
-        self.control.mark = renew_mark(self.base)
+        self.control.mark = renew_mark(self.tree)
         self.commit(Change(self, 0), [], 0)
 
     def _enter(self, since: float) -> None:
@@ -191,6 +191,7 @@ class Folder(Catalog):
         self.forget()
 
     def _close_files(self) -> None:
+        self.tree.close()
         if self._control_fd >= 0:
             os.close(self._control_fd)
             self._control_fd = -1
@@ -325,7 +326,7 @@ class Folder(Catalog):
         if frame is None:
             return control
         _log.warning("%s: completing change %d, in which a process died", self.base, frame.generation)
-        redo(self.base, frame.actions)
+        redo(self.tree, frame.actions)
         control.generation = frame.generation
         control.sequence = frame.sequence
         control.layout = frame.layout
@@ -356,7 +357,7 @@ class Folder(Catalog):
             if self.settings.durable:
                 journal.flush()
             pass_by("written")
-            apply(self.base, actions)
+            apply(self.tree, actions)
         except NotUndone:
             raise
         except BaseException:
@@ -398,10 +399,7 @@ class Folder(Catalog):
         # Others learn of it first: were we to die in between, they would only look in vain.
         self.commit(Change(self, 0), [], 1)
         for folder in spent:
-            try:
-                os.rmdir(f"{self.base}/{shelf.path}/{folder}")
-            except OSError:
-                continue
+            self.tree.remove_folder(f"{shelf.path}/{folder}")
         shelf.forget_folders()
 
     def tidy_away(self, queue: Queue) -> None:
@@ -409,8 +407,7 @@ class Folder(Catalog):
         self.commit(Change(self, 0), [("remove", queue.path)], 1)
         for shelf in queue.shelves.values():
             for place in (*(f"{shelf.path}/{folder}" for folder in shelf.folders()), shelf.path):
-                with contextlib.suppress(OSError):
-                    os.rmdir(f"{self.base}/{place}")
+                self.tree.remove_folder(place)
         self.drop_queue(queue)
 
 

@@ -9,6 +9,7 @@ before it are undone and the change is struck from the journal.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import struct
@@ -18,7 +19,13 @@ from zlib import crc32
 
 from attrs import frozen
 
-__all__ = ["Action", "Frame", "Journal", "apply", "pass_by", "redo"]
+from omniq.escaping import get_logger
+from omniq.storage.validation import UNREADABLE, corrupt, log_once
+from omniq_local.files.tree import Tree, check_path
+
+__all__ = ["LARGEST", "LAST_SEQUENCE", "Action", "Frame", "Journal", "apply", "pass_by", "redo"]
+
+_log = get_logger("omniq.files")
 
 Action = tuple[Any, ...]
 """What shall be done to one file; paths are relative to the namespace's folder:
@@ -37,6 +44,11 @@ _HEADER = struct.Struct("<4sIQQQQQI")
 _MAGIC = b"oqj1"
 LAP = 2 * 2**20
 """Bytes after which the journal is written from its beginning again."""
+
+LARGEST = 2**62
+"""No number of a store is larger."""
+LAST_SEQUENCE = 9 * 10**11
+"""The largest sequence number of a task: with any that follow it, it fits into its place in a file's name."""
 
 probe: Callable[[str], None] | None = None
 """Called before each step of a change, so that tests can have the process die there."""
@@ -66,11 +78,12 @@ class Frame:
 class Journal:
     """The file that changes are written down in.
 
-    :param path: the file.
+    :param tree: the store's files.
     """
 
-    def __init__(self, path: str) -> None:
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    def __init__(self, tree: Tree) -> None:
+        self._place = f"{tree.base}/journal"
+        self._fd = tree.open_own("journal")
 
     def write(self, offset: int, numbers: tuple[int, int, int, int, int], actions: Sequence[Action]) -> int:
         """Write a change down; tell how many bytes it takes.
@@ -123,15 +136,24 @@ class Journal:
         return len(header) == _HEADER.size and header[:4] == _MAGIC and _HEADER.unpack(header)[2] == generation + 1
 
     def read(self, offset: int) -> Frame | None:
-        """Give the change at a position; None if none is there that is whole."""
+        """Return the change at a position; None if none is there that is whole and may be done."""
         header = os.pread(self._fd, _HEADER.size, offset)
         if len(header) < _HEADER.size:
             return None
-        magic, checksum, generation, sequence, layout, queues, schedules, size = _HEADER.unpack(header)
-        if magic != _MAGIC:
+        magic, checksum, *numbers, size = _HEADER.unpack(header)
+        if magic != _MAGIC or size > os.fstat(self._fd).st_size:
             return None
         body = os.pread(self._fd, size, offset + _HEADER.size)
         if len(body) != size or crc32(body) != checksum:
+            return None
+        generation, sequence, layout, queues, schedules = numbers
+        try:
+            if max(numbers) > LARGEST or sequence > LAST_SEQUENCE:
+                raise ValueError("its numbers are too large")
+            actions = list(_actions(body))
+        except UNREADABLE as error:
+            # A checksum is easily made: none of our processes wrote this, and nothing of it is done.
+            log_once(_log, corrupt("change", generation, error, place=self._place))
             return None
         return Frame(
             generation=generation,
@@ -139,7 +161,7 @@ class Journal:
             layout=layout,
             queues=queues,
             schedules=schedules,
-            actions=list(_actions(body)),
+            actions=actions,
             size=_HEADER.size + size,
         )
 
@@ -151,19 +173,33 @@ class Journal:
 def _actions(body: bytes) -> Iterator[Action]:
     text, _, _ = body.partition(b"\n")
     position = len(text) + 1
-    for kind, *rest in json.loads(text):
-        if kind in ("tail", "create", "write"):
-            *plain, size = rest
-            yield kind, *plain, body[position : position + size], None
-            position += size
-        else:
-            yield kind, *rest
+    for entry in json.loads(text):
+        match entry:
+            case ["create" | "write" | "tail" as kind, path, *offset, int(size)] if (
+                len(offset) == (kind == "tail") and 0 <= size <= len(body) - position
+            ):
+                yield kind, check_path(path), *map(_check_offset, offset), body[position : position + size], None
+                position += size
+            case ["folder" | "remove" | "clear" as kind, path]:
+                yield kind, check_path(path)
+            case ["link", path, new]:
+                yield "link", check_path(path), check_path(new)
+            case ["move", path, new, home]:
+                yield "move", check_path(path), check_path(new), home and check_path(home)
+            case _:
+                raise ValueError("it has an action of no known kind")
+
+
+def _check_offset(offset: object) -> int:
+    if not isinstance(offset, int) or not 0 <= offset < LARGEST:
+        raise ValueError(f"{offset!r} is no position in a file")
+    return offset
 
 
 # Doing
 
 
-def apply(base: str, actions: Sequence[Action]) -> None:
+def apply(tree: Tree, actions: Sequence[Action]) -> None:
     """Do the actions of a change for the first time; if one fails, undo those before it.
 
     :raises OSError: if one cannot be done. Then either all are undone, or the error has a note that says otherwise.
@@ -172,12 +208,12 @@ def apply(base: str, actions: Sequence[Action]) -> None:
     try:
         for action in actions:
             pass_by(action[0])
-            _DO[action[0]](base, action)
+            _DO[action[0]](tree, action)
             done += 1
     except BaseException as error:
         try:
             for action in reversed(actions[: done + 1]):
-                _undo(base, action)
+                _undo(tree, action)
         except OSError as second:
             raise NotUndone(second.errno, second.strerror, second.filename) from error
         raise
@@ -187,98 +223,74 @@ class NotUndone(OSError):
     """An action failed, and those before it could not be undone: whoever comes next completes the change."""
 
 
-def redo(base: str, actions: Sequence[Action]) -> None:
-    """Do the actions of a change, some or all of which may have been done already."""
+_LATER = frozenset(
+    {
+        *(errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ENOMEM, errno.EMFILE, errno.ENFILE),
+        *(errno.EROFS, errno.EACCES, errno.EPERM, errno.EXDEV),
+    }
+)
+"""What an action can fail with that can be done once something is mended that concerns the whole store."""
+
+
+def redo(tree: Tree, actions: Sequence[Action]) -> None:
+    """Do the actions of a change, some or all of which may have been done already.
+
+    :raises OSError: if the store cannot be written. What something strange in one place stops is passed over.
+    """
     for action in actions:
-        _REDO[action[0]](base, action)
+        try:
+            _REDO[action[0]](tree, action)
+        except OSError as error:
+            if error.errno in _LATER:
+                raise
+            _log.warning("%s: a change cannot be completed there: %s", error.filename, error.strerror)
 
 
-def _create(base: str, action: Action) -> None:
-    path = f"{base}/{action[1]}"
-    try:
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
-    except FileNotFoundError:
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
-    try:
-        _write_all(fd, action[2], 0)
-    finally:
-        os.close(fd)
+def _create(tree: Tree, action: Action) -> None:
+    tree.create(action[1], action[2])
 
 
-def _write_all(fd: int, content: bytes, offset: int) -> None:
-    written = os.pwrite(fd, content, offset)
-    while written < len(content):
-        written += os.pwrite(fd, content[written:], offset + written)
+def _link(tree: Tree, action: Action) -> None:
+    tree.link(action[1], action[2])
 
 
-def _link(base: str, action: Action) -> None:
-    path, new = f"{base}/{action[1]}", f"{base}/{action[2]}"
-    try:
-        os.link(path, new)
-    except FileNotFoundError:
-        os.makedirs(os.path.dirname(new), exist_ok=True)
-        os.link(path, new)
-    except FileExistsError:
-        os.unlink(new)
-        os.link(path, new)
-
-
-def _tail(base: str, action: Action) -> None:
+def _tail(tree: Tree, action: Action) -> None:
     _, path, offset, content, old = action
-    fd = os.open(f"{base}/{path}", os.O_WRONLY)
-    try:
-        _write_all(fd, content, offset)
-        if old is None or len(old) > len(content):
-            os.ftruncate(fd, offset + len(content))
-    finally:
-        os.close(fd)
+    tree.write(path, content, offset, cut=old is None or len(old) > len(content))
 
 
-def _write(base: str, action: Action) -> None:
-    path, content = f"{base}/{action[1]}", action[2]
-    try:
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
-    except FileNotFoundError:
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
-    try:
-        _write_all(fd, content, 0)
-        if len(action) < 4 or action[3] is None or len(action[3]) > len(content):
-            os.ftruncate(fd, len(content))
-    finally:
-        os.close(fd)
+def _write(tree: Tree, action: Action) -> None:
+    _, path, content, old = action
+    tree.replace(path, content, cut=old is None or len(old) > len(content))
 
 
-def _folder(base: str, action: Action) -> None:
-    os.makedirs(f"{base}/{action[1]}", exist_ok=True)
+def _folder(tree: Tree, action: Action) -> None:
+    tree.make_folders(action[1])
 
 
-def _move(base: str, action: Action) -> None:
+def _move(tree: Tree, action: Action) -> None:
     _, path, new, home = action
     try:
-        os.rename(f"{base}/{path}", f"{base}/{new}")
+        tree.rename(path, new)
     except FileNotFoundError:
-        os.makedirs(os.path.dirname(f"{base}/{new}"), exist_ok=True)
+        tree.make_folders(new.rpartition("/")[0])
         try:
-            os.rename(f"{base}/{path}", f"{base}/{new}")
+            tree.rename(path, new)
         except FileNotFoundError:
             # Somebody removed that name by hand.
             if home:
-                _link(base, ("link", home, new))
+                tree.link(home, new)
 
 
-def _remove(base: str, action: Action) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(f"{base}/{action[1]}")
+def _remove(tree: Tree, action: Action) -> None:
+    tree.remove(action[1])
 
 
-def _clear(base: str, action: Action) -> None:
-    with contextlib.suppress(OSError):
-        os.rmdir(f"{base}/{action[1]}")
+def _clear(tree: Tree, action: Action) -> None:
+    tree.remove_folder(action[1])
 
 
-_DO: dict[str, Callable[[str, Action], None]] = {
+_DO: dict[str, Callable[[Tree, Action], None]] = {
     "create": _create,
     "link": _link,
     "tail": _tail,
@@ -290,47 +302,47 @@ _DO: dict[str, Callable[[str, Action], None]] = {
 }
 
 
-def _again_link(base: str, action: Action) -> None:
+def _again_link(tree: Tree, action: Action) -> None:
     with contextlib.suppress(FileNotFoundError):
-        _link(base, action)
+        tree.link(action[1], action[2])
 
 
-def _again_tail(base: str, action: Action) -> None:
+def _again_tail(tree: Tree, action: Action) -> None:
     with contextlib.suppress(FileNotFoundError):
-        _tail(base, action)
+        _tail(tree, action)
 
 
-def _again_move(base: str, action: Action) -> None:
+def _again_move(tree: Tree, action: Action) -> None:
     _, path, new, home = action
-    os.makedirs(os.path.dirname(f"{base}/{new}"), exist_ok=True)
+    tree.make_folders(new.rpartition("/")[0])
     with contextlib.suppress(FileNotFoundError):
-        os.rename(f"{base}/{path}", f"{base}/{new}")
+        tree.rename(path, new)
         # Two names of one file: a rename between them changes nothing at all.
-        os.unlink(f"{base}/{path}")
-    if home and not os.path.lexists(f"{base}/{new}"):
-        _again_link(base, ("link", home, new))
+        tree.remove(path)
+    if home and not tree.exists(new):
+        _again_link(tree, ("link", home, new))
 
 
 _REDO = {**_DO, "link": _again_link, "tail": _again_tail, "move": _again_move}
 
 
-def _undo(base: str, action: Action) -> None:
+def _undo(tree: Tree, action: Action) -> None:
     match action:
         case ("create", path, *_):
-            _remove(base, ("remove", path))
+            tree.remove(path)
         case ("link", _, new):
-            _remove(base, ("remove", new))
+            tree.remove(new)
         case ("tail", path, offset, _, bytes() as old):
-            _again_tail(base, ("tail", path, offset, old, None))
+            _again_tail(tree, ("tail", path, offset, old, None))
         case ("write", path, _, None):
-            _remove(base, ("remove", path))
+            tree.remove(path)
         case ("write", path, _, bytes() as old):
-            _write(base, ("write", path, old))
+            tree.replace(path, old, cut=True)
         case ("folder", path):
-            _clear(base, ("clear", path))
+            tree.remove_folder(path)
         case ("move", path, new, _):
             with contextlib.suppress(FileNotFoundError):
-                os.rename(f"{base}/{new}", f"{base}/{path}")
+                tree.rename(new, path)
         case ("remove", path):
             # Removals come last, and what does not need to be there does not fail for want of space.
             raise OSError(5, "a file could not be removed", path)

@@ -14,6 +14,7 @@ __all__ = [
     "about_path",
     "home_path",
     "id_path",
+    "is_key",
     "parse_entry",
     "place_key",
     "queue_path",
@@ -28,7 +29,8 @@ HOME_SIZE = 1000
 """Tasks in one folder of ``tasks/``."""
 LONGEST = 100
 """Characters that a text may take within a file's name."""
-_ENTRY = re.compile(r"((?:\d{3}-)?\d{18}-(\d{12}))-(.+)\.json")
+_ENTRY = re.compile(r"((?:\d{3}-)?\d{18}-(\d{12}))-(.+)\.json", re.ASCII)
+_KEY = re.compile(r"(?:\d{3}-)?\d{18}-\d{12}", re.ASCII)
 _MIDDLE = 500
 
 
@@ -71,6 +73,11 @@ def parse_entry(name: str) -> Entry | None:
     """Read a file's name in a folder of a state; None if it is none of ours."""
     match = _ENTRY.fullmatch(name)
     return None if match is None else Entry(match[1], int(match[2]), match[3])
+
+
+def is_key(text: str) -> bool:
+    """Return whether a text can be the key of a file in a folder of a state."""
+    return _KEY.fullmatch(text) is not None
 
 
 def home_path(sequence: int, id_token: str) -> str:

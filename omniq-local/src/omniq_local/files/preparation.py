@@ -11,38 +11,50 @@ import secrets
 from omniq.errors import SchemaMismatch, StorageUnavailable
 from omniq_local.files.control import MARKS
 from omniq_local.files.settings import Settings
+from omniq_local.files.tree import ASIDE, Tree, folder_mode
 
 __all__ = ["VERSION", "gone", "prepare", "sync_all"]
 
 VERSION = 1
 MARKER = "omniq.json"
-FOLDERS = ("about", "aside", "ids", MARKS, "queues", "schedules", "tasks", "unique", "workers")
+FOLDERS = ("about", ASIDE, "ids", MARKS, "queues", "schedules", "tasks", "unique", "workers")
 
 
-def prepare(settings: Settings, *, create: bool = True) -> tuple[int, int]:
-    """Make the folders that are missing; give descriptors of the lock's and the control file.
+def prepare(settings: Settings, tree: Tree, *, create: bool = True) -> tuple[int, int]:
+    """Make the folders that are missing, and open them; return descriptors of the lock's and the control file.
 
+    :param tree: the namespace's files; is open afterwards.
     :param create: whether an empty folder, or none, becomes a store.
     :raises SchemaMismatch: if the folder is used by something else, or by another version.
     :raises StorageUnavailable: if it is no folder, or is to be a store already and is none.
     """
     root = settings.root
     if create:
-        try:
-            os.makedirs(root, exist_ok=True)
-        except (FileExistsError, NotADirectoryError) as error:
-            raise StorageUnavailable(f"{root} is, or is under, a file; name a folder") from error
-        _check_marker(root)
+        _make_root(settings)
+        _check_marker(settings)
     elif _version_in(f"{root}/{MARKER}") != VERSION:
         raise gone(settings)
+    tree.open(create=True)
     for name in FOLDERS:
-        os.makedirs(f"{settings.base}/{name}", exist_ok=True)
-    lock = os.open(f"{settings.base}/lock", os.O_RDWR | os.O_CREAT, 0o666)
+        tree.make_folders(name)
+    lock = tree.open_own("lock")
     try:
-        return lock, os.open(f"{settings.base}/control", os.O_RDWR | os.O_CREAT, 0o666)
+        return lock, tree.open_own("control")
     except BaseException:
         os.close(lock)
         raise
+
+
+def _make_root(settings: Settings) -> None:
+    root = settings.root
+    try:
+        os.makedirs(os.path.dirname(root), exist_ok=True)
+        os.mkdir(root, folder_mode(settings.mode))
+        # Whatever the umask says.
+        os.chmod(root, folder_mode(settings.mode))
+    except (FileExistsError, NotADirectoryError) as error:
+        if not os.path.isdir(root):
+            raise StorageUnavailable(f"{root} is, or is under, a file; name a folder") from error
 
 
 def gone(settings: Settings) -> StorageUnavailable:
@@ -53,7 +65,8 @@ def gone(settings: Settings) -> StorageUnavailable:
     )
 
 
-def _check_marker(root: str) -> None:
+def _check_marker(settings: Settings) -> None:
+    root = settings.root
     path = f"{root}/{MARKER}"
     version = _version_in(path)
     if version is None:
@@ -61,7 +74,7 @@ def _check_marker(root: str) -> None:
             raise SchemaMismatch(
                 f"{root} holds files, yet none that says it is a store of OmniQ ({MARKER}); name an empty or new folder"
             )
-        _write_marker(path)
+        _write_marker(path, settings.mode)
         version = _version_in(path)
     if version != VERSION:
         raise SchemaMismatch(
@@ -77,19 +90,23 @@ def _is_foreign(name: str) -> bool:
 
 def _version_in(path: str) -> object:
     try:
-        with open(path, "rb") as file:
-            marker = json.loads(file.read())
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError:
         return None
-    except (ValueError, RecursionError):
+    try:
+        marker = json.loads(os.read(fd, 4096))
+    except (ValueError, RecursionError, BlockingIOError, IsADirectoryError):
         return "unknown"
+    finally:
+        os.close(fd)
     return marker.get("version") if isinstance(marker, dict) else "unknown"
 
 
-def _write_marker(path: str) -> None:
+def _write_marker(path: str, mode: int) -> None:
     # Linked when it is whole: of several processes that come first, one makes it, and none reads half of it.
     temporary = f"{path}.{secrets.token_hex(8)}"
-    with open(temporary, "w", encoding="utf-8") as file:
+    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w", encoding="utf-8") as file:
+        os.fchmod(file.fileno(), mode)
         file.write(json.dumps({"what": "a file store of OmniQ; see docs/backends/files.md", "version": VERSION}) + "\n")
     try:
         with contextlib.suppress(FileExistsError):

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
-from typing import Any
+
+from attrs import Factory, define
 
 from omniq.escaping import get_logger
+from omniq.storage.validation import UNREADABLE, check_text, corrupt, log_once
 from omniq.task import TaskState
-from omniq_local.files.names import queue_path, token
+from omniq_local.files.journal import LARGEST
+from omniq_local.files.names import is_key, parse_entry, queue_path, token
 from omniq_local.files.shelves import Shelf
+from omniq_local.files.tree import NO_FILE, Tree
 
 __all__ = ["EXPIRING", "SHELVES", "Queue"]
 
@@ -24,26 +27,26 @@ SHELVES = (*(state.value for state in TaskState), EXPIRING)
 class Queue:
     """One queue, as far as this process knows it. Used under the store's lock.
 
-    :param base: the namespace's folder.
+    :param tree: the namespace's files.
     :param name: the queue's name.
     :param foreign: told of files that are none of ours.
     """
 
-    def __init__(self, base: str, name: str, foreign: Callable[[str], None]) -> None:
+    def __init__(self, tree: Tree, name: str, foreign: Callable[[str], None]) -> None:
         self.name = name
         self.path = queue_path(name)
         self._name_text = json.dumps(name, ensure_ascii=False)
         self.paused = False
         self.counts = dict.fromkeys(SHELVES, 0)
         folder = token(name)
-        self.shelves = {state: Shelf(base, f"{state}/{folder}", foreign) for state in SHELVES}
+        self.shelves = {state: Shelf(tree, f"{state}/{folder}", foreign) for state in SHELVES}
         self.raw: bytes | None = None
         """The file as it is; None if there is none."""
         self.written: bytes | None = None
         """The file as the change under way writes it."""
         self.read_at = -1
         """The generation of the store that this was read in."""
-        self._base = base
+        self._tree = tree
 
     @property
     def is_empty(self) -> bool:
@@ -54,32 +57,49 @@ class Queue:
         """Read the file, and forget what has changed."""
         self.read_at = generation
         try:
-            with open(f"{self._base}/{self.path}", "rb") as file:
-                data = file.read()
+            data = self._tree.read(self.path)
         except FileNotFoundError:
-            self._take({}, generation)
+            self._take(_Numbers(), generation)
             self.raw = None
+            return
+        except OSError as error:
+            if error.errno not in NO_FILE:
+                raise
+            self.raw = None
+            self._count(error, generation)
             return
         if data == self.raw:
             return
         self.raw = data
         try:
-            self._take(json.loads(data), generation)
-        except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
-            _log.exception("%s/%s cannot be read; run the store's repair", self._base, self.path)
-            self._take({}, generation)
+            numbers = _parse(data, self.name)
+        except UNREADABLE as error:
+            self._count(error, generation)
+        else:
+            self._take(numbers, generation)
 
-    def _take(self, text: dict[str, Any], generation: int) -> None:
-        self.paused = bool(text.get("paused", False))
-        counts, epochs, last = text.get("counts", {}), text.get("epochs", {}), text.get("last", {})
+    def _count(self, error: Exception, generation: int) -> None:
+        """Find out anew what the file was to say, and cannot be read; the next change of the queue writes it."""
+        log_once(_log, corrupt("queue", self.name, error, place=f"{self._tree.base}/{self.path}"))
+        numbers = _Numbers()
         for state, shelf in self.shelves.items():
-            self.counts[state] = int(counts.get(state, 0))
+            shelf.forget_folders()
+            keys = [name.rpartition("/")[2] for name in shelf.all()]
+            numbers.counts[state] = len(keys)
+            entry = parse_entry(keys[-1]) if keys else None
+            numbers.last[state] = "" if entry is None else entry.key
+        self._take(numbers, generation)
+
+    def _take(self, numbers: _Numbers, generation: int) -> None:
+        self.paused = numbers.paused
+        for state, shelf in self.shelves.items():
+            self.counts[state] = numbers.counts.get(state, 0)
             # A queue that is gone and comes again must not look like the one of old.
-            epoch = int(epochs.get(state, generation if not text else 0))
-            if epoch != shelf.epoch or not text:
+            epoch = generation if numbers.epochs is None else numbers.epochs.get(state, 0)
+            if epoch != shelf.epoch or numbers.epochs is None:
                 shelf.epoch = epoch
                 shelf.forget_names()
-            shelf.last = str(last.get(state, ""))
+            shelf.last = numbers.last.get(state, "")
 
     def dump(self) -> bytes:
         """Give the file."""
@@ -94,20 +114,43 @@ class Queue:
         ).encode(errors="surrogatepass")
 
     @staticmethod
-    def name_in(path: str) -> str | None:
-        """Give the queue that a file is about; None if it cannot be read."""
+    def name_in(tree: Tree, path: str) -> str | None:
+        """Return the queue that a file is about; None if it cannot be read."""
         try:
-            with open(path, "rb") as file:
-                name = json.loads(file.read())["queue"]
-        except (OSError, ValueError, TypeError, LookupError, RecursionError):
+            name = check_text(json.loads(tree.read(path))["queue"], "name")
+        except (OSError, *UNREADABLE):
             return None
-        return name if isinstance(name, str) else None
+        return name if queue_path(name) == path else None
 
     @staticmethod
-    def files(base: str) -> list[str]:
-        """Give the paths of the files of all queues."""
-        folder = f"{base}/queues"
-        try:
-            return [f"{folder}/{name}" for name in sorted(os.listdir(folder)) if name.endswith(".json")]
-        except FileNotFoundError:
-            return []
+    def files(tree: Tree) -> list[str]:
+        """Return the paths of the files of all queues."""
+        return [f"queues/{name}" for name in sorted(tree.names("queues")) if name.endswith(".json")]
+
+
+@define
+class _Numbers:
+    """What stands in a queue's file."""
+
+    paused: bool = False
+    counts: dict[str, int] = Factory(dict)
+    epochs: dict[str, int] | None = None
+    """None: there is none, so that they begin with the generation of the store."""
+    last: dict[str, str] = Factory(dict)
+
+
+def _parse(data: bytes, queue: str) -> _Numbers:
+    text = json.loads(data)
+    paused, counts, epochs, last = text["paused"], text["counts"], text["epochs"], text["last"]
+    if text["queue"] != queue:
+        raise ValueError("it is about another queue")
+    if not isinstance(paused, bool):
+        raise TypeError("paused is neither true nor false")
+    for state in SHELVES:
+        for number in (counts.get(state, 0), epochs.get(state, 0)):
+            if type(number) is not int or not 0 <= number < LARGEST:
+                raise ValueError(f"{number!r} is no count")
+        key = last.get(state, "")
+        if key and (not isinstance(key, str) or not is_key(key)):
+            raise ValueError(f"{key!r} is no key")
+    return _Numbers(paused=paused, counts=counts, epochs=epochs, last=last)

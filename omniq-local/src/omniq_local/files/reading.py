@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 
 from omniq.storage import QueueStats, StoredWorker, TaskPage, TaskQuery
@@ -127,11 +126,11 @@ def _matches(record: Record, query: TaskQuery) -> bool:
 
 def _latest(upto: int, change: Change) -> Iterator[Record]:
     """Give all tasks, the latest first, by the folders that they have all their life."""
-    base = f"{change.folder.base}/tasks"
-    for folder in sorted(os.listdir(base), reverse=True):
+    tree = change.folder.tree
+    for folder in sorted(tree.names("tasks"), reverse=True):
         if not folder.isdecimal() or int(folder) * HOME_SIZE >= upto:
             continue
-        for name in sorted(os.listdir(f"{base}/{folder}"), reverse=True):
+        for name in sorted(tree.names(f"tasks/{folder}"), reverse=True):
             number = name[:12]
             if number.isdecimal() and int(number) < upto:
                 record = change.fetch_file(f"tasks/{folder}/{name}")

@@ -219,10 +219,13 @@ def new_record(order: NewTask, now: int) -> Record:
 
 
 def dump_head(record: Record) -> bytes:
-    """Give the first line."""
-    return dump_json(
-        {"sequence": record.sequence, "created_at": show_time(record.created_at), **dump_order(record.order)}
-    )
+    """Return the first line.
+
+    :raises ValueError: if a text of it holds half of a surrogate pair.
+    """
+    head = {"sequence": record.sequence, "created_at": show_time(record.created_at), **dump_order(record.order)}
+    # Not every text of Python's is text to others.
+    return f"{_encode(head)}\n".encode()
 
 
 def parse_record(data: bytes, path: str) -> Record:

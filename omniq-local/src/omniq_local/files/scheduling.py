@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
@@ -28,11 +27,10 @@ def _all(change: Change) -> dict[str, Schedule]:
     folder = change.folder
     if folder.schedules is None:
         found = {}
-        for name in os.listdir(f"{folder.base}/schedules"):
+        for name in folder.tree.names("schedules"):
             path = f"schedules/{name}"
             try:
-                with open(f"{folder.base}/{path}", "rb") as file:
-                    schedule = _load(json.loads(file.read()))
+                schedule = _load(json.loads(folder.tree.read(path)))
             except (ValueError, TypeError, LookupError, AttributeError, OSError, RecursionError) as error:
                 folder.set_aside(path, f"no schedule's file: {error}")
             else:

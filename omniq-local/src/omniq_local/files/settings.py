@@ -8,11 +8,11 @@ from attrs import frozen
 
 from omniq.errors import ConfigurationError
 from omniq.storage import StorageConfig
-from omniq_local.paths import path_meant
+from omniq_local.paths import PRIVATE, file_mode, path_meant
 
 __all__ = ["Settings", "read_settings"]
 
-OPTIONS = ("fsync", "lock_timeout")
+OPTIONS = ("fsync", "lock_timeout", "mode")
 
 
 @frozen(kw_only=True)
@@ -29,6 +29,8 @@ class Settings:
     """Whether each change is flushed to the disk before it is acknowledged."""
     lock_timeout: float = 5.0
     """Seconds to wait for other processes that use the store."""
+    mode: int = PRIVATE
+    """The permissions of files."""
 
 
 def read_settings(config: StorageConfig) -> Settings:
@@ -45,6 +47,7 @@ def read_settings(config: StorageConfig) -> Settings:
         shown=config.redacted or config.location,
         durable=_fsync(config) == "always",
         lock_timeout=_lock_timeout(config),
+        mode=file_mode(config),
     )
 
 

@@ -8,18 +8,18 @@ front of one that it knows.
 
 from __future__ import annotations
 
-import os
 import re
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable, Iterator
 
 from omniq_local.files.names import parse_entry
+from omniq_local.files.tree import Tree
 
 __all__ = ["LIMIT", "LOWEST", "Shelf"]
 
 LIMIT = 1000
 """Files in a sub-folder from which on it is divided."""
-_FOLDER = re.compile(r"0|(?:\d{3}-)?\d{18}-\d{12}")
+_FOLDER = re.compile(r"0|(?:\d{3}-)?\d{18}-\d{12}", re.ASCII)
 LOWEST = "0"
 """The name of the first sub-folder."""
 
@@ -27,18 +27,18 @@ LOWEST = "0"
 class Shelf:
     """The files of one folder, as far as this process knows them. Used under the store's lock.
 
-    :param base: the namespace's folder.
+    :param tree: the namespace's files.
     :param path: the folder, relative to it.
     :param foreign: told of each name that is none of ours: its path.
     """
 
-    def __init__(self, base: str, path: str, foreign: Callable[[str], None]) -> None:
+    def __init__(self, tree: Tree, path: str, foreign: Callable[[str], None]) -> None:
         self.path = path
         self.epoch = 0
         """Changes when a file is put in front of another."""
         self.last = ""
         """The largest key that was ever put here."""
-        self._base = base
+        self._tree = tree
         self._foreign = foreign
         self._folders: list[str] | None = None
         self._fill: dict[str, int] = {}
@@ -52,10 +52,7 @@ class Shelf:
     def folders(self) -> list[str]:
         """Give the names of the sub-folders, in order."""
         if self._folders is None:
-            try:
-                found = os.listdir(f"{self._base}/{self.path}")
-            except FileNotFoundError:
-                found = []
+            found = self._tree.names(self.path)
             folders = {LOWEST}
             for name in found:
                 if _FOLDER.fullmatch(name):
@@ -77,12 +74,8 @@ class Shelf:
     def names(self, folder: str) -> list[str]:
         """Give the names in a sub-folder, in order."""
         place = f"{self.path}/{folder}"
-        try:
-            found = os.listdir(f"{self._base}/{place}")
-        except (FileNotFoundError, NotADirectoryError):
-            return []
         names = []
-        for name in found:
+        for name in self._tree.names(place):
             if parse_entry(name) is None:
                 self._foreign(f"{place}/{name}")
             else:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from itertools import islice
 
 from omniq.task import StoredTask, TaskState
@@ -66,13 +65,12 @@ def _bury(change: Change) -> None:
 
 
 def _workers(change: Change) -> list[tuple[str, int, int]]:
-    base = change.folder.base
+    tree = change.folder.tree
     found = []
-    for name in sorted(os.listdir(f"{base}/workers")):
+    for name in sorted(tree.names("workers")):
         path = f"workers/{name}"
         try:
-            with open(f"{base}/{path}", "rb") as file:
-                worker = json.loads(file.read())
+            worker = json.loads(tree.read(path))
             found.append((worker["worker"], read_time(worker["seen_at"]), read_time(worker["until"])))
         except (ValueError, TypeError, LookupError, OSError, RecursionError) as error:
             change.folder.set_aside(path, f"no worker's file: {error}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import sqlite3
@@ -51,6 +52,18 @@ PREPARING = threading.Lock()
 """Held while a file is prepared, and taken by who forks, so that no child inherits a connection that nobody knows."""
 
 
+def _make_file(settings: Settings) -> None:
+    """Make an empty file, which SQLite takes for a database; what it makes beside it gets the same permissions."""
+    # If there is one, it stays as it is; if none can be made, SQLite says why.
+    with contextlib.suppress(OSError):
+        fd = os.open(settings.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, settings.mode)
+        try:
+            # Whatever the umask says.
+            os.fchmod(fd, settings.mode)
+        finally:
+            os.close(fd)
+
+
 def prepare(settings: Settings, *, create: bool = True) -> None:
     """Create the file and the namespace's tables, or check that they are what we know; many processes may at once.
 
@@ -67,6 +80,8 @@ def prepare(settings: Settings, *, create: bool = True) -> None:
     patience = Patience(settings.busy_timeout)
     try:
         with PREPARING:
+            if create:
+                _make_file(settings)
             connection = patience.spend(lambda: connect(settings, create=create))
             try:
                 if not os.access(settings.path, os.W_OK, effective_ids=os.access in os.supports_effective_ids):

@@ -9,11 +9,11 @@ from attrs import frozen
 
 from omniq.errors import ConfigurationError
 from omniq.storage import StorageConfig
-from omniq_local.paths import path_meant
+from omniq_local.paths import PRIVATE, file_mode, path_meant
 
 __all__ = ["Settings", "read_settings", "table_prefix"]
 
-OPTIONS = ("busy_timeout", "foreign", "synchronous")
+OPTIONS = ("busy_timeout", "foreign", "mode", "synchronous")
 
 _MARKED = re.compile(r"\^(.)")
 _NAMESPACE = re.compile(r"[A-Za-z0-9_-]+")
@@ -35,6 +35,8 @@ class Settings:
     """Seconds to wait for other processes that write to the file."""
     foreign: bool = False
     """Whether tables may be created in a database that belongs to another program."""
+    mode: int = PRIVATE
+    """The permissions of a file that is made."""
 
     @property
     def folder(self) -> str:
@@ -82,6 +84,7 @@ def read_settings(config: StorageConfig) -> Settings:
         synchronous=_choice(config, "synchronous", ("normal", "full")).upper(),
         busy_timeout=_busy_timeout(config),
         foreign=_choice(config, "foreign", ("refuse", "allow")) == "allow",
+        mode=file_mode(config),
     )
 
 
