@@ -7,16 +7,20 @@ import logging
 import subprocess
 import sys
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 
 import pytest
 
+import omniq
 from omniq import ConfigurationError, OmniQError, TaskQueue, hookimpl
 from omniq.plugins import Plugins, default_plugins
 from omniq.storage import Storage, StorageConfig
 from omniq.urls import redact_all
 
 SECRET = "".join(["h", "unter", "2"])  # so that a traceback that shows the code does not show it
+CORE = str(Path(omniq.__file__).parent)
 URLS = [
     f"redis://ada:{SECRET}@127.0.0.1:1/0",
     f"rediss://127.0.0.1:1?password={SECRET}",
@@ -50,6 +54,29 @@ def test_neither_errors_nor_logs_nor_reprs_show_it(url: str, caplog: pytest.LogC
         shown += [str(error), repr(error), "".join(traceback.format_exception(error))]
     shown += [f"{one.getMessage()} {one.args!r}" for one in caplog.records]
     assert [text for text in shown if SECRET in text] == []
+
+
+def frames_of(error: BaseException) -> Iterator[FrameType]:
+    """Yield the frames that a tracker of errors sees, of what led to the error, too."""
+    found: list[BaseException | None] = [error]
+    while found:
+        if (one := found.pop()) is not None:
+            yield from (frame for frame, _ in traceback.walk_tb(one.__traceback__))
+            found += [one.__cause__, one.__context__]
+
+
+@pytest.mark.parametrize(("url", "key"), [*((url, SECRET * 4) for url in URLS), ("memory://", SECRET)])
+def test_no_variable_of_a_frame_of_the_cores_holds_it_nor_a_key(url: str, key: str) -> None:
+    try:
+        with contextlib.closing(TaskQueue(url, signing_key=key)) as queue:
+            queue.stats()
+    except OmniQError as error:
+        ours = [frame for frame in frames_of(error) if frame.f_code.co_filename.startswith(CORE)]
+        assert ours
+        told = [
+            (frame.f_code.co_qualname, name, repr(value)) for frame in ours for name, value in frame.f_locals.items()
+        ]
+        assert [each for each in told if SECRET in each[2]] == []
 
 
 COMMANDS = [

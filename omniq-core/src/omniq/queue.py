@@ -60,6 +60,9 @@ class TaskQueue(Producer):
         ``signing_key``.
     """
 
+    url = ""
+    """Where the tasks are kept, without a password."""
+
     def __init__(
         self,
         url: str | Storage | None = None,
@@ -78,25 +81,33 @@ class TaskQueue(Producer):
         if isinstance(accept, str):
             raise TypeError(f"accept must be a list of names, not the string {accept!r}; write [{accept!r}]")
         check_count(max_payload, "max_payload")
+        try:
+            signer = make_signer(signing_key, os.environ)
+            place = url if isinstance(url, Storage) else parse_url(_chosen_url(url), namespace)
+        except (ConfigurationError, TypeError) as error:
+            raise error.with_traceback(None) from None
+        finally:
+            # Trackers of errors capture the variables of every frame that an error has come through: no password and no
+            # key is to be in one of them.
+            url = signing_key = None
         self.plugins = plugins if plugins is not None else default_plugins()
-        if isinstance(url, Storage):
-            self.url = f"<{type(url).__name__}>"
+        if isinstance(place, Storage):
+            self.url = f"<{type(place).__name__}>"
             self.namespace = ""  # known to the storage alone
-            storage = url
-            private = not url.capabilities & _SHARED
+            storage = place
+            private = not place.capabilities & _SHARED
         else:
-            config = parse_url(_chosen_url(url), namespace)
-            self.url = config.redacted
-            self.namespace = config.namespace
-            storage = self.plugins.open_storage(config)
-            private = config.scheme == "memory"
+            self.url = place.redacted
+            self.namespace = place.namespace
+            storage = self.plugins.open_storage(place)
+            private = place.scheme == "memory"
         accepted = (serializer,) if accept is None else tuple(dict.fromkeys((serializer, *accept)))
         self.codec = Codec(
             self.plugins,
             serializer=serializer,
             accept=accepted,
             max_payload=max_payload,
-            signer=make_signer(signing_key, os.environ),
+            signer=signer,
         )
         self.codec.check_trust(private=private)
         self.options = TaskOptions(
