@@ -129,7 +129,14 @@ async def produce(
 
 
 async def work(
-    storage: Storage, history: History, *, queue: str, lease: float, limit: int = 5, hold: float = 0.0, seed: int = 0
+    storage: Storage,
+    history: History,
+    *,
+    queue: str,
+    lease: float,
+    limit: int = 5,
+    on_request: bool = False,
+    seed: int = 0,
 ) -> None:
     """Claim and finish tasks, and recover those of the dead, until nothing live is left in the queue.
 
@@ -137,7 +144,7 @@ async def work(
 
     :param lease: seconds.
     :param limit: how many to claim at once.
-    :param hold: seconds between the claim and the finish.
+    :param on_request: whether to send no heartbeat but read a line of the standard input before each finish.
     """
     rng = random.Random(seed)
     worker = f"process {os.getpid()}"
@@ -153,8 +160,9 @@ async def work(
             continue
         items = [[task.id, task.delivery] for task in claimed]
         history.write("claimed", items=items)
-        await asyncio.sleep(hold)
-        if not hold:
+        if on_request:
+            await asyncio.to_thread(sys.stdin.readline)
+        else:
             await storage.heartbeat(worker, [Lease(task.id, task.delivery) for task in claimed], lease)
         outcomes = [_outcome(task, rng) for task in claimed]
         history.write("finishing", items=items)
@@ -252,7 +260,7 @@ async def _act(options: argparse.Namespace) -> None:
                 seed=seed,
             )
         elif options.role == "work":
-            await work(storage, history, queue=queue, lease=options.lease, hold=options.hold, seed=seed)
+            await work(storage, history, queue=queue, lease=options.lease, on_request=options.on_request, seed=seed)
         elif options.role == "everything":
             await everything(storage, history, queue=queue, lease=options.lease)
         else:
@@ -273,9 +281,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--batches", type=int, default=0, help="0: until killed")
     parser.add_argument("--size", type=int, default=5)
     parser.add_argument("--pause", type=float, default=0.0)
-    parser.add_argument("--on-request", type=bool, default=False, help="read a line before each batch")
+    parser.add_argument("--on-request", type=bool, default=False, help="read a line before each batch or finish")
     parser.add_argument("--lease", type=float, default=0.4)
-    parser.add_argument("--hold", type=float, default=0.0)
     asyncio.run(_act(parser.parse_args(arguments)))
 
 

@@ -134,13 +134,14 @@ class ProcessContract(Contract):
         store = await stores.open()
         (task_id,) = await add(store)
         with Actors(stores.url, tmp_path) as actors:
-            worker = actors.start("work", lease=0.2, hold=0.5)
+            worker = actors.start("work", lease=0.2, on_request=1)
             await worker.wrote("claimed")
             worker.stop()
             await passed(store, (await record(store, task_id)).lease_until)
             assert [task.id for task in await store.recover(10)] == [task_id]
             (claimed,) = await take(store)
             worker.go_on()
+            worker.go_ahead()
             await worker.wrote("finished")
             assert worker.events("finished")[0]["items"][0][3] is False
             assert await record(store, task_id) == claimed
