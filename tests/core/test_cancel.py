@@ -45,7 +45,7 @@ async def test_a_running_coroutine_is_cancelled_by_an_error_that_it_can_clean_up
             raise
 
     handle = await hold.aenqueue()
-    async with queue.worker(lease=0.3):
+    async with queue.worker(lease=1.5):
         await started.wait()
         assert await handle.acancel() is True
         with pytest.raises(TaskCancelled):
@@ -86,7 +86,7 @@ async def test_a_coroutine_that_swallows_its_cancellation_keeps_its_result(queue
         return "still here"
 
     handle = await stubborn.aenqueue()
-    async with queue.worker(lease=0.3):
+    async with queue.worker(lease=1.5):
         await started.wait()
         await handle.acancel()
         assert await handle.aresult(30) == "done all the same"
@@ -103,7 +103,7 @@ def test_a_thread_that_looks_can_stop_itself(queue: TaskQueue, how: str) -> None
         return "half a result"
 
     handle = poll.enqueue()
-    with working(queue, lease=0.3):
+    with working(queue, lease=1.5):
         wait_until(lambda: handle.task().state is TaskState.RUNNING)
         handle.cancel()
         with pytest.raises(TaskCancelled):
@@ -118,7 +118,7 @@ def test_a_thread_that_never_looks_keeps_its_result(queue: TaskQueue, gate: Gate
         return "done all the same"
 
     handle = busy.enqueue()
-    with working(queue, lease=0.3):
+    with working(queue, lease=1.5):
         wait_until(lambda: gate.arrived == 1)
         handle.cancel()
         gate.open()

@@ -254,7 +254,7 @@ async def test_a_task_is_told_to_stop_through_the_object_that_it_got_at_its_star
         gate.wait()
 
     handle = await hold.aenqueue()
-    async with queue.worker(lease=0.3):
+    async with queue.worker(lease=1.5):
         await await_until(lambda: contexts)
         assert not contexts[0].cancelled
         await handle.acancel()

@@ -170,7 +170,7 @@ async def test_whoever_listens_is_told_of_a_cancelled_task(
         await asyncio.Event().wait()
 
     handle = await hold.aenqueue()
-    async with queue.worker(lease=0.3):
+    async with queue.worker(lease=1.5):
         await await_until(lambda: listener.of("started"))
         await handle.acancel()
         await await_until(lambda: listener.of("cancelled"))

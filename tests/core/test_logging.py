@@ -56,7 +56,7 @@ async def test_a_cancelled_task_is_told_of(make_queue: MakeQueue, caplog: pytest
         await asyncio.Event().wait()
 
     handle = await hold.aenqueue()
-    async with queue.worker(lease=0.3):
+    async with queue.worker(lease=1.5):
         await started.wait()
         await handle.acancel()
         await await_until(lambda: about(caplog, handle.id))

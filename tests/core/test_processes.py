@@ -110,7 +110,7 @@ def test_a_cancellation_kills_the_task_and_its_progress_was_seen(tmp_path: Path)
             await handle.aresult(TIME)
         await await_until(lambda: is_gone(int(marker.read_text())), TIME, "the process is gone")
 
-    working(scenario, processes=1, lease=0.6)
+    working(scenario, processes=1, lease=2)
 
 
 def test_a_worker_that_must_stop_kills_the_task_and_puts_it_back(tmp_path: Path) -> None:
@@ -210,7 +210,7 @@ def test_of_many_that_are_handed_over_at_once_one_ends_alone(fate: str, batches:
         assert {(await handle.atask()).attempt for handle in handles} == {1}
         assert max(batches) > 1
 
-    working(scenario, processes=1, lease=0.6)
+    working(scenario, processes=1, lease=2)
 
 
 def test_tasks_behind_one_that_takes_unexpectedly_long_run_in_another_process(
@@ -296,7 +296,7 @@ def test_what_a_task_has_started_ends_with_it_when_it_is_killed(how: str, tmp_pa
         await await_until(lambda: is_gone(int(marker.read_text())), TIME, "what the task has started is gone")
         await handle.acancel()
 
-    working(scenario, processes=1, lease=0.6, grace=0.0)
+    working(scenario, processes=1, lease=2, grace=0.0)
 
 
 def test_a_plugin_that_was_registered_by_hand_reaches_the_processes() -> None:

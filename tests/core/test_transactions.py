@@ -596,7 +596,7 @@ def test_a_task_that_goes_on_after_its_commit_is_left_alone_and_frees_its_unique
             wait_until(lambda before=before: shop.queue.workers() != before)  # type: ignore[misc]  # a default is no capture
 
     task = declare(shop, "thread", work, unique="key")
-    with caplog.at_level(logging.INFO, "omniq"), working(shop.queue, lease=0.3):
+    with caplog.at_level(logging.INFO, "omniq"), working(shop.queue, lease=1.5):
         handle = task.enqueue()
         assert handle.result(30) == "done"
         beats_pass(4)
