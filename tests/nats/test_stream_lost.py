@@ -49,7 +49,7 @@ async def test_processes_go_on_with_another_stream_and_lose_nothing_that_comes_a
     lose: Callable[[str, NatsStorage], Awaitable[None]],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    url = fresh(nats_server.url)
+    url = fresh(nats_server.url, timeout="20")
     async with opened(url) as producer, opened(url) as worker:
         before = [task(), task(), task(priority=5)]
         for one in before:
