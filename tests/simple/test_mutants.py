@@ -172,19 +172,23 @@ MUTANTS = """
 
     class TestShortNames(Mutant):
         def mutate(self, patch):
-            stored = transitions._stored
-            patch(transitions, "_stored", lambda new, now: transitions._changed(stored(new, now), name=new.name[:255]))
+            stored = transitions.stored_task
+
+            def cut(new, now):
+                return transitions._changed(stored(new, now), name=new.name[:255])
+
+            patch(transitions, "stored_task", cut)
 
 
     class TestOldErrors(Mutant):
         def mutate(self, patch):
-            answered = transitions._answered
+            answered = transitions.answered_task
 
             def keep(task, outcome, now):
                 new = answered(task, outcome, now)
                 return new if new.error else transitions._changed(new, error=task.error)
 
-            patch(transitions, "_answered", keep)
+            patch(transitions, "answered_task", keep)
     """
 
 CAUGHT_BY = {

@@ -1,363 +1,338 @@
-"""What can be done to a memory store. Whoever uses a :class:`Store` holds :data:`LOCK`."""
+"""The primitives of a memory store, over which :mod:`omniq.storage.transitions` does the verbs; and what is read of it.
+
+Whoever uses a :class:`Store` holds :data:`LOCK`, and calls :meth:`Store.begin` first.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+import os
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime
+from weakref import WeakSet
 
 from omniq.schedule import Schedule
-from omniq.storage import Enqueued, Lease, LeaseState, QueueStats, StoredWorker, TaskPage, TaskQuery
-from omniq.task import (
-    Cancelled,
-    Failed,
-    NewTask,
-    Outcome,
-    Progress,
-    Released,
-    Retry,
-    StoredTask,
-    Succeeded,
-    TaskError,
-    TaskState,
-    When,
-)
-from omniq_local._memory_records import Line, Record
-from omniq_local._memory_schedules import Schedules
-from omniq_local._memory_transitions import LOCK, Transitions, later
+from omniq.storage import Enqueued, QueueStats, StoredWorker, TaskPage, TaskQuery
+from omniq.storage.transitions import answered_task, later, promoted_task, stored_task
+from omniq.task import NewTask, Outcome, StoredTask, TaskState
+from omniq_local._memory_records import Index, Line, Record, Register
+from omniq_local._memory_waiting import Waiters
 
 __all__ = ["LOCK", "Store"]
 
+LOCK = threading.Lock()
+"""One for all memory stores of the process: under it a fork finds every store whole."""
+
 READY, SCHEDULED, RUNNING = TaskState.READY, TaskState.SCHEDULED, TaskState.RUNNING
-SUCCEEDED, FAILED, CANCELLED = TaskState.SUCCEEDED, TaskState.FAILED, TaskState.CANCELLED
 
 
-class Store(Transitions):
-    """All tasks and schedules of one memory store.
+class Store:
+    """All tasks and schedules of one memory store, and the primitives of a transaction on it.
 
-    :param clock: gives the time in seconds since the epoch.
+    :param clock: returns the time in seconds since the epoch.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
-        super().__init__(clock)
-        self.schedules = Schedules()
+        self.clock = clock
+        self.waiters = Waiters()
+        self._records = Register()
+        self._lines: dict[str, Line] = {}
+        self._paused: set[str] = set()
+        self._unique: dict[str, str] = {}
+        self._leases = Index()
+        self._expiring = Index()
+        self._kept = Index()
+        """The tasks that have ended, by the time at which their results are over."""
         self._workers: dict[str, tuple[datetime, datetime, str | None]] = {}
+        self._schedules: dict[str, Schedule] = {}
+        self._revision_floor = 0
+        self.begin()
+        _stores.add(self)
 
-    # From producer to worker and back
+    def begin(self) -> Store:
+        """Look at the clock, for one transaction."""
+        self.now = datetime.fromtimestamp(self.clock(), UTC)
+        return self
+
+    # Where a task stands: in one state, one count and one order
+
+    def _enter(self, record: Record) -> None:
+        task = record.task
+        state, queue = task.state, task.queue
+        line = self._lines.get(queue)
+        if line is None:
+            line = self._lines[queue] = Line()
+        line.counts[state] += 1
+        if state is READY:
+            index = line.ready.get(task.priority)
+            if index is None:
+                index = line.ready[task.priority] = Index()
+            index.put(record, task.run_at)
+            self.waiters.wake_for_work(queue, self.now)
+        elif state is SCHEDULED:
+            line.scheduled.put(record, task.run_at)
+            self.waiters.wake_for_work(queue, task.run_at)
+        elif state is RUNNING:
+            assert task.lease_until is not None
+            self._leases.put(record, task.lease_until)
+            return
+        else:
+            assert task.finished_at is not None
+            self._kept.put(record, later(task.finished_at, task.result_ttl))
+            self._free_key(task)
+            self.waiters.wake_for_end(task.id)
+            return
+        if task.unique is not None:
+            self._unique[task.unique] = task.id
+        if task.expires_at is not None:
+            self._expiring.put(record, task.expires_at)
+
+    def _leave(self, record: Record) -> None:
+        task = record.task
+        state = task.state
+        line = self._lines[task.queue]
+        line.counts[state] -= 1
+        if state is RUNNING:
+            self._leases.discard(record)
+            return
+        if state is READY:
+            index = line.ready.get(task.priority)
+            if index is not None:
+                index.discard(record)
+                if not index:
+                    del line.ready[task.priority]
+        elif state is SCHEDULED:
+            line.scheduled.discard(record)
+        else:
+            self._kept.discard(record)
+            return
+        if task.expires_at is not None:
+            self._expiring.discard(record)
+
+    def _move(self, record: Record, task: StoredTask) -> None:
+        self._leave(record)
+        record.task = task
+        self._enter(record)
+
+    def _free_key(self, task: StoredTask) -> None:
+        if task.unique is not None and self._unique.get(task.unique) == task.id:
+            del self._unique[task.unique]
+
+    def _forget_if_empty(self, queue: str) -> None:
+        line = self._lines.get(queue)
+        if line is not None and not any(line.counts.values()):
+            del self._lines[queue]
+
+    def _promote(self, line: Line, limit: int) -> None:
+        self.save([promoted_task(record.task) for record in line.scheduled.take(limit, self.now)])
+
+    # The primitives, see omniq.storage.transitions.Transaction
+
+    def load(self, ids: Iterable[str]) -> dict[str, StoredTask]:
+        records = self._records.by_id
+        return {task_id: records[task_id].task for task_id in ids if task_id in records}
+
+    def insert(self, tasks: Sequence[StoredTask]) -> None:
+        for task in tasks:
+            self._enter(self._records.add(task))
+
+    def save(self, tasks: Sequence[StoredTask]) -> None:
+        for task in tasks:
+            self._move(self._records.by_id[task.id], task)
+
+    def remove(self, ids: Sequence[str]) -> None:
+        for task_id in ids:
+            self._remove(self._records.by_id[task_id])
+
+    def _remove(self, record: Record) -> None:
+        self._leave(record)
+        self._records.remove(record)
+        self._free_key(record.task)
+        self.waiters.wake_for_end(record.task.id)
+        self._forget_if_empty(record.task.queue)
+
+    def holders(self, keys: Iterable[str]) -> dict[str, str]:
+        return {key: self._unique[key] for key in keys if key in self._unique}
+
+    def paused(self) -> set[str]:
+        return self._paused
+
+    def promote(self, queue: str, limit: int) -> None:
+        if queue in self._lines:
+            self._promote(self._lines[queue], limit)
+
+    def ready(self, queue: str, limit: int) -> list[StoredTask]:
+        found: list[StoredTask] = []
+        ready = self._lines[queue].ready if queue in self._lines else {}
+        for priority in sorted(ready, reverse=True):
+            found += [record.task for record in ready[priority].take(limit - len(found))]
+            if len(found) == limit:
+                break
+        return found
+
+    def lapsed(self, limit: int) -> list[StoredTask]:
+        return [record.task for record in self._leases.take(limit, self.now)]
+
+    def expired(self, limit: int) -> list[StoredTask]:
+        return [record.task for record in self._expiring.take(limit, self.now)]
+
+    def seen(self, worker: str, lease: float, about: str | None) -> None:
+        if lease <= 0:
+            self._workers.pop(worker, None)
+            return
+        if about is None and worker in self._workers:
+            about = self._workers[worker][2]
+        self._workers[worker] = self.now, later(self.now, lease), about
+
+    def schedule(self, schedule_id: str) -> Schedule | None:
+        return self._schedules.get(schedule_id)
+
+    def store_schedule(self, schedule: Schedule) -> None:
+        self._schedules[schedule.id] = schedule
+        if schedule.next_run is not None and not schedule.paused:
+            self.waiters.wake_for_schedule(schedule.next_run)
+
+    def remove_schedule(self, schedule_id: str) -> None:
+        del self._schedules[schedule_id]
+
+    def revision_floor(self) -> int:
+        return self._revision_floor
+
+    def raise_revision_floor(self, revision: int) -> None:
+        self._revision_floor = revision
+
+    # Two verbs as they are in transitions, without looking up each task for each primitive
 
     def enqueue(self, tasks: Sequence[NewTask]) -> list[Enqueued]:
-        now = self.now()
+        if len(tasks) == 1:
+            return [self._add(stored_task(tasks[0], self.now))]
         # All are read before the first is stored: one that cannot be read leaves nothing behind.
-        return [self._add(record, now) for record in self._records_of(tasks, now)]
+        return [self._add(task) for task in [stored_task(new, self.now) for new in tasks]]
 
-    def _records_of(self, tasks: Iterable[NewTask], now: datetime) -> list[Record]:
-        return [
-            Record(
-                order=task,
-                created_at=now,
-                # Nothing is ready before it is there: a time in the past gives no place ahead of others.
-                run_at=now if task.run_at is None else max(_moment(task.run_at, now), now),
-                expires_at=None if task.expires is None else _moment(task.expires, now),
-            )
-            for task in tasks
-        ]
-
-    def _add(self, record: Record, now: datetime) -> Enqueued:
-        order = record.order
-        if self.records.get(order.id) is not None:
-            return Enqueued(order.id, False)
-        if order.unique is not None:
-            holder = self.unique.setdefault(order.unique, order.id)
-            if holder != order.id:
-                return Enqueued(holder, False)
-        self.records.add(record)
-        self.enter(record, SCHEDULED if record.run_at > now else READY, now)
-        return Enqueued(order.id, True)
-
-    def claim(self, demand: Mapping[str, int], worker: str, lease: float, limit: int | None) -> list[StoredTask]:
-        now = self.now()
-        until = later(now, lease)
-        claimed: list[StoredTask] = []
-        for queue, wanted in demand.items():
-            line = self.lines.get(queue)
-            if line is None or line.paused:
-                continue
-            self.promote(line, now)
-            room = wanted if limit is None else min(wanted, limit - len(claimed))
-            for record in self._take(line, room, now):
-                record.attempt += 1
-                record.delivery += 1
-                record.worker = worker
-                record.started_at = now
-                record.lease_until = until
-                record.progress = None
-                self.move(record, RUNNING, now)
-                claimed.append(record.task())
-        return claimed
-
-    def _take(self, line: Line, limit: int, now: datetime) -> Iterator[Record]:
-        for priority in sorted(line.ready, reverse=True):
-            index = line.ready[priority]
-            while limit > 0 and (entry := index.first()):
-                record = entry[1]
-                if record.expires_at is not None and record.expires_at <= now:
-                    self.move(record, CANCELLED, now)
-                    continue
-                limit -= 1
-                yield record
-            if not index:
-                del line.ready[priority]
-
-    def _held(self, task_id: str, delivery: int) -> Record | None:
-        record = self.records.get(task_id)
-        if record is None or record.state is not RUNNING or record.delivery != delivery:
-            return None
-        return record
+    def _add(self, task: StoredTask) -> Enqueued:
+        if task.id in self._records.by_id:
+            return Enqueued(task.id, False)
+        if task.unique is not None and (holder := self._unique.get(task.unique)) is not None:
+            return Enqueued(holder, False)
+        self._enter(self._records.add(task))
+        return Enqueued(task.id, True)
 
     def finish(self, outcomes: Sequence[Outcome]) -> list[bool]:
-        now = self.now()
-        return [self._finish(outcome, now) for outcome in outcomes]
+        return [self._finish(outcome) for outcome in outcomes]
 
-    def _finish(self, outcome: Outcome, now: datetime) -> bool:
-        record = self._held(outcome.id, outcome.delivery)
-        if record is None:
+    def _finish(self, outcome: Outcome) -> bool:
+        record = self._records.by_id.get(outcome.id)
+        if record is None or record.task.state is not RUNNING or record.task.delivery != outcome.delivery:
             return False
-        match outcome:
-            case Succeeded():
-                record.result = outcome.result
-                record.error = None
-                self.move(record, SUCCEEDED, now)
-            case Failed():
-                record.error = outcome.error
-                self.move(record, FAILED, now)
-            case Cancelled():
-                self.move(record, CANCELLED, now)
-            case Retry():
-                record.error = outcome.error
-                self._give_back(record, now, later(now, outcome.delay))
-            case Released():
-                record.attempt -= 1
-                record.error = outcome.error or record.error
-                self._give_back(record, now, later(now, outcome.delay) if outcome.delay else record.run_at)
-            case _:
-                raise TypeError(f"not an outcome that a store knows: {outcome!r}")
+        self._move(record, answered_task(record.task, outcome, self.now))
         return True
-
-    def _give_back(self, record: Record, now: datetime, run_at: datetime) -> None:
-        if record.cancel_requested:
-            self.move(record, CANCELLED, now)
-            return
-        record.run_at = run_at
-        self.move(record, SCHEDULED if run_at > now else READY, now)
-
-    # Leases
-
-    def heartbeat(self, worker: str, leases: Sequence[Lease], lease: float, about: str | None) -> list[LeaseState]:
-        now = self.now()
-        until = later(now, lease)
-        if lease > 0:
-            if about is None and worker in self._workers:
-                about = self._workers[worker][2]
-            self._workers[worker] = now, until, about
-        else:
-            self._workers.pop(worker, None)
-        return [self._extend(held, until) for held in leases]
-
-    def _extend(self, lease: Lease, until: datetime) -> LeaseState:
-        record = self._held(lease.id, lease.delivery)
-        if record is None:
-            return LeaseState.LOST
-        record.lease_until = until
-        self.leases.put(record, until)
-        return LeaseState.CANCEL_REQUESTED if record.cancel_requested else LeaseState.HELD
-
-    def workers(self) -> list[StoredWorker]:
-        now = self.now()
-        running: dict[str | None, list[str]] = {}
-        for record in self.leases:
-            running.setdefault(record.worker, []).append(record.order.id)
-        return [
-            StoredWorker(id=worker, seen_at=seen_at, running=tuple(running.get(worker, ())), about=about)
-            for worker, (seen_at, until, about) in sorted(self._workers.items(), key=lambda known: known[0])
-            if until > now
-        ]
-
-    def recover(self, limit: int) -> list[StoredTask]:
-        now = self.now()
-        lost: list[Record] = []
-        while len(lost) < limit and (record := self.leases.due(now)):
-            self._take_back(record, now)
-            lost.append(record)
-        for _ in range(limit - len(lost)):
-            expired = self.expiring.due(now)
-            if expired is None:
-                break
-            self.move(expired, CANCELLED, now)
-        return [record.task() for record in lost]
-
-    def _take_back(self, record: Record, now: datetime) -> None:
-        if record.cancel_requested:
-            self.move(record, CANCELLED, now)
-        elif record.attempt <= record.order.max_retries:
-            self.move(record, READY, now)
-        else:
-            record.error = TaskError(
-                type="WorkerLost",
-                message=f"worker {record.worker} died or lost its lease in attempt {record.attempt}, the last one",
-            )
-            self.move(record, FAILED, now)
 
     # Reading
 
     def get(self, ids: Sequence[str]) -> list[StoredTask | None]:
-        found = (self.records.get(task_id) for task_id in ids)
-        return [None if record is None else record.task() for record in found]
+        found = self.load(ids)
+        return [found.get(task_id) for task_id in ids]
 
     def page(self, query: TaskQuery, before: int | None) -> TaskPage[StoredTask]:
         found: list[Record] = []
-        for record in self.records.latest(before):
+        for record in self._records.latest(before):
             if not record.matches(query):
                 continue
             if len(found) == query.limit:
-                return TaskPage(tuple(r.task() for r in found), str(found[-1].sequence))
+                return TaskPage(tuple(r.task for r in found), str(found[-1].sequence))
             found.append(record)
-        return TaskPage(tuple(record.task() for record in found), None)
+        return TaskPage(tuple(record.task for record in found), None)
 
     def stats(self) -> list[QueueStats]:
-        now = self.now()
         stats = []
-        for queue, line in sorted(self.lines.items()):
-            self.promote(line, now)
+        for queue in sorted(self._paused | self._lines.keys()):
+            line = self._lines.get(queue) or Line()
+            self._promote(line, sum(line.counts.values()))
             oldest = line.oldest()
-            if line.paused or any(line.counts.values()):
-                waited = None if oldest is None else max(0.0, (now - oldest).total_seconds())
-                counts = dict(line.counts)
-                stats.append(QueueStats(queue=queue, counts=counts, paused=line.paused, oldest_ready=waited))
+            waited = None if oldest is None else max(0.0, (self.now - oldest).total_seconds())
+            paused = queue in self._paused
+            stats.append(QueueStats(queue=queue, counts=dict(line.counts), paused=paused, oldest_ready=waited))
         return stats
 
-    def ended(self, ids: Iterable[str]) -> set[str]:
-        return {task_id for task_id in ids if (record := self.records.get(task_id)) is None or record.finished_at}
+    def workers(self) -> list[StoredWorker]:
+        running: dict[str | None, list[str]] = {}
+        for record in self._leases:
+            running.setdefault(record.task.worker, []).append(record.task.id)
+        return [
+            StoredWorker(id=worker, seen_at=seen_at, running=tuple(running.get(worker, ())), about=about)
+            for worker, (seen_at, until, about) in sorted(self._workers.items(), key=lambda known: known[0])
+            if until > self.now
+        ]
 
-    # Control
+    def schedules(self, ids: Sequence[str] | None) -> list[Schedule]:
+        wanted = sorted(self._schedules) if ids is None else ids
+        return [self._schedules[schedule_id] for schedule_id in wanted if schedule_id in self._schedules]
 
-    def cancel(self, task_id: str) -> bool:
-        record = self.records.get(task_id)
-        if record is None or record.finished_at:
-            return False
-        if record.state is RUNNING:
-            record.cancel_requested = True
-        else:
-            self.move(record, CANCELLED, self.now())
-        return True
+    def due(self, limit: int) -> list[Schedule]:
+        due = sorted((at, schedule.id) for at, schedule in self._planned() if at <= self.now)
+        return [self._schedules[schedule_id] for _, schedule_id in due[:limit]]
 
-    def retry(self, task_id: str) -> bool:
-        record = self.records.get(task_id)
-        if record is None or record.state not in (FAILED, CANCELLED):
-            return False
-        key = record.order.unique
-        if key is not None and self.unique.setdefault(key, task_id) != task_id:
-            return False
-        now = self.now()
-        if record.expires_at is not None and record.expires_at <= now:
-            record.expires_at = None
-        record.attempt = 0
-        record.run_at = now
-        record.finished_at = None
-        record.cancel_requested = False
-        self.move(record, READY, now)
-        return True
+    def _planned(self) -> list[tuple[datetime, Schedule]]:
+        return [(one.next_run, one) for one in self._schedules.values() if one.next_run is not None and not one.paused]
 
-    def delete(self, task_id: str) -> bool:
-        record = self.records.get(task_id)
-        if record is None or record.state is RUNNING:
-            return False
-        self._remove(record)
-        return True
-
-    def _remove(self, record: Record) -> None:
-        self.leave(record)
-        self.records.remove(record)
-        self.free_key(record)
-        self.waiters.wake_for_end(record.order.id)
-        self._forget_if_empty(record.order.queue)
-
-    def _forget_if_empty(self, queue: str) -> None:
-        line = self.lines[queue]
-        if not line.paused and not any(line.counts.values()):
-            del self.lines[queue]
+    # What is done in bulk
 
     def purge(self, queue: str, state: TaskState | None) -> int:
-        if queue in self.lines:
-            self.promote(self.lines[queue], self.now())
+        if queue in self._lines:
+            self._promote(self._lines[queue], sum(self._lines[queue].counts.values()))
         query = TaskQuery(queue=queue, state=state)
-        doomed = [r for r in self.records.latest() if r.state is not RUNNING and r.matches(query)]
+        doomed = [r for r in self._records.latest() if r.task.state is not RUNNING and r.matches(query)]
         for record in doomed:
             self._remove(record)
         return len(doomed)
 
+    def prune(self, limit: int) -> int:
+        self._workers = {worker: seen for worker, seen in self._workers.items() if seen[1] > self.now}
+        over = self._kept.take(limit, self.now)
+        for record in over:
+            self._remove(record)
+        return len(over)
+
     def pause(self, queue: str) -> bool:
-        line = self.line(queue)
-        changed = not line.paused
-        line.paused = True
+        changed = queue not in self._paused
+        self._paused.add(queue)
         return changed
 
     def resume(self, queue: str) -> bool:
-        line = self.lines.get(queue)
-        if line is None or not line.paused:
+        if queue not in self._paused:
             return False
-        line.paused = False
-        self.waiters.wake_for_work(queue, self.now())
-        self._forget_if_empty(queue)
+        self._paused.remove(queue)
+        self.waiters.wake_for_work(queue, self.now)
         return True
-
-    def set_progress(self, updates: Mapping[Lease, Progress]) -> None:
-        for lease, progress in updates.items():
-            record = self._held(lease.id, lease.delivery)
-            if record is not None:
-                record.progress = progress
-
-    # Schedules
-
-    def put_schedule(self, schedule: Schedule, expected_revision: int | None) -> Schedule | None:
-        if expected_revision is not None and expected_revision != self.schedules.revision(schedule.id):
-            return None
-        kept = self.schedules.put(schedule)
-        if kept.next_run is not None and not kept.paused:
-            self.waiters.wake_for_schedule(kept.next_run)
-        return kept
-
-    def fire(self, schedule: Schedule, tasks: Sequence[NewTask]) -> list[Enqueued] | None:
-        # A schedule that is gone has revision 0, which no stored one ever had.
-        revision = self.schedules.revision(schedule.id)
-        if revision == 0 or revision != schedule.revision:
-            return None
-        enqueued = self.enqueue(tasks)
-        self.put_schedule(schedule, None)
-        return enqueued
-
-    # Upkeep
-
-    def prune(self, limit: int) -> int:
-        now = self.now()
-        self._workers = {worker: seen for worker, seen in self._workers.items() if seen[1] > now}
-        removed = 0
-        while removed < limit and (record := self.kept.due(now)):
-            self._remove(record)
-            removed += 1
-        return removed
 
     # Waiting
 
+    def ended(self, ids: Iterable[str]) -> set[str]:
+        """Return those of some tasks that have ended, or are not there."""
+        found = self.load(ids)
+        return {task_id for task_id in ids if task_id not in found or found[task_id].state.is_final}
+
     def next_work(self, queues: Iterable[str]) -> datetime | None:
-        """Give the time at which a task will be claimable in one of the queues; None: there is no such task."""
-        times = []
-        for queue in queues:
-            line = self.lines.get(queue)
-            if line is None or line.paused:
-                continue
-            scheduled = line.scheduled.first()
-            times += [at for at in (line.oldest(), scheduled and scheduled[0]) if at is not None]
+        """Return the time at which a task will be claimable in one of the queues; None: there is no such task."""
+        lines = [self._lines[queue] for queue in queues if queue in self._lines and queue not in self._paused]
+        times = [at for line in lines for at in (line.oldest(), line.scheduled.first()) if at is not None]
         return min(times, default=None)
 
+    def outlook(self) -> tuple[bool, datetime | None]:
+        """Return whether a schedule is due, and when the next of the others will be; None: never."""
+        times = [at for at, _ in self._planned()]
+        return any(at <= self.now for at in times), min((at for at in times if at > self.now), default=None)
 
-def _moment(when: When, now: datetime) -> datetime:
-    return later(now, when.total_seconds()) if isinstance(when, timedelta) else when.astimezone(UTC)
+
+_stores: WeakSet[Store] = WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    # Whoever waited does so in the parent, on event loops that do not run here.
+    for store in _stores:
+        store.waiters.clear()
+    LOCK.release()
+
+
+# Held across the fork, so that no other thread is in the middle of a change when the child gets its copy.
+os.register_at_fork(before=LOCK.acquire, after_in_parent=LOCK.release, after_in_child=_after_fork_in_child)

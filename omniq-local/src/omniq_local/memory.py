@@ -30,6 +30,7 @@ from omniq.storage import (
     StoredWorker,
     TaskPage,
     TaskQuery,
+    transitions,
 )
 from omniq.task import NewTask, Outcome, Progress, StoredTask, TaskState
 from omniq.transactions import CallerTransaction
@@ -106,11 +107,11 @@ class MemoryStorage(Storage):
     def _opened(self) -> Store:
         if not self._is_open:
             raise StorageUnavailable(f"{self._config.redacted} is not open: call open() first")
-        return self._store
+        return self._store.begin()
 
     async def now(self) -> datetime:
         with LOCK:
-            return self._opened().now()
+            return self._opened().now
 
     # From producer to worker and back
 
@@ -120,7 +121,7 @@ class MemoryStorage(Storage):
 
     def enqueue_blocking(self, tasks: Sequence[NewTask]) -> list[Enqueued] | None:
         with LOCK:
-            return self._store.enqueue(tasks) if self._is_open else None
+            return self._store.begin().enqueue(tasks) if self._is_open else None
 
     def join(self, connection: object) -> CallerTransaction:
         return _AtOnce(self._store) if self._any_connection else super().join(connection)
@@ -129,7 +130,7 @@ class MemoryStorage(Storage):
         self, demand: Mapping[str, int], *, worker: str, lease: float, limit: int | None = None
     ) -> list[StoredTask]:
         with LOCK:
-            return self._opened().claim(demand, worker, lease, limit)
+            return transitions.claim(self._opened(), demand, worker, lease, limit)
 
     async def finish(self, outcomes: Sequence[Outcome]) -> list[bool]:
         with LOCK:
@@ -139,11 +140,11 @@ class MemoryStorage(Storage):
         self, worker: str, leases: Sequence[Lease], lease: float, about: str | None = None
     ) -> list[LeaseState]:
         with LOCK:
-            return self._opened().heartbeat(worker, leases, lease, about)
+            return transitions.heartbeat(self._opened(), worker, leases, lease, about)
 
     async def recover(self, limit: int) -> list[StoredTask]:
         with LOCK:
-            return self._opened().recover(limit)
+            return transitions.recover(self._opened(), limit)
 
     # Waiting
 
@@ -151,9 +152,8 @@ class MemoryStorage(Storage):
         waiter = Waiter(frozenset(queues))
         with LOCK:
             store = self._opened()
-            now = store.now()
-            work = store.next_work(queues)
-            is_overdue, run = store.schedules.outlook(now)
+            now, work = store.now, store.next_work(queues)
+            is_overdue, run = store.outlook()
             if work is not None and work <= now:
                 return
             if is_overdue:
@@ -215,18 +215,15 @@ class MemoryStorage(Storage):
 
     async def cancel(self, ids: Sequence[str]) -> list[bool]:
         with LOCK:
-            store = self._opened()
-            return [store.cancel(task_id) for task_id in ids]
+            return transitions.cancel(self._opened(), ids)
 
     async def retry(self, ids: Sequence[str]) -> list[bool]:
         with LOCK:
-            store = self._opened()
-            return [store.retry(task_id) for task_id in ids]
+            return transitions.retry(self._opened(), ids)
 
     async def delete(self, ids: Sequence[str]) -> list[bool]:
         with LOCK:
-            store = self._opened()
-            return [store.delete(task_id) for task_id in ids]
+            return transitions.delete(self._opened(), ids)
 
     async def purge(self, queue: str, state: TaskState | None = None) -> int:
         with LOCK:
@@ -242,30 +239,29 @@ class MemoryStorage(Storage):
 
     async def set_progress(self, updates: Mapping[Lease, Progress]) -> None:
         with LOCK:
-            self._opened().set_progress(updates)
+            transitions.set_progress(self._opened(), updates)
 
     # Schedules
 
     async def put_schedule(self, schedule: Schedule, expected_revision: int | None = None) -> Schedule | None:
         with LOCK:
-            return self._opened().put_schedule(schedule, expected_revision)
+            return transitions.put_schedule(self._opened(), schedule, expected_revision)
 
     async def get_schedules(self, ids: Sequence[str] | None = None) -> list[Schedule]:
         with LOCK:
-            return self._opened().schedules.get(ids)
+            return self._opened().schedules(ids)
 
     async def delete_schedule(self, schedule_id: str) -> bool:
         with LOCK:
-            return self._opened().schedules.delete(schedule_id)
+            return transitions.delete_schedule(self._opened(), schedule_id)
 
     async def due_schedules(self, limit: int) -> list[Schedule]:
         with LOCK:
-            store = self._opened()
-            return store.schedules.due(store.now(), limit)
+            return self._opened().due(limit)
 
     async def fire(self, schedule: Schedule, tasks: Sequence[NewTask]) -> list[Enqueued] | None:
         with LOCK:
-            return self._opened().fire(schedule, tasks)
+            return transitions.fire(self._opened(), schedule, tasks)
 
     # Upkeep
 
@@ -297,14 +293,14 @@ class _AtOnce(CallerTransaction):
 
     def enqueue(self, tasks: Sequence[NewTask]) -> list[Enqueued]:
         with LOCK:
-            return self._store.enqueue(tasks)
+            return self._store.begin().enqueue(tasks)
 
     async def aenqueue(self, tasks: Sequence[NewTask]) -> list[Enqueued]:
         return self.enqueue(tasks)
 
     def finish(self, outcome: Outcome) -> bool:
         with LOCK:
-            return self._store.finish([outcome])[0]
+            return self._store.begin().finish([outcome])[0]
 
     async def afinish(self, outcome: Outcome) -> bool:
         return self.finish(outcome)

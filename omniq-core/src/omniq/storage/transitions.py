@@ -32,7 +32,7 @@ from omniq.task import (
     When,
 )
 
-__all__ = ["LATEST", "Transaction", "later"]
+__all__ = ["LATEST", "Transaction", "answered_task", "claimed_task", "later", "promoted_task", "stored_task"]
 
 LATEST = datetime.max.replace(tzinfo=UTC)
 """The last point in time that a datetime can name; what would come after it comes then."""
@@ -131,30 +131,35 @@ def _point(when: When, now: datetime) -> datetime:
     return later(now, when) if isinstance(when, timedelta) else when.astimezone(UTC)
 
 
-def _stored(new: NewTask, now: datetime) -> StoredTask:
+def stored_task(new: NewTask, now: datetime) -> StoredTask:
+    """Return a new task as it is stored."""
     run_at = now if new.run_at is None else max(now, _point(new.run_at, now))
-    return StoredTask(
-        id=new.id,
-        queue=new.queue,
-        name=new.name,
-        body=new.body,
-        priority=new.priority,
-        max_retries=new.max_retries,
-        state=TaskState.SCHEDULED if run_at > now else TaskState.READY,
-        created_at=now,
-        run_at=run_at,
-        expires_at=None if new.expires is None else _point(new.expires, now),
-        unique=new.unique,
-        tags=new.tags,
-        result_ttl=new.result_ttl,
-    )
+    # Every other field of an order is one of the record, by the same name.
+    values = _AT_FIRST | vars(new)
+    expires = values.pop("expires")
+    values["state"] = TaskState.SCHEDULED if run_at > now else TaskState.READY
+    values["created_at"], values["run_at"] = now, run_at
+    values["expires_at"] = None if expires is None else _point(expires, now)
+    return _made(values)
+
+
+_AT_FIRST = vars(StoredTask(id="", queue="", name="", body=b"", created_at=LATEST, run_at=LATEST))
+
+
+def _made(values: dict[str, object]) -> StoredTask:
+    # As the constructor, which takes two dozen values one by one: three times as long, for each step of each task.
+    task = object.__new__(StoredTask)
+    object.__setattr__(task, "__dict__", values)
+    return task
 
 
 def _changed(task: StoredTask, **changes: object) -> StoredTask:
-    # As attrs.evolve, which runs the constructor with two dozen values, for the verbs that do it for every task.
-    new = object.__new__(StoredTask)
-    vars(new).update(vars(task), **changes)
-    return new
+    return _made(vars(task) | changes)
+
+
+def promoted_task(task: StoredTask) -> StoredTask:
+    """Return a scheduled task whose time has come as a ready one."""
+    return _changed(task, state=TaskState.READY)
 
 
 def _ended(task: StoredTask, state: TaskState, now: datetime, **changes: object) -> StoredTask:
@@ -166,7 +171,8 @@ def _waiting(task: StoredTask, now: datetime, delay: float, **changes: object) -
     return _changed(task, **{"state": state, "lease_until": None, "run_at": later(now, delay), **changes})
 
 
-def _answered(task: StoredTask, outcome: Outcome, now: datetime) -> StoredTask:
+def answered_task(task: StoredTask, outcome: Outcome, now: datetime) -> StoredTask:
+    """Return a running task as it stands after an outcome that is accepted."""
     match outcome:
         case Succeeded():
             return _ended(task, TaskState.SUCCEEDED, now, result_payload=outcome.result, error=None)
@@ -216,7 +222,7 @@ def enqueue(tx: Transaction, tasks: Sequence[NewTask]) -> list[Enqueued]:
             known.add(task.id)
             if task.unique is not None:
                 holders[task.unique] = task.id
-            new.append(_stored(task, tx.now))
+            new.append(stored_task(task, tx.now))
             answers.append(Enqueued(task.id, True))
     tx.insert(new)
     return answers
@@ -232,7 +238,7 @@ def claim(tx: Transaction, demand: Mapping[str, int], worker: str, lease: float,
         wanted = min(most, left)
         tx.promote(queue, max(PROMOTED, 2 * wanted))
         while wanted > 0 and (found := tx.ready(queue, wanted)):
-            changed = [_claimed(task, worker, tx.now, until) for task in found]
+            changed = [claimed_task(task, worker, tx.now, until) for task in found]
             tx.save(changed)
             taken = [task for task in changed if task.state is TaskState.RUNNING]
             claimed += taken
@@ -244,7 +250,8 @@ PROMOTED = 1000
 """Scheduled tasks that one claim makes ready at most, unless it takes more itself."""
 
 
-def _claimed(task: StoredTask, worker: str, now: datetime, until: datetime) -> StoredTask:
+def claimed_task(task: StoredTask, worker: str, now: datetime, until: datetime) -> StoredTask:
+    """Return a ready task as it is handed to a worker; one whose time is over as cancelled."""
     if task.expires_at is not None and task.expires_at <= now:
         return _ended(task, TaskState.CANCELLED, now)
     return _changed(
@@ -267,7 +274,7 @@ def finish(tx: Transaction, outcomes: Sequence[Outcome]) -> list[bool]:
         task = tasks.get(outcome.id)
         answers.append(_is_held(task, outcome))
         if task is not None and answers[-1]:
-            tasks[outcome.id] = changed[outcome.id] = _answered(task, outcome, tx.now)
+            tasks[outcome.id] = changed[outcome.id] = answered_task(task, outcome, tx.now)
     tx.save(list(changed.values()))
     return answers
 
