@@ -19,7 +19,7 @@ import pytest
 from omniq import QueueStats, TaskQueue, TaskState
 from omniq.cli import main
 from omniq.cli.live import Frame, Look, worker_lines
-from omniq.cli.stats import as_json
+from omniq.cli.stats import as_json, as_table
 from omniq.cli.terminal import Screen
 from omniq.storage import StoredWorker
 from omniq.task import StoredTask
@@ -245,3 +245,50 @@ def test_on_a_terminal_the_table_is_redrawn_in_place(folder: Path) -> None:
     os.close(reading)
     assert seen.startswith("\x1b[?25l")
     assert "default" in seen
+
+
+ODD = """
+from omniq import TaskQueue
+from omniq.urls import parse_url
+from omniq_local.sqlite import SQLiteStorage
+
+
+class Odd(SQLiteStorage):
+    \"\"\"A store with records in it that nobody foresaw.\"\"\"
+
+    looks = 0
+
+    async def stats(self):
+        Odd.looks += 1
+        if Odd.looks == 2:
+            b"\\xff".decode()
+        return await super().stats()
+
+    async def workers(self):
+        raise OverflowError("date value out of range\\x1b[2J")
+
+
+queue = TaskQueue(Odd(parse_url("sqlite:///jobs.db")))
+"""
+
+
+@pytest.mark.usefixtures("filled")
+def test_whatever_is_in_the_store_watching_goes_on(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "odd.py").write_text(ODD)
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.delitem(sys.modules, "odd", raising=False)
+
+    assert main(["stats", "odd:queue", "--watch", "--count", "3", "--interval", "0"]) == 0
+
+    shown = capsys.readouterr().out
+    assert shown.count("default") == 2
+    assert shown.count("what workers run cannot be read: OverflowError: date value out of range\\x1b[2J") == 2
+    assert "now: UnicodeDecodeError: 'utf-8' codec can't decode" in shown
+
+
+@pytest.mark.parametrize("seconds", [float("inf"), float("-inf"), float("nan"), 1e300])
+def test_a_number_that_is_none_ends_no_table(seconds: float) -> None:
+    stats = QueueStats(queue="a", counts=dict.fromkeys(TaskState, 0), paused=False, oldest_ready=seconds)
+    assert len(as_table([stats], Screen(io.StringIO()))) == 2

@@ -13,6 +13,8 @@ from omniq.cli.app import store_of
 from omniq.cli.columns import Column, Table
 from omniq.cli.terminal import Screen
 from omniq.cli.wording import plural, rough_duration
+from omniq.errors import StorageError
+from omniq.outages import error_text
 from omniq.queue import TaskQueue
 from omniq.storage import QueueStats, StoredWorker
 from omniq.task import StoredTask, TaskState
@@ -35,6 +37,8 @@ class Look:
     workers: Sequence[StoredWorker]
     running: Mapping[str, StoredTask]
     """The tasks that workers run, by id; not all of them where there are very many."""
+    trouble: str = ""
+    """Why workers and what they run cannot be read, if so: whoever can write to a store can write anything."""
 
 
 async def look(queue: TaskQueue) -> Look:
@@ -44,15 +48,24 @@ async def look(queue: TaskQueue) -> Look:
     """
     storage = await store_of(queue)
     stats = await storage.stats()
-    workers = await storage.workers()
-    ids = [task_id for worker in workers for task_id in worker.running][:MOST_LOOKED_UP]
-    tasks = await storage.get(ids) if ids else []
+    workers: Sequence[StoredWorker] = ()
+    tasks: Sequence[StoredTask | None] = ()
+    trouble = ""
+    try:
+        workers = await storage.workers()
+        ids = [task_id for worker in workers for task_id in worker.running][:MOST_LOOKED_UP]
+        tasks = await storage.get(ids) if ids else ()
+    except StorageError:
+        raise
+    except Exception as error:
+        trouble = error_text(error)
     return Look(
         at=time.monotonic(),
         now=await storage.now(),
         stats=stats,
         workers=workers,
         running={task.id: task for task in tasks if task is not None},
+        trouble=trouble,
     )
 
 
@@ -68,6 +81,7 @@ class Frame:
         self.workers = looked.workers
         self.now = looked.now
         self.running = looked.running
+        self.trouble = looked.trouble
         self._seconds = 0.0 if before is None else looked.at - before.at
         self._come = _differences(before, looked, TaskState)
         self._ended = _differences(before, looked, [state for state in TaskState if state.is_final])
@@ -110,6 +124,8 @@ def nobody_works(waiting: int, screen: Screen) -> str:
 
 def worker_lines(frame: Frame, screen: Screen) -> list[str]:
     """Give a line for each worker that is alive: how many tasks it runs, for how long, and which."""
+    if frame.trouble:
+        return [screen.styled(f"what workers run cannot be read: {frame.trouble}", "red")]
     if not frame.workers:
         waiting = sum(queue.counts.get(TaskState.READY, 0) for queue in frame.stats)
         return [nobody_works(waiting, screen)]
