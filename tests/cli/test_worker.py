@@ -42,6 +42,7 @@ def test_tasks_run_until_a_signal_ends_the_worker_in_order(
 
 
 OPTIONS = [
+    "--label", "zone=a", "--label=rack=7=8",
     "-q", "urgent,default", "-c", "50", "--threads", "4", "--process-slots", "3",
     "--process-tasks", "10", "--process-memory", "500M", "--drain", "--lease", "20",
     "--recover-every", "7", "--grace", "0.5", "--no-scheduler", "--no-log-setup",
@@ -87,6 +88,7 @@ def test_every_option_reaches_the_worker_and_the_workers_of_a_supervisor(
     for options in worked:
         assert options == {
             "app": "shop:queue",
+            "labels": {"zone": "a", "rack": "7=8"},
             "queues": ["urgent", "default"],
             "concurrency": 50,
             "threads": 4,

@@ -71,6 +71,7 @@ def test_what_a_worker_tells_about_itself_is_shown(store: TaskQueue, capsys: pyt
         lease=30.0,
         serializers=("json",),
         function_count=0,
+        labels={"zone": "a", "rack": "7\x1b[31m"},
     )
     be_alive(store, "a", dump_about(about))
     be_alive(store, "b", dump_about(evolve(about, queues=("urgent", "default"))))
@@ -86,10 +87,12 @@ def test_what_a_worker_tells_about_itself_is_shown(store: TaskQueue, capsys: pyt
         ["-", "-", "-", "-", "0"],
     ]
     assert "\x1b" not in "".join(map("".join, rows))
+    assert [row[7] for row in rows] == [*["zone=a rack=7\\x1b[31m"] * 3, "-"]
 
     assert main(["workers", URL, "--host", "blue\x1b[31m", "--at-least", "3", "--json"]) == 0
     one, *_ = json.loads(capsys.readouterr().out)
     assert (one["host"], one["pid"], one["about"]["queues"]) == ("blue\x1b[31m", 7, None)
+    assert one["about"]["labels"] == {"zone": "a", "rack": "7\x1b[31m"}
     assert one["about"]["slots"] == {"loop": 1200, "thread": 20, "process": 2}
     assert one["about"]["started_at"] == "2026-01-01T00:00:00+00:00"
 

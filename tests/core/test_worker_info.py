@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import socket
@@ -45,7 +46,8 @@ async def test_a_worker_tells_what_it_is(queue: TaskQueue) -> None:
 
     before = datetime.now(UTC)
     options = {"concurrency": 7, "threads": 5, "processes": 3, "lease": 20}
-    async with queue.worker(queues={"urgent": 3, "default": 1}, **options):  # type: ignore[arg-type]  # all are numbers
+    labels = {"zone": "a"}
+    async with queue.worker(queues={"urgent": 3, "default": 1}, labels=labels, **options):  # type: ignore[arg-type]  # all are numbers
         await await_until_told(queue)
         (seen,) = await queue.aworkers()
         about = seen.about
@@ -64,6 +66,7 @@ async def test_a_worker_tells_what_it_is(queue: TaskQueue) -> None:
             concurrency=7,
             slots={"loop": 7, "thread": 5, "process": 3},
             lease=20.0,
+            labels={"zone": "a"},
             serializers=("json",),
             functions=("a", "b"),
             function_count=2,
@@ -151,3 +154,26 @@ def test_of_many_functions_some_are_named() -> None:
     long = some_names("é" * 400 + f"{number:03}" for number in range(600))
     assert 0 < len(long) < 30
     assert len(dump_about(evolve(ABOUT, functions=long))) < LARGEST_NAMES + 1000
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        {"zone": ""},
+        {"": "a"},
+        {"zone": "a\nb"},
+        {"zone": "x" * 101},
+        {"zone": 7},
+        {f"name {n}": "a" for n in range(21)},
+    ],
+    ids=lambda labels: str(labels)[:20],
+)
+def test_labels_that_cannot_be_shown_are_refused(queue: TaskQueue, labels: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match="label"):
+        queue.worker(labels=labels)
+
+
+def test_what_a_worker_of_before_told_has_no_labels() -> None:
+    told = json.loads(dump_about(ABOUT))
+    del told["labels"]
+    assert load_about(json.dumps(told)) == ABOUT

@@ -40,7 +40,7 @@ from omniq.supply import Supply
 from omniq.task import Outcome, Released, StoredTask
 from omniq.threads import in_thread
 from omniq.upkeep import Upkeep
-from omniq.worker_info import WorkerAbout, dump_about, some_names
+from omniq.worker_info import WorkerAbout, check_labels, dump_about, some_names
 
 __all__ = ["Worker", "WorkerHost", "WorkerOptions"]
 
@@ -82,6 +82,7 @@ class WorkerOptions(TypedDict, total=False):
     recover_every: Duration | None
     drain: bool
     app: str | None
+    labels: Mapping[str, str] | None
 
 
 class Worker:
@@ -106,6 +107,7 @@ class Worker:
         a retry after a delay, is left to other workers.
     :param app: whose code this is: the schedules that it declares belong to it, and go when it no longer declares them.
         ``omniq worker`` gives its ``module:attribute``; None: the name of the program's main module.
+    :param labels: what it tells of itself beside the rest, such as ``{"zone": "a"}``: up to 20.
     :raises ValueError: if an option cannot be used.
     """
 
@@ -125,6 +127,7 @@ class Worker:
         recover_every: Duration | None = None,
         drain: bool = False,
         app: str | None = None,
+        labels: Mapping[str, str] | None = None,
     ) -> None:
         self.queue = queue
         self.id = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
@@ -141,6 +144,7 @@ class Worker:
         self.scheduler = scheduler
         self._drains = drain
         self.app = app
+        self.labels = check_labels(labels or {})
         self._served = Served(queues, queue.runnable)
         self._stop = asyncio.Event()
         self._now = asyncio.Event()
@@ -237,6 +241,7 @@ class Worker:
             serializers=self.queue.codec.accepted,
             functions=some_names(functions),
             function_count=len(functions),
+            labels=self.labels,
         )
 
     async def _store_schedules(self) -> None:

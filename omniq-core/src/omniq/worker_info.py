@@ -15,8 +15,10 @@ from attrs import asdict, field, frozen
 
 from omniq.storage import StoredWorker
 
-__all__ = ["WorkerAbout", "WorkerInfo", "as_worker_info", "dump_about", "load_about", "some_names"]
+__all__ = ["WorkerAbout", "WorkerInfo", "as_worker_info", "check_labels", "dump_about", "load_about", "some_names"]
 
+MOST_LABELS = 20
+LONGEST_LABEL = 100
 MOST_NAMES = 500
 LARGEST_NAMES = 30_000
 """Bytes that all names of functions may take, as JSON."""
@@ -46,6 +48,8 @@ class WorkerAbout:
     """The names of the functions that it can run; of many the first 500 by name, or fewer if the names are long."""
     function_count: int
     """How many functions it can run."""
+    labels: Mapping[str, str] = field(factory=dict)
+    """What whoever started it says of it, such as its zone."""
 
 
 @frozen(kw_only=True)
@@ -65,6 +69,22 @@ def as_worker_info(stored: StoredWorker) -> WorkerInfo:
     """Return a worker as users see it."""
     about = None if stored.about is None else load_about(stored.about)
     return WorkerInfo(id=stored.id, seen_at=stored.seen_at, running=stored.running, about=about)
+
+
+def check_labels(labels: Mapping[str, str]) -> dict[str, str]:
+    """Return the labels of a worker if they can be some.
+
+    :raises ValueError: if they are too many or too long, or one is no printable text.
+    """
+    if len(labels) > MOST_LABELS:
+        raise ValueError(f"a worker can have {MOST_LABELS} labels, not {len(labels)}")
+    texts: list[object] = [*labels.keys(), *labels.values()]
+    for text in texts:
+        if not isinstance(text, str) or not 0 < len(text) <= LONGEST_LABEL or not text.isprintable():
+            raise ValueError(
+                f"a worker's label and its value must have 1 to {LONGEST_LABEL} printable characters, not {text!r:.300}"
+            )
+    return dict(labels)
 
 
 def some_names(names: Iterable[str]) -> tuple[str, ...]:
@@ -95,6 +115,7 @@ def load_about(text: str) -> WorkerAbout | None:
             serializers=_texts(told["serializers"]),
             functions=_texts(told["functions"]),
             function_count=_is(told["function_count"], int),
+            labels=_mapping(told.get("labels", {}), str),
         )
     except (ValueError, TypeError, LookupError, RecursionError):
         return None

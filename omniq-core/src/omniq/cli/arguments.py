@@ -17,6 +17,7 @@ __all__ = [
     "add_verbose",
     "count",
     "describe",
+    "label",
     "moment",
     "queue_name",
     "seconds",
@@ -117,6 +118,14 @@ def size(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of bytes, such as 500M or 2G")
     return value
+
+
+def label(text: str) -> tuple[str, str]:
+    """Read a label of a worker: a name and a value."""
+    name, equals, value = text.partition("=")
+    if not equals or not name or not value:
+        raise argparse.ArgumentTypeError(f"{text!r} is no label such as zone=a")
+    return name, value
 
 
 def queue_name(text: str) -> str:

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from omniq.cli.app import import_module_of, is_shared, load_queue
-from omniq.cli.arguments import add_app, count, describe, seconds, size
+from omniq.cli.arguments import add_app, count, describe, label, seconds, size
 from omniq.cli.banner import introduction, undeclared_queues
 from omniq.cli.failures import UsageError
 from omniq.cli.lifeline import stop_when_parent_ends
@@ -113,6 +113,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="for development: start again when a file of the imported modules in the current folder changes",
     )
+    parser.add_argument(
+        "--label",
+        dest="labels",
+        type=label,
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="what `omniq workers` shows of this worker beside the rest, such as zone=a; may be repeated",
+    )
     parser.add_argument("--log-level", choices=LEVELS, help="the least to log (default info; with -v debug)")
     parser.add_argument(
         "--no-log-setup", dest="log_setup", action="store_false", help="leave logging to what the application sets up"
@@ -195,7 +204,7 @@ def _queues(text: str) -> list[str]:
 
 
 def _worker_options(options: argparse.Namespace) -> WorkerOptions:
-    return {
+    given: WorkerOptions = {
         "queues": options.queues,
         "concurrency": options.concurrency,
         "threads": options.threads,
@@ -209,6 +218,9 @@ def _worker_options(options: argparse.Namespace) -> WorkerOptions:
         "drain": options.drain,
         "app": options.app,
     }
+    if options.labels:
+        given["labels"] = dict(options.labels)
+    return given
 
 
 def _planned(queue: TaskQueue, options: argparse.Namespace) -> Worker:
@@ -242,6 +254,7 @@ def _command(options: argparse.Namespace, *more: str) -> list[str]:
     }
     words = [word for name, value in given.items() if value is not None for word in (name, str(value))]
     words += [f"--import={name}" for name in options.imports]
+    words += [f"--label={name}={value}" for name, value in options.labels]
     flags = {
         "--no-scheduler": not options.scheduler,
         "--no-log-setup": not options.log_setup,

@@ -46,7 +46,7 @@ def run(options: argparse.Namespace) -> int:
         if options.json:
             screen.say_lines(json.dumps(as_json(workers), indent=2))
         elif workers:
-            for line in _table(screen, now).lines(workers):
+            for line in _table(screen, now, labels=any(map(_has_labels, workers))).lines(workers):
                 screen.say(line)
         if len(workers) >= options.at_least:
             return 0
@@ -74,7 +74,7 @@ def as_json(workers: Sequence[WorkerInfo]) -> list[dict[str, Any]]:
     ]
 
 
-def _table(screen: Screen, now: datetime) -> Table[WorkerInfo]:
+def _table(screen: Screen, now: datetime, *, labels: bool) -> Table[WorkerInfo]:
     columns: list[Column[WorkerInfo]] = [
         Column(title="host", cell=lambda worker: _host(worker) or "-", least=10, keep_end=True),
         Column(title="pid", cell=lambda worker: str(_pid(worker) or "-"), right=True),
@@ -83,6 +83,7 @@ def _table(screen: Screen, now: datetime) -> Table[WorkerInfo]:
         Column(title="slots", cell=_slots, right=True, rank=3),
         Column(title="tasks", cell=lambda worker: f"{len(worker.running):,}", right=True),
         Column(title="seen", cell=lambda worker: ago(worker.seen_at, now), right=True),
+        *([Column(title="labels", cell=_labels, least=8, rank=2)] if labels else []),
         Column(title="id", cell=lambda worker: worker.id, least=12, keep_end=True, rank=1),
     ]
     return Table(columns, screen)
@@ -102,6 +103,15 @@ def _queues(worker: WorkerInfo) -> str:
 
 def _version(worker: WorkerInfo) -> str:
     return "-" if worker.about is None else worker.about.versions.get("omniq-core", "-")
+
+
+def _has_labels(worker: WorkerInfo) -> bool:
+    return worker.about is not None and bool(worker.about.labels)
+
+
+def _labels(worker: WorkerInfo) -> str:
+    labels = {} if worker.about is None else worker.about.labels
+    return " ".join(f"{name}={value}" for name, value in labels.items()) or "-"
 
 
 def _slots(worker: WorkerInfo) -> str:
