@@ -206,7 +206,7 @@ def test_a_task_that_runs_may_end_before_the_worker_starts_again(
 
     waiting.result(timeout=60)
     assert waiting.task().attempt == 1
-    wait_until(lambda: worker.stderr.count(" serves ") == 2, 20)
+    wait_until(lambda: worker.stderr.count(" serves ") == 2, 60)
     assert worker.stop(signal.SIGINT) == 0
 
 
@@ -236,7 +236,7 @@ def test_no_process_is_left_behind_by_one_that_started_again(
     before = children(worker)
 
     write(folder / "helper.py", "WORD = 'two'\n")
-    wait_until(lambda: worker.stderr.count(" serves ") == 2, 20)
+    wait_until(lambda: worker.stderr.count(" serves ") == 2, 60)
 
     assert before
     assert not before & children(worker)

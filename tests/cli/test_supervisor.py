@@ -105,7 +105,7 @@ def test_no_process_outlives_a_supervisor_that_was_killed(start: Callable[..., P
 
     assert supervisor.stop(signal.SIGKILL) == -signal.SIGKILL
 
-    wait_until(lambda: not any(is_alive(pid) for pid in children), 20, "the end of the children")
+    wait_until(lambda: not any(is_alive(pid) for pid in children), 60, "the end of the children")
     assert supervisor.stderr.count("the process that started this one has ended; stopping") == 2
     assert supervisor.stderr.count("has stopped") == 2
 

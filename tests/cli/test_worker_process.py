@@ -58,7 +58,7 @@ def test_threads_and_children_that_tasks_leave_behind_do_not_keep_the_process(
     task(hazards, "leave_everything").enqueue().result(30)
     task(hazards, "leave_a_stubborn_coroutine").enqueue().result(30)
     handles = [task(hazards, "leave_a_thread").enqueue() for _ in range(40)]
-    wait_until(lambda: all(handle.task().state is TaskState.RUNNING for handle in handles), 20)
+    wait_until(lambda: all(handle.task().state is TaskState.RUNNING for handle in handles), 60)
 
     assert worker.stop() == 0
     assert "has stopped" in worker.stderr
@@ -70,7 +70,7 @@ def test_a_task_that_blocks_the_loop_does_not_keep_the_process_beyond_a_second_s
 ) -> None:
     worker = start("worker", "hazards:queue", "--lease", "1")
     task(hazards, "block").enqueue(folder / "blocked")
-    wait_until((folder / "blocked").exists, 20)
+    wait_until((folder / "blocked").exists, 60)
     worker.says("the event loop has been blocked for")
 
     worker.process.send_signal(signal.SIGTERM)
@@ -86,7 +86,7 @@ def test_sigterm_to_the_whole_group_leaves_tasks_their_grace_period(
     flag = folder / "flag"
     worker = start("worker", "hazards:queue", "--process-slots", "2")
     handles = [task(hazards, "hold_in_process").enqueue(folder / f"here-{n}", flag) for n in range(2)]
-    wait_until(lambda: all((folder / f"here-{n}").exists() for n in range(2)), 30)
+    wait_until(lambda: all((folder / f"here-{n}").exists() for n in range(2)), 60)
     children = _children_of(worker.process.pid)
     assert len(children) >= 2
 
@@ -105,7 +105,7 @@ def test_sigterm_to_every_process_of_several_workers_leaves_tasks_their_grace_pe
     flag = folder / "flag"
     supervisor = start("worker", "hazards:queue", "--processes", "2", "-c", "1")
     handles = [task(hazards, "hold").enqueue(folder / f"here-{n}", flag) for n in range(2)]
-    wait_until(lambda: all((folder / f"here-{n}").exists() for n in range(2)), 30)
+    wait_until(lambda: all((folder / f"here-{n}").exists() for n in range(2)), 60)
 
     for pid in (supervisor.process.pid, *_children_of(supervisor.process.pid)):
         os.kill(pid, signal.SIGTERM)
@@ -133,7 +133,7 @@ def test_what_ends_a_program_ends_in_a_coroutine_of_a_task_that_task_alone(
 ) -> None:
     worker = start("worker", "hazards:queue")
     neighbour = task(hazards, "hold").enqueue(folder / "here", folder / "flag")
-    wait_until((folder / "here").exists, 20)
+    wait_until((folder / "here").exists, 60)
     for how, error in (("exit", "SystemExit"), ("interrupt", "KeyboardInterrupt")):
         with pytest.raises(TaskFailed, match=error):
             task(hazards, "exit_in_a_child").enqueue(how).result(30)
@@ -162,7 +162,7 @@ def test_a_program_that_runs_a_worker_itself_is_not_kept_by_threads_of_coroutine
     handles = [task(hazards, "leave_a_thread").enqueue() for _ in range(40)]
     with subprocess.Popen([sys.executable, "-c", program], cwd=folder, stdout=subprocess.PIPE, text=True) as process:
         try:
-            wait_until(lambda: all(handle.task().state is TaskState.RUNNING for handle in handles), 30)
+            wait_until(lambda: all(handle.task().state is TaskState.RUNNING for handle in handles), 60)
             process.terminate()
             assert process.communicate(timeout=30)[0] == "went on\n"
             assert process.returncode == 0

@@ -110,13 +110,13 @@ async def test_it_tells_so_rarely_and_again_once_the_store_may_have_lost_it(monk
     monkeypatch.setattr("omniq.heartbeat.TELL_EVERY", 3)
     storage = Listening()
     async with TaskQueue(storage) as queue, queue.worker(lease=3):
-        await await_until(lambda: len(storage.told) >= 5, 20)
+        await await_until(lambda: len(storage.told) >= 5, 60)
         assert storage.told[:5] == [True, False, False, True, False]
         storage.failing.add("heartbeat")
-        await await_until(lambda: len(storage.told) >= 7, 20)
+        await await_until(lambda: len(storage.told) >= 7, 60)
         storage.failing.clear()
         failed = len(storage.told)
-        await await_until(lambda: len(storage.told) > failed, 20)
+        await await_until(lambda: len(storage.told) > failed, 60)
         assert all(storage.told[6 : failed + 1])
 
 

@@ -147,7 +147,7 @@ async def test_a_worker_whose_heartbeats_do_not_get_through_claims_nothing(
 
     async def beats(number: int) -> None:
         seen = wire.calls.count("heartbeat")
-        await await_until(lambda: wire.calls.count("heartbeat") >= seen + number, 20)
+        await await_until(lambda: wire.calls.count("heartbeat") >= seen + number, 60)
 
     behind, beside = both(wire, name, work)
     faults: set[str] = getattr(wire, fault)
@@ -194,10 +194,10 @@ async def test_a_worker_that_cannot_claim_for_long_says_so_rarely_and_is_not_lis
         # Its heartbeats get through all the time: a probe that asks whether it lives must not be told yes.
         wire.failing.add("claim")
         handle = await behind.functions["work"].aenqueue()
-        await await_until(is_gone, 20)
-        await await_until(lambda: any(record.levelname == "ERROR" for record in caplog.records), 20)
+        await await_until(is_gone, 60)
+        await await_until(lambda: any(record.levelname == "ERROR" for record in caplog.records), 60)
         wire.failing.clear()
-        await await_until(is_listed, 20)
+        await await_until(is_listed, 60)
         assert [worker.about is not None for worker in await beside.aworkers()] == [True], "it had signed off"
         await handle.aresult(30)
     told = [(one.levelname, one.getMessage()) for one in caplog.records if "claim" in one.getMessage()]
@@ -490,7 +490,7 @@ async def test_what_ended_while_the_store_was_away_for_longer_than_a_lease_is_re
         await started.wait()
         wire.failing.update(["finish", "heartbeat", "recover", "claim"])
         release.set()
-        await await_until(lease_is_over, 20)
+        await await_until(lease_is_over, 60)
         wire.failing.clear()
         assert await handle.aresult(30) == "done"
     await beside.aclose()

@@ -119,7 +119,7 @@ async def test_tasks_that_end_while_there_is_no_room_are_recorded_once_there_is(
             async def all_run() -> bool:
                 return [(await handle.atask()).state for handle in handles] == [TaskState.RUNNING] * 8
 
-            await await_until(all_run, 20)
+            await await_until(all_run, 60)
             # Another stream takes all the room that there is.
             await js(url, "STREAM.CREATE.GREEDY", {"name": "GREEDY", "subjects": ["greedy.>"]})
             async with opened(url) as other:

@@ -106,7 +106,7 @@ async def test_a_worker_whose_login_was_refused_for_a_while_works_on(
             async def is_listed() -> bool:
                 return len(await queue.aworkers()) == 1
 
-            await await_until(is_listed, 20, "its heartbeats to get through")
+            await await_until(is_listed, 60, "its heartbeats to get through")
 
 
 async def claims(storage: NatsStorage) -> bool:

@@ -114,7 +114,7 @@ async def test_a_worker_stores_the_schedules_anew_that_its_code_declares(nats_se
         ran.append("")
 
     async with queue, queue.worker(recover_every=0.5):
-        await await_until(lambda: ran, 20, "the schedule to fire")
+        await await_until(lambda: ran, 60, "the schedule to fire")
         await js(url, f"STREAM.DELETE.{stream_of(url)}")
 
         async def is_there() -> bool:
@@ -122,7 +122,7 @@ async def test_a_worker_stores_the_schedules_anew_that_its_code_declares(nats_se
 
         await await_until(is_there, 40, "the schedule to be stored anew")
         number = len(ran)
-        await await_until(lambda: len(ran) > number, 20, "it to fire again")
+        await await_until(lambda: len(ran) > number, 60, "it to fire again")
 
 
 async def test_a_stream_that_cannot_be_made_anew_is_an_error_until_it_can(
@@ -145,7 +145,7 @@ async def test_a_stream_that_cannot_be_made_anew_is_an_error_until_it_can(
             except StorageUnavailable:
                 return False
 
-        await await_until(has_enqueued, 20, "the stream to be made")
+        await await_until(has_enqueued, 60, "the stream to be made")
         assert await work_off(storage) == [new.id]
     assert [one.levelname for one in caplog.records].count("ERROR") == 1
     assert repr(make(url))

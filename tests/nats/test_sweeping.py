@@ -137,7 +137,7 @@ async def test_shelves_of_waiting_tasks_stay_and_those_of_nobody_go(
             found.extend(one.id for one in await storage.claim({"work": 30}, worker="w", lease=60))
             return len(found) == 20
 
-        await await_until(all_are_claimed, 20, "all tasks to be claimed")
+        await await_until(all_are_claimed, 60, "all tasks to be claimed")
         assert sorted(found) == sorted(ids)
 
 

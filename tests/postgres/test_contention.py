@@ -183,7 +183,7 @@ async def until_somebody_waits(server: PostgresServer, number: int = 1) -> None:
         ((waiting,),) = server.execute("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
         return bool(waiting >= number)
 
-    await await_until(wait, 10, f"{number} statements that wait")
+    await await_until(wait, 60, f"{number} statements that wait")
 
 
 @pytest.mark.parametrize("way", STORED, ids=lambda way: way.__name__)

@@ -123,7 +123,7 @@ async def test_dead_rows_are_named(durable: PostgresServer, url: str, monkeypatc
         return "_paused holds 500 dead rows" in (await findings(url))["dead rows"].message
 
     # The server counts them after a moment.
-    await await_until(named, 20, "the dead rows to be counted")
+    await await_until(named, 60, "the dead rows to be counted")
     assert (await findings(url))["dead rows"].severity is Severity.WARNING
 
 

@@ -97,15 +97,15 @@ async def test_lost_and_restored_connections_are_logged(
     caplog.set_level("INFO", "omniq.postgres")
     async with opened(namespaced(own_server)) as store:
         waits = asyncio.create_task(store.wait_for_work(["q"], 120))
-        await await_until(lambda: bool(store._session and store._session.waiting._listener._channels), 20, "to listen")
+        await await_until(lambda: bool(store._session and store._session.waiting._listener._channels), 60, "to listen")
         await asyncio.to_thread(own_server.kill)
         call = asyncio.create_task(store.enqueue([new_task()]))
-        await await_until(lambda: told("WARNING", "the connection is lost or cannot be made"), 20, "word of the loss")
+        await await_until(lambda: told("WARNING", "the connection is lost or cannot be made"), 60, "word of the loss")
         await asyncio.to_thread(own_server.start)
         assert (await call)[0].created
         assert len(told("INFO", "connected again after")) == 1
         await asyncio.wait_for(waits, 60)
-        await await_until(lambda: told("INFO", "listening again after"), 20, "word of the return")
+        await await_until(lambda: told("INFO", "listening again after"), 60, "word of the return")
         assert told("WARNING", "cannot listen")
         # However often it was tried meanwhile.
         assert len(told("WARNING", "")) <= 4
@@ -295,10 +295,10 @@ async def test_work_that_ends_while_the_server_can_store_nothing_is_recorded_lat
 
         async with queue.worker(lease=2, recover_every=0.5):
             handles = await queue.aenqueue_many([work.call(number) for number in range(8)])
-            await await_until(lambda: runs == 8, 20, "the tasks to run")
+            await await_until(lambda: runs == 8, 60, "the tasks to run")
             refuse(storage_url, server, code, table="ended")
             go.set()
-            await await_until(lambda: "refused" in caplog.text, 20, "an outcome to be refused")
+            await await_until(lambda: "refused" in caplog.text, 60, "an outcome to be refused")
             server.execute(f"DROP TRIGGER refusal ON {table_of(storage_url, 'ended')}")
             assert [await handle.aresult(timeout=30) for handle in handles] == list(range(8))
         assert runs == 8
@@ -374,7 +374,7 @@ async def test_what_was_claimed_for_a_client_that_takes_no_answer_is_soon_anybod
 
             await await_until(lambda: _has_begun(storage_url, still.info.backend_pid), 30, "the other's claim")
             assert not await taken()
-            await await_until(taken, 20, "the tasks to be given to another one")
+            await await_until(taken, 60, "the tasks to be given to another one")
     finally:
         discard(still)
 

@@ -160,7 +160,7 @@ async def test_one_that_pools_by_session_is_used_as_the_server_itself_is(session
             assert "notifications" in subjects
         # Heard of, rather than seen at the next look.
         works = asyncio.create_task(store.wait_for_work(["q"], 60))
-        await await_until(lambda: bool(store._session and store._session.waiting._listener._channels), 20, "to listen")
+        await await_until(lambda: bool(store._session and store._session.waiting._listener._channels), 60, "to listen")
         (entry,) = await other.enqueue([new_task()])
         await asyncio.wait_for(works, 30)
         assert [task.id for task in await take(store)] == [entry.id]

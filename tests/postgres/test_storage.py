@@ -171,7 +171,7 @@ async def test_whoever_works_sums_up_the_counters_now_and_then(
             ((left,),) = server.execute(f"SELECT count(*) FROM {table_of(storage_url, 'delta')}")
             return bool(left < 50)
 
-        await await_until(summed, 20, "the counters to be summed up")
+        await await_until(summed, 60, "the counters to be summed up")
         assert await counts(store) == {TaskState.READY: 310}
 
 

@@ -86,7 +86,7 @@ async def test_a_listening_connection_that_is_lost_is_made_anew(server: Postgres
             def is_new(before: AsyncConnection = before) -> bool:
                 return listener._connection not in (None, before)
 
-            await await_until(is_new, 20, "a new connection that listens")
+            await await_until(is_new, 60, "a new connection that listens")
 
 
 @asynccontextmanager
@@ -117,12 +117,12 @@ async def test_of_a_lone_task_it_is_told_with_what_is_stored(
     monkeypatch.setattr("omniq_postgres.announcing.SPARSE", 0)
     async with overhearing(server, storage_url) as heard, opened(storage_url) as store:
         await store.enqueue([new_task()])
-        await await_until(lambda: heard == [("work", '{"q": 0.0}')], 20, "a message")
+        await await_until(lambda: heard == [("work", '{"q": 0.0}')], 60, "a message")
         assert await asyncio.to_thread(store.enqueue_blocking, [new_task()])
-        await await_until(lambda: heard == [("work", '{"q": 0.0}')] * 2, 20, "a message of what a thread enqueued")
+        await await_until(lambda: heard == [("work", '{"q": 0.0}')] * 2, 60, "a message of what a thread enqueued")
         (task,) = await take(store)
         await store.finish([done(task)])
-        await await_until(lambda: heard[2:] == [("ends", task.id[-TAIL:])], 20, "a message of the end")
+        await await_until(lambda: heard[2:] == [("ends", task.id[-TAIL:])], 60, "a message of the end")
 
 
 async def test_without_pipelines_it_is_told_in_a_round_trip_of_its_own(
@@ -136,7 +136,7 @@ async def test_without_pipelines_it_is_told_in_a_round_trip_of_its_own(
         (task,) = await take(store)
         await store.finish([done(task)])
         await store.close()
-        await await_until(lambda: {channel for channel, _ in heard} == {"work", "ends"}, 20, "messages of both kinds")
+        await await_until(lambda: {channel for channel, _ in heard} == {"work", "ends"}, 60, "messages of both kinds")
 
 
 async def test_the_end_of_a_task_that_goes_on_is_not_told(server: PostgresServer, storage_url: str) -> None:
@@ -144,12 +144,12 @@ async def test_the_end_of_a_task_that_goes_on_is_not_told(server: PostgresServer
     async with overhearing(server, storage_url) as heard, opened(storage_url) as store:
         await store.enqueue([new_task()])
         (task,) = await take(store)
-        await await_until(lambda: heard, 20, "the message of the enqueueing")
+        await await_until(lambda: heard, 60, "the message of the enqueueing")
         heard.clear()
         assert await store.finish([done(evolve(task, delivery=7))]) == [False]
         assert await store.finish([done(task)]) == [True]
         await store.close()
-        await await_until(lambda: heard, 20, "the message of the end")
+        await await_until(lambda: heard, 60, "the message of the end")
         assert heard == [("ends", task.id[-TAIL:])]
 
 

@@ -60,7 +60,7 @@ def test_no_acknowledged_task_is_lost_when_the_server_is_killed_under_load(tmp_p
                     await finish_all(store)
                     return await total(store, TaskState.RUNNING) == 0
 
-                await await_until(all_done, 15)
+                await await_until(all_done, 60)
                 # What was not acknowledged may be there as well, but as a whole.
                 assert await total(store, TaskState.SUCCEEDED) >= len(acknowledged)
                 assert await total(store, TaskState.SUCCEEDED) % 5 == 0
