@@ -136,7 +136,7 @@ def test_a_result_of_gigabytes_fails_its_task_at_once(queue: TaskQueue) -> None:
 
     with (
         working(queue),
-        pytest.raises(TaskFailed, match="PayloadTooLarge: the result take more than 1,048,576 bytes"),
+        pytest.raises(TaskFailed, match="PayloadTooLarge: the result takes more than 1,048,576 bytes"),
     ):
         make.enqueue().result(timeout=30)
 

@@ -101,8 +101,8 @@ class Codec:
         """
         exceeds, limit = self._exceeds, self.max_payload
         if exceeds is not None and (exceeds(args, limit) or (kwargs and exceeds(kwargs.values(), limit))):
-            raise _too_large("the arguments", f"more than {limit:,} bytes, and the limit is {limit:,}")
-        return self._bounded(self._serializer.dump_arguments(args, kwargs, types), "the arguments")
+            raise _too_large("the arguments take", f"more than {limit:,} bytes, and the limit is {limit:,}")
+        return self._bounded(self._serializer.dump_arguments(args, kwargs, types), "the arguments take")
 
     def dump_header(self, policy: str, **fields: Any) -> bytes:
         """Return the header of a task's body, which names this queue's serializer.
@@ -172,8 +172,8 @@ class Codec:
         exceeds: Exceeds | None = getattr(serializer, "exceeds", None)
         if exceeds is not None and exceeds((value,), self.max_payload):
             limit = self.max_payload
-            raise _too_large("the result", f"more than {limit:,} bytes, and the limit is {limit:,}")
-        result = self._bounded(serializer.dump_result(value, hint), "the result")
+            raise _too_large("the result takes", f"more than {limit:,} bytes, and the limit is {limit:,}")
+        result = self._bounded(serializer.dump_result(value, hint), "the result takes")
         return result if self._signer is None else self._signer.seal(task, result)
 
     def success(self, task: Task, value: Any, hint: Any) -> Succeeded:
@@ -274,7 +274,7 @@ class Codec:
 
 def _too_large(what: str, size: str) -> PayloadTooLarge:
     return PayloadTooLarge(
-        f"{what} take {size}; store the data elsewhere and hand over its address, or raise max_payload"
+        f"{what} {size}; store the data elsewhere and hand over its address, or raise max_payload"
     )
 
 
