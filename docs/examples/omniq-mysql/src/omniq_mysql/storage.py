@@ -11,7 +11,7 @@ import pymysql
 from pymysql.constants import CLIENT, ER
 
 from omniq.errors import ConfigurationError, SchemaMismatch, StorageUnavailable
-from omniq.storage import Capability, Finding, Severity, SimpleStorage, SqlTx, StorageConfig
+from omniq.storage import Capability, Finding, Severity, SimpleStorage, SqlTx, StorageConfig, StorageLimits
 
 TYPES = {"key": "VARCHAR(250)", "text": "LONGTEXT", "blob": "LONGBLOB", "float": "DOUBLE"}
 COLLATIONS = {True: "utf8mb4_nopad_bin", False: "utf8mb4_0900_bin"}
@@ -42,6 +42,7 @@ class MySqlStorage(SimpleStorage):
     capabilities: Set[Capability] = frozenset(
         {Capability.DURABLE, Capability.SHARED_BETWEEN_PROCESSES, Capability.SHARED_BETWEEN_MACHINES}
     )
+    limits = StorageLimits(stalled_client=30)
 
     def __init__(self, config: StorageConfig) -> None:
         config.check_options(("ssl_ca", "ssl_cert", "ssl_key"))
