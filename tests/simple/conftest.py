@@ -26,6 +26,8 @@ DOCS = Path(__file__).parents[2] / "docs"
 STORES = ("omniq_mystore", "omniq_simplepg", "omniq_lmdb", "omniq_mysql")
 DAILY = {
     "test_a_task_comes_back_as_it_was_enqueued",
+    "test_ready_tasks_run_beside_those_that_cannot_be_read",
+    "test_schedules_fire_beside_those_that_cannot_be_read",
     "test_text_of_any_kind_is_kept",
     "test_bodies_of_any_bytes_are_kept",
     "test_a_key_is_free_once_its_task_has_ended",

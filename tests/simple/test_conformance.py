@@ -7,14 +7,18 @@ import importlib
 import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from omniq.storage import Storage
+from omniq.storage.pairs import key
 from omniq.testing import StorageContract, deviates
+from omniq.testing.contract import Spoil
 from omniq.testing.contract.outages import OutageContract
+from omniq.testing.contract.spoiling import Value
 from omniq.testing.contract.steps import new_task
-from tests.local.sqlite_support import Traffic, rows_in
+from tests.local.sqlite_support import SpoiledRows, Traffic, rows_in
 
 
 class TestSqlTx(StorageContract):
@@ -39,6 +43,19 @@ class TestSqlTx(StorageContract):
     @pytest.fixture
     def count_records(self, tmp_path: Path) -> Callable[[], int]:
         return lambda: rows_in(tmp_path / "jobs.db")
+
+    @pytest.fixture
+    def spoil(self, tmp_path: Path) -> Spoil:
+        tables = {
+            "task": ("omniq_task", "id", None),
+            "result": ("omniq_task", "id", ("result_payload",)),
+            "schedule": ("omniq_schedule", "id", None),
+            "worker": ("omniq_worker", "id", None),
+            "queue": ("omniq_task_count", "queue", None),
+            "pause": ("omniq_paused", "queue", None),
+            "unique": ("omniq_task", "unique_key", ("unique_key", "live_key")),
+        }
+        return SpoiledRows(tmp_path / "jobs.db", tables)
 
 
 class TestSqlTxThatIsLocked(OutageContract):
@@ -76,6 +93,55 @@ class TestPairsTx(StorageContract):
     @pytest.fixture
     def storage_url(self, tmp_path: Path) -> str:
         return f"lmdb://{tmp_path}/jobs"
+
+    @pytest.fixture
+    def spoil(self, tmp_path: Path) -> Spoil:
+        return SpoiledPairs(f"{tmp_path}/jobs.omniq")
+
+
+class SpoiledPairs:
+    """Reads and writes the values of single keys, and the entries that lead to a task."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    @contextlib.contextmanager
+    def _begin(self, *, write: bool) -> Iterator[Any]:
+        storage = importlib.import_module("omniq_lmdb.storage")
+        with storage._open[self.path][0].begin(write=write) as txn:
+            yield txn
+
+    def read(self, kind: str, name: str) -> dict[str, Value]:
+        with self._begin(write=False) as txn:
+            own = [key(one, name) for one in KEYS.get(kind, "")]
+            entries = []
+            if kind in ("task", "schedule"):
+                entries = [where for where, value in txn.cursor() if value == name.encode()]
+            elif kind == "queue":
+                entries = [where for where, _ in txn.cursor() if where.startswith(key("n", name))]
+            # By what the key begins with, as the rest is another one for each record.
+            return {where[:1].decode(): txn.get(where) for where in [*own, *entries] if txn.get(where) is not None}
+
+    def write(self, kind: str, name: str, place: str, value: Value) -> bool:
+        if not isinstance(value, bytes):
+            return False
+        with self._begin(write=True) as txn:
+            where = key(place, name)
+            if txn.get(where) is None:
+                here = [
+                    one
+                    for one, stored in txn.cursor()
+                    if one.startswith(key(place, name))
+                    or (one[:2] == place.encode() + b"\0" and stored == name.encode())
+                ]
+                if not here:
+                    return False
+                where = here[0]
+            return bool(txn.put(where, value))
+
+
+KEYS = {"task": "fcxo", "result": "x", "schedule": "S", "worker": "wW", "pause": "P", "unique": "u"}
+"""The kinds of keys that hold what belongs to a record."""
 
 
 class TestSqlTxWithRowLocks(StorageContract):

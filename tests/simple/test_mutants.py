@@ -108,7 +108,7 @@ MUTANTS = """
     class TestUnavailableForEver(Mutant):
         def mutate(self, patch):
             def fault(self, error):
-                return StorageUnavailable("try again") if isinstance(error, sqlite3.Error | UnicodeError) else None
+                return StorageUnavailable("try again") if isinstance(error, sqlite3.Error | ValueError) else None
 
             patch(MyStorage, "fault", fault)
             patch(MyStorage, "timeout", 0.1)

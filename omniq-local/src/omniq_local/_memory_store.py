@@ -184,6 +184,10 @@ class Store:
             about = self._workers[worker][2]
         self._workers[worker] = self.now, later(self.now, lease), about
 
+    def revision(self, schedule_id: str) -> int | None:
+        stored = self._schedules.get(schedule_id)
+        return None if stored is None else stored.revision
+
     def schedule(self, schedule_id: str) -> Schedule | None:
         return self._schedules.get(schedule_id)
 

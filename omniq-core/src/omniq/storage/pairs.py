@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import Protocol
+from typing import Any, Protocol
 
-from omniq.records import dump_schedule, load_schedule
+from omniq.errors import CorruptRecord
+from omniq.records import dump_schedule
 from omniq.schedule import Schedule
 from omniq.storage.base import StoredWorker, TaskQuery
 from omniq.storage.rows import (
+    LATEST,
     STATE_NUMBERS,
+    STATES,
     changing_values,
     drop_at,
     fixed_values,
     from_micros,
+    salvaged_of,
     task_of,
     to_micros,
 )
-from omniq.storage.transitions import later
+from omniq.storage.transitions import later, promoted_task
+from omniq.storage.validation import LARGEST_REVISION, UNREADABLE, Salvaged, check_worker, corrupt, read_schedule
 from omniq.task import StoredTask, TaskState
 
 __all__ = ["Pairs", "PairsTx"]
@@ -64,10 +70,10 @@ def key(*parts: str | int) -> bytes:
 class PairsTx:
     """The primitives of one transaction.
 
-    A task is stored under ``f`` (what never changes), ``c`` (what does) and ``x`` (its result); every other key leads
-    to its id: ``o`` the order of enqueueing, ``b`` its queue and state, ``r`` and ``a`` ready ones by place and by age,
-    ``s`` scheduled, ``l`` leases, ``e`` expiry, ``d`` retention, ``u`` unique keys. The caller commits after
-    :meth:`flush`.
+    A task is stored under ``f`` (what never changes), ``c`` (what does) and ``x`` (its result); every other key, an
+    *entry*, leads to its id: ``o`` the order of enqueueing, ``b`` its queue and state, ``r`` and ``a`` ready ones by
+    place and by age, ``s`` scheduled, ``l`` leases, ``e`` expiry, ``d`` retention, ``u`` unique keys. The caller
+    commits after :meth:`flush`.
 
     :param pairs: the store's transaction.
     :param now: the store's clock.
@@ -76,6 +82,7 @@ class PairsTx:
     def __init__(self, pairs: Pairs, now: datetime) -> None:
         self.now = now
         self.changed = False
+        self.problems: list[CorruptRecord] = []
         self._pairs = pairs
         self._seqs: dict[str, int] = {}
         self._before: dict[str, StoredTask] = {}
@@ -109,12 +116,20 @@ class PairsTx:
     def _one(self, where: bytes) -> bytes | None:
         return self._get([where]).get(where)
 
-    def _scan(
+    def _entries_in(
         self, prefix: bytes, below: bytes = _END, limit: int | None = None, *, backwards: bool = False
-    ) -> Iterator[bytes]:
-        """Return the values of the keys that begin with a prefix and are below ``prefix + below``."""
+    ) -> Iterable[tuple[bytes, bytes]]:
+        """Return the pairs whose keys begin with a prefix and are below ``prefix + below``."""
         self.flush()
-        return (value for _, value in self._pairs.scan(prefix, prefix + below, limit, backwards))
+        return self._pairs.scan(prefix, prefix + below, limit, backwards)
+
+    def _number(self, where: bytes) -> int:
+        """Return the number under which something was stored; 0 if there is none that can be read."""
+        try:
+            return int(self._one(where) or b"0")
+        except ValueError as error:
+            self.problems.append(corrupt("number", where.decode(errors="replace"), error))
+            return 0
 
     # Tasks
 
@@ -130,16 +145,46 @@ class PairsTx:
         stored = self._get(key(kind, one) for one in wanted for kind in kinds)
         tasks = {}
         for one in wanted:
-            fixed = stored.get(key("f", one))
-            if fixed is None:
-                continue
-            head, _, body = fixed.partition(b"\n")
-            values = json.loads(head)
-            values.insert(_BODY, body)
-            self._seqs[one], *changing = json.loads(stored[key("c", one)])
-            task = tasks[one] = task_of(values, [*changing, stored.get(key("x", one))])
-            self._before[one] = task
+            if key("f", one) in stored:
+                tasks[one] = self._task(one, stored)
+        # That its place is its own shows that its entries can be told.
+        places = self._get(key("o", self._seqs[one]) for one, task in tasks.items() if not isinstance(task, Salvaged))
+        for one, task in tasks.items():
+            if not isinstance(task, Salvaged) and places.get(key("o", self._seqs[one])) != one.encode():
+                problem = corrupt("task", one, "its place in the order is not its own")
+                self.problems.append(problem)
+                tasks[one] = salvaged_of(problem, one, fixed_values(task), changing_values(task))
+        self._before.update(tasks)
         return tasks
+
+    def _task(self, task_id: str, stored: Mapping[bytes, bytes]) -> StoredTask:
+        values: list[Any] = []
+        changing: list[Any] = []
+        try:
+            head, _, body = stored[key("f", task_id)].partition(b"\n")
+            values = list(json.loads(head))
+            values.insert(_BODY, body)
+            seq, *changing = json.loads(stored[key("c", task_id)])
+            if values[0] != task_id:
+                raise ValueError(f"its record is that of task {values[0]!r}")
+            if type(seq) is not int or not 0 <= seq < LARGEST_REVISION:
+                raise ValueError(f"its place in the order is {seq!r}")
+            self._seqs[task_id] = seq
+            return task_of(values, [*changing, stored.get(key("x", task_id))])
+        except UNREADABLE as error:
+            problem = corrupt("task", task_id, error)
+        except CorruptRecord as error:
+            problem = error
+        self.problems.append(problem)
+        return salvaged_of(problem, task_id, values, changing)
+
+    def verify(self) -> None:
+        for read in (self.schedules, self.workers, self.paused, self.counts):
+            read()
+        for _, value in self._entries_in(key("f")):
+            # One whose place leads elsewhere is on no page.
+            with contextlib.suppress(*UNREADABLE):
+                self.load([json.loads(value.partition(b"\n")[0])[0]])
 
     def _entries(self, task: StoredTask) -> dict[bytes, bytes]:
         """Return the keys under which a task is found, besides its id."""
@@ -171,12 +216,19 @@ class PairsTx:
             return
         for task, step in ((old, -1), (new, 1)):
             if task is not None:
-                where = key("n", task.queue, STATE_NUMBERS[task.state])
-                count, *_ = json.loads(self._one(where) or b"[0]")
-                self._write({where: json.dumps([count + step, STATE_NUMBERS[task.state], task.queue]).encode()})
+                self._count(task.queue, STATE_NUMBERS[task.state], step)
+
+    def _count(self, queue: str, state: int, step: int) -> None:
+        where = key("n", queue, state)
+        try:
+            count, *_ = json.loads(self._one(where) or b"[0]")
+            count = count if type(count) is int and 0 <= count < LARGEST_REVISION else 0
+        except UNREADABLE:
+            count = 0
+        self._write({where: json.dumps([max(0, count + step), state, queue]).encode()})
 
     def insert(self, tasks: Sequence[StoredTask]) -> None:
-        seq = int(self._one(key("q")) or b"0")
+        seq = self._number(key("q")) or self._last_seq()
         for task in tasks:
             self._seqs[task.id] = seq = seq + 1
             values = list(fixed_values(task))
@@ -186,8 +238,15 @@ class PairsTx:
             self._write({key("q"): b"%d" % seq})
         self.save(tasks)
 
+    def _last_seq(self) -> int:
+        last = list(self._entries_in(key("o"), limit=1, backwards=True))
+        return _number_in(last[0][0], -8) if last else 0
+
     def save(self, tasks: Sequence[StoredTask]) -> None:
+        self._end([task for task in tasks if isinstance(task, Salvaged)])
         for task in tasks:
+            if isinstance(task, Salvaged):
+                continue
             self._replace(self._before.get(task.id), task)
             self._before[task.id] = task
             *values, result = changing_values(task)
@@ -196,56 +255,118 @@ class PairsTx:
                 self._write({key("x", task.id): result})
 
     def remove(self, ids: Sequence[str]) -> None:
+        unreadable = [task_id for task_id in ids if isinstance(self._before[task_id], Salvaged)]
+        self._withdraw(unreadable)
         for task_id in ids:
-            self._replace(self._before[task_id], None)
+            if task_id not in unreadable:
+                self._replace(self._before[task_id], None)
             self._write({}, [key(kind, task_id) for kind in "fcx"])
 
-    def _ids(self, prefix: bytes, until: int | None, limit: int | None) -> list[str]:
-        """Return the ids under a prefix, up to and with a time."""
-        below = _END if until is None else key(until + 1)
-        return [value.decode() for value in self._scan(prefix, below, limit)]
+    def _withdraw(self, ids: Sequence[str]) -> dict[str, int]:
+        """Remove all entries that lead to tasks that cannot be read; return their places, as far as they have one."""
+        wanted = {task_id.encode(): task_id for task_id in ids}
+        places: dict[str, int] = {}
+        for kind in "obrasledu" if ids else "":
+            for where, value in list(self._entries_in(key(kind))):
+                if value not in wanted:
+                    continue
+                self._write({}, [where])
+                if kind == "o":
+                    places[wanted[value]] = _number_in(where, -8)
+                elif kind == "b":
+                    self._uncount(where)
+        return places
 
-    def _tasks(self, ids: Sequence[str]) -> list[StoredTask]:
-        tasks = self.get(ids)
-        return [tasks[one] for one in ids]
+    def _uncount(self, entry: bytes) -> None:
+        # The entry of a queue and state has the key of their number in it.
+        stored = self._one(key("n") + entry[len(key("b")) : -8])
+        try:
+            _, state, queue = json.loads(stored or b"")
+            self._count(queue, state, -1)
+        except UNREADABLE:
+            pass  # the number itself cannot be read, and is shown as that
+
+    def _end(self, tasks: Sequence[Salvaged]) -> None:
+        """End tasks that cannot be read, and leave what is stored of them as it is."""
+        places = self._withdraw([task.id for task in tasks])
+        failed = STATE_NUMBERS[TaskState.FAILED]
+        for task in tasks:
+            name, seq = task.id.encode(), places.get(task.id)
+            if seq is not None:
+                entries = key("o", seq), key("b", task.queue, failed, seq), key("d", drop_at(task) or 0, seq)
+                self._write(dict.fromkeys(entries, name))
+                self._count(task.queue, failed, 1)
+
+    def _found(self, prefix: bytes, until: int | None, limit: int | None, *, whole: bool = True) -> list[StoredTask]:
+        """Return the tasks to which the entries under a prefix lead, up to and with a time.
+
+        Entries that lead to no task, or to one that is elsewhere, are removed: else they would stand before others.
+        """
+        below = _END if until is None else key(until + 1)
+        while True:
+            entries = {where: _text(value) for where, value in self._entries_in(prefix, below, limit)}
+            tasks = self._load([one for one in entries.values() if one is not None], whole)
+            leads = {
+                where: tasks[one] for where, one in entries.items() if one in tasks and self._is_at(where, tasks[one])
+            }
+            stray = [where for where in entries if where not in leads]
+            if not stray:
+                return list({task.id: task for task in leads.values()}.values())
+            self._write({}, stray)
+
+    def _is_at(self, where: bytes, task: StoredTask) -> bool:
+        return isinstance(task, Salvaged) or where in self._entries(task)
 
     def holders(self, keys: Iterable[str]) -> dict[str, str]:
         wanted = {key("u", one): one for one in keys}
-        return {wanted[where]: value.decode() for where, value in self._get(wanted).items()}
+        found = {wanted[where]: _text(value) for where, value in self._get(wanted).items()}
+        tasks = self.load([task_id for task_id in found.values() if task_id is not None])
+        holders = {}
+        for one, task_id in found.items():
+            task = None if task_id is None else tasks.get(task_id)
+            if task is not None and task.unique == one and not task.state.is_final:
+                holders[one] = task.id
+        return holders
 
     def promote(self, queue: str, limit: int) -> None:
-        due = self.load(self._ids(key("s", queue), to_micros(self.now), limit))
-        for task in due.values():
-            ready = object.__new__(StoredTask)
-            vars(ready).update(vars(task), state=TaskState.READY)
-            self.save([ready])
+        due = self._found(key("s", queue), to_micros(self.now), limit, whole=False)
+        self._end([task for task in due if isinstance(task, Salvaged)])
+        self.save([promoted_task(task) for task in due if not isinstance(task, Salvaged)])
 
     def ready(self, queue: str, limit: int) -> list[StoredTask]:
-        return self._tasks(self._ids(key("r", queue), None, limit))
+        return self._found(key("r", queue), None, limit)
 
     def lapsed(self, limit: int) -> list[StoredTask]:
-        return self._tasks(self._ids(key("l"), to_micros(self.now), limit))
+        return self._found(key("l"), to_micros(self.now), limit)
 
     def expired(self, limit: int) -> list[StoredTask]:
-        return self._tasks(self._ids(key("e"), to_micros(self.now), limit))
+        return self._found(key("e"), to_micros(self.now), limit)
 
     def has_work(self, queues: Sequence[str]) -> bool:
-        now = to_micros(self.now)
-        return any(self._ids(key("r", queue), None, 1) or self._ids(key("s", queue), now, 1) for queue in queues)
+        due = key(to_micros(self.now) + 1)
+        return any(
+            list(self._entries_in(key("r", queue), limit=1)) or list(self._entries_in(key("s", queue), due, 1))
+            for queue in queues
+        )
+
+    def _first_time(self, prefix: bytes) -> datetime | None:
+        entries = list(self._entries_in(prefix, limit=1))
+        return _time(_number_in(entries[0][0], len(prefix))) if entries else None
 
     def next_task(self, queues: Sequence[str]) -> datetime | None:
-        first = [task_id for queue in queues for task_id in self._ids(key("s", queue), None, 1)]
-        return min([task.run_at for task in self.load(first).values()], default=None)
+        found = [self._first_time(key("s", queue)) for queue in queues]
+        return min([moment for moment in found if moment is not None], default=None)
 
     def oldest_ready(self, queue: str) -> datetime | None:
-        tasks = self.load(self._ids(key("a", queue), None, 1))
-        return next((task.run_at for task in tasks.values()), None)
+        return self._first_time(key("a", queue))
 
     def page(self, query: TaskQuery, before: int | None) -> tuple[list[StoredTask], int | None]:
-        found: list[str] = []
-        for value in self._scan(key("o"), _END if before is None else key(before), backwards=True):
-            task_id = value.decode()
-            task = self.load([task_id])[task_id]
+        found: dict[str, int] = {}
+        for where, value in self._entries_in(key("o"), _END if before is None else key(before), backwards=True):
+            task_id = _text(value)
+            task = None if task_id is None else self.load([task_id]).get(task_id)
+            if task is None or task.id in found:
+                continue
             if (
                 query.queue in (None, task.queue)
                 and query.state in (None, task.state)
@@ -253,40 +374,54 @@ class PairsTx:
                 and (query.tag is None or query.tag in task.tags)
             ):
                 if len(found) == query.limit:
-                    return self._tasks(found), self._seqs[found[-1]]
-                found.append(task_id)
-        return self._tasks(found), None
+                    return list(self.get(found).values()), list(found.values())[-1]
+                found[task.id] = _number_in(where, -8)
+        return list(self.get(found).values()), None
 
     def purge(self, queue: str, states: Sequence[TaskState], limit: int) -> int:
-        ids: list[str] = []
+        tasks: list[StoredTask] = []
         for state in states:
-            ids += self._ids(key("b", queue, STATE_NUMBERS[state]), None, limit - len(ids))
-        self.remove(list(self.load(ids)))
-        return len(ids)
+            if len(tasks) < limit:
+                tasks += self._found(key("b", queue, STATE_NUMBERS[state]), None, limit - len(tasks), whole=False)
+        self.remove([task.id for task in tasks])
+        return len(tasks)
 
     def prune(self, limit: int) -> int:
         now = to_micros(self.now)
-        ids = self._ids(key("d"), now, limit)
-        self.remove(list(self.load(ids)))
-        workers = [json.loads(value) for value in self._scan(key("w"))]
-        self._write({}, [key(kind, name) for name, _, until in workers if until <= now for kind in "wW"])
-        return len(ids)
+        tasks = self._found(key("d"), now, limit, whole=False)
+        self.remove([task.id for task in tasks])
+        for where, value in list(self._entries_in(key("w"))):
+            seen = self._worker(where, value)
+            if seen is None or seen[2] <= now:
+                self._write({}, [where, key("W") + where[len(key("w")) :]])
+        return len(tasks)
 
     def counts(self) -> dict[str, dict[TaskState, int]]:
-        states = list(TaskState)
         counts: dict[str, dict[TaskState, int]] = {}
-        for value in self._scan(key("n")):
-            count, state, queue = json.loads(value)
-            counts.setdefault(queue, {})[states[state - 1]] = count
+        for where, value in self._entries_in(key("n")):
+            try:
+                count, state, queue = json.loads(value)
+                if where != key("n", queue, state) or type(count) is not int or count < 0:
+                    raise ValueError(f"{value!r:.100} in place of a number")
+                counts.setdefault(queue, {})[STATES[state]] = count
+            except UNREADABLE as error:
+                self.problems.append(corrupt("queue", where.decode(errors="replace"), error))
         return counts
 
     # Queues and workers
 
     def paused(self) -> set[str]:
-        return {value.decode() for value in self._scan(key("P"))}
+        paused = set()
+        for where, value in self._entries_in(key("P")):
+            queue = _text(value)
+            if queue is not None and where == key("P", queue):
+                paused.add(queue)
+            else:
+                self.problems.append(corrupt("queue", where.decode(errors="replace"), f"{value!r:.100} is paused"))
+        return paused
 
     def pause(self, queue: str) -> bool:
-        was = self._one(key("P", queue)) is not None
+        was = self._one(key("P", queue)) == queue.encode()
         self._write({key("P", queue): queue.encode()})
         return not was
 
@@ -305,62 +440,128 @@ class PairsTx:
             self._write({}, [alive, told])
         self.changed = changed
 
+    def _worker(self, where: bytes, value: bytes) -> tuple[str, int, int] | None:
+        """Return a worker's name, and when it was seen and until when it counts as alive; None if it cannot be read."""
+        try:
+            name, seen, until = json.loads(value)
+            if where != key("w", name) or type(until) is not int:
+                raise ValueError(f"{value!r:.100} in place of a worker")
+            from_micros(seen)
+        except UNREADABLE as error:
+            self.problems.append(corrupt("worker", where.decode(errors="replace"), error))
+            return None
+        return name, seen, until
+
     def workers(self) -> list[StoredWorker]:
-        running = self.load(self._ids(key("l"), None, None)).values()
-        known = sorted(json.loads(value) for value in self._scan(key("w")))
-        told = self._get(key("W", name) for name, _, _ in known)
-        return [
-            StoredWorker(
-                id=name,
-                seen_at=from_micros(seen),
-                running=tuple(task.id for task in running if task.worker == name),
-                about=told[key("W", name)].decode() if key("W", name) in told else None,
-            )
-            for name, seen, until in known
-            if until > to_micros(self.now)
-        ]
+        ids = [_text(value) for _, value in self._entries_in(key("l"))]
+        running = self.load([one for one in ids if one is not None]).values()
+        known = [self._worker(where, value) for where, value in self._entries_in(key("w"))]
+        found = []
+        for name, seen, until in filter(None, known):
+            if until <= to_micros(self.now):
+                continue
+            tasks = tuple(task.id for task in running if task.worker == name)
+            about = self._one(key("W", name))
+            try:
+                told = None if about is None else about.decode()
+                found.append(check_worker(StoredWorker(id=name, seen_at=from_micros(seen), running=tasks, about=told)))
+            except UNREADABLE as error:
+                self.problems.append(corrupt("worker", name, error))
+        return sorted(found, key=lambda worker: worker.id)
 
     # Schedules
 
+    def _schedule(self, where: bytes, value: bytes) -> Schedule | None:
+        try:
+            name, revision, text = json.loads(value)
+            if where != key("S", name):
+                raise ValueError(f"its record is that of schedule {name!r}")
+            return read_schedule(text, id=name, revision=revision)
+        except UNREADABLE as error:
+            self.problems.append(corrupt("schedule", _name_in(where), error))
+        except CorruptRecord as problem:
+            self.problems.append(problem)
+        return None
+
     def schedules(self) -> list[Schedule]:
-        return [_schedule(value) for value in self._scan(key("S"))]
+        found = [self._schedule(where, value) for where, value in self._entries_in(key("S"))]
+        return [schedule for schedule in found if schedule is not None]
+
+    def revision(self, schedule_id: str) -> int | None:
+        value = self._one(key("S", schedule_id))
+        if value is None:
+            return None
+        try:
+            _, revision, _ = json.loads(value)
+        except UNREADABLE:
+            return 0
+        return revision if type(revision) is int and 0 < revision < LARGEST_REVISION else 0
 
     def schedule(self, schedule_id: str) -> Schedule | None:
-        value = self._one(key("S", schedule_id))
-        return None if value is None else _schedule(value)
+        where = key("S", schedule_id)
+        value = self._one(where)
+        return None if value is None else self._schedule(where, value)
 
     def store_schedule(self, schedule: Schedule) -> None:
         self.remove_schedule(schedule.id)
         value = json.dumps([schedule.id, schedule.revision, dump_schedule(schedule)]).encode()
-        self._write({key("S", schedule.id): value, **dict.fromkeys(_due(schedule), value)})
+        self._write({key("S", schedule.id): value, **dict.fromkeys(_due(schedule), schedule.id.encode())})
 
     def remove_schedule(self, schedule_id: str) -> None:
         old = self.schedule(schedule_id)
-        if old is not None:
-            self._write({}, [key("S", schedule_id), *_due(old)])
+        due = [] if old is None else _due(old)
+        if old is None or len(self._get(due)) < len(due):
+            name = schedule_id.encode()
+            due = [where for where, value in self._entries_in(key("D")) if value == name]
+        self._write({}, [key("S", schedule_id), *due])
 
     def revision_floor(self) -> int:
-        return int(self._one(key("R")) or b"0")
+        floor = self._number(key("R"))
+        return floor if 0 <= floor < LARGEST_REVISION else 0
 
     def raise_revision_floor(self, revision: int) -> None:
         self._write({key("R"): b"%d" % revision})
 
     def due(self, limit: int) -> list[Schedule]:
-        return [_schedule(value) for value in self._scan(key("D"), key(to_micros(self.now) + 1), limit)]
+        found: list[Schedule] = []
+        for where, value in self._entries_in(key("D"), key(to_micros(self.now) + 1)):
+            name = _text(value)
+            schedule = None if name is None else self.schedule(name)
+            if len(found) == limit:
+                break
+            if schedule is not None and where in _due(schedule):
+                found.append(schedule)
+        return found
 
     def next_schedule(self, after: datetime) -> datetime | None:
         self.flush()
         begin = key("D") + key(to_micros(after) + 1)
-        found = [value for _, value in self._pairs.scan(begin, key("D") + _END, 1, False)]
-        return _schedule(found[0]).next_run if found else None
-
-
-def _schedule(value: bytes) -> Schedule:
-    name, revision, text = json.loads(value)
-    return load_schedule(text, id=name, revision=revision)
+        found = [where for where, _ in self._pairs.scan(begin, key("D") + _END, 1, False)]
+        return _time(_number_in(found[0], len(key("D")))) if found else None
 
 
 def _due(schedule: Schedule) -> list[bytes]:
     if schedule.paused or schedule.next_run is None:
         return []
     return [key("D", to_micros(schedule.next_run), schedule.id)]
+
+
+def _number_in(where: bytes, begin: int) -> int:
+    """Return the number that begins at a place of a key."""
+    return int.from_bytes(where[begin:][:8], "big") - (1 << 63)
+
+
+def _time(number: int) -> datetime | None:
+    return from_micros(number) if 0 <= number <= LATEST else None
+
+
+def _text(value: bytes) -> str | None:
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return None
+
+
+def _name_in(where: bytes) -> str:
+    """Return the text of a key that has one part behind its kind, as far as it stands there itself."""
+    return where[len(key("S")) : -2].replace(b"\0\xff", b"\0").decode(errors="replace")

@@ -12,18 +12,23 @@ from functools import lru_cache
 from typing import Any
 
 from omniq.errors import CorruptRecord
+from omniq.escaping import shown
 from omniq.records import dump_error, dump_progress, load_error, load_progress
 from omniq.storage.transitions import later
+from omniq.storage.validation import UNREADABLE, Salvaged, check_task, corrupt, salvaged
 from omniq.task import StoredTask, TaskState
 
 __all__ = [
     "CHANGING",
     "FIXED",
+    "LATEST",
+    "STATES",
     "STATE_NUMBERS",
     "changing_values",
     "drop_at",
     "fixed_values",
     "from_micros",
+    "salvaged_of",
     "task_of",
     "to_micros",
 ]
@@ -31,9 +36,13 @@ __all__ = [
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
+LATEST = 253_402_300_799_999_999
+"""The last microsecond that a datetime can name."""
+
 STATE_NUMBERS = {state: number for number, state in enumerate(TaskState, 1)}
 """The number that stands for each state: 1 scheduled, 2 ready, 3 running, 4 succeeded, 5 failed, 6 cancelled."""
-_STATES = list(TaskState)
+STATES = {number: state for state, number in STATE_NUMBERS.items()}
+"""And the state of each number."""
 
 FIXED = ("id", "queue", "name", "body", "priority", "max_retries", "created_at", "unique", "tags", "result_ttl")
 """The fields that never change once a task is stored, in the order of :func:`fixed_values`."""
@@ -82,7 +91,14 @@ def drop_at(task: StoredTask) -> int | None:
 
 
 def fixed_values(task: StoredTask) -> tuple[Any, ...]:
-    """Return the values of :data:`FIXED`."""
+    """Return the values of :data:`FIXED`.
+
+    :raises ValueError: if the task could not be read again.
+    """
+    try:
+        check_task(task)
+    except ValueError as error:
+        raise ValueError(f"task {shown(task.id)} cannot be stored: {error}") from error
     return (
         task.id,
         task.queue,
@@ -116,42 +132,44 @@ def changing_values(task: StoredTask) -> tuple[Any, ...]:
     )
 
 
-def task_of(fixed: Sequence[Any], changing: Sequence[Any]) -> StoredTask:
+def task_of(fixed: Sequence[Any], changing: Sequence[Any], place: str = "") -> StoredTask:
     """Make a task of its values.
 
     :param fixed: the values of :data:`FIXED`; a body of None (not read) becomes an empty one.
     :param changing: the values of :data:`CHANGING`.
+    :param place: where they stand, for the error.
     :raises CorruptRecord: if they are not what they should be.
     """
-    task_id, queue, name, body, priority, max_retries, created_at, unique, tags, result_ttl = fixed
-    (
-        state,
-        attempt,
-        delivery,
-        run_at,
-        started_at,
-        finished_at,
-        expires_at,
-        lease_until,
-        worker,
-        error,
-        progress,
-        cancel,
-        result,
-    ) = changing
+    task_id: Any = fixed[0] if fixed else None
     try:
-        return StoredTask(
+        _, queue, name, body, priority, max_retries, created_at, unique, tags, result_ttl = fixed
+        (
+            state,
+            attempt,
+            delivery,
+            run_at,
+            started_at,
+            finished_at,
+            expires_at,
+            lease_until,
+            worker,
+            error,
+            progress,
+            cancel,
+            result,
+        ) = changing
+        task = StoredTask(
             id=task_id,
             queue=queue,
             name=name,
-            body=b"" if body is None else bytes(body),
+            body=b"" if body is None else _bytes(body),
             priority=priority,
             max_retries=max_retries,
             created_at=from_micros(created_at),
             unique=unique,
-            tags=() if tags is None else tuple(json.loads(tags)),
+            tags=() if tags is None else _tags(tags),
             result_ttl=result_ttl,
-            state=_STATES[state - 1],
+            state=STATES[state],
             attempt=attempt,
             delivery=delivery,
             run_at=from_micros(run_at),
@@ -163,7 +181,39 @@ def task_of(fixed: Sequence[Any], changing: Sequence[Any]) -> StoredTask:
             error=None if error is None else load_error(error),
             progress=None if progress is None else load_progress(progress),
             cancel_requested=bool(cancel),
-            result_payload=None if result is None else bytes(result),
+            result_payload=None if result is None else _bytes(result),
         )
-    except (ValueError, TypeError, LookupError, OverflowError) as problem:
-        raise CorruptRecord(f"task {task_id!r} cannot be read: {problem}") from problem
+        return check_task(task)
+    except UNREADABLE as problem:
+        raise corrupt("task", task_id, problem, place=place) from problem
+
+
+def _bytes(value: Any) -> bytes:
+    # Not bytes(value), which makes a billion zeros of a number.
+    return value if type(value) is bytes else bytes(memoryview(value))
+
+
+def _tags(text: str) -> tuple[str, ...]:
+    tags = json.loads(text)
+    if not isinstance(tags, list):
+        raise ValueError(f"its tags are no list: {text:.100}")
+    return tuple(tags)
+
+
+def salvaged_of(problem: CorruptRecord, task_id: object, fixed: Sequence[Any], changing: Sequence[Any]) -> Salvaged:
+    """Return what is shown in place of a task whose values cannot be read.
+
+    :param problem: what :func:`task_of` raised.
+    :param task_id: by which it was found.
+    :param fixed: the values of :data:`FIXED`, or what there is of them.
+    :param changing: the values of :data:`CHANGING`, or what there is of them.
+    """
+    known = dict(zip(FIXED, fixed, strict=False)) | dict(zip(CHANGING, changing, strict=False))
+    for name in _TIMES & known.keys():
+        known[name] = from_micros(known[name]) if type(known[name]) is int and 0 <= known[name] <= LATEST else None
+    return salvaged(problem, task_id, {name: known[name] for name in _SHOWN & known.keys()})
+
+
+_TIMES = frozenset({"created_at", "run_at", "started_at", "finished_at"})
+_SHOWN = _TIMES | {"queue", "name", "body", "priority", "attempt", "delivery", "worker", "result_payload"}
+"""What can be shown of a task that cannot be read."""

@@ -19,7 +19,7 @@ from contextlib import AbstractContextManager
 from datetime import datetime
 from typing import Any, Protocol, Self, TypeVar
 
-from omniq.errors import StorageUnavailable
+from omniq.errors import CorruptRecord, StorageUnavailable
 from omniq.escaping import get_logger
 from omniq.outages import Outage
 from omniq.schedule import Schedule
@@ -36,6 +36,7 @@ from omniq.storage.base import (
     TaskPage,
     TaskQuery,
 )
+from omniq.storage.validation import finding, log_once
 from omniq.task import NewTask, Outcome, Progress, StoredTask, TaskState
 from omniq.transactions import CallerTransaction, driver_connection
 
@@ -58,6 +59,12 @@ class Tx(transitions.Transaction, Protocol):
 
     changed: bool
     """Whether something was written that others may wait for; heartbeats are not."""
+    problems: list[CorruptRecord]
+    """What was found that cannot be read: it was salvaged, or passed over. The storage logs it."""
+
+    @abstractmethod
+    def verify(self) -> None:
+        """Read all that :meth:`page` does not show, so that what cannot be read of it is in :attr:`problems`."""
 
     @abstractmethod
     def get(self, ids: Sequence[str]) -> dict[str, StoredTask]:
@@ -428,6 +435,14 @@ class SimpleStorage(Storage):
     async def prune(self, limit: int) -> int:
         return await self._run(lambda tx: tx.prune(limit), wakes=True)
 
+    async def check(self, limit: int = 100) -> list[Finding]:
+        def look(tx: Tx) -> list[CorruptRecord]:
+            tx.verify()
+            return tx.problems
+
+        found = [finding(problem) for problem in await self._read(look)]
+        return list(dict.fromkeys([*found, *await super().check(limit)]))[:limit]
+
     async def diagnose(self) -> list[Finding]:
         return await self._read(self.findings)
 
@@ -481,12 +496,14 @@ class _Lane:
             self._connection = storage.connect()
         with storage.transaction(self._connection, write) as tx:
             result = verb(tx)
-            changed = wakes and tx.changed
+            problems, changed = tx.problems, wakes and tx.changed
             if changed:
                 storage.announce(tx)
             committing[0] = write
         if changed:
             storage.wake()
+        for problem in problems:
+            log_once(_log, problem, storage.config.redacted)
         return result
 
     def drop(self) -> None:

@@ -8,28 +8,41 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any, ClassVar
 
-from omniq.errors import SchemaMismatch
-from omniq.records import dump_schedule, load_schedule
+from omniq.errors import CorruptRecord, SchemaMismatch
+from omniq.records import dump_schedule
 from omniq.schedule import Schedule
 from omniq.storage.base import StoredWorker, TaskQuery
 from omniq.storage.rows import (
     CHANGING,
     FIXED,
+    LATEST,
     STATE_NUMBERS,
+    STATES,
     changing_values,
     drop_at,
     fixed_values,
     from_micros,
+    salvaged_of,
     task_of,
     to_micros,
 )
 from omniq.storage.transitions import later
+from omniq.storage.validation import (
+    LARGEST_REVISION,
+    UNREADABLE,
+    Salvaged,
+    check_worker,
+    corrupt,
+    is_text,
+    read_schedule,
+)
 from omniq.task import StoredTask, TaskState
 
 __all__ = ["SqlTx"]
@@ -62,6 +75,7 @@ INDEXES = {
 
 _COLUMN = {"unique": "unique_key"}
 """Fields that stand in a column of another name."""
+_PLACE = re.compile(r"row [0-9]{1,18}")
 _LEFT_OUT = frozenset({"body", "result_payload"})
 """What is not read where it is not asked for: it may be large."""
 _ENDED = tuple(STATE_NUMBERS[state] for state in TaskState if state.is_final)
@@ -104,6 +118,7 @@ class SqlTx:
     def __init__(self, cursor: Any, namespace: str, now: datetime | None = None, *, write: bool = True) -> None:
         self.cursor = cursor
         self.changed = False
+        self.problems: list[CorruptRecord] = []
         self._lock = self.lock if write else ""
         if now is not None:
             self.now = now
@@ -209,18 +224,33 @@ class SqlTx:
             if not whole:
                 row.insert(FIXED.index("body"), None)
                 row.append(None)
-            changing = dict(zip(CHANGING, row[len(FIXED) :], strict=True))
-            task = task_of(row[: len(FIXED)], row[len(FIXED) :])
-            self._before[task.id] = seq, changing["state"], changing, task.queue
+            fixed, changing = row[: len(FIXED)], row[len(FIXED) :]
+            try:
+                task = task_of(fixed, changing, f"row {seq}")
+            except CorruptRecord as problem:
+                self.problems.append(problem)
+                task = salvaged_of(problem, fixed[0], fixed, changing)
+            known = dict(zip(CHANGING, changing, strict=True))
+            self._before[task.id] = seq, known["state"], known, fixed[FIXED.index("queue")]
             tasks.append(task)
         return tasks
 
     def load(self, ids: Iterable[str]) -> dict[str, StoredTask]:
-        found = self._tasks(f"id IN %s ORDER BY seq{self._lock}", list(dict.fromkeys(ids)), whole=False)
-        return {task.id: task for task in found}
+        wanted = list(dict.fromkeys(ids))
+        found = {task.id: task for task in self._tasks(f"id IN %s ORDER BY seq{self._lock}", wanted, whole=False)}
+        for place in wanted:
+            # One whose id is no text is shown, and can be removed, by its place.
+            if place not in found and _PLACE.fullmatch(place):
+                there = self._tasks(f"seq = %s{self._lock}", int(place.split()[1]), whole=False)
+                found.update({task.id: task for task in there if task.id == place})
+        return found
 
     def get(self, ids: Sequence[str]) -> dict[str, StoredTask]:
         return {task.id: task for task in self._tasks("id IN %s", list(dict.fromkeys(ids)))}
+
+    def verify(self) -> None:
+        for read in (self.schedules, self.workers, self.paused, self.counts):
+            read()
 
     def insert(self, tasks: Sequence[StoredTask]) -> None:
         if not tasks:
@@ -243,13 +273,16 @@ class SqlTx:
         alike: dict[tuple[str, ...], dict[tuple[Any, ...], list[int]]] = defaultdict(lambda: defaultdict(list))
         for task in tasks:
             seq, state, before, queue = self._before[task.id]
+            if isinstance(task, Salvaged):
+                self._end(task)
+                continue
             after = dict(zip(CHANGING, changing_values(task), strict=True))
             changes = {name: value for name, value in after.items() if value != before[name]}
             if "state" in changes:
                 self._counts[queue, state] -= 1
                 self._counts[queue, after["state"]] += 1
                 changes["drop_at"] = drop_at(task)
-                if task.unique is not None:
+                if task.unique is not None and task.state.is_final is not (state in _ENDED):
                     changes["live_key"] = _live_key(task)
             self._before[task.id] = seq, after["state"], after, queue
             if changes:
@@ -263,11 +296,27 @@ class SqlTx:
                     self.change(f"UPDATE {{task}} SET {sets} WHERE seq IN %s", *values, seqs)
         self._count()
 
+    def _end(self, task: Salvaged) -> None:
+        """End a task that cannot be read, and leave the rest of it as it is."""
+        seq, state, before, queue = self._before[task.id]
+        failed, changing = STATE_NUMBERS[TaskState.FAILED], dict(zip(CHANGING, changing_values(task), strict=True))
+        ended = {name: changing[name] for name in ("state", "finished_at", "lease_until", "error")}
+        columns = ", ".join(f"{name} = %s" for name in (*ended, "drop_at", "live_key"))
+        self.change(f"UPDATE {{task}} SET {columns} WHERE seq = %s", *ended.values(), drop_at(task), None, seq)
+        self._counts[queue, state] -= 1
+        self._counts[queue, failed] += 1
+        self._before[task.id] = seq, failed, before | ended, queue
+
     def _count(self) -> None:
+        # What stood for the queue and the state of a task that cannot be read may be anything.
+        counts = {one: n for one, n in self._counts.items() if n and is_text(one[0]) and one[1] in STATES}
         # In one order everywhere, so that two transactions do not wait for each other.
-        for (queue, state), step in sorted(self._counts.items()):
-            if step and not self.change(
-                "UPDATE {task_count} SET n = n + %s WHERE queue = %s AND state = %s", step, queue, state
+        for (queue, state), step in sorted(counts.items()):
+            # A number that is not what it was must not overflow, which would undo the whole transaction.
+            if not self.change(
+                "UPDATE {task_count} SET n = CASE WHEN n BETWEEN -%s AND %s THEN n ELSE 0 END + %s "
+                "WHERE queue = %s AND state = %s",
+                *(LARGEST_REVISION, LARGEST_REVISION, step, queue, state),
             ):
                 self.change("INSERT INTO {task_count} (queue, state, n) VALUES (%s, %s, %s)", queue, state, step)
         self._counts.clear()
@@ -283,7 +332,9 @@ class SqlTx:
         return removed
 
     def holders(self, keys: Iterable[str]) -> dict[str, str]:
-        return dict(self.rows("SELECT unique_key, id FROM {task} WHERE live_key IN %s", [_hashed(key) for key in keys]))
+        wanted = {_hashed(key): key for key in keys}
+        found = self.rows("SELECT live_key, id FROM {task} WHERE live_key IN %s", list(wanted))
+        return {wanted[live_key]: task_id for live_key, task_id in found}
 
     def promote(self, queue: str, limit: int) -> None:
         due = self.rows(
@@ -305,7 +356,9 @@ class SqlTx:
 
     def lapsed(self, limit: int) -> list[StoredTask]:
         order = f"ORDER BY lease_until LIMIT %s{self.skip_locked}"
-        return self._tasks(f"state = 3 AND lease_until <= %s {order}", to_micros(self.now), limit)
+        # What is no time of this calendar, or none at all, has run out.
+        lapsed = "lease_until <= %s OR lease_until > %s OR lease_until IS NULL"
+        return self._tasks(f"state = 3 AND ({lapsed}) {order}", to_micros(self.now), LATEST, limit)
 
     def expired(self, limit: int) -> list[StoredTask]:
         order = f"ORDER BY expires_at LIMIT %s{self.skip_locked}"
@@ -317,16 +370,18 @@ class SqlTx:
         return bool(ready) or (moment is not None and moment <= self.now)
 
     def next_task(self, queues: Sequence[str]) -> datetime | None:
-        return self._first("run_at FROM {task} WHERE queue IN %s AND state = 1 ORDER BY run_at", list(queues))
+        where = "queue IN %s AND state = 1 AND run_at BETWEEN %s AND %s"
+        return self._first(f"run_at FROM {{task}} WHERE {where} ORDER BY run_at", list(queues), 0, LATEST)
 
     def oldest_ready(self, queue: str) -> datetime | None:
-        return self._first("run_at FROM {task} WHERE queue = %s AND state = 2 ORDER BY run_at", queue)
+        where = "queue = %s AND state = 2 AND run_at BETWEEN %s AND %s"
+        return self._first(f"run_at FROM {{task}} WHERE {where} ORDER BY run_at", queue, 0, LATEST)
 
     def next_schedule(self, after: datetime) -> datetime | None:
-        return self._first("due FROM {schedule} WHERE due > %s ORDER BY due", to_micros(after))
+        return self._first("due FROM {schedule} WHERE due > %s AND due <= %s ORDER BY due", to_micros(after), LATEST)
 
-    def _first(self, select: str, value: Any) -> datetime | None:
-        found = self.rows(f"SELECT {select} LIMIT 1", value)
+    def _first(self, select: str, *values: Any) -> datetime | None:
+        found = self.rows(f"SELECT {select} LIMIT 1", *values)
         return from_micros(found[0][0]) if found else None
 
     def page(self, query: TaskQuery, before: int | None) -> tuple[list[StoredTask], int | None]:
@@ -355,16 +410,21 @@ class SqlTx:
         return self._remove([self._before[task.id] for task in self._tasks(where, now, limit, whole=False)])
 
     def counts(self) -> dict[str, dict[TaskState, int]]:
-        states = list(TaskState)
         found: dict[str, dict[TaskState, int]] = {}
-        for queue, state, n in self.rows("SELECT queue, state, n FROM {task_count} WHERE n > 0"):
-            found.setdefault(queue, {})[states[state - 1]] = n
+        for queue, state, n in self.rows("SELECT queue, state, n FROM {task_count} WHERE n <> 0"):
+            if is_text(queue) and state in STATES and isinstance(n, int) and n >= 0:
+                found.setdefault(queue, {})[STATES[state]] = n
+            else:
+                self.problems.append(corrupt("queue", queue, f"{n!r} tasks in state {state!r}"))
         return found
 
     # Queues, workers, schedules
 
     def paused(self) -> set[str]:
-        return {queue for (queue,) in self.rows("SELECT queue FROM {paused}")}
+        found = {queue for (queue,) in self.rows("SELECT queue FROM {paused}")}
+        paused = set(filter(is_text, found))
+        self.problems += [corrupt("queue", queue, "its name is no text") for queue in found - paused]
+        return paused
 
     def pause(self, queue: str) -> bool:
         return queue not in self.paused() and bool(self.change("INSERT INTO {paused} (queue) VALUES (%s)", queue))
@@ -388,22 +448,42 @@ class SqlTx:
         alive = self.rows("SELECT id, seen_at, about FROM {worker} WHERE until > %s", to_micros(self.now))
         running: dict[str, list[str]] = defaultdict(list)
         for worker, task_id in self.rows("SELECT worker, id FROM {task} WHERE state = 3 ORDER BY seq"):
-            running[worker].append(task_id)
-        return [
-            StoredWorker(id=worker, seen_at=from_micros(seen_at), running=tuple(running[worker]), about=about)
-            for worker, seen_at, about in sorted(alive, key=lambda row: row[0])
-        ]
+            if is_text(task_id):
+                running[worker].append(task_id)
+        found = []
+        for worker, seen_at, about in alive:
+            try:
+                tasks = tuple(running[worker])
+                shown = StoredWorker(id=worker, seen_at=from_micros(seen_at), running=tasks, about=about)
+                found.append(check_worker(shown))
+            except UNREADABLE as error:
+                self.problems.append(corrupt("worker", worker, error))
+        return sorted(found, key=lambda worker: worker.id)
 
-    def _schedules(self, where: str, *values: Any) -> list[Schedule]:
+    def _schedules(self, where: str, *values: Any) -> tuple[list[Schedule], int]:
+        """Return schedules that can be read, and how many there are with those that cannot."""
         rows = self.rows(f"SELECT id, revision, body FROM {{schedule}} WHERE {where}", *values)
-        return [load_schedule(body, id=name, revision=revision) for name, revision, body in rows]
+        found = []
+        for name, revision, body in rows:
+            try:
+                found.append(read_schedule(body, id=name, revision=revision))
+            except CorruptRecord as problem:
+                self.problems.append(problem)
+        return found, len(rows)
 
     def schedules(self) -> list[Schedule]:
-        return self._schedules("1 = 1")
+        return self._schedules("1 = 1")[0]
+
+    def revision(self, schedule_id: str) -> int | None:
+        found = self.rows(f"SELECT revision FROM {{schedule}} WHERE id = %s{self._lock}", schedule_id)
+        if not found:
+            return None
+        self._schedules_there.add(schedule_id)
+        revision = found[0][0]
+        return revision if isinstance(revision, int) and 0 < revision < LARGEST_REVISION else 0
 
     def schedule(self, schedule_id: str) -> Schedule | None:
-        found = self._schedules(f"id = %s{self._lock}", schedule_id)
-        self._schedules_there.update(schedule.id for schedule in found)
+        found, _ = self._schedules("id = %s", schedule_id)
         return found[0] if found else None
 
     def store_schedule(self, schedule: Schedule) -> None:
@@ -428,7 +508,16 @@ class SqlTx:
         self.change("UPDATE {meta} SET revision_floor = %s WHERE revision_floor < %s", revision, revision)
 
     def due(self, limit: int) -> list[Schedule]:
-        return self._schedules("due <= %s ORDER BY due, id LIMIT %s", to_micros(self.now), limit)
+        found: list[Schedule] = []
+        read = 0
+        while len(found) < limit:  # those that cannot be read take no place
+            where = "due <= %s ORDER BY due, id LIMIT %s OFFSET %s"
+            more, n = self._schedules(where, to_micros(self.now), limit, read)
+            found += more
+            read += n
+            if n < limit:
+                break
+        return found[:limit]
 
 
 def _hashed(key: str) -> str:

@@ -18,6 +18,7 @@ from attrs import evolve
 
 from omniq.schedule import Schedule
 from omniq.storage.base import Enqueued, Lease, LeaseState
+from omniq.storage.validation import Salvaged
 from omniq.task import (
     Failed,
     NewTask,
@@ -43,6 +44,10 @@ class Transaction(Protocol):
 
     A task that any of these returns is locked until the transaction ends, or the transaction is the only one that
     writes: no other changes it meanwhile.
+
+    In place of a task that cannot be read they return a :class:`~omniq.storage.validation.Salvaged` one, by the id by
+    which it was found. To save that ends it: it is found as failed from then on, and of what is stored the error and
+    the times of its end are written, nothing else.
     """
 
     now: datetime
@@ -96,16 +101,20 @@ class Transaction(Protocol):
         """
 
     @abstractmethod
+    def revision(self, schedule_id: str) -> int | None:
+        """Return the revision of a schedule; 0 if it cannot be told, None if there is no such schedule."""
+
+    @abstractmethod
     def schedule(self, schedule_id: str) -> Schedule | None:
-        """Return a schedule; None if it is not there."""
+        """Return a schedule; None if it is not there, or cannot be read."""
 
     @abstractmethod
     def store_schedule(self, schedule: Schedule) -> None:
-        """Add a schedule, or replace the one with its id."""
+        """Add a schedule, or replace the one with its id, whatever is stored of that."""
 
     @abstractmethod
     def remove_schedule(self, schedule_id: str) -> None:
-        """Remove a schedule that is there."""
+        """Remove a schedule that is there, without reading it."""
 
     @abstractmethod
     def revision_floor(self) -> int:
@@ -163,6 +172,8 @@ def promoted_task(task: StoredTask) -> StoredTask:
 
 
 def _ended(task: StoredTask, state: TaskState, now: datetime, **changes: object) -> StoredTask:
+    if isinstance(task, Salvaged):
+        return evolve(task, finished_at=now)
     return _changed(task, state=state, finished_at=now, lease_until=None, **changes)
 
 
@@ -192,7 +203,7 @@ def answered_task(task: StoredTask, outcome: Outcome, now: datetime) -> StoredTa
 
 
 def _taken_back(task: StoredTask, now: datetime) -> StoredTask:
-    if task.cancel_requested:
+    if task.cancel_requested or isinstance(task, Salvaged):
         return _ended(task, TaskState.CANCELLED, now)
     if task.attempt <= task.max_retries:
         return _waiting(task, now, 0, run_at=task.run_at)
@@ -252,6 +263,8 @@ PROMOTED = 1000
 
 def claimed_task(task: StoredTask, worker: str, now: datetime, until: datetime) -> StoredTask:
     """Return a ready task as it is handed to a worker; one whose time is over as cancelled."""
+    if isinstance(task, Salvaged):
+        return _ended(task, TaskState.FAILED, now)
     if task.expires_at is not None and task.expires_at <= now:
         return _ended(task, TaskState.CANCELLED, now)
     return _changed(
@@ -321,6 +334,8 @@ def retry(tx: Transaction, ids: Sequence[str]) -> list[bool]:
     def change(task: StoredTask) -> StoredTask | None:
         if task.state not in (TaskState.FAILED, TaskState.CANCELLED) or task.unique in holders:
             return None
+        if isinstance(task, Salvaged):
+            return None
         if task.unique is not None:
             holders[task.unique] = task.id
         over = task.expires_at is not None and task.expires_at <= tx.now
@@ -379,20 +394,20 @@ def set_progress(tx: Transaction, updates: Mapping[Lease, Progress]) -> None:
 
 
 def put_schedule(tx: Transaction, schedule: Schedule, expected: int | None) -> Schedule | None:
-    stored = tx.schedule(schedule.id)
-    if expected is not None and expected != (0 if stored is None else stored.revision):
+    revision = tx.revision(schedule.id) or 0
+    if expected is not None and expected != revision and (expected != 0 or tx.schedule(schedule.id) is not None):
         return None
-    new = evolve(schedule, revision=1 + (tx.revision_floor() if stored is None else stored.revision))
+    new = evolve(schedule, revision=1 + (revision or tx.revision_floor()))
     tx.store_schedule(new)
     return new
 
 
 def delete_schedule(tx: Transaction, schedule_id: str) -> bool:
-    stored = tx.schedule(schedule_id)
-    if stored is None:
+    revision = tx.revision(schedule_id)
+    if revision is None:
         return False
     # So that no revision is ever used again: one who read it before would take its successor for it.
-    tx.raise_revision_floor(max(tx.revision_floor(), stored.revision))
+    tx.raise_revision_floor(max(tx.revision_floor(), revision))
     tx.remove_schedule(schedule_id)
     return True
 

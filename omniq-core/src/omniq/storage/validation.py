@@ -22,6 +22,8 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from attrs import frozen
+
 from omniq.errors import CorruptRecord
 from omniq.escaping import printable
 from omniq.records import load_schedule
@@ -35,6 +37,7 @@ __all__ = [
     "LARGEST_REVISION",
     "LONGEST_TEXT",
     "UNREADABLE",
+    "Salvaged",
     "check_schedule",
     "check_task",
     "check_text",
@@ -360,7 +363,12 @@ def is_corrupt(task: StoredTask) -> bool:
     return task.error is not None and task.error.type == "CorruptRecord"
 
 
-def salvaged(problem: CorruptRecord, task_id: object, fields: Mapping[str, object] | None = None) -> StoredTask:
+@frozen(kw_only=True, slots=False)
+class Salvaged(StoredTask):
+    """What stands for a task that cannot be read."""
+
+
+def salvaged(problem: CorruptRecord, task_id: object, fields: Mapping[str, object] | None = None) -> Salvaged:
     """Return what is shown in place of a task that cannot be read: one that failed.
 
     :param problem: what is wrong with it.
@@ -375,7 +383,7 @@ def salvaged(problem: CorruptRecord, task_id: object, fields: Mapping[str, objec
             known[name] = fields[name]
     shown_id = task_id if is_text(task_id) else problem.place or str(problem)
     known.update(id=shown_id, state=TaskState.FAILED, lease_until=None, error=corrupt_error(problem))
-    return StoredTask(**known)
+    return Salvaged(**known)
 
 
 async def fetch(storage: Storage, task_id: str) -> StoredTask | None:

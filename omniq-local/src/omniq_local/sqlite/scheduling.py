@@ -33,7 +33,7 @@ R = TypeVar("R")
 def put_schedule(schedule: Schedule, expected: int | None, tx: Transaction) -> Schedule | None:
     """See :meth:`~omniq.storage.Storage.put_schedule`."""
     revision = _revision(tx, schedule.id)
-    if expected is not None and expected != revision and (expected > 0 or _is_readable(tx, schedule.id)):
+    if expected is not None and expected != revision and (expected != 0 or _is_readable(tx, schedule.id)):
         return None
     stored = evolve(schedule, revision=(revision or _revision_floor(tx)) + 1)
     _put(tx, stored)
