@@ -39,14 +39,11 @@ DAILY = {
     "test_two_claimers_never_share_a_task",
     "test_nothing_is_lost_when_all_happens_at_once",
 }
-PLUGIN = """
-from omniq import hookimpl
-
-
-@hookimpl
-def omniq_storages():
-    return {"simplepg": "omniq_simplepg.storage:Storage"}
-"""
+ENTRY_POINTS = {
+    "mystore": "[omniq]\nmystore = omniq_mystore.plugin\n",
+    "simplepg": "[omniq.storages]\nsimplepg = omniq_simplepg.storage:Storage\n",
+    "lmdb": "[omniq.storages]\nlmdb = omniq_lmdb.storage:LmdbStorage\n",
+}
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -88,12 +85,11 @@ def example_stores(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     # A store that is of use to these tests alone.
     (folder / "omniq_simplepg").mkdir()
     shutil.copy(Path(__file__).with_name("postgres.py"), folder / "omniq_simplepg" / "storage.py")
-    (folder / "omniq_simplepg" / "plugin.py").write_text(PLUGIN)
-    for name in ("mystore", "simplepg", "lmdb"):
+    for name, entry_points in ENTRY_POINTS.items():
         metadata = folder / f"omniq_{name}-0.1.0.dist-info"
         metadata.mkdir()
         (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: omniq-{name}\nVersion: 0.1.0\n")
-        (metadata / "entry_points.txt").write_text(f"[omniq]\n{name} = omniq_{name}.plugin\n")
+        (metadata / "entry_points.txt").write_text(entry_points)
     # A wheel that is unpacked is installed.
     builder = ProjectBuilder(DOCS / "examples" / "omniq-mysql", runner=quiet_subprocess_runner)
     with ZipFile(builder.build("wheel", tmp_path_factory.mktemp("wheel"))) as wheel:
