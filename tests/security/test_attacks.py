@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from omniq import Every, Fixed, PayloadRejected, TaskFailed
+from omniq.cli import main
 from omniq.records import dump_error
 from omniq.task import Task, TaskError
 from omniq.testing import wait_until
@@ -450,6 +451,42 @@ def test_what_a_rejected_task_is_called_cannot_forge_a_line_of_the_log(
     assert error_of(task) == "failed: PayloadRejected"
     (said,) = [one.getMessage() for one in caplog.records if "rejected" in one.getMessage()]
     assert said.isprintable()
+
+
+# Records that cannot be read
+
+
+def test_what_he_makes_unreadable_stops_nothing_else_and_is_named_by_doctor(
+    shop: Shop, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write = shop.queue.functions["write"]
+    bad = [shop.enqueue(f"bad{number}") for number in range(6)]
+    good = [shop.enqueue(f"good{number}") for number in range(3)]
+    for name in ("nightly", "hourly"):
+        shop.queue.schedule(write.call(name, "hello"), Every(3600), id=name)
+    columns = ("options", "attempt", "delivery", "run_at", "name", "error")
+    values = ("[" * 50_000, 2**63 - 1, 2**31 - 1, -(2**62), b"\xff\x80", '["E"]')
+    for handle, column, value in zip(bad, columns, values, strict=True):
+        cast = "CAST(? AS TEXT)" if isinstance(value, bytes) else "?"
+        shop.attack(f"UPDATE {TASK} SET {column} = {cast} WHERE id = ?", value, handle.id)
+    due(shop, "body")
+    shop.attack(f"UPDATE {SCHEDULE} SET body = '{{' WHERE id = 'hourly'")
+    shop.attack('INSERT INTO "omniq.paused" (queue) VALUES (CAST(? AS TEXT))', b"\xff")
+
+    with working(shop.queue):
+        assert [handle.result(timeout=20) for handle in good] == [5] * 3
+        wait_until(lambda: shop.written("nightly") == "hello", what="the schedule that can be read")
+        for handle in bad:
+            with pytest.raises(TaskFailed, match="cannot be read"):
+                handle.result(timeout=20)
+    url = f"sqlite:///{shop.store}"
+    assert main(["doctor", url]) == 1
+    found = capsys.readouterr().out
+    assert all(f"omniq tasks delete {handle.id}" in found for handle in bad)
+    assert "omniq schedules delete hourly" in found
+    assert "nightly" not in found
+    assert main(["tasks", "delete", url, *(handle.id for handle in bad)]) == 0
+    assert main(["schedules", "delete", url, "hourly"]) == 0
 
 
 # What a key does not prevent

@@ -273,9 +273,7 @@ class Codec:
 
 
 def _too_large(what: str, size: str) -> PayloadTooLarge:
-    return PayloadTooLarge(
-        f"{what} {size}; store the data elsewhere and hand over its address, or raise max_payload"
-    )
+    return PayloadTooLarge(f"{what} {size}; store the data elsewhere and hand over its address, or raise max_payload")
 
 
 def _split(schedule: Schedule) -> tuple[bytes, bytes]:
