@@ -1,6 +1,7 @@
 """The SQL of this backend: read once from ``sql/*.sql``, and made out for a schema and namespace.
 
-A file holds the statements of one verb, each after a line ``-- name: NAME``. In them ``{task}``, ``{live}`` and so on
+A file holds the statements of one verb, each after a line ``-- name: NAME``. What several of them have in common stands
+before them, after a line ``-- part: NAME``, and ``{NAME}`` in its place. In them ``{task}``, ``{live}`` and so on
 stand for the tables, and ``{record}`` for the columns of which :func:`omniq_postgres.rows.task_of` makes a task.
 """
 
@@ -16,7 +17,7 @@ from omniq_postgres.settings import Names
 
 __all__ = ["Statements", "migration_files"]
 
-_SECTION = re.compile(r"^-- name: (\w+)\n", re.MULTILINE)
+_SECTION = re.compile(r"^-- (name|part): (\w+)\n", re.MULTILINE)
 _COMMENT = re.compile(r"^\s*--.*\n", re.MULTILINE)
 
 
@@ -28,8 +29,15 @@ def _templates() -> Mapping[str, str]:
         if extension != "sql":
             continue
         _, *sections = _SECTION.split(file.read_text(encoding="utf-8"))
-        for name, text in zip(sections[::2], sections[1::2], strict=True):
-            found[f"{verb}.{name}"] = _COMMENT.sub("", text).strip()
+        parts: dict[str, str] = {}
+        for kind, name, section in zip(sections[::3], sections[1::3], sections[2::3], strict=True):
+            text = _COMMENT.sub("", section).strip()
+            for part, inside in parts.items():
+                text = text.replace("{" + part + "}", inside)
+            if kind == "part":
+                parts[name] = text
+            else:
+                found[f"{verb}.{name}"] = text
     return found
 
 

@@ -1,26 +1,30 @@
+-- part: moments
+-- In how many seconds the next task will be ready, and in how many the next schedule is due: a second where one is
+-- overdue, which perhaps nobody can fire. Of the queues that are not paused.
+extract(epoch FROM min((
+    SELECT {live}.run_at FROM {live} WHERE {live}.state = 1 AND {live}.queue = mine.queue
+    ORDER BY {live}.run_at LIMIT 1
+)) - clock_timestamp())::double precision,
+extract(epoch FROM least((
+    SELECT next_run FROM {schedule}
+    WHERE next_run IS NOT NULL AND NOT paused AND next_run > (SELECT clock_timestamp())
+    ORDER BY next_run LIMIT 1
+), (
+    SELECT clock_timestamp() + interval '1 second' FROM {schedule}
+    WHERE next_run IS NOT NULL AND NOT paused AND next_run <= (SELECT clock_timestamp())
+    ORDER BY next_run LIMIT 1
+)) - clock_timestamp())::double precision
+FROM unnest((SELECT $1::text[])) AS mine (queue)
+WHERE NOT EXISTS (SELECT FROM {paused} WHERE {paused}.queue = mine.queue)
+
 -- name: prospects
--- Whether a task is ready or due in one of the queues; in how many seconds the next will be; and the next schedule,
--- or a second where one is overdue, which perhaps nobody can fire.
+-- Whether a task is ready or due in one of the queues, and the next moments.
 SELECT coalesce(bool_or((
            -- In the order of its index, so that no planner thinks of looking through the table for the first.
            SELECT true FROM {live} WHERE {live}.state = 2 AND {live}.queue = mine.queue
            ORDER BY {live}.priority DESC, {live}.run_at, {live}.seq LIMIT 1
        )), false),
-       extract(epoch FROM min((
-           SELECT {live}.run_at FROM {live} WHERE {live}.state = 1 AND {live}.queue = mine.queue
-           ORDER BY {live}.run_at LIMIT 1
-       )) - clock_timestamp())::double precision,
-       extract(epoch FROM least((
-           SELECT next_run FROM {schedule}
-           WHERE next_run IS NOT NULL AND NOT paused AND next_run > (SELECT clock_timestamp())
-           ORDER BY next_run LIMIT 1
-       ), (
-           SELECT clock_timestamp() + interval '1 second' FROM {schedule}
-           WHERE next_run IS NOT NULL AND NOT paused AND next_run <= (SELECT clock_timestamp())
-           ORDER BY next_run LIMIT 1
-       )) - clock_timestamp())::double precision
-FROM unnest((SELECT $1::text[])) AS mine (queue)
-WHERE NOT EXISTS (SELECT FROM {paused} WHERE {paused}.queue = mine.queue)
+       {moments}
 
 -- name: prospects_onward
 -- The same, looking for ready tasks from where the last claims ended only.
@@ -36,21 +40,7 @@ SELECT coalesce((
            ) AS mark (queue, priority, run_at, seq)
            WHERE NOT EXISTS (SELECT FROM {paused} WHERE {paused}.queue = mark.queue)
        ), false),
-       extract(epoch FROM min((
-           SELECT {live}.run_at FROM {live} WHERE {live}.state = 1 AND {live}.queue = mine.queue
-           ORDER BY {live}.run_at LIMIT 1
-       )) - clock_timestamp())::double precision,
-       extract(epoch FROM least((
-           SELECT next_run FROM {schedule}
-           WHERE next_run IS NOT NULL AND NOT paused AND next_run > (SELECT clock_timestamp())
-           ORDER BY next_run LIMIT 1
-       ), (
-           SELECT clock_timestamp() + interval '1 second' FROM {schedule}
-           WHERE next_run IS NOT NULL AND NOT paused AND next_run <= (SELECT clock_timestamp())
-           ORDER BY next_run LIMIT 1
-       )) - clock_timestamp())::double precision
-FROM unnest((SELECT $1::text[])) AS mine (queue)
-WHERE NOT EXISTS (SELECT FROM {paused} WHERE {paused}.queue = mine.queue)
+       {moments}
 
 -- name: ended
 SELECT asked.id::text FROM unnest((SELECT $1::uuid[])) AS asked (id)
