@@ -56,7 +56,7 @@ def lines_of(store: str) -> set[str]:
     }
 
 
-# Many measurements, each in processes of its own: on a busy machine more than the usual two minutes.
+# Many measurements, each in processes of its own: on a busy machine more than the usual time.
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     "store",

@@ -12,7 +12,7 @@ from omniq.storage import Capability, Storage
 from omniq.task import TaskState
 from omniq.testing.actor import History, drain
 from omniq.testing.contract.actors import Actors, check_histories
-from omniq.testing.contract.base import Contract, needs
+from omniq.testing.contract.base import Contract, needs, patient
 from omniq.testing.contract.scheduling import LONG_AGO, put
 from omniq.testing.contract.steps import FAR, HELD, add, counts, new_task, outcome, passed, record, states, take
 from omniq.testing.contract.stores import Stores
@@ -23,6 +23,8 @@ __all__ = ["ProcessContract"]
 
 ROUNDS = 3
 """How often what must be prompt is tried."""
+DOZENS_OF_PROCESSES_SECONDS = 180.0
+"""How long tests may take that start processes to kill them, one after the other, on a busy machine."""
 SHARED = Capability.SHARED_BETWEEN_PROCESSES
 
 PRODUCER_DEATHS = ("enqueueing:9:0.0005", "enqueued:5", "enqueueing:12:0.002", "enqueueing:7", "enqueueing:8:0.001")
@@ -112,6 +114,7 @@ class ProcessContract(Contract):
             await worker.ended()
         assert (await record(store, task_id)).state is TaskState.SUCCEEDED
 
+    @patient(DOZENS_OF_PROCESSES_SECONDS)
     @needs(SHARED)
     async def test_what_was_acknowledged_survives_the_one_who_enqueued_it_and_batches_are_whole(
         self, stores: Stores, tmp_path: Path
@@ -148,6 +151,7 @@ class ProcessContract(Contract):
             assert await store.finish([outcome("succeeded", claimed)]) == [True]
             await worker.ended()
 
+    @patient(DOZENS_OF_PROCESSES_SECONDS)
     @needs(SHARED)
     async def test_a_tick_fires_once_though_its_schedulers_are_killed(self, stores: Stores, tmp_path: Path) -> None:
         store = await stores.open()
@@ -167,6 +171,7 @@ class ProcessContract(Contract):
         assert Counter(task.body for task in claimed) == {tick.isoformat().encode(): 3 for tick in ticks}
         assert fired <= {task.id for task in claimed}
 
+    @patient(DOZENS_OF_PROCESSES_SECONDS)
     @needs(SHARED)
     async def test_nothing_is_lost_or_done_twice_when_processes_are_killed(
         self, stores: Stores, tmp_path: Path
