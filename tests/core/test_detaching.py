@@ -21,8 +21,8 @@ async def stubborn(started: asyncio.Event) -> None:
 
 def run_and_leave() -> None:
     async def leave() -> None:
-        detacher, started = Detacher(), asyncio.Event()
-        task = detacher.create_task(asyncio.get_running_loop(), stubborn(started))
+        detacher, started = Detacher(asyncio.get_running_loop()), asyncio.Event()
+        task = detacher.create_task(stubborn(started))
         await started.wait()
         task.cancel()
         await asyncio.sleep(0)
@@ -61,7 +61,7 @@ def test_a_coroutine_runs_as_usual_where_there_is_no_such_function(monkeypatch: 
         raise LookupError("its own error")
 
     async def scenario() -> None:
-        task = Detacher().create_task(asyncio.get_running_loop(), work())
+        task = Detacher(asyncio.get_running_loop()).create_task(work())
         await await_until(lambda: seen, what="the first step")
         task.cancel()
         with pytest.raises(LookupError, match="its own error"):

@@ -185,14 +185,13 @@ def payload_size(content: bytes) -> int:
 
     :raises CorruptRecord: if it is no content.
     """
-    return len(content) - _header_size(content) - 1
-
-
-def _header_size(content: bytes) -> int:
     size = content.find(b"\n", 0, LARGEST_HEADER + 1)
     if size < 0:
-        raise CorruptRecord("the header of its body has no end")
-    return size
+        raise CorruptRecord(_NO_END)
+    return len(content) - size - 1
+
+
+_NO_END = "the header of its body has no end"
 
 
 def load_content(content: bytes) -> tuple[Header, bytes]:
@@ -200,9 +199,11 @@ def load_content(content: bytes) -> tuple[Header, bytes]:
 
     :raises CorruptRecord: if that cannot be done.
     """
-    size = _header_size(content)
+    text, end, payload = content.partition(b"\n")
+    if not end or len(text) > LARGEST_HEADER:
+        raise CorruptRecord(_NO_END)
     try:
-        return _load_header(content[:size]), content[size + 1 :]
+        return _load_header(text), payload
     except (ValueError, RecursionError) as error:
         raise CorruptRecord(f"its body cannot be read: {error}") from error
 

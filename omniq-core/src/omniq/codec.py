@@ -150,7 +150,7 @@ class Codec:
 
         :raises SerializationError: if they cannot be decoded.
         """
-        return self._accepting(task).load_arguments(task.payload, types)
+        return self._accepted[task.serializer].load_arguments(task.payload, types)
 
     def load_arguments(self, task: Task, types: ArgumentTypes) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Decode a task's arguments.

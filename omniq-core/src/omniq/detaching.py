@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Coroutine, Generator
 from contextvars import Context
-from typing import Any
+from typing import Any, Protocol
 
 __all__ = ["Detachable", "Detacher"]
 
@@ -49,21 +49,32 @@ class Detachable:
         raise asyncio.CancelledError
 
 
-class Detacher:
-    """Starts tasks that can be detached from their loop, and detaches them."""
+class _CreateTask(Protocol):
+    def __call__(
+        self, coroutine: Coroutine[Any, Any, None], /, *, context: Context | None = None
+    ) -> asyncio.Task[None]: ...
 
-    def __init__(self) -> None:
+
+class Detacher:
+    """Starts tasks that can be detached from their loop, and detaches them.
+
+    :param loop: the loop.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
         self._unregister = _find_unregister()
         self._detachables: dict[asyncio.Task[None], Detachable] = {}
+        self.create_task: _CreateTask = (
+            self._create_detachable_task if self._unregister is None else loop.create_task  # type: ignore[assignment]  # which takes more
+        )
+        """Does :meth:`asyncio.loop.create_task`."""
 
-    def create_task(
-        self, loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, None], context: Context | None = None
+    def _create_detachable_task(
+        self, coroutine: Coroutine[Any, Any, None], *, context: Context | None = None
     ) -> asyncio.Task[None]:
-        """Do :meth:`asyncio.loop.create_task`."""
-        if self._unregister is not None:
-            return loop.create_task(coroutine, context=context)
         detachable = Detachable(coroutine)
-        task = loop.create_task(_wait_for(detachable), context=context)
+        task = self._loop.create_task(_wait_for(detachable), context=context)
         self._detachables[task] = detachable
         task.add_done_callback(self._detachables.pop)
         return task

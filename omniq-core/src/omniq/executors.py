@@ -14,7 +14,7 @@ import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 from omniq.detaching import Detacher
 from omniq.execute import Attempt, failed, run_async, run_sync, timed_out
@@ -24,6 +24,21 @@ __all__ = ["Lane", "LoopLane", "PoolLane", "ThreadLane"]
 
 Done = Callable[[Attempt, Outcome], None]
 """Called on the loop, once for each attempt that was started."""
+_forks = 0
+"""How many forks lie between the program's start and this process: a look at it costs a task less than its process id."""
+
+
+def _leave_fork() -> NoReturn:
+    """End the process: it is a child that a task forked and that came back to the worker's code, and no worker."""
+    os._exit(1)
+
+
+def _after_fork_in_child() -> None:
+    global _forks  # noqa: PLW0603  # it is the process's own
+    _forks += 1
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 class Lane(ABC):
@@ -44,12 +59,7 @@ class Lane(ABC):
         self._waiting: deque[Attempt] = deque()
         # Each attempt runs in a copy: it sees what was set when the worker started, and nobody sees what it sets.
         self._context = contextvars.copy_context()
-        self._process = os.getpid()
-
-    def _stay_one_worker(self) -> None:
-        """End the process if it is a child that the task forked and that came back here: it is no worker."""
-        if os.getpid() != self._process:
-            os._exit(1)
+        self._forks = _forks
 
     @property
     def capacity(self) -> int:
@@ -97,7 +107,7 @@ class LoopLane(Lane):
         super().__init__(slots, on_start, on_done)
         # The loop itself keeps only weak references to its tasks, which the attempts hold.
         self._running: set[Attempt] = set()
-        self._detacher = Detacher()
+        self._detacher = Detacher(self._loop)
         self._sentinel: asyncio.Task[Any] | None = None
         """Nothing but the loop's end, which cancels everything at once, cancels it."""
 
@@ -113,7 +123,7 @@ class LoopLane(Lane):
 
     def _start(self, attempt: Attempt) -> None:
         self._running.add(attempt)
-        task = self._detacher.create_task(self._loop, self._run(attempt), context=self._context.copy())
+        task = self._detacher.create_task(self._run(attempt), context=self._context.copy())
         if attempt in self._running:  # where the loop makes its tasks take their first step at once, it may have ended
             attempt.loop_task = task
 
@@ -123,7 +133,8 @@ class LoopLane(Lane):
             outcome = await run_async(attempt, self._loop_ends)
         except BaseException as error:  # whatever it is, it ends this attempt and not the loop
             outcome = failed(attempt, error)
-        self._stay_one_worker()
+        if self._forks != _forks:
+            _leave_fork()
         attempt.loop_task = None
         self._running.discard(attempt)
         self.load -= 1
@@ -291,7 +302,8 @@ class ThreadLane(PoolLane):
             outcome = run_sync(attempt)
         except BaseException as error:  # whatever it is, it ends this attempt and no thread of the pool
             outcome = failed(attempt, error)
-        self._stay_one_worker()
+        if self._forks != _forks:
+            _leave_fork()
         return self._deliver(attempt, outcome)
 
     def submit(self, attempt: Attempt) -> None:

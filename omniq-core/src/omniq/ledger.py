@@ -99,13 +99,14 @@ class Ledger:
     def settle(self, attempt: Attempt, outcome: Outcome) -> None:
         """Send an attempt's outcome to the store; the lease is held until the store has answered."""
         self.completed += 1
-        attempt.note_end()
-        lost = attempt.interruption is Interruption.LEASE_LOST and isinstance(outcome, Released)
-        if lost and not attempt.context.completed:
+        if not attempt.ended_at:
+            attempt.note_end()
+        if attempt.context.completed:
+            self._after_completions.put(outcome, self._answered)
+        elif attempt.interruption is Interruption.LEASE_LOST and isinstance(outcome, Released):
             self._drop(attempt)
-            return
-        batcher = self._after_completions if attempt.context.completed else self._outcomes
-        batcher.put(outcome, self._answered)
+        else:
+            self._outcomes.put(outcome, self._answered)
 
     def refuse(self, task: Task, outcome: Outcome) -> None:
         """Send the outcome of a task that was never held, such as one whose function is unknown."""
