@@ -135,6 +135,20 @@ def test_the_task_of_a_record_is_like_one_that_its_class_makes() -> None:
     assert repr(task) == repr(type(task)(**fields))
 
 
+def test_to_read_a_part_of_a_task_leaves_the_task_and_its_record_as_they_were() -> None:
+    with TaskQueue("memory://") as queue:
+        record = stored(body_of(b"[[1],{}]"))
+        task = as_task(record, queue.decoder)
+        before = attrs.asdict(record, recurse=False)
+
+        for _ in range(2):  # what reads one part takes nothing from the next
+            assert task.args == (1,)
+            assert task.kwargs == {}
+            assert task.retry is None
+        assert attrs.asdict(record, recurse=False) == before
+        assert vars(record).keys() == before.keys()
+
+
 # Headers
 
 

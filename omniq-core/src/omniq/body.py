@@ -22,7 +22,7 @@ from typing import Any
 from attrs import evolve, field, frozen
 
 from omniq.errors import CorruptRecord
-from omniq.task import NewTask, StoredTask, Task, TaskDecoder
+from omniq.task import NewTask, StoredTask, Task, TaskDecoder, record_of
 
 __all__ = [
     "LARGEST_HEADER",
@@ -230,29 +230,29 @@ def as_task(stored: StoredTask, decoder: TaskDecoder | None = None) -> Task:
     :param decoder: what the task decodes its arguments and its result with.
     """
     try:
-        return with_content(stored, split_body(stored.body)[1], decoder)
+        header, payload = load_content(split_body(stored.body)[1])
     except CorruptRecord:
-        return _with_header(stored, _UNREADABLE, b"", decoder)
+        header, payload = _UNREADABLE, b""
+    return _become(record_of(StoredTask, {**vars(stored)}), header, payload, decoder)
 
 
-def with_content(stored: StoredTask, content: bytes, decoder: TaskDecoder | None = None) -> Task:
-    """Return the task of a store's record, as :func:`as_task` does, given the content of its body.
+def with_content(stored: StoredTask, content: bytes) -> Task:
+    """Return the task that a store's record becomes, given the content of its body: they share their values.
 
-    :raises CorruptRecord: if that cannot be read.
+    Unlike :func:`as_task` it copies nothing, as each claimed task comes this way.
+
+    :param stored: nobody else's; a task of another decoder loses that.
+    :raises CorruptRecord: if the content cannot be read.
     """
-    header, payload = load_content(content)
-    return _with_header(stored, header, payload, decoder)
+    return _become(stored, *load_content(content), None)
 
 
-def _with_header(stored: StoredTask, header: Header, payload: bytes, decoder: TaskDecoder | None) -> Task:
-    # Not through the constructor, which would look at two dozen values that were looked at already.
-    task = object.__new__(Task)
-    fields = vars(task)
-    fields.update(vars(stored))
+def _become(stored: StoredTask, header: Header, payload: bytes, decoder: TaskDecoder | None) -> Task:
+    fields = vars(stored)
     fields.update(header.fields)
     fields["payload"] = payload
     fields["_decoder"] = decoder
-    return task
+    return record_of(Task, fields)
 
 
 def preview(new: NewTask, now: datetime, decoder: TaskDecoder | None = None) -> Task:

@@ -65,9 +65,7 @@ class Detacher:
         self._loop = loop
         self._unregister = _find_unregister()
         self._detachables: dict[asyncio.Task[None], Detachable] = {}
-        self.create_task: _CreateTask = (
-            self._create_detachable_task if self._unregister is None else loop.create_task  # type: ignore[assignment]  # which takes more
-        )
+        self.create_task: _CreateTask = self._create_detachable_task if self._unregister is None else loop.create_task
         """Does :meth:`asyncio.loop.create_task`."""
 
     def _create_detachable_task(

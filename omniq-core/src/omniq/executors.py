@@ -25,7 +25,7 @@ __all__ = ["Lane", "LoopLane", "PoolLane", "ThreadLane"]
 Done = Callable[[Attempt, Outcome], None]
 """Called on the loop, once for each attempt that was started."""
 _forks = 0
-"""How many forks lie between the program's start and this process: a look at it costs a task less than its process id."""
+"""How many forks made this process what it is: to look at that costs a task less than to ask for the process id."""
 
 
 def _leave_fork() -> NoReturn:
@@ -34,7 +34,7 @@ def _leave_fork() -> NoReturn:
 
 
 def _after_fork_in_child() -> None:
-    global _forks  # noqa: PLW0603  # it is the process's own
+    global _forks  # it is the process's own
     _forks += 1
 
 

@@ -156,15 +156,17 @@ class Intake:
                 idle = not self._ledger
                 claimed = await self._claim(wanted)
                 self.outage.succeeded()
-                for task in claimed:
-                    self._accept(task)
+                count = len(claimed)
+                claimed.reverse()
+                while claimed:  # none is kept longer than it is needed
+                    self._accept(claimed.pop())
                 if woken:
                     self._on_woken()
                     woken = False
-                if self._on_idle is not None and idle and not claimed:
+                if self._on_idle is not None and idle and not count:
                     self._idle_claims += 1
                     await self._on_idle(self._idle_claims)
-                elif len(claimed) < wanted:
+                elif count < wanted:
                     self._idle_claims = 0
                     woken = True
                     await self._wait_for_work()

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from omniq.errors import CorruptRecord
 from omniq.records import load_error, load_progress
-from omniq.task import StoredTask, TaskError, TaskState
+from omniq.task import StoredTask, TaskError, TaskState, record_of
 from omniq_redis.orders import load_options
 from omniq_redis.times import EPOCH, moment
 
@@ -173,26 +173,33 @@ def claimed_task(
             delivery, attempt, run, expires = past.delivery, past.attempt, past.run, past.expires
             error = load_error(past.error) if past.error else None
         created_at = moment(created)
-        return StoredTask(
-            id=task_id,
-            queue=queue,
-            name=name,
-            body=body,
-            priority=100 - place,
-            state=TaskState.RUNNING,
-            attempt=attempt + 1,
-            delivery=delivery + 1,
-            max_retries=max_retries,
-            created_at=created_at,
-            run_at=created_at if run == created else moment(run),
-            started_at=now,
-            expires_at=moment(expires) if expires else None,
-            lease_until=lease_until,
-            worker=worker,
-            unique=unique,
-            tags=tags,
-            result_ttl=result_ttl,
-            error=error,
+        return record_of(
+            StoredTask,
+            {
+                "id": task_id,
+                "queue": queue,
+                "name": name,
+                "body": body,
+                "priority": 100 - place,
+                "state": TaskState.RUNNING,
+                "attempt": attempt + 1,
+                "delivery": delivery + 1,
+                "max_retries": max_retries,
+                "created_at": created_at,
+                "run_at": created_at if run == created else moment(run),
+                "started_at": now,
+                "expires_at": moment(expires) if expires else None,
+                "lease_until": lease_until,
+                "worker": worker,
+                "unique": unique,
+                "tags": tags,
+                "result_ttl": result_ttl,
+                "error": error,
+                "finished_at": None,
+                "progress": None,
+                "cancel_requested": False,
+                "result_payload": None,
+            },
         )
     except UNREADABLE as problem:
         raise CorruptRecord(f"task {task_id!r} cannot be read: {problem}") from problem

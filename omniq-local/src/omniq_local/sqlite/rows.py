@@ -18,7 +18,7 @@ from omniq.errors import CorruptRecord
 from omniq.records import load_error, load_progress
 from omniq.storage import validation
 from omniq.storage.validation import UNREADABLE, check_task, corrupt
-from omniq.task import NewTask, StoredTask, TaskState, When
+from omniq.task import NewTask, StoredTask, TaskState, When, record_of
 
 __all__ = [
     "BODY_APART",
@@ -263,26 +263,33 @@ def claimed_task(row: Sequence[Any], queue: str, worker: str, now: datetime, lea
         if body is None:
             raise ValueError("its body is missing")
         created = moment(created_at)
-        task = StoredTask(
-            id=task_id,
-            queue=queue,
-            name=name,
-            body=bytes.fromhex(body) if isinstance(body, str) else body,
-            priority=priority,
-            state=TaskState.RUNNING,
-            attempt=attempt + 1,
-            delivery=delivery + 1,
-            max_retries=max_retries,
-            created_at=created,
-            run_at=created if run_at == created_at else moment(run_at),
-            started_at=now,
-            expires_at=None if expires_at is None else moment(expires_at),
-            lease_until=lease_until,
-            worker=worker,
-            unique=unique,
-            tags=tags,
-            result_ttl=result_ttl,
-            error=None if error is None else load_error(error),
+        task = record_of(
+            StoredTask,
+            {
+                "id": task_id,
+                "queue": queue,
+                "name": name,
+                "body": bytes.fromhex(body) if isinstance(body, str) else body,
+                "priority": priority,
+                "state": TaskState.RUNNING,
+                "attempt": attempt + 1,
+                "delivery": delivery + 1,
+                "max_retries": max_retries,
+                "created_at": created,
+                "run_at": created if run_at == created_at else moment(run_at),
+                "started_at": now,
+                "expires_at": None if expires_at is None else moment(expires_at),
+                "lease_until": lease_until,
+                "worker": worker,
+                "unique": unique,
+                "tags": tags,
+                "result_ttl": result_ttl,
+                "error": None if error is None else load_error(error),
+                "finished_at": None,
+                "progress": None,
+                "cancel_requested": False,
+                "result_payload": None,
+            },
         )
         return check_task(task)
     except UNREADABLE as problem:
