@@ -230,29 +230,22 @@ def as_task(stored: StoredTask, decoder: TaskDecoder | None = None) -> Task:
     :param decoder: what the task decodes its arguments and its result with.
     """
     try:
-        header, payload = load_content(split_body(stored.body)[1])
+        return with_content(stored, split_body(stored.body)[1], decoder)
     except CorruptRecord:
-        header, payload = _UNREADABLE, b""
-    return _become(record_of(StoredTask, {**vars(stored)}), header, payload, decoder)
+        return _with_header(stored, _UNREADABLE, b"", decoder)
 
 
-def with_content(stored: StoredTask, content: bytes) -> Task:
-    """Return the task that a store's record becomes, given the content of its body: they share their values.
+def with_content(stored: StoredTask, content: bytes, decoder: TaskDecoder | None = None) -> Task:
+    """Return the task of a store's record, as :func:`as_task` does, given the content of its body.
 
-    Unlike :func:`as_task` it copies nothing, as each claimed task comes this way.
-
-    :param stored: nobody else's; a task of another decoder loses that.
-    :raises CorruptRecord: if the content cannot be read.
+    :raises CorruptRecord: if that cannot be read.
     """
-    return _become(stored, *load_content(content), None)
+    header, payload = load_content(content)
+    return _with_header(stored, header, payload, decoder)
 
 
-def _become(stored: StoredTask, header: Header, payload: bytes, decoder: TaskDecoder | None) -> Task:
-    fields = vars(stored)
-    fields.update(header.fields)
-    fields["payload"] = payload
-    fields["_decoder"] = decoder
-    return record_of(Task, fields)
+def _with_header(stored: StoredTask, header: Header, payload: bytes, decoder: TaskDecoder | None) -> Task:
+    return record_of(Task, {**vars(stored), **header.fields, "payload": payload, "_decoder": decoder})
 
 
 def preview(new: NewTask, now: datetime, decoder: TaskDecoder | None = None) -> Task:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from copy import copy
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from attrs import evolve
@@ -123,7 +122,6 @@ class Codec:
     def admit(self, stored: StoredTask) -> Task:
         """Return a task of which may be read: its arguments, and its retry policy.
 
-        :param stored: the record as a store gave it, which becomes the task.
         :raises PayloadRejected: if nothing of it may be read: it is too large, unsigned or altered, of a serializer
             that this queue does not accept, or its body is none.
         """
@@ -160,7 +158,7 @@ class Codec:
         :raises PayloadRejected: as for :meth:`admit`.
         :raises SerializationError: if they cannot be decoded.
         """
-        return self.decode_arguments(self.admit(copy(task)), types)
+        return self.decode_arguments(self.admit(task), types)
 
     # Results
 
@@ -299,7 +297,7 @@ class FunctionDecoder:
         return self._codec.load_arguments(task, self._types(task.name)[0])
 
     def retry_policy(self, task: Task) -> RetryPolicy | None:
-        return self._codec.load_policy(self._codec.admit(copy(task)).retry_spec)
+        return self._codec.load_policy(self._codec.admit(task).retry_spec)
 
     def result(self, task: Task) -> Any:
         return self._codec.load_result(task, self._types(task.name)[1])
