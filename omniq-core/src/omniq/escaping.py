@@ -62,35 +62,45 @@ def _bounded(text: str) -> str:
     return printable(text)
 
 
+def _is_fit(value: object) -> bool:
+    kind = value.__class__
+    if kind is str:
+        return value.isprintable() and len(value) <= LONGEST_ARGUMENT  # type: ignore[attr-defined, arg-type]  # it is text
+    return kind in _NUMBERS
+
+
 def _escaped(value: object) -> object:
-    if value is None or isinstance(value, int | float):
+    if _is_fit(value):
         return value
-    if type(value) is str:
-        return _bounded(value)
-    return printable_lines(value) if isinstance(value, Lines) else _Escaped(value)
+    if isinstance(value, Lines):
+        return printable_lines(value)
+    return _bounded(value) if isinstance(value, str) else _Escaped(value)
 
 
-class _Escaping(logging.Filter):
-    def filter(self, record: logging.LogRecord) -> bool:
-        escape_record(record)
-        return True
-
-
-_escaping = _Escaping()
+_NUMBERS = frozenset({int, float, bool, type(None)})
 _FIELDS = ("task_id", "task_name", "task_queue")
 
 
-def escape_record(record: logging.LogRecord) -> None:
-    """Escape what a log record shows besides its message's own words: its arguments, and its task's fields."""
+def escape_record(record: logging.LogRecord) -> bool:
+    """Escape what a log record shows besides its message's own words: its arguments, and its task's fields.
+
+    :return: True, as a filter of a logger does for what it lets pass.
+    """
     args: object = record.args  # typeshed knows no values
     if isinstance(args, tuple):
-        record.args = tuple(map(_escaped, args))
+        # A worker logs each task: as nearly always all is fit, nothing is made anew.
+        for value in args:
+            if not _is_fit(value):
+                record.args = tuple(map(_escaped, args))
+                break
     elif isinstance(args, Mapping):
         record.args = {name: _escaped(value) for name, value in args.items()}
-    fields = vars(record)
-    for name in _FIELDS:
-        if name in fields:
-            fields[name] = _escaped(fields[name])
+    fields = record.__dict__
+    if "task_id" in fields:
+        for name in _FIELDS:
+            if not _is_fit(value := fields.get(name)):
+                fields[name] = _escaped(value)
+    return True
 
 
 def get_logger(name: str) -> logging.Logger:
@@ -99,5 +109,5 @@ def get_logger(name: str) -> logging.Logger:
     :param name: such as ``omniq.redis``.
     """
     logger = logging.getLogger(name)
-    logger.addFilter(_escaping)  # once, however often it is asked for
+    logger.addFilter(escape_record)  # once, however often it is asked for
     return logger
