@@ -127,7 +127,9 @@ def test_an_operation_on_a_storage_that_is_not_open_says_so(redis_server: RedisS
         await store.open()
         waits = asyncio.create_task(store.wait_for_work(["q"], 60))
         ends = asyncio.create_task(store.wait_finished([(await store.enqueue([new_task(queue="r")]))[0].id], 60))
-        await asyncio.sleep(0.05)
+        idle = f"{{{namespace}}}:idle:q"
+        await await_until(lambda: redis_server.ask("ZCARD", idle) == 1, what="the wait to be known to the server")
+        await store.now()  # answered in turn: so the wait has its answer, too
         await store.close()
         await asyncio.wait_for(waits, 30)
         with pytest.raises(StorageUnavailable):
