@@ -86,7 +86,7 @@ def columns_of(tasks: Sequence[NewTask]) -> list[Parameter]:
     ends = [task.expires if isinstance(task.expires, datetime) else None for task in tasks]
     lives = [task.expires if isinstance(task.expires, timedelta) else None for task in tasks]
     return [
-        wire.uuids([_checked(task.id) for task in tasks]),
+        wire.new_ids([task.id for task in tasks]),
         wire.texts([task.queue for task in tasks]),
         wire.texts([task.name for task in tasks]),
         wire.byteas([task.body for task in tasks]),
@@ -110,7 +110,7 @@ def values_of(task: NewTask) -> list[Parameter | None]:
     """
     tags = _tags(task.tags)
     return [
-        wire.uuid(_checked(task.id)),
+        wire.new_id(task.id),
         wire.text(task.queue),
         wire.text(task.name),
         wire.bytea(task.body),
@@ -119,12 +119,6 @@ def values_of(task: NewTask) -> list[Parameter | None]:
         wire.float8(task.result_ttl),
         None if tags is None else wire.text(tags),
     ]
-
-
-def _checked(task_id: str) -> str:
-    if not wire.is_id(task_id):
-        raise ValueError(f"{task_id!r} cannot be a task's id on PostgreSQL: take UUID text in lower case")
-    return task_id
 
 
 def _tags(tags: Sequence[str]) -> str | None:

@@ -32,6 +32,8 @@ __all__ = [
     "intervals",
     "is_id",
     "moment",
+    "new_id",
+    "new_ids",
     "register",
     "smallint",
     "smallints",
@@ -39,7 +41,6 @@ __all__ = [
     "texts",
     "timestamp",
     "timestamps",
-    "uuid",
     "uuids",
 ]
 
@@ -52,6 +53,7 @@ LONGEST_AGO = timedelta(days=-366 * 1000)
 """Nothing was longer ago."""
 
 _NULL = b"\xff\xff\xff\xff"
+_LENGTH_OF_UUID = b"\0\0\0\x10"
 _HEADER = struct.Struct("!iiiii").pack
 _ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 
@@ -201,7 +203,17 @@ def is_id(value: object) -> bool:
 
 def _pack_uuid(value: str) -> bytes:
     # Every other text is the id of no task.
-    return b"\0\0\0\x10" + bytes.fromhex(value.replace("-", "")) if is_id(value) else _NULL
+    return _LENGTH_OF_UUID + bytes.fromhex(value.replace("-", "")) if is_id(value) else _NULL
+
+
+def _pack_new_id(value: str) -> bytes:
+    return _LENGTH_OF_UUID + _new_id(value)
+
+
+def _new_id(value: str) -> bytes:
+    if not is_id(value):
+        raise ValueError(f"{value!r} cannot be a task's id on PostgreSQL: take UUID text in lower case")
+    return bytes.fromhex(value.replace("-", ""))
 
 
 def _fixed(layout: str) -> Callable[[Any], bytes]:
@@ -244,6 +256,14 @@ def texts(values: Sequence[str | None]) -> Parameter:
 def uuids(values: Sequence[str]) -> Parameter:
     """Pack a ``uuid[]``; what is no id becomes NULL, which no task has."""
     return _array(_Uuids, values, _pack_uuid)
+
+
+def new_ids(values: Sequence[str]) -> Parameter:
+    """Pack a ``uuid[]`` of tasks to be stored.
+
+    :raises ValueError: if one is no id.
+    """
+    return _array(_Uuids, values, _pack_new_id)
 
 
 def byteas(values: Sequence[bytes | None]) -> Parameter:
@@ -299,9 +319,12 @@ def bytea(value: bytes) -> Parameter:
     return _Bytea(value)
 
 
-def uuid(value: str) -> Parameter:
-    """Pack the id of a task."""
-    return _Uuid(bytes.fromhex(value.replace("-", "")))
+def new_id(value: str) -> Parameter:
+    """Pack the id of a task to be stored.
+
+    :raises ValueError: if it is no id.
+    """
+    return _Uuid(_new_id(value))
 
 
 def smallint(value: int) -> Parameter:
