@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Sequence
+import math
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager
 from typing import Any
 
 import psycopg
 import pytest
 import sqlalchemy
+from psycopg.rows import dict_row
 
 from omniq.ids import new_id
 from omniq.storage import Storage
 from omniq.task import NewTask, StoredTask, Succeeded, TaskState
+from omniq.testing.contract.spoiling import Value
 from omniq.urls import parse_url
 from omniq_postgres.connecting import AsyncConnection, Connector, discard
 from omniq_postgres.jobs import Context, Job, News, Query
@@ -24,6 +27,7 @@ from tests.servers.postgres import PostgresServer
 
 __all__ = [
     "Explained",
+    "SpoiledRows",
     "connection_of",
     "counts",
     "django_connection",
@@ -223,3 +227,76 @@ def django_connection(server: PostgresServer) -> AbstractContextManager[Any]:
     """Give a connection of Django's, outside of a transaction."""
     where = {"HOST": "127.0.0.1", "PORT": server.port, "USER": "postgres", "NAME": "postgres"}
     return connection_to(ENGINE="django.db.backends.postgresql", **where)
+
+
+class SpoiledRows:
+    """Reads and writes single columns with a connection of its own, see :class:`omniq.testing.contract.Spoil`.
+
+    :param server_url: of the database, for its superuser.
+    :param storage_url: of the storage.
+    """
+
+    KINDS: Mapping[str, Mapping[str, str]] = {
+        "task": {"task": "id", "live": "id", "ended": "id"},
+        "result": {"ended": "id"},
+        "schedule": {"schedule": "id"},
+        "worker": {"worker": "id"},
+        "queue": {"counter": "queue", "delta": "queue"},
+        "unique": {"live": "key"},
+    }
+    """The tables that hold a record, and the column that has its name. A pause is nothing but a name."""
+
+    def __init__(self, server_url: str, storage_url: str) -> None:
+        self._url = server_url
+        self._names = settings_of(storage_url).names
+
+    def read(self, kind: str, name: str) -> dict[str, Value]:
+        found: dict[str, Value] = {}
+        with psycopg.connect(self._url, autocommit=True, row_factory=dict_row) as connection:
+            if kind == "queue":
+                self._count(connection, name)
+            for table, key in self.KINDS.get(kind, {}).items():
+                query = f"SELECT * FROM {self._names.relation(table)} WHERE {key}::text = %s"
+                for column, value in (connection.execute(query.encode(), [name]).fetchone() or {}).items():
+                    found[f"{table}.{column}"] = value
+        only = {"result": ["ended.result"], "unique": ["live.key"]}.get(kind)
+        structure = {f"{table}.{key}" for table, key in self.KINDS.get(kind, {}).items()} | {"task.seq", "live.seq"}
+        places = only if only is not None else found.keys() - structure - {"ended.seq"}
+        return {place: found[place] for place in sorted(places) if place in found}
+
+    def write(self, kind: str, name: str, place: str, value: Value) -> bool:
+        table, _, column = place.partition(".")
+        if isinstance(value, list):
+            value = array_of(value)
+        elif isinstance(value, float) and math.isinf(value) and column in TIMES:
+            value = "infinity" if value > 0 else "-infinity"
+        query = f"UPDATE {self._names.relation(table)} SET {column} = %s WHERE {self.KINDS[kind][table]}::text = %s"
+        with psycopg.connect(self._url, autocommit=True) as connection:
+            if kind == "queue":
+                self._count(connection, name)
+            try:
+                return connection.execute(query.encode(), [value, name]).rowcount > 0
+            except (psycopg.Error, UnicodeError) as error:
+                if isinstance(error, psycopg.Error) and error.sqlstate is None and connection.broken:
+                    raise
+                return False  # the types of the table do not take it, an index, or the driver
+
+    def _count(self, connection: psycopg.Connection[Any], queue: str) -> None:
+        """Have the counter of a queue, which comes to be when counts are summed up."""
+        query = f"INSERT INTO {self._names.relation('counter')} VALUES (%s, 0, 0, 0, 0, 0, 0) ON CONFLICT DO NOTHING"
+        connection.execute(query.encode(), [queue])
+
+
+TIMES = {"created_at", "run_at", "lease_until", "started_at", "expires_at"}
+TIMES |= {"finished_at", "delete_at", "next_run", "seen_at", "until"}
+
+
+def array_of(values: Sequence[Any]) -> str:
+    """Write an array of texts or of arrays as PostgreSQL reads it."""
+    return "{" + ",".join(_element_of(value) for value in values) + "}"
+
+
+def _element_of(value: Any) -> str:
+    if isinstance(value, list):
+        return array_of(value)
+    return "NULL" if value is None else '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'

@@ -11,10 +11,12 @@ from omniq.storage import Storage
 from omniq.testing import StorageContract
 from omniq.testing.contract.base import Deafen
 from omniq.testing.contract.outages import OutageContract
+from omniq.testing.contract.spoiling import Spoil
 from omniq_postgres import exchange
 from omniq_postgres.connecting import AsyncConnection
 from omniq_postgres.jobs import Query, Rows
 from omniq_postgres.storage import PostgresStorage
+from tests.postgres.support import SpoiledRows
 from tests.servers.postgres import PostgresServer
 
 
@@ -36,6 +38,10 @@ class TestPostgresStorage(StorageContract):
 
         monkeypatch.setattr(exchange, "rows", counted)
         return lambda: len(sent)
+
+    @pytest.fixture
+    def spoil(self, server: PostgresServer, storage_url: str) -> Spoil:
+        return SpoiledRows(server.url, storage_url)
 
     @pytest.fixture
     def count_records(self, server: PostgresServer) -> Callable[[], int]:

@@ -5,22 +5,28 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 
+import psycopg
 from attrs import frozen
 
-from omniq.task import StoredTask
+from omniq.errors import CorruptRecord
+from omniq.escaping import get_logger
+from omniq.storage.validation import corrupt_error
+from omniq.task import Failed, Outcome, StoredTask
 from omniq_postgres import wire
+from omniq_postgres.finishing import finish
 from omniq_postgres.jobs import Context, Rows, Steps
 from omniq_postgres.rows import claimed_task
 from omniq_postgres.rubble import Frontier
 
-__all__ = ["Claim", "claim", "expire", "span"]
+__all__ = ["Claim", "claim", "expire"]
+
+_log = get_logger("omniq.postgres")
 
 PROMOTED = 1000
 """So many tasks of each queue that are due are made ready in one claim, or twice as many as are asked for."""
 EXPIRED = 1000
 """So many tasks that expired are ended in one step."""
 EXPIRED_STEPS = 10
-_HUNDRED_YEARS = 100 * 366 * 86400.0
 
 SLOW, SLOW_EACH = 0.01, 0.0001
 """Seconds, and seconds for each task: a claim that takes longer may have to step over many dead rows."""
@@ -30,11 +36,6 @@ ASK_EVERY = 1.0
 """Seconds between questions whether there are so many."""
 PINNED_FOR = 10.0
 """Seconds for which they are taken to be there."""
-
-
-def span(seconds: float) -> float:
-    """Give a duration that no calendar is too short for."""
-    return min(seconds, _HUNDRED_YEARS)
 
 
 @frozen(kw_only=True)
@@ -58,9 +59,26 @@ def claim(asked: Claim, frontier: Frontier, context: Context) -> Steps[list[Stor
         frontier.claims.done(began)
         if frontier.claims.took > SLOW + SLOW_EACH * len(rows):
             yield from _look_for_rubble(frontier, context)
+    tasks: list[StoredTask] = []
+    readable: Rows = []
+    unreadable: list[Outcome] = []
+    for row in rows:
+        try:
+            tasks.append(claimed_task(row, asked.worker))
+        except CorruptRecord as problem:
+            _log.error("%s; it ends as failed, with its row kept", problem)
+            unreadable.append(Failed(id=row[1], delivery=row[7], error=corrupt_error(problem)))
+        else:
+            readable.append(row)
     if frontier.pinned_until:
-        frontier.advance(rows)
-    return [claimed_task(row, asked.worker) for row in rows]
+        frontier.advance(readable)
+    if unreadable:
+        try:
+            yield from finish(unreadable, context)
+        except psycopg.Error as error:
+            # They are ended when their lease has run out. The others are claimed, and must not be lost.
+            _log.warning("tasks that cannot be read could not be ended: %s", error)
+    return tasks
 
 
 def _claim_first(asked: Claim, context: Context) -> Steps[Rows]:
@@ -70,7 +88,7 @@ def _claim_first(asked: Claim, context: Context) -> Steps[Rows]:
         wire.integers([min(max(number, 0), asked.limit) for number in asked.demand.values()]),
         wire.bigint(asked.limit),
         wire.text(asked.worker),
-        wire.float8(span(asked.lease)),
+        wire.span(asked.lease),
     ]
     rows = yield context.query("claim.claim", *parameters, wire.integer(0))
     if rows[0][0]:
@@ -102,7 +120,7 @@ def _claim_onward(asked: Claim, frontier: Frontier, context: Context) -> Steps[R
                 wire.bigints([seq for _, (_, seq) in marks]),
                 wire.bigint(room),
                 wire.text(asked.worker),
-                wire.float8(span(asked.lease)),
+                wire.span(asked.lease),
             )
     return claimed
 

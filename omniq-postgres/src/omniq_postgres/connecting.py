@@ -1,4 +1,8 @@
-"""Making connections: what every one of them is given, and what is found out from the first."""
+"""Making connections: what every one of them is given, and what is found out from the first.
+
+No frame of an error that leaves this module holds the password: where errors are reported, local variables often are,
+too. So it is in no local variable here, and an error of the driver's leaves the driver's frames behind.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ import os
 import select
 import socket
 from collections.abc import Iterator
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import psycopg
 from psycopg import AsyncRawCursor, RawCursor
@@ -87,16 +91,18 @@ class Connector:
             parameters["options"] = f"{ours} {given}".strip()
         return parameters
 
-    def _refused(self, error: psycopg.OperationalError, parameters: dict[str, Any]) -> None:
-        """Learn from a connection that was refused that the next one may be accepted, or raise the error."""
+    def _refused(self, error: psycopg.OperationalError, *, took_options: bool) -> None:
+        """Learn from a connection that was refused that the next one may be accepted, or raise the error.
+
+        :param took_options: whether it was asked for with options.
+        """
         # PgBouncer refuses what it does not know unless it was told to ignore it. Of several who connect at once each
         # has to learn it.
-        if "options" in parameters and "unsupported startup parameter" in str(error):
+        if took_options and "unsupported startup parameter" in str(error):
             self._takes_options = False
             return
-        user = self.settings.lone_user
-        if user and user in str(error):
-            raise type(error)(str(error).replace(user, "***")) from None
+        if self.settings.lone_user and self.settings.lone_user in str(error):
+            raise type(error)(str(error).replace(self.settings.lone_user, "***")) from None
         raise error
 
     async def connect(self, deadline: float | None = None) -> AsyncConnection:
@@ -122,27 +128,38 @@ class Connector:
         return connection
 
     async def _connect(self, deadline: float) -> AsyncConnection:
-        dsn, parameters = self.settings.dsn, self._parameters()
-        try:
+        takes_options = self._takes_options
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout_at(deadline):
                 try:
-                    connection = await psycopg.AsyncConnection.connect(dsn, autocommit=True, **parameters)
+                    connection = await self._dial()
                 except psycopg.OperationalError as error:
-                    self._refused(error, parameters)
-                    connection = await psycopg.AsyncConnection.connect(dsn, autocommit=True, **self._parameters())
-        except TimeoutError:
-            raise psycopg.errors.ConnectionTimeout("no connection was made in time") from None
-        connection.cursor_factory = AsyncRawCursor
-        return connection
+                    self._refused(error, took_options=takes_options)
+                    connection = await self._dial()
+                connection.cursor_factory = AsyncRawCursor
+                return connection
+        raise psycopg.errors.ConnectionTimeout("no connection was made in time")
+
+    async def _dial(self) -> AsyncConnection:
+        try:
+            return await psycopg.AsyncConnection.connect(self.settings.dsn, autocommit=True, **self._parameters())
+        except BaseException as error:
+            raise _bare(error) from None
+
+    def _dial_blocking(self) -> SyncConnection:
+        try:
+            return psycopg.Connection.connect(self.settings.dsn, autocommit=True, **self._parameters())
+        except BaseException as error:
+            raise _bare(error) from None
 
     def connect_blocking(self) -> SyncConnection:
         """Make a connection for a thread; see :meth:`connect`."""
-        dsn, parameters = self.settings.dsn, self._parameters()
+        takes_options = self._takes_options
         try:
-            connection = psycopg.Connection.connect(dsn, autocommit=True, **parameters)
+            connection = self._dial_blocking()
         except psycopg.OperationalError as error:
-            self._refused(error, parameters)
-            connection = psycopg.Connection.connect(dsn, autocommit=True, **self._parameters())
+            self._refused(error, took_options=takes_options)
+            connection = self._dial_blocking()
         try:
             connection.cursor_factory = RawCursor
             self._check(connection)
@@ -196,6 +213,15 @@ class Connector:
         # What a proxy did not take along holds for this server process as long as it is ours.
         settings = ", ".join(f"set_config('{name}', '{value}', false)" for name, value in self._options().items())
         return f"SELECT {settings}".encode()
+
+
+E = TypeVar("E", bound=BaseException)
+
+
+def _bare(error: E) -> E:
+    """Return an error without the frames that it has come through, and without those of errors before it."""
+    error.__context__ = error.__cause__ = None
+    return error.with_traceback(None)
 
 
 async def _process_of(connection: AsyncConnection) -> int:

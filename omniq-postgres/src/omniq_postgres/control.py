@@ -7,7 +7,17 @@ from collections.abc import Sequence
 from omniq.task import TaskState
 from omniq_postgres import wire
 from omniq_postgres.jobs import Context, Steps
-from omniq_postgres.rows import CANCELLED, FAILED, LONGEST_KEY, NUMBER_OF, READY, RUNNING, SCHEDULED, SUCCEEDED
+from omniq_postgres.rows import (
+    CANCELLED,
+    FAILED,
+    KEPT_OF_KEY,
+    LONGEST_KEY,
+    NUMBER_OF,
+    READY,
+    RUNNING,
+    SCHEDULED,
+    SUCCEEDED,
+)
 
 __all__ = ["cancel", "delete", "last", "pause", "purge_step", "resume", "retry"]
 
@@ -34,7 +44,9 @@ def cancel(ids: Sequence[str], context: Context) -> Steps[tuple[list[bool], list
 
 def retry(ids: Sequence[str], context: Context) -> Steps[list[bool]]:
     """Make ended tasks ready; see :meth:`~omniq.storage.Storage.retry`."""
-    rows = yield context.query("control.retry", wire.uuids(list(dict.fromkeys(ids))), wire.integer(LONGEST_KEY))
+    rows = yield context.query(
+        "control.retry", wire.uuids(list(dict.fromkeys(ids))), wire.integer(LONGEST_KEY), wire.integer(KEPT_OF_KEY)
+    )
     ready = {}
     for task_id, queue in rows:
         ready[task_id] = queue

@@ -18,8 +18,8 @@ from collections.abc import Generator
 from weakref import WeakKeyDictionary
 
 import psycopg
-from psycopg import capabilities
-from psycopg.adapt import Transformer
+from psycopg import abc, capabilities
+from psycopg.adapt import AdaptersMap, Loader, Transformer
 from psycopg.errors import error_from_result
 from psycopg.pq import ExecStatus, Format
 from psycopg.pq.abc import PGresult
@@ -41,6 +41,7 @@ class _Exchange:
         self._prepares = connection.prepare_threshold is not None
         self._pipelines = self._prepares and capabilities.has_pipeline()
         self._reader = Transformer(connection)
+        self._lenient = Transformer(_Lenient(connection))
         self._numbers = itertools.count(1)
         self._seen: dict[tuple[bytes, tuple[int, ...]], bytes | None] = {}
         """Statement and types → its name, or None after its first use: many a one comes once and never again."""
@@ -58,8 +59,10 @@ class _Exchange:
                 yield from self._one(after)
         if result.status != ExecStatus.TUPLES_OK:
             return []
-        self._reader.set_pgresult(result)
-        return self._reader.load_rows(0, result.ntuples, tuple)
+        try:
+            return _loaded(self._reader, result)
+        except UnicodeDecodeError:
+            return _loaded(self._lenient, result)
 
     def _one(self, query: Query) -> Generator[int, None, PGresult]:
         self._send(query, (yield from self._prepared(query)))
@@ -127,6 +130,29 @@ class _Exchange:
         if last is None:
             raise psycopg.OperationalError("the server gave no answer")
         return last
+
+
+def _loaded(reader: abc.Transformer, result: PGresult) -> Rows:
+    reader.set_pgresult(result)
+    return reader.load_rows(0, result.ntuples, tuple)
+
+
+class _AnyText(Loader):
+    """Reads what is no UTF-8, too, which a database without an encoding takes. Who reads the record finds it wrong."""
+
+    format = Format.BINARY
+
+    def load(self, data: abc.Buffer) -> str:
+        return bytes(data).decode(errors="surrogateescape")
+
+
+class _Lenient:
+    """A connection, as far as reading goes, that takes any text."""
+
+    def __init__(self, connection: AsyncConnection | SyncConnection) -> None:
+        self.connection = connection
+        self.adapters = AdaptersMap(connection.adapters)
+        self.adapters.register_loader("text", _AnyText)
 
 
 def _types(query: Query) -> tuple[int, ...]:

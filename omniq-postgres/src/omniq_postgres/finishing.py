@@ -10,7 +10,6 @@ from omniq.storage import Lease, LeaseState
 from omniq.task import Cancelled, Failed, Outcome, Progress, Released, Retry, Succeeded
 from omniq_postgres import wire
 from omniq_postgres.announcing import telling_of_ends
-from omniq_postgres.claiming import span
 from omniq_postgres.jobs import Context, Steps
 from omniq_postgres.rows import CANCELLED, FAILED, SUCCEEDED
 
@@ -81,7 +80,8 @@ def _finish_mixed(
     context: Context,
 ) -> Steps[list[int]]:
     delays = [
-        timedelta(seconds=span(outcome.delay)) if isinstance(outcome, Retry | Released) else None for outcome in chosen
+        timedelta(seconds=min(outcome.delay, wire.HUNDRED_YEARS)) if isinstance(outcome, Retry | Released) else None
+        for outcome in chosen
     ]
     ended = []
     for place, queue, seconds in (yield context.query("finish.mixed", *parameters, wire.intervals(delays))):
@@ -102,7 +102,7 @@ def heartbeat(
         wire.uuids([held.id for held in leases]),
         wire.integers([held.delivery for held in leases]),
         wire.text(worker),
-        wire.float8(span(lease)),
+        wire.span(lease),
         None if about is None else wire.text(about),
     )
     states = [LeaseState.LOST] * len(leases)

@@ -45,15 +45,21 @@ def join(connection: object, settings: Settings, statements: Statements) -> Call
 def _check_database(driver: Driver, settings: Settings) -> None:
     if driver.closed:
         return
-    ours = conninfo_to_dict(settings.dsn, **settings.parameters)
+    host, port, database = _place_of(settings)
     info = driver.info
     # Of different names for a server nothing can be told.
-    same_place = info.host == ours.get("host") and str(info.port) == str(ours.get("port", 5432))
-    if same_place and "dbname" in ours and info.dbname != ours["dbname"]:
+    same_place = info.host == host and str(info.port) == str(port)
+    if same_place and database is not None and info.dbname != database:
         raise ValueError(
             f"the connection leads to the database {info.dbname!r}, the tasks of {settings.shown} are in "
-            f"{ours['dbname']!r}: one transaction cannot span both"
+            f"{database!r}: one transaction cannot span both"
         )
+
+
+def _place_of(settings: Settings) -> tuple[Any, Any, Any]:
+    # The other parameters, of which one is the password, are in no variable where an error is raised.
+    ours = conninfo_to_dict(settings.dsn, **settings.parameters)
+    return ours.get("host"), ours.get("port", 5432), ours.get("dbname")
 
 
 def _told(job: Job[R]) -> Job[R]:

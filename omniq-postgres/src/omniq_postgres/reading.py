@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 
+from omniq.errors import CorruptRecord
+from omniq.escaping import get_logger
 from omniq.storage import QueueStats, StoredWorker, TaskPage, TaskQuery
+from omniq.storage.validation import UNREADABLE, check_worker, corrupt, log_once
 from omniq.task import StoredTask, TaskState
 from omniq_postgres import wire
 from omniq_postgres.jobs import Context, Rows, Steps
-from omniq_postgres.rows import CANCELLED, NUMBER_OF, SCHEDULED, STATE_OF, SUCCEEDED, task_of
+from omniq_postgres.rows import CANCELLED, NUMBER_OF, SCHEDULED, STATE_OF, SUCCEEDED, make_task
 
-__all__ = ["get", "list_tasks", "namespaces", "now", "read_cursor", "stats", "workers"]
+__all__ = ["check", "get", "list_tasks", "namespaces", "now", "read_cursor", "stats", "workers"]
 
 LATEST = 2**63 - 1
+MOST = 10**15
+"""Tasks."""
+
+_log = get_logger("omniq.postgres")
 
 
 def now(context: Context) -> Steps[datetime]:
@@ -26,7 +33,7 @@ def now(context: Context) -> Steps[datetime]:
 def get(ids: Sequence[str], context: Context) -> Steps[list[StoredTask | None]]:
     """Give records; see :meth:`~omniq.storage.Storage.get`."""
     rows = yield context.query("reading.by_id", wire.uuids(list(dict.fromkeys(ids))))
-    found = {row[0]: task_of(row) for row in rows}
+    found = {row[0]: make_task(row) for row in rows}
     return [found.get(task_id) for task_id in ids]
 
 
@@ -50,7 +57,7 @@ def list_tasks(query: TaskQuery, before: int, context: Context) -> Steps[TaskPag
     rows = yield from _latest(query, before, context)
     shown = rows[: query.limit]
     more = len(rows) > query.limit and bool(shown)
-    return TaskPage(tuple(map(task_of, shown)), str(shown[-1][-1]) if more else None)
+    return TaskPage(tuple(map(make_task, shown)), str(shown[-1][-1]) if more else None)
 
 
 def _latest(query: TaskQuery, before: int, context: Context) -> Steps[Rows]:
@@ -80,8 +87,11 @@ def stats(context: Context) -> Steps[list[QueueStats]]:
     rows = yield context.query("reading.stats")
     result = []
     for queue, *numbers, paused, oldest in sorted(rows, key=lambda row: str(row[0])):
-        # A sum of what many append at once; it is never below nothing for longer than a moment.
-        counts = {STATE_OF[state]: max(0, number) for state, number in enumerate(numbers, SCHEDULED)}
+        # A sum of what many append at once; it is never below nothing for longer than a moment. What no store can hold
+        # is no count.
+        counts = {
+            STATE_OF[state]: number if 0 < number < MOST else 0 for state, number in enumerate(numbers, SCHEDULED)
+        }
         if paused or any(counts.values()):
             waited = None if oldest is None or not counts[TaskState.READY] else max(0.0, oldest)
             result.append(QueueStats(queue=queue, counts=counts, paused=paused, oldest_ready=waited))
@@ -96,8 +106,29 @@ def namespaces(context: Context) -> Steps[list[str]]:
 
 def workers(context: Context) -> Steps[list[StoredWorker]]:
     """Give the workers; see :meth:`~omniq.storage.Storage.workers`."""
-    rows = yield context.query("reading.workers")
-    return [
-        StoredWorker(id=worker, seen_at=seen_at, running=tuple(running), about=about)
-        for worker, seen_at, running, about in rows
-    ]
+    readable = []
+    for worker in _workers((yield context.query("reading.workers"))):
+        if isinstance(worker, CorruptRecord):
+            log_once(_log, worker)
+        else:
+            readable.append(worker)
+    return readable
+
+
+def _workers(rows: Rows) -> Iterator[StoredWorker | CorruptRecord]:
+    for worker, seen_at, running, about in rows:
+        try:
+            yield check_worker(StoredWorker(id=worker, seen_at=seen_at, running=tuple(running), about=about))
+        except UNREADABLE as error:
+            yield corrupt("worker", worker, error)
+
+
+def check(context: Context) -> Steps[list[CorruptRecord]]:
+    """Return what is wrong with workers and counters, see :meth:`~omniq.storage.Storage.check`."""
+    workers = _workers((yield context.query("reading.workers")))
+    found = [worker for worker in workers if isinstance(worker, CorruptRecord)]
+    for queue, *numbers, _, _ in (yield context.query("reading.stats")):
+        for state, number in enumerate(numbers, SCHEDULED):
+            if abs(number) >= MOST:
+                found.append(corrupt("queue", queue, f"{number} tasks are counted as {STATE_OF[state]}"))
+    return found

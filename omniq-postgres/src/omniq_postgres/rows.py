@@ -10,7 +10,8 @@ from typing import Any
 from omniq.errors import CorruptRecord
 from omniq.escaping import get_logger
 from omniq.records import load_error, load_progress
-from omniq.task import NewTask, Progress, StoredTask, TaskError, TaskState
+from omniq.storage.validation import UNREADABLE, check_task, corrupt, log_once, salvaged
+from omniq.task import NewTask, StoredTask, TaskState
 from omniq_postgres import wire
 from omniq_postgres.wire import Parameter
 
@@ -18,6 +19,7 @@ __all__ = [
     "CANCELLED",
     "CLAIMED",
     "FAILED",
+    "KEPT_OF_KEY",
     "LONGEST_KEY",
     "NUMBER_OF",
     "READY",
@@ -29,6 +31,7 @@ __all__ = [
     "claimed_task",
     "columns_of",
     "key_of",
+    "make_task",
     "task_of",
     "values_of",
 ]
@@ -49,17 +52,20 @@ STATE_OF = {
 NUMBER_OF = {state: number for number, state in STATE_OF.items()}
 
 LONGEST_KEY = 200
-"""Characters. An index cannot hold keys of any length: a longer one is compared by its hash."""
+"""Characters. An index cannot hold keys of any length: a longer one is compared by its beginning and its hash, which
+are longer together than any key that is compared as it is."""
+KEPT_OF_KEY = LONGEST_KEY + 1 - 64
+"""Characters of that beginning; a hash has 64."""
 
 RECORD = """
-    t.id::text, t.queue, t.name, t.body, t.priority, s.state, s.attempt, s.delivery, t.max_retries,
+    s.id::text, t.queue, t.name, t.body, t.priority, s.state, s.attempt, s.delivery, t.max_retries,
     t.created_at, s.run_at, s.started_at, s.finished_at, s.expires_at, s.lease_until,
     s.worker, t.unique_key, t.tags, t.result_ttl, s.error, s.progress, s.cancel, s.result, t.seq
 """
 """What :func:`task_of` reads: of ``t``, the order, and ``s``, what has become of it."""
 
 CLAIMED = """
-    t.id::text, t.queue, t.name, t.body, t.priority, taken.attempt, taken.delivery, t.max_retries,
+    taken.id::text, t.queue, t.name, t.body, t.priority, taken.attempt, taken.delivery, t.max_retries,
     t.created_at, taken.run_at, taken.started_at, taken.expires_at, taken.lease_until,
     t.unique_key, t.tags, t.result_ttl, taken.error, t.seq
 """
@@ -73,7 +79,7 @@ def key_of(unique: str | None) -> str | None:
     """Give a unique key as the index has it."""
     if unique is None or len(unique) <= LONGEST_KEY:
         return unique
-    return hashlib.sha256(unique.encode()).hexdigest()
+    return unique[:KEPT_OF_KEY] + hashlib.sha256(unique.encode()).hexdigest()
 
 
 def columns_of(tasks: Sequence[NewTask]) -> list[Parameter]:
@@ -131,27 +137,63 @@ def _tags(tags: Sequence[str]) -> str | None:
 # Records
 
 
-def _readable_error(task_id: str, text: str | None) -> TaskError | None:
+def make_task(row: Sequence[Any]) -> StoredTask:
+    """Make a task of its row, or the most of it if it cannot be read; see :func:`task_of`."""
     try:
-        return None if text is None else load_error(text)
-    except ValueError as error:
-        _log.warning("the error of task %s cannot be read: %s", task_id, error)
-        return TaskError(type=CorruptRecord.__name__, message=f"the stored error cannot be read: {text!r}")
+        return task_of(row)
+    except CorruptRecord as problem:
+        log_once(_log, problem)
+        fields = dict(zip(_FIELDS, row, strict=True))
+        fields["tags"] = tuple(fields["tags"] or ())
+        return salvaged(problem, row[0], fields)
 
 
-def _readable_progress(task_id: str, text: str | None) -> Progress | None:
-    try:
-        return None if text is None else load_progress(text)
-    except ValueError as error:
-        _log.warning("the progress of task %s cannot be read: %s", task_id, error)
-        return None
+_FIELDS = (
+    "id",
+    "queue",
+    "name",
+    "body",
+    "priority",
+    "state",
+    "attempt",
+    "delivery",
+    "max_retries",
+    "created_at",
+    "run_at",
+    "started_at",
+    "finished_at",
+    "expires_at",
+    "lease_until",
+    "worker",
+    "unique",
+    "tags",
+    "result_ttl",
+    "error",
+    "progress",
+    "cancel_requested",
+    "result_payload",
+    "seq",
+)
+"""What each value of :data:`RECORD` is."""
+
+
+def _corrupt(row_id: str, seq: int | None, problem: BaseException) -> CorruptRecord:
+    return corrupt("task", row_id, problem, place="no order" if seq is None else f"seq {seq}")
 
 
 def task_of(row: Sequence[Any]) -> StoredTask:
     """Make a task of its row.
 
     :param row: the values of :data:`RECORD`.
+    :raises CorruptRecord: if that cannot be done.
     """
+    try:
+        return check_task(_task_of(row))
+    except UNREADABLE as problem:
+        raise _corrupt(row[0], row[-1], problem) from problem
+
+
+def _task_of(row: Sequence[Any]) -> StoredTask:
     (
         task_id,
         queue,
@@ -198,8 +240,8 @@ def task_of(row: Sequence[Any]) -> StoredTask:
         unique=unique,
         tags=tuple(tags or ()),
         result_ttl=result_ttl,
-        error=_readable_error(task_id, error),
-        progress=_readable_progress(task_id, progress),
+        error=None if error is None else load_error(error),
+        progress=None if progress is None else load_progress(progress),
         cancel_requested=cancel,
         result_payload=result,
     )
@@ -210,7 +252,15 @@ def claimed_task(row: Sequence[Any], worker: str) -> StoredTask:
 
     :param row: a value that plays no part here, and those of :data:`CLAIMED`.
     :param worker: the worker that claimed it.
+    :raises CorruptRecord: if that cannot be done.
     """
+    try:
+        return check_task(_claimed_task(row, worker))
+    except UNREADABLE as problem:
+        raise _corrupt(row[1], row[-1], problem) from problem
+
+
+def _claimed_task(row: Sequence[Any], worker: str) -> StoredTask:
     (
         _,
         task_id,
@@ -251,5 +301,5 @@ def claimed_task(row: Sequence[Any], worker: str) -> StoredTask:
         unique=unique,
         tags=tuple(tags) if tags else (),
         result_ttl=result_ttl,
-        error=None if error is None else _readable_error(task_id, error),
+        error=None if error is None else load_error(error),
     )

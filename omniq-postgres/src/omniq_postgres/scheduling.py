@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from attrs import evolve
 
 from omniq.errors import CorruptRecord
 from omniq.escaping import get_logger
-from omniq.records import dump_schedule, load_schedule
+from omniq.records import dump_schedule
 from omniq.schedule import Schedule
 from omniq.storage import Enqueued
+from omniq.storage.validation import log_once, read_schedule
 from omniq.task import NewTask
 from omniq_postgres import wire
 from omniq_postgres.enqueueing import FEW, enqueue_rest, settle
 from omniq_postgres.jobs import Context, Rows, Steps
 from omniq_postgres.rows import columns_of
 
-__all__ = ["delete_schedule", "due_schedules", "fire", "get_schedules", "put_schedule"]
+__all__ = ["check", "delete_schedule", "due_schedules", "fire", "get_schedules", "put_schedule"]
 
 _log = get_logger("omniq.postgres")
 
@@ -30,9 +31,19 @@ def put_schedule(schedule: Schedule, expected: int | None, context: Context) -> 
         rows = yield context.query("schedules.put", *given)
     elif expected == 0:
         rows = yield context.query("schedules.add", *given)
+        if not rows:
+            rows = yield from _supplant(schedule.id, given, context)
     else:
         rows = yield context.query("schedules.replace", *given, wire.bigint(expected))
     return _stored(schedule, rows, context)
+
+
+def _supplant(schedule_id: str, given: Sequence[Any], context: Context) -> Steps[Rows]:
+    """Store a schedule in place of one that cannot be read, which counts as absent."""
+    for row in (yield context.query("schedules.get", wire.texts([schedule_id]))):
+        if not list(_readable([row])):
+            return (yield context.query("schedules.replace", *given, wire.bigint(row[1])))
+    return []
 
 
 def fire(schedule: Schedule, tasks: Sequence[NewTask], context: Context) -> Steps[list[Enqueued] | None]:
@@ -63,15 +74,22 @@ def delete_schedule(schedule_id: str, context: Context) -> Steps[bool]:
 def get_schedules(ids: Sequence[str] | None, context: Context) -> Steps[list[Schedule]]:
     """Give schedules; see :meth:`~omniq.storage.Storage.get_schedules`."""
     if ids is None:
-        return _readable((yield context.query("schedules.all")))
+        return list(_readable((yield context.query("schedules.all"))))
     rows = yield context.query("schedules.get", wire.texts(list(ids)))
     found = {row[0]: row for row in rows}
-    return [_schedule(found[schedule_id]) for schedule_id in ids if schedule_id in found]
+    return list(_readable(found[schedule_id] for schedule_id in ids if schedule_id in found))
 
 
 def due_schedules(limit: int, context: Context) -> Steps[list[Schedule]]:
     """Give schedules that are due; see :meth:`~omniq.storage.Storage.due_schedules`."""
-    return _readable((yield context.query("schedules.due", wire.integer(limit))))
+    asked = limit
+    while True:
+        rows = yield context.query("schedules.due", wire.integer(asked))
+        schedules = list(_readable(rows))[:limit]
+        if len(schedules) == limit or len(rows) < asked:
+            return schedules
+        # Those that cannot be read take no place.
+        asked = 2 * asked + limit - len(schedules)
 
 
 def _parameters(schedule: Schedule) -> list[Any]:
@@ -101,17 +119,26 @@ def _tell_of(schedule: Schedule, seconds: float | None, context: Context) -> Non
         context.news.ready("", seconds)
 
 
-def _readable(rows: Iterable[Sequence[Any]]) -> list[Schedule]:
+def check(context: Context) -> Steps[list[CorruptRecord]]:
+    """Return what is wrong with schedules, see :meth:`~omniq.storage.Storage.check`."""
+    found = []
+    for row in (yield context.query("schedules.all")):
+        try:
+            _schedule(row)
+        except CorruptRecord as problem:
+            found.append(problem)
+    return found
+
+
+def _readable(rows: Iterable[Sequence[Any]]) -> Iterator[Schedule]:
     """Make schedules of rows; one that cannot be read must not keep the others from firing."""
-    schedules = []
     for row in rows:
         try:
-            schedules.append(_schedule(row))
-        except CorruptRecord as error:
-            _log.error("%s", error)
-    return schedules
+            yield _schedule(row)
+        except CorruptRecord as problem:
+            log_once(_log, problem)
 
 
 def _schedule(row: Sequence[Any]) -> Schedule:
     schedule_id, revision, next_run, paused, body = row
-    return load_schedule(body, id=schedule_id, revision=revision, next_run=next_run, paused=paused)
+    return read_schedule(body, id=schedule_id, revision=revision, next_run=next_run, paused=paused)

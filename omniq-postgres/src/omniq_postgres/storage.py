@@ -31,6 +31,7 @@ from omniq.storage import (
     TaskPage,
     TaskQuery,
 )
+from omniq.storage.validation import finding
 from omniq.task import NewTask, Outcome, Progress, StoredTask, TaskState
 from omniq.transactions import CallerTransaction
 from omniq_postgres import claiming, control, doctor, finishing, migrating, reading, scheduling, upkeep
@@ -277,6 +278,11 @@ class PostgresStorage(Storage, Migrated):
 
     async def namespaces(self) -> list[str]:
         return await self._opened().run(reading.namespaces)
+
+    async def check(self, limit: int = 100) -> list[Finding]:
+        session = self._opened()
+        problems = [*await session.run(reading.check), *await session.run(scheduling.check)]
+        return [*map(finding, problems), *await super().check(limit)][:limit]
 
     async def diagnose(self) -> list[Finding]:
         return await doctor.diagnose(self._opened(), self._settings, self._connector)

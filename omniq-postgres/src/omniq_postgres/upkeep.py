@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from omniq.errors import CorruptRecord
+from omniq.escaping import get_logger
+from omniq.storage.validation import log_once
 from omniq.task import StoredTask
 from omniq_postgres import wire
 from omniq_postgres.claiming import expire
@@ -10,6 +13,8 @@ from omniq_postgres.rows import task_of
 from omniq_postgres.rubble import Age
 
 __all__ = ["FOLDED", "fold", "prune", "recover"]
+
+_log = get_logger("omniq.postgres")
 
 FOREVER = 1e10
 """Seconds."""
@@ -24,10 +29,21 @@ def recover(limit: int, reached: Age, context: Context) -> Steps[list[StoredTask
     """
     age = reached.begin()
     rows = yield context.query("upkeep.recover", wire.integer(limit), wire.float8(min(age, FOREVER)))
-    # Each row begins with whether there are tasks that expired, and how long ago the latest of the leases ran out.
-    expired, youngest = rows[0][:2]
+    # Each row begins with whether there are tasks that expired, whether there are leases that are none, and how long
+    # ago the latest of the leases ran out.
+    expired, astray, youngest = rows[0][:3]
     reached.end(age, youngest)
-    tasks = [task_of(row[2:]) for row in rows if row[2] is not None]
+    if astray:
+        yield context.query("upkeep.astray")
+        more = yield context.query("upkeep.recover", wire.integer(limit), wire.float8(FOREVER))
+        rows = [*rows, *more]
+    tasks = []
+    for row in rows:
+        try:
+            if row[3] is not None:
+                tasks.append(task_of(row[3:]))
+        except CorruptRecord as problem:
+            log_once(_log, problem)  # it has ended, or does so when it is claimed
     for task in tasks:
         if task.finished_at is None:
             context.news.ready(task.queue)

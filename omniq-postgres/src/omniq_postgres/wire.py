@@ -37,6 +37,7 @@ __all__ = [
     "register",
     "smallint",
     "smallints",
+    "span",
     "text",
     "texts",
     "timestamp",
@@ -51,6 +52,9 @@ LONGEST = timedelta(days=366 * 7000)
 """Longer delays are cut to this one, and what then is beyond the year 9999 to its end, see the statements."""
 LONGEST_AGO = timedelta(days=-366 * 1000)
 """Nothing was longer ago."""
+
+HUNDRED_YEARS = 100 * 366 * 86400.0
+"""Seconds."""
 
 _NULL = b"\xff\xff\xff\xff"
 _LENGTH_OF_UUID = b"\0\0\0\x10"
@@ -347,6 +351,11 @@ def float8(value: float) -> Parameter:
     return _Float(struct.pack("!d", value))
 
 
+def span(seconds: float) -> Parameter:
+    """Pack a duration in seconds that no calendar is too short for."""
+    return float8(min(seconds, HUNDRED_YEARS))
+
+
 def boolean(value: bool) -> Parameter:
     """Pack a ``boolean``."""
     return _Boolean(b"\1" if value else b"\0")
@@ -362,15 +371,22 @@ def timestamp(value: datetime) -> Parameter:
 
 # The tasks of a batch share most of their times.
 @functools.lru_cache(maxsize=1024)
-def moment(packed: bytes) -> datetime:
-    """Give the datetime of a packed ``timestamptz``, exactly and in UTC, whatever the session's time zone."""
-    return EPOCH + timedelta(0, 0, int.from_bytes(packed, "big", signed=True))
+def moment(packed: bytes) -> datetime | int:
+    """Give the datetime of a packed ``timestamptz``, exactly and in UTC, whatever the session's time zone.
+
+    Infinity, and what is beyond every calendar, stays a number: whoever reads a record finds it wrong, and no other.
+    """
+    microseconds = int.from_bytes(packed, "big", signed=True)
+    try:
+        return EPOCH + timedelta(0, 0, microseconds)
+    except OverflowError:
+        return microseconds
 
 
 class _TimestampLoader(Loader):
     format = Format.BINARY
 
-    def load(self, data: Buffer) -> datetime:
+    def load(self, data: Buffer) -> datetime | int:
         return moment(bytes(data))
 
 

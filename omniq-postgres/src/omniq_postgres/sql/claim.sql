@@ -1,5 +1,8 @@
 -- In these statements "state + 0 = 2" keeps the planner from the index of ready tasks where the place of a row is known
 -- already: that index holds few live rows, but perhaps a million dead ones, of which the planner knows nothing.
+--
+-- Here and elsewhere "least", "greatest" and "isfinite" keep numbers and times that only somebody's hand can have written
+-- from failing a statement that also concerns others.
 
 -- name: claim
 -- One row for each claimed task, and one that is empty but for the first column where there is none. The first column
@@ -43,8 +46,8 @@ picked AS MATERIALIZED (
 taken AS (
     UPDATE {live}
     SET state = 3,
-        attempt = attempt + 1,
-        delivery = delivery + 1,
+        attempt = least(attempt, 2147483646) + 1,
+        delivery = least(delivery, 2147483646) + 1,
         worker = $4,
         started_at = now,
         lease_until = now + $5 * interval '1 second',
@@ -111,8 +114,8 @@ picked AS MATERIALIZED (
 taken AS (
     UPDATE {live}
     SET state = 3,
-        attempt = attempt + 1,
-        delivery = delivery + 1,
+        attempt = least(attempt, 2147483646) + 1,
+        delivery = least(delivery, 2147483646) + 1,
         worker = $6,
         started_at = now,
         lease_until = now + $7 * interval '1 second',

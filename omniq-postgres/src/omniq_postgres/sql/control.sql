@@ -17,7 +17,7 @@ history AS (
         run_at, started_at, finished_at, delete_at, expires_at, seq, delivery, attempt, state, cancel, id, queue,
         worker, error, progress
     )
-    SELECT run_at, started_at, now, now + least(result_ttl, 3e9) * interval '1 second', expires_at, seq, delivery,
+    SELECT run_at, started_at, now, now + least(greatest(result_ttl, 0), 3e9) * interval '1 second', expires_at, seq, delivery,
            attempt, 6, cancel, id, queue, worker, error, progress
     FROM over, clock
 ),
@@ -44,7 +44,7 @@ ready AS (
            chosen.seq, chosen.delivery, 0, 2, t.priority, chosen.id, chosen.queue, chosen.worker,
            CASE
                WHEN length(t.unique_key) <= $2 THEN t.unique_key
-               ELSE encode(sha256(convert_to(t.unique_key, 'UTF8')), 'hex')
+               ELSE left(t.unique_key, $3) || encode(sha256(convert_to(t.unique_key, 'UTF8')), 'hex')
            END,
            chosen.error, chosen.progress
     FROM clock, chosen CROSS JOIN LATERAL (SELECT * FROM {task} WHERE {task}.id = chosen.id LIMIT 1) AS t
@@ -63,7 +63,7 @@ SELECT id::text, queue FROM ready
 
 -- name: delete
 WITH waiting AS (
-    DELETE FROM {live} WHERE {live}.id = ANY ($1::uuid[]) AND {live}.state < 3 RETURNING id, queue, state
+    DELETE FROM {live} WHERE {live}.id = ANY ($1::uuid[]) AND {live}.state <> 3 RETURNING id, queue, state
 ),
 over AS (DELETE FROM {ended} WHERE {ended}.id = ANY ($1::uuid[]) RETURNING id, queue, state),
 gone AS (SELECT * FROM waiting UNION ALL SELECT * FROM over),

@@ -28,7 +28,7 @@ history AS (
         run_at, started_at, finished_at, delete_at, expires_at, seq, delivery, attempt, state, cancel, id, queue,
         worker, error, progress, result
     )
-    SELECT run_at, started_at, now, now + least(result_ttl, 3e9) * interval '1 second', expires_at, seq, delivery,
+    SELECT run_at, started_at, now, now + least(greatest(result_ttl, 0), 3e9) * interval '1 second', expires_at, seq, delivery,
            attempt, kind, cancel, id, queue, worker,
            CASE kind WHEN 4 THEN NULL WHEN 5 THEN told_error ELSE error END, progress, result
     FROM over, clock
@@ -59,7 +59,7 @@ back AS (
             WHEN held.kind = 1 THEN now
             ELSE {live}.run_at
         END,
-        attempt = {live}.attempt - CASE held.kind WHEN 2 THEN 1 ELSE 0 END,
+        attempt = CASE held.kind WHEN 2 THEN greatest({live}.attempt, 1) - 1 ELSE {live}.attempt END,
         error = CASE held.kind WHEN 1 THEN held.error ELSE coalesce(held.error, {live}.error) END,
         lease_until = NULL
     FROM held, clock
@@ -92,13 +92,14 @@ history AS (
         run_at, started_at, finished_at, delete_at, expires_at, seq, delivery, attempt, state, cancel, id, queue,
         worker, error, progress, result
     )
-    SELECT run_at, started_at, now, now + least(result_ttl, 3e9) * interval '1 second', expires_at, seq, delivery,
-           attempt - CASE kind WHEN 2 THEN 1 ELSE 0 END, CASE WHEN kind > 3 THEN kind ELSE 6 END, cancel, id, queue,
+    SELECT run_at, started_at, now, now + least(greatest(result_ttl, 0), 3e9) * interval '1 second', expires_at, seq, delivery,
+           CASE kind WHEN 2 THEN greatest(attempt, 1) - 1 ELSE attempt END, CASE WHEN kind > 3 THEN kind ELSE 6 END, cancel, id, queue,
            worker, CASE WHEN kind = 4 THEN NULL WHEN kind IN (1, 5) THEN told_error ELSE coalesce(told_error, error) END,
            progress, result
     FROM ends, clock
 )
-SELECT place, queue, extract(epoch FROM run_at - now)::double precision FROM back, clock
+SELECT place, queue, CASE WHEN isfinite(run_at) THEN extract(epoch FROM run_at - now)::double precision ELSE 0 END
+FROM back, clock
 UNION ALL
 SELECT place, NULL, NULL FROM ends
 

@@ -96,8 +96,13 @@ ORDER BY t.seq DESC
 -- Counters with what was not summed up yet, and the time for which the oldest ready task of each queue has waited: the
 -- first of each priority, found by one step down the index for each priority in use.
 WITH RECURSIVE sums AS MATERIALIZED (
-    SELECT queue, sum(scheduled)::bigint AS scheduled, sum(ready)::bigint AS ready, sum(running)::bigint AS running,
-           sum(succeeded)::bigint AS succeeded, sum(failed)::bigint AS failed, sum(cancelled)::bigint AS cancelled
+    SELECT queue,
+           least(greatest(sum(scheduled), -1e18), 1e18)::bigint AS scheduled,
+           least(greatest(sum(ready), -1e18), 1e18)::bigint AS ready,
+           least(greatest(sum(running), -1e18), 1e18)::bigint AS running,
+           least(greatest(sum(succeeded), -1e18), 1e18)::bigint AS succeeded,
+           least(greatest(sum(failed), -1e18), 1e18)::bigint AS failed,
+           least(greatest(sum(cancelled), -1e18), 1e18)::bigint AS cancelled
     FROM (
         SELECT queue, scheduled, ready, running, succeeded, failed, cancelled FROM {counter}
         UNION ALL
@@ -126,7 +131,7 @@ SELECT queue, scheduled, ready, running, succeeded, failed, cancelled,
        EXISTS (SELECT FROM {paused} WHERE {paused}.queue = sums.queue) AS is_paused,
        (
            SELECT extract(epoch FROM clock_timestamp() - min(level.run_at))::double precision
-           FROM level WHERE level.queue = sums.queue
+           FROM level WHERE level.queue = sums.queue AND isfinite(level.run_at)
        )
 FROM sums
 

@@ -1,19 +1,27 @@
+-- A revision of 2^62 or more, or below 0, is none of ours: the next one is the first above the floor.
+
 -- name: put
 -- The floor is locked, so that none of this id is deleted between the look at it and the insertion.
 INSERT INTO {schedule} AS s (id, revision, next_run, paused, body)
-SELECT $1, floor + 1, $2, $3, $4 FROM {revision} FOR SHARE
+SELECT $1, least(floor, 4611686018427387902) + 1, $2, $3, $4 FROM {revision} FOR SHARE
 ON CONFLICT (id) DO UPDATE
-SET revision = s.revision + 1, next_run = excluded.next_run, paused = excluded.paused, body = excluded.body
+SET revision = CASE WHEN s.revision BETWEEN 0 AND 4611686018427387902 THEN s.revision + 1 ELSE excluded.revision END,
+    next_run = excluded.next_run, paused = excluded.paused, body = excluded.body
 RETURNING revision, extract(epoch FROM next_run - clock_timestamp())::double precision
 
 -- name: add
 INSERT INTO {schedule} (id, revision, next_run, paused, body)
-SELECT $1, floor + 1, $2, $3, $4 FROM {revision} FOR SHARE
+SELECT $1, least(floor, 4611686018427387902) + 1, $2, $3, $4 FROM {revision} FOR SHARE
 ON CONFLICT (id) DO NOTHING
 RETURNING revision, extract(epoch FROM next_run - clock_timestamp())::double precision
 
 -- name: replace
-UPDATE {schedule} SET revision = revision + 1, next_run = $2, paused = $3, body = $4
+UPDATE {schedule}
+SET revision = CASE
+        WHEN revision BETWEEN 0 AND 4611686018427387902 THEN revision + 1
+        ELSE (SELECT least(floor, 4611686018427387902) + 1 FROM {revision})
+    END,
+    next_run = $2, paused = $3, body = $4
 WHERE id = $1 AND revision = $5
 RETURNING revision, extract(epoch FROM next_run - clock_timestamp())::double precision
 
@@ -86,7 +94,7 @@ SELECT id, revision, next_run, paused, body FROM {schedule} ORDER BY id
 -- The floor is locked before the schedule, as by put.
 WITH known AS MATERIALIZED (SELECT floor FROM {revision} FOR UPDATE),
 gone AS (DELETE FROM {schedule} USING known WHERE id = $1 RETURNING revision),
-raised AS (UPDATE {revision} SET floor = gone.revision FROM gone WHERE gone.revision > floor)
+raised AS (UPDATE {revision} SET floor = gone.revision FROM gone WHERE gone.revision > floor AND gone.revision < 4611686018427387904)
 SELECT 1 FROM gone
 
 -- name: due

@@ -1,6 +1,6 @@
 -- name: recover
 -- Take back what nobody renewed. What is locked is being ended at this moment. One row for each, and one that is empty
--- where there is none: its first column says whether there are tasks for upkeep.expire.
+-- where there is none: its first columns say whether there are tasks for upkeep.expire, and for upkeep.astray.
 WITH clock AS MATERIALIZED (SELECT clock_timestamp() AS now),
 lapsed AS MATERIALIZED (
     SELECT {live}.id, {live}.cancel, {live}.attempt, {live}.lease_until AS lapsed_at
@@ -14,7 +14,7 @@ lapsed AS MATERIALIZED (
 ),
 judged AS MATERIALIZED (
     SELECT lapsed.*, CASE WHEN lapsed.cancel THEN 6 WHEN lapsed.attempt <= t.max_retries THEN 2 ELSE 5 END AS verdict
-    FROM lapsed CROSS JOIN LATERAL (SELECT max_retries FROM {task} WHERE {task}.id = lapsed.id LIMIT 1) AS t
+    FROM lapsed LEFT JOIN LATERAL (SELECT max_retries FROM {task} WHERE {task}.id = lapsed.id LIMIT 1) AS t ON true
 ),
 back AS (
     UPDATE {live} SET state = 2, lease_until = NULL
@@ -31,7 +31,7 @@ history AS (
         run_at, started_at, finished_at, delete_at, expires_at, seq, delivery, attempt, state, cancel, id, queue,
         worker, error, progress
     )
-    SELECT run_at, started_at, now, now + least(result_ttl, 3e9) * interval '1 second', expires_at, seq, delivery,
+    SELECT run_at, started_at, now, now + least(greatest(result_ttl, 0), 3e9) * interval '1 second', expires_at, seq, delivery,
            attempt, CASE WHEN cancel THEN 6 ELSE 5 END, cancel, id, queue, worker,
            CASE WHEN cancel THEN error ELSE json_build_array(
                'WorkerLost',
@@ -49,11 +49,16 @@ counted AS (
     FROM (SELECT queue, state FROM back UNION ALL SELECT queue, state FROM history) AS changed
     GROUP BY queue
 )
-SELECT late.found, (SELECT extract(epoch FROM min(now - lapsed_at)) FROM lapsed, clock)::double precision, {record}
+SELECT late.found, late.astray, (SELECT extract(epoch FROM min(now - lapsed_at)) FROM lapsed, clock)::double precision, {record}
 FROM (
     SELECT coalesce((
         SELECT expires_at FROM {live} WHERE expires_at IS NOT NULL AND state < 3 ORDER BY expires_at LIMIT 1
-    ) <= (SELECT now FROM clock), false) AS found
+    ) <= (SELECT now FROM clock), false) AS found,
+    EXISTS (SELECT FROM {live} WHERE {live}.state = 3 AND {live}.lease_until IS NULL)
+    OR EXISTS (SELECT FROM {live} WHERE {live}.state = 3 AND {live}.lease_until < '1970-01-01+00')
+    OR EXISTS (
+        SELECT FROM {live} WHERE {live}.state = 3 AND {live}.lease_until > '9999-12-31 23:59:59.999999+00'
+    ) AS astray
 ) AS late
 LEFT JOIN (
     SELECT id, state, attempt, delivery, run_at, started_at, NULL::timestamptz AS finished_at, expires_at, lease_until,
@@ -65,6 +70,21 @@ LEFT JOIN (
     FROM history
 ) AS s ON true
 LEFT JOIN LATERAL (SELECT * FROM {task} WHERE {task}.id = s.id LIMIT 1) AS t ON true
+
+-- name: astray
+-- Let leases run out that are none, or hold until no time: nobody of ours has written them.
+UPDATE {live} SET lease_until = clock_timestamp()
+WHERE {live}.id = ANY (ARRAY(
+    SELECT l.id FROM {live} AS l
+    WHERE l.state = 3
+      AND (
+          l.lease_until IS NULL
+          OR l.lease_until < '1970-01-01+00'
+          OR l.lease_until > '9999-12-31 23:59:59.999999+00'
+      )
+    LIMIT 1000
+    FOR UPDATE SKIP LOCKED
+))
 
 -- name: expire
 -- End waiting tasks whose time to start is over.
@@ -85,7 +105,7 @@ history AS (
         run_at, started_at, finished_at, delete_at, expires_at, seq, delivery, attempt, state, cancel, id, queue,
         worker, error, progress
     )
-    SELECT run_at, started_at, now, now + least(result_ttl, 3e9) * interval '1 second', expires_at, seq, delivery,
+    SELECT run_at, started_at, now, now + least(greatest(result_ttl, 0), 3e9) * interval '1 second', expires_at, seq, delivery,
            attempt, 6, cancel, id, queue, worker, error, progress
     FROM over, clock
 ),
@@ -137,12 +157,12 @@ added AS (
     INSERT INTO {counter} AS c (queue, scheduled, ready, running, succeeded, failed, cancelled)
     SELECT queue, scheduled, ready, running, succeeded, failed, cancelled FROM summed ORDER BY queue
     ON CONFLICT (queue) DO UPDATE
-    SET scheduled = c.scheduled + excluded.scheduled,
-        ready = c.ready + excluded.ready,
-        running = c.running + excluded.running,
-        succeeded = c.succeeded + excluded.succeeded,
-        failed = c.failed + excluded.failed,
-        cancelled = c.cancelled + excluded.cancelled
+    SET scheduled = least(greatest(c.scheduled::numeric + excluded.scheduled, -1e18), 1e18),
+        ready = least(greatest(c.ready::numeric + excluded.ready, -1e18), 1e18),
+        running = least(greatest(c.running::numeric + excluded.running, -1e18), 1e18),
+        succeeded = least(greatest(c.succeeded::numeric + excluded.succeeded, -1e18), 1e18),
+        failed = least(greatest(c.failed::numeric + excluded.failed, -1e18), 1e18),
+        cancelled = least(greatest(c.cancelled::numeric + excluded.cancelled, -1e18), 1e18)
 )
 SELECT coalesce(sum(number), 0)::bigint FROM summed
 

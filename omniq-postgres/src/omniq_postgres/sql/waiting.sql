@@ -2,11 +2,12 @@
 -- In how many seconds the next task will be ready, and in how many the next schedule is due: a second where one is
 -- overdue, which perhaps nobody can fire. Of the queues that are not paused.
 extract(epoch FROM min((
-    SELECT {live}.run_at FROM {live} WHERE {live}.state = 1 AND {live}.queue = mine.queue
+    SELECT least(greatest({live}.run_at, '1970-01-01+00'), '9999-12-31 23:59:59.999999+00')
+    FROM {live} WHERE {live}.state = 1 AND {live}.queue = mine.queue
     ORDER BY {live}.run_at LIMIT 1
 )) - clock_timestamp())::double precision,
 extract(epoch FROM least((
-    SELECT next_run FROM {schedule}
+    SELECT least(next_run, '9999-12-31 23:59:59.999999+00') FROM {schedule}
     WHERE next_run IS NOT NULL AND NOT paused AND next_run > (SELECT clock_timestamp())
     ORDER BY next_run LIMIT 1
 ), (
@@ -44,7 +45,11 @@ SELECT coalesce((
 
 -- name: ended
 SELECT asked.id::text FROM unnest((SELECT $1::uuid[])) AS asked (id)
-WHERE asked.id IS NOT NULL AND NOT EXISTS (SELECT FROM {live} WHERE {live}.id = asked.id)
+WHERE asked.id IS NOT NULL
+  -- What is in no state, or at no time, will never run.
+  AND NOT EXISTS (
+      SELECT FROM {live} WHERE {live}.id = asked.id AND {live}.state BETWEEN 1 AND 3 AND isfinite({live}.run_at)
+  )
 
 -- name: notify
 SELECT pg_notify(n.channel, n.payload) FROM unnest($1::text[], $2::text[]) AS n (channel, payload)
