@@ -15,8 +15,10 @@ from typing import Any
 from omniq.ids import new_id
 from omniq.storage import TaskQuery
 from omniq.task import NewTask, StoredTask, Succeeded, TaskState
+from omniq.testing.contract.spoiling import Value
 from omniq.urls import parse_url
 from omniq_local.files import FileStorage
+from omniq_local.files.names import token, unique_path
 
 STATES = [state.value for state in TaskState]
 
@@ -104,6 +106,43 @@ async def check_whole(store: FileStorage, root: Path) -> dict[str, StoredTask]:
             assert count == sum(task.queue == stats.queue and task.state is state for task in tasks.values()), state
     assert not list(base.glob("aside/*"))
     return tasks
+
+
+class SpoiledFiles:
+    """Reads and writes the files of single records, see :class:`omniq.testing.contract.Spoil`.
+
+    :param root: the folder of the store.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def _files(self, kind: str, name: str) -> dict[str, Path]:
+        own = f"{token(name)}.json"
+        patterns = {
+            "task": {"file": f"tasks/*/*-{own}", "place": f"[rs]*/*/*/*-{own}", "id": f"ids/*/{own}"},
+            "schedule": {"file": f"schedules/{own}"},
+            "worker": {"file": f"workers/{own}", "about": f"about/{own}"},
+            "queue": {"file": f"queues/{own}"},
+            "unique": {"file": unique_path(name)},
+        }
+        found = {}
+        for place, pattern in patterns.get(kind, {}).items():
+            for path in self.root.glob(f"*/{pattern}"):
+                found[place] = path
+        return found
+
+    def read(self, kind: str, name: str) -> dict[str, Value]:
+        return {place: path.read_bytes() for place, path in self._files(kind, name).items()}
+
+    def write(self, kind: str, name: str, place: str, value: Value) -> bool:
+        path = self._files(kind, name)[place]
+        assert isinstance(value, bytes)
+        if (kind, place) != ("task", "file"):
+            # Else the file itself is damaged, whatever it is found by.
+            path.unlink()
+        path.write_bytes(value)
+        return True
 
 
 def run_python(program: str, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:

@@ -20,6 +20,7 @@ from omniq.testing.contract.base import Deafen
 from omniq.testing.contract.costs import SyncContract
 from omniq.testing.contract.outages import OutageContract
 from omniq_local.wake import Bell
+from tests.local.files_support import SpoiledFiles
 from tests.local.sqlite_support import SpoiledRows, Traffic, raw, rows_in
 
 
@@ -109,6 +110,10 @@ class TestFileStorage(StorageContract):
     @pytest.fixture
     def deafen(self, monkeypatch: pytest.MonkeyPatch) -> Deafen:
         return partial(silence, monkeypatch)
+
+    @pytest.fixture
+    def spoil(self, tmp_path: Path) -> Spoil:
+        return SpoiledFiles(tmp_path / "jobs")
 
 
 class TestFileStorageThatSyncs(SyncContract):

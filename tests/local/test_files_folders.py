@@ -177,7 +177,7 @@ def test_folders_stay_small_and_keep_their_order_whichever_way_they_grow(
 # What does not belong there
 
 
-def test_a_torn_file_is_moved_aside_and_reported_and_the_others_are_served(
+def test_a_torn_file_is_moved_aside_its_task_ends_as_failed_and_the_others_are_served(
     root: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def scenario() -> None:
@@ -188,9 +188,13 @@ def test_a_torn_file_is_moved_aside_and_reported_and_the_others_are_served(
             with caplog.at_level(logging.WARNING, "omniq.files"):
                 assert [task.id for task in await take(store, 9)] == [ids[0], ids[2]]
             assert torn.name in caplog.text
-            assert await store.get(ids[1:2]) == [None]
+            (ended,) = await store.get(ids[1:2])
+            assert ended is not None
+            assert ended.error is not None
+            assert (ended.state, ended.error.type) == (TaskState.FAILED, "CorruptRecord")
             (stats,) = await store.stats()
-            assert (stats.counts[TaskState.READY], stats.counts[TaskState.RUNNING]) == (0, 2)
+            counts = stats.counts
+            assert (counts[TaskState.READY], counts[TaskState.RUNNING], counts[TaskState.FAILED]) == (0, 2, 1)
             findings = [each for each in await store.diagnose() if each.severity is Severity.WARNING]
             assert any(torn.name in each.message and "aside" in each.message for each in findings)
             (kept,) = (root / "omniq/aside").iterdir()
@@ -220,7 +224,7 @@ def test_a_foreign_file_is_moved_aside_and_not_taken_for_a_task(root: Path, name
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"[" * 100_000], ids=["empty", "of nothing", "nested"])
 @pytest.mark.parametrize("place", ["workers", "schedules"])
-def test_a_worker_or_schedule_that_cannot_be_read_is_moved_aside_and_hides_no_other(
+def test_a_worker_or_schedule_that_cannot_be_read_is_told_and_hides_no_other(
     root: Path, place: str, content: bytes
 ) -> None:
     async def scenario() -> None:
@@ -233,8 +237,14 @@ def test_a_worker_or_schedule_that_cannot_be_read_is_moved_aside_and_hides_no_ot
         async with opened(root) as store:
             left = [worker.id for worker in await store.workers()], [one.id for one in await store.get_schedules()]
             assert sorted(map(len, left)) == [1, 2]
-            assert len(list((root / "omniq/aside").iterdir())) == 1
-            assert not broken.exists()
+            (found,) = await store.check()
+            assert (found.subject, str(broken) in found.message) == (place.rstrip("s"), True)
+            if place == "schedules":
+                assert "omniq schedules delete a" in found.message
+                assert await store.delete_schedule("a")
+            else:
+                await store.heartbeat("a", [], 60)
+            assert await store.check() == []
 
     asyncio.run(scenario())
 

@@ -211,6 +211,36 @@ def plant_pipe(path: Path) -> None:
     os.mkfifo(path)
 
 
+def plant_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+    (path / "in it").write_text("")
+
+
+def plant_link(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("/dev/zero")
+
+
+@pytest.mark.parametrize("plant", [plant_pipe, plant_folder, plant_link], ids=["pipe", "folder", "link"])
+@pytest.mark.parametrize("pattern", ["ready/q/0/*-a.json", "queues/q.json", "ids/*/a.json", "tasks/*/*-a.json"])
+def test_what_is_no_file_in_the_place_of_one_blocks_nobody(
+    root: Path, pattern: str, plant: Callable[[Path], None]
+) -> None:
+    run(fill, root)
+    (path,) = (root / "omniq").glob(pattern)
+    plant(path)
+
+    async def scenario(store: FileStorage) -> None:
+        await serve(store)
+        claimed = await take(store, 5)
+        assert "b" in [task.id for task in claimed]
+        assert all(await succeed(store, claimed))
+        await store.get(["a", "b"])
+
+    run(scenario, root)
+
+
 def test_whoever_cuts_off_the_table_of_waiters_kills_nobody(root: Path) -> None:
     async def scenario(store: FileStorage) -> None:
         waiting = asyncio.create_task(store.wait_for_work(("q",), 30))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from omniq.errors import CorruptRecord
 from omniq.escaping import get_logger
 from omniq.schedule import Schedule
 from omniq.storage.validation import corrupt, log_once
@@ -37,6 +38,7 @@ class Catalog:
         self.queues: dict[str, Queue] = {}
         self._queue_names: set[str] | None = None
         self.schedules: dict[str, Schedule] | None = None
+        self.bad_schedules: list[CorruptRecord] = []
         self.held: dict[str, Record] = {}
         """Running tasks that this process claimed, as they are in the store."""
 

@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from attrs import evolve
+
 from omniq.errors import CorruptRecord
 from omniq.escaping import get_logger
+from omniq.storage.validation import UNREADABLE, corrupt
 from omniq.task import TaskError, TaskState
-from omniq_local.files.journal import Action
-from omniq_local.files.names import HOME_SIZE, home_path, id_path, parse_entry, token, unique_path
+from omniq_local.files.journal import Action, Displaced, Restored
+from omniq_local.files.names import (
+    HOME_SIZE,
+    Entry,
+    home_path,
+    id_path,
+    parse_entry,
+    text_of,
+    time_key,
+    token,
+    unique_path,
+)
 from omniq_local.files.queues import EXPIRING, Queue
-from omniq_local.files.records import ENDED, Record, dump_head, parse_record
+from omniq_local.files.records import ENDED, Record, dump_head, id_in, parse_record, stand_in
 from omniq_local.files.shelves import Shelf
+from omniq_local.files.tree import ASIDE, NO_FILE
 
 if TYPE_CHECKING:
     from omniq_local.files.folder import Folder
@@ -21,6 +35,8 @@ if TYPE_CHECKING:
 __all__ = ["Change"]
 
 _log = get_logger("omniq.files")
+
+_LIVE = frozenset(state.value for state in TaskState if state not in ENDED)
 
 
 class Change:
@@ -47,7 +63,10 @@ class Change:
         self._unique: dict[str, str | None] = {}
         self._unique_changed: set[str] = set()
         self._dirty: dict[str, Queue] = {}
-        self._aside: list[Action] = []
+        self._first: list[Action] = []
+        self._removals: list[Action] = []
+        """What is done before, and after, what becomes of tasks."""
+        self._names: dict[str, list[tuple[str, Queue | None, str]]] | None = None
         self._layout = 0
 
     @property
@@ -66,79 +85,196 @@ class Change:
         self._dirty[queue.name] = queue
 
     def fetch(self, task_id: str) -> Record | None:
-        """Give a task by its id, as this change leaves it; None if there is none."""
+        """Return a task by its id, as this change leaves it; None if there is none."""
         if task_id in self._records:
             return self._records[task_id]
         record = self.folder.held.get(task_id)
         if record is None:
-            record = self._read(id_path(token(task_id)))
+            id_token = token(task_id)
+            path = id_path(id_token)
+            data = b""
+            try:
+                data = self._read(path)
+                record = parse_record(data, None, id_token)
+                if record.order.id != task_id:
+                    raise ValueError(f"it is another task, {record.order.id!r}")
+            except FileNotFoundError:
+                record = None
+            except UNREADABLE as error:
+                record = self._by_home(path, id_token, data)
+                if record is None:
+                    record = stand_in(self._problem(task_id, path, error), data, task_id)
         self._records[task_id] = record
         return record
 
-    def _read(self, path: str) -> Record | None:
+    def _by_home(self, path: str, id_token: str, data: bytes) -> Record | None:
+        """Return the task whose name among the ids is of a file that is not its own, and give that name back to it."""
+        tree = self.folder.tree
+        if tree.names_of(path) > 1 and not _is_whole(data):
+            # Its own file, which is torn. There is no need to look at all names for another.
+            return None
+        for home in tree.walk("tasks"):
+            entry = parse_entry(f"{'0' * 18}-{home.rpartition('/')[2]}")
+            if entry is not None and entry.id_token == id_token:
+                with contextlib.suppress(FileNotFoundError, *UNREADABLE):
+                    record = parse_record(self._read(home), entry.sequence, id_token)
+                    _log.warning("%s/%s is not the file of its task; it is moved to %s", tree.base, path, ASIDE)
+                    self._first += [("move", path, tree.place_aside(path), ""), ("link", home, path)]
+                    return record
+        return None
+
+    def _read(self, path: str) -> bytes:
+        """Return what is in a task's file.
+
+        :raises ValueError: if it is no regular file.
+        """
         try:
-            data = self.folder.tree.read(path)
+            return self.folder.tree.read(path)
         except FileNotFoundError:
-            return None
-        try:
-            return parse_record(data, f"{self.folder.base}/{path}")
-        except CorruptRecord as error:
-            self.folder.set_aside(path, str(error))
-            return None
+            raise
+        except OSError as error:
+            if error.errno not in NO_FILE:
+                raise
+            raise ValueError("it is no regular file") from error
+
+    def _problem(self, task_id: str, path: str, error: Exception) -> CorruptRecord:
+        return corrupt("task", task_id, error, place=f"{self.folder.base}/{path}")
 
     def fetch_named(self, queue: Queue, state: str, name: str) -> Record | None:
-        """Give a task by its file's name in the folder of a state; None if it is no longer there.
+        """Return a task by its file's name in the folder of a state; None if it is no longer there.
 
-        A task that this change has changed already is not there any more. A file that cannot be read is moved aside,
-        with all its names.
+        A task that this change has changed already is not there any more. One that cannot be read ends as failed if it
+        has not ended, and is moved aside if it has.
         """
         entry = parse_entry(name)
         assert entry is not None
-        shelf = queue.shelves[state]
-        path = shelf.file(entry.key, entry.id_token)
+        path = queue.shelves[state].file(entry.key, entry.id_token)
+        data = b""
         try:
-            data = self.folder.tree.read(path)
+            data = self._read(path)
+            record = parse_record(data, entry.sequence, entry.id_token)
+            if not _stands(record, state, entry.key) or record.order.queue != queue.name:
+                raise ValueError("it is not where it says that it is")
         except FileNotFoundError:
             return None
-        try:
-            record = parse_record(data, f"{self.folder.base}/{path}")
-            if record.id_token != entry.id_token or record.sequence != entry.sequence:
-                raise CorruptRecord(f"{self.folder.base}/{path} holds another task, {record.order.id}")
-        except CorruptRecord as error:
-            self._lose(queue, state, path, name, error)
-            return None
-        if not _stands(record, state, entry.key):
-            # Somebody copied, or put back by hand, a file under the name that it had once.
-            self.folder.set_aside(path, "it is not where its task is now")
-            return None
+        except UNREADABLE as error:
+            return self._heal(queue, state, path, entry, data, error)
+        return self._once(record)
+
+    def _once(self, record: Record) -> Record | None:
         known = self._records.setdefault(record.order.id, record)
         # A change takes a task from its place once: two claims in one would be two deliveries under one token.
         return None if known is None or known.sequence in self._touched else known
 
-    def _lose(self, queue: Queue, state: str, path: str, name: str, error: CorruptRecord) -> None:
-        entry = parse_entry(name)
-        assert entry is not None
-        home, by_id = home_path(entry.sequence, entry.id_token), id_path(entry.id_token)
-        ours = self.folder.tree.is_same(path, home)
-        self.folder.set_aside(path, str(error))
-        if ours:
-            self._aside += [("remove", home), ("remove", by_id)]
-            if state != EXPIRING:
-                queue.counts[state] = max(0, queue.counts[state] - 1)
-                self.mark(queue)
-
-    def fetch_file(self, path: str) -> Record | None:
-        """Give the task in a file; None if it is not there, or cannot be read."""
-        record = self._read(path)
-        if record is None:
+    def _heal(self, queue: Queue, state: str, path: str, entry: Entry, data: bytes, error: Exception) -> Record | None:
+        """Do what can be done about a name in the folder of a state under which there is not what there should be."""
+        tree, home = self.folder.tree, home_path(entry.sequence, entry.id_token)
+        if not tree.is_same(path, home):
+            # Somebody put something else there, or put back a file under the name that it had once.
+            self.folder.set_aside(path, str(error))
+            path = ""
+            try:
+                record = parse_record(self._read(home), entry.sequence, entry.id_token)
+            except (FileNotFoundError, *UNREADABLE):
+                pass
+            else:
+                return self._once(record) if _stands(record, state, entry.key) else None
+        task_id = text_of(entry.id_token) or id_in(data, entry.id_token)
+        if state in _LIVE and task_id is not None:
+            self._end_unreadable(
+                queue, state, path, entry, stand_in(self._problem(task_id, home, error), data, task_id)
+            )
             return None
+        if path:
+            self.folder.set_aside(path, str(error))
+        if state != EXPIRING:
+            self._removals += [("remove", home), ("remove", id_path(entry.id_token))]
+        self._uncount(queue, state)
+        return None
+
+    def _end_unreadable(self, queue: Queue, state: str, path: str, entry: Entry, record: Record) -> None:
+        """End a task that cannot be read: a new file takes the place of its own, which is moved aside."""
+        tree = self.folder.tree
+        problem = record.error
+        assert problem is not None
+        _log.error("%s; it is ended as failed", problem.message)
+        if path:
+            aside = tree.place_aside(path)
+            _log.warning("%s/%s moved to %s", tree.base, path, aside)
+            self._first.append(("move", path, aside, ""))
+            if record.order.unique is not None and tree.is_same(path, unique_path(record.order.unique)):
+                self._removals.append(("remove", unique_path(record.order.unique)))
+            if record.expires_at is not None:
+                shelf = queue.shelves[EXPIRING]
+                expiring = shelf.file(time_key(record.expires_at, entry.sequence), entry.id_token)
+                if tree.is_same(path, expiring):
+                    self._removals.append(("remove", expiring))
+                    self._uncount(queue, EXPIRING)
+        self._uncount(queue, state)
+        record.order = evolve(record.order, queue=queue.name, unique=None)
+        record.stand_in = None
+        record.sequence = entry.sequence
+        record.finished_at = self.now
+        record.head = dump_head(record)
+        self._records[record.order.id] = record
+        self._touched[record.sequence] = record
+        self.ended.append(record.order.id)
+
+    def _uncount(self, queue: Queue, state: str) -> None:
+        queue.counts[state] = max(0, queue.counts[state] - 1)
+        self.mark(queue)
+
+    def fetch_file(self, path: str, sequence: int, id_token: str, queue: str = "") -> Record | None:
+        """Return the task in a file, to be shown; None if it is not there.
+
+        :param sequence: and id, as the file's name says.
+        :param queue: whose file it is.
+        """
+        data = b""
+        try:
+            data = self._read(path)
+            record = parse_record(data, sequence, id_token)
+        except FileNotFoundError:
+            return None
+        except UNREADABLE as error:
+            task_id = text_of(id_token) or id_in(data, id_token) or id_token
+            shown = stand_in(self._problem(task_id, path, error), data, task_id, queue)
+            shown.sequence = sequence
+            return shown
         return self._records.setdefault(record.order.id, record)
 
+    def erase(self, task_id: str) -> None:
+        """Remove a task that cannot be read, by all names that it has."""
+        if self._names is None:
+            self._names = self._all_names()
+        id_token = token(task_id)
+        self._removals.append(("remove", id_path(id_token)))
+        for path, queue, state in self._names.get(id_token, ()):
+            self._removals.append(("remove", path))
+            if queue is not None:
+                self._uncount(queue, state)
+        self._records[task_id] = None
+        self.ended.append(task_id)
+
+    def _all_names(self) -> dict[str, list[tuple[str, Queue | None, str]]]:
+        names: dict[str, list[tuple[str, Queue | None, str]]] = {}
+        for path in self.folder.tree.walk("tasks"):
+            _, dash, id_token = path.rpartition("/")[2].removesuffix(".json").partition("-")
+            if dash:
+                names.setdefault(id_token, []).append((path, None, ""))
+        for queue in map(self.queue, self.folder.queue_names()):
+            for state, shelf in queue.shelves.items():
+                for path in shelf.all():
+                    entry = parse_entry(path.rpartition("/")[2])
+                    assert entry is not None
+                    names.setdefault(entry.id_token, []).append((path, queue, state))
+        return names
+
     def content(self, path: str) -> bytes | None:
-        """Give what is in a file that is no task's; None if there is none."""
+        """Return what is in a file that is no task's; None if there is none."""
         try:
-            return self.folder.tree.read(path)
-        except FileNotFoundError:
+            return self._read(path)
+        except (FileNotFoundError, ValueError):
             return None
 
     def holder(self, key: str) -> str | None:
@@ -146,12 +282,16 @@ class Change:
         path = unique_path(key)
         if path in self._unique:
             return self._unique[path]
-        record = self._read(path)
-        if record is not None:
-            record = self._records.setdefault(record.order.id, record)
         holder = None
-        if record is not None and record.state not in ENDED and not record.removed and record.order.unique == key:
-            holder = record.order.id
+        try:
+            record = parse_record(self._read(path))
+        except (FileNotFoundError, *UNREADABLE):
+            record = None
+        if record is not None:
+            # The name may be of another file than the task's own.
+            known = self.fetch(record.order.id)
+            if known is not None and known.state not in ENDED and not known.removed and known.order.unique == key:
+                holder = known.order.id
         self._unique[path] = holder
         return holder
 
@@ -221,14 +361,17 @@ class Change:
     # Completing
 
     def complete(self) -> None:
-        """Write everything to the store, in one step."""
+        """Write everything to the store, in one step.
+
+        :raises Restored: if a file was not there, but is now: then nothing was written, and it is to be done again.
+        """
         for record in self._touched.values():
             record.aim = record.stand()
         if self._touched:
             self._make_room()
         made: list[Action] = []
         moves: list[Action] = []
-        removals: list[Action] = list(self._aside)
+        removals: list[Action] = list(self._removals)
         for record in self._touched.values():
             queue = self.folder.queue(record.order.queue)
             self.mark(queue)
@@ -241,10 +384,37 @@ class Change:
         self._keys(made, removals)
         writes = list(self.writes)
         queues = [queue for queue in self._dirty.values() if self._write_queue(queue, writes)]
-        actions = [*made, *writes, *moves, *removals]
+        actions = [*self._first, *made, *writes, *moves, *removals]
         if actions:
-            self.folder.commit(self, actions, self._layout)
+            try:
+                self.folder.commit(self, actions, self._layout)
+            except Displaced as displaced:
+                if not self._restore(displaced):
+                    raise
+                raise Restored(displaced.path) from None
             self.folder.settle(self._touched.values(), queues)
+
+    def _restore(self, displaced: Displaced) -> bool:
+        """Make a task's file anew where something else is in its place, or nothing; return False if it is none's.
+
+        It is done outside of any change: until the file has all its names again, those that it has are of one that has
+        the same content.
+        """
+        tree, home = self.folder.tree, displaced.path
+        record = next((each for each in self._touched.values() if each.home == home), None)
+        if record is None or record.was is None:
+            return False
+        _log.error("%s/%s is gone, or no file any more; it is made anew", tree.base, home)
+        if tree.exists(home):
+            tree.set_aside(home)
+        tree.create(home, record.head + displaced.content)
+        queue = self.queue(record.order.queue)
+        state, key, expiry = record.was
+        tree.link(home, record.by_id)
+        tree.link(home, queue.shelves[state.value].file(key, record.id_token))
+        if expiry:
+            tree.link(home, queue.shelves[EXPIRING].file(expiry, record.id_token))
+        return True
 
     def _make_room(self) -> None:
         """Divide sub-folders that files are to be put into the middle of, before any path is worked out."""
@@ -332,7 +502,7 @@ class Change:
             removals.append(("remove", queue.shelves[EXPIRING].file(expiry, record.id_token)))
             queue.counts[EXPIRING] -= 1
         if record.sequence // HOME_SIZE < self.sequence // HOME_SIZE:
-            removals.append(("clear", os.path.dirname(home)))
+            removals.append(("clear", home.rpartition("/")[0]))
 
     def _keys(self, made: list[Action], removals: list[Action]) -> None:
         for path in self._unique_changed:
@@ -350,6 +520,15 @@ class Change:
         actions.append(("write", queue.path, content, queue.raw))
         queue.written = content
         return True
+
+
+def _is_whole(data: bytes) -> bool:
+    """Return whether something is a task's file, whichever task's."""
+    try:
+        parse_record(data)
+    except UNREADABLE:
+        return False
+    return True
 
 
 def _stands(record: Record, state: str, key: str) -> bool:

@@ -92,13 +92,23 @@ def _promote(queue: Queue, change: Change) -> None:
 
 def _take(queue: Queue, limit: int, change: Change) -> Iterator[Record]:
     shelf = queue.shelves[READY]
-    left = queue.counts[READY]
-    while limit > 0 and left > 0 and (name := shelf.peek()) is not None:
+    taken, looked_again = 0, False
+    while limit > 0 and queue.counts[READY] > taken:
+        name = shelf.peek()
+        if name is None:
+            if looked_again:
+                # Somebody took the files away; nobody is to look for them any more.
+                queue.counts[READY] = taken
+                change.mark(queue)
+                break
+            looked_again = True
+            shelf.forget_names()
+            continue
         shelf.pop()
         record = change.fetch_named(queue, READY, name)
         if record is None:
             continue
-        left -= 1
+        taken += 1
         if record.expires_at is not None and record.expires_at <= change.now:
             change.end(record, TaskState.CANCELLED)
             continue

@@ -6,13 +6,18 @@ import os
 import shutil
 from collections.abc import Iterator
 
+from omniq.errors import CorruptRecord
 from omniq.storage import Finding, Severity
+from omniq.storage.validation import finding
 from omniq_local.files.change import Change
 from omniq_local.files.preparation import VERSION
+from omniq_local.files.queues import Queue, check_queue
+from omniq_local.files.scheduling import bad_schedules
 from omniq_local.files.settings import Settings
 from omniq_local.files.tree import ASIDE, Tree, folder_mode
+from omniq_local.files.upkeep import read_worker
 
-__all__ = ["diagnose"]
+__all__ = ["check", "diagnose"]
 
 LITTLE_SPACE = 256 * 2**20
 FEW_INODES = 100_000
@@ -32,6 +37,21 @@ def diagnose(settings: Settings, change: Change) -> list[Finding]:
         *_space(settings),
         *_counts(change),
     ]
+
+
+def check(limit: int, change: Change) -> list[Finding]:
+    """Return what is wrong with records that are no tasks."""
+    tree = change.folder.tree
+    problems = bad_schedules(change)
+    for path, read in (
+        *((f"workers/{name}", read_worker) for name in tree.names("workers")),
+        *((path, check_queue) for path in Queue.files(tree)),
+    ):
+        try:
+            read(tree, path)
+        except CorruptRecord as error:
+            problems.append(error)
+    return [finding(problem) for problem in problems[:limit]]
 
 
 def _ok(subject: str, message: str) -> Finding:

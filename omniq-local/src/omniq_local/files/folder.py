@@ -30,7 +30,7 @@ from omniq_local.files.control import (
 )
 from omniq_local.files.faults import translated
 from omniq_local.files.gate import Gate, Replaced
-from omniq_local.files.journal import LAP, Action, Journal, NotUndone, apply, pass_by, redo
+from omniq_local.files.journal import LAP, Action, Journal, NotUndone, Restored, apply, pass_by, redo
 from omniq_local.files.names import home_path, parse_entry
 from omniq_local.files.preparation import prepare, sync_all
 from omniq_local.files.queues import Queue
@@ -267,10 +267,7 @@ class Folder(Catalog):
         """Do a job, having gone in through the gate, and leave."""
         pokes: list[tuple[int, int]] = []
         try:
-            self._begin()
-            change = Change(self, self.now())
-            result = job(change)
-            change.complete()
+            result, change = self._change(job)
             if change.is_news:
                 pokes = self.bells.heard_by(change)
         except BaseException as error:
@@ -283,6 +280,23 @@ class Folder(Catalog):
             self._gate.leave()
         self.bells.ring(pokes)
         return result
+
+    def _change(self, job: Job[T]) -> tuple[T, Change]:
+        restored: set[str] = set()
+        while True:
+            self._begin()
+            change = Change(self, self.now())
+            try:
+                result = job(change)
+                change.complete()
+            except Restored as file:
+                # Once: else somebody takes it away again and again.
+                if file.path in restored:
+                    raise StorageUnavailable(f"{self.base}/{file.path} is taken away while it is in use") from None
+                restored.add(file.path)
+                self.forget()
+            else:
+                return result, change
 
     def within(self, outer: Change, job: Job[T]) -> T:
         """Do a job as a change of its own, within one that has changed nothing so far."""

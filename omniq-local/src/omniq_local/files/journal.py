@@ -21,9 +21,21 @@ from attrs import frozen
 
 from omniq.escaping import get_logger
 from omniq.storage.validation import UNREADABLE, corrupt, log_once
-from omniq_local.files.tree import Tree, check_path
+from omniq_local.files.tree import NO_FILE, Tree, check_path
 
-__all__ = ["LARGEST", "LAST_SEQUENCE", "Action", "Frame", "Journal", "apply", "pass_by", "redo"]
+__all__ = [
+    "LARGEST",
+    "LAST_SEQUENCE",
+    "Action",
+    "Displaced",
+    "Frame",
+    "Journal",
+    "NotUndone",
+    "Restored",
+    "apply",
+    "pass_by",
+    "redo",
+]
 
 _log = get_logger("omniq.files")
 
@@ -211,12 +223,34 @@ def apply(tree: Tree, actions: Sequence[Action]) -> None:
             _DO[action[0]](tree, action)
             done += 1
     except BaseException as error:
+        failed = actions[min(done, len(actions) - 1)]
+        if isinstance(error, OSError) and failed[0] == "tail" and error.errno in NO_FILE:
+            error = Displaced(error, failed)
         try:
             for action in reversed(actions[: done + 1]):
                 _undo(tree, action)
         except OSError as second:
             raise NotUndone(second.errno, second.strerror, second.filename) from error
-        raise
+        raise error
+
+
+class Displaced(OSError):
+    """A task's file was to be changed and is not there, or is no file. All that was done is undone."""
+
+    def __init__(self, error: OSError, action: Action) -> None:
+        super().__init__(error.errno, error.strerror, error.filename)
+        _, self.path, _, _, self.content = action
+
+
+class Restored(Exception):  # no error: what failed for it can be done now
+    """A task's file was not there, and is again.
+
+    :param path: the file.
+    """
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        self.path = path
 
 
 class NotUndone(OSError):
@@ -308,8 +342,12 @@ def _again_link(tree: Tree, action: Action) -> None:
 
 
 def _again_tail(tree: Tree, action: Action) -> None:
-    with contextlib.suppress(FileNotFoundError):
+    try:
         _tail(tree, action)
+    except OSError as error:
+        # There is nothing to be put right in what is not there.
+        if error.errno not in NO_FILE:
+            raise
 
 
 def _again_move(tree: Tree, action: Action) -> None:

@@ -36,7 +36,9 @@ def retry(ids: Sequence[str], change: Change) -> list[bool]:
 
 
 def _retry(record: Record | None, change: Change) -> bool:
-    if record is None or record.state not in (TaskState.FAILED, TaskState.CANCELLED) or not change.take_key(record):
+    if record is None or record.stand_in is not None or record.state not in (TaskState.FAILED, TaskState.CANCELLED):
+        return False
+    if not change.take_key(record):
         return False
     if record.expires_at is not None and record.expires_at <= change.now:
         record.expires_at = None
@@ -55,7 +57,10 @@ def delete(ids: Sequence[str], change: Change) -> list[bool]:
 def _delete(record: Record | None, change: Change) -> bool:
     if record is None or record.state is TaskState.RUNNING:
         return False
-    change.remove(record)
+    if record.stand_in is not None:
+        change.erase(record.order.id)
+    else:
+        change.remove(record)
     return True
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from hashlib import sha256
 from typing import NamedTuple
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 from zlib import crc32
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "place_key",
     "queue_path",
     "schedule_path",
+    "text_of",
     "time_key",
     "token",
     "unique_path",
@@ -51,6 +52,12 @@ def token(text: str) -> str:
         digest = sha256(text.encode(errors="surrogatepass")).hexdigest()
         return f"{quoted[:60]}%~{digest[:32]}"
     return quoted or "%"
+
+
+def text_of(token_: str) -> str | None:
+    """Return the text that is part of a file's name; None if it was too long to be legible there."""
+    text = unquote(token_, errors="surrogatepass") if token_ != "%" else ""
+    return text if token(text) == token_ else None
 
 
 def place_key(priority: int, at: int, sequence: int) -> str:

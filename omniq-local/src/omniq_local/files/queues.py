@@ -11,11 +11,11 @@ from omniq.escaping import get_logger
 from omniq.storage.validation import UNREADABLE, check_text, corrupt, log_once
 from omniq.task import TaskState
 from omniq_local.files.journal import LARGEST
-from omniq_local.files.names import is_key, parse_entry, queue_path, token
+from omniq_local.files.names import is_key, parse_entry, queue_path, text_of, token
 from omniq_local.files.shelves import Shelf
 from omniq_local.files.tree import NO_FILE, Tree
 
-__all__ = ["EXPIRING", "SHELVES", "Queue"]
+__all__ = ["EXPIRING", "SHELVES", "Queue", "check_queue"]
 
 _log = get_logger("omniq.files")
 
@@ -39,7 +39,9 @@ class Queue:
         self.paused = False
         self.counts = dict.fromkeys(SHELVES, 0)
         folder = token(name)
-        self.shelves = {state: Shelf(tree, f"{state}/{folder}", foreign) for state in SHELVES}
+        self.shelves = {
+            state: Shelf(tree, f"{state}/{folder}", foreign, ranked=state == TaskState.READY) for state in SHELVES
+        }
         self.raw: bytes | None = None
         """The file as it is; None if there is none."""
         self.written: bytes | None = None
@@ -115,17 +117,32 @@ class Queue:
 
     @staticmethod
     def name_in(tree: Tree, path: str) -> str | None:
-        """Return the queue that a file is about; None if it cannot be read."""
+        """Return the queue that a file is about: by what is in it, or else by its name; None if it is about none."""
         try:
             name = check_text(json.loads(tree.read(path))["queue"], "name")
         except (OSError, *UNREADABLE):
-            return None
-        return name if queue_path(name) == path else None
+            name = ""
+        stem = path.removeprefix("queues/").removesuffix(".json")
+        return name if queue_path(name) == path else text_of(stem)
 
     @staticmethod
     def files(tree: Tree) -> list[str]:
         """Return the paths of the files of all queues."""
         return [f"queues/{name}" for name in sorted(tree.names("queues")) if name.endswith(".json")]
+
+
+def check_queue(tree: Tree, path: str) -> None:
+    """Read the file of a queue.
+
+    :raises CorruptRecord: if it cannot be read.
+    """
+    name = Queue.name_in(tree, path)
+    try:
+        if name is None:
+            raise ValueError("it is about no queue")
+        _parse(tree.read(path), name)
+    except (OSError, *UNREADABLE) as error:
+        raise corrupt("queue", name or path, error, place=f"{tree.base}/{path}") from error
 
 
 @define

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from omniq.storage import QueueStats, StoredWorker, TaskPage, TaskQuery
 from omniq.task import StoredTask, TaskState
 from omniq_local.files.change import Change
-from omniq_local.files.names import HOME_SIZE, about_path
+from omniq_local.files.names import HOME_SIZE, about_path, parse_entry
 from omniq_local.files.queues import Queue
 from omniq_local.files.records import Record
 from omniq_local.files.times import moment
@@ -76,8 +76,8 @@ def workers(change: Change) -> list[StoredWorker]:
         queue = change.queue(name)
         if queue.counts[RUNNING]:
             for path in queue.shelves[RUNNING].all():
-                record = change.fetch_named(queue, RUNNING, path.rpartition("/")[2])
-                if record is not None:
+                record = _shown(path, queue.name, change)
+                if record is not None and record.stand_in is None:
                     running.setdefault(record.worker, []).append(record.order.id)
     return [
         StoredWorker(
@@ -128,12 +128,13 @@ def _latest(upto: int, change: Change) -> Iterator[Record]:
     """Give all tasks, the latest first, by the folders that they have all their life."""
     tree = change.folder.tree
     for folder in sorted(tree.names("tasks"), reverse=True):
-        if not folder.isdecimal() or int(folder) * HOME_SIZE >= upto:
+        if not _is_number(folder) or int(folder) * HOME_SIZE >= upto:
             continue
         for name in sorted(tree.names(f"tasks/{folder}"), reverse=True):
             number = name[:12]
-            if number.isdecimal() and int(number) < upto:
-                record = change.fetch_file(f"tasks/{folder}/{name}")
+            if _is_number(number) and int(number) < upto:
+                id_token = name[13:].removesuffix(".json")
+                record = change.fetch_file(f"tasks/{folder}/{name}", int(number), id_token)
                 if record is not None:
                     yield record
 
@@ -141,7 +142,7 @@ def _latest(upto: int, change: Change) -> Iterator[Record]:
 def _named(query: TaskQuery, upto: int, change: Change) -> Iterator[Record]:
     """Give the tasks of a queue or a state, the latest first, by the names of their files there."""
     bound = f"{upto:012d}"
-    found: list[tuple[str, str]] = []
+    found: list[tuple[str, str, str]] = []
     for queue_name in change.folder.queue_names() if query.queue is None else [query.queue]:
         queue = change.queue(queue_name)
         for state in TaskState if query.state is None else (query.state,):
@@ -151,12 +152,22 @@ def _named(query: TaskQuery, upto: int, change: Change) -> Iterator[Record]:
                 for folder in shelf.folders():
                     place = f"{shelf.path}/{folder}/"
                     found += [
-                        (sequence, place + name)
+                        (sequence, place + name, queue_name)
                         for name in shelf.names(folder)
                         if (sequence := name[start : start + 12]) < bound
                     ]
     found.sort(reverse=True)
-    for _, path in found:
-        record = change.fetch_file(path)
+    for _, path, queue_name in found:
+        record = _shown(path, queue_name, change)
         if record is not None:
             yield record
+
+
+def _shown(path: str, queue_name: str, change: Change) -> Record | None:
+    entry = parse_entry(path.rpartition("/")[2])
+    assert entry is not None
+    return change.fetch_file(path, entry.sequence, entry.id_token, queue_name)
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) < 20

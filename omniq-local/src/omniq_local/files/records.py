@@ -7,18 +7,34 @@ the size of the payload; that it is written whole, the journal sees to.
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
+from datetime import datetime
 from typing import Any
 
 from attrs import define
 
 from omniq.errors import CorruptRecord
+from omniq.storage.validation import LONGEST_TEXT, UNREADABLE, check_task, salvaged
 from omniq.task import NewTask, Progress, StoredTask, TaskError, TaskState
+from omniq_local.files.journal import LAST_SEQUENCE
 from omniq_local.files.names import home_path, id_path, place_key, time_key, token
-from omniq_local.files.times import after, moment, read_time, show_time, when
+from omniq_local.files.times import after, micros, moment, read_time, show_time, when
 
-__all__ = ["ENDED", "Record", "dump_head", "dump_json", "dump_order", "load_order", "new_record", "parse_record"]
+__all__ = [
+    "ENDED",
+    "Record",
+    "dump_head",
+    "dump_json",
+    "dump_order",
+    "id_in",
+    "load_order",
+    "new_record",
+    "parse_record",
+    "stand_in",
+]
 
 ENDED = frozenset({TaskState.SUCCEEDED, TaskState.FAILED, TaskState.CANCELLED})
 _STATES: dict[str, TaskState] = {state.value: state for state in TaskState}
@@ -61,6 +77,8 @@ class Record:
     aim: tuple[TaskState, str, str] = (TaskState.READY, "", "")
     """The same as the change under way is to make them."""
     removed: bool = False
+    stand_in: StoredTask | None = None
+    """What is shown in place of a task that cannot be read. Such a record only says that it has failed."""
 
     @property
     def home(self) -> str:
@@ -130,6 +148,8 @@ class Record:
 
     def task(self) -> StoredTask:
         """Give the task."""
+        if self.stand_in is not None:
+            return self.stand_in
         order = self.order
         created = moment(self.created_at)
         return StoredTask(
@@ -228,20 +248,129 @@ def dump_head(record: Record) -> bytes:
     return f"{_encode(head)}\n".encode()
 
 
-def parse_record(data: bytes, path: str) -> Record:
+def parse_record(data: bytes, sequence: int | None = None, id_token: str | None = None) -> Record:
     """Read a task's file.
 
-    :param path: named in the error.
-    :raises CorruptRecord: if it is torn, or no task's file at all.
+    :param sequence: by which it was found, and id; None: by something else.
+    :raises ValueError: or another of :data:`~omniq.storage.validation.UNREADABLE`, if it is torn, or no task's file, or
+        another task's.
     """
+    first, second, rest = data.split(b"\n")
+    if rest:
+        raise ValueError("there is more than two lines")
+    record = _record(_decode(first), _decode(second), first, second)
+    if not _is_plain(record):
+        check_task(record.task())
+    if type(record.sequence) is not int or not 0 < record.sequence <= LAST_SEQUENCE:
+        raise ValueError(f"its sequence number is {record.sequence!r}")
+    if (id_token is not None and record.id_token != id_token) or (sequence is not None and record.sequence != sequence):
+        raise ValueError(f"it is another task, {record.order.id!r}")
+    record.was = record.aim = record.stand()
+    return record
+
+
+def _is_plain(record: Record) -> bool:
+    """Return whether a record is sound for certain: the short way past the check of all fields, for most of them.
+
+    Its times were checked where they were read.
+
+    :raises TypeError: if a field has a wrong type, unless it returns False.
+    """
+    order, worker, unique = record.order, record.worker, record.order.unique
+    texts = "".join((order.id, order.queue, order.name, "" if worker is None else worker, unique or ""))
+    # Anything can be in any of them, whatever their types say.
+    cancelled: Any = record.cancel_requested
+    return (
+        len(texts) <= LONGEST_TEXT
+        and texts.isascii()
+        and (unique is None or type(unique) is str)
+        # To combine them raises a TypeError for anything but integers.
+        and 0 <= (record.attempt | record.delivery) < 2**30
+        and -(2**30) <= (order.priority | 0) < 2**30
+        and 0 <= (order.max_retries | 0) < 2**30
+        and 0 <= order.result_ttl < math.inf
+        and not order.tags
+        and record.error is None
+        and record.progress is None
+        and type(cancelled) is bool
+    )
+
+
+def stand_in(problem: CorruptRecord, data: bytes, task_id: str, queue: str = "") -> Record:
+    """Return what stands for a task that cannot be read.
+
+    :param data: what is in its file.
+    :param task_id: by which it was found.
+    :param queue: the queue that it was found in.
+    """
+    fields = _legible(data)
+    shown = salvaged(problem, task_id, {**fields, "queue": queue} if queue else fields)
+    created = max(micros(shown.created_at), 0)
+    return Record(
+        order=NewTask(
+            id=task_id,
+            queue=shown.queue,
+            name=shown.name,
+            body=shown.body,
+            priority=shown.priority,
+            max_retries=shown.max_retries,
+            unique=shown.unique,
+            tags=shown.tags,
+            result_ttl=shown.result_ttl,
+        ),
+        sequence=0,
+        created_at=created,
+        run_at=max(micros(shown.run_at), 0),
+        state=TaskState.FAILED,
+        attempt=shown.attempt,
+        delivery=shown.delivery,
+        started_at=None if shown.started_at is None else micros(shown.started_at),
+        finished_at=created,
+        expires_at=None if shown.expires_at is None else max(micros(shown.expires_at), 0),
+        worker=shown.worker,
+        error=shown.error,
+        result=shown.result_payload,
+        id_token=token(task_id),
+        stand_in=shown,
+    )
+
+
+def id_in(data: bytes, id_token: str) -> str | None:
+    """Return the id in a file that cannot be read, if it is the one that its name is made of."""
+    task_id = _legible(data).get("id")
     try:
-        first, second, rest = data.split(b"\n")
-        if rest:
-            raise ValueError("there is more than two lines")
-        head, status = _decode(first), _decode(second)
-        return _record(head, status, first, second)
-    except (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError) as error:
-        raise CorruptRecord(f"{path} is torn or no task's file: {error}") from error
+        return task_id if isinstance(task_id, str) and token(task_id) == id_token else None
+    except UnicodeEncodeError:
+        return None
+
+
+def _legible(data: bytes) -> dict[str, Any]:
+    """Return what can be read of a task's file, by the names of a task's fields."""
+    fields: dict[str, Any] = {}
+    for line in data.split(b"\n")[:2]:
+        with contextlib.suppress(*UNREADABLE):
+            fields.update(_decode(line))
+    for name, read in _READ:
+        if name in fields:
+            try:
+                fields[name] = read(fields[name])
+            except UNREADABLE:
+                del fields[name]
+    fields["result_payload"] = fields.pop("result", None)
+    return fields
+
+
+def _read_moment(text: str) -> datetime:
+    return moment(read_time(text))
+
+
+_READ: tuple[tuple[str, Callable[[Any], Any]], ...] = (
+    *((name, _read_moment) for name in ("created_at", "run_at", "started_at", "finished_at", "expires_at")),
+    ("body", _read_bytes),
+    ("result", _read_bytes),
+    ("tags", tuple),
+    ("progress", lambda value: Progress(**value)),
+)
 
 
 def _decode(line: bytes) -> Any:
@@ -278,5 +407,4 @@ def _record(head: dict[str, Any], status: dict[str, Any], first: bytes, second: 
         raise ValueError(f"a task that is {record.state} with lease_until {record.lease_until}")
     if (record.finished_at is None) is (record.state in ENDED):
         raise ValueError(f"a task that is {record.state} with finished_at {record.finished_at}")
-    record.was = record.aim = record.stand()
     return record

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import os
 
-from omniq.errors import CorruptRecord
 from omniq.escaping import get_logger
+from omniq.storage.validation import UNREADABLE
 from omniq_local.files.control import Control, boot_id, is_original, read_control, write_control
 from omniq_local.files.journal import Journal, redo
 from omniq_local.files.names import home_path, parse_entry, unique_path
@@ -130,9 +130,10 @@ class _Repair:
         return sequence
 
     def _read(self, path: str) -> Record | None:
+        name = path.rpartition("/")[2]
         try:
-            record = parse_record(self._tree.read(path), path)
-        except (CorruptRecord, OSError):
+            record = parse_record(self._tree.read(path), int(name[:12]), name[13:].removesuffix(".json"))
+        except (OSError, *UNREADABLE):
             self._set_aside(path)
             return None
         if record.home != path:

@@ -9,16 +9,21 @@ from typing import Any
 
 from attrs import evolve
 
+from omniq.errors import CorruptRecord
+from omniq.escaping import get_logger
 from omniq.schedule import Misfire, Overlap, Schedule
 from omniq.storage import Enqueued
+from omniq.storage.validation import UNREADABLE, check_schedule, corrupt, log_once
 from omniq.task import NewTask, When
 from omniq_local.files.change import Change
-from omniq_local.files.names import schedule_path
+from omniq_local.files.names import schedule_path, text_of
 from omniq_local.files.producing import enqueue
 from omniq_local.files.records import dump_json, dump_order, load_order
 from omniq_local.files.times import micros, moment, read_time, show_time
 
-__all__ = ["delete_schedule", "due_schedules", "fire", "get_schedules", "outlook", "put_schedule"]
+__all__ = ["bad_schedules", "delete_schedule", "due_schedules", "fire", "get_schedules", "outlook", "put_schedule"]
+
+_log = get_logger("omniq.files")
 
 _TIMES = ("next_run", "start", "end", "last_run")
 
@@ -26,17 +31,29 @@ _TIMES = ("next_run", "start", "end", "last_run")
 def _all(change: Change) -> dict[str, Schedule]:
     folder = change.folder
     if folder.schedules is None:
-        found = {}
+        found, bad = {}, []
         for name in folder.tree.names("schedules"):
             path = f"schedules/{name}"
             try:
-                schedule = _load(json.loads(folder.tree.read(path)))
-            except (ValueError, TypeError, LookupError, AttributeError, OSError, RecursionError) as error:
-                folder.set_aside(path, f"no schedule's file: {error}")
+                schedule = check_schedule(_load(json.loads(folder.tree.read(path))))
+                if schedule_path(schedule.id) != path:
+                    raise ValueError(f"it is another schedule, {schedule.id!r}")
+            except (OSError, *UNREADABLE) as error:
+                schedule_id = text_of(name.removesuffix(".json"))
+                problem = corrupt("schedule", schedule_id or path, error, place=f"{folder.base}/{path}")
+                log_once(_log, problem)
+                bad.append(problem)
             else:
                 found[schedule.id] = schedule
-        folder.schedules = found
+        folder.schedules, folder.bad_schedules = found, bad
     return folder.schedules
+
+
+def bad_schedules(change: Change) -> list[CorruptRecord]:
+    """Return what is wrong with each schedule that cannot be read."""
+    change.folder.schedules = None
+    _all(change)
+    return change.folder.bad_schedules
 
 
 def put_schedule(schedule: Schedule, expected_revision: int | None, change: Change) -> Schedule | None:
@@ -69,9 +86,12 @@ def get_schedules(ids: Sequence[str] | None, change: Change) -> list[Schedule]:
 
 def delete_schedule(schedule_id: str, change: Change) -> bool:
     """See :meth:`~omniq.storage.Storage.delete_schedule`."""
-    if _all(change).pop(schedule_id, None) is None:
+    path = schedule_path(schedule_id)
+    # One that cannot be read is there, too.
+    if _all(change).pop(schedule_id, None) is None and not change.folder.tree.exists(path):
         return False
-    change.writes.append(("remove", schedule_path(schedule_id)))
+    change.folder.bad_schedules = [bad for bad in change.folder.bad_schedules if bad.name != schedule_id]
+    change.writes.append(("remove", path))
     change.schedules_changed = True
     return True
 

@@ -30,9 +30,10 @@ class Shelf:
     :param tree: the namespace's files.
     :param path: the folder, relative to it.
     :param foreign: told of each name that is none of ours: its path.
+    :param ranked: whether the keys begin with a priority.
     """
 
-    def __init__(self, tree: Tree, path: str, foreign: Callable[[str], None]) -> None:
+    def __init__(self, tree: Tree, path: str, foreign: Callable[[str], None], *, ranked: bool) -> None:
         self.path = path
         self.epoch = 0
         """Changes when a file is put in front of another."""
@@ -40,6 +41,7 @@ class Shelf:
         """The largest key that was ever put here."""
         self._tree = tree
         self._foreign = foreign
+        self._ranked = ranked
         self._folders: list[str] | None = None
         self._fill: dict[str, int] = {}
         self._known: list[str] = []
@@ -76,7 +78,7 @@ class Shelf:
         place = f"{self.path}/{folder}"
         names = []
         for name in self._tree.names(place):
-            if parse_entry(name) is None:
+            if parse_entry(name) is None or (name[3] == "-") is not self._ranked:
                 self._foreign(f"{place}/{name}")
             else:
                 names.append(name)

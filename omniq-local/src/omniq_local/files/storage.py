@@ -31,7 +31,7 @@ from omniq.storage import (
 )
 from omniq.task import NewTask, Outcome, Progress, StoredTask, TaskState
 from omniq_local.files import claiming, finishing, managing, reading, scheduling, upkeep
-from omniq_local.files.doctor import diagnose
+from omniq_local.files.doctor import check, diagnose
 from omniq_local.files.folder import Folder
 from omniq_local.files.producing import enqueue
 from omniq_local.files.settings import read_settings
@@ -226,6 +226,10 @@ class FileStorage(Storage):
         root = self._folder.settings.root
         found = await _on_a_thread(lambda: glob.glob("*/control", root_dir=root))
         return [os.path.dirname(path) for path in found]
+
+    async def check(self, limit: int = 100) -> list[Finding]:
+        found = await super().check(limit)
+        return found + await self._opened().run(partial(check, limit - len(found)), small=False)
 
     async def diagnose(self) -> list[Finding]:
         return await self._opened().run(partial(diagnose, self._folder.settings), small=False)

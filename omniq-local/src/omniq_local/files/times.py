@@ -46,5 +46,11 @@ def show_time(at: int) -> str:
 
 @lru_cache(512)
 def read_time(text: str) -> int:
-    """Read what :func:`show_time` wrote."""
-    return (datetime.fromisoformat(text) - EPOCH) // _MICROSECOND
+    """Read what :func:`show_time` wrote.
+
+    :raises ValueError: if it is no time, or one before 1970.
+    """
+    at = (datetime.fromisoformat(text) - EPOCH) // _MICROSECOND
+    if at < 0:
+        raise ValueError(f"{text!r} is before 1970")
+    return at

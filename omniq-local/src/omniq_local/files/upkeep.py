@@ -5,16 +5,23 @@ from __future__ import annotations
 import json
 from itertools import islice
 
+from omniq.errors import CorruptRecord
+from omniq.escaping import get_logger
+from omniq.storage.validation import UNREADABLE, check_text, corrupt, log_once
 from omniq.task import StoredTask, TaskState
 from omniq_local.files.change import Change
 from omniq_local.files.claiming import due
 from omniq_local.files.finishing import forget_worker
 from omniq_local.files.finishing import recover as take_back
+from omniq_local.files.names import worker_path
 from omniq_local.files.queues import EXPIRING
 from omniq_local.files.records import ENDED, Record
 from omniq_local.files.times import read_time
+from omniq_local.files.tree import Tree
 
-__all__ = ["live_workers", "prune", "recover"]
+__all__ = ["live_workers", "prune", "read_worker", "recover"]
+
+_log = get_logger("omniq.files")
 
 RUNNING = TaskState.RUNNING.value
 
@@ -65,16 +72,28 @@ def _bury(change: Change) -> None:
 
 
 def _workers(change: Change) -> list[tuple[str, int, int]]:
-    tree = change.folder.tree
     found = []
-    for name in sorted(tree.names("workers")):
-        path = f"workers/{name}"
+    for name in sorted(change.folder.tree.names("workers")):
         try:
-            worker = json.loads(tree.read(path))
-            found.append((worker["worker"], read_time(worker["seen_at"]), read_time(worker["until"])))
-        except (ValueError, TypeError, LookupError, OSError, RecursionError) as error:
-            change.folder.set_aside(path, f"no worker's file: {error}")
+            found.append(read_worker(change.folder.tree, f"workers/{name}"))
+        except CorruptRecord as error:
+            log_once(_log, error)
     return found
+
+
+def read_worker(tree: Tree, path: str) -> tuple[str, int, int]:
+    """Return a worker's id, when it was heard of, and until when that holds.
+
+    :raises CorruptRecord: if its file cannot be read.
+    """
+    try:
+        text = json.loads(tree.read(path))
+        worker = check_text(text["worker"], "id")
+        if worker_path(worker) != path:
+            raise ValueError(f"it is another worker, {worker!r}")
+        return worker, read_time(text["seen_at"]), read_time(text["until"])
+    except (OSError, *UNREADABLE) as error:
+        raise corrupt("worker", path, error, place=f"{tree.base}/{path}") from error
 
 
 def live_workers(change: Change) -> dict[str, int]:
