@@ -57,6 +57,7 @@ def every_verb(store: Storage, task: StoredTask) -> dict[str, Callable[[], Corou
         "due_schedules": lambda: store.due_schedules(1),
         "fire": lambda: store.fire(new_schedule("none", next_run=LONG_AGO, revision=1), []),
         "prune": lambda: store.prune(1),
+        "check": store.check,
         "diagnose": store.diagnose,
     }
 

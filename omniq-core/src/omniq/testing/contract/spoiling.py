@@ -23,7 +23,19 @@ from omniq.storage.validation import check_schedule, check_task, check_worker, i
 from omniq.task import Progress, StoredTask, TaskState
 from omniq.testing.contract.base import Contract
 from omniq.testing.contract.scheduling import LONG_AGO
-from omniq.testing.contract.steps import HELD, add, lapsed, later, new_schedule, new_task, outcome, record, take
+from omniq.testing.contract.steps import (
+    FAR,
+    HELD,
+    OUTCOMES,
+    add,
+    lapsed,
+    later,
+    new_schedule,
+    new_task,
+    outcome,
+    record,
+    take,
+)
 from omniq.testing.contract.stores import Stores
 
 __all__ = ["Spoil", "SpoilContract", "Value", "damages"]
@@ -175,6 +187,17 @@ class SpoilContract(Contract):
             return done
 
         return await asyncio.to_thread(write)
+
+    async def test_of_a_store_in_which_all_can_be_read_there_is_nothing_to_say(self, store: Storage) -> None:
+        await add(store, *(_full_task() for _ in OUTCOMES))
+        claimed = await take(store, len(OUTCOMES))
+        await store.finish([outcome(kind, task) for kind, task in zip(OUTCOMES, claimed, strict=True)])
+        await add(store, new_task(), new_task(run_at=FAR))
+        await store.set_progress({Lease(task.id, task.delivery): Progress(done=1) for task in await take(store)})
+        await store.heartbeat("w", [], HELD, "about it")
+        await store.put_schedule(_due("a schedule"))
+        await store.pause("work")
+        assert await store.check() == []
 
     # Tasks
 
