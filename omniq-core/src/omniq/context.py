@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from omniq import signals
 from omniq.durations import duration
 from omniq.errors import ConfigurationError, LeaseLost
 from omniq.task import Progress, Succeeded, Task
@@ -23,17 +23,6 @@ __all__ = ["CurrentTask", "FailSignal", "RetrySignal", "TaskSignal", "current_ta
 
 LONGEST_NOTE = 10_000
 """Characters of a note of progress."""
-
-_forks = 0
-"""How many forks lie between this process and the one that imported this module."""
-
-
-def _after_fork_in_child() -> None:
-    global _forks
-    _forks += 1
-
-
-os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 class TaskSignal(BaseException):
@@ -81,7 +70,7 @@ class CurrentTask:
         codec: Codec,
         on_progress: Callable[[Task, Progress], None] | None = None,
     ) -> None:
-        self._forks = _forks
+        self._forks = signals.forks
         self._task = task
         self._function = function
         self._codec = codec
@@ -160,7 +149,7 @@ class CurrentTask:
             long.
         :raises RuntimeError: in a process that the task has forked.
         """
-        if self._forks != _forks:
+        if self._forks != signals.forks:
             raise RuntimeError(
                 "progress() was called in a process that the task has forked, of which the worker knows nothing: send "
                 "the numbers to the task's own process, such as by a multiprocessing.Queue, and call it there"

@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from omniq import signals
 from omniq.detaching import Detacher
 from omniq.execute import Attempt, failed, run_async, run_sync, timed_out
 from omniq.task import Outcome
@@ -24,21 +25,11 @@ __all__ = ["Lane", "LoopLane", "PoolLane", "ThreadLane"]
 
 Done = Callable[[Attempt, Outcome], None]
 """Called on the loop, once for each attempt that was started."""
-_forks = 0
-"""How many forks made this process what it is: to look at that costs a task less than to ask for the process id."""
 
 
 def _leave_fork() -> NoReturn:
     """End the process: it is a child that a task forked and that came back to the worker's code, and no worker."""
     os._exit(1)
-
-
-def _after_fork_in_child() -> None:
-    global _forks  # it is the process's own
-    _forks += 1
-
-
-os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 class Lane(ABC):
@@ -59,7 +50,7 @@ class Lane(ABC):
         self._waiting: deque[Attempt] = deque()
         # Each attempt runs in a copy: it sees what was set when the worker started, and nobody sees what it sets.
         self._context = contextvars.copy_context()
-        self._forks = _forks
+        self._forks = signals.forks
 
     @property
     def capacity(self) -> int:
@@ -133,7 +124,7 @@ class LoopLane(Lane):
             outcome = await run_async(attempt, self._loop_ends)
         except BaseException as error:  # whatever it is, it ends this attempt and not the loop
             outcome = failed(attempt, error)
-        if self._forks != _forks:
+        if self._forks != signals.forks:
             _leave_fork()
         attempt.loop_task = None
         self._running.discard(attempt)
@@ -302,7 +293,7 @@ class ThreadLane(PoolLane):
             outcome = run_sync(attempt)
         except BaseException as error:  # whatever it is, it ends this attempt and no thread of the pool
             outcome = failed(attempt, error)
-        if self._forks != _forks:
+        if self._forks != signals.forks:
             _leave_fork()
         return self._deliver(attempt, outcome)
 

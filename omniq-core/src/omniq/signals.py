@@ -3,7 +3,7 @@
 A handler of asyncio's (``loop.add_signal_handler``) acts on what the interpreter writes to the wake-up descriptor. A
 forked child has inherited handler and descriptor: a signal that is sent to the child alone would reach the parent's
 loop, and the child would ignore it. Here the handler itself, which runs in the receiving process only, tells the loop,
-and a forked child begins with the system's default handlers.
+and a forked child begins with the system's default handlers, and knows by :data:`forks` that it is one.
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ from typing import Any, TypeAlias
 __all__ = ["STOP_SIGNALS", "call_on_signal", "is_urgent", "listening", "noting_ctrl_c"]
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+forks = 0
+"""How many forks made this process what it is: to look at that costs a task less than to ask for the process id."""
 
 Listener: TypeAlias = Callable[[signal.Signals], None]
 
@@ -148,6 +151,8 @@ def _after_fork_in_parent() -> None:
 
 
 def _after_fork_in_child() -> None:
+    global forks  # it is the process's own
+    forks += 1
     mask = _mask_before_fork.mask
     if mask is None:
         return
