@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import nats
@@ -13,6 +13,7 @@ from nats.aio.client import Client
 from omniq.ids import new_id
 from omniq.storage import Storage
 from omniq.testing import StorageContract, deviates
+from omniq.testing.contract import Spoil
 from omniq.testing.contract.base import Deafen
 from omniq.testing.contract.finishing import FinishContract
 from omniq.testing.contract.leasing import LeaseContract
@@ -21,8 +22,9 @@ from omniq.testing.contract.outages import OutageContract
 from omniq.testing.contract.racing import RaceContract
 from omniq.testing.contract.reading import ReadContract
 from omniq.urls import parse_url
-from omniq_nats import shelves
+from omniq_nats import fates, homes, names, shelves
 from omniq_nats.storage import NatsStorage
+from tests.nats.spoiling import SpoiledMessages
 from tests.servers.nats import NatsCluster, NatsServer
 
 
@@ -55,6 +57,17 @@ class TestNatsStorage(StorageContract):
                 return thread.submit(asyncio.run, count()).result()
 
         return count_on_a_thread
+
+    @pytest.fixture
+    def spoil(self, storage_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Spoil]:
+        # What is damaged is a message, so that each task and each result has one to itself here.
+        monkeypatch.setattr(homes, "MOST_TASKS", 1)
+        monkeypatch.setattr(names, "SHEET_SPAN", 1)
+        monkeypatch.setattr(fates, "SHEET_SPAN", 1)
+        url, _, namespace = storage_url.partition("?namespace=")
+        spoiled = SpoiledMessages(url, namespace)
+        yield spoiled
+        spoiled.close()
 
     @deviates("each task is a message or more; those of a batch are sent together and answered together")
     async def test_a_batch_costs_as_many_requests_as_one_task(

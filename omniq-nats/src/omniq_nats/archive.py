@@ -8,17 +8,22 @@ import random
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
+from omniq.errors import CorruptRecord
+from omniq.escaping import get_logger
+from omniq.storage.validation import UNREADABLE, check_text, corrupt, log_once
 from omniq_nats.book import Book
-from omniq_nats.fates import Fate, ResultPage, new_page, number_on_page, read_page
+from omniq_nats.fates import Fate, ResultPage, new_page, number_on_page, page_to_write, read_page, torn_fate
 from omniq_nats.homes import Home
 from omniq_nats.lines import Pending
 from omniq_nats.link import Conflict, Link, Lost, Stored, Write
-from omniq_nats.names import SHARED, split_home
+from omniq_nats.names import SHARED, readable, split_home
 from omniq_nats.records import read_book
 from omniq_nats.slots import Doomed
 from omniq_nats.times import Clock
 
 __all__ = ["Archive", "holder_of"]
+
+_log = get_logger("omniq.nats")
 
 MOST_PAGES = 512
 
@@ -42,23 +47,37 @@ class Archive:
 
     # Reading
 
-    async def read(self, queues: Sequence[str]) -> dict[str, Book]:
-        """Give the books of some queues as they are now; an empty one where there is none. Not to be changed."""
+    async def read(self, queues: Sequence[str], *, whole: bool = True) -> dict[str, Book]:
+        """Give the books of some queues as they are now; an empty one where there is none. Not to be changed.
+
+        :param whole: whether all of them is looked into at once, so that what cannot be read is known to be so.
+        """
         names = self.names
         found = {stored.subject: stored for stored in await self.link.last([names.book(queue) for queue in queues])}
         books = {}
         self.link.last_seen = max([self.link.last_seen, *(stored.seq for stored in found.values())])
         for queue in queues:
             stored = found.get(names.book(queue))
-            books[queue] = Book(queue) if stored is None else read_book(queue, stored.data, stored.seq)
+            books[queue] = Book(queue) if stored is None else self.book_of(queue, stored, whole=whole)
         return books
+
+    def book_of(self, queue: str, stored: Stored, *, whole: bool = True) -> Book:
+        """Read a book; of one that cannot be read it is said why, and nothing else."""
+        try:
+            book = read_book(queue, stored)
+            if whole:
+                book.check()
+        except CorruptRecord as problem:
+            log_once(_log, problem, self.link.settings.shown)
+            return Book(queue, stored.seq, problem=problem)
+        return book
 
     async def read_all(self) -> dict[str, Book]:
         """Give the books of all queues as they are now, by name. Not to be changed."""
         books = {}
         for stored in await self.link.last_all(self.names.books):
-            book = read_book(stored.subject, stored.data, stored.seq)
-            books[book.queue] = book
+            queue = readable(stored.subject.rpartition(".")[2])
+            books[queue] = self.book_of(queue, stored)
         return books
 
     # Fates
@@ -102,7 +121,7 @@ class Archive:
                     pending = await self._still_pending(queue, pending)
                     if not pending:
                         return
-                page = read_page(stored[0]) if stored else new_page(first.home, first.seq, first.size)
+                page = page_to_write(stored, first.home, first.seq, first.size)
                 if attempt:
                     await asyncio.sleep(random.uniform(0, min(0.001 * attempt, 0.05)))
         self._remember_page(subject, page)
@@ -149,10 +168,16 @@ class Archive:
                 page = read_page(stored)
                 for home, index in missing[stored.subject]:
                     number = number_on_page(home.name, home.seq, index)
+                    if page.problem is not None:
+                        found[home.seq, index] = torn_fate(page.problem)
+                        continue
                     if not page.is_of(home.name, home.seq):
                         continue
                     if number in page.fates:
-                        found[home.seq, index] = page.fates[number][1]
+                        task_id, fate, _ = page.fates[number]
+                        if task_id != home.rows[index][0]:
+                            fate = torn_fate(corrupt("result", task_id, "it stands where another's should be"))
+                        found[home.seq, index] = fate
                     elif number in page.gone and gone is not None:
                         gone.add((home.seq, index))
         return found
@@ -163,9 +188,9 @@ class Archive:
             self.names.blob(ids[place], fate.blob): place for place, fate in fates.items() if fate.blob is not None
         }
         if apart:
-            for stored in await self.link.last(list(apart)):
-                place = apart[stored.subject]
-                fates[place] = fates[place].whole(stored.data)
+            there = {stored.subject: stored.data for stored in await self.link.last(list(apart))}
+            for subject, place in apart.items():
+                fates[place] = fates[place].whole(there.get(subject, b""))
 
     # Removal
 
@@ -174,7 +199,11 @@ class Archive:
         by_page: defaultdict[str, list[Doomed]] = defaultdict(list)
         for one in doomed:
             by_page[self.names.results(queue, one.ttl, one.home, one.seq)].append(one)
-        stored = {found.subject: read_page(found) for found in await self.link.last(list(by_page))}
+        stored = {
+            found.subject: page_to_write([found], doomed.home, doomed.seq, doomed.size)
+            for found in await self.link.last(list(by_page))
+            for doomed in by_page[found.subject][:1]
+        }
         gone: list[int] = []
         subjects: list[str] = []
         await asyncio.gather(
@@ -228,12 +257,14 @@ class Archive:
                 break
             except (Conflict, Lost):
                 stored = await self.link.last([subject])
-                page = read_page(stored[0]) if stored else None
+                page = page_to_write(stored, first.home, first.seq, first.size) if stored else None
         # A guard of each, or the home that each has to itself.
         gone += [one.seq + 1 + one.index if is_shared else one.seq for one in doomed]
 
 
-def holder_of(data: bytes) -> str:
-    """Give the id of the task that a unique key belongs to, as the key's message says."""
-    holder: str = json.loads(data)[0]
-    return holder
+def holder_of(data: bytes) -> str | None:
+    """Return the id of the task that a unique key belongs to, as the key's message says; None: it cannot be read."""
+    try:
+        return check_text(json.loads(data)[0], "holder")
+    except UNREADABLE:
+        return None

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 
 from attrs import define, evolve, field
 
+from omniq.errors import CorruptRecord
 from omniq.task import TaskError, TaskState
 from omniq_nats.fates import Fate
 from omniq_nats.homes import Home
@@ -63,11 +64,23 @@ class Book:
     """The names of shelves that were stored for the change that is being made; not part of the record."""
     committing: bool = False
     """Whether it was sent and not answered yet; not part of the record."""
+    problem: CorruptRecord | None = None
+    """Why what is stored cannot be read: nothing of it is known, and nothing replaces it; not part of the record."""
     stream_end: int | None = None
     """The end of the stream, if the change that is being made was made in the knowledge of all that is stored, and is
     not to be accepted once there is more; not part of the record."""
     also: list[Write] = field(factory=list)
     """What is to be stored in the same step as the change that is being made; not part of the record."""
+
+    def check(self) -> None:
+        """Look into all that is read only when it is asked for.
+
+        :raises CorruptRecord: if some of it cannot be read.
+        """
+        for task_id in self.running:
+            _ = self.running[task_id]
+        for one in self.pending.values():
+            _ = one.home, one.fate
 
     # Where a task stands
 
@@ -129,6 +142,10 @@ class Book:
         else:
             # Behind the guards, too, which follow the home.
             self.lines[home.line] = [home.seq + (len(home) if home.is_shared else 0) + 1, 0]
+
+    def pass_over(self, home: Home) -> None:
+        """Move the place in a line behind a home that cannot be read."""
+        self.lines[home.line] = [home.seq + 1, 0]
 
     def skip_to(self, line: str, seq: int) -> None:
         """Move the place in a line where nothing is before a sequence."""

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from attrs import define, field
 
 from omniq.errors import StorageUnavailable
+from omniq.escaping import get_logger
+from omniq.storage.validation import log_once
 from omniq.task import Progress, StoredTask, TaskError, TaskState
 from omniq_nats.book import Book
 from omniq_nats.homes import Home, to_task
@@ -17,6 +19,8 @@ from omniq_nats.slots import Slot, slot_of
 from omniq_nats.times import after
 
 __all__ = ["claim", "fold"]
+
+_log = get_logger("omniq.nats")
 
 SHARE = 0.75
 """How much of the largest message a book may take for more tasks to be claimed."""
@@ -36,13 +40,23 @@ async def fold(keeper: Keeper, book: Book, *, known: bool = False) -> bool:
     folded = 0
     home = await keeper.orders.ahead(book, DUE_LINE, None, 64, known=known)
     while home is not None and folded < FOLDED:
+        if home.problem is not None:
+            log_once(_log, home.problem, keeper.link.settings.shown)
+            book.pass_over(home)
+            folded += 1
         for index in _ahead_in(book, home):
-            if book.left_out(DUE_LINE, home.seq, index) is None:
+            if book.left_out(DUE_LINE, home.seq, index) is None and not _is_taken(book, home, index):
                 book.put_back(slot_of(home, index))
             book.pass_by(home, index)
             folded += 1
         home = await keeper.orders.ahead(book, DUE_LINE, home, 64, known=known)
     return folded > 0
+
+
+def _is_taken(book: Book, home: Home, index: int) -> bool:
+    """Return whether another task has the id of one: whoever wrote that, the one that was there first keeps it."""
+    task_id = home.rows[index][0]
+    return task_id in book.running or task_id in book.waiting
 
 
 def _ahead_in(book: Book, home: Home) -> range:
@@ -62,13 +76,16 @@ class _Line:
     """Whether to look only at what is known without a question."""
     home: Home | None = None
     index: int = 0
+    passed: list[Home] = field(factory=list)
+    """Homes that cannot be read."""
     _begun: bool = field(default=False, init=False)
 
     async def head(self) -> tuple[Home, int] | None:
         """Give the first task that was not claimed yet."""
         while True:
             if self.home is not None and self.index < len(self.home):
-                if self.book.left_out(self.name, self.home.seq, self.index) is None:
+                left_out = self.book.left_out(self.name, self.home.seq, self.index) is not None
+                if not left_out and not _is_taken(self.book, self.home, self.index):
                     return self.home, self.index
                 self.take()
                 continue
@@ -77,6 +94,9 @@ class _Line:
                 return None
             self.home = following
             self.index = _ahead_in(self.book, following).start
+            if following.problem is not None:
+                self.book.pass_over(following)
+                self.passed.append(following)
 
     def take(self) -> None:
         """Go on to the next."""
@@ -92,6 +112,8 @@ class Claimed:
     slots: list[Slot] = field(factory=list)
     ended: list[str] = field(factory=list)
     """The ids of those that had expired."""
+    ids: set[str] = field(factory=set)
+    """Those of the slots."""
     is_full: bool = False
     """Whether there may be more, for which there is no room in the book."""
 
@@ -112,11 +134,15 @@ async def claim(
             claimed = await _claim(keeper, queue, room, worker, lease)
             homes = await keeper.orders.of_slots(queue, claimed.slots)
             errors = await _errors(keeper, queue, claimed.slots, homes)
-            tasks += [
+            found = [
                 running_task(homes[slot.seq], slot, errors.get((slot.seq, slot.index)))
                 for slot in claimed.slots
                 if slot.seq in homes
             ]
+            sound = [task for task in found if task.state is TaskState.RUNNING]
+            if len(sound) < len(claimed.slots):
+                ended += await _end_unreadable(keeper, queue, claimed.slots, found)
+            tasks += sound
             ended += claimed.ended
             if claimed.is_full:
                 full.append(queue)
@@ -127,6 +153,30 @@ async def claim(
             "raise the limit, or spread them over more queues"
         )
     return tasks, ended
+
+
+async def _end_unreadable(keeper: Keeper, queue: str, slots: Sequence[Slot], found: Sequence[StoredTask]) -> list[str]:
+    """End what was claimed and cannot be read, before anybody is given the others.
+
+    :param found: the tasks that were claimed, as far as they are there.
+    :return: the ids.
+    """
+    by_id = {task.id: task for task in found}
+
+    async def step(book: Book) -> tuple[list[str], bool]:
+        ended = []
+        for slot in slots:
+            task, held = by_id.get(slot.id), book.held(slot.id, slot.delivery)
+            if held is None or (task is not None and task.state is TaskState.RUNNING):
+                continue
+            book.stop(held)
+            ended.append(slot.id)
+            # Of one whose order is not there any more nothing can be kept.
+            if task is not None:
+                book.end(held, book.fate_of(held, TaskState.FAILED, keeper.clock.now(), error=task.error))
+        return ended, bool(ended)
+
+    return await keeper.change(queue, step)
 
 
 async def _errors(
@@ -197,6 +247,10 @@ async def _take_all(keeper: Keeper, book: Book, room: int, claimed: Claimed, *, 
         await _take(
             keeper, book, priority, line if priority in lines else None, room - len(claimed.slots), now, claimed
         )
+        for home in line.passed:
+            changed = True
+            if home.problem is not None:
+                log_once(_log, home.problem, keeper.link.settings.shown)
     return changed
 
 
@@ -222,8 +276,10 @@ async def _take(
                 continue
         else:
             return
-        claimed.slots.append(slot)
-        room -= 1
+        if slot.id not in claimed.ids:
+            claimed.ids.add(slot.id)
+            claimed.slots.append(slot)
+            room -= 1
 
 
 def _key(place: tuple[Home, int]) -> tuple[int, int]:

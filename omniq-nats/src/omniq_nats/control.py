@@ -129,7 +129,7 @@ class Control:
             if stand(book, home, index) is not ENDED:
                 return False, False
             fate = (await self._keeper.fates(book, [(home, index)])).get((home.seq, index))
-            if fate is None or fate.state not in (TaskState.FAILED, TaskState.CANCELLED):
+            if fate is None or fate.is_torn or fate.state not in (TaskState.FAILED, TaskState.CANCELLED):
                 return False, False
             slot = slot_of(home, index)
             unique = home.order(index).unique
@@ -163,9 +163,9 @@ class Control:
         stored = await self._link.last([subject])
         if stored:
             holder = holder_of(stored[0].data)
-            if holder != task_id and (holder in book.running or holder in book.waiting):
+            if holder not in (None, task_id) and (holder in book.running or holder in book.waiting):
                 return False
-            if holder != task_id and await find_live(self._keeper, [holder]):
+            if holder is not None and holder != task_id and await find_live(self._keeper, [holder]):
                 return False
         told = json.dumps([task_id]).encode()
         book.also.append(Write(subject, told, expected=stored[0].seq if stored else 0))
@@ -201,7 +201,29 @@ class Control:
             gone += [task_id for several in done.values() for task_id in several]
             for queue in done:
                 await self._removal.bury(queue)
+        missing = [task_id for task_id, answer in zip(ids, answers, strict=True) if not answer]
+        if missing:
+            torn = await self._delete_torn(missing)
+            answers = [answer or task_id in torn for task_id, answer in zip(ids, answers, strict=True)]
+            gone += torn
         return answers, gone
+
+    async def _delete_torn(self, ids: Sequence[str]) -> list[str]:
+        """Remove tasks that cannot be read, unless they run; return the ids of those that were."""
+        _, torn = await self._keeper.orders.find(ids)
+        gone: list[str] = []
+        for task_id, one in torn.items():
+
+            async def step(book: Book, task_id: str = task_id) -> tuple[bool, bool]:
+                slot = book.waiting.get(task_id)
+                if slot is not None:
+                    book.withdraw(slot)
+                return task_id not in book.running, slot is not None
+
+            if await self._keeper.change(one.queue, step, frees=True):
+                await self._link.remove(one.seqs)
+                gone.append(task_id)
+        return gone
 
     # Whole queues
 

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
-from omniq.errors import StorageError
+from omniq.errors import CorruptRecord, StorageError
 from omniq.storage import Finding, Severity
+from omniq.storage.validation import corrupt, finding
 from omniq_nats.book import Book
-from omniq_nats.keeper import LEFT_BEHIND, Keeper
-from omniq_nats.messages import Full, Write
+from omniq_nats.keeper import LEFT_BEHIND, Keeper, holder_of
+from omniq_nats.messages import Full, Stored, Write
+from omniq_nats.reading import read_worker
+from omniq_nats.records import read_slots
+from omniq_nats.schedules import read_schedule
 from omniq_nats.streams import API_LEVEL, differences
 from omniq_nats.sweeping import Sweeper
 
-__all__ = ["diagnose"]
+__all__ = ["check", "diagnose"]
 
 OK, WARNING, ERROR = Severity.OK, Severity.WARNING, Severity.ERROR
 CLOCK_TOLERANCE = 1.0
@@ -39,6 +44,32 @@ async def diagnose(keeper: Keeper) -> list[Finding]:
         await _strays(keeper),
         _clock(keeper),
     ]
+
+
+async def check(keeper: Keeper) -> list[Finding]:
+    """Do :meth:`omniq.storage.Storage.check` for all but tasks."""
+    link, names = keeper.link, keeper.names
+    problems = [book.problem for book in (await keeper.read_all()).values() if book.problem is not None]
+    readers: dict[str, Callable[[Stored], object]] = {
+        names.schedules: read_schedule,
+        names.workers: lambda stored: read_worker(stored, {}, {}),
+        names.keys: _read_key,
+        names.shelves: read_slots,
+    }
+    for subject, read in readers.items():
+        async for stored in link.scan_all(subject):
+            try:
+                if stored.subject != names.reserve:
+                    read(stored)
+            except CorruptRecord as problem:
+                problems.append(problem)
+    return [finding(problem) for problem in problems]
+
+
+def _read_key(stored: Stored) -> None:
+    if holder_of(stored.data) is None:
+        place = f"message {stored.seq} on {stored.subject}"
+        raise corrupt("unique key", None, "it names no task; it counts as free", place=place)
 
 
 def _server(keeper: Keeper, account: dict[str, Any]) -> Finding:

@@ -20,7 +20,7 @@ from omniq_nats.direct import Direct
 from omniq_nats.homes import Page, add_to_pages, encode_home, guard_body, pages_of
 from omniq_nats.keeper import Keeper, holder_of
 from omniq_nats.link import BATCH_LIMIT, Conflict, Lost, Stored, Write
-from omniq_nats.names import DUE_LINE, LARGE, SHARED, SINGLE, token, untoken
+from omniq_nats.names import DUE_LINE, LARGE, SHARED, SINGLE, is_line, readable, token
 from omniq_nats.orders import Place
 from omniq_nats.reading import find_live
 from omniq_nats.times import moment
@@ -283,8 +283,9 @@ class Producer:
         """
         lines = {tuple(subject.rsplit(".", 4)[1:3]) for subject in await self._link.subjects(self._names.homes())}
         for queue, line in lines:
-            await self._know_line(untoken(queue), line)
-            await self._link.tell(self._names.work(untoken(queue)), b"0")
+            if is_line(line):
+                await self._know_line(readable(queue), line)
+                await self._link.tell(self._names.work(readable(queue)), b"0")
 
     async def _fate_of_more(self, batch: Batch) -> bool | None:
         """Say whether what belongs to the step was stored (True), can no longer be (False), or still can (None)."""
@@ -299,9 +300,11 @@ class Producer:
 
         :param nonce: of an earlier attempt of ours that may have succeeded.
         """
-        places = await self._keeper.orders.locate([entry.task.id for entry in entries])
+        places, torn = await self._keeper.orders.find([entry.task.id for entry in entries])
         removed = await self._removed(list(places.values()))
         for entry in entries:
+            if entry.task.id in torn:
+                entry.answer = Enqueued(entry.task.id, False)
             place = places.get(entry.task.id)
             if place is not None and (place[0].seq, place[1]) not in removed:
                 entry.answer = Enqueued(entry.task.id, place[0].nonce == nonce)
@@ -314,7 +317,7 @@ class Producer:
             return
         keys = {stored.subject: stored for stored in await self._link.last(list(wanted))}
         holders = {subject: holder_of(stored.data) for subject, stored in keys.items()}
-        live = await find_live(self._keeper, list(holders.values()))
+        live = await find_live(self._keeper, [holder for holder in holders.values() if holder is not None])
         for subject, entry in wanted.items():
             holder = holders.get(subject)
             if holder in live:

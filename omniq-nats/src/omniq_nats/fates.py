@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
 from attrs import define, evolve, field, frozen
 
 from omniq.errors import CorruptRecord
+from omniq.storage.validation import UNREADABLE, corrupt, corrupt_error, is_text
 from omniq.task import TaskError, TaskState
 from omniq_nats.link import Stored
-from omniq_nats.names import SHARED, SHEET, SHEET_SPAN, split_home, token
+from omniq_nats.names import LARGE, SHARED, SHEET, SHEET_SPAN, SINGLE, split_home, token
+from omniq_nats.times import is_moment
 
-__all__ = ["Fate", "ResultPage", "new_page", "number_on_page", "read_page"]
+__all__ = ["Fate", "ResultPage", "new_page", "number_on_page", "page_to_write", "read_page", "torn_fate"]
 
 
 @frozen(kw_only=True)
@@ -36,6 +38,8 @@ class Fate:
     """The name of the message that holds result and error, where they are too large to lie here."""
     version: int = 0
     """Counts the changes of the queue: of two fates of one task the later counts."""
+    is_torn: bool = False
+    """Whether it stands for one that cannot be read; not part of the record."""
 
     def row(self) -> list[Any]:
         """Give it for JSON."""
@@ -79,9 +83,12 @@ class Fate:
 
     def whole(self, body: bytes) -> Fate:
         """Give it with what was kept apart."""
-        head, _, result = body.partition(b"\n")
-        error, has_result = json.loads(head)
-        return evolve(self, error=_error(error), result=result if has_result else None, blob=None)
+        try:
+            head, _, result = body.partition(b"\n")
+            error, has_result = json.loads(head)
+            return evolve(self, error=_error(error), result=result if has_result else None, blob=None)
+        except UNREADABLE as wrong:
+            return torn_fate(corrupt("result", self.blob, wrong))
 
 
 _encode = json.JSONEncoder(separators=(",", ":")).encode
@@ -103,12 +110,35 @@ def _unpacked(packed: str | list[str] | None) -> bytes | None:
 
 
 def _error(row: list[str] | None) -> TaskError | None:
-    return None if row is None else TaskError(type=row[0], message=row[1], traceback=row[2])
+    if row is None:
+        return None
+    kind, message, traceback = row
+    if not type(kind) is type(message) is type(traceback) is str:
+        raise ValueError("its error is none")
+    return TaskError(type=kind, message=message, traceback=traceback)
+
+
+def torn_fate(problem: CorruptRecord) -> Fate:
+    """Return what is shown of how a task ended where that cannot be read."""
+    return Fate(
+        state=TaskState.FAILED,
+        delivery=0,
+        attempt=0,
+        worker=None,
+        started=None,
+        finished=0,
+        run_at=0,
+        error=corrupt_error(problem),
+        is_torn=True,
+    )
 
 
 def read_fate(row: list[Any]) -> Fate:
-    """Read what :meth:`Fate.row` gave."""
-    return Fate(
+    """Read what :meth:`Fate.row` gave.
+
+    :raises ValueError: if it is not that; or another of the errors of values that are not what they should be.
+    """
+    fate = Fate(
         state=TaskState(row[0]),
         delivery=row[1],
         attempt=row[2],
@@ -122,6 +152,18 @@ def read_fate(row: list[Any]) -> Fate:
         blob=row[10],
         version=row[11],
     )
+    started: Any = row[4]
+    times = [row[5], row[6], *([] if started is None else [started])]
+    counts = [row[1], row[2], row[11]]
+    if (
+        all(type(count) is int and 0 <= count < 2**63 for count in counts)
+        and all(is_moment(time) and time >= 0 for time in times)
+        and type(row[7]) is bool
+        and (fate.worker is None or is_text(fate.worker))
+        and (fate.blob is None or is_text(fate.blob))
+    ):
+        return fate
+    raise ValueError("what it says of how a task ended is of a wrong type or out of range")
 
 
 def number_on_page(home: str, seq: int, index: int) -> int:
@@ -148,6 +190,8 @@ class ResultPage:
     """By :func:`number_on_page`: the task's id, its fate, and the kind of its home."""
     gone: set[int] = field(factory=set)
     """The numbers of those that were removed."""
+    problem: CorruptRecord | None = None
+    """Why what is stored cannot be read; nothing is on it then."""
 
     def note(self, number: int, task_id: str, fate: Fate, home: str) -> bool:
         """Take note of a fate, unless a later one is known or the task was removed; say whether it was."""
@@ -201,12 +245,14 @@ def new_page(home: str, seq: int, size: int) -> ResultPage:
 
 
 def read_page(stored: Stored) -> ResultPage:
-    """Read a page of results.
-
-    :raises CorruptRecord: if it cannot be read.
-    """
+    """Read a page of results; of one that cannot be read it is said why."""
     try:
         home, size, fates, gone = json.loads(stored.data)
+        numbers = [home, size, *gone, *(row[0] for row in fates)]
+        if not all(type(number) is int and number >= 0 for number in numbers):
+            raise ValueError("a number of a task is none")
+        if not all(is_text(task_id) and kind in (SINGLE, LARGE, SHARED) for _, task_id, _, kind in fates):
+            raise ValueError("what it says of a task is of a wrong type")
         return ResultPage(
             seq=stored.seq,
             home=home,
@@ -214,5 +260,17 @@ def read_page(stored: Stored) -> ResultPage:
             fates={number: (task_id, read_fate(row), kind) for number, task_id, row, kind in fates},
             gone=set(gone),
         )
-    except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
-        raise CorruptRecord(f"the results on {stored.subject} cannot be read: {error}") from error
+    except UNREADABLE as error:
+        place = f"message {stored.seq} on {stored.subject}"
+        return ResultPage(stored.seq, 0, 0, problem=corrupt("result", None, error, place=place))
+
+
+def page_to_write(stored: Sequence[Stored], home: str, seq: int, size: int) -> ResultPage:
+    """Return the page for the tasks of a home, such that what is stored can be replaced by it.
+
+    :param stored: what is stored, if anything is: of what cannot be read nothing is kept.
+    """
+    page = read_page(stored[0]) if stored else new_page(home, seq, size)
+    if page.problem is not None:
+        page = evolve(new_page(home, seq, size), seq=page.seq)
+    return page

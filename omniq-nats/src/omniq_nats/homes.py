@@ -6,16 +6,30 @@ A home's body is one line of JSON, then the bodies of its tasks one after the ot
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable
 from typing import Any
 
 from attrs import define, field, frozen
 
 from omniq.errors import CorruptRecord
+from omniq.storage.validation import UNREADABLE, check_task, corrupt, is_text, salvaged
 from omniq.task import NewTask, Progress, StoredTask, TaskError, TaskState
 from omniq_nats.link import Stored
-from omniq_nats.names import DUE_LINE, SHARED, line_of, priority_of, split_home, untoken
-from omniq_nats.times import from_micros
+from omniq_nats.names import (
+    DUE_LINE,
+    LARGE,
+    SHARED,
+    SINGLE,
+    is_line,
+    line_of,
+    priority_of,
+    readable,
+    split_home,
+    token,
+    untoken,
+)
+from omniq_nats.times import from_micros, is_moment
 
 __all__ = [
     "Home",
@@ -33,6 +47,7 @@ __all__ = [
 VERSION = 1
 MOST_TASKS = 128
 MOST_BYTES = 128 * 1024
+_MOST = 2**63
 PLACES = 1024
 """So many tasks at most in one atomic batch: their numbers in it tell them apart in the order of all tasks."""
 
@@ -82,6 +97,8 @@ class Home:
     rows: list[list[Any]]
     blobs: bytes = field(repr=False)
     _offsets: list[int] | None = None
+    problem: CorruptRecord | None = None
+    """Why it cannot be read. As far as it tells itself, it holds no tasks then."""
 
     @property
     def is_shared(self) -> bool:
@@ -211,30 +228,87 @@ def encode_home(page: Page, *, at: int, behind: int, nonce: str) -> bytes:
 
 
 def read_home(stored: Stored) -> Home:
-    """Read a home.
-
-    :raises CorruptRecord: if it cannot be read.
-    """
+    """Read a home; of one that cannot be read it is said why."""
+    queue, line, kind, name = ["", "", "", "", *stored.subject.rsplit(".", 4)][-4:]
     try:
-        head, _, blobs = stored.data.partition(b"\n")
-        told = json.loads(head)
-        line, kind, name = stored.subject.rsplit(".", 3)[1:]
-        if told["v"] != VERSION:
-            raise ValueError(f"version {told['v']}")
+        return _read_home(stored, queue, line, kind, name)
+    except UNREADABLE as error:
+        task_id = None if kind == SHARED else readable(name)
+        place = f"message {stored.seq} on {stored.subject}"
         return Home(
-            queue=told["queue"],
+            queue=readable(queue),
             line=line,
             name=f"{line}-{kind}-{name}",
             seq=stored.seq,
-            at=told["at"],
-            ttl=told["ttl"],
-            first=stored.seq - told["behind"],
-            nonce=told["nonce"],
-            rows=told["tasks"],
-            blobs=blobs,
+            at=0,
+            ttl=0.0,
+            first=stored.seq,
+            nonce="",
+            rows=[],
+            blobs=b"",
+            problem=corrupt("task", task_id, error, place=place),
         )
-    except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
-        raise CorruptRecord(f"the tasks on {stored.subject} cannot be read: {error}") from error
+
+
+def _read_home(stored: Stored, queue: str, line: str, kind: str, name: str) -> Home:
+    head, _, blobs = stored.data.partition(b"\n")
+    told = json.loads(head)
+    behind, rows = told["behind"], told["tasks"]
+    if told["v"] != VERSION:
+        raise ValueError(f"it is of version {told['v']!r:.20}")
+    if type(rows) is not list or not rows:
+        raise ValueError("it holds no tasks")
+    size = 0
+    for row in rows:
+        size += _size_in(row)
+    if size != len(blobs):
+        raise ValueError("its tasks are not as large as it says")
+    if kind not in (SINGLE, LARGE, SHARED) or (kind != SHARED and (len(rows) != 1 or token(rows[0][0]) != name)):
+        raise ValueError("it names another task than its subject")
+    if token(told["queue"]) != queue:
+        raise ValueError("it names another queue than its subject")
+    if type(behind) is not int or not 0 <= behind < min(PLACES, stored.seq) or type(told["nonce"]) is not str:
+        raise ValueError("it does not say with what it was stored")
+    if not is_moment(told["at"]) or told["at"] < 0 or type(told["ttl"]) is not float or not 0 <= told["ttl"] < math.inf:
+        raise ValueError("it does not say when it was stored, or for how long its results are kept")
+    if not is_line(line):
+        raise ValueError("its subject names no line")
+    return Home(
+        queue=told["queue"],
+        line=line,
+        name=f"{line}-{kind}-{name}",
+        seq=stored.seq,
+        at=told["at"],
+        ttl=told["ttl"],
+        first=stored.seq - behind,
+        nonce=told["nonce"],
+        rows=rows,
+        blobs=blobs,
+    )
+
+
+def _size_in(row: Any) -> int:
+    """Return the size of a task's body, if all that is said of the task is as it must be."""
+    task_id, priority, run_at, expires, unique, number, name, max_retries, tags, size = row
+    if (
+        is_text(task_id)
+        and is_text(name)
+        and type(priority) is int
+        and -_MOST <= priority < _MOST
+        and (run_at is None or (is_moment(run_at) and run_at >= 0))
+        and (expires is None or is_moment(expires))
+        and (unique is None or is_text(unique))
+        and type(number) is int
+        and 0 <= number < PLACES
+        and type(max_retries) is int
+        and 0 <= max_retries < _MOST
+        and type(tags) is list
+        and all(map(is_text, tags))
+        and type(size) is int
+        and size >= 0
+    ):
+        return size
+    raise ValueError(f"what it says of task {str(task_id)[:100]!r} is of a wrong type or out of range")
 
 
 def guard_body(home: str, index: int) -> bytes:
@@ -250,9 +324,11 @@ def read_guard(stored: Stored) -> tuple[str, str, str, int]:
     try:
         home, _, index = stored.data.decode().rpartition(" ")
         queue, _, _, task_id = stored.subject.rsplit(".", 4)[1:]
+        split_home(home)
         return untoken(task_id), untoken(queue), home, int(index)
-    except ValueError as error:
-        raise CorruptRecord(f"{stored.subject} cannot be read: {error}") from error
+    except UNREADABLE as error:
+        place = f"message {stored.seq} on {stored.subject}"
+        raise corrupt("task", readable(stored.subject.rpartition(".")[2]), error, place=place) from error
 
 
 def to_task(
@@ -273,32 +349,41 @@ def to_task(
     result: bytes | None = None,
     keeps_expiry: bool = True,
 ) -> StoredTask:
-    """Put together the record of a task: the order, and what has become of it."""
+    """Put together the record of a task: the order, and what has become of it.
+
+    Where one of them is not what it must be, it is a record that failed and says so.
+    """
     order = home.order(index)
     row = order.fields
     expires = order.expires if keeps_expiry else None
-    return StoredTask(
-        id=order.id,
-        queue=home.queue,
-        name=row[6],
-        body=order.body,
-        priority=order.priority,
-        state=state,
-        attempt=attempt,
-        delivery=delivery,
-        max_retries=row[7],
-        created_at=from_micros(home.at),
-        run_at=from_micros(order.run_at if run_at is None else run_at),
-        started_at=None if started is None else from_micros(started),
-        finished_at=None if finished is None else from_micros(finished),
-        expires_at=None if expires is None else from_micros(expires),
-        lease_until=None if lease_until is None else from_micros(lease_until),
-        worker=worker,
-        unique=row[4],
-        tags=tuple(row[8]),
-        result_ttl=home.ttl,
-        error=error,
-        progress=progress,
-        cancel_requested=cancel_requested,
-        result_payload=result,
-    )
+    try:
+        task = StoredTask(
+            id=order.id,
+            queue=home.queue,
+            name=row[6],
+            body=order.body,
+            priority=order.priority,
+            state=state,
+            attempt=attempt,
+            delivery=delivery,
+            max_retries=row[7],
+            created_at=from_micros(home.at),
+            run_at=from_micros(order.run_at if run_at is None else run_at),
+            started_at=None if started is None else from_micros(started),
+            finished_at=None if finished is None else from_micros(finished),
+            expires_at=None if expires is None else from_micros(expires),
+            lease_until=None if lease_until is None else from_micros(lease_until),
+            worker=worker,
+            unique=row[4],
+            tags=tuple(row[8]),
+            result_ttl=home.ttl,
+            error=error,
+            progress=progress,
+            cancel_requested=cancel_requested,
+            result_payload=result,
+        )
+        return check_task(task)
+    except UNREADABLE as wrong:
+        problem = corrupt("task", order.id, wrong, place=f"the record of queue {home.queue!r}, or its results")
+        known = {"queue": home.queue, "name": row[6], "body": order.body, "created_at": from_micros(home.at)}
+        return salvaged(problem, order.id, known)

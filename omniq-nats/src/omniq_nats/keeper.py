@@ -9,14 +9,16 @@ that one died, by whoever changes the book next.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import secrets
 import time
 from collections.abc import Coroutine, Iterable, Sequence
 from typing import Any, TypeVar
 
-from omniq.errors import PayloadTooLarge, StorageError, StorageUnavailable
+from omniq.errors import CorruptRecord, PayloadTooLarge, StorageError, StorageUnavailable
 from omniq.escaping import get_logger
+from omniq.storage.validation import log_once
 from omniq_nats.archive import Archive, holder_of
 from omniq_nats.book import Book
 from omniq_nats.fates import Fate
@@ -124,8 +126,8 @@ class Keeper(Archive):
             if book is not None:
                 known = max(known, book.changes)
             else:
-                book = (await self.read([queue]))[queue]
-                if book.changes < known:
+                book = (await self.read([queue], whole=False))[queue]
+                if book.changes < known and book.problem is None:
                     # Books only ever grow older: this one is of another stream.
                     known = 0
                     await self.link.find_again()
@@ -138,7 +140,7 @@ class Keeper(Archive):
                     return
             name = secrets.token_hex(5)
             try:
-                results, changed = await self._try(book, left)
+                results, changed = await self._try_readable(book, left)
                 if results is None:
                     continue
                 if not changed:
@@ -168,6 +170,25 @@ class Keeper(Archive):
                 await asyncio.sleep(random.uniform(0, min(0.0005 * 2 ** min(attempt, 7), 0.05)))
         raise AssertionError
 
+    async def _try_readable(
+        self, book: Book, turns: list[Turn[Any]]
+    ) -> tuple[list[tuple[Turn[Any], Any]] | None, bool]:
+        """Do :meth:`_try`; as if there were no record, if that cannot be read, which then must not be changed."""
+        if book.problem is None:
+            with contextlib.suppress(CorruptRecord):
+                return await self._try(book, turns)
+            try:
+                book.check()
+            except CorruptRecord as problem:
+                log_once(_log, problem, self.link.settings.shown)
+                book = Book(book.queue, book.seq, problem=problem)
+            else:
+                return await self._try(book, turns)
+        results, changed = await self._try(book, turns)
+        if changed and book.problem is not None:
+            raise book.problem
+        return results, changed
+
     async def _try(self, book: Book, turns: list[Turn[Any]]) -> tuple[list[tuple[Turn[Any], Any]] | None, bool]:
         """Have those whose turn it is change a book.
 
@@ -181,7 +202,7 @@ class Keeper(Archive):
         for turn in list(turns):
             try:
                 result, has_changed = await turn.step(book)
-            except Conflict:
+            except (Conflict, CorruptRecord):
                 raise
             except Exception as error:
                 if len(turns) == 1:

@@ -6,16 +6,17 @@ A change concerns a few of them. All others go from one version of the book into
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Iterator, MutableMapping
 from operator import attrgetter
 from typing import Any
 
 from attrs import fields
 
-from omniq.errors import CorruptRecord
+from omniq.storage.validation import UNREADABLE, corrupt
 from omniq_nats.fates import Fate, read_fate
-from omniq_nats.names import token, untoken
-from omniq_nats.slots import Slot
+from omniq_nats.names import split_home, token, untoken
+from omniq_nats.slots import Slot, check_slot
 
 __all__ = ["Pending", "Running", "read_pending"]
 
@@ -53,14 +54,20 @@ class Pending:
         """What the line says of it."""
         if self._row is None:
             assert self._json is not None
-            self._row = _loads(self._json)
+            try:
+                self._row = _checked(json.loads(self._json))
+            except UNREADABLE as error:
+                raise corrupt("result", self.id, error, place="a line of its queue's record") from error
         return self._row
 
     @property
     def fate(self) -> Fate:
         """How the task ended."""
         if self._fate is None:
-            self._fate = read_fate(self.row[5])
+            try:
+                self._fate = read_fate(self.row[5])
+            except UNREADABLE as error:
+                raise corrupt("result", self.id, error, place="a line of its queue's record") from error
         return self._fate
 
     @property
@@ -109,6 +116,16 @@ def read_pending(lines: Iterable[bytes]) -> dict[str, Pending]:
         task_id = untoken(name.decode())
         found[task_id] = Pending(task_id, int(version), int(since), row)
     return found
+
+
+def _checked(row: list[Any]) -> list[Any]:
+    """Return what a line says of a fate, without that, if it is as it must be."""
+    home, index, seq, size, ttl, _ = row
+    split_home(home)
+    numbers_are_right = all(type(number) is int and 0 <= number < 2**63 for number in (index, seq, size))
+    if not (numbers_are_right and type(ttl) is float and 0 <= ttl < math.inf):
+        raise ValueError("what it says of how a task ended is of a wrong type or out of range")
+    return row
 
 
 class Running(MutableMapping[str, Slot]):
@@ -182,12 +199,14 @@ def _write_slot(slot: Slot) -> bytes:
 
 
 def _read_slot(task_id: str, line: bytes) -> Slot:
-    row = _loads(line[line.index(b" ") + 1 :])
-    home = row[0] + token(task_id) if row[0].endswith("-") else row[0]
     try:
-        return Slot(task_id, home, *row[1:])
-    except TypeError as error:
-        raise CorruptRecord(f"a line of a queue's record cannot be read: {error}") from error
+        row = json.loads(line[line.index(b" ") + 1 :])
+        home = row[0] + token(task_id) if row[0].endswith("-") else row[0]
+        slot = Slot(task_id, home, *row[1:])
+        check_slot(slot)
+    except UNREADABLE as error:
+        raise corrupt("task", task_id, error, place="a line of its queue's record") from error
+    return slot
 
 
 _rest = attrgetter(*[attribute.name for attribute in fields(Slot)][2:])
@@ -198,11 +217,3 @@ def _dumps(row: Any) -> bytes:
 
 
 _encode = json.JSONEncoder(separators=(",", ":")).encode
-
-
-def _loads(data: bytes) -> list[Any]:
-    try:
-        row: list[Any] = json.loads(data)
-    except ValueError as error:
-        raise CorruptRecord(f"a line of a queue's record cannot be read: {error}") from error
-    return row

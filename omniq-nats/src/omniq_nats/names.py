@@ -15,8 +15,10 @@ __all__ = [
     "SHEET_SPAN",
     "SINGLE",
     "Names",
+    "is_line",
     "line_in",
     "line_of",
+    "readable",
     "split_home",
     "token",
     "untoken",
@@ -59,6 +61,14 @@ def untoken(name: str) -> str:
     return raw.decode("utf-8", "surrogatepass")
 
 
+def readable(name: str) -> str:
+    """Return the text of a token, or the token as it is if it stands for none."""
+    try:
+        return untoken(name)
+    except ValueError:
+        return name
+
+
 def line_of(priority: int) -> str:
     """Give the name of the line of ready tasks of a priority."""
     return f"p{priority}" if priority >= 0 else f"m{-priority}"
@@ -67,6 +77,11 @@ def line_of(priority: int) -> str:
 def priority_of(line: str) -> int:
     """Give the priority of a line of ready tasks."""
     return int(line[1:]) if line[0] == "p" else -int(line[1:])
+
+
+def is_line(name: str) -> bool:
+    """Return whether a text is the name of a line."""
+    return name == DUE_LINE or re.fullmatch(r"[pm]\d{1,19}", name, re.ASCII) is not None
 
 
 def line_in(subject: str) -> str:
@@ -196,6 +211,11 @@ class Names:
     def key(self, unique: str) -> str:
         """The holder of a unique key."""
         return f"{self.root}.u.{hashlib.sha256(unique.encode('utf-8', 'surrogatepass')).hexdigest()[:32]}"
+
+    @property
+    def keys(self) -> str:
+        """The holders of all unique keys."""
+        return f"{self.root}.u.*"
 
     @property
     def reserve(self) -> str:

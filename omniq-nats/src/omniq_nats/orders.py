@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Sequence
 
-from attrs import define, field
+from attrs import define, field, frozen
 
+from omniq.errors import CorruptRecord
+from omniq.storage.validation import corrupt
 from omniq_nats.book import Book
 from omniq_nats.homes import Home, read_guard, read_home
 from omniq_nats.link import Link, Stored
+from omniq_nats.names import readable
 from omniq_nats.slots import Slot
 
-__all__ = ["Orders", "Place"]
+__all__ = ["Orders", "Place", "Torn"]
 
 MOST_BYTES = 32 * 1024 * 1024
 REMEMBERED = 2000
@@ -25,6 +29,16 @@ FAR_BEHIND = 500
 
 Place = tuple[Home, int]
 """A home, and the number of a task in it."""
+
+
+@frozen
+class Torn:
+    """A task that is there and cannot be read."""
+
+    problem: CorruptRecord
+    queue: str
+    seqs: list[int]
+    """The messages by which it is there."""
 
 
 @define(eq=False)
@@ -99,17 +113,28 @@ class Orders:
         return found
 
     async def locate(self, ids: Sequence[str]) -> dict[str, Place]:
-        """Find tasks by id, as they are stored now; those that are not there are left out."""
+        """Find tasks by id, as they are stored now; those that are not there, or cannot be read, are left out."""
+        return (await self.find(ids))[0]
+
+    async def find(self, ids: Sequence[str]) -> tuple[dict[str, Place], dict[str, Torn]]:
+        """Find tasks by id, as they are stored now: those that can be read, and the others that are there."""
         found: dict[str, Place] = {}
+        torn: dict[str, Torn] = {}
         guards: dict[str, list[tuple[str, int, int]]] = defaultdict(list)
         for stored in await self._link.last([self._names.anywhere(task_id) for task_id in dict.fromkeys(ids)]):
             if stored.subject.startswith(f"{self._names.root}.o.t."):
                 home = self.read(stored)
-                if not home.is_shared:
+                if home.problem is not None and home.problem.name is not None:
+                    torn[home.problem.name] = Torn(home.problem, home.queue, [stored.seq])
+                elif home.rows and not home.is_shared:
                     found[home.rows[0][0]] = home, 0
             elif stored.subject.startswith(f"{self._names.root}.o.i."):
-                task_id, queue, name, index = read_guard(stored)
-                guards[self._names.home(queue, name)].append((task_id, stored.seq - 1 - index, index))
+                try:
+                    task_id, queue, name, index = read_guard(stored)
+                    guards[self._names.home(queue, name)].append((task_id, stored.seq - 1 - index, index))
+                except CorruptRecord as error:
+                    queue = readable(stored.subject.rsplit(".", 4)[1])
+                    torn[error.name or ""] = Torn(error, queue, [stored.seq])
         unread = []
         for subject, several in guards.items():
             if several[0][1] not in self._homes:
@@ -119,11 +144,37 @@ class Orders:
         for several in guards.values():
             for task_id, seq, index in several:
                 guarded = self._homes.get(seq)
-                if guarded is not None:
+                if guarded is None:
+                    continue
+                wrong = guarded.problem
+                if wrong is None and not (0 <= index < len(guarded) and guarded.rows[index][0] == task_id):
+                    wrong = corrupt("task", task_id, "another is where it should be", place=f"message {seq}")
+                if wrong is None:
                     found[task_id] = guarded, index
+                else:
+                    problem = corrupt("task", task_id, wrong, place=f"message {seq}")
+                    torn[task_id] = Torn(problem, guarded.queue, [seq + 1 + index])
         for task_id, place in found.items():
             self.remember(task_id, place)
-        return found
+        return found, torn
+
+    async def torn_in(self, home: Home) -> list[str]:
+        """Return the ids of the tasks of a home that cannot be read."""
+        if home.problem is None or not home.is_shared:
+            return [] if home.problem is None or home.problem.name is None else [home.problem.name]
+        ids = []
+        for stored in (await self._link.scan(self._names.guards(home.queue, home.line), home.seq + 1))[0]:
+            with contextlib.suppress(CorruptRecord):
+                task_id, _, name, index = read_guard(stored)
+                if name == home.name and stored.seq - 1 - index == home.seq:
+                    ids.append(task_id)
+        return ids
+
+    async def misnamed(self, places: Sequence[Place]) -> set[tuple[int, int]]:
+        """Return which of some places have a task that is called otherwise by what says where it is."""
+        signs = {self.sign_of(home.rows[index][0], (home, index)): (home.seq, index) for home, index in places}
+        there = {(stored.subject, stored.seq) for stored in await self._link.last([sign for sign, _ in signs])}
+        return {place for sign, place in signs.items() if sign not in there}
 
     # Where tasks were last seen
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
-from attrs import frozen
+from attrs import field, frozen
 
+from omniq.errors import CorruptRecord
 from omniq.escaping import get_logger
 from omniq.storage import QueueStats, StoredWorker, TaskPage, TaskQuery
+from omniq.storage.validation import UNREADABLE, check_worker, corrupt, log_once, salvaged
 from omniq.task import StoredTask, TaskState
 from omniq_nats.book import REMOVED_AHEAD, Book
 from omniq_nats.claiming import fold, live_task
@@ -19,9 +22,8 @@ from omniq_nats.fates import Fate
 from omniq_nats.homes import PLACES, Home, to_task
 from omniq_nats.keeper import Keeper
 from omniq_nats.link import Conflict, Stored
-from omniq_nats.names import DUE_LINE
-from omniq_nats.orders import Place
-from omniq_nats.records import read_book
+from omniq_nats.names import DUE_LINE, readable
+from omniq_nats.orders import Place, Torn
 from omniq_nats.slots import Slot, slot_of
 from omniq_nats.times import from_micros
 
@@ -110,6 +112,8 @@ class View:
 
     places: dict[str, Place]
     books: dict[str, Book]
+    torn: Mapping[str, Torn] = field(factory=dict)
+    """The tasks that are there and cannot be read."""
     pages: Mapping[str, Stored] | None = None
     """The pages of results, if they were read, too."""
 
@@ -127,8 +131,8 @@ async def view(keeper: Keeper, ids: Sequence[str]) -> View:
     seen = await _view_again(keeper, ids) if len(ids) <= MOST_AT_ONCE else None
     if seen is not None:
         return seen
-    places = await keeper.orders.locate(ids)
-    return View(places, await keeper.read(list({home.queue for home, _ in places.values()})))
+    places, torn = await keeper.orders.find(ids)
+    return View(places, await keeper.read(list({home.queue for home, _ in places.values()})), torn)
 
 
 async def _view_again(keeper: Keeper, ids: Sequence[str]) -> View | None:
@@ -149,8 +153,8 @@ async def _view_again(keeper: Keeper, ids: Sequence[str]) -> View | None:
         return None
     return View(
         places,
-        {queue: read_book(queue, found[subject].data, found[subject].seq) for subject, queue in books.items()},
-        {subject: found[subject] for subject in pages if subject in found},
+        {queue: keeper.book_of(queue, found[subject]) for subject, queue in books.items()},
+        pages={subject: found[subject] for subject in pages if subject in found},
     )
 
 
@@ -176,7 +180,8 @@ async def get(keeper: Keeper, ids: Sequence[str]) -> list[StoredTask | None]:
     seen = await view(keeper, ids)
     tasks = await _tasks_in(keeper, seen)
     places = {task_id: (home.seq, index) for task_id, (home, index) in seen.places.items()}
-    return [tasks.get(places[task_id]) if task_id in places else None for task_id in ids]
+    torn = {task_id: salvaged(one.problem, task_id, {"queue": one.queue}) for task_id, one in seen.torn.items()}
+    return [tasks.get(places[task_id]) if task_id in places else torn.get(task_id) for task_id in ids]
 
 
 async def tasks_at(keeper: Keeper, places: Sequence[Place]) -> dict[tuple[int, int], StoredTask]:
@@ -258,26 +263,59 @@ async def list_tasks(keeper: Keeper, query: TaskQuery, cursor: str | None) -> Ta
     width = 2 * PLACES
     while end > 1:
         start = max(1, end - width)
+        homes = await _window(keeper, query, start, end)
         rows = [
             (home.rank(index), home, index)
-            for home in await _window(keeper, query, start, end)
+            for home in homes
             for index in range(len(home))
-            if (before is None or home.rank(index) < before) and _is_asked_for(home, index, query)
+            if _is_asked_for(home, index, query)
         ]
-        rows.sort(key=lambda row: -row[0])
+        if query.name is None and query.tag is None:
+            # Of those that cannot be read the number stands for the task itself.
+            rows += [(home.seq * PLACES, home, -1) for home in homes if home.problem is not None]
+        rows = sorted((row for row in rows if before is None or row[0] < before), key=lambda row: -row[0])
         for part in range(0, len(rows), LOOK):
-            some = rows[part : part + LOOK]
-            tasks = await tasks_at(keeper, [(home, index) for _, home, index in some])
-            for rank, home, index in some:
-                task = tasks.get((home.seq, index))
-                if task is None or (query.state is not None and task.state is not query.state):
+            for rank, task in await _records(keeper, rows[part : part + LOOK]):
+                if query.state is not None and task.state is not query.state:
                     continue
-                if len(found) == query.limit:
+                if len(found) >= query.limit and rank < found[-1][0]:
                     return TaskPage(tuple(task for _, task in found), str(found[-1][0]))
                 found.append((rank, task))
         end = start
         width = min(2 * width, WIDEST)
     return TaskPage(tuple(task for _, task in found), None)
+
+
+async def _records(keeper: Keeper, rows: Sequence[tuple[int, Home, int]]) -> list[tuple[int, StoredTask]]:
+    """Return the records of tasks, each with its rank.
+
+    :param rows: of each the rank, the home and the number in it; -1: all of a home that cannot be read.
+    """
+    places = [(home, index) for _, home, index in rows if index >= 0]
+    wrong = await keeper.orders.misnamed([place for place in places if place[0].is_shared])
+    tasks = await tasks_at(keeper, [place for place in places if (place[0].seq, place[1]) not in wrong])
+    records: list[tuple[int, StoredTask]] = []
+    for rank, home, index in rows:
+        if home.problem is not None:
+            records += [(rank, task) for task in await _torn(keeper, await keeper.orders.torn_in(home))]
+        elif (task := tasks.get((home.seq, index))) is not None:
+            records.append((rank, task))
+        elif (home.seq, index) in wrong:
+            records += [(rank, task) for task in await _misnamed(keeper, home, index)]
+    return records
+
+
+async def _misnamed(keeper: Keeper, home: Home, index: int) -> list[StoredTask]:
+    """Return what stands for the task of which a home has another id than what says where the task is."""
+    guards, _ = await keeper.link.scan(keeper.names.guards(home.queue, home.line), home.seq + 1 + index, 1)
+    ids = [readable(guard.subject.rpartition(".")[2]) for guard in guards if guard.seq == home.seq + 1 + index]
+    return await _torn(keeper, ids)
+
+
+async def _torn(keeper: Keeper, ids: Sequence[str]) -> list[StoredTask]:
+    """Return what stands for those of some tasks that cannot be read."""
+    _, torn = await keeper.orders.find(ids)
+    return [salvaged(one.problem, task_id, {"queue": one.queue}) for task_id, one in torn.items()]
 
 
 async def _window(keeper: Keeper, query: TaskQuery, start: int, end: int) -> list[Home]:
@@ -351,7 +389,7 @@ async def _stats_of(keeper: Keeper, book: Book) -> QueueStats:
             SCHEDULED: len(book.waiting) + sum(shelf.left for shelf in book.shelves) - due,
             READY: sum(counts) + due,
             RUNNING: len(book.running),
-            **book.ended,
+            **{state: max(0, count) for state, count in book.ended.items()},
         },
         paused=book.paused,
         oldest_ready=max(0.0, (now - min(oldest)) / 1e6) if oldest else None,
@@ -395,18 +433,47 @@ async def workers(keeper: Keeper) -> list[StoredWorker]:
     for book in (await keeper.read_all()).values():
         for slot in book.running.values():
             running[slot.worker].append(slot.id)
-    told = {}
+    told: dict[str, str] = {}
     for stored in await keeper.link.last_all(keeper.names.abouts):
-        if stored.data:
+        with contextlib.suppress(*UNREADABLE):
             worker, about = json.loads(stored.data)
             told[worker] = about
     alive = []
     for stored in await keeper.link.last_all(keeper.names.workers):
         try:
-            worker, seen, until = json.loads(stored.data)
+            worker, until = read_worker(stored, running, told)
             if until > now:
-                seen_at, ids = from_micros(seen), tuple(running[worker])
-                alive.append(StoredWorker(id=worker, seen_at=seen_at, running=ids, about=told.get(worker)))
-        except (ValueError, TypeError, RecursionError) as error:
-            _log.warning("the worker on %s cannot be read: %s", stored.subject, error)
+                alive.append(worker)
+        except CorruptRecord as problem:
+            log_once(_log, problem, keeper.link.settings.shown)
     return sorted(alive, key=lambda info: info.id)
+
+
+def read_worker(
+    stored: Stored, running: Mapping[str | None, Sequence[str]], told: Mapping[str, str]
+) -> tuple[StoredWorker, int]:
+    """Read when a worker was last heard of.
+
+    :param running: the ids of running tasks by their workers.
+    :param told: what workers told about themselves.
+    :return: the worker, and the time, in microseconds, until which it counts as alive.
+    :raises CorruptRecord: if it cannot be read.
+    """
+    name = readable(stored.subject.rpartition(".")[2])
+    try:
+        worker_id, seen, until = json.loads(stored.data)
+        if worker_id != name:
+            raise ValueError("it names another worker than its subject")
+        if type(until) is not int:
+            raise ValueError("it does not say until when it counts")
+        about = told.get(worker_id)
+        worker = StoredWorker(
+            id=worker_id,
+            seen_at=from_micros(seen),
+            running=tuple(running.get(worker_id, ())),
+            about=about if isinstance(about, str) else None,
+        )
+        return check_worker(worker), until
+    except UNREADABLE as error:
+        place = f"message {stored.seq} on {stored.subject}"
+        raise corrupt("worker", name, error, place=place) from error

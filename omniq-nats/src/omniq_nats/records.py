@@ -6,14 +6,17 @@ A book's JSON is its first line; those that run and the fates follow, see :mod:`
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from omniq.errors import CorruptRecord, SchemaMismatch
+from omniq.storage.validation import UNREADABLE, corrupt, is_text
 from omniq_nats.book import ENDS, Book
 from omniq_nats.lines import Running, read_pending
 from omniq_nats.link import Stored
-from omniq_nats.slots import Doomed, Shelf, Slot
+from omniq_nats.names import is_line, split_home
+from omniq_nats.slots import Doomed, Shelf, Slot, check_slot
+from omniq_nats.times import is_moment
 
 __all__ = ["encode_book", "encode_slots", "read_book", "read_slots"]
 
@@ -62,9 +65,50 @@ class _SlotWriter:
         ]
 
 
+def _check_head(told: dict[str, Any], lines: int) -> None:
+    """Check all but the tasks that wait.
+
+    :raises ValueError: if something is not what it must be; or another of the errors of such values.
+    """
+    numbers = [told["running"], told["changes"], *(told["ended"][state] for state in ENDS)]
+    for line, (place, taken) in told["lines"].items():
+        numbers += [place, taken]
+        if not is_line(line):
+            raise ValueError("a line is none")
+    for line, rows in told["ahead"].items():
+        for place, index, why in rows:
+            numbers += [place, index]
+            if line not in told["lines"] or type(why) is not str:
+                raise ValueError("what claims are to leave out")
+    for name, priority, at, rank, last_at, count, taken, expires in told["shelves"]:
+        numbers += [rank, count, taken]
+        if not (
+            is_text(name)
+            and type(priority) is int
+            and is_moment(at)
+            and is_moment(last_at)
+            and (expires is None or is_moment(expires))
+            and taken <= count
+        ):
+            raise ValueError("a shelf is none")
+    for task_id, home, index, place, size, ttl, since, unique in told["doomed"]:
+        numbers += [index, place, size, since]
+        split_home(home)
+        if not (is_text(task_id) and type(ttl) is float and (unique is None or is_text(unique))):
+            raise ValueError("a task that was removed is none")
+    if not all(type(number) is int and 0 <= number < 2**63 for number in numbers):
+        raise ValueError("a number is none, or out of range")
+    if told["running"] > lines or type(told["paused"]) is not bool:
+        raise ValueError("it does not say how many tasks run, or whether it is paused")
+    if not all(map(is_text, [*told["recent"], *told["spent"]])):
+        raise ValueError("a name is none")
+    if not all(type(ttl) is float and 0 <= ttl < math.inf for ttl in told["ttls"]):
+        raise ValueError("for how long results are kept")
+
+
 def _read_slot(row: list[Any], homes: list[list[Any]], grants: list[list[Any]]) -> Slot:
     home, grant = homes[row[1]], grants[row[11]]
-    return Slot(
+    slot = Slot(
         id=row[0],
         home=home[0],
         seq=home[1],
@@ -87,6 +131,8 @@ def _read_slot(row: list[Any], homes: list[list[Any]], grants: list[list[Any]]) 
         progress=row[14],
         has_fate=row[15],
     )
+    check_slot(slot)
+    return slot
 
 
 def encode_slots(slots: Iterable[Slot]) -> bytes:
@@ -105,8 +151,9 @@ def read_slots(stored: Stored) -> list[Slot]:
     try:
         rows, homes, grants = json.loads(stored.data)
         return [_read_slot(row, homes, grants) for row in rows]
-    except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
-        raise CorruptRecord(f"the tasks on {stored.subject} cannot be read: {error}") from error
+    except UNREADABLE as error:
+        place = f"message {stored.seq} on {stored.subject}"
+        raise corrupt("waiting tasks", None, error, place=place) from error
 
 
 def encode_book(book: Book) -> bytes:
@@ -140,31 +187,27 @@ def encode_book(book: Book) -> bytes:
     return b"\n".join([head, *book.running.lines(), *[one.line() for one in book.pending.values()]])
 
 
-def read_book(queue: str, data: bytes, seq: int) -> Book:
-    """Read a book.
+def read_book(queue: str, stored: Stored) -> Book:
+    """Read a book. Its lines are read when they are asked for; see :meth:`Book.check`.
 
-    :raises SchemaMismatch: if a later version of OmniQ wrote it.
     :raises CorruptRecord: if it cannot be read.
     """
     try:
-        head, *lines = data.split(b"\n")
+        head, *lines = stored.data.split(b"\n")
         told = json.loads(head)
-        version = told["v"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CorruptRecord(f"the record of queue {queue!r} cannot be read: {error}") from error
-    if version != VERSION:
-        raise SchemaMismatch(
-            f"the record of queue {queue!r} was written by another version of omniq-nats (its version is {version}, "
-            f"this one knows {VERSION}): update omniq-nats everywhere"
-        )
-    try:
-        return _read_book(told, lines, seq)
-    except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
-        raise CorruptRecord(f"the record of queue {queue!r} cannot be read: {error}") from error
+        if told["v"] != VERSION:
+            raise ValueError(f"it is of version {told['v']!r:.20}, and this omniq-nats knows {VERSION}: update it")
+        return _read_book(queue, told, lines, stored.seq)
+    except UNREADABLE as error:
+        place = f"message {stored.seq} on {stored.subject}"
+        raise corrupt("queue", queue, error, place=place) from error
 
 
-def _read_book(told: dict[str, Any], lines: Sequence[bytes], seq: int) -> Book:
+def _read_book(queue: str, told: dict[str, Any], lines: Sequence[bytes], seq: int) -> Book:
     running: int = told["running"]
+    if told["queue"] != queue:
+        raise ValueError("it names another queue than its subject")
+    _check_head(told, len(lines))
     homes, grants = told["homes"], told["grants"]
 
     book = Book(

@@ -6,11 +6,14 @@ import json
 
 from omniq.errors import CorruptRecord
 from omniq.escaping import get_logger
-from omniq.records import dump_schedule, load_schedule
+from omniq.records import dump_schedule
 from omniq.schedule import Schedule
+from omniq.storage import validation
+from omniq.storage.validation import LARGEST_REVISION, UNREADABLE, corrupt, log_once
+from omniq_nats import names
 from omniq_nats.messages import Stored
 
-__all__ = ["encode_schedule", "nonce_of", "read_schedule", "readable", "revision_of"]
+__all__ = ["encode_schedule", "nonce_of", "read_schedule", "readable"]
 
 _log = get_logger("omniq.nats")
 
@@ -29,8 +32,8 @@ def encode_schedule(schedule: Schedule, nonce: str) -> bytes:
 def _head(stored: Stored) -> tuple[str, int]:
     """Return what tells the attempt that stored a schedule from others, and its revision."""
     nonce, revision = json.loads(stored.data.partition(b"\n")[0])
-    if not (isinstance(nonce, str) and isinstance(revision, int)):
-        raise ValueError(f"these are no nonce and revision: {nonce!r}, {revision!r}")
+    if not (type(nonce) is str and type(revision) is int and 0 <= revision < LARGEST_REVISION):
+        raise ValueError("these are no nonce and revision")
     return nonce, revision or stored.seq
 
 
@@ -38,24 +41,16 @@ def nonce_of(stored: Stored) -> str | None:
     """Return what tells the attempt that stored a schedule from others; None if it cannot be read."""
     try:
         return _head(stored)[0]
-    except (ValueError, TypeError, RecursionError):
+    except UNREADABLE:
         return None
-
-
-def revision_of(stored: Stored) -> int:
-    """Give a schedule's revision; 0 if it cannot be read, so that another one can be stored in its place."""
-    try:
-        return _head(stored)[1]
-    except (ValueError, TypeError, RecursionError):
-        return 0
 
 
 def readable(stored: Stored) -> Schedule | None:
     """Read a schedule; one that cannot be read must not keep the others from firing."""
     try:
         return read_schedule(stored)
-    except CorruptRecord as error:
-        _log.error("%s", error)
+    except CorruptRecord as problem:
+        log_once(_log, problem)
         return None
 
 
@@ -64,11 +59,15 @@ def read_schedule(stored: Stored) -> Schedule:
 
     :raises CorruptRecord: if it cannot be read.
     """
+    name = names.readable(stored.subject.rpartition(".")[2])
+    place = f"message {stored.seq} on {stored.subject}"
     try:
         _, revision = _head(stored)
-    except (ValueError, TypeError, RecursionError) as error:
-        raise CorruptRecord(
-            f"the schedule on {stored.subject} cannot be read: {error}; "
-            "delete it (omniq schedules delete) and store it anew"
-        ) from error
-    return load_schedule(stored.data.partition(b"\n")[2], revision=revision)
+        schedule = validation.read_schedule(stored.data.partition(b"\n")[2], place=place, revision=revision)
+        if schedule.id != name:
+            raise ValueError("it names another schedule than its subject")
+    except UNREADABLE as error:
+        raise corrupt("schedule", name, error, place=place) from error
+    except CorruptRecord as error:
+        raise corrupt("schedule", name, error.__cause__ or error, place=place) from error
+    return schedule

@@ -15,7 +15,7 @@ from omniq_nats.agenda import Agenda, is_due
 from omniq_nats.enqueueing import Producer
 from omniq_nats.keeper import Keeper
 from omniq_nats.link import Conflict, Lost, Write
-from omniq_nats.schedules import encode_schedule, nonce_of, read_schedule, readable, revision_of
+from omniq_nats.schedules import encode_schedule, nonce_of, readable
 
 __all__ = ["Timetable"]
 
@@ -35,9 +35,15 @@ class Timetable:
         self._agenda = Agenda(keeper.link)
 
     async def _stored(self, schedule_id: str) -> tuple[int, int]:
-        """Give a schedule's revision and its message's sequence; of one that is not there, two zeros."""
+        """Return a schedule's revision and its message's sequence; of one that is not there, two zeros.
+
+        One that cannot be read has revision 0, so that another one can be stored in its place.
+        """
         stored = await self._link.last([self._names.schedule(schedule_id)])
-        return (revision_of(stored[0]), stored[0].seq) if stored else (0, 0)
+        if not stored:
+            return 0, 0
+        schedule = readable(stored[0])
+        return 0 if schedule is None else schedule.revision, stored[0].seq
 
     async def put(self, schedule: Schedule, expected_revision: int | None) -> Schedule | None:
         """Do :meth:`omniq.storage.Storage.put_schedule`."""
@@ -70,8 +76,9 @@ class Timetable:
         subjects = [self._names.schedule(schedule_id) for schedule_id in dict.fromkeys(ids)]
         by_id = {}
         for stored in await self._link.last(subjects):
-            schedule = read_schedule(stored)
-            by_id[schedule.id] = schedule
+            schedule = readable(stored)
+            if schedule is not None:
+                by_id[schedule.id] = schedule
         return [by_id[schedule_id] for schedule_id in ids if schedule_id in by_id]
 
     async def delete(self, schedule_id: str) -> bool:

@@ -14,6 +14,9 @@ from heapq import merge
 
 from attrs import evolve
 
+from omniq.errors import CorruptRecord
+from omniq.escaping import get_logger
+from omniq.storage.validation import corrupt, log_once
 from omniq.task import TaskState
 from omniq_nats.book import Book
 from omniq_nats.link import Conflict, Link, Write
@@ -21,6 +24,8 @@ from omniq_nats.records import encode_slots, read_slots
 from omniq_nats.slots import Shelf, Slot, shelf_of
 
 __all__ = ["Shelves"]
+
+_log = get_logger("omniq.nats")
 
 MOST_IN_BOOK = 64
 KEPT_IN_BOOK = 16
@@ -41,9 +46,11 @@ class Shelves:
         self._link = link
         self._names = link.settings.names
         self._known: OrderedDict[str, list[Slot]] = OrderedDict()
+        self._torn: set[str] = set()
+        """The names of those that cannot be read: they stay as they are, and nothing is taken from them."""
 
     async def read(self, queue: str, shelf: Shelf) -> list[Slot]:
-        """Give the tasks that are on a shelf. They must not be changed."""
+        """Give the tasks that are on a shelf; none if it cannot be read. They must not be changed."""
         return (await self._all(queue, shelf))[shelf.taken :]
 
     async def _all(self, queue: str, shelf: Shelf) -> list[Slot]:
@@ -52,7 +59,14 @@ class Shelves:
             stored = await self._link.last([self._names.shelf(queue, shelf.name)])
             if not stored:
                 raise Conflict(f"shelf {shelf.name} of queue {queue!r} was replaced")
-            slots = read_slots(stored[0])
+            try:
+                slots = read_slots(stored[0])
+                if len(slots) != shelf.count:
+                    raise corrupt("waiting tasks", None, "there are not as many as the queue's record says")
+            except CorruptRecord as problem:
+                log_once(_log, problem, self._link.settings.shown)
+                self._torn.add(shelf.name)
+                return []
             self._remember(shelf.name, slots)
         return slots
 
@@ -70,7 +84,7 @@ class Shelves:
             waiting = book.back.get(priority)
             limit = min(before, waiting[0].key) if waiting else before
             first = min(
-                (shelf for shelf in book.shelves if shelf.priority == priority and shelf.key < limit),
+                (shelf for shelf in self._whole(book) if shelf.priority == priority and shelf.key < limit),
                 key=lambda shelf: shelf.key,
                 default=None,
             )
@@ -81,6 +95,8 @@ class Shelves:
     async def take(self, book: Book, shelf: Shelf, number: int) -> list[Slot]:
         """Move tasks from the beginning of a shelf into the book."""
         slots = await self._all(book.queue, shelf)
+        if not slots:
+            return []
         taken = [evolve(slot) for slot in slots[shelf.taken : shelf.taken + number]]
         for slot in taken:
             book.put_back(slot)
@@ -90,6 +106,10 @@ class Shelves:
         else:
             self._drop(book, shelf)
         return taken
+
+    def _whole(self, book: Book) -> list[Shelf]:
+        """Return the shelves that are not known to be unreadable."""
+        return [shelf for shelf in book.shelves if shelf.name not in self._torn]
 
     def _drop(self, book: Book, shelf: Shelf) -> None:
         book.shelves.remove(shelf)
@@ -139,14 +159,15 @@ class Shelves:
 
     async def _unite(self, book: Book) -> None:
         small: defaultdict[int, list[Shelf]] = defaultdict(list)
-        for shelf in book.shelves:
+        for shelf in self._whole(book):
             if shelf.left < LARGEST // 2:
                 small[shelf.priority].append(shelf)
         for shelves in small.values():
             if len(shelves) > MOST_SMALL:
                 parts = [await self.read(book.queue, shelf) for shelf in shelves]
-                for shelf in shelves:
-                    self._drop(book, shelf)
+                for shelf, part in zip(shelves, parts, strict=True):
+                    if part:
+                        self._drop(book, shelf)
                 await self._put(book, list(merge(*parts, key=lambda slot: slot.key)))
 
     async def _put(self, book: Book, slots: Sequence[Slot]) -> None:

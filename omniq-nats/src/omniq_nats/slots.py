@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 from attrs import define
 
+from omniq.storage.validation import LARGEST_COUNT, is_text
 from omniq_nats.homes import Home
+from omniq_nats.names import split_home
+from omniq_nats.times import is_moment
 
-__all__ = ["Doomed", "Shelf", "Slot", "shelf_of", "slot_of"]
+__all__ = ["Doomed", "Shelf", "Slot", "check_slot", "shelf_of", "slot_of"]
+
+_MOST = 2**63
 
 
 @define(eq=False)
@@ -54,6 +60,32 @@ class Slot:
     def is_expired(self, now: int) -> bool:
         """Whether it is no longer worth starting."""
         return self.expires is not None and self.expires <= now
+
+
+def check_slot(slot: Slot) -> None:
+    """Check what was read of a task that runs or waits.
+
+    :raises ValueError: if something is not what it must be; or another of the errors of such values.
+    """
+    numbers = (slot.index, slot.seq, slot.size, slot.rank, slot.max_retries, slot.attempt, slot.delivery)
+    times = (slot.at, slot.expires, slot.started, slot.until)
+    flags: tuple[Any, ...] = (slot.expired_order, slot.has_error, slot.has_fate, slot.cancel)
+    split_home(slot.home)
+    if not (
+        is_text(slot.id)
+        and all(type(number) is int and 0 <= number < _MOST for number in numbers)
+        and slot.attempt < LARGEST_COUNT
+        and slot.delivery < LARGEST_COUNT
+        and type(slot.ttl) is float
+        and 0 <= slot.ttl < math.inf
+        and type(slot.priority) is int
+        and is_moment(slot.at)
+        and all(time is None or is_moment(time) for time in times)
+        and all(type(flag) is bool for flag in flags)
+        and (slot.worker is None or is_text(slot.worker))
+        and (slot.progress is None or len(slot.progress) == 3)
+    ):
+        raise ValueError(f"what it says of task {str(slot.id)[:100]!r} is of a wrong type or out of range")
 
 
 def slot_of(home: Home, index: int) -> Slot:

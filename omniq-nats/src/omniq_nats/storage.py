@@ -290,6 +290,10 @@ class NatsStorage(Storage):
     async def namespaces(self) -> list[str]:
         return await reading.namespaces((await self._ready()).keeper)
 
+    async def check(self, limit: int = 100) -> list[Finding]:
+        found = await doctor.check((await self._ready()).keeper)
+        return [*found, *await super().check(limit)][:limit]
+
     async def diagnose(self) -> list[Finding]:
         opened = await self._ready()
         return await doctor.diagnose(opened.keeper)

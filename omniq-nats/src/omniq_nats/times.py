@@ -8,11 +8,12 @@ from datetime import UTC, datetime, timedelta
 
 from omniq.task import When
 
-__all__ = ["Clock", "clock_of", "from_micros", "micros", "moment", "span"]
+__all__ = ["Clock", "clock_of", "from_micros", "is_moment", "micros", "moment", "span"]
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _LAST = (datetime.max.replace(tzinfo=UTC) - _EPOCH) // _MICROSECOND
+_FIRST = (datetime.min.replace(tzinfo=UTC) - _EPOCH) // _MICROSECOND
 _STAMP = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d+))?(Z|[+-]\d\d:\d\d)")
 
 
@@ -24,6 +25,11 @@ def micros(when: datetime) -> int:
 def from_micros(value: int) -> datetime:
     """Give microseconds as a point in time, in UTC."""
     return _EPOCH + timedelta(microseconds=value)
+
+
+def is_moment(value: object) -> bool:
+    """Return whether a value can be a point in time, in microseconds."""
+    return type(value) is int and _FIRST <= value <= _LAST
 
 
 def span(seconds: float) -> int:
