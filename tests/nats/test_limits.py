@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Sequence
 from datetime import timedelta
@@ -224,3 +225,24 @@ async def test_what_others_store_that_is_no_work_for_the_queue_makes_no_wait_loo
             await asyncio.sleep(0.02)
         assert looks <= 2
         waits.cancel()
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"result_ttl": math.inf},
+        {"result_ttl": math.nan},
+        {"max_retries": 2**63},
+        {"priority": 2**63},
+        {"tags": ("\ud800",)},
+    ],
+    ids=lambda odd: next(iter(odd)),
+)
+async def test_what_could_not_be_read_once_it_is_stored_is_refused(
+    nats_server: NatsServer, odd: dict[str, Any]
+) -> None:
+    async with opened(fresh(nats_server.url)) as storage:
+        for tasks in ([task(**odd)], [task(), task(**odd)]):
+            with pytest.raises(ValueError, match=next(iter(odd)).replace("tags", "a tag")):
+                await storage.enqueue(tasks)
+        assert await storage.stats() == []

@@ -17,7 +17,7 @@ from omniq.task import NewTask
 from omniq_nats.book import Book
 from omniq_nats.claiming import fold
 from omniq_nats.direct import Direct
-from omniq_nats.homes import Page, add_to_pages, encode_home, guard_body, pages_of
+from omniq_nats.homes import Page, add_to_pages, check_new, encode_home, guard_body, pages_of
 from omniq_nats.keeper import Keeper, holder_of
 from omniq_nats.link import BATCH_LIMIT, Conflict, Lost, Stored, Write
 from omniq_nats.names import DUE_LINE, LARGE, SHARED, SINGLE, is_line, readable, token
@@ -91,6 +91,8 @@ class Producer:
         :param more: further messages of the same step, which go with the first tasks if not all can go together.
         :return: for each task what became of it; None if ``more`` could not be stored as it expected something else.
         """
+        for task in tasks:
+            check_new(task)
         until = self._from_now()
         nonce = None
         if len(tasks) == 1 and not more and tasks[0].unique is None:
@@ -149,6 +151,7 @@ class Producer:
 
         :return: None if it has to take another way.
         """
+        check_new(task)
         if task.unique is not None:
             return None
         now = self._keeper.clock.now()

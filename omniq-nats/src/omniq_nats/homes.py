@@ -13,7 +13,7 @@ from typing import Any
 from attrs import define, field, frozen
 
 from omniq.errors import CorruptRecord
-from omniq.storage.validation import UNREADABLE, check_task, corrupt, is_text, salvaged
+from omniq.storage.validation import LONGEST_TEXT, UNREADABLE, check_task, corrupt, is_text, salvaged
 from omniq.task import NewTask, Progress, StoredTask, TaskError, TaskState
 from omniq_nats.link import Stored
 from omniq_nats.names import (
@@ -36,6 +36,7 @@ __all__ = [
     "Order",
     "Page",
     "add_to_pages",
+    "check_new",
     "encode_home",
     "guard_body",
     "pages_of",
@@ -188,6 +189,27 @@ def add_to_pages(
     page.size += size
     # With the second task the first one needs a guard, too.
     return page, 2 if len(page.tasks) == 2 else 1
+
+
+def check_new(task: NewTask) -> None:
+    """Refuse a task that could not be read once it is stored.
+
+    :raises ValueError: names what cannot be stored.
+    """
+    if not 0 <= task.result_ttl < math.inf:
+        raise ValueError(f"result_ttl must be a number of seconds, not {task.result_ttl!r}")
+    if not (-_MOST <= task.priority < _MOST and 0 <= task.max_retries < _MOST):
+        raise ValueError("priority and max_retries must be whole numbers of 64 bits, and max_retries 0 or more")
+    texts = (task.id, task.queue, task.name, task.unique or "", *task.tags)
+    whole = "".join(texts)
+    if whole.isascii() and len(whole) <= LONGEST_TEXT:
+        return
+    for text in texts:
+        if not is_text(text):
+            raise ValueError(
+                f"{text[:50]!r} of task {task.id[:50]!r} cannot be stored: an id, a name, a key or a tag has at most "
+                f"{LONGEST_TEXT:,} characters, and no half of a surrogate pair"
+            )
 
 
 def encode_home(page: Page, *, at: int, behind: int, nonce: str) -> bytes:
