@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -12,6 +13,7 @@ from typing import Any
 import nats
 import pytest
 
+from omniq import TaskQueue
 from omniq.errors import ConfigurationError, SchemaMismatch, StorageUnavailable
 from omniq.storage import Lease, LeaseState, Severity, TaskQuery
 from omniq.task import Succeeded, TaskState
@@ -229,3 +231,16 @@ async def test_one_of_several_servers_that_is_not_there_is_passed_over(nats_serv
     url = nats_server.url.replace("//", f"//{HOST}:1,")
     async with opened(fresh(url)) as storage:
         assert await storage.enqueue([task()])
+
+
+@pytest.mark.filterwarnings("ignore:.*unclosed:ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_queue_is_closed_without_an_error_after_a_loop_that_used_it_has_ended(nats_server: NatsServer) -> None:
+    queue = TaskQueue(fresh(nats_server.url))
+    encode = queue.task(json.dumps)
+
+    async def use() -> None:
+        await encode.aenqueue(1)
+
+    asyncio.run(use())
+    queue.close()
+    gc.collect()  # what the loop left open warns here, and not in another test

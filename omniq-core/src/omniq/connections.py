@@ -111,6 +111,7 @@ class Connections:
 
     async def close(self) -> None:
         """Close every storage, of whichever loop, and end the portal."""
+        await self._forget_closed_loops()
         with self._lock:
             connections = list(self._by_loop.values())
             self._by_loop.clear()

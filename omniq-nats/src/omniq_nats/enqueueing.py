@@ -196,7 +196,8 @@ class Producer:
             if not writes and not batch.more:
                 return True
             generation = self._link.generation
-            await self._know(pages)
+            if await self._know(pages):
+                until = self._from_now()
             try:
                 await self._link.batch([*batch.more, *writes], until=until)
             except Conflict:
@@ -261,14 +262,16 @@ class Producer:
         # A home is followed by its guards and nothing else.
         return writes + keys, pages
 
-    async def _know(self, pages: Sequence[Page]) -> None:
-        """See to it that claims look at the lines of some pages before anything is stored there."""
-        for page in pages:
-            await self._know_line(page.queue, page.line)
+    async def _know(self, pages: Sequence[Page]) -> bool:
+        """See to it that claims look at the lines of some pages before anything is stored there.
 
-    async def _know_line(self, queue: str, line: str) -> None:
+        :return: whether the servers were asked.
+        """
+        return any([await self._know_line(page.queue, page.line) for page in pages])
+
+    async def _know_line(self, queue: str, line: str) -> bool:
         if (queue, line) in self._lines:
-            return
+            return False
 
         async def step(book: Book) -> tuple[None, bool]:
             if line in book.lines:
@@ -278,6 +281,7 @@ class Producer:
 
         await self._keeper.change(queue, step)
         self._lines.add((queue, line))
+        return True
 
     async def _adopt(self) -> None:
         """See to it that claims look at every line that has tasks: their books may have been lost without them.

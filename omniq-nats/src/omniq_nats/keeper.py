@@ -9,7 +9,6 @@ that one died, by whoever changes the book next.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
 import secrets
 import time
@@ -175,15 +174,14 @@ class Keeper(Archive):
     ) -> tuple[list[tuple[Turn[Any], Any]] | None, bool]:
         """Do :meth:`_try`; as if there were no record, if that cannot be read, which then must not be changed."""
         if book.problem is None:
-            with contextlib.suppress(CorruptRecord):
-                return await self._try(book, turns)
             try:
-                book.check()
-            except CorruptRecord as problem:
+                return await self._try(book, turns)
+            except CorruptRecord:
+                problem = _problem_of(book)
+                if problem is None:
+                    raise
                 log_once(_log, problem, self.link.settings.shown)
                 book = Book(book.queue, book.seq, problem=problem)
-            else:
-                return await self._try(book, turns)
         results, changed = await self._try(book, turns)
         if changed and book.problem is not None:
             raise book.problem
@@ -202,10 +200,10 @@ class Keeper(Archive):
         for turn in list(turns):
             try:
                 result, has_changed = await turn.step(book)
-            except (Conflict, CorruptRecord):
+            except Conflict:
                 raise
             except Exception as error:
-                if len(turns) == 1:
+                if len(turns) == 1 or _problem_of(book) is not None:
                     raise
                 self._give_up(book)
                 turn.error = error
@@ -329,6 +327,15 @@ class Keeper(Archive):
     def remembered(self, queue: str) -> Book | None:
         """Give a book as it was when it was last read or changed here."""
         return self._books.get(queue)
+
+
+def _problem_of(book: Book) -> CorruptRecord | None:
+    """Return why a book cannot be read; None: it can."""
+    try:
+        book.check()
+    except CorruptRecord as problem:
+        return problem
+    return book.problem
 
 
 def _give(results: Sequence[tuple[Turn[Any], Any]]) -> None:

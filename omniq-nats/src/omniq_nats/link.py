@@ -30,6 +30,8 @@ RESERVE_BYTES = 256 * 1024
 NOTED = 512
 """So many of the latest messages are known without a question."""
 NOTED_BYTES = 8192
+BEHIND_SECONDS = 0.5
+"""For so long a replica may lack what this connection has seen."""
 BATCH_LIMIT = 1000
 """The most messages that a server takes in one atomic batch."""
 
@@ -98,7 +100,8 @@ class Link(Connection):
         return found
 
     async def _last(self, subjects: list[str]) -> list[Stored]:
-        seen, deadline = self.last_seen, time.monotonic() + self.settings.timeout
+        seen, begun, has_looked = self.last_seen, time.monotonic(), False
+        deadline = begun + self.settings.timeout
         if self.beacon is not None:
             # Without a single result the answer does not say how far its server has come.
             subjects.append(self.beacon)
@@ -111,6 +114,10 @@ class Link(Connection):
             needed = min(seen, self.last_seen)
             if reached is None or int(reached) >= needed or time.monotonic() > deadline:
                 return [one for one in stored if one.subject != self.beacon]
+            if not has_looked and (self.beacon is None or time.monotonic() > begun + BEHIND_SECONDS):
+                # No replica is so far behind: it is another stream.
+                has_looked = True
+                await self._look_for_stream()
             await asyncio.sleep(0.005)
 
     async def leader_has(self, subject: str, start: int, end: int) -> bool:
