@@ -54,7 +54,7 @@ SOUND: list[dict[str, Any]] = [
     {"created_at": NOW.astimezone(ELSEWHERE), "expires_at": datetime(1, 1, 2, tzinfo=UTC)},
     {"run_at": datetime.max.replace(tzinfo=UTC), "started_at": None, "worker": None, "cancel_requested": True},
 ]
-_TEXTS: list[Any] = [7, b"x", [], "x" * 10_001, "\ud800"]
+_TEXTS: list[Any] = [7, b"x", [], "x" * 1_000_001, "\ud800"]
 _COUNTS: list[Any] = [-1, LARGEST_COUNT, 2**31 - 1, 10**30, 1.0, "1"]
 _NUMBERS: list[Any] = [None, 1e300, "3", 2**63, []]
 _TIMES: list[Any] = [0, NAIVE, "infinity", {}]
@@ -138,7 +138,7 @@ def test_a_wrong_field_of_a_worker_is_named() -> None:
 
 def test_a_name_is_a_text() -> None:
     assert check_text("default", "queue") == "default"
-    for value in (b"default", None, "\ud800", "x" * 10_001):
+    for value in (b"default", None, "\ud800", "x" * 1_000_001):
         with pytest.raises(ValueError, match="its queue is "):
             check_text(value, "queue")
 

@@ -59,8 +59,8 @@ LARGEST_COUNT = 2**31 - 2**16
 """Of attempts and deliveries: a store that counts in 32 bits can still count on."""
 LARGEST_REVISION = 2**62
 """Of a schedule: a store that counts in 64 bits can still count on."""
-LONGEST_TEXT = 10_000
-"""Characters of an id, a name, a queue, a key or a tag."""
+LONGEST_TEXT = 1_000_000
+"""Characters of an id, a name, a queue, a key or a tag: more than any that the core lets through."""
 EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
 """The earliest time of a record; the latest is the last that a datetime can name."""
 
