@@ -20,8 +20,8 @@ from tests.faults.stages import Stage
 __all__ = ["ROOT", "Actor", "Scene"]
 
 ROOT = Path(__file__).parents[2]
-LEASE: Mapping[str, Any] = {"lease": 0.6, "recover_every": 0.1}
-"""Options of workers whose death is noticed soon."""
+LEASE: Mapping[str, Any] = {"lease": 2.0, "recover_every": 0.1}
+"""Options of workers whose death is noticed soon, and whose leases a stall of a busy machine does not run out."""
 
 
 class Actor:

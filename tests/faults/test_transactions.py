@@ -28,7 +28,7 @@ from tests.faults import shop as application
 from tests.faults.history import Event, History
 
 ROOT = Path(__file__).parents[2]
-LEASE = {"lease": 0.6, "recover_every": 0.1, "threads": 4}
+LEASE = {"lease": 1.5, "recover_every": 0.1, "threads": 4}
 
 
 class Shop:
