@@ -5,17 +5,32 @@ from __future__ import annotations
 import subprocess
 import sys
 import textwrap
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, cast
+
+from redis import Redis
 
 from omniq.ids import new_id
 from omniq.task import NewTask, StoredTask, Succeeded, TaskState
+from omniq.testing.contract.spoiling import Value
 from omniq.urls import parse_url
 from omniq_redis.storage import RedisStorage
 from tests.servers.redis import RedisServer
 
-__all__ = ["calls", "done", "finish_all", "new_task", "only", "opened", "python", "storage", "take", "total"]
+__all__ = [
+    "SpoiledKeys",
+    "calls",
+    "done",
+    "finish_all",
+    "new_task",
+    "only",
+    "opened",
+    "python",
+    "storage",
+    "take",
+    "total",
+]
 
 TOLD = frozenset({"info", "config|resetstat"})
 """Commands of the tests' own."""
@@ -95,3 +110,46 @@ def python(program: str, *arguments: str, **options: Any) -> subprocess.Popen[st
         text=True,
         **options,
     )
+
+
+def raw_client(server: RedisServer) -> Redis:
+    """Return redis-py's own client, which reads and writes bytes; close it after use."""
+    return Redis(host="127.0.0.1", port=server.port)
+
+
+class SpoiledKeys:
+    """Reads and writes records with redis-py's own client.
+
+    :param server: where they are.
+    :param namespace: of which namespace.
+    """
+
+    FIELDS: Mapping[str, Sequence[str]] = {
+        "worker": ("workers", "about"),
+        "schedule": ("schedules",),
+        "queue": ("counts",),
+        "unique": ("unique",),
+        "task": ("running",),
+    }
+    """The hashes that have a field for a record."""
+    KEYS: Mapping[str, Sequence[str]] = {"task": ("o", "h"), "result": ("h",)}
+    """What the names of its own keys begin with."""
+
+    def __init__(self, server: RedisServer, namespace: str) -> None:
+        self._server = server
+        self._prefix = f"{{{namespace}}}:"
+
+    def read(self, kind: str, name: str) -> Mapping[str, Value]:
+        with raw_client(self._server) as client:
+            found = {hash_: client.hget(self._prefix + hash_, name) for hash_ in self.FIELDS.get(kind, ())}
+            found |= {key: client.get(f"{self._prefix}{key}:{name}") for key in self.KEYS.get(kind, ())}
+        return {place: cast("bytes", value) for place, value in found.items() if value is not None}
+
+    def write(self, kind: str, name: str, place: str, value: Value) -> bool:
+        assert isinstance(value, bytes)
+        with raw_client(self._server) as client:
+            if place in self.KEYS.get(kind, ()):
+                client.set(f"{self._prefix}{place}:{name}", value)
+            else:
+                client.hset(self._prefix + place, name, value)
+        return True

@@ -11,6 +11,8 @@ from omniq.testing import StorageContract
 from omniq.testing.contract.base import Deafen
 from omniq.testing.contract.modelling import ModelContract
 from omniq.testing.contract.outages import OutageContract
+from omniq.testing.contract.spoiling import Spoil
+from tests.redis.redis_support import SpoiledKeys
 from tests.servers.redis import RedisCluster, RedisServer
 
 
@@ -46,6 +48,10 @@ class TestRedisStorage(StorageContract):
                 )
 
         return count
+
+    @pytest.fixture
+    def spoil(self, redis_server: RedisServer, namespace: str) -> Spoil:
+        return SpoiledKeys(redis_server, namespace)
 
 
 class TestRedisStorageWithoutItsServer(OutageContract):

@@ -9,9 +9,10 @@ from typing import Any
 from omniq.errors import CorruptRecord
 from omniq.records import dump_error
 from omniq.storage import Enqueued
-from omniq.task import Cancelled, Failed, NewTask, Outcome, Released, Retry, StoredTask, Succeeded, TaskError
+from omniq.storage.validation import corrupt_error
+from omniq.task import Cancelled, Failed, NewTask, Outcome, Released, Retry, StoredTask, Succeeded
 from omniq_redis.orders import order_words
-from omniq_redis.rows import claimed_task, next_delivery
+from omniq_redis.rows import claimed_task, id_of, next_delivery
 from omniq_redis.times import moment, span
 
 __all__ = ["MOST_TASKS", "check_size", "pack_outcomes", "pack_tasks", "pairs", "read_claimed", "read_stored"]
@@ -47,7 +48,7 @@ def read_stored(tasks: Sequence[NewTask], refused: Sequence[Any]) -> list[Enqueu
     """Read what became of new tasks from the exceptions: positions, and the ids of those that are stored instead."""
     answers = [Enqueued(task.id, True) for task in tasks]
     for position, holder in pairs(refused):
-        answers[position] = Enqueued(holder.decode(), False)
+        answers[position] = Enqueued(id_of(holder), False)
     return answers
 
 
@@ -56,7 +57,7 @@ def pack_outcomes(outcomes: Iterable[Outcome]) -> bytes:
     pieces: list[bytes] = []
     for outcome in outcomes:
         kind, delay, data = _said(outcome)
-        task_id = outcome.id.encode()
+        task_id = outcome.id.encode("utf-8", "surrogateescape")
         head = _OUTCOME.pack(kind, outcome.delivery, delay)
         pieces.append(b"$%d\r\n%b\r\n$13\r\n%b\r\n$%d\r\n%b\r\n" % (len(task_id), task_id, head, len(data), data))
     return b"".join(pieces)
@@ -87,12 +88,12 @@ def read_claimed(found: Sequence[Any], worker: str, lease: int) -> tuple[list[St
     tasks: list[StoredTask] = []
     unreadable: list[Outcome] = []
     for at in range(1, len(found), 3):
-        task_id = found[at].decode()
+        task_id = id_of(found[at])
         try:
             tasks.append(claimed_task(task_id, found[at + 1], found[at + 2], worker, now, until))
-        except CorruptRecord as error:
-            told = TaskError(type="CorruptRecord", message=str(error))
-            unreadable.append(Failed(id=task_id, delivery=next_delivery(found[at + 2]), error=told))
+        except CorruptRecord as problem:
+            delivery = next_delivery(found[at + 2])
+            unreadable.append(Failed(id=task_id, delivery=delivery, error=corrupt_error(problem)))
     return tasks, unreadable
 
 

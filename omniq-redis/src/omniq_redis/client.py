@@ -99,7 +99,9 @@ class Client:
 
         :raises StorageUnavailable: if that could not be done in time.
         """
-        words = [word if isinstance(word, bytes) else str(word).encode() for word in arguments]
+        words = [
+            word if isinstance(word, bytes) else str(word).encode("utf-8", "surrogateescape") for word in arguments
+        ]
         return await self.run_packed(name, arguments_of(words), len(words))
 
     async def run_packed(self, name: str, arguments: bytes, count: int) -> Any:

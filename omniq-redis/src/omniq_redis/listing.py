@@ -64,7 +64,7 @@ def _matching(query: TaskQuery, ids: list[bytes], stored: list[Any]) -> list[tup
     now: int = stored[0]
     for place, task_id in enumerate(ids):
         record = stored[4 * place + 1 : 4 * place + 5]
-        task = rows.task_or_stand_in(task_id.decode(), record, now)
+        task = rows.task_or_stand_in(rows.id_of(task_id), record, now)
         if task is None:
             continue
         if query.tag is None or query.tag in task.tags:

@@ -10,20 +10,23 @@ from typing import NamedTuple
 
 from omniq.errors import CorruptRecord
 from omniq.records import load_error, load_progress
-from omniq.task import StoredTask, TaskError, TaskState, record_of
+from omniq.storage import validation
+from omniq.storage.validation import check_task, corrupt, salvaged
+from omniq.task import StoredTask, TaskState, record_of
 from omniq_redis.orders import load_options
-from omniq_redis.times import EPOCH, moment
+from omniq_redis.times import moment
 
 __all__ = [
     "Stored",
     "claimed_task",
+    "id_of",
     "next_delivery",
     "task_of",
     "task_or_stand_in",
 ]
 
 STATES = {b"s": TaskState.SUCCEEDED, b"f": TaskState.FAILED, b"c": TaskState.CANCELLED}
-UNREADABLE = (TypeError, ValueError, OverflowError, LookupError, RecursionError, struct.error)
+UNREADABLE = (*validation.UNREADABLE, struct.error)
 """What comes of bytes that are not what they should be."""
 
 _ORDER = Struct(">QQQQQIBHH")
@@ -86,9 +89,9 @@ def task_of(task_id: str, stored: Sequence[bytes | None], now: int) -> StoredTas
     if order is None:
         return None
     try:
-        return _task_of(task_id, order, stored[1], stored[2], stored[3], now)
+        return check_task(_task_of(task_id, order, stored[1], stored[2], stored[3], now))
     except UNREADABLE as problem:
-        raise CorruptRecord(f"task {task_id!r} cannot be read: {problem}") from problem
+        raise corrupt("task", task_id, problem, place=f"key o:{task_id}") from problem
 
 
 def _task_of(
@@ -173,7 +176,7 @@ def claimed_task(
             delivery, attempt, run, expires = past.delivery, past.attempt, past.run, past.expires
             error = load_error(past.error) if past.error else None
         created_at = moment(created)
-        return record_of(
+        task = record_of(
             StoredTask,
             {
                 "id": task_id,
@@ -201,32 +204,24 @@ def claimed_task(
                 "result_payload": None,
             },
         )
+        return check_task(task)
     except UNREADABLE as problem:
-        raise CorruptRecord(f"task {task_id!r} cannot be read: {problem}") from problem
+        raise corrupt("task", task_id, problem, place=f"key o:{task_id}") from problem
+
+
+def id_of(word: bytes) -> str:
+    """Return an id that the server gave; one that is no text, too: the record can be deleted by it."""
+    return word.decode("utf-8", "surrogateescape")
 
 
 def next_delivery(past: bytes | None) -> int:
     """Give the delivery that a claim began, of a task that can otherwise not be read."""
-    return 1 if past is None else int(_COUNTS.unpack_from(past, 9)[0]) + 1
-
-
-def _salvaged(task_id: str, error: CorruptRecord) -> StoredTask:
-    """Give a stand-in for a task that cannot be read, so that it can be seen, deleted, and does not hide others."""
-    return StoredTask(
-        id=task_id,
-        queue="",
-        name="",
-        body=b"",
-        state=TaskState.FAILED,
-        created_at=EPOCH,
-        run_at=EPOCH,
-        error=TaskError(type="CorruptRecord", message=str(error)),
-    )
+    return 1 if past is None else (int(_COUNTS.unpack_from(past, 9)[0]) + 1) & 0xFFFF_FFFF
 
 
 def task_or_stand_in(task_id: str, stored: Sequence[bytes | None], now: int) -> StoredTask | None:
     """Make a task of what is stored of it, or a stand-in for it if that cannot be read; None if nothing is stored."""
     try:
         return task_of(task_id, stored, now)
-    except CorruptRecord as error:
-        return _salvaged(task_id, error)
+    except CorruptRecord as problem:
+        return salvaged(problem, task_id)

@@ -2,37 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 from omniq.errors import CorruptRecord
-from omniq.escaping import get_logger
-from omniq.records import load_schedule
 from omniq.schedule import Schedule
+from omniq.storage.validation import corrupt, read_schedule
 from omniq_redis.times import microseconds
 
-__all__ = ["next_run_of", "read_schedule", "readable"]
-
-_log = get_logger("omniq.redis")
+__all__ = ["next_run_of", "schedules_of"]
 
 
-def read_schedule(stored: bytes) -> Schedule:
-    """Read what is stored of a schedule: its revision, and its text.
+def schedules_of(found: Sequence[Any]) -> Iterator[Schedule | CorruptRecord]:
+    """Read what is stored of schedules; what cannot be read is the error that says so.
 
-    :raises CorruptRecord: if that cannot be done.
+    :param found: ids, and the revision and text of each.
     """
-    return load_schedule(stored[8:], revision=int.from_bytes(stored[:8], "big"))
+    for name, stored in _both(*found):
+        if stored is not None:
+            yield _read(name, stored)
 
 
-def readable(found: Iterable[bytes | None]) -> list[Schedule]:
-    """Read schedules; one that cannot be read must not keep the others from firing."""
-    schedules = []
-    for stored in found:
-        try:
-            if stored is not None:
-                schedules.append(read_schedule(stored))
-        except CorruptRecord as error:
-            _log.error("%s", error)
-    return schedules
+def _both(names: Iterable[bytes], stored: Iterable[bytes | None]) -> Iterable[tuple[bytes, bytes | None]]:
+    return zip(names, stored, strict=True)
+
+
+def _read(word: bytes, stored: bytes) -> Schedule | CorruptRecord:
+    name = word.decode("utf-8", "surrogateescape")
+    try:
+        schedule = read_schedule(stored[8:], revision=int.from_bytes(stored[:8], "big"))
+        if schedule.id != name:
+            return corrupt("schedule", name, f"its record is that of schedule {schedule.id!r}")
+    except CorruptRecord as problem:
+        return corrupt("schedule", name, problem.__cause__ or problem, place="key schedules")
+    return schedule
 
 
 def next_run_of(schedule: Schedule) -> bytes:

@@ -12,6 +12,7 @@ from typing import Any, Self
 from attrs import evolve
 
 from omniq.errors import StorageUnavailable
+from omniq.escaping import get_logger
 from omniq.records import dump_progress, dump_schedule
 from omniq.schedule import Schedule
 from omniq.storage import (
@@ -28,6 +29,7 @@ from omniq.storage import (
     TaskPage,
     TaskQuery,
 )
+from omniq.storage.validation import finding, log_once
 from omniq.task import (
     NewTask,
     Outcome,
@@ -38,17 +40,20 @@ from omniq.task import (
 from omniq_redis import rows
 from omniq_redis.batches import MOST_TASKS, check_size, pack_outcomes, pack_tasks, pairs, read_claimed, read_stored
 from omniq_redis.blocking import Pool
+from omniq_redis.checking import find_unreadable, name_problem, read_worker
 from omniq_redis.client import Client, Memory
 from omniq_redis.dialing import Dialer
 from omniq_redis.doctor import diagnose, warn
 from omniq_redis.listing import list_tasks, read_cursor
 from omniq_redis.orders import is_simple, order_words
-from omniq_redis.schedules import next_run_of, read_schedule, readable
+from omniq_redis.schedules import next_run_of, schedules_of
 from omniq_redis.settings import read_settings
 from omniq_redis.times import moment, span
 from omniq_redis.waiting import Waiting
 
 __all__ = ["RedisStorage"]
+
+_log = get_logger("omniq.redis")
 
 MOST_SCANS = 200
 """So many steps over the keys of a server, each of about a thousand, are taken to find its namespaces."""
@@ -224,7 +229,7 @@ class RedisStorage(Storage):
     async def recover(self, limit: int) -> list[StoredTask]:
         found = await self._opened().run("recover", [limit])
         count = (len(found) - 1) // 5
-        return self._read_tasks([task_id.decode() for task_id in found[1 + 4 * count :]], found)
+        return self._read_tasks([rows.id_of(task_id) for task_id in found[1 + 4 * count :]], found)
 
     # Waiting
 
@@ -255,27 +260,38 @@ class RedisStorage(Storage):
         found = await self._opened().run("stats")
         stats = [
             QueueStats(
-                queue=row[0].decode(),
+                queue=name,
                 counts=dict(zip(COUNTED, row[2:8], strict=True)),
                 paused=bool(row[1]),
                 oldest_ready=None if row[8] < 0 else row[8] / 1e6,
             )
             for row in found
+            if (name := self._text(row[0], "queue")) is not None
         ]
         return sorted(stats, key=lambda stat: stat.queue)
+
+    def _text(self, word: bytes, kind: str) -> str | None:
+        """Return a name that the server gave; None if it is none, which the log then tells once."""
+        problem = name_problem(word, kind)
+        if problem is None:
+            return word.decode()
+        log_once(_log, problem, self._settings.shown)
+        return None
 
     async def workers(self) -> list[StoredWorker]:
         workers, owners, told = await self._opened().run("workers")
         running: dict[bytes, list[str]] = {}
         for task_id, owner in pairs(owners):
-            running.setdefault(owner, []).append(task_id.decode())
-        about = {name: text.decode() for name, text in pairs(told)}
-        infos = [
-            StoredWorker(
-                id=name.decode(), seen_at=moment(seen), running=tuple(running.get(name, ())), about=about.get(name)
-            )
-            for name, seen in pairs(workers)
-        ]
+            if name_problem(task_id, "task") is None:
+                running.setdefault(owner, []).append(task_id.decode())
+        about = dict(pairs(told))
+        infos: list[StoredWorker] = []
+        for name, seen in pairs(workers):
+            worker = read_worker(name, seen, running.get(name, ()), about.get(name))
+            if isinstance(worker, StoredWorker):
+                infos.append(worker)
+            else:
+                log_once(_log, worker, self._settings.shown)
         return sorted(infos, key=lambda info: info.id)
 
     # Control
@@ -330,20 +346,47 @@ class RedisStorage(Storage):
         expected = b"" if expected_revision is None else b"%d" % expected_revision
         words: list[bytes | int | str] = [schedule.id, next_run_of(schedule), dump_schedule(schedule), expected]
         revision = await self._opened().run("put_schedule", words)
+        if not revision and expected_revision == 0 and (found := await self._unreadable_revision(schedule.id)):
+            revision = await self._opened().run("put_schedule", [*words[:3], found])
         return evolve(schedule, revision=revision) if revision else None
+
+    async def _unreadable_revision(self, schedule_id: str) -> int:
+        """Return the revision of a schedule that cannot be read, which counts as absent; 0 if there is none."""
+        _, (stored,) = found = await self._opened().run("get_schedules", [schedule_id])
+        if any(isinstance(schedule, Schedule) for schedule in schedules_of(found)) or stored is None:
+            return 0
+        return int.from_bytes(stored[:8], "big")
 
     async def get_schedules(self, ids: Sequence[str] | None = None) -> list[Schedule]:
         client = self._opened()
         if ids is not None and not ids:
             return []
-        found = [read_schedule(text) for text in await client.run("get_schedules", ids or ()) if text is not None]
+        found = self._readable(await client.run("get_schedules", ids or ()))
         return found if ids else sorted(found, key=lambda schedule: schedule.id)
+
+    def _readable(self, found: Sequence[Any]) -> list[Schedule]:
+        readable: list[Schedule] = []
+        for schedule in schedules_of(found):
+            if isinstance(schedule, Schedule):
+                readable.append(schedule)
+            else:
+                log_once(_log, schedule, self._settings.shown)
+        return readable
 
     async def delete_schedule(self, schedule_id: str) -> bool:
         return bool(await self._opened().run("delete_schedule", [schedule_id]))
 
     async def due_schedules(self, limit: int) -> list[Schedule]:
-        return readable(await self._opened().run("due_schedules", [limit]))
+        due: list[Schedule] = []
+        passed = 0
+        while len(due) < limit:
+            # What cannot be read does not stand before what can.
+            found = await self._opened().run("due_schedules", [limit, passed])
+            due += self._readable(found)
+            passed += len(found[0])
+            if len(found[0]) < limit:
+                break
+        return due[:limit]
 
     async def fire(self, schedule: Schedule, tasks: Sequence[NewTask]) -> list[Enqueued] | None:
         check_size(tasks)
@@ -369,6 +412,11 @@ class RedisStorage(Storage):
             if cursor == b"0":
                 break
         return sorted(found)
+
+    async def check(self, limit: int = 100) -> list[Finding]:
+        found = await super().check(limit)
+        problems = await find_unreadable(self._opened())
+        return [*found, *map(finding, problems)][:limit]
 
     async def diagnose(self) -> list[Finding]:
         return await diagnose(self._opened())

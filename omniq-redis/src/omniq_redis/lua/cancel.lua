@@ -4,13 +4,13 @@ local answers = {}
 for i, id in ipairs(ARGV) do
   answers[i] = '0'
   local record = call('HGET', P .. 'running', id)
-  if record then
+  if record and is_running(record) then
     call('HSET', P .. 'running', id, string.sub(record, 1, 32) .. CANCEL_REQUESTED .. string.sub(record, 34))
     answers[i] = '1'
-  else
-    local order = order_of(id)
-    if order then
-      local past, head = call('GET', P .. 'h:' .. id), head_of(order, 1)
+  elseif not record then
+    local order, past = order_of(id), past_of_task(id)
+    if order and past ~= false then
+      local head = head_of(order, 1)
       local key, place = waits_in(id, order, past, head)
       if key then
         end_waiting(id, order, past, head)

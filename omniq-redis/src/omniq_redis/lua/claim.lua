@@ -1,4 +1,4 @@
---! base many wake announce task endings promote
+--! base many wake announce task endings corrupt promote
 -- ARGV: worker, lease, limit in all, the name under which the worker waited, then queue and limit of each queue.
 -- Gives the time, then id, order and past of each claimed task.
 local worker, lease, left, name = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
@@ -17,11 +17,21 @@ local function take(queue, members)
     ids[i] = string.sub(members[i], 16)
   end
   local orders, pasts = strings('o:', ids), strings('h:', ids)
-  local running, leased, expired, watched, count = {}, {}, {}, {}, 0
+  local running, leased, expired, watched, corrupt, count = {}, {}, {}, {}, {}, 0
   local queue_stop = 49 + #queue
   for i = 1, #ids do
     local order, past = orders[i], pasts[i]
-    if order and #order >= 49 then
+    if not order then
+      -- No task, or one that is not there any more, or of another type.
+      if call('EXISTS', P .. 'o:' .. ids[i]) == 1 then
+        corrupt[i] = 'its order is of another type'
+      end
+      patience = patience - 1
+    elseif not has_head(order, 1) or string.sub(order, 50, queue_stop) ~= queue then
+      corrupt[i] = 'its order is cut short, or of another queue'
+    elseif past and not is_past(past) then
+      corrupt[i] = 'what has become of it is cut short'
+    else
       local expires8 = expires_of(order, past)
       if expires8 ~= NEVER and struct.unpack('>I8', expires8) <= now then
         expired[#expired + 1] = i
@@ -54,9 +64,12 @@ local function take(queue, members)
   if count > 0 then
     apply('HSET', P .. 'running', running)
     apply('ZADD', P .. 'leased', leased)
-    call('HINCRBY', P .. 'counts', queue, count)
+    count_running(queue, count)
   end
   patience = patience - #expired
+  for i, why in pairs(corrupt) do
+    end_corrupt(ids[i], queue, why)
+  end
   for _, i in ipairs(expired) do
     end_waiting(ids[i], orders[i], pasts[i], head_of(orders[i], 1))
   end
@@ -67,10 +80,9 @@ local function take(queue, members)
   return count
 end
 
-for at = 5, #ARGV, 2 do
-  local queue, wanted = ARGV[at], math.min(tonumber(ARGV[at + 1]), left)
+local function serve(queue, wanted)
   if name ~= '' then
-    call('ZREM', P .. 'idle:' .. queue, name)
+    redis.pcall('ZREM', P .. 'idle:' .. queue, name)
   end
   if call('SISMEMBER', P .. 'paused', queue) == 0 then
     promote(queue)
@@ -86,6 +98,15 @@ for at = 5, #ARGV, 2 do
     if (wanted <= 0 or patience <= 0) and call('EXISTS', P .. 'ready:' .. queue) == 1 then
       wake(queue)
     end
+  end
+end
+
+for at = 5, #ARGV, 2 do
+  if #ARGV == 6 then
+    serve(ARGV[at], math.min(tonumber(ARGV[at + 1]), left))
+  else
+    -- A key of another type keeps its own queue from being served, and no other.
+    of_its_type(serve, ARGV[at], math.min(tonumber(ARGV[at + 1]), left))
   end
 end
 return found

@@ -4,9 +4,25 @@ local ENDED = { s = 'succeeded:', f = 'failed:', c = 'cancelled:' }
 local answers = {}
 for i, id in ipairs(ARGV) do
   answers[i] = '0'
-  local order = order_of(id)
-  if order and call('HEXISTS', P .. 'running', id) == 0 then
-    local past, head = call('GET', P .. 'h:' .. id), head_of(order, 1)
+  local order, there = order_of(id)
+  local record, past = call('HGET', P .. 'running', id), past_of_task(id)
+  if not there or (order and record and is_running(record)) then
+    answers[i] = '0'
+  elseif not order or record or past == false then
+    -- What cannot be read. Its places in queues and orders go when somebody comes by and it is not there.
+    if record then
+      call('HDEL', P .. 'running', id)
+      call('ZREM', P .. 'leased', id)
+      if order then
+        count_running(head_of(order, 1).queue, -1)
+      end
+    end
+    call('UNLINK', P .. 'o:' .. id, P .. 'h:' .. id)
+    call('ZREM', P .. 'expiring', id)
+    announce({ id })
+    answers[i] = '1'
+  else
+    local head = head_of(order, 1)
     local kept = past and ENDED[string.sub(past, 1, 1)]
     if kept then
       call('ZREM', P .. kept .. head.queue, id)

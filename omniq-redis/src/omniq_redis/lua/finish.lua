@@ -45,7 +45,7 @@ for i = 1, count do
   local id, record = ids[i], running[i]
   local kind, delivery, delay = struct.unpack('>c1I4I8', ARGV[3 * i - 1])
   answers[i] = '0'
-  if record and not seen[id] and struct.unpack('>I4', record) == delivery then
+  if not seen[id] and is_held(record, delivery) then
     answers[i] = '1'
     seen[id] = true
     gone[#gone + 1] = id
@@ -98,7 +98,7 @@ if #gone > 0 then
         apply('ZADD', P .. state .. ':' .. name, queue[state])
       end
     end
-    call('HINCRBY', P .. 'counts', name, -queue.ended)
+    count_running(name, -queue.ended)
   end
   if #again > 0 then
     apply('ZADD', P .. 'expiring', again)

@@ -1,6 +1,4 @@
 --! base many
--- ARGV: ids; none: all. Gives what is stored of those that are there.
-if #ARGV == 0 then
-  return call('HVALS', P .. 'schedules')
-end
-return fields(P .. 'schedules', ARGV)
+-- ARGV: ids; none: all. Gives ids, and what is stored of each.
+local ids = #ARGV > 0 and ARGV or call('HKEYS', P .. 'schedules')
+return { ids, fields(P .. 'schedules', ids) }

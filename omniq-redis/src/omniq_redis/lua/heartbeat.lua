@@ -21,7 +21,7 @@ local states, extended = {}, {}
 for i = 1, #ids do
   local record = running[i]
   states[i] = 'l'
-  if record and struct.unpack('>I4', record) == tonumber(ARGV[2 * i + 2]) then
+  if is_held(record, tonumber(ARGV[2 * i + 2])) then
     states[i] = is_cancel_requested(record) and 'c' or 'h'
     extended[#extended + 1] = now + lease
     extended[#extended + 1] = ids[i]

@@ -1,4 +1,4 @@
---! base many records
+--! base many task records
 -- ARGV: before which sequence number (0: from the latest), how many tasks to look at, queue, the state's letter, the
 -- beginning and a part of a body; '' does not restrict. Gives the sequence number to go on from (0: no more are left),
 -- the ids that match, and what is stored of them.
@@ -13,7 +13,7 @@ for _, number in ipairs(call('ZREVRANGEBYSCORE', P .. 'log', highest, '-inf', 'L
   local chunk = call('HGETALL', P .. 'log:' .. number)
   local entries = {}
   for i = 1, #chunk, 2 do
-    local seq = number * 100 + chunk[i]
+    local seq = number * 100 + (tonumber(chunk[i]) or 0)
     if before == 0 or seq < before then
       entries[#entries + 1] = { seq, chunk[i + 1] }
     end
@@ -35,7 +35,15 @@ local matching, kept = {}, { now }
 for i = 1, #ids do
   local at = 4 * i - 2
   local order, past = found[at], found[at + 1]
-  if order then
+  if order and not has_head(order, 1) then
+    -- What cannot be read is shown among all tasks, and among those that failed.
+    if queue == '' and (state == '' or state == 'f') and start == '' and part == '' then
+      matching[#matching + 1] = ids[i]
+      for j = 0, 3 do
+        kept[#kept + 1] = found[at + j]
+      end
+    end
+  elseif order then
     local queue_length, unique_length = struct.unpack('>HH', order, 46)
     local body = 50 + queue_length + math.max(unique_length - 1, 0)
     local there = queue == '' or queue == string.sub(order, 50, 49 + queue_length)
@@ -43,6 +51,8 @@ for i = 1, #ids do
       local letter
       if found[at + 2] then
         letter = 'r'
+      elseif past and not is_past(past) then
+        letter = 'f'
       elseif past and string.sub(past, 1, 1) ~= 'w' then
         letter = string.sub(past, 1, 1)
       else

@@ -3,12 +3,11 @@
 -- when the next task and the next schedule are due (-1: none). Where a schedule is overdue, which perhaps nobody can fire,
 -- the next is said to be due in a second at the latest.
 local name, next_due = ARGV[1], -1
-for at = 2, #ARGV do
-  local queue = ARGV[at]
+local function look(queue)
   if call('SISMEMBER', P .. 'paused', queue) == 0 then
     promote(queue)
     if call('EXISTS', P .. 'ready:' .. queue) == 1 then
-      return { 1, now, -1, -1 }
+      return true
     end
     local head = tonumber(call('ZRANGE', P .. 'scheduled:' .. queue, 0, 0, 'WITHSCORES')[2] or -1)
     if head >= 0 and (next_due < 0 or head < next_due) then
@@ -16,8 +15,14 @@ for at = 2, #ARGV do
     end
   end
 end
+
 for at = 2, #ARGV do
-  call('ZADD', P .. 'idle:' .. ARGV[at], now, name)
+  if of_its_type(look, ARGV[at]) then
+    return { 1, now, -1, -1 }
+  end
+end
+for at = 2, #ARGV do
+  redis.pcall('ZADD', P .. 'idle:' .. ARGV[at], now, name)
   -- Should all who wait die, nothing is left of them.
   call('EXPIRE', P .. 'idle:' .. ARGV[at], 60)
 end

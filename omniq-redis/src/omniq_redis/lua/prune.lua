@@ -1,7 +1,7 @@
 --! base many announce task remove
 -- ARGV: limit. Removes ended tasks whose time is over, and what dead workers left. Gives how many tasks were removed.
 local limit, removed = tonumber(ARGV[1]), 0
-for _, queue in ipairs(call('SMEMBERS', P .. 'queues')) do
+local function prune(queue)
   for _, state in ipairs({ 'succeeded:', 'failed:', 'cancelled:' }) do
     if removed >= limit then
       break
@@ -19,9 +19,13 @@ for _, queue in ipairs(call('SMEMBERS', P .. 'queues')) do
   end
   call('ZREMRANGEBYSCORE', P .. 'idle:' .. queue, '-inf', now - 60000000)
 end
+
+for _, queue in ipairs(call('SMEMBERS', P .. 'queues')) do
+  of_its_type(prune, queue)
+end
 local workers = call('HGETALL', P .. 'workers')
 for i = 1, #workers, 2 do
-  if struct.unpack('>I8', workers[i + 1], 9) <= now then
+  if #workers[i + 1] ~= 16 or struct.unpack('>I8', workers[i + 1], 9) <= now then
     call('HDEL', P .. 'workers', workers[i])
     call('HDEL', P .. 'about', workers[i])
   end

@@ -1,12 +1,27 @@
---! base many wake announce task endings records
+--! base many wake announce task endings corrupt records
 -- ARGV: limit. Gives the time, then what is stored of each task whose lease had run out; the ids come last.
 local limit = tonumber(ARGV[1])
 local lost = call('ZRANGEBYSCORE', P .. 'leased', '-inf', now, 'LIMIT', 0, limit)
+if call('HLEN', P .. 'running') > call('ZCARD', P .. 'leased') then
+  -- A lease was taken away by somebody: of those it cannot be told that they run.
+  for _, id in ipairs(call('HKEYS', P .. 'running')) do
+    if #lost < limit and not call('ZSCORE', P .. 'leased', id) then
+      lost[#lost + 1] = id
+    end
+  end
+end
 local running = fields(P .. 'running', lost)
 local ids, queues, ended = {}, {}, {}
 for i = 1, #lost do
   local id, record = lost[i], running[i]
-  if record then
+  if record and not is_running(record) then
+    ids[#ids + 1] = id
+    local order = order_of(id)
+    if order then
+      count_running(head_of(order, 1).queue, -1)
+    end
+    end_corrupt(id, nil, 'the record of its latest attempt is cut short')
+  elseif record then
     ids[#ids + 1] = id
     local stop = end_of_attempt(record, 1)
     local attempt, number = string.sub(record, 1, stop), struct.unpack('>I4', record, 5)
@@ -41,7 +56,7 @@ for i = 1, #lost do
       end
     end
     call('HDEL', P .. 'running', id)
-    call('HINCRBY', P .. 'counts', head.queue, -1)
+    count_running(head.queue, -1)
   end
   call('ZREM', P .. 'leased', id)
 end
@@ -54,8 +69,9 @@ end
 if #lost < limit then
   for _, id in ipairs(call('ZRANGEBYSCORE', P .. 'expiring', '-inf', now, 'LIMIT', 0, limit - #lost)) do
     local order = order_of(id)
-    if order and call('HEXISTS', P .. 'running', id) == 0 then
-      local past, head = call('GET', P .. 'h:' .. id), head_of(order, 1)
+    local past = past_of_task(id)
+    if order and past ~= false and call('HEXISTS', P .. 'running', id) == 0 then
+      local head = head_of(order, 1)
       local key, place = waits_in(id, order, past, head)
       if key then
         end_waiting(id, order, past, head)

@@ -3,7 +3,7 @@
 local answers, queues = {}, {}
 for i, id in ipairs(ARGV) do
   answers[i] = '0'
-  local past, order = call('GET', P .. 'h:' .. id), order_of(id)
+  local past, order = past_of_task(id), order_of(id)
   local state = past and string.sub(past, 1, 1)
   if order and (state == 'f' or state == 'c') and call('HEXISTS', P .. 'running', id) == 0 then
     local head = head_of(order, 1)

@@ -3,15 +3,22 @@
 -- microseconds its oldest ready task has waited, or -1.
 local function oldest_of(queue)
   local key, oldest, from = P .. 'ready:' .. queue, nil, '-'
-  while true do
+  for _ = 1, 256 do
     -- Within a priority the head is the oldest: one look for each priority in use.
     local head = call('ZRANGEBYLEX', key, from, '+', 'LIMIT', 0, 1)[1]
     if not head then
       break
     end
-    local place, run = struct.unpack('>BI8', head)
-    oldest = math.min(oldest or run, run)
-    from = '[' .. string.char(place + 1)
+    local place = string.byte(head) or 0
+    if #head > 15 then
+      oldest = math.min(oldest or now, (struct.unpack('>I8', head, 2)))
+      from = '[' .. string.char(math.min(place + 1, 255))
+    else
+      from = '(' .. head  -- no task of ours
+    end
+    if place == 255 then
+      break
+    end
   end
   local due = call('ZRANGE', P .. 'scheduled:' .. queue, 0, 0, 'WITHSCORES')[2]
   if due and tonumber(due) <= now then
@@ -21,7 +28,7 @@ local function oldest_of(queue)
 end
 
 local found = {}
-for _, queue in ipairs(call('SUNION', P .. 'queues', P .. 'paused')) do
+local function add(queue)
   local scheduled = call('ZCARD', P .. 'scheduled:' .. queue)
   local due = scheduled > 0 and call('ZCOUNT', P .. 'scheduled:' .. queue, '-inf', now) or 0
   local paused = call('SISMEMBER', P .. 'paused', queue)
@@ -42,5 +49,9 @@ for _, queue in ipairs(call('SUNION', P .. 'queues', P .. 'paused')) do
   else
     found[#found + 1] = row
   end
+end
+
+for _, queue in ipairs(call('SUNION', P .. 'queues', P .. 'paused')) do
+  of_its_type(add, queue)
 end
 return found

@@ -51,7 +51,7 @@ local function store(first)
     end
     seq = seq + 1
     local holder = kind.unique and call('HGET', P .. 'unique', kind.unique)
-    if holder and holder ~= id and call('EXISTS', orders .. id) == 0 then
+    if holder and holder ~= id and call('EXISTS', orders .. id) == 0 and call('EXISTS', orders .. holder) == 1 then
       refused[#refused + 1] = (at - first) / 3
       refused[#refused + 1] = holder
     else

@@ -28,16 +28,61 @@ local function head_of(text, at)
   return head
 end
 
-local function order_of(id)
-  local order = call('GETRANGE', P .. 'o:' .. id, 0, 511)
-  if order == '' then
+-- Whoever can write to the server can write anything: these tell whether a record has all that the scripts read of it.
+-- The rest is looked at by the clients.
+local function has_head(text, at)
+  if #text < at + 48 then
     return false
+  end
+  local queue_length, unique_length = struct.unpack('>HH', text, at + 45)
+  return #text >= at + 48 + queue_length + math.max(unique_length - 1, 0)
+end
+
+local function is_past(past)
+  if #past < 52 or not string.find(past, '^[wsfc]') then
+    return false
+  end
+  local at = 45 + struct.unpack('>H', past, 43)
+  if #past < at + 7 then
+    return false
+  end
+  local err, progress = struct.unpack('>I4I4', past, at)
+  return #past >= at + 7 + err + progress
+end
+
+local function is_running(record)
+  return #record >= 35 and has_head(record, 36 + struct.unpack('>H', record, 34))
+end
+
+local function is_held(record, delivery)
+  return record and is_running(record) and struct.unpack('>I4', record) == delivery
+end
+
+-- Gives the head of an order, or false and whether there is one that cannot be read.
+local function order_of(id)
+  local order = redis.pcall('GETRANGE', P .. 'o:' .. id, 0, 511)
+  if type(order) == 'table' or (order ~= '' and #order < 49) then
+    return false, true
+  elseif order == '' then
+    return false, call('EXISTS', P .. 'o:' .. id) == 1
   end
   local queue_length, unique_length = struct.unpack('>HH', order, 46)
   if 49 + queue_length + unique_length > 512 then
     order = call('GETRANGE', P .. 'o:' .. id, 0, 49 + queue_length + unique_length)
   end
-  return order
+  if has_head(order, 1) then
+    return order, true
+  end
+  return false, true
+end
+
+-- Gives the past of a task, nil if it has none, and false if it cannot be read.
+local function past_of_task(id)
+  local past = redis.pcall('GET', P .. 'h:' .. id)
+  if not past then
+    return nil
+  end
+  return type(past) == 'string' and is_past(past) and past
 end
 
 -- The place of a waiting task in its queue: priority, the time at which it is ready, sequence, id.
@@ -74,6 +119,14 @@ local function renewed(attempt, number, run, expires)
     .. struct.pack('>I8', run) .. expires .. '\0' .. string.sub(attempt, 34)
 end
 
+-- Counts the running tasks of a queue. What is no number is counted from 0 again.
+local function count_running(queue, change)
+  local counted = redis.pcall('HINCRBY', P .. 'counts', queue, change)
+  if type(counted) == 'table' then
+    call('HSET', P .. 'counts', queue, math.max(change, 0))
+  end
+end
+
 local function past_of(state, finished, attempt, err, progress, result)
   return state .. finished .. attempt .. struct.pack('>I4I4', #err, #progress) .. err .. progress .. result
 end
@@ -90,7 +143,7 @@ end
 
 -- Gives the error of the attempt before the one that runs.
 local function latest_error(id)
-  local past = call('GET', P .. 'h:' .. id)
+  local past = past_of_task(id)
   if past then
     local _, err = split(past)
     return err

@@ -3,12 +3,17 @@
 local function wake(queue)
   local key = P .. 'idle:' .. queue
   while true do
-    local name = call('ZPOPMIN', key)[1]
+    local popped = redis.pcall('ZPOPMIN', key)
+    if popped.err then
+      call('DEL', key)  -- of another type: those who wait look by themselves after a while, and note their names anew
+      return
+    end
+    local name = popped[1]
     if not name then
       return
     end
     local channel, number = string.match(name, '^([^:]*):(.*)$')
-    if call('PUBLISH', P .. 'to:' .. channel, 'w' .. number .. ':' .. queue) > 0 then
+    if channel and call('PUBLISH', P .. 'to:' .. channel, 'w' .. number .. ':' .. queue) > 0 then
       return
     end
   end

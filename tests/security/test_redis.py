@@ -1,0 +1,273 @@
+"""Somebody who can write to the server, with nothing but redis-py: what he writes harms nothing but itself."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Callable, Coroutine, Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any, cast
+
+import pytest
+from redis import Redis
+
+from omniq import TaskState
+from omniq.schedule import Schedule
+from omniq.storage import TaskQuery
+from omniq.storage.validation import is_corrupt
+from omniq_redis.storage import RedisStorage
+from tests.redis.redis_support import finish_all, new_task, only, opened, raw_client, take
+from tests.servers.redis import RedisServer, binary_of
+
+Test = Callable[..., Coroutine[Any, Any, None]]
+PREFIX = b"{shop}:"
+FUTURE = b"\x00\x06\x80" + b"\x00" * 5
+
+
+def on_a_loop(test: Test) -> Callable[..., None]:
+    """Run a test that is a coroutine function on an event loop of its own."""
+
+    @functools.wraps(test)
+    def run(**fixtures: Any) -> None:
+        asyncio.run(test(**fixtures))
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    with RedisServer(tmp_path_factory.mktemp("redis"), binary=binary_of("redis")) as server:
+        yield server
+
+
+@pytest.fixture
+def attacker(server: RedisServer) -> Iterator[Redis]:
+    with raw_client(server) as client:
+        client.flushall()
+        yield client
+
+
+async def found_by(store: RedisStorage) -> str:
+    return "\n".join(finding.message for finding in await store.check(1000))
+
+
+async def answers(store: RedisStorage) -> None:
+    """Do what each worker does at its start and again and again, and what people ask for."""
+    await store.stats()
+    await store.workers()
+    await store.recover(100)
+    await store.prune(100)
+    await store.wait_for_work(["q"], 0.01)
+    await store.list_tasks(TaskQuery(limit=100))
+    await store.get_schedules()
+    await store.due_schedules(10)
+    await store.diagnose()
+
+
+@on_a_loop
+async def test_a_task_whose_id_is_no_text_is_ended_and_the_others_of_its_claim_run(
+    server: RedisServer, attacker: Redis
+) -> None:
+    async with opened(server.url, "shop") as store:
+        ids = [task.id for task in [new_task() for _ in range(10)]]
+        await store.enqueue([new_task(id=one, max_retries=0) for one in ids])
+        order = attacker.get(PREFIX + b"o:" + ids[0].encode())
+        assert isinstance(order, bytes)
+        (member,) = cast("list[bytes]", attacker.zrange(PREFIX + b"ready:q", 0, 0))
+        attacker.set(PREFIX + b"o:\xff\xfe", order)
+        attacker.zadd(PREFIX + b"ready:q", {member[:15] + b"\xff\xfe": 0})
+
+        claimed = await take(store)
+        assert {task.id for task in claimed} == set(ids)
+        assert attacker.hlen(PREFIX + b"running") == len(ids)
+        await answers(store)
+
+
+@pytest.mark.parametrize("past", [b"x", b"\xff" * 60, b"", b"w" * 30])
+@on_a_loop
+async def test_a_task_with_a_past_that_is_none_is_ended_and_the_others_of_its_claim_run(
+    server: RedisServer, attacker: Redis, past: bytes
+) -> None:
+    async with opened(server.url, "shop") as store:
+        tasks = [new_task(max_retries=0) for _ in range(10)]
+        await store.enqueue(tasks)
+        bad = tasks[3].id
+        attacker.set(PREFIX + b"h:" + bad.encode(), past)
+        await answers(store)
+
+        assert {task.id for task in await take(store)} == {task.id for task in tasks} - {bad}
+        ended = await only(store, bad)
+        assert (ended.state, is_corrupt(ended), ended.body) == (TaskState.FAILED, True, tasks[3].body)
+        assert past in bytes(attacker.get(PREFIX + b"h:" + bad.encode()) or b"")  # type: ignore[arg-type]  # redis-py's types are those of both its clients
+        assert bad in await found_by(store)
+        assert await store.retry([bad]) == [True]
+        assert [task.id for task in await take(store)] == [bad]
+
+
+@pytest.mark.parametrize("member", [b"", b"x", b"\xff" * 3, b"\xff" * 20, b"\x00" * 16 + b"nobody"], ids=repr)
+@on_a_loop
+async def test_what_is_no_place_of_a_task_among_the_ready_is_dropped(
+    server: RedisServer, attacker: Redis, member: bytes
+) -> None:
+    async with opened(server.url, "shop") as store:
+        await store.enqueue([new_task() for _ in range(3)])
+        attacker.zadd(PREFIX + b"ready:q", {member: 0})
+        await answers(store)
+
+        assert await finish_all(store) == 3
+        assert attacker.exists(PREFIX + b"ready:q") == 0
+
+
+@on_a_loop
+async def test_any_number_of_them_is_dropped_in_steps_that_do_not_hold_up_the_server(
+    server: RedisServer, attacker: Redis
+) -> None:
+    async with opened(server.url, "shop") as store:
+        pipe = attacker.pipeline(transaction=False)
+        pipe.zadd(PREFIX + b"ready:q", {b"\x00" * 15 + b"%d" % number: 0 for number in range(20_000)})
+        pipe.execute()
+        (task,) = await _enqueued(store)
+
+        looks = 0
+        while not (claimed := await take(store)):
+            looks += 1
+            await store.wait_for_work(["q"], 30)  # which comes back at once, as there is more to look at
+        assert [one.id for one in claimed] == [task]
+        assert looks >= 20_000 // 2000 - 1
+
+
+async def _enqueued(store: RedisStorage) -> list[str]:
+    task = new_task()
+    await store.enqueue([task])
+    return [task.id]
+
+
+@pytest.mark.parametrize("key", ["queues", "paused"])
+@on_a_loop
+async def test_a_name_of_a_queue_that_is_no_text_is_passed_over(server: RedisServer, attacker: Redis, key: str) -> None:
+    async with opened(server.url, "shop") as store:
+        await _enqueued(store)
+        attacker.sadd(PREFIX + b"paused", b"\xff\xfe")
+        attacker.sadd(PREFIX + key.encode(), b"\xff\xfe")
+        await answers(store)
+
+        assert [stats.queue for stats in await store.stats()] == ["q"]
+        assert "queue" in await found_by(store)
+        assert await finish_all(store) == 1
+
+
+@pytest.mark.parametrize("what", ["ready", "scheduled", "failed", "succeeded", "cancelled", "idle"])
+@on_a_loop
+async def test_a_key_of_another_type_harms_its_own_queue_alone(server: RedisServer, attacker: Redis, what: str) -> None:
+    async with opened(server.url, "shop") as store:
+        await _enqueued(store)
+        attacker.sadd(PREFIX + b"queues", b"other")
+        attacker.set(PREFIX + f"{what}:other".encode(), b"no sorted set")
+        await answers(store)
+
+        claimed = await take(store, "other", "q")
+        assert len(claimed) == 1
+        await store.wait_for_work(["other", "q"], 0.01)
+        assert "q" in [stats.queue for stats in await store.stats()]
+        if what == "idle":  # who waits is no record: it is made anew
+            assert (await store.enqueue([new_task(queue="other")]))[0].created
+        else:
+            assert f"{what}:" in await found_by(store)
+
+
+@pytest.mark.parametrize("record", [b"", b"x", b"\xff" * 60, b"\x00" * 35], ids=repr)
+@on_a_loop
+async def test_a_running_record_that_is_none_keeps_no_other_from_being_recovered(
+    server: RedisServer, attacker: Redis, record: bytes
+) -> None:
+    async with opened(server.url, "shop") as store:
+        tasks = [new_task(max_retries=3) for _ in range(5)]
+        await store.enqueue(tasks)
+        assert len(await take(store)) == 5
+        bad = tasks[2].id
+        attacker.hset(PREFIX + b"running", bad, record)
+        await answers(store)
+        attacker.zadd(PREFIX + b"leased", {task.id: 1 for task in tasks})
+
+        recovered = {task.id for task in await store.recover(100)}
+        assert recovered == {task.id for task in tasks}
+        assert {task.id for task in await take(store)} == recovered - {bad}
+        assert is_corrupt(await only(store, bad))
+        assert attacker.hget(PREFIX + b"running", bad) is None
+
+
+@on_a_loop
+async def test_a_running_task_whose_lease_was_taken_away_is_recovered(server: RedisServer, attacker: Redis) -> None:
+    async with opened(server.url, "shop") as store:
+        (task,) = await _enqueued(store)
+        await take(store)
+        attacker.delete(PREFIX + b"leased")
+
+        assert [one.id for one in await store.recover(10)] == [task]
+        assert [one.id for one in await take(store)] == [task]
+
+
+@on_a_loop
+async def test_a_schedule_that_cannot_be_read_stands_before_no_other_and_can_be_deleted(
+    server: RedisServer, attacker: Redis
+) -> None:
+    async with opened(server.url, "shop") as store:
+        past = datetime.now(UTC) - timedelta(hours=1)
+        for name in ("good", *(f"bad{number}" for number in range(5))):
+            await store.put_schedule(Schedule(id=name, task=new_task(), trigger="{}", next_run=past))
+        for number, text in enumerate([b"", b"x", b"\xff" * 30, b"\x00" * 8 + b"[]", b"\x00" * 7 + b"\x01{}"]):
+            attacker.hset(PREFIX + b"schedules", f"bad{number}", text)
+            attacker.zadd(PREFIX + b"schedules:due", {f"bad{number}": 1})
+        await answers(store)
+
+        assert [one.id for one in await store.due_schedules(1)] == ["good"]
+        assert [one.id for one in await store.get_schedules()] == ["good"]
+        found = await found_by(store)
+        for number in range(5):
+            assert f"omniq schedules delete bad{number}" in found
+            assert await store.delete_schedule(f"bad{number}")
+        assert "bad" not in await found_by(store)
+
+
+@on_a_loop
+async def test_a_record_put_in_the_place_of_another_is_of_the_task_that_was_asked_for_or_of_none(
+    server: RedisServer, attacker: Redis
+) -> None:
+    async with opened(server.url, "shop") as store:
+        one, other = new_task(queue="a"), new_task(queue="b")
+        await store.enqueue([one, other])
+        order = attacker.get(PREFIX + b"o:" + one.id.encode())
+        attacker.set(PREFIX + b"o:" + other.id.encode(), order)  # type: ignore[arg-type]  # redis-py's types are those of both its clients
+
+        found = await store.get([one.id, other.id])
+        assert [None if task is None else task.id for task in found] == [one.id, other.id]
+        assert await take(store, "b") == []
+        assert is_corrupt(await only(store, other.id))
+        assert [task.id for task in await take(store, "a")] == [one.id]
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        pytest.param(lambda client: client.hset(PREFIX + b"counts", "q", "many"), id="counts"),
+        pytest.param(lambda client: client.hset(PREFIX + b"workers", "w", "x"), id="worker"),
+        pytest.param(lambda client: client.hset(PREFIX + b"workers", b"\xff", FUTURE * 2), id="named \\xff"),
+        pytest.param(lambda client: client.hset(PREFIX + b"about", "w", b"\xff"), id="about"),
+        pytest.param(lambda client: client.hset(PREFIX + b"unique", "key", b"\xff"), id="unique"),
+        pytest.param(lambda client: client.hset(PREFIX + b"log:0", "x", b"\xff"), id="log"),
+    ],
+)
+@on_a_loop
+async def test_other_records_that_cannot_be_read_keep_nothing_from_running(
+    server: RedisServer, attacker: Redis, spoil: Callable[[Redis], object]
+) -> None:
+    async with opened(server.url, "shop") as store:
+        await store.heartbeat("w", [], 30, "about it")
+        spoil(attacker)
+        await answers(store)
+        (answer,) = await store.enqueue([new_task(unique="key")])
+
+        assert answer.created
+        assert await finish_all(store) == 1
+        await answers(store)
+        await found_by(store)
