@@ -105,6 +105,31 @@ MUTANTS = """
             patch(MyStorage, "enqueue", one_by_one)
 
 
+    class TestHalfTheOutcomes(Mutant):
+        def mutate(self, patch):
+            finish = MyStorage.finish
+
+            async def one_by_one(self, outcomes):
+                answers = []
+                for one in outcomes:
+                    if getattr(one, "error", None):
+                        one.error.message.encode()
+                    answers += await finish(self, [one])
+                return answers
+
+            patch(MyStorage, "finish", one_by_one)
+
+
+    class TestHalfARun(Mutant):
+        def mutate(self, patch):
+            async def fire(self, schedule, tasks):
+                if await self.put_schedule(schedule, schedule.revision) is None:
+                    return None
+                return await self.enqueue(tasks)
+
+            patch(MyStorage, "fire", fire)
+
+
     class TestUnavailableForEver(Mutant):
         def mutate(self, patch):
             def fault(self, error):
@@ -201,6 +226,10 @@ CAUGHT_BY = {
     "TestNoTransactions": "test_a_storage_joins_only_transactions_that_it_knows",
     "TestFinishOneByOne": "test_a_batch_costs_as_many_requests_as_one_task",
     "TestHalfABatch": "test_a_batch_of_which_the_store_cannot_hold_one_is_refused_as_a_whole[surrogate-queue]",
+    "TestHalfTheOutcomes": (
+        "test_a_batch_of_outcomes_of_which_the_store_cannot_hold_one_is_recorded_as_a_whole_or_not_at_all"
+    ),
+    "TestHalfARun": "test_a_run_of_which_the_store_cannot_hold_a_task_leaves_the_schedule_as_it_is[queue]",
     "TestUnavailableForEver": "test_a_batch_of_which_the_store_cannot_hold_one_is_refused_as_a_whole[surrogate-name]",
     "TestDeadWorkers": "test_what_was_removed_leaves_nothing_behind",
     "TestPayloadLeft": "test_what_was_removed_leaves_nothing_behind",

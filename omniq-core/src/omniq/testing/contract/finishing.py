@@ -239,6 +239,22 @@ class FinishContract(Contract):
         await store.finish([outcome("cancelled", claimed)])
         assert (await record(store, task_id)).error == kept
 
+    # All or none
+
+    async def test_a_batch_of_outcomes_of_which_the_store_cannot_hold_one_is_recorded_as_a_whole_or_not_at_all(
+        self, store: Storage
+    ) -> None:
+        ids = await add(store, *(new_task() for _ in range(3)))
+        claimed = await take(store, 3)
+        outcomes = [outcome("succeeded", task) for task in claimed]
+        outcomes[1] = Failed(id=ids[1], delivery=1, error=TaskError(type="a\0\ud800", message="\udc80"))
+        try:
+            answers = await store.finish(outcomes)
+        except ValueError:
+            assert await store.get(ids) == claimed
+            answers = await store.finish([outcome("failed", task) for task in claimed])
+        assert answers == [True] * 3
+
     # The fence
 
     @pytest.mark.parametrize("kind", OUTCOMES)

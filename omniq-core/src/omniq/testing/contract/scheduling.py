@@ -175,6 +175,23 @@ class ScheduleContract(Contract):
         (claimed,) = await take(store, 9)
         assert (claimed.id, claimed.body) == (tasks[0].id, b"1")
 
+    @pytest.mark.parametrize("where", ["queue", "name", "unique"])
+    async def test_a_run_of_which_the_store_cannot_hold_a_task_leaves_the_schedule_as_it_is(
+        self, store: Storage, where: str
+    ) -> None:
+        schedule = await put(store, next_run=LONG_AGO)
+        good, odd = new_task(), new_task(**{where: "a\0\ud800"})
+        fired = evolve(schedule, next_run=FAR)
+        try:
+            await store.fire(fired, [good, odd])
+        except ValueError:
+            assert await store.get_schedules() == [schedule]
+            assert await states(store, [good.id, odd.id]) == [None, None]
+        else:
+            assert await states(store, [good.id, odd.id]) == [TaskState.READY] * 2
+            fired = (await store.get_schedules())[0]
+        assert await store.fire(fired, [new_task()]) is not None, "the store cannot be used any more"
+
     async def test_firing_without_tasks_advances_the_schedule(self, store: Storage) -> None:
         schedule = await put(store, next_run=LONG_AGO)
         assert await store.fire(evolve(schedule, next_run=None), []) == []
