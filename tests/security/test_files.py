@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 
 from omniq.errors import StorageUnavailable
-from omniq.storage import Severity
+from omniq.storage import Severity, TaskQuery
+from omniq.task import Succeeded, TaskState
 from omniq_local.files import FileStorage
-from tests.local.files_support import new_task, opened, storage, succeed, take
+from tests.local.files_support import Clock, new_task, opened, storage, succeed, take
 
 HEADER = struct.Struct("<4sIQQQQQI")
 NUMBERS = struct.Struct("<8sQQQQQQQ")
@@ -26,6 +27,12 @@ HARMLESS = "text of somebody else's"
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     return tmp_path / "jobs"
+
+
+def place(root: Path, pattern: str) -> Path:
+    """Return the one file of a store that a pattern names."""
+    (path,) = (root / "omniq").glob(pattern)
+    return path
 
 
 @pytest.fixture
@@ -308,5 +315,148 @@ def test_doctor_warns_of_a_folder_that_others_can_write(root: Path) -> None:
         (found,) = [each for each in await store.diagnose() if each.subject == "access"]
         assert found.severity is Severity.WARNING
         assert f"{root} can be written by others (0777)" in found.message
+
+    run(scenario, root)
+
+
+# Records
+
+
+def relink(source: Path, target: Path) -> None:
+    target.unlink()
+    os.link(source, target)
+
+
+@pytest.mark.parametrize("by", ["ids/*/{}.json", "tasks/*/*-{}.json"])
+def test_a_task_that_was_relinked_to_another_does_not_give_the_other_s_result(root: Path, by: str) -> None:
+    async def scenario(store: FileStorage) -> None:
+        await fill(store)
+        a, b = await take(store, 2)
+        await store.finish([Succeeded(id="a", delivery=a.delivery, result=b"of a")])
+        await store.finish([Succeeded(id="b", delivery=b.delivery, result=b"of b")])
+        relink(place(root, by.format("a")), place(root, by.format("b")))
+        for each, result in zip(await store.get(["a", "b"]), (b"of a", b"of b"), strict=True):
+            assert each is not None
+            assert each.result_payload == result
+        assert {task.id for task in await store.list_tasks(TaskQuery())} == {"a", "b"}
+
+    run(scenario, root)
+
+
+def test_to_cancel_or_delete_a_task_that_was_relinked_leaves_the_other_alone(root: Path) -> None:
+    async def scenario(store: FileStorage) -> None:
+        await fill(store)
+        relink(place(root, "ids/*/a.json"), place(root, "ids/*/b.json"))
+        assert await store.cancel(["b"]) == [True]
+        a, b = await store.get(["a", "b"])
+        assert a is not None
+        assert b is not None
+        assert (a.state, b.state) == (TaskState.READY, TaskState.CANCELLED)
+        relink(place(root, "ids/*/a.json"), place(root, "ids/*/b.json"))
+        assert await store.retry(["b"]) == [True]
+        assert await store.delete(["b"]) == [True]
+        assert [task.id for task in await take(store, 5)] == ["a"]
+
+    run(scenario, root)
+
+
+def test_a_ready_entry_that_was_relinked_runs_its_own_task_once(root: Path) -> None:
+    async def scenario(store: FileStorage) -> None:
+        await fill(store)
+        relink(place(root, "ready/q/0/*-a.json"), place(root, "ready/q/0/*-b.json"))
+        claimed = await take(store, 5)
+        assert [(task.id, task.delivery) for task in claimed] == [("a", 1), ("b", 1)]
+        assert await succeed(store, claimed) == [True, True]
+
+    run(scenario, root)
+
+
+def changed(path: Path, line: int, **fields: object) -> None:
+    """Change a task's file in place, as an editor does not."""
+    lines = path.read_bytes().split(b"\n")
+    lines[line] = json.dumps({**json.loads(lines[line]), **fields}).encode()
+    path.write_bytes(b"\n".join(lines))
+
+
+@pytest.mark.parametrize(
+    ("line", "fields"),
+    [
+        (0, {"name": []}),
+        (0, {"queue": 7}),
+        (0, {"queue": "elsewhere"}),
+        (0, {"result_ttl": float("nan")}),
+        (0, {"result_ttl": float("inf")}),
+        (0, {"sequence": 10**12}),
+        (0, {"id": "another"}),
+        (0, {"id": ["a"]}),
+        (0, {"tags": [None]}),
+        (1, {"attempt": "1"}),
+        (1, {"delivery": 2**31 - 1}),
+        (1, {"run_at": "0001-01-01T00:00:00+00:00"}),
+        (1, {"run_at": "2026-01-01T00:00:00"}),
+        (1, {"state": "running"}),
+        (1, {"error": {"type": 1}}),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("state", ["ready", "running"])
+def test_of_a_batch_with_a_bad_record_all_others_run_and_it_is_ended_and_named(
+    root: Path, line: int, fields: dict[str, object], state: str
+) -> None:
+    clock = Clock()
+
+    async def scenario() -> None:
+        async with opened(root, clock=clock) as store:
+            await store.enqueue([new_task(id=name, max_retries=0) for name in "abcde"])
+            claimed = await take(store, 9, lease=1.0) if state == "running" else []
+            changed(place(root, f"{state}/q/0/*-c.json"), line, **fields)
+        async with opened(root, clock=clock) as store:
+            if state == "running":
+                assert all(await succeed(store, [task for task in claimed if task.id != "c"]))
+                clock.advance(2)
+                await store.recover(10)
+            else:
+                assert [task.id for task in await take(store, 9)] == ["a", "b", "d", "e"]
+            (task,) = await store.get(["c"])
+            assert task is not None
+            assert task.state is TaskState.FAILED
+            assert task.error is not None
+            if task.error.type != "WorkerLost":
+                # Another attempt or state may be a record as good as any other.
+                assert task.error.type == "CorruptRecord"
+                (found,) = await store.check()
+                assert "omniq tasks delete c" in found.message
+            await store.stats()
+            await store.prune(10)
+            assert await store.delete(["c"]) == [True]
+            assert await store.get(["c"]) == [None]
+
+    asyncio.run(scenario())
+
+
+def test_a_foreign_name_of_any_length_stops_nothing(root: Path) -> None:
+    run(fill, root)
+    folder = os.fsencode(root / "omniq" / "ready" / "q" / "0")
+    for name in (b"x" * 250, b"\xff\xfe" * 120, "ä".encode() * 125, b"000-x\x1b[2J"):
+        os.close(os.open(folder + b"/" + name, os.O_CREAT | os.O_WRONLY))
+
+    async def scenario(store: FileStorage) -> None:
+        await store.stats()
+        await find(store)
+        await store.diagnose()
+
+    run(scenario, root)
+    assert len(list((root / "omniq" / "aside").iterdir())) == 4
+
+
+def test_a_ready_entry_that_was_removed_by_hand_makes_no_worker_look_again_and_again(root: Path) -> None:
+    async def scenario(store: FileStorage) -> None:
+        await fill(store)
+        place(root, "ready/q/0/*-a.json").unlink()
+        assert [task.id for task in await take(store, 5)] == ["b"]
+        assert await take(store, 5) == []
+        # Where some are ready, nobody waits.
+        (stats,) = await store.stats()
+        assert stats.counts[TaskState.READY] == 0
 
     run(scenario, root)
