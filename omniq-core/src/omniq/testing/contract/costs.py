@@ -24,6 +24,8 @@ __all__ = ["CostContract", "SyncContract"]
 
 BATCH = 60
 MANY_TASKS = 2000
+ROUNDS = 3
+"""How often what a busy machine can spoil is tried."""
 
 
 def open_files() -> int:
@@ -81,11 +83,18 @@ class CostContract(Contract):
         await store.wait_for_work(["work"], 0)
         ids = await add(store, queue="other")
         for wait in (lambda: store.wait_for_work(["work"], 1.2), lambda: store.wait_finished(ids, 1.2)):
-            before, began = count_requests(), time.monotonic()
-            await wait()
-            seconds = time.monotonic() - began
-            # One to look, one to begin and one to end with, besides that of each second.
-            assert count_requests() - before <= 3 + seconds
+            told = []
+            # One round is enough: on a busy machine something may be asked again whose answer was late.
+            for _ in range(ROUNDS):
+                before, began = count_requests(), time.monotonic()
+                await wait()
+                seconds = time.monotonic() - began
+                told.append(f"{count_requests() - before} in {seconds:.1f} s")
+                # One to look, one to begin and one to end with, besides that of each second.
+                if count_requests() - before <= 3 + seconds:
+                    break
+            else:
+                raise AssertionError(f"requests of an idle wait: {told}")
 
     async def test_a_batch_costs_as_many_requests_as_one_task(
         self, count_requests: Callable[[], int] | None, store: Storage
