@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import os
 import shutil
 import warnings
 from collections.abc import Awaitable, Callable
@@ -90,6 +91,8 @@ async def test_a_server_that_stands_still_holds_up_no_enqueue_for_longer_than_th
         async with opened(fresh(server.url)) as storage:
             await storage.enqueue([task()])  # in the shortest way the line is known
             server.suspend()
+            assert server.process is not None
+            os.waitid(os.P_PID, server.process.pid, os.WSTOPPED)  # a moment passes before it stands still
             try:
                 took = await asyncio.gather(
                     seconds_until_told(partial(storage.enqueue, [task()])),
