@@ -92,7 +92,8 @@ async def test_a_server_that_stands_still_holds_up_no_enqueue_for_longer_than_th
             await storage.enqueue([task()])  # in the shortest way the line is known
             server.suspend()
             assert server.process is not None
-            os.waitid(os.P_PID, server.process.pid, os.WSTOPPED)  # a moment passes before it stands still
+            # A moment passes before it stands still.
+            await asyncio.to_thread(os.waitid, os.P_PID, server.process.pid, os.WSTOPPED)
             try:
                 took = await asyncio.gather(
                     seconds_until_told(partial(storage.enqueue, [task()])),
