@@ -6,7 +6,7 @@ from typing import Any
 
 from attrs import evolve
 
-from omniq.body import Header, dump_header, join_body, load_content, make_content, split_body
+from omniq.storage.body import Header, dump_header, join_body, load_content, make_content, split_body
 
 __all__ = ["body_of", "changed"]
 
@@ -14,7 +14,7 @@ __all__ = ["body_of", "changed"]
 def body_of(payload: bytes = b"[[],{}]", signature: bytes = b"", **header: Any) -> bytes:
     """Return the body of a task.
 
-    :param header: fields of :class:`omniq.body.Header`.
+    :param header: fields of :class:`omniq.storage.body.Header`.
     """
     return join_body(make_content(dump_header(Header(**header)), payload), signature)
 

@@ -11,7 +11,7 @@ import pytest
 from omniq.cli.columns import Column, Table, shortened
 from omniq.cli.terminal import Screen
 from omniq.cli.wording import ago, plural, relative, rough_duration
-from omniq.escaping import printable
+from omniq.storage.escaping import printable
 from tests.cli.test_terminal import Terminal
 
 Row = tuple[str, str, str, str]

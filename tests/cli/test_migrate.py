@@ -10,11 +10,11 @@ import pytest
 from attrs import evolve
 
 from omniq import TaskQueue
+from omniq._runtime.connections import Connections
 from omniq.cli import main
-from omniq.connections import Connections
-from omniq.migrations import Migrated, Migration
 from omniq.storage import StorageConfig
-from omniq_local.memory import MemoryStorage
+from omniq.storage.migrations import Migrated, Migration
+from omniq_local.memory.storage import MemoryStorage
 
 STEPS = (
     Migration(version=1, name="tasks", sql="CREATE TABLE task (id text);", applied=True),

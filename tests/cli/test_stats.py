@@ -249,7 +249,7 @@ def test_on_a_terminal_the_table_is_redrawn_in_place(folder: Path) -> None:
 
 ODD = """
 from omniq import TaskQueue
-from omniq.urls import parse_url
+from omniq.storage.urls import parse_url
 from omniq_local.sqlite import SQLiteStorage
 
 

@@ -14,8 +14,8 @@ import pytest
 from omniq import Progress, TaskHandle, TaskQueue, TaskState
 from omniq.cli import main, task_control
 from omniq.cli.app import load_queue, store_of
-from omniq.ids import new_id
 from omniq.storage import Lease
+from omniq.storage.ids import new_id
 from omniq.task import NewTask, StoredTask
 from tests.bodies import body_of
 from tests.cli.program import run_omniq

@@ -79,9 +79,9 @@ def test_every_option_reaches_the_worker_and_the_workers_of_a_supervisor(
     assert main(["worker", "shop:queue", *OPTIONS, "--processes", "2"]) == 0
     python, _, module, *words = commands[0]
     assert (python, module) == (sys.executable, "omniq")
-    lifeline = words.index("--lifeline")
-    assert words[lifeline + 1] == "99"
-    assert main([*words[:lifeline], *words[lifeline + 2 :]]) == 0
+    parent_watch = words.index("--parent-watch")
+    assert words[parent_watch + 1] == "99"
+    assert main([*words[:parent_watch], *words[parent_watch + 2 :]]) == 0
 
     # Each is made twice: to check the options before anything begins, and to work.
     assert len(worked) == 5

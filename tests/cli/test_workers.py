@@ -11,9 +11,9 @@ import pytest
 from attrs import evolve
 
 from omniq import TaskQueue
+from omniq._worker.worker_info import WorkerAbout, dump_about
 from omniq.cli import main
 from omniq.cli.app import store_of
-from omniq.worker_info import WorkerAbout, dump_about
 
 URL = "sqlite:///jobs.db"
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from omniq import TaskQueue
-from omniq.ids import new_id
+from omniq.storage.ids import new_id
 from omniq.testing import wait_until
 from tests.core.running import Gate, MakeQueue
 

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Generator
 from typing import Any, Protocol, Unpack
 
 from omniq import TaskQueue, Worker
-from omniq.worker import WorkerOptions
+from omniq._worker.worker import WorkerOptions
 
 __all__ = ["Gate", "MakeQueue", "was_delivered", "working"]
 

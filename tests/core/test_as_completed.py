@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from omniq import ResultTimeout, TaskFailed, TaskQueue, as_completed
-from omniq.handle import LONGEST_WAIT
+from omniq._tasks.handle import LONGEST_WAIT
 from tests.core.running import MakeQueue, working
 
 
@@ -69,7 +69,7 @@ def test_what_has_not_ended_in_time_is_told_and_goes_on(queue: TaskQueue) -> Non
 def test_more_tasks_than_are_waited_for_at_a_time_hold_up_none(
     queue: TaskQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("omniq.handle.WAITED_FOR", 2)
+    monkeypatch.setattr("omniq._tasks.handle.WAITED_FOR", 2)
 
     @queue.task
     def work() -> int:

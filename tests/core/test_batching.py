@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from omniq.batching import Batcher
+from omniq._runtime.batching import Batcher
 from omniq.errors import StorageUnavailable
 
 

@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from omniq import PayloadRejected, TaskQueue, current_task
-from omniq.body import (
+from omniq.errors import CorruptRecord
+from omniq.storage.body import (
     LARGEST_HEADER,
     Header,
     as_task,
@@ -25,7 +26,6 @@ from omniq.body import (
     payload_size,
     split_body,
 )
-from omniq.errors import CorruptRecord
 from omniq.task import StoredTask
 from tests.bodies import body_of
 from tests.core.running import working

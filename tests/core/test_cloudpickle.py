@@ -27,11 +27,11 @@ from omniq import (
     current_task,
     hookimpl,
 )
-from omniq.carrying import PREFIX
-from omniq.ids import new_id
+from omniq._tasks.pickled_functions import PREFIX
 from omniq.plugins import Plugins
 from omniq.serialization import ArgumentTypes, Serializer
 from omniq.serialization.cloudpickle import serializer
+from omniq.storage.ids import new_id
 from omniq.testing import trial, wait_until
 from tests.core.running import working
 
@@ -217,7 +217,7 @@ def test_bytes_that_are_not_its_own_are_a_serialization_error(data: bytes) -> No
 
 def test_a_class_that_is_gone_fails_its_own_task_only(queue: TaskQueue, monkeypatch: pytest.MonkeyPatch) -> None:
     # A worker of another version may have it; but not for half an hour in a test.
-    monkeypatch.setattr("omniq.putbacks.PUT_BACK_LIMIT", 0)
+    monkeypatch.setattr("omniq._worker.releasing.PUT_BACK_LIMIT", 0)
 
     class Gone:
         def __reduce__(self) -> Any:

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from omniq import StorageUnavailable, TaskQueue, TaskState
-from omniq.portal import Portal
+from omniq._runtime.portal import Portal
 from omniq.testing import wait_until
 from tests.core.running import Gate, MakeQueue, working
 

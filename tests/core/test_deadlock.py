@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from omniq import TaskCancelled, TaskFailed, TaskFunction, TaskQueue
+from omniq._worker.worker import WorkerOptions
+from omniq.storage.urls import parse_url
 from omniq.task import StoredTask
 from omniq.testing import await_until
-from omniq.urls import parse_url
-from omniq.worker import WorkerOptions
-from omniq_local.memory import MemoryStorage
+from omniq_local.memory.storage import MemoryStorage
 
 WARNING = "tasks that wait for the results of other tasks"
 
@@ -83,7 +83,7 @@ class Watched(MemoryStorage):
 async def test_parents_whose_children_run_elsewhere_are_not_warned_of(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("omniq.deadlock.LOOKS", 10**9)
+    monkeypatch.setattr("omniq._worker.deadlock.LOOKS", 10**9)
     monkeypatch.setattr(Watched, "looks", 0)
     queue = TaskQueue(Watched(parse_url("memory://")), max_retries=0)
     running, release = asyncio.Event(), asyncio.Event()
@@ -100,7 +100,7 @@ async def test_parents_whose_children_run_elsewhere_are_not_warned_of(
     async with queue, queue.worker(queues=["default"], concurrency=1), queue.worker(queues=["children"]):
         handle = await parent.aenqueue()
         await asyncio.wait_for(running.wait(), 20)
-        monkeypatch.setattr("omniq.deadlock.LOOKS", 1)
+        monkeypatch.setattr("omniq._worker.deadlock.LOOKS", 1)
         before = Watched.looks
         await await_until(lambda: Watched.looks >= before + 3, what="three looks at the child")
         release.set()

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from omniq.detaching import Detacher
+from omniq._worker.detaching import Detacher
 from omniq.testing import await_until
 
 
@@ -33,7 +33,7 @@ def run_and_leave() -> None:
 
 
 def test_asyncio_run_still_does_not_wait_for_a_task_that_asyncio_tasks_unregister_task_was_given() -> None:
-    """If this fails, this Python's asyncio is not as omniq.detaching takes it to be: let it use its public way here."""
+    """If this fails, asyncio is not as omniq._worker.detaching takes it to be: let it use its public way here."""
     assert callable(getattr(asyncio.tasks, "_unregister_task", None))
     run_and_leave()
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from omniq.durations import aware, duration, when
+from omniq.storage.durations import aware, duration, when
 
 CENTURY = 100 * 365 * 86400
 

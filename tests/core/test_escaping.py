@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from omniq.escaping import LONGEST_ARGUMENT, Lines, get_logger, printable, shown
+from omniq.storage.escaping import LONGEST_ARGUMENT, Lines, get_logger, printable, shown
 
 HOSTILE = "x\r\n2026-01-01 INFO all is well\x1b[2J\x1b]0;title\x07\u202e"
 SOURCES = sorted(Path(__file__).parents[2].glob("omniq-*/src/**/*.py"))

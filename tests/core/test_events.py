@@ -215,7 +215,7 @@ def _lapsed(storage: Any, task: StoredTask) -> Any:
 def test_whoever_listens_is_told_of_an_unknown_task_that_failed(
     make_queue: MakeQueue, plugins: Plugins, listener: Listener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("omniq.putbacks.PUT_BACK_LIMIT", 0)
+    monkeypatch.setattr("omniq._worker.releasing.PUT_BACK_LIMIT", 0)
     producer, consumer = make_queue(), make_queue(plugins=plugins)
 
     @producer.task

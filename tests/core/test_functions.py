@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from omniq import AsyncTaskFunction, Fixed, RetryPolicy, TaskFunction, TaskQueue
-from omniq.ids import new_id
+from omniq.storage.ids import new_id
 from tests.core.running import working
 
 

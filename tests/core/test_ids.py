@@ -12,8 +12,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from omniq import ids
-from omniq.ids import new_id
+from omniq.storage import ids
+from omniq.storage.ids import new_id
 
 COUNT = 5_000
 
@@ -50,7 +50,7 @@ def test_ids_go_on_rising_while_the_clock_stands_still_or_goes_back(monkeypatch:
     earliest = new_id()
     start = time.time_ns()
     readings = iter([start] * 5_000 + [start - 3_600 * 10**9] * 5_000)
-    monkeypatch.setattr("omniq.ids.time", SimpleNamespace(time_ns=lambda: next(readings)))
+    monkeypatch.setattr("omniq.storage.ids.time", SimpleNamespace(time_ns=lambda: next(readings)))
 
     made = [earliest, *some_ids(10_000)]
 

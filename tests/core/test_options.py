@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from omniq import TaskFunction, TaskQueue
-from omniq.options import LONGEST_TEXT, TaskOptions, check_count, check_queue, check_queues, check_text
+from omniq._tasks.options import LONGEST_TEXT, TaskOptions, check_count, check_queue, check_queues, check_text
 
 NAIVE = datetime(2030, 1, 1)  # noqa: DTZ001  # the mistake that is tested
 AWARE = datetime(2030, 1, 1, tzinfo=timezone(timedelta(hours=2)))

@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from omniq.outages import QUIET_SECONDS, REMINDER_SECONDS, Outage
+from omniq.storage.outages import QUIET_SECONDS, REMINDER_SECONDS, Outage
 
 
 class Clock:

@@ -18,7 +18,7 @@ import omniq
 from omniq.errors import ConfigurationError, PluginConflict, UnknownPlugin, UnknownScheme
 from omniq.plugins import Plugin, Plugins
 from omniq.retry import Exponential, Fixed, Linear
-from omniq.urls import parse_url
+from omniq.storage.urls import parse_url
 from tests.core.running import working
 
 STORAGE = """
@@ -608,7 +608,7 @@ def test_an_installed_plugin_is_found_by_a_process_that_only_imports_omniq(insta
         import omniq
         loaded_by_import = "acme_plugin" in sys.modules
         from omniq.plugins import default_plugins
-        from omniq.urls import parse_url
+        from omniq.storage.urls import parse_url
         opened = default_plugins().open_storage(parse_url("shelf://hall"))
         print(json.dumps([loaded_by_import, type(opened).__module__, default_plugins() is default_plugins()]))
     """

@@ -16,10 +16,11 @@ from typing import Any
 
 import pytest
 
-from omniq import Progress, TaskCancelled, TaskFailed, TaskHandle, TaskQueue, TaskState, current_task, processes
-from omniq.execute import Attempt
+from omniq import Progress, TaskCancelled, TaskFailed, TaskHandle, TaskQueue, TaskState, current_task
+from omniq._worker import processes
+from omniq._worker.attempt import Attempt
+from omniq._worker.worker import Worker
 from omniq.testing import await_until
-from omniq.worker import Worker
 from tests.core import cpu_tasks, plugged_cpu_tasks
 
 TIME = 60.0

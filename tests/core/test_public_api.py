@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import pkgutil
+from pathlib import Path
 
 import pytest
 
@@ -66,6 +68,30 @@ TWINS = {
     "tasks",
     "trigger_schedule",
 }
+
+
+MODULES = {
+    "cli",
+    "errors",
+    "hookspecs",
+    "plugins",
+    "retry",
+    "schedule",
+    "serialization",
+    "storage",
+    "task",
+    "testing",
+    "triggers",
+}
+
+
+def test_a_module_is_public_and_in_the_reference_or_begins_with_an_underscore() -> None:
+    public = {module.name for module in pkgutil.iter_modules(omniq.__path__) if not module.name.startswith("_")}
+    reference = (Path(__file__).parents[2] / "docs" / "reference" / "api.md").read_text(encoding="utf-8")
+    paths = reference.split("## Import paths", 1)[1].split("\n## ", 1)[0]
+
+    assert public == MODULES
+    assert [name for name in sorted(public) if f"`omniq.{name}`" not in paths] == []
 
 
 def test_exactly_these_names_are_exported() -> None:

@@ -19,11 +19,11 @@ from omniq import (
     TaskState,
     current_task,
 )
-from omniq.ids import new_id
 from omniq.storage import Enqueued, StorageLimits
+from omniq.storage.ids import new_id
 from omniq.task import NewTask
 from omniq.testing import wait_until
-from omniq_local.memory import MemoryStorage
+from omniq_local.memory.storage import MemoryStorage
 from tests.core.running import MakeQueue, working
 
 

@@ -14,11 +14,11 @@ from omniq import (
     TaskState,
     current_task,
 )
-from omniq.ids import new_id
+from omniq.storage.ids import new_id
+from omniq.storage.urls import parse_url
 from omniq.task import StoredTask
 from omniq.testing import wait_until
-from omniq.urls import parse_url
-from omniq_local.memory import MemoryStorage
+from omniq_local.memory.storage import MemoryStorage
 from tests.core.running import Gate, working
 
 

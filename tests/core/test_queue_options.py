@@ -133,7 +133,7 @@ def test_tags_find_a_task(queue: TaskQueue) -> None:
 def test_a_record_and_its_result_are_dropped_after_their_time(
     queue: TaskQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("omniq.upkeep.PRUNE_EVERY", 0.05)
+    monkeypatch.setattr("omniq._worker.maintenance.PRUNE_EVERY", 0.05)
 
     @queue.task(result_ttl=0.05)
     def short() -> int:

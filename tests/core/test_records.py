@@ -9,8 +9,8 @@ import pytest
 from attrs import evolve
 
 from omniq.errors import CorruptRecord
-from omniq.records import dump_error, dump_progress, dump_schedule, load_error, load_progress, load_schedule
 from omniq.schedule import Misfire, Overlap, Schedule
+from omniq.storage.records import dump_error, dump_progress, dump_schedule, load_error, load_progress, load_schedule
 from omniq.task import NewTask, Progress, TaskError
 
 DEEP = "[" * 100_000

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from omniq import retry
-from omniq.durations import LONGEST
-from omniq.policies import decode_value, encode_value
+from omniq._tasks.policies import decode_value, encode_value
 from omniq.retry import Exponential, Fixed, Linear, RetryPolicy
+from omniq.storage.durations import LONGEST
 
 ERROR = ValueError("again")
 POLICIES: list[type[RetryPolicy]] = [Exponential, Fixed, Linear]

@@ -10,8 +10,8 @@ import pytest
 from attrs import evolve
 
 from omniq import At, Every, InvalidTrigger, Misfire, Schedule, TaskQueue
-from omniq.functions import TaskCall
-from omniq.scheduler import Scheduler
+from omniq._tasks.functions import TaskCall
+from omniq._worker.scheduler import Scheduler
 from omniq.testing import ManualClock, Trial
 
 NOON = datetime(2026, 6, 1, 12, tzinfo=UTC)

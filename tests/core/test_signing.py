@@ -33,10 +33,10 @@ from omniq import (
     current_task,
     hookimpl,
 )
-from omniq.body import as_task, split_body
 from omniq.plugins import Plugins
 from omniq.serialization import ArgumentTypes
-from omniq.signing import Signer, make_signer, unsealed
+from omniq.serialization.signing import Signer, make_signer, unsealed
+from omniq.storage.body import as_task, split_body
 from omniq.task import NewTask, StoredTask, Succeeded, Task, TaskError
 from omniq.testing import wait_until
 from tests.bodies import body_of, changed

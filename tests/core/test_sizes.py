@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from omniq import PayloadTooLarge, TaskFailed, TaskQueue, current_task
-from omniq.execute import LONGEST_MESSAGE, LONGEST_TRACEBACK, describe_error
+from omniq._worker.attempt import LONGEST_MESSAGE, LONGEST_TRACEBACK, describe_error
 from omniq.serialization.json import serializer
 from omniq.serialization.sizes import exceeds
 from tests.core.running import working

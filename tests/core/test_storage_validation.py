@@ -11,9 +11,9 @@ from typing import Any, cast
 import pytest
 from attrs import evolve
 
-from omniq.ids import new_id
 from omniq.schedule import Schedule
 from omniq.storage import Severity, StoredWorker, validation
+from omniq.storage.ids import new_id
 from omniq.storage.validation import (
     LARGEST_COUNT,
     LONGEST_TEXT,

@@ -29,11 +29,11 @@ from omniq import (
 )
 from omniq.plugins import Plugins
 from omniq.storage import Enqueued
+from omniq.storage.transactions import CallerTransaction
+from omniq.storage.urls import parse_url
 from omniq.task import NewTask, Outcome, Task, TaskError
 from omniq.testing import await_until, wait_until
-from omniq.transactions import CallerTransaction
-from omniq.urls import parse_url
-from omniq_local.memory import MemoryStorage
+from omniq_local.memory.storage import MemoryStorage
 from tests.core.running import Gate, working
 
 
@@ -400,7 +400,7 @@ def test_effects_and_completion_are_committed_together(shop: Shop, kind: str, ca
     assert (record.state, record.attempt, record.error) == (TaskState.SUCCEEDED, 1, None)
     assert shop.listener.names() == ["enqueued", "succeeded"]
     assert shop.listener.heard[1][1]["task"].id == handle.id
-    assert worker.ledger.rejected == 0
+    assert worker.completer.rejected == 0
     assert [line.getMessage() for line in caplog.records if line.levelno > logging.INFO] == []
     assert f"task {handle.id} (work) succeeded" in caplog.text
 
@@ -457,7 +457,7 @@ def test_what_is_raised_after_the_commit_changes_nothing(
 
     assert shop.sold() == [1]
     assert shop.listener.names() == ["enqueued", "succeeded"]
-    assert worker.ledger.rejected == 0
+    assert worker.completer.rejected == 0
     assert "too late" in caplog.text
     assert [line.getMessage() for line in caplog.records if line.levelno > logging.INFO] == []
 
@@ -620,7 +620,7 @@ def test_a_task_that_is_interrupted_after_its_commit_has_succeeded(shop: Shop) -
     with working(shop.queue) as worker:
         assert work.enqueue().result(30) == "done"
         assert worker._loop is not None
-        worker._loop.call_soon_threadsafe(worker._surrender)  # as when the store was not heard of for too long
+        worker._loop.call_soon_threadsafe(worker._abandon_all)  # as when the store was not heard of for too long
         wait_until(lambda: "succeeded" in shop.listener.names())
 
     assert shop.listener.names() == ["enqueued", "succeeded"]

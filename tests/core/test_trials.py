@@ -344,7 +344,7 @@ def test_the_plugin_loads_nothing_of_omniq_until_a_fixture_is_asked_for(tmp_path
         "import sys\n\n"
         "def test_it():\n"
         "    assert 'omniq.testing.plugin' in sys.modules\n"
-        "    assert 'omniq.queue' not in sys.modules\n"
+        "    assert 'omniq._client.queue' not in sys.modules\n"
     )
 
     ended = subprocess.run(

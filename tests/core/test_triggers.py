@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 from packaging.requirements import Requirement
 
 from omniq import At, Cron, Every, InvalidTrigger, Trigger
+from omniq._tasks.policies import decode_value, encode_value
 from omniq.plugins import default_plugins
-from omniq.policies import decode_value, encode_value
 
 YEAR = datetime(2026, 1, 1, tzinfo=UTC)
 END = YEAR + timedelta(days=366)

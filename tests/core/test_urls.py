@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from omniq import TaskQueue, UnknownScheme
 from omniq.errors import ConfigurationError
-from omniq.urls import parse_url, redact
+from omniq.storage.urls import parse_url, redact
 
 SECRET = "hush"
 # A secret in pieces, between them everything that a URL reads as an end of the password unless it is escaped.

@@ -62,7 +62,7 @@ async def test_a_queue_that_is_not_named_is_not_served(queue: TaskQueue) -> None
 async def test_without_names_a_worker_serves_queues_that_it_had_never_heard_of(
     queue: TaskQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("omniq.intake.DISCOVER_EVERY", 0.05)
+    monkeypatch.setattr("omniq._worker.fetcher.DISCOVER_EVERY", 0.05)
 
     @queue.task
     async def note(name: str) -> str:
@@ -118,7 +118,7 @@ async def test_a_delayed_task_of_an_idle_worker_starts_when_it_is_due(queue: Tas
 async def test_a_task_that_the_worker_does_not_know_goes_back_until_one_knows_it(
     make_queue: MakeQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("omniq.putbacks._BACKOFF", Fixed(0.2))
+    monkeypatch.setattr("omniq._worker.releasing._BACKOFF", Fixed(0.2))
     old, new = make_queue(), make_queue()
 
     @old.task
@@ -237,7 +237,7 @@ async def test_tasks_of_both_kinds_together_are_no_more_than_is_allowed(queue: T
 async def test_what_was_claimed_but_finds_no_slot_goes_back_to_others(
     make_queue: MakeQueue, gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("omniq.worker.STALE", 0.1)
+    monkeypatch.setattr("omniq._worker.worker.STALE", 0.1)
     busy, free = make_queue(), make_queue()
 
     def hold() -> None:

@@ -16,11 +16,11 @@ import pytest
 from attrs import evolve
 
 from omniq import StorageUnavailable, TaskQueue
+from omniq._worker.worker_info import LARGEST_NAMES, WorkerAbout, dump_about, load_about, some_names
 from omniq.storage import Lease, LeaseState
+from omniq.storage.urls import parse_url
 from omniq.testing import await_until
-from omniq.urls import parse_url
-from omniq.worker_info import LARGEST_NAMES, WorkerAbout, dump_about, load_about, some_names
-from omniq_local.memory import MemoryStorage
+from omniq_local.memory.storage import MemoryStorage
 
 ABOUT = WorkerAbout(
     hostname="blue",
@@ -107,7 +107,7 @@ class Listening(MemoryStorage):
 
 
 async def test_it_tells_so_rarely_and_again_once_the_store_may_have_lost_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("omniq.heartbeat.TELL_EVERY", 3)
+    monkeypatch.setattr("omniq._worker.heartbeat.TELL_EVERY", 3)
     storage = Listening()
     async with TaskQueue(storage) as queue, queue.worker(lease=3):
         await await_until(lambda: len(storage.told) >= 5, 60)

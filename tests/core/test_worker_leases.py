@@ -15,13 +15,13 @@ from typing import Any, Self
 import pytest
 
 from omniq import Fixed, StorageUnavailable, TaskFailed, TaskQueue, TaskState, current_task, hookimpl
-from omniq.ids import new_id
 from omniq.plugins import Plugins
 from omniq.storage import Lease, LeaseState
+from omniq.storage.ids import new_id
+from omniq.storage.urls import parse_url
 from omniq.task import Outcome, StoredTask
 from omniq.testing import await_until
-from omniq.urls import parse_url
-from omniq_local.memory import MemoryStorage
+from omniq_local.memory.storage import MemoryStorage
 from tests.core.running import Gate
 
 
@@ -187,7 +187,7 @@ async def test_a_worker_that_cannot_claim_for_long_says_so_rarely_and_is_not_lis
         return not await is_listed()
 
     caplog.set_level(logging.INFO, "omniq.worker")
-    monkeypatch.setattr("omniq.outages.REMINDER_SECONDS", 0.3)
+    monkeypatch.setattr("omniq.storage.outages.REMINDER_SECONDS", 0.3)
     behind, beside = both(wire, name, work)
     async with behind.worker(lease=1, recover_every=60):
         await await_until(is_listed)
@@ -266,7 +266,7 @@ async def test_the_late_completion_of_a_lost_task_is_rejected_logged_and_counted
         async with beside.worker(recover_every=0.05):
             assert await beside.handle(handle.id).aresult(30) == "of attempt 2"
         gate.open()
-        await await_until(lambda: worker.ledger.rejected == 1)
+        await await_until(lambda: worker.completer.rejected == 1)
         wire.failing.clear()
 
     assert await handle.aresult(0) == "of attempt 2"
@@ -307,7 +307,7 @@ async def test_an_outcome_whose_answer_was_lost_is_told_of_as_recorded(
 
     attempt = 2 if ending == "fails once" else 1
     assert heard.succeeded == ([] if ending == "fails" else [f"{handle.id} in attempt {attempt}"])
-    assert worker.ledger.rejected == 0
+    assert worker.completer.rejected == 0
     assert "rejected the late completion" not in caplog.text
     assert ("failed: ValueError: for good" in caplog.text) is (ending == "fails")
     assert ("failed in attempt 1 of 2" in caplog.text) is (ending == "fails once")
@@ -330,7 +330,7 @@ async def test_a_late_completion_does_not_end_the_run_that_goes_on_elsewhere(wir
         async with beside.worker(recover_every=0.05):
             await await_until(lambda: gates[2].arrived == 1)
             gates[1].open()
-            await await_until(lambda: worker.ledger.rejected == 1)
+            await await_until(lambda: worker.completer.rejected == 1)
             assert (await beside.arecord(handle.id)).state is TaskState.RUNNING
             gates[2].open()
             assert await beside.handle(handle.id).aresult(30) == "of attempt 2"
@@ -430,7 +430,7 @@ async def test_a_store_that_does_not_answer_does_not_keep_a_worker_from_stopping
 async def test_a_store_that_takes_no_outcome_does_not_keep_a_worker_from_stopping(
     wire: Wire, name: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("omniq.worker.LAST_WORDS", 0.1)
+    monkeypatch.setattr("omniq._worker.worker.LAST_WORDS", 0.1)
 
     async def work() -> None: ...
 
@@ -453,7 +453,7 @@ async def test_neither_the_last_outcomes_nor_the_last_heartbeat_are_waited_for_w
 ) -> None:
     """However long a lease is, and a call of the store may take."""
     for patience in ("worker.LAST_WORDS", "worker.FAREWELL", "heartbeat.FAREWELL"):
-        monkeypatch.setattr(f"omniq.{patience}", 0.1)
+        monkeypatch.setattr(f"omniq._worker.{patience}", 0.1)
 
     async def work() -> None: ...
 
@@ -535,13 +535,13 @@ async def test_a_task_that_has_just_ended_is_not_taken_for_lost(name: str, caplo
     behind, beside = both(crossing, name, work)
     async with behind.worker(lease=3) as worker:
         handle = await behind.functions["work"].aenqueue()
-        await await_until(lambda: len(worker.ledger) == 1)
+        await await_until(lambda: len(worker.completer) == 1)
         release.set()
         assert await handle.aresult(30) == "done"
         await await_until(crossing.told.is_set)
-        await await_until(lambda: len(worker.ledger) == 0)
+        await await_until(lambda: len(worker.completer) == 0)
 
-    assert worker.ledger.rejected == 0
+    assert worker.completer.rejected == 0
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
     await beside.aclose()
     await behind.aclose()

@@ -13,7 +13,7 @@ from omniq import Every, Schedule, TaskQueue
 from omniq.plugins import default_plugins
 from omniq.testing import ManualClock, await_until
 from omniq.testing.trials import memory_storage
-from omniq_local.memory import MemoryStorage
+from omniq_local.memory.storage import MemoryStorage
 
 NOON = datetime(2026, 6, 1, 12, tzinfo=UTC)
 KEY, OTHER = "0123456789abcdef-the-right-one", "another-key-another-key"
@@ -86,7 +86,7 @@ async def test_a_task_that_ends_a_wait_begins_before_schedules_are_looked_at(mon
 
         return noted
 
-    monkeypatch.setattr("omniq.scheduler.BUSY_LOOK", 600)  # it looks when it is told to, and not by itself
+    monkeypatch.setattr("omniq._worker.scheduler.BUSY_LOOK", 600)  # it looks when it is told to, and not by itself
     monkeypatch.setattr(MemoryStorage, "claim", slow_claim)
     monkeypatch.setattr(MemoryStorage, "due_schedules", noting("looks at schedules", look))
     monkeypatch.setattr(MemoryStorage, "wait_for_work", noting("waits", wait))

@@ -60,7 +60,7 @@ async def test_a_worker_that_was_left_has_no_thread_and_is_signed_off(queue: Tas
 async def test_what_does_not_end_within_the_grace_period_goes_back_and_runs_elsewhere(
     make_queue: MakeQueue, gate: Gate, kind: str, private: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("omniq.worker.LAST_WORDS", 0.1)
+    monkeypatch.setattr("omniq._worker.worker.LAST_WORDS", 0.1)
     if not private:
         monkeypatch.delattr("asyncio.tasks._unregister_task")
     queue = make_queue()

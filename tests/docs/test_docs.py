@@ -29,7 +29,7 @@ from omniq.cli import COMMANDS, Command
 from omniq.cli.arguments import Parser, add_verbose
 from omniq.plugins import default_plugins
 from omniq.storage import Storage
-from omniq.urls import parse_url
+from omniq.storage.urls import parse_url
 from omniq_local.sqlite.settings import OPTIONS
 from tests.docs import pages
 from tests.docs.pages import DOCS, PAGES, ROOT, STANDALONE, anchors, blocks, commands, links, page_name

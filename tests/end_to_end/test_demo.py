@@ -15,8 +15,7 @@ import pytest
 from attrs import evolve
 
 from omniq import Task, TaskQueue, TaskState
-from omniq.cli.terminal import Screen
-from omniq.demo.measuring import (
+from omniq.cli.demo.measuring import (
     Function,
     Measures,
     library_folder,
@@ -25,7 +24,8 @@ from omniq.demo.measuring import (
     module_name,
     standard_library,
 )
-from omniq.demo.report import Report, conclude
+from omniq.cli.demo.report import Report, conclude
+from omniq.cli.terminal import Screen
 from tests.servers.starting import MOSTLY_LONG, make_server
 
 

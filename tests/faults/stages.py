@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from urllib.parse import urlencode
 
-from omniq.ids import new_id
+from omniq.storage.ids import new_id
 from omniq.testing import wait_until
 from tests.faults import traces
 from tests.servers.base import Server

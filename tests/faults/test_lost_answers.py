@@ -15,8 +15,8 @@ import pytest
 from omniq import StorageUnavailable
 from omniq.plugins import default_plugins
 from omniq.storage import Storage
+from omniq.storage.urls import parse_url
 from omniq.testing import await_until
-from omniq.urls import parse_url
 from tests.faults.calls import CALLS, Call, differences, image
 from tests.faults.stages import LOCAL, SERVERS, ServerStage, Stage
 from tests.servers.starting import MOSTLY_LONG

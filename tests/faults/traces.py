@@ -129,7 +129,7 @@ async def _messages(url: str, namespace: str) -> dict[str, int]:
 
 
 NATS_KEEPS = ("q.", "u.=", "w.=")
-"""The queues' books, one message for each queue that there ever was; the reserve for removals; and the beacon."""
+"""The queues' states, one message for each queue that there ever was; the reserve for removals; and the beacon."""
 
 
 OF_SERVERS: Mapping[str, Callable[[str, str], dict[str, int]]] = {

@@ -12,11 +12,11 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from omniq.ids import new_id
 from omniq.storage import TaskQuery
+from omniq.storage.ids import new_id
+from omniq.storage.urls import parse_url
 from omniq.task import NewTask, StoredTask, Succeeded, TaskState
 from omniq.testing.contract.spoiling import Value
-from omniq.urls import parse_url
 from omniq_local.files import FileStorage
 from omniq_local.files.names import token, unique_path
 

@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 
-from omniq.ids import new_id
 from omniq.storage import QueueStats, TaskQuery
+from omniq.storage.ids import new_id
+from omniq.storage.urls import parse_url
 from omniq.task import NewTask, StoredTask, TaskState
 from omniq.testing.contract.spoiling import Value
-from omniq.urls import parse_url
 from omniq_local.sqlite import SQLiteStorage
 
 

@@ -12,8 +12,8 @@ from typing import IO
 
 import pytest
 
-from omniq.ids import new_id
 from omniq.storage import Storage
+from omniq.storage.ids import new_id
 from omniq.testing import StorageContract
 from omniq.testing.contract import Spoil
 from omniq.testing.contract.base import Deafen

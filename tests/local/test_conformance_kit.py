@@ -109,7 +109,7 @@ def test_a_failure_tells_what_differed(tmp_path: Path) -> None:
     text = """
         import pytest
         from omniq.testing import StorageContract
-        from omniq_local.memory import MemoryStorage
+        from omniq_local.memory.storage import MemoryStorage
 
         class TestBroken(StorageContract):
             @pytest.fixture

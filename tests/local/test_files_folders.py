@@ -16,7 +16,7 @@ from omniq.errors import SchemaMismatch
 from omniq.schedule import Schedule
 from omniq.storage import Severity
 from omniq.task import Released, Retry, TaskState
-from omniq_local.files import shelves
+from omniq_local.files import state_folders
 from omniq_local.files.doctor import file_system_of
 from omniq_local.files.preparation import MARKER
 from tests.local.files_support import (
@@ -45,7 +45,7 @@ def root(tmp_path: Path) -> Path:
 def test_the_sorted_listing_of_the_ready_folder_is_the_order_of_claims(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shelves, "LIMIT", 5)
+    monkeypatch.setattr(state_folders, "LIMIT", 5)
     clock = Clock()
 
     async def scenario() -> None:
@@ -128,7 +128,7 @@ def test_half_of_a_surrogate_pair_is_refused_and_nothing_of_its_batch_stored(roo
 
 
 def test_nothing_is_left_of_tasks_and_queues_that_are_gone(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shelves, "LIMIT", 5)
+    monkeypatch.setattr(state_folders, "LIMIT", 5)
     clock = Clock()
 
     async def scenario() -> None:
@@ -153,7 +153,7 @@ def test_nothing_is_left_of_tasks_and_queues_that_are_gone(root: Path, monkeypat
 def test_folders_stay_small_and_keep_their_order_whichever_way_they_grow(
     root: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
-    monkeypatch.setattr(shelves, "LIMIT", 8)
+    monkeypatch.setattr(state_folders, "LIMIT", 8)
     clock = Clock()
 
     async def scenario() -> None:
@@ -279,15 +279,15 @@ def test_a_name_that_somebody_removed_by_hand_does_not_stop_a_task_from_ending(r
 def test_processes_that_produce_and_work_at_once_see_each_other_s_files(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shelves, "LIMIT", 20)
+    monkeypatch.setattr(state_folders, "LIMIT", 20)
     program = """
         import asyncio, sys
         from datetime import timedelta
         from pathlib import Path
-        from omniq_local.files import shelves
+        from omniq_local.files import state_folders
         from tests.local.files_support import new_task, opened, succeed
 
-        shelves.LIMIT = 20
+        state_folders.LIMIT = 20
 
         async def main():
             async with opened(Path(sys.argv[1])) as store:

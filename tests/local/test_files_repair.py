@@ -19,7 +19,7 @@ from omniq.errors import StorageUnavailable
 from omniq.storage import Severity
 from omniq.task import Failed, TaskError, TaskState
 from omniq_local.files import FileStorage
-from omniq_local.files.control import read_control, write_control
+from omniq_local.files.superblock import read_control, write_control
 from tests.local.files_support import (
     Clock,
     check_whole,

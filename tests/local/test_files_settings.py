@@ -16,7 +16,7 @@ import pytest
 from omniq.errors import ConfigurationError, SchemaMismatch, StorageUnavailable
 from omniq.plugins import default_plugins
 from omniq.storage import Capability
-from omniq.urls import parse_url
+from omniq.storage.urls import parse_url
 from omniq_local.files import FileStorage
 from omniq_local.files.settings import read_settings
 from tests.local.files_support import new_task, opened, run_python, storage

@@ -12,7 +12,7 @@ import pytest
 
 from omniq.task import StoredTask
 from omniq.testing import await_until
-from omniq_local.files import FileStorage, bells, waiting
+from omniq_local.files import FileStorage, waiter_table, waiting
 from omniq_local.wake import Bell
 from tests.local.files_support import new_task, opened, run_python, succeed, take
 
@@ -28,7 +28,7 @@ def root(tmp_path: Path) -> Path:
 def _nobody_looks_by_himself(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(waiting, "LOOK_EVERY", HOUR)
     monkeypatch.setattr(waiting, "VALID", HOUR)
-    monkeypatch.setattr(bells, "VALID", HOUR)
+    monkeypatch.setattr(waiter_table, "VALID", HOUR)
 
 
 async def arrival(store: FileStorage, queues: Iterable[str] = ("q",)) -> StoredTask:
@@ -69,7 +69,7 @@ def test_one_task_wakes_one_of_many_who_wait(root: Path) -> None:
     async def scenario() -> None:
         async with opened(root) as store, opened(root) as other:
             waits = [asyncio.create_task(store.wait_for_work(("q",), HOUR)) for _ in range(8)]
-            table = other._folder.bells
+            table = other._folder.waiter_table
             await await_until(lambda: len(table._waiters()) == 8)
             await other.enqueue([new_task()])
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)

@@ -13,13 +13,13 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from omniq.errors import ConfigurationError, StorageUnavailable
-from omniq.ids import new_id
 from omniq.plugins import default_plugins
 from omniq.storage import Capability, Severity, Storage, TaskQuery
+from omniq.storage.ids import new_id
+from omniq.storage.urls import parse_url
 from omniq.task import NewTask, Released, Retry, Succeeded, TaskState
 from omniq.testing import await_until
-from omniq.urls import parse_url
-from omniq_local.memory import MemoryStorage
+from omniq_local.memory.storage import MemoryStorage
 
 NEW_YEAR = datetime(2030, 1, 1, tzinfo=UTC)
 
@@ -332,10 +332,10 @@ def test_what_is_gone_leaves_no_memory_behind() -> None:
 
 FORKS = """
 import asyncio, os, sys, threading
-from omniq.ids import new_id
+from omniq.storage.ids import new_id
 from omniq.task import NewTask
-from omniq.urls import parse_url
-from omniq_local.memory import MemoryStorage
+from omniq.storage.urls import parse_url
+from omniq_local.memory.storage import MemoryStorage
 
 store = MemoryStorage(parse_url("memory://"))
 asyncio.run(store.open())

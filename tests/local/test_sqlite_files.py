@@ -118,7 +118,7 @@ def test_a_folder_instead_of_a_file_is_named(tmp_path: Path) -> None:
 AS_NOBODY = """
 import asyncio, os, sys
 from omniq.errors import StorageUnavailable
-from omniq.urls import parse_url
+from omniq.storage.urls import parse_url
 from omniq.testing import await_until
 from omniq_local.sqlite import SQLiteStorage
 
@@ -208,9 +208,9 @@ def test_a_full_disk_is_said_and_leaves_nothing_half_done(tmp_path: Path) -> Non
 FILE_SIZE_LIMITED = """
 import asyncio, resource, sys
 from omniq.errors import StorageUnavailable
-from omniq.ids import new_id
+from omniq.storage.ids import new_id
 from omniq.task import NewTask
-from omniq.urls import parse_url
+from omniq.storage.urls import parse_url
 from omniq.testing import await_until
 from omniq_local.sqlite import SQLiteStorage
 
@@ -391,9 +391,9 @@ def test_a_file_that_was_deleted_while_in_use_is_not_written_into_the_void(tmp_p
 
 CREATE = """
 import asyncio, sys
-from omniq.ids import new_id
+from omniq.storage.ids import new_id
 from omniq.task import NewTask
-from omniq.urls import parse_url
+from omniq.storage.urls import parse_url
 from omniq.testing import await_until
 from omniq_local.sqlite import SQLiteStorage
 

@@ -15,7 +15,7 @@ from omniq.storage import Lease, LeaseState
 from omniq.task import Succeeded, TaskState
 from omniq.testing import await_until, wait_until
 from omniq_local.sqlite import checkpoint
-from omniq_local.sqlite.channels import MISSED
+from omniq_local.sqlite.connections import MISSED
 from omniq_local.sqlite.transaction import Transaction
 from tests.local.sqlite_support import count, new_task, only, opened, output_of, python, raw, run_python, storage, take
 
@@ -93,9 +93,9 @@ def test_closing_leaves_one_file_and_no_thread(tmp_path: Path) -> None:
 
 FORGETFUL = """
 import asyncio, gc, sys
-from omniq.ids import new_id
+from omniq.storage.ids import new_id
 from omniq.task import NewTask
-from omniq.urls import parse_url
+from omniq.storage.urls import parse_url
 from omniq_local.sqlite import SQLiteStorage
 
 async def main(keep):
@@ -259,9 +259,9 @@ def test_an_answer_that_nobody_waits_for_any_more_harms_nobody(tmp_path: Path) -
 FORKING = """
 import asyncio, os, sys, threading, traceback
 from omniq.errors import StorageUnavailable
-from omniq.ids import new_id
+from omniq.storage.ids import new_id
 from omniq.task import NewTask
-from omniq.urls import parse_url
+from omniq.storage.urls import parse_url
 from omniq_local.sqlite import SQLiteStorage
 
 def task():
@@ -336,9 +336,9 @@ def test_a_fork_leaves_the_parents_connections_alone(tmp_path: Path) -> None:
 
 DYING = """
 import asyncio, os, signal, sys
-from omniq.ids import new_id
+from omniq.storage.ids import new_id
 from omniq.task import NewTask
-from omniq.urls import parse_url
+from omniq.storage.urls import parse_url
 from omniq_local.sqlite import SQLiteStorage
 
 async def main():
@@ -414,7 +414,7 @@ def test_a_checkpoint_that_fails_costs_nothing_but_a_warning(
 WORKING = """
 import asyncio, sys
 from omniq.task import Succeeded
-from omniq.urls import parse_url
+from omniq.storage.urls import parse_url
 from omniq_local.sqlite import SQLiteStorage
 
 async def main():

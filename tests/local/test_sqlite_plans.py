@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from omniq.ids import new_id
+from omniq.storage.ids import new_id
 from omniq.task import Succeeded
-from omniq_local.sqlite.rows import columns_of
+from omniq_local.sqlite.encoding import columns_of
 from omniq_local.sqlite.statements import LARGEST_GROUP, Statements, schema
 from tests.local.sqlite_support import new_task, opened, take
 
@@ -57,7 +57,7 @@ HOT = [name for name in PLANNED if name.split(".")[0] in ("claim", "enqueue", "f
 
 
 @pytest.mark.parametrize(
-    "name", [*HOT, "reading.list_ended", "control.doomed_ended", "upkeep.lapsed", "upkeep.outdated"]
+    "name", [*HOT, "reading.list_ended", "control.doomed_ended", "maintenance.lapsed", "maintenance.outdated"]
 )
 def test_no_frequent_statement_sorts_tasks(connection: sqlite3.Connection, name: str) -> None:
     if name == "transaction.tail":
@@ -71,8 +71,8 @@ def test_the_plans_say_what_the_indexes_are_for(connection: sqlite3.Connection) 
         "claim.pick": "USING INDEX ns.ready (queue=?)",
         "claim.promote": "USING INDEX ns.scheduled (queue=? AND run_at<?)",
         "claim.expired": "USING INDEX ns.expiry (expires_at>? AND expires_at<?)",
-        "upkeep.lapsed": "USING INDEX ns.running (lease_until<?)",
-        "upkeep.outdated": "USING INDEX ns.retention (delete_at>? AND delete_at<?)",
+        "maintenance.lapsed": "USING INDEX ns.running (lease_until<?)",
+        "maintenance.outdated": "USING INDEX ns.retention (delete_at>? AND delete_at<?)",
         "enqueue.holder": "USING INDEX ns.unique (unique_key=?)",
         "reading.list_ended": "USING INDEX ns.ended (queue=? AND state=? AND rowid<?)",
         "schedules.due": "USING INDEX ns.due (next_run>? AND next_run<?)",

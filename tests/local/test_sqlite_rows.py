@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from omniq.errors import PayloadTooLarge
-from omniq.ids import new_id
 from omniq.schedule import Schedule
 from omniq.storage import Enqueued, Lease, TaskQuery
+from omniq.storage.ids import new_id
 from omniq.task import Failed, Progress, Released, Retry, Succeeded, TaskError, TaskState
-from omniq_local.sqlite.rows import microseconds, moment, span
+from omniq_local.sqlite.encoding import microseconds, moment, span
 from tests.local.sqlite_support import Clock, count, new_task, of_queue, only, opened, raw, take
 
 # Times

@@ -12,8 +12,8 @@ import pytest
 from omniq.errors import ConfigurationError
 from omniq.plugins import default_plugins
 from omniq.storage import Capability
+from omniq.storage.urls import parse_url
 from omniq.task import TaskState
-from omniq.urls import parse_url
 from omniq_local.sqlite import SQLiteStorage
 from omniq_local.sqlite.settings import read_settings, table_prefix
 from tests.local.sqlite_support import count, new_task, opened, raw

@@ -47,9 +47,9 @@ async def waits(store: SQLiteStorage, path: Path, *queues: str) -> asyncio.Task[
 OTHER = """
 import asyncio, sys
 from datetime import timedelta
-from omniq.ids import new_id
+from omniq.storage.ids import new_id
 from omniq.task import NewTask, Succeeded
-from omniq.urls import parse_url
+from omniq.storage.urls import parse_url
 from omniq_local.sqlite import SQLiteStorage
 
 async def main():

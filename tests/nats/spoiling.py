@@ -21,7 +21,7 @@ T = TypeVar("T")
 class SpoiledMessages:
     """Reads and writes the messages of a namespace, see :class:`omniq.testing.contract.Spoil`.
 
-    Homes and pages of results must be of one task each: what is damaged is a message, with all that is in it.
+    Batches and pages of results must be of one task each: what is damaged is a message, with all that is in it.
 
     :param url: of the server.
     :param namespace: of the store.
@@ -72,19 +72,19 @@ class SpoiledMessages:
         known: dict[str, Callable[[], dict[str, str]]] = {
             "schedule": lambda: {"message": names.schedule(name)},
             "worker": lambda: {"message": names.worker(name), "about": names.about(name)},
-            "queue": lambda: {"message": names.book(name)},
+            "queue": lambda: {"message": names.queue_state(name)},
             "unique": lambda: {"message": names.key(name)},
         }
         if kind in known:
             return known[kind]()
-        home = await self.last(names.anywhere(name)) if kind in ("task", "result") else None
-        if home is None:
+        batch = await self.last(names.anywhere(name)) if kind in ("task", "result") else None
+        if batch is None:
             return {}
         if kind == "task":
-            return {"message": home.subject}
-        queue, line, sort, token = home.subject.rsplit(".", 4)[1:]
-        ttl = json.loads(home.data.partition(b"\n")[0])["ttl"]
-        return {"message": names.results(queue, ttl, f"{line}-{sort}-{token}", home.seq)}
+            return {"message": batch.subject}
+        queue, line, sort, token = batch.subject.rsplit(".", 4)[1:]
+        ttl = json.loads(batch.data.partition(b"\n")[0])["ttl"]
+        return {"message": names.results(queue, ttl, f"{line}-{sort}-{token}", batch.seq)}
 
     async def _read(self, kind: str, name: str) -> Mapping[str, Value]:
         found = {}

@@ -9,12 +9,12 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from omniq.errors import StorageUnavailable
-from omniq.ids import new_id
 from omniq.plugins import default_plugins
 from omniq.storage import Storage
+from omniq.storage.ids import new_id
+from omniq.storage.urls import parse_url
 from omniq.task import NewTask, Succeeded, TaskState
 from omniq.testing import await_until
-from omniq.urls import parse_url
 from omniq_nats.storage import NatsStorage
 
 __all__ = ["Load", "fresh", "make", "opened", "task"]

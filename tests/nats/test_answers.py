@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from omniq.errors import PayloadTooLarge, StorageUnavailable
-from omniq_nats.link import Link
 from omniq_nats.messages import Conflict, Full, Lost, Unserved
-from omniq_nats.wire import Message
+from omniq_nats.protocol import Message
+from omniq_nats.transport import Transport
 from tests.nats.support import make
 
 # By the numbers of nats-server's errors.json.
@@ -33,7 +33,7 @@ WRITES = {
 }
 
 
-class Answered(Link):
+class Answered(Transport):
     """A connection to which one answer comes, whatever is asked."""
 
     said: dict[str, Any]
@@ -46,7 +46,7 @@ class Answered(Link):
         return Message(subject, json.dumps(self.said).encode()), []
 
 
-def link(**said: Any) -> Answered:
+def transport(**said: Any) -> Answered:
     made = Answered(make("nats://127.0.0.1:1")._settings)
     made.said = said
     return made
@@ -56,7 +56,7 @@ def link(**said: Any) -> Answered:
 def test_each_refusal_of_a_write_is_told_apart(code: int, kind: type[Exception]) -> None:
     said = {"error": {"code": 503, "err_code": code, "description": "what it says"}}
     with pytest.raises(kind) as caught:
-        link()._acknowledged(Message("inbox", json.dumps(said).encode()))
+        transport()._acknowledged(Message("inbox", json.dumps(said).encode()))
     assert type(caught.value) is kind
     # What a worker repeats until there is an answer, so that no finished work is thrown away.
     assert issubclass(kind, StorageUnavailable) == (kind not in (Conflict, PayloadTooLarge))
@@ -68,12 +68,12 @@ def test_what_may_have_been_done_can_be_repeated() -> None:
 
 
 def test_a_message_that_cannot_be_removed_at_the_moment_does_not_count_as_gone() -> None:
-    away = link(error={"code": 503, "err_code": 10008, "description": "temporarily unavailable"})
+    away = transport(error={"code": 503, "err_code": 10008, "description": "temporarily unavailable"})
     with pytest.raises(Unserved, match="temporarily unavailable"):
         asyncio.run(away.remove_one(7))
     with pytest.raises(Unserved):
         asyncio.run(away.ends(["a"]))
-    gone = link(error={"code": 400, "err_code": 10057, "description": "message not found"})
+    gone = transport(error={"code": 400, "err_code": 10057, "description": "message not found"})
     assert asyncio.run(gone.remove_one(7)) is False
-    none = link(error={"code": 404, "err_code": 10037, "description": "no message found"})
+    none = transport(error={"code": 404, "err_code": 10037, "description": "no message found"})
     assert asyncio.run(none.ends(["a"])) == [0]

@@ -10,8 +10,9 @@ import nats
 import pytest
 from nats.aio.client import Client
 
-from omniq.ids import new_id
 from omniq.storage import Storage
+from omniq.storage.ids import new_id
+from omniq.storage.urls import parse_url
 from omniq.testing import StorageContract, deviates
 from omniq.testing.contract import Spoil
 from omniq.testing.contract.base import Deafen
@@ -21,8 +22,7 @@ from omniq.testing.contract.modelling import ModelContract
 from omniq.testing.contract.outages import OutageContract
 from omniq.testing.contract.racing import RaceContract
 from omniq.testing.contract.reading import ReadContract
-from omniq.urls import parse_url
-from omniq_nats import fates, homes, names, shelves
+from omniq_nats import names, overflow, results, task_batches
 from omniq_nats.storage import NatsStorage
 from tests.nats.spoiling import SpoiledMessages
 from tests.servers.nats import NatsCluster, NatsServer
@@ -61,9 +61,9 @@ class TestNatsStorage(StorageContract):
     @pytest.fixture
     def spoil(self, storage_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Spoil]:
         # What is damaged is a message, so that each task and each result has one to itself here.
-        monkeypatch.setattr(homes, "MOST_TASKS", 1)
+        monkeypatch.setattr(task_batches, "MOST_TASKS", 1)
         monkeypatch.setattr(names, "SHEET_SPAN", 1)
-        monkeypatch.setattr(fates, "SHEET_SPAN", 1)
+        monkeypatch.setattr(results, "SHEET_SPAN", 1)
         url, _, namespace = storage_url.partition("?namespace=")
         spoiled = SpoiledMessages(url, namespace)
         yield spoiled
@@ -88,9 +88,9 @@ async def stop_listening(store: Storage) -> None:
     """Have the server tell a storage nothing any more."""
     assert isinstance(store, NatsStorage)
     assert store._opened is not None
-    link = store._opened.link
-    for listening in list(link._listenings):
-        await link.unlisten(listening)
+    transport = store._opened.transport
+    for listening in list(transport._listenings):
+        await transport.unlisten(listening)
 
 
 class TestNatsStorageWithoutItsServer(OutageContract):
@@ -125,5 +125,5 @@ class TestNatsStorageWithNearlyAllThatWaitsOnShelves(ModelContract):
     @pytest.fixture
     def storage_url(self, nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch) -> str:
         for name, number in (("MOST_IN_BOOK", 2), ("KEPT_IN_BOOK", 1), ("LARGEST", 4), ("MOST_SMALL", 2)):
-            monkeypatch.setattr(shelves, name, number)
+            monkeypatch.setattr(overflow, name, number)
         return f"{nats_server.url}?namespace=t{new_id()[-12:]}"

@@ -15,8 +15,8 @@ from nats.aio.subscription import Subscription
 from nats.aio.transport import TcpTransport
 
 from omniq.errors import ConfigurationError
-from omniq_nats import wire
-from omniq_nats.wire import PRIVATE_PARTS
+from omniq_nats import protocol
+from omniq_nats.protocol import PRIVATE_PARTS
 from tests.nats.support import Load, fresh, make, opened, task
 from tests.nats.test_ways import Papers, a_task_gets_through, refusal
 from tests.servers.base import HOST
@@ -31,9 +31,9 @@ HIDDEN = {
 
 @pytest.fixture
 def _asked_anew() -> Iterator[None]:
-    wire._differences.cache_clear()
+    protocol._differences.cache_clear()
     yield
-    wire._differences.cache_clear()
+    protocol._differences.cache_clear()
 
 
 def hide(monkeypatch: pytest.MonkeyPatch, owner: type, name: str) -> None:
@@ -50,7 +50,7 @@ def hide(monkeypatch: pytest.MonkeyPatch, owner: type, name: str) -> None:
 
 @pytest.mark.parametrize("part", list(PRIVATE_PARTS))
 def test_the_driver_has_the_private_part(part: str) -> None:
-    """If this fails, the driver has changed: messages take its public, slower way until omniq_nats.wire is adapted."""
+    """If this fails, the driver has changed: messages take its slower way until omniq_nats.protocol is adapted."""
 
     async def ask() -> bool:
         return PRIVATE_PARTS[part](Client())
@@ -59,13 +59,13 @@ def test_the_driver_has_the_private_part(part: str) -> None:
 
 
 def test_the_driver_has_what_keeps_secrets_from_servers_that_do_not_encrypt() -> None:
-    """If this fails, tls:// is refused with this driver until omniq_nats.dialing is adapted."""
+    """If this fails, tls:// is refused with this driver until omniq_nats.connecting is adapted."""
     assert hasattr(Client, "_connect_command"), "Client._connect_command gives the line that tells who we are"
     assert hasattr(Client(), "_server_info"), "Client._server_info is what the server said of itself"
 
 
 def test_the_driver_has_what_keeps_a_refusal_readable() -> None:
-    """If this fails, some refusals are told as a connection that broke until omniq_nats.dialing is adapted."""
+    """If this fails, some refusals are told as a connection that broke until omniq_nats.connecting is adapted."""
     for part in ("_connect_to_server", "_process_connect_init"):
         assert hasattr(Client, part), f"Client.{part} is a step of making a connection"
 

@@ -85,10 +85,10 @@ async def test_tasks_can_be_removed_and_cancelled_in_a_full_store(tmp_path: Path
         assert (await storage.enqueue([task(body=b"x" * 5000)]))[0].created
         names = storage._settings.names
         assert storage._opened is not None
-        link = storage._opened.link
+        transport = storage._opened.transport
         if how == "purge":
             await storage.prune(1)
-            assert (await link.ends([names.reserve]))[0] > 0
+            assert (await transport.ends([names.reserve]))[0] > 0
 
 
 @pytest.mark.parametrize("kind", ["account", "server"])
@@ -124,7 +124,7 @@ async def test_tasks_that_end_while_there_is_no_room_are_recorded_once_there_is(
             await js(url, "STREAM.CREATE.GREEDY", {"name": "GREEDY", "subjects": ["greedy.>"]})
             async with opened(url) as other:
                 assert other._opened is not None
-                client = other._opened.link.client
+                client = other._opened.transport.client
 
                 async def is_full() -> bool:
                     for _ in range(20):

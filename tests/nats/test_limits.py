@@ -136,7 +136,7 @@ async def test_work_is_found_though_nobody_tells_of_it(nats_server: NatsServer) 
         async def tell(subject: str, data: bytes = b"") -> None:
             """Lose the word."""
 
-        silent._opened.link.tell = tell  # type: ignore[method-assign]  # as a producer that dies before it speaks
+        silent._opened.transport.tell = tell  # type: ignore[method-assign]  # as a producer that dies before it speaks
         await storage.enqueue([task(queue="elsewhere")])
         for queue in ("work", "again"):
             waits = asyncio.create_task(storage.wait_for_work([queue], 600))
@@ -181,7 +181,7 @@ async def test_tasks_of_dead_workers_and_messages_of_nobody_are_reported(nats_se
         await await_until(is_reported, 30, "the lapsed lease to be reported")
         assert (await finding(storage, "stranded")).severity is Severity.OK
         assert storage._opened is not None
-        await storage._opened.link.client.publish(f"omniq.{stream_of(url)[6:]}.r.work.lost", b"[[],[],[]]")
+        await storage._opened.transport.client.publish(f"omniq.{stream_of(url)[6:]}.r.work.lost", b"[[],[],[]]")
 
         async def is_stranded() -> bool:
             found = await finding(storage, "stranded")

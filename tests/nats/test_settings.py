@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from omniq.urls import parse_url
+from omniq.storage.urls import parse_url
 from omniq_nats.names import Names, token, untoken
 from omniq_nats.settings import Settings, read_settings
 

@@ -13,10 +13,10 @@ from omniq.errors import CorruptRecord
 from omniq.storage import Lease, TaskQuery
 from omniq.task import NewTask, StoredTask, Succeeded, TaskState
 from omniq.testing import await_until
-from omniq_nats.book import Book
-from omniq_nats.direct import Direct
 from omniq_nats.messages import Lost, Write
+from omniq_nats.queue_state import QueueState
 from omniq_nats.storage import NatsStorage
+from omniq_nats.sync_client import SyncClient
 from tests.nats.support import fresh, make, opened, task
 from tests.servers.nats import NatsServer
 
@@ -162,13 +162,13 @@ async def test_a_word_of_an_earlier_end_does_not_end_a_wait(nats_server: NatsSer
         await storage.finish([done(claimed)])
         opened_other = other._opened
         assert opened_other is not None
-        subject = opened_other.keeper.names.end(claimed.id)
+        subject = opened_other.state_store.names.end(claimed.id)
         new = task()
         await storage.enqueue([new])
         waits = asyncio.create_task(storage.wait_finished([new.id], 600))
         await asyncio.sleep(0.1)
-        await opened_other.link.tell(opened_other.keeper.names.end(new.id), b"1")
-        await opened_other.link.tell(subject, b"1")
+        await opened_other.transport.tell(opened_other.state_store.names.end(new.id), b"1")
+        await opened_other.transport.tell(subject, b"1")
         await asyncio.sleep(0.2)
         assert not waits.done()
         await work(other, 1)
@@ -176,7 +176,7 @@ async def test_a_word_of_an_earlier_end_does_not_end_a_wait(nats_server: NatsSer
             assert await waits == {new.id}
 
 
-# Changes of one book at the same time
+# Changes of one queue state at the same time
 
 
 async def test_changes_that_come_together_are_one_step(nats_server: NatsServer) -> None:
@@ -194,16 +194,16 @@ async def test_a_step_that_fails_spoils_none_of_the_others(nats_server: NatsServ
         await storage.enqueue([task() for _ in range(3)])
         claimed = await storage.claim({"work": 3}, worker="w", lease=60)
         assert storage._opened is not None
-        keeper = storage._opened.keeper
+        state_store = storage._opened.state_store
 
-        async def fail(book: Book) -> tuple[None, bool]:
-            book.paused = True
+        async def fail(queue_state: QueueState) -> tuple[None, bool]:
+            queue_state.paused = True
             raise CorruptRecord("not a good one")
 
         outcomes = await asyncio.gather(
             storage.finish([done(claimed[0])]),
             storage.finish([done(claimed[1])]),
-            keeper.change("work", fail),
+            state_store.change("work", fail),
             storage.finish([done(claimed[2])]),
             return_exceptions=True,
         )
@@ -263,7 +263,7 @@ async def test_a_lease_that_was_extended_stays_so_through_changes_of_others(nats
 
 async def changes(storage: NatsStorage) -> int:
     assert storage._opened is not None
-    return (await storage._opened.keeper.read(["work"]))["work"].changes
+    return (await storage._opened.state_store.read(["work"]))["work"].changes
 
 
 # Enqueueing on the calling thread
@@ -305,14 +305,14 @@ async def test_an_answer_that_was_lost_leaves_the_task_created_and_stored_once(n
     async with opened(fresh(nats_server.url)) as storage:
         await prepare(storage, 0)
         assert storage._opened is not None
-        direct = storage._opened.producer._direct
-        publish = direct.publish
+        sync_client = storage._opened.producer._sync_client
+        publish = sync_client.publish
 
         def lose(write: Write) -> None:
             publish(write)
             raise Lost("no answer")
 
-        direct.publish = lose  # type: ignore[method-assign]  # the network between us and the server
+        sync_client.publish = lose  # type: ignore[method-assign]  # the network between us and the server
         new = task()
         assert storage.enqueue_blocking([new]) is None
         assert [(answer.id, answer.created) for answer in await storage.enqueue([new])] == [(new.id, True)]
@@ -360,8 +360,8 @@ async def test_a_server_that_went_away_is_nothing_that_the_calling_thread_waits_
 
 def test_keys_and_certificates_are_left_to_the_client() -> None:
     for url in ("tls://localhost", "ws://localhost", "nats://localhost?nkey=/nowhere"):
-        direct = Direct(make(url)._settings, lambda: ("127.0.0.1", 1), lambda: None)
-        assert direct.publish(Write("omniq.omniq.w.x", b"")) is None
+        sync_client = SyncClient(make(url)._settings, lambda: ("127.0.0.1", 1), lambda: None)
+        assert sync_client.publish(Write("omniq.omniq.w.x", b"")) is None
 
 
 # Results of single tasks
@@ -373,13 +373,13 @@ async def test_results_of_tasks_that_were_enqueued_one_by_one_do_not_take_a_mess
     async with opened(fresh(nats_server.url)) as storage:
         ids = [(await storage.enqueue([task()]))[0].id for _ in range(200)]
         assert storage._opened is not None
-        link = storage._opened.link
-        before = await link.end()
+        transport = storage._opened.transport
+        before = await transport.end()
         for _ in range(2):
             claimed = await storage.claim({"work": 100}, worker="w", lease=99)
             assert await storage.finish([done(one) for one in claimed]) == [True] * 100
-        await storage._opened.keeper.close()  # what is left to be done is done then
-        assert await link.end() - before < 40
+        await storage._opened.state_store.close()  # what is left to be done is done then
+        assert await transport.end() - before < 40
         records = await storage.get(ids)
         assert {record and record.state for record in records} == {TaskState.SUCCEEDED}
 
@@ -401,6 +401,6 @@ async def test_neighbours_that_share_a_page_of_results_are_removed_one_by_one(na
         assert (await storage.stats())[0].counts[TaskState.SUCCEEDED] == 20
         assert await other.purge("work") == 20
         assert storage._opened is not None
-        names = storage._opened.keeper.names
-        stored = await storage._opened.link.subjects(f"{names.root}.>")
-        assert sorted(stored) == sorted([names.book("work"), names.reserve, f"{names.root}.w.="])
+        names = storage._opened.state_store.names
+        stored = await storage._opened.transport.subjects(f"{names.root}.>")
+        assert sorted(stored) == sorted([names.queue_state("work"), names.reserve, f"{names.root}.w.="])

@@ -21,7 +21,7 @@ import trustme
 from omniq.errors import ConfigurationError, StorageUnavailable
 from omniq.task import Succeeded
 from omniq.testing import await_until
-from omniq_nats.dialing import _within
+from omniq_nats.connecting import _within
 from tests.nats.support import fresh, make, opened, task
 from tests.nats.test_opening import js
 from tests.servers.base import HOST, free_port

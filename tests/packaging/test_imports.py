@@ -89,7 +89,7 @@ def test_an_import_that_finds_files_of_another_project_says_what_happened_and_th
     path = f"import sys; sys.path[:] = [{str(tmp_path)!r}, *(one for one in sys.path if 'omniq-core' not in one)]; "
 
     for program in (
-        "from omniq.queue import TaskQueue",
+        "from omniq._client.queue import TaskQueue",
         "from omniq.testing import trial",
         "import omniq_redis.storage",
         "import runpy; runpy.run_module('omniq', run_name='__main__')",

@@ -23,7 +23,7 @@ for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
 print(json.dumps(failed))
 """
 # Modules that need an extra of omniq-core: the test kit, and the demo with its store.
-OF_EXTRAS = ("omniq.testing", "omniq.demo")
+OF_EXTRAS = ("omniq.testing", "omniq.cli.demo")
 
 
 def test_every_module_of_a_distribution_needs_only_what_the_distribution_declares(

@@ -56,13 +56,8 @@ def test_the_import_contracts_hold_for_every_backend() -> None:
     assert set(contract("core-knows-no-backend")["forbidden_modules"]) == backends
     assert set(contract("backends-know-the-contract")["source_modules"]) == backends
     assert set(contract("backends-apart")["modules"]) == backends
-    ignored = contract("backends-know-the-contract")["ignore_imports"]
-    by_backend = {
-        backend: {line.partition(" -> ")[2] for line in ignored if line.startswith(f"{backend}.**")}
-        for backend in backends
-    }
-    assert len(ignored) == sum(len(allowed) for allowed in by_backend.values())
-    assert len({frozenset(allowed) for allowed in by_backend.values()}) == 1
+    # What one of them may import, all may.
+    assert all(line.startswith("** -> ") for line in contract("backends-know-the-contract")["ignore_imports"])
 
 
 def test_each_distribution_carries_the_licence(distribution: Distribution) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from omniq.ids import new_id
+from omniq.storage.ids import new_id
 from tests.servers.postgres import QUICK, PostgresServer
 
 

@@ -18,11 +18,11 @@ from pathlib import Path
 
 import psycopg
 
-from omniq.ids import new_id
 from omniq.plugins import default_plugins
 from omniq.storage import Storage
+from omniq.storage.ids import new_id
+from omniq.storage.urls import parse_url
 from omniq.task import NewTask, Succeeded
-from omniq.urls import parse_url
 from tests.servers.postgres import PostgresServer
 
 BATCH = 100

@@ -12,13 +12,13 @@ import pytest
 import sqlalchemy
 from psycopg.rows import dict_row
 
-from omniq.ids import new_id
 from omniq.storage import Storage
+from omniq.storage.ids import new_id
+from omniq.storage.urls import parse_url
 from omniq.task import NewTask, StoredTask, Succeeded, TaskState
 from omniq.testing.contract.spoiling import Value
-from omniq.urls import parse_url
 from omniq_postgres.connecting import AsyncConnection, Connector, discard
-from omniq_postgres.jobs import Context, Job, News, Query
+from omniq_postgres.operations import Context, Job, News, Query
 from omniq_postgres.settings import Settings, read_settings
 from omniq_postgres.statements import Statements
 from omniq_postgres.storage import PostgresStorage

@@ -12,9 +12,9 @@ from omniq.testing import StorageContract
 from omniq.testing.contract.base import Deafen
 from omniq.testing.contract.outages import OutageContract
 from omniq.testing.contract.spoiling import Spoil
-from omniq_postgres import exchange
+from omniq_postgres import libpq
 from omniq_postgres.connecting import AsyncConnection
-from omniq_postgres.jobs import Query, Rows
+from omniq_postgres.operations import Query, Rows
 from omniq_postgres.storage import PostgresStorage
 from tests.postgres.support import SpoiledRows
 from tests.servers.postgres import PostgresServer
@@ -30,13 +30,13 @@ class TestPostgresStorage(StorageContract):
     @pytest.fixture
     def count_requests(self, monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
         sent: list[Query] = []
-        run = exchange.rows
+        run = libpq.rows
 
         def counted(connection: AsyncConnection, query: Query) -> Awaitable[Rows]:
             sent.append(query)
             return run(connection, query)
 
-        monkeypatch.setattr(exchange, "rows", counted)
+        monkeypatch.setattr(libpq, "rows", counted)
         return lambda: len(sent)
 
     @pytest.fixture

@@ -10,8 +10,8 @@ from datetime import datetime, timedelta
 import psycopg
 import pytest
 
-from omniq.ids import new_id
 from omniq.storage import Finding, Severity
+from omniq.storage.ids import new_id
 from omniq.testing import await_until
 from omniq_postgres import doctor
 from tests.postgres.support import opened, table_of

@@ -16,9 +16,9 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 
 from omniq.storage import Enqueued, Lease, LeaseState
+from omniq.storage.transactions import CallerTransaction
 from omniq.task import NewTask, Released, Retry, TaskState
 from omniq.testing import await_until
-from omniq.transactions import CallerTransaction
 from omniq_postgres.storage import PostgresStorage
 from tests.django_support import ALIAS
 from tests.postgres.support import django_connection, done, engine_of, new_task, opened, storage, take

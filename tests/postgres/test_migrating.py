@@ -12,8 +12,8 @@ import pytest
 
 from omniq.cli import main
 from omniq.errors import SchemaMismatch, StorageUnavailable
-from omniq.ids import new_id
 from omniq.storage import TaskQuery
+from omniq.storage.ids import new_id
 from omniq.task import TaskState
 from omniq_postgres import connecting, migrating
 from omniq_postgres.statements import migration_files
@@ -34,7 +34,7 @@ PROCESSES = 6
 
 OPEN = """
 import asyncio, sys
-from omniq.urls import parse_url
+from omniq.storage.urls import parse_url
 from omniq_postgres.storage import PostgresStorage
 
 async def main():

@@ -10,9 +10,9 @@ import psycopg
 import pytest
 
 from omniq import StorageUnavailable, TaskQueue
-from omniq.ids import new_id
 from omniq.schedule import Schedule
 from omniq.storage import Capability, Lease, LeaseState, Severity
+from omniq.storage.ids import new_id
 from omniq.task import TaskState
 from omniq.testing import await_until
 from omniq_postgres.connecting import Connector, discard

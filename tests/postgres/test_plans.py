@@ -14,14 +14,14 @@ from typing import Any
 import psycopg
 import pytest
 
-from omniq.ids import new_id
 from omniq.schedule import Schedule
 from omniq.storage import Lease, TaskQuery
+from omniq.storage.ids import new_id
 from omniq.task import Cancelled, Failed, Progress, Released, Retry, StoredTask, TaskError, TaskState
-from omniq_postgres import claiming, control, enqueueing, finishing, reading, scheduling, upkeep, waiting
+from omniq_postgres import claiming, control, enqueueing, finishing, maintenance, reading, schedules, waiting
 from omniq_postgres.claiming import Claim
-from omniq_postgres.jobs import Context, Job, Steps
-from omniq_postgres.rubble import Age, Frontier
+from omniq_postgres.dead_tuples import Age, Frontier
+from omniq_postgres.operations import Context, Job, Steps
 from omniq_postgres.statements import Statements
 from tests.postgres.support import Explained, connection_of, done, explained, new_task, opened, settings_of, take
 from tests.servers.postgres import PostgresServer
@@ -155,8 +155,8 @@ def jobs(running: list[StoredTask]) -> dict[str, Job[Any]]:
         "finish in many ways": partial(finishing.finish, outcomes_of(running)),
         "heartbeat": partial(finishing.heartbeat, "w", leases, 60, None),
         "progress": partial(finishing.set_progress, dict.fromkeys(leases, Progress(done=1))),
-        "recover": partial(upkeep.recover, BATCH, Age()),
-        "prune": partial(upkeep.prune, BATCH, Age()),
+        "recover": partial(maintenance.recover, BATCH, Age()),
+        "prune": partial(maintenance.prune, BATCH, Age()),
         "wait for work": partial(waiting.prospects, ["none", "others"], frontier()),
         "wait for an end": partial(waiting.find_ended, ids),
         "get": partial(reading.get, ids),
@@ -170,8 +170,8 @@ def jobs(running: list[StoredTask]) -> dict[str, Job[Any]]:
         "cancel": partial(control.cancel, ids),
         "retry": partial(control.retry, ids),
         "delete": partial(control.delete, ids),
-        "fire": partial(scheduling.fire, SCHEDULE, [new_task(unique=f"fired {number}") for number in range(BATCH)]),
-        "due schedules": partial(scheduling.due_schedules, BATCH),
+        "fire": partial(schedules.fire, SCHEDULE, [new_task(unique=f"fired {number}") for number in range(BATCH)]),
+        "due schedules": partial(schedules.due_schedules, BATCH),
     }
 
 

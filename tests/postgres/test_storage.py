@@ -15,11 +15,11 @@ from omniq import TaskQueue
 from omniq.errors import ConfigurationError, SchemaMismatch, StorageUnavailable
 from omniq.schedule import Schedule
 from omniq.storage import Lease, TaskQuery
+from omniq.storage.urls import parse_url
 from omniq.storage.validation import is_corrupt
 from omniq.task import Failed, Progress, TaskError, TaskState
 from omniq.testing import await_until
-from omniq.urls import parse_url
-from omniq_postgres import claiming, rubble
+from omniq_postgres import claiming, dead_tuples
 from omniq_postgres.storage import PostgresStorage
 from tests.postgres.support import counts, done, new_task, opened, settings_of, table_of, take
 from tests.servers.postgres import PostgresServer
@@ -259,7 +259,7 @@ async def test_a_paused_queue_gives_nothing_also_where_claims_go_on(
 async def test_where_vacuum_is_held_back_prunes_and_recoveries_go_on_from_where_they_were(
     storage_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rubble, "SLOW", -1.0)
+    monkeypatch.setattr(dead_tuples, "SLOW", -1.0)
     async with opened(storage_url) as store:
         session = store._session
         assert session is not None

@@ -13,12 +13,12 @@ import psycopg
 import pytest
 from attrs import evolve
 
-from omniq.ids import new_id
+from omniq.storage.ids import new_id
 from omniq.task import Cancelled
 from omniq.testing import await_until
-from omniq_postgres.announcing import EVERYTHING, SPARSE, TAIL, channels, messages
 from omniq_postgres.connecting import AsyncConnection
-from omniq_postgres.jobs import News
+from omniq_postgres.notifier import EVERYTHING, SPARSE, TAIL, channels, messages
+from omniq_postgres.operations import News
 from tests.postgres.support import done, never_look, new_task, opened, settings_of, take
 from tests.servers.postgres import PostgresServer
 
@@ -113,8 +113,8 @@ async def test_of_a_lone_task_it_is_told_with_what_is_stored(
     server: PostgresServer, storage_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In one round trip: also if the process comes to nothing more, such as telling what it did."""
-    monkeypatch.setattr("omniq_postgres.announcing.Announcer.add", lambda *_: None)
-    monkeypatch.setattr("omniq_postgres.announcing.SPARSE", 0)
+    monkeypatch.setattr("omniq_postgres.notifier.Notifier.add", lambda *_: None)
+    monkeypatch.setattr("omniq_postgres.notifier.SPARSE", 0)
     async with overhearing(server, storage_url) as heard, opened(storage_url) as store:
         await store.enqueue([new_task()])
         await await_until(lambda: heard == [("work", '{"q": 0.0}')], 60, "a message")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from omniq.ids import new_id
+from omniq.storage.ids import new_id
 from tests.servers.redis import RedisCluster, RedisServer, binary_of
 
 

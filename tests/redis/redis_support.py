@@ -11,10 +11,10 @@ from typing import Any, cast
 
 from redis import Redis
 
-from omniq.ids import new_id
+from omniq.storage.ids import new_id
+from omniq.storage.urls import parse_url
 from omniq.task import NewTask, StoredTask, Succeeded, TaskState
 from omniq.testing.contract.spoiling import Value
-from omniq.urls import parse_url
 from omniq_redis.storage import RedisStorage
 from tests.servers.redis import RedisServer
 

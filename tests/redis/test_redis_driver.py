@@ -24,7 +24,7 @@ def test_the_transport_of_a_connection_of_redis_py_is_that_of_its_private_writer
     """If this fails with a new redis-py, omniq-redis still works with it, but slower: look where it keeps it now."""
 
     async def scenario() -> None:
-        connection = await storage(redis_server.url)._dialer.dial()
+        connection = await storage(redis_server.url)._connector.dial()
         assert transport_of(connection) is connection._writer.transport
         await connection.disconnect()
 
@@ -40,7 +40,7 @@ def test_the_installed_redis_py_is_within_the_tested_range() -> None:
 @pytest.fixture
 def driver_of_tomorrow(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the transport not be where it is today."""
-    monkeypatch.setattr("omniq_redis.link.transport_of", lambda connection: transport_of(object()))
+    monkeypatch.setattr("omniq_redis.connection.transport_of", lambda connection: transport_of(object()))
     transports._say_once.cache_clear()
 
 

@@ -22,7 +22,7 @@ from omniq.storage import Enqueued, Lease, LeaseState
 from omniq.task import TaskState
 from omniq.testing import await_until
 from omniq_redis import scripts
-from omniq_redis.link import Link
+from omniq_redis.connection import Link
 from tests.redis.redis_support import done, finish_all, new_task, only, opened, python, storage, take, total
 from tests.servers.base import free_port
 from tests.servers.redis import RedisServer

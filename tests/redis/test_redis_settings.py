@@ -17,11 +17,11 @@ from omniq.errors import ConfigurationError, StorageUnavailable
 from omniq.plugins import default_plugins
 from omniq.schedule import Schedule
 from omniq.storage import StorageConfig, TaskQuery
+from omniq.storage.urls import parse_url
 from omniq.task import TaskState
-from omniq.urls import parse_url
-from omniq_redis.blocking import Pool
 from omniq_redis.settings import OPTIONS, SCHEMES, read_settings
 from omniq_redis.storage import RedisStorage
+from omniq_redis.sync_client import Pool
 from tests.redis.redis_support import done, new_task, only, opened, storage, take
 from tests.servers.base import free_port
 from tests.servers.redis import RedisServer
@@ -267,7 +267,7 @@ async def refusals(url: str, namespace: str) -> list[str]:
     store = storage(f"{url}?retry_for=0.1&connect_timeout=1&timeout=1", namespace)
     with pytest.raises(StorageUnavailable) as of_loop:
         await store.open()
-    pool = Pool(store._settings, store._dialer)
+    pool = Pool(store._settings, store._connector)
     with pytest.raises(StorageUnavailable) as of_thread:
         await asyncio.to_thread(pool.run, "now", b"", 0)
     return [str(of_loop.value), str(of_thread.value)]

@@ -16,7 +16,7 @@ import pytest
 
 from omniq import Every, Fixed, PayloadRejected, TaskFailed
 from omniq.cli import main
-from omniq.records import dump_error
+from omniq.storage.records import dump_error
 from omniq.task import Task, TaskError
 from omniq.testing import wait_until
 from tests.bodies import body_of, changed

@@ -78,7 +78,7 @@ def test_a_forged_task_is_shown_as_it_is_stored_and_why_it_was_rejected(
 
 @pytest.mark.parametrize("payload", [b"[" * 100_000, b"\x80\x04.", b"", b"[[" + b"9" * 10_000 + b"],{}]"])
 def test_whatever_is_stored_can_be_shown(shop: TaskQueue, payload: bytes, capsys: pytest.CaptureFixture[str]) -> None:
-    from omniq.ids import new_id
+    from omniq.storage.ids import new_id
     from omniq.task import NewTask
     from tests.bodies import body_of
 

@@ -17,7 +17,7 @@ import omniq
 from omniq import ConfigurationError, OmniQError, TaskQueue, hookimpl
 from omniq.plugins import Plugins, default_plugins
 from omniq.storage import Storage, StorageConfig
-from omniq.urls import redact_all
+from omniq.storage.urls import redact_all
 
 SECRET = "".join(["h", "unter", "2"])  # so that a traceback that shows the code does not show it
 CORE = str(Path(omniq.__file__).parent)

@@ -17,12 +17,12 @@ import pytest
 
 from omniq import TaskQueue, TaskState
 from omniq.errors import CorruptRecord
-from omniq.ids import new_id
 from omniq.storage import Storage
+from omniq.storage.ids import new_id
 from omniq.task import NewTask, Succeeded
-from omniq_nats.homes import VERSION
 from omniq_nats.names import Names
 from omniq_nats.storage import NatsStorage
+from omniq_nats.task_batches import VERSION
 from tests.nats.spoiling import SpoiledMessages
 from tests.nats.support import make
 from tests.servers.nats import NatsServer
@@ -69,9 +69,9 @@ class Attack:
             "id": task_id, "priority": 0, "run_at": None, "expires": None, "unique": None, "number": 0,
             "name": "double", "max_retries": 0, "tags": [], "size": 0, **fields,
         }  # fmt: skip
-        home = {"v": VERSION, "queue": "default", "at": 1, "ttl": 60.0, "behind": 0, "nonce": "n"}
-        told = json.dumps({**home, "tasks": [list(row.values())]})
-        self.publish(self.names.home("default", f"{line}-s-{task_id}"), told.encode() + b"\n")
+        batch = {"v": VERSION, "queue": "default", "at": 1, "ttl": 60.0, "behind": 0, "nonce": "n"}
+        told = json.dumps({**batch, "tasks": [list(row.values())]})
+        self.publish(self.names.batch("default", f"{line}-s-{task_id}"), told.encode() + b"\n")
 
     def storage(self, use: Callable[[Storage], Awaitable[None]]) -> None:
         """Do something with a storage on the store."""
@@ -131,9 +131,9 @@ def working(attack: Attack) -> Iterator[None]:
 def test_tasks_that_cannot_be_read_cost_no_other_its_run(attack: Attack, queue: TaskQueue) -> None:
     double = queue.functions["double"]
     handles = [double.enqueue(0), queue.enqueue_many([double.call(1), double.call(2)])[0]]
-    attack.publish(attack.names.home("default", "p0-s-nothing"), b"\xff")
-    attack.publish(attack.names.home("default", "p0-s-deep"), b"[" * 100_000)
-    attack.publish(attack.names.home("default", "p0-g-several"), b"{}")
+    attack.publish(attack.names.batch("default", "p0-s-nothing"), b"\xff")
+    attack.publish(attack.names.batch("default", "p0-s-deep"), b"[" * 100_000)
+    attack.publish(attack.names.batch("default", "p0-g-several"), b"{}")
     attack.order("past", run_at=10**30)
     attack.order("late", line="d", run_at=10**30)
     attack.order("expired", line="d", expires="x")
@@ -169,7 +169,7 @@ def test_tasks_that_cannot_be_read_cost_no_other_its_run(attack: Attack, queue: 
 def test_of_several_tasks_in_a_message_that_cannot_be_read_each_is_shown(attack: Attack, queue: TaskQueue) -> None:
     names, double = attack.names, queue.functions["double"]
     double.enqueue(0)
-    attack.publish(names.home("default", "p0-g-several"), b"torn")
+    attack.publish(names.batch("default", "p0-g-several"), b"torn")
     for number, name in enumerate(["one", "two"]):
         attack.publish(names.guard("default", "p0", name), f"p0-g-several {number}".encode())
     attack.publish(names.guard("default", "p0", "three"), b"\xff")
@@ -199,8 +199,8 @@ def test_the_record_of_a_queue_that_cannot_be_read_stops_no_other_queue(
 ) -> None:
     double = queue.functions["double"]
     double.using(queue="other").enqueue(0)
-    attack.publish(attack.names.book("other"), data)
-    attack.publish(attack.names.book("unheard of"), data)
+    attack.publish(attack.names.queue_state("other"), data)
+    attack.publish(attack.names.queue_state("unheard of"), data)
 
     with working(attack):
         assert double.enqueue(4).result(timeout=60) == 8
@@ -237,7 +237,7 @@ def test_a_message_that_holds_another_task_gives_nothing_of_it_away(attack: Atta
         assert secret.result_payload == b"of the secret"
 
     attack.storage(scenario)
-    attack.copy(attack.names.anywhere("secret"), attack.names.home("work", "p0-s-mine"))
+    attack.copy(attack.names.anywhere("secret"), attack.names.batch("work", "p0-s-mine"))
     attack.storage(check)
 
 
@@ -251,7 +251,7 @@ def test_a_result_that_stands_where_anothers_should_be_is_not_taken_for_it(attac
             (task,) = await storage.claim({"work": 1}, worker="w", lease=60)
             assert await storage.finish([Succeeded(id=task.id, delivery=task.delivery, result=b"mine")]) == [True]
             # It stands in its queue's record, too, until a change finds it on its page.
-            if "mine" not in (await storage._opened.keeper.read(["work"]))["work"].pending:
+            if "mine" not in (await storage._opened.state_store.read(["work"]))["work"].pending:
                 return
             ids.append(new_id())
 

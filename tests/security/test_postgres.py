@@ -11,7 +11,7 @@ import pytest
 
 from omniq import Every, TaskQueue
 from omniq.errors import StorageError
-from omniq.ids import new_id
+from omniq.storage.ids import new_id
 from omniq.task import TaskState
 from omniq.testing import await_until
 from tests.servers.postgres import QUICK, PostgresServer

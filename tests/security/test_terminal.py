@@ -13,7 +13,7 @@ from omniq import Every, TaskQueue
 from omniq.cli import main
 from omniq.cli.logs import LineFormatter, logging_to_stderr
 from omniq.cli.terminal import Screen
-from omniq.records import dump_error
+from omniq.storage.records import dump_error
 from omniq.task import TaskError
 from omniq.testing import wait_until
 from tests.core.running import working

@@ -17,7 +17,7 @@ from build import ProjectBuilder
 from pyproject_hooks import quiet_subprocess_runner
 
 from omniq import plugins
-from omniq.ids import new_id
+from omniq.storage.ids import new_id
 from omniq.testing import StorageContract
 from tests.servers.mariadb import MariaDbServer
 from tests.servers.postgres import QUICK, PostgresServer

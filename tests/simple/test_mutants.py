@@ -179,7 +179,7 @@ MUTANTS = """
 
         def mutate(self, patch):
             async def close(self):
-                kept.append(self._lanes)
+                kept.append(self._io_threads)
 
             patch(MyStorage, "close", close)
 

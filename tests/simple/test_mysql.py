@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 
 from omniq.errors import ConfigurationError, SchemaMismatch, StorageUnavailable
-from omniq.ids import new_id
 from omniq.plugins import default_plugins
 from omniq.storage import Enqueued, transitions
+from omniq.storage.ids import new_id
+from omniq.storage.urls import parse_url
 from omniq.task import NewTask, Succeeded
 from omniq.testing import wait_until
-from omniq.urls import parse_url
 from tests.cli.program import run_omniq
 from tests.servers.mariadb import MariaDbServer
 
@@ -142,7 +142,7 @@ async def test_tables_of_another_version_are_refused(mariadb: MariaDbServer, mys
         await store.enqueue([task()])
     mariadb.execute(f"DROP TABLE {database}.omniq_meta")
     with pytest.raises(SchemaMismatch, match="has not the tables"):
-        await store._lanes[True].run(lambda tx: tx.rows("SELECT nothing FROM {task}"), True, False)
+        await store._executors[True].run(lambda tx: tx.rows("SELECT nothing FROM {task}"), True, False)
     await store.close()
 
 

@@ -12,12 +12,12 @@ import psycopg
 import pytest
 
 from omniq.errors import StorageUnavailable
-from omniq.ids import new_id
 from omniq.plugins import default_plugins
 from omniq.storage import Enqueued, transitions
+from omniq.storage.ids import new_id
+from omniq.storage.urls import parse_url
 from omniq.task import NewTask, Succeeded
 from omniq.testing.contract import steps
-from omniq.urls import parse_url
 from tests.servers.postgres import PostgresServer
 
 

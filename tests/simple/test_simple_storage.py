@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 
 from omniq.errors import StorageUnavailable
-from omniq.ids import new_id
 from omniq.storage import Enqueued, Finding, SimpleStorage, SqlTx, StorageConfig
 from omniq.storage.base import Storage
+from omniq.storage.ids import new_id
+from omniq.storage.urls import parse_url
 from omniq.task import NewTask, Succeeded
 from omniq.testing import wait_until
-from omniq.urls import parse_url
 
 
 def backend() -> Any:

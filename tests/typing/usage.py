@@ -26,7 +26,7 @@ from omniq import (
     current_task,
     hookimpl,
 )
-from omniq.handle import SyncTaskHandle
+from omniq._tasks.handle import SyncTaskHandle
 
 queue = TaskQueue("memory://", namespace="shop", max_retries=5, retry=Fixed(timedelta(seconds=5)), timeout=30)
 

@@ -9,8 +9,15 @@ import importlib as _importlib
 import typing as _typing
 
 if _typing.TYPE_CHECKING:
-    from omniq.context import CurrentTask as CurrentTask
-    from omniq.context import current_task as current_task
+    from omniq._client.queue import TaskQueue as TaskQueue
+    from omniq._tasks.context import CurrentTask as CurrentTask
+    from omniq._tasks.context import current_task as current_task
+    from omniq._tasks.functions import AsyncTaskFunction as AsyncTaskFunction
+    from omniq._tasks.functions import TaskCall as TaskCall
+    from omniq._tasks.functions import TaskFunction as TaskFunction
+    from omniq._tasks.handle import TaskHandle as TaskHandle
+    from omniq._tasks.handle import as_completed as as_completed
+    from omniq._worker.worker import Worker as Worker
     from omniq.errors import ArgumentsMismatch as ArgumentsMismatch
     from omniq.errors import ConfigurationError as ConfigurationError
     from omniq.errors import CorruptRecord as CorruptRecord
@@ -35,14 +42,8 @@ if _typing.TYPE_CHECKING:
     from omniq.errors import UnknownScheme as UnknownScheme
     from omniq.errors import UnknownTask as UnknownTask
     from omniq.errors import WorkerLost as WorkerLost
-    from omniq.functions import AsyncTaskFunction as AsyncTaskFunction
-    from omniq.functions import TaskCall as TaskCall
-    from omniq.functions import TaskFunction as TaskFunction
-    from omniq.handle import TaskHandle as TaskHandle
-    from omniq.handle import as_completed as as_completed
     from omniq.hookspecs import hookimpl as hookimpl
     from omniq.hookspecs import hookspec as hookspec
-    from omniq.queue import TaskQueue as TaskQueue
     from omniq.retry import Exponential as Exponential
     from omniq.retry import Fixed as Fixed
     from omniq.retry import Linear as Linear
@@ -59,12 +60,11 @@ if _typing.TYPE_CHECKING:
     from omniq.triggers import At as At
     from omniq.triggers import Cron as Cron
     from omniq.triggers import Every as Every
-    from omniq.worker import Worker as Worker
 
 _DISTRIBUTION = "omniq-core"  # by which our other modules know that this file is ours, see errors.py
 
 _HOMES = {
-    "omniq.context": (
+    "omniq._tasks.context": (
         "CurrentTask",
         "current_task",
     ),
@@ -94,12 +94,12 @@ _HOMES = {
         "UnknownTask",
         "WorkerLost",
     ),
-    "omniq.functions": (
+    "omniq._tasks.functions": (
         "AsyncTaskFunction",
         "TaskCall",
         "TaskFunction",
     ),
-    "omniq.handle": (
+    "omniq._tasks.handle": (
         "TaskHandle",
         "as_completed",
     ),
@@ -107,7 +107,7 @@ _HOMES = {
         "hookimpl",
         "hookspec",
     ),
-    "omniq.queue": ("TaskQueue",),
+    "omniq._client.queue": ("TaskQueue",),
     "omniq.retry": (
         "Exponential",
         "Fixed",
@@ -132,7 +132,7 @@ _HOMES = {
         "Cron",
         "Every",
     ),
-    "omniq.worker": ("Worker",),
+    "omniq._worker.worker": ("Worker",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -23,14 +23,14 @@ import pluggy
 from attrs import evolve, field, frozen
 
 from omniq import hookspecs
+from omniq._runtime.signals import noting_ctrl_c
 from omniq.errors import ConfigurationError, PluginConflict, UnknownPlugin, UnknownScheme
-from omniq.escaping import get_logger
 from omniq.retry import RetryPolicy
 from omniq.schedule import Trigger
 from omniq.serialization import Serializer
-from omniq.signals import noting_ctrl_c
 from omniq.storage import Storage, StorageConfig, StorageFactory
-from omniq.urls import redact_all
+from omniq.storage.escaping import get_logger
+from omniq.storage.urls import redact_all
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint

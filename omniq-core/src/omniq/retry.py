@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from attrs import field, frozen
 
-from omniq.durations import LONGEST, duration
+from omniq.storage.durations import LONGEST, duration
 
 __all__ = ["Exponential", "Fixed", "Linear", "RetryPolicy"]
 

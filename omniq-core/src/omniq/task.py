@@ -91,7 +91,7 @@ class NewTask:
     name: str
     """The registered name of the function to run."""
     body: bytes = field(repr=False)
-    """What no store acts on: the arguments and how to run them, see :mod:`omniq.body`. A store returns it unchanged."""
+    """The arguments and how to run them, see :mod:`omniq.storage.body`. A store returns it unchanged."""
     priority: int = 0
     """−100…100; larger is claimed first."""
     max_retries: int = 3
@@ -177,7 +177,7 @@ class TaskDecoder(Protocol):
 class Task(StoredTask):
     """The record of a task as its owner sees it: what the store has, and what is in the body.
 
-    :func:`omniq.body.as_task` makes it; no store does.
+    :func:`omniq.storage.body.as_task` makes it; no store does.
     """
 
     serializer: str = "json"

@@ -14,10 +14,10 @@ from zoneinfo import ZoneInfo
 
 from attrs import field, frozen
 
-from omniq.cron import CronExpression
-from omniq.durations import aware, duration
+from omniq._cron import CronExpression
 from omniq.errors import InvalidTrigger
 from omniq.schedule import Trigger
+from omniq.storage.durations import aware, duration
 
 __all__ = ["At", "Cron", "Every"]
 

@@ -14,6 +14,6 @@ def omniq_storages() -> Mapping[str, str]:
     """Give the URL schemes of this distribution."""
     return {
         "file": "omniq_local.files:FileStorage",
-        "memory": "omniq_local.memory:MemoryStorage",
+        "memory": "omniq_local.memory.storage:MemoryStorage",
         "sqlite": "omniq_local.sqlite:SQLiteStorage",
     }

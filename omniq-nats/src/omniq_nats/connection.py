@@ -22,13 +22,13 @@ from attrs import define, field
 from nats.aio.subscription import Subscription
 
 from omniq.errors import OmniQError, PayloadTooLarge, StorageUnavailable
-from omniq.escaping import get_logger
-from omniq.outages import Outage
-from omniq_nats.dialing import dial
+from omniq.storage.escaping import get_logger
+from omniq.storage.outages import Outage
+from omniq_nats.connect_errors import Reasons
+from omniq_nats.connecting import dial
 from omniq_nats.messages import Life, Lost, Stored, Unserved
-from omniq_nats.refusals import Reasons
+from omniq_nats.protocol import Heard, Message, WireClient
 from omniq_nats.settings import Settings
-from omniq_nats.wire import Heard, Message, WireClient
 
 __all__ = ["NOT_FOUND", "PATIENCE", "Connection", "Listening", "Question"]
 
@@ -317,7 +317,9 @@ class Connection:
     def _give_up(self, question: Question, seconds: float) -> None:
         if not question.future.done():
             reason = f"; the server says {self._refused}" if self._refused else ""
-            question.future.set_exception(Lost(f"{self.settings.shown}: no answer within {seconds:.1f} s{reason}"))
+            question.future.set_exception(
+                Lost(f"{self.settings.shown}: no answer within {max(0.0, seconds):.1f} s{reason}")
+            )
 
     async def ask(self, subject: str, body: Any = None, *, repeat: bool = True) -> dict[str, Any]:
         """Ask the JetStream API.

@@ -7,20 +7,20 @@ from collections import defaultdict
 from collections.abc import Awaitable, Callable, Sequence
 
 from omniq.task import TaskState
-from omniq_nats.book import CANCELLED_AHEAD, REMOVED_AHEAD, Book
-from omniq_nats.homes import Home
-from omniq_nats.keeper import Keeper, holder_of
-from omniq_nats.link import Write
-from omniq_nats.orders import Place
-from omniq_nats.reading import ENDED, find_live, slot_on_shelf, stand, stands
+from omniq_nats.entries import Entry, entry_of
+from omniq_nats.queue_state import CANCELLED_AHEAD, REMOVED_AHEAD, QueueState
+from omniq_nats.queue_state_store import QueueStateStore, holder_of
+from omniq_nats.reading import ENDED, entry_in_overflow, find_live, stand, stands
 from omniq_nats.removal import STEP, Removal
-from omniq_nats.slots import Slot, slot_of
+from omniq_nats.task_batches import TaskBatch
+from omniq_nats.task_lookup import Place
+from omniq_nats.transport import Write
 
 __all__ = ["Control"]
 
 
 SHARE = 0.5
-"""How much of the largest message a book may take: what was cancelled must not keep claims from coming to it."""
+"""How much of the largest message a queue state may take: what was cancelled must not keep claims from coming to it."""
 
 READY, SCHEDULED, RUNNING = TaskState.READY, TaskState.SCHEDULED, TaskState.RUNNING
 
@@ -28,22 +28,22 @@ READY, SCHEDULED, RUNNING = TaskState.READY, TaskState.SCHEDULED, TaskState.RUNN
 class Control:
     """Does what is asked for from outside.
 
-    :param keeper: of the storage.
+    :param state_store: of the storage.
     :param removal: takes away what was removed.
     """
 
-    def __init__(self, keeper: Keeper, removal: Removal) -> None:
+    def __init__(self, state_store: QueueStateStore, removal: Removal) -> None:
         self._removal = removal
-        self._keeper = keeper
-        self._link = keeper.link
-        self._names = keeper.names
+        self._state_store = state_store
+        self._transport = state_store.transport
+        self._names = state_store.names
 
     async def _each(
-        self, ids: Sequence[str], act: Callable[[Book, Home, int], Awaitable[tuple[bool, bool]]]
+        self, ids: Sequence[str], act: Callable[[QueueState, TaskBatch, int], Awaitable[tuple[bool, bool]]]
     ) -> tuple[list[bool], dict[str, list[str]]]:
         """Do something to tasks, those of a queue in one step, or in several if they are many.
 
-        :param act: gives the answer for a task, and whether it changed the book.
+        :param act: gives the answer for a task, and whether it changed the queue state.
         :return: the answers, and by queue the ids of the tasks for which it was yes.
         """
         answers: list[bool] = []
@@ -56,10 +56,10 @@ class Control:
         return answers, done
 
     async def _step(
-        self, ids: Sequence[str], act: Callable[[Book, Home, int], Awaitable[tuple[bool, bool]]]
+        self, ids: Sequence[str], act: Callable[[QueueState, TaskBatch, int], Awaitable[tuple[bool, bool]]]
     ) -> tuple[list[bool], dict[str, list[str]]]:
         # What is retried takes no more room than it had: a full stream is no reason to refuse any of it.
-        places = await self._keeper.orders.locate(ids)
+        places = await self._state_store.task_lookup.locate(ids)
         by_queue: defaultdict[str, list[tuple[int, Place]]] = defaultdict(list)
         for number, task_id in enumerate(ids):
             if task_id in places:
@@ -67,15 +67,17 @@ class Control:
         answers = [False] * len(ids)
         for queue, some in by_queue.items():
 
-            async def step(book: Book, some: list[tuple[int, Place]] = some) -> tuple[dict[int, bool], bool]:
+            async def step(
+                queue_state: QueueState, some: list[tuple[int, Place]] = some
+            ) -> tuple[dict[int, bool], bool]:
                 told = {}
-                changed = await self._take_from_shelves(book, [place for _, place in some])
-                for number, (home, index) in some:
-                    told[number], did = await act(book, home, index)
+                changed = await self._take_from_shelves(queue_state, [place for _, place in some])
+                for number, (batch, index) in some:
+                    told[number], did = await act(queue_state, batch, index)
                     changed = changed or did
                 return told, changed
 
-            for number, answer in (await self._keeper.change(queue, step, share=SHARE, frees=True)).items():
+            for number, answer in (await self._state_store.change(queue, step, share=SHARE, frees=True)).items():
                 answers[number] = answer
         done: defaultdict[str, list[str]] = defaultdict(list)
         for task_id, answer in zip(ids, answers, strict=True):
@@ -83,16 +85,16 @@ class Control:
                 done[places[task_id][0].queue].append(task_id)
         return answers, done
 
-    async def _take_from_shelves(self, book: Book, places: Sequence[Place]) -> bool:
-        if not book.shelves:
+    async def _take_from_shelves(self, queue_state: QueueState, places: Sequence[Place]) -> bool:
+        if not queue_state.overflow:
             return False
-        found, fates = await stands(self._keeper, book, places)
+        found, end_records = await stands(self._state_store, queue_state, places)
         wanted = {
-            (home.seq, index): slot_on_shelf(home, index, fates.get((home.seq, index))).key
-            for (home, index), how in zip(places, found, strict=True)
+            (batch.seq, index): entry_in_overflow(batch, index, end_records.get((batch.seq, index))).key
+            for (batch, index), how in zip(places, found, strict=True)
             if how is SCHEDULED
         }
-        await self._keeper.shelves.take_out(book, wanted)
+        await self._state_store.overflow.take_out(queue_state, wanted)
         return bool(wanted)
 
     async def cancel(self, ids: Sequence[str]) -> tuple[list[bool], list[str]]:
@@ -101,21 +103,21 @@ class Control:
         :return: the answers, and the ids that may have ended.
         """
 
-        async def act(book: Book, home: Home, index: int) -> tuple[bool, bool]:
-            how = stand(book, home, index)
-            now = self._keeper.clock.now()
-            if isinstance(how, Slot):
+        async def act(queue_state: QueueState, batch: TaskBatch, index: int) -> tuple[bool, bool]:
+            how = stand(queue_state, batch, index)
+            now = self._state_store.clock.now()
+            if isinstance(how, Entry):
                 if how.until is not None:
                     changed, how.cancel = not how.cancel, True
                     return True, changed
                 # The error of its latest attempt stays with it.
-                known = await self._keeper.errors(book, [how])
-                book.withdraw(how)
-                book.cancel_slot(how, now, known.get(how.id))
+                known = await self._state_store.errors(queue_state, [how])
+                queue_state.withdraw(how)
+                queue_state.cancel_slot(how, now, known.get(how.id))
                 return True, True
             if how is READY:
-                book.leave_out(home, index, CANCELLED_AHEAD)
-                book.cancel_slot(slot_of(home, index), now)
+                queue_state.leave_out(batch, index, CANCELLED_AHEAD)
+                queue_state.cancel_slot(entry_of(batch, index), now)
                 return True, True
             return False, False
 
@@ -125,28 +127,34 @@ class Control:
     async def retry(self, ids: Sequence[str]) -> list[bool]:
         """Do :meth:`omniq.storage.Storage.retry`."""
 
-        async def act(book: Book, home: Home, index: int) -> tuple[bool, bool]:
-            if stand(book, home, index) is not ENDED:
+        async def act(queue_state: QueueState, batch: TaskBatch, index: int) -> tuple[bool, bool]:
+            if stand(queue_state, batch, index) is not ENDED:
                 return False, False
-            fate = (await self._keeper.fates(book, [(home, index)])).get((home.seq, index))
-            if fate is None or fate.is_torn or fate.state not in (TaskState.FAILED, TaskState.CANCELLED):
+            end_record = (await self._state_store.end_records(queue_state, [(batch, index)])).get((batch.seq, index))
+            if (
+                end_record is None
+                or end_record.is_torn
+                or end_record.state not in (TaskState.FAILED, TaskState.CANCELLED)
+            ):
                 return False, False
-            slot = slot_of(home, index)
-            unique = home.order(index).unique
-            if unique is not None and not await self._take_key(book, unique, slot.id):
+            entry = entry_of(batch, index)
+            unique = batch.order(index).unique
+            if unique is not None and not await self._take_key(queue_state, unique, entry.id):
                 return False, False
-            now = self._keeper.clock.now()
-            slot.at = now
-            slot.delivery, slot.worker, slot.started = fate.delivery, fate.worker, fate.started
-            if not fate.keeps_expiry or slot.is_expired(now):
-                slot.expires, slot.expired_order = None, True
-            slot.has_fate = True
-            book.ended[fate.state] -= 1
-            if book.is_ahead(home.line, home.seq, index):
+            now = self._state_store.clock.now()
+            entry.at = now
+            entry.delivery, entry.worker, entry.started = end_record.delivery, end_record.worker, end_record.started
+            if not end_record.keeps_expiry or entry.is_expired(now):
+                entry.expires, entry.expired_order = None, True
+            entry.has_fate = True
+            queue_state.ended[end_record.state] -= 1
+            if queue_state.is_ahead(batch.line, batch.seq, index):
                 # It waits from now on; claims are to leave it out where it was.
-                book.leave_out(home, index, CANCELLED_AHEAD)
-            book.keep_error(slot, now, fate if fate.error is not None or fate.blob is not None else None)
-            book.put_back(slot)
+                queue_state.leave_out(batch, index, CANCELLED_AHEAD)
+            queue_state.keep_error(
+                entry, now, end_record if end_record.error is not None or end_record.blob is not None else None
+            )
+            queue_state.put_back(entry)
             return True, True
 
         answers: list[bool] = []
@@ -155,20 +163,20 @@ class Control:
             (answer,), done = await self._each([task_id], act)
             answers.append(answer)
             for queue in done:
-                await self._link.tell(self._names.work(queue), b"0")
+                await self._transport.tell(self._names.work(queue), b"0")
         return answers
 
-    async def _take_key(self, book: Book, unique: str, task_id: str) -> bool:
+    async def _take_key(self, queue_state: QueueState, unique: str, task_id: str) -> bool:
         subject = self._names.key(unique)
-        stored = await self._link.last([subject])
+        stored = await self._transport.last([subject])
         if stored:
             holder = holder_of(stored[0].data)
-            if holder not in (None, task_id) and (holder in book.running or holder in book.waiting):
+            if holder not in (None, task_id) and (holder in queue_state.running or holder in queue_state.waiting):
                 return False
-            if holder is not None and holder != task_id and await find_live(self._keeper, [holder]):
+            if holder is not None and holder != task_id and await find_live(self._state_store, [holder]):
                 return False
         told = json.dumps([task_id]).encode()
-        book.also.append(Write(subject, told, expected=stored[0].seq if stored else 0))
+        queue_state.also.append(Write(subject, told, expected=stored[0].seq if stored else 0))
         return True
 
     async def delete(self, ids: Sequence[str]) -> tuple[list[bool], list[str]]:
@@ -177,20 +185,22 @@ class Control:
         :return: the answers, and the ids of those that are gone.
         """
 
-        async def act(book: Book, home: Home, index: int) -> tuple[bool, bool]:
-            how = stand(book, home, index)
-            if how is None or (isinstance(how, Slot) and how.until is not None):
+        async def act(queue_state: QueueState, batch: TaskBatch, index: int) -> tuple[bool, bool]:
+            how = stand(queue_state, batch, index)
+            if how is None or (isinstance(how, Entry) and how.until is not None):
                 return False, False
-            if isinstance(how, Slot):
-                book.withdraw(how)
+            if isinstance(how, Entry):
+                queue_state.withdraw(how)
             elif how is ENDED:
-                fate = (await self._keeper.fates(book, [(home, index)])).get((home.seq, index))
-                if fate is None or not fate.state.is_final:
+                end_record = (await self._state_store.end_records(queue_state, [(batch, index)])).get(
+                    (batch.seq, index)
+                )
+                if end_record is None or not end_record.state.is_final:
                     return False, False
-                book.ended[fate.state] -= 1
-            if book.is_ahead(home.line, home.seq, index):
-                book.leave_out(home, index, REMOVED_AHEAD)
-            book.doom(self._removal.doomed(home, index))
+                queue_state.ended[end_record.state] -= 1
+            if queue_state.is_ahead(batch.line, batch.seq, index):
+                queue_state.leave_out(batch, index, REMOVED_AHEAD)
+            queue_state.doom(self._removal.tombstones(batch, index))
             return True, True
 
         answers: list[bool] = []
@@ -210,18 +220,18 @@ class Control:
 
     async def _delete_torn(self, ids: Sequence[str]) -> list[str]:
         """Remove tasks that cannot be read, unless they run; return the ids of those that were."""
-        _, torn = await self._keeper.orders.find(ids)
+        _, torn = await self._state_store.task_lookup.find(ids)
         gone: list[str] = []
         for task_id, one in torn.items():
 
-            async def step(book: Book, task_id: str = task_id) -> tuple[bool, bool]:
-                slot = book.waiting.get(task_id)
-                if slot is not None:
-                    book.withdraw(slot)
-                return task_id not in book.running, slot is not None
+            async def step(queue_state: QueueState, task_id: str = task_id) -> tuple[bool, bool]:
+                entry = queue_state.waiting.get(task_id)
+                if entry is not None:
+                    queue_state.withdraw(entry)
+                return task_id not in queue_state.running, entry is not None
 
-            if await self._keeper.change(one.queue, step, frees=True):
-                await self._link.remove(one.seqs)
+            if await self._state_store.change(one.queue, step, frees=True):
+                await self._transport.remove(one.seqs)
                 gone.append(task_id)
         return gone
 
@@ -230,12 +240,12 @@ class Control:
     async def pause(self, queue: str, paused: bool) -> bool:
         """Hold up a queue, or let it go on; say whether that changed anything."""
 
-        async def step(book: Book) -> tuple[bool, bool]:
-            changed = book.paused is not paused
-            book.paused = paused
+        async def step(queue_state: QueueState) -> tuple[bool, bool]:
+            changed = queue_state.paused is not paused
+            queue_state.paused = paused
             return changed, changed
 
-        changed = await self._keeper.change(queue, step)
+        changed = await self._state_store.change(queue, step)
         if changed and not paused:
-            await self._link.tell(self._names.work(queue), b"0")
+            await self._transport.tell(self._names.work(queue), b"0")
         return changed

@@ -9,14 +9,14 @@ from typing import Any
 from omniq.errors import CorruptRecord, StorageError
 from omniq.storage import Finding, Severity
 from omniq.storage.validation import corrupt, finding
-from omniq_nats.book import Book
-from omniq_nats.keeper import LEFT_BEHIND, Keeper, holder_of
+from omniq_nats.encoding import read_entries
 from omniq_nats.messages import Full, Stored, Write
+from omniq_nats.orphan_cleanup import OrphanCleanup
+from omniq_nats.queue_state import QueueState
+from omniq_nats.queue_state_store import LEFT_BEHIND, QueueStateStore, holder_of
 from omniq_nats.reading import read_worker
-from omniq_nats.records import read_slots
-from omniq_nats.schedules import read_schedule
+from omniq_nats.schedule_encoding import read_schedule
 from omniq_nats.streams import API_LEVEL, differences
-from omniq_nats.sweeping import Sweeper
 
 __all__ = ["check", "diagnose"]
 
@@ -28,36 +28,40 @@ PROBE_BYTES = 16 * 1024
 MEGABYTE = 1024 * 1024
 
 
-async def diagnose(keeper: Keeper) -> list[Finding]:
+async def diagnose(state_store: QueueStateStore) -> list[Finding]:
     """Do :meth:`omniq.storage.Storage.diagnose`."""
-    account = await keeper.link.ask("INFO")
-    stream = await keeper.link.info()
-    books = await keeper.read_all()
+    account = await state_store.transport.ask("INFO")
+    stream = await state_store.transport.info()
+    queue_states = await state_store.read_all()
     return [
-        _server(keeper, account),
-        await _limits(keeper, account, stream),
+        _server(state_store, account),
+        await _limits(state_store, account, stream),
         _durability(stream),
         *_replicas(stream),
-        _payload(keeper),
-        _configuration(keeper, stream),
-        *_left_behind(keeper, books),
-        await _strays(keeper),
-        _clock(keeper),
+        _payload(state_store),
+        _configuration(state_store, stream),
+        *_left_behind(state_store, queue_states),
+        await _strays(state_store),
+        _clock(state_store),
     ]
 
 
-async def check(keeper: Keeper) -> list[Finding]:
+async def check(state_store: QueueStateStore) -> list[Finding]:
     """Do :meth:`omniq.storage.Storage.check` for all but tasks."""
-    link, names = keeper.link, keeper.names
-    problems = [book.problem for book in (await keeper.read_all()).values() if book.problem is not None]
+    transport, names = state_store.transport, state_store.names
+    problems = [
+        queue_state.problem
+        for queue_state in (await state_store.read_all()).values()
+        if queue_state.problem is not None
+    ]
     readers: dict[str, Callable[[Stored], object]] = {
         names.schedules: read_schedule,
         names.workers: lambda stored: read_worker(stored, {}, {}),
         names.keys: _read_key,
-        names.shelves: read_slots,
+        names.overflow: read_entries,
     }
     for subject, read in readers.items():
-        async for stored in link.scan_all(subject):
+        async for stored in transport.scan_all(subject):
             try:
                 if stored.subject != names.reserve:
                     read(stored)
@@ -72,8 +76,8 @@ def _read_key(stored: Stored) -> None:
         raise corrupt("unique key", None, "it names no task; it counts as free", place=place)
 
 
-def _server(keeper: Keeper, account: dict[str, Any]) -> Finding:
-    version = keeper.link.client.connected_server_version
+def _server(state_store: QueueStateStore, account: dict[str, Any]) -> Finding:
+    version = state_store.transport.client.connected_server_version
     level = account.get("api", {}).get("level", 0)
     told = f"nats-server {version.major}.{version.minor}.{version.patch}, JetStream API level {level}"
     if "error" in account:
@@ -86,11 +90,11 @@ def _server(keeper: Keeper, account: dict[str, Any]) -> Finding:
     return Finding(severity=OK, subject="server", message=told)
 
 
-async def _limits(keeper: Keeper, account: dict[str, Any], stream: dict[str, Any]) -> Finding:
+async def _limits(state_store: QueueStateStore, account: dict[str, Any], stream: dict[str, Any]) -> Finding:
     # The limit of the server itself is not told to its clients: it is seen by what happens.
     try:
-        probe = f"{keeper.names.root}.u.=probe"
-        await keeper.link.remove_one(await keeper.link.store(Write(probe, b" " * PROBE_BYTES)))
+        probe = f"{state_store.names.root}.u.=probe"
+        await state_store.transport.remove_one(await state_store.transport.store(Write(probe, b" " * PROBE_BYTES)))
     except Full as error:
         said = str(error).rpartition(": ")[2]
         return Finding(
@@ -160,17 +164,17 @@ def _replicas(stream: dict[str, Any]) -> list[Finding]:
     return [Finding(severity=WARNING, subject="replicas", message=told)]
 
 
-def _payload(keeper: Keeper) -> Finding:
-    limit = keeper.link.max_payload
+def _payload(state_store: QueueStateStore) -> Finding:
+    limit = state_store.transport.max_payload
     told = f"a task's arguments and a result may take {limit:,} bytes each (max_payload), less about 1,000"
     if limit < MEGABYTE:
         return Finding(severity=WARNING, subject="max_payload", message=f"{told}; that is less than the usual 1 MiB")
     return Finding(severity=OK, subject="max_payload", message=told)
 
 
-def _configuration(keeper: Keeper, stream: dict[str, Any]) -> Finding:
-    name = keeper.names.stream
-    different = differences(stream["config"], keeper.link.settings)
+def _configuration(state_store: QueueStateStore, stream: dict[str, Any]) -> Finding:
+    name = state_store.names.stream
+    different = differences(stream["config"], state_store.transport.settings)
     if different:
         told = "; ".join(f"{key} is {there!r} and should be {wanted!r}" for key, (there, wanted) in different.items())
         return Finding(
@@ -179,14 +183,16 @@ def _configuration(keeper: Keeper, stream: dict[str, Any]) -> Finding:
     return Finding(severity=OK, subject="stream", message=f"{name} is as it should be")
 
 
-def _left_behind(keeper: Keeper, books: dict[str, Book]) -> list[Finding]:
-    now = keeper.clock.now()
+def _left_behind(state_store: QueueStateStore, queue_states: dict[str, QueueState]) -> list[Finding]:
+    now = state_store.clock.now()
     lapsed = sum(
-        slot.until is not None and slot.until < now for book in books.values() for slot in book.running.values()
+        entry.until is not None and entry.until < now
+        for queue_state in queue_states.values()
+        for entry in queue_state.running.values()
     )
     late = now - 20 * LEFT_BEHIND
-    since = [one.since for book in books.values() for one in book.pending.values()]
-    since += [one.since for book in books.values() for one in book.doomed.values()]
+    since = [one.since for queue_state in queue_states.values() for one in queue_state.pending.values()]
+    since += [one.since for queue_state in queue_states.values() for one in queue_state.tombstones.values()]
     left = sum(moment < late for moment in since)
     findings = []
     if lapsed:
@@ -198,9 +204,9 @@ def _left_behind(keeper: Keeper, books: dict[str, Book]) -> list[Finding]:
     return findings
 
 
-async def _strays(keeper: Keeper) -> Finding:
+async def _strays(state_store: QueueStateStore) -> Finding:
     try:
-        strays = await Sweeper(keeper).strays()
+        strays = await OrphanCleanup(state_store).strays()
     except StorageError as error:
         return Finding(severity=WARNING, subject="stranded", message=f"not looked for: {error}")
     if strays:
@@ -210,8 +216,8 @@ async def _strays(keeper: Keeper) -> Finding:
     return Finding(severity=OK, subject="stranded", message="no messages that belong to nothing")
 
 
-def _clock(keeper: Keeper) -> Finding:
-    ahead = time.time() - keeper.clock.now() / 1e6
+def _clock(state_store: QueueStateStore) -> Finding:
+    ahead = time.time() - state_store.clock.now() / 1e6
     if abs(ahead) > CLOCK_TOLERANCE:
         told = f"this machine is {abs(ahead):,.1f} s {'ahead of' if ahead > 0 else 'behind'} the servers"
         return Finding(severity=WARNING, subject="clock", message=f"{told}; theirs counts, but logs will not agree")

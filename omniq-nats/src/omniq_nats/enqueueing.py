@@ -14,16 +14,16 @@ from attrs import define, field
 from omniq.errors import StorageUnavailable
 from omniq.storage import Enqueued
 from omniq.task import NewTask
-from omniq_nats.book import Book
 from omniq_nats.claiming import fold
-from omniq_nats.direct import Direct
-from omniq_nats.homes import Page, add_to_pages, check_new, encode_home, guard_body, pages_of
-from omniq_nats.keeper import Keeper, holder_of
-from omniq_nats.link import BATCH_LIMIT, Conflict, Lost, Stored, Write
 from omniq_nats.names import DUE_LINE, LARGE, SHARED, SINGLE, is_line, readable, token
-from omniq_nats.orders import Place
+from omniq_nats.queue_state import QueueState
+from omniq_nats.queue_state_store import QueueStateStore, holder_of
 from omniq_nats.reading import find_live
+from omniq_nats.sync_client import SyncClient
+from omniq_nats.task_batches import Page, add_to_pages, check_new, encode_batch, guard_body, pages_of
+from omniq_nats.task_lookup import Place
 from omniq_nats.times import moment
+from omniq_nats.transport import BATCH_LIMIT, Conflict, Lost, Stored, Write
 
 __all__ = ["ATOMIC_TASKS", "ATOMIC_UNIQUE_TASKS", "Entry", "Producer"]
 
@@ -32,7 +32,7 @@ TOLD = 4096
 MOST_TOGETHER = BATCH_LIMIT - 8
 """So many messages go together; the rest is for what else belongs to the step, such as a schedule."""
 ATOMIC_TASKS = MOST_TOGETHER * 2 // 3
-"""So many tasks go together however they are mixed: at worst two share a home, and each needs a guard."""
+"""So many tasks go together however they are mixed: at worst two share a batch, and each needs a guard."""
 ATOMIC_UNIQUE_TASKS = MOST_TOGETHER * 2 // 5
 """The same, where each needs a message for its unique key, too."""
 
@@ -68,18 +68,18 @@ class Batch:
 class Producer:
     """Enqueues.
 
-    :param keeper: of the storage.
+    :param state_store: of the storage.
     """
 
-    def __init__(self, keeper: Keeper) -> None:
-        self._keeper = keeper
-        self._link = keeper.link
-        self._names = keeper.names
+    def __init__(self, state_store: QueueStateStore) -> None:
+        self._state_store = state_store
+        self._transport = state_store.transport
+        self._names = state_store.names
         self._lines: set[tuple[str, str]] = set()
-        """Those that are known to be in the book of their queue, and therefore looked at by claims."""
-        self._direct = Direct(self._link.settings, lambda: self._link.address, self._lines.clear)
-        self._link.renewed.append(self._lines.clear)
-        self._link.reborn.append(lambda: self._keeper.later(self._adopt()))
+        """Those that are known to be in the queue state of their queue, and therefore looked at by claims."""
+        self._sync_client = SyncClient(self._transport.settings, lambda: self._transport.address, self._lines.clear)
+        self._transport.renewed.append(self._lines.clear)
+        self._transport.reborn.append(lambda: self._state_store.later(self._adopt()))
         self._unsure: dict[str, str] = {}
         """Of tasks that may have been stored on another thread: the nonce."""
         self._to_fold: set[str] = set()
@@ -100,7 +100,7 @@ class Producer:
             if answer is not None:
                 return [answer]
         entries = [Entry(task) for task in tasks]
-        for number, group in enumerate(_groups(entries, self._keeper.clock.now()) or [[]]):
+        for number, group in enumerate(_groups(entries, self._state_store.clock.now()) or [[]]):
             batch = Batch(group, list(more) if number == 0 else [])
             if nonce is not None:
                 batch.nonce, batch.unsure = nonce, True
@@ -112,14 +112,14 @@ class Producer:
 
     def _from_now(self) -> float:
         """Return until when servers that do not answer from now on are asked again, by the monotonic clock."""
-        return time.monotonic() + self._link.settings.timeout
+        return time.monotonic() + self._transport.settings.timeout
 
     async def _enqueue_one(self, task: NewTask) -> tuple[Enqueued | None, str | None]:
         """Store a task in the shortest way, which is open to most.
 
         :return: the answer, or None if it takes the other way; and, if it may have been stored nevertheless, the nonce.
         """
-        now = self._keeper.clock.now()
+        now = self._state_store.clock.now()
         nonce = self._unsure.pop(task.id, None) if self._unsure else None
         if nonce is not None:
             return None, nonce
@@ -128,20 +128,20 @@ class Producer:
         if (page.queue, page.line) not in self._lines:
             return None, None
         write = self._write_of(page, now, nonce)
-        generation = self._link.generation
+        generation = self._transport.generation
         try:
-            seq = await self._link.publish(write)
+            seq = await self._transport.publish(write)
         except Conflict:
             return None, None
         except Lost:
             return None, nonce
-        if generation != self._link.generation:
-            # The connection was lost meanwhile, and the line need not be in the book any more.
+        if generation != self._transport.generation:
+            # The connection was lost meanwhile, and the line need not be in the queue state any more.
             await self._know([page])
         if len(write.data) > TOLD:
             await self._tell([task])
         else:
-            self._keeper.orders.remember(task.id, Stored(write.subject, seq, write.data))
+            self._state_store.task_lookup.remember(task.id, Stored(write.subject, seq, write.data))
         if page.line == DUE_LINE:
             self._fold_later(task.queue)
         return Enqueued(task.id, True), None
@@ -154,7 +154,7 @@ class Producer:
         check_new(task)
         if task.unique is not None:
             return None
-        now = self._keeper.clock.now()
+        now = self._state_store.clock.now()
         page = _page_of(task, now)
         if page.line == DUE_LINE or (page.queue, page.line) not in self._lines:
             return None
@@ -163,24 +163,24 @@ class Producer:
         if len(write.data) > TOLD:
             return None
         try:
-            answer = self._direct.publish(write)
+            answer = self._sync_client.publish(write)
         except Lost:
             # Whoever enqueues it next, in the other way, is to know that it may be there, and is his own.
             self._unsure[task.id] = nonce
             return None
         if answer is None or "error" in answer or answer["stream"] != self._names.stream:
             return None
-        self._keeper.orders.remember(task.id, Stored(write.subject, answer["seq"], write.data))
+        self._state_store.task_lookup.remember(task.id, Stored(write.subject, answer["seq"], write.data))
         return Enqueued(task.id, True)
 
     def close(self) -> None:
         """Disconnect."""
-        self._direct.close()
+        self._sync_client.close()
 
     def _write_of(self, page: Page, now: int, nonce: str) -> Write:
-        """Give the message of a home of one task."""
-        body = encode_home(page, at=now, behind=0, nonce=nonce)
-        subject = self._names.home(page.queue, _name_of_single(page, body))
+        """Give the message of a batch of one task."""
+        body = encode_batch(page, at=now, behind=0, nonce=nonce)
+        subject = self._names.batch(page.queue, _name_of_single(page, body))
         return Write(subject, body, expected=0, among=self._names.anywhere(page.tasks[0][0].id))
 
     async def _store(self, batch: Batch, until: float) -> bool:
@@ -188,18 +188,18 @@ class Producer:
 
         :param until: see :meth:`_from_now`.
         """
-        deadline = time.monotonic() + 2 * self._link.settings.timeout
+        deadline = time.monotonic() + 2 * self._transport.settings.timeout
         attempt = 0
         while True:
             rest, followers = _sorted_out(entry for entry in batch.entries if entry.answer is None)
             writes, pages = self._writes(rest, batch)
             if not writes and not batch.more:
                 return True
-            generation = self._link.generation
+            generation = self._transport.generation
             if await self._know(pages):
                 until = self._from_now()
             try:
-                await self._link.batch([*batch.more, *writes], until=until)
+                await self._transport.batch([*batch.more, *writes], until=until)
             except Conflict:
                 until = self._from_now()
                 if batch.more and await self._fate_of_more(batch) is False:
@@ -215,14 +215,16 @@ class Producer:
                         await self._learn(rest, batch.nonce)
                     return stored
             else:
-                if generation != self._link.generation:
+                if generation != self._transport.generation:
                     await self._know(pages)
                 for entry in rest:
                     entry.answer = Enqueued(entry.task.id, True)
                 await self._follow(followers)
                 return True
             if time.monotonic() > deadline:
-                raise StorageUnavailable(f"{self._link.settings.shown}: too much is enqueued at once; no turn came")
+                raise StorageUnavailable(
+                    f"{self._transport.settings.shown}: too much is enqueued at once; no turn came"
+                )
             attempt += 1
             await asyncio.sleep(random.uniform(0, min(0.001 * 2**attempt, 0.1)) if attempt > 1 else 0)
 
@@ -230,13 +232,13 @@ class Producer:
         """Answer those of which an earlier one of the same step has the id or the unique key."""
         if not followers:
             return
-        places = await self._keeper.orders.locate([entry.task.id for entry, _ in followers])
+        places = await self._state_store.task_lookup.locate([entry.task.id for entry, _ in followers])
         for entry, leader in followers:
             # Whoever is there already is named himself, whoever has his key.
             entry.answer = Enqueued(entry.task.id if entry.task.id in places else leader.task.id, False)
 
     def _writes(self, entries: Sequence[Entry], batch: Batch) -> tuple[list[Write], list[Page]]:
-        now = self._keeper.clock.now()
+        now = self._state_store.clock.now()
         pages = pages_of((entry.number, entry.task, *_times(entry.task, now)) for entry in entries)
         key_seqs = {entry.task.id: entry.key_seq for entry in entries}
         names = self._names
@@ -244,22 +246,24 @@ class Producer:
         keys: list[Write] = []
         behind = len(batch.more)
         for page in pages:
-            body = encode_home(page, at=now, behind=behind + len(writes), nonce=batch.nonce)
+            body = encode_batch(page, at=now, behind=behind + len(writes), nonce=batch.nonce)
             first = page.tasks[0][0]
             if len(page.tasks) == 1:
-                subject = names.home(page.queue, _name_of_single(page, body))
+                subject = names.batch(page.queue, _name_of_single(page, body))
                 writes.append(Write(subject, body, expected=0, among=names.anywhere(first.id)))
             else:
-                home = f"{page.line}-{SHARED}-{secrets.token_hex(8)}"
-                writes.append(Write(names.home(page.queue, home), body, expected=0))
+                task_batch = f"{page.line}-{SHARED}-{secrets.token_hex(8)}"
+                writes.append(Write(names.batch(page.queue, task_batch), body, expected=0))
                 for index, (task, _, _, _) in enumerate(page.tasks):
                     guard = names.guard(page.queue, page.line, task.id)
-                    writes.append(Write(guard, guard_body(home, index), expected=0, among=names.anywhere(task.id)))
+                    writes.append(
+                        Write(guard, guard_body(task_batch, index), expected=0, among=names.anywhere(task.id))
+                    )
             for task, _, _, _ in page.tasks:
                 if task.unique is not None:
                     told = json.dumps([task.id]).encode()
                     keys.append(Write(names.key(task.unique), told, expected=key_seqs[task.id]))
-        # A home is followed by its guards and nothing else.
+        # A batch is followed by its guards and nothing else.
         return writes + keys, pages
 
     async def _know(self, pages: Sequence[Page]) -> bool:
@@ -273,30 +277,32 @@ class Producer:
         if (queue, line) in self._lines:
             return False
 
-        async def step(book: Book) -> tuple[None, bool]:
-            if line in book.lines:
+        async def step(queue_state: QueueState) -> tuple[None, bool]:
+            if line in queue_state.lines:
                 return None, False
-            book.lines[line] = [0, 0]
+            queue_state.lines[line] = [0, 0]
             return None, True
 
-        await self._keeper.change(queue, step)
+        await self._state_store.change(queue, step)
         self._lines.add((queue, line))
         return True
 
     async def _adopt(self) -> None:
-        """See to it that claims look at every line that has tasks: their books may have been lost without them.
+        """See to it that claims look at every line that has tasks: their queue states may have been lost without them.
 
-        Their producer knew the line to be in its book, and did not know yet that the book was lost.
+        Their producer knew the line to be in its queue state, and did not know yet that the queue state was lost.
         """
-        lines = {tuple(subject.rsplit(".", 4)[1:3]) for subject in await self._link.subjects(self._names.homes())}
+        lines = {
+            tuple(subject.rsplit(".", 4)[1:3]) for subject in await self._transport.subjects(self._names.batches())
+        }
         for queue, line in lines:
             if is_line(line):
                 await self._know_line(readable(queue), line)
-                await self._link.tell(self._names.work(readable(queue)), b"0")
+                await self._transport.tell(self._names.work(readable(queue)), b"0")
 
     async def _fate_of_more(self, batch: Batch) -> bool | None:
         """Say whether what belongs to the step was stored (True), can no longer be (False), or still can (None)."""
-        found = {stored.subject: stored for stored in await self._link.last([one.subject for one in batch.more])}
+        found = {stored.subject: stored for stored in await self._transport.last([one.subject for one in batch.more])}
         if all(one.subject in found and found[one.subject].data == one.data for one in batch.more):
             return True
         seqs = {subject: stored.seq for subject, stored in found.items()}
@@ -307,7 +313,7 @@ class Producer:
 
         :param nonce: of an earlier attempt of ours that may have succeeded.
         """
-        places, torn = await self._keeper.orders.find([entry.task.id for entry in entries])
+        places, torn = await self._state_store.task_lookup.find([entry.task.id for entry in entries])
         removed = await self._removed(list(places.values()))
         for entry in entries:
             if entry.task.id in torn:
@@ -322,9 +328,9 @@ class Producer:
         }
         if not wanted:
             return
-        keys = {stored.subject: stored for stored in await self._link.last(list(wanted))}
+        keys = {stored.subject: stored for stored in await self._transport.last(list(wanted))}
         holders = {subject: holder_of(stored.data) for subject, stored in keys.items()}
-        live = await find_live(self._keeper, [holder for holder in holders.values() if holder is not None])
+        live = await find_live(self._state_store, [holder for holder in holders.values() if holder is not None])
         for subject, entry in wanted.items():
             holder = holders.get(subject)
             if holder in live:
@@ -336,15 +342,21 @@ class Producer:
     async def _removed(self, places: Sequence[Place]) -> set[tuple[int, int]]:
         """Say which tasks were removed, but for their messages; take those away."""
         removed: set[tuple[int, int]] = set()
-        for queue, book in (await self._keeper.read(sorted({home.queue for home, _ in places}))).items():
-            doomed = [book.doomed[home.seq, index] for home, index in places if (home.seq, index) in book.doomed]
-            if doomed:
-                await self._keeper.bury(queue, doomed)
-                removed.update(one.place for one in doomed)
+        for queue, queue_state in (
+            await self._state_store.read(sorted({task_batch.queue for task_batch, _ in places}))
+        ).items():
+            tombstones = [
+                queue_state.tombstones[task_batch.seq, index]
+                for task_batch, index in places
+                if (task_batch.seq, index) in queue_state.tombstones
+            ]
+            if tombstones:
+                await self._state_store.bury(queue, tombstones)
+                removed.update(one.place for one in tombstones)
         return removed
 
     async def _tell(self, tasks: Sequence[NewTask]) -> None:
-        now = self._keeper.clock.now()
+        now = self._state_store.clock.now()
         due: dict[str, int] = {}
         to_fold: set[str] = set()
         for task in tasks:
@@ -353,7 +365,7 @@ class Producer:
             if run_at is not None or expires is not None:
                 to_fold.add(task.queue)
         for queue, at in due.items():
-            await self._link.tell(self._names.work(queue), b"%d" % at)
+            await self._transport.tell(self._names.work(queue), b"%d" % at)
         for queue in to_fold:
             self._fold_later(queue)
 
@@ -361,16 +373,16 @@ class Producer:
         """Sort in what waits, so that it is not left to the next claim; nobody need wait for it."""
         if queue not in self._to_fold:
             self._to_fold.add(queue)
-            self._keeper.later(self._fold(queue))
+            self._state_store.later(self._fold(queue))
 
     async def _fold(self, queue: str) -> None:
-        async def step(book: Book) -> tuple[None, bool]:
+        async def step(queue_state: QueueState) -> tuple[None, bool]:
             # What is stored from here on may not be seen.
             self._to_fold.discard(queue)
-            return None, await fold(self._keeper, book)
+            return None, await fold(self._state_store, queue_state)
 
         try:
-            await self._keeper.change(queue, step)
+            await self._state_store.change(queue, step)
         finally:
             self._to_fold.discard(queue)
 

@@ -23,45 +23,45 @@ from omniq.task import (
     TaskError,
     TaskState,
 )
-from omniq_nats.book import Book
-from omniq_nats.fates import Fate
-from omniq_nats.homes import MOST_TASKS
-from omniq_nats.keeper import Keeper
-from omniq_nats.link import Write
-from omniq_nats.slots import Slot
+from omniq_nats.entries import Entry
+from omniq_nats.queue_state import QueueState
+from omniq_nats.queue_state_store import QueueStateStore
+from omniq_nats.results import EndRecord
+from omniq_nats.task_batches import MOST_TASKS
 from omniq_nats.times import after
+from omniq_nats.transport import Write
 
 __all__ = ["Holder"]
 
 INLINE = 2048
 """Bytes: larger results and errors are kept in messages of their own."""
 ROW = 150
-"""Bytes of a fate but for result and error, about."""
+"""Bytes of an end record but for result and error, about."""
 ROOM = 4096
 """Bytes of a message for what surrounds a result."""
 MOST_TEXT = 8000
 """Characters that are kept of an error's message, and of its traceback, if the server cannot take them all."""
 MOST_INLINE = 200 * 1024
-"""Bytes of results and errors in one change of a book."""
+"""Bytes of results and errors in one change of a queue state."""
 
 
 class Holder:
     """Does for a worker what there is to do with the tasks that it claimed.
 
-    :param keeper: of the storage.
+    :param state_store: of the storage.
     :param queues: of each claimed task, the queue: shared by all storages of the process that are on the same store.
     """
 
-    def __init__(self, keeper: Keeper, queues: dict[str, str]) -> None:
-        self._keeper = keeper
-        self._link = keeper.link
-        self._names = keeper.names
+    def __init__(self, state_store: QueueStateStore, queues: dict[str, str]) -> None:
+        self._state_store = state_store
+        self._transport = state_store.transport
+        self._names = state_store.names
         self._queues = queues
 
     async def _by_queue(self, ids: Sequence[str]) -> dict[str, list[int]]:
         """Give the numbers of some tasks by their queue; unknown ones are left out."""
         unknown = [task_id for task_id in ids if task_id not in self._queues]
-        places = await self._keeper.orders.locate(unknown) if unknown else {}
+        places = await self._state_store.task_lookup.locate(unknown) if unknown else {}
         found: defaultdict[str, list[int]] = defaultdict(list)
         for number, task_id in enumerate(ids):
             queue = self._queues.get(task_id) or (places[task_id][0].queue if task_id in places else None)
@@ -74,9 +74,10 @@ class Holder:
     async def finish(self, outcomes: Sequence[Outcome]) -> tuple[list[bool], dict[str, int]]:
         """Do :meth:`omniq.storage.Storage.finish`.
 
-        :return: the answers, and the ids of tasks that have ended, each with the number of the change of its book.
+        :return: the answers, and the ids of tasks that have ended, each with the number of the change of its queue
+            state.
         """
-        limit = self._link.max_payload - ROOM
+        limit = self._transport.max_payload - ROOM
         outcomes = [_fitting(outcome, limit) for outcome in outcomes]
         answers = [False] * len(outcomes)
         ended: dict[str, int] = {}
@@ -88,7 +89,7 @@ class Holder:
         else:
             await asyncio.gather(*parts)
         for queue, at in woken.items():
-            await self._link.tell(self._names.work(queue), b"%d" % at)
+            await self._transport.tell(self._names.work(queue), b"%d" % at)
         for task_id in ended:
             self._queues.pop(task_id, None)
         return answers, ended
@@ -102,7 +103,7 @@ class Holder:
         ended: dict[str, int],
         woken: dict[str, int],
     ) -> None:
-        most = self._link.max_payload
+        most = self._transport.max_payload
         parts = _parts(outcomes, numbers, min(MOST_INLINE, most // 8))
         blobs: dict[int, str] = {}
         alone: set[int] = set()
@@ -112,24 +113,30 @@ class Holder:
             part = parts.pop(0)
             kept = 0 if len(part) == 1 and part[0] in alone else inline
 
-            async def step(book: Book, part: Sequence[int] = part, kept: int = kept) -> tuple[_Finished, bool]:
-                finished = _Finished(book.changes + 1)
-                now = self._keeper.clock.now()
-                held = [number for number in part if book.held(outcomes[number].id, outcomes[number].delivery)]
+            async def step(
+                queue_state: QueueState, part: Sequence[int] = part, kept: int = kept
+            ) -> tuple[_Finished, bool]:
+                finished = _Finished(queue_state.changes + 1)
+                now = self._state_store.clock.now()
+                held = [number for number in part if queue_state.held(outcomes[number].id, outcomes[number].delivery)]
                 await self._set_apart(outcomes, held, blobs, kept)
                 silent = [number for number in held if _keeps_error(outcomes[number])]
-                known = await self._keeper.errors(book, [book.running[outcomes[number].id] for number in silent])
+                known = await self._state_store.errors(
+                    queue_state, [queue_state.running[outcomes[number].id] for number in silent]
+                )
                 for number in held:
-                    slot = book.held(outcomes[number].id, outcomes[number].delivery)
-                    if slot is not None:
+                    entry = queue_state.held(outcomes[number].id, outcomes[number].delivery)
+                    if entry is not None:
                         finished.accepted.append(number)
-                        _settle(book, slot, outcomes[number], now, blobs.get(number), finished, known.get(slot.id))
+                        _settle(
+                            queue_state, entry, outcomes[number], now, blobs.get(number), finished, known.get(entry.id)
+                        )
                 return finished, bool(finished.accepted)
 
             try:
-                finished = await self._keeper.change(queue, step)
+                finished = await self._state_store.change(queue, step)
             except PayloadTooLarge:
-                # The book is nearly full: one after the other, and each with as little as possible.
+                # The queue state is nearly full: one after the other, and each with as little as possible.
                 if len(part) == 1 and part[0] in alone:
                     raise
                 alone.update(part)
@@ -147,14 +154,14 @@ class Holder:
         """Store what is large before the step that refers to it."""
         writes = []
         for number in numbers:
-            fate = _large(outcomes[number], inline)
-            if fate is not None and number not in blobs:
+            end_record = _large(outcomes[number], inline)
+            if end_record is not None and number not in blobs:
                 name = f"{outcomes[number].delivery}-{secrets.token_hex(4)}"
                 subject = self._names.blob(outcomes[number].id, name)
-                writes.append(Write(subject, fate.apart(name)[1]))
+                writes.append(Write(subject, end_record.apart(name)[1]))
                 blobs[number] = name
         if writes:
-            await asyncio.gather(*(self._link.store(write) for write in writes))
+            await asyncio.gather(*(self._transport.store(write) for write in writes))
 
     # Leases
 
@@ -172,10 +179,10 @@ class Holder:
         return states
 
     async def _sign(self, worker: str, lease: float) -> None:
-        now = self._keeper.clock.now()
+        now = self._state_store.clock.now()
         told = json.dumps([worker, now, after(now, lease) if lease > 0 else 0]).encode()
         ttl = max(60, min(int(lease) * 2, 10**6)) if lease > 0 else 1
-        await self._link.store(Write(self._names.worker(worker), told, ttl=ttl))
+        await self._transport.store(Write(self._names.worker(worker), told, ttl=ttl))
 
     async def _describe(self, worker: str, lease: float, about: str | None) -> None:
         if about is None and lease > 0:
@@ -183,23 +190,23 @@ class Holder:
         # An empty message takes the place of what was told before, and is gone a second later.
         told = json.dumps([worker, about]).encode() if lease > 0 else b""
         ttl = max(60, min(int(lease) * 20, 10**7)) if lease > 0 else 1
-        await self._link.store(Write(self._names.about(worker), told, ttl=ttl))
+        await self._transport.store(Write(self._names.about(worker), told, ttl=ttl))
 
     async def _extend(
         self, queue: str, leases: Sequence[Lease], numbers: Sequence[int], lease: float, states: list[LeaseState]
     ) -> None:
-        async def step(book: Book) -> tuple[dict[int, LeaseState], bool]:
-            until = after(self._keeper.clock.now(), lease)
+        async def step(queue_state: QueueState) -> tuple[dict[int, LeaseState], bool]:
+            until = after(self._state_store.clock.now(), lease)
             told = {}
             for number in numbers:
-                slot = book.held(leases[number].id, leases[number].delivery)
-                if slot is None:
+                entry = queue_state.held(leases[number].id, leases[number].delivery)
+                if entry is None:
                     continue
-                slot.until = until
-                told[number] = LeaseState.CANCEL_REQUESTED if slot.cancel else LeaseState.HELD
+                entry.until = until
+                told[number] = LeaseState.CANCEL_REQUESTED if entry.cancel else LeaseState.HELD
             return told, bool(told)
 
-        for number, state in (await self._keeper.change(queue, step)).items():
+        for number, state in (await self._state_store.change(queue, step)).items():
             states[number] = state
 
     async def set_progress(self, updates: Mapping[Lease, Progress]) -> None:
@@ -207,23 +214,23 @@ class Holder:
         leases = list(updates)
         for queue, numbers in (await self._by_queue([lease.id for lease in leases])).items():
 
-            async def step(book: Book, numbers: Sequence[int] = numbers) -> tuple[None, bool]:
+            async def step(queue_state: QueueState, numbers: Sequence[int] = numbers) -> tuple[None, bool]:
                 changed = False
                 for number in numbers:
-                    slot = book.held(leases[number].id, leases[number].delivery)
-                    if slot is not None:
+                    entry = queue_state.held(leases[number].id, leases[number].delivery)
+                    if entry is not None:
                         progress = updates[leases[number]]
-                        slot.progress = [progress.done, progress.total, progress.note]
+                        entry.progress = [progress.done, progress.total, progress.note]
                         changed = True
                 return None, changed
 
-            await self._keeper.change(queue, step)
+            await self._state_store.change(queue, step)
 
 
 @define(eq=False)
 class _Finished:
     change: int
-    """Which change of the book it is."""
+    """Which change of the queue state it is."""
     accepted: list[int] = field(factory=list)
     ended: list[str] = field(factory=list)
     ready_at: int | None = None
@@ -283,13 +290,13 @@ def _fitting(outcome: Outcome, limit: int) -> Outcome:
     return evolve(outcome, error=short)
 
 
-def _large(outcome: Outcome, inline: int) -> Fate | None:
-    """Give a fate that holds what is large in an outcome; None: nothing is."""
+def _large(outcome: Outcome, inline: int) -> EndRecord | None:
+    """Give an end record that holds what is large in an outcome; None: nothing is."""
     size = _size(outcome)
     # In JSON a byte may take six.
     if size == 0 or size * 6 <= inline or (size <= inline and _encoded_size(outcome) <= inline):
         return None
-    return Fate(
+    return EndRecord(
         state=TaskState.FAILED,
         delivery=outcome.delivery,
         attempt=0,
@@ -307,49 +314,55 @@ def _keeps_error(outcome: Outcome) -> bool:
 
 
 def _settle(
-    book: Book, slot: Slot, outcome: Outcome, now: int, blob: str | None, finished: _Finished, known: Fate | None
+    queue_state: QueueState,
+    entry: Entry,
+    outcome: Outcome,
+    now: int,
+    blob: str | None,
+    finished: _Finished,
+    known: EndRecord | None,
 ) -> None:
-    book.stop(slot)
+    queue_state.stop(entry)
     if isinstance(outcome, Retry | Released):
-        _settle_again(book, slot, outcome, now, blob, finished, known)
+        _settle_again(queue_state, entry, outcome, now, blob, finished, known)
         return
     match outcome:
         case Succeeded():
-            fate = book.fate_of(slot, TaskState.SUCCEEDED, now, result=outcome.result)
+            end_record = queue_state.end_record_of(entry, TaskState.SUCCEEDED, now, result=outcome.result)
         case Failed():
-            fate = book.fate_of(slot, TaskState.FAILED, now, error=outcome.error)
+            end_record = queue_state.end_record_of(entry, TaskState.FAILED, now, error=outcome.error)
         case Cancelled():
-            fate = book.fate_of(slot, TaskState.CANCELLED, now, known=known)
+            end_record = queue_state.end_record_of(entry, TaskState.CANCELLED, now, known=known)
         case _:
             raise TypeError(f"not an outcome that a store knows: {outcome!r}")
-    book.end(slot, fate if blob is None else fate.apart(blob)[0])
-    finished.ended.append(slot.id)
+    queue_state.end(entry, end_record if blob is None else end_record.apart(blob)[0])
+    finished.ended.append(entry.id)
 
 
 def _settle_again(
-    book: Book,
-    slot: Slot,
+    queue_state: QueueState,
+    entry: Entry,
     outcome: Retry | Released,
     now: int,
     blob: str | None,
     finished: _Finished,
-    known: Fate | None,
+    known: EndRecord | None,
 ) -> None:
     if isinstance(outcome, Retry):
         at = after(now, outcome.delay) if outcome.delay else now
     else:
-        slot.attempt -= 1
-        at = after(now, outcome.delay) if outcome.delay else slot.at
-    if not slot.cancel:
-        slot.at = at
+        entry.attempt -= 1
+        at = after(now, outcome.delay) if outcome.delay else entry.at
+    if not entry.cancel:
+        entry.at = at
     if outcome.error is not None:
-        fate = book.fate_of(slot, TaskState.SCHEDULED, now, error=outcome.error)
-        known = fate if blob is None else fate.apart(blob)[0]
-    if slot.cancel:
-        book.cancel_slot(slot, now, known)
-        finished.ended.append(slot.id)
+        end_record = queue_state.end_record_of(entry, TaskState.SCHEDULED, now, error=outcome.error)
+        known = end_record if blob is None else end_record.apart(blob)[0]
+    if entry.cancel:
+        queue_state.cancel_slot(entry, now, known)
+        finished.ended.append(entry.id)
         return
-    book.keep_error(slot, now, known)
-    book.put_back(slot)
+    queue_state.keep_error(entry, now, known)
+    queue_state.put_back(entry)
     ready_at = 0 if at <= now else at
     finished.ready_at = ready_at if finished.ready_at is None else min(ready_at, finished.ready_at)

@@ -19,7 +19,7 @@ __all__ = [
     "line_in",
     "line_of",
     "readable",
-    "split_home",
+    "split_batch",
     "token",
     "untoken",
 ]
@@ -29,10 +29,10 @@ DUE_LINE = "d"
 """The line of tasks that wait for a time, or may expire: claims sort them in when they come to them."""
 
 SINGLE, LARGE, SHARED = "s", "l", "g"
-"""Kinds of homes: of one task, and everybody who waits is told of it by the servers; of one, too large for that; of
+"""Kinds of batches: of one task, and everybody who waits is told of it by the servers; of one, too large for that; of
 several."""
 SHEET = "n"
-"""What takes the place of the kind in the name of a page of results that is of several homes of one task each."""
+"""What takes the place of the kind in the name of a page of results that is of several batches of one task each."""
 SHEET_SPAN = 32
 """Homes of one task whose sequences are in the same span of this length have their results on one page: a message for
 each of them would cost as much as the task itself."""
@@ -85,13 +85,13 @@ def is_line(name: str) -> bool:
 
 
 def line_in(subject: str) -> str:
-    """Give the line of a home by its subject."""
+    """Give the line of a batch by its subject."""
     return subject.rsplit(".", 3)[1]
 
 
-def split_home(home: str) -> tuple[str, str, str]:
-    """Give line, kind and token of a home's name."""
-    line, kind, name = home.split("-", 2)
+def split_batch(batch: str) -> tuple[str, str, str]:
+    """Give line, kind and token of a batch's name."""
+    line, kind, name = batch.split("-", 2)
     return line, kind, name
 
 
@@ -124,13 +124,13 @@ class Names:
     # Tasks as they were enqueued
 
     @property
-    def orders(self) -> str:
-        """What the subjects of all homes and guards begin with."""
+    def task_lookup(self) -> str:
+        """What the subjects of all batches and guards begin with."""
         return f"{self.root}.o."
 
-    def home(self, queue: str, home: str) -> str:
+    def batch(self, queue: str, batch: str) -> str:
         """Where the orders of one or more tasks are."""
-        line, kind, name = split_home(home)
+        line, kind, name = split_batch(batch)
         written = token(queue)
         if len(written) > LONGEST_QUEUE:
             raise ValueError(
@@ -140,28 +140,28 @@ class Names:
         return f"{self.root}.o.t.{written}.{line}.{kind}.{name}"
 
     def line(self, queue: str, line: str) -> str:
-        """Every home of a line."""
+        """Every batch of a line."""
         return f"{self.root}.o.t.{token(queue)}.{line}.*.*"
 
     def singles(self, queue: str, line: str) -> tuple[str, str]:
-        """The homes of a line that hold one task."""
+        """The batches of a line that hold one task."""
         line = f"{self.root}.o.t.{token(queue)}.{line}"
         return f"{line}.{SINGLE}.*", f"{line}.{LARGE}.*"
 
     def guards(self, queue: str, line: str) -> str:
-        """One for each task of a line that shares its home with others."""
+        """One for each task of a line that shares its batch with others."""
         return f"{self.root}.o.i.{token(queue)}.{line}.x.*"
 
     def guard(self, queue: str, line: str, task_id: str) -> str:
-        """What says where a task is that shares its home with others."""
+        """What says where a task is that shares its batch with others."""
         return f"{self.root}.o.i.{token(queue)}.{line}.x.{token(task_id)}"
 
-    def homes(self, queue: str | None = None) -> str:
-        """Every home, or those of a queue."""
+    def batches(self, queue: str | None = None) -> str:
+        """Every batch, or those of a queue."""
         return f"{self.root}.o.t.>" if queue is None else f"{self.root}.o.t.{token(queue)}.>"
 
     def anywhere(self, task_id: str) -> str:
-        """The home or the guard of a task, whatever its queue and line.
+        """The batch or the guard of a task, whatever its queue and line.
 
         There is nothing else below ``o``: a server goes through all subjects that differ in what a wildcard stands for.
         """
@@ -169,13 +169,13 @@ class Names:
 
     # What has become of them
 
-    def results(self, queue: str, ttl: float, home: str, seq: int) -> str:
-        """How the tasks of a home ended; homes of one task share this with their neighbours.
+    def results(self, queue: str, ttl: float, batch: str, seq: int) -> str:
+        """How the tasks of a batch ended; batches of one task share this with their neighbours.
 
-        :param seq: the sequence of the home.
+        :param seq: the sequence of the batch.
         """
-        line, kind, _ = split_home(home)
-        page = home if kind == SHARED else f"{line}-{SHEET}-{seq // SHEET_SPAN:x}"
+        line, kind, _ = split_batch(batch)
+        page = batch if kind == SHARED else f"{line}-{SHEET}-{seq // SHEET_SPAN:x}"
         return f"{self.root}.e.{_kept(queue, ttl)}.{page}"
 
     def results_of(self, queue: str, ttl: float | None = None) -> str:
@@ -190,22 +190,22 @@ class Names:
         """All of a task's."""
         return f"{self.root}.b.{token(task_id)}.*"
 
-    def book(self, queue: str) -> str:
+    def queue_state(self, queue: str) -> str:
         """The record of a queue."""
         return f"{self.root}.q.{token(queue)}"
 
     @property
-    def books(self) -> str:
+    def queue_states(self) -> str:
         """The records of all queues."""
         return f"{self.root}.q.*"
 
-    def shelf(self, queue: str, name: str) -> str:
+    def overflow_page(self, queue: str, name: str) -> str:
         """Tasks of a queue that wait, and are kept apart from its record."""
         return f"{self.root}.r.{token(queue)}.{name}"
 
     @property
-    def shelves(self) -> str:
-        """All shelves."""
+    def overflow(self) -> str:
+        """All overflow pages."""
         return f"{self.root}.r.>"
 
     def key(self, unique: str) -> str:
@@ -219,7 +219,7 @@ class Names:
 
     @property
     def reserve(self) -> str:
-        """What is removed to make room for the removal of other things, see :meth:`Link.keep_reserve`."""
+        """What is removed to make room for the removal of other things, see :meth:`Transport.keep_reserve`."""
         return f"{self.root}.u.="
 
     # The rest
@@ -267,8 +267,8 @@ class Names:
         """Told by the servers when a task was stored."""
         return f"{self.root}.ev.t.{token(queue)}.>"
 
-    def turn(self, queue: str) -> str:
-        """Told by those who change the same book all the time, so that each has his turn."""
+    def commit(self, queue: str) -> str:
+        """Told by those who change the same queue state all the time, so that each has his turn."""
         return f"{self.root}.ev.turn.{token(queue)}"
 
     def end(self, task_id: str) -> str:
@@ -276,6 +276,6 @@ class Names:
         return f"{self.root}.ev.end.{token(task_id)}"
 
     @property
-    def timetable(self) -> str:
+    def schedule_store(self) -> str:
         """Told when a schedule was changed."""
         return f"{self.root}.ev.timetable"

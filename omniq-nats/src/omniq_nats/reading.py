@@ -12,29 +12,29 @@ from collections.abc import Mapping, Sequence
 from attrs import field, frozen
 
 from omniq.errors import CorruptRecord
-from omniq.escaping import get_logger
 from omniq.storage import QueueStats, StoredWorker, TaskPage, TaskQuery
+from omniq.storage.escaping import get_logger
 from omniq.storage.validation import UNREADABLE, check_worker, corrupt, log_once, salvaged
 from omniq.task import StoredTask, TaskState
-from omniq_nats.book import REMOVED_AHEAD, Book
 from omniq_nats.claiming import fold, live_task
-from omniq_nats.fates import Fate
-from omniq_nats.homes import PLACES, Home, to_task
-from omniq_nats.keeper import Keeper
-from omniq_nats.link import Conflict, Stored
+from omniq_nats.entries import Entry, entry_of
 from omniq_nats.names import DUE_LINE, readable
-from omniq_nats.orders import Place, Torn
-from omniq_nats.slots import Slot, slot_of
+from omniq_nats.queue_state import REMOVED_AHEAD, QueueState
+from omniq_nats.queue_state_store import QueueStateStore
+from omniq_nats.results import EndRecord
+from omniq_nats.task_batches import PLACES, TaskBatch, to_task
+from omniq_nats.task_lookup import Place, Torn
 from omniq_nats.times import from_micros
+from omniq_nats.transport import Conflict, Stored
 
 __all__ = [
     "ENDED",
+    "entry_in_overflow",
     "find_live",
     "find_living",
     "get",
     "list_tasks",
     "namespaces",
-    "slot_on_shelf",
     "stand",
     "stands",
     "stats",
@@ -53,19 +53,19 @@ ENDED = TaskState.CANCELLED
 """However it ended."""
 
 
-def stand(book: Book, home: Home, index: int) -> Slot | TaskState | None:
-    """Say how a task stands as far as its book tells.
+def stand(queue_state: QueueState, batch: TaskBatch, index: int) -> Entry | TaskState | None:
+    """Say how a task stands as far as its queue state tells.
 
-    :return: its slot, if it runs or waits; READY if nothing has happened to it yet; CANCELLED if it has ended, in
-        whichever way, or is on a shelf: its fate tells; None if it was removed.
+    :return: its entry, if it runs or waits; READY if nothing has happened to it yet; CANCELLED if it has ended, in
+        whichever way, or is on an overflow page: its end record tells; None if it was removed.
     """
-    if (home.seq, index) in book.doomed:
+    if (batch.seq, index) in queue_state.tombstones:
         return None
-    slot = book.live(home.rows[index][0], home.seq, index)
-    if slot is not None:
-        return slot
-    if book.is_ahead(home.line, home.seq, index):
-        why = book.left_out(home.line, home.seq, index)
+    entry = queue_state.live(batch.rows[index][0], batch.seq, index)
+    if entry is not None:
+        return entry
+    if queue_state.is_ahead(batch.line, batch.seq, index):
+        why = queue_state.left_out(batch.line, batch.seq, index)
         if why is None:
             return READY
         if why == REMOVED_AHEAD:
@@ -74,36 +74,36 @@ def stand(book: Book, home: Home, index: int) -> Slot | TaskState | None:
 
 
 async def stands(
-    keeper: Keeper,
-    book: Book,
+    state_store: QueueStateStore,
+    queue_state: QueueState,
     places: Sequence[Place],
     *,
     with_fates: bool = False,
     pages: Mapping[str, Stored] | None = None,
-) -> tuple[list[Slot | TaskState | None], dict[tuple[int, int], Fate]]:
-    """Say how tasks of a queue stand, as :func:`stand`; SCHEDULED of those that are on a shelf.
+) -> tuple[list[Entry | TaskState | None], dict[tuple[int, int], EndRecord]]:
+    """Say how tasks of a queue stand, as :func:`stand`; SCHEDULED of those that are on an overflow page.
 
-    :param with_fates: whether the fates of those that have ended are asked for; otherwise some may be left out.
-    :param pages: see :meth:`Keeper.fates`.
+    :param with_fates: whether the end records of those that have ended are asked for; otherwise some may be left out.
+    :param pages: see :meth:`QueueStateStore.end_records`.
     """
-    found = [stand(book, home, index) for home, index in places]
-    fates: dict[tuple[int, int], Fate] = {}
+    found = [stand(queue_state, batch, index) for batch, index in places]
+    end_records: dict[tuple[int, int], EndRecord] = {}
     gone: set[tuple[int, int]] = set()
-    if with_fates or book.shelves:
+    if with_fates or queue_state.overflow:
         told = [
             place
             for place, how in zip(places, found, strict=True)
-            if how is ENDED or (with_fates and isinstance(how, Slot) and how.has_error)
+            if how is ENDED or (with_fates and isinstance(how, Entry) and how.has_error)
         ]
-        fates = await keeper.fates(book, told, gone, pages)
-    for number, (home, index) in enumerate(places):
-        if found[number] is ENDED and book.shelves:
-            fate = fates.get((home.seq, index))
-            if (home.seq, index) in gone:
+        end_records = await state_store.end_records(queue_state, told, gone, pages)
+    for number, (batch, index) in enumerate(places):
+        if found[number] is ENDED and queue_state.overflow:
+            end_record = end_records.get((batch.seq, index))
+            if (batch.seq, index) in gone:
                 found[number] = None
-            elif fate is None or fate.state is SCHEDULED:
+            elif end_record is None or end_record.state is SCHEDULED:
                 found[number] = SCHEDULED
-    return found, fates
+    return found, end_records
 
 
 @frozen
@@ -111,7 +111,7 @@ class View:
     """All that is needed to say how tasks stand."""
 
     places: dict[str, Place]
-    books: dict[str, Book]
+    queue_states: dict[str, QueueState]
     torn: Mapping[str, Torn] = field(factory=dict)
     """The tasks that are there and cannot be read."""
     pages: Mapping[str, Stored] | None = None
@@ -126,132 +126,137 @@ class View:
         return found
 
 
-async def view(keeper: Keeper, ids: Sequence[str]) -> View:
+async def view(state_store: QueueStateStore, ids: Sequence[str]) -> View:
     """Read what says how tasks stand; with one question, if it is known where they were a moment ago."""
-    seen = await _view_again(keeper, ids) if len(ids) <= MOST_AT_ONCE else None
+    seen = await _view_again(state_store, ids) if len(ids) <= MOST_AT_ONCE else None
     if seen is not None:
         return seen
-    places, torn = await keeper.orders.find(ids)
-    return View(places, await keeper.read(list({home.queue for home, _ in places.values()})), torn)
+    places, torn = await state_store.task_lookup.find(ids)
+    return View(places, await state_store.read(list({batch.queue for batch, _ in places.values()})), torn)
 
 
-async def _view_again(keeper: Keeper, ids: Sequence[str]) -> View | None:
+async def _view_again(state_store: QueueStateStore, ids: Sequence[str]) -> View | None:
     places: dict[str, Place] = {}
     for task_id in ids:
-        place = keeper.orders.remembered(task_id)
+        place = state_store.task_lookup.remembered(task_id)
         if place is None:
             return None
         places[task_id] = place
-    names = keeper.names
-    books = {names.book(home.queue): home.queue for home, _ in places.values()}
-    pages = {names.results(home.queue, home.ttl, home.name, home.seq) for home, _ in places.values()}
-    signs = dict(keeper.orders.sign_of(task_id, place) for task_id, place in places.items())
-    found = {one.subject: one for one in await keeper.link.last([*signs, *books, *pages])}
+    names = state_store.names
+    queue_states = {names.queue_state(batch.queue): batch.queue for batch, _ in places.values()}
+    pages = {names.results(batch.queue, batch.ttl, batch.name, batch.seq) for batch, _ in places.values()}
+    signs = dict(state_store.task_lookup.sign_of(task_id, place) for task_id, place in places.items())
+    found = {one.subject: one for one in await state_store.transport.last([*signs, *queue_states, *pages])}
     if any(subject not in found or found[subject].seq != seq for subject, seq in signs.items()):
         return None  # a task was removed, or is elsewhere
-    if any(subject not in found for subject in books):
+    if any(subject not in found for subject in queue_states):
         return None
     return View(
         places,
-        {queue: keeper.book_of(queue, found[subject]) for subject, queue in books.items()},
+        {queue: state_store.book_of(queue, found[subject]) for subject, queue in queue_states.items()},
         pages={subject: found[subject] for subject in pages if subject in found},
     )
 
 
-async def find_live(keeper: Keeper, ids: Sequence[str]) -> set[str]:
+async def find_live(state_store: QueueStateStore, ids: Sequence[str]) -> set[str]:
     """Say which of some tasks are there and have not ended."""
-    return (await find_living(keeper, ids))[0]
+    return (await find_living(state_store, ids))[0]
 
 
-async def find_living(keeper: Keeper, ids: Sequence[str]) -> tuple[set[str], dict[str, int]]:
-    """Say which of some tasks are there and have not ended, and how often the book of each had been changed by then."""
-    seen = await view(keeper, ids)
+async def find_living(state_store: QueueStateStore, ids: Sequence[str]) -> tuple[set[str], dict[str, int]]:
+    """Return which of some tasks are there and have not ended, and how often their queue's state had changed."""
+    seen = await view(state_store, ids)
     live: set[str] = set()
     for queue, places in seen.places_by_queue.items():
-        found, _ = await stands(keeper, seen.books[queue], places, pages=seen.pages)
+        found, _ = await stands(state_store, seen.queue_states[queue], places, pages=seen.pages)
         live.update(
-            home.rows[index][0] for (home, index), how in zip(places, found, strict=True) if how not in (None, ENDED)
+            batch.rows[index][0] for (batch, index), how in zip(places, found, strict=True) if how not in (None, ENDED)
         )
-    return live, {task_id: seen.books[seen.places[task_id][0].queue].changes for task_id in live}
+    return live, {task_id: seen.queue_states[seen.places[task_id][0].queue].changes for task_id in live}
 
 
-async def get(keeper: Keeper, ids: Sequence[str]) -> list[StoredTask | None]:
+async def get(state_store: QueueStateStore, ids: Sequence[str]) -> list[StoredTask | None]:
     """Do :meth:`omniq.storage.Storage.get`."""
-    seen = await view(keeper, ids)
-    tasks = await _tasks_in(keeper, seen)
-    places = {task_id: (home.seq, index) for task_id, (home, index) in seen.places.items()}
+    seen = await view(state_store, ids)
+    tasks = await _tasks_in(state_store, seen)
+    places = {task_id: (batch.seq, index) for task_id, (batch, index) in seen.places.items()}
     torn = {task_id: salvaged(one.problem, task_id, {"queue": one.queue}) for task_id, one in seen.torn.items()}
     return [tasks.get(places[task_id]) if task_id in places else torn.get(task_id) for task_id in ids]
 
 
-async def tasks_at(keeper: Keeper, places: Sequence[Place]) -> dict[tuple[int, int], StoredTask]:
+async def tasks_at(state_store: QueueStateStore, places: Sequence[Place]) -> dict[tuple[int, int], StoredTask]:
     """Give the records of tasks by their places; those that were removed are left out."""
-    books = await keeper.read(list({home.queue for home, _ in places}))
-    return await _tasks_in(keeper, View({home.rows[index][0]: (home, index) for home, index in places}, books))
+    queue_states = await state_store.read(list({batch.queue for batch, _ in places}))
+    return await _tasks_in(
+        state_store, View({batch.rows[index][0]: (batch, index) for batch, index in places}, queue_states)
+    )
 
 
-async def _tasks_in(keeper: Keeper, seen: View) -> dict[tuple[int, int], StoredTask]:
+async def _tasks_in(state_store: QueueStateStore, seen: View) -> dict[tuple[int, int], StoredTask]:
     found = await asyncio.gather(
-        *(_tasks_of(keeper, seen.books[queue], some, seen.pages) for queue, some in seen.places_by_queue.items())
+        *(
+            _tasks_of(state_store, seen.queue_states[queue], some, seen.pages)
+            for queue, some in seen.places_by_queue.items()
+        )
     )
     return {place: task for tasks in found for place, task in tasks.items()}
 
 
 async def _tasks_of(
-    keeper: Keeper, book: Book, places: Sequence[Place], pages: Mapping[str, Stored] | None
+    state_store: QueueStateStore, queue_state: QueueState, places: Sequence[Place], pages: Mapping[str, Stored] | None
 ) -> dict[tuple[int, int], StoredTask]:
-    now = keeper.clock.now()
-    found, fates = await stands(keeper, book, places, with_fates=True, pages=pages)
-    await keeper.whole(fates, {(home.seq, index): home.rows[index][0] for home, index in places})
+    now = state_store.clock.now()
+    found, end_records = await stands(state_store, queue_state, places, with_fates=True, pages=pages)
+    await state_store.whole(end_records, {(batch.seq, index): batch.rows[index][0] for batch, index in places})
     tasks: dict[tuple[int, int], StoredTask] = {}
-    for (home, index), stands_so in zip(places, found, strict=True):
-        fate = fates.get((home.seq, index))
-        how = slot_on_shelf(home, index, fate) if stands_so is SCHEDULED else stands_so
-        if isinstance(how, Slot):
+    for (batch, index), stands_so in zip(places, found, strict=True):
+        end_record = end_records.get((batch.seq, index))
+        how = entry_in_overflow(batch, index, end_record) if stands_so is SCHEDULED else stands_so
+        if isinstance(how, Entry):
             state = RUNNING if how.until is not None else READY if how.at <= now else SCHEDULED
-            error = fate.error if fate is not None and how.has_error else None
-            tasks[home.seq, index] = live_task(home, how, state, error)
+            error = end_record.error if end_record is not None and how.has_error else None
+            tasks[batch.seq, index] = live_task(batch, how, state, error)
         elif how is READY:
-            state = READY if home.order(index).run_at <= now else SCHEDULED
-            tasks[home.seq, index] = to_task(home, index, state=state)
-        elif how is ENDED and fate is not None:
-            tasks[home.seq, index] = ended_task(home, index, fate)
+            state = READY if batch.order(index).run_at <= now else SCHEDULED
+            tasks[batch.seq, index] = to_task(batch, index, state=state)
+        elif how is ENDED and end_record is not None:
+            tasks[batch.seq, index] = ended_task(batch, index, end_record)
     return tasks
 
 
-def slot_on_shelf(home: Home, index: int, fate: Fate | None) -> Slot:
-    """Give the slot of a task that is on a shelf, as far as it can be known without looking there."""
-    slot = slot_of(home, index)
-    if fate is not None:
-        slot.at, slot.attempt, slot.delivery = fate.run_at, fate.attempt, fate.delivery
-        slot.worker, slot.started = fate.worker, fate.started
-        slot.has_error = fate.error is not None
-        slot.expired_order = not fate.keeps_expiry
-    return slot
+def entry_in_overflow(batch: TaskBatch, index: int, end_record: EndRecord | None) -> Entry:
+    """Give the entry of a task that is on an overflow page, as far as it can be known without looking there."""
+    entry = entry_of(batch, index)
+    if end_record is not None:
+        entry.at, entry.attempt, entry.delivery = end_record.run_at, end_record.attempt, end_record.delivery
+        entry.worker, entry.started = end_record.worker, end_record.started
+        entry.has_error = end_record.error is not None
+        entry.expired_order = not end_record.keeps_expiry
+    return entry
 
 
-def ended_task(home: Home, index: int, fate: Fate) -> StoredTask:
+def ended_task(batch: TaskBatch, index: int, end_record: EndRecord) -> StoredTask:
     """Give the record of a task that has ended."""
     return to_task(
-        home,
+        batch,
         index,
-        state=fate.state,
-        run_at=fate.run_at,
-        attempt=fate.attempt,
-        delivery=fate.delivery,
-        worker=fate.worker,
-        started=fate.started,
-        finished=fate.finished,
-        error=fate.error,
-        result=fate.result,
-        keeps_expiry=fate.keeps_expiry,
+        state=end_record.state,
+        run_at=end_record.run_at,
+        attempt=end_record.attempt,
+        delivery=end_record.delivery,
+        worker=end_record.worker,
+        started=end_record.started,
+        finished=end_record.finished,
+        error=end_record.error,
+        result=end_record.result,
+        keeps_expiry=end_record.keeps_expiry,
     )
 
 
 # Page by page
 
 
-async def list_tasks(keeper: Keeper, query: TaskQuery, cursor: str | None) -> TaskPage[StoredTask]:
+async def list_tasks(state_store: QueueStateStore, query: TaskQuery, cursor: str | None) -> TaskPage[StoredTask]:
     """Do :meth:`omniq.storage.Storage.list_tasks`.
 
     :raises ValueError: if the cursor is not one of ours.
@@ -259,23 +264,23 @@ async def list_tasks(keeper: Keeper, query: TaskQuery, cursor: str | None) -> Ta
     before = None if cursor is None else _read_cursor(cursor)
     found: list[tuple[int, StoredTask]] = []
     # The stream is read backwards, in windows, as it can be read forwards only.
-    end = await keeper.link.end() + 1 if before is None else before // PLACES + 1
+    end = await state_store.transport.end() + 1 if before is None else before // PLACES + 1
     width = 2 * PLACES
     while end > 1:
         start = max(1, end - width)
-        homes = await _window(keeper, query, start, end)
+        batches = await _window(state_store, query, start, end)
         rows = [
-            (home.rank(index), home, index)
-            for home in homes
-            for index in range(len(home))
-            if _is_asked_for(home, index, query)
+            (batch.rank(index), batch, index)
+            for batch in batches
+            for index in range(len(batch))
+            if _is_asked_for(batch, index, query)
         ]
         if query.name is None and query.tag is None:
             # Of those that cannot be read the number stands for the task itself.
-            rows += [(home.seq * PLACES, home, -1) for home in homes if home.problem is not None]
+            rows += [(batch.seq * PLACES, batch, -1) for batch in batches if batch.problem is not None]
         rows = sorted((row for row in rows if before is None or row[0] < before), key=lambda row: -row[0])
         for part in range(0, len(rows), LOOK):
-            for rank, task in await _records(keeper, rows[part : part + LOOK]):
+            for rank, task in await _records(state_store, rows[part : part + LOOK]):
                 if query.state is not None and task.state is not query.state:
                     continue
                 if len(found) >= query.limit and rank < found[-1][0]:
@@ -286,54 +291,58 @@ async def list_tasks(keeper: Keeper, query: TaskQuery, cursor: str | None) -> Ta
     return TaskPage(tuple(task for _, task in found), None)
 
 
-async def _records(keeper: Keeper, rows: Sequence[tuple[int, Home, int]]) -> list[tuple[int, StoredTask]]:
+async def _records(
+    state_store: QueueStateStore, rows: Sequence[tuple[int, TaskBatch, int]]
+) -> list[tuple[int, StoredTask]]:
     """Return the records of tasks, each with its rank.
 
-    :param rows: of each the rank, the home and the number in it; -1: all of a home that cannot be read.
+    :param rows: of each the rank, the batch and the number in it; -1: all of a batch that cannot be read.
     """
-    places = [(home, index) for _, home, index in rows if index >= 0]
-    wrong = await keeper.orders.misnamed([place for place in places if place[0].is_shared])
-    tasks = await tasks_at(keeper, [place for place in places if (place[0].seq, place[1]) not in wrong])
+    places = [(batch, index) for _, batch, index in rows if index >= 0]
+    wrong = await state_store.task_lookup.misnamed([place for place in places if place[0].is_shared])
+    tasks = await tasks_at(state_store, [place for place in places if (place[0].seq, place[1]) not in wrong])
     records: list[tuple[int, StoredTask]] = []
-    for rank, home, index in rows:
-        if home.problem is not None:
-            records += [(rank, task) for task in await _torn(keeper, await keeper.orders.torn_in(home))]
-        elif (task := tasks.get((home.seq, index))) is not None:
+    for rank, batch, index in rows:
+        if batch.problem is not None:
+            records += [(rank, task) for task in await _torn(state_store, await state_store.task_lookup.torn_in(batch))]
+        elif (task := tasks.get((batch.seq, index))) is not None:
             records.append((rank, task))
-        elif (home.seq, index) in wrong:
-            records += [(rank, task) for task in await _misnamed(keeper, home, index)]
+        elif (batch.seq, index) in wrong:
+            records += [(rank, task) for task in await _misnamed(state_store, batch, index)]
     return records
 
 
-async def _misnamed(keeper: Keeper, home: Home, index: int) -> list[StoredTask]:
-    """Return what stands for the task of which a home has another id than what says where the task is."""
-    guards, _ = await keeper.link.scan(keeper.names.guards(home.queue, home.line), home.seq + 1 + index, 1)
-    ids = [readable(guard.subject.rpartition(".")[2]) for guard in guards if guard.seq == home.seq + 1 + index]
-    return await _torn(keeper, ids)
+async def _misnamed(state_store: QueueStateStore, batch: TaskBatch, index: int) -> list[StoredTask]:
+    """Return what stands for the task of which a batch has another id than what says where the task is."""
+    guards, _ = await state_store.transport.scan(
+        state_store.names.guards(batch.queue, batch.line), batch.seq + 1 + index, 1
+    )
+    ids = [readable(guard.subject.rpartition(".")[2]) for guard in guards if guard.seq == batch.seq + 1 + index]
+    return await _torn(state_store, ids)
 
 
-async def _torn(keeper: Keeper, ids: Sequence[str]) -> list[StoredTask]:
+async def _torn(state_store: QueueStateStore, ids: Sequence[str]) -> list[StoredTask]:
     """Return what stands for those of some tasks that cannot be read."""
-    _, torn = await keeper.orders.find(ids)
+    _, torn = await state_store.task_lookup.find(ids)
     return [salvaged(one.problem, task_id, {"queue": one.queue}) for task_id, one in torn.items()]
 
 
-async def _window(keeper: Keeper, query: TaskQuery, start: int, end: int) -> list[Home]:
-    """Give the homes of what was stored together from one message up to another."""
-    homes: list[Home] = []
-    async for stored in keeper.link.scan_all(keeper.names.homes(query.queue), start):
+async def _window(state_store: QueueStateStore, query: TaskQuery, start: int, end: int) -> list[TaskBatch]:
+    """Give the batches of what was stored together from one message up to another."""
+    batches: list[TaskBatch] = []
+    async for stored in state_store.transport.scan_all(state_store.names.batches(query.queue), start):
         if stored.seq >= end + PLACES:
             break
-        home = keeper.orders.read(stored)
-        if start <= home.first < end:
-            homes.append(home)
-    return homes
+        batch = state_store.task_lookup.read(stored)
+        if start <= batch.first < end:
+            batches.append(batch)
+    return batches
 
 
-def _is_asked_for(home: Home, index: int, query: TaskQuery) -> bool:
+def _is_asked_for(batch: TaskBatch, index: int, query: TaskQuery) -> bool:
     if query.name is None and query.tag is None:
         return True
-    order = home.order(index)
+    order = batch.order(index)
     return (query.name is None or order.name == query.name) and (query.tag is None or query.tag in order.tags)
 
 
@@ -346,106 +355,113 @@ def _read_cursor(cursor: str) -> int:
 # In numbers
 
 
-async def stats(keeper: Keeper) -> list[QueueStats]:
+async def stats(state_store: QueueStateStore) -> list[QueueStats]:
     """Do :meth:`omniq.storage.Storage.stats`."""
-    books = await keeper.read_all()
-    found = await asyncio.gather(*(_patiently(keeper, book) for _, book in sorted(books.items())))
+    queue_states = await state_store.read_all()
+    found = await asyncio.gather(
+        *(_patiently(state_store, queue_state) for _, queue_state in sorted(queue_states.items()))
+    )
     return [one for one in found if one.paused or any(one.counts.values())]
 
 
-async def _patiently(keeper: Keeper, book: Book) -> QueueStats:
+async def _patiently(state_store: QueueStateStore, queue_state: QueueState) -> QueueStats:
     while True:
         try:
-            return await _stats_of(keeper, book)
-        except Conflict:  # a shelf was replaced meanwhile
-            book = (await keeper.read([book.queue]))[book.queue]
+            return await _stats_of(state_store, queue_state)
+        except Conflict:  # an overflow page was replaced meanwhile
+            queue_state = (await state_store.read([queue_state.queue]))[queue_state.queue]
 
 
-async def _stats_of(keeper: Keeper, book: Book) -> QueueStats:
-    if DUE_LINE in book.lines and await keeper.orders.ahead(book, DUE_LINE, None, 64) is not None:
+async def _stats_of(state_store: QueueStateStore, queue_state: QueueState) -> QueueStats:
+    if (
+        DUE_LINE in queue_state.lines
+        and await state_store.task_lookup.ahead(queue_state, DUE_LINE, None, 64) is not None
+    ):
 
-        async def step(current: Book) -> tuple[Book, bool]:
-            return current, await fold(keeper, current)
+        async def step(current: QueueState) -> tuple[QueueState, bool]:
+            return current, await fold(state_store, current)
 
-        book = await keeper.change(book.queue, step, remembered=False)
-    if book.doomed:
+        queue_state = await state_store.change(queue_state.queue, step, remembered=False)
+    if queue_state.tombstones:
         # What was removed is counted by the server until its messages are gone.
-        await keeper.bury(book.queue, list(book.doomed.values()))
-    now = keeper.clock.now()
-    lines = [line for line in book.lines if line != DUE_LINE]
-    counts = await asyncio.gather(*(_count_line(keeper, book, line) for line in lines))
+        await state_store.bury(queue_state.queue, list(queue_state.tombstones.values()))
+    now = state_store.clock.now()
+    lines = [line for line in queue_state.lines if line != DUE_LINE]
+    counts = await asyncio.gather(*(_count_line(state_store, queue_state, line) for line in lines))
     groups = [
-        *book.back.values(),
-        *[await keeper.shelves.read(book.queue, one) for one in book.shelves if one.at <= now],
+        *queue_state.back.values(),
+        *[await state_store.overflow.read(queue_state.queue, one) for one in queue_state.overflow if one.at <= now],
     ]
-    due = sum(bisect_right(slots, now, key=lambda slot: slot.at) for slots in groups)
-    oldest = [slots[0].at for slots in groups if slots[0].at <= now]
+    due = sum(bisect_right(entries, now, key=lambda entry: entry.at) for entries in groups)
+    oldest = [entries[0].at for entries in groups if entries[0].at <= now]
     for line, count in zip(lines, counts, strict=True):
         if count:
-            oldest += await _oldest_of(keeper, book, line)
+            oldest += await _oldest_of(state_store, queue_state, line)
     return QueueStats(
-        queue=book.queue,
+        queue=queue_state.queue,
         counts={
-            SCHEDULED: len(book.waiting) + sum(shelf.left for shelf in book.shelves) - due,
+            SCHEDULED: len(queue_state.waiting)
+            + sum(overflow_page.left for overflow_page in queue_state.overflow)
+            - due,
             READY: sum(counts) + due,
-            RUNNING: len(book.running),
-            **{state: max(0, count) for state, count in book.ended.items()},
+            RUNNING: len(queue_state.running),
+            **{state: max(0, count) for state, count in queue_state.ended.items()},
         },
-        paused=book.paused,
+        paused=queue_state.paused,
         oldest_ready=max(0.0, (now - min(oldest)) / 1e6) if oldest else None,
     )
 
 
-async def _count_line(keeper: Keeper, book: Book, line: str) -> int:
-    if await keeper.orders.ahead(book, line, None, 4) is None:
+async def _count_line(state_store: QueueStateStore, queue_state: QueueState, line: str) -> int:
+    if await state_store.task_lookup.ahead(queue_state, line, None, 4) is None:
         return 0  # one question, or none, in place of three: mostly it is so
-    seq, taken = book.lines[line]
-    names, link = keeper.names, keeper.link
+    seq, taken = queue_state.lines[line]
+    names, transport = state_store.names, state_store.transport
     counts = await asyncio.gather(
-        *(link.count(singles, seq + 1 if taken else seq) for singles in names.singles(book.queue, line)),
-        link.count(names.guards(book.queue, line), seq + 1 + taken if taken else seq),
+        *(transport.count(singles, seq + 1 if taken else seq) for singles in names.singles(queue_state.queue, line)),
+        transport.count(names.guards(queue_state.queue, line), seq + 1 + taken if taken else seq),
     )
-    return sum(counts) - sum(why != REMOVED_AHEAD for why in book.ahead.get(line, {}).values())
+    return sum(counts) - sum(why != REMOVED_AHEAD for why in queue_state.ahead.get(line, {}).values())
 
 
-async def _oldest_of(keeper: Keeper, book: Book, line: str) -> list[int]:
-    home = await keeper.orders.ahead(book, line, None, 4)
-    while home is not None:
-        seq, taken = book.lines[line]
-        for index in range(taken if home.seq == seq else 0, len(home)):
-            if book.left_out(line, home.seq, index) is None:
-                return [home.at]
-        home = await keeper.orders.ahead(book, line, home, 4)
+async def _oldest_of(state_store: QueueStateStore, queue_state: QueueState, line: str) -> list[int]:
+    batch = await state_store.task_lookup.ahead(queue_state, line, None, 4)
+    while batch is not None:
+        seq, taken = queue_state.lines[line]
+        for index in range(taken if batch.seq == seq else 0, len(batch)):
+            if queue_state.left_out(line, batch.seq, index) is None:
+                return [batch.at]
+        batch = await state_store.task_lookup.ahead(queue_state, line, batch, 4)
     return []
 
 
-async def namespaces(keeper: Keeper) -> list[str]:
+async def namespaces(state_store: QueueStateStore) -> list[str]:
     """Do :meth:`omniq.storage.Storage.namespaces`."""
-    answer = await keeper.link.ask("STREAM.NAMES")
+    answer = await state_store.transport.ask("STREAM.NAMES")
     # None, and an error, where this user may not ask.
     return [name.removeprefix("OMNIQ_") for name in answer.get("streams") or () if name.startswith("OMNIQ_")]
 
 
-async def workers(keeper: Keeper) -> list[StoredWorker]:
+async def workers(state_store: QueueStateStore) -> list[StoredWorker]:
     """Do :meth:`omniq.storage.Storage.workers`."""
-    now = keeper.clock.now()
+    now = state_store.clock.now()
     running: defaultdict[str | None, list[str]] = defaultdict(list)
-    for book in (await keeper.read_all()).values():
-        for slot in book.running.values():
-            running[slot.worker].append(slot.id)
+    for queue_state in (await state_store.read_all()).values():
+        for entry in queue_state.running.values():
+            running[entry.worker].append(entry.id)
     told: dict[str, str] = {}
-    for stored in await keeper.link.last_all(keeper.names.abouts):
+    for stored in await state_store.transport.last_all(state_store.names.abouts):
         with contextlib.suppress(*UNREADABLE):
             worker, about = json.loads(stored.data)
             told[worker] = about
     alive = []
-    for stored in await keeper.link.last_all(keeper.names.workers):
+    for stored in await state_store.transport.last_all(state_store.names.workers):
         try:
             worker, until = read_worker(stored, running, told)
             if until > now:
                 alive.append(worker)
         except CorruptRecord as problem:
-            log_once(_log, problem, keeper.link.settings.shown)
+            log_once(_log, problem, state_store.transport.settings.shown)
     return sorted(alive, key=lambda info: info.id)
 
 

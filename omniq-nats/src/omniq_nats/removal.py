@@ -5,21 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from omniq.task import TaskState
-from omniq_nats.book import REMOVED_AHEAD, Book
 from omniq_nats.claiming import fold
-from omniq_nats.fates import read_page
-from omniq_nats.homes import Home
-from omniq_nats.keeper import Keeper
+from omniq_nats.entries import Entry, Tombstone
 from omniq_nats.names import DUE_LINE, untoken
+from omniq_nats.orphan_cleanup import OrphanCleanup
+from omniq_nats.queue_state import REMOVED_AHEAD, QueueState
+from omniq_nats.queue_state_store import QueueStateStore
 from omniq_nats.reading import ENDED, stand
-from omniq_nats.slots import Doomed, Slot
-from omniq_nats.sweeping import Sweeper
+from omniq_nats.results import read_page
+from omniq_nats.task_batches import TaskBatch
 from omniq_nats.times import after
 
 __all__ = ["STEP", "Removal"]
 
 STEP = 300
-"""So many tasks are removed in one change of a book."""
+"""So many tasks are removed in one change of a queue state."""
 PATIENT = 16
 """So many pages without anything that is over are looked through before the rest is taken to be younger."""
 
@@ -29,23 +29,25 @@ READY, SCHEDULED, RUNNING = TaskState.READY, TaskState.SCHEDULED, TaskState.RUNN
 class Removal:
     """Removes many tasks, in steps.
 
-    :param keeper: of the storage.
+    :param state_store: of the storage.
     """
 
-    def __init__(self, keeper: Keeper) -> None:
-        self._keeper = keeper
-        self._link = keeper.link
-        self._names = keeper.names
-        self._sweeper = Sweeper(keeper)
+    def __init__(self, state_store: QueueStateStore) -> None:
+        self._state_store = state_store
+        self._transport = state_store.transport
+        self._names = state_store.names
+        self._orphan_cleanup = OrphanCleanup(state_store)
 
-    def doomed(self, home: Home, index: int) -> Doomed:
-        row = home.rows[index]
-        return Doomed(row[0], home.name, index, home.seq, len(home), home.ttl, self._keeper.clock.now(), row[4])
+    def tombstones(self, batch: TaskBatch, index: int) -> Tombstone:
+        row = batch.rows[index]
+        return Tombstone(
+            row[0], batch.name, index, batch.seq, len(batch), batch.ttl, self._state_store.clock.now(), row[4]
+        )
 
     async def bury(self, queue: str) -> None:
-        book = self._keeper.remembered(queue)
-        if book is not None and book.doomed:
-            await self._keeper.bury(queue, list(book.doomed.values()))
+        queue_state = self._state_store.remembered(queue)
+        if queue_state is not None and queue_state.tombstones:
+            await self._state_store.bury(queue, list(queue_state.tombstones.values()))
 
     async def purge(self, queue: str, state: TaskState | None) -> tuple[int, list[str]]:
         """Do :meth:`omniq.storage.Storage.purge`.
@@ -62,70 +64,70 @@ class Removal:
         return len(gone), gone
 
     async def _purge_live(self, queue: str, state: TaskState | None) -> list[str]:
-        async def step(book: Book) -> tuple[list[Doomed], bool]:
-            doomed: list[Doomed] = []
-            changed = await fold(self._keeper, book)
-            now = self._keeper.clock.now()
-            await self._take_wanted(book, state, now)
-            wanted = list(filter(_of_state(state, now), book.waiting.values()))[:STEP]
-            homes = await self._keeper.orders.of_slots(queue, wanted)
-            for slot in wanted:
-                book.withdraw(slot)
-                home = homes.get(slot.seq)
-                if home is not None:
-                    doomed.append(self.doomed(home, slot.index))
+        async def step(queue_state: QueueState) -> tuple[list[Tombstone], bool]:
+            tombstones: list[Tombstone] = []
+            changed = await fold(self._state_store, queue_state)
+            now = self._state_store.clock.now()
+            await self._take_wanted(queue_state, state, now)
+            wanted = list(filter(_of_state(state, now), queue_state.waiting.values()))[:STEP]
+            batches = await self._state_store.task_lookup.of_slots(queue, wanted)
+            for entry in wanted:
+                queue_state.withdraw(entry)
+                batch = batches.get(entry.seq)
+                if batch is not None:
+                    tombstones.append(self.tombstones(batch, entry.index))
             if state in (None, READY):
-                doomed += await self._take_untouched(book, STEP - len(doomed))
-            for one in doomed:
-                book.doom(one)
-            return doomed, changed or bool(doomed or wanted)
+                tombstones += await self._take_untouched(queue_state, STEP - len(tombstones))
+            for one in tombstones:
+                queue_state.doom(one)
+            return tombstones, changed or bool(tombstones or wanted)
 
-        doomed = await self._keeper.change(queue, step, frees=True)
+        tombstones = await self._state_store.change(queue, step, frees=True)
         await self.bury(queue)
-        return [one.id for one in doomed]
+        return [one.id for one in tombstones]
 
-    async def _take_wanted(self, book: Book, state: TaskState | None, now: int) -> None:
-        """Move tasks that are to be removed from shelves into the book, as far as one step takes them."""
-        shelves = self._keeper.shelves
-        for shelf in list(book.shelves):
-            if len(book.waiting) >= STEP:
+    async def _take_wanted(self, queue_state: QueueState, state: TaskState | None, now: int) -> None:
+        """Move tasks that are to be removed from overflow pages into the queue state, as far as one step takes them."""
+        overflow = self._state_store.overflow
+        for overflow_page in list(queue_state.overflow):
+            if len(queue_state.waiting) >= STEP:
                 return
             if state is None:
-                await shelves.take(book, shelf, STEP)
-            elif (shelf.at <= now) if state is READY else (shelf.last_at > now):
-                await shelves.sift(book, shelf, _of_state(state, now), STEP)
+                await overflow.take(queue_state, overflow_page, STEP)
+            elif (overflow_page.at <= now) if state is READY else (overflow_page.last_at > now):
+                await overflow.sift(queue_state, overflow_page, _of_state(state, now), STEP)
 
-    async def _take_untouched(self, book: Book, limit: int) -> list[Doomed]:
-        doomed: list[Doomed] = []
-        for line in [line for line in book.lines if line != DUE_LINE]:
-            home = await self._keeper.orders.ahead(book, line, None, limit)
-            while home is not None and len(doomed) < limit:
-                place = book.lines[line]
-                for index in range(place[1] if place[0] == home.seq else 0, len(home)):
-                    if book.left_out(line, home.seq, index) is None:
-                        doomed.append(self.doomed(home, index))
-                    book.pass_by(home, index)
-                home = await self._keeper.orders.ahead(book, line, home, limit)
-        return doomed
+    async def _take_untouched(self, queue_state: QueueState, limit: int) -> list[Tombstone]:
+        tombstones: list[Tombstone] = []
+        for line in [line for line in queue_state.lines if line != DUE_LINE]:
+            batch = await self._state_store.task_lookup.ahead(queue_state, line, None, limit)
+            while batch is not None and len(tombstones) < limit:
+                place = queue_state.lines[line]
+                for index in range(place[1] if place[0] == batch.seq else 0, len(batch)):
+                    if queue_state.left_out(line, batch.seq, index) is None:
+                        tombstones.append(self.tombstones(batch, index))
+                    queue_state.pass_by(batch, index)
+                batch = await self._state_store.task_lookup.ahead(queue_state, line, batch, limit)
+        return tombstones
 
     async def _purge_ended(self, queue: str, state: TaskState | None) -> list[str]:
-        book = (await self._keeper.read([queue]))[queue]
-        await self._keeper.bring(queue, book.pending)
+        queue_state = (await self._state_store.read([queue]))[queue]
+        await self._state_store.bring(queue, queue_state.pending)
         places: list[tuple[str, int, int, float]] = []
         start = 1
         while len(places) < STEP:
-            stored, left = await self._link.scan(self._names.results_of(queue), start, 64)
+            stored, left = await self._transport.scan(self._names.results_of(queue), start, 64)
             for one in stored:
                 page = read_page(one)
                 ttl, name = _page_name(one.subject)
                 places += [
-                    (home, seq, index, ttl)
-                    for home, seq, index, task_id, fate in page.places(name)
+                    (batch, seq, index, ttl)
+                    for batch, seq, index, task_id, end_record in page.places(name)
                     # Of one that waits for a retry the error of its latest attempt is kept there.
-                    if fate.state.is_final
-                    and state in (None, fate.state)
-                    and task_id not in book.waiting
-                    and task_id not in book.running
+                    if end_record.state.is_final
+                    and state in (None, end_record.state)
+                    and task_id not in queue_state.waiting
+                    and task_id not in queue_state.running
                 ]
             if not left or not stored:
                 break
@@ -142,41 +144,41 @@ class Removal:
     ) -> list[str]:
         """Remove tasks that have ended.
 
-        :param places: name and sequence of the home, number, and the seconds that results are kept.
+        :param places: name and sequence of the batch, number, and the seconds that results are kept.
         :param state: only those that ended so.
         :param older: only those whose time is over.
         """
-        slots = [_bare_slot(*place) for place in places]
+        entries = [_bare_entry(*place) for place in places]
 
-        async def step(book: Book) -> tuple[list[Doomed], bool]:
-            now = self._keeper.clock.now()
-            homes = await self._keeper.orders.of_slots(queue, slots)
+        async def step(queue_state: QueueState) -> tuple[list[Tombstone], bool]:
+            now = self._state_store.clock.now()
+            batches = await self._state_store.task_lookup.of_slots(queue, entries)
             wanted = [
-                (homes[slot.seq], slot.index)
-                for slot in slots
-                if slot.seq in homes and stand(book, homes[slot.seq], slot.index) is ENDED
+                (batches[entry.seq], entry.index)
+                for entry in entries
+                if entry.seq in batches and stand(queue_state, batches[entry.seq], entry.index) is ENDED
             ]
-            fates = await self._keeper.fates(book, wanted)
-            doomed = []
-            for home, index in wanted:
-                fate = fates.get((home.seq, index))
-                if fate is None or not fate.state.is_final or state not in (None, fate.state):
+            end_records = await self._state_store.end_records(queue_state, wanted)
+            tombstones = []
+            for batch, index in wanted:
+                end_record = end_records.get((batch.seq, index))
+                if end_record is None or not end_record.state.is_final or state not in (None, end_record.state):
                     continue
-                if older and after(fate.finished, home.ttl) > now:
+                if older and after(end_record.finished, batch.ttl) > now:
                     continue
-                book.ended[fate.state] -= 1
-                if book.is_ahead(home.line, home.seq, index):
-                    book.leave_out(home, index, REMOVED_AHEAD)
-                one = self.doomed(home, index)
-                book.doom(one)
-                doomed.append(one)
-            return doomed, bool(doomed)
+                queue_state.ended[end_record.state] -= 1
+                if queue_state.is_ahead(batch.line, batch.seq, index):
+                    queue_state.leave_out(batch, index, REMOVED_AHEAD)
+                one = self.tombstones(batch, index)
+                queue_state.doom(one)
+                tombstones.append(one)
+            return tombstones, bool(tombstones)
 
-        if not slots:
+        if not entries:
             return []
-        doomed = await self._keeper.change(queue, step, remembered=False, frees=True)
+        tombstones = await self._state_store.change(queue, step, remembered=False, frees=True)
         await self.bury(queue)
-        return [one.id for one in doomed]
+        return [one.id for one in tombstones]
 
     # Upkeep
 
@@ -186,32 +188,32 @@ class Removal:
         :return: how many were removed, and their ids.
         """
         gone: list[str] = []
-        for queue, book in (await self._keeper.read_all()).items():
-            if book.pending:
-                await self._keeper.bring(queue, book.pending)
-            for ttl in list(book.ttls):
-                if len(gone) < limit and any(book.ended.values()):
+        for queue, queue_state in (await self._state_store.read_all()).items():
+            if queue_state.pending:
+                await self._state_store.bring(queue, queue_state.pending)
+            for ttl in list(queue_state.ttls):
+                if len(gone) < limit and any(queue_state.ended.values()):
                     places = await self._over(queue, ttl, limit - len(gone))
                     gone += await self._remove_ended(queue, places, older=True)
-            if book.doomed:
-                await self._keeper.bury(queue, list(book.doomed.values()))
-        await self._link.keep_reserve()
-        await self._sweeper.sweep_at_times()
+            if queue_state.tombstones:
+                await self._state_store.bury(queue, list(queue_state.tombstones.values()))
+        await self._transport.keep_reserve()
+        await self._orphan_cleanup.sweep_at_times()
         return len(gone), gone
 
     async def _over(self, queue: str, ttl: float, limit: int) -> list[tuple[str, int, int, float]]:
         """Find tasks that ended longer ago than results of theirs are kept: those that ended first come first."""
-        now = self._keeper.clock.now()
+        now = self._state_store.clock.now()
         found: list[tuple[str, int, int, float]] = []
         start, young = 1, 0
         while len(found) < limit and young < PATIENT:
-            stored, left = await self._link.scan(self._names.results_of(queue, ttl), start, 64)
+            stored, left = await self._transport.scan(self._names.results_of(queue, ttl), start, 64)
             for one in stored:
                 page = read_page(one)
                 over = [
-                    (home, seq, index, ttl)
-                    for home, seq, index, _, fate in page.places(_page_name(one.subject)[1])
-                    if fate.state.is_final and after(fate.finished, ttl) <= now
+                    (batch, seq, index, ttl)
+                    for batch, seq, index, _, end_record in page.places(_page_name(one.subject)[1])
+                    if end_record.state.is_final and after(end_record.finished, ttl) <= now
                 ]
                 found += over
                 young = 0 if over else young + 1
@@ -221,14 +223,14 @@ class Removal:
         return found[:limit]
 
 
-def _of_state(state: TaskState | None, now: int) -> Callable[[Slot], bool]:
-    return lambda slot: state in (None, READY if slot.at <= now else SCHEDULED)
+def _of_state(state: TaskState | None, now: int) -> Callable[[Entry], bool]:
+    return lambda entry: state in (None, READY if entry.at <= now else SCHEDULED)
 
 
 def _page_name(subject: str) -> tuple[float, str]:
-    _, ttl, home = subject.rsplit(".", 2)
-    return float(untoken(ttl)), home
+    _, ttl, batch = subject.rsplit(".", 2)
+    return float(untoken(ttl)), batch
 
 
-def _bare_slot(home: str, seq: int, index: int, ttl: float) -> Slot:
-    return Slot(id="", home=home, index=index, seq=seq, size=0, ttl=ttl, rank=0, priority=0, at=0, max_retries=0)
+def _bare_entry(batch: str, seq: int, index: int, ttl: float) -> Entry:
+    return Entry(id="", batch=batch, index=index, seq=seq, size=0, ttl=ttl, rank=0, priority=0, at=0, max_retries=0)

@@ -1,73 +1,125 @@
-"""Schedules as they are stored: a line about the message, and the schedule's text."""
+"""Keeps schedules: one message each, replaced only if nobody else did meanwhile."""
 
 from __future__ import annotations
 
-import json
+import secrets
+from collections.abc import Sequence
 
-from omniq.errors import CorruptRecord
-from omniq.escaping import get_logger
-from omniq.records import dump_schedule
+from attrs import evolve
+
+from omniq.errors import StorageUnavailable
 from omniq.schedule import Schedule
-from omniq.storage import validation
-from omniq.storage.validation import LARGEST_REVISION, UNREADABLE, corrupt, log_once
-from omniq_nats import names
-from omniq_nats.messages import Stored
+from omniq.storage import Enqueued
+from omniq.task import NewTask
+from omniq_nats.due_cache import DueCache, is_due
+from omniq_nats.enqueueing import Producer
+from omniq_nats.queue_state_store import QueueStateStore
+from omniq_nats.schedule_encoding import encode_schedule, nonce_of, readable
+from omniq_nats.transport import Conflict, Lost, Write
 
-__all__ = ["encode_schedule", "nonce_of", "read_schedule", "readable"]
-
-_log = get_logger("omniq.nats")
+__all__ = ["ScheduleStore"]
 
 
-def encode_schedule(schedule: Schedule, nonce: str) -> bytes:
-    """Give the body of the message that a schedule is stored in.
+class ScheduleStore:
+    """The schedules of a namespace.
 
-    A new schedule, of revision 0, gets the sequence of its message: none that was stored before it had a larger one,
-    as each change of a schedule is a message and raises its revision by one.
-
-    :param nonce: tells the attempt that stores it from others.
+    :param state_store: of the storage.
+    :param producer: stores the tasks of a run.
     """
-    return f"{json.dumps([nonce, schedule.revision])}\n{dump_schedule(schedule)}".encode()
 
+    def __init__(self, state_store: QueueStateStore, producer: Producer) -> None:
+        self._transport = state_store.transport
+        self._names = state_store.names
+        self._clock = state_store.clock
+        self._producer = producer
+        self._due_cache = DueCache(state_store.transport)
 
-def _head(stored: Stored) -> tuple[str, int]:
-    """Return what tells the attempt that stored a schedule from others, and its revision."""
-    nonce, revision = json.loads(stored.data.partition(b"\n")[0])
-    if not (type(nonce) is str and type(revision) is int and 0 <= revision < LARGEST_REVISION):
-        raise ValueError("these are no nonce and revision")
-    return nonce, revision or stored.seq
+    async def _stored(self, schedule_id: str) -> tuple[int, int]:
+        """Return a schedule's revision and its message's sequence; of one that is not there, two zeros.
 
+        One that cannot be read has revision 0, so that another one can be stored in its place.
+        """
+        stored = await self._transport.last([self._names.schedule(schedule_id)])
+        if not stored:
+            return 0, 0
+        schedule = readable(stored[0])
+        return 0 if schedule is None else schedule.revision, stored[0].seq
 
-def nonce_of(stored: Stored) -> str | None:
-    """Return what tells the attempt that stored a schedule from others; None if it cannot be read."""
-    try:
-        return _head(stored)[0]
-    except UNREADABLE:
-        return None
+    async def put(self, schedule: Schedule, expected_revision: int | None) -> Schedule | None:
+        """Do :meth:`omniq.storage.Storage.put_schedule`."""
+        subject = self._names.schedule(schedule.id)
+        nonce = secrets.token_hex(6)
+        for _ in range(1000):
+            revision, seq = await self._stored(schedule.id)
+            if expected_revision not in (None, revision):
+                return None
+            kept = evolve(schedule, revision=revision + 1 if revision else 0)
+            try:
+                seq = await self._transport.publish(Write(subject, encode_schedule(kept, nonce), expected=seq))
+            except Conflict:
+                continue
+            except Lost:
+                stored = await self._transport.last([subject])
+                if not stored or nonce_of(stored[0]) != nonce:
+                    continue
+                seq = stored[0].seq
+            self._due_cache.note(subject, seq, kept)
+            await self._transport.tell(self._names.schedule_store)
+            return evolve(kept, revision=kept.revision or seq)
+        raise StorageUnavailable(f"schedule {schedule.id!r} is changed by so many at once that no turn came")
 
+    async def get(self, ids: Sequence[str] | None) -> list[Schedule]:
+        """Do :meth:`omniq.storage.Storage.get_schedules`."""
+        if ids is None:
+            found = map(readable, await self._transport.last_all(self._names.schedules))
+            return sorted((schedule for schedule in found if schedule is not None), key=lambda schedule: schedule.id)
+        subjects = [self._names.schedule(schedule_id) for schedule_id in dict.fromkeys(ids)]
+        by_id = {}
+        for stored in await self._transport.last(subjects):
+            schedule = readable(stored)
+            if schedule is not None:
+                by_id[schedule.id] = schedule
+        return [by_id[schedule_id] for schedule_id in ids if schedule_id in by_id]
 
-def readable(stored: Stored) -> Schedule | None:
-    """Read a schedule; one that cannot be read must not keep the others from firing."""
-    try:
-        return read_schedule(stored)
-    except CorruptRecord as problem:
-        log_once(_log, problem)
-        return None
+    async def delete(self, schedule_id: str) -> bool:
+        """Do :meth:`omniq.storage.Storage.delete_schedule`."""
+        for _ in range(1000):
+            _, seq = await self._stored(schedule_id)
+            if seq == 0:
+                return False
+            if await self._transport.remove_one(seq):
+                self._due_cache.forget(self._names.schedule(schedule_id))
+                await self._transport.tell(self._names.schedule_store)
+                return True
+        return False
 
+    async def due(self, limit: int) -> list[Schedule]:
+        """Do :meth:`omniq.storage.Storage.due_schedules`."""
+        await self._due_cache.look()
+        due: list[Schedule] = []
+        before: list[str] | None = None
+        while (subjects := self._due_cache.due(now := self._clock.now(), limit)) != before:
+            due = [schedule for schedule in await self._due_cache.read(subjects) if is_due(schedule, now)]
+            if len(due) == len(subjects):
+                break
+            # Somebody fired some since we looked; there may be others behind them.
+            before = subjects
+        return sorted(due, key=lambda schedule: (schedule.next_run, schedule.id))
 
-def read_schedule(stored: Stored) -> Schedule:
-    """Read a schedule.
+    async def outlook(self, now: int) -> tuple[int, int | None]:
+        """Return how many are due, and when the next of the others will be, in microseconds; None: never."""
+        await self._due_cache.look()
+        return self._due_cache.outlook(now)
 
-    :raises CorruptRecord: if it cannot be read.
-    """
-    name = names.readable(stored.subject.rpartition(".")[2])
-    place = f"message {stored.seq} on {stored.subject}"
-    try:
-        _, revision = _head(stored)
-        schedule = validation.read_schedule(stored.data.partition(b"\n")[2], place=place, revision=revision)
-        if schedule.id != name:
-            raise ValueError("it names another schedule than its subject")
-    except UNREADABLE as error:
-        raise corrupt("schedule", name, error, place=place) from error
-    except CorruptRecord as error:
-        raise corrupt("schedule", name, error.__cause__ or error, place=place) from error
-    return schedule
+    async def fire(self, schedule: Schedule, tasks: Sequence[NewTask]) -> list[Enqueued] | None:
+        """Do :meth:`omniq.storage.Storage.fire`."""
+        revision, seq = await self._stored(schedule.id)
+        if seq == 0 or revision != schedule.revision:
+            return None
+        kept = evolve(schedule, revision=revision + 1)
+        told = encode_schedule(kept, secrets.token_hex(6))
+        step = [Write(self._names.schedule(schedule.id), told, expected=seq)]
+        enqueued = await self._producer.enqueue(tasks, step)
+        if enqueued is not None:
+            await self._transport.tell(self._names.schedule_store)
+        return enqueued

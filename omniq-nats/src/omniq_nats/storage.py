@@ -1,7 +1,7 @@
 """The storage on NATS JetStream: any number of processes on any number of machines share its streams.
 
-What is kept where, and why a change of many tasks is one step, is told in :mod:`omniq_nats.book` and
-:mod:`omniq_nats.keeper`.
+What is kept where, and why a change of many tasks is one step, is told in :mod:`omniq_nats.queue_state` and
+:mod:`omniq_nats.queue_state_store`.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from omniq_nats import claiming, doctor, reading, streams
 from omniq_nats.control import Control
 from omniq_nats.enqueueing import ATOMIC_TASKS, ATOMIC_UNIQUE_TASKS, Producer
 from omniq_nats.finishing import Holder
-from omniq_nats.keeper import Keeper
-from omniq_nats.link import Link
-from omniq_nats.recovering import Recovery
+from omniq_nats.queue_state_store import QueueStateStore
+from omniq_nats.recovery import Recovery
 from omniq_nats.removal import Removal
-from omniq_nats.scheduling import Timetable
+from omniq_nats.schedules import ScheduleStore
 from omniq_nats.settings import Settings, read_settings
 from omniq_nats.times import clock_of, from_micros
+from omniq_nats.transport import Transport
 from omniq_nats.waiting import LOOK_EVERY, Waiting
 
 __all__ = ["NatsStorage"]
@@ -54,26 +54,26 @@ class _Opened:
     """What an open storage is made of."""
 
     def __init__(self, settings: Settings) -> None:
-        self.link = Link(settings)
+        self.transport = Transport(settings)
         self.clock = clock_of(settings.place)
-        self.keeper = Keeper(self.link, self.clock)
+        self.state_store = QueueStateStore(self.transport, self.clock)
         self.queues = _queues.setdefault(settings.place, {})
-        self.producer = Producer(self.keeper)
-        self.holder = Holder(self.keeper, self.queues)
-        self.recovery = Recovery(self.keeper)
-        self.removal = Removal(self.keeper)
-        self.control = Control(self.keeper, self.removal)
-        self.timetable = Timetable(self.keeper, self.producer)
-        self.waiting = Waiting(self.keeper, self.timetable)
+        self.producer = Producer(self.state_store)
+        self.holder = Holder(self.state_store, self.queues)
+        self.recovery = Recovery(self.state_store)
+        self.removal = Removal(self.state_store)
+        self.control = Control(self.state_store, self.removal)
+        self.schedule_store = ScheduleStore(self.state_store, self.producer)
+        self.waiting = Waiting(self.state_store, self.schedule_store)
 
     async def tell_ends(self, ids: Iterable[str] | Mapping[str, int]) -> None:
         """Tell those who wait for the end of tasks.
 
-        :param ids: of the tasks, if possible each with the number of the change of its book that ended it.
+        :param ids: of the tasks, if possible each with the number of the change of its queue state that ended it.
         """
         changes = ids if isinstance(ids, Mapping) else {}
-        end = self.keeper.names.end
-        await self.link.tell_all((end(one), b"%d" % changes[one] if one in changes else b"") for one in ids)
+        end = self.state_store.names.end
+        await self.transport.tell_all((end(one), b"%d" % changes[one] if one in changes else b"") for one in ids)
 
 
 MAX_PAYLOAD = 1 << 20
@@ -99,7 +99,7 @@ class NatsStorage(Storage):
     @property
     def limits(self) -> StorageLimits:
         """Of what the server's ``max_payload`` says once it is known, and of the usual 1 MiB before."""
-        most = MAX_PAYLOAD if self._opened is None else self._opened.link.max_payload
+        most = MAX_PAYLOAD if self._opened is None else self._opened.transport.max_payload
         return StorageLimits(
             atomic_tasks=ATOMIC_TASKS,
             atomic_unique_tasks=ATOMIC_UNIQUE_TASKS,
@@ -119,7 +119,7 @@ class NatsStorage(Storage):
 
     @property
     def losses(self) -> int:
-        return 0 if self._opened is None else self._opened.link.losses
+        return 0 if self._opened is None else self._opened.transport.losses
 
     # Life
 
@@ -133,13 +133,13 @@ class NatsStorage(Storage):
             return
         opened = _Opened(self._settings)
         try:
-            await opened.link.open()
-            await streams.prepare(opened.link, opened.clock)
+            await opened.transport.open()
+            await streams.prepare(opened.transport, opened.clock)
         except BaseException:
-            await opened.link.close()
+            await opened.transport.close()
             raise
-        opened.link.looked_by = opened.link.generation
-        opened.link.look = partial(streams.look, opened.link, opened.clock)
+        opened.transport.looked_by = opened.transport.generation
+        opened.transport.look = partial(streams.look, opened.transport, opened.clock)
         self._opened = opened
 
     async def close(self) -> None:
@@ -147,15 +147,15 @@ class NatsStorage(Storage):
         if opened is not None:
             opened.waiting.close()
             opened.producer.close()
-            await opened.keeper.close()
-            await opened.link.close()
+            await opened.state_store.close()
+            await opened.transport.close()
 
     async def _ready(self) -> _Opened:
         opened = self._opened
         if opened is None:
             raise StorageUnavailable(f"{self._settings.shown} is not open: call open() first")
         # This waits for the servers as long as an operation may. If they do not answer, the operation has had its time.
-        await streams.look_at_clock(opened.link, opened.clock)
+        await streams.look_at_clock(opened.transport, opened.clock)
         return opened
 
     async def now(self) -> datetime:
@@ -182,7 +182,7 @@ class NatsStorage(Storage):
         self, demand: Mapping[str, int], *, worker: str, lease: float, limit: int | None = None
     ) -> list[StoredTask]:
         opened = await self._ready()
-        tasks, ended = await claiming.claim(opened.keeper, demand, worker=worker, lease=lease, limit=limit)
+        tasks, ended = await claiming.claim(opened.state_store, demand, worker=worker, lease=lease, limit=limit)
         if len(opened.queues) > MOST_REMEMBERED:
             opened.queues.clear()
         opened.queues.update((task.id, task.queue) for task in tasks)
@@ -217,16 +217,16 @@ class NatsStorage(Storage):
     # Reading
 
     async def get(self, ids: Sequence[str]) -> list[StoredTask | None]:
-        return await reading.get((await self._ready()).keeper, ids)
+        return await reading.get((await self._ready()).state_store, ids)
 
     async def list_tasks(self, query: TaskQuery, cursor: str | None = None) -> TaskPage[StoredTask]:
-        return await reading.list_tasks((await self._ready()).keeper, query, cursor)
+        return await reading.list_tasks((await self._ready()).state_store, query, cursor)
 
     async def stats(self) -> list[QueueStats]:
-        return await reading.stats((await self._ready()).keeper)
+        return await reading.stats((await self._ready()).state_store)
 
     async def workers(self) -> list[StoredWorker]:
-        return await reading.workers((await self._ready()).keeper)
+        return await reading.workers((await self._ready()).state_store)
 
     # Control
 
@@ -243,14 +243,14 @@ class NatsStorage(Storage):
         opened = await self._ready()
         answers, gone = await opened.control.delete(ids)
         await opened.tell_ends(gone)
-        opened.keeper.later(opened.link.keep_reserve())
+        opened.state_store.later(opened.transport.keep_reserve())
         return answers
 
     async def purge(self, queue: str, state: TaskState | None = None) -> int:
         opened = await self._ready()
         count, gone = await opened.removal.purge(queue, state)
         await opened.tell_ends(gone)
-        opened.keeper.later(opened.link.keep_reserve())
+        opened.state_store.later(opened.transport.keep_reserve())
         return count
 
     async def pause(self, queue: str) -> bool:
@@ -265,19 +265,19 @@ class NatsStorage(Storage):
     # Schedules
 
     async def put_schedule(self, schedule: Schedule, expected_revision: int | None = None) -> Schedule | None:
-        return await (await self._ready()).timetable.put(schedule, expected_revision)
+        return await (await self._ready()).schedule_store.put(schedule, expected_revision)
 
     async def get_schedules(self, ids: Sequence[str] | None = None) -> list[Schedule]:
-        return await (await self._ready()).timetable.get(ids)
+        return await (await self._ready()).schedule_store.get(ids)
 
     async def delete_schedule(self, schedule_id: str) -> bool:
-        return await (await self._ready()).timetable.delete(schedule_id)
+        return await (await self._ready()).schedule_store.delete(schedule_id)
 
     async def due_schedules(self, limit: int) -> list[Schedule]:
-        return await (await self._ready()).timetable.due(limit)
+        return await (await self._ready()).schedule_store.due(limit)
 
     async def fire(self, schedule: Schedule, tasks: Sequence[NewTask]) -> list[Enqueued] | None:
-        return await (await self._ready()).timetable.fire(schedule, tasks)
+        return await (await self._ready()).schedule_store.fire(schedule, tasks)
 
     # Upkeep
 
@@ -288,12 +288,12 @@ class NatsStorage(Storage):
         return count
 
     async def namespaces(self) -> list[str]:
-        return await reading.namespaces((await self._ready()).keeper)
+        return await reading.namespaces((await self._ready()).state_store)
 
     async def check(self, limit: int = 100) -> list[Finding]:
-        found = await doctor.check((await self._ready()).keeper)
+        found = await doctor.check((await self._ready()).state_store)
         return [*found, *await super().check(limit)][:limit]
 
     async def diagnose(self) -> list[Finding]:
         opened = await self._ready()
-        return await doctor.diagnose(opened.keeper)
+        return await doctor.diagnose(opened.state_store)

@@ -14,11 +14,11 @@ import time
 from typing import Any
 
 from omniq.errors import ConfigurationError, SchemaMismatch, StorageUnavailable
-from omniq.escaping import get_logger
-from omniq_nats.link import NOT_FOUND, Conflict, Link, Lost, Write
+from omniq.storage.escaping import get_logger
 from omniq_nats.messages import Full, Life
 from omniq_nats.settings import Settings
 from omniq_nats.times import Clock, read_stamp
+from omniq_nats.transport import NOT_FOUND, Conflict, Lost, Transport, Write
 
 __all__ = ["API_LEVEL", "differences", "prepare", "wanted_config"]
 
@@ -74,67 +74,67 @@ def differences(found: dict[str, Any], settings: Settings) -> dict[str, tuple[An
     return different
 
 
-async def prepare(link: Link, clock: Clock) -> None:
+async def prepare(transport: Transport, clock: Clock) -> None:
     """Make the stream, or check it; learn the servers' time.
 
     :raises ConfigurationError: if the servers are too old, or cannot do what the URL asks for.
     :raises SchemaMismatch: if another version of OmniQ made the stream, or somebody else.
     :raises StorageUnavailable: if JetStream does not answer.
     """
-    settings = link.settings
+    settings = transport.settings
     deadline = time.monotonic() + 3 * settings.timeout
     while True:
-        answer = await _timed(link, clock)
+        answer = await _timed(transport, clock)
         error = answer.get("error")
         if error is None:
-            await _check(link, answer["config"])
+            await _check(transport, answer["config"])
             break
         if error.get("err_code") != NOT_FOUND:
             raise StorageUnavailable(f"{settings.shown}: JetStream cannot be used: {error.get('description')}")
-        await _check_level(link)
-        await _create(link)
+        await _check_level(transport)
+        await _create(transport)
         if time.monotonic() > deadline:
             raise StorageUnavailable(f"{settings.shown}: stream {settings.names.stream} does not come into being")
     beacon = f"{settings.names.root}.w.{BEACON}"
     if answer["config"].get("num_replicas", 1) > 1:
-        link.beacon = beacon
-    link.life = Life(read_stamp(answer["created"]), await _first(link, beacon, deadline))
-    link.last_seen = max(link.last_seen, int(answer["state"]["last_seq"]))
-    await link.keep_reserve()
+        transport.beacon = beacon
+    transport.life = Life(read_stamp(answer["created"]), await _first(transport, beacon, deadline))
+    transport.last_seen = max(transport.last_seen, int(answer["state"]["last_seq"]))
+    await transport.keep_reserve()
 
 
-async def _first(link: Link, beacon: str, deadline: float) -> int | None:
+async def _first(transport: Transport, beacon: str, deadline: float) -> int | None:
     """Return the sequence of the message that a stream has for as long as it lives; store it if it is not there."""
     while True:
-        (seq,) = await link.ends([beacon])
+        (seq,) = await transport.ends([beacon])
         if seq:
             return seq
         try:
-            return await link.publish(Write(beacon, b'["", 0, 0]', expected=0))
+            return await transport.publish(Write(beacon, b'["", 0, 0]', expected=0))
         except (Conflict, Lost):
             if time.monotonic() > deadline:
                 raise StorageUnavailable(
-                    f"{link.settings.shown}: stream {link.settings.names.stream} is not to be had"
+                    f"{transport.settings.shown}: stream {transport.settings.names.stream} is not to be had"
                 ) from None
         except Full:
             return None  # what takes no room is to go on
 
 
-async def _see_to(link: Link, clock: Clock, answer: dict[str, Any]) -> None:
+async def _see_to(transport: Transport, clock: Clock, answer: dict[str, Any]) -> None:
     """Begin anew if the stream is not the one that it was.
 
     :param answer: what the servers said of it.
     """
-    life, error = link.life, answer.get("error")
+    life, error = transport.life, answer.get("error")
     if life is None:
         return  # another call does it already
     if error is None and not life.has_ended(answer):
         return
     if error is not None and error.get("err_code") != NOT_FOUND:
         return
-    settings = link.settings
-    if link.mourned is not life:
-        link.mourned = life
+    settings = transport.settings
+    if transport.mourned is not life:
+        transport.mourned = life
         same = error is None and read_stamp(answer["created"]) == life.created
         what = "is gone" if error is not None else "was emptied" if same else "was replaced by another one"
         _log.error(
@@ -144,47 +144,47 @@ async def _see_to(link: Link, clock: Clock, answer: dict[str, Any]) -> None:
             what,
             "a new one" if error is not None else "it as it is",
         )
-    link.life = None
-    link.begin_anew()
+    transport.life = None
+    transport.begin_anew()
     try:
-        await prepare(link, clock)
+        await prepare(transport, clock)
     finally:
-        if link.life is None:
-            link.life = life  # the next look tries again
-    for again in link.reborn:
+        if transport.life is None:
+            transport.life = life  # the next look tries again
+    for again in transport.reborn:
         again()
 
 
-async def look_at_clock(link: Link, clock: Clock) -> None:
+async def look_at_clock(transport: Transport, clock: Clock) -> None:
     """Ask the servers for their time, if that is due."""
-    if clock.is_stale or link.looked_by != link.generation:
-        await look(link, clock)
+    if clock.is_stale or transport.looked_by != transport.generation:
+        await look(transport, clock)
 
 
-async def look(link: Link, clock: Clock) -> dict[str, Any]:
+async def look(transport: Transport, clock: Clock) -> dict[str, Any]:
     """Look whether the stream is still the one that it was; return what the servers say of it."""
-    link.looked_by = link.generation
-    answer = await _timed(link, clock)
-    await _see_to(link, clock, answer)
+    transport.looked_by = transport.generation
+    answer = await _timed(transport, clock)
+    await _see_to(transport, clock, answer)
     return answer
 
 
-async def end_of(link: Link, clock: Clock) -> int:
+async def end_of(transport: Transport, clock: Clock) -> int:
     """Ask the servers for the sequence of the stream's latest message, and with it for their time."""
-    answer = await look(link, clock)
+    answer = await look(transport, clock)
     if "error" in answer:
         raise StorageUnavailable(
-            f"{link.settings.shown}: stream {link.settings.names.stream} cannot be used: "
+            f"{transport.settings.shown}: stream {transport.settings.names.stream} cannot be used: "
             f"{answer['error'].get('description')}"
         )
     return int(answer["state"]["last_seq"])
 
 
-async def _timed(link: Link, clock: Clock) -> dict[str, Any]:
+async def _timed(transport: Transport, clock: Clock) -> dict[str, Any]:
     answer: dict[str, Any] = {}
     for _ in range(3):
         sent = time.monotonic()
-        answer = await link.ask(f"STREAM.INFO.{link.settings.names.stream}")
+        answer = await transport.ask(f"STREAM.INFO.{transport.settings.names.stream}")
         received = time.monotonic()
         if "ts" in answer:
             clock.learn(sent, received, read_stamp(answer["ts"]))
@@ -193,26 +193,26 @@ async def _timed(link: Link, clock: Clock) -> dict[str, Any]:
     return answer
 
 
-async def _check_level(link: Link) -> None:
-    settings = link.settings
-    answer = await link.ask("INFO")
+async def _check_level(transport: Transport) -> None:
+    settings = transport.settings
+    answer = await transport.ask("INFO")
     if "error" in answer:
         raise StorageUnavailable(
             f"{settings.shown}: JetStream cannot be used by this account: {answer['error'].get('description')}"
         )
     level = answer.get("api", {}).get("level", 0)
     if level < API_LEVEL:
-        version = link.client.connected_server_version
+        version = transport.client.connected_server_version
         raise ConfigurationError(
             f"{settings.shown}: nats-server {version.major}.{version.minor}.{version.patch} has JetStream API level "
             f"{level}, and OmniQ needs {API_LEVEL}: update it to 2.12 or later"
         )
 
 
-async def _create(link: Link) -> None:
-    settings = link.settings
+async def _create(transport: Transport) -> None:
+    settings = transport.settings
     stream = settings.names.stream
-    answer = await link.ask(f"STREAM.CREATE.{stream}", wanted_config(settings))
+    answer = await transport.ask(f"STREAM.CREATE.{stream}", wanted_config(settings))
     error = answer.get("error")
     if error is None:
         return
@@ -229,8 +229,8 @@ async def _create(link: Link) -> None:
     raise StorageUnavailable(f"{settings.shown}: stream {stream} could not be made: {description}")
 
 
-async def _check(link: Link, config: dict[str, Any]) -> None:
-    settings = link.settings
+async def _check(transport: Transport, config: dict[str, Any]) -> None:
+    settings = transport.settings
     stream = settings.names.stream
     schema = config.get("metadata", {}).get(SCHEMA_KEY)
     if schema is None:
@@ -250,7 +250,7 @@ async def _check(link: Link, config: dict[str, Any]) -> None:
             f"{settings.shown}: stream {stream} has storage {config['storage']!r}, which cannot be changed; "
             "leave the option out, or take another namespace"
         )
-    answer = await link.ask(f"STREAM.UPDATE.{stream}", {**config, **wanted_config(settings, config)})
+    answer = await transport.ask(f"STREAM.UPDATE.{stream}", {**config, **wanted_config(settings, config)})
     if "error" in answer:
         told = json.dumps({name: is_now for name, (is_now, _) in different.items()}, default=str)
         raise StorageUnavailable(

@@ -10,13 +10,13 @@ from functools import partial
 from attrs import define, field
 
 from omniq_nats import streams
-from omniq_nats.book import Book
-from omniq_nats.keeper import Keeper
-from omniq_nats.link import Stored
 from omniq_nats.names import DUE_LINE, line_in
+from omniq_nats.protocol import Message
+from omniq_nats.queue_state import QueueState
+from omniq_nats.queue_state_store import QueueStateStore
 from omniq_nats.reading import find_living
-from omniq_nats.scheduling import Timetable
-from omniq_nats.wire import Message
+from omniq_nats.schedules import ScheduleStore
+from omniq_nats.transport import Stored
 
 __all__ = ["Waiting"]
 
@@ -64,15 +64,15 @@ class _Look:
 class Waiting:
     """The waits of one storage.
 
-    :param keeper: of the storage.
-    :param timetable: says when schedules are due.
+    :param state_store: of the storage.
+    :param schedule_store: says when schedules are due.
     """
 
-    def __init__(self, keeper: Keeper, timetable: Timetable) -> None:
-        self._keeper = keeper
-        self._link = keeper.link
-        self._names = keeper.names
-        self._timetable = timetable
+    def __init__(self, state_store: QueueStateStore, schedule_store: ScheduleStore) -> None:
+        self._state_store = state_store
+        self._transport = state_store.transport
+        self._names = state_store.names
+        self._schedule_store = schedule_store
         self._workers: defaultdict[str, set[_Waiter]] = defaultdict(set)
         self._listening: set[str] = set()
         self._closed = asyncio.Event()
@@ -81,7 +81,7 @@ class Waiting:
         self._surveyed_by = 0
         self._run: int | None = None
         """When the next schedule was due at the latest look."""
-        self._link.renewed.append(self._look_again)
+        self._transport.renewed.append(self._look_again)
 
     def close(self) -> None:
         """Let everybody who waits return."""
@@ -104,7 +104,7 @@ class Waiting:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
         waiter = _Waiter()
-        keys = [*map(self._names.work, queues), *map(self._names.stored, queues), self._names.timetable]
+        keys = [*map(self._names.work, queues), *map(self._names.stored, queues), self._names.schedule_store]
         await self._listen(keys)
         for key in keys:
             self._workers[key].add(waiter)
@@ -134,7 +134,7 @@ class Waiting:
             if subject not in self._listening:
                 self._listening.add(subject)
                 try:
-                    await self._link.listen(subject, partial(self._hear, subject))
+                    await self._transport.listen(subject, partial(self._hear, subject))
                 except BaseException:
                     self._listening.discard(subject)
                     raise
@@ -144,7 +144,7 @@ class Waiting:
 
         :param key: what it was listened for by.
         """
-        if key == self._names.timetable:
+        if key == self._names.schedule_store:
             self._surveyed.clear()
             for waiter in self._workers.get(key, ()):
                 waiter.look_again = True
@@ -155,7 +155,7 @@ class Waiting:
         else:
             at = int(message.data) if message.data.isdigit() else 0
             self._surveyed.discard(key)
-        now = self._keeper.clock.now()
+        now = self._state_store.clock.now()
         for waiter in self._workers.get(key, ()):
             waiter.hear(at, now)
 
@@ -166,64 +166,70 @@ class Waiting:
         if subject is None or not seq.isdecimal():
             return 0
         stored = Stored(subject, int(seq), message.data)
-        self._link.note(stored.seq, stored)
+        self._transport.note(stored.seq, stored)
         if line_in(stored.subject) != DUE_LINE:
             return 0
-        return self._keeper.orders.read(stored).order(0).run_at
+        return self._state_store.task_lookup.read(stored).order(0).run_at
 
     async def _glance(self, queues: Sequence[str]) -> _Look | None:
         """Say what a look would find, if that is known without a question, as it mostly is right after a claim."""
-        if self._surveyed_by != self._link.generation or not self._surveyed.issuperset(map(self._names.work, queues)):
+        if self._surveyed_by != self._transport.generation or not self._surveyed.issuperset(
+            map(self._names.work, queues)
+        ):
             return None
         times: list[int] = [] if self._run is None else [self._run]
         for queue in queues:
-            book = self._keeper.remembered(queue)
-            if book is None or not self._keeper.orders.know_all(book):
+            queue_state = self._state_store.remembered(queue)
+            if queue_state is None or not self._state_store.task_lookup.know_all(queue_state):
                 return None
-            if not book.paused:
-                times += [at for at in [book.next_at()] if at is not None]
-                times += [at async for at in self._untouched(book, known=True)]
+            if not queue_state.paused:
+                times += [at for at in [queue_state.next_at()] if at is not None]
+                times += [at async for at in self._untouched(queue_state, known=True)]
         until = min(times, default=None)
-        return None if until is not None and until <= self._keeper.clock.now() else _Look(False, None, until=until)
+        return None if until is not None and until <= self._state_store.clock.now() else _Look(False, None, until=until)
 
     async def _look(self, queues: Sequence[str]) -> _Look:
         """Look whether there is work, and if not, when there will be."""
-        generation = self._link.generation
+        generation = self._transport.generation
         keys = list(map(self._names.work, queues))
-        self._surveyed.update(keys, [self._names.timetable])
-        end = await streams.end_of(self._link, self._keeper.clock)
-        books = await self._keeper.read(queues)
-        now = self._keeper.clock.now()
-        times = [at for book in books.values() if not book.paused and (at := book.next_at()) is not None]
-        for book in books.values():
+        self._surveyed.update(keys, [self._names.schedule_store])
+        end = await streams.end_of(self._transport, self._state_store.clock)
+        queue_states = await self._state_store.read(queues)
+        now = self._state_store.clock.now()
+        times = [
+            at
+            for queue_state in queue_states.values()
+            if not queue_state.paused and (at := queue_state.next_at()) is not None
+        ]
+        for queue_state in queue_states.values():
             if any(at <= now for at in times):
                 return _Look(True, end)
-            if not book.paused:
-                times += [at async for at in self._untouched(book)]
-            await self._keeper.orders.confirm(book)
+            if not queue_state.paused:
+                times += [at async for at in self._untouched(queue_state)]
+            await self._state_store.task_lookup.confirm(queue_state)
         if any(at <= now for at in times):
             return _Look(True, end)
-        overdue, run = await self._timetable.outlook(now)
+        overdue, run = await self._schedule_store.outlook(now)
         runs = [at for at in (run, now + int(OVERDUE_PAUSE * 1e6) if overdue else None) if at is not None]
         self._run = min(runs, default=None)
         times += runs
         self._surveyed_by = generation
         return _Look(False, end, min(times, default=None))
 
-    async def _untouched(self, book: Book, *, known: bool = False) -> AsyncIterator[int]:
+    async def _untouched(self, queue_state: QueueState, *, known: bool = False) -> AsyncIterator[int]:
         """Give when tasks may start that claims have not come to: of a line of ready ones one at most."""
-        for line in sorted(book.lines, key=lambda name: name == DUE_LINE):
-            home = await self._keeper.orders.ahead(book, line, None, 4, known=known)
+        for line in sorted(queue_state.lines, key=lambda name: name == DUE_LINE):
+            batch = await self._state_store.task_lookup.ahead(queue_state, line, None, 4, known=known)
             is_over = False
-            while home is not None and not is_over:
-                seq, taken = book.lines[line]
-                for index in range(taken if home.seq == seq else 0, len(home)):
-                    if book.left_out(line, home.seq, index) is None:
-                        yield home.order(index).run_at
+            while batch is not None and not is_over:
+                seq, taken = queue_state.lines[line]
+                for index in range(taken if batch.seq == seq else 0, len(batch)):
+                    if queue_state.left_out(line, batch.seq, index) is None:
+                        yield batch.order(index).run_at
                         is_over = line != DUE_LINE
                         if is_over:
                             break
-                home = await self._keeper.orders.ahead(book, line, home, 4, known=known)
+                batch = await self._state_store.task_lookup.ahead(queue_state, line, batch, 4, known=known)
 
     async def _sleep(
         self, queues: Sequence[str], waiter: _Waiter, deadline: float, look: asyncio.Future[_Look]
@@ -237,13 +243,13 @@ class Waiting:
                 if found.is_work:
                     return False
                 if found.until is not None:
-                    waiter.hear(found.until, self._keeper.clock.now())
+                    waiter.hear(found.until, self._state_store.clock.now())
                     continue
             if found is not None and waiter.look_again:
                 return True
             seconds = deadline - loop.time()
             if found is not None and waiter.until is not None:
-                seconds = min(seconds, (waiter.until - self._keeper.clock.now()) / 1e6)
+                seconds = min(seconds, (waiter.until - self._state_store.clock.now()) / 1e6)
             if found is not None and seconds <= 0:
                 return False
             waiter.woken.clear()
@@ -264,12 +270,12 @@ class Waiting:
         :return: None: there is; otherwise the latest message that is known not to be one.
         """
         names = self._names
-        stored, left = await self._link.scan(f"{names.root}.>", end + 1, MOST_NEWS, max_bytes=MOST_NEWS * 1024)
-        reasons = (*(names.homes(queue)[:-1] for queue in queues), names.schedules[:-1])
-        books = {names.book(queue) for queue in queues}
+        stored, left = await self._transport.scan(f"{names.root}.>", end + 1, MOST_NEWS, max_bytes=MOST_NEWS * 1024)
+        reasons = (*(names.batches(queue)[:-1] for queue in queues), names.schedules[:-1])
+        queue_states = {names.queue_state(queue) for queue in queues}
         for one in stored:
-            is_reason = one.subject.startswith(reasons) or one.subject in books
-            if is_reason and not self._link.has_noted(one.seq, one.seq):
+            is_reason = one.subject.startswith(reasons) or one.subject in queue_states
+            if is_reason and not self._transport.has_noted(one.seq, one.seq):
                 return None
         return None if left else max([end, *(one.seq for one in stored)])
 
@@ -281,7 +287,7 @@ class Waiting:
         deadline = loop.time() + timeout
         waiter = _Waiter()
         told: dict[str, int] = {}
-        """Of tasks that are said to have ended: which change of their book it was."""
+        """Of tasks that are said to have ended: which change of their queue state it was."""
 
         def hear(task_id: str, message: Message) -> None:
             if message.data.isdigit():
@@ -295,11 +301,11 @@ class Waiting:
         self._workers[key].add(waiter)
         try:
             for task_id in dict.fromkeys(ids):
-                subscription = await self._link.listen(self._names.end(task_id), partial(hear, task_id))
+                subscription = await self._transport.listen(self._names.end(task_id), partial(hear, task_id))
                 subscriptions.append(subscription)
             while True:
                 waiter.look_again = False
-                live, changes = await find_living(self._keeper, ids)
+                live, changes = await find_living(self._state_store, ids)
                 ended = {task_id for task_id in ids if task_id not in live}
                 while True:
                     # A word from before we looked is of an earlier life: the task was made ready again since.
@@ -318,7 +324,7 @@ class Waiting:
         finally:
             del self._workers[key]
             for subscription in subscriptions:
-                await self._link.unlisten(subscription)
+                await self._transport.unlisten(subscription)
 
 
 def _looked(waiter: _Waiter, look: asyncio.Task[_Look]) -> None:

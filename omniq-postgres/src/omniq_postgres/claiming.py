@@ -9,14 +9,14 @@ import psycopg
 from attrs import frozen
 
 from omniq.errors import CorruptRecord
-from omniq.escaping import get_logger
+from omniq.storage.escaping import get_logger
 from omniq.storage.validation import corrupt_error
 from omniq.task import Failed, Outcome, StoredTask
-from omniq_postgres import wire
+from omniq_postgres import binary_params
+from omniq_postgres.dead_tuples import Frontier
+from omniq_postgres.encoding import claimed_task
 from omniq_postgres.finishing import finish
-from omniq_postgres.jobs import Context, Rows, Steps
-from omniq_postgres.rows import claimed_task
-from omniq_postgres.rubble import Frontier
+from omniq_postgres.operations import Context, Rows, Steps
 
 __all__ = ["Claim", "claim", "expire"]
 
@@ -58,7 +58,7 @@ def claim(asked: Claim, frontier: Frontier, context: Context) -> Steps[list[Stor
         rows = yield from _claim_first(asked, context)
         frontier.claims.done(began)
         if frontier.claims.took > SLOW + SLOW_EACH * len(rows):
-            yield from _look_for_rubble(frontier, context)
+            yield from _look_for_dead_tuples(frontier, context)
     tasks: list[StoredTask] = []
     readable: Rows = []
     unreadable: list[Outcome] = []
@@ -82,28 +82,28 @@ def claim(asked: Claim, frontier: Frontier, context: Context) -> Steps[list[Stor
 
 
 def _claim_first(asked: Claim, context: Context) -> Steps[Rows]:
-    queues = wire.texts(list(asked.demand))
+    queues = binary_params.texts(list(asked.demand))
     parameters = [
         queues,
-        wire.integers([min(max(number, 0), asked.limit) for number in asked.demand.values()]),
-        wire.bigint(asked.limit),
-        wire.text(asked.worker),
-        wire.span(asked.lease),
+        binary_params.integers([min(max(number, 0), asked.limit) for number in asked.demand.values()]),
+        binary_params.bigint(asked.limit),
+        binary_params.text(asked.worker),
+        binary_params.span(asked.lease),
     ]
-    rows = yield context.query("claim.claim", *parameters, wire.integer(0))
+    rows = yield context.query("claim.claim", *parameters, binary_params.integer(0))
     if rows[0][0]:
         # Mostly nothing is due or expired: so that is looked for with the claim, and not before each.
         yield from _clear(asked, queues, context)
-        rows = yield context.query("claim.claim", *parameters, wire.integer(1))
+        rows = yield context.query("claim.claim", *parameters, binary_params.integer(1))
     return rows if rows[0][1] is not None else []
 
 
-def _clear(asked: Claim, queues: wire.Parameter, context: Context) -> Steps[None]:
+def _clear(asked: Claim, queues: binary_params.Parameter, context: Context) -> Steps[None]:
     # Bounded, so that no claim is long; those expired that are left are passed over.
     for _ in range(EXPIRED_STEPS):
         if (yield from expire(EXPIRED, context)) < EXPIRED:
             break
-    yield context.query("claim.promote", queues, wire.integer(max(PROMOTED, 2 * asked.limit)))
+    yield context.query("claim.promote", queues, binary_params.integer(max(PROMOTED, 2 * asked.limit)))
 
 
 def _claim_onward(asked: Claim, frontier: Frontier, context: Context) -> Steps[Rows]:
@@ -114,18 +114,18 @@ def _claim_onward(asked: Claim, frontier: Frontier, context: Context) -> Steps[R
         if marks and room > 0:
             claimed += yield context.query(
                 "claim.onward",
-                wire.text(queue),
-                wire.smallints([priority for priority, _ in marks]),
-                wire.timestamps([run_at for _, (run_at, _) in marks]),
-                wire.bigints([seq for _, (_, seq) in marks]),
-                wire.bigint(room),
-                wire.text(asked.worker),
-                wire.span(asked.lease),
+                binary_params.text(queue),
+                binary_params.smallints([priority for priority, _ in marks]),
+                binary_params.timestamps([run_at for _, (run_at, _) in marks]),
+                binary_params.bigints([seq for _, (_, seq) in marks]),
+                binary_params.bigint(room),
+                binary_params.text(asked.worker),
+                binary_params.span(asked.lease),
             )
     return claimed
 
 
-def _look_for_rubble(frontier: Frontier, context: Context) -> Steps[None]:
+def _look_for_dead_tuples(frontier: Frontier, context: Context) -> Steps[None]:
     now = time.monotonic()
     if now - frontier.asked_at < ASK_EVERY:
         return
@@ -144,6 +144,6 @@ def expire(limit: int, context: Context) -> Steps[int]:
     :param limit: how many at most.
     :return: how many.
     """
-    rows = yield context.query("upkeep.expire", wire.integer(limit))
+    rows = yield context.query("maintenance.expire", binary_params.integer(limit))
     context.news.ended += [row[0] for row in rows]
     return len(rows)

@@ -20,8 +20,8 @@ from psycopg.pq import TransactionStatus
 from psycopg.rows import TupleRow
 
 from omniq.errors import OmniQError, StorageUnavailable
-from omniq_postgres import wire
-from omniq_postgres.faults import translated
+from omniq_postgres import binary_params
+from omniq_postgres.errors import translated
 from omniq_postgres.settings import Pooler, Settings
 
 __all__ = ["PREPARED", "AsyncConnection", "Connector", "SyncConnection", "cut", "cut_at", "discard", "is_usable"]
@@ -207,7 +207,7 @@ class Connector:
         """Prepare a connection for use; gives a statement to run on it first, if any."""
         connection.prepare_threshold = None if self._pooled else 5
         connection.prepared_max = PREPARED
-        wire.register(connection.adapters)
+        binary_params.register(connection.adapters)
         if self._takes_options or self._pooled:
             return None
         # What a proxy did not take along holds for this server process as long as it is ours.

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from omniq.task import TaskState
-from omniq_postgres import wire
-from omniq_postgres.jobs import Context, Steps
-from omniq_postgres.rows import (
+from omniq_postgres import binary_params
+from omniq_postgres.encoding import (
     CANCELLED,
     FAILED,
     KEPT_OF_KEY,
@@ -18,6 +17,7 @@ from omniq_postgres.rows import (
     SCHEDULED,
     SUCCEEDED,
 )
+from omniq_postgres.operations import Context, Steps
 
 __all__ = ["cancel", "delete", "last", "pause", "purge_step", "resume", "retry"]
 
@@ -30,7 +30,7 @@ def cancel(ids: Sequence[str], context: Context) -> Steps[tuple[list[bool], list
 
     :return: for each whether it was live; and those that somebody has locked, which are to be tried again.
     """
-    rows = yield context.query("control.cancel", wire.uuids(list(dict.fromkeys(ids))))
+    rows = yield context.query("control.cancel", binary_params.uuids(list(dict.fromkeys(ids))))
     ran: dict[str, bool | None] = dict(rows)
     results = []
     for task_id in ids:
@@ -45,7 +45,10 @@ def cancel(ids: Sequence[str], context: Context) -> Steps[tuple[list[bool], list
 def retry(ids: Sequence[str], context: Context) -> Steps[list[bool]]:
     """Make ended tasks ready; see :meth:`~omniq.storage.Storage.retry`."""
     rows = yield context.query(
-        "control.retry", wire.uuids(list(dict.fromkeys(ids))), wire.integer(LONGEST_KEY), wire.integer(KEPT_OF_KEY)
+        "control.retry",
+        binary_params.uuids(list(dict.fromkeys(ids))),
+        binary_params.integer(LONGEST_KEY),
+        binary_params.integer(KEPT_OF_KEY),
     )
     ready = {}
     for task_id, queue in rows:
@@ -56,7 +59,7 @@ def retry(ids: Sequence[str], context: Context) -> Steps[list[bool]]:
 
 def delete(ids: Sequence[str], context: Context) -> Steps[list[bool]]:
     """Remove tasks; see :meth:`~omniq.storage.Storage.delete`."""
-    rows = yield context.query("control.delete", wire.uuids(sorted(set(ids))))
+    rows = yield context.query("control.delete", binary_params.uuids(sorted(set(ids))))
     gone = {row[0] for row in rows}
     context.news.ended += gone
     results = []
@@ -79,7 +82,7 @@ def purge_step(queue: str, state: TaskState | None, until: int, context: Context
     :return: how many; 0: there are no more.
     """
     # What is due is ready, though nobody has made it so yet.
-    yield context.query("claim.promote", wire.texts([queue]), wire.integer(PURGED))
+    yield context.query("claim.promote", binary_params.texts([queue]), binary_params.integer(PURGED))
     doomed: list[str] = []
     for number in range(SCHEDULED, CANCELLED + 1) if state is None else [NUMBER_OF[state]]:
         room = PURGED - len(doomed)
@@ -89,10 +92,10 @@ def purge_step(queue: str, state: TaskState | None, until: int, context: Context
         assert name == "waiting" or number in (SUCCEEDED, FAILED, CANCELLED)
         rows = yield context.query(
             f"control.doomed_{name}",
-            wire.text(queue),
-            wire.integer(number),
-            wire.bigint(until),
-            wire.integer(room),
+            binary_params.text(queue),
+            binary_params.integer(number),
+            binary_params.bigint(until),
+            binary_params.integer(room),
             prepare=False,
         )
         doomed += [row[0] for row in rows]
@@ -103,12 +106,12 @@ def purge_step(queue: str, state: TaskState | None, until: int, context: Context
 
 def pause(queue: str, context: Context) -> Steps[bool]:
     """Pause a queue; see :meth:`~omniq.storage.Storage.pause`."""
-    return bool((yield context.query("control.pause", wire.text(queue))))
+    return bool((yield context.query("control.pause", binary_params.text(queue))))
 
 
 def resume(queue: str, context: Context) -> Steps[bool]:
     """Resume a queue; see :meth:`~omniq.storage.Storage.resume`."""
-    resumed = bool((yield context.query("control.resume", wire.text(queue))))
+    resumed = bool((yield context.query("control.resume", binary_params.text(queue))))
     if resumed:
         context.news.ready(queue)
     return resumed

@@ -10,11 +10,11 @@ from typing import Any, TypeVar
 import psycopg
 from attrs import define
 
-from omniq.outages import Outage
-from omniq_postgres import exchange
+from omniq.storage.outages import Outage
+from omniq_postgres import libpq
 from omniq_postgres.connecting import AsyncConnection, Connector, SyncConnection, cut
-from omniq_postgres.faults import Remedy, remedy_for, text_of
-from omniq_postgres.jobs import Context, Job, News, Steps
+from omniq_postgres.errors import Remedy, remedy_for, text_of
+from omniq_postgres.operations import Context, Job, News, Steps
 from omniq_postgres.pool import Pool
 from omniq_postgres.statements import Statements
 
@@ -34,7 +34,7 @@ async def drive(connection: AsyncConnection, steps: Steps[R]) -> R:
         query = next(steps)
         while True:
             try:
-                rows = await exchange.rows(connection, query)
+                rows = await libpq.rows(connection, query)
             except psycopg.Error as error:
                 query = steps.throw(error)
             else:
@@ -50,7 +50,7 @@ def drive_blocking(connection: SyncConnection, steps: Steps[R]) -> R:
         query = next(steps)
         while True:
             try:
-                rows = exchange.rows_blocking(connection, query)
+                rows = libpq.rows_blocking(connection, query)
             except psycopg.Error as error:
                 query = steps.throw(error)
             else:

@@ -9,9 +9,9 @@ from typing import Any
 from attrs import frozen
 
 from omniq.storage import Finding, Severity
-from omniq_postgres import wire
+from omniq_postgres import binary_params
 from omniq_postgres.connecting import Connector
-from omniq_postgres.jobs import Context, Rows, Steps
+from omniq_postgres.operations import Context, Rows, Steps
 from omniq_postgres.session import Session
 from omniq_postgres.settings import INDEXES, TABLES, Settings
 from omniq_postgres.statements import migration_files
@@ -44,11 +44,11 @@ class _Looked:
 
 def _look(settings: Settings, context: Context) -> Steps[_Looked]:
     names = settings.names
-    schema = wire.text(names.schema)
+    schema = binary_params.text(names.schema)
     before = datetime.now(UTC)
     (server,) = yield context.query("doctor.server", prepare=False)
     after = datetime.now(UTC)
-    tables = wire.texts([names.plain(table) for table in TABLES])
+    tables = binary_params.texts([names.plain(table) for table in TABLES])
     return _Looked(
         server,
         (yield context.query("doctor.tables", schema, tables, prepare=False)),

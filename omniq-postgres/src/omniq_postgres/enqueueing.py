@@ -9,10 +9,10 @@ from psycopg.errors import UniqueViolation
 
 from omniq.storage import Enqueued
 from omniq.task import NewTask
-from omniq_postgres import wire
-from omniq_postgres.announcing import telling
-from omniq_postgres.jobs import Context, News, Steps
-from omniq_postgres.rows import columns_of, key_of, values_of
+from omniq_postgres import binary_params
+from omniq_postgres.encoding import columns_of, key_of, values_of
+from omniq_postgres.notifier import telling
+from omniq_postgres.operations import Context, News, Steps
 
 __all__ = ["FEW", "enqueue", "enqueue_rest", "settle", "store"]
 
@@ -22,7 +22,7 @@ compares each with each."""
 
 
 def store(
-    tasks: Sequence[NewTask], context: Context, columns: Sequence[wire.Parameter] | None = None
+    tasks: Sequence[NewTask], context: Context, columns: Sequence[binary_params.Parameter] | None = None
 ) -> Steps[list[Enqueued]]:
     """Store tasks in the way that is quickest for them; see :meth:`~omniq.storage.Storage.enqueue`.
 
@@ -55,7 +55,7 @@ def _enqueue_single(task: NewTask, context: Context) -> Steps[list[Enqueued]]:
 
 
 def _enqueue_fresh(
-    tasks: Sequence[NewTask], columns: Sequence[wire.Parameter], context: Context
+    tasks: Sequence[NewTask], columns: Sequence[binary_params.Parameter], context: Context
 ) -> Steps[list[Enqueued]]:
     """Store tasks without unique keys.
 
@@ -134,7 +134,10 @@ def settle(
     left = [task for task in tasks if task.id not in answers]
     if left:
         # They met tasks that were not committed when the statement began; those are to be seen now.
-        ids, keys = wire.uuids([task.id for task in left]), wire.texts([key_of(task.unique) for task in left])
+        ids, keys = (
+            binary_params.uuids([task.id for task in left]),
+            binary_params.texts([key_of(task.unique) for task in left]),
+        )
         for task_id, known, holder in (yield context.query("enqueue.found", ids, keys)):
             if known:
                 answers[task_id] = Enqueued(task_id, False)

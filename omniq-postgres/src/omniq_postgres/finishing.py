@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 
-from omniq.records import dump_error, dump_progress
 from omniq.storage import Lease, LeaseState
+from omniq.storage.records import dump_error, dump_progress
 from omniq.task import Cancelled, Failed, Outcome, Progress, Released, Retry, Succeeded
-from omniq_postgres import wire
-from omniq_postgres.announcing import telling_of_ends
-from omniq_postgres.jobs import Context, Steps
-from omniq_postgres.rows import CANCELLED, FAILED, SUCCEEDED
+from omniq_postgres import binary_params
+from omniq_postgres.encoding import CANCELLED, FAILED, SUCCEEDED
+from omniq_postgres.notifier import telling_of_ends
+from omniq_postgres.operations import Context, Steps
 
 __all__ = ["finish", "heartbeat", "set_progress"]
 
@@ -49,11 +49,11 @@ def finish(outcomes: Sequence[Outcome], context: Context) -> Steps[list[bool]]:
     chosen = [outcomes[place] for place in places]
     kinds = [_kind(outcome) for outcome in chosen]
     parameters = [
-        wire.uuids([outcome.id for outcome in chosen]),
-        wire.integers([outcome.delivery for outcome in chosen]),
-        wire.smallints(kinds),
-        wire.byteas([outcome.result if isinstance(outcome, Succeeded) else None for outcome in chosen]),
-        wire.texts([_error_of(outcome) for outcome in chosen]),
+        binary_params.uuids([outcome.id for outcome in chosen]),
+        binary_params.integers([outcome.delivery for outcome in chosen]),
+        binary_params.smallints(kinds),
+        binary_params.byteas([outcome.result if isinstance(outcome, Succeeded) else None for outcome in chosen]),
+        binary_params.texts([_error_of(outcome) for outcome in chosen]),
     ]
     accepted = [False] * len(outcomes)
     told_at_once = False
@@ -74,17 +74,19 @@ def finish(outcomes: Sequence[Outcome], context: Context) -> Steps[list[bool]]:
 
 def _finish_mixed(
     chosen: Sequence[Outcome],
-    parameters: Sequence[wire.Parameter],
+    parameters: Sequence[binary_params.Parameter],
     places: Sequence[int],
     accepted: list[bool],
     context: Context,
 ) -> Steps[list[int]]:
     delays = [
-        timedelta(seconds=min(outcome.delay, wire.HUNDRED_YEARS)) if isinstance(outcome, Retry | Released) else None
+        timedelta(seconds=min(outcome.delay, binary_params.HUNDRED_YEARS))
+        if isinstance(outcome, Retry | Released)
+        else None
         for outcome in chosen
     ]
     ended = []
-    for place, queue, seconds in (yield context.query("finish.mixed", *parameters, wire.intervals(delays))):
+    for place, queue, seconds in (yield context.query("finish.mixed", *parameters, binary_params.intervals(delays))):
         accepted[places[place - 1]] = True
         if queue is None:
             ended.append(places[place - 1])
@@ -99,11 +101,11 @@ def heartbeat(
     """Extend leases; see :meth:`~omniq.storage.Storage.heartbeat`."""
     rows = yield context.query(
         "finish.heartbeat",
-        wire.uuids([held.id for held in leases]),
-        wire.integers([held.delivery for held in leases]),
-        wire.text(worker),
-        wire.span(lease),
-        None if about is None else wire.text(about),
+        binary_params.uuids([held.id for held in leases]),
+        binary_params.integers([held.delivery for held in leases]),
+        binary_params.text(worker),
+        binary_params.span(lease),
+        None if about is None else binary_params.text(about),
     )
     states = [LeaseState.LOST] * len(leases)
     for place, cancel in rows:
@@ -115,7 +117,7 @@ def set_progress(updates: Mapping[Lease, Progress], context: Context) -> Steps[N
     """Note progress; see :meth:`~omniq.storage.Storage.set_progress`."""
     yield context.query(
         "finish.progress",
-        wire.uuids([lease.id for lease in updates]),
-        wire.integers([lease.delivery for lease in updates]),
-        wire.texts([dump_progress(progress) for progress in updates.values()]),
+        binary_params.uuids([lease.id for lease in updates]),
+        binary_params.integers([lease.delivery for lease in updates]),
+        binary_params.texts([dump_progress(progress) for progress in updates.values()]),
     )

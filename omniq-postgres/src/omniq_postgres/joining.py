@@ -12,15 +12,15 @@ from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import tuple_row
 
 from omniq.storage import Enqueued
+from omniq.storage.transactions import CallerTransaction
 from omniq.task import NewTask, Outcome
-from omniq.transactions import CallerTransaction
-from omniq_postgres import wire
-from omniq_postgres.announcing import notify
-from omniq_postgres.callers import Caller, Driver, recognise
+from omniq_postgres import binary_params
+from omniq_postgres.driver_adapters import Driver, DriverAdapter, recognise
 from omniq_postgres.enqueueing import enqueue
-from omniq_postgres.faults import translated
+from omniq_postgres.errors import translated
 from omniq_postgres.finishing import finish
-from omniq_postgres.jobs import Context, Job, News, Query, Rows, Steps
+from omniq_postgres.notifier import notify
+from omniq_postgres.operations import Context, Job, News, Query, Rows, Steps
 from omniq_postgres.settings import Settings
 from omniq_postgres.statements import Statements
 
@@ -76,7 +76,7 @@ def _told(job: Job[R]) -> Job[R]:
 class _Joined(CallerTransaction):
     """The caller's connection, of whichever kind."""
 
-    def __init__(self, caller: Caller, settings: Settings, statements: Statements) -> None:
+    def __init__(self, caller: DriverAdapter, settings: Settings, statements: Statements) -> None:
         self._caller = caller
         self.is_async = caller.is_async
         self._settings = settings
@@ -138,13 +138,13 @@ class _Joined(CallerTransaction):
 
 def _rows(driver: Any, query: Query) -> Rows:
     with RawCursor(driver, row_factory=tuple_row) as cursor:
-        wire.register(cursor.adapters)
+        binary_params.register(cursor.adapters)
         cursor.execute(query.text, query.parameters, binary=True)
         return cursor.fetchall() if cursor.description else []
 
 
 async def _arows(driver: Any, query: Query) -> Rows:
     async with AsyncRawCursor(driver, row_factory=tuple_row) as cursor:
-        wire.register(cursor.adapters)
+        binary_params.register(cursor.adapters)
         await cursor.execute(query.text, query.parameters, binary=True)
         return await cursor.fetchall() if cursor.description else []

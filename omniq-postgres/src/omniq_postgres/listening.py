@@ -11,10 +11,10 @@ import psycopg
 from psycopg.pq import ConnStatus
 
 from omniq.errors import OmniQError
-from omniq.escaping import get_logger
-from omniq.outages import Outage
+from omniq.storage.escaping import get_logger
+from omniq.storage.outages import Outage
 from omniq_postgres.connecting import AsyncConnection, Connector, cut_at, discard
-from omniq_postgres.faults import text_of
+from omniq_postgres.errors import text_of
 
 __all__ = ["Listener"]
 

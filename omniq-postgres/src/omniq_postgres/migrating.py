@@ -7,9 +7,9 @@ from typing import NamedTuple
 from psycopg import errors
 
 from omniq.errors import SchemaMismatch, StorageUnavailable
-from omniq.migrations import Migration
+from omniq.storage.migrations import Migration
 from omniq_postgres.connecting import AsyncConnection, cut_at
-from omniq_postgres.faults import text_of
+from omniq_postgres.errors import text_of
 from omniq_postgres.settings import Settings
 from omniq_postgres.statements import fill, migration_files
 

@@ -6,13 +6,13 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime
 
 from omniq.errors import CorruptRecord
-from omniq.escaping import get_logger
 from omniq.storage import QueueStats, StoredWorker, TaskPage, TaskQuery
+from omniq.storage.escaping import get_logger
 from omniq.storage.validation import UNREADABLE, check_worker, corrupt, log_once
 from omniq.task import StoredTask, TaskState
-from omniq_postgres import wire
-from omniq_postgres.jobs import Context, Rows, Steps
-from omniq_postgres.rows import CANCELLED, NUMBER_OF, SCHEDULED, STATE_OF, SUCCEEDED, make_task
+from omniq_postgres import binary_params
+from omniq_postgres.encoding import CANCELLED, NUMBER_OF, SCHEDULED, STATE_OF, SUCCEEDED, make_task
+from omniq_postgres.operations import Context, Rows, Steps
 
 __all__ = ["check", "get", "list_tasks", "namespaces", "now", "read_cursor", "stats", "workers"]
 
@@ -32,7 +32,7 @@ def now(context: Context) -> Steps[datetime]:
 
 def get(ids: Sequence[str], context: Context) -> Steps[list[StoredTask | None]]:
     """Give records; see :meth:`~omniq.storage.Storage.get`."""
-    rows = yield context.query("reading.by_id", wire.uuids(list(dict.fromkeys(ids))))
+    rows = yield context.query("reading.by_id", binary_params.uuids(list(dict.fromkeys(ids))))
     found = {row[0]: make_task(row) for row in rows}
     return [found.get(task_id) for task_id in ids]
 
@@ -62,23 +62,23 @@ def list_tasks(query: TaskQuery, before: int, context: Context) -> Steps[TaskPag
 
 def _latest(query: TaskQuery, before: int, context: Context) -> Steps[Rows]:
     """Give the rows of a page, and one more where there is."""
-    limit = wire.bigint(query.limit + 1)
+    limit = binary_params.bigint(query.limit + 1)
     given = [
-        wire.bigint(before),
-        None if query.name is None else wire.text(query.name),
-        None if query.tag is None else wire.text(query.tag),
+        binary_params.bigint(before),
+        None if query.name is None else binary_params.text(query.name),
+        None if query.tag is None else binary_params.text(query.tag),
     ]
     if query.queue is None and query.state is None:
         if query.name is None and query.tag is None:
             return (yield context.query("reading.latest", given[0], limit))
         # Which index is the best depends on how rare what is asked for is.
         return (yield context.query("reading.list", *given, limit, prepare=False))
-    given += [None if query.queue is None else wire.text(query.queue), limit]
+    given += [None if query.queue is None else binary_params.text(query.queue), limit]
     # Queue by queue and state by state: what is rare among many others is found by its index.
     rows: Rows = []
     for number in range(SCHEDULED, CANCELLED + 1) if query.state is None else [NUMBER_OF[query.state]]:
         statement = "reading.list_ended" if number >= SUCCEEDED else "reading.list_live"
-        rows += yield context.query(statement, *given, wire.integer(number), prepare=False)
+        rows += yield context.query(statement, *given, binary_params.integer(number), prepare=False)
     return sorted(rows, key=lambda row: -int(row[-1]))
 
 

@@ -11,18 +11,18 @@ from typing import Any, TypeVar
 import psycopg
 
 from omniq.errors import OmniQError
-from omniq.escaping import get_logger
-from omniq.outages import Outage
+from omniq.storage.escaping import get_logger
+from omniq.storage.outages import Outage
 from omniq_postgres import migrating
-from omniq_postgres.announcing import Announcer
 from omniq_postgres.connecting import Connector
 from omniq_postgres.database import Database
-from omniq_postgres.direct import Direct
-from omniq_postgres.faults import Remedy, remedy_for
-from omniq_postgres.jobs import Job, News
-from omniq_postgres.rubble import Age, Frontier
+from omniq_postgres.dead_tuples import Age, Frontier
+from omniq_postgres.errors import Remedy, remedy_for
+from omniq_postgres.maintenance import FOLDED, fold
+from omniq_postgres.notifier import Notifier
+from omniq_postgres.operations import Job, News
 from omniq_postgres.statements import Statements
-from omniq_postgres.upkeep import FOLDED, fold
+from omniq_postgres.sync_client import SyncClient
 from omniq_postgres.waiting import Waiting
 
 __all__ = ["Session"]
@@ -48,12 +48,12 @@ class Session:
         self.finalizer: weakref.finalize[Any, Any] | None = None
         shown = self._settings.shown
         outage = Outage(_log, f"{shown}: the connection is lost or cannot be made", f"{shown}: connected again")
-        self._announcer = Announcer(self._run_quietly)
-        may_tell = self._announcer.may_tell
+        self._notifier = Notifier(self._run_quietly)
+        may_tell = self._notifier.may_tell
         self.database = Database(
             connector, statements, self._announce, may_tell, outage, connections=self._settings.connections
         )
-        self.direct = Direct(connector, statements, self._announce, may_tell, outage)
+        self.sync_client = SyncClient(connector, statements, self._announce, may_tell, outage)
         self.bulk = asyncio.Lock()
         """Held by who enqueues several tasks in one call."""
         self.frontier = Frontier()
@@ -114,7 +114,7 @@ class Session:
 
     def _announce(self, news: News, jobs: int = 0) -> None:
         if news:
-            self._announcer.add(news)
+            self._notifier.add(news)
         if jobs:
             self._count(jobs)
 
@@ -122,19 +122,19 @@ class Session:
         """Tell what is to be told, and disconnect. From any loop."""
         if self.finalizer is not None:
             self.finalizer.detach()
-        untold = self.direct.close()
+        untold = self.sync_client.close()
         await self.waiting.close()
         here = self._loop is asyncio.get_running_loop()
         if here:
-            self._announcer.add(untold)
+            self._notifier.add(untold)
             if self._folding is not None:
                 await asyncio.wait([self._folding], timeout=2)
             await self.database.drain()
-            await self._announcer.drain()
+            await self._notifier.drain()
         self.database.close(abandoned=not here)
 
     def abandon(self) -> None:
         """Close what was left open by a storage that is gone."""
         if self.is_mine:
-            self.direct.close()
+            self.sync_client.close()
             self.database.close(abandoned=True)

@@ -2,7 +2,7 @@
 
 A file holds the statements of one verb, each after a line ``-- name: NAME``. What several of them have in common stands
 before them, after a line ``-- part: NAME``, and ``{NAME}`` in its place. In them ``{task}``, ``{live}`` and so on
-stand for the tables, and ``{record}`` for the columns of which :func:`omniq_postgres.rows.task_of` makes a task.
+stand for the tables, and ``{record}`` for the columns of which :func:`omniq_postgres.encoding.task_of` makes a task.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Mapping
 from importlib import resources
 
-from omniq_postgres.rows import CLAIMED, RECORD
+from omniq_postgres.encoding import CLAIMED, RECORD
 from omniq_postgres.settings import Names
 
 __all__ = ["Statements", "migration_files"]

@@ -15,7 +15,6 @@ from typing import Any, Self
 import psycopg
 
 from omniq.errors import StorageUnavailable
-from omniq.migrations import Migrated, Migration
 from omniq.schedule import Schedule
 from omniq.storage import (
     Capability,
@@ -31,14 +30,15 @@ from omniq.storage import (
     TaskPage,
     TaskQuery,
 )
+from omniq.storage.migrations import Migrated, Migration
+from omniq.storage.transactions import CallerTransaction
 from omniq.storage.validation import finding
 from omniq.task import NewTask, Outcome, Progress, StoredTask, TaskState
-from omniq.transactions import CallerTransaction
-from omniq_postgres import claiming, control, doctor, finishing, migrating, reading, scheduling, upkeep
+from omniq_postgres import claiming, control, doctor, finishing, maintenance, migrating, reading, schedules
 from omniq_postgres.connecting import Connector, discard
+from omniq_postgres.encoding import columns_of
 from omniq_postgres.enqueueing import store
 from omniq_postgres.joining import join
-from omniq_postgres.rows import columns_of
 from omniq_postgres.session import Session
 from omniq_postgres.settings import read_settings
 from omniq_postgres.statements import Statements
@@ -159,11 +159,11 @@ class PostgresStorage(Storage, Migrated):
 
     def enqueue_blocking(self, tasks: Sequence[NewTask]) -> list[Enqueued] | None:
         session = self._session
-        if session is None or not session.direct.is_open:
+        if session is None or not session.sync_client.is_open:
             return None
         if not tasks:
             return []
-        return session.direct.run(partial(store, tasks))
+        return session.sync_client.run(partial(store, tasks))
 
     async def claim(
         self, demand: Mapping[str, int], *, worker: str, lease: float, limit: int | None = None
@@ -187,7 +187,7 @@ class PostgresStorage(Storage, Migrated):
 
     async def recover(self, limit: int) -> list[StoredTask]:
         session = self._opened()
-        return await session.run(partial(upkeep.recover, limit, session.recovered))
+        return await session.run(partial(maintenance.recover, limit, session.recovered))
 
     # Waiting
 
@@ -256,32 +256,32 @@ class PostgresStorage(Storage, Migrated):
     # Schedules
 
     async def put_schedule(self, schedule: Schedule, expected_revision: int | None = None) -> Schedule | None:
-        return await self._opened().run(partial(scheduling.put_schedule, schedule, expected_revision))
+        return await self._opened().run(partial(schedules.put_schedule, schedule, expected_revision))
 
     async def get_schedules(self, ids: Sequence[str] | None = None) -> list[Schedule]:
-        return await self._opened().run(partial(scheduling.get_schedules, ids))
+        return await self._opened().run(partial(schedules.get_schedules, ids))
 
     async def delete_schedule(self, schedule_id: str) -> bool:
-        return await self._opened().run(partial(scheduling.delete_schedule, schedule_id))
+        return await self._opened().run(partial(schedules.delete_schedule, schedule_id))
 
     async def due_schedules(self, limit: int) -> list[Schedule]:
-        return await self._opened().run(partial(scheduling.due_schedules, limit))
+        return await self._opened().run(partial(schedules.due_schedules, limit))
 
     async def fire(self, schedule: Schedule, tasks: Sequence[NewTask]) -> list[Enqueued] | None:
-        return await self._opened().run(partial(scheduling.fire, schedule, tasks))
+        return await self._opened().run(partial(schedules.fire, schedule, tasks))
 
     # Upkeep
 
     async def prune(self, limit: int) -> int:
         session = self._opened()
-        return await session.run(partial(upkeep.prune, limit, session.pruned))
+        return await session.run(partial(maintenance.prune, limit, session.pruned))
 
     async def namespaces(self) -> list[str]:
         return await self._opened().run(reading.namespaces)
 
     async def check(self, limit: int = 100) -> list[Finding]:
         session = self._opened()
-        problems = [*await session.run(reading.check), *await session.run(scheduling.check)]
+        problems = [*await session.run(reading.check), *await session.run(schedules.check)]
         return [*map(finding, problems), *await super().check(limit)][:limit]
 
     async def diagnose(self) -> list[Finding]:

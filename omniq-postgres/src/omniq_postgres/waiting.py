@@ -10,12 +10,12 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from omniq_postgres import wire
-from omniq_postgres.announcing import EVERYTHING, TAIL, channels
+from omniq_postgres import binary_params
 from omniq_postgres.connecting import Connector
-from omniq_postgres.jobs import Context, Job, Steps
+from omniq_postgres.dead_tuples import Frontier
 from omniq_postgres.listening import Listener
-from omniq_postgres.rubble import Frontier
+from omniq_postgres.notifier import EVERYTHING, TAIL, channels
+from omniq_postgres.operations import Context, Job, Steps
 from omniq_postgres.settings import Names
 
 __all__ = ["Waiting"]
@@ -52,16 +52,16 @@ def prospects(
     queues: Sequence[str], frontier: Frontier, context: Context
 ) -> Steps[tuple[bool, float | None, float | None]]:
     """Find out whether a task is claimable, in how many seconds one will be, and when a schedule is due."""
-    names = wire.texts(list(queues))
+    names = binary_params.texts(list(queues))
     if frontier.may_wait_on():
         marks = [(queue, *mark) for queue in queues for mark in frontier.marks.get(queue, {}).items()]
         ((ready, work, schedule),) = yield context.query(
             "waiting.prospects_onward",
             names,
-            wire.texts([queue for queue, _, _ in marks]),
-            wire.smallints([priority for _, priority, _ in marks]),
-            wire.timestamps([run_at for _, _, (run_at, _) in marks]),
-            wire.bigints([seq for _, _, (_, seq) in marks]),
+            binary_params.texts([queue for queue, _, _ in marks]),
+            binary_params.smallints([priority for _, priority, _ in marks]),
+            binary_params.timestamps([run_at for _, _, (run_at, _) in marks]),
+            binary_params.bigints([seq for _, _, (_, seq) in marks]),
         )
     else:
         began = time.monotonic()
@@ -72,8 +72,8 @@ def prospects(
 
 def find_ended(ids: Sequence[str], context: Context) -> Steps[set[str]]:
     """Find out which tasks have ended or are not there."""
-    rows = yield context.query("waiting.ended", wire.uuids(ids))
-    return {row[0] for row in rows} | {task_id for task_id in ids if not wire.is_id(task_id)}
+    rows = yield context.query("waiting.ended", binary_params.uuids(ids))
+    return {row[0] for row in rows} | {task_id for task_id in ids if not binary_params.is_id(task_id)}
 
 
 class Waiting:

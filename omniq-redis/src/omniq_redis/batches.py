@@ -7,12 +7,12 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from omniq.errors import CorruptRecord
-from omniq.records import dump_error
 from omniq.storage import Enqueued
+from omniq.storage.records import dump_error
 from omniq.storage.validation import corrupt_error
 from omniq.task import Cancelled, Failed, NewTask, Outcome, Released, Retry, StoredTask, Succeeded
-from omniq_redis.orders import order_words
-from omniq_redis.rows import claimed_task, id_of, next_delivery
+from omniq_redis.decoding import claimed_task, id_of, next_delivery
+from omniq_redis.encoding import order_words
 from omniq_redis.times import moment, span
 
 __all__ = ["MOST_TASKS", "check_size", "pack_outcomes", "pack_tasks", "pairs", "read_claimed", "read_stored"]

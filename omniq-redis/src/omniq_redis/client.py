@@ -17,12 +17,12 @@ from typing import Any
 import hiredis
 
 from omniq.errors import SchemaMismatch, StorageUnavailable
-from omniq.escaping import get_logger
-from omniq.ids import new_id
-from omniq.outages import Outage
-from omniq_redis.dialing import Dialer
-from omniq_redis.faults import LOST, is_passing, reason, unavailable
-from omniq_redis.link import Link, LinkLost
+from omniq.storage.escaping import get_logger
+from omniq.storage.ids import new_id
+from omniq.storage.outages import Outage
+from omniq_redis.connecting import Connector
+from omniq_redis.connection import Link, LinkLost
+from omniq_redis.errors import LOST, is_passing, reason, unavailable
 from omniq_redis.scripts import arguments_of, evalsha, pack, script
 from omniq_redis.settings import Settings
 
@@ -55,17 +55,17 @@ class Client:
     """The connection of one event loop, made anew whenever it breaks.
 
     :param settings: where the store is.
-    :param dialer: connects.
+    :param connector: connects.
     :param memory: of the store.
     :param on_connected: called when there is a new connection, perhaps to another server than before.
     """
 
     def __init__(
-        self, settings: Settings, dialer: Dialer, memory: Memory, on_connected: Callable[[], None] = lambda: None
+        self, settings: Settings, connector: Connector, memory: Memory, on_connected: Callable[[], None] = lambda: None
     ) -> None:
         self.settings = settings
         self.loop = asyncio.get_running_loop()
-        self._dialer = dialer
+        self._connector = connector
         self._memory = memory
         self.on_connected = on_connected
         self._link: Link | None = None
@@ -193,7 +193,7 @@ class Client:
             await asyncio.sleep(pause * random.uniform(0.5, 1.0))
 
     def _turn_away(self, error: BaseException) -> None:
-        self._dialer.note(error)
+        self._connector.note(error)
         if self._link is not None:
             self._link.close()
 
@@ -251,9 +251,9 @@ class Client:
         seconds = self.settings.connect_timeout + self.settings.timeout
         try:
             async with asyncio.timeout(seconds):
-                connection = await self._dialer.dial()
+                connection = await self._connector.dial()
         except LOST as error:
-            self._dialer.note(error)
+            self._connector.note(error)
             if isinstance(error, TimeoutError) and not str(error):
                 raise LinkLost(f"no connection within {seconds:g} s") from error
             raise

@@ -9,10 +9,10 @@ from contextlib import suppress
 import hiredis
 
 from omniq.errors import StorageUnavailable
-from omniq.escaping import get_logger
 from omniq.storage import Finding, Severity
+from omniq.storage.escaping import get_logger
 from omniq_redis.client import LAYOUT, Client
-from omniq_redis.faults import LOST, unavailable
+from omniq_redis.errors import LOST, unavailable
 from omniq_redis.times import moment
 
 __all__ = ["diagnose", "warn"]

@@ -12,8 +12,6 @@ from typing import Any, Self
 from attrs import evolve
 
 from omniq.errors import StorageUnavailable
-from omniq.escaping import get_logger
-from omniq.records import dump_progress, dump_schedule
 from omniq.schedule import Schedule
 from omniq.storage import (
     Capability,
@@ -29,6 +27,8 @@ from omniq.storage import (
     TaskPage,
     TaskQuery,
 )
+from omniq.storage.escaping import get_logger
+from omniq.storage.records import dump_progress, dump_schedule
 from omniq.storage.validation import finding, log_once
 from omniq.task import (
     NewTask,
@@ -37,17 +37,17 @@ from omniq.task import (
     StoredTask,
     TaskState,
 )
-from omniq_redis import rows
+from omniq_redis import decoding
 from omniq_redis.batches import MOST_TASKS, check_size, pack_outcomes, pack_tasks, pairs, read_claimed, read_stored
-from omniq_redis.blocking import Pool
 from omniq_redis.checking import find_unreadable, name_problem, read_worker
 from omniq_redis.client import Client, Memory
-from omniq_redis.dialing import Dialer
+from omniq_redis.connecting import Connector
 from omniq_redis.doctor import diagnose, warn
-from omniq_redis.listing import list_tasks, read_cursor
-from omniq_redis.orders import is_simple, order_words
+from omniq_redis.encoding import is_simple, order_words
+from omniq_redis.reading import list_tasks, read_cursor
 from omniq_redis.schedules import next_run_of, schedules_of
 from omniq_redis.settings import read_settings
+from omniq_redis.sync_client import Pool
 from omniq_redis.times import moment, span
 from omniq_redis.waiting import Waiting
 
@@ -99,7 +99,7 @@ class RedisStorage(Storage):
         self._prepare()
 
     def _prepare(self) -> None:
-        self._dialer = Dialer(self._settings)
+        self._connector = Connector(self._settings)
         self._client: Client | None = None
         self._waiting: Waiting | None = None
         self._pool: Pool | None = None
@@ -122,7 +122,7 @@ class RedisStorage(Storage):
     async def open(self) -> None:
         if self._client is not None and self._pid == os.getpid():
             return
-        client = Client(self._settings, self._dialer, self._memory)
+        client = Client(self._settings, self._connector, self._memory)
         try:
             await client.open()
         except BaseException:
@@ -131,7 +131,7 @@ class RedisStorage(Storage):
         self._client = client
         self._waiting = Waiting(client)
         client.on_connected = self._waiting.move
-        self._pool = Pool(self._settings, self._dialer)
+        self._pool = Pool(self._settings, self._connector)
         self._pid = os.getpid()
 
     async def close(self) -> None:
@@ -229,7 +229,7 @@ class RedisStorage(Storage):
     async def recover(self, limit: int) -> list[StoredTask]:
         found = await self._opened().run("recover", [limit])
         count = (len(found) - 1) // 5
-        return self._read_tasks([rows.id_of(task_id) for task_id in found[1 + 4 * count :]], found)
+        return self._read_tasks([decoding.id_of(task_id) for task_id in found[1 + 4 * count :]], found)
 
     # Waiting
 
@@ -246,10 +246,10 @@ class RedisStorage(Storage):
         if not ids:
             return []
         found = await client.run("get", ids)
-        return [rows.task_or_stand_in(ids[i], found[4 * i + 1 : 4 * i + 5], found[0]) for i in range(len(ids))]
+        return [decoding.task_or_stand_in(ids[i], found[4 * i + 1 : 4 * i + 5], found[0]) for i in range(len(ids))]
 
     def _read_tasks(self, ids: Sequence[str], found: Sequence[Any]) -> list[StoredTask]:
-        tasks = (rows.task_or_stand_in(ids[i], found[4 * i + 1 : 4 * i + 5], found[0]) for i in range(len(ids)))
+        tasks = (decoding.task_or_stand_in(ids[i], found[4 * i + 1 : 4 * i + 5], found[0]) for i in range(len(ids)))
         return [task for task in tasks if task is not None]
 
     async def list_tasks(self, query: TaskQuery, cursor: str | None = None) -> TaskPage[StoredTask]:

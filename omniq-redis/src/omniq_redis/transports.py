@@ -26,7 +26,7 @@ from redis.exceptions import (
     TryAgainError,
 )
 
-from omniq.escaping import get_logger
+from omniq.storage.escaping import get_logger
 
 __all__ = ["PublicTransport", "Transport", "transport_of"]
 

@@ -17,11 +17,11 @@ from typing import Any
 from redis.exceptions import ResponseError
 
 from omniq.errors import StorageUnavailable
-from omniq.escaping import get_logger
-from omniq.ids import new_id
+from omniq.storage.escaping import get_logger
+from omniq.storage.ids import new_id
 from omniq_redis.client import Client
-from omniq_redis.faults import LOST, is_passing
-from omniq_redis.link import Link
+from omniq_redis.connection import Link
+from omniq_redis.errors import LOST, is_passing
 from omniq_redis.scripts import pack
 
 __all__ = ["Waiting"]

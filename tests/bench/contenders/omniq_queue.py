@@ -46,7 +46,7 @@ class OmniQ(Contender):
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
         # What a worker imports when it begins, as the other products are imported here: a worker that is ready has it.
-        importlib.import_module("omniq.worker")
+        importlib.import_module("omniq._worker.worker")
         self.queue = TaskQueue(url(setting))
         self.task = self._task()
 

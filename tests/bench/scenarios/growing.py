@@ -10,12 +10,12 @@ from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 
-from omniq.body import Header, dump_header, join_body, make_content
-from omniq.ids import new_id
 from omniq.plugins import default_plugins
 from omniq.storage import Storage
+from omniq.storage.body import Header, dump_header, join_body, make_content
+from omniq.storage.ids import new_id
+from omniq.storage.urls import parse_url
 from omniq.task import NewTask, Succeeded
-from omniq.urls import parse_url
 from tests.bench.contenders.omniq_queue import url
 from tests.bench.job import Job
 from tests.bench.marks import Marks

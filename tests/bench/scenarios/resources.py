@@ -51,7 +51,7 @@ class Counter:
         """Count the calls of the storage contract, by the worker and its heartbeat, whatever they come to."""
         from omniq.plugins import default_plugins
         from omniq.storage import Storage
-        from omniq.urls import parse_url
+        from omniq.storage.urls import parse_url
         from tests.bench.contenders.omniq_queue import url
 
         # Never opened: only its class is asked for.

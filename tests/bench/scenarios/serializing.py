@@ -14,11 +14,11 @@ from typing import Any
 
 import attrs
 
-from omniq.body import Header, dump_header, join_body, make_content
-from omniq.ids import new_id
 from omniq.plugins import default_plugins
 from omniq.serialization.hints import resolve_types
-from omniq.signing import Signer
+from omniq.serialization.signing import Signer
+from omniq.storage.body import Header, dump_header, join_body, make_content
+from omniq.storage.ids import new_id
 from omniq.task import StoredTask
 from tests.bench.job import Job
 

@@ -10,7 +10,7 @@ from urllib.parse import unquote, urlsplit
 import pymysql
 import pytest
 
-from omniq.ids import new_id
+from omniq.storage.ids import new_id
 from omniq.testing import StorageContract
 
 

@@ -20,7 +20,7 @@ from typing import Protocol, cast
 
 from omniq.cli.arguments import Parser, add_verbose
 from omniq.cli.failures import report, suggestion
-from omniq.urls import redact
+from omniq.storage.urls import redact
 
 __all__ = ["COMMANDS", "Command", "main"]
 
@@ -36,7 +36,7 @@ COMMANDS = {
     "doctor": ("omniq.cli.doctor", "look for what is amiss with a store"),
     "migrate": ("omniq.cli.migrate", "bring a store's schema up to date"),
     "plugins": ("omniq.cli.plugins", "show which plugins are installed"),
-    "demo": ("omniq.demo.command", "see two workers do real work, and one of them killed"),
+    "demo": ("omniq.cli.demo.command", "see two workers do real work, and one of them killed"),
 }
 """Name → module and summary."""
 
@@ -79,8 +79,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     :return: the exit code.
     """
     code = _main(sys.argv[1:] if argv is None else list(argv))
-    if argv is None and "omniq.worker_process" in sys.modules:
-        from omniq.worker_process import EXIT_SECONDS, exit_within
+    if argv is None and "omniq._worker.worker_process" in sys.modules:
+        from omniq._worker.worker_process import EXIT_SECONDS, exit_within
 
         exit_within(EXIT_SECONDS, code)
     return code

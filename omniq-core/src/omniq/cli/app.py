@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from datetime import datetime
 from types import ModuleType
 
+from omniq._client.queue import TaskQueue
 from omniq.cli.failures import UsageError, note, suggestion
 from omniq.errors import ConfigurationError
-from omniq.queue import TaskQueue
 from omniq.storage import Capability, Storage
-from omniq.urls import redact, with_slashes
+from omniq.storage.urls import redact, with_slashes
 
 __all__ = [
     "import_module_of",

@@ -7,8 +7,8 @@ import math
 from datetime import datetime
 from typing import Any, NoReturn
 
+from omniq._tasks.options import check_queue
 from omniq.cli.failures import UsageError
-from omniq.options import check_queue
 
 __all__ = [
     "Parser",

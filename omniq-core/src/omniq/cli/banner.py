@@ -6,10 +6,10 @@ import platform
 from collections.abc import Iterable, Iterator
 from importlib.metadata import version
 
+from omniq._client.queue import TaskQueue
+from omniq._worker.worker import Worker
 from omniq.cli.failures import suggestion
 from omniq.cli.wording import plural
-from omniq.queue import TaskQueue
-from omniq.worker import Worker
 
 __all__ = ["introduction", "undeclared_queues"]
 

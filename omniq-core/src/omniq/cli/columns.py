@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 from attrs import frozen
 
 from omniq.cli.terminal import Screen
-from omniq.escaping import printable
+from omniq.storage.escaping import printable
 
 __all__ = ["Column", "Table", "shortened"]
 

@@ -10,15 +10,15 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from omniq._client.queue import TaskQueue
 from omniq.cli.app import load_queue_or_url, store_of
 from omniq.cli.arguments import add_app, add_json, describe
 from omniq.cli.failures import FAILED
 from omniq.cli.terminal import Screen
 from omniq.cli.wording import plural
 from omniq.errors import StorageError
-from omniq.escaping import printable
-from omniq.queue import TaskQueue
 from omniq.storage import Finding, Severity, Storage
+from omniq.storage.escaping import printable
 
 __all__ = ["as_json", "as_lines", "configure", "run"]
 

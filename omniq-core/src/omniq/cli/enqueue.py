@@ -9,15 +9,15 @@ import shlex
 import sys
 from typing import Any, NoReturn
 
+from omniq._client.queue import TaskQueue
+from omniq._tasks.functions import TaskCall, TaskFunction
+from omniq._tasks.handle import TaskHandle
 from omniq.cli.app import load_queue, require_shared
 from omniq.cli.arguments import add_app, describe, moment, seconds, seconds_or_moment
 from omniq.cli.failures import OperationFailed, UsageError, suggestion
 from omniq.cli.terminal import Screen
 from omniq.cli.values import plain_json, structure_arguments
 from omniq.errors import ResultTimeout, SerializationError, TaskCancelled, TaskFailed
-from omniq.functions import TaskCall, TaskFunction
-from omniq.handle import TaskHandle
-from omniq.queue import TaskQueue
 from omniq.task import Task
 
 __all__ = ["configure", "find_function", "read_arguments", "run"]

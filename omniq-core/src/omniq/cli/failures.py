@@ -8,8 +8,8 @@ import traceback
 from collections.abc import Iterable
 
 from omniq.errors import ConfigurationError, OmniQError
-from omniq.escaping import printable, printable_lines
-from omniq.urls import redact_all
+from omniq.storage.escaping import printable, printable_lines
+from omniq.storage.urls import redact_all
 
 __all__ = ["FAILED", "WRONG_USAGE", "OperationFailed", "UsageError", "complain", "note", "report", "suggestion"]
 

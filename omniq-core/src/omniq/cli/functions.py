@@ -8,12 +8,12 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from omniq._tasks.functions import TaskFunction
 from omniq.cli.app import load_queue
 from omniq.cli.arguments import add_app, add_json, describe
 from omniq.cli.columns import Column, Table
 from omniq.cli.failures import FAILED, complain
 from omniq.cli.terminal import Screen, human_duration
-from omniq.functions import TaskFunction
 
 __all__ = ["as_json", "configure", "run"]
 

@@ -9,14 +9,14 @@ from datetime import datetime
 
 from attrs import frozen
 
+from omniq._client.queue import TaskQueue
 from omniq.cli.app import store_of
 from omniq.cli.columns import Column, Table
 from omniq.cli.terminal import Screen
 from omniq.cli.wording import plural, rough_duration
 from omniq.errors import StorageError
-from omniq.outages import error_text
-from omniq.queue import TaskQueue
 from omniq.storage import QueueStats, StoredWorker
+from omniq.storage.outages import error_text
 from omniq.task import StoredTask, TaskState
 
 __all__ = ["Frame", "Look", "look", "nobody_works", "worker_lines"]

@@ -7,9 +7,9 @@ import logging
 import sys
 from collections.abc import Iterator
 
+from omniq._tasks.context import running
 from omniq.cli.short_ids import short_id
-from omniq.context import running
-from omniq.escaping import printable
+from omniq.storage.escaping import printable
 
 __all__ = ["LineFormatter", "heed_application", "logging_to_stderr"]
 

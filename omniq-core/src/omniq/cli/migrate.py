@@ -7,12 +7,12 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from omniq._client.queue import TaskQueue
 from omniq.cli.app import load_queue_or_url
 from omniq.cli.arguments import add_app, add_json, describe
 from omniq.cli.terminal import Screen
 from omniq.cli.wording import plural
-from omniq.migrations import Migrated, Migration
-from omniq.queue import TaskQueue
+from omniq.storage.migrations import Migrated, Migration
 
 __all__ = ["as_json", "configure", "run"]
 

@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Iterable
 
+from omniq._client.queue import TaskQueue
 from omniq.cli.app import note_place, open_queue, place_of
 from omniq.cli.arguments import add_app, add_json, describe, queue_name
 from omniq.cli.failures import FAILED, OperationFailed, UsageError, complain, note, suggestion
@@ -14,9 +15,8 @@ from omniq.cli.groups import Action, add_actions, run_action
 from omniq.cli.stats import as_json, show
 from omniq.cli.terminal import Screen
 from omniq.cli.wording import plural
-from omniq.escaping import printable
-from omniq.queue import TaskQueue
 from omniq.storage import QueueStats
+from omniq.storage.escaping import printable
 from omniq.task import TaskState
 
 __all__ = ["ACTIONS", "configure", "run"]

@@ -15,10 +15,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn, TypeAlias
 
-from omniq.escaping import get_logger
-from omniq.queue import TaskQueue
-from omniq.threads import in_thread
-from omniq.worker import Worker
+from omniq._client.queue import TaskQueue
+from omniq._runtime.threads import in_thread
+from omniq._worker.worker import Worker
+from omniq.storage.escaping import get_logger
 
 __all__ = ["Changes", "Restart", "broken", "bury_inherited", "loaded_files", "serve", "source_files", "wait_for_change"]
 

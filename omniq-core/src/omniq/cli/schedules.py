@@ -11,7 +11,8 @@ from typing import Any
 
 from attrs import frozen
 
-from omniq.body import preview
+from omniq._client.queue import TaskQueue
+from omniq._tasks.policies import decode_value
 from omniq.cli.app import note_place, now_of, open_queue, place_of
 from omniq.cli.arguments import add_app, add_json, describe, text
 from omniq.cli.columns import Column, Table
@@ -22,9 +23,8 @@ from omniq.cli.terminal import Screen, human_duration
 from omniq.cli.trigger_words import in_words
 from omniq.cli.wording import ago, exact, local_time, relative
 from omniq.errors import CorruptRecord, OmniQError, PayloadRejected, ScheduleNotFound
-from omniq.policies import decode_value
-from omniq.queue import TaskQueue
 from omniq.schedule import Schedule, Trigger
+from omniq.storage.body import preview
 from omniq.task import Task
 
 __all__ = ["ACTIONS", "as_json", "configure", "run"]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from omniq._client.queue import TaskQueue
 from omniq.cli.app import store_of
 from omniq.cli.failures import OperationFailed
-from omniq.queue import TaskQueue
 from omniq.storage import Storage, TaskQuery
 
 __all__ = ["short_id", "whole_ids"]

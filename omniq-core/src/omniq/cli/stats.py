@@ -9,14 +9,14 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from omniq._client.queue import TaskQueue
 from omniq.cli.app import note_place, open_queue
 from omniq.cli.arguments import add_app, add_json, count, describe, seconds
 from omniq.cli.columns import Column, Table
 from omniq.cli.live import Frame, Look, look, nobody_works, worker_lines
 from omniq.cli.terminal import Screen, human_duration
-from omniq.outages import error_text
-from omniq.queue import TaskQueue
 from omniq.storage import QueueStats
+from omniq.storage.outages import error_text
 from omniq.task import TaskState
 
 __all__ = ["as_json", "as_table", "configure", "run", "show"]

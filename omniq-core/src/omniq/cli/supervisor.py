@@ -9,9 +9,9 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 
-from omniq.cli.lifeline import Lifeline
-from omniq.escaping import get_logger
-from omniq.signals import STOP_SIGNALS, call_on_signal
+from omniq._runtime.signals import STOP_SIGNALS, call_on_signal
+from omniq.cli.parent_watch import ParentWatch
+from omniq.storage.escaping import get_logger
 
 __all__ = ["Supervisor", "how_it_ended"]
 
@@ -64,21 +64,21 @@ class Supervisor:
 
         :return: the exit code: 0 if all ended in order.
         """
-        lifeline = Lifeline()
+        parent_watch = ParentWatch()
         try:
             with call_on_signal(STOP_SIGNALS, self._on_signal):
-                codes = await asyncio.gather(*(self._keep(slot + 1, lifeline) for slot in range(self._count)))
+                codes = await asyncio.gather(*(self._keep(slot + 1, parent_watch) for slot in range(self._count)))
         finally:
-            lifeline.close()
+            parent_watch.close()
         _log.info("all worker processes have ended")
         return 0 if all(code in ORDERLY for code in codes) else 1
 
-    async def _keep(self, slot: int, lifeline: Lifeline) -> int:
+    async def _keep(self, slot: int, parent_watch: ParentWatch) -> int:
         pause = FIRST_PAUSE
         code = 0
         while not self._stopping.is_set():
             began = time.monotonic()
-            code = await self._run_once(slot, lifeline)
+            code = await self._run_once(slot, parent_watch)
             if self._stopping.is_set() or (self._drain and code == 0):
                 break
             if time.monotonic() - began >= LONG_ENOUGH:
@@ -90,9 +90,9 @@ class Supervisor:
             code = 0
         return code
 
-    async def _run_once(self, slot: int, lifeline: Lifeline) -> int:
+    async def _run_once(self, slot: int, parent_watch: ParentWatch) -> int:
         try:
-            process = await self._start(lifeline)
+            process = await self._start(parent_watch)
         except OSError as error:  # no memory, too many processes: that may pass
             _log.error("worker process %d could not be started: %s", slot, error)
             return 1
@@ -107,12 +107,12 @@ class Supervisor:
             _log.log(level, "worker process %d (pid %d) %s", slot, process.pid, how_it_ended(code))
         return code
 
-    async def _start(self, lifeline: Lifeline) -> asyncio.subprocess.Process:
+    async def _start(self, parent_watch: ParentWatch) -> asyncio.subprocess.Process:
         # In a process group of its own: Ctrl-C at the terminal comes from us alone, or it would count twice.
         return await asyncio.create_subprocess_exec(
-            *self._command(lifeline.child_end),
+            *self._command(parent_watch.child_end),
             stdin=asyncio.subprocess.DEVNULL,
-            pass_fds=(lifeline.child_end,),
+            pass_fds=(parent_watch.child_end,),
             process_group=0,
         )
 

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 from attrs import evolve, frozen
 
+from omniq._client.queue import TaskQueue
 from omniq.cli.app import open_queue, store_of
 from omniq.cli.arguments import add_app, describe, text
 from omniq.cli.enqueue import find_function
@@ -15,7 +16,6 @@ from omniq.cli.failures import FAILED, UsageError, complain
 from omniq.cli.short_ids import whole_ids
 from omniq.cli.terminal import Screen
 from omniq.cli.wording import plural
-from omniq.queue import TaskQueue
 from omniq.storage import Storage, TaskQuery
 from omniq.task import StoredTask, TaskState
 

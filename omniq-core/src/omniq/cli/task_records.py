@@ -13,13 +13,13 @@ from typing import Any, TypeVar
 
 from attrs import frozen
 
+from omniq._client.queue import TaskQueue
 from omniq.cli.columns import Column, Table, shortened
 from omniq.cli.short_ids import short_id
 from omniq.cli.terminal import Screen, human_duration
 from omniq.cli.values import plain_json
 from omniq.cli.wording import ago, exact, relative, rough_duration
-from omniq.queue import TaskQueue
-from omniq.signing import unsealed
+from omniq.serialization.signing import unsealed
 from omniq.task import Progress, Task, TaskState
 
 __all__ = ["STYLES", "arguments_json", "arguments_text", "as_json", "as_lines", "task_table"]

@@ -7,6 +7,8 @@ import json
 import shlex
 from collections.abc import Iterator
 
+from omniq._client.admin import MOST_IN_A_PAGE
+from omniq._client.queue import TaskQueue
 from omniq.cli.app import note_place, now_of, open_queue, place_of
 from omniq.cli.arguments import add_app, add_json, count, describe, text
 from omniq.cli.failures import OperationFailed, UsageError
@@ -15,9 +17,7 @@ from omniq.cli.short_ids import whole_ids
 from omniq.cli.task_control import CANCEL, DELETE, RETRY, act, add_verb, full_name
 from omniq.cli.task_records import as_json, as_lines, task_table
 from omniq.cli.terminal import Screen
-from omniq.control import MOST_IN_A_PAGE
 from omniq.errors import TaskNotFound
-from omniq.queue import TaskQueue
 from omniq.storage import TaskPage
 from omniq.task import Task, TaskState
 

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import TextIO
 
-from omniq.escaping import printable, printable_lines
+from omniq.storage.escaping import printable, printable_lines
 
 __all__ = ["Screen", "human_duration", "table"]
 

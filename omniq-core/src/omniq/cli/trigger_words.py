@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import re
 
+from omniq._cron import ALIASES
 from omniq.cli.terminal import human_duration
 from omniq.cli.wording import local_time
-from omniq.cron import ALIASES
 from omniq.schedule import Trigger
 from omniq.triggers import EPOCH, At, Cron, Every
 

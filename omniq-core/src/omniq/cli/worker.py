@@ -9,18 +9,18 @@ import logging
 import sys
 from collections.abc import Sequence
 
+from omniq._client.queue import TaskQueue
+from omniq._worker.worker import Worker, WorkerOptions
+from omniq._worker.worker_process import run_as_process
 from omniq.cli.app import import_module_of, is_shared, load_queue
 from omniq.cli.arguments import add_app, count, describe, label, seconds, size
 from omniq.cli.banner import introduction, undeclared_queues
 from omniq.cli.failures import UsageError
-from omniq.cli.lifeline import stop_when_parent_ends
 from omniq.cli.logs import heed_application, logging_to_stderr
+from omniq.cli.parent_watch import stop_when_parent_ends
 from omniq.cli.reload import Restart, bury_inherited, serve, wait_for_change
 from omniq.cli.supervisor import PATIENCE, Supervisor
-from omniq.escaping import get_logger
-from omniq.queue import TaskQueue
-from omniq.worker import Worker, WorkerOptions
-from omniq.worker_process import run_as_process
+from omniq.storage.escaping import get_logger
 
 __all__ = ["configure", "run"]
 
@@ -126,14 +126,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-log-setup", dest="log_setup", action="store_false", help="leave logging to what the application sets up"
     )
-    parser.add_argument("--lifeline", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--parent-watch", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--reloaded", action="store_true", help=argparse.SUPPRESS)
 
 
 def run(options: argparse.Namespace) -> int:
     """Work until told to stop."""
     level = logging.getLevelNamesMapping()[(options.log_level or ("debug" if options.verbose else "info")).upper()]
-    supervised = options.lifeline is not None
+    supervised = options.parent_watch is not None
     if options.reload and options.processes > 1:
         raise UsageError("--reload is for one worker process; leave --processes out (see omniq worker --help)")
     if options.reload and options.drain:
@@ -152,7 +152,7 @@ def run(options: argparse.Namespace) -> int:
         if not supervised:
             _introduce(queue, planned, options)
         if supervised:
-            stop_when_parent_ends(options.lifeline, within=options.grace + PATIENCE)
+            stop_when_parent_ends(options.parent_watch, within=options.grace + PATIENCE)
         elif options.processes > 1:
             return asyncio.run(_supervise(options))
         elif options.reload:
@@ -232,8 +232,8 @@ def _planned(queue: TaskQueue, options: argparse.Namespace) -> Worker:
 
 
 async def _supervise(options: argparse.Namespace) -> int:
-    def command(lifeline: int) -> Sequence[str]:
-        return _command(options, "--lifeline", str(lifeline))
+    def command(parent_watch: int) -> Sequence[str]:
+        return _command(options, "--parent-watch", str(parent_watch))
 
     return await Supervisor(command, processes=options.processes, grace=options.grace, drain=options.drain).run()
 

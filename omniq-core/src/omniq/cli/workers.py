@@ -10,13 +10,13 @@ from typing import Any
 
 from attrs import asdict
 
+from omniq._worker.worker_info import WorkerInfo
 from omniq.cli.app import note_place, now_of, open_queue
 from omniq.cli.arguments import add_app, add_json, count, describe, text
 from omniq.cli.columns import Column, Table
 from omniq.cli.failures import FAILED, complain
 from omniq.cli.terminal import Screen
 from omniq.cli.wording import ago, plural
-from omniq.worker_info import WorkerInfo
 
 __all__ = ["as_json", "configure", "run"]
 

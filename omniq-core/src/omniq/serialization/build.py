@@ -10,14 +10,14 @@ from collections import OrderedDict, abc, deque
 from collections.abc import Callable
 from typing import Any, Literal, get_args, get_origin
 
-from omniq.escaping import get_logger
 from omniq.serialization import containers
+from omniq.serialization.class_fields import is_class_with_fields
 from omniq.serialization.codec import ATOMS, Codec
 from omniq.serialization.hints import bare_hint, hint_name, union_members
 from omniq.serialization.scalars import derived_codec, enum_codec, literal_codec
-from omniq.serialization.shapes import is_class_with_fields
 from omniq.serialization.unions import combined, union_codec
 from omniq.serialization.values import value_codec, value_types
+from omniq.storage.escaping import get_logger
 
 if typing.TYPE_CHECKING:
     import cattrs

@@ -13,12 +13,12 @@ import attrs
 import cattrs
 from cattrs.gen import make_dict_structure_fn_from_attrs, make_dict_unstructure_fn_from_attrs
 
+from omniq.serialization.class_fields import ClassFields, Field, class_fields_of, is_typed_dict
 from omniq.serialization.codec import Codec, Function, deeper, deeper_in_payloads, tagged, unwrapping
 from omniq.serialization.containers import pairs_of
+from omniq.serialization.errors import CodecError, describe, key_step
 from omniq.serialization.hints import hint_name
-from omniq.serialization.refusal import Refusal, describe, key_step
-from omniq.serialization.shapes import Field, Shape, is_typed_dict, shape_of
-from omniq.serialization.text import TAG
+from omniq.serialization.json_text import TAG
 from omniq.serialization.verify import verified
 
 __all__ = ["class_codec"]
@@ -56,7 +56,7 @@ class _Inside:
         self._hint = hint
         self._codec_of = codec_of
         self._functions: tuple[Function, Function] | None = None
-        self._shape: Shape | None = None
+        self._shape: ClassFields | None = None
 
     def encode(self, value: Any) -> Any:
         return self._made()[0](value)
@@ -67,16 +67,16 @@ class _Inside:
     def decode_pairs(self, tree: Any) -> Any:
         pairs = pairs_of(tree, "dict")
         if not all(type(key) is str for key, _ in pairs) or len({key for key, _ in pairs}) != len(pairs):
-            raise Refusal(f"the payload has other keys than a {self._codec.name} has")
+            raise CodecError(f"the payload has other keys than a {self._codec.name} has")
         return self.decode(dict(pairs))
 
     def fits(self, tree: Mapping[str, Any]) -> bool:
         fields = self._shape_made().fields
         return tree.keys() <= {one.name for one in fields} and all(one.name in tree for one in fields if one.required)
 
-    def _shape_made(self) -> Shape:
+    def _shape_made(self) -> ClassFields:
         if self._shape is None:
-            self._shape = shape_of(self._hint)
+            self._shape = class_fields_of(self._hint)
         return self._shape
 
     def _made(self) -> tuple[Function, Function]:
@@ -118,7 +118,7 @@ class _FieldCodec:
                 return value
             try:
                 return codec.encode(value)
-            except Refusal as refusal:
+            except CodecError as refusal:
                 refusal.steps.append(step)
                 raise
 
@@ -127,7 +127,7 @@ class _FieldCodec:
                 return tree
             try:
                 return codec.decode(tree)
-            except Refusal as refusal:
+            except CodecError as refusal:
                 refusal.steps.append(step)
                 raise
 
@@ -149,7 +149,9 @@ class _FieldConverter(cattrs.Converter):
 _converter = _FieldConverter()
 
 
-def _written_by_cattrs(name: str, shape: Shape, fields: list[_FieldCodec], cls: type) -> tuple[Function, Function]:
+def _written_by_cattrs(
+    name: str, shape: ClassFields, fields: list[_FieldCodec], cls: type
+) -> tuple[Function, Function]:
     described = attrs.make_class(
         "Described",
         {
@@ -188,15 +190,15 @@ def _written_by_cattrs(name: str, shape: Shape, fields: list[_FieldCodec], cls: 
         try:
             return unstructure(value)
         except AttributeError as error:
-            raise Refusal(f"this {name} has a field that is not set: {describe(error)}") from error
+            raise CodecError(f"this {name} has a field that is not set: {describe(error)}") from error
 
     def decode(tree: Any) -> Any:
         try:
             made = structure(tree, cls)
-        except (Refusal, RecursionError):
+        except (CodecError, RecursionError):
             raise
         except Exception as error:
-            raise Refusal(f"{name} does not take its stored fields: {describe(error)}") from error
+            raise CodecError(f"{name} does not take its stored fields: {describe(error)}") from error
         for one in later:
             if one.name in tree:
                 object.__setattr__(made, one.name, one.decode(tree[one.name]))
@@ -239,13 +241,13 @@ def _checking_fields(name: str, fields: list[_FieldCodec], decode: Function) -> 
         if tree.keys() != names:
             missing = [key for key, required in known.items() if required and key not in tree]
             if missing:
-                raise Refusal(
+                raise CodecError(
                     f"{name} has no default for its field {missing[0]!r}, which the payload does not have; give the "
                     "field a default as long as such payloads are stored"
                 )
             unknown = [key for key in tree if key not in known]
             if unknown:
-                raise Refusal(
+                raise CodecError(
                     f"{name} has no field {key_step(unknown[0])[1:-1]}, which the payload has; keep a removed field as "
                     "long as such payloads are stored"
                 )
@@ -260,10 +262,10 @@ def _dict_encoder(name: str, fields: list[_FieldCodec]) -> Function:
     def encode(value: Any) -> Any:
         if not value.keys() <= known.keys():
             strange = next(key for key in value if key not in known)
-            raise Refusal(f"{name} has no key {key_step(strange)[1:-1]}; remove it, or change the annotation")
+            raise CodecError(f"{name} has no key {key_step(strange)[1:-1]}; remove it, or change the annotation")
         for key, one in known.items():
             if one.field.required and key not in value:
-                raise Refusal(f"{name} needs the key {key!r}, and the value given has none")
+                raise CodecError(f"{name} needs the key {key!r}, and the value given has none")
         tree = {key: _at_key(known[key].encode, item, key) for key, item in value.items()}
         return tagged("dict", [[key, item] for key, item in tree.items()]) if TAG in tree else tree
 
@@ -278,7 +280,7 @@ def _dict_decoder(fields: list[_FieldCodec]) -> Function:
 def _at_key(function: Function, item: Any, key: str) -> Any:
     try:
         return function(item)
-    except Refusal as refusal:
+    except CodecError as refusal:
         # A TypedDict is a dict, so the path says ['key'] where the field said .key.
         refusal.steps[-1] = key_step(key)
         raise

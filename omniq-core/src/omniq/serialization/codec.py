@@ -17,8 +17,8 @@ from typing import Any, TypeAlias
 
 from attrs import define, field
 
-from omniq.serialization.refusal import Malformed, Refusal, type_name
-from omniq.serialization.text import TAG, VALUE
+from omniq.serialization.errors import CodecError, Malformed, type_name
+from omniq.serialization.json_text import TAG, VALUE
 
 __all__ = [
     "ATOMS",
@@ -165,26 +165,26 @@ class Codec:
             else:
                 decode_kind = self.scalar
             if decode_kind is None:
-                raise Refusal(f"expected {self.name}, but the payload has {_form(tree)}")
+                raise CodecError(f"expected {self.name}, but the payload has {_form(tree)}")
             return decode_kind(tree)
 
         return decode
 
-    def unexpected(self, value: Any) -> Refusal:
+    def unexpected(self, value: Any) -> CodecError:
         """Say why a value is not taken, and what to do."""
         given = type_name(value)
         base = next((kind for kind in type(value).__mro__ if kind in self.encoders or kind in self.exact), None)
         if base is not None:
-            return Refusal(
+            return CodecError(
                 f"expected {self.name}, was given {given}, a subclass of {base.__name__} whose type would be lost; "
                 f"annotate it with {given}, or convert the value"
             )
         if self.name == "Any":
-            return Refusal(
+            return CodecError(
                 f"cannot hold an instance of {given} that no annotation announces; annotate it with the class, convert "
                 "the value, or use another serializer"
             )
-        return Refusal(f"expected {self.name}, was given {given}; convert the value, or change the annotation")
+        return CodecError(f"expected {self.name}, was given {given}; convert the value, or change the annotation")
 
 
 def _form(tree: Any) -> str:

@@ -12,8 +12,8 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, TypeAlias
 
 from omniq.serialization.codec import Codec, Function, deeper, deeper_in_payloads, is_tagged, tagged, wrapping
-from omniq.serialization.refusal import Malformed, Refusal, describe, key_step
-from omniq.serialization.text import TAG, VALUE, dumps
+from omniq.serialization.errors import CodecError, Malformed, describe, key_step
+from omniq.serialization.json_text import TAG, VALUE, dumps
 
 __all__ = ["array_codec", "deque_codec", "fixed_tuple_codec", "list_codec", "mapping_codec", "pairs_of"]
 
@@ -28,7 +28,7 @@ def _each(function: Function, values: Iterable[Any]) -> list[Any]:
     try:
         # It keeps what came before a refusal, so that its length says where that was.
         done.extend(map(function, values))
-    except Refusal as refusal:
+    except CodecError as refusal:
         refusal.steps.append(f"[{len(done)}]")
         raise
     return done
@@ -39,7 +39,7 @@ def _each_by_its_own(functions: Iterable[Function], values: Iterable[Any]) -> li
     try:
         for function, value in zip(functions, values, strict=True):
             done.append(function(value))
-    except Refusal as refusal:
+    except CodecError as refusal:
         refusal.steps.append(f"[{len(done)}]")
         raise
     return done
@@ -123,7 +123,7 @@ def _set_of(kind: type) -> _Build:
         try:
             _check_hashes(kind, values)
             made = kind(values)
-        except Refusal:
+        except CodecError:
             raise
         except Exception as error:
             # Hashing and comparing may be the application's code.
@@ -160,13 +160,13 @@ def fixed_tuple_codec(name: str, items: Sequence[Codec]) -> Codec:
 
     def encode(values: Any) -> Any:
         if len(values) != len(items):
-            raise Refusal(f"expected {name}, was given a tuple of {len(values)}")
+            raise CodecError(f"expected {name}, was given a tuple of {len(values)}")
         return _each_by_its_own([item.encode for item in items], values)
 
     def decode(tree: Any) -> Any:
         trees = _array(tree, "tuple")
         if len(trees) != len(items):
-            raise Refusal(f"expected {name}, but the payload has a tuple of {len(trees)}")
+            raise CodecError(f"expected {name}, but the payload has a tuple of {len(trees)}")
         return tuple(_each_by_its_own([item.decode for item in items], trees))
 
     return Codec(
@@ -194,7 +194,7 @@ def _each_value(function: Function, pairs: Iterable[tuple[Any, Any]]) -> list[An
     try:
         for key, value in pairs:  # noqa: B007  # the handler says at which
             done.append(function(value))
-    except Refusal as refusal:
+    except CodecError as refusal:
         refusal.steps.append(key_step(key))
         raise
     return done
@@ -206,7 +206,7 @@ def _each_key(function: Function, keys: Iterable[Any]) -> list[Any]:
     try:
         for key in keys:
             done.append(function(key))
-    except Refusal as refusal:
+    except CodecError as refusal:
         refusal.message = f"its key {key_step(key)[1:-1]}: {refusal.message}"
         refusal.steps.clear()
         raise
@@ -265,7 +265,7 @@ def _mapping_of(kind: type, keys: list[Any], values: list[Any]) -> Any:
     try:
         _check_hashes(kind, keys)
         made = kind(zip(keys, values, strict=True))
-    except Refusal:
+    except CodecError:
         raise
     except Exception as error:
         # Hashing and comparing may be the application's code.

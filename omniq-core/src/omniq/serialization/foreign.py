@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from omniq.serialization.codec import Codec, unwrapping, wrapping
-from omniq.serialization.refusal import Refusal, describe, type_name
+from omniq.serialization.errors import CodecError, describe, type_name
 from omniq.serialization.verify import verified
 
 if TYPE_CHECKING:
@@ -28,9 +28,9 @@ def foreign_codec(
         try:
             made = converter().get_unstructure_hook(cls)(value)
         except Exception as error:
-            raise Refusal(f"the cattrs hook for {name} failed: {describe(error)}") from error
+            raise CodecError(f"the cattrs hook for {name} failed: {describe(error)}") from error
         if made is value:
-            raise Refusal(
+            raise CodecError(
                 f"cannot hold an instance of {name}; convert the value, register cattrs hooks for {name} with the "
                 "serializer's converter, or use another serializer"
             )
@@ -41,9 +41,9 @@ def foreign_codec(
         try:
             value = converter().get_structure_hook(cls)(made, cls)
         except Exception as error:
-            raise Refusal(f"no {name} can be made with cattrs: {describe(error)}") from error
+            raise CodecError(f"no {name} can be made with cattrs: {describe(error)}") from error
         if type(value) is not cls:
-            raise Refusal(f"the cattrs hook for {name} made a {type_name(value)}")
+            raise CodecError(f"the cattrs hook for {name} made a {type_name(value)}")
         return value
 
     advice = f"mend the cattrs hooks for {name}"

@@ -14,8 +14,8 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
-from omniq.escaping import get_logger
 from omniq.serialization import ArgumentTypes
+from omniq.storage.escaping import get_logger
 
 __all__ = ["bare_hint", "field_hints", "hint_name", "resolve_types", "special_name", "union_members"]
 

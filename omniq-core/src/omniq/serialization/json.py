@@ -17,9 +17,9 @@ from omniq.errors import SerializationError
 from omniq.serialization import ArgumentTypes
 from omniq.serialization.build import Codecs
 from omniq.serialization.codec import Codec
-from omniq.serialization.refusal import Refusal
+from omniq.serialization.errors import CodecError
+from omniq.serialization.json_text import dumps, loads
 from omniq.serialization.sizes import exceeds
-from omniq.serialization.text import dumps, loads
 
 if TYPE_CHECKING:
     import cattrs
@@ -82,11 +82,11 @@ class JsonSerializer:
             for name, value in kwargs.items():
                 codec = plan.keyword.get(name, plan.var_keyword)
                 keyword[name] = value if type(value) in codec.exact else codec.encode(value)
-        except (Refusal, RecursionError) as error:
+        except (CodecError, RecursionError) as error:
             raise _public(error, _root(positional, name)) from error.__cause__
         try:
             return dumps([positional, keyword])
-        except Refusal as refusal:
+        except CodecError as refusal:
             raise refusal.error("the arguments") from None
 
     def load_arguments(self, data: bytes, types: ArgumentTypes) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -101,7 +101,7 @@ class JsonSerializer:
                 codec = plan.keyword.get(name, plan.var_keyword)
                 if type(part) not in codec.exact:
                     keyword[name] = codec.decode(part)
-        except Refusal as refusal:
+        except CodecError as refusal:
             raise refusal.mismatch(_root(positional, name)) from refusal.__cause__
         except RecursionError as error:
             raise _public(error, _root(positional, name)) from error.__cause__
@@ -110,13 +110,13 @@ class JsonSerializer:
     def dump_result(self, value: Any, hint: Any) -> bytes:
         try:
             return dumps(self._codecs.of(hint).encode(value))
-        except (Refusal, RecursionError) as error:
+        except (CodecError, RecursionError) as error:
             raise _public(error, "result") from error.__cause__
 
     def load_result(self, data: bytes, hint: Any) -> Any:
         try:
             return self._codecs.of(hint).decode(loads(data))
-        except (Refusal, RecursionError) as error:
+        except (CodecError, RecursionError) as error:
             raise _public(error, "result") from error.__cause__
 
     def _plan(self, types: ArgumentTypes) -> _Plan:
@@ -139,8 +139,8 @@ def _root(positional: list[Any], name: str | None) -> str:
     return f"args[{len(positional)}]" if name is None else f"kwargs[{name!r}]"
 
 
-def _public(error: Refusal | RecursionError, root: str) -> SerializationError:
-    if isinstance(error, Refusal):
+def _public(error: CodecError | RecursionError, root: str) -> SerializationError:
+    if isinstance(error, CodecError):
         return error.error(root)
     return SerializationError("is nested too deeply", root)
 
@@ -148,7 +148,7 @@ def _public(error: Refusal | RecursionError, root: str) -> SerializationError:
 def _parts(data: bytes) -> tuple[list[Any], dict[str, Any]]:
     try:
         tree = loads(data)
-    except Refusal as refusal:
+    except CodecError as refusal:
         raise refusal.error("the arguments") from None
     if type(tree) is not list or len(tree) != 2 or type(tree[0]) is not list or type(tree[1]) is not dict:
         raise SerializationError("the payload is no array of an array and an object", "the arguments")

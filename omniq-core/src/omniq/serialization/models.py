@@ -11,9 +11,9 @@ from collections import ChainMap
 from typing import Any
 
 from omniq.serialization.codec import Codec, Function, unwrapping, wrapping
+from omniq.serialization.errors import CodecError, describe, key_step
 from omniq.serialization.hints import hint_name
-from omniq.serialization.refusal import Refusal, describe, key_step
-from omniq.serialization.text import TAG, dumps, loads
+from omniq.serialization.json_text import TAG, dumps, loads
 
 __all__ = ["is_model", "model_codec"]
 
@@ -63,12 +63,12 @@ def _encoder(name: str, cls: Any, decode: Function, *, is_root: bool) -> Functio
             tree = value.model_dump(mode="json", by_alias=by_alias, round_trip=True, warnings=False)
         except Exception as error:
             # Serializers may be the application's code.
-            raise Refusal(f"pydantic cannot make JSON of this {name}: {describe(error)}") from error
+            raise CodecError(f"pydantic cannot make JSON of this {name}: {describe(error)}") from error
         if not is_root and TAG in tree:
-            raise Refusal(f"this {name} has a field {TAG!r}, which a payload cannot have; rename it")
+            raise CodecError(f"this {name} has a field {TAG!r}, which a payload cannot have; rename it")
         difference = _difference(value, decode(loads(dumps(tree))))
         if difference is not None:
-            raise Refusal(
+            raise CodecError(
                 f"this {name} does not come back from pydantic's own JSON as it was (at {name}{difference}); annotate "
                 "that field with the class of its value, or convert it"
             )
@@ -85,7 +85,7 @@ def _decoder(name: str, cls: Any, *, is_root: bool) -> Function:
     def decode(tree: Any) -> Any:
         unknown = [] if takes_all else [key for key in tree if key not in known]
         if unknown:
-            raise Refusal(
+            raise CodecError(
                 f"{name} has no field {key_step(unknown[0])[1:-1]}, which the payload has; keep a removed field as "
                 "long as such payloads are stored"
             )
@@ -93,7 +93,7 @@ def _decoder(name: str, cls: Any, *, is_root: bool) -> Function:
             return cls.model_validate_json(dumps(tree), **names)
         except Exception as error:
             # Validators may be the application's code.
-            raise Refusal(f"{name} does not take its stored fields: {describe(error)}") from error
+            raise CodecError(f"{name} does not take its stored fields: {describe(error)}") from error
 
     return decode
 

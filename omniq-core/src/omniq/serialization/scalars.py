@@ -8,7 +8,7 @@ from operator import attrgetter
 from typing import Any
 
 from omniq.serialization.codec import Codec, Function, unwrapping, wrapping
-from omniq.serialization.refusal import Refusal, describe
+from omniq.serialization.errors import CodecError, describe
 from omniq.serialization.values import value_codec
 from omniq.serialization.verify import verified
 
@@ -45,10 +45,10 @@ def _member_decoder(name: str, cls: type[enum.Enum]) -> Function:
 
     def decode(tree: Any) -> Any:
         if type(tree) is not str:
-            raise Refusal(f"expected the name of a member of {name}, but the payload has something else")
+            raise CodecError(f"expected the name of a member of {name}, but the payload has something else")
         member = members.get(tree)
         if member is None:
-            raise Refusal(f"{name} has no member {tree[:40]!r}; its members may have changed since this was stored")
+            raise CodecError(f"{name} has no member {tree[:40]!r}; its members may have changed since this was stored")
         return member
 
     return decode
@@ -57,13 +57,13 @@ def _member_decoder(name: str, cls: type[enum.Enum]) -> Function:
 def _flag_decoder(name: str, cls: type[enum.Enum]) -> Function:
     def decode(tree: Any) -> Any:
         if type(tree) is not int:
-            raise Refusal(f"expected the value of a flag of {name}, but the payload has something else")
+            raise CodecError(f"expected the value of a flag of {name}, but the payload has something else")
         try:
             member = cls(tree)
         except ValueError:
             member = None
         if type(member) is not cls:
-            raise Refusal(f"{name} has no such flags; its members may have changed since this was stored")
+            raise CodecError(f"{name} has no such flags; its members may have changed since this was stored")
         return member
 
     return decode
@@ -79,7 +79,7 @@ def literal_codec(name: str, values: Sequence[Any], codec_of: Callable[[Any], Co
 
     def check(value: Any) -> Any:
         if (type(value), value) not in allowed:
-            raise Refusal(f"expected {name}, found another {type(value).__name__}")
+            raise CodecError(f"expected {name}, found another {type(value).__name__}")
         return value
 
     codec = Codec(name=name, scalar=check, flat=True)
@@ -120,7 +120,7 @@ def derived_codec(name: str, full_name: str, cls: type) -> Codec | None:
         try:
             return cls(value)
         except Exception as error:
-            raise Refusal(f"{name} cannot be made from its stored value: {describe(error)}") from error
+            raise CodecError(f"{name} cannot be made from its stored value: {describe(error)}") from error
 
     return Codec(
         name=name,

@@ -14,7 +14,7 @@ from typing import Any
 from attrs import evolve
 
 from omniq.serialization.codec import Codec, Function, unwrapping, wrapping
-from omniq.serialization.refusal import Refusal
+from omniq.serialization.errors import CodecError
 
 __all__ = ["combined", "union_codec"]
 
@@ -60,15 +60,15 @@ def _first(functions: Sequence[Function]) -> Function:
         return functions[0]
 
     def attempt(value: Any) -> Any:
-        deepest: Refusal | None = None
+        deepest: CodecError | None = None
         for function in functions:
             try:
                 return function(value)
-            except Refusal as refusal:
+            except CodecError as refusal:
                 # The member that got furthest is the one that was meant.
                 if deepest is None or len(refusal.steps) > len(deepest.steps):
                     deepest = refusal
-        raise deepest or Refusal("has no member")
+        raise deepest or CodecError("has no member")
 
     return attempt
 
@@ -130,7 +130,7 @@ def _by_fields(name: str, codecs: Sequence[Codec]) -> Function | None:
         fitting = [function for fits, function in choices if fits(tree)]
         if len(fitting) != 1:
             found = "more than one class" if fitting else "no class"
-            raise Refusal(f"expected {name}, but the payload has an object with the fields of {found} among these")
+            raise CodecError(f"expected {name}, but the payload has an object with the fields of {found} among these")
         return fitting[0](tree)
 
     return decode if choices else None

@@ -12,8 +12,8 @@ from uuid import UUID
 from zoneinfo import ZoneInfo
 
 from omniq.serialization.codec import Codec, Function, is_tagged, tagged
-from omniq.serialization.refusal import Malformed, Refusal, describe, type_name
-from omniq.serialization.text import TAG, VALUE
+from omniq.serialization.errors import CodecError, Malformed, describe, type_name
+from omniq.serialization.json_text import TAG, VALUE
 
 __all__ = ["value_codec", "value_types"]
 
@@ -26,7 +26,7 @@ def _decoder(tag: str, make: Callable[[Any], Any], *optional: str) -> Function:
             raise Malformed(f"a payload tagged {tag!r} has other keys than that form has")
         try:
             return make(tree)
-        except Refusal:
+        except CodecError:
             raise
         except Exception as error:
             raise Malformed(f"a payload tagged {tag!r} cannot be read: {describe(error)}") from error
@@ -75,7 +75,7 @@ def _with_zone(tag: str, value: datetime | time) -> dict[str, Any]:
             if name:
                 tree["name"] = name[0]
     else:
-        raise Refusal(
+        raise CodecError(
             f"cannot hold the time zone of this {type(value).__name__}, a {type_name(zone)}; "
             "convert it, such as with value.astimezone(zoneinfo.ZoneInfo(...))"
         )
@@ -135,7 +135,7 @@ def _path(cls: type[PurePath]) -> tuple[type, str, Function, Function]:
         text = str(value)
         # Python writes some that begin with two slashes so that they read as another.
         if issubclass(cls, PureWindowsPath) and cls(text) != value:
-            raise Refusal("cannot hold this path, whose text is that of another path; convert it to str")
+            raise CodecError("cannot hold this path, whose text is that of another path; convert it to str")
         return tagged(tag, text)
 
     return cls, tag, encode, _decoder(tag, lambda tree: cls(_text(tree)))

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from typing import Any
 
 from omniq.serialization.codec import Function, progress
-from omniq.serialization.refusal import Refusal
-from omniq.serialization.text import dumps, loads
+from omniq.serialization.errors import CodecError
+from omniq.serialization.json_text import dumps, loads
 
 __all__ = ["verified"]
 
@@ -39,12 +39,12 @@ def verified(
         # Decoding the tree itself could share lists with the value, for the constructor to change.
         copy = decode(loads(text))
         if type(copy) is not type(value):
-            raise Refusal(f"{name} makes an instance of another class from its own fields")
+            raise CodecError(f"{name} makes an instance of another class from its own fields")
         again = encode(copy)
         if dumps(again) != text:
-            raise Refusal(f"{name} does not come back as it was from its own fields{_differences(tree, again)}")
+            raise CodecError(f"{name} does not come back as it was from its own fields{_differences(tree, again)}")
         if hidden is not None and hidden(copy) != hidden(value):
-            raise Refusal(f"this {name} holds something beyond its fields, which would be lost")
+            raise CodecError(f"this {name} holds something beyond its fields, which would be lost")
 
     def encode_and_check(value: Any) -> Any:
         if progress.verifying:
@@ -54,7 +54,7 @@ def verified(
             tree = encode(value)
             try:
                 check(value, tree)
-            except Refusal as refusal:
+            except CodecError as refusal:
                 refusal.steps.clear()
                 refusal.message += f"; convert the value, or {advice}"
                 raise

@@ -55,7 +55,7 @@ from omniq.schedule import Schedule
 from omniq.task import NewTask, Outcome, Progress, StoredTask, TaskState
 
 if TYPE_CHECKING:
-    from omniq.transactions import CallerTransaction
+    from omniq.storage.transactions import CallerTransaction
 
 __all__ = [
     "Capability",

@@ -10,9 +10,9 @@ from datetime import datetime
 from typing import Any, Protocol
 
 from omniq.errors import CorruptRecord
-from omniq.records import dump_schedule
 from omniq.schedule import Schedule
 from omniq.storage.base import StoredWorker, TaskQuery
+from omniq.storage.records import dump_schedule
 from omniq.storage.rows import (
     LATEST,
     STATE_NUMBERS,

@@ -12,8 +12,8 @@ from functools import lru_cache
 from typing import Any
 
 from omniq.errors import CorruptRecord
-from omniq.escaping import shown
-from omniq.records import dump_error, dump_progress, load_error, load_progress
+from omniq.storage.escaping import shown
+from omniq.storage.records import dump_error, dump_progress, load_error, load_progress
 from omniq.storage.transitions import later
 from omniq.storage.validation import UNREADABLE, Salvaged, check_task, corrupt, salvaged
 from omniq.task import StoredTask, TaskState

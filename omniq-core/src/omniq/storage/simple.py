@@ -20,8 +20,6 @@ from datetime import datetime
 from typing import Any, Protocol, Self, TypeVar
 
 from omniq.errors import CorruptRecord, StorageUnavailable
-from omniq.escaping import get_logger
-from omniq.outages import Outage
 from omniq.schedule import Schedule
 from omniq.storage import transitions
 from omniq.storage.base import (
@@ -36,9 +34,11 @@ from omniq.storage.base import (
     TaskPage,
     TaskQuery,
 )
+from omniq.storage.escaping import get_logger
+from omniq.storage.outages import Outage
+from omniq.storage.transactions import CallerTransaction, driver_connection
 from omniq.storage.validation import finding, log_once
 from omniq.task import NewTask, Outcome, Progress, StoredTask, TaskState
-from omniq.transactions import CallerTransaction, driver_connection
 
 __all__ = ["SimpleStorage", "Tx"]
 
@@ -142,7 +142,7 @@ class SimpleStorage(Storage):
     def __init__(self, config: StorageConfig) -> None:
         self.config = config
         self._key = type(self).__name__, config.location, config.namespace
-        self._lanes: dict[bool, _Lane] = {}
+        self._io_threads: dict[bool, _IoThread] = {}
         self._listener: threading.Thread | None = None
         self._closing = threading.Event()
 
@@ -210,7 +210,7 @@ class SimpleStorage(Storage):
 
     async def open(self) -> None:
         self._closing.clear()
-        self._lanes = {True: _Lane(self), False: _Lane(self)}
+        self._io_threads = {True: _IoThread(self), False: _IoThread(self)}
         try:
             await self._run(lambda tx: None)
         except BaseException:
@@ -223,17 +223,17 @@ class SimpleStorage(Storage):
 
     async def close(self) -> None:
         self._closing.set()
-        lanes, self._lanes = self._lanes, {}
+        io_threads, self._io_threads = self._io_threads, {}
         listener, self._listener = self._listener, None
-        for lane in lanes.values():
-            await lane.close()
+        for io_thread in io_threads.values():
+            await io_thread.close()
         if listener is not None:
             await asyncio.to_thread(listener.join)
 
     async def _run(self, verb: Callable[..., R], *values: Any, write: bool = True, wakes: bool = False) -> R:
-        if not self._lanes:
+        if not self._io_threads:
             raise StorageUnavailable(f"{self.config.redacted} is not open")
-        return await self._lanes[write].run(lambda tx: verb(tx, *values), write, wakes)
+        return await self._io_threads[write].run(lambda tx: verb(tx, *values), write, wakes)
 
     async def _read(self, verb: Callable[[Tx], R]) -> R:
         return await self._run(verb, write=False)
@@ -456,7 +456,7 @@ def _age(moment: datetime | None, now: datetime) -> float | None:
     return None if moment is None else max(0.0, (now - moment).total_seconds())
 
 
-class _Lane:
+class _IoThread:
     """A thread with a connection of its own, which does one transaction after the other."""
 
     def __init__(self, storage: SimpleStorage) -> None:

@@ -16,9 +16,9 @@ from datetime import UTC, datetime
 from typing import Any, ClassVar
 
 from omniq.errors import CorruptRecord, SchemaMismatch
-from omniq.records import dump_schedule
 from omniq.schedule import Schedule
 from omniq.storage.base import StoredWorker, TaskQuery
+from omniq.storage.records import dump_schedule
 from omniq.storage.rows import (
     CHANGING,
     FIXED,

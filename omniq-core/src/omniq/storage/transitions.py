@@ -201,7 +201,7 @@ def _taken_back(task: StoredTask, now: datetime) -> StoredTask:
         return _ended(task, TaskState.CANCELLED, now)
     if task.attempt <= task.max_retries:
         return _waiting(task, now, 0, run_at=task.run_at)
-    message = f"worker {task.worker} was lost in attempt {task.attempt} of {task.max_retries + 1}"
+    message = f"worker {task.worker} died or lost its lease in attempt {task.attempt}, the last one"
     return _ended(task, TaskState.FAILED, now, error=TaskError(type="WorkerLost", message=message))
 
 

@@ -25,10 +25,10 @@ from typing import Any
 from attrs import frozen
 
 from omniq.errors import CorruptRecord
-from omniq.escaping import printable
-from omniq.records import load_schedule
 from omniq.schedule import Misfire, Overlap, Schedule
 from omniq.storage.base import Finding, Severity, Storage, StoredWorker
+from omniq.storage.escaping import printable
+from omniq.storage.records import load_schedule
 from omniq.task import NewTask, Progress, StoredTask, TaskError, TaskState
 
 __all__ = [
@@ -151,7 +151,7 @@ def check_schedule(schedule: Schedule) -> Schedule:
 
 
 def read_schedule(text: str | bytes, *, place: str = "", **known: Any) -> Schedule:
-    """Return the schedule of a text that :func:`omniq.records.dump_schedule` wrote.
+    """Return the schedule of a text that :func:`omniq.storage.records.dump_schedule` wrote.
 
     :param text: as it was read from a store.
     :param place: where, see :func:`corrupt`.

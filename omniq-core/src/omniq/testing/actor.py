@@ -29,12 +29,12 @@ from typing import Any
 from attrs import evolve
 
 from omniq.errors import StorageUnavailable
-from omniq.ids import new_id
 from omniq.plugins import default_plugins
 from omniq.schedule import Schedule
 from omniq.storage import Lease, Storage
+from omniq.storage.ids import new_id
+from omniq.storage.urls import parse_url
 from omniq.task import NewTask, Outcome, Progress, Released, Retry, StoredTask, Succeeded, TaskState
-from omniq.urls import parse_url
 
 __all__ = ["History", "drain", "everything", "fire", "main", "produce", "read_history", "work"]
 

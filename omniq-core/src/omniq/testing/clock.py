@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
-from omniq.durations import aware, duration
+from omniq.storage.durations import aware, duration
 
 __all__ = ["ManualClock"]
 

@@ -27,8 +27,8 @@ def omniq_clock() -> ManualClock:
 @pytest.fixture
 def omniq_queue(omniq_clock: ManualClock) -> Iterator[TaskQueue]:
     """An empty queue on memory, of this test alone, that runs by ``omniq_clock``."""
+    from omniq._client.queue import TaskQueue
     from omniq.plugins import default_plugins
-    from omniq.queue import TaskQueue
     from omniq.testing.trials import memory_storage
 
     with TaskQueue(memory_storage(omniq_clock, default_plugins())) as queue:

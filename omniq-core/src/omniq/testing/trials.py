@@ -18,21 +18,21 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from typing import Any, TypeAlias, TypeVar
 
-from omniq.body import as_task
-from omniq.connections import Connections
-from omniq.durations import duration
+from omniq._client.queue import TaskQueue
+from omniq._client.schedules import DeclaredSchedule
+from omniq._runtime.connections import Connections
+from omniq._runtime.portal import is_on_running_loop
+from omniq._worker.attempt import Attempt, rejected, run_async, run_sync
+from omniq._worker.releasing import put_back
+from omniq._worker.scheduler import Scheduler
 from omniq.errors import PayloadRejected, TaskFailed, UnknownScheme, UnknownTask
-from omniq.execute import Attempt, rejected, run_async, run_sync
 from omniq.plugins import Plugins
-from omniq.portal import is_on_running_loop
-from omniq.putbacks import put_back
-from omniq.queue import TaskQueue
-from omniq.scheduler import Scheduler
 from omniq.storage import Lease, Storage, TaskQuery
+from omniq.storage.body import as_task
+from omniq.storage.durations import duration
+from omniq.storage.urls import parse_url
 from omniq.task import Failed, Outcome, Progress, StoredTask, Task, TaskState
 from omniq.testing.clock import ManualClock
-from omniq.timetable import DeclaredSchedule
-from omniq.urls import parse_url
 
 __all__ = ["Trial", "memory_storage", "trial"]
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from omniq.errors import CorruptRecord
-from omniq.escaping import get_logger
 from omniq.schedule import Schedule
+from omniq.storage.escaping import get_logger
 from omniq.storage.validation import corrupt, log_once
 from omniq.task import TaskState
-from omniq_local.files.control import Control
+from omniq_local.files.encoding import Record
 from omniq_local.files.queues import Queue
-from omniq_local.files.records import Record
+from omniq_local.files.superblock import Superblock
 from omniq_local.files.tree import Tree
 
 __all__ = ["Catalog"]
@@ -42,15 +42,15 @@ class Catalog:
         self.held: dict[str, Record] = {}
         """Running tasks that this process claimed, as they are in the store."""
 
-    def others_changed(self, before: Control, now: Control) -> None:
+    def others_changed(self, before: Superblock, now: Superblock) -> None:
         """Forget what others may have changed."""
         self._foreign = now.generation
         self.held.clear()
         if now.layout != before.layout:
             self.tree.forget()
             for queue in self.queues.values():
-                for shelf in queue.shelves.values():
-                    shelf.forget_folders()
+                for state_folder in queue.state_folders.values():
+                    state_folder.forget_folders()
         if now.queues != before.queues:
             self._queue_names = None
         if now.schedules != before.schedules:

@@ -8,10 +8,10 @@ from itertools import islice
 from attrs import frozen
 
 from omniq.task import StoredTask, TaskState
-from omniq_local.files.change import Change
+from omniq_local.files.encoding import Record
 from omniq_local.files.queues import Queue
-from omniq_local.files.records import Record
 from omniq_local.files.times import after
+from omniq_local.files.transaction import Transaction
 
 __all__ = ["Claim", "claim", "due", "time_of"]
 
@@ -37,80 +37,80 @@ def time_of(name: str) -> int:
     return int(name[:18])
 
 
-def due(queue: Queue, state: str, change: Change) -> Iterator[Record]:
+def due(queue: Queue, state: str, transaction: Transaction) -> Iterator[Record]:
     """Take the tasks of a folder that is ordered by time, as long as their time has come."""
-    shelf = queue.shelves[state]
-    while queue.counts[state] > 0 and (name := shelf.peek()) is not None and time_of(name) <= change.now:
-        shelf.pop()
-        record = change.fetch_named(queue, state, name)
+    state_folder = queue.state_folders[state]
+    while queue.counts[state] > 0 and (name := state_folder.peek()) is not None and time_of(name) <= transaction.now:
+        state_folder.pop()
+        record = transaction.fetch_named(queue, state, name)
         if record is not None:
             yield record
 
 
-def claim(asked: Claim, change: Change) -> list[StoredTask]:
+def claim(asked: Claim, transaction: Transaction) -> list[StoredTask]:
     """See :meth:`~omniq.storage.Storage.claim`."""
     queues = []
     for name in asked.demand:
-        queue = change.queue(name)
+        queue = transaction.queue(name)
         if not queue.paused:
-            _prepare(queue, change)
+            _prepare(queue, transaction)
             queues.append(queue)
     left = sum(asked.demand.values()) if asked.limit is None else asked.limit
-    until = after(change.now, asked.lease)
+    until = after(transaction.now, asked.lease)
     claimed: list[Record] = []
     for queue in queues:
-        for record in _take(queue, min(asked.demand[queue.name], left - len(claimed)), change):
+        for record in _take(queue, min(asked.demand[queue.name], left - len(claimed)), transaction):
             record.state = TaskState.RUNNING
             record.attempt += 1
             record.delivery += 1
             record.worker = asked.worker
-            record.started_at = change.now
+            record.started_at = transaction.now
             record.lease_until = until
             record.progress = None
-            change.touch(record)
+            transaction.touch(record)
             claimed.append(record)
-            change.ready[queue.name] -= 1
+            transaction.ready[queue.name] -= 1
     return [record.task() for record in claimed]
 
 
-def _prepare(queue: Queue, change: Change) -> None:
+def _prepare(queue: Queue, transaction: Transaction) -> None:
     """Make ready what is due, each step a change of its own."""
-    shelf = queue.shelves[SCHEDULED]
+    state_folder = queue.state_folders[SCHEDULED]
     for _ in range(PROMOTIONS):
-        if not queue.counts[SCHEDULED] or (name := shelf.peek()) is None or time_of(name) > change.now:
+        if not queue.counts[SCHEDULED] or (name := state_folder.peek()) is None or time_of(name) > transaction.now:
             break
-        change.folder.within(change, lambda inner: _promote(queue, inner))
-        change.folder.tidy(shelf)
-    change.folder.tidy(queue.shelves[READY])
+        transaction.folder.within(transaction, lambda inner: _promote(queue, inner))
+        transaction.folder.tidy(state_folder)
+    transaction.folder.tidy(queue.state_folders[READY])
 
 
-def _promote(queue: Queue, change: Change) -> None:
-    for record in islice(due(queue, SCHEDULED, change), PROMOTED):
+def _promote(queue: Queue, transaction: Transaction) -> None:
+    for record in islice(due(queue, SCHEDULED, transaction), PROMOTED):
         record.state = TaskState.READY
-        change.touch(record)
+        transaction.touch(record)
 
 
-def _take(queue: Queue, limit: int, change: Change) -> Iterator[Record]:
-    shelf = queue.shelves[READY]
+def _take(queue: Queue, limit: int, transaction: Transaction) -> Iterator[Record]:
+    state_folder = queue.state_folders[READY]
     taken, looked_again = 0, False
     while limit > 0 and queue.counts[READY] > taken:
-        name = shelf.peek()
+        name = state_folder.peek()
         if name is None:
             if looked_again:
                 # Somebody took the files away; nobody is to look for them any more.
                 queue.counts[READY] = taken
-                change.mark(queue)
+                transaction.mark(queue)
                 break
             looked_again = True
-            shelf.forget_names()
+            state_folder.forget_names()
             continue
-        shelf.pop()
-        record = change.fetch_named(queue, READY, name)
+        state_folder.pop()
+        record = transaction.fetch_named(queue, READY, name)
         if record is None:
             continue
         taken += 1
-        if record.expires_at is not None and record.expires_at <= change.now:
-            change.end(record, TaskState.CANCELLED)
+        if record.expires_at is not None and record.expires_at <= transaction.now:
+            transaction.end(record, TaskState.CANCELLED)
             continue
         limit -= 1
         yield record

@@ -9,13 +9,13 @@ from collections.abc import Iterator
 from omniq.errors import CorruptRecord
 from omniq.storage import Finding, Severity
 from omniq.storage.validation import finding
-from omniq_local.files.change import Change
+from omniq_local.files.maintenance import read_worker
 from omniq_local.files.preparation import VERSION
 from omniq_local.files.queues import Queue, check_queue
-from omniq_local.files.scheduling import bad_schedules
+from omniq_local.files.schedules import bad_schedules
 from omniq_local.files.settings import Settings
+from omniq_local.files.transaction import Transaction
 from omniq_local.files.tree import ASIDE, Tree, folder_mode
-from omniq_local.files.upkeep import read_worker
 
 __all__ = ["check", "diagnose"]
 
@@ -27,22 +27,22 @@ NETWORK = frozenset(
 FLEETING = frozenset({"tmpfs", "ramfs"})
 
 
-def diagnose(settings: Settings, change: Change) -> list[Finding]:
+def diagnose(settings: Settings, transaction: Transaction) -> list[Finding]:
     """See :meth:`~omniq.storage.Storage.diagnose`."""
     return [
         *_store(settings),
         *_access(settings),
-        *_aside(settings, change.folder.tree),
+        *_aside(settings, transaction.folder.tree),
         *_mount(settings),
         *_space(settings),
-        *_counts(change),
+        *_counts(transaction),
     ]
 
 
-def check(limit: int, change: Change) -> list[Finding]:
+def check(limit: int, transaction: Transaction) -> list[Finding]:
     """Return what is wrong with records that are no tasks."""
-    tree = change.folder.tree
-    problems = bad_schedules(change)
+    tree = transaction.folder.tree
+    problems = bad_schedules(transaction)
     for path, read in (
         *((f"workers/{name}", read_worker) for name in tree.names("workers")),
         *((path, check_queue) for path in Queue.files(tree)),
@@ -146,6 +146,6 @@ def _space(settings: Settings) -> Iterator[Finding]:
         yield _warning("inodes", f"{inodes.f_favail:,} left on the file system of {settings.root}; each task takes one")
 
 
-def _counts(change: Change) -> Iterator[Finding]:
-    total = sum(sum(change.queue(name).counts.values()) for name in change.folder.queue_names())
-    yield _ok("tasks", f"{total:,} in {len(change.folder.queue_names())} queues")
+def _counts(transaction: Transaction) -> Iterator[Finding]:
+    total = sum(sum(transaction.queue(name).counts.values()) for name in transaction.folder.queue_names())
+    yield _ok("tasks", f"{total:,} in {len(transaction.folder.queue_names())} queues")

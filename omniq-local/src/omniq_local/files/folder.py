@@ -16,34 +16,34 @@ from typing import Any, TypeVar
 from attrs import evolve
 
 from omniq.errors import StorageUnavailable
-from omniq.escaping import get_logger
-from omniq_local.files.bells import Bells
+from omniq.storage.escaping import get_logger
 from omniq_local.files.catalog import Catalog
-from omniq_local.files.change import Change
-from omniq_local.files.control import (
-    Control,
-    parse_control,
-    read_control,
-    read_control_text,
-    renew_mark,
-    write_control,
-)
-from omniq_local.files.faults import translated
-from omniq_local.files.gate import Gate, Replaced
+from omniq_local.files.errors import translated
 from omniq_local.files.journal import LAP, Action, Journal, NotUndone, Restored, apply, pass_by, redo
 from omniq_local.files.names import home_path, parse_entry
 from omniq_local.files.preparation import prepare, sync_all
 from omniq_local.files.queues import Queue
 from omniq_local.files.repair import is_being_repaired, repair
 from omniq_local.files.settings import Settings
-from omniq_local.files.shelves import Shelf
+from omniq_local.files.state_folders import StateFolder
+from omniq_local.files.store_lock import Replaced, StoreLock
+from omniq_local.files.superblock import (
+    Superblock,
+    parse_control,
+    read_control,
+    read_control_text,
+    renew_mark,
+    write_control,
+)
+from omniq_local.files.transaction import Transaction
 from omniq_local.files.tree import Tree
-from omniq_local.lanes import Errand, Lane, deliver
+from omniq_local.files.waiter_table import WaiterTable
+from omniq_local.io_threads import IoThread, Operation, deliver
 
 __all__ = ["MISSED", "Folder", "Job"]
 
 T = TypeVar("T")
-Job = Callable[[Change], T]
+Job = Callable[[Transaction], T]
 """Does one thing within a change."""
 
 _log = get_logger("omniq.files")
@@ -75,17 +75,17 @@ class Folder(Catalog):
     def _set_up(self) -> None:
         self._guard = threading.Lock()
         self._users = 0
-        self._gate = Gate(self.settings)
-        self._gate.renew = self._renew
+        self._store_lock = StoreLock(self.settings)
+        self._store_lock.renew = self._renew
         self._is_checked = False
         """Whether what is open was looked at for the first time."""
         self._control_fd = -1
         self._journal: Journal | None = None
-        self.control = Control()
+        self.control = Superblock()
         self._control_text = b""
         """What this process wrote last into the control file."""
-        self.bells = Bells(self.tree)
-        self._lane: Lane[Job[Any]] = Lane("omniq-files", self._work)
+        self.waiter_table = WaiterTable(self.tree)
+        self._io_thread: IoThread[Job[Any]] = IoThread("omniq-files", self._work)
         self.forget()
 
     def now(self) -> int:
@@ -112,7 +112,7 @@ class Folder(Catalog):
             try:
                 self._begin()
             finally:
-                self._gate.leave()
+                self._store_lock.leave()
         except OSError as error:
             self._shut()
             raise translated(error, self.settings) from error
@@ -124,12 +124,12 @@ class Folder(Catalog):
         """Use the files that are there now, from now on."""
         try:
             journal = Journal(self.tree)
-            self.bells.open()
+            self.waiter_table.open()
         except BaseException:
             os.close(lock)
             os.close(control)
             raise
-        self._gate.open(lock)
+        self._store_lock.open(lock)
         if self._control_fd >= 0:
             # Under the same number, as another thread may be about to read it.
             os.dup2(control, self._control_fd, inheritable=False)
@@ -156,12 +156,12 @@ class Folder(Catalog):
         self._is_checked = True
         self._begin()
         self.control.mark = renew_mark(self.tree)
-        self.commit(Change(self, 0), [], 0)
+        self.commit(Transaction(self, 0), [], 0)
 
     def _enter(self, since: float) -> None:
         while True:
             try:
-                self._gate.enter(since)
+                self._store_lock.enter(since)
             except StorageUnavailable:
                 # Repairing may take longer than anybody should have to wait for anything else.
                 if self._is_checked or not is_being_repaired(self.settings):
@@ -180,13 +180,13 @@ class Folder(Catalog):
                 return
             self._users -= 1
             if self._users == 0:
-                self._lane.stop()
+                self._io_thread.stop()
                 self._shut()
 
     def _shut(self) -> None:
-        self._gate.close()
+        self._store_lock.close()
         self._close_files()
-        self.bells.close()
+        self.waiter_table.close()
         self._is_checked = False
         self.forget()
 
@@ -202,7 +202,7 @@ class Folder(Catalog):
     def after_fork(self) -> None:
         """Start afresh in the child of a fork, leaving alone what is the parent's."""
         self.generation += 1
-        self._gate.abandon()
+        self._store_lock.abandon()
         self._close_files()
         self._set_up()
 
@@ -217,7 +217,7 @@ class Folder(Catalog):
             result = self.attempt(job)
             if not isinstance(result, Missed):
                 return result
-        answer: T = await self._lane.ask(job)
+        answer: T = await self._io_thread.ask(job)
         return answer
 
     def run_blocking(self, job: Job[T]) -> T:
@@ -238,7 +238,7 @@ class Folder(Catalog):
     def attempt(self, job: Job[T]) -> T | Missed:
         """Do a job now, on this thread, unless that would mean to wait."""
         try:
-            if not self._is_checked or not self._gate.try_enter():
+            if not self._is_checked or not self._store_lock.try_enter():
                 return MISSED
         except Replaced:
             return MISSED
@@ -253,23 +253,23 @@ class Folder(Catalog):
             raise translated(error, self.settings) from error
         return self._do(job)
 
-    def _work(self, errands: list[Errand[Job[Any]]]) -> None:
-        for errand in errands:
+    def _work(self, operations: list[Operation[Job[Any]]]) -> None:
+        for operation in operations:
             try:
                 # From when it was handed over: those behind it do not wait for the time of each.
-                result = self._patiently(errand.job, errand.since)
+                result = self._patiently(operation.job, operation.since)
             except BaseException as error:
-                deliver([(errand, None, error)])
+                deliver([(operation, None, error)])
             else:
-                deliver([(errand, result, None)])
+                deliver([(operation, result, None)])
 
     def _do(self, job: Job[T]) -> T:
-        """Do a job, having gone in through the gate, and leave."""
+        """Do a job, having gone in through the store lock, and leave."""
         pokes: list[tuple[int, int]] = []
         try:
-            result, change = self._change(job)
-            if change.is_news:
-                pokes = self.bells.heard_by(change)
+            result, transaction = self._transaction(job)
+            if transaction.is_news:
+                pokes = self.waiter_table.heard_by(transaction)
         except BaseException as error:
             # What was read may have been changed in memory alone.
             self.forget()
@@ -277,18 +277,18 @@ class Folder(Catalog):
                 raise translated(error, self.settings) from error
             raise
         finally:
-            self._gate.leave()
-        self.bells.ring(pokes)
+            self._store_lock.leave()
+        self.waiter_table.ring(pokes)
         return result
 
-    def _change(self, job: Job[T]) -> tuple[T, Change]:
+    def _transaction(self, job: Job[T]) -> tuple[T, Transaction]:
         restored: set[str] = set()
         while True:
             self._begin()
-            change = Change(self, self.now())
+            transaction = Transaction(self, self.now())
             try:
-                result = job(change)
-                change.complete()
+                result = job(transaction)
+                transaction.complete()
             except Restored as file:
                 # Once: else somebody takes it away again and again.
                 if file.path in restored:
@@ -296,15 +296,15 @@ class Folder(Catalog):
                 restored.add(file.path)
                 self.forget()
             else:
-                return result, change
+                return result, transaction
 
-    def within(self, outer: Change, job: Job[T]) -> T:
+    def within(self, outer: Transaction, job: Job[T]) -> T:
         """Do a job as a change of its own, within one that has changed nothing so far."""
-        change = Change(self, outer.now)
-        result = job(change)
-        change.complete()
-        outer.ready += change.ready
-        outer.ended += change.ended
+        transaction = Transaction(self, outer.now)
+        result = job(transaction)
+        transaction.complete()
+        outer.ready += transaction.ready
+        outer.ended += transaction.ended
         return result
 
     # The store's numbers
@@ -333,7 +333,7 @@ class Folder(Catalog):
         self._seen = control.generation
         self.others_changed(known, control)
 
-    def _complete_of_the_dead(self, control: Control) -> Control:
+    def _complete_of_the_dead(self, control: Superblock) -> Superblock:
         """Complete the change of a process that died in the middle of it."""
         assert self._journal is not None
         frame = self._journal.read(control.offset)
@@ -350,7 +350,7 @@ class Folder(Catalog):
         write_control(self._control_fd, control)
         return control
 
-    def commit(self, change: Change, actions: list[Action], layout: int) -> None:
+    def commit(self, transaction: Transaction, actions: list[Action], layout: int) -> None:
         """Write a change down and do it."""
         control, journal = self.control, self._journal
         assert journal is not None
@@ -360,10 +360,10 @@ class Folder(Catalog):
         )
         numbers = (
             control.generation + 1,
-            change.sequence,
+            transaction.sequence,
             control.layout + layout,
             control.queues + new_queues,
-            control.schedules + change.schedules_changed,
+            control.schedules + transaction.schedules_changed,
         )
         offset = control.offset
         try:
@@ -387,7 +387,7 @@ class Folder(Catalog):
         self._control_text = write_control(self._control_fd, control)
         self._seen = control.generation
 
-    def _begin_lap(self, control: Control) -> None:
+    def _begin_lap(self, control: Superblock) -> None:
         assert self._journal is not None
         if control.durable or self.settings.durable:
             # From here on the journal can no longer tell what these files were to hold.
@@ -395,32 +395,32 @@ class Folder(Catalog):
         control.offset = 0
         self._journal.trim()
 
-    def divide(self, shelf: Shelf, crowded: str) -> None:
+    def divide(self, state_folder: StateFolder, crowded: str) -> None:
         """Divide a sub-folder in two."""
         actions: list[Action] = []
-        for source, target in shelf.divide(crowded):
+        for source, target in state_folder.divide(crowded):
             entry = parse_entry(source.rpartition("/")[2])
             assert entry is not None
             actions.append(("move", source, target, home_path(entry.sequence, entry.id_token)))
-        self.commit(Change(self, 0), actions, 1)
-        shelf.forget_folders()
+        self.commit(Transaction(self, 0), actions, 1)
+        state_folder.forget_folders()
 
-    def tidy(self, shelf: Shelf) -> None:
+    def tidy(self, state_folder: StateFolder) -> None:
         """Remove the sub-folders that all files have been taken from, before anything else is changed."""
-        spent = shelf.spent()
+        spent = state_folder.spent()
         if not spent:
             return
         # Others learn of it first: were we to die in between, they would only look in vain.
-        self.commit(Change(self, 0), [], 1)
+        self.commit(Transaction(self, 0), [], 1)
         for folder in spent:
-            self.tree.remove_folder(f"{shelf.path}/{folder}")
-        shelf.forget_folders()
+            self.tree.remove_folder(f"{state_folder.path}/{folder}")
+        state_folder.forget_folders()
 
     def tidy_away(self, queue: Queue) -> None:
         """Remove what is kept of a queue that has nothing."""
-        self.commit(Change(self, 0), [("remove", queue.path)], 1)
-        for shelf in queue.shelves.values():
-            for place in (*(f"{shelf.path}/{folder}" for folder in shelf.folders()), shelf.path):
+        self.commit(Transaction(self, 0), [("remove", queue.path)], 1)
+        for state_folder in queue.state_folders.values():
+            for place in (*(f"{state_folder.path}/{folder}" for folder in state_folder.folders()), state_folder.path):
                 self.tree.remove_folder(place)
         self.drop_queue(queue)
 

@@ -19,7 +19,7 @@ from zlib import crc32
 
 from attrs import frozen
 
-from omniq.escaping import get_logger
+from omniq.storage.escaping import get_logger
 from omniq.storage.validation import UNREADABLE, corrupt, log_once
 from omniq_local.files.tree import NO_FILE, Tree, check_path
 

@@ -9,8 +9,8 @@ import os
 import secrets
 
 from omniq.errors import SchemaMismatch, StorageUnavailable
-from omniq_local.files.control import MARKS
 from omniq_local.files.settings import Settings
+from omniq_local.files.superblock import MARKS
 from omniq_local.files.tree import ASIDE, Tree, folder_mode
 
 __all__ = ["VERSION", "gone", "prepare", "sync_all"]

@@ -7,12 +7,12 @@ from collections.abc import Callable
 
 from attrs import Factory, define
 
-from omniq.escaping import get_logger
+from omniq.storage.escaping import get_logger
 from omniq.storage.validation import UNREADABLE, check_text, corrupt, log_once
 from omniq.task import TaskState
 from omniq_local.files.journal import LARGEST
 from omniq_local.files.names import is_key, parse_entry, queue_path, text_of, token
-from omniq_local.files.shelves import Shelf
+from omniq_local.files.state_folders import StateFolder
 from omniq_local.files.tree import NO_FILE, Tree
 
 __all__ = ["EXPIRING", "SHELVES", "Queue", "check_queue"]
@@ -39,8 +39,8 @@ class Queue:
         self.paused = False
         self.counts = dict.fromkeys(SHELVES, 0)
         folder = token(name)
-        self.shelves = {
-            state: Shelf(tree, f"{state}/{folder}", foreign, ranked=state == TaskState.READY) for state in SHELVES
+        self.state_folders = {
+            state: StateFolder(tree, f"{state}/{folder}", foreign, ranked=state == TaskState.READY) for state in SHELVES
         }
         self.raw: bytes | None = None
         """The file as it is; None if there is none."""
@@ -84,9 +84,9 @@ class Queue:
         """Find out anew what the file was to say, and cannot be read; the next change of the queue writes it."""
         log_once(_log, corrupt("queue", self.name, error, place=f"{self._tree.base}/{self.path}"))
         numbers = _Numbers()
-        for state, shelf in self.shelves.items():
-            shelf.forget_folders()
-            keys = [name.rpartition("/")[2] for name in shelf.all()]
+        for state, state_folder in self.state_folders.items():
+            state_folder.forget_folders()
+            keys = [name.rpartition("/")[2] for name in state_folder.all()]
             numbers.counts[state] = len(keys)
             entry = parse_entry(keys[-1]) if keys else None
             numbers.last[state] = "" if entry is None else entry.key
@@ -94,22 +94,26 @@ class Queue:
 
     def _take(self, numbers: _Numbers, generation: int) -> None:
         self.paused = numbers.paused
-        for state, shelf in self.shelves.items():
+        for state, state_folder in self.state_folders.items():
             self.counts[state] = numbers.counts.get(state, 0)
             # A queue that is gone and comes again must not look like the one of old.
             epoch = generation if numbers.epochs is None else numbers.epochs.get(state, 0)
-            if epoch != shelf.epoch or numbers.epochs is None:
-                shelf.epoch = epoch
-                shelf.forget_names()
-            shelf.last = numbers.last.get(state, "")
+            if epoch != state_folder.epoch or numbers.epochs is None:
+                state_folder.epoch = epoch
+                state_folder.forget_names()
+            state_folder.last = numbers.last.get(state, "")
 
     def dump(self) -> bytes:
         """Give the file."""
         # By hand, since it is done for each change of a task; only the name needs an encoder.
         counts = ", ".join([f'"{state}": {count}' for state, count in self.counts.items() if count])
-        shelves = self.shelves.items()
-        epochs = ", ".join([f'"{state}": {shelf.epoch}' for state, shelf in shelves if shelf.epoch])
-        last = ", ".join([f'"{state}": "{shelf.last}"' for state, shelf in shelves if shelf.last])
+        state_folders = self.state_folders.items()
+        epochs = ", ".join(
+            [f'"{state}": {state_folder.epoch}' for state, state_folder in state_folders if state_folder.epoch]
+        )
+        last = ", ".join(
+            [f'"{state}": "{state_folder.last}"' for state, state_folder in state_folders if state_folder.last]
+        )
         return (
             f'{{"queue": {self._name_text}, "paused": {"true" if self.paused else "false"}, "counts": {{{counts}}}, '
             f'"epochs": {{{epochs}}}, "last": {{{last}}}}}\n'

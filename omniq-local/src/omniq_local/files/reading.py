@@ -6,12 +6,12 @@ from collections.abc import Iterator, Sequence
 
 from omniq.storage import QueueStats, StoredWorker, TaskPage, TaskQuery
 from omniq.task import StoredTask, TaskState
-from omniq_local.files.change import Change
+from omniq_local.files.encoding import Record
+from omniq_local.files.maintenance import live_workers
 from omniq_local.files.names import HOME_SIZE, about_path, parse_entry
 from omniq_local.files.queues import Queue
-from omniq_local.files.records import Record
 from omniq_local.files.times import moment
-from omniq_local.files.upkeep import live_workers
+from omniq_local.files.transaction import Transaction
 
 __all__ = ["ended", "get", "list_tasks", "stats", "workers"]
 
@@ -20,26 +20,28 @@ SEQUENCE_OF_READY, SEQUENCE = 23, 19
 """Where the sequence number stands in a file's name."""
 
 
-def get(ids: Sequence[str], change: Change) -> list[StoredTask | None]:
+def get(ids: Sequence[str], transaction: Transaction) -> list[StoredTask | None]:
     """See :meth:`~omniq.storage.Storage.get`."""
-    found = (change.fetch(task_id) for task_id in ids)
+    found = (transaction.fetch(task_id) for task_id in ids)
     return [None if record is None else record.task() for record in found]
 
 
-def ended(ids: Sequence[str], change: Change) -> set[str]:
+def ended(ids: Sequence[str], transaction: Transaction) -> set[str]:
     """Give those of some tasks that have ended or are not in the store."""
-    return {task_id for task_id in ids if (record := change.fetch(task_id)) is None or record.finished_at is not None}
+    return {
+        task_id for task_id in ids if (record := transaction.fetch(task_id)) is None or record.finished_at is not None
+    }
 
 
-def stats(change: Change) -> list[QueueStats]:
+def stats(transaction: Transaction) -> list[QueueStats]:
     """See :meth:`~omniq.storage.Storage.stats`."""
-    queues = (change.queue(name) for name in change.folder.queue_names())
+    queues = (transaction.queue(name) for name in transaction.folder.queue_names())
     return [
         QueueStats(
             queue=queue.name,
             counts={state: queue.counts[state.value] for state in TaskState},
             paused=queue.paused,
-            oldest_ready=_waited(queue, change.now),
+            oldest_ready=_waited(queue, transaction.now),
         )
         for queue in queues
         if not queue.is_empty
@@ -54,29 +56,29 @@ def _waited(queue: Queue, now: int) -> float | None:
 
 
 def _first_of_each_priority(queue: Queue) -> Iterator[int]:
-    shelf = queue.shelves[READY]
+    state_folder = queue.state_folders[READY]
     seen = ""
-    folders = shelf.folders()
+    folders = state_folder.folders()
     for position, folder in enumerate(folders):
         following = folders[position + 1][:3] if position + 1 < len(folders) else ""
         if following == seen and seen:
             # All that is in this one has the priority of which the oldest is known.
             continue
-        for name in shelf.names(folder):
+        for name in state_folder.names(folder):
             if name[:3] != seen:
                 seen = name[:3]
                 yield int(name[4:22])
 
 
-def workers(change: Change) -> list[StoredWorker]:
+def workers(transaction: Transaction) -> list[StoredWorker]:
     """See :meth:`~omniq.storage.Storage.workers`."""
-    alive = live_workers(change)
+    alive = live_workers(transaction)
     running: dict[str | None, list[str]] = {}
-    for name in change.folder.queue_names() if alive else ():
-        queue = change.queue(name)
+    for name in transaction.folder.queue_names() if alive else ():
+        queue = transaction.queue(name)
         if queue.counts[RUNNING]:
-            for path in queue.shelves[RUNNING].all():
-                record = _shown(path, queue.name, change)
+            for path in queue.state_folders[RUNNING].all():
+                record = _shown(path, queue.name, transaction)
                 if record is not None and record.stand_in is None:
                     running.setdefault(record.worker, []).append(record.order.id)
     return [
@@ -84,28 +86,30 @@ def workers(change: Change) -> list[StoredWorker]:
             id=worker,
             seen_at=moment(seen_at),
             running=tuple(running.get(worker, ())),
-            about=_about(worker, change),
+            about=_about(worker, transaction),
         )
         for worker, seen_at in sorted(alive.items())
     ]
 
 
-def _about(worker: str, change: Change) -> str | None:
-    content = change.content(about_path(worker))
+def _about(worker: str, transaction: Transaction) -> str | None:
+    content = transaction.content(about_path(worker))
     return None if content is None else content.decode(errors="replace")
 
 
 # Pages
 
 
-def list_tasks(query: TaskQuery, before: int | None, change: Change) -> TaskPage[StoredTask]:
+def list_tasks(query: TaskQuery, before: int | None, transaction: Transaction) -> TaskPage[StoredTask]:
     """See :meth:`~omniq.storage.Storage.list_tasks`.
 
     :param before: only tasks with a smaller sequence number.
     """
-    upto = change.folder.control.sequence + 1 if before is None else before
+    upto = transaction.folder.control.sequence + 1 if before is None else before
     found: list[Record] = []
-    candidates = _latest(upto, change) if query.state is None and query.queue is None else _named(query, upto, change)
+    candidates = (
+        _latest(upto, transaction) if query.state is None and query.queue is None else _named(query, upto, transaction)
+    )
     for record in candidates:
         if not _matches(record, query):
             continue
@@ -124,9 +128,9 @@ def _matches(record: Record, query: TaskQuery) -> bool:
     )
 
 
-def _latest(upto: int, change: Change) -> Iterator[Record]:
+def _latest(upto: int, transaction: Transaction) -> Iterator[Record]:
     """Give all tasks, the latest first, by the folders that they have all their life."""
-    tree = change.folder.tree
+    tree = transaction.folder.tree
     for folder in sorted(tree.names("tasks"), reverse=True):
         if not _is_number(folder) or int(folder) * HOME_SIZE >= upto:
             continue
@@ -134,39 +138,39 @@ def _latest(upto: int, change: Change) -> Iterator[Record]:
             number = name[:12]
             if _is_number(number) and int(number) < upto:
                 id_token = name[13:].removesuffix(".json")
-                record = change.fetch_file(f"tasks/{folder}/{name}", int(number), id_token)
+                record = transaction.fetch_file(f"tasks/{folder}/{name}", int(number), id_token)
                 if record is not None:
                     yield record
 
 
-def _named(query: TaskQuery, upto: int, change: Change) -> Iterator[Record]:
+def _named(query: TaskQuery, upto: int, transaction: Transaction) -> Iterator[Record]:
     """Give the tasks of a queue or a state, the latest first, by the names of their files there."""
     bound = f"{upto:012d}"
     found: list[tuple[str, str, str]] = []
-    for queue_name in change.folder.queue_names() if query.queue is None else [query.queue]:
-        queue = change.queue(queue_name)
+    for queue_name in transaction.folder.queue_names() if query.queue is None else [query.queue]:
+        queue = transaction.queue(queue_name)
         for state in TaskState if query.state is None else (query.state,):
             if queue.counts[state.value]:
                 start = SEQUENCE_OF_READY if state is TaskState.READY else SEQUENCE
-                shelf = queue.shelves[state.value]
-                for folder in shelf.folders():
-                    place = f"{shelf.path}/{folder}/"
+                state_folder = queue.state_folders[state.value]
+                for folder in state_folder.folders():
+                    place = f"{state_folder.path}/{folder}/"
                     found += [
                         (sequence, place + name, queue_name)
-                        for name in shelf.names(folder)
+                        for name in state_folder.names(folder)
                         if (sequence := name[start : start + 12]) < bound
                     ]
     found.sort(reverse=True)
     for _, path, queue_name in found:
-        record = _shown(path, queue_name, change)
+        record = _shown(path, queue_name, transaction)
         if record is not None:
             yield record
 
 
-def _shown(path: str, queue_name: str, change: Change) -> Record | None:
+def _shown(path: str, queue_name: str, transaction: Transaction) -> Record | None:
     entry = parse_entry(path.rpartition("/")[2])
     assert entry is not None
-    return change.fetch_file(path, entry.sequence, entry.id_token, queue_name)
+    return transaction.fetch_file(path, entry.sequence, entry.id_token, queue_name)
 
 
 def _is_number(text: str) -> bool:

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import os
 
-from omniq.escaping import get_logger
+from omniq.storage.escaping import get_logger
 from omniq.storage.validation import UNREADABLE
-from omniq_local.files.control import Control, boot_id, is_original, read_control, write_control
+from omniq_local.files.encoding import ENDED, Record, parse_record
 from omniq_local.files.journal import Journal, redo
 from omniq_local.files.names import home_path, parse_entry, unique_path
 from omniq_local.files.preparation import sync_all
 from omniq_local.files.queues import EXPIRING, SHELVES, Queue
-from omniq_local.files.records import ENDED, Record, parse_record
 from omniq_local.files.settings import Settings
+from omniq_local.files.superblock import Superblock, boot_id, is_original, read_control, write_control
 from omniq_local.files.tree import Tree
 
 __all__ = ["is_being_repaired", "repair"]
@@ -32,7 +32,7 @@ def repair(settings: Settings, tree: Tree, control_fd: int, journal: Journal) ->
     control = read_control(control_fd)
     boot = boot_id()
     if control is None and not tree.names("tasks"):
-        write_control(control_fd, Control(boot=boot))
+        write_control(control_fd, Superblock(boot=boot))
         return
     reason = _reason_to(tree, control, boot)
     if reason is None:
@@ -55,7 +55,7 @@ def repair(settings: Settings, tree: Tree, control_fd: int, journal: Journal) ->
     tree.remove(SIGN)
     write_control(
         control_fd,
-        Control(
+        Superblock(
             generation=generation + 1,
             sequence=max(sequence, 0 if control is None else control.sequence),
             offset=0,
@@ -68,7 +68,7 @@ def repair(settings: Settings, tree: Tree, control_fd: int, journal: Journal) ->
     )
 
 
-def _reason_to(tree: Tree, control: Control | None, boot: str) -> str | None:
+def _reason_to(tree: Tree, control: Superblock | None, boot: str) -> str | None:
     if control is None:
         return "its numbers are lost"
     if control.boot != boot:
@@ -147,8 +147,8 @@ class _Repair:
             queue = self._queues[name] = Queue(self._tree, name, self._set_aside)
             queue.read(self._generation)
             queue.counts = dict.fromkeys(SHELVES, 0)
-            for shelf in queue.shelves.values():
-                shelf.epoch = self._generation
+            for state_folder in queue.state_folders.values():
+                state_folder.epoch = self._generation
         return queue
 
     def _keep(self, record: Record) -> None:
@@ -158,12 +158,12 @@ class _Repair:
         self._link(record.home, record.by_id)
         for state, key in ((record.state.value, record.key), (EXPIRING, record.expiry_key)):
             if key:
-                shelf = queue.shelves[state]
-                path = shelf.file(key, record.id_token)
+                state_folder = queue.state_folders[state]
+                path = state_folder.file(key, record.id_token)
                 self._link(record.home, path)
                 self._places.add(path)
                 queue.counts[state] += 1
-                shelf.last = max(shelf.last, key)
+                state_folder.last = max(state_folder.last, key)
         if record.order.unique is not None and record.state not in ENDED:
             self._link(record.home, unique_path(record.order.unique))
 

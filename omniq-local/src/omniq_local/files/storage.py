@@ -30,10 +30,10 @@ from omniq.storage import (
     TaskQuery,
 )
 from omniq.task import NewTask, Outcome, Progress, StoredTask, TaskState
-from omniq_local.files import claiming, finishing, managing, reading, scheduling, upkeep
+from omniq_local.files import claiming, control, finishing, maintenance, reading, schedules
 from omniq_local.files.doctor import check, diagnose
+from omniq_local.files.enqueueing import enqueue
 from omniq_local.files.folder import Folder
-from omniq_local.files.producing import enqueue
 from omniq_local.files.settings import read_settings
 from omniq_local.files.times import moment
 from omniq_local.files.waiting import Waiting
@@ -140,7 +140,7 @@ class FileStorage(Storage):
         )
 
     async def recover(self, limit: int) -> list[StoredTask]:
-        return await self._opened().run(partial(upkeep.recover, limit), small=limit <= LARGE)
+        return await self._opened().run(partial(maintenance.recover, limit), small=limit <= LARGE)
 
     # Waiting
 
@@ -175,27 +175,27 @@ class FileStorage(Storage):
     # Control
 
     async def cancel(self, ids: Sequence[str]) -> list[bool]:
-        return await self._opened().run(partial(managing.cancel, ids), small=len(ids) <= LARGE)
+        return await self._opened().run(partial(control.cancel, ids), small=len(ids) <= LARGE)
 
     async def retry(self, ids: Sequence[str]) -> list[bool]:
-        return await self._opened().run(partial(managing.retry, ids), small=len(ids) <= LARGE)
+        return await self._opened().run(partial(control.retry, ids), small=len(ids) <= LARGE)
 
     async def delete(self, ids: Sequence[str]) -> list[bool]:
-        return await self._opened().run(partial(managing.delete, ids), small=len(ids) <= LARGE)
+        return await self._opened().run(partial(control.delete, ids), small=len(ids) <= LARGE)
 
     async def purge(self, queue: str, state: TaskState | None = None) -> int:
         folder = self._opened()
-        last = await folder.run(lambda change: change.sequence)
+        last = await folder.run(lambda transaction: transaction.sequence)
         removed = 0
-        while step := await folder.run(partial(managing.purge_step, queue, state, last), small=False):
+        while step := await folder.run(partial(control.purge_step, queue, state, last), small=False):
             removed += step
         return removed
 
     async def pause(self, queue: str) -> bool:
-        return await self._opened().run(partial(managing.pause, queue))
+        return await self._opened().run(partial(control.pause, queue))
 
     async def resume(self, queue: str) -> bool:
-        return await self._opened().run(partial(managing.resume, queue))
+        return await self._opened().run(partial(control.resume, queue))
 
     async def set_progress(self, updates: Mapping[Lease, Progress]) -> None:
         await self._opened().run(partial(finishing.set_progress, updates), small=len(updates) <= LARGE)
@@ -203,24 +203,24 @@ class FileStorage(Storage):
     # Schedules
 
     async def put_schedule(self, schedule: Schedule, expected_revision: int | None = None) -> Schedule | None:
-        return await self._opened().run(partial(scheduling.put_schedule, schedule, expected_revision))
+        return await self._opened().run(partial(schedules.put_schedule, schedule, expected_revision))
 
     async def get_schedules(self, ids: Sequence[str] | None = None) -> list[Schedule]:
-        return await self._opened().run(partial(scheduling.get_schedules, ids))
+        return await self._opened().run(partial(schedules.get_schedules, ids))
 
     async def delete_schedule(self, schedule_id: str) -> bool:
-        return await self._opened().run(partial(scheduling.delete_schedule, schedule_id))
+        return await self._opened().run(partial(schedules.delete_schedule, schedule_id))
 
     async def due_schedules(self, limit: int) -> list[Schedule]:
-        return await self._opened().run(partial(scheduling.due_schedules, limit))
+        return await self._opened().run(partial(schedules.due_schedules, limit))
 
     async def fire(self, schedule: Schedule, tasks: Sequence[NewTask]) -> list[Enqueued] | None:
-        return await self._opened().run(partial(scheduling.fire, schedule, tasks), small=len(tasks) <= LARGE)
+        return await self._opened().run(partial(schedules.fire, schedule, tasks), small=len(tasks) <= LARGE)
 
     # Upkeep
 
     async def prune(self, limit: int) -> int:
-        return await self._opened().run(partial(upkeep.prune, limit), small=False)
+        return await self._opened().run(partial(maintenance.prune, limit), small=False)
 
     async def namespaces(self) -> list[str]:
         root = self._folder.settings.root

@@ -12,12 +12,12 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from omniq.task import TaskState
-from omniq_local.files.bells import FOR_END, FOR_WORK, VALID
-from omniq_local.files.change import Change
 from omniq_local.files.claiming import time_of
 from omniq_local.files.folder import Folder
 from omniq_local.files.reading import ended
-from omniq_local.files.scheduling import outlook
+from omniq_local.files.schedules import outlook
+from omniq_local.files.transaction import Transaction
+from omniq_local.files.waiter_table import FOR_END, FOR_WORK, VALID
 from omniq_local.wake import Inbox, Signal
 
 __all__ = ["Waiting"]
@@ -81,16 +81,18 @@ class Waiting:
             return set()
         found: set[str] = set()
 
-        def look(change: Change) -> bool:
-            found.update(ended(ids, change))
+        def look(transaction: Transaction) -> bool:
+            found.update(ended(ids, transaction))
             return bool(found)
 
         deadline = asyncio.get_running_loop().time() + timeout
         await self._wait(_Name(FOR_END, tuple(ids)), look, deadline, small=len(ids) <= 100)
         return found
 
-    async def _wait(self, name: _Name, look: Callable[[Change], bool], deadline: float, *, small: bool = True) -> None:
-        loop, folder, bell = asyncio.get_running_loop(), self._folder, self._folder.bells.bell
+    async def _wait(
+        self, name: _Name, look: Callable[[Transaction], bool], deadline: float, *, small: bool = True
+    ) -> None:
+        loop, folder, bell = asyncio.get_running_loop(), self._folder, self._folder.waiter_table.bell
         began = loop.time()
         bell.add(name.signal)
         self._waiting.add(name)
@@ -121,42 +123,42 @@ class Waiting:
             self._waiting.discard(name)
             bell.discard(name.signal)
             if not name.signal.fired and name.written_until and not self._closed:
-                folder.post(lambda change: folder.bells.strike(name.signal.token))
+                folder.post(lambda transaction: folder.waiter_table.strike(name.signal.token))
 
     def _may_have_changed(self, name: _Name) -> bool:
         if name.next_at is not None and name.next_at <= self._folder.now():
             return True
         return self._folder.peek_generation() != name.generation
 
-    def _look(self, name: _Name, port: int, look: Callable[[Change], bool], change: Change) -> bool:
-        if look(change):
+    def _look(self, name: _Name, port: int, look: Callable[[Transaction], bool], transaction: Transaction) -> bool:
+        if look(transaction):
             return True
         name.generation = self._folder.control.generation
-        self._folder.bells.write(name.signal.token, port, name.kind, name.topics)
+        self._folder.waiter_table.write(name.signal.token, port, name.kind, name.topics)
         return False
 
     def _port(self) -> int:
         if self._inbox is None:
-            self._inbox = Inbox(self._folder.bells.bell)
+            self._inbox = Inbox(self._folder.waiter_table.bell)
         return self._inbox.port
 
 
-def _work_is_there(queues: Sequence[str], name: _Name, change: Change) -> bool:
-    due, upcoming = outlook(change)
+def _work_is_there(queues: Sequence[str], name: _Name, transaction: Transaction) -> bool:
+    due, upcoming = outlook(transaction)
     if name.overdue is None:
         name.overdue = due
     elif due - name.overdue:
         return True
     times = [upcoming]
     for each in dict.fromkeys(queues):
-        queue = change.queue(each)
+        queue = transaction.queue(each)
         if queue.paused:
             continue
         if queue.counts[READY] > 0:
             return True
-        if queue.counts[SCHEDULED] > 0 and (first := queue.shelves[SCHEDULED].peek()) is not None:
+        if queue.counts[SCHEDULED] > 0 and (first := queue.state_folders[SCHEDULED].peek()) is not None:
             times.append(time_of(first))
-            if time_of(first) <= change.now:
+            if time_of(first) <= transaction.now:
                 return True
     name.next_at = min((at for at in times if at is not None), default=None)
     return False

@@ -13,9 +13,9 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 from omniq.errors import StorageUnavailable
-from omniq.escaping import get_logger
-from omniq_local.lanes import Errand
-from omniq_local.sqlite.connection import connect
+from omniq.storage.escaping import get_logger
+from omniq_local.io_threads import Operation
+from omniq_local.sqlite.connecting import connect
 from omniq_local.sqlite.settings import Settings
 
 __all__ = ["Checkpoints"]
@@ -64,8 +64,8 @@ class Checkpoints:
         self._under_way = True
         return True
 
-    def work(self, errands: list[Errand[None]]) -> None:
-        """Do it, on the thread of a lane."""
+    def work(self, operations: list[Operation[None]]) -> None:
+        """Do it, on the thread of an I/O thread."""
         self._written = 0
         try:
             self._checkpoint()

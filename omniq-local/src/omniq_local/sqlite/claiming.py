@@ -10,11 +10,11 @@ from typing import Any
 from attrs import frozen
 
 from omniq.errors import CorruptRecord
-from omniq.escaping import get_logger
-from omniq.records import dump_error
+from omniq.storage.escaping import get_logger
+from omniq.storage.records import dump_error
 from omniq.storage.validation import corrupt_error
 from omniq.task import StoredTask
-from omniq_local.sqlite.rows import CANCELLED, FAILED, READY, RUNNING, SCHEDULED, claimed_task, moment, span
+from omniq_local.sqlite.encoding import CANCELLED, FAILED, READY, RUNNING, SCHEDULED, claimed_task, moment, span
 from omniq_local.sqlite.transaction import Row, Transaction
 
 __all__ = ["Claim", "Claimed", "Picked", "claim", "end_corrupt", "end_expired", "promote", "read"]

@@ -9,7 +9,7 @@ from typing import Any
 from omniq.storage.validation import is_text
 from omniq.task import TaskState
 from omniq_local.sqlite.claiming import promote
-from omniq_local.sqlite.rows import CANCELLED, FAILED, NUMBER_OF, READY, RUNNING, SCHEDULED, SUCCEEDED
+from omniq_local.sqlite.encoding import CANCELLED, FAILED, NUMBER_OF, READY, RUNNING, SCHEDULED, SUCCEEDED
 from omniq_local.sqlite.transaction import Row, Transaction
 
 __all__ = ["cancel", "delete", "last_seq", "pause", "purge_step", "resume", "retry"]
@@ -98,12 +98,12 @@ def purge_step(queue: str, state: TaskState | None, last: int, tx: Transaction) 
     for number in range(SCHEDULED, CANCELLED + 1) if state is None else [NUMBER_OF[state]]:
         left = PURGED - len(rows)
         if left > 0 and number != RUNNING:
-            rows += _doomed(tx, queue, number, last, left)
+            rows += _tombstones(tx, queue, number, last, left)
     tx.forget([(seq, task_id, name, number) for seq, task_id, name, number in rows])
     return len(rows)
 
 
-def _doomed(tx: Transaction, queue: str, state: int, last: int, limit: int) -> list[Any]:
+def _tombstones(tx: Transaction, queue: str, state: int, last: int, limit: int) -> list[Any]:
     found: list[Any]
     if state == SCHEDULED:
         found = tx.value("control.doomed_scheduled", queue, last, limit)

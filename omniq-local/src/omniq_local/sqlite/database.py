@@ -21,11 +21,11 @@ from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from omniq.errors import StorageError, StorageUnavailable
-from omniq.escaping import get_logger
+from omniq.storage.escaping import get_logger
 from omniq.task import NewTask
-from omniq_local.lanes import Errand, Lane, deliver
-from omniq_local.sqlite.channels import MISSED, Channel, Job, Reader, Writer
+from omniq_local.io_threads import IoThread, Operation, deliver
 from omniq_local.sqlite.checkpoint import Checkpoints
+from omniq_local.sqlite.connections import MISSED, Job, LockedConnection, Reader, Writer
 from omniq_local.sqlite.lost_log import not_the_last
 from omniq_local.sqlite.preparation import PREPARING, prepare
 from omniq_local.sqlite.settings import Settings
@@ -88,11 +88,13 @@ class Database:
         for channel in self._channels:
             channel.renew = self._renew
             channel.log_is_lost = self._log_is_lost
-        self._committing: Lane[Job[Any]] = Lane("omniq-sqlite-commit", partial(_commit, self._main))
-        self._beating: Lane[Job[Any]] = Lane("omniq-sqlite-beat", partial(_commit, self._beat))
-        self._reading: Lane[Callable[[sqlite3.Connection], Any]] = Lane("omniq-sqlite-read", partial(_read, self._slow))
-        self._checkpointing: Lane[None] = Lane("omniq-sqlite-checkpoint", self._checkpoints.work)
-        self._spreading: Lane[News] = Lane("omniq-sqlite-spread", self._spread)
+        self._committing: IoThread[Job[Any]] = IoThread("omniq-sqlite-commit", partial(_commit, self._main))
+        self._beating: IoThread[Job[Any]] = IoThread("omniq-sqlite-beat", partial(_commit, self._beat))
+        self._reading: IoThread[Callable[[sqlite3.Connection], Any]] = IoThread(
+            "omniq-sqlite-read", partial(_read, self._slow)
+        )
+        self._checkpointing: IoThread[None] = IoThread("omniq-sqlite-checkpoint", self._checkpoints.work)
+        self._spreading: IoThread[News] = IoThread("omniq-sqlite-spread", self._spread)
         self._is_ending = threading.Event()
 
     def now(self) -> int:
@@ -125,8 +127,8 @@ class Database:
             if self._users:
                 return
             self._is_ending.set()
-            for lane in (self._spreading, self._committing, self._beating, self._reading, self._checkpointing):
-                lane.stop()
+            for io_thread in (self._spreading, self._committing, self._beating, self._reading, self._checkpointing):
+                io_thread.stop()
             self._is_ending.clear()
             self._renew()
             for channel in reversed(self._channels):
@@ -163,7 +165,7 @@ class Database:
                     channel.drop()
 
     @property
-    def _channels(self) -> tuple[Channel, ...]:
+    def _channels(self) -> tuple[LockedConnection, ...]:
         return (self._main, self._beat, self.quick, self._slow)
 
     def before_fork(self) -> None:
@@ -245,7 +247,7 @@ class Database:
             with contextlib.suppress(StorageError):
                 if self._main.attempt(job) is not MISSED:
                     return
-        self._committing.put(Errand(job, Future()))
+        self._committing.put(Operation(job, Future()))
 
     async def beat(self, job: Job[T]) -> T:
         """Do a heartbeat's job, whatever else the process writes."""
@@ -260,17 +262,17 @@ class Database:
         if pokes:
             self.bell.ring(pokes)
         if self._checkpoints.due_after(rows):
-            self._checkpointing.put(Errand(None, Future()))
+            self._checkpointing.put(Operation(None, Future()))
 
     def spread(self, news: News) -> None:
         """Wake those who wait for what a caller writes in his own transaction, once he has ended it; returns at once.
 
         If he rolls it back, they look in vain.
         """
-        self._spreading.put(Errand(news, Future()))
+        self._spreading.put(Operation(news, Future()))
 
-    def _spread(self, errands: list[Errand[News]]) -> None:
-        news = [errand.job for errand in errands]
+    def _spread(self, operations: list[Operation[News]]) -> None:
+        news = [operation.job for operation in operations]
         deadline = time.monotonic() + CALLER_PATIENCE
         pause = 0.001
         with contextlib.suppress(StorageError):
@@ -288,30 +290,30 @@ class Database:
         return answer
 
 
-def _commit(writer: Writer, errands: list[Errand[Job[Any]]]) -> None:
+def _commit(writer: Writer, operations: list[Operation[Job[Any]]]) -> None:
     try:
-        results = writer.transact([errand.job for errand in errands])
+        results = writer.transact([operation.job for operation in operations])
     except StorageUnavailable as error:
-        deliver((errand, None, error) for errand in errands)
+        deliver((operation, None, error) for operation in operations)
     except BaseException as error:
-        if len(errands) == 1:
-            deliver([(errands[0], None, error)])
+        if len(operations) == 1:
+            deliver([(operations[0], None, error)])
             return
         # One that fails must not harm the others: nothing of the group is stored, so each may have a turn of its own.
-        for errand in errands:
-            _commit(writer, [errand])
+        for operation in operations:
+            _commit(writer, [operation])
     else:
-        deliver((errand, result, None) for errand, result in zip(errands, results, strict=True))
+        deliver((operation, result, None) for operation, result in zip(operations, results, strict=True))
 
 
-def _read(reader: Reader, errands: list[Errand[Callable[[sqlite3.Connection], Any]]]) -> None:
-    for errand in errands:
+def _read(reader: Reader, operations: list[Operation[Callable[[sqlite3.Connection], Any]]]) -> None:
+    for operation in operations:
         try:
-            result = reader.read(errand.job)
+            result = reader.read(operation.job)
         except BaseException as error:
-            deliver([(errand, None, error)])
+            deliver([(operation, None, error)])
         else:
-            deliver([(errand, result, None)])
+            deliver([(operation, result, None)])
 
 
 _alive: weakref.WeakSet[Database] = weakref.WeakSet()

@@ -7,7 +7,7 @@ from typing import Any
 
 from omniq.storage import Enqueued
 from omniq.task import NewTask
-from omniq_local.sqlite.rows import BODY_APART, SCHEDULED, columns_of
+from omniq_local.sqlite.encoding import BODY_APART, SCHEDULED, columns_of
 from omniq_local.sqlite.transaction import Transaction
 
 __all__ = ["enqueue"]

@@ -6,10 +6,10 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from omniq.records import dump_error, dump_progress
 from omniq.storage import Lease, LeaseState
+from omniq.storage.records import dump_error, dump_progress
 from omniq.task import Cancelled, Failed, Outcome, Progress, Released, Retry, Succeeded
-from omniq_local.sqlite.rows import (
+from omniq_local.sqlite.encoding import (
     CANCELLED,
     FAILED,
     READY,

@@ -19,13 +19,13 @@ from typing import Any, TypeVar
 
 from omniq.errors import StorageUnavailable
 from omniq.storage import Enqueued
+from omniq.storage.transactions import CallerTransaction, driver_connection
 from omniq.task import NewTask, Outcome
-from omniq.transactions import CallerTransaction, driver_connection
-from omniq_local.sqlite.channels import Job
-from omniq_local.sqlite.connection import identity_of
+from omniq_local.sqlite.connecting import identity_of
+from omniq_local.sqlite.connections import Job
 from omniq_local.sqlite.database import Database
 from omniq_local.sqlite.enqueueing import enqueue
-from omniq_local.sqlite.faults import is_busy, translated
+from omniq_local.sqlite.errors import is_busy, translated
 from omniq_local.sqlite.finishing import finish
 from omniq_local.sqlite.settings import Settings
 from omniq_local.sqlite.transaction import Transaction

@@ -15,8 +15,8 @@ from attrs import frozen
 
 from omniq.storage import TaskPage, TaskQuery
 from omniq.task import StoredTask
+from omniq_local.sqlite.encoding import NUMBER_OF, READY, RUNNING, SCHEDULED, SUCCEEDED
 from omniq_local.sqlite.reading import counts, make_task
-from omniq_local.sqlite.rows import NUMBER_OF, READY, RUNNING, SCHEDULED, SUCCEEDED
 from omniq_local.sqlite.statements import Statements
 
 __all__ = ["list_tasks", "read_cursor"]

@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from omniq.escaping import get_logger
+from omniq.storage.escaping import get_logger
 from omniq_local.sqlite.settings import Settings
 
 __all__ = ["LogReplaced", "not_the_last", "save_log"]

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from omniq.errors import SchemaMismatch, StorageUnavailable
-from omniq_local.sqlite.connection import connect
-from omniq_local.sqlite.faults import is_busy, not_writable, translated
+from omniq_local.sqlite.connecting import connect
+from omniq_local.sqlite.errors import is_busy, not_writable, translated
 from omniq_local.sqlite.settings import Settings
 from omniq_local.sqlite.statements import schema
 

@@ -8,11 +8,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from omniq.errors import CorruptRecord
-from omniq.escaping import get_logger
 from omniq.storage import QueueStats, StoredWorker
+from omniq.storage.escaping import get_logger
 from omniq.storage.validation import UNREADABLE, check_text, check_worker, corrupt, is_text, log_once
 from omniq.task import StoredTask, TaskState
-from omniq_local.sqlite.rows import FRESH, READY, STATE_OF, moment, salvaged, task_of
+from omniq_local.sqlite.encoding import FRESH, READY, STATE_OF, moment, salvaged, task_of
 from omniq_local.sqlite.settings import namespace_of
 from omniq_local.sqlite.statements import Statements
 

@@ -13,10 +13,10 @@ import sqlite3
 from collections.abc import Callable
 
 from omniq.task import NewTask
-from omniq_local.sqlite.channels import MISSED, Missed, Writer
-from omniq_local.sqlite.faults import is_busy
+from omniq_local.sqlite.connections import MISSED, Missed, Writer
+from omniq_local.sqlite.encoding import BODY_APART, FRESH, columns_of
+from omniq_local.sqlite.errors import is_busy
 from omniq_local.sqlite.lost_log import LogReplaced
-from omniq_local.sqlite.rows import BODY_APART, FRESH, columns_of
 from omniq_local.sqlite.settings import Settings
 from omniq_local.sqlite.statements import Statements
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from typing import Any
 
-from omniq_local.sqlite.rows import CLAIMABLE, CLAIMED, COLUMNS
+from omniq_local.sqlite.encoding import CLAIMABLE, CLAIMED, COLUMNS
 
 __all__ = ["Statements", "schema"]
 

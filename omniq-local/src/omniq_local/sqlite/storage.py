@@ -28,16 +28,16 @@ from omniq.storage import (
     TaskPage,
     TaskQuery,
 )
+from omniq.storage.transactions import CallerTransaction
 from omniq.storage.validation import finding
 from omniq.task import NewTask, Outcome, Progress, StoredTask, TaskState
-from omniq.transactions import CallerTransaction
-from omniq_local.lanes import on_a_lane
-from omniq_local.sqlite import claiming, control, finishing, joining, reading, scheduling, upkeep
+from omniq_local.io_threads import on_io_thread
+from omniq_local.sqlite import claiming, control, finishing, joining, maintenance, reading, schedules
 from omniq_local.sqlite.database import Database
 from omniq_local.sqlite.doctor import diagnose
+from omniq_local.sqlite.encoding import moment
 from omniq_local.sqlite.enqueueing import enqueue
 from omniq_local.sqlite.listing import list_tasks, read_cursor
-from omniq_local.sqlite.rows import moment
 from omniq_local.sqlite.settings import read_settings
 from omniq_local.sqlite.waiting import Waiting
 
@@ -167,7 +167,7 @@ class SQLiteStorage(Storage):
         return await self._opened().beat(partial(finishing.heartbeat, worker, leases, lease, about))
 
     async def recover(self, limit: int) -> list[StoredTask]:
-        return await self._opened().write(partial(upkeep.recover, limit), small=limit <= LARGE)
+        return await self._opened().write(partial(maintenance.recover, limit), small=limit <= LARGE)
 
     # Waiting
 
@@ -235,26 +235,26 @@ class SQLiteStorage(Storage):
     # Schedules
 
     async def put_schedule(self, schedule: Schedule, expected_revision: int | None = None) -> Schedule | None:
-        return await self._opened().write(partial(scheduling.put_schedule, schedule, expected_revision))
+        return await self._opened().write(partial(schedules.put_schedule, schedule, expected_revision))
 
     async def get_schedules(self, ids: Sequence[str] | None = None) -> list[Schedule]:
         database = self._opened()
-        return await database.read(partial(scheduling.get_schedules, ids, database.sql))
+        return await database.read(partial(schedules.get_schedules, ids, database.sql))
 
     async def delete_schedule(self, schedule_id: str) -> bool:
-        return await self._opened().write(partial(scheduling.delete_schedule, schedule_id))
+        return await self._opened().write(partial(schedules.delete_schedule, schedule_id))
 
     async def due_schedules(self, limit: int) -> list[Schedule]:
         database = self._opened()
-        return database.quick.read(partial(scheduling.due_schedules, limit, database.now(), database.sql))
+        return database.quick.read(partial(schedules.due_schedules, limit, database.now(), database.sql))
 
     async def fire(self, schedule: Schedule, tasks: Sequence[NewTask]) -> list[Enqueued] | None:
-        return await self._opened().write(partial(scheduling.fire, schedule, tasks), small=len(tasks) <= LARGE)
+        return await self._opened().write(partial(schedules.fire, schedule, tasks), small=len(tasks) <= LARGE)
 
     # Upkeep
 
     async def prune(self, limit: int) -> int:
-        return await self._opened().write(partial(upkeep.prune, limit), small=limit <= LARGE)
+        return await self._opened().write(partial(maintenance.prune, limit), small=limit <= LARGE)
 
     async def namespaces(self) -> list[str]:
         return await self._opened().read(reading.namespaces)
@@ -262,8 +262,8 @@ class SQLiteStorage(Storage):
     async def check(self, limit: int = 100) -> list[Finding]:
         database = self._opened()
         others = await database.read(partial(reading.check, database.sql, database.now()))
-        schedules = await database.read(partial(scheduling.check_schedules, database.sql))
-        found = [finding(problem) for problem in (*schedules, *others)]
+        unreadable = await database.read(partial(schedules.check_schedules, database.sql))
+        found = [finding(problem) for problem in (*unreadable, *others)]
         return [*found, *await super().check(limit)][:limit]
 
     async def diagnose(self) -> list[Finding]:
@@ -275,7 +275,7 @@ def _abandon(database: Database, generation: int, waiting: Waiting) -> None:
     if generation != database.generation:
         return
     waiting.close()
-    if on_a_lane():
+    if on_io_thread():
         # It may hold what closing waits for.
         threading.Thread(target=database.close, args=(generation,), name="omniq-sqlite-close").start()
     else:

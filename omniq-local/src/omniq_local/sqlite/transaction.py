@@ -18,9 +18,9 @@ from typing import Any, TypeVar
 
 from attrs import frozen
 
-from omniq_local.sqlite.connection import escaped, lenient
-from omniq_local.sqlite.faults import is_undecodable
-from omniq_local.sqlite.rows import FRESH, READY
+from omniq_local.sqlite.connecting import escaped, lenient
+from omniq_local.sqlite.encoding import FRESH, READY
+from omniq_local.sqlite.errors import is_undecodable
 from omniq_local.sqlite.statements import Statements
 
 __all__ = ["News", "Row", "Transaction"]

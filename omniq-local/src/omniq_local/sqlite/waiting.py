@@ -16,7 +16,7 @@ from functools import partial
 from typing import TypeVar
 
 from omniq.errors import StorageUnavailable
-from omniq_local.sqlite.channels import Job
+from omniq_local.sqlite.connections import Job
 from omniq_local.sqlite.database import Database
 from omniq_local.sqlite.transaction import Transaction
 from omniq_local.wake import Inbox, Signal
@@ -223,7 +223,7 @@ class Waiting:
 
 def _register(name: _Name, port: int, tx: Transaction) -> None:
     until = tx.now + int(NAMED_FOR * 1e6)
-    tx.run("upkeep.dead_waiters", tx.now)
+    tx.run("maintenance.dead_waiters", tx.now)
     tx.batch("waiting.register", [(topic, name.signal.token, port, until) for topic in name.topics])
 
 

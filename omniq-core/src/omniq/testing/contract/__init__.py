@@ -49,6 +49,7 @@ from omniq.testing.contract.costs import CostContract, SyncContract
 from omniq.testing.contract.enqueueing import EnqueueContract
 from omniq.testing.contract.finishing import FinishContract
 from omniq.testing.contract.leasing import LeaseContract
+from omniq.testing.contract.maintenance import MaintenanceContract
 from omniq.testing.contract.modelling import ModelContract
 from omniq.testing.contract.outages import OutageContract
 from omniq.testing.contract.processes import ProcessContract
@@ -59,7 +60,6 @@ from omniq.testing.contract.spoiling import Spoil, SpoilContract
 from omniq.testing.contract.stalling import StallContract
 from omniq.testing.contract.steps import new_schedule, new_task
 from omniq.testing.contract.stores import Stores
-from omniq.testing.contract.upkeep import UpkeepContract
 from omniq.testing.contract.waiting import WaitContract
 
 __all__ = ["Contract", "Spoil", "StorageContract", "Stores", "deviates", "needs", "new_schedule", "new_task"]
@@ -74,7 +74,7 @@ class StorageContract(
     ReadContract,
     ControlContract,
     ScheduleContract,
-    UpkeepContract,
+    MaintenanceContract,
     CostContract,
     SyncContract,
     OutageContract,

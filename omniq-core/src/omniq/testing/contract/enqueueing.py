@@ -10,8 +10,8 @@ import pytest
 from attrs import evolve
 
 from omniq.errors import PayloadTooLarge
-from omniq.ids import new_id
 from omniq.storage import Enqueued, Lease, LeaseState, Storage, TaskQuery
+from omniq.storage.ids import new_id
 from omniq.task import Failed, Progress, TaskError, TaskState
 from omniq.testing.contract.base import Contract
 from omniq.testing.contract.steps import (

@@ -7,8 +7,8 @@ from datetime import timedelta
 import pytest
 from attrs import evolve
 
-from omniq.ids import new_id
 from omniq.storage import Lease, Storage
+from omniq.storage.ids import new_id
 from omniq.task import Cancelled, Failed, Progress, Released, Retry, Succeeded, TaskError, TaskState
 from omniq.testing.contract.base import Contract
 from omniq.testing.contract.steps import (

@@ -7,8 +7,8 @@ from datetime import timedelta
 import pytest
 from attrs import evolve
 
-from omniq.ids import new_id
 from omniq.storage import Lease, LeaseState, Storage
+from omniq.storage.ids import new_id
 from omniq.task import StoredTask, TaskState
 from omniq.testing.contract.base import Contract
 from omniq.testing.contract.steps import (

@@ -10,8 +10,8 @@ import hypothesis.strategies as st
 from attrs import evolve
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from omniq.ids import new_id
 from omniq.storage import Lease, Storage, TaskQuery
+from omniq.storage.ids import new_id
 from omniq.task import Failed, NewTask, Outcome, Progress, Released, Retry, StoredTask, Succeeded, TaskError, TaskState
 from omniq.testing.contract.scheduling import LONG_AGO
 from omniq.testing.contract.steps import FAR, HELD, OUTCOMES, lapsed, new_schedule, new_task, outcome, passed, record

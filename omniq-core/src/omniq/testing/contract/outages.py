@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from omniq.errors import StorageError, StorageUnavailable
-from omniq.ids import new_id
 from omniq.storage import Lease, Storage, TaskQuery
+from omniq.storage.ids import new_id
 from omniq.task import Progress, StoredTask, TaskState
 from omniq.testing.contract.base import Contract
 from omniq.testing.contract.scheduling import LONG_AGO, put

@@ -6,8 +6,8 @@ from datetime import timedelta
 
 import pytest
 
-from omniq.ids import new_id
 from omniq.storage import Storage, TaskQuery
+from omniq.storage.ids import new_id
 from omniq.task import StoredTask, TaskState
 from omniq.testing.contract.base import Contract
 from omniq.testing.contract.steps import (
@@ -24,8 +24,8 @@ from omniq.testing.contract.steps import (
 )
 
 __all__ = ["ReadContract"]
+from omniq.storage.urls import parse_url
 from omniq.testing.contract.stores import Stores
-from omniq.urls import parse_url
 
 
 async def walk(store: Storage, query: TaskQuery) -> list[StoredTask]:

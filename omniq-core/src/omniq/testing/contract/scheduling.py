@@ -7,9 +7,9 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from attrs import evolve
 
-from omniq.ids import new_id
 from omniq.schedule import Misfire, Overlap, Schedule
 from omniq.storage import Enqueued, Storage
+from omniq.storage.ids import new_id
 from omniq.task import TaskState
 from omniq.testing.contract.base import Contract
 from omniq.testing.contract.steps import (

@@ -17,8 +17,8 @@ from typing import Any, Protocol, TypeAlias
 import pytest
 from attrs import evolve
 
-from omniq.ids import new_id
 from omniq.storage import Lease, LeaseState, Storage, TaskQuery
+from omniq.storage.ids import new_id
 from omniq.storage.validation import check_schedule, check_task, check_worker, is_corrupt
 from omniq.task import Progress, StoredTask, TaskState
 from omniq.testing.contract.base import Contract

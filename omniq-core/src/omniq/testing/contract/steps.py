@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from omniq.ids import new_id
 from omniq.schedule import Schedule
 from omniq.storage import QueueStats, Storage
+from omniq.storage.ids import new_id
 from omniq.task import Cancelled, Failed, NewTask, Outcome, Released, Retry, StoredTask, Succeeded, TaskError, TaskState
 from omniq.testing.waiting import await_until
 

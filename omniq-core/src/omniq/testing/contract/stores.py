@@ -15,7 +15,7 @@ from attrs import evolve
 
 from omniq.plugins import default_plugins
 from omniq.storage import Capability, Storage
-from omniq.urls import parse_url
+from omniq.storage.urls import parse_url
 
 __all__ = ["Stores"]
 

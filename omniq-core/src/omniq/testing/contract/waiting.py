@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from omniq.ids import new_id
 from omniq.storage import Capability, Storage
+from omniq.storage.ids import new_id
 from omniq.task import StoredTask, TaskState
 from omniq.testing.contract.base import Contract, Deafen, needs
 from omniq.testing.contract.scheduling import LONG_AGO

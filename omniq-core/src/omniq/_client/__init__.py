@@ -1,0 +1,1 @@
+"""What a program that enqueues tasks holds: the queue and its parts."""

@@ -1,0 +1,1 @@
+"""Event loops, threads and connections, for producers and workers alike."""

@@ -1,0 +1,1 @@
+"""What a task is in code: its function, options, payload, handle and context."""

@@ -1,0 +1,199 @@
+"""What a producer holds after it enqueued a task: a way to its result, its record and its cancellation."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Generator, Iterable, Iterator, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+
+from omniq._runtime.portal import is_on_running_loop
+from omniq._tasks.options import Duration
+from omniq.errors import ResultTimeout
+from omniq.storage.durations import duration
+from omniq.task import Task
+
+__all__ = ["HandleOwner", "SyncTaskHandle", "TaskHandle", "as_completed"]
+
+R_co = TypeVar("R_co", covariant=True)
+
+WAITED_FOR = 1000
+"""How many tasks :func:`as_completed` waits for at a time."""
+TURN = 0.2
+"""Seconds after which it waits for others, if there are more."""
+LONGEST_WAIT = 30.0
+"""Seconds that one call to the store may wait."""
+
+
+class HandleOwner(Protocol):
+    """What a handle asks of the queue that made it."""
+
+    def run(self, coroutine: Any) -> Any: ...
+
+    async def aresult(self, task_id: str, hint: Any, timeout: Duration | None) -> Any: ...
+
+    async def arecord(self, task_id: str) -> Task: ...
+
+    async def acancel(self, task_id: str) -> bool: ...
+
+    async def aended(self, task_ids: Sequence[str], timeout: float) -> set[str]: ...
+
+
+class TaskHandle(Generic[R_co]):
+    """A task that was handed over.
+
+    ``created`` is False where a live task with the same ``unique`` key was there already: then this is the handle of
+    that one.
+    """
+
+    __slots__ = ("_hint", "_owner", "created", "id")
+
+    def __init__(self, owner: HandleOwner, task_id: str, *, hint: Any = None, created: bool = True) -> None:
+        self._owner = owner
+        self._hint = hint
+        self.id = task_id
+        self.created = created
+
+    def __repr__(self) -> str:
+        return f"TaskHandle({self.id!r})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, TaskHandle) and other.id == self.id
+
+    def __hash__(self) -> int:
+        return hash(self.id)
+
+    async def aresult(self, timeout: Duration | None = None) -> R_co:
+        """Wait for the task's end and give its result. Can be called any number of times while the result is kept.
+
+        :param timeout: seconds (or a timedelta) to wait at most; None: as long as it takes.
+        :raises TaskFailed: if the task failed; its ``error`` holds type, message and the worker's traceback.
+        :raises TaskCancelled: if it was cancelled or expired.
+        :raises ResultTimeout: if it has not ended in time. The task goes on.
+        :raises TaskNotFound: if it is not in the store (any more).
+        """
+        result: R_co = await self._owner.aresult(self.id, self._hint, timeout)
+        return result
+
+    def result(self, timeout: Duration | None = None) -> R_co:
+        """Wait for the task's end and return its result, for synchronous callers; see :meth:`aresult`.
+
+        :raises RuntimeError: on a thread whose event loop runs, which would stand still: write ``await handle`` there,
+            or ``await handle.aresult(…)``.
+        """
+        result: R_co = self._owner.run(self.aresult(timeout))
+        return result
+
+    def __await__(self) -> Generator[Any, None, R_co]:
+        return self.aresult().__await__()
+
+    async def atask(self) -> Task:
+        """Give the task's record as it stands now.
+
+        :raises TaskNotFound: if it is not in the store (any more).
+        """
+        return await self._owner.arecord(self.id)
+
+    def task(self) -> Task:
+        """Give the task's record as it stands now, for synchronous callers; see :meth:`atask`."""
+        task: Task = self._owner.run(self.atask())
+        return task
+
+    async def acancel(self) -> bool:
+        """Cancel the task: at once if it waits; a running one is asked to stop.
+
+        :return: whether it was waiting or running.
+        """
+        return await self._owner.acancel(self.id)
+
+    def cancel(self) -> bool:
+        """Cancel the task, for synchronous callers; see :meth:`acancel`."""
+        cancelled: bool = self._owner.run(self.acancel())
+        return cancelled
+
+
+class SyncTaskHandle(TaskHandle[R_co]):
+    """The handle that the synchronous ``enqueue`` returns: a :class:`TaskHandle` that type checkers refuse to await.
+
+    ``await task.enqueue(…)`` is ``await task.aenqueue(…)`` without its ``a``. If this handle could be awaited, that
+    would wait for the task's end where the caller wanted to store it. So one that was made on a running event loop
+    raises a TypeError when it is awaited; one that was made before the loop ran does not. ``await handle.aresult()``
+    is possible with every handle.
+    """
+
+    __slots__ = ("_on_loop",)
+
+    def __init__(self, owner: HandleOwner, task_id: str, *, hint: Any = None, created: bool = True) -> None:
+        super().__init__(owner, task_id, hint=hint, created=created)
+        self._on_loop = is_on_running_loop()
+
+    if TYPE_CHECKING:
+        # None rather than a method that returns NoReturn, which type checkers let everybody await.
+        __await__: None  # type: ignore[assignment]  # not as in the base class: that is the point
+    else:
+
+        def __await__(self) -> Generator[Any, None, R_co]:
+            if self._on_loop:
+                raise TypeError(
+                    "enqueue() is synchronous and its handle cannot be awaited: write `await ….aenqueue(…)`; "
+                    f"task {self.id} is stored, and `await handle.aresult()` waits for its result"
+                )
+            return self.aresult().__await__()
+
+
+class _Completions(Generic[R_co]):
+    """What :func:`as_completed` returns, to be iterated once."""
+
+    def __init__(self, handles: Iterable[TaskHandle[R_co]], timeout: float | None) -> None:
+        self._waiting = {handle.id: handle for handle in handles}
+        self._timeout = timeout
+        self._deadline = None if timeout is None else time.monotonic() + timeout
+        owners = {id(handle._owner): handle._owner for handle in self._waiting.values()}
+        if len(owners) > 1:
+            raise ValueError("as_completed takes handles of one queue; wait for those of each queue by themselves")
+        self._owner = next(iter(owners.values()), None)
+
+    def __iter__(self) -> Iterator[TaskHandle[R_co]]:
+        owner = self._owner
+        while self._waiting and owner is not None:
+            ids, patience = self._next()
+            yield from self._ended(ids, owner.run(owner.aended(ids, patience)))
+
+    async def __aiter__(self) -> AsyncIterator[TaskHandle[R_co]]:
+        owner = self._owner
+        while self._waiting and owner is not None:
+            ids, patience = self._next()
+            for handle in self._ended(ids, await owner.aended(ids, patience)):
+                yield handle
+
+    def _next(self) -> tuple[list[str], float]:
+        # So many at a time that asking for them again and again costs little; the others have their turn soon.
+        ids = list(islice(self._waiting, WAITED_FOR))
+        left = LONGEST_WAIT if self._deadline is None else self._deadline - time.monotonic()
+        return ids, max(0.0, min(left, LONGEST_WAIT if len(ids) == len(self._waiting) else TURN))
+
+    def _ended(self, ids: Sequence[str], ended: set[str]) -> Iterator[TaskHandle[R_co]]:
+        if not ended:
+            if self._deadline is not None and time.monotonic() >= self._deadline:
+                raise ResultTimeout(f"{len(self._waiting)} tasks have not ended within {self._timeout:g} s; they go on")
+            for task_id in ids:
+                self._waiting[task_id] = self._waiting.pop(task_id)
+        for task_id in ids:
+            if task_id in ended:
+                yield self._waiting.pop(task_id)
+
+
+def as_completed(handles: Iterable[TaskHandle[R_co]], timeout: Duration | None = None) -> _Completions[R_co]:
+    """Iterate over handles in the order in which their tasks end; both ``for`` and ``async for`` will do.
+
+    The result of each can then be had at once; getting it raises what the task ended with. A task that is not in the
+    store any more counts as ended.
+
+    :param handles: of tasks of one queue. Those of one task are taken as one.
+    :param timeout: seconds (or a timedelta) from now for all of them; None: as long as it takes.
+    :return: an iterable, for one iteration.
+    :raises ResultTimeout: while iterating, if some have not ended in time. The tasks go on.
+    :raises RuntimeError: while iterating with ``for`` on a thread whose event loop runs; use ``async for`` there.
+    :raises ValueError: if the handles are of several queues.
+    """
+    return _Completions(handles, None if timeout is None else duration(timeout, "timeout"))

@@ -1,0 +1,1 @@
+"""What claims tasks, runs them and records how they ended."""

@@ -1,0 +1,231 @@
+"""How tasks come to a worker: which queues it serves, when it claims, and how it waits for work."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import Any
+
+from omniq._tasks.functions import TaskFunction
+from omniq._tasks.options import check_count, check_queues
+from omniq._worker.completer import Completer
+from omniq._worker.prefetch import Prefetch
+from omniq.errors import StorageError
+from omniq.storage import Storage
+from omniq.storage.escaping import get_logger
+from omniq.storage.failpoints import failpoint
+from omniq.storage.outages import Outage
+from omniq.task import StoredTask
+
+__all__ = ["Fetcher", "Served"]
+
+_log = get_logger("omniq.worker")
+
+DISCOVER_EVERY = 20.0
+"""Seconds between two looks for queues that are new to the store, for a worker that serves all of them."""
+WAIT = 30.0
+"""Seconds of one wait for work; the storage wakes us earlier when there is some."""
+
+
+class Served:
+    """The queues that a worker serves, in which order.
+
+    :param queues: names, served in strict order; or ``{name: weight}``, served in proportion; None: every queue that
+        the store has, those of the registered functions first.
+    :param functions: the registered functions.
+    :raises ValueError: if a name or weight cannot be used.
+    """
+
+    def __init__(
+        self, queues: Iterable[str] | Mapping[str, int] | None, functions: Mapping[str, TaskFunction[Any, Any]]
+    ) -> None:
+        self.fixed = queues is not None
+        """Whether they were named; otherwise they are looked for in the store."""
+        self.names: tuple[str, ...] = () if queues is None else check_queues(queues)
+        self._functions = functions
+        self._weights: dict[str, int] | None = None
+        if isinstance(queues, Mapping):
+            self._weights = {name: check_count(queues[name], f"the weight of queue {name!r}") for name in self.names}
+
+    @property
+    def chosen(self) -> Mapping[str, int] | tuple[str, ...] | None:
+        """What was asked for: names in strict order, weights by name, or None for every queue."""
+        if self._weights is not None:
+            return self._weights
+        return self.names if self.fixed else None
+
+    def order(self) -> Iterable[str]:
+        """Give the queues in the order in which to claim from them now."""
+        weights = self._weights
+        if weights is None:
+            return self.names
+        # A random order in which each queue comes first as often as its weight says (Efraimidis and Spirakis, 2006).
+        return sorted(weights, key=lambda name: random.random() ** (1 / weights[name]), reverse=True)
+
+    async def discover(self, storage: Storage) -> None:
+        """Find the queues that the store has, unless they were named."""
+        if not self.fixed:
+            declared = [function.options.queue for function in self._functions.values()]
+            stored = [stats.queue for stats in await storage.stats()]
+            self.names = tuple(dict.fromkeys([*declared, *stored]))
+
+
+class Fetcher:
+    """Claims tasks while there is room, and waits for work while there is none.
+
+    :param storage: the worker's open storage.
+    :param worker: the worker's id.
+    :param lease: seconds that a claim holds.
+    :param served: the queues to claim from.
+    :param prefetch: how many to claim.
+    :param completer: counts the attempts that ended.
+    :param accept: is given every claimed task.
+    :param on_woken: called after the claim that follows a wait for work. Mostly it was a task that ended the wait, and
+        nothing is asked of the store before that one has begun.
+    :param on_idle: told how many claims in a row have brought nothing while nothing ran, after each; None: there may be
+        work later, which is waited for.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        *,
+        worker: str,
+        lease: float,
+        served: Served,
+        prefetch: Prefetch,
+        completer: Completer,
+        accept: Callable[[StoredTask], None],
+        on_woken: Callable[[], None],
+        on_idle: Callable[[int], Awaitable[None]] | None = None,
+    ) -> None:
+        self._storage = storage
+        self._worker = worker
+        self._lease = lease
+        self._served = served
+        self._prefetch = prefetch
+        self._completer = completer
+        self._accept = accept
+        self._on_woken = on_woken
+        self._on_idle = on_idle
+        self._idle_claims = 0
+        self.outage = Outage(_log, f"worker {worker} cannot claim tasks", f"worker {worker} claims tasks again")
+        """Of the store, as far as claims go."""
+        self._stop = asyncio.Event()
+        self._allowed = asyncio.Event()
+        self._wait: asyncio.Task[None] | None = None
+        self._discover_at = 0.0
+
+    @property
+    def waiting(self) -> bool:
+        """Whether there was nothing more to claim, and the storage will say when there is."""
+        return self._wait is not None
+
+    def allow(self, allowed: bool) -> None:
+        """Claim, or do not for now. Nothing is claimed before the first word.
+
+        :param allowed: whether heartbeats get through: without them what is claimed would only lose its lease.
+        """
+        if allowed or self._stop.is_set():
+            self._allowed.set()
+        else:
+            self._allowed.clear()
+
+    def stop(self) -> None:
+        """Claim nothing more. :meth:`run` returns when a claim that is under way has been answered."""
+        self._stop.set()
+        self._allowed.set()
+        if self._wait is not None:
+            self._wait.cancel()
+
+    async def run(self) -> None:
+        """Go on until stopped."""
+        pause = 0.1
+        woken = False
+        while not self._stop.is_set():
+            await self._room()
+            await self._allowed.wait()
+            if self._stop.is_set():
+                return
+            wanted = self._prefetch.wanted
+            try:
+                await self._discover()
+                idle = not self._completer
+                claimed = await self._claim(wanted)
+                self.outage.succeeded()
+                count = len(claimed)
+                claimed.reverse()
+                while claimed:  # none is kept longer than it is needed
+                    self._accept(claimed.pop())
+                if woken:
+                    self._on_woken()
+                    woken = False
+                if self._on_idle is not None and idle and not count:
+                    self._idle_claims += 1
+                    await self._on_idle(self._idle_claims)
+                elif count < wanted:
+                    self._idle_claims = 0
+                    woken = True
+                    await self._wait_for_work()
+            except StorageError as error:
+                self.outage.failed(error)
+                await self._sleep(pause * random.uniform(0.5, 1.0))
+                pause = min(pause * 2, 5.0)
+            else:
+                pause = 0.1
+
+    async def _sleep(self, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._stop.wait(), seconds)
+
+    async def _room(self) -> None:
+        """Return when tasks can be taken: many at once under load, one at once where slots are rarely free."""
+        prefetch = self._prefetch
+        if prefetch.wanted > 0 and (prefetch.idle or prefetch.enough):
+            return
+        await prefetch.room(self._stop)
+        if not prefetch.enough and not self._stop.is_set():
+            await prefetch.gather()
+
+    async def _claim(self, wanted: int) -> list[StoredTask]:
+        if not self._served.names:
+            return []
+        began = time.perf_counter()
+        claimed = await self._storage.claim(
+            dict.fromkeys(self._served.order(), wanted), worker=self._worker, lease=self._lease, limit=wanted
+        )
+        if claimed:
+            failpoint("worker.after-claim")
+        self._prefetch.learn(claimed, ended=self._completer.completed, took=time.perf_counter() - began)
+        return claimed
+
+    async def _wait_for_work(self) -> None:
+        if self._stop.is_set():
+            return
+        if not self._served.names:
+            await self._sleep(1.0)
+            self._discover_at = 0.0
+            return
+        now = asyncio.get_running_loop().time()
+        timeout = WAIT if self._served.fixed else max(0.0, self._discover_at - now)
+        self._wait = asyncio.ensure_future(self._storage.wait_for_work(self._served.names, timeout))
+        ends: list[asyncio.Future[None]] = [self._wait]
+        if self._on_idle is not None:
+            ends.append(asyncio.ensure_future(self._completer.empty()))
+        try:
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            if self._wait.done() and not self._wait.cancelled() and (error := self._wait.exception()) is not None:
+                raise error
+        finally:
+            for end in ends:
+                end.cancel()
+            self._wait = None
+
+    async def _discover(self) -> None:
+        now = asyncio.get_running_loop().time()
+        if not self._served.fixed and now >= self._discover_at:
+            await self._served.discover(self._storage)
+            self._discover_at = now + DISCOVER_EVERY

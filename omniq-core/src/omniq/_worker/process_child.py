@@ -1,0 +1,204 @@
+"""The inside of a child process for CPU-bound tasks; :mod:`omniq._worker.processes` is the worker's side of it.
+
+The worker hands over several tasks at a time, and for each a ticket: a byte in a pipe. The child takes the ticket of a
+task before it starts it. The worker can take back what tickets are left, and knows that those tasks have not been
+started, and never will be.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import resource
+import signal
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from functools import partial
+from importlib import import_module
+from multiprocessing.connection import Connection
+from operator import attrgetter
+from typing import Any, TypeAlias
+
+from attrs import frozen
+
+from omniq._runtime.signals import STOP_SIGNALS, listening
+from omniq._tasks.functions import Definition, TaskFunction
+from omniq._tasks.options import TaskOptions
+from omniq._tasks.payloads import Codec
+from omniq._worker.attempt import Attempt, describe_error, run_sync
+from omniq._worker.log_forwarding import Outlet, forward_records
+from omniq.errors import ConfigurationError
+from omniq.plugins import Plugins, default_plugins
+from omniq.task import Failed, Outcome, Progress, Task, TaskError
+
+__all__ = ["Address", "Answer", "address_of", "serve"]
+
+Address: TypeAlias = tuple[str, str] | bytes
+"""Of a function: its module and name; or the function itself, where no module has it."""
+_Run: TypeAlias = Callable[[Task, Callable[[Task, Progress], None]], tuple[Outcome, float]]
+"""Runs a task, and returns with its outcome for how many seconds."""
+
+
+@frozen
+class Answer:
+    """A child's last word on a task."""
+
+    outcome: Outcome
+    seconds: float
+    """For how long the function ran."""
+    memory: int
+    """Bytes that the process takes now; 0 if another task follows."""
+    goes_on: bool
+    """Whether the child has taken the ticket of the next task."""
+
+
+def address_of(function: TaskFunction[Any, Any]) -> Address:
+    """Return by what a child finds a function.
+
+    :raises ConfigurationError: if it has to travel by value, and cannot.
+    """
+    definition = function.definition
+    if not definition.by_value:
+        return definition.function.__module__, definition.function.__qualname__
+    import cloudpickle  # type: ignore[import-untyped]  # it has no types
+
+    parts = (definition.function, definition.name, definition.retry_on, function.options, definition.types)
+    try:
+        dumped: bytes = cloudpickle.dumps(parts)
+    except Exception as error:
+        raise ConfigurationError(
+            f"{definition.name} is defined in no module, and cannot be sent to a process as it is: "
+            f"{type(error).__name__}: {error}. Move it into a module, or use nothing in it that cannot be pickled"
+        ) from error
+    return dumped
+
+
+def serve(
+    pipe: Connection, tickets: Connection, parent_watch: Connection, settings: dict[str, Any], levels: dict[str, int]
+) -> None:
+    """Run what comes through the pipe until it closes."""
+    # Of its own, so that it can be killed together with what its tasks start.
+    os.setpgid(0, 0)
+    multiprocessing.current_process().daemon = False  # or its tasks could not use multiprocessing
+    # What is to end, and when, is the worker's to say, also if a signal reaches all of its processes. Not SIG_IGN: what
+    # the tasks start would inherit that.
+    with listening(STOP_SIGNALS, lambda _: None):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+        threading.Thread(target=_die_with_parent, args=(parent_watch,), name="omniq-parent-watch", daemon=True).start()
+        functions = _Functions(settings)
+        outlet = Outlet(pipe)
+        forward_records(outlet, levels)
+        while True:
+            try:
+                address, tasks = pipe.recv()
+            except EOFError:
+                return
+            try:
+                _serve(outlet, tickets.fileno(), functions, address, tasks)
+            except OSError:  # the worker is gone
+                return
+
+
+def _serve(outlet: Outlet, tickets: int, functions: _Functions, address: Address, tasks: Sequence[Task]) -> None:
+    own = os.getpid()
+    try:
+        run = functions.get(address)
+    except BaseException as error:  # whatever a module raises on import; a plugin that only the worker has
+        run = partial(_fail, describe_error(error))
+    starts = _ticket(tickets)
+    if starts:
+        outlet.send(None)  # the first one starts now
+    for index, task in enumerate(tasks, 1):
+        if not starts:
+            return
+        outcome, seconds = run(task, lambda _, progress: outlet.send(progress))
+        if os.getpid() != own:  # the task has forked, and its child comes back here: it has nothing to say
+            os._exit(1)
+        starts = index < len(tasks) and _ticket(tickets)
+        outlet.send(Answer(outcome, seconds, 0 if starts else _memory(), starts))
+
+
+def _fail(why: TaskError, task: Task, _: object) -> tuple[Outcome, float]:
+    return Failed(id=task.id, delivery=task.delivery, error=why), 0.0
+
+
+def _run(
+    function: TaskFunction[Any, Any], codec: Codec, task: Task, on_progress: Callable[[Task, Progress], None]
+) -> tuple[Outcome, float]:
+    attempt = Attempt(task, function, codec, on_progress)
+    return run_sync(attempt), attempt.seconds
+
+
+def _ticket(tickets: int) -> bool:
+    try:
+        return bool(os.read(tickets, 1))
+    except BlockingIOError:
+        return False
+
+
+class _Functions:
+    """Finds functions, and makes the worker's codec for each.
+
+    It has the plugins of the function's queue, as far as they are known here, and the worker's settings.
+    """
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self._settings = settings
+        self._codecs: list[tuple[Plugins, Codec]] = []
+        self._last: tuple[Address, TaskFunction[Any, Any]] | None = None
+
+    def get(self, address: Address) -> _Run:
+        """Return what runs tasks of a function."""
+        if self._last is None or self._last[0] != address:
+            self._last = address, _carried(address) if isinstance(address, bytes) else _found(*address)
+        function = self._last[1]
+        return partial(_run, function, self._codec(getattr(function.owner, "plugins", default_plugins())))
+
+    def _codec(self, plugins: Plugins) -> Codec:
+        for known, codec in self._codecs:
+            if known is plugins:
+                return codec
+        codec = Codec.in_child(plugins, **self._settings)
+        self._codecs.append((plugins, codec))
+        return codec
+
+
+def _carried(dumped: bytes) -> TaskFunction[Any, Any]:
+    import pickle
+
+    # From the worker, through a pipe that nobody else has; never out of the store.
+    function, name, retry_on, options, types = pickle.loads(dumped)
+    definition = Definition(function, name=name, retry_on=retry_on)
+    definition.types = types
+    owner: Any = None
+    assert isinstance(options, TaskOptions)
+    return TaskFunction(owner, definition, options)
+
+
+def _found(module: str, qualname: str) -> TaskFunction[Any, Any]:
+    # An address that the worker's own registry gave; never one out of the store.
+    function = attrgetter(qualname)(import_module(module))
+    if not isinstance(function, TaskFunction):
+        raise TypeError(
+            f"{module}.{qualname} is {function!r} in a new process, not the task function; "
+            "a task for processes must keep the name that it was defined with"
+        )
+    return function
+
+
+def _die_with_parent(parent_watch: Connection) -> None:
+    with contextlib.suppress(EOFError, OSError):
+        parent_watch.recv_bytes()  # nothing is ever sent: it returns when the parent is gone
+    os.killpg(0, signal.SIGKILL)  # itself, and what its tasks have started
+
+
+def _memory() -> int:
+    """Return the bytes of memory that this process takes now, or its peak where the system does not tell."""
+    try:
+        with open("/proc/self/statm", encoding="ascii") as statm:
+            return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024

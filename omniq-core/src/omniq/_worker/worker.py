@@ -1,0 +1,530 @@
+"""The worker: claims tasks, runs them, records how they ended, and stops without loss."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import secrets
+import signal
+import socket
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Any, Protocol, Self, TypedDict
+
+from omniq._runtime.connections import Connections
+from omniq._runtime.signals import STOP_SIGNALS, call_on_signal, is_urgent
+from omniq._runtime.threads import in_thread
+from omniq._tasks.functions import Executor, TaskFunction
+from omniq._tasks.options import Duration, check_count
+from omniq._tasks.payloads import Codec
+from omniq._worker.attempt import Attempt, Interruption, about, rejected
+from omniq._worker.completer import Completer
+from omniq._worker.deadlock import DeadlockWatch
+from omniq._worker.executors import LoopExecutor, TaskExecutor, ThreadExecutor
+from omniq._worker.fetcher import Fetcher, Served
+from omniq._worker.heartbeat import Heartbeat
+from omniq._worker.loop_monitor import LoopMonitor
+from omniq._worker.maintenance import Maintenance
+from omniq._worker.prefetch import Prefetch
+from omniq._worker.processes import ProcessExecutor, ProcessLimits
+from omniq._worker.releasing import put_back
+from omniq._worker.scheduler import Scheduler
+from omniq._worker.worker_info import WorkerAbout, check_labels, dump_about, some_names
+from omniq.errors import PayloadRejected, StorageUnavailable, UnknownTask
+from omniq.plugins import Plugins
+from omniq.storage import Lease, LeaseState
+from omniq.storage.body import as_task
+from omniq.storage.durations import duration
+from omniq.storage.escaping import get_logger, shown
+from omniq.storage.outages import Outage
+from omniq.task import Outcome, Released, StoredTask
+
+__all__ = ["Worker", "WorkerHost", "WorkerOptions"]
+
+_log = get_logger("omniq.worker")
+
+STALE, LOOK_FOR_STALE = 0.75, 0.25
+"""Seconds after which a claimed task that still waits for a slot is given back to other workers; looked for so often,
+so that none waits for more than a second."""
+LAST_WORDS = 2.0
+"""Seconds that interrupted coroutines get to clean up after the grace period."""
+FAREWELL = 3.0
+"""Seconds that a store which gives no answer gets for the last outcomes."""
+
+
+class WorkerHost(Protocol):
+    """What a worker needs of its queue."""
+
+    url: str
+    codec: Codec
+    connections: Connections
+    plugins: Plugins
+    runnable: Mapping[str, TaskFunction[Any, Any]]
+
+    async def areconcile_schedules(self, app: str | None = None) -> None: ...
+
+
+class WorkerOptions(TypedDict, total=False):
+    """The options of a worker, see :class:`Worker`."""
+
+    queues: Iterable[str] | Mapping[str, int] | None
+    concurrency: int
+    threads: int | None
+    processes: int | None
+    process_tasks: int | None
+    process_memory: int | None
+    lease: Duration
+    grace: Duration
+    scheduler: bool
+    recover_every: Duration | None
+    drain: bool
+    app: str | None
+    labels: Mapping[str, str] | None
+
+
+class Worker:
+    """Runs the tasks of a queue until it is told to stop. An async context manager: leaving it drains what runs.
+
+    :param queue: whose tasks to run.
+    :param queues: names of queues, served in strict order; or ``{name: weight}``, served in proportion; None: every
+        queue that the store has, those of the registered functions first.
+    :param concurrency: how many tasks may run at once.
+    :param threads: how many of them may be plain functions, each on a thread; None: 20, or ``concurrency`` if that is
+        less.
+    :param processes: how many of them may be functions with ``executor="process"``, each in a process of its own;
+        None: as many as there are cores.
+    :param process_tasks: such a process is replaced after so many tasks; None: never for that reason.
+    :param process_memory: and once it takes more bytes of memory than this after a task; None: never for that reason.
+    :param lease: seconds (or a timedelta) for which a task is this worker's alone; renewed every third of it. A task
+        whose worker dies runs again elsewhere when its lease has run out and one more ``recover_every`` is over.
+    :param grace: seconds (or a timedelta) that running tasks get to end after :meth:`stop`.
+    :param scheduler: whether to fire schedules and to keep the stored ones in step with those declared in code.
+    :param recover_every: seconds (or a timedelta) between two looks for tasks whose worker died; None: half a lease.
+    :param drain: whether to stop once no task is ready or running and no schedule is due. What is to run later, such as
+        a retry after a delay, is left to other workers.
+    :param app: whose code this is: the schedules that it declares belong to it, and go when it no longer declares them.
+        ``omniq worker`` gives its ``module:attribute``; None: the name of the program's main module.
+    :param labels: what it tells of itself beside the rest, such as ``{"zone": "a"}``: up to 20.
+    :raises ValueError: if an option cannot be used.
+    """
+
+    def __init__(
+        self,
+        queue: WorkerHost,
+        *,
+        queues: Iterable[str] | Mapping[str, int] | None = None,
+        concurrency: int = 100,
+        threads: int | None = None,
+        processes: int | None = None,
+        process_tasks: int | None = 10_000,
+        process_memory: int | None = None,
+        lease: Duration = 30.0,
+        grace: Duration = 25.0,
+        scheduler: bool = True,
+        recover_every: Duration | None = None,
+        drain: bool = False,
+        app: str | None = None,
+        labels: Mapping[str, str] | None = None,
+    ) -> None:
+        self.queue = queue
+        self.id = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+        self.concurrency = check_count(concurrency, "concurrency")
+        self.threads = min(20, concurrency) if threads is None else check_count(threads, "threads")
+        self.processes = _cores() if processes is None else check_count(processes, "processes")
+        self._limits = ProcessLimits(
+            tasks=None if process_tasks is None else check_count(process_tasks, "process_tasks"),
+            memory=None if process_memory is None else check_count(process_memory, "process_memory"),
+        )
+        self.lease = _positive(lease, "lease")
+        self.grace = duration(grace, "grace")
+        self.recover_every = self.lease / 2 if recover_every is None else _positive(recover_every, "recover_every")
+        self.scheduler = scheduler
+        self._drains = drain
+        self.app = app
+        self.labels = check_labels(labels or {})
+        self._served = Served(queues, queue.runnable)
+        self._stop = asyncio.Event()
+        self._now = asyncio.Event()
+        self._fetcher: Fetcher | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._started = queue.plugins.event("omniq_task_started")
+        self._tasks: list[asyncio.Task[None]] = []
+        self.signalled = False
+        """Whether a signal has told it to stop."""
+
+    def __repr__(self) -> str:
+        return f"<worker {self.id}>"
+
+    # Life
+
+    async def start(self) -> None:
+        """Connect and begin to claim tasks. A worker works once.
+
+        :raises StorageUnavailable: if the store cannot be reached.
+        :raises RuntimeError: if it was started before.
+        """
+        if self._loop is not None:
+            raise RuntimeError("a worker works once; make another one with queue.worker()")
+        self._loop = asyncio.get_running_loop()
+        self._storage = (await self.queue.connections.current()).storage
+        self.completer = Completer(self._storage, self.id, self.queue.plugins)
+        started_at = datetime.now(UTC)
+        told = (self._on_start, self._on_done)
+        self._executors: dict[Executor, TaskExecutor] = {
+            "loop": LoopExecutor(self.concurrency, *told),
+            "thread": ThreadExecutor(self.threads, *told),
+            "process": ProcessExecutor(self.processes, *told, codec=self.queue.codec, limits=self._limits),
+        }
+        self._prefetch = Prefetch(self._executors, self.concurrency, self.queue.runnable)
+        self._heartbeat = Heartbeat(
+            self.queue.connections.sibling(),
+            worker=self.id,
+            lease=self.lease,
+            about=lambda: dump_about(self._describe(started_at)),
+            held=self.completer.leases,
+            on_news=lambda news: self._from_thread(self._on_lease_news, news),
+            on_change=lambda through: self._from_thread(self._on_heartbeat, through),
+            on_silence=lambda: self._from_thread(self._abandon_all),
+            is_deaf=lambda: self._fetcher is not None and self._fetcher.outage.lasts,
+            monitor=LoopMonitor(self._loop, self.lease),
+        )
+        self._scheduler = Scheduler(
+            self._storage, self.queue.plugins, self.queue.codec, is_waiting=self._is_waiting, on_rejected=self._tell
+        )
+        self._maintenance = Maintenance(
+            self._storage, self.id, self.queue.plugins, every=self.recover_every, on_loss=self._store_schedules
+        )
+        self._fetcher = fetcher = Fetcher(
+            self._storage,
+            worker=self.id,
+            lease=self.lease,
+            served=self._served,
+            prefetch=self._prefetch,
+            completer=self.completer,
+            accept=self._accept,
+            on_woken=self._scheduler.look,
+            on_idle=self._stop_if_drained if self._drains else None,
+        )
+        # Before anything that takes a while: nothing is claimed until the first one has got through.
+        self._heartbeat.start()
+        try:
+            await self._served.discover(self._storage)
+            await self._store_schedules()
+        except BaseException:
+            self._heartbeat.ask_to_stop()
+            raise
+        self._tasks = [
+            self._loop.create_task(self._guard(fetcher.run)),
+            self._loop.create_task(self._guard(self._maintenance.run)),
+            self._loop.create_task(self._guard(self._give_back_stale)),
+        ]
+        if self.scheduler:
+            self._tasks.append(self._loop.create_task(self._guard(self._scheduler.run)))
+        _log.info("worker %s serves %s on %s", self.id, ", ".join(self._served.names) or "no queue yet", self.queue.url)
+        self._tell("omniq_worker_started", queues=self._served.names)
+
+    def _describe(self, started_at: datetime) -> WorkerAbout:
+        # On the heartbeat's thread: of what may change meanwhile a copy is taken in one step.
+        functions = list(self.queue.runnable)
+        return WorkerAbout(
+            hostname=socket.gethostname(),
+            pid=os.getpid(),
+            started_at=started_at,
+            versions=self.queue.plugins.versions(self.queue.url.partition(":")[0]),
+            queues=self._served.chosen,
+            concurrency=self.concurrency,
+            slots={kind: executor.slots for kind, executor in self._executors.items()},
+            lease=self.lease,
+            serializers=self.queue.codec.accepted,
+            functions=some_names(functions),
+            function_count=len(functions),
+            labels=self.labels,
+        )
+
+    async def _store_schedules(self) -> None:
+        if self.scheduler:
+            await self.queue.areconcile_schedules(self.app)
+
+    def stop(self, *, now: bool = False) -> None:
+        """Claim nothing more, and let what runs end. Callable from the worker's loop.
+
+        :param now: do not wait for running tasks: interrupt them and put them back.
+        """
+        self._stop.set()
+        if now:
+            self._now.set()
+        if self._fetcher is not None:
+            self._fetcher.stop()
+
+    async def drain(self) -> None:
+        """Stop, and return when everything that was claimed has ended or gone back to its queue.
+
+        Cancelled, it stops waiting: what runs is interrupted, and the leases run out.
+        """
+        self.stop()
+        tasks, self._tasks = self._tasks, []
+        if not tasks:
+            return
+        try:
+            await self._drain(*tasks)
+        except BaseException:
+            self._abandon(tasks)
+            raise
+
+    async def _drain(self, claiming: asyncio.Task[None], *others: asyncio.Task[None]) -> None:
+        assert self._loop is not None
+        deadline = self._loop.time() + self.grace
+        # A claim that is under way may bring tasks; but a store that does not answer must not keep us.
+        await self._ended_by(deadline, claiming)
+        for task in others:
+            task.cancel()
+        self._put_back_unstarted()
+        await self._ended_by(deadline, self.completer.empty())
+        if self.completer.attempts:
+            await self._interrupt_all()
+        self.completer.give_up_waiting()
+        await self.completer.drain(FAREWELL)
+        for executor in self._executors.values():
+            executor.close()
+        self._heartbeat.ask_to_stop()
+        await in_thread(self._heartbeat.join)
+        await in_thread(self._executors["process"].join)
+        await asyncio.gather(claiming, *others, return_exceptions=True)
+        self._tell("omniq_worker_stopped")
+        _log.info("worker %s has stopped", self.id)
+
+    async def run(self, *, supervised: bool = False) -> None:
+        """Work until :meth:`stop`, or SIGTERM or SIGINT if this is the main thread; a second signal stops at once.
+
+        Waits for a store that cannot be reached yet. Cancelled, it stops at once as well.
+
+        :param supervised: whether another process passes signals on to this one: SIGTERM and SIGINT then count once,
+            however often they come, and SIGQUIT stops at once.
+        """
+
+        def on_signal(number: signal.Signals) -> None:
+            self._on_signal(number, urgent=is_urgent(number, again=self.signalled, supervised=supervised))
+
+        with call_on_signal((*STOP_SIGNALS, signal.SIGQUIT) if supervised else STOP_SIGNALS, on_signal):
+            try:
+                if not await self._reached_store():
+                    return
+                await self.start()
+                await self._stop.wait()
+                await self.drain()
+            except asyncio.CancelledError:
+                self.stop(now=True)
+                await self.drain()
+                raise
+
+    async def _reached_store(self) -> bool:
+        """Wait for the store; return False if the worker was stopped before it could be reached."""
+        outage = Outage(_log, f"worker {self.id} cannot start", f"worker {self.id} reaches the store")
+        pause = 0.2
+        while not self._stop.is_set():
+            try:
+                await self._served.discover((await self.queue.connections.current()).storage)
+            except StorageUnavailable as error:
+                outage.failed(error)
+            else:
+                outage.succeeded()
+                break
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stop.wait(), pause * random.uniform(0.5, 1.0))
+            pause = min(pause * 2, 5.0)
+        return not self._stop.is_set()
+
+    async def _stop_if_drained(self, claims: int) -> None:
+        """Stop if nothing is ready.
+
+        :param claims: how many claims in a row have brought nothing while nothing ran.
+        """
+        if claims > 1:
+            self.stop()
+            return
+        # This may make some tasks ready. If so, the next claim brings them.
+        await self._maintenance.recover()
+        if self.scheduler:
+            await self._scheduler.fire_due()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.drain()
+
+    def _on_signal(self, number: signal.Signals, *, urgent: bool) -> None:
+        if urgent:
+            _log.warning("%s again: stopping now; running tasks go back to their queues", number.name)
+        elif not self.signalled:
+            held = 0 if self._fetcher is None else len(self.completer)  # it may come while we start
+            _log.info("%s: finishing %d tasks, for %g s at most", number.name, held, self.grace)
+        self.signalled = True
+        self.stop(now=urgent)
+
+    async def _guard(self, work: Callable[[], Awaitable[None]]) -> None:
+        # A loop of the worker must never end silently: a worker that looks alive and claims nothing is the worst kind.
+        while not self._stop.is_set():
+            try:
+                await work()
+            except Exception:
+                _log.exception("worker %s: %s broke; it starts again in a second", self.id, work.__qualname__)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._stop.wait(), 1.0)
+            else:
+                return
+
+    def _tell(self, hook: str, **arguments: Any) -> None:
+        event = self.queue.plugins.event(hook)
+        if event is not None:
+            event(worker=self.id, **arguments)
+
+    def _is_waiting(self) -> bool:
+        return self._fetcher is not None and self._fetcher.waiting
+
+    # Running
+
+    def _accept(self, stored: StoredTask) -> None:
+        try:
+            # Before anything of it is looked at: its name, its arguments, its retry policy.
+            task = self.queue.codec.admit(stored)
+        except PayloadRejected as error:
+            # What it is called may have been chosen to look like something else in a log.
+            _log.error("task %s (%s) is rejected: %s", shown(stored.id), shown(stored.name), error, extra=about(stored))
+            self.completer.refuse(as_task(stored), rejected(stored, error))
+            self._tell("omniq_task_rejected", task=as_task(stored), reason=str(error))
+            return
+        function = self.queue.runnable.get(task.name)
+        if function is None:
+            self.completer.refuse(task, put_back(task, UnknownTask(f"no function is registered as {task.name!r}")))
+            return
+        attempt = Attempt(task, function, self.queue.codec, self.completer.note_progress)
+        self.completer.add(attempt)
+        self._executors[function.definition.executor].submit(attempt)
+
+    def _on_start(self, attempt: Attempt) -> None:
+        if self._started is not None:
+            self._started(task=attempt.task, worker=self.id)
+
+    def _on_done(self, attempt: Attempt, outcome: Outcome) -> None:
+        self.completer.settle(attempt, outcome)
+        self._prefetch.freed()
+
+    async def _give_back_stale(self) -> None:
+        watch = DeadlockWatch(self._executors, self._storage)
+        while True:
+            await asyncio.sleep(LOOK_FOR_STALE)
+            for executor in self._executors.values():
+                self._put_back(executor.take_back(waited=STALE))
+            await watch.look(self.completer.attempts)
+
+    def _put_back_unstarted(self) -> None:
+        for executor in self._executors.values():
+            self._put_back(executor.take_back())
+
+    def _put_back(self, attempts: Iterable[Attempt]) -> None:
+        for attempt in attempts:
+            self.completer.settle(attempt, Released(id=attempt.task.id, delivery=attempt.task.delivery))
+
+    # News from the heartbeat
+
+    def _on_heartbeat(self, through: bool) -> None:
+        assert self._fetcher is not None
+        self._fetcher.allow(through)
+        self._maintenance.note_heartbeats(through)
+
+    def _from_thread(self, function: Callable[..., None], *arguments: Any) -> None:
+        assert self._loop is not None
+        with contextlib.suppress(RuntimeError):  # the loop has ended, and the worker with it
+            self._loop.call_soon_threadsafe(function, *arguments)
+
+    def _on_lease_news(self, news: Iterable[tuple[Lease, LeaseState]]) -> None:
+        for lease, state in news:
+            attempt = self.completer.get(lease)
+            if attempt is None or attempt.settled:
+                continue  # it has ended, and its outcome is on the way, or was the reason for the news
+            if state is LeaseState.CANCEL_REQUESTED:
+                attempt.interrupt(Interruption.CANCEL)
+            elif attempt.interruption is not Interruption.LEASE_LOST:
+                _log.warning(
+                    "the lease of task %s (%s) was lost; what it still does here will not be recorded",
+                    attempt.task.id,
+                    attempt.task.name,
+                    extra=about(attempt.task),
+                )
+                attempt.interrupt(Interruption.LEASE_LOST)
+
+    def _abandon_all(self) -> None:
+        # Of those that have ended the outcome is on its way, and may yet be the first to arrive.
+        attempts = [attempt for attempt in self.completer.attempts if not attempt.settled]
+        if attempts:
+            _log.error("no heartbeat has got through; giving up %d tasks before their leases run out", len(attempts))
+        for attempt in attempts:
+            attempt.interrupt(Interruption.LEASE_LOST)
+
+    # Stopping
+
+    async def _ended_by(self, deadline: float, work: asyncio.Task[None] | Coroutine[Any, Any, None]) -> None:
+        """Wait for some work until the deadline, or until all is to stop at once; then cancel it."""
+        assert self._loop is not None
+        ended = asyncio.ensure_future(work)
+        cut_short = asyncio.ensure_future(self._now.wait())
+        try:
+            await asyncio.wait(
+                [ended, cut_short],
+                timeout=max(0.0, deadline - self._loop.time()),
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+        finally:
+            ended.cancel()
+            cut_short.cancel()
+
+    def _abandon(self, tasks: Iterable[asyncio.Task[None]]) -> None:
+        for task in tasks:
+            task.cancel()
+        self._put_back_unstarted()
+        for attempt in self.completer.attempts:
+            # Also so that the cancellation of everything at a loop's end is not taken for the tasks' own failure.
+            attempt.interrupt(Interruption.SHUTDOWN)
+        self.completer.give_up_waiting()
+        for executor in self._executors.values():
+            executor.close()
+        self._heartbeat.ask_to_stop()
+
+    async def _interrupt_all(self) -> None:
+        left = [attempt for attempt in self.completer.attempts if not attempt.settled]
+        if left:
+            _log.warning("%d tasks did not end in time; they are interrupted and go back to their queues", len(left))
+        for attempt in left:
+            attempt.interrupt(Interruption.SHUTDOWN)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LAST_WORDS):
+                await self.completer.empty()
+        for attempt in self.completer.attempts:
+            # What does not even heed its interruption goes back all the same; its lease would only keep others waiting.
+            if not attempt.settled:
+                attempt.settled = True
+                self.completer.settle(attempt, Released(id=attempt.task.id, delivery=attempt.task.delivery))
+        for executor in self._executors.values():
+            executor.disown()
+
+
+def _cores() -> int:
+    # Those that this process may use, which in a container are fewer than the machine has.
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:
+        return os.cpu_count() or 1
+
+
+def _positive(value: Duration, name: str) -> float:
+    seconds = duration(value, name)
+    if seconds == 0:
+        raise ValueError(f"{name} must be more than zero seconds")
+    return seconds

@@ -1,0 +1,56 @@
+"""``omniq demo``: its arguments, and the store that it works on."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import secrets
+import shutil
+import tempfile
+from pathlib import Path
+
+from omniq.cli.arguments import count, describe
+
+__all__ = ["configure", "run"]
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    describe(
+        parser,
+        "Watch OmniQ at work: every module of Python's standard library becomes a task that measures it.\n"
+        "Two worker processes run them; some tasks fail once and are retried; one worker is killed in the\n"
+        "middle, and what it ran is recovered. In the end every result is compared with that of a plain loop.\n"
+        "Takes less than a minute.",
+        "omniq demo\n"
+        "omniq demo --limit 200 --workers 3\n"
+        "omniq demo --keep                          keep the store and the logs to look at them",
+    )
+    parser.add_argument("--workers", type=count, default=2, metavar="N", help="worker processes (default 2)")
+    parser.add_argument("--limit", type=count, metavar="N", help="only so many modules")
+    parser.add_argument("--url", metavar="URL", help="another store than SQLite in a temporary folder")
+    parser.add_argument("--keep", action="store_true", help="leave the store and the workers' logs when done")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the demo.
+
+    :return: 0 if every result is right, else 1.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="omniq-demo-"))
+    # The workers, and this process's own import of the tasks, find the store here.
+    os.environ["OMNIQ_URL"] = _in_own_namespace(options.url) if options.url else f"sqlite:///{folder / 'demo.db'}"
+    try:
+        from omniq.cli.demo.runner import Demo
+
+        return Demo(folder, workers=options.workers, limit=options.limit, keep=options.keep).run()
+    finally:
+        if not options.keep:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _in_own_namespace(url: str) -> str:
+    # What else is in that store is neither shown nor touched.
+    if "namespace=" in url:
+        return url
+    return f"{url}{'&' if '?' in url else '?'}namespace=demo-{secrets.token_hex(3)}"

@@ -1,0 +1,143 @@
+"""The lock of a store: one for the threads of this process, one for all processes.
+
+The system takes the second away from a process that dies, so that nobody waits for the dead; whoever waits for one that
+is merely stopped gives up in time.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import random
+import threading
+import time
+from collections.abc import Callable
+
+from omniq.errors import StorageUnavailable
+from omniq_local.files.preparation import gone
+from omniq_local.files.settings import Settings
+
+__all__ = ["Replaced", "StoreLock"]
+
+
+class Replaced(Exception):
+    """Where the store was, there is another folder now."""
+
+
+class StoreLock:
+    """Lets one at a time in.
+
+    :param settings: which store, and how long to wait.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._path = f"{settings.base}/lock"
+        self._threads = threading.Lock()
+        self._fd = -1
+        self._identity: tuple[int, int] | None = None
+        self.renew: Callable[[], None] | None = None
+        """Called by the one thread that may go in, if the folder was replaced: opens the other one."""
+
+    def open(self, fd: int) -> None:
+        """Use a descriptor of the lock's file from now on."""
+        if self._fd >= 0:
+            # Under the same number, as other threads may be about to use it.
+            os.dup2(fd, self._fd, inheritable=False)
+            os.close(fd)
+        else:
+            self._fd = fd
+        self._identity = _identity(os.fstat(self._fd))
+
+    def close(self) -> None:
+        """Close the descriptor when nobody of this process is in; from then on nobody comes in."""
+        with self._threads:
+            self.abandon()
+
+    def abandon(self) -> None:
+        """Close the descriptor, whoever is in. In the child of a fork that leaves the lock with the parent."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def try_enter(self) -> bool:
+        """Go in if nobody is in the way; tell whether it is so.
+
+        :raises Replaced: if there is another folder now.
+        """
+        if not self._threads.acquire(blocking=False):
+            return False
+        try:
+            entered = self._try_file()
+        except BaseException:
+            self._threads.release()
+            raise
+        if not entered:
+            self._threads.release()
+        return entered
+
+    def enter(self, since: float) -> None:
+        """Go in, and wait for that; if the folder was replaced, into the other one.
+
+        :param since: when the waiting began, by the monotonic clock.
+        :raises StorageUnavailable: if it takes too long, or there is no folder any more.
+        """
+        patience = self._settings.lock_timeout
+        deadline = since + patience
+        if not self._threads.acquire(timeout=max(0.0, deadline - time.monotonic())):
+            raise StorageUnavailable(
+                f"{self._settings.root} has been in use by another thread for more than {patience:g} s"
+            )
+        try:
+            try:
+                self._wait_for_file(deadline)
+            except Replaced:
+                if self.renew is None:
+                    raise
+                self.renew()
+                self._wait_for_file(deadline)
+        except BaseException:
+            self._threads.release()
+            raise
+
+    def leave(self) -> None:
+        """Let the next one in."""
+        try:
+            if self._fd >= 0:
+                fcntl.flock(self._fd, fcntl.LOCK_UN)
+        finally:
+            self._threads.release()
+
+    def _try_file(self) -> bool:
+        if self._fd < 0:
+            raise StorageUnavailable(f"{self._settings.shown} is not open: call open() first")
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        try:
+            found = _identity(os.stat(self._path))
+        except (FileNotFoundError, NotADirectoryError):
+            found = None
+        if found != self._identity:
+            fcntl.flock(self._fd, fcntl.LOCK_UN)
+            raise gone(self._settings) if found is None else Replaced
+        return True
+
+    def _wait_for_file(self, deadline: float) -> None:
+        pause = 0.0003
+        while not self._try_file():
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise StorageUnavailable(
+                    f"{self._settings.root} has been locked by another process for more than "
+                    f"{self._settings.lock_timeout:g} s; see who is stopped (fuser {self._path}), or allow more "
+                    "with ?lock_timeout="
+                )
+            # Jittered, so that several who wait do not try at the same moments.
+            time.sleep(min(left, pause * random.uniform(0.5, 1.5)))
+            pause = min(pause * 1.3, 0.004)
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino

@@ -1,0 +1,1 @@
+"""The memory storage: tasks that live and end with this process."""

@@ -1,0 +1,323 @@
+"""Rows and values: how a task stands in the database, and how it becomes a :class:`~omniq.task.StoredTask` again.
+
+What a statement asks for has a column of its own. The rest of what a store acts on (``max_retries``, tags,
+``result_ttl``) is one JSON text, ``options``: for the tasks of one function it is nearly always the same text, so that
+writing and reading it is a look into a cache.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, NamedTuple
+
+from omniq.errors import CorruptRecord
+from omniq.storage import validation
+from omniq.storage.records import load_error, load_progress
+from omniq.storage.validation import UNREADABLE, check_task, corrupt
+from omniq.task import NewTask, StoredTask, TaskState, When, record_of
+
+__all__ = [
+    "BODY_APART",
+    "CANCELLED",
+    "CLAIMABLE",
+    "CLAIMED",
+    "COLUMNS",
+    "FAILED",
+    "FRESH",
+    "NUMBER_OF",
+    "READY",
+    "RUNNING",
+    "SCHEDULED",
+    "STATE_OF",
+    "SUCCEEDED",
+    "Options",
+    "claimed_task",
+    "columns_of",
+    "load_options",
+    "microseconds",
+    "moment",
+    "salvaged",
+    "span",
+    "task_of",
+]
+
+FRESH, SCHEDULED, READY, RUNNING, SUCCEEDED, FAILED, CANCELLED = range(7)
+"""A fresh task is a ready one that is neither counted nor in the index of ready tasks yet, see transaction.py."""
+
+STATE_OF = {
+    FRESH: TaskState.READY,
+    SCHEDULED: TaskState.SCHEDULED,
+    READY: TaskState.READY,
+    RUNNING: TaskState.RUNNING,
+    SUCCEEDED: TaskState.SUCCEEDED,
+    FAILED: TaskState.FAILED,
+    CANCELLED: TaskState.CANCELLED,
+}
+"""The state that each number stands for."""
+
+NUMBER_OF = {state: number for number, state in STATE_OF.items()}
+"""The number of each state; of ready, not that of fresh."""
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+LATEST = 253_402_300_799_999_999
+"""The last microsecond that a datetime can name."""
+LONGEST = 100 * 366 * 86400.0
+"""A hundred years, in seconds."""
+BODY_APART = 1000
+"""Bytes. A larger body has a row of its own: claiming and finishing write a task's row anew."""
+
+COLUMNS = """
+    seq, id, queue, name, priority, state, created_at, run_at, attempt, delivery, lease_until, worker, started_at,
+    finished_at, expires_at, unique_key, cancel, options, error, progress,
+    coalesce(body, (SELECT body FROM "{ns}.body" AS large WHERE large.seq = "{ns}.task".seq)), result
+"""
+"""What :func:`task_of` reads."""
+
+CLAIMABLE = "seq, id, name, priority, created_at, run_at, attempt, delivery, expires_at, unique_key, options, error"
+"""What a claim reads, besides the body; the rest it knows, for it is what the claim writes."""
+
+CLAIMED = f"{CLAIMABLE}, iif(body IS NULL, NULL, hex(body))"
+"""The same as values of JSON, which cannot hold bytes; without a large body."""
+
+
+# Time
+
+
+def microseconds(when: When, now: int) -> int:
+    """Give a point in time as the database has it.
+
+    :param when: an aware datetime, or a timedelta from now.
+    :param now: the store's now.
+    """
+    if isinstance(when, timedelta):
+        return min(now + when // timedelta(microseconds=1), LATEST)
+    return (when - EPOCH) // timedelta(microseconds=1)
+
+
+# The tasks of a batch share most of their times.
+@functools.lru_cache(maxsize=1024)
+def moment(value: int) -> datetime:
+    """Give the datetime of microseconds since the epoch, exactly."""
+    return EPOCH + timedelta(0, 0, value)
+
+
+def span(seconds: float) -> int:
+    """Give a duration in microseconds; what no database and no calendar can hold becomes a hundred years."""
+    return int(min(seconds, LONGEST) * 1e6 + 0.5)
+
+
+# Orders
+
+
+class Options(NamedTuple):
+    """What of an order is in its JSON text."""
+
+    max_retries: int
+    tags: tuple[str, ...]
+    result_ttl: float
+
+
+# typed: 1 and 1.0 are one key otherwise, and what comes back would depend on who was first.
+@functools.lru_cache(maxsize=4096, typed=True)
+def _dump_options(max_retries: int, tags: tuple[str, ...], result_ttl: float) -> str:
+    if not math.isfinite(result_ttl):
+        raise ValueError(f"result_ttl must be a number of seconds, not {result_ttl!r}")
+    return json.dumps([max_retries, list(tags), result_ttl])
+
+
+@functools.lru_cache(maxsize=4096)
+def load_options(text: str) -> Options:
+    """Read the JSON text of an order.
+
+    :raises ValueError: if it is none.
+    """
+    max_retries, tags, result_ttl = json.loads(text)
+    if not (
+        isinstance(max_retries, int)
+        and isinstance(result_ttl, int | float)
+        and all(isinstance(tag, str) for tag in tags)
+    ):
+        raise ValueError("options of the wrong types")
+    return Options(max_retries, tuple(tags), result_ttl)
+
+
+def columns_of(task: NewTask, now: int, stamp: int, ready: int = READY) -> tuple[Any, ...]:
+    """Give what is stored of a new task, in the order of the statement ``enqueue.insert``.
+
+    :param now: the store's now, by which ``run_at`` and ``expires`` are judged.
+    :param stamp: what counts as now in the order of tasks; not before that of the latest task, though the clock be
+        put back.
+    :param ready: the state of a task that is ready at once.
+    """
+    run_at = None if task.run_at is None else microseconds(task.run_at, now)
+    later = run_at is not None and run_at > now
+    options = _dump_options(task.max_retries, task.tags, task.result_ttl)
+    return (
+        task.id,
+        task.queue,
+        task.name,
+        task.priority,
+        SCHEDULED if later else ready,
+        stamp,
+        # Nothing is ready before it is there: a time in the past gives no place ahead of others.
+        run_at if later else stamp,
+        None if task.expires is None else microseconds(task.expires, now),
+        task.unique,
+        span(task.result_ttl),
+        options,
+        task.body if len(task.body) <= BODY_APART else None,
+    )
+
+
+# Records
+
+
+def task_of(row: Sequence[Any]) -> StoredTask:
+    """Make a task of its row.
+
+    :param row: the values of :data:`COLUMNS`.
+    :raises CorruptRecord: if that cannot be done.
+    """
+    try:
+        return check_task(_task_of(*row))
+    except UNREADABLE as error:
+        raise _corrupt(row, error) from error
+
+
+def _corrupt(row: Sequence[Any], error: BaseException) -> CorruptRecord:
+    return corrupt("task", row[1], error, place=f"row {row[0]}")
+
+
+def _task_of(
+    _: int,
+    task_id: str,
+    queue: str,
+    name: str,
+    priority: int,
+    state: int,
+    created_at: int,
+    run_at: int,
+    attempt: int,
+    delivery: int,
+    lease_until: int | None,
+    worker: str | None,
+    started_at: int | None,
+    finished_at: int | None,
+    expires_at: int | None,
+    unique: str | None,
+    cancel: int | None,
+    options_text: str,
+    error: str | None,
+    progress: str | None,
+    body: bytes | None,
+    result: bytes | None,
+) -> StoredTask:
+    options = load_options(options_text)
+    if body is None:
+        raise ValueError("its body is missing")
+    return StoredTask(
+        id=task_id,
+        queue=queue,
+        name=name,
+        body=body,
+        priority=priority,
+        state=STATE_OF[state],
+        attempt=attempt,
+        delivery=delivery,
+        max_retries=options.max_retries,
+        created_at=moment(created_at),
+        run_at=moment(run_at),
+        started_at=None if started_at is None else moment(started_at),
+        finished_at=None if finished_at is None else moment(finished_at),
+        expires_at=None if expires_at is None else moment(expires_at),
+        lease_until=None if lease_until is None else moment(lease_until),
+        worker=worker,
+        unique=unique,
+        tags=options.tags,
+        result_ttl=options.result_ttl,
+        error=None if error is None else load_error(error),
+        progress=None if progress is None else load_progress(progress),
+        cancel_requested=cancel is not None,
+        result_payload=result,
+    )
+
+
+def claimed_task(row: Sequence[Any], queue: str, worker: str, now: datetime, lease_until: datetime) -> StoredTask:
+    """Make a task of a row that was claimed.
+
+    :param row: the values of :data:`CLAIMED` as they were before; the body may be bytes, too.
+    :param queue: the queue it is of.
+    :param worker: the worker that claimed it.
+    :param now: when.
+    :param lease_until: until when its lease holds.
+    :raises CorruptRecord: if that cannot be done.
+    """
+    try:
+        _, task_id, name, priority, created_at, run_at, attempt, delivery, expires_at, unique, text, error = row[:12]
+        (body,) = row[12:]
+        max_retries, tags, result_ttl = load_options(text)
+        if body is None:
+            raise ValueError("its body is missing")
+        created = moment(created_at)
+        task = record_of(
+            StoredTask,
+            {
+                "id": task_id,
+                "queue": queue,
+                "name": name,
+                "body": bytes.fromhex(body) if isinstance(body, str) else body,
+                "priority": priority,
+                "state": TaskState.RUNNING,
+                "attempt": attempt + 1,
+                "delivery": delivery + 1,
+                "max_retries": max_retries,
+                "created_at": created,
+                "run_at": created if run_at == created_at else moment(run_at),
+                "started_at": now,
+                "expires_at": None if expires_at is None else moment(expires_at),
+                "lease_until": lease_until,
+                "worker": worker,
+                "unique": unique,
+                "tags": tags,
+                "result_ttl": result_ttl,
+                "error": None if error is None else load_error(error),
+                "finished_at": None,
+                "progress": None,
+                "cancel_requested": False,
+                "result_payload": None,
+            },
+        )
+        return check_task(task)
+    except UNREADABLE as problem:
+        raise _corrupt(row, problem) from problem
+
+
+def salvaged(row: Sequence[Any], error: CorruptRecord) -> StoredTask:
+    """Make the most of a row that cannot be read, so that it can be seen, deleted, and does not hide others.
+
+    :param row: the values of :data:`COLUMNS`.
+    :param error: what was found.
+    """
+    known: dict[str, object] = {name: row[place] for name, place in _SALVAGED.items()}
+    for name in ("created_at", "run_at", "finished_at"):
+        value = known[name]
+        known[name] = moment(value) if isinstance(value, int) and 0 <= value <= LATEST else None
+    return validation.salvaged(error, row[1], known)
+
+
+_SALVAGED = {
+    "queue": 2,
+    "name": 3,
+    "priority": 4,
+    "created_at": 6,
+    "run_at": 7,
+    "attempt": 8,
+    "delivery": 9,
+    "finished_at": 13,
+    "body": 20,
+}
+"""Where in a row that stands which can be shown of it by itself."""

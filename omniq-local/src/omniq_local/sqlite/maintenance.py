@@ -1,0 +1,67 @@
+"""Recover and prune: what dead workers left, and what nobody will read any more."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from omniq.storage.records import dump_error
+from omniq.storage.validation import UNREADABLE
+from omniq.task import StoredTask, TaskError
+from omniq_local.sqlite.claiming import end_expired
+from omniq_local.sqlite.encoding import CANCELLED, FAILED, READY, RUNNING, load_options
+from omniq_local.sqlite.reading import make_task
+from omniq_local.sqlite.transaction import Row, Transaction
+
+__all__ = ["prune", "recover"]
+
+
+def recover(limit: int, tx: Transaction) -> list[StoredTask]:
+    """Take back tasks within a transaction; see :meth:`~omniq.storage.Storage.recover`."""
+    tx.fold()
+    # Leases that end later than they can are of a time before the clock was put back. Their workers, if they live,
+    # renew them within the time that they get now.
+    tx.execute(tx.sql["maintenance.shorten"], {"now": tx.now})
+    lapsed = tx.value("maintenance.lapsed", tx.now, limit)
+    ended: list[tuple[Row, int, bytes | None, str | None]] = []
+    back: list[tuple[Any, ...]] = []
+    for seq, task_id, queue, attempt, cancel, worker, options in lapsed:
+        row = (seq, task_id, queue, RUNNING)
+        if cancel:
+            ended.append((row, CANCELLED, None, None))
+        elif attempt <= _max_retries(options):
+            back.append((seq, READY, None, 0, 1, None))
+            tx.count(queue, RUNNING, -1)
+            tx.count(queue, READY, 1)
+            tx.made_ready(queue)
+        else:
+            message = f"worker {worker} died or lost its lease in attempt {attempt}, the last one"
+            ended.append((row, FAILED, None, dump_error(TaskError(type="WorkerLost", message=message))))
+    if back:
+        tx.batch("finish.give_back", back)
+    if ended:
+        tx.conclude(ended)
+    if len(lapsed) < limit:
+        end_expired(limit - len(lapsed), tx)
+    return [make_task(tx.one("reading.by_seq", seq) or ()) for seq, *_ in lapsed]
+
+
+def _max_retries(options: str) -> int:
+    try:
+        return load_options(options).max_retries
+    except UNREADABLE:
+        # It cannot be claimed again anyway; that ends it, and says why.
+        return 2**31
+
+
+def prune(limit: int, tx: Transaction) -> int:
+    """Remove what is over within a transaction; see :meth:`~omniq.storage.Storage.prune`."""
+    tx.fold()
+    rows = [
+        (seq, task_id, queue, state) for seq, task_id, queue, state in tx.value("maintenance.outdated", tx.now, limit)
+    ]
+    tx.forget(rows)
+    tx.run("maintenance.dead_workers", tx.now)
+    tx.run("maintenance.dead_waiters", tx.now)
+    tx.flush_counts()
+    tx.run("maintenance.empty_counters")
+    return len(rows)

@@ -1,0 +1,354 @@
+"""Keeps the state of each queue: reads it, changes it step by step, and does what a change leaves to be done.
+
+A change is one message that replaces the queue state as it was read. Whoever comes second is refused, reads again and
+does his step anew. What a change could not do by itself, as it is in other messages (results to be put on their pages,
+messages of removed tasks to be taken away), is written down in the queue state and done afterwards, by whoever made the
+change or, if that one died, by whoever changes the queue state next.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import secrets
+import time
+from collections.abc import Coroutine, Iterable, Sequence
+from typing import Any, TypeVar
+
+from omniq.errors import CorruptRecord, PayloadTooLarge, StorageError, StorageUnavailable
+from omniq.storage.escaping import get_logger
+from omniq.storage.validation import log_once
+from omniq_nats.commit_queue import Commit, CommitQueue, Step
+from omniq_nats.contention import Contention
+from omniq_nats.encoding import encode_queue_state
+from omniq_nats.entries import Entry
+from omniq_nats.lazy_rows import Pending
+from omniq_nats.overflow import Overflow
+from omniq_nats.queue_state import QueueState
+from omniq_nats.result_pages import ResultPages, holder_of
+from omniq_nats.results import EndRecord
+from omniq_nats.task_lookup import TaskLookup
+from omniq_nats.times import Clock
+from omniq_nats.transport import Conflict, Lost, Transport, Write
+
+__all__ = ["QueueStateStore", "holder_of"]
+
+_log = get_logger("omniq.nats")
+
+T = TypeVar("T")
+
+LEFT_BEHIND = 3_000_000
+"""Microseconds after which what another client left to do is done for it."""
+MOST_PENDING = 600
+MOST_BROUGHT = 100_000
+REMEMBERED = 48
+"""So many of the latest changes are known by name, so that whoever lost the answer can see that his was accepted."""
+
+
+class QueueStateStore(ResultPages):
+    """The queue states of one storage object.
+
+    :param transport: open while the storage is.
+    :param clock: of the servers.
+    """
+
+    def __init__(self, transport: Transport, clock: Clock) -> None:
+        super().__init__(transport, clock)
+        self.task_lookup = TaskLookup(transport)
+        self.overflow = Overflow(transport)
+        self._queue_states: dict[str, QueueState] = {}
+        self._generation = transport.generation
+        self._contention = Contention(transport)
+        self._commit_queue = CommitQueue(self._change, self._contention)
+        self._cleared: set[str] = set()
+        self._chores: set[asyncio.Task[None]] = set()
+        transport.renewed.append(self._forget)
+
+    def _forget(self) -> None:
+        self._queue_states.clear()
+        self._pages.clear()
+        self._brought.clear()
+        self._buried.clear()
+        self._cleared.clear()
+
+    async def close(self) -> None:
+        """Do what is left to do, as far as the servers can be reached."""
+        chores = list(self._chores)
+        if chores:
+            _, late = await asyncio.wait(chores, timeout=self.transport.settings.timeout)
+            for chore in late:
+                chore.cancel()
+        self._queue_states.clear()
+
+    async def errors(self, queue_state: QueueState, entries: Sequence[Entry]) -> dict[str, EndRecord]:
+        """Return the end records that have the errors of earlier attempts, by the ids of the tasks that had any."""
+        entries = [entry for entry in entries if entry.has_error]
+        if not entries:
+            return {}
+        batches = await self.task_lookup.of_slots(queue_state.queue, entries)
+        end_records = await self.end_records(
+            queue_state, [(batches[entry.seq], entry.index) for entry in entries if entry.seq in batches]
+        )
+        return {
+            entry.id: end_records[entry.seq, entry.index]
+            for entry in entries
+            if (entry.seq, entry.index) in end_records
+        }
+
+    # Changing
+
+    async def change(
+        self, queue: str, step: Step[T], *, remembered: bool = True, share: float = 1.0, frees: bool = False
+    ) -> T:
+        """Change a queue state in one step, and give the step's result.
+
+        :param step: called with the queue state as it is; once more for each time that somebody else was quicker. What
+            it did to a queue state that was not accepted does not count.
+        :param remembered: whether the step may first see the queue state as it is remembered; if it leaves that as it
+            is, it is called again with the queue state as it is now.
+        :param share: how much of the largest message the queue state may take after it: the rest is for changes that
+            come after this one and that must be possible, as the end of a task that was claimed.
+        :param frees: whether it is part of the removal of something, for which there is a reserve in a full stream.
+        :raises StorageUnavailable: if it could not be done in time.
+        :raises PayloadTooLarge: if the queue state would be too large.
+        """
+        return await self._commit_queue.take(queue, Commit(step, remembered, share, frees))
+
+    async def _change(self, queue: str, commit_queue: Sequence[Commit[Any]]) -> None:
+        """Make several changes of a queue state in one step."""
+        deadline = time.monotonic() + 2 * self.transport.settings.timeout
+        unsure: dict[str, tuple[QueueState, list[tuple[Commit[Any], Any]]]] = {}
+        left = list(commit_queue)
+        known = 0
+        for attempt in range(1_000_000):
+            generation = self.transport.generation
+            is_remembered = attempt == 0 and all(commit.remembered for commit in left)
+            if self._contention.have_changed(queue) or self._generation != self.transport.generation:
+                is_remembered = False
+            self._generation = self.transport.generation
+            queue_state = self._queue_states.pop(queue, None) if is_remembered else None
+            is_fresh = queue_state is None
+            if queue_state is not None:
+                known = max(known, queue_state.changes)
+            else:
+                queue_state = (await self.read([queue], whole=False))[queue]
+                if queue_state.changes < known and queue_state.problem is None:
+                    # Queue states only ever grow older: this one is of another stream.
+                    known = 0
+                    await self.transport.find_again()
+                    continue
+                # Who knows a change by its name knows that it was accepted.
+                accepted = next((name for name in unsure if name in queue_state.recent), None)
+                if accepted is not None:
+                    self._see_to(unsure[accepted][0])
+                    _give(unsure[accepted][1])
+                    return
+            name = secrets.token_hex(5)
+            try:
+                results, changed = await self._try_readable(queue_state, left)
+                if results is None:
+                    continue
+                if not changed:
+                    if is_fresh:
+                        self._queue_states[queue] = queue_state
+                        _give(results)
+                        return
+                elif generation != self.transport.generation:
+                    # What was read may never have been, and its sequence may be that of another queue state by now.
+                    raise Conflict("the connection was lost")
+                elif await self._is_committed(queue_state, name, deadline, left):
+                    _give(results)
+                    return
+                else:
+                    unsure[name] = queue_state, results
+            except Conflict as conflict:
+                # Somebody else was quicker; or an overflow page that the queue state speaks of was replaced, and the
+                # queue state with it.
+                self._give_up(queue_state)
+                if queue_state.stream_end is None:
+                    await self._contention.lost(queue)
+                    await self._contention.begin(queue)
+                if time.monotonic() > deadline:
+                    raise StorageUnavailable(
+                        f"{self.transport.settings.shown}: queue {queue!r} is changed by so many at once that no turn "
+                        f"came: {conflict}"
+                    ) from conflict
+                await asyncio.sleep(random.uniform(0, min(0.0005 * 2 ** min(attempt, 7), 0.05)))
+        raise AssertionError
+
+    async def _try_readable(
+        self, queue_state: QueueState, commit_queue: list[Commit[Any]]
+    ) -> tuple[list[tuple[Commit[Any], Any]] | None, bool]:
+        """Do :meth:`_try`; as if there were no record, if that cannot be read, which then must not be changed."""
+        if queue_state.problem is None:
+            try:
+                return await self._try(queue_state, commit_queue)
+            except CorruptRecord:
+                problem = _problem_of(queue_state)
+                if problem is None:
+                    raise
+                log_once(_log, problem, self.transport.settings.shown)
+                queue_state = QueueState(queue_state.queue, queue_state.seq, problem=problem)
+        results, changed = await self._try(queue_state, commit_queue)
+        if changed and queue_state.problem is not None:
+            raise queue_state.problem
+        return results, changed
+
+    async def _try(
+        self, queue_state: QueueState, commit_queue: list[Commit[Any]]
+    ) -> tuple[list[tuple[Commit[Any], Any]] | None, bool]:
+        """Have those whose turn it is change a queue state.
+
+        :return: their results, and whether any of them changed it; None instead if one failed, who is taken out then:
+            what he did to the queue state must not count, and the others do theirs once more.
+        """
+        queue_state.also = []
+        queue_state.stream_end = None
+        results: list[tuple[Commit[Any], Any]] = []
+        changed = False
+        for commit in list(commit_queue):
+            try:
+                result, has_changed = await commit.step(queue_state)
+            except Conflict:
+                raise
+            except Exception as error:
+                if len(commit_queue) == 1 or _problem_of(queue_state) is not None:
+                    raise
+                self._give_up(queue_state)
+                commit.error = error
+                commit_queue.remove(commit)
+                return None, False
+            results.append((commit, result))
+            changed = changed or has_changed
+        return results, changed
+
+    async def _is_committed(
+        self, queue_state: QueueState, name: str, deadline: float, commit_queue: Sequence[Commit[Any]]
+    ) -> bool:
+        """Store a queue state; False: no answer came, and it may have been accepted all the same."""
+        share, frees = min(commit.share for commit in commit_queue), any(commit.frees for commit in commit_queue)
+        try:
+            await self._commit(queue_state, name, share, frees)
+        except Lost:
+            if not queue_state.committing or time.monotonic() > deadline:
+                raise
+            return False
+        return True
+
+    async def _commit(self, queue_state: QueueState, name: str, share: float, frees: bool) -> None:
+        await self._tidy(queue_state)
+        await self.overflow.lay_aside(queue_state, self.clock.now())
+        queue_state.changes += 1
+        queue_state.recent = [*queue_state.recent[1 - REMEMBERED :], name]
+        queue_state.forget_passed()
+        subject = self.names.queue_state(queue_state.queue)
+        data = encode_queue_state(queue_state)
+        limit = share * (self.transport.max_payload - 1024)
+        if len(data) > limit:
+            # Not what this very change brings: it is not accepted yet.
+            await self._bring_and_drop(
+                queue_state, {key: one for key, one in queue_state.pending.items() if one.version < queue_state.changes}
+            )
+            data = encode_queue_state(queue_state)
+        if len(data) > limit:
+            self._give_up(queue_state)
+            raise PayloadTooLarge(
+                f"the record of queue {queue_state.queue!r} would be {len(data):,} bytes, and the server's limit is "
+                f"{self.transport.max_payload:,} (max_payload), of which it may have {share:.0%}: too many tasks run, "
+                "wait or were cancelled at once; raise the limit, or spread them over more queues"
+            )
+        queue_state.committing = True
+        writes = [Write(subject, data, expected=queue_state.seq, end=queue_state.stream_end), *queue_state.also]
+        queue_state.seq = await self.transport.batch(writes, frees=frees)
+        queue_state.committing = False
+        queue_state.laid = []
+        self._queue_states[queue_state.queue] = queue_state
+        self._see_to(queue_state)
+
+    def _give_up(self, queue_state: QueueState) -> None:
+        """Take away what was stored for a change that did not come about."""
+        if queue_state.laid:
+            self.later(self.overflow.remove(queue_state.queue, queue_state.laid))
+
+    async def _tidy(self, queue_state: QueueState) -> None:
+        now = self.clock.now()
+        for task_id, one in list(queue_state.pending.items()):
+            if self._brought.get(task_id, -1) >= one.version:
+                del queue_state.pending[task_id], self._brought[task_id]
+        for place in list(queue_state.tombstones):
+            if place in self._buried:
+                del queue_state.tombstones[place]
+                self._buried.discard(place)
+        if len(self._brought) > MOST_BROUGHT:
+            self._brought.clear()
+        # Not what this very change brings: it is not accepted yet.
+        known = {task_id: one for task_id, one in queue_state.pending.items() if one.version <= queue_state.changes}
+        if len(queue_state.pending) <= MOST_PENDING:
+            known = {task_id: one for task_id, one in known.items() if one.since < now - LEFT_BEHIND}
+        await self._bring_and_drop(queue_state, known)
+        queue_state.spent = [name for name in queue_state.spent if name not in self._cleared]
+        self._cleared.intersection_update(queue_state.spent)
+        left = [one for one in queue_state.tombstones.values() if one.since < now - LEFT_BEHIND]
+        if left:
+            await self.bury(queue_state.queue, left)
+            for gone in left:
+                del queue_state.tombstones[gone.place]
+                self._buried.discard(gone.place)
+
+    async def _bring_and_drop(self, queue_state: QueueState, known: dict[str, Pending]) -> None:
+        if known:
+            await self.bring(queue_state.queue, known)
+            for task_id, one in known.items():
+                if self._brought.pop(task_id, -1) >= one.version:
+                    del queue_state.pending[task_id]
+
+    def _see_to(self, queue_state: QueueState) -> None:
+        fresh = {task_id: one for task_id, one in queue_state.pending.items() if one.version == queue_state.changes}
+        if fresh:
+            self.later(self.bring(queue_state.queue, fresh))
+        if queue_state.spent:
+            self.later(self._clear_away(queue_state.queue, list(queue_state.spent)))
+
+    async def _clear_away(self, queue: str, names: list[str]) -> None:
+        await self.overflow.remove(queue, names)
+        self._cleared.update(names)
+
+    def later(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do something that nobody waits for; what fails is left to whoever comes next."""
+
+        async def guarded() -> None:
+            try:
+                await work
+            except StorageError as error:
+                _log.debug("left to be done by whoever comes next: %s", error)
+
+        chore = asyncio.get_running_loop().create_task(guarded())
+        self._chores.add(chore)
+        chore.add_done_callback(self._chores.discard)
+
+    def is_quiet(self, queue: str) -> bool:
+        """Whether nobody else seems to store anything at the moment, and we do not either."""
+        return self.transport.is_quiet and not self._chores and not self._contention.are_there(queue)
+
+    def forget(self, queues: Iterable[str]) -> None:
+        """Read the queue states of some queues anew before they are next changed."""
+        for queue in queues:
+            self._queue_states.pop(queue, None)
+
+    def remembered(self, queue: str) -> QueueState | None:
+        """Give a queue state as it was when it was last read or changed here."""
+        return self._queue_states.get(queue)
+
+
+def _problem_of(queue_state: QueueState) -> CorruptRecord | None:
+    """Return why a queue state cannot be read; None: it can."""
+    try:
+        queue_state.check()
+    except CorruptRecord as problem:
+        return problem
+    return queue_state.problem
+
+
+def _give(results: Sequence[tuple[Commit[Any], Any]]) -> None:
+    for commit, result in results:
+        commit.result, commit.error = result, None

@@ -1,0 +1,126 @@
+"""Takes back what nobody holds any more, and ends what came too late to be started."""
+
+from __future__ import annotations
+
+from attrs import define, field
+
+from omniq.task import StoredTask, TaskError, TaskState
+from omniq_nats.claiming import fold
+from omniq_nats.entries import Entry
+from omniq_nats.names import DUE_LINE
+from omniq_nats.queue_state import QueueState
+from omniq_nats.queue_state_store import QueueStateStore
+from omniq_nats.reading import tasks_at
+from omniq_nats.results import EndRecord
+
+__all__ = ["Recovery"]
+
+
+class Recovery:
+    """Does on behalf of dead workers what there is to do with the tasks that they claimed.
+
+    :param state_store: of the storage.
+    """
+
+    def __init__(self, state_store: QueueStateStore) -> None:
+        self._state_store = state_store
+        self._names = state_store.names
+
+    async def recover(self, limit: int) -> tuple[list[StoredTask], list[str]]:
+        """Do :meth:`omniq.storage.Storage.recover`.
+
+        :return: the tasks whose lease had run out, and the ids of all that ended.
+        """
+        queue_states = await self._state_store.read_all()
+        now = self._state_store.clock.now()
+        taken: list[tuple[str, _Recovered]] = []
+        count = 0
+        for lapsed in (True, False):
+            for queue, queue_state in queue_states.items():
+                if count < limit and (
+                    _has_work(queue_state, now, lapsed) or (not lapsed and await self._is_to_fold(queue_state))
+                ):
+                    recovered = await self._recover(queue, limit - count, lapsed)
+                    taken.append((queue, recovered))
+                    count += recovered.count
+        tasks: list[StoredTask] = []
+        for queue, recovered in taken:
+            batches = await self._state_store.task_lookup.of_slots(queue, recovered.entries)
+            places = [(batches[entry.seq], entry.index) for entry in recovered.entries if entry.seq in batches]
+            found = await tasks_at(self._state_store, places)
+            tasks += [found[batch.seq, index] for batch, index in places if (batch.seq, index) in found]
+            if any(entry.id not in recovered.ended for entry in recovered.entries):
+                await self._state_store.transport.tell(self._names.work(queue), b"0")
+        return tasks, [task_id for _, recovered in taken for task_id in recovered.ended]
+
+    async def _is_to_fold(self, queue_state: QueueState) -> bool:
+        """Whether there are tasks that wait, and may have expired, and were not sorted in."""
+        return (
+            DUE_LINE in queue_state.lines
+            and await self._state_store.task_lookup.ahead(queue_state, DUE_LINE, None, 64) is not None
+        )
+
+    async def _recover(self, queue: str, limit: int, lapsed: bool) -> _Recovered:
+        async def step(queue_state: QueueState) -> tuple[_Recovered, bool]:
+            now = self._state_store.clock.now()
+            recovered = _Recovered()
+            folded = False
+            if lapsed:
+                entries = [entry for entry in queue_state.running.values() if _is_lapsed(entry, now)][:limit]
+                known = await self._state_store.errors(queue_state, entries)
+                for entry in entries:
+                    recovered.entries.append(entry)
+                    _take_back(queue_state, entry, now, recovered, known.get(entry.id))
+            else:
+                folded = await fold(self._state_store, queue_state)
+                await self._state_store.overflow.take_expired(queue_state, now, limit)
+                entries = [entry for entry in queue_state.waiting.values() if entry.is_expired(now)][:limit]
+                known = await self._state_store.errors(queue_state, entries)
+                for entry in entries:
+                    queue_state.withdraw(entry)
+                    queue_state.cancel_slot(entry, now, known.get(entry.id))
+                    recovered.ended.append(entry.id)
+            return recovered, folded or bool(recovered.entries or recovered.ended)
+
+        return await self._state_store.change(queue, step, remembered=False)
+
+
+@define(eq=False)
+class _Recovered:
+    entries: list[Entry] = field(factory=list)
+    ended: list[str] = field(factory=list)
+
+    @property
+    def count(self) -> int:
+        return len({entry.id for entry in self.entries}.union(self.ended))
+
+
+def _has_work(queue_state: QueueState, now: int, lapsed: bool) -> bool:
+    if lapsed:
+        return any(_is_lapsed(entry, now) for entry in queue_state.running.values())
+    return any(entry.is_expired(now) for entry in queue_state.waiting.values()) or any(
+        overflow_page.expires is not None and overflow_page.expires <= now for overflow_page in queue_state.overflow
+    )
+
+
+def _is_lapsed(entry: Entry, now: int) -> bool:
+    return entry.until is not None and entry.until <= now
+
+
+def _take_back(queue_state: QueueState, entry: Entry, now: int, recovered: _Recovered, known: EndRecord | None) -> None:
+    queue_state.stop(entry)
+    if entry.cancel:
+        queue_state.cancel_slot(entry, now, known)
+    elif entry.attempt <= entry.max_retries:
+        queue_state.keep_error(entry, now, known)
+        queue_state.put_back(entry)
+        return
+    else:
+        message = f"worker {entry.worker} died or lost its lease in attempt {entry.attempt}, the last one"
+        queue_state.end(
+            entry,
+            queue_state.end_record_of(
+                entry, TaskState.FAILED, now, error=TaskError(type="WorkerLost", message=message)
+            ),
+        )
+    recovered.ended.append(entry.id)

@@ -1,0 +1,277 @@
+"""The pages of results: puts end records on them, finds them there, and takes away what was removed."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from collections import OrderedDict, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+
+from omniq.errors import CorruptRecord
+from omniq.storage.escaping import get_logger
+from omniq.storage.validation import UNREADABLE, check_text, corrupt, log_once
+from omniq_nats.encoding import read_queue_state
+from omniq_nats.entries import Tombstone
+from omniq_nats.lazy_rows import Pending
+from omniq_nats.names import SHARED, readable, split_batch
+from omniq_nats.queue_state import QueueState
+from omniq_nats.results import EndRecord, ResultPage, new_page, number_on_page, page_to_write, read_page, torn_fate
+from omniq_nats.task_batches import TaskBatch
+from omniq_nats.times import Clock
+from omniq_nats.transport import Conflict, Lost, Stored, Transport, Write
+
+__all__ = ["ResultPages", "holder_of"]
+
+_log = get_logger("omniq.nats")
+
+MOST_PAGES = 512
+
+
+class ResultPages:
+    """What is stored of a namespace apart from orders and overflow pages.
+
+    :param transport: open while the storage is.
+    :param clock: of the servers.
+    """
+
+    def __init__(self, transport: Transport, clock: Clock) -> None:
+        self.transport = transport
+        self.clock = clock
+        self.names = transport.settings.names
+        self._pages: OrderedDict[str, ResultPage] = OrderedDict()
+        self._page_turns: dict[str, asyncio.Lock] = {}
+        self._brought: dict[str, int] = {}
+        """Of each task whose end record is on its page: the end record's version."""
+        self._buried: set[tuple[int, int]] = set()
+
+    # Reading
+
+    async def read(self, queues: Sequence[str], *, whole: bool = True) -> dict[str, QueueState]:
+        """Give the queue states of some queues as they are now; an empty one where there is none. Not to be changed.
+
+        :param whole: whether all of them is looked into at once, so that what cannot be read is known to be so.
+        """
+        names = self.names
+        found = {
+            stored.subject: stored
+            for stored in await self.transport.last([names.queue_state(queue) for queue in queues])
+        }
+        queue_states = {}
+        self.transport.last_seen = max([self.transport.last_seen, *(stored.seq for stored in found.values())])
+        for queue in queues:
+            stored = found.get(names.queue_state(queue))
+            queue_states[queue] = QueueState(queue) if stored is None else self.book_of(queue, stored, whole=whole)
+        return queue_states
+
+    def book_of(self, queue: str, stored: Stored, *, whole: bool = True) -> QueueState:
+        """Read a queue state; of one that cannot be read it is said why, and nothing else."""
+        try:
+            queue_state = read_queue_state(queue, stored)
+            if whole:
+                queue_state.check()
+        except CorruptRecord as problem:
+            log_once(_log, problem, self.transport.settings.shown)
+            return QueueState(queue, stored.seq, problem=problem)
+        return queue_state
+
+    async def read_all(self) -> dict[str, QueueState]:
+        """Give the queue states of all queues as they are now, by name. Not to be changed."""
+        queue_states = {}
+        for stored in await self.transport.last_all(self.names.queue_states):
+            queue = readable(stored.subject.rpartition(".")[2])
+            queue_states[queue] = self.book_of(queue, stored)
+        return queue_states
+
+    # End records
+
+    async def bring(self, queue: str, pending: dict[str, Pending]) -> None:
+        """Put end records on their pages of results."""
+        by_page: defaultdict[str, dict[str, Pending]] = defaultdict(dict)
+        for task_id, one in pending.items():
+            by_page[self.names.results(queue, one.ttl, one.batch, one.seq)][task_id] = one
+        pages = [self._bring(queue, subject, some) for subject, some in by_page.items()]
+        if len(pages) == 1:
+            # At once, so that it goes out together with the word that the task has ended.
+            await pages[0]
+        else:
+            await asyncio.gather(*pages)
+
+    async def _bring(self, queue: str, subject: str, pending: dict[str, Pending]) -> None:
+        commit = self._page_turns.setdefault(subject, asyncio.Lock())
+        async with commit:
+            await self._bring_in_turn(queue, subject, pending)
+        if len(self._page_turns) > MOST_PAGES:
+            self._page_turns = {name: lock for name, lock in self._page_turns.items() if lock.locked()}
+
+    async def _bring_in_turn(self, queue: str, subject: str, pending: dict[str, Pending]) -> None:
+        first = next(iter(pending.values()))
+        page = self._pages.pop(subject, None) or new_page(first.batch, first.seq, first.size)
+        for attempt in range(1000):
+            news = [
+                page.note(number_on_page(one.batch, one.seq, one.index), task_id, one.end_record, one.batch)
+                for task_id, one in pending.items()
+            ]
+            if not any(news):
+                break
+            try:
+                page.seq = await self.transport.publish(Write(subject, page.encode(), expected=page.seq))
+                break
+            except (Conflict, Lost):
+                stored = await self.transport.last([subject])
+                if not stored and page.seq:
+                    # The page was taken away, and with it tasks that were removed.
+                    pending = await self._still_pending(queue, pending)
+                    if not pending:
+                        return
+                page = page_to_write(stored, first.batch, first.seq, first.size)
+                if attempt:
+                    await asyncio.sleep(random.uniform(0, min(0.001 * attempt, 0.05)))
+        self._remember_page(subject, page)
+        for task_id, one in pending.items():
+            self._brought[task_id] = max(one.version, self._brought.get(task_id, -1))
+
+    async def _still_pending(self, queue: str, pending: dict[str, Pending]) -> dict[str, Pending]:
+        queue_state = (await self.read([queue]))[queue]
+        return {
+            task_id: one
+            for task_id, one in pending.items()
+            if task_id in queue_state.pending and queue_state.pending[task_id].version == one.version
+        }
+
+    def _remember_page(self, subject: str, page: ResultPage) -> None:
+        self._pages[subject] = page
+        while len(self._pages) > MOST_PAGES:
+            self._pages.popitem(last=False)
+
+    async def end_records(
+        self,
+        queue_state: QueueState,
+        wanted: Iterable[tuple[TaskBatch, int]],
+        gone: set[tuple[int, int]] | None = None,
+        pages: Mapping[str, Stored] | None = None,
+    ) -> dict[tuple[int, int], EndRecord]:
+        """Give the end records of tasks of a queue by their places; those that have none are left out.
+
+        :param queue state: read before.
+        :param gone: gets the places of those that were removed.
+        :param pages: the pages of results by subject, if they were read with the queue state or after it.
+        """
+        found: dict[tuple[int, int], EndRecord] = {}
+        missing: defaultdict[str, list[tuple[TaskBatch, int]]] = defaultdict(list)
+        for batch, index in wanted:
+            one = queue_state.pending.get(batch.rows[index][0])
+            if one is not None and (one.seq, one.index) == (batch.seq, index):
+                found[batch.seq, index] = one.end_record
+            else:
+                missing[self.names.results(queue_state.queue, batch.ttl, batch.name, batch.seq)].append((batch, index))
+        if missing:
+            read = await self.transport.last(list(missing)) if pages is None else pages.values()
+            for stored in read:
+                page = read_page(stored)
+                for batch, index in missing[stored.subject]:
+                    number = number_on_page(batch.name, batch.seq, index)
+                    if page.problem is not None:
+                        found[batch.seq, index] = torn_fate(page.problem)
+                        continue
+                    if not page.is_of(batch.name, batch.seq):
+                        continue
+                    if number in page.end_records:
+                        task_id, end_record, _ = page.end_records[number]
+                        if task_id != batch.rows[index][0]:
+                            end_record = torn_fate(corrupt("result", task_id, "it stands where another's should be"))
+                        found[batch.seq, index] = end_record
+                    elif number in page.gone and gone is not None:
+                        gone.add((batch.seq, index))
+        return found
+
+    async def whole(self, end_records: dict[tuple[int, int], EndRecord], ids: dict[tuple[int, int], str]) -> None:
+        """Complete end records with what is kept in messages of their own."""
+        apart = {
+            self.names.blob(ids[place], end_record.blob): place
+            for place, end_record in end_records.items()
+            if end_record.blob is not None
+        }
+        if apart:
+            there = {stored.subject: stored.data for stored in await self.transport.last(list(apart))}
+            for subject, place in apart.items():
+                end_records[place] = end_records[place].whole(there.get(subject, b""))
+
+    # Removal
+
+    async def bury(self, queue: str, tombstones: Sequence[Tombstone]) -> None:
+        """Take away the messages of removed tasks."""
+        by_page: defaultdict[str, list[Tombstone]] = defaultdict(list)
+        for one in tombstones:
+            by_page[self.names.results(queue, one.ttl, one.batch, one.seq)].append(one)
+        stored = {
+            found.subject: page_to_write([found], tombstones.batch, tombstones.seq, tombstones.size)
+            for found in await self.transport.last(list(by_page))
+            for tombstones in by_page[found.subject][:1]
+        }
+        gone: list[int] = []
+        subjects: list[str] = []
+        await asyncio.gather(
+            *(
+                self._bury(queue, subject, some, stored.get(subject), gone, subjects)
+                for subject, some in by_page.items()
+            )
+        )
+        keys = {self.names.key(one.unique): one.id for one in tombstones if one.unique is not None}
+        if keys:
+            gone += [
+                found.seq
+                for found in await self.transport.last(list(keys))
+                if holder_of(found.data) == keys[found.subject]
+            ]
+        await self.transport.remove(gone)
+        for subject in subjects:
+            await self.transport.purge(subject)
+        self._buried.update(one.place for one in tombstones)
+
+    async def _bury(
+        self,
+        queue: str,
+        subject: str,
+        tombstones: list[Tombstone],
+        page: ResultPage | None,
+        gone: list[int],
+        subjects: list[str],
+    ) -> None:
+        first = tombstones[0]
+        is_shared = split_batch(first.batch)[1] == SHARED
+        self._pages.pop(subject, None)
+        if is_shared and page is None:
+            line = first.batch.split("-", 1)[0]
+            guards = {self.names.guard(queue, line, one.id): one for one in tombstones}
+            there = {found.subject: found.seq for found in await self.transport.last(list(guards))}
+            tombstones = [one for name, one in guards.items() if there.get(name) == one.seq + 1 + one.index]
+            if not tombstones:
+                return
+        for _ in range(1000):
+            if page is None or not page.is_of(first.batch, first.seq):
+                page = new_page(first.batch, first.seq, first.size)
+            for one in tombstones:
+                end_record = page.forget(number_on_page(one.batch, one.seq, one.index))
+                if end_record is not None and end_record.blob is not None:
+                    subjects.append(self.names.blobs(one.id))
+            if page.is_spent:
+                gone += [first.seq] if is_shared else []
+                gone += [page.seq] if page.seq else []
+                break
+            try:
+                await self.transport.publish(Write(subject, page.encode(), expected=page.seq), frees=True)
+                break
+            except (Conflict, Lost):
+                stored = await self.transport.last([subject])
+                page = page_to_write(stored, first.batch, first.seq, first.size) if stored else None
+        # A guard of each, or the batch that each has to itself.
+        gone += [one.seq + 1 + one.index if is_shared else one.seq for one in tombstones]
+
+
+def holder_of(data: bytes) -> str | None:
+    """Return the id of the task that a unique key belongs to, as the key's message says; None: it cannot be read."""
+    try:
+        return check_text(json.loads(data)[0], "holder")
+    except UNREADABLE:
+        return None

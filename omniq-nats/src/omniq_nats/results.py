@@ -1,0 +1,276 @@
+"""How a task ended, as it is kept; and the pages that keep it for all tasks of a batch."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import Any
+
+from attrs import define, evolve, field, frozen
+
+from omniq.errors import CorruptRecord
+from omniq.storage.validation import UNREADABLE, corrupt, corrupt_error, is_text
+from omniq.task import TaskError, TaskState
+from omniq_nats.names import LARGE, SHARED, SHEET, SHEET_SPAN, SINGLE, split_batch, token
+from omniq_nats.times import is_moment
+from omniq_nats.transport import Stored
+
+__all__ = ["EndRecord", "ResultPage", "new_page", "number_on_page", "page_to_write", "read_page", "torn_fate"]
+
+
+@frozen(kw_only=True)
+class EndRecord:
+    """What became of a task in the end, or, of one that waits for a retry, the error of its latest attempt."""
+
+    state: TaskState
+    delivery: int
+    attempt: int
+    worker: str | None
+    started: int | None
+    finished: int
+    run_at: int
+    keeps_expiry: bool = True
+    error: TaskError | None = None
+    result: bytes | None = field(default=None, repr=False)
+    blob: str | None = None
+    """The name of the message that holds result and error, where they are too large to lie here."""
+    version: int = 0
+    """Counts the changes of the queue: of two end records of one task the later counts."""
+    is_torn: bool = False
+    """Whether it stands for one that cannot be read; not part of the record."""
+
+    def row(self) -> list[Any]:
+        """Give it for JSON."""
+        error = None if self.error is None else [self.error.type, self.error.message, self.error.traceback]
+        return [
+            self.state,
+            self.delivery,
+            self.attempt,
+            self.worker,
+            self.started,
+            self.finished,
+            self.run_at,
+            self.keeps_expiry,
+            error,
+            _packed(self.result),
+            self.blob,
+            self.version,
+        ]
+
+    @cached_property
+    def text(self) -> str:
+        """It as JSON: a queue state and a page of results have it."""
+        return _encode(self.row())
+
+    @property
+    def size(self) -> int:
+        """About how many bytes its error and result take."""
+        error = self.error
+        return len(self.result or b"") + (
+            0 if error is None else len(error.type) + len(error.message) + len(error.traceback)
+        )
+
+    def apart(self, name: str) -> tuple[EndRecord, bytes]:
+        """Give it without what is large, and that as the body of a message of its own.
+
+        :param name: of that message.
+        """
+        error = None if self.error is None else [self.error.type, self.error.message, self.error.traceback]
+        head = json.dumps([error, self.result is not None]).encode()
+        return evolve(self, error=None, result=None, blob=name), head + b"\n" + (self.result or b"")
+
+    def whole(self, body: bytes) -> EndRecord:
+        """Give it with what was kept apart."""
+        try:
+            head, _, result = body.partition(b"\n")
+            error, has_result = json.loads(head)
+            return evolve(self, error=_error(error), result=result if has_result else None, blob=None)
+        except UNREADABLE as wrong:
+            return torn_fate(corrupt("result", self.blob, wrong))
+
+
+_encode = json.JSONEncoder(separators=(",", ":")).encode
+
+
+def _packed(result: bytes | None) -> str | list[str] | None:
+    if result is None:
+        return None
+    try:
+        return result.decode()
+    except UnicodeDecodeError:
+        return [base64.b64encode(result).decode()]
+
+
+def _unpacked(packed: str | list[str] | None) -> bytes | None:
+    if packed is None:
+        return None
+    return packed.encode() if isinstance(packed, str) else base64.b64decode(packed[0])
+
+
+def _error(row: list[str] | None) -> TaskError | None:
+    if row is None:
+        return None
+    kind, message, traceback = row
+    if not type(kind) is type(message) is type(traceback) is str:
+        raise ValueError("its error is none")
+    return TaskError(type=kind, message=message, traceback=traceback)
+
+
+def torn_fate(problem: CorruptRecord) -> EndRecord:
+    """Return what is shown of how a task ended where that cannot be read."""
+    return EndRecord(
+        state=TaskState.FAILED,
+        delivery=0,
+        attempt=0,
+        worker=None,
+        started=None,
+        finished=0,
+        run_at=0,
+        error=corrupt_error(problem),
+        is_torn=True,
+    )
+
+
+def read_end_record(row: list[Any]) -> EndRecord:
+    """Read what :meth:`EndRecord.row` gave.
+
+    :raises ValueError: if it is not that; or another of the errors of values that are not what they should be.
+    """
+    end_record = EndRecord(
+        state=TaskState(row[0]),
+        delivery=row[1],
+        attempt=row[2],
+        worker=row[3],
+        started=row[4],
+        finished=row[5],
+        run_at=row[6],
+        keeps_expiry=row[7],
+        error=_error(row[8]),
+        result=_unpacked(row[9]),
+        blob=row[10],
+        version=row[11],
+    )
+    started: Any = row[4]
+    times = [row[5], row[6], *([] if started is None else [started])]
+    counts = [row[1], row[2], row[11]]
+    if (
+        all(type(count) is int and 0 <= count < 2**63 for count in counts)
+        and all(is_moment(time) and time >= 0 for time in times)
+        and type(row[7]) is bool
+        and (end_record.worker is None or is_text(end_record.worker))
+        and (end_record.blob is None or is_text(end_record.blob))
+    ):
+        return end_record
+    raise ValueError("what it says of how a task ended is of a wrong type or out of range")
+
+
+def number_on_page(batch: str, seq: int, index: int) -> int:
+    """Return by which number a task is found on its page of results.
+
+    :param batch: the name of its batch.
+    :param seq: and the sequence of that.
+    :param index: its number in it.
+    """
+    return index if split_batch(batch)[1] == SHARED else seq
+
+
+@define(eq=False)
+class ResultPage:
+    """How the tasks of one batch ended, or those of several neighbours that are batches of one task each."""
+
+    seq: int
+    """Of the message; 0: there is none yet."""
+    batch: int
+    """The sequence of the batch; of several, the number of their span."""
+    size: int
+    """How many tasks the batch has; 0: it is a page of several batches."""
+    end_records: dict[int, tuple[str, EndRecord, str]] = field(factory=dict)
+    """By :func:`number_on_page`: the task's id, its end record, and the kind of its batch."""
+    gone: set[int] = field(factory=set)
+    """The numbers of those that were removed."""
+    problem: CorruptRecord | None = None
+    """Why what is stored cannot be read; nothing is on it then."""
+
+    def note(self, number: int, task_id: str, end_record: EndRecord, batch: str) -> bool:
+        """Take note of an end record, unless a later one is known or the task was removed; say whether it was."""
+        known = self.end_records.get(number)
+        if number in self.gone or (known is not None and known[1].version >= end_record.version):
+            return False
+        self.end_records[number] = task_id, end_record, split_batch(batch)[1]
+        return True
+
+    def forget(self, number: int) -> EndRecord | None:
+        """Take note that a task was removed; give its end record."""
+        self.gone.add(number)
+        known = self.end_records.pop(number, None)
+        return None if known is None else known[1]
+
+    def is_of(self, batch: str, seq: int) -> bool:
+        """Say whether it tells of a batch's tasks, rather than of those of an earlier one of that name."""
+        return self.batch == (seq if split_batch(batch)[1] == SHARED else seq // SHEET_SPAN)
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether it tells of no task, and need tell of none any more."""
+        return len(self.gone) >= self.size if self.size else not self.end_records
+
+    def places(self, name: str) -> Iterator[tuple[str, int, int, str, EndRecord]]:
+        """Return the name of the batch, its sequence, the number in it, the id and the end record of each task.
+
+        :param name: of the page.
+        """
+        line, kind, _ = split_batch(name)
+        for number, (task_id, end_record, of_kind) in self.end_records.items():
+            if kind == SHEET:
+                yield f"{line}-{of_kind}-{token(task_id)}", number, 0, task_id, end_record
+            else:
+                yield name, self.batch, number, task_id, end_record
+
+    def encode(self) -> bytes:
+        """Give the body of the message."""
+        end_records = [
+            f"[{number},{_encode(task_id)},{end_record.text},{_encode(kind)}]"
+            for number, (task_id, end_record, kind) in self.end_records.items()
+        ]
+        return f"[{self.batch},{self.size},[{','.join(end_records)}],{_encode(sorted(self.gone))}]".encode()
+
+
+def new_page(batch: str, seq: int, size: int) -> ResultPage:
+    """Return a page for the tasks of a batch, on which nothing is yet."""
+    if split_batch(batch)[1] == SHARED:
+        return ResultPage(0, seq, size)
+    return ResultPage(0, seq // SHEET_SPAN, 0)
+
+
+def read_page(stored: Stored) -> ResultPage:
+    """Read a page of results; of one that cannot be read it is said why."""
+    try:
+        batch, size, end_records, gone = json.loads(stored.data)
+        numbers = [batch, size, *gone, *(row[0] for row in end_records)]
+        if not all(type(number) is int and number >= 0 for number in numbers):
+            raise ValueError("a number of a task is none")
+        if not all(is_text(task_id) and kind in (SINGLE, LARGE, SHARED) for _, task_id, _, kind in end_records):
+            raise ValueError("what it says of a task is of a wrong type")
+        return ResultPage(
+            seq=stored.seq,
+            batch=batch,
+            size=size,
+            end_records={number: (task_id, read_end_record(row), kind) for number, task_id, row, kind in end_records},
+            gone=set(gone),
+        )
+    except UNREADABLE as error:
+        place = f"message {stored.seq} on {stored.subject}"
+        return ResultPage(stored.seq, 0, 0, problem=corrupt("result", None, error, place=place))
+
+
+def page_to_write(stored: Sequence[Stored], batch: str, seq: int, size: int) -> ResultPage:
+    """Return the page for the tasks of a batch, such that what is stored can be replaced by it.
+
+    :param stored: what is stored, if anything is: of what cannot be read nothing is kept.
+    """
+    page = read_page(stored[0]) if stored else new_page(batch, seq, size)
+    if page.problem is not None:
+        page = evolve(new_page(batch, seq, size), seq=page.seq)
+    return page

@@ -1,0 +1,411 @@
+"""Homes: the messages that hold tasks as they were enqueued, one or several in each, and never change.
+
+A batch's body is one line of JSON, then the bodies of its tasks one after the other.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from typing import Any
+
+from attrs import define, field, frozen
+
+from omniq.errors import CorruptRecord
+from omniq.storage.validation import LONGEST_TEXT, UNREADABLE, check_task, corrupt, is_text, salvaged
+from omniq.task import NewTask, Progress, StoredTask, TaskError, TaskState
+from omniq_nats.names import (
+    DUE_LINE,
+    LARGE,
+    SHARED,
+    SINGLE,
+    is_line,
+    line_of,
+    priority_of,
+    readable,
+    split_batch,
+    token,
+    untoken,
+)
+from omniq_nats.times import from_micros, is_moment
+from omniq_nats.transport import Stored
+
+__all__ = [
+    "Order",
+    "Page",
+    "TaskBatch",
+    "add_to_pages",
+    "check_new",
+    "encode_batch",
+    "guard_body",
+    "pages_of",
+    "read_batch",
+    "read_guard",
+    "to_task",
+]
+
+VERSION = 1
+MOST_TASKS = 128
+MOST_BYTES = 128 * 1024
+_MOST = 2**63
+PLACES = 1024
+"""So many tasks at most in one atomic batch: their numbers in it tell them apart in the order of all tasks."""
+
+
+@frozen
+class Order:
+    """One task as it was enqueued: what claims and lists look at, and the rest."""
+
+    id: str
+    priority: int
+    run_at: int
+    expires: int | None
+    unique: str | None
+    place: int
+    """Its number among those that were enqueued together."""
+    fields: list[Any]
+    body: bytes
+
+    @property
+    def name(self) -> str:
+        """The name of the function."""
+        name: str = self.fields[6]
+        return name
+
+    @property
+    def tags(self) -> list[str]:
+        """The tags."""
+        tags: list[str] = self.fields[8]
+        return tags
+
+
+@define(eq=False)
+class TaskBatch:
+    """One batch, as it is stored."""
+
+    queue: str
+    line: str
+    name: str
+    """Line, kind and token: what names it within its queue."""
+    seq: int
+    at: int
+    """When its tasks were enqueued."""
+    ttl: float
+    first: int
+    """The sequence of the first message that was stored together with it."""
+    nonce: str
+    rows: list[list[Any]]
+    blobs: bytes = field(repr=False)
+    _offsets: list[int] | None = None
+    problem: CorruptRecord | None = None
+    """Why it cannot be read. As far as it tells itself, it holds no tasks then."""
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether each of its tasks has a guard."""
+        return split_batch(self.name)[1] == SHARED
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def rank(self, index: int) -> int:
+        """Give the place of a task in the order of enqueueing, that of all tasks of the store."""
+        place: int = self.rows[index][5]
+        return self.first * PLACES + place
+
+    def index_of(self, task_id: str) -> int | None:
+        """Give the number of a task in it."""
+        return next((index for index, row in enumerate(self.rows) if row[0] == task_id), None)
+
+    def order(self, index: int) -> Order:
+        """Give one task."""
+        row = self.rows[index]
+        if self._offsets is None:
+            offsets = [0]
+            for other in self.rows:
+                offsets.append(offsets[-1] + other[9])
+            self._offsets = offsets
+        start = self._offsets[index]
+        priority = row[1] if self.line == DUE_LINE else priority_of(self.line)
+        return Order(
+            id=row[0],
+            priority=priority,
+            run_at=self.at if row[2] is None else row[2],
+            expires=row[3],
+            unique=row[4],
+            place=row[5],
+            fields=row,
+            body=self.blobs[start : start + row[9]],
+        )
+
+
+@define(eq=False)
+class Page:
+    """A batch that is about to be stored."""
+
+    queue: str
+    line: str
+    ttl: float
+    tasks: list[tuple[NewTask, int, int | None, int | None]] = field(factory=list)
+    """Each with its number in the batch, the time at which it may start (None: at once), and that of its expiry."""
+    size: int = 0
+
+    def takes(self, size: int) -> bool:
+        """Whether a task of so many bytes may be added."""
+        return not self.tasks or (len(self.tasks) < MOST_TASKS and self.size + size <= MOST_BYTES)
+
+
+def pages_of(
+    tasks: Iterable[tuple[int, NewTask, int | None, int | None]],
+) -> list[Page]:
+    """Put tasks into batches, such that those of one line stay in order.
+
+    :param tasks: each with its number, the time at which it may start, if that is to come, and that of its expiry.
+    """
+    pages: list[Page] = []
+    current: dict[tuple[str, str], Page] = {}
+    for number, task, run_at, expires in tasks:
+        page, _ = add_to_pages(current, task, number, run_at, expires)
+        if len(page.tasks) == 1:
+            pages.append(page)
+    return pages
+
+
+def add_to_pages(
+    current: dict[tuple[str, str], Page], task: NewTask, number: int, run_at: int | None, expires: int | None
+) -> tuple[Page, int]:
+    """Put a task into the batch that its line has at the moment, or begin another one.
+
+    :return: the batch, and how many messages more it takes.
+    """
+    waits = run_at is not None or expires is not None
+    line = DUE_LINE if waits else line_of(task.priority)
+    size = len(task.body) + 256
+    page = current.get((task.queue, line))
+    if page is None or page.ttl != task.result_ttl or not page.takes(size):
+        page = current[task.queue, line] = Page(task.queue, line, float(task.result_ttl))
+    page.tasks.append((task, number, run_at, expires))
+    page.size += size
+    # With the second task the first one needs a guard, too.
+    return page, 2 if len(page.tasks) == 2 else 1
+
+
+def check_new(task: NewTask) -> None:
+    """Refuse a task that could not be read once it is stored.
+
+    :raises ValueError: names what cannot be stored.
+    """
+    if not 0 <= task.result_ttl < math.inf:
+        raise ValueError(f"result_ttl must be a number of seconds, not {task.result_ttl!r}")
+    if not (-_MOST <= task.priority < _MOST and 0 <= task.max_retries < _MOST):
+        raise ValueError("priority and max_retries must be whole numbers of 64 bits, and max_retries 0 or more")
+    texts = (task.id, task.queue, task.name, task.unique or "", *task.tags)
+    whole = "".join(texts)
+    if whole.isascii() and len(whole) <= LONGEST_TEXT:
+        return
+    for text in texts:
+        if not is_text(text):
+            raise ValueError(
+                f"{text[:50]!r} of task {task.id[:50]!r} cannot be stored: an id, a name, a key or a tag has at most "
+                f"{LONGEST_TEXT:,} characters, and no half of a surrogate pair"
+            )
+
+
+def encode_batch(page: Page, *, at: int, behind: int, nonce: str) -> bytes:
+    """Give the body of a batch.
+
+    :param at: the time of enqueueing.
+    :param behind: how many messages are stored together with it, and before it.
+    :param nonce: tells this attempt to store it from others.
+    """
+    rows = [
+        [
+            task.id,
+            task.priority,
+            run_at,
+            expires,
+            task.unique,
+            number,
+            task.name,
+            task.max_retries,
+            task.tags,
+            len(task.body),
+        ]
+        for task, number, run_at, expires in page.tasks
+    ]
+    head = {
+        "v": VERSION,
+        "queue": page.queue,
+        "at": at,
+        "ttl": page.ttl,
+        "behind": behind,
+        "nonce": nonce,
+        "tasks": rows,
+    }
+    parts = [json.dumps(head, separators=(",", ":")).encode(), b"\n"]
+    for task, _, _, _ in page.tasks:
+        parts.append(task.body)
+    return b"".join(parts)
+
+
+def read_batch(stored: Stored) -> TaskBatch:
+    """Read a batch; of one that cannot be read it is said why."""
+    queue, line, kind, name = ["", "", "", "", *stored.subject.rsplit(".", 4)][-4:]
+    try:
+        return _read_home(stored, queue, line, kind, name)
+    except UNREADABLE as error:
+        task_id = None if kind == SHARED else readable(name)
+        place = f"message {stored.seq} on {stored.subject}"
+        return TaskBatch(
+            queue=readable(queue),
+            line=line,
+            name=f"{line}-{kind}-{name}",
+            seq=stored.seq,
+            at=0,
+            ttl=0.0,
+            first=stored.seq,
+            nonce="",
+            rows=[],
+            blobs=b"",
+            problem=corrupt("task", task_id, error, place=place),
+        )
+
+
+def _read_home(stored: Stored, queue: str, line: str, kind: str, name: str) -> TaskBatch:
+    head, _, blobs = stored.data.partition(b"\n")
+    told = json.loads(head)
+    behind, rows = told["behind"], told["tasks"]
+    if told["v"] != VERSION:
+        raise ValueError(f"it is of version {told['v']!r:.20}")
+    if type(rows) is not list or not rows:
+        raise ValueError("it holds no tasks")
+    size = 0
+    for row in rows:
+        size += _size_in(row)
+    if size != len(blobs):
+        raise ValueError("its tasks are not as large as it says")
+    if kind not in (SINGLE, LARGE, SHARED) or (kind != SHARED and (len(rows) != 1 or token(rows[0][0]) != name)):
+        raise ValueError("it names another task than its subject")
+    if token(told["queue"]) != queue:
+        raise ValueError("it names another queue than its subject")
+    if type(behind) is not int or not 0 <= behind < min(PLACES, stored.seq) or type(told["nonce"]) is not str:
+        raise ValueError("it does not say with what it was stored")
+    if not is_moment(told["at"]) or told["at"] < 0 or type(told["ttl"]) is not float or not 0 <= told["ttl"] < math.inf:
+        raise ValueError("it does not say when it was stored, or for how long its results are kept")
+    if not is_line(line):
+        raise ValueError("its subject names no line")
+    return TaskBatch(
+        queue=told["queue"],
+        line=line,
+        name=f"{line}-{kind}-{name}",
+        seq=stored.seq,
+        at=told["at"],
+        ttl=told["ttl"],
+        first=stored.seq - behind,
+        nonce=told["nonce"],
+        rows=rows,
+        blobs=blobs,
+    )
+
+
+def _size_in(row: Any) -> int:
+    """Return the size of a task's body, if all that is said of the task is as it must be."""
+    task_id, priority, run_at, expires, unique, number, name, max_retries, tags, size = row
+    if (
+        is_text(task_id)
+        and is_text(name)
+        and type(priority) is int
+        and -_MOST <= priority < _MOST
+        and (run_at is None or (is_moment(run_at) and run_at >= 0))
+        and (expires is None or is_moment(expires))
+        and (unique is None or is_text(unique))
+        and type(number) is int
+        and 0 <= number < PLACES
+        and type(max_retries) is int
+        and 0 <= max_retries < _MOST
+        and type(tags) is list
+        and all(map(is_text, tags))
+        and type(size) is int
+        and size >= 0
+    ):
+        return size
+    raise ValueError(f"what it says of task {str(task_id)[:100]!r} is of a wrong type or out of range")
+
+
+def guard_body(batch: str, index: int) -> bytes:
+    """Give the body of a guard: where its task is."""
+    return f"{batch} {index}".encode()
+
+
+def read_guard(stored: Stored) -> tuple[str, str, str, int]:
+    """Give the id of the task that a guard speaks of, queue and name of its batch, and its number there.
+
+    :raises CorruptRecord: if it cannot be read.
+    """
+    try:
+        batch, _, index = stored.data.decode().rpartition(" ")
+        queue, _, _, task_id = stored.subject.rsplit(".", 4)[1:]
+        split_batch(batch)
+        return untoken(task_id), untoken(queue), batch, int(index)
+    except UNREADABLE as error:
+        place = f"message {stored.seq} on {stored.subject}"
+        raise corrupt("task", readable(stored.subject.rpartition(".")[2]), error, place=place) from error
+
+
+def to_task(
+    batch: TaskBatch,
+    index: int,
+    *,
+    state: TaskState,
+    run_at: int | None = None,
+    attempt: int = 0,
+    delivery: int = 0,
+    worker: str | None = None,
+    started: int | None = None,
+    lease_until: int | None = None,
+    finished: int | None = None,
+    error: TaskError | None = None,
+    progress: Progress | None = None,
+    cancel_requested: bool = False,
+    result: bytes | None = None,
+    keeps_expiry: bool = True,
+) -> StoredTask:
+    """Put together the record of a task: the order, and what has become of it.
+
+    Where one of them is not what it must be, it is a record that failed and says so.
+    """
+    order = batch.order(index)
+    row = order.fields
+    expires = order.expires if keeps_expiry else None
+    try:
+        task = StoredTask(
+            id=order.id,
+            queue=batch.queue,
+            name=row[6],
+            body=order.body,
+            priority=order.priority,
+            state=state,
+            attempt=attempt,
+            delivery=delivery,
+            max_retries=row[7],
+            created_at=from_micros(batch.at),
+            run_at=from_micros(order.run_at if run_at is None else run_at),
+            started_at=None if started is None else from_micros(started),
+            finished_at=None if finished is None else from_micros(finished),
+            expires_at=None if expires is None else from_micros(expires),
+            lease_until=None if lease_until is None else from_micros(lease_until),
+            worker=worker,
+            unique=row[4],
+            tags=tuple(row[8]),
+            result_ttl=batch.ttl,
+            error=error,
+            progress=progress,
+            cancel_requested=cancel_requested,
+            result_payload=result,
+        )
+        return check_task(task)
+    except UNREADABLE as wrong:
+        problem = corrupt("task", order.id, wrong, place=f"the record of queue {batch.queue!r}, or its results")
+        known = {"queue": batch.queue, "name": row[6], "body": order.body, "created_at": from_micros(batch.at)}
+        return salvaged(problem, order.id, known)

@@ -1,0 +1,305 @@
+"""Rows and values: how a task stands in the database, and how it becomes a :class:`~omniq.task.StoredTask` again."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+from omniq.errors import CorruptRecord
+from omniq.storage.escaping import get_logger
+from omniq.storage.records import load_error, load_progress
+from omniq.storage.validation import UNREADABLE, check_task, corrupt, log_once, salvaged
+from omniq.task import NewTask, StoredTask, TaskState
+from omniq_postgres import binary_params
+from omniq_postgres.binary_params import Parameter
+
+__all__ = [
+    "CANCELLED",
+    "CLAIMED",
+    "FAILED",
+    "KEPT_OF_KEY",
+    "LONGEST_KEY",
+    "NUMBER_OF",
+    "READY",
+    "RECORD",
+    "RUNNING",
+    "SCHEDULED",
+    "STATE_OF",
+    "SUCCEEDED",
+    "claimed_task",
+    "columns_of",
+    "key_of",
+    "make_task",
+    "task_of",
+    "values_of",
+]
+
+_log = get_logger("omniq.postgres")
+
+SCHEDULED, READY, RUNNING, SUCCEEDED, FAILED, CANCELLED = range(1, 7)
+
+STATE_OF = {
+    SCHEDULED: TaskState.SCHEDULED,
+    READY: TaskState.READY,
+    RUNNING: TaskState.RUNNING,
+    SUCCEEDED: TaskState.SUCCEEDED,
+    FAILED: TaskState.FAILED,
+    CANCELLED: TaskState.CANCELLED,
+}
+"""The state that each number stands for."""
+NUMBER_OF = {state: number for number, state in STATE_OF.items()}
+
+LONGEST_KEY = 200
+"""Characters. An index cannot hold keys of any length: a longer one is compared by its beginning and its hash, which
+are longer together than any key that is compared as it is."""
+KEPT_OF_KEY = LONGEST_KEY + 1 - 64
+"""Characters of that beginning; a hash has 64."""
+
+RECORD = """
+    s.id::text, t.queue, t.name, t.body, t.priority, s.state, s.attempt, s.delivery, t.max_retries,
+    t.created_at, s.run_at, s.started_at, s.finished_at, s.expires_at, s.lease_until,
+    s.worker, t.unique_key, t.tags, t.result_ttl, s.error, s.progress, s.cancel, s.result, t.seq
+"""
+"""What :func:`task_of` reads: of ``t``, the order, and ``s``, what has become of it."""
+
+CLAIMED = """
+    taken.id::text, t.queue, t.name, t.body, t.priority, taken.attempt, taken.delivery, t.max_retries,
+    t.created_at, taken.run_at, taken.started_at, taken.expires_at, taken.lease_until,
+    t.unique_key, t.tags, t.result_ttl, taken.error, t.seq
+"""
+"""What :func:`claimed_task` reads; the rest it knows."""
+
+
+# Orders
+
+
+def key_of(unique: str | None) -> str | None:
+    """Give a unique key as the index has it."""
+    if unique is None or len(unique) <= LONGEST_KEY:
+        return unique
+    return unique[:KEPT_OF_KEY] + hashlib.sha256(unique.encode()).hexdigest()
+
+
+def columns_of(tasks: Sequence[NewTask]) -> list[Parameter]:
+    """Give the parameters of the statements in enqueue.sql.
+
+    :raises ValueError: if something cannot be stored: an id that is no UUID, a text with a NUL character.
+    """
+    points = [task.run_at if isinstance(task.run_at, datetime) else None for task in tasks]
+    delays = [task.run_at if isinstance(task.run_at, timedelta) else None for task in tasks]
+    ends = [task.expires if isinstance(task.expires, datetime) else None for task in tasks]
+    lives = [task.expires if isinstance(task.expires, timedelta) else None for task in tasks]
+    return [
+        binary_params.new_ids([task.id for task in tasks]),
+        binary_params.texts([task.queue for task in tasks]),
+        binary_params.texts([task.name for task in tasks]),
+        binary_params.byteas([task.body for task in tasks]),
+        binary_params.smallints([task.priority for task in tasks]),
+        binary_params.integers([task.max_retries for task in tasks]),
+        binary_params.timestamps(points),
+        binary_params.intervals(delays),
+        binary_params.timestamps(ends),
+        binary_params.intervals(lives),
+        binary_params.floats([task.result_ttl for task in tasks]),
+        binary_params.texts([_tags(task.tags) for task in tasks]),
+        binary_params.texts([task.unique for task in tasks]),
+        binary_params.texts([key_of(task.unique) for task in tasks]),
+    ]
+
+
+def values_of(task: NewTask) -> list[Parameter | None]:
+    """Give the parameters of the statement ``enqueue.single``.
+
+    :raises ValueError: as :func:`columns_of` does.
+    """
+    tags = _tags(task.tags)
+    return [
+        binary_params.new_id(task.id),
+        binary_params.text(task.queue),
+        binary_params.text(task.name),
+        binary_params.bytea(task.body),
+        binary_params.smallint(task.priority),
+        binary_params.integer(task.max_retries),
+        binary_params.float8(task.result_ttl),
+        None if tags is None else binary_params.text(tags),
+    ]
+
+
+def _tags(tags: Sequence[str]) -> str | None:
+    if not tags:
+        return None
+    escaped = (tag.replace("\\", "\\\\").replace('"', '\\"') for tag in tags)
+    return "{" + ",".join(f'"{tag}"' for tag in escaped) + "}"
+
+
+# Records
+
+
+def make_task(row: Sequence[Any]) -> StoredTask:
+    """Make a task of its row, or the most of it if it cannot be read; see :func:`task_of`."""
+    try:
+        return task_of(row)
+    except CorruptRecord as problem:
+        log_once(_log, problem)
+        fields = dict(zip(_FIELDS, row, strict=True))
+        fields["tags"] = tuple(fields["tags"] or ())
+        return salvaged(problem, row[0], fields)
+
+
+_FIELDS = (
+    "id",
+    "queue",
+    "name",
+    "body",
+    "priority",
+    "state",
+    "attempt",
+    "delivery",
+    "max_retries",
+    "created_at",
+    "run_at",
+    "started_at",
+    "finished_at",
+    "expires_at",
+    "lease_until",
+    "worker",
+    "unique",
+    "tags",
+    "result_ttl",
+    "error",
+    "progress",
+    "cancel_requested",
+    "result_payload",
+    "seq",
+)
+"""What each value of :data:`RECORD` is."""
+
+
+def _corrupt(row_id: str, seq: int | None, problem: BaseException) -> CorruptRecord:
+    return corrupt("task", row_id, problem, place="no order" if seq is None else f"seq {seq}")
+
+
+def task_of(row: Sequence[Any]) -> StoredTask:
+    """Make a task of its row.
+
+    :param row: the values of :data:`RECORD`.
+    :raises CorruptRecord: if that cannot be done.
+    """
+    try:
+        return check_task(_task_of(row))
+    except UNREADABLE as problem:
+        raise _corrupt(row[0], row[-1], problem) from problem
+
+
+def _task_of(row: Sequence[Any]) -> StoredTask:
+    (
+        task_id,
+        queue,
+        name,
+        body,
+        priority,
+        state,
+        attempt,
+        delivery,
+        max_retries,
+        created_at,
+        run_at,
+        started_at,
+        finished_at,
+        expires_at,
+        lease_until,
+        worker,
+        unique,
+        tags,
+        result_ttl,
+        error,
+        progress,
+        cancel,
+        result,
+        _,
+    ) = row
+    return StoredTask(
+        id=task_id,
+        queue=queue,
+        name=name,
+        body=body,
+        priority=priority,
+        state=STATE_OF[state],
+        attempt=attempt,
+        delivery=delivery,
+        max_retries=max_retries,
+        created_at=created_at,
+        run_at=run_at,
+        started_at=started_at,
+        finished_at=finished_at,
+        expires_at=expires_at,
+        lease_until=lease_until,
+        worker=worker,
+        unique=unique,
+        tags=tuple(tags or ()),
+        result_ttl=result_ttl,
+        error=None if error is None else load_error(error),
+        progress=None if progress is None else load_progress(progress),
+        cancel_requested=cancel,
+        result_payload=result,
+    )
+
+
+def claimed_task(row: Sequence[Any], worker: str) -> StoredTask:
+    """Make a task of a row that was claimed.
+
+    :param row: a value that plays no part here, and those of :data:`CLAIMED`.
+    :param worker: the worker that claimed it.
+    :raises CorruptRecord: if that cannot be done.
+    """
+    try:
+        return check_task(_claimed_task(row, worker))
+    except UNREADABLE as problem:
+        raise _corrupt(row[1], row[-1], problem) from problem
+
+
+def _claimed_task(row: Sequence[Any], worker: str) -> StoredTask:
+    (
+        _,
+        task_id,
+        queue,
+        name,
+        body,
+        priority,
+        attempt,
+        delivery,
+        max_retries,
+        created_at,
+        run_at,
+        started_at,
+        expires_at,
+        lease_until,
+        unique,
+        tags,
+        result_ttl,
+        error,
+        _,
+    ) = row
+    return StoredTask(
+        id=task_id,
+        queue=queue,
+        name=name,
+        body=body,
+        priority=priority,
+        state=TaskState.RUNNING,
+        attempt=attempt,
+        delivery=delivery,
+        max_retries=max_retries,
+        created_at=created_at,
+        run_at=run_at,
+        started_at=started_at,
+        expires_at=expires_at,
+        lease_until=lease_until,
+        worker=worker,
+        unique=unique,
+        tags=tuple(tags) if tags else (),
+        result_ttl=result_ttl,
+        error=None if error is None else load_error(error),
+    )

@@ -1,0 +1,82 @@
+"""Recover, prune and fold: what dead workers left, what nobody will read any more, and counters to be summed up."""
+
+from __future__ import annotations
+
+from omniq.errors import CorruptRecord
+from omniq.storage.escaping import get_logger
+from omniq.storage.validation import log_once
+from omniq.task import StoredTask
+from omniq_postgres import binary_params
+from omniq_postgres.claiming import expire
+from omniq_postgres.dead_tuples import Age
+from omniq_postgres.encoding import task_of
+from omniq_postgres.operations import Context, Steps
+
+__all__ = ["FOLDED", "fold", "prune", "recover"]
+
+_log = get_logger("omniq.postgres")
+
+FOREVER = 1e10
+"""Seconds."""
+FOLDED = 5000
+"""So many changes of the counters are summed up in one step."""
+
+
+def recover(limit: int, reached: Age, context: Context) -> Steps[list[StoredTask]]:
+    """Take back tasks; see :meth:`~omniq.storage.Storage.recover`.
+
+    :param reached: how far this storage's recoveries have come.
+    """
+    age = reached.begin()
+    rows = yield context.query(
+        "maintenance.recover", binary_params.integer(limit), binary_params.float8(min(age, FOREVER))
+    )
+    # Each row begins with whether there are tasks that expired, whether there are leases that are none, and how long
+    # ago the latest of the leases ran out.
+    expired, astray, youngest = rows[0][:3]
+    reached.end(age, youngest)
+    if astray:
+        yield context.query("maintenance.astray")
+        more = yield context.query("maintenance.recover", binary_params.integer(limit), binary_params.float8(FOREVER))
+        rows = [*rows, *more]
+    tasks = []
+    for row in rows:
+        try:
+            if row[3] is not None:
+                tasks.append(task_of(row[3:]))
+        except CorruptRecord as problem:
+            log_once(_log, problem)  # it has ended, or does so when it is claimed
+    for task in tasks:
+        if task.finished_at is None:
+            context.news.ready(task.queue)
+        else:
+            context.news.ended.append(task.id)
+    if expired and len(tasks) < limit:
+        yield from expire(limit - len(tasks), context)
+    return tasks
+
+
+def prune(limit: int, reached: Age, context: Context) -> Steps[int]:
+    """Remove what is over; see :meth:`~omniq.storage.Storage.prune`.
+
+    :param reached: how far this storage's prunes have come.
+    """
+    age = reached.begin()
+    rows = yield context.query(
+        "maintenance.prune", binary_params.integer(limit), binary_params.float8(min(age, FOREVER))
+    )
+    reached.end(age, min((row[1] for row in rows), default=None))
+    context.news.ended += [row[0] for row in rows]
+    yield context.query("maintenance.dead_workers")
+    yield from fold(context)
+    yield context.query("maintenance.empty_counters")
+    return len(rows)
+
+
+def fold(context: Context) -> Steps[int]:
+    """Sum up changes of the counters.
+
+    :return: how many changes.
+    """
+    ((number,),) = yield context.query("maintenance.fold", binary_params.integer(FOLDED))
+    return int(number)

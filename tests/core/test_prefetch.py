@@ -1,0 +1,137 @@
+"""How many tasks a worker claims while one of its executors is full and another has room."""
+
+from __future__ import annotations
+
+import pytest
+
+from omniq import TaskQueue
+from omniq._worker.prefetch import AHEAD, LONGEST_PAUSE, ROUND, Lookahead
+from omniq.testing import await_until
+from tests.core.running import Gate
+
+
+class Clock:
+    """A clock that stands until it is moved."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("omniq._worker.worker.STALE", 0.1)
+    monkeypatch.setattr("omniq._worker.prefetch.ROUND", 0.1)
+
+
+@pytest.mark.usefixtures("hasty")
+async def test_coroutines_behind_plain_functions_run_while_all_threads_are_busy(queue: TaskQueue, gate: Gate) -> None:
+    ran: list[int] = []
+
+    @queue.task
+    def slow() -> None:
+        gate.wait()
+
+    @queue.task
+    async def quick(number: int) -> None:
+        ran.append(number)
+
+    async with queue.worker(concurrency=100, threads=1):
+        await slow.aenqueue()
+        await await_until(lambda: gate.arrived == 1)
+        # More than a first round looks past.
+        blocked = await queue.aenqueue_many(slow.call() for _ in range(3 * AHEAD))
+        handles = await queue.aenqueue_many(quick.call(number) for number in range(300))
+        await await_until(lambda: len(ran) == 300, timeout=30)
+        assert gate.arrived == 1
+        records = [await handle.atask() for handle in blocked]
+        gate.open()
+        for handle in [*blocked, *handles]:
+            await handle.aresult(30)
+
+    assert sorted(ran) == list(range(300))
+    # They were looked past in a few rounds, each at most a delivery, and none counted as an attempt.
+    assert max(record.delivery for record in records) < 20
+    assert {(await handle.atask()).attempt for handle in blocked} == {1}
+
+
+async def test_a_coroutine_that_comes_later_runs_while_all_threads_are_busy(queue: TaskQueue, gate: Gate) -> None:
+    @queue.task
+    def slow() -> None:
+        gate.wait()
+
+    @queue.task
+    async def quick() -> str:
+        return "done"
+
+    blocked = await queue.aenqueue_many(slow.call() for _ in range(3))
+    async with queue.worker(threads=1):
+        await await_until(lambda: gate.arrived == 1)
+        for _ in range(3):
+            assert await (await quick.aenqueue()).aresult(30) == "done"
+        assert gate.arrived == 1
+        gate.open()
+        for handle in blocked:
+            await handle.aresult(30)
+
+
+def test_no_more_tasks_wait_than_are_looked_past() -> None:
+    lookahead = Lookahead(100, Clock())
+
+    assert lookahead.room(waiting=0) == AHEAD
+    lookahead.learn(0, looked_past=AHEAD - 3, useful=True)
+
+    assert lookahead.room(waiting=AHEAD - 3) == 3
+    assert lookahead.room(waiting=AHEAD) == 0
+    assert lookahead.room(waiting=AHEAD + 5) == 0
+
+
+def test_a_round_that_brought_something_is_followed_by_another_of_the_same_reach() -> None:
+    clock = Clock()
+    lookahead = Lookahead(100, clock)
+    for _ in range(20):
+        lookahead.learn(0, looked_past=AHEAD, useful=True)
+        assert lookahead.room(waiting=0) == 0
+        clock.now += ROUND
+        assert lookahead.room(waiting=0) == AHEAD
+
+
+def test_rounds_in_vain_reach_farther_and_come_more_rarely() -> None:
+    clock = Clock()
+    lookahead = Lookahead(100, clock)
+    reaches, pauses = [], []
+    for _ in range(8):
+        reaches.append(lookahead.room(waiting=0))
+        began = clock.now
+        lookahead.learn(0, looked_past=reaches[-1], useful=False)
+        while lookahead.room(waiting=0) == 0:
+            clock.now += ROUND / 4
+        pauses.append(clock.now - began)
+
+    assert reaches == [AHEAD, AHEAD, 2 * AHEAD, 4 * AHEAD, 8 * AHEAD, 100, 100, 100]
+    assert pauses == [ROUND, 2 * ROUND, 4 * ROUND, 8 * ROUND, *[LONGEST_PAUSE] * 4]
+
+
+def test_rounds_come_each_second_again_as_soon_as_one_brought_something() -> None:
+    clock = Clock()
+    lookahead = Lookahead(100, clock)
+    for _ in range(5):
+        lookahead.learn(0, looked_past=1, useful=False)
+        clock.now += LONGEST_PAUSE
+    lookahead.learn(0, looked_past=1, useful=True)
+    clock.now += LONGEST_PAUSE
+
+    lookahead.learn(0, looked_past=1, useful=True)
+    clock.now += ROUND
+
+    assert lookahead.room(waiting=0) > 0
+
+
+def test_claims_that_look_past_nothing_need_no_pause() -> None:
+    lookahead = Lookahead(100, Clock())
+    for _ in range(50):
+        lookahead.learn(0, looked_past=0, useful=True)
+
+        assert lookahead.room(waiting=0) == AHEAD

@@ -1,0 +1,159 @@
+"""Messages that belong to nothing, since a process died or came too late between two steps, are taken away in time."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+
+from omniq.storage import Finding, Severity, Storage
+from omniq.task import Failed, Retry, Succeeded, TaskError, TaskState
+from omniq.testing import await_until
+from omniq_nats import orphan_cleanup, overflow
+from omniq_nats.orphan_cleanup import OrphanCleanup
+from omniq_nats.storage import NatsStorage
+from omniq_nats.transport import Write
+from tests.nats.support import fresh, opened, task
+from tests.servers.nats import NatsServer
+
+LARGE = b"x" * 10_000
+
+
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have messages taken away however young they are, and at each round of pruning."""
+    monkeypatch.setattr(orphan_cleanup, "SAFE_AGE", 0.0)
+    monkeypatch.setattr(orphan_cleanup, "EVERY", 0.0)
+
+
+async def stranded(storage: Storage) -> Finding:
+    (found,) = [one for one in await storage.diagnose() if one.subject == "stranded"]
+    return found
+
+
+async def strays(storage: NatsStorage) -> list[str]:
+    assert storage._opened is not None
+    return await OrphanCleanup(storage._opened.state_store).strays()
+
+
+async def leave_a_result_behind(late: NatsStorage, other: NatsStorage) -> str:
+    """Have a worker come too late with a large result; give the id of the task, which another one has ended."""
+    (answer,) = await other.enqueue([task()])
+    (lost,) = await late.claim({"work": 1}, worker="late", lease=0.05)
+
+    async def has_lapsed() -> bool:
+        return bool(await other.recover(1))
+
+    await await_until(has_lapsed, 30, "the lease to run out")
+    (claimed,) = await other.claim({"work": 1}, worker="other", lease=99)
+    assert await other.finish([Succeeded(id=claimed.id, delivery=claimed.delivery, result=b"small")]) == [True]
+    assert await late.finish([Succeeded(id=lost.id, delivery=lost.delivery, result=LARGE)]) == [False]
+    return answer.id
+
+
+async def test_a_large_result_that_came_too_late_is_reported_and_taken_away(
+    nats_server: NatsServer, at_once: None
+) -> None:
+    url = fresh(nats_server.url)
+    async with opened(url) as late, opened(url) as other:
+        ended = await leave_a_result_behind(late, other)
+        found = await stranded(other)
+        assert found.severity is Severity.WARNING
+        assert f"1 messages belong to nothing, the first is {(await strays(other))[0]}" in found.message
+        await other.prune(100)
+        assert (await stranded(other)).severity is Severity.OK
+        (record,) = await other.get([ended])
+        assert record is not None
+        assert record.result_payload == b"small"
+
+
+async def test_what_is_young_is_left_alone(nats_server: NatsServer) -> None:
+    url = fresh(nats_server.url)
+    async with opened(url) as late, opened(url) as other:
+        await leave_a_result_behind(late, other)
+        await other.prune(100)
+        assert len(await strays(other)) == 1
+
+
+async def test_a_worker_looks_for_them_now_and_then_only(
+    nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(orphan_cleanup, "SAFE_AGE", 0.0)
+    url = fresh(nats_server.url)
+    async with opened(url) as late, opened(url) as other:
+        await other.prune(100)
+        await leave_a_result_behind(late, other)
+        await other.prune(100)
+        assert len(await strays(other)) == 1
+
+
+async def test_large_results_and_errors_that_belong_to_tasks_stay(nats_server: NatsServer, at_once: None) -> None:
+    async with opened(fresh(nats_server.url)) as storage:
+        await storage.enqueue([task(max_retries=1) for _ in range(4)])
+        ended, failed, again, running = await storage.claim({"work": 4}, worker="w", lease=60)
+        error = TaskError(type="ValueError", message="m", traceback="t" * 10_000)
+        told = [
+            Succeeded(id=ended.id, delivery=1, result=LARGE),
+            Failed(id=failed.id, delivery=1, error=error),
+            Retry(id=again.id, delivery=1, delay=3600, error=error),
+        ]
+        assert await storage.finish(told) == [True] * 3
+        assert storage._opened is not None
+        # A worker stores a large result, and the queue's record afterwards: it has come half the way.
+        names, transport = storage._opened.state_store.names, storage._opened.transport
+        await transport.store(Write(names.blob(running.id, "1-half"), LARGE))
+        await transport.store(Write(names.blob(running.id, "0-gone"), LARGE))
+        await storage.prune(100)
+        assert await strays(storage) == []
+        first, second, third, _ = await storage.get([ended.id, failed.id, again.id, running.id])
+        assert first is not None
+        assert first.result_payload == LARGE
+        for record in (second, third):
+            assert record is not None
+            assert record.error == error
+        assert [one.subject for one in await transport.last([names.blobs(running.id)])] == [
+            names.blob(running.id, "1-half")
+        ]
+
+
+async def test_shelves_of_waiting_tasks_stay_and_those_of_nobody_go(
+    nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch, at_once: None
+) -> None:
+    monkeypatch.setattr(overflow, "MOST_IN_BOOK", 2)
+    monkeypatch.setattr(overflow, "KEPT_IN_BOOK", 1)
+    async with opened(fresh(nats_server.url)) as storage:
+        ids = [one.id for one in await storage.enqueue([task(run_at=timedelta(seconds=1)) for _ in range(20)])]
+        counts = {stat.queue: stat.counts for stat in await storage.stats()}
+        assert counts["work"][TaskState.SCHEDULED] + counts["work"][TaskState.READY] == 20
+        assert storage._opened is not None
+        names, transport = storage._opened.state_store.names, storage._opened.transport
+        before = set(await transport.subjects(names.overflow))
+        assert before
+        await transport.store(Write(names.overflow_page("work", "lost"), b"[[],[],[]]"))
+        assert await strays(storage) == [names.overflow_page("work", "lost")]
+        await storage.prune(100)
+        assert set(await transport.subjects(names.overflow)) == before
+        found: list[str] = []
+
+        async def all_are_claimed() -> bool:
+            found.extend(one.id for one in await storage.claim({"work": 30}, worker="w", lease=60))
+            return len(found) == 20
+
+        await await_until(all_are_claimed, 60, "all tasks to be claimed")
+        assert sorted(found) == sorted(ids)
+
+
+async def test_whoever_laid_a_shelf_aside_and_was_held_up_cannot_name_it_once_it_is_gone(
+    nats_server: NatsServer, at_once: None
+) -> None:
+    url = fresh(nats_server.url)
+    async with opened(url) as slow, opened(url) as other:
+        await other.enqueue([task(run_at=timedelta(days=1))])
+        await other.stats()
+        assert slow._opened is not None
+        state_store = slow._opened.state_store
+        queue_state = (await state_store.read(["work"]))["work"]
+        await state_store.transport.store(Write(state_store.names.overflow_page("work", "slow"), b"[[],[],[]]"))
+        await other.prune(100)
+        assert await strays(other) == []
+        assert (await state_store.read(["work"]))["work"].seq > queue_state.seq
