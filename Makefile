@@ -28,7 +28,7 @@ endif
 endif
 endif
 
-.PHONY: help demo test test-long lint types docs bench size wheels coverage format clean
+.PHONY: help demo test test-long lint types docs bench map size wheels coverage format clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -60,6 +60,9 @@ docs: $(VENV)/.dev ## run every code block of the documentation
 
 bench: $(VENV)/.dev ## measure speed (BENCH_ARGS="--help" lists what)
 	$(BIN)/python tests/bench/run.py $(BENCH_ARGS)
+
+map: $(VENV)/.dev ## draw which room of each package knows which
+	$(BIN)/python tests/map.py
 
 size: $(BIN)/python ## count the lines of product code, by distribution and language
 	$(BIN)/python tests/size.py
