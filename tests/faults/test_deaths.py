@@ -83,6 +83,8 @@ def test_a_task_that_kills_its_process_runs_again_elsewhere(scene: Scene) -> Non
     scene.wait_drained()
 
     assert [event.token for event in scene.history.events("started", task=handle.id)] == [1, 2]
+    # The worker that recovers a task may run it to its end before it tells of the recovery.
+    scene.wait_for(lambda: bool(scene.history.events("recovered")), "word of the recovery")
     assert [event.task for event in scene.history.events("recovered")] == [handle.id]
     scene.check()
 

@@ -142,7 +142,7 @@ async def test_tables_of_another_version_are_refused(mariadb: MariaDbServer, mys
         await store.enqueue([task()])
     mariadb.execute(f"DROP TABLE {database}.omniq_meta")
     with pytest.raises(SchemaMismatch, match="has not the tables"):
-        await store._executors[True].run(lambda tx: tx.rows("SELECT nothing FROM {task}"), True, False)
+        await store._io_threads[True].run(lambda tx: tx.rows("SELECT nothing FROM {task}"), True, False)
     await store.close()
 
 
