@@ -14,7 +14,7 @@ MakeEnvironment = Callable[[Iterable[Distribution]], Environment]
 RUN = {
     "omniq-local": "test_sqlite_rows",
     "omniq-nats": "test_times",
-    "omniq-postgres": "test_callers",
+    "omniq-postgres": "test_driver_adapters",
     "omniq-redis": "test_redis_records",
 }
 """Tests that are run, as an import may wait until then; the others are only collected, to run them twice takes long."""

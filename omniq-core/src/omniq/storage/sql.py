@@ -501,7 +501,8 @@ class SqlTx:
         self._schedules_there.discard(schedule_id)
 
     def revision_floor(self) -> int:
-        return int(self.rows("SELECT revision_floor FROM {meta}")[0][0])
+        # Locked: else another schedule of that id could come and go with the same number before this one is stored.
+        return int(self.rows(f"SELECT revision_floor FROM {{meta}}{self._lock}")[0][0])
 
     def raise_revision_floor(self, revision: int) -> None:
         # Others may have raised it since it was read.
