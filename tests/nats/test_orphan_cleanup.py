@@ -157,3 +157,20 @@ async def test_whoever_laid_a_shelf_aside_and_was_held_up_cannot_name_it_once_it
         await other.prune(100)
         assert await strays(other) == []
         assert (await state_store.read(["work"]))["work"].seq > queue_state.seq
+
+
+@pytest.mark.parametrize("newest_first", [False, True])
+async def test_tasks_that_had_one_key_after_the_other_are_removed_with_it(
+    nats_server: NatsServer, newest_first: bool
+) -> None:
+    async with opened(fresh(nats_server.url)) as storage:
+        ids = []
+        for _ in range(3):
+            ids += [answer.id for answer in await storage.enqueue([task(unique="key")])]
+            (claimed,) = await storage.claim({"work": 1}, worker="w", lease=99)
+            await storage.finish([Succeeded(id=claimed.id, delivery=claimed.delivery, result=b"1")])
+        assert all(await storage.delete(ids[::-1] if newest_first else ids))
+
+        assert storage._opened is not None
+        store = storage._opened.state_store
+        assert await store.transport.last([store.names.key("key")]) == []

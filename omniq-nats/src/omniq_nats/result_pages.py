@@ -217,12 +217,16 @@ class ResultPages:
                 for subject, some in by_page.items()
             )
         )
-        keys = {self.names.key(one.unique): one.id for one in tombstones if one.unique is not None}
+        # Several of them may have had one key, one after the other; any of these can be the one that has it now.
+        keys: defaultdict[str, set[str]] = defaultdict(set)
+        for one in tombstones:
+            if one.unique is not None:
+                keys[self.names.key(one.unique)].add(one.id)
         if keys:
             gone += [
                 found.seq
                 for found in await self.transport.last(list(keys))
-                if holder_of(found.data) == keys[found.subject]
+                if holder_of(found.data) in keys[found.subject]
             ]
         await self.transport.remove(gone)
         for subject in subjects:
