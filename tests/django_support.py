@@ -18,7 +18,7 @@ ALIAS = "shop"
 
 @contextmanager
 def connection_to(**database: Any) -> Iterator[Any]:
-    """Give the connection of this thread, and close it afterwards.
+    """Yield the connection of this thread, and close it afterwards.
 
     :param database: what a project's ``DATABASES`` says of it.
     """

@@ -50,7 +50,7 @@ class Options:
     report: tuple[Path, ...]
 
     def size(self, scenario: Scenario, entry: Entry) -> int:
-        """Give how large a measurement of a scenario is for a contender."""
+        """Return how large a measurement of a scenario is for a contender."""
         size = (scenario.quick if self.quick else scenario.size) * self.scale
         return max(scenario.floor, int(size / (entry.slowness if scenario.shrinks else 1)))
 

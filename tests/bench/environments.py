@@ -23,7 +23,7 @@ class PeerMissing(Exception):
 
 
 def python_for(key: str) -> Path:
-    """Give the interpreter of a peer's environment; make the environment if it is not there.
+    """Return the interpreter of a peer's environment; make the environment if it is not there.
 
     :param key: of :data:`ENVIRONMENTS`.
     :raises PeerMissing: if it cannot be installed.

@@ -46,7 +46,7 @@ class Host(ABC):
 
     @abstractmethod
     def version(self) -> str:
-        """Give the server's name and version."""
+        """Return the server's name and version."""
 
     @abstractmethod
     def make(self, number: int) -> Place:

@@ -50,6 +50,6 @@ NAMES = tuple(dict.fromkeys(key.partition("-")[0] for key in ENVIRONMENTS))
 
 
 def environment_of(name: str, store: str) -> str:
-    """Give the key of the environment of a product on a store."""
+    """Return the key of the environment of a product on a store."""
     key = f"{name}-{store}"
     return key if key in ENVIRONMENTS else name

@@ -40,7 +40,7 @@ class Probe:
         self._before = self._count()
 
     def requests(self) -> int:
-        """Give how many there were since then: commands from clients, transactions of this database, or messages."""
+        """Return how many there were since then: commands from clients, transactions of this database, or messages."""
         if self._monitor is not None:
             with self._monitor as monitor:
                 return sum(b" lua] " not in line for line in monitor.lines(QUIET))
@@ -55,7 +55,7 @@ class Probe:
         return 0
 
     def bytes_held(self) -> int:
-        """Give how much memory the server has in use; 0 where it does not keep all in memory."""
+        """Return how much memory the server has in use; 0 where it does not keep all in memory."""
         if self._job.store != "redis":
             return 0
         with Connection(self._job.url) as connection:

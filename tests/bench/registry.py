@@ -199,5 +199,5 @@ ENTRIES = (*LOCAL_ENTRIES, *REDIS_ENTRIES, *POSTGRES_ENTRIES, *NATS_ENTRIES)
 
 
 def find(name: str, store: str, entries: Iterable[Entry] = ENTRIES) -> Entry:
-    """Give the entry of a contender on a store."""
+    """Return the entry of a contender on a store."""
     return next(entry for entry in entries if (entry.name, entry.store) == (name, store))

@@ -19,7 +19,7 @@ SECTION = re.compile(r"<!-- (\w+) -->\n\n(.*?)\n\n<!-- end of \1 -->", re.DOTALL
 
 
 def report(results: Results, store: str) -> str:
-    """Give the tables of a store, the picture, and on what it was measured."""
+    """Return the tables of a store, the picture, and on what it was measured."""
     parts = [f"### {STORES[store]}", table.tables(results, store)]
     if goals := _goals(results, store):
         parts.append(goals)

@@ -31,7 +31,7 @@ class Connection:
         self._socket.close()
 
     def ask(self, *words: str | int) -> Any:
-        """Give the answer to a command."""
+        """Return the answer to a command."""
         encoded = [str(word).encode() for word in words]
         parts = [b"*%d\r\n" % len(encoded), *(b"$%d\r\n%s\r\n" % (len(word), word) for word in encoded)]
         self._socket.sendall(b"".join(parts))
@@ -51,7 +51,7 @@ class Connection:
         return rest
 
     def lines(self, quiet: float) -> Iterator[bytes]:
-        """Give what the server sends unasked, until it has been quiet for some seconds."""
+        """Yield what the server sends unasked, until it has been quiet for some seconds."""
         self._socket.settimeout(quiet)
         try:
             while line := self._answers.readline():
@@ -60,10 +60,10 @@ class Connection:
             return
 
     def count(self, pattern: str) -> int:
-        """Give how many keys there are of a pattern."""
+        """Return how many keys there are of a pattern."""
         return int(self.ask("EVAL", "return #redis.call('KEYS', ARGV[1])", 0, pattern))
 
     def info(self, section: str) -> dict[str, str]:
-        """Give what the server tells about itself."""
+        """Return what the server tells about itself."""
         lines = self.ask("INFO", section).decode().splitlines()
         return dict(line.split(":", 1) for line in lines if ":" in line)

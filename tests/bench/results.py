@@ -77,18 +77,18 @@ class Results:
             self.missing[entry["store"], entry["contender"]] = entry["reason"]
 
     def stores(self) -> set[str]:
-        """Give the stores on which there are figures."""
+        """Return the stores on which there are figures."""
         return {entry.store for entry in self.measurements}
 
     def contenders(self, store: str) -> list[tuple[str, str]]:
-        """Give name and role of everyone who was measured on a store: OmniQ, peers, the plain client."""
+        """Return name and role of everyone who was measured on a store: OmniQ, peers, the plain client."""
         found = {(entry.contender, entry.role) for entry in self.measurements if entry.store == store}
         ranks = ("omniq", "peer", "raw")
         order = [entry.contender for entry in self.measurements]
         return sorted(found, key=lambda entry: (ranks.index(entry[1]), order.index(entry[0])))
 
     def value(self, store: str, contender: str, line: str) -> Value | None:
-        """Give what one cell of the table holds."""
+        """Return what one cell of the table holds."""
         values = [
             entry.value
             for entry in self.measurements
@@ -100,11 +100,11 @@ class Results:
         return Value(median, (max(values) - min(values)) / 2 / median if median else 0.0, len(values))
 
     def size(self, line: str) -> int:
-        """Give how large OmniQ's measurement of a line was."""
+        """Return how large OmniQ's measurement of a line was."""
         return max((entry.size for entry in self.measurements if entry.line == line), default=0)
 
     def versions(self, store: str) -> list[str]:
-        """Give what was measured on a store, with versions."""
+        """Return what was measured on a store, with versions."""
         found = {entry.contender: entry.version for entry in self.measurements if entry.store == store}
         return [f"{name} {found[name]}" for name, _ in self.contenders(store) if found[name]]
 

@@ -72,7 +72,7 @@ def _reached(
 
 
 def tables(results: Results, store: str) -> str:
-    """Give the table of a store, as Markdown that is aligned for terminals too; where it would be too wide, two."""
+    """Return the table of a store, as Markdown that is aligned for terminals too; where it would be too wide, two."""
     contenders = results.contenders(store)
     names = [name for name, _ in contenders]
     if len(contenders) <= MOST:

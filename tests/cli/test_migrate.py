@@ -38,7 +38,7 @@ class MigratedStorage(MemoryStorage, Migrated):
 
 @pytest.fixture
 def steps(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Migration]]:
-    """Give the steps of a store that ``memory://`` leads to for the moment."""
+    """Yield the steps of a store that ``memory://`` leads to for the moment."""
     config = StorageConfig(scheme="memory", location="memory://", redacted="memory://")
     storage = MigratedStorage(config)
     monkeypatch.setattr(Connections, "sibling", lambda _: storage)

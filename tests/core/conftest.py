@@ -29,7 +29,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 
 @pytest.fixture(params=["memory", "sqlite", "file"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """Give the URL of a store that is empty."""
+    """Return the URL of a store that is empty."""
     urls = {
         "memory": f"memory://{new_id()}",
         "sqlite": f"sqlite:///{tmp_path}/jobs.db",
@@ -64,7 +64,7 @@ def queue(make_queue: MakeQueue) -> TaskQueue:
 
 @pytest.fixture
 def gate(make_queue: MakeQueue) -> Iterator[Gate]:
-    """Give a gate that opens before the queues are closed, so that no thread stays behind it."""
+    """Yield a gate that opens before the queues are closed, so that no thread stays behind it."""
     gate = Gate()
     yield gate
     gate.open()

@@ -39,7 +39,7 @@ def array(items: list[str]) -> str:
 
 
 def as_many(*items: str) -> str:
-    """Give an array with as many of them as fit."""
+    """Return an array with as many of them as fit."""
     return array(list(items) * (SIZE // sum(len(item) + 1 for item in items)))
 
 

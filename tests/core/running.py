@@ -53,7 +53,7 @@ def working(queue: TaskQueue, **options: Unpack[WorkerOptions]) -> Generator[Wor
 
 
 def was_delivered(queue: TaskQueue, task_id: str, times: int) -> Callable[[], Awaitable[bool]]:
-    """Give a condition to wait for: that a task was claimed so many times."""
+    """Return a condition to wait for: that a task was claimed so many times."""
 
     async def delivered() -> bool:
         return (await queue.arecord(task_id)).delivery >= times

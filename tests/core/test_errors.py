@@ -33,7 +33,7 @@ FAILURE = TaskError(type="ValueError", message="no such page", traceback="Traceb
 
 
 def an_error(cls: type[OmniQError]) -> OmniQError:
-    """Give an error of a class, made as the code makes it."""
+    """Return an error of a class, made as the code makes it."""
     if issubclass(cls, TaskFailed):
         return cls("a-task", FAILURE)
     if issubclass(cls, SerializationError):

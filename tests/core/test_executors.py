@@ -87,7 +87,7 @@ def bench() -> Iterator[Bench]:
 
 @pytest.fixture
 def gate(bench: Bench) -> Iterator[Gate]:
-    """Give a gate that opens before the executors are closed."""
+    """Yield a gate that opens before the executors are closed."""
     gate = Gate()
     yield gate
     gate.open()

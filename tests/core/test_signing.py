@@ -667,7 +667,7 @@ def test_a_schedule_with_a_broken_trigger_keeps_no_other_from_firing(
 
 
 def everything_said_of(queue: TaskQueue) -> Iterator[str]:
-    """Give what debuggers, error reporters and careless prints show of a queue and all that hangs on it."""
+    """Yield what debuggers, error reporters and careless prints show of a queue and all that hangs on it."""
     ahead: list[object] = [queue]
     seen: set[int] = set()
     while ahead:

@@ -82,7 +82,7 @@ class Shop:
 
     @contextlib.contextmanager
     def connection(self) -> Iterator[sqlite3.Connection]:
-        """Give a connection of the application's; what is not committed at its end is rolled back."""
+        """Yield a connection of the application's; what is not committed at its end is rolled back."""
         connection = sqlite3.connect(self.path)
         try:
             yield connection
@@ -96,7 +96,7 @@ class Shop:
 
 @pytest.fixture
 def gate(shop: Shop) -> Iterator[Gate]:
-    """Give a gate that opens before the queue is closed, so that no thread stays behind it."""
+    """Yield a gate that opens before the queue is closed, so that no thread stays behind it."""
     gate = Gate()
     yield gate
     gate.open()

@@ -52,7 +52,7 @@ def urls_with_a_secret_option(draw: st.DrawFn) -> str:
 
 
 def everything_shown(url: str) -> list[str]:
-    """Give whatever a user, or a log, sees of a URL."""
+    """Return whatever a user, or a log, sees of a URL."""
     try:
         config = parse_url(url)
     except ConfigurationError as error:

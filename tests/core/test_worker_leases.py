@@ -91,7 +91,7 @@ def gate() -> Any:
 
 
 def both(wire: Wire, name: str, function: Callable[..., Any], **options: Any) -> tuple[TaskQueue, TaskQueue]:
-    """Give a queue behind the wire and one on the same store that has a line of its own, with one task in common."""
+    """Return a queue behind the wire and one on the same store that has a line of its own, with one task in common."""
     behind, beside = TaskQueue(wire), TaskQueue(f"memory://{name}")
     for queue in (behind, beside):
         queue.task(name="work", **options)(function)

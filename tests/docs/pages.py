@@ -28,7 +28,7 @@ _VARIABLE = re.compile(r"[A-Z_]+=.*")
 
 
 def page_name(page: Path) -> str:
-    """Give the name of a page, for the ids of tests."""
+    """Return the name of a page, for the ids of tests."""
     return page.relative_to(ROOT).as_posix()
 
 
@@ -65,7 +65,7 @@ class Command:
 
 
 def blocks(page: Path) -> list[Block]:
-    """Give the fenced blocks of a page."""
+    """Return the fenced blocks of a page."""
     found: list[Block] = []
     opening: tuple[int, list[str]] | None = None
     lines: list[str] = []
@@ -84,7 +84,7 @@ def blocks(page: Path) -> list[Block]:
 
 
 def commands(block: Block) -> list[Command]:
-    """Give the commands of a console block: the lines that begin with ``$``, each with the lines that follow it.
+    """Return the commands of a console block: the lines that begin with ``$``, each with the lines that follow it.
 
     Where none does, every line is a command.
     """
@@ -102,7 +102,7 @@ def commands(block: Block) -> list[Command]:
 
 
 def prose(page: Path) -> Iterator[str]:
-    """Give the lines of a page that stand in no block."""
+    """Yield the lines of a page that stand in no block."""
     inside = {number for block in blocks(page) for number in range(block.start, block.end + 1)}
     for number, line in enumerate(page.read_text(encoding="utf-8").splitlines()):
         if number not in inside:
@@ -110,12 +110,12 @@ def prose(page: Path) -> Iterator[str]:
 
 
 def links(page: Path) -> list[str]:
-    """Give the targets of a page's links."""
+    """Return the targets of a page's links."""
     return _LINK.findall("\n".join(prose(page)))
 
 
 def anchors(page: Path) -> set[str]:
-    """Give the anchors of a page's headings, as they are made where Markdown is shown."""
+    """Return the anchors of a page's headings, as they are made where Markdown is shown."""
     titles = [line.lstrip("#").strip() for line in prose(page) if re.match(r"#+ ", line)]
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 

@@ -201,7 +201,7 @@ def text_of(*path: str) -> str:
 
 
 def code_of(text: str) -> str:
-    """Give all that stands in code, inline or fenced."""
+    """Return all that stands in code, inline or fenced."""
     return "\n".join(re.findall(r"```.*?```|`[^`\n]+`", text, re.DOTALL))
 
 
@@ -258,7 +258,7 @@ def test_the_tree_of_errors_is_the_one_in_the_code() -> None:
 
 
 def signatures(source: str) -> dict[str, str]:
-    """Give the signature of every hook that some code defines."""
+    """Return the signature of every hook that some code defines."""
     return {
         node.name: f"({ast.unparse(node.args)}) -> {ast.unparse(node.returns) if node.returns else ''}"
         for node in ast.parse(source).body
@@ -288,7 +288,7 @@ def test_every_command_and_option_is_documented_and_there() -> None:
 
 
 def options_of(name: str) -> str:
-    """Give the part of a command's help that lists its options; of one with actions, that of all of them."""
+    """Return the part of a command's help that lists its options; of one with actions, that of all of them."""
     parsers = [parser_of(name)]
     for action in getattr(importlib.import_module(COMMANDS[name][0]), "ACTIONS", {}).values():
         parsers.append(Parser(prog=f"omniq {name}"))

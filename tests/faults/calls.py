@@ -229,7 +229,7 @@ CALLS = (
 
 
 async def image(storage: Storage) -> dict[str, Any]:
-    """Give all that can be seen of a store, but for its times, and for what can be seen by going on with it.
+    """Return all that can be seen of a store, but for its times, and for what can be seen by going on with it.
 
     It claims what is left and ends it.
     """

@@ -14,7 +14,7 @@ from tests.servers.proxy import Proxy
 
 @pytest.fixture(scope="session")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
-    """Give the servers of this test process."""
+    """Yield the servers of this test process."""
     servers = Servers(tmp_path_factory.mktemp)
     yield servers
     servers.close()
@@ -22,7 +22,7 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
 
 @pytest.fixture
 def stage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Stage]:
-    """Give a store of the kind that the test names, else a new SQLite database."""
+    """Yield a store of the kind that the test names, else a new SQLite database."""
     kind = getattr(request, "param", "sqlite")
     if kind == "sqlite":
         yield SqliteStage(tmp_path)
@@ -36,13 +36,13 @@ def stage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Stage]:
 
 @pytest.fixture
 def server_stage(stage: Stage) -> ServerStage:
-    """Give the same where it is on a server."""
+    """Return the same where it is on a server."""
     assert isinstance(stage, ServerStage)
     return stage
 
 
 @pytest.fixture
 def scene(tmp_path: Path, stage: Stage) -> Iterator[Scene]:
-    """Give a scene on that store. Its processes end with the test."""
+    """Yield a scene on that store. Its processes end with the test."""
     with Scene(tmp_path, stage) as scene:
         yield scene

@@ -63,7 +63,7 @@ class History:
             os.close(file)
 
     def events(self, *what: str, pid: int | None = None, task: str | None = None) -> list[Event]:
-        """Give the events of all processes, the earliest first.
+        """Return the events of all processes, the earliest first.
 
         :param what: only these; none: all.
         :param pid: only of this process.
@@ -106,7 +106,7 @@ def check(history: History, queue: TaskQueue, *, answers_were_lost: bool = False
 
 
 def all_tasks(queue: TaskQueue) -> dict[str, Task]:
-    """Give every task in the store, by id."""
+    """Return every task in the store, by id."""
     tasks: dict[str, Task] = {}
     cursor = None
     while True:

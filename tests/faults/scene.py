@@ -85,14 +85,14 @@ class Actor:
         self.process.wait(60)
 
     def ended(self, timeout: float = 60) -> int:
-        """Give the exit code, once it has ended by itself."""
+        """Return the exit code, once it has ended by itself."""
         return self.process.wait(timeout)
 
     def events(self, *what: str) -> list[Event]:
         return self._scene.history.events(*what, pid=self.pid)
 
     def text(self) -> str:
-        """Give what it has logged so far."""
+        """Return what it has logged so far."""
         return self.log.read_text()
 
 
@@ -170,7 +170,7 @@ class Scene:
     # Tasks
 
     def function(self, name: str) -> TaskFunction[..., Any]:
-        """Give a task function of the application, on the queue of this process."""
+        """Return a task function of the application, on the queue of this process."""
         of_workers = apps.queue.functions[f"{apps.__name__}.{name}"]
         if of_workers.name not in self.queue.functions:
             options = of_workers.options
@@ -184,7 +184,7 @@ class Scene:
         return handle
 
     def all_tasks(self) -> list[Task]:
-        """Give every task in the store."""
+        """Return every task in the store."""
         return list(all_tasks(self.queue).values())
 
     def more_run(self, count: int) -> None:
@@ -197,7 +197,7 @@ class Scene:
         return bool(self.history.events("started", task=handle.id)) and handle.task().state is TaskState.RUNNING
 
     def flag(self) -> Path:
-        """Give the name of a file that is not there yet, and that tasks can wait for."""
+        """Return the name of a file that is not there yet, and that tasks can wait for."""
         return self.folder / "go"
 
     # Waiting and judging

@@ -42,7 +42,7 @@ IMPATIENT: Mapping[str, Mapping[str, str]] = {
 
 
 def seed_of_this_run() -> int:
-    """Give the seed of everything that a test does at random, and print it: how to repeat a failure."""
+    """Return the seed of everything that a test does at random, and print it: how to repeat a failure."""
     seed = int(os.environ.get("OMNIQ_SEED", time.time_ns() % 1_000_000))
     print(f"OMNIQ_SEED={seed}")
     return seed
@@ -68,7 +68,7 @@ class Stage(ABC):
 
     @abstractmethod
     def leftovers(self) -> dict[str, int]:
-        """Give what the store still holds once every task was removed and every worker has ended (I8).
+        """Return what the store still holds once every task was removed and every worker has ended (I8).
 
         :return: how many rows, keys, messages or files, by where they are.
         """
@@ -142,7 +142,7 @@ class ServerStage(Stage):
         return self.disturbed_url_of()
 
     def url_of(self, part: str = "", *, patient: bool = False) -> str:
-        """Give the URL of another namespace of this test.
+        """Return the URL of another namespace of this test.
 
         :param patient: with the timeouts that users get who say nothing.
         """
@@ -151,7 +151,7 @@ class ServerStage(Stage):
         return f"{self.server.url}{'&' if '?' in self.server.url else '?'}{query}"
 
     def disturbed_url_of(self, part: str = "", *, patient: bool = False) -> str:
-        """Give the same by way of the proxy."""
+        """Return the same by way of the proxy."""
         return self.url_of(part, patient=patient).replace(f":{self.server.port}", f":{self.proxy.port}", 1)
 
     def start_server(self) -> None:
@@ -168,7 +168,7 @@ class ServerStage(Stage):
 
 
 def _states(server: Server) -> Iterator[str]:
-    """Give the states of a server's process and of its children."""
+    """Yield the states of a server's process and of its children."""
     assert server.process is not None
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
@@ -189,7 +189,7 @@ class Servers:
         self._started = contextlib.ExitStack()
 
     def get(self, kind: str) -> Server:
-        """Give a server that runs."""
+        """Return a server that runs."""
         server = self._servers.get(kind)
         if server is None:
             server = make_server(kind, self._make_folder(kind))

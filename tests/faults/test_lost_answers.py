@@ -49,7 +49,7 @@ async def repeated_until_answered(call: Call, storage: Storage) -> Any:
 
 
 async def as_it_must_be(call: Call) -> tuple[list[Any], dict[str, Any]]:
-    """Give the answers to the call and to its repetition, and what the store looks like then."""
+    """Return the answers to the call and to its repetition, and what the store looks like then."""
     async with opened("memory://") as storage:
         await call.prepare(storage)
         answers = [await call.call(storage) for _ in range(2)]
@@ -77,7 +77,7 @@ async def is_cut(call: Call, stage: ServerStage, what: str, nth: int) -> bool:
 
 
 def growing() -> Iterator[int]:
-    """Give 1, 2, 3, 4 and so on, in steps that become larger."""
+    """Yield 1, 2, 3, 4 and so on, in steps that become larger."""
     number = 1.0
     while True:
         yield int(number)

@@ -21,7 +21,7 @@ __all__ = ["OF_SERVERS", "is_unlocked", "of_files", "of_sqlite"]
 
 
 def of_files(folder: Path) -> dict[str, int]:
-    """Give how many files there are, by folder."""
+    """Return how many files there are, by folder."""
     kept = {
         place: list((folder / place).rglob("*")) for place in ("tasks", "ids", "unique", "ready", "aside", "workers")
     }
@@ -29,7 +29,7 @@ def of_files(folder: Path) -> dict[str, int]:
 
 
 def of_sqlite(database: Path, namespace: str = "omniq") -> dict[str, int]:
-    """Give how many rows there are, by table."""
+    """Return how many rows there are, by table."""
     connection = sqlite3.connect(database)
     try:
         assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
@@ -63,7 +63,7 @@ def is_unlocked(path: Path) -> bool:
 
 
 def of_redis(url: str, namespace: str) -> dict[str, int]:
-    """Give the keys that there are, and how many bytes each takes."""
+    """Return the keys that there are, and how many bytes each takes."""
     with Redis.from_url(url, decode_responses=True) as client:
         keys = [str(key) for key in client.scan_iter(f"*{namespace}*", count=1000)]
         left = {key: int(client.memory_usage(key) or 0) for key in keys if not key.endswith(REDIS_KEEPS)}
@@ -79,7 +79,7 @@ REDIS_KEEPS = (":meta", ":seq")
 
 
 def of_postgres(url: str, namespace: str) -> dict[str, int]:
-    """Give how many rows there are, by table."""
+    """Return how many rows there are, by table."""
     with psycopg.connect(url, autocommit=True) as connection:
         tables = connection.execute(
             "SELECT schemaname, tablename FROM pg_tables WHERE tablename LIKE %s OR schemaname LIKE %s",
@@ -103,7 +103,7 @@ def _rows_in(connection: psycopg.Connection[Any], schema: str, table: str) -> in
 
 
 def of_nats(url: str, namespace: str) -> dict[str, int]:
-    """Give how many messages there are, by subject."""
+    """Return how many messages there are, by subject."""
     return asyncio.run(_messages(url, namespace))
 
 

@@ -37,18 +37,18 @@ class Clock:
 
 
 def new_task(**options: Any) -> NewTask:
-    """Give a task to enqueue, of queue ``q`` unless another is named."""
+    """Return a task to enqueue, of queue ``q`` unless another is named."""
     return NewTask(**{"id": new_id(), "queue": "q", "name": "n", "body": b"[]", **options})
 
 
 def storage(root: Path, query: str = "", clock: Callable[[], float] = time.time) -> FileStorage:
-    """Give an unopened storage on a folder."""
+    """Return an unopened storage on a folder."""
     return FileStorage(parse_url(f"file://{root}{query}"), clock=clock)
 
 
 @asynccontextmanager
 async def opened(root: Path, query: str = "", clock: Callable[[], float] = time.time) -> AsyncIterator[FileStorage]:
-    """Give an open storage on a folder, and close it afterwards."""
+    """Yield an open storage on a folder, and close it afterwards."""
     store = storage(root, query, clock)
     await store.open()
     try:
@@ -68,12 +68,12 @@ async def succeed(store: FileStorage, tasks: list[StoredTask]) -> list[bool]:
 
 
 def listing(root: Path, state: str) -> list[Path]:
-    """Give the files of queue ``q`` in the folder of a state, as a sorted listing shows them."""
+    """Return the files of queue ``q`` in the folder of a state, as a sorted listing shows them."""
     return sorted((root / "omniq" / state / "q").glob("*/*"))
 
 
 def contents(root: Path) -> dict[str, bytes]:
-    """Give all that is in a store but the journal, the count of changes, and who waits."""
+    """Return all that is in a store but the journal, the count of changes, and who waits."""
     base = root / "omniq"
     own = {"journal", "control", "waiters", "lock"}
     return {

@@ -37,18 +37,18 @@ class Clock:
 
 
 def new_task(**options: Any) -> NewTask:
-    """Give a task to enqueue, of queue ``q`` unless another is named."""
+    """Return a task to enqueue, of queue ``q`` unless another is named."""
     return NewTask(**{"id": new_id(), "queue": "q", "name": "n", "body": b"[]", **options})
 
 
 def storage(path: Path, query: str = "", clock: Callable[[], float] = time.time) -> SQLiteStorage:
-    """Give an unopened storage on a file."""
+    """Return an unopened storage on a file."""
     return SQLiteStorage(parse_url(f"sqlite:///{path}{query}"), clock=clock)
 
 
 @asynccontextmanager
 async def opened(path: Path, query: str = "", clock: Callable[[], float] = time.time) -> AsyncIterator[SQLiteStorage]:
-    """Give an open storage on a file, and close it afterwards."""
+    """Yield an open storage on a file, and close it afterwards."""
     store = storage(path, query, clock)
     await store.open()
     try:
@@ -98,7 +98,7 @@ def rows_in(path: Path) -> int:
 
 @contextmanager
 def raw(path: Path) -> Iterator[sqlite3.Connection]:
-    """Give a plain connection to a file, each of whose statements is a transaction."""
+    """Yield a plain connection to a file, each of whose statements is a transaction."""
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
     try:
         yield connection
@@ -114,20 +114,20 @@ async def take(
 
 
 async def only(store: SQLiteStorage, task_id: str) -> StoredTask:
-    """Give the record of a task that is there."""
+    """Return the record of a task that is there."""
     (task,) = await store.get([task_id])
     assert task is not None
     return task
 
 
 async def of_queue(store: SQLiteStorage, queue: str = "q") -> QueueStats:
-    """Give the numbers of a queue that has some."""
+    """Return the numbers of a queue that has some."""
     (found,) = [stats for stats in await store.stats() if stats.queue == queue]
     return found
 
 
 async def count(store: SQLiteStorage, state: TaskState, queue: str = "q") -> int:
-    """Give how many tasks of a queue are in a state, and make sure that the counters say the same as the tasks."""
+    """Return how many tasks of a queue are in a state, and make sure that the counters say the same as the tasks."""
     pages = await store.list_tasks(TaskQuery(queue=queue, state=state, limit=100_000))
     stats = [found for found in await store.stats() if found.queue == queue]
     counted = stats[0].counts[state] if stats else 0
@@ -152,7 +152,7 @@ def python(program: str, *arguments: object) -> Iterator[subprocess.Popen[str]]:
 
 
 def output_of(process: subprocess.Popen[str], timeout: float = 60.0) -> str:
-    """Give what a program printed; it must have ended well, and have complained of nothing."""
+    """Return what a program printed; it must have ended well, and have complained of nothing."""
     out, err = process.communicate(timeout=timeout)
     assert process.returncode == 0, err
     assert err == ""

@@ -23,7 +23,7 @@ from tests.local.files_support import new_task, opened, run_python, storage
 
 
 def refusal(store: FileStorage) -> str:
-    """Give what is said when a store cannot be opened; closing it afterwards must do no harm."""
+    """Return what is said when a store cannot be opened; closing it afterwards must do no harm."""
 
     async def scenario() -> str:
         with pytest.raises((StorageUnavailable, SchemaMismatch)) as caught:

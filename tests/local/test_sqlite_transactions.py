@@ -25,7 +25,7 @@ from tests.local.sqlite_support import Clock, count, new_task, only, opened, raw
 
 @contextlib.asynccontextmanager
 async def shop(folder: Path, **options: Any) -> AsyncIterator[tuple[SQLiteStorage, Path]]:
-    """Give an open store, and the path of the database that the application's own table is in, too."""
+    """Yield an open store, and the path of the database that the application's own table is in, too."""
     path = folder / "shop.db"
     async with opened(path, "?foreign=allow", **options) as store:
         with raw(path) as connection:
@@ -35,7 +35,7 @@ async def shop(folder: Path, **options: Any) -> AsyncIterator[tuple[SQLiteStorag
 
 @contextlib.contextmanager
 def connected(path: Path, **options: Any) -> Iterator[sqlite3.Connection]:
-    """Give a connection of the application's, as it opens them."""
+    """Yield a connection of the application's, as it opens them."""
     connection = sqlite3.connect(path, **options)
     try:
         yield connection

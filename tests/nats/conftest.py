@@ -24,13 +24,13 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 
 @pytest.fixture(scope="session")
 def nats_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer]:
-    """Give a server with the settings that one has who sets none."""
+    """Yield a server with the settings that one has who sets none."""
     with NatsServer(tmp_path_factory.mktemp("nats")) as server:
         yield server
 
 
 @pytest.fixture(scope="session")
 def nats_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsCluster]:
-    """Give three servers, of which one may be lost."""
+    """Yield three servers, of which one may be lost."""
     with NatsCluster(tmp_path_factory.mktemp("cluster")) as cluster:
         yield cluster

@@ -21,14 +21,14 @@ __all__ = ["Load", "fresh", "make", "opened", "task"]
 
 
 def fresh(url: str, **options: str) -> str:
-    """Give a URL with a namespace of its own."""
+    """Return a URL with a namespace of its own."""
     options = {"namespace": f"t{new_id()[-12:]}", **options}
     query = "&".join(f"{name}={value}" for name, value in options.items())
     return f"{url}{'&' if '?' in url else '?'}{query}"
 
 
 def make(url: str) -> NatsStorage:
-    """Give an unopened storage."""
+    """Return an unopened storage."""
     storage = default_plugins().open_storage(parse_url(url))
     assert isinstance(storage, NatsStorage)
     return storage
@@ -36,7 +36,7 @@ def make(url: str) -> NatsStorage:
 
 @contextlib.asynccontextmanager
 async def opened(url: str) -> AsyncIterator[NatsStorage]:
-    """Give an open storage, and close it."""
+    """Yield an open storage, and close it."""
     storage = make(url)
     await storage.open()
     try:
@@ -46,7 +46,7 @@ async def opened(url: str) -> AsyncIterator[NatsStorage]:
 
 
 def task(**fields: Any) -> NewTask:
-    """Give a task to enqueue."""
+    """Return a task to enqueue."""
     return NewTask(**{"id": new_id(), "queue": "work", "name": "test.task", "body": b"[]", **fields})
 
 

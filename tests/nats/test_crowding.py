@@ -17,7 +17,7 @@ from tests.servers.nats import NatsServer
 
 @pytest.fixture(scope="module")
 def small_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer]:
-    """Give a server that takes messages of 64 KB."""
+    """Yield a server that takes messages of 64 KB."""
     with NatsServer(tmp_path_factory.mktemp("small"), ["max_payload: 64KB"]) as server:
         yield server
 

@@ -166,7 +166,7 @@ async def test_a_server_that_is_too_old_is_refused_with_the_version_that_is_need
 
 
 def user_of(namespace: str) -> str:
-    """Give the configuration of a user who may use one namespace, as the documentation gives it."""
+    """Return the configuration of a user who may use one namespace, as the documentation gives it."""
     stream = f"OMNIQ_{namespace}"
     allowed = [
         f"omniq.{namespace}.>",

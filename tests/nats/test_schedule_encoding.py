@@ -49,7 +49,7 @@ async def put(storage: NatsStorage, schedule_id: str, **fields: object) -> Sched
 
 @asynccontextmanager
 async def pair(url: str) -> AsyncIterator[tuple[NatsStorage, NatsStorage]]:
-    """Give two storages of which one has looked, and the other has not."""
+    """Yield two storages of which one has looked, and the other has not."""
     async with opened(url) as first, opened(url) as second:
         assert await due(first) == []
         yield first, second
@@ -71,7 +71,7 @@ class Traffic:
 
     @property
     def since(self) -> tuple[int, int, int]:
-        """Give how many messages came and went since this was made, and the bytes of those that went."""
+        """Return how many messages came and went since this was made, and the bytes of those that went."""
         came, went, size = (now - before for now, before in zip(self._now(), self._before, strict=True))
         return came, went, size
 

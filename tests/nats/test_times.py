@@ -13,7 +13,7 @@ SECOND = 1_000_000
 
 @pytest.fixture
 def steady(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Give the machine's steady clock, to be set."""
+    """Return the machine's steady clock, to be set."""
     seconds = [1000.0]
     monkeypatch.setattr("omniq_nats.times.time.monotonic", lambda: seconds[0])
     return seconds

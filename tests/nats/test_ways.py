@@ -50,7 +50,7 @@ async def a_task_gets_through(url: str) -> None:
 
 
 async def refusal(url: str) -> str:
-    """Give what is said when a store cannot be opened."""
+    """Return what is said when a store cannot be opened."""
     with pytest.raises(StorageUnavailable) as caught:
         await make(fresh(url, timeout="1")).open()
     return str(caught.value)
@@ -86,7 +86,7 @@ class Papers:
         return cert, key
 
     def block(self, more: str = "") -> str:
-        """Give the block of a server's configuration."""
+        """Return the block of a server's configuration."""
         return f'tls {{ cert_file: "{self.cert}", key_file: "{self.key}", {more} }}'
 
 
@@ -260,7 +260,7 @@ class Actor:
         self.name: str = nkeys.from_seed(bytearray(self.seed)).public_key.decode()
 
     def vouch(self, other: Actor, **told: Any) -> str:
-        """Give a signed statement about another actor, or oneself."""
+        """Return a signed statement about another actor, or oneself."""
         claims = {
             "jti": other.name,
             "iat": int(time.time()),

@@ -66,7 +66,7 @@ BACKENDS = [distribution for distribution in DISTRIBUTIONS if distribution is no
 
 
 def repository_files(under: Path = ROOT) -> list[Path]:
-    """Give the files that belong to the repository: tracked, or new and not ignored."""
+    """Return the files that belong to the repository: tracked, or new and not ignored."""
     # The checkout may belong to another user than the one that tests it.
     command = ["git", "-c", "safe.directory=*", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
     listed = subprocess.run(command, cwd=under, capture_output=True, check=True, text=True).stdout
@@ -103,7 +103,7 @@ class Environment:
         )
 
     def evaluate(self, program: str) -> str:
-        """Give what a Python program prints."""
+        """Return what a Python program prints."""
         done = self.run("python", "-c", program)
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()

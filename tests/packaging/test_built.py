@@ -33,7 +33,7 @@ def wheel_metadata(built: Built, file: str = "METADATA") -> Message:
 
 
 def sources(distribution: Distribution) -> set[str]:
-    """Give every file of the repository that belongs to the package: code, py.typed, SQL, Lua."""
+    """Return every file of the repository that belongs to the package: code, py.typed, SQL, Lua."""
     folder = distribution.folder / "src"
     return {path.relative_to(folder).as_posix() for path in repository_files(folder)}
 
@@ -84,7 +84,7 @@ def test_a_wheel_is_for_every_machine(build: Build, distribution: Distribution) 
 
 
 def entry_points(built: Built) -> dict[str, dict[str, str]]:
-    """Give group → name → what it names."""
+    """Return group → name → what it names."""
     (content,) = [text for name, text in wheel_files(built).items() if name.endswith(".dist-info/entry_points.txt")]
     parser = ConfigParser(delimiters="=")
     parser.read_string(content.decode())

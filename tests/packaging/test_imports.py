@@ -32,7 +32,7 @@ HEAVY = {
 
 
 def loaded_by(program: str) -> set[str]:
-    """Give the modules that a program has loaded at its end."""
+    """Return the modules that a program has loaded at its end."""
     report = f"import sys\n{program}\nimport json; print(json.dumps(sorted(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", report], capture_output=True, text=True, check=True)
     return set(json.loads(done.stdout))
@@ -57,7 +57,7 @@ def test_importing_omniq_loads_no_backend_and_discovery_no_storage_of_one() -> N
 
 
 def seconds(program: str, compiled: Path) -> float:
-    """Give how long an interpreter takes for a program from start to end, with its modules compiled beforehand."""
+    """Return how long an interpreter takes for a program from start to end, with its modules compiled beforehand."""
     environ = os.environ | {"PYTHONPYCACHEPREFIX": str(compiled)}
     environ.pop("PYTHONDONTWRITEBYTECODE", None)
     start = time.perf_counter()

@@ -52,7 +52,7 @@ def test_the_core_alone_finds_its_own_parts_and_says_what_to_install_for_a_store
 
 
 def listed(environment: Environment) -> dict[str, Any]:
-    """Give what ``omniq plugins`` says in an environment: distribution → what was found of it."""
+    """Return what ``omniq plugins`` says in an environment: distribution → what was found of it."""
     done = environment.run("omniq", "plugins", "--json")
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)

@@ -14,14 +14,14 @@ from tests.servers.postgres import QUICK, PostgresServer
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
-    """Give a server that is quick and lives as long as the tests do."""
+    """Yield a server that is quick and lives as long as the tests do."""
     with PostgresServer(tmp_path_factory.mktemp("postgres"), QUICK) as running:
         yield running
 
 
 @pytest.fixture
 def storage_url(server: PostgresServer) -> str:
-    """Give the URL of an empty store."""
+    """Return the URL of an empty store."""
     return f"{server.url}?namespace=t{new_id().replace('-', '')[-20:]}"
 
 

@@ -45,7 +45,7 @@ __all__ = [
 
 
 def new_task(**options: Any) -> NewTask:
-    """Give a task to enqueue, of queue ``q`` unless another is named."""
+    """Return a task to enqueue, of queue ``q`` unless another is named."""
     return NewTask(**{"id": new_id(), "queue": "q", "name": "n", "body": b"[]", **options})
 
 
@@ -56,12 +56,12 @@ def never_look(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def settings_of(url: str) -> Settings:
-    """Give the settings that a URL stands for."""
+    """Return the settings that a URL stands for."""
     return read_settings(parse_url(url))
 
 
 def storage(url: str, **options: object) -> PostgresStorage:
-    """Give an unopened storage.
+    """Return an unopened storage.
 
     :param options: more of the URL's query.
     """
@@ -71,7 +71,7 @@ def storage(url: str, **options: object) -> PostgresStorage:
 
 @asynccontextmanager
 async def opened(url: str, **options: object) -> AsyncIterator[PostgresStorage]:
-    """Give an open storage, and close it afterwards."""
+    """Yield an open storage, and close it afterwards."""
     store = storage(url, **options)
     await store.open()
     try:
@@ -88,7 +88,7 @@ async def take(
 
 
 def done(task: StoredTask) -> Succeeded:
-    """Give the outcome of a task that went well."""
+    """Return the outcome of a task that went well."""
     return Succeeded(id=task.id, delivery=task.delivery, result=b"1")
 
 
@@ -103,13 +103,13 @@ async def counts(store: Storage) -> dict[TaskState, int]:
 
 
 def table_of(url: str, word: str) -> str:
-    """Give the name of a store's table."""
+    """Return the name of a store's table."""
     return settings_of(url).names.relation(word)
 
 
 @asynccontextmanager
 async def connection_of(url: str, *, plain: bool = False) -> AsyncIterator[AsyncConnection]:
-    """Give a connection such as the storage has.
+    """Yield a connection such as the storage has.
 
     :param plain: without the settings that a proxy would refuse.
     """
@@ -130,7 +130,7 @@ class Explained:
         self.plan: dict[str, Any] = output["Plan"]
 
     def nodes(self) -> Iterator[dict[str, Any]]:
-        """Give the parts of the plan."""
+        """Yield the parts of the plan."""
 
         def walk(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
             yield node
@@ -218,13 +218,13 @@ def terminate_everyone(url: str) -> int:
 
 
 def engine_of(server: PostgresServer, **options: Any) -> sqlalchemy.Engine:
-    """Give an engine of SQLAlchemy that keeps no connection."""
+    """Return an engine of SQLAlchemy that keeps no connection."""
     url = server.url.replace("postgresql://", "postgresql+psycopg://")
     return sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool, **options)
 
 
 def django_connection(server: PostgresServer) -> AbstractContextManager[Any]:
-    """Give a connection of Django's, outside of a transaction."""
+    """Return a connection of Django's, outside of a transaction."""
     where = {"HOST": "127.0.0.1", "PORT": server.port, "USER": "postgres", "NAME": "postgres"}
     return connection_to(ENGINE="django.db.backends.postgresql", **where)
 

@@ -20,7 +20,7 @@ from tests.servers.postgres import PostgresServer
 
 @pytest.fixture(scope="module")
 def durable(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]:
-    """Give a server whose settings are those that PostgreSQL comes with."""
+    """Yield a server whose settings are those that PostgreSQL comes with."""
     with PostgresServer(tmp_path_factory.mktemp("durable"), {"max_connections": "30"}) as running:
         yield running
 

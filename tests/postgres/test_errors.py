@@ -45,7 +45,7 @@ from tests.servers.postgres import QUICK, PostgresServer
 
 @pytest.fixture
 def own_server(tmp_path: Path) -> Iterator[PostgresServer]:
-    """Give a server of this test alone, with everything durable."""
+    """Yield a server of this test alone, with everything durable."""
     with PostgresServer(tmp_path) as running:
         yield running
 

@@ -105,7 +105,7 @@ ASYNC = [by_async_psycopg, by_async_connection, by_async_session]
 
 @pytest.fixture
 def store(storage_url: str) -> Iterator[PostgresStorage]:
-    """Give an open storage, whose event loop stands still between what is run on it."""
+    """Yield an open storage, whose event loop stands still between what is run on it."""
     with asyncio.Runner() as runner:
         made = storage(storage_url)
         RUNNERS[made] = runner

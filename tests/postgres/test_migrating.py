@@ -48,7 +48,7 @@ asyncio.run(main())
 
 @pytest.fixture
 def role(server: PostgresServer) -> Iterator[str]:
-    """Give a role that may do nothing but log in."""
+    """Yield a role that may do nothing but log in."""
     name = f"role_{new_id()[-8:]}"
     server.execute(f'CREATE ROLE "{name}" LOGIN')
     yield name

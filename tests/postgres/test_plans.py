@@ -77,13 +77,13 @@ def fill(server: PostgresServer, url: str, rows: int) -> None:
 
 @pytest.fixture(scope="module")
 def full(server: PostgresServer) -> str:
-    """Give the URL of a store that is full."""
+    """Return the URL of a store that is full."""
     return prepared(server, ROWS)
 
 
 @pytest.fixture(scope="module")
 def empty(server: PostgresServer) -> str:
-    """Give the URL of one with hardly more in it than the statements are about."""
+    """Return the URL of one with hardly more in it than the statements are about."""
     return prepared(server, 2000)
 
 
@@ -100,7 +100,7 @@ def prepared(server: PostgresServer, rows: int) -> str:
 
 
 async def held(url: str) -> list[StoredTask]:
-    """Give tasks that run, of a queue of their own."""
+    """Return tasks that run, of a queue of their own."""
     async with opened(url) as store:
         await store.enqueue([new_task(queue="running") for _ in range(BATCH)])
         return await take(store, BATCH, queue="running")
@@ -111,7 +111,7 @@ CLAIM = Claim(demand={"q": BATCH, "none": BATCH}, worker="w", lease=60, limit=BA
 
 
 def frontier() -> Frontier:
-    """Give one that never asks for dead rows: to explain a claim takes longer than to do it."""
+    """Return one that never asks for dead rows: to explain a claim takes longer than to do it."""
     return Frontier(asked_at=float("inf"))
 
 
@@ -125,7 +125,7 @@ def claim_onward(context: Context) -> Steps[object]:
 
 
 def outcomes_of(tasks: list[StoredTask]) -> list[Any]:
-    """Give outcomes of every kind."""
+    """Return outcomes of every kind."""
     boom = TaskError(type="ValueError", message="")
     kinds: list[Callable[[StoredTask], Any]] = [
         done,
@@ -138,7 +138,7 @@ def outcomes_of(tasks: list[StoredTask]) -> list[Any]:
 
 
 def jobs(running: list[StoredTask]) -> dict[str, Job[Any]]:
-    """Give every operation, by what is said of it."""
+    """Return every operation, by what is said of it."""
     ids = [task.id for task in running]
     leases = [Lease(task.id, task.delivery) for task in running]
     some = [new_task() for _ in range(BATCH)]
@@ -180,7 +180,7 @@ NAMES = sorted(jobs([]))
 
 @pytest.fixture(scope="module")
 def plans(full: str, empty: str) -> dict[tuple[str, str, bool], list[Explained]]:
-    """Give how each operation was done: on which store, and whether with the settings that our connections have."""
+    """Return how each operation was done: on which store, and whether with the settings that our connections have."""
     found: dict[tuple[str, str, bool], list[Explained]] = {}
 
     async def explain(kind: str, url: str, plain: bool) -> None:
@@ -228,7 +228,7 @@ def test_a_full_store_costs_no_more_than_an_empty_one(
 
 @pytest.fixture(scope="module")
 def lean(server: PostgresServer) -> dict[str, list[Explained]]:
-    """Give how each operation was done on a store that holds next to nothing, as the planner knows, but did before.
+    """Return how each operation was done on a store that holds next to nothing, as the planner knows, but did before.
 
     Then every index looks like a short one, though it may be full of what is dead.
     """

@@ -53,7 +53,7 @@ Start = Callable[[], "subprocess.Popen[bytes]"]
 
 @pytest.fixture
 def effects(server: PostgresServer, storage_url: str) -> Callable[[], list[int]]:
-    """Give what stands in the user's own table."""
+    """Return what stands in the user's own table."""
     scope = storage_url.rpartition("=")[2]
     server.execute("CREATE TABLE IF NOT EXISTS effect (scope text, number int)")
     return lambda: [

@@ -37,18 +37,18 @@ TOLD = frozenset({"info", "config|resetstat"})
 
 
 def new_task(**options: Any) -> NewTask:
-    """Give a task to enqueue, of queue ``q`` unless another is named."""
+    """Return a task to enqueue, of queue ``q`` unless another is named."""
     return NewTask(**{"id": new_id(), "queue": "q", "name": "n", "body": b"[]", **options})
 
 
 def storage(url: str, namespace: str = "omniq", **options: Any) -> RedisStorage:
-    """Give an unopened storage."""
+    """Return an unopened storage."""
     return RedisStorage(parse_url(url, namespace), **options)
 
 
 @asynccontextmanager
 async def opened(url: str, namespace: str = "omniq", **options: Any) -> AsyncIterator[RedisStorage]:
-    """Give an open storage, and close it afterwards."""
+    """Yield an open storage, and close it afterwards."""
     store = storage(url, namespace, **options)
     await store.open()
     try:
@@ -65,7 +65,7 @@ async def take(
 
 
 def done(tasks: list[StoredTask]) -> list[Succeeded]:
-    """Give the outcomes of claimed tasks that all went well."""
+    """Return the outcomes of claimed tasks that all went well."""
     return [Succeeded(id=task.id, delivery=task.delivery, result=b"1") for task in tasks]
 
 
@@ -79,19 +79,19 @@ async def finish_all(store: RedisStorage, n: int = 1000) -> int:
 
 
 async def only(store: RedisStorage, task_id: str) -> StoredTask:
-    """Give the record of a task that is there."""
+    """Return the record of a task that is there."""
     (task,) = await store.get([task_id])
     assert task is not None
     return task
 
 
 async def total(store: RedisStorage, state: TaskState, queue: str = "q") -> int:
-    """Give how many tasks of a queue are in a state."""
+    """Return how many tasks of a queue are in a state."""
     return sum(stats.counts[state] for stats in await store.stats() if stats.queue == queue)
 
 
 def calls(server: RedisServer) -> dict[str, int]:
-    """Give how often each command was run since the statistics were reset, those within scripts included."""
+    """Return how often each command was run since the statistics were reset, those within scripts included."""
     found: dict[str, int] = {}
     for name, told in server.info("commandstats").items():
         command = name.removeprefix("cmdstat_")

@@ -39,7 +39,7 @@ def test_a_script_that_runs_all_the_time_reads_nothing_whole(name: str) -> None:
 
 
 async def cost_of_a_round(server: RedisServer, store: RedisStorage) -> dict[str, int]:
-    """Give how many commands it takes to have a hundred tasks enqueued, claimed, extended and finished."""
+    """Return how many commands it takes to have a hundred tasks enqueued, claimed, extended and finished."""
     server.ask("CONFIG", "RESETSTAT")
     await store.enqueue([new_task(queue="round") for _ in range(100)])
     claimed = await take(store, "round", n=100)

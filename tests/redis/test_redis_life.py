@@ -29,7 +29,7 @@ from tests.servers.redis import RedisServer
 
 
 def clients(server: RedisServer, name: str) -> int:
-    """Give how many connections there are of a name."""
+    """Return how many connections there are of a name."""
     return str(server.ask("CLIENT", "LIST")).count(f" name={name} ")
 
 

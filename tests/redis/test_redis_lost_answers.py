@@ -91,7 +91,7 @@ async def prepared(store: RedisStorage, verb: str) -> tuple[str, Step]:
 
 
 async def seen(store: RedisStorage) -> object:
-    """Give what there is to see of a store, but for what differs from run to run."""
+    """Return what there is to see of a store, but for what differs from run to run."""
     tasks = await store.list_tasks(TaskQuery(limit=100))
     schedules = await store.get_schedules()
     return (

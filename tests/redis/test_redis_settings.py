@@ -127,7 +127,7 @@ def test_every_option_is_documented() -> None:
 
 @asynccontextmanager
 async def limited(server: RedisServer, namespace: str) -> AsyncIterator[RedisStorage]:
-    """Give a storage of a user who may do what the documentation says he must."""
+    """Yield a storage of a user who may do what the documentation says he must."""
     page = (ROOT / "docs" / "backends" / "redis.md").read_text("utf-8")
     (documented,) = re.findall(r"^ACL SETUSER shop (.*?)^```", page, re.MULTILINE | re.DOTALL)
     server.ask("ACL", "SETUSER", namespace, "reset", *documented.replace("{shop}", f"{{{namespace}}}").split())

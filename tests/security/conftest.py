@@ -132,7 +132,7 @@ class Shop:
         return task
 
     def written(self, name: str) -> str | None:
-        """Give what a task wrote into a file, if it did."""
+        """Return what a task wrote into a file, if it did."""
         path = self.folder / name
         return path.read_text() if path.exists() else None
 

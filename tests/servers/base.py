@@ -77,14 +77,14 @@ class Server(ABC):
 
     @abstractmethod
     def command(self) -> list[str]:
-        """Give the command line."""
+        """Return the command line."""
 
     @abstractmethod
     def is_ready(self) -> bool:
         """Say whether it answers."""
 
     def options(self) -> dict[str, Any]:
-        """Give more arguments for Popen."""
+        """Return more arguments for Popen."""
         return {}
 
     def __enter__(self) -> Self:

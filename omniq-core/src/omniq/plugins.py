@@ -2,7 +2,7 @@
 
 What an entry point of a group such as ``omniq.storages`` names is imported when it is asked for. One of the group
 ``omniq`` may bring anything, and listen to events: it is loaded at once, by itself. One that fails is reported and
-harms nobody else. Names that two distributions claim are an error for whoever asks for that name; the environment
+harms no other. A name that two distributions claim is an error where that name is asked for; the environment
 variable ``OMNIQ_PLUGINS`` leaves plugins out. Nothing here is loaded on import of ``omniq``.
 """
 
@@ -265,7 +265,7 @@ class Plugins:
             raise UnknownPlugin(f"no {what} is called {name!r}; installed: {known}") from None
 
     def storage_factory(self, config: StorageConfig) -> StorageFactory:
-        """Give what makes the storages of a URL's scheme.
+        """Return what makes the storages of a URL's scheme.
 
         :raises UnknownScheme: if no plugin opens that scheme; the message names what to install.
         :raises ConfigurationError: if its plugin cannot be used.
@@ -304,7 +304,7 @@ class Plugins:
         except ConfigurationError:
             raise
         except ValueError as error:
-            # Somebody else's text, which may show the URL as it was given.
+            # Text from elsewhere, which may show the URL as it was given.
             raise ConfigurationError(redact_all(str(error))) from None
 
     def versions(self, scheme: str) -> dict[str, str]:
@@ -343,28 +343,28 @@ class Plugins:
         return f"; did you mean {close[0]}://?" if close else ""
 
     def serializer(self, name: str) -> Serializer:
-        """Give a serializer by name.
+        """Return a serializer by name.
 
         :raises UnknownPlugin: if there is none.
         """
         return cast("Serializer", self._get_or_unknown("omniq_serializers", name, "serializer"))
 
     def retry_policy(self, kind: str) -> type[RetryPolicy]:
-        """Give a retry policy's class by kind.
+        """Return a retry policy's class by kind.
 
         :raises UnknownPlugin: if there is none.
         """
         return cast("type[RetryPolicy]", self._get_or_unknown("omniq_retry_policies", kind, "retry policy"))
 
     def trigger(self, kind: str) -> type[Trigger]:
-        """Give a trigger's class by kind.
+        """Return a trigger's class by kind.
 
         :raises UnknownPlugin: if there is none.
         """
         return cast("type[Trigger]", self._get_or_unknown("omniq_triggers", kind, "trigger"))
 
     def event(self, hook: str) -> Callable[..., None] | None:
-        """Give a function that tells everyone of an event, or None where nobody listens.
+        """Return a function that tells everyone of an event, or None where nobody listens.
 
         A hook call costs microseconds even with no listener, so callers keep the answer and skip the call on None.
 
@@ -460,7 +460,7 @@ _default: Plugins | None = None
 
 
 def default_plugins() -> Plugins:
-    """Give the plugins that are installed, discovered at the first call in a process."""
+    """Return the plugins that are installed, discovered at the first call in a process."""
     global _default
     if _default is None:
         _default = Plugins()

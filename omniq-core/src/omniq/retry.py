@@ -27,7 +27,7 @@ class RetryPolicy(ABC):
 
     @abstractmethod
     def next_delay(self, attempt: int, error: BaseException) -> float | None:
-        """Give the seconds to wait before the next attempt.
+        """Return the seconds to wait before the next attempt.
 
         :param attempt: the attempt that just failed, counted from 1.
         :param error: what it raised.

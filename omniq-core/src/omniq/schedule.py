@@ -29,7 +29,7 @@ class Trigger(ABC):
 
     @abstractmethod
     def next_after(self, moment: datetime) -> datetime | None:
-        """Give the first time to fire that is later than a moment.
+        """Return the first time to fire that is later than a moment.
 
         The same for the same moment, and never earlier for a later one: it is asked of other moments than the last run
         as well.
@@ -39,7 +39,7 @@ class Trigger(ABC):
         """
 
     def first(self, moment: datetime) -> datetime | None:
-        """Give the first time to fire of a schedule that is made, or resumed, at a moment.
+        """Return the first time to fire of a schedule that is made, or resumed, at a moment.
 
         The same as :meth:`next_after`, but for triggers that name one fixed time, which may have passed.
         """

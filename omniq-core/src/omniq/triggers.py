@@ -157,7 +157,7 @@ class Cron(Trigger):
 
 
 def _instant_of(local: datetime, zone: ZoneInfo) -> datetime:
-    """Give the instant of a local time: the first of two, or the end of the gap that it falls into."""
+    """Return the instant of a local time: the first of two, or the end of the gap that it falls into."""
     instant = local.replace(tzinfo=zone).astimezone(UTC)
     if instant.astimezone(zone).replace(tzinfo=None) == local:
         return instant

@@ -51,7 +51,7 @@ Answer = tuple[Operation[Any], Any, BaseException | None]
 
 
 def deliver(answers: Iterable[Answer]) -> None:
-    """Give answers to whoever waits for them."""
+    """Hand answers to the coroutines that wait for them."""
     by_loop: dict[asyncio.AbstractEventLoop, list[Answer]] = {}
     for answer in answers:
         loop = answer[0].loop
@@ -124,7 +124,7 @@ class IoThread(Generic[J]):
         going = True
         while going:
             operations, going = self._gathered()
-            # Whoever was cancelled before the work began has no more use for it.
+            # A caller that was cancelled before the work began has no more use for it.
             wanted = [operation for operation in operations if not operation.future.cancelled()]
             if wanted:
                 self._work(wanted)

@@ -11,7 +11,7 @@ __all__ = ["omniq_storages"]
 
 @hookimpl
 def omniq_storages() -> Mapping[str, str]:
-    """Give the URL schemes of this distribution."""
+    """Return the URL schemes of this distribution."""
     return {
         "file": "omniq_local.files:FileStorage",
         "memory": "omniq_local.memory.storage:MemoryStorage",

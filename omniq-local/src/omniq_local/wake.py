@@ -77,7 +77,7 @@ class Bell:
         self._signals.pop(signal.token, None)
 
     def ring(self, pokes: Iterable[tuple[int, int]]) -> None:
-        """Wake waiters, each given by token and port. Never fails: whoever is not reached looks by himself."""
+        """Wake waiters, each given by token and port. Never fails: a waiter that is not reached looks by itself."""
         for token, port in pokes:
             if not self.heard(token):
                 self._send(token, port)
@@ -98,7 +98,7 @@ class Bell:
             self._socket.sendto(token.to_bytes(TOKEN_BYTES, "big"), (HOST, port))
 
     def new_inbox(self) -> Inbox:
-        """Give a place where the running loop is reached from other processes."""
+        """Return a place where the running loop is reached from other processes."""
         inbox = Inbox(self)
         self._inboxes.add(inbox)
         return inbox

@@ -54,7 +54,7 @@ async def fold(state_store: QueueStateStore, queue_state: QueueState, *, known: 
 
 
 def _is_taken(queue_state: QueueState, batch: TaskBatch, index: int) -> bool:
-    """Return whether another task has the id of one: whoever wrote that, the one that was there first keeps it."""
+    """Return whether another task has the id of one: whatever wrote that, the one that was there first keeps it."""
     task_id = batch.rows[index][0]
     return task_id in queue_state.running or task_id in queue_state.waiting
 
@@ -81,7 +81,7 @@ class _Line:
     _begun: bool = field(default=False, init=False)
 
     async def head(self) -> tuple[TaskBatch, int] | None:
-        """Give the first task that was not claimed yet."""
+        """Return the first task that was not claimed yet."""
         while True:
             if self.batch is not None and self.index < len(self.batch):
                 left_out = self.queue_state.left_out(self.name, self.batch.seq, self.index) is not None
@@ -310,12 +310,12 @@ def _key(place: tuple[TaskBatch, int]) -> tuple[int, int]:
 
 
 def running_task(batch: TaskBatch, entry: Entry, error: TaskError | None = None) -> StoredTask:
-    """Give the record of a running task."""
+    """Return the record of a running task."""
     return live_task(batch, entry, TaskState.RUNNING, error)
 
 
 def live_task(batch: TaskBatch, entry: Entry, state: TaskState, error: TaskError | None = None) -> StoredTask:
-    """Give the record of a task that is running or waits."""
+    """Return the record of a task that is running or waits."""
     progress = entry.progress
     return to_task(
         batch,

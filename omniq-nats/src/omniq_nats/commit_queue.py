@@ -21,7 +21,7 @@ Step = Callable[[QueueState], Awaitable[tuple[T, bool]]]
 
 @define(eq=False)
 class Commit(Generic[T]):
-    """A change that somebody wants to make."""
+    """A change to be made."""
 
     step: Step[T]
     remembered: bool = True
@@ -35,7 +35,7 @@ class Commit(Generic[T]):
     error: Exception | None = None
     """What the step raised, where those of others went on without it."""
     future: asyncio.Future[T] | None = None
-    """Of who waits for it; None: he makes it himself."""
+    """Of the caller that waits for it; None: the caller makes it itself."""
 
 
 class CommitQueue:
@@ -68,7 +68,7 @@ class CommitQueue:
             self._hand_on(queue)
         else:
             gathered.append(commit)
-        # Whoever is cancelled meanwhile is passed over, unless his change is under way, with others that go on.
+        # A caller that is cancelled meanwhile is passed over, unless its change is under way, with others that go on.
         return await commit.future
 
     async def _make(self, queue: str, commit_queue: Sequence[Commit[Any]]) -> None:

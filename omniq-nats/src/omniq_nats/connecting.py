@@ -188,7 +188,7 @@ def _unchecked(settings: Settings) -> ConfigurationError:
 
 
 def _way(settings: Settings) -> dict[str, Any]:
-    """Give the client's arguments for the way that the URL's scheme names."""
+    """Return the client's arguments for the way that the URL's scheme names."""
     schemes = {server.partition(":")[0] for server in settings.servers}
     if not schemes & {"ws", "wss"}:
         return {}

@@ -397,7 +397,7 @@ class Connection:
     # Telling
 
     async def tell(self, subject: str, data: bytes = b"") -> None:
-        """Tell whoever listens just now. Nothing is stored, and nobody answers."""
+        """Tell those that listen just now. Nothing is stored, and nobody answers."""
         with contextlib.suppress(StorageUnavailable, nats.errors.Error):
             await self._send(self.client, subject, data)
 

@@ -1,7 +1,7 @@
 """Turns between processes that change one queue state all the time: else most of what they do would be in vain.
 
-Whoever has lost a race for a queue state tells the others when he begins a change and when he has ended it, and they
-wait for him for a while. A word that is lost costs some milliseconds; what is accepted is decided by the servers alone.
+A process that has lost a race for a queue state tells the others when it begins a change and when it has ended it; they
+wait for it for a while. A word that is lost costs some milliseconds; what is accepted is decided by the servers alone.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ LASTS = 1.0
 SOON = 0.25
 """Seconds within which a second race is lost where there are rivals, and a word is heard where they still are at it."""
 COURTESY = 0.003
-"""Seconds for which whoever had the latest turn listens whether another wants the next."""
+"""Seconds for which the process that had the latest turn listens whether another wants the next."""
 PATIENCE = 0.1
 """Seconds for which one that has the turn, or is to have it, is waited for."""
 WAITING, BEGUN, ENDED = b"w", b"b", b"e"
@@ -42,7 +42,7 @@ class _Race:
     courtesy: float = 0.0
     """Until when it is awaited that one of them wants the turn."""
     wanted: bool = False
-    """Whether one of them waits for his turn."""
+    """Whether one of them waits for its turn."""
     is_stale: bool = False
     """Whether one of them may have changed the queue state since we did."""
     gone_on: asyncio.Event = field(factory=asyncio.Event)

@@ -45,7 +45,7 @@ class DueCache:
         return end, self._runs[end][0] if end < len(self._runs) else None
 
     def due(self, now: int, limit: int) -> list[str]:
-        """Give the subjects of those that are due, the earliest first."""
+        """Return the subjects of those that are due, the earliest first."""
         end, _ = self.outlook(now)
         return [subject for _, subject in self._runs[: min(end, limit)]]
 

@@ -136,7 +136,7 @@ def _read_entry(row: list[Any], batches: list[list[Any]], grants: list[list[Any]
 
 
 def encode_entries(entries: Iterable[Entry]) -> bytes:
-    """Give the body of the message that an overflow page is stored in."""
+    """Return the body of the message that an overflow page is stored in."""
     writer = _EntryWriter()
     rows = [writer.row(entry) for entry in entries]
     told = [rows, writer.batches.rows, writer.grants.rows]
@@ -157,7 +157,7 @@ def read_entries(stored: Stored) -> list[Entry]:
 
 
 def encode_queue_state(queue_state: QueueState) -> bytes:
-    """Give the body of the message that a queue state is stored in."""
+    """Return the body of the message that a queue state is stored in."""
     writer = _EntryWriter()
     told = {
         "v": VERSION,

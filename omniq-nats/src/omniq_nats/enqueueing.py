@@ -165,7 +165,7 @@ class Producer:
         try:
             answer = self._sync_client.publish(write)
         except Lost:
-            # Whoever enqueues it next, in the other way, is to know that it may be there, and is his own.
+            # The next call that enqueues it, in the other way, must know that it may be there, and is its own.
             self._unsure[task.id] = nonce
             return None
         if answer is None or "error" in answer or answer["stream"] != self._names.stream:
@@ -178,7 +178,7 @@ class Producer:
         self._sync_client.close()
 
     def _write_of(self, page: Page, now: int, nonce: str) -> Write:
-        """Give the message of a batch of one task."""
+        """Return the message of a batch of one task."""
         body = encode_batch(page, at=now, behind=0, nonce=nonce)
         subject = self._names.batch(page.queue, _name_of_single(page, body))
         return Write(subject, body, expected=0, among=self._names.anywhere(page.tasks[0][0].id))
@@ -234,7 +234,7 @@ class Producer:
             return
         places = await self._state_store.task_lookup.locate([entry.task.id for entry, _ in followers])
         for entry, leader in followers:
-            # Whoever is there already is named himself, whoever has his key.
+            # A task that is there already is named itself, whichever task has its key.
             entry.answer = Enqueued(entry.task.id if entry.task.id in places else leader.task.id, False)
 
     def _writes(self, entries: Sequence[Entry], batch: Batch) -> tuple[list[Write], list[Page]]:
@@ -388,7 +388,7 @@ class Producer:
 
 
 def _nonce() -> str:
-    """Give what tells attempts apart; a look at the system's source of chance would take longer than all else here."""
+    """Return what tells attempts apart; asking the system for random bytes would take longer than all else here."""
     return f"{random.getrandbits(64):016x}"
 
 

@@ -89,7 +89,7 @@ def check_slot(entry: Entry) -> None:
 
 
 def entry_of(batch: TaskBatch, index: int) -> Entry:
-    """Give an entry for a task to which nothing has happened yet."""
+    """Return an entry for a task to which nothing has happened yet."""
     order = batch.order(index)
     return Entry(
         id=order.id,
@@ -153,7 +153,7 @@ class OverflowPage:
 
 
 def overflow_page_of(name: str, entries: Sequence[Entry]) -> OverflowPage:
-    """Give an overflow page for entries in order."""
+    """Return an overflow page for entries in order."""
     first = entries[0]
     expiries = [entry.expires for entry in entries if entry.expires is not None]
     return OverflowPage(

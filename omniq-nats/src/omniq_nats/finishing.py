@@ -59,7 +59,7 @@ class Holder:
         self._queues = queues
 
     async def _by_queue(self, ids: Sequence[str]) -> dict[str, list[int]]:
-        """Give the numbers of some tasks by their queue; unknown ones are left out."""
+        """Return the numbers of some tasks by their queue; unknown ones are left out."""
         unknown = [task_id for task_id in ids if task_id not in self._queues]
         places = await self._state_store.task_lookup.locate(unknown) if unknown else {}
         found: defaultdict[str, list[int]] = defaultdict(list)
@@ -274,7 +274,7 @@ def _encoded_size(outcome: Outcome) -> int:
 
 
 def _fitting(outcome: Outcome, limit: int) -> Outcome:
-    """Give an outcome that the servers can take; a result that they cannot is a failure that says so."""
+    """Return an outcome that the servers can take; a result that they cannot is a failure that says so."""
     size = _size(outcome)
     if size <= limit:
         return outcome
@@ -291,7 +291,7 @@ def _fitting(outcome: Outcome, limit: int) -> Outcome:
 
 
 def _large(outcome: Outcome, inline: int) -> EndRecord | None:
-    """Give an end record that holds what is large in an outcome; None: nothing is."""
+    """Return an end record that holds what is large in an outcome; None: nothing is."""
     size = _size(outcome)
     # In JSON a byte may take six.
     if size == 0 or size * 6 <= inline or (size <= inline and _encoded_size(outcome) <= inline):

@@ -101,7 +101,7 @@ class Pending:
         return ttl
 
     def line(self) -> bytes:
-        """Give it as a line."""
+        """Return it as a line."""
         if self._json is None:
             assert self._end_record is not None
             self._json = f"{_encode(self._row)[:-1]},{self._end_record.text}]".encode()
@@ -163,7 +163,7 @@ class Running(MutableMapping[str, Entry]):
         return entry
 
     def get(self, task_id: str, default: Any = None) -> Any:
-        """Give one, or what is given for it if there is none."""
+        """Return one, or what is given for it if there is none."""
         return self[task_id] if task_id in self._lines else default
 
     def __setitem__(self, task_id: str, entry: Entry) -> None:
@@ -175,7 +175,7 @@ class Running(MutableMapping[str, Entry]):
         self._entries.pop(task_id, None)
 
     def lines(self) -> list[bytes]:
-        """Give them as lines."""
+        """Return them as lines."""
         for task_id, entry in self._entries.items():
             sign = _sign(entry)
             if self._lines[task_id] is None or self._signs.get(task_id) != sign:

@@ -16,7 +16,7 @@ EXPECTED = "Nats-Expected-Last-Subject-Sequence"
 
 
 class Conflict(Exception):
-    """Somebody else was quicker: the message that was to be replaced is another one by now."""
+    """Another writer was quicker: the message that was to be replaced is another one by now."""
 
 
 class Lost(StorageUnavailable):
@@ -76,7 +76,7 @@ class Write:
     """Seconds after which the server removes it."""
 
     def headers(self) -> dict[str, str]:
-        """Give its headers."""
+        """Return its headers."""
         headers: dict[str, str] = {}
         if self.expected is not None:
             headers[EXPECTED] = str(self.expected)

@@ -45,14 +45,14 @@ _UNSAFE = re.compile(rb"[^A-Za-z0-9_-]")
 
 
 def token(text: str) -> str:
-    """Give a text as one token of a subject: letters and digits stay, all else is written as ``=`` and two digits."""
+    """Return a text as one token of a subject: letters and digits stay, all else is written as ``=`` and two digits."""
     if text.isascii() and text.replace("-", "").isalnum():
         return text
     return _UNSAFE.sub(lambda match: b"=%02X" % match[0][0], text.encode("utf-8", "surrogatepass")).decode() or "="
 
 
 def untoken(name: str) -> str:
-    """Give the text of a token."""
+    """Return the text of a token."""
     if "=" not in name:
         return name
     if name == "=":
@@ -70,12 +70,12 @@ def readable(name: str) -> str:
 
 
 def line_of(priority: int) -> str:
-    """Give the name of the line of ready tasks of a priority."""
+    """Return the name of the line of ready tasks of a priority."""
     return f"p{priority}" if priority >= 0 else f"m{-priority}"
 
 
 def priority_of(line: str) -> int:
-    """Give the priority of a line of ready tasks."""
+    """Return the priority of a line of ready tasks."""
     return int(line[1:]) if line[0] == "p" else -int(line[1:])
 
 
@@ -85,12 +85,12 @@ def is_line(name: str) -> bool:
 
 
 def line_in(subject: str) -> str:
-    """Give the line of a batch by its subject."""
+    """Return the line of a batch by its subject."""
     return subject.rsplit(".", 3)[1]
 
 
 def split_batch(batch: str) -> tuple[str, str, str]:
-    """Give line, kind and token of a batch's name."""
+    """Return line, kind and token of a batch's name."""
     line, kind, name = batch.split("-", 2)
     return line, kind, name
 
@@ -118,7 +118,7 @@ class Names:
 
     @property
     def subjects(self) -> list[str]:
-        """Give what the stream stores."""
+        """Return what the stream stores."""
         return [f"{self.root}.{kind}.>" for kind in "oebqucwr"]
 
     # Tasks as they were enqueued
@@ -268,7 +268,7 @@ class Names:
         return f"{self.root}.ev.t.{token(queue)}.>"
 
     def commit(self, queue: str) -> str:
-        """Told by those who change the same queue state all the time, so that each has his turn."""
+        """Told by those that change the same queue state all the time, so that each has its turn."""
         return f"{self.root}.ev.turn.{token(queue)}"
 
     def end(self, task_id: str) -> str:

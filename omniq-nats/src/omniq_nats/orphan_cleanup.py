@@ -57,13 +57,13 @@ class OrphanCleanup:
             await self._remove_shelves(queue, subjects)
 
     async def strays(self) -> list[str]:
-        """Give the subjects of what belongs to nothing, however old it is."""
+        """Return the subjects of what belongs to nothing, however old it is."""
         return [*await self.stray_blobs(), *await self.stray_shelves()]
 
     # Large results and errors
 
     async def stray_blobs(self) -> list[str]:
-        """Give the subjects of large results and errors that no task has, nor can have any more."""
+        """Return the subjects of large results and errors that no task has, nor can have any more."""
         subjects = await self._subjects(f"{self._names.root}.b.>")
         strays: list[str] = []
         for start in range(0, len(subjects), STEP):
@@ -95,7 +95,7 @@ class OrphanCleanup:
     # Overflow pages
 
     async def stray_shelves(self) -> list[str]:
-        """Give the subjects of overflow pages that no queue's state names."""
+        """Return the subjects of overflow pages that no queue's state names."""
         there = await self._subjects(self._names.overflow)
         if not there:
             return []
@@ -124,7 +124,7 @@ class OrphanCleanup:
     # Both
 
     async def _subjects(self, subject: str) -> list[str]:
-        """Give all subjects that match one with wildcards, sorted."""
+        """Return all subjects that match one with wildcards, sorted."""
         stream = self._names.stream
         found: set[str] = set()
         total = 1
@@ -141,7 +141,7 @@ class OrphanCleanup:
         return sorted(found)
 
     async def _old(self, subjects: Sequence[str]) -> list[int]:
-        """Give the sequences of those messages that are old enough to be taken away."""
+        """Return the sequences of those messages that are old enough to be taken away."""
         stream = self._names.stream
         old: list[int] = []
         for subject in subjects:

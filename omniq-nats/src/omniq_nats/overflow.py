@@ -50,7 +50,7 @@ class Overflow:
         """The names of those that cannot be read: they stay as they are, and nothing is taken from them."""
 
     async def read(self, queue: str, overflow_page: OverflowPage) -> list[Entry]:
-        """Give the tasks that are on an overflow page; none if it cannot be read. They must not be changed."""
+        """Return the tasks that are on an overflow page; none if it cannot be read. They must not be changed."""
         return (await self._all(queue, overflow_page))[overflow_page.taken :]
 
     async def _all(self, queue: str, overflow_page: OverflowPage) -> list[Entry]:

@@ -11,7 +11,7 @@ __all__ = ["omniq_storages"]
 
 @hookimpl
 def omniq_storages() -> Mapping[str, str]:
-    """Give the URL schemes of this distribution."""
+    """Return the URL schemes of this distribution."""
     return {
         "nats": "omniq_nats.storage:NatsStorage",
         "tls": "omniq_nats.storage:NatsStorage",

@@ -198,7 +198,7 @@ class WireClient(Client):
             pass_on(data[start:] if start else data)
 
     def _take(self, data: bytes) -> int:
-        """Read the messages that are complete, and somebody listens to; give the place where others begin."""
+        """Read the messages that are complete and have a listener; return the place where others begin."""
         start = 0
         while data.startswith((b"MSG ", b"HMSG "), start):
             middle = data.find(b"\r\n", start) + 2

@@ -96,22 +96,22 @@ class QueueState:
         return self.ahead.get(line, {}).get((seq, index))
 
     def live(self, task_id: str, seq: int, index: int) -> Entry | None:
-        """Give a task that runs or waits."""
+        """Return a task that runs or waits."""
         entry = self.running.get(task_id) or self.waiting.get(task_id)
         return entry if entry is not None and (entry.seq, entry.index) == (seq, index) else None
 
     def held(self, task_id: str, delivery: int) -> Entry | None:
-        """Give a running task if this delivery of it is the one that runs."""
+        """Return a running task if this delivery of it is the one that runs."""
         entry = self.running.get(task_id)
         return entry if entry is not None and entry.delivery == delivery else None
 
     def waiting_by_priority(self) -> Iterator[tuple[int, list[Entry]]]:
-        """Give those that wait, larger priorities first."""
+        """Yield those that wait, larger priorities first."""
         for priority in sorted(self.back, reverse=True):
             yield priority, self.back[priority]
 
     def next_at(self) -> int | None:
-        """Give the earliest time at which one that waits is, or was, ready."""
+        """Return the earliest time at which one that waits is, or was, ready."""
         times = [entries[0].at for entries in self.back.values() if entries]
         return min([*times, *(overflow_page.at for overflow_page in self.overflow)], default=None)
 

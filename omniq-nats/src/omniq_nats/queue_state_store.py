@@ -1,7 +1,7 @@
 """Keeps the state of each queue: reads it, changes it step by step, and does what a change leaves to be done.
 
-A change is one message that replaces the queue state as it was read. Whoever comes second is refused, reads again and
-does his step anew. What a change could not do by itself, as it is in other messages (results to be put on their pages,
+A change is one message that replaces the queue state as it was read. The second of two is refused, reads again and
+does its step anew. What a change could not do by itself, as it is in other messages (results to be put on their pages,
 messages of removed tasks to be taken away), is written down in the queue state and done afterwards, by whoever made the
 change or, if that one died, by whoever changes the queue state next.
 """
@@ -42,7 +42,7 @@ LEFT_BEHIND = 3_000_000
 MOST_PENDING = 600
 MOST_BROUGHT = 100_000
 REMEMBERED = 48
-"""So many of the latest changes are known by name, so that whoever lost the answer can see that his was accepted."""
+"""So many of the latest changes are known by name: a caller that lost the answer sees that its change was accepted."""
 
 
 class QueueStateStore(ResultPages):
@@ -102,7 +102,7 @@ class QueueStateStore(ResultPages):
     ) -> T:
         """Change a queue state in one step, and give the step's result.
 
-        :param step: called with the queue state as it is; once more for each time that somebody else was quicker. What
+        :param step: called with the queue state as it is; once more for each time that another was quicker. What
             it did to a queue state that was not accepted does not count.
         :param remembered: whether the step may first see the queue state as it is remembered; if it leaves that as it
             is, it is called again with the queue state as it is now.
@@ -162,7 +162,7 @@ class QueueStateStore(ResultPages):
                 else:
                     unsure[name] = queue_state, results
             except Conflict as conflict:
-                # Somebody else was quicker; or an overflow page that the queue state speaks of was replaced, and the
+                # Another was quicker; or an overflow page that the queue state speaks of was replaced, and the
                 # queue state with it.
                 self._give_up(queue_state)
                 if queue_state.stream_end is None:
@@ -200,7 +200,7 @@ class QueueStateStore(ResultPages):
         """Have those whose turn it is change a queue state.
 
         :return: their results, and whether any of them changed it; None instead if one failed, who is taken out then:
-            what he did to the queue state must not count, and the others do theirs once more.
+            what that step did to the queue state must not count, and the others are done once more.
         """
         queue_state.also = []
         queue_state.stream_end = None
@@ -336,7 +336,7 @@ class QueueStateStore(ResultPages):
             self._queue_states.pop(queue, None)
 
     def remembered(self, queue: str) -> QueueState | None:
-        """Give a queue state as it was when it was last read or changed here."""
+        """Return a queue state as it was when it was last read or changed here."""
         return self._queue_states.get(queue)
 
 

@@ -119,7 +119,7 @@ class View:
 
     @property
     def places_by_queue(self) -> dict[str, list[Place]]:
-        """Give the places by the tasks' queues."""
+        """Return the places by the tasks' queues."""
         found: defaultdict[str, list[Place]] = defaultdict(list)
         for place in self.places.values():
             found[place[0].queue].append(place)
@@ -185,7 +185,7 @@ async def get(state_store: QueueStateStore, ids: Sequence[str]) -> list[StoredTa
 
 
 async def tasks_at(state_store: QueueStateStore, places: Sequence[Place]) -> dict[tuple[int, int], StoredTask]:
-    """Give the records of tasks by their places; those that were removed are left out."""
+    """Return the records of tasks by their places; those that were removed are left out."""
     queue_states = await state_store.read(list({batch.queue for batch, _ in places}))
     return await _tasks_in(
         state_store, View({batch.rows[index][0]: (batch, index) for batch, index in places}, queue_states)
@@ -225,7 +225,7 @@ async def _tasks_of(
 
 
 def entry_in_overflow(batch: TaskBatch, index: int, end_record: EndRecord | None) -> Entry:
-    """Give the entry of a task that is on an overflow page, as far as it can be known without looking there."""
+    """Return the entry of a task that is on an overflow page, as far as it can be known without looking there."""
     entry = entry_of(batch, index)
     if end_record is not None:
         entry.at, entry.attempt, entry.delivery = end_record.run_at, end_record.attempt, end_record.delivery
@@ -236,7 +236,7 @@ def entry_in_overflow(batch: TaskBatch, index: int, end_record: EndRecord | None
 
 
 def ended_task(batch: TaskBatch, index: int, end_record: EndRecord) -> StoredTask:
-    """Give the record of a task that has ended."""
+    """Return the record of a task that has ended."""
     return to_task(
         batch,
         index,
@@ -328,7 +328,7 @@ async def _torn(state_store: QueueStateStore, ids: Sequence[str]) -> list[Stored
 
 
 async def _window(state_store: QueueStateStore, query: TaskQuery, start: int, end: int) -> list[TaskBatch]:
-    """Give the batches of what was stored together from one message up to another."""
+    """Return the batches of what was stored together from one message up to another."""
     batches: list[TaskBatch] = []
     async for stored in state_store.transport.scan_all(state_store.names.batches(query.queue), start):
         if stored.seq >= end + PLACES:

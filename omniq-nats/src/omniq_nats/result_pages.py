@@ -48,7 +48,7 @@ class ResultPages:
     # Reading
 
     async def read(self, queues: Sequence[str], *, whole: bool = True) -> dict[str, QueueState]:
-        """Give the queue states of some queues as they are now; an empty one where there is none. Not to be changed.
+        """Return the queue states of some queues as they are now; an empty one where there is none. Not to be changed.
 
         :param whole: whether all of them is looked into at once, so that what cannot be read is known to be so.
         """
@@ -76,7 +76,7 @@ class ResultPages:
         return queue_state
 
     async def read_all(self) -> dict[str, QueueState]:
-        """Give the queue states of all queues as they are now, by name. Not to be changed."""
+        """Return the queue states of all queues as they are now, by name. Not to be changed."""
         queue_states = {}
         for stored in await self.transport.last_all(self.names.queue_states):
             queue = readable(stored.subject.rpartition(".")[2])
@@ -151,7 +151,7 @@ class ResultPages:
         gone: set[tuple[int, int]] | None = None,
         pages: Mapping[str, Stored] | None = None,
     ) -> dict[tuple[int, int], EndRecord]:
-        """Give the end records of tasks of a queue by their places; those that have none are left out.
+        """Return the end records of tasks of a queue by their places; those that have none are left out.
 
         :param queue state: read before.
         :param gone: gets the places of those that were removed.

@@ -42,7 +42,7 @@ class EndRecord:
     """Whether it stands for one that cannot be read; not part of the record."""
 
     def row(self) -> list[Any]:
-        """Give it for JSON."""
+        """Return it for JSON."""
         error = None if self.error is None else [self.error.type, self.error.message, self.error.traceback]
         return [
             self.state,
@@ -73,7 +73,7 @@ class EndRecord:
         )
 
     def apart(self, name: str) -> tuple[EndRecord, bytes]:
-        """Give it without what is large, and that as the body of a message of its own.
+        """Return it without what is large, and that as the body of a message of its own.
 
         :param name: of that message.
         """
@@ -82,7 +82,7 @@ class EndRecord:
         return evolve(self, error=None, result=None, blob=name), head + b"\n" + (self.result or b"")
 
     def whole(self, body: bytes) -> EndRecord:
-        """Give it with what was kept apart."""
+        """Return it with what was kept apart."""
         try:
             head, _, result = body.partition(b"\n")
             error, has_result = json.loads(head)
@@ -229,7 +229,7 @@ class ResultPage:
                 yield name, self.batch, number, task_id, end_record
 
     def encode(self) -> bytes:
-        """Give the body of the message."""
+        """Return the body of the message."""
         end_records = [
             f"[{number},{_encode(task_id)},{end_record.text},{_encode(kind)}]"
             for number, (task_id, end_record, kind) in self.end_records.items()

@@ -19,7 +19,7 @@ _log = get_logger("omniq.nats")
 
 
 def encode_schedule(schedule: Schedule, nonce: str) -> bytes:
-    """Give the body of the message that a schedule is stored in.
+    """Return the body of the message that a schedule is stored in.
 
     A new schedule, of revision 0, gets the sequence of its message: none that was stored before it had a larger one,
     as each change of a schedule is a message and raises its revision by one.

@@ -102,7 +102,7 @@ class ScheduleStore:
             due = [schedule for schedule in await self._due_cache.read(subjects) if is_due(schedule, now)]
             if len(due) == len(subjects):
                 break
-            # Somebody fired some since we looked; there may be others behind them.
+            # Others fired some since we looked; there may be others behind them.
             before = subjects
         return sorted(due, key=lambda schedule: (schedule.next_run, schedule.id))
 

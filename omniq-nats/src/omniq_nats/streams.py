@@ -34,7 +34,7 @@ BEACON = "="
 
 
 def wanted_config(settings: Settings, found: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Give the configuration of a stream.
+    """Return the configuration of a stream.
 
     :param found: as it is, if there is one: what the URL says nothing about stays so.
     """
@@ -58,7 +58,7 @@ def wanted_config(settings: Settings, found: dict[str, Any] | None = None) -> di
 
 
 def differences(found: dict[str, Any], settings: Settings) -> dict[str, tuple[Any, Any]]:
-    """Give in what a stream's configuration is not as wanted: name → (what is, what should be)."""
+    """Return in what a stream's configuration is not as wanted: name → (what is, what should be)."""
     wanted = wanted_config(settings, found)
     different = {}
     for name, value in wanted.items():
@@ -78,7 +78,7 @@ async def prepare(transport: Transport, clock: Clock) -> None:
     """Make the stream, or check it; learn the servers' time.
 
     :raises ConfigurationError: if the servers are too old, or cannot do what the URL asks for.
-    :raises SchemaMismatch: if another version of OmniQ made the stream, or somebody else.
+    :raises SchemaMismatch: if another version of OmniQ made the stream, or another program.
     :raises StorageUnavailable: if JetStream does not answer.
     """
     settings = transport.settings
@@ -218,7 +218,7 @@ async def _create(transport: Transport) -> None:
         return
     code, description = error.get("err_code"), error.get("description")
     if code == NAME_IN_USE:
-        return  # somebody else was quicker, and it is looked at next
+        return  # another process was quicker, and it is looked at next
     if code in INSUFFICIENT or "replicas" in (description or ""):
         raise ConfigurationError(
             f"{settings.shown}: the servers cannot keep {settings.replicas or 1} replicas: {description}"

@@ -160,7 +160,7 @@ class SyncClient:
                 connection.close()
 
     def _answer(self, subject: bytes) -> tuple[bytes, bytes]:
-        """Give headers and body of the answer to a question."""
+        """Return headers and body of the answer to a question."""
         deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline:
             line = self._line()

@@ -110,16 +110,16 @@ class TaskBatch:
         return len(self.rows)
 
     def rank(self, index: int) -> int:
-        """Give the place of a task in the order of enqueueing, that of all tasks of the store."""
+        """Return the place of a task in the order of enqueueing, that of all tasks of the store."""
         place: int = self.rows[index][5]
         return self.first * PLACES + place
 
     def index_of(self, task_id: str) -> int | None:
-        """Give the number of a task in it."""
+        """Return the number of a task in it."""
         return next((index for index, row in enumerate(self.rows) if row[0] == task_id), None)
 
     def order(self, index: int) -> Order:
-        """Give one task."""
+        """Return one task."""
         row = self.rows[index]
         if self._offsets is None:
             offsets = [0]
@@ -213,7 +213,7 @@ def check_new(task: NewTask) -> None:
 
 
 def encode_batch(page: Page, *, at: int, behind: int, nonce: str) -> bytes:
-    """Give the body of a batch.
+    """Return the body of a batch.
 
     :param at: the time of enqueueing.
     :param behind: how many messages are stored together with it, and before it.
@@ -334,12 +334,12 @@ def _size_in(row: Any) -> int:
 
 
 def guard_body(batch: str, index: int) -> bytes:
-    """Give the body of a guard: where its task is."""
+    """Return the body of a guard: where its task is."""
     return f"{batch} {index}".encode()
 
 
 def read_guard(stored: Stored) -> tuple[str, str, str, int]:
-    """Give the id of the task that a guard speaks of, queue and name of its batch, and its number there.
+    """Return the id of the task that a guard speaks of, queue and name of its batch, and its number there.
 
     :raises CorruptRecord: if it cannot be read.
     """

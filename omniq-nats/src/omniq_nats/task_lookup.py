@@ -98,7 +98,7 @@ class TaskLookup:
         return batch
 
     async def of_slots(self, queue: str, entries: Iterable[Entry]) -> dict[int, TaskBatch]:
-        """Give the batches of entries by their sequence; those that are gone are left out."""
+        """Return the batches of entries by their sequence; those that are gone are left out."""
         self._forget_lost()
         found: dict[int, TaskBatch] = {}
         missing: dict[str, int] = {}
@@ -187,7 +187,7 @@ class TaskLookup:
             self._places.popitem(last=False)
 
     def remembered(self, task_id: str) -> Place | None:
-        """Give the place at which a task was last seen. It may not be there any more."""
+        """Return the place at which a task was last seen. It may not be there any more."""
         self._forget_lost()
         place = self._places.get(task_id)
         if isinstance(place, Stored):
@@ -195,7 +195,7 @@ class TaskLookup:
         return place
 
     def sign_of(self, task_id: str, place: Place) -> tuple[str, int]:
-        """Give subject and sequence of the message that is there as long as a task is at a place."""
+        """Return subject and sequence of the message that is there as long as a task is at a place."""
         batch, index = place
         if batch.is_shared:
             return self._names.guard(batch.queue, batch.line, task_id), batch.seq + 1 + index
@@ -238,7 +238,7 @@ class TaskLookup:
     async def ahead(
         self, queue_state: QueueState, line: str, after: TaskBatch | None, wanted: int, *, known: bool = False
     ) -> TaskBatch | None:
-        """Give the next batch of a line that claims have not come to the end of.
+        """Return the next batch of a line that claims have not come to the end of.
 
         :param queue state: says how far they have come.
         :param after: the batch before it; None: the first.

@@ -18,12 +18,12 @@ _STAMP = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d+))?(Z|[+-]\d\d:\d
 
 
 def micros(when: datetime) -> int:
-    """Give a point in time as microseconds."""
+    """Return a point in time as microseconds."""
     return (when - _EPOCH) // _MICROSECOND
 
 
 def from_micros(value: int) -> datetime:
-    """Give microseconds as a point in time, in UTC."""
+    """Return microseconds as a point in time, in UTC."""
     return _EPOCH + timedelta(microseconds=value)
 
 
@@ -33,24 +33,24 @@ def is_moment(value: object) -> bool:
 
 
 def span(seconds: float) -> int:
-    """Give seconds as microseconds, of endless ones the most that there are."""
+    """Return seconds as microseconds, of endless ones the most that there are."""
     return int(min(seconds * 1e6, _LAST))
 
 
 def moment(when: When, now: int) -> int:
-    """Give a time, counted from now or by the calendar, as microseconds."""
+    """Return a time, counted from now or by the calendar, as microseconds."""
     if isinstance(when, timedelta):
         return min(now + when // _MICROSECOND, _LAST)
     return micros(when)
 
 
 def after(now: int, seconds: float) -> int:
-    """Give the time some seconds later, or the last that there is."""
+    """Return the time some seconds later, or the last that there is."""
     return min(now + span(seconds), _LAST)
 
 
 def read_stamp(text: str) -> int:
-    """Give a time as the server writes it as microseconds."""
+    """Return a time as the server writes it as microseconds."""
     match = _STAMP.fullmatch(text)
     if match is None:
         raise ValueError(f"{text!r} is not a time as the server writes it")
@@ -99,7 +99,7 @@ class Clock:
         self._looked_at = received
 
     def now(self) -> int:
-        """Give the time in microseconds; each is later than the one before."""
+        """Return the time in microseconds; each is later than the one before."""
         offset = time.time() * 1e6 - time.monotonic() * 1e6 if self._offset is None else self._offset
         now = int(time.monotonic() * 1e6 + offset)
         if now <= self._latest and self._latest - now < 1_000_000:
@@ -113,5 +113,5 @@ _clocks: dict[object, Clock] = {}
 
 
 def clock_of(place: object) -> Clock:
-    """Give the clock of a store, the same one for everybody in this process."""
+    """Return the clock of a store, the same one for everybody in this process."""
     return _clocks.setdefault(place, Clock())

@@ -65,7 +65,7 @@ class Transport(Connection):
             self._noted.popitem(last=False)
 
     def noted(self, start: int) -> Iterator[Stored | None]:
-        """Give messages from a sequence on, as far as they are known without a gap; None for one without tasks."""
+        """Yield messages from a sequence on, as far as they are known without a gap; None for one without tasks."""
         if self._noted_by == self.generation:
             while start in self._noted:
                 yield self._noted[start]
@@ -93,7 +93,7 @@ class Transport(Connection):
     # Reading
 
     async def last(self, subjects: Sequence[str]) -> list[Stored]:
-        """Give the messages on some subjects, which may have wildcards; in no order, and none where there is none."""
+        """Return the messages on some subjects, which may have wildcards; in no order, and none where there is none."""
         found: list[Stored] = []
         for start in range(0, len(subjects), 250):
             found += await self._last(list(subjects[start : start + 250]))
@@ -129,7 +129,7 @@ class Transport(Connection):
         return bool(answer["message"]["seq"] <= end)
 
     async def last_all(self, subject: str) -> list[Stored]:
-        """Give the messages on all subjects that match one with wildcards."""
+        """Return the messages on all subjects that match one with wildcards."""
         message, stored = await self._get({"multi_last": [subject]})
         if (message.headers or {}).get("Status") == "413":  # more than a server gives at once
             return [one async for one in self.scan_all(subject)]
@@ -142,7 +142,7 @@ class Transport(Connection):
     async def scan(
         self, subject: str, start: int = 1, count: int = 256, max_bytes: int = 4 * 1024 * 1024
     ) -> tuple[list[Stored], int]:
-        """Give messages in the order in which they were stored.
+        """Return messages in the order in which they were stored.
 
         :param subject: with wildcards.
         :param start: the first sequence that counts.
@@ -157,7 +157,7 @@ class Transport(Connection):
         return stored, left
 
     async def scan_all(self, subject: str, start: int = 1) -> AsyncIterator[Stored]:
-        """Give every message on some subjects in the order in which they were stored."""
+        """Yield every message on some subjects in the order in which they were stored."""
         while True:
             stored, left = await self.scan(subject, start)
             for one in stored:
@@ -182,7 +182,7 @@ class Transport(Connection):
         return list(await asyncio.gather(*(one(subject) for subject in subjects)))
 
     async def end(self) -> int:
-        """Give the sequence of the stream's latest message."""
+        """Return the sequence of the stream's latest message."""
         return int((await self.info())["state"]["last_seq"])
 
     async def find_again(self) -> None:
@@ -190,13 +190,13 @@ class Transport(Connection):
         await self._look_for_stream()
 
     async def subjects(self, subject: str) -> dict[str, int]:
-        """Give the subjects that match one with wildcards and how many messages each has, of very many some."""
+        """Return the subjects that match one with wildcards and how many messages each has, of very many some."""
         answer = await self.ask(f"STREAM.INFO.{self.settings.names.stream}", {"subjects_filter": subject})
         found: dict[str, int] = answer.get("state", {}).get("subjects") or {}
         return found
 
     async def info(self) -> dict[str, Any]:
-        """Give what the servers say of the stream.
+        """Return what the servers say of the stream.
 
         :raises StorageUnavailable: if they say that there is none.
         """

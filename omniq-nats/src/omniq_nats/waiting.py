@@ -30,7 +30,7 @@ OVERDUE_PAUSE = 1.0
 
 @define(eq=False)
 class _Waiter:
-    """Somebody who waits."""
+    """A waiter."""
 
     woken: asyncio.Event = field(factory=asyncio.Event)
     called: bool = False
@@ -217,7 +217,7 @@ class Waiting:
         return _Look(False, end, min(times, default=None))
 
     async def _untouched(self, queue_state: QueueState, *, known: bool = False) -> AsyncIterator[int]:
-        """Give when tasks may start that claims have not come to: of a line of ready ones one at most."""
+        """Yield when tasks may start that claims have not come to: of a line of ready ones one at most."""
         for line in sorted(queue_state.lines, key=lambda name: name == DUE_LINE):
             batch = await self._state_store.task_lookup.ahead(queue_state, line, None, 4, known=known)
             is_over = False
@@ -329,5 +329,5 @@ class Waiting:
 
 def _looked(waiter: _Waiter, look: asyncio.Task[_Look]) -> None:
     if not look.cancelled():
-        look.exception()  # somebody asks for it only if he still waits
+        look.exception()  # it is asked for only by a caller that still waits
     waiter.woken.set()

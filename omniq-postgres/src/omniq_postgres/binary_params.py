@@ -372,9 +372,9 @@ def timestamp(value: datetime) -> Parameter:
 # The tasks of a batch share most of their times.
 @functools.lru_cache(maxsize=1024)
 def moment(packed: bytes) -> datetime | int:
-    """Give the datetime of a packed ``timestamptz``, exactly and in UTC, whatever the session's time zone.
+    """Return the datetime of a packed ``timestamptz``, exactly and in UTC, whatever the session's time zone.
 
-    Infinity, and what is beyond every calendar, stays a number: whoever reads a record finds it wrong, and no other.
+    Infinity, and what is beyond every calendar, stays a number: only the reader of that record finds it wrong.
     """
     microseconds = int.from_bytes(packed, "big", signed=True)
     try:

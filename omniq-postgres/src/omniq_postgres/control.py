@@ -28,7 +28,7 @@ PURGED = 2000
 def cancel(ids: Sequence[str], context: Context) -> Steps[tuple[list[bool], list[str]]]:
     """Cancel tasks; see :meth:`~omniq.storage.Storage.cancel`.
 
-    :return: for each whether it was live; and those that somebody has locked, which are to be tried again.
+    :return: for each whether it was live; and those that another transaction has locked, which are to be tried again.
     """
     rows = yield context.query("control.cancel", binary_params.uuids(list(dict.fromkeys(ids))))
     ran: dict[str, bool | None] = dict(rows)
@@ -70,7 +70,7 @@ def delete(ids: Sequence[str], context: Context) -> Steps[list[bool]]:
 
 
 def last(context: Context) -> Steps[int]:
-    """Give the number of the latest task."""
+    """Return the number of the latest task."""
     ((number,),) = yield context.query("control.last")
     return int(number)
 

@@ -145,7 +145,7 @@ class Database:
     def _done(self, task: asyncio.Task[Any]) -> None:
         self._under_way.discard(task)
         if not task.cancelled():
-            task.exception()  # whoever asked may not be there any more
+            task.exception()  # the caller may not be there any more
 
     async def _persist(self, job: Job[R], effort: _Effort) -> R:
         loop = asyncio.get_running_loop()

@@ -57,7 +57,7 @@ class Age:
     _began: float = 0.0
 
     def begin(self) -> float:
-        """Give the age in seconds beyond which nothing is left, as far as is known."""
+        """Return the age in seconds beyond which nothing is left, as far as is known."""
         self._began = time.monotonic()
         if self.look_back.took < SLOW or self.look_back.is_due():
             return float("inf")

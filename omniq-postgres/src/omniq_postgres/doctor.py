@@ -60,7 +60,7 @@ def _look(settings: Settings, context: Context) -> Steps[_Looked]:
 
 
 async def diagnose(session: Session, settings: Settings, connector: Connector) -> list[Finding]:
-    """Give the findings; see :meth:`~omniq.storage.Storage.diagnose`."""
+    """Return the findings; see :meth:`~omniq.storage.Storage.diagnose`."""
     looked = await session.run(lambda context: _look(settings, context))
     return [
         *_about_server(looked),

@@ -42,18 +42,18 @@ class DriverAdapter(ABC):
         return f"{kind.__module__}.{kind.__qualname__}"
 
     def at_hand(self) -> Driver | None:
-        """Give the driver's connection if that takes no I/O."""
+        """Return the driver's connection if that takes no I/O."""
         return None
 
     @abstractmethod
     def connect(self) -> Driver:
-        """Give the driver's connection, with a transaction that is open or that the next statement opens.
+        """Return the driver's connection, with a transaction that is open or that the next statement opens.
 
         :raises ValueError: if each statement is committed by itself, or texts are not sent as UTF-8.
         """
 
     async def aconnect(self) -> Driver:
-        """Give the driver's connection, of either kind; see :meth:`connect`."""
+        """Return the driver's connection, of either kind; see :meth:`connect`."""
         return self.connect()
 
     def _checked(self, driver: object) -> Driver:
@@ -117,7 +117,7 @@ class _AsyncAlchemy(DriverAdapter):
 
 
 def _kind(module: str, *names: str) -> tuple[Any, ...]:
-    """Give the classes of a module, if it was imported."""
+    """Return the classes of a module, if it was imported."""
     found = sys.modules.get(module)
     return tuple(getattr(found, name) for name in names if hasattr(found, name))
 

@@ -76,14 +76,14 @@ CLAIMED = """
 
 
 def key_of(unique: str | None) -> str | None:
-    """Give a unique key as the index has it."""
+    """Return a unique key as the index has it."""
     if unique is None or len(unique) <= LONGEST_KEY:
         return unique
     return unique[:KEPT_OF_KEY] + hashlib.sha256(unique.encode()).hexdigest()
 
 
 def columns_of(tasks: Sequence[NewTask]) -> list[Parameter]:
-    """Give the parameters of the statements in enqueue.sql.
+    """Return the parameters of the statements in enqueue.sql.
 
     :raises ValueError: if something cannot be stored: an id that is no UUID, a text with a NUL character.
     """
@@ -110,7 +110,7 @@ def columns_of(tasks: Sequence[NewTask]) -> list[Parameter]:
 
 
 def values_of(task: NewTask) -> list[Parameter | None]:
-    """Give the parameters of the statement ``enqueue.single``.
+    """Return the parameters of the statement ``enqueue.single``.
 
     :raises ValueError: as :func:`columns_of` does.
     """

@@ -95,7 +95,7 @@ def text_of(error: BaseException) -> str:
 
 
 def translated(error: psycopg.Error, shown: str, database: str) -> OmniQError | ValueError:
-    """Give the error that a user of the core knows.
+    """Return the error that a user of the core knows.
 
     :param shown: the store's URL without its secrets.
     :param database: the name of the database, as the URL need not name it.

@@ -16,7 +16,7 @@ from omniq_postgres.statements import fill, migration_files
 __all__ = ["ensure", "migrate", "migrations"]
 
 LOCK_TIMEOUT = "5s"
-"""A step that must wait longer for a table gives up rather than hold up whoever comes after it."""
+"""A step that must wait longer for a table gives up rather than hold up those that come after it."""
 
 
 class _State(NamedTuple):
@@ -79,7 +79,7 @@ def _all(settings: Settings, state: _State) -> list[Migration]:
 
 
 async def migrations(connection: AsyncConnection, settings: Settings) -> list[Migration]:
-    """Give all steps, and which of them the store has."""
+    """Return all steps, and which of them the store has."""
     return _all(settings, await _state(connection, settings))
 
 
@@ -88,7 +88,7 @@ async def migrate(connection: AsyncConnection, settings: Settings) -> list[Migra
 
     :return: what this call applied.
     :raises SchemaMismatch: if the store was migrated by a newer version.
-    :raises StorageUnavailable: if the role may not, or somebody holds what must be changed.
+    :raises StorageUnavailable: if the role may not, or another transaction holds what must be changed.
     :raises psycopg.Error: if it fails otherwise.
     """
     names = settings.names

@@ -38,12 +38,12 @@ _MOST = 40
 
 
 def channels(names: Names) -> tuple[str, str]:
-    """Give the names of the channels on which work and ends are told."""
+    """Return the names of the channels on which work and ends are told."""
     return f"omniq_{names.mark}_work", f"omniq_{names.mark}_ends"
 
 
 def messages(news: News, names: Names) -> Iterator[tuple[str, str]]:
-    """Give the channels and payloads of news."""
+    """Yield the channels and payloads of news."""
     work, ends = channels(names)
     if news.work:
         payload = json.dumps(news.work)
@@ -138,7 +138,7 @@ class Notifier:
             task.add_done_callback(self._telling.discard)
 
     async def _send(self, news: News) -> None:
-        with contextlib.suppress(StorageError):  # whoever waits looks for himself after a while
+        with contextlib.suppress(StorageError):  # waiters look by themselves after a while
             await self._run(lambda context: notify(news, context))
 
     async def drain(self) -> None:

@@ -77,7 +77,7 @@ class Context:
     """Asked whether news may be told by the job itself, see :func:`omniq_postgres.notifier.telling`."""
 
     def query(self, name: str, *parameters: Any, prepare: bool = True) -> Query:
-        """Give the query of a statement."""
+        """Return the query of a statement."""
         return Query(self.sql[name], parameters, prepare)
 
 

@@ -1,7 +1,7 @@
 """A few connections, shared by whatever goes on at once on one event loop.
 
 Not psycopg_pool: a queue's loop may end without a word (``asyncio.run``) and another one closes what it left, which
-that pool's tasks do not survive; and whoever cannot get a connection wants to hear why.
+that pool's tasks do not survive; and a caller that cannot get a connection wants to hear why.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Pool:
         self._closed = False
 
     async def acquire(self, deadline: float) -> AsyncConnection:
-        """Give a connection.
+        """Return a connection.
 
         :param deadline: until when to wait for one, by the loop's clock.
         :raises psycopg.Error: if a new one cannot be made until then.
@@ -112,5 +112,5 @@ class Pool:
             if abandoned or is_usable(connection):
                 self._forget(connection)
             else:
-                # Whoever uses it finds it lost, and gives it back.
+                # Its user finds it lost, and returns it.
                 cut(connection)

@@ -24,21 +24,21 @@ _log = get_logger("omniq.postgres")
 
 
 def now(context: Context) -> Steps[datetime]:
-    """Give the server's clock."""
+    """Return the server's clock."""
     ((moment,),) = yield context.query("reading.now")
     assert isinstance(moment, datetime)
     return moment
 
 
 def get(ids: Sequence[str], context: Context) -> Steps[list[StoredTask | None]]:
-    """Give records; see :meth:`~omniq.storage.Storage.get`."""
+    """Return records; see :meth:`~omniq.storage.Storage.get`."""
     rows = yield context.query("reading.by_id", binary_params.uuids(list(dict.fromkeys(ids))))
     found = {row[0]: make_task(row) for row in rows}
     return [found.get(task_id) for task_id in ids]
 
 
 def read_cursor(cursor: str | None, shown: str) -> int:
-    """Give the number of the last task that was shown.
+    """Return the number of the last task that was shown.
 
     :raises ValueError: if the text is no cursor.
     """
@@ -50,7 +50,7 @@ def read_cursor(cursor: str | None, shown: str) -> int:
 
 
 def list_tasks(query: TaskQuery, before: int, context: Context) -> Steps[TaskPage[StoredTask]]:
-    """Give a page; see :meth:`~omniq.storage.Storage.list_tasks`.
+    """Return a page; see :meth:`~omniq.storage.Storage.list_tasks`.
 
     :param before: the number of the last task of the page before.
     """
@@ -61,7 +61,7 @@ def list_tasks(query: TaskQuery, before: int, context: Context) -> Steps[TaskPag
 
 
 def _latest(query: TaskQuery, before: int, context: Context) -> Steps[Rows]:
-    """Give the rows of a page, and one more where there is."""
+    """Return the rows of a page, and one more where there is."""
     limit = binary_params.bigint(query.limit + 1)
     given = [
         binary_params.bigint(before),
@@ -105,7 +105,7 @@ def namespaces(context: Context) -> Steps[list[str]]:
 
 
 def workers(context: Context) -> Steps[list[StoredWorker]]:
-    """Give the workers; see :meth:`~omniq.storage.Storage.workers`."""
+    """Return the workers; see :meth:`~omniq.storage.Storage.workers`."""
     readable = []
     for worker in _workers((yield context.query("reading.workers"))):
         if isinstance(worker, CorruptRecord):

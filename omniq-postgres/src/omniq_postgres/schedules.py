@@ -72,7 +72,7 @@ def delete_schedule(schedule_id: str, context: Context) -> Steps[bool]:
 
 
 def get_schedules(ids: Sequence[str] | None, context: Context) -> Steps[list[Schedule]]:
-    """Give schedules; see :meth:`~omniq.storage.Storage.get_schedules`."""
+    """Return schedules; see :meth:`~omniq.storage.Storage.get_schedules`."""
     if ids is None:
         return list(_readable((yield context.query("schedules.all"))))
     rows = yield context.query("schedules.get", binary_params.texts(list(ids)))
@@ -81,7 +81,7 @@ def get_schedules(ids: Sequence[str] | None, context: Context) -> Steps[list[Sch
 
 
 def due_schedules(limit: int, context: Context) -> Steps[list[Schedule]]:
-    """Give schedules that are due; see :meth:`~omniq.storage.Storage.due_schedules`."""
+    """Return schedules that are due; see :meth:`~omniq.storage.Storage.due_schedules`."""
     asked = limit
     while True:
         rows = yield context.query("schedules.due", binary_params.integer(asked))
@@ -115,7 +115,7 @@ def _tell_of(schedule: Schedule, seconds: float | None, context: Context) -> Non
     :param seconds: in how many it is.
     """
     if seconds is not None and not schedule.paused:
-        # No queue is called so: it wakes whoever looks after schedules.
+        # No queue is called so: it wakes the process that fires schedules.
         context.news.ready("", seconds)
 
 

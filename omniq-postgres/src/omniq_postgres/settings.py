@@ -84,20 +84,20 @@ class Names:
     namespace: str
 
     def plain(self, word: str) -> str:
-        """Give the name of one thing in the namespace, without its schema and as it is."""
+        """Return the name of one thing in the namespace, without its schema and as it is."""
         return f"{self.namespace}_{word}"
 
     def quoted(self, word: str) -> str:
-        """Give the same as a statement has it."""
+        """Return the same as a statement has it."""
         return f'"{self.plain(word)}"'
 
     def of_all(self) -> dict[str, str]:
-        """Give each table's name as statements have it, and those of the indexes, which take their table's schema."""
+        """Return each table's name as statements have it, and those of the indexes, which take their table's schema."""
         tables = {word: f'"{self.schema}".{self.quoted(word)}' for word in (*TABLES, "order")}
         return tables | {f"{word}_index": self.quoted(word) for word in INDEXES} | {"schema": f'"{self.schema}"'}
 
     def relation(self, word: str) -> str:
-        """Give the text that PostgreSQL finds a table by (``regclass``)."""
+        """Return the text that PostgreSQL finds a table by (``regclass``)."""
         return f'"{self.schema}".{self.quoted(word)}'
 
     @property

@@ -43,7 +43,7 @@ def _templates() -> Mapping[str, str]:
 
 @functools.cache
 def migration_files() -> Mapping[int, tuple[str, str]]:
-    """Give the migrations by their number: what each brings, and its SQL with placeholders for names."""
+    """Return the migrations by their number: what each brings, and its SQL with placeholders for names."""
     found = {}
     for file in resources.files("omniq_postgres").joinpath("schema").iterdir():
         number, _, extension = file.name.rpartition(".")

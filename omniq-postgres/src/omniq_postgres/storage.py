@@ -47,7 +47,7 @@ from omniq_postgres.waiting import LOOK_AFTER
 __all__ = ["PostgresStorage"]
 
 RELUCTANCE = 0.02
-"""Seconds between looks at a task that somebody has locked."""
+"""Seconds between looks at a task that another transaction has locked."""
 
 
 MOST_BYTES = 1_000_000_000
@@ -150,7 +150,7 @@ class PostgresStorage(Storage, Migrated):
             return []
         session = self._opened()
         if len(tasks) == 1 or any(task.unique is not None for task in tasks):
-            # Which may have to wait for somebody's transaction to end, and keeps no other call waiting with it.
+            # Which may have to wait for another transaction to end, and keeps no other call waiting with it.
             return await session.run(partial(store, tasks))
         # Packed while the server works on the call before, and sent after it: tasks keep the order of the calls.
         columns = columns_of(tasks)

@@ -160,7 +160,7 @@ class SyncClient:
             self._gathering = True
         try:
             self._loop.call_soon_threadsafe(self._hand_over)
-        except RuntimeError:  # the loop has ended; whoever waits looks for himself after a while
+        except RuntimeError:  # the loop has ended; waiters look by themselves after a while
             self._gathering = False
 
     def _hand_over(self) -> None:

@@ -28,7 +28,7 @@ FIRST_LOOK_UNHEARD, LAST_LOOK_UNHEARD = 0.02, 1.0
 
 
 class _Waiter:
-    """Somebody who waits for work."""
+    """A waiter for work."""
 
     def __init__(self, queues: Sequence[str]) -> None:
         self.queues = frozenset(queues)
@@ -40,7 +40,7 @@ class _Waiter:
 
 
 class _Watcher:
-    """Somebody who waits for the end of tasks."""
+    """A waiter for the end of tasks."""
 
     def __init__(self) -> None:
         self.woken = asyncio.Event()
@@ -141,7 +141,7 @@ class Waiting:
                 pause = min(pause * 1.5, LAST_LOOK_UNHEARD)
                 await _wait(watcher.woken, min(look, left))
                 if watcher.heard:
-                    # Told after it was committed, and whoever asks for the record looks at it anyway.
+                    # Told after it was committed, and a caller that asks for the record looks at it anyway.
                     return {task_id for task_id in ids if task_id[-TAIL:] in watcher.heard}
 
     @contextmanager

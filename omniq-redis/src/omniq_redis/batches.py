@@ -98,5 +98,5 @@ def read_claimed(found: Sequence[Any], worker: str, lease: int) -> tuple[list[St
 
 
 def pairs(flat: Sequence[Any]) -> Iterable[tuple[Any, Any]]:
-    """Give what the server tells one after the other two by two."""
+    """Return what the server tells one after the other two by two."""
     return zip(flat[::2], flat[1::2], strict=True)

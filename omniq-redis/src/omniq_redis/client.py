@@ -244,7 +244,7 @@ class Client:
             await self._greet(await self._connected())
 
     async def dial(self, **options: Any) -> Link:
-        """Give another connection to the server, of which the caller takes care.
+        """Return another connection to the server, of which the caller takes care.
 
         :param options: of :class:`Link`.
         """

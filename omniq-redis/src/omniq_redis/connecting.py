@@ -99,7 +99,7 @@ class Connector:
         }
 
     async def dial(self) -> Any:
-        """Give a connection of redis-py's for the running event loop, connected.
+        """Return a connection of redis-py's for the running event loop, connected.
 
         :raises RedisError: if there is none to be had.
         """
@@ -129,7 +129,7 @@ class Connector:
         return connection
 
     def dial_blocking(self) -> Any:
-        """Give a connection of redis-py's for one thread at a time, connected.
+        """Return a connection of redis-py's for one thread at a time, connected.
 
         :raises RedisError: if there is none to be had.
         """

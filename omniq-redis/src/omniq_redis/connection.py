@@ -87,7 +87,7 @@ class Link(asyncio.Protocol):
             self._transport.write(command)
 
     def doubt(self) -> None:
-        """Take note that somebody gave up waiting: a connection that has been silent for long is given up, too."""
+        """Take note that a caller gave up waiting: a connection that has been silent for long is given up, too."""
         if self._pending and self._pending[0][1] - self._timeout + SILENCE < self.loop.time():
             self.abort(TimeoutError(f"no answer within {SILENCE:g} s"))
 
@@ -142,7 +142,7 @@ class Link(asyncio.Protocol):
         for future, _ in pending:
             if not future.done():
                 future.set_exception(LinkLost(f"{type(self.lost).__name__}: {self.lost}"))
-                # Whoever was cancelled does not ask any more.
+                # A caller that was cancelled does not ask any more.
                 future.exception()
         if self.on_lost is not None:
             self.on_lost()
@@ -161,7 +161,7 @@ class Link(asyncio.Protocol):
             self._connection._writer = self._connection._reader = None
 
     def abort(self, error: BaseException) -> None:
-        """Give the connection up."""
+        """Close the connection."""
         self.connection_lost(error)
         self._transport.abort()
 

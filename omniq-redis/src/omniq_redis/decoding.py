@@ -215,7 +215,7 @@ def id_of(word: bytes) -> str:
 
 
 def next_delivery(past: bytes | None) -> int:
-    """Give the delivery that a claim began, of a task that can otherwise not be read."""
+    """Return the delivery that a claim began, of a task that can otherwise not be read."""
     return 1 if past is None else (int(_COUNTS.unpack_from(past, 9)[0]) + 1) & 0xFFFF_FFFF
 
 

@@ -72,7 +72,7 @@ async def _info(client: Client, *sections: bytes) -> Info:
 
 
 async def _setting(client: Client, name: str) -> str | None:
-    """Give a setting of the server's; None where it does not tell, as those that are hired do not."""
+    """Return a setting of the server's; None where it does not tell, as those that are hired do not."""
     with suppress(hiredis.ReplyError, StorageUnavailable):
         return _pairs(await client.ask(b"CONFIG", b"GET", name.encode())).get(name)
     return None

@@ -59,12 +59,12 @@ def load_options(text: bytes) -> Options:
 
 
 def name_prefix(name: str) -> bytes:
-    """Give what the bodies of all tasks of one name begin with."""
+    """Return what the bodies of all tasks of one name begin with."""
     return f"[{json.dumps(name)},".encode()
 
 
 def tag_part(tag: str) -> bytes:
-    """Give what the body of every task with a tag holds; those of some others may, too."""
+    """Return what the body of every task with a tag holds; those of some others may, too."""
     return json.dumps(tag).encode()
 
 
@@ -104,7 +104,7 @@ def is_simple(task: NewTask) -> bool:
 
 
 def order_words(task: NewTask) -> tuple[bytes, bytes, bytes]:
-    """Give the three arguments with which a script stores a task: id, head, body."""
+    """Return the three arguments with which a script stores a task: id, head, body."""
     if is_simple(task):
         head = _kind(task.queue, task.priority, task.max_retries, task.result_ttl)
     else:

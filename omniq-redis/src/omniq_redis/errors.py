@@ -56,7 +56,7 @@ def is_passing(error: BaseException) -> bool:
 
 
 def unavailable(settings: Settings, error: BaseException) -> StorageUnavailable:
-    """Give the error to raise for one of the server's or of the connection."""
+    """Return the error to raise for one of the server's or of the connection."""
     return StorageUnavailable(f"{settings.shown}: {reason(error)}")
 
 

@@ -24,7 +24,7 @@ FEWEST, MOST = 50, 1000
 
 
 def read_cursor(cursor: str | None, shown: str) -> int:
-    """Give the sequence number before which to go on; 0: from the latest.
+    """Return the sequence number before which to go on; 0: from the latest.
 
     :raises ValueError: if it is no cursor of ours.
     """
@@ -36,7 +36,7 @@ def read_cursor(cursor: str | None, shown: str) -> int:
 
 
 async def list_tasks(client: Client, query: TaskQuery, before: int) -> TaskPage[StoredTask]:
-    """Give a page.
+    """Return a page.
 
     :param before: see :func:`read_cursor`.
     """

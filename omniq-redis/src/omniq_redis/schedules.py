@@ -39,7 +39,7 @@ def _read(word: bytes, stored: bytes) -> Schedule | CorruptRecord:
 
 
 def next_run_of(schedule: Schedule) -> bytes:
-    """Give when a schedule fires next, as the server has it; empty if it is not to."""
+    """Return when a schedule fires next, as the server has it; empty if it is not to."""
     if schedule.paused or schedule.next_run is None:
         return b""
     return b"%d" % microseconds(schedule.next_run)

@@ -33,7 +33,7 @@ NEEDED_WHEN_FULL = frozenset(
 
 @functools.cache
 def script(name: str, *, flagged: bool = True) -> Script:
-    """Give a script, whole: its first line names the parts that it is made of.
+    """Return a script, whole: its first line names the parts that it is made of.
 
     :param flagged: whether the server (Redis from 7 on, Valkey) knows flags in the first line.
     """

@@ -15,17 +15,17 @@ LONGEST = 100 * 366 * 86400.0
 
 
 def microseconds(when: datetime) -> int:
-    """Give microseconds since the epoch; none before it."""
+    """Return microseconds since the epoch; none before it."""
     return max((when - EPOCH) // timedelta(microseconds=1), 0)
 
 
 # The tasks of a batch share most of their times.
 @functools.lru_cache(maxsize=1024)
 def moment(value: int) -> datetime:
-    """Give the datetime of microseconds since the epoch, exactly."""
+    """Return the datetime of microseconds since the epoch, exactly."""
     return EPOCH + timedelta(0, 0, value)
 
 
 def span(seconds: float) -> int:
-    """Give a duration in microseconds; what no calendar can hold becomes a hundred years."""
+    """Return a duration in microseconds; what no calendar can hold becomes a hundred years."""
     return int(min(max(seconds, 0.0), LONGEST) * 1e6 + 0.5)

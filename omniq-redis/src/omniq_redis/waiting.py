@@ -1,8 +1,8 @@
 """Waiting without asking again and again: for work, and for the end of tasks.
 
-Who waits for work leaves a name with the queues; whatever makes work for him takes one name and calls it, on the
+A waiter for work leaves a name with the queues; whatever makes work for it takes one name and calls it, on the
 channel of the storage that it belongs to. So one task wakes one worker, however many are idle; one who is called and
-has no use for it passes the call on. Who waits for the end of a task leaves his channel with the task. For calls that
+has no use for it passes the call on. A waiter for the end of a task leaves its channel with the task. For calls that
 are lost there is a look now and then.
 """
 
@@ -35,7 +35,7 @@ SPREAD = 0.005
 PING_EVERY = 5.0
 """Seconds between two questions whether the server is still there on a connection that else only listens."""
 DEAF_FOR = 30.0
-"""Seconds after which somebody who may not listen tries again."""
+"""Seconds after which a client that may not listen tries again."""
 FAR = float("inf")
 
 
@@ -89,7 +89,7 @@ class _Waiter:
             self.wake()
 
     def wake(self) -> None:
-        """Let whoever waits look at what there is."""
+        """Let all waiters look at what there is."""
         self._news.set()
 
     async def sleep(self, seconds: float) -> None:
@@ -146,7 +146,7 @@ class Waiting:
         self._passing: set[asyncio.Task[None]] = set()
 
     def take_name(self) -> bytes:
-        """Give the name that is with the queues though nobody waits, for a claim to take off; or nothing."""
+        """Return the name that is with the queues though nobody waits, for a claim to take off; or nothing."""
         if self._kept is None or not self._kept.is_known:
             return b""
         self._kept.is_known = False
@@ -191,7 +191,7 @@ class Waiting:
     # What the server tells
 
     async def _listen(self) -> None:
-        """Be subscribed, if that can be had at the moment; whoever waits looks for himself otherwise."""
+        """Be subscribed, if that can be had at the moment; otherwise waiters look by themselves."""
         if self._is_heard or asyncio.get_running_loop().time() < self._deaf_until:
             return
         if self._ringing is None or self._ringing.done():
@@ -203,7 +203,7 @@ class Waiting:
         try:
             await self._connect()
         except LOST as error:
-            # Refused, it will be so in a moment, too: until then whoever waits looks for himself.
+            # Refused, it will be so in a moment, too: until then waiters look by themselves.
             if not is_passing(error):
                 _log.warning("%s: waiting workers are not called, but look by themselves: %s", self._shown, error)
                 self._deaf_until = asyncio.get_running_loop().time() + DEAF_FOR

@@ -79,7 +79,7 @@ class Contender(ABC):
 
     @abstractmethod
     async def stored(self) -> int:
-        """Give how many tasks have ended, with their results stored where the product stores results."""
+        """Return how many tasks have ended, with their results stored where the product stores results."""
 
     async def result(self, handed_over: Any) -> Any:
         """Wait for the result of what :meth:`aenqueue` returned."""
@@ -90,11 +90,11 @@ class Contender(ABC):
         """Run a worker while the context lasts."""
 
     def pids(self) -> Sequence[int]:
-        """Give the processes of a worker that :meth:`worker` runs."""
+        """Return the processes of a worker that :meth:`worker` runs."""
         return [os.getpid()]
 
     def seconds_of_cpu(self) -> float:
-        """Give how long those have kept a core busy."""
+        """Return how long those have kept a core busy."""
         used = resource.getrusage(resource.RUSAGE_SELF)
         return used.ru_utime + used.ru_stime
 

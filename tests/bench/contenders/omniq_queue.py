@@ -29,7 +29,7 @@ class Located(Protocol):
 
 
 def url(where: Located) -> str:
-    """Give the URL of a measurement's store."""
+    """Return the URL of a measurement's store."""
     if where.url:
         return f"{where.url}?namespace={where.name}"
     urls = {

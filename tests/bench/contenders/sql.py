@@ -9,7 +9,7 @@ __all__ = ["count", "is_there"]
 
 
 def count(url: str, what: str) -> int:
-    """Give how many rows there are.
+    """Return how many rows there are.
 
     :param what: what stands behind FROM.
     """

@@ -146,7 +146,7 @@ def waiting(job: Job, marks: Marks) -> dict[str, float]:
 
 
 def memory_of(pid: int) -> int:
-    """Give how many bytes of a process are in memory."""
+    """Return how many bytes of a process are in memory."""
     status = Path(f"/proc/{pid}/status")
     if status.exists():
         (line,) = [line for line in status.read_text().splitlines() if line.startswith("VmRSS:")]

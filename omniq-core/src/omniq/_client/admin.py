@@ -43,7 +43,7 @@ class Control:
     # Reading
 
     async def aget(self, task_id: str) -> Task | None:
-        """Give a task's record as it stands now.
+        """Return a task's record as it stands now.
 
         :param task_id: the task's id.
         :return: None if it is not in the store.
@@ -54,7 +54,7 @@ class Control:
     get = sync(aget)
 
     async def arecord(self, task_id: str) -> Task:
-        """Give a task's record as it stands now.
+        """Return a task's record as it stands now.
 
         :raises TaskNotFound: if it is not in the store.
         """
@@ -73,7 +73,7 @@ class Control:
         limit: int = 100,
         cursor: str | None = None,
     ) -> TaskPage[Task]:
-        """Give one page of the tasks that match, the latest enqueued first.
+        """Return one page of the tasks that match, the latest enqueued first.
 
         :param queue: only tasks of this queue.
         :param state: only tasks in this state.
@@ -95,7 +95,7 @@ class Control:
     tasks = sync(atasks)
 
     async def astats(self) -> list[QueueStats]:
-        """Give every queue in numbers: counts by state, whether it is paused, the age of its oldest ready task."""
+        """Return every queue in numbers: counts by state, whether it is paused, the age of its oldest ready task."""
         return await (await self._storage()).stats()
 
     stats = sync(astats)
@@ -168,7 +168,7 @@ class Control:
 
 
 def check_state(state: TaskState | str) -> TaskState:
-    """Give a state by its name.
+    """Return a state by its name.
 
     :raises ValueError: naming the states there are.
     """

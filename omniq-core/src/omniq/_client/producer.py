@@ -187,7 +187,7 @@ class Producer(Declarations, Timetable):
         return [self._handle_of(*order, entry) for order, entry in zip(orders, stored, strict=True)]
 
     def order(self, call: TaskCall[Any]) -> NewTask:
-        """Give what a call is to the store: its encoded arguments and options, under a new id.
+        """Return what a call is to the store: its encoded arguments and options, under a new id.
 
         :raises SerializationError: if an argument cannot be encoded; names the path to it.
         """
@@ -235,7 +235,7 @@ class Producer(Declarations, Timetable):
     # Results
 
     def handle(self, task_id: str) -> TaskHandle[Any]:
-        """Give a handle of a task that was enqueued elsewhere, or earlier. Does no I/O.
+        """Return a handle of a task that was enqueued elsewhere, or earlier. Does no I/O.
 
         :param task_id: a task's id.
         """

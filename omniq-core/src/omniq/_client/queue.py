@@ -132,7 +132,7 @@ class TaskQueue(Producer):
     # Working
 
     def worker(self, **options: Unpack[WorkerOptions]) -> Worker:
-        """Give a worker that runs this queue's tasks inside ``async with``; leaving it drains what runs.
+        """Return a worker that runs this queue's tasks inside ``async with``; leaving it drains what runs.
 
         :param options: as for :class:`~omniq.Worker`: ``queues``, ``concurrency``, ``threads``, ``lease``, ``grace``,
             ``recover_every``.

@@ -192,7 +192,7 @@ class Timetable(Control):
     schedule = sync(aschedule)
 
     async def aschedules(self) -> list[Schedule]:
-        """Give every schedule, by id."""
+        """Return every schedule, by id."""
         return await (await self._storage()).get_schedules()
 
     schedules = sync(aschedules)

@@ -50,7 +50,7 @@ class Connection:
         """Let what is under way end, then close the storage."""
         if self.loop is asyncio.get_running_loop():
             if self._opening is not None:
-                # Or it would be open again after it was closed. Whether it worked, whoever asked for it has heard.
+                # Or it would be open again after it was closed. The caller has been told whether it worked.
                 await asyncio.gather(self._opening, return_exceptions=True)
             await self.enqueue.drain()
         await self.storage.close()
@@ -72,11 +72,11 @@ class Connections:
         _alive.add(self)
 
     def sibling(self) -> Storage:
-        """Give an unopened storage on the same store; the caller opens and closes it."""
+        """Return an unopened storage on the same store; the caller opens and closes it."""
         return self._prototype.sibling()
 
     async def current(self) -> Connection:
-        """Give the open connection of the running loop."""
+        """Return the open connection of the running loop."""
         loop = asyncio.get_running_loop()
         connection = self._by_loop.get(id(loop))
         if connection is None or connection.loop is not loop:
@@ -92,7 +92,7 @@ class Connections:
         return self._portal.run(coroutine, instead=instead)
 
     def blocking(self) -> Storage:
-        """Give an open storage for calls that do their work on the calling thread."""
+        """Return an open storage for calls that do their work on the calling thread."""
         if self._blocking is None:
             self._blocking = self.run(self._current_storage())
         return self._blocking

@@ -22,7 +22,7 @@ O = TypeVar("O", bound=Runner)  # noqa: E741  # the owner; a longer name would b
 
 
 def sync(method: Callable[Concatenate[O, Q], Coroutine[Any, Any, S]]) -> Callable[Concatenate[O, Q], S]:
-    """Give the synchronous twin of a coroutine method named ``a…``."""
+    """Return the synchronous twin of a coroutine method named ``a…``."""
 
     @functools.wraps(method)
     def twin(self: O, /, *args: Q.args, **kwargs: Q.kwargs) -> S:

@@ -66,7 +66,7 @@ class FunctionOwner(Protocol):
 
 
 def task_name(function: Callable[..., Any]) -> str:
-    """Give the name under which a function is registered: ``module.qualname``.
+    """Return the name under which a function is registered: ``module.qualname``.
 
     A script's functions are named as a worker that imports it names them, so that ``python shop/jobs.py`` enqueues what
     ``omniq worker shop.jobs:queue`` runs.
@@ -233,7 +233,7 @@ class TaskFunction(Generic[P, R]):
         return cast("R", self.definition.function(*args, **kwargs))
 
     def call(self, /, *args: P.args, **kwargs: P.kwargs) -> TaskCall[R]:
-        """Give a call that can be enqueued later, with others (``queue.enqueue_many``) or by a schedule.
+        """Return a call that can be enqueued later, with others (``queue.enqueue_many``) or by a schedule.
 
         :raises TypeError: if the function cannot take these arguments, or was given a ``connection``: a call may be
             enqueued at any time, when that transaction is long over.
@@ -279,7 +279,7 @@ class TaskFunction(Generic[P, R]):
         headers: Mapping[str, str] | None = None,
         connection: object = None,
     ) -> TaskFunction[P, R]:
-        """Give the same function with other options.
+        """Return the same function with other options.
 
         :param queue: the queue to put its tasks into.
         :param priority: −100…100, larger is claimed first.
@@ -395,7 +395,7 @@ class TaskCall(Generic[R_co]):
 
 
 def call_of(function: TaskFunction[P, R], args: tuple[Any, ...], kwargs: dict[str, Any]) -> TaskCall[R]:
-    """Give a call that is enqueued at once, in the function's connection if it has one.
+    """Return a call that is enqueued at once, in the function's connection if it has one.
 
     :raises TypeError: if the function cannot take these arguments.
     """

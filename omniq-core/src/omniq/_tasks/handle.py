@@ -88,14 +88,14 @@ class TaskHandle(Generic[R_co]):
         return self.aresult().__await__()
 
     async def atask(self) -> Task:
-        """Give the task's record as it stands now.
+        """Return the task's record as it stands now.
 
         :raises TaskNotFound: if it is not in the store (any more).
         """
         return await self._owner.arecord(self.id)
 
     def task(self) -> Task:
-        """Give the task's record as it stands now, for synchronous callers; see :meth:`atask`."""
+        """Return the task's record as it stands now, for synchronous callers; see :meth:`atask`."""
         task: Task = self._owner.run(self.atask())
         return task
 

@@ -30,7 +30,7 @@ LARGEST_HEADERS = 8192
 
 
 def check_queue(queue: object) -> str:
-    """Give a queue's name if it is one.
+    """Return a queue's name if it is one.
 
     :raises TypeError: if it is no string.
     :raises ValueError: if it is empty, too long, or has other characters than every store can hold.
@@ -46,7 +46,7 @@ def check_queue(queue: object) -> str:
 
 
 def check_queues(queues: Iterable[str]) -> tuple[str, ...]:
-    """Give the names of queues if they are names."""
+    """Return the names of queues if they are names."""
     if isinstance(queues, str):
         raise TypeError(f"queues must be a list of names, not the string {queues!r}; write [{queues!r}]")
     names = tuple(dict.fromkeys(check_queue(queue) for queue in queues))
@@ -56,7 +56,7 @@ def check_queues(queues: Iterable[str]) -> tuple[str, ...]:
 
 
 def check_count(value: object, name: str) -> int:
-    """Give a whole number of 1 or more.
+    """Return a whole number of 1 or more.
 
     :raises ValueError: if it is not one; names it.
     """
@@ -66,7 +66,7 @@ def check_count(value: object, name: str) -> int:
 
 
 def check_text(value: object, name: str) -> str:
-    """Give a short text that every store can hold.
+    """Return a short text that every store can hold.
 
     :param name: what it is, to be named in the error.
     :raises TypeError: if it is no string.
@@ -201,7 +201,7 @@ class TaskOptions:
         tags: Iterable[str] | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> TaskOptions:
-        """Give a copy with other values; None leaves a value as it is.
+        """Return a copy with other values; None leaves a value as it is.
 
         :raises ValueError: if ``delay`` and ``run_at`` are both given, or a value cannot be used.
         """

@@ -78,7 +78,7 @@ class Codec:
             )
 
     def for_child(self) -> dict[str, Any]:
-        """Give what makes another codec like this one in a child process. It holds the keys: send it nowhere else."""
+        """Return what makes another codec like this one in a child process. It holds the keys: send it nowhere else."""
         return {
             "serializer": self.serializer_name,
             "accept": self.accepted,
@@ -177,7 +177,7 @@ class Codec:
         return result if self._signer is None else self._signer.seal(task, result)
 
     def success(self, task: Task, value: Any, hint: Any) -> Succeeded:
-        """Give the outcome of a task that succeeded with a value.
+        """Return the outcome of a task that succeeded with a value.
 
         :raises SerializationError: if the value cannot be encoded, see :meth:`dump_result`.
         """
@@ -253,7 +253,7 @@ class Codec:
     # Retry policies
 
     def dump_policy(self, policy: RetryPolicy) -> str:
-        """Give the text of a retry policy; empty if its kind is not one that another process could look up."""
+        """Return the text of a retry policy; empty if its kind is not one that another process could look up."""
         try:
             known = self._plugins.retry_policy(getattr(policy, "kind", "")) is type(policy)
         except UnknownPlugin:
@@ -261,7 +261,7 @@ class Codec:
         return encode_value(policy) if known else ""
 
     def load_policy(self, text: str) -> RetryPolicy | None:
-        """Give the retry policy of a text; None if the text is empty."""
+        """Return the retry policy of a text; None if the text is empty."""
         if not text:
             return None
         policy = self._policies.get(text)

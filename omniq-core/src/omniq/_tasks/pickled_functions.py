@@ -54,7 +54,7 @@ def _carrier(owner: FunctionOwner, options: TaskOptions, name: str, *, is_async:
 
 
 def carriers(owner: FunctionOwner, options: TaskOptions) -> dict[str, TaskFunction[Any, Any]]:
-    """Give what a worker runs such tasks with, by the prefix of their names."""
+    """Return what a worker runs such tasks with, by the prefix of their names."""
     return {
         prefix: _carrier(owner, options, prefix, is_async=prefix == ASYNC_PREFIX) for prefix in (ASYNC_PREFIX, PREFIX)
     }

@@ -46,7 +46,7 @@ def _converter() -> Any:
 
 
 def encode_value(value: Kinded) -> str:
-    """Give the text of a policy or trigger.
+    """Return the text of a policy or trigger.
 
     :raises ConfigurationError: if one of its fields has no JSON form.
     """
@@ -60,7 +60,7 @@ def encode_value(value: Kinded) -> str:
 
 
 def decode_value(text: str, look_up: Callable[[str], type[V]]) -> V:
-    """Give the policy or trigger of a text.
+    """Return the policy or trigger of a text.
 
     :param text: what :func:`encode_value` made.
     :param look_up: gives the class of a kind.

@@ -46,7 +46,7 @@ class Interruption(Enum):
     """Why an attempt was told to stop."""
 
     CANCEL = auto()
-    """Somebody cancelled the task."""
+    """The task was cancelled."""
     SHUTDOWN = auto()
     """The worker stops and the grace period is over; the task goes back."""
     LEASE_LOST = auto()
@@ -141,7 +141,7 @@ class Attempt:
 
 
 def about(task: StoredTask) -> dict[str, str]:
-    """Give what every log record of a task carries."""
+    """Return what every log record of a task carries."""
     return {"task_id": task.id, "task_name": task.name, "task_queue": task.queue}
 
 
@@ -213,12 +213,12 @@ def run_sync(attempt: Attempt) -> Outcome:
 
 
 def timed_out(attempt: Attempt) -> Outcome:
-    """Give the outcome of an attempt on a thread, which nothing can stop, once its timeout is over."""
+    """Return the outcome of an attempt on a thread, which nothing can stop, once its timeout is over."""
     return failed(attempt, _timeout_error(attempt.task))
 
 
 def rejected(task: StoredTask, error: PayloadRejected) -> Failed:
-    """Give the outcome of a task of which nothing may be read. Its record keeps the bytes, for whoever looks at it."""
+    """Return the outcome of a task of which nothing may be read. Its record keeps the bytes."""
     described = TaskError(type=type(error).__name__, message=_shorten(str(error), LONGEST_MESSAGE))
     return Failed(id=task.id, delivery=task.delivery, error=described)
 
@@ -262,7 +262,7 @@ def _mismatch(attempt: Attempt, error: BaseException, call: _Arguments | None) -
 
 
 def interrupted(attempt: Attempt) -> Outcome:
-    """Give the outcome of an attempt that was interrupted and has stopped."""
+    """Return the outcome of an attempt that was interrupted and has stopped."""
     task = attempt.task
     if attempt.interruption is Interruption.CANCEL:
         return Cancelled(id=task.id, delivery=task.delivery)
@@ -270,7 +270,7 @@ def interrupted(attempt: Attempt) -> Outcome:
 
 
 def failed(attempt: Attempt, error: BaseException) -> Outcome:
-    """Give the outcome of an attempt that ended with an error: a retry, or failure for good."""
+    """Return the outcome of an attempt that ended with an error: a retry, or failure for good."""
     task = attempt.task
     attempt.error = error
     described = describe_error(error)
@@ -333,7 +333,7 @@ def _retry_delay(attempt: Attempt, error: BaseException) -> float | None:
 
 
 def describe_error(error: BaseException) -> TaskError:
-    """Give an error as text, with its traceback from the task's own code on."""
+    """Return an error as text, with its traceback from the task's own code on."""
     cls = type(error)
     # Python's own errors and ours are known by their bare names, here and in every store; so are those of no module,
     # such as of a class that code made.
@@ -371,7 +371,7 @@ def _traceback(error: BaseException, summary: str) -> str:
     trace = error.__traceback__
     if trace is None:
         return ""  # nothing was raised in the task's code: its process died, say
-    # Our own frames at the top say nothing to whoever wrote the task.
+    # Our own frames at the top say nothing to the author of the task.
     while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
         trace = trace.tb_next
     try:

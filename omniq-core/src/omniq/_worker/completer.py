@@ -80,11 +80,11 @@ class Completer:
         return list(self._held.copy().values())
 
     def leases(self) -> list[Lease]:
-        """Give the leases of everything held. Callable from any thread."""
+        """Return the leases of everything held. Callable from any thread."""
         return [Lease(*key) for key in self._held.copy()]
 
     def get(self, lease: Lease) -> Attempt | None:
-        """Give the attempt under a lease of which there is news.
+        """Return the attempt under a lease of which there is news.
 
         None if there is none, or if it has completed itself: the news that its lease is gone is that of its success.
         """

@@ -58,7 +58,7 @@ class Served:
         return self.names if self.fixed else None
 
     def order(self) -> Iterable[str]:
-        """Give the queues in the order in which to claim from them now."""
+        """Return the queues in the order in which to claim from them now."""
         weights = self._weights
         if weights is None:
             return self.names

@@ -51,7 +51,7 @@ class Lookahead:
         self._next_round = 0.0
 
     def room(self, waiting: int) -> int:
-        """Give how many tasks more may be claimed although they may have to wait.
+        """Return how many tasks more may be claimed although they may have to wait.
 
         :param waiting: how many wait already.
         """

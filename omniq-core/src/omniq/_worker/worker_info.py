@@ -49,7 +49,7 @@ class WorkerAbout:
     function_count: int
     """How many functions it can run."""
     labels: Mapping[str, str] = field(factory=dict)
-    """What whoever started it says of it, such as its zone."""
+    """Labels set where the worker was started, such as its zone."""
 
 
 @frozen(kw_only=True)

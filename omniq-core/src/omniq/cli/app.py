@@ -36,7 +36,7 @@ MOST_NAMESPACES = 10
 
 @contextlib.contextmanager
 def open_queue(text: str) -> Iterator[TaskQueue]:
-    """Give the queue of an application, or one on the store of a URL, and disconnect it afterwards.
+    """Yield the queue of an application, or one on the store of a URL, and disconnect it afterwards.
 
     :raises UsageError: if it is neither, or its store lives and dies with this process.
     :raises ConfigurationError: if the URL cannot be used.
@@ -48,12 +48,12 @@ def open_queue(text: str) -> Iterator[TaskQueue]:
 
 
 async def store_of(queue: TaskQueue) -> Storage:
-    """Give the open store of a queue, for what the queue itself does one task at a time."""
+    """Return the open store of a queue, for what the queue itself does one task at a time."""
     return (await queue.connections.current()).storage
 
 
 def now_of(queue: TaskQueue) -> datetime:
-    """Give the time by the store's clock, to which all of its times belong."""
+    """Return the time by the store's clock, to which all of its times belong."""
 
     async def ask() -> datetime:
         return await (await store_of(queue)).now()
@@ -81,7 +81,7 @@ def note_place(queue: TaskQueue) -> None:
 
 
 def load_queue_or_url(text: str) -> TaskQueue:
-    """Give the queue of an application, or one on the store of a URL.
+    """Return the queue of an application, or one on the store of a URL.
 
     :raises UsageError: if it is neither.
     :raises ConfigurationError: if the URL cannot be used.

@@ -46,7 +46,7 @@ class Column(Generic[T]):
 
 
 def shortened(text: str, width: int, *, keep_end: bool = False) -> str:
-    """Give a text that is cut to a width, with an ellipsis where something is missing."""
+    """Return a text that is cut to a width, with an ellipsis where something is missing."""
     if len(text) <= width:
         return text
     return f"…{text[len(text) - width + 1 :]}" if keep_end else f"{text[: width - 1]}…"
@@ -67,7 +67,7 @@ class Table(Generic[T]):
         self._shown: dict[int, int] = {}
 
     def lines(self, rows: Sequence[T]) -> list[str]:
-        """Give the lines of these rows, the header before them where it is needed."""
+        """Return the lines of these rows, the header before them where it is needed."""
         cells = [[printable(column.cell(row)) for column in self._columns] for row in rows]
         for index, (column, texts) in enumerate(zip(self._columns, zip(*cells, strict=True), strict=False)):
             self._natural[index] = max(self._natural[index], *map(len, texts))
@@ -78,7 +78,7 @@ class Table(Generic[T]):
         return lines + ["".join(self._cells(row, texts)).rstrip() for row, texts in zip(rows, cells, strict=True)]
 
     def _fitted(self) -> dict[int, int]:
-        """Give the width of each column that is shown."""
+        """Return the width of each column that is shown."""
         shown = dict(enumerate(self._natural))
         if self._room is None:
             return shown

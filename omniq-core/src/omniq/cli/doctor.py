@@ -83,7 +83,7 @@ async def _check(storage: Storage) -> list[Finding]:
 
 
 def as_json(findings: Sequence[Finding], queue: TaskQueue) -> dict[str, Any]:
-    """Give the findings as what ``--json`` prints."""
+    """Return the findings as what ``--json`` prints."""
     return {
         "url": queue.url,
         "findings": [
@@ -94,7 +94,7 @@ def as_json(findings: Sequence[Finding], queue: TaskQueue) -> dict[str, Any]:
 
 
 def as_lines(findings: Sequence[Finding], queue: TaskQueue, screen: Screen) -> Iterator[str]:
-    """Give the findings as lines for people, and their number at the end."""
+    """Yield the findings as lines for people, and their number at the end."""
     yield screen.styled(queue.url, "bold")
     marks = _MARKS if screen.can_show("".join(_MARKS.values())) else {severity: severity.value for severity in Severity}
     mark_width = max(map(len, marks.values()))

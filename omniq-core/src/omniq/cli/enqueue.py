@@ -77,7 +77,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def find_function(queue: TaskQueue, name: str, app: str) -> TaskFunction[Any, Any]:
-    """Give the registered function of that name, or the only one whose name ends in it.
+    """Return the registered function of that name, or the only one whose name ends in it.
 
     :raises UsageError: if there is none, or several.
     """

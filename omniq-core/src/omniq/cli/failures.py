@@ -56,6 +56,6 @@ def _text(error: Exception) -> str:
 
 
 def suggestion(given: str, known: Iterable[str]) -> str:
-    """Give ``; did you mean …?`` where something known looks like what was typed, else nothing."""
+    """Return ``; did you mean …?`` where something known looks like what was typed, else nothing."""
     close = difflib.get_close_matches(given, list(known), n=1)
     return f"; did you mean {close[0]}?" if close else ""

@@ -87,11 +87,11 @@ class Frame:
         self._ended = _differences(before, looked, [state for state in TaskState if state.is_final])
 
     def incoming(self, queue: str) -> str:
-        """Give how many more tasks a queue has than before, per second."""
+        """Return how many more tasks a queue has than before, per second."""
         return self._rate(self._come, queue)
 
     def ending(self, queue: str) -> str:
-        """Give how many more tasks of a queue have ended than before, per second."""
+        """Return how many more tasks of a queue have ended than before, per second."""
         return self._rate(self._ended, queue)
 
     def _rate(self, numbers: Mapping[str, int], queue: str) -> str:
@@ -123,7 +123,7 @@ def nobody_works(waiting: int, screen: Screen) -> str:
 
 
 def worker_lines(frame: Frame, screen: Screen) -> list[str]:
-    """Give a line for each worker that is alive: how many tasks it runs, for how long, and which."""
+    """Return a line for each worker that is alive: how many tasks it runs, for how long, and which."""
     if frame.trouble:
         return [screen.styled(f"what workers run cannot be read: {frame.trouble}", "red")]
     if not frame.workers:

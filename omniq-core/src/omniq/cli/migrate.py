@@ -63,7 +63,7 @@ def run(options: argparse.Namespace) -> int:
 def as_json(
     queue: TaskQueue, steps: Sequence[Migration], applied: Sequence[Migration], *, sql: bool = False
 ) -> dict[str, Any]:
-    """Give the steps as what ``--json`` prints.
+    """Return the steps as what ``--json`` prints.
 
     :param steps: all that there are, as they stood before.
     :param applied: those that were applied now.

@@ -43,7 +43,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def as_json(plugins: Plugins) -> dict[str, Any]:
-    """Give the plugins as what ``--json`` prints."""
+    """Return the plugins as what ``--json`` prints."""
     found = [
         {
             "name": plugin.name,

@@ -82,7 +82,7 @@ def _is_ours(parts: Iterable[str]) -> bool:
 
 
 def loaded_files(folder: str) -> set[str]:
-    """Give the files of all imported modules that are in a folder, or in one below it, and belong to the project."""
+    """Return the files of all imported modules that are in a folder, or in one below it, and belong to the project."""
     found = set()
     root = Path(folder).resolve()
     for module in list(sys.modules.values()):
@@ -96,7 +96,7 @@ def loaded_files(folder: str) -> set[str]:
 
 
 def source_files(folder: str) -> Iterator[str]:
-    """Give every Python file of a project, imported or not."""
+    """Yield every Python file of a project, imported or not."""
     for place, folders, files in os.walk(folder):
         folders[:] = [
             name for name in folders if _is_ours([name]) and not os.path.exists(os.path.join(place, name, "pyvenv.cfg"))
@@ -136,7 +136,7 @@ class Changes:
         self._loaded = self._seen = _stamps(loaded_files(folder))
 
     def look(self) -> list[str]:
-        """Give the files that differ from what was imported, if one of them was written since the last look."""
+        """Return the files that differ from what was imported, if one of them was written since the last look."""
         files = sorted(loaded_files(self._folder))
         stamps: Stamps = _stamps(files)
         # A module that was imported since the last look is as new as its file.

@@ -121,7 +121,7 @@ def _trigger(schedule: Schedule, queue: TaskQueue) -> Trigger | None:
 
 
 def _record(schedule: Schedule, queue: TaskQueue, now: datetime) -> Task:
-    """Give the record that the task of a run would have; one that cannot be decoded if the schedule is forged."""
+    """Return the record that the task of a run would have; one that cannot be decoded if the schedule is forged."""
     order = schedule.task
     with contextlib.suppress(PayloadRejected):
         queue.codec.admit_schedule(schedule)
@@ -142,7 +142,7 @@ def _words(schedule: Schedule, queue: TaskQueue) -> str:
 
 
 def as_json(schedule: Schedule, queue: TaskQueue, now: datetime) -> dict[str, Any]:
-    """Give a schedule as what ``--json`` prints."""
+    """Return a schedule as what ``--json`` prints."""
     return {
         "id": schedule.id,
         "task": schedule.task.name,
@@ -259,7 +259,7 @@ def _configure_many(description: str, action: str) -> Callable[[argparse.Argumen
 
 
 def _for_each(change: Callable[[TaskQueue, str], None]) -> Callable[[argparse.Namespace], int]:
-    """Give what does something to each schedule that was named, also after one that is not there."""
+    """Return what does something to each schedule that was named, also after one that is not there."""
 
     def run(options: argparse.Namespace) -> int:
         code = 0

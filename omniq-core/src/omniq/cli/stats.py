@@ -97,7 +97,7 @@ def _watch(queue: TaskQueue, screen: Screen, options: argparse.Namespace) -> Non
 def _try_to_look(queue: TaskQueue) -> Look | Exception:
     try:
         return queue.run(look(queue))
-    except Exception as error:  # whatever somebody has written into the store: the next look may be another
+    except Exception as error:  # a store may hold anything; the next look may work
         return error
 
 
@@ -125,7 +125,7 @@ def _cut(lines: list[str], most: int) -> list[str]:
 
 
 def as_json(stats: Sequence[QueueStats]) -> list[dict[str, Any]]:
-    """Give the numbers as what ``--json`` prints."""
+    """Return the numbers as what ``--json`` prints."""
     return [
         {
             "queue": queue.queue,
@@ -138,7 +138,7 @@ def as_json(stats: Sequence[QueueStats]) -> list[dict[str, Any]]:
 
 
 def as_table(stats: Sequence[QueueStats], screen: Screen, frame: Frame | None = None) -> list[str]:
-    """Give the numbers as a table's lines.
+    """Return the numbers as a table's lines.
 
     :param frame: adds how many tasks come and end a second.
     """

@@ -89,7 +89,7 @@ def add_verb(parser: argparse.ArgumentParser, verb: Verb) -> None:
 
 
 def full_name(queue: TaskQueue, name: str | None) -> str | None:
-    """Give the full name of a function of which the end was typed.
+    """Return the full name of a function of which the end was typed.
 
     A name that is not known here may well be that of stored tasks, and stays as it is.
     """

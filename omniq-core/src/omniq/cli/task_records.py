@@ -48,7 +48,7 @@ LONGEST = 4000
 
 
 def task_table(screen: Screen, now: datetime) -> Table[Task]:
-    """Give a table that has a row for each task."""
+    """Return a table that has a row for each task."""
     columns: list[Column[Task]] = [
         Column(title="id", cell=lambda task: short_id(task.id)),
         Column(title="state", cell=lambda task: task.state, styles=lambda task: STYLES.get(task.state, ())),
@@ -82,7 +82,7 @@ def _when(task: Task, now: datetime) -> str:
 
 
 def as_lines(task: Task, queue: TaskQueue, screen: Screen, now: datetime) -> Iterator[str]:
-    """Give everything about a task as lines for people."""
+    """Yield everything about a task as lines for people."""
     for label, text, *styles in _details(task, queue, now):
         yield f"{screen.styled(f'{label:<9}', 'dim')}  {screen.styled(text, *styles)}"
     if task.error is not None and task.error.traceback:
@@ -149,7 +149,7 @@ def _progress(progress: Progress) -> str:
 
 
 def arguments_text(task: Task, queue: TaskQueue) -> str:
-    """Give a task's arguments as they would stand in a call; as stored where they cannot be decoded."""
+    """Return a task's arguments as they would stand in a call; as stored where they cannot be decoded."""
     decoded = _decoded_arguments(task, queue)
     text = None if decoded is None else _or_none(lambda: _call(*decoded, repr))
     if text is not None:
@@ -195,7 +195,7 @@ def _cut(text: str, longest: int, rest: str = "") -> str:
 
 
 def as_json(task: Task, queue: TaskQueue) -> dict[str, Any]:
-    """Give everything about a task as what ``--json`` prints."""
+    """Return everything about a task as what ``--json`` prints."""
     error, progress = task.error, task.progress
     return {
         "id": task.id,
@@ -232,7 +232,7 @@ def _iso(moment: datetime | None) -> str | None:
 
 
 def arguments_json(task: Task, queue: TaskQueue) -> dict[str, Any]:
-    """Give a task's arguments as JSON: a Path as its text where they are decoded; as stored; None where unreadable."""
+    """Return a task's arguments as JSON: a Path as its text where decoded; else as stored; None where unreadable."""
     decoded = _decoded_arguments(task, queue)
     text = None if decoded is None else plain_json([list(decoded[0]), decoded[1]])
     pair = _stored_arguments(task, queue) if text is None else json.loads(text)

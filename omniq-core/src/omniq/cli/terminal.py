@@ -141,7 +141,7 @@ def _clip(line: str, width: int) -> str:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> list[str]:
-    """Give a table's lines, the header first.
+    """Return a table's lines, the header first.
 
     :param left: how many of the first columns are aligned to the left; the others are numbers.
     """
@@ -156,7 +156,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1
 
 
 def human_duration(seconds: float) -> str:
-    """Give a duration as people say it: ``0.3 s``, ``42 s``, ``3 min 20 s``, ``5 h 2 min``, ``12 d 4 h``."""
+    """Return a duration as people say it: ``0.3 s``, ``42 s``, ``3 min 20 s``, ``5 h 2 min``, ``12 d 4 h``."""
     if not math.isfinite(seconds):
         return "?"
     if seconds < 9.95:

@@ -28,7 +28,7 @@ __all__ = ["plain_json", "structure_arguments"]
 def structure_arguments(
     args: Sequence[Any], kwargs: Mapping[str, Any], types: ArgumentTypes, serializer: Serializer
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Give the values that the annotations ask for.
+    """Return the values that the annotations ask for.
 
     :param args: positional arguments as JSON has them.
     :param kwargs: keyword arguments as JSON has them.
@@ -67,7 +67,7 @@ def _as_typed(value: Any, hint: Any, refusal: SerializationError) -> Any:
 
 
 def plain_json(value: Any) -> str | None:
-    """Give a value as a person would write it in JSON: a Path as its text, an object as its fields.
+    """Return a value as a person would write it in JSON: a Path as its text, an object as its fields.
 
     :return: None if it has no such form.
     """

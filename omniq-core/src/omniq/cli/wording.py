@@ -12,14 +12,14 @@ _UNITS = ((2 * 31536000, 31536000, "y"), (2 * 86400, 86400, "d"), (2 * 3600, 360
 
 
 def plural(number: int, noun: str) -> str:
-    """Give ``1 task``, ``1,204 tasks``, ``no tasks``."""
+    """Return ``1 task``, ``1,204 tasks``, ``no tasks``."""
     if number == 0:
         return f"no {noun}s"
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def local_time(moment: datetime) -> str:
-    """Give a point in time as the clocks here show it."""
+    """Return a point in time as the clocks here show it."""
     return f"{_here(moment):%Y-%m-%d %H:%M:%S}"
 
 
@@ -31,12 +31,12 @@ def _here(moment: datetime) -> datetime:
 
 
 def exact(moment: datetime, now: datetime) -> str:
-    """Give a point in time with its time zone, and how far away it is."""
+    """Return a point in time with its time zone, and how far away it is."""
     return f"{local_time(moment)} {_here(moment):%Z} ({relative(moment, now)})"
 
 
 def rough_duration(seconds: float) -> str:
-    """Give a duration in one unit, for tables: ``12 s``, ``90 min``, ``5 h``, ``12 d``, ``3 y``."""
+    """Return a duration in one unit, for tables: ``12 s``, ``90 min``, ``5 h``, ``12 d``, ``3 y``."""
     if not math.isfinite(seconds):
         return "?"
     whole = int(max(seconds, 0.0))
@@ -47,11 +47,11 @@ def rough_duration(seconds: float) -> str:
 
 
 def ago(moment: datetime | None, now: datetime) -> str:
-    """Give how long a point in time is past: ``3 min ago``; ``-`` if there is none."""
+    """Return how long a point in time is past: ``3 min ago``; ``-`` if there is none."""
     return "-" if moment is None else f"{rough_duration((now - moment).total_seconds())} ago"
 
 
 def relative(moment: datetime, now: datetime) -> str:
-    """Give how far a point in time is away: ``in 3 min``, ``3 min ago``."""
+    """Return how far a point in time is away: ``in 3 min``, ``3 min ago``."""
     ahead = (moment - now).total_seconds()
     return f"in {rough_duration(ahead)}" if ahead > 0 else ago(moment, now)

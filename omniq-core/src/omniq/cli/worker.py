@@ -239,7 +239,7 @@ async def _supervise(options: argparse.Namespace) -> int:
 
 
 def _command(options: argparse.Namespace, *more: str) -> list[str]:
-    """Give what starts another worker with these options."""
+    """Return what starts another worker with these options."""
     given = {
         "--queues": ",".join(options.queues) if options.queues else None,
         "--concurrency": options.concurrency,

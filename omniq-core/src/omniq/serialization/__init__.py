@@ -28,11 +28,11 @@ class ArgumentTypes:
     """The type of each value of ``**kwargs``."""
 
     def of_position(self, index: int) -> Any:
-        """Give the type of the positional argument at an index."""
+        """Return the type of the positional argument at an index."""
         return self.positional[index] if index < len(self.positional) else self.var_positional
 
     def of_keyword(self, name: str) -> Any:
-        """Give the type of a keyword argument."""
+        """Return the type of a keyword argument."""
         return self.keyword.get(name, self.var_keyword)
 
 

@@ -87,7 +87,7 @@ class Codecs:
         self._making = _Making()
 
     def of(self, hint: Any) -> Codec:
-        """Give the codec of an annotation."""
+        """Return the codec of an annotation."""
         if hint is Any:
             return ANY
         try:

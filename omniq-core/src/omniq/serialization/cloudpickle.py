@@ -73,7 +73,7 @@ def _loads(data: bytes, path: str, mismatch: type[SerializationError] = Serializ
 
 
 def _culprit(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
-    """Give the path to the argument that cannot be pickled."""
+    """Return the path to the argument that cannot be pickled."""
     values = {f"args[{index}]": value for index, value in enumerate(args)}
     values |= {f"kwargs[{name!r}]": value for name, value in kwargs.items()}
     for path, value in values.items():

@@ -178,7 +178,7 @@ def fixed_tuple_codec(name: str, items: Sequence[Codec]) -> Codec:
 
 
 def pairs_of(tree: Any, tag: str) -> list[list[Any]]:
-    """Give the pairs of a mapping that was written as tagged pairs.
+    """Return the pairs of a mapping that was written as tagged pairs.
 
     :raises Refusal: if it was not.
     """

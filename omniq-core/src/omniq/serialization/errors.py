@@ -54,7 +54,7 @@ class Malformed(CodecError):
 
 
 def key_step(key: Any) -> str:
-    """Give the step of the path for a mapping's key."""
+    """Return the step of the path for a mapping's key."""
     if type(key) not in {str, int, bool, float, type(None)}:
         # Its repr may be endless, or run code that fails.
         return f"[<{type_name(key)}>]"

@@ -25,7 +25,7 @@ _QUALIFIERS = frozenset({"Final", "Required", "NotRequired", "ReadOnly"})
 
 
 def resolve_types(function: Callable[..., Any]) -> tuple[ArgumentTypes, Any]:
-    """Give the types of a function's parameters and of what it returns.
+    """Return the types of a function's parameters and of what it returns.
 
     :param function: a plain or coroutine function, a method, a partial, or any other callable. One whose signature
         Python cannot tell takes anything.
@@ -109,7 +109,7 @@ def _resolve(annotation: Any, names: Mapping[str, Any], local: Mapping[str, Any]
 
 
 def field_hints(hint: Any) -> dict[str, Any]:
-    """Give the types of the annotated fields of a class, its bases' included.
+    """Return the types of the annotated fields of a class, its bases' included.
 
     :param hint: a class, or a generic class with its arguments, such as ``Page[Item]``.
     :returns: the types by name. A type variable that has no argument stands for itself.
@@ -161,7 +161,7 @@ def _substitute(hint: Any, bound: Mapping[Any, Any]) -> Any:
 
 
 def bare_hint(hint: Any) -> Any:
-    """Give what an annotation comes down to: without metadata and qualifiers, aliases and new types resolved.
+    """Return what an annotation comes down to: without metadata and qualifiers, aliases and new types resolved.
 
     A type variable comes down to its bound, its constraints or ``Any``.
     """
@@ -194,7 +194,7 @@ def _variable_type(variable: TypeVar) -> Any:
 
 
 def special_name(form: Any) -> str:
-    """Give the name of one of typing's forms, whichever library it comes from; empty for anything else."""
+    """Return the name of one of typing's forms, whichever library it comes from; empty for anything else."""
     if getattr(form, "__module__", "") not in {"typing", "typing_extensions"}:
         return ""
     return str(getattr(form, "_name", None) or getattr(form, "__name__", ""))
@@ -207,7 +207,7 @@ def _alias_value(hint: Any) -> Any:
 
 
 def union_members(hint: Any) -> list[Any] | None:
-    """Give the members of a union, those of unions inside it too; None if the annotation is no union."""
+    """Return the members of a union, those of unions inside it too; None if the annotation is no union."""
     hint = bare_hint(hint)
     if get_origin(hint) not in {Union, types.UnionType}:
         return None

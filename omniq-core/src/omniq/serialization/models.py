@@ -99,7 +99,7 @@ def _decoder(name: str, cls: Any, *, is_root: bool) -> Function:
 
 
 def _difference(value: Any, copy: Any) -> str | None:
-    """Give the path to the first place where two values differ, be it in type only; None if they do not."""
+    """Return the path to the first place where two values differ, be it in type only; None if they do not."""
     if type(value) is not type(copy):
         return ""
     if isinstance(value, dict):

@@ -100,7 +100,7 @@ class Signer:
         raise TypeError("signing keys are never pickled")
 
     def reveal(self) -> tuple[bytes, ...]:
-        """Give the keys, for a child process of the worker's own. Nothing else may ask."""
+        """Return the keys, for a child process of the worker's own. Nothing else may ask."""
         return self._keys
 
     # Tasks
@@ -164,11 +164,11 @@ class Signer:
     # Results
 
     def seal(self, task: Task, result: bytes) -> bytes:
-        """Give a task's encoded result with its signature before it."""
+        """Return a task's encoded result with its signature before it."""
         return b"".join((_SEAL, self._digest(self._keys[0], _of_result(task, result)), result))
 
     def unseal(self, task: Task, sealed: bytes) -> bytes:
-        """Give a task's encoded result as it was before :meth:`seal`.
+        """Return a task's encoded result as it was before :meth:`seal`.
 
         :raises PayloadRejected: if it was not signed, not for this task, or not as it is.
         """
@@ -200,7 +200,7 @@ class Signer:
 
 
 def unsealed(result: bytes) -> bytes:
-    """Give an encoded result without the signature that may stand before it, for queues that check none."""
+    """Return an encoded result without the signature that may stand before it, for queues that check none."""
     return result[SEAL_SIZE:] if result.startswith(_SEAL) else result
 
 

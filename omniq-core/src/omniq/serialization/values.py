@@ -206,12 +206,12 @@ _ATOMS: dict[type, frozenset[type]] = {
 
 
 def value_types() -> tuple[type, ...]:
-    """Give the classes whose values are single, with and without a form in JSON."""
+    """Return the classes whose values are single, with and without a form in JSON."""
     return (*_ATOMS, *_FORMS, *_ABSTRACT)
 
 
 def value_codec(kind: type) -> Codec | None:
-    """Give the codec of a class of single values; None if it is no such class.
+    """Return the codec of a class of single values; None if it is no such class.
 
     Values of known subclasses are taken too, and come back as such: a datetime for a date, any path for a PurePath.
     """

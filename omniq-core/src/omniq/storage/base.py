@@ -301,7 +301,7 @@ class Storage(ABC):
 
     @abstractmethod
     def sibling(self) -> Self:
-        """Give an unopened storage on the same store, for another event loop or thread. Does no I/O."""
+        """Return an unopened storage on the same store, for another event loop or thread. Does no I/O."""
 
     @abstractmethod
     async def open(self) -> None:
@@ -317,7 +317,7 @@ class Storage(ABC):
 
     @abstractmethod
     async def now(self) -> datetime:
-        """Give the store's clock, by which ``run_at``, ``expires``, leases and TTLs are judged."""
+        """Return the store's clock, by which ``run_at``, ``expires``, leases and TTLs are judged."""
 
     # From producer to worker and back
 
@@ -470,7 +470,7 @@ class Storage(ABC):
 
     @abstractmethod
     async def list_tasks(self, query: TaskQuery, cursor: str | None = None) -> TaskPage[StoredTask]:
-        """Give one page of the tasks that match, the latest enqueued first.
+        """Return one page of the tasks that match, the latest enqueued first.
 
         Following the cursor shows each task that matched throughout exactly once, whatever is added meanwhile.
 
@@ -479,14 +479,14 @@ class Storage(ABC):
 
     @abstractmethod
     async def stats(self) -> list[QueueStats]:
-        """Give every queue that has tasks or is paused, by name, without reading the tasks' records.
+        """Return every queue that has tasks or is paused, by name, without reading the tasks' records.
 
         A database may count the entries of an index.
         """
 
     @abstractmethod
     async def workers(self) -> list[StoredWorker]:
-        """Give the workers heard of within their lease, by id."""
+        """Return the workers heard of within their lease, by id."""
 
     # Control
 
@@ -562,7 +562,7 @@ class Storage(ABC):
 
     @abstractmethod
     async def get_schedules(self, ids: Sequence[str] | None = None) -> list[Schedule]:
-        """Give schedules by id, in order, leaving out those that are not there; without ids all, sorted by id."""
+        """Return schedules by id, in order, leaving out those that are not there; without ids all, sorted by id."""
 
     @abstractmethod
     async def delete_schedule(self, schedule_id: str) -> bool:
@@ -576,7 +576,7 @@ class Storage(ABC):
 
     @abstractmethod
     async def due_schedules(self, limit: int) -> list[Schedule]:
-        """Give schedules that are not paused and whose ``next_run`` has come, the earliest first."""
+        """Return schedules that are not paused and whose ``next_run`` has come, the earliest first."""
 
     @abstractmethod
     async def fire(self, schedule: Schedule, tasks: Sequence[NewTask]) -> list[Enqueued] | None:
@@ -632,7 +632,7 @@ class Storage(ABC):
 
     @abstractmethod
     async def diagnose(self) -> list[Finding]:
-        """Give what ``omniq doctor`` shows: version, durability settings, limits, what is amiss and the mend."""
+        """Return what ``omniq doctor`` shows: version, durability settings, limits, what is amiss and the mend."""
 
 
 class StorageFactory(Protocol):

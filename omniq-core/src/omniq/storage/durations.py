@@ -14,7 +14,7 @@ LONGEST = 100 * 365 * 86400.0
 
 
 def duration(value: object, name: str) -> float:
-    """Give the seconds of a duration.
+    """Return the seconds of a duration.
 
     :param value: seconds as int or float, or a timedelta.
     :param name: what the duration is for, to be named in the error.
@@ -43,7 +43,7 @@ def _as_float(number: float) -> float:
 
 
 def aware(value: object, name: str) -> datetime:
-    """Give the datetime in UTC.
+    """Return the datetime in UTC.
 
     :param value: an aware datetime.
     :param name: what it is for, to be named in the error.
@@ -66,7 +66,7 @@ def aware(value: object, name: str) -> datetime:
 
 
 def when(value: object, name: str) -> When:
-    """Give a point in time from an aware datetime, or from a duration that counts from the store's now.
+    """Return a point in time from an aware datetime, or from a duration that counts from the store's now.
 
     :raises TypeError: if it is neither.
     :raises ValueError: if it is a naive datetime or a negative duration.

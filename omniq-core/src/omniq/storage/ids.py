@@ -27,7 +27,7 @@ os.register_at_fork(after_in_child=_forget)
 
 
 def new_id() -> str:
-    """Give a new UUIDv7, later than every other one made in this process.
+    """Return a new UUIDv7, later than every other one made in this process.
 
     48 bits of Unix time in milliseconds, then 12 bits that count on within a millisecond (method 3 of section 6.2: the
     fraction of the millisecond), then 62 random bits.

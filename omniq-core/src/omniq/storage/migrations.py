@@ -28,7 +28,7 @@ class Migrated(ABC):
 
     @abstractmethod
     async def migrations(self) -> list[Migration]:
-        """Give all steps that this version knows, in order. Changes nothing.
+        """Return all steps that this version knows, in order. Changes nothing.
 
         :raises SchemaMismatch: if the store was migrated by a newer version.
         :raises StorageUnavailable: if it cannot be reached.

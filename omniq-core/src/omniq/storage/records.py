@@ -24,7 +24,7 @@ _UNREADABLE = (TypeError, ValueError, LookupError, AttributeError, OverflowError
 
 
 def dump_error(error: TaskError) -> str:
-    """Give an error as text."""
+    """Return an error as text."""
     return json.dumps([error.type, error.message, error.traceback])
 
 
@@ -40,7 +40,7 @@ def load_error(text: str | bytes) -> TaskError:
 
 
 def dump_progress(progress: Progress) -> str:
-    """Give a note of progress as text."""
+    """Return a note of progress as text."""
     return json.dumps([progress.done, progress.total, progress.note])
 
 
@@ -64,7 +64,7 @@ def _parts(text: str | bytes, what: str) -> list[Any]:
 
 
 def dump_schedule(schedule: Schedule) -> str:
-    """Give a schedule as text: all of it but its revision, which counts what a store does with it."""
+    """Return a schedule as text: all of it but its revision, which counts what a store does with it."""
     return json.dumps(asdict(schedule, filter=lambda attribute, _: attribute.name != "revision"), default=_dump)
 
 

@@ -60,7 +60,7 @@ class CallerTransaction(ABC):
 
 
 def driver_connection(connection: object) -> object:
-    """Give the driver's own connection behind one of SQLAlchemy's or Django's; anything else comes back as it is.
+    """Return the driver's own connection behind one of SQLAlchemy's or Django's; anything else comes back as it is.
 
     Imports neither of them. Of SQLAlchemy it takes a ``Connection``, a ``Session`` and a ``scoped_session``; where no
     transaction has begun there, one is: without it, SQLAlchemy's ``commit()`` would not commit what is done on the

@@ -19,7 +19,7 @@ _NAMESPACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}")
 
 
 def redact(url: str) -> str:
-    """Give a URL with its password, and every option whose name speaks of a secret, replaced by ``***``.
+    """Return a URL with its password, and every option whose name speaks of a secret, replaced by ``***``.
 
     So is a user without a password, which may be a token, or a password whose colon was forgotten. Where it is not
     clear where a password ends, because it holds what should have been escaped, all is hidden.
@@ -37,7 +37,7 @@ def redact(url: str) -> str:
 
 
 def redact_all(text: str) -> str:
-    """Give a text, such as an error of somebody else's, with every URL in it as :func:`redact` shows it."""
+    """Return a text, such as a driver's error, with every URL in it as :func:`redact` shows it."""
 
     def shown(found: re.Match[str]) -> str:
         url = found[0].rstrip(_AFTER_A_URL)

@@ -80,7 +80,7 @@ class History:
 
 
 def read_history(path: Path) -> list[dict[str, Any]]:
-    """Give the events of a history; a last line that death cut short is left out."""
+    """Return the events of a history; a last line that death cut short is left out."""
     if not path.exists():
         return []
     *lines, _ = path.read_bytes().split(b"\n")

@@ -25,7 +25,7 @@ class ManualClock:
         self._listeners: list[Callable[[], None]] = []
 
     def __call__(self) -> float:
-        """Give the time in seconds since 1970-01-01 UTC, as ``time.time()`` does."""
+        """Return the time in seconds since 1970-01-01 UTC, as ``time.time()`` does."""
         return self._now.timestamp()
 
     def __repr__(self) -> str:

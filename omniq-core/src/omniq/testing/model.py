@@ -131,7 +131,7 @@ class Model:
         row.state, row.ready_since, row.perhaps_scheduled = TaskState.READY, self.step, True
 
     def ready(self, queue: str) -> list[Row]:
-        """Give the ready tasks of a queue in the order in which they are claimed."""
+        """Return the ready tasks of a queue in the order in which they are claimed."""
         return sorted(self._of(queue, TaskState.READY), key=lambda row: row.place)
 
     def _of(self, queue: str, state: TaskState) -> list[Row]:

@@ -49,7 +49,7 @@ async def await_until(predicate: Callable[[], Any], timeout: float = 30.0, what:
 
 
 def _pauses(timeout: float) -> Iterator[float]:
-    """Give the pauses between looks, short at first; a last look follows the end of the time."""
+    """Yield the pauses between looks, short at first; a last look follows the end of the time."""
     give_up = time.monotonic() + timeout
     pause = 0.001
     while (left := give_up - time.monotonic()) > 0:

@@ -74,7 +74,7 @@ class Catalog:
                 self._queue_names.add(queue.name)
 
     def queue(self, name: str) -> Queue:
-        """Give a queue as it is now."""
+        """Return a queue as it is now."""
         queue = self.queues.get(name)
         if queue is None:
             queue = self.queues[name] = Queue(self.tree, name, self._found_foreign)
@@ -83,7 +83,7 @@ class Catalog:
         return queue
 
     def queue_names(self) -> list[str]:
-        """Give the names of all queues, in order."""
+        """Return the names of all queues, in order."""
         if self._queue_names is None:
             names = (Queue.name_in(self.tree, path) for path in Queue.files(self.tree))
             self._queue_names = {name for name in names if name is not None}

@@ -33,7 +33,7 @@ class Claim:
 
 
 def time_of(name: str) -> int:
-    """Give the time that a file's name begins with."""
+    """Return the time that a file's name begins with."""
     return int(name[:18])
 
 

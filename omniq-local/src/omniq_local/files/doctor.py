@@ -118,7 +118,7 @@ def _mount(settings: Settings) -> Iterator[Finding]:
 
 
 def file_system_of(path: str, mounts: str = "/proc/mounts") -> str:
-    """Give the kind of file system that a path is on; empty where the system does not say.
+    """Return the kind of file system that a path is on; empty where the system does not say.
 
     :param mounts: the file that lists what is mounted.
     """

@@ -42,7 +42,7 @@ _encode = json.JSONEncoder(ensure_ascii=False, separators=(", ", ": ")).encode
 
 
 def dump_json(value: Mapping[str, Any]) -> bytes:
-    """Give a line of JSON."""
+    """Return a line of JSON."""
     return f"{_encode(value)}\n".encode(errors="surrogatepass")
 
 
@@ -112,11 +112,11 @@ class Record:
         return time_key(self.expires_at, self.sequence)
 
     def stand(self) -> tuple[TaskState, str, str]:
-        """Give state, key and key of expiry as the record now says."""
+        """Return state, key and key of expiry as the record now says."""
         return self.state, self.key, self.expiry_key
 
     def dump_status(self) -> bytes:
-        """Give the second line."""
+        """Return the second line."""
         # By hand, since it is done twice for each task; texts alone need an encoder.
         parts = [
             f'{{"state": "{self.state.value}"',
@@ -147,7 +147,7 @@ class Record:
         return (", ".join(parts) + "}\n").encode(errors="surrogatepass")
 
     def task(self) -> StoredTask:
-        """Give the task."""
+        """Return the task."""
         if self.stand_in is not None:
             return self.stand_in
         order = self.order
@@ -200,7 +200,7 @@ _PLAIN: tuple[tuple[str, Any], ...] = (
 
 
 def dump_order(order: NewTask) -> dict[str, Any]:
-    """Give a producer's order as JSON, without ``run_at`` and ``expires``."""
+    """Return a producer's order as JSON, without ``run_at`` and ``expires``."""
     text: dict[str, Any] = {"id": order.id, "queue": order.queue, "name": order.name}
     for name, usual in _PLAIN:
         value = getattr(order, name)
@@ -221,7 +221,7 @@ def load_order(text: dict[str, Any]) -> NewTask:
 
 
 def new_record(order: NewTask, now: int) -> Record:
-    """Give the record of a task that is enqueued at a moment. It has no sequence number yet.
+    """Return the record of a task that is enqueued at a moment. It has no sequence number yet.
 
     :raises ValueError: if it cannot be written.
     """

@@ -14,7 +14,7 @@ _CLOSED_TO_US = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 def translated(error: OSError, settings: Settings) -> StorageUnavailable:
-    """Give the error to raise instead of the file system's."""
+    """Return the error to raise instead of the file system's."""
     root, number = settings.root, error.errno
     what = error.filename or root
     if number in _FULL:

@@ -89,7 +89,7 @@ class Folder(Catalog):
         self.forget()
 
     def now(self) -> int:
-        """Give the store's clock, in microseconds since the epoch."""
+        """Return the store's clock, in microseconds since the epoch."""
         return int(self.clock() * 1_000_000)
 
     # Life
@@ -290,7 +290,7 @@ class Folder(Catalog):
                 result = job(transaction)
                 transaction.complete()
             except Restored as file:
-                # Once: else somebody takes it away again and again.
+                # Once: else another program takes it away again and again.
                 if file.path in restored:
                     raise StorageUnavailable(f"{self.base}/{file.path} is taken away while it is in use") from None
                 restored.add(file.path)
@@ -310,7 +310,7 @@ class Folder(Catalog):
     # The store's numbers
 
     def peek_generation(self) -> int:
-        """Give how often the store has changed, without its lock."""
+        """Return how often the store has changed, without its lock."""
         control = read_control(self._control_fd) if self._control_fd >= 0 else None
         return -1 if control is None else control.generation
 

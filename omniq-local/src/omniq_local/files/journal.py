@@ -138,7 +138,7 @@ class Journal:
         os.ftruncate(self._fd, 0)
 
     def trim(self) -> None:
-        """Give back what an uncommonly large change took."""
+        """Return to the disk what an uncommonly large change took."""
         if os.fstat(self._fd).st_size > 2 * LAP:
             os.ftruncate(self._fd, LAP)
 
@@ -311,7 +311,7 @@ def _move(tree: Tree, action: Action) -> None:
         try:
             tree.rename(path, new)
         except FileNotFoundError:
-            # Somebody removed that name by hand.
+            # That name was removed by hand.
             if home:
                 tree.link(home, new)
 

@@ -97,5 +97,5 @@ def read_worker(tree: Tree, path: str) -> tuple[str, int, int]:
 
 
 def live_workers(transaction: Transaction) -> dict[str, int]:
-    """Give the workers heard of within their lease, and when that was."""
+    """Return the workers heard of within their lease, and when that was."""
     return {worker: seen_at for worker, seen_at, until in _workers(transaction) if until > transaction.now}

@@ -44,7 +44,7 @@ class Entry(NamedTuple):
 
 
 def token(text: str) -> str:
-    """Give a text as part of a file's name: legible, without separators, not hidden, not too long."""
+    """Return a text as part of a file's name: legible, without separators, not hidden, not too long."""
     quoted = quote(text, safe=" ,;=@+()", errors="surrogatepass")
     if quoted.startswith("."):
         quoted = "%2E" + quoted[1:]
@@ -61,7 +61,7 @@ def text_of(token_: str) -> str | None:
 
 
 def place_key(priority: int, at: int, sequence: int) -> str:
-    """Give the key of a ready task: larger priorities first, then by time, then by sequence number.
+    """Return the key of a ready task: larger priorities first, then by time, then by sequence number.
 
     :param at: microseconds.
     """
@@ -69,7 +69,7 @@ def place_key(priority: int, at: int, sequence: int) -> str:
 
 
 def time_key(at: int, sequence: int) -> str:
-    """Give the key of a task that is ordered by a time.
+    """Return the key of a task that is ordered by a time.
 
     :param at: microseconds.
     """
@@ -88,33 +88,33 @@ def is_key(text: str) -> bool:
 
 
 def home_path(sequence: int, id_token: str) -> str:
-    """Give where a task's file is all its life."""
+    """Return where a task's file is all its life."""
     return f"tasks/{sequence // HOME_SIZE:09d}/{sequence:012d}-{id_token}.json"
 
 
 def id_path(id_token: str) -> str:
-    """Give where a task is found by its id."""
+    """Return where a task is found by its id."""
     return f"ids/{crc32(id_token.encode()) & 0xFF:02x}/{id_token}.json"
 
 
 def unique_path(key: str) -> str:
-    """Give where the live task with a unique key is found."""
+    """Return where the live task with a unique key is found."""
     digest = sha256(key.encode(errors="surrogatepass")).hexdigest()
     return f"unique/{digest[:2]}/{digest[2:42]}.json"
 
 
 def queue_path(queue: str) -> str:
-    """Give where the numbers of a queue are kept."""
+    """Return where the numbers of a queue are kept."""
     return f"queues/{token(queue)}.json"
 
 
 def schedule_path(schedule_id: str) -> str:
-    """Give where a schedule is kept."""
+    """Return where a schedule is kept."""
     return f"schedules/{token(schedule_id)}.json"
 
 
 def worker_path(worker: str) -> str:
-    """Give where it is noted that a worker is alive."""
+    """Return where it is noted that a worker is alive."""
     return f"workers/{token(worker)}.json"
 
 

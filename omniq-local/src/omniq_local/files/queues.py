@@ -104,7 +104,7 @@ class Queue:
             state_folder.last = numbers.last.get(state, "")
 
     def dump(self) -> bytes:
-        """Give the file."""
+        """Return the file."""
         # By hand, since it is done for each change of a task; only the name needs an encoder.
         counts = ", ".join([f'"{state}": {count}' for state, count in self.counts.items() if count])
         state_folders = self.state_folders.items()

@@ -27,7 +27,7 @@ def get(ids: Sequence[str], transaction: Transaction) -> list[StoredTask | None]
 
 
 def ended(ids: Sequence[str], transaction: Transaction) -> set[str]:
-    """Give those of some tasks that have ended or are not in the store."""
+    """Return those of some tasks that have ended or are not in the store."""
     return {
         task_id for task_id in ids if (record := transaction.fetch(task_id)) is None or record.finished_at is not None
     }
@@ -129,7 +129,7 @@ def _matches(record: Record, query: TaskQuery) -> bool:
 
 
 def _latest(upto: int, transaction: Transaction) -> Iterator[Record]:
-    """Give all tasks, the latest first, by the folders that they have all their life."""
+    """Yield all tasks, the latest first, by the folders that they have all their life."""
     tree = transaction.folder.tree
     for folder in sorted(tree.names("tasks"), reverse=True):
         if not _is_number(folder) or int(folder) * HOME_SIZE >= upto:
@@ -144,7 +144,7 @@ def _latest(upto: int, transaction: Transaction) -> Iterator[Record]:
 
 
 def _named(query: TaskQuery, upto: int, transaction: Transaction) -> Iterator[Record]:
-    """Give the tasks of a queue or a state, the latest first, by the names of their files there."""
+    """Yield the tasks of a queue or a state, the latest first, by the names of their files there."""
     bound = f"{upto:012d}"
     found: list[tuple[str, str, str]] = []
     for queue_name in transaction.folder.queue_names() if query.queue is None else [query.queue]:

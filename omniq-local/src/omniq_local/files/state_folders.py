@@ -52,7 +52,7 @@ class StateFolder:
     # Where files are
 
     def folders(self) -> list[str]:
-        """Give the names of the sub-folders, in order."""
+        """Return the names of the sub-folders, in order."""
         if self._folders is None:
             found = self._tree.names(self.path)
             folders = {LOWEST}
@@ -65,16 +65,16 @@ class StateFolder:
         return self._folders
 
     def folder_of(self, key: str) -> str:
-        """Give the sub-folder that a key belongs to."""
+        """Return the sub-folder that a key belongs to."""
         folders = self.folders()
         return folders[max(bisect_right(folders, key) - 1, 0)]
 
     def file(self, key: str, id_token: str) -> str:
-        """Give the path of a file."""
+        """Return the path of a file."""
         return f"{self.path}/{self.folder_of(key)}/{key}-{id_token}.json"
 
     def names(self, folder: str) -> list[str]:
-        """Give the names in a sub-folder, in order."""
+        """Return the names in a sub-folder, in order."""
         place = f"{self.path}/{folder}"
         names = []
         for name in self._tree.names(place):
@@ -86,7 +86,7 @@ class StateFolder:
         return names
 
     def all(self) -> Iterator[str]:
-        """Give the paths of all files, in order."""
+        """Yield the paths of all files, in order."""
         for folder in self.folders():
             for name in self.names(folder):
                 yield f"{self.path}/{folder}/{name}"
@@ -158,7 +158,7 @@ class StateFolder:
     # Taking
 
     def peek(self) -> str | None:
-        """Give the first name that has not been taken; the file may be gone."""
+        """Return the first name that has not been taken; the file may be gone."""
         if self._position < len(self._known) or self._load():
             return self._known[self._position]
         return None
@@ -189,7 +189,7 @@ class StateFolder:
         return False
 
     def spent(self) -> list[str]:
-        """Give the sub-folders that all files have been taken from."""
+        """Return the sub-folders that all files have been taken from."""
         folders = self.folders()
         return folders[: max(bisect_right(folders, self._after) - 1, 0)]
 

@@ -1,7 +1,7 @@
 """The lock of a store: one for the threads of this process, one for all processes.
 
-The system takes the second away from a process that dies, so that nobody waits for the dead; whoever waits for one that
-is merely stopped gives up in time.
+The system releases the second when its process dies, so that nobody waits for the dead; a process that waits for one
+that is merely stopped gives up in time.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ class Superblock:
     offset: int = 0
     """Where the next change is written in the journal."""
     durable: int = 0
-    """1 if somebody uses the store who has each change flushed to the disk."""
+    """1 if a process that uses the store flushes each change to the disk."""
     layout: int = 0
     """Changes when a sub-folder is made or removed within the folder of a state."""
     queues: int = 0

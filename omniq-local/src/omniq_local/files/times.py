@@ -16,22 +16,22 @@ _MICROSECOND = timedelta(microseconds=1)
 
 
 def micros(at: datetime) -> int:
-    """Give a point in time in microseconds."""
+    """Return a point in time in microseconds."""
     return (at - EPOCH) // _MICROSECOND
 
 
 def moment(at: int) -> datetime:
-    """Give a number of microseconds as a point in time."""
+    """Return a number of microseconds as a point in time."""
     return EPOCH + timedelta(0, 0, at)
 
 
 def after(now: int, seconds: float) -> int:
-    """Give what comes some seconds after a point in time, or the last that there is."""
+    """Return what comes some seconds after a point in time, or the last that there is."""
     return min(now + round(min(seconds, 1e12) * 1e6), LATEST)
 
 
 def when(given: When, now: int) -> int:
-    """Give the point in time that a producer named."""
+    """Return the point in time that a producer named."""
     if isinstance(given, timedelta):
         return min(max(now + given // _MICROSECOND, 0), LATEST)
     return max(micros(given), 0)
@@ -40,7 +40,7 @@ def when(given: When, now: int) -> int:
 # Many tasks of a batch have the same times.
 @lru_cache(512)
 def show_time(at: int) -> str:
-    """Give a point in time as it stands in a file."""
+    """Return a point in time as it stands in a file."""
     return (EPOCH + timedelta(0, 0, at)).isoformat()
 
 

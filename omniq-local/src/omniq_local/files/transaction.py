@@ -77,7 +77,7 @@ class Transaction:
     # Reading
 
     def queue(self, name: str) -> Queue:
-        """Give a queue as it is now."""
+        """Return a queue as it is now."""
         return self.folder.queue(name)
 
     def mark(self, queue: Queue) -> None:
@@ -170,7 +170,7 @@ class Transaction:
         """Do what can be done about a name in the folder of a state under which there is not what there should be."""
         tree, home = self.folder.tree, home_path(entry.sequence, entry.id_token)
         if not tree.is_same(path, home):
-            # Somebody put something else there, or put back a file under the name that it had once.
+            # Another program put something else there, or put back a file under the name that it had once.
             self.folder.set_aside(path, str(error))
             path = ""
             try:
@@ -278,7 +278,7 @@ class Transaction:
             return None
 
     def holder(self, key: str) -> str | None:
-        """Give the id of the live task that has a unique key."""
+        """Return the id of the live task that has a unique key."""
         path = unique_path(key)
         if path in self._unique:
             return self._unique[path]

@@ -254,7 +254,7 @@ class Tree:
         return self._folder(folder), target
 
     def rename(self, path: str, new: str) -> None:
-        """Give a file another name instead of one."""
+        """Rename a file, replacing what has the new name."""
         folder, _, name = path.rpartition("/")
         new_folder, _, new_name = new.rpartition("/")
         try:

@@ -1,6 +1,6 @@
 """Who waits for the store to change: a small table in a file, shared by all processes, and how they are woken.
 
-Whoever waits writes himself down, under the store's lock, after he found nothing. Whoever changes the store reads the
+A waiter registers here, under the store's lock, after it found nothing. Each change of the store reads the
 table under the same lock, strikes those that the change concerns, and wakes them with a datagram. An entry is a hint,
 no more: one that is struck in vain or left behind by a process that died costs a late or a needless look.
 """
@@ -100,7 +100,7 @@ class WaiterTable:
     def write(self, token: int, port: int, kind: int, names: Sequence[str]) -> None:
         """Write a waiter down, or anew, under the store's lock.
 
-        :param names: of the queues, or ids of the tasks, that he waits for.
+        :param names: of the queues, or ids of the tasks, that it waits for.
         """
         now = int(time.time())
         free, used = None, 0
@@ -113,7 +113,7 @@ class WaiterTable:
                 free = slot
         if free is None and used < SLOTS:
             free = used
-        # With no room left he looks now and then, as if a datagram had been lost.
+        # With no room left the waiter looks now and then, as if a datagram had been lost.
         if free is not None:
             topics = [_number(name) for name in names[:TOPICS]]
             topics += [0] * (TOPICS - len(topics))
@@ -137,7 +137,7 @@ class WaiterTable:
         return waiters
 
     def heard_by(self, transaction: Transaction) -> list[tuple[int, int]]:
-        """Give whom a change concerns, token and port, and strike them; under the store's lock."""
+        """Return whom a change concerns, token and port, and strike them; under the store's lock."""
         waiters = self._waiters()
         if not waiters:
             return []

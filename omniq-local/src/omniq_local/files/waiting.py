@@ -1,6 +1,6 @@
 """Waiting without asking again and again: for work, and for the end of tasks.
 
-Who waits writes himself down under the same lock under which he found nothing, and is woken by whoever changes that.
+A waiter registers under the same lock under which it found nothing, and is woken by the process that changes that.
 For the datagram that is lost there is a look at the store's generation now and then: a read of some bytes.
 """
 
@@ -32,7 +32,7 @@ READY, SCHEDULED = TaskState.READY.value, TaskState.SCHEDULED.value
 
 
 class _Name:
-    """Somebody who waits."""
+    """A waiter."""
 
     def __init__(self, kind: int, topics: Sequence[str]) -> None:
         self.signal = Signal()

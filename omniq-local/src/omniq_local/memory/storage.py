@@ -51,7 +51,7 @@ class SubscribableClock(Protocol):
     """
 
     def __call__(self) -> float:
-        """Give the time in seconds since the epoch."""
+        """Return the time in seconds since the epoch."""
         ...
 
     def subscribe(self, callback: Callable[[], None], /) -> object:

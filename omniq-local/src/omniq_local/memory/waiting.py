@@ -65,7 +65,7 @@ class Waiters:
         self._for_end: dict[str, set[Waiter]] = {}
 
     def add(self, waiter: Waiter, ids: Iterable[str] = ()) -> None:
-        """Have somebody woken for work in his queues or, if ids are given, for the end of those tasks."""
+        """Register a waiter for work in its queues or, if ids are given, for the end of those tasks."""
         if not ids:
             self._for_work.add(waiter)
         for task_id in ids:

@@ -232,9 +232,9 @@ class Writer(LockedConnection):
 
     @contextmanager
     def turn(self) -> Iterator[None]:
-        """Wait for a turn and hold the lock; whoever only attempts stands back meanwhile.
+        """Wait for a turn and hold the lock; those that only attempt stand back meanwhile.
 
-        A thread that writes without a pause takes the lock again before anybody who waits has woken up; he would wait
+        A thread that writes without a pause takes the lock again before a waiter has woken up, which would wait
         for ever.
 
         :raises StorageUnavailable: if there was none within the busy timeout.

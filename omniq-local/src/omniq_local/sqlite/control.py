@@ -81,7 +81,7 @@ def delete(ids: Sequence[str], tx: Transaction) -> list[bool]:
 
 
 def last_seq(tx: Transaction) -> int:
-    """Give the number of the latest task."""
+    """Return the number of the latest task."""
     return tx.last_seq()
 
 

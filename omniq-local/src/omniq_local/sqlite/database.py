@@ -98,7 +98,7 @@ class Database:
         self._is_ending = threading.Event()
 
     def now(self) -> int:
-        """Give the store's clock, in microseconds since the epoch."""
+        """Return the store's clock, in microseconds since the epoch."""
         return int(self.clock() * 1_000_000)
 
     # Life
@@ -265,9 +265,9 @@ class Database:
             self._checkpointing.put(Operation(None, Future()))
 
     def spread(self, news: News) -> None:
-        """Wake those who wait for what a caller writes in his own transaction, once he has ended it; returns at once.
+        """Wake those who wait for what a caller writes in its own transaction, once that has ended; return at once.
 
-        If he rolls it back, they look in vain.
+        After a rollback they look in vain.
         """
         self._spreading.put(Operation(news, Future()))
 
@@ -276,7 +276,7 @@ class Database:
         deadline = time.monotonic() + CALLER_PATIENCE
         pause = 0.001
         with contextlib.suppress(StorageError):
-            # While he is in his transaction, nobody else gets the lock.
+            # While that transaction is open, no other gets the lock.
             while self._main.attempt(lambda tx: tx.hear(news)) is MISSED:
                 if time.monotonic() > deadline or self._is_ending.wait(pause):
                     return

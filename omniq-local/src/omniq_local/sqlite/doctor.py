@@ -67,7 +67,7 @@ def _database(settings: Settings, connection: sqlite3.Connection) -> Iterator[Fi
         yield _ok("journal mode", "wal")
     else:
         yield _error(
-            "journal mode", f"{mode}: readers and writers block each other; somebody changed it: restart OmniQ"
+            "journal mode", f"{mode}: readers and writers block each other; another program changed it: restart OmniQ"
         )
     if settings.synchronous == "FULL":
         yield _ok("durability", "synchronous=full: what was acknowledged survives a power failure")
@@ -123,7 +123,7 @@ def _file_system(settings: Settings) -> Iterator[Finding]:
 
 
 def file_system_of(folder: str, mounts: str = "/proc/mounts") -> str | None:
-    """Give the type of the file system that a folder is on; None where the system does not tell.
+    """Return the type of the file system that a folder is on; None where the system does not tell.
 
     :param folder: an absolute path.
     :param mounts: the table of what is mounted.

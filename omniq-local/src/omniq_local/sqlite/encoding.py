@@ -88,7 +88,7 @@ CLAIMED = f"{CLAIMABLE}, iif(body IS NULL, NULL, hex(body))"
 
 
 def microseconds(when: When, now: int) -> int:
-    """Give a point in time as the database has it.
+    """Return a point in time as the database has it.
 
     :param when: an aware datetime, or a timedelta from now.
     :param now: the store's now.
@@ -101,12 +101,12 @@ def microseconds(when: When, now: int) -> int:
 # The tasks of a batch share most of their times.
 @functools.lru_cache(maxsize=1024)
 def moment(value: int) -> datetime:
-    """Give the datetime of microseconds since the epoch, exactly."""
+    """Return the datetime of microseconds since the epoch, exactly."""
     return EPOCH + timedelta(0, 0, value)
 
 
 def span(seconds: float) -> int:
-    """Give a duration in microseconds; what no database and no calendar can hold becomes a hundred years."""
+    """Return a duration in microseconds; what no database and no calendar can hold becomes a hundred years."""
     return int(min(seconds, LONGEST) * 1e6 + 0.5)
 
 
@@ -146,7 +146,7 @@ def load_options(text: str) -> Options:
 
 
 def columns_of(task: NewTask, now: int, stamp: int, ready: int = READY) -> tuple[Any, ...]:
-    """Give what is stored of a new task, in the order of the statement ``enqueue.insert``.
+    """Return what is stored of a new task, in the order of the statement ``enqueue.insert``.
 
     :param now: the store's now, by which ``run_at`` and ``expires`` are judged.
     :param stamp: what counts as now in the order of tasks; not before that of the latest task, though the clock be

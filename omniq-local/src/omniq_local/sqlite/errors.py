@@ -41,7 +41,7 @@ def is_broken(error: sqlite3.Error) -> bool:
 
 
 def translated(error: sqlite3.Error, settings: Settings) -> Exception:
-    """Give the error to raise instead of SQLite's."""
+    """Return the error to raise instead of SQLite's."""
     kind = _kind(error)
     path, folder = settings.path, settings.folder
     if not hasattr(error, "sqlite_errorcode") or kind == sqlite3.SQLITE_CONSTRAINT:
@@ -85,7 +85,7 @@ def _why_not_opened(settings: Settings) -> str:
     try:
         os.stat(folder)
     except PermissionError:
-        return f"{path} cannot be opened: this user may not reach {folder}; let him into the folders above it"
+        return f"{path} cannot be opened: this user may not reach {folder}; grant access to the folders above it"
     except OSError:
         pass  # that it is not there is said below
     if not os.path.isdir(folder):

@@ -24,7 +24,7 @@ __all__ = ["finish", "heartbeat", "set_progress"]
 
 
 def _held(tx: Transaction, ids: Sequence[str]) -> dict[str, list[Any]]:
-    """Give id, seq, queue, state, delivery and cancel of the tasks that are there, by id."""
+    """Return id, seq, queue, state, delivery and cancel of the tasks that are there, by id."""
     return {found[0]: found for found in tx.value("finish.held", json.dumps(ids))}
 
 

@@ -1,11 +1,11 @@
-"""The caller's own transaction, on a connection of his to the same file: what is written in it is his to commit.
+"""The caller's own transaction, on the caller's connection to the same file: the caller commits what is written in it.
 
-Nothing here begins, commits or rolls back for him; a savepoint makes each call all or nothing. His connection stays as
-it is: how it makes rows and texts is his affair, so all goes through cursors of our own.
+Nothing here begins, commits or rolls back; a savepoint makes each call all or nothing. The connection stays as
+it is: it may make rows and texts in any way, so all goes through cursors of our own.
 
-Those who wait for what he writes cannot be told before he commits, and no connection of ours learns when he does. So
-their names stay on the table of waiters, and a thread of ours tries for a moment to write after him: when it gets
-through, he has ended, and they are woken. Where it does not, they find out by themselves, see waiting.py.
+Waiters cannot be told before the caller commits, and no connection of ours learns of the commit. So their names stay
+on the table of waiters, and a thread of ours tries for a moment to write after the caller: when it gets through, the
+transaction has ended, and they are woken. Where it does not, they find out by themselves, see waiting.py.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ def join(connection: object, database: Database) -> JoinedTransaction:
 
 def _check_file(connection: sqlite3.Connection, settings: Settings) -> None:
     with _texts(connection, os.fsdecode):
-        # Its main database, which comes first: in one that is attached, SQLite would not commit together with his own
-        # tables.
+        # Its main database, which comes first: in one that is attached, SQLite would not commit together with
+        # the caller's own tables.
         _, _, path = _cursor(connection).execute("PRAGMA database_list").fetchone()
     try:
         status = os.stat(path)
@@ -72,12 +72,12 @@ def _cursor(connection: sqlite3.Connection) -> sqlite3.Cursor:
 
 @contextmanager
 def _texts(connection: sqlite3.Connection, factory: Callable[[bytes], str]) -> Iterator[None]:
-    his = connection.text_factory
+    text_factory = connection.text_factory
     connection.text_factory = factory
     try:
         yield
     finally:
-        connection.text_factory = his
+        connection.text_factory = text_factory
 
 
 class JoinedTransaction(CallerTransaction):
@@ -110,7 +110,7 @@ class JoinedTransaction(CallerTransaction):
                 return self._all_or_nothing(job)
             except sqlite3.Error as error:
                 if not hasattr(error, "sqlite_errorcode"):
-                    raise  # how the caller uses his connection: it is closed, or another thread's
+                    raise  # the caller's use of the connection: it is closed, or another thread's
                 raise self._translated(error) from error
 
     def _execute(self, statement: str, parameters: Any = ()) -> sqlite3.Cursor:

@@ -29,7 +29,7 @@ Row = tuple[Any, ...]
 
 
 def read_cursor(cursor: str | None, shown: str) -> int:
-    """Give the number of the last task that was shown.
+    """Return the number of the last task that was shown.
 
     :raises ValueError: if the text is no cursor.
     """
@@ -63,7 +63,7 @@ class _Pages:
         return self.connection.execute(self.sql[f"reading.{statement}"], given).fetchall()
 
     def parts(self) -> list[tuple[str, int]] | None:
-        """Give the queues and states to look through one by one; None: going through the table is quicker."""
+        """Return the queues and states to look through one by one; None: going through the table is quicker."""
         query = self.query
         found = counts(self.connection, self.sql)
         total = sum(n for numbers in found.values() for n in numbers.values())
@@ -80,7 +80,7 @@ class _Pages:
         return parts if len(parts) <= MANY_PARTS else None
 
     def part(self, queue: str, number: int) -> Iterator[Row]:
-        """Give the latest tasks of a queue in a state."""
+        """Yield the latest tasks of a queue in a state."""
         if number == READY:
             yield from self.rows("list_fresh", queue=queue)
             yield from self.rows("list_ready", queue=queue)
@@ -92,7 +92,7 @@ class _Pages:
             yield from self.rows("list_ended", queue=queue, state=number)
 
     def found(self) -> list[Row]:
-        """Give the page, and one more where there is."""
+        """Return the page, and one more where there is."""
         if self.query.tag is not None:
             return self.rows("list_tagged")
         if self.query.queue is None and self.query.state is None:

@@ -99,7 +99,7 @@ def _prepare(connection: sqlite3.Connection, settings: Settings, patience: Patie
     there = patience.spend(lambda: _check(connection, settings))
     patience.spend(lambda: _write_ahead(connection, settings))
     if there:
-        return  # without the lock for writing: whoever opens the queue may hold it himself, in a transaction of his own
+        return  # without the lock for writing: the caller may hold it itself, in its own transaction
     patience.spend(lambda: connection.execute("BEGIN IMMEDIATE"))
     try:
         if not _check(connection, settings):

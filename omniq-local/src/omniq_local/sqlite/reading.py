@@ -43,7 +43,7 @@ def _value(connection: sqlite3.Connection, statement: str, *parameters: Any) -> 
 
 
 def counts(connection: sqlite3.Connection, sql: Statements) -> dict[str, dict[int, int]]:
-    """Give for each queue how many tasks it has in each state, those that are none left out."""
+    """Return for each queue how many tasks it has in each state, those that are none left out."""
     found: dict[str, dict[int, int]] = {}
     for queue, state, n in _value(connection, sql["reading.counts"]):
         found.setdefault(queue, {})[state] = n

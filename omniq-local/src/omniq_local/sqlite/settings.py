@@ -50,7 +50,7 @@ class Settings:
 
 
 def table_prefix(namespace: str) -> str:
-    """Give the prefix of a namespace's tables.
+    """Return the prefix of a namespace's tables.
 
     SQLite takes no notice of case in names, and keeps those that begin with ``sqlite_`` to itself; namespaces know
     neither rule. ``^`` marks a capital letter, and cannot be in a namespace.

@@ -41,7 +41,7 @@ def _templates() -> Mapping[str, str]:
 
 
 def schema(prefix: str) -> str:
-    """Give the script that creates the tables of a namespace."""
+    """Return the script that creates the tables of a namespace."""
     file = resources.files("omniq_local.sqlite").joinpath("sql").joinpath("schema.sql")
     return file.read_text(encoding="utf-8").replace("{ns}", prefix)
 
@@ -70,7 +70,7 @@ class Statements:
         return iter(self._texts)
 
     def sized(self, name: str, rows: int) -> str:
-        """Give the statement for a number of rows."""
+        """Return the statement for a number of rows."""
         text = self._sized.get((name, rows))
         if text is None:
             text = _ROWS.sub(lambda match: ", ".join([match[1]] * rows), self._texts[name])

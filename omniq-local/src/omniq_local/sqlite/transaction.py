@@ -30,7 +30,7 @@ T = TypeVar("T")
 YEAR = 366 * 86400 * 1_000_000
 """Microseconds."""
 SOON = 2_000_000
-"""Microseconds. Who waits finds out about what is due later than this by himself, see waiting.py."""
+"""Microseconds. A waiter finds out by itself about what is due later than this, see waiting.py."""
 
 Row = tuple[int, str, str, int]
 """Of a task: its seq, id, queue and state."""
@@ -114,14 +114,14 @@ class Transaction:
         return bool(self._has_waiters)
 
     def last_seq(self) -> int:
-        """Give the number of the latest task."""
+        """Return the number of the latest task."""
         last: int | None = self.execute(self.sql["transaction.tail_ends"]).fetchone()[1]
         return last or 0
 
     # Reading
 
     def value(self, statement: str, *parameters: Any) -> Any:
-        """Give the JSON value that a statement gives in its one row; text that is none is made the best of."""
+        """Return the JSON value that a statement gives in its one row; text that is none is made the best of."""
         return self._leniently(lenient, self.exact_value, statement, *parameters)
 
     def _leniently(self, texts: Callable[[bytes], str], read: Callable[..., T], *parameters: Any) -> T:
@@ -137,7 +137,7 @@ class Transaction:
                 self._connection.text_factory = str
 
     def exact_value(self, statement: str, *parameters: Any) -> Any:
-        """Give the JSON value that a statement gives in its one row."""
+        """Return the JSON value that a statement gives in its one row."""
         return json.loads(self.execute(self.sql[statement], parameters).fetchone()[0])
 
     def one(self, statement: str, *parameters: Any) -> tuple[Any, ...] | None:
@@ -247,7 +247,7 @@ class Transaction:
             self.batch("transaction.count", counts)
 
     def complete(self) -> None:
-        """Do what is left to do before the commit, or before somebody's name is written on the table of waiters."""
+        """Do what is left to do before the commit, or before a name is written into the table of waiters."""
         if self._counts:
             self.flush_counts()
         if self._ready or self._ended:
@@ -257,10 +257,10 @@ class Transaction:
             self._ended.clear()
 
     def complete_for_others(self) -> News | None:
-        """Do what is left to do before a commit that is somebody else's.
+        """Do what is left to do before a commit that the caller makes.
 
-        :return: what to :meth:`hear` after it; None if nobody waits. Until then nobody else writes, not even his name
-            on the table.
+        :return: what to :meth:`hear` after it; None if nobody waits. Until then no other process writes, not even
+            its name on the table.
         """
         self.flush_counts()
         if (self._ready or self._ended) and self.has_waiters:

@@ -1,8 +1,8 @@
 """Waiting without asking again and again: for work, and for the end of tasks.
 
-Who waits writes his name into the table of waiters, in the same transaction that finds nothing for him: whatever
-makes work for him afterwards sees his name, takes it off the table and wakes him. For the datagram that is lost there
-is a look now and then, which costs next to nothing while nobody writes to the file.
+A waiter writes its name into the table of waiters, in the same transaction that finds nothing for it: whatever
+makes work for it afterwards sees the name, takes it off the table and wakes the waiter. For the datagram that is lost
+there is a look now and then, which costs next to nothing while nobody writes to the file.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Waiting:
         self._inbox: Inbox | None = None
         self._is_closed = False
         self._names: set[_Name] = set()
-        # A worker waits for the same again and again; his name can stay until he is woken or takes work.
+        # A worker waits for the same again and again; its name can stay until it is woken or takes work.
         self._kept: _Name | None = None
 
     def close(self) -> None:
@@ -203,7 +203,7 @@ class Waiting:
                 if (ended := self._ended(ids, wanted)) or loop.time() >= deadline:
                     return ended
                 if name.signal.fired:
-                    # Woken, yet all of them live: somebody made the ended one ready again.
+                    # Woken, yet all of them live: the ended one was made ready again.
                     self._forget(name)
                     name = None
         finally:

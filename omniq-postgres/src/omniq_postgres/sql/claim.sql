@@ -1,7 +1,7 @@
 -- In these statements "state + 0 = 2" keeps the planner from the index of ready tasks where the place of a row is known
 -- already: that index holds few live rows, but perhaps a million dead ones, of which the planner knows nothing.
 --
--- Here and elsewhere "least", "greatest" and "isfinite" keep numbers and times that only somebody's hand can have written
+-- Here and elsewhere "least", "greatest" and "isfinite" keep numbers and times that only a hand can have written
 -- from failing a statement that also concerns others.
 
 -- name: claim
@@ -91,7 +91,7 @@ SELECT -count(*), count(*), 0, 0, 0, 0, queue FROM promoted GROUP BY queue
 
 -- name: onward
 -- Claim of one queue from where the last claims ended, priority by priority: past what is dead but cannot be removed yet
--- because somebody's old transaction might still want to see it.
+-- because an old transaction might still want to see it.
 WITH clock AS MATERIALIZED (SELECT clock_timestamp() AS now),
 picked AS MATERIALIZED (
     SELECT row.place

@@ -1,5 +1,5 @@
 -- name: cancel
--- End what waits, and ask what runs to stop. A row for each live task: whether it ran, NULL where somebody has it
+-- End what waits, and ask what runs to stop. A row for each live task: whether it ran, NULL where another transaction has it
 -- locked; that one is to be tried again.
 WITH clock AS MATERIALIZED (SELECT clock_timestamp() AS now),
 live AS MATERIALIZED (SELECT {live}.id, {live}.state FROM {live} WHERE {live}.id = ANY ($1::uuid[])),

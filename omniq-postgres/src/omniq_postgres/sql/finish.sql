@@ -104,7 +104,7 @@ UNION ALL
 SELECT place, NULL, NULL FROM ends
 
 -- name: heartbeat
--- A row for each lease that is held. What is locked is being ended, perhaps in somebody's own transaction, or extended
+-- A row for each lease that is held. What is locked is being ended, perhaps in a caller's own transaction, or extended
 -- already: it is held as long as that is not committed, and nobody waits for it.
 WITH clock AS MATERIALIZED (SELECT clock_timestamp() AS now),
 told AS MATERIALIZED (

@@ -27,7 +27,7 @@ RETURNING revision, extract(epoch FROM next_run - clock_timestamp())::double pre
 
 -- name: fire
 -- Replace a schedule unless it has another revision by now, and store the tasks of its run as enqueue.guarded does. One
--- statement, so that whoever stands still in the middle of it holds no lock. No row: another one has fired it, or it is
+-- statement, so that a process that stands still in the middle of it holds no lock. No row: another one has fired it, or it is
 -- gone; else in how many seconds it is due next, with what enqueue.guarded gives of each task; or with nothing, if there
 -- are no tasks.
 WITH fired AS (

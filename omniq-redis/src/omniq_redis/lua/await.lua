@@ -1,6 +1,6 @@
 --! base many
--- ARGV: the channel of one who waits for the end of tasks ('': he only asks), ids. Gives those that have ended or are
--- not there; if there are none, he is told when one ends.
+-- ARGV: the channel of a waiter for the end of tasks ('': it only asks), ids. Returns those that have ended or are
+-- not there; if there are none, it is told when one ends.
 local channel, ids = ARGV[1], {}
 for i = 2, #ARGV do
   ids[i - 1] = ARGV[i]

@@ -3,7 +3,7 @@
 local limit = tonumber(ARGV[1])
 local lost = call('ZRANGEBYSCORE', P .. 'leased', '-inf', now, 'LIMIT', 0, limit)
 if call('HLEN', P .. 'running') > call('ZCARD', P .. 'leased') then
-  -- A lease was taken away by somebody: of those it cannot be told that they run.
+  -- A lease was removed by hand: of those it cannot be told that they run.
   for _, id in ipairs(call('HKEYS', P .. 'running')) do
     if #lost < limit and not call('ZSCORE', P .. 'leased', id) then
       lost[#lost + 1] = id

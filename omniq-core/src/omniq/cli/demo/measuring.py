@@ -52,12 +52,12 @@ class Measures:
 
 
 def library_folder() -> Path:
-    """Give the folder of the standard library."""
+    """Return the folder of the standard library."""
     return Path(sysconfig.get_path("stdlib"))
 
 
 def standard_library(limit: int | None = None) -> list[Path]:
-    """Give the files of every module of the standard library, without Python's own tests.
+    """Return the files of every module of the standard library, without Python's own tests.
 
     :param limit: only so many, from all over it.
     """
@@ -73,7 +73,7 @@ def _belongs(file: Path) -> bool:
 
 
 def module_name(file: Path) -> str:
-    """Give the dotted name of a module of the standard library."""
+    """Return the dotted name of a module of the standard library."""
     parts = file.relative_to(library_folder()).with_suffix("").parts
     return ".".join(parts[:-1] if len(parts) > 1 and parts[-1] == "__init__" else parts)
 
@@ -102,7 +102,7 @@ def measure(source: bytes) -> Measures:
 
 
 def _definitions(tree: ast.AST) -> Iterator[Function | None]:
-    """Give every function, and None for every class."""
+    """Yield every function, and None for every class."""
     left: list[tuple[str, ast.AST]] = [("", tree)]
     while left:
         prefix, node = left.pop()
@@ -135,7 +135,7 @@ def differences(expected: Mapping[Path, Measures], found: Mapping[Path, Measures
 
 
 def longest_functions(results: Mapping[Path, Measures | None]) -> list[tuple[Path, Function]]:
-    """Give the ten longest functions of all modules, the longest first."""
+    """Return the ten longest functions of all modules, the longest first."""
     longest = [
         (file, function) for file, measures in results.items() if measures is not None for function in measures.longest
     ]

@@ -52,7 +52,7 @@ class Report:
 
 
 def problems(report: Report, expected: Mapping[Path, Measures]) -> list[str]:
-    """Give a sentence for everything that is not as it must be.
+    """Return a sentence for everything that is not as it must be.
 
     :param expected: the results of a plain loop.
     """

@@ -94,7 +94,7 @@ async def signed_on(storage: Storage, members: Sequence[Member]) -> bool:
 
 
 async def held_by(storage: Storage, member: Member) -> set[str]:
-    """Give the ids of the tasks that a worker runs; of a dead one: that it ran when it died."""
+    """Return the ids of the tasks that a worker runs; of a dead one: that it ran when it died."""
     held: set[str] = set()
     cursor: str | None = None
     while True:

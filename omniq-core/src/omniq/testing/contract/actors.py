@@ -51,7 +51,7 @@ class Actor:
             )
 
     def events(self, event: str) -> list[dict[str, Any]]:
-        """Give what it wrote of one kind of event so far."""
+        """Return what it wrote of one kind of event so far."""
         return [line for line in read_history(self.history) if line["event"] == event]
 
     async def wrote(self, event: str, number: int = 1) -> None:
@@ -124,12 +124,12 @@ class Actors:
         return actor
 
     def events(self, event: str | None = None) -> list[dict[str, Any]]:
-        """Give what all of them wrote; of one kind of event, or everything."""
+        """Return what all of them wrote; of one kind of event, or everything."""
         lines = [line for path in sorted(self._folder.glob("*.jsonl")) for line in read_history(path)]
         return [line for line in lines if event in (None, line["event"])]
 
     def history(self, name: str) -> Path:
-        """Give the path of a history that the test writes itself."""
+        """Return the path of a history that the test writes itself."""
         return self._folder / f"{name}.jsonl"
 
     def __enter__(self) -> Self:

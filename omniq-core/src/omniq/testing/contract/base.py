@@ -86,7 +86,7 @@ class Contract:
 
     @pytest.fixture(autouse=True)
     def stores(self, storage_url: str, request: pytest.FixtureRequest) -> Iterator[Stores]:
-        """Give the opener of storages on the store of this test."""
+        """Yield the opener of storages on the store of this test."""
         with asyncio.Runner() as runner:
             stores = self._stores = Stores(storage_url, runner)
             self._request = request
@@ -106,7 +106,7 @@ class Contract:
 
     @pytest.fixture
     def store(self, stores: Stores) -> Storage:
-        """Give an open storage on the store of this test."""
+        """Return an open storage on the store of this test."""
         return stores.run(stores.open(), self.patience)
 
     def not_asked(self, reason: str) -> None:

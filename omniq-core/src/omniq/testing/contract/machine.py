@@ -108,11 +108,11 @@ class StorageMachine(RuleBasedStateMachine):
         return task
 
     def _pick(self, index: int) -> str:
-        """Give the id of some task, or once in a while of none."""
+        """Return the id of some task, or once in a while of none."""
         return new_id() if index == 15 else self.known[-1 - index % len(self.known)]
 
     def _held(self, indexes: Sequence[int]) -> list[StoredTask]:
-        """Give some of the deliveries so far, late ones rather than early ones; many are stale."""
+        """Return some of the deliveries so far, late ones rather than early ones; many are stale."""
         return [self.claimed[-1 - index % min(len(self.claimed), 8)] for index in indexes if self.claimed]
 
     # From producer to worker and back
@@ -355,7 +355,7 @@ class StorageMachine(RuleBasedStateMachine):
 
 
 def _told_apart(told: Outcome, step: int, number: int) -> Outcome:
-    """Give an outcome that no other one can be mistaken for."""
+    """Return an outcome that no other one can be mistaken for."""
     match told:
         case Succeeded():
             return evolve(told, result=b"%d.%d" % (step, number))

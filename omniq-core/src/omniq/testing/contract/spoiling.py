@@ -45,7 +45,7 @@ Value: TypeAlias = bytes | str | int | float | datetime | list[Any] | None
 
 
 class Spoil(Protocol):
-    """How a store's records are read and written by somebody who knows the store, but not the storage.
+    """How a store's records are read and written by a program that knows the store, but not the storage.
 
     Called on threads of their own while storages are open; what it writes must be what they see. A record is made up of
     one or more places: the columns of a row, the fields of a hash, keys, messages, files.

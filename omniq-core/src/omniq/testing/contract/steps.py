@@ -48,7 +48,7 @@ OUTCOMES = ("succeeded", "failed", "cancelled", "retry", "retry later", "release
 
 
 def new_task(**options: Any) -> NewTask:
-    """Give a task to enqueue, of queue ``work`` unless another is named.
+    """Return a task to enqueue, of queue ``work`` unless another is named.
 
     :param options: fields of :class:`NewTask`.
     """
@@ -56,13 +56,13 @@ def new_task(**options: Any) -> NewTask:
 
 
 def new_schedule(schedule_id: str, **options: Any) -> Schedule:
-    """Give a schedule that is not due."""
+    """Return a schedule that is not due."""
     fields = {"id": schedule_id, "task": new_task(), "trigger": '["every", {"seconds": 60}]', "next_run": FAR}
     return Schedule(**{**fields, **options})
 
 
 def outcome(kind: str, task: StoredTask) -> Outcome:
-    """Give an outcome of one of the :data:`OUTCOMES` for a task as it was claimed."""
+    """Return an outcome of one of the :data:`OUTCOMES` for a task as it was claimed."""
     held: dict[str, Any] = {"id": task.id, "delivery": task.delivery}
     match kind:
         case "succeeded":
@@ -122,7 +122,7 @@ async def later(store: Storage, seconds: float) -> None:
 
 
 async def record(store: Storage, task_id: str) -> StoredTask:
-    """Give the record of a task that must be there."""
+    """Return the record of a task that must be there."""
     (task,) = await store.get([task_id])
     assert task is not None, f"task {task_id} is gone"
     assert task.id == task_id
@@ -130,11 +130,11 @@ async def record(store: Storage, task_id: str) -> StoredTask:
 
 
 async def states(store: Storage, ids: Sequence[str]) -> list[TaskState | None]:
-    """Give the states of tasks, None for one that is not there."""
+    """Return the states of tasks, None for one that is not there."""
     return [None if task is None else task.state for task in await store.get(ids)]
 
 
 async def counts(store: Storage, queue: str = "work") -> dict[TaskState, int]:
-    """Give the counts of a queue, those that are not zero."""
+    """Return the counts of a queue, those that are not zero."""
     stats: dict[str, QueueStats] = {stat.queue: stat for stat in await store.stats()}
     return {state: count for state, count in stats[queue].counts.items() if count} if queue in stats else {}

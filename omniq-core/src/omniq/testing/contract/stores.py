@@ -57,7 +57,7 @@ class Stores:
         return self._runner.run(bounded())
 
     def make(self, namespace: str | None = None) -> Storage:
-        """Give an unopened storage, as a program that knows nothing but the URL has it.
+        """Return an unopened storage, as a program that knows nothing but the URL has it.
 
         :param namespace: None: the URL's own.
         """
@@ -67,15 +67,15 @@ class Stores:
         return default_plugins().open_storage(config)
 
     def new_namespace(self) -> str:
-        """Give the name of a namespace that is empty: the URL's own, a hyphen and a number."""
+        """Return the name of a namespace that is empty: the URL's own, a hyphen and a number."""
         return f"{parse_url(self.url).namespace}-{next(self._numbers)}"
 
     async def open(self, namespace: str | None = None) -> Storage:
-        """Give an open storage of its own; it is closed when the test is over."""
+        """Return an open storage of its own; it is closed when the test is over."""
         return await self._open(self.make(namespace))
 
     async def open_sibling(self, storage: Storage) -> Storage:
-        """Give an open sibling of a storage; it is closed when the test is over."""
+        """Return an open sibling of a storage; it is closed when the test is over."""
         return await self._open(storage.sibling())
 
     async def _open(self, storage: Storage) -> Storage:
