@@ -137,6 +137,8 @@ class Plugins:
 
         :param plugin: a module or object whose functions carry ``@omniq.hookimpl``.
         :param name: how to call it in messages.
+        :param distribution: the distribution that brings it, for messages.
+        :param version: the version of that distribution.
         :param seconds: how long it took to load.
         :raises ConfigurationError: if one of its hooks does not exist, or it is registered already.
         """
@@ -267,6 +269,7 @@ class Plugins:
     def storage_factory(self, config: StorageConfig) -> StorageFactory:
         """Return what makes the storages of a URL's scheme.
 
+        :param config: the URL with its options.
         :raises UnknownScheme: if no plugin opens that scheme; the message names what to install.
         :raises ConfigurationError: if its plugin cannot be used.
         """
@@ -278,6 +281,8 @@ class Plugins:
     def open_storage(self, config: StorageConfig) -> Storage:
         """Make the unopened storage that a URL names.
 
+        :param config: the URL with its options.
+        :return: a storage that has done no I/O yet.
         :raises UnknownScheme: if no plugin opens that scheme; the message names what to install.
         :raises ConfigurationError: if its plugin or its options cannot be used.
         """
@@ -345,6 +350,7 @@ class Plugins:
     def serializer(self, name: str) -> Serializer:
         """Return a serializer by name.
 
+        :param name: such as ``json``.
         :raises UnknownPlugin: if there is none.
         """
         return cast("Serializer", self._get_or_unknown("omniq_serializers", name, "serializer"))
@@ -352,6 +358,7 @@ class Plugins:
     def retry_policy(self, kind: str) -> type[RetryPolicy]:
         """Return a retry policy's class by kind.
 
+        :param kind: such as ``exponential``.
         :raises UnknownPlugin: if there is none.
         """
         return cast("type[RetryPolicy]", self._get_or_unknown("omniq_retry_policies", kind, "retry policy"))
@@ -359,6 +366,7 @@ class Plugins:
     def trigger(self, kind: str) -> type[Trigger]:
         """Return a trigger's class by kind.
 
+        :param kind: such as ``cron``.
         :raises UnknownPlugin: if there is none.
         """
         return cast("type[Trigger]", self._get_or_unknown("omniq_triggers", kind, "trigger"))

@@ -42,6 +42,8 @@ class Trigger(ABC):
         """Return the first time to fire of a schedule that is made, or resumed, at a moment.
 
         The same as :meth:`next_after`, but for triggers that name one fixed time, which may have passed.
+
+        :param moment: an aware datetime.
         """
         return self.next_after(moment)
 

@@ -166,11 +166,26 @@ def record_of(cls: type[T], fields: dict[str, Any]) -> T:
 class TaskDecoder(Protocol):
     """Reads the encoded parts of a task. A queue gives its own to every task that it returns."""
 
-    def arguments(self, task: Task) -> tuple[tuple[Any, ...], dict[str, Any]]: ...
+    def arguments(self, task: Task) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Decode a task's arguments.
 
-    def retry_policy(self, task: Task) -> Any: ...
+        :param task: the record.
+        :return: the positional and the keyword arguments.
+        """
 
-    def result(self, task: Task) -> Any: ...
+    def retry_policy(self, task: Task) -> Any:
+        """Decode a task's retry policy.
+
+        :param task: the record.
+        :return: the policy; None if the task has none.
+        """
+
+    def result(self, task: Task) -> Any:
+        """Decode a task's result.
+
+        :param task: the record.
+        :return: what the function returned.
+        """
 
 
 @frozen(kw_only=True, slots=False)

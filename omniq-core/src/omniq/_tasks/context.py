@@ -166,7 +166,10 @@ class CurrentTask:
         self.note(Progress(done=done, total=total, note=note))
 
     def note(self, progress: Progress) -> None:
-        """Pass on a word of progress; the worker's call."""
+        """Pass on a word of progress; the worker's call.
+
+        :param progress: what the worker stores with its next heartbeat.
+        """
         if self._on_progress is not None:
             self._on_progress(self._task, progress)
 
@@ -192,7 +195,7 @@ class CurrentTask:
         self._note_completion(transaction.finish(self._succeeded(result)))
 
     async def acomplete_in(self, connection: object, result: Any = None) -> None:
-        """Do :meth:`complete_in` in a coroutine, with a connection of a synchronous or an asynchronous driver."""
+        """Complete the task in a coroutine; see :meth:`complete_in`. The driver may be synchronous or asynchronous."""
         transaction = self._joined(connection)
         self._note_completion(await transaction.afinish(self._succeeded(result)))
 

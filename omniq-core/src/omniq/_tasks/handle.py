@@ -67,6 +67,7 @@ class TaskHandle(Generic[R_co]):
         """Wait for the task's end and give its result. Can be called any number of times while the result is kept.
 
         :param timeout: seconds (or a timedelta) to wait at most; None: as long as it takes.
+        :return: what the function returned.
         :raises TaskFailed: if the task failed; its ``error`` holds type, message and the worker's traceback.
         :raises TaskCancelled: if it was cancelled or expired.
         :raises ResultTimeout: if it has not ended in time. The task goes on.

@@ -62,11 +62,15 @@ class Command(Protocol):
     """What the module of a command has."""
 
     def configure(self, parser: argparse.ArgumentParser) -> None:
-        """Add the command's arguments."""
+        """Add the command's arguments.
+
+        :param parser: the command's own.
+        """
 
     def run(self, options: argparse.Namespace) -> int:
         """Do what was asked.
 
+        :param options: the parsed arguments.
         :return: the exit code.
         :raises OmniQError: if it could not be done; its text is shown.
         """

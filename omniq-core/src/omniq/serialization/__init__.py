@@ -28,11 +28,17 @@ class ArgumentTypes:
     """The type of each value of ``**kwargs``."""
 
     def of_position(self, index: int) -> Any:
-        """Return the type of the positional argument at an index."""
+        """Return the type of the positional argument at an index.
+
+        :param index: from 0.
+        """
         return self.positional[index] if index < len(self.positional) else self.var_positional
 
     def of_keyword(self, name: str) -> Any:
-        """Return the type of a keyword argument."""
+        """Return the type of a keyword argument.
+
+        :param name: the name in the call.
+        """
         return self.keyword.get(name, self.var_keyword)
 
 
@@ -58,6 +64,7 @@ class Serializer(Protocol):
         :param args: positional arguments.
         :param kwargs: keyword arguments.
         :param types: the function's annotations.
+        :return: the bytes that are stored.
         :raises SerializationError: if a value cannot be encoded so that it comes back equal and of the same type.
         """
         ...
@@ -65,6 +72,9 @@ class Serializer(Protocol):
     def load_arguments(self, data: bytes, types: ArgumentTypes) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Decode what :meth:`dump_arguments` made.
 
+        :param data: the bytes as they were stored.
+        :param types: the function's annotations.
+        :return: the positional and the keyword arguments.
         :raises SerializationError: if the bytes are not its own.
         :raises ArgumentsMismatch: if they are, but do not fit the annotations. A worker puts the task back then: one of
             another version of the program may take them.
@@ -74,7 +84,9 @@ class Serializer(Protocol):
     def dump_result(self, value: Any, hint: Any) -> bytes:
         """Encode a return value.
 
+        :param value: what the function returned.
         :param hint: the return annotation, or ``Any``.
+        :return: the bytes that are stored.
         :raises SerializationError: if the value cannot be encoded so that it comes back equal and of the same type.
         """
         ...
@@ -82,11 +94,18 @@ class Serializer(Protocol):
     def load_result(self, data: bytes, hint: Any) -> Any:
         """Decode what :meth:`dump_result` made.
 
+        :param data: the bytes as they were stored.
+        :param hint: the return annotation, or ``Any``.
+        :return: the value.
         :raises SerializationError: if the bytes are not its own, or do not fit the annotation.
         """
         ...
 
 
 def runs_code(serializer: Serializer) -> bool:
-    """Tell whether decoding with a serializer may run code that the bytes choose."""
+    """Tell whether decoding with a serializer may run code that the bytes choose.
+
+    :param serializer: the serializer.
+    :return: what its ``runs_code`` says.
+    """
     return bool(getattr(serializer, "runs_code", False))

@@ -336,6 +336,7 @@ class Storage(ABC):
 
         A call that is repeated because its answer was lost gives ``created=False`` for what the first one stored.
 
+        :param tasks: the tasks. Those of equal priority and time are claimed in this order.
         :return: one entry for each task, in order.
         :raises ValueError: if the store cannot hold one of the tasks; none is stored.
         :raises PayloadTooLarge: the same, where it is too large.
@@ -344,6 +345,7 @@ class Storage(ABC):
     def enqueue_blocking(self, tasks: Sequence[NewTask]) -> list[Enqueued] | None:
         """Do :meth:`enqueue` at once on the calling thread, whichever that is, where the store is quicker that way.
 
+        :param tasks: as for :meth:`enqueue`.
         :return: as :meth:`enqueue`, or None if this storage has no such way (the default) or it is not open at the
             moment.
         """
@@ -355,6 +357,7 @@ class Storage(ABC):
         Does no I/O and may be called from any thread; what the store needs (its schema) must be there already.
 
         :param connection: the caller's connection or session; the store says of which kinds.
+        :return: the storage inside that transaction.
         :raises ConfigurationError: if this store has no transactions to take part in.
         :raises TypeError: if it is of no kind that the store knows; the message names those that it does.
         :raises ValueError: if it can be told that it leads to another database than this store's.
@@ -400,6 +403,7 @@ class Storage(ABC):
         ``worker`` and ``started_at`` stay until the next claim. The whole batch is one atomic step, or one for each
         queue (:attr:`StorageLimits.atomic_across_queues`).
 
+        :param outcomes: one for each delivery.
         :return: for each outcome whether it was accepted. A repeated call after a lost answer gives False and changes
             nothing.
         """
@@ -448,6 +452,7 @@ class Storage(ABC):
         was due when the wait began is no reason to return at once, nor later, as long as it stays overdue: perhaps
         nobody can fire it. Sends at most one request a second meanwhile.
 
+        :param queues: names, in any order.
         :param timeout: seconds.
         """
 
@@ -455,6 +460,7 @@ class Storage(ABC):
     async def wait_finished(self, ids: Sequence[str], timeout: float) -> set[str]:
         """Return when at least one of the tasks has ended; as soon after it as :meth:`wait_for_work` after its reason.
 
+        :param ids: of tasks, in any order.
         :param timeout: seconds.
         :return: those that have ended or are not in the store; empty if the timeout came first.
         """
@@ -466,6 +472,8 @@ class Storage(ABC):
         """Return the records, in order; None for an id that is not in the store.
 
         A record that cannot be read is returned salvaged, see above.
+
+        :param ids: of tasks; one may be asked for twice.
         """
 
     @abstractmethod
@@ -474,6 +482,8 @@ class Storage(ABC):
 
         Following the cursor shows each task that matched throughout exactly once, whatever is added meanwhile.
 
+        :param query: which tasks, and how many at most.
+        :param cursor: where the page before ended; None: the first page.
         :raises ValueError: if the cursor is not one of this store's.
         """
 
@@ -494,6 +504,7 @@ class Storage(ABC):
     async def cancel(self, ids: Sequence[str]) -> list[bool]:
         """End scheduled and ready tasks as ``cancelled``; ask running ones to stop (their next heartbeat says so).
 
+        :param ids: of tasks.
         :return: for each whether it was scheduled, ready or running.
         """
 
@@ -505,6 +516,7 @@ class Storage(ABC):
         One whose ``unique`` key belongs to a live task by now stays as it is. An ``expires_at`` that has passed is
         dropped. ``worker`` and ``started_at`` stay until the next claim, and the error until another takes its place.
 
+        :param ids: of tasks.
         :return: for each whether it was made ready.
         """
 
@@ -512,6 +524,7 @@ class Storage(ABC):
     async def delete(self, ids: Sequence[str]) -> list[bool]:
         """Remove tasks that are not running, with all that belongs to them.
 
+        :param ids: of tasks.
         :return: for each whether it was removed; False if it is running or not there.
         """
 
@@ -519,6 +532,7 @@ class Storage(ABC):
     async def purge(self, queue: str, state: TaskState | None = None) -> int:
         """Remove all tasks of a queue that are not running.
 
+        :param queue: its name.
         :param state: only those in this state.
         :return: how many.
         """
@@ -527,6 +541,7 @@ class Storage(ABC):
     async def pause(self, queue: str) -> bool:
         """Stop :meth:`claim` from giving tasks of a queue; tasks already running go on. Survives restarts.
 
+        :param queue: its name.
         :return: False if it was paused already.
         """
 
@@ -534,6 +549,7 @@ class Storage(ABC):
     async def resume(self, queue: str) -> bool:
         """Let a paused queue go on, and wake its workers.
 
+        :param queue: its name.
         :return: False if it was not paused.
         """
 
@@ -542,6 +558,8 @@ class Storage(ABC):
         """Note the progress of running tasks; updates of lost leases are dropped.
 
         It stays while the task is running. A store may forget it once the delivery is over; a claim clears it.
+
+        :param updates: one for each delivery.
         """
 
     # Schedules
@@ -554,6 +572,7 @@ class Storage(ABC):
         with one that is larger than any that a schedule of this id has had, also if that was deleted. A caller that
         read a schedule before can therefore never replace its successor by mistake.
 
+        :param schedule: the schedule to store.
         :param expected_revision: store only if the stored one has this revision (0: only if there is none); None: in
             any case.
         :return: what is stored, with its new revision (the given ``revision`` plays no part); None if the expected
@@ -562,7 +581,10 @@ class Storage(ABC):
 
     @abstractmethod
     async def get_schedules(self, ids: Sequence[str] | None = None) -> list[Schedule]:
-        """Return schedules by id, in order, leaving out those that are not there; without ids all, sorted by id."""
+        """Return schedules by id, in order, leaving out those that are not there; without ids all, sorted by id.
+
+        :param ids: of schedules; None: all.
+        """
 
     @abstractmethod
     async def delete_schedule(self, schedule_id: str) -> bool:
@@ -576,7 +598,10 @@ class Storage(ABC):
 
     @abstractmethod
     async def due_schedules(self, limit: int) -> list[Schedule]:
-        """Return schedules that are not paused and whose ``next_run`` has come, the earliest first."""
+        """Return schedules that are not paused and whose ``next_run`` has come, the earliest first.
+
+        :param limit: how many at most.
+        """
 
     @abstractmethod
     async def fire(self, schedule: Schedule, tasks: Sequence[NewTask]) -> list[Enqueued] | None:

@@ -42,16 +42,31 @@ class Pairs(Protocol):
     """One transaction on pairs of bytes in the order of their keys, which have at most 400 bytes."""
 
     def get(self, keys: Sequence[bytes]) -> Mapping[bytes, bytes]:
-        """Return what is stored under keys, without those that are not there."""
+        """Return what is stored under keys, without those that are not there.
+
+        :param keys: in any order.
+        """
 
     def put(self, pairs: Mapping[bytes, bytes]) -> None:
-        """Store pairs, replacing those with the same keys."""
+        """Store pairs, replacing those with the same keys.
+
+        :param pairs: key → value.
+        """
 
     def delete(self, keys: Sequence[bytes]) -> None:
-        """Remove keys; those that are not there are no error."""
+        """Remove keys; those that are not there are no error.
+
+        :param keys: in any order.
+        """
 
     def scan(self, begin: bytes, end: bytes, limit: int | None, backwards: bool) -> Iterable[tuple[bytes, bytes]]:
-        """Return the pairs with ``begin <= key < end`` in order, or from the end, at most so many of them."""
+        """Return the pairs with ``begin <= key < end`` in order, or from the end, at most so many of them.
+
+        :param begin: the first key.
+        :param end: the key before which to stop.
+        :param limit: how many pairs at most.
+        :param backwards: begin with the last pair before ``end``.
+        """
 
 
 def key(*parts: str | int) -> bytes:

@@ -153,7 +153,10 @@ class SimpleStorage(Storage):
         """Return a new connection; create what the store needs, or check it. Safe from many processes at once."""
 
     def disconnect(self, connection: Any) -> None:
-        """Close a connection."""
+        """Close a connection.
+
+        :param connection: one that :meth:`connect` made.
+        """
         connection.close()
 
     @abstractmethod
@@ -163,13 +166,16 @@ class SimpleStorage(Storage):
         Two transactions that write must not change one task at once: the second waits for the first, for the whole
         store (a lock that is taken here) or for each task that a primitive returns.
 
+        :param connection: one that :meth:`connect` made.
         :param write: whether it may write.
+        :return: a context manager of the primitives.
         """
 
     @abstractmethod
     def fault(self, error: BaseException) -> Exception | None:
         """Return what an error of the driver means.
 
+        :param error: what was raised in a transaction.
         :return: a :class:`~omniq.errors.StorageUnavailable` if it passes and the transaction is worth another try;
             another error to raise instead, such as :class:`~omniq.errors.SchemaMismatch`; None if it is none of the
             driver's.
@@ -177,16 +183,25 @@ class SimpleStorage(Storage):
 
     @abstractmethod
     def findings(self, tx: Any) -> list[Finding]:
-        """Return what ``omniq doctor`` shows."""
+        """Return what ``omniq doctor`` shows.
+
+        :param tx: a transaction that only reads.
+        """
 
     def announce(self, tx: Any) -> None:
-        """Have the other processes that :meth:`listen` hear of this transaction, once it is committed."""
+        """Have the other processes that :meth:`listen` hear of this transaction, once it is committed.
+
+        :param tx: the transaction, before its commit.
+        """
 
     def listen(self, connection: Any, seconds: float) -> bool:
         """Return True when another process announced a change, False when the time is over.
 
         A backend that has this and :meth:`announce` may claim ``Capability.NOTIFICATIONS``. It is called again and
         again, on a connection of its own.
+
+        :param connection: one that :meth:`connect` made, of its own.
+        :param seconds: how long to listen at most.
         """
         raise NotImplementedError
 
@@ -199,6 +214,7 @@ class SimpleStorage(Storage):
         What they did must be undone if the block raises (a savepoint). A backend that has this and
         :attr:`connection_types` may claim ``Capability.TRANSACTIONS``.
 
+        :param connection: the caller's.
         :raises ValueError: if the connection commits each statement by itself.
         """
         raise NotImplementedError

@@ -143,7 +143,12 @@ class SqlTx:
         return list(self.cursor.fetchall())
 
     def change(self, sql: str, *values: Any) -> int:
-        """Run a statement that changes rows; return how many it found, whether or not they were as it says already."""
+        """Run a statement that changes rows.
+
+        :param sql: the statement.
+        :param values: its parameters, in order.
+        :return: how many rows it found, whether or not they were as it says already.
+        """
         if any(isinstance(value, list) and not value for value in values):
             return 0
         self.cursor.execute(*self._made(sql, values))
@@ -152,7 +157,11 @@ class SqlTx:
         return count
 
     def change_many(self, sql: str, rows: Sequence[Sequence[Any]]) -> None:
-        """Run a statement once for each row of values."""
+        """Run a statement once for each row of values.
+
+        :param sql: the statement.
+        :param rows: its parameters, in order, for each row.
+        """
         if rows:
             self.cursor.executemany(self._made(sql, [None] * len(rows[0]))[0], rows)
             self.changed = True
@@ -171,7 +180,10 @@ class SqlTx:
 
     @contextmanager
     def savepoint(self) -> Iterator[None]:
-        """Undo what was done in a block that raises."""
+        """Undo what was done in a block that raises.
+
+        :return: a context manager.
+        """
         self.cursor.execute("SAVEPOINT omniq")
         try:
             yield

@@ -58,6 +58,9 @@ class ManualClock:
         return self._now
 
     def subscribe(self, listener: Callable[[], None]) -> None:
-        """Have a function called whenever the clock was moved."""
+        """Have a function called whenever the clock was moved.
+
+        :param listener: called without arguments, on the thread that moves the clock.
+        """
         with self._lock:
             self._listeners.append(listener)

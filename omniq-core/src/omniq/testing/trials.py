@@ -204,7 +204,7 @@ class Trial:
 def trial(
     queue: TaskQueue, *, clock: ManualClock | None = None, eager: bool = False, raise_failures: bool = False
 ) -> Iterator[Trial]:
-    """Put a queue on memory for a while, whatever its URL, and give what runs its tasks.
+    """Put a queue on memory for a while, whatever its URL.
 
     The application's own queue object is used, so that its tasks need no change: within the block, what they enqueue
     goes to memory, and nothing connects to the real store. What is enqueued with ``using(connection=…)`` is there at
@@ -215,6 +215,7 @@ def trial(
     :param eager: run every task as soon as it is enqueued, before ``enqueue`` returns.
     :param raise_failures: raise :class:`~omniq.TaskFailed` where the tasks are run, as soon as one has failed for good;
         its ``__cause__`` is what the task raised. Otherwise a failure is seen by who asks for the result.
+    :return: a context manager of a :class:`Trial`, which runs the tasks.
     :raises UnknownScheme: if omniq-local is not installed.
     """
     clock = clock or ManualClock()

@@ -37,7 +37,7 @@ async def await_until(predicate: Callable[[], T], timeout: float = 30.0, what: s
 
 
 async def await_until(predicate: Callable[[], Any], timeout: float = 30.0, what: str = "") -> Any:
-    """Do :func:`wait_until` without blocking the event loop; the predicate may also be a coroutine function."""
+    """Wait without blocking the event loop; see :func:`wait_until`. The predicate may also be a coroutine function."""
     for pause in _pauses(timeout):
         value = predicate()
         if inspect.isawaitable(value):

@@ -24,6 +24,7 @@ def deviates(reason: str) -> Callable[[F], F]:
     """Mark a test that replaces a standard one of the kit, and say why. Without it, replacing one is an error.
 
     :param reason: why this storage cannot, or need not, do what the standard test asks.
+    :return: the decorator.
     :raises ValueError: if the reason is empty.
     """
     if not reason.strip():
@@ -41,6 +42,9 @@ def needs(*capabilities: Capability) -> Callable[[F], F]:
 
     Whether one has them is known only once its URL is, so for one that has not the test ends at once and passes; the
     reason is recorded as a property of the test (``--junit-xml`` shows it).
+
+    :param capabilities: all that the test needs.
+    :return: the decorator.
     """
 
     def mark(test: F) -> F:

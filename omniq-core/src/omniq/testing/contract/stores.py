@@ -42,7 +42,12 @@ class Stores:
         return self._prototype.capabilities
 
     def run(self, coroutine: Coroutine[Any, Any, R], patience: float) -> R:
-        """Run a coroutine on the test's event loop; fail if it takes longer than some seconds."""
+        """Run a coroutine on the test's event loop; fail if it takes longer than some seconds.
+
+        :param coroutine: what to run.
+        :param patience: seconds.
+        :return: what the coroutine returns.
+        """
 
         async def bounded() -> R:
             limit = asyncio.timeout(patience)
@@ -71,11 +76,17 @@ class Stores:
         return f"{parse_url(self.url).namespace}-{next(self._numbers)}"
 
     async def open(self, namespace: str | None = None) -> Storage:
-        """Return an open storage of its own; it is closed when the test is over."""
+        """Return an open storage of its own; it is closed when the test is over.
+
+        :param namespace: None: the test's own.
+        """
         return await self._open(self.make(namespace))
 
     async def open_sibling(self, storage: Storage) -> Storage:
-        """Return an open sibling of a storage; it is closed when the test is over."""
+        """Return an open sibling of a storage; it is closed when the test is over.
+
+        :param storage: an open storage.
+        """
         return await self._open(storage.sibling())
 
     async def _open(self, storage: Storage) -> Storage:
