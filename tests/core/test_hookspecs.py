@@ -7,13 +7,13 @@ import pytest
 
 import omniq
 from omniq import hookspecs
-from omniq.hookspecs import EVENT_HOOKS
+from omniq.hookspecs import AROUND_HOOKS, EVENT_HOOKS
 
 MAKING_HOOKS = ("omniq_storages", "omniq_serializers", "omniq_retry_policies", "omniq_triggers")
-HOOKS = (*MAKING_HOOKS, *EVENT_HOOKS)
+HOOKS = (*MAKING_HOOKS, *AROUND_HOOKS, *EVENT_HOOKS)
 
 
-def test_the_hooks_are_those_that_make_things_and_the_events() -> None:
+def test_the_hooks_are_those_that_make_things_those_around_something_and_the_events() -> None:
     manager = pluggy.PluginManager("omniq")
     manager.add_hookspecs(hookspecs)
 
@@ -33,6 +33,8 @@ def test_the_markers_that_plugins_use_are_in_the_package_itself() -> None:
         ("omniq_serializers", []),
         ("omniq_retry_policies", []),
         ("omniq_triggers", []),
+        ("omniq_around_task", ["task", "worker"]),
+        ("omniq_around_enqueue", ["tasks"]),
         ("omniq_task_enqueued", ["task"]),
         ("omniq_task_started", ["task", "worker"]),
         ("omniq_task_succeeded", ["task", "worker", "seconds"]),

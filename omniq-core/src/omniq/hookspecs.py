@@ -14,13 +14,15 @@ A plugin is a module (or object) named by an entry point of group ``omniq`` whos
         return {"mystore": "omniq_mystore.storage:MyStorage"}
 
 The making hooks give names and, for each, the thing itself or ``"module:attribute"``, which is imported only when that
-name is used: a plugin module imports nothing heavy. The event hooks are called in the process where the event happens,
-on whatever thread or loop that is; they must be quick. One that raises is logged and changes nothing.
+name is used: a plugin module imports nothing heavy. The hooks around something are generators, which run up to their
+``yield`` before and from there on afterwards, on the same thread and in the same context. The event hooks are called in
+the process where the event happens, on whatever thread or loop that is. Both must be quick. One that raises is logged
+and changes nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from typing import TYPE_CHECKING
 
 import pluggy
@@ -28,13 +30,13 @@ import pluggy
 from omniq.retry import RetryPolicy
 from omniq.schedule import Schedule, Trigger
 from omniq.serialization import Serializer
-from omniq.storage import StorageFactory
-from omniq.task import NewTask, Task, TaskError
+from omniq.storage import Enqueued, StorageFactory
+from omniq.task import Ending, NewTask, Task, TaskError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["EVENT_HOOKS", "hookimpl", "hookspec"]
+__all__ = ["AROUND_HOOKS", "EVENT_HOOKS", "hookimpl", "hookspec"]
 
 hookspec = pluggy.HookspecMarker("omniq")
 hookimpl = pluggy.HookimplMarker("omniq")
@@ -58,6 +60,26 @@ def omniq_retry_policies() -> Mapping[str, type[RetryPolicy] | str]:  # type: ig
 @hookspec
 def omniq_triggers() -> Mapping[str, type[Trigger] | str]:  # type: ignore[empty-body]  # a hookspec has no body
     """Return the schedule triggers that this plugin brings: ``{kind: class or "module:attribute"}``."""
+
+
+@hookspec
+def omniq_around_task(task: Task, worker: str) -> Generator[None, Ending, None]:  # type: ignore[empty-body]  # likewise
+    """Stand around one attempt, where its function runs: on the event loop, the task's thread or in its child process.
+
+    It is entered before the arguments are decoded. Its ``yield`` gives how the attempt ended, before that is recorded.
+    In a child process that is killed, by a timeout say, it is not left.
+    """
+
+
+@hookspec
+def omniq_around_enqueue(  # type: ignore[empty-body]  # likewise
+    tasks: Sequence[NewTask],
+) -> Generator[Sequence[Mapping[str, str]] | None, Sequence[Enqueued], None]:
+    """Stand around one call that enqueues tasks, in the caller's context; or around the firing of a schedule.
+
+    It yields headers to add, a mapping for each task, or None; its ``yield`` gives what the store answered for each. A
+    header that the task has already is kept. Where nothing was stored, the ``yield`` raises why.
+    """
 
 
 @hookspec
@@ -118,6 +140,7 @@ def omniq_worker_stopped(worker: str) -> None:
     """A worker has stopped; nothing of it runs any more."""
 
 
+AROUND_HOOKS = ("omniq_around_task", "omniq_around_enqueue")
 EVENT_HOOKS = (
     "omniq_task_enqueued",
     "omniq_task_started",

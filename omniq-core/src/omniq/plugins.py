@@ -8,13 +8,12 @@ variable ``OMNIQ_PLUGINS`` leaves plugins out. Nothing here is loaded on import 
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import os
 import platform
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module
 from inspect import isabstract
 from typing import TYPE_CHECKING, Any, cast
@@ -23,7 +22,7 @@ import pluggy
 from attrs import evolve, field, frozen
 
 from omniq import hookspecs
-from omniq._runtime.signals import noting_ctrl_c
+from omniq._hook_calls import Around, Foreign, calling, foreign, surrounding
 from omniq.errors import ConfigurationError, PluginConflict, UnknownPlugin, UnknownScheme
 from omniq.retry import RetryPolicy
 from omniq.schedule import Trigger
@@ -126,6 +125,10 @@ class Plugins:
         self._claims: dict[str, dict[str, list[_Claim]]] = {hook: {} for hook in _KINDS}
         self._loaded: dict[tuple[str, str], Any] = {}
         self._found: list[Plugin] = []
+        self.around_task: Around | None = None
+        """Enters the hooks ``omniq_around_task``; None where there are none."""
+        self.around_enqueue: Around | None = None
+        """The same of ``omniq_around_enqueue``."""
         self.register(_builtin, name="omniq", distribution="omniq-core", version=_version())
         if discover:
             self._discover()
@@ -153,9 +156,9 @@ class Plugins:
             raise ConfigurationError(f"plugin {name!r} of {distribution}: {error}") from error
         began = time.perf_counter()
         try:
-            with _foreign():
+            with foreign():
                 claims = self._ask(plugin)
-        except _Foreign as raised:
+        except Foreign as raised:
             self._manager.unregister(plugin)
             raise ConfigurationError(f"plugin {name!r} of {distribution}: {raised}") from raised.__cause__
         seconds += time.perf_counter() - began
@@ -166,6 +169,8 @@ class Plugins:
         self._found.append(
             Plugin(name=name, distribution=distribution, version=version, provides=provides, seconds=seconds)
         )
+        self.around_task = surrounding(self._manager.hook.omniq_around_task)
+        self.around_enqueue = surrounding(self._manager.hook.omniq_around_enqueue)
 
     def _ask(self, plugin: object) -> dict[str, dict[str, Any]]:
         claims: dict[str, dict[str, Any]] = {}
@@ -203,7 +208,7 @@ class Plugins:
     def _load(self, entry_point: EntryPoint, about: Plugin) -> None:
         began = time.perf_counter()
         try:
-            with _foreign():
+            with foreign():
                 plugin = entry_point.load()
             seconds = time.perf_counter() - began
             if self._manager.is_registered(plugin):
@@ -211,7 +216,7 @@ class Plugins:
             self.register(
                 plugin, name=about.name, distribution=about.distribution, version=about.version, seconds=seconds
             )
-        except (_Foreign, ConfigurationError) as error:
+        except (Foreign, ConfigurationError) as error:
             # Whatever a plugin raises on import must not keep the others from working.
             _log.warning("plugin %r of %s cannot be used: %s", about.name, about.distribution, error)
             self._found.append(evolve(about, problem=str(error), seconds=time.perf_counter() - began))
@@ -248,11 +253,11 @@ class Plugins:
         if isinstance(thing, str):
             module, _, attribute = thing.partition(":")
             try:
-                with _foreign():
+                with foreign():
                     if not (module and attribute):
                         raise ValueError("write module:attribute, such as 'acme_queue.storage:AcmeStorage'")
                     thing = getattr(import_module(module), attribute)
-            except _Foreign as raised:
+            except Foreign as raised:
                 raise ConfigurationError(
                     f"{_KINDS[hook]} {name!r} of {claims[0].distribution} cannot be loaded from {thing!r}: {raised}"
                 ) from raised.__cause__
@@ -378,23 +383,7 @@ class Plugins:
 
         :param hook: one of ``hookspecs.EVENT_HOOKS``.
         """
-        caller = getattr(self._manager.hook, hook)
-        if not caller.get_hookimpls():
-            return None
-
-        def tell(**arguments: Any) -> None:
-            # Each by itself: pluggy's own call stops at the first that raises.
-            for implementation in reversed(caller.get_hookimpls()):
-                wanted = {name: arguments[name] for name in implementation.argnames}
-                try:
-                    with _foreign():
-                        implementation.function(**wanted)
-                except _Foreign as raised:
-                    _log.error(
-                        "%s of plugin %s raised; ignored", hook, implementation.plugin_name, exc_info=raised.__cause__
-                    )
-
-        return tell
+        return calling(getattr(self._manager.hook, hook))
 
 
 def _conflict(kind: str, name: str, claims: list[_Claim]) -> str:
@@ -406,31 +395,8 @@ def _conflict(kind: str, name: str, claims: list[_Claim]) -> str:
     )
 
 
-class _Foreign(Exception):
-    """What foreign code has raised, which is its cause."""
-
-
-@contextlib.contextmanager
-def _foreign() -> Iterator[None]:
-    """Turn whatever a plugin's code raises into an error: one must end neither the program nor a worker's loop.
-
-    :raises _Foreign: its text says what was raised.
-    """
-    with noting_ctrl_c() as is_ctrl_c:
-        try:
-            yield
-        except BaseException as error:
-            if is_ctrl_c():
-                raise
-            raise _Foreign(_describe(error)) from error
-
-
 def _lacking(whose: str, methods: Iterable[str]) -> ConfigurationError:
     return ConfigurationError(f"{whose} lacks methods of omniq.storage.Storage: {', '.join(sorted(methods))}")
-
-
-def _describe(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"
 
 
 def _version() -> str:

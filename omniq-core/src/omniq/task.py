@@ -14,6 +14,7 @@ from attrs import field, frozen
 
 __all__ = [
     "Cancelled",
+    "Ending",
     "Failed",
     "NewTask",
     "Outcome",
@@ -297,3 +298,19 @@ class Released(Outcome):
 @frozen(kw_only=True)
 class Cancelled(Outcome):
     """The task was asked to stop and did."""
+
+
+@frozen(kw_only=True)
+class Ending:
+    """How one attempt ended where its function ran: what the hook ``omniq_around_task`` is given."""
+
+    outcome: Outcome
+    """What will be recorded."""
+    error: BaseException | None
+    """What the function raised; None if it returned or asked to retry or fail. Also why its arguments or its result
+    could not be decoded or encoded; of a coroutine that was interrupted its ``CancelledError``."""
+    seconds: float
+    """How long it took to decode the arguments, call the function and encode its result; never the wait for the store's
+    answer."""
+    taken: bool
+    """False: a timeout decided before; this ending plays no part."""

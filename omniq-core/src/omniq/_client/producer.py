@@ -13,6 +13,7 @@ from omniq._client.registration import Declarations
 from omniq._client.schedules import Timetable
 from omniq._runtime.portal import warn_on_running_loop
 from omniq._tasks.context import running
+from omniq._tasks.enqueueing import enqueueing
 from omniq._tasks.functions import TaskCall, TaskFunction, call_of
 from omniq._tasks.handle import SyncTaskHandle, TaskHandle
 from omniq._tasks.options import Duration
@@ -99,18 +100,33 @@ class Producer(Declarations, Timetable):
         """Enqueue one call, for synchronous callers."""
         warn_on_running_loop("await ….aenqueue(…)")
         task = self.order(call)
-        if call.function.connection is not None:
-            (stored,) = self._joined(call.function.connection).enqueue([task])
+        around = self.plugins.around_enqueue
+        if around is None:
+            stored = self._stored(call, task)
         else:
-            # On a store that is quicker without a thread hop the calling thread does it all.
-            at_once = self.connections.blocking().enqueue_blocking([task])
-            stored = self.connections.run(self._astored(call, task)) if at_once is None else at_once[0]
+            with enqueueing(around, self.codec, [task]) as entered:
+                (task,) = entered.tasks
+                entered.stored = [stored := self._stored(call, task)]
         return self._handle_of(call, task, stored, SyncTaskHandle)
+
+    def _stored(self, call: TaskCall[Any], task: NewTask) -> Enqueued:
+        if call.function.connection is not None:
+            return self._joined(call.function.connection).enqueue([task])[0]
+        # On a store that is quicker without a thread hop the calling thread does it all.
+        at_once = self.connections.blocking().enqueue_blocking([task])
+        return self.connections.run(self._astored(call, task)) if at_once is None else at_once[0]
 
     async def asubmit(self, call: TaskCall[R]) -> TaskHandle[R]:
         """Enqueue one call."""
         task = self.order(call)
-        return self._handle_of(call, task, await self._astored(call, task))
+        around = self.plugins.around_enqueue
+        if around is None:
+            stored = await self._astored(call, task)
+        else:
+            with enqueueing(around, self.codec, [task]) as entered:
+                (task,) = entered.tasks
+                entered.stored = [stored := await self._astored(call, task)]
+        return self._handle_of(call, task, stored)
 
     async def _astored(self, call: TaskCall[R], task: NewTask) -> Enqueued:
         connection = await self.connections.current()
@@ -138,13 +154,28 @@ class Producer(Declarations, Timetable):
         :raises SerializationError: if an argument cannot be encoded; names the path to it.
         """
         orders = [(call, self.order(call)) for call in calls]
-        return await self._asubmit_orders(orders, connection)
+        around = self.plugins.around_enqueue
+        if around is None or not orders:
+            return await self._asubmit_orders(orders, connection)
+        with enqueueing(around, self.codec, [task for _, task in orders]) as entered:
+            handles = await self._asubmit_orders(_replaced(orders, entered.tasks), connection)
+            entered.stored = [Enqueued(handle.id, handle.created) for handle in handles]
+        return handles
 
     def enqueue_many(self, calls: Iterable[TaskCall[R]], *, connection: object = None) -> list[TaskHandle[R]]:
         """Hand many calls to the queue, for synchronous callers; see :meth:`aenqueue_many`."""
         warn_on_running_loop("await queue.aenqueue_many(…)")
         # Encoded here, where the calls may come out of a generator that itself uses the queue.
         orders = [(call, self.order(call)) for call in calls]
+        around = self.plugins.around_enqueue
+        if around is None or not orders:
+            return self._submit_orders(orders, connection)
+        with enqueueing(around, self.codec, [task for _, task in orders]) as entered:
+            handles = self._submit_orders(_replaced(orders, entered.tasks), connection)
+            entered.stored = [Enqueued(handle.id, handle.created) for handle in handles]
+        return handles
+
+    def _submit_orders(self, orders: Sequence[tuple[TaskCall[R], NewTask]], connection: object) -> list[TaskHandle[R]]:
         if connection is None:
             return self.connections.run(self._asubmit_orders(orders))
         joined = self._joined(connection)
@@ -293,6 +324,12 @@ async def _ended(storage: Storage, task_id: str, timeout: float | None) -> Store
                 return task
         elif deadline is not None and loop.time() >= deadline:
             raise ResultTimeout(f"task {task_id} has not ended within {timeout:g} s; it goes on")
+
+
+def _replaced(
+    orders: Sequence[tuple[TaskCall[R], NewTask]], tasks: Sequence[NewTask]
+) -> Sequence[tuple[TaskCall[R], NewTask]]:
+    return [(call, task) for (call, _), task in zip(orders, tasks, strict=True)]
 
 
 def _bulks(

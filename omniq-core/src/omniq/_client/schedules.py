@@ -19,7 +19,7 @@ from omniq._tasks.options import Duration
 from omniq._tasks.payloads import Codec
 from omniq._tasks.policies import decode_value, encode_value
 from omniq._worker.firing import first_run, next_run, task_of_run
-from omniq._worker.scheduler import live_tasks, note_holder
+from omniq._worker.scheduler import fire, live_tasks, note_holder
 from omniq.errors import InvalidTrigger, OmniQError, ScheduleNotFound, StorageUnavailable
 from omniq.plugins import Plugins
 from omniq.schedule import Misfire, Overlap, Schedule, Trigger
@@ -251,10 +251,10 @@ class Timetable(Control):
             if task is not None and schedule.last_task == task.id:
                 return self._handle_of_run(task, Enqueued(task.id, True))  # it was the answer that was lost
             self.codec.admit_schedule(schedule)
-            task = task or self.codec.sign(task_of_run(schedule, None, await storage.now()))
+            task = task or task_of_run(schedule, None, await storage.now())
             live = await live_tasks(storage, schedule) if schedule.overlap is Overlap.SKIP else []
             fired = evolve(schedule, last_task=task.id, live_tasks=tuple(live[-MOST_LIVE:]))
-            stored = await storage.fire(fired, [task])
+            _, stored = await fire(storage, self.codec, fired, [task])
             if stored is not None:
                 await note_holder(storage, fired, stored)
                 return self._handle_of_run(task, stored[0])

@@ -96,6 +96,11 @@ class CurrentTask:
             self.stop_seen = True
         return self._stop
 
+    @property
+    def is_forked(self) -> bool:
+        """Whether this is a process that the task has forked, of which the worker knows nothing."""
+        return self._forks != signals.forks
+
     def ask_to_stop(self) -> None:
         """Make :attr:`cancelled` True; the worker's call."""
         self._stop = True
@@ -149,7 +154,7 @@ class CurrentTask:
             long.
         :raises RuntimeError: in a process that the task has forked.
         """
-        if self._forks != signals.forks:
+        if self.is_forked:
             raise RuntimeError(
                 "progress() was called in a process that the task has forked, of which the worker knows nothing: send "
                 "the numbers to the task's own process, such as by a multiprocessing.Queue, and call it there"

@@ -14,7 +14,7 @@ from omniq.retry import Exponential, RetryPolicy
 from omniq.storage.durations import duration, when
 from omniq.task import When
 
-__all__ = ["Duration", "TaskOptions", "check_count", "check_queue", "check_queues", "check_text"]
+__all__ = ["Duration", "TaskOptions", "check_count", "check_headers", "check_queue", "check_queues", "check_text"]
 
 Duration: TypeAlias = float | timedelta
 """Seconds (int or float) or a timedelta."""
@@ -137,7 +137,12 @@ def _tags(tags: Iterable[str]) -> tuple[str, ...]:
     return given
 
 
-def _headers(headers: object) -> Mapping[str, str]:
+def check_headers(headers: object) -> Mapping[str, str]:
+    """Return a copy of a task's headers, which cannot be changed.
+
+    :raises TypeError: if they are no mapping of texts.
+    :raises ValueError: if they are too many or too large, or a name cannot be used.
+    """
     if not isinstance(headers, Mapping):
         raise TypeError(f"headers must be a mapping of names to texts, not {headers!r}")
     if len(headers) > MOST_HEADERS:
@@ -182,7 +187,7 @@ class TaskOptions:
     run_at: When | None = field(default=None, converter=_run_at)
     expires: When | None = field(default=None, converter=_expires)
     tags: tuple[str, ...] = field(default=(), converter=_tags)
-    headers: Mapping[str, str] = field(factory=dict, converter=_headers)
+    headers: Mapping[str, str] = field(factory=dict, converter=check_headers)
     """Short texts that travel beside the arguments."""
 
     def using(

@@ -49,7 +49,7 @@ class Codec:
         signer: Signer | None = None,
     ) -> None:
         self.serializer_name = serializer
-        self._plugins = plugins
+        self.plugins = plugins
         self._serializer = plugins.serializer(serializer)
         self._exceeds: Exceeds | None = getattr(self._serializer, "exceeds", None)
         self._accepted = {name: plugins.serializer(name) for name in accept}
@@ -255,7 +255,7 @@ class Codec:
     def dump_policy(self, policy: RetryPolicy) -> str:
         """Return the text of a retry policy; empty if its kind is not one that another process could look up."""
         try:
-            known = self._plugins.retry_policy(getattr(policy, "kind", "")) is type(policy)
+            known = self.plugins.retry_policy(getattr(policy, "kind", "")) is type(policy)
         except UnknownPlugin:
             known = False
         return encode_value(policy) if known else ""
@@ -266,7 +266,7 @@ class Codec:
             return None
         policy = self._policies.get(text)
         if policy is None:
-            policy = decode_value(text, self._plugins.retry_policy)
+            policy = decode_value(text, self.plugins.retry_policy)
             if len(self._policies) < 1000:
                 self._policies[text] = policy
         return policy

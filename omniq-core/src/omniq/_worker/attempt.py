@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 
 from attrs import evolve
 
+from omniq._hook_calls import Around, Entered
 from omniq._tasks.context import CurrentTask, FailSignal, RetrySignal, TaskSignal, running
 from omniq._tasks.functions import TaskFunction
 from omniq._tasks.payloads import Codec
@@ -19,7 +20,7 @@ from omniq.errors import ArgumentsMismatch, NotCommitted, PayloadRejected, Seria
 from omniq.retry import Exponential
 from omniq.storage.durations import duration
 from omniq.storage.escaping import get_logger
-from omniq.task import Cancelled, Failed, Outcome, Progress, Released, Retry, StoredTask, Task, TaskError
+from omniq.task import Cancelled, Ending, Failed, Outcome, Progress, Released, Retry, StoredTask, Task, TaskError
 
 __all__ = [
     "Attempt",
@@ -66,6 +67,7 @@ class Attempt:
         "_undecided",
         "codec",
         "context",
+        "decided",
         "ended_at",
         "error",
         "function",
@@ -90,6 +92,8 @@ class Attempt:
         self.codec = codec
         self.context = CurrentTask(task, function, codec, on_progress)
         self.interruption: Interruption | None = None
+        self.decided = False
+        """Whether its own run has decided how it ended, see :meth:`decide`."""
         self.settled = False
         """Whether its outcome was taken; what it still returns plays no part."""
         self._undecided: list[None] = _UNCONTESTED
@@ -98,7 +102,7 @@ class Attempt:
         self.on_interrupt: Callable[[], None] | None = None
         """How whoever runs it stops it, where that can be done from outside; must be quick."""
         self.error: BaseException | None = None
-        """With what it failed, in this process, if it did."""
+        """What its function raised in this process, or why its arguments or its result could not be read or written."""
         self.queued_at = 0.0
         self.started_at = 0.0
         self.ended_at = 0.0
@@ -128,6 +132,14 @@ class Attempt:
             return False
         return True
 
+    def decide_itself(self) -> bool:
+        """Have its own run decide, before the hooks around it are told.
+
+        :return: False if its ending plays no part: its timeout has decided, or the worker has given it up.
+        """
+        self.decided = self._undecided is _UNCONTESTED or self.decide()
+        return self.decided and not self.settled
+
     def interrupt(self, why: Interruption) -> None:
         """Stop it: a coroutine by ``CancelledError``, a process by a kill, a thread by asking (``cancelled``)."""
         if self.interruption is None:
@@ -155,6 +167,8 @@ async def run_async(attempt: Attempt, loop_ends: Callable[[], bool] = lambda: Fa
     if attempt.loop_task is None:
         attempt.loop_task = asyncio.current_task()
     token = running.set(attempt.context)
+    around = attempt.codec.plugins.around_task
+    entered = None if around is None else _enter(attempt, around)
     attempt.started_at = time.perf_counter()
     call: _Arguments | None = None
     try:
@@ -164,17 +178,20 @@ async def run_async(attempt: Attempt, loop_ends: Callable[[], bool] = lambda: Fa
             value = await attempt.function.definition.function(*args, **kwargs)
         else:
             value = await _within(timeout, attempt, args, kwargs)
-        attempt.note_end()
-        return _succeeded(attempt, value)
+        outcome = _succeeded(attempt, value)
     except BaseException as error:  # a task's SystemExit is the task's, not the worker's
         attempt.note_end()
         if isinstance(error, asyncio.CancelledError) and loop_ends():
             _heed_end_of_loop(attempt)
-        return _ended_by(attempt, error, call)
-    finally:
-        # An interruption that comes from here on must not cancel what the executor still has to do.
-        attempt.loop_task = None
-        running.reset(token)
+        attempt.error = error
+        outcome = _ended_by(attempt, error, call)
+    attempt.note_end()
+    # An interruption that comes from here on must not cancel what the executor still has to do.
+    attempt.loop_task = None
+    if entered is not None:
+        _leave(attempt, entered, outcome)
+    running.reset(token)
+    return outcome
 
 
 def _heed_end_of_loop(attempt: Attempt) -> None:
@@ -198,18 +215,39 @@ def run_sync(attempt: Attempt) -> Outcome:
     if attempt.interruption is not None:
         return interrupted(attempt)
     token = running.set(attempt.context)
+    around = attempt.codec.plugins.around_task
+    entered = None if around is None else _enter(attempt, around)
     attempt.started_at = time.perf_counter()
     call: _Arguments | None = None
     try:
         args, kwargs = call = attempt.codec.decode_arguments(attempt.task, attempt.function.definition.types[0])
         value = attempt.function.definition.function(*args, **kwargs)
-        attempt.note_end()
-        return _succeeded(attempt, value)
+        outcome = _succeeded(attempt, value)
     except BaseException as error:  # a task's SystemExit is the task's, not the worker's
         attempt.note_end()
-        return _ended_by(attempt, error, call)
-    finally:
-        running.reset(token)
+        attempt.error = error
+        outcome = _ended_by(attempt, error, call)
+    attempt.note_end()
+    if entered is not None:
+        _leave(attempt, entered, outcome)
+    running.reset(token)
+    return outcome
+
+
+def _enter(attempt: Attempt, around: Around) -> Entered:
+    """Enter the hooks around an attempt, in the context in which its function is about to run."""
+    task = attempt.task
+    return around(task=task, worker=task.worker or "")
+
+
+def _leave(attempt: Attempt, entered: Entered, outcome: Outcome) -> None:
+    """Leave the hooks around an attempt, of which the outcome is known and not recorded yet."""
+    if attempt.context.is_forked:
+        return  # it is about to be ended: the hooks are left where they were entered
+    error = attempt.error
+    if error is not None and _signal(error) is not None:
+        error = None
+    entered.leave(Ending(outcome=outcome, error=error, seconds=attempt.seconds, taken=attempt.decide_itself()))
 
 
 def timed_out(attempt: Attempt) -> Outcome:
@@ -238,6 +276,7 @@ def _succeeded(attempt: Attempt, value: Any) -> Outcome:
         return attempt.codec.success(task, value, attempt.function.definition.types[1])
     except SerializationError as error:
         # The work is done; doing it again would end the same way.
+        attempt.error = error
         return Failed(id=task.id, delivery=task.delivery, error=describe_error(error))
 
 

@@ -242,7 +242,7 @@ class PoolExecutor(TaskExecutor):
 
     def _deliver(self, attempt: Attempt, outcome: Outcome) -> bool:
         """Hand an outcome to the loop; whether this thread shall go on."""
-        if not attempt.decide():
+        if not (attempt.decided or attempt.decide()):
             return False  # its timeout was over, and another thread took this one's place
         self._outcomes.append((attempt, outcome))
         if not self._collecting:
@@ -308,6 +308,8 @@ class ThreadExecutor(PoolExecutor):
 
     def _check_timeout(self, attempt: Attempt) -> None:
         del self._timeouts[attempt]
+        if attempt.decided:
+            return
         left = (attempt.task.timeout or 0.0) - attempt.seconds
         if left > 0:
             self._watch(attempt, left)

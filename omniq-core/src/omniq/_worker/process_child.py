@@ -8,6 +8,7 @@ started, and never will be.
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import multiprocessing
 import os
 import resource
@@ -128,7 +129,8 @@ def _run(
     function: TaskFunction[Any, Any], codec: Codec, task: Task, on_progress: Callable[[Task, Progress], None]
 ) -> tuple[Outcome, float]:
     attempt = Attempt(task, function, codec, on_progress)
-    return run_sync(attempt), attempt.seconds
+    # In a copy of the context, as on a thread: what a task sets the next one does not see.
+    return contextvars.copy_context().run(run_sync, attempt), attempt.seconds
 
 
 def _ticket(tickets: int) -> bool:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 
 from attrs import evolve
 
+from omniq._tasks.enqueueing import enqueueing
 from omniq._tasks.payloads import Codec
 from omniq._tasks.policies import decode_value
 from omniq._worker.firing import MOST_MADE_UP, advance, brought_nearer, without_excess
@@ -23,8 +24,9 @@ from omniq.schedule import Overlap, Schedule
 from omniq.storage import Enqueued, Storage
 from omniq.storage.escaping import get_logger, shown
 from omniq.storage.outages import Outage
+from omniq.task import NewTask
 
-__all__ = ["Scheduler", "live_tasks", "note_holder"]
+__all__ = ["Scheduler", "fire", "live_tasks", "note_holder"]
 
 _log = get_logger("omniq.scheduler")
 
@@ -152,7 +154,7 @@ class Scheduler:
         advanced, tasks = advance(schedule, trigger, now, last_run_is_live=live)
         # Under the key that signs now, should it have been signed with one that only verifies by now.
         advanced = self._codec.sign_schedule(advanced)
-        stored = await self._storage.fire(advanced, [self._codec.sign(task) for task in tasks])
+        _, stored = await fire(self._storage, self._codec, advanced, tasks)
         if stored is None:
             return False
         await note_holder(self._storage, advanced, stored)
@@ -207,6 +209,23 @@ class Scheduler:
         if isinstance(error, PayloadRejected) and self._on_rejected is not None:
             self._on_rejected("omniq_schedule_rejected", schedule=schedule, reason=told)
         self._aside[schedule.id] = schedule, time.monotonic() + SET_ASIDE_SECONDS
+
+
+async def fire(
+    storage: Storage, codec: Codec, fired: Schedule, tasks: Sequence[NewTask]
+) -> tuple[Sequence[NewTask], Sequence[Enqueued] | None]:
+    """Store the tasks of a schedule's runs together with what the schedule says afterwards.
+
+    :param codec: signs the tasks.
+    :return: the tasks as they were stored, and what the store answered: None if the schedule was changed meanwhile.
+    """
+    tasks = [codec.sign(task) for task in tasks]
+    around = codec.plugins.around_enqueue
+    if around is None or not tasks:
+        return tasks, await storage.fire(fired, tasks)
+    with enqueueing(around, codec, tasks) as entered:
+        entered.stored = await storage.fire(fired, entered.tasks)
+    return entered.tasks, entered.stored
 
 
 async def live_tasks(storage: Storage, schedule: Schedule) -> list[str]:
