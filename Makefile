@@ -28,7 +28,7 @@ endif
 endif
 endif
 
-.PHONY: help demo test test-long lint types docs bench map size wheels coverage format clean
+.PHONY: help demo test test-long lint types docs site bench map size wheels coverage format clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -58,6 +58,9 @@ types: $(VENV)/.dev ## mypy, strict: each distribution alone, then all of it wit
 docs: $(VENV)/.dev ## run every code block of the documentation
 	$(BIN)/python -m pytest tests/docs
 
+site: $(VENV)/.dev ## make a site of the documentation, in site/
+	$(BIN)/python -m sphinx --fail-on-warning --quiet --doctree-dir site/.doctrees docs site
+
 bench: $(VENV)/.dev ## measure speed (BENCH_ARGS="--help" lists what)
 	$(BIN)/python tests/bench/run.py $(BENCH_ARGS)
 
@@ -82,7 +85,7 @@ format: $(VENV)/.dev ## put the code into its form
 	$(BIN)/ruff format
 
 clean: ## remove the environment and all that was built
-	rm -rf "$(VENV)" dist bench-results htmlcov .coverage .coverage.* \
+	rm -rf "$(VENV)" dist site bench-results htmlcov .coverage .coverage.* \
 		.hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

@@ -1,0 +1,59 @@
+"""The documentation as a site: it can be made without a warning, and every page can be reached."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.docs.pages import DOCS, PAGES
+
+# One process makes the site, for all of these tests.
+pytestmark = pytest.mark.xdist_group("site")
+LINK = re.compile(r'href="([^"#:?]+\.html)')
+LOADED = re.compile(r'<(?:script|img|link)\b[^>]*\b(?:src|href)="(https?:[^"]*)"')
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a site made of the documentation."""
+    folder = tmp_path_factory.mktemp("site")
+    command = [
+        sys.executable,
+        "-m",
+        "sphinx",
+        "--fail-on-warning",
+        "--quiet",
+        "--doctree-dir",
+        str(folder / "doctrees"),
+    ]
+    done = subprocess.run(
+        [*command, str(DOCS), str(folder / "html")], capture_output=True, text=True, timeout=200, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return folder / "html"
+
+
+def test_every_page_can_be_reached_from_the_first(site: Path) -> None:
+    reached: set[Path] = set()
+    ahead = [site / "index.html"]
+    while ahead:
+        page = ahead.pop()
+        if page not in reached:
+            reached.add(page)
+            ahead += [(page.parent / link).resolve() for link in LINK.findall(page.read_text(encoding="utf-8"))]
+
+    assert {site / path.relative_to(DOCS).with_suffix(".html") for path in PAGES if DOCS in path.parents} <= reached
+
+
+def test_a_page_loads_nothing_from_elsewhere(site: Path) -> None:
+    assert [link for page in site.rglob("*.html") for link in LOADED.findall(page.read_text(encoding="utf-8"))] == []
+
+
+def test_the_docstrings_of_public_names_are_on_a_page(site: Path) -> None:
+    page = (site / "reference" / "docstrings.html").read_text(encoding="utf-8")
+
+    assert all(f'id="omniq.{name}"' in page for name in ("TaskQueue.enqueue_many", "TaskFunction.using", "TaskFailed"))
