@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 from collections.abc import Iterator, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -322,6 +323,52 @@ def test_arguments_cannot_command_the_terminal(shop: TaskQueue, capsys: pytest.C
 
     assert main(["tasks", "show", URL, task_id]) == 0
     assert details(capsys.readouterr().out)["arguments"] == r'"a\x9b2J\u202e"  (as stored)'
+
+
+def test_why_a_task_waits_is_said_reason_by_reason_and_shown_with_the_rest(
+    mixed: dict[str, str], shop: TaskQueue, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shop.pause("default")
+    last = enqueue(shop, "talk")
+
+    for app in ("shop:queue", URL):
+        assert main(["tasks", "why", app, last[-12:]]) == 0
+        assert capsys.readouterr().out.splitlines() == [
+            "its queue 'default' is paused: omniq queues resume lets it go on",
+            "no worker is alive: start one with omniq worker",
+            "up to 1 ready task of queue 'default' is ahead of it",
+        ]
+    assert main(["tasks", "show", URL, last]) == 0
+    assert details(capsys.readouterr().out)["why"] == "its queue 'default' is paused: omniq queues resume lets it go on"
+    assert main(["tasks", "show", URL, mixed["running"]]) == 0
+    assert details(capsys.readouterr().out)["why"].startswith("it runs on worker the-worker since ")
+    assert main(["tasks", "show", URL, mixed["failed"]]) == 0
+    assert "why" not in details(capsys.readouterr().out)  # its state, its error and its times say it all
+
+
+def test_why_a_task_waits_is_said_to_programs(mixed: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["tasks", "why", URL, mixed["scheduled"], "--json"]) == 0
+    first, second = json.loads(capsys.readouterr().out)
+    assert (first["kind"], second["kind"]) == ("delayed", "no worker")
+    assert first["fields"] == {"at": shown_at(first), "error": None}
+    assert first["text"].startswith("it waits for its time: it is due at ")
+    assert main(["tasks", "show", URL, mixed["scheduled"], "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert [reason["kind"] for reason in shown["why"]] == ["delayed", "no worker"]
+    assert shown["run_at"] == first["fields"]["at"]
+
+
+def shown_at(reason: dict[str, Any]) -> str:
+    at: str = reason["fields"]["at"]
+    assert datetime.fromisoformat(at).tzinfo is not None
+    return at
+
+
+@pytest.mark.usefixtures("mixed")
+def test_why_of_a_task_that_is_not_there_fails_and_says_where_it_looked(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["tasks", "why", URL, NOWHERE]) == 1
+    assert f"{NOWHERE}" in (said := capsys.readouterr().err)
+    assert "looked in namespace omniq of sqlite:///jobs.db" in said
 
 
 def test_json_shows_everything(mixed: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:

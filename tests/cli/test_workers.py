@@ -69,6 +69,7 @@ def test_what_a_worker_tells_about_itself_is_shown(store: TaskQueue, capsys: pyt
         concurrency=1200,
         slots={"loop": 1200, "thread": 20, "process": 2},
         lease=30.0,
+        recover_every=15.0,
         serializers=("json",),
         function_count=0,
         labels={"zone": "a", "rack": "7\x1b[31m"},

@@ -60,6 +60,7 @@ def commands(store: Path, task_id: str) -> list[list[str]]:
     return [
         ["tasks", "list", url],
         ["tasks", "show", url, task_id],
+        ["tasks", "why", url, task_id],
         ["tasks", "retry", url, task_id, "--dry-run"],
         ["queues", "list", url],
         ["queues", "pause", url, "default" + HOSTILE],

@@ -9,6 +9,8 @@ import importlib as _importlib
 import typing as _typing
 
 if _typing.TYPE_CHECKING:
+    from omniq._client.explain import Reason as Reason
+    from omniq._client.explain import ReasonKind as ReasonKind
     from omniq._client.queue import TaskQueue as TaskQueue
     from omniq._tasks.context import CurrentTask as CurrentTask
     from omniq._tasks.context import current_task as current_task
@@ -107,6 +109,10 @@ _HOMES = {
         "hookimpl",
         "hookspec",
     ),
+    "omniq._client.explain": (
+        "Reason",
+        "ReasonKind",
+    ),
     "omniq._client.queue": ("TaskQueue",),
     "omniq.retry": (
         "Exponential",
@@ -159,6 +165,8 @@ __all__ = [
     "PluginConflict",
     "Progress",
     "QueueStats",
+    "Reason",
+    "ReasonKind",
     "ResultTimeout",
     "RetryPolicy",
     "Schedule",

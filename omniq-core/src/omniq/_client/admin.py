@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
+from omniq._client.explain import Reason, explained
 from omniq._runtime.connections import Connections
 from omniq._runtime.sync import sync
 from omniq._tasks.options import check_queue
@@ -105,6 +106,17 @@ class Control:
         return [as_worker_info(worker) for worker in await (await self._storage()).workers()]
 
     workers = sync(aworkers)
+
+    async def aexplain(self, task_id: str) -> list[Reason]:
+        """Return why a task is not running: what holds it back, or what has become of it; else what it does.
+
+        :param task_id: the task's id.
+        :return: at least one reason, the one to see to first at the beginning.
+        :raises TaskNotFound: if it is not in the store.
+        """
+        return await explained(await self._storage(), await self.arecord(task_id))
+
+    explain = sync(aexplain)
 
     # Doing
 

@@ -13,7 +13,7 @@ from omniq.errors import ArgumentsMismatch, UnknownTask
 from omniq.retry import Exponential
 from omniq.task import Failed, Released, Task, TaskError
 
-__all__ = ["PUT_BACK_LIMIT", "put_back"]
+__all__ = ["PUT_BACK_LIMIT", "put_back", "times_put_back"]
 
 PUT_BACK_LIMIT = 20
 """How often such a task is put back before it fails: for about half an hour of deployment."""
@@ -28,6 +28,15 @@ _MENDS = {
 }
 
 
+def times_put_back(error: TaskError | None) -> int:
+    """Return how often a task was put back because its worker could not run it.
+
+    :param error: the task's error, which holds the count.
+    """
+    found = None if error is None else _COUNT.search(error.message)
+    return int(found[1]) if found else 0
+
+
 def put_back(task: Task, error: UnknownTask | ArgumentsMismatch) -> Released | Failed:
     """Return the outcome of a task that this worker cannot run.
 
@@ -39,8 +48,7 @@ def put_back(task: Task, error: UnknownTask | ArgumentsMismatch) -> Released | F
     reason = str(error).encode("utf-8", "backslashreplace").decode()
     if len(reason) > _LONGEST_REASON:
         reason = f"{reason[:_LONGEST_REASON]}…"
-    found = None if task.error is None else _COUNT.search(task.error.message)
-    count = int(found[1]) if found else 0
+    count = times_put_back(task.error)
     if count >= PUT_BACK_LIMIT:
         # Not in the words of a count: a task that is retried starts anew.
         message = f"{reason}; the task went back {count} times. {_MENDS[kind]}"

@@ -228,7 +228,8 @@ class Worker:
 
     def _describe(self, started_at: datetime) -> WorkerAbout:
         # On the heartbeat's thread: of what may change meanwhile a copy is taken in one step.
-        functions = list(self.queue.runnable)
+        functions = dict(self.queue.runnable)
+        named = some_names(functions)
         return WorkerAbout(
             hostname=socket.gethostname(),
             pid=os.getpid(),
@@ -238,9 +239,11 @@ class Worker:
             concurrency=self.concurrency,
             slots={kind: executor.slots for kind, executor in self._executors.items()},
             lease=self.lease,
+            recover_every=self.recover_every,
             serializers=self.queue.codec.accepted,
-            functions=some_names(functions),
+            functions=named,
             function_count=len(functions),
+            process_functions=tuple(name for name in named if functions[name].definition.executor == "process"),
             labels=self.labels,
         )
 

@@ -20,8 +20,8 @@ __all__ = ["WorkerAbout", "WorkerInfo", "as_worker_info", "check_labels", "dump_
 MOST_LABELS = 20
 LONGEST_LABEL = 100
 MOST_NAMES = 500
-LARGEST_NAMES = 30_000
-"""Bytes that all names of functions may take, as JSON."""
+LARGEST_NAMES = 20_000
+"""Bytes that all names of functions may take, as JSON; those that run on processes are told twice."""
 
 
 @frozen(kw_only=True)
@@ -42,12 +42,16 @@ class WorkerAbout:
     """How many of them on each executor: ``loop``, ``thread``, ``process``."""
     lease: float
     """Seconds."""
+    recover_every: float
+    """Seconds between two looks for tasks whose lease has run out, give or take a quarter."""
     serializers: tuple[str, ...]
     """The names of those that it accepts."""
     functions: tuple[str, ...] = field(default=())
     """The names of the functions that it can run; of many the first 500 by name, or fewer if the names are long."""
     function_count: int
     """How many functions it can run."""
+    process_functions: tuple[str, ...] = field(default=())
+    """Those of ``functions`` that run on processes."""
     labels: Mapping[str, str] = field(factory=dict)
     """Labels set where the worker was started, such as its zone."""
 
@@ -112,9 +116,11 @@ def load_about(text: str) -> WorkerAbout | None:
             concurrency=_is(told["concurrency"], int),
             slots=_mapping(told["slots"], int),
             lease=float(_is(told["lease"], int, float)),
+            recover_every=float(_is(told["recover_every"], int, float)),
             serializers=_texts(told["serializers"]),
             functions=_texts(told["functions"]),
             function_count=_is(told["function_count"], int),
+            process_functions=_texts(told.get("process_functions", [])),
             labels=_mapping(told.get("labels", {}), str),
         )
     except (ValueError, TypeError, LookupError, RecursionError):

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from attrs import frozen
 
+from omniq._client.explain import Reason
 from omniq._client.queue import TaskQueue
 from omniq.cli.columns import Column, Table, shortened
 from omniq.cli.short_ids import short_id
@@ -22,7 +23,7 @@ from omniq.cli.wording import ago, exact, relative, rough_duration
 from omniq.serialization.signing import unsealed
 from omniq.task import Progress, Task, TaskState
 
-__all__ = ["STYLES", "arguments_json", "arguments_text", "as_json", "as_lines", "task_table"]
+__all__ = ["STYLES", "arguments_json", "arguments_text", "as_json", "as_lines", "reasons_json", "task_table"]
 
 T = TypeVar("T")
 
@@ -81,9 +82,12 @@ def _when(task: Task, now: datetime) -> str:
 # One task, for people
 
 
-def as_lines(task: Task, queue: TaskQueue, screen: Screen, now: datetime) -> Iterator[str]:
-    """Yield everything about a task as lines for people."""
-    for label, text, *styles in _details(task, queue, now):
+def as_lines(task: Task, queue: TaskQueue, screen: Screen, now: datetime, why: Sequence[Reason] = ()) -> Iterator[str]:
+    """Yield everything about a task as lines for people.
+
+    :param why: why it is not running; the first reason is shown.
+    """
+    for label, text, *styles in _details(task, queue, now, why):
         yield f"{screen.styled(f'{label:<9}', 'dim')}  {screen.styled(text, *styles)}"
     if task.error is not None and task.error.traceback:
         yield ""
@@ -93,12 +97,14 @@ def as_lines(task: Task, queue: TaskQueue, screen: Screen, now: datetime) -> Ite
 Detail = tuple[str, ...]
 
 
-def _details(task: Task, queue: TaskQueue, now: datetime) -> Iterator[Detail]:
+def _details(task: Task, queue: TaskQueue, now: datetime, why: Sequence[Reason]) -> Iterator[Detail]:
     yield "task", task.id
     yield "name", task.name, "bold"
     yield "queue", task.queue
     asked = ", asked to stop" if task.cancel_requested else ""
     yield "state", f"{task.state} {_when(task, now)}{asked}", *STYLES.get(task.state, ())
+    if why and not task.state.is_final:  # else the rest says it all
+        yield "why", why[0].text
     yield "arguments", arguments_text(task, queue)
     yield from _attempts(task)
     yield from _times(task, now)
@@ -225,6 +231,20 @@ def as_json(task: Task, queue: TaskQueue) -> dict[str, Any]:
         "headers": dict(task.headers),
         "cancel_requested": task.cancel_requested,
     }
+
+
+def reasons_json(reasons: Sequence[Reason]) -> list[dict[str, Any]]:
+    """Return reasons as what ``--json`` prints."""
+    return [
+        {
+            "kind": reason.kind.value,
+            "text": reason.text,
+            "fields": {
+                name: _iso(value) if isinstance(value, datetime) else value for name, value in reason.fields.items()
+            },
+        }
+        for reason in reasons
+    ]
 
 
 def _iso(moment: datetime | None) -> str | None:

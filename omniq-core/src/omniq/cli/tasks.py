@@ -1,4 +1,4 @@
-"""``omniq tasks``: finds tasks, shows everything about one, and cancels, retries or deletes any number of them."""
+"""``omniq tasks``: finds tasks, shows everything about one and why it waits, and cancels, retries or deletes many."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from omniq.cli.failures import OperationFailed, UsageError
 from omniq.cli.groups import Action, add_actions, run_action
 from omniq.cli.short_ids import whole_ids
 from omniq.cli.task_control import CANCEL, DELETE, RETRY, act, add_verb, full_name
-from omniq.cli.task_records import as_json, as_lines, task_table
+from omniq.cli.task_records import as_json, as_lines, reasons_json, task_table
 from omniq.cli.terminal import Screen
 from omniq.errors import TaskNotFound
 from omniq.storage import TaskPage
@@ -145,17 +145,48 @@ def _show(options: argparse.Namespace) -> int:
         task = queue.get(task_id)
         if task is None:
             raise OperationFailed(f"{TaskNotFound(options.id)}; looked in {place_of(queue)}")
+        why = queue.explain(task_id)
         if options.json:
-            screen.say_lines(json.dumps(as_json(task, queue), indent=2))
+            screen.say_lines(json.dumps({**as_json(task, queue), "why": reasons_json(why)}, indent=2))
             return 0
-        for line in as_lines(task, queue, screen, now_of(queue)):
+        for line in as_lines(task, queue, screen, now_of(queue), why):
             screen.say(line)
+    return 0
+
+
+def _configure_why(parser: argparse.ArgumentParser) -> None:
+    describe(
+        parser,
+        "Say why a task is not running: each reason on a line, the one to see to first at the beginning.\n"
+        "Of a task that runs: where, since when, and what has become of a cancellation or of its lease.",
+        "omniq tasks why shop.tasks:queue 0196f0c4-52a1-7c3e-9f0b-6d1a2b3c4d5e\n"
+        "omniq tasks why sqlite:///jobs.db 6d1a2b3c4d5e --json",
+    )
+    add_app(parser, or_url=True)
+    parser.add_argument("id", type=text, metavar="ID", help="the task's id, or the last 12 characters of it")
+    add_json(parser)
+
+
+def _why(options: argparse.Namespace) -> int:
+    screen = Screen()
+    with open_queue(options.app) as queue:
+        (task_id,) = whole_ids(queue, [options.id])
+        try:
+            reasons = queue.explain(task_id)
+        except TaskNotFound as error:
+            raise OperationFailed(f"{error}; looked in {place_of(queue)}") from error
+        if options.json:
+            screen.say_lines(json.dumps(reasons_json(reasons), indent=2))
+            return 0
+        for reason in reasons:
+            screen.say(reason.text)
     return 0
 
 
 ACTIONS = {
     "list": Action("show tasks, the latest first", _configure_list, _list),
     "show": Action("show everything about one task", _configure_show, _show),
+    "why": Action("say why a task is not running", _configure_why, _why),
     "cancel": Action(
         "cancel tasks that wait; ask running ones to stop",
         lambda parser: add_verb(parser, CANCEL),
