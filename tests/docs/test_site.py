@@ -21,18 +21,9 @@ LOADED = re.compile(r'<(?:script|img|link)\b[^>]*\b(?:src|href)="(https?:[^"]*)"
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of a site made of the documentation."""
     folder = tmp_path_factory.mktemp("site")
-    command = [
-        sys.executable,
-        "-m",
-        "sphinx",
-        "--fail-on-warning",
-        "--quiet",
-        "--doctree-dir",
-        str(folder / "doctrees"),
-    ]
-    done = subprocess.run(
-        [*command, str(DOCS), str(folder / "html")], capture_output=True, text=True, timeout=200, check=False
-    )
+    options = ["--fail-on-warning", "--quiet", "--doctree-dir", str(folder / "doctrees")]
+    command = [sys.executable, "-m", "sphinx", *options, str(DOCS), str(folder / "html")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stderr
     return folder / "html"
 
