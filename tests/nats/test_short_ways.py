@@ -136,6 +136,52 @@ async def test_a_large_task_wakes_a_worker_too(nats_server: NatsServer) -> None:
         assert [one.body for one in await work(worker, 1)] == [new.body]
 
 
+# Reading on before a claim needs it
+
+
+async def enqueue_singles(producer: NatsStorage, count: int) -> list[str]:
+    """Enqueue tasks one by one; return their ids."""
+    tasks = [task() for _ in range(count)]
+    for new in tasks:
+        await producer.enqueue([new])
+    return [new.id for new in tasks]
+
+
+async def test_a_claim_of_a_long_line_does_not_wait_for_a_read(
+    nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = fresh(nats_server.url)
+    async with opened(url) as worker, opened(url) as producer:
+        ids = await enqueue_singles(producer, 60)
+        assert worker._opened is not None
+        state_store = worker._opened.state_store
+        claimed = []
+        for _ in range(4):  # as many as the first claim read
+            claimed += await work(worker, 10)
+            await await_until(lambda: not state_store._chores)
+
+        async def never(*_: object, **__: object) -> object:
+            raise AssertionError("a claim had to read")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(state_store.transport, "scan", never)
+            claimed += await work(worker, 10)
+        claimed += await work(worker, 10)
+        assert [one.id for one in claimed] == ids
+
+
+async def test_what_was_read_ahead_is_neither_given_twice_nor_passed_over(nats_server: NatsServer) -> None:
+    url = fresh(nats_server.url)
+    async with opened(url) as first, opened(url) as second, opened(url) as producer:
+        ids = await enqueue_singles(producer, 100)
+        more = asyncio.create_task(enqueue_singles(producer, 100))
+        claimed: list[str] = []
+        while len(claimed) < 200:
+            for part in await asyncio.gather(work(first, 7), work(second, 5), work(first, 3)):
+                claimed += [one.id for one in part]
+        assert sorted(claimed) == sorted(ids + await more)
+
+
 # Looking where a task was a moment ago
 
 

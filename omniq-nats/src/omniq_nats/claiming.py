@@ -263,6 +263,8 @@ async def _take_all(
             now,
             claimed,
         )
+        if name in queue_state.lines and state_store.task_lookup.runs_short(queue_state, name, room):
+            state_store.later(state_store.task_lookup.read_on(queue_state.queue, name, room))
         for batch in line.passed:
             changed = True
             if batch.problem is not None:

@@ -286,9 +286,8 @@ class Connection:
         question = self._questions.get(message.subject.rpartition(".")[2])
         if question is None or question.future.done():
             return
-        headers = message.headers
-        if question.several and headers is not None and "Status" not in headers and "Nats-Sequence" in headers:
-            question.found.append(_stored(message))
+        if question.several and (place := message.stored_as()) is not None:
+            question.found.append(Stored(*place, message.data))
             return
         question.future.set_result(message)
 
@@ -456,9 +455,3 @@ async def _cancellable(work: Awaitable[T]) -> T:
     if task is not None and task.cancelling() > before:
         raise asyncio.CancelledError
     return result
-
-
-def _stored(message: Message) -> Stored:
-    headers = message.headers
-    assert headers is not None
-    return Stored(headers["Nats-Subject"], int(headers["Nats-Sequence"]), message.data)

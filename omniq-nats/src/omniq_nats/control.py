@@ -138,7 +138,7 @@ class Control:
             ):
                 return False, False
             entry = entry_of(batch, index)
-            unique = batch.order(index).unique
+            unique = batch.rows[index][4]
             if unique is not None and not await self._take_key(queue_state, unique, entry.id):
                 return False, False
             now = self._state_store.clock.now()

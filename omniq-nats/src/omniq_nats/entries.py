@@ -90,19 +90,19 @@ def check_slot(entry: Entry) -> None:
 
 def entry_of(batch: TaskBatch, index: int) -> Entry:
     """Return an entry for a task to which nothing has happened yet."""
-    order = batch.order(index)
+    row = batch.rows[index]
     return Entry(
-        id=order.id,
+        id=row[0],
         batch=batch.name,
         index=index,
         seq=batch.seq,
         size=len(batch),
         ttl=batch.ttl,
         rank=batch.rank(index),
-        priority=order.priority,
-        at=order.run_at,
-        max_retries=order.fields[7],
-        expires=order.expires,
+        priority=batch.priority(index),
+        at=batch.run_at(index),
+        max_retries=row[7],
+        expires=row[3],
     )
 
 

@@ -8,10 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Iterator, MutableMapping
-from operator import attrgetter
 from typing import Any
-
-from attrs import fields
 
 from omniq.storage.validation import UNREADABLE, corrupt
 from omniq_nats.entries import Entry, check_slot
@@ -31,7 +28,7 @@ class Pending:
     :param end record: None: it is in the JSON.
     """
 
-    __slots__ = ("_end_record", "_json", "_row", "id", "since", "version")
+    __slots__ = ("_end_record", "_json", "_line", "_row", "id", "since", "version")
 
     def __init__(
         self, task_id: str, version: int, since: int, row: list[Any] | bytes, end_record: EndRecord | None = None
@@ -42,6 +39,7 @@ class Pending:
         self._json = row if isinstance(row, bytes) else None
         self._row = None if isinstance(row, bytes) else row
         self._end_record = end_record
+        self._line: bytes | None = None
 
     @classmethod
     def of(cls, entry: Entry, end_record: EndRecord) -> Pending:
@@ -102,10 +100,14 @@ class Pending:
 
     def line(self) -> bytes:
         """Return it as a line."""
-        if self._json is None:
-            assert self._end_record is not None
-            self._json = f"{_encode(self._row)[:-1]},{self._end_record.text}]".encode()
-        return b"%s %d %d %s" % (token(self.id).encode(), self.version, self.since, self._json)
+        if self._line is None:
+            if self._json is None:
+                assert self._end_record is not None
+                batch, index, seq, size, ttl = self.row
+                text = self._end_record.text
+                self._json = f"[{_encode(batch)},{index},{seq},{size},{ttl!r},{text}]".encode()
+            self._line = b"%s %d %d %s" % (token(self.id).encode(), self.version, self.since, self._json)
+        return self._line
 
 
 def read_pending(lines: Iterable[bytes]) -> dict[str, Pending]:
@@ -192,10 +194,17 @@ def _write_entry(entry: Entry) -> bytes:
     name = token(entry.id)
     # The batch of a single task is named after it.
     batch = entry.batch.removesuffix(name) if entry.batch.endswith(f"-{name}") else entry.batch
-    row = [batch, *_rest(entry)]
-    while row[-1] is None or row[-1] is False:
-        del row[-1]  # as it is where nothing else is said
-    return b"%s %s" % (name.encode(), _dumps(row))
+    # Put together by hand, which takes a third of the time: each claim writes a line for each task.
+    expires = "null" if entry.expires is None else entry.expires
+    row = (
+        f"{name} [{_encode(batch)},{entry.index},{entry.seq},{entry.size},{entry.ttl!r},{entry.rank},{entry.priority},"
+        f"{entry.at},{entry.max_retries},{expires},{_FLAGS[entry.expired_order]},{entry.attempt},{entry.delivery},"
+        f"{_encode(entry.worker)},{entry.started},{entry.until}"
+    )
+    rest = [entry.has_error, entry.has_fate, entry.cancel, entry.progress]
+    while rest and not rest[-1]:
+        del rest[-1]  # as it is where nothing else is said
+    return (f"{row},{_encode(rest)[1:]}" if rest else f"{row}]").encode()
 
 
 def _read_entry(task_id: str, line: bytes) -> Entry:
@@ -209,11 +218,5 @@ def _read_entry(task_id: str, line: bytes) -> Entry:
     return entry
 
 
-_rest = attrgetter(*[attribute.name for attribute in fields(Entry)][2:])
-
-
-def _dumps(row: Any) -> bytes:
-    return _encode(row).encode()
-
-
+_FLAGS = {False: "false", True: "true"}
 _encode = json.JSONEncoder(separators=(",", ":")).encode

@@ -18,7 +18,6 @@ from functools import partial
 from importlib import metadata
 from typing import Any, TypeAlias
 
-from attrs import frozen
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
@@ -39,13 +38,41 @@ ROOM = 1024 * 1024
 """Bytes that may wait for the network before messages wait for it, too."""
 
 
-@frozen
 class Message:
-    """A message that came."""
+    """A message that came.
 
-    subject: str
-    data: bytes
-    headers: dict[str, str] | None = None
+    :param subject: on which it came.
+    :param data: its body.
+    :param headers: its headers, as they came or taken apart; None: it has none.
+    """
+
+    __slots__ = ("_headers", "data", "subject")
+
+    def __init__(self, subject: str, data: bytes, headers: bytes | dict[str, str] | None = None) -> None:
+        self.subject = subject
+        self.data = data
+        self._headers = headers
+
+    @property
+    def headers(self) -> dict[str, str] | None:
+        """Its headers; None: it has none."""
+        if isinstance(self._headers, bytes):
+            self._headers = _read_headers(self._headers)
+        return self._headers
+
+    def stored_as(self) -> tuple[str, int] | None:
+        """Return the subject and the sequence of the stored message that this is; None: it is none."""
+        raw = self._headers
+        if isinstance(raw, bytes):
+            # To take all of them apart takes longer than all else that is done for the message.
+            if raw.startswith(b"NATS/1.0\r\n"):
+                subject, seq = _find(raw, b"\r\nNats-Subject: "), _find(raw, b"\r\nNats-Sequence: ")
+                if subject and seq:
+                    return subject.decode(), int(seq)
+            return None
+        if raw is None or "Status" in raw or "Nats-Sequence" not in raw:
+            return None
+        return raw["Nats-Subject"], int(raw["Nats-Sequence"])
 
 
 Heard: TypeAlias = Callable[[Message], None]
@@ -212,7 +239,7 @@ class WireClient(Client):
             headers = None
             if words[0] == b"HMSG":
                 split = middle + int(words[-2])
-                headers = _read_headers(data[middle:split])
+                headers = data[middle:split]
                 middle = split
             start = end + 2
             _call(heard, Message(words[1].decode(), data[middle:end], headers))
@@ -241,7 +268,7 @@ class WireClient(Client):
             await super()._process_msg(*arguments, **named)
         else:
             _, subject, _, data, headers = arguments
-            _call(heard, Message(subject.decode(), data, _read_headers(headers) if headers else None))
+            _call(heard, Message(subject.decode(), data, bytes(headers) if headers else None))
 
 
 def _call(heard: Heard, message: Message) -> None:
@@ -249,6 +276,12 @@ def _call(heard: Heard, message: Message) -> None:
         heard(message)
     except Exception:  # anybody may have sent it, and the connection is not to suffer
         _log.exception("a message on %s could not be dealt with", message.subject)
+
+
+def _find(raw: bytes, name: bytes) -> bytes:
+    """Return what follows the last header of a name; empty: there is none."""
+    start = raw.rfind(name)
+    return raw[start + len(name) : raw.find(b"\r\n", start + 2)] if start >= 0 else b""
 
 
 def _read_headers(raw: bytes) -> dict[str, str]:

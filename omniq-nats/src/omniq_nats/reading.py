@@ -217,7 +217,7 @@ async def _tasks_of(
             error = end_record.error if end_record is not None and how.has_error else None
             tasks[batch.seq, index] = live_task(batch, how, state, error)
         elif how is READY:
-            state = READY if batch.order(index).run_at <= now else SCHEDULED
+            state = READY if batch.run_at(index) <= now else SCHEDULED
             tasks[batch.seq, index] = to_task(batch, index, state=state)
         elif how is ENDED and end_record is not None:
             tasks[batch.seq, index] = ended_task(batch, index, end_record)
@@ -342,8 +342,8 @@ async def _window(state_store: QueueStateStore, query: TaskQuery, start: int, en
 def _is_asked_for(batch: TaskBatch, index: int, query: TaskQuery) -> bool:
     if query.name is None and query.tag is None:
         return True
-    order = batch.order(index)
-    return (query.name is None or order.name == query.name) and (query.tag is None or query.tag in order.tags)
+    row = batch.rows[index]
+    return (query.name is None or row[6] == query.name) and (query.tag is None or query.tag in row[8])
 
 
 def _read_cursor(cursor: str) -> int:

@@ -20,7 +20,7 @@ from omniq_nats.transport import Stored
 __all__ = ["EndRecord", "ResultPage", "new_page", "number_on_page", "page_to_write", "read_page", "torn_fate"]
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, slots=False)  # with slots the first look at a cached property takes as long as its text
 class EndRecord:
     """What became of a task in the end, or, of one that waits for a retry, the error of its latest attempt."""
 

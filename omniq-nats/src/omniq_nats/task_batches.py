@@ -8,9 +8,10 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable
+from itertools import accumulate
 from typing import Any
 
-from attrs import define, field, frozen
+from attrs import define, field
 
 from omniq.errors import CorruptRecord
 from omniq.storage.validation import LONGEST_TEXT, UNREADABLE, check_task, corrupt, is_text, salvaged
@@ -32,7 +33,6 @@ from omniq_nats.times import from_micros, is_moment
 from omniq_nats.transport import Stored
 
 __all__ = [
-    "Order",
     "Page",
     "TaskBatch",
     "add_to_pages",
@@ -51,33 +51,6 @@ MOST_BYTES = 128 * 1024
 _MOST = 2**63
 PLACES = 1024
 """So many tasks at most in one atomic batch: their numbers in it tell them apart in the order of all tasks."""
-
-
-@frozen
-class Order:
-    """One task as it was enqueued: what claims and lists look at, and the rest."""
-
-    id: str
-    priority: int
-    run_at: int
-    expires: int | None
-    unique: str | None
-    place: int
-    """Its number among those that were enqueued together."""
-    fields: list[Any]
-    body: bytes
-
-    @property
-    def name(self) -> str:
-        """The name of the function."""
-        name: str = self.fields[6]
-        return name
-
-    @property
-    def tags(self) -> list[str]:
-        """The tags."""
-        tags: list[str] = self.fields[8]
-        return tags
 
 
 @define(eq=False)
@@ -118,26 +91,23 @@ class TaskBatch:
         """Return the number of a task in it."""
         return next((index for index, row in enumerate(self.rows) if row[0] == task_id), None)
 
-    def order(self, index: int) -> Order:
-        """Return one task."""
-        row = self.rows[index]
+    def run_at(self, index: int) -> int:
+        """Return when a task may start."""
+        at: int | None = self.rows[index][2]
+        return self.at if at is None else at
+
+    def priority(self, index: int) -> int:
+        """Return the priority of a task: where it is ready, that of the line in which it stands."""
+        priority: int = self.rows[index][1] if self.line == DUE_LINE else priority_of(self.line)
+        return priority
+
+    def body(self, index: int) -> bytes:
+        """Return the body of a task."""
+        if len(self.rows) == 1:
+            return self.blobs
         if self._offsets is None:
-            offsets = [0]
-            for other in self.rows:
-                offsets.append(offsets[-1] + other[9])
-            self._offsets = offsets
-        start = self._offsets[index]
-        priority = row[1] if self.line == DUE_LINE else priority_of(self.line)
-        return Order(
-            id=row[0],
-            priority=priority,
-            run_at=self.at if row[2] is None else row[2],
-            expires=row[3],
-            unique=row[4],
-            place=row[5],
-            fields=row,
-            body=self.blobs[start : start + row[9]],
-        )
+            self._offsets = [0, *accumulate(row[9] for row in self.rows)]
+        return self.blobs[self._offsets[index] : self._offsets[index + 1]]
 
 
 @define(eq=False)
@@ -272,9 +242,15 @@ def read_batch(stored: Stored) -> TaskBatch:
         )
 
 
+_decode = json.JSONDecoder().raw_decode
+
+
 def _read_home(stored: Stored, queue: str, line: str, kind: str, name: str) -> TaskBatch:
     head, _, blobs = stored.data.partition(b"\n")
-    told = json.loads(head)
+    # As json.loads does, which looks for the encoding and for spaces first.
+    told, end = _decode(text := head.decode())
+    if end != len(text):
+        raise ValueError("more follows what it says of its tasks")
     behind, rows = told["behind"], told["tasks"]
     if told["v"] != VERSION:
         raise ValueError(f"it is of version {told['v']!r:.20}")
@@ -375,22 +351,22 @@ def to_task(
 
     Where one of them is not what it must be, it is a record that failed and says so.
     """
-    order = batch.order(index)
-    row = order.fields
-    expires = order.expires if keeps_expiry else None
+    row = batch.rows[index]
+    body = batch.body(index)
+    expires = row[3] if keeps_expiry else None
     try:
         task = StoredTask(
-            id=order.id,
+            id=row[0],
             queue=batch.queue,
             name=row[6],
-            body=order.body,
-            priority=order.priority,
+            body=body,
+            priority=batch.priority(index),
             state=state,
             attempt=attempt,
             delivery=delivery,
             max_retries=row[7],
             created_at=from_micros(batch.at),
-            run_at=from_micros(order.run_at if run_at is None else run_at),
+            run_at=from_micros(batch.run_at(index) if run_at is None else run_at),
             started_at=None if started is None else from_micros(started),
             finished_at=None if finished is None else from_micros(finished),
             expires_at=None if expires is None else from_micros(expires),
@@ -406,6 +382,6 @@ def to_task(
         )
         return check_task(task)
     except UNREADABLE as wrong:
-        problem = corrupt("task", order.id, wrong, place=f"the record of queue {batch.queue!r}, or its results")
-        known = {"queue": batch.queue, "name": row[6], "body": order.body, "created_at": from_micros(batch.at)}
-        return salvaged(problem, order.id, known)
+        problem = corrupt("task", row[0], wrong, place=f"the record of queue {batch.queue!r}, or its results")
+        known = {"queue": batch.queue, "name": row[6], "body": body, "created_at": from_micros(batch.at)}
+        return salvaged(problem, row[0], known)

@@ -48,6 +48,16 @@ class _Part:
     start: int = 0
     end: int = 0
     batches: list[TaskBatch] = field(factory=list)
+    has_more: bool = False
+    """Whether there was more behind it when it was last read on."""
+    reading: asyncio.Lock = field(factory=asyncio.Lock)
+
+    def following(self, after: TaskBatch | None) -> TaskBatch | None:
+        """Return the first batch after one, or the first of all."""
+        for batch in self.batches:
+            if after is None or batch.seq > after.seq:
+                return batch
+        return None
 
     def trim(self, seq: int, taken: int) -> None:
         """Begin at a place; anew, if that lies before what is known."""
@@ -55,10 +65,13 @@ class _Part:
             self.batches.clear()
             self.start = self.end = seq
         self.start = seq
-        while self.batches and (
-            self.batches[0].seq < seq or (self.batches[0].seq == seq and len(self.batches[0]) <= taken)
-        ):
-            del self.batches[0]
+        passed = 0
+        for batch in self.batches:
+            if batch.seq > seq or (batch.seq == seq and len(batch) > taken):
+                break
+            passed += 1
+        if passed:
+            del self.batches[:passed]
 
 
 class TaskLookup:
@@ -249,25 +262,42 @@ class TaskLookup:
         part = self._ahead[queue_state.queue, line]
         place = queue_state.lines[line]
         part.trim(place[0], place[1])
-        for batch in part.batches:
-            if after is None or batch.seq > after.seq:
-                return batch
-        if known:
-            return None
+        batch = part.following(after)
+        if batch is not None or known:
+            return batch
         seen = self._transport.last_seen
-        # A claim that has to ask holds up the ends of tasks, which are written in the same step: it rather asks rarely.
-        count = max(4, min(256, AHEAD * wanted))
-        stored, _ = await self._transport.scan(
-            self._names.line(queue_state.queue, line), part.end, count, max_bytes=1024 * 1024
-        )
-        batches = [self.read(one) for one in stored]
-        if batches:
-            part.batches += batches
-            part.end = batches[-1].seq + 1
-            return batches[0]
+        async with part.reading:
+            # What was read meanwhile, ahead of need, may have it.
+            batch = part.following(after) or await self._read_on(part, queue_state.queue, line, wanted)
+        if batch is not None:
+            return batch
         if after is None and seen - place[0] > FAR_BEHIND:
             await self._skip(queue_state, line, seen)
         return None
+
+    async def _read_on(self, part: _Part, queue: str, line: str, wanted: int) -> TaskBatch | None:
+        """Read more of a line; return the first batch that came."""
+        start = part.end
+        # A claim that has to ask holds up the ends of tasks, which are written in the same step: it rather asks rarely.
+        count = max(4, min(256, AHEAD * wanted))
+        stored, left = await self._transport.scan(self._names.line(queue, line), start, count, max_bytes=1024 * 1024)
+        batches = [self.read(one) for one in stored]
+        if batches and part.end == start:
+            part.batches += batches
+            part.end = batches[-1].seq + 1
+            part.has_more = left > 0
+        return batches[0] if batches else None
+
+    def runs_short(self, queue_state: QueueState, line: str, wanted: int) -> bool:
+        """Return whether there is more in a line than what is known of it, and that is soon claimed."""
+        part = self._ahead[queue_state.queue, line]
+        return part.has_more and not part.reading.locked() and sum(map(len, part.batches)) < 2 * wanted
+
+    async def read_on(self, queue: str, line: str, wanted: int) -> None:
+        """Read more of a line ahead of need, so that no claim has to wait for it."""
+        part = self._ahead[queue, line]
+        async with part.reading:
+            await self._read_on(part, queue, line, wanted)
 
     async def look_into(self, queue_state: QueueState, lines: Sequence[str], wanted: int) -> set[str]:
         """Look ahead in several lines at once; give those in which there is nothing."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import time
 from datetime import UTC, datetime, timedelta
@@ -22,6 +23,7 @@ def micros(when: datetime) -> int:
     return (when - _EPOCH) // _MICROSECOND
 
 
+@functools.lru_cache(maxsize=256)  # tasks that are claimed or enqueued together have the same ones
 def from_micros(value: int) -> datetime:
     """Return microseconds as a point in time, in UTC."""
     return _EPOCH + timedelta(microseconds=value)

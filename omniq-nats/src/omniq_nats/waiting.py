@@ -169,7 +169,7 @@ class Waiting:
         self._transport.note(stored.seq, stored)
         if line_in(stored.subject) != DUE_LINE:
             return 0
-        return self._state_store.task_lookup.read(stored).order(0).run_at
+        return self._state_store.task_lookup.read(stored).run_at(0)
 
     async def _glance(self, queues: Sequence[str]) -> _Look | None:
         """Say what a look would find, if that is known without a question, as it mostly is right after a claim."""
@@ -225,7 +225,7 @@ class Waiting:
                 seq, taken = queue_state.lines[line]
                 for index in range(taken if batch.seq == seq else 0, len(batch)):
                     if queue_state.left_out(line, batch.seq, index) is None:
-                        yield batch.order(index).run_at
+                        yield batch.run_at(index)
                         is_over = line != DUE_LINE
                         if is_over:
                             break
