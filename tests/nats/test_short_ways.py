@@ -449,4 +449,6 @@ async def test_neighbours_that_share_a_page_of_results_are_removed_one_by_one(na
         assert storage._opened is not None
         names = storage._opened.state_store.names
         stored = await storage._opened.transport.subjects(f"{names.root}.>")
-        assert sorted(stored) == sorted([names.queue_state("work"), names.reserve, f"{names.root}.w.="])
+        assert sorted(stored) == sorted(
+            [names.queue_state("work"), names.note("work", "p0"), names.reserve, f"{names.root}.w.="]
+        )

@@ -9,17 +9,19 @@ import asyncio
 import contextlib
 import json
 import threading
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
 from omniq import TaskQueue, TaskState
 from omniq.errors import CorruptRecord
-from omniq.storage import Storage
+from omniq.storage import Lease, LeaseState, Storage
 from omniq.storage.ids import new_id
-from omniq.task import NewTask, Succeeded
+from omniq.task import Cancelled, Failed, NewTask, Outcome, Released, Retry, Succeeded, TaskError
 from omniq_nats.names import Names
 from omniq_nats.storage import NatsStorage
 from omniq_nats.task_batches import VERSION
@@ -53,6 +55,21 @@ class Attack:
             await (await self.messages.stream()).publish(subject, data)
 
         self.messages.do(publish())
+
+    def purge(self, subject: str) -> None:
+        """Remove a message."""
+        self.messages.do(self.purge_subject(subject))
+
+    async def purge_subject(self, subject: str) -> None:
+        await (await self.messages.stream()).purge_stream(self.names.stream, subject=subject)
+
+    def spoil_state(self, queue: str, data: bytes | None) -> None:
+        """Store something in place of a queue's record; None: remove it."""
+        subject = self.names.queue_state(queue)
+        if data is None:
+            self.purge(subject)
+        else:
+            self.publish(subject, data)
 
     def copy(self, source: str, target: str) -> None:
         """Store what is on one subject on another one, too."""
@@ -92,6 +109,10 @@ def attack(server: NatsServer) -> Iterator[Attack]:
     attack = Attack(server)
     yield attack
     attack.messages.close()
+
+
+def new_task(task_id: str, **options: Any) -> NewTask:
+    return NewTask(id=task_id, queue="work", name="f", body=b"[]", max_retries=3, **options)
 
 
 def make_queue(url: str) -> TaskQueue:
@@ -193,28 +214,191 @@ def test_of_several_tasks_in_a_message_that_cannot_be_read_each_is_shown(attack:
     assert not any(queue.get(name) for name in ("one", "two", "three"))
 
 
-@pytest.mark.parametrize("data", [b"", b"\xff\x00", b"{}", b'{"v":99}', b"[" * 100_000])
+NEWER = b'{"v":99}'
+TORN = [b"", b"\xff\x00", b"{}", b'{"v":2}', b"[" * 100_000]
+QUEUE_OF_ALL = ("done", "failed", "waits", "later", "cancelled", "again", "retried", "runs", "ready")
+
+
+@pytest.mark.parametrize("data", [*TORN, NEWER])
 def test_the_record_of_a_queue_that_cannot_be_read_stops_no_other_queue(
     attack: Attack, queue: TaskQueue, data: bytes
 ) -> None:
     double = queue.functions["double"]
     double.using(queue="other").enqueue(0)
+    # Its subject is not the one of any queue's record, though it reads as that of the queue that is to go on.
+    attack.publish(attack.names.queue_state("default").replace("default", "=64efault"), data)
     attack.publish(attack.names.queue_state("other"), data)
     attack.publish(attack.names.queue_state("unheard of"), data)
 
-    with working(attack):
-        assert double.enqueue(4).result(timeout=60) == 8
-    assert [stats.queue for stats in queue.stats()] == ["default"]
-    with pytest.raises(CorruptRecord, match="queue 'other'"):
-        queue.pause("other")
-
     async def are_named(storage: Storage) -> None:
         found = [finding.message for finding in await storage.check()]
-        assert any("queue 'other'" in message for message in found)
-        assert any("queue 'unheard of'" in message for message in found)
-        assert await storage.claim({"other": 5}, worker="w", lease=9) == []
+        for name in ("'other'", "'unheard of'", "'=64efault'"):
+            (message,) = [message for message in found if f"queue {name}" in message]
+            assert ("update it" if data == NEWER else "makes it anew") in message
 
     attack.storage(are_named)
+    with working(attack):
+        assert double.enqueue(4).result(timeout=60) == 8
+    assert [stats.counts[TaskState.SUCCEEDED] for stats in queue.stats() if stats.queue == "default"] == [1]
+
+
+def test_the_record_of_a_queue_that_a_newer_version_wrote_is_not_replaced(attack: Attack, queue: TaskQueue) -> None:
+    task_id = queue.functions["double"].using(queue="other").enqueue(4).id
+    subject = attack.names.queue_state("other")
+    attack.publish(subject, NEWER)
+
+    async def stands_still(storage: Storage) -> None:
+        assert await storage.recover(10) == []
+        assert await storage.claim({"other": 5}, worker="w", lease=9) == []
+        with pytest.raises(CorruptRecord, match=r"queue 'other'.*purge that subject"):
+            await storage.pause("other")
+
+    async def goes_on(storage: Storage) -> None:
+        assert [task.id for task in await storage.claim({"other": 5}, worker="w", lease=9)] == [task_id]
+
+    attack.storage(stands_still)
+    attack.purge(subject)
+    attack.storage(goes_on)
+
+
+@pytest.mark.parametrize("data", [*TORN, None])
+def test_the_record_of_a_queue_that_cannot_be_read_is_made_anew_from_its_tasks(
+    attack: Attack, data: bytes | None
+) -> None:
+    later = datetime(2101, 1, 1, tzinfo=UTC)
+    error = TaskError(type="E", message="of attempt 1")
+
+    async def use(storage: Storage) -> None:
+        await storage.enqueue([NewTask(id="unfit", queue="work", name="f", body=b"[]")])
+        assert await storage.delete(["unfit"]) == [True]
+        ids = [name for name in QUEUE_OF_ALL if name != "later"]
+        # One that ended among those of one message, and one that has a message to itself.
+        await storage.enqueue([new_task(name) for name in ids if name != "done"])
+        await storage.enqueue([new_task("done"), new_task("removed"), new_task("later", run_at=later)])
+        claimed = {task.id: task for task in await storage.claim({"work": 10}, worker="w", lease=60)}
+        assert len(claimed) == len(ids) + 1
+        await storage.enqueue([new_task("untouched"), new_task("untouched, too")])
+        told: dict[str, Outcome] = {
+            "done": Succeeded(id="done", delivery=1, result=b"of the first"),
+            "removed": Succeeded(id="removed", delivery=1, result=b""),
+            "failed": Failed(id="failed", delivery=1, error=error),
+            "waits": Retry(id="waits", delivery=1, error=error, delay=3600.0),
+            "again": Retry(id="again", delivery=1, error=error, delay=0.0),
+            "retried": Cancelled(id="retried", delivery=1),
+            "cancelled": Cancelled(id="cancelled", delivery=1),
+            "ready": Released(id="ready", delivery=1),
+        }
+        assert all(await storage.finish(list(told.values())))
+        assert await storage.retry(["retried"]) == [True]
+        assert await storage.delete(["removed"]) == [True]
+
+    async def is_as_it_was(storage: Storage) -> None:
+        # Of what is removed by its record, a claim or the end of a task, one that comes too late is refused.
+        late = Succeeded(id="runs", delivery=1, result=b"of one that was forgotten")
+        assert await storage.finish([late]) == [False]
+        assert await storage.heartbeat("w", [Lease("runs", 1)], 60) == [LeaseState.LOST]
+        assert await storage.check() == []
+        (stats,) = await storage.stats()
+        ended = TaskState.SUCCEEDED, TaskState.FAILED, TaskState.CANCELLED
+        assert [stats.counts[state] for state in ended] == [1, 1, 1]
+        assert (stats.counts[TaskState.SCHEDULED], stats.counts[TaskState.READY]) == (2, 6)
+        claimed = await storage.claim({"work": 20}, worker="w", lease=60)
+        names = {"again", "retried", "runs", "ready", "untouched", "untouched, too"}
+        assert {task.id for task in claimed} == names
+        assert all(task.delivery > 1 for task in claimed)
+        again = next(task for task in claimed if task.id == "again")
+        assert (again.attempt, again.error) == (2, error)
+        shown = {name: task for name, task in zip(QUEUE_OF_ALL, await storage.get(QUEUE_OF_ALL), strict=True) if task}
+        assert shown.keys() == set(QUEUE_OF_ALL)
+        states = {name: shown[name].state for name in ("done", "failed", "cancelled", "waits", "later")}
+        assert list(states.values()) == [*ended, TaskState.SCHEDULED, TaskState.SCHEDULED]
+        assert (shown["done"].result_payload, shown["failed"].error) == (b"of the first", error)
+        assert (shown["waits"].attempt, shown["waits"].error) == (1, error)
+        assert await storage.get(["removed", "unfit"]) == [None, None]
+        assert await storage.finish([late]) == [False]
+        ends = [Succeeded(id=task.id, delivery=task.delivery, result=b"") for task in claimed]
+        assert await storage.finish(ends) == [True] * len(ends)
+        assert await storage.claim({"work": 20}, worker="w", lease=60) == []
+
+    attack.storage(use)
+    attack.spoil_state("work", data)
+    attack.storage(is_as_it_was)
+
+
+def test_a_queue_whose_record_is_made_anew_keeps_its_pause_and_its_producers(attack: Attack) -> None:
+    async def check(storage: Storage) -> None:
+        await storage.enqueue([new_task("first")])
+        (first,) = await storage.claim({"work": 1}, worker="w", lease=60)
+        assert await storage.finish([Succeeded(id="first", delivery=first.delivery, result=b"")]) == [True]
+        assert await storage.delete(["first"]) == [True]
+        assert await storage.pause("work")
+        await asyncio.to_thread(attack.spoil_state, "work", b"torn")
+        # The producer knows that claims look for its tasks where it stores them: they do.
+        assert [one.created for one in await storage.enqueue([new_task("second")])] == [True]
+        assert await storage.claim({"work": 1}, worker="w", lease=60) == []
+        assert await storage.resume("work")
+        await asyncio.to_thread(attack.spoil_state, "work", b"torn again")
+        assert [task.id for task in await storage.claim({"work": 1}, worker="w", lease=60)] == ["second"]
+
+    attack.storage(check)
+
+
+def test_of_a_queues_record_a_line_that_cannot_be_read_costs_no_other_task_its_lease(attack: Attack) -> None:
+    async def check(storage: Storage) -> None:
+        ids = ["one", "two", "three"]
+        await storage.enqueue([new_task(name) for name in ids])
+        assert len(await storage.claim({"work": 3}, worker="w", lease=60)) == 3
+
+        async def tear() -> None:
+            record = await attack.messages.last(attack.names.queue_state("work"))
+            lines = record.data.split(b"\n")
+            torn = [b"two [" if line.startswith(b"two ") else line for line in lines]
+            assert torn != lines
+            await (await attack.messages.stream()).publish(record.subject, b"\n".join(torn))
+
+        await asyncio.to_thread(attack.messages.do, tear())
+        leases = [Lease(name, 1) for name in ids]
+        assert await storage.heartbeat("w", leases, 60) == [LeaseState.HELD, LeaseState.LOST, LeaseState.HELD]
+        (again,) = await storage.claim({"work": 3}, worker="w", lease=60)
+        assert (again.id, again.delivery > 1) == ("two", True)
+
+    attack.storage(check)
+
+
+@pytest.mark.parametrize("data", [b"torn", b"[[],[],[]]", None])
+def test_waiting_tasks_of_a_page_that_cannot_be_read_are_not_lost(attack: Attack, data: bytes | None) -> None:
+    ids = [f"task {number}" for number in range(100)]
+
+    async def store(storage: Storage) -> None:
+        await storage.enqueue([new_task(name, run_at=timedelta(seconds=1)) for name in ids])
+        await storage.stats()
+        await storage.recover(1)
+
+    async def tear() -> None:
+        page = await attack.messages.last(attack.names.overflow)
+        assert page is not None
+        if data is None:
+            await attack.purge_subject(page.subject)
+        else:
+            await (await attack.messages.stream()).publish(page.subject, data)
+
+    async def all_run(storage: Storage) -> None:
+        found = [finding.message for finding in await storage.check()]
+        assert data is None or any("waiting tasks" in message and "makes it anew" in message for message in found)
+        claimed: set[str] = set()
+        deadline = time.monotonic() + 30
+        while len(claimed) < len(ids):
+            assert time.monotonic() < deadline, f"only {len(claimed)} came"
+            some = [task.id for task in await storage.claim({"work": 30}, worker="w", lease=60)]
+            assert not claimed.intersection(some)
+            claimed.update(some)
+            if not some:
+                await storage.wait_for_work(["work"], 0.2)
+        assert claimed == set(ids)
+
+    attack.storage(store)
+    attack.messages.do(tear())
+    attack.storage(all_run)
 
 
 def test_a_message_that_holds_another_task_gives_nothing_of_it_away(attack: Attack) -> None:

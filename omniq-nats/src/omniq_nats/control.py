@@ -7,10 +7,11 @@ from collections import defaultdict
 from collections.abc import Awaitable, Callable, Sequence
 
 from omniq.task import TaskState
-from omniq_nats.entries import Entry, entry_of
+from omniq_nats.entries import Entry, entry_in_overflow, entry_of
+from omniq_nats.names import PAUSED
 from omniq_nats.queue_state import CANCELLED_AHEAD, REMOVED_AHEAD, QueueState
 from omniq_nats.queue_state_store import QueueStateStore, holder_of
-from omniq_nats.reading import ENDED, entry_in_overflow, find_live, stand, stands
+from omniq_nats.reading import ENDED, find_live, stand, stands
 from omniq_nats.removal import STEP, Removal
 from omniq_nats.task_batches import TaskBatch
 from omniq_nats.task_lookup import Place
@@ -151,9 +152,9 @@ class Control:
             if queue_state.is_ahead(batch.line, batch.seq, index):
                 # It waits from now on; claims are to leave it out where it was.
                 queue_state.leave_out(batch, index, CANCELLED_AHEAD)
-            queue_state.keep_error(
-                entry, now, end_record if end_record.error is not None or end_record.blob is not None else None
-            )
+            # Its page is to say that it has not ended, even where the queue state is lost.
+            queue_state.keep_error(entry, now, end_record)
+            entry.has_error = end_record.error is not None or end_record.blob is not None
             queue_state.put_back(entry)
             return True, True
 
@@ -243,6 +244,8 @@ class Control:
         async def step(queue_state: QueueState) -> tuple[bool, bool]:
             changed = queue_state.paused is not paused
             queue_state.paused = paused
+            if changed:
+                queue_state.also.append(Write(self._names.note(queue, PAUSED), b"1" if paused else b"0"))
             return changed, changed
 
         changed = await self._state_store.change(queue, step)

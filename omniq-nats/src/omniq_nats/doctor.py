@@ -6,11 +6,14 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from attrs import evolve
+
 from omniq.errors import CorruptRecord, StorageError
 from omniq.storage import Finding, Severity
 from omniq.storage.validation import corrupt, finding
-from omniq_nats.encoding import read_entries
-from omniq_nats.messages import Full, Stored, Write
+from omniq_nats.encoding import NewerVersion
+from omniq_nats.entries import OverflowPage
+from omniq_nats.messages import Conflict, Full, Stored, Write
 from omniq_nats.orphan_cleanup import OrphanCleanup
 from omniq_nats.queue_state import QueueState
 from omniq_nats.queue_state_store import LEFT_BEHIND, QueueStateStore, holder_of
@@ -49,16 +52,17 @@ async def diagnose(state_store: QueueStateStore) -> list[Finding]:
 async def check(state_store: QueueStateStore) -> list[Finding]:
     """Do :meth:`omniq.storage.Storage.check` for all but tasks."""
     transport, names = state_store.transport, state_store.names
-    problems = [
-        queue_state.problem
-        for queue_state in (await state_store.read_all()).values()
-        if queue_state.problem is not None
-    ]
+    problems: list[CorruptRecord] = []
+    for queue_state in (await state_store.read_all()).values():
+        found = [
+            queue_state.problem,
+            *[await _problem_of(state_store, queue_state, one) for one in queue_state.overflow],
+        ]
+        problems += [problem for problem in found if problem is not None]
     readers: dict[str, Callable[[Stored], object]] = {
         names.schedules: read_schedule,
         names.workers: lambda stored: read_worker(stored, {}, {}),
         names.keys: _read_key,
-        names.overflow: read_entries,
     }
     for subject, read in readers.items():
         async for stored in transport.scan_all(subject):
@@ -67,7 +71,25 @@ async def check(state_store: QueueStateStore) -> list[Finding]:
                     read(stored)
             except CorruptRecord as problem:
                 problems.append(problem)
-    return [finding(problem) for problem in problems]
+    return [_finding(problem) for problem in problems]
+
+
+def _finding(problem: CorruptRecord) -> Finding:
+    found = finding(problem)
+    if problem.kind in ("queue", "waiting tasks") and not isinstance(problem.__cause__, NewerVersion):
+        return evolve(
+            found, message=f"{found.message}; the next worker that serves the queue makes it anew from its tasks"
+        )
+    return found
+
+
+async def _problem_of(
+    state_store: QueueStateStore, queue_state: QueueState, overflow_page: OverflowPage
+) -> CorruptRecord | None:
+    try:
+        return await state_store.overflow.problem_of(queue_state.queue, overflow_page)
+    except Conflict:  # it was replaced meanwhile, or is not there: who needs it finds out
+        return None
 
 
 def _read_key(stored: Stored) -> None:

@@ -18,9 +18,13 @@ from omniq_nats.queue_state import ENDS, QueueState
 from omniq_nats.times import is_moment
 from omniq_nats.transport import Stored
 
-__all__ = ["encode_entries", "encode_queue_state", "read_entries", "read_queue_state"]
+__all__ = ["NewerVersion", "encode_entries", "encode_queue_state", "read_entries", "read_queue_state"]
 
-VERSION = 2
+VERSION = 3
+
+
+class NewerVersion(ValueError):
+    """A queue state is of a version that this omniq-nats does not know yet."""
 
 
 class _Table:
@@ -70,7 +74,7 @@ def _check_head(told: dict[str, Any], lines: int) -> None:
 
     :raises ValueError: if something is not what it must be; or another of the errors of such values.
     """
-    numbers = [told["running"], told["changes"], *(told["ended"][state] for state in ENDS)]
+    numbers = [told["running"], told["changes"], told["floor"], *(told["ended"][state] for state in ENDS)]
     for line, (place, taken) in told["lines"].items():
         numbers += [place, taken]
         if not is_line(line):
@@ -165,6 +169,7 @@ def encode_queue_state(queue_state: QueueState) -> bytes:
         "changes": queue_state.changes,
         "recent": queue_state.recent,
         "paused": queue_state.paused,
+        "floor": queue_state.floor,
         "lines": queue_state.lines,
         "running": len(queue_state.running),
         "waiting": [writer.row(entry) for _, entries in queue_state.waiting_by_priority() for entry in entries],
@@ -195,8 +200,14 @@ def read_queue_state(queue: str, stored: Stored) -> QueueState:
     try:
         head, *lines = stored.data.split(b"\n")
         told = json.loads(head)
-        if told["v"] != VERSION:
-            raise ValueError(f"it is of version {told['v']!r:.20}, and this omniq-nats knows {VERSION}: update it")
+        version = told["v"]
+        if type(version) is int and version > VERSION:
+            raise NewerVersion(
+                f"it is of version {version!r:.20}, and this omniq-nats knows {VERSION}: update it; where no newer one "
+                "was ever used, purge that subject of the stream: workers make the record anew from the tasks"
+            )
+        if version != VERSION:
+            raise ValueError(f"it is of version {version!r:.20}, and this omniq-nats knows {VERSION}")
         return _read_queue_state(queue, told, lines, stored.seq)
     except UNREADABLE as error:
         place = f"message {stored.seq} on {stored.subject}"
@@ -216,6 +227,7 @@ def _read_queue_state(queue: str, told: dict[str, Any], lines: Sequence[bytes], 
         changes=told["changes"],
         recent=told["recent"],
         paused=told["paused"],
+        floor=told["floor"],
         lines=told["lines"],
         ahead={line: {(row[0], row[1]): row[2] for row in rows} for line, rows in told["ahead"].items()},
         running=Running(lines[:running]),

@@ -281,6 +281,7 @@ class Producer:
             if line in queue_state.lines:
                 return None, False
             queue_state.lines[line] = [0, 0]
+            queue_state.also.append(Write(self._names.note(queue, line), b"1"))
             return None, True
 
         await self._state_store.change(queue, step)

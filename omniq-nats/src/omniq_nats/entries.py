@@ -10,10 +10,19 @@ from attrs import define
 
 from omniq.storage.validation import LARGEST_COUNT, is_text
 from omniq_nats.names import split_batch
+from omniq_nats.results import EndRecord
 from omniq_nats.task_batches import TaskBatch
 from omniq_nats.times import is_moment
 
-__all__ = ["Entry", "OverflowPage", "Tombstone", "check_slot", "entry_of", "overflow_page_of"]
+__all__ = [
+    "Entry",
+    "OverflowPage",
+    "Tombstone",
+    "check_slot",
+    "entry_in_overflow",
+    "entry_of",
+    "overflow_page_of",
+]
 
 _MOST = 2**63
 
@@ -104,6 +113,17 @@ def entry_of(batch: TaskBatch, index: int) -> Entry:
         max_retries=row[7],
         expires=row[3],
     )
+
+
+def entry_in_overflow(batch: TaskBatch, index: int, end_record: EndRecord | None) -> Entry:
+    """Return the entry of a task that is on an overflow page, as far as it can be known without looking there."""
+    entry = entry_of(batch, index)
+    if end_record is not None:
+        entry.at, entry.attempt, entry.delivery = end_record.run_at, end_record.attempt, end_record.delivery
+        entry.worker, entry.started = end_record.worker, end_record.started
+        entry.has_error = end_record.error is not None or end_record.blob is not None
+        entry.expired_order = not end_record.keeps_expiry
+    return entry
 
 
 @define(eq=False)

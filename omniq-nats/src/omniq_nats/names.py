@@ -10,6 +10,7 @@ from attrs import frozen
 
 __all__ = [
     "LARGE",
+    "PAUSED",
     "SHARED",
     "SHEET",
     "SHEET_SPAN",
@@ -28,6 +29,8 @@ PREFIX = "omniq"
 DUE_LINE = "d"
 """The line of tasks that wait for a time, or may expire: claims sort them in when they come to them."""
 
+PAUSED = "paused"
+"""The note of a queue that is, or was, held up."""
 SINGLE, LARGE, SHARED = "s", "l", "g"
 """Kinds of batches: of one task, and everybody who waits is told of it by the servers; of one, too large for that; of
 several."""
@@ -62,11 +65,12 @@ def untoken(name: str) -> str:
 
 
 def readable(name: str) -> str:
-    """Return the text of a token, or the token as it is if it stands for none."""
+    """Return the text of a token, or the token as it is if it stands for none, or is not the one that stands for it."""
     try:
-        return untoken(name)
+        text = untoken(name)
     except ValueError:
         return name
+    return text if token(text) == name else name
 
 
 def line_of(priority: int) -> str:
@@ -193,6 +197,14 @@ class Names:
     def queue_state(self, queue: str) -> str:
         """The record of a queue."""
         return f"{self.root}.q.{token(queue)}"
+
+    def note(self, queue: str, name: str) -> str:
+        """What is kept of a queue beside its record, in case that cannot be read: a line that it has, or a pause."""
+        return f"{self.root}.q.{token(queue)}.{name}"
+
+    def notes(self, queue: str) -> str:
+        """All of a queue."""
+        return self.note(queue, "*")
 
     @property
     def queue_states(self) -> str:

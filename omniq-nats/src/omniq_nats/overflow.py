@@ -23,7 +23,7 @@ from omniq_nats.entries import Entry, OverflowPage, overflow_page_of
 from omniq_nats.queue_state import QueueState
 from omniq_nats.transport import Conflict, Transport, Write
 
-__all__ = ["Overflow"]
+__all__ = ["LARGEST", "Overflow"]
 
 _log = get_logger("omniq.nats")
 
@@ -46,8 +46,9 @@ class Overflow:
         self._transport = transport
         self._names = transport.settings.names
         self._known: OrderedDict[str, list[Entry]] = OrderedDict()
-        self._torn: set[str] = set()
-        """The names of those that cannot be read: they stay as they are, and nothing is taken from them."""
+        self._torn: dict[str, CorruptRecord] = {}
+        """The names of those that cannot be read: nothing is taken from them until the queue state is rebuilt."""
+        self._missing: set[str] = set()
 
     async def read(self, queue: str, overflow_page: OverflowPage) -> list[Entry]:
         """Return the tasks that are on an overflow page; none if it cannot be read. They must not be changed."""
@@ -57,15 +58,20 @@ class Overflow:
         entries = self._known.get(overflow_page.name)
         if entries is None:
             stored = await self._transport.last([self._names.overflow_page(queue, overflow_page.name)])
-            if not stored:
+            if not stored and overflow_page.name not in self._missing:
+                self._missing.add(overflow_page.name)
                 raise Conflict(f"overflow page {overflow_page.name} of queue {queue!r} was replaced")
+            self._missing.discard(overflow_page.name)
             try:
+                if not stored:
+                    # The queue state was read anew since it was missed first.
+                    raise corrupt("waiting tasks", None, f"overflow page {overflow_page.name} is not there")
                 entries = read_entries(stored[0])
                 if len(entries) != overflow_page.count:
                     raise corrupt("waiting tasks", None, "there are not as many as the queue's record says")
             except CorruptRecord as problem:
                 log_once(_log, problem, self._transport.settings.shown)
-                self._torn.add(overflow_page.name)
+                self._torn[overflow_page.name] = problem
                 return []
             self._remember(overflow_page.name, entries)
         return entries
@@ -108,14 +114,24 @@ class Overflow:
         if overflow_page.left:
             overflow_page.at, overflow_page.rank = entries[overflow_page.taken].key
         else:
-            self._drop(queue_state, overflow_page)
+            self.drop(queue_state, overflow_page)
         return taken
+
+    async def problem_of(self, queue: str, overflow_page: OverflowPage) -> CorruptRecord | None:
+        """Return why an overflow page cannot be read; None: it can."""
+        await self._all(queue, overflow_page)
+        return self._torn.get(overflow_page.name)
+
+    def has_torn(self, queue_state: QueueState) -> bool:
+        """Return whether one of the overflow pages of a queue state turned out to be unreadable."""
+        return bool(self._torn) and any(overflow_page.name in self._torn for overflow_page in queue_state.overflow)
 
     def _whole(self, queue_state: QueueState) -> list[OverflowPage]:
         """Return the overflow pages that are not known to be unreadable."""
         return [overflow_page for overflow_page in queue_state.overflow if overflow_page.name not in self._torn]
 
-    def _drop(self, queue_state: QueueState, overflow_page: OverflowPage) -> None:
+    def drop(self, queue_state: QueueState, overflow_page: OverflowPage) -> None:
+        """Take an overflow page off a queue state."""
         queue_state.overflow.remove(overflow_page)
         queue_state.spent.append(overflow_page.name)
 
@@ -146,7 +162,7 @@ class Overflow:
         found = [entry for entry in entries if is_wanted(entry)][:limit]
         if found:
             gone = {entry.id for entry in found}
-            self._drop(queue_state, overflow_page)
+            self.drop(queue_state, overflow_page)
             await self._put(queue_state, [entry for entry in entries if entry.id not in gone])
             for entry in found:
                 queue_state.put_back(evolve(entry))
@@ -177,7 +193,7 @@ class Overflow:
                 parts = [await self.read(queue_state.queue, overflow_page) for overflow_page in overflow]
                 for overflow_page, part in zip(overflow, parts, strict=True):
                     if part:
-                        self._drop(queue_state, overflow_page)
+                        self.drop(queue_state, overflow_page)
                 await self._put(queue_state, list(merge(*parts, key=lambda entry: entry.key)))
 
     async def _put(self, queue_state: QueueState, entries: Sequence[Entry]) -> None:

@@ -45,6 +45,8 @@ class QueueState:
     recent: list[str] = field(factory=list)
     """The names of the latest changes."""
     paused: bool = False
+    floor: int = 0
+    """Deliveries are larger: those of earlier ones were issued and are not known, see :mod:`omniq_nats.rebuilding`."""
     lines: dict[str, list[int]] = field(factory=dict)
     """How far each line has been claimed: the sequence of a batch, and how many of its tasks."""
     running: Running = field(factory=Running)
@@ -171,7 +173,7 @@ class QueueState:
     def start(self, entry: Entry, worker: str, now: int, until: int) -> None:
         """Hand a task to a worker."""
         entry.attempt += 1
-        entry.delivery += 1
+        entry.delivery = max(entry.delivery, self.floor) + 1
         entry.worker = worker
         entry.started = now
         entry.until = until

@@ -25,6 +25,7 @@ from omniq_nats.entries import Entry
 from omniq_nats.lazy_rows import Pending
 from omniq_nats.overflow import Overflow
 from omniq_nats.queue_state import QueueState
+from omniq_nats.rebuilding import rebuild
 from omniq_nats.result_pages import ResultPages, holder_of
 from omniq_nats.results import EndRecord
 from omniq_nats.task_lookup import TaskLookup
@@ -120,6 +121,7 @@ class QueueStateStore(ResultPages):
         unsure: dict[str, tuple[QueueState, list[tuple[Commit[Any], Any]]]] = {}
         left = list(commit_queue)
         known = 0
+        is_rebuilt = has_torn_lines = False
         for attempt in range(1_000_000):
             generation = self.transport.generation
             is_remembered = attempt == 0 and all(commit.remembered for commit in left)
@@ -145,8 +147,19 @@ class QueueStateStore(ResultPages):
                     return
             name = secrets.token_hex(5)
             try:
-                results, changed = await self._try_readable(queue_state, left)
+                is_sound = self._is_sound(queue_state) and not has_torn_lines
+                if not is_rebuilt and not (is_sound and queue_state.seq):
+                    has_changed, is_rebuilt = await self._rebuild(queue), True
+                    if has_changed:
+                        continue
+                results, changed = await self._try(queue_state, left)
                 if results is None:
+                    continue
+                if changed and queue_state.problem is not None:
+                    raise queue_state.problem
+                if is_sound and not is_rebuilt and not self._is_sound(queue_state):
+                    # What cannot be read was come upon on the way.
+                    self._give_up(queue_state)
                     continue
                 if not changed:
                     if is_fresh:
@@ -161,6 +174,12 @@ class QueueStateStore(ResultPages):
                     return
                 else:
                     unsure[name] = queue_state, results
+            except CorruptRecord:
+                problem = _problem_of(queue_state)
+                if problem is None or is_rebuilt:
+                    raise
+                log_once(_log, problem, self.transport.settings.shown)
+                has_torn_lines = True
             except Conflict as conflict:
                 # Another was quicker; or an overflow page that the queue state speaks of was replaced, and the
                 # queue state with it.
@@ -176,23 +195,27 @@ class QueueStateStore(ResultPages):
                 await asyncio.sleep(random.uniform(0, min(0.0005 * 2 ** min(attempt, 7), 0.05)))
         raise AssertionError
 
-    async def _try_readable(
-        self, queue_state: QueueState, commit_queue: list[Commit[Any]]
-    ) -> tuple[list[tuple[Commit[Any], Any]] | None, bool]:
-        """Do :meth:`_try`; as if there were no record, if that cannot be read, which then must not be changed."""
-        if queue_state.problem is None:
-            try:
-                return await self._try(queue_state, commit_queue)
-            except CorruptRecord:
-                problem = _problem_of(queue_state)
-                if problem is None:
-                    raise
-                log_once(_log, problem, self.transport.settings.shown)
-                queue_state = QueueState(queue_state.queue, queue_state.seq, problem=problem)
-        results, changed = await self._try(queue_state, commit_queue)
-        if changed and queue_state.problem is not None:
-            raise queue_state.problem
-        return results, changed
+    async def _rebuild(self, queue: str) -> bool:
+        """Store a queue state without what of it cannot be read; return False if there is nothing to mend."""
+        queue_state = await rebuild(self, self.task_lookup, self.overflow, queue)
+        if queue_state is None:
+            return False
+        try:
+            await self._commit(queue_state, secrets.token_hex(5), 1.0, True)
+        except Conflict:
+            self._give_up(queue_state)
+            raise
+        _log.warning(
+            "the record of queue %r (%s) was made anew from its tasks, as not all of it could be read: tasks that "
+            "ran, and of which that is not known any more, are ready again",
+            queue,
+            self.transport.settings.shown,
+        )
+        return True
+
+    def _is_sound(self, queue_state: QueueState) -> bool:
+        """Return False if there is something in a queue state that turned out to be unreadable."""
+        return queue_state.problem is None and not self.overflow.has_torn(queue_state)
 
     async def _try(
         self, queue_state: QueueState, commit_queue: list[Commit[Any]]

@@ -17,7 +17,7 @@ from omniq.storage.escaping import get_logger
 from omniq.storage.validation import UNREADABLE, check_worker, corrupt, log_once, salvaged
 from omniq.task import StoredTask, TaskState
 from omniq_nats.claiming import fold, live_task
-from omniq_nats.entries import Entry, entry_of
+from omniq_nats.entries import Entry, entry_in_overflow
 from omniq_nats.names import DUE_LINE, readable
 from omniq_nats.queue_state import REMOVED_AHEAD, QueueState
 from omniq_nats.queue_state_store import QueueStateStore
@@ -29,7 +29,6 @@ from omniq_nats.transport import Conflict, Stored
 
 __all__ = [
     "ENDED",
-    "entry_in_overflow",
     "find_live",
     "find_living",
     "get",
@@ -222,17 +221,6 @@ async def _tasks_of(
         elif how is ENDED and end_record is not None:
             tasks[batch.seq, index] = ended_task(batch, index, end_record)
     return tasks
-
-
-def entry_in_overflow(batch: TaskBatch, index: int, end_record: EndRecord | None) -> Entry:
-    """Return the entry of a task that is on an overflow page, as far as it can be known without looking there."""
-    entry = entry_of(batch, index)
-    if end_record is not None:
-        entry.at, entry.attempt, entry.delivery = end_record.run_at, end_record.attempt, end_record.delivery
-        entry.worker, entry.started = end_record.worker, end_record.started
-        entry.has_error = end_record.error is not None
-        entry.expired_order = not end_record.keeps_expiry
-    return entry
 
 
 def ended_task(batch: TaskBatch, index: int, end_record: EndRecord) -> StoredTask:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from attrs import define, field
 
+from omniq.errors import StorageError
 from omniq.task import StoredTask, TaskError, TaskState
 from omniq_nats.claiming import fold
 from omniq_nats.entries import Entry
@@ -32,6 +35,11 @@ class Recovery:
         :return: the tasks whose lease had run out, and the ids of all that ended.
         """
         queue_states = await self._state_store.read_all()
+        for queue, queue_state in queue_states.items():
+            if queue_state.problem is not None:
+                with contextlib.suppress(StorageError):
+                    # A change of it, even one that leaves it as it is, makes it anew first.
+                    await self._recover(queue, 0, True)
         now = self._state_store.clock.now()
         taken: list[tuple[str, _Recovered]] = []
         count = 0
