@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -377,3 +379,49 @@ def test_nothing_is_called_where_no_plugin_stands_around_tasks(
 
     assert queue.plugins.around_task is None
     assert calls == []
+
+
+IN_NO_MODULE = """
+import asyncio, os, threading
+import omniq
+
+
+class Marks:
+    def __init__(self, mark):
+        self.mark = mark
+
+    @omniq.hookimpl
+    def omniq_around_task(self, task):
+        os.environ["MARK"] = self.mark
+        yield
+
+
+class Stays(Marks):
+    def __init__(self):
+        self.lock = threading.Lock()
+
+
+queue = omniq.TaskQueue("memory://", plugins=[Marks("seen"), Stays()])
+
+
+@queue.task(executor="process")
+def mark() -> str:
+    return os.environ.get("MARK", "none")
+
+
+async def main():
+    async with queue, queue.worker(processes=1):
+        print(await (await mark.aenqueue()).aresult(60))
+
+
+asyncio.run(main())
+"""
+
+
+def test_the_plugins_of_a_function_that_travels_travel_with_it_and_one_that_cannot_is_named() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", IN_NO_MODULE], capture_output=True, text=True, timeout=120, check=False
+    )
+
+    assert ended.stdout == "seen\n", ended.stderr
+    assert "plugin __main__.Stays cannot be sent to the child process" in ended.stderr

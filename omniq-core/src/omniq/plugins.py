@@ -9,13 +9,15 @@ variable ``OMNIQ_PLUGINS`` leaves plugins out. Nothing here is loaded on import 
 from __future__ import annotations
 
 import difflib
+import itertools
 import os
 import platform
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from importlib import import_module
 from inspect import isabstract
+from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any, cast
 
 import pluggy
@@ -120,8 +122,7 @@ class Plugins:
     """
 
     def __init__(self, *, discover: bool = True) -> None:
-        self._manager = pluggy.PluginManager("omniq")
-        self._manager.add_hookspecs(hookspecs)
+        self._manager = _manager()
         self._claims: dict[str, dict[str, list[_Claim]]] = {hook: {} for hook in _KINDS}
         self._loaded: dict[tuple[str, str], Any] = {}
         self._found: list[Plugin] = []
@@ -129,7 +130,9 @@ class Plugins:
         """Enters the hooks ``omniq_around_task``; None where there are none."""
         self.around_enqueue: Around | None = None
         """The same of ``omniq_around_enqueue``."""
-        self.register(_builtin, name="omniq", distribution="omniq-core", version=_version())
+        self.by_hand: list[tuple[str, object]] = []
+        """The names and objects that :meth:`register` and :meth:`extended` were given."""
+        self._register(_builtin, name="omniq", distribution="omniq-core", version=_version())
         if discover:
             self._discover()
 
@@ -145,7 +148,45 @@ class Plugins:
         :param seconds: how long it took to load.
         :raises ConfigurationError: if one of its hooks does not exist, or it is registered already.
         """
-        distribution = distribution or name
+        self._register(plugin, name=name, distribution=distribution or name, version=version, seconds=seconds)
+        self.by_hand.append((name, plugin))
+
+    def extended(self, plugins: Iterable[object]) -> Plugins:
+        """Return these plugins with some objects beside them, which are known to the result alone.
+
+        :param plugins: modules, instances or classes whose functions carry ``@omniq.hookimpl``; of a class an instance
+            is made, without arguments.
+        :raises TypeError: if one can be no plugin, such as a string.
+        :raises ConfigurationError: as for :meth:`register`; if one has no hook; if no instance can be made of a class.
+        """
+        if isinstance(plugins, str | bytes | ModuleType) or not isinstance(plugins, Iterable):
+            raise TypeError(f"plugins must be a list of plugin objects, not {plugins!r}; write plugins=[…]")
+        result = self._copied()
+        for given in plugins:
+            name = _name_of(given, [name for name, _ in result.by_hand])
+            plugin = _instance(given, name)
+            result.register(plugin, name=name)
+            if not result._manager.get_hookcallers(plugin):
+                raise ConfigurationError(
+                    f"plugin {name!r} has no hook: none of its functions is named as one and carries @omniq.hookimpl"
+                )
+        return result
+
+    def _copied(self) -> Plugins:
+        copy = Plugins.__new__(Plugins)
+        copy._manager = _manager()
+        for label, plugin in self._manager.list_name_plugin():
+            copy._manager.register(plugin, label)
+        copy._claims = {
+            hook: {name: list(claims) for name, claims in named.items()} for hook, named in self._claims.items()
+        }
+        copy._loaded = dict(self._loaded)
+        copy._found = list(self._found)
+        copy.by_hand = list(self.by_hand)
+        copy.around_task, copy.around_enqueue = self.around_task, self.around_enqueue
+        return copy
+
+    def _register(self, plugin: object, *, name: str, distribution: str, version: str, seconds: float = 0.0) -> None:
         label = f"{distribution}:{name}"
         try:
             self._manager.register(plugin, label)
@@ -213,7 +254,7 @@ class Plugins:
             seconds = time.perf_counter() - began
             if self._manager.is_registered(plugin):
                 return  # a distribution that names one module twice brings it once
-            self.register(
+            self._register(
                 plugin, name=about.name, distribution=about.distribution, version=about.version, seconds=seconds
             )
         except (Foreign, ConfigurationError) as error:
@@ -384,6 +425,35 @@ class Plugins:
         :param hook: one of ``hookspecs.EVENT_HOOKS``.
         """
         return calling(getattr(self._manager.hook, hook))
+
+
+def _manager() -> pluggy.PluginManager:
+    manager = pluggy.PluginManager("omniq")
+    manager.add_hookspecs(hookspecs)
+    return manager
+
+
+def _name_of(plugin: object, taken: Container[str]) -> str:
+    """Return what a plugin object is called in messages: by its module or class, and a number if there are several."""
+    kind = plugin if isinstance(plugin, type) else type(plugin)
+    name = plugin.__name__ if isinstance(plugin, ModuleType) else f"{kind.__module__}.{kind.__qualname__}"
+    names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+    return next(one for one in names if one not in taken)
+
+
+def _instance(plugin: object, name: str) -> object:
+    """Return a plugin object itself, or an instance of it if it is a class."""
+    if plugin is None or isinstance(plugin, str | bytes | FunctionType):
+        raise TypeError(f"{plugin!r} is no plugin: give the module, instance or class itself that has the hooks")
+    if not isinstance(plugin, type):
+        return plugin
+    try:
+        with foreign():
+            return plugin()
+    except Foreign as raised:
+        raise ConfigurationError(
+            f"plugin {name!r} is a class, and none can be made of it without arguments: {raised}; give an instance"
+        ) from raised.__cause__
 
 
 def _conflict(kind: str, name: str, claims: list[_Claim]) -> str:

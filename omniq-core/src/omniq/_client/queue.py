@@ -53,7 +53,9 @@ class TaskQueue(Producer):
     :param timeout: for its tasks: seconds (or a timedelta) that one attempt may take; None: no limit.
     :param result_ttl: for its tasks: seconds (or a timedelta) to keep the record and result after the end.
     :param max_payload: the most bytes of encoded arguments, and of a result.
-    :param plugins: the plugins to use; None: those that are installed.
+    :param plugins: plugins of this queue alone, beside the installed ones: modules, instances or classes whose
+        functions carry ``@omniq.hookimpl``. Or a :class:`~omniq.plugins.Plugins`, which is all that it uses.
+    :raises TypeError: if one of the plugins can be none.
     :raises UnknownScheme: if no installed storage opens the URL; the message names what to install.
     :raises ConfigurationError: if the URL is empty, or it, an option of it, a key or a plugin cannot be used; or if a
         serializer that runs code, such as ``cloudpickle``, is given a store that others can reach, and no
@@ -76,7 +78,7 @@ class TaskQueue(Producer):
         timeout: Duration | None = None,
         result_ttl: Duration = 86400.0,
         max_payload: int = 1 << 20,
-        plugins: Plugins | None = None,
+        plugins: Plugins | Iterable[object] | None = None,
     ) -> None:
         if isinstance(accept, str):
             raise TypeError(f"accept must be a list of names, not the string {accept!r}; write [{accept!r}]")
@@ -90,7 +92,7 @@ class TaskQueue(Producer):
             # Trackers of errors capture the variables of every frame that an error has come through: no password and no
             # key is to be in one of them.
             url = signing_key = None
-        self.plugins = plugins if plugins is not None else default_plugins()
+        self.plugins = _plugins(plugins)
         if isinstance(place, Storage):
             self.url = f"<{type(place).__name__}>"
             self.namespace = ""  # known to the storage alone
@@ -185,6 +187,13 @@ class TaskQueue(Producer):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self.aclose()
+
+
+def _plugins(given: Plugins | Iterable[object] | None) -> Plugins:
+    if isinstance(given, Plugins):
+        return given
+    # Without any the installed ones are shared by all queues, with what they have loaded.
+    return default_plugins() if given is None else default_plugins().extended(given)
 
 
 def _chosen_url(url: str | None) -> str:

@@ -11,16 +11,18 @@ import contextlib
 import contextvars
 import multiprocessing
 import os
+import pickle
 import resource
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from importlib import import_module
 from multiprocessing.connection import Connection
 from operator import attrgetter
 from typing import Any, TypeAlias
+from weakref import WeakKeyDictionary
 
 from attrs import frozen
 
@@ -32,14 +34,35 @@ from omniq._worker.attempt import Attempt, describe_error, run_sync
 from omniq._worker.log_forwarding import Outlet, forward_records
 from omniq.errors import ConfigurationError
 from omniq.plugins import Plugins, default_plugins
-from omniq.task import Failed, Outcome, Progress, Task, TaskError
+from omniq.storage.escaping import get_logger
+from omniq.task import Failed, Outcome, Task, TaskError
 
-__all__ = ["Address", "Answer", "address_of", "serve"]
+__all__ = ["Address", "Answer", "Ended", "address_of", "serve"]
 
-Address: TypeAlias = tuple[str, str] | bytes
+
+@frozen
+class ByValue:
+    """A function that no module has, and the plugins that its queue was given by hand."""
+
+    function: bytes
+    plugins: tuple[tuple[str, bytes], ...]
+    """Name and pickled object of each."""
+
+
+Address: TypeAlias = tuple[str, str] | ByValue
 """Of a function: its module and name; or the function itself, where no module has it."""
-_Run: TypeAlias = Callable[[Task, Callable[[Task, Progress], None]], tuple[Outcome, float]]
+_log = get_logger("omniq.worker")
+
+_Run: TypeAlias = Callable[[Task, Outlet], tuple[Outcome, float]]
 """Runs a task, and returns with its outcome for how many seconds."""
+
+
+@frozen
+class Ended:
+    """A child's word that a task's function has ended, and that the hooks around it are about to be told."""
+
+    seconds: float
+    """For how long the function ran."""
 
 
 @frozen
@@ -73,7 +96,34 @@ def address_of(function: TaskFunction[Any, Any]) -> Address:
             f"{definition.name} is defined in no module, and cannot be sent to a process as it is: "
             f"{type(error).__name__}: {error}. Move it into a module, or use nothing in it that cannot be pickled"
         ) from error
-    return dumped
+    plugins = getattr(function.owner, "plugins", None)
+    return ByValue(dumped, () if plugins is None else _by_hand(plugins))
+
+
+_pickled: WeakKeyDictionary[Plugins, tuple[tuple[str, bytes], ...]] = WeakKeyDictionary()
+
+
+def _by_hand(plugins: Plugins) -> tuple[tuple[str, bytes], ...]:
+    """Return the plugins that were registered by hand as they are at the first call, for children to have them, too."""
+    if plugins not in _pickled:
+        _pickled[plugins] = tuple(_pickled_plugins(plugins))
+    return _pickled[plugins]
+
+
+def _pickled_plugins(plugins: Plugins) -> Iterator[tuple[str, bytes]]:
+    import cloudpickle
+
+    for name, plugin in plugins.by_hand:
+        try:
+            yield name, cloudpickle.dumps(plugin)
+        except Exception as error:  # whatever its class raises
+            _log.error(
+                "plugin %s cannot be sent to the child process of a function that is in no module, and is not there: "
+                "%s: %s; move the function and its queue into a module",
+                name,
+                type(error).__name__,
+                error,
+            )
 
 
 def serve(
@@ -114,7 +164,7 @@ def _serve(outlet: Outlet, tickets: int, functions: _Functions, address: Address
     for index, task in enumerate(tasks, 1):
         if not starts:
             return
-        outcome, seconds = run(task, lambda _, progress: outlet.send(progress))
+        outcome, seconds = run(task, outlet)
         if os.getpid() != own:  # the task has forked, and its child comes back here: it has nothing to say
             os._exit(1)
         starts = index < len(tasks) and _ticket(tickets)
@@ -125,12 +175,24 @@ def _fail(why: TaskError, task: Task, _: object) -> tuple[Outcome, float]:
     return Failed(id=task.id, delivery=task.delivery, error=why), 0.0
 
 
-def _run(
-    function: TaskFunction[Any, Any], codec: Codec, task: Task, on_progress: Callable[[Task, Progress], None]
-) -> tuple[Outcome, float]:
-    attempt = Attempt(task, function, codec, on_progress)
+def _run(function: TaskFunction[Any, Any], codec: Codec, task: Task, outlet: Outlet) -> tuple[Outcome, float]:
+    attempt = _Attempt(task, function, codec, outlet)
     # In a copy of the context, as on a thread: what a task sets the next one does not see.
     return contextvars.copy_context().run(run_sync, attempt), attempt.seconds
+
+
+class _Attempt(Attempt):
+    """An attempt in a child, of which the worker hears as soon as it has decided how it ended."""
+
+    __slots__ = ("_outlet",)
+
+    def __init__(self, task: Task, function: TaskFunction[Any, Any], codec: Codec, outlet: Outlet) -> None:
+        super().__init__(task, function, codec, lambda _, progress: outlet.send(progress))
+        self._outlet = outlet
+
+    def decide_itself(self) -> bool:
+        self._outlet.send(Ended(self.seconds))
+        return super().decide_itself()
 
 
 def _ticket(tickets: int) -> bool:
@@ -150,13 +212,25 @@ class _Functions:
         self._settings = settings
         self._codecs: list[tuple[Plugins, Codec]] = []
         self._last: tuple[Address, TaskFunction[Any, Any]] | None = None
+        self._owners: dict[tuple[tuple[str, bytes], ...], _Owner] = {}
 
     def get(self, address: Address) -> _Run:
         """Return what runs tasks of a function."""
         if self._last is None or self._last[0] != address:
-            self._last = address, _carried(address) if isinstance(address, bytes) else _found(*address)
+            self._last = address, self._carried(address) if isinstance(address, ByValue) else _found(*address)
         function = self._last[1]
         return partial(_run, function, self._codec(getattr(function.owner, "plugins", default_plugins())))
+
+    def _carried(self, address: ByValue) -> TaskFunction[Any, Any]:
+        # From the worker, through a pipe that nobody else has; never out of the store.
+        function, name, retry_on, options, types = pickle.loads(address.function)
+        definition = Definition(function, name=name, retry_on=retry_on)
+        definition.types = types
+        if address.plugins not in self._owners:
+            self._owners[address.plugins] = _Owner(address.plugins)
+        owner: Any = self._owners[address.plugins]
+        assert isinstance(options, TaskOptions)
+        return TaskFunction(owner, definition, options)
 
     def _codec(self, plugins: Plugins) -> Codec:
         for known, codec in self._codecs:
@@ -167,16 +241,18 @@ class _Functions:
         return codec
 
 
-def _carried(dumped: bytes) -> TaskFunction[Any, Any]:
-    import pickle
+class _Owner:
+    """What stands for the queue of functions that came by value: its plugins.
 
-    # From the worker, through a pipe that nobody else has; never out of the store.
-    function, name, retry_on, options, types = pickle.loads(dumped)
-    definition = Definition(function, name=name, retry_on=retry_on)
-    definition.types = types
-    owner: Any = None
-    assert isinstance(options, TaskOptions)
-    return TaskFunction(owner, definition, options)
+    :param by_hand: those that are not installed.
+    """
+
+    def __init__(self, by_hand: tuple[tuple[str, bytes], ...]) -> None:
+        self.plugins = default_plugins()
+        if by_hand:
+            self.plugins = self.plugins.extended(())
+        for name, pickled in by_hand:
+            self.plugins.register(pickle.loads(pickled), name=name)
 
 
 def _found(module: str, qualname: str) -> TaskFunction[Any, Any]:

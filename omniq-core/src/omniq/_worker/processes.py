@@ -30,7 +30,7 @@ from omniq._tasks.payloads import Codec
 from omniq._worker.attempt import Attempt, failed, interrupted, timed_out
 from omniq._worker.executors import Done, PoolExecutor
 from omniq._worker.log_forwarding import LogRecord, levels_here
-from omniq._worker.process_child import Answer, address_of, serve
+from omniq._worker.process_child import Answer, Ended, address_of, serve
 from omniq.errors import WorkerLost
 from omniq.task import Outcome, Progress
 
@@ -273,7 +273,8 @@ class ProcessExecutor(PoolExecutor):
             # The clock of the timeout starts with the task: starting a process, and importing its module, is not its
             # work.
             timeout = attempt.task.timeout
-            left = timeout - attempt.seconds if timeout is not None and attempt.started_at else None
+            is_timed = timeout is not None and attempt.started_at and not attempt.ended_at
+            left = timeout - attempt.seconds if timeout is not None and is_timed else None
             if attempt.interruption is not None or (left is not None and left <= 0):
                 if self._stop(child, batch):
                     return
@@ -298,6 +299,8 @@ class ProcessExecutor(PoolExecutor):
             batch[0].context.note(said)
         elif isinstance(said, LogRecord):
             said.deliver()
+        elif isinstance(said, Ended):
+            batch[0].ended_at = batch[0].started_at + said.seconds
         else:
             self._started(batch[0])
 
