@@ -31,6 +31,9 @@ PUBLIC = {
     "Worker",
     "as_completed",
     "current_task",
+    # What a task is given beside its arguments.
+    "Depends",
+    "WorkerState",
     # When a failed task runs again.
     "Exponential",
     "Fixed",

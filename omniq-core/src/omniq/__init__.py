@@ -14,6 +14,8 @@ if _typing.TYPE_CHECKING:
     from omniq._client.queue import TaskQueue as TaskQueue
     from omniq._tasks.context import CurrentTask as CurrentTask
     from omniq._tasks.context import current_task as current_task
+    from omniq._tasks.dependencies import Depends as Depends
+    from omniq._tasks.dependencies import WorkerState as WorkerState
     from omniq._tasks.functions import AsyncTaskFunction as AsyncTaskFunction
     from omniq._tasks.functions import TaskCall as TaskCall
     from omniq._tasks.functions import TaskFunction as TaskFunction
@@ -96,6 +98,10 @@ _HOMES = {
         "UnknownTask",
         "WorkerLost",
     ),
+    "omniq._tasks.dependencies": (
+        "Depends",
+        "WorkerState",
+    ),
     "omniq._tasks.functions": (
         "AsyncTaskFunction",
         "TaskCall",
@@ -150,6 +156,7 @@ __all__ = [
     "CorruptRecord",
     "Cron",
     "CurrentTask",
+    "Depends",
     "Every",
     "Exponential",
     "Fixed",
@@ -192,6 +199,7 @@ __all__ = [
     "UnknownTask",
     "Worker",
     "WorkerLost",
+    "WorkerState",
     "as_completed",
     "current_task",
     "hookimpl",

@@ -6,15 +6,19 @@ coroutine on a background loop. There is one implementation of each.
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, Unpack
+from typing import TYPE_CHECKING, Any, Self, TypeAlias, Unpack
 
 from omniq._client.producer import Producer
 from omniq._client.schedules import DeclaredSchedule
 from omniq._runtime.connections import Connections
 from omniq._runtime.portal import refuse_on_running_loop
+from omniq._tasks.dependencies import Overrides, stand_in
 from omniq._tasks.functions import TaskFunction
 from omniq._tasks.options import Duration, TaskOptions, check_count
 from omniq._tasks.payloads import Codec, FunctionDecoder
@@ -30,6 +34,8 @@ if TYPE_CHECKING:
     from omniq._worker.worker import Worker, WorkerOptions
 
 __all__ = ["TaskQueue"]
+
+Lifespan: TypeAlias = Callable[["TaskQueue"], AbstractAsyncContextManager[Any] | AbstractContextManager[Any]]
 
 DEFAULT_URL = "sqlite:///omniq.db"
 _SHARED = frozenset({Capability.SHARED_BETWEEN_PROCESSES, Capability.SHARED_BETWEEN_MACHINES, Capability.DURABLE})
@@ -55,6 +61,10 @@ class TaskQueue(Producer):
     :param max_payload: the most bytes of encoded arguments, and of a result.
     :param plugins: plugins of this queue alone, beside the installed ones: modules, instances or classes whose
         functions carry ``@omniq.hookimpl``. Or a :class:`~omniq.plugins.Plugins`, which is all that it uses.
+    :param lifespan: a function that takes the queue and returns a context manager, such as one decorated with
+        ``@asynccontextmanager`` or ``@contextmanager``. Each worker, and each child process of ``executor="process"``,
+        enters it before its first task and leaves it after its last one; what it yields is given to parameters that
+        default to ``WorkerState()``. If it raises, the worker does not start.
     :raises TypeError: if one of the plugins can be none.
     :raises UnknownScheme: if no installed storage opens the URL; the message names what to install.
     :raises ConfigurationError: if the URL is empty, or it, an option of it, a key or a plugin cannot be used; or if a
@@ -79,10 +89,14 @@ class TaskQueue(Producer):
         result_ttl: Duration = 86400.0,
         max_payload: int = 1 << 20,
         plugins: Plugins | Iterable[object] | None = None,
+        lifespan: Lifespan | None = None,
     ) -> None:
         if isinstance(accept, str):
             raise TypeError(f"accept must be a list of names, not the string {accept!r}; write [{accept!r}]")
         check_count(max_payload, "max_payload")
+        self.lifespan = _checked_lifespan(lifespan)
+        self.overrides: Overrides = {}
+        """Which factories stand in for which others at the moment, see :meth:`override`."""
         try:
             signer = make_signer(signing_key, os.environ)
             place = url if isinstance(url, Storage) else parse_url(_chosen_url(url), namespace)
@@ -162,6 +176,28 @@ class TaskQueue(Producer):
 
         run_as_process(work, grace=worker.grace)
 
+    # Testing
+
+    @contextlib.contextmanager
+    def override(self, stand_ins: Mapping[Callable[..., Any], Any]) -> Iterator[None]:
+        """Put others in the place of dependencies for a while: in trials, and in workers of this process.
+
+        Overrides may be nested. Child processes of ``executor="process"`` know nothing of them.
+
+        :param stand_ins: for each factory another one, which may have dependencies of its own; or the value itself that
+            is to be injected, if that cannot be called.
+        :raises TypeError: if one cannot take the place of the other in a task of this queue.
+        """
+        usual = self.overrides
+        overrides = {**usual, **{factory: stand_in(value) for factory, value in stand_ins.items()}}
+        for function in [*self.functions.values()]:
+            function.definition.injection_with(overrides)
+        self.overrides = overrides
+        try:
+            yield
+        finally:
+            self.overrides = usual
+
     # Life
 
     async def aclose(self) -> None:
@@ -194,6 +230,15 @@ def _plugins(given: Plugins | Iterable[object] | None) -> Plugins:
         return given
     # Without any the installed ones are shared by all queues, with what they have loaded.
     return default_plugins() if given is None else default_plugins().extended(given)
+
+
+def _checked_lifespan(lifespan: Lifespan | None) -> Lifespan | None:
+    if lifespan is not None and not callable(lifespan):
+        raise TypeError(f"lifespan must be a function of the queue, not {lifespan!r}")
+    if inspect.isasyncgenfunction(lifespan) or inspect.isgeneratorfunction(lifespan):
+        kind = "asynccontextmanager" if inspect.isasyncgenfunction(lifespan) else "contextmanager"
+        raise TypeError(f"lifespan must return a context manager: decorate {lifespan!r} with @{kind}")
+    return lifespan
 
 
 def _chosen_url(url: str | None) -> str:

@@ -13,17 +13,22 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
 from typing import Any, ParamSpec, TypeVar
 
-__all__ = ["DaemonExecutor", "in_thread"]
+__all__ = ["DaemonExecutor", "in_thread", "start_thread"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
-async def in_thread(function: Callable[[], R]) -> R:
-    """Call a function on a thread of its own and return what it returns."""
+def start_thread(function: Callable[[], R]) -> Future[R]:
+    """Call a function on a thread of its own; the future has what it returns or raises."""
     future: Future[R] = Future()
     threading.Thread(target=_run, args=(future, function), name="omniq-helper", daemon=True).start()
-    return await asyncio.wrap_future(future)
+    return future
+
+
+async def in_thread(function: Callable[[], R]) -> R:
+    """Call a function on a thread of its own and return what it returns."""
+    return await asyncio.wrap_future(start_thread(function))
 
 
 def _run(future: Future[Any], call: Callable[[], Any]) -> None:

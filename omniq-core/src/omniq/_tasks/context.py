@@ -60,6 +60,7 @@ class CurrentTask:
         "awaited",
         "completed",
         "join",
+        "state",
         "stop_seen",
     )
 
@@ -77,6 +78,8 @@ class CurrentTask:
         self._on_progress = on_progress
         self.join: Callable[[object], CallerTransaction] | None = None
         """How the store takes part in a transaction of the task's own; the worker's to set."""
+        self.state: Any = None
+        """What the queue's lifespan yielded in this process; None: it has none, or yielded nothing."""
         self.awaited: set[str] = set()
         """The ids of the tasks whose results it waits for at the moment."""
         self.completed = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import itertools
 import sys
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from datetime import datetime
@@ -13,6 +14,7 @@ from pathlib import Path
 from types import CodeType
 from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, Protocol, TypeAlias, TypeVar, cast
 
+from omniq._tasks.dependencies import Injection, Overrides, injection_of
 from omniq._tasks.handle import SyncTaskHandle, TaskHandle
 from omniq._tasks.options import Duration, TaskOptions, check_text
 from omniq.retry import RetryPolicy
@@ -131,8 +133,24 @@ class Definition:
         """Whether a child process cannot import the function, so that it must be sent there."""
         self.module_code: CodeType | None = None
         """The execution of a module that declared it, see :mod:`omniq._client.redefinition`."""
+        self.injection: Injection = injection_of(function, is_async=self.is_async)
+        """What the function is given beside its arguments."""
+        self._injected = frozenset(name for name, _ in self.injection)
         self._signature = inspect.signature(function)
         self._positional = self._plain_positions()
+
+    @property
+    def signature(self) -> inspect.Signature:
+        """The signature as a caller sees it: without what is injected."""
+        parameters = self._signature.parameters.values()
+        return self._signature.replace(parameters=[one for one in parameters if one.name not in self._injected])
+
+    def injection_with(self, overrides: Overrides) -> Injection:
+        """Return what the function is given beside its arguments while some factories stand in for others.
+
+        :raises TypeError: if one of them cannot.
+        """
+        return injection_of(self.function, overrides, is_async=self.is_async) if self.injection else self.injection
 
     def _plain_positions(self) -> range:
         # How many arguments a call by position alone may have; such calls, the usual ones, need no Signature.bind.
@@ -145,24 +163,42 @@ class Definition:
         if len(positional) < len(kinds):
             return range(0)
         required = sum(parameter.default is parameter.empty for parameter in positional)
-        return range(required, len(positional) + 1)
+        given = list(itertools.takewhile(lambda parameter: parameter.name not in self._injected, positional))
+        return range(required, len(given) + 1)
 
     @functools.cached_property
     def types(self) -> tuple[ArgumentTypes, Any]:
         """The annotations of the parameters and of the return value, resolved at the first need."""
-        return resolve_types(self.function)
+        return resolve_types(self.function, without=self._injected)
 
     def check_arguments(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
-        """Refuse arguments that the function cannot take.
+        """Refuse arguments that the function cannot take, and those that are injected.
 
         :raises TypeError: as calling the function would, naming it.
         """
         if not kwargs and len(args) in self._positional:
             return
         try:
-            self._signature.bind(*args, **kwargs)
+            given = self._signature.bind(*args, **kwargs).arguments
         except TypeError as error:
-            raise TypeError(f"{self.name}{self._signature}: {error}") from None
+            raise TypeError(f"{self.name}{self.signature}: {error}") from None
+        if self._injected and (wrong := [name for name in given if name in self._injected]):
+            raise TypeError(
+                f"{self.name}{self.signature}: {', '.join(map(repr, wrong))} is injected where the task runs, and "
+                "cannot be given; give what comes after it by name"
+            )
+
+    def check_inline(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """Refuse a call here and now without what a worker would inject.
+
+        :raises TypeError: names what is missing.
+        """
+        given = self._signature.bind_partial(*args, **kwargs).arguments
+        if missing := [name for name, _ in self.injection if name not in given]:
+            raise TypeError(
+                f"{self.name}: {', '.join(map(repr, missing))} is injected only where a worker runs the task; to call "
+                f"the function here, give it: {', '.join(f'{name}=…' for name in missing)}"
+            )
 
 
 def _errors(errors: tuple[object, ...]) -> tuple[type[BaseException], ...]:
@@ -229,7 +265,12 @@ class TaskFunction(Generic[P, R]):
     # Each method that takes the function's arguments takes itself by position alone: one of them may be named ``self``.
 
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        """Run the function here and now, as if it were no task."""
+        """Run the function here and now, as if it were no task.
+
+        :raises TypeError: if an argument is missing, injected ones included: nothing is injected here.
+        """
+        if self.definition.injection:
+            self.definition.check_inline(args, kwargs)
         return cast("R", self.definition.function(*args, **kwargs))
 
     def call(self, /, *args: P.args, **kwargs: P.kwargs) -> TaskCall[R]:
@@ -357,7 +398,9 @@ class AsyncTaskFunction(TaskFunction[P, R]):
 
     # The call gives a coroutine of R where a plain function's gives R: the one difference a type checker must see.
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:  # type: ignore[override]
-        """Run the coroutine function here and now, as if it were no task."""
+        """Run the coroutine function here and now, as if it were no task; see :meth:`TaskFunction.__call__`."""
+        if self.definition.injection:
+            self.definition.check_inline(args, kwargs)
         return cast("Coroutine[Any, Any, R]", self.definition.function(*args, **kwargs))
 
 

@@ -41,6 +41,8 @@ def carried_call(
     :raises TypeError: if it cannot be run as a task, or cannot take these arguments.
     """
     described = Definition(function, name=task_name(function)[: LONGEST_TEXT // 2], retry_on=(Exception,))
+    if described.injection:
+        raise TypeError(f"{described.name} has injected parameters, and only a registered function is given any")
     described.check_arguments(args, kwargs)
     prefix = ASYNC_PREFIX if described.is_async else PREFIX
     carrier = _carrier(owner, options, f"{prefix}{described.name}", is_async=described.is_async)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from enum import Enum, auto
+from functools import partial
 from typing import Any, TypeAlias
 
 from attrs import evolve
@@ -15,7 +16,9 @@ from omniq._hook_calls import Around, Entered
 from omniq._tasks.context import CurrentTask, FailSignal, RetrySignal, TaskSignal, running
 from omniq._tasks.functions import TaskFunction
 from omniq._tasks.payloads import Codec
+from omniq._worker.injection import call_async, call_sync
 from omniq._worker.releasing import put_back
+from omniq._worker.resources import Resources
 from omniq.errors import ArgumentsMismatch, NotCommitted, PayloadRejected, SerializationError, TaskTimeout, WorkerLost
 from omniq.retry import Exponential
 from omniq.storage.durations import duration
@@ -39,6 +42,7 @@ _log = get_logger("omniq.task")
 
 LONGEST_MESSAGE = 10_000
 LONGEST_TRACEBACK = 50_000
+_OUR_FILES = (__file__, call_sync.__code__.co_filename)
 _UNCONTESTED: list[None] = []
 _Arguments: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -61,6 +65,7 @@ class Attempt:
     :param function: the registered function of that name.
     :param codec: decodes its arguments and encodes its result.
     :param on_progress: is told of ``current_task().progress(…)``.
+    :param resources: what it shares with others of its worker; None: nothing.
     """
 
     __slots__ = (
@@ -75,6 +80,7 @@ class Attempt:
         "loop_task",
         "on_interrupt",
         "queued_at",
+        "resources",
         "settled",
         "started_at",
         "task",
@@ -86,11 +92,15 @@ class Attempt:
         function: TaskFunction[Any, Any],
         codec: Codec,
         on_progress: Callable[[Task, Progress], None] | None = None,
+        resources: Resources | None = None,
     ) -> None:
         self.task = task
         self.function = function
         self.codec = codec
+        self.resources = resources
         self.context = CurrentTask(task, function, codec, on_progress)
+        if resources is not None:
+            self.context.state = resources.state
         self.interruption: Interruption | None = None
         self.decided = False
         """Whether its own run has decided how it ended, see :meth:`decide`."""
@@ -173,11 +183,13 @@ async def run_async(attempt: Attempt, loop_ends: Callable[[], bool] = lambda: Fa
     call: _Arguments | None = None
     try:
         args, kwargs = call = attempt.codec.decode_arguments(attempt.task, attempt.function.definition.types[0])
+        definition = attempt.function.definition
+        function = definition.function if not definition.injection else _injecting(call_async, attempt)
         timeout = attempt.task.timeout
         if timeout is None:
-            value = await attempt.function.definition.function(*args, **kwargs)
+            value = await function(*args, **kwargs)
         else:
-            value = await _within(timeout, attempt, args, kwargs)
+            value = await _within(timeout, attempt, function(*args, **kwargs))
         outcome = _succeeded(attempt, value)
     except BaseException as error:  # a task's SystemExit is the task's, not the worker's
         attempt.note_end()
@@ -199,11 +211,16 @@ def _heed_end_of_loop(attempt: Attempt) -> None:
         attempt.interruption = Interruption.LEASE_LOST  # the worker ends, too; that is no failure of the task's
 
 
-async def _within(timeout: float, attempt: Attempt, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _injecting(call: Callable[..., Any], attempt: Attempt) -> Callable[..., Any]:
+    """Return an attempt's function as one that takes the arguments alone."""
+    return partial(call, attempt.function.definition, attempt.resources or Resources(None))
+
+
+async def _within(timeout: float, attempt: Attempt, work: Awaitable[Any]) -> Any:
     bound = asyncio.timeout(timeout)
     try:
         async with bound:
-            return await attempt.function.definition.function(*args, **kwargs)
+            return await work
     except TimeoutError:
         if bound.expired():
             raise _timeout_error(attempt.task) from None
@@ -221,7 +238,9 @@ def run_sync(attempt: Attempt) -> Outcome:
     call: _Arguments | None = None
     try:
         args, kwargs = call = attempt.codec.decode_arguments(attempt.task, attempt.function.definition.types[0])
-        value = attempt.function.definition.function(*args, **kwargs)
+        definition = attempt.function.definition
+        function = definition.function if not definition.injection else _injecting(call_sync, attempt)
+        value = function(*args, **kwargs)
         outcome = _succeeded(attempt, value)
     except BaseException as error:  # a task's SystemExit is the task's, not the worker's
         attempt.note_end()
@@ -411,7 +430,7 @@ def _traceback(error: BaseException, summary: str) -> str:
     if trace is None:
         return ""  # nothing was raised in the task's code: its process died, say
     # Our own frames at the top say nothing to the author of the task.
-    while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
+    while trace is not None and trace.tb_frame.f_code.co_filename in _OUR_FILES:
         trace = trace.tb_next
     try:
         if _is_huge(error):

@@ -8,7 +8,6 @@ started, and never will be.
 from __future__ import annotations
 
 import contextlib
-import contextvars
 import multiprocessing
 import os
 import pickle
@@ -21,17 +20,20 @@ from functools import partial
 from importlib import import_module
 from multiprocessing.connection import Connection
 from operator import attrgetter
-from typing import Any, TypeAlias
+from typing import Any, Self, TypeAlias
 from weakref import WeakKeyDictionary
 
 from attrs import frozen
 
+from omniq._runtime.portal import Portal
 from omniq._runtime.signals import STOP_SIGNALS, listening
+from omniq._tasks.dependencies import Overrides
 from omniq._tasks.functions import Definition, TaskFunction
 from omniq._tasks.options import TaskOptions
 from omniq._tasks.payloads import Codec
-from omniq._worker.attempt import Attempt, describe_error, run_sync
+from omniq._worker.attempt import Attempt, describe_error, failed, run_sync
 from omniq._worker.log_forwarding import Outlet, forward_records
+from omniq._worker.resources import Resources
 from omniq.errors import ConfigurationError
 from omniq.plugins import Plugins, default_plugins
 from omniq.storage.escaping import get_logger
@@ -141,15 +143,11 @@ def serve(
         functions = _Functions(settings)
         outlet = Outlet(pipe)
         forward_records(outlet, levels)
-        while True:
-            try:
+        # Left when the worker has closed the pipe, or is gone.
+        with functions, contextlib.suppress(OSError, EOFError):
+            while True:
                 address, tasks = pipe.recv()
-            except EOFError:
-                return
-            try:
                 _serve(outlet, tickets.fileno(), functions, address, tasks)
-            except OSError:  # the worker is gone
-                return
 
 
 def _serve(outlet: Outlet, tickets: int, functions: _Functions, address: Address, tasks: Sequence[Task]) -> None:
@@ -175,10 +173,14 @@ def _fail(why: TaskError, task: Task, _: object) -> tuple[Outcome, float]:
     return Failed(id=task.id, delivery=task.delivery, error=why), 0.0
 
 
-def _run(function: TaskFunction[Any, Any], codec: Codec, task: Task, outlet: Outlet) -> tuple[Outcome, float]:
-    attempt = _Attempt(task, function, codec, outlet)
-    # In a copy of the context, as on a thread: what a task sets the next one does not see.
-    return contextvars.copy_context().run(run_sync, attempt), attempt.seconds
+def _run(
+    function: TaskFunction[Any, Any], codec: Codec, resources: Resources | BaseException, task: Task, outlet: Outlet
+) -> tuple[Outcome, float]:
+    if isinstance(resources, BaseException):
+        return failed(Attempt(task, function, codec), resources), 0.0
+    attempt = _Attempt(task, function, codec, resources, outlet)
+    # In a copy of the lifespan's context, as on a thread: what a task sets the next one does not see.
+    return resources.context.copy().run(run_sync, attempt), attempt.seconds
 
 
 class _Attempt(Attempt):
@@ -186,8 +188,10 @@ class _Attempt(Attempt):
 
     __slots__ = ("_outlet",)
 
-    def __init__(self, task: Task, function: TaskFunction[Any, Any], codec: Codec, outlet: Outlet) -> None:
-        super().__init__(task, function, codec, lambda _, progress: outlet.send(progress))
+    def __init__(
+        self, task: Task, function: TaskFunction[Any, Any], codec: Codec, resources: Resources, outlet: Outlet
+    ) -> None:
+        super().__init__(task, function, codec, lambda _, progress: outlet.send(progress), resources)
         self._outlet = outlet
 
     def decide_itself(self) -> bool:
@@ -203,14 +207,17 @@ def _ticket(tickets: int) -> bool:
 
 
 class _Functions:
-    """Finds functions, and makes the worker's codec for each.
+    """Finds functions, and makes the worker's codec for each, and what tasks of its queue share.
 
-    It has the plugins of the function's queue, as far as they are known here, and the worker's settings.
+    It has the plugins of the function's queue, as far as they are known here, and the worker's settings. A context
+    manager: leaving it leaves the lifespans.
     """
 
     def __init__(self, settings: dict[str, Any]) -> None:
         self._settings = settings
         self._codecs: list[tuple[Plugins, Codec]] = []
+        self._resources: list[tuple[object, Resources]] = []
+        self._portal = Portal()
         self._last: tuple[Address, TaskFunction[Any, Any]] | None = None
         self._owners: dict[tuple[tuple[str, bytes], ...], _Owner] = {}
 
@@ -219,7 +226,29 @@ class _Functions:
         if self._last is None or self._last[0] != address:
             self._last = address, self._carried(address) if isinstance(address, ByValue) else _found(*address)
         function = self._last[1]
-        return partial(_run, function, self._codec(getattr(function.owner, "plugins", default_plugins())))
+        codec = self._codec(getattr(function.owner, "plugins", default_plugins()))
+        try:
+            resources: Resources | BaseException = self._entered(function.owner)
+        except BaseException as error:  # the task is tried again, as after any error of its own
+            resources = error
+        return partial(_run, function, codec, resources)
+
+    def _entered(self, owner: Any) -> Resources:
+        for known, resources in self._resources:
+            if known is owner:
+                return resources
+        resources = Resources(owner)
+        resources.enter_blocking(self._portal)
+        self._resources.append((owner, resources))
+        return resources
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        with contextlib.ExitStack() as stack:
+            for _, resources in self._resources:
+                stack.callback(resources.leave_blocking, self._portal)
 
     def _carried(self, address: ByValue) -> TaskFunction[Any, Any]:
         # From the worker, through a pipe that nobody else has; never out of the store.
@@ -246,6 +275,9 @@ class _Owner:
 
     :param by_hand: those that are not installed.
     """
+
+    lifespan = None
+    overrides: Overrides = {}
 
     def __init__(self, by_hand: tuple[tuple[str, bytes], ...]) -> None:
         self.plugins = default_plugins()

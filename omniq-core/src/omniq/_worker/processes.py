@@ -85,6 +85,8 @@ class _Child:
             daemon=True,
         )
         _start(self.process)
+        assert self.process.pid is not None
+        self._pid = self.process.pid
         theirs.close()
         parent_watch.close()
         self.tasks = 0
@@ -125,10 +127,8 @@ class _Child:
     def kill(self) -> None:
         """End the process at once, and what its tasks have started."""
         with contextlib.suppress(ValueError):  # it has ended and was reaped
-            pid = self.process.pid
-            assert pid is not None
             with contextlib.suppress(ProcessLookupError, PermissionError):  # it has not come to lead a group yet
-                os.killpg(pid, signal.SIGKILL)
+                os.killpg(self._pid, signal.SIGKILL)
             with contextlib.suppress(ProcessLookupError):
                 self.process.kill()
 
@@ -153,6 +153,11 @@ class _Child:
             self._wake = -1
         self.process.close()
         return code
+
+    def kill_left_behind(self) -> None:
+        """End what its tasks have started, once it has ended itself."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # there is nothing
+            os.killpg(self._pid, signal.SIGKILL)
 
     def disown(self) -> None:
         """Close what a forked process has inherited, or the child would not notice the end of its own parent."""
@@ -381,13 +386,15 @@ class ProcessExecutor(PoolExecutor):
         child: _Child | None = getattr(self._mine, "child", None)
         if child is not None:
             self._retire(child, LAST_WORDS)
+            child.kill_left_behind()
         self._drivers.discard(threading.current_thread())
 
     def close(self) -> None:
         super().close()
-        # The idle ones end by themselves as their threads leave; what still runs was given up.
+        # The idle ones leave the lifespan and end by themselves, as their threads do; what still runs was given up.
         for child in self._children.copy():
-            child.kill()
+            if child.is_busy:
+                child.kill()
 
     def join(self) -> None:
         for thread in self._drivers.copy():

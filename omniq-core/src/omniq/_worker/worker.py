@@ -31,6 +31,7 @@ from omniq._worker.maintenance import Maintenance
 from omniq._worker.prefetch import Prefetch
 from omniq._worker.processes import ProcessExecutor, ProcessLimits
 from omniq._worker.releasing import put_back
+from omniq._worker.resources import ResourceOwner, Resources
 from omniq._worker.scheduler import Scheduler
 from omniq._worker.worker_info import WorkerAbout, check_labels, dump_about, some_names
 from omniq.errors import PayloadRejected, StorageUnavailable, UnknownTask
@@ -55,7 +56,7 @@ FAREWELL = 3.0
 """Seconds that a store which gives no answer gets for the last outcomes."""
 
 
-class WorkerHost(Protocol):
+class WorkerHost(ResourceOwner, Protocol):
     """What a worker needs of its queue."""
 
     url: str
@@ -161,23 +162,70 @@ class Worker:
     # Life
 
     async def start(self) -> None:
-        """Connect and begin to claim tasks. A worker works once.
+        """Connect, enter the queue's lifespan, and begin to claim tasks. A worker works once.
 
         :raises StorageUnavailable: if the store cannot be reached.
         :raises RuntimeError: if it was started before.
+        :raises: what the lifespan raises.
         """
         if self._loop is not None:
             raise RuntimeError("a worker works once; make another one with queue.worker()")
         self._loop = asyncio.get_running_loop()
         self._storage = (await self.queue.connections.current()).storage
+        self._resources = Resources(self.queue)
+        try:
+            if await self._entered_lifespan():
+                await self._begin()
+        except BaseException:
+            await self._leave_lifespan()
+            raise
+
+    async def _entered_lifespan(self) -> bool:
+        """Enter the queue's lifespan; return False if the worker was stopped meanwhile."""
+        if not self._resources.has_lifespan:
+            return True
+        entering = asyncio.ensure_future(self._resources.enter(self._on_lifespan_lost))
+        stopped = asyncio.ensure_future(self._stop.wait())
+        try:
+            await asyncio.wait([entering, stopped], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stopped.cancel()
+            entering.cancel()  # without effect once it has ended
+        await asyncio.wait([entering])
+        if entering.cancelled():
+            return False
+        error = entering.exception()
+        if error is not None:
+            _log.error("worker %s does not start: the lifespan failed", self.id, exc_info=error)
+            raise error
+        return True
+
+    def _on_lifespan_lost(self, error: BaseException | None) -> None:
+        _log.error("worker %s stops: the lifespan has ended by itself", self.id, exc_info=error)
+        self.stop()
+
+    async def _leave_lifespan(self) -> None:
+        """Leave what the tasks shared; once all is to stop at once, without much patience."""
+        assert self._loop is not None
+        leaving = asyncio.ensure_future(self._resources.leave())
+        cut_short = asyncio.ensure_future(self._now.wait())
+        try:
+            await asyncio.wait([leaving, cut_short], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([leaving], timeout=LAST_WORDS)
+        finally:
+            cut_short.cancel()
+            if not leaving.done():
+                _log.warning("worker %s: the lifespan did not end in time; it is cancelled", self.id)
+                leaving.cancel()
+        if not leaving.cancelled():
+            await leaving
+
+    async def _begin(self) -> None:
         self.completer = Completer(self._storage, self.id, self.queue.plugins)
+        assert self._loop is not None
         started_at = datetime.now(UTC)
-        told = (self._on_start, self._on_done)
-        self._executors: dict[Executor, TaskExecutor] = {
-            "loop": LoopExecutor(self.concurrency, *told),
-            "thread": ThreadExecutor(self.threads, *told),
-            "process": ProcessExecutor(self.processes, *told, codec=self.queue.codec, limits=self._limits),
-        }
+        # Tasks see what the lifespan has set in context variables.
+        self._executors = self._resources.context.run(self._make_executors)
         self._prefetch = Prefetch(self._executors, self.concurrency, self.queue.runnable)
         self._heartbeat = Heartbeat(
             self.queue.connections.sibling(),
@@ -225,6 +273,14 @@ class Worker:
             self._tasks.append(self._loop.create_task(self._guard(self._scheduler.run)))
         _log.info("worker %s serves %s on %s", self.id, ", ".join(self._served.names) or "no queue yet", self.queue.url)
         self._tell("omniq_worker_started", queues=self._served.names)
+
+    def _make_executors(self) -> dict[Executor, TaskExecutor]:
+        told = (self._on_start, self._on_done)
+        return {
+            "loop": LoopExecutor(self.concurrency, *told),
+            "thread": ThreadExecutor(self.threads, *told),
+            "process": ProcessExecutor(self.processes, *told, codec=self.queue.codec, limits=self._limits),
+        }
 
     def _describe(self, started_at: datetime) -> WorkerAbout:
         # On the heartbeat's thread: of what may change meanwhile a copy is taken in one step.
@@ -276,6 +332,10 @@ class Worker:
         except BaseException:
             self._abandon(tasks)
             raise
+        finally:
+            await self._leave_lifespan()
+        self._tell("omniq_worker_stopped")
+        _log.info("worker %s has stopped", self.id)
 
     async def _drain(self, claiming: asyncio.Task[None], *others: asyncio.Task[None]) -> None:
         assert self._loop is not None
@@ -296,8 +356,6 @@ class Worker:
         await in_thread(self._heartbeat.join)
         await in_thread(self._executors["process"].join)
         await asyncio.gather(claiming, *others, return_exceptions=True)
-        self._tell("omniq_worker_stopped")
-        _log.info("worker %s has stopped", self.id)
 
     async def run(self, *, supervised: bool = False) -> None:
         """Work until :meth:`stop`, or SIGTERM or SIGINT if this is the main thread; a second signal stops at once.
@@ -407,7 +465,7 @@ class Worker:
         if function is None:
             self.completer.refuse(task, put_back(task, UnknownTask(f"no function is registered as {task.name!r}")))
             return
-        attempt = Attempt(task, function, self.queue.codec, self.completer.note_progress)
+        attempt = Attempt(task, function, self.queue.codec, self.completer.note_progress, self._resources)
         self.completer.add(attempt)
         self._executors[function.definition.executor].submit(attempt)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import inspect
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -77,7 +76,7 @@ def _table(screen: Screen) -> Table[Function]:
 
 
 def _signature(function: Function) -> str:
-    return str(inspect.signature(function.definition.function))
+    return str(function.definition.signature)
 
 
 def _timeout(function: Function) -> str:

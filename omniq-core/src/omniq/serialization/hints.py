@@ -24,11 +24,12 @@ _EMPTY = inspect.Parameter.empty
 _QUALIFIERS = frozenset({"Final", "Required", "NotRequired", "ReadOnly"})
 
 
-def resolve_types(function: Callable[..., Any]) -> tuple[ArgumentTypes, Any]:
+def resolve_types(function: Callable[..., Any], *, without: frozenset[str] = frozenset()) -> tuple[ArgumentTypes, Any]:
     """Return the types of a function's parameters and of what it returns.
 
     :param function: a plain or coroutine function, a method, a partial, or any other callable. One whose signature
         Python cannot tell takes anything.
+    :param without: names of parameters that no argument is given for; their annotations are not looked at.
     :returns: the types of the arguments, and the return annotation (of a coroutine function: what awaiting it gives).
         ``Any`` stands for an annotation that is missing or cannot be resolved.
     """
@@ -48,7 +49,7 @@ def resolve_types(function: Callable[..., Any]) -> tuple[ArgumentTypes, Any]:
     var_positional: Any = Any
     var_keyword: Any = Any
     for name, parameter in signature.parameters.items():
-        hint = resolve(parameter.annotation)
+        hint = Any if name in without else resolve(parameter.annotation)
         match parameter.kind:
             case parameter.VAR_POSITIONAL:
                 var_positional = Any if _is_unpacked(hint) else hint

@@ -16,6 +16,7 @@ import contextvars
 from collections.abc import Callable, Coroutine, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
 from omniq._client.queue import TaskQueue
@@ -24,6 +25,7 @@ from omniq._runtime.connections import Connections
 from omniq._runtime.portal import is_on_running_loop
 from omniq._worker.attempt import Attempt, rejected, run_async, run_sync
 from omniq._worker.releasing import put_back
+from omniq._worker.resources import Resources
 from omniq._worker.scheduler import Scheduler
 from omniq.errors import PayloadRejected, TaskFailed, UnknownScheme, UnknownTask
 from omniq.plugins import Plugins
@@ -83,6 +85,7 @@ class Trial:
         self.clock = clock
         self.raise_failures = raise_failures
         self._declared: dict[str, DeclaredSchedule] | None = None
+        self._resources = Resources(queue)
 
     def _storing_declared(self) -> Steps[None]:
         """Store the schedules that the code declares, as a worker does when it starts; their time counts from now."""
@@ -99,11 +102,26 @@ class Trial:
         :raises RuntimeError: if there seems to be no end.
         :raises TaskFailed: if a task failed for good, in a trial with ``raise_failures``.
         """
-        return _run(self._draining)
+        return _run(lambda: self._working(self._draining))
 
     async def adrain(self) -> int:
         """Run every task that is ready or due; see :meth:`drain`."""
-        return await _arun(self._draining())
+        return await _arun(self._working(self._draining))
+
+    def _working(self, work: Callable[[], Steps[T]]) -> Steps[T]:
+        """Do what a worker does within the queue's lifespan, which it enters before and leaves afterwards."""
+        usual, self._resources = self._resources, Resources(self.queue)
+        try:
+            yield self._resources.enter()
+            result = yield from work()
+        except BaseException:
+            yield self._resources.leave()
+            raise
+        else:
+            yield self._resources.leave()
+        finally:
+            self._resources = usual
+        return result
 
     def _draining(self) -> Steps[int]:
         yield from self._storing_declared()
@@ -138,7 +156,8 @@ class Trial:
         task, outcome = self._admitted(stored)
         if outcome is None:
             function = self.queue.runnable[task.name]
-            attempt = Attempt(task, function, self.queue.codec, lambda _, progress: told.append(progress))
+            codec, resources = self.queue.codec, self._resources
+            attempt = Attempt(task, function, codec, lambda _, progress: told.append(progress), resources)
             attempt.context.join = storage.join
             outcome = yield run_async(attempt) if function.definition.is_async else attempt
         if told:
@@ -166,11 +185,11 @@ class Trial:
         :param time: seconds (or a timedelta).
         :return: how many attempts were run.
         """
-        return _run(lambda: self._passing(time))
+        return _run(lambda: self._working(lambda: self._passing(time)))
 
     async def arun_for(self, time: float | timedelta) -> int:
         """Let time pass; see :meth:`run_for`."""
-        return await _arun(self._passing(time))
+        return await _arun(self._working(lambda: self._passing(time)))
 
     def _passing(self, time: float | timedelta) -> Steps[int]:
         end = self.clock.now + timedelta(seconds=duration(time, "time"))
@@ -287,30 +306,41 @@ def _run(steps: Callable[[], Steps[T]]) -> T:
             context = contextvars.copy_context()
             return pool.submit(lambda: context.run(lambda: _run(steps))).result()
     with asyncio.Runner() as runner:
-        taking, answer = steps(), None
+        taking = steps()
+        go_on = partial(next, taking)
         while True:
             try:
-                step = taking.send(answer)
+                step = go_on()
             except StopIteration as ended:
                 result: T = ended.value
                 return result
             # Each in a copy of the context, as in a worker: what a task sets nobody else sees.
             context = contextvars.copy_context()
-            if isinstance(step, Attempt):
-                answer = context.run(run_sync, step)
+            try:
+                if isinstance(step, Attempt):
+                    answer = context.run(run_sync, step)
+                else:
+                    # Not runner.run, whose care for Ctrl-C would cost more than the step itself.
+                    loop = runner.get_loop()
+                    answer = loop.run_until_complete(loop.create_task(step, context=context))
+            except BaseException as error:
+                go_on = partial(taking.throw, error)
             else:
-                # Not runner.run, whose care for Ctrl-C would cost more than the step itself.
-                loop = runner.get_loop()
-                answer = loop.run_until_complete(loop.create_task(step, context=context))
+                go_on = partial(taking.send, answer)
 
 
 async def _arun(taking: Steps[T]) -> T:
     """Take steps on the running loop."""
-    answer = None
+    go_on = partial(next, taking)
     while True:
         try:
-            step = taking.send(answer)
+            step = go_on()
         except StopIteration as ended:
             result: T = ended.value
             return result
-        answer = await (asyncio.to_thread(run_sync, step) if isinstance(step, Attempt) else step)
+        try:
+            answer = await (asyncio.to_thread(run_sync, step) if isinstance(step, Attempt) else step)
+        except BaseException as error:
+            go_on = partial(taking.throw, error)
+        else:
+            go_on = partial(taking.send, answer)
