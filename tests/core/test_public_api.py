@@ -78,6 +78,7 @@ TWINS = {
 
 MODULES = {
     "cli",
+    "contrib",
     "errors",
     "hookspecs",
     "plugins",

@@ -22,8 +22,13 @@ for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
             failed[module.name] = str(error)
 print(json.dumps(failed))
 """
-# Modules that need an extra of omniq-core: the test kit, and the demo with its store.
-OF_EXTRAS = ("omniq.testing", "omniq.cli.demo")
+# Modules that need an extra of omniq-core: the test kit, the demo with its store, what stands beside other libraries.
+BESIDE_OTHERS = {
+    "omniq.contrib.opentelemetry": "otel",
+    "omniq.contrib.sentry": "sentry",
+    "omniq.contrib.structlog": "structlog",
+}
+OF_EXTRAS = ("omniq.testing", "omniq.cli.demo", *BESIDE_OTHERS)
 
 
 def test_every_module_of_a_distribution_needs_only_what_the_distribution_declares(
@@ -33,6 +38,13 @@ def test_every_module_of_a_distribution_needs_only_what_the_distribution_declare
 
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == {}
+
+
+def test_a_module_beside_another_library_names_the_extra_that_installs_it(environment: MakeEnvironment) -> None:
+    for module, extra in BESIDE_OTHERS.items():
+        done = environment(set()).run("python", "-c", f"import {module}")
+
+        assert f"pip install 'omniq-core[{extra}]'" in done.stderr
 
 
 def test_the_core_alone_finds_its_own_parts_and_says_what_to_install_for_a_store(environment: MakeEnvironment) -> None:

@@ -15,7 +15,7 @@ from attrs import evolve
 from omniq._hook_calls import Around, Entered
 from omniq._tasks.context import CurrentTask, FailSignal, RetrySignal, TaskSignal, running
 from omniq._tasks.functions import TaskFunction
-from omniq._tasks.payloads import Codec
+from omniq._tasks.payloads import Codec, FunctionDecoder
 from omniq._worker.injection import call_async, call_sync
 from omniq._worker.releasing import put_back
 from omniq._worker.resources import Resources
@@ -255,7 +255,9 @@ def run_sync(attempt: Attempt) -> Outcome:
 
 def _enter(attempt: Attempt, around: Around) -> Entered:
     """Enter the hooks around an attempt, in the context in which its function is about to run."""
-    task = attempt.task
+    types = attempt.function.definition.types
+    # One that can be asked for its arguments.
+    task = evolve(attempt.task, decoder=FunctionDecoder(attempt.codec, lambda _: types))
     return around(task=task, worker=task.worker or "")
 
 
