@@ -186,6 +186,7 @@ class TaskQueue(Producer):
 
         :param stand_ins: for each factory another one, which may have dependencies of its own; or the value itself that
             is to be injected, if that cannot be called.
+        :return: a context manager.
         :raises TypeError: if one cannot take the place of the other in a task of this queue.
         """
         usual = self.overrides

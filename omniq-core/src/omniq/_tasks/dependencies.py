@@ -54,7 +54,7 @@ class _Dependency:
 
 
 def WorkerState() -> Any:  # noqa: N802  # see above
-    """Mark a parameter of a task or a dependency, as its default, that is given what the queue's lifespan yielded."""
+    """Return the mark, as its default, of a parameter that is given what the queue's lifespan yielded."""
     return _State()
 
 
@@ -95,6 +95,7 @@ def Depends(factory: Factory, *, scope: Scope = "task") -> Any:  # noqa: N802  #
         well, or have other defaults, which they keep.
     :param scope: ``"task"``: made once for each attempt, and left before its outcome is recorded. ``"worker"``: made
         once for each worker (and each child process) at the first need, and left after the last task has ended.
+    :return: the mark, which type checkers take for what is injected.
     :raises TypeError: if it is no function.
     :raises ValueError: if there is no such scope.
     """

@@ -20,6 +20,7 @@ from functools import partial
 from importlib import import_module
 from multiprocessing.connection import Connection
 from operator import attrgetter
+from types import MappingProxyType
 from typing import Any, Self, TypeAlias
 from weakref import WeakKeyDictionary
 
@@ -277,7 +278,7 @@ class _Owner:
     """
 
     lifespan = None
-    overrides: Overrides = {}
+    overrides: Overrides = MappingProxyType({})
 
     def __init__(self, by_hand: tuple[tuple[str, bytes], ...]) -> None:
         self.plugins = default_plugins()
