@@ -48,6 +48,7 @@ PUBLIC = {
     "Schedule",
     "Trigger",
     # Plugins.
+    "acting_as",
     "hookimpl",
     "hookspec",
 } | set(errors.__all__)

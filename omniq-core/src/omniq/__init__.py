@@ -9,6 +9,7 @@ import importlib as _importlib
 import typing as _typing
 
 if _typing.TYPE_CHECKING:
+    from omniq._client.audit import acting_as as acting_as
     from omniq._client.explain import Reason as Reason
     from omniq._client.explain import ReasonKind as ReasonKind
     from omniq._client.queue import TaskQueue as TaskQueue
@@ -119,6 +120,7 @@ _HOMES = {
         "Reason",
         "ReasonKind",
     ),
+    "omniq._client.audit": ("acting_as",),
     "omniq._client.queue": ("TaskQueue",),
     "omniq.retry": (
         "Exponential",
@@ -200,6 +202,7 @@ __all__ = [
     "Worker",
     "WorkerLost",
     "WorkerState",
+    "acting_as",
     "as_completed",
     "current_task",
     "hookimpl",

@@ -31,7 +31,7 @@ from omniq.retry import RetryPolicy
 from omniq.schedule import Schedule, Trigger
 from omniq.serialization import Serializer
 from omniq.storage import Enqueued, StorageFactory
-from omniq.task import Ending, NewTask, Task, TaskError
+from omniq.task import Ending, NewTask, Outcome, Task, TaskError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -126,6 +126,32 @@ def omniq_task_rejected(task: Task, worker: str, reason: str) -> None:
 
 
 @hookspec
+def omniq_task_released(task: Task, worker: str, seconds: float, delay: float, error: TaskError | None) -> None:
+    """A task went back to its queue, and this attempt does not count: the worker stops, or cannot run it.
+
+    ``delay``: seconds until it is ready again. ``error``: why this worker cannot run it; None if it could.
+    """
+
+
+@hookspec
+def omniq_lease_lost(task: Task, worker: str) -> None:
+    """A running task is not this worker's any more, such as after an outage: what it still does is not recorded."""
+
+
+@hookspec
+def omniq_outcome_refused(task: Task, worker: str, outcome: Outcome) -> None:
+    """The store refused how a task ended, as its lease had been lost: it runs, or has run, elsewhere."""
+
+
+@hookspec
+def omniq_schedule_fired(schedule: Schedule, tasks: Sequence[NewTask], worker: str) -> None:
+    """A worker fired a schedule. ``schedule``: as it is afterwards; ``tasks``: those that were stored.
+
+    ``omniq_task_enqueued`` is called for each of them before.
+    """
+
+
+@hookspec
 def omniq_schedule_rejected(schedule: Schedule, worker: str, reason: str) -> None:
     """A worker did not fire a schedule that is unsigned or altered. It looks, and tells of it, again in a minute."""
 
@@ -140,6 +166,23 @@ def omniq_worker_stopped(worker: str) -> None:
     """A worker has stopped; nothing of it runs any more."""
 
 
+@hookspec
+def omniq_worker_heartbeat(worker: str, seconds: float, error: Exception | None) -> None:
+    """A worker has renewed its leases, or could not. Called on a thread of its own, which must not be held up.
+
+    ``seconds``: how long the store took to answer. ``error``: why the heartbeat did not get through; None if it did.
+    """
+
+
+@hookspec
+def omniq_action_taken(action: str, targets: Sequence[str], done: int, actor: str | None) -> None:
+    """Tasks, a queue or a schedule were acted on through a queue's methods, such as ``cancel``. Called in that process.
+
+    ``action``: the method's name, without the ``a`` of a coroutine; ``targets``: the ids or names that it was given;
+    ``done``: for how many things it took effect; ``actor``: who, if that was said with ``omniq.acting_as``.
+    """
+
+
 AROUND_HOOKS = ("omniq_around_task", "omniq_around_enqueue")
 EVENT_HOOKS = (
     "omniq_task_enqueued",
@@ -150,7 +193,13 @@ EVENT_HOOKS = (
     "omniq_task_cancelled",
     "omniq_task_recovered",
     "omniq_task_rejected",
+    "omniq_task_released",
+    "omniq_lease_lost",
+    "omniq_outcome_refused",
+    "omniq_schedule_fired",
     "omniq_schedule_rejected",
     "omniq_worker_started",
     "omniq_worker_stopped",
+    "omniq_worker_heartbeat",
+    "omniq_action_taken",
 )

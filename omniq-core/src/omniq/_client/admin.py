@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
+from omniq._client.audit import tell_action
 from omniq._client.explain import Reason, explained
 from omniq._runtime.connections import Connections
 from omniq._runtime.sync import sync
@@ -12,6 +13,7 @@ from omniq._tasks.options import check_queue
 from omniq._tasks.payloads import FunctionDecoder
 from omniq._worker.worker_info import WorkerInfo, as_worker_info
 from omniq.errors import TaskNotFound
+from omniq.plugins import Plugins
 from omniq.storage import QueueStats, Storage, TaskPage, TaskQuery
 from omniq.storage.body import as_task
 from omniq.storage.validation import fetch
@@ -20,6 +22,7 @@ from omniq.task import Task, TaskState
 __all__ = ["Control"]
 
 S = TypeVar("S")
+N = TypeVar("N", bool, int)
 
 MOST_IN_A_PAGE = 1000
 
@@ -29,6 +32,7 @@ class Control:
 
     connections: Connections
     decoder: FunctionDecoder
+    plugins: Plugins
 
     def run(self, coroutine: Coroutine[Any, Any, S]) -> S:
         """Run a coroutine on the queue's background loop and wait for it.
@@ -120,6 +124,11 @@ class Control:
 
     # Doing
 
+    def _acted(self, action: str, target: str, done: N) -> N:
+        """Tell plugins what was done to one thing, and return for how many things it took effect, as it was given."""
+        tell_action(self.plugins, action, [target], int(done))
+        return done
+
     async def acancel(self, task_id: str) -> bool:
         """Cancel a task: at once if it waits; a running one is asked to stop.
 
@@ -127,7 +136,7 @@ class Control:
 
         :return: whether it was waiting or running.
         """
-        return (await (await self._storage()).cancel([task_id]))[0]
+        return self._acted("cancel", task_id, (await (await self._storage()).cancel([task_id]))[0])
 
     cancel = sync(acancel)
 
@@ -136,7 +145,7 @@ class Control:
 
         :return: whether it was made ready; False also where a live task has its ``unique`` key by now.
         """
-        return (await (await self._storage()).retry([task_id]))[0]
+        return self._acted("retry", task_id, (await (await self._storage()).retry([task_id]))[0])
 
     retry = sync(aretry)
 
@@ -145,7 +154,7 @@ class Control:
 
         :return: whether it was removed.
         """
-        return (await (await self._storage()).delete([task_id]))[0]
+        return self._acted("delete", task_id, (await (await self._storage()).delete([task_id]))[0])
 
     delete = sync(adelete)
 
@@ -156,7 +165,8 @@ class Control:
         :param state: only those in this state.
         :return: how many were removed.
         """
-        return await (await self._storage()).purge(check_queue(queue), None if state is None else check_state(state))
+        chosen = None if state is None else check_state(state)
+        return self._acted("purge", queue, await (await self._storage()).purge(check_queue(queue), chosen))
 
     purge = sync(apurge)
 
@@ -165,7 +175,7 @@ class Control:
 
         :return: False if it was paused already.
         """
-        return await (await self._storage()).pause(check_queue(queue))
+        return self._acted("pause", queue, await (await self._storage()).pause(check_queue(queue)))
 
     pause = sync(apause)
 
@@ -174,7 +184,7 @@ class Control:
 
         :return: False if it was not paused.
         """
-        return await (await self._storage()).resume(check_queue(queue))
+        return self._acted("resume", queue, await (await self._storage()).resume(check_queue(queue)))
 
     resume = sync(aresume)
 

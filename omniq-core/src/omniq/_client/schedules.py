@@ -186,6 +186,7 @@ class Timetable(Control):
                 raise _never(made, trigger)
             expected = None if replace else made.revision
             if (stored := await storage.put_schedule(made, expected)) is not None:
+                self._acted("schedule", id, True)
                 return stored
         raise _contended(id)
 
@@ -207,7 +208,7 @@ class Timetable(Control):
         def paused(schedule: Schedule, now: datetime) -> Schedule | None:
             return None if schedule.paused else evolve(schedule, paused=True)
 
-        return await self._change(schedule_id, paused)
+        return self._acted("pause_schedule", schedule_id, await self._change(schedule_id, paused))
 
     pause_schedule = sync(apause_schedule)
 
@@ -232,7 +233,7 @@ class Timetable(Control):
                     raise
             return evolve(schedule, paused=False, next_run=following)
 
-        return await self._change(schedule_id, resumed)
+        return self._acted("resume_schedule", schedule_id, await self._change(schedule_id, resumed))
 
     resume_schedule = sync(aresume_schedule)
 
@@ -249,7 +250,8 @@ class Timetable(Control):
         for _ in range(TRIES):
             schedule = await _found(storage, schedule_id)
             if task is not None and schedule.last_task == task.id:
-                return self._handle_of_run(task, Enqueued(task.id, True))  # it was the answer that was lost
+                self._acted("trigger_schedule", schedule_id, True)  # it was the answer that was lost
+                return self._handle_of_run(task, Enqueued(task.id, True))
             self.codec.admit_schedule(schedule)
             task = task or task_of_run(schedule, None, await storage.now())
             live = await live_tasks(storage, schedule) if schedule.overlap is Overlap.SKIP else []
@@ -257,6 +259,7 @@ class Timetable(Control):
             _, stored = await fire(storage, self.codec, fired, [task])
             if stored is not None:
                 await note_holder(storage, fired, stored)
+                self._acted("trigger_schedule", schedule_id, stored[0].created)
                 return self._handle_of_run(task, stored[0])
         raise _contended(schedule_id)
 
@@ -267,7 +270,8 @@ class Timetable(Control):
 
         :return: whether it was there.
         """
-        return await (await self._storage()).delete_schedule(schedule_id)
+        deleted = await (await self._storage()).delete_schedule(schedule_id)
+        return self._acted("delete_schedule", schedule_id, deleted)
 
     delete_schedule = sync(adelete_schedule)
 

@@ -70,6 +70,8 @@ class Completer:
         self._failed = plugins.event("omniq_task_failed")
         self._retrying = plugins.event("omniq_task_retrying")
         self._cancelled = plugins.event("omniq_task_cancelled")
+        self._released = plugins.event("omniq_task_released")
+        self._outcome_refused = plugins.event("omniq_outcome_refused")
 
     def __len__(self) -> int:
         return len(self._held)
@@ -163,7 +165,7 @@ class Completer:
             if record is not None and _stands_in(record, outcome):
                 self._answered(outcome, True, None)
             else:
-                self._rejected(attempt)
+                self._rejected(attempt, outcome)
         elif record is None or (record.state is TaskState.SUCCEEDED and record.delivery == task.delivery):
             # A task that was running a moment ago and is not there has ended, and been removed since.
             self._drop(attempt)
@@ -178,7 +180,7 @@ class Completer:
                 )
             self._tell(attempt, Succeeded(id=task.id, delivery=task.delivery, result=b""))
         else:
-            self._rejected(attempt)
+            self._rejected(attempt, outcome)
 
     def _answered(self, outcome: Outcome, accepted: bool | None, error: BaseException | None) -> None:
         attempt = self._held.get((outcome.id, outcome.delivery))
@@ -202,7 +204,7 @@ class Completer:
         else:
             self._tell(attempt, outcome)
 
-    def _rejected(self, attempt: Attempt) -> None:
+    def _rejected(self, attempt: Attempt, outcome: Outcome) -> None:
         task = attempt.task
         self._drop(attempt)
         self.rejected += 1
@@ -213,6 +215,7 @@ class Completer:
             task.delivery,
             extra=about(task),
         )
+        _call(self._outcome_refused, {"task": task, "worker": self._worker}, outcome=outcome)
 
     def _refused(self, task: Task, outcome: Outcome, accepted: bool | None, error: BaseException | None) -> None:
         if error is not None:
@@ -220,7 +223,7 @@ class Completer:
                 "the outcome of task %s (%s) could not be recorded: %s", task.id, task.name, error, extra=about(task)
             )
         elif accepted and isinstance(outcome, Released):
-            _say_put_back(task, outcome)
+            self._tell_released({"task": task, "worker": self._worker, "seconds": 0.0}, outcome)
         elif accepted and isinstance(outcome, Failed):
             if outcome.error.type != PayloadRejected.__name__:  # which was told when it was found
                 _task_log.error(
@@ -284,10 +287,14 @@ class Completer:
             case Cancelled():
                 _task_log.info("task %s (%s) was cancelled", task.id, task.name, extra=about(task))
                 _call(self._cancelled, common)
-            case Released() if outcome.error is not None:
-                _say_put_back(task, outcome)
+            case Released():
+                self._tell_released(common, outcome)
             case _:
-                _task_log.info("task %s (%s) went back to its queue", task.id, task.name, extra=about(task))
+                _say_put_back(task, Released(id=task.id, delivery=task.delivery))
+
+    def _tell_released(self, common: dict[str, Any], outcome: Released) -> None:
+        _say_put_back(common["task"], outcome)
+        _call(self._released, common, delay=outcome.delay, error=outcome.error)
 
     # Progress
 
@@ -336,12 +343,15 @@ def _stands_in(record: StoredTask, outcome: Outcome) -> bool:
 
 
 def _say_put_back(task: Task, outcome: Released) -> None:
+    if outcome.error is None:
+        _task_log.info("task %s (%s) went back to its queue", task.id, task.name, extra=about(task))
+        return
     _log.warning(
         "task %s (%s) goes back for %.0f s: %s",
         task.id,
         task.name,
         outcome.delay,
-        "" if outcome.error is None else outcome.error.message,
+        outcome.error.message,
         extra=about(task),
     )
 

@@ -42,6 +42,8 @@ class Heartbeat:
         whenever that is not as it was before.
     :param on_silence: called, on the heartbeat's thread, when no heartbeat has got through for so long that the
         leases are about to run out.
+    :param on_beat: told, on the heartbeat's thread, of each heartbeat: for how many seconds it was under way, and
+        why it did not get through; None: nobody listens.
     :param is_deaf: whether the worker has not been able to claim for long. It signs off for as long, so that a probe
         does not take it for one that works.
     :param monitor: looks, at each heartbeat, whether the worker's loop is blocked.
@@ -58,6 +60,7 @@ class Heartbeat:
         on_news: Callable[[Sequence[tuple[Lease, LeaseState]]], None],
         on_change: Callable[[bool], None],
         on_silence: Callable[[], None],
+        on_beat: Callable[..., None] | None,
         is_deaf: Callable[[], bool],
         monitor: LoopMonitor,
     ) -> None:
@@ -71,6 +74,7 @@ class Heartbeat:
         self._on_news = on_news
         self._on_change = on_change
         self._on_silence = on_silence
+        self._on_beat = on_beat
         self._is_deaf = is_deaf
         self._monitor = monitor
         self._outage = Outage(
@@ -152,6 +156,7 @@ class Heartbeat:
 
     async def _beat(self, connection: Connection, patience: float) -> bool:
         leases = self._held()
+        began = time.monotonic()
         try:
             async with asyncio.timeout(patience) as self._patience:
                 # What outlasts the patience of one beat is there for the next.
@@ -167,11 +172,17 @@ class Heartbeat:
             self._outage.failed(
                 error if str(error) else f"no answer within a third of a lease ({type(error).__name__})"
             )
+            self._tell(began, error)
             return False
         finally:
             self._patience = None
         self._outage.succeeded()
+        self._tell(began, None)
         news = [(lease, state) for lease, state in zip(leases, states, strict=True) if state is not LeaseState.HELD]
         if news:
             self._on_news(news)
         return True
+
+    def _tell(self, began: float, error: Exception | None) -> None:
+        if self._on_beat is not None:
+            self._on_beat(seconds=time.monotonic() - began, error=error)

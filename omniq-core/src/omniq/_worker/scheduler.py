@@ -55,7 +55,7 @@ class Scheduler:
     :param plugins: where the triggers' classes are looked up.
     :param codec: checks the schedules' signatures and signs their tasks.
     :param is_waiting: says whether the worker waits for work at the moment.
-    :param on_rejected: tells of the event ``omniq_schedule_rejected``.
+    :param tell: tells of an event, given its hook and what it is about.
     """
 
     def __init__(
@@ -65,13 +65,13 @@ class Scheduler:
         codec: Codec,
         *,
         is_waiting: Callable[[], bool],
-        on_rejected: Callable[..., None] | None = None,
+        tell: Callable[..., None] | None = None,
     ) -> None:
         self._storage = storage
         self._plugins = plugins
         self._codec = codec
         self._is_waiting = is_waiting
-        self._on_rejected = on_rejected
+        self._tell = tell
         self._outage = Outage(_log, "schedules cannot fire", "schedules fire again")
         self._look = asyncio.Event()
         self._aside: dict[str, tuple[Schedule, float]] = {}
@@ -151,16 +151,18 @@ class Scheduler:
                 missed,
                 schedule.next_run,
             )
-        advanced, tasks = advance(schedule, trigger, now, last_run_is_live=live)
+        advanced, runs = advance(schedule, trigger, now, last_run_is_live=live)
         # Under the key that signs now, should it have been signed with one that only verifies by now.
         advanced = self._codec.sign_schedule(advanced)
-        _, stored = await fire(self._storage, self._codec, advanced, tasks)
+        tasks, stored = await fire(self._storage, self._codec, advanced, runs)
         if stored is None:
             return False
         await note_holder(self._storage, advanced, stored)
         self._aside.pop(schedule.id, None)
-        created = sum(entry.created for entry in stored)
-        _log.info("schedule %s fired %d tasks; next run %s", schedule.id, created, advanced.next_run)
+        created = created_of(tasks, stored)
+        _log.info("schedule %s fired %d tasks; next run %s", schedule.id, len(created), advanced.next_run)
+        if self._tell is not None:
+            self._tell("omniq_schedule_fired", schedule=advanced, tasks=created)
         return advanced.next_run is not None and advanced.next_run <= now
 
     # What a wrong clock leaves behind
@@ -206,26 +208,38 @@ class Scheduler:
         # it must not be looked at a hundred times a second.
         told = str(error) if isinstance(error, OmniQError) else f"{type(error).__name__}: {error}"
         _log.error("schedule %s cannot fire here: %s; looking again in a minute", shown(schedule.id), told)
-        if isinstance(error, PayloadRejected) and self._on_rejected is not None:
-            self._on_rejected("omniq_schedule_rejected", schedule=schedule, reason=told)
+        if isinstance(error, PayloadRejected) and self._tell is not None:
+            self._tell("omniq_schedule_rejected", schedule=schedule, reason=told)
         self._aside[schedule.id] = schedule, time.monotonic() + SET_ASIDE_SECONDS
 
 
 async def fire(
-    storage: Storage, codec: Codec, fired: Schedule, tasks: Sequence[NewTask]
+    storage: Storage, codec: Codec, fired: Schedule, runs: Sequence[NewTask]
 ) -> tuple[Sequence[NewTask], Sequence[Enqueued] | None]:
     """Store the tasks of a schedule's runs together with what the schedule says afterwards.
 
     :param codec: signs the tasks.
+    :param runs: the tasks.
     :return: the tasks as they were stored, and what the store answered: None if the schedule was changed meanwhile.
     """
-    tasks = [codec.sign(task) for task in tasks]
+    tasks: Sequence[NewTask] = [codec.sign(run) for run in runs]
     around = codec.plugins.around_enqueue
     if around is None or not tasks:
-        return tasks, await storage.fire(fired, tasks)
-    with enqueueing(around, codec, tasks) as entered:
-        entered.stored = await storage.fire(fired, entered.tasks)
-    return entered.tasks, entered.stored
+        stored = await storage.fire(fired, tasks)
+    else:
+        with enqueueing(around, codec, tasks) as entered:
+            tasks = entered.tasks
+            entered.stored = stored = await storage.fire(fired, tasks)
+    enqueued = codec.plugins.event("omniq_task_enqueued")
+    if enqueued is not None and stored is not None:
+        for task in created_of(tasks, stored):
+            enqueued(task=task)
+    return tasks, stored
+
+
+def created_of(tasks: Sequence[NewTask], stored: Sequence[Enqueued]) -> list[NewTask]:
+    """Return those of some tasks that were stored: not those whose ``unique`` key a live task had."""
+    return [task for task, entry in zip(tasks, stored, strict=True) if entry.created]
 
 
 async def live_tasks(storage: Storage, schedule: Schedule) -> list[str]:

@@ -11,6 +11,7 @@ import signal
 import socket
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from datetime import UTC, datetime
+from functools import partial
 from types import TracebackType
 from typing import Any, Protocol, Self, TypedDict
 
@@ -236,11 +237,12 @@ class Worker:
             on_news=lambda news: self._from_thread(self._on_lease_news, news),
             on_change=lambda through: self._from_thread(self._on_heartbeat, through),
             on_silence=lambda: self._from_thread(self._abandon_all),
+            on_beat=self._on_beat(),
             is_deaf=lambda: self._fetcher is not None and self._fetcher.outage.lasts,
             monitor=LoopMonitor(self._loop, self.lease),
         )
         self._scheduler = Scheduler(
-            self._storage, self.queue.plugins, self.queue.codec, is_waiting=self._is_waiting, on_rejected=self._tell
+            self._storage, self.queue.plugins, self.queue.codec, is_waiting=self._is_waiting, tell=self._tell
         )
         self._maintenance = Maintenance(
             self._storage, self.id, self.queue.plugins, every=self.recover_every, on_loss=self._store_schedules
@@ -495,6 +497,10 @@ class Worker:
 
     # News from the heartbeat
 
+    def _on_beat(self) -> Callable[..., None] | None:
+        event = self.queue.plugins.event("omniq_worker_heartbeat")
+        return None if event is None else partial(event, worker=self.id)
+
     def _on_heartbeat(self, through: bool) -> None:
         assert self._fetcher is not None
         self._fetcher.allow(through)
@@ -519,7 +525,11 @@ class Worker:
                     attempt.task.name,
                     extra=about(attempt.task),
                 )
-                attempt.interrupt(Interruption.LEASE_LOST)
+                self._lose(attempt)
+
+    def _lose(self, attempt: Attempt) -> None:
+        attempt.interrupt(Interruption.LEASE_LOST)
+        self._tell("omniq_lease_lost", task=attempt.task)
 
     def _abandon_all(self) -> None:
         # Of those that have ended the outcome is on its way, and may yet be the first to arrive.
@@ -527,7 +537,7 @@ class Worker:
         if attempts:
             _log.error("no heartbeat has got through; giving up %d tasks before their leases run out", len(attempts))
         for attempt in attempts:
-            attempt.interrupt(Interruption.LEASE_LOST)
+            self._lose(attempt)
 
     # Stopping
 

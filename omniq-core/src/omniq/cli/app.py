@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import getpass
 import importlib
 import os
 import sys
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 from datetime import datetime
 from types import ModuleType
 
+from omniq._client.audit import acting_as
 from omniq._client.queue import TaskQueue
 from omniq.cli.failures import UsageError, note, suggestion
 from omniq.errors import ConfigurationError
@@ -43,8 +45,15 @@ def open_queue(text: str) -> Iterator[TaskQueue]:
     """
     queue = load_queue_or_url(text)
     require_shared(queue)
-    with queue:
+    with queue, acting_as(_user()):
         yield queue
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # one without a name, as in a container
+        return f"uid {os.getuid()}"
 
 
 async def store_of(queue: TaskQueue) -> Storage:
