@@ -169,6 +169,7 @@ def jobs(running: list[StoredTask]) -> dict[str, Job[Any]]:
         "workers": reading.workers,
         "cancel": partial(control.cancel, ids),
         "retry": partial(control.retry, ids),
+        "run now": partial(control.run_now, ids),
         "delete": partial(control.delete, ids),
         "fire": partial(schedules.fire, SCHEDULE, [new_task(unique=f"fired {number}") for number in range(BATCH)]),
         "due schedules": partial(schedules.due_schedules, BATCH),

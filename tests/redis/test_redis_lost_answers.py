@@ -67,6 +67,10 @@ async def prepared(store: RedisStorage, verb: str) -> tuple[str, Step]:
         case "retry":
             await store.cancel(ids)
             return "retry", lambda: store.retry(ids)
+        case "run now":
+            later = [new_task(run_at=timedelta(hours=1)) for _ in range(3)]
+            await store.enqueue(later)
+            return "run_now", lambda: store.run_now([task.id for task in later])
         case "purge":
             return "purge", lambda: store.purge("q")
         case "prune":
@@ -105,7 +109,8 @@ async def seen(store: RedisStorage) -> object:
     "verb",
     [
         "enqueue", "enqueue one", "enqueue on a thread", "finish", "put back", "heartbeat", "recover", "cancel",
-        "delete", "retry", "purge", "prune", "pause", "resume", "progress", "put_schedule", "delete_schedule", "fire",
+        "delete", "retry", "run now", "purge", "prune", "pause", "resume", "progress", "put_schedule",
+        "delete_schedule", "fire",
     ],
 )  # fmt: skip
 def test_an_operation_whose_answer_is_lost_is_done_once(

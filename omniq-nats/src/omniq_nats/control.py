@@ -1,4 +1,4 @@
-"""Cancels, retries and removes tasks on request, and holds up queues."""
+"""Cancels, retries, brings forward and removes tasks on request, and holds up queues."""
 
 from __future__ import annotations
 
@@ -165,6 +165,32 @@ class Control:
             answers.append(answer)
             for queue in done:
                 await self._transport.tell(self._names.work(queue), b"0")
+        return answers
+
+    async def run_now(self, ids: Sequence[str]) -> list[bool]:
+        """Do :meth:`omniq.storage.Storage.run_now`."""
+
+        async def act(queue_state: QueueState, batch: TaskBatch, index: int) -> tuple[bool, bool]:
+            how = stand(queue_state, batch, index)
+            entry = entry_of(batch, index) if how is READY else how
+            now = self._state_store.clock.now()
+            if not isinstance(entry, Entry) or entry.until is not None or entry.at <= now:
+                return False, False
+            known = await self._state_store.errors(queue_state, [entry])
+            if how is READY:
+                # It waits from now on; claims are to leave it out where it was.
+                queue_state.leave_out(batch, index, CANCELLED_AHEAD)
+            else:
+                queue_state.withdraw(entry)
+            # That it waits since another time than it was enqueued for is told by an end record, wherever it is kept.
+            entry.at, entry.has_fate = now, True
+            queue_state.keep_error(entry, now, known.get(entry.id))
+            queue_state.put_back(entry)
+            return True, True
+
+        answers, done = await self._each(ids, act)
+        for queue in done:
+            await self._transport.tell(self._names.work(queue), b"0")
         return answers
 
     async def _take_key(self, queue_state: QueueState, unique: str, task_id: str) -> bool:

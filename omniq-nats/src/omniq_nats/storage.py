@@ -239,6 +239,9 @@ class NatsStorage(Storage):
     async def retry(self, ids: Sequence[str]) -> list[bool]:
         return await (await self._ready()).control.retry(ids)
 
+    async def run_now(self, ids: Sequence[str]) -> list[bool]:
+        return await (await self._ready()).control.run_now(ids)
+
     async def delete(self, ids: Sequence[str]) -> list[bool]:
         opened = await self._ready()
         answers, gone = await opened.control.delete(ids)

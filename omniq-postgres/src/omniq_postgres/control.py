@@ -1,8 +1,8 @@
-"""Cancel, retry, delete, purge, pause, resume: what people do to tasks and queues."""
+"""Cancel, retry, run now, delete, purge, pause, resume: what people do to tasks and queues."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from omniq.task import TaskState
 from omniq_postgres import binary_params
@@ -19,7 +19,7 @@ from omniq_postgres.encoding import (
 )
 from omniq_postgres.operations import Context, Steps
 
-__all__ = ["cancel", "delete", "last", "pause", "purge_step", "resume", "retry"]
+__all__ = ["cancel", "delete", "last", "pause", "purge_step", "resume", "retry", "run_now"]
 
 PURGED = 2000
 """Tasks removed in one transaction, so that none is long."""
@@ -50,6 +50,16 @@ def retry(ids: Sequence[str], context: Context) -> Steps[list[bool]]:
         binary_params.integer(LONGEST_KEY),
         binary_params.integer(KEPT_OF_KEY),
     )
+    return _made_ready(rows, ids, context)
+
+
+def run_now(ids: Sequence[str], context: Context) -> Steps[list[bool]]:
+    """Make scheduled tasks ready; see :meth:`~omniq.storage.Storage.run_now`."""
+    rows = yield context.query("control.run_now", binary_params.uuids(list(dict.fromkeys(ids))))
+    return _made_ready(rows, ids, context)
+
+
+def _made_ready(rows: Iterable[tuple[str, str]], ids: Sequence[str], context: Context) -> list[bool]:
     ready = {}
     for task_id, queue in rows:
         ready[task_id] = queue

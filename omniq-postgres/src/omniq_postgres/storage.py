@@ -232,6 +232,9 @@ class PostgresStorage(Storage, Migrated):
     async def retry(self, ids: Sequence[str]) -> list[bool]:
         return await self._opened().run(partial(control.retry, ids)) if ids else []
 
+    async def run_now(self, ids: Sequence[str]) -> list[bool]:
+        return await self._opened().run(partial(control.run_now, ids)) if ids else []
+
     async def delete(self, ids: Sequence[str]) -> list[bool]:
         return await self._opened().run(partial(control.delete, ids)) if ids else []
 

@@ -302,6 +302,9 @@ class RedisStorage(Storage):
     async def retry(self, ids: Sequence[str]) -> list[bool]:
         return await self._decide("retry", ids)
 
+    async def run_now(self, ids: Sequence[str]) -> list[bool]:
+        return await self._decide("run_now", ids)
+
     async def delete(self, ids: Sequence[str]) -> list[bool]:
         return await self._decide("delete", ids)
 

@@ -27,9 +27,9 @@ found by one id and names another. Then:
   one that is not returned.
 - ``get`` and ``list_tasks`` return in its place a task that was *salvaged*: the id by which it was found, state
   ``failed``, error ``CorruptRecord``, and what else could be read of it. ``wait_finished`` counts it as ended.
-- ``finish``, ``heartbeat``, ``cancel``, ``retry`` and ``set_progress`` do as ever as long as the store can tell what
-  they need of it (its state, its delivery); else it counts as ended, and they change nothing. None of them ever acts
-  on another task than the one that was named. ``enqueue`` takes its id as stored already.
+- ``finish``, ``heartbeat``, ``cancel``, ``retry``, ``run_now`` and ``set_progress`` do as ever as long as the store can
+  tell what they need of it (its state, its delivery); else it counts as ended, and they change nothing. None of them
+  ever acts on another task than the one that was named. ``enqueue`` takes its id as stored already.
 - ``get_schedules`` and ``due_schedules`` leave an unreadable schedule out; ``put_schedule`` replaces it as if it were
   not there, with a larger revision as far as its own can be told.
 - ``open``, ``recover``, ``stats``, ``workers``, ``prune``, ``purge`` and ``wait_for_work`` pass over what they cannot
@@ -110,7 +110,8 @@ class StorageLimits:
     """The same where any of the tasks has a ``unique`` key."""
     atomic_across_queues: bool = True
     """Whether a change of stored tasks (``claim``, ``finish``, ``heartbeat``, ``recover``, ``cancel``, ``retry``,
-    ``delete``) is one step. False: it is one for the tasks of each queue, and several for very many or large ones.
+    ``run_now``, ``delete``) is one step. False: it is one for the tasks of each queue, and several for very many or
+    large ones.
     """
     lost_wakeup: float = 2.0
     """Seconds after which a caller that waits asks the store itself, in case a notification was lost.
@@ -518,6 +519,17 @@ class Storage(ABC):
 
         :param ids: of tasks.
         :return: for each whether it was made ready.
+        """
+
+    @abstractmethod
+    async def run_now(self, ids: Sequence[str]) -> list[bool]:
+        """Make tasks ready that are scheduled for later, at the end of their queue.
+
+        Their ``run_at`` is now; all else stays, such as the error of an attempt before, and ``expires_at``. One whose
+        time has come already stays as it is.
+
+        :param ids: of the tasks.
+        :return: for each whether it was scheduled for later.
         """
 
     @abstractmethod

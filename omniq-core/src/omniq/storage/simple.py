@@ -407,6 +407,9 @@ class SimpleStorage(Storage):
     async def retry(self, ids: Sequence[str]) -> list[bool]:
         return await self._run(transitions.retry, ids, wakes=True)
 
+    async def run_now(self, ids: Sequence[str]) -> list[bool]:
+        return await self._run(transitions.run_now, ids, wakes=True)
+
     async def delete(self, ids: Sequence[str]) -> list[bool]:
         return await self._run(transitions.delete, ids, wakes=True)
 

@@ -346,6 +346,14 @@ def retry(tx: Transaction, ids: Sequence[str]) -> list[bool]:
     return _each(tx, ids, change)
 
 
+def run_now(tx: Transaction, ids: Sequence[str]) -> list[bool]:
+    def change(task: StoredTask) -> StoredTask | None:
+        is_later = task.state is TaskState.SCHEDULED and task.run_at > tx.now
+        return _waiting(task, tx.now, 0) if is_later else None
+
+    return _each(tx, ids, change)
+
+
 def _each(tx: Transaction, ids: Sequence[str], change: Callable[[StoredTask], StoredTask | None]) -> list[bool]:
     """Change tasks one after the other, so that one that is named twice is changed by the second as the first left it.
 

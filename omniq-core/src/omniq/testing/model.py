@@ -242,6 +242,15 @@ class Model:
                 row.state, row.attempt, row.ready_since, row.cancel_requested = TaskState.READY, 0, self.step, False
         return answers
 
+    def run_now(self, ids: Iterable[str]) -> list[bool]:
+        answers = []
+        for task_id in ids:
+            row = self.rows.get(task_id)
+            answers.append(row is not None and row.state is TaskState.SCHEDULED)
+            if row is not None and row.state is TaskState.SCHEDULED:
+                row.state, row.ready_since = TaskState.READY, self.step
+        return answers
+
     def delete(self, ids: Iterable[str]) -> list[bool]:
         return [self._remove(task_id) for task_id in ids]
 

@@ -1,4 +1,4 @@
-"""Control: cancel, retry, delete, purge, pause, resume."""
+"""Control: cancel, retry, run now, delete, purge, pause, resume."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from omniq.task import TaskState
 from omniq_local.files.encoding import ENDED, Record
 from omniq_local.files.transaction import Transaction
 
-__all__ = ["cancel", "delete", "pause", "purge_step", "resume", "retry"]
+__all__ = ["cancel", "delete", "pause", "purge_step", "resume", "retry", "run_now"]
 
 STEP = 500
 """Tasks that are removed in one go."""
@@ -45,6 +45,18 @@ def _retry(record: Record | None, transaction: Transaction) -> bool:
     record.attempt = 0
     record.finished_at = None
     record.cancel_requested = False
+    transaction.give_back(record, transaction.now)
+    return True
+
+
+def run_now(ids: Sequence[str], transaction: Transaction) -> list[bool]:
+    """See :meth:`~omniq.storage.Storage.run_now`."""
+    return [_run_now(transaction.fetch(task_id), transaction) for task_id in ids]
+
+
+def _run_now(record: Record | None, transaction: Transaction) -> bool:
+    if record is None or record.state is not TaskState.SCHEDULED or record.run_at <= transaction.now:
+        return False
     transaction.give_back(record, transaction.now)
     return True
 

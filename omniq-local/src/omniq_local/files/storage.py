@@ -180,6 +180,9 @@ class FileStorage(Storage):
     async def retry(self, ids: Sequence[str]) -> list[bool]:
         return await self._opened().run(partial(control.retry, ids), small=len(ids) <= LARGE)
 
+    async def run_now(self, ids: Sequence[str]) -> list[bool]:
+        return await self._opened().run(partial(control.run_now, ids), small=len(ids) <= LARGE)
+
     async def delete(self, ids: Sequence[str]) -> list[bool]:
         return await self._opened().run(partial(control.delete, ids), small=len(ids) <= LARGE)
 

@@ -221,6 +221,10 @@ class MemoryStorage(Storage):
         with LOCK:
             return transitions.retry(self._opened(), ids)
 
+    async def run_now(self, ids: Sequence[str]) -> list[bool]:
+        with LOCK:
+            return transitions.run_now(self._opened(), ids)
+
     async def delete(self, ids: Sequence[str]) -> list[bool]:
         with LOCK:
             return transitions.delete(self._opened(), ids)

@@ -1,4 +1,4 @@
-"""Cancel, retry, delete, purge, pause, resume: what people do to tasks and queues."""
+"""Cancel, retry, run now, delete, purge, pause, resume: what people do to tasks and queues."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from omniq_local.sqlite.claiming import promote
 from omniq_local.sqlite.encoding import CANCELLED, FAILED, NUMBER_OF, READY, RUNNING, SCHEDULED, SUCCEEDED
 from omniq_local.sqlite.transaction import Row, Transaction
 
-__all__ = ["cancel", "delete", "last_seq", "pause", "purge_step", "resume", "retry"]
+__all__ = ["cancel", "delete", "last_seq", "pause", "purge_step", "resume", "retry", "run_now"]
 
 PURGED = 2000
 """Tasks removed in one transaction, so that none holds up others for long."""
@@ -56,12 +56,21 @@ def cancel(ids: Sequence[str], tx: Transaction) -> list[bool]:
 
 def retry(ids: Sequence[str], tx: Transaction) -> list[bool]:
     """See :meth:`~omniq.storage.Storage.retry`."""
+    return _made_ready("control.revive", ids, tx)
+
+
+def run_now(ids: Sequence[str], tx: Transaction) -> list[bool]:
+    """See :meth:`~omniq.storage.Storage.run_now`."""
+    return _made_ready("control.run_now", ids, tx)
+
+
+def _made_ready(statement: str, ids: Sequence[str], tx: Transaction) -> list[bool]:
     tx.fold()
     rows = _rows(tx, ids)
     results = []
     for task_id in ids:
         row = rows.get(task_id)
-        done = row is not None and tx.run("control.revive", tx.stamp, tx.now, row[0]) == 1
+        done = row is not None and tx.run(statement, tx.stamp, tx.now, row[0]) == 1
         if done and row is not None:
             tx.count(row[2], row[3], -1)
             tx.count(row[2], READY, 1)

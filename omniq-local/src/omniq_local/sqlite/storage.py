@@ -212,6 +212,9 @@ class SQLiteStorage(Storage):
     async def retry(self, ids: Sequence[str]) -> list[bool]:
         return await self._opened().write(partial(control.retry, ids), small=len(ids) <= 100)
 
+    async def run_now(self, ids: Sequence[str]) -> list[bool]:
+        return await self._opened().write(partial(control.run_now, ids), small=len(ids) <= 100)
+
     async def delete(self, ids: Sequence[str]) -> list[bool]:
         return await self._opened().write(partial(control.delete, ids), small=len(ids) <= LARGE)
 

@@ -61,6 +61,24 @@ counted AS (
 )
 SELECT id::text, queue FROM ready
 
+-- name: run_now
+-- Make scheduled tasks ready whose time has not come. Locked in one order, so that two that do so do not wait for each other.
+WITH clock AS MATERIALIZED (SELECT clock_timestamp() AS now),
+chosen AS MATERIALIZED (
+    SELECT {live}.id FROM {live} WHERE {live}.id = ANY ($1::uuid[]) AND {live}.state + 0 = 1 ORDER BY {live}.id FOR UPDATE
+),
+ready AS (
+    UPDATE {live} SET state = 2, run_at = now
+    FROM clock
+    WHERE {live}.id = ANY (ARRAY(SELECT chosen.id FROM chosen)) AND {live}.state + 0 = 1 AND {live}.run_at > now
+    RETURNING {live}.id, {live}.queue
+),
+counted AS (
+    INSERT INTO {delta} (scheduled, ready, running, succeeded, failed, cancelled, queue)
+    SELECT -count(*), count(*), 0, 0, 0, 0, queue FROM ready GROUP BY queue
+)
+SELECT id::text, queue FROM ready
+
 -- name: delete
 WITH waiting AS (
     DELETE FROM {live} WHERE {live}.id = ANY ($1::uuid[]) AND {live}.state <> 3 RETURNING id, queue, state

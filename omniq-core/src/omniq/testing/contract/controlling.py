@@ -5,10 +5,11 @@ from __future__ import annotations
 from datetime import timedelta
 
 import pytest
+from attrs import evolve
 
 from omniq.storage import Lease, LeaseState, Storage
 from omniq.storage.ids import new_id
-from omniq.task import Progress, TaskState
+from omniq.task import Progress, Retry, TaskError, TaskState
 from omniq.testing.contract.base import Contract
 from omniq.testing.contract.steps import (
     FAR,
@@ -182,6 +183,53 @@ class ControlContract(Contract):
         await store.recover(9)
         assert [task.id for task in await take(store, 9)] == [expired, other]
 
+    # run_now
+
+    async def test_a_scheduled_task_is_made_ready_at_once_at_the_end_of_its_queue(self, store: Storage) -> None:
+        later, ready = await add(store, new_task(run_at=FAR, expires=FAR, unique="key"), new_task())
+        scheduled = await record(store, later)
+        before = await store.now()
+        assert await store.run_now([later]) == [True]
+        after = await store.now()
+        changed = await record(store, later)
+        assert before <= changed.run_at <= after
+        assert changed == evolve(scheduled, state=TaskState.READY, run_at=changed.run_at)
+        assert await counts(store) == {TaskState.READY: 2}
+        assert [task.id for task in await take(store, 9)] == [ready, later]
+        answers = await store.enqueue([new_task(unique="key")])
+        assert (answers[0].id, answers[0].created) == (later, False)
+
+    async def test_a_task_that_waits_for_its_next_attempt_keeps_what_is_known_of_the_one_before(
+        self, store: Storage
+    ) -> None:
+        error = TaskError(type="ValueError", message="hot", traceback="Traceback …")
+        (task_id,) = await add(store)
+        (claimed,) = await take(store)
+        await store.finish([Retry(id=task_id, delivery=claimed.delivery, delay=600, error=error)])
+        waiting = await record(store, task_id)
+        assert await store.run_now([task_id]) == [True]
+        changed = await record(store, task_id)
+        assert changed == evolve(waiting, state=TaskState.READY, run_at=changed.run_at)
+        (again,) = await take(store)
+        assert (again.attempt, again.delivery, again.error) == (2, 2, error)
+
+    async def test_run_now_says_of_each_task_whether_it_was_scheduled(self, store: Storage) -> None:
+        ids = await one_of_each(store)
+        kept = [state for state in STATES if state is not TaskState.SCHEDULED]
+        before = await store.get([ids[state] for state in kept])
+        twice = ids[TaskState.SCHEDULED]
+        answers = await store.run_now([*(ids[state] for state in STATES), twice, new_id()])
+        assert answers == [*(state is TaskState.SCHEDULED for state in STATES), False, False]
+        assert await store.get([ids[state] for state in kept]) == before
+
+    async def test_many_tasks_for_later_are_made_ready(self, store: Storage) -> None:
+        ids = await add(store, *(new_task(run_at=FAR) for _ in range(300)))
+        some = ids[50:250]
+        assert await store.run_now(some) == [True] * 200
+        assert await counts(store) == {TaskState.SCHEDULED: 100, TaskState.READY: 200}
+        assert {task.id for task in await take(store, 999)} == set(some)
+        assert await states(store, ids[:50]) == [TaskState.SCHEDULED] * 50
+
     # delete and purge
 
     async def test_everything_but_a_running_task_can_be_deleted(self, store: Storage) -> None:
@@ -286,6 +334,8 @@ class ControlContract(Contract):
 
     async def test_control_of_nothing_is_nothing_done(self, store: Storage) -> None:
         (task_id,) = await add(store)
-        assert await store.cancel([]) == await store.retry([]) == await store.delete([]) == []
+        assert (
+            await store.cancel([]) == await store.retry([]) == await store.delete([]) == await store.run_now([]) == []
+        )
         await store.set_progress({})
         assert await states(store, [task_id]) == [TaskState.READY]

@@ -241,6 +241,14 @@ class StorageMachine(RuleBasedStateMachine):
         self._on_tasks("delete", list(dict.fromkeys(map(self._pick, picks))))
 
     @operation(often=2, picks=st.lists(indexes, min_size=1, max_size=3))
+    def run_now(self, picks: list[int]) -> None:
+        # More likely those that can be. Of those of one step the store chooses the order: one call each.
+        scheduled = [task_id for task_id, row in self.model.rows.items() if row.state is TaskState.SCHEDULED]
+        for pick in picks:
+            can_be = scheduled and pick < 12
+            self._on_tasks("run_now", [scheduled[pick % len(scheduled)] if can_be else self._pick(pick)])
+
+    @operation(often=2, picks=st.lists(indexes, min_size=1, max_size=3))
     def retry(self, picks: list[int]) -> None:
         # Which of two with one key is made ready is the store's choice: one call each. More likely those that can be.
         ended = [task_id for task_id, row in self.model.rows.items() if row.state.is_final]

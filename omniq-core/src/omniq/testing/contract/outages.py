@@ -46,6 +46,7 @@ def every_verb(store: Storage, task: StoredTask) -> dict[str, Callable[[], Corou
         "workers": store.workers,
         "cancel": lambda: store.cancel([new_id()]),
         "retry": lambda: store.retry([new_id()]),
+        "run_now": lambda: store.run_now([new_id()]),
         "delete": lambda: store.delete([new_id()]),
         "purge": lambda: store.purge("nothing"),
         "pause": lambda: store.pause("nothing"),

@@ -289,6 +289,7 @@ class SpoilContract(Contract):
         assert {task.id for task in good} <= await other.wait_finished(ids, 0.05)
         assert await other.retry([task.id for task in good]) == [False] * len(good)
         await other.retry(list(how))
+        await other.run_now(list(how))
         await other.cancel(list(how))
         assert await other.finish([outcome("failed", claimed[task.id]) for task in good]) == [False] * len(good)
         for task in good:

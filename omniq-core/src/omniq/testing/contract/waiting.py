@@ -181,7 +181,7 @@ class WaitContract(Contract):
             await add(store)
         await worker
 
-    @pytest.mark.parametrize("change", ["resumed", "retried", "sooner", "to retry", "recovered", "fired"])
+    @pytest.mark.parametrize("change", ["resumed", "retried", "run now", "sooner", "to retry", "recovered", "fired"])
     async def test_a_waiting_worker_gets_a_task_that_something_else_made_ready(
         self, stores: Stores, change: str
     ) -> None:
@@ -202,6 +202,9 @@ class WaitContract(Contract):
                 ids = await add(store)
                 await store.cancel(ids)
                 return lambda: store.retry(ids)
+            case "run now":
+                ids = await add(store, run_at=FAR)
+                return lambda: store.run_now(ids)
             case "sooner":
                 await add(store, run_at=timedelta(seconds=300))
                 return lambda: add(store, run_at=timedelta(seconds=SHORT))
