@@ -271,7 +271,7 @@ async def _picture(storage: Storage) -> dict[str, Any]:
         cursor = page.cursor
         if cursor is None:
             break
-    listed = [await _ids(storage, TaskQuery(state=state)) for state in TaskState]
+    listed = [await _ids(storage, TaskQuery(states=[state])) for state in TaskState]
     return {
         "tasks": [_row(task) for task in tasks],
         "read by id": [None if task is None else _row(task) for task in await storage.get([_id(n) for n in range(9)])],

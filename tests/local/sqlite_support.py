@@ -128,7 +128,7 @@ async def of_queue(store: SQLiteStorage, queue: str = "q") -> QueueStats:
 
 async def count(store: SQLiteStorage, state: TaskState, queue: str = "q") -> int:
     """Return how many tasks of a queue are in a state, and make sure that the counters say the same as the tasks."""
-    pages = await store.list_tasks(TaskQuery(queue=queue, state=state, limit=100_000))
+    pages = await store.list_tasks(TaskQuery(queue=queue, states=[state], limit=100_000))
     stats = [found for found in await store.stats() if found.queue == queue]
     counted = stats[0].counts[state] if stats else 0
     assert counted == len(pages.tasks)

@@ -411,10 +411,10 @@ def test_tasks_that_are_not_counted_yet_are_seen_by_everybody(tmp_path: Path) ->
                 stats = await of_queue(reader, queue)
                 assert stats.counts[TaskState.READY] == len(expected)
                 assert stats.oldest_ready is not None
-                for state in (None, TaskState.READY):
-                    page = await reader.list_tasks(TaskQuery(queue=queue, state=state))
+                for states in (None, [TaskState.READY]):
+                    page = await reader.list_tasks(TaskQuery(queue=queue, states=states))
                     assert [task.id for task in page.tasks] == expected[::-1]
-            page = await reader.list_tasks(TaskQuery(state=TaskState.READY, limit=3))
+            page = await reader.list_tasks(TaskQuery(states=[TaskState.READY], limit=3))
             assert [task.id for task in page.tasks] == ids[:3:-1]
             await asyncio.wait_for(reader.wait_for_work(["b"], 30), 10)
             assert await reader.cancel([ids[0]]) == [True]

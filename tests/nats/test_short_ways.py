@@ -344,7 +344,7 @@ async def test_what_takes_more_than_one_message_goes_the_other_way(nats_server: 
         ):
             assert storage.enqueue_blocking([new]) is None
         assert storage.enqueue_blocking([task(), task()]) is None
-        assert (await storage.list_tasks(TaskQuery(state=TaskState.READY))).tasks == ()
+        assert (await storage.list_tasks(TaskQuery(states=[TaskState.READY]))).tasks == ()
 
 
 async def test_an_answer_that_was_lost_leaves_the_task_created_and_stored_once(nats_server: NatsServer) -> None:

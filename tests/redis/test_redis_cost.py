@@ -174,7 +174,7 @@ def test_a_list_of_what_is_rare_goes_on_in_steps_that_are_bounded(redis_server: 
                 await store.enqueue([new_task(queue="other", tags=("u",)) for _ in range(3000)])
             redis_server.ask("CONFIG", "RESETSTAT")
             expected = [task.id for task in rare[::-1]]
-            for query in (TaskQuery(name="rare"), TaskQuery(tag="t"), TaskQuery(queue="q", state=TaskState.READY)):
+            for query in (TaskQuery(name="rare"), TaskQuery(tag="t"), TaskQuery(queue="q", states=[TaskState.READY])):
                 assert [task.id for task in await store.list_tasks(query)] == expected
             assert calls(redis_server)["evalsha"] >= 3 * 9, "9,000 tasks, and no more than 1,000 in one step"
 

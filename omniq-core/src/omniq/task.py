@@ -8,15 +8,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Any, Protocol, TypeAlias, TypeVar
+from typing import Any, Protocol, Self, TypeAlias, TypeVar
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 __all__ = [
     "Cancelled",
     "Ending",
     "Failed",
     "NewTask",
+    "Omitted",
     "Outcome",
     "Progress",
     "Released",
@@ -79,6 +80,18 @@ class Progress:
     done: float
     total: float | None = None
     note: str = ""
+
+
+@frozen(kw_only=True)
+class Omitted:
+    """How large are the parts of a task that a bare list leaves out, in bytes."""
+
+    body: int = 0
+    """The arguments, and how to run them."""
+    result: int | None = None
+    """None: there is none."""
+    traceback: int = 0
+    """As UTF-8."""
 
 
 # Kept in a dictionary rather than in slots: attrs fills a frozen class of this size twice as fast that way.
@@ -150,6 +163,34 @@ class StoredTask:
     """Whether a running task was asked to stop."""
     result_payload: bytes | None = field(default=None, repr=False)
     """The encoded result of a task that succeeded."""
+    omitted: Omitted | None = None
+    """What was left out where tasks were listed bare (the body is empty then, the result None, the traceback empty);
+    None: nothing, this is the whole record."""
+
+    def bare(self, body: int | None = None, result: int | None = None, traceback: int | None = None) -> Self:
+        """Return this record as a bare list has it, see :attr:`omitted`.
+
+        :param body: the size of the body, if that and the result were not read.
+        :param result: and that of the result.
+        :param traceback: and that of the traceback, if it was not read either.
+        """
+        if self.omitted is not None:
+            return self
+        error = self.error
+        text = "" if error is None else error.traceback
+        if body is None:
+            body, result = len(self.body), None if self.result_payload is None else len(self.result_payload)
+        return evolve(
+            self,
+            body=b"",
+            result_payload=None,
+            error=None if error is None else evolve(error, traceback=""),
+            omitted=Omitted(
+                body=body,
+                result=result,
+                traceback=len(text.encode(errors="replace")) if traceback is None else traceback,
+            ),
+        )
 
 
 def record_of(cls: type[T], fields: dict[str, Any]) -> T:
@@ -197,7 +238,10 @@ class Task(StoredTask):
     """
 
     serializer: str = "json"
-    """The name of the serializer that encoded the arguments, and that encodes the result."""
+    """The name of the serializer that encoded the arguments, and that encodes the result.
+
+    This and what follows are in the body: of a task that was listed bare they are not known, and empty.
+    """
     payload: bytes = field(default=b"", repr=False)
     """The encoded arguments."""
     retry_spec: str = ""
@@ -217,6 +261,7 @@ class Task(StoredTask):
 
         :raises PayloadRejected: if they must not be decoded: unsigned, altered, or of a serializer not accepted.
         :raises SerializationError: if they cannot be decoded.
+        :raises RuntimeError: if the task was listed bare.
         """
         return self._decode().arguments(self)[0]
 
@@ -244,6 +289,8 @@ class Task(StoredTask):
         return self._decode().result(self)
 
     def _decode(self) -> TaskDecoder:
+        if self.omitted is not None:
+            raise RuntimeError(f"this Task was listed bare; read the whole of it with queue.get({self.id!r})")
         if self._decoder is None:
             raise RuntimeError(
                 "this Task has no queue that could decode it; read it through a TaskQueue "

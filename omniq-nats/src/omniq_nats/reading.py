@@ -14,6 +14,7 @@ from attrs import field, frozen
 from omniq.errors import CorruptRecord
 from omniq.storage import QueueStats, StoredWorker, TaskPage, TaskQuery
 from omniq.storage.escaping import get_logger
+from omniq.storage.paging import Pager
 from omniq.storage.validation import UNREADABLE, check_worker, corrupt, log_once, salvaged
 from omniq.task import StoredTask, TaskState
 from omniq_nats.claiming import fold, live_task
@@ -250,7 +251,7 @@ async def list_tasks(state_store: QueueStateStore, query: TaskQuery, cursor: str
     :raises ValueError: if the cursor is not one of ours.
     """
     before = None if cursor is None else _read_cursor(cursor)
-    found: list[tuple[int, StoredTask]] = []
+    pager = Pager(query)
     # The stream is read backwards, in windows, as it can be read forwards only.
     end = await state_store.transport.end() + 1 if before is None else before // PLACES + 1
     width = 2 * PLACES
@@ -269,14 +270,11 @@ async def list_tasks(state_store: QueueStateStore, query: TaskQuery, cursor: str
         rows = sorted((row for row in rows if before is None or row[0] < before), key=lambda row: -row[0])
         for part in range(0, len(rows), LOOK):
             for rank, task in await _records(state_store, rows[part : part + LOOK]):
-                if query.state is not None and task.state is not query.state:
-                    continue
-                if len(found) >= query.limit and rank < found[-1][0]:
-                    return TaskPage(tuple(task for _, task in found), str(found[-1][0]))
-                found.append((rank, task))
+                if pager.is_done_with(rank, task):
+                    return pager.page()
         end = start
         width = min(2 * width, WIDEST)
-    return TaskPage(tuple(task for _, task in found), None)
+    return pager.page()
 
 
 async def _records(

@@ -16,6 +16,7 @@ from omniq_postgres import binary_params
 from omniq_postgres.binary_params import Parameter
 
 __all__ = [
+    "BARE",
     "CANCELLED",
     "CLAIMED",
     "FAILED",
@@ -28,6 +29,7 @@ __all__ = [
     "SCHEDULED",
     "STATE_OF",
     "SUCCEEDED",
+    "bare_task",
     "claimed_task",
     "columns_of",
     "key_of",
@@ -63,6 +65,9 @@ RECORD = """
     s.worker, t.unique_key, t.tags, t.result_ttl, s.error, s.progress, s.cancel, s.result, t.seq
 """
 """What :func:`task_of` reads: of ``t``, the order, and ``s``, what has become of it."""
+
+BARE = RECORD.replace("t.body", "octet_length(t.body)").replace("s.result", "octet_length(s.result)")
+"""The same with the sizes of body and result, for which the server reads neither."""
 
 CLAIMED = """
     taken.id::text, t.queue, t.name, t.body, t.priority, taken.attempt, taken.delivery, t.max_retries,
@@ -146,6 +151,14 @@ def make_task(row: Sequence[Any]) -> StoredTask:
         fields = dict(zip(_FIELDS, row, strict=True))
         fields["tags"] = tuple(fields["tags"] or ())
         return salvaged(problem, row[0], fields)
+
+
+def bare_task(row: Sequence[Any]) -> StoredTask:
+    """Make a task of a row of :data:`BARE`."""
+    values = list(row)
+    body, values[_FIELDS.index("body")] = values[_FIELDS.index("body")], b""
+    result, values[_FIELDS.index("result_payload")] = values[_FIELDS.index("result_payload")], None
+    return make_task(values).bare(body or 0, result)
 
 
 _FIELDS = (

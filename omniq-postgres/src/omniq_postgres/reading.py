@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from datetime import datetime
+from typing import Any
 
 from omniq.errors import CorruptRecord
 from omniq.storage import QueueStats, StoredWorker, TaskPage, TaskQuery
 from omniq.storage.escaping import get_logger
+from omniq.storage.paging import CLOCK_SLACK, slackened
 from omniq.storage.validation import UNREADABLE, check_worker, corrupt, log_once
 from omniq.task import StoredTask, TaskState
 from omniq_postgres import binary_params
-from omniq_postgres.encoding import CANCELLED, NUMBER_OF, SCHEDULED, STATE_OF, SUCCEEDED, make_task
+from omniq_postgres.encoding import CANCELLED, NUMBER_OF, SCHEDULED, STATE_OF, SUCCEEDED, bare_task, make_task
 from omniq_postgres.operations import Context, Rows, Steps
 
 __all__ = ["check", "get", "list_tasks", "namespaces", "now", "read_cursor", "stats", "workers"]
@@ -54,32 +56,86 @@ def list_tasks(query: TaskQuery, before: int, context: Context) -> Steps[TaskPag
 
     :param before: the number of the last task of the page before.
     """
-    rows = yield from _latest(query, before, context)
+    lowest, stopped = 0, None
+    if query.enqueued_after is not None:
+        lowest = yield from _seq_of(slackened(query.enqueued_after, -CLOCK_SLACK), context)
+    if query.enqueued_before is not None:
+        before = min(before, (yield from _seq_of(slackened(query.enqueued_before, CLOCK_SLACK), context)))
+    if query.look_at is not None:
+        looked = yield from _looked_at(query, before, lowest, query.look_at + 1, context)
+        if len(looked) > query.look_at:
+            lowest = stopped = looked[query.look_at - 1]
+    rows = yield from _latest(query, before, lowest, context)
     shown = rows[: query.limit]
-    more = len(rows) > query.limit and bool(shown)
-    return TaskPage(tuple(map(make_task, shown)), str(shown[-1][-1]) if more else None)
+    following = shown[-1][-1] if len(rows) > len(shown) > 0 else stopped
+    tasks = tuple(map(bare_task if query.bare else make_task, shown))
+    return TaskPage(tasks, None if following is None else str(following))
 
 
-def _latest(query: TaskQuery, before: int, context: Context) -> Steps[Rows]:
+def _latest(query: TaskQuery, before: int, lowest: int, context: Context) -> Steps[Rows]:
     """Return the rows of a page, and one more where there is."""
+    suffix = "_bare" if query.bare else ""
     limit = binary_params.bigint(query.limit + 1)
+    since, until = query.enqueued_after, query.enqueued_before
     given = [
         binary_params.bigint(before),
         None if query.name is None else binary_params.text(query.name),
         None if query.tag is None else binary_params.text(query.tag),
     ]
-    if query.queue is None and query.state is None:
-        if query.name is None and query.tag is None:
-            return (yield context.query("reading.latest", given[0], limit))
+    bounds = [
+        binary_params.bigint(lowest),
+        None if since is None else binary_params.timestamp(since),
+        None if until is None else binary_params.timestamp(until),
+    ]
+    if query.queue is None and query.states is None:
+        if query.name is None and query.tag is None and since is None and until is None:
+            return (yield context.query(f"reading.latest{suffix}", given[0], limit, bounds[0]))
         # Which index is the best depends on how rare what is asked for is.
-        return (yield context.query("reading.list", *given, limit, prepare=False))
+        return (yield context.query(f"reading.list{suffix}", *given, limit, *bounds, prepare=False))
     given += [None if query.queue is None else binary_params.text(query.queue), limit]
     # Queue by queue and state by state: what is rare among many others is found by its index.
-    rows: Rows = []
-    for number in range(SCHEDULED, CANCELLED + 1) if query.state is None else [NUMBER_OF[query.state]]:
+    rows: dict[int, tuple[Any, ...]] = {}
+    for number in _numbers(query):
         statement = "reading.list_ended" if number >= SUCCEEDED else "reading.list_live"
-        rows += yield context.query(statement, *given, binary_params.integer(number), prepare=False)
-    return sorted(rows, key=lambda row: -int(row[-1]))
+        state = binary_params.integer(number)
+        found = yield context.query(f"{statement}{suffix}", *given, state, *bounds, prepare=False)
+        # One that has moved on between two of the queries is shown once.
+        rows |= {int(row[-1]): row for row in found}
+    return [rows[seq] for seq in sorted(rows, reverse=True)]
+
+
+def _looked_at(query: TaskQuery, before: int, lowest: int, limit: int, context: Context) -> Steps[list[int]]:
+    """Return the places of the latest tasks that are looked at for a page."""
+    given = [binary_params.bigint(number) for number in (before, lowest, limit)]
+    if query.queue is None and query.states is None:
+        rows = yield context.query("reading.looked_all", *given)
+        return [int(seq) for (seq,) in rows]
+    queue = None if query.queue is None else binary_params.text(query.queue)
+    found: list[int] = []
+    for number in _numbers(query):
+        statement = "reading.looked_ended" if number >= SUCCEEDED else "reading.looked_live"
+        rows = yield context.query(statement, *given, queue, binary_params.integer(number), prepare=False)
+        found += [int(seq) for (seq,) in rows]
+    return sorted(found, reverse=True)[:limit]
+
+
+def _numbers(query: TaskQuery) -> Sequence[int]:
+    states = range(SCHEDULED, CANCELLED + 1)
+    return states if query.states is None else [NUMBER_OF[state] for state in query.states]
+
+
+def _seq_of(moment: datetime, context: Context) -> Steps[int]:
+    """Return the place from which on tasks were enqueued at a time or later, as far as the clock was not put back."""
+    ((last,),) = yield context.query("reading.last_seq")
+    low, high = 0, int(last) + 1
+    while low < high:
+        middle = (low + high) // 2
+        rows = yield context.query("reading.first_at", binary_params.bigint(middle), binary_params.timestamp(moment))
+        if rows and rows[0][0]:
+            low = middle + 1
+        else:
+            high = middle
+    return low
 
 
 def stats(context: Context) -> Steps[list[QueueStats]]:

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Mapping
 from importlib import resources
 
-from omniq_postgres.encoding import CLAIMED, RECORD
+from omniq_postgres.encoding import BARE, CLAIMED, RECORD
 from omniq_postgres.settings import Names
 
 __all__ = ["Statements", "migration_files"]
@@ -60,14 +60,20 @@ def fill(template: str, names: Names) -> str:
     return template
 
 
+LISTS = ("reading.latest", "reading.list", "reading.list_live", "reading.list_ended")
+"""There is another of each, with ``_bare`` behind its name, that reads sizes in place of bodies and results."""
+
+
 class Statements(Mapping[str, bytes]):
     """The statements of one namespace, by ``verb.name``; the very same object each time."""
 
     def __init__(self, names: Names) -> None:
         self.names = names
+        texts = _templates()
+        bare = {f"{name}_bare": texts[name].replace("{record}", BARE) for name in LISTS}
         self._texts = {
             name: fill(text.replace("{record}", RECORD).replace("{claimed}", CLAIMED), names).encode()
-            for name, text in _templates().items()
+            for name, text in {**texts, **bare}.items()
         }
 
     def __getitem__(self, name: str) -> bytes:

@@ -14,7 +14,7 @@ from omniq_redis.times import moment
 
 __all__ = ["find_unreadable", "name_problem", "read_worker"]
 
-OF_QUEUES = ("ready", "scheduled", "succeeded", "failed", "cancelled")
+OF_QUEUES = ("ready", "scheduled", "succeeded", "failed", "cancelled", "order:failed", "order:cancelled")
 """What the names of a queue's sorted sets begin with."""
 
 

@@ -202,6 +202,7 @@ def claimed_task(
                 "progress": None,
                 "cancel_requested": False,
                 "result_payload": None,
+                "omitted": None,
             },
         )
         return check_task(task)

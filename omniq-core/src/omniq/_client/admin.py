@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
+from collections.abc import Collection, Coroutine
+from datetime import datetime
 from typing import Any, TypeVar
 
 from omniq._client.audit import tell_action
@@ -14,8 +15,9 @@ from omniq._tasks.payloads import FunctionDecoder
 from omniq._worker.worker_info import WorkerInfo, as_worker_info
 from omniq.errors import TaskNotFound
 from omniq.plugins import Plugins
-from omniq.storage import QueueStats, Storage, TaskPage, TaskQuery
+from omniq.storage import Count, QueueStats, Storage, TaskPage, TaskQuery
 from omniq.storage.body import as_task
+from omniq.storage.durations import aware
 from omniq.storage.validation import fetch
 from omniq.task import Task, TaskState
 
@@ -73,8 +75,13 @@ class Control:
         *,
         queue: str | None = None,
         state: TaskState | str | None = None,
+        states: Collection[TaskState | str] | None = None,
         name: str | None = None,
         tag: str | None = None,
+        enqueued_before: datetime | None = None,
+        enqueued_after: datetime | None = None,
+        bare: bool = False,
+        look_at: int | None = None,
         limit: int = 100,
         cursor: str | None = None,
     ) -> TaskPage[Task]:
@@ -82,22 +89,75 @@ class Control:
 
         :param queue: only tasks of this queue.
         :param state: only tasks in this state.
+        :param states: only tasks in one of these states.
         :param name: only tasks of the function registered under this name.
         :param tag: only tasks with this tag.
+        :param enqueued_before: only tasks enqueued before this time, by the store's clock; aware.
+        :param enqueued_after: only tasks enqueued at this time or later.
+        :param bare: whether to leave out what can be large: the arguments and options, the result and the traceback.
+            :attr:`Task.omitted` tells their sizes, and :meth:`get` returns them.
+        :param look_at: how many tasks the store looks at for this page at most, whether they match or not; None: as
+            many as it takes. Then a page may hold less than there is, even nothing, and have a ``cursor`` all the same.
         :param limit: how many at most, 1 to 1000.
         :param cursor: the ``cursor`` of the page before.
         :return: the page; iterate over it, and ask with its ``cursor`` for the next one until that is None.
-        :raises ValueError: if the state, limit or cursor cannot be used.
+        :raises ValueError: if a state, a time, the limit or the cursor cannot be used.
         """
         if not 1 <= limit <= MOST_IN_A_PAGE:
             raise ValueError(f"limit must be between 1 and {MOST_IN_A_PAGE}, not {limit!r}")
-        query = TaskQuery(
-            queue=queue, state=None if state is None else check_state(state), name=name, tag=tag, limit=limit
+        query = task_query(
+            queue=queue,
+            state=state,
+            states=states,
+            name=name,
+            tag=tag,
+            enqueued_before=enqueued_before,
+            enqueued_after=enqueued_after,
+            bare=bare,
+            look_at=look_at,
+            limit=limit,
         )
         page = await (await self._storage()).list_tasks(query, cursor)
         return TaskPage(tuple(as_task(task, self.decoder) for task in page.tasks), page.cursor)
 
     tasks = sync(atasks)
+
+    async def acount_tasks(
+        self,
+        *,
+        queue: str | None = None,
+        state: TaskState | str | None = None,
+        states: Collection[TaskState | str] | None = None,
+        name: str | None = None,
+        tag: str | None = None,
+        enqueued_before: datetime | None = None,
+        enqueued_after: datetime | None = None,
+        look_at: int | None = None,
+        limit: int | None = 10_000,
+    ) -> Count:
+        """Return how many tasks match: at once for a queue and states, else by listing those that match.
+
+        The parameters are those of :meth:`tasks`, but for:
+
+        :param limit: count no further than to this number, 1 or more; None: to the end.
+        :return: the number, and whether there may be more.
+        :raises ValueError: if a state, a time or a limit cannot be used.
+        """
+        if limit is not None and limit < 1:
+            raise ValueError(f"limit must be 1 or more, or None, not {limit!r}")
+        query = task_query(
+            queue=queue,
+            state=state,
+            states=states,
+            name=name,
+            tag=tag,
+            enqueued_before=enqueued_before,
+            enqueued_after=enqueued_after,
+            look_at=look_at,
+        )
+        return await (await self._storage()).count_tasks(query, limit)
+
+    count_tasks = sync(acount_tasks)
 
     async def astats(self) -> list[QueueStats]:
         """Return every queue in numbers: counts by state, whether it is paused, the age of its oldest ready task."""
@@ -187,6 +247,41 @@ class Control:
         return self._acted("resume", queue, await (await self._storage()).resume(check_queue(queue)))
 
     resume = sync(aresume)
+
+
+def task_query(
+    *,
+    state: TaskState | str | None = None,
+    states: Collection[TaskState | str] | None = None,
+    enqueued_before: datetime | None = None,
+    enqueued_after: datetime | None = None,
+    look_at: int | None = None,
+    **others: Any,
+) -> TaskQuery:
+    """Return the query of what a caller asks for.
+
+    :param others: further fields of a :class:`~omniq.storage.TaskQuery`, as they are.
+    :raises ValueError: if one of them cannot be used; names it.
+    :raises TypeError: if ``states`` is a single text.
+    """
+    if isinstance(states, str):
+        raise TypeError(f"states must be several states, not {states!r}; a single one is state={states!r}")
+    if state is not None and states is not None:
+        raise ValueError("of state and states only one can be used")
+    if look_at is not None and look_at < 1:
+        raise ValueError(f"look_at must be 1 or more, or None, not {look_at!r}")
+    wanted = states if state is None else [state]
+    return TaskQuery(
+        states=None if wanted is None else map(check_state, wanted),
+        enqueued_before=_moment(enqueued_before, "enqueued_before"),
+        enqueued_after=_moment(enqueued_after, "enqueued_after"),
+        look_at=look_at,
+        **others,
+    )
+
+
+def _moment(moment: datetime | None, name: str) -> datetime | None:
+    return None if moment is None else aware(moment, name)
 
 
 def check_state(state: TaskState | str) -> TaskState:

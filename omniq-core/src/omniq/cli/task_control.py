@@ -168,7 +168,7 @@ async def _matching(
     for state in states:
         cursor = None
         while True:
-            page = await storage.list_tasks(evolve(query, state=state), cursor)
+            page = await storage.list_tasks(evolve(query, states=[state]), cursor)
             ids = [task.id for task in page]
             done[state] += len(ids) if dry_run else sum(await verb.apply(storage, ids))
             cursor = page.cursor

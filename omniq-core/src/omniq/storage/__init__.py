@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from omniq.storage.base import (
     Capability,
+    Count,
     Enqueued,
     Finding,
     Lease,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Capability",
+    "Count",
     "Enqueued",
     "Finding",
     "Lease",

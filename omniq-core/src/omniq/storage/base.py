@@ -47,8 +47,9 @@ from datetime import datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Generic, Protocol, Self, TypeVar
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 from attrs.validators import ge
+from attrs.validators import optional as or_none
 
 from omniq.errors import ConfigurationError
 from omniq.schedule import Schedule
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Capability",
+    "Count",
     "Enqueued",
     "Finding",
     "Lease",
@@ -80,6 +82,8 @@ T = TypeVar("T", bound=StoredTask, covariant=True)  # noqa: PLC0105  # as short 
 
 CHECKED_AT_A_TIME = 1000
 """Tasks that :meth:`Storage.check` reads in one call."""
+COUNTED_AT_A_TIME = 1000
+"""Tasks that :meth:`Storage.count_tasks` reads in one call where the counters do not tell."""
 
 
 class Capability(StrEnum):
@@ -160,16 +164,44 @@ class LeaseState(StrEnum):
     """Extended, and the task is to stop."""
 
 
+def _as_set(states: Iterable[TaskState] | None) -> frozenset[TaskState] | None:
+    return None if states is None else frozenset(states)
+
+
 @frozen(kw_only=True)
 class TaskQuery:
-    """Which tasks to list; None matches all."""
+    """Which tasks to list, and how; None matches all."""
 
     queue: str | None = None
-    state: TaskState | None = None
+    states: frozenset[TaskState] | None = field(default=None, converter=_as_set)
+    """Only tasks in one of these states; any collection of them is taken."""
     name: str | None = None
     tag: str | None = None
+    enqueued_before: datetime | None = None
+    """Only tasks whose ``created_at`` is earlier."""
+    enqueued_after: datetime | None = None
+    """Only tasks whose ``created_at`` is this or later."""
+    bare: bool = False
+    """Whether bodies, results and tracebacks are left out, see :attr:`omniq.task.StoredTask.omitted`. A store reads
+    and sends as little of them as it can."""
     limit: int = field(default=100, validator=ge(1))
     """How many tasks on a page, 1 or more."""
+    look_at: int | None = field(default=None, validator=or_none(ge(1)))
+    """How many stored tasks are looked at for one page at most, 1 or more, whether they match or not; None: any number.
+
+    A store that finds tasks by an index (of a queue, a state, ...) looks at those alone to which that leads.
+    """
+
+    def matches(self, task: StoredTask) -> bool:
+        """Return whether a task is one of those asked for."""
+        return (
+            (self.queue is None or task.queue == self.queue)
+            and (self.states is None or task.state in self.states)
+            and (self.name is None or task.name == self.name)
+            and (self.tag is None or self.tag in task.tags)
+            and (self.enqueued_before is None or task.created_at < self.enqueued_before)
+            and (self.enqueued_after is None or task.created_at >= self.enqueued_after)
+        )
 
 
 @frozen
@@ -178,13 +210,25 @@ class TaskPage(Generic[T]):
 
     tasks: tuple[T, ...]
     cursor: str | None
-    """Give it to the next call for the next page; None: this was the last."""
+    """Give it to the next call for the next page; None: this was the last.
+
+    With :attr:`TaskQuery.look_at` a page can hold few tasks, or none, and not be the last.
+    """
 
     def __iter__(self) -> Iterator[T]:
         return iter(self.tasks)
 
     def __len__(self) -> int:
         return len(self.tasks)
+
+
+@frozen
+class Count:
+    """How many tasks match."""
+
+    number: int
+    at_least: bool = False
+    """Whether there may be more: a limit ended the counting."""
 
 
 @frozen(kw_only=True)
@@ -481,12 +525,47 @@ class Storage(ABC):
     async def list_tasks(self, query: TaskQuery, cursor: str | None = None) -> TaskPage[StoredTask]:
         """Return one page of the tasks that match, the latest enqueued first.
 
-        Following the cursor shows each task that matched throughout exactly once, whatever is added meanwhile.
+        Following the cursor shows each task that matched throughout exactly once, whatever is added meanwhile. To list
+        the failed or the cancelled ones costs by the page, whatever else is stored; so should any other state.
+
+        A store may take it that clocks are never put back by more than an hour: it need not look at what was enqueued
+        before a task of an hour before :attr:`TaskQuery.enqueued_after`, nor after one of an hour after
+        :attr:`TaskQuery.enqueued_before`. One that cannot be read is in a state as far as the store can tell.
 
         :param query: which tasks, and how many at most.
-        :param cursor: where the page before ended; None: the first page.
+        :param cursor: the ``cursor`` of the page before, of the same query but for ``bare``, ``limit`` and ``look_at``;
+            None: the first page.
         :raises ValueError: if the cursor is not one of this store's.
         """
+
+    async def count_tasks(self, query: TaskQuery, limit: int | None = None) -> Count:
+        """Return how many tasks match.
+
+        By default the counters of :meth:`stats` tell, where only a queue and states are asked for, at the cost of these
+        whatever the limit; else the tasks that match are listed, bare. Those that cannot be read may be left out.
+
+        :param query: its own ``limit`` and ``bare`` play no part; with ``look_at``, no more tasks are looked at.
+        :param limit: count no further than to this number, 1 or more; None: to the end.
+        """
+        others = query.name, query.tag, query.enqueued_before, query.enqueued_after
+        if not any(other is not None for other in others):
+            return Count(
+                sum(
+                    number
+                    for queue in await self.stats()
+                    for state, number in queue.counts.items()
+                    if query.queue in (None, queue.queue) and (query.states is None or state in query.states)
+                )
+            )
+        found, cursor = 0, None
+        looked_at_once = query.look_at is not None
+        while True:
+            most = query.look_at or COUNTED_AT_A_TIME
+            page_limit = most if limit is None else min(most, limit - found)
+            page = await self.list_tasks(evolve(query, bare=True, limit=page_limit), cursor)
+            found, cursor = found + len(page), page.cursor
+            if cursor is None or found == limit or looked_at_once:
+                return Count(found, at_least=cursor is not None)
 
     @abstractmethod
     async def stats(self) -> list[QueueStats]:

@@ -224,11 +224,13 @@ _UNREADABLE = Header(serializer="")
 def as_task(stored: StoredTask, decoder: TaskDecoder | None = None) -> Task:
     """Return the task of a store's record.
 
-    One whose body cannot be read has a serializer without a name, which no queue accepts, and no arguments: it can be
-    listed and deleted.
+    One whose body cannot be read, or is not there as it was listed bare, has a serializer without a name, which no
+    queue accepts, and no arguments: it can be listed and deleted.
 
     :param decoder: what the task decodes its arguments and its result with.
     """
+    if stored.omitted is not None:
+        return _with_header(stored, _UNREADABLE, b"", decoder)
     try:
         return with_content(stored, split_body(stored.body)[1], decoder)
     except CorruptRecord:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import heapq
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Protocol
+
+from attrs import evolve
 
 from omniq.errors import CorruptRecord
 from omniq.schedule import Schedule
 from omniq.storage.base import StoredWorker, TaskQuery
+from omniq.storage.paging import Pager
 from omniq.storage.records import dump_schedule
 from omniq.storage.rows import (
     LATEST,
@@ -34,6 +38,9 @@ __all__ = ["Pairs", "PairsTx"]
 _BODY = 3
 """The place of the body among the fixed values."""
 _END = b"\xff" * 16
+BODY_APART = 4096
+"""Bytes; a longer body is a pair of its own, which is read only for those who ask for it."""
+ENTRIES_AT_A_TIME = 200
 LONGEST_PART = 100
 """Bytes of a text within a key: of a longer one the hash stands there."""
 
@@ -85,7 +92,8 @@ def key(*parts: str | int) -> bytes:
 class PairsTx:
     """The primitives of one transaction.
 
-    A task is stored under ``f`` (what never changes), ``c`` (what does) and ``x`` (its result); every other key, an
+    A task is stored under ``f`` (what never changes), ``y`` (a long body), ``c`` (what does change, and the size of the
+    result) and ``x`` (its result); every other key, an
     *entry*, leads to its id: ``o`` the order of enqueueing, ``b`` its queue and state, ``r`` and ``a`` ready ones by
     place and by age, ``s`` scheduled, ``l`` leases, ``e`` expiry, ``d`` retention, ``u`` unique keys. The caller
     commits after :meth:`flush`.
@@ -100,6 +108,8 @@ class PairsTx:
         self.problems: list[CorruptRecord] = []
         self._pairs = pairs
         self._seqs: dict[str, int] = {}
+        self._sizes: dict[str, tuple[int, int | None]] = {}
+        """Of each task that was read: the sizes of its body and its result."""
         self._before: dict[str, StoredTask] = {}
         self._puts: dict[bytes, bytes] = {}
         self._deletes: set[bytes] = set()
@@ -156,12 +166,12 @@ class PairsTx:
 
     def _load(self, ids: Iterable[str], whole: bool) -> dict[str, StoredTask]:
         wanted = list(dict.fromkeys(ids))
-        kinds = "fcx" if whole else "fc"
+        kinds = "fycx" if whole else "fc"
         stored = self._get(key(kind, one) for one in wanted for kind in kinds)
         tasks = {}
         for one in wanted:
             if key("f", one) in stored:
-                tasks[one] = self._task(one, stored)
+                tasks[one] = self._task(one, stored, whole)
         # That its place is its own shows that its entries can be told.
         places = self._get(key("o", self._seqs[one]) for one, task in tasks.items() if not isinstance(task, Salvaged))
         for one, task in tasks.items():
@@ -172,14 +182,15 @@ class PairsTx:
         self._before.update(tasks)
         return tasks
 
-    def _task(self, task_id: str, stored: Mapping[bytes, bytes]) -> StoredTask:
+    def _task(self, task_id: str, stored: Mapping[bytes, bytes], whole: bool) -> StoredTask:
         values: list[Any] = []
         changing: list[Any] = []
         try:
             head, _, body = stored[key("f", task_id)].partition(b"\n")
-            values = list(json.loads(head))
-            values.insert(_BODY, body)
-            seq, *changing = json.loads(stored[key("c", task_id)])
+            *values, size = json.loads(head)
+            values.insert(_BODY, (stored[key("y", task_id)] if whole else b"") if size > BODY_APART else body)
+            seq, *changing, result_size = json.loads(stored[key("c", task_id)])
+            self._sizes[task_id] = int(size), None if result_size is None else int(result_size)
             if values[0] != task_id:
                 raise ValueError(f"its record is that of task {values[0]!r}")
             if type(seq) is not int or not 0 <= seq < LARGEST_REVISION:
@@ -248,7 +259,11 @@ class PairsTx:
             self._seqs[task.id] = seq = seq + 1
             values = list(fixed_values(task))
             body = values.pop(_BODY)
-            self._write({key("f", task.id): json.dumps(values).encode() + b"\n" + body})
+            head = json.dumps([*values, len(body)]).encode() + b"\n"
+            if len(body) > BODY_APART:
+                self._write({key("f", task.id): head, key("y", task.id): body})
+            else:
+                self._write({key("f", task.id): head + body})
         if tasks:
             self._write({key("q"): b"%d" % seq})
         self.save(tasks)
@@ -265,7 +280,8 @@ class PairsTx:
             self._replace(self._before.get(task.id), task)
             self._before[task.id] = task
             *values, result = changing_values(task)
-            self._write({key("c", task.id): json.dumps([self._seqs[task.id], *values]).encode()})
+            size = None if result is None else len(result)
+            self._write({key("c", task.id): json.dumps([self._seqs[task.id], *values, size]).encode()})
             if result is not None:
                 self._write({key("x", task.id): result})
 
@@ -275,7 +291,7 @@ class PairsTx:
         for task_id in ids:
             if task_id not in unreadable:
                 self._replace(self._before[task_id], None)
-            self._write({}, [key(kind, task_id) for kind in "fcx"])
+            self._write({}, [key(kind, task_id) for kind in "fycx"])
 
     def _withdraw(self, ids: Sequence[str]) -> dict[str, int]:
         """Remove all entries that lead to tasks that cannot be read; return their places, as far as they have one."""
@@ -376,22 +392,39 @@ class PairsTx:
         return self._first_time(key("a", queue))
 
     def page(self, query: TaskQuery, before: int | None) -> tuple[list[StoredTask], int | None]:
-        found: dict[str, int] = {}
-        for where, value in self._entries_in(key("o"), _END if before is None else key(before), backwards=True):
+        pager, seen = Pager(evolve(query, bare=False)), set()
+        for where, value in self._latest(query, _END if before is None else key(before)):
             task_id = _text(value)
             task = None if task_id is None else self.load([task_id]).get(task_id)
-            if task is None or task.id in found:
+            if task is None or task.id in seen:
                 continue
-            if (
-                query.queue in (None, task.queue)
-                and query.state in (None, task.state)
-                and query.name in (None, task.name)
-                and (query.tag is None or query.tag in task.tags)
-            ):
-                if len(found) == query.limit:
-                    return list(self.get(found).values()), list(found.values())[-1]
-                found[task.id] = _number_in(where, -8)
-        return list(self.get(found).values()), None
+            seen.add(task.id)
+            if pager.is_done_with(_number_in(where, -8), task):
+                break
+        if query.bare:
+            return [task.bare(*self._sizes.get(task.id, (0, None))) for task in pager.tasks], pager.cursor
+        return list(self.get([task.id for task in pager.tasks]).values()), pager.cursor
+
+    def _latest(self, query: TaskQuery, below: bytes) -> Iterable[tuple[bytes, bytes]]:
+        """Return the entries that lead to the tasks of the queue and the states asked for, the latest first."""
+        if query.queue is None and query.states is None:
+            return self._backwards(key("o"), below)
+        parts = [
+            self._backwards(key("b", queue, STATE_NUMBERS[state]), below)
+            for queue, counts in self.counts().items()
+            if query.queue in (None, queue)
+            for state in counts
+            if query.states is None or state in query.states
+        ]
+        return heapq.merge(*parts, key=lambda entry: entry[0][-8:], reverse=True)
+
+    def _backwards(self, prefix: bytes, below: bytes) -> Iterator[tuple[bytes, bytes]]:
+        # Some at a time: a transaction need not go through several scans by turns, nor read all for the first few.
+        entries = list(self._entries_in(prefix, below, ENTRIES_AT_A_TIME, backwards=True))
+        while entries:
+            yield from entries
+            below = entries[-1][0].removeprefix(prefix)
+            entries = list(self._entries_in(prefix, below, ENTRIES_AT_A_TIME, backwards=True))
 
     def purge(self, queue: str, states: Sequence[TaskState], limit: int) -> int:
         tasks: list[StoredTask] = []

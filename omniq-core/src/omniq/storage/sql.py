@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 from omniq.errors import CorruptRecord, SchemaMismatch
 from omniq.schedule import Schedule
 from omniq.storage.base import StoredWorker, TaskQuery
+from omniq.storage.paging import CLOCK_SLACK, slackened
 from omniq.storage.records import dump_schedule
 from omniq.storage.rows import (
     CHANGING,
@@ -67,7 +68,7 @@ SCHEMA = {
 INDEXES = {
     "task_ready": ("task", "queue, state, place, run_at, seq"),
     "task_due": ("task", "queue, state, run_at"),
-    "task_lease": ("task", "state, lease_until"),
+    "task_lease": ("task", "state, lease_until, seq"),
     "task_expiry": ("task", "state, expires_at"),
     "task_drop": ("task", "drop_at"),
     "schedule_due": ("schedule", "due"),
@@ -75,6 +76,8 @@ INDEXES = {
 
 _COLUMN = {"unique": "unique_key"}
 """Fields that stand in a column of another name."""
+_LATEST = "ORDER BY seq DESC LIMIT %s"
+_LATEST_WITHOUT_LEASE = "ORDER BY lease_until DESC, seq DESC LIMIT %s"
 _PLACE = re.compile(r"row [0-9]{1,18}")
 _LEFT_OUT = frozenset({"body", "result_payload"})
 """What is not read where it is not asked for: it may be large."""
@@ -397,18 +400,56 @@ class SqlTx:
         return from_micros(found[0][0]) if found else None
 
     def page(self, query: TaskQuery, before: int | None) -> tuple[list[StoredTask], int | None]:
+        after, until = query.enqueued_after, query.enqueued_before
+        scope = {"queue = %s": query.queue, "seq < %s": before}
+        if after is not None:
+            scope["seq >= %s"] = self._seq_of(slackened(after, -CLOCK_SLACK))
+        stopped: int | None = None
+        if query.look_at is not None:
+            looked = self._latest(query.states, scope, query.look_at + 1)
+            if len(looked) > query.look_at:
+                scope["%s <= seq"] = stopped = looked[query.look_at - 1]
         wanted = {
-            "queue = %s": query.queue,
-            "state = %s": None if query.state is None else STATE_NUMBERS[query.state],
             "name = %s": query.name,
             self.contains: None if query.tag is None else json.dumps(query.tag),
-            "seq < %s": before,
+            "created_at >= %s": None if after is None else to_micros(after),
+            "created_at < %s": None if until is None else to_micros(until),
         }
+        found = self._latest(query.states, scope | wanted, query.limit + 1)
+        page = found[: query.limit]
+        tasks = self._tasks("seq IN %s ORDER BY seq DESC", page, whole=not query.bare)
+        if query.bare:
+            columns = "seq, length(body), length(result_payload)"
+            sizes = {seq: size for seq, *size in self.rows(f"SELECT {columns} FROM {{task}} WHERE seq IN %s", page)}
+            tasks = [task.bare(*sizes[self._before[task.id][0]]) for task in tasks]
+        return tasks, page[-1] if len(found) > len(page) > 0 else stopped
+
+    def _latest(self, states: Iterable[TaskState] | None, wanted: Mapping[str, Any], limit: int) -> list[int]:
+        """Return the places of the latest tasks that match, the latest first."""
         given = {clause: value for clause, value in wanted.items() if value is not None}
-        where = " AND ".join(["1 = 1", *given])
-        tasks = self._tasks(f"{where} ORDER BY seq DESC LIMIT %s", *given.values(), query.limit + 1)
-        page = tasks[: query.limit]
-        return page, self._before[page[-1].id][0] if len(tasks) > len(page) > 0 else None
+        where, values = " AND ".join(["1 = 1", *given]), given.values()
+        if states is None:
+            return [seq for (seq,) in self.rows(f"SELECT seq FROM {{task}} WHERE {where} {_LATEST}", *values, limit)]
+        found: list[int] = []
+        for state in states:
+            # In the order of an index, but for those that run, which are few.
+            order = _LATEST if state is TaskState.RUNNING else f"AND lease_until IS NULL {_LATEST_WITHOUT_LEASE}"
+            sql = f"SELECT seq FROM {{task}} WHERE state = %s AND {where} {order}"
+            found += [seq for (seq,) in self.rows(sql, STATE_NUMBERS[state], *values, limit)]
+        return sorted(found, reverse=True)[:limit]
+
+    def _seq_of(self, moment: datetime) -> int:
+        """Return a place before which all tasks were enqueued before a time, as far as the clock was not put back."""
+        low, high = 0, (self.rows("SELECT max(seq) FROM {task}")[0][0] or 0) + 1
+        wanted = to_micros(moment)
+        while low < high:
+            middle = (low + high) // 2
+            at = self.rows("SELECT created_at FROM {task} WHERE seq >= %s ORDER BY seq LIMIT 1", middle)
+            if at and at[0][0] < wanted:
+                low = middle + 1
+            else:
+                high = middle
+        return low
 
     def purge(self, queue: str, states: Sequence[TaskState], limit: int) -> int:
         numbers = [STATE_NUMBERS[state] for state in states]

@@ -210,7 +210,7 @@ class Trial:
         paused = {stats.queue for stats in await storage.stats() if stats.paused}
         cursor: str | None = None
         while True:
-            page = await storage.list_tasks(TaskQuery(state=TaskState.SCHEDULED, limit=1000), cursor)
+            page = await storage.list_tasks(TaskQuery(states=[TaskState.SCHEDULED], limit=1000), cursor)
             moments += [task.run_at for task in page if task.queue not in paused]
             cursor = page.cursor
             if cursor is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from omniq.storage import QueueStats, StoredWorker, TaskPage, TaskQuery
+from omniq.storage.paging import Pager
 from omniq.task import StoredTask, TaskState
 from omniq_local.files.encoding import Record
 from omniq_local.files.maintenance import live_workers
@@ -106,26 +107,14 @@ def list_tasks(query: TaskQuery, before: int | None, transaction: Transaction) -
     :param before: only tasks with a smaller sequence number.
     """
     upto = transaction.folder.control.sequence + 1 if before is None else before
-    found: list[Record] = []
+    pager = Pager(query)
     candidates = (
-        _latest(upto, transaction) if query.state is None and query.queue is None else _named(query, upto, transaction)
+        _latest(upto, transaction) if query.states is None and query.queue is None else _named(query, upto, transaction)
     )
     for record in candidates:
-        if not _matches(record, query):
-            continue
-        if len(found) == query.limit:
-            return TaskPage(tuple(each.task() for each in found), str(found[-1].sequence))
-        found.append(record)
-    return TaskPage(tuple(record.task() for record in found), None)
-
-
-def _matches(record: Record, query: TaskQuery) -> bool:
-    return (
-        (query.queue is None or record.order.queue == query.queue)
-        and (query.state is None or record.state is query.state)
-        and (query.name is None or record.order.name == query.name)
-        and (query.tag is None or query.tag in record.order.tags)
-    )
+        if pager.is_done_with(record.sequence, record.task()):
+            break
+    return pager.page()
 
 
 def _latest(upto: int, transaction: Transaction) -> Iterator[Record]:
@@ -149,7 +138,7 @@ def _named(query: TaskQuery, upto: int, transaction: Transaction) -> Iterator[Re
     found: list[tuple[str, str, str]] = []
     for queue_name in transaction.folder.queue_names() if query.queue is None else [query.queue]:
         queue = transaction.queue(queue_name)
-        for state in TaskState if query.state is None else (query.state,):
+        for state in TaskState if query.states is None else query.states:
             if queue.counts[state.value]:
                 start = SEQUENCE_OF_READY if state is TaskState.READY else SEQUENCE
                 state_folder = queue.state_folders[state.value]

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import heapq
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 
 from attrs import define, field
 
-from omniq.storage import TaskQuery
 from omniq.task import StoredTask, TaskState
 
 __all__ = ["Index", "Line", "Record", "Register"]
@@ -23,15 +22,6 @@ class Record:
     sequence: int = 0
     """Its place in the order of enqueueing."""
     removed: bool = False
-
-    def matches(self, query: TaskQuery) -> bool:
-        task = self.task
-        return (
-            (query.queue is None or task.queue == query.queue)
-            and (query.state is None or task.state is query.state)
-            and (query.name is None or task.name == query.name)
-            and (query.tag is None or query.tag in task.tags)
-        )
 
 
 class Register:
@@ -125,7 +115,15 @@ class Line:
     ready: dict[int, Index] = field(factory=dict)
     """By priority."""
     scheduled: Index = field(factory=Index)
+    ended: dict[TaskState, dict[int, Record]] = field(factory=lambda: {TaskState.FAILED: {}, TaskState.CANCELLED: {}})
+    """Those that have ended otherwise than well, by sequence number."""
     counts: dict[TaskState, int] = field(factory=lambda: dict.fromkeys(TaskState, 0))
+
+    def in_state(self, state: TaskState) -> Iterable[Record]:
+        """Return the records in a state that are kept here: neither running nor succeeded."""
+        if state is TaskState.READY:
+            return (record for index in self.ready.values() for record in index)
+        return self.scheduled if state is TaskState.SCHEDULED else self.ended.get(state, {}).values()
 
     def oldest(self) -> datetime | None:
         """Return since when the oldest ready task has been ready."""

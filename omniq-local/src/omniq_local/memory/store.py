@@ -13,6 +13,7 @@ from weakref import WeakSet
 
 from omniq.schedule import Schedule
 from omniq.storage import Enqueued, QueueStats, StoredWorker, TaskPage, TaskQuery
+from omniq.storage.paging import Pager
 from omniq.storage.transitions import answered_task, later, promoted_task, stored_task
 from omniq.task import NewTask, Outcome, StoredTask, TaskState
 from omniq_local.memory.records import Index, Line, Record, Register
@@ -24,6 +25,7 @@ LOCK = threading.Lock()
 """One for all memory stores of the process: under it a fork finds every store whole."""
 
 READY, SCHEDULED, RUNNING = TaskState.READY, TaskState.SCHEDULED, TaskState.RUNNING
+SUCCEEDED = TaskState.SUCCEEDED
 
 
 class Store:
@@ -78,6 +80,8 @@ class Store:
             return
         else:
             assert task.finished_at is not None
+            if state is not SUCCEEDED:
+                line.ended[state][record.sequence] = record
             self._kept.put(record, later(task.finished_at, task.result_ttl))
             self._free_key(task)
             self.waiters.wake_for_end(task.id)
@@ -104,6 +108,8 @@ class Store:
         elif state is SCHEDULED:
             line.scheduled.discard(record)
         else:
+            if state is not SUCCEEDED:
+                line.ended[state].pop(record.sequence, None)
             self._kept.discard(record)
             return
         if task.expires_at is not None:
@@ -238,14 +244,25 @@ class Store:
         return [found.get(task_id) for task_id in ids]
 
     def page(self, query: TaskQuery, before: int | None) -> TaskPage[StoredTask]:
-        found: list[Record] = []
-        for record in self._records.latest(before):
-            if not record.matches(query):
-                continue
-            if len(found) == query.limit:
-                return TaskPage(tuple(r.task for r in found), str(found[-1].sequence))
-            found.append(record)
-        return TaskPage(tuple(record.task for record in found), None)
+        pager = Pager(query)
+        for record in self._candidates(query, before):
+            if pager.is_done_with(record.sequence, record.task):
+                break
+        return pager.page()
+
+    def _candidates(self, query: TaskQuery, before: int | None) -> Iterable[Record]:
+        """Return the records to look at for a page: those in the states asked for, where they are few among all."""
+        if query.states is None or TaskState.SUCCEEDED in query.states:
+            return self._records.latest(before)
+        lines = [line for queue, line in self._lines.items() if query.queue in (None, queue)]
+        number = sum(line.counts[state] for line in lines for state in query.states)
+        if number * number > len(self._records.by_id) * query.limit:
+            return self._records.latest(before)  # so many that they are soon met
+        found = [record for line in lines for state in query.states for record in line.in_state(state)]
+        if RUNNING in query.states:
+            found += [record for record in self._leases if query.queue in (None, record.task.queue)]
+        there = [record for record in found if before is None or record.sequence < before]
+        return sorted(there, key=lambda record: -record.sequence)
 
     def stats(self) -> list[QueueStats]:
         stats = []
@@ -284,8 +301,11 @@ class Store:
     def purge(self, queue: str, state: TaskState | None) -> int:
         if queue in self._lines:
             self._promote(self._lines[queue], sum(self._lines[queue].counts.values()))
-        query = TaskQuery(queue=queue, state=state)
-        doomed = [r for r in self._records.latest() if r.task.state is not RUNNING and r.matches(query)]
+        doomed = [
+            record
+            for record in self._records.latest()
+            if record.task.queue == queue and record.task.state is not RUNNING and state in (None, record.task.state)
+        ]
         for record in doomed:
             self._remove(record)
         return len(doomed)

@@ -21,6 +21,7 @@ from omniq.storage.validation import UNREADABLE, check_task, corrupt
 from omniq.task import NewTask, StoredTask, TaskState, When, record_of
 
 __all__ = [
+    "BARE",
     "BODY_APART",
     "CANCELLED",
     "CLAIMABLE",
@@ -76,6 +77,14 @@ COLUMNS = """
     coalesce(body, (SELECT body FROM "{ns}.body" AS large WHERE large.seq = "{ns}.task".seq)), result
 """
 """What :func:`task_of` reads."""
+
+BARE = """
+    seq, id, queue, name, priority, state, created_at, run_at, attempt, delivery, lease_until, worker, started_at,
+    finished_at, expires_at, unique_key, cancel, options, error, progress,
+    coalesce(length(body), (SELECT length(body) FROM "{ns}.body" AS large WHERE large.seq = "{ns}.task".seq)),
+    length(result)
+"""
+"""The same with the sizes of body and result, for which SQLite reads neither."""
 
 CLAIMABLE = "seq, id, name, priority, created_at, run_at, attempt, delivery, expires_at, unique_key, options, error"
 """What a claim reads, besides the body; the rest it knows, for it is what the claim writes."""
@@ -289,6 +298,7 @@ def claimed_task(row: Sequence[Any], queue: str, worker: str, now: datetime, lea
                 "progress": None,
                 "cancel_requested": False,
                 "result_payload": None,
+                "omitted": None,
             },
         )
         return check_task(task)

@@ -28,11 +28,11 @@ CROSS JOIN LATERAL (
            cancel, result
     FROM {ended} WHERE {ended}.id = t.id
 ) AS s
-WHERE t.seq < $1
+WHERE t.seq < $1 AND t.seq >= $3
 ORDER BY t.seq DESC LIMIT $2
 
 -- name: list
--- The latest tasks of all queues, whatever their state, that have a name or a tag.
+-- The latest tasks of all queues, whatever their state, that have a name or a tag, or were enqueued at some time.
 SELECT {record}
 FROM {task} AS t
 CROSS JOIN LATERAL (
@@ -44,9 +44,11 @@ CROSS JOIN LATERAL (
            cancel, result
     FROM {ended} WHERE {ended}.id = t.id
 ) AS s
-WHERE t.seq < $1
+WHERE t.seq < $1 AND t.seq >= $5
   AND ($2::text IS NULL OR t.name = $2)
   AND ($3::text IS NULL OR t.tags @> ARRAY[$3])
+  AND ($6::timestamptz IS NULL OR t.created_at >= $6)
+  AND ($7::timestamptz IS NULL OR t.created_at < $7)
 ORDER BY t.seq DESC LIMIT $4
 
 -- name: list_live
@@ -55,11 +57,13 @@ SELECT {record}
 FROM (
     SELECT *, NULL::timestamptz AS finished_at, NULL::bytea AS result
     FROM {live}
-    WHERE state = $6::smallint AND seq < $1 AND ($4::text IS NULL OR queue = $4)
+    WHERE state = $6::smallint AND seq < $1 AND seq >= $7 AND ($4::text IS NULL OR queue = $4)
 ) AS s
 JOIN {task} AS t USING (id)
 WHERE ($2::text IS NULL OR t.name = $2)
   AND ($3::text IS NULL OR t.tags @> ARRAY[$3])
+  AND ($8::timestamptz IS NULL OR t.created_at >= $8)
+  AND ($9::timestamptz IS NULL OR t.created_at < $9)
 ORDER BY t.seq DESC LIMIT $5
 
 -- name: list_ended
@@ -75,13 +79,16 @@ s AS MATERIALIZED (
         SELECT {ended}.*, NULL::timestamptz AS lease_until
         FROM {ended}
         WHERE {ended}.queue = q.queue AND {ended}.state = $6::smallint AND {ended}.seq < $1
+          AND {ended}.seq >= $7
           AND (
-              ($2::text IS NULL AND $3::text IS NULL)
+              ($2::text IS NULL AND $3::text IS NULL AND $8::timestamptz IS NULL AND $9::timestamptz IS NULL)
               OR EXISTS (
                   SELECT FROM {task} AS u
                   WHERE u.id = {ended}.id
                     AND ($2::text IS NULL OR u.name = $2)
                     AND ($3::text IS NULL OR u.tags @> ARRAY[$3])
+                    AND ($8::timestamptz IS NULL OR u.created_at >= $8)
+                    AND ($9::timestamptz IS NULL OR u.created_at < $9)
               )
           )
         ORDER BY {ended}.seq DESC LIMIT $5
@@ -91,6 +98,35 @@ s AS MATERIALIZED (
 SELECT {record}
 FROM s CROSS JOIN LATERAL (SELECT * FROM {task} WHERE {task}.id = s.id LIMIT 1) AS t
 ORDER BY t.seq DESC
+
+-- name: looked_all
+SELECT seq FROM {task} WHERE seq < $1 AND seq >= $2 ORDER BY seq DESC LIMIT $3
+
+-- name: looked_live
+SELECT seq FROM {live}
+WHERE state = $5::smallint AND seq < $1 AND seq >= $2 AND ($4::text IS NULL OR queue = $4)
+ORDER BY seq DESC LIMIT $3
+
+-- name: looked_ended
+WITH q AS MATERIALIZED (
+    SELECT queue FROM {counter} WHERE $4::text IS NULL
+    UNION SELECT queue FROM {delta} WHERE $4::text IS NULL
+    UNION SELECT $4::text WHERE $4::text IS NOT NULL
+)
+SELECT e.seq
+FROM q CROSS JOIN LATERAL (
+    SELECT {ended}.seq FROM {ended}
+    WHERE {ended}.queue = q.queue AND {ended}.state = $5::smallint AND {ended}.seq < $1 AND {ended}.seq >= $2
+    ORDER BY {ended}.seq DESC LIMIT $3
+) AS e
+ORDER BY e.seq DESC LIMIT $3
+
+-- name: last_seq
+SELECT coalesce(max(seq), 0) FROM {task}
+
+-- name: first_at
+-- Whether the first task from a place on was enqueued before a time.
+SELECT created_at < $2 FROM {task} WHERE seq >= $1 ORDER BY seq LIMIT 1
 
 -- name: stats
 -- Counters with what was not summed up yet, and the time for which the oldest ready task of each queue has waited: the

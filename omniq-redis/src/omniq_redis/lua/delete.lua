@@ -23,9 +23,11 @@ for i, id in ipairs(ARGV) do
     answers[i] = '1'
   else
     local head = head_of(order, 1)
-    local kept = past and ENDED[string.sub(past, 1, 1)]
+    local letter = past and string.sub(past, 1, 1)
+    local kept = ENDED[letter]
     if kept then
       call('ZREM', P .. kept .. head.queue, id)
+      unlist_ended(letter, id, head.queue)
     else
       local key, place = waits_in(id, order, past, head)
       if key then

@@ -10,13 +10,18 @@ local STATE = { s = 'succeeded', f = 'failed', c = 'cancelled' }
 local NOTHING = string.rep('\0', 8)
 local running = fields(P .. 'running', ids)
 local answers, stored, gone, ended, queues, again, freed = {}, {}, {}, {}, {}, {}, {}
-local seen = {}
+local seen, placed = {}, {}
 
 local function push(list, one, other)
   local size = list.size or 0
   list[size + 1] = one
   list[size + 2] = other
   list.size = size + 2
+end
+
+local function place_in(key)
+  placed[key] = placed[key] or {}
+  return placed[key]
 end
 
 -- Puts a task back to wait.
@@ -72,6 +77,9 @@ for i = 1, count do
     end
     if state then
       push(queue[state], now + head.ttl, id)
+      if state ~= 'succeeded' then
+        push(place_in(P .. IN_ORDER[string.sub(state, 1, 1)] .. head.queue), score_of(head), id)
+      end
       ended[#ended + 1] = id
       if kind == 's' and progress == '' then
         push(stored, P .. 'h:' .. id, 's' .. now8 .. attempt .. NOTHING .. data)
@@ -99,6 +107,9 @@ if #gone > 0 then
       end
     end
     count_running(name, -queue.ended)
+  end
+  for key, list in pairs(placed) do
+    of_its_type(apply, 'ZADD', key, list)
   end
   if #again > 0 then
     apply('ZADD', P .. 'expiring', again)

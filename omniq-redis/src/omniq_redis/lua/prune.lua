@@ -6,7 +6,7 @@ local function prune(queue)
     if removed >= limit then
       break
     end
-    local key = P .. state .. queue
+    local key, letter = P .. state .. queue, string.sub(state, 1, 1)
     local over = call('ZRANGEBYSCORE', key, '-inf', now, 'LIMIT', 0, limit - removed)
     for _, id in ipairs(over) do
       local order = order_of(id)
@@ -14,6 +14,7 @@ local function prune(queue)
         remove(id, order, head_of(order, 1))
       end
       call('ZREM', key, id)
+      unlist_ended(letter, id, queue)
     end
     removed = removed + #over
   end

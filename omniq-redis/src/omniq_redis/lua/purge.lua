@@ -4,7 +4,7 @@ local queue, limit = ARGV[1], tonumber(ARGV[2])
 promote(queue)
 local removed, left = 0, 0
 for at = 3, #ARGV do
-  local key = P .. ARGV[at] .. ':' .. queue
+  local key, letter = P .. ARGV[at] .. ':' .. queue, string.sub(ARGV[at], 1, 1)
   local waits = ARGV[at] == 'ready' or ARGV[at] == 'scheduled'
   local members = {}
   if removed < limit then
@@ -17,6 +17,7 @@ for at = 3, #ARGV do
       remove(id, order, head_of(order, 1))
       removed = removed + 1
     end
+    unlist_ended(letter, id, queue)
   end
   if #members > 0 then
     call('ZREMRANGEBYRANK', key, 0, #members - 1)

@@ -50,6 +50,7 @@ for i = 1, #lost do
     else
       call('SET', P .. 'h:' .. id, past_of(string.sub(state, 1, 1), now8, attempt, err, progress, ''))
       call('ZADD', P .. state .. ':' .. head.queue, now + head.ttl, id)
+      list_ended(string.sub(state, 1, 1), id, head)
       ended[#ended + 1] = id
       if head.unique then
         free(head.unique, id)

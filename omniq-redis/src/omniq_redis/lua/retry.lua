@@ -21,6 +21,7 @@ for i, id in ipairs(ARGV) do
       call('SET', P .. 'h:' .. id, past_of('w', NEVER, renewed(attempt, 0, now, expires8), err, progress, result))
       call('ZADD', P .. 'ready:' .. head.queue, 0, member(head, now, id))
       call('ZREM', P .. (state == 'f' and 'failed:' or 'cancelled:') .. head.queue, id)
+      unlist_ended(state, id, head.queue)
       queues[head.queue] = true
       answers[i] = '1'
     end

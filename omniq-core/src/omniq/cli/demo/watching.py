@@ -98,7 +98,7 @@ async def held_by(storage: Storage, member: Member) -> set[str]:
     held: set[str] = set()
     cursor: str | None = None
     while True:
-        page = await storage.list_tasks(TaskQuery(state=TaskState.RUNNING), cursor)
+        page = await storage.list_tasks(TaskQuery(states=[TaskState.RUNNING]), cursor)
         held.update(task.id for task in page.tasks if member.has_id(task.worker))
         cursor = page.cursor
         if cursor is None:

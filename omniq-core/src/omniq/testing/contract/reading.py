@@ -6,9 +6,10 @@ from datetime import timedelta
 
 import pytest
 
-from omniq.storage import Storage, TaskQuery
+from omniq.storage import Count, Storage, TaskQuery
 from omniq.storage.ids import new_id
-from omniq.task import StoredTask, TaskState
+from omniq.storage.validation import EARLIEST
+from omniq.task import Failed, Omitted, StoredTask, Succeeded, TaskError, TaskState
 from omniq.testing.contract.base import Contract
 from omniq.testing.contract.steps import (
     FAR,
@@ -45,6 +46,16 @@ async def walk(store: Storage, query: TaskQuery) -> list[StoredTask]:
 
 async def ids_of(store: Storage, **query: object) -> list[str]:
     return [task.id for task in await walk(store, TaskQuery(**query))]  # type: ignore[arg-type]  # tests give what fits
+
+
+async def one_of_each_state(store: Storage) -> list[str]:
+    """Store a task in each state, in the order of the states; return their ids."""
+    ids = await add(store, *(new_task() for _ in range(5)))
+    (scheduled,) = await add(store, run_at=FAR)
+    claimed = await take(store, 3)
+    await store.finish([outcome("succeeded", claimed[0]), outcome("failed", claimed[1])])
+    await store.cancel([ids[3]])
+    return [scheduled, ids[4], ids[2], ids[0], ids[1], ids[3]]
 
 
 class ReadContract(Contract):
@@ -111,11 +122,11 @@ class ReadContract(Contract):
         assert await ids_of(store, name="name") == []
         assert await ids_of(store, tag="red") == await ids_of(store, tag="blue") == [tagged]
         assert await ids_of(store, tag="re") == await ids_of(store, tag="red,blue") == []
-        assert await ids_of(store, state=TaskState.SCHEDULED) == [named]
-        assert await ids_of(store, state=TaskState.READY) == [tagged]
-        assert await ids_of(store, state=TaskState.RUNNING) == [other]
-        assert await ids_of(store, state=TaskState.SUCCEEDED) == [plain]
-        assert await ids_of(store, state=TaskState.FAILED) == []
+        assert await ids_of(store, states=[TaskState.SCHEDULED]) == [named]
+        assert await ids_of(store, states=[TaskState.READY]) == [tagged]
+        assert await ids_of(store, states=[TaskState.RUNNING]) == [other]
+        assert await ids_of(store, states=[TaskState.SUCCEEDED]) == [plain]
+        assert await ids_of(store, states=[TaskState.FAILED]) == []
 
     async def test_filters_hold_together_and_on_every_page(self, store: Storage) -> None:
         tasks = [
@@ -129,7 +140,7 @@ class ReadContract(Contract):
         expected = [
             task.id for task in tasks if (task.queue, task.name, task.run_at) == ("b", "n", None) and "t" in task.tags
         ]
-        query = {"queue": "b", "name": "n", "tag": "t", "state": TaskState.READY}
+        query = {"queue": "b", "name": "n", "tag": "t", "states": [TaskState.READY]}
         assert len(expected) == 2
         assert await ids_of(store, **query) == await ids_of(store, **query, limit=1) == expected[::-1]
 
@@ -162,6 +173,147 @@ class ReadContract(Contract):
         await add(store)
         with pytest.raises(ValueError, match=r".+"):
             await store.list_tasks(TaskQuery(), cursor)
+
+    async def test_several_states_are_listed_together(self, store: Storage) -> None:
+        scheduled, ready, running, succeeded, failed, cancelled = await one_of_each_state(store)
+        every = [scheduled, ready, running, succeeded, failed, cancelled]
+        latest_first = await ids_of(store)
+        assert sorted(latest_first) == sorted(every)
+
+        async def listed(*states: TaskState, **query: object) -> set[str]:
+            found = await ids_of(store, states=states, **query)
+            assert found == [task_id for task_id in latest_first if task_id in found]
+            return set(found)
+
+        for limit in (1, 100):
+            assert await listed(TaskState.FAILED, TaskState.CANCELLED, limit=limit) == {failed, cancelled}
+            assert await listed(TaskState.SUCCEEDED, TaskState.RUNNING, limit=limit) == {succeeded, running}
+            assert await listed(TaskState.SCHEDULED, TaskState.READY, limit=limit) == {scheduled, ready}
+            assert await listed(TaskState.FAILED, TaskState.READY, limit=limit) == {failed, ready}
+            assert await listed(*TaskState, limit=limit) == set(every)
+            assert await listed(*TaskState, queue="work", limit=limit) == set(every)
+            assert await listed(TaskState.FAILED, TaskState.READY, queue="elsewhere", limit=limit) == set()
+        assert await listed() == set()
+
+    async def test_failed_and_cancelled_tasks_are_listed_as_long_as_they_are_that(self, store: Storage) -> None:
+        async def ended() -> list[str]:
+            return await ids_of(store, states=[TaskState.FAILED, TaskState.CANCELLED], limit=2)
+
+        ids = await add(store, *(new_task(max_retries=0) for _ in range(6)), new_task(queue="other"))
+        fails, lapses, asked, waits, deleted, purged, other = ids
+        assert await ended() == []
+        await store.cancel([waits])
+        assert await ended() == [waits]
+        await store.finish([outcome("failed", task) for task in await take(store, 1)])
+        assert await ended() == [waits, fails]
+        (task,) = await take_lapsed(store)
+        assert task.id == lapses
+        await store.recover(9)
+        assert await ended() == [waits, lapses, fails]
+        (task,) = await take(store, 1)
+        assert task.id == asked
+        await store.cancel([asked])
+        await store.finish([outcome("cancelled", task)])
+        await store.finish(
+            [outcome("failed", task) for task in [*await take(store, 9), *await take(store, queue="other")]]
+        )
+        assert await ended() == [other, purged, deleted, waits, asked, lapses, fails]
+        await store.retry([lapses, other])
+        await store.delete([deleted])
+        assert await ended() == [purged, waits, asked, fails]
+        await store.finish([outcome("succeeded", task) for task in await take(store, queue="other")])
+        (task,) = await take(store)
+        assert task.id == lapses
+        await store.finish([outcome("failed", task)])
+        assert await ended() == [purged, waits, asked, lapses, fails]
+        assert await store.purge("work", TaskState.FAILED) == 3
+        assert await ended() == [waits, asked]
+        await store.purge("work")
+        assert await ended() == []
+
+    async def test_pruned_tasks_are_not_listed_any_more(self, store: Storage) -> None:
+        soon, kept = await add(store, new_task(result_ttl=0), new_task())
+        await store.finish([outcome("failed", task) for task in await take(store, 2)])
+        await later(store, 0.01)
+        assert await store.prune(9) == 1
+        assert await ids_of(store, states=[TaskState.FAILED]) == [kept]
+        assert await store.get([soon]) == [None]
+
+    async def test_tasks_are_found_by_when_they_were_enqueued(self, store: Storage) -> None:
+        ids = []
+        for _ in range(4):
+            ids += await add(store)
+            await later(store, 0.01)
+        times = [(await record(store, task_id)).created_at for task_id in ids]
+        assert sorted(set(times)) == times
+        assert await ids_of(store, enqueued_before=times[2]) == [ids[1], ids[0]]
+        assert await ids_of(store, enqueued_after=times[2]) == [ids[3], ids[2]]
+        assert await ids_of(store, enqueued_after=times[1], enqueued_before=times[3], limit=1) == [ids[2], ids[1]]
+        assert await ids_of(store, enqueued_after=times[3], enqueued_before=times[1]) == []
+        await store.cancel([ids[0], ids[2]])
+        query = {"states": [TaskState.CANCELLED], "queue": "work"}
+        assert await ids_of(store, **query, enqueued_before=times[2]) == [ids[0]]
+        assert await ids_of(store, **query, enqueued_after=times[1]) == [ids[2]]
+        far = await store.now() + timedelta(days=9000)
+        assert await ids_of(store, enqueued_before=far) == ids[::-1]
+        assert await ids_of(store, enqueued_after=far) == await ids_of(store, enqueued_before=EARLIEST) == []
+
+    async def test_a_bare_page_has_sizes_in_place_of_what_is_large(self, store: Storage) -> None:
+        large = b"x" * 20_000
+        fails, succeeds, waits = await add(
+            store, new_task(body=large), new_task(body=b"b", tags=("t",)), new_task(queue="other")
+        )
+        error = TaskError(type="ValueError", message="it broke", traceback="größe\n" * 1000)
+        failed, succeeded = await take(store, 2)
+        await store.finish(
+            [
+                Failed(id=fails, delivery=failed.delivery, error=error),
+                Succeeded(id=succeeds, delivery=succeeded.delivery, result=large),
+            ]
+        )
+        page = await store.list_tasks(TaskQuery(bare=True))
+        assert [task.id for task in page] == [waits, succeeds, fails]
+        for task in page:
+            whole = await record(store, task.id)
+            assert whole.omitted is None
+            assert task == whole.bare()
+        sizes = {task.id: task.omitted for task in page}
+        assert sizes[fails] == Omitted(body=20_000, result=None, traceback=8000)
+        assert sizes[succeeds] == Omitted(body=1, result=20_000, traceback=0)
+        listed = await walk(store, TaskQuery(bare=True, states=[TaskState.FAILED], queue="work"))
+        assert [(task.error and task.error.message, task.body) for task in listed] == [("it broke", b"")]
+        tagged = await walk(store, TaskQuery(bare=True, tag="t"))
+        assert [task.omitted for task in tagged] == [sizes[succeeds]]
+
+    @pytest.mark.parametrize("look_at", [1, 3, 100])
+    async def test_a_page_can_be_limited_by_what_is_looked_at(self, store: Storage, look_at: int) -> None:
+        ids = await add(store, *(new_task(name="rare" if number in (1, 6) else "n") for number in range(8)))
+        expected = [ids[6], ids[1]]
+        assert await ids_of(store, name="rare", look_at=look_at) == expected
+        assert await ids_of(store, name="rare", look_at=look_at, limit=1) == expected
+        assert await ids_of(store, name="rare", look_at=look_at, queue="work") == expected
+        assert await ids_of(store, name="rare", look_at=look_at, states=[TaskState.READY]) == expected
+        assert await ids_of(store, look_at=look_at) == ids[::-1]
+        page = await store.list_tasks(TaskQuery(look_at=look_at))
+        assert [task.id for task in page] == ids[::-1][:look_at]
+
+    # count_tasks
+
+    async def test_tasks_are_counted_by_what_they_are(self, store: Storage) -> None:
+        assert await store.count_tasks(TaskQuery()) == Count(0)
+        await one_of_each_state(store)
+        await add(store, *(new_task(tags=("t",), queue="other") for _ in range(3)))
+        assert await store.count_tasks(TaskQuery()) == Count(9)
+        assert await store.count_tasks(TaskQuery(queue="other")) == Count(3)
+        assert await store.count_tasks(TaskQuery(states=[TaskState.FAILED, TaskState.SUCCEEDED])) == Count(2)
+        assert await store.count_tasks(TaskQuery(states=[])) == Count(0)
+        assert await store.count_tasks(TaskQuery(tag="t")) == Count(3)
+        assert await store.count_tasks(TaskQuery(tag="t"), 3) == Count(3)
+        assert await store.count_tasks(TaskQuery(tag="t"), 2) == Count(2, at_least=True)
+        assert await store.count_tasks(TaskQuery(tag="t", states=[TaskState.FAILED]), 2) == Count(0)
+        assert await store.count_tasks(TaskQuery(enqueued_before=await store.now() + timedelta(days=1))) == Count(9)
+        some = await store.count_tasks(TaskQuery(name="nothing", look_at=2))
+        assert some.number == 0
 
     # stats
 

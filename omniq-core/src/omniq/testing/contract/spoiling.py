@@ -223,7 +223,7 @@ class SpoilContract(Contract):
         claimed = {task.id: task for task in await _claim_all(other, len(ids))}
         assert {task.id for task in good} <= claimed.keys(), "tasks that nobody damaged were not claimed"
         assert all(claimed[task.id].body == task.body for task in good)
-        running = (await other.list_tasks(TaskQuery(state=TaskState.RUNNING, limit=10_000))).tasks
+        running = (await other.list_tasks(TaskQuery(states=[TaskState.RUNNING], limit=10_000))).tasks
         left = [task.id for task in running if not is_corrupt(task) and task.id not in claimed]
         assert not left, f"a lease on what was not returned: {[how.get(one, one) for one in left]}"
         await other.set_progress({Lease(task.id, 1): Progress(done=1) for task in good})

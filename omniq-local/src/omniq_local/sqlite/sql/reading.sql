@@ -42,56 +42,58 @@ SELECT json_group_array(json_array(id, seen_at, about)) FROM "{ns}.worker" WHERE
 -- name: running
 SELECT json_group_array(json_array(worker, id)) FROM "{ns}.task" INDEXED BY "{ns}.running" WHERE state = 3
 
--- name: list_all
-SELECT {columns} FROM "{ns}.task" WHERE seq < :before AND (:name IS NULL OR name = :name) ORDER BY seq DESC LIMIT :limit
+-- name: listed
+SELECT {columns} FROM "{ns}.task" WHERE seq IN (SELECT value FROM json_each(?)) ORDER BY seq DESC
 
--- name: list
-SELECT {columns} FROM "{ns}.task"
-WHERE seq < :before
+-- name: listed_bare
+SELECT {bare} FROM "{ns}.task" WHERE seq IN (SELECT value FROM json_each(?)) ORDER BY seq DESC
+
+-- name: first_at
+-- The first task from a place on: created_at never falls with the place.
+SELECT created_at FROM "{ns}.task" WHERE seq >= ? ORDER BY seq LIMIT 1
+
+-- name: last_seq
+SELECT coalesce(max(seq), 0) FROM "{ns}.task"
+
+-- name: list_all
+SELECT seq FROM "{ns}.task"
+WHERE seq < :before AND seq >= :lowest
   AND (:queue IS NULL OR queue = :queue)
-  AND (:state IS NULL OR state = :state OR (state = 0 AND :state = 2))
+  AND (:states IS NULL OR state IN (SELECT value FROM json_each(:states)))
   AND (:name IS NULL OR name = :name)
 ORDER BY seq DESC LIMIT :limit
 
 -- name: list_tagged
-SELECT {columns} FROM "{ns}.tag" JOIN "{ns}.task" USING (seq)
-WHERE tag = :tag AND "{ns}.tag".seq < :before
+SELECT seq FROM "{ns}.tag" JOIN "{ns}.task" USING (seq)
+WHERE tag = :tag AND "{ns}.tag".seq < :before AND "{ns}.tag".seq >= :lowest
   AND (:queue IS NULL OR queue = :queue)
-  AND (:state IS NULL OR state = :state)
+  AND (:states IS NULL OR state IN (SELECT value FROM json_each(:states)))
   AND (:name IS NULL OR name = :name)
 ORDER BY "{ns}.tag".seq DESC LIMIT :limit
 
 -- name: list_fresh
-SELECT {columns} FROM "{ns}.task"
+SELECT seq FROM "{ns}.task"
 WHERE seq > (SELECT n FROM "{ns}.counter" WHERE queue = '' AND state = -1)
-  AND seq < :before AND state = 0 AND queue = :queue AND (:name IS NULL OR name = :name)
+  AND seq < :before AND seq >= :lowest AND state = 0 AND queue = :queue AND (:name IS NULL OR name = :name)
 ORDER BY seq DESC LIMIT :limit
 
 -- name: list_scheduled
-SELECT {columns} FROM "{ns}.task"
-WHERE seq IN (
-    SELECT seq FROM "{ns}.task" INDEXED BY "{ns}.scheduled"
-    WHERE state = 1 AND queue = :queue AND seq < :before AND (:name IS NULL OR name = :name)
-    ORDER BY seq DESC LIMIT :limit
-)
+SELECT seq FROM "{ns}.task" INDEXED BY "{ns}.scheduled"
+WHERE state = 1 AND queue = :queue AND seq < :before AND seq >= :lowest AND (:name IS NULL OR name = :name)
+ORDER BY seq DESC LIMIT :limit
 
 -- name: list_ready
-SELECT {columns} FROM "{ns}.task"
-WHERE seq IN (
-    SELECT seq FROM "{ns}.task" INDEXED BY "{ns}.ready"
-    WHERE state = 2 AND queue = :queue AND seq < :before AND (:name IS NULL OR name = :name)
-    ORDER BY seq DESC LIMIT :limit
-)
+SELECT seq FROM "{ns}.task" INDEXED BY "{ns}.ready"
+WHERE state = 2 AND queue = :queue AND seq < :before AND seq >= :lowest AND (:name IS NULL OR name = :name)
+ORDER BY seq DESC LIMIT :limit
 
 -- name: list_running
-SELECT {columns} FROM "{ns}.task"
-WHERE seq IN (
-    SELECT seq FROM "{ns}.task" INDEXED BY "{ns}.running"
-    WHERE state = 3 AND queue = :queue AND seq < :before AND (:name IS NULL OR name = :name)
-    ORDER BY seq DESC LIMIT :limit
-)
+SELECT seq FROM "{ns}.task" INDEXED BY "{ns}.running"
+WHERE state = 3 AND queue = :queue AND seq < :before AND seq >= :lowest AND (:name IS NULL OR name = :name)
+ORDER BY seq DESC LIMIT :limit
 
 -- name: list_ended
-SELECT {columns} FROM "{ns}.task" INDEXED BY "{ns}.ended"
-WHERE finished_at IS NOT NULL AND queue = :queue AND state = :state AND seq < :before AND (:name IS NULL OR name = :name)
+SELECT seq FROM "{ns}.task" INDEXED BY "{ns}.ended"
+WHERE finished_at IS NOT NULL AND queue = :queue AND state = :state AND seq < :before AND seq >= :lowest
+  AND (:name IS NULL OR name = :name)
 ORDER BY seq DESC LIMIT :limit

@@ -25,6 +25,7 @@ local function end_corrupt(id, queue, why)
   queue = head and head.queue or queue
   if queue then
     redis.pcall('ZADD', P .. 'failed:' .. queue, now + (head and head.ttl or 86400000000), id)
+    redis.pcall('ZADD', P .. IN_ORDER.f .. queue, head and score_of(head) or 0, id)
   end
   announce({ id })
 end

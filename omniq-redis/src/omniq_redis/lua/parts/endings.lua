@@ -6,6 +6,7 @@ local function end_waiting(id, order, past, head)
   end
   call('SET', P .. 'h:' .. id, past_of('c', now8, attempt, err, progress, result))
   call('ZADD', P .. 'cancelled:' .. head.queue, now + head.ttl, id)
+  list_ended('c', id, head)
   call('ZREM', P .. 'expiring', id)
   if head.unique then
     free(head.unique, id)

@@ -5,6 +5,8 @@
 --   running[ID], while it runs: the attempt, the order's head up to its body, progress.
 --   h:ID, what has become of it (absent while nothing has): state 1, finished 8, the latest attempt, lengths of error 4
 --     and progress 4, error, progress, result.
+-- Those that failed or were cancelled stand once more, by their sequence numbers: in this order they are listed.
+local IN_ORDER = { f = 'order:failed:', c = 'order:cancelled:' }
 local CANCEL_REQUESTED = '\1'
 
 local function free(unique, id)
@@ -95,6 +97,22 @@ local function run_of(order, past)
     return (struct.unpack('>I8', past, 26))
   end
   return (struct.unpack('>I8', order, 17))
+end
+
+-- Gives the sequence number of a task as a score.
+local function score_of(head)
+  return (struct.unpack('>I8', '\0\0' .. head.seq))
+end
+
+-- Has a task that ended be listed with those of its state, the letter of which is given, or no longer.
+local function list_ended(letter, id, head)
+  redis.pcall('ZADD', P .. IN_ORDER[letter] .. head.queue, score_of(head), id)
+end
+
+local function unlist_ended(letter, id, queue)
+  if IN_ORDER[letter] then
+    redis.pcall('ZREM', P .. IN_ORDER[letter] .. queue, id)
+  end
 end
 
 local function expires_of(order, past)
