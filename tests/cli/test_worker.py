@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 import sys
@@ -45,7 +46,7 @@ OPTIONS = [
     "--label", "zone=a", "--label=rack=7=8",
     "-q", "urgent,default", "-c", "50", "--threads", "4", "--process-slots", "3",
     "--process-tasks", "10", "--process-memory", "500M", "--drain", "--lease", "20",
-    "--recover-every", "7", "--grace", "0.5", "--no-scheduler", "--no-log-setup",
+    "--recover-every", "7", "--grace", "0.5", "--no-scheduler", "--no-log-setup", "--log-format", "json",
 ]  # fmt: skip
 
 
@@ -208,6 +209,22 @@ def test_the_level_of_the_log_can_be_chosen(shop: TaskQueue, start: Callable[...
 
     assert worker.stop() == 0
     assert len(worker.stderr.splitlines()) == 1
+
+
+def test_the_log_can_be_json_for_programs_that_read_it(shop: TaskQueue, start: Callable[..., Program]) -> None:
+    with shop:
+        burnt = shop.functions["shop.burn"].enqueue("the cake")
+        # As by a supervisor, which hands its own options on.
+        worker = start("worker", "shop:queue", "--processes", "1", "--log-format", "json")
+        worker.says("RuntimeError: the cake")
+        assert worker.stop() == 0
+
+    lines = [json.loads(line) for line in worker.stderr.splitlines()]
+    assert all({"time", "level", "logger", "message"} <= set(line) for line in lines)
+    (failed,) = [line for line in lines if line["level"] == "ERROR"]
+    assert (failed["task_id"], failed["task_name"], failed["task_queue"]) == (burnt.id, "shop.burn", "default")
+    assert "Traceback" not in failed["message"]
+    assert failed["exception"].endswith("RuntimeError: the cake")
 
 
 def test_a_failed_task_does_not_end_the_worker(shop: TaskQueue, start: Callable[..., Program]) -> None:

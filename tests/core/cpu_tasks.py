@@ -6,6 +6,7 @@ import logging
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -110,6 +111,17 @@ def log() -> int:
         os._exit(0)
     os.wait()
     return os.getpid()
+
+
+@queue.task(executor="process", max_retries=0)
+def log_at_every_level() -> None:
+    logger = logging.getLogger("shop")
+    for level in (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR):
+        logger.log(level, "hello")
+    logger.critical("hello", extra={"task_name": "of its own"})
+    thread = threading.Thread(target=logger.info, args=("from a thread",))
+    thread.start()
+    thread.join()
 
 
 @queue.task(executor="process", max_retries=0, timeout=0.3)

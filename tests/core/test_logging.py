@@ -42,7 +42,40 @@ def test_every_word_about_a_task_carries_its_id_name_and_queue(
         assert {record.name for record in records} == {"omniq.task"}
     retried, failed = about(caplog, bad.id)
     assert "attempt 1 of 2, runs again in 0.0 s: ValueError: no money" in retried.getMessage()
-    assert "in pay" in failed.getMessage(), "with the traceback"
+    assert "in pay" in logging.Formatter().format(failed), "with the traceback"
+
+
+@pytest.mark.parametrize("kind", ["coroutine", "function"])
+def test_the_record_of_a_failure_has_the_exception_itself(
+    make_queue: MakeQueue, caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
+    queue = make_queue()
+    raised: list[BaseException] = []
+
+    def pay() -> None:
+        try:
+            raise LookupError("no\033purse")
+        except LookupError as error:
+            raised.append(ValueError("no\033money"))
+            raise raised[0] from error
+
+    async def apay() -> None:
+        pay()
+
+    handle = queue.task(max_retries=0)(apay if kind == "coroutine" else pay).enqueue()
+    with working(queue), pytest.raises(TaskFailed):
+        handle.result(30)
+
+    (failed,) = about(caplog, handle.id)
+    assert failed.exc_info is not None
+    assert failed.exc_info[1] is raised[0]
+    assert failed.exc_info[2] is raised[0].__traceback__
+    shown = logging.Formatter().format(failed)
+    assert shown.count("Traceback (most recent call last)") == 2  # it, and its cause
+    assert "\033" not in shown
+    assert "run_sync" not in shown, "without frames of OmniQ's"
+    assert "run_async" not in shown
+    assert (failed.funcName, failed.filename) == ("_log_failure", "completer.py")
 
 
 async def test_a_cancelled_task_is_told_of(make_queue: MakeQueue, caplog: pytest.LogCaptureFixture) -> None:

@@ -355,8 +355,35 @@ def test_the_worker_handles_what_a_process_logs(
     assert tasks == ids * 2
     assert (sold.getMessage(), sold.levelno, sold.process) == ("sold Unknown", logging.INFO, pids[0])
     assert (vars(sold)["customer"], "Unknown object" in vars(sold)["basket"]) == (7, True)
+    for record in (sold, failed):
+        fields = [vars(record)[name] for name in ("task_id", "task_name", "task_queue")]
+        assert fields == [ids[0], "tests.core.cpu_tasks.log", "default"]
     assert failed.getMessage() == "no %d (its arguments do not fit: TypeError)"
     assert "LookupError: sold out" in (failed.exc_text or "")
+
+
+def test_what_a_process_logs_carries_its_task_at_every_level(caplog: pytest.LogCaptureFixture) -> None:
+    ids: list[str] = []
+
+    async def scenario(worker: Worker) -> None:
+        for _ in range(2):
+            handle = await cpu_tasks.log_at_every_level.aenqueue()
+            await handle.aresult(TIME)
+            ids.append(handle.id)
+
+    with caplog.at_level(logging.DEBUG, "shop"):
+        working(scenario, processes=1)
+
+    records = [record for record in caplog.records if record.name == "shop"]
+    levels = [logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR, logging.CRITICAL, logging.INFO]
+    assert [record.levelno for record in records] == levels * 2
+    assert [vars(record)["task_id"] for record in records] == [*ids[:1] * 6, *ids[1:] * 6]
+    assert {vars(record)["task_queue"] for record in records} == {"default"}
+    # What the task says itself is kept; a thread of the task's speaks for it, too.
+    assert [vars(record)["task_name"] for record in records[-2:]] == [
+        "of its own",
+        "tests.core.cpu_tasks.log_at_every_level",
+    ]
 
 
 def test_a_process_that_never_stops_logging_is_over_its_timeout_all_the_same() -> None:

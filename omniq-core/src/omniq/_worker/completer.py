@@ -14,10 +14,22 @@ from omniq._worker.attempt import Attempt, Interruption, about
 from omniq.errors import NotCommitted, PayloadRejected, StorageUnavailable
 from omniq.plugins import Plugins
 from omniq.storage import Lease, Storage
-from omniq.storage.escaping import Lines, get_logger
+from omniq.storage.escaping import Lines, get_logger, printable_lines
 from omniq.storage.failpoints import failpoint
 from omniq.storage.outages import Outage
-from omniq.task import Cancelled, Failed, Outcome, Progress, Released, Retry, StoredTask, Succeeded, Task, TaskState
+from omniq.task import (
+    Cancelled,
+    Failed,
+    Outcome,
+    Progress,
+    Released,
+    Retry,
+    StoredTask,
+    Succeeded,
+    Task,
+    TaskError,
+    TaskState,
+)
 
 __all__ = ["Completer"]
 
@@ -261,15 +273,7 @@ class Completer:
         common = {"task": task, "worker": self._worker, "seconds": attempt.seconds}
         match outcome:
             case Failed(error=error):
-                _task_log.error(
-                    "task %s (%s) failed: %s: %s\n%s",
-                    task.id,
-                    task.name,
-                    error.type,
-                    error.message,
-                    Lines(error.traceback),
-                    extra=about(task),
-                )
+                _log_failure(task, error, attempt.error)
                 _call(self._failed, common, error=error)
             case Retry(error=error, delay=delay) if error is not None:
                 _task_log.warning(
@@ -340,6 +344,29 @@ def _stands_in(record: StoredTask, outcome: Outcome) -> bool:
         case Cancelled():
             return record.state is TaskState.CANCELLED
     return False
+
+
+def _log_failure(task: Task, error: TaskError, raised: BaseException | None) -> None:
+    """Log that a task has failed for good: with the exception itself, where it was raised in this process."""
+    told = (task.id, task.name, error.type, error.message)
+    if raised is None or raised.__traceback__ is None:
+        _task_log.error("task %s (%s) failed: %s: %s\n%s", *told, Lines(error.traceback), extra=about(task))
+    elif _task_log.isEnabledFor(logging.ERROR):
+        file, line, function, _ = _task_log.findCaller()
+        record = _task_log.makeRecord(
+            _task_log.name,
+            logging.ERROR,
+            file,
+            line,
+            "task %s (%s) failed: %s: %s",
+            told,
+            (type(raised), raised, raised.__traceback__),
+            function,
+            about(task),
+        )
+        # What a formatter shows of it: as it is stored, without frames of ours, and escaped.
+        record.exc_text = printable_lines(error.traceback.rstrip("\n"))
+        _task_log.handle(record)
 
 
 def _say_put_back(task: Task, outcome: Released) -> None:

@@ -10,7 +10,7 @@ import logging
 import os
 import pickle
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -29,9 +29,12 @@ class LogRecord:
 
     fields: dict[str, Any]
 
-    def deliver(self) -> None:
-        """Hand it to the logger that it was made with, in this process."""
-        record = logging.makeLogRecord(self.fields)
+    def deliver(self, about: Mapping[str, str]) -> None:
+        """Hand it to the logger that it was made with, in this process.
+
+        :param about: the fields of the task that the child runs; those that the record has already are kept.
+        """
+        record = logging.makeLogRecord({**about, **self.fields})
         logger = logging.getLogger(record.name)
         if logger.isEnabledFor(record.levelno):
             logger.handle(record)

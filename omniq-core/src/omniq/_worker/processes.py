@@ -27,11 +27,12 @@ from attrs import frozen
 from omniq._runtime.signals import STOP_SIGNALS
 from omniq._tasks.context import running
 from omniq._tasks.payloads import Codec
-from omniq._worker.attempt import Attempt, failed, interrupted, timed_out
+from omniq._worker.attempt import Attempt, about, failed, interrupted, timed_out
 from omniq._worker.executors import Done, PoolExecutor
 from omniq._worker.log_forwarding import LogRecord, levels_here
 from omniq._worker.process_child import Answer, Ended, address_of, serve
 from omniq.errors import WorkerLost
+from omniq.storage.escaping import printable
 from omniq.task import Outcome, Progress
 
 __all__ = ["ProcessExecutor", "ProcessLimits"]
@@ -177,6 +178,11 @@ def _after_fork_in_child() -> None:
 os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
+def _about(attempt: Attempt) -> dict[str, str]:
+    # Escaped, as the loggers of OmniQ do: the record may be of any other logger.
+    return {name: printable(value) for name, value in about(attempt.task).items()}
+
+
 def _start(process: BaseProcess) -> None:
     # Until it handles them, a child receives no signals that are meant for the worker and reach everyone.
     resource_tracker.ensure_running()  # or it would be started now, and unblock them
@@ -303,7 +309,8 @@ class ProcessExecutor(PoolExecutor):
         elif isinstance(said, Progress):
             batch[0].context.note(said)
         elif isinstance(said, LogRecord):
-            said.deliver()
+            # Before its first task has started, a child speaks of itself: of what the module's import logs, say.
+            said.deliver(_about(batch[0]) if batch[0].started_at else {})
         elif isinstance(said, Ended):
             batch[0].ended_at = batch[0].started_at + said.seconds
         else:

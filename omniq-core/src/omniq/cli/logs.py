@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime
 
 from omniq._tasks.context import running
 from omniq.cli.short_ids import short_id
 from omniq.storage.escaping import printable
 
-__all__ = ["LineFormatter", "heed_application", "logging_to_stderr"]
+__all__ = ["JsonFormatter", "LineFormatter", "heed_application", "logging_to_stderr"]
+
+
+TASK_FIELDS = ("task_id", "task_name", "task_queue")
 
 
 class LineFormatter(logging.Formatter):
@@ -38,6 +43,27 @@ class LineFormatter(logging.Formatter):
         return f"{line} [task {short_id(task_id)} {printable(str(getattr(record, 'task_name', '')))}]"
 
 
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line: time, level, logger, process and message; the task's fields, and the exception's text."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, object] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname,
+            "logger": record.name,
+            "process": record.process,
+            "message": record.getMessage(),
+        }
+        line |= {name: str(getattr(record, name)) for name in TASK_FIELDS if hasattr(record, name)}
+        if record.exc_info and not record.exc_text:
+            record.exc_text = self.formatException(record.exc_info)
+        if record.exc_text:
+            line["exception"] = record.exc_text
+        if record.stack_info:
+            line["stack"] = self.formatStack(record.stack_info)
+        return json.dumps(line)
+
+
 def _note_task(record: logging.LogRecord) -> bool:
     # What a task logs itself, or a library in its name, carries the task too.
     task = running.get(None)
@@ -49,14 +75,15 @@ def _note_task(record: logging.LogRecord) -> bool:
 
 
 @contextlib.contextmanager
-def logging_to_stderr(level: int, *, with_process: bool = False) -> Iterator[None]:
+def logging_to_stderr(level: int, *, with_process: bool = False, as_json: bool = False) -> Iterator[None]:
     """Show log records on stderr while a command runs.
 
     :param level: the lowest level to show.
     :param with_process: whether each line names its process.
+    :param as_json: whether each record is a JSON object, for programs that read logs.
     """
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(LineFormatter(with_process=with_process))
+    handler.setFormatter(JsonFormatter() if as_json else LineFormatter(with_process=with_process))
     handler.addFilter(_note_task)
     root = logging.getLogger()
     before = root.level

@@ -124,6 +124,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--log-level", choices=LEVELS, help="the least to log (default info; with -v debug)")
     parser.add_argument(
+        "--log-format",
+        choices=("text", "json"),
+        default="text",
+        help="how to log: lines to read (default), or a JSON object a line for programs",
+    )
+    parser.add_argument(
         "--no-log-setup", dest="log_setup", action="store_false", help="leave logging to what the application sets up"
     )
     parser.add_argument("--parent-watch", type=int, help=argparse.SUPPRESS)
@@ -139,7 +145,8 @@ def run(options: argparse.Namespace) -> int:
     if options.reload and options.drain:
         raise UsageError("--reload waits for changes, --drain for nothing; leave one of them out")
     several = supervised or options.processes > 1
-    with logging_to_stderr(level, with_process=several) if options.log_setup else contextlib.nullcontext():
+    shown = logging_to_stderr(level, with_process=several, as_json=options.log_format == "json")
+    with shown if options.log_setup else contextlib.nullcontext():
         # Before the application is imported, which may change the folder and the environment.
         restart = Restart(_command(options, "--reload", "--reloaded"))
         queue = _load(options, restart)
@@ -251,6 +258,7 @@ def _command(options: argparse.Namespace, *more: str) -> list[str]:
         "--recover-every": options.recover_every,
         "--grace": options.grace,
         "--log-level": options.log_level,
+        "--log-format": options.log_format,
     }
     words = [word for name, value in given.items() if value is not None for word in (name, str(value))]
     words += [f"--import={name}" for name in options.imports]
