@@ -16,6 +16,7 @@ from omniq import TaskQueue, errors
 PUBLIC = {
     # Queues and tasks.
     "AsyncTaskFunction",
+    "Attempt",
     "CurrentTask",
     "Progress",
     "QueueStats",

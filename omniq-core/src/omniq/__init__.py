@@ -58,6 +58,7 @@ if _typing.TYPE_CHECKING:
     from omniq.schedule import Schedule as Schedule
     from omniq.schedule import Trigger as Trigger
     from omniq.storage import QueueStats as QueueStats
+    from omniq.task import Attempt as Attempt
     from omniq.task import Progress as Progress
     from omniq.task import Task as Task
     from omniq.task import TaskError as TaskError
@@ -136,6 +137,7 @@ _HOMES = {
     ),
     "omniq.storage": ("QueueStats",),
     "omniq.task": (
+        "Attempt",
         "Progress",
         "Task",
         "TaskError",
@@ -154,6 +156,7 @@ __all__ = [
     "ArgumentsMismatch",
     "AsyncTaskFunction",
     "At",
+    "Attempt",
     "ConfigurationError",
     "CorruptRecord",
     "Cron",

@@ -13,6 +13,8 @@ from typing import Any, Protocol, Self, TypeAlias, TypeVar
 from attrs import evolve, field, frozen
 
 __all__ = [
+    "Attempt",
+    "AttemptOutcome",
     "Cancelled",
     "Ending",
     "Failed",
@@ -94,6 +96,36 @@ class Omitted:
     """As UTF-8."""
 
 
+class AttemptOutcome(StrEnum):
+    """How an attempt ended."""
+
+    SUCCEEDED = "succeeded"
+    RETRY = "retry"
+    """It failed, and the task was to run again."""
+    FAILED = "failed"
+    """It failed, and so did the task."""
+    CANCELLED = "cancelled"
+    """The task was asked to stop, and did."""
+    LOST = "lost"
+    """Its worker died, or lost its lease."""
+
+
+@frozen(kw_only=True)
+class Attempt:
+    """One attempt of a task that is over, see :attr:`Task.history`."""
+
+    attempt: int
+    """Its number, counted from 1; ``retry`` by hand begins anew."""
+    worker: str | None
+    """The worker's id."""
+    started_at: datetime | None
+    ended_at: datetime | None
+    """By the store's clock, about. Of an attempt that was lost: when that was noticed."""
+    outcome: AttemptOutcome
+    error: TaskError | None = None
+    """With what it failed: the message's first 1,000 characters, and the traceback's last 10,000."""
+
+
 # Kept in a dictionary rather than in slots: attrs fills a frozen class of this size twice as fast that way.
 @frozen(kw_only=True, slots=False)
 class NewTask:
@@ -163,9 +195,11 @@ class StoredTask:
     """Whether a running task was asked to stop."""
     result_payload: bytes | None = field(default=None, repr=False)
     """The encoded result of a task that succeeded."""
+    attempt_log: str = field(default="", repr=False)
+    """What is kept of attempts that are over, see :mod:`omniq.storage.attempts`: a text that no store reads."""
     omitted: Omitted | None = None
-    """What was left out where tasks were listed bare (the body is empty then, the result None, the traceback empty);
-    None: nothing, this is the whole record."""
+    """What was left out where tasks were listed bare (the body is empty then, the result None, the traceback and the
+    attempt log empty); None: nothing, this is the whole record."""
 
     def bare(self, body: int | None = None, result: int | None = None, traceback: int | None = None) -> Self:
         """Return this record as a bare list has it, see :attr:`omitted`.
@@ -184,6 +218,7 @@ class StoredTask:
             self,
             body=b"",
             result_payload=None,
+            attempt_log="",
             error=None if error is None else evolve(error, traceback=""),
             omitted=Omitted(
                 body=body,
@@ -253,6 +288,8 @@ class Task(StoredTask):
     """What travels beside the arguments, such as a correlation id; the task's code and plugins read it."""
     scheduled_for: datetime | None = None
     """The fire time that a schedule's run is for; None if no schedule enqueued it, or it was triggered by hand."""
+    history: tuple[Attempt, ...] = field(default=(), repr=False)
+    """The latest ten attempts that are over, the oldest first. An attempt that was put back is none."""
     _decoder: TaskDecoder | None = field(default=None, repr=False, eq=False)
 
     @property
@@ -321,6 +358,8 @@ class Failed(Outcome):
     """The task failed for good: no retries left, or not an error to retry."""
 
     error: TaskError
+    attempt_log: str = field(default="", repr=False)
+    """Takes the place of the task's: that of the claim, and this attempt. Empty: the task's stays."""
 
 
 @frozen(kw_only=True)
@@ -330,6 +369,8 @@ class Retry(Outcome):
     delay: float
     """Seconds from the store's now until it is ready again."""
     error: TaskError | None = None
+    attempt_log: str = field(default="", repr=False)
+    """Takes the place of the task's: that of the claim, and this attempt. Empty: the task's stays."""
 
 
 @frozen(kw_only=True)
@@ -345,6 +386,9 @@ class Released(Outcome):
 @frozen(kw_only=True)
 class Cancelled(Outcome):
     """The task was asked to stop and did."""
+
+    attempt_log: str = field(default="", repr=False)
+    """Takes the place of the task's: that of the claim, and this attempt. Empty: the task's stays."""
 
 
 @frozen(kw_only=True)

@@ -9,12 +9,13 @@ from attrs import define, field
 from omniq.errors import StorageUnavailable
 from omniq.storage.escaping import get_logger
 from omniq.storage.validation import log_once
-from omniq.task import Progress, StoredTask, TaskError, TaskState
+from omniq.task import Progress, StoredTask, TaskState
 from omniq_nats.encoding import encode_queue_state
 from omniq_nats.entries import Entry, entry_of
 from omniq_nats.names import DUE_LINE, line_of, priority_of
 from omniq_nats.queue_state import QueueState
 from omniq_nats.queue_state_store import QueueStateStore
+from omniq_nats.results import EndRecord
 from omniq_nats.task_batches import TaskBatch, to_task
 from omniq_nats.times import after
 
@@ -135,9 +136,9 @@ async def claim(
         if room > 0:
             claimed = await _claim(state_store, queue, room, worker, lease)
             batches = await state_store.task_lookup.of_slots(queue, claimed.entries)
-            errors = await _errors(state_store, queue, claimed.entries, batches)
+            known = await _known(state_store, queue, claimed.entries, batches)
             found = [
-                running_task(batches[entry.seq], entry, errors.get((entry.seq, entry.index)))
+                running_task(batches[entry.seq], entry, known.get((entry.seq, entry.index)))
                 for entry in claimed.entries
                 if entry.seq in batches
             ]
@@ -187,17 +188,17 @@ async def _end_unreadable(
     return await state_store.change(queue, step)
 
 
-async def _errors(
+async def _known(
     state_store: QueueStateStore, queue: str, entries: Sequence[Entry], batches: Mapping[int, TaskBatch]
-) -> dict[tuple[int, int], TaskError | None]:
-    """Read the errors of earlier attempts, of the tasks that had any."""
+) -> dict[tuple[int, int], EndRecord]:
+    """Read what earlier attempts left, of the tasks that had any."""
     places = {(entry.seq, entry.index): entry.id for entry in entries if entry.has_error and entry.seq in batches}
     if not places:
         return {}
     queue_state = state_store.remembered(queue) or (await state_store.read([queue]))[queue]
     end_records = await state_store.end_records(queue_state, [(batches[seq], index) for seq, index in places])
     await state_store.whole(end_records, places)
-    return {place: end_record.error for place, end_record in end_records.items()}
+    return end_records
 
 
 def _room_in(state_store: QueueStateStore, queue_state: QueueState, wanted: int) -> int:
@@ -311,13 +312,16 @@ def _key(place: tuple[TaskBatch, int]) -> tuple[int, int]:
     return batch.at, batch.rank(index)
 
 
-def running_task(batch: TaskBatch, entry: Entry, error: TaskError | None = None) -> StoredTask:
+def running_task(batch: TaskBatch, entry: Entry, known: EndRecord | None = None) -> StoredTask:
     """Return the record of a running task."""
-    return live_task(batch, entry, TaskState.RUNNING, error)
+    return live_task(batch, entry, TaskState.RUNNING, known)
 
 
-def live_task(batch: TaskBatch, entry: Entry, state: TaskState, error: TaskError | None = None) -> StoredTask:
-    """Return the record of a task that is running or waits."""
+def live_task(batch: TaskBatch, entry: Entry, state: TaskState, known: EndRecord | None = None) -> StoredTask:
+    """Return the record of a task that is running or waits.
+
+    :param known: has what earlier attempts left.
+    """
     progress = entry.progress
     return to_task(
         batch,
@@ -329,7 +333,8 @@ def live_task(batch: TaskBatch, entry: Entry, state: TaskState, error: TaskError
         worker=entry.worker,
         started=entry.started,
         lease_until=entry.until,
-        error=error,
+        error=None if known is None else known.error,
+        attempt_log="" if known is None else known.attempt_log,
         progress=None if progress is None else Progress(done=progress[0], total=progress[1], note=progress[2]),
         cancel_requested=entry.cancel,
         keeps_expiry=not entry.expired_order,

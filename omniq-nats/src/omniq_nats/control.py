@@ -154,7 +154,7 @@ class Control:
                 queue_state.leave_out(batch, index, CANCELLED_AHEAD)
             # Its page is to say that it has not ended, even where the queue state is lost.
             queue_state.keep_error(entry, now, end_record)
-            entry.has_error = end_record.error is not None or end_record.blob is not None
+            entry.has_error = end_record.has_left
             queue_state.put_back(entry)
             return True, True
 

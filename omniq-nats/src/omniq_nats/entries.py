@@ -55,7 +55,7 @@ class Entry:
     until: int | None = None
     """The end of the lease, while it runs."""
     has_error: bool = False
-    """Whether the error of its latest attempt is kept."""
+    """Whether what its attempts have left, an error or an attempt log, is kept."""
     has_fate: bool = False
     """Whether an end record of it is kept though it is alive: it was made ready again."""
     cancel: bool = False
@@ -121,7 +121,7 @@ def entry_in_overflow(batch: TaskBatch, index: int, end_record: EndRecord | None
     if end_record is not None:
         entry.at, entry.attempt, entry.delivery = end_record.run_at, end_record.attempt, end_record.delivery
         entry.worker, entry.started = end_record.worker, end_record.started
-        entry.has_error = end_record.error is not None or end_record.blob is not None
+        entry.has_error = end_record.has_left
         entry.expired_order = not end_record.keeps_expiry
     return entry
 

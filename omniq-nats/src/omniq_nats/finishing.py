@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import secrets
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
@@ -26,19 +25,12 @@ from omniq.task import (
 from omniq_nats.entries import Entry
 from omniq_nats.queue_state import QueueState
 from omniq_nats.queue_state_store import QueueStateStore
-from omniq_nats.results import EndRecord
-from omniq_nats.task_batches import MOST_TASKS
+from omniq_nats.results import INLINE, ROOM, EndRecord, inline_of, kept_record
 from omniq_nats.times import after
 from omniq_nats.transport import Write
 
 __all__ = ["Holder"]
 
-INLINE = 2048
-"""Bytes: larger results and errors are kept in messages of their own."""
-ROW = 150
-"""Bytes of an end record but for result and error, about."""
-ROOM = 4096
-"""Bytes of a message for what surrounds a result."""
 MOST_TEXT = 8000
 """Characters that are kept of an error's message, and of its traceback, if the server cannot take them all."""
 MOST_INLINE = 200 * 1024
@@ -105,10 +97,9 @@ class Holder:
     ) -> None:
         most = self._transport.max_payload
         parts = _parts(outcomes, numbers, min(MOST_INLINE, most // 8))
-        blobs: dict[int, str] = {}
+        blobs: dict[str, str] = {}
         alone: set[int] = set()
-        # A page of results may be that of so many tasks.
-        inline = min(INLINE, (most - ROOM) // MOST_TASKS - ROW)
+        inline = inline_of(most)
         while parts:
             part = parts.pop(0)
             kept = 0 if len(part) == 1 and part[0] in alone else inline
@@ -119,18 +110,21 @@ class Holder:
                 finished = _Finished(queue_state.changes + 1)
                 now = self._state_store.clock.now()
                 held = [number for number in part if queue_state.held(outcomes[number].id, outcomes[number].delivery)]
-                await self._set_apart(outcomes, held, blobs, kept)
-                silent = [number for number in held if _keeps_error(outcomes[number])]
+                asked = [outcomes[number] for number in held if not _says_all(outcomes[number])]
                 known = await self._state_store.errors(
-                    queue_state, [queue_state.running[outcomes[number].id] for number in silent]
+                    queue_state, [queue_state.running[outcome.id] for outcome in asked], whole=True
                 )
+                left: dict[str, EndRecord] = {}
                 for number in held:
-                    entry = queue_state.held(outcomes[number].id, outcomes[number].delivery)
+                    outcome = outcomes[number]
+                    left.setdefault(outcome.id, _left(outcome, known.get(outcome.id)).fitted(most - ROOM))
+                await self._state_store.set_apart(left, blobs, kept)
+                for number in held:
+                    outcome = outcomes[number]
+                    entry = queue_state.held(outcome.id, outcome.delivery)
                     if entry is not None:
                         finished.accepted.append(number)
-                        _settle(
-                            queue_state, entry, outcomes[number], now, blobs.get(number), finished, known.get(entry.id)
-                        )
+                        _settle(queue_state, entry, outcome, now, left[outcome.id], finished)
                 return finished, bool(finished.accepted)
 
             try:
@@ -147,21 +141,6 @@ class Holder:
             ended |= dict.fromkeys(finished.ended, finished.change)
             if finished.ready_at is not None:
                 woken[queue] = min(woken.get(queue, finished.ready_at), finished.ready_at)
-
-    async def _set_apart(
-        self, outcomes: Sequence[Outcome], numbers: Sequence[int], blobs: dict[int, str], inline: int
-    ) -> None:
-        """Store what is large before the step that refers to it."""
-        writes = []
-        for number in numbers:
-            end_record = _large(outcomes[number], inline)
-            if end_record is not None and number not in blobs:
-                name = f"{outcomes[number].delivery}-{secrets.token_hex(4)}"
-                subject = self._names.blob(outcomes[number].id, name)
-                writes.append(Write(subject, end_record.apart(name)[1]))
-                blobs[number] = name
-        if writes:
-            await asyncio.gather(*(self._transport.store(write) for write in writes))
 
     # Leases
 
@@ -254,23 +233,17 @@ def _size(outcome: Outcome) -> int:
     match outcome:
         case Succeeded():
             return len(outcome.result)
-        case Failed() | Retry() | Released():
-            error = outcome.error
-            return 0 if error is None else len(error.type) + len(error.message) + len(error.traceback)
+        case Failed() | Retry():
+            return _error_size(outcome.error) + len(outcome.attempt_log)
+        case Released():
+            return _error_size(outcome.error)
+        case Cancelled():
+            return len(outcome.attempt_log)
     return 0
 
 
-def _encoded_size(outcome: Outcome) -> int:
-    match outcome:
-        case Succeeded():
-            try:
-                return len(json.dumps(outcome.result.decode()))
-            except UnicodeDecodeError:
-                return 2 * len(outcome.result)
-        case Failed() | Retry() | Released():
-            error = outcome.error
-            return 0 if error is None else len(json.dumps([error.type, error.message, error.traceback]))
-    return 0
+def _error_size(error: TaskError | None) -> int:
+    return 0 if error is None else len(error.type) + len(error.message) + len(error.traceback)
 
 
 def _fitting(outcome: Outcome, limit: int) -> Outcome:
@@ -282,87 +255,70 @@ def _fitting(outcome: Outcome, limit: int) -> Outcome:
         message = f"the result takes {size:,} bytes, and the server's limit is {limit:,} (max_payload)"
         error = TaskError(type="PayloadTooLarge", message=message)
         return Failed(id=outcome.id, delivery=outcome.delivery, error=error)
-    assert isinstance(outcome, Failed | Retry | Released)
-    assert outcome.error is not None
-    short = evolve(
-        outcome.error, message=outcome.error.message[:MOST_TEXT], traceback=outcome.error.traceback[-MOST_TEXT:]
-    )
-    return evolve(outcome, error=short)
+    if isinstance(outcome, Failed | Retry | Released) and outcome.error and _error_size(outcome.error) > limit:
+        message, traceback = outcome.error.message[:MOST_TEXT], outcome.error.traceback[-MOST_TEXT:]
+        return evolve(outcome, error=evolve(outcome.error, message=message, traceback=traceback))
+    return outcome
 
 
-def _large(outcome: Outcome, inline: int) -> EndRecord | None:
-    """Return an end record that holds what is large in an outcome; None: nothing is."""
-    size = _size(outcome)
-    # In JSON a byte may take six.
-    if size == 0 or size * 6 <= inline or (size <= inline and _encoded_size(outcome) <= inline):
-        return None
-    return EndRecord(
-        state=TaskState.FAILED,
-        delivery=outcome.delivery,
-        attempt=0,
-        worker=None,
-        started=None,
-        finished=0,
-        run_at=0,
-        result=outcome.result if isinstance(outcome, Succeeded) else None,
-        error=outcome.error if isinstance(outcome, Failed | Retry | Released) else None,
-    )
+def _says_all(outcome: Outcome) -> bool:
+    """Return whether nothing is kept of what earlier attempts left."""
+    return isinstance(outcome, Failed | Retry) and bool(outcome.attempt_log)
 
 
-def _keeps_error(outcome: Outcome) -> bool:
-    return isinstance(outcome, Cancelled) or (isinstance(outcome, Released) and outcome.error is None)
+def _left(outcome: Outcome, known: EndRecord | None) -> EndRecord:
+    """Return an end record that holds what is to be kept after an outcome: error, result, attempt log.
+
+    :param known: has what earlier attempts left.
+    """
+    error, log = (None, "") if known is None else (known.error, known.attempt_log)
+    result = None
+    match outcome:
+        case Succeeded():
+            error, result = None, outcome.result
+        case Failed() | Retry():
+            error, log = outcome.error, outcome.attempt_log or log
+        case Released():
+            error = outcome.error or error
+        case Cancelled():
+            log = outcome.attempt_log or log
+    return kept_record(outcome.delivery, error, log, result)
 
 
 def _settle(
-    queue_state: QueueState,
-    entry: Entry,
-    outcome: Outcome,
-    now: int,
-    blob: str | None,
-    finished: _Finished,
-    known: EndRecord | None,
+    queue_state: QueueState, entry: Entry, outcome: Outcome, now: int, left: EndRecord, finished: _Finished
 ) -> None:
     queue_state.stop(entry)
     if isinstance(outcome, Retry | Released):
-        _settle_again(queue_state, entry, outcome, now, blob, finished, known)
+        _settle_again(queue_state, entry, outcome, now, left, finished)
         return
     match outcome:
         case Succeeded():
-            end_record = queue_state.end_record_of(entry, TaskState.SUCCEEDED, now, result=outcome.result)
+            state = TaskState.SUCCEEDED
         case Failed():
-            end_record = queue_state.end_record_of(entry, TaskState.FAILED, now, error=outcome.error)
+            state = TaskState.FAILED
         case Cancelled():
-            end_record = queue_state.end_record_of(entry, TaskState.CANCELLED, now, known=known)
+            state = TaskState.CANCELLED
         case _:
             raise TypeError(f"not an outcome that a store knows: {outcome!r}")
-    queue_state.end(entry, end_record if blob is None else end_record.apart(blob)[0])
+    queue_state.end(entry, queue_state.end_record_of(entry, state, now, known=left))
     finished.ended.append(entry.id)
 
 
 def _settle_again(
-    queue_state: QueueState,
-    entry: Entry,
-    outcome: Retry | Released,
-    now: int,
-    blob: str | None,
-    finished: _Finished,
-    known: EndRecord | None,
+    queue_state: QueueState, entry: Entry, outcome: Retry | Released, now: int, left: EndRecord, finished: _Finished
 ) -> None:
     if isinstance(outcome, Retry):
         at = after(now, outcome.delay) if outcome.delay else now
     else:
         entry.attempt -= 1
         at = after(now, outcome.delay) if outcome.delay else entry.at
-    if not entry.cancel:
-        entry.at = at
-    if outcome.error is not None:
-        end_record = queue_state.end_record_of(entry, TaskState.SCHEDULED, now, error=outcome.error)
-        known = end_record if blob is None else end_record.apart(blob)[0]
     if entry.cancel:
-        queue_state.cancel_slot(entry, now, known)
+        queue_state.cancel_slot(entry, now, left)
         finished.ended.append(entry.id)
         return
-    queue_state.keep_error(entry, now, known)
+    entry.at = at
+    queue_state.keep_error(entry, now, left if left.has_left else None)
     queue_state.put_back(entry)
     ready_at = 0 if at <= now else at
     finished.ready_at = ready_at if finished.ready_at is None else min(ready_at, finished.ready_at)

@@ -18,13 +18,13 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Iterator
 
-from attrs import define, evolve, field
+from attrs import define, field
 
 from omniq.errors import CorruptRecord
 from omniq.task import TaskError, TaskState
 from omniq_nats.entries import Entry, OverflowPage, Tombstone
 from omniq_nats.lazy_rows import Pending, Running
-from omniq_nats.results import EndRecord
+from omniq_nats.results import EndRecord, kept_record
 from omniq_nats.task_batches import TaskBatch
 from omniq_nats.transport import Write
 
@@ -194,14 +194,15 @@ class QueueState:
         now: int,
         *,
         error: TaskError | None = None,
-        result: bytes | None = None,
         known: EndRecord | None = None,
     ) -> EndRecord:
         """Return the end record of a task that ends now, by the change that is being made.
 
-        :param known: has the error that is to be kept.
+        :param known: has what is to be kept: error, result and attempt log.
         """
-        end_record = EndRecord(
+        if known is None:
+            known = kept_record(entry.delivery, error, "")
+        return EndRecord(
             state=state,
             delivery=entry.delivery,
             attempt=entry.attempt,
@@ -210,11 +211,12 @@ class QueueState:
             finished=now,
             run_at=entry.at,
             keeps_expiry=not entry.expired_order,
-            error=error,
-            result=result,
+            error=known.error,
+            result=known.result,
+            attempt_log=known.attempt_log,
+            blob=known.blob,
             version=self.changes + 1,
         )
-        return end_record if known is None else evolve(end_record, error=known.error, blob=known.blob)
 
     def end(self, entry: Entry, end_record: EndRecord) -> None:
         """Note how a task ended, one that is neither running nor waiting any more."""
@@ -227,7 +229,7 @@ class QueueState:
         self.pending[entry.id] = Pending.of(entry, end_record)
 
     def keep_error(self, entry: Entry, now: int, known: EndRecord | None) -> None:
-        """Keep the error of its latest attempt with a task that is to wait again.
+        """Keep what its attempts have left with a task that is to wait again.
 
         :param known: has it; None: there is none.
         """

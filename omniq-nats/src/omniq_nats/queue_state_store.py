@@ -81,8 +81,13 @@ class QueueStateStore(ResultPages):
                 chore.cancel()
         self._queue_states.clear()
 
-    async def errors(self, queue_state: QueueState, entries: Sequence[Entry]) -> dict[str, EndRecord]:
-        """Return the end records that have the errors of earlier attempts, by the ids of the tasks that had any."""
+    async def errors(
+        self, queue_state: QueueState, entries: Sequence[Entry], *, whole: bool = False
+    ) -> dict[str, EndRecord]:
+        """Return the end records that have what earlier attempts left, by the ids of the tasks of which that is kept.
+
+        :param whole: with what is kept in messages of their own, and without those that cannot be read.
+        """
         entries = [entry for entry in entries if entry.has_error]
         if not entries:
             return {}
@@ -90,10 +95,12 @@ class QueueStateStore(ResultPages):
         end_records = await self.end_records(
             queue_state, [(batches[entry.seq], entry.index) for entry in entries if entry.seq in batches]
         )
+        if whole:
+            await self.whole(end_records, {(entry.seq, entry.index): entry.id for entry in entries})
         return {
             entry.id: end_records[entry.seq, entry.index]
             for entry in entries
-            if (entry.seq, entry.index) in end_records
+            if (entry.seq, entry.index) in end_records and not (whole and end_records[entry.seq, entry.index].is_torn)
         }
 
     # Changing

@@ -214,8 +214,7 @@ async def _tasks_of(
         how = entry_in_overflow(batch, index, end_record) if stands_so is SCHEDULED else stands_so
         if isinstance(how, Entry):
             state = RUNNING if how.until is not None else READY if how.at <= now else SCHEDULED
-            error = end_record.error if end_record is not None and how.has_error else None
-            tasks[batch.seq, index] = live_task(batch, how, state, error)
+            tasks[batch.seq, index] = live_task(batch, how, state, end_record if how.has_error else None)
         elif how is READY:
             state = READY if batch.run_at(index) <= now else SCHEDULED
             tasks[batch.seq, index] = to_task(batch, index, state=state)
@@ -238,6 +237,7 @@ def ended_task(batch: TaskBatch, index: int, end_record: EndRecord) -> StoredTas
         finished=end_record.finished,
         error=end_record.error,
         result=end_record.result,
+        attempt_log=end_record.attempt_log,
         keeps_expiry=end_record.keeps_expiry,
     )
 

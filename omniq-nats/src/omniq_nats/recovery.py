@@ -7,6 +7,7 @@ import contextlib
 from attrs import define, field
 
 from omniq.errors import StorageError
+from omniq.storage.attempts import appended, lost_line
 from omniq.task import StoredTask, TaskError, TaskState
 from omniq_nats.claiming import fold
 from omniq_nats.entries import Entry
@@ -14,7 +15,7 @@ from omniq_nats.names import DUE_LINE
 from omniq_nats.queue_state import QueueState
 from omniq_nats.queue_state_store import QueueStateStore
 from omniq_nats.reading import tasks_at
-from omniq_nats.results import EndRecord
+from omniq_nats.results import ROOM, EndRecord, inline_of, kept_record
 
 __all__ = ["Recovery"]
 
@@ -69,16 +70,21 @@ class Recovery:
         )
 
     async def _recover(self, queue: str, limit: int, lapsed: bool) -> _Recovered:
+        blobs: dict[str, str] = {}
+        most = self._state_store.transport.max_payload - ROOM
+
         async def step(queue_state: QueueState) -> tuple[_Recovered, bool]:
             now = self._state_store.clock.now()
             recovered = _Recovered()
             folded = False
             if lapsed:
                 entries = [entry for entry in queue_state.running.values() if _is_lapsed(entry, now)][:limit]
-                known = await self._state_store.errors(queue_state, entries)
+                known = await self._state_store.errors(queue_state, entries, whole=True)
+                left = {entry.id: _left(entry, now, known.get(entry.id)).fitted(most) for entry in entries}
+                await self._state_store.set_apart(left, blobs, inline_of(most))
                 for entry in entries:
                     recovered.entries.append(entry)
-                    _take_back(queue_state, entry, now, recovered, known.get(entry.id))
+                    _take_back(queue_state, entry, now, recovered, left[entry.id])
             else:
                 folded = await fold(self._state_store, queue_state)
                 await self._state_store.overflow.take_expired(queue_state, now, limit)
@@ -115,20 +121,24 @@ def _is_lapsed(entry: Entry, now: int) -> bool:
     return entry.until is not None and entry.until <= now
 
 
-def _take_back(queue_state: QueueState, entry: Entry, now: int, recovered: _Recovered, known: EndRecord | None) -> None:
+def _left(entry: Entry, now: int, known: EndRecord | None) -> EndRecord:
+    """Return an end record that holds what is to be kept of a task that was lost: its error and its attempt log."""
+    error, log = (None, "") if known is None else (known.error, known.attempt_log)
+    if not entry.cancel and entry.attempt > entry.max_retries:
+        message = f"worker {entry.worker} died or lost its lease in attempt {entry.attempt}, the last one"
+        error = TaskError(type="WorkerLost", message=message)
+    line = lost_line(entry.attempt, entry.worker, entry.started, now)
+    return kept_record(entry.delivery, error, appended(log, line))
+
+
+def _take_back(queue_state: QueueState, entry: Entry, now: int, recovered: _Recovered, left: EndRecord) -> None:
     queue_state.stop(entry)
     if entry.cancel:
-        queue_state.cancel_slot(entry, now, known)
+        queue_state.cancel_slot(entry, now, left)
     elif entry.attempt <= entry.max_retries:
-        queue_state.keep_error(entry, now, known)
+        queue_state.keep_error(entry, now, left)
         queue_state.put_back(entry)
         return
     else:
-        message = f"worker {entry.worker} died or lost its lease in attempt {entry.attempt}, the last one"
-        queue_state.end(
-            entry,
-            queue_state.end_record_of(
-                entry, TaskState.FAILED, now, error=TaskError(type="WorkerLost", message=message)
-            ),
-        )
+        queue_state.end(entry, queue_state.end_record_of(entry, TaskState.FAILED, now, known=left))
     recovered.ended.append(entry.id)

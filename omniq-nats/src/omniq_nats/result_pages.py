@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import secrets
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -196,6 +197,24 @@ class ResultPages:
             there = {stored.subject: stored.data for stored in await self.transport.last(list(apart))}
             for subject, place in apart.items():
                 end_records[place] = end_records[place].whole(there.get(subject, b""))
+
+    async def set_apart(self, left: dict[str, EndRecord], names: dict[str, str], inline: int) -> None:
+        """Store what is large of end records in messages of their own, before the step that refers to them.
+
+        :param left: by the ids of the tasks; what is large is replaced.
+        :param names: of the messages that were stored before, by the same; the new ones are added.
+        :param inline: bytes that are not large.
+        """
+        writes = []
+        for task_id, end_record in left.items():
+            if task_id not in names and not end_record.is_large(inline):
+                continue
+            is_new = task_id not in names
+            name = names.setdefault(task_id, f"{end_record.delivery}-{secrets.token_hex(4)}")
+            left[task_id], body = end_record.apart(name)
+            if is_new:
+                writes.append(self.transport.store(Write(self.names.blob(task_id, name), body)))
+        await asyncio.gather(*writes)
 
     # Removal
 

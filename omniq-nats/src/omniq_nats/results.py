@@ -14,15 +14,44 @@ from omniq.errors import CorruptRecord
 from omniq.storage.validation import UNREADABLE, corrupt, corrupt_error, is_text
 from omniq.task import TaskError, TaskState
 from omniq_nats.names import LARGE, SHARED, SHEET, SHEET_SPAN, SINGLE, split_batch, token
+from omniq_nats.task_batches import MOST_TASKS
 from omniq_nats.times import is_moment
 from omniq_nats.transport import Stored
 
-__all__ = ["EndRecord", "ResultPage", "new_page", "number_on_page", "page_to_write", "read_page", "torn_fate"]
+__all__ = [
+    "INLINE",
+    "ROOM",
+    "EndRecord",
+    "ResultPage",
+    "inline_of",
+    "kept_record",
+    "new_page",
+    "number_on_page",
+    "page_to_write",
+    "read_page",
+    "torn_fate",
+]
+
+
+INLINE = 2048
+"""Bytes: larger results, errors and attempt logs are kept in messages of their own."""
+ROW = 150
+"""Bytes of an end record but for these, about."""
+ROOM = 4096
+"""Bytes of a message for what surrounds them."""
+
+
+def inline_of(max_payload: int) -> int:
+    """Return how many bytes an end record may have in it; larger ones are kept apart.
+
+    :param max_payload: bytes of the largest message: a page of results may be that of so many tasks.
+    """
+    return min(INLINE, (max_payload - ROOM) // MOST_TASKS - ROW)
 
 
 @frozen(kw_only=True, slots=False)  # with slots the first look at a cached property takes as long as its text
 class EndRecord:
-    """What became of a task in the end, or, of one that waits for a retry, the error of its latest attempt."""
+    """What became of a task in the end, or, of one that waits for a retry, what its attempts have left."""
 
     state: TaskState
     delivery: int
@@ -34,8 +63,9 @@ class EndRecord:
     keeps_expiry: bool = True
     error: TaskError | None = None
     result: bytes | None = field(default=None, repr=False)
+    attempt_log: str = field(default="", repr=False)
     blob: str | None = None
-    """The name of the message that holds result and error, where they are too large to lie here."""
+    """The name of the message that holds result, error and attempt log, where they are too large to lie here."""
     version: int = 0
     """Counts the changes of the queue: of two end records of one task the later counts."""
     is_torn: bool = False
@@ -43,7 +73,6 @@ class EndRecord:
 
     def row(self) -> list[Any]:
         """Return it for JSON."""
-        error = None if self.error is None else [self.error.type, self.error.message, self.error.traceback]
         return [
             self.state,
             self.delivery,
@@ -53,10 +82,11 @@ class EndRecord:
             self.finished,
             self.run_at,
             self.keeps_expiry,
-            error,
+            _parts(self.error),
             _packed(self.result),
             self.blob,
             self.version,
+            *([self.attempt_log] if self.attempt_log else ()),
         ]
 
     @cached_property
@@ -65,28 +95,53 @@ class EndRecord:
         return _encode(self.row())
 
     @property
+    def has_left(self) -> bool:
+        """Whether there is an error or an attempt log; or may be, apart."""
+        return self.error is not None or self.blob is not None or bool(self.attempt_log)
+
+    @property
     def size(self) -> int:
-        """About how many bytes its error and result take."""
+        """About how many bytes its error, result and attempt log take."""
         error = self.error
-        return len(self.result or b"") + (
-            0 if error is None else len(error.type) + len(error.message) + len(error.traceback)
+        return (
+            len(self.result or b"")
+            + (0 if error is None else len(error.type) + len(error.message) + len(error.traceback))
+            + len(self.attempt_log)
         )
+
+    def is_large(self, inline: int) -> bool:
+        """Return whether these take more bytes in JSON than a number of them."""
+        size = self.size
+        # In JSON a byte may take six.
+        if size == 0 or size * 6 <= inline:
+            return False
+        return size > inline or len(_encode([_parts(self.error), _packed(self.result), self.attempt_log])) > inline
+
+    def fitted(self, limit: int) -> EndRecord:
+        """Return it with as much of the end of its attempt log as there is room for.
+
+        :param limit: bytes of error, result and attempt log.
+        """
+        over = self.size - limit
+        return self if over <= 0 or not self.attempt_log else evolve(self, attempt_log=self.attempt_log[over:])
 
     def apart(self, name: str) -> tuple[EndRecord, bytes]:
         """Return it without what is large, and that as the body of a message of its own.
 
         :param name: of that message.
         """
-        error = None if self.error is None else [self.error.type, self.error.message, self.error.traceback]
-        head = json.dumps([error, self.result is not None]).encode()
-        return evolve(self, error=None, result=None, blob=name), head + b"\n" + (self.result or b"")
+        log = self.attempt_log.encode(errors="replace")
+        head = json.dumps([_parts(self.error), self.result is not None, len(log)]).encode()
+        body = head + b"\n" + log + (self.result or b"")
+        return evolve(self, error=None, result=None, attempt_log="", blob=name), body
 
     def whole(self, body: bytes) -> EndRecord:
         """Return it with what was kept apart."""
         try:
-            head, _, result = body.partition(b"\n")
-            error, has_result = json.loads(head)
-            return evolve(self, error=_error(error), result=result if has_result else None, blob=None)
+            head, _, rest = body.partition(b"\n")
+            error, has_result, length = json.loads(head)
+            log, result = rest[:length].decode(), rest[length:] if has_result else None
+            return evolve(self, error=_error(error), result=result, attempt_log=log, blob=None)
         except UNREADABLE as wrong:
             return torn_fate(corrupt("result", self.blob, wrong))
 
@@ -109,6 +164,10 @@ def _unpacked(packed: str | list[str] | None) -> bytes | None:
     return packed.encode() if isinstance(packed, str) else base64.b64decode(packed[0])
 
 
+def _parts(error: TaskError | None) -> list[str] | None:
+    return None if error is None else [error.type, error.message, error.traceback]
+
+
 def _error(row: list[str] | None) -> TaskError | None:
     if row is None:
         return None
@@ -116,6 +175,22 @@ def _error(row: list[str] | None) -> TaskError | None:
     if not type(kind) is type(message) is type(traceback) is str:
         raise ValueError("its error is none")
     return TaskError(type=kind, message=message, traceback=traceback)
+
+
+def kept_record(delivery: int, error: TaskError | None, attempt_log: str, result: bytes | None = None) -> EndRecord:
+    """Return an end record for what is to be kept of a delivery; the rest of it plays no part."""
+    return EndRecord(
+        state=TaskState.FAILED,
+        delivery=delivery,
+        attempt=0,
+        worker=None,
+        started=None,
+        finished=0,
+        run_at=0,
+        error=error,
+        result=result,
+        attempt_log=attempt_log,
+    )
 
 
 def torn_fate(problem: CorruptRecord) -> EndRecord:
@@ -151,6 +226,7 @@ def read_end_record(row: list[Any]) -> EndRecord:
         result=_unpacked(row[9]),
         blob=row[10],
         version=row[11],
+        attempt_log=row[12] if len(row) > 12 else "",
     )
     started: Any = row[4]
     times = [row[5], row[6], *([] if started is None else [started])]
@@ -159,6 +235,7 @@ def read_end_record(row: list[Any]) -> EndRecord:
         all(type(count) is int and 0 <= count < 2**63 for count in counts)
         and all(is_moment(time) and time >= 0 for time in times)
         and type(row[7]) is bool
+        and type(end_record.attempt_log) is str
         and (end_record.worker is None or is_text(end_record.worker))
         and (end_record.blob is None or is_text(end_record.blob))
     ):

@@ -345,6 +345,7 @@ def to_task(
     progress: Progress | None = None,
     cancel_requested: bool = False,
     result: bytes | None = None,
+    attempt_log: str = "",
     keeps_expiry: bool = True,
 ) -> StoredTask:
     """Put together the record of a task: the order, and what has become of it.
@@ -379,6 +380,7 @@ def to_task(
             progress=progress,
             cancel_requested=cancel_requested,
             result_payload=result,
+            attempt_log=attempt_log,
         )
         return check_task(task)
     except UNREADABLE as wrong:

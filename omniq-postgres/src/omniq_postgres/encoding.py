@@ -62,17 +62,18 @@ KEPT_OF_KEY = LONGEST_KEY + 1 - 64
 RECORD = """
     s.id::text, t.queue, t.name, t.body, t.priority, s.state, s.attempt, s.delivery, t.max_retries,
     t.created_at, s.run_at, s.started_at, s.finished_at, s.expires_at, s.lease_until,
-    s.worker, t.unique_key, t.tags, t.result_ttl, s.error, s.progress, s.cancel, s.result, t.seq
+    s.worker, t.unique_key, t.tags, t.result_ttl, s.error, s.progress, s.cancel, s.attempt_log, s.result, t.seq
 """
 """What :func:`task_of` reads: of ``t``, the order, and ``s``, what has become of it."""
 
 BARE = RECORD.replace("t.body", "octet_length(t.body)").replace("s.result", "octet_length(s.result)")
+BARE = BARE.replace("s.attempt_log", "NULL::text")
 """The same with the sizes of body and result, for which the server reads neither."""
 
 CLAIMED = """
     taken.id::text, t.queue, t.name, t.body, t.priority, taken.attempt, taken.delivery, t.max_retries,
     t.created_at, taken.run_at, taken.started_at, taken.expires_at, taken.lease_until,
-    t.unique_key, t.tags, t.result_ttl, taken.error, t.seq
+    t.unique_key, t.tags, t.result_ttl, taken.error, taken.attempt_log, t.seq
 """
 """What :func:`claimed_task` reads; the rest it knows."""
 
@@ -184,6 +185,7 @@ _FIELDS = (
     "error",
     "progress",
     "cancel_requested",
+    "attempt_log",
     "result_payload",
     "seq",
 )
@@ -230,6 +232,7 @@ def _task_of(row: Sequence[Any]) -> StoredTask:
         error,
         progress,
         cancel,
+        attempt_log,
         result,
         _,
     ) = row
@@ -257,6 +260,7 @@ def _task_of(row: Sequence[Any]) -> StoredTask:
         progress=None if progress is None else load_progress(progress),
         cancel_requested=cancel,
         result_payload=result,
+        attempt_log=attempt_log or "",
     )
 
 
@@ -293,6 +297,7 @@ def _claimed_task(row: Sequence[Any], worker: str) -> StoredTask:
         tags,
         result_ttl,
         error,
+        attempt_log,
         _,
     ) = row
     return StoredTask(
@@ -315,4 +320,5 @@ def _claimed_task(row: Sequence[Any], worker: str) -> StoredTask:
         tags=tuple(tags) if tags else (),
         result_ttl=result_ttl,
         error=None if error is None else load_error(error),
+        attempt_log=attempt_log or "",
     )

@@ -39,6 +39,10 @@ def _error_of(outcome: Outcome) -> str | None:
     return None if error is None else dump_error(error)
 
 
+def _log_of(outcome: Outcome) -> str | None:
+    return outcome.attempt_log or None if isinstance(outcome, Failed | Retry | Cancelled) else None
+
+
 def finish(outcomes: Sequence[Outcome], context: Context) -> Steps[list[bool]]:
     """Record outcomes; see :meth:`~omniq.storage.Storage.finish`."""
     # Of two for one delivery the earlier counts. In one order everywhere, so that no two batches wait for each other.
@@ -54,6 +58,7 @@ def finish(outcomes: Sequence[Outcome], context: Context) -> Steps[list[bool]]:
         binary_params.smallints(kinds),
         binary_params.byteas([outcome.result if isinstance(outcome, Succeeded) else None for outcome in chosen]),
         binary_params.texts([_error_of(outcome) for outcome in chosen]),
+        binary_params.texts([_log_of(outcome) for outcome in chosen]),
     ]
     accepted = [False] * len(outcomes)
     told_at_once = False

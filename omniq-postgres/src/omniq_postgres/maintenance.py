@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from omniq.errors import CorruptRecord
+from omniq.storage.attempts import LONGEST_LOG
 from omniq.storage.escaping import get_logger
 from omniq.storage.validation import log_once
 from omniq.task import StoredTask
@@ -28,16 +29,15 @@ def recover(limit: int, reached: Age, context: Context) -> Steps[list[StoredTask
     :param reached: how far this storage's recoveries have come.
     """
     age = reached.begin()
-    rows = yield context.query(
-        "maintenance.recover", binary_params.integer(limit), binary_params.float8(min(age, FOREVER))
-    )
+    most, longest = binary_params.integer(limit), binary_params.integer(LONGEST_LOG)
+    rows = yield context.query("maintenance.recover", most, binary_params.float8(min(age, FOREVER)), longest)
     # Each row begins with whether there are tasks that expired, whether there are leases that are none, and how long
     # ago the latest of the leases ran out.
     expired, astray, youngest = rows[0][:3]
     reached.end(age, youngest)
     if astray:
         yield context.query("maintenance.astray")
-        more = yield context.query("maintenance.recover", binary_params.integer(limit), binary_params.float8(FOREVER))
+        more = yield context.query("maintenance.recover", most, binary_params.float8(FOREVER), longest)
         rows = [*rows, *more]
     tasks = []
     for row in rows:

@@ -10,7 +10,7 @@ from omniq.errors import CorruptRecord
 from omniq.storage import Enqueued
 from omniq.storage.records import dump_error
 from omniq.storage.validation import corrupt_error
-from omniq.task import Cancelled, Failed, NewTask, Outcome, Released, Retry, StoredTask, Succeeded
+from omniq.task import Cancelled, Failed, NewTask, Outcome, Released, Retry, StoredTask, Succeeded, TaskError
 from omniq_redis.decoding import claimed_task, id_of, next_delivery
 from omniq_redis.encoding import order_words
 from omniq_redis.times import moment, span
@@ -68,14 +68,19 @@ def _said(outcome: Outcome) -> tuple[bytes, int, bytes]:
         case Succeeded(result=result):
             return b"s", 0, result
         case Failed(error=error):
-            return b"f", 0, dump_error(error).encode()
+            return b"f", 0, _left(error, outcome.attempt_log)
         case Cancelled():
-            return b"c", 0, b""
+            return b"c", 0, _left(None, outcome.attempt_log)
         case Retry(delay=delay, error=error):
-            return b"r", span(delay), b"" if error is None else dump_error(error).encode()
+            return b"r", span(delay), _left(error, outcome.attempt_log)
         case Released(delay=delay, error=error):
-            return b"l", span(delay), b"" if error is None else dump_error(error).encode()
+            return b"l", span(delay), _left(error)
     raise TypeError(f"not an outcome that a store knows: {outcome!r}")
+
+
+def _left(error: TaskError | None, attempt_log: str = "") -> bytes:
+    text = "" if error is None else dump_error(error)
+    return (f"{text}\n{attempt_log}" if attempt_log else text).encode()
 
 
 def read_claimed(found: Sequence[Any], worker: str, lease: int) -> tuple[list[StoredTask], list[Outcome]]:

@@ -52,6 +52,7 @@ class _Past(NamedTuple):
     error: bytes
     progress: bytes
     result: bytes
+    attempt_log: str
 
 
 def _read_past(text: bytes) -> _Past:
@@ -61,6 +62,7 @@ def _read_past(text: bytes) -> _Past:
     first = at + _LENGTHS.size
     second = first + error
     third = second + progress
+    latest_error, _, attempt_log = text[first:second].partition(b"\n")
     return _Past(
         state=state,
         delivery=delivery,
@@ -71,9 +73,11 @@ def _read_past(text: bytes) -> _Past:
         finished=finished,
         expires=expires,
         worker=text[_PAST.size : at],
-        error=text[first:second],
+        error=latest_error,
         progress=text[second:third],
         result=text[third:],
+        # What it was cut to may begin within a character.
+        attempt_log=attempt_log.decode(errors="replace"),
     )
 
 
@@ -109,10 +113,12 @@ def _task_of(
     delivery = attempt = started = finished = 0
     cancel = False
     worker = error = progress = result = b""
-    state = None
+    state, attempt_log = None, ""
     if past_text is not None:
         past = _read_past(past_text)
-        _, delivery, attempt, started, run, cancel, finished, expires, worker, error, progress, result = past
+        _, delivery, attempt, started, run, cancel, finished, expires, worker, error, progress, result, attempt_log = (
+            past
+        )
         state = STATES.get(past.state)
     lease_until = None
     if running is not None:
@@ -146,6 +152,7 @@ def _task_of(
         progress=load_progress(progress) if progress else None,
         cancel_requested=cancel,
         result_payload=result if state is TaskState.SUCCEEDED else None,
+        attempt_log=attempt_log,
     )
 
 
@@ -170,11 +177,11 @@ def claimed_task(
         head, body = order[at:].split(b"\n", 1)
         name, max_retries, tags, result_ttl = load_options(head)
         delivery = attempt = 0
-        error = None
+        error, attempt_log = None, ""
         if past_text is not None:
             past = _read_past(past_text)
             delivery, attempt, run, expires = past.delivery, past.attempt, past.run, past.expires
-            error = load_error(past.error) if past.error else None
+            error, attempt_log = load_error(past.error) if past.error else None, past.attempt_log
         created_at = moment(created)
         task = record_of(
             StoredTask,
@@ -203,6 +210,7 @@ def claimed_task(
                 "cancel_requested": False,
                 "result_payload": None,
                 "omitted": None,
+                "attempt_log": attempt_log,
             },
         )
         return check_task(task)

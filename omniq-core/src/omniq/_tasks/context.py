@@ -12,7 +12,7 @@ from omniq._runtime import signals
 from omniq.errors import ConfigurationError, LeaseLost
 from omniq.storage.durations import duration
 from omniq.storage.transactions import CallerTransaction
-from omniq.task import Progress, Succeeded, Task
+from omniq.task import Attempt, Progress, Succeeded, Task
 
 if TYPE_CHECKING:
     from omniq._tasks.functions import TaskFunction
@@ -146,6 +146,11 @@ class CurrentTask:
     def headers(self) -> Mapping[str, str]:
         """What travels beside the arguments, see ``using(headers=…)``."""
         return self._task.headers
+
+    @property
+    def history(self) -> tuple[Attempt, ...]:
+        """The latest ten attempts before this one, the oldest first, see :attr:`omniq.Task.history`."""
+        return self._task.history
 
     def progress(self, done: float, total: float | None = None, note: str = "") -> None:
         """Say how far the task has come. Returns at once; the latest word is stored within about a second.

@@ -122,6 +122,12 @@ class Attempt:
         """For how many seconds it ran, or has run until now; 0 if it has not been started."""
         return (self.ended_at or time.perf_counter()) - self.started_at if self.started_at else 0.0
 
+    @property
+    def held_seconds(self) -> float:
+        """For how many seconds it ran, and waited for a thread before; 0 if it has not been started."""
+        began = self.queued_at or self.started_at
+        return (self.ended_at or time.perf_counter()) - began if began else 0.0
+
     def note_end(self) -> None:
         """Stop the clock of :attr:`seconds`: what is still to do, such as telling the store, is not the task's."""
         if not self.ended_at:

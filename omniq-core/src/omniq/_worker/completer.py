@@ -6,18 +6,24 @@ import asyncio
 import logging
 import random
 from collections.abc import Awaitable, Callable, Sequence
+from datetime import timedelta
 from functools import partial
 from typing import Any, TypeVar
+
+from attrs import evolve
 
 from omniq._runtime.batching import Batcher
 from omniq._worker.attempt import Attempt, Interruption, about
 from omniq.errors import NotCommitted, PayloadRejected, StorageUnavailable
 from omniq.plugins import Plugins
 from omniq.storage import Lease, Storage
+from omniq.storage.attempts import log_with
 from omniq.storage.escaping import Lines, get_logger, printable_lines
 from omniq.storage.failpoints import failpoint
 from omniq.storage.outages import Outage
+from omniq.task import Attempt as PastAttempt
 from omniq.task import (
+    AttemptOutcome,
     Cancelled,
     Failed,
     Outcome,
@@ -116,15 +122,15 @@ class Completer:
         if not attempt.ended_at:
             attempt.note_end()
         if attempt.context.completed:
-            self._after_completions.put(outcome, self._answered)
+            self._after_completions.put(_logged(attempt.task, outcome, attempt.held_seconds), self._answered)
         elif attempt.interruption is Interruption.LEASE_LOST and isinstance(outcome, Released):
             self._drop(attempt)
         else:
-            self._outcomes.put(outcome, self._answered)
+            self._outcomes.put(_logged(attempt.task, outcome, attempt.held_seconds), self._answered)
 
     def refuse(self, task: Task, outcome: Outcome) -> None:
         """Send the outcome of a task that was never held, such as one whose function is unknown."""
-        self._outcomes.put(outcome, partial(self._refused, task))
+        self._outcomes.put(_logged(task, outcome, 0.0), partial(self._refused, task))
 
     def give_up_waiting(self) -> None:
         """Stop repeating what the store does not answer: the worker must end now."""
@@ -325,6 +331,29 @@ class Completer:
             except Exception as error:  # a missing note of progress must not cost the task
                 self._no_progress.failed(error)
             await asyncio.sleep(PROGRESS_EVERY)
+
+
+def _logged(task: Task, outcome: Outcome, seconds: float) -> Outcome:
+    """Return an outcome with the task's attempt log after it; of a success, or a task put back, as it is.
+
+    :param seconds: for how long the worker had the task.
+    """
+    if not isinstance(outcome, Failed | Retry | Cancelled):
+        return outcome
+    error = None if isinstance(outcome, Cancelled) else outcome.error
+    over = PastAttempt(
+        attempt=task.attempt,
+        worker=task.worker,
+        started_at=task.started_at,
+        # By the store's clock, which the claim told, not by this machine's.
+        ended_at=None if task.started_at is None else task.started_at + timedelta(seconds=seconds),
+        outcome=_CALLED[type(outcome)],
+        error=error,
+    )
+    return evolve(outcome, attempt_log=log_with(task.attempt_log, over))
+
+
+_CALLED = {Failed: AttemptOutcome.FAILED, Retry: AttemptOutcome.RETRY, Cancelled: AttemptOutcome.CANCELLED}
 
 
 def _stands_in(record: StoredTask, outcome: Outcome) -> bool:

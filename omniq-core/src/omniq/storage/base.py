@@ -445,6 +445,8 @@ class Storage(ABC):
         the same, takes the attempt back, and with a delay of 0 puts the task back to its old place; without an error of
         its own it keeps the one before, as ``Cancelled`` does. A task whose cancellation was requested ends as
         ``cancelled`` also on ``Retry`` and ``Released``, with the same error and the same attempt as otherwise.
+        ``Failed``, ``Retry`` and ``Cancelled`` replace the task's ``attempt_log`` by their own unless that is empty.
+        But for that and :meth:`recover` a task's attempt log stays as it is, whatever happens to it.
         ``worker`` and ``started_at`` stay until the next claim. The whole batch is one atomic step, or one for each
         queue (:attr:`StorageLimits.atomic_across_queues`).
 
@@ -476,7 +478,9 @@ class Storage(ABC):
 
         With attempts left (``attempt <= max_retries``) a task becomes ``ready`` at its old place; without, it ends as
         ``failed`` with a ``WorkerLost`` error; one whose cancellation was requested ends as ``cancelled``. Unless it
-        failed, the error of an attempt before stays. ``worker`` and ``started_at`` stay until the next claim.
+        failed, the error of an attempt before stays. ``worker`` and ``started_at`` stay until the next claim. The
+        attempt that was lost gets a line in ``attempt_log``, see :func:`omniq.storage.attempts.lost_line`; a log longer
+        than ``LONGEST_LOG`` loses its beginning.
         Of several that recover at once, one gets each task. Also ends scheduled and ready tasks whose ``expires_at``
         has come, within the same limit.
 

@@ -22,7 +22,8 @@ from typing import Any
 from attrs import evolve, field, frozen
 
 from omniq.errors import CorruptRecord
-from omniq.task import NewTask, StoredTask, Task, TaskDecoder, record_of
+from omniq.storage.attempts import history_of
+from omniq.task import NewTask, StoredTask, Task, TaskDecoder, TaskState, record_of
 
 __all__ = [
     "LARGEST_HEADER",
@@ -247,7 +248,10 @@ def with_content(stored: StoredTask, content: bytes, decoder: TaskDecoder | None
 
 
 def _with_header(stored: StoredTask, header: Header, payload: bytes, decoder: TaskDecoder | None) -> Task:
-    return record_of(Task, {**vars(stored), **header.fields, "payload": payload, "_decoder": decoder})
+    history = history_of(stored) if stored.attempt_log or stored.state is TaskState.SUCCEEDED else ()
+    return record_of(
+        Task, {**vars(stored), **header.fields, "payload": payload, "history": history, "_decoder": decoder}
+    )
 
 
 def preview(new: NewTask, now: datetime, decoder: TaskDecoder | None = None) -> Task:

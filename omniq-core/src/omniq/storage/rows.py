@@ -60,6 +60,7 @@ CHANGING = (
     "error",
     "progress",
     "cancel_requested",
+    "attempt_log",
     "result_payload",
 )
 """The other fields, in the order of :func:`changing_values`."""
@@ -128,6 +129,7 @@ def changing_values(task: StoredTask) -> tuple[Any, ...]:
         None if task.error is None else dump_error(task.error),
         None if task.progress is None else dump_progress(task.progress),
         int(task.cancel_requested),
+        task.attempt_log or None,
         task.result_payload,
     )
 
@@ -156,6 +158,7 @@ def task_of(fixed: Sequence[Any], changing: Sequence[Any], place: str = "") -> S
             error,
             progress,
             cancel,
+            attempt_log,
             result,
         ) = changing
         task = StoredTask(
@@ -181,6 +184,7 @@ def task_of(fixed: Sequence[Any], changing: Sequence[Any], place: str = "") -> S
             error=None if error is None else load_error(error),
             progress=None if progress is None else load_progress(progress),
             cancel_requested=bool(cancel),
+            attempt_log=attempt_log or "",
             result_payload=None if result is None else _bytes(result),
         )
         return check_task(task)

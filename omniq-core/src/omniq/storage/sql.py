@@ -57,7 +57,8 @@ SCHEMA = {
     "priority INT NOT NULL, max_retries BIGINT NOT NULL, created_at BIGINT NOT NULL, unique_key {text}, tags {text}, "
     "result_ttl {float} NOT NULL, state INT NOT NULL, attempt INT NOT NULL, delivery INT NOT NULL, "
     "run_at BIGINT NOT NULL, started_at BIGINT, finished_at BIGINT, expires_at BIGINT, lease_until BIGINT, "
-    "worker {text}, error {text}, progress {text}, cancel_requested INT NOT NULL, result_payload {blob}",
+    "worker {text}, error {text}, progress {text}, cancel_requested INT NOT NULL, attempt_log {text}, "
+    "result_payload {blob}",
     "task_count": "queue {key} NOT NULL, state INT NOT NULL, n BIGINT NOT NULL, PRIMARY KEY (queue, state)",
     "paused": "queue {key} PRIMARY KEY",
     "worker": "id {key} PRIMARY KEY, seen_at BIGINT NOT NULL, until BIGINT NOT NULL, about {text}",

@@ -17,9 +17,11 @@ from typing import Protocol
 from attrs import evolve
 
 from omniq.schedule import Schedule
+from omniq.storage.attempts import with_lost_line
 from omniq.storage.base import Enqueued, Lease, LeaseState
 from omniq.storage.validation import Salvaged
 from omniq.task import (
+    Cancelled,
     Failed,
     NewTask,
     Outcome,
@@ -182,13 +184,20 @@ def answered_task(task: StoredTask, outcome: Outcome, now: datetime) -> StoredTa
         case Succeeded():
             return _ended(task, TaskState.SUCCEEDED, now, result_payload=outcome.result, error=None)
         case Failed():
-            return _ended(task, TaskState.FAILED, now, error=outcome.error)
+            return _ended(
+                task, TaskState.FAILED, now, error=outcome.error, attempt_log=outcome.attempt_log or task.attempt_log
+            )
         case Retry():
-            changes: dict[str, object] = {"error": outcome.error}
+            changes: dict[str, object] = {
+                "error": outcome.error,
+                "attempt_log": outcome.attempt_log or task.attempt_log,
+            }
         case Released():
             changes = {"attempt": task.attempt - 1, "error": outcome.error or task.error}
+        case Cancelled():
+            return _ended(task, TaskState.CANCELLED, now, attempt_log=outcome.attempt_log or task.attempt_log)
         case _:
-            return _ended(task, TaskState.CANCELLED, now)
+            raise TypeError(f"not an outcome that a store knows: {outcome!r}")
     if task.cancel_requested:
         return _ended(task, TaskState.CANCELLED, now, **changes)
     if isinstance(outcome, Released) and outcome.delay <= 0:
@@ -197,7 +206,10 @@ def answered_task(task: StoredTask, outcome: Outcome, now: datetime) -> StoredTa
 
 
 def _taken_back(task: StoredTask, now: datetime) -> StoredTask:
-    if task.cancel_requested or isinstance(task, Salvaged):
+    if isinstance(task, Salvaged):
+        return _ended(task, TaskState.FAILED, now)
+    task = _changed(task, attempt_log=with_lost_line(task, now))
+    if task.cancel_requested:
         return _ended(task, TaskState.CANCELLED, now)
     if task.attempt <= task.max_retries:
         return _waiting(task, now, 0, run_at=task.run_at)

@@ -126,6 +126,7 @@ def _is_sound(task: StoredTask) -> bool:
         and (progress is None or _is_progress(progress))
         and type(cancelled) is bool
         and (result is None or type(result) is bytes)
+        and type(task.attempt_log) is str
     )
 
 
@@ -304,6 +305,7 @@ _TASK_FIELDS: _Fields = (
     ("progress", _or_none(_is_progress), "a progress"),
     ("cancel_requested", _is_a(bool), "true or false"),
     ("result_payload", _or_none(_is_a(bytes)), "bytes"),
+    ("attempt_log", _is_a(str), "a text"),
 )
 _SCHEDULE_FIELDS: _Fields = (
     ("id", is_text, _A_TEXT),

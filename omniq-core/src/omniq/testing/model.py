@@ -52,6 +52,7 @@ class Row:
     result: bytes | None = None
     cancel_requested: bool = False
     lapsed: bool = False
+    attempt_log: str = ""
 
     @property
     def place(self) -> tuple[int, int, int]:
@@ -78,6 +79,7 @@ class Row:
             "worker": self.worker if running else UNKNOWN,
             "cancel_requested": self.cancel_requested if running else UNKNOWN,
             "result_payload": self.result,
+            "attempt_log": self.attempt_log,
         }
         lines = [
             f"{name} is {getattr(task, name)!r}, not {value!r}"
@@ -164,6 +166,8 @@ class Model:
         row = self.held(outcome.id, outcome.delivery)
         if row is None:
             return False
+        if isinstance(outcome, Failed | Retry | Cancelled):
+            row.attempt_log = outcome.attempt_log or row.attempt_log
         match outcome:
             case Succeeded():
                 row.state, row.result, row.error = TaskState.SUCCEEDED, outcome.result, None
@@ -208,6 +212,7 @@ class Model:
         """Take back certain tasks; which of them a limited step takes is the store's choice."""
         for task_id in ids:
             row = self.rows[task_id]
+            row.attempt_log = UNKNOWN  # one line longer, with times in it
             if row.cancel_requested:
                 row.state = TaskState.CANCELLED
             elif row.attempt <= row.order.max_retries:

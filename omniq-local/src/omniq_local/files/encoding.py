@@ -66,6 +66,7 @@ class Record:
     progress: Progress | None = None
     cancel_requested: bool = False
     result: bytes | None = None
+    attempt_log: str = ""
 
     id_token: str = ""
     head: bytes = b""
@@ -144,6 +145,8 @@ class Record:
             parts.append(f'"progress": {_encode(progress)}')
         if self.result is not None:
             parts.append(f'"result": {_encode(_show_bytes(self.result))}')
+        if self.attempt_log:
+            parts.append(f'"attempt_log": {_encode(self.attempt_log)}')
         return (", ".join(parts) + "}\n").encode(errors="surrogatepass")
 
     def task(self) -> StoredTask:
@@ -176,6 +179,7 @@ class Record:
             progress=self.progress,
             cancel_requested=self.cancel_requested,
             result_payload=self.result,
+            attempt_log=self.attempt_log,
         )
 
 
@@ -292,6 +296,7 @@ def _is_plain(record: Record) -> bool:
         and not order.tags
         and record.error is None
         and record.progress is None
+        and record.attempt_log == ""
         and type(cancelled) is bool
     )
 
@@ -330,6 +335,7 @@ def stand_in(problem: CorruptRecord, data: bytes, task_id: str, queue: str = "")
         worker=shown.worker,
         error=shown.error,
         result=shown.result_payload,
+        attempt_log=shown.attempt_log,
         id_token=token(task_id),
         stand_in=shown,
     )
@@ -398,6 +404,7 @@ def _record(head: dict[str, Any], status: dict[str, Any], first: bytes, second: 
         progress=None if progress is None else Progress(**progress),
         cancel_requested=status.get("cancel_requested", False),
         result=_read_bytes(status["result"]) if "result" in status else None,
+        attempt_log=status.get("attempt_log", ""),
         id_token=token(order.id),
         head=first + b"\n",
         status=second + b"\n",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from omniq.storage import Lease, LeaseState
+from omniq.storage.attempts import appended, lost_line
 from omniq.task import Cancelled, Failed, Outcome, Progress, Released, Retry, Succeeded, TaskError, TaskState
 from omniq_local.files.encoding import Record, dump_json
 from omniq_local.files.names import about_path, worker_path
@@ -30,6 +31,8 @@ def _finish(outcome: Outcome, transaction: Transaction) -> bool:
     record = _held(outcome.id, outcome.delivery, transaction)
     if record is None:
         return False
+    if isinstance(outcome, Failed | Retry | Cancelled):
+        record.attempt_log = outcome.attempt_log or record.attempt_log
     match outcome:
         case Succeeded():
             record.error = None
@@ -104,6 +107,8 @@ def set_progress(updates: Mapping[Lease, Progress], transaction: Transaction) ->
 
 def recover(record: Record, transaction: Transaction) -> None:
     """Take back a task whose lease has run out."""
+    line = lost_line(record.attempt, record.worker, record.started_at, transaction.now)
+    record.attempt_log = appended(record.attempt_log, line)
     if record.cancel_requested:
         transaction.end(record, TaskState.CANCELLED)
     elif record.attempt <= record.order.max_retries:

@@ -88,8 +88,8 @@ def claim(asked: Claim, tx: Transaction) -> Picked:
         if asked.waiter is not None:
             tx.run("waiting.unregister", asked.waiter)
         for _, row in picked:
-            if row[12] is None:
-                row[12] = _body(tx, row[0])
+            if row[13] is None:
+                row[13] = _body(tx, row[0])
     return Picked(tx.now, tx.now + lease, picked)
 
 
@@ -120,7 +120,7 @@ def _pick_one(tx: Transaction, seq: int) -> list[Any]:
         row: list[Any] = tx.exact_value("claim.pick_one", seq)
     except (sqlite3.OperationalError, ValueError) as error:
         # Its id may be what cannot be read; the error takes the place of its options, which then say why.
-        row = [seq, "", "", 0, 0, 0, 0, 0, None, None, str(error), None, ""]
+        row = [seq, "", "", 0, 0, 0, 0, 0, None, None, str(error), None, None, ""]
     return row
 
 
@@ -147,7 +147,7 @@ def end_corrupt(rows: list[tuple[Row, CorruptRecord]], tx: Transaction) -> None:
     tx.fold()
     for _, problem in rows:
         _log.error("%s; it ends as failed, with its bytes kept", problem)
-    tx.conclude((row, FAILED, None, dump_error(corrupt_error(problem))) for row, problem in rows)
+    tx.conclude((row, FAILED, None, dump_error(corrupt_error(problem)), None) for row, problem in rows)
 
 
 def end_expired(limit: int, tx: Transaction) -> int:
@@ -157,7 +157,7 @@ def end_expired(limit: int, tx: Transaction) -> int:
     :return: how many.
     """
     rows = [(row[0], row[1], row[2], row[3]) for row in tx.value("claim.expired", tx.now, limit)]
-    tx.conclude((row, CANCELLED, None, None) for row in rows)
+    tx.conclude((row, CANCELLED, None, None, None) for row in rows)
     return len(rows)
 
 

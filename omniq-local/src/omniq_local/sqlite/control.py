@@ -43,7 +43,7 @@ def cancel(ids: Sequence[str], tx: Transaction) -> list[bool]:
     running = [row[0] for row in live.values() if row[3] == RUNNING]
     if running:
         tx.run("control.request_cancel", json.dumps(running))
-    tx.conclude([(row, CANCELLED, None, None) for row in live.values() if row[3] != RUNNING])
+    tx.conclude([(row, CANCELLED, None, None, None) for row in live.values() if row[3] != RUNNING])
     # Named twice: by the second time it has ended, unless it runs.
     seen: set[str] = set()
     results = []

@@ -73,20 +73,22 @@ BODY_APART = 1000
 
 COLUMNS = """
     seq, id, queue, name, priority, state, created_at, run_at, attempt, delivery, lease_until, worker, started_at,
-    finished_at, expires_at, unique_key, cancel, options, error, progress,
+    finished_at, expires_at, unique_key, cancel, options, error, progress, attempt_log,
     coalesce(body, (SELECT body FROM "{ns}.body" AS large WHERE large.seq = "{ns}.task".seq)), result
 """
 """What :func:`task_of` reads."""
 
 BARE = """
     seq, id, queue, name, priority, state, created_at, run_at, attempt, delivery, lease_until, worker, started_at,
-    finished_at, expires_at, unique_key, cancel, options, error, progress,
+    finished_at, expires_at, unique_key, cancel, options, error, progress, NULL,
     coalesce(length(body), (SELECT length(body) FROM "{ns}.body" AS large WHERE large.seq = "{ns}.task".seq)),
     length(result)
 """
-"""The same with the sizes of body and result, for which SQLite reads neither."""
+"""The same with the sizes of body and result, for which SQLite reads neither, and without the attempt log."""
 
-CLAIMABLE = "seq, id, name, priority, created_at, run_at, attempt, delivery, expires_at, unique_key, options, error"
+CLAIMABLE = """
+    seq, id, name, priority, created_at, run_at, attempt, delivery, expires_at, unique_key, options, error, attempt_log
+"""
 """What a claim reads, besides the body; the rest it knows, for it is what the claim writes."""
 
 CLAIMED = f"{CLAIMABLE}, iif(body IS NULL, NULL, hex(body))"
@@ -222,6 +224,7 @@ def _task_of(
     options_text: str,
     error: str | None,
     progress: str | None,
+    attempt_log: str | None,
     body: bytes | None,
     result: bytes | None,
 ) -> StoredTask:
@@ -252,6 +255,7 @@ def _task_of(
         progress=None if progress is None else load_progress(progress),
         cancel_requested=cancel is not None,
         result_payload=result,
+        attempt_log=attempt_log or "",
     )
 
 
@@ -267,7 +271,7 @@ def claimed_task(row: Sequence[Any], queue: str, worker: str, now: datetime, lea
     """
     try:
         _, task_id, name, priority, created_at, run_at, attempt, delivery, expires_at, unique, text, error = row[:12]
-        (body,) = row[12:]
+        attempt_log, body = row[12:]
         max_retries, tags, result_ttl = load_options(text)
         if body is None:
             raise ValueError("its body is missing")
@@ -299,6 +303,7 @@ def claimed_task(row: Sequence[Any], queue: str, worker: str, now: datetime, lea
                 "cancel_requested": False,
                 "result_payload": None,
                 "omitted": None,
+                "attempt_log": attempt_log or "",
             },
         )
         return check_task(task)
@@ -328,6 +333,6 @@ _SALVAGED = {
     "attempt": 8,
     "delivery": 9,
     "finished_at": 13,
-    "body": 20,
+    "body": 21,
 }
 """Where in a row that stands which can be shown of it by itself."""

@@ -18,7 +18,7 @@ from omniq_local.sqlite.encoding import (
     SUCCEEDED,
     span,
 )
-from omniq_local.sqlite.transaction import Row, Transaction
+from omniq_local.sqlite.transaction import End, Transaction
 
 __all__ = ["finish", "heartbeat", "set_progress"]
 
@@ -33,7 +33,7 @@ def finish(outcomes: Sequence[Outcome], tx: Transaction) -> list[bool]:
     tx.fold()
     held = _held(tx, [outcome.id for outcome in outcomes])
     accepted = []
-    ended: list[tuple[Row, int, bytes | None, str | None]] = []
+    ended: list[End] = []
     back: list[tuple[Any, ...]] = []
     for outcome in outcomes:
         found = held.get(outcome.id)
@@ -46,18 +46,19 @@ def finish(outcomes: Sequence[Outcome], tx: Transaction) -> list[bool]:
         row = (seq, task_id, queue, RUNNING)
         match outcome:
             case Succeeded(result=result):
-                ended.append((row, SUCCEEDED, result, None))
+                ended.append((row, SUCCEEDED, result, None, None))
             case Failed(error=error):
-                ended.append((row, FAILED, None, dump_error(error)))
+                ended.append((row, FAILED, None, dump_error(error), outcome.attempt_log or None))
             case Cancelled():
-                ended.append((row, CANCELLED, None, None))
+                ended.append((row, CANCELLED, None, None, outcome.attempt_log or None))
             case Retry() | Released():
                 state, run_at = (RUNNING, None) if cancel else _given_back(outcome, queue, tx)
                 released = isinstance(outcome, Released)
                 told = None if outcome.error is None else dump_error(outcome.error)
-                back.append((seq, state, run_at, released, released and told is None, told))
+                log = None if isinstance(outcome, Released) else outcome.attempt_log or None
+                back.append((seq, state, run_at, released, released and told is None, told, log))
                 if cancel:
-                    ended.append((row, CANCELLED, None, None))
+                    ended.append((row, CANCELLED, None, None, None))
             case _:
                 raise TypeError(f"not an outcome that a store knows: {outcome!r}")
     if back:

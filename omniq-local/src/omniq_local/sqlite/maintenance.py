@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
+from omniq.storage.attempts import LONGEST_LOG
 from omniq.storage.records import dump_error
 from omniq.storage.validation import UNREADABLE
 from omniq.task import StoredTask, TaskError
 from omniq_local.sqlite.claiming import end_expired
 from omniq_local.sqlite.encoding import CANCELLED, FAILED, READY, RUNNING, load_options
 from omniq_local.sqlite.reading import make_task
-from omniq_local.sqlite.transaction import Row, Transaction
+from omniq_local.sqlite.transaction import End, Transaction
 
 __all__ = ["prune", "recover"]
 
@@ -22,20 +24,22 @@ def recover(limit: int, tx: Transaction) -> list[StoredTask]:
     # renew them within the time that they get now.
     tx.execute(tx.sql["maintenance.shorten"], {"now": tx.now})
     lapsed = tx.value("maintenance.lapsed", tx.now, limit)
-    ended: list[tuple[Row, int, bytes | None, str | None]] = []
+    ended: list[End] = []
     back: list[tuple[Any, ...]] = []
     for seq, task_id, queue, attempt, cancel, worker, options in lapsed:
         row = (seq, task_id, queue, RUNNING)
         if cancel:
-            ended.append((row, CANCELLED, None, None))
+            ended.append((row, CANCELLED, None, None, None))
         elif attempt <= _max_retries(options):
-            back.append((seq, READY, None, 0, 1, None))
+            back.append((seq, READY, None, 0, 1, None, None))
             tx.count(queue, RUNNING, -1)
             tx.count(queue, READY, 1)
             tx.made_ready(queue)
         else:
             message = f"worker {worker} died or lost its lease in attempt {attempt}, the last one"
-            ended.append((row, FAILED, None, dump_error(TaskError(type="WorkerLost", message=message))))
+            ended.append((row, FAILED, None, dump_error(TaskError(type="WorkerLost", message=message)), None))
+    if lapsed:
+        tx.run("maintenance.log_lost", LONGEST_LOG, tx.now, json.dumps([seq for seq, *_ in lapsed]))
     if back:
         tx.batch("finish.give_back", back)
     if ended:

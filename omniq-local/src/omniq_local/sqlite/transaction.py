@@ -23,7 +23,7 @@ from omniq_local.sqlite.encoding import FRESH, READY
 from omniq_local.sqlite.errors import is_undecodable
 from omniq_local.sqlite.statements import Statements
 
-__all__ = ["News", "Row", "Transaction"]
+__all__ = ["End", "News", "Row", "Transaction"]
 
 T = TypeVar("T")
 
@@ -34,6 +34,9 @@ SOON = 2_000_000
 
 Row = tuple[int, str, str, int]
 """Of a task: its seq, id, queue and state."""
+End = tuple[Row, int, bytes | None, str | None, str | None]
+"""How a task ends: its row, its final state, its result, its error as JSON and its attempt log; the two last as they
+are if they are None."""
 
 
 @frozen
@@ -187,16 +190,15 @@ class Transaction:
 
     # Ends
 
-    def conclude(self, rows: Iterable[tuple[Row, int, bytes | None, str | None]]) -> None:
+    def conclude(self, rows: Iterable[End]) -> None:
         """End tasks.
 
-        :param rows: for each its row, its final state, its result, and its error as JSON (None: the one it has, if
-            any).
+        :param rows: see :data:`End`.
         """
         values = []
         counts, ended = self._counts, self._ended
-        for (seq, task_id, queue, state), final, result, error in rows:
-            values.append((seq, final, result, error))
+        for (seq, task_id, queue, state), final, result, error, attempt_log in rows:
+            values.append((seq, final, result, error, attempt_log))
             counts[queue, state] = counts.get((queue, state), 0) - 1
             counts[queue, final] = counts.get((queue, final), 0) + 1
             ended.append(task_id)

@@ -41,6 +41,7 @@ CREATE TABLE {live} (
     worker      text COLLATE "C",
     key         text COLLATE "C",               -- of the unique key, cut to a length that an index can hold
     error       text COLLATE "C",               -- JSON
+    attempt_log text COLLATE "C",               -- not looked into
     progress    text COLLATE "C"                -- JSON
 ) WITH (
     fillfactor = 80,
@@ -76,6 +77,7 @@ CREATE TABLE {ended} (
     queue       text COLLATE "C" NOT NULL,
     worker      text COLLATE "C",
     error       text COLLATE "C",
+    attempt_log text COLLATE "C",
     progress    text COLLATE "C",
     result      bytea
 ) WITH (autovacuum_vacuum_scale_factor = 0.05, autovacuum_analyze_scale_factor = 0.05);

@@ -15,10 +15,10 @@ over AS (
 history AS (
     INSERT INTO {ended} (
         run_at, started_at, finished_at, delete_at, expires_at, seq, delivery, attempt, state, cancel, id, queue,
-        worker, error, progress
+        worker, error, attempt_log, progress
     )
     SELECT run_at, started_at, now, now + least(greatest(result_ttl, 0), 3e9) * interval '1 second', expires_at, seq, delivery,
-           attempt, 6, cancel, id, queue, worker, error, progress
+           attempt, 6, cancel, id, queue, worker, error, attempt_log, progress
     FROM over, clock
 ),
 counted AS (
@@ -38,7 +38,7 @@ chosen AS MATERIALIZED (
 ready AS (
     INSERT INTO {live} (
         run_at, started_at, expires_at, result_ttl, seq, delivery, attempt, state, priority, id, queue, worker, key,
-        error, progress
+        error, attempt_log, progress
     )
     SELECT now, chosen.started_at, CASE WHEN chosen.expires_at > now THEN chosen.expires_at END, t.result_ttl,
            chosen.seq, chosen.delivery, 0, 2, t.priority, chosen.id, chosen.queue, chosen.worker,
@@ -46,7 +46,7 @@ ready AS (
                WHEN length(t.unique_key) <= $2 THEN t.unique_key
                ELSE left(t.unique_key, $3) || encode(sha256(convert_to(t.unique_key, 'UTF8')), 'hex')
            END,
-           chosen.error, chosen.progress
+           chosen.error, chosen.attempt_log, chosen.progress
     FROM clock, chosen CROSS JOIN LATERAL (SELECT * FROM {task} WHERE {task}.id = chosen.id LIMIT 1) AS t
     ON CONFLICT DO NOTHING
     RETURNING id, queue

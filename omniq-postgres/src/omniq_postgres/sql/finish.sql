@@ -9,13 +9,14 @@
 WITH clock AS MATERIALIZED (SELECT clock_timestamp() AS now),
 told AS MATERIALIZED (
     SELECT * FROM unnest(
-        (SELECT $1::uuid[]), (SELECT $2::integer[]), (SELECT $3::smallint[]), (SELECT $4::bytea[]), (SELECT $5::text[])
-    ) WITH ORDINALITY AS t (id, delivery, kind, result, error, place)
+        (SELECT $1::uuid[]), (SELECT $2::integer[]), (SELECT $3::smallint[]), (SELECT $4::bytea[]), (SELECT $5::text[]),
+        (SELECT $6::text[])
+    ) WITH ORDINALITY AS t (id, delivery, kind, result, error, attempt_log, place)
 ),
 over AS (
     DELETE FROM {live} USING told
     WHERE {live}.id = told.id AND {live}.state + 0 = 3 AND {live}.delivery = told.delivery
-    RETURNING {live}.*, told.kind, told.result, told.error AS told_error, told.place
+    RETURNING {live}.*, told.kind, told.result, told.error AS told_error, told.attempt_log AS told_log, told.place
 ),
 counted AS (
     INSERT INTO {delta} (scheduled, ready, running, succeeded, failed, cancelled, queue)
@@ -26,11 +27,11 @@ counted AS (
 history AS (
     INSERT INTO {ended} (
         run_at, started_at, finished_at, delete_at, expires_at, seq, delivery, attempt, state, cancel, id, queue,
-        worker, error, progress, result
+        worker, error, attempt_log, progress, result
     )
     SELECT run_at, started_at, now, now + least(greatest(result_ttl, 0), 3e9) * interval '1 second', expires_at, seq, delivery,
            attempt, kind, cancel, id, queue, worker,
-           CASE kind WHEN 4 THEN NULL WHEN 5 THEN told_error ELSE error END, progress, result
+           CASE kind WHEN 4 THEN NULL WHEN 5 THEN told_error ELSE error END, coalesce(told_log, attempt_log), progress, result
     FROM over, clock
 )
 SELECT count(*), CASE WHEN count(*) < cardinality($1::uuid[]) THEN array_agg(place) END FROM over
@@ -41,8 +42,8 @@ WITH clock AS MATERIALIZED (SELECT clock_timestamp() AS now),
 told AS MATERIALIZED (
     SELECT * FROM unnest(
         (SELECT $1::uuid[]), (SELECT $2::integer[]), (SELECT $3::smallint[]), (SELECT $4::bytea[]), (SELECT $5::text[]),
-        (SELECT $6::interval[])
-    ) WITH ORDINALITY AS t (id, delivery, kind, result, error, delay, place)
+        (SELECT $6::text[]), (SELECT $7::interval[])
+    ) WITH ORDINALITY AS t (id, delivery, kind, result, error, attempt_log, delay, place)
 ),
 -- Locked before it is looked at: whether a task is to stop may change until then.
 held AS MATERIALIZED (
@@ -61,6 +62,7 @@ back AS (
         END,
         attempt = CASE held.kind WHEN 2 THEN greatest({live}.attempt, 1) - 1 ELSE {live}.attempt END,
         error = CASE held.kind WHEN 1 THEN held.error ELSE coalesce(held.error, {live}.error) END,
+        attempt_log = coalesce(held.attempt_log, {live}.attempt_log),
         lease_until = NULL
     FROM held, clock
     WHERE {live}.id = held.id AND NOT held.cancel
@@ -69,12 +71,12 @@ back AS (
 over AS (
     DELETE FROM {live} USING told
     WHERE {live}.id = told.id AND {live}.state + 0 = 3 AND {live}.delivery = told.delivery AND told.kind > 3
-    RETURNING {live}.*, told.kind, told.result, told.error AS told_error, told.place
+    RETURNING {live}.*, told.kind, told.result, told.error AS told_error, told.attempt_log AS told_log, told.place
 ),
 stopped AS (
     DELETE FROM {live} USING held
     WHERE {live}.id = held.id AND held.cancel
-    RETURNING {live}.*, held.kind, held.result, held.error AS told_error, held.place
+    RETURNING {live}.*, held.kind, held.result, held.error AS told_error, held.attempt_log AS told_log, held.place
 ),
 ends AS (SELECT * FROM over UNION ALL SELECT * FROM stopped),
 counted AS (
@@ -90,12 +92,12 @@ counted AS (
 history AS (
     INSERT INTO {ended} (
         run_at, started_at, finished_at, delete_at, expires_at, seq, delivery, attempt, state, cancel, id, queue,
-        worker, error, progress, result
+        worker, error, attempt_log, progress, result
     )
     SELECT run_at, started_at, now, now + least(greatest(result_ttl, 0), 3e9) * interval '1 second', expires_at, seq, delivery,
            CASE kind WHEN 2 THEN greatest(attempt, 1) - 1 ELSE attempt END, CASE WHEN kind > 3 THEN kind ELSE 6 END, cancel, id, queue,
            worker, CASE WHEN kind = 4 THEN NULL WHEN kind IN (1, 5) THEN told_error ELSE coalesce(told_error, error) END,
-           progress, result
+           coalesce(told_log, attempt_log), progress, result
     FROM ends, clock
 )
 SELECT place, queue, CASE WHEN isfinite(run_at) THEN extract(epoch FROM run_at - now)::double precision ELSE 0 END

@@ -3,7 +3,18 @@
 -- where there is none: its first columns say whether there are tasks for upkeep.expire, and for upkeep.astray.
 WITH clock AS MATERIALIZED (SELECT clock_timestamp() AS now),
 lapsed AS MATERIALIZED (
-    SELECT {live}.id, {live}.cancel, {live}.attempt, {live}.lease_until AS lapsed_at
+    SELECT {live}.id, {live}.cancel, {live}.attempt, {live}.lease_until AS lapsed_at,
+           -- As omniq.storage.attempts.lost_line says it.
+           right(
+               coalesce({live}.attempt_log || chr(10), '') || json_build_array(
+                   {live}.attempt,
+                   'lost',
+                   {live}.worker,
+                   CASE WHEN isfinite({live}.started_at) THEN trunc(extract(epoch FROM {live}.started_at)::numeric * 1000000) END,
+                   (SELECT trunc(extract(epoch FROM now)::numeric * 1000000) FROM clock)
+               ),
+               $3
+           ) AS log
     FROM {live}
     WHERE {live}.state = 3
       AND {live}.lease_until <= (SELECT now FROM clock)
@@ -17,7 +28,8 @@ judged AS MATERIALIZED (
     FROM lapsed LEFT JOIN LATERAL (SELECT max_retries FROM {task} WHERE {task}.id = lapsed.id LIMIT 1) AS t ON true
 ),
 back AS (
-    UPDATE {live} SET state = 2, lease_until = NULL
+    UPDATE {live}
+    SET state = 2, lease_until = NULL, attempt_log = (SELECT log FROM lapsed WHERE lapsed.id = {live}.id)
     WHERE {live}.id = ANY (ARRAY(SELECT judged.id FROM judged WHERE verdict = 2))
     RETURNING {live}.*
 ),
@@ -29,7 +41,7 @@ over AS (
 history AS (
     INSERT INTO {ended} (
         run_at, started_at, finished_at, delete_at, expires_at, seq, delivery, attempt, state, cancel, id, queue,
-        worker, error, progress
+        worker, error, attempt_log, progress
     )
     SELECT run_at, started_at, now, now + least(greatest(result_ttl, 0), 3e9) * interval '1 second', expires_at, seq, delivery,
            attempt, CASE WHEN cancel THEN 6 ELSE 5 END, cancel, id, queue, worker,
@@ -38,7 +50,7 @@ history AS (
                'worker ' || worker || ' died or lost its lease in attempt ' || attempt || ', the last one',
                ''
            )::text END,
-           progress
+           (SELECT log FROM lapsed WHERE lapsed.id = over.id), progress
     FROM over, clock
     RETURNING *
 ),
@@ -62,11 +74,11 @@ FROM (
 ) AS late
 LEFT JOIN (
     SELECT id, state, attempt, delivery, run_at, started_at, NULL::timestamptz AS finished_at, expires_at, lease_until,
-           worker, error, progress, cancel, NULL::bytea AS result
+           worker, error, progress, cancel, attempt_log, NULL::bytea AS result
     FROM back
     UNION ALL
     SELECT id, state, attempt, delivery, run_at, started_at, finished_at, expires_at, NULL, worker, error, progress,
-           cancel, NULL
+           cancel, attempt_log, NULL
     FROM history
 ) AS s ON true
 LEFT JOIN LATERAL (SELECT * FROM {task} WHERE {task}.id = s.id LIMIT 1) AS t ON true
@@ -103,10 +115,10 @@ over AS (
 history AS (
     INSERT INTO {ended} (
         run_at, started_at, finished_at, delete_at, expires_at, seq, delivery, attempt, state, cancel, id, queue,
-        worker, error, progress
+        worker, error, attempt_log, progress
     )
     SELECT run_at, started_at, now, now + least(greatest(result_ttl, 0), 3e9) * interval '1 second', expires_at, seq, delivery,
-           attempt, 6, cancel, id, queue, worker, error, progress
+           attempt, 6, cancel, id, queue, worker, error, attempt_log, progress
     FROM over, clock
 ),
 counted AS (

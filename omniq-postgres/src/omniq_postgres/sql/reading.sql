@@ -7,11 +7,11 @@ FROM unnest((SELECT $1::uuid[])) AS asked (id)
 JOIN {task} AS t USING (id)
 CROSS JOIN LATERAL (
     SELECT id, state, attempt, delivery, run_at, started_at, NULL::timestamptz AS finished_at, expires_at, lease_until,
-           worker, error, progress, cancel, NULL::bytea AS result
+           worker, error, progress, cancel, attempt_log, NULL::bytea AS result
     FROM {live} WHERE {live}.id = t.id
     UNION ALL
     SELECT id, state, attempt, delivery, run_at, started_at, finished_at, expires_at, NULL, worker, error, progress,
-           cancel, result
+           cancel, attempt_log, result
     FROM {ended} WHERE {ended}.id = t.id
 ) AS s
 
@@ -21,11 +21,11 @@ SELECT {record}
 FROM {task} AS t
 CROSS JOIN LATERAL (
     SELECT id, state, attempt, delivery, run_at, started_at, NULL::timestamptz AS finished_at, expires_at, lease_until,
-           worker, error, progress, cancel, NULL::bytea AS result
+           worker, error, progress, cancel, attempt_log, NULL::bytea AS result
     FROM {live} WHERE {live}.id = t.id
     UNION ALL
     SELECT id, state, attempt, delivery, run_at, started_at, finished_at, expires_at, NULL, worker, error, progress,
-           cancel, result
+           cancel, attempt_log, result
     FROM {ended} WHERE {ended}.id = t.id
 ) AS s
 WHERE t.seq < $1 AND t.seq >= $3
@@ -37,11 +37,11 @@ SELECT {record}
 FROM {task} AS t
 CROSS JOIN LATERAL (
     SELECT id, state, attempt, delivery, run_at, started_at, NULL::timestamptz AS finished_at, expires_at, lease_until,
-           worker, error, progress, cancel, NULL::bytea AS result
+           worker, error, progress, cancel, attempt_log, NULL::bytea AS result
     FROM {live} WHERE {live}.id = t.id
     UNION ALL
     SELECT id, state, attempt, delivery, run_at, started_at, finished_at, expires_at, NULL, worker, error, progress,
-           cancel, result
+           cancel, attempt_log, result
     FROM {ended} WHERE {ended}.id = t.id
 ) AS s
 WHERE t.seq < $1 AND t.seq >= $5

@@ -1,6 +1,6 @@
 --! base many wake due announce task
 -- ARGV: id, head, data of each outcome. A head is kind 1 (s, f, c as the states; r: retry, l: released), delivery 4,
--- delay 8; data the result or the error. Gives '1' or '0' for each.
+-- delay 8; data the result or the error, with the attempt log. Gives '1' or '0' for each.
 local count = #ARGV / 3
 local ids = {}
 for i = 1, count do
@@ -59,13 +59,16 @@ for i = 1, count do
     local attempt, head = string.sub(record, 1, stop), head_of(record, stop + 1)
     local queue, progress = of(queues, head.queue), string.sub(record, head.stop)
     queue.ended = queue.ended + 1
-    local state, err = STATE[kind], ''
-    if kind == 'f' or kind == 'r' then
-      err = data
-    elseif kind == 'l' and data ~= '' then
-      err = data
-    elseif kind ~= 's' then
-      err = latest_error(id)
+    -- The first delivery has nothing before it.
+    local state, err, log = STATE[kind], split_error(delivery > 1 and latest_error(id) or '')
+    if kind == 's' then
+      err = log
+    else
+      local told, told_log = split_error(data)
+      if kind == 'c' or (kind == 'l' and told == '') then
+        told = err
+      end
+      err = told .. (told_log == '' and log or told_log)
     end
     if not state and is_cancel_requested(record) then
       -- It was asked to stop, and does not run again.
@@ -81,7 +84,7 @@ for i = 1, count do
         push(place_in(P .. IN_ORDER[string.sub(state, 1, 1)] .. head.queue), score_of(head), id)
       end
       ended[#ended + 1] = id
-      if kind == 's' and progress == '' then
+      if kind == 's' and progress == '' and err == '' then
         push(stored, P .. 'h:' .. id, 's' .. now8 .. attempt .. NOTHING .. data)
       else
         local result = kind == 's' and data or ''

@@ -210,20 +210,20 @@ local function letter_of(order, past, runs)
   return run_of(order, past) > now and 'd' or 'w'
 end
 
--- Gives a past without its traceback, and the size of that.
+-- Gives a past without its traceback and its attempt log, and the size of the former.
 local function without_traceback(past)
   local stop = end_of_attempt(past, 10)
   local length, progress = struct.unpack('>I4I4', past, stop + 1)
   if length <= 1000 then
     return past, -1
   end
-  local is_read, err = pcall(cjson.decode, string.sub(past, stop + 9, stop + 8 + length))
-  if not is_read or type(err) ~= 'table' or type(err[3]) ~= 'string' then
-    return past, -1
+  local size, text = -1, split_error(string.sub(past, stop + 9, stop + 8 + length))
+  local is_read, err = pcall(cjson.decode, text)
+  if is_read and type(err) == 'table' and type(err[3]) == 'string' then
+    size = #err[3]
+    err[3] = ''
+    text = cjson.encode(err)
   end
-  local size = #err[3]
-  err[3] = ''
-  local text = cjson.encode(err)
   return string.sub(past, 1, stop) .. struct.pack('>I4I4', #text, progress) .. text .. string.sub(past, stop + 9 + length),
     size
 end

@@ -1,5 +1,6 @@
 --! base many wake announce task endings corrupt records
 -- ARGV: limit. Gives the time, then what is stored of each task whose lease had run out; the ids come last.
+local LONGEST_LOG = 131072 -- as in omniq.storage.attempts
 local limit = tonumber(ARGV[1])
 local lost = call('ZRANGEBYSCORE', P .. 'leased', '-inf', now, 'LIMIT', 0, limit)
 if call('HLEN', P .. 'running') > call('ZCARD', P .. 'leased') then
@@ -28,17 +29,21 @@ for i = 1, #lost do
     local head = head_of(record, stop + 1)
     local queue = of(queues, head.queue)
     local progress = string.sub(record, head.stop)
-    local state, err = 'cancelled', latest_error(id)
+    local state, err, log = 'cancelled', split_error(latest_error(id))
+    local worker = string.sub(record, 36, stop)
+    -- As omniq.storage.attempts.lost_line says it.
+    local line = string.format('[%d,"lost",%s,%.0f,%.0f]', number, cjson.encode(worker), struct.unpack('>I8', record, 9), now)
+    log = '\n' .. string.sub(string.sub(log, 2) .. (log == '' and '' or '\n') .. line, -LONGEST_LOG)
     if not is_cancel_requested(record) then
       if number <= head.max_retries then
         state = 'ready'
       else
         state = 'failed'
-        local worker = string.sub(record, 36, stop)
         local message = 'worker ' .. worker .. ' died or lost its lease in attempt ' .. number .. ', the last one'
         err = cjson.encode({ 'WorkerLost', message, '' })
       end
     end
+    err = err .. log
     if state == 'ready' then
       local run, expires = struct.unpack('>I8I8', record, 17)
       call('SET', P .. 'h:' .. id, past_of('w', NEVER, attempt, err, progress, ''))

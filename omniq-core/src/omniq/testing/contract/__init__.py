@@ -48,6 +48,7 @@ from omniq.testing.contract.controlling import ControlContract
 from omniq.testing.contract.costs import CostContract, SyncContract
 from omniq.testing.contract.enqueueing import EnqueueContract
 from omniq.testing.contract.finishing import FinishContract
+from omniq.testing.contract.history import HistoryContract
 from omniq.testing.contract.leasing import LeaseContract
 from omniq.testing.contract.maintenance import MaintenanceContract
 from omniq.testing.contract.modelling import ModelContract
@@ -70,6 +71,7 @@ class StorageContract(
     ClaimContract,
     FinishContract,
     LeaseContract,
+    HistoryContract,
     WaitContract,
     ReadContract,
     ControlContract,

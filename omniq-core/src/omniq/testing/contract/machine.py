@@ -12,7 +12,19 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from omniq.storage import Lease, Storage, TaskQuery
 from omniq.storage.ids import new_id
-from omniq.task import Failed, NewTask, Outcome, Progress, Released, Retry, StoredTask, Succeeded, TaskError, TaskState
+from omniq.task import (
+    Cancelled,
+    Failed,
+    NewTask,
+    Outcome,
+    Progress,
+    Released,
+    Retry,
+    StoredTask,
+    Succeeded,
+    TaskError,
+    TaskState,
+)
 from omniq.testing.contract.scheduling import LONG_AGO
 from omniq.testing.contract.steps import FAR, HELD, OUTCOMES, lapsed, new_schedule, new_task, outcome, passed, record
 from omniq.testing.contract.stores import Stores
@@ -372,7 +384,10 @@ def _told_apart(told: Outcome, step: int, number: int) -> Outcome:
         case Succeeded():
             return evolve(told, result=b"%d.%d" % (step, number))
         case Failed() | Retry():
-            return evolve(told, error=TaskError(type="ValueError", message=f"{step}.{number}"))
+            error = TaskError(type="ValueError", message=f"{step}.{number}")
+            return evolve(told, error=error, attempt_log=f"log {step}.{number}")
+        case Cancelled():
+            return evolve(told, attempt_log=f"log {step}.{number}")
         case Released() if number % 2:
             return evolve(told, error=TaskError(type="UnknownTask", message=f"{step}.{number}"))
     return told

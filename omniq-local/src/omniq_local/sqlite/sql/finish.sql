@@ -8,8 +8,9 @@ SET state = back.column2,
     run_at = coalesce(back.column3, run_at),
     attempt = max(attempt, 1) - back.column4,
     error = iif(back.column5, error, back.column6),
+    attempt_log = coalesce(back.column7, attempt_log),
     lease_until = NULL
-FROM (VALUES {(?, ?, ?, ?, ?, ?)}) AS back
+FROM (VALUES {(?, ?, ?, ?, ?, ?, ?)}) AS back
 WHERE seq = back.column1
 
 -- name: extend

@@ -6,6 +6,14 @@ FROM (
     ORDER BY lease_until LIMIT ?
 )
 
+-- name: log_lost
+-- As omniq.storage.attempts.lost_line says it.
+UPDATE "{ns}.task"
+SET attempt_log = substr(
+    coalesce(attempt_log || char(10), '') || json_array(attempt, 'lost', worker, started_at, ?2), -?1
+)
+WHERE seq IN (SELECT value FROM json_each(?3))
+
 -- name: shorten
 -- What is no time of this calendar, or none at all, has run out.
 UPDATE "{ns}.task" SET lease_until = iif(lease_until <= 253402300799999999, :now + lease, :now)

@@ -34,6 +34,7 @@ CREATE TABLE "{ns}.task" (
     options     TEXT NOT NULL,            -- JSON: what of the order no statement asks for, see rows.py
     error       TEXT,                     -- JSON
     progress    TEXT,                     -- JSON
+    attempt_log TEXT,                     -- not looked into
     body        BLOB,                     -- NULL: it is in the table "body"
     result      BLOB
 ) STRICT;

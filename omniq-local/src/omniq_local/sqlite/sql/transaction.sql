@@ -22,8 +22,9 @@ SET state = ended.column2,
     delete_at = ? + min(ttl, 3162240000000000), -- a hundred years
     lease_until = NULL,
     result = ended.column3,
-    error = iif(ended.column2 = 4, NULL, coalesce(ended.column4, error))
-FROM (VALUES {(?, ?, ?, ?)}) AS ended
+    error = iif(ended.column2 = 4, NULL, coalesce(ended.column4, error)),
+    attempt_log = coalesce(ended.column5, attempt_log)
+FROM (VALUES {(?, ?, ?, ?, ?)}) AS ended
 WHERE seq = ended.column1
 
 -- name: waiters_of

@@ -4,7 +4,8 @@
 --   An attempt: delivery 4, attempt 4, started 8, run 8, expires 8, flags 1 (1: asked to stop), length of worker 2, worker.
 --   running[ID], while it runs: the attempt, the order's head up to its body, progress.
 --   h:ID, what has become of it (absent while nothing has): state 1, finished 8, the latest attempt, lengths of error 4
---     and progress 4, error, progress, result.
+--     and progress 4, error, progress, result. What is called its error is two things: the error's own text, which has
+--     no line's end in it, and, if there is one, a line's end and the attempt log.
 -- Those that failed or were cancelled stand once more, by their sequence numbers: in this order they are listed.
 local IN_ORDER = { f = 'order:failed:', c = 'order:cancelled:' }
 local CANCEL_REQUESTED = '\1'
@@ -157,6 +158,15 @@ local function split(past)
     string.sub(past, at, at + err - 1),
     string.sub(past, at + err, at + err + progress - 1),
     string.sub(past, at + err + progress)
+end
+
+-- Gives an error's own text, and the attempt log behind it with the line's end before it.
+local function split_error(err)
+  local at = string.find(err, '\n', 1, true)
+  if at then
+    return string.sub(err, 1, at - 1), string.sub(err, at)
+  end
+  return err, ''
 end
 
 -- Gives the error of the attempt before the one that runs.
