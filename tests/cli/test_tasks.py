@@ -286,6 +286,27 @@ def test_a_failure_is_shown_with_its_traceback(mixed: dict[str, str], capsys: py
     assert traceback.endswith("RuntimeError: the cake\n")
 
 
+def test_a_task_is_shown_with_the_errors_of_its_earlier_attempts(
+    mixed: dict[str, str], shop: TaskQueue, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shop.retry(mixed["failed"])
+    work_off(shop, mixed["failed"])
+
+    assert main(["tasks", "show", URL, mixed["failed"]]) == 0
+    lines = capsys.readouterr().out.partition("\n\n")[0].splitlines()
+    at = next(number for number, line in enumerate(lines) if line.startswith("history  "))
+    assert len(lines[at:]) == 2
+    for line in lines[at:]:
+        assert re.search(r"  1\. failed \d+ s ago after \d+\.\d s on \S+: RuntimeError: the cake$", line)
+
+    assert main(["tasks", "show", URL, mixed["failed"], "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [past["outcome"] for past in told["history"]] == ["failed", "failed"]
+    assert told["history"][1]["error"] == told["error"]
+    assert told["history"][1]["worker"] == told["worker"]
+    assert told["history"][1]["started_at"] == told["started_at"]
+
+
 def test_a_running_task_is_shown_with_its_worker_and_progress(
     shop: TaskQueue, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -383,7 +404,7 @@ def test_json_shows_everything(mixed: dict[str, str], capsys: pytest.CaptureFixt
     assert known["state"] == "succeeded"
     assert known["finished_at"] >= known["started_at"] >= known["created_at"]
     assert known["error"] is None
-    different = {"args", "result", "decoded"}
+    different = {"args", "result", "decoded", "why"}  # which says how long ago
     assert {key: known[key] for key in known.keys() - different} == {
         key: unknown[key] for key in unknown.keys() - different
     }

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, TypeVar
 
-from attrs import frozen
+from attrs import asdict, frozen
 
 from omniq._client.explain import Reason
 from omniq._client.queue import TaskQueue
@@ -21,7 +21,7 @@ from omniq.cli.terminal import Screen, human_duration
 from omniq.cli.values import plain_json
 from omniq.cli.wording import ago, exact, relative, rough_duration
 from omniq.serialization.signing import unsealed
-from omniq.task import Progress, Task, TaskState
+from omniq.task import Attempt, Progress, Task, TaskError, TaskState
 
 __all__ = ["STYLES", "arguments_json", "arguments_text", "as_json", "as_lines", "reasons_json", "task_table"]
 
@@ -63,10 +63,12 @@ def task_table(screen: Screen, now: datetime) -> Table[Task]:
 
 
 def _error_line(task: Task) -> str:
-    if task.error is None:
-        return "-"
-    first_line = task.error.message.strip().partition("\n")[0]
-    return shortened(f"{task.error.type}: {first_line}", LONGEST_ERROR)
+    return "-" if task.error is None else _error_text(task.error)
+
+
+def _error_text(error: TaskError) -> str:
+    first_line = error.message.strip().partition("\n")[0]
+    return shortened(f"{error.type}: {first_line}", LONGEST_ERROR)
 
 
 def _when(task: Task, now: datetime) -> str:
@@ -117,6 +119,23 @@ def _details(task: Task, queue: TaskQueue, now: datetime, why: Sequence[Reason])
         yield "result", _result_text(task, queue)
     if task.error is not None:
         yield "error", _cut(f"{task.error.type}: {task.error.message}", LONGEST_MESSAGE), "red"
+    yield from _history(task, now)
+
+
+def _history(task: Task, now: datetime) -> Iterator[Detail]:
+    """Yield the attempts that are over, unless the rest says all there is: of a task that ended at the first."""
+    if task.state.is_final and len(task.history) < 2:
+        return
+    for label, past in zip(["history", *[""] * len(task.history)], task.history, strict=False):
+        worker = f" on {past.worker}" if past.worker else ""
+        error = "" if past.error is None else f": {_error_text(past.error)}"
+        yield label, f"{past.attempt}. {past.outcome} {ago(past.ended_at, now)}{_took(past)}{worker}{error}"
+
+
+def _took(past: Attempt) -> str:
+    if past.started_at is None or past.ended_at is None:
+        return ""
+    return f" after {human_duration(max(0.0, (past.ended_at - past.started_at).total_seconds()))}"
 
 
 def _attempts(task: Task) -> Iterator[Detail]:
@@ -202,7 +221,7 @@ def _cut(text: str, longest: int, rest: str = "") -> str:
 
 def as_json(task: Task, queue: TaskQueue) -> dict[str, Any]:
     """Return everything about a task as what ``--json`` prints."""
-    error, progress = task.error, task.progress
+    progress = task.progress
     return {
         "id": task.id,
         "name": task.name,
@@ -210,7 +229,7 @@ def as_json(task: Task, queue: TaskQueue) -> dict[str, Any]:
         "state": task.state.value,
         **arguments_json(task, queue),
         "result": _result_json(task, queue),
-        "error": error and {"type": error.type, "message": error.message, "traceback": error.traceback},
+        "error": _error_json(task.error),
         "progress": progress and {"done": progress.done, "total": progress.total, "note": progress.note},
         "attempt": task.attempt,
         "max_retries": task.max_retries,
@@ -230,7 +249,22 @@ def as_json(task: Task, queue: TaskQueue) -> dict[str, Any]:
         "is_async": task.is_async,
         "headers": dict(task.headers),
         "cancel_requested": task.cancel_requested,
+        "history": [
+            {
+                "attempt": past.attempt,
+                "outcome": past.outcome.value,
+                "worker": past.worker,
+                "started_at": _iso(past.started_at),
+                "ended_at": _iso(past.ended_at),
+                "error": _error_json(past.error),
+            }
+            for past in task.history
+        ],
     }
+
+
+def _error_json(error: TaskError | None) -> dict[str, str] | None:
+    return None if error is None else asdict(error)
 
 
 def reasons_json(reasons: Sequence[Reason]) -> list[dict[str, Any]]:
