@@ -232,7 +232,9 @@ def test_the_reference_names_every_method(cls: type) -> None:
     assert sorted(name for name in public - INNER.get(cls, set()) if not names(code, name)) == []
 
 
-@pytest.mark.parametrize("cls", [omniq.Task, omniq.TaskError, omniq.Progress, omniq.Schedule, omniq.QueueStats])
+@pytest.mark.parametrize(
+    "cls", [omniq.Task, omniq.Attempt, omniq.TaskError, omniq.Progress, omniq.Schedule, omniq.QueueStats]
+)
 def test_the_reference_names_every_field(cls: type[attrs.AttrsInstance]) -> None:
     code = code_of(text_of("reference", "api.md"))
 
