@@ -30,6 +30,8 @@ PUBLIC = {
     "TaskQueue",
     "TaskState",
     "Worker",
+    "WorkerAbout",
+    "WorkerInfo",
     "as_completed",
     "current_task",
     # What a task is given beside its arguments.

@@ -233,7 +233,17 @@ def test_the_reference_names_every_method(cls: type) -> None:
 
 
 @pytest.mark.parametrize(
-    "cls", [omniq.Task, omniq.Attempt, omniq.TaskError, omniq.Progress, omniq.Schedule, omniq.QueueStats]
+    "cls",
+    [
+        omniq.Task,
+        omniq.Attempt,
+        omniq.TaskError,
+        omniq.Progress,
+        omniq.Schedule,
+        omniq.QueueStats,
+        omniq.WorkerInfo,
+        omniq.WorkerAbout,
+    ],
 )
 def test_the_reference_names_every_field(cls: type[attrs.AttrsInstance]) -> None:
     code = code_of(text_of("reference", "api.md"))

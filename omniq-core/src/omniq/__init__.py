@@ -23,6 +23,8 @@ if _typing.TYPE_CHECKING:
     from omniq._tasks.handle import TaskHandle as TaskHandle
     from omniq._tasks.handle import as_completed as as_completed
     from omniq._worker.worker import Worker as Worker
+    from omniq._worker.worker_info import WorkerAbout as WorkerAbout
+    from omniq._worker.worker_info import WorkerInfo as WorkerInfo
     from omniq.errors import ArgumentsMismatch as ArgumentsMismatch
     from omniq.errors import ConfigurationError as ConfigurationError
     from omniq.errors import CorruptRecord as CorruptRecord
@@ -149,6 +151,10 @@ _HOMES = {
         "Every",
     ),
     "omniq._worker.worker": ("Worker",),
+    "omniq._worker.worker_info": (
+        "WorkerAbout",
+        "WorkerInfo",
+    ),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -203,6 +209,8 @@ __all__ = [
     "UnknownScheme",
     "UnknownTask",
     "Worker",
+    "WorkerAbout",
+    "WorkerInfo",
     "WorkerLost",
     "WorkerState",
     "acting_as",

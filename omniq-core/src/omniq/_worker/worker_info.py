@@ -14,6 +14,8 @@ from typing import Any
 from attrs import asdict, field, frozen
 
 from omniq.storage import StoredWorker
+from omniq.storage.durations import duration
+from omniq.storage.validation import UNREADABLE
 
 __all__ = ["WorkerAbout", "WorkerInfo", "as_worker_info", "check_labels", "dump_about", "load_about", "some_names"]
 
@@ -110,21 +112,28 @@ def load_about(text: str) -> WorkerAbout | None:
         return WorkerAbout(
             hostname=_is(told["hostname"], str),
             pid=_is(told["pid"], int),
-            started_at=datetime.fromisoformat(told["started_at"]),
+            started_at=_moment(told["started_at"]),
             versions=_mapping(told["versions"], str),
             queues=_queues(told["queues"]),
             concurrency=_is(told["concurrency"], int),
             slots=_mapping(told["slots"], int),
-            lease=float(_is(told["lease"], int, float)),
-            recover_every=float(_is(told["recover_every"], int, float)),
+            lease=duration(told["lease"], "lease"),
+            recover_every=duration(told["recover_every"], "recover_every"),
             serializers=_texts(told["serializers"]),
             functions=_texts(told["functions"]),
             function_count=_is(told["function_count"], int),
             process_functions=_texts(told.get("process_functions", [])),
             labels=_mapping(told.get("labels", {}), str),
         )
-    except (ValueError, TypeError, LookupError, RecursionError):
+    except UNREADABLE:
         return None
+
+
+def _moment(text: Any) -> datetime:
+    moment = datetime.fromisoformat(text)
+    if moment.utcoffset() is None:
+        raise ValueError(f"{text!r} is no time with a time zone")
+    return moment
 
 
 def _is(value: Any, *kinds: type) -> Any:
