@@ -17,6 +17,7 @@ from omniq.cli import main
 from omniq.cli.app import load_queue
 from omniq.testing import wait_until
 from tests.cli.program import Program, run_omniq
+from tests.cli.test_plugins import install
 
 
 @pytest.fixture
@@ -211,7 +212,10 @@ def test_the_level_of_the_log_can_be_chosen(shop: TaskQueue, start: Callable[...
     assert len(worker.stderr.splitlines()) == 1
 
 
-def test_the_log_can_be_json_for_programs_that_read_it(shop: TaskQueue, start: Callable[..., Program]) -> None:
+def test_the_log_can_be_json_for_programs_that_read_it(
+    folder: Path, shop: TaskQueue, start: Callable[..., Program]
+) -> None:
+    install(folder, "shop-broken", "shop_broken", "1 / 0")  # which is found before logging is set up
     with shop:
         burnt = shop.functions["shop.burn"].enqueue("the cake")
         # As by a supervisor, which hands its own options on.
@@ -221,6 +225,7 @@ def test_the_log_can_be_json_for_programs_that_read_it(shop: TaskQueue, start: C
 
     lines = [json.loads(line) for line in worker.stderr.splitlines()]
     assert all({"time", "level", "logger", "message"} <= set(line) for line in lines)
+    assert [line["level"] for line in lines if "plugin 'shop_broken'" in line["message"]] == ["WARNING"]
     (failed,) = [line for line in lines if line["level"] == "ERROR"]
     assert (failed["task_id"], failed["task_name"], failed["task_queue"]) == (burnt.id, "shop.burn", "default")
     assert "Traceback" not in failed["message"]

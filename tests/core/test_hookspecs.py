@@ -9,7 +9,7 @@ import omniq
 from omniq import hookspecs
 from omniq.hookspecs import AROUND_HOOKS, EVENT_HOOKS
 
-MAKING_HOOKS = ("omniq_storages", "omniq_serializers", "omniq_retry_policies", "omniq_triggers")
+MAKING_HOOKS = ("omniq_storages", "omniq_serializers", "omniq_retry_policies", "omniq_triggers", "omniq_commands")
 HOOKS = (*MAKING_HOOKS, *AROUND_HOOKS, *EVENT_HOOKS)
 
 
@@ -33,6 +33,7 @@ def test_the_markers_that_plugins_use_are_in_the_package_itself() -> None:
         ("omniq_serializers", []),
         ("omniq_retry_policies", []),
         ("omniq_triggers", []),
+        ("omniq_commands", []),
         ("omniq_around_task", ["task", "worker"]),
         ("omniq_around_enqueue", ["tasks"]),
         ("omniq_task_enqueued", ["task"]),

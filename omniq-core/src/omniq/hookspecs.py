@@ -63,6 +63,15 @@ def omniq_triggers() -> Mapping[str, type[Trigger] | str]:  # type: ignore[empty
 
 
 @hookspec
+def omniq_commands() -> Mapping[str, tuple[object, str]]:  # type: ignore[empty-body]  # a hookspec has no body
+    """Return the commands that this plugin adds to ``omniq``: ``{name: (command or "module:attribute", summary)}``.
+
+    A command is a module or an object with two functions: ``configure(parser)`` adds arguments to an
+    ``argparse.ArgumentParser``, and ``run(options)`` does the work and returns the exit code.
+    """
+
+
+@hookspec
 def omniq_around_task(task: Task, worker: str) -> Generator[None, Ending, None]:  # type: ignore[empty-body]  # likewise
     """Stand around one attempt, where its function runs: on the event loop, the task's thread or in its child process.
 

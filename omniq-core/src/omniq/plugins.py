@@ -36,7 +36,7 @@ from omniq.storage.urls import redact_all
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
-__all__ = ["Plugin", "Plugins", "default_plugins"]
+__all__ = ["Claim", "Plugin", "Plugins", "default_plugins"]
 
 GROUP = "omniq"
 """The group of entry points whose modules have hooks."""
@@ -64,8 +64,9 @@ _KINDS = {
     "omniq_serializers": "serializer",
     "omniq_retry_policies": "retry policy",
     "omniq_triggers": "trigger",
+    "omniq_commands": "command",
 }
-_GROUPS = {hook.replace("_", ".", 1): hook for hook in _KINDS}
+_GROUPS = {hook.replace("_", ".", 1): hook for hook in _KINDS if hook != "omniq_commands"}
 """Groups of entry points that are things themselves, such as ``omniq.storages``: the hook that would name them, too."""
 
 
@@ -88,11 +89,12 @@ class Plugin:
 
 
 @frozen
-class _Claim:
+class Claim:
     """One distribution's claim of a name."""
 
     distribution: str
     thing: Any
+    """What a plugin's hook gave for it."""
 
 
 class _Choice:
@@ -123,7 +125,7 @@ class Plugins:
 
     def __init__(self, *, discover: bool = True) -> None:
         self._manager = _manager()
-        self._claims: dict[str, dict[str, list[_Claim]]] = {hook: {} for hook in _KINDS}
+        self._claims: dict[str, dict[str, list[Claim]]] = {hook: {} for hook in _KINDS}
         self._loaded: dict[tuple[str, str], Any] = {}
         self._found: list[Plugin] = []
         self.around_task: Around | None = None
@@ -205,7 +207,7 @@ class Plugins:
         seconds += time.perf_counter() - began
         for hook, things in claims.items():
             for claimed, thing in things.items():
-                self._claims[hook].setdefault(claimed, []).append(_Claim(distribution, thing))
+                self._claims[hook].setdefault(claimed, []).append(Claim(distribution, thing))
         provides = {_KINDS[hook]: tuple(sorted(things)) for hook, things in claims.items()}
         self._found.append(
             Plugin(name=name, distribution=distribution, version=version, provides=provides, seconds=seconds)
@@ -243,7 +245,7 @@ class Plugins:
 
     def _declare(self, entry_point: EntryPoint, about: Plugin) -> None:
         hook = _GROUPS[entry_point.group]
-        self._claims[hook].setdefault(about.name, []).append(_Claim(about.distribution, entry_point.value))
+        self._claims[hook].setdefault(about.name, []).append(Claim(about.distribution, entry_point.value))
         self._found.append(evolve(about, provides={_KINDS[hook]: (about.name,)}))
 
     def _load(self, entry_point: EntryPoint, about: Plugin) -> None:
@@ -266,6 +268,11 @@ class Plugins:
     def found(self) -> tuple[Plugin, ...]:
         """Every plugin, the broken ones too, in the order of loading."""
         return tuple(self._found)
+
+    @property
+    def commands(self) -> Mapping[str, list[Claim]]:
+        """Who adds which commands to ``omniq``: by name, the distributions that claim it."""
+        return self._claims["omniq_commands"]
 
     @property
     def conflicts(self) -> tuple[str, ...]:
@@ -456,7 +463,7 @@ def _instance(plugin: object, name: str) -> object:
         ) from raised.__cause__
 
 
-def _conflict(kind: str, name: str, claims: list[_Claim]) -> str:
+def _conflict(kind: str, name: str, claims: list[Claim]) -> str:
     whose = [claim.distribution for claim in claims]
     foreign = next((one for one in whose if not one.startswith("omniq-")), whose[-1])
     return (

@@ -2,7 +2,7 @@
 
 Each command, or group of commands, is one module named in :data:`COMMANDS`; only the one that was asked for is
 imported. It has two functions: ``configure(parser)`` adds its arguments, ``run(options)`` does the work and returns the
-exit code.
+exit code. Plugins add commands of the same form, see :mod:`omniq.cli.plugin_commands`.
 
 Exit codes: 0 done, 1 the operation failed, 2 wrong usage; 130 after Ctrl-C, 141 where the reader of the output has
 gone.
@@ -20,6 +20,7 @@ from typing import Protocol, cast
 
 from omniq.cli.arguments import Parser, add_verbose
 from omniq.cli.failures import report, suggestion
+from omniq.cli.plugin_commands import command_of, discover, held_warnings, summaries
 from omniq.storage.urls import redact
 
 __all__ = ["COMMANDS", "Command", "main"]
@@ -40,6 +41,8 @@ COMMANDS = {
 }
 """Name → module and summary."""
 
+SAY_THEMSELVES = ("worker", "plugins")
+"""Commands that show in their own way what is wrong with a plugin."""
 INTERRUPTED = 130
 READER_GONE = 141
 
@@ -97,9 +100,10 @@ def _main(arguments: list[str]) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         try:
-            options = _parse(arguments)
+            options, command = _parse(arguments)
             verbose = options.verbose
-            command = cast("Command", import_module(COMMANDS[options.command][0]))
+            if options.command not in SAY_THEMSELVES:
+                held_warnings()
             return command.run(options)
         finally:
             sys.stdout.flush()
@@ -114,23 +118,30 @@ def _main(arguments: list[str]) -> int:
         return report(error, verbose=verbose)
 
 
-def _parse(arguments: list[str]) -> argparse.Namespace:
+def _parse(arguments: list[str]) -> tuple[argparse.Namespace, Command]:
     parser = Parser(prog="omniq", description="OmniQ: a task queue on the store you already have.", epilog=_EPILOG)
     parser.add_argument("-V", "--version", action=_Version, help="show the version and exit")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, title="commands")
     asked = next((argument for argument in arguments if not argument.startswith("-")), None)
+    known = {name: summary for name, (_, summary) in COMMANDS.items()}
+    command = None if asked is None else _command(asked)
+    if asked not in COMMANDS and not {"-V", "--version"} & set(arguments):
+        known |= summaries(discover(), COMMANDS)
     parsers: dict[str, argparse.ArgumentParser] = {}
-    for name, (module, summary) in COMMANDS.items():
-        about = f"{summary[0].upper()}{summary[1:]}."
-        parsers[name] = subparser = commands.add_parser(name, help=summary, description=about, prog=f"omniq {name}")
-        if name == asked:
-            cast("Command", import_module(module)).configure(subparser)
+    for name, summary in known.items():
+        about = f"{summary[:1].upper()}{summary[1:]}."
+        parsers[name] = subparser = commands.add_parser(
+            name, help=summary.replace("%", "%%"), description=about, prog=f"omniq {name}"
+        )
+        if name == asked and command is not None:
+            command.configure(subparser)
             add_verbose(subparser)
     if asked is None and not arguments:
         parser.print_help(sys.stderr)
         raise SystemExit(2)
-    if asked is not None and asked not in COMMANDS:
-        parser.error(f"there is no command {asked!r}{suggestion(asked, COMMANDS)}")
+    if asked is not None and command is None:
+        held_warnings()  # of the plugin that would have it, perhaps
+        parser.error(f"there is no command {asked!r}{suggestion(asked, known)}")
     options, unknown = parser.parse_known_args(arguments)
     if unknown:
         is_option = unknown[0].startswith("-")
@@ -140,7 +151,17 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
             if is_option
             else f"{redact(unknown[0])!r} is one argument too many; options go before or after all arguments"
         )
-    return options
+    assert command is not None  # argparse demands one
+    return options, command
+
+
+def _command(name: str) -> Command | None:
+    """Return one of the commands, ours or a plugin's; None if nobody has it.
+
+    :raises PluginConflict: if two distributions claim its name.
+    """
+    command = command_of(discover(), name, COMMANDS)
+    return cast("Command", import_module(COMMANDS[name][0])) if command is None and name in COMMANDS else command
 
 
 class _Version(argparse.Action):

@@ -8,7 +8,9 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
+from omniq.cli import COMMANDS
 from omniq.cli.arguments import add_json, describe
+from omniq.cli.plugin_commands import clashes
 from omniq.cli.terminal import Screen
 from omniq.plugins import ENVIRONMENT, Plugin, Plugins, default_plugins
 
@@ -39,7 +41,7 @@ def run(options: argparse.Namespace) -> int:
     else:
         for line in _as_text(plugins, screen):
             screen.say(line)
-    return 1 if plugins.conflicts or any(plugin.problem for plugin in plugins.found) else 0
+    return 1 if _conflicts(plugins) or any(plugin.problem for plugin in plugins.found) else 0
 
 
 def as_json(plugins: Plugins) -> dict[str, Any]:
@@ -56,7 +58,11 @@ def as_json(plugins: Plugins) -> dict[str, Any]:
         }
         for plugin in plugins.found
     ]
-    return {"plugins": found, "conflicts": list(plugins.conflicts)}
+    return {"plugins": found, "conflicts": _conflicts(plugins)}
+
+
+def _conflicts(plugins: Plugins) -> list[str]:
+    return [*plugins.conflicts, *clashes(plugins, COMMANDS)]
 
 
 def _as_text(plugins: Plugins, screen: Screen) -> list[str]:
@@ -65,8 +71,8 @@ def _as_text(plugins: Plugins, screen: Screen) -> list[str]:
         title = f"{plugin.distribution} {plugin.version}".rstrip()
         name = "" if plugin.name == "omniq" else f"  ({plugin.name})"
         lines += [screen.styled(title, "bold") + name, *_details(plugin, screen), ""]
-    lines += [screen.styled(f"conflict: {conflict}", "red") for conflict in plugins.conflicts]
-    return lines if plugins.conflicts else lines[:-1]
+    conflicts = [screen.styled(f"conflict: {conflict}", "red") for conflict in _conflicts(plugins)]
+    return lines + conflicts if conflicts else lines[:-1]
 
 
 def _details(plugin: Plugin, screen: Screen) -> Sequence[str]:

@@ -18,6 +18,7 @@ from omniq.cli.banner import introduction, undeclared_queues
 from omniq.cli.failures import UsageError
 from omniq.cli.logs import heed_application, logging_to_stderr
 from omniq.cli.parent_watch import stop_when_parent_ends
+from omniq.cli.plugin_commands import held_warnings
 from omniq.cli.reload import Restart, bury_inherited, serve, wait_for_change
 from omniq.cli.supervisor import PATIENCE, Supervisor
 from omniq.storage.escaping import get_logger
@@ -147,6 +148,7 @@ def run(options: argparse.Namespace) -> int:
     several = supervised or options.processes > 1
     shown = logging_to_stderr(level, with_process=several, as_json=options.log_format == "json")
     with shown if options.log_setup else contextlib.nullcontext():
+        held_warnings()
         # Before the application is imported, which may change the folder and the environment.
         restart = Restart(_command(options, "--reload", "--reloaded"))
         queue = _load(options, restart)
