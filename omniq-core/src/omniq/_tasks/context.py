@@ -16,7 +16,7 @@ from omniq.task import Attempt, Progress, Succeeded, Task
 
 if TYPE_CHECKING:
     from omniq._tasks.functions import TaskFunction
-    from omniq._tasks.payloads import Codec
+    from omniq._tasks.payloads import Admitted, Codec
 
 __all__ = ["CurrentTask", "FailSignal", "RetrySignal", "TaskSignal", "current_task", "running"]
 
@@ -54,9 +54,9 @@ class CurrentTask:
         "_codec",
         "_forks",
         "_function",
+        "_given",
         "_on_progress",
         "_stop",
-        "_task",
         "awaited",
         "completed",
         "join",
@@ -66,13 +66,13 @@ class CurrentTask:
 
     def __init__(
         self,
-        task: Task,
+        task: Task | Admitted,
         function: TaskFunction[Any, Any],
         codec: Codec,
         on_progress: Callable[[Task, Progress], None] | None = None,
     ) -> None:
         self._forks = signals.forks
-        self._task = task
+        self._given = task
         self._function = function
         self._codec = codec
         self._on_progress = on_progress
@@ -87,6 +87,11 @@ class CurrentTask:
         self._stop = False
         self.stop_seen = False
         """Whether the task has read :attr:`cancelled` as True: what it returns afterwards is no result."""
+
+    @property
+    def _task(self) -> Task:
+        given = self._given
+        return given if isinstance(given, Task) else given.task
 
     @property
     def cancelled(self) -> bool:
@@ -220,11 +225,11 @@ class CurrentTask:
         return self.join(connection)
 
     def _succeeded(self, result: Any) -> Succeeded:
-        return self._codec.success(self._task, result, self._function.definition.types[1])
+        return self._codec.success(self._given, result, self._function.definition.types[1])
 
     def _note_completion(self, accepted: bool) -> None:
         if not accepted:
-            raise LeaseLost(self._task.id)
+            raise LeaseLost(self._given.id)
         self.completed = True
 
     def retry(self, delay: float | timedelta | None = None, message: str = "the task asked to run again") -> NoReturn:

@@ -14,19 +14,50 @@ from omniq.retry import RetryPolicy
 from omniq.schedule import Schedule
 from omniq.serialization import ArgumentTypes, Serializer, runs_code
 from omniq.serialization.signing import SEAL_SIZE, Signer, unsealed
-from omniq.storage.body import Header, dump_header, join_body, payload_size, split_body, with_content
+from omniq.storage.body import Header, dump_header, join_body, load_content, make_task, payload_size, split_body
 from omniq.storage.escaping import shown
 from omniq.task import NewTask, StoredTask, Succeeded, Task, TaskState
 
 if TYPE_CHECKING:
     from omniq.plugins import Plugins
 
-__all__ = ["ANY_ARGUMENTS", "Codec", "FunctionDecoder"]
+__all__ = ["ANY_ARGUMENTS", "Admitted", "Codec", "FunctionDecoder"]
 
 ANY_ARGUMENTS = ArgumentTypes()
 
 Exceeds: TypeAlias = Callable[[Iterable[Any], int], bool]
 """What a serializer may have to tell cheaply that values are too large, see :class:`.Serializer`."""
+
+
+class Admitted:
+    """A task of which may be read, as a worker runs it: the store's record, and what is in its body.
+
+    :class:`~omniq.task.Task` has it all in one, and takes longer to make than most else that is done for a task.
+
+    :param stored: the record.
+    :param header: how to run the arguments.
+    :param payload: the encoded arguments.
+    """
+
+    __slots__ = ("_task", "delivery", "header", "id", "name", "payload", "serializer", "stored", "timeout")
+
+    def __init__(self, stored: StoredTask, header: Header, payload: bytes) -> None:
+        self.stored = stored
+        self.id = stored.id
+        self.delivery = stored.delivery
+        self.name = stored.name
+        self.header = header
+        self.serializer = header.serializer
+        self.timeout = header.timeout
+        self.payload = payload
+        self._task: Task | None = None
+
+    @property
+    def task(self) -> Task:
+        """The task, made when it is first asked for."""
+        if self._task is None:
+            self._task = make_task(self.stored, self.header, self.payload)
+        return self._task
 
 
 class Codec:
@@ -53,6 +84,9 @@ class Codec:
         self._serializer = plugins.serializer(serializer)
         self._exceeds: Exceeds | None = getattr(self._serializer, "exceeds", None)
         self._accepted = {name: plugins.serializer(name) for name in accept}
+        self._limiters: dict[str, Exceeds | None] = {
+            name: getattr(accepted, "exceeds", None) for name, accepted in self._accepted.items()
+        }
         self.accepted = tuple(self._accepted)
         """The names of the serializers that may be decoded."""
         self.max_payload = max_payload
@@ -125,6 +159,10 @@ class Codec:
         :raises PayloadRejected: if nothing of it may be read: it is too large, unsigned or altered, of a serializer
             that this queue does not accept, or its body is none.
         """
+        return self.admit_record(stored).task
+
+    def admit_record(self, stored: StoredTask) -> Admitted:
+        """Do :meth:`admit` without making the task, which takes longer and which few need."""
         try:
             signature, content = split_body(stored.body)
             if len(content) > self.max_payload and (size := payload_size(content)) > self.max_payload:
@@ -134,7 +172,7 @@ class Codec:
                 )
             if self._signer is not None:
                 self._signer.check_task(stored, signature, content)
-            task = with_content(stored, content)
+            task = Admitted(stored, *load_content(content))
         except CorruptRecord as error:
             raise PayloadRejected(f"task {shown(stored.id)} cannot be read: {error}") from error
         serializer = self._accepting(task)
@@ -145,7 +183,7 @@ class Codec:
             )
         return task
 
-    def decode_arguments(self, task: Task, types: ArgumentTypes) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def decode_arguments(self, task: Task | Admitted, types: ArgumentTypes) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Decode the arguments of a task that was admitted.
 
         :raises SerializationError: if they cannot be decoded.
@@ -162,21 +200,21 @@ class Codec:
 
     # Results
 
-    def dump_result(self, task: Task, value: Any, hint: Any) -> bytes:
+    def dump_result(self, task: Task | Admitted, value: Any, hint: Any) -> bytes:
         """Encode a task's result with the task's own serializer.
 
         :raises SerializationError: if it cannot be encoded; names the path.
         :raises PayloadTooLarge: if it is over the limit.
         """
         serializer = self._accepting(task)
-        exceeds: Exceeds | None = getattr(serializer, "exceeds", None)
+        exceeds = self._limiters[task.serializer]
         if exceeds is not None and exceeds((value,), self.max_payload):
             limit = self.max_payload
             raise _too_large("the result takes", f"more than {limit:,} bytes, and the limit is {limit:,}")
         result = self._bounded(serializer.dump_result(value, hint), "the result takes")
         return result if self._signer is None else self._signer.seal(task, result)
 
-    def success(self, task: Task, value: Any, hint: Any) -> Succeeded:
+    def success(self, task: Task | Admitted, value: Any, hint: Any) -> Succeeded:
         """Return the outcome of a task that succeeded with a value.
 
         :raises SerializationError: if the value cannot be encoded, see :meth:`dump_result`.
@@ -205,7 +243,7 @@ class Codec:
         result = unsealed(stored) if self._signer is None else self._signer.unseal(task, stored)
         return serializer.load_result(result, hint)
 
-    def _accepting(self, task: Task) -> Serializer:
+    def _accepting(self, task: Task | Admitted) -> Serializer:
         try:
             return self._accepted[task.serializer]
         except (KeyError, TypeError):

@@ -15,7 +15,7 @@ from attrs import evolve
 from omniq._hook_calls import Around, Entered
 from omniq._tasks.context import CurrentTask, FailSignal, RetrySignal, TaskSignal, running
 from omniq._tasks.functions import TaskFunction
-from omniq._tasks.payloads import Codec, FunctionDecoder
+from omniq._tasks.payloads import Admitted, Codec, FunctionDecoder
 from omniq._worker.injection import call_async, call_sync
 from omniq._worker.releasing import put_back
 from omniq._worker.resources import Resources
@@ -76,6 +76,7 @@ class Attempt:
         "ended_at",
         "error",
         "function",
+        "given",
         "interruption",
         "loop_task",
         "on_interrupt",
@@ -83,18 +84,18 @@ class Attempt:
         "resources",
         "settled",
         "started_at",
-        "task",
     )
 
     def __init__(
         self,
-        task: Task,
+        task: Task | Admitted,
         function: TaskFunction[Any, Any],
         codec: Codec,
         on_progress: Callable[[Task, Progress], None] | None = None,
         resources: Resources | None = None,
     ) -> None:
-        self.task = task
+        self.given = task
+        """The task as it was given, of which most needs no more than both have."""
         self.function = function
         self.codec = codec
         self.resources = resources
@@ -116,6 +117,12 @@ class Attempt:
         self.queued_at = 0.0
         self.started_at = 0.0
         self.ended_at = 0.0
+
+    @property
+    def task(self) -> Task:
+        """The task."""
+        given = self.given
+        return given if isinstance(given, Task) else given.task
 
     @property
     def seconds(self) -> float:
@@ -188,10 +195,10 @@ async def run_async(attempt: Attempt, loop_ends: Callable[[], bool] = lambda: Fa
     attempt.started_at = time.perf_counter()
     call: _Arguments | None = None
     try:
-        args, kwargs = call = attempt.codec.decode_arguments(attempt.task, attempt.function.definition.types[0])
+        args, kwargs = call = attempt.codec.decode_arguments(attempt.given, attempt.function.definition.types[0])
         definition = attempt.function.definition
         function = definition.function if not definition.injection else _injecting(call_async, attempt)
-        timeout = attempt.task.timeout
+        timeout = attempt.given.timeout
         if timeout is None:
             value = await function(*args, **kwargs)
         else:
@@ -243,7 +250,7 @@ def run_sync(attempt: Attempt) -> Outcome:
     attempt.started_at = time.perf_counter()
     call: _Arguments | None = None
     try:
-        args, kwargs = call = attempt.codec.decode_arguments(attempt.task, attempt.function.definition.types[0])
+        args, kwargs = call = attempt.codec.decode_arguments(attempt.given, attempt.function.definition.types[0])
         definition = attempt.function.definition
         function = definition.function if not definition.injection else _injecting(call_sync, attempt)
         value = function(*args, **kwargs)
@@ -293,7 +300,7 @@ def _timeout_error(task: Task) -> TaskTimeout:
 
 
 def _succeeded(attempt: Attempt, value: Any) -> Outcome:
-    task = attempt.task
+    task = attempt.given
     if attempt.interruption is not None and attempt.context.stop_seen:
         return interrupted(attempt)
     if attempt.context.completed:
@@ -329,7 +336,7 @@ def _mismatch(attempt: Attempt, error: BaseException, call: _Arguments | None) -
 
 def interrupted(attempt: Attempt) -> Outcome:
     """Return the outcome of an attempt that was interrupted and has stopped."""
-    task = attempt.task
+    task = attempt.given
     if attempt.interruption is Interruption.CANCEL:
         return Cancelled(id=task.id, delivery=task.delivery)
     return Released(id=task.id, delivery=task.delivery)

@@ -113,7 +113,8 @@ class Completer:
 
     def add(self, attempt: Attempt) -> None:
         """Take an attempt into custody: from now on its lease is renewed."""
-        self._held[attempt.task.id, attempt.task.delivery] = attempt
+        given = attempt.given
+        self._held[given.id, given.delivery] = attempt
         attempt.context.join = self._join
 
     def settle(self, attempt: Attempt, outcome: Outcome) -> None:
@@ -204,14 +205,14 @@ class Completer:
         attempt = self._held.get((outcome.id, outcome.delivery))
         if attempt is None:
             return  # a worker in haste put it back twice, and the first answer has told how it ended
-        task = attempt.task
         if accepted is False:
             # The usual end of a task that completed itself: what it did is committed. Of any other either the lease was
             # lost, or the store's answer to an earlier try, which did record it.
-            self._looks.put(task.id, partial(self._looked, attempt, outcome))
+            self._looks.put(outcome.id, partial(self._looked, attempt, outcome))
             return
         self._drop(attempt)
         if error is not None:
+            task = attempt.task
             _log.error(
                 "the outcome of task %s (%s) could not be recorded; it runs again when its lease has run out: %s",
                 task.id,
@@ -255,7 +256,7 @@ class Completer:
             _call(self._failed, {"task": task, "worker": self._worker, "seconds": 0.0}, error=outcome.error)
 
     def _drop(self, attempt: Attempt) -> None:
-        self._held.pop((attempt.task.id, attempt.task.delivery), None)
+        self._held.pop((attempt.given.id, attempt.given.delivery), None)
         if not self._held and self._on_empty is not None and not self._on_empty.done():
             self._on_empty.set_result(None)
 
@@ -266,9 +267,10 @@ class Completer:
             await self._on_empty
 
     def _tell(self, attempt: Attempt, outcome: Outcome) -> None:
+        if type(outcome) is Succeeded and self._succeeded is None and not _task_log.isEnabledFor(logging.INFO):
+            return  # by far the most frequent end: it costs nothing where nobody listens
         task = attempt.task
         if type(outcome) is Succeeded:
-            # By far the most frequent end: it costs nothing where nobody listens.
             if _task_log.isEnabledFor(logging.INFO):
                 _task_log.info(
                     "task %s (%s) succeeded in %.3f s", task.id, task.name, attempt.seconds, extra=about(task)

@@ -298,9 +298,9 @@ class ThreadExecutor(PoolExecutor):
         return self._deliver(attempt, outcome)
 
     def submit(self, attempt: Attempt) -> None:
-        if attempt.task.timeout is not None:
+        if attempt.given.timeout is not None:
             # Looked at this long after submission for the first time; an attempt that waited is given the rest then.
-            self._watch(attempt, attempt.task.timeout)
+            self._watch(attempt, attempt.given.timeout)
         super().submit(attempt)
 
     def _watch(self, attempt: Attempt, seconds: float) -> None:
@@ -310,7 +310,7 @@ class ThreadExecutor(PoolExecutor):
         del self._timeouts[attempt]
         if attempt.decided:
             return
-        left = (attempt.task.timeout or 0.0) - attempt.seconds
+        left = (attempt.given.timeout or 0.0) - attempt.seconds
         if left > 0:
             self._watch(attempt, left)
             return

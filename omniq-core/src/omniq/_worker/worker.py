@@ -456,7 +456,7 @@ class Worker:
     def _accept(self, stored: StoredTask) -> None:
         try:
             # Before anything of it is looked at: its name, its arguments, its retry policy.
-            task = self.queue.codec.admit(stored)
+            task = self.queue.codec.admit_record(stored)
         except PayloadRejected as error:
             # What it is called may have been chosen to look like something else in a log.
             _log.error("task %s (%s) is rejected: %s", shown(stored.id), shown(stored.name), error, extra=about(stored))
@@ -465,7 +465,9 @@ class Worker:
             return
         function = self.queue.runnable.get(task.name)
         if function is None:
-            self.completer.refuse(task, put_back(task, UnknownTask(f"no function is registered as {task.name!r}")))
+            self.completer.refuse(
+                task.task, put_back(task.task, UnknownTask(f"no function is registered as {task.name!r}"))
+            )
             return
         attempt = Attempt(task, function, self.queue.codec, self.completer.note_progress, self._resources)
         self.completer.add(attempt)

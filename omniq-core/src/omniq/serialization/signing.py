@@ -14,7 +14,7 @@ import hmac
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import NoReturn
+from typing import NoReturn, Protocol
 
 from omniq.errors import ConfigurationError, PayloadRejected
 from omniq.schedule import Schedule
@@ -74,6 +74,17 @@ def _as_bytes(key: object, source: str) -> bytes:
             "make one with: python -c 'import secrets; print(secrets.token_hex(32))'"
         )
     return key
+
+
+class Sealed(Protocol):
+    """What of a task its result is sealed with."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def serializer(self) -> str: ...
 
 
 class Signer:
@@ -163,7 +174,7 @@ class Signer:
 
     # Results
 
-    def seal(self, task: Task, result: bytes) -> bytes:
+    def seal(self, task: Sealed, result: bytes) -> bytes:
         """Return a task's encoded result with its signature before it."""
         return b"".join((_SEAL, self._digest(self._keys[0], _of_result(task, result)), result))
 
@@ -233,7 +244,7 @@ def _moment(moment: datetime | None) -> bytes:
     return b"" if moment is None else _text(moment.astimezone(UTC).isoformat())
 
 
-def _of_result(task: Task, result: bytes) -> bytes:
+def _of_result(task: Sealed, result: bytes) -> bytes:
     return _message(_RESULT, _text(task.id), _text(task.name), _text(task.serializer), result)
 
 

@@ -33,10 +33,10 @@ __all__ = [
     "join_body",
     "load_content",
     "make_content",
+    "make_task",
     "payload_size",
     "preview",
     "split_body",
-    "with_content",
     "with_header",
 ]
 
@@ -231,23 +231,15 @@ def as_task(stored: StoredTask, decoder: TaskDecoder | None = None) -> Task:
     :param decoder: what the task decodes its arguments and its result with.
     """
     if stored.omitted is not None:
-        return _with_header(stored, _UNREADABLE, b"", decoder)
+        return make_task(stored, _UNREADABLE, b"", decoder)
     try:
-        return with_content(stored, split_body(stored.body)[1], decoder)
+        return make_task(stored, *load_content(split_body(stored.body)[1]), decoder)
     except CorruptRecord:
-        return _with_header(stored, _UNREADABLE, b"", decoder)
+        return make_task(stored, _UNREADABLE, b"", decoder)
 
 
-def with_content(stored: StoredTask, content: bytes, decoder: TaskDecoder | None = None) -> Task:
-    """Return the task of a store's record, as :func:`as_task` does, given the content of its body.
-
-    :raises CorruptRecord: if that cannot be read.
-    """
-    header, payload = load_content(content)
-    return _with_header(stored, header, payload, decoder)
-
-
-def _with_header(stored: StoredTask, header: Header, payload: bytes, decoder: TaskDecoder | None) -> Task:
+def make_task(stored: StoredTask, header: Header, payload: bytes, decoder: TaskDecoder | None = None) -> Task:
+    """Return the task of a store's record, given what is in its body: see :func:`load_content`."""
     history = history_of(stored) if stored.attempt_log or stored.state is TaskState.SUCCEEDED else ()
     return record_of(
         Task, {**vars(stored), **header.fields, "payload": payload, "history": history, "_decoder": decoder}
