@@ -207,7 +207,6 @@ class Worker:
 
     async def _leave_lifespan(self) -> None:
         """Leave what the tasks shared; once all is to stop at once, without much patience."""
-        assert self._loop is not None
         leaving = asyncio.ensure_future(self._resources.leave())
         cut_short = asyncio.ensure_future(self._now.wait())
         try:
@@ -215,11 +214,12 @@ class Worker:
             await asyncio.wait([leaving], timeout=LAST_WORDS)
         finally:
             cut_short.cancel()
-            if not leaving.done():
-                _log.warning("worker %s: the lifespan did not end in time; it is cancelled", self.id)
-                leaving.cancel()
-        if not leaving.cancelled():
-            await leaving
+            leaving.cancel()  # without effect once it has ended
+        if not leaving.done():
+            _log.warning("worker %s: the lifespan did not end in time; it is cancelled", self.id)
+            await asyncio.wait([leaving], timeout=LAST_WORDS)
+        elif not leaving.cancelled():
+            leaving.result()
 
     async def _begin(self) -> None:
         self.completer = Completer(self._storage, self.id, self.queue.plugins)
