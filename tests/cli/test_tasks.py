@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from omniq import Progress, TaskHandle, TaskQueue, TaskState
-from omniq.cli import main, task_control
+from omniq.cli import main
 from omniq.cli.app import load_queue, store_of
 from omniq.storage import Lease
 from omniq.storage.ids import new_id
@@ -453,7 +453,7 @@ def test_named_tasks_are_cancelled_and_the_rest_is_told(
     assert main(["tasks", "cancel", "shop:queue", *named]) == 1
 
     captured = capsys.readouterr()
-    assert captured.out == "cancelled 2 tasks (1 ready, 1 scheduled); asked 1 running task to stop\n"
+    assert captured.out == "cancelled 2 tasks (1 scheduled, 1 ready); asked 1 running task to stop\n"
     assert captured.err.splitlines() == [
         f"omniq: error: task {mixed['failed']} is failed, and cannot be cancelled",
         f"omniq: error: there is no task '{NOWHERE}'",
@@ -548,7 +548,8 @@ def test_a_dry_run_with_ids_tells_what_would_not_work(
 def test_any_number_of_tasks_is_touched_in_steps(
     shop: TaskQueue, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(task_control, "STEP", 2)
+    monkeypatch.setattr("omniq._client.selection.STEP", 2)
+    monkeypatch.setattr("omniq.cli.task_control.READ_AT_ONCE", 2)
     ids = [enqueue(shop, "talk", tags=["x"]) for _ in range(5)]
 
     assert main(["tasks", "cancel", URL, "--tag", "x"]) == 0

@@ -13,6 +13,8 @@ if _typing.TYPE_CHECKING:
     from omniq._client.explain import Reason as Reason
     from omniq._client.explain import ReasonKind as ReasonKind
     from omniq._client.queue import TaskQueue as TaskQueue
+    from omniq._client.selection import Selection as Selection
+    from omniq._client.selection import Step as Step
     from omniq._tasks.context import CurrentTask as CurrentTask
     from omniq._tasks.context import current_task as current_task
     from omniq._tasks.dependencies import Depends as Depends
@@ -125,6 +127,10 @@ _HOMES = {
     ),
     "omniq._client.audit": ("acting_as",),
     "omniq._client.queue": ("TaskQueue",),
+    "omniq._client.selection": (
+        "Selection",
+        "Step",
+    ),
     "omniq.retry": (
         "Exponential",
         "Fixed",
@@ -190,7 +196,9 @@ __all__ = [
     "Schedule",
     "ScheduleNotFound",
     "SchemaMismatch",
+    "Selection",
     "SerializationError",
+    "Step",
     "StorageError",
     "StorageUnavailable",
     "Task",

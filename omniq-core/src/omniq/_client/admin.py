@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Coroutine
+from collections.abc import Collection, Coroutine, Iterable
 from datetime import datetime
 from typing import Any, TypeVar
 
 from omniq._client.audit import tell_action
 from omniq._client.explain import Reason, explained
+from omniq._client.selection import Selection
 from omniq._runtime.connections import Connections
 from omniq._runtime.sync import sync
 from omniq._tasks.options import check_queue
@@ -184,6 +185,34 @@ class Control:
 
     # Doing
 
+    def select(
+        self,
+        *,
+        queue: str | None = None,
+        states: Collection[TaskState | str] | None = None,
+        name: str | None = None,
+        tag: str | None = None,
+        enqueued_before: datetime | None = None,
+        ids: Iterable[str] | None = None,
+    ) -> Selection:
+        """Return the tasks that match, to be counted, cancelled, retried, deleted or run now, all of them. Does no I/O.
+
+        :param queue: only tasks of this queue.
+        :param states: only tasks in one of these states.
+        :param name: only tasks of the function registered under this name.
+        :param tag: only tasks with this tag.
+        :param enqueued_before: only tasks enqueued before this time, by the store's clock; aware. None: before the
+            selection is used first.
+        :param ids: only these tasks.
+        :return: a selection; without any filter it is all tasks.
+        :raises ValueError: if a state or the time cannot be used.
+        :raises TypeError: if ``states`` or ``ids`` is a single text.
+        """
+        if isinstance(ids, str):
+            raise TypeError(f"ids must be a list of ids, not the string {ids!r}; write [{ids!r}]")
+        query = task_query(queue=queue, states=states, name=name, tag=tag, enqueued_before=enqueued_before)
+        return Selection(self, query, ids)
+
     def _acted(self, action: str, target: str, done: N) -> N:
         """Tell plugins what was done to one thing, and return for how many things it took effect, as it was given."""
         tell_action(self.plugins, action, [target], int(done))
@@ -208,6 +237,15 @@ class Control:
         return self._acted("retry", task_id, (await (await self._storage()).retry([task_id]))[0])
 
     retry = sync(aretry)
+
+    async def arun_now(self, task_id: str) -> bool:
+        """Make a task ready that is scheduled for later, such as for its next attempt.
+
+        :return: whether it was scheduled for later.
+        """
+        return self._acted("run_now", task_id, (await (await self._storage()).run_now([task_id]))[0])
+
+    run_now = sync(arun_now)
 
     async def adelete(self, task_id: str) -> bool:
         """Remove a task that is not running, with its result.

@@ -159,7 +159,8 @@ def _purge(options: argparse.Namespace) -> int:
             return 0
         if not options.yes:
             _confirm(what, queue)
-        removed = queue.purge(options.queue, options.state)
+        chosen = queue.select(queue=options.queue, states=options.state and [options.state])
+        removed = sum(step.done for step in chosen.delete())
         Screen().say(f"removed {_what(removed, options)}")
     return 0
 

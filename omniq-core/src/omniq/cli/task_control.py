@@ -1,14 +1,16 @@
-"""``omniq tasks cancel``, ``retry`` and ``delete``: on tasks that are named, or on all that match."""
+"""``omniq tasks cancel``, ``retry``, ``run-now`` and ``delete``: on tasks that are named, or on all that match."""
 
 from __future__ import annotations
 
 import argparse
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
-from attrs import evolve, frozen
+from attrs import frozen
 
 from omniq._client.queue import TaskQueue
+from omniq._client.selection import Selection, Step
 from omniq.cli.app import open_queue, store_of
 from omniq.cli.arguments import add_app, describe, text
 from omniq.cli.enqueue import find_function
@@ -16,13 +18,12 @@ from omniq.cli.failures import FAILED, UsageError, complain
 from omniq.cli.short_ids import whole_ids
 from omniq.cli.terminal import Screen
 from omniq.cli.wording import plural
-from omniq.storage import Storage, TaskQuery
 from omniq.task import StoredTask, TaskState
 
-__all__ = ["CANCEL", "DELETE", "RETRY", "Verb", "act", "add_verb", "full_name"]
+__all__ = ["CANCEL", "DELETE", "RETRY", "RUN_NOW", "Verb", "act", "add_verb", "full_name"]
 
-STEP = 500
-"""How many tasks the store is asked to change in one call: few enough to keep its locks short."""
+READ_AT_ONCE = 25
+"""Tasks that are read in one call, each with its arguments and its result."""
 
 SCHEDULED, READY, RUNNING = TaskState.SCHEDULED, TaskState.READY, TaskState.RUNNING
 
@@ -35,10 +36,10 @@ class Verb:
     done: str
     description: str
     states: tuple[TaskState, ...]
-    """In which it can be done. In this order they are looked through, so that one that goes on meanwhile is met."""
+    """In which it can be done."""
     default: tuple[TaskState, ...]
     """Those that are chosen by filters without ``--state``."""
-    apply: Callable[[Storage, Sequence[str]], Awaitable[list[bool]]]
+    apply: Callable[[Selection], Iterator[Step]]
 
 
 CANCEL = Verb(
@@ -47,7 +48,7 @@ CANCEL = Verb(
     description="Cancel tasks. Those that wait end at once; running ones are asked to stop.",
     states=(SCHEDULED, READY, RUNNING),
     default=(SCHEDULED, READY, RUNNING),
-    apply=lambda storage, ids: storage.cancel(ids),
+    apply=Selection.cancel,
 )
 RETRY = Verb(
     name="retry",
@@ -56,7 +57,15 @@ RETRY = Verb(
     "unless --state says otherwise.",
     states=(TaskState.FAILED, TaskState.CANCELLED),
     default=(TaskState.FAILED,),
-    apply=lambda storage, ids: storage.retry(ids),
+    apply=Selection.retry,
+)
+RUN_NOW = Verb(
+    name="run-now",
+    done="made ready",
+    description="Make tasks ready that are scheduled for later, such as for their next attempt.",
+    states=(SCHEDULED,),
+    default=(SCHEDULED,),
+    apply=Selection.run_now,
 )
 DELETE = Verb(
     name="delete",
@@ -64,7 +73,7 @@ DELETE = Verb(
     description="Remove tasks with their results. Running ones stay.",
     states=tuple(state for state in TaskState if state is not RUNNING),
     default=tuple(state for state in TaskState if state is not RUNNING),
-    apply=lambda storage, ids: storage.delete(ids),
+    apply=Selection.delete,
 )
 
 
@@ -118,11 +127,11 @@ def act(options: argparse.Namespace, verb: Verb) -> int:
     with open_queue(options.app) as queue:
         if options.ids:
             ids = list(dict.fromkeys(whole_ids(queue, options.ids)))
-            done, refusals = queue.run(_named(queue, verb, ids, dry_run=options.dry_run))
+            done, refusals = (_would_be_done if options.dry_run else _named)(queue, verb, ids)
         else:
             states = verb.default if options.state is None else (TaskState(options.state),)
-            query = TaskQuery(queue=options.queue, name=full_name(queue, options.name), tag=options.tag, limit=STEP)
-            done, refusals = queue.run(_matching(queue, verb, query, states, dry_run=options.dry_run)), []
+            filters = {"queue": options.queue, "name": full_name(queue, options.name), "tag": options.tag}
+            done, refusals = (_matching if options.dry_run else _applied)(queue, verb, states, filters), []
     for refusal in refusals:
         complain(refusal)
     Screen().say(_summary(done, verb, dry_run=options.dry_run))
@@ -133,22 +142,31 @@ Done = Counter[TaskState]
 """How many tasks were changed, by the state that they had."""
 
 
-async def _named(queue: TaskQueue, verb: Verb, ids: list[str], *, dry_run: bool) -> tuple[Done, list[str]]:
-    storage = await store_of(queue)
+def _would_be_done(queue: TaskQueue, verb: Verb, ids: list[str]) -> tuple[Done, list[str]]:
     done, refusals = Done(), []
-    for start in range(0, len(ids), STEP):
-        step = ids[start : start + STEP]
-        before = await storage.get(step)
-        if dry_run:
-            changed = [task is not None and task.state in verb.states for task in before]
+    for task_id, task in _records(queue, ids):
+        if task is not None and task.state in verb.states:
+            done[task.state] += 1
         else:
-            changed = await verb.apply(storage, step)
-        for task_id, task, did in zip(step, before, changed, strict=True):
-            if did:
-                done[TaskState.FAILED if task is None else task.state] += 1  # None: it was not to be read
-            else:
-                refusals.append(_refusal(task_id, task, verb))
+            refusals.append(_refusal(task_id, task, verb))
     return done, refusals
+
+
+def _named(queue: TaskQueue, verb: Verb, ids: list[str]) -> tuple[Done, list[str]]:
+    done, refusals = Done(), []
+    for step in verb.apply(queue.select(ids=ids)):
+        done.update(step.by_state)
+        refusals += [_refusal(task_id, task, verb) for task_id, task in _records(queue, step.left)]
+    return done, refusals
+
+
+def _records(queue: TaskQueue, ids: Sequence[str]) -> Iterator[tuple[str, StoredTask | None]]:
+    async def read(some: Sequence[str]) -> list[StoredTask | None]:
+        return await (await store_of(queue)).get(some)
+
+    for start in range(0, len(ids), READ_AT_ONCE):
+        some = ids[start : start + READ_AT_ONCE]
+        yield from zip(some, queue.run(read(some)), strict=True)
 
 
 def _refusal(task_id: str, task: StoredTask | None, verb: Verb) -> str:
@@ -160,20 +178,14 @@ def _refusal(task_id: str, task: StoredTask | None, verb: Verb) -> str:
     return f"task {task_id} was not {verb.done}: it changed meanwhile{unique}"
 
 
-async def _matching(
-    queue: TaskQueue, verb: Verb, query: TaskQuery, states: Iterable[TaskState], *, dry_run: bool
-) -> Done:
-    storage = await store_of(queue)
+def _matching(queue: TaskQueue, verb: Verb, states: Sequence[TaskState], filters: dict[str, Any]) -> Done:
+    return Done({state: queue.select(states=[state], **filters).count().number for state in states})
+
+
+def _applied(queue: TaskQueue, verb: Verb, states: Sequence[TaskState], filters: dict[str, Any]) -> Done:
     done = Done()
-    for state in states:
-        cursor = None
-        while True:
-            page = await storage.list_tasks(evolve(query, states=[state]), cursor)
-            ids = [task.id for task in page]
-            done[state] += len(ids) if dry_run else sum(await verb.apply(storage, ids))
-            cursor = page.cursor
-            if cursor is None:
-                break
+    for step in verb.apply(queue.select(states=states, **filters)):
+        done.update(step.by_state)
     return done
 
 
@@ -186,5 +198,5 @@ def _summary(done: Done, verb: Verb, *, dry_run: bool) -> str:
 
 
 def _by_state(done: Done) -> str:
-    parts = [f"{number:,} {state}" for state, number in done.items() if number]
+    parts = [f"{done[state]:,} {state}" for state in TaskState if done[state]]
     return f" ({', '.join(parts)})" if len(parts) > 1 else ""

@@ -14,7 +14,7 @@ from omniq.cli.arguments import add_app, add_json, count, describe, text
 from omniq.cli.failures import OperationFailed, UsageError
 from omniq.cli.groups import Action, add_actions, run_action
 from omniq.cli.short_ids import whole_ids
-from omniq.cli.task_control import CANCEL, DELETE, RETRY, act, add_verb, full_name
+from omniq.cli.task_control import CANCEL, DELETE, RETRY, RUN_NOW, act, add_verb, full_name
 from omniq.cli.task_records import as_json, as_lines, reasons_json, task_table
 from omniq.cli.terminal import Screen
 from omniq.errors import TaskNotFound
@@ -196,6 +196,11 @@ ACTIONS = {
         "make failed or cancelled tasks ready again",
         lambda parser: add_verb(parser, RETRY),
         lambda options: act(options, RETRY),
+    ),
+    "run-now": Action(
+        "make tasks ready that are scheduled for later",
+        lambda parser: add_verb(parser, RUN_NOW),
+        lambda options: act(options, RUN_NOW),
     ),
     "delete": Action(
         "remove tasks that are not running",
