@@ -8,6 +8,7 @@ import pytest
 from attrs import evolve
 
 from omniq.storage import Lease, LeaseState, Storage
+from omniq.storage.body import Header, as_task, dump_header, join_body, make_content
 from omniq.storage.ids import new_id
 from omniq.task import StoredTask, TaskState
 from omniq.testing.contract.base import Contract
@@ -175,6 +176,25 @@ class LeaseContract(Contract):
             assert [worker.about for worker in await store.workers()] == [text]
 
     # Recovery
+
+    async def test_what_was_enqueued_stays_as_it_was_over_every_attempt(self, store: Storage) -> None:
+        header = Header(headers={"request-id": "größe ☂", "z.y_x-1": ""}, timeout=7.5, is_async=True)
+        body = join_body(make_content(dump_header(header), b"[[1],{}]"), b"signature")
+        (task_id,) = await add(store, body=body, tags=("a",), max_retries=9, result_ttl=77.0)
+        for ended in ("retry", "released", "lost", "failed", "succeeded"):
+            if ended == "lost":
+                await take_lapsed(store)
+                (stored,) = await store.recover(10)
+            else:
+                (claimed,) = await take(store)
+                assert claimed.body == body
+                assert await store.finish([outcome(ended, claimed)]) == [True]
+                stored = await record(store, task_id)
+            assert as_task(stored).headers == header.headers
+            assert (stored.body, stored.tags, stored.max_retries, stored.result_ttl) == (body, ("a",), 9, 77.0)
+            if ended == "failed":
+                assert await store.retry([task_id]) == [True]
+                assert (await record(store, task_id)).body == body
 
     async def test_nothing_is_recovered_while_its_lease_holds(self, store: Storage) -> None:
         await add(store, new_task(), new_task())

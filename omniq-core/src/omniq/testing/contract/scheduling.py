@@ -9,6 +9,7 @@ from attrs import evolve
 
 from omniq.schedule import Misfire, Overlap, Schedule
 from omniq.storage import Enqueued, Storage
+from omniq.storage.body import Header, as_task, dump_header, join_body, make_content
 from omniq.storage.ids import new_id
 from omniq.task import TaskState
 from omniq.testing.contract.base import Contract
@@ -40,6 +41,17 @@ async def put(store: Storage, schedule_id: str = "s", **options: object) -> Sche
 
 class ScheduleContract(Contract):
     """Schedules."""
+
+    async def test_the_headers_of_a_schedules_task_come_to_each_of_its_runs(self, store: Storage) -> None:
+        header = Header(headers={"request-id": "größe ☂"})
+        body = join_body(make_content(dump_header(header), b"[[],{}]"))
+        schedule = await put(store, task=new_task(body=body))
+        for _ in range(2):
+            run = evolve(schedule.task, id=new_id())
+            stored = await store.fire(schedule, [run])
+            assert stored is not None
+            assert as_task(await record(store, run.id)).headers == header.headers
+            (schedule,) = await store.get_schedules([schedule.id])
 
     async def test_a_schedule_comes_back_as_it_was_stored(self, store: Storage) -> None:
         schedule = Schedule(
