@@ -68,7 +68,8 @@ def test_json_is_a_list_of_objects(capsys: pytest.CaptureFixture[str]) -> None:
     default, slow = json.loads(capsys.readouterr().out)
     assert 0 <= default.pop("oldest_ready") < 60
     assert default == {
-        "queue": "default", "scheduled": 1, "ready": 2, "running": 0, "succeeded": 0, "failed": 0, "cancelled": 0,
+        "queue": "default", "blocked": 0,
+        "scheduled": 1, "ready": 2, "running": 0, "succeeded": 0, "failed": 0, "cancelled": 0,
         "paused": False,
     }  # fmt: skip
     assert slow["oldest_ready"] is None

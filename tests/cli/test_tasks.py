@@ -571,7 +571,7 @@ def test_any_number_of_tasks_is_touched_in_steps(
         (["show", URL, "ö\udcff"], 2, r"argument ID: '\xf6\udcff' is not text in UTF-8"),
         (["list", URL, "--cursor", "?"], 2, "'?' is not a cursor of "),
         (["list", URL, "--all", "--limit", "3"], 2, "--all and --limit exclude each other"),
-        (["list", URL, "--state", "faild"], 2, "argument --state: invalid choice: 'faild' (choose from 'scheduled',"),
+        (["list", URL, "--state", "faild"], 2, "argument --state: invalid choice: 'faild' (choose from 'blocked',"),
         (["list", "memory://"], 2, "memory:// lives inside one process"),
         (["cancel", URL], 2, "which tasks? Name their ids, or choose with --queue, --state, --name, --tag"),
         (["cancel", URL, NOWHERE, "--queue", "a"], 2, "name tasks by id or choose them by filters, not both"),

@@ -87,6 +87,7 @@ MODULES = {
     "cli",
     "contrib",
     "errors",
+    "flow",
     "hookspecs",
     "plugins",
     "retry",

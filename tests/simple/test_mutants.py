@@ -49,7 +49,7 @@ MUTANTS = """
     class TestNotFreeInTime(Locked, StallContract):
         @pytest.fixture(autouse=True)
         def mutation(self, monkeypatch):
-            monkeypatch.setattr(MyStorage, "limits", StorageLimits(stalled_client=0.1))
+            monkeypatch.setattr(MyStorage, "limits", StorageLimits(stalled_client=0.1, flows=True))
             monkeypatch.setattr(stalling, "STALLS", 60)
 
 

@@ -30,6 +30,8 @@ if _typing.TYPE_CHECKING:
     from omniq.errors import ArgumentsMismatch as ArgumentsMismatch
     from omniq.errors import ConfigurationError as ConfigurationError
     from omniq.errors import CorruptRecord as CorruptRecord
+    from omniq.errors import FlowClosed as FlowClosed
+    from omniq.errors import FlowNotFound as FlowNotFound
     from omniq.errors import InvalidTrigger as InvalidTrigger
     from omniq.errors import LeaseLost as LeaseLost
     from omniq.errors import NotCommitted as NotCommitted
@@ -37,6 +39,7 @@ if _typing.TYPE_CHECKING:
     from omniq.errors import PayloadRejected as PayloadRejected
     from omniq.errors import PayloadTooLarge as PayloadTooLarge
     from omniq.errors import PluginConflict as PluginConflict
+    from omniq.errors import ResultGone as ResultGone
     from omniq.errors import ResultTimeout as ResultTimeout
     from omniq.errors import ScheduleNotFound as ScheduleNotFound
     from omniq.errors import SchemaMismatch as SchemaMismatch
@@ -50,6 +53,7 @@ if _typing.TYPE_CHECKING:
     from omniq.errors import UnknownPlugin as UnknownPlugin
     from omniq.errors import UnknownScheme as UnknownScheme
     from omniq.errors import UnknownTask as UnknownTask
+    from omniq.errors import UpstreamFailed as UpstreamFailed
     from omniq.errors import WorkerLost as WorkerLost
     from omniq.hookspecs import hookimpl as hookimpl
     from omniq.hookspecs import hookspec as hookspec
@@ -82,6 +86,8 @@ _HOMES = {
         "ArgumentsMismatch",
         "ConfigurationError",
         "CorruptRecord",
+        "FlowClosed",
+        "FlowNotFound",
         "InvalidTrigger",
         "LeaseLost",
         "NotCommitted",
@@ -89,6 +95,7 @@ _HOMES = {
         "PayloadRejected",
         "PayloadTooLarge",
         "PluginConflict",
+        "ResultGone",
         "ResultTimeout",
         "ScheduleNotFound",
         "SchemaMismatch",
@@ -102,6 +109,7 @@ _HOMES = {
         "UnknownPlugin",
         "UnknownScheme",
         "UnknownTask",
+        "UpstreamFailed",
         "WorkerLost",
     ),
     "omniq._tasks.dependencies": (
@@ -177,6 +185,8 @@ __all__ = [
     "Every",
     "Exponential",
     "Fixed",
+    "FlowClosed",
+    "FlowNotFound",
     "InvalidTrigger",
     "LeaseLost",
     "Linear",
@@ -191,6 +201,7 @@ __all__ = [
     "QueueStats",
     "Reason",
     "ReasonKind",
+    "ResultGone",
     "ResultTimeout",
     "RetryPolicy",
     "Schedule",
@@ -216,6 +227,7 @@ __all__ = [
     "UnknownPlugin",
     "UnknownScheme",
     "UnknownTask",
+    "UpstreamFailed",
     "Worker",
     "WorkerAbout",
     "WorkerInfo",

@@ -15,6 +15,10 @@
     ├── TaskNotFound                  no task with that id (also a LookupError)
     ├── TaskFailed                    the task ended in failure; ``.error`` holds the rest
     ├── TaskCancelled                 the task was cancelled before it gave a result
+    ├── UpstreamFailed                a task of a flow cannot run, as one that it needs did not succeed
+    ├── ResultGone                    the result that a task of a flow needs is not stored any more
+    ├── FlowClosed                    nothing can be added to this place of a flow any more
+    ├── FlowNotFound                  no flow with that id (also a LookupError)
     ├── TaskTimeout                   the task ran longer than its ``timeout`` (also a TimeoutError)
     ├── WorkerLost                    the worker that ran the task died or lost its lease
     ├── LeaseLost                     a task completed itself that is not this worker's any more: roll back
@@ -50,6 +54,8 @@ __all__ = [
     "ArgumentsMismatch",
     "ConfigurationError",
     "CorruptRecord",
+    "FlowClosed",
+    "FlowNotFound",
     "InvalidTrigger",
     "LeaseLost",
     "NotCommitted",
@@ -57,6 +63,7 @@ __all__ = [
     "PayloadRejected",
     "PayloadTooLarge",
     "PluginConflict",
+    "ResultGone",
     "ResultTimeout",
     "ScheduleNotFound",
     "SchemaMismatch",
@@ -70,6 +77,7 @@ __all__ = [
     "UnknownPlugin",
     "UnknownScheme",
     "UnknownTask",
+    "UpstreamFailed",
     "WorkerLost",
 ]
 
@@ -166,14 +174,43 @@ class TaskFailed(OmniQError):
 
 
 class TaskCancelled(OmniQError):
-    """The task was cancelled, or expired, before it gave a result."""
+    """The task was cancelled, or expired, before it gave a result.
 
-    def __init__(self, task_id: str) -> None:
-        super().__init__(task_id)
+    :param task_id: the task's id.
+    :param error: of a task of a flow that ended as one that it needs did not succeed: what became of that one.
+    """
+
+    def __init__(self, task_id: str, error: TaskError | None = None) -> None:
+        super().__init__(task_id, error)
         self.task_id = task_id
+        self.error = error
 
     def __str__(self) -> str:
-        return f"task {self.task_id} was cancelled"
+        why = f", as {self.error.message}" if self.error is not None and self.error.type == "UpstreamFailed" else ""
+        return f"task {self.task_id} was cancelled{why}"
+
+
+class UpstreamFailed(OmniQError):
+    """A task of a flow cannot run, as one whose success it needs did not succeed."""
+
+
+class ResultGone(OmniQError):
+    """The result that a task of a flow needs is not stored any more: the task that gave it was deleted."""
+
+
+class FlowClosed(OmniQError):
+    """Nothing can be added to this place of a flow any more: the gate has opened or is broken, or it is cancelled."""
+
+
+class FlowNotFound(OmniQError, LookupError):
+    """No flow with that id is in the store."""
+
+    def __init__(self, flow_id: str) -> None:
+        super().__init__(flow_id)
+        self.flow_id = flow_id
+
+    def __str__(self) -> str:
+        return f"no flow {self.flow_id!r} in this store: its result_ttl is over, or it never was"
 
 
 class TaskTimeout(OmniQError, TimeoutError):

@@ -18,6 +18,7 @@ __all__ = [
     "Cancelled",
     "Ending",
     "Failed",
+    "Feed",
     "NewTask",
     "Omitted",
     "Outcome",
@@ -47,6 +48,8 @@ there.
 class TaskState(StrEnum):
     """Where a task stands. The three last states are final."""
 
+    BLOCKED = "blocked"
+    """It waits for other tasks of its flow."""
     SCHEDULED = "scheduled"
     READY = "ready"
     RUNNING = "running"
@@ -61,6 +64,16 @@ class TaskState(StrEnum):
 
 
 FINAL_STATES = frozenset({TaskState.SUCCEEDED, TaskState.FAILED, TaskState.CANCELLED})
+
+
+@frozen
+class Feed:
+    """One gate of a flow that counts the end of a task."""
+
+    gate: int
+    """The gate's number within the flow."""
+    needs_success: bool = True
+    """Whether the gate breaks if the task ends in any way but success."""
 
 
 @frozen(kw_only=True)
@@ -150,7 +163,13 @@ class NewTask:
     """At most one live (not ended) task has this key."""
     tags: tuple[str, ...] = ()
     result_ttl: float = 86400.0
-    """Seconds that the record and its result are kept after the end."""
+    """Seconds that the record and its result are kept after the end. Of a flow's task the flow's own counts."""
+    flow: str | None = None
+    """The flow that it belongs to, see :mod:`omniq.flow`."""
+    behind: int | None = None
+    """The gate of the flow that must open before it may start; None: it waits for none."""
+    feeds: tuple[Feed, ...] = ()
+    """The gates of the flow that count its end."""
 
 
 @frozen(kw_only=True, slots=False)
@@ -187,6 +206,11 @@ class StoredTask:
     unique: str | None = None
     tags: tuple[str, ...] = ()
     result_ttl: float = 86400.0
+    flow: str | None = None
+    behind: int | None = None
+    feeds: tuple[Feed, ...] = ()
+    opening_delay: float | None = None
+    """Of a task behind a gate: seconds from the gate's opening until it may start; None: :attr:`run_at` says when."""
     error: TaskError | None = None
     """The latest attempt's error; kept while the task waits for its next attempt, and while that runs. Of a task that
     was put back because its worker could not run it: why."""

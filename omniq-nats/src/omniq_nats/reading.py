@@ -385,7 +385,8 @@ async def _stats_of(state_store: QueueStateStore, queue_state: QueueState) -> Qu
             oldest += await _oldest_of(state_store, queue_state, line)
     return QueueStats(
         queue=queue_state.queue,
-        counts={
+        counts=dict.fromkeys(TaskState, 0)
+        | {
             SCHEDULED: len(queue_state.waiting)
             + sum(overflow_page.left for overflow_page in queue_state.overflow)
             - due,

@@ -13,6 +13,7 @@ from functools import partial
 from typing import Self
 
 from omniq.errors import StorageUnavailable
+from omniq.flow import NewFlow
 from omniq.schedule import Schedule
 from omniq.storage import (
     Capability,
@@ -163,7 +164,8 @@ class NatsStorage(Storage):
 
     # From producer to worker and back
 
-    async def enqueue(self, tasks: Sequence[NewTask]) -> list[Enqueued]:
+    async def enqueue(self, tasks: Sequence[NewTask], flow: NewFlow | None = None) -> list[Enqueued]:
+        self._refuse_flows(flow)
         opened = await self._ready()
         if not tasks:
             return []

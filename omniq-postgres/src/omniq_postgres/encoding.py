@@ -40,7 +40,7 @@ __all__ = [
 
 _log = get_logger("omniq.postgres")
 
-SCHEDULED, READY, RUNNING, SUCCEEDED, FAILED, CANCELLED = range(1, 7)
+SCHEDULED, READY, RUNNING, SUCCEEDED, FAILED, CANCELLED, BLOCKED = range(1, 8)
 
 STATE_OF = {
     SCHEDULED: TaskState.SCHEDULED,
@@ -49,6 +49,7 @@ STATE_OF = {
     SUCCEEDED: TaskState.SUCCEEDED,
     FAILED: TaskState.FAILED,
     CANCELLED: TaskState.CANCELLED,
+    BLOCKED: TaskState.BLOCKED,
 }
 """The state that each number stands for."""
 NUMBER_OF = {state: number for number, state in STATE_OF.items()}

@@ -145,7 +145,7 @@ def stats(context: Context) -> Steps[list[QueueStats]]:
     for queue, *numbers, paused, oldest in sorted(rows, key=lambda row: str(row[0])):
         # A sum of what many append at once; it is never below nothing for longer than a moment. What no store can hold
         # is no count.
-        counts = {
+        counts = dict.fromkeys(TaskState, 0) | {
             STATE_OF[state]: number if 0 < number < MOST else 0 for state, number in enumerate(numbers, SCHEDULED)
         }
         if paused or any(counts.values()):

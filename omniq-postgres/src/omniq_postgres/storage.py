@@ -15,6 +15,7 @@ from typing import Any, Self
 import psycopg
 
 from omniq.errors import StorageUnavailable
+from omniq.flow import NewFlow
 from omniq.schedule import Schedule
 from omniq.storage import (
     Capability,
@@ -145,7 +146,8 @@ class PostgresStorage(Storage, Migrated):
 
     # From producer to worker and back
 
-    async def enqueue(self, tasks: Sequence[NewTask]) -> list[Enqueued]:
+    async def enqueue(self, tasks: Sequence[NewTask], flow: NewFlow | None = None) -> list[Enqueued]:
+        self._refuse_flows(flow)
         if not tasks:
             return []
         session = self._opened()

@@ -12,6 +12,7 @@ from typing import Any, Self
 from attrs import evolve
 
 from omniq.errors import StorageUnavailable
+from omniq.flow import NewFlow
 from omniq.schedule import Schedule
 from omniq.storage import (
     Capability,
@@ -162,7 +163,8 @@ class RedisStorage(Storage):
 
     # From producer to worker and back
 
-    async def enqueue(self, tasks: Sequence[NewTask]) -> list[Enqueued]:
+    async def enqueue(self, tasks: Sequence[NewTask], flow: NewFlow | None = None) -> list[Enqueued]:
+        self._refuse_flows(flow)
         client = self._opened()
         if not tasks:
             return []
@@ -261,7 +263,7 @@ class RedisStorage(Storage):
         stats = [
             QueueStats(
                 queue=name,
-                counts=dict(zip(COUNTED, row[2:8], strict=True)),
+                counts=dict.fromkeys(TaskState, 0) | dict(zip(COUNTED, row[2:8], strict=True)),
                 paused=bool(row[1]),
                 oldest_ready=None if row[8] < 0 else row[8] / 1e6,
             )

@@ -144,7 +144,8 @@ def as_table(stats: Sequence[QueueStats], screen: Screen, frame: Frame | None = 
     """
     columns = [
         Column[QueueStats](title="queue", cell=lambda queue: queue.queue, least=10),
-        *map(_state_column, TaskState),
+        # Those who have no flows need not be told of what only tasks of flows can be.
+        *(_state_column(state) for state in TaskState if state is not BLOCKED or any(map(_has_blocked, stats))),
         Column[QueueStats](
             title="paused",
             cell=lambda queue: "yes" if queue.paused else "no",
@@ -167,6 +168,13 @@ def as_table(stats: Sequence[QueueStats], screen: Screen, frame: Frame | None = 
         )
     )
     return Table(columns, screen).lines(stats)
+
+
+BLOCKED = TaskState.BLOCKED
+
+
+def _has_blocked(queue: QueueStats) -> bool:
+    return queue.counts.get(BLOCKED, 0) > 0
 
 
 def _state_column(state: TaskState) -> Column[QueueStats]:

@@ -28,6 +28,7 @@ __all__ = ["STYLES", "arguments_json", "arguments_text", "as_json", "as_lines", 
 T = TypeVar("T")
 
 STYLES: Mapping[TaskState, tuple[str, ...]] = {
+    TaskState.BLOCKED: ("dim",),
     TaskState.SCHEDULED: ("dim",),
     TaskState.RUNNING: ("cyan",),
     TaskState.SUCCEEDED: ("green",),

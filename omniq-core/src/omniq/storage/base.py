@@ -36,6 +36,44 @@ found by one id and names another. Then:
   read, and log it once with its place. What they cannot tell of it counts as absent; ``recover`` ends a running one
   whose lease has run out, or cannot be told, as ``claim`` does.
 - ``check`` returns a finding for each. ``delete`` and ``delete_schedule`` remove a record without reading it.
+
+Flows (:mod:`omniq.flow`), on the stores that hold them (:attr:`StorageLimits.flows`):
+
+1. **Counting is the store's.** A gate waits for its holds and for the tasks *stored by a call* that feed it. A repeated
+   call stores nothing and counts nothing.
+2. **The end rule.** Whenever a task reaches a final state, in whatever way (``finish``, expiry, a lost worker,
+   ``cancel``, a record that cannot be read, ``delete`` or ``purge`` of a live one, which count as cancelled, a broken
+   gate), each gate that it feeds is counted down once *in the same step*, and breaks if the feed needs success and
+   there is none. With nothing left to count a gate that is not broken opens. An automatic retry is no end. Stale or
+   repeated outcomes count nothing.
+3. **What follows.** Those behind an open gate become ready, or scheduled if their ``run_at`` is later; a timedelta
+   counts from the opening. Those behind a broken one end as cancelled, with a :class:`~omniq.task.TaskError` of type
+   ``UpstreamFailed`` that names what failed, and that end counts in the gates which they feed. Up to 200 tasks move in
+   the same step. The rest, and every cascade, is worked off by any ``claim``, ``recover`` or ``settle``, 1,000 a step,
+   each task once, without recursion. Until then they are ``blocked``.
+4. **Place.** A released task stands where its enqueueing puts it, before what was enqueued later: older flows finish
+   first.
+5. **Late input.** A task may be added that feeds a gate that is shut. If one of the gates that it feeds is open or
+   broken, or the flow is cancelled, :class:`~omniq.errors.FlowClosed` is raised and nothing is stored. So a running
+   task can always add siblings that feed the same gates. A task added behind an open gate is ready at once, one behind
+   a broken gate ends.
+6. **No input and no hold**: a gate is open at once.
+7. **Refused whole**, by a :exc:`ValueError`: an unknown flow or gate, a ``unique`` key of a flow's task (the flow may
+   have one), and a task whose gate does not rank before each that it feeds. If another flow that has not ended holds
+   the flow's key, nothing is stored, and each entry of the answer names the holder.
+8. **Retry of a member.** It counts again in the gates that it feeds and that are not open; in an open one it has been
+   counted for good, and the tasks behind that do not run again. A broken gate without failures is shut again, and those
+   that its break had ended are revived, as long as it is not broken anew. Those themselves cannot be retried; nor can
+   any task of a cancelled flow.
+9. **Cancelling a flow**: from that step on nothing can be added. Waiting tasks end over time as under 3, running ones
+   are asked to stop.
+10. **Retention.** No task of a flow is pruned before the flow is: ``result_ttl`` seconds of the flow's after its end.
+    ``delete`` and ``purge`` are obeyed.
+11. **Building in parts.** One call, up to :attr:`StorageLimits.atomic_tasks`, is one step. A larger graph has its roots
+    behind a gate with a hold, and each call extends the hold until ``release_hold`` lets it go. If the hold runs out,
+    that gate breaks, and nothing has run.
+12. The expiry of a blocked task is acted on when its gate opens, no later. Queues may differ within a flow, and a
+    paused queue keeps what is released.
 """
 
 from __future__ import annotations
@@ -52,6 +90,7 @@ from attrs.validators import ge
 from attrs.validators import optional as or_none
 
 from omniq.errors import ConfigurationError
+from omniq.flow import Flow, NewFlow
 from omniq.schedule import Schedule
 from omniq.task import NewTask, Outcome, Progress, StoredTask, TaskState
 
@@ -133,6 +172,8 @@ class StorageLimits:
     None: until it goes on or ends. Meanwhile the calls of others that need what it holds raise
     :class:`~omniq.errors.StorageUnavailable`.
     """
+    flows: bool = False
+    """Whether it holds flows. If not, the methods about them raise :class:`~omniq.errors.ConfigurationError`."""
 
 
 @frozen
@@ -367,8 +408,10 @@ class Storage(ABC):
     # From producer to worker and back
 
     @abstractmethod
-    async def enqueue(self, tasks: Sequence[NewTask]) -> list[Enqueued]:
+    async def enqueue(self, tasks: Sequence[NewTask], flow: NewFlow | None = None) -> list[Enqueued]:
         """Store tasks as ``ready``, or as ``scheduled`` while their ``run_at`` is in the future.
+
+        Those of a flow that stand behind a gate which is not open are stored as ``blocked``.
 
         As many as :attr:`StorageLimits.atomic_tasks` says are stored all or none, whichever their queues.
 
@@ -382,9 +425,15 @@ class Storage(ABC):
         A call that is repeated because its answer was lost gives ``created=False`` for what the first one stored.
 
         :param tasks: the tasks. Those of equal priority and time are claimed in this order.
+        :param flow: stored with the tasks if it is not there; if it is, its new gates are added and its hold extended.
+            The tasks are then all of this flow. None: tasks of a flow are added to one that is there, at most one flow
+            a call.
         :return: one entry for each task, in order.
-        :raises ValueError: if the store cannot hold one of the tasks; none is stored.
+        :raises ValueError: if the store cannot hold one of the tasks, or the rules about flows refuse one; none is
+            stored.
         :raises PayloadTooLarge: the same, where it is too large.
+        :raises FlowClosed: if a task feeds a gate that is not shut, or the flow is cancelled; none is stored.
+        :raises ConfigurationError: if a flow is given and this store holds none.
         """
 
     def enqueue_blocking(self, tasks: Sequence[NewTask]) -> list[Enqueued] | None:
@@ -657,6 +706,57 @@ class Storage(ABC):
         :param updates: one for each delivery.
         """
 
+    # Flows
+
+    def _refuse_flows(self, flow: NewFlow | None, tasks: Iterable[NewTask] = ()) -> None:
+        """Raise the error of a store that holds no flows, if there is one.
+
+        :param tasks: none of which may belong to a flow.
+        """
+        if flow is not None or any(task.flow is not None for task in tasks):
+            raise _no_flows(self)
+
+    async def release_hold(self, flow_id: str, gate: int) -> bool:
+        """Take away the hold of a gate, so that it can open.
+
+        :param flow_id: the flow; one that is not there has no holds.
+        :param gate: the gate's number.
+        :return: False if there was none (any more).
+        """
+        raise _no_flows(self)
+
+    async def get_flows(self, ids: Sequence[str]) -> list[Flow | None]:
+        """Return flows as they stand.
+
+        :param ids: of flows.
+        :return: one entry for each id, in order; None for an id that is not in the store.
+        """
+        raise _no_flows(self)
+
+    async def cancel_flow(self, flow_id: str) -> bool:
+        """Cancel a flow: its waiting tasks end, its running ones are asked to stop, and none can be added.
+
+        :param flow_id: the flow.
+        :return: whether it was there, had not ended and was not cancelled before.
+        """
+        raise _no_flows(self)
+
+    async def retry_flow(self, flow_id: str) -> int:
+        """Retry what failed or was cancelled in a flow, but not as a gate broke; take back its own cancellation.
+
+        :param flow_id: the flow.
+        :return: how many tasks; those that wait for them are revived without being counted.
+        """
+        raise _no_flows(self)
+
+    async def settle(self, limit: int) -> int:
+        """Move tasks behind gates that have opened or are broken, and break gates whose holds have run out.
+
+        :param limit: how many tasks at most, so that a step stays short.
+        :return: how many were moved; fewer than the limit means that nothing is left to do.
+        """
+        return 0
+
     # Schedules
 
     @abstractmethod
@@ -753,6 +853,13 @@ class Storage(ABC):
     @abstractmethod
     async def diagnose(self) -> list[Finding]:
         """Return what ``omniq doctor`` shows: version, durability settings, limits, what is amiss and the mend."""
+
+
+def _no_flows(storage: Storage) -> ConfigurationError:
+    return ConfigurationError(
+        f"{type(storage).__name__} holds no flows yet; enqueue the tasks one after the other, or take a store that "
+        "does, such as memory://"
+    )
 
 
 class StorageFactory(Protocol):

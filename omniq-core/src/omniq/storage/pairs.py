@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from attrs import evolve
 
 from omniq.errors import CorruptRecord
+from omniq.flow import StoredFlow, StoredGate
 from omniq.schedule import Schedule
 from omniq.storage.base import StoredWorker, TaskQuery
 from omniq.storage.paging import Pager
@@ -23,13 +24,17 @@ from omniq.storage.rows import (
     STATES,
     changing_values,
     drop_at,
+    dump_flow,
+    dump_gate,
     fixed_values,
     from_micros,
+    load_flow,
+    load_gate,
     salvaged_of,
     task_of,
     to_micros,
 )
-from omniq.storage.transitions import later, promoted_task
+from omniq.storage.transitions import due_at, later, promoted_task
 from omniq.storage.validation import LARGEST_REVISION, UNREADABLE, Salvaged, check_worker, corrupt, read_schedule
 from omniq.task import StoredTask, TaskState
 
@@ -95,8 +100,9 @@ class PairsTx:
     A task is stored under ``f`` (what never changes), ``y`` (a long body), ``c`` (what does change, and the size of the
     result) and ``x`` (its result); every other key, an
     *entry*, leads to its id: ``o`` the order of enqueueing, ``b`` its queue and state, ``r`` and ``a`` ready ones by
-    place and by age, ``s`` scheduled, ``l`` leases, ``e`` expiry, ``d`` retention, ``u`` unique keys. The caller
-    commits after :meth:`flush`.
+    place and by age, ``s`` scheduled, ``l`` leases, ``e`` expiry, ``d`` retention, ``u`` unique keys, ``m``
+    and ``M`` the tasks of a flow and of a gate by state. A flow is stored under ``F``, its gates under ``G``; ``H`` and
+    ``K`` lead to flows by when they are due and by unique keys. The caller commits after :meth:`flush`.
 
     :param pairs: the store's transaction.
     :param now: the store's clock.
@@ -225,8 +231,13 @@ class PairsTx:
             found[key("l", to_micros(task.lease_until), seq)] = name
         if task.state in (TaskState.SCHEDULED, TaskState.READY) and task.expires_at is not None:
             found[key("e", to_micros(task.expires_at), seq)] = name
+        if task.flow is not None:
+            found[key("m", task.flow, state, seq)] = name
+            if task.behind is not None:
+                found[key("M", task.flow, task.behind, state, seq)] = name
         if task.state.is_final:
-            found[key("d", drop_at(task) or 0, seq)] = name
+            if task.flow is None:  # else it is kept as long as the flow is
+                found[key("d", drop_at(task) or 0, seq)] = name
         elif task.unique is not None:
             found[key("u", task.unique)] = name
         return found
@@ -297,7 +308,7 @@ class PairsTx:
         """Remove all entries that lead to tasks that cannot be read; return their places, as far as they have one."""
         wanted = {task_id.encode(): task_id for task_id in ids}
         places: dict[str, int] = {}
-        for kind in "obrasledu" if ids else "":
+        for kind in "obrasledumM" if ids else "":
             for where, value in list(self._entries_in(key(kind))):
                 if value not in wanted:
                     continue
@@ -324,7 +335,8 @@ class PairsTx:
         for task in tasks:
             name, seq = task.id.encode(), places.get(task.id)
             if seq is not None:
-                entries = key("o", seq), key("b", task.queue, failed, seq), key("d", drop_at(task) or 0, seq)
+                kept = key("d", drop_at(task) or 0, seq) if task.flow is None else key("m", task.flow, failed, seq)
+                entries = key("o", seq), key("b", task.queue, failed, seq), kept
                 self._write(dict.fromkeys(entries, name))
                 self._count(task.queue, failed, 1)
 
@@ -426,23 +438,112 @@ class PairsTx:
             below = entries[-1][0].removeprefix(prefix)
             entries = list(self._entries_in(prefix, below, ENTRIES_AT_A_TIME, backwards=True))
 
-    def purge(self, queue: str, states: Sequence[TaskState], limit: int) -> int:
+    def in_states(self, queue: str, states: Sequence[TaskState], limit: int) -> list[StoredTask]:
         tasks: list[StoredTask] = []
         for state in states:
             if len(tasks) < limit:
                 tasks += self._found(key("b", queue, STATE_NUMBERS[state]), None, limit - len(tasks), whole=False)
-        self.remove([task.id for task in tasks])
-        return len(tasks)
+        return tasks
 
-    def prune(self, limit: int) -> int:
-        now = to_micros(self.now)
-        tasks = self._found(key("d"), now, limit, whole=False)
-        self.remove([task.id for task in tasks])
+    def dropped(self, limit: int) -> list[StoredTask]:
+        return self._found(key("d"), to_micros(self.now), limit, whole=False)
+
+    def forget_workers(self) -> None:
         for where, value in list(self._entries_in(key("w"))):
             seen = self._worker(where, value)
-            if seen is None or seen[2] <= now:
+            if seen is None or seen[2] <= to_micros(self.now):
                 self._write({}, [where, key("W") + where[len(key("w")) :]])
-        return len(tasks)
+
+    # Flows
+
+    def _flow(self, flow_id: str, value: bytes | None) -> StoredFlow | None:
+        try:
+            return None if value is None else load_flow(value, flow_id)
+        except CorruptRecord as problem:
+            self.problems.append(problem)
+            return None
+
+    def flows(self, ids: Iterable[str]) -> dict[str, StoredFlow]:
+        found = {flow_id: self._flow(flow_id, self._one(key("F", flow_id))) for flow_id in ids}
+        return {flow_id: flow for flow_id, flow in found.items() if flow is not None}
+
+    def _flow_entries(self, flow: StoredFlow) -> dict[bytes, bytes]:
+        """Return the keys under which a flow is found, besides its id."""
+        found, name, due, ended = {}, flow.id.encode(), due_at(flow), flow.finished_at is not None
+        if due is not None:
+            found[key("H", int(ended), to_micros(due), flow.id)] = name
+        if flow.unique is not None and not ended:
+            found[key("K", flow.unique)] = name
+        return found
+
+    def save_flow(self, flow: StoredFlow) -> None:
+        self._forget_flow(flow.id)
+        self._write({key("F", flow.id): dump_flow(flow).encode(), **self._flow_entries(flow)})
+
+    def _forget_flow(self, flow_id: str) -> None:
+        old = self._flow(flow_id, self._one(key("F", flow_id)))
+        self._write({}, [key("F", flow_id), *(() if old is None else self._flow_entries(old))])
+
+    def remove_flow(self, flow_id: str) -> None:
+        self._forget_flow(flow_id)
+        self._write({}, [where for where, _ in list(self._entries_in(key("G", flow_id)))])
+
+    def gates(self, flow_id: str, numbers: Iterable[int] | None) -> dict[int, StoredGate]:
+        if numbers is None:
+            values = dict(self._entries_in(key("G", flow_id)))
+        else:
+            values = self._get(key("G", flow_id, n) for n in numbers)
+        found = {}
+        for where, value in values.items():
+            n = _number_in(where, -8)
+            try:
+                found[n] = load_gate(value, flow_id, n)
+            except CorruptRecord as problem:
+                self.problems.append(problem)
+        return found
+
+    def save_gates(self, flow_id: str, gates: Iterable[StoredGate]) -> None:
+        values = {key("G", flow_id, gate.n): dump_gate(gate).encode() for gate in gates}
+        if values:
+            self._write(values)
+
+    def members(
+        self, flow_id: str, behind: int | None, states: Sequence[TaskState], limit: int | None
+    ) -> list[StoredTask]:
+        found: list[StoredTask] = []
+        for state in states:
+            place = ("m", flow_id) if behind is None else ("M", flow_id, behind)
+            found += self._found(key(*place, STATE_NUMBERS[state]), None, limit, whole=False)
+        return sorted(found, key=lambda task: self._seqs.get(task.id, 0))[:limit]
+
+    def count_members(self, flow_id: str) -> dict[TaskState, int]:
+        return {
+            state: count
+            for state, number in STATE_NUMBERS.items()
+            if (count := sum(1 for _ in self._entries_in(key("m", flow_id, number))))
+        }
+
+    def flow_of_key(self, unique: str) -> str | None:
+        value = self._one(key("K", unique))
+        flow_id = None if value is None else _text(value)
+        flow = None if flow_id is None else self.flows([flow_id]).get(flow_id)
+        return flow.id if flow is not None and flow.unique == unique and flow.finished_at is None else None
+
+    def due_flows(self, ended: bool, limit: int) -> list[str]:
+        found: list[str] = []
+        stray = []
+        for where, value in self._entries_in(key("H", int(ended)), key(to_micros(self.now) + 1)):
+            flow_id = _text(value)
+            flow = None if flow_id is None else self.flows([flow_id]).get(flow_id)
+            if flow is None or where not in self._flow_entries(flow):
+                stray.append(where)
+                continue
+            found.append(flow.id)
+            if len(found) == limit:
+                break
+        if stray:
+            self._write({}, stray)
+        return found
 
     def counts(self) -> dict[str, dict[TaskState, int]]:
         counts: dict[str, dict[TaskState, int]] = {}

@@ -104,7 +104,7 @@ def load_schedule(text: str | bytes, **known: Any) -> Schedule:
         return Schedule(
             **{
                 **fields,
-                "task": NewTask(**{**task, "tags": tuple(task["tags"])}),
+                "task": NewTask(**{**task, "tags": tuple(task["tags"]), "feeds": ()}),
                 "misfire": Misfire(fields["misfire"]),
                 "overlap": Overlap(fields["overlap"]),
                 "apps": tuple(fields.get("apps", ())),

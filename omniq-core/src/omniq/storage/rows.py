@@ -5,6 +5,7 @@ Points in time are whole microseconds since the epoch, so that they come back ex
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -12,11 +13,12 @@ from functools import lru_cache
 from typing import Any
 
 from omniq.errors import CorruptRecord
+from omniq.flow import GateState, StoredFlow, StoredGate
 from omniq.storage.escaping import shown
 from omniq.storage.records import dump_error, dump_progress, load_error, load_progress
 from omniq.storage.transitions import later
 from omniq.storage.validation import UNREADABLE, Salvaged, check_task, corrupt, salvaged
-from omniq.task import StoredTask, TaskState
+from omniq.task import Feed, StoredTask, TaskState
 
 __all__ = [
     "CHANGING",
@@ -26,8 +28,12 @@ __all__ = [
     "STATE_NUMBERS",
     "changing_values",
     "drop_at",
+    "dump_flow",
+    "dump_gate",
     "fixed_values",
     "from_micros",
+    "load_flow",
+    "load_gate",
     "salvaged_of",
     "task_of",
     "to_micros",
@@ -39,12 +45,28 @@ _MICROSECOND = timedelta(microseconds=1)
 LATEST = 253_402_300_799_999_999
 """The last microsecond that a datetime can name."""
 
-STATE_NUMBERS = {state: number for number, state in enumerate(TaskState, 1)}
-"""The number that stands for each state: 1 scheduled, 2 ready, 3 running, 4 succeeded, 5 failed, 6 cancelled."""
+STATE_NUMBERS = {state: number for number, state in enumerate(TaskState)}
+"""The number that stands for each state: 0 blocked, 1 scheduled, 2 ready, 3 running, 4 succeeded, 5 failed, and 6
+cancelled."""
 STATES = {number: state for state, number in STATE_NUMBERS.items()}
 """And the state of each number."""
 
-FIXED = ("id", "queue", "name", "body", "priority", "max_retries", "created_at", "unique", "tags", "result_ttl")
+FIXED = (
+    "id",
+    "queue",
+    "name",
+    "body",
+    "priority",
+    "max_retries",
+    "created_at",
+    "unique",
+    "tags",
+    "result_ttl",
+    "flow",
+    "behind",
+    "feeds",
+    "opening_delay",
+)
 """The fields that never change once a task is stored, in the order of :func:`fixed_values`."""
 
 CHANGING = (
@@ -87,8 +109,15 @@ def _moment(number: int | None) -> datetime | None:
 
 
 def drop_at(task: StoredTask) -> int | None:
-    """Return until when the record of a task is kept, in microseconds since the epoch; None if it has not ended."""
-    return None if task.finished_at is None else to_micros(later(task.finished_at, task.result_ttl))
+    """Return until when the record of a task is kept, in microseconds since the epoch.
+
+    None if it has not ended, and if it belongs to a flow: then the flow says.
+    """
+    return (
+        None
+        if task.finished_at is None or task.flow is not None
+        else to_micros(later(task.finished_at, task.result_ttl))
+    )
 
 
 def fixed_values(task: StoredTask) -> tuple[Any, ...]:
@@ -111,6 +140,10 @@ def fixed_values(task: StoredTask) -> tuple[Any, ...]:
         task.unique,
         json.dumps(task.tags) if task.tags else None,
         float(task.result_ttl),
+        task.flow,
+        task.behind,
+        json.dumps([[feed.gate, feed.needs_success] for feed in task.feeds]) if task.feeds else None,
+        task.opening_delay,
     )
 
 
@@ -144,7 +177,8 @@ def task_of(fixed: Sequence[Any], changing: Sequence[Any], place: str = "") -> S
     """
     task_id: Any = fixed[0] if fixed else None
     try:
-        _, queue, name, body, priority, max_retries, created_at, unique, tags, result_ttl = fixed
+        _, queue, name, body, priority, max_retries, created_at, unique, tags, result_ttl, *place_in_flow = fixed
+        flow, behind, feeds, opening_delay = place_in_flow
         (
             state,
             attempt,
@@ -172,6 +206,10 @@ def task_of(fixed: Sequence[Any], changing: Sequence[Any], place: str = "") -> S
             unique=unique,
             tags=() if tags is None else _tags(tags),
             result_ttl=result_ttl,
+            flow=flow,
+            behind=behind,
+            feeds=() if feeds is None else _feeds(feeds),
+            opening_delay=opening_delay,
             state=STATES[state],
             attempt=attempt,
             delivery=delivery,
@@ -204,6 +242,10 @@ def _tags(text: str) -> tuple[str, ...]:
     return tuple(tags)
 
 
+def _feeds(text: str) -> tuple[Feed, ...]:
+    return tuple(Feed(gate, needs_success) for gate, needs_success in json.loads(text))
+
+
 def salvaged_of(problem: CorruptRecord, task_id: object, fixed: Sequence[Any], changing: Sequence[Any]) -> Salvaged:
     """Return what is shown in place of a task whose values cannot be read.
 
@@ -215,9 +257,85 @@ def salvaged_of(problem: CorruptRecord, task_id: object, fixed: Sequence[Any], c
     known = dict(zip(FIXED, fixed, strict=False)) | dict(zip(CHANGING, changing, strict=False))
     for name in _TIMES & known.keys():
         known[name] = from_micros(known[name]) if type(known[name]) is int and 0 <= known[name] <= LATEST else None
+    feeds = known.get("feeds")
+    with contextlib.suppress(*UNREADABLE):
+        known["feeds"] = () if feeds is None else _feeds(feeds)
     return salvaged(problem, task_id, {name: known[name] for name in _SHOWN & known.keys()})
 
 
 _TIMES = frozenset({"created_at", "run_at", "started_at", "finished_at"})
-_SHOWN = _TIMES | {"queue", "name", "body", "priority", "attempt", "delivery", "worker", "result_payload"}
-"""What can be shown of a task that cannot be read."""
+_SHOWN = (
+    _TIMES
+    | {"queue", "name", "body", "priority", "attempt", "delivery", "worker", "result_payload"}
+    | {
+        "flow",
+        "behind",
+        "feeds",
+    }
+)
+"""What can be shown of a task that cannot be read, and in which gates its end counts."""
+
+
+def dump_flow(flow: StoredFlow) -> str:
+    """Return a flow as text."""
+    times = [_micros(moment) for moment in (flow.created_at, flow.hold_until, flow.finished_at)]
+    numbers = [flow.live, flow.held, flow.result_ttl, flow.cancelled, flow.cancelling]
+    return json.dumps([flow.id, flow.unique, times, numbers, list(flow.agenda)], separators=(",", ":"))
+
+
+def load_flow(text: str | bytes, flow_id: str) -> StoredFlow:
+    """Return the flow of a text.
+
+    :raises CorruptRecord: if it cannot be read, or is that of another flow.
+    """
+    try:
+        own_id, unique, (created_at, hold_until, finished_at), numbers, agenda = json.loads(text)
+        live, held, result_ttl, cancelled, cancelling = numbers
+        if own_id != flow_id:
+            raise ValueError(f"its record is that of flow {own_id!r}")
+        if type(live) is not int or type(held) is not int or not all(type(n) is int for n in agenda):
+            raise ValueError("its numbers are no numbers")
+        return StoredFlow(
+            id=own_id,
+            unique=unique,
+            created_at=from_micros(created_at),
+            result_ttl=float(result_ttl),
+            live=live,
+            held=held,
+            hold_until=_moment(hold_until),
+            finished_at=_moment(finished_at),
+            cancelled=bool(cancelled),
+            cancelling=bool(cancelling),
+            agenda=dict.fromkeys(agenda),
+        )
+    except UNREADABLE as problem:
+        raise corrupt("flow", flow_id, problem) from problem
+
+
+def dump_gate(gate: StoredGate) -> str:
+    """Return a gate as text."""
+    values = [gate.n, gate.rank, gate.unmet, gate.failed, gate.holds, gate.state, gate.error, gate.revives]
+    return json.dumps(values, separators=(",", ":"))
+
+
+def load_gate(text: str | bytes, flow_id: str, n: int) -> StoredGate:
+    """Return the gate of a text.
+
+    :raises CorruptRecord: if it cannot be read, or is another gate.
+    """
+    try:
+        own_n, rank, unmet, failed, holds, state, error, revives = json.loads(text)
+        if own_n != n or not all(type(number) is int for number in (unmet, failed, holds)):
+            raise ValueError(f"{text!r:.100} in place of a gate")
+        return StoredGate(
+            n=n,
+            rank=rank,
+            unmet=unmet,
+            failed=failed,
+            holds=holds,
+            state=GateState(state),
+            error=error,
+            revives=bool(revives),
+        )
+    except UNREADABLE as problem:
+        raise corrupt("flow", flow_id, f"gate {n}: {problem}") from problem

@@ -20,6 +20,7 @@ from datetime import datetime
 from typing import Any, Protocol, Self, TypeVar
 
 from omniq.errors import CorruptRecord, StorageUnavailable
+from omniq.flow import Flow, NewFlow
 from omniq.schedule import Schedule
 from omniq.storage import transitions
 from omniq.storage.base import (
@@ -30,6 +31,7 @@ from omniq.storage.base import (
     QueueStats,
     Storage,
     StorageConfig,
+    StorageLimits,
     StoredWorker,
     TaskPage,
     TaskQuery,
@@ -110,12 +112,8 @@ class Tx(transitions.Transaction, Protocol):
         """Let a queue go on; return False if it was not paused."""
 
     @abstractmethod
-    def purge(self, queue: str, states: Sequence[TaskState], limit: int) -> int:
-        """Remove tasks of a queue in these states; return how many."""
-
-    @abstractmethod
-    def prune(self, limit: int) -> int:
-        """Remove tasks that have ended and whose ``result_ttl`` is over, and dead workers; return how many tasks."""
+    def forget_workers(self) -> None:
+        """Remove workers that were not heard of within their leases."""
 
     @abstractmethod
     def schedules(self) -> list[Schedule]:
@@ -138,6 +136,8 @@ class SimpleStorage(Storage):
 
     timeout = 20.0
     """Seconds after which a call that cannot be done raises :class:`~omniq.errors.StorageUnavailable`."""
+
+    limits = StorageLimits(flows=True)
 
     def __init__(self, config: StorageConfig) -> None:
         self.config = config
@@ -259,8 +259,8 @@ class SimpleStorage(Storage):
 
     # From producer to worker and back
 
-    async def enqueue(self, tasks: Sequence[NewTask]) -> list[Enqueued]:
-        return await self._run(transitions.enqueue, tasks, wakes=True)
+    async def enqueue(self, tasks: Sequence[NewTask], flow: NewFlow | None = None) -> list[Enqueued]:
+        return await self._run(transitions.enqueue, tasks, flow, wakes=True)
 
     def join(self, connection: object) -> CallerTransaction:
         if not self.connection_types:
@@ -274,7 +274,7 @@ class SimpleStorage(Storage):
     async def claim(
         self, demand: Mapping[str, int], *, worker: str, lease: float, limit: int | None = None
     ) -> list[StoredTask]:
-        return await self._run(transitions.claim, demand, worker, lease, limit)
+        return await self._run(transitions.claim, demand, worker, lease, limit, wakes=True)
 
     async def finish(self, outcomes: Sequence[Outcome]) -> list[bool]:
         return await self._run(transitions.finish, outcomes, wakes=True)
@@ -354,7 +354,7 @@ class SimpleStorage(Storage):
             served = sorted(set(queues) - tx.paused())
             # A schedule that was due already when the wait began is no reason to return: perhaps nobody can fire it.
             schedule = tx.next_schedule(began)
-            if tx.has_work(served) or (schedule is not None and schedule <= tx.now):
+            if tx.has_work(served) or tx.due_flows(False, 1) or (schedule is not None and schedule <= tx.now):
                 return True, 0.0
             moments = [moment for moment in (schedule, tx.next_task(served)) if moment is not None]
             return False, min([(moment - tx.now).total_seconds() for moment in moments], default=LOOK_SECONDS)
@@ -417,7 +417,7 @@ class SimpleStorage(Storage):
         states = [one for one in TaskState if one is not TaskState.RUNNING and state in (None, one)]
         total = 0
         while True:
-            removed: int = await self._run(lambda tx: tx.purge(queue, states, PURGE_STEP), wakes=True)
+            removed: int = await self._run(transitions.purge, queue, states, PURGE_STEP, wakes=True)
             total += removed
             if removed < PURGE_STEP:
                 return total
@@ -430,6 +430,23 @@ class SimpleStorage(Storage):
 
     async def set_progress(self, updates: Mapping[Lease, Progress]) -> None:
         await self._run(transitions.set_progress, updates)
+
+    # Flows
+
+    async def release_hold(self, flow_id: str, gate: int) -> bool:
+        return await self._run(transitions.release_hold, flow_id, gate, wakes=True)
+
+    async def get_flows(self, ids: Sequence[str]) -> list[Flow | None]:
+        return await self._read(lambda tx: transitions.get_flows(tx, ids))
+
+    async def cancel_flow(self, flow_id: str) -> bool:
+        return await self._run(transitions.cancel_flow, flow_id, wakes=True)
+
+    async def retry_flow(self, flow_id: str) -> int:
+        return await self._run(transitions.retry_flow, flow_id, wakes=True)
+
+    async def settle(self, limit: int) -> int:
+        return await self._run(transitions.settle, limit, wakes=True)
 
     # Schedules
 
@@ -452,7 +469,11 @@ class SimpleStorage(Storage):
     # Maintenance
 
     async def prune(self, limit: int) -> int:
-        return await self._run(lambda tx: tx.prune(limit), wakes=True)
+        def remove(tx: Tx) -> int:
+            tx.forget_workers()
+            return transitions.prune(tx, limit)
+
+        return await self._run(remove, wakes=True)
 
     async def check(self, limit: int = 100) -> list[Finding]:
         def look(tx: Tx) -> list[CorruptRecord]:
@@ -558,11 +579,14 @@ class _Joined(CallerTransaction):
             raise fault from error
 
     def enqueue(self, tasks: Sequence[NewTask]) -> list[Enqueued]:
-        with self._tx() as tx:
-            return transitions.enqueue(tx, tasks)
+        return self.enqueue_flow(tasks, None)
 
     async def aenqueue(self, tasks: Sequence[NewTask]) -> list[Enqueued]:
         return self.enqueue(tasks)
+
+    def enqueue_flow(self, tasks: Sequence[NewTask], flow: NewFlow | None) -> list[Enqueued]:
+        with self._tx() as tx:
+            return transitions.enqueue(tx, tasks, flow)
 
     def finish(self, outcome: Outcome) -> bool:
         with self._tx() as tx:

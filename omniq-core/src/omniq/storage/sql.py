@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from typing import Any, ClassVar
 
 from omniq.errors import CorruptRecord, SchemaMismatch
+from omniq.flow import StoredFlow, StoredGate
 from omniq.schedule import Schedule
 from omniq.storage.base import StoredWorker, TaskQuery
 from omniq.storage.paging import CLOCK_SLACK, slackened
@@ -28,13 +29,17 @@ from omniq.storage.rows import (
     STATES,
     changing_values,
     drop_at,
+    dump_flow,
+    dump_gate,
     fixed_values,
     from_micros,
+    load_flow,
+    load_gate,
     salvaged_of,
     task_of,
     to_micros,
 )
-from omniq.storage.transitions import later
+from omniq.storage.transitions import due_at, later
 from omniq.storage.validation import (
     LARGEST_REVISION,
     UNREADABLE,
@@ -55,10 +60,13 @@ SCHEMA = {
     "task": "seq BIGINT PRIMARY KEY, place INT NOT NULL, live_key VARCHAR(64) UNIQUE, drop_at BIGINT, "
     "id {key} NOT NULL UNIQUE, queue {key} NOT NULL, name {text} NOT NULL, body {blob} NOT NULL, "
     "priority INT NOT NULL, max_retries BIGINT NOT NULL, created_at BIGINT NOT NULL, unique_key {text}, tags {text}, "
-    "result_ttl {float} NOT NULL, state INT NOT NULL, attempt INT NOT NULL, delivery INT NOT NULL, "
+    "result_ttl {float} NOT NULL, flow {key}, behind BIGINT, feeds {text}, opening_delay {float}, "
+    "state INT NOT NULL, attempt INT NOT NULL, delivery INT NOT NULL, "
     "run_at BIGINT NOT NULL, started_at BIGINT, finished_at BIGINT, expires_at BIGINT, lease_until BIGINT, "
     "worker {text}, error {text}, progress {text}, cancel_requested INT NOT NULL, attempt_log {text}, "
     "result_payload {blob}",
+    "flow": "id {key} PRIMARY KEY, live_key VARCHAR(64) UNIQUE, ended INT NOT NULL, due BIGINT, body {text} NOT NULL",
+    "gate": "flow {key} NOT NULL, n BIGINT NOT NULL, body {text} NOT NULL, PRIMARY KEY (flow, n)",
     "task_count": "queue {key} NOT NULL, state INT NOT NULL, n BIGINT NOT NULL, PRIMARY KEY (queue, state)",
     "paused": "queue {key} PRIMARY KEY",
     "worker": "id {key} PRIMARY KEY, seen_at BIGINT NOT NULL, until BIGINT NOT NULL, about {text}",
@@ -72,6 +80,8 @@ INDEXES = {
     "task_lease": ("task", "state, lease_until, seq"),
     "task_expiry": ("task", "state, expires_at"),
     "task_drop": ("task", "drop_at"),
+    "task_member": ("task", "flow, behind, seq"),
+    "flow_due": ("flow", "ended, due"),
     "schedule_due": ("schedule", "due"),
 }
 
@@ -80,6 +90,8 @@ _COLUMN = {"unique": "unique_key"}
 _LATEST = "ORDER BY seq DESC LIMIT %s"
 _LATEST_WITHOUT_LEASE = "ORDER BY lease_until DESC, seq DESC LIMIT %s"
 _PLACE = re.compile(r"row [0-9]{1,18}")
+GATES_AT_ONCE = 500
+"""Gates that one query asks for: a statement takes a bounded number of parameters."""
 _LEFT_OUT = frozenset({"body", "result_payload"})
 """What is not read where it is not asked for: it may be large."""
 _ENDED = tuple(STATE_NUMBERS[state] for state in TaskState if state.is_final)
@@ -131,6 +143,8 @@ class SqlTx:
         self._namespace = namespace
         self._names = {one: f"{self.quote}{namespace}_{one}{self.quote}" for one in (*SCHEMA, *INDEXES)}
         self._schedules_there: set[str] = set()
+        self._flows_there: set[str] = set()
+        self._gates_there: set[tuple[str, int]] = set()
 
     now: datetime
 
@@ -452,16 +466,108 @@ class SqlTx:
                 high = middle
         return low
 
-    def purge(self, queue: str, states: Sequence[TaskState], limit: int) -> int:
+    def in_states(self, queue: str, states: Sequence[TaskState], limit: int) -> list[StoredTask]:
         numbers = [STATE_NUMBERS[state] for state in states]
         where = f"queue = %s AND state IN %s LIMIT %s{self.skip_locked}"
-        return self._remove([self._before[task.id] for task in self._tasks(where, queue, numbers, limit, whole=False)])
+        return self._tasks(where, queue, numbers, limit, whole=False)
 
-    def prune(self, limit: int) -> int:
-        now = to_micros(self.now)
-        self.change("DELETE FROM {worker} WHERE until <= %s", now)
+    def dropped(self, limit: int) -> list[StoredTask]:
         where = f"drop_at <= %s ORDER BY drop_at LIMIT %s{self.skip_locked}"
-        return self._remove([self._before[task.id] for task in self._tasks(where, now, limit, whole=False)])
+        return self._tasks(where, to_micros(self.now), limit, whole=False)
+
+    def forget_workers(self) -> None:
+        self.change("DELETE FROM {worker} WHERE until <= %s", to_micros(self.now))
+
+    # Flows
+
+    def flows(self, ids: Iterable[str]) -> dict[str, StoredFlow]:
+        found = {}
+        where = f"id IN %s ORDER BY id{self._lock}"
+        for flow_id, body in self.rows(f"SELECT id, body FROM {{flow}} WHERE {where}", list(dict.fromkeys(ids))):
+            try:
+                found[flow_id] = load_flow(body, flow_id)
+            except CorruptRecord as problem:
+                self.problems.append(problem)
+        self._flows_there.update(found)
+        return found
+
+    def save_flow(self, flow: StoredFlow) -> None:
+        due = due_at(flow)
+        values = (
+            None if flow.unique is None or flow.finished_at is not None else _hashed(flow.unique),
+            int(flow.finished_at is not None),
+            None if due is None else to_micros(due),
+            dump_flow(flow),
+            flow.id,
+        )
+        # One that was not there when it was looked for may be by now: it must not be replaced unseen.
+        if flow.id in self._flows_there:
+            self.change("UPDATE {flow} SET live_key = %s, ended = %s, due = %s, body = %s WHERE id = %s", *values)
+        else:
+            self.change("INSERT INTO {flow} (live_key, ended, due, body, id) VALUES (%s, %s, %s, %s, %s)", *values)
+        self._flows_there.add(flow.id)
+
+    def remove_flow(self, flow_id: str) -> None:
+        self.change("DELETE FROM {gate} WHERE flow = %s", flow_id)
+        self.change("DELETE FROM {flow} WHERE id = %s", flow_id)
+
+    def gates(self, flow_id: str, numbers: Iterable[int] | None) -> dict[int, StoredGate]:
+        if numbers is None:
+            rows = self.rows("SELECT n, body FROM {gate} WHERE flow = %s", flow_id)
+        else:
+            wanted = list(numbers)
+            parts = [wanted[start : start + GATES_AT_ONCE] for start in range(0, len(wanted), GATES_AT_ONCE)]
+            select = "SELECT n, body FROM {gate} WHERE flow = %s AND n IN %s"
+            rows = [row for part in parts for row in self.rows(select, flow_id, part)]
+        found = {}
+        for n, body in rows:
+            try:
+                found[n] = load_gate(body, flow_id, n)
+            except CorruptRecord as problem:
+                self.problems.append(problem)
+            self._gates_there.add((flow_id, n))
+        return found
+
+    def save_gates(self, flow_id: str, gates: Iterable[StoredGate]) -> None:
+        rows = [(dump_gate(gate), flow_id, gate.n) for gate in gates]
+        there = [row for row in rows if row[1:] in self._gates_there]
+        self.change_many("UPDATE {gate} SET body = %s WHERE flow = %s AND n = %s", there)
+        new = [row for row in rows if row[1:] not in self._gates_there]
+        self.change_many("INSERT INTO {gate} (body, flow, n) VALUES (%s, %s, %s)", new)
+        self._gates_there.update(row[1:] for row in new)
+
+    def members(
+        self, flow_id: str, behind: int | None, states: Sequence[TaskState], limit: int | None
+    ) -> list[StoredTask]:
+        given = {
+            "flow = %s": flow_id,
+            "behind = %s": behind,
+            "state IN %s": [STATE_NUMBERS[state] for state in states],
+        }
+        chosen = {clause: value for clause, value in given.items() if value is not None}
+        where = f"{' AND '.join(chosen)} ORDER BY seq{'' if limit is None else ' LIMIT %s'}{self._lock}"
+        return self._tasks(where, *chosen.values(), *(() if limit is None else (limit,)), whole=False)
+
+    def count_members(self, flow_id: str) -> dict[TaskState, int]:
+        rows = self.rows("SELECT state, COUNT(*) FROM {task} WHERE flow = %s GROUP BY state", flow_id)
+        return {STATES[state]: count for state, count in rows if state in STATES}
+
+    def flow_of_key(self, key: str) -> str | None:
+        found = self.rows("SELECT id FROM {flow} WHERE live_key = %s", _hashed(key))
+        return found[0][0] if found else None
+
+    def due_flows(self, ended: bool, limit: int) -> list[str]:
+        where = "ended = %s AND due <= %s ORDER BY due LIMIT %s"
+        rows = self.rows(f"SELECT id, body FROM {{flow}} WHERE {where}", int(ended), to_micros(self.now), limit)
+        found = []
+        for flow_id, body in rows:
+            try:
+                found.append(load_flow(body, flow_id).id)
+            except CorruptRecord as problem:
+                # It must not stand before the others for ever.
+                self.problems.append(problem)
+                self.change("UPDATE {flow} SET due = NULL WHERE id = %s", flow_id)
+        return found
 
     def counts(self) -> dict[str, dict[TaskState, int]]:
         found: dict[str, dict[TaskState, int]] = {}

@@ -12,6 +12,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
+from omniq.errors import ConfigurationError
+from omniq.flow import NewFlow
 from omniq.storage import Enqueued
 from omniq.task import NewTask, Outcome
 
@@ -44,6 +46,14 @@ class CallerTransaction(ABC):
     @abstractmethod
     async def aenqueue(self, tasks: Sequence[NewTask]) -> list[Enqueued]:
         """Do :meth:`omniq.storage.Storage.enqueue` within the caller's transaction."""
+
+    def enqueue_flow(self, tasks: Sequence[NewTask], flow: NewFlow | None) -> list[Enqueued]:
+        """Do :meth:`omniq.storage.Storage.enqueue` with a flow, on a store that holds flows."""
+        raise ConfigurationError(f"{type(self).__name__} stores no flows within a transaction of the caller's")
+
+    async def aenqueue_flow(self, tasks: Sequence[NewTask], flow: NewFlow | None) -> list[Enqueued]:
+        """Do :meth:`enqueue_flow`."""
+        return self.enqueue_flow(tasks, flow)
 
     @abstractmethod
     def finish(self, outcome: Outcome) -> bool:

@@ -16,6 +16,8 @@ from typing import Protocol
 
 from attrs import evolve
 
+from omniq.errors import FlowClosed
+from omniq.flow import Flow, Gate, GateState, NewFlow, NewGate, StoredFlow, StoredGate
 from omniq.schedule import Schedule
 from omniq.storage.attempts import with_lost_line
 from omniq.storage.base import Enqueued, Lease, LeaseState
@@ -36,7 +38,17 @@ from omniq.task import (
     record_of,
 )
 
-__all__ = ["LATEST", "Transaction", "answered_task", "claimed_task", "later", "promoted_task", "stored_task"]
+__all__ = [
+    "LATEST",
+    "Transaction",
+    "answered_task",
+    "claimed_task",
+    "count_ends",
+    "due_at",
+    "later",
+    "promoted_task",
+    "stored_task",
+]
 
 LATEST = datetime.max.replace(tzinfo=UTC)
 """The last point in time that a datetime can name; what would come after it comes then."""
@@ -97,6 +109,61 @@ class Transaction(Protocol):
         """Return scheduled and ready tasks whose ``expires_at`` has come."""
 
     @abstractmethod
+    def in_states(self, queue: str, states: Sequence[TaskState], limit: int) -> list[StoredTask]:
+        """Return tasks of a queue in these states, in any order. Their bodies and results may be left out."""
+
+    @abstractmethod
+    def dropped(self, limit: int) -> list[StoredTask]:
+        """Return tasks of no flow that have ended and whose ``result_ttl`` is over, the longest ago first.
+
+        Their bodies and results may be left out.
+        """
+
+    @abstractmethod
+    def flows(self, ids: Iterable[str]) -> dict[str, StoredFlow]:
+        """Return flows by their ids, without those that are not there or cannot be read; locked in order of the ids."""
+
+    @abstractmethod
+    def save_flow(self, flow: StoredFlow) -> None:
+        """Add a flow, or replace the one with its id; its gates stay.
+
+        It is found by :meth:`flow_of_key` until it has ended, and by :meth:`due_flows` as :func:`due_at` says.
+        """
+
+    @abstractmethod
+    def remove_flow(self, flow_id: str) -> None:
+        """Remove a flow that is there, with its gates."""
+
+    @abstractmethod
+    def gates(self, flow_id: str, numbers: Iterable[int] | None) -> dict[int, StoredGate]:
+        """Return gates of a flow by their numbers, without those that are not there; without numbers all of them."""
+
+    @abstractmethod
+    def save_gates(self, flow_id: str, gates: Iterable[StoredGate]) -> None:
+        """Add gates, or replace those with their numbers."""
+
+    @abstractmethod
+    def members(
+        self, flow_id: str, behind: int | None, states: Sequence[TaskState], limit: int | None
+    ) -> list[StoredTask]:
+        """Return tasks of a flow in these states, in the order of enqueueing. Bodies and results may be left out.
+
+        :param behind: only those behind this gate; None: all, with those that are behind none.
+        """
+
+    @abstractmethod
+    def count_members(self, flow_id: str) -> Mapping[TaskState, int]:
+        """Return how many tasks of a flow are in each state; 0 may be left out."""
+
+    @abstractmethod
+    def flow_of_key(self, key: str) -> str | None:
+        """Return the id of the flow that has not ended and has a unique key."""
+
+    @abstractmethod
+    def due_flows(self, ended: bool, limit: int) -> list[str]:
+        """Return flows whose :func:`due_at` has come, the longest ago first, and which have ended or have not."""
+
+    @abstractmethod
     def seen(self, worker: str, lease: float, about: str | None) -> None:
         """Note that a worker is alive, for so many seconds from now; 0 signs it off.
 
@@ -144,7 +211,7 @@ def _point(when: When, now: datetime) -> datetime:
 
 
 def stored_task(new: NewTask, now: datetime) -> StoredTask:
-    """Return a new task as it is stored."""
+    """Return a new task as it is stored, unless it stands behind a gate that is not open."""
     run_at = now if new.run_at is None else max(now, _point(new.run_at, now))
     # Every other field of an order is one of the record, by the same name.
     values = _AT_FIRST | vars(new)
@@ -221,10 +288,20 @@ def _is_held(task: StoredTask | None, lease: Lease | Outcome) -> bool:
     return task is not None and task.state is TaskState.RUNNING and task.delivery == lease.delivery
 
 
+def _save(tx: Transaction, tasks: Sequence[StoredTask]) -> None:
+    """Save tasks that were not final before, and count in their flows those that are now."""
+    tx.save(tasks)
+    members = [task for task in tasks if task.flow is not None and task.state.is_final]
+    if members:
+        count_ends(tx, members)
+
+
 # The verbs
 
 
-def enqueue(tx: Transaction, tasks: Sequence[NewTask]) -> list[Enqueued]:
+def enqueue(tx: Transaction, tasks: Sequence[NewTask], flow: NewFlow | None = None) -> list[Enqueued]:
+    if flow is not None or any(task.flow is not None for task in tasks):
+        return _enqueue_into_flow(tx, tasks, flow)
     known = set(tx.load(task.id for task in tasks))
     holders = tx.holders({task.unique for task in tasks if task.unique is not None})
     new: list[StoredTask] = []
@@ -246,6 +323,7 @@ def enqueue(tx: Transaction, tasks: Sequence[NewTask]) -> list[Enqueued]:
 
 
 def claim(tx: Transaction, demand: Mapping[str, int], worker: str, lease: float, limit: int | None) -> list[StoredTask]:
+    settle(tx, SETTLED)
     paused, claimed = tx.paused(), []
     left = sum(demand.values()) if limit is None else limit
     until = later(tx.now, lease)
@@ -256,7 +334,7 @@ def claim(tx: Transaction, demand: Mapping[str, int], worker: str, lease: float,
         tx.promote(queue, max(PROMOTED, 2 * wanted))
         while wanted > 0 and (found := tx.ready(queue, wanted)):
             changed = [claimed_task(task, worker, tx.now, until) for task in found]
-            tx.save(changed)
+            _save(tx, changed)
             taken = [task for task in changed if task.state is TaskState.RUNNING]
             claimed += taken
             left, wanted = left - len(taken), wanted - len(taken)
@@ -294,7 +372,7 @@ def finish(tx: Transaction, outcomes: Sequence[Outcome]) -> list[bool]:
         answers.append(_is_held(task, outcome))
         if task is not None and answers[-1]:
             tasks[outcome.id] = changed[outcome.id] = answered_task(task, outcome, tx.now)
-    tx.save(list(changed.values()))
+    _save(tx, list(changed.values()))
     return answers
 
 
@@ -318,9 +396,10 @@ def heartbeat(
 
 def recover(tx: Transaction, limit: int) -> list[StoredTask]:
     lost = [_taken_back(task, tx.now) for task in tx.lapsed(limit)]
-    tx.save(lost)
+    _save(tx, lost)
     if limit > len(lost):
-        tx.save([_ended(task, TaskState.CANCELLED, tx.now) for task in tx.expired(limit - len(lost))])
+        _save(tx, [_ended(task, TaskState.CANCELLED, tx.now) for task in tx.expired(limit - len(lost))])
+    settle(tx, SETTLED)
     return lost
 
 
@@ -336,26 +415,30 @@ def cancel(tx: Transaction, ids: Sequence[str]) -> list[bool]:
 def retry(tx: Transaction, ids: Sequence[str]) -> list[bool]:
     tasks = tx.load(ids)
     holders = tx.holders({task.unique for task in tasks.values() if task.unique is not None})
+    flows = _opened(tx, [task for task in tasks.values() if task.flow is not None])
 
     def change(task: StoredTask) -> StoredTask | None:
         if task.state not in (TaskState.FAILED, TaskState.CANCELLED) or task.unique in holders:
             return None
         if isinstance(task, Salvaged):
             return None
+        if task.flow is not None:
+            step = flows.get(task.flow)
+            return step.revived(task) if step is not None and step.can_retry(task) else None
         if task.unique is not None:
             holders[task.unique] = task.id
-        over = task.expires_at is not None and task.expires_at <= tx.now
-        return _waiting(
-            task,
-            tx.now,
-            0,
-            attempt=0,
-            finished_at=None,
-            cancel_requested=False,
-            expires_at=None if over else task.expires_at,
-        )
+        return _anew(task, tx.now)
 
-    return _each(tx, ids, change)
+    answers = _each(tx, ids, change)
+    for step in flows.values():
+        step.close()
+    return answers
+
+
+def _anew(task: StoredTask, now: datetime) -> StoredTask:
+    over = task.expires_at is not None and task.expires_at <= now
+    expires_at = None if over else task.expires_at
+    return _waiting(task, now, 0, attempt=0, finished_at=None, cancel_requested=False, expires_at=expires_at)
 
 
 def run_now(tx: Transaction, ids: Sequence[str]) -> list[bool]:
@@ -379,7 +462,7 @@ def _each(tx: Transaction, ids: Sequence[str], change: Callable[[StoredTask], St
         answers.append(new is not None)
         if new is not None:
             tasks[task_id] = changed[task_id] = new
-    tx.save(list(changed.values()))
+    _save(tx, list(changed.values()))
     return answers
 
 
@@ -390,10 +473,39 @@ def delete(tx: Transaction, ids: Sequence[str]) -> list[bool]:
     for task_id in ids:
         task = tasks.pop(task_id, None)
         answers.append(task is not None and task.state is not TaskState.RUNNING)
-        if answers[-1]:
-            removed.append(task_id)
-    tx.remove(removed)
+        if task is not None and answers[-1]:
+            removed.append(task)
+    _remove(tx, removed)
     return answers
+
+
+def _remove(tx: Transaction, tasks: Sequence[StoredTask]) -> None:
+    """Remove tasks that are not running, and count those that were live as cancelled."""
+    tx.remove([task.id for task in tasks])
+    members = [task for task in tasks if task.flow is not None and not task.state.is_final]
+    if members:
+        count_ends(tx, [_ended(task, TaskState.CANCELLED, tx.now) for task in members])
+
+
+def purge(tx: Transaction, queue: str, states: Sequence[TaskState], limit: int) -> int:
+    tasks = tx.in_states(queue, states, limit)
+    _remove(tx, tasks)
+    return len(tasks)
+
+
+def prune(tx: Transaction, limit: int) -> int:
+    tasks = tx.dropped(limit)
+    tx.remove([task.id for task in tasks])
+    removed = len(tasks)
+    for flow_id in tx.due_flows(True, limit):
+        if removed >= limit:
+            break
+        members = tx.members(flow_id, None, tuple(TaskState), limit - removed)
+        tx.remove([task.id for task in members])
+        removed += len(members)
+        if removed < limit:
+            tx.remove_flow(flow_id)
+    return removed
 
 
 def set_progress(tx: Transaction, updates: Mapping[Lease, Progress]) -> None:
@@ -430,3 +542,400 @@ def fire(tx: Transaction, schedule: Schedule, tasks: Sequence[NewTask]) -> list[
     if schedule.revision == 0 or put_schedule(tx, schedule, schedule.revision) is None:
         return None
     return enqueue(tx, tasks)
+
+
+# Flows. What becomes of a task behind a gate is done a bounded number at a time, so that no step is long; what is left
+# stands on the flow's agenda, which any claim, recover or settle works off.
+
+SETTLED_AT_ONCE = 200
+"""Tasks behind gates that are moved in the step that opens or breaks them, at most."""
+SETTLED = 1000
+"""Tasks that a claim or a recover moves for others at most."""
+_WAITING = (TaskState.BLOCKED, TaskState.READY, TaskState.SCHEDULED)
+_RETRIED = (TaskState.FAILED, TaskState.CANCELLED)
+_UPSTREAM = "UpstreamFailed"
+_ABANDONED = "the flow was not built to its end: what built it died, or took longer than its hold"
+
+
+def due_at(flow: StoredFlow) -> datetime | None:
+    """Return when there is something to do about a flow: for :func:`settle`, or for :func:`prune` once it has ended."""
+    if flow.finished_at is not None:
+        return later(flow.finished_at, flow.result_ttl)
+    return flow.created_at if flow.agenda or flow.cancelling else flow.hold_until
+
+
+class _FlowStep:
+    """One flow within one transaction: what was read of it, and what is to be saved."""
+
+    def __init__(self, tx: Transaction, flow: StoredFlow) -> None:
+        self.flow = flow
+        self._tx = tx
+        self._gates: dict[int, StoredGate] = {}
+        self._changed: dict[int, StoredGate] = {}
+
+    # Gates
+
+    def read(self, numbers: Iterable[int]) -> None:
+        """Read gates together that are going to be asked for."""
+        wanted = [n for n in dict.fromkeys(numbers) if n not in self._gates]
+        if wanted:
+            self._gates.update(self._tx.gates(self.flow.id, wanted))
+
+    def gate(self, n: int) -> StoredGate | None:
+        self.read([n])
+        return self._gates.get(n)
+
+    def add(self, new: NewGate) -> None:
+        gate = StoredGate(n=new.n, rank=new.rank, unmet=int(new.hold), holds=int(new.hold))
+        self._gates[new.n] = self._changed[new.n] = gate
+        self.flow.held += gate.holds
+
+    def count(self, gate: StoredGate, step: int, failures: int = 0, error: str = "") -> None:
+        """Count inputs of a gate that come (1) or go (-1), and failures with them; and see what becomes of it."""
+        gate.unmet += step
+        gate.failed += failures
+        gate.error = gate.error or error
+        self._changed[gate.n] = gate
+        if gate.state is GateState.BROKEN and not gate.failed:
+            gate.state, gate.error, gate.revives = GateState.SHUT, "", True
+            self.flow.agenda[gate.n] = None
+        self.look(gate)
+
+    def look(self, gate: StoredGate) -> None:
+        if gate.state is GateState.SHUT and (gate.failed or not gate.unmet):
+            gate.state = GateState.BROKEN if gate.failed else GateState.OPEN
+            self._changed[gate.n] = gate
+            self.flow.agenda[gate.n] = None
+
+    def _fed(self, task: StoredTask) -> list[tuple[StoredGate, bool]]:
+        """Return the gates that count a task, and whether each needs its success. An open one has counted all."""
+        self.read(feed.gate for feed in task.feeds)
+        found = [(self._gates.get(feed.gate), feed.needs_success) for feed in task.feeds]
+        return [(gate, needs) for gate, needs in found if gate is not None and gate.state is not GateState.OPEN]
+
+    # Tasks
+
+    def end(self, task: StoredTask) -> None:
+        """Count the end of a task."""
+        self.flow.live -= 1
+        for gate, needs_success in self._fed(task):
+            fails = needs_success and task.state is not TaskState.SUCCEEDED
+            self.count(gate, -1, int(fails), _reason(task) if fails else "")
+
+    def revived(self, task: StoredTask) -> StoredTask:
+        """Return a task that had failed or was cancelled as it waits again."""
+        self.flow.live += 1
+        self.flow.finished_at = None
+        for gate, needs_success in self._fed(task):
+            self.count(gate, 1, -int(needs_success))
+        own = None if task.behind is None else self.gate(task.behind)
+        new = _anew(task, self._tx.now)
+        if _is_upstream(task):
+            new = _changed(new, error=None)
+        if own is None or (own.state is GateState.OPEN and task.started_at is not None):
+            return new
+        if own.state is GateState.OPEN:
+            return self._released(_changed(new, run_at=task.run_at))
+        if own.state is GateState.BROKEN:
+            self.flow.agenda[own.n] = None
+        return _changed(new, state=TaskState.BLOCKED, run_at=task.run_at)
+
+    def can_retry(self, task: StoredTask) -> bool:
+        return not self.flow.cancelled and not _is_upstream(task)
+
+    def _released(self, task: StoredTask) -> StoredTask:
+        now = self._tx.now
+        if isinstance(task, Salvaged) or (task.expires_at is not None and task.expires_at <= now):
+            return _ended(task, TaskState.CANCELLED, now)
+        run_at = task.run_at if task.opening_delay is None else later(now, task.opening_delay)
+        return _changed(task, state=TaskState.SCHEDULED if run_at > now else TaskState.READY, run_at=run_at)
+
+    # What follows
+
+    def settle(self, limit: int) -> int:
+        """Do what follows from gates that opened or broke, and from a cancellation; return how many tasks moved."""
+        moved = 0
+        while moved < limit and (self.flow.cancelling or self.flow.agenda):
+            if self.flow.cancelling:
+                step = self._cancel(limit - moved)
+            else:
+                step = self._work_off(next(iter(self.flow.agenda)), limit - moved)
+            moved += step or 1  # a gate without tasks behind it takes its part of the step, too
+        return moved
+
+    def _cancel(self, limit: int) -> int:
+        tx = self._tx
+        waiting = tx.members(self.flow.id, None, _WAITING, limit)
+        self._save_moved([_ended(task, TaskState.CANCELLED, tx.now) for task in waiting])
+        if len(waiting) < limit:
+            # Nothing waits any more: what runs now is all that can still run.
+            running = tx.members(self.flow.id, None, (TaskState.RUNNING,), None)
+            tx.save([_changed(task, cancel_requested=True) for task in running if not task.cancel_requested])
+            self.flow.cancelling = False
+        return len(waiting)
+
+    def _save_moved(self, tasks: Sequence[StoredTask]) -> None:
+        self._tx.save(tasks)
+        self.read(feed.gate for task in tasks for feed in task.feeds)
+        for task in tasks:
+            if task.state.is_final:
+                self.end(task)
+
+    def _work_off(self, n: int, limit: int) -> int:
+        tx, gate = self._tx, self.gate(n)
+        blocked: list[StoredTask] = []
+        dead: list[StoredTask] = []
+        if gate is not None and gate.state is not GateState.SHUT:
+            blocked = tx.members(self.flow.id, n, (TaskState.BLOCKED,), limit)
+            if gate.state is GateState.OPEN:
+                self._save_moved([self._released(task) for task in blocked])
+            else:
+                error = TaskError(type=_UPSTREAM, message=gate.error)
+                self._save_moved([_ended(task, TaskState.CANCELLED, tx.now, error=error) for task in blocked])
+        if gate is not None and gate.state is not GateState.BROKEN and gate.revives:
+            ended = tx.members(self.flow.id, n, (TaskState.CANCELLED,), None)
+            dead = [task for task in ended if _is_upstream(task)][: limit - len(blocked)]
+            self._save_moved([self.revived(task) for task in dead])
+        if len(blocked) + len(dead) < limit:
+            self.flow.agenda.pop(n, None)
+            if gate is not None and gate.revives:
+                gate.revives = False
+                self._changed[n] = gate
+        return len(blocked) + len(dead)
+
+    def break_held(self) -> None:
+        """Break the gates whose holds have run out."""
+        for n, gate in self._tx.gates(self.flow.id, None).items():
+            if gate.holds:
+                self._gates[n] = gate
+                self.release(gate, failures=1)
+
+    def release(self, gate: StoredGate, failures: int = 0) -> None:
+        holds, gate.holds = gate.holds, 0
+        self.flow.held -= holds
+        self.count(gate, -holds, failures, _ABANDONED if failures else "")
+
+    def close(self, limit: int = SETTLED_AT_ONCE) -> int:
+        """Do what follows, as far as the step reaches, and save everything; return how many tasks were moved."""
+        moved = self.settle(limit)
+        flow = self.flow
+        if not flow.held:
+            flow.hold_until = None
+        if flow.is_over:
+            flow.agenda, flow.cancelling = {}, False
+            flow.finished_at = flow.finished_at or self._tx.now
+        self._tx.save_gates(flow.id, self._changed.values())
+        self._tx.save_flow(flow)
+        return moved
+
+
+def _is_upstream(task: StoredTask) -> bool:
+    """Return whether a task was ended as its gate broke. The gate of one that was ever started is open."""
+    ended = task.state is TaskState.CANCELLED and task.started_at is None
+    return ended and task.error is not None and task.error.type == _UPSTREAM
+
+
+def _reason(task: StoredTask) -> str:
+    """Return what became of a task without success, for those that needed it."""
+    if _is_upstream(task) and task.error is not None:
+        return task.error.message  # where it began says more than what came of it on the way
+    what = f"task {task.id} ({task.name})"
+    if task.state is TaskState.CANCELLED or task.error is None:
+        return f"{what} was cancelled"
+    return f"{what} failed: {task.error.type}: {task.error.message[:_LONGEST_REASON]}"
+
+
+_LONGEST_REASON = 1000
+"""Characters of an error that those who needed the task's success are told."""
+
+
+def _opened(tx: Transaction, members: Sequence[StoredTask]) -> dict[str, _FlowStep]:
+    ids = {task.flow for task in members if task.flow is not None}
+    return {flow_id: _FlowStep(tx, flow) for flow_id, flow in tx.flows(sorted(ids)).items()} if ids else {}
+
+
+def count_ends(tx: Transaction, members: Sequence[StoredTask]) -> None:
+    """Count in their flows tasks that have just ended; all verbs that end tasks come here."""
+    flows = _opened(tx, members)
+    for flow_id, step in flows.items():
+        mine = [task for task in members if task.flow == flow_id]
+        step.read(feed.gate for task in mine for feed in task.feeds)
+        for task in mine:
+            step.end(task)
+        step.close()
+
+
+def _enqueue_into_flow(tx: Transaction, tasks: Sequence[NewTask], new: NewFlow | None) -> list[Enqueued]:
+    named = {task.flow for task in tasks if task.flow is not None} | ({new.id} if new is not None else set())
+    if len(named) > 1:
+        raise ValueError(f"one call adds to one flow, not to {len(named)}")
+    (flow_id,) = named
+    members = [task for task in tasks if task.flow is not None]
+    if new is not None and len(members) < len(tasks):
+        raise ValueError(f"one of the tasks is not of the flow {flow_id!r} with which it is enqueued")
+    stored = tx.flows([flow_id]).get(flow_id)
+    if stored is None:
+        if new is None:
+            raise ValueError(f"there is no flow {flow_id!r} in this store to which a task could be added")
+        holder = None if new.unique is None else tx.flow_of_key(new.unique)
+        if holder is not None:
+            return [Enqueued(holder, False) for _ in tasks]
+        stored = StoredFlow(id=new.id, unique=new.unique, created_at=tx.now, result_ttl=new.result_ttl)
+    others = iter(enqueue(tx, [task for task in tasks if task.flow is None]) if new is None else ())
+    step = _FlowStep(tx, stored)
+    known = set(tx.load(task.id for task in members))
+    fresh = {task.id: task for task in reversed(members) if task.id not in known}
+    fresh = dict(reversed(fresh.items()))
+    gates = {gate.n: gate for gate in (() if new is None else new.gates)}
+    step.read([*gates, *(n for task in fresh.values() for n in _gates_of(task))])
+    fresh_gates = [gate for gate in gates.values() if step.gate(gate.n) is None]
+    _check_members(step, fresh.values(), {gate.n: gate for gate in fresh_gates})
+    if stored.cancelled and (fresh or fresh_gates):
+        raise FlowClosed(f"flow {flow_id} was cancelled; nothing can be added to it")
+    for gate in fresh_gates:
+        step.add(gate)
+    if new is not None and stored.held:
+        stored.hold_until = later(tx.now, new.hold_ttl)
+    tx.insert([_stored_member(step, task, tx.now) for task in fresh.values()])
+    for gate in fresh_gates:
+        added = step.gate(gate.n)
+        assert added is not None
+        step.look(added)
+    if fresh:
+        stored.finished_at = None
+    step.close()
+    created = set(fresh)
+    answers = []
+    for task in tasks:
+        if task.flow is None:
+            answers.append(next(others))
+        else:
+            answers.append(Enqueued(task.id, task.id in created))
+            created.discard(task.id)
+    return answers
+
+
+def _gates_of(task: NewTask) -> list[int]:
+    fed = [feed.gate for feed in task.feeds]
+    return fed if task.behind is None else [task.behind, *fed]
+
+
+def _check_members(step: _FlowStep, tasks: Iterable[NewTask], new: Mapping[int, NewGate]) -> None:
+    """Refuse tasks that cannot be added to a flow.
+
+    :param new: the gates that come with them.
+    """
+    for task in tasks:
+        if task.unique is not None:
+            raise ValueError(f"task {task.id} ({task.name}) of a flow has a unique key; only the flow can have one")
+        found: dict[int, StoredGate | NewGate] = {}
+        for n in _gates_of(task):
+            gate = step.gate(n) or new.get(n)
+            if gate is None:
+                raise ValueError(f"flow {step.flow.id} has no gate {n}, which task {task.id} ({task.name}) names")
+            found[n] = gate
+        for feed in task.feeds:
+            gate = found[feed.gate]
+            if task.behind is not None and not found[task.behind].rank < gate.rank:
+                raise ValueError(
+                    f"task {task.id} ({task.name}) would stand behind gate {task.behind} and feed gate {feed.gate}, "
+                    "which does not rank after it: a flow has no cycles"
+                )
+            if isinstance(gate, StoredGate) and gate.state is not GateState.SHUT:
+                raise FlowClosed(
+                    f"gate {gate.n} of flow {step.flow.id} is {gate.state}; task {task.id} ({task.name}) can no longer "
+                    "be one of those that it waits for"
+                )
+
+
+def _stored_member(step: _FlowStep, new: NewTask, now: datetime) -> StoredTask:
+    """Return a new task of a flow as it is stored, and count it in the gates that it feeds."""
+    step.flow.live += 1
+    for feed in new.feeds:
+        fed = step.gate(feed.gate)
+        assert fed is not None
+        step.count(fed, 1)
+    own = None if new.behind is None else step.gate(new.behind)
+    if own is None or own.state is GateState.OPEN:
+        return stored_task(new, now)
+    # Its place is that of its enqueueing, so that those of older flows come first when they are released.
+    delay = max(0.0, new.run_at.total_seconds()) if isinstance(new.run_at, timedelta) else None
+    task = stored_task(new if delay is None else evolve(new, run_at=None), now)
+    if own.state is GateState.BROKEN:
+        step.flow.agenda[own.n] = None
+    return _changed(task, state=TaskState.BLOCKED, opening_delay=delay)
+
+
+def release_hold(tx: Transaction, flow_id: str, n: int) -> bool:
+    flow = tx.flows([flow_id]).get(flow_id)
+    if flow is None:
+        return False
+    step = _FlowStep(tx, flow)
+    gate = step.gate(n)
+    if gate is None or not gate.holds:
+        return False
+    step.release(gate)
+    step.close()
+    return True
+
+
+def get_flows(tx: Transaction, ids: Sequence[str]) -> list[Flow | None]:
+    stored = tx.flows(sorted(set(ids)))
+    shown = {flow_id: _shown(tx, flow) for flow_id, flow in stored.items()}
+    return [shown.get(flow_id) for flow_id in ids]
+
+
+def _shown(tx: Transaction, flow: StoredFlow) -> Flow:
+    gates = sorted(tx.gates(flow.id, None).values(), key=lambda gate: gate.n)
+    return Flow(
+        id=flow.id,
+        unique=flow.unique,
+        created_at=flow.created_at,
+        finished_at=flow.finished_at,
+        cancelled=flow.cancelled,
+        hold_until=flow.hold_until,
+        counts=dict.fromkeys(TaskState, 0) | dict(tx.count_members(flow.id)),
+        gates=tuple(
+            Gate(n=gate.n, rank=gate.rank, state=gate.state, unmet=gate.unmet, failed=gate.failed, error=gate.error)
+            for gate in gates
+        ),
+    )
+
+
+def cancel_flow(tx: Transaction, flow_id: str) -> bool:
+    flow = tx.flows([flow_id]).get(flow_id)
+    if flow is None or flow.cancelled or flow.is_over:
+        return False
+    flow.cancelled = flow.cancelling = True
+    step = _FlowStep(tx, flow)
+    if flow.held:
+        step.break_held()
+    step.close()
+    return True
+
+
+def retry_flow(tx: Transaction, flow_id: str) -> int:
+    flow = tx.flows([flow_id]).get(flow_id)
+    if flow is None:
+        return 0
+    flow.cancelled = flow.cancelling = False
+    step = _FlowStep(tx, flow)
+    ended = tx.members(flow_id, None, _RETRIED, None)
+    tasks = [task for task in ended if not isinstance(task, Salvaged) and not _is_upstream(task)]
+    step.read(feed.gate for task in tasks for feed in task.feeds)
+    tx.save([step.revived(task) for task in tasks])
+    step.close()
+    return len(tasks)
+
+
+def settle(tx: Transaction, limit: int) -> int:
+    moved = 0
+    while moved < limit and (due := tx.due_flows(False, 1)):
+        flow = tx.flows(due).get(due[0])
+        if flow is None:
+            break
+        step = _FlowStep(tx, flow)
+        if flow.hold_until is not None and flow.hold_until <= tx.now:
+            step.break_held()
+        moved += step.close(limit - moved) or 1
+    return moved

@@ -29,7 +29,7 @@ from omniq.schedule import Misfire, Overlap, Schedule
 from omniq.storage.base import Finding, Severity, Storage, StoredWorker
 from omniq.storage.escaping import printable
 from omniq.storage.records import load_schedule
-from omniq.task import NewTask, Progress, StoredTask, TaskError, TaskState
+from omniq.task import Feed, NewTask, Progress, StoredTask, TaskError, TaskState
 
 __all__ = [
     "EARLIEST",
@@ -127,7 +127,12 @@ def _is_sound(task: StoredTask) -> bool:
         and type(cancelled) is bool
         and (result is None or type(result) is bytes)
         and type(task.attempt_log) is str
+        and (task.flow is None or _is_placed(task))
     )
+
+
+def _is_placed(task: StoredTask) -> bool:
+    return all(is_right(getattr(task, name)) for name, is_right, _ in _PLACE_FIELDS)
 
 
 _SMALL = 2**30
@@ -269,12 +274,28 @@ def _is_progress(value: Any) -> bool:
     )
 
 
+def _is_gate(value: Any) -> bool:
+    return type(value) is int and 0 <= value < LARGEST_COUNT
+
+
+def _are_feeds(value: Any) -> bool:
+    return isinstance(value, tuple) and all(
+        isinstance(feed, Feed) and _is_gate(feed.gate) and isinstance(feed.needs_success, bool) for feed in value
+    )
+
+
 _Fields = Iterable[tuple[str, Callable[[Any], bool], str]]
 _A_TEXT = f"a text of at most {LONGEST_TEXT:,} characters of Unicode"
 _A_COUNT = f"a whole number from 0 to {LARGEST_COUNT - 1}"
 _A_TIME = "a time with a time zone, in 1970 or later"
 _SECONDS = "a number of seconds, 0 or more"
 
+_PLACE_FIELDS: _Fields = (
+    ("flow", _or_none(is_text), _A_TEXT),
+    ("behind", _or_none(_is_gate), "the number of a gate"),
+    ("feeds", _are_feeds, "a list of gates"),
+    ("opening_delay", _or_none(_is_duration), _SECONDS),
+)
 _NEW_TASK_FIELDS: _Fields = (
     ("id", is_text, _A_TEXT),
     ("queue", is_text, _A_TEXT),
@@ -290,6 +311,7 @@ _NEW_TASK_FIELDS: _Fields = (
 )
 _TASK_FIELDS: _Fields = (
     *(field for field in _NEW_TASK_FIELDS if field[0] not in ("run_at", "expires")),
+    *_PLACE_FIELDS,
     ("state", _is_a(TaskState), "a state"),
     ("attempt", _is_count, _A_COUNT),
     ("delivery", _is_count, _A_COUNT),

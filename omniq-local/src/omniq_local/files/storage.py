@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any, Self, TypeVar
 
 from omniq.errors import StorageUnavailable
+from omniq.flow import NewFlow
 from omniq.schedule import Schedule
 from omniq.storage import (
     Capability,
@@ -114,7 +115,8 @@ class FileStorage(Storage):
 
     # From producer to worker and back
 
-    async def enqueue(self, tasks: Sequence[NewTask]) -> list[Enqueued]:
+    async def enqueue(self, tasks: Sequence[NewTask], flow: NewFlow | None = None) -> list[Enqueued]:
+        self._refuse_flows(flow)
         return await self._opened().run(partial(enqueue, tasks), small=len(tasks) <= LARGE)
 
     def enqueue_blocking(self, tasks: Sequence[NewTask]) -> list[Enqueued] | None:

@@ -8,6 +8,7 @@ is woken by the change itself, or by a timer for the next due time.
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence, Set
 from copy import copy
@@ -15,6 +16,7 @@ from datetime import datetime
 from typing import Protocol, Self, runtime_checkable
 
 from omniq.errors import StorageUnavailable
+from omniq.flow import Flow, NewFlow
 from omniq.schedule import Schedule
 from omniq.storage import (
     Capability,
@@ -72,7 +74,7 @@ class MemoryStorage(Storage):
     """
 
     capabilities: Set[Capability] = frozenset({Capability.NOTIFICATIONS})
-    limits = StorageLimits(lost_wakeup=0, stalled_client=0)
+    limits = StorageLimits(lost_wakeup=0, stalled_client=0, flows=True)
 
     def __init__(
         self, config: StorageConfig, *, clock: Callable[[], float] | None = None, any_connection: bool = False
@@ -115,9 +117,9 @@ class MemoryStorage(Storage):
 
     # From producer to worker and back
 
-    async def enqueue(self, tasks: Sequence[NewTask]) -> list[Enqueued]:
+    async def enqueue(self, tasks: Sequence[NewTask], flow: NewFlow | None = None) -> list[Enqueued]:
         with LOCK:
-            return self._opened().enqueue(tasks)
+            return self._opened().enqueue(tasks, flow)
 
     def enqueue_blocking(self, tasks: Sequence[NewTask]) -> list[Enqueued] | None:
         with LOCK:
@@ -154,7 +156,7 @@ class MemoryStorage(Storage):
             store = self._opened()
             now, work = store.now, store.next_work(queues)
             is_overdue, run = store.outlook()
-            if work is not None and work <= now:
+            if (work is not None and work <= now) or store.due_flows(False, 1):
                 return
             if is_overdue:
                 timeout = min(timeout, OVERDUE_SCHEDULE_PAUSE)
@@ -230,8 +232,9 @@ class MemoryStorage(Storage):
             return transitions.delete(self._opened(), ids)
 
     async def purge(self, queue: str, state: TaskState | None = None) -> int:
+        states = [one for one in TaskState if one is not TaskState.RUNNING and state in (None, one)]
         with LOCK:
-            return self._opened().purge(queue, state)
+            return transitions.purge(self._opened(), queue, states, sys.maxsize)
 
     async def pause(self, queue: str) -> bool:
         with LOCK:
@@ -244,6 +247,28 @@ class MemoryStorage(Storage):
     async def set_progress(self, updates: Mapping[Lease, Progress]) -> None:
         with LOCK:
             transitions.set_progress(self._opened(), updates)
+
+    # Flows
+
+    async def release_hold(self, flow_id: str, gate: int) -> bool:
+        with LOCK:
+            return transitions.release_hold(self._opened(), flow_id, gate)
+
+    async def get_flows(self, ids: Sequence[str]) -> list[Flow | None]:
+        with LOCK:
+            return transitions.get_flows(self._opened(), ids)
+
+    async def cancel_flow(self, flow_id: str) -> bool:
+        with LOCK:
+            return transitions.cancel_flow(self._opened(), flow_id)
+
+    async def retry_flow(self, flow_id: str) -> int:
+        with LOCK:
+            return transitions.retry_flow(self._opened(), flow_id)
+
+    async def settle(self, limit: int) -> int:
+        with LOCK:
+            return transitions.settle(self._opened(), limit)
 
     # Schedules
 
@@ -271,7 +296,7 @@ class MemoryStorage(Storage):
 
     async def prune(self, limit: int) -> int:
         with LOCK:
-            return self._opened().prune(limit)
+            return transitions.prune(self._opened(), limit)
 
     async def diagnose(self) -> list[Finding]:
         with LOCK:
@@ -296,11 +321,14 @@ class _AtOnce(CallerTransaction):
         self._store = store
 
     def enqueue(self, tasks: Sequence[NewTask]) -> list[Enqueued]:
-        with LOCK:
-            return self._store.begin().enqueue(tasks)
+        return self.enqueue_flow(tasks, None)
 
     async def aenqueue(self, tasks: Sequence[NewTask]) -> list[Enqueued]:
         return self.enqueue(tasks)
+
+    def enqueue_flow(self, tasks: Sequence[NewTask], flow: NewFlow | None) -> list[Enqueued]:
+        with LOCK:
+            return self._store.begin().enqueue(tasks, flow)
 
     def finish(self, outcome: Outcome) -> bool:
         with LOCK:

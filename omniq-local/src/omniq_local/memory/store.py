@@ -9,13 +9,16 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
+from itertools import islice
 from weakref import WeakSet
 
+from omniq.flow import NewFlow, StoredFlow, StoredGate
 from omniq.schedule import Schedule
-from omniq.storage import Enqueued, QueueStats, StoredWorker, TaskPage, TaskQuery
+from omniq.storage import Enqueued, QueueStats, StoredWorker, TaskPage, TaskQuery, transitions
 from omniq.storage.paging import Pager
 from omniq.storage.transitions import answered_task, later, promoted_task, stored_task
 from omniq.task import NewTask, Outcome, StoredTask, TaskState
+from omniq_local.memory.flows import Flows
 from omniq_local.memory.records import Index, Line, Record, Register
 from omniq_local.memory.waiting import Waiters
 
@@ -24,7 +27,7 @@ __all__ = ["LOCK", "Store"]
 LOCK = threading.Lock()
 """One for all memory stores of the process: under it a fork finds every store whole."""
 
-READY, SCHEDULED, RUNNING = TaskState.READY, TaskState.SCHEDULED, TaskState.RUNNING
+READY, SCHEDULED, RUNNING, BLOCKED = TaskState.READY, TaskState.SCHEDULED, TaskState.RUNNING, TaskState.BLOCKED
 SUCCEEDED = TaskState.SUCCEEDED
 
 
@@ -45,6 +48,7 @@ class Store:
         self._expiring = Index()
         self._kept = Index()
         """The tasks that have ended, by the time at which their results are over."""
+        self._flows = Flows()
         self._workers: dict[str, tuple[datetime, datetime, str | None]] = {}
         self._schedules: dict[str, Schedule] = {}
         self._revision_floor = 0
@@ -65,6 +69,8 @@ class Store:
         if line is None:
             line = self._lines[queue] = Line()
         line.counts[state] += 1
+        if task.flow is not None:
+            self._flows.enter(record)
         if state is READY:
             index = line.ready.get(task.priority)
             if index is None:
@@ -78,11 +84,14 @@ class Store:
             assert task.lease_until is not None
             self._leases.put(record, task.lease_until)
             return
+        elif state is BLOCKED:
+            return
         else:
             assert task.finished_at is not None
             if state is not SUCCEEDED:
                 line.ended[state][record.sequence] = record
-            self._kept.put(record, later(task.finished_at, task.result_ttl))
+            if task.flow is None:
+                self._kept.put(record, later(task.finished_at, task.result_ttl))
             self._free_key(task)
             self.waiters.wake_for_end(task.id)
             return
@@ -96,6 +105,8 @@ class Store:
         state = task.state
         line = self._lines[task.queue]
         line.counts[state] -= 1
+        if task.flow is not None:
+            self._flows.leave(record)
         if state is RUNNING:
             self._leases.discard(record)
             return
@@ -107,6 +118,8 @@ class Store:
                     del line.ready[task.priority]
         elif state is SCHEDULED:
             line.scheduled.discard(record)
+        elif state is BLOCKED:
+            return
         else:
             if state is not SUCCEEDED:
                 line.ended[state].pop(record.sequence, None)
@@ -182,6 +195,47 @@ class Store:
     def expired(self, limit: int) -> list[StoredTask]:
         return [record.task for record in self._expiring.take(limit, self.now)]
 
+    def in_states(self, queue: str, states: Sequence[TaskState], limit: int) -> list[StoredTask]:
+        if queue in self._lines:
+            self._promote(self._lines[queue], sum(self._lines[queue].counts.values()))
+        matching = (r.task for r in self._records.latest() if r.task.queue == queue and r.task.state in states)
+        return list(islice(matching, limit))
+
+    def dropped(self, limit: int) -> list[StoredTask]:
+        self._workers = {worker: seen for worker, seen in self._workers.items() if seen[1] > self.now}
+        return [record.task for record in self._kept.take(limit, self.now)]
+
+    def flows(self, ids: Iterable[str]) -> dict[str, StoredFlow]:
+        return self._flows.get(ids)
+
+    def save_flow(self, flow: StoredFlow) -> None:
+        self._flows.save(flow)
+        if flow.agenda or flow.cancelling:
+            self.waiters.wake_for_schedule(self.now)  # whoever claims next goes on with it
+
+    def remove_flow(self, flow_id: str) -> None:
+        self._flows.remove(flow_id)
+
+    def gates(self, flow_id: str, numbers: Iterable[int] | None) -> dict[int, StoredGate]:
+        return self._flows.gates(flow_id, numbers)
+
+    def save_gates(self, flow_id: str, gates: Iterable[StoredGate]) -> None:
+        self._flows.save_gates(flow_id, gates)
+
+    def members(
+        self, flow_id: str, behind: int | None, states: Sequence[TaskState], limit: int | None
+    ) -> list[StoredTask]:
+        return self._flows.members(flow_id, behind, states, limit)
+
+    def count_members(self, flow_id: str) -> dict[TaskState, int]:
+        return self._flows.count(flow_id)
+
+    def flow_of_key(self, key: str) -> str | None:
+        return self._flows.holder(key)
+
+    def due_flows(self, ended: bool, limit: int) -> list[str]:
+        return self._flows.due(ended, limit, self.now)
+
     def seen(self, worker: str, lease: float, about: str | None) -> None:
         if lease <= 0:
             self._workers.pop(worker, None)
@@ -213,7 +267,9 @@ class Store:
 
     # Two verbs as they are in transitions, without looking up each task for each primitive
 
-    def enqueue(self, tasks: Sequence[NewTask]) -> list[Enqueued]:
+    def enqueue(self, tasks: Sequence[NewTask], flow: NewFlow | None = None) -> list[Enqueued]:
+        if flow is not None or any(task.flow is not None for task in tasks):
+            return transitions.enqueue(self, tasks, flow)
         if len(tasks) == 1:
             return [self._add(stored_task(tasks[0], self.now))]
         # All are read before the first is stored: one that cannot be read leaves nothing behind.
@@ -228,13 +284,20 @@ class Store:
         return Enqueued(task.id, True)
 
     def finish(self, outcomes: Sequence[Outcome]) -> list[bool]:
-        return [self._finish(outcome) for outcome in outcomes]
+        members: list[StoredTask] = []
+        answers = [self._finish(outcome, members) for outcome in outcomes]
+        if members:
+            transitions.count_ends(self, members)
+        return answers
 
-    def _finish(self, outcome: Outcome) -> bool:
+    def _finish(self, outcome: Outcome, members: list[StoredTask]) -> bool:
         record = self._records.by_id.get(outcome.id)
         if record is None or record.task.state is not RUNNING or record.task.delivery != outcome.delivery:
             return False
-        self._move(record, answered_task(record.task, outcome, self.now))
+        task = answered_task(record.task, outcome, self.now)
+        self._move(record, task)
+        if task.flow is not None and task.state.is_final:
+            members.append(task)
         return True
 
     # Reading
@@ -295,27 +358,6 @@ class Store:
 
     def _planned(self) -> list[tuple[datetime, Schedule]]:
         return [(one.next_run, one) for one in self._schedules.values() if one.next_run is not None and not one.paused]
-
-    # What is done in bulk
-
-    def purge(self, queue: str, state: TaskState | None) -> int:
-        if queue in self._lines:
-            self._promote(self._lines[queue], sum(self._lines[queue].counts.values()))
-        doomed = [
-            record
-            for record in self._records.latest()
-            if record.task.queue == queue and record.task.state is not RUNNING and state in (None, record.task.state)
-        ]
-        for record in doomed:
-            self._remove(record)
-        return len(doomed)
-
-    def prune(self, limit: int) -> int:
-        self._workers = {worker: seen for worker, seen in self._workers.items() if seen[1] > self.now}
-        over = self._kept.take(limit, self.now)
-        for record in over:
-            self._remove(record)
-        return len(over)
 
     def pause(self, queue: str) -> bool:
         changed = queue not in self._paused

@@ -46,7 +46,7 @@ __all__ = [
     "task_of",
 ]
 
-FRESH, SCHEDULED, READY, RUNNING, SUCCEEDED, FAILED, CANCELLED = range(7)
+FRESH, SCHEDULED, READY, RUNNING, SUCCEEDED, FAILED, CANCELLED, BLOCKED = range(8)
 """A fresh task is a ready one that is neither counted nor in the index of ready tasks yet, see transaction.py."""
 
 STATE_OF = {
@@ -57,6 +57,7 @@ STATE_OF = {
     SUCCEEDED: TaskState.SUCCEEDED,
     FAILED: TaskState.FAILED,
     CANCELLED: TaskState.CANCELLED,
+    BLOCKED: TaskState.BLOCKED,
 }
 """The state that each number stands for."""
 
@@ -297,6 +298,10 @@ def claimed_task(row: Sequence[Any], queue: str, worker: str, now: datetime, lea
                 "unique": unique,
                 "tags": tags,
                 "result_ttl": result_ttl,
+                "flow": None,
+                "behind": None,
+                "feeds": (),
+                "opening_delay": None,
                 "error": None if error is None else load_error(error),
                 "finished_at": None,
                 "progress": None,

@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any, Self
 
 from omniq.errors import StorageUnavailable
+from omniq.flow import NewFlow
 from omniq.schedule import Schedule
 from omniq.storage import (
     Capability,
@@ -126,7 +127,8 @@ class SQLiteStorage(Storage):
 
     # From producer to worker and back
 
-    async def enqueue(self, tasks: Sequence[NewTask]) -> list[Enqueued]:
+    async def enqueue(self, tasks: Sequence[NewTask], flow: NewFlow | None = None) -> list[Enqueued]:
+        self._refuse_flows(flow)
         database = self._opened()
         if len(tasks) == 1 and database.insert(tasks[0]):
             return [Enqueued(tasks[0].id, True)]

@@ -42,7 +42,7 @@ class MySqlStorage(SimpleStorage):
     capabilities: Set[Capability] = frozenset(
         {Capability.DURABLE, Capability.SHARED_BETWEEN_PROCESSES, Capability.SHARED_BETWEEN_MACHINES}
     )
-    limits = StorageLimits(stalled_client=30)
+    limits = StorageLimits(stalled_client=30, flows=True)
 
     def __init__(self, config: StorageConfig) -> None:
         config.check_options(("ssl_ca", "ssl_cert", "ssl_key"))

@@ -48,6 +48,7 @@ from omniq.testing.contract.controlling import ControlContract
 from omniq.testing.contract.costs import CostContract, SyncContract
 from omniq.testing.contract.enqueueing import EnqueueContract
 from omniq.testing.contract.finishing import FinishContract
+from omniq.testing.contract.flows import FlowContract
 from omniq.testing.contract.history import HistoryContract
 from omniq.testing.contract.leasing import LeaseContract
 from omniq.testing.contract.maintenance import MaintenanceContract
@@ -77,6 +78,7 @@ class StorageContract(
     ControlContract,
     ScheduleContract,
     MaintenanceContract,
+    FlowContract,
     CostContract,
     SyncContract,
     OutageContract,

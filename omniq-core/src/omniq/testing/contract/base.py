@@ -13,7 +13,7 @@ import pytest
 from omniq.storage import Capability, Storage
 from omniq.testing.contract.stores import Stores
 
-__all__ = ["Contract", "Deafen", "deviates", "needs", "patient"]
+__all__ = ["Contract", "Deafen", "deviates", "needs", "patient", "with_flows"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 KIT = "omniq.testing.contract"
@@ -52,6 +52,12 @@ def needs(*capabilities: Capability) -> Callable[[F], F]:
         return test
 
     return mark
+
+
+def with_flows(test: F) -> F:
+    """Mark a test that only storages that hold flows can be asked to pass."""
+    test.__dict__["needs_flows"] = True
+    return test
 
 
 def patient(seconds: float) -> Callable[[F], F]:
@@ -124,9 +130,13 @@ class Contract:
 def _on_a_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
     needed: frozenset[Capability] = getattr(test, "needs", frozenset())
     least: float = getattr(test, "patience", 0.0)
+    needs_flows: bool = getattr(test, "needs_flows", False)
 
     @functools.wraps(test)
     def run(self: Contract, *args: Any, **kwargs: Any) -> None:
+        if needs_flows and not self._stores.limits.flows:
+            self.not_asked("this storage holds no flows")
+            return
         missing = needed - self._stores.capabilities
         if missing:
             self.not_asked("this storage is not " + ", ".join(sorted(missing)))

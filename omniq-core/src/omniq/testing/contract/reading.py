@@ -325,6 +325,7 @@ class ReadContract(Contract):
         (stats,) = await store.stats()
         assert (stats.queue, stats.paused) == ("work", False)
         assert dict(stats.counts) == {
+            TaskState.BLOCKED: 0,
             TaskState.SCHEDULED: 4,
             TaskState.READY: 7,
             TaskState.RUNNING: 4,

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from attrs import evolve
 
 from omniq.plugins import default_plugins
-from omniq.storage import Capability, Storage
+from omniq.storage import Capability, Storage, StorageLimits
 from omniq.storage.urls import parse_url
 
 __all__ = ["Stores"]
@@ -40,6 +40,11 @@ class Stores:
     def capabilities(self) -> Set[Capability]:
         """What the store says it can do beyond the contract."""
         return self._prototype.capabilities
+
+    @property
+    def limits(self) -> StorageLimits:
+        """How far the store goes."""
+        return self._prototype.limits
 
     def run(self, coroutine: Coroutine[Any, Any, R], patience: float) -> R:
         """Run a coroutine on the test's event loop; fail if it takes longer than some seconds.
