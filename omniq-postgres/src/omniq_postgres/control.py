@@ -13,7 +13,6 @@ from omniq_postgres.encoding import (
     LONGEST_KEY,
     NUMBER_OF,
     READY,
-    RUNNING,
     SCHEDULED,
     SUCCEEDED,
 )
@@ -96,10 +95,9 @@ def purge_step(queue: str, state: TaskState | None, until: int, context: Context
     doomed: list[str] = []
     for number in range(SCHEDULED, CANCELLED + 1) if state is None else [NUMBER_OF[state]]:
         room = PURGED - len(doomed)
-        if room <= 0 or number == RUNNING:
+        if room <= 0 or number not in (SCHEDULED, READY, SUCCEEDED, FAILED, CANCELLED):
             continue
         name = "waiting" if number in (SCHEDULED, READY) else "ended"
-        assert name == "waiting" or number in (SUCCEEDED, FAILED, CANCELLED)
         rows = yield context.query(
             f"control.doomed_{name}",
             binary_params.text(queue),

@@ -23,6 +23,7 @@ LETTERS = {
     TaskState.FAILED: "f",
     TaskState.CANCELLED: "c",
 }
+"""Blocked tasks, which only flows have, are not held here."""
 NO_STATE = "-"
 """Stands where no state at all is asked for."""
 FEWEST, MOST = 50, 1000
@@ -48,7 +49,7 @@ async def list_tasks(client: Client, query: TaskQuery, before: int) -> TaskPage[
     since, until = query.enqueued_after, query.enqueued_before
     filters: list[bytes | int | str] = [
         query.queue or "",
-        "" if query.states is None else "".join(LETTERS[state] for state in query.states) or NO_STATE,
+        "" if query.states is None else "".join(LETTERS.get(state, "") for state in query.states) or NO_STATE,
         name_prefix(query.name) if query.name is not None else b"",
         tag_part(query.tag) if query.tag is not None else b"",
         0 if since is None else microseconds(since),

@@ -113,13 +113,12 @@ def purge_step(queue: str, state: TaskState | None, last: int, tx: Transaction) 
 
 
 def _tombstones(tx: Transaction, queue: str, state: int, last: int, limit: int) -> list[Any]:
-    found: list[Any]
+    found: list[Any] = []
     if state == SCHEDULED:
         found = tx.value("control.doomed_scheduled", queue, last, limit)
     elif state == READY:
         found = tx.value("control.doomed_ready", queue, last, limit)
-    else:
-        assert state in (SUCCEEDED, FAILED, CANCELLED)
+    elif state in (SUCCEEDED, FAILED, CANCELLED):
         found = tx.value("control.doomed_ended", queue, state, last, limit)
     return found
 
