@@ -14,6 +14,9 @@ from omniq.task import StoredTask, TaskState
 __all__ = ["Index", "Line", "Record", "Register"]
 
 
+_GONE = StoredTask(id="", queue="", name="", body=b"", created_at=datetime.max, run_at=datetime.max)
+
+
 @define(eq=False)
 class Record:
     """One task as it stands."""
@@ -41,8 +44,9 @@ class Register:
         return record
 
     def remove(self, record: Record) -> None:
-        record.removed = True
         del self.by_id[record.task.id]
+        # Its place stays in the log for a while, its task does not.
+        record.removed, record.task = True, _GONE
         if len(self._log) > 2 * len(self.by_id) + 64:
             self._log = [kept for kept in self._log if not kept.removed]
 

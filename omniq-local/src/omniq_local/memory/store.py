@@ -164,11 +164,12 @@ class Store:
             self._remove(self._records.by_id[task_id])
 
     def _remove(self, record: Record) -> None:
+        task = record.task
         self._leave(record)
         self._records.remove(record)
-        self._free_key(record.task)
-        self.waiters.wake_for_end(record.task.id)
-        self._forget_if_empty(record.task.queue)
+        self._free_key(task)
+        self.waiters.wake_for_end(task.id)
+        self._forget_if_empty(task.queue)
 
     def holders(self, keys: Iterable[str]) -> dict[str, str]:
         return {key: self._unique[key] for key in keys if key in self._unique}
