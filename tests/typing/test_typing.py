@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from tests.packaging.project import ROOT
 
@@ -17,23 +21,50 @@ def mypy(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+def pyright(*files: Path) -> list[dict[str, Any]]:
+    """Return what pyright finds wrong; it comes with its own Node, and loads nothing from anywhere."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pyright", "--outputjson", "--pythonpath", sys.executable, *files],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    found: list[dict[str, Any]] = json.loads(done.stdout)["generalDiagnostics"]
+    return found
+
+
+def mistakes_of(file: Path) -> tuple[str, set[tuple[int, str]]]:
+    """Return a file without its ignores, and the lines that had one, with its code."""
+    text = file.read_text(encoding="utf-8")
+    lines = enumerate(text.splitlines(), 1)
+    return IGNORE.sub("", text), {(number, code[1]) for number, line in lines if (code := IGNORE.search(line))}
+
+
 def test_a_type_checker_sees_the_functions_own_parameters_and_results() -> None:
-    checked = mypy(HERE / "usage.py", HERE / "mistakes.py")
+    checked = mypy(*sorted(HERE.glob("*.py")))
 
     assert checked.returncode == 0, checked.stdout
 
 
-def test_a_type_checker_refuses_every_mistake(tmp_path: Path) -> None:
-    text = (HERE / "mistakes.py").read_text(encoding="utf-8")
-    mistakes = {
-        (number, code[1])
-        for number, line in enumerate(text.splitlines(), 1)
-        if (code := IGNORE.search(line)) is not None
-    }
-    bare = tmp_path / "mistakes.py"
-    bare.write_text(IGNORE.sub("", text), encoding="utf-8")
+@pytest.mark.parametrize("name", ["mistakes.py", "injected_mistakes.py"])
+def test_a_type_checker_refuses_every_mistake(name: str, tmp_path: Path) -> None:
+    bare = tmp_path / name
+    text, mistakes = mistakes_of(HERE / name)
+    bare.write_text(text)
 
     checked = mypy("--no-pretty", bare)
 
     found = re.findall(r"mistakes\.py:(\d+):\d+: error: .*\[([a-z-]+)\]$", checked.stdout, re.MULTILINE)
     assert {(int(number), code) for number, code in found} == mistakes
+
+
+def test_pyright_sees_injected_parameters_as_mypy_does(tmp_path: Path) -> None:
+    bare = tmp_path / "injected_mistakes.py"
+    text, mistakes = mistakes_of(HERE / bare.name)
+    bare.write_text(text)
+
+    found = pyright(HERE / "injected.py", bare)
+
+    assert [one for one in found if one["file"] != str(bare)] == []
+    assert {one["range"]["start"]["line"] + 1 for one in found} == {number for number, _ in mistakes}
