@@ -123,7 +123,7 @@ class Names:
     @property
     def subjects(self) -> list[str]:
         """Return what the stream stores."""
-        return [f"{self.root}.{kind}.>" for kind in "oebqucwr"]
+        return [f"{self.root}.{kind}.>" for kind in "oefbqucwr"]
 
     # Tasks as they were enqueued
 
@@ -185,6 +185,14 @@ class Names:
     def results_of(self, queue: str, ttl: float | None = None) -> str:
         """How the tasks of a queue ended: all, or those kept for so many seconds."""
         return f"{self.root}.e.{token(queue)}.{'*' if ttl is None else token(repr(ttl))}.*"
+
+    def listed(self, queue: str, task_id: str) -> str:
+        """Where a task stands that failed or was cancelled: of these alone there is a list."""
+        return f"{self.root}.f.{token(queue)}.{token(task_id)}"
+
+    def all_listed(self, queue: str | None = None) -> str:
+        """All of a queue, or of all."""
+        return f"{self.root}.f.{'*' if queue is None else token(queue)}.*"
 
     def blob(self, task_id: str, name: str) -> str:
         """A result or an error too large to lie with others."""

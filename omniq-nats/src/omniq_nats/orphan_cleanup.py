@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from omniq_nats.names import untoken
 from omniq_nats.queue_state import QueueState
 from omniq_nats.queue_state_store import QueueStateStore
+from omniq_nats.results import LISTED
 from omniq_nats.task_lookup import Place
 from omniq_nats.times import after, read_stamp
 
@@ -49,6 +50,8 @@ class OrphanCleanup:
     async def sweep(self) -> None:
         """Take away what belongs to nothing and is old enough."""
         for subject in await self.stray_blobs():
+            await self._transport.remove(await self._old([subject]))
+        for subject in await self.stray_listed():
             await self._transport.remove(await self._old([subject]))
         by_queue: defaultdict[str, list[str]] = defaultdict(list)
         for subject in await self.stray_shelves():
@@ -91,6 +94,28 @@ class OrphanCleanup:
         used = set() if entry is None else {name for name in named if name.startswith(f"{entry.delivery}-")}
         end_record = (await self._state_store.end_records(queue_state, [place])).get((batch.seq, index))
         return used if end_record is None or end_record.blob is None else used | {end_record.blob}
+
+    # The list of what failed or was cancelled
+
+    async def stray_listed(self) -> list[str]:
+        """Return the subjects of what is listed and has not ended so, or is not there."""
+        subjects = await self._subjects(self._names.all_listed())
+        strays: list[str] = []
+        for start in range(0, len(subjects), STEP):
+            some = {untoken(subject.rpartition(".")[2]): subject for subject in subjects[start : start + STEP]}
+            places = await self._state_store.task_lookup.locate(list(some))
+            queue_states = await self._state_store.read(sorted({batch.queue for batch, _ in places.values()}))
+            for task_id, subject in some.items():
+                place = places.get(task_id)
+                if place is None:
+                    strays.append(subject)
+                    continue
+                batch, index = place
+                records = await self._state_store.end_records(queue_states[batch.queue], [place])
+                end_record = records.get((batch.seq, index))
+                if end_record is not None and end_record.state not in LISTED:
+                    strays.append(subject)
+        return strays
 
     # Overflow pages
 

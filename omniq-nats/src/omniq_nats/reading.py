@@ -7,7 +7,7 @@ import contextlib
 import json
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 
 from attrs import field, frozen
 
@@ -22,7 +22,7 @@ from omniq_nats.entries import Entry, entry_in_overflow
 from omniq_nats.names import DUE_LINE, readable
 from omniq_nats.queue_state import REMOVED_AHEAD, QueueState
 from omniq_nats.queue_state_store import QueueStateStore
-from omniq_nats.results import EndRecord
+from omniq_nats.results import LISTED, EndRecord
 from omniq_nats.task_batches import PLACES, TaskBatch, to_task
 from omniq_nats.task_lookup import Place, Torn
 from omniq_nats.times import from_micros
@@ -252,6 +252,12 @@ async def list_tasks(state_store: QueueStateStore, query: TaskQuery, cursor: str
     """
     before = None if cursor is None else _read_cursor(cursor)
     pager = Pager(query)
+    listed = await _listed(state_store, query)
+    if listed is not None:
+        async for rank, task in _in_order(state_store, listed, before):
+            if pager.is_done_with(rank, task):
+                break
+        return pager.page()
     # The stream is read backwards, in windows, as it can be read forwards only.
     end = await state_store.transport.end() + 1 if before is None else before // PLACES + 1
     width = 2 * PLACES
@@ -275,6 +281,67 @@ async def list_tasks(state_store: QueueStateStore, query: TaskQuery, cursor: str
         end = start
         width = min(2 * width, WIDEST)
     return pager.page()
+
+
+async def _listed(state_store: QueueStateStore, query: TaskQuery) -> dict[str, int] | None:
+    """Return the ids of the tasks in the states asked for, with the sequences of their batches; perhaps others, too.
+
+    None: it is not known where they are, or they are so many that they are soon met among all.
+    """
+    states = query.states
+    if states is None or not states <= {*LISTED, RUNNING}:
+        return None
+    # First these: what has ended and is not in them any more is on the list by then.
+    queue_states = (
+        await state_store.read_all() if query.queue is None else await state_store.read([query.queue])
+    ).values()
+    ended = sum(sum(one.ended.values()) for one in queue_states)
+    number = sum(one.ended.get(state, 0) for one in queue_states for state in states & LISTED)
+    if number > LOOK and number * number > ended * query.limit:
+        return None
+    found: dict[str, int] = {}
+    if states & LISTED:
+        for stored in await state_store.transport.last_all(state_store.names.all_listed(query.queue)):
+            with contextlib.suppress(*UNREADABLE):
+                found[readable(stored.subject.rpartition(".")[2])] = int(stored.data.split()[0])
+    for queue_state in queue_states:
+        if RUNNING in states:
+            found |= {entry.id: entry.seq for entry in queue_state.running.values()}
+        found |= {one.id: one.seq for one in queue_state.pending.values() if one.end_record.state in states}
+    return found
+
+
+async def _in_order(
+    state_store: QueueStateStore, listed: Mapping[str, int], before: int | None
+) -> AsyncIterator[tuple[int, StoredTask]]:
+    """Yield tasks with their ranks, the latest first.
+
+    :param listed: their ids and the sequences of their batches.
+    """
+    ids = sorted(listed, key=lambda task_id: -listed[task_id])
+    if before is not None:
+        # What was stored in one step has one rank for all, but for the lowest bits, and sequences behind that.
+        ids = [task_id for task_id in ids if listed[task_id] <= before // PLACES + 2 * PLACES]
+    ready: list[tuple[int, StoredTask]] = []
+    for start in range(0, len(ids), LOOK):
+        part = ids[start : start + LOOK]
+        seen = await view(state_store, part)
+        tasks = await _tasks_in(state_store, seen)
+        for task_id in part:
+            if task_id in seen.places:
+                batch, index = seen.places[task_id]
+                if (task := tasks.get((batch.seq, index))) is not None:
+                    ready.append((batch.rank(index), task))
+            elif (torn := seen.torn.get(task_id)) is not None:
+                ready.append((listed[task_id] * PLACES, salvaged(torn.problem, task_id, {"queue": torn.queue})))
+        ready.sort(key=lambda one: one[0])
+        # What comes later has ranks below its sequences.
+        following = ids[start + LOOK : start + LOOK + 1]
+        horizon = (listed[following[0]] + 1) * PLACES if following else 0
+        while ready and ready[-1][0] >= horizon:
+            rank, task = ready.pop()
+            if before is None or rank < before:
+                yield rank, task
 
 
 async def _records(

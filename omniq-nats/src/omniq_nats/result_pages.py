@@ -17,7 +17,16 @@ from omniq_nats.entries import Tombstone
 from omniq_nats.lazy_rows import Pending
 from omniq_nats.names import SHARED, readable, split_batch
 from omniq_nats.queue_state import QueueState
-from omniq_nats.results import EndRecord, ResultPage, new_page, number_on_page, page_to_write, read_page, torn_fate
+from omniq_nats.results import (
+    LISTED,
+    EndRecord,
+    ResultPage,
+    new_page,
+    number_on_page,
+    page_to_write,
+    read_page,
+    torn_fate,
+)
 from omniq_nats.task_batches import TaskBatch
 from omniq_nats.times import Clock
 from omniq_nats.transport import Conflict, Lost, Stored, Transport, Write
@@ -109,14 +118,23 @@ class ResultPages:
         first = next(iter(pending.values()))
         page = self._pages.pop(subject, None) or new_page(first.batch, first.seq, first.size)
         for attempt in range(1000):
-            news = [
-                page.note(number_on_page(one.batch, one.seq, one.index), task_id, one.end_record, one.batch)
+            known = {
+                task_id: page.state_of(number_on_page(one.batch, one.seq, one.index))
                 for task_id, one in pending.items()
-            ]
-            if not any(news):
+            }
+            news = {
+                task_id: one
+                for task_id, one in pending.items()
+                if page.note(number_on_page(one.batch, one.seq, one.index), task_id, one.end_record, one.batch)
+            }
+            if not news:
                 break
+            # Before the page is replaced, each time: another process may meanwhile have taken one off the list.
+            again = [task_id for task_id in news if known[task_id] in LISTED]
+            listed = await self._list(queue, news, again)
             try:
                 page.seq = await self.transport.publish(Write(subject, page.encode(), expected=page.seq))
+                await self.transport.remove(listed)
                 break
             except (Conflict, Lost):
                 stored = await self.transport.last([subject])
@@ -131,6 +149,19 @@ class ResultPages:
         self._remember_page(subject, page)
         for task_id, one in pending.items():
             self._brought[task_id] = max(one.version, self._brought.get(task_id, -1))
+
+    async def _list(self, queue: str, news: Mapping[str, Pending], known: Sequence[str]) -> list[int]:
+        """Put those on the list that belong there; return the messages of others, once their page is replaced.
+
+        :param known: those that belonged there before.
+        """
+        joins = [one for one in news.values() if one.end_record.state in LISTED]
+        writes = [Write(self.names.listed(queue, one.id), b"%d %d" % (one.seq, one.index)) for one in joins]
+        await asyncio.gather(*map(self.transport.store, writes))
+        leaves = [task_id for task_id in known if news[task_id].end_record.state not in LISTED]
+        if not leaves:
+            return []
+        return [one.seq for one in await self.transport.last([self.names.listed(queue, one) for one in leaves])]
 
     async def _still_pending(self, queue: str, pending: dict[str, Pending]) -> dict[str, Pending]:
         queue_state = (await self.read([queue]))[queue]
@@ -230,12 +261,14 @@ class ResultPages:
         }
         gone: list[int] = []
         subjects: list[str] = []
+        listed: list[str] = []
         await asyncio.gather(
             *(
-                self._bury(queue, subject, some, stored.get(subject), gone, subjects)
+                self._bury(queue, subject, some, stored.get(subject), gone, subjects, listed)
                 for subject, some in by_page.items()
             )
         )
+        gone += [found.seq for found in await self.transport.last(listed)] if listed else []
         # Several of them may have had one key, one after the other; any of these can be the one that has it now.
         keys: defaultdict[str, set[str]] = defaultdict(set)
         for one in tombstones:
@@ -260,6 +293,7 @@ class ResultPages:
         page: ResultPage | None,
         gone: list[int],
         subjects: list[str],
+        listed: list[str],
     ) -> None:
         first = tombstones[0]
         is_shared = split_batch(first.batch)[1] == SHARED
@@ -278,6 +312,8 @@ class ResultPages:
                 end_record = page.forget(number_on_page(one.batch, one.seq, one.index))
                 if end_record is not None and end_record.blob is not None:
                     subjects.append(self.names.blobs(one.id))
+                if end_record is not None and end_record.state in LISTED:
+                    listed.append(self.names.listed(queue, one.id))
             if page.is_spent:
                 gone += [first.seq] if is_shared else []
                 gone += [page.seq] if page.seq else []

@@ -20,6 +20,7 @@ from omniq_nats.transport import Stored
 
 __all__ = [
     "INLINE",
+    "LISTED",
     "ROOM",
     "EndRecord",
     "ResultPage",
@@ -47,6 +48,10 @@ def inline_of(max_payload: int) -> int:
     :param max_payload: bytes of the largest message: a page of results may be that of so many tasks.
     """
     return min(INLINE, (max_payload - ROOM) // MOST_TASKS - ROW)
+
+
+LISTED = frozenset({TaskState.FAILED, TaskState.CANCELLED})
+"""Tasks that ended so are listed apart, as they are few."""
 
 
 @frozen(kw_only=True, slots=False)  # with slots the first look at a cached property takes as long as its text
@@ -277,6 +282,11 @@ class ResultPage:
             return False
         self.end_records[number] = task_id, end_record, split_batch(batch)[1]
         return True
+
+    def state_of(self, number: int) -> TaskState | None:
+        """Return the state that it tells of a task; None: it tells nothing."""
+        known = self.end_records.get(number)
+        return None if known is None else known[1].state
 
     def forget(self, number: int) -> EndRecord | None:
         """Take note that a task was removed; give its end record."""
