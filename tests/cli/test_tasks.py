@@ -112,6 +112,11 @@ def test_a_list_has_a_row_for_each_task_the_latest_first(
         (["--name", "unheard-of"], []),
         (["--tag", "order-17"], ["scheduled"]),
         (["--name", "add", "--state", "ready"], ["ready"]),
+        (["--state", "failed,cancelled"], ["cancelled", "failed"]),
+        (["--state", "failed, running", "--queue", "slow"], ["running"]),
+        (["--after", "2999-01-31T09:00"], []),
+        (["--before", "2999-01-31T09:00", "--after", "2001-01-31T09:00+02:00", "--tag", "order-17"], ["scheduled"]),
+        (["--before", "2001-01-31"], []),
     ],
 )
 def test_filters_choose_among_the_tasks(
@@ -571,7 +576,7 @@ def test_any_number_of_tasks_is_touched_in_steps(
         (["show", URL, "ö\udcff"], 2, r"argument ID: '\xf6\udcff' is not text in UTF-8"),
         (["list", URL, "--cursor", "?"], 2, "'?' is not a cursor of "),
         (["list", URL, "--all", "--limit", "3"], 2, "--all and --limit exclude each other"),
-        (["list", URL, "--state", "faild"], 2, "argument --state: invalid choice: 'faild' (choose from 'blocked',"),
+        (["list", URL, "--state", "faild"], 2, "argument --state: 'faild' is not one or several of blocked,"),
         (["list", "memory://"], 2, "memory:// lives inside one process"),
         (["cancel", URL], 2, "which tasks? Name their ids, or choose with --queue, --state, --name, --tag"),
         (["cancel", URL, NOWHERE, "--queue", "a"], 2, "name tasks by id or choose them by filters, not both"),

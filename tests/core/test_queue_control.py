@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
 
 import pytest
 
 from omniq import (
     Fixed,
     TaskFailed,
+    TaskFunction,
     TaskNotFound,
     TaskQueue,
     TaskState,
     current_task,
 )
+from omniq.storage import Count
 from omniq.storage.ids import new_id
 from omniq.storage.urls import parse_url
-from omniq.task import StoredTask
+from omniq.task import Omitted, StoredTask
 from omniq.testing import wait_until
 from omniq_local.memory.storage import MemoryStorage
 from tests.core.running import Gate, working
@@ -24,6 +28,13 @@ from tests.core.running import Gate, working
 
 class Broken(Exception):
     pass
+
+
+def note_of(queue: TaskQueue) -> TaskFunction[[int], None]:
+    @queue.task(name="note")
+    def note(number: int) -> None: ...
+
+    return note
 
 
 def test_tasks_are_listed_newest_first_a_page_at_a_time(queue: TaskQueue) -> None:
@@ -46,6 +57,64 @@ def test_tasks_are_listed_newest_first_a_page_at_a_time(queue: TaskQueue) -> Non
     assert [task.id for task in queue.tasks(name="note", queue="default", state="ready", limit=1)] == [ids[-1]]
     assert list(queue.tasks(state=TaskState.FAILED)) == []
     assert list(queue.tasks(name="other")) == []
+
+
+def test_tasks_are_found_by_several_states_and_by_when_they_were_enqueued(queue: TaskQueue) -> None:
+    note = note_of(queue)
+    ids = [note.enqueue(number).id for number in range(4)]
+    queue.cancel(ids[1])
+    (edge,) = [task.created_at for task in queue.tasks() if task.id == ids[2]]
+    assert [task.id for task in queue.tasks(states=["cancelled", TaskState.FAILED])] == [ids[1]]
+    assert len(queue.tasks(states=["cancelled", "ready"])) == 4
+    assert {task.id for task in queue.tasks(enqueued_after=edge)} <= {ids[1], ids[2], ids[3]}
+    assert {task.id for task in queue.tasks(enqueued_before=edge)} <= {ids[0], ids[1]}
+    assert len(queue.tasks(enqueued_before=edge)) + len(queue.tasks(enqueued_after=edge)) == 4
+    assert len(queue.tasks(name="nothing", look_at=1)) == 0
+    assert queue.tasks(name="nothing", look_at=1).cursor is not None
+
+
+def test_a_bare_list_tells_sizes_and_the_task_that_it_is_bare(queue: TaskQueue) -> None:
+    handle = note_of(queue).enqueue(10**30)
+    (bare,) = queue.tasks(bare=True)
+    whole = queue.get(handle.id)
+    assert whole is not None
+    assert whole.omitted is None
+    assert bare.omitted == Omitted(body=len(whole.body))
+    assert (bare.id, bare.name, bare.payload, bare.body) == (handle.id, "note", b"", b"")
+    for field in ("args", "kwargs", "retry", "result"):
+        with pytest.raises(RuntimeError, match=f"listed bare.*{handle.id}"):
+            getattr(bare, field)
+
+
+def test_tasks_are_counted(queue: TaskQueue) -> None:
+    note = note_of(queue)
+    ids = [note.enqueue(number).id for number in range(5)]
+    queue.cancel(ids[0])
+    assert queue.count_tasks() == Count(5)
+    assert queue.count_tasks(state="cancelled") == queue.count_tasks(states=["cancelled", "failed"]) == Count(1)
+    assert queue.count_tasks(name="note", limit=None) == Count(5)
+    assert queue.count_tasks(name="note", limit=2) == Count(2, at_least=True)
+    assert queue.count_tasks(name="other") == Count(0)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "what"),
+    [
+        ({"states": "failed"}, TypeError, "state='failed'"),
+        ({"states": ["faild"]}, ValueError, "'faild'.*cancelled"),
+        ({"state": "failed", "states": ["failed"]}, ValueError, "only one"),
+        ({"look_at": 0}, ValueError, "look_at"),
+        ({"enqueued_before": datetime(2030, 1, 1)}, ValueError, "enqueued_before.*no time zone"),  # noqa: DTZ001  # the mistake
+        ({"enqueued_after": "2030"}, TypeError, "enqueued_after"),
+        ({"limit": 0}, ValueError, "limit"),
+    ],
+)
+def test_a_list_and_a_count_refuse_what_they_cannot_use(
+    queue: TaskQueue, wrong: dict[str, Any], error: type[Exception], what: str
+) -> None:
+    for ask in (queue.tasks, queue.count_tasks):
+        with pytest.raises(error, match=what):
+            ask(**wrong)
 
 
 @pytest.mark.parametrize("wrong", [{"limit": 0}, {"limit": 1001}, {"state": "lost"}, {"cursor": "no cursor"}])

@@ -6,7 +6,7 @@ from datetime import timedelta
 
 import pytest
 
-from omniq.storage import Finding, Severity, Storage
+from omniq.storage import Finding, Severity, Storage, TaskQuery
 from omniq.task import Failed, Retry, Succeeded, TaskError, TaskState
 from omniq.testing import await_until
 from omniq_nats import orphan_cleanup, overflow
@@ -174,3 +174,34 @@ async def test_tasks_that_had_one_key_after_the_other_are_removed_with_it(
         assert storage._opened is not None
         store = storage._opened.state_store
         assert await store.transport.last([store.names.key("key")]) == []
+
+
+async def test_what_a_process_that_died_left_on_the_list_of_failed_tasks_is_not_shown_and_goes(
+    nats_server: NatsServer, at_once: None
+) -> None:
+    url = fresh(nats_server.url)
+    async with opened(url) as storage:
+        await storage.enqueue([task(), task()])
+        fails, succeeds = await storage.claim({"work": 2}, worker="w", lease=99)
+        error = TaskError(type="ValueError", message="it broke")
+        await storage.finish([Failed(id=fails.id, delivery=fails.delivery, error=error)])
+        assert storage._opened is not None
+        store = storage._opened.state_store
+        # As if each had been put there by a process that died before it noted the end: one succeeds, one is removed.
+        for task_id in (succeeds.id, "gone"):
+            await store.transport.publish(Write(store.names.listed("work", task_id), b"1 0"))
+
+        async def listed() -> list[str]:
+            page = await storage.list_tasks(TaskQuery(states=[TaskState.FAILED, TaskState.CANCELLED]))
+            return [one.id for one in page]
+
+        assert await listed() == [fails.id]
+        await storage.finish([Succeeded(id=succeeds.id, delivery=succeeds.delivery, result=b"done")])
+        assert await listed() == [fails.id]
+
+        async def is_swept() -> bool:
+            await storage.prune(100)
+            return len(await store.transport.last_all(store.names.all_listed())) == 1
+
+        await await_until(is_swept, 30, "what was left to be taken away")
+        assert await listed() == [fails.id]

@@ -10,7 +10,7 @@ from importlib.resources import files
 import pytest
 
 from omniq.storage import Lease, TaskQuery
-from omniq.task import TaskState
+from omniq.task import Failed, TaskError, TaskState
 from omniq_redis.storage import RedisStorage
 from tests.redis.redis_support import calls, done, finish_all, new_task, opened, take, total
 from tests.servers.redis import RedisServer
@@ -177,5 +177,51 @@ def test_a_list_of_what_is_rare_goes_on_in_steps_that_are_bounded(redis_server: 
             for query in (TaskQuery(name="rare"), TaskQuery(tag="t"), TaskQuery(queue="q", states=[TaskState.READY])):
                 assert [task.id for task in await store.list_tasks(query)] == expected
             assert calls(redis_server)["evalsha"] >= 3 * 9, "9,000 tasks, and no more than 1,000 in one step"
+
+    asyncio.run(scenario())
+
+
+def test_failed_tasks_are_listed_with_as_many_commands_with_many_tasks_as_with_few(
+    redis_server: RedisServer, namespace: str
+) -> None:
+    async def scenario() -> None:
+        async with opened(redis_server.url, namespace) as store:
+            ids = []
+            for _ in range(3):
+                await store.enqueue([new_task()])
+                (task,) = await take(store)
+                error = TaskError(type="ValueError", message="it broke")
+                await store.finish([Failed(id=task.id, delivery=task.delivery, error=error)])
+                ids.append(task.id)
+
+            async def cost() -> int:
+                redis_server.ask("CONFIG", "RESETSTAT")
+                page = await store.list_tasks(TaskQuery(states=[TaskState.FAILED]))
+                assert [task.id for task in page] == ids[::-1]
+                assert page.cursor is None
+                return sum(calls(redis_server).values())
+
+            few = await cost()
+            for _ in range(4):
+                await store.enqueue([new_task() for _ in range(500)])
+                await finish_all(store)
+            assert await cost() <= few + 2
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("states", [None, [TaskState.READY]])
+def test_a_bare_page_of_large_tasks_is_small(
+    redis_server: RedisServer, namespace: str, states: list[TaskState] | None
+) -> None:
+    async def scenario() -> None:
+        async with opened(redis_server.url, namespace) as store:
+            for _ in range(20):
+                await store.enqueue([new_task(body=b"x" * 900_000)])
+            redis_server.ask("CONFIG", "RESETSTAT")
+            page = await store.list_tasks(TaskQuery(bare=True, states=states))
+            sent = redis_server.info("stats")["total_net_output_bytes"]
+            assert [task.omitted and task.omitted.body for task in page] == [900_000] * 20
+            assert int(str(sent)) < 100_000
 
     asyncio.run(scenario())

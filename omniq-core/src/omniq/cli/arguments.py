@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 from omniq._tasks.options import check_queue
 from omniq.cli.failures import UsageError
+from omniq.task import TaskState
 
 __all__ = [
     "Parser",
@@ -23,6 +24,7 @@ __all__ = [
     "seconds",
     "seconds_or_moment",
     "size",
+    "states",
     "text",
 ]
 
@@ -106,6 +108,15 @@ def count(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
     return value
+
+
+def states(text: str) -> list[TaskState]:
+    """Read one or several states, separated by commas."""
+    try:
+        return [TaskState(state.strip()) for state in text.split(",")]
+    except ValueError:
+        known = ", ".join(TaskState)
+        raise argparse.ArgumentTypeError(f"{text!r} is not one or several of {known}, separated by commas") from None
 
 
 def size(text: str) -> int:

@@ -57,7 +57,7 @@ async def _look_through(storage: Storage, wanted: set[str], found: dict[str, str
     for _ in range(MOST_PAGES):
         if wanted <= found.keys():
             return False
-        page = await storage.list_tasks(TaskQuery(limit=PAGE), cursor)
+        page = await storage.list_tasks(TaskQuery(limit=PAGE, bare=True), cursor)
         for task in page:
             if short_id(task.id) in wanted:
                 found.setdefault(short_id(task.id), task.id)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from omniq._client.admin import MOST_IN_A_PAGE
 from omniq._client.queue import TaskQueue
 from omniq.cli.app import note_place, now_of, open_queue, place_of
-from omniq.cli.arguments import add_app, add_json, count, describe, text
+from omniq.cli.arguments import add_app, add_json, count, describe, moment, states, text
 from omniq.cli.failures import OperationFailed, UsageError
 from omniq.cli.groups import Action, add_actions, run_action
 from omniq.cli.short_ids import whole_ids
@@ -49,13 +49,20 @@ def _configure_list(parser: argparse.ArgumentParser) -> None:
         "Show tasks, the latest enqueued first. Every filter may be left out.",
         "omniq tasks list shop.tasks:queue\n"
         "omniq tasks list shop.tasks:queue --state failed --name resize\n"
+        "omniq tasks list shop.tasks:queue --state failed,cancelled --after 2030-01-31T09:00\n"
         "omniq tasks list sqlite:///jobs.db --tag order-17 --all --json",
     )
     add_app(parser, or_url=True)
     parser.add_argument("--queue", type=text, metavar="QUEUE", help="only tasks of this queue")
-    parser.add_argument("--state", choices=[state.value for state in TaskState], help="only tasks in this state")
+    parser.add_argument(
+        "--state", type=states, metavar="STATE[,...]", help=f"only tasks in one of these states: {', '.join(TaskState)}"
+    )
     parser.add_argument("--name", type=text, metavar="NAME", help="only tasks of this function")
     parser.add_argument("--tag", type=text, metavar="TAG", help="only tasks with this tag")
+    parser.add_argument(
+        "--after", type=moment, metavar="TIME", help="only tasks enqueued at this time or later: 2030-01-31T09:00"
+    )
+    parser.add_argument("--before", type=moment, metavar="TIME", help="only tasks enqueued before this time")
     parser.add_argument(
         "--limit", type=count, metavar="N", help=f"how many at most (default {DEFAULT_LIMIT}); the rest is a page away"
     )
@@ -83,9 +90,12 @@ def _pages(queue: TaskQueue, options: argparse.Namespace) -> Iterator[TaskPage[T
         try:
             page = queue.tasks(
                 queue=options.queue,
-                state=options.state,
+                states=options.state,
                 name=full_name(queue, options.name),
                 tag=options.tag,
+                enqueued_before=options.before,
+                enqueued_after=options.after,
+                bare=not options.json,  # of what can be large a table shows nothing
                 limit=MOST_IN_A_PAGE if left is None else min(left, MOST_IN_A_PAGE),
                 cursor=cursor,
             )

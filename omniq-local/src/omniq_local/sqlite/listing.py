@@ -106,9 +106,10 @@ class _Pages:
 
     def looked_at(self, parts: list[tuple[str, int]] | None, bounds: Bounds, limit: int) -> list[int]:
         """Return the numbers of the latest tasks that are looked at, whether they match or not."""
+        everything = evolve(bounds, name=None)
         if parts is None and self.query.tag is None:
-            return self.seqs("list_all", bounds, limit, queue=None, states=None)
-        return self.latest(parts, evolve(bounds, name=None), limit)
+            return self.seqs("list_all", everything, limit, queue=None, states=None)
+        return self.latest(parts, everything, limit)
 
     def from_time(self, moment: datetime) -> int:
         """Return the number from which on tasks were enqueued at a time or later, in a few steps down the table."""
