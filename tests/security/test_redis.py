@@ -13,10 +13,11 @@ from redis import Redis
 
 from omniq import TaskState
 from omniq.schedule import Schedule
-from omniq.storage import TaskQuery
+from omniq.storage import Lease, TaskQuery
 from omniq.storage.validation import is_corrupt
+from omniq.task import Cancelled, Failed, Retry, StoredTask, Succeeded, TaskError
 from omniq_redis.storage import RedisStorage
-from tests.redis.redis_support import finish_all, new_task, only, opened, raw_client, take
+from tests.redis.redis_support import calls, finish_all, new_task, only, opened, raw_client, take, total
 from tests.servers.redis import RedisServer, binary_of
 
 Test = Callable[..., Coroutine[Any, Any, None]]
@@ -58,7 +59,8 @@ async def answers(store: RedisStorage) -> None:
     await store.recover(100)
     await store.prune(100)
     await store.wait_for_work(["q"], 0.01)
-    await store.list_tasks(TaskQuery(limit=100))
+    for states in (None, {TaskState.FAILED}, {TaskState.CANCELLED}):
+        await store.list_tasks(TaskQuery(states=states, limit=100))
     await store.get_schedules()
     await store.due_schedules(10)
     await store.diagnose()
@@ -118,22 +120,35 @@ async def test_what_is_no_place_of_a_task_among_the_ready_is_dropped(
         assert attacker.exists(PREFIX + b"ready:q") == 0
 
 
+@pytest.mark.parametrize("number", [20_000, pytest.param(500_000, marks=pytest.mark.long)])
 @on_a_loop
-async def test_any_number_of_them_is_dropped_in_steps_that_do_not_hold_up_the_server(
-    server: RedisServer, attacker: Redis
+async def test_any_number_of_them_is_dropped_in_steps_that_hold_up_neither_the_server_nor_another_queue(
+    server: RedisServer, attacker: Redis, number: int
 ) -> None:
-    async with opened(server.url, "shop") as store:
-        pipe = attacker.pipeline(transaction=False)
-        pipe.zadd(PREFIX + b"ready:q", {b"\x00" * 15 + b"%d" % number: 0 for number in range(20_000)})
-        pipe.execute()
+    async with opened(server.url, "shop") as store, opened(server.url, "shop") as other:
+        for start in range(0, number, 10_000):
+            attacker.zadd(PREFIX + b"ready:q", {b"\x00" * 15 + b"%d" % one: 0 for one in range(start, start + 10_000)})
         (task,) = await _enqueued(store)
+        await store.enqueue([new_task(queue="other") for _ in range(number // 1000 + 20)])
+        attacker.config_resetstat()
 
         looks = 0
-        while not (claimed := await take(store)):
+        found: list[str] = []
+        while not found:
+            # Behind one that has any number of them, a queue has its turn in the same claim.
+            claimed = await take(store, "q", "other", n=1)
+            assert "other" in {one.queue for one in claimed}
+            assert [one.queue for one in await take(other, "other", n=1)] == ["other"]
+            found = [one.id for one in claimed if one.queue == "q"]
             looks += 1
-            await store.wait_for_work(["q"], 30)  # which comes back at once, as there is more to look at
-        assert [one.id for one in claimed] == [task]
-        assert looks >= 20_000 // 2000 - 1
+        assert found == [task]
+        # A claim looks at 2,000, and takes some dozens of commands for that.
+        assert number // 2000 <= looks <= number // 2000 + 5
+        assert total_of(calls(server), "zrange", "zremrangebyrank", "exists", "mget") < 50 * looks
+
+
+def total_of(told: dict[str, int], *commands: str) -> int:
+    return sum(told.get(command, 0) for command in commands)
 
 
 async def _enqueued(store: RedisStorage) -> list[str]:
@@ -156,23 +171,163 @@ async def test_a_name_of_a_queue_that_is_no_text_is_passed_over(server: RedisSer
         assert await finish_all(store) == 1
 
 
-@pytest.mark.parametrize("what", ["ready", "scheduled", "failed", "succeeded", "cancelled", "idle"])
+KEYS = [
+    *(
+        f"{what}:q"
+        for what in (
+            "ready",
+            "scheduled",
+            "succeeded",
+            "failed",
+            "cancelled",
+            "order:failed",
+            "order:cancelled",
+            "idle",
+        )
+    ),
+    *("queues", "paused", "leased", "expiring", "log", "log:0", "schedules", "schedules:due", "workers", "about"),
+    *("meta", "seq", "running", "counts", "unique", "waiting", "o:runs", "h:again", "aside", "restoring"),
+]
+"""Each kind of key that the scripts write, of a namespace in which is what :func:`fill` stores."""
+LIVE = {"ready", "runs", "again", "expiring", "unique", "later"}
+ENDED = {"done": TaskState.SUCCEEDED, "failed": TaskState.FAILED, "cancelled": TaskState.CANCELLED}
+ERROR = TaskError(type="E", message="of attempt 1")
+
+
+async def fill(store: RedisStorage) -> dict[str, StoredTask]:
+    """Store something under each key; return the tasks that run."""
+    soon, far = timedelta(seconds=0.2), timedelta(hours=1)
+    await store.enqueue([new_task(id=name, max_retries=3) for name in (*ENDED, "runs", "again")])
+    claimed = {task.id: task for task in await take(store)}
+    outcomes = [
+        Succeeded(id="done", delivery=1, result=b"1"),
+        Failed(id="failed", delivery=1, error=ERROR),
+        Cancelled(id="cancelled", delivery=1),
+        Retry(id="again", delivery=1, error=ERROR, delay=0.0),
+    ]
+    assert all(await store.finish(outcomes))
+    await store.enqueue([new_task(id="ready"), new_task(id="expiring", expires=far), new_task(id="unique", unique="k")])
+    await store.enqueue([new_task(id="later", run_at=soon), new_task(id="of another", queue="other")])
+    await store.enqueue([new_task(id="paused", queue="held up")])
+    await store.pause("held up")
+    await store.heartbeat("w", [Lease("runs", 1)], 60, "about it")
+    await store.put_schedule(Schedule(id="s", task=new_task(), trigger="{}", next_run=datetime.now(UTC)))
+    return claimed
+
+
+def of_another_type(client: Redis, key: str) -> None:
+    """Put a key of another type in the place of one."""
+    name = PREFIX + key.encode()
+    if client.type(name) == b"string":
+        client.delete(name)
+        client.rpush(name, "no string")
+    else:
+        client.set(name, "x")
+
+
+@pytest.mark.parametrize("key", KEYS)
 @on_a_loop
-async def test_a_key_of_another_type_harms_its_own_queue_alone(server: RedisServer, attacker: Redis, what: str) -> None:
+async def test_a_key_of_another_type_stops_nothing_and_no_change_is_made_in_part(
+    server: RedisServer, attacker: Redis, key: str
+) -> None:
     async with opened(server.url, "shop") as store:
-        await _enqueued(store)
-        attacker.sadd(PREFIX + b"queues", b"other")
-        attacker.set(PREFIX + f"{what}:other".encode(), b"no sorted set")
+        claimed = await fill(store)
+        of_another_type(attacker, key)
+        # What is of one task is named with that, or of no consequence.
+        shown = key in ("o:runs", "h:again", "log:0", "idle:q", "aside", "restoring") or f"{key}'" in await found_by(
+            store
+        )
+        assert shown, await found_by(store)
+
+        new = new_task(id="new", unique="new key", run_at=timedelta(seconds=0.2))
+        assert [one.created for one in await store.enqueue([new, new_task(id="newer")])] == [True, True]
+        assert [one.created for one in await store.enqueue([new, new_task(id="newer")])] == [False, False]
+        assert [task.id for task in await take(store, "q", "other") if task.queue == "other"] == ["of another"]
+        await answers(store)
+        if key == "schedules":
+            assert await store.put_schedule(Schedule(id="s", task=new_task(), trigger="{}", next_run=datetime.now(UTC)))
+        await store.due_schedules(1)
+
+        # Nothing that was acknowledged is lost, and nothing runs that has ended.
+        await store.recover(100)
+        assert [one.id for one in await store.due_schedules(10)] == ["s"]
+        left = {"new", "newer", *LIVE}
+        if key == "o:runs":
+            assert is_corrupt(await only(store, "runs"))
+            assert "omniq tasks delete runs" in await found_by(store)
+            assert await store.delete(["runs"]) == [True]
+            left.remove("runs")
+        for task_id in left:
+            await eventually_runs(store, task_id)
+        for task_id, state in ENDED.items():
+            assert (await only(store, task_id)).state is state
+            if not key.startswith("log"):
+                assert task_id in {task.id for task in await store.list_tasks(TaskQuery(states={state}, limit=100))}
+        late = Succeeded(id="runs", delivery=claimed["runs"].delivery, result=b"")
+        running = [task for task in await store.get(sorted(left)) if task is not None]
+        held = {task.id: task.delivery for task in running}
+        assert await store.finish([late]) == [held.get("runs") == 1]
+        ends = [Succeeded(id=name, delivery=delivery, result=b"") for name, delivery in held.items() if name != "runs"]
+        assert await store.finish(ends) == [True] * len(ends)
         await answers(store)
 
-        claimed = await take(store, "other", "q")
-        assert len(claimed) == 1
-        await store.wait_for_work(["other", "q"], 0.01)
-        assert "q" in [stats.queue for stats in await store.stats()]
-        if what == "idle":  # who waits is no record: it is made anew
-            assert (await store.enqueue([new_task(queue="other")]))[0].created
-        else:
-            assert f"{what}:" in await found_by(store)
+
+async def eventually_runs(store: RedisStorage, task_id: str) -> None:
+    """Claim until a task runs."""
+    for _ in range(200):
+        if (await only(store, task_id)).state is TaskState.RUNNING:
+            return
+        if not await take(store):
+            await store.wait_for_work(["q"], 0.1)
+    raise AssertionError(f"{await only(store, task_id)} was not claimed")
+
+
+@pytest.mark.parametrize("number", [b"many", b"9223372036854775807", b""])
+@on_a_loop
+async def test_a_number_of_tasks_that_is_none_is_counted_from_the_log_again(
+    server: RedisServer, attacker: Redis, number: bytes
+) -> None:
+    async with opened(server.url, "shop") as store:
+        first = [new_task() for _ in range(5)]
+        await store.enqueue(first)
+        attacker.set(PREFIX + b"seq", number)
+        later = [new_task() for _ in range(5)]
+        await store.enqueue(later)
+
+        assert [task.id for task in await take(store)] == [task.id for task in [*first, *later]]
+        assert len((await store.list_tasks(TaskQuery(limit=100))).tasks) == 10
+
+
+@on_a_loop
+async def test_what_was_put_aside_is_kept_and_named_until_it_is_removed(server: RedisServer, attacker: Redis) -> None:
+    async with opened(server.url, "shop") as store:
+        await store.enqueue([new_task()])
+        attacker.set(PREFIX + b"ready:q", b"of somebody else's")
+        await store.enqueue([new_task()])
+
+        assert attacker.get(PREFIX + b"aside:ready:q") == b"of somebody else's"
+        assert "redis-cli UNLINK '{shop}:aside:ready:q'" in await found_by(store)
+        attacker.unlink(PREFIX + b"aside:ready:q")
+        assert await found_by(store) == ""
+        await store.recover(1)
+        assert await finish_all(store) == 2
+
+
+@on_a_loop
+async def test_the_tasks_of_a_queue_that_was_put_aside_are_found_again_in_steps(
+    server: RedisServer, attacker: Redis
+) -> None:
+    async with opened(server.url, "shop") as store:
+        await store.enqueue([new_task() for _ in range(20_000)])
+        attacker.set(PREFIX + b"ready:q", b"x")
+        await store.recover(1)  # nothing has come upon it yet
+        assert await take(store) == []
+        attacker.config_resetstat()
+        await store.recover(1)
+
+        assert calls(server)["evalsha"] > 4
+        assert await total(store, TaskState.READY) == 20_000
+        assert await finish_all(store) == 20_000
 
 
 @pytest.mark.parametrize("record", [b"", b"x", b"\xff" * 60, b"\x00" * 35], ids=repr)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import AsyncIterator, Iterable
+from typing import Any
 
 from omniq.errors import CorruptRecord
 from omniq.storage import StoredWorker
@@ -14,8 +16,15 @@ from omniq_redis.times import moment
 
 __all__ = ["find_unreadable", "name_problem", "read_worker"]
 
-OF_QUEUES = ("ready", "scheduled", "succeeded", "failed", "cancelled", "order:failed", "order:cancelled")
+OF_QUEUES = ("ready", "scheduled", "succeeded", "failed", "cancelled", "order:failed", "order:cancelled", "idle")
 """What the names of a queue's sorted sets begin with."""
+TYPES = {
+    **dict.fromkeys(("queues", "paused"), "set"),
+    **dict.fromkeys(("leased", "expiring", "log", "schedules:due"), "zset"),
+    **dict.fromkeys(("meta", "running", "unique", "counts", "waiting", "schedules", "workers", "about"), "hash"),
+    "seq": "string",
+}
+"""The types of the keys of which a namespace has one."""
 
 
 def name_problem(word: bytes, kind: str, *, place: str = "") -> CorruptRecord | None:
@@ -45,34 +54,60 @@ def read_worker(name: bytes, seen: int, running: Iterable[str], about: bytes | N
 async def find_unreadable(client: Client) -> list[CorruptRecord]:
     """Return what is wrong with the records of the store that are none of tasks."""
     prefix = client.settings.prefix
-    key = {name: f"{prefix}{name}".encode() for name in ("queues", "paused", "workers", "about", "counts")}
-    problems = [one for one in schedules_of(await client.run("get_schedules")) if isinstance(one, CorruptRecord)]
-    told = dict(pairs(await client.ask(b"HGETALL", key["about"])))
-    for name, stored in pairs(await client.ask(b"HGETALL", key["workers"])):
+    wrong = {name: problem for name, kind in TYPES.items() if (problem := await _of_another_type(client, name, kind))}
+    problems = [*wrong.values(), *[problem async for problem in _put_aside(client)]]
+
+    async def ask(command: bytes, name: str) -> Any:
+        return () if name in wrong else await client.ask(command, f"{prefix}{name}".encode())
+
+    if "schedules" not in wrong:
+        problems += [one for one in schedules_of(await client.run("get_schedules")) if isinstance(one, CorruptRecord)]
+    told = dict(pairs(await ask(b"HGETALL", "about")))
+    for name, stored in pairs(await ask(b"HGETALL", "workers")):
         if len(stored) != 16:
             problems.append(corrupt("worker", name, "its record has a wrong length", place="key workers"))
         else:
             worker = read_worker(name, int.from_bytes(stored[:8], "big"), (), told.get(name))
             if isinstance(worker, CorruptRecord):
                 problems.append(worker)
-    for name, number in pairs(await client.ask(b"HGETALL", key["counts"])):
+    for name, number in pairs(await ask(b"HGETALL", "counts")):
         if not number.lstrip(b"-").isdigit():
             problems.append(corrupt("queue", name, f"its number of running tasks is {number!r}", place="key counts"))
     names: set[bytes] = set()
     for where in ("queues", "paused"):
-        for name in await client.ask(b"SMEMBERS", key[where]):
+        for name in await ask(b"SMEMBERS", where):
             names.add(name)
             problem = name_problem(name, "queue", place=f"key {where}")
             if problem is not None:
                 problems.append(problem)
     for name in names:
-        problems += [problem async for problem in _of_another_type(client, name)]
+        for what in OF_QUEUES:
+            problem = await _of_another_type(client, f"{what}:".encode() + name, "zset")
+            if problem is not None:
+                problems.append(problem)
     return problems
 
 
-async def _of_another_type(client: Client, queue: bytes) -> AsyncIterator[CorruptRecord]:
-    for what in OF_QUEUES:
-        kind = await client.ask(b"TYPE", f"{client.settings.prefix}{what}:".encode() + queue)
-        kind = kind if isinstance(kind, str) else bytes(kind).decode()
-        if kind not in ("zset", "none"):
-            yield corrupt("queue", queue, f"its key is a {kind}", place=f"key {what}:{queue!r:.100}")
+async def _of_another_type(client: Client, name: str | bytes, wanted: str) -> CorruptRecord | None:
+    """Return what is wrong with a key if it is not of the type that it must be."""
+    key = client.settings.prefix.encode() + (name if isinstance(name, bytes) else name.encode())
+    kind = _text(await client.ask(b"TYPE", key))
+    if kind in (wanted, "none"):
+        return None
+    why = f"it is of type {kind}, not {wanted}; what needs it next puts it aside, and goes on without it"
+    return corrupt("key", key.decode(errors="replace"), why)
+
+
+async def _put_aside(client: Client) -> AsyncIterator[CorruptRecord]:
+    aside = f"{client.settings.prefix}aside".encode()
+    if _text(await client.ask(b"TYPE", aside)) == "set":
+        for key in sorted(await client.ask(b"SMEMBERS", aside)):
+            if await client.ask(b"EXISTS", key):
+                shown = key.decode(errors="replace")
+                why = "somebody put it, of another type, where a key of OmniQ's belongs, and it was put aside"
+                mend = f"look at it, then remove it with: redis-cli UNLINK {shlex.quote(shown)}"
+                yield corrupt("key", shown, f"{why}; {mend}")
+
+
+def _text(told: str | bytes) -> str:
+    return told if isinstance(told, str) else bytes(told).decode()

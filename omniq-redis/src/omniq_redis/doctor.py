@@ -35,6 +35,7 @@ async def diagnose(client: Client) -> list[Finding]:
         began = time.time()
         now = await client.run("now") / 1e6
         took = time.time() - began
+        await client.check()  # of whatever type the key is that is read next, after that it is ours
         meta = _pairs(await client.ask(b"HGETALL", f"{client.settings.prefix}meta".encode()))
         settings = {name: await _setting(client, name) for name in ("save", "appendfsync")}
     except (*LOST, hiredis.ReplyError) as error:

@@ -229,7 +229,14 @@ class RedisStorage(Storage):
         return states
 
     async def recover(self, limit: int) -> list[StoredTask]:
-        found = await self._opened().run("recover", [limit])
+        client = self._opened()
+        while (state := await client.run("restore")) == 1:
+            pass
+        if state == 2:
+            # When a schedule is due stands beside it, too, and in words that only clients read.
+            for schedule in await self.get_schedules():
+                await self.put_schedule(schedule, schedule.revision)
+        found = await client.run("recover", [limit])
         count = (len(found) - 1) // 5
         return self._read_tasks([decoding.id_of(task_id) for task_id in found[1 + 4 * count :]], found)
 

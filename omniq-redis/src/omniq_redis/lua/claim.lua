@@ -4,8 +4,9 @@
 local worker, lease, left, name = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
 local until_ = now + lease
 local found = { now }
--- So many that have expired are enough for one step; the rest are for the next.
-local patience = 2000
+-- So many that have expired, or are no tasks, are enough for one step; the rest are for the next. Each queue has a few,
+-- whatever those before it had.
+local patience, LEAST = 2000, 200
 
 local FIRST = struct.pack('>I4I4', 1, 1) .. now8
 local OWNER = '\0' .. struct.pack('>H', #worker) .. worker
@@ -80,9 +81,31 @@ local function take(queue, members)
   return count
 end
 
+-- Drops what is no task from the beginning of a queue: where there was some, there may be any number, and many of them are
+-- told from tasks in one look that reads none.
+local stride = 500
+local function drop(queue)
+  local key = P .. 'ready:' .. queue
+  while patience > 0 and stride > 8 do
+    local members, keys = call('ZRANGE', key, 0, stride - 1), {}
+    for i = 1, #members do
+      keys[i] = P .. 'o:' .. string.sub(members[i], 16)
+    end
+    if #members == 0 then
+      return
+    elseif call('EXISTS', unpack(keys)) == 0 then
+      call('ZREMRANGEBYRANK', key, 0, #members - 1)
+      patience = patience - #members
+    else
+      stride = math.floor(stride / 4)
+    end
+  end
+end
+
 local function serve(queue, wanted)
+  patience = math.max(patience, LEAST)
   if name ~= '' then
-    redis.pcall('ZREM', P .. 'idle:' .. queue, name)
+    call('ZREM', P .. 'idle:' .. queue, name)
   end
   if call('SISMEMBER', P .. 'paused', queue) == 0 then
     promote(queue)
@@ -94,6 +117,9 @@ local function serve(queue, wanted)
       local count = take(queue, members)
       wanted = wanted - count
       left = left - count
+      if count == 0 then
+        drop(queue)
+      end
     end
     if (wanted <= 0 or patience <= 0) and call('EXISTS', P .. 'ready:' .. queue) == 1 then
       wake(queue)
@@ -102,11 +128,6 @@ local function serve(queue, wanted)
 end
 
 for at = 5, #ARGV, 2 do
-  if #ARGV == 6 then
-    serve(ARGV[at], math.min(tonumber(ARGV[at + 1]), left))
-  else
-    -- A key of another type keeps its own queue from being served, and no other.
-    of_its_type(serve, ARGV[at], math.min(tonumber(ARGV[at + 1]), left))
-  end
+  serve(ARGV[at], math.min(tonumber(ARGV[at + 1]), left))
 end
 return found

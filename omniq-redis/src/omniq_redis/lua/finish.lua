@@ -112,7 +112,7 @@ if #gone > 0 then
     count_running(name, -queue.ended)
   end
   for key, list in pairs(placed) do
-    of_its_type(apply, 'ZADD', key, list)
+    apply('ZADD', key, list)
   end
   if #again > 0 then
     apply('ZADD', P .. 'expiring', again)

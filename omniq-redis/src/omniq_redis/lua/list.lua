@@ -98,7 +98,7 @@ local function indexed()
     end
   end
   for _, name in ipairs(queues) do
-    of_its_type(count, name)
+    count(name)
   end
   if number * number > call('ZCARD', P .. 'log') * 100 * wanted then
     return nil
@@ -135,7 +135,7 @@ local function indexed()
     end
   end
   for _, name in ipairs(queues) do
-    of_its_type(gather, name)
+    gather(name)
   end
   for _, id in ipairs(runs and call('HKEYS', P .. 'running') or {}) do
     add(seq_of(id), id)

@@ -17,12 +17,12 @@ local function look(queue)
 end
 
 for at = 2, #ARGV do
-  if of_its_type(look, ARGV[at]) then
+  if look(ARGV[at]) then
     return { 1, now, -1, -1 }
   end
 end
 for at = 2, #ARGV do
-  redis.pcall('ZADD', P .. 'idle:' .. ARGV[at], now, name)
+  call('ZADD', P .. 'idle:' .. ARGV[at], now, name)
   -- Should all who wait die, nothing is left of them.
   call('EXPIRE', P .. 'idle:' .. ARGV[at], 60)
 end

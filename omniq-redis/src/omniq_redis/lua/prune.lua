@@ -22,7 +22,7 @@ local function prune(queue)
 end
 
 for _, queue in ipairs(call('SMEMBERS', P .. 'queues')) do
-  of_its_type(prune, queue)
+  prune(queue)
 end
 local workers = call('HGETALL', P .. 'workers')
 for i = 1, #workers, 2 do

@@ -51,7 +51,13 @@ local function add(queue)
   end
 end
 
-for _, queue in ipairs(call('SUNION', P .. 'queues', P .. 'paused')) do
-  of_its_type(add, queue)
+local seen = {}
+for _, key in ipairs({ 'queues', 'paused' }) do
+  for _, queue in ipairs(call('SMEMBERS', P .. key)) do
+    if not seen[queue] then
+      seen[queue] = true
+      add(queue)
+    end
+  end
 end
 return found

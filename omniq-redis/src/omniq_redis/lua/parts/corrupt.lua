@@ -24,8 +24,8 @@ local function end_corrupt(id, queue, why)
   end
   queue = head and head.queue or queue
   if queue then
-    redis.pcall('ZADD', P .. 'failed:' .. queue, now + (head and head.ttl or 86400000000), id)
-    redis.pcall('ZADD', P .. IN_ORDER.f .. queue, head and score_of(head) or 0, id)
+    call('ZADD', P .. 'failed:' .. queue, now + (head and head.ttl or 86400000000), id)
+    call('ZADD', P .. IN_ORDER.f .. queue, head and score_of(head) or 0, id)
   end
   announce({ id })
 end

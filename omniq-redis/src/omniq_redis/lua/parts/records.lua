@@ -5,6 +5,9 @@ local function records(ids)
   for i = 1, #ids do
     local at = 4 * i - 2
     found[at] = orders[i]
+    if not orders[i] and call('EXISTS', P .. 'o:' .. ids[i]) == 1 then
+      found[at] = ''  -- of another type: there, and not to be read
+    end
     found[at + 1] = pasts[i]
     found[at + 2] = running[i]
     found[at + 3] = running[i] and call('ZSCORE', P .. 'leased', ids[i])

@@ -107,12 +107,12 @@ end
 
 -- Has a task that ended be listed with those of its state, the letter of which is given, or no longer.
 local function list_ended(letter, id, head)
-  redis.pcall('ZADD', P .. IN_ORDER[letter] .. head.queue, score_of(head), id)
+  call('ZADD', P .. IN_ORDER[letter] .. head.queue, score_of(head), id)
 end
 
 local function unlist_ended(letter, id, queue)
   if IN_ORDER[letter] then
-    redis.pcall('ZREM', P .. IN_ORDER[letter] .. queue, id)
+    call('ZREM', P .. IN_ORDER[letter] .. queue, id)
   end
 end
 

@@ -3,12 +3,7 @@
 local function wake(queue)
   local key = P .. 'idle:' .. queue
   while true do
-    local popped = redis.pcall('ZPOPMIN', key)
-    if popped.err then
-      call('DEL', key)  -- of another type: those who wait look by themselves after a while, and note their names anew
-      return
-    end
-    local name = popped[1]
+    local name = call('ZPOPMIN', key)[1]
     if not name then
       return
     end
