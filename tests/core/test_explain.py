@@ -13,10 +13,13 @@ from attrs import evolve
 from omniq import Every, Fixed, QueueStats, Reason, ReasonKind, Task, TaskNotFound, TaskQueue, TaskState, current_task
 from omniq._client.explain import explain
 from omniq._worker.worker_info import WorkerAbout, WorkerInfo
+from omniq.flow import Flow, Gate, GateState, NewFlow, NewGate
 from omniq.storage.ids import new_id
-from omniq.task import StoredTask, TaskError
+from omniq.task import Feed, NewTask, StoredTask, Succeeded, TaskError
 from omniq.testing import trial, wait_until
-from tests.core.running import Gate, MakeQueue, working
+from tests.bodies import body_of
+from tests.core.running import Gate as HeldBack
+from tests.core.running import MakeQueue, working
 
 NOWHERE = "0196f0c4-52a1-7c3e-9f0b-6d1a2b3c4d5e"
 
@@ -143,6 +146,28 @@ async def test_a_coroutine_asks_as_well(queue: TaskQueue) -> None:
     assert kinds(await queue.aexplain(handle.id)) == ["no worker"]
 
 
+async def test_a_task_of_a_flow_names_those_that_it_waits_for() -> None:
+    def task(**place: Any) -> NewTask:
+        return NewTask(id=new_id(), queue="mail", name="send", body=body_of(), flow=flow.id, **place)
+
+    flow = NewFlow(id=new_id(), gates=(NewGate(n=0, rank="0"),))
+    inputs = [task(feeds=(Feed(0, True),)) for _ in range(2)]
+    behind = task(behind=0)
+    async with TaskQueue(f"memory://{new_id()}") as queue:
+        storage = (await queue.connections.current()).storage
+        await storage.enqueue([*inputs, behind], flow)
+        blocked, no_worker = await queue.aexplain(behind.id)
+        assert (blocked.kind, no_worker.kind) == ("blocked", "no worker")
+        assert blocked.text.startswith("it waits for 2 unfinished tasks of its flow: '")
+        assert (blocked.fields["flow"], blocked.fields["gate"], blocked.fields["unmet"]) == (flow.id, 0, 2)
+        assert set(blocked.fields["tasks"]) == {one.id for one in inputs}
+        (claimed,) = await storage.claim({"mail": 1}, worker="w", lease=600)
+        await storage.finish([Succeeded(id=claimed.id, delivery=claimed.delivery, result=b"1")])
+        blocked, _ = await queue.aexplain(behind.id)
+        (left,) = {one.id for one in inputs} - {claimed.id}
+        assert blocked.text == f"it waits for 1 unfinished task of its flow: {left!r}"
+
+
 # On a real queue: with a worker that cannot run it
 
 
@@ -197,7 +222,7 @@ def test_a_serializer_that_no_worker_accepts_is_named(make_queue: MakeQueue) -> 
 # On a real queue: with a worker that can run it
 
 
-def test_a_worker_without_a_free_slot_and_the_queues_before_are_named(queue: TaskQueue, gate: Gate) -> None:
+def test_a_worker_without_a_free_slot_and_the_queues_before_are_named(queue: TaskQueue, gate: HeldBack) -> None:
     @queue.task(queue="urgent")
     def hold() -> None:
         gate.wait()
@@ -221,7 +246,7 @@ def test_a_worker_without_a_free_slot_and_the_queues_before_are_named(queue: Tas
         held.result(30)
 
 
-def test_slots_are_those_of_its_own_executor(queue: TaskQueue, gate: Gate) -> None:
+def test_slots_are_those_of_its_own_executor(queue: TaskQueue, gate: HeldBack) -> None:
     @queue.task
     def hold() -> None:
         gate.wait()
@@ -249,7 +274,7 @@ async def test_a_task_that_nothing_holds_back_is_next(queue: TaskQueue) -> None:
 # On a real queue: running
 
 
-def test_a_running_task_says_where_since_when_and_how_far_it_is(queue: TaskQueue, gate: Gate) -> None:
+def test_a_running_task_says_where_since_when_and_how_far_it_is(queue: TaskQueue, gate: HeldBack) -> None:
     @queue.task(timeout=600, max_retries=2)
     def count() -> None:
         current_task().progress(3, 10, "pages")
@@ -396,6 +421,33 @@ ON_THREADS = {f"task-{number}": "thread" for number in range(20)}
 )
 def test_what_is_made_of_a_waiting_task(task: Mapping[str, Any], given: dict[str, Any], expected: list[str]) -> None:
     assert kinds(explain(evolve(TASK, **task), **{"stats": (), **given}, now=NOW)) == expected
+
+
+@pytest.mark.parametrize(
+    ("flow", "said"),
+    [
+        ({}, "it waits for 7 unfinished tasks of its flow"),
+        ({"hold_until": NOW}, "it waits for 7 unfinished tasks of its flow; the flow is still being built"),
+        ({"cancelled": True}, "its flow is cancelled, and it ends as cancelled soon"),
+        ({"state": GateState.OPEN}, "what it waited for has ended, and it follows soon"),
+    ],
+)
+def test_what_is_made_of_a_flow(flow: dict[str, Any], said: str) -> None:
+    gates = tuple(Gate(n=n, rank="", state=flow.get("state", GateState.SHUT), unmet=7 * n, failed=0) for n in (0, 1))
+    stands = Flow(
+        id="flow",
+        unique=None,
+        created_at=NOW,
+        finished_at=None,
+        cancelled="cancelled" in flow,
+        hold_until=flow.get("hold_until"),
+        counts={},
+        gates=gates,
+    )
+    task = evolve(TASK, state=TaskState.BLOCKED, flow="flow", behind=1, run_at=NOW + timedelta(1))
+    reasons = explain(task, stats=[numbers("mail", ready=9)], workers=[worker()], flows=[stands], now=NOW)
+    assert kinds(reasons) == ["delayed", "blocked"]
+    assert reasons[1].text == said
 
 
 def test_a_long_error_and_many_queues_are_cut_short() -> None:

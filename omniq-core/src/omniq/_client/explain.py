@@ -17,19 +17,23 @@ from omniq._tasks.functions import Executor
 from omniq._tasks.pickled_functions import PREFIX, is_carried
 from omniq._worker.releasing import PUT_BACK_LIMIT, times_put_back
 from omniq._worker.worker_info import WorkerAbout, WorkerInfo, as_worker_info
+from omniq.flow import Flow, GateState
 from omniq.schedule import Schedule
-from omniq.storage import QueueStats, Storage
+from omniq.storage import QueueStats, Storage, TaskQuery
 from omniq.storage.body import as_task
-from omniq.task import Task, TaskError, TaskState
+from omniq.task import StoredTask, Task, TaskError, TaskState
 
 __all__ = ["Reason", "ReasonKind", "explain", "explained"]
 
+LIVE = frozenset(state for state in TaskState if not state.is_final)
 LONGEST_ERROR = 200
 """Characters of an error's message that a reason holds."""
 NAMED = 5
-"""So many queues are named in a text; ``fields`` has all."""
+"""So many queues, or tasks, are named in a text; ``fields`` has all."""
 READ_AT_ONCE, MOST_READ = 25, 500
 """Running tasks that are read in one call, and in all, to see which slots they take."""
+INPUTS = 1000
+"""The latest tasks that have not ended, among which those are looked for that a blocked one waits for."""
 LATEST_LOOK = 1.25
 """A worker looks for lapsed leases not later than after so many of its ``recover_every``."""
 
@@ -44,6 +48,8 @@ class ReasonKind(StrEnum):
     """It waits for its next attempt."""
     PUT_BACK = "put back"
     """A worker could not run it, and it waits to be offered to others."""
+    BLOCKED = "blocked"
+    """It waits for other tasks of its flow."""
     PAUSED = "paused"
     NO_WORKER = "no worker"
     QUEUE_NOT_SERVED = "queue not served"
@@ -84,7 +90,8 @@ def explain(
     workers: Sequence[WorkerInfo],
     schedules: Sequence[Schedule] = (),
     limits: Sequence[object] = (),
-    flows: Sequence[object] = (),
+    flows: Sequence[Flow] = (),
+    inputs: Sequence[StoredTask] = (),
     executors: Mapping[str, Executor] | None = None,
     now: datetime,
 ) -> list[Reason]:
@@ -95,7 +102,8 @@ def explain(
     :param workers: the workers that are alive. One that did not tell what it is may be able to do anything.
     :param schedules: of these the one that enqueued the task is named.
     :param limits: the limits that the task counts for. There are none yet, and so no reason is made of them.
-    :param flows: the flows that the task belongs to. There are none yet, and so no reason is made of them.
+    :param flows: among them the flow that the task belongs to.
+    :param inputs: tasks that have not ended; of these the ones that the task waits for are named.
     :param executors: on which executor the tasks run that workers hold, by the tasks' ids; others count as on none.
     :param now: the store's clock.
     :return: at least one reason.
@@ -104,7 +112,11 @@ def explain(
         return [_ended(task, schedules, now)]
     if task.state is TaskState.RUNNING:
         return list(_running(task, workers, now))
-    return list(_waiting(task, {one.queue: one for one in stats}, workers, executors or {}, now))
+    reasons = [_not_due(task, now)] if _is_later(task, now) else []
+    if task.state is TaskState.BLOCKED:
+        reasons.append(_blocked(task, flows, inputs))
+    reasons += _waiting(task, {one.queue: one for one in stats}, workers, executors or {}, now)
+    return reasons
 
 
 async def explained(storage: Storage, task: Task) -> list[Reason]:
@@ -123,8 +135,20 @@ async def explained(storage: Storage, task: Task) -> list[Reason]:
     for worker in workers:
         if worker.about is not None and len(worker.running) >= worker.about.slots.get(_executor(task, worker.about), 1):
             await _read_executors(storage, worker, worker.about, executors)
-    stats = await storage.stats()
-    return explain(task, stats=stats, workers=workers, executors=executors, now=await storage.now())
+    flows: list[Flow] = []
+    inputs: tuple[StoredTask, ...] = ()
+    if task.state is TaskState.BLOCKED and task.flow is not None:
+        flows = [flow for flow in await storage.get_flows([task.flow]) if flow is not None]
+        inputs = (await storage.list_tasks(TaskQuery(states=LIVE, bare=True, limit=INPUTS, look_at=INPUTS))).tasks
+    return explain(
+        task,
+        stats=await storage.stats(),
+        workers=workers,
+        flows=flows,
+        inputs=inputs,
+        executors=executors,
+        now=await storage.now(),
+    )
 
 
 async def _read_executors(
@@ -227,11 +251,9 @@ def _waiting(
     executors: Mapping[str, Executor],
     now: datetime,
 ) -> Iterator[Reason]:
-    is_due = task.state is not TaskState.SCHEDULED or task.run_at <= now
+    is_due = task.state is not TaskState.BLOCKED and not _is_later(task, now)
     own = stats.get(task.queue)
     reasons = []
-    if not is_due:
-        reasons.append(_not_due(task, now))
     if own is not None and own.paused:
         text = f"its queue {task.queue!r} is paused: omniq queues resume lets it go on"
         reasons.append(Reason(kind=ReasonKind.PAUSED, text=text, fields={"queue": task.queue}))
@@ -255,6 +277,27 @@ def _waiting(
         text = f"it {'expired' if over else 'expires'}{_at(task.expires_at, now)}"
         text += ": it ends as cancelled" if over else ", and ends as cancelled unless it has begun by then"
         yield Reason(kind=ReasonKind.EXPIRES, text=text, fields={"at": task.expires_at})
+
+
+def _is_later(task: Task, now: datetime) -> bool:
+    return task.state in (TaskState.SCHEDULED, TaskState.BLOCKED) and task.run_at > now
+
+
+def _blocked(task: Task, flows: Sequence[Flow], inputs: Sequence[StoredTask]) -> Reason:
+    own = next((flow for flow in flows if flow.id == task.flow), None)
+    gates = [] if own is None else [gate for gate in own.gates if gate.n == task.behind]
+    some = [one.id for one in inputs if one.flow == task.flow and any(feed.gate == task.behind for feed in one.feeds)]
+    unmet = gates[0].unmet if gates else len(some)
+    fields = {"flow": task.flow, "gate": task.behind, "unmet": unmet, "tasks": some}
+    if own is not None and own.cancelled:
+        text = "its flow is cancelled, and it ends as cancelled soon"
+    elif gates and gates[0].state is not GateState.SHUT:
+        text = "what it waited for has ended, and it follows soon"
+    else:
+        text = f"it waits for {_tasks(unmet, 'unfinished')} of its flow"
+        text += f": {_names(some)}" if some else ""
+        text += "; the flow is still being built" if own is not None and own.hold_until is not None else ""
+    return Reason(kind=ReasonKind.BLOCKED, text=text, fields=fields)
 
 
 def _not_due(task: Task, now: datetime) -> Reason:

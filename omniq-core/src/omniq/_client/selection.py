@@ -59,8 +59,7 @@ class _Verb:
     """In which it is done to tasks that were chosen without a state."""
 
 
-_WAITING = frozenset({TaskState.SCHEDULED, TaskState.READY})
-_LIVE = _WAITING | {TaskState.RUNNING}
+_LIVE = frozenset(state for state in TaskState if not state.is_final)
 _NOT_RUNNING = frozenset(TaskState) - {TaskState.RUNNING}
 _CANCEL = _Verb("cancel", _LIVE, _LIVE)
 _RETRY = _Verb("retry", frozenset({TaskState.FAILED, TaskState.CANCELLED}), frozenset({TaskState.FAILED}))
@@ -119,7 +118,7 @@ class Selection:
         return self._owner.connections.run(self.acount(limit), instead="await ….acount(…)")
 
     def acancel(self) -> AsyncIterator[Step]:
-        """Cancel those that are scheduled, ready or running; a running one is asked to stop.
+        """Cancel those that wait or run; a running one is asked to stop.
 
         :return: what each step did, to be iterated over.
         :raises ValueError: if tasks in the chosen states cannot be cancelled.
@@ -127,7 +126,7 @@ class Selection:
         return _Steps(self, _CANCEL)
 
     def cancel(self) -> Iterator[Step]:
-        """Cancel those that are scheduled, ready or running, for synchronous callers; see :meth:`acancel`."""
+        """Cancel those that wait or run, for synchronous callers; see :meth:`acancel`."""
         return self._each(self.acancel(), "acancel")
 
     def aretry(self) -> AsyncIterator[Step]:

@@ -25,7 +25,8 @@ __all__ = ["CANCEL", "DELETE", "RETRY", "RUN_NOW", "Verb", "act", "add_verb", "f
 READ_AT_ONCE = 25
 """Tasks that are read in one call, each with its arguments and its result."""
 
-SCHEDULED, READY, RUNNING = TaskState.SCHEDULED, TaskState.READY, TaskState.RUNNING
+SCHEDULED, RUNNING = TaskState.SCHEDULED, TaskState.RUNNING
+LIVE = tuple(state for state in TaskState if not state.is_final)
 
 
 @frozen(kw_only=True)
@@ -46,8 +47,8 @@ CANCEL = Verb(
     name="cancel",
     done="cancelled",
     description="Cancel tasks. Those that wait end at once; running ones are asked to stop.",
-    states=(SCHEDULED, READY, RUNNING),
-    default=(SCHEDULED, READY, RUNNING),
+    states=LIVE,
+    default=LIVE,
     apply=Selection.cancel,
 )
 RETRY = Verb(

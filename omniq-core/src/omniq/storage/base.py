@@ -234,7 +234,10 @@ class TaskQuery:
     """
 
     def matches(self, task: StoredTask) -> bool:
-        """Return whether a task is one of those asked for."""
+        """Return whether a task is one of those asked for.
+
+        :param task: as the store has it.
+        """
         return (
             (self.queue is None or task.queue == self.queue)
             and (self.states is None or task.state in self.states)
