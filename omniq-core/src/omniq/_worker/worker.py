@@ -160,6 +160,11 @@ class Worker:
     def __repr__(self) -> str:
         return f"<worker {self.id}>"
 
+    @property
+    def is_stopping(self) -> bool:
+        """Whether it was told to stop: it claims nothing more."""
+        return self._stop.is_set()
+
     # Life
 
     async def start(self) -> None:

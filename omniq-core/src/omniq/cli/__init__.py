@@ -32,6 +32,7 @@ COMMANDS = {
     "tasks": ("omniq.cli.tasks", "list, show, cancel, retry and delete tasks"),
     "queues": ("omniq.cli.queues", "list, pause, resume and purge queues"),
     "workers": ("omniq.cli.workers", "show which workers are alive"),
+    "exporter": ("omniq.cli.exporter", "serve the numbers of a store over HTTP, for Prometheus and autoscalers"),
     "functions": ("omniq.cli.functions", "show which tasks an application declares"),
     "schedules": ("omniq.cli.schedules", "list, show, pause, resume, trigger and delete schedules"),
     "doctor": ("omniq.cli.doctor", "look for what is amiss with a store"),

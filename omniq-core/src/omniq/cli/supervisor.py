@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import time
 from collections.abc import Callable, Sequence
 
 from omniq._runtime.signals import STOP_SIGNALS, call_on_signal
 from omniq.cli.parent_watch import ParentWatch
+from omniq.cli.reports import Reports
 from omniq.storage.escaping import get_logger
 
 __all__ = ["Supervisor", "how_it_ended"]
@@ -42,15 +44,18 @@ def how_it_ended(code: int) -> str:
 class Supervisor:
     """Starts worker processes and starts them again when they die.
 
-    :param command: gives what to run, from the file descriptor by which a child learns that its parent has ended.
+    :param command: returns what to run, from the file descriptor by which a child learns that its parent has ended and,
+        if there are :attr:`reports`, the one to which it writes them.
     :param processes: how many.
     :param grace: seconds that a process may take to stop.
     :param drain: whether a process that ends in order is not started again: it has nothing left to do.
     """
 
     def __init__(
-        self, command: Callable[[int], Sequence[str]], *, processes: int, grace: float, drain: bool = False
+        self, command: Callable[..., Sequence[str]], *, processes: int, grace: float, drain: bool = False
     ) -> None:
+        self.reports: Reports | None = None
+        """Reads what the processes report; None: they report nothing."""
         self._drain = drain
         self._command = command
         self._count = processes
@@ -58,6 +63,11 @@ class Supervisor:
         self._running: dict[int, asyncio.subprocess.Process] = {}
         self._stopping = asyncio.Event()
         self._signal = signal.SIGTERM
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether a signal has told it to stop."""
+        return self._stopping.is_set()
 
     async def run(self) -> int:
         """Work until SIGTERM or SIGINT has come and every process has ended. A second signal stops them at once.
@@ -108,13 +118,20 @@ class Supervisor:
         return code
 
     async def _start(self, parent_watch: ParentWatch) -> asyncio.subprocess.Process:
-        # In a process group of its own: Ctrl-C at the terminal comes from us alone, or it would count twice.
-        return await asyncio.create_subprocess_exec(
-            *self._command(parent_watch.child_end),
-            stdin=asyncio.subprocess.DEVNULL,
-            pass_fds=(parent_watch.child_end,),
-            process_group=0,
-        )
+        ends = [parent_watch.child_end]
+        if self.reports is not None:
+            ends.append(self.reports.open())
+        try:
+            # In a process group of its own: Ctrl-C at the terminal comes from us alone, or it would count twice.
+            return await asyncio.create_subprocess_exec(
+                *self._command(*ends),
+                stdin=asyncio.subprocess.DEVNULL,
+                pass_fds=ends,
+                process_group=0,
+            )
+        finally:
+            for end in ends[1:]:
+                os.close(end)
 
     def _on_signal(self, number: signal.Signals) -> None:
         again = self._stopping.is_set()

@@ -7,19 +7,25 @@ import asyncio
 import contextlib
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 
 from omniq._client.queue import TaskQueue
+from omniq._worker.metrics import Metrics
 from omniq._worker.worker import Worker, WorkerOptions
 from omniq._worker.worker_process import run_as_process
 from omniq.cli.app import import_module_of, is_shared, load_queue
 from omniq.cli.arguments import add_app, count, describe, label, seconds, size
 from omniq.cli.banner import introduction, undeclared_queues
+from omniq.cli.exposition import require_library
 from omniq.cli.failures import UsageError
+from omniq.cli.http import add_http
 from omniq.cli.logs import heed_application, logging_to_stderr
 from omniq.cli.parent_watch import stop_when_parent_ends
 from omniq.cli.plugin_commands import held_warnings
+from omniq.cli.probes import reason_of, serve_probes
 from omniq.cli.reload import Restart, bury_inherited, serve, wait_for_change
+from omniq.cli.reports import Reporter, Reports
 from omniq.cli.supervisor import PATIENCE, Supervisor
 from omniq.storage.escaping import get_logger
 
@@ -123,6 +129,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=VALUE",
         help="what `omniq workers` shows of this worker beside the rest, such as zone=a; may be repeated",
     )
+    add_http(
+        parser,
+        "where to serve /metrics for Prometheus, and /livez and /readyz for probes; with --processes N for all of them",
+    )
     parser.add_argument("--log-level", choices=LEVELS, help="the least to log (default info; with -v debug)")
     parser.add_argument(
         "--log-format",
@@ -134,6 +144,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--no-log-setup", dest="log_setup", action="store_false", help="leave logging to what the application sets up"
     )
     parser.add_argument("--parent-watch", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--reports", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--reloaded", action="store_true", help=argparse.SUPPRESS)
 
 
@@ -145,6 +156,10 @@ def run(options: argparse.Namespace) -> int:
         raise UsageError("--reload is for one worker process; leave --processes out (see omniq worker --help)")
     if options.reload and options.drain:
         raise UsageError("--reload waits for changes, --drain for nothing; leave one of them out")
+    if options.http is not None:
+        if options.reload:
+            raise UsageError("--reload is for development, --http for what watches a worker; leave one of them out")
+        require_library()
     several = supervised or options.processes > 1
     shown = logging_to_stderr(level, with_process=several, as_json=options.log_format == "json")
     with shown if options.log_setup else contextlib.nullcontext():
@@ -174,13 +189,31 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _work(queue: TaskQueue, options: argparse.Namespace, *, supervised: bool) -> None:
+    metrics = Metrics()
+    if options.http is not None or options.reports is not None:
+        queue.plugins.register(metrics, name="metrics")
     worker = queue.worker(**_worker_options(options))
 
     async def work() -> None:
         async with queue:
-            await worker.run(supervised=supervised)
+            with _watched(worker, metrics, options):
+                await worker.run(supervised=supervised)
 
     run_as_process(work, grace=worker.grace, supervised=supervised)
+
+
+@contextlib.contextmanager
+def _watched(worker: Worker, metrics: Metrics, options: argparse.Namespace) -> Iterator[None]:
+    """Let the worker be watched while it works: over HTTP, or by the process that started it."""
+    with contextlib.ExitStack() as watching:
+        reason = partial(reason_of, worker, metrics)
+        if options.reports is not None:
+            watching.callback(Reporter(options.reports, metrics.totals, reason).close)
+        elif options.http is not None:
+            loop = asyncio.get_running_loop()
+            server = serve_probes(options.http, loop, totals=metrics.totals, processes=lambda: 1, reason=reason)
+            watching.callback(server.close)
+        yield
 
 
 def _introduce(queue: TaskQueue, planned: Worker, options: argparse.Namespace) -> None:
@@ -241,10 +274,24 @@ def _planned(queue: TaskQueue, options: argparse.Namespace) -> Worker:
 
 
 async def _supervise(options: argparse.Namespace) -> int:
-    def command(parent_watch: int) -> Sequence[str]:
-        return _command(options, "--parent-watch", str(parent_watch))
+    def command(parent_watch: int, reports: int | None = None) -> Sequence[str]:
+        told = () if reports is None else ("--reports", str(reports))
+        return _command(options, "--parent-watch", str(parent_watch), *told)
 
-    return await Supervisor(command, processes=options.processes, grace=options.grace, drain=options.drain).run()
+    supervisor = Supervisor(command, processes=options.processes, grace=options.grace, drain=options.drain)
+    if options.http is None:
+        return await supervisor.run()
+    reports = supervisor.reports = Reports(options.processes)
+
+    def reason() -> str | None:
+        return "it is stopping" if supervisor.is_stopping else reports.reason()
+
+    loop = asyncio.get_running_loop()
+    server = serve_probes(options.http, loop, totals=reports.totals, processes=reports.alive, reason=reason)
+    try:
+        return await supervisor.run()
+    finally:
+        server.close()
 
 
 def _command(options: argparse.Namespace, *more: str) -> list[str]:

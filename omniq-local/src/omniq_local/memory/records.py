@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
-from datetime import datetime
+from datetime import UTC, datetime
 
 from attrs import define, field
 
@@ -14,7 +14,8 @@ from omniq.task import StoredTask, TaskState
 __all__ = ["Index", "Line", "Record", "Register"]
 
 
-_GONE = StoredTask(id="", queue="", name="", body=b"", created_at=datetime.max, run_at=datetime.max)
+_NEVER = datetime.max.replace(tzinfo=UTC)
+_GONE = StoredTask(id="", queue="", name="", body=b"", created_at=_NEVER, run_at=_NEVER)
 
 
 @define(eq=False)
