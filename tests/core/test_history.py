@@ -187,6 +187,23 @@ async def test_an_attempt_that_was_cancelled_is_one_and_one_that_was_put_back_is
     assert (past.attempt, past.outcome, past.error) == (1, "cancelled", None)
 
 
+async def test_an_attempt_whose_worker_died_is_remembered_as_lost(queue: TaskQueue) -> None:
+    @queue.task(retry=Fixed(0))
+    async def fetch() -> int:
+        return len(current_task().history)
+
+    handle = await fetch.aenqueue()
+    storage = (await queue.connections.current()).storage
+    (task,) = await storage.claim({"default": 1}, worker="the dead one", lease=0.01)
+    async with queue.worker(recover_every=0.05):
+        assert await handle.aresult(30) == 1
+    lost, last = (await handle.atask()).history
+    assert (lost.attempt, lost.worker, lost.outcome, lost.started_at) == (1, "the dead one", "lost", task.started_at)
+    assert lost.error is not None
+    assert lost.error.type == "WorkerLost"
+    assert (last.attempt, last.outcome) == (2, "succeeded")
+
+
 async def test_an_attempt_on_a_thread_that_ran_into_its_timeout_is_remembered(queue: TaskQueue) -> None:
     release = asyncio.Event()
     loop = asyncio.get_running_loop()
