@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from omniq.storage import Storage
-from omniq.testing import StorageContract
+from omniq.testing import StorageContract, await_until
 from omniq.testing.contract.base import Deafen
 from omniq.testing.contract.outages import OutageContract
 from omniq.testing.contract.spoiling import Spoil
@@ -72,6 +72,8 @@ async def stop_listening(store: Storage) -> None:
     """Leave unread what comes through the connection that listens."""
     assert isinstance(store, PostgresStorage)
     assert store._session is not None
-    connection = store._session.waiting._listener._connection
+    listener = store._session.waiting._listener
+    await await_until(lambda: listener._connection is not None, what="the connection that listens")
+    connection = listener._connection
     assert connection is not None
     asyncio.get_running_loop().remove_reader(connection.pgconn.socket)
