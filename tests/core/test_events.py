@@ -375,6 +375,7 @@ def test_whoever_listens_is_told_who_did_what(
         ("cancel", [first.id], {}),
         ("cancel", [first.id], {}),
         ("retry", [first.id], {}),
+        ("run_now", [first.id], {}),
         ("delete", [first.id], {}),
         ("pause", ["default"], {}),
         ("resume", ["default"], {}),
@@ -399,8 +400,8 @@ def test_whoever_listens_is_told_who_did_what(
     queue.cancel(second.id)
 
     told = [(d["action"], *d["targets"], d["done"], d["actor"]) for d in listener.of("action")]
-    targets = [*[first.id] * 4, *["default"] * 3, *["hourly"] * 5]
-    done = [1, 0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1]
+    targets = [*[first.id] * 5, *["default"] * 3, *["hourly"] * 5]
+    done = [1, 0, 1, 0, 1, 1, 1, 1, 1, 1, 1, 1, 1]
     assert told == [
         *((step[0], target, count, "ada") for step, target, count in zip(steps, targets, done, strict=True)),
         ("cancel", second.id, 0, None),  # it was purged; nobody said who asked

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -255,6 +255,39 @@ def test_wrong_arguments_are_refused_before_anything_is_done(shop: Shop) -> None
         with pytest.raises(SerializationError):
             shop.queue.enqueue_many([double.call(1), double.call(object())], connection=connection)  # type: ignore[arg-type]  # likewise
         assert not connection.in_transaction
+
+
+class Stamp:
+    """Adds a header to what is enqueued, and notes each call."""
+
+    def __init__(self) -> None:
+        self.answers: list[Sequence[Enqueued]] = []
+
+    @hookimpl
+    def omniq_around_enqueue(
+        self, tasks: Sequence[NewTask]
+    ) -> Generator[Sequence[Mapping[str, str]], Sequence[Enqueued], None]:
+        self.answers.append((yield [{"trace": str(len(tasks))}] * len(tasks)))
+
+
+@pytest.mark.parametrize("enqueue", [one, one_by_queue, many, on_a_loop])
+def test_the_hooks_around_enqueueing_stand_around_what_joins_a_transaction(shop: Shop, enqueue: Enqueue) -> None:
+    @shop.queue.task
+    def same(n: int) -> int:
+        return n
+
+    stamp = Stamp()
+    shop.queue.plugins.register(stamp, name="stamp")
+
+    with shop.connection() as connection:
+        handles = enqueue(same, connection, 1)
+        connection.commit()
+
+    assert [entry.id for answer in stamp.answers for entry in answer] == [handle.id for handle in handles]
+    for answer in stamp.answers:
+        last = shop.queue.get(answer[-1].id)
+        assert last is not None
+        assert last.headers == {"trace": str(len(answer))}
 
 
 def test_it_is_told_of_as_soon_as_it_is_stored(shop: Shop) -> None:
