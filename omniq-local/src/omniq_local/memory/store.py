@@ -316,8 +316,8 @@ class Store:
 
     def _candidates(self, query: TaskQuery, before: int | None) -> Iterable[Record]:
         """Return the records to look at for a page: those in the states asked for, where they are few among all."""
-        if query.states is None or TaskState.SUCCEEDED in query.states:
-            return self._records.latest(before)
+        if query.states is None or not query.states.isdisjoint({SUCCEEDED, BLOCKED}):
+            return self._records.latest(before)  # these are kept in no order of their own
         lines = [line for queue, line in self._lines.items() if query.queue in (None, queue)]
         number = sum(line.counts[state] for line in lines for state in query.states)
         if number * number > len(self._records.by_id) * query.limit:

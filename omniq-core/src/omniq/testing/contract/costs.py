@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from omniq.storage import Lease, Storage
-from omniq.task import Progress, StoredTask
+from omniq.storage import Lease, Storage, TaskQuery
+from omniq.task import Progress, StoredTask, TaskState
 from omniq.testing.contract.base import Contract
 from omniq.testing.contract.scheduling import put
 from omniq.testing.contract.steps import HELD, add, later, new_task, outcome, take, take_lapsed
@@ -106,6 +106,34 @@ class CostContract(Contract):
         few = await self._requests_of_batches(store, count_requests, 2)
         many = await self._requests_of_batches(store, count_requests, BATCH)
         assert {verb: number for verb, number in many.items() if number > few[verb] + 2} == {}
+
+    async def test_failed_tasks_are_listed_with_as_few_requests_however_many_have_ended(
+        self, count_requests: Callable[[], int] | None, store: Storage
+    ) -> None:
+        if count_requests is None:
+            self.not_asked("it has no fixture count_requests")
+            return
+
+        async def end(kind: str, number: int) -> list[str]:
+            ids = await add(store, *(new_task() for _ in range(number)))
+            await store.finish([outcome(kind, task) for task in await take(store, number)])
+            return ids
+
+        async def cost() -> int:
+            costs = []
+            for _ in range(ROUNDS):
+                before = count_requests()
+                page = await store.list_tasks(TaskQuery(states=[TaskState.FAILED], bare=True))
+                costs.append(count_requests() - before)
+                assert [task.id for task in page] == failed[::-1]
+                assert page.cursor is None
+            return min(costs)
+
+        failed = [task_id for _ in range(3) for task_id in await end("failed", 1)]
+        few = await cost()
+        for _ in range(MANY_TASKS // 200):
+            await end("succeeded", 200)
+        assert await cost() <= few + 2
 
     async def _requests_of_batches(
         self, store: Storage, count_requests: Callable[[], int], size: int
