@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -85,10 +86,10 @@ def test_exactly_those_that_were_there_are_changed_whatever_is_enqueued_meanwhil
     queue.enqueue_many([send.call() for _ in range(10_000)])
     selection = queue.select(queue="mail")
     assert selection.count() == Count(10_000)
-    late, steps = [], []
+    late, steps = queue.enqueue_many([send.call() for _ in range(60)]), []
     for step in selection.cancel():
         steps.append(step)
-        late += queue.enqueue_many([send.call() for _ in range(5)])
+        late += queue.enqueue_many([send.call() for _ in range(2)])
 
     assert [(step.done, step.skipped, step.by_state) for step in steps] == [(500, 0, {"ready": 500})] * 20
     assert len(late) == 100
@@ -164,7 +165,7 @@ def test_filters_choose_and_all_of_them_must_match(queue: TaskQueue) -> None:
 
 def test_those_that_are_named_are_changed_or_skipped_each_once(queue: TaskQueue) -> None:
     ids = one_of_each(queue)
-    named = [ids["ready"], NOWHERE, ids["failed"], ids["ready"], ids["running"]]
+    named = [ids["ready"], NOWHERE, NOWHERE, ids["failed"], ids["ready"], ids["running"]]
     (step,) = queue.select(ids=named).delete()
     assert (step.done, step.skipped, step.by_state) == (2, 2, {"ready": 1, "failed": 1})
     assert set(step.left) == {NOWHERE, ids["running"]}
@@ -176,15 +177,20 @@ def test_those_that_are_named_are_changed_or_skipped_each_once(queue: TaskQueue)
     assert [step.skipped for step in queue.select(ids=many).cancel()] == [500, 500, 100]
 
 
-def test_a_task_that_the_store_refuses_to_change_is_skipped(queue: TaskQueue) -> None:
+def test_a_task_that_the_store_refuses_to_change_is_skipped_and_met_once(
+    queue: TaskQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
     send = declare(queue)
-    ids = []
-    for _ in range(2):
-        ids.append(send.using(unique="key").enqueue().id)
-        queue.cancel(ids[-1])
-    (step,) = queue.select(states=["cancelled"]).retry()
-    assert (step.done, step.skipped, step.by_state) == (1, 1, {"cancelled": 1})
-    assert states(queue, step.left) == ["cancelled"]
+    for _ in range(3):
+        send.using(unique="key").enqueue().cancel()
+    monkeypatch.setattr("omniq._client.selection.STEP", 1)
+    steps = list(islice(queue.select(states=["cancelled"]).retry(), 9))
+    assert [(step.done, step.skipped, step.by_state) for step in steps] == [
+        (1, 0, {"cancelled": 1}),
+        (0, 1, {}),
+        (0, 1, {}),
+    ]
+    assert states(queue, [task_id for step in steps for task_id in step.left]) == ["cancelled"] * 2
 
 
 def test_what_is_there_at_the_very_moment_belongs_to_it() -> None:
