@@ -540,6 +540,17 @@ def test_filters_choose_what_is_touched_and_a_dry_run_touches_nothing(
     assert [state for state in mixed if after[state] != before[state]] == [state for state in mixed if state in touched]
 
 
+def test_scheduled_tasks_are_run_now_by_filter_or_id(
+    shop: TaskQueue, mixed: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["tasks", "run-now", URL, "--name", "shop.add", "--dry-run"]) == 0
+    assert main(["tasks", "run-now", URL, "--name", "shop.add"]) == 0
+    assert capsys.readouterr().out == "would run-now 1 task\nmade ready 1 task\n"
+    assert states(shop, [mixed["scheduled"]]) == [TaskState.READY]
+    assert main(["tasks", "run-now", URL, mixed["failed"]]) == 1
+    assert f"task {mixed['failed']} is failed, and cannot be made ready" in capsys.readouterr().err
+
+
 def test_a_dry_run_with_ids_tells_what_would_not_work(
     shop: TaskQueue, mixed: dict[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
