@@ -352,10 +352,11 @@ def test_hooks_are_entered_in_the_child_process_that_runs_the_task(tmp_path: Pat
             overdue.result(30)
 
     lines = journal.read_text().splitlines()
-    assert [line.split()[0] for line in lines] == ["entered", "left"] * 3 + ["entered"]  # the last one was killed
+    assert [line.split()[0] for line in lines[:6]] == ["entered", "left"] * 3
+    assert [line.split()[0] for line in lines[6:]] in (["entered"], [])  # killed then, or before it came to that
     assert {line.split()[1] for line in lines[:6]} == set(map(str, processes))
     entered = [line.split()[2:] for line in lines if line.startswith("entered")]
-    assert entered == [[worker.id, "none"]] * 4  # none sees what was set for the one before
+    assert entered == [[worker.id, "none"]] * len(entered)  # none sees what was set for the one before
     left = [line.split()[2:] for line in lines if line.startswith("left")]
     assert [ending[:4] for ending in left] == [
         ["Succeeded", "NoneType", "True", "True"],
