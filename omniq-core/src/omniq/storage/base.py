@@ -584,8 +584,8 @@ class Storage(ABC):
         Following the cursor shows each task that matched throughout exactly once, whatever is added meanwhile. To list
         the failed or the cancelled ones costs by the page, whatever else is stored; so should any other state.
 
-        A store may take it that clocks are never put back by more than an hour: it need not look at what was enqueued
-        before a task of an hour before :attr:`TaskQuery.enqueued_after`, nor after one of an hour after
+        A store may take it that clocks are never put back by more than a minute: it need not look at what was enqueued
+        before a task of a minute before :attr:`TaskQuery.enqueued_after`, nor after one of a minute after
         :attr:`TaskQuery.enqueued_before`. One that cannot be read is in a state as far as the store can tell.
 
         :param query: which tasks, and how many at most.

@@ -12,7 +12,7 @@ from omniq.task import StoredTask
 
 __all__ = ["CLOCK_SLACK", "Pager", "slackened"]
 
-CLOCK_SLACK = timedelta(hours=1)
+CLOCK_SLACK = timedelta(minutes=1)
 """By so much a clock may have been put back without a task being missed, see ``Storage.list_tasks``."""
 
 

@@ -25,6 +25,7 @@ from omniq_local.files.times import after, micros, moment, read_time, show_time,
 
 __all__ = [
     "ENDED",
+    "LARGE",
     "Record",
     "dump_head",
     "dump_json",
@@ -32,10 +33,16 @@ __all__ = [
     "id_in",
     "load_order",
     "new_record",
+    "parse_bare",
     "parse_record",
     "stand_in",
 ]
 
+LARGE = 16 * 1024
+"""Bytes. Of a body or a result that is larger the size is told before it, for lists that need no more."""
+_DIGITS = 12
+_BODY, _RESULT, _LOG = b', "body": ', b', "result": ', b', "attempt_log": '
+"""What ends that part of a line that is not large: within a text of JSON each of its quotes would be escaped."""
 ENDED = frozenset({TaskState.SUCCEEDED, TaskState.FAILED, TaskState.CANCELLED})
 _STATES: dict[str, TaskState] = {state.value: state for state in TaskState}
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(", ", ": ")).encode
@@ -144,6 +151,8 @@ class Record:
             progress = {"done": self.progress.done, "total": self.progress.total, "note": self.progress.note}
             parts.append(f'"progress": {_encode(progress)}')
         if self.result is not None:
+            if len(self.result) > LARGE:
+                parts.append(f'"result_size": {len(self.result)}')
             parts.append(f'"result": {_encode(_show_bytes(self.result))}')
         if self.attempt_log:
             parts.append(f'"attempt_log": {_encode(self.attempt_log)}')
@@ -248,8 +257,50 @@ def dump_head(record: Record) -> bytes:
     :raises ValueError: if a text of it holds half of a surrogate pair.
     """
     head = {"sequence": record.sequence, "created_at": show_time(record.created_at), **dump_order(record.order)}
+    if len(record.order.body) > LARGE:
+        # Where the second line begins is told by as many digits as there may have to be.
+        body = head.pop("body")
+        head |= {"body_size": len(record.order.body), "second_line": 0, "body": body}
+        length = len(f"{_encode(head)}\n".encode()) - 1 + _DIGITS
+        head["second_line"] = int(f"1{length:0{_DIGITS - 1}d}")
     # Not every text of Python's is text to others.
     return f"{_encode(head)}\n".encode()
+
+
+def parse_bare(
+    data: bytes, size: int, read_on: Callable[[int], bytes], sequence: int, id_token: str
+) -> StoredTask | None:
+    """Return the task of a large file without reading its body and its result; None: it has to be read whole.
+
+    :param data: the first :data:`LARGE` bytes.
+    :param size: of the file.
+    :param read_on: returns what follows a place, as far as it is not large.
+    :param sequence: by which it was found, and id.
+    :raises ValueError: or another of :data:`~omniq.storage.validation.UNREADABLE`, if it is torn or no task's file.
+    """
+    start, mark, _ = data.partition(_BODY)
+    if not mark:
+        return None
+    head = _decode(start + b"}")
+    at = int(str(head["second_line"])[1:])
+    line = read_on(at)
+    result: int | None = None
+    if at + len(line) < size:
+        start, mark, _ = line.partition(_RESULT)
+        if not mark:
+            start, mark, _ = line.partition(_LOG)
+        if not mark:
+            return None
+        line = start + b"}"
+    status = _decode(line)
+    if "result_size" in status:
+        result = int(status["result_size"])
+    elif "result" in status:
+        result = len(_read_bytes(status["result"]))
+    record = _record({**head, "body": ""}, {**status, "attempt_log": "", "result": ""}, b"", b"")
+    if (record.sequence, record.id_token) != (sequence, id_token):
+        return None
+    return check_task(record.task()).bare(int(head["body_size"]), result)
 
 
 def parse_record(data: bytes, sequence: int | None = None, id_token: str | None = None) -> Record:

@@ -111,13 +111,23 @@ def list_tasks(query: TaskQuery, before: int | None, transaction: Transaction) -
     candidates = (
         _latest(upto, transaction) if query.states is None and query.queue is None else _named(query, upto, transaction)
     )
-    for record in candidates:
-        if pager.is_done_with(record.sequence, record.task()):
+    for path, sequence, id_token, queue in candidates:
+        task = transaction.fetch_bare(path, sequence, id_token) if query.bare else None
+        if task is None:
+            record = transaction.fetch_file(path, sequence, id_token, queue)
+            if record is None:
+                continue
+            task = record.task()
+        if pager.is_done_with(sequence, task):
             break
     return pager.page()
 
 
-def _latest(upto: int, transaction: Transaction) -> Iterator[Record]:
+Candidate = tuple[str, int, str, str]
+"""The path of a task's file, its sequence number and id token, and its queue as far as it is known."""
+
+
+def _latest(upto: int, transaction: Transaction) -> Iterator[Candidate]:
     """Yield all tasks, the latest first, by the folders that they have all their life."""
     tree = transaction.folder.tree
     for folder in sorted(tree.names("tasks"), reverse=True):
@@ -126,13 +136,10 @@ def _latest(upto: int, transaction: Transaction) -> Iterator[Record]:
         for name in sorted(tree.names(f"tasks/{folder}"), reverse=True):
             number = name[:12]
             if _is_number(number) and int(number) < upto:
-                id_token = name[13:].removesuffix(".json")
-                record = transaction.fetch_file(f"tasks/{folder}/{name}", int(number), id_token)
-                if record is not None:
-                    yield record
+                yield f"tasks/{folder}/{name}", int(number), name[13:].removesuffix(".json"), ""
 
 
-def _named(query: TaskQuery, upto: int, transaction: Transaction) -> Iterator[Record]:
+def _named(query: TaskQuery, upto: int, transaction: Transaction) -> Iterator[Candidate]:
     """Yield the tasks of a queue or a state, the latest first, by the names of their files there."""
     bound = f"{upto:012d}"
     found: list[tuple[str, str, str]] = []
@@ -151,9 +158,9 @@ def _named(query: TaskQuery, upto: int, transaction: Transaction) -> Iterator[Re
                     ]
     found.sort(reverse=True)
     for _, path, queue_name in found:
-        record = _shown(path, queue_name, transaction)
-        if record is not None:
-            yield record
+        entry = parse_entry(path.rpartition("/")[2])
+        assert entry is not None
+        yield path, entry.sequence, entry.id_token, queue_name
 
 
 def _shown(path: str, queue_name: str, transaction: Transaction) -> Record | None:

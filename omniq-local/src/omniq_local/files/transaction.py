@@ -11,8 +11,8 @@ from attrs import evolve
 from omniq.errors import CorruptRecord
 from omniq.storage.escaping import get_logger
 from omniq.storage.validation import UNREADABLE, corrupt
-from omniq.task import TaskError, TaskState
-from omniq_local.files.encoding import ENDED, Record, dump_head, id_in, parse_record, stand_in
+from omniq.task import StoredTask, TaskError, TaskState
+from omniq_local.files.encoding import ENDED, LARGE, Record, dump_head, id_in, parse_bare, parse_record, stand_in
 from omniq_local.files.journal import Action, Displaced, Restored
 from omniq_local.files.names import (
     HOME_SIZE,
@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 __all__ = ["Transaction"]
 
 _log = get_logger("omniq.files")
+
+STATUS = 128 * 1024
+"""Bytes of a status that are read for a bare list: more than its error takes."""
 
 _LIVE = frozenset(state.value for state in TaskState if state not in ENDED)
 
@@ -242,6 +245,20 @@ class Transaction:
             shown.sequence = sequence
             return shown
         return self._records.setdefault(record.order.id, record)
+
+    def fetch_bare(self, path: str, sequence: int, id_token: str) -> StoredTask | None:
+        """Return the task in a file without what is large; None if it is not there, or has to be read whole.
+
+        :param sequence: and id, as the file's name says.
+        """
+        tree = self.folder.tree
+        try:
+            data, size = tree.read_part(path, 0, LARGE)
+            if size <= len(data):
+                return parse_record(data, sequence, id_token).task().bare()
+            return parse_bare(data, size, lambda offset: tree.read_part(path, offset, STATUS)[0], sequence, id_token)
+        except (OSError, *UNREADABLE):
+            return None
 
     def erase(self, task_id: str) -> None:
         """Remove a task that cannot be read, by all names that it has."""

@@ -143,6 +143,24 @@ class Tree:
             if fd >= 0:
                 os.close(fd)
 
+    def read_part(self, path: str, offset: int, length: int) -> tuple[bytes, int]:
+        """Return a part of a file, and the size of all of it.
+
+        :raises FileNotFoundError: if there is none.
+        :raises OSError: if it is no regular file.
+        """
+        folder, _, name = path.rpartition("/")
+        fd = -1
+        try:
+            fd = os.open(name, _READ, dir_fd=self._folders.get(folder) or self._folder(folder))
+            size = _check_regular(fd)
+            return os.pread(fd, length, offset), size
+        except OSError as error:
+            raise self._named(error, path) from None
+        finally:
+            if fd >= 0:
+                os.close(fd)
+
     def write(self, path: str, content: bytes, offset: int, *, cut: bool) -> None:
         """Write into a file that is there.
 
