@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from attrs import evolve
 
 from omniq import Attempt, Fixed, TaskError, TaskFailed, TaskQueue, TaskState, current_task
 from omniq.storage.attempts import LONGEST_LOG, history_of, log_with
@@ -65,6 +66,17 @@ def test_a_success_counts_among_the_ten() -> None:
     assert last == Attempt(
         attempt=11, worker="w", started_at=NOW, ended_at=NOW, outcome=AttemptOutcome.SUCCEEDED, error=None
     )
+
+
+def test_a_failure_that_only_the_record_tells_of_is_an_attempt_and_one_that_is_logged_is_not_counted_twice() -> None:
+    error = TaskError(type="PayloadTooLarge", message="the result takes 2,000,000 bytes")
+    task = stored("", state=TaskState.FAILED, attempt=1, worker="w", started_at=NOW, finished_at=NOW, error=error)
+    last = Attempt(attempt=1, worker="w", started_at=NOW, ended_at=NOW, outcome=AttemptOutcome.FAILED, error=error)
+    assert history_of(task) == (last,)
+    assert history_of(evolve(task, attempt_log=logged(last))) == (last,)
+    earlier = attempt(1, started_at=NOW - timedelta(seconds=1))
+    assert history_of(evolve(task, attempt_log=logged(earlier))) == (earlier, last)
+    assert history_of(evolve(task, error=TaskError(type="CorruptRecord", message="torn"))) == ()
 
 
 @pytest.mark.parametrize("character", ["x", "\n", "é", "\U0001f600"])

@@ -14,7 +14,7 @@ import pytest
 
 from omniq.errors import PayloadTooLarge, StorageUnavailable
 from omniq.storage import Finding, Severity, Storage
-from omniq.task import Failed, Succeeded, TaskError, TaskState
+from omniq.task import Failed, Retry, Succeeded, TaskError, TaskState
 from omniq.testing import await_until
 from omniq_nats.waiting import LOOK_EVERY
 from tests.nats.support import fresh, make, opened, task
@@ -61,6 +61,27 @@ async def test_a_result_over_the_servers_limit_is_a_failure_that_says_so(tmp_pat
             assert long is not None
             assert long.error is not None
             assert long.error.traceback.endswith("the end")
+
+
+async def test_a_result_with_a_long_attempt_log_keeps_as_much_of_that_as_there_is_room_for(tmp_path: Path) -> None:
+    with NatsServer(tmp_path, ["max_payload: 64KB"]) as server:
+        async with opened(fresh(server.url)) as storage:
+            await storage.enqueue([task()])
+            (one,) = await storage.claim({"work": 1}, worker="w", lease=60)
+            error = TaskError(type="ValueError", message="m")
+            log = "x" * 100_000 + "\nthe end"
+            again = Retry(id=one.id, delivery=1, delay=0, error=error, attempt_log=log)
+            assert await storage.finish([again]) == [True]
+            (one,) = await storage.claim({"work": 1}, worker="w", lease=60)
+            assert one.error == error
+            assert len(one.attempt_log) > 50_000
+            assert log.endswith(one.attempt_log)
+            assert await storage.finish([Succeeded(id=one.id, delivery=2, result=b"r" * 60_000)]) == [True]
+            (ended,) = await storage.get([one.id])
+            assert ended is not None
+            assert ended.result_payload == b"r" * 60_000
+            assert log.endswith(ended.attempt_log)
+            assert ended.attempt_log.endswith("\nthe end")
 
 
 async def test_a_thousand_large_results_at_once_are_kept(nats_server: NatsServer) -> None:

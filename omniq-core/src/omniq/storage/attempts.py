@@ -8,6 +8,7 @@ the record of its task says all of it.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -72,18 +73,29 @@ def appended(log: str, line: str) -> str:
 
 def history_of(task: StoredTask) -> tuple[Attempt, ...]:
     """Return the latest attempts of a task that are over, the oldest first; what cannot be read is left out."""
-    attempts = [_attempt(line) for line in task.attempt_log.split("\n")[-MOST_ATTEMPTS:]] if task.attempt_log else []
-    if task.state is TaskState.SUCCEEDED:
+    lines = task.attempt_log.split("\n")[-MOST_ATTEMPTS:] if task.attempt_log else ()
+    attempts = [attempt for attempt in map(_attempt, lines) if attempt is not None]
+    if _is_unlogged(task, attempts):
         attempts.append(
             Attempt(
                 attempt=task.attempt,
                 worker=task.worker,
                 started_at=task.started_at,
                 ended_at=task.finished_at,
-                outcome=AttemptOutcome.SUCCEEDED,
+                outcome=AttemptOutcome(task.state.value),
+                error=task.error,
             )
         )
-    return tuple(attempt for attempt in attempts[-MOST_ATTEMPTS:] if attempt is not None)
+    return tuple(attempts[-MOST_ATTEMPTS:])
+
+
+def _is_unlogged(task: StoredTask, attempts: Sequence[Attempt]) -> bool:
+    """Return whether the record alone tells of the last attempt: of a success, or of a failure that the store found."""
+    if task.state is not TaskState.FAILED:
+        return task.state is TaskState.SUCCEEDED
+    # What cannot be read is ended before it is attempted.
+    is_read = task.error is not None and task.error.type != "CorruptRecord"
+    return is_read and task.attempt > 0 and (not attempts or attempts[-1].started_at != task.started_at)
 
 
 def _attempt(line: str) -> Attempt | None:

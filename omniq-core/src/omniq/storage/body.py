@@ -23,7 +23,7 @@ from attrs import evolve, field, frozen
 
 from omniq.errors import CorruptRecord
 from omniq.storage.attempts import history_of
-from omniq.task import NewTask, StoredTask, Task, TaskDecoder, TaskState, record_of
+from omniq.task import NewTask, StoredTask, Task, TaskDecoder, record_of
 
 __all__ = [
     "LARGEST_HEADER",
@@ -240,7 +240,7 @@ def as_task(stored: StoredTask, decoder: TaskDecoder | None = None) -> Task:
 
 def make_task(stored: StoredTask, header: Header, payload: bytes, decoder: TaskDecoder | None = None) -> Task:
     """Return the task of a store's record, given what is in its body: see :func:`load_content`."""
-    history = history_of(stored) if stored.attempt_log or stored.state is TaskState.SUCCEEDED else ()
+    history = history_of(stored) if stored.attempt_log or stored.finished_at is not None else ()
     return record_of(
         Task, {**vars(stored), **header.fields, "payload": payload, "history": history, "_decoder": decoder}
     )
