@@ -12,7 +12,7 @@ from omniq.schedule import Schedule
 from omniq.storage import Enqueued
 from omniq.storage.escaping import get_logger
 from omniq.storage.records import dump_schedule
-from omniq.storage.validation import log_once, read_schedule
+from omniq.storage.validation import read_schedule, readable, unreadable
 from omniq.task import NewTask
 from omniq_postgres import binary_params
 from omniq_postgres.encoding import columns_of
@@ -121,22 +121,12 @@ def _tell_of(schedule: Schedule, seconds: float | None, context: Context) -> Non
 
 def check(context: Context) -> Steps[list[CorruptRecord]]:
     """Return what is wrong with schedules, see :meth:`~omniq.storage.Storage.check`."""
-    found = []
-    for row in (yield context.query("schedules.all")):
-        try:
-            _schedule(row)
-        except CorruptRecord as problem:
-            found.append(problem)
-    return found
+    return unreadable((yield context.query("schedules.all")), _schedule)
 
 
 def _readable(rows: Iterable[Sequence[Any]]) -> Iterator[Schedule]:
     """Make schedules of rows; one that cannot be read must not keep the others from firing."""
-    for row in rows:
-        try:
-            yield _schedule(row)
-        except CorruptRecord as problem:
-            log_once(_log, problem)
+    return readable(rows, _schedule, _log)
 
 
 def _schedule(row: Sequence[Any]) -> Schedule:

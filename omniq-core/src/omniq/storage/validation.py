@@ -18,9 +18,9 @@ import logging
 import math
 import shlex
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 from attrs import frozen
 
@@ -50,8 +50,13 @@ __all__ = [
     "is_text",
     "log_once",
     "read_schedule",
+    "readable",
     "salvaged",
+    "unreadable",
 ]
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 UNREADABLE = (TypeError, ValueError, LookupError, AttributeError, OverflowError, RecursionError)
 """What comes of decoding values that are not what they should be."""
@@ -434,6 +439,31 @@ _REMOVE = {"task": "omniq tasks delete", "schedule": "omniq schedules delete"}
 _logged: set[tuple[str, str]] = set()
 _logged_lock = threading.Lock()
 _MOST_LOGGED = 1000
+
+
+def readable(records: Iterable[T], read: Callable[[T], R], log: logging.Logger, store: str = "") -> Iterator[R]:
+    """Yield what is read of records; one that cannot be read is logged once, and keeps no other from being yielded.
+
+    :param read: raises :class:`~omniq.errors.CorruptRecord` for one that cannot be read.
+    :param log: the logger of the backend.
+    :param store: the store's URL, redacted.
+    """
+    for record in records:
+        try:
+            yield read(record)
+        except CorruptRecord as problem:
+            log_once(log, problem, store)
+
+
+def unreadable(records: Iterable[T], read: Callable[[T], object]) -> list[CorruptRecord]:
+    """Return what is wrong with those of some records that cannot be read, see :func:`readable`."""
+    problems = []
+    for record in records:
+        try:
+            read(record)
+        except CorruptRecord as problem:
+            problems.append(problem)
+    return problems
 
 
 def log_once(log: logging.Logger, problem: CorruptRecord, store: str = "") -> None:

@@ -6,9 +6,8 @@ import os
 import shutil
 from collections.abc import Iterator
 
-from omniq.errors import CorruptRecord
 from omniq.storage import Finding, Severity
-from omniq.storage.validation import finding
+from omniq.storage.validation import finding, unreadable
 from omniq_local.files.maintenance import read_worker
 from omniq_local.files.preparation import VERSION
 from omniq_local.files.queues import Queue, check_queue
@@ -42,15 +41,11 @@ def diagnose(settings: Settings, transaction: Transaction) -> list[Finding]:
 def check(limit: int, transaction: Transaction) -> list[Finding]:
     """Return what is wrong with records that are no tasks."""
     tree = transaction.folder.tree
-    problems = bad_schedules(transaction)
-    for path, read in (
-        *((f"workers/{name}", read_worker) for name in tree.names("workers")),
-        *((path, check_queue) for path in Queue.files(tree)),
-    ):
-        try:
-            read(tree, path)
-        except CorruptRecord as error:
-            problems.append(error)
+    problems = [
+        *bad_schedules(transaction),
+        *unreadable(tree.names("workers"), lambda name: read_worker(tree, f"workers/{name}")),
+        *unreadable(Queue.files(tree), lambda path: check_queue(tree, path)),
+    ]
     return [finding(problem) for problem in problems[:limit]]
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 from itertools import islice
 
-from omniq.errors import CorruptRecord
 from omniq.storage.escaping import get_logger
-from omniq.storage.validation import UNREADABLE, check_text, corrupt, log_once
+from omniq.storage.validation import UNREADABLE, check_text, corrupt, readable
 from omniq.task import StoredTask, TaskState
 from omniq_local.files.claiming import due
 from omniq_local.files.encoding import ENDED, Record
@@ -72,13 +71,8 @@ def _bury(transaction: Transaction) -> None:
 
 
 def _workers(transaction: Transaction) -> list[tuple[str, int, int]]:
-    found = []
-    for name in sorted(transaction.folder.tree.names("workers")):
-        try:
-            found.append(read_worker(transaction.folder.tree, f"workers/{name}"))
-        except CorruptRecord as error:
-            log_once(_log, error)
-    return found
+    tree = transaction.folder.tree
+    return list(readable(sorted(tree.names("workers")), lambda name: read_worker(tree, f"workers/{name}"), _log))
 
 
 def read_worker(tree: Tree, path: str) -> tuple[str, int, int]:

@@ -15,7 +15,7 @@ from omniq.schedule import Schedule
 from omniq.storage import Enqueued
 from omniq.storage.escaping import get_logger
 from omniq.storage.records import dump_schedule
-from omniq.storage.validation import LARGEST_REVISION, UNREADABLE, corrupt, log_once, read_schedule
+from omniq.storage.validation import LARGEST_REVISION, UNREADABLE, corrupt, read_schedule, readable, unreadable
 from omniq.task import NewTask
 from omniq_local.sqlite.encoding import microseconds, moment
 from omniq_local.sqlite.enqueueing import enqueue
@@ -72,22 +72,12 @@ def due_schedules(limit: int, now: int, sql: Statements, connection: sqlite3.Con
 
 def check_schedules(sql: Statements, connection: sqlite3.Connection) -> list[CorruptRecord]:
     """Return what is wrong with schedules, see :meth:`~omniq.storage.Storage.check`."""
-    found = []
-    for row in connection.execute(sql["schedules.all"]):
-        try:
-            _schedule(row)
-        except CorruptRecord as error:
-            found.append(error)
-    return found
+    return unreadable(connection.execute(sql["schedules.all"]), _schedule)
 
 
 def _readable(rows: Iterable[Sequence[Any]]) -> Iterator[Schedule]:
     """Return the schedules of rows; one that cannot be read must not keep the others from firing."""
-    for row in rows:
-        try:
-            yield _schedule(row)
-        except CorruptRecord as error:
-            log_once(_log, error)
+    return readable(rows, _schedule, _log)
 
 
 def _is_readable(tx: Transaction, schedule_id: str) -> bool:

@@ -13,7 +13,7 @@ import pytest
 from omniq.storage import Capability, Storage
 from omniq.testing.contract.stores import Stores
 
-__all__ = ["Contract", "Deafen", "deviates", "needs", "patient", "with_flows"]
+__all__ = ["Contract", "Deafen", "deviates", "needs", "needs_fixtures", "patient", "with_flows"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 KIT = "omniq.testing.contract"
@@ -49,6 +49,20 @@ def needs(*capabilities: Capability) -> Callable[[F], F]:
 
     def mark(test: F) -> F:
         test.__dict__["needs"] = frozenset(capabilities)
+        return test
+
+    return mark
+
+
+def needs_fixtures(*names: str) -> Callable[[F], F]:
+    """Mark a test that is asked only where some fixtures of the class, which may be None, are not.
+
+    :param names: of the fixtures: parameters of the test.
+    :return: the decorator.
+    """
+
+    def mark(test: F) -> F:
+        test.__dict__["needs_fixtures"] = names
         return test
 
     return mark
@@ -131,6 +145,7 @@ def _on_a_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., 
     needed: frozenset[Capability] = getattr(test, "needs", frozenset())
     least: float = getattr(test, "patience", 0.0)
     needs_flows: bool = getattr(test, "needs_flows", False)
+    fixtures: tuple[str, ...] = getattr(test, "needs_fixtures", ())
 
     @functools.wraps(test)
     def run(self: Contract, *args: Any, **kwargs: Any) -> None:
@@ -140,6 +155,10 @@ def _on_a_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., 
         missing = needed - self._stores.capabilities
         if missing:
             self.not_asked("this storage is not " + ", ".join(sorted(missing)))
+            return
+        absent = [name for name in fixtures if kwargs[name] is None]
+        if absent:
+            self.not_asked("it has no fixture " + ", ".join(absent))
             return
         self._stores.run(test(self, *args, **kwargs), max(self.patience, least))
 

@@ -15,7 +15,7 @@ import pytest
 
 from omniq.storage import Lease, Storage, TaskQuery
 from omniq.task import Progress, StoredTask, TaskState
-from omniq.testing.contract.base import Contract
+from omniq.testing.contract.base import Contract, needs_fixtures
 from omniq.testing.contract.scheduling import put
 from omniq.testing.contract.steps import HELD, add, later, new_task, outcome, take, take_lapsed
 from omniq.testing.contract.stores import Stores
@@ -75,12 +75,10 @@ class CostContract(Contract):
 
     # The fixtures come before the storage: they may have to see how it connects.
 
+    @needs_fixtures("count_requests")
     async def test_an_idle_wait_asks_at_most_once_a_second(
-        self, count_requests: Callable[[], int] | None, store: Storage
+        self, count_requests: Callable[[], int], store: Storage
     ) -> None:
-        if count_requests is None:
-            self.not_asked("it has no fixture count_requests")
-            return
         await store.wait_for_work(["work"], 0)
         ids = await add(store, queue="other")
         for wait in (lambda: store.wait_for_work(["work"], 1.2), lambda: store.wait_finished(ids, 1.2)):
@@ -97,22 +95,18 @@ class CostContract(Contract):
             else:
                 raise AssertionError(f"requests of an idle wait: {told}")
 
+    @needs_fixtures("count_requests")
     async def test_a_batch_costs_as_many_requests_as_one_task(
-        self, count_requests: Callable[[], int] | None, store: Storage
+        self, count_requests: Callable[[], int], store: Storage
     ) -> None:
-        if count_requests is None:
-            self.not_asked("it has no fixture count_requests")
-            return
         few = await self._requests_of_batches(store, count_requests, 2)
         many = await self._requests_of_batches(store, count_requests, BATCH)
         assert {verb: number for verb, number in many.items() if number > few[verb] + 2} == {}
 
+    @needs_fixtures("count_requests")
     async def test_failed_tasks_are_listed_with_as_few_requests_however_many_have_ended(
-        self, count_requests: Callable[[], int] | None, store: Storage
+        self, count_requests: Callable[[], int], store: Storage
     ) -> None:
-        if count_requests is None:
-            self.not_asked("it has no fixture count_requests")
-            return
 
         async def end(kind: str, number: int) -> list[str]:
             ids = await add(store, *(new_task() for _ in range(number)))
@@ -162,12 +156,10 @@ class CostContract(Contract):
         await cost("delete", store.delete(ids))
         return costs
 
+    @needs_fixtures("count_records")
     async def test_what_was_removed_leaves_nothing_behind(
-        self, count_records: Callable[[], int] | None, store: Storage
+        self, count_records: Callable[[], int], store: Storage
     ) -> None:
-        if count_records is None:
-            self.not_asked("it has no fixture count_records")
-            return
         # The first leaves what a store keeps for each queue.
         await a_life(store)
         before = count_records()
@@ -223,12 +215,8 @@ class SyncContract(Contract):
         """Return what tells how often the store has waited until what was written is on the disk; None: not asked."""
         return None
 
-    async def test_what_was_acknowledged_is_on_the_disk(
-        self, count_syncs: Callable[[], int] | None, store: Storage
-    ) -> None:
-        if count_syncs is None:
-            self.not_asked("it has no fixture count_syncs")
-            return
+    @needs_fixtures("count_syncs")
+    async def test_what_was_acknowledged_is_on_the_disk(self, count_syncs: Callable[[], int], store: Storage) -> None:
         unsynced = []
 
         async def synced(verb: str, call: Awaitable[Any]) -> Any:

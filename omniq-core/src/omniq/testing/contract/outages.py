@@ -13,7 +13,7 @@ from omniq.errors import StorageError, StorageUnavailable
 from omniq.storage import Lease, Storage, TaskQuery
 from omniq.storage.ids import new_id
 from omniq.task import Progress, StoredTask, TaskState
-from omniq.testing.contract.base import Contract
+from omniq.testing.contract.base import Contract, needs_fixtures
 from omniq.testing.contract.scheduling import LONG_AGO, put
 from omniq.testing.contract.steps import HELD, add, new_schedule, new_task, outcome, states, take
 from omniq.testing.contract.stores import Stores
@@ -76,12 +76,10 @@ class OutageContract(Contract):
         """Return what undoes ``break_store``."""
         return None
 
+    @needs_fixtures("break_store", "mend_store")
     async def test_while_the_store_is_away_every_call_says_so_within_a_bounded_time(
-        self, stores: Stores, break_store: Callable[[], None] | None, mend_store: Callable[[], None] | None
+        self, stores: Stores, break_store: Callable[[], None], mend_store: Callable[[], None]
     ) -> None:
-        if break_store is None or mend_store is None:
-            self.not_asked("it has no fixtures break_store and mend_store")
-            return
         store = await stores.open()
         await add(store)
         (running,) = await take(store)
@@ -103,12 +101,10 @@ class OutageContract(Contract):
         assert not raw, "errors of the driver came through"
         assert isinstance(answers["enqueue"], StorageUnavailable)
 
+    @needs_fixtures("break_store", "mend_store")
     async def test_a_batch_that_failed_can_be_repeated_once_the_store_is_back(
-        self, stores: Stores, break_store: Callable[[], None] | None, mend_store: Callable[[], None] | None
+        self, stores: Stores, break_store: Callable[[], None], mend_store: Callable[[], None]
     ) -> None:
-        if break_store is None or mend_store is None:
-            self.not_asked("it has no fixtures break_store and mend_store")
-            return
         store = await stores.open()
         await store.stats()
         batch = [new_task() for _ in range(50)]

@@ -21,7 +21,7 @@ from omniq.storage import Lease, LeaseState, Storage, TaskQuery
 from omniq.storage.ids import new_id
 from omniq.storage.validation import check_schedule, check_task, check_worker, is_corrupt
 from omniq.task import Progress, StoredTask, TaskState
-from omniq.testing.contract.base import Contract
+from omniq.testing.contract.base import Contract, needs_fixtures
 from omniq.testing.contract.scheduling import LONG_AGO
 from omniq.testing.contract.steps import (
     FAR,
@@ -202,12 +202,10 @@ class SpoilContract(Contract):
     # Tasks
 
     @_MANY
+    @needs_fixtures("spoil")
     async def test_ready_tasks_run_beside_those_that_cannot_be_read(
-        self, stores: Stores, store: Storage, spoil: Spoil | None, most: int
+        self, stores: Stores, store: Storage, spoil: Spoil, most: int
     ) -> None:
-        if spoil is None:
-            self.not_asked("it has no fixture spoil")
-            return
         (probe,) = await add(store, _full_task())
         plan = await self._plan(spoil, "task", probe, most)
         if not plan:
@@ -235,12 +233,10 @@ class SpoilContract(Contract):
         await self._shown_and_removed(other, how, [task.id for task in good])
 
     @_MANY
+    @needs_fixtures("spoil")
     async def test_running_tasks_are_recovered_beside_those_that_cannot_be_read(
-        self, stores: Stores, store: Storage, spoil: Spoil | None, most: int
+        self, stores: Stores, store: Storage, spoil: Spoil, most: int
     ) -> None:
-        if spoil is None:
-            self.not_asked("it has no fixture spoil")
-            return
         (probe,) = await add(store, _full_task())
         await take(store)
         plan = await self._plan(spoil, "task", probe, most)
@@ -266,13 +262,11 @@ class SpoilContract(Contract):
         await self._shown_and_removed(store, how, [task.id for task in finishing])
 
     @_MANY
+    @needs_fixtures("spoil")
     @pytest.mark.parametrize("kind", ["task", "result"])
     async def test_results_are_kept_beside_those_that_cannot_be_read(
-        self, stores: Stores, store: Storage, spoil: Spoil | None, kind: str, most: int
+        self, stores: Stores, store: Storage, spoil: Spoil, kind: str, most: int
     ) -> None:
-        if spoil is None:
-            self.not_asked("it has no fixture spoil")
-            return
         (probe,) = await add(store, _full_task())
         await store.finish([outcome("succeeded", task) for task in await take(store)])
         plan = await self._plan(spoil, kind, probe, most)
@@ -355,12 +349,10 @@ class SpoilContract(Contract):
     # The others
 
     @_MANY
+    @needs_fixtures("spoil")
     async def test_schedules_fire_beside_those_that_cannot_be_read(
-        self, stores: Stores, store: Storage, spoil: Spoil | None, most: int
+        self, stores: Stores, store: Storage, spoil: Spoil, most: int
     ) -> None:
-        if spoil is None:
-            self.not_asked("it has no fixture spoil")
-            return
         await store.put_schedule(_due("probe"))
         plan = await self._plan(spoil, "schedule", "probe", most)
         if not plan:
@@ -397,12 +389,10 @@ class SpoilContract(Contract):
             assert await other.put_schedule(_due(name), 0) is not None, how[name]
 
     @_MANY
+    @needs_fixtures("spoil")
     async def test_workers_are_shown_beside_those_that_cannot_be_read(
-        self, stores: Stores, store: Storage, spoil: Spoil | None, most: int
+        self, stores: Stores, store: Storage, spoil: Spoil, most: int
     ) -> None:
-        if spoil is None:
-            self.not_asked("it has no fixture spoil")
-            return
         await store.heartbeat("probe", [], HELD, "about it")
         plan = await self._plan(spoil, "worker", "probe", most)
         if not plan:
@@ -425,13 +415,11 @@ class SpoilContract(Contract):
             await other.heartbeat(name, [], 0)
 
     @_MANY
+    @needs_fixtures("spoil")
     @pytest.mark.parametrize("kind", ["queue", "pause"])
     async def test_queues_go_on_beside_those_whose_state_cannot_be_read(
-        self, stores: Stores, store: Storage, spoil: Spoil | None, kind: str, most: int
+        self, stores: Stores, store: Storage, spoil: Spoil, kind: str, most: int
     ) -> None:
-        if spoil is None:
-            self.not_asked("it has no fixture spoil")
-            return
         await _use(store, "probe")
         plan = await self._plan(spoil, kind, "probe", most)
         if not plan:
@@ -456,12 +444,10 @@ class SpoilContract(Contract):
                 await other.finish([outcome("succeeded", task)])
 
     @_MANY
+    @needs_fixtures("spoil")
     async def test_unique_keys_hold_beside_those_that_cannot_be_read(
-        self, stores: Stores, store: Storage, spoil: Spoil | None, most: int
+        self, stores: Stores, store: Storage, spoil: Spoil, most: int
     ) -> None:
-        if spoil is None:
-            self.not_asked("it has no fixture spoil")
-            return
         await add(store, new_task(unique="probe"))
         plan = await self._plan(spoil, "unique", "probe", most)
         if not plan:
