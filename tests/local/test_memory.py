@@ -330,6 +330,29 @@ def test_what_is_gone_leaves_no_memory_behind() -> None:
     assert asyncio.run(scenario()) < 100_000
 
 
+def test_a_record_that_waits_or_has_ended_takes_little_memory() -> None:
+    async def scenario() -> tuple[float, float]:
+        store = await opened()
+        orders = [task() for _ in range(1000)]
+        tracemalloc.start()
+        try:
+            before, _ = tracemalloc.get_traced_memory()
+            await store.enqueue(orders)
+            waiting, _ = tracemalloc.get_traced_memory()
+            claimed = await store.claim({"q": 1000}, worker="w", lease=60)
+            await store.finish([Succeeded(id=one.id, delivery=one.delivery, result=b"1") for one in claimed])
+            del claimed
+            ended, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        return (waiting - before) / 1000, (ended - before) / 1000
+
+    # About 650 and 800 in Python 3.11, 900 and 1,050 in 3.13; with a table of names for each record 1,900 at least.
+    waiting, ended = asyncio.run(scenario())
+    assert waiting < 1_500
+    assert ended < 1_600
+
+
 FORKS = """
 import asyncio, os, sys, threading
 from omniq.storage.ids import new_id

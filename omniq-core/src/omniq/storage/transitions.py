@@ -213,9 +213,11 @@ def _point(when: When, now: datetime) -> datetime:
 def stored_task(new: NewTask, now: datetime) -> StoredTask:
     """Return a new task as it is stored, unless it stands behind a gate that is not open."""
     run_at = now if new.run_at is None else max(now, _point(new.run_at, now))
-    # Every other field of an order is one of the record, by the same name.
-    values = _AT_FIRST | vars(new)
-    expires = values.pop("expires")
+    # Every other field of an order is one of the record, by the same name. With one that is none, and be it for a
+    # moment, Python would give each record a table of names of its own, which takes more than all else that is stored.
+    given = vars(new).copy()
+    expires = given.pop("expires")
+    values = _AT_FIRST | given
     values["state"] = TaskState.SCHEDULED if run_at > now else TaskState.READY
     values["created_at"], values["run_at"] = now, run_at
     values["expires_at"] = None if expires is None else _point(expires, now)
