@@ -8,13 +8,14 @@ import json
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import AsyncIterator, Mapping, Sequence
+from datetime import datetime
 
 from attrs import field, frozen
 
 from omniq.errors import CorruptRecord
 from omniq.storage import QueueStats, StoredWorker, TaskPage, TaskQuery
 from omniq.storage.escaping import get_logger
-from omniq.storage.paging import Pager
+from omniq.storage.paging import CLOCK_SLACK, Pager, slackened
 from omniq.storage.validation import UNREADABLE, check_worker, corrupt, log_once, salvaged
 from omniq.task import StoredTask, TaskState
 from omniq_nats.claiming import fold, live_task
@@ -25,7 +26,7 @@ from omniq_nats.queue_state_store import QueueStateStore
 from omniq_nats.results import LISTED, EndRecord
 from omniq_nats.task_batches import PLACES, TaskBatch, to_task
 from omniq_nats.task_lookup import Place, Torn
-from omniq_nats.times import from_micros
+from omniq_nats.times import from_micros, micros
 from omniq_nats.transport import Conflict, Stored
 
 __all__ = [
@@ -260,6 +261,8 @@ async def list_tasks(state_store: QueueStateStore, query: TaskQuery, cursor: str
         return pager.page()
     # The stream is read backwards, in windows, as it can be read forwards only.
     end = await state_store.transport.end() + 1 if before is None else before // PLACES + 1
+    if before is None and query.enqueued_before is not None:
+        end = await _end_before(state_store, query.queue, slackened(query.enqueued_before, CLOCK_SLACK), end)
     width = 2 * PLACES
     while end > 1:
         start = max(1, end - width)
@@ -268,7 +271,8 @@ async def list_tasks(state_store: QueueStateStore, query: TaskQuery, cursor: str
             (batch.rank(index), batch, index)
             for batch in batches
             for index in range(len(batch))
-            if _is_asked_for(batch, index, query)
+            # Where it counts how many are looked at, others are, too.
+            if query.look_at is not None or _is_asked_for(batch, index, query)
         ]
         if query.name is None and query.tag is None:
             # Of those that cannot be read the number stands for the task itself.
@@ -392,9 +396,22 @@ async def _window(state_store: QueueStateStore, query: TaskQuery, start: int, en
     return batches
 
 
+async def _end_before(state_store: QueueStateStore, queue: str | None, moment: datetime, end: int) -> int:
+    """Return a sequence from which on all tasks were enqueued at a time or later, in a few steps."""
+    low, high, at = 1, end, micros(moment)
+    while low < high:
+        middle = (low + high) // 2
+        found, _ = await state_store.transport.scan(state_store.names.batches(queue), middle, 1, max_bytes=1)
+        if not found or state_store.task_lookup.read(found[0]).at >= at:
+            high = middle
+        else:
+            low = middle + 1
+    return min(end, low + PLACES)
+
+
 def _is_asked_for(batch: TaskBatch, index: int, query: TaskQuery) -> bool:
-    if query.name is None and query.tag is None:
-        return True
+    if query.enqueued_before is not None and from_micros(batch.at) >= query.enqueued_before:
+        return False
     row = batch.rows[index]
     return (query.name is None or row[6] == query.name) and (query.tag is None or query.tag in row[8])
 
