@@ -26,6 +26,7 @@ class Journal:
         request.set(task.headers["request"])
         _write(file, f"entered {os.getpid()} {worker} {before}")
         ending = yield
+        time.sleep(float(task.headers.get("linger", "0")))
         kind, error = type(ending.outcome).__name__, type(ending.error).__name__
         _write(file, f"left {os.getpid()} {kind} {error} {ending.taken} {ending.seconds > 0} {current_task().id}")
 
@@ -48,6 +49,11 @@ def cpu_request() -> tuple[str, int]:
 @queue.task(executor="process", max_retries=0)
 def cpu_break() -> None:
     raise ZeroDivisionError
+
+
+@queue.task(executor="process", max_retries=0, timeout=2)
+def cpu_in_time() -> str:
+    return "in time"
 
 
 @queue.task(executor="process", max_retries=0, timeout=0.2)

@@ -382,6 +382,12 @@ def test_nothing_is_called_where_no_plugin_stands_around_tasks(
     assert calls == []
 
 
+def test_what_a_hook_does_in_a_child_when_it_is_left_is_outside_the_timeout(tmp_path: Path) -> None:
+    headers = {"file": str(tmp_path / "journal"), "request": "a", "linger": "2.5"}
+    with hooked_cpu_tasks.queue as queue, working(queue, processes=1):
+        assert hooked_cpu_tasks.cpu_in_time.using(headers=headers).enqueue().result(60) == "in time"
+
+
 IN_NO_MODULE = """
 import asyncio, os, threading
 import omniq
