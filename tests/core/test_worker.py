@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 
 from omniq import Fixed, TaskQueue, TaskState, current_task
+from omniq.storage.body import make_task
+from omniq.task import StoredTask, Task
 from omniq.testing import await_until
 from tests.core.running import Gate, MakeQueue, was_delivered
 
@@ -31,6 +33,37 @@ async def test_of_several_queues_the_first_is_served_first(queue: TaskQueue) -> 
     async with queue.worker(queues=["high", "middle", "low"], concurrency=1):
         await await_until(lambda: len(order) == 6)
     assert order == ["high", "high", "middle", "middle", "low", "low"]
+
+
+async def test_the_record_of_a_task_is_made_only_for_those_who_ask(
+    make_queue: MakeQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # It is the costliest of all that could be done for each task, and few look at it.
+    made: list[str] = []
+
+    def counting(stored: StoredTask, *parts: Any) -> Task:
+        made.append(stored.id)
+        return make_task(stored, *parts)
+
+    monkeypatch.setattr("omniq._tasks.payloads.make_task", counting)
+    queue = make_queue()
+
+    @queue.task
+    async def unnoticed() -> None:
+        pass
+
+    @queue.task
+    def unnoticed_on_a_thread() -> None:
+        pass
+
+    @queue.task
+    async def asking() -> str:
+        return current_task().name
+
+    ended = [await unnoticed.aenqueue(), await unnoticed_on_a_thread.aenqueue(), await asking.aenqueue()]
+    async with queue.worker() as worker:
+        await await_until(lambda: worker.completer.completed == 3 and not worker.completer)
+    assert made == [ended[2].id]
 
 
 async def test_queues_with_weights_are_served_in_proportion(queue: TaskQueue) -> None:

@@ -122,12 +122,14 @@ class Completer:
         self.completed += 1
         if not attempt.ended_at:
             attempt.note_end()
+        if type(outcome) is not Succeeded:  # of which nothing is logged, and for which the task is not made
+            outcome = _logged(attempt.task, outcome, attempt.held_seconds)
         if attempt.context.completed:
-            self._after_completions.put(_logged(attempt.task, outcome, attempt.held_seconds), self._answered)
+            self._after_completions.put(outcome, self._answered)
         elif attempt.interruption is Interruption.LEASE_LOST and isinstance(outcome, Released):
             self._drop(attempt)
         else:
-            self._outcomes.put(_logged(attempt.task, outcome, attempt.held_seconds), self._answered)
+            self._outcomes.put(outcome, self._answered)
 
     def refuse(self, task: Task, outcome: Outcome) -> None:
         """Send the outcome of a task that was never held, such as one whose function is unknown."""
