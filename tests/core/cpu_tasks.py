@@ -96,6 +96,11 @@ class Unknown:
 
 
 @queue.task(executor="process", max_retries=0)
+def headers_here() -> dict[str, str]:
+    return dict(current_task().headers)
+
+
+@queue.task(executor="process", max_retries=0)
 def log() -> int:
     logger = logging.getLogger("shop")
     logger.debug("not asked for")
