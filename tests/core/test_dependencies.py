@@ -8,6 +8,7 @@ import functools
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -83,6 +84,14 @@ async def async_generator(below: str = Depends(generator), word: str = "over") -
 def outcome(queue: TaskQueue, handle: TaskHandle[Any]) -> Any:
     task = handle.task()
     return task.result if task.state is TaskState.SUCCEEDED else (task.state, task.error and task.error.type)
+
+
+@dataclass
+class Address:
+    host: str
+
+    def __post_init__(self) -> None:
+        LOG.append(self.host)
 
 
 # What is injected
@@ -599,14 +608,13 @@ def test_a_function_that_travels_in_the_payload_is_given_nothing() -> None:
 
 
 def test_arguments_in_the_store_that_name_what_is_injected_now_make_nothing(make_queue: MakeQueue) -> None:
-    def send(user: int, db: str = "by name") -> str:
-        return db
+    def send(user: int, db: dict[str, str]) -> None: ...
 
     before = make_queue()
-    handle = before.task(name="send")(send).enqueue(7, db="hostile")
+    handle = before.task(name="send")(send).enqueue(7, db={"host": "hostile"})
     after = make_queue(lifespan=resources)
 
-    def injected(user: int, db: str = Depends(generator)) -> None:
+    def injected(user: int, db: Address = Depends(generator)) -> None:
         LOG.append("function")
 
     after.task(name="send")(injected)

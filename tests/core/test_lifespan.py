@@ -122,7 +122,7 @@ async def test_an_error_in_leaving_it_is_raised_after_all_else() -> None:
         await worker.drain()
 
 
-async def test_a_worker_that_is_stopped_while_it_enters_it_does_not_start() -> None:
+async def test_a_worker_that_is_stopped_while_it_enters_it_does_not_start(caplog: pytest.LogCaptureFixture) -> None:
     entering = asyncio.Event()
 
     @asynccontextmanager
@@ -136,11 +136,13 @@ async def test_a_worker_that_is_stopped_while_it_enters_it_does_not_start() -> N
 
     queue = TaskQueue("memory://", lifespan=slow)
     worker = queue.worker()
-    running = asyncio.create_task(worker.run())
-    await entering.wait()
-    worker.stop()
-    await running
+    with caplog.at_level(logging.INFO, "omniq.worker"):
+        running = asyncio.create_task(worker.run())
+        await entering.wait()
+        worker.stop()
+        await running
     assert LOG == ["cancelled"]
+    assert caplog.records == []
 
 
 async def test_a_worker_stops_when_its_lifespan_ends_by_itself() -> None:
