@@ -199,15 +199,20 @@ def test_a_trial_enters_it_for_each_drain() -> None:
 
     @queue.task
     def send(state: str = WorkerState()) -> str:
-        return state
+        return f"{state} {WHO.get()}"
+
+    @queue.task
+    async def asend(state: str = WorkerState()) -> str:
+        return f"{state} {WHO.get()}"
 
     with trial(queue) as tried:
-        handles = [send.enqueue()]
+        handles = [send.enqueue(), asend.enqueue()]
         tried.drain()
         handles.append(send.enqueue())
         tried.run_for(60)
-        assert [handle.result() for handle in handles] == ["state", "state"]
+        assert [handle.result() for handle in handles] == ["state set by the lifespan"] * 3
     assert LOG == ["open", "closed"] * 2
+    assert WHO.get() == "nobody"
 
 
 async def test_a_trial_enters_it_in_a_coroutine_too_and_an_error_in_leaving_it_is_raised() -> None:

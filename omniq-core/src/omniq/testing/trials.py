@@ -159,7 +159,7 @@ class Trial:
             codec, resources = self.queue.codec, self._resources
             attempt = Attempt(task, function, codec, lambda _, progress: told.append(progress), resources)
             attempt.context.join = storage.join
-            outcome = yield run_async(attempt) if function.definition.is_async else attempt
+            outcome = yield _run_on_loop(attempt) if function.definition.is_async else attempt
         if told:
             yield storage.set_progress({Lease(task.id, task.delivery): told[-1]})
         (accepted,) = yield storage.finish([outcome])
@@ -299,6 +299,20 @@ def _close(connections: Connections) -> None:
     closing.add_done_callback(_closing.discard)
 
 
+# As in a worker: each attempt sees what the lifespan has set in context variables, and what it sets no other sees.
+
+
+def _run_here(attempt: Attempt) -> Outcome:
+    assert attempt.resources is not None
+    return attempt.resources.context.copy().run(run_sync, attempt)
+
+
+async def _run_on_loop(attempt: Attempt) -> Outcome:
+    assert attempt.resources is not None
+    context = attempt.resources.context.copy()
+    return await asyncio.get_running_loop().create_task(run_async(attempt), context=context)
+
+
 def _run(steps: Callable[[], Steps[T]]) -> T:
     """Take steps from synchronous code, also where the caller itself is called by a running loop."""
     if is_on_running_loop():
@@ -318,7 +332,7 @@ def _run(steps: Callable[[], Steps[T]]) -> T:
             context = contextvars.copy_context()
             try:
                 if isinstance(step, Attempt):
-                    answer = context.run(run_sync, step)
+                    answer = _run_here(step)
                 else:
                     # Not runner.run, whose care for Ctrl-C would cost more than the step itself.
                     loop = runner.get_loop()
@@ -339,7 +353,7 @@ async def _arun(taking: Steps[T]) -> T:
             result: T = ended.value
             return result
         try:
-            answer = await (asyncio.to_thread(run_sync, step) if isinstance(step, Attempt) else step)
+            answer = await (asyncio.to_thread(_run_here, step) if isinstance(step, Attempt) else step)
         except BaseException as error:
             go_on = partial(taking.throw, error)
         else:
