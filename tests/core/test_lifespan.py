@@ -272,7 +272,10 @@ def noted(log: Path) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("name", ["send", "asend"])
-async def test_a_child_process_enters_it_once_and_leaves_it_when_the_worker_stops(name: str, log: Path) -> None:
+async def test_a_child_process_enters_it_once_and_leaves_it_when_the_worker_stops(
+    name: str, log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("omniq._worker.processes.LAST_WORDS", TIME)
     task = getattr(resource_tasks, name)
     async with task.owner, task.owner.worker(processes=1):
         first = await (await task.aenqueue(1)).aresult(TIME)

@@ -88,8 +88,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
             process.send_signal(signal.SIGTERM)
         server.wait(TIME)
         assert worker.wait(TIME) == 0
-        log = (folder / "worker.log").read_text(encoding="utf-8")
-        assert log.count("the pool is closed") == log.count("the pool is open"), log
+        assert "the pool is closed" in (folder / "worker.log").read_text(encoding="utf-8")
     finally:
         for process in (server, worker):
             if process.poll() is None:
