@@ -9,14 +9,15 @@ import os
 import shutil
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from omniq.errors import SchemaMismatch
 from omniq.schedule import Schedule
-from omniq.storage import Severity
+from omniq.storage import Severity, TaskQuery
 from omniq.task import Released, Retry, TaskState
-from omniq_local.files import state_folders
+from omniq_local.files import reading, state_folders
 from omniq_local.files.doctor import file_system_of
 from omniq_local.files.preparation import MARKER
 from tests.local.files_support import (
@@ -144,7 +145,9 @@ def test_nothing_is_left_of_tasks_and_queues_that_are_gone(root: Path, monkeypat
                 pass
             await store.prune(9)
             assert contents(root) == empty
-            assert [list((root / "omniq" / state).glob("*")) for state in STATES if state != "cancelled"] == [[]] * 5
+            assert [list((root / "omniq" / state).glob("*")) for state in STATES if state != "cancelled"] == [[]] * (
+                len(STATES) - 1
+            )
 
     asyncio.run(scenario())
 
@@ -370,3 +373,25 @@ def test_the_kind_of_file_system_is_read_from_the_list_of_mounts(tmp_path: Path)
     assert file_system_of("/mnt/with/jobs", str(mounts)) == "ext3"
     assert file_system_of("/mnt/without", str(mounts)) == "ext4"
     assert file_system_of("/", str(tmp_path / "none")) == ""
+
+
+@pytest.mark.parametrize("query", [{}, {"queue": "q"}, {"states": [TaskState.READY, TaskState.CANCELLED]}])
+def test_what_was_enqueued_before_a_time_is_found_wherever_it_is(
+    root: Path, monkeypatch: pytest.MonkeyPatch, query: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(reading, "CLOCK_SLACK", timedelta(0))
+
+    async def scenario() -> None:
+        async with opened(root) as store:
+            ids = []
+            for number in range(9):
+                task = new_task(priority=number % 3)
+                await store.enqueue([task])
+                ids.append(task.id)
+            await store.cancel(ids[::4])
+            times = [task.created_at for task in await store.get(ids) if task is not None]
+            for moment in times:
+                page = await store.list_tasks(TaskQuery(enqueued_before=moment, **query))
+                assert [task.id for task in page] == ids[: times.index(moment)][::-1]
+
+    asyncio.run(scenario())

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 from omniq.storage import QueueStats, StoredWorker, TaskPage, TaskQuery
-from omniq.storage.paging import Pager
+from omniq.storage.paging import CLOCK_SLACK, Pager, slackened
 from omniq.task import StoredTask, TaskState
 from omniq_local.files.encoding import Record
 from omniq_local.files.maintenance import live_workers
 from omniq_local.files.names import HOME_SIZE, about_path, parse_entry
 from omniq_local.files.queues import Queue
-from omniq_local.files.times import moment
+from omniq_local.files.times import micros, moment
 from omniq_local.files.transaction import Transaction
 
 __all__ = ["ended", "get", "list_tasks", "stats", "workers"]
+
+T = TypeVar("T")
 
 READY, RUNNING = TaskState.READY.value, TaskState.RUNNING.value
 SEQUENCE_OF_READY, SEQUENCE = 23, 19
@@ -108,9 +111,8 @@ def list_tasks(query: TaskQuery, before: int | None, transaction: Transaction) -
     """
     upto = transaction.folder.control.sequence + 1 if before is None else before
     pager = Pager(query)
-    candidates = (
-        _latest(upto, transaction) if query.states is None and query.queue is None else _named(query, upto, transaction)
-    )
+    everything = query.states is None and query.queue is None
+    candidates = _latest(query, upto, transaction) if everything else _named(query, upto, transaction)
     for path, sequence, id_token, queue in candidates:
         task = transaction.fetch_bare(path, sequence, id_token) if query.bare else None
         if task is None:
@@ -127,16 +129,44 @@ Candidate = tuple[str, int, str, str]
 """The path of a task's file, its sequence number and id token, and its queue as far as it is known."""
 
 
-def _latest(upto: int, transaction: Transaction) -> Iterator[Candidate]:
+def _latest(query: TaskQuery, upto: int, transaction: Transaction) -> Iterator[Candidate]:
     """Yield all tasks, the latest first, by the folders that they have all their life."""
     tree = transaction.folder.tree
-    for folder in sorted(tree.names("tasks"), reverse=True):
-        if not _is_number(folder) or int(folder) * HOME_SIZE >= upto:
-            continue
-        for name in sorted(tree.names(f"tasks/{folder}"), reverse=True):
-            number = name[:12]
-            if _is_number(number) and int(number) < upto:
-                yield f"tasks/{folder}/{name}", int(number), name[13:].removesuffix(".json"), ""
+    folders = sorted(name for name in tree.names("tasks") if _is_number(name) and int(name) * HOME_SIZE < upto)
+    folders = folders[
+        : _end_before(query, folders, lambda folder: next(_in_folder(folder, upto, transaction), None), transaction)
+    ]
+    for folder in reversed(folders):
+        yield from reversed(list(_in_folder(folder, upto, transaction)))
+
+
+def _in_folder(folder: str, upto: int, transaction: Transaction) -> Iterator[Candidate]:
+    for name in sorted(transaction.folder.tree.names(f"tasks/{folder}")):
+        number = name[:12]
+        if _is_number(number) and int(number) < upto:
+            yield f"tasks/{folder}/{name}", int(number), name[13:].removesuffix(".json"), ""
+
+
+def _end_before(
+    query: TaskQuery, places: Sequence[T], first_of: Callable[[T], Candidate | None], transaction: Transaction
+) -> int:
+    """Return how many places, in the order of enqueueing, can hold tasks from before the time that is asked for.
+
+    :param first_of: returns the first task of a place.
+    """
+    if query.enqueued_before is None:
+        return len(places)
+    moment = micros(slackened(query.enqueued_before, CLOCK_SLACK))
+    low, high = 0, len(places)
+    while low < high:
+        middle = (low + high) // 2
+        first = first_of(places[middle])
+        record = None if first is None else transaction.fetch_file(*first)
+        if record is not None and record.stand_in is None and record.created_at >= moment:
+            high = middle
+        else:
+            low = middle + 1
+    return low
 
 
 def _named(query: TaskQuery, upto: int, transaction: Transaction) -> Iterator[Candidate]:
@@ -156,11 +186,15 @@ def _named(query: TaskQuery, upto: int, transaction: Transaction) -> Iterator[Ca
                         for name in state_folder.names(folder)
                         if (sequence := name[start : start + 12]) < bound
                     ]
-    found.sort(reverse=True)
-    for _, path, queue_name in found:
-        entry = parse_entry(path.rpartition("/")[2])
-        assert entry is not None
-        yield path, entry.sequence, entry.id_token, queue_name
+    found.sort()
+
+    def candidate(entry: tuple[str, str, str]) -> Candidate:
+        _, path, queue_name = entry
+        parsed = parse_entry(path.rpartition("/")[2])
+        assert parsed is not None
+        return path, parsed.sequence, parsed.id_token, queue_name
+
+    yield from map(candidate, reversed(found[: _end_before(query, found, candidate, transaction)]))
 
 
 def _shown(path: str, queue_name: str, transaction: Transaction) -> Record | None:
