@@ -14,7 +14,16 @@ from omniq.retry import RetryPolicy
 from omniq.schedule import Schedule
 from omniq.serialization import ArgumentTypes, Serializer, runs_code
 from omniq.serialization.signing import SEAL_SIZE, Signer, unsealed
-from omniq.storage.body import Header, dump_header, join_body, load_content, make_task, payload_size, split_body
+from omniq.storage.body import (
+    Header,
+    dump_header,
+    is_unsigned,
+    join_body,
+    load_content,
+    make_task,
+    payload_size,
+    split_body,
+)
 from omniq.storage.escaping import shown
 from omniq.task import NewTask, StoredTask, Succeeded, Task, TaskState
 
@@ -148,9 +157,11 @@ class Codec:
 
     def sign(self, new: NewTask) -> NewTask:
         """Return a task with its signature, which takes the place of any that it had."""
-        signature, content = split_body(new.body)
+        if self._signer is None and is_unsigned(new.body):
+            return new
+        _, content = split_body(new.body)
         if self._signer is None:
-            return evolve(new, body=join_body(content)) if signature else new
+            return evolve(new, body=join_body(content))
         return evolve(new, body=join_body(content, self._signer.task_signature(new, content)))
 
     def admit(self, stored: StoredTask) -> Task:

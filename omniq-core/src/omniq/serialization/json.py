@@ -8,7 +8,7 @@ from annotations only.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
@@ -68,8 +68,7 @@ class JsonSerializer:
             self._converter = cattrs.Converter()
         return self._converter
 
-    def exceeds(self, values: Iterable[Any], limit: int) -> bool:
-        return exceeds(values, limit)
+    exceeds = staticmethod(exceeds)
 
     def dump_arguments(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], types: ArgumentTypes) -> bytes:
         plan = self._plans.get(id(types)) or self._plan(types)

@@ -30,6 +30,7 @@ __all__ = [
     "Header",
     "as_task",
     "dump_header",
+    "is_unsigned",
     "join_body",
     "load_content",
     "make_content",
@@ -164,6 +165,14 @@ def join_body(content: bytes, signature: bytes = b"") -> bytes:
     return b"%b\n%b" % (_VERSION, content)
 
 
+def is_unsigned(body: bytes) -> bool:
+    """Return whether a body has no signature, without reading it.
+
+    :param body: of a task.
+    """
+    return body.startswith(_UNSIGNED)
+
+
 def split_body(body: bytes) -> tuple[bytes, bytes]:
     """Return the signature (empty if there is none) and the content of a body, without reading either.
 
@@ -239,7 +248,13 @@ def as_task(stored: StoredTask, decoder: TaskDecoder | None = None) -> Task:
 
 
 def make_task(stored: StoredTask, header: Header, payload: bytes, decoder: TaskDecoder | None = None) -> Task:
-    """Return the task of a store's record, given what is in its body: see :func:`load_content`."""
+    """Return the task of a store's record, given what is in its body.
+
+    :param stored: the record.
+    :param header: of its body, see :func:`load_content`.
+    :param payload: the encoded arguments there.
+    :param decoder: what the task decodes its arguments and its result with.
+    """
     history = history_of(stored) if stored.attempt_log or stored.finished_at is not None else ()
     return record_of(
         Task, {**vars(stored), **header.fields, "payload": payload, "history": history, "_decoder": decoder}

@@ -12,6 +12,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Protocol
 
 from attrs import evolve
@@ -195,10 +196,15 @@ class Transaction(Protocol):
         """Remember a number from which the revisions of new schedules go on."""
 
 
+@lru_cache(maxsize=64)  # the same few, such as a result_ttl, again and again
+def _span(seconds: float) -> timedelta:
+    return timedelta(seconds=seconds)
+
+
 def later(now: datetime, seconds: float | timedelta) -> datetime:
     """Return a point in time some seconds (or a timedelta) after another, or the last that there is."""
     try:
-        return now + (seconds if isinstance(seconds, timedelta) else timedelta(seconds=seconds))
+        return now + (seconds if isinstance(seconds, timedelta) else _span(seconds))
     except OverflowError:
         return LATEST
 
