@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import omniq
-from omniq import Exponential, TaskHandle, TaskQueue
-from tests.typing.usage import fetch, queue, report, resize
+from omniq import Exponential, TaskHandle, TaskQueue, each, gather
+from tests.typing.usage import count, download, fetch, queue, report, resize, scale, summary
 
 
 def a_name_that_is_not_there() -> None:
@@ -49,3 +49,17 @@ def wrong_options() -> None:
     TaskQueue("memory://", color="red")  # type: ignore[call-arg]  # no such option
     queue.run_worker(color="red")  # type: ignore[call-arg]  # no such option
     queue.task(report, queue="slow")  # type: ignore[call-overload]  # options with a function: queue.task(queue=...)(function)
+
+
+def wrong_flows() -> None:
+    summary.call([download.call("u").output], title="x")  # type: ignore[list-item]  # bytes for ints
+    count.call(count.call(b"").output)  # type: ignore[arg-type]  # an int for bytes
+    download.call("u").then(download)  # type: ignore[arg-type]  # bytes for a text
+    download.call("u").then(summary, title="x")  # type: ignore[arg-type]  # bytes for a list
+    count.call(download.call("u"))  # type: ignore[arg-type]  # a call for its output
+    summary.call(gather([download.call("u")]), title="x")  # type: ignore[list-item]  # bytes for ints
+    each(count, ["a"])  # type: ignore[arg-type]  # texts for bytes
+    each(scale, [b""])  # type: ignore[call-arg]  # an argument is missing
+    each(scale, [b""], "x")  # type: ignore[arg-type]  # a text for an int
+    each(count, [b""]).then(summary)  # type: ignore[call-arg]  # an argument is missing
+    summary.call(each(download, ["u"]).outputs, title="x")  # type: ignore[arg-type]  # bytes for ints

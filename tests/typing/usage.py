@@ -10,6 +10,7 @@ from omniq import (
     At,
     Cron,
     CurrentTask,
+    Ended,
     Every,
     Exponential,
     Fixed,
@@ -19,11 +20,14 @@ from omniq import (
     TaskCall,
     TaskError,
     TaskFailed,
+    TaskGroup,
     TaskHandle,
     TaskQueue,
     TaskState,
     Worker,
     current_task,
+    each,
+    gather,
     hookimpl,
 )
 from omniq._tasks.handle import SyncTaskHandle
@@ -211,3 +215,56 @@ def failures(handle: TaskHandle[int]) -> None:
 @hookimpl
 def omniq_task_failed(task: Task, worker: str, error: TaskError) -> None:
     assert_type(omniq_task_failed(task, worker, error), None)  # the marker keeps the signature
+
+
+@queue.task
+def download(url: str) -> bytes:
+    return url.encode()
+
+
+@queue.task
+async def count(page: bytes) -> int:
+    assert_type(current_task().spawn(count.call(b"")), SyncTaskHandle[int])
+    assert_type(await current_task().aspawn(count.call(b"")), TaskHandle[int])
+    return len(page)
+
+
+@queue.task
+def scale(page: bytes, width: int, height: int = 1) -> int:
+    return len(page) * width * height
+
+
+@queue.task
+def summary(counts: list[int], title: str) -> str:
+    return f"{title}: {counts}"
+
+
+@queue.task
+def save(number: int, path: str) -> None: ...
+
+
+@queue.task
+def audit(ends: list[Ended[int]]) -> None:
+    for end in ends:
+        assert_type(end.ok, bool)
+        assert_type(end.value(), int)
+
+
+async def flows() -> None:
+    pages = each(download, ["a", "b"])
+    assert_type(pages, TaskGroup[bytes])
+    counts = each(count, pages.outputs)
+    total = summary.call(counts.outputs, title="words")
+    assert_type(total, TaskCall[str])
+    assert_type(queue.enqueue_flow(total), SyncTaskHandle[str])
+    handle = await queue.aenqueue_flow(total)
+    assert_type(handle, TaskHandle[str])
+    assert_type(handle.flow.progress().counts[TaskState.FAILED], int)
+    assert_type(await handle.flow.atasks(), list[Task])
+    assert_type(download.call("u").then(count).then(save, path="x"), TaskCall[None])
+    assert_type(each(scale, [b""], 3, height=2), TaskGroup[int])
+    assert_type(counts.then(summary, title="t"), TaskCall[str])
+    single = [count.call(download.call(url).output) for url in ["a"]]
+    assert_type(summary.call(gather(single), title="x"), TaskCall[str])
+    audit.call(counts.outcomes)
+    assert_type(save.call(1, "x").after(total, *single, if_failed="run"), TaskCall[None])

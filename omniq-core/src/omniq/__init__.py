@@ -22,8 +22,13 @@ if _typing.TYPE_CHECKING:
     from omniq._tasks.functions import AsyncTaskFunction as AsyncTaskFunction
     from omniq._tasks.functions import TaskCall as TaskCall
     from omniq._tasks.functions import TaskFunction as TaskFunction
+    from omniq._tasks.groups import TaskGroup as TaskGroup
+    from omniq._tasks.groups import each as each
+    from omniq._tasks.groups import gather as gather
+    from omniq._tasks.handle import FlowHandle as FlowHandle
     from omniq._tasks.handle import TaskHandle as TaskHandle
     from omniq._tasks.handle import as_completed as as_completed
+    from omniq._tasks.stand_ins import Ended as Ended
     from omniq._worker.worker import Worker as Worker
     from omniq._worker.worker_info import WorkerAbout as WorkerAbout
     from omniq._worker.worker_info import WorkerInfo as WorkerInfo
@@ -55,6 +60,8 @@ if _typing.TYPE_CHECKING:
     from omniq.errors import UnknownTask as UnknownTask
     from omniq.errors import UpstreamFailed as UpstreamFailed
     from omniq.errors import WorkerLost as WorkerLost
+    from omniq.flow import Flow as Flow
+    from omniq.flow import Gate as Gate
     from omniq.hookspecs import hookimpl as hookimpl
     from omniq.hookspecs import hookspec as hookspec
     from omniq.retry import Exponential as Exponential
@@ -121,7 +128,18 @@ _HOMES = {
         "TaskCall",
         "TaskFunction",
     ),
+    "omniq._tasks.groups": (
+        "TaskGroup",
+        "each",
+        "gather",
+    ),
+    "omniq._tasks.stand_ins": ("Ended",),
+    "omniq.flow": (
+        "Flow",
+        "Gate",
+    ),
     "omniq._tasks.handle": (
+        "FlowHandle",
         "TaskHandle",
         "as_completed",
     ),
@@ -182,11 +200,15 @@ __all__ = [
     "Cron",
     "CurrentTask",
     "Depends",
+    "Ended",
     "Every",
     "Exponential",
     "Fixed",
+    "Flow",
     "FlowClosed",
+    "FlowHandle",
     "FlowNotFound",
+    "Gate",
     "InvalidTrigger",
     "LeaseLost",
     "Linear",
@@ -218,6 +240,7 @@ __all__ = [
     "TaskError",
     "TaskFailed",
     "TaskFunction",
+    "TaskGroup",
     "TaskHandle",
     "TaskNotFound",
     "TaskQueue",
@@ -236,6 +259,8 @@ __all__ = [
     "acting_as",
     "as_completed",
     "current_task",
+    "each",
+    "gather",
     "hookimpl",
     "hookspec",
 ]

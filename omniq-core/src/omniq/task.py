@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any, Protocol, Self, TypeAlias, TypeVar
+from uuid import UUID
 
 from attrs import evolve, field, frozen
 
@@ -23,6 +24,7 @@ __all__ = [
     "Omitted",
     "Outcome",
     "Progress",
+    "Reference",
     "Released",
     "Retry",
     "StoredTask",
@@ -64,6 +66,31 @@ class TaskState(StrEnum):
 
 
 FINAL_STATES = frozenset({TaskState.SUCCEEDED, TaskState.FAILED, TaskState.CANCELLED})
+
+
+@frozen
+class Reference:
+    """One place of a task's arguments that the results of other tasks of its flow take when it runs."""
+
+    path: tuple[str | int, ...]
+    """``args`` and an index, or ``kwargs`` and a name; and the index or key within that argument, if it is a list,
+    tuple or dict of which the place is an item."""
+    kind: str
+    """``output`` or ``outcome`` of one task, or ``outputs`` or ``outcomes`` of any number, as a list."""
+    runs: tuple[tuple[str, int], ...]
+    """The tasks: an id, and how many with ids that follow one another begin with it."""
+
+    @property
+    def ids(self) -> list[str]:
+        """The ids of the tasks, in order."""
+        return [one for first, count in self.runs for one in _following(first, count)]
+
+
+def _following(first: str, count: int) -> list[str]:
+    if count == 1:
+        return [first]
+    number = UUID(first).int
+    return [str(UUID(int=number + step)) for step in range(count)]
 
 
 @frozen
@@ -312,6 +339,8 @@ class Task(StoredTask):
     """What travels beside the arguments, such as a correlation id; the task's code and plugins read it."""
     scheduled_for: datetime | None = None
     """The fire time that a schedule's run is for; None if no schedule enqueued it, or it was triggered by hand."""
+    references: tuple[Reference, ...] = ()
+    """Of a task of a flow: the places of its arguments that hold None until it runs, and then others' results."""
     history: tuple[Attempt, ...] = field(default=(), repr=False)
     """The latest ten attempts that are over, the oldest first. An attempt that was put back is none."""
     _decoder: TaskDecoder | None = field(default=None, repr=False, eq=False)

@@ -6,25 +6,39 @@ import asyncio
 import contextlib
 import hashlib
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast, overload
 
+from attrs import evolve
+
+from omniq._client.flows import Graph, parts_of
 from omniq._client.registration import Declarations
 from omniq._client.schedules import Timetable
 from omniq._runtime.portal import warn_on_running_loop
 from omniq._tasks.context import running
-from omniq._tasks.enqueueing import enqueueing
+from omniq._tasks.enqueueing import Enqueueing, enqueueing
 from omniq._tasks.functions import TaskCall, TaskFunction, call_of
 from omniq._tasks.handle import SyncTaskHandle, TaskHandle
 from omniq._tasks.options import Duration
 from omniq._tasks.pickled_functions import carried_call, is_carried
-from omniq.errors import ResultTimeout, TaskCancelled, TaskFailed, TaskNotFound
-from omniq.storage import Enqueued, Storage, StorageLimits
-from omniq.storage.body import as_task, join_body, make_content
+from omniq._tasks.stand_ins import refuse_stand_ins
+from omniq.errors import (
+    FlowNotFound,
+    ResultTimeout,
+    SerializationError,
+    TaskCancelled,
+    TaskFailed,
+    TaskNotFound,
+)
+from omniq.flow import Flow
+from omniq.serialization import ArgumentTypes
+from omniq.storage import Enqueued, Storage, StorageLimits, TaskQuery
+from omniq.storage.base import no_flows
+from omniq.storage.body import as_task, join_body, make_content, with_header
 from omniq.storage.durations import duration
-from omniq.storage.ids import new_id
+from omniq.storage.ids import new_id, sibling_id
 from omniq.storage.validation import fetch
-from omniq.task import NewTask, StoredTask, TaskError, TaskState
+from omniq.task import NewTask, Reference, StoredTask, Task, TaskError, TaskState
 
 if TYPE_CHECKING:
     from omniq.storage.transactions import CallerTransaction
@@ -217,23 +231,193 @@ class Producer(Declarations, Timetable):
     ) -> list[TaskHandle[R]]:
         return [self._handle_of(*order, entry) for order, entry in zip(orders, stored, strict=True)]
 
-    def order(self, call: TaskCall[Any]) -> NewTask:
+    def order(
+        self,
+        call: TaskCall[Any],
+        arguments: tuple[tuple[Any, ...], Mapping[str, Any], ArgumentTypes] | None = None,
+        *,
+        references: tuple[Reference, ...] = (),
+        **fields: Any,
+    ) -> NewTask:
         """Return what a call is to the store: its encoded arguments and options, under a new id.
 
+        :param arguments: what to encode in place of the call's own, and the types; None: those as they are.
+        :param references: the places that results take when the task runs.
+        :param fields: of the task, such as its place in a flow.
         :raises SerializationError: if an argument cannot be encoded; names the path to it.
+        :raises TypeError: if the call needs others, and is none of a flow.
         """
         if not isinstance(call, TaskCall):
             raise TypeError(f"{call!r} is no call of a task; write function.call(…), which does not run it yet")
         function, definition = call.function, call.function.definition
         if definition.name not in self.functions and not is_carried(definition.name):
             raise ValueError(f"{definition.name} is a task of another queue; enqueue it there")
-        payload = self.codec.dump_arguments(call.args, call.kwargs, definition.types[0])
+        args, kwargs, types = arguments or (call.args, call.kwargs, definition.types[0])
+        if call.earlier and arguments is None and not fields:
+            raise TypeError(f"{definition.name} is to run after others: hand its call to queue.enqueue_flow(…)")
+        try:
+            payload = self.codec.dump_arguments(args, kwargs, types)
+        except SerializationError:
+            if arguments is None:
+                refuse_stand_ins(definition.name, args, kwargs)
+            raise
         unique = function.options.unique
         if unique is True:
             unique = f"{definition.name}:{hashlib.sha256(payload).hexdigest()[:32]}"
         body = join_body(make_content(self._header(function), payload))
-        task = NewTask(id=new_id(), body=body, unique=unique or None, **function.template)
+        if references:
+            body = with_header(body, references=references)
+        if "id" not in fields:
+            fields["id"] = new_id()
+        task = NewTask(body=body, unique=unique or None, **function.template, **fields)
         return self.codec.sign(task)
+
+    # Flows
+
+    async def aenqueue_flow(self, call: TaskCall[R], *, connection: object = None) -> TaskHandle[R]:
+        """Hand a call to the queue with all calls that it needs; they are stored all or none, and run in their order.
+
+        A ``unique`` key of the call is that of the whole flow: while another flow with it is live, nothing is stored,
+        and the handle is that of the other.
+
+        :param call: what ``function.call(…)`` gave. It needs the calls whose ``output`` or ``outcome`` is among its
+            arguments, and those it is to run ``after``; each of these may need others.
+        :param connection: your own connection to the queue's database, with a transaction open: the flow exists if and
+            only if you commit.
+        :return: a handle of the call's task, whose ``flow`` is a handle of the whole.
+        :raises ConfigurationError: if the queue's store holds no flows.
+        :raises TypeError: if the result of a call is where it cannot be.
+        :raises ValueError: if the calls wait for each other in a circle.
+        :raises SerializationError: if an argument cannot be encoded; names the function and the path to it.
+        """
+        storage = (await self.connections.current()).storage
+        with self._building(call, storage) as (graph, entered):
+            if connection is not None:
+                stored = await storage.join(connection).aenqueue_flow(graph.tasks, graph.flow)
+            else:
+                stored = await self._astore_flow(storage, graph)
+            entered.stored = stored
+        return self._handle_of_flow(call, graph, stored, TaskHandle)
+
+    def enqueue_flow(self, call: TaskCall[R], *, connection: object = None) -> SyncTaskHandle[R]:
+        """Hand a call to the queue with all calls that it needs, for synchronous callers; see :meth:`aenqueue_flow`.
+
+        :return: a handle that cannot be awaited.
+        """
+        warn_on_running_loop("await queue.aenqueue_flow(…)")
+        with self._building(call, self.connections.blocking()) as (graph, entered):
+            if connection is not None:
+                stored = self._joined(connection).enqueue_flow(graph.tasks, graph.flow)
+            else:
+                stored = self.connections.run(self._acurrent_store_flow(graph))
+            entered.stored = stored
+        return cast("SyncTaskHandle[R]", self._handle_of_flow(call, graph, stored, SyncTaskHandle))
+
+    @contextlib.contextmanager
+    def _building(self, call: TaskCall[Any], storage: Storage) -> Iterator[tuple[Graph, Enqueueing]]:
+        if not storage.limits.flows:
+            raise no_flows(storage)
+        graph = Graph.of(call, self)
+        around = self.plugins.around_enqueue
+        if around is None:
+            yield graph, Enqueueing(graph.tasks)
+            return
+        with enqueueing(around, self.codec, graph.tasks) as entered:
+            yield evolve(graph, tasks=tuple(entered.tasks)), entered
+
+    async def _acurrent_store_flow(self, graph: Graph) -> list[Enqueued]:
+        return await self._astore_flow((await self.connections.current()).storage, graph)
+
+    async def _astore_flow(self, storage: Storage, graph: Graph) -> list[Enqueued]:
+        size = storage.limits.atomic_tasks
+        if size is None or len(graph.tasks) <= size:
+            return await storage.enqueue(graph.tasks, graph.flow)
+        stored: list[Enqueued] = []
+        for flow, part in parts_of(graph, size):
+            stored += await storage.enqueue(part, flow)
+            if stored[-1].id != part[-1].id:  # another flow holds the key
+                return stored[-1:] * len(graph.tasks)
+        await storage.release_hold(graph.flow.id, len(graph.flow.gates))
+        return stored
+
+    def _handle_of_flow(
+        self, call: TaskCall[Any], graph: Graph, stored: Sequence[Enqueued], kind: type[TaskHandle[Any]]
+    ) -> TaskHandle[Any]:
+        if self._enqueued is not None:
+            for task, entry in zip(graph.tasks, stored, strict=True):
+                if entry.created:
+                    self._enqueued(task=task)
+        return kind(self, stored[-1].id, hint=call.function.definition.types[1], created=stored[-1].created)
+
+    def spawn(self, call: TaskCall[Any], parent: Task, number: int) -> SyncTaskHandle[Any]:
+        """Add a call to the flow of a running task; see :meth:`.CurrentTask.spawn`."""
+        task = self._sibling(call, parent, number)
+        (stored,) = self.connections.run(self._aadd(task))
+        return self._handle_of(call, task, stored, SyncTaskHandle)
+
+    async def aspawn(self, call: TaskCall[Any], parent: Task, number: int) -> TaskHandle[Any]:
+        """Add a call to the flow of a running task; see :meth:`.CurrentTask.aspawn`."""
+        task = self._sibling(call, parent, number)
+        (stored,) = await self._aadd(task)
+        return self._handle_of(call, task, stored)
+
+    async def _aadd(self, task: NewTask) -> list[Enqueued]:
+        return await (await self.connections.current()).storage.enqueue([task])
+
+    def _sibling(self, call: TaskCall[Any], parent: Task, number: int) -> NewTask:
+        if parent.flow is None:
+            raise ValueError(f"task {parent.id} ({parent.name}) belongs to no flow; enqueue the call instead")
+        task_id = sibling_id(parent.id, number)
+        if not isinstance(call, TaskCall):
+            raise TypeError(f"{call!r} is no call of a task; write function.call(…)")
+        refuse_stand_ins(call.function.name, call.args, call.kwargs)
+        task = self.order(call, id=task_id, flow=parent.flow, feeds=parent.feeds)
+        if task.unique is not None or call.earlier:
+            raise ValueError(f"{call.function.name}: a call added to a flow has no key, and waits for no others")
+        return task
+
+    async def aflow_id(self, task_id: str) -> str:
+        """Return the flow of a task.
+
+        :raises TaskNotFound: if the task is not in the store (any more).
+        :raises ValueError: if it belongs to no flow.
+        """
+        task = await fetch((await self.connections.current()).storage, task_id)
+        if task is None:
+            raise TaskNotFound(task_id)
+        if task.flow is None:
+            raise ValueError(f"task {task_id} belongs to no flow; it was enqueued alone")
+        return task.flow
+
+    async def aflow(self, flow_id: str) -> Flow:
+        """Return a flow as it stands.
+
+        :raises FlowNotFound: if it is not in the store (any more).
+        """
+        (flow,) = await (await self.connections.current()).storage.get_flows([flow_id])
+        if flow is None:
+            raise FlowNotFound(flow_id)
+        return flow
+
+    async def acancel_flow(self, flow_id: str) -> bool:
+        """Cancel a flow; see :meth:`.FlowHandle.acancel`."""
+        return await (await self.connections.current()).storage.cancel_flow(flow_id)
+
+    async def aretry_flow(self, flow_id: str) -> int:
+        """Retry what failed in a flow; see :meth:`.FlowHandle.aretry`."""
+        return await (await self.connections.current()).storage.retry_flow(flow_id)
+
+    async def aflow_tasks(self, flow_id: str) -> list[Task]:
+        """Return the tasks of a flow, in the order of enqueueing."""
+        storage = (await self.connections.current()).storage
+        found: list[Task] = []
+        cursor: str | None = None
+        while True:
+            page = await storage.list_tasks(TaskQuery(flow=flow_id, limit=BULK), cursor)
+            found += [as_task(task, self.decoder) for task in page]
+            cursor = page.cursor
+            if cursor is None:
+                return found[::-1]
 
     def _header(self, function: TaskFunction[Any, Any]) -> bytes:
         if function.header is None:
@@ -283,7 +467,7 @@ class Producer(Declarations, Timetable):
         if task.state is TaskState.FAILED:
             raise TaskFailed(task_id, task.error or TaskError(type="Exception", message="no error was recorded"))
         if task.state is TaskState.CANCELLED:
-            raise TaskCancelled(task_id)
+            raise TaskCancelled(task_id, task.error)
         return self.codec.load_result(as_task(task), self._types(task.name)[1] if hint is None else hint)
 
     async def aended(self, task_ids: Sequence[str], timeout: float) -> set[str]:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from omniq._runtime import signals
 from omniq.errors import ConfigurationError, LeaseLost
@@ -15,11 +15,14 @@ from omniq.storage.transactions import CallerTransaction
 from omniq.task import Attempt, Progress, Succeeded, Task
 
 if TYPE_CHECKING:
-    from omniq._tasks.functions import TaskFunction
+    from omniq._tasks.functions import TaskCall, TaskFunction
+    from omniq._tasks.handle import SyncTaskHandle, TaskHandle
     from omniq._tasks.payloads import Admitted, Codec
 
 __all__ = ["CurrentTask", "FailSignal", "RetrySignal", "TaskSignal", "current_task", "running"]
 
+
+R = TypeVar("R")
 
 LONGEST_NOTE = 10_000
 """Characters of a note of progress."""
@@ -56,6 +59,7 @@ class CurrentTask:
         "_function",
         "_given",
         "_on_progress",
+        "_spawned",
         "_stop",
         "awaited",
         "completed",
@@ -82,6 +86,7 @@ class CurrentTask:
         """What the queue's lifespan yielded in this process; None: it has none, or yielded nothing."""
         self.awaited: set[str] = set()
         """The ids of the tasks whose results it waits for at the moment."""
+        self._spawned = 0
         self.completed = False
         """Whether the task has recorded its success in a transaction of its own, committed or not."""
         self._stop = False
@@ -231,6 +236,31 @@ class CurrentTask:
         if not accepted:
             raise LeaseLost(self._given.id)
         self.completed = True
+
+    def spawn(self, call: TaskCall[R]) -> SyncTaskHandle[R]:
+        """Add a call to the flow that this task belongs to: all that waits for this task waits for that one, too.
+
+        An attempt that runs again adds no second one: the calls of each attempt are told apart by their order. In a
+        coroutine use :meth:`aspawn`.
+
+        :param call: what ``function.call(…)`` gave; it needs no results of others.
+        :return: a handle of its task.
+        :raises ValueError: if this task belongs to no flow.
+        :raises FlowClosed: if the flow was cancelled, or what waits for this task does so no longer.
+        """
+        return self._function.owner.spawn(call, self._task, self._next_number())
+
+    async def aspawn(self, call: TaskCall[R]) -> TaskHandle[R]:
+        """Add a call to the flow that this task belongs to; see :meth:`spawn`.
+
+        :param call: what ``function.call(…)`` gave.
+        :return: a handle of its task.
+        """
+        return await self._function.owner.aspawn(call, self._task, self._next_number())
+
+    def _next_number(self) -> int:
+        self._spawned += 1
+        return self._spawned
 
     def retry(self, delay: float | timedelta | None = None, message: str = "the task asked to run again") -> NoReturn:
         """End this attempt and run the task again. Counts as an attempt; with none left the task fails.

@@ -12,14 +12,16 @@ from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
 from types import CodeType
-from typing import TYPE_CHECKING, Any, Generic, Literal, ParamSpec, Protocol, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, Literal, ParamSpec, Protocol, TypeAlias, TypeVar, cast
 
 from omniq._tasks.dependencies import Injection, Overrides, injection_of
 from omniq._tasks.handle import SyncTaskHandle, TaskHandle
 from omniq._tasks.options import Duration, TaskOptions, check_text
+from omniq._tasks.stand_ins import Ended, StandIn, refuse_stand_ins
 from omniq.retry import RetryPolicy
 from omniq.serialization import ArgumentTypes
 from omniq.serialization.hints import resolve_types
+from omniq.task import Task
 
 __all__ = [
     "AsyncTaskFunction",
@@ -34,6 +36,7 @@ __all__ = [
 
 P = ParamSpec("P")
 R = TypeVar("R")
+S = TypeVar("S")
 R_co = TypeVar("R_co", covariant=True)
 Executor: TypeAlias = Literal["loop", "thread", "process"]
 
@@ -65,6 +68,10 @@ class FunctionOwner(Protocol):
     def submit(self, call: TaskCall[Any]) -> SyncTaskHandle[Any]: ...
 
     async def asubmit(self, call: TaskCall[Any]) -> TaskHandle[Any]: ...
+
+    def spawn(self, call: TaskCall[Any], parent: Task, number: int) -> SyncTaskHandle[Any]: ...
+
+    async def aspawn(self, call: TaskCall[Any], parent: Task, number: int) -> TaskHandle[Any]: ...
 
 
 def task_name(function: Callable[..., Any]) -> str:
@@ -269,6 +276,7 @@ class TaskFunction(Generic[P, R]):
 
         :raises TypeError: if an argument is missing, injected ones included: nothing is injected here.
         """
+        refuse_stand_ins(self.name, args, kwargs)
         if self.definition.injection:
             self.definition.check_inline(args, kwargs)
         return cast("R", self.definition.function(*args, **kwargs))
@@ -399,6 +407,7 @@ class AsyncTaskFunction(TaskFunction[P, R]):
     # The call gives a coroutine of R where a plain function's gives R: the one difference a type checker must see.
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:  # type: ignore[override]
         """Run the coroutine function here and now, as if it were no task; see :meth:`TaskFunction.__call__`."""
+        refuse_stand_ins(self.name, args, kwargs)
         if self.definition.injection:
             self.definition.check_inline(args, kwargs)
         return cast("Coroutine[Any, Any, R]", self.definition.function(*args, **kwargs))
@@ -425,12 +434,56 @@ else:
 class TaskCall(Generic[R_co]):
     """A call of a task function that has not been enqueued yet."""
 
-    __slots__ = ("args", "function", "kwargs")
+    __slots__ = ("args", "earlier", "function", "kwargs")
 
     def __init__(self, function: TaskFunction[Any, R_co], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.function = function
         self.args = args
         self.kwargs = kwargs
+        self.earlier: dict[TaskCall[Any], bool] = {}
+        """The calls that must have ended before, and whether each must have succeeded; beside those whose results are
+        among the arguments."""
+
+    @property
+    def output(self) -> R_co:
+        """What the call will return, to be an argument of another call. Type checkers take it for the result itself."""
+        return cast("R_co", StandIn([self], "output"))
+
+    @property
+    def outcome(self) -> Ended[R_co]:
+        """How the call will end, to be an argument of another call that runs whatever becomes of this one."""
+        return cast("Ended[R_co]", StandIn([self], "outcome"))
+
+    def then(
+        self, function: TaskFunction[Concatenate[R_co, P], S], /, *args: P.args, **kwargs: P.kwargs
+    ) -> TaskCall[S]:
+        """Return a call that takes this one's result as its first argument.
+
+        :param function: the task function to call.
+        :param args: its other positional arguments.
+        :param kwargs: its keyword arguments.
+        :return: the call, of which :meth:`then` makes a longer chain.
+        :raises TypeError: if the function cannot take these arguments.
+        """
+        return cast("TaskCall[S]", cast("Any", function).call(self.output, *args, **kwargs))
+
+    def after(self, *calls: TaskCall[Any], if_failed: Literal["cancel", "run"] = "cancel") -> TaskCall[R_co]:
+        """Have this call wait for others without taking their results.
+
+        :param calls: the calls.
+        :param if_failed: what becomes of this one if one of them does not succeed: it is cancelled, or runs all the
+            same.
+        :return: this call itself.
+        :raises TypeError: if one of them is no call.
+        :raises ValueError: if ``if_failed`` is neither of both.
+        """
+        if if_failed not in ("cancel", "run"):
+            raise ValueError(f"if_failed must be 'cancel' or 'run', not {if_failed!r}")
+        for call in calls:
+            if not isinstance(call, TaskCall):
+                raise TypeError(f"{call!r} is no call of a task; write function.call(…)")
+            self.earlier[call] = self.earlier.get(call, False) or if_failed == "cancel"
+        return self
 
     def __repr__(self) -> str:
         arguments = [repr(value) for value in self.args] + [f"{name}={value!r}" for name, value in self.kwargs.items()]

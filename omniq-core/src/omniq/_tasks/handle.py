@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 from omniq._runtime.portal import is_on_running_loop
 from omniq._tasks.options import Duration
 from omniq.errors import ResultTimeout
+from omniq.flow import Flow
 from omniq.storage.durations import duration
 from omniq.task import Task
 
-__all__ = ["HandleOwner", "SyncTaskHandle", "TaskHandle", "as_completed"]
+__all__ = ["FlowHandle", "HandleOwner", "SyncTaskHandle", "TaskHandle", "as_completed"]
 
 R_co = TypeVar("R_co", covariant=True)
 
@@ -37,6 +38,16 @@ class HandleOwner(Protocol):
     async def acancel(self, task_id: str) -> bool: ...
 
     async def aended(self, task_ids: Sequence[str], timeout: float) -> set[str]: ...
+
+    async def aflow_id(self, task_id: str) -> str: ...
+
+    async def aflow(self, flow_id: str) -> Flow: ...
+
+    async def acancel_flow(self, flow_id: str) -> bool: ...
+
+    async def aretry_flow(self, flow_id: str) -> int: ...
+
+    async def aflow_tasks(self, flow_id: str) -> list[Task]: ...
 
 
 class TaskHandle(Generic[R_co]):
@@ -100,6 +111,11 @@ class TaskHandle(Generic[R_co]):
         task: Task = self._owner.run(self.atask())
         return task
 
+    @property
+    def flow(self) -> FlowHandle:
+        """A handle of the flow that the task belongs to. Does no I/O."""
+        return FlowHandle(self._owner, self.id)
+
     async def acancel(self) -> bool:
         """Cancel the task: at once if it waits; a running one is asked to stop.
 
@@ -140,6 +156,82 @@ class SyncTaskHandle(TaskHandle[R_co]):
                     f"task {self.id} is stored, and `await handle.aresult()` waits for its result"
                 )
             return self.aresult().__await__()
+
+
+class FlowHandle:
+    """The flow that a task belongs to: how far it is, and what can be done about the whole of it."""
+
+    __slots__ = ("_owner", "_task_id")
+
+    def __init__(self, owner: HandleOwner, task_id: str) -> None:
+        self._owner = owner
+        self._task_id = task_id
+
+    def __repr__(self) -> str:
+        return f"<the flow of {self._task_id!r}>"
+
+    async def aprogress(self) -> Flow:
+        """Return the flow as it stands: how many of its tasks are in each state, and whether it has ended.
+
+        :return: the flow.
+        :raises TaskNotFound: if the handle's task is not in the store (any more).
+        :raises FlowNotFound: if the flow is not.
+        :raises ValueError: if the task belongs to no flow.
+        """
+        return await self._owner.aflow(await self._owner.aflow_id(self._task_id))
+
+    def progress(self) -> Flow:
+        """Return the flow as it stands, for synchronous callers; see :meth:`aprogress`.
+
+        :return: the flow.
+        """
+        flow: Flow = self._owner.run(self.aprogress())
+        return flow
+
+    async def acancel(self) -> bool:
+        """Cancel all of it: what waits ends, what runs is asked to stop, and nothing can be added.
+
+        :return: False if it has ended, or was cancelled before.
+        """
+        return await self._owner.acancel_flow(await self._owner.aflow_id(self._task_id))
+
+    def cancel(self) -> bool:
+        """Cancel all of it, for synchronous callers; see :meth:`acancel`.
+
+        :return: False if it has ended, or was cancelled before.
+        """
+        cancelled: bool = self._owner.run(self.acancel())
+        return cancelled
+
+    async def aretry(self) -> int:
+        """Run again what failed or was cancelled, and then what waits for it; what has succeeded is not run again.
+
+        :return: how many tasks run again at once, without those that wait for them.
+        """
+        return await self._owner.aretry_flow(await self._owner.aflow_id(self._task_id))
+
+    def retry(self) -> int:
+        """Run again what failed or was cancelled, for synchronous callers; see :meth:`aretry`.
+
+        :return: how many tasks run again at once.
+        """
+        count: int = self._owner.run(self.aretry())
+        return count
+
+    async def atasks(self) -> list[Task]:
+        """Return the records of all tasks of the flow.
+
+        :return: in the order of enqueueing.
+        """
+        return await self._owner.aflow_tasks(await self._owner.aflow_id(self._task_id))
+
+    def tasks(self) -> list[Task]:
+        """Return the records of all tasks of the flow, for synchronous callers; see :meth:`atasks`.
+
+        :return: in the order of enqueueing.
+        """
+        tasks: list[Task] = self._owner.run(self.atasks())
+        return tasks
 
 
 class _Completions(Generic[R_co]):

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from attrs import evolve
 
 from omniq._tasks.pickled_functions import is_carried
 from omniq._tasks.policies import decode_value, encode_value
-from omniq.errors import ConfigurationError, CorruptRecord, PayloadRejected, PayloadTooLarge, UnknownPlugin
+from omniq._tasks.stand_ins import Ended
+from omniq.errors import (
+    ConfigurationError,
+    CorruptRecord,
+    PayloadRejected,
+    PayloadTooLarge,
+    ResultGone,
+    SerializationError,
+    UnknownPlugin,
+    UpstreamFailed,
+)
 from omniq.retry import RetryPolicy
 from omniq.schedule import Schedule
-from omniq.serialization import ArgumentTypes, Serializer, runs_code
+from omniq.serialization import ArgumentTypes, Serializer, Splicer, runs_code
 from omniq.serialization.signing import SEAL_SIZE, Signer, unsealed
 from omniq.storage.body import (
     Header,
+    as_task,
     dump_header,
     is_unsigned,
     join_body,
@@ -25,7 +36,7 @@ from omniq.storage.body import (
     split_body,
 )
 from omniq.storage.escaping import shown
-from omniq.task import NewTask, StoredTask, Succeeded, Task, TaskState
+from omniq.task import NewTask, StoredTask, Succeeded, Task, TaskError, TaskState
 
 if TYPE_CHECKING:
     from omniq.plugins import Plugins
@@ -209,6 +220,59 @@ class Codec:
         """
         return self.decode_arguments(self.admit(task), types)
 
+    # References
+
+    def resolved(self, task: Task | Admitted, parents: Mapping[str, StoredTask | None]) -> Admitted:
+        """Return a task that was admitted, with others' results in its arguments.
+
+        :param parents: the records of the tasks that it refers to, by id; None for one that is gone.
+        :raises UpstreamFailed: if one whose result it takes did not succeed.
+        :raises ResultGone: if one is not there any more.
+        :raises PayloadRejected: if a result must not be read, see :meth:`load_result`.
+        :raises SerializationError: if the task's serializer cannot take results of others.
+        """
+        serializer = self._accepting(task)
+        if not isinstance(serializer, Splicer):
+            raise SerializationError(f"serializer {task.serializer!r} cannot take results of other tasks")
+        stored, header = (task.stored, task.header) if isinstance(task, Admitted) else (task, _header_of(task))
+        tree = serializer.load_tree(task.payload)
+        for reference in header.references:
+            ended = reference.kind.startswith("outcome")
+            values = [
+                self._outcome_tree(serializer, one, parents.get(one))
+                if ended
+                else self._result_tree(serializer, one, parents.get(one))
+                for one in reference.ids
+            ]
+            group, *place = reference.path
+            many = reference.kind.endswith("s")
+            tree = _placed(tree, [0 if group == "args" else 1, *place], values if many else values[0])
+        return Admitted(stored, header, serializer.dump_tree(tree))
+
+    def _result_tree(self, serializer: Splicer, task_id: str, stored: StoredTask | None) -> Any:
+        if stored is None:
+            raise ResultGone(f"the result of task {shown(task_id)} is gone: it was deleted")
+        if stored.state is not TaskState.SUCCEEDED:
+            raise UpstreamFailed(f"task {shown(task_id)} ({shown(stored.name)}) has no result: it is {stored.state}")
+        task = as_task(stored)
+        result = self._open_result(task)
+        if result is None:
+            return None
+        own = self._accepting(task)
+        if own.name != serializer.name:
+            result = serializer.dump_result(own.load_result(result, Any), Any)
+        return serializer.load_tree(result)
+
+    def _outcome_tree(self, serializer: Splicer, task_id: str, stored: StoredTask | None) -> Any:
+        gone = TaskError(type="ResultGone", message="its record was deleted")
+        state = TaskState.CANCELLED if stored is None else stored.state
+        ended: Ended[Any] = Ended(task_id, state, None, gone if stored is None else stored.error)
+        tree = serializer.load_tree(serializer.dump_result(ended, Ended[Any]))
+        if stored is None or stored.state is not TaskState.SUCCEEDED:
+            return tree
+        output = self._result_tree(serializer, task_id, stored)
+        return evolve(tree, output=output) if isinstance(tree, Ended) else {**tree, "output": output}
+
     # Results
 
     def dump_result(self, task: Task | Admitted, value: Any, hint: Any) -> bytes:
@@ -240,19 +304,23 @@ class Codec:
             altered.
         :raises SerializationError: if it cannot be decoded.
         """
+        result = self._open_result(task)
+        return None if result is None else self._accepting(task).load_result(result, hint)
+
+    def _open_result(self, task: Task) -> bytes | None:
+        """Return the encoded result of a task, checked."""
         stored = task.result_payload
         if stored is None:
             if task.state is TaskState.SUCCEEDED and self._signer is not None:
                 raise PayloadRejected(f"task {shown(task.id)} is said to have succeeded, but there is no signed result")
             return None
-        serializer = self._accepting(task)
+        self._accepting(task)
         if len(stored) > self.max_payload + SEAL_SIZE:
             raise PayloadRejected(
                 f"the result of task {shown(task.id)} takes {len(stored):,} bytes, and the limit here is "
                 f"{self.max_payload:,} (max_payload); it was not read"
             )
-        result = unsealed(stored) if self._signer is None else self._signer.unseal(task, stored)
-        return serializer.load_result(result, hint)
+        return unsealed(stored) if self._signer is None else self._signer.unseal(task, stored)
 
     def _accepting(self, task: Task | Admitted) -> Serializer:
         try:
@@ -319,6 +387,32 @@ class Codec:
             if len(self._policies) < 1000:
                 self._policies[text] = policy
         return policy
+
+
+def _header_of(task: Task) -> Header:
+    return Header(
+        serializer=task.serializer,
+        retry=task.retry_spec,
+        timeout=task.timeout,
+        is_async=task.is_async,
+        headers=task.headers,
+        scheduled_for=task.scheduled_for,
+        references=task.references,
+    )
+
+
+def _placed(tree: Any, path: Sequence[Any], value: Any) -> Any:
+    """Return a tree of lists, tuples and dicts with another value at a place."""
+    if not path:
+        return value
+    head, *rest = path
+    if isinstance(tree, dict) and tree.get("$") == "tuple":  # as JSON has one
+        return {**tree, "v": _placed(tree["v"], path, value)}
+    new = _placed(tree[head], rest, value)
+    if isinstance(tree, tuple):
+        return (*tree[:head], new, *tree[head + 1 :])
+    tree[head] = new
+    return tree
 
 
 def _too_large(what: str, size: str) -> PayloadTooLarge:

@@ -19,7 +19,16 @@ from omniq._tasks.payloads import Admitted, Codec, FunctionDecoder
 from omniq._worker.injection import call_async, call_sync
 from omniq._worker.releasing import put_back
 from omniq._worker.resources import Resources
-from omniq.errors import ArgumentsMismatch, NotCommitted, PayloadRejected, SerializationError, TaskTimeout, WorkerLost
+from omniq.errors import (
+    ArgumentsMismatch,
+    NotCommitted,
+    PayloadRejected,
+    ResultGone,
+    SerializationError,
+    TaskTimeout,
+    UpstreamFailed,
+    WorkerLost,
+)
 from omniq.retry import Exponential
 from omniq.storage.durations import duration
 from omniq.storage.escaping import get_logger
@@ -377,7 +386,7 @@ def _signal(error: BaseException) -> TaskSignal | None:
 def _is_retried(error: BaseException, kinds: tuple[type[BaseException], ...]) -> bool:
     # Of a group all count: one that would fail the task alone would be raised again, and fail it then.
     leaves = list(_leaves(error))
-    if any(isinstance(leaf, (SerializationError, PayloadRejected)) for leaf in leaves):
+    if any(isinstance(leaf, (SerializationError, PayloadRejected, UpstreamFailed, ResultGone)) for leaf in leaves):
         return False
     return isinstance(error, kinds) or all(isinstance(leaf, kinds) for leaf in leaves)
 

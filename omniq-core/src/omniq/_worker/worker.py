@@ -32,6 +32,7 @@ from omniq._worker.maintenance import Maintenance
 from omniq._worker.prefetch import Prefetch
 from omniq._worker.processes import ProcessExecutor, ProcessLimits
 from omniq._worker.releasing import put_back
+from omniq._worker.resolving import Resolver
 from omniq._worker.resources import ResourceOwner, Resources
 from omniq._worker.scheduler import Scheduler
 from omniq._worker.worker_info import WorkerAbout, check_labels, dump_about, some_names
@@ -232,6 +233,7 @@ class Worker:
         started_at = datetime.now(UTC)
         # Tasks see what the lifespan has set in context variables.
         self._executors = self._resources.context.run(self._make_executors)
+        self._resolver = Resolver(self._storage, self.queue.codec, self._on_done)
         self._prefetch = Prefetch(self._executors, self.concurrency, self.queue.runnable)
         self._heartbeat = Heartbeat(
             self.queue.connections.sibling(),
@@ -476,7 +478,11 @@ class Worker:
             return
         attempt = Attempt(task, function, self.queue.codec, self.completer.note_progress, self._resources)
         self.completer.add(attempt)
-        self._executors[function.definition.executor].submit(attempt)
+        executor = self._executors[function.definition.executor]
+        if task.header.references:
+            self._resolver.resolve(attempt, task, executor)
+        else:
+            executor.submit(attempt)
 
     def _on_start(self, attempt: Attempt) -> None:
         if self._started is not None:

@@ -11,7 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from attrs import field, frozen
 
-__all__ = ["ArgumentTypes", "Serializer", "runs_code"]
+__all__ = ["ArgumentTypes", "Serializer", "Splicer", "runs_code"]
 
 
 @frozen
@@ -99,6 +99,38 @@ class Serializer(Protocol):
         :return: the value.
         :raises SerializationError: if the bytes are not its own, or do not fit the annotation.
         """
+        ...
+
+
+@runtime_checkable
+class Splicer(Protocol):
+    """What a serializer has besides if results of tasks can become arguments of others without being decoded.
+
+    In between, encoded arguments are a pair of a list or tuple and a dict, as values of Python or as stand for them; a
+    result is one such value.
+    """
+
+    name: str
+
+    def load_tree(self, data: bytes) -> Any:
+        """Return encoded arguments, or an encoded result, as lists and dicts in which parts can be replaced.
+
+        :param data: what ``dump_arguments``, ``dump_result`` or :meth:`dump_tree` made.
+        :return: the tree.
+        :raises SerializationError: if the bytes are none of its own.
+        """
+        ...
+
+    def dump_tree(self, tree: Any) -> bytes:
+        """Return what :meth:`load_tree` gave as bytes again.
+
+        :param tree: the tree, of which parts may have been replaced by others.
+        :return: encoded arguments.
+        """
+        ...
+
+    def dump_result(self, value: Any, hint: Any) -> bytes:
+        """Encode a return value, see :class:`Serializer`."""
         ...
 
 

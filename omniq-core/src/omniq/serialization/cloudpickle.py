@@ -52,6 +52,12 @@ class CloudpickleSerializer:
     def load_result(self, data: bytes, hint: Any) -> Any:
         return _loads(data, "result")
 
+    def load_tree(self, data: bytes) -> Any:
+        return _loads(data, "the result of another task")
+
+    def dump_tree(self, tree: Any) -> bytes:
+        return _dumps(tree)
+
 
 def _dumps(value: Any) -> bytes:
     # Tens of milliseconds to import, which a program that names the serializer but sends nothing need not wait for.

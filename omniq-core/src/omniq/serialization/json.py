@@ -118,6 +118,18 @@ class JsonSerializer:
         except (CodecError, RecursionError) as error:
             raise _public(error, "result") from error.__cause__
 
+    def load_tree(self, data: bytes) -> Any:
+        try:
+            return loads(data)
+        except CodecError as refusal:
+            raise refusal.error("the result of another task") from None
+
+    def dump_tree(self, tree: Any) -> bytes:
+        try:
+            return dumps(tree)
+        except CodecError as refusal:
+            raise refusal.error("the arguments") from None
+
     def _plan(self, types: ArgumentTypes) -> _Plan:
         codec_of = self._codecs.of
         plan = _Plan(

@@ -218,6 +218,8 @@ class TaskQuery:
     """Only tasks in one of these states; any collection of them is taken."""
     name: str | None = None
     tag: str | None = None
+    flow: str | None = None
+    """Only tasks of this flow, on a store that holds flows."""
     enqueued_before: datetime | None = None
     """Only tasks whose ``created_at`` is earlier."""
     enqueued_after: datetime | None = None
@@ -243,6 +245,7 @@ class TaskQuery:
             and (self.states is None or task.state in self.states)
             and (self.name is None or task.name == self.name)
             and (self.tag is None or self.tag in task.tags)
+            and (self.flow is None or task.flow == self.flow)
             and (self.enqueued_before is None or task.created_at < self.enqueued_before)
             and (self.enqueued_after is None or task.created_at >= self.enqueued_after)
         )
@@ -603,7 +606,7 @@ class Storage(ABC):
         :param query: its own ``limit`` and ``bare`` play no part; with ``look_at``, no more tasks are looked at.
         :param limit: count no further than to this number, 1 or more; None: to the end.
         """
-        others = query.name, query.tag, query.enqueued_before, query.enqueued_after
+        others = query.name, query.tag, query.flow, query.enqueued_before, query.enqueued_after
         if not any(other is not None for other in others):
             return Count(
                 sum(
@@ -717,7 +720,7 @@ class Storage(ABC):
         :param tasks: none of which may belong to a flow.
         """
         if flow is not None or any(task.flow is not None for task in tasks):
-            raise _no_flows(self)
+            raise no_flows(self)
 
     async def release_hold(self, flow_id: str, gate: int) -> bool:
         """Take away the hold of a gate, so that it can open.
@@ -726,7 +729,7 @@ class Storage(ABC):
         :param gate: the gate's number.
         :return: False if there was none (any more).
         """
-        raise _no_flows(self)
+        raise no_flows(self)
 
     async def get_flows(self, ids: Sequence[str]) -> list[Flow | None]:
         """Return flows as they stand.
@@ -734,7 +737,7 @@ class Storage(ABC):
         :param ids: of flows.
         :return: one entry for each id, in order; None for an id that is not in the store.
         """
-        raise _no_flows(self)
+        raise no_flows(self)
 
     async def cancel_flow(self, flow_id: str) -> bool:
         """Cancel a flow: its waiting tasks end, its running ones are asked to stop, and none can be added.
@@ -742,7 +745,7 @@ class Storage(ABC):
         :param flow_id: the flow.
         :return: whether it was there, had not ended and was not cancelled before.
         """
-        raise _no_flows(self)
+        raise no_flows(self)
 
     async def retry_flow(self, flow_id: str) -> int:
         """Retry what failed or was cancelled in a flow, but not as a gate broke; take back its own cancellation.
@@ -750,7 +753,7 @@ class Storage(ABC):
         :param flow_id: the flow.
         :return: how many tasks; those that wait for them are revived without being counted.
         """
-        raise _no_flows(self)
+        raise no_flows(self)
 
     async def settle(self, limit: int) -> int:
         """Move tasks behind gates that have opened or are broken, and break gates whose holds have run out.
@@ -858,7 +861,11 @@ class Storage(ABC):
         """Return what ``omniq doctor`` shows: version, durability settings, limits, what is amiss and the mend."""
 
 
-def _no_flows(storage: Storage) -> ConfigurationError:
+def no_flows(storage: Storage) -> ConfigurationError:
+    """Return the error that a store holds no flows, which names it.
+
+    :param storage: of the store.
+    """
     return ConfigurationError(
         f"{type(storage).__name__} holds no flows yet; enqueue the tasks one after the other, or take a store that "
         "does, such as memory://"

@@ -23,7 +23,7 @@ from attrs import evolve, field, frozen
 
 from omniq.errors import CorruptRecord
 from omniq.storage.attempts import history_of
-from omniq.task import NewTask, StoredTask, Task, TaskDecoder, record_of
+from omniq.task import NewTask, Reference, StoredTask, Task, TaskDecoder, record_of
 
 __all__ = [
     "LARGEST_HEADER",
@@ -60,6 +60,7 @@ class Header:
     headers: Mapping[str, str] = field(factory=dict)
     scheduled_for: datetime | None = None
     """The fire time that a schedule's run is for."""
+    references: tuple[Reference, ...] = ()
 
     @functools.cached_property
     def fields(self) -> Mapping[str, Any]:
@@ -71,6 +72,7 @@ class Header:
             "is_async": self.is_async,
             "headers": self.headers,
             "scheduled_for": self.scheduled_for,
+            "references": self.references,
         }
 
 
@@ -92,6 +94,8 @@ def dump_header(header: Header) -> bytes:
         stored["headers"] = dict(header.headers)
     if header.scheduled_for is not None:
         stored["scheduled_for"] = header.scheduled_for.isoformat()
+    if header.references:
+        stored["references"] = [[one.path, one.kind, one.runs] for one in header.references]
     text = json.dumps(stored, separators=(",", ":")).encode()
     if len(text) > LARGEST_HEADER:
         raise ValueError(
@@ -114,6 +118,11 @@ def _load_header(text: bytes) -> Header:
         fields["scheduled_for"] = datetime.fromisoformat(fields["scheduled_for"])
         if fields["scheduled_for"].tzinfo is None:
             raise ValueError("scheduled_for in its header has no time zone")
+    if "references" in fields:
+        fields["references"] = tuple(
+            Reference(tuple(path), kind, tuple((str(first), int(count)) for first, count in runs))
+            for path, kind, runs in fields["references"]
+        )
     return Header(**fields)
 
 
@@ -124,6 +133,7 @@ _NAMES = {
     "async": "is_async",
     "headers": "headers",
     "scheduled_for": "scheduled_for",
+    "references": "references",
 }
 """The name in a stored header → the field."""
 
@@ -147,6 +157,7 @@ _IS_RIGHT: Mapping[str, Callable[[object], bool]] = {
     "is_async": lambda value: isinstance(value, bool),
     "headers": _are_headers,
     "scheduled_for": _is_text,
+    "references": lambda value: isinstance(value, list),
 }
 
 
@@ -214,7 +225,7 @@ def load_content(content: bytes) -> tuple[Header, bytes]:
         raise CorruptRecord(_NO_END)
     try:
         return _load_header(text), payload
-    except (ValueError, RecursionError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise CorruptRecord(f"its body cannot be read: {error}") from error
 
 

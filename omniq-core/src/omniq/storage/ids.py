@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import threading
 import time
 
-__all__ = ["new_id"]
+__all__ = ["new_id", "sibling_id"]
 
 _DRAWN = 256
 """How many random parts are drawn at a time: asking the system for each would cost more than all the rest of an id."""
@@ -49,3 +50,14 @@ def new_id() -> str:
         bits >> 50 | 0x8000,
         bits & 0xFFFF_FFFF_FFFF,
     )
+
+
+def sibling_id(first: str, number: int) -> str:
+    """Return an id that follows from another one: always the same, and no other's.
+
+    :param first: a UUIDv7, whose time the new id has.
+    :param number: tells siblings of one id apart.
+    """
+    digest = hashlib.sha256(f"{first}:{number}".encode()).digest()
+    bits = int.from_bytes(digest[:8], "big")
+    return f"{first[:19]}{(bits >> 48) & 0x3FFF | 0x8000:04x}-{bits & 0xFFFF_FFFF_FFFF:012x}"

@@ -416,7 +416,7 @@ class SqlTx:
 
     def page(self, query: TaskQuery, before: int | None) -> tuple[list[StoredTask], int | None]:
         after, until = query.enqueued_after, query.enqueued_before
-        scope = {"queue = %s": query.queue, "seq < %s": before}
+        scope = {"queue = %s": query.queue, "flow = %s": query.flow, "seq < %s": before}
         if after is not None:
             scope["seq >= %s"] = self._seq_of(slackened(after, -CLOCK_SLACK))
         stopped: int | None = None

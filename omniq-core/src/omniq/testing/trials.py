@@ -23,11 +23,12 @@ from omniq._client.queue import TaskQueue
 from omniq._client.schedules import DeclaredSchedule
 from omniq._runtime.connections import Connections
 from omniq._runtime.portal import is_on_running_loop
-from omniq._worker.attempt import Attempt, rejected, run_async, run_sync
+from omniq._worker.attempt import Attempt, failed, rejected, run_async, run_sync
 from omniq._worker.releasing import put_back
+from omniq._worker.resolving import parents_of
 from omniq._worker.resources import Resources
 from omniq._worker.scheduler import Scheduler
-from omniq.errors import PayloadRejected, TaskFailed, UnknownScheme, UnknownTask
+from omniq.errors import OmniQError, PayloadRejected, TaskFailed, UnknownScheme, UnknownTask
 from omniq.plugins import Plugins
 from omniq.storage import Lease, Storage, TaskQuery
 from omniq.storage.body import as_task
@@ -159,7 +160,11 @@ class Trial:
             codec, resources = self.queue.codec, self._resources
             attempt = Attempt(task, function, codec, lambda _, progress: told.append(progress), resources)
             attempt.context.join = storage.join
-            outcome = yield _run_on_loop(attempt) if function.definition.is_async else attempt
+            missing = yield from self._resolving(storage, attempt, task)
+            if missing is None:
+                outcome = yield _run_on_loop(attempt) if function.definition.is_async else attempt
+            else:
+                outcome = failed(attempt, missing)
         if told:
             yield storage.set_progress({Lease(task.id, task.delivery): told[-1]})
         (accepted,) = yield storage.finish([outcome])
@@ -168,6 +173,16 @@ class Trial:
             raise error  # Ctrl-C while a task ran on the main thread ends the tests, not only the task
         if self.raise_failures and accepted and isinstance(outcome, Failed):
             raise TaskFailed(task.id, outcome.error) from error
+
+    def _resolving(self, storage: Storage, attempt: Attempt, task: Task) -> Steps[OmniQError | None]:
+        """Put others' results into the arguments; return why that cannot be done."""
+        if task.references:
+            parents = yield parents_of(storage, task.references)
+            try:
+                attempt.given = self.queue.codec.resolved(task, parents)
+            except OmniQError as error:
+                return error
+        return None
 
     def _admitted(self, stored: StoredTask) -> tuple[Task, Outcome | None]:
         """Return the task, and its outcome if it cannot be run."""

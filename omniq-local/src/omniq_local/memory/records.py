@@ -120,6 +120,8 @@ class Line:
     ready: dict[int, Index] = field(factory=dict)
     """By priority."""
     scheduled: Index = field(factory=Index)
+    blocked: dict[int, Record] = field(factory=dict)
+    """By sequence number."""
     ended: dict[TaskState, dict[int, Record]] = field(factory=lambda: {TaskState.FAILED: {}, TaskState.CANCELLED: {}})
     """Those that have ended otherwise than well, by sequence number."""
     counts: dict[TaskState, int] = field(factory=lambda: dict.fromkeys(TaskState, 0))
@@ -128,6 +130,8 @@ class Line:
         """Return the records in a state that are kept here: neither running nor succeeded."""
         if state is TaskState.READY:
             return (record for index in self.ready.values() for record in index)
+        if state is TaskState.BLOCKED:
+            return self.blocked.values()
         return self.scheduled if state is TaskState.SCHEDULED else self.ended.get(state, {}).values()
 
     def oldest(self) -> datetime | None:

@@ -85,6 +85,7 @@ class Store:
             self._leases.put(record, task.lease_until)
             return
         elif state is BLOCKED:
+            line.blocked[record.sequence] = record
             return
         else:
             assert task.finished_at is not None
@@ -119,6 +120,7 @@ class Store:
         elif state is SCHEDULED:
             line.scheduled.discard(record)
         elif state is BLOCKED:
+            del line.blocked[record.sequence]
             return
         else:
             if state is not SUCCEEDED:
