@@ -222,7 +222,7 @@ class Codec:
 
     # References
 
-    def resolved(self, task: Task | Admitted, parents: Mapping[str, StoredTask | None]) -> Admitted:
+    def resolved(self, task: Task | Admitted, parents: Mapping[str, StoredTask | None]) -> Task | Admitted:
         """Return a task that was admitted, with others' results in its arguments.
 
         :param parents: the records of the tasks that it refers to, by id; None for one that is gone.
@@ -234,9 +234,9 @@ class Codec:
         serializer = self._accepting(task)
         if not isinstance(serializer, Splicer):
             raise SerializationError(f"serializer {task.serializer!r} cannot take results of other tasks")
-        stored, header = (task.stored, task.header) if isinstance(task, Admitted) else (task, _header_of(task))
+        references = task.header.references if isinstance(task, Admitted) else task.references
         tree = serializer.load_tree(task.payload)
-        for reference in header.references:
+        for reference in references:
             ended = reference.kind.startswith("outcome")
             values = [
                 self._outcome_tree(serializer, one, parents.get(one))
@@ -247,7 +247,10 @@ class Codec:
             group, *place = reference.path
             many = reference.kind.endswith("s")
             tree = _placed(tree, [0 if group == "args" else 1, *place], values if many else values[0])
-        return Admitted(stored, header, serializer.dump_tree(tree))
+        payload = serializer.dump_tree(tree)
+        if isinstance(task, Admitted):
+            return Admitted(task.stored, task.header, payload)
+        return evolve(task, payload=payload)
 
     def _result_tree(self, serializer: Splicer, task_id: str, stored: StoredTask | None) -> Any:
         if stored is None:
@@ -387,18 +390,6 @@ class Codec:
             if len(self._policies) < 1000:
                 self._policies[text] = policy
         return policy
-
-
-def _header_of(task: Task) -> Header:
-    return Header(
-        serializer=task.serializer,
-        retry=task.retry_spec,
-        timeout=task.timeout,
-        is_async=task.is_async,
-        headers=task.headers,
-        scheduled_for=task.scheduled_for,
-        references=task.references,
-    )
 
 
 def _placed(tree: Any, path: Sequence[Any], value: Any) -> Any:

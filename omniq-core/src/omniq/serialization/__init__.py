@@ -103,14 +103,12 @@ class Serializer(Protocol):
 
 
 @runtime_checkable
-class Splicer(Protocol):
+class Splicer(Serializer, Protocol):
     """What a serializer has besides if results of tasks can become arguments of others without being decoded.
 
     In between, encoded arguments are a pair of a list or tuple and a dict, as values of Python or as stand for them; a
     result is one such value.
     """
-
-    name: str
 
     def load_tree(self, data: bytes) -> Any:
         """Return encoded arguments, or an encoded result, as lists and dicts in which parts can be replaced.
@@ -127,10 +125,6 @@ class Splicer(Protocol):
         :param tree: the tree, of which parts may have been replaced by others.
         :return: encoded arguments.
         """
-        ...
-
-    def dump_result(self, value: Any, hint: Any) -> bytes:
-        """Encode a return value, see :class:`Serializer`."""
         ...
 
 
