@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import Any, cast
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol, cast
 
 import pytest
 from attrs import evolve
@@ -84,9 +85,27 @@ class Shop:
         self.mixed, self.clean_up, self.crawl = mixed, clean_up, crawl
 
 
+class MakeShop(Protocol):
+    """Makes a shop. Its queue is closed afterwards."""
+
+    def __call__(self, **options: Any) -> Shop: ...
+
+
 @pytest.fixture
-def shop() -> Shop:
-    return Shop()
+def make_shop() -> Iterator[MakeShop]:
+    with contextlib.ExitStack() as stack:
+
+        def make(**options: Any) -> Shop:
+            shop = Shop(**options)
+            stack.enter_context(shop.queue)
+            return shop
+
+        yield make
+
+
+@pytest.fixture
+def shop(make_shop: MakeShop) -> Shop:
+    return make_shop()
 
 
 def test_a_chain_hands_each_result_on(shop: Shop) -> None:
@@ -235,16 +254,16 @@ def test_a_key_is_that_of_the_whole_flow(shop: Shop) -> None:
 
 
 @pytest.mark.parametrize("serializer", ["json", "cloudpickle"])
-def test_results_are_checked_as_those_of_their_tasks(serializer: str) -> None:
-    shop = Shop(signing_key="0" * 64, serializer=serializer)
+def test_results_are_checked_as_those_of_their_tasks(serializer: str, make_shop: MakeShop) -> None:
+    shop = make_shop(signing_key="0" * 64, serializer=serializer)
     call = shop.fetch.call("a").then(shop.count)
     handle = shop.queue.enqueue_flow(call)
     with working(shop.queue):
         assert handle.result(30) == 1
 
 
-async def test_an_altered_result_is_not_read() -> None:
-    shop = Shop(signing_key="0" * 64)
+async def test_an_altered_result_is_not_read(make_shop: MakeShop) -> None:
+    shop = make_shop(signing_key="0" * 64)
     handle = await shop.queue.aenqueue_flow(shop.fetch.call("a").then(shop.count))
     async with shop.queue.worker(queues=["nothing"]):
         storage = (await shop.queue.connections.current()).storage
@@ -269,8 +288,7 @@ async def test_a_result_that_was_deleted_is_missed(shop: Shop) -> None:
             await handle.aresult(30)
 
 
-def test_a_flow_in_a_trial() -> None:
-    shop = Shop()
+def test_a_flow_in_a_trial(shop: Shop) -> None:
     with trial(shop.queue) as running:
         handle = shop.queue.enqueue_flow(shop.fetch.call("abc").then(shop.count))
         running.drain()
