@@ -13,7 +13,7 @@ from omniq.storage.paging import CLOCK_SLACK, slackened
 from omniq.storage.validation import UNREADABLE, check_worker, corrupt, log_once
 from omniq.task import StoredTask, TaskState
 from omniq_postgres import binary_params
-from omniq_postgres.encoding import CANCELLED, NUMBER_OF, SCHEDULED, STATE_OF, SUCCEEDED, bare_task, make_task
+from omniq_postgres.encoding import CANCELLED, NUMBER_OF, RUNNING, SCHEDULED, STATE_OF, SUCCEEDED, bare_task, make_task
 from omniq_postgres.operations import Context, Rows, Steps
 
 __all__ = ["check", "get", "list_tasks", "namespaces", "now", "read_cursor", "stats", "workers"]
@@ -97,6 +97,8 @@ def _latest(query: TaskQuery, before: int, lowest: int, context: Context) -> Ste
     rows: dict[int, tuple[Any, ...]] = {}
     for number in _numbers(query):
         statement = "reading.list_ended" if number >= SUCCEEDED else "reading.list_live"
+        if number == RUNNING:
+            statement = "reading.list_running"
         state = binary_params.integer(number)
         found = yield context.query(f"{statement}{suffix}", *given, state, *bounds, prepare=False)
         # One that has moved on between two of the queries is shown once.

@@ -60,7 +60,7 @@ def fill(template: str, names: Names) -> str:
     return template
 
 
-LISTS = ("reading.latest", "reading.list", "reading.list_live", "reading.list_ended")
+LISTS = ("reading.latest", "reading.list", "reading.list_live", "reading.list_running", "reading.list_ended")
 """There is another of each, with ``_bare`` behind its name, that reads sizes in place of bodies and results."""
 
 

@@ -66,6 +66,21 @@ WHERE ($2::text IS NULL OR t.name = $2)
   AND ($9::timestamptz IS NULL OR t.created_at < $9)
 ORDER BY t.seq DESC LIMIT $5
 
+-- name: list_running
+-- The latest running tasks, which are few: these alone are looked up, whatever the planner thinks of the others.
+WITH s AS MATERIALIZED (
+    SELECT *, NULL::timestamptz AS finished_at, NULL::bytea AS result
+    FROM {live}
+    WHERE state = 3 AND state = $6::smallint AND seq < $1 AND seq >= $7 AND ($4::text IS NULL OR queue = $4)
+)
+SELECT {record}
+FROM s CROSS JOIN LATERAL (SELECT * FROM {task} WHERE {task}.id = s.id LIMIT 1) AS t
+WHERE ($2::text IS NULL OR t.name = $2)
+  AND ($3::text IS NULL OR t.tags @> ARRAY[$3])
+  AND ($8::timestamptz IS NULL OR t.created_at >= $8)
+  AND ($9::timestamptz IS NULL OR t.created_at < $9)
+ORDER BY t.seq DESC LIMIT $5
+
 -- name: list_ended
 -- The latest tasks that ended in one way, of one queue or of each.
 WITH q AS MATERIALIZED (
