@@ -85,7 +85,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Generic, Protocol, Self, TypeVar
 
-from attrs import evolve, field, frozen
+from attrs import Factory, evolve, field, frozen
 from attrs.validators import ge
 from attrs.validators import optional as or_none
 
@@ -214,7 +214,12 @@ class TaskQuery:
     """Which tasks to list, and how; None matches all."""
 
     queue: str | None = None
-    states: frozenset[TaskState] | None = field(default=None, converter=_as_set)
+    state: TaskState | None = None
+    """Only tasks in this state: short for ``states`` with one of them, which stores read."""
+    states: frozenset[TaskState] | None = field(
+        default=Factory(lambda query: None if query.state is None else (query.state,), takes_self=True),
+        converter=_as_set,
+    )
     """Only tasks in one of these states; any collection of them is taken."""
     name: str | None = None
     tag: str | None = None

@@ -236,7 +236,7 @@ class ReadContract(Contract):
         await store.finish([outcome("failed", task) for task in await take(store, 2)])
         await later(store, 0.01)
         assert await store.prune(9) == 1
-        assert await ids_of(store, states=[TaskState.FAILED]) == [kept]
+        assert await ids_of(store, state=TaskState.FAILED) == [kept]
         assert await store.get([soon]) == [None]
 
     async def test_tasks_are_found_by_when_they_were_enqueued(self, store: Storage) -> None:
