@@ -279,7 +279,7 @@ class TaskLookup:
         """Read more of a line; return the first batch that came."""
         start = part.end
         # A claim that has to ask holds up the ends of tasks, which are written in the same step: it rather asks rarely.
-        count = max(4, min(256, AHEAD * wanted))
+        count = max(4, min(512, AHEAD * wanted))
         stored, left = await self._transport.scan(self._names.line(queue, line), start, count, max_bytes=1024 * 1024)
         batches = [self.read(one) for one in stored]
         if batches and part.end == start:
@@ -291,7 +291,7 @@ class TaskLookup:
     def runs_short(self, queue_state: QueueState, line: str, wanted: int) -> bool:
         """Return whether there is more in a line than what is known of it, and that is soon claimed."""
         part = self._ahead[queue_state.queue, line]
-        return part.has_more and not part.reading.locked() and sum(map(len, part.batches)) < 2 * wanted
+        return part.has_more and not part.reading.locked() and sum(map(len, part.batches)) < 4 * wanted
 
     async def read_on(self, queue: str, line: str, wanted: int) -> None:
         """Read more of a line ahead of need, so that no claim has to wait for it."""
