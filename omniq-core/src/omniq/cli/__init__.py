@@ -31,6 +31,7 @@ COMMANDS = {
     "stats": ("omniq.cli.stats", "show every queue in numbers"),
     "tasks": ("omniq.cli.tasks", "list, show, cancel, retry and delete tasks"),
     "queues": ("omniq.cli.queues", "list, pause, resume and purge queues"),
+    "flows": ("omniq.cli.flows", "list, show, cancel and retry flows"),
     "workers": ("omniq.cli.workers", "show which workers are alive"),
     "exporter": ("omniq.cli.exporter", "serve the numbers of a store over HTTP, for Prometheus and autoscalers"),
     "functions": ("omniq.cli.functions", "show which tasks an application declares"),
