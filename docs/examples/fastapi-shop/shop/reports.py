@@ -1,42 +1,35 @@
-"""Failures to Sentry: the exception itself, with its traceback and variables, from where the function ran."""
+"""Where failures are reported: to Sentry, with the id of the request, or to a file."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Generator
 from typing import Any
 
 import sentry_sdk
 from sentry_sdk.envelope import Envelope
 from sentry_sdk.transport import Transport
 
-from omniq import Task, hookimpl
-from omniq.task import Ending, Failed
 from shop.correlation import request_id
 
-__all__ = ["Sentry", "start_reports"]
-
-
-class Sentry:
-    """A plugin of the queue: what fails a task for good is reported, with the task's name and the id of the request."""
-
-    @hookimpl
-    def omniq_around_task(self, task: Task) -> Generator[None, Ending, None]:
-        with sentry_sdk.isolation_scope() as scope:
-            scope.set_tags({"task": task.name, "request_id": request_id.get()})
-            ending = yield
-            if ending.taken and isinstance(ending.outcome, Failed) and ending.error is not None:
-                sentry_sdk.capture_exception(ending.error)
+__all__ = ["start_reports"]
 
 
 def start_reports() -> None:
     """Begin to report, in this process: to Sentry, or to the file that SHOP_REPORTS names, where there is no Sentry."""
-    file = os.environ.get("SHOP_REPORTS")
-    if file is None:
-        sentry_sdk.init(default_integrations=False)  # SENTRY_DSN says where
+    if os.environ.get("SHOP_REPORTS") is None:
+        sentry_sdk.init(before_send=_with_request_id, default_integrations=False)  # SENTRY_DSN says where
     else:
-        sentry_sdk.init(dsn="http://key@127.0.0.1/1", transport=FileTransport, default_integrations=False)
+        sentry_sdk.init(
+            dsn="http://key@127.0.0.1/1",
+            transport=FileTransport,
+            before_send=_with_request_id,
+            default_integrations=False,
+        )
+
+
+def _with_request_id(event: Any, hint: object) -> Any:
+    return event | {"tags": {**event.get("tags", {}), "request_id": request_id.get()}}
 
 
 class FileTransport(Transport):

@@ -13,8 +13,10 @@ from attrs import frozen
 from sqlalchemy import Connection, Engine, create_engine, text
 
 from omniq import Depends, TaskQueue, WorkerState
-from shop.correlation import Correlation, log_request_ids
-from shop.reports import Sentry, start_reports
+from omniq.contrib.context import Carry
+from omniq.contrib.sentry import Sentry
+from shop.correlation import log_request_ids, request_id
+from shop.reports import start_reports
 
 log = logging.getLogger("shop")
 logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s [%(request_id)s] %(message)s")
@@ -45,7 +47,7 @@ def resources(queue: TaskQueue) -> Iterator[State]:
 queue = TaskQueue(
     os.environ.get("SHOP_TASKS", "sqlite:///tasks.db"),
     lifespan=resources,
-    plugins=[Correlation(), Sentry()],  # in this order: the reports have the request's id
+    plugins=[Carry(request_id=request_id), Sentry()],  # in this order: the reports have the request's id
     max_retries=0,
 )
 
