@@ -59,12 +59,15 @@ def test_a_type_checker_refuses_every_mistake(name: str, tmp_path: Path) -> None
     assert {(int(number), code) for number, code in found} == mistakes
 
 
-def test_pyright_sees_injected_parameters_as_mypy_does(tmp_path: Path) -> None:
-    bare = tmp_path / "injected_mistakes.py"
-    text, mistakes = mistakes_of(HERE / bare.name)
-    bare.write_text(text)
+def test_pyright_sees_what_mypy_does(tmp_path: Path) -> None:
+    wanted = {}
+    for name in ("mistakes.py", "injected_mistakes.py"):
+        text, mistakes = mistakes_of(HERE / name)
+        (tmp_path / name).write_text(text)
+        wanted[str(tmp_path / name)] = {number for number, _ in mistakes}
 
-    found = pyright(HERE / "injected.py", bare)
+    found = pyright(HERE / "usage.py", HERE / "injected.py", *map(Path, wanted))
 
-    assert [one for one in found if one["file"] != str(bare)] == []
-    assert {one["range"]["start"]["line"] + 1 for one in found} == {number for number, _ in mistakes}
+    assert [one for one in found if one["file"] not in wanted] == []
+    refused = {file: {one["range"]["start"]["line"] + 1 for one in found if one["file"] == file} for file in wanted}
+    assert refused == wanted

@@ -70,7 +70,7 @@ async def halve(number: int) -> float:
 
 
 async def functions_that_travel_in_the_payload_keep_their_types() -> None:
-    assert_type(queue.enqueue(lambda number: number + 1, 3), SyncTaskHandle[int])
+    assert_type(queue.enqueue(lambda number: int(number) + 1, 3), SyncTaskHandle[int])
     assert_type(queue.enqueue(halve, 3), SyncTaskHandle[float])
     assert_type(await queue.aenqueue(halve, number=3), TaskHandle[float])
     assert_type(await queue.aenqueue(str, 3), TaskHandle[str])
