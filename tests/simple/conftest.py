@@ -27,6 +27,7 @@ STORES = ("omniq_mystore", "omniq_simplepg", "omniq_lmdb", "omniq_mysql")
 DAILY = {
     "test_a_task_comes_back_as_it_was_enqueued",
     "test_ready_tasks_run_beside_those_that_cannot_be_read",
+    "test_no_flow_hangs_whose_tasks_cannot_be_read",
     "test_schedules_fire_beside_those_that_cannot_be_read",
     "test_text_of_any_kind_is_kept",
     "test_bodies_of_any_bytes_are_kept",

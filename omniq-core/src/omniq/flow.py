@@ -124,10 +124,14 @@ class StoredFlow:
     cancelled: bool = False
     cancelling: bool = False
     """Whether tasks of it have still to be ended as it was cancelled."""
+    audit_at: datetime | None = None
+    """When to look whether it waits for what cannot come."""
+    doubtful: bool = False
+    """Whether one of its tasks could not be read, or it was cancelled, so that this is looked at after each step."""
     agenda: dict[int, None] = field(factory=dict)
     """The gates behind which tasks have still to be released, ended or revived, in order."""
 
     @property
     def is_over(self) -> bool:
         """Whether all of its tasks have ended, and none can come."""
-        return not self.live and not self.held
+        return self.live <= 0 and not self.held

@@ -45,7 +45,9 @@ Flows (:mod:`omniq.flow`), on the stores that hold them (:attr:`StorageLimits.fl
    ``cancel``, a record that cannot be read, ``delete`` or ``purge`` of a live one, which count as cancelled, a broken
    gate), each gate that it feeds is counted down once *in the same step*, and breaks if the feed needs success and
    there is none. With nothing left to count a gate that is not broken opens. An automatic retry is no end. Stale or
-   repeated outcomes count nothing.
+   repeated outcomes count nothing. Where it cannot be read either which gates a task feeds, or of which flow it is,
+   the gates of a flow in which nothing can run any more break: at the latest some minutes after the last end, or as
+   the flow is cancelled.
 3. **What follows.** Those behind an open gate become ready, or scheduled if their ``run_at`` is later; a timedelta
    counts from the opening. Those behind a broken one end as cancelled, with a :class:`~omniq.task.TaskError` of type
    ``UpstreamFailed`` that names what failed, and that end counts in the gates which they feed. Up to 200 tasks move in

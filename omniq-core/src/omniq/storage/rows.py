@@ -278,8 +278,8 @@ _SHOWN = (
 
 def dump_flow(flow: StoredFlow) -> str:
     """Return a flow as text."""
-    times = [_micros(moment) for moment in (flow.created_at, flow.hold_until, flow.finished_at)]
-    numbers = [flow.live, flow.held, flow.result_ttl, flow.cancelled, flow.cancelling]
+    times = [_micros(moment) for moment in (flow.created_at, flow.hold_until, flow.finished_at, flow.audit_at)]
+    numbers = [flow.live, flow.held, flow.result_ttl, flow.cancelled, flow.cancelling, flow.doubtful]
     return json.dumps([flow.id, flow.unique, times, numbers, list(flow.agenda)], separators=(",", ":"))
 
 
@@ -289,8 +289,8 @@ def load_flow(text: str | bytes, flow_id: str) -> StoredFlow:
     :raises CorruptRecord: if it cannot be read, or is that of another flow.
     """
     try:
-        own_id, unique, (created_at, hold_until, finished_at), numbers, agenda = json.loads(text)
-        live, held, result_ttl, cancelled, cancelling = numbers
+        own_id, unique, (created_at, hold_until, finished_at, audit_at), numbers, agenda = json.loads(text)
+        live, held, result_ttl, cancelled, cancelling, doubtful = numbers
         if own_id != flow_id:
             raise ValueError(f"its record is that of flow {own_id!r}")
         if type(live) is not int or type(held) is not int or not all(type(n) is int for n in agenda):
@@ -306,6 +306,8 @@ def load_flow(text: str | bytes, flow_id: str) -> StoredFlow:
             finished_at=_moment(finished_at),
             cancelled=bool(cancelled),
             cancelling=bool(cancelling),
+            audit_at=_moment(audit_at),
+            doubtful=bool(doubtful),
             agenda=dict.fromkeys(agenda),
         )
     except UNREADABLE as problem:

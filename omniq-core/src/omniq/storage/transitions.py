@@ -493,6 +493,7 @@ def _remove(tx: Transaction, tasks: Sequence[StoredTask]) -> None:
     members = [task for task in tasks if task.flow is not None and not task.state.is_final]
     if members:
         count_ends(tx, [_ended(task, TaskState.CANCELLED, tx.now) for task in members])
+    _doubt(tx, [task for task in tasks if isinstance(task, Salvaged)])
 
 
 def purge(tx: Transaction, queue: str, states: Sequence[TaskState], limit: int) -> int:
@@ -559,9 +560,13 @@ SETTLED_AT_ONCE = 200
 """Tasks behind gates that are moved in the step that opens or breaks them, at most."""
 SETTLED = 1000
 """Tasks that a claim or a recover moves for others at most."""
+AUDIT_SECONDS = 300.0
+"""After which a flow that has not ended is looked at again: whether it waits for what cannot come."""
 _WAITING = (TaskState.BLOCKED, TaskState.READY, TaskState.SCHEDULED)
+_MOVING = (TaskState.READY, TaskState.SCHEDULED, TaskState.RUNNING)
 _RETRIED = (TaskState.FAILED, TaskState.CANCELLED)
 _UPSTREAM = "UpstreamFailed"
+_MISSED = "a task that it waits for is not in the store, or cannot be read"
 _ABANDONED = "the flow was not built to its end: what built it died, or took longer than its hold"
 
 
@@ -569,7 +574,7 @@ def due_at(flow: StoredFlow) -> datetime | None:
     """Return when there is something to do about a flow: for :func:`settle`, or for :func:`prune` once it has ended."""
     if flow.finished_at is not None:
         return later(flow.finished_at, flow.result_ttl)
-    return flow.created_at if flow.agenda or flow.cancelling else flow.hold_until
+    return flow.created_at if flow.agenda or flow.cancelling else flow.hold_until or flow.audit_at
 
 
 class _FlowStep:
@@ -626,6 +631,8 @@ class _FlowStep:
     def end(self, task: StoredTask) -> None:
         """Count the end of a task."""
         self.flow.live -= 1
+        if isinstance(task, Salvaged):
+            self.flow.doubtful = True  # the gates that it feeds may be among what cannot be read
         for gate, needs_success in self._fed(task):
             fails = needs_success and task.state is not TaskState.SUCCEEDED
             self.count(gate, -1, int(fails), _reason(task) if fails else "")
@@ -711,6 +718,25 @@ class _FlowStep:
                 self._changed[n] = gate
         return len(blocked) + len(dead)
 
+    def _audit(self) -> None:
+        """Break the gates that can never open, as a record was damaged: those of a flow in which nothing can run.
+
+        Each end is counted in its step. So a task that waits while nothing is left that could end waits for one whose
+        end was not counted: nobody could read of which flow it was, or which gates it feeds.
+        """
+        tx, flow = self._tx, self.flow
+        flow.audit_at = later(tx.now, AUDIT_SECONDS)
+        if flow.agenda or flow.cancelling or flow.held:
+            return
+        counts = tx.count_members(flow.id)
+        if any(counts.get(state) for state in _MOVING):
+            return
+        flow.live = counts.get(TaskState.BLOCKED, 0)
+        for n, stored in tx.gates(flow.id, None).items():
+            gate = self._gates.setdefault(n, stored)
+            if gate.state is GateState.SHUT:
+                self.count(gate, 0, 1, _MISSED)
+
     def break_held(self) -> None:
         """Break the gates whose holds have run out."""
         for n, gate in self._tx.gates(self.flow.id, None).items():
@@ -725,8 +751,11 @@ class _FlowStep:
 
     def close(self, limit: int = SETTLED_AT_ONCE) -> int:
         """Do what follows, as far as the step reaches, and save everything; return how many tasks were moved."""
-        moved = self.settle(limit)
         flow = self.flow
+        moved = self.settle(limit)
+        if not flow.is_over and (flow.doubtful or flow.audit_at is None or flow.audit_at <= self._tx.now):
+            self._audit()
+            moved += self.settle(limit - moved)
         if not flow.held:
             flow.hold_until = None
         if flow.is_over:
@@ -773,6 +802,13 @@ def count_ends(tx: Transaction, members: Sequence[StoredTask]) -> None:
         step.close()
 
 
+def _doubt(tx: Transaction, members: Sequence[StoredTask]) -> None:
+    """Look whether flows still get what they wait for, now that tasks of them are gone whose ends may be uncounted."""
+    for step in _opened(tx, members).values():
+        step.flow.doubtful = True
+        step.close()
+
+
 def _enqueue_into_flow(tx: Transaction, tasks: Sequence[NewTask], new: NewFlow | None) -> list[Enqueued]:
     named = {task.flow for task in tasks if task.flow is not None} | ({new.id} if new is not None else set())
     if len(named) > 1:
@@ -789,6 +825,7 @@ def _enqueue_into_flow(tx: Transaction, tasks: Sequence[NewTask], new: NewFlow |
         if holder is not None:
             return [Enqueued(holder, False) for _ in tasks]
         stored = StoredFlow(id=new.id, unique=new.unique, created_at=tx.now, result_ttl=new.result_ttl)
+        stored.audit_at = later(tx.now, AUDIT_SECONDS)
     others = iter(enqueue(tx, [task for task in tasks if task.flow is None]) if new is None else ())
     step = _FlowStep(tx, stored)
     known = set(tx.load(task.id for task in members))
@@ -914,7 +951,7 @@ def cancel_flow(tx: Transaction, flow_id: str) -> bool:
     flow = tx.flows([flow_id]).get(flow_id)
     if flow is None or flow.cancelled or flow.is_over:
         return False
-    flow.cancelled = flow.cancelling = True
+    flow.cancelled = flow.cancelling = flow.doubtful = True
     step = _FlowStep(tx, flow)
     if flow.held:
         step.break_held()

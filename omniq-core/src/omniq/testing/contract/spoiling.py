@@ -17,11 +17,13 @@ from typing import Any, Protocol, TypeAlias
 import pytest
 from attrs import evolve
 
+from omniq.flow import NewFlow, NewGate
 from omniq.storage import Lease, LeaseState, Storage, TaskQuery
 from omniq.storage.ids import new_id
 from omniq.storage.validation import check_schedule, check_task, check_worker, is_corrupt
-from omniq.task import Progress, StoredTask, TaskState
-from omniq.testing.contract.base import Contract, needs_fixtures
+from omniq.task import Feed, NewTask, Progress, StoredTask, TaskState
+from omniq.testing.contract.base import Contract, needs_fixtures, with_flows
+from omniq.testing.contract.flow_driver import settled
 from omniq.testing.contract.scheduling import LONG_AGO
 from omniq.testing.contract.steps import (
     FAR,
@@ -291,6 +293,40 @@ class SpoilContract(Contract):
         # A result may be any bytes to a store.
         await self._shown_and_removed(other, how, [task.id for task in good], some=kind == "task")
 
+    @_MANY
+    @needs_fixtures("spoil")
+    @with_flows
+    async def test_no_flow_hangs_whose_tasks_cannot_be_read(self, store: Storage, spoil: Spoil, most: int) -> None:
+        probe = _fan_in()
+        await store.enqueue(*probe)
+        first = probe[0][0].id
+        plan = await self._plan(spoil, "task", first, most)
+        if not plan:
+            return
+        await store.cancel_flow(probe[1].id)
+        flows = [_fan_in() for _ in plan]
+        good = [_fan_in() for _ in range(5)]
+        for made in _mixed(flows, good):
+            await store.enqueue(*made)
+        how = await self._spoiled(spoil, "task", [tasks[0].id for tasks, _ in flows], plan)
+        for task in await _claim_all(store, 3 * len(flows)):
+            await store.finish([outcome("succeeded", task)])
+        await self._recover_all(store)
+        for task in await _claim_all(store, 3 * len(flows)):
+            await store.finish([outcome("succeeded", task)])
+        for tasks, _ in good:
+            assert (await record(store, tasks[1].id)).state is TaskState.SUCCEEDED
+        # Some were altered to such that can be read, and wait for a time or a queue of their own.
+        for _, flow in flows:
+            await store.cancel_flow(flow.id)
+        await settled(store)
+        await self._recover_all(store)
+        for (tasks, _), shown in zip(flows, await store.get_flows([flow.id for _, flow in flows]), strict=True):
+            damage = how.get(tasks[0].id)
+            assert shown is not None, damage
+            assert shown.finished_at is not None, damage
+            assert (await record(store, tasks[1].id)).state.is_final, damage
+
     async def _answers(self, store: Storage) -> None:
         """Call all that reads or removes, and hold that what it returns is sound."""
         await store.stats()
@@ -476,6 +512,13 @@ def _full_task(**options: Any) -> Any:
     """Return a task that has something in each of its fields."""
     unique, tags = new_id(), ("a tag",)
     return new_task(**{"unique": unique, "tags": tags, "expires": datetime(2101, 1, 1, tzinfo=UTC), **options})
+
+
+def _fan_in() -> tuple[list[NewTask], NewFlow]:
+    """Return a flow of a task and another that waits for it."""
+    flow = NewFlow(id=new_id(), gates=(NewGate(n=0, rank="0"),))
+    first = _full_task(unique=None, flow=flow.id, feeds=(Feed(0, needs_success=True),), max_retries=0)
+    return [first, new_task(flow=flow.id, behind=0)], flow
 
 
 def _due(name: str) -> Any:
