@@ -182,6 +182,30 @@ async def test_what_was_read_ahead_is_neither_given_twice_nor_passed_over(nats_s
         assert sorted(claimed) == sorted(ids + await more)
 
 
+async def test_two_who_read_a_line_from_different_places_at_once_find_what_each_is_to_find(
+    nats_server: NatsServer,
+) -> None:
+    async with opened(fresh(nats_server.url)) as storage:
+        (task_id,) = await enqueue_singles(storage, 1)
+        assert storage._opened is not None
+        state_store = storage._opened.state_store
+        lookup = state_store.task_lookup
+        before = (await state_store.read(["work"]))["work"]
+        (line,) = before.lines
+        behind = (await state_store.read(["work"]))["work"]
+        behind.lines[line] = [state_store.transport.last_seen + 1, 0]
+
+        part = lookup._ahead["work", line]
+        async with part.reading:
+            first = asyncio.create_task(lookup.ahead(before, line, None, 1))
+            second = asyncio.create_task(lookup.ahead(behind, line, None, 1))
+            await await_until(lambda: len(part.reading._waiters or ()) == 2)
+        found = await first
+        assert await second is None
+        assert found is not None
+        assert [row[0] for row in found.rows] == [task_id]
+
+
 # Looking where a task was a moment ago
 
 

@@ -267,16 +267,21 @@ class TaskLookup:
             return batch
         seen = self._transport.last_seen
         async with part.reading:
-            # What was read meanwhile, ahead of need, may have it.
-            batch = part.following(after) or await self._read_on(part, queue_state.queue, line, wanted)
+            # What was read meanwhile may have it; or the part begins behind this place by now, for a call that knows a
+            # newer queue state.
+            part.trim(place[0], place[1])
+            batch = part.following(after)
+            while batch is None and await self._read_on(part, queue_state.queue, line, wanted):
+                part.trim(place[0], place[1])
+                batch = part.following(after)
         if batch is not None:
             return batch
         if after is None and seen - place[0] > FAR_BEHIND:
             await self._skip(queue_state, line, seen)
         return None
 
-    async def _read_on(self, part: _Part, queue: str, line: str, wanted: int) -> TaskBatch | None:
-        """Read more of a line; return the first batch that came."""
+    async def _read_on(self, part: _Part, queue: str, line: str, wanted: int) -> bool:
+        """Read more of a line; return whether there was any."""
         start = part.end
         # A claim that has to ask holds up the ends of tasks, which are written in the same step: it rather asks rarely.
         count = max(4, min(512, AHEAD * wanted))
@@ -286,7 +291,7 @@ class TaskLookup:
             part.batches += batches
             part.end = batches[-1].seq + 1
             part.has_more = left > 0
-        return batches[0] if batches else None
+        return bool(batches)
 
     def runs_short(self, queue_state: QueueState, line: str, wanted: int) -> bool:
         """Return whether there is more in a line than what is known of it, and that is soon claimed."""
