@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from typing import Literal
 
 from fastapi import FastAPI, HTTPException, Request, Response
 
+from omniq.contrib.asgi import lifespan
 from shop.correlation import request_id
 from shop.tasks import order_in_process, order_on_loop, order_on_thread, queue
 
-
-@asynccontextmanager
-async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-    """Disconnect the queue from its store at the end. The pool is the worker's affair."""
-    async with queue:
-        yield
-
-
-app = FastAPI(lifespan=lifespan)
+app = FastAPI(lifespan=lifespan(queue))  # disconnects the queue at the end; the pool is the worker's affair
 TASKS = {"loop": order_on_loop, "thread": order_on_thread, "process": order_in_process}
 
 

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Protocol, cast
 
-from omniq.cli.arguments import Parser, add_verbose
+from omniq.cli.arguments import Parser, add_verbose, is_app_known, known_app
 from omniq.cli.failures import report, suggestion
 from omniq.cli.plugin_commands import command_of, discover, held_warnings, summaries
 from omniq.storage.urls import redact
@@ -81,28 +81,39 @@ class Command(Protocol):
         """
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(
+    argv: Sequence[str] | None = None,
+    *,
+    app: str | None = None,
+    prog: str = "omniq",
+    ends_process: bool | None = None,
+) -> int:
     """Run one command.
 
     :param argv: the arguments after the program's name; None: those of this process.
+    :param app: the queue of every command, as ``module:attribute``, for programs that know theirs; None: an argument.
+    :param prog: the program's name, for help and errors.
+    :param ends_process: whether the process has nothing to do afterwards, so that nothing which a task left behind may
+        keep it; None: if the arguments are its own.
     :return: the exit code.
     """
-    code = _main(sys.argv[1:] if argv is None else list(argv))
-    if argv is None and "omniq._worker.worker_process" in sys.modules:
+    with known_app(app):
+        code = _main(sys.argv[1:] if argv is None else list(argv), prog)
+    if (argv is None if ends_process is None else ends_process) and "omniq._worker.worker_process" in sys.modules:
         from omniq._worker.worker_process import EXIT_SECONDS, exit_within
 
         exit_within(EXIT_SECONDS, code)
     return code
 
 
-def _main(arguments: list[str]) -> int:
+def _main(arguments: list[str], prog: str) -> int:
     verbose = False
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A name that the terminal's encoding does not have must not end the command.
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         try:
-            options, command = _parse(arguments)
+            options, command = _parse(arguments, prog)
             verbose = options.verbose
             if options.command not in SAY_THEMSELVES:
                 held_warnings()
@@ -120,8 +131,10 @@ def _main(arguments: list[str]) -> int:
         return report(error, verbose=verbose)
 
 
-def _parse(arguments: list[str]) -> tuple[argparse.Namespace, Command]:
-    parser = Parser(prog="omniq", description="OmniQ: a task queue on the store you already have.", epilog=_EPILOG)
+def _parse(arguments: list[str], prog: str) -> tuple[argparse.Namespace, Command]:
+    parser = Parser(prog=prog, description="OmniQ: a task queue on the store you already have.")
+    if not is_app_known():
+        parser.epilog = _EPILOG
     parser.add_argument("-V", "--version", action=_Version, help="show the version and exit")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, title="commands")
     asked = next((argument for argument in arguments if not argument.startswith("-")), None)
@@ -133,7 +146,7 @@ def _parse(arguments: list[str]) -> tuple[argparse.Namespace, Command]:
     for name, summary in known.items():
         about = f"{summary[:1].upper()}{summary[1:]}."
         parsers[name] = subparser = commands.add_parser(
-            name, help=summary.replace("%", "%%"), description=about, prog=f"omniq {name}"
+            name, help=summary.replace("%", "%%"), description=about, prog=f"{prog} {name}"
         )
         if name == asked and command is not None:
             command.configure(subparser)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
+from collections.abc import Iterator
+from contextvars import ContextVar
 from datetime import datetime
 from typing import Any, NoReturn
 
@@ -18,6 +21,8 @@ __all__ = [
     "add_verbose",
     "count",
     "describe",
+    "is_app_known",
+    "known_app",
     "label",
     "moment",
     "queue_name",
@@ -29,6 +34,7 @@ __all__ = [
 ]
 
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+_app: ContextVar[str | None] = ContextVar("_app", default=None)
 
 
 class Parser(argparse.ArgumentParser):
@@ -52,8 +58,29 @@ def describe(parser: argparse.ArgumentParser, description: str, examples: str) -
     parser.epilog = f"examples:\n{indented}"
 
 
+@contextlib.contextmanager
+def known_app(app: str | None) -> Iterator[None]:
+    """Have commands take one application, instead of an argument that names it.
+
+    :param app: ``module:attribute``; None: the argument names it.
+    """
+    token = _app.set(app)
+    try:
+        yield
+    finally:
+        _app.reset(token)
+
+
+def is_app_known() -> bool:
+    """Whether commands take no argument that names the application."""
+    return _app.get() is not None
+
+
 def add_app(parser: argparse.ArgumentParser, *, or_url: bool = False) -> None:
-    """Take the application, or the URL of its store, as the first argument."""
+    """Take the application, or the URL of its store, as the first argument, where it is not known."""
+    if is_app_known():
+        parser.set_defaults(app=_app.get())
+        return
     text = "your TaskQueue as module:attribute, such as shop.tasks:queue"
     if or_url:
         text += ", or the URL of a store, such as sqlite:///jobs.db"
