@@ -54,6 +54,26 @@ def test_flows_are_listed_shown_cancelled_and_retried(url: str, capsys: pytest.C
         assert queue.handle(flow_id).flow.progress().counts[TaskState.READY] == 1
 
 
+def test_a_task_is_shown_with_its_flow_and_what_it_waits_for(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    flow_id = enqueue(url)
+    with TaskQueue(url) as queue:
+        first, waiting = sorted(queue.handle(flow_id).flow.tasks(), key=lambda task: task.name)
+    assert waiting.state is TaskState.BLOCKED
+
+    assert main(["tasks", "show", url, waiting.id]) == 0
+    shown = {line.partition(" ")[0]: line.split(None, 1)[1] for line in capsys.readouterr().out.splitlines() if line}
+    assert shown["flow"] == flow_id
+    assert shown["state"].startswith("blocked for ")
+    assert "waits for 1 unfinished task of its flow" in shown["why"]
+    assert first.id in shown["why"]
+
+    assert main(["tasks", "show", url, waiting.id, "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["flow"] == flow_id
+    (reason, *_) = record["why"]
+    assert (reason["kind"], reason["fields"]["tasks"]) == ("blocked", [first.id])
+
+
 def test_a_flow_that_is_not_there_is_told(url: str, capsys: pytest.CaptureFixture[str]) -> None:
     enqueue(url)
     missing = "0196f0c4-52a1-7c3e-9f0b-6d1a2b3c4d5e"

@@ -111,7 +111,7 @@ def _details(task: Task, queue: TaskQueue, now: datetime, why: Sequence[Reason])
     yield "arguments", arguments_text(task, queue)
     yield from _attempts(task)
     yield from _times(task, now)
-    for label, value in (("worker", task.worker), ("unique", task.unique), ("tags", ", ".join(task.tags))):
+    for label, value in _names(task):
         if value:
             yield label, value
     if task.progress is not None:
@@ -163,6 +163,15 @@ def _times(task: Task, now: datetime) -> Iterator[Detail]:
     for label, moment in moments.items():
         if moment is not None:
             yield label, exact(moment, now)
+
+
+def _names(task: Task) -> tuple[tuple[str, str | None], ...]:
+    return (
+        ("worker", task.worker),
+        ("flow", task.flow),
+        ("unique", task.unique),
+        ("tags", ", ".join(task.tags)),
+    )
 
 
 def _progress(progress: Progress) -> str:
@@ -243,6 +252,7 @@ def as_json(task: Task, queue: TaskQueue) -> dict[str, Any]:
         "expires_at": _iso(task.expires_at),
         "lease_until": _iso(task.lease_until),
         "worker": task.worker,
+        "flow": task.flow,
         "unique": task.unique,
         "tags": list(task.tags),
         "serializer": task.serializer,
