@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol, cast
 
@@ -12,6 +13,7 @@ from attrs import evolve
 
 from omniq import (
     ConfigurationError,
+    Cron,
     Ended,
     FlowNotFound,
     SerializationError,
@@ -29,6 +31,7 @@ from omniq.storage import StorageLimits
 from omniq.storage.ids import new_id
 from omniq.testing import trial
 from omniq_local.memory.storage import MemoryStorage
+from tests.core import flow_cpu_tasks
 from tests.core.running import working
 
 
@@ -209,6 +212,29 @@ async def test_an_attempt_that_runs_again_adds_no_second_sibling(shop: Shop) -> 
     assert shop.ran.count("count once") == 1
 
 
+async def test_what_is_added_again_has_the_id_that_it_had(shop: Shop) -> None:
+    queue = shop.queue
+    added: list[list[tuple[str, bool]]] = []
+
+    @queue.task(max_retries=1)
+    async def flaky() -> int:
+        handles = [await current_task().aspawn(shop.count.call(page)) for page in (b"a", b"bb")]
+        added.append([(handle.id, handle.created) for handle in handles])
+        if current_task().attempt == 1:
+            current_task().retry(0)
+        return 1
+
+    async with queue.worker():
+        handle = await queue.aenqueue_flow(shop.report.call(gather([flaky.call()]), title="t"))
+        assert await handle.aresult(30) == "t: [1]"
+        tasks = await handle.flow.atasks()
+    first, second = added
+    assert [created for _, created in first] == [True, True]
+    assert second == [(task_id, False) for task_id, _ in first]
+    assert {task_id for task_id, _ in first} < {task.id for task in tasks}
+    assert len(tasks) == 4
+
+
 def test_outside_a_flow_there_is_nothing_to_add_to(shop: Shop) -> None:
     handle = shop.crawl.enqueue(1)
     with working(shop.queue), pytest.raises(TaskFailed, match="belongs to no flow"):
@@ -260,6 +286,19 @@ def test_results_are_checked_as_those_of_their_tasks(serializer: str, make_shop:
     handle = shop.queue.enqueue_flow(call)
     with working(shop.queue):
         assert handle.result(30) == 1
+
+
+async def test_signed_results_travel_between_processes_and_threads() -> None:
+    tasks = flow_cpu_tasks
+    squares = each(tasks.square, range(4))
+    async with tasks.queue.worker(processes=1):
+        handle = await tasks.queue.aenqueue_flow(each(tasks.on_a_thread, squares.outputs).then(tasks.total))
+        judged = await tasks.queue.aenqueue_flow(tasks.judge.call(tasks.broken.call().outcome))
+        found, pid, apart = await handle.aresult(60)
+        assert (found, apart) == (14, True)
+        assert pid != os.getpid()
+        assert await judged.aresult(60) == "failed: not there"
+    await tasks.queue.aclose()
 
 
 async def test_an_altered_result_is_not_read(make_shop: MakeShop) -> None:
@@ -391,6 +430,37 @@ def test_a_store_without_flows_says_so(tmp_path: Any) -> None:
         with pytest.raises(ConfigurationError, match="FileStorage holds no flows"):
             queue.enqueue_flow(nothing.call())
         assert queue.stats() == []
+
+
+def test_a_schedule_of_a_call_that_needs_others_is_refused(shop: Shop) -> None:
+    calls: list[TaskCall[Any]] = [
+        shop.fetch.call("a").then(shop.count),
+        shop.report.call(gather([shop.count.call(b"")]), title="t"),
+        shop.clean_up.call().after(shop.fetch.call("a")),
+    ]
+    for call in calls:
+        with pytest.raises(TypeError, match=r"nightly.* needs other tasks.*enqueue_flow"):
+            shop.queue.schedule(call, Cron("0 3 * * *"), id="nightly")
+        with pytest.raises(TypeError, match="needs other tasks"):
+            shop.queue.schedule(call, Cron("0 3 * * *"), id="nightly", replace=True)
+    with pytest.raises(TypeError, match=r"hourly.* needs other tasks"):
+        shop.queue.scheduled(Cron("@hourly"), args=[shop.fetch.call("a").output], id="hourly")(shop.count)
+    assert shop.queue.schedules() == []
+
+
+def test_a_schedule_of_a_task_that_enqueues_a_flow(shop: Shop) -> None:
+    ended: list[str] = []
+
+    @shop.queue.task
+    async def nightly() -> None:
+        ended.append((await shop.queue.aenqueue_flow(shop.fetch.call("a").then(shop.count))).id)
+
+    shop.queue.schedule(nightly.call(), Cron("0 3 * * *"), id="nightly")
+    with working(shop.queue):
+        for _ in range(2):
+            shop.queue.trigger_schedule("nightly").result(30)
+        assert [shop.queue.handle(one).result(30) for one in ended] == [1, 1]
+    assert len(set(ended)) == 2
 
 
 def test_many_fed_by_many_take_one_gate(shop: Shop) -> None:

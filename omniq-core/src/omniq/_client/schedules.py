@@ -18,6 +18,7 @@ from omniq._tasks.handle import TaskHandle
 from omniq._tasks.options import Duration
 from omniq._tasks.payloads import Codec
 from omniq._tasks.policies import decode_value, encode_value
+from omniq._tasks.stand_ins import has_stand_in
 from omniq._worker.firing import first_run, next_run, task_of_run
 from omniq._worker.scheduler import fire, live_tasks, note_holder
 from omniq.errors import InvalidTrigger, OmniQError, ScheduleNotFound, StorageUnavailable
@@ -124,6 +125,16 @@ class DeclaredSchedule:
     trigger: Trigger = field(converter=check_trigger)
     options: ScheduleOptions = ScheduleOptions()
 
+    def __attrs_post_init__(self) -> None:
+        call = self.call
+        if not isinstance(call, TaskCall):
+            raise TypeError(f"{call!r} is no call of a task; write function.call(…), which does not run it yet")
+        if call.earlier or has_stand_in(call.args) or has_stand_in(call.kwargs):
+            raise TypeError(
+                f"schedule {shown(self.id)} is given a call of {call.function.name} that needs other tasks, and a "
+                "schedule enqueues one task: schedule one that calls queue.enqueue_flow(…)"
+            )
+
 
 class Timetable(Control):
     """The scheduling half of a :class:`~omniq.TaskQueue`."""
@@ -167,6 +178,7 @@ class Timetable(Control):
         :param replace: start anew, as if nothing were stored under the id.
         :return: the schedule as stored.
         :raises InvalidTrigger: if it would never fire.
+        :raises TypeError: if the call needs other tasks: a schedule enqueues one.
         :raises PayloadRejected: if the one that is stored was signed with a key that this queue does not have, unless
             it is to be replaced.
         :raises SerializationError: if an argument cannot be encoded; names the path to it.
