@@ -24,6 +24,7 @@ print(json.dumps(failed))
 """
 # Modules that need an extra of omniq-core: the test kit, the demo with its store, what stands beside other libraries.
 BESIDE_OTHERS = {
+    "omniq.contrib.django": "django",
     "omniq.contrib.flask": "flask",
     "omniq.contrib.opentelemetry": "otel",
     "omniq.contrib.sentry": "sentry",

@@ -110,10 +110,13 @@ class Producer(Declarations, Timetable):
             "'cloudpickle', with which any function can travel"
         )
 
-    def submit(self, call: TaskCall[R]) -> SyncTaskHandle[R]:
-        """Enqueue one call, for synchronous callers."""
+    def submit(self, call: TaskCall[R], order: NewTask | None = None) -> SyncTaskHandle[R]:
+        """Enqueue one call, for synchronous callers.
+
+        :param order: what :meth:`order` made of it before; None: it is made now.
+        """
         warn_on_running_loop("await ….aenqueue(…)")
-        task = self.order(call)
+        task = self.order(call) if order is None else order
         around = self.plugins.around_enqueue
         if around is None:
             stored = self._stored(call, task)

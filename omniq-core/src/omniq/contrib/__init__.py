@@ -1,7 +1,7 @@
 """OmniQ beside other libraries: each module needs one, and is imported by the programs that use it.
 
-``omniq-core[flask]``, ``[otel]``, ``[sentry]`` and ``[structlog]`` install what the module of that name needs. The
-classes here are plugins: an object of one goes into ``TaskQueue(plugins=[…])``.
+``omniq-core[django]``, ``[flask]``, ``[otel]``, ``[sentry]`` and ``[structlog]`` install what the module of that name
+needs. The classes here are plugins, but for Django's: an object of one goes into ``TaskQueue(plugins=[…])``.
 """
 
 from __future__ import annotations
