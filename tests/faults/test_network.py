@@ -126,18 +126,19 @@ def test_a_worker_that_is_cut_off_for_longer_than_a_lease_gives_up_and_its_late_
 def test_on_a_slow_network_everything_is_right_and_only_slower(
     scene: Scene, server_stage: ServerStage, how: str
 ) -> None:
-    # With more patience than other tests have: nothing here is to look like a failure.
-    scene.environment["OMNIQ_URL"] = server_stage.disturbed_url_of(patient=True)
+    # With more patience than users have who say nothing: however slow a busy machine makes it, nothing is to look like a
+    # failure.
+    scene.environment["OMNIQ_URL"] = f"{server_stage.disturbed_url_of(patient=True)}&timeout=60"
     if how == "delay":
         server_stage.proxy.delay(0.2, jitter=0.15)
     else:
         server_stage.proxy.trickle(size=64, pause=0.001)
     for _ in range(2):
-        scene.start_worker(lease=6, concurrency=4)
+        scene.start_worker(lease=30, concurrency=4)
     producers = [scene.producer(count=4, batch=5), scene.producer(count=4, unique=2, first=100)]
 
-    assert [producer.ended(60) for producer in producers] == [0, 0]
-    scene.wait_drained(60)
+    assert [producer.ended(180) for producer in producers] == [0, 0]
+    scene.wait_drained(180)
 
     assert scene.history.events("refused", "rejected", "recovered") == []
     assert {task.attempt for task in scene.all_tasks()} == {1}
