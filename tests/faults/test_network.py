@@ -126,7 +126,7 @@ def test_a_worker_that_is_cut_off_for_longer_than_a_lease_gives_up_and_its_late_
 def test_on_a_slow_network_everything_is_right_and_only_slower(
     scene: Scene, server_stage: ServerStage, how: str
 ) -> None:
-    # With more patience than users have who say nothing: on a busy machine, too, nothing here is to look like a failure.
+    # With more patience than users have who say nothing: nothing here is to look like a failure, on a busy machine too.
     scene.environment["OMNIQ_URL"] = f"{server_stage.disturbed_url_of(patient=True)}&timeout=60"
     if how == "delay":
         server_stage.proxy.delay(0.2, jitter=0.15)
