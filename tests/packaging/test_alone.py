@@ -13,7 +13,7 @@ MakeEnvironment = Callable[[Iterable[Distribution]], Environment]
 
 RUN = {
     "omniq-local": "test_sqlite_rows",
-    "omniq-nats": "test_schedule_encoding",
+    "omniq-nats": "test_times and not TestNatsStorage",
     "omniq-postgres": "test_driver_adapters",
     "omniq-redis": "test_redis_records",
 }
