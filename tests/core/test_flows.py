@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 from collections.abc import Callable, Iterator
@@ -29,7 +28,7 @@ from omniq import (
 )
 from omniq.storage import StorageLimits
 from omniq.storage.ids import new_id
-from omniq.testing import trial
+from omniq.testing import await_until, trial
 from omniq_local.memory.storage import MemoryStorage
 from tests.core import flow_cpu_tasks
 from tests.core.running import working
@@ -354,11 +353,13 @@ async def test_a_builder_that_dies_leaves_nothing_that_runs(shop: Shop, monkeypa
     with pytest.raises(KeyboardInterrupt):
         await shop.queue.aenqueue_flow(each(shop.count, pages.outputs).then(shop.report, title="t"))
     storage = (await shop.queue.connections.current()).storage
-    await asyncio.sleep(0.1)
-    await storage.recover(100)
-    assert await storage.claim({"default": 100}, worker="w", lease=60) == []
-    page = await shop.queue.atasks()
-    assert {task.state for task in page} == {TaskState.CANCELLED}
+
+    async def all_are_cancelled() -> bool:
+        assert await storage.claim({"default": 100}, worker="w", lease=60) == []
+        await storage.recover(100)
+        return {task.state for task in await shop.queue.atasks()} == {TaskState.CANCELLED}
+
+    await await_until(all_are_cancelled, what="the end of the hold")
 
 
 def _circle(shop: Shop) -> TaskCall[Any]:

@@ -104,7 +104,7 @@ async def _put_aside(client: Client) -> AsyncIterator[CorruptRecord]:
         for key in sorted(await client.ask(b"SMEMBERS", aside)):
             if await client.ask(b"EXISTS", key):
                 shown = key.decode(errors="replace")
-                why = "somebody put it, of another type, where a key of OmniQ's belongs, and it was put aside"
+                why = "it stood, of another type, where a key of OmniQ's belongs, and was put aside"
                 mend = f"look at it, then remove it with: redis-cli UNLINK {shlex.quote(shown)}"
                 yield corrupt("key", shown, f"{why}; {mend}")
 

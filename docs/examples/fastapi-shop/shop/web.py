@@ -12,7 +12,7 @@ from omniq.contrib.asgi import lifespan
 from shop.correlation import request_id
 from shop.tasks import order_in_process, order_on_loop, order_on_thread, queue
 
-app = FastAPI(lifespan=lifespan(queue))  # disconnects the queue at the end; the pool is the worker's affair
+app = FastAPI(lifespan=lifespan(queue))  # disconnects the queue at the end; the pool belongs to the worker
 TASKS = {"loop": order_on_loop, "thread": order_on_thread, "process": order_in_process}
 
 

@@ -264,7 +264,7 @@ class TaskPage(Generic[T]):
 
     tasks: tuple[T, ...]
     cursor: str | None
-    """Give it to the next call for the next page; None: this was the last.
+    """Pass it to the next call to read the next page; None: this was the last.
 
     With :attr:`TaskQuery.look_at` a page can hold few tasks, or none, and not be the last.
     """
@@ -865,7 +865,7 @@ class Storage(ABC):
 
     @abstractmethod
     async def diagnose(self) -> list[Finding]:
-        """Return what ``omniq doctor`` shows: version, durability settings, limits, what is amiss and the mend."""
+        """Return what ``omniq doctor`` shows: version, durability settings, limits, what is wrong and the mend."""
 
 
 def no_flows(storage: Storage) -> ConfigurationError:

@@ -214,7 +214,7 @@ class Store:
     def save_flow(self, flow: StoredFlow) -> None:
         self._flows.save(flow)
         if flow.agenda or flow.cancelling:
-            self.waiters.wake_for_schedule(self.now)  # whoever claims next goes on with it
+            self.waiters.wake_for_schedule(self.now)  # the next claim goes on with it
 
     def remove_flow(self, flow_id: str) -> None:
         self._flows.remove(flow_id)
