@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime
 from typing import Any, Protocol, cast
 
 import pytest
@@ -14,8 +15,10 @@ from omniq import (
     ConfigurationError,
     Cron,
     Ended,
+    Every,
     FlowNotFound,
     SerializationError,
+    StorageUnavailable,
     TaskCall,
     TaskCancelled,
     TaskFailed,
@@ -26,9 +29,11 @@ from omniq import (
     each,
     gather,
 )
+from omniq.flow import NewFlow
 from omniq.storage import StorageLimits
 from omniq.storage.ids import new_id
-from omniq.testing import await_until, trial
+from omniq.task import NewTask
+from omniq.testing import await_until, trial, wait_until
 from omniq_local.memory.storage import MemoryStorage
 from tests.core import flow_cpu_tasks
 from tests.core.running import working
@@ -433,35 +438,83 @@ def test_a_store_without_flows_says_so(tmp_path: Any) -> None:
         assert queue.stats() == []
 
 
-def test_a_schedule_of_a_call_that_needs_others_is_refused(shop: Shop) -> None:
-    calls: list[TaskCall[Any]] = [
-        shop.fetch.call("a").then(shop.count),
-        shop.report.call(gather([shop.count.call(b"")]), title="t"),
-        shop.clean_up.call().after(shop.fetch.call("a")),
-    ]
-    for call in calls:
-        with pytest.raises(TypeError, match=r"nightly.* needs other tasks.*enqueue_flow"):
-            shop.queue.schedule(call, Cron("0 3 * * *"), id="nightly")
-        with pytest.raises(TypeError, match="needs other tasks"):
-            shop.queue.schedule(call, Cron("0 3 * * *"), id="nightly", replace=True)
-    with pytest.raises(TypeError, match=r"hourly.* needs other tasks"):
-        shop.queue.scheduled(Cron("@hourly"), args=[shop.fetch.call("a").output], id="hourly")(shop.count)
-    assert shop.queue.schedules() == []
+def test_a_schedule_fires_a_flow_at_each_run(shop: Shop) -> None:
+    pages = each(shop.fetch, ["a", "bb"])
+    total = shop.report.call(each(shop.count, pages.outputs).outputs, title="t")
+    made = shop.queue.schedule(total, Cron("0 3 * * *"), id="nightly")
+    assert shop.queue.schedule(total, Cron("0 3 * * *"), id="nightly") == made, "the same words change nothing"
+    assert made.task.name == f"flow:{shop.report.name}"
+    with working(shop.queue):
+        ends = [shop.queue.trigger_schedule("nightly").result(30) for _ in range(2)]
+        assert [shop.queue.handle(one).result(30) for one in ends] == ["t: [1, 2]"] * 2
+    assert len(set(ends)) == 2
+    assert [len(shop.queue.handle(one).flow.tasks()) for one in ends] == [5, 5]
 
 
-def test_a_schedule_of_a_task_that_enqueues_a_flow(shop: Shop) -> None:
-    ended: list[str] = []
+def test_a_declared_schedule_fires_a_flow_for_its_time(shop: Shop) -> None:
+    runs: list[datetime | None] = []
 
     @shop.queue.task
-    async def nightly() -> None:
-        ended.append((await shop.queue.aenqueue_flow(shop.fetch.call("a").then(shop.count))).id)
+    def noted(pages: list[bytes]) -> None:
+        runs.append(current_task().scheduled_for)
 
-    shop.queue.schedule(nightly.call(), Cron("0 3 * * *"), id="nightly")
+    shop.queue.scheduled(Every(0.01), args=[each(shop.fetch, ["a", "b"]).outputs], id="often")(noted)
     with working(shop.queue):
-        for _ in range(2):
-            shop.queue.trigger_schedule("nightly").result(30)
-        assert [shop.queue.handle(one).result(30) for one in ended] == [1, 1]
-    assert len(set(ended)) == 2
+        wait_until(lambda: len(runs) > 2)
+    assert None not in runs
+    assert len(set(runs)) == len(runs)
+
+
+def test_a_run_whose_answer_is_lost_stores_its_flow_once(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    shop.queue.schedule(shop.fetch.call("a").then(shop.count), Cron("0 3 * * *"), id="nightly")
+    enqueue, lost = MemoryStorage.enqueue, list[str]()
+
+    async def loses_one(storage: MemoryStorage, tasks: Sequence[NewTask], flow: NewFlow | None = None) -> Any:
+        stored = await enqueue(storage, tasks, flow)
+        if flow is not None and not lost:
+            lost.append(flow.id)
+            raise StorageUnavailable("the answer was lost")
+        return stored
+
+    monkeypatch.setattr(MemoryStorage, "enqueue", loses_one)
+    run = shop.queue.trigger_schedule("nightly")
+    with working(shop.queue):
+        last = run.result(30)
+        assert shop.queue.handle(last).result(30) == 1
+    assert [last] == lost
+    assert run.task().attempt == 2
+    assert shop.ran == ["fetch a", "count a"]
+
+
+def test_no_run_while_the_flow_of_an_earlier_one_is_live(shop: Shop) -> None:
+    paused = shop.clean_up.call().after(shop.fetch.using(queue="paused").call("a"))
+    shop.queue.pause("paused")
+    shop.queue.schedule(paused, Every(0.01), id="often", overlap="skip")
+    with working(shop.queue):
+        wait_until(lambda: bool(shop.queue.tasks(queue="paused", state="ready")))
+        before = shop.queue.schedules()[0].next_run
+        wait_until(lambda: shop.queue.schedules()[0].next_run != before)
+        assert len(shop.queue.tasks(queue="paused")) == 1
+        shop.queue.resume("paused")
+        wait_until(lambda: shop.ran.count("clean up") > 1)
+
+
+def test_a_schedule_of_a_flow_needs_a_store_that_holds_them(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MemoryStorage, "limits", StorageLimits(flows=False))
+    with Shop().queue as queue:
+        shop_count = next(one for name, one in queue.functions.items() if name.endswith(".clean_up"))
+        call = shop_count.call().after(shop_count.call())
+        with pytest.raises(ConfigurationError, match="MemoryStorage holds no flows"):
+            queue.schedule(call, Every(60), id="often")
+        assert queue.schedules() == []
+
+
+def test_a_signed_schedule_fires_a_signed_flow() -> None:
+    shop = Shop(signing_key="s" * 32)
+    shop.queue.schedule(shop.fetch.call("a").then(shop.count), Cron("0 3 * * *"), id="nightly")
+    with shop.queue, working(shop.queue):
+        last = shop.queue.trigger_schedule("nightly").result(30)
+        assert shop.queue.handle(last).result(30) == 1
 
 
 def test_many_fed_by_many_take_one_gate(shop: Shop) -> None:

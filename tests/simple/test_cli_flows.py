@@ -66,10 +66,12 @@ def test_a_task_is_shown_with_its_flow_and_what_it_waits_for(url: str, capsys: p
     assert shown["state"].startswith("blocked for ")
     assert "waits for 1 unfinished task of its flow" in shown["why"]
     assert first.id in shown["why"]
+    assert shown["arguments"] == f'"<output of task {first.id}>"  (as stored)'
 
     assert main(["tasks", "show", url, waiting.id, "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
     assert record["flow"] == flow_id
+    assert record["references"] == [{"path": ["args", 0], "kind": "output", "runs": [[first.id, 1]]}]
     (reason, *_) = record["why"]
     assert (reason["kind"], reason["fields"]["tasks"]) == ("blocked", [first.id])
 

@@ -15,6 +15,7 @@ from attrs import field, frozen
 
 from omniq._tasks.functions import Executor
 from omniq._tasks.pickled_functions import PREFIX, is_carried
+from omniq._tasks.scheduled_flows import is_flow_run
 from omniq._worker.releasing import PUT_BACK_LIMIT, times_put_back
 from omniq._worker.worker_info import WorkerAbout, WorkerInfo, as_worker_info
 from omniq.flow import Flow, GateState
@@ -358,7 +359,7 @@ def _serves(about: WorkerAbout | None, queue: str) -> bool:
 def _knows(about: WorkerAbout | None, name: str) -> bool:
     if about is None or about.function_count > len(about.functions):  # it did not name all that it knows
         return True
-    return name in about.functions or (is_carried(name) and PREFIX in about.functions)
+    return name in about.functions or is_flow_run(name) or (is_carried(name) and PREFIX in about.functions)
 
 
 def _accepts(about: WorkerAbout | None, serializer: str) -> bool:

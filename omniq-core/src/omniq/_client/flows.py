@@ -9,6 +9,7 @@ from uuid import UUID
 from attrs import evolve, frozen
 
 from omniq._tasks.functions import Definition, TaskCall
+from omniq._tasks.scheduled_flows import COUNTED
 from omniq._tasks.stand_ins import StandIn, has_stand_in
 from omniq.errors import SerializationError
 from omniq.flow import NewFlow, NewGate
@@ -44,15 +45,16 @@ class Graph:
     """Each after all that it waits for."""
 
     @classmethod
-    def of(cls, call: TaskCall[Any], queue: Orderer) -> Graph:
+    def of(cls, call: TaskCall[Any], queue: Orderer, *, base: int | None = None) -> Graph:
         """Return the flow of a call and all that it needs.
 
         :param queue: encodes the calls; nothing is stored.
+        :param base: the number of the first task's id, which the others follow; None: that of a new id.
         :raises TypeError: if a stand-in is where there can be none.
         :raises ValueError: if the calls depend on each other in a circle, or one of them cannot be of a flow.
         :raises SerializationError: if an argument cannot be encoded; names the function and the path to it.
         """
-        return _Compiler(queue).compiled(call)
+        return _Compiler(queue).compiled(call, _new_base() if base is None else base)
 
 
 class _Compiler:
@@ -63,13 +65,12 @@ class _Compiler:
         self._depths: dict[TaskCall[Any], int] = {}
         self._types: dict[tuple[Definition, tuple[tuple[str | int, Any], ...]], ArgumentTypes] = {}
 
-    def compiled(self, root: TaskCall[Any]) -> Graph:
+    def compiled(self, root: TaskCall[Any], base: int) -> Graph:
         if not isinstance(root, TaskCall):
             raise TypeError(f"{root!r} is no call of a task; write function.call(…), which does not run it yet")
         self._visit(root)
         # By depth, so that the calls of a group follow one another, and so do their ids.
         calls = sorted(self._depths, key=self._depths.__getitem__)
-        base = UUID(new_id()).int >> _COUNTED << _COUNTED
         ids = {call: str(UUID(int=base + number)) for number, call in enumerate(calls)}
         gates, behind, feeds = self._gates(calls)
         unique = None
@@ -184,8 +185,8 @@ def _hint(value: Any) -> Any:
     return containers.get(type(value), Any)
 
 
-_COUNTED = 24
-"""Bits of an id that count the tasks of a flow: their ids follow one another."""
+def _new_base() -> int:
+    return UUID(new_id()).int >> COUNTED << COUNTED
 
 
 def _slots(call: TaskCall[Any]) -> Iterator[_Slot]:

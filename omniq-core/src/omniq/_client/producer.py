@@ -15,13 +15,14 @@ from omniq._client.flows import Graph, parts_of
 from omniq._client.registration import Declarations
 from omniq._client.schedules import Timetable
 from omniq._runtime.portal import warn_on_running_loop
-from omniq._tasks.context import running
+from omniq._tasks.context import current_task, running
 from omniq._tasks.enqueueing import Enqueueing, enqueueing
-from omniq._tasks.functions import TaskCall, TaskFunction, call_of
+from omniq._tasks.functions import AsyncTaskFunction, Definition, TaskCall, TaskFunction, call_of
 from omniq._tasks.handle import SyncTaskHandle, TaskHandle
 from omniq._tasks.options import Duration
 from omniq._tasks.pickled_functions import carried_call, is_carried
-from omniq._tasks.stand_ins import refuse_stand_ins
+from omniq._tasks.scheduled_flows import FLOW_PREFIX, is_flow_run, load_run
+from omniq._tasks.stand_ins import has_stand_in, refuse_stand_ins
 from omniq.errors import (
     FlowNotFound,
     ResultTimeout,
@@ -37,6 +38,7 @@ from omniq.storage.base import no_flows
 from omniq.storage.body import as_task, join_body, make_content, with_header
 from omniq.storage.durations import duration
 from omniq.storage.ids import new_id, sibling_id
+from omniq.storage.records import dump_flow
 from omniq.storage.validation import fetch
 from omniq.task import NewTask, Reference, StoredTask, Task, TaskError, TaskState
 
@@ -253,7 +255,7 @@ class Producer(Declarations, Timetable):
         if not isinstance(call, TaskCall):
             raise TypeError(f"{call!r} is no call of a task; write function.call(…), which does not run it yet")
         function, definition = call.function, call.function.definition
-        if definition.name not in self.functions and not is_carried(definition.name):
+        if definition.name not in self.functions and not (is_carried(definition.name) or is_flow_run(definition.name)):
             raise ValueError(f"{definition.name} is a task of another queue; enqueue it there")
         args, kwargs, types = arguments or (call.args, call.kwargs, definition.types[0])
         if call.earlier and arguments is None and not fields:
@@ -294,7 +296,7 @@ class Producer(Declarations, Timetable):
         :raises SerializationError: if an argument cannot be encoded; names the function and the path to it.
         """
         storage = (await self.connections.current()).storage
-        with self._building(call, storage) as (graph, entered):
+        with self._around(self._graph(call, storage)) as (graph, entered):
             if connection is not None:
                 stored = await storage.join(connection).aenqueue_flow(graph.tasks, graph.flow)
             else:
@@ -308,7 +310,7 @@ class Producer(Declarations, Timetable):
         :return: a handle that cannot be awaited.
         """
         warn_on_running_loop("await queue.aenqueue_flow(…)")
-        with self._building(call, self.connections.blocking()) as (graph, entered):
+        with self._around(self._graph(call, self.connections.blocking())) as (graph, entered):
             if connection is not None:
                 stored = self._joined(connection).enqueue_flow(graph.tasks, graph.flow)
             else:
@@ -316,11 +318,43 @@ class Producer(Declarations, Timetable):
             entered.stored = stored
         return cast("SyncTaskHandle[R]", self._handle_of_flow(call, graph, stored, SyncTaskHandle))
 
-    @contextlib.contextmanager
-    def _building(self, call: TaskCall[Any], storage: Storage) -> Iterator[tuple[Graph, Enqueueing]]:
+    def _order_of_runs(self, call: TaskCall[Any], storage: Storage) -> NewTask:
+        """Return the task that a schedule enqueues for a call: the call's own, or one that stores the call's flow.
+
+        :param storage: where the flow is to be stored.
+        """
+        if not call.earlier and not has_stand_in([call.args, call.kwargs]):
+            return self.order(call)
+        graph = self._graph(call, storage, base=0)
+        last = graph.tasks[-1]
+        starter = self._flow_starter(last.name).using(queue=last.queue, priority=last.priority)
+        return self.order(starter.call(dump_flow(graph.flow, graph.tasks)))
+
+    def _flow_starter(self, name: str = "") -> TaskFunction[[str], str]:
+        """Return what stores the flow of a schedule's run.
+
+        :param name: of the function whose call is the last of the flow.
+        """
+
+        async def start_flow(text: str) -> str:
+            run = current_task()
+            flow, tasks = load_run(text, run.id, run.scheduled_for)
+            with self._around(Graph(flow, tuple(map(self.codec.sign, tasks)))) as (graph, entered):
+                entered.stored = stored = await self._acurrent_store_flow(graph)
+            self._tell_enqueued(graph.tasks, stored)
+            return stored[-1].id
+
+        return AsyncTaskFunction(
+            self, Definition(start_flow, name=FLOW_PREFIX + name, retry_on=(Exception,)), self.options
+        )
+
+    def _graph(self, call: TaskCall[Any], storage: Storage, base: int | None = None) -> Graph:
         if not storage.limits.flows:
             raise no_flows(storage)
-        graph = Graph.of(call, self)
+        return Graph.of(call, self, base=base)
+
+    @contextlib.contextmanager
+    def _around(self, graph: Graph) -> Iterator[tuple[Graph, Enqueueing]]:
         around = self.plugins.around_enqueue
         if around is None:
             yield graph, Enqueueing(graph.tasks)
@@ -346,11 +380,14 @@ class Producer(Declarations, Timetable):
     def _handle_of_flow(
         self, call: TaskCall[Any], graph: Graph, stored: Sequence[Enqueued], kind: type[TaskHandle[Any]]
     ) -> TaskHandle[Any]:
+        self._tell_enqueued(graph.tasks, stored)
+        return kind(self, stored[-1].id, hint=call.function.definition.types[1], created=stored[-1].created)
+
+    def _tell_enqueued(self, tasks: Sequence[NewTask], stored: Sequence[Enqueued]) -> None:
         if self._enqueued is not None:
-            for task, entry in zip(graph.tasks, stored, strict=True):
+            for task, entry in zip(tasks, stored, strict=True):
                 if entry.created:
                     self._enqueued(task=task)
-        return kind(self, stored[-1].id, hint=call.function.definition.types[1], created=stored[-1].created)
 
     def spawn(self, call: TaskCall[Any], parent: Task, number: int) -> SyncTaskHandle[Any]:
         """Add a call to the flow of a running task; see :meth:`.CurrentTask.spawn`."""

@@ -134,10 +134,9 @@ class TaskQueue(Producer):
         )
         self.functions: dict[str, TaskFunction[Any, Any]] = {}
         self.declared: dict[str, DeclaredSchedule] = {}
-        self.runnable: Mapping[str, TaskFunction[Any, Any]] = self.functions
+        carried = carriers(self, self.options) if self.codec.runs_carried else {}
+        self.runnable: Mapping[str, TaskFunction[Any, Any]] = Runnable(self.functions, carried, self._flow_starter())
         """What a worker can run; beyond the registered functions, where accepted, those that come in payloads."""
-        if self.codec.runs_carried:
-            self.runnable = Runnable(self.functions, carriers(self, self.options))
         self.connections = Connections(storage)
         self.decoder = FunctionDecoder(self.codec, self._types)
         self._enqueued = self.plugins.event("omniq_task_enqueued")

@@ -14,6 +14,7 @@ from omniq._tasks.functions import AsyncTaskFunction, Definition, Executor, Func
 from omniq._tasks.options import Duration, TaskOptions
 from omniq._tasks.payloads import ANY_ARGUMENTS
 from omniq._tasks.pickled_functions import is_carried
+from omniq._tasks.scheduled_flows import is_flow_run
 from omniq.retry import RetryPolicy
 from omniq.schedule import Misfire, Overlap, Trigger
 
@@ -202,8 +203,10 @@ class Declarations(FunctionOwner):
     def _register(
         self, definition: Definition, options: TaskOptions, triggers: Sequence[Trigger]
     ) -> TaskFunction[Any, Any]:
-        if is_carried(definition.name):
-            raise ValueError(f"{definition.name!r} cannot name a task: functions that come in payloads are called so")
+        if is_carried(definition.name) or is_flow_run(definition.name):
+            raise ValueError(
+                f"{definition.name!r} cannot name a task: functions and flows that come in payloads are called so"
+            )
         definition.module_code = module_code()
         other = self.functions.get(definition.name)
         if other is not None:

@@ -18,7 +18,6 @@ from omniq._tasks.handle import TaskHandle
 from omniq._tasks.options import Duration
 from omniq._tasks.payloads import Codec
 from omniq._tasks.policies import decode_value, encode_value
-from omniq._tasks.stand_ins import has_stand_in
 from omniq._worker.firing import first_run, next_run, task_of_run
 from omniq._worker.scheduler import fire, live_tasks, note_holder
 from omniq.errors import InvalidTrigger, OmniQError, ScheduleNotFound, StorageUnavailable
@@ -126,14 +125,8 @@ class DeclaredSchedule:
     options: ScheduleOptions = ScheduleOptions()
 
     def __attrs_post_init__(self) -> None:
-        call = self.call
-        if not isinstance(call, TaskCall):
-            raise TypeError(f"{call!r} is no call of a task; write function.call(…), which does not run it yet")
-        if call.earlier or has_stand_in(call.args) or has_stand_in(call.kwargs):
-            raise TypeError(
-                f"schedule {shown(self.id)} is given a call of {call.function.name} that needs other tasks, and a "
-                "schedule enqueues one task: schedule one that calls queue.enqueue_flow(…)"
-            )
+        if not isinstance(self.call, TaskCall):
+            raise TypeError(f"{self.call!r} is no call of a task; write function.call(…), which does not run it yet")
 
 
 class Timetable(Control):
@@ -145,7 +138,7 @@ class Timetable(Control):
     declared: dict[str, DeclaredSchedule]
 
     @abstractmethod
-    def order(self, call: TaskCall[Any]) -> NewTask: ...
+    def _order_of_runs(self, call: TaskCall[Any], storage: Storage) -> NewTask: ...
 
     async def aschedule(
         self,
@@ -166,7 +159,8 @@ class Timetable(Control):
         that is changed, the pause, the last run and what may still be running of it are kept, and its next run where
         the trigger, ``start`` and ``end`` are the same.
 
-        :param call: what to enqueue at each run, as ``function.call(…)`` gave it.
+        :param call: what to enqueue at each run, as ``function.call(…)`` gave it; with all calls that it needs, if any:
+            then a run is a task named ``flow:`` and the function, which stores the flow.
         :param trigger: when: ``Every(…)``, ``Cron(…)``, ``At(…)``, or a plugin's.
         :param id: the schedule's name, by which it is changed and found.
         :param misfire: what to do with runs that were missed: ``"latest"``: one for all of them; ``"all"``: one for
@@ -178,7 +172,8 @@ class Timetable(Control):
         :param replace: start anew, as if nothing were stored under the id.
         :return: the schedule as stored.
         :raises InvalidTrigger: if it would never fire.
-        :raises TypeError: if the call needs other tasks: a schedule enqueues one.
+        :raises ConfigurationError: if the call needs others, and the queue's store holds no flows.
+        :raises ValueError: if the calls wait for each other in a circle.
         :raises PayloadRejected: if the one that is stored was signed with a key that this queue does not have, unless
             it is to be replaced.
         :raises SerializationError: if an argument cannot be encoded; names the path to it.
@@ -187,7 +182,7 @@ class Timetable(Control):
         given = DeclaredSchedule(id=id, call=call, trigger=trigger, options=options)
         storage = await self._storage()
         for _ in range(TRIES):
-            made = self._made(given, await storage.now())
+            made = await self._made(given, storage)
             found = [] if replace else await storage.get_schedules([id])
             if found:
                 self.codec.admit_replacing(found[0])
@@ -252,7 +247,8 @@ class Timetable(Control):
     async def atrigger_schedule(self, schedule_id: str) -> TaskHandle[Any]:
         """Enqueue a schedule's task now, whatever its trigger says. Its rhythm goes on as before.
 
-        :return: a handle of the task; where a live task has the unique key of the schedule's call, of that one, with
+        :return: a handle of the task, which of a flow is the one that stores it, and returns the id of the flow's last
+            task; where a live task has the unique key of the schedule's call, of that one, with
             ``created`` False.
         :raises ScheduleNotFound: if it is not in the store.
         :raises PayloadRejected: if it is unsigned or altered.
@@ -321,7 +317,7 @@ class Timetable(Control):
     async def _store_declared(self, storage: Storage, declared: DeclaredSchedule, app: str) -> str:
         """Store a declared schedule, and say in a word what that changed; nothing if nothing."""
         for _ in range(TRIES):
-            made = evolve(self._made(declared, await storage.now()), declared=True, apps=(app,))
+            made = evolve(await self._made(declared, storage), declared=True, apps=(app,))
             found = await storage.get_schedules([declared.id])
             if not found:
                 if made.next_run is None:
@@ -354,11 +350,11 @@ class Timetable(Control):
         await self._change(schedule.id, left)
         return "left to other apps"
 
-    def _made(self, given: DeclaredSchedule, now: datetime) -> Schedule:
+    async def _made(self, given: DeclaredSchedule, storage: Storage) -> Schedule:
         options = given.options
         schedule = Schedule(
             id=given.id,
-            task=self.order(given.call),
+            task=self._order_of_runs(given.call, storage),
             trigger=encode_value(given.trigger),
             next_run=None,
             misfire=options.misfire,
@@ -367,7 +363,7 @@ class Timetable(Control):
             start=options.start,
             end=options.end,
         )
-        first = first_run(schedule, given.trigger, now)
+        first = first_run(schedule, given.trigger, await storage.now())
         return self.codec.sign_schedule(evolve(schedule, next_run=first))
 
     async def _change(self, schedule_id: str, change: Callable[[Schedule, datetime], Schedule | None]) -> bool:

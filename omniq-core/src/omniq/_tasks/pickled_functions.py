@@ -11,6 +11,7 @@ from typing import Any
 
 from omniq._tasks.functions import AsyncTaskFunction, Definition, FunctionOwner, TaskCall, TaskFunction, task_name
 from omniq._tasks.options import LONGEST_TEXT, TaskOptions
+from omniq._tasks.scheduled_flows import is_flow_run
 
 __all__ = ["ASYNC_PREFIX", "PREFIX", "Runnable", "carried_call", "carriers", "is_carried"]
 
@@ -67,18 +68,27 @@ class Runnable(Mapping[str, TaskFunction[Any, Any]]):
 
     :param registered: the registered functions; what is registered later is seen.
     :param carried: as :func:`carriers` gives them.
+    :param start_flow: what stores the flows of schedules, which every worker can run.
     """
 
     def __init__(
-        self, registered: Mapping[str, TaskFunction[Any, Any]], carried: Mapping[str, TaskFunction[Any, Any]]
+        self,
+        registered: Mapping[str, TaskFunction[Any, Any]],
+        carried: Mapping[str, TaskFunction[Any, Any]],
+        start_flow: TaskFunction[Any, Any],
     ) -> None:
         self._registered = registered
         self._carried = carried
+        self._start_flow = start_flow
 
     def __getitem__(self, name: str) -> TaskFunction[Any, Any]:
         if is_carried(name):
             return self._carried[ASYNC_PREFIX if name.startswith(ASYNC_PREFIX) else PREFIX]
-        return self._registered[name]
+        return self._start_flow if is_flow_run(name) else self._registered[name]
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """Return what runs the tasks of a name; overridden as a worker asks it of each task."""
+        return self._registered.get(name) or super().get(name, default)
 
     def __iter__(self) -> Iterator[str]:
         # A copy, as dict makes it in one step: another thread may register a function meanwhile.

@@ -17,6 +17,7 @@ from attrs import evolve
 from omniq._tasks.enqueueing import enqueueing
 from omniq._tasks.payloads import Codec
 from omniq._tasks.policies import decode_value
+from omniq._tasks.scheduled_flows import flow_of_run, is_flow_run
 from omniq._worker.firing import MOST_MADE_UP, advance, brought_nearer, without_excess
 from omniq.errors import OmniQError, PayloadRejected, StorageError, StorageUnavailable
 from omniq.plugins import Plugins
@@ -245,8 +246,13 @@ def created_of(tasks: Sequence[NewTask], stored: Sequence[Enqueued]) -> list[New
 async def live_tasks(storage: Storage, schedule: Schedule) -> list[str]:
     """Return the ids of a schedule's runs that have not ended, as far as the schedule knows them."""
     known = [*schedule.live_tasks, *([] if schedule.last_task is None else [schedule.last_task])]
-    found = await storage.get(known) if known else []
-    return [task.id for task in found if task is not None and not task.state.is_final]
+    if not known:
+        return []
+    live = {task.id for task in await storage.get(known) if task is not None and not task.state.is_final}
+    if is_flow_run(schedule.task.name):
+        flows = await storage.get_flows([flow_of_run(run) for run in known])
+        live |= {run for run, flow in zip(known, flows, strict=True) if flow is not None and flow.finished_at is None}
+    return [run for run in known if run in live]
 
 
 async def note_holder(storage: Storage, fired: Schedule, stored: Sequence[Enqueued]) -> None:

@@ -21,7 +21,7 @@ from omniq.cli.terminal import Screen, human_duration
 from omniq.cli.values import plain_json
 from omniq.cli.wording import ago, exact, relative, rough_duration
 from omniq.serialization.signing import unsealed
-from omniq.task import Attempt, Progress, Task, TaskError, TaskState
+from omniq.task import Attempt, Progress, Reference, Task, TaskError, TaskState
 
 __all__ = ["STYLES", "arguments_json", "arguments_text", "as_json", "as_lines", "reasons_json", "task_table"]
 
@@ -186,13 +186,43 @@ def _progress(progress: Progress) -> str:
 def arguments_text(task: Task, queue: TaskQueue) -> str:
     """Return a task's arguments as they would stand in a call; as stored where they cannot be decoded."""
     decoded = _decoded_arguments(task, queue)
-    text = None if decoded is None else _or_none(lambda: _call(*decoded, repr))
+    text = None if decoded is None else _or_none(lambda: _call(*_with_awaited(*decoded, task), repr))
     if text is not None:
         return _bounded(text or "none")
     stored = _stored_arguments(task, queue)
     if stored is None:
         return _size(task.payload, task, queue)
-    return _bounded(f"{_call(*stored, _json) or 'none'}  (as stored)")
+    # Whoever can write to the store can put the places anywhere.
+    args, kwargs = _or_none(lambda: _with_awaited(*stored, task)) or stored
+    return _bounded(f"{_call(args, kwargs, _json) or 'none'}  (as stored)")
+
+
+@frozen(repr=False)
+class _Awaited:
+    """What is shown in the place of an argument that the results of other tasks take when the task runs."""
+
+    reference: Reference
+
+    def __repr__(self) -> str:
+        count = sum(count for _, count in self.reference.runs)
+        first = self.reference.runs[0][0] if self.reference.runs else ""
+        what = "no tasks" if not count else f"task {first}" if count == 1 else f"{count:,} tasks from {first}"
+        return f"<{self.reference.kind} of {what}>"
+
+
+def _with_awaited(
+    args: Sequence[Any], kwargs: Mapping[str, Any], task: Task
+) -> tuple[Sequence[Any], Mapping[str, Any]]:
+    """Return arguments, as they are in the store, with what is said of the results that come there."""
+    places: dict[str | int, Any] = {"args": list(args), "kwargs": dict(kwargs)}
+    for reference in task.references:
+        place: Any = places
+        for step in reference.path[:-1]:
+            # A copy: what was decoded is the task's.
+            place[step] = dict(place[step]) if isinstance(place[step], dict) else list(place[step])
+            place = place[step]
+        place[reference.path[-1]] = _Awaited(reference)
+    return places["args"], places["kwargs"]
 
 
 def _call(args: Sequence[Any], kwargs: Mapping[str, Any], show: Callable[[Any], str]) -> str:
@@ -238,6 +268,7 @@ def as_json(task: Task, queue: TaskQueue) -> dict[str, Any]:
         "queue": task.queue,
         "state": task.state.value,
         **arguments_json(task, queue),
+        "references": [asdict(reference) for reference in task.references],
         "result": _result_json(task, queue),
         "error": _error_json(task.error),
         "progress": progress and {"done": progress.done, "total": progress.total, "note": progress.note},
@@ -361,4 +392,4 @@ def _stored_json(task: Task, payload: bytes, queue: TaskQueue) -> _Stored | None
 
 
 def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
+    return json.dumps(value, ensure_ascii=False, default=repr)

@@ -8,16 +8,27 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
 from attrs import asdict
 
 from omniq.errors import CorruptRecord
+from omniq.flow import NewFlow, NewGate
 from omniq.schedule import Misfire, Overlap, Schedule
-from omniq.task import NewTask, Progress, TaskError
+from omniq.task import Feed, NewTask, Progress, TaskError
 
-__all__ = ["dump_error", "dump_progress", "dump_schedule", "load_error", "load_progress", "load_schedule"]
+__all__ = [
+    "dump_error",
+    "dump_flow",
+    "dump_progress",
+    "dump_schedule",
+    "load_error",
+    "load_flow",
+    "load_progress",
+    "load_schedule",
+]
 
 _MICROSECOND = timedelta(microseconds=1)
 _UNREADABLE = (TypeError, ValueError, LookupError, AttributeError, OverflowError, RecursionError)
@@ -75,7 +86,7 @@ def _dump(value: object) -> dict[str, Any]:
         return {"in": value // _MICROSECOND}
     if isinstance(value, bytes):
         return {"base64": base64.b64encode(value).decode()}
-    raise TypeError(f"a schedule cannot hold {value!r}")
+    raise TypeError(f"a record cannot hold {value!r}")
 
 
 def _load(value: dict[str, Any]) -> Any:
@@ -87,6 +98,29 @@ def _load(value: dict[str, Any]) -> Any:
         case {"base64": str(text)}:
             return base64.b64decode(text, validate=True)
     return value
+
+
+def _load_task(fields: dict[str, Any]) -> NewTask:
+    feeds = tuple(Feed(**feed) for feed in fields["feeds"])
+    return NewTask(**{**fields, "tags": tuple(fields["tags"]), "feeds": feeds})
+
+
+def dump_flow(flow: NewFlow, tasks: Sequence[NewTask]) -> str:
+    """Return a flow that has not been stored yet, and its tasks, as text."""
+    return json.dumps([asdict(flow), [asdict(task) for task in tasks]], default=_dump, separators=(",", ":"))
+
+
+def load_flow(text: str | bytes) -> tuple[NewFlow, list[NewTask]]:
+    """Read what :func:`dump_flow` returned.
+
+    :raises ValueError: if that cannot be done.
+    """
+    try:
+        flow, tasks = json.loads(text, object_hook=_load)
+        gates = tuple(NewGate(**gate) for gate in flow["gates"])
+        return NewFlow(**{**flow, "gates": gates}), [_load_task(task) for task in tasks]
+    except _UNREADABLE as error:
+        raise ValueError(f"this is no flow: {error}") from error
 
 
 def load_schedule(text: str | bytes, **known: Any) -> Schedule:
@@ -104,7 +138,7 @@ def load_schedule(text: str | bytes, **known: Any) -> Schedule:
         return Schedule(
             **{
                 **fields,
-                "task": NewTask(**{**task, "tags": tuple(task["tags"]), "feeds": ()}),
+                "task": _load_task(task),
                 "misfire": Misfire(fields["misfire"]),
                 "overlap": Overlap(fields["overlap"]),
                 "apps": tuple(fields.get("apps", ())),
