@@ -7,7 +7,7 @@ import random
 import pytest
 
 from omniq.plugins import default_plugins
-from omniq.storage import transitions
+from omniq.storage import flow_transitions, transitions
 from omniq.storage.urls import parse_url
 from omniq.testing.contract.flow_driver import FlowDriver
 
@@ -16,10 +16,10 @@ from omniq.testing.contract.flow_driver import FlowDriver
 async def test_random_flows_come_to_their_ends_however_small_the_steps(
     share: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transitions, "SETTLED_AT_ONCE", 1)
+    monkeypatch.setattr(flow_transitions, "SETTLED_AT_ONCE", 1)
     monkeypatch.setattr(transitions, "SETTLED", 1)
     # And each step looks whether the flow hangs: none does, so that no gate may break of it.
-    monkeypatch.setattr(transitions, "AUDIT_SECONDS", 0.0 if share % 2 else 300.0)
+    monkeypatch.setattr(flow_transitions, "AUDIT_SECONDS", 0.0 if share % 2 else 300.0)
     store = default_plugins().open_storage(parse_url("memory://"))
     await store.open()
     try:

@@ -10,7 +10,7 @@ import pytest
 
 from omniq.flow import Flow, NewFlow, NewGate
 from omniq.plugins import default_plugins
-from omniq.storage import Storage, transitions
+from omniq.storage import Storage, flow_transitions
 from omniq.storage.ids import new_id
 from omniq.storage.urls import parse_url
 from omniq.task import Feed, TaskState
@@ -59,7 +59,7 @@ async def test_what_waits_for_a_task_that_cannot_be_read_ends_as_cancelled(
     kind: str, place: str, value: Value, at_once: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not at_once:
-        monkeypatch.setattr(transitions, "AUDIT_SECONDS", 0.05)
+        monkeypatch.setattr(flow_transitions, "AUDIT_SECONDS", 0.05)
     flow = NewFlow(id=new_id(), gates=(NewGate(n=0, rank="0"), NewGate(n=1, rank="1")))
     bad = new_task(flow=flow.id, feeds=(Feed(0, needs_success=True),))
     good = new_task(flow=flow.id, feeds=(Feed(0, needs_success=True),))
@@ -84,7 +84,7 @@ async def test_what_waits_for_a_task_that_cannot_be_read_ends_as_cancelled(
 async def test_a_task_that_cannot_be_read_is_missed_when_it_is_deleted(
     kind: str, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transitions, "AUDIT_SECONDS", 0.05)
+    monkeypatch.setattr(flow_transitions, "AUDIT_SECONDS", 0.05)
     flow = NewFlow(id=new_id(), gates=(NewGate(n=0, rank="0"),))
     bad, waiting = new_task(flow=flow.id, feeds=(Feed(0, needs_success=True),)), new_task(flow=flow.id, behind=0)
     async with opened(kind, tmp_path) as (store, spoil):
@@ -98,7 +98,7 @@ async def test_a_task_that_cannot_be_read_is_missed_when_it_is_deleted(
 
 
 async def test_a_flow_that_is_slow_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transitions, "AUDIT_SECONDS", 0.01)
+    monkeypatch.setattr(flow_transitions, "AUDIT_SECONDS", 0.01)
     flow = NewFlow(id=new_id(), gates=(NewGate(n=0, rank="0"),))
     first, waiting = new_task(flow=flow.id, feeds=(Feed(0, needs_success=True),)), new_task(flow=flow.id, behind=0)
     async with opened("mystore", tmp_path) as (store, _):

@@ -20,7 +20,7 @@ MUTANTS = """
     import pytest
 
     from omniq.errors import StorageUnavailable
-    from omniq.storage import Capability, SimpleStorage, SqlTx, StorageLimits, simple, transitions
+    from omniq.storage import Capability, SimpleStorage, SqlTx, StorageLimits, simple, states, transitions
     from omniq.testing import StorageContract
     from omniq.testing.contract import stalling
     from omniq.testing.contract.stalling import StallContract
@@ -193,7 +193,7 @@ MUTANTS = """
             stored = transitions.stored_task
 
             def cut(new, now):
-                return transitions._changed(stored(new, now), name=new.name[:255])
+                return states.changed_task(stored(new, now), name=new.name[:255])
 
             patch(transitions, "stored_task", cut)
 
@@ -204,7 +204,7 @@ MUTANTS = """
 
             def keep(task, outcome, now):
                 new = answered(task, outcome, now)
-                return new if new.error else transitions._changed(new, error=task.error)
+                return new if new.error else states.changed_task(new, error=task.error)
 
             patch(transitions, "answered_task", keep)
     """

@@ -34,7 +34,7 @@ from omniq.storage.rows import (
     task_of,
     to_micros,
 )
-from omniq.storage.transitions import due_at, later, promoted_task
+from omniq.storage.states import due_at, later, promoted_task
 from omniq.storage.validation import LARGEST_REVISION, UNREADABLE, Salvaged, check_worker, corrupt, read_schedule
 from omniq.task import StoredTask, TaskState
 

@@ -16,7 +16,7 @@ from omniq.errors import CorruptRecord
 from omniq.flow import GateState, StoredFlow, StoredGate
 from omniq.storage.escaping import shown
 from omniq.storage.records import dump_error, dump_progress, load_error, load_progress
-from omniq.storage.transitions import later
+from omniq.storage.states import later
 from omniq.storage.validation import UNREADABLE, Salvaged, check_task, corrupt, salvaged
 from omniq.task import Feed, StoredTask, TaskState
 

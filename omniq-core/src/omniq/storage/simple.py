@@ -22,7 +22,7 @@ from typing import Any, Protocol, Self, TypeVar
 from omniq.errors import CorruptRecord, StorageUnavailable
 from omniq.flow import Flow, NewFlow
 from omniq.schedule import Schedule
-from omniq.storage import transitions
+from omniq.storage import flow_transitions, transitions
 from omniq.storage.base import (
     Enqueued,
     Finding,
@@ -38,6 +38,7 @@ from omniq.storage.base import (
 )
 from omniq.storage.escaping import get_logger
 from omniq.storage.outages import Outage
+from omniq.storage.primitives import Transaction
 from omniq.storage.transactions import CallerTransaction, driver_connection
 from omniq.storage.validation import finding, log_once
 from omniq.task import NewTask, Outcome, Progress, StoredTask, TaskState
@@ -56,7 +57,7 @@ PURGE_STEP = 1000
 """Tasks that one transaction of ``purge`` removes, so that it locks others out for a short time only."""
 
 
-class Tx(transitions.Transaction, Protocol):
+class Tx(Transaction, Protocol):
     """The primitives of a transaction: those of the verbs, and what is read or done in bulk."""
 
     changed: bool
@@ -434,19 +435,19 @@ class SimpleStorage(Storage):
     # Flows
 
     async def release_hold(self, flow_id: str, gate: int) -> bool:
-        return await self._run(transitions.release_hold, flow_id, gate, wakes=True)
+        return await self._run(flow_transitions.release_hold, flow_id, gate, wakes=True)
 
     async def get_flows(self, ids: Sequence[str]) -> list[Flow | None]:
-        return await self._read(lambda tx: transitions.get_flows(tx, ids))
+        return await self._read(lambda tx: flow_transitions.get_flows(tx, ids))
 
     async def cancel_flow(self, flow_id: str) -> bool:
-        return await self._run(transitions.cancel_flow, flow_id, wakes=True)
+        return await self._run(flow_transitions.cancel_flow, flow_id, wakes=True)
 
     async def retry_flow(self, flow_id: str) -> int:
-        return await self._run(transitions.retry_flow, flow_id, wakes=True)
+        return await self._run(flow_transitions.retry_flow, flow_id, wakes=True)
 
     async def settle(self, limit: int) -> int:
-        return await self._run(transitions.settle, limit, wakes=True)
+        return await self._run(flow_transitions.settle, limit, wakes=True)
 
     # Schedules
 

@@ -39,7 +39,7 @@ from omniq.storage.rows import (
     task_of,
     to_micros,
 )
-from omniq.storage.transitions import due_at, later
+from omniq.storage.states import due_at, later
 from omniq.storage.validation import (
     LARGEST_REVISION,
     UNREADABLE,

@@ -11,7 +11,7 @@ from datetime import datetime
 from attrs import evolve
 
 from omniq.flow import StoredFlow, StoredGate
-from omniq.storage.transitions import due_at
+from omniq.storage.states import due_at
 from omniq.task import StoredTask, TaskState
 from omniq_local.memory.records import Record
 

@@ -32,6 +32,7 @@ from omniq.storage import (
     StoredWorker,
     TaskPage,
     TaskQuery,
+    flow_transitions,
     transitions,
 )
 from omniq.storage.transactions import CallerTransaction
@@ -252,23 +253,23 @@ class MemoryStorage(Storage):
 
     async def release_hold(self, flow_id: str, gate: int) -> bool:
         with LOCK:
-            return transitions.release_hold(self._opened(), flow_id, gate)
+            return flow_transitions.release_hold(self._opened(), flow_id, gate)
 
     async def get_flows(self, ids: Sequence[str]) -> list[Flow | None]:
         with LOCK:
-            return transitions.get_flows(self._opened(), ids)
+            return flow_transitions.get_flows(self._opened(), ids)
 
     async def cancel_flow(self, flow_id: str) -> bool:
         with LOCK:
-            return transitions.cancel_flow(self._opened(), flow_id)
+            return flow_transitions.cancel_flow(self._opened(), flow_id)
 
     async def retry_flow(self, flow_id: str) -> int:
         with LOCK:
-            return transitions.retry_flow(self._opened(), flow_id)
+            return flow_transitions.retry_flow(self._opened(), flow_id)
 
     async def settle(self, limit: int) -> int:
         with LOCK:
-            return transitions.settle(self._opened(), limit)
+            return flow_transitions.settle(self._opened(), limit)
 
     # Schedules
 

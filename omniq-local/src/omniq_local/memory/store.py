@@ -15,8 +15,9 @@ from weakref import WeakSet
 from omniq.flow import NewFlow, StoredFlow, StoredGate
 from omniq.schedule import Schedule
 from omniq.storage import Enqueued, QueueStats, StoredWorker, TaskPage, TaskQuery, transitions
+from omniq.storage.flow_transitions import count_ends
 from omniq.storage.paging import Pager
-from omniq.storage.transitions import answered_task, later, promoted_task, stored_task
+from omniq.storage.states import answered_task, later, promoted_task, stored_task
 from omniq.task import NewTask, Outcome, StoredTask, TaskState
 from omniq_local.memory.flows import Flows
 from omniq_local.memory.records import Index, Line, Record, Register
@@ -147,7 +148,7 @@ class Store:
     def _promote(self, line: Line, limit: int) -> None:
         self.save([promoted_task(record.task) for record in line.scheduled.take(limit, self.now)])
 
-    # The primitives, see omniq.storage.transitions.Transaction
+    # The primitives, see omniq.storage.primitives.Transaction
 
     def load(self, ids: Iterable[str]) -> dict[str, StoredTask]:
         records = self._records.by_id
@@ -290,7 +291,7 @@ class Store:
         members: list[StoredTask] = []
         answers = [self._finish(outcome, members) for outcome in outcomes]
         if members:
-            transitions.count_ends(self, members)
+            count_ends(self, members)
         return answers
 
     def _finish(self, outcome: Outcome, members: list[StoredTask]) -> bool:

@@ -1,0 +1,456 @@
+"""What the verbs of the contract mean for flows: gates open or break, and what waits behind them moves.
+
+What becomes of a task behind a gate is done a bounded number at a time, so that no step is long; what is left stands on
+the flow's agenda, which any claim, recover or settle works off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime, timedelta
+
+from attrs import evolve
+
+from omniq.errors import FlowClosed
+from omniq.flow import Flow, Gate, GateState, NewFlow, NewGate, StoredFlow, StoredGate
+from omniq.storage.base import Enqueued
+from omniq.storage.primitives import Transaction
+from omniq.storage.states import anew_task, changed_task, ended_task, later, stored_task
+from omniq.storage.validation import Salvaged
+from omniq.task import NewTask, StoredTask, TaskError, TaskState
+
+__all__ = [
+    "FlowStep",
+    "cancel_flow",
+    "count_ends",
+    "doubt",
+    "enqueue_into_flow",
+    "get_flows",
+    "opened_flows",
+    "release_hold",
+    "retry_flow",
+    "settle",
+]
+
+SETTLED_AT_ONCE = 200
+"""Tasks behind gates that are moved in the step that opens or breaks them, at most."""
+AUDIT_SECONDS = 300.0
+"""After which a flow that has not ended is looked at again: whether it waits for what cannot come."""
+_WAITING = (TaskState.BLOCKED, TaskState.READY, TaskState.SCHEDULED)
+_MOVING = (TaskState.READY, TaskState.SCHEDULED, TaskState.RUNNING)
+_RETRIED = (TaskState.FAILED, TaskState.CANCELLED)
+_UPSTREAM = "UpstreamFailed"
+_MISSED = "a task that it waits for is not in the store, or cannot be read"
+_ABANDONED = "the flow was not built to its end: what built it died, or took longer than its hold"
+
+
+class FlowStep:
+    """One flow within one transaction: what was read of it, and what is to be saved."""
+
+    def __init__(self, tx: Transaction, flow: StoredFlow) -> None:
+        self.flow = flow
+        self._tx = tx
+        self._gates: dict[int, StoredGate] = {}
+        self._changed: dict[int, StoredGate] = {}
+
+    # Gates
+
+    def read(self, numbers: Iterable[int]) -> None:
+        """Read gates together that are going to be asked for."""
+        wanted = [n for n in dict.fromkeys(numbers) if n not in self._gates]
+        if wanted:
+            self._gates.update(self._tx.gates(self.flow.id, wanted))
+
+    def gate(self, n: int) -> StoredGate | None:
+        self.read([n])
+        return self._gates.get(n)
+
+    def add(self, new: NewGate) -> None:
+        gate = StoredGate(n=new.n, rank=new.rank, unmet=int(new.hold), holds=int(new.hold))
+        self._gates[new.n] = self._changed[new.n] = gate
+        self.flow.held += gate.holds
+
+    def count(self, gate: StoredGate, step: int, failures: int = 0, error: str = "") -> None:
+        """Count inputs of a gate that come (1) or go (-1), and failures with them; and see what becomes of it."""
+        gate.unmet += step
+        gate.failed += failures
+        gate.error = gate.error or error
+        self._changed[gate.n] = gate
+        if gate.state is GateState.BROKEN and not gate.failed:
+            gate.state, gate.error, gate.revives = GateState.SHUT, "", True
+            self.flow.agenda[gate.n] = None
+        self.look(gate)
+
+    def look(self, gate: StoredGate) -> None:
+        if gate.state is GateState.SHUT and (gate.failed or not gate.unmet):
+            gate.state = GateState.BROKEN if gate.failed else GateState.OPEN
+            self._changed[gate.n] = gate
+            self.flow.agenda[gate.n] = None
+
+    def _fed(self, task: StoredTask) -> list[tuple[StoredGate, bool]]:
+        """Return the gates that count a task, and whether each needs its success. An open one has counted all."""
+        self.read(feed.gate for feed in task.feeds)
+        found = [(self._gates.get(feed.gate), feed.needs_success) for feed in task.feeds]
+        return [(gate, needs) for gate, needs in found if gate is not None and gate.state is not GateState.OPEN]
+
+    # Tasks
+
+    def end(self, task: StoredTask) -> None:
+        """Count the end of a task."""
+        self.flow.live -= 1
+        if isinstance(task, Salvaged):
+            self.flow.doubtful = True  # the gates that it feeds may be among what cannot be read
+        for gate, needs_success in self._fed(task):
+            fails = needs_success and task.state is not TaskState.SUCCEEDED
+            self.count(gate, -1, int(fails), _reason(task) if fails else "")
+
+    def revived(self, task: StoredTask) -> StoredTask:
+        """Return a task that had failed or was cancelled as it waits again."""
+        self.flow.live += 1
+        self.flow.finished_at = None
+        for gate, needs_success in self._fed(task):
+            self.count(gate, 1, -int(needs_success))
+        own = None if task.behind is None else self.gate(task.behind)
+        new = anew_task(task, self._tx.now)
+        if _is_upstream(task):
+            new = changed_task(new, error=None)
+        if own is None or (own.state is GateState.OPEN and task.started_at is not None):
+            return new
+        if own.state is GateState.OPEN:
+            return self._released(changed_task(new, run_at=task.run_at))
+        if own.state is GateState.BROKEN:
+            self.flow.agenda[own.n] = None
+        return changed_task(new, state=TaskState.BLOCKED, run_at=task.run_at)
+
+    def can_retry(self, task: StoredTask) -> bool:
+        return not self.flow.cancelled and not _is_upstream(task)
+
+    def _released(self, task: StoredTask) -> StoredTask:
+        now = self._tx.now
+        if isinstance(task, Salvaged) or (task.expires_at is not None and task.expires_at <= now):
+            return ended_task(task, TaskState.CANCELLED, now)
+        run_at = task.run_at if task.opening_delay is None else later(now, task.opening_delay)
+        return changed_task(task, state=TaskState.SCHEDULED if run_at > now else TaskState.READY, run_at=run_at)
+
+    # What follows
+
+    def settle(self, limit: int) -> int:
+        """Do what follows from gates that opened or broke, and from a cancellation; return how many tasks moved."""
+        moved = 0
+        while moved < limit and (self.flow.cancelling or self.flow.agenda):
+            if self.flow.cancelling:
+                step = self._cancel(limit - moved)
+            else:
+                step = self._work_off(next(iter(self.flow.agenda)), limit - moved)
+            moved += step or 1  # a gate without tasks behind it takes its part of the step, too
+        return moved
+
+    def _cancel(self, limit: int) -> int:
+        tx = self._tx
+        waiting = tx.members(self.flow.id, None, _WAITING, limit)
+        self._save_moved([ended_task(task, TaskState.CANCELLED, tx.now) for task in waiting])
+        if len(waiting) < limit:
+            # Nothing waits any more: what runs now is all that can still run.
+            running = tx.members(self.flow.id, None, (TaskState.RUNNING,), None)
+            tx.save([changed_task(task, cancel_requested=True) for task in running if not task.cancel_requested])
+            self.flow.cancelling = False
+        return len(waiting)
+
+    def _save_moved(self, tasks: Sequence[StoredTask]) -> None:
+        self._tx.save(tasks)
+        self.read(feed.gate for task in tasks for feed in task.feeds)
+        for task in tasks:
+            if task.state.is_final:
+                self.end(task)
+
+    def _work_off(self, n: int, limit: int) -> int:
+        tx, gate = self._tx, self.gate(n)
+        blocked: list[StoredTask] = []
+        dead: list[StoredTask] = []
+        if gate is not None and gate.state is not GateState.SHUT:
+            blocked = tx.members(self.flow.id, n, (TaskState.BLOCKED,), limit)
+            if gate.state is GateState.OPEN:
+                self._save_moved([self._released(task) for task in blocked])
+            else:
+                error = TaskError(type=_UPSTREAM, message=gate.error)
+                self._save_moved([ended_task(task, TaskState.CANCELLED, tx.now, error=error) for task in blocked])
+        if gate is not None and gate.state is not GateState.BROKEN and gate.revives:
+            ended = tx.members(self.flow.id, n, (TaskState.CANCELLED,), None)
+            dead = [task for task in ended if _is_upstream(task)][: limit - len(blocked)]
+            self._save_moved([self.revived(task) for task in dead])
+        if len(blocked) + len(dead) < limit:
+            self.flow.agenda.pop(n, None)
+            if gate is not None and gate.revives:
+                gate.revives = False
+                self._changed[n] = gate
+        return len(blocked) + len(dead)
+
+    def _audit(self) -> None:
+        """Break the gates that can never open, as a record was damaged: those of a flow in which nothing can run.
+
+        Each end is counted in its step. So a task that waits while nothing is left that could end waits for one whose
+        end was not counted: nobody could read of which flow it was, or which gates it feeds.
+        """
+        tx, flow = self._tx, self.flow
+        flow.audit_at = later(tx.now, AUDIT_SECONDS)
+        if flow.agenda or flow.cancelling or flow.held:
+            return
+        counts = tx.count_members(flow.id)
+        if any(counts.get(state) for state in _MOVING):
+            return
+        flow.live = counts.get(TaskState.BLOCKED, 0)
+        for n, stored in tx.gates(flow.id, None).items():
+            gate = self._gates.setdefault(n, stored)
+            if gate.state is GateState.SHUT:
+                self.count(gate, 0, 1, _MISSED)
+
+    def break_held(self) -> None:
+        """Break the gates whose holds have run out."""
+        for n, gate in self._tx.gates(self.flow.id, None).items():
+            if gate.holds:
+                self._gates[n] = gate
+                self.release(gate, failures=1)
+
+    def release(self, gate: StoredGate, failures: int = 0) -> None:
+        holds, gate.holds = gate.holds, 0
+        self.flow.held -= holds
+        self.count(gate, -holds, failures, _ABANDONED if failures else "")
+
+    def close(self, limit: int = SETTLED_AT_ONCE) -> int:
+        """Do what follows, as far as the step reaches, and save everything; return how many tasks were moved."""
+        flow = self.flow
+        moved = self.settle(limit)
+        if not flow.is_over and (flow.doubtful or flow.audit_at is None or flow.audit_at <= self._tx.now):
+            self._audit()
+            moved += self.settle(limit - moved)
+        if not flow.held:
+            flow.hold_until = None
+        if flow.is_over:
+            flow.agenda, flow.cancelling = {}, False
+            flow.finished_at = flow.finished_at or self._tx.now
+        self._tx.save_gates(flow.id, self._changed.values())
+        self._tx.save_flow(flow)
+        return moved
+
+
+def _is_upstream(task: StoredTask) -> bool:
+    """Return whether a task was ended as its gate broke. The gate of one that was ever started is open."""
+    ended = task.state is TaskState.CANCELLED and task.started_at is None
+    return ended and task.error is not None and task.error.type == _UPSTREAM
+
+
+def _reason(task: StoredTask) -> str:
+    """Return what became of a task without success, for those that needed it."""
+    if _is_upstream(task) and task.error is not None:
+        return task.error.message  # where it began says more than what came of it on the way
+    what = f"task {task.id} ({task.name})"
+    if task.state is TaskState.CANCELLED or task.error is None:
+        return f"{what} was cancelled"
+    return f"{what} failed: {task.error.type}: {task.error.message[:_LONGEST_REASON]}"
+
+
+_LONGEST_REASON = 1000
+"""Characters of an error that those who needed the task's success are told."""
+
+
+def opened_flows(tx: Transaction, members: Sequence[StoredTask]) -> dict[str, FlowStep]:
+    """Return a step for each flow that these tasks are of and that can be read, by its id."""
+    ids = {task.flow for task in members if task.flow is not None}
+    return {flow_id: FlowStep(tx, flow) for flow_id, flow in tx.flows(sorted(ids)).items()} if ids else {}
+
+
+def count_ends(tx: Transaction, members: Sequence[StoredTask]) -> None:
+    """Count in their flows tasks that have just ended; all verbs that end tasks come here."""
+    flows = opened_flows(tx, members)
+    for flow_id, step in flows.items():
+        mine = [task for task in members if task.flow == flow_id]
+        step.read(feed.gate for task in mine for feed in task.feeds)
+        for task in mine:
+            step.end(task)
+        step.close()
+
+
+def doubt(tx: Transaction, members: Sequence[StoredTask]) -> None:
+    """Look whether flows still get what they wait for, now that tasks of them are gone whose ends may be uncounted."""
+    for step in opened_flows(tx, members).values():
+        step.flow.doubtful = True
+        step.close()
+
+
+def enqueue_into_flow(tx: Transaction, tasks: Sequence[NewTask], new: NewFlow | None) -> list[Enqueued]:
+    """Add tasks to the flow that they name, and the flow with its gates if it is new.
+
+    :param new: the flow with which they come; None: it is there already.
+    :raises ValueError: if they are not of one flow, or it has not what they name.
+    :raises FlowClosed: if they come too late.
+    """
+    named = {task.flow for task in tasks if task.flow is not None} | ({new.id} if new is not None else set())
+    if len(named) > 1:
+        raise ValueError(f"one call adds to one flow, not to {len(named)}")
+    (flow_id,) = named
+    members = [task for task in tasks if task.flow is not None]
+    if new is not None and len(members) < len(tasks):
+        raise ValueError(f"one of the tasks is not of the flow {flow_id!r} with which it is enqueued")
+    stored = tx.flows([flow_id]).get(flow_id)
+    if stored is None:
+        if new is None:
+            raise ValueError(f"there is no flow {flow_id!r} in this store to which a task could be added")
+        holder = None if new.unique is None else tx.flow_of_key(new.unique)
+        if holder is not None:
+            return [Enqueued(holder, False) for _ in tasks]
+        stored = StoredFlow(id=new.id, unique=new.unique, created_at=tx.now, result_ttl=new.result_ttl)
+        stored.audit_at = later(tx.now, AUDIT_SECONDS)
+    step = FlowStep(tx, stored)
+    known = set(tx.load(task.id for task in members))
+    fresh = {task.id: task for task in reversed(members) if task.id not in known}
+    fresh = dict(reversed(fresh.items()))
+    gates = {gate.n: gate for gate in (() if new is None else new.gates)}
+    step.read([*gates, *(n for task in fresh.values() for n in _gates_of(task))])
+    fresh_gates = [gate for gate in gates.values() if step.gate(gate.n) is None]
+    _check_members(step, fresh.values(), {gate.n: gate for gate in fresh_gates})
+    if stored.cancelled and (fresh or fresh_gates):
+        raise FlowClosed(f"flow {flow_id} was cancelled; nothing can be added to it")
+    for gate in fresh_gates:
+        step.add(gate)
+    if new is not None and stored.held:
+        stored.hold_until = later(tx.now, new.hold_ttl)
+    tx.insert([_stored_member(step, task, tx.now) for task in fresh.values()])
+    for gate in fresh_gates:
+        added = step.gate(gate.n)
+        assert added is not None
+        step.look(added)
+    if fresh:
+        stored.finished_at = None
+    step.close()
+    created = set(fresh)
+    answers = []
+    for task in tasks:
+        answers.append(Enqueued(task.id, task.id in created))
+        created.discard(task.id)
+    return answers
+
+
+def _gates_of(task: NewTask) -> list[int]:
+    fed = [feed.gate for feed in task.feeds]
+    return fed if task.behind is None else [task.behind, *fed]
+
+
+def _check_members(step: FlowStep, tasks: Iterable[NewTask], new: Mapping[int, NewGate]) -> None:
+    """Refuse tasks that cannot be added to a flow.
+
+    :param new: the gates that come with them.
+    """
+    for task in tasks:
+        if task.unique is not None:
+            raise ValueError(f"task {task.id} ({task.name}) of a flow has a unique key; only the flow can have one")
+        found: dict[int, StoredGate | NewGate] = {}
+        for n in _gates_of(task):
+            gate = step.gate(n) or new.get(n)
+            if gate is None:
+                raise ValueError(f"flow {step.flow.id} has no gate {n}, which task {task.id} ({task.name}) names")
+            found[n] = gate
+        for feed in task.feeds:
+            gate = found[feed.gate]
+            if task.behind is not None and not found[task.behind].rank < gate.rank:
+                raise ValueError(
+                    f"task {task.id} ({task.name}) would stand behind gate {task.behind} and feed gate {feed.gate}, "
+                    "which does not rank after it: a flow has no cycles"
+                )
+            if isinstance(gate, StoredGate) and gate.state is not GateState.SHUT:
+                raise FlowClosed(
+                    f"gate {gate.n} of flow {step.flow.id} is {gate.state}; task {task.id} ({task.name}) can no longer "
+                    "be one of those that it waits for"
+                )
+
+
+def _stored_member(step: FlowStep, new: NewTask, now: datetime) -> StoredTask:
+    """Return a new task of a flow as it is stored, and count it in the gates that it feeds."""
+    step.flow.live += 1
+    for feed in new.feeds:
+        fed = step.gate(feed.gate)
+        assert fed is not None
+        step.count(fed, 1)
+    own = None if new.behind is None else step.gate(new.behind)
+    if own is None or own.state is GateState.OPEN:
+        return stored_task(new, now)
+    # Its place is that of its enqueueing, so that those of older flows come first when they are released.
+    delay = max(0.0, new.run_at.total_seconds()) if isinstance(new.run_at, timedelta) else None
+    task = stored_task(new if delay is None else evolve(new, run_at=None), now)
+    if own.state is GateState.BROKEN:
+        step.flow.agenda[own.n] = None
+    return changed_task(task, state=TaskState.BLOCKED, opening_delay=delay)
+
+
+def release_hold(tx: Transaction, flow_id: str, n: int) -> bool:
+    flow = tx.flows([flow_id]).get(flow_id)
+    if flow is None:
+        return False
+    step = FlowStep(tx, flow)
+    gate = step.gate(n)
+    if gate is None or not gate.holds:
+        return False
+    step.release(gate)
+    step.close()
+    return True
+
+
+def get_flows(tx: Transaction, ids: Sequence[str]) -> list[Flow | None]:
+    stored = tx.flows(sorted(set(ids)))
+    shown = {flow_id: _shown(tx, flow) for flow_id, flow in stored.items()}
+    return [shown.get(flow_id) for flow_id in ids]
+
+
+def _shown(tx: Transaction, flow: StoredFlow) -> Flow:
+    gates = sorted(tx.gates(flow.id, None).values(), key=lambda gate: gate.n)
+    return Flow(
+        id=flow.id,
+        unique=flow.unique,
+        created_at=flow.created_at,
+        finished_at=flow.finished_at,
+        cancelled=flow.cancelled,
+        hold_until=flow.hold_until,
+        counts=dict.fromkeys(TaskState, 0) | dict(tx.count_members(flow.id)),
+        gates=tuple(
+            Gate(n=gate.n, rank=gate.rank, state=gate.state, unmet=gate.unmet, failed=gate.failed, error=gate.error)
+            for gate in gates
+        ),
+    )
+
+
+def cancel_flow(tx: Transaction, flow_id: str) -> bool:
+    flow = tx.flows([flow_id]).get(flow_id)
+    if flow is None or flow.cancelled or flow.is_over:
+        return False
+    flow.cancelled = flow.cancelling = flow.doubtful = True
+    step = FlowStep(tx, flow)
+    if flow.held:
+        step.break_held()
+    step.close()
+    return True
+
+
+def retry_flow(tx: Transaction, flow_id: str) -> int:
+    flow = tx.flows([flow_id]).get(flow_id)
+    if flow is None:
+        return 0
+    flow.cancelled = flow.cancelling = False
+    step = FlowStep(tx, flow)
+    ended = tx.members(flow_id, None, _RETRIED, None)
+    tasks = [task for task in ended if not isinstance(task, Salvaged) and not _is_upstream(task)]
+    step.read(feed.gate for task in tasks for feed in task.feeds)
+    tx.save([step.revived(task) for task in tasks])
+    step.close()
+    return len(tasks)
+
+
+def settle(tx: Transaction, limit: int) -> int:
+    moved = 0
+    while moved < limit and (due := tx.due_flows(False, 1)):
+        flow = tx.flows(due).get(due[0])
+        if flow is None:
+            break
+        step = FlowStep(tx, flow)
+        if flow.hold_until is not None and flow.hold_until <= tx.now:
+            step.break_held()
+        moved += step.close(limit - moved) or 1
+    return moved
