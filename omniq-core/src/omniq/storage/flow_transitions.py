@@ -216,9 +216,10 @@ class FlowStep:
         self.flow.held -= holds
         self.count(gate, -holds, failures, _ABANDONED if failures else "")
 
-    def close(self, limit: int = SETTLED_AT_ONCE) -> int:
+    def close(self, limit: int | None = None) -> int:
         """Do what follows, as far as the step reaches, and save everything; return how many tasks were moved."""
         flow = self.flow
+        limit = SETTLED_AT_ONCE if limit is None else limit
         moved = self.settle(limit)
         if not flow.is_over and (flow.doubtful or flow.audit_at is None or flow.audit_at <= self._tx.now):
             self._audit()

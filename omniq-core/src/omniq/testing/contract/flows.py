@@ -363,8 +363,8 @@ class FlowContract(Contract):
         assert (await record(store, last)).state is READY
         late, beside = member(flow, feeds=[0]), member(flow, 0)
         with pytest.raises(FlowClosed, match="open"):
-            await store.enqueue([late, beside])
-        assert await states(store, [late.id, beside.id]) == [None, None]
+            await store.enqueue([apart := new_task(), late, beside])
+        assert await states(store, [apart.id, late.id, beside.id]) == [None, None, None]
         assert await store.enqueue([sibling]) == [Enqueued(sibling.id, False)], "a repeated call is none"
         await store.enqueue([beside])
         assert (await record(store, beside.id)).state is READY
