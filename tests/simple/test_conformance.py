@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from omniq.storage import Storage
-from omniq.storage.pairs import key
+from omniq.storage.pairs.keys import key
 from omniq.testing import StorageContract, deviates
 from omniq.testing.contract import Spoil
 from omniq.testing.contract.outages import OutageContract
