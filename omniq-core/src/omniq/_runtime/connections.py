@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import threading
 import weakref
 from collections.abc import Coroutine
@@ -18,6 +17,7 @@ from omniq._runtime.batching import Batcher
 from omniq._runtime.portal import Portal
 from omniq._runtime.threads import in_thread
 from omniq.storage import Enqueued, Storage
+from omniq.storage.posix import at_fork
 from omniq.task import NewTask
 
 __all__ = ["Connection", "Connections"]
@@ -158,4 +158,4 @@ def _after_fork_in_child() -> None:
         connections.after_fork()
 
 
-os.register_at_fork(after_in_child=_after_fork_in_child)
+at_fork(after_in_child=_after_fork_in_child)

@@ -17,9 +17,13 @@ from collections.abc import Callable, Iterable, Iterator
 from types import FrameType
 from typing import Any, TypeAlias
 
-__all__ = ["STOP_SIGNALS", "call_on_signal", "is_urgent", "listening", "noting_ctrl_c"]
+from omniq.storage.posix import IS_POSIX, at_fork
+
+__all__ = ["STOP_AT_ONCE", "STOP_SIGNALS", "call_on_signal", "is_urgent", "listening", "noting_ctrl_c"]
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+STOP_AT_ONCE: frozenset[signal.Signals] = frozenset({signal.SIGQUIT} if IS_POSIX else ())
+"""What a supervisor says instead of a second stop signal."""
 
 forks = 0
 """How many forks made this process what it is: to look at that costs a task less than to ask for the process id."""
@@ -66,7 +70,7 @@ def is_urgent(number: signal.Signals, *, again: bool, supervised: bool) -> bool:
     :param supervised: whether a supervisor passes signals on. The one that it received may have been sent to the whole
         group, and is received twice then: it means no haste, however often it comes. SIGQUIT does.
     """
-    return number == signal.SIGQUIT or (again and not supervised)
+    return number in STOP_AT_ONCE or (again and not supervised)
 
 
 @contextlib.contextmanager
@@ -116,6 +120,9 @@ def call_on_signal(numbers: Iterable[signal.Signals], callback: Listener) -> Ite
 
 @contextlib.contextmanager
 def _woken(loop: asyncio.AbstractEventLoop) -> Iterator[None]:
+    if not IS_POSIX:  # the loop there is woken by signals as it is
+        yield
+        return
     # Python runs handlers on the main thread alone, and only once it wakes up. The system may have any thread receive
     # the signal; what is then written here wakes the loop, and means nothing more, whichever process writes it.
     reading, writing = os.pipe()
@@ -165,4 +172,4 @@ def _after_fork_in_child() -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
-os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
+at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)

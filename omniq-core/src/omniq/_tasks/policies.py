@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 import threading
 from collections.abc import Callable
 from typing import Any, ClassVar, Protocol, TypeVar
 
 from omniq.errors import ConfigurationError, SerializationError
+from omniq.storage.posix import at_fork
 
 __all__ = ["decode_value", "encode_value"]
 
@@ -33,7 +33,7 @@ LONGEST_SHOWN = 200
 
 _importing = threading.Lock()
 # A child forked in the middle of an import would wait for its end for ever.
-os.register_at_fork(before=_importing.acquire, after_in_parent=_importing.release, after_in_child=_importing.release)
+at_fork(before=_importing.acquire, after_in_parent=_importing.release, after_in_child=_importing.release)
 
 
 @functools.cache

@@ -11,7 +11,6 @@ import contextlib
 import multiprocessing
 import os
 import pickle
-import resource
 import signal
 import sys
 import threading
@@ -311,5 +310,7 @@ def _memory() -> int:
         with open("/proc/self/statm", encoding="ascii") as statm:
             return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
+        import resource  # not there on every system on which this module is imported
+
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if sys.platform == "darwin" else peak * 1024

@@ -33,6 +33,7 @@ from omniq._worker.log_forwarding import LogRecord, levels_here
 from omniq._worker.process_child import Answer, Ended, address_of, serve
 from omniq.errors import WorkerLost
 from omniq.storage.escaping import printable
+from omniq.storage.posix import at_fork
 from omniq.task import Outcome, Progress
 
 __all__ = ["ProcessExecutor", "ProcessLimits"]
@@ -175,7 +176,7 @@ def _after_fork_in_child() -> None:
             child.disown()
 
 
-os.register_at_fork(after_in_child=_after_fork_in_child)
+at_fork(after_in_child=_after_fork_in_child)
 
 
 def _about(attempt: Attempt) -> dict[str, str]:

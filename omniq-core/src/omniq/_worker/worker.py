@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any, Protocol, Self, TypedDict
 
 from omniq._runtime.connections import Connections
-from omniq._runtime.signals import STOP_SIGNALS, call_on_signal, is_urgent
+from omniq._runtime.signals import STOP_AT_ONCE, STOP_SIGNALS, call_on_signal, is_urgent
 from omniq._runtime.threads import in_thread
 from omniq._tasks.functions import Executor, TaskFunction
 from omniq._tasks.options import Duration, check_count
@@ -43,6 +43,7 @@ from omniq.storage.body import as_task
 from omniq.storage.durations import duration
 from omniq.storage.escaping import get_logger, shown
 from omniq.storage.outages import Outage
+from omniq.storage.posix import require_posix
 from omniq.task import Outcome, Released, StoredTask
 
 __all__ = ["Worker", "WorkerHost", "WorkerOptions"]
@@ -284,6 +285,9 @@ class Worker:
         self._tell("omniq_worker_started", queues=self._served.names)
 
     def _make_executors(self) -> dict[Executor, TaskExecutor]:
+        for function in self.queue.runnable.values():
+            if function.definition.executor == "process":
+                require_posix(f"the executor of {function.name}", "run its tasks on such a machine, or on a thread")
         told = (self._on_start, self._on_done)
         return {
             "loop": LoopExecutor(self.concurrency, *told),
@@ -378,7 +382,7 @@ class Worker:
         def on_signal(number: signal.Signals) -> None:
             self._on_signal(number, urgent=is_urgent(number, again=self.signalled, supervised=supervised))
 
-        with call_on_signal((*STOP_SIGNALS, signal.SIGQUIT) if supervised else STOP_SIGNALS, on_signal):
+        with call_on_signal((*STOP_SIGNALS, *STOP_AT_ONCE) if supervised else STOP_SIGNALS, on_signal):
             try:
                 if not await self._reached_store():
                     return

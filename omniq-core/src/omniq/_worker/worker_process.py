@@ -20,7 +20,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
-from omniq._runtime.signals import STOP_SIGNALS, is_urgent, listening
+from omniq._runtime.signals import STOP_AT_ONCE, STOP_SIGNALS, is_urgent, listening
 from omniq._runtime.threads import DaemonExecutor
 from omniq._worker.loop_monitor import LoopMonitor
 from omniq.storage.escaping import Lines, get_logger
@@ -116,7 +116,7 @@ def _ended_when_blocked(loop: asyncio.AbstractEventLoop, grace: float, *, superv
         target=_watch, args=(LoopMonitor(loop), grace, supervised, told), name="omniq-exit-watch", daemon=True
     )
     thread.start()
-    numbers = (*STOP_SIGNALS, signal.SIGQUIT) if supervised else STOP_SIGNALS
+    numbers = (*STOP_SIGNALS, *STOP_AT_ONCE) if supervised else STOP_SIGNALS
     try:
         with listening(numbers, told.put):
             yield

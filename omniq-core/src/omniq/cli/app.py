@@ -17,6 +17,7 @@ from omniq._client.queue import TaskQueue
 from omniq.cli.failures import UsageError, note, suggestion
 from omniq.errors import ConfigurationError
 from omniq.storage import Capability, Storage
+from omniq.storage.posix import IS_POSIX
 from omniq.storage.urls import redact, with_slashes
 
 __all__ = [
@@ -52,8 +53,8 @@ def open_queue(text: str) -> Iterator[TaskQueue]:
 def _user() -> str:
     try:
         return getpass.getuser()
-    except (OSError, KeyError):  # one without a name, as in a container
-        return f"uid {os.getuid()}"
+    except (OSError, KeyError, ImportError):  # one without a name, as in a container
+        return f"uid {os.getuid()}" if IS_POSIX else "unknown"
 
 
 async def store_of(queue: TaskQueue) -> Storage:

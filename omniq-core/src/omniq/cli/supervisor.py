@@ -10,7 +10,7 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 
-from omniq._runtime.signals import STOP_SIGNALS, call_on_signal
+from omniq._runtime.signals import STOP_AT_ONCE, STOP_SIGNALS, call_on_signal
 from omniq.cli.parent_watch import ParentWatch
 from omniq.cli.reports import Reports
 from omniq.storage.escaping import get_logger
@@ -27,7 +27,7 @@ LONG_ENOUGH = 10.0
 PATIENCE = 10.0
 """Seconds beyond what was granted until a process that does not end is killed."""
 
-ORDERLY = frozenset({0, 130, -signal.SIGTERM, -signal.SIGINT, -signal.SIGQUIT})
+ORDERLY = frozenset({0, 130, *(-number for number in (*STOP_SIGNALS, *STOP_AT_ONCE))})
 """Exit codes of a process that was told to stop. By the signal itself: it had not begun to work."""
 
 
@@ -138,7 +138,7 @@ class Supervisor:
         self._stopping.set()
         # A signal to the whole group reaches the workers twice, from its sender and from here. So they take the second
         # one for the first, and need another word for "at once".
-        self._signal = signal.SIGQUIT if again else number
+        self._signal = next(iter(STOP_AT_ONCE)) if again else number
         what = "stopping them at once" if again else f"they finish what they run, for {self._grace:g} s at most"
         _log.info("%s: passed on to %d worker processes; %s", number.name, len(self._running), what)
         for process in self._running.values():

@@ -28,6 +28,7 @@ from omniq.cli.reload import Restart, bury_inherited, serve, wait_for_change
 from omniq.cli.reports import Reporter, Reports
 from omniq.cli.supervisor import PATIENCE, Supervisor
 from omniq.storage.escaping import get_logger
+from omniq.storage.posix import require_posix
 
 __all__ = ["configure", "run"]
 
@@ -156,6 +157,10 @@ def run(options: argparse.Namespace) -> int:
         raise UsageError("--reload is for one worker process; leave --processes out (see omniq worker --help)")
     if options.reload and options.drain:
         raise UsageError("--reload waits for changes, --drain for nothing; leave one of them out")
+    if options.processes > 1:
+        require_posix("--processes", "start several workers instead")
+    if options.reload:
+        require_posix("--reload", "start the worker anew instead")
     if options.http is not None:
         if options.reload:
             raise UsageError("--reload is for development, --http for what watches a worker; leave one of them out")

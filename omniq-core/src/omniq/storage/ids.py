@@ -7,6 +7,8 @@ import os
 import threading
 import time
 
+from omniq.storage.posix import at_fork
+
 __all__ = ["new_id", "sibling_id"]
 
 _DRAWN = 256
@@ -24,7 +26,7 @@ def _forget() -> None:
     _random.clear()
 
 
-os.register_at_fork(after_in_child=_forget)
+at_fork(after_in_child=_forget)
 
 
 def new_id() -> str:

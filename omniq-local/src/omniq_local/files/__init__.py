@@ -9,6 +9,11 @@ writes one step.
 
 from __future__ import annotations
 
+from omniq.storage.posix import IS_POSIX
+
+if not IS_POSIX:
+    raise ImportError("the file storage needs a POSIX system, such as Linux or macOS; take sqlite:///… instead")
+
 from omniq_local.files.storage import FileStorage
 
 __all__ = ["FileStorage"]

@@ -17,6 +17,7 @@ from attrs import evolve
 
 from omniq.errors import StorageUnavailable
 from omniq.storage.escaping import get_logger
+from omniq.storage.posix import at_fork
 from omniq_local.files.catalog import Catalog
 from omniq_local.files.errors import translated
 from omniq_local.files.journal import LAP, Action, Journal, NotUndone, Restored, apply, pass_by, redo
@@ -433,4 +434,4 @@ def _after_fork_in_child() -> None:
         folder.after_fork()
 
 
-os.register_at_fork(after_in_child=_after_fork_in_child)
+at_fork(after_in_child=_after_fork_in_child)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import struct
@@ -131,7 +132,10 @@ class Journal:
 
     def flush(self) -> None:
         """Have what was written reach the disk."""
-        os.fdatasync(self._fd)
+        if hasattr(fcntl, "F_FULLFSYNC"):  # macOS, where a sync leaves it in the cache of the drive
+            fcntl.fcntl(self._fd, fcntl.F_FULLFSYNC)
+        else:
+            os.fdatasync(self._fd)
 
     def empty(self) -> None:
         """Forget all changes."""

@@ -5,7 +5,6 @@ Whoever uses a :class:`Store` holds :data:`LOCK`, and calls :meth:`Store.begin` 
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
@@ -17,6 +16,7 @@ from omniq.schedule import Schedule
 from omniq.storage import Enqueued, QueueStats, StoredWorker, TaskPage, TaskQuery, transitions
 from omniq.storage.flow_transitions import count_ends
 from omniq.storage.paging import Pager
+from omniq.storage.posix import at_fork
 from omniq.storage.states import answered_task, later, promoted_task, stored_task
 from omniq.task import NewTask, Outcome, StoredTask, TaskState
 from omniq_local.memory.flows import Flows
@@ -405,4 +405,4 @@ def _after_fork_in_child() -> None:
 
 
 # Held across the fork, so that no other thread is in the middle of a change when the child gets its copy.
-os.register_at_fork(before=LOCK.acquire, after_in_parent=LOCK.release, after_in_child=_after_fork_in_child)
+at_fork(before=LOCK.acquire, after_in_parent=LOCK.release, after_in_child=_after_fork_in_child)

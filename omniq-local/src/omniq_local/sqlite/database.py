@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import os
 import sqlite3
 import threading
 import time
@@ -22,6 +21,7 @@ from typing import Any, Protocol, TypeVar
 
 from omniq.errors import StorageError, StorageUnavailable
 from omniq.storage.escaping import get_logger
+from omniq.storage.posix import at_fork
 from omniq.task import NewTask
 from omniq_local.io_threads import IoThread, Operation, deliver
 from omniq_local.sqlite.checkpoint import Checkpoints
@@ -348,4 +348,4 @@ def _after_fork_in_child() -> None:
     _fork_turn.release()
 
 
-os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
+at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)

@@ -8,7 +8,6 @@ before all connections of the process are made anew.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import sqlite3
 import struct
@@ -17,16 +16,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from omniq.storage.escaping import get_logger
+from omniq.storage.posix import IS_POSIX
 from omniq_local.sqlite.settings import Settings
 
 __all__ = ["LogReplaced", "not_the_last", "save_log"]
 
 _log = get_logger("omniq.sqlite")
 
+# SQLite's SHARED_FIRST and SHARED_SIZE: the bytes of the database file that each connection has a lock on.
+_SHARED = 0x40000002, 510
 WAIT = 2000
 """Milliseconds that others are waited for who read, before what the log holds is saved apart."""
-# SQLite's SHARED_FIRST and SHARED_SIZE: the bytes of the database file that each connection has a lock on.
-_SHARED = struct.pack("hhqqi4x", fcntl.F_RDLCK, os.SEEK_SET, 0x40000002, 510, 0)
 
 
 class LogReplaced(Exception):
@@ -69,16 +69,21 @@ def save_log(connection: sqlite3.Connection, settings: Settings) -> None:
 def not_the_last(settings: Settings) -> Iterator[None]:
     """Keep SQLite from taking a connection that is closed for the last: it would remove the log of that name."""
     try:
-        fd = os.open(settings.path, os.O_RDONLY)
+        # On other systems nobody can remove a file that is open.
+        fd = os.open(settings.path, os.O_RDONLY) if IS_POSIX else -1
     except OSError:
+        fd = -1
+    if fd < 0:
         yield
         return
+    import fcntl  # not there on other systems
+
     try:
         command = getattr(fcntl, "F_OFD_SETLK", None)
         if command is not None:
             try:
                 # A lock of a descriptor's own is in the way of those that SQLite takes, which are the process's.
-                fcntl.fcntl(fd, command, _SHARED)
+                fcntl.fcntl(fd, command, struct.pack("hhqqi4x", fcntl.F_RDLCK, os.SEEK_SET, *_SHARED, 0))
             except OSError:
                 _log.debug("%s: cannot be locked", settings.path, exc_info=True)
         yield

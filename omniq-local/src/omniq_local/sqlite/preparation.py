@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from omniq.errors import SchemaMismatch, StorageUnavailable
+from omniq.storage.posix import IS_POSIX
 from omniq_local.sqlite.connecting import connect
 from omniq_local.sqlite.errors import is_busy, not_writable, translated
 from omniq_local.sqlite.settings import Settings
@@ -58,8 +59,9 @@ def _make_file(settings: Settings) -> None:
     with contextlib.suppress(OSError):
         fd = os.open(settings.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, settings.mode)
         try:
-            # Whatever the umask says.
-            os.fchmod(fd, settings.mode)
+            if IS_POSIX:
+                # Whatever the umask says.
+                os.fchmod(fd, settings.mode)
         finally:
             os.close(fd)
 

@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 
 from omniq.cli.arguments import count, describe
+from omniq.storage.posix import require_posix
 
 __all__ = ["configure", "run"]
 
@@ -37,6 +38,7 @@ def run(options: argparse.Namespace) -> int:
 
     :return: 0 if every result is right, else 1.
     """
+    require_posix("omniq demo", "it kills and stops worker processes")
     folder = Path(tempfile.mkdtemp(prefix="omniq-demo-"))
     # The workers, and this process's own import of the tasks, find the store here.
     os.environ["OMNIQ_URL"] = _in_own_namespace(options.url) if options.url else f"sqlite:///{folder / 'demo.db'}"
