@@ -116,6 +116,22 @@ async def test_large_results_and_errors_that_belong_to_tasks_stay(nats_server: N
         ]
 
 
+async def test_large_bodies_without_their_tasks_go_and_the_others_stay(nats_server: NatsServer, at_once: None) -> None:
+    async with opened(fresh(nats_server.url)) as storage:
+        kept, gone = task(body=b"x" * 100_000), task(body=b"x" * 100_000)
+        await storage.enqueue([kept, gone])
+        assert storage._opened is not None
+        names, transport = storage._opened.state_store.names, storage._opened.transport
+        # A process removes a task, and is killed before it removes the body.
+        await transport.purge(names.anywhere(gone.id))
+        assert await strays(storage) == [names.body(gone.id)]
+        await storage.prune(100)
+        assert await strays(storage) == []
+        (record,) = await storage.get([kept.id])
+        assert record is not None
+        assert record.body == kept.body
+
+
 async def test_shelves_of_waiting_tasks_stay_and_those_of_nobody_go(
     nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch, at_once: None
 ) -> None:

@@ -136,6 +136,7 @@ async def claim(
         if room > 0:
             claimed = await _claim(state_store, queue, room, worker, lease)
             batches = await state_store.task_lookup.of_slots(queue, claimed.entries)
+            batches = await state_store.task_lookup.with_bodies(batches)
             known = await _known(state_store, queue, claimed.entries, batches)
             found = [
                 running_task(batches[entry.seq], entry, known.get((entry.seq, entry.index)))
@@ -317,10 +318,13 @@ def running_task(batch: TaskBatch, entry: Entry, known: EndRecord | None = None)
     return live_task(batch, entry, TaskState.RUNNING, known)
 
 
-def live_task(batch: TaskBatch, entry: Entry, state: TaskState, known: EndRecord | None = None) -> StoredTask:
+def live_task(
+    batch: TaskBatch, entry: Entry, state: TaskState, known: EndRecord | None = None, *, bare: bool = False
+) -> StoredTask:
     """Return the record of a task that is running or waits.
 
     :param known: has what earlier attempts left.
+    :param bare: whether to leave out the body.
     """
     progress = entry.progress
     return to_task(
@@ -338,4 +342,5 @@ def live_task(batch: TaskBatch, entry: Entry, state: TaskState, known: EndRecord
         progress=None if progress is None else Progress(done=progress[0], total=progress[1], note=progress[2]),
         cancel_requested=entry.cancel,
         keeps_expiry=not entry.expired_order,
+        bare=bare,
     )

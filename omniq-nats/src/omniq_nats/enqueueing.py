@@ -15,7 +15,7 @@ from omniq.errors import StorageUnavailable
 from omniq.storage import Enqueued
 from omniq.task import NewTask
 from omniq_nats.claiming import fold
-from omniq_nats.names import DUE_LINE, LARGE, SHARED, SINGLE, is_line, readable, token
+from omniq_nats.names import APART, DUE_LINE, LARGE, SHARED, SINGLE, is_line, readable, token
 from omniq_nats.queue_state import QueueState
 from omniq_nats.queue_state_store import QueueStateStore, holder_of
 from omniq_nats.reading import find_live
@@ -31,9 +31,9 @@ TOLD = 4096
 """Bytes: so large may be what the servers pass on to everybody who waits for work."""
 MOST_TOGETHER = BATCH_LIMIT - 8
 """So many messages go together; the rest is for what else belongs to the step, such as a schedule."""
-ATOMIC_TASKS = MOST_TOGETHER * 2 // 3
-"""So many tasks go together however they are mixed: at worst two share a batch, and each needs a guard."""
-ATOMIC_UNIQUE_TASKS = MOST_TOGETHER * 2 // 5
+ATOMIC_TASKS = MOST_TOGETHER // 2
+"""So many tasks go together however they are mixed: at worst each has its body in a message of its own."""
+ATOMIC_UNIQUE_TASKS = MOST_TOGETHER // 3
 """The same, where each needs a message for its unique key, too."""
 
 
@@ -127,10 +127,10 @@ class Producer:
         page = _page_of(task, now)
         if (page.queue, page.line) not in self._lines:
             return None, None
-        write = self._write_of(page, now, nonce)
+        write, *behind = self._writes_of(page, now, nonce)
         generation = self._transport.generation
         try:
-            seq = await self._transport.publish(write)
+            seq = await self._transport.batch([write, *behind])
         except Conflict:
             return None, None
         except Lost:
@@ -138,7 +138,7 @@ class Producer:
         if generation != self._transport.generation:
             # The connection was lost meanwhile, and the line need not be in the queue state any more.
             await self._know([page])
-        if len(write.data) > TOLD:
+        if len(write.data) > TOLD or behind:
             await self._tell([task])
         else:
             self._state_store.task_lookup.remember(task.id, Stored(write.subject, seq, write.data))
@@ -159,8 +159,8 @@ class Producer:
         if page.line == DUE_LINE or (page.queue, page.line) not in self._lines:
             return None
         nonce = _nonce()
-        write = self._write_of(page, now, nonce)
-        if len(write.data) > TOLD:
+        write, *behind = self._writes_of(page, now, nonce)
+        if len(write.data) > TOLD or behind:
             return None
         try:
             answer = self._sync_client.publish(write)
@@ -177,11 +177,16 @@ class Producer:
         """Disconnect."""
         self._sync_client.close()
 
-    def _write_of(self, page: Page, now: int, nonce: str) -> Write:
-        """Return the message of a batch of one task."""
-        body = encode_batch(page, at=now, behind=0, nonce=nonce)
+    def _writes_of(self, page: Page, now: int, nonce: str, behind: int = 0) -> list[Write]:
+        """Return the messages of a batch of one task.
+
+        :param behind: how many messages are stored together with it, and before it.
+        """
+        body = encode_batch(page, at=now, behind=behind, nonce=nonce)
         subject = self._names.batch(page.queue, _name_of_single(page, body))
-        return Write(subject, body, expected=0, among=self._names.anywhere(page.tasks[0][0].id))
+        task_id = page.tasks[0][0].id
+        write = Write(subject, body, expected=0, among=self._names.anywhere(task_id))
+        return [write] if page.apart is None else [write, Write(self._names.body(task_id), page.apart)]
 
     async def _store(self, batch: Batch, until: float) -> bool:
         """Store a batch, however often it takes; say whether ``more`` was accepted.
@@ -246,12 +251,11 @@ class Producer:
         keys: list[Write] = []
         behind = len(batch.more)
         for page in pages:
-            body = encode_batch(page, at=now, behind=behind + len(writes), nonce=batch.nonce)
-            first = page.tasks[0][0]
+            place = behind + len(writes)
             if len(page.tasks) == 1:
-                subject = names.batch(page.queue, _name_of_single(page, body))
-                writes.append(Write(subject, body, expected=0, among=names.anywhere(first.id)))
+                writes += self._writes_of(page, now, batch.nonce, place)
             else:
+                body = encode_batch(page, at=now, behind=place, nonce=batch.nonce)
                 task_batch = f"{page.line}-{SHARED}-{secrets.token_hex(8)}"
                 writes.append(Write(names.batch(page.queue, task_batch), body, expected=0))
                 for index, (task, _, _, _) in enumerate(page.tasks):
@@ -263,7 +267,7 @@ class Producer:
                 if task.unique is not None:
                     told = json.dumps([task.id]).encode()
                     keys.append(Write(names.key(task.unique), told, expected=key_seqs[task.id]))
-        # A batch is followed by its guards and nothing else.
+        # A batch is followed by its guards, or its body, and nothing else.
         return writes + keys, pages
 
     async def _know(self, pages: Sequence[Page]) -> bool:
@@ -398,7 +402,8 @@ def _page_of(task: NewTask, now: int) -> Page:
 
 
 def _name_of_single(page: Page, body: bytes) -> str:
-    return f"{page.line}-{SINGLE if len(body) <= TOLD else LARGE}-{token(page.tasks[0][0].id)}"
+    kind = APART if page.apart is not None else SINGLE if len(body) <= TOLD else LARGE
+    return f"{page.line}-{kind}-{token(page.tasks[0][0].id)}"
 
 
 def _times(task: NewTask, now: int) -> tuple[int | None, int | None]:

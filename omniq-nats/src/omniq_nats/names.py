@@ -9,6 +9,7 @@ import re
 from attrs import frozen
 
 __all__ = [
+    "APART",
     "LARGE",
     "PAUSED",
     "SHARED",
@@ -31,9 +32,9 @@ DUE_LINE = "d"
 
 PAUSED = "paused"
 """The note of a queue that is, or was, held up."""
-SINGLE, LARGE, SHARED = "s", "l", "g"
+SINGLE, LARGE, APART, SHARED = "s", "l", "a", "g"
 """Kinds of batches: of one task, and everybody who waits is told of it by the servers; of one, too large for that; of
-several."""
+one whose body is so large that it is a message of its own, behind it; of several."""
 SHEET = "n"
 """What takes the place of the kind in the name of a page of results that is of several batches of one task each."""
 SHEET_SPAN = 32
@@ -123,7 +124,7 @@ class Names:
     @property
     def subjects(self) -> list[str]:
         """Return what the stream stores."""
-        return [f"{self.root}.{kind}.>" for kind in "oefbqucwr"]
+        return [f"{self.root}.{kind}.>" for kind in "oefbqucwrp"]
 
     # Tasks as they were enqueued
 
@@ -147,10 +148,9 @@ class Names:
         """Every batch of a line."""
         return f"{self.root}.o.t.{token(queue)}.{line}.*.*"
 
-    def singles(self, queue: str, line: str) -> tuple[str, str]:
+    def singles(self, queue: str, line: str) -> list[str]:
         """The batches of a line that hold one task."""
-        line = f"{self.root}.o.t.{token(queue)}.{line}"
-        return f"{line}.{SINGLE}.*", f"{line}.{LARGE}.*"
+        return [f"{self.root}.o.t.{token(queue)}.{line}.{kind}.*" for kind in (SINGLE, LARGE, APART)]
 
     def guards(self, queue: str, line: str) -> str:
         """One for each task of a line that shares its batch with others."""
@@ -170,6 +170,15 @@ class Names:
         There is nothing else below ``o``: a server goes through all subjects that differ in what a wildcard stands for.
         """
         return f"{self.root}.o.*.*.*.*.{token(task_id)}"
+
+    def body(self, task_id: str) -> str:
+        """The body of a task that has a large one, apart from the rest: a list of tasks need not read it."""
+        return f"{self.root}.p.{token(task_id)}"
+
+    @property
+    def bodies(self) -> str:
+        """All of these."""
+        return f"{self.root}.p.*"
 
     # What has become of them
 

@@ -1,7 +1,7 @@
 """Finds messages that belong to nothing, and takes them away: a process died, or came too late, between two steps.
 
 A large result, or an overflow page of waiting tasks, is stored before the queue state that names it. If that
-state is then not accepted, nobody will ever read the message.
+state is then not accepted, nobody will ever read the message. A large body is taken away after its task.
 """
 
 from __future__ import annotations
@@ -51,6 +51,8 @@ class OrphanCleanup:
         """Take away what belongs to nothing and is old enough."""
         for subject in await self.stray_blobs():
             await self._transport.remove(await self._old([subject]))
+        for subject in await self.stray_bodies():
+            await self._transport.remove(await self._old([subject]))
         for subject in await self.stray_listed():
             await self._transport.remove(await self._old([subject]))
         by_queue: defaultdict[str, list[str]] = defaultdict(list)
@@ -61,7 +63,23 @@ class OrphanCleanup:
 
     async def strays(self) -> list[str]:
         """Return the subjects of what belongs to nothing, however old it is."""
-        return [*await self.stray_blobs(), *await self.stray_shelves()]
+        return [*await self.stray_blobs(), *await self.stray_bodies(), *await self.stray_shelves()]
+
+    # Large bodies
+
+    async def stray_bodies(self) -> list[str]:
+        """Return the subjects of large bodies whose tasks are not there."""
+        subjects = await self._subjects(self._names.bodies)
+        strays: list[str] = []
+        for start in range(0, len(subjects), STEP):
+            some = {untoken(subject.rpartition(".")[2]): subject for subject in subjects[start : start + STEP]}
+            places, torn = await self._state_store.task_lookup.find(list(some))
+            strays += [
+                subject
+                for task_id, subject in some.items()
+                if task_id not in torn and (task_id not in places or places[task_id][0].blobs is not None)
+            ]
+        return strays
 
     # Large results and errors
 

@@ -215,6 +215,7 @@ class QueueState:
             result=known.result,
             attempt_log=known.attempt_log,
             blob=known.blob,
+            sizes=known.sizes,
             version=self.changes + 1,
         )
 

@@ -47,7 +47,9 @@ _log = get_logger("omniq.nats")
 MOST_AT_ONCE = 50
 """So many tasks at most are looked at where they were a moment ago, before they are looked for."""
 LOOK = 200
-WIDEST = 65536
+"""So many tasks at most are looked at in one go."""
+NARROWEST, WIDEST = 128, 65536
+"""Of so many messages tasks are read in one go; of few first, as they may be large."""
 
 READY, SCHEDULED, RUNNING = TaskState.READY, TaskState.SCHEDULED, TaskState.RUNNING
 ENDED = TaskState.CANCELLED
@@ -185,18 +187,25 @@ async def get(state_store: QueueStateStore, ids: Sequence[str]) -> list[StoredTa
     return [tasks.get(places[task_id]) if task_id in places else torn.get(task_id) for task_id in ids]
 
 
-async def tasks_at(state_store: QueueStateStore, places: Sequence[Place]) -> dict[tuple[int, int], StoredTask]:
-    """Return the records of tasks by their places; those that were removed are left out."""
+async def tasks_at(
+    state_store: QueueStateStore, places: Sequence[Place], *, bare: bool = False
+) -> dict[tuple[int, int], StoredTask]:
+    """Return the records of tasks by their places; those that were removed are left out.
+
+    :param bare: whether as a bare list has them: what is large and kept apart is not read then.
+    """
     queue_states = await state_store.read(list({batch.queue for batch, _ in places}))
     return await _tasks_in(
-        state_store, View({batch.rows[index][0]: (batch, index) for batch, index in places}, queue_states)
+        state_store, View({batch.rows[index][0]: (batch, index) for batch, index in places}, queue_states), bare=bare
     )
 
 
-async def _tasks_in(state_store: QueueStateStore, seen: View) -> dict[tuple[int, int], StoredTask]:
+async def _tasks_in(
+    state_store: QueueStateStore, seen: View, *, bare: bool = False
+) -> dict[tuple[int, int], StoredTask]:
     found = await asyncio.gather(
         *(
-            _tasks_of(state_store, seen.queue_states[queue], some, seen.pages)
+            _tasks_of(state_store, seen.queue_states[queue], some, seen.pages, bare=bare)
             for queue, some in seen.places_by_queue.items()
         )
     )
@@ -204,28 +213,57 @@ async def _tasks_in(state_store: QueueStateStore, seen: View) -> dict[tuple[int,
 
 
 async def _tasks_of(
-    state_store: QueueStateStore, queue_state: QueueState, places: Sequence[Place], pages: Mapping[str, Stored] | None
+    state_store: QueueStateStore,
+    queue_state: QueueState,
+    places: Sequence[Place],
+    pages: Mapping[str, Stored] | None,
+    *,
+    bare: bool,
 ) -> dict[tuple[int, int], StoredTask]:
     now = state_store.clock.now()
     found, end_records = await stands(state_store, queue_state, places, with_fates=True, pages=pages)
-    await state_store.whole(end_records, {(batch.seq, index): batch.rows[index][0] for batch, index in places})
+    ids = {(batch.seq, index): batch.rows[index][0] for batch, index in places}
+    await state_store.whole(end_records, ids, bare=bare)
+    batches = {batch.seq: batch for batch, _ in places}
+    if not bare:
+        batches = await state_store.task_lookup.with_bodies(batches)
     tasks: dict[tuple[int, int], StoredTask] = {}
-    for (batch, index), stands_so in zip(places, found, strict=True):
+    for (one, index), stands_so in zip(places, found, strict=True):
+        batch = batches.get(one.seq)
+        if batch is None:
+            continue  # it was removed meanwhile
         end_record = end_records.get((batch.seq, index))
         how = entry_in_overflow(batch, index, end_record) if stands_so is SCHEDULED else stands_so
         if isinstance(how, Entry):
             state = RUNNING if how.until is not None else READY if how.at <= now else SCHEDULED
-            tasks[batch.seq, index] = live_task(batch, how, state, end_record if how.has_error else None)
+            task = live_task(batch, how, state, end_record if how.has_error else None, bare=bare)
         elif how is READY:
             state = READY if batch.run_at(index) <= now else SCHEDULED
-            tasks[batch.seq, index] = to_task(batch, index, state=state)
+            task = to_task(batch, index, state=state, bare=bare)
         elif how is ENDED and end_record is not None:
-            tasks[batch.seq, index] = ended_task(batch, index, end_record)
+            task = ended_task(batch, index, end_record, bare=bare)
+        else:
+            continue
+        tasks[batch.seq, index] = _bared(task, batch.rows[index][9], end_record) if bare else task
     return tasks
 
 
-def ended_task(batch: TaskBatch, index: int, end_record: EndRecord) -> StoredTask:
-    """Return the record of a task that has ended."""
+def _bared(task: StoredTask, size: int, end_record: EndRecord | None) -> StoredTask:
+    """Return the record of a task as a bare list has it.
+
+    :param task: without its body, and without what is kept apart of its end record.
+    :param size: of its body.
+    """
+    if end_record is not None and end_record.sizes is not None:
+        return task.bare(size, *end_record.sizes)
+    return task.bare(size, None if task.result_payload is None else len(task.result_payload))
+
+
+def ended_task(batch: TaskBatch, index: int, end_record: EndRecord, *, bare: bool = False) -> StoredTask:
+    """Return the record of a task that has ended.
+
+    :param bare: whether to leave out the body.
+    """
     return to_task(
         batch,
         index,
@@ -240,6 +278,7 @@ def ended_task(batch: TaskBatch, index: int, end_record: EndRecord) -> StoredTas
         result=end_record.result,
         attempt_log=end_record.attempt_log,
         keeps_expiry=end_record.keeps_expiry,
+        bare=bare,
     )
 
 
@@ -255,7 +294,7 @@ async def list_tasks(state_store: QueueStateStore, query: TaskQuery, cursor: str
     pager = Pager(query)
     listed = await _listed(state_store, query)
     if listed is not None:
-        async for rank, task in _in_order(state_store, listed, before):
+        async for rank, task in _in_order(state_store, listed, before, query):
             if pager.is_done_with(rank, task):
                 break
         return pager.page()
@@ -263,10 +302,15 @@ async def list_tasks(state_store: QueueStateStore, query: TaskQuery, cursor: str
     end = await state_store.transport.end() + 1 if before is None else before // PLACES + 1
     if before is None and query.enqueued_before is not None:
         end = await _end_before(state_store, query.queue, slackened(query.enqueued_before, CLOCK_SLACK), end)
-    width = 2 * PLACES
+    width, number = NARROWEST, min(LOOK, query.limit + 1)
+    # What was stored together counts where its first message is, and the others are behind that.
+    beyond = end + PLACES
+    behind: list[TaskBatch] = []
     while end > 1:
         start = max(1, end - width)
-        batches = await _window(state_store, query, start, end)
+        batches = await _window(state_store, query, start, end, beyond) + behind
+        behind = [batch for batch in batches if batch.first < start]
+        batches = [batch for batch in batches if batch.first >= start]
         rows = [
             (batch.rank(index), batch, index)
             for batch in batches
@@ -278,11 +322,13 @@ async def list_tasks(state_store: QueueStateStore, query: TaskQuery, cursor: str
             # Of those that cannot be read the number stands for the task itself.
             rows += [(batch.seq * PLACES, batch, -1) for batch in batches if batch.problem is not None]
         rows = sorted((row for row in rows if before is None or row[0] < before), key=lambda row: -row[0])
-        for part in range(0, len(rows), LOOK):
-            for rank, task in await _records(state_store, rows[part : part + LOOK]):
+        while rows:
+            part, rows = rows[:number], rows[number:]
+            for rank, task in await _records(state_store, part, bare=query.bare):
                 if pager.is_done_with(rank, task):
                     return pager.page()
-        end = start
+            number = min(2 * number, LOOK)
+        end = beyond = start
         width = min(2 * width, WIDEST)
     return pager.page()
 
@@ -316,21 +362,22 @@ async def _listed(state_store: QueueStateStore, query: TaskQuery) -> dict[str, i
 
 
 async def _in_order(
-    state_store: QueueStateStore, listed: Mapping[str, int], before: int | None
+    state_store: QueueStateStore, listed: Mapping[str, int], before: int | None, query: TaskQuery
 ) -> AsyncIterator[tuple[int, StoredTask]]:
     """Yield tasks with their ranks, the latest first.
 
     :param listed: their ids and the sequences of their batches.
     """
+    number = min(LOOK, query.limit + 1)
     ids = sorted(listed, key=lambda task_id: -listed[task_id])
     if before is not None:
         # What was stored in one step has one rank for all, but for the lowest bits, and sequences behind that.
         ids = [task_id for task_id in ids if listed[task_id] <= before // PLACES + 2 * PLACES]
     ready: list[tuple[int, StoredTask]] = []
-    for start in range(0, len(ids), LOOK):
-        part = ids[start : start + LOOK]
+    for start in range(0, len(ids), number):
+        part = ids[start : start + number]
         seen = await view(state_store, part)
-        tasks = await _tasks_in(state_store, seen)
+        tasks = await _tasks_in(state_store, seen, bare=query.bare)
         for task_id in part:
             if task_id in seen.places:
                 batch, index = seen.places[task_id]
@@ -340,7 +387,7 @@ async def _in_order(
                 ready.append((listed[task_id] * PLACES, salvaged(torn.problem, task_id, {"queue": torn.queue})))
         ready.sort(key=lambda one: one[0])
         # What comes later has ranks below its sequences.
-        following = ids[start + LOOK : start + LOOK + 1]
+        following = ids[start + number : start + number + 1]
         horizon = (listed[following[0]] + 1) * PLACES if following else 0
         while ready and ready[-1][0] >= horizon:
             rank, task = ready.pop()
@@ -349,7 +396,7 @@ async def _in_order(
 
 
 async def _records(
-    state_store: QueueStateStore, rows: Sequence[tuple[int, TaskBatch, int]]
+    state_store: QueueStateStore, rows: Sequence[tuple[int, TaskBatch, int]], *, bare: bool
 ) -> list[tuple[int, StoredTask]]:
     """Return the records of tasks, each with its rank.
 
@@ -357,7 +404,8 @@ async def _records(
     """
     places = [(batch, index) for _, batch, index in rows if index >= 0]
     wrong = await state_store.task_lookup.misnamed([place for place in places if place[0].is_shared])
-    tasks = await tasks_at(state_store, [place for place in places if (place[0].seq, place[1]) not in wrong])
+    sound = [place for place in places if (place[0].seq, place[1]) not in wrong]
+    tasks = await tasks_at(state_store, sound, bare=bare)
     records: list[tuple[int, StoredTask]] = []
     for rank, batch, index in rows:
         if batch.problem is not None:
@@ -384,15 +432,22 @@ async def _torn(state_store: QueueStateStore, ids: Sequence[str]) -> list[Stored
     return [salvaged(one.problem, task_id, {"queue": one.queue}) for task_id, one in torn.items()]
 
 
-async def _window(state_store: QueueStateStore, query: TaskQuery, start: int, end: int) -> list[TaskBatch]:
-    """Return the batches of what was stored together from one message up to another."""
+async def _window(state_store: QueueStateStore, query: TaskQuery, start: int, end: int, beyond: int) -> list[TaskBatch]:
+    """Return the batches from one message up to another.
+
+    :param end: what was stored together from here on does not count.
+    :param beyond: and no message from here on.
+    """
     batches: list[TaskBatch] = []
-    async for stored in state_store.transport.scan_all(state_store.names.batches(query.queue), start):
-        if stored.seq >= end + PLACES:
+    names = state_store.names
+    async for stored in state_store.transport.scan_all(names.batches(query.queue), start, min(256, end - start)):
+        if stored.seq >= beyond:
             break
         batch = state_store.task_lookup.read(stored)
-        if start <= batch.first < end:
+        if batch.first < end:
             batches.append(batch)
+        elif batch.problem is None:
+            break  # and so do all behind it
     return batches
 
 

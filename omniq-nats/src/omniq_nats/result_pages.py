@@ -15,7 +15,7 @@ from omniq.storage.validation import UNREADABLE, check_text, corrupt, log_once
 from omniq_nats.encoding import read_queue_state
 from omniq_nats.entries import Tombstone
 from omniq_nats.lazy_rows import Pending
-from omniq_nats.names import SHARED, readable, split_batch
+from omniq_nats.names import APART, SHARED, readable, split_batch
 from omniq_nats.queue_state import QueueState
 from omniq_nats.results import (
     LISTED,
@@ -217,12 +217,17 @@ class ResultPages:
                         gone.add((batch.seq, index))
         return found
 
-    async def whole(self, end_records: dict[tuple[int, int], EndRecord], ids: dict[tuple[int, int], str]) -> None:
-        """Complete end records with what is kept in messages of their own."""
+    async def whole(
+        self, end_records: dict[tuple[int, int], EndRecord], ids: dict[tuple[int, int], str], *, bare: bool = False
+    ) -> None:
+        """Complete end records with what is kept in messages of their own.
+
+        :param bare: whether what a bare list shows is enough.
+        """
         apart = {
             self.names.blob(ids[place], end_record.blob): place
             for place, end_record in end_records.items()
-            if end_record.blob is not None
+            if end_record.blob is not None and not (bare and end_record.sizes is not None)
         }
         if apart:
             there = {stored.subject: stored.data for stored in await self.transport.last(list(apart))}
@@ -242,7 +247,7 @@ class ResultPages:
                 continue
             is_new = task_id not in names
             name = names.setdefault(task_id, f"{end_record.delivery}-{secrets.token_hex(4)}")
-            left[task_id], body = end_record.apart(name)
+            left[task_id], body = end_record.apart(name, inline)
             if is_new:
                 writes.append(self.transport.store(Write(self.names.blob(task_id, name), body)))
         await asyncio.gather(*writes)
@@ -281,6 +286,8 @@ class ResultPages:
                 if holder_of(found.data) in keys[found.subject]
             ]
         await self.transport.remove(gone)
+        # After their tasks: the body of a task that is there is there, too.
+        await self.transport.remove(one.seq + 1 for one in tombstones if split_batch(one.batch)[1] == APART)
         for subject in subjects:
             await self.transport.purge(subject)
         self._buried.update(one.place for one in tombstones)

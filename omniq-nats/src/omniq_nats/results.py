@@ -13,7 +13,7 @@ from attrs import define, evolve, field, frozen
 from omniq.errors import CorruptRecord
 from omniq.storage.validation import UNREADABLE, corrupt, corrupt_error, is_text
 from omniq.task import TaskError, TaskState
-from omniq_nats.names import LARGE, SHARED, SHEET, SHEET_SPAN, SINGLE, split_batch, token
+from omniq_nats.names import APART, LARGE, SHARED, SHEET, SHEET_SPAN, SINGLE, split_batch, token
 from omniq_nats.task_batches import MOST_TASKS
 from omniq_nats.times import is_moment
 from omniq_nats.transport import Stored
@@ -71,6 +71,9 @@ class EndRecord:
     attempt_log: str = field(default="", repr=False)
     blob: str | None = None
     """The name of the message that holds result, error and attempt log, where they are too large to lie here."""
+    sizes: tuple[int | None, int] | None = None
+    """Where there is such a message: how many bytes the result has in it (None: there is none), and the traceback. The
+    rest of the error is here, too, then. None: there was no room for that, or there is no such message."""
     version: int = 0
     """Counts the changes of the queue: of two end records of one task the later counts."""
     is_torn: bool = False
@@ -89,7 +92,7 @@ class EndRecord:
             self.keeps_expiry,
             _parts(self.error),
             _packed(self.result),
-            self.blob,
+            self.blob if self.sizes is None else [self.blob, *self.sizes],
             self.version,
             *([self.attempt_log] if self.attempt_log else ()),
         ]
@@ -130,15 +133,22 @@ class EndRecord:
         over = self.size - limit
         return self if over <= 0 or not self.attempt_log else evolve(self, attempt_log=self.attempt_log[over:])
 
-    def apart(self, name: str) -> tuple[EndRecord, bytes]:
+    def apart(self, name: str, inline: int) -> tuple[EndRecord, bytes]:
         """Return it without what is large, and that as the body of a message of its own.
 
         :param name: of that message.
+        :param inline: bytes that are not large.
         """
         log = self.attempt_log.encode(errors="replace")
         head = json.dumps([_parts(self.error), self.result is not None, len(log)]).encode()
         body = head + b"\n" + log + (self.result or b"")
-        return evolve(self, error=None, result=None, attempt_log="", blob=name), body
+        error, traceback = self.error, "" if self.error is None else self.error.traceback
+        if error is not None:
+            error = evolve(error, traceback="")
+        sizes = None if self.result is None else len(self.result), len(traceback.encode(errors="replace"))
+        if error is not None and len(_encode(_parts(error))) > inline:
+            return evolve(self, error=None, result=None, attempt_log="", blob=name, sizes=None), body
+        return evolve(self, error=error, result=None, attempt_log="", blob=name, sizes=sizes), body
 
     def whole(self, body: bytes) -> EndRecord:
         """Return it with what was kept apart."""
@@ -146,7 +156,7 @@ class EndRecord:
             head, _, rest = body.partition(b"\n")
             error, has_result, length = json.loads(head)
             log, result = rest[:length].decode(), rest[length:] if has_result else None
-            return evolve(self, error=_error(error), result=result, attempt_log=log, blob=None)
+            return evolve(self, error=_error(error), result=result, attempt_log=log, blob=None, sizes=None)
         except UNREADABLE as wrong:
             return torn_fate(corrupt("result", self.blob, wrong))
 
@@ -218,6 +228,7 @@ def read_end_record(row: list[Any]) -> EndRecord:
 
     :raises ValueError: if it is not that; or another of the errors of values that are not what they should be.
     """
+    blob, *sizes = row[10] if type(row[10]) is list else [row[10]]
     end_record = EndRecord(
         state=TaskState(row[0]),
         delivery=row[1],
@@ -229,13 +240,14 @@ def read_end_record(row: list[Any]) -> EndRecord:
         keeps_expiry=row[7],
         error=_error(row[8]),
         result=_unpacked(row[9]),
-        blob=row[10],
+        blob=blob,
+        sizes=(sizes[0], sizes[1]) if sizes else None,
         version=row[11],
         attempt_log=row[12] if len(row) > 12 else "",
     )
     started: Any = row[4]
     times = [row[5], row[6], *([] if started is None else [started])]
-    counts = [row[1], row[2], row[11]]
+    counts = [row[1], row[2], row[11], *(size for size in sizes if size is not None)]
     if (
         all(type(count) is int and 0 <= count < 2**63 for count in counts)
         and all(is_moment(time) and time >= 0 for time in times)
@@ -338,7 +350,7 @@ def read_page(stored: Stored) -> ResultPage:
         numbers = [batch, size, *gone, *(row[0] for row in end_records)]
         if not all(type(number) is int and number >= 0 for number in numbers):
             raise ValueError("a number of a task is none")
-        if not all(is_text(task_id) and kind in (SINGLE, LARGE, SHARED) for _, task_id, _, kind in end_records):
+        if not all(is_text(task_id) and kind in (SINGLE, LARGE, APART, SHARED) for _, task_id, _, kind in end_records):
             raise ValueError("what it says of a task is of a wrong type")
         return ResultPage(
             seq=stored.seq,

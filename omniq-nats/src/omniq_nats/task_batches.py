@@ -1,6 +1,7 @@
 """Homes: the messages that hold tasks as they were enqueued, one or several in each, and never change.
 
-A batch's body is one line of JSON, then the bodies of its tasks one after the other.
+A batch's body is one line of JSON, then the bodies of its tasks one after the other. A large task is a batch by itself,
+and its body is the message behind that, stored in the same step: where tasks are listed bare, it is not read.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from omniq.errors import CorruptRecord
 from omniq.storage.validation import LONGEST_TEXT, UNREADABLE, check_task, corrupt, is_text, salvaged
 from omniq.task import NewTask, Progress, StoredTask, TaskError, TaskState
 from omniq_nats.names import (
+    APART,
     DUE_LINE,
     LARGE,
     SHARED,
@@ -46,6 +48,8 @@ __all__ = [
 ]
 
 VERSION = 1
+LARGE_BODY = 32 * 1024
+"""Bytes: a larger body is a message of its own. A page of a hundred tasks therefore takes 3 MB at most without it."""
 MOST_TASKS = 128
 MOST_BYTES = 128 * 1024
 _MOST = 2**63
@@ -69,7 +73,8 @@ class TaskBatch:
     """The sequence of the first message that was stored together with it."""
     nonce: str
     rows: list[list[Any]]
-    blobs: bytes = field(repr=False)
+    blobs: bytes | None = field(repr=False)
+    """None: it is in a message of its own, and was not read, see :meth:`TaskLookup.with_bodies`."""
     _offsets: list[int] | None = None
     problem: CorruptRecord | None = None
     """Why it cannot be read. As far as it tells itself, it holds no tasks then."""
@@ -101,8 +106,19 @@ class TaskBatch:
         priority: int = self.rows[index][1] if self.line == DUE_LINE else priority_of(self.line)
         return priority
 
+    @property
+    def size_apart(self) -> int:
+        """How large the body is that is kept apart."""
+        size: int = self.rows[0][9]
+        return size
+
     def body(self, index: int) -> bytes:
-        """Return the body of a task."""
+        """Return the body of a task.
+
+        :raises ValueError: if it was not read, or is not there.
+        """
+        if self.blobs is None:
+            raise ValueError("its body is not there, or not as large as it was")
         if len(self.rows) == 1:
             return self.blobs
         if self._offsets is None:
@@ -120,10 +136,12 @@ class Page:
     tasks: list[tuple[NewTask, int, int | None, int | None]] = field(factory=list)
     """Each with its number in the batch, the time at which it may start (None: at once), and that of its expiry."""
     size: int = 0
+    apart: bytes | None = None
+    """The body of the one task that it holds, where that is to be stored behind it; None: it holds all."""
 
     def takes(self, size: int) -> bool:
         """Whether a task of so many bytes may be added."""
-        return not self.tasks or (len(self.tasks) < MOST_TASKS and self.size + size <= MOST_BYTES)
+        return self.apart is None and len(self.tasks) < MOST_TASKS and self.size + size <= MOST_BYTES
 
 
 def pages_of(
@@ -152,13 +170,16 @@ def add_to_pages(
     waits = run_at is not None or expires is not None
     line = DUE_LINE if waits else line_of(task.priority)
     size = len(task.body) + 256
+    is_large = len(task.body) > LARGE_BODY
     page = current.get((task.queue, line))
-    if page is None or page.ttl != task.result_ttl or not page.takes(size):
+    if page is None or page.ttl != task.result_ttl or is_large or not page.takes(size):
         page = current[task.queue, line] = Page(task.queue, line, float(task.result_ttl))
     page.tasks.append((task, number, run_at, expires))
     page.size += size
+    if is_large:
+        page.apart = task.body
     # With the second task the first one needs a guard, too.
-    return page, 2 if len(page.tasks) == 2 else 1
+    return page, 2 if is_large or len(page.tasks) == 2 else 1
 
 
 def check_new(task: NewTask) -> None:
@@ -183,7 +204,7 @@ def check_new(task: NewTask) -> None:
 
 
 def encode_batch(page: Page, *, at: int, behind: int, nonce: str) -> bytes:
-    """Return the body of a batch.
+    """Return the body of a batch, without what is stored behind it.
 
     :param at: the time of enqueueing.
     :param behind: how many messages are stored together with it, and before it.
@@ -214,8 +235,8 @@ def encode_batch(page: Page, *, at: int, behind: int, nonce: str) -> bytes:
         "tasks": rows,
     }
     parts = [json.dumps(head, separators=(",", ":")).encode(), b"\n"]
-    for task, _, _, _ in page.tasks:
-        parts.append(task.body)
+    if page.apart is None:
+        parts += [task.body for task, _, _, _ in page.tasks]
     return b"".join(parts)
 
 
@@ -259,9 +280,9 @@ def _read_home(stored: Stored, queue: str, line: str, kind: str, name: str) -> T
     size = 0
     for row in rows:
         size += _size_in(row)
-    if size != len(blobs):
+    if (0 if kind == APART else size) != len(blobs):
         raise ValueError("its tasks are not as large as it says")
-    if kind not in (SINGLE, LARGE, SHARED) or (kind != SHARED and (len(rows) != 1 or token(rows[0][0]) != name)):
+    if kind not in (SINGLE, LARGE, APART, SHARED) or (kind != SHARED and (len(rows) != 1 or token(rows[0][0]) != name)):
         raise ValueError("it names another task than its subject")
     if token(told["queue"]) != queue:
         raise ValueError("it names another queue than its subject")
@@ -281,7 +302,7 @@ def _read_home(stored: Stored, queue: str, line: str, kind: str, name: str) -> T
         first=stored.seq - behind,
         nonce=told["nonce"],
         rows=rows,
-        blobs=blobs,
+        blobs=None if kind == APART else blobs,
     )
 
 
@@ -347,15 +368,19 @@ def to_task(
     result: bytes | None = None,
     attempt_log: str = "",
     keeps_expiry: bool = True,
+    bare: bool = False,
 ) -> StoredTask:
     """Put together the record of a task: the order, and what has become of it.
 
     Where one of them is not what it must be, it is a record that failed and says so.
+
+    :param bare: whether to leave out the body.
     """
     row = batch.rows[index]
-    body = batch.body(index)
+    body = b""
     expires = row[3] if keeps_expiry else None
     try:
+        body = b"" if bare else batch.body(index)
         task = StoredTask(
             id=row[0],
             queue=batch.queue,

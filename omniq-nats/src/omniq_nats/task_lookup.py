@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import OrderedDict, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 
 from omniq.errors import CorruptRecord
 from omniq.storage.validation import corrupt
@@ -20,6 +20,8 @@ from omniq_nats.transport import Stored, Transport
 __all__ = ["Place", "TaskLookup", "Torn"]
 
 MOST_BYTES = 32 * 1024 * 1024
+MOST_AT_ONCE = 8 * 1024 * 1024
+"""Bytes of bodies that are asked for at once, about."""
 REMEMBERED = 2000
 """Tasks of which it is known where they are."""
 AHEAD = 4
@@ -107,7 +109,7 @@ class TaskLookup:
             self._bytes += len(stored.data)
             while self._bytes > MOST_BYTES and len(self._batches) > 1:
                 _, oldest = self._batches.popitem(last=False)
-                self._bytes -= len(oldest.blobs) + 100 * len(oldest)
+                self._bytes -= len(oldest.blobs or b"") + 100 * len(oldest)
         return batch
 
     async def of_slots(self, queue: str, entries: Iterable[Entry]) -> dict[int, TaskBatch]:
@@ -126,6 +128,32 @@ class TaskLookup:
                 if stored.seq == missing[stored.subject]:
                     found[stored.seq] = self.read(stored)
         return found
+
+    async def with_bodies(self, batches: Mapping[int, TaskBatch]) -> dict[int, TaskBatch]:
+        """Return batches by their sequence with the bodies that are kept apart; those that are gone are left out.
+
+        These are not remembered, as they are large. Of one that is not there the batch stays without it.
+        """
+        whole = dict(batches)
+        apart = [batch for batch in whole.values() if batch.blobs is None]
+        while apart:
+            some: dict[str, TaskBatch] = {}
+            size = 0
+            while apart and size < MOST_AT_ONCE:
+                batch = apart.pop()
+                size += batch.size_apart
+                some[self._names.body(batch.rows[0][0])] = batch
+            for stored in await self._transport.last(list(some)):
+                batch = some[stored.subject]
+                if stored.seq == batch.seq + 1 and len(stored.data) == batch.size_apart:
+                    whole[batch.seq] = evolve(batch, blobs=stored.data)
+        # They are taken away after their batches.
+        missing = [batch for batch in whole.values() if batch.blobs is None]
+        if missing:
+            names = [self._names.batch(batch.queue, batch.name) for batch in missing]
+            there = {stored.seq for stored in await self._transport.last(names)}
+            whole = {seq: batch for seq, batch in whole.items() if batch.blobs is not None or seq in there}
+        return whole
 
     async def locate(self, ids: Sequence[str]) -> dict[str, Place]:
         """Find tasks by id, as they are stored now; those that are not there, or cannot be read, are left out."""

@@ -156,10 +156,15 @@ class Transport(Connection):
         self.last_seen = max([self.last_seen, *(one.seq for one in stored[-1:])])
         return stored, left
 
-    async def scan_all(self, subject: str, start: int = 1) -> AsyncIterator[Stored]:
-        """Yield every message on some subjects in the order in which they were stored."""
+    async def scan_all(self, subject: str, start: int = 1, count: int = 256) -> AsyncIterator[Stored]:
+        """Yield every message on some subjects in the order in which they were stored.
+
+        :param subject: with wildcards.
+        :param start: the first sequence that counts.
+        :param count: how many are read at once.
+        """
         while True:
-            stored, left = await self.scan(subject, start)
+            stored, left = await self.scan(subject, start, count)
             for one in stored:
                 yield one
             if not stored or not left:
