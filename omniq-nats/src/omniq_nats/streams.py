@@ -26,7 +26,7 @@ _log = get_logger("omniq.nats")
 
 API_LEVEL = 2
 """Of JetStream: that of server 2.12, the first with atomic batches."""
-SCHEMA = "4"
+SCHEMA = "3"
 SCHEMA_KEY = "omniq.schema"
 NAME_IN_USE = 10058
 INSUFFICIENT = (10005, 10074)
