@@ -132,3 +132,15 @@ async def test_a_task_whose_body_is_gone_fails_and_says_so(nats_server: NatsServ
         assert "its body is not there" in found.error.message
         assert other is not None
         assert other.body == LARGE
+
+
+async def test_a_page_of_large_results_is_whole_though_the_servers_send_it_in_parts(nats_server: NatsServer) -> None:
+    async with opened(fresh(nats_server.url)) as storage:
+        await storage.enqueue([task(body=LARGE) for _ in range(12)])
+        tasks = await storage.claim({"work": 12}, worker="w", lease=600)
+        results = {one.id: b"%d" % number * SIZE for number, one in enumerate(tasks[:10])}
+        await storage.finish(
+            [Succeeded(id=one.id, delivery=one.delivery, result=results[one.id]) for one in tasks[:10]]
+        )
+        found = await storage.get([one.id for one in tasks])
+        assert [one and one.result_payload for one in found] == [*results.values(), None, None]

@@ -106,12 +106,6 @@ class TaskBatch:
         priority: int = self.rows[index][1] if self.line == DUE_LINE else priority_of(self.line)
         return priority
 
-    @property
-    def size_apart(self) -> int:
-        """How large the body is that is kept apart."""
-        size: int = self.rows[0][9]
-        return size
-
     def body(self, index: int) -> bytes:
         """Return the body of a task.
 

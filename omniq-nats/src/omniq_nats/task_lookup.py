@@ -20,8 +20,6 @@ from omniq_nats.transport import Stored, Transport
 __all__ = ["Place", "TaskLookup", "Torn"]
 
 MOST_BYTES = 32 * 1024 * 1024
-MOST_AT_ONCE = 8 * 1024 * 1024
-"""Bytes of bodies that are asked for at once, about."""
 REMEMBERED = 2000
 """Tasks of which it is known where they are."""
 AHEAD = 4
@@ -135,18 +133,13 @@ class TaskLookup:
         These are not remembered, as they are large. Of one that is not there the batch stays without it.
         """
         whole = dict(batches)
-        apart = [batch for batch in whole.values() if batch.blobs is None]
-        while apart:
-            some: dict[str, TaskBatch] = {}
-            size = 0
-            while apart and size < MOST_AT_ONCE:
-                batch = apart.pop()
-                size += batch.size_apart
-                some[self._names.body(batch.rows[0][0])] = batch
-            for stored in await self._transport.last(list(some)):
-                batch = some[stored.subject]
-                if stored.seq == batch.seq + 1 and len(stored.data) == batch.size_apart:
-                    whole[batch.seq] = evolve(batch, blobs=stored.data)
+        apart = {self._names.body(batch.rows[0][0]): batch for batch in whole.values() if batch.blobs is None}
+        if not apart:
+            return whole
+        for stored in await self._transport.last(list(apart)):
+            batch = apart[stored.subject]
+            if stored.seq == batch.seq + 1 and len(stored.data) == batch.rows[0][9]:
+                whole[batch.seq] = evolve(batch, blobs=stored.data)
         # They are taken away after their batches.
         missing = [batch for batch in whole.values() if batch.blobs is None]
         if missing:

@@ -27,6 +27,8 @@ FULL = (10002, 10023, 10028, 10047, 10077)
 """What the servers call it that a limit of the account, the server, its memory, its disk or the stream is reached."""
 RESERVE_BYTES = 256 * 1024
 """The size of what is removed to make room where there is none left."""
+AT_ONCE = 4 * 1024 * 1024
+"""Bytes of messages that are asked for at once, about. Of a larger answer a server would send a part, too."""
 NOTED = 512
 """So many of the latest messages are known without a question."""
 NOTED_BYTES = 8192
@@ -106,7 +108,7 @@ class Transport(Connection):
             # Without a single result the answer does not say how far its server has come.
             subjects.append(self.beacon)
         while True:
-            message, stored = await self._get({"multi_last": subjects})
+            message, stored = await self._latest(subjects)
             self._check_read(message)
             reached = (message.headers or {}).get("Nats-UpTo-Sequence")
             # Replicas answer, too, and one may not have yet what this connection has seen. What another one saw before
@@ -120,6 +122,17 @@ class Transport(Connection):
                 await self._look_for_stream()
             await asyncio.sleep(0.005)
 
+    async def _latest(self, subjects: Sequence[str]) -> tuple[Message, list[Stored]]:
+        """Return the messages on some subjects, and what was said at the end of them."""
+        question = {"multi_last": subjects, "max_bytes": AT_ONCE}
+        message, stored = await self._get(question)
+        part = stored
+        while part and int((message.headers or {}).get("Nats-Num-Pending", 0)):
+            # What was replaced meanwhile comes once more: together they are as the last question found them.
+            message, part = await self._get(question | {"seq": part[-1].seq + 1})
+            stored = list({one.subject: one for one in [*stored, *part]}.values())
+        return message, stored
+
     async def leader_has(self, subject: str, start: int, end: int) -> bool:
         """Ask the stream's leader, not a replica, whether there is a message on some subjects in a range."""
         body = {"seq": max(1, start), "next_by_subj": subject}
@@ -130,7 +143,7 @@ class Transport(Connection):
 
     async def last_all(self, subject: str) -> list[Stored]:
         """Return the messages on all subjects that match one with wildcards."""
-        message, stored = await self._get({"multi_last": [subject]})
+        message, stored = await self._latest([subject])
         if (message.headers or {}).get("Status") == "413":  # more than a server gives at once
             return [one async for one in self.scan_all(subject)]
         self._check_read(message)
@@ -140,13 +153,14 @@ class Transport(Connection):
         return stored
 
     async def scan(
-        self, subject: str, start: int = 1, count: int = 256, max_bytes: int = 4 * 1024 * 1024
+        self, subject: str, start: int = 1, count: int = 256, max_bytes: int = AT_ONCE
     ) -> tuple[list[Stored], int]:
         """Return messages in the order in which they were stored.
 
         :param subject: with wildcards.
         :param start: the first sequence that counts.
         :param count: how many at most; with large messages fewer come.
+        :param max_bytes: of messages, about.
         :return: the messages, and how many there are after them.
         """
         body = {"batch": count, "seq": max(1, start), "next_by_subj": subject, "max_bytes": max_bytes}
