@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import sqlalchemy
 from django.db import transaction  # type: ignore[import-untyped]  # it brings no types
 from sqlalchemy.orm import Session
 
-from omniq import TaskFailed, TaskQueue, current_task
+from omniq import TaskCancelled, TaskFailed, TaskQueue, current_task
 from tests.django_support import ALIAS, connection_to
 
 Way = Callable[[Path], Any]
@@ -67,6 +68,60 @@ def test_a_task_exists_if_and_only_if_the_caller_commits(tmp_path: Path, way: Wa
         except LookupError:
             pass
         assert len(queue.stats()) == (0 if fails else 1)
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["commits", "takes it back"])
+def test_a_flow_exists_if_and_only_if_the_caller_commits(tmp_path: Path, fails: bool) -> None:
+    with TaskQueue(f"sqlite:///{tmp_path}/shop.db") as queue:
+
+        @queue.task
+        def one() -> int:
+            return 1
+
+        @queue.task
+        def double(number: int) -> int:
+            return 2 * number
+
+        assert queue.stats() == []  # the file is there
+        with closing(sqlite3.connect(tmp_path / "shop.db")) as connection:
+            handle = queue.enqueue_flow(one.call().then(double), connection=connection)
+            assert queue.stats() == []
+            connection.rollback() if fails else connection.commit()
+        if fails:
+            assert queue.stats() == []
+            return
+
+        async def work() -> None:
+            async with queue.worker():
+                assert await handle.aresult(timeout=30) == 2
+
+        asyncio.run(work())
+
+
+def test_what_waits_for_a_task_follows_as_the_commit_that_completes_it_does(tmp_path: Path) -> None:
+    path = tmp_path / "shop.db"
+    with TaskQueue(f"sqlite:///{path}", max_retries=0) as queue:
+
+        @queue.task
+        def sell(commits: bool) -> int:
+            with closing(sqlite3.connect(path)) as connection:
+                current_task().complete_in(connection, 7)
+                connection.commit() if commits else connection.rollback()
+            return 8
+
+        @queue.task
+        def report(number: int) -> int:
+            return number
+
+        handles = [queue.enqueue_flow(sell.call(commits).then(report)) for commits in (True, False)]
+
+        async def work() -> None:
+            async with queue.worker():
+                assert await handles[0].aresult(timeout=30) == 7
+                with pytest.raises(TaskCancelled, match="NotCommitted"):
+                    await handles[1].aresult(timeout=30)
+
+        asyncio.run(work())
 
 
 # Without one

@@ -74,7 +74,7 @@ def test_the_plans_say_what_the_indexes_are_for(connection: sqlite3.Connection) 
         "maintenance.lapsed": "USING INDEX ns.running (lease_until<?)",
         "maintenance.outdated": "USING INDEX ns.retention (delete_at>? AND delete_at<?)",
         "enqueue.holder": "USING INDEX ns.unique (unique_key=?)",
-        "reading.list_ended": "USING INDEX ns.ended (queue=? AND state=? AND rowid>? AND rowid<?)",
+        "reading.list_ended": "USING INDEX ns.apart (queue=? AND state=? AND rowid>? AND rowid<?)",
         "schedules.due": "USING INDEX ns.due (next_run>? AND next_run<?)",
     }
     for name, index in expected.items():

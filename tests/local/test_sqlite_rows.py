@@ -13,10 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from omniq.errors import PayloadTooLarge
+from omniq.flow import NewFlow, NewGate
 from omniq.schedule import Schedule
 from omniq.storage import Enqueued, Lease, TaskQuery
 from omniq.storage.ids import new_id
-from omniq.task import Failed, Progress, Released, Retry, Succeeded, TaskError, TaskState
+from omniq.task import Failed, Feed, Progress, Released, Retry, Succeeded, TaskError, TaskState
 from omniq_local.sqlite.encoding import microseconds, moment, span
 from tests.local.sqlite_support import Clock, count, new_task, of_queue, only, opened, raw, take
 
@@ -465,5 +466,24 @@ def test_single_tasks_with_one_key_or_id_are_stored_once(tmp_path: Path) -> None
             assert [entry.created for entry in await store.enqueue([first])] == [False]
             assert store.enqueue_blocking([new_task(unique="k")]) == [Enqueued(first.id, False)]
             assert await count(store, TaskState.READY) == 1
+
+    asyncio.run(scenario())
+
+
+def test_flows_and_gates_that_cannot_be_read_are_found_and_hinder_no_other(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with opened(tmp_path / "jobs.db") as store:
+            flows = [NewFlow(id=new_id(), gates=(NewGate(n=0, rank="0"),)) for _ in range(3)]
+            for flow in flows:
+                tasks = [new_task(flow=flow.id, feeds=(Feed(0),)), new_task(flow=flow.id, behind=0, queue="last")]
+                await store.enqueue(tasks, flow)
+            with raw(tmp_path / "jobs.db") as connection:
+                connection.execute("UPDATE \"omniq.flow\" SET body = '[', due = 0 WHERE id = ?", (flows[0].id,))
+                connection.execute("UPDATE \"omniq.gate\" SET body = '[]' WHERE flow = ?", (flows[1].id,))
+            named = "\n".join(finding.message for finding in await store.check())
+            assert [flow.id in named for flow in flows] == [True, True, False]
+            taken = await take(store)
+            assert await store.finish([Succeeded(id=task.id, delivery=1, result=b"1") for task in taken]) == [True] * 3
+            assert [task.flow for task in await take(store, "last")] == [flows[2].id]
 
     asyncio.run(scenario())

@@ -25,10 +25,11 @@ from tests.simple.test_conformance import SpoiledPairs
 @contextlib.asynccontextmanager
 async def opened(kind: str, path: Path) -> AsyncIterator[tuple[Storage, Spoil]]:
     """Return a store, and what damages its records."""
-    name = {"mystore": "jobs.db", "lmdb": "jobs"}[kind]
-    store = default_plugins().open_storage(parse_url(f"{kind}://{path}/{name}"))
-    tables = {"task": ("omniq_task", "id", None)}
-    spoil = SpoiledRows(path / name, tables) if kind == "mystore" else SpoiledPairs(f"{path}/jobs.omniq")
+    name, root = "jobs" if kind == "lmdb" else "jobs.db", "/" if kind == "sqlite" else ""
+    store = default_plugins().open_storage(parse_url(f"{kind}://{root}{path}/{name}"))
+    table = "omniq.task" if kind == "sqlite" else "omniq_task"
+    tables = {"task": (table, "id", None)}
+    spoil = SpoiledPairs(f"{path}/jobs.omniq") if kind == "lmdb" else SpoiledRows(path / name, tables)
     await store.open()
     try:
         yield store, spoil
@@ -50,6 +51,11 @@ async def flow_of(store: Storage, flow_id: str) -> Flow:
         ("mystore", "flow", "another", False),
         ("mystore", "feeds", None, False),
         ("mystore", "state", 99, False),
+        ("sqlite", "feeds", "[[", True),
+        ("sqlite", "options", "[", True),
+        ("sqlite", "flow", "another", False),
+        ("sqlite", "feeds", None, False),
+        ("sqlite", "state", 99, False),
         ("lmdb", "c", b"[", True),
         ("lmdb", "f", b"\xff", False),
         ("lmdb", "f", b"", False),
@@ -80,7 +86,7 @@ async def test_what_waits_for_a_task_that_cannot_be_read_ends_as_cancelled(
         assert (await flow_of(store, flow.id)).finished_at is not None
 
 
-@pytest.mark.parametrize(("kind", "place"), [("mystore", "feeds"), ("lmdb", "f")])
+@pytest.mark.parametrize(("kind", "place"), [("mystore", "feeds"), ("lmdb", "f"), ("sqlite", "feeds")])
 async def test_a_task_that_cannot_be_read_is_missed_when_it_is_deleted(
     kind: str, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,7 +14,7 @@ from attrs import evolve
 from omniq.errors import FlowClosed
 from omniq.flow import Flow, Gate, GateState, NewFlow, NewGate, StoredFlow, StoredGate
 from omniq.storage.base import Enqueued
-from omniq.storage.primitives import Transaction
+from omniq.storage.primitives import FlowTransaction
 from omniq.storage.states import anew_task, changed_task, ended_task, later, stored_task
 from omniq.storage.validation import Salvaged
 from omniq.task import NewTask, StoredTask, TaskError, TaskState
@@ -27,6 +27,7 @@ __all__ = [
     "enqueue_into_flow",
     "get_flows",
     "opened_flows",
+    "prune_flows",
     "release_hold",
     "retry_flow",
     "settle",
@@ -47,7 +48,7 @@ _ABANDONED = "the flow was not built to its end: what built it died, or took lon
 class FlowStep:
     """One flow within one transaction: what was read of it, and what is to be saved."""
 
-    def __init__(self, tx: Transaction, flow: StoredFlow) -> None:
+    def __init__(self, tx: FlowTransaction, flow: StoredFlow) -> None:
         self.flow = flow
         self._tx = tx
         self._gates: dict[int, StoredGate] = {}
@@ -254,13 +255,13 @@ _LONGEST_REASON = 1000
 """Characters of an error that those who needed the task's success are told."""
 
 
-def opened_flows(tx: Transaction, members: Sequence[StoredTask]) -> dict[str, FlowStep]:
+def opened_flows(tx: FlowTransaction, members: Sequence[StoredTask]) -> dict[str, FlowStep]:
     """Return a step for each flow that these tasks are of and that can be read, by its id."""
     ids = {task.flow for task in members if task.flow is not None}
     return {flow_id: FlowStep(tx, flow) for flow_id, flow in tx.flows(sorted(ids)).items()} if ids else {}
 
 
-def count_ends(tx: Transaction, members: Sequence[StoredTask]) -> None:
+def count_ends(tx: FlowTransaction, members: Sequence[StoredTask]) -> None:
     """Count in their flows tasks that have just ended; all verbs that end tasks come here."""
     flows = opened_flows(tx, members)
     for flow_id, step in flows.items():
@@ -271,14 +272,14 @@ def count_ends(tx: Transaction, members: Sequence[StoredTask]) -> None:
         step.close()
 
 
-def doubt(tx: Transaction, members: Sequence[StoredTask]) -> None:
+def doubt(tx: FlowTransaction, members: Sequence[StoredTask]) -> None:
     """Look whether flows still get what they wait for, now that tasks of them are gone whose ends may be uncounted."""
     for step in opened_flows(tx, members).values():
         step.flow.doubtful = True
         step.close()
 
 
-def enqueue_into_flow(tx: Transaction, tasks: Sequence[NewTask], new: NewFlow | None) -> list[Enqueued]:
+def enqueue_into_flow(tx: FlowTransaction, tasks: Sequence[NewTask], new: NewFlow | None) -> list[Enqueued]:
     """Add tasks to the flow that they name, and the flow with its gates if it is new.
 
     :param new: the flow with which they come; None: it is there already.
@@ -382,7 +383,7 @@ def _stored_member(step: FlowStep, new: NewTask, now: datetime) -> StoredTask:
     return changed_task(task, state=TaskState.BLOCKED, opening_delay=delay)
 
 
-def release_hold(tx: Transaction, flow_id: str, n: int) -> bool:
+def release_hold(tx: FlowTransaction, flow_id: str, n: int) -> bool:
     flow = tx.flows([flow_id]).get(flow_id)
     if flow is None:
         return False
@@ -395,13 +396,13 @@ def release_hold(tx: Transaction, flow_id: str, n: int) -> bool:
     return True
 
 
-def get_flows(tx: Transaction, ids: Sequence[str]) -> list[Flow | None]:
+def get_flows(tx: FlowTransaction, ids: Sequence[str]) -> list[Flow | None]:
     stored = tx.flows(sorted(set(ids)))
     shown = {flow_id: _shown(tx, flow) for flow_id, flow in stored.items()}
     return [shown.get(flow_id) for flow_id in ids]
 
 
-def _shown(tx: Transaction, flow: StoredFlow) -> Flow:
+def _shown(tx: FlowTransaction, flow: StoredFlow) -> Flow:
     gates = sorted(tx.gates(flow.id, None).values(), key=lambda gate: gate.n)
     return Flow(
         id=flow.id,
@@ -418,7 +419,7 @@ def _shown(tx: Transaction, flow: StoredFlow) -> Flow:
     )
 
 
-def cancel_flow(tx: Transaction, flow_id: str) -> bool:
+def cancel_flow(tx: FlowTransaction, flow_id: str) -> bool:
     flow = tx.flows([flow_id]).get(flow_id)
     if flow is None or flow.cancelled or flow.is_over:
         return False
@@ -430,7 +431,7 @@ def cancel_flow(tx: Transaction, flow_id: str) -> bool:
     return True
 
 
-def retry_flow(tx: Transaction, flow_id: str) -> int:
+def retry_flow(tx: FlowTransaction, flow_id: str) -> int:
     flow = tx.flows([flow_id]).get(flow_id)
     if flow is None:
         return 0
@@ -444,7 +445,7 @@ def retry_flow(tx: Transaction, flow_id: str) -> int:
     return len(tasks)
 
 
-def settle(tx: Transaction, limit: int) -> int:
+def settle(tx: FlowTransaction, limit: int) -> int:
     moved = 0
     while moved < limit and (due := tx.due_flows(False, 1)):
         flow = tx.flows(due).get(due[0])
@@ -455,3 +456,17 @@ def settle(tx: Transaction, limit: int) -> int:
             step.break_held()
         moved += step.close(limit - moved) or 1
     return moved
+
+
+def prune_flows(tx: FlowTransaction, limit: int) -> int:
+    """Remove flows that are over with their tasks, so many tasks at most; return how many."""
+    removed = 0
+    for flow_id in tx.due_flows(True, limit):
+        if removed >= limit:
+            break
+        members = tx.members(flow_id, None, tuple(TaskState), limit - removed)
+        tx.remove([task.id for task in members])
+        removed += len(members)
+        if removed < limit:
+            tx.remove_flow(flow_id)
+    return removed

@@ -11,11 +11,11 @@ from omniq.flow import StoredFlow, StoredGate
 from omniq.schedule import Schedule
 from omniq.task import StoredTask, TaskState
 
-__all__ = ["Transaction"]
+__all__ = ["FlowTransaction", "Transaction"]
 
 
-class Transaction(Protocol):
-    """What a store can do within one transaction. Reads see the transaction's own writes.
+class FlowTransaction(Protocol):
+    """What the verbs of flows ask of a store within one transaction. Reads see the transaction's own writes.
 
     A task that any of these returns is locked until the transaction ends, or the transaction is the only one that
     writes: no other changes it meanwhile.
@@ -47,37 +47,6 @@ class Transaction(Protocol):
     @abstractmethod
     def holders(self, keys: Iterable[str]) -> dict[str, str]:
         """Return the id of the task that has not ended for each unique key that one has."""
-
-    @abstractmethod
-    def paused(self) -> set[str]:
-        """Return the queues that are paused."""
-
-    @abstractmethod
-    def promote(self, queue: str, limit: int) -> None:
-        """Make scheduled tasks of a queue ready whose ``run_at`` has come, the earliest first."""
-
-    @abstractmethod
-    def ready(self, queue: str, limit: int) -> list[StoredTask]:
-        """Return ready tasks of a queue with their bodies, in the order of the claim."""
-
-    @abstractmethod
-    def lapsed(self, limit: int) -> list[StoredTask]:
-        """Return running tasks whose lease has run out, the longest ago first, with their bodies."""
-
-    @abstractmethod
-    def expired(self, limit: int) -> list[StoredTask]:
-        """Return scheduled and ready tasks whose ``expires_at`` has come."""
-
-    @abstractmethod
-    def in_states(self, queue: str, states: Sequence[TaskState], limit: int) -> list[StoredTask]:
-        """Return tasks of a queue in these states, in any order. Their bodies and results may be left out."""
-
-    @abstractmethod
-    def dropped(self, limit: int) -> list[StoredTask]:
-        """Return tasks of no flow that have ended and whose ``result_ttl`` is over, the longest ago first.
-
-        Their bodies and results may be left out.
-        """
 
     @abstractmethod
     def flows(self, ids: Iterable[str]) -> dict[str, StoredFlow]:
@@ -125,6 +94,41 @@ class Transaction(Protocol):
         """Return flows that are due and have ended, or are due and have not, the longest due first.
 
         When a flow is due says :func:`~omniq.storage.states.due_at`.
+        """
+
+
+class Transaction(FlowTransaction, Protocol):
+    """What all verbs ask of a store within one transaction."""
+
+    @abstractmethod
+    def paused(self) -> set[str]:
+        """Return the queues that are paused."""
+
+    @abstractmethod
+    def promote(self, queue: str, limit: int) -> None:
+        """Make scheduled tasks of a queue ready whose ``run_at`` has come, the earliest first."""
+
+    @abstractmethod
+    def ready(self, queue: str, limit: int) -> list[StoredTask]:
+        """Return ready tasks of a queue with their bodies, in the order of the claim."""
+
+    @abstractmethod
+    def lapsed(self, limit: int) -> list[StoredTask]:
+        """Return running tasks whose lease has run out, the longest ago first, with their bodies."""
+
+    @abstractmethod
+    def expired(self, limit: int) -> list[StoredTask]:
+        """Return scheduled and ready tasks whose ``expires_at`` has come."""
+
+    @abstractmethod
+    def in_states(self, queue: str, states: Sequence[TaskState], limit: int) -> list[StoredTask]:
+        """Return tasks of a queue in these states, in any order. Their bodies and results may be left out."""
+
+    @abstractmethod
+    def dropped(self, limit: int) -> list[StoredTask]:
+        """Return tasks of no flow that have ended and whose ``result_ttl`` is over, the longest ago first.
+
+        Their bodies and results may be left out.
         """
 
     @abstractmethod

@@ -17,8 +17,8 @@ from attrs import evolve
 from omniq.flow import NewFlow
 from omniq.schedule import Schedule
 from omniq.storage.base import Enqueued, Lease, LeaseState
-from omniq.storage.flow_transitions import count_ends, doubt, enqueue_into_flow, opened_flows, settle
-from omniq.storage.primitives import Transaction
+from omniq.storage.flow_transitions import count_ends, doubt, enqueue_into_flow, opened_flows, prune_flows, settle
+from omniq.storage.primitives import FlowTransaction, Transaction
 from omniq.storage.states import (
     anew_task,
     answered_task,
@@ -53,7 +53,7 @@ __all__ = [
 ]
 
 
-def _save(tx: Transaction, tasks: Sequence[StoredTask]) -> None:
+def _save(tx: FlowTransaction, tasks: Sequence[StoredTask]) -> None:
     """Save tasks that were not final before, and count in their flows those that are now."""
     tx.save(tasks)
     members = [task for task in tasks if task.flow is not None and task.state.is_final]
@@ -163,7 +163,7 @@ def cancel(tx: Transaction, ids: Sequence[str]) -> list[bool]:
     return _each(tx, ids, change)
 
 
-def retry(tx: Transaction, ids: Sequence[str]) -> list[bool]:
+def retry(tx: FlowTransaction, ids: Sequence[str]) -> list[bool]:
     tasks = tx.load(ids)
     holders = tx.holders({task.unique for task in tasks.values() if task.unique is not None})
     flows = opened_flows(tx, [task for task in tasks.values() if task.flow is not None])
@@ -194,7 +194,7 @@ def run_now(tx: Transaction, ids: Sequence[str]) -> list[bool]:
     return _each(tx, ids, change)
 
 
-def _each(tx: Transaction, ids: Sequence[str], change: Callable[[StoredTask], StoredTask | None]) -> list[bool]:
+def _each(tx: FlowTransaction, ids: Sequence[str], change: Callable[[StoredTask], StoredTask | None]) -> list[bool]:
     """Change tasks one after the other, so that one that is named twice is changed by the second as the first left it.
 
     :param change: returns the new record, or None if the task stays as it is.
@@ -211,7 +211,7 @@ def _each(tx: Transaction, ids: Sequence[str], change: Callable[[StoredTask], St
     return answers
 
 
-def delete(tx: Transaction, ids: Sequence[str]) -> list[bool]:
+def delete(tx: FlowTransaction, ids: Sequence[str]) -> list[bool]:
     tasks = tx.load(ids)
     answers = []
     removed = []
@@ -224,7 +224,7 @@ def delete(tx: Transaction, ids: Sequence[str]) -> list[bool]:
     return answers
 
 
-def _remove(tx: Transaction, tasks: Sequence[StoredTask]) -> None:
+def _remove(tx: FlowTransaction, tasks: Sequence[StoredTask]) -> None:
     """Remove tasks that are not running, and count those that were live as cancelled."""
     tx.remove([task.id for task in tasks])
     members = [task for task in tasks if task.flow is not None and not task.state.is_final]
@@ -242,16 +242,7 @@ def purge(tx: Transaction, queue: str, states: Sequence[TaskState], limit: int) 
 def prune(tx: Transaction, limit: int) -> int:
     tasks = tx.dropped(limit)
     tx.remove([task.id for task in tasks])
-    removed = len(tasks)
-    for flow_id in tx.due_flows(True, limit):
-        if removed >= limit:
-            break
-        members = tx.members(flow_id, None, tuple(TaskState), limit - removed)
-        tx.remove([task.id for task in members])
-        removed += len(members)
-        if removed < limit:
-            tx.remove_flow(flow_id)
-    return removed
+    return len(tasks) + prune_flows(tx, limit - len(tasks))
 
 
 def set_progress(tx: Transaction, updates: Mapping[Lease, Progress]) -> None:

@@ -14,8 +14,9 @@ from omniq.storage.escaping import get_logger
 from omniq.storage.records import dump_error
 from omniq.storage.validation import corrupt_error
 from omniq.task import StoredTask
+from omniq_local.sqlite import flows
 from omniq_local.sqlite.encoding import CANCELLED, FAILED, READY, RUNNING, SCHEDULED, claimed_task, moment, span
-from omniq_local.sqlite.transaction import Row, Transaction
+from omniq_local.sqlite.transaction import End, Row, Transaction
 
 __all__ = ["Claim", "Claimed", "Picked", "claim", "end_corrupt", "end_expired", "promote", "read"]
 
@@ -64,7 +65,9 @@ def claim(asked: Claim, tx: Transaction) -> Picked:
     :return: rows; :func:`read` makes tasks of them, once the lock on the file is free again.
     """
     tx.fold()
-    paused, expired = tx.value("claim.obstacles", tx.now)
+    paused, expired, has_agenda = tx.value("claim.obstacles", tx.now, tx.now)
+    if has_agenda:
+        flows.settle(flows.SETTLED, tx)
     if expired:
         _end_all_expired(tx)
     picked: list[tuple[str, list[Any]]] = []
@@ -88,8 +91,8 @@ def claim(asked: Claim, tx: Transaction) -> Picked:
         if asked.waiter is not None:
             tx.run("waiting.unregister", asked.waiter)
         for _, row in picked:
-            if row[13] is None:
-                row[13] = _body(tx, row[0])
+            if row[14] is None:
+                row[14] = _body(tx, row[0])
     return Picked(tx.now, tx.now + lease, picked)
 
 
@@ -120,7 +123,7 @@ def _pick_one(tx: Transaction, seq: int) -> list[Any]:
         row: list[Any] = tx.exact_value("claim.pick_one", seq)
     except (sqlite3.OperationalError, ValueError) as error:
         # Its id may be what cannot be read; the error takes the place of its options, which then say why.
-        row = [seq, "", "", 0, 0, 0, 0, 0, None, None, str(error), None, None, ""]
+        row = [seq, "", "", 0, 0, 0, 0, 0, None, None, str(error), None, None, None, ""]
     return row
 
 
@@ -138,7 +141,7 @@ def read(picked: Picked, worker: str) -> Claimed:
         try:
             tasks.append(claimed_task(row, queue, worker, now, lease_until))
         except CorruptRecord as error:
-            unreadable.append(((row[0], row[1], queue, RUNNING), error))
+            unreadable.append(((row[0], row[1], queue, RUNNING, None), error))
     return Claimed(tasks, unreadable)
 
 
@@ -147,7 +150,11 @@ def end_corrupt(rows: list[tuple[Row, CorruptRecord]], tx: Transaction) -> None:
     tx.fold()
     for _, problem in rows:
         _log.error("%s; it ends as failed, with its bytes kept", problem)
-    tx.conclude((row, FAILED, None, dump_error(corrupt_error(problem)), None) for row, problem in rows)
+    ended: list[End] = []
+    for (seq, *known, _), problem in rows:
+        (flow,) = tx.one("claim.flow_of", seq) or (None,)
+        ended.append(((seq, *known, flow), FAILED, None, dump_error(corrupt_error(problem)), None))
+    flows.conclude(ended, tx)
 
 
 def end_expired(limit: int, tx: Transaction) -> int:
@@ -156,8 +163,8 @@ def end_expired(limit: int, tx: Transaction) -> int:
     :param limit: how many at most.
     :return: how many.
     """
-    rows = [(row[0], row[1], row[2], row[3]) for row in tx.value("claim.expired", tx.now, limit)]
-    tx.conclude((row, CANCELLED, None, None, None) for row in rows)
+    rows = [tuple(row) for row in tx.value("claim.expired", tx.now, limit)]
+    flows.conclude([(row, CANCELLED, None, None, None) for row in rows], tx)
     return len(rows)
 
 

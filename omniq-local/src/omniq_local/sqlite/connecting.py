@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 from omniq_local.sqlite.settings import Settings
 
-__all__ = ["Identity", "connect", "escaped", "identity_of", "lenient", "log_identity_of"]
+__all__ = ["Identity", "connect", "escaped", "identity_of", "lenient", "log_identity_of", "storable"]
 
 Identity = tuple[int, int] | None
 """What tells a file from every other one, whatever its name; None: there is none."""
@@ -65,6 +65,11 @@ def _identity(path: str) -> Identity:
 def escaped(text: bytes) -> str:
     """Read a text so that what is no UTF-8 in it cannot be taken for text; a ``text_factory``."""
     return text.decode("utf-8", "surrogateescape")
+
+
+def storable(text: str) -> str:
+    """Return a text that :func:`escaped` has read as :func:`lenient` reads it, which a statement can be given."""
+    return text if text.isascii() else lenient(text.encode("utf-8", "surrogateescape"))
 
 
 def lenient(text: bytes) -> str:

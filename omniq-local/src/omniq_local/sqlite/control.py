@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from omniq.storage.validation import is_text
 from omniq.task import TaskState
+from omniq_local.sqlite import flows
 from omniq_local.sqlite.claiming import promote
-from omniq_local.sqlite.encoding import CANCELLED, FAILED, NUMBER_OF, READY, RUNNING, SCHEDULED, SUCCEEDED
+from omniq_local.sqlite.encoding import (
+    BLOCKED,
+    CANCELLED,
+    FAILED,
+    NUMBER_OF,
+    READY,
+    RUNNING,
+    SCHEDULED,
+    SUCCEEDED,
+    is_id,
+)
 from omniq_local.sqlite.transaction import Row, Transaction
 
 __all__ = ["cancel", "delete", "last_seq", "pause", "purge_step", "resume", "retry", "run_now"]
@@ -20,7 +30,7 @@ PURGED = 2000
 
 def _rows(tx: Transaction, ids: Sequence[str]) -> dict[str, Row]:
     found = tx.value("finish.held", json.dumps(ids))
-    return {task_id: (seq, task_id, queue, state) for task_id, seq, queue, state, _, _ in found}
+    return {task_id: (seq, task_id, queue, state, flow) for task_id, seq, queue, state, _, _, flow in found}
 
 
 def _rows_without_id(tx: Transaction, ids: Sequence[str]) -> dict[str, Row]:
@@ -30,8 +40,8 @@ def _rows_without_id(tx: Transaction, ids: Sequence[str]) -> dict[str, Row]:
         name, _, seq = place.partition(" ")
         if name == "row" and seq.isdecimal() and len(seq) < 19:
             row = tx.one("control.place", int(seq))
-            if row is not None and not is_text(row[1]):
-                found[place] = (row[0], place, row[2], row[3])
+            if row is not None and not is_id(row[1]):
+                found[place] = (row[0], place, row[2], row[3], row[4])
     return found
 
 
@@ -39,11 +49,11 @@ def cancel(ids: Sequence[str], tx: Transaction) -> list[bool]:
     """See :meth:`~omniq.storage.Storage.cancel`."""
     tx.fold()
     rows = _rows(tx, ids)
-    live = {task_id: row for task_id, row in rows.items() if row[3] < SUCCEEDED}
+    live = {task_id: row for task_id, row in rows.items() if row[3] < SUCCEEDED or row[3] == BLOCKED}
     running = [row[0] for row in live.values() if row[3] == RUNNING]
     if running:
         tx.run("control.request_cancel", json.dumps(running))
-    tx.conclude([(row, CANCELLED, None, None, None) for row in live.values() if row[3] != RUNNING])
+    flows.conclude([(row, CANCELLED, None, None, None) for row in live.values() if row[3] != RUNNING], tx)
     # Named twice: by the second time it has ended, unless it runs.
     seen: set[str] = set()
     results = []
@@ -56,17 +66,21 @@ def cancel(ids: Sequence[str], tx: Transaction) -> list[bool]:
 
 def retry(ids: Sequence[str], tx: Transaction) -> list[bool]:
     """See :meth:`~omniq.storage.Storage.retry`."""
-    return _made_ready("control.revive", ids, tx)
+    tx.fold()
+    rows = _rows(tx, ids)
+    members = {task_id for task_id, row in rows.items() if row[4] is not None}
+    of_flows = iter(flows.retry([task_id for task_id in ids if task_id in members], tx) if members else ())
+    others = iter(_made_ready("control.revive", [task_id for task_id in ids if task_id not in members], rows, tx))
+    return [next(of_flows if task_id in members else others) for task_id in ids]
 
 
 def run_now(ids: Sequence[str], tx: Transaction) -> list[bool]:
     """See :meth:`~omniq.storage.Storage.run_now`."""
-    return _made_ready("control.run_now", ids, tx)
-
-
-def _made_ready(statement: str, ids: Sequence[str], tx: Transaction) -> list[bool]:
     tx.fold()
-    rows = _rows(tx, ids)
+    return _made_ready("control.run_now", ids, _rows(tx, ids), tx)
+
+
+def _made_ready(statement: str, ids: Sequence[str], rows: Mapping[str, Row], tx: Transaction) -> list[bool]:
     results = []
     for task_id in ids:
         row = rows.get(task_id)
@@ -84,9 +98,16 @@ def delete(ids: Sequence[str], tx: Transaction) -> list[bool]:
     tx.fold()
     found = _rows(tx, ids) | _rows_without_id(tx, ids)
     rows = {task_id: row for task_id, row in found.items() if row[3] != RUNNING}
-    tx.forget(list(rows.values()))
+    _forget(rows.values(), tx)
     # Named twice: the second time it is gone.
     return [rows.pop(task_id, None) is not None for task_id in ids]
+
+
+def _forget(rows: Collection[Row], tx: Transaction) -> None:
+    members = [row for row in rows if row[4] is not None]
+    tx.forget([row for row in rows if row[4] is None])
+    if members:
+        flows.delete([row[0] for row in members], tx)
 
 
 def last_seq(tx: Transaction) -> int:
@@ -103,12 +124,12 @@ def purge_step(queue: str, state: TaskState | None, last: int, tx: Transaction) 
     tx.fold()
     # What is due is ready, though nobody has made it so yet.
     promote(tx, queue, PURGED)
-    rows: list[Any] = []
-    for number in range(SCHEDULED, CANCELLED + 1) if state is None else [NUMBER_OF[state]]:
+    rows: list[Row] = []
+    for number in range(SCHEDULED, BLOCKED + 1) if state is None else [NUMBER_OF[state]]:
         left = PURGED - len(rows)
         if left > 0 and number != RUNNING:
-            rows += _tombstones(tx, queue, number, last, left)
-    tx.forget([(seq, task_id, name, number) for seq, task_id, name, number in rows])
+            rows += [tuple(row) for row in _tombstones(tx, queue, number, last, left)]
+    _forget(rows, tx)
     return len(rows)
 
 
@@ -118,6 +139,8 @@ def _tombstones(tx: Transaction, queue: str, state: int, last: int, limit: int) 
         found = tx.value("control.doomed_scheduled", queue, last, limit)
     elif state == READY:
         found = tx.value("control.doomed_ready", queue, last, limit)
+    elif state == BLOCKED:
+        found = tx.value("control.doomed_blocked", queue, last, limit)
     elif state in (SUCCEEDED, FAILED, CANCELLED):
         found = tx.value("control.doomed_ended", queue, state, last, limit)
     return found

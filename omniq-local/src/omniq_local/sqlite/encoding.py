@@ -7,6 +7,7 @@ writing and reading it is a look into a cache.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import math
@@ -17,11 +18,12 @@ from typing import Any, NamedTuple
 from omniq.errors import CorruptRecord
 from omniq.storage import validation
 from omniq.storage.records import load_error, load_progress
-from omniq.storage.validation import UNREADABLE, check_task, corrupt
-from omniq.task import NewTask, StoredTask, TaskState, When, record_of
+from omniq.storage.validation import UNREADABLE, check_task, corrupt, is_text
+from omniq.task import Feed, NewTask, StoredTask, TaskState, When, record_of
 
 __all__ = [
     "BARE",
+    "BLOCKED",
     "BODY_APART",
     "CANCELLED",
     "CLAIMABLE",
@@ -33,11 +35,15 @@ __all__ = [
     "READY",
     "RUNNING",
     "SCHEDULED",
+    "SLIM",
     "STATE_OF",
     "SUCCEEDED",
     "Options",
     "claimed_task",
     "columns_of",
+    "dump_feeds",
+    "dump_options",
+    "is_id",
     "load_options",
     "microseconds",
     "moment",
@@ -74,25 +80,36 @@ BODY_APART = 1000
 
 COLUMNS = """
     seq, id, queue, name, priority, state, created_at, run_at, attempt, delivery, lease_until, worker, started_at,
-    finished_at, expires_at, unique_key, cancel, options, error, progress, attempt_log,
-    coalesce(body, (SELECT body FROM "{ns}.body" AS large WHERE large.seq = "{ns}.task".seq)), result
+    finished_at, expires_at, unique_key, cancel, options, error, progress, flow, behind, feeds, opening_delay,
+    attempt_log, coalesce(body, (SELECT body FROM "{ns}.body" AS large WHERE large.seq = "{ns}.task".seq)), result
 """
 """What :func:`task_of` reads."""
 
 BARE = """
     seq, id, queue, name, priority, state, created_at, run_at, attempt, delivery, lease_until, worker, started_at,
-    finished_at, expires_at, unique_key, cancel, options, error, progress, NULL,
+    finished_at, expires_at, unique_key, cancel, options, error, progress, flow, behind, feeds, opening_delay, NULL,
     coalesce(length(body), (SELECT length(body) FROM "{ns}.body" AS large WHERE large.seq = "{ns}.task".seq)),
     length(result)
 """
 """The same with the sizes of body and result, for which SQLite reads neither, and without the attempt log."""
 
+SLIM = """
+    seq, id, queue, name, priority, state, created_at, run_at, attempt, delivery, lease_until, worker, started_at,
+    finished_at, expires_at, unique_key, cancel, options, error, NULL, flow, behind, feeds, opening_delay, NULL, x'',
+    NULL
+"""
+"""The same with nothing in place of what no step of a flow asks for."""
+
 CLAIMABLE = """
-    seq, id, name, priority, created_at, run_at, attempt, delivery, expires_at, unique_key, options, error, attempt_log
+    seq, id, name, priority, created_at, run_at, attempt, delivery, expires_at, unique_key, options, error, attempt_log,
+    iif(flow IS NULL, NULL, '' || json_array(flow, behind, feeds, opening_delay)) AS place
 """
 """What a claim reads, besides the body; the rest it knows, for it is what the claim writes."""
 
-CLAIMED = f"{CLAIMABLE}, iif(body IS NULL, NULL, hex(body))"
+CLAIMED = """
+    seq, id, name, priority, created_at, run_at, attempt, delivery, expires_at, unique_key, options, error, attempt_log,
+    place, iif(body IS NULL, NULL, hex(body))
+"""
 """The same as values of JSON, which cannot hold bytes; without a large body."""
 
 
@@ -135,7 +152,11 @@ class Options(NamedTuple):
 
 # typed: 1 and 1.0 are one key otherwise, and what comes back would depend on who was first.
 @functools.lru_cache(maxsize=4096, typed=True)
-def _dump_options(max_retries: int, tags: tuple[str, ...], result_ttl: float) -> str:
+def dump_options(max_retries: int, tags: tuple[str, ...], result_ttl: float) -> str:
+    """Return the JSON text of an order.
+
+    :raises ValueError: if the ``result_ttl`` is no number of seconds.
+    """
     if not math.isfinite(result_ttl):
         raise ValueError(f"result_ttl must be a number of seconds, not {result_ttl!r}")
     return json.dumps([max_retries, list(tags), result_ttl])
@@ -157,6 +178,17 @@ def load_options(text: str) -> Options:
     return Options(max_retries, tuple(tags), result_ttl)
 
 
+@functools.lru_cache(maxsize=1024)
+def dump_feeds(feeds: tuple[Feed, ...]) -> str | None:
+    """Return the JSON text of the gates that a task feeds; None: it feeds none."""
+    return json.dumps([[feed.gate, feed.needs_success] for feed in feeds]) if feeds else None
+
+
+@functools.lru_cache(maxsize=1024)
+def _load_feeds(text: str | None) -> tuple[Feed, ...]:
+    return () if text is None else tuple(Feed(gate, needs_success) for gate, needs_success in json.loads(text))
+
+
 def columns_of(task: NewTask, now: int, stamp: int, ready: int = READY) -> tuple[Any, ...]:
     """Return what is stored of a new task, in the order of the statement ``enqueue.insert``.
 
@@ -167,7 +199,7 @@ def columns_of(task: NewTask, now: int, stamp: int, ready: int = READY) -> tuple
     """
     run_at = None if task.run_at is None else microseconds(task.run_at, now)
     later = run_at is not None and run_at > now
-    options = _dump_options(task.max_retries, task.tags, task.result_ttl)
+    options = dump_options(task.max_retries, task.tags, task.result_ttl)
     return (
         task.id,
         task.queue,
@@ -225,6 +257,10 @@ def _task_of(
     options_text: str,
     error: str | None,
     progress: str | None,
+    flow: str | None,
+    behind: int | None,
+    feeds: str | None,
+    opening_delay: float | None,
     attempt_log: str | None,
     body: bytes | None,
     result: bytes | None,
@@ -233,7 +269,7 @@ def _task_of(
     if body is None:
         raise ValueError("its body is missing")
     return StoredTask(
-        id=task_id,
+        id=_check_id(task_id),
         queue=queue,
         name=name,
         body=body,
@@ -252,12 +288,27 @@ def _task_of(
         unique=unique,
         tags=options.tags,
         result_ttl=options.result_ttl,
+        flow=flow,
+        behind=behind,
+        feeds=_load_feeds(feeds),
+        opening_delay=opening_delay,
         error=None if error is None else load_error(error),
         progress=None if progress is None else load_progress(progress),
         cancel_requested=cancel is not None,
         result_payload=result,
         attempt_log=attempt_log or "",
     )
+
+
+_Place = tuple[str | None, int | None, tuple[Feed, ...], float | None]
+_NO_PLACE: _Place = (None, None, (), None)
+
+
+# The tasks of a group share theirs.
+@functools.lru_cache(maxsize=1024)
+def _place(text: str) -> _Place:
+    flow, behind, feeds, opening_delay = json.loads(text)
+    return flow, behind, _load_feeds(feeds), opening_delay
 
 
 def claimed_task(row: Sequence[Any], queue: str, worker: str, now: datetime, lease_until: datetime) -> StoredTask:
@@ -272,7 +323,8 @@ def claimed_task(row: Sequence[Any], queue: str, worker: str, now: datetime, lea
     """
     try:
         _, task_id, name, priority, created_at, run_at, attempt, delivery, expires_at, unique, text, error = row[:12]
-        attempt_log, body = row[12:]
+        attempt_log, place, body = row[12:]
+        flow, behind, feeds, opening_delay = _NO_PLACE if place is None else _place(place)
         max_retries, tags, result_ttl = load_options(text)
         if body is None:
             raise ValueError("its body is missing")
@@ -280,7 +332,7 @@ def claimed_task(row: Sequence[Any], queue: str, worker: str, now: datetime, lea
         task = record_of(
             StoredTask,
             {
-                "id": task_id,
+                "id": _check_id(task_id),
                 "queue": queue,
                 "name": name,
                 "body": bytes.fromhex(body) if isinstance(body, str) else body,
@@ -298,10 +350,10 @@ def claimed_task(row: Sequence[Any], queue: str, worker: str, now: datetime, lea
                 "unique": unique,
                 "tags": tags,
                 "result_ttl": result_ttl,
-                "flow": None,
-                "behind": None,
-                "feeds": (),
-                "opening_delay": None,
+                "flow": flow,
+                "behind": behind,
+                "feeds": feeds,
+                "opening_delay": opening_delay,
                 "error": None if error is None else load_error(error),
                 "finished_at": None,
                 "progress": None,
@@ -316,6 +368,17 @@ def claimed_task(row: Sequence[Any], queue: str, worker: str, now: datetime, lea
         raise _corrupt(row, problem) from problem
 
 
+def is_id(value: object) -> bool:
+    """Return whether a task can be found by what stands in place of its id: SQLite's JSON ends a text at a NUL."""
+    return is_text(value) and "\0" not in str(value)
+
+
+def _check_id(task_id: str) -> str:
+    if "\0" in task_id:
+        raise ValueError("its id holds a NUL")
+    return task_id
+
+
 def salvaged(row: Sequence[Any], error: CorruptRecord) -> StoredTask:
     """Make the most of a row that cannot be read, so that it can be seen, deleted, and does not hide others.
 
@@ -326,7 +389,9 @@ def salvaged(row: Sequence[Any], error: CorruptRecord) -> StoredTask:
     for name in ("created_at", "run_at", "finished_at"):
         value = known[name]
         known[name] = moment(value) if isinstance(value, int) and 0 <= value <= LATEST else None
-    return validation.salvaged(error, row[1], known)
+    with contextlib.suppress(*UNREADABLE):
+        known["feeds"] = _load_feeds(row[_FEEDS])
+    return validation.salvaged(error, row[1] if is_id(row[1]) else None, known)
 
 
 _SALVAGED = {
@@ -338,6 +403,10 @@ _SALVAGED = {
     "attempt": 8,
     "delivery": 9,
     "finished_at": 13,
-    "body": 21,
+    "flow": 20,
+    "behind": 21,
+    "body": 25,
 }
 """Where in a row that stands which can be shown of it by itself."""
+_FEEDS = 22
+"""And where the gates that it feeds."""

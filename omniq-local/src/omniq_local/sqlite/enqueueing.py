@@ -5,16 +5,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from omniq.flow import NewFlow
 from omniq.storage import Enqueued
 from omniq.task import NewTask
+from omniq_local.sqlite import flows
 from omniq_local.sqlite.encoding import BODY_APART, SCHEDULED, columns_of
 from omniq_local.sqlite.transaction import Transaction
 
 __all__ = ["enqueue"]
 
 
-def enqueue(tasks: Sequence[NewTask], tx: Transaction) -> list[Enqueued]:
+def enqueue(tasks: Sequence[NewTask], tx: Transaction, flow: NewFlow | None = None) -> list[Enqueued]:
     """Store tasks within a transaction; see :meth:`~omniq.storage.Storage.enqueue`."""
+    if flow is not None:
+        return flows.enqueue(tasks, flow, tx)
+    if any(task.flow is not None for task in tasks):
+        members = iter(flows.enqueue([task for task in tasks if task.flow is not None], None, tx))
+        others = iter(enqueue([task for task in tasks if task.flow is None], tx))
+        return [next(others if task.flow is None else members) for task in tasks]
     rows = [columns_of(task, tx.now, tx.stamp) for task in tasks]
     before = tx.last_seq()
     stored = tx.batch("enqueue.insert", rows)

@@ -9,6 +9,7 @@ from typing import Any
 from omniq.storage import Lease, LeaseState
 from omniq.storage.records import dump_error, dump_progress
 from omniq.task import Cancelled, Failed, Outcome, Progress, Released, Retry, Succeeded
+from omniq_local.sqlite import flows
 from omniq_local.sqlite.encoding import (
     CANCELLED,
     FAILED,
@@ -24,7 +25,7 @@ __all__ = ["finish", "heartbeat", "set_progress"]
 
 
 def _held(tx: Transaction, ids: Sequence[str]) -> dict[str, list[Any]]:
-    """Return id, seq, queue, state, delivery and cancel of the tasks that are there, by id."""
+    """Return id, seq, queue, state, delivery, cancel and flow of the tasks that are there, by id."""
     return {found[0]: found for found in tx.value("finish.held", json.dumps(ids))}
 
 
@@ -41,9 +42,9 @@ def finish(outcomes: Sequence[Outcome], tx: Transaction) -> list[bool]:
             accepted.append(False)
             continue
         accepted.append(True)
-        task_id, seq, queue, _, _, cancel = found
+        task_id, seq, queue, _, _, cancel, flow = found
         found[3] = None  # one outcome for each delivery, also within a batch
-        row = (seq, task_id, queue, RUNNING)
+        row = (seq, task_id, queue, RUNNING, flow)
         match outcome:
             case Succeeded(result=result):
                 ended.append((row, SUCCEEDED, result, None, None))
@@ -64,7 +65,7 @@ def finish(outcomes: Sequence[Outcome], tx: Transaction) -> list[bool]:
     if back:
         tx.batch("finish.give_back", back)
     if ended:
-        tx.conclude(ended)
+        flows.conclude(ended, tx)
     return accepted
 
 

@@ -18,6 +18,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from omniq.errors import StorageUnavailable
+from omniq.flow import NewFlow
 from omniq.storage import Enqueued
 from omniq.storage.transactions import CallerTransaction, driver_connection
 from omniq.task import NewTask, Outcome
@@ -96,6 +97,9 @@ class JoinedTransaction(CallerTransaction):
 
     async def aenqueue(self, tasks: Sequence[NewTask]) -> list[Enqueued]:
         return self.enqueue(tasks)
+
+    def enqueue_flow(self, tasks: Sequence[NewTask], flow: NewFlow | None) -> list[Enqueued]:
+        return self._do(partial(enqueue, tasks, flow=flow))
 
     def finish(self, outcome: Outcome) -> bool:
         return self._do(partial(finish, [outcome]))[0]

@@ -17,7 +17,7 @@ from attrs import evolve, frozen
 
 from omniq.storage import TaskPage, TaskQuery
 from omniq.task import StoredTask, TaskState
-from omniq_local.sqlite.encoding import FRESH, NUMBER_OF, READY, RUNNING, SCHEDULED, SUCCEEDED, microseconds
+from omniq_local.sqlite.encoding import BLOCKED, FRESH, NUMBER_OF, READY, RUNNING, SCHEDULED, SUCCEEDED, microseconds
 from omniq_local.sqlite.reading import counts, make_task
 from omniq_local.sqlite.statements import Statements
 
@@ -60,6 +60,7 @@ class _Pages:
             else json.dumps(sorted(map(NUMBER_OF.__getitem__, states)) + _fresh(states)),
             "name": bounds.name,
             "tag": self.query.tag,
+            "flow": self.query.flow,
             "limit": limit,
             **parameters,
         }
@@ -92,11 +93,15 @@ class _Pages:
             yield from self.seqs("list_scheduled", bounds, limit, queue=queue)
         elif number == RUNNING:
             yield from self.seqs("list_running", bounds, limit, queue=queue)
+        elif number == BLOCKED:
+            yield from self.seqs("list_blocked", bounds, limit, queue=queue)
         else:
             yield from self.seqs("list_ended", bounds, limit, queue=queue, state=number)
 
     def latest(self, parts: list[tuple[str, int]] | None, bounds: Bounds, limit: int) -> list[int]:
         """Return the numbers of the latest tasks that match."""
+        if self.query.flow is not None:
+            return self.seqs("list_members", bounds, limit)
         if self.query.tag is not None:
             return self.seqs("list_tagged", bounds, limit)
         if parts is None:
@@ -107,7 +112,7 @@ class _Pages:
     def looked_at(self, parts: list[tuple[str, int]] | None, bounds: Bounds, limit: int) -> list[int]:
         """Return the numbers of the latest tasks that are looked at, whether they match or not."""
         everything = evolve(bounds, name=None)
-        if parts is None and self.query.tag is None:
+        if parts is None and self.query.tag is None and self.query.flow is None:
             return self.seqs("list_all", everything, limit, queue=None, states=None)
         return self.latest(parts, everything, limit)
 

@@ -9,6 +9,7 @@ from omniq.storage.attempts import LONGEST_LOG
 from omniq.storage.records import dump_error
 from omniq.storage.validation import UNREADABLE
 from omniq.task import StoredTask, TaskError
+from omniq_local.sqlite import flows
 from omniq_local.sqlite.claiming import end_expired
 from omniq_local.sqlite.encoding import CANCELLED, FAILED, READY, RUNNING, load_options
 from omniq_local.sqlite.reading import make_task
@@ -26,8 +27,8 @@ def recover(limit: int, tx: Transaction) -> list[StoredTask]:
     lapsed = tx.value("maintenance.lapsed", tx.now, limit)
     ended: list[End] = []
     back: list[tuple[Any, ...]] = []
-    for seq, task_id, queue, attempt, cancel, worker, options in lapsed:
-        row = (seq, task_id, queue, RUNNING)
+    for seq, task_id, queue, attempt, cancel, worker, options, flow in lapsed:
+        row = (seq, task_id, queue, RUNNING, flow)
         if cancel:
             ended.append((row, CANCELLED, None, None, None))
         elif attempt <= _max_retries(options):
@@ -43,9 +44,10 @@ def recover(limit: int, tx: Transaction) -> list[StoredTask]:
     if back:
         tx.batch("finish.give_back", back)
     if ended:
-        tx.conclude(ended)
+        flows.conclude(ended, tx)
     if len(lapsed) < limit:
         end_expired(limit - len(lapsed), tx)
+    flows.settle(flows.SETTLED, tx)
     return [make_task(tx.one("reading.by_seq", seq) or ()) for seq, *_ in lapsed]
 
 
@@ -60,12 +62,11 @@ def _max_retries(options: str) -> int:
 def prune(limit: int, tx: Transaction) -> int:
     """Remove what is over within a transaction; see :meth:`~omniq.storage.Storage.prune`."""
     tx.fold()
-    rows = [
-        (seq, task_id, queue, state) for seq, task_id, queue, state in tx.value("maintenance.outdated", tx.now, limit)
-    ]
+    rows = [tuple(row) for row in tx.value("maintenance.outdated", tx.now, limit)]
     tx.forget(rows)
+    members = flows.prune(limit - len(rows), tx)
     tx.run("maintenance.dead_workers", tx.now)
     tx.run("maintenance.dead_waiters", tx.now)
     tx.flush_counts()
     tx.run("maintenance.empty_counters")
-    return len(rows)
+    return len(rows) + members

@@ -1,10 +1,10 @@
 """The SQL of this backend: read once from ``sql/*.sql``, and made out for a namespace.
 
 A file holds the statements of one verb, each after a line ``-- name: NAME``. In them ``{ns}`` stands for the prefix
-of the tables, ``{columns}``, ``{bare}``, ``{claimable}`` and ``{claimed}`` for columns of a task, see encoding.py, and
-``{(?, ?)}`` for as many rows of values as are given: a whole batch is one statement and so one step of SQLite. That
-matters beyond its speed: Python lets go of its lock at each step, and where other threads are busy it comes back only
-after some milliseconds.
+of the tables, ``{columns}``, ``{bare}``, ``{slim}``, ``{claimable}`` and ``{claimed}`` for columns of a task, see
+encoding.py, and ``{(?, ?)}`` for as many rows of values as are given: a whole batch is one statement and so one step of
+SQLite. That matters beyond its speed: Python lets go of its lock at each step, and where other threads are busy it
+comes back only after some milliseconds.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from typing import Any
 
-from omniq_local.sqlite.encoding import BARE, CLAIMABLE, CLAIMED, COLUMNS
+from omniq_local.sqlite.encoding import BARE, CLAIMABLE, CLAIMED, COLUMNS, SLIM
 
 __all__ = ["Statements", "schema"]
 
@@ -56,6 +56,7 @@ class Statements:
         self._texts = {
             name: text.replace("{columns}", COLUMNS)
             .replace("{bare}", BARE)
+            .replace("{slim}", SLIM)
             .replace("{claimable}", CLAIMABLE)
             .replace("{claimed}", CLAIMED)
             .replace("{ns}", prefix)

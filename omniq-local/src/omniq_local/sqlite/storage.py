@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any, Self
 
 from omniq.errors import StorageUnavailable
-from omniq.flow import NewFlow
+from omniq.flow import Flow, NewFlow
 from omniq.schedule import Schedule
 from omniq.storage import (
     Capability,
@@ -33,7 +33,7 @@ from omniq.storage.transactions import CallerTransaction
 from omniq.storage.validation import finding
 from omniq.task import NewTask, Outcome, Progress, StoredTask, TaskState
 from omniq_local.io_threads import on_io_thread
-from omniq_local.sqlite import claiming, control, finishing, joining, maintenance, reading, schedules
+from omniq_local.sqlite import claiming, control, finishing, flows, joining, maintenance, reading, schedules
 from omniq_local.sqlite.database import Database
 from omniq_local.sqlite.doctor import diagnose
 from omniq_local.sqlite.encoding import moment
@@ -71,7 +71,7 @@ class SQLiteStorage(Storage):
             Capability.TRANSACTIONS,
         }
     )
-    limits = StorageLimits(body=MOST_BYTES)
+    limits = StorageLimits(body=MOST_BYTES, flows=True)
 
     def __init__(self, config: StorageConfig, *, clock: Callable[[], float] = time.time) -> None:
         self._config = config
@@ -128,11 +128,10 @@ class SQLiteStorage(Storage):
     # From producer to worker and back
 
     async def enqueue(self, tasks: Sequence[NewTask], flow: NewFlow | None = None) -> list[Enqueued]:
-        self._refuse_flows(flow)
         database = self._opened()
-        if len(tasks) == 1 and database.insert(tasks[0]):
+        if flow is None and len(tasks) == 1 and database.insert(tasks[0]):
             return [Enqueued(tasks[0].id, True)]
-        return await database.write(partial(enqueue, tasks), small=len(tasks) <= LARGE)
+        return await database.write(partial(enqueue, tasks, flow=flow), small=len(tasks) <= LARGE)
 
     def enqueue_blocking(self, tasks: Sequence[NewTask]) -> list[Enqueued] | None:
         if not self._is_open:
@@ -237,6 +236,24 @@ class SQLiteStorage(Storage):
     async def set_progress(self, updates: Mapping[Lease, Progress]) -> None:
         await self._opened().write(partial(finishing.set_progress, updates))
 
+    # Flows
+
+    async def release_hold(self, flow_id: str, gate: int) -> bool:
+        return await self._opened().write(partial(flows.release_hold, flow_id, gate))
+
+    async def get_flows(self, ids: Sequence[str]) -> list[Flow | None]:
+        database = self._opened()
+        return await database.read(partial(flows.get_flows, ids, database.sql, database.now()))
+
+    async def cancel_flow(self, flow_id: str) -> bool:
+        return await self._opened().write(partial(flows.cancel_flow, flow_id))
+
+    async def retry_flow(self, flow_id: str) -> int:
+        return await self._opened().write(partial(flows.retry_flow, flow_id), small=False)
+
+    async def settle(self, limit: int) -> int:
+        return await self._opened().write(partial(flows.settle, limit), small=limit <= LARGE)
+
     # Schedules
 
     async def put_schedule(self, schedule: Schedule, expected_revision: int | None = None) -> Schedule | None:
@@ -268,7 +285,8 @@ class SQLiteStorage(Storage):
         database = self._opened()
         others = await database.read(partial(reading.check, database.sql, database.now()))
         unreadable = await database.read(partial(schedules.check_schedules, database.sql))
-        found = [finding(problem) for problem in (*unreadable, *others)]
+        of_flows = await database.read(partial(flows.check_flows, database.sql))
+        found = [finding(problem) for problem in (*unreadable, *of_flows, *others)]
         return [*found, *await super().check(limit)][:limit]
 
     async def diagnose(self) -> list[Finding]:

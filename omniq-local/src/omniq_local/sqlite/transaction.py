@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from attrs import frozen
 
 from omniq_local.sqlite.connecting import escaped, lenient
-from omniq_local.sqlite.encoding import FRESH, READY
+from omniq_local.sqlite.encoding import CANCELLED, FAILED, FRESH, READY, SUCCEEDED
 from omniq_local.sqlite.errors import is_undecodable
 from omniq_local.sqlite.statements import Statements
 
@@ -32,8 +32,8 @@ YEAR = 366 * 86400 * 1_000_000
 SOON = 2_000_000
 """Microseconds. A waiter finds out by itself about what is due later than this, see waiting.py."""
 
-Row = tuple[int, str, str, int]
-"""Of a task: its seq, id, queue and state."""
+Row = tuple[int, str, str, int, str | None]
+"""Of a task: its seq, id, queue, state and flow."""
 End = tuple[Row, int, bytes | None, str | None, str | None]
 """How a task ends: its row, its final state, its result, its error as JSON and its attempt log; the two last as they
 are if they are None."""
@@ -152,6 +152,14 @@ class Transaction:
 
         return self._leniently(escaped, read)
 
+    def all(self, statement: str, *parameters: Any) -> list[tuple[Any, ...]]:
+        """Return the rows of a statement; what is no UTF-8 in them is escaped."""
+
+        def read() -> list[tuple[Any, ...]]:
+            return self.execute(self.sql[statement], parameters).fetchall()
+
+        return self._leniently(escaped, read)
+
     # Writing
 
     def run(self, statement: str, *parameters: Any) -> int:
@@ -175,6 +183,7 @@ class Transaction:
     def fold(self) -> None:
         """Count the tasks that were enqueued since the last fold, and make the fresh ones ready."""
         folded, last = self.execute(self.sql["transaction.tail_ends"]).fetchone()
+        folded += self._counts.get(("", -1), 0)  # by an earlier fold of this transaction
         if last is None or last <= folded:
             return
         has_fresh = False
@@ -190,19 +199,24 @@ class Transaction:
 
     # Ends
 
-    def conclude(self, rows: Iterable[End]) -> None:
+    def conclude(self, rows: Iterable[End]) -> list[int]:
         """End tasks.
 
         :param rows: see :data:`End`.
+        :return: the seqs of those that belong to flows, which have yet to count them, see flows.py.
         """
         values = []
+        members = []
         counts, ended = self._counts, self._ended
-        for (seq, task_id, queue, state), final, result, error, attempt_log in rows:
+        for (seq, task_id, queue, state, flow), final, result, error, attempt_log in rows:
             values.append((seq, final, result, error, attempt_log))
             counts[queue, state] = counts.get((queue, state), 0) - 1
             counts[queue, final] = counts.get((queue, final), 0) + 1
             ended.append(task_id)
+            if flow is not None:
+                members.append(seq)
         self.batch("transaction.conclude", values, self.now, self.now)
+        return members
 
     def forget(self, rows: Sequence[Row]) -> None:
         """Remove tasks with all that belongs to them."""
@@ -215,7 +229,7 @@ class Transaction:
         # SQLite gives the numbers of the last rows again once they are gone.
         self.flush_counts()
         self.run("transaction.rewind")
-        for _, task_id, queue, state in rows:
+        for _, task_id, queue, state, _ in rows:
             self.count(queue, state, -1)
             self._ended.append(task_id)
         self.rows += len(rows)
@@ -230,6 +244,18 @@ class Transaction:
         """Note that a task of a queue will be ready."""
         if at - self.now < SOON:
             self.made_ready(queue)
+
+    def went(self, task_id: str, queue: str, before: int, after: int) -> None:
+        """Note that a task went from one state to another."""
+        if before != after:
+            self.count(queue, before, -1)
+            self.count(queue, after, 1)
+        if after in (SUCCEEDED, FAILED, CANCELLED):
+            self._ended.append(task_id)
+
+    def agenda_is_left(self) -> None:
+        """Note that flows have something to be done about them, for which anybody who waits will do."""
+        self._topic("s:", 1)
 
     def schedule_due(self, at: int | None) -> None:
         """Note that a schedule fires at a time."""

@@ -1,13 +1,14 @@
 -- name: obstacles
 SELECT json_array(
            (SELECT json_group_array(queue) FROM "{ns}.paused"),
-           EXISTS (SELECT 1 FROM "{ns}.task" WHERE expires_at IS NOT NULL AND state < 3 AND expires_at <= ?)
+           EXISTS (SELECT 1 FROM "{ns}.task" WHERE expires_at IS NOT NULL AND state < 3 AND expires_at <= ?),
+           EXISTS (SELECT 1 FROM "{ns}.flow" WHERE ended = 0 AND due <= ?)
        )
 
 -- name: expired
-SELECT json_group_array(json_array(seq, id, queue, state))
+SELECT json_group_array(json_array(seq, id, queue, state, flow))
 FROM (
-    SELECT seq, id, queue, state FROM "{ns}.task" INDEXED BY "{ns}.expiry"
+    SELECT seq, id, queue, state, flow FROM "{ns}.task" INDEXED BY "{ns}.expiry"
     WHERE expires_at IS NOT NULL AND state < 3 AND expires_at <= ?
     ORDER BY expires_at LIMIT ?
 )
@@ -37,7 +38,7 @@ FROM (
 )
 
 -- name: pick_one
-SELECT json_array({claimed}) FROM "{ns}.task" WHERE seq = ?
+SELECT json_array({claimed}) FROM (SELECT {claimable}, body FROM "{ns}.task" WHERE seq = ?)
 
 -- name: take
 UPDATE "{ns}.task"
@@ -49,3 +50,6 @@ WHERE seq IN (SELECT value FROM json_each(?))
 
 -- name: body
 SELECT body FROM "{ns}.body" WHERE seq = ?
+
+-- name: flow_of
+SELECT flow FROM "{ns}.task" WHERE seq = ?

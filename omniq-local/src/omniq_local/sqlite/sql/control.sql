@@ -11,24 +11,31 @@ WHERE seq = ? AND state IN (5, 6)
 UPDATE "{ns}.task" SET state = 2, run_at = ?1 WHERE seq = ?3 AND state = 1 AND run_at > ?2
 
 -- name: doomed_scheduled
-SELECT json_group_array(json_array(seq, id, queue, state))
+SELECT json_group_array(json_array(seq, id, queue, state, flow))
 FROM (
-    SELECT seq, id, queue, state FROM "{ns}.task" INDEXED BY "{ns}.scheduled"
+    SELECT seq, id, queue, state, flow FROM "{ns}.task" INDEXED BY "{ns}.scheduled"
     WHERE state = 1 AND queue = ? AND seq <= ? LIMIT ?
 )
 
 -- name: doomed_ready
-SELECT json_group_array(json_array(seq, id, queue, state))
+SELECT json_group_array(json_array(seq, id, queue, state, flow))
 FROM (
-    SELECT seq, id, queue, state FROM "{ns}.task" INDEXED BY "{ns}.ready"
+    SELECT seq, id, queue, state, flow FROM "{ns}.task" INDEXED BY "{ns}.ready"
     WHERE state = 2 AND queue = ? AND seq <= ? LIMIT ?
 )
 
 -- name: doomed_ended
-SELECT json_group_array(json_array(seq, id, queue, state))
+SELECT json_group_array(json_array(seq, id, queue, state, flow))
 FROM (
-    SELECT seq, id, queue, state FROM "{ns}.task" INDEXED BY "{ns}.ended"
+    SELECT seq, id, queue, state, flow FROM "{ns}.task" INDEXED BY "{ns}.apart"
     WHERE finished_at IS NOT NULL AND queue = ? AND state = ? AND seq <= ? LIMIT ?
+)
+
+-- name: doomed_blocked
+SELECT json_group_array(json_array(seq, id, queue, state, flow))
+FROM (
+    SELECT seq, id, queue, state, flow FROM "{ns}.task" INDEXED BY "{ns}.apart"
+    WHERE state = 7 AND queue = ? AND seq <= ? LIMIT ?
 )
 
 -- name: pause
@@ -38,4 +45,4 @@ INSERT INTO "{ns}.paused" (queue) VALUES (?) ON CONFLICT DO NOTHING
 DELETE FROM "{ns}.paused" WHERE queue = ?
 
 -- name: place
-SELECT seq, id, queue, state FROM "{ns}.task" WHERE seq = ?
+SELECT seq, id, queue, state, flow FROM "{ns}.task" WHERE seq = ?

@@ -1,7 +1,7 @@
 -- name: lapsed
-SELECT json_group_array(json_array(seq, id, queue, attempt, cancel, worker, options))
+SELECT json_group_array(json_array(seq, id, queue, attempt, cancel, worker, options, flow))
 FROM (
-    SELECT seq, id, queue, attempt, cancel, worker, options FROM "{ns}.task" INDEXED BY "{ns}.running"
+    SELECT seq, id, queue, attempt, cancel, worker, options, flow FROM "{ns}.task" INDEXED BY "{ns}.running"
     WHERE state = 3 AND lease_until <= ?
     ORDER BY lease_until LIMIT ?
 )
@@ -20,9 +20,9 @@ UPDATE "{ns}.task" SET lease_until = iif(lease_until <= 253402300799999999, :now
 WHERE state = 3 AND (lease_until > :now + lease + 1000000 OR lease_until > 253402300799999999 OR lease_until IS NULL)
 
 -- name: outdated
-SELECT json_group_array(json_array(seq, id, queue, state))
+SELECT json_group_array(json_array(seq, id, queue, state, flow))
 FROM (
-    SELECT seq, id, queue, state FROM "{ns}.task" INDEXED BY "{ns}.retention"
+    SELECT seq, id, queue, state, flow FROM "{ns}.task" INDEXED BY "{ns}.retention"
     WHERE delete_at IS NOT NULL AND delete_at <= ?
     ORDER BY delete_at LIMIT ?
 )

@@ -92,8 +92,22 @@ SELECT seq FROM "{ns}.task" INDEXED BY "{ns}.running"
 WHERE state = 3 AND queue = :queue AND seq < :before AND seq >= :lowest AND (:name IS NULL OR name = :name)
 ORDER BY seq DESC LIMIT :limit
 
+-- name: list_blocked
+SELECT seq FROM "{ns}.task" INDEXED BY "{ns}.apart"
+WHERE state = 7 AND queue = :queue AND seq < :before AND seq >= :lowest AND (:name IS NULL OR name = :name)
+ORDER BY seq DESC LIMIT :limit
+
+-- name: list_members
+SELECT seq FROM "{ns}.task" INDEXED BY "{ns}.member"
+WHERE flow = :flow AND seq < :before AND seq >= :lowest
+  AND (:states IS NULL OR state IN (SELECT value FROM json_each(:states)))
+  AND (:queue IS NULL OR queue = :queue)
+  AND (:name IS NULL OR name = :name)
+  AND (:tag IS NULL OR EXISTS (SELECT 1 FROM "{ns}.tag" WHERE tag = :tag AND "{ns}.tag".seq = "{ns}.task".seq))
+ORDER BY seq DESC LIMIT :limit
+
 -- name: list_ended
-SELECT seq FROM "{ns}.task" INDEXED BY "{ns}.ended"
+SELECT seq FROM "{ns}.task" INDEXED BY "{ns}.apart"
 WHERE finished_at IS NOT NULL AND queue = :queue AND state = :state AND seq < :before AND seq >= :lowest
   AND (:name IS NULL OR name = :name)
 ORDER BY seq DESC LIMIT :limit

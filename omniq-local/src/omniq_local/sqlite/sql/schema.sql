@@ -1,8 +1,8 @@
 -- Everything that one namespace keeps in a database, version 1. {ns} stands for the namespace's prefix.
 --
 -- All points in time are microseconds since the epoch, all durations microseconds: integers come back exactly, also
--- through SQLite's JSON functions. States are numbers, see rows.py: 0 fresh, 1 scheduled, 2 ready,
--- 3 running, 4 succeeded, 5 failed, 6 cancelled.
+-- through SQLite's JSON functions. States are numbers, see encoding.py: 0 fresh, 1 scheduled, 2 ready,
+-- 3 running, 4 succeeded, 5 failed, 6 cancelled, 7 blocked.
 
 -- What this is: schema = the version of the tables below, revision_floor = the largest revision of any schedule that was
 -- deleted; new ones begin above it.
@@ -25,13 +25,17 @@ CREATE TABLE "{ns}.task" (
     delete_at   INTEGER,                  -- when its result_ttl is over
     priority    INTEGER NOT NULL,
     created_at  INTEGER NOT NULL,
-    ttl         INTEGER NOT NULL,
+    ttl         INTEGER,                  -- NULL: it is kept as long as its flow
     queue       TEXT NOT NULL,
     id          TEXT NOT NULL UNIQUE,
     name        TEXT NOT NULL,
     worker      TEXT,
+    flow        TEXT,                     -- the flow that it belongs to,
+    behind      INTEGER,                  -- the gate of it that must open first,
+    feeds       TEXT,                     -- those that count its end: JSON,
+    opening_delay REAL,                   -- and in how many seconds after the opening it starts
     unique_key  TEXT,
-    options     TEXT NOT NULL,            -- JSON: what of the order no statement asks for, see rows.py
+    options     TEXT NOT NULL,            -- JSON: what of the order no statement asks for, see encoding.py
     error       TEXT,                     -- JSON
     progress    TEXT,                     -- JSON
     attempt_log TEXT,                     -- not looked into
@@ -45,10 +49,25 @@ CREATE INDEX "{ns}.scheduled" ON "{ns}.task" (queue, run_at) WHERE state = 1;
 CREATE INDEX "{ns}.running" ON "{ns}.task" (lease_until) WHERE state = 3;
 CREATE UNIQUE INDEX "{ns}.unique" ON "{ns}.task" (unique_key) WHERE unique_key IS NOT NULL AND state < 4;
 CREATE INDEX "{ns}.expiry" ON "{ns}.task" (expires_at) WHERE expires_at IS NOT NULL AND state < 3;
-CREATE INDEX "{ns}.ended" ON "{ns}.task" (queue, state) WHERE finished_at IS NOT NULL;
+-- Those that no claim looks at: ended, or blocked.
+CREATE INDEX "{ns}.apart" ON "{ns}.task" (queue, state) WHERE finished_at IS NOT NULL OR state = 7;
+CREATE INDEX "{ns}.member" ON "{ns}.task" (flow, state, behind) WHERE flow IS NOT NULL;
 CREATE INDEX "{ns}.retention" ON "{ns}.task" (delete_at) WHERE delete_at IS NOT NULL;
 
 CREATE TABLE "{ns}.body" (seq INTEGER PRIMARY KEY, body BLOB NOT NULL) STRICT;
+
+-- What the gates of flows count is in their bodies, which are JSON, see omniq.storage.rows.
+CREATE TABLE "{ns}.flow" (
+    id         TEXT PRIMARY KEY,
+    unique_key TEXT UNIQUE,               -- of one that has not ended
+    ended      INTEGER NOT NULL,
+    due        INTEGER,                   -- when there is something to do about it, see transitions.due_at
+    body       TEXT NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE INDEX "{ns}.flow_due" ON "{ns}.flow" (ended, due) WHERE due IS NOT NULL;
+CREATE TABLE "{ns}.gate" (
+    flow TEXT NOT NULL, n INTEGER NOT NULL, body TEXT NOT NULL, PRIMARY KEY (flow, n)
+) STRICT, WITHOUT ROWID;
 
 CREATE TABLE "{ns}.tag" (tag TEXT NOT NULL, seq INTEGER NOT NULL, PRIMARY KEY (tag, seq)) STRICT, WITHOUT ROWID;
 CREATE INDEX "{ns}.tagged" ON "{ns}.tag" (seq);

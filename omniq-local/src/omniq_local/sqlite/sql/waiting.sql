@@ -1,7 +1,8 @@
 -- name: prospects
--- Whether a task is ready or due in one of the queues; when the next will be; when the next schedule fires, or when to
+-- Whether a task is ready or due in one of the queues, or there is something to do about a flow; when the next will be; when the next schedule fires, or when to
 -- look again as one is overdue, which perhaps nobody can fire.
-SELECT EXISTS (
+SELECT EXISTS (SELECT 1 FROM "{ns}.flow" WHERE ended = 0 AND due <= :now)
+       OR EXISTS (
            SELECT 1 FROM json_each(:queues) AS mine
            WHERE NOT EXISTS (SELECT 1 FROM "{ns}.paused" WHERE queue = mine.value)
              AND (
@@ -37,7 +38,7 @@ INSERT OR REPLACE INTO "{ns}.waiter" (topic, token, port, until) VALUES {(?, ?, 
 DELETE FROM "{ns}.waiter" WHERE token = ?
 
 -- name: live
-SELECT json_group_array(id) FROM "{ns}.task" WHERE id IN (SELECT value FROM json_each(?)) AND state < 4
+SELECT json_group_array(id) FROM "{ns}.task" WHERE id IN (SELECT value FROM json_each(?)) AND (state < 4 OR state = 7)
 
 -- name: others
 SELECT count(*) FROM "{ns}.waiter" WHERE topic = ?
