@@ -93,6 +93,7 @@ TWINS = {
 MODULES = {
     "cli",
     "contrib",
+    "dashboard",
     "errors",
     "flow",
     "hookspecs",

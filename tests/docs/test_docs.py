@@ -91,6 +91,12 @@ def installable() -> set[str]:
     return found
 
 
+def apart(requirement: str) -> set[str]:
+    """Return a distribution with several extras as several with one."""
+    name, bracket, extras = requirement.removesuffix("]").partition("[")
+    return {f"{name}[{extra}]" for extra in extras.split(",")} if bracket else {requirement}
+
+
 def parser_of(name: str) -> argparse.ArgumentParser:
     parser = Parser(prog=f"omniq {name}")
     cast("Command", importlib.import_module(COMMANDS[name][0])).configure(parser)
@@ -108,7 +114,7 @@ def check_command(page: Path, words: tuple[str, ...]) -> None:
             assert target in make_targets()
             assert all(re.match(r"[A-Z_]+=", variable) for variable in variables)
         case ["pip", "install", *what]:
-            assert set(what) <= installable()
+            assert {one for each in what for one in apart(each)} <= installable()
         case ["python", "-m", "pytest", *what]:
             assert set(what) <= files
         case ["python", file]:

@@ -33,6 +33,7 @@ COMMANDS = {
     "queues": ("omniq.cli.queues", "list, pause, resume and purge queues"),
     "flows": ("omniq.cli.flows", "list, show, cancel and retry flows"),
     "workers": ("omniq.cli.workers", "show which workers are alive"),
+    "dashboard": ("omniq.dashboard.command", "show what a store holds and does, in a browser"),
     "exporter": ("omniq.cli.exporter", "serve the numbers of a store over HTTP"),
     "functions": ("omniq.cli.functions", "show which tasks an application declares"),
     "schedules": ("omniq.cli.schedules", "list, show, pause, resume, trigger and delete schedules"),

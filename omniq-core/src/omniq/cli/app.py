@@ -31,6 +31,7 @@ __all__ = [
     "place_of",
     "require_shared",
     "store_of",
+    "user_name",
 ]
 
 MOST_NAMESPACES = 10
@@ -46,11 +47,12 @@ def open_queue(text: str) -> Iterator[TaskQueue]:
     """
     queue = load_queue_or_url(text)
     require_shared(queue)
-    with queue, acting_as(_user()):
+    with queue, acting_as(user_name()):
         yield queue
 
 
-def _user() -> str:
+def user_name() -> str:
+    """Return the name of the user whose process this is."""
     try:
         return getpass.getuser()
     except (OSError, KeyError, ImportError):  # one without a name, as in a container

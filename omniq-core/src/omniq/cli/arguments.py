@@ -23,6 +23,7 @@ __all__ = [
     "describe",
     "is_app_known",
     "known_app",
+    "known_app_name",
     "label",
     "moment",
     "queue_name",
@@ -74,6 +75,11 @@ def known_app(app: str | None) -> Iterator[None]:
 def is_app_known() -> bool:
     """Whether commands take no argument that names the application."""
     return _app.get() is not None
+
+
+def known_app_name() -> str | None:
+    """Return the application that commands take, as ``module:attribute``; None if an argument names it."""
+    return _app.get()
 
 
 def add_app(parser: argparse.ArgumentParser, *, or_url: bool = False) -> None:

@@ -20,7 +20,7 @@ from omniq.errors import StorageError
 from omniq.storage import Finding, Severity, Storage
 from omniq.storage.escaping import printable
 
-__all__ = ["as_json", "as_lines", "configure", "run"]
+__all__ = ["as_json", "as_lines", "configure", "diagnose", "run"]
 
 CHECK_SECONDS = 30.0
 """For how long records are read to find one that cannot be."""
@@ -47,7 +47,7 @@ def run(options: argparse.Namespace) -> int:
     screen = Screen()
     with load_queue_or_url(options.app) as queue:
         try:
-            findings = queue.run(_diagnose(queue))
+            findings = queue.run(diagnose(queue))
         except StorageError as error:
             if not options.json:
                 raise
@@ -61,7 +61,8 @@ def run(options: argparse.Namespace) -> int:
     return FAILED if any(finding.severity is Severity.ERROR for finding in findings) else 0
 
 
-async def _diagnose(queue: TaskQueue) -> list[Finding]:
+async def diagnose(queue: TaskQueue) -> list[Finding]:
+    """Return what a store says about its health, and what cannot be read of it."""
     storage = await store_of(queue)
     return [*await storage.diagnose(), *await _check(storage)]
 

@@ -7,9 +7,11 @@ import os
 import secrets
 import shutil
 import tempfile
+from importlib import import_module
 from pathlib import Path
 
 from omniq.cli.arguments import count, describe
+from omniq.cli.http import add_http
 from omniq.storage.posix import require_posix
 
 __all__ = ["configure", "run"]
@@ -25,11 +27,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "Takes less than a minute.",
         "omniq demo\n"
         "omniq demo --limit 200 --workers 3\n"
-        "omniq demo --keep                          keep the store and the logs to look at them",
+        "omniq demo --keep                          keep the store and the logs to look at them\n"
+        "omniq demo --dashboard                     something else: an invented shop, in the browser",
     )
     parser.add_argument("--workers", type=count, default=2, metavar="N", help="worker processes (default 2)")
     parser.add_argument("--limit", type=count, metavar="N", help="only so many modules")
     parser.add_argument("--url", metavar="URL", help="another store than SQLite in a temporary folder")
+    parser.add_argument(
+        "--dashboard", action="store_true", help="show the dashboard of an invented shop instead, until Ctrl-C"
+    )
+    add_http(parser, "where the dashboard listens (default 127.0.0.1:8787)", default=("127.0.0.1", 8787))
     parser.add_argument("--keep", action="store_true", help="leave the store and the workers' logs when done")
 
 
@@ -38,6 +45,11 @@ def run(options: argparse.Namespace) -> int:
 
     :return: 0 if every result is right, else 1.
     """
+    if options.dashboard:
+        if options.url:
+            options.url = _in_own_namespace(options.url)
+        code: int = import_module("omniq.dashboard.demo").run(options)
+        return code
     require_posix("omniq demo", "it kills and stops worker processes")
     folder = Path(tempfile.mkdtemp(prefix="omniq-demo-"))
     # The workers, and this process's own import of the tasks, find the store here.

@@ -1,0 +1,134 @@
+"""What a task carries, as it is stored: nothing is ever made into an object of a class here."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from attrs import frozen
+
+from omniq._client.queue import TaskQueue
+from omniq.dashboard.redaction import HIDDEN, is_secret, redacted, restored
+from omniq.serialization.signing import unsealed
+from omniq.task import Task
+
+__all__ = [
+    "Shown",
+    "arguments_of",
+    "headers_of",
+    "redacted_arguments",
+    "restored_arguments",
+    "result_of",
+    "stored_arguments",
+    "text_of",
+]
+
+LONGEST = 20_000
+"""Characters that are shown."""
+
+
+@frozen(kw_only=True)
+class Shown:
+    """A value as it is shown."""
+
+    text: str
+    is_json: bool = True
+    """Whether the text is JSON; if not, it says why there is none."""
+
+
+def text_of(value: Any) -> str:
+    """Return JSON for people."""
+    return json.dumps(value, ensure_ascii=False, indent=2)
+
+
+def stored_arguments(task: Task, queue: TaskQueue) -> tuple[list[Any], dict[str, Any]] | None:
+    """Return the arguments of a task as they are stored; None if they are no JSON, or too large."""
+    match _json(task, task.payload, queue):
+        case [[list() as args, dict() as kwargs]]:
+            return args, kwargs
+    return None
+
+
+def arguments_of(task: Task, queue: TaskQueue) -> list[tuple[str, Shown]]:
+    """Return the arguments of a task, each with its name; by position if the function is not known here."""
+    stored = stored_arguments(task, queue)
+    if stored is None:
+        return [("", _size(task.payload, task, queue))]
+    args, kwargs = stored
+    names = _names(task.name, queue, len(args))
+    pairs = [*zip(names, args, strict=True), *kwargs.items()]
+    return [(name, _shown(name, value)) for name, value in pairs]
+
+
+def redacted_arguments(task: Task, queue: TaskQueue, args: list[Any], kwargs: dict[str, Any]) -> list[Any]:
+    """Return arguments as they may be edited: without secrets, also those that are given by position.
+
+    :return: the positional arguments, and the named ones.
+    """
+    names = _names(task.name, queue, len(args))
+    return [
+        [_hidden(name, value) for name, value in zip(names, args, strict=True)],
+        {name: _hidden(name, value) for name, value in kwargs.items()},
+    ]
+
+
+def restored_arguments(task: Task, queue: TaskQueue, edited: list[Any], args: list[Any], kwargs: dict[str, Any]) -> Any:
+    """Return edited arguments with the secrets that were left as :func:`redacted_arguments` shows them."""
+    shown, _ = redacted_arguments(task, queue, args, kwargs)
+    positional = [
+        args[n] if n < len(args) and value == shown[n] else restored(value, args[n] if n < len(args) else None)
+        for n, value in enumerate(edited[0])
+    ]
+    return [positional, restored(edited[1], kwargs)]
+
+
+def _hidden(name: str, value: Any) -> Any:
+    return HIDDEN if is_secret(name) and value is not None else redacted(value)
+
+
+def _names(function: str, queue: TaskQueue, count: int) -> list[str]:
+    known = queue.functions.get(function)
+    parameters = [] if known is None else [*known.definition.signature.parameters.values()]
+    names = [one.name for one in parameters if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]
+    return [names[n] if n < len(names) else f"{n + 1}." for n in range(count)]
+
+
+def result_of(task: Task, queue: TaskQueue) -> Shown | None:
+    """Return the result of a task; None if it has none."""
+    if task.result_payload is None:
+        return None
+    payload = unsealed(task.result_payload)
+    found = _json(task, payload, queue)
+    return _size(payload, task, queue) if found is None else _shown("", found[0])
+
+
+def headers_of(task: Task) -> list[tuple[str, str]]:
+    """Return the headers of a task."""
+    return sorted((key, HIDDEN if is_secret(key) else str(redacted(value))) for key, value in task.headers.items())
+
+
+def _shown(name: str, value: Any) -> Shown:
+    try:
+        text = text_of(_hidden(name, value))
+    except RecursionError:
+        return Shown(text="nested too deep to be shown", is_json=False)
+    if len(text) > LONGEST:
+        text = f"{text[:LONGEST]}… ({len(text):,} characters; omniq tasks show --json has all)"
+    return Shown(text=text)
+
+
+def _json(task: Task, payload: bytes, queue: TaskQueue) -> list[Any] | None:
+    """Return a list of the value alone, which may be null."""
+    if task.serializer != "json" or len(payload) > queue.codec.max_payload:
+        return None
+    try:
+        return [json.loads(payload)]
+    except (ValueError, RecursionError):
+        return None
+
+
+def _size(payload: bytes, task: Task, queue: TaskQueue) -> Shown:
+    size = f"{len(payload):,} bytes of {task.serializer or 'an unknown serializer'}"
+    limit = queue.codec.max_payload
+    reason = f"over the limit here of {limit:,} (max_payload)" if len(payload) > limit else "which are not read here"
+    return Shown(text=f"{size}, {reason}", is_json=False)

@@ -1,0 +1,102 @@
+"""The first page: how much waits and ends, how long it takes, and what needs somebody's attention."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from attrs import frozen
+from starlette.responses import Response
+
+from omniq.cli.wording import plural, rough_duration
+from omniq.dashboard.charts import ended_chart, waiting_chart
+from omniq.dashboard.looks import Look, serves
+from omniq.dashboard.views.numbers import percentile, seconds_run
+from omniq.dashboard.visit import Visit
+from omniq.storage import Finding, QueueStats, Severity
+from omniq.task import TaskState
+
+__all__ = ["show"]
+
+LATE = 30.0
+"""Seconds after which a schedule that did not fire is late."""
+BUSIEST = 10
+"""Queues that are shown here."""
+MOST_NAMED = 8
+SAMPLED, SAMPLE_FRESH = 1000, 10.0
+FINDINGS_FRESH = 60.0
+
+
+@frozen(kw_only=True)
+class Concern:
+    """Something that needs attention."""
+
+    text: str
+    path: str
+    """The page to go on at."""
+    query: dict[str, str]
+    is_bad: bool = False
+
+
+async def show(visit: Visit) -> Response:
+    """Return the page."""
+    looks = visit.dashboard.looks
+    look = await looks.latest()
+    sample = await looks.sample(SAMPLED, SAMPLE_FRESH)
+    storage = (await visit.queue.connections.current()).storage
+    findings = await looks.shared("findings", FINDINGS_FRESH, storage.diagnose)
+    buckets = looks.history.buckets(look.now)
+    ended, ended_top = ended_chart(buckets)
+    waiting, waiting_top = waiting_chart(buckets)
+    busiest = sorted(look.stats, key=_business, reverse=True)[:BUSIEST]
+    slots = [one.about.concurrency for one in look.workers if one.about is not None]
+    return visit.page(
+        "overview.html",
+        title="Overview",
+        look=look,
+        counts={state.value: look.count(state) for state in TaskState},
+        rate=looks.history.rate,
+        p95=percentile([s for task in sample.tasks if (s := seconds_run(task)) is not None], 95),
+        ended=ended,
+        ended_top=ended_top,
+        waiting=waiting,
+        waiting_top=waiting_top,
+        failed_lately=sum(bucket.ended[TaskState.FAILED] for bucket in buckets),
+        concerns=list(_concerns(look, findings)),
+        busiest=busiest,
+        slots=sum(slots),
+        held=sum(len(one.running) for one in look.workers),
+    )
+
+
+def _business(stats: QueueStats) -> tuple[int, int, int]:
+    counts = stats.counts
+    live = sum(number for state, number in counts.items() if not state.is_final)
+    return counts.get(TaskState.READY, 0) + counts.get(TaskState.RUNNING, 0), live, sum(counts.values())
+
+
+def _concerns(look: Look, findings: Sequence[Finding]) -> Iterator[Concern]:
+    waiting = [one for one in look.stats if one.counts.get(TaskState.READY, 0) and not one.paused]
+    unserved = [one for one in waiting if not any(serves(worker, one.queue) for worker in look.workers)]
+    if unserved and not look.workers:
+        total = sum(one.counts[TaskState.READY] for one in unserved)
+        text = f"No worker is alive, and {plural(total, 'task')} wait{'s' if total == 1 else ''}: start one with"
+        yield Concern(text=f"{text} omniq worker.", path="/workers", query={}, is_bad=True)
+    else:
+        for one in unserved[:MOST_NAMED]:
+            text = f"No worker serves queue {one.queue}: {plural(one.counts[TaskState.READY], 'ready task')}."
+            yield Concern(text=text, path="/queues", query={"q": one.queue}, is_bad=True)
+    for one in [one for one in look.stats if one.paused][:MOST_NAMED]:
+        ready = plural(one.counts.get(TaskState.READY, 0), "ready task")
+        yield Concern(text=f"Queue {one.queue} is paused: {ready}.", path="/queues", query={"q": one.queue})
+    late = [
+        (one, seconds)
+        for one in look.schedules
+        if not one.paused and one.next_run is not None and (seconds := (look.now - one.next_run).total_seconds()) > LATE
+    ]
+    for schedule, seconds in late[:MOST_NAMED]:
+        text = f"Schedule {schedule.id} is late by {rough_duration(seconds)}: does a worker run a scheduler?"
+        yield Concern(text=text, path="/schedules", query={"q": schedule.id}, is_bad=True)
+    for finding in findings:
+        if finding.severity is not Severity.OK:
+            is_bad = finding.severity is Severity.ERROR
+            yield Concern(text=f"{finding.subject}: {finding.message}", path="/doctor", query={}, is_bad=is_bad)

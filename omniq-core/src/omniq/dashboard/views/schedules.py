@@ -1,0 +1,94 @@
+"""The schedules: in words, their next runs, and pausing, resuming, triggering and deleting them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from attrs import frozen
+from starlette.responses import Response
+
+from omniq._tasks.policies import decode_value
+from omniq.cli.trigger_words import in_words
+from omniq.dashboard.visit import Visit
+from omniq.errors import OmniQError
+from omniq.schedule import Schedule
+
+__all__ = ["delete", "pause", "resume", "show", "trigger"]
+
+NEXT = 5
+"""Of each schedule so many of its next runs are shown."""
+MOST = 500
+
+
+@frozen(kw_only=True)
+class Row:
+    """One schedule."""
+
+    schedule: Schedule
+    words: str
+    following: Sequence[datetime]
+    late: float | None
+    """By how many seconds it is late; None if it is not."""
+
+
+async def show(visit: Visit) -> Response:
+    """Return the page."""
+    look = await visit.dashboard.looks.latest()
+    wanted = visit.one("q")
+    found = [one for one in look.schedules if wanted.lower() in one.id.lower()]
+    rows = [_row(one, visit, look.now) for one in found[:MOST]]
+    return visit.page("schedules.html", title="Schedules", look=look, rows=rows, q=wanted, found=len(found), most=MOST)
+
+
+def _row(schedule: Schedule, visit: Visit, now: datetime) -> Row:
+    try:
+        trigger = decode_value(schedule.trigger, visit.queue.plugins.trigger)
+        words = in_words(trigger)
+    except OmniQError:  # of a plugin that is not installed here, or of another version of it
+        trigger, words = None, schedule.trigger
+    following: list[datetime] = []
+    moment = None if schedule.paused else schedule.next_run
+    while moment is not None and len(following) < NEXT and (schedule.end is None or moment <= schedule.end):
+        following.append(moment)
+        moment = None if trigger is None else trigger.next_after(moment)
+    late = None
+    if not schedule.paused and schedule.next_run is not None and schedule.next_run < now:
+        late = (now - schedule.next_run).total_seconds()
+    return Row(schedule=schedule, words=words, following=following, late=late)
+
+
+async def pause(visit: Visit) -> Response:
+    """Pause a schedule."""
+    name = visit.needed("id")
+    changed = await visit.queue.apause_schedule(name)
+    visit.audit("pause_schedule", name, changed)
+    return visit.done(f"Schedule {name} is paused." if changed else f"Schedule {name} was paused already.")
+
+
+async def resume(visit: Visit) -> Response:
+    """Resume a schedule."""
+    name = visit.needed("id")
+    changed = await visit.queue.aresume_schedule(name)
+    visit.audit("resume_schedule", name, changed)
+    return visit.done(f"Schedule {name} goes on." if changed else f"Schedule {name} was not paused.")
+
+
+async def trigger(visit: Visit) -> Response:
+    """Enqueue a schedule's task now."""
+    name = visit.needed("id")
+    handle = await visit.queue.atrigger_schedule(name)
+    visit.audit("trigger_schedule", name, handle.id)
+    return visit.done(f"Schedule {name} enqueued its task.", f"/task?id={handle.id}")
+
+
+async def delete(visit: Visit) -> Response:
+    """Remove a schedule."""
+    name = visit.needed("id")
+    declared = any(one.declared for one in await visit.queue.aschedules() if one.id == name)
+    changed = await visit.queue.adelete_schedule(name)
+    visit.audit("delete_schedule", name, changed)
+    if not changed:
+        return visit.done(f"Schedule {name} was gone already.")
+    rest = " It is declared in code: the next worker that starts makes it anew." if declared else ""
+    return visit.done(f"Schedule {name} is deleted.{rest}")

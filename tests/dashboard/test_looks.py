@@ -1,0 +1,128 @@
+"""However many look at the dashboard, the store is looked at once a second; and not at all while nobody looks."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from omniq import QueueStats, TaskQueue, TaskState
+from omniq.dashboard import Dashboard, Visitor, looks
+from omniq.dashboard.looks import History, Look
+from omniq.errors import StorageUnavailable
+from omniq.storage.ids import new_id
+from omniq.task import StoredTask
+from tests.dashboard.support import client_of
+
+
+async def test_a_hundred_browsers_are_one_look(queue: TaskQueue, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(looks, "FRESH", 3600.0)
+    dashboard = Dashboard(queue, access=lambda request: Visitor(name="ada"))
+    assert dashboard.looks.taken == 0
+    async with client_of(queue, app=dashboard) as client:
+        answers = await asyncio.gather(*(client.get("/queues") for _ in range(100)))
+        assert {answer.status_code for answer in answers} == {200}
+        assert dashboard.looks.taken == 1
+        await client.get("/workers")
+        assert dashboard.looks.taken == 1
+        monkeypatch.setattr(looks, "FRESH", 0.0)
+        await client.get("/workers")
+        assert dashboard.looks.taken == 2
+
+
+async def test_one_who_goes_away_takes_nobodys_look_along(queue: TaskQueue) -> None:
+    shared = looks.Looks(queue)
+    goes_on, read = asyncio.Event(), 0
+
+    async def slow() -> str:
+        nonlocal read
+        read += 1
+        await goes_on.wait()
+        return "seen"
+
+    first = asyncio.create_task(shared.shared("it", 60, slow))
+    second = asyncio.create_task(shared.shared("it", 60, slow))
+    await asyncio.sleep(0)
+    first.cancel()
+    goes_on.set()
+    assert await second == "seen"
+    assert read == 1
+
+
+async def test_a_page_that_has_not_changed_is_not_sent_again(queue: TaskQueue) -> None:
+    async with client_of(queue) as client:
+        first = await client.get("/schedules")
+        again = await client.get("/schedules", headers={"if-none-match": first.headers["etag"]})
+        assert again.status_code == 304
+        assert again.content == b""
+
+        @queue.task
+        async def job() -> None: ...
+
+        await job.aenqueue()
+        await client.send_form("/queues/pause", {"queue": "default"})
+        said = await client.get("/schedules", headers={"if-none-match": first.headers["etag"]})
+        assert said.status_code == 200
+        assert "Queue default is paused." in said.text
+        after = await client.get("/schedules")
+        assert "is paused" not in after.text
+
+
+async def test_a_store_that_does_not_answer_is_said_so_and_the_page_comes_back(
+    queue: TaskQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def away() -> Any:
+        raise StorageUnavailable("connection refused by 127.0.0.1:6379")
+
+    async with client_of(queue) as client:
+        with monkeypatch.context() as broken:
+            broken.setattr(queue, "astats", away)
+            answer = await client.get("/")
+            assert answer.status_code == 503
+            assert "connection refused by 127.0.0.1:6379" in answer.text
+        assert (await client.get("/")).status_code == 200
+
+
+def _look(now: datetime, **counts: int) -> Look:
+    states = {state: counts.get(state.value, 0) for state in TaskState}
+    return Look(now=now, stats=[QueueStats(queue="a", counts=states)], workers=(), schedules=())
+
+
+def test_the_history_counts_what_ended_between_looks_and_nothing_while_nobody_looked() -> None:
+    start = datetime(2030, 1, 1, 12, 0, tzinfo=UTC)
+    history = History()
+    history.add(_look(start, succeeded=100))
+    history.add(_look(start + timedelta(seconds=2), succeeded=110, failed=2, ready=7))
+    rates = [history.rate]
+    history.add(_look(start + timedelta(seconds=4), succeeded=50))  # old results were removed
+    history.add(_look(start + timedelta(minutes=20), succeeded=5000))
+    rates.append(history.rate)
+    assert rates == [6.0, None]
+    buckets = history.buckets(start + timedelta(minutes=20))
+    assert [dict(one.ended) for one in buckets if one.ended] == [{TaskState.SUCCEEDED: 10, TaskState.FAILED: 2}]
+    assert [one.waiting for one in buckets if one.waiting is not None] == [7, 0]
+
+
+def test_what_ended_before_the_first_look_is_in_the_history_as_far_as_it_is_known() -> None:
+    now = datetime(2030, 1, 1, 12, 0, tzinfo=UTC)
+
+    def ended(minutes: float) -> StoredTask:
+        moment = now - timedelta(minutes=minutes)
+        return StoredTask(
+            id=new_id(),
+            queue="a",
+            name="job",
+            body=b"",
+            state=TaskState.SUCCEEDED,
+            created_at=moment,
+            run_at=moment,
+            finished_at=moment,
+        )
+
+    whole, cut = History(), History()
+    whole.seed([ended(1), ended(30), ended(90)], is_all=True)
+    cut.seed([ended(1), ended(30), ended(31)], is_all=False)
+    assert sum(one.ended.total() for one in whole.buckets(now)) == 2
+    assert sum(one.ended.total() for one in cut.buckets(now)) == 2, "what shares the earliest half minute is left out"
