@@ -11,20 +11,34 @@ from omniq.storage import StoredWorker
 from omniq.storage.validation import UNREADABLE, check_text, check_worker, corrupt
 from omniq_redis.batches import pairs
 from omniq_redis.client import Client
+from omniq_redis.decoding import id_of
+from omniq_redis.flows import stored_flow
 from omniq_redis.schedules import schedules_of
 from omniq_redis.times import moment
 
 __all__ = ["find_unreadable", "name_problem", "read_worker"]
 
-OF_QUEUES = ("ready", "scheduled", "succeeded", "failed", "cancelled", "order:failed", "order:cancelled", "idle")
+OF_QUEUES = (
+    "ready",
+    "scheduled",
+    "succeeded",
+    "failed",
+    "cancelled",
+    "order:failed",
+    "order:cancelled",
+    "idle",
+    "blocked",
+)
 """What the names of a queue's sorted sets begin with."""
 TYPES = {
     **dict.fromkeys(("queues", "paused"), "set"),
-    **dict.fromkeys(("leased", "expiring", "log", "schedules:due"), "zset"),
-    **dict.fromkeys(("meta", "running", "unique", "counts", "waiting", "schedules", "workers", "about"), "hash"),
+    **dict.fromkeys(("leased", "expiring", "log", "schedules:due", "flows:due", "flows:ended"), "zset"),
+    **dict.fromkeys(("meta", "running", "unique", "flows:unique", "counts", "waiting", "schedules"), "hash"),
+    **dict.fromkeys(("workers", "about"), "hash"),
     "seq": "string",
 }
 """The types of the keys of which a namespace has one."""
+FLOWS_AT_A_TIME = 100
 
 
 def name_problem(word: bytes, kind: str, *, place: str = "") -> CorruptRecord | None:
@@ -85,7 +99,22 @@ async def find_unreadable(client: Client) -> list[CorruptRecord]:
             problem = await _of_another_type(client, f"{what}:".encode() + name, "zset")
             if problem is not None:
                 problems.append(problem)
+    for key in ("flows:due", "flows:ended"):
+        if key not in wrong:
+            problems += [problem async for problem in _of_flows(client, key)]
     return problems
+
+
+async def _of_flows(client: Client, key: str) -> AsyncIterator[CorruptRecord]:
+    """Yield what is wrong with the flows that a sorted set names."""
+    ids = [id_of(word) for word in await client.ask(b"ZRANGE", f"{client.settings.prefix}{key}".encode(), b"0", b"-1")]
+    for at in range(0, len(ids), FLOWS_AT_A_TIME):
+        some = ids[at : at + FLOWS_AT_A_TIME]
+        for flow_id, found in zip(some, await client.run("get_flows", some), strict=True):
+            try:
+                stored_flow(flow_id, found)
+            except CorruptRecord as problem:
+                yield problem
 
 
 async def _of_another_type(client: Client, name: str | bytes, wanted: str) -> CorruptRecord | None:

@@ -14,6 +14,7 @@ from omniq.storage.records import load_error, load_progress
 from omniq.storage.validation import check_task, corrupt, salvaged
 from omniq.task import StoredTask, TaskState, record_of
 from omniq_redis.encoding import load_options
+from omniq_redis.members import MARK, Member, read_member
 from omniq_redis.times import moment
 
 __all__ = [
@@ -25,7 +26,13 @@ __all__ = [
     "task_or_stand_in",
 ]
 
-STATES = {b"s": TaskState.SUCCEEDED, b"f": TaskState.FAILED, b"c": TaskState.CANCELLED}
+STATES = {
+    b"b": TaskState.BLOCKED,
+    b"s": TaskState.SUCCEEDED,
+    b"f": TaskState.FAILED,
+    b"c": TaskState.CANCELLED,
+}
+NO_MEMBER = Member("", None, (), None)
 UNREADABLE = (*validation.UNREADABLE, struct.error)
 """What comes of bytes that are not what they should be."""
 
@@ -104,9 +111,9 @@ def _task_of(
     _, created, run, expires, _, _, place, queue_length, unique_length = _ORDER.unpack_from(order)
     at = _ORDER.size + queue_length
     queue = order[_ORDER.size : at].decode()
-    unique = None
+    unique, member = None, NO_MEMBER
     if unique_length:
-        unique = order[at : at + unique_length - 1].decode()
+        unique, member = _read_key(order[at : at + unique_length - 1])
         at += unique_length - 1
     head, body = order[at:].split(b"\n", 1)
     options = load_options(head)
@@ -120,6 +127,8 @@ def _task_of(
             past
         )
         state = STATES.get(past.state)
+    elif member.behind is not None:
+        state = TaskState.BLOCKED
     lease_until = None
     if running is not None:
         delivery, attempt, started, run, expires, cancel, length = _RUNNING.unpack_from(running)
@@ -148,12 +157,21 @@ def _task_of(
         unique=unique,
         tags=options.tags,
         result_ttl=options.result_ttl,
+        flow=member.flow or None,
+        behind=member.behind,
+        feeds=member.feeds,
+        opening_delay=member.opening_delay,
         error=load_error(error) if error else None,
         progress=load_progress(progress) if progress else None,
         cancel_requested=cancel,
         result_payload=result if state is TaskState.SUCCEEDED else None,
         attempt_log=attempt_log,
     )
+
+
+def _read_key(word: bytes) -> tuple[str | None, Member]:
+    """Return the unique key of a task, or its place in its flow."""
+    return (None, read_member(word)) if word.startswith(MARK) else (word.decode(), NO_MEMBER)
 
 
 def claimed_task(
@@ -170,9 +188,9 @@ def claimed_task(
         _, created, run, expires, _, _, place, queue_length, unique_length = _ORDER.unpack_from(order)
         at = 49 + queue_length
         queue = order[49:at].decode()
-        unique = None
+        unique, member = None, NO_MEMBER
         if unique_length:
-            unique = order[at : at + unique_length - 1].decode()
+            unique, member = _read_key(order[at : at + unique_length - 1])
             at += unique_length - 1
         head, body = order[at:].split(b"\n", 1)
         name, max_retries, tags, result_ttl = load_options(head)
@@ -204,10 +222,10 @@ def claimed_task(
                 "unique": unique,
                 "tags": tags,
                 "result_ttl": result_ttl,
-                "flow": None,
-                "behind": None,
-                "feeds": (),
-                "opening_delay": None,
+                "flow": member.flow or None,
+                "behind": member.behind,
+                "feeds": member.feeds,
+                "opening_delay": member.opening_delay,
                 "error": error,
                 "finished_at": None,
                 "progress": None,

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from omniq.storage.validation import check_text
 from omniq.task import NewTask, When
+from omniq_redis.members import member_word
 from omniq_redis.times import LATEST, microseconds, span
 
 __all__ = ["Options", "is_simple", "load_options", "name_prefix", "order_words", "tag_part"]
@@ -73,11 +74,11 @@ def _kind(queue: str, priority: int, max_retries: int, result_ttl: float) -> byt
     return _WHEN.pack(0, 0, 0) + _kind_words(queue, priority, max_retries, result_ttl, None)
 
 
-def _kind_words(queue: str, priority: int, max_retries: int, result_ttl: float, unique: str | None) -> bytes:
-    name, key = queue.encode(), b"" if unique is None else unique.encode()
-    length = 0 if unique is None else len(key) + 1
+def _kind_words(queue: str, priority: int, max_retries: int, result_ttl: float, key: bytes | None) -> bytes:
+    name = queue.encode()
+    length = 0 if key is None else len(key) + 1
     retries = min(max(max_retries, 0), MOST)
-    return _KIND.pack(span(result_ttl), retries, 100 - priority, len(name), length) + name + key
+    return _KIND.pack(span(result_ttl), retries, 100 - priority, len(name), length) + name + (key or b"")
 
 
 def _when(task: NewTask) -> bytes:
@@ -99,8 +100,14 @@ def _instant(when: When | None) -> int | None:
 
 
 def is_simple(task: NewTask) -> bool:
-    """Tell whether a task is ready at once, never expires, and has no unique key."""
-    return task.run_at is None and task.expires is None and task.unique is None
+    """Tell whether a task is ready at once, never expires, has no unique key and is of no flow."""
+    return task.run_at is None and task.expires is None and task.unique is None and task.flow is None
+
+
+def _key(task: NewTask) -> bytes | None:
+    if task.flow is not None:
+        return member_word(task)
+    return None if task.unique is None else task.unique.encode()
 
 
 def order_words(task: NewTask) -> tuple[bytes, bytes, bytes]:
@@ -108,6 +115,7 @@ def order_words(task: NewTask) -> tuple[bytes, bytes, bytes]:
     if is_simple(task):
         head = _kind(task.queue, task.priority, task.max_retries, task.result_ttl)
     else:
-        head = _when(task) + _kind_words(task.queue, task.priority, task.max_retries, task.result_ttl, task.unique)
+        key = _key(task)
+        head = _when(task) + _kind_words(task.queue, task.priority, task.max_retries, task.result_ttl, key)
     options = _dump_options(task.name, task.max_retries, task.tags, task.result_ttl)
     return task.id.encode(), head, options + task.body

@@ -16,6 +16,7 @@ from omniq_redis.times import microseconds
 __all__ = ["list_tasks", "read_cursor"]
 
 LETTERS = {
+    TaskState.BLOCKED: "b",
     TaskState.SCHEDULED: "d",
     TaskState.READY: "w",
     TaskState.RUNNING: "r",
@@ -23,7 +24,6 @@ LETTERS = {
     TaskState.FAILED: "f",
     TaskState.CANCELLED: "c",
 }
-"""Blocked tasks, which only flows have, are not held here."""
 NO_STATE = "-"
 """Stands where no state at all is asked for."""
 FEWEST, MOST = 50, 1000
@@ -49,13 +49,14 @@ async def list_tasks(client: Client, query: TaskQuery, before: int) -> TaskPage[
     since, until = query.enqueued_after, query.enqueued_before
     filters: list[bytes | int | str] = [
         query.queue or "",
-        "" if query.states is None else "".join(LETTERS.get(state, "") for state in query.states) or NO_STATE,
+        "" if query.states is None else "".join(LETTERS[state] for state in query.states) or NO_STATE,
         name_prefix(query.name) if query.name is not None else b"",
         tag_part(query.tag) if query.tag is not None else b"",
         0 if since is None else microseconds(since),
         0 if until is None else max(1, microseconds(until)),
         CLOCK_SLACK // timedelta(microseconds=1),
         int(query.bare),
+        query.flow or "",
     ]
     found: list[tuple[int, StoredTask]] = []
     budget = min(max(query.limit + 1, FEWEST), MOST)

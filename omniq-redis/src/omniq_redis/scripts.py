@@ -26,7 +26,7 @@ class Script:
 
 
 NEEDED_WHEN_FULL = frozenset(
-    {"cancel", "claim", "finish", "heartbeat", "recover", "retry", "sign_off", "await", "look"}
+    {"cancel", "cancel_flow", "settle", "claim", "finish", "heartbeat", "recover", "retry", "sign_off", "await", "look"}
 )
 """Scripts that a server which is out of memory runs all the same, so that what it holds can be worked off."""
 

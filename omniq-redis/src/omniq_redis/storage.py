@@ -11,8 +11,8 @@ from typing import Any, Self
 
 from attrs import evolve
 
-from omniq.errors import StorageUnavailable
-from omniq.flow import NewFlow
+from omniq.errors import CorruptRecord, StorageUnavailable
+from omniq.flow import Flow, NewFlow
 from omniq.schedule import Schedule
 from omniq.storage import (
     Capability,
@@ -45,6 +45,7 @@ from omniq_redis.client import Client, Memory
 from omniq_redis.connecting import Connector
 from omniq_redis.doctor import diagnose, warn
 from omniq_redis.encoding import is_simple, order_words
+from omniq_redis.flows import flow_of, pack_flow, read_flow, stored_flow
 from omniq_redis.reading import list_tasks, read_cursor
 from omniq_redis.schedules import next_run_of, schedules_of
 from omniq_redis.settings import read_settings
@@ -67,6 +68,7 @@ COUNTED = (
     TaskState.SUCCEEDED,
     TaskState.FAILED,
     TaskState.CANCELLED,
+    TaskState.BLOCKED,
 )
 LEASES = {ord("h"): LeaseState.HELD, ord("c"): LeaseState.CANCEL_REQUESTED, ord("l"): LeaseState.LOST}
 YES = ord("1")
@@ -91,7 +93,9 @@ class RedisStorage(Storage):
             Capability.SHARED_BETWEEN_PROCESSES,
         }
     )
-    limits = StorageLimits(atomic_tasks=MOST_TASKS, atomic_unique_tasks=MOST_TASKS, body=MOST_BYTES, stalled_client=0)
+    limits = StorageLimits(
+        atomic_tasks=MOST_TASKS, atomic_unique_tasks=MOST_TASKS, body=MOST_BYTES, stalled_client=0, flows=True
+    )
 
     def __init__(self, config: StorageConfig, *, connection: Mapping[str, Any] | None = None) -> None:
         self._config = config
@@ -164,11 +168,13 @@ class RedisStorage(Storage):
     # From producer to worker and back
 
     async def enqueue(self, tasks: Sequence[NewTask], flow: NewFlow | None = None) -> list[Enqueued]:
-        self._refuse_flows(flow)
         client = self._opened()
-        if not tasks:
+        flow_id = flow_of(tasks, flow)
+        if not tasks and flow is None:
             return []
         check_size(tasks)
+        if flow_id is not None:
+            return read_flow(tasks, flow_id, await client.run_packed("enqueue_flow", *pack_flow(tasks, flow_id, flow)))
         if len(tasks) == 1 and is_simple(tasks[0]):
             created = await client.run_packed("enqueue_one", pack_tasks(tasks), 3)
             return [Enqueued(tasks[0].id, created == 1)]
@@ -182,6 +188,9 @@ class RedisStorage(Storage):
         if not tasks:
             return []
         check_size(tasks)
+        flow_id = flow_of(tasks, None)
+        if flow_id is not None:
+            return read_flow(tasks, flow_id, pool.run("enqueue_flow", *pack_flow(tasks, flow_id, None)))
         if len(tasks) == 1 and is_simple(tasks[0]):
             created = pool.run("enqueue_one", pack_tasks(tasks), 3)
             return [Enqueued(tasks[0].id, created == 1)]
@@ -270,9 +279,9 @@ class RedisStorage(Storage):
         stats = [
             QueueStats(
                 queue=name,
-                counts=dict.fromkeys(TaskState, 0) | dict(zip(COUNTED, row[2:8], strict=True)),
+                counts=dict.fromkeys(TaskState, 0) | dict(zip(COUNTED, row[2:9], strict=True)),
                 paused=bool(row[1]),
-                oldest_ready=None if row[8] < 0 else row[8] / 1e6,
+                oldest_ready=None if row[9] < 0 else row[9] / 1e6,
             )
             for row in found
             if (name := self._text(row[0], "queue")) is not None
@@ -351,6 +360,36 @@ class RedisStorage(Storage):
             words += (lease.id, lease.delivery, dump_progress(progress))
         if words:
             await client.run("progress", words)
+
+    # Flows
+
+    async def release_hold(self, flow_id: str, gate: int) -> bool:
+        return bool(await self._opened().run("release_hold", [flow_id, gate]))
+
+    async def get_flows(self, ids: Sequence[str]) -> list[Flow | None]:
+        client = self._opened()
+        found = await client.run("get_flows", ids) if ids else ()
+        return [self._flow(flow_id, fields) for flow_id, fields in zip(ids, found, strict=True)]
+
+    def _flow(self, flow_id: str, fields: Sequence[Any]) -> Flow | None:
+        try:
+            return stored_flow(flow_id, fields)
+        except CorruptRecord as problem:
+            log_once(_log, problem, self._settings.shown)
+            return None
+
+    async def cancel_flow(self, flow_id: str) -> bool:
+        return bool(await self._opened().run("cancel_flow", [flow_id]))
+
+    async def retry_flow(self, flow_id: str) -> int:
+        retried, after = await self._opened().run("retry_flow", [flow_id, 0, STEP])
+        while after:
+            more, after = await self._opened().run("retry_flow", [flow_id, after, STEP])
+            retried += more
+        return int(retried)
+
+    async def settle(self, limit: int) -> int:
+        return int(await self._opened().run("settle", [limit]))
 
     # Schedules
 

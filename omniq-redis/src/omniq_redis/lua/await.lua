@@ -10,7 +10,7 @@ local running = fields(P .. 'running', ids)
 for i, id in ipairs(ids) do
   if not running[i] then
     local state = redis.pcall('GETRANGE', P .. 'h:' .. id, 0, 0)
-    if (state ~= '' and state ~= 'w') or call('EXISTS', P .. 'o:' .. id) == 0 then
+    if (state ~= '' and state ~= 'w' and state ~= 'b') or call('EXISTS', P .. 'o:' .. id) == 0 then
       ended[#ended + 1] = id
     end
   end

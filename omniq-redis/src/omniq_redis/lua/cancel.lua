@@ -1,4 +1,4 @@
---! base many announce task endings
+--! base many wake due announce task endings corrupt flows
 -- ARGV: ids. Gives '1' for each that was scheduled, ready or running, '0' for the others.
 local answers = {}
 for i, id in ipairs(ARGV) do
@@ -20,4 +20,5 @@ for i, id in ipairs(ARGV) do
     end
   end
 end
+close_flows()
 return table.concat(answers)

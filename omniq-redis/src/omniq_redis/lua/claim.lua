@@ -1,14 +1,19 @@
---! base many wake announce task endings corrupt promote
+--! base many wake due announce task endings corrupt flows promote
 -- ARGV: worker, lease, limit in all, the name under which the worker waited, then queue and limit of each queue.
 -- Gives the time, then id, order and past of each claimed task.
 local worker, lease, left, name = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
 local until_ = now + lease
 local found = { now }
+if call('ZCOUNT', P .. 'flows:due', '-inf', now) > 0 then
+  flows().settle(1000)
+end
+local of_flows
 -- So many that have expired, or are no tasks, are enough for one step; the rest are for the next. Each queue has a few,
 -- whatever those before it had.
 local patience, LEAST = 2000, 200
 
 local FIRST = struct.pack('>I4I4', 1, 1) .. now8
+local WAITS = string.byte('w')
 local OWNER = '\0' .. struct.pack('>H', #worker) .. worker
 local size = 1
 
@@ -32,6 +37,9 @@ local function take(queue, members)
       corrupt[i] = 'its order is cut short, or of another queue'
     elseif past and not is_past(past) then
       corrupt[i] = 'what has become of it is cut short'
+    elseif past and string.byte(past) ~= WAITS then
+      -- It waits no more: it ended with its flow, which did not find it here.
+      patience = patience - 1
     else
       local expires8 = expires_of(order, past)
       if expires8 ~= NEVER and struct.unpack('>I8', expires8) <= now then
@@ -46,6 +54,13 @@ local function take(queue, members)
         end
         local unique_length = struct.unpack('>H', order, 48)
         local stop = unique_length == 0 and queue_stop or queue_stop + unique_length - 1
+        if unique_length > 0 and string.byte(order, queue_stop + 1) == 255 then
+          local its = member_of(string.sub(order, queue_stop + 1, stop))
+          of_flows = of_flows or {}
+          if its then
+            of_flows[its.flow] = (of_flows[its.flow] or 0) + 1
+          end
+        end
         running[2 * count + 1] = id
         running[2 * count + 2] = attempt .. OWNER .. string.sub(order, 1, stop)
         leased[2 * count + 1] = until_
@@ -130,4 +145,8 @@ end
 for at = 5, #ARGV, 2 do
   serve(ARGV[at], math.min(tonumber(ARGV[at + 1]), left))
 end
+for id, count in pairs(of_flows or {}) do
+  flows().run(id, count)
+end
+close_flows()
 return found

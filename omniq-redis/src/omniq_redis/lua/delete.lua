@@ -1,4 +1,4 @@
---! base many announce task endings remove
+--! base many wake due announce task endings corrupt flows remove
 -- ARGV: ids. Gives '1' for each task that was removed, '0' for the others.
 local ENDED = { s = 'succeeded:', f = 'failed:', c = 'cancelled:' }
 local answers = {}
@@ -19,6 +19,10 @@ for i, id in ipairs(ARGV) do
     end
     call('UNLINK', P .. 'o:' .. id, P .. 'h:' .. id)
     call('ZREM', P .. 'expiring', id)
+    local head = order and head_of(order, 1)
+    if head and head.member then
+      flows().doubt(head)
+    end
     announce({ id })
     answers[i] = '1'
   else
@@ -34,8 +38,9 @@ for i, id in ipairs(ARGV) do
         call('ZREM', key, place)
       end
     end
-    remove(id, order, head)
+    remove(id, order, head, letter)
     answers[i] = '1'
   end
 end
+close_flows()
 return table.concat(answers)

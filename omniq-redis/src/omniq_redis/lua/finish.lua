@@ -1,4 +1,4 @@
---! base many wake due announce task
+--! base many wake due announce task endings corrupt flows
 -- ARGV: id, head, data of each outcome. A head is kind 1 (s, f, c as the states; r: retry, l: released), delivery 4,
 -- delay 8; data the result or the error, with the attempt log. Gives '1' or '0' for each.
 local count = #ARGV / 3
@@ -44,6 +44,10 @@ local function put_back(id, record, attempt, head, queue, kind, delay, err, prog
   if expires > 0 then
     push(again, expires, id)
   end
+  if head.member then
+    flows().run(head.member.flow, -1)
+    flows().waits(id, head, run)
+  end
 end
 
 for i = 1, count do
@@ -79,11 +83,14 @@ for i = 1, count do
       end
     end
     if state then
-      push(queue[state], now + head.ttl, id)
+      push(queue[state], kept_until(head), id)
       if state ~= 'succeeded' then
         push(place_in(P .. IN_ORDER[string.sub(state, 1, 1)] .. head.queue), score_of(head), id)
       end
       ended[#ended + 1] = id
+      if head.member then
+        flows().ended(id, head, string.sub(state, 1, 1), err, nil, true)
+      end
       if kind == 's' and progress == '' and err == '' then
         push(stored, P .. 'h:' .. id, 's' .. now8 .. attempt .. NOTHING .. data)
       else
@@ -123,6 +130,7 @@ if #gone > 0 then
   apply('HDEL', P .. 'running', gone)
   apply('ZREM', P .. 'leased', gone)
   announce(ended)
+  close_flows()
   for name, queue in pairs(queues) do
     if #queue.ready > 0 then
       wake(name)

@@ -1,12 +1,13 @@
 --! base many task records
 -- Lists tasks, the latest enqueued first. ARGV: before which sequence number (0: from the latest), how many tasks to look
 -- at, after how many that match to stop, queue, the letters of the states, the beginning and a part of a body, created
--- from and before which time (0: any), slack of the clocks, 1 if bare; '' does not restrict. Gives the sequence number to
--- go on from (0: no more are left), how many were looked at, the ids that match, what is stored of them and, if bare, the
--- sizes of body, result (-1: none) and traceback (-1: it is there) of each.
+-- from and before which time (0: any), slack of the clocks, 1 if bare, flow; '' does not restrict. Gives the sequence
+-- number to go on from (0: no more are left), how many were looked at, the ids that match, what is stored of them and, if
+-- bare, the sizes of body, result (-1: none) and traceback (-1: it is there) of each.
 local before, budget, wanted = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
 local queue, states, start, part = ARGV[4], ARGV[5], ARGV[6], ARGV[7]
 local from, till, slack, bare = tonumber(ARGV[8]), tonumber(ARGV[9]), tonumber(ARGV[10]), ARGV[11] == '1'
+local flow = ARGV[12]
 local READ = 1024
 
 local function is_asked(letters)
@@ -80,10 +81,23 @@ local function seq_of(id)
   return order and #order == 8 and struct.unpack('>I8', order)
 end
 
+-- Gives the same of a key that has them in the order of their sequence numbers.
+local function in_order(key)
+  local last = before > 0 and string.format('(%.0f', before) or '+inf'
+  local some = call('ZREVRANGEBYSCORE', key, last, '-inf', 'WITHSCORES', 'LIMIT', 0, budget + 1)
+  local found = {}
+  for i = 1, math.min(#some, 2 * budget), 2 do
+    found[#found + 1] = { tonumber(some[i + 1]), some[i] }
+  end
+  return found, #some > 2 * budget and found[budget][1] or 0
+end
+
 -- Gives the same of the states and the queue that are asked for, where these tasks are few or stand in the order of
 -- their sequence numbers; nil where they are soon met among all.
 local function indexed()
-  if queue == '' and states == '' then
+  if flow ~= '' then
+    return in_order(P .. 'ft:' .. flow)
+  elseif queue == '' and states == '' then
     return nil
   end
   local queues = queue ~= '' and { queue } or call('SMEMBERS', P .. 'queues')
@@ -181,7 +195,7 @@ local function past_to_result(id)
     return nil
   end
   local size = call('STRLEN', key)
-  if size < 52 or not string.find(past, '^[wsfc]') then
+  if size < 52 or not string.find(past, '^[wbsfc]') then
     return false
   end
   local at = 45 + struct.unpack('>H', past, 43)
@@ -199,6 +213,11 @@ local function past_to_result(id)
   return (#past < stop and beginning(key, stop) or string.sub(past, 1, stop)), size
 end
 
+local function is_of_flow(order)
+  local its = head_of(order, 1).member
+  return its and its.flow == flow
+end
+
 local function letter_of(order, past, runs)
   if runs then
     return 'r'
@@ -206,6 +225,8 @@ local function letter_of(order, past, runs)
     return 'f'
   elseif past and string.sub(past, 1, 1) ~= 'w' then
     return string.sub(past, 1, 1)
+  elseif not past and is_blocked(past, head_of(order, 1)) then
+    return 'b'
   end
   return run_of(order, past) > now and 'd' or 'w'
 end
@@ -250,7 +271,7 @@ for i, entry in ipairs(entries) do
   local past, size
   if there and not order then
     -- What cannot be read is shown among all tasks, and among those that failed.
-    there = queue == '' and is_asked('f') and start == '' and part == '' and from == 0
+    there = queue == '' and is_asked('f') and start == '' and part == '' and from == 0 and flow == ''
   elseif there then
     local created = struct.unpack('>I8', order, 9)
     if created < from - slack then
@@ -261,6 +282,7 @@ for i, entry in ipairs(entries) do
       and (queue == '' or queue == string.sub(order, 50, 49 + struct.unpack('>H', order, 46)))
       and (start == '' or string.sub(order, body, body + #start - 1) == start)
       and (part == '' or string.find(order, part, body, true))
+      and (flow == '' or is_of_flow(order))
     if there and (states ~= '' or bare) then
       past, size = past_to_result(id)
       there = is_asked(letter_of(order, past, running[i]))

@@ -1,4 +1,4 @@
---! base many announce task remove
+--! base many wake due announce task endings corrupt flows remove
 -- ARGV: limit. Removes ended tasks whose time is over, and what dead workers left. Gives how many tasks were removed.
 local limit, removed = tonumber(ARGV[1]), 0
 local function prune(queue)
@@ -11,7 +11,7 @@ local function prune(queue)
     for _, id in ipairs(over) do
       local order = order_of(id)
       if order then
-        remove(id, order, head_of(order, 1))
+        remove(id, order, head_of(order, 1), letter)
       end
       call('ZREM', key, id)
       unlist_ended(letter, id, queue)
@@ -24,6 +24,35 @@ end
 for _, queue in ipairs(call('SMEMBERS', P .. 'queues')) do
   prune(queue)
 end
+-- Removes a flow that ended with its tasks, as far as the limit reaches.
+local ENDED = { s = 'succeeded:', f = 'failed:', c = 'cancelled:' }
+local function drop(flow)
+  local ids = flows().tasks_behind({ id = flow }, 0, limit - removed)
+  for _, id in ipairs(ids) do
+    local order, past = order_of(id), past_of_task(id)
+    local head = order and head_of(order, 1)
+    local letter = past and string.sub(past, 1, 1)
+    if head and head.member and head.member.flow == flow and ENDED[letter] then
+      call('ZREM', P .. ENDED[letter] .. head.queue, id)
+      unlist_ended(letter, id, head.queue)
+      remove(id, order, head, letter)
+      removed = removed + 1
+    end
+    call('ZREM', P .. 'ft:' .. flow, id)
+  end
+  if removed < limit then
+    flows().forget(flow)
+  end
+end
+
+while removed < limit do
+  local flow = call('ZRANGEBYSCORE', P .. 'flows:ended', '-inf', now, 'LIMIT', 0, 1)[1]
+  if not flow then
+    break
+  end
+  drop(flow)
+end
+close_flows()
 local workers = call('HGETALL', P .. 'workers')
 for i = 1, #workers, 2 do
   if #workers[i + 1] ~= 16 or struct.unpack('>I8', workers[i + 1], 9) <= now then

@@ -1,4 +1,4 @@
---! base many announce task endings promote remove
+--! base many wake due announce task endings corrupt flows promote remove
 -- ARGV: queue, limit, the states to remove. Gives how many were removed, and how many are left.
 local queue, limit = ARGV[1], tonumber(ARGV[2])
 promote(queue)
@@ -14,7 +14,7 @@ for at = 3, #ARGV do
     local id = waits and string.sub(place, 16) or place
     local order = order_of(id)
     if order then
-      remove(id, order, head_of(order, 1))
+      remove(id, order, head_of(order, 1), letter)
       removed = removed + 1
     end
     unlist_ended(letter, id, queue)
@@ -22,6 +22,9 @@ for at = 3, #ARGV do
   if #members > 0 then
     call('ZREMRANGEBYRANK', key, 0, #members - 1)
   end
-  left = left + call('ZCARD', key)
+end
+close_flows()
+for at = 3, #ARGV do
+  left = left + call('ZCARD', P .. ARGV[at] .. ':' .. queue)
 end
 return { removed, left }

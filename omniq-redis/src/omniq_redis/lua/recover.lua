@@ -1,4 +1,4 @@
---! base many wake announce task endings corrupt records
+--! base many wake due announce task endings corrupt flows records
 -- ARGV: limit. Gives the time, then what is stored of each task whose lease had run out; the ids come last.
 local LONGEST_LOG = 131072 -- as in omniq.storage.attempts
 local limit = tonumber(ARGV[1])
@@ -52,13 +52,18 @@ for i = 1, #lost do
       if expires > 0 then
         call('ZADD', P .. 'expiring', expires, id)
       end
+      if head.member then
+        flows().run(head.member.flow, -1)
+      end
     else
       call('SET', P .. 'h:' .. id, past_of(string.sub(state, 1, 1), now8, attempt, err, progress, ''))
-      call('ZADD', P .. state .. ':' .. head.queue, now + head.ttl, id)
+      call('ZADD', P .. state .. ':' .. head.queue, kept_until(head), id)
       list_ended(string.sub(state, 1, 1), id, head)
       ended[#ended + 1] = id
       if head.unique then
         free(head.unique, id)
+      elseif head.member then
+        flows().ended(id, head, string.sub(state, 1, 1), err, nil, true)
       end
     end
     call('HDEL', P .. 'running', id)
@@ -86,6 +91,10 @@ if #lost < limit then
     end
     call('ZREM', P .. 'expiring', id)
   end
+end
+close_flows()
+if call('ZCOUNT', P .. 'flows:due', '-inf', now) > 0 then
+  flows().settle(1000)
 end
 local found = records(ids)
 for i = 1, #ids do

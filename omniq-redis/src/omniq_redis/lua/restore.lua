@@ -1,4 +1,4 @@
---! base many wake announce task endings
+--! base many wake due announce task endings corrupt flows
 -- Puts tasks back where they are to be found, as a key of another type stood in the place of one of ours and was put aside:
 -- a queue, say, or all that ran. Goes on where the last call stopped, the latest tasks first. Gives 1 if there are more, 2
 -- if these were the last, 0 if there was nothing to do.
@@ -35,9 +35,14 @@ local function restore(id, order, past)
   local letter = past and string.sub(past, 1, 1)
   local ended = ENDED[letter]
   call('SADD', P .. 'queues', head.queue)
-  if ended then
+  if head.member then
+    flows().restore(id, order, past, head)
+  end
+  if is_blocked(past, head) then
+    return
+  elseif ended then
     if not call('ZSCORE', P .. ended .. head.queue, id) then
-      call('ZADD', P .. ended .. head.queue, now + head.ttl, id)
+      call('ZADD', P .. ended .. head.queue, kept_until(head), id)
     end
     if IN_ORDER[letter] then
       list_ended(letter, id, head)
@@ -67,6 +72,7 @@ for at = 1, #chunks, 2 do
     end
   end
 end
+close_flows()
 if #chunks == 2 * STEP then
   call('SET', P .. 'restoring', '(' .. chunks[#chunks])
   return 1

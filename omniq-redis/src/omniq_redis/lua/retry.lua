@@ -1,4 +1,4 @@
---! base wake task
+--! base many wake due announce task endings corrupt flows
 -- ARGV: ids. Gives '1' for each task that was made ready, '0' for the others.
 local answers, queues = {}, {}
 for i, id in ipairs(ARGV) do
@@ -7,7 +7,9 @@ for i, id in ipairs(ARGV) do
   local state = past and string.sub(past, 1, 1)
   if order and (state == 'f' or state == 'c') and call('HEXISTS', P .. 'running', id) == 0 then
     local head = head_of(order, 1)
-    if not head.unique or call('HSETNX', P .. 'unique', head.unique, id) == 1 then
+    if head.member then
+      answers[i] = flows().retry(id, order, past, head) and '1' or '0'
+    elseif not head.unique or call('HSETNX', P .. 'unique', head.unique, id) == 1 then
       local expires8 = expires_of(order, past)
       if expires8 ~= NEVER then
         local expires = struct.unpack('>I8', expires8)
@@ -27,6 +29,7 @@ for i, id in ipairs(ARGV) do
     end
   end
 end
+close_flows()
 for queue in pairs(queues) do
   wake(queue)
 end

@@ -1,4 +1,4 @@
---! base wake task
+--! base many wake due announce task endings corrupt flows
 -- ARGV: ids. Gives '1' for each task that was scheduled for later and is ready now, '0' for the others.
 local answers, queues = {}, {}
 for i, id in ipairs(ARGV) do
@@ -16,6 +16,9 @@ for i, id in ipairs(ARGV) do
       call('SET', P .. 'h:' .. id, past_of('w', NEVER, attempt, err, progress, result))
       call('ZADD', P .. 'ready:' .. head.queue, 0, member(head, now, id))
       call('ZREM', scheduled, place)
+      if head.member then
+        flows().waits(id, head, now)
+      end
       queues[head.queue] = true
       answers[i] = '1'
     end

@@ -1,6 +1,6 @@
 --! base
--- Gives for each queue: its name, 1 if paused, scheduled, ready, running, succeeded, failed, cancelled, and for how many
--- microseconds its oldest ready task has waited, or -1.
+-- Gives for each queue: its name, 1 if paused, scheduled, ready, running, succeeded, failed, cancelled, blocked, and for how
+-- many microseconds its oldest ready task has waited, or -1.
 local function oldest_of(queue)
   local key, oldest, from = P .. 'ready:' .. queue, nil, '-'
   for _ = 1, 256 do
@@ -41,9 +41,10 @@ local function add(queue)
     call('ZCARD', P .. 'succeeded:' .. queue),
     call('ZCARD', P .. 'failed:' .. queue),
     call('ZCARD', P .. 'cancelled:' .. queue),
+    call('ZCARD', P .. 'blocked:' .. queue),
     oldest_of(queue),
   }
-  if paused == 0 and row[3] + row[4] + row[5] + row[6] + row[7] + row[8] == 0 then
+  if paused == 0 and row[3] + row[4] + row[5] + row[6] + row[7] + row[8] + row[9] == 0 then
     call('SREM', P .. 'queues', queue)
     call('HDEL', P .. 'counts', queue)
   else

@@ -14,7 +14,7 @@ local function end_corrupt(id, queue, why)
   local err = cjson.encode({ 'CorruptRecord', 'what the server holds of this task cannot be read: ' .. why, '' })
   local attempt = struct.pack('>I4', delivery) .. string.rep('\0', 4) .. now8 .. now8 .. NEVER .. '\0\0\0'
   call('SET', P .. 'h:' .. id, past_of('f', now8, attempt, err, '', kept))
-  call('HDEL', P .. 'running', id)
+  local ran = call('HDEL', P .. 'running', id)
   call('ZREM', P .. 'leased', id)
   call('ZREM', P .. 'expiring', id)
   local order = order_of(id)
@@ -24,8 +24,12 @@ local function end_corrupt(id, queue, why)
   end
   queue = head and head.queue or queue
   if queue then
-    call('ZADD', P .. 'failed:' .. queue, now + (head and head.ttl or 86400000000), id)
+    call('ZADD', P .. 'failed:' .. queue, head and kept_until(head) or now + 86400000000, id)
     call('ZADD', P .. IN_ORDER.f .. queue, head and score_of(head) or 0, id)
+  end
+  if head and head.member then
+    flows().ended(id, head, 'f', err, nil, ran == 1)
+    flows().doubt(head)
   end
   announce({ id })
 end

@@ -1,5 +1,9 @@
 -- Removes everything that is stored of a task that is in no queue any more.
-local function remove(id, order, head)
+-- letter: of the state in which it was; one that had not ended counts in its flow as cancelled.
+local function remove(id, order, head, letter)
+  if head.member then
+    flows().removed(id, order, head, letter)
+  end
   call('UNLINK', P .. 'o:' .. id, P .. 'h:' .. id)
   call('ZREM', P .. 'expiring', id)
   if head.unique then

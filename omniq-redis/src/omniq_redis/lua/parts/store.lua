@@ -15,7 +15,12 @@ local function kind_of(text)
   local place, queue_length, unique_length = struct.unpack('>BHH', text, 30)
   local kind = { queue = string.sub(text, 35, 34 + queue_length) }
   if unique_length > 0 then
-    kind.unique = string.sub(text, 35 + queue_length)
+    local word = string.sub(text, 35 + queue_length)
+    if string.byte(word) == 255 then
+      kind.word = word
+    else
+      kind.unique = word
+    end
   end
   local run, run8 = now, now8
   local expires8 = NEVER
@@ -30,21 +35,32 @@ local function kind_of(text)
   kind.run = run
   kind.place = string.char(place) .. struct.pack('>I8', run)
   kind.static = now8 .. run8 .. expires8 .. string.sub(text, 18)
+  if kind.word then
+    kind.flags, kind.expires8, kind.rest, kind.queue_length = flags, expires8, string.sub(text, 18), queue_length
+  end
+  return kind
+end
+
+local kinds = {}
+local function kind_for(text)
+  local kind = kinds[text]
+  if not kind then
+    kind = kind_of(text)
+    kinds[text] = kind
+  end
   return kind
 end
 
 local function store(first)
   local count = (#ARGV - first + 1) / 3
   local seq = call('INCRBY', P .. 'seq', count) - count
-  local kinds, queues, refused = {}, {}, {}
+  local queues, refused = {}, {}
   local blocks, block, number, filled = {}, {}, -1, 0
   local orders = P .. 'o:'
   for at = first, #ARGV, 3 do
     local id, text = ARGV[at], ARGV[at + 1]
-    local kind = kinds[text]
-    if not kind then
-      kind = kind_of(text)
-      kinds[text] = kind
+    local kind = kind_for(text)
+    if not kind.list then
       local queue = of(queues, kind.queue)
       kind.list = kind.run > now and queue.scheduled or queue.ready
       kind.score = kind.run > now and kind.run or 0
@@ -57,10 +73,15 @@ local function store(first)
     else
       local seq8 = struct.pack('>I8', seq)
       if call('SET', orders .. id, seq8 .. kind.static .. ARGV[at + 2], 'NX') then
-        local list, size = kind.list, kind.list.size or 0
-        list[size + 1] = kind.score
-        list[size + 2] = kind.place .. string.sub(seq8, 3) .. id
-        list.size = size + 2
+        if kind.join then
+          kind.join(id, seq, seq8)
+        end
+        if not kind.is_blocked then
+          local list, size = kind.list, kind.list.size or 0
+          list[size + 1] = kind.score
+          list[size + 2] = kind.place .. string.sub(seq8, 3) .. id
+          list.size = size + 2
+        end
         local its = math.floor(seq / 100)
         if its ~= number then
           block, number, filled = {}, its, 0
@@ -72,7 +93,7 @@ local function store(first)
         if kind.unique then
           call('HSET', P .. 'unique', kind.unique, id)
         end
-        if kind.expires then
+        if kind.expires and not kind.is_blocked then
           call('ZADD', P .. 'expiring', kind.expires, id)
         end
       else

@@ -1,19 +1,49 @@
 -- What is stored of a task. Numbers are big-endian; a time is microseconds since the epoch, 0: none.
 --   o:ID, the order: sequence 8, created 8, run 8, expires 8, result_ttl 8, max_retries 4, 100 - priority 1,
---     length of queue 2, length of unique + 1 2, queue, unique, body. Written once.
+--     length of queue 2, length of unique + 1 2, queue, unique, body. Written once. A task of a flow has no unique key;
+--     what its place in the flow is stands there instead, see member_of.
 --   An attempt: delivery 4, attempt 4, started 8, run 8, expires 8, flags 1 (1: asked to stop), length of worker 2, worker.
 --   running[ID], while it runs: the attempt, the order's head up to its body, progress.
---   h:ID, what has become of it (absent while nothing has): state 1, finished 8, the latest attempt, lengths of error 4
---     and progress 4, error, progress, result. What is called its error is two things: the error's own text, which has
---     no line's end in it, and, if there is one, a line's end and the attempt log.
+--   h:ID, what has become of it (absent while nothing has): state 1 (w: it waits, b: blocked, s, f, c), finished 8, the
+--     latest attempt, lengths of error 4 and progress 4, error, progress, result. What is called its error is two things:
+--     the error's own text, which has no line's end in it, and, if there is one, a line's end and the attempt log.
 -- Those that failed or were cancelled stand once more, by their sequence numbers: in this order they are listed.
-local IN_ORDER = { f = 'order:failed:', c = 'order:cancelled:' }
+-- So do those that are blocked, which stand nowhere else.
+local IN_ORDER = { f = 'order:failed:', c = 'order:cancelled:', b = 'blocked:' }
 local CANCEL_REQUESTED = '\1'
 
 local function free(unique, id)
   if call('HGET', P .. 'unique', unique) == id then
     call('HDEL', P .. 'unique', unique)
   end
+end
+
+-- What follows in flows from the end of a task; the part of this name sets it, wherever tasks end.
+local flows
+
+-- Reads the place of a task in its flow, which begins with a byte that no text has: flags 1 (1: it is behind a gate, 2: a
+-- delay counts from the opening of that), gate 4, delay 8, length of the flow's id 2, the id, then 4 for each gate that it
+-- feeds: twice its number, and 1 if that needs success. Tasks of one kind have one such word, which is read once.
+local members = {}
+local function member_of(word)
+  local member = members[word]
+  if member == nil then
+    member = false
+    if #word >= 16 then
+      local flags, behind, delay, length = struct.unpack('>BI4I8H', word, 2)
+      if #word >= 16 + length and (#word - 16 - length) % 4 == 0 then
+        member = { flow = string.sub(word, 17, 16 + length), feeds = {} }
+        member.behind = flags % 2 == 1 and behind or nil
+        member.delay = flags >= 2 and delay or nil
+        for at = 17 + length, #word, 4 do
+          local feed = struct.unpack('>I4', word, at)
+          member.feeds[#member.feeds + 1] = { gate = math.floor(feed / 2), needs_success = feed % 2 == 1 }
+        end
+      end
+    end
+    members[word] = member
+  end
+  return member or nil
 end
 
 -- Reads the head of an order, wherever it begins.
@@ -24,7 +54,12 @@ local function head_of(text, at)
   head.queue = string.sub(text, from, from + queue_length - 1)
   from = from + queue_length
   if unique_length > 0 then
-    head.unique = string.sub(text, from, from + unique_length - 2)
+    local word = string.sub(text, from, from + unique_length - 2)
+    if string.byte(word) == 255 then
+      head.member = member_of(word)
+    else
+      head.unique = word
+    end
     from = from + unique_length - 1
   end
   head.stop = from
@@ -42,7 +77,7 @@ local function has_head(text, at)
 end
 
 local function is_past(past)
-  if #past < 52 or not string.find(past, '^[wsfc]') then
+  if #past < 52 or not string.find(past, '^[wbsfc]') then
     return false
   end
   local at = 45 + struct.unpack('>H', past, 43)
@@ -114,6 +149,19 @@ local function unlist_ended(letter, id, queue)
   if IN_ORDER[letter] then
     call('ZREM', P .. IN_ORDER[letter] .. queue, id)
   end
+end
+
+-- Tells whether a task waits for others: it is behind a gate, and nothing has become of it or it does so again.
+local function is_blocked(past, head)
+  return head.member ~= nil and head.member.behind ~= nil and (not past or string.sub(past, 1, 1) == 'b')
+end
+
+-- Gives until when a task that ends is kept. Those of a flow are kept as long as that.
+local function kept_until(head)
+  if head.member and flows().is_there(head.member.flow) then
+    return LATEST
+  end
+  return now + head.ttl
 end
 
 local function expires_of(order, past)

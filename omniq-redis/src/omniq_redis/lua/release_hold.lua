@@ -1,0 +1,5 @@
+--! base many wake due announce task endings corrupt flows
+-- ARGV: flow, gate. Gives 1 if the gate was held.
+local released = flows().release_hold(ARGV[1], tonumber(ARGV[2]))
+close_flows()
+return released and 1 or 0

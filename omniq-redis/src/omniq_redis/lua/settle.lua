@@ -1,0 +1,3 @@
+--! base many wake due announce task endings corrupt flows
+-- ARGV: how many tasks at most. Gives how many were moved.
+return flows().settle(tonumber(ARGV[1]))
