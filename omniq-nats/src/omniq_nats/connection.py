@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import itertools
 import json
+import math
 import random
 import time
 from collections.abc import Awaitable, Callable, Iterable
@@ -42,6 +43,8 @@ OF_MESSAGES = ("STREAM.MSG.", "STREAM.PURGE.")
 """What the questions begin with that read or remove messages."""
 PATIENCE = 2.0
 """Seconds after which a question that changes nothing is asked again."""
+TICK = 0.05
+"""Seconds between two looks for questions that were not answered in time."""
 REPLACE_SECONDS = 15.0
 """The time that a client gets to connect again by itself before another one takes its place."""
 
@@ -54,6 +57,10 @@ class Question:
     number: str
     several: bool = False
     found: list[Stored] = field(factory=list)
+    seconds: float = math.inf
+    """For how long it is waited."""
+    until: float = math.inf
+    """And until when, by the loop's clock."""
 
 
 @define(eq=False)
@@ -97,6 +104,7 @@ class Connection:
         """A subject that always has a message; None: the stream has no replicas that might be behind."""
         self._client: WireClient | None = None
         self._questions: dict[str, Question] = {}
+        self._ticking: asyncio.TimerHandle | None = None
         self._numbers = itertools.count(1)
         self._inbox = ""
         self._connected = asyncio.Event()
@@ -298,13 +306,14 @@ class Connection:
 
     async def _answer(self, question: Question, seconds: float) -> Message:
         """Wait for the answer to a question that was sent."""
-        future = question.future
-        # A timer of the loop's costs a fifth of asyncio.timeout, and this is done for every message.
-        timer = future.get_loop().call_later(max(0.0, seconds), self._give_up, question, seconds)
+        loop = question.future.get_loop()
+        question.seconds, question.until = seconds, loop.time() + seconds
+        # One timer for all questions: one of its own would take a twentieth of the time of enqueueing a task.
+        if self._ticking is None:
+            self._ticking = loop.call_later(TICK, self._tick, loop)
         try:
-            message = await future
+            message = await question.future
         finally:
-            timer.cancel()
             self._questions.pop(question.number, None)
         if message.headers is not None and message.headers.get("Status") == "503":
             raise Unserved(
@@ -313,12 +322,16 @@ class Connection:
             )
         return message
 
-    def _give_up(self, question: Question, seconds: float) -> None:
-        if not question.future.done():
-            reason = f"; the server says {self._refused}" if self._refused else ""
-            question.future.set_exception(
-                Lost(f"{self.settings.shown}: no answer within {max(0.0, seconds):.1f} s{reason}")
-            )
+    def _tick(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Give up the questions that were not answered in time."""
+        now = loop.time()
+        for question in self._questions.values():
+            if question.until <= now and not question.future.done():
+                reason = f"; the server says {self._refused}" if self._refused else ""
+                question.future.set_exception(
+                    Lost(f"{self.settings.shown}: no answer within {max(0.0, question.seconds):.1f} s{reason}")
+                )
+        self._ticking = loop.call_later(TICK, self._tick, loop) if self._questions else None
 
     async def ask(self, subject: str, body: Any = None, *, repeat: bool = True) -> dict[str, Any]:
         """Ask the JetStream API.

@@ -130,7 +130,7 @@ class Producer:
         write, *behind = self._writes_of(page, now, nonce)
         generation = self._transport.generation
         try:
-            seq = await self._transport.batch([write, *behind])
+            seq = await (self._transport.batch([write, *behind]) if behind else self._transport.publish(write))
         except Conflict:
             return None, None
         except Lost:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from attrs import frozen
+from attrs import define, frozen
 
 from omniq.errors import StorageUnavailable
 from omniq_nats.times import read_stamp
@@ -51,18 +51,18 @@ class Life:
         return self.first is not None and (not state["messages"] or state["first_seq"] > self.first)
 
 
-@frozen
+@define  # a frozen one takes three times as long to make, and there is one for each message
 class Stored:
-    """A message as the stream has it."""
+    """A message as the stream has it. It does not change."""
 
     subject: str
     seq: int
     data: bytes
 
 
-@frozen
+@define
 class Write:
-    """A message to store."""
+    """A message to store. It does not change."""
 
     subject: str
     data: bytes

@@ -79,11 +79,13 @@ def line_of(priority: int) -> str:
     return f"p{priority}" if priority >= 0 else f"m{-priority}"
 
 
+@functools.lru_cache
 def priority_of(line: str) -> int:
     """Return the priority of a line of ready tasks."""
     return int(line[1:]) if line[0] == "p" else -int(line[1:])
 
 
+@functools.lru_cache
 def is_line(name: str) -> bool:
     """Return whether a text is the name of a line."""
     return name == DUE_LINE or re.fullmatch(r"[pm]\d{1,19}", name, re.ASCII) is not None

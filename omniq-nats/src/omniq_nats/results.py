@@ -100,7 +100,15 @@ class EndRecord:
     @cached_property
     def text(self) -> str:
         """It as JSON: a queue state and a page of results have it."""
-        return _encode(self.row())
+        if self.error is not None or self.blob is not None:
+            return _encode(self.row())
+        # Put together by hand, which takes half of the time: each task that ends has one.
+        log = f",{_encode(self.attempt_log)}" if self.attempt_log else ""
+        return (
+            f'["{self.state}",{self.delivery},{self.attempt},{_encode(self.worker)},{_written(self.started)},'
+            f"{self.finished},{self.run_at},{_FLAGS[self.keeps_expiry]},null,{_encode(_packed(self.result))},null,"
+            f"{self.version}{log}]"
+        )
 
     @property
     def has_left(self) -> bool:
@@ -162,6 +170,11 @@ class EndRecord:
 
 
 _encode = json.JSONEncoder(separators=(",", ":")).encode
+_FLAGS = {False: "false", True: "true"}
+
+
+def _written(number: int | None) -> str:
+    return "null" if number is None else str(number)
 
 
 def _packed(result: bytes | None) -> str | list[str] | None:
@@ -284,6 +297,8 @@ class ResultPage:
     """By :func:`number_on_page`: the task's id, its end record, and the kind of its batch."""
     gone: set[int] = field(factory=set)
     """The numbers of those that were removed."""
+    _rows: dict[int, str] = field(factory=dict, init=False)
+    """What was written of them: a page is written several times, as its tasks end one after the other."""
     problem: CorruptRecord | None = None
     """Why what is stored cannot be read; nothing is on it then."""
 
@@ -293,6 +308,7 @@ class ResultPage:
         if number in self.gone or (known is not None and known[1].version >= end_record.version):
             return False
         self.end_records[number] = task_id, end_record, split_batch(batch)[1]
+        self._rows.pop(number, None)
         return True
 
     def state_of(self, number: int) -> TaskState | None:
@@ -303,6 +319,7 @@ class ResultPage:
     def forget(self, number: int) -> EndRecord | None:
         """Take note that a task was removed; give its end record."""
         self.gone.add(number)
+        self._rows.pop(number, None)
         known = self.end_records.pop(number, None)
         return None if known is None else known[1]
 
@@ -329,11 +346,11 @@ class ResultPage:
 
     def encode(self) -> bytes:
         """Return the body of the message."""
-        end_records = [
-            f"[{number},{_encode(task_id)},{end_record.text},{_encode(kind)}]"
-            for number, (task_id, end_record, kind) in self.end_records.items()
-        ]
-        return f"[{self.batch},{self.size},[{','.join(end_records)}],{_encode(sorted(self.gone))}]".encode()
+        rows = self._rows
+        for number, (task_id, end_record, kind) in self.end_records.items():
+            if number not in rows:
+                rows[number] = f"[{number},{_encode(task_id)},{end_record.text},{_encode(kind)}]"
+        return f"[{self.batch},{self.size},[{','.join(rows.values())}],{_encode(sorted(self.gone))}]".encode()
 
 
 def new_page(batch: str, seq: int, size: int) -> ResultPage:

@@ -228,7 +228,7 @@ def encode_batch(page: Page, *, at: int, behind: int, nonce: str) -> bytes:
         "nonce": nonce,
         "tasks": rows,
     }
-    parts = [json.dumps(head, separators=(",", ":")).encode(), b"\n"]
+    parts = [_encode(head).encode(), b"\n"]
     if page.apart is None:
         parts += [task.body for task, _, _, _ in page.tasks]
     return b"".join(parts)
@@ -258,6 +258,8 @@ def read_batch(stored: Stored) -> TaskBatch:
 
 
 _decode = json.JSONDecoder().raw_decode
+_encode = json.JSONEncoder(separators=(",", ":")).encode
+"""As json.dumps does, which makes an encoder for each call."""
 
 
 def _read_home(stored: Stored, queue: str, line: str, kind: str, name: str) -> TaskBatch:

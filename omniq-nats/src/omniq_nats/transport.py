@@ -49,6 +49,8 @@ class Transport(Connection):
         self._noted: OrderedDict[int, Stored | None] = OrderedDict()
         self._noted_by = self.generation
         self._under_way = 0
+        self._stored_as = b'{"stream":"%s","seq":' % settings.names.stream.encode()
+        """How the answer begins that a message was stored."""
 
     # What is known without a question
 
@@ -348,6 +350,12 @@ class Transport(Connection):
         return self._acknowledged(answer) - len(writes) + 1
 
     def _acknowledged(self, message: Message) -> int:
+        # To read the JSON of an answer that says nothing else would take a tenth of the time of enqueueing a task.
+        begin = len(self._stored_as)
+        if message.data.startswith(self._stored_as) and (digits := message.data[begin:-1]).isdigit():
+            stored_at = int(digits)
+            self.last_seen = max(self.last_seen, stored_at)
+            return stored_at
         answer = json.loads(message.data)
         error = answer.get("error")
         if error is None:
