@@ -19,7 +19,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from omniq import Fixed, StorageUnavailable, TaskQueue, current_task, hookimpl
+from attrs import evolve
+
+from omniq import Ended, Fixed, StorageUnavailable, TaskGroup, TaskQueue, current_task, hookimpl
+from omniq._client import flows
 from omniq.plugins import Plugins
 from omniq.task import Task, TaskError
 from tests.faults.history import History
@@ -82,10 +85,10 @@ def _plugins() -> Plugins:
 queue = TaskQueue(plugins=_plugins(), max_retries=20, retry=Fixed(0.05))
 
 
-def _ran() -> str:
+def _ran(**details: Any) -> str:
     """Note that this run of the task came to its end, and give the result that only this run can have."""
     nonce = f"{os.getpid()}-{secrets.token_hex(4)}"
-    history.note("ran", current_task().id, nonce=nonce, attempt=current_task().attempt)
+    history.note("ran", current_task().id, nonce=nonce, attempt=current_task().attempt, **details)
     return nonce
 
 
@@ -161,6 +164,52 @@ async def again(delay: float) -> str:
     return _ran()
 
 
+# Of flows: each notes what it was given of the tasks before it.
+
+
+@queue.task
+async def step(inputs: list[str]) -> str:
+    await asyncio.sleep(0.001)
+    return _ran(inputs=inputs)
+
+
+@queue.task
+def heed(ends: list[Ended[str]]) -> str:
+    """Run whatever has become of the tasks before."""
+    return _ran(inputs=[_said(end) for end in ends])
+
+
+@queue.task(max_retries=0)
+async def break_step(inputs: list[str]) -> str:
+    raise ValueError(_ran(inputs=inputs))
+
+
+@queue.task(max_retries=0)
+def break_heed(ends: list[Ended[str]]) -> str:
+    raise ValueError(_ran(inputs=[_said(end) for end in ends]))
+
+
+def _said(end: Ended[str]) -> str:
+    if end.ok:
+        return end.value()
+    return "" if end.error is None else end.error.type
+
+
+def build(size: int, part: int, hold: float) -> None:
+    """Enqueue a flow in parts: one task, many that take its result, and one that takes all of theirs.
+
+    :param size: how many.
+    :param part: tasks that the store takes at once, at most.
+    :param hold: seconds for which an unfinished flow waits for its next part.
+    """
+    storage = queue.connections.blocking()
+    setattr(type(storage), "limits", evolve(storage.limits, atomic_tasks=part))  # noqa: B010  # a property of some
+    flows.HOLD_SECONDS = hold
+    first = step.call([])
+    handle = queue.enqueue_flow(TaskGroup([step.call([first.output]) for _ in range(size)]).then(step))
+    history.note("enqueued", handle.id)
+
+
 def produce(
     count: int,
     *,
@@ -209,6 +258,9 @@ def main(command: str, options: dict[str, Any]) -> None:
     logging.getLogger("omniq.worker").addHandler(NoteRejections())
     if command == "worker":
         queue.run_worker(**options)
+    elif command == "build":
+        with queue:
+            build(**options)
     elif command == "produce":
         with queue:
             produce(**options)

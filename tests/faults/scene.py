@@ -147,6 +147,10 @@ class Scene:
         """Start a producer."""
         return self._act(["produce", json.dumps(options)], {})
 
+    def builder(self, failpoint: str, **options: Any) -> Actor:
+        """Start a process that builds a flow, see :func:`tests.faults.apps.build`, and kills itself on the way."""
+        return self._act(["build", json.dumps(options)], {"OMNIQ_FAILPOINT": failpoint})
+
     def load(self) -> None:
         """Start workers, and producers that go on until the flag is there."""
         for _ in range(2):

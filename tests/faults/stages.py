@@ -9,9 +9,12 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlencode
 
+from omniq.plugins import default_plugins
 from omniq.storage.ids import new_id
+from omniq.storage.urls import parse_url
 from omniq.testing import wait_until
 from tests.faults import traces
 from tests.servers.base import Server
@@ -26,6 +29,7 @@ __all__ = [
     "Servers",
     "SqliteStage",
     "Stage",
+    "hold_flows",
     "seed_of_this_run",
 ]
 
@@ -39,6 +43,24 @@ IMPATIENT: Mapping[str, Mapping[str, str]] = {
     "nats": {"timeout": "2"},
 }
 """Options with which clients learn within seconds that a server does not answer, so that tests need not wait long."""
+
+
+_URLS: Mapping[str, str] = {
+    "sqlite": "sqlite:///jobs.db",
+    "file": "file:///jobs",
+    "redis": "redis://127.0.0.1/0",
+    "postgres": "postgresql://127.0.0.1/omniq",
+    "nats": "nats://127.0.0.1",
+}
+"""Of a store of each kind that is never opened."""
+
+
+def hold_flows(*kinds: Any) -> list[Any]:
+    """Return those of some kinds of stores, with or without marks, that hold flows."""
+    plugins = default_plugins()
+    names = [kind if isinstance(kind, str) else kind.values[0] for kind in kinds]
+    limits = [plugins.open_storage(parse_url(_URLS[name])).limits for name in names]
+    return [kind for kind, one in zip(kinds, limits, strict=True) if one.flows]
 
 
 def seed_of_this_run() -> int:

@@ -37,6 +37,7 @@ from omniq.storage import Enqueued, Storage, StorageLimits, TaskQuery
 from omniq.storage.base import no_flows
 from omniq.storage.body import as_task, join_body, make_content, with_header
 from omniq.storage.durations import duration
+from omniq.storage.failpoints import failpoint
 from omniq.storage.ids import new_id, sibling_id
 from omniq.storage.records import dump_flow
 from omniq.storage.validation import fetch
@@ -372,9 +373,12 @@ class Producer(Declarations, Timetable):
         stored: list[Enqueued] = []
         for flow, part in parts_of(graph, size):
             stored += await storage.enqueue(part, flow)
+            failpoint("producer.after-part")
             if stored[-1].id != part[-1].id:  # another flow holds the key
                 return stored[-1:] * len(graph.tasks)
+        failpoint("producer.before-release")
         await storage.release_hold(graph.flow.id, len(graph.flow.gates))
+        failpoint("producer.after-release")
         return stored
 
     def _handle_of_flow(
