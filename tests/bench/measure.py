@@ -31,6 +31,10 @@ def measure(job: Job) -> Measured:
         from tests.bench.scenarios import separating
 
         return asyncio.run(separating.drain(job) if job.scenario == "drain-processes" else separating.pair(job))
+    if job.scenario == "drain-metrics":
+        from tests.bench.scenarios import counting
+
+        return asyncio.run(counting.measure(job))
     if job.scenario.startswith("growth-"):
         from tests.bench.scenarios import growing
 

@@ -124,7 +124,7 @@ LOCAL_ENTRIES = (
     # Not with 100,000 waiting tasks: to write them alone takes it minutes.
     _peer("huey", "file", "huey_queue:Huey", *ENQUEUE, *DRAIN_PLAIN, *WAIT, "start-up", "idle", slowness=20),
     Entry(name="raw file", store="file", adapter="raw_file:RawFile", scenarios=("enqueue-sync", "drain-async")),
-    _omniq("process", "import", "drain-processes", "cpu-pair", "serializer"),
+    _omniq("process", "import", "drain-processes", "drain-metrics", "cpu-pair", "serializer"),
     *(_peer(name, "process", "", "import") for name in ("huey", "litequeue", "dramatiq", "taskiq")),
     Entry(name="json", store="process", adapter="", scenarios=("serializer",)),
     Entry(name="pickle", store="process", adapter="", scenarios=("serializer",)),

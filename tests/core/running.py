@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Generator
 from typing import Any, Protocol, Unpack
 
 from omniq import TaskQueue, Worker
+from omniq._worker.metrics import Metrics
 from omniq._worker.worker import WorkerOptions
 
 __all__ = ["Gate", "MakeQueue", "was_delivered", "working"]
@@ -21,9 +22,10 @@ class MakeQueue(Protocol):
 
 
 @contextlib.contextmanager
-def working(queue: TaskQueue, **options: Unpack[WorkerOptions]) -> Generator[Worker]:
+def working(queue: TaskQueue, metrics: Metrics | None = None, **options: Unpack[WorkerOptions]) -> Generator[Worker]:
     """Run a worker on a thread of its own, for tests that have no event loop."""
     worker = queue.worker(**options)
+    worker.metrics = metrics
     loop = asyncio.new_event_loop()
     started = threading.Event()
     failures: list[BaseException] = []

@@ -3,21 +3,37 @@
 from __future__ import annotations
 
 import json
-import pickle
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
 from omniq import Fixed, TaskFailed, TaskQueue, current_task
-from omniq._worker.metrics import BOUNDS, COUNTERS, MOST_PAIRS, OTHER, Metrics, added, from_lines, histogram, to_lines
+from omniq._worker.attempt import Attempt
+from omniq._worker.metrics import (
+    BOUNDS,
+    COUNTERS,
+    MOST_PAIRS,
+    OTHER,
+    RELEASED,
+    STARTED,
+    SUCCEEDED,
+    Metrics,
+    added,
+    from_lines,
+    histogram,
+    to_lines,
+)
 from omniq.storage.ids import new_id
+from omniq.task import StoredTask
 from omniq.testing import wait_until
 from tests.core.running import working
 
 
 def test_a_queues_and_a_functions_tasks_are_counted_together() -> None:
     metrics = Metrics()
-    with TaskQueue(f"memory://{new_id()}", plugins=[metrics]) as queue:
+    with TaskQueue(f"memory://{new_id()}") as queue:
 
         @queue.task(name="shop.charge", max_retries=1, retry=Fixed(0))
         def charge() -> None:
@@ -26,7 +42,7 @@ def test_a_queues_and_a_functions_tasks_are_counted_together() -> None:
         @queue.task(name="shop.ship")
         async def ship() -> None: ...
 
-        with working(queue):
+        with working(queue, metrics):
             with pytest.raises(TaskFailed):
                 charge.enqueue().result(30)
             for place in ("default", "fast", "fast"):
@@ -43,20 +59,22 @@ def test_a_queues_and_a_functions_tasks_are_counted_together() -> None:
     assert (charged["retried"], charged["failed"], charged["cancelled"], charged["recovered"]) == (1, 1, 0, 0)
 
 
-class Task:
-    """As much of a task as is looked at."""
+def stored(name: str = "f", waited: float = 0.0) -> StoredTask:
+    due = datetime(2030, 1, 1, tzinfo=UTC)
+    started_at = due + timedelta(seconds=waited)
+    return StoredTask(id=new_id(), queue="q", name=name, body=b"", created_at=due, run_at=due, started_at=started_at)
 
-    def __init__(self, name: str = "f", waited: float = 0.0) -> None:
-        self.queue, self.name = "q", name
-        self.run_at = datetime(2030, 1, 1, tzinfo=UTC)
-        self.started_at = self.run_at + timedelta(seconds=waited)
+
+def attempt(seconds: float, waited: float = 0.0) -> Attempt:
+    """Return as much of an attempt as is looked at."""
+    given = SimpleNamespace(stored=stored(waited=waited))
+    return cast(Attempt, SimpleNamespace(given=given, started_at=1.0, ended_at=1.0 + seconds))
 
 
 def test_times_are_counted_up_to_their_bounds() -> None:
     metrics = Metrics()
     for seconds in (0.0, 0.005, 0.006, 59.0, 10_000.0):
-        metrics.omniq_task_succeeded(Task(), seconds)  # type: ignore[arg-type]  # a task is looked at no further
-        metrics.omniq_task_started(Task(waited=seconds))  # type: ignore[arg-type]  # likewise
+        metrics.count_ends([attempt(seconds, waited=seconds)], SUCCEEDED)
 
     (row,) = metrics.totals().values()
     for kind in ("run", "wait"):
@@ -70,7 +88,7 @@ def test_there_is_an_end_to_how_many_functions_are_told_apart() -> None:
     metrics = [Metrics(), Metrics()]
     for process, one in enumerate(metrics):
         for number in range(MOST_PAIRS + 10):
-            one.omniq_task_released(Task(f"f{process}.{number}"))  # type: ignore[arg-type]  # likewise
+            one.count(stored(f"f{process}.{number}"), RELEASED)
 
     together = added(one.totals() for one in metrics)
     assert len(metrics[0].totals()) == MOST_PAIRS + 1
@@ -79,10 +97,26 @@ def test_there_is_an_end_to_how_many_functions_are_told_apart() -> None:
     assert sum(row[COUNTERS.index("released")] for row in together.values()) == 2 * (MOST_PAIRS + 10)
 
 
-def test_rows_travel_as_json_and_a_child_process_counts_for_itself() -> None:
+def test_rows_travel_as_json() -> None:
     metrics = Metrics()
-    metrics.omniq_task_succeeded(Task(), 0.25)  # type: ignore[arg-type]  # likewise
+    metrics.count_ends([attempt(0.25)], SUCCEEDED)
 
     assert from_lines(json.loads(json.dumps(to_lines(metrics.totals())))) == metrics.totals()
     assert from_lines([("q", "f", [1.0])]) == {}  # of another version's process
-    assert pickle.loads(pickle.dumps(metrics)).totals() == {}
+
+
+def test_what_runs_has_begun_and_no_number_goes_down_when_it_is_held_no_more() -> None:
+    metrics, running = Metrics(), attempt(0.25, waited=2.0)
+    metrics.held = lambda: [running]
+    during = metrics.totals()["q", "f"]
+    metrics.held = tuple
+    between = metrics.totals()["q", "f"]
+    metrics.count_ends([running], SUCCEEDED)
+    afterwards = metrics.totals()["q", "f"]
+
+    assert (during[STARTED], during[SUCCEEDED], histogram(during, "wait")[1]) == (1, 0, 2.0)
+    assert between == during
+    assert (afterwards[STARTED], afterwards[SUCCEEDED], histogram(afterwards, "wait")) == (
+        *(1, 1),
+        histogram(during, "wait"),
+    )

@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 import yaml
 
-from omniq._worker.metrics import Metrics
+from omniq._worker.metrics import RECOVERED, Metrics
 from omniq.cli.exposition import exposed, store_metrics, worker_metrics
 from omniq.storage import QueueStats
-from omniq.task import TaskState
+from omniq.task import StoredTask, TaskState
 from tests.docs.pages import DOCS
 
 OPERATIONS = DOCS / "operations"
+NOW = datetime.now(UTC)
 METRIC = re.compile(r"\bomniq_\w+")
 
 
@@ -35,15 +36,12 @@ def panels() -> list[dict[str, Any]]:
 def known() -> set[str]:
     """Return the names of all metrics that a worker and an exporter show."""
 
-    class Task:
-        queue, name, started_at, run_at = "q", "f", None, None
-
     metrics = Metrics()
-    metrics.omniq_task_started(Task())  # type: ignore[arg-type]  # a task is looked at no further
+    metrics.count(StoredTask(id="t", queue="q", name="f", body=b"", created_at=NOW, run_at=NOW), RECOVERED)
     stats = [QueueStats(queue="q", counts=dict.fromkeys(TaskState, 0))]
     texts = (
         exposed(worker_metrics(metrics.totals(), 1)).body,
-        exposed(store_metrics(stats, [], [], datetime.now(UTC))).body,
+        exposed(store_metrics(stats, [], [], NOW)).body,
     )
     names = {name for text in texts for name in re.findall(r"^(omniq_\w+)", text, re.MULTILINE)}
     return names | {"omniq_store_up"}

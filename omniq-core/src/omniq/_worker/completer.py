@@ -14,6 +14,7 @@ from attrs import evolve
 
 from omniq._runtime.batching import Batcher
 from omniq._worker.attempt import Attempt, Interruption, about
+from omniq._worker.metrics import CANCELLED, FAILED, RELEASED, RETRIED, SUCCEEDED, Metrics
 from omniq.errors import NotCommitted, PayloadRejected, StorageUnavailable
 from omniq.plugins import Plugins
 from omniq.storage import Lease, Storage
@@ -56,9 +57,10 @@ class Completer:
     :param storage: the worker's open storage.
     :param worker: the worker's id.
     :param plugins: whose event hooks are told.
+    :param metrics: counts how attempts end; None: nothing does.
     """
 
-    def __init__(self, storage: Storage, worker: str, plugins: Plugins) -> None:
+    def __init__(self, storage: Storage, worker: str, plugins: Plugins, metrics: Metrics | None = None) -> None:
         self._storage = storage
         self._worker = worker
         self._loop = asyncio.get_running_loop()
@@ -80,6 +82,10 @@ class Completer:
         self._progress_task: asyncio.Task[None] | None = None
         self._give_up = False
         self._on_empty: asyncio.Future[None] | None = None
+        self._metrics = metrics
+        if metrics is not None:
+            metrics.held = lambda: self.attempts
+        self._successes: list[Attempt] = []
         self.completed = 0
         """How many attempts have ended here."""
         self.rejected = 0
@@ -128,6 +134,7 @@ class Completer:
             self._after_completions.put(outcome, self._answered)
         elif attempt.interruption is Interruption.LEASE_LOST and isinstance(outcome, Released):
             self._drop(attempt)
+            self._count(attempt, None)
         else:
             self._outcomes.put(outcome, self._answered)
 
@@ -214,6 +221,7 @@ class Completer:
             return
         self._drop(attempt)
         if error is not None:
+            self._count(attempt, None)
             task = attempt.task
             _log.error(
                 "the outcome of task %s (%s) could not be recorded; it runs again when its lease has run out: %s",
@@ -228,6 +236,7 @@ class Completer:
     def _rejected(self, attempt: Attempt, outcome: Outcome) -> None:
         task = attempt.task
         self._drop(attempt)
+        self._count(attempt, None)
         self.rejected += 1
         _log.warning(
             "the store rejected the late completion of task %s (%s, delivery %d): its lease was lost",
@@ -244,8 +253,12 @@ class Completer:
                 "the outcome of task %s (%s) could not be recorded: %s", task.id, task.name, error, extra=about(task)
             )
         elif accepted and isinstance(outcome, Released):
+            if self._metrics is not None:
+                self._metrics.count(task, RELEASED)
             self._tell_released({"task": task, "worker": self._worker, "seconds": 0.0}, outcome)
         elif accepted and isinstance(outcome, Failed):
+            if self._metrics is not None:
+                self._metrics.count(task, FAILED)
             if outcome.error.type != PayloadRejected.__name__:  # which was told when it was found
                 _task_log.error(
                     "task %s (%s) failed: %s: %s",
@@ -268,7 +281,25 @@ class Completer:
             self._on_empty = self._loop.create_future()
             await self._on_empty
 
+    def _count(self, attempt: Attempt, counter: int | None) -> None:
+        if self._metrics is not None:
+            self._metrics.count_end(attempt, counter)
+
+    def _count_successes(self) -> None:
+        successes, self._successes = self._successes, []
+        if self._metrics is not None:
+            self._metrics.count_ends(successes, SUCCEEDED)
+
     def _tell(self, attempt: Attempt, outcome: Outcome) -> None:
+        if self._metrics is not None:
+            if type(outcome) is not Succeeded:
+                self._count(attempt, _COUNTERS.get(type(outcome)))
+            elif self._successes:
+                self._successes.append(attempt)
+            else:
+                # Those of one batch together, in the next turn of the loop.
+                self._successes = [attempt]
+                self._loop.call_soon(self._count_successes)
         if type(outcome) is Succeeded and self._succeeded is None and not _task_log.isEnabledFor(logging.INFO):
             return  # by far the most frequent end: it costs nothing where nobody listens
         task = attempt.task
@@ -357,6 +388,7 @@ def _logged(task: Task, outcome: Outcome, seconds: float) -> Outcome:
     return evolve(outcome, attempt_log=log_with(task.attempt_log, over))
 
 
+_COUNTERS = {Failed: FAILED, Retry: RETRIED, Cancelled: CANCELLED, Released: RELEASED}
 _CALLED = {Failed: AttemptOutcome.FAILED, Retry: AttemptOutcome.RETRY, Cancelled: AttemptOutcome.CANCELLED}
 
 

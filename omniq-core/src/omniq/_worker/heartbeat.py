@@ -75,6 +75,8 @@ class Heartbeat:
         self._on_change = on_change
         self._on_silence = on_silence
         self._on_beat = on_beat
+        self.through_at: float | None = None
+        """When the latest one got through, by the monotonic clock; None: none has."""
         self._is_deaf = is_deaf
         self._monitor = monitor
         self._outage = Outage(
@@ -176,6 +178,7 @@ class Heartbeat:
             return False
         finally:
             self._patience = None
+        self.through_at = time.monotonic()
         self._outage.succeeded()
         self._tell(began, None)
         news = [(lease, state) for lease, state in zip(leases, states, strict=True) if state is not LeaseState.HELD]

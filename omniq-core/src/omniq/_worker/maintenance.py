@@ -8,6 +8,7 @@ import random
 from collections.abc import Awaitable, Callable
 
 from omniq._worker.attempt import about
+from omniq._worker.metrics import RECOVERED, Metrics
 from omniq.errors import StorageError
 from omniq.plugins import Plugins
 from omniq.storage import Storage
@@ -35,6 +36,7 @@ class Maintenance:
     :param storage: the worker's open storage.
     :param worker: the worker's id.
     :param plugins: whose event hooks are told.
+    :param metrics: counts what was taken back; None: nothing does.
     :param every: seconds between two looks for tasks whose worker died, give or take a quarter.
     :param on_loss: called when the store has lost what it held.
     """
@@ -44,12 +46,14 @@ class Maintenance:
         storage: Storage,
         worker: str,
         plugins: Plugins,
+        metrics: Metrics | None = None,
         *,
         every: float,
         on_loss: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self._storage = storage
         self._worker = worker
+        self._metrics = metrics
         self._every = every
         self._on_loss = on_loss
         self._losses = storage.losses
@@ -112,6 +116,8 @@ class Maintenance:
                     fate,
                     extra=about(task),
                 )
+                if self._metrics is not None:
+                    self._metrics.count(task, RECOVERED)
                 if self._recovered is not None:
                     self._recovered(task=as_task(task), worker=self._worker)
             if len(tasks) < STEP:

@@ -1,19 +1,20 @@
 """What a worker counts: how its tasks came and ended, and how long they waited and ran.
 
-A plugin, which is registered only where the numbers are to be read. All that is counted of one function on one queue is
-a row of numbers, so that the rows of several processes are added up number by number.
+It is counted where the worker has the task's record in hand anyway, on its loop and without a lock, and read from any
+thread. All that is counted of one function on one queue is a row of numbers, so that the rows of several processes are
+added up number by number.
 """
 
 from __future__ import annotations
 
 import threading
-import time
 from bisect import bisect_left
-from collections.abc import Iterable
-from typing import Any, TypeAlias
+from collections.abc import Callable, Iterable, Sequence
+from datetime import timedelta
+from typing import Any, TypeAlias, TypeVar
 
-from omniq.hookspecs import hookimpl
-from omniq.task import Task
+from omniq._worker.attempt import Attempt
+from omniq.task import StoredTask
 
 __all__ = ["BOUNDS", "COUNTERS", "Metrics", "Row", "Totals", "added", "from_lines", "histogram", "to_lines"]
 
@@ -24,84 +25,108 @@ MOST_PAIRS = 200
 """So many pairs of a queue and a function are told apart; all others are :data:`OTHER`, as a name may be anything."""
 OTHER = ("(other)", "(other)")
 
+T = TypeVar("T", float, timedelta)
+Pair: TypeAlias = tuple[str, str]
+"""A queue and a function."""
 Row: TypeAlias = list[float]
 """The counters; for run and wait: the sum of the seconds, and how many there are up to each bound and beyond."""
-Totals: TypeAlias = dict[tuple[str, str], Row]
-"""Queue and function → row."""
+Totals: TypeAlias = dict[Pair, Row]
 
 _RUN = len(COUNTERS)
 _WAIT = _RUN + 1 + len(BOUNDS) + 1
 _LENGTH = _WAIT + 1 + len(BOUNDS) + 1
-_STARTED, _SUCCEEDED, _FAILED, _CANCELLED, _RETRIED, _RECOVERED, _RELEASED = range(len(COUNTERS))
+STARTED, SUCCEEDED, FAILED, CANCELLED, RETRIED, RECOVERED, RELEASED = range(len(COUNTERS))
+"""The places of the counters in a row."""
 
 
 class Metrics:
-    """Counts by the events of a worker. Its methods are the hooks; they may be called on any thread."""
+    """The rows of one worker."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self.held: Callable[[], Iterable[Attempt]] = tuple
+        """Returns the attempts that are not counted yet; called on the thread that reads."""
         self._rows: Totals = {}
-        self._beat_at: float | None = None
+        self._lock = threading.Lock()
+        self._shown: Totals = {}
 
-    def __reduce__(self) -> tuple[type[Metrics], tuple[()]]:
-        return Metrics, ()  # a child process of the worker's gets one of its own, which nobody reads
+    def count(self, task: StoredTask, counter: int) -> None:
+        """Count what became of a task without an attempt here. Called on the worker's loop."""
+        _row_of(self._rows, (task.queue, task.name))[counter] += 1
+
+    def count_end(self, attempt: Attempt, counter: int | None) -> None:
+        """Count an attempt that is held no more. Called on the worker's loop.
+
+        :param counter: what became of it; None: nothing that was recorded.
+        """
+        if attempt.started_at:
+            self.count_ends([attempt], counter)
+        elif counter is not None:
+            self.count(attempt.given.stored, counter)  # type: ignore[union-attr]  # what a worker runs was admitted
+
+    def count_ends(self, attempts: Iterable[Attempt], counter: int | None) -> None:
+        """Count attempts that have begun and are held no more, and that ended alike. Called on the worker's loop.
+
+        All that the store has accepted together in one step, as a call for each costs ten times as much.
+        """
+        for pair, (waits, runs) in _times(attempts).items():
+            row = _row_of(self._rows, pair)
+            _count_begun(row, waits)
+            if counter is not None:
+                row[counter] += len(runs)
+                if counter != RELEASED:
+                    _observe(row, _RUN, runs, BOUNDS, sum(runs))
 
     def totals(self) -> Totals:
-        """Return a copy of the rows as they are now."""
+        """Return the rows as they are now, with the attempts that run. Callable from any thread."""
         with self._lock:
-            return {pair: row.copy() for pair, row in self._rows.items()}
+            totals = {pair: row.copy() for pair, row in self._rows.copy().items()}
+            for pair, (waits, _) in _times(attempt for attempt in self.held() if attempt.started_at).items():
+                _count_begun(_row_of(totals, pair), waits)
+            # One that has just ended is neither held nor counted for a moment; no number goes down for that.
+            for pair, shown in self._shown.items():
+                totals[pair] = list(map(max, totals.get(pair, shown), shown))
+            self._shown = totals
+            return totals
 
-    def seconds_since_heartbeat(self) -> float | None:
-        """Return how long ago a heartbeat got through; None if none has."""
-        return None if self._beat_at is None else time.monotonic() - self._beat_at
 
-    def _count(self, task: Task, counter: int, histogram: int = 0, seconds: float = 0.0) -> None:
-        pair = (task.queue, task.name)
-        with self._lock:
-            row = self._rows.get(pair)
-            if row is None:
-                if len(self._rows) >= MOST_PAIRS:
-                    pair = OTHER
-                row = self._rows.setdefault(pair, [0] * _LENGTH)
-            row[counter] += 1
-            if histogram:
-                row[histogram] += seconds
-                row[histogram + 1 + bisect_left(BOUNDS, seconds)] += 1
+def _row_of(rows: Totals, pair: Pair) -> Row:
+    if pair not in rows and len(rows) >= MOST_PAIRS:
+        pair = OTHER
+    return rows.setdefault(pair, [0] * _LENGTH)
 
-    @hookimpl
-    def omniq_task_started(self, task: Task) -> None:
-        begun, due = task.started_at, task.run_at
-        waited = 0.0 if begun is None or due is None else max(0.0, (begun - due).total_seconds())
-        self._count(task, _STARTED, _WAIT, waited)
 
-    @hookimpl
-    def omniq_task_succeeded(self, task: Task, seconds: float) -> None:
-        self._count(task, _SUCCEEDED, _RUN, seconds)
+def _times(attempts: Iterable[Attempt]) -> dict[Pair, tuple[list[timedelta], list[float]]]:
+    """Return for how long attempts waited and ran."""
+    found: dict[Pair, tuple[list[timedelta], list[float]]] = {}
+    queue = name = ""
+    waits: list[timedelta] = []
+    runs: list[float] = []
+    for attempt in attempts:
+        task: StoredTask = attempt.given.stored  # type: ignore[union-attr]  # likewise
+        if task.name != name or task.queue != queue:
+            queue, name = task.queue, task.name
+            waits, runs = found.setdefault((queue, name), ([], []))
+        waits.append(task.started_at - task.run_at)  # type: ignore[operator]  # it was claimed
+        runs.append(attempt.ended_at - attempt.started_at)
+    return found
 
-    @hookimpl
-    def omniq_task_failed(self, task: Task, seconds: float) -> None:
-        self._count(task, _FAILED, _RUN, seconds)
 
-    @hookimpl
-    def omniq_task_cancelled(self, task: Task, seconds: float) -> None:
-        self._count(task, _CANCELLED, _RUN, seconds)
+def _count_begun(row: Row, waits: Sequence[timedelta]) -> None:
+    row[STARTED] += len(waits)
+    _observe(row, _WAIT, waits, _WAIT_BOUNDS, max(0.0, sum(waits, timedelta()).total_seconds()))
 
-    @hookimpl
-    def omniq_task_retrying(self, task: Task, seconds: float) -> None:
-        self._count(task, _RETRIED, _RUN, seconds)
 
-    @hookimpl
-    def omniq_task_recovered(self, task: Task) -> None:
-        self._count(task, _RECOVERED)
+_WAIT_BOUNDS = tuple(timedelta(seconds=bound) for bound in BOUNDS)
 
-    @hookimpl
-    def omniq_task_released(self, task: Task) -> None:
-        self._count(task, _RELEASED)
 
-    @hookimpl
-    def omniq_worker_heartbeat(self, error: Exception | None) -> None:
-        if error is None:
-            self._beat_at = time.monotonic()
+def _observe(row: Row, begin: int, values: Sequence[T], bounds: Sequence[T], total: float) -> None:
+    row[begin] += total
+    least, most = bisect_left(bounds, min(values)), bisect_left(bounds, max(values))
+    if least == most:
+        row[begin + 1 + least] += len(values)
+    else:
+        for value in values:
+            row[begin + 1 + bisect_left(bounds, value)] += 1
 
 
 def added(several: Iterable[Totals]) -> Totals:

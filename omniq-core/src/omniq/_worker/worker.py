@@ -29,6 +29,7 @@ from omniq._worker.fetcher import Fetcher, Served
 from omniq._worker.heartbeat import Heartbeat
 from omniq._worker.loop_monitor import LoopMonitor
 from omniq._worker.maintenance import Maintenance
+from omniq._worker.metrics import Metrics
 from omniq._worker.prefetch import Prefetch
 from omniq._worker.processes import ProcessExecutor, ProcessLimits
 from omniq._worker.releasing import put_back
@@ -158,6 +159,8 @@ class Worker:
         self._tasks: list[asyncio.Task[None]] = []
         self.signalled = False
         """Whether a signal has told it to stop."""
+        self.metrics: Metrics | None = None
+        """What it counts, to be set before it starts; None: nothing."""
 
     def __repr__(self) -> str:
         return f"<worker {self.id}>"
@@ -166,6 +169,11 @@ class Worker:
     def is_stopping(self) -> bool:
         """Whether it was told to stop: it claims nothing more."""
         return self._stop.is_set()
+
+    @property
+    def heard_at(self) -> float | None:
+        """When its latest heartbeat got through to the store, by the monotonic clock; None: none has."""
+        return None if self._fetcher is None else self._heartbeat.through_at
 
     # Life
 
@@ -229,7 +237,7 @@ class Worker:
             leaving.result()
 
     async def _begin(self) -> None:
-        self.completer = Completer(self._storage, self.id, self.queue.plugins)
+        self.completer = Completer(self._storage, self.id, self.queue.plugins, self.metrics)
         assert self._loop is not None
         started_at = datetime.now(UTC)
         # Tasks see what the lifespan has set in context variables.
@@ -253,7 +261,12 @@ class Worker:
             self._storage, self.queue.plugins, self.queue.codec, is_waiting=self._is_waiting, tell=self._tell
         )
         self._maintenance = Maintenance(
-            self._storage, self.id, self.queue.plugins, every=self.recover_every, on_loss=self._store_schedules
+            self._storage,
+            self.id,
+            self.queue.plugins,
+            self.metrics,
+            every=self.recover_every,
+            on_loss=self._store_schedules,
         )
         self._fetcher = fetcher = Fetcher(
             self._storage,

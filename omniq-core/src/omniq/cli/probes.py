@@ -7,10 +7,11 @@ whether it gets through to the store.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from concurrent.futures import CancelledError
 
-from omniq._worker.metrics import Metrics, Totals
+from omniq._worker.metrics import Totals
 from omniq._worker.worker import Worker
 from omniq.cli.exposition import exposed, worker_metrics
 from omniq.cli.http import HttpServer, Query, Response, refused
@@ -21,13 +22,14 @@ PATIENCE = 5.0
 """Seconds that a loop has to show that it turns."""
 
 
-def reason_of(worker: Worker, metrics: Metrics) -> str | None:
+def reason_of(worker: Worker) -> str | None:
     """Return why a worker does not work; None if it does."""
     if worker.is_stopping:
         return "it is stopping"
-    silent = metrics.seconds_since_heartbeat()
-    if silent is None:
+    heard_at = worker.heard_at
+    if heard_at is None:
         return "no heartbeat has got through to the store yet"
+    silent = time.monotonic() - heard_at
     if silent > worker.lease:
         return f"no heartbeat has got through to the store for {silent:.0f} s"
     return None

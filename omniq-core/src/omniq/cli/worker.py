@@ -194,10 +194,9 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _work(queue: TaskQueue, options: argparse.Namespace, *, supervised: bool) -> None:
-    metrics = Metrics()
+    worker, metrics = queue.worker(**_worker_options(options)), Metrics()
     if options.http is not None or options.reports is not None:
-        queue.plugins.register(metrics, name="metrics")
-    worker = queue.worker(**_worker_options(options))
+        worker.metrics = metrics
 
     async def work() -> None:
         async with queue:
@@ -211,7 +210,7 @@ def _work(queue: TaskQueue, options: argparse.Namespace, *, supervised: bool) ->
 def _watched(worker: Worker, metrics: Metrics, options: argparse.Namespace) -> Iterator[None]:
     """Let the worker be watched while it works: over HTTP, or by the process that started it."""
     with contextlib.ExitStack() as watching:
-        reason = partial(reason_of, worker, metrics)
+        reason = partial(reason_of, worker)
         if options.reports is not None:
             watching.callback(Reporter(options.reports, metrics.totals, reason).close)
         elif options.http is not None:

@@ -1,0 +1,48 @@
+"""What it costs a worker to count for ``omniq worker --http``: drains with it and without it, in turn."""
+
+from __future__ import annotations
+
+import gc
+import time
+
+from omniq import TaskQueue
+from omniq._worker.metrics import Metrics
+from tests.bench.job import Job
+
+__all__ = ["measure"]
+
+ROUNDS = 15
+
+
+async def measure(job: Job) -> dict[str, float]:
+    """Take the processor time of draining ``size`` tasks with metrics over that without them.
+
+    In memory, where a drain takes least, and of the quickest round of each: whatever else the machine does only adds.
+    """
+    without: list[float] = []
+    counting: list[float] = []
+    for _ in range(ROUNDS):
+        without.append(await _drain(job.size, None))
+        counting.append(await _drain(job.size, Metrics()))
+    return {job.scenario: min(counting) / min(without)}
+
+
+async def _drain(size: int, metrics: Metrics | None) -> float:
+    queue = TaskQueue("memory://")
+
+    @queue.task
+    async def give_back(number: int) -> int:
+        return number
+
+    worker = queue.worker()
+    worker.metrics = metrics
+    handles = await queue.aenqueue_many([give_back.call(number) for number in range(size)])
+    gc.collect()
+    began = time.process_time()
+    async with worker:
+        await handles[-1].aresult()
+    took = time.process_time() - began
+    await queue.aclose()
+    if metrics is not None and [sum(row[:2]) for row in metrics.totals().values()] != [2 * size]:
+        raise RuntimeError("not every task was counted")
+    return took
