@@ -28,11 +28,11 @@ endif
 endif
 endif
 
-.PHONY: help demo test test-long lint types docs site bench map size wheels coverage format clean
+.PHONY: help demo test test-long lint types docs site bench map size wheels release-check coverage format clean
 .DEFAULT_GOAL := help
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 # The servers themselves come with what the tests need, where the machine has none.
 demo: $(VENV)/$(if $(BACKEND),.dev,.runtime) ## what OmniQ does, in a temporary folder or with BACKEND=redis|postgres|nats
@@ -73,6 +73,13 @@ size: $(BIN)/python ## count the lines of product code, by distribution and lang
 wheels: $(VENV)/.dev ## build wheel and sdist of each distribution into dist/
 	@set -e; for distribution in $(DISTRIBUTIONS); do \
 		$(BIN)/python -m build --no-isolation --outdir dist "$$distribution"; done
+
+release-check: $(VENV)/.dev ## all of a release but the upload (VERSION=0.1.0 is what was tagged)
+	$(BIN)/python -m tests.release $(VERSION)
+	rm -rf dist
+	$(MAKE) --no-print-directory wheels
+	$(BIN)/python -m twine check --strict dist/*
+	$(BIN)/python -m pytest -n 2 tests/packaging
 
 coverage: $(VENV)/.dev ## all tests, and the lines that none of them reaches
 	$(BIN)/coverage erase
