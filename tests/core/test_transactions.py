@@ -653,7 +653,9 @@ def test_a_task_that_is_interrupted_after_its_commit_has_succeeded(shop: Shop) -
     with working(shop.queue) as worker:
         assert work.enqueue().result(30) == "done"
         assert worker._loop is not None
-        worker._loop.call_soon_threadsafe(worker._abandon_all)  # as when the store was not heard of for too long
+        worker._loop.call_soon_threadsafe(
+            worker._interrupter.abandon_all
+        )  # as when the store was not heard of for too long
         wait_until(lambda: "succeeded" in shop.listener.names())
 
     assert shop.listener.names() == ["enqueued", "succeeded"]

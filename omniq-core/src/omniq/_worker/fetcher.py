@@ -9,11 +9,12 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
+from omniq._runtime.connections import Connections
 from omniq._tasks.functions import TaskFunction
 from omniq._tasks.options import check_count, check_queues
 from omniq._worker.completer import Completer
 from omniq._worker.prefetch import Prefetch
-from omniq.errors import StorageError
+from omniq.errors import StorageError, StorageUnavailable
 from omniq.storage import Storage
 from omniq.storage.escaping import get_logger
 from omniq.storage.failpoints import failpoint
@@ -71,6 +72,28 @@ class Served:
             declared = [function.options.queue for function in self._functions.values()]
             stored = [stats.queue for stats in await storage.stats()]
             self.names = tuple(dict.fromkeys([*declared, *stored]))
+
+    async def discover_patiently(self, connections: Connections, stop: asyncio.Event, who: str) -> bool:
+        """Find the queues as soon as the store can be reached.
+
+        :param stop: set when nothing is to be waited for any more.
+        :param who: whom the log names as the one that waits.
+        :return: False if it was stopped before.
+        """
+        outage = Outage(_log, f"{who} cannot start", f"{who} reaches the store")
+        pause = 0.2
+        while not stop.is_set():
+            try:
+                await self.discover((await connections.current()).storage)
+            except StorageUnavailable as error:
+                outage.failed(error)
+            else:
+                outage.succeeded()
+                break
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), pause * random.uniform(0.5, 1.0))
+            pause = min(pause * 2, 5.0)
+        return not stop.is_set()
 
 
 class Fetcher:

@@ -20,8 +20,11 @@ from omniq._runtime.threads import in_thread
 from omniq._tasks.dependencies import Injection, Kind, Overrides, Provider
 from omniq._tasks.functions import Definition
 from omniq.errors import ConfigurationError
+from omniq.storage.escaping import get_logger
 
 __all__ = ["ResourceOwner", "Resources"]
+
+_log = get_logger("omniq.worker")
 
 
 class ResourceOwner(Protocol):
@@ -95,6 +98,56 @@ class Resources:
             self._exits.append(held)
         else:
             self._enter_here(manager)
+
+    async def enter_unless(
+        self, stopped: asyncio.Event, who: str, on_lost: Callable[[BaseException | None], None]
+    ) -> bool:
+        """Enter the lifespan, unless its owner is stopped meanwhile.
+
+        :param stopped: set when the owner is to stop.
+        :param who: whom the log names as the owner.
+        :param on_lost: called if the lifespan ends by itself, with its error.
+        :return: False if the owner was stopped.
+        :raises: what the lifespan raises.
+        """
+        if not self.has_lifespan:
+            return True
+        entering = asyncio.ensure_future(self.enter(on_lost))
+        stopping = asyncio.ensure_future(stopped.wait())
+        try:
+            await asyncio.wait([entering, stopping], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stopping.cancel()
+            entering.cancel()  # without effect once it has ended
+        await asyncio.wait([entering])
+        if entering.cancelled():
+            return False
+        error = entering.exception()
+        if error is not None:
+            _log.error("%s does not start: the lifespan failed", who, exc_info=error)
+            raise error
+        return True
+
+    async def leave_within(self, now: asyncio.Event, patience: float, who: str) -> None:
+        """Leave everything; once all is to stop at once, without much patience.
+
+        :param now: set when all is to stop at once.
+        :param patience: seconds that leaving may take from then on.
+        :param who: whom the log names as the owner.
+        """
+        leaving = asyncio.ensure_future(self.leave())
+        cut_short = asyncio.ensure_future(now.wait())
+        try:
+            await asyncio.wait([leaving, cut_short], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([leaving], timeout=patience)
+        finally:
+            cut_short.cancel()
+            leaving.cancel()  # without effect once it has ended
+        if not leaving.done():
+            _log.warning("%s: the lifespan did not end in time; it is cancelled", who)
+            await asyncio.wait([leaving], timeout=patience)
+        elif not leaving.cancelled():
+            leaving.result()
 
     def enter_blocking(self, portal: Portal) -> None:
         """Enter the lifespan where no loop runs: an asynchronous one on the loop of a portal."""

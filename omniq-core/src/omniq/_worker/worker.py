@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import random
 import secrets
 import signal
 import socket
@@ -13,20 +12,19 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from datetime import UTC, datetime
 from functools import partial
 from types import TracebackType
-from typing import Any, Protocol, Self, TypedDict
+from typing import Any, Self
 
-from omniq._runtime.connections import Connections
 from omniq._runtime.signals import STOP_AT_ONCE, STOP_SIGNALS, call_on_signal, is_urgent
 from omniq._runtime.threads import in_thread
-from omniq._tasks.functions import Executor, TaskFunction
+from omniq._tasks.functions import Executor
 from omniq._tasks.options import Duration, check_count
-from omniq._tasks.payloads import Codec
 from omniq._worker.attempt import Attempt, Interruption, about, rejected
 from omniq._worker.completer import Completer
 from omniq._worker.deadlock import DeadlockWatch
 from omniq._worker.executors import LoopExecutor, TaskExecutor, ThreadExecutor
 from omniq._worker.fetcher import Fetcher, Served
 from omniq._worker.heartbeat import Heartbeat
+from omniq._worker.interrupting import Interrupter
 from omniq._worker.loop_monitor import LoopMonitor
 from omniq._worker.maintenance import Maintenance
 from omniq._worker.metrics import Metrics
@@ -34,18 +32,16 @@ from omniq._worker.prefetch import Prefetch
 from omniq._worker.processes import ProcessExecutor, ProcessLimits
 from omniq._worker.releasing import put_back
 from omniq._worker.resolving import Resolver
-from omniq._worker.resources import ResourceOwner, Resources
+from omniq._worker.resources import Resources
 from omniq._worker.scheduler import Scheduler
 from omniq._worker.worker_info import WorkerAbout, check_labels, dump_about, some_names
-from omniq.errors import PayloadRejected, StorageUnavailable, UnknownTask
-from omniq.plugins import Plugins
-from omniq.storage import Lease, LeaseState
+from omniq._worker.worker_options import WorkerHost, WorkerOptions, available_cores, positive_duration
+from omniq.errors import PayloadRejected, UnknownTask
 from omniq.storage.body import as_task
 from omniq.storage.durations import duration
 from omniq.storage.escaping import get_logger, shown
-from omniq.storage.outages import Outage
 from omniq.storage.posix import require_posix
-from omniq.task import Outcome, Released, StoredTask
+from omniq.task import Outcome, StoredTask
 
 __all__ = ["Worker", "WorkerHost", "WorkerOptions"]
 
@@ -58,36 +54,6 @@ LAST_WORDS = 2.0
 """Seconds that interrupted coroutines get to clean up after the grace period."""
 FAREWELL = 3.0
 """Seconds that a store which gives no answer gets for the last outcomes."""
-
-
-class WorkerHost(ResourceOwner, Protocol):
-    """What a worker needs of its queue."""
-
-    url: str
-    codec: Codec
-    connections: Connections
-    plugins: Plugins
-    runnable: Mapping[str, TaskFunction[Any, Any]]
-
-    async def areconcile_schedules(self, app: str | None = None) -> None: ...
-
-
-class WorkerOptions(TypedDict, total=False):
-    """The options of a worker, see :class:`Worker`."""
-
-    queues: Iterable[str] | Mapping[str, int] | None
-    concurrency: int
-    threads: int | None
-    processes: int | None
-    process_tasks: int | None
-    process_memory: int | None
-    lease: Duration
-    grace: Duration
-    scheduler: bool
-    recover_every: Duration | None
-    drain: bool
-    app: str | None
-    labels: Mapping[str, str] | None
 
 
 class Worker:
@@ -136,16 +102,19 @@ class Worker:
     ) -> None:
         self.queue = queue
         self.id = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+        self._called = f"worker {self.id}"
         self.concurrency = check_count(concurrency, "concurrency")
         self.threads = min(20, concurrency) if threads is None else check_count(threads, "threads")
-        self.processes = _cores() if processes is None else check_count(processes, "processes")
+        self.processes = available_cores() if processes is None else check_count(processes, "processes")
         self._limits = ProcessLimits(
             tasks=None if process_tasks is None else check_count(process_tasks, "process_tasks"),
             memory=None if process_memory is None else check_count(process_memory, "process_memory"),
         )
-        self.lease = _positive(lease, "lease")
+        self.lease = positive_duration(lease, "lease")
         self.grace = duration(grace, "grace")
-        self.recover_every = self.lease / 2 if recover_every is None else _positive(recover_every, "recover_every")
+        self.recover_every = (
+            self.lease / 2 if recover_every is None else positive_duration(recover_every, "recover_every")
+        )
         self.scheduler = scheduler
         self._drains = drain
         self.app = app
@@ -190,51 +159,18 @@ class Worker:
         self._storage = (await self.queue.connections.current()).storage
         self._resources = Resources(self.queue)
         try:
-            if await self._entered_lifespan():
+            if await self._resources.enter_unless(self._stop, self._called, self._on_lifespan_lost):
                 await self._begin()
         except BaseException:
             await self._leave_lifespan()
             raise
-
-    async def _entered_lifespan(self) -> bool:
-        """Enter the queue's lifespan; return False if the worker was stopped meanwhile."""
-        if not self._resources.has_lifespan:
-            return True
-        entering = asyncio.ensure_future(self._resources.enter(self._on_lifespan_lost))
-        stopped = asyncio.ensure_future(self._stop.wait())
-        try:
-            await asyncio.wait([entering, stopped], return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            stopped.cancel()
-            entering.cancel()  # without effect once it has ended
-        await asyncio.wait([entering])
-        if entering.cancelled():
-            return False
-        error = entering.exception()
-        if error is not None:
-            _log.error("worker %s does not start: the lifespan failed", self.id, exc_info=error)
-            raise error
-        return True
 
     def _on_lifespan_lost(self, error: BaseException | None) -> None:
         _log.error("worker %s stops: the lifespan has ended by itself", self.id, exc_info=error)
         self.stop()
 
     async def _leave_lifespan(self) -> None:
-        """Leave what the tasks shared; once all is to stop at once, without much patience."""
-        leaving = asyncio.ensure_future(self._resources.leave())
-        cut_short = asyncio.ensure_future(self._now.wait())
-        try:
-            await asyncio.wait([leaving, cut_short], return_when=asyncio.FIRST_COMPLETED)
-            await asyncio.wait([leaving], timeout=LAST_WORDS)
-        finally:
-            cut_short.cancel()
-            leaving.cancel()  # without effect once it has ended
-        if not leaving.done():
-            _log.warning("worker %s: the lifespan did not end in time; it is cancelled", self.id)
-            await asyncio.wait([leaving], timeout=LAST_WORDS)
-        elif not leaving.cancelled():
-            leaving.result()
+        await self._resources.leave_within(self._now, LAST_WORDS, self._called)
 
     async def _begin(self) -> None:
         self.completer = Completer(self._storage, self.id, self.queue.plugins, self.metrics)
@@ -242,6 +178,9 @@ class Worker:
         started_at = datetime.now(UTC)
         # Tasks see what the lifespan has set in context variables.
         self._executors = self._resources.context.run(self._make_executors)
+        self._interrupter = Interrupter(
+            self.completer, self._executors, lambda attempt: self._tell("omniq_lease_lost", task=attempt.task)
+        )
         self._resolver = Resolver(self._storage, self.queue.codec, self._on_done)
         self._prefetch = Prefetch(self._executors, self.concurrency, self.queue.runnable)
         self._heartbeat = Heartbeat(
@@ -250,9 +189,9 @@ class Worker:
             lease=self.lease,
             about=lambda: dump_about(self._describe(started_at)),
             held=self.completer.leases,
-            on_news=lambda news: self._from_thread(self._on_lease_news, news),
+            on_news=lambda news: self._from_thread(self._interrupter.heed, news),
             on_change=lambda through: self._from_thread(self._on_heartbeat, through),
-            on_silence=lambda: self._from_thread(self._abandon_all),
+            on_silence=lambda: self._from_thread(self._interrupter.abandon_all),
             on_beat=self._on_beat(),
             is_deaf=lambda: self._fetcher is not None and self._fetcher.outage.lasts,
             monitor=LoopMonitor(self._loop, self.lease),
@@ -370,10 +309,10 @@ class Worker:
         await self._ended_by(deadline, claiming)
         for task in others:
             task.cancel()
-        self._put_back_unstarted()
+        self._interrupter.put_back()
         await self._ended_by(deadline, self.completer.empty())
         if self.completer.attempts:
-            await self._interrupt_all()
+            await self._interrupter.interrupt_all(LAST_WORDS)
         self.completer.give_up_waiting()
         await self.completer.drain(FAREWELL)
         for executor in self._executors.values():
@@ -397,7 +336,7 @@ class Worker:
 
         with call_on_signal((*STOP_SIGNALS, *STOP_AT_ONCE) if supervised else STOP_SIGNALS, on_signal):
             try:
-                if not await self._reached_store():
+                if not await self._served.discover_patiently(self.queue.connections, self._stop, self._called):
                     return
                 await self.start()
                 await self._stop.wait()
@@ -406,23 +345,6 @@ class Worker:
                 self.stop(now=True)
                 await self.drain()
                 raise
-
-    async def _reached_store(self) -> bool:
-        """Wait for the store; return False if the worker was stopped before it could be reached."""
-        outage = Outage(_log, f"worker {self.id} cannot start", f"worker {self.id} reaches the store")
-        pause = 0.2
-        while not self._stop.is_set():
-            try:
-                await self._served.discover((await self.queue.connections.current()).storage)
-            except StorageUnavailable as error:
-                outage.failed(error)
-            else:
-                outage.succeeded()
-                break
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stop.wait(), pause * random.uniform(0.5, 1.0))
-            pause = min(pause * 2, 5.0)
-        return not self._stop.is_set()
 
     async def _stop_if_drained(self, claims: int) -> None:
         """Stop if nothing is ready.
@@ -513,17 +435,8 @@ class Worker:
         watch = DeadlockWatch(self._executors, self._storage)
         while True:
             await asyncio.sleep(LOOK_FOR_STALE)
-            for executor in self._executors.values():
-                self._put_back(executor.take_back(waited=STALE))
+            self._interrupter.put_back(waited=STALE)
             await watch.look(self.completer.attempts)
-
-    def _put_back_unstarted(self) -> None:
-        for executor in self._executors.values():
-            self._put_back(executor.take_back())
-
-    def _put_back(self, attempts: Iterable[Attempt]) -> None:
-        for attempt in attempts:
-            self.completer.settle(attempt, Released(id=attempt.task.id, delivery=attempt.task.delivery))
 
     # News from the heartbeat
 
@@ -540,34 +453,6 @@ class Worker:
         assert self._loop is not None
         with contextlib.suppress(RuntimeError):  # the loop has ended, and the worker with it
             self._loop.call_soon_threadsafe(function, *arguments)
-
-    def _on_lease_news(self, news: Iterable[tuple[Lease, LeaseState]]) -> None:
-        for lease, state in news:
-            attempt = self.completer.get(lease)
-            if attempt is None or attempt.settled:
-                continue  # it has ended, and its outcome is on the way, or was the reason for the news
-            if state is LeaseState.CANCEL_REQUESTED:
-                attempt.interrupt(Interruption.CANCEL)
-            elif attempt.interruption is not Interruption.LEASE_LOST:
-                _log.warning(
-                    "the lease of task %s (%s) was lost; what it still does here will not be recorded",
-                    attempt.task.id,
-                    attempt.task.name,
-                    extra=about(attempt.task),
-                )
-                self._lose(attempt)
-
-    def _lose(self, attempt: Attempt) -> None:
-        attempt.interrupt(Interruption.LEASE_LOST)
-        self._tell("omniq_lease_lost", task=attempt.task)
-
-    def _abandon_all(self) -> None:
-        # Of those that have ended the outcome is on its way, and may yet be the first to arrive.
-        attempts = [attempt for attempt in self.completer.attempts if not attempt.settled]
-        if attempts:
-            _log.error("no heartbeat has got through; giving up %d tasks before their leases run out", len(attempts))
-        for attempt in attempts:
-            self._lose(attempt)
 
     # Stopping
 
@@ -589,7 +474,7 @@ class Worker:
     def _abandon(self, tasks: Iterable[asyncio.Task[None]]) -> None:
         for task in tasks:
             task.cancel()
-        self._put_back_unstarted()
+        self._interrupter.put_back()
         for attempt in self.completer.attempts:
             # Also so that the cancellation of everything at a loop's end is not taken for the tasks' own failure.
             attempt.interrupt(Interruption.SHUTDOWN)
@@ -597,35 +482,3 @@ class Worker:
         for executor in self._executors.values():
             executor.close()
         self._heartbeat.ask_to_stop()
-
-    async def _interrupt_all(self) -> None:
-        left = [attempt for attempt in self.completer.attempts if not attempt.settled]
-        if left:
-            _log.warning("%d tasks did not end in time; they are interrupted and go back to their queues", len(left))
-        for attempt in left:
-            attempt.interrupt(Interruption.SHUTDOWN)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(LAST_WORDS):
-                await self.completer.empty()
-        for attempt in self.completer.attempts:
-            # What does not even heed its interruption goes back all the same; its lease would only keep others waiting.
-            if not attempt.settled:
-                attempt.settled = True
-                self.completer.settle(attempt, Released(id=attempt.task.id, delivery=attempt.task.delivery))
-        for executor in self._executors.values():
-            executor.disown()
-
-
-def _cores() -> int:
-    # Those that this process may use, which in a container are fewer than the machine has.
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:
-        return os.cpu_count() or 1
-
-
-def _positive(value: Duration, name: str) -> float:
-    seconds = duration(value, name)
-    if seconds == 0:
-        raise ValueError(f"{name} must be more than zero seconds")
-    return seconds
