@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from textwrap import dedent
+from typing import Self
 
 import pytest
 
@@ -42,12 +43,16 @@ SHOP = """
 
 
 class Shop:
-    """A folder with the module ``shop``, and its worker."""
+    """A folder with the module ``shop``, and its worker.
 
-    def __init__(self, folder: Path) -> None:
+    :param text: of the module.
+    :param url: of its store; None: in the folder.
+    """
+
+    def __init__(self, folder: Path, text: str = SHOP, url: str | None = None) -> None:
         self.folder = folder
-        (folder / "shop.py").write_text(dedent(SHOP))
-        self.environment = {**os.environ, "OMNIQ_URL": f"sqlite:///{folder}/jobs.db"}
+        (folder / "shop.py").write_text(dedent(text))
+        self.environment = {**os.environ, "OMNIQ_URL": url or f"sqlite:///{folder}/jobs.db"}
         self.worker = self._start("import shop; shop.queue.run_worker(lease=1)")
 
     def _start(self, program: str) -> subprocess.Popen[str]:
@@ -60,10 +65,18 @@ class Shop:
             stderr=subprocess.PIPE,
         )
 
-    def ask(self, program: str) -> tuple[int, str, str]:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.worker.poll() is None:
+            self.worker.kill()
+            self.worker.communicate()
+
+    def ask(self, program: str, timeout: float = 30) -> tuple[int, str, str]:
         """Run another process to its end."""
         process = self._start("from shop import *\n" + dedent(program))
-        said, complained = process.communicate(timeout=30)
+        said, complained = process.communicate(timeout=timeout)
         return process.returncode, said, complained
 
     def close(self) -> tuple[int, str, str]:
@@ -76,11 +89,8 @@ class Shop:
 
 @pytest.fixture
 def shop(tmp_path: Path) -> Iterator[Shop]:
-    shop = Shop(tmp_path)
-    yield shop
-    if shop.worker.poll() is None:
-        shop.worker.kill()
-        shop.worker.communicate()
+    with Shop(tmp_path) as shop:
+        yield shop
 
 
 def test_a_program_hands_work_to_another_process_and_gets_its_results(shop: Shop) -> None:

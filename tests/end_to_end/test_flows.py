@@ -1,0 +1,117 @@
+"""Flows as a user writes them, on each store that holds them: one process enqueues, another one works."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.end_to_end.test_processes import Shop
+from tests.faults.stages import LOCAL, SERVERS, Stage, hold_flows
+
+SHOP = """
+    from pathlib import Path
+
+    from omniq import Ended, TaskQueue, current_task
+
+    queue = TaskQueue()
+
+
+    @queue.task
+    def fetch(url: str) -> bytes:
+        return url.encode()
+
+
+    @queue.task
+    async def count(page: bytes) -> int:
+        return len(page)
+
+
+    @queue.task
+    def report(counts: list[int], title: str) -> str:
+        return f"{title}: {counts}"
+
+
+    @queue.task(max_retries=0)
+    def find(path: Path) -> bytes:
+        return path.read_bytes()
+
+
+    @queue.task
+    def audit(ends: list[Ended[bytes]]) -> list[str]:
+        return [end.output.decode() if end.ok else end.error.type for end in ends]
+
+
+    @queue.task
+    async def crawl(links: int) -> int:
+        for number in range(links):
+            await current_task().aspawn(count.call(b"x" * number))
+        return links
+
+
+    @queue.task
+    def clean_up() -> str:
+        return "clean"
+"""
+
+
+@pytest.fixture
+def shop(tmp_path: Path, stage: Stage) -> Iterator[Shop]:
+    with Shop(tmp_path, SHOP, stage.url) as shop:
+        yield shop
+
+
+on_each_store = pytest.mark.parametrize("stage", hold_flows(*LOCAL, *SERVERS), indirect=True)
+
+
+@on_each_store
+def test_a_program_has_flows_run_by_another_process(shop: Shop) -> None:
+    said = shop.ask(
+        """
+        from datetime import timedelta
+        from omniq import TaskCancelled, TaskGroup, each, gather
+        from omniq.testing import wait_until
+
+        def run(call):
+            return queue.enqueue_flow(call).result(100)
+
+        print(run(fetch.call("chain").then(count)))
+        pages = each(fetch, ["a", "bb", "ccc"])
+        print(run(report.call(each(count, pages.outputs).outputs, title="group")))
+        page = fetch.call("page")
+        print(run(report.call(gather([count.call(page.output), count.call(page.output)]), title="diamond")))
+        print(run(report.call(each(count, []).outputs, title="empty")))
+        print(run(audit.call(TaskGroup([fetch.call("fine"), find.call(Path("nowhere"))]).outcomes)))
+
+        handle = queue.enqueue_flow(clean_up.call().after(crawl.call(3)))
+        print(handle.result(100), handle.flow.progress().counts["succeeded"])
+
+        handle = queue.enqueue_flow(find.call(Path("late")).then(count))
+        try:
+            handle.result(100)
+        except TaskCancelled as error:
+            print("FileNotFoundError" in str(error))
+        Path("late").write_bytes(b"now")
+        print(handle.flow.retry(), handle.result(100))
+
+        handle = queue.enqueue_flow(fetch.using(delay=timedelta(hours=1)).call("never").then(count))
+        print(handle.flow.cancel())
+        wait_until(lambda: handle.flow.progress().finished_at is not None)
+        print({str(task.state) for task in handle.flow.tasks()})
+        """,
+        timeout=120,
+    )
+    expected = """\
+5
+group: [1, 2, 3]
+diamond: [4, 4]
+empty: []
+['fine', 'FileNotFoundError']
+clean 5
+True
+1 3
+True
+{'cancelled'}
+"""
+    assert said == (0, expected, "")
