@@ -17,6 +17,7 @@ from omniq.testing import StorageContract, deviates
 from omniq.testing.contract import Spoil
 from omniq.testing.contract.base import Deafen
 from omniq.testing.contract.finishing import FinishContract
+from omniq.testing.contract.flows import FlowContract
 from omniq.testing.contract.leasing import LeaseContract
 from omniq.testing.contract.modelling import ModelContract
 from omniq.testing.contract.outages import OutageContract
@@ -108,7 +109,7 @@ class TestNatsStorageWithoutItsServer(OutageContract):
 
 
 @pytest.mark.long
-class TestNatsStorageWithThreeReplicas(FinishContract, LeaseContract, RaceContract, ReadContract):
+class TestNatsStorageWithThreeReplicas(FinishContract, FlowContract, LeaseContract, RaceContract, ReadContract):
     """What replicas that are a little behind, or slower answers, could change.
 
     All of the kit takes two minutes on a cluster; to run it, put StorageContract here.
@@ -121,6 +122,17 @@ class TestNatsStorageWithThreeReplicas(FinishContract, LeaseContract, RaceContra
 
 class TestNatsStorageWithNearlyAllThatWaitsOnShelves(ModelContract):
     """What holds with a million waiting tasks, shown with a few."""
+
+    @pytest.fixture
+    def storage_url(self, nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch) -> str:
+        for name, number in (("MOST_IN_BOOK", 2), ("KEPT_IN_BOOK", 1), ("LARGEST", 4), ("MOST_SMALL", 2)):
+            monkeypatch.setattr(overflow, name, number)
+        return f"{nats_server.url}?namespace=t{new_id()[-12:]}"
+
+
+@pytest.mark.long
+class TestFlowsWithNearlyAllThatWaitsOnShelves(FlowContract):
+    """What is released, and what is revived, waits apart from the state of its queue."""
 
     @pytest.fixture
     def storage_url(self, nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch) -> str:

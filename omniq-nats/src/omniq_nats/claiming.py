@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol
 
 from attrs import define, field
 
@@ -19,7 +20,7 @@ from omniq_nats.results import EndRecord
 from omniq_nats.task_batches import TaskBatch, to_task
 from omniq_nats.times import after
 
-__all__ = ["claim", "fold"]
+__all__ = ["FlowEnds", "claim", "fold", "live_task"]
 
 _log = get_logger("omniq.nats")
 
@@ -29,6 +30,10 @@ SLOT = 250
 """More bytes than a running task takes in its queue state, unless its id is long."""
 FOLDED = 2000
 """So many tasks are sorted in at most before a queue state is written."""
+
+
+MOST_EXPIRED = 200
+"""Tasks of flows that are ended in one step as they have expired."""
 
 
 async def fold(state_store: QueueStateStore, queue_state: QueueState, *, known: bool = False) -> bool:
@@ -108,6 +113,35 @@ class _Line:
         self.index += 1
 
 
+class Ends(Protocol):
+    """What has ended."""
+
+    @property
+    def ended(self) -> dict[str, int]:
+        """The ids of tasks, each with the number of the change of its queue's state."""
+
+
+class FlowEnds(Protocol):
+    """Ends tasks of flows, each in one step with its flow."""
+
+    async def expire(self, queue: str, ids: Sequence[str]) -> Ends:
+        """End tasks that are no longer worth starting."""
+
+    async def end_unreadable(self, queue: str, torn: Mapping[str, StoredTask], lost: Iterable[str]) -> Ends:
+        """End tasks that were claimed and cannot be read.
+
+        :param torn: what stands for those of which the order is there, by their ids.
+        :param lost: the flows of those of which it is not.
+        """
+
+
+class _MembersExpired(Exception):
+    """Tasks of flows come next that are no longer worth starting."""
+
+    def __init__(self, ids: Sequence[str]) -> None:
+        self.ids = ids
+
+
 @define(eq=False)
 class Claimed:
     """What one claim brought."""
@@ -122,10 +156,17 @@ class Claimed:
 
 
 async def claim(
-    state_store: QueueStateStore, demand: Mapping[str, int], *, worker: str, lease: float, limit: int | None
+    state_store: QueueStateStore,
+    flows: FlowEnds,
+    demand: Mapping[str, int],
+    *,
+    worker: str,
+    lease: float,
+    limit: int | None,
 ) -> tuple[list[StoredTask], list[str]]:
     """Do :meth:`omniq.storage.Storage.claim`.
 
+    :param flows: ends tasks of flows that are not to be handed out.
     :return: the tasks, and the ids of those that turned out to have expired.
     """
     tasks: list[StoredTask] = []
@@ -134,7 +175,12 @@ async def claim(
     for queue, wanted in demand.items():
         room = wanted if limit is None else min(wanted, limit - len(tasks))
         if room > 0:
-            claimed = await _claim(state_store, queue, room, worker, lease)
+            claimed = None
+            while claimed is None:
+                try:
+                    claimed = await _claim(state_store, queue, room, worker, lease)
+                except _MembersExpired as expired:
+                    ended += (await flows.expire(queue, expired.ids)).ended
             batches = await state_store.task_lookup.of_slots(queue, claimed.entries)
             batches = await state_store.task_lookup.with_bodies(batches)
             known = await _known(state_store, queue, claimed.entries, batches)
@@ -145,7 +191,7 @@ async def claim(
             ]
             sound = [task for task in found if task.state is TaskState.RUNNING]
             if len(sound) < len(claimed.entries):
-                ended += await _end_unreadable(state_store, queue, claimed.entries, found)
+                ended += await _end_unreadable(state_store, flows, queue, claimed.entries, found)
             tasks += sound
             ended += claimed.ended
             if claimed.is_full:
@@ -162,7 +208,11 @@ async def claim(
 
 
 async def _end_unreadable(
-    state_store: QueueStateStore, queue: str, entries: Sequence[Entry], found: Sequence[StoredTask]
+    state_store: QueueStateStore,
+    flows: FlowEnds,
+    queue: str,
+    entries: Sequence[Entry],
+    found: Sequence[StoredTask],
 ) -> list[str]:
     """End what was claimed and cannot be read, before anybody is given the others.
 
@@ -170,12 +220,15 @@ async def _end_unreadable(
     :return: the ids.
     """
     by_id = {task.id: task for task in found}
+    members = {entry.id for entry in entries if entry.flow is not None and entry.id in by_id}
+    torn = {task_id: by_id[task_id] for task_id in members if by_id[task_id].state is not TaskState.RUNNING}
+    lost = {entry.flow for entry in entries if entry.flow is not None and entry.id not in by_id}
 
     async def step(queue_state: QueueState) -> tuple[list[str], bool]:
         ended = []
         for entry in entries:
             task, held = by_id.get(entry.id), queue_state.held(entry.id, entry.delivery)
-            if held is None or (task is not None and task.state is TaskState.RUNNING):
+            if held is None or entry.id in members or (task is not None and task.state is TaskState.RUNNING):
                 continue
             queue_state.stop(held)
             ended.append(entry.id)
@@ -186,7 +239,10 @@ async def _end_unreadable(
                 )
         return ended, bool(ended)
 
-    return await state_store.change(queue, step)
+    ended = await state_store.change(queue, step)
+    if torn or lost:
+        ended += (await flows.end_unreadable(queue, torn, lost)).ended
+    return ended
 
 
 async def _known(
@@ -297,6 +353,9 @@ async def _take(
         elif entry is not None:
             queue_state.withdraw(entry)
             if entry.is_expired(now):
+                if entry.flow is not None:
+                    others = [one.id for one in queue_state.waiting.values() if one.flow and one.is_expired(now)]
+                    raise _MembersExpired([entry.id, *others[:MOST_EXPIRED]])
                 queue_state.cancel_slot(entry, now)
                 claimed.ended.append(entry.id)
                 continue

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, Generic, TypeVar, cast
 
-from attrs import define
+from attrs import define, field
 
 from omniq.errors import PayloadTooLarge
 from omniq_nats.contention import Contention
@@ -38,6 +39,14 @@ class Commit(Generic[T]):
     """Of the caller that waits for it; None: the caller makes it itself."""
 
 
+@define(eq=False)
+class _Turn:
+    """Of one that changes the queue state in its own way."""
+
+    begun: asyncio.Future[None]
+    over: asyncio.Event = field(factory=asyncio.Event)
+
+
 class CommitQueue:
     """Lets the changes of each queue state come one after the other.
 
@@ -48,7 +57,7 @@ class CommitQueue:
     def __init__(self, change: Callable[[str, Sequence[Commit[Any]]], Awaitable[None]], contention: Contention) -> None:
         self._change = change
         self._contention = contention
-        self._gathered: dict[str, list[Commit[Any]]] = {}
+        self._gathered: dict[str, list[Commit[Any] | _Turn]] = {}
         """By queue: who came while a change is under way. A queue that is not here is free."""
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -71,6 +80,22 @@ class CommitQueue:
         # A caller that is cancelled meanwhile is passed over, unless its change is under way, with others that go on.
         return await commit.future
 
+    @contextlib.asynccontextmanager
+    async def turn(self, queue: str) -> AsyncIterator[None]:
+        """Keep others from changing a queue state meanwhile."""
+        turn = _Turn(asyncio.get_running_loop().create_future())
+        gathered = self._gathered.get(queue)
+        if gathered is None:
+            self._gathered[queue] = [turn]
+            self._hand_on(queue)
+        else:
+            gathered.append(turn)
+        try:
+            await turn.begun
+            yield
+        finally:
+            turn.over.set()
+
     async def _make(self, queue: str, commit_queue: Sequence[Commit[Any]]) -> None:
         try:
             await self._change(queue, commit_queue)
@@ -89,12 +114,29 @@ class CommitQueue:
         try:
             while self._gathered[queue]:
                 await self._contention.begin(queue)
-                commit_queue, self._gathered[queue] = self._gathered[queue], []
-                await self._together(queue, commit_queue)
+                gathered, self._gathered[queue] = self._gathered[queue], []
+                commits = [one for one in gathered if isinstance(one, Commit)]
+                if commits:
+                    await self._together(queue, commits)
+                for turn in gathered:
+                    if isinstance(turn, _Turn):
+                        await self._give_turn(queue, turn)
         finally:
-            for commit in self._gathered.pop(queue):
-                assert commit.future is not None
-                commit.future.cancel()
+            for one in self._gathered.pop(queue):
+                future = one.future if isinstance(one, Commit) else one.begun
+                assert future is not None
+                future.cancel()
+
+    async def _give_turn(self, queue: str, turn: _Turn) -> None:
+        if turn.over.is_set():
+            return
+        await self._contention.begin(queue)
+        try:
+            if not turn.begun.done():
+                turn.begun.set_result(None)
+            await turn.over.wait()
+        finally:
+            await self._contention.end(queue)
 
     async def _together(self, queue: str, commit_queue: Sequence[Commit[Any]]) -> None:
         waiting = [

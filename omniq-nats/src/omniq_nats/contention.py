@@ -70,14 +70,17 @@ class Contention:
         race = self._races.get(queue)
         return race is not None and race.is_stale
 
-    async def lost(self, queue: str) -> None:
-        """Take note of a race that was lost."""
+    async def lost(self, queue: str, *, again: bool = False) -> None:
+        """Take note of a race that was lost.
+
+        :param again: whether the same change lost one before, however long ago.
+        """
         race = self._races.get(queue)
         if race is None:
             race = self._races[queue] = _Race()
             await self._transport.listen(self._names.commit(queue), partial(self._hear, race))
         now = time.monotonic()
-        if now - race.lost_at < SOON:
+        if again or now - race.lost_at < SOON:
             race.until = now + LASTS
         race.lost_at = now
 

@@ -8,6 +8,8 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from omniq.task import TaskState
 from omniq_nats.entries import Entry, entry_in_overflow, entry_of
+from omniq_nats.flow_steps import Stepped
+from omniq_nats.flows import Flows
 from omniq_nats.names import PAUSED
 from omniq_nats.queue_state import CANCELLED_AHEAD, REMOVED_AHEAD, QueueState
 from omniq_nats.queue_state_store import QueueStateStore, holder_of
@@ -23,6 +25,9 @@ __all__ = ["Control"]
 SHARE = 0.5
 """How much of the largest message a queue state may take: what was cancelled must not keep claims from coming to it."""
 
+Members = Callable[[Sequence[str]], Awaitable[list[bool]]]
+"""Does something to tasks of flows, and gives the answer for each."""
+
 READY, SCHEDULED, RUNNING = TaskState.READY, TaskState.SCHEDULED, TaskState.RUNNING
 
 
@@ -31,41 +36,57 @@ class Control:
 
     :param state_store: of the storage.
     :param removal: takes away what was removed.
+    :param flows: does it with tasks of flows.
     """
 
-    def __init__(self, state_store: QueueStateStore, removal: Removal) -> None:
+    def __init__(self, state_store: QueueStateStore, removal: Removal, flows: Flows) -> None:
         self._removal = removal
+        self._flows = flows
         self._state_store = state_store
         self._transport = state_store.transport
         self._names = state_store.names
 
     async def _each(
-        self, ids: Sequence[str], act: Callable[[QueueState, TaskBatch, int], Awaitable[tuple[bool, bool]]]
+        self,
+        ids: Sequence[str],
+        act: Callable[[QueueState, TaskBatch, int], Awaitable[tuple[bool, bool]]],
+        members: Members | None = None,
     ) -> tuple[list[bool], dict[str, list[str]]]:
         """Do something to tasks, those of a queue in one step, or in several if they are many.
 
         :param act: gives the answer for a task, and whether it changed the queue state.
+        :param members: does it to those of flows; None: they are as others.
         :return: the answers, and by queue the ids of the tasks for which it was yes.
         """
         answers: list[bool] = []
         done: defaultdict[str, list[str]] = defaultdict(list)
         for start in range(0, len(ids), STEP):
-            some, yes = await self._step(ids[start : start + STEP], act)
+            some, yes = await self._step(ids[start : start + STEP], act, members)
             answers += some
             for queue, task_ids in yes.items():
                 done[queue] += task_ids
         return answers, done
 
     async def _step(
-        self, ids: Sequence[str], act: Callable[[QueueState, TaskBatch, int], Awaitable[tuple[bool, bool]]]
+        self,
+        ids: Sequence[str],
+        act: Callable[[QueueState, TaskBatch, int], Awaitable[tuple[bool, bool]]],
+        members: Members | None,
     ) -> tuple[list[bool], dict[str, list[str]]]:
         # What is retried takes no more room than it had: a full stream is no reason to refuse any of it.
         places = await self._state_store.task_lookup.locate(ids)
         by_queue: defaultdict[str, list[tuple[int, Place]]] = defaultdict(list)
+        of_flows: list[int] = []
         for number, task_id in enumerate(ids):
-            if task_id in places:
+            if task_id in places and members is not None and places[task_id][0].flow is not None:
+                of_flows.append(number)
+            elif task_id in places:
                 by_queue[places[task_id][0].queue].append((number, places[task_id]))
         answers = [False] * len(ids)
+        if of_flows and members is not None:
+            told = await members([ids[number] for number in of_flows])
+            for number, answer in zip(of_flows, told, strict=True):
+                answers[number] = answer
         for queue, some in by_queue.items():
 
             async def step(
@@ -122,8 +143,9 @@ class Control:
                 return True, True
             return False, False
 
-        answers, done = await self._each(ids, act)
-        return answers, [task_id for some in done.values() for task_id in some]
+        ended: list[str] = []
+        answers, done = await self._each(ids, act, _through(self._flows.cancel, ended))
+        return answers, [*(task_id for some in done.values() for task_id in some), *ended]
 
     async def retry(self, ids: Sequence[str]) -> list[bool]:
         """Do :meth:`omniq.storage.Storage.retry`."""
@@ -161,7 +183,7 @@ class Control:
         answers: list[bool] = []
         for task_id in ids:
             # One by one: of two with one key the first is to get it.
-            (answer,), done = await self._each([task_id], act)
+            (answer,), done = await self._each([task_id], act, _through(self._flows.retry, []))
             answers.append(answer)
             for queue in done:
                 await self._transport.tell(self._names.work(queue), b"0")
@@ -233,7 +255,7 @@ class Control:
         answers: list[bool] = []
         gone: list[str] = []
         for start in range(0, len(ids), STEP):
-            some, done = await self._each(ids[start : start + STEP], act)
+            some, done = await self._each(ids[start : start + STEP], act, _through(self._flows.delete, gone))
             answers += some
             gone += [task_id for several in done.values() for task_id in several]
             for queue in done:
@@ -278,3 +300,17 @@ class Control:
         if changed and not paused:
             await self._transport.tell(self._names.work(queue), b"0")
         return changed
+
+
+def _through(act: Callable[[Sequence[str]], Awaitable[tuple[list[bool], Stepped]]], ended: list[str]) -> Members:
+    """Return what does something to tasks of flows.
+
+    :param ended: gets the ids of all that end, or go, by it.
+    """
+
+    async def members(ids: Sequence[str]) -> list[bool]:
+        answers, stepped = await act(ids)
+        ended.extend(stepped.ended)
+        return answers
+
+    return members

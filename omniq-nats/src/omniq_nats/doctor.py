@@ -13,7 +13,9 @@ from omniq.storage import Finding, Severity
 from omniq.storage.validation import corrupt, finding
 from omniq_nats.encoding import NewerVersion
 from omniq_nats.entries import OverflowPage
+from omniq_nats.flow_records import read_flow, read_gates, read_roster
 from omniq_nats.messages import Conflict, Full, Stored, Write
+from omniq_nats.names import readable
 from omniq_nats.orphan_cleanup import OrphanCleanup
 from omniq_nats.queue_state import QueueState
 from omniq_nats.queue_state_store import LEFT_BEHIND, QueueStateStore, holder_of
@@ -63,6 +65,9 @@ async def check(state_store: QueueStateStore) -> list[Finding]:
         names.schedules: read_schedule,
         names.workers: lambda stored: read_worker(stored, {}, {}),
         names.keys: _read_key,
+        names.flows: _read_flow,
+        names.ended_flows: _read_flow,
+        names.parts_of_flows: _read_part,
     }
     for subject, read in readers.items():
         async for stored in transport.scan_all(subject):
@@ -96,6 +101,15 @@ def _read_key(stored: Stored) -> None:
     if holder_of(stored.data) is None:
         place = f"message {stored.seq} on {stored.subject}"
         raise corrupt("unique key", None, "it names no task; it counts as free", place=place)
+
+
+def _read_flow(stored: Stored) -> None:
+    read_flow(readable(stored.subject.rpartition(".")[2]), [stored])
+
+
+def _read_part(stored: Stored) -> None:
+    kind, flow_id, _ = stored.subject.rsplit(".", 3)[1:]
+    (read_gates if kind == "g" else read_roster)(readable(flow_id), stored)
 
 
 def _server(state_store: QueueStateStore, account: dict[str, Any]) -> Finding:

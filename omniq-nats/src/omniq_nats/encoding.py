@@ -51,7 +51,7 @@ class _EntryWriter:
     def row(self, entry: Entry) -> list[Any]:
         return [
             entry.id,
-            self.batches.number(entry.batch, entry.seq, entry.size, entry.ttl),
+            self.batches.number(entry.batch, entry.seq, entry.size, entry.ttl, entry.flow),
             entry.index,
             entry.rank,
             entry.priority,
@@ -118,6 +118,7 @@ def _read_entry(row: list[Any], batches: list[list[Any]], grants: list[list[Any]
         seq=batch[1],
         size=batch[2],
         ttl=batch[3],
+        flow=batch[4],
         index=row[2],
         rank=row[3],
         priority=row[4],

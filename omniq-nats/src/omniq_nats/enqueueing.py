@@ -15,13 +15,12 @@ from omniq.errors import StorageUnavailable
 from omniq.storage import Enqueued
 from omniq.task import NewTask
 from omniq_nats.claiming import fold
-from omniq_nats.names import APART, DUE_LINE, LARGE, SHARED, SINGLE, is_line, readable, token
+from omniq_nats.names import APART, BLOCKED_LINE, DUE_LINE, LARGE, SHARED, SINGLE, is_line, readable, token
 from omniq_nats.queue_state import QueueState
 from omniq_nats.queue_state_store import QueueStateStore, holder_of
 from omniq_nats.reading import find_live
 from omniq_nats.sync_client import SyncClient
 from omniq_nats.task_batches import Page, add_to_pages, check_new, encode_batch, guard_body, pages_of
-from omniq_nats.task_lookup import Place
 from omniq_nats.times import moment
 from omniq_nats.transport import BATCH_LIMIT, Conflict, Lost, Stored, Write
 
@@ -93,6 +92,8 @@ class Producer:
         """
         for task in tasks:
             check_new(task)
+            if task.flow is not None:
+                raise ValueError(f"task {task.id} is of flow {task.flow}: it cannot be stored with a schedule's run")
         until = self._from_now()
         nonce = None
         if len(tasks) == 1 and not more and tasks[0].unique is None:
@@ -275,9 +276,14 @@ class Producer:
 
         :return: whether the servers were asked.
         """
-        return any([await self._know_line(page.queue, page.line) for page in pages])
+        return any([await self.know_line(page.queue, page.line) for page in pages])
 
-    async def _know_line(self, queue: str, line: str) -> bool:
+    def knows(self, queue: str, line: str) -> bool:
+        """Return whether a line is known to be in the state of its queue, without a question."""
+        return (queue, line) in self._lines
+
+    async def know_line(self, queue: str, line: str) -> bool:
+        """See to it that claims look at a line; return whether the servers were asked."""
         if (queue, line) in self._lines:
             return False
 
@@ -301,8 +307,8 @@ class Producer:
             tuple(subject.rsplit(".", 4)[1:3]) for subject in await self._transport.subjects(self._names.batches())
         }
         for queue, line in lines:
-            if is_line(line):
-                await self._know_line(readable(queue), line)
+            if is_line(line) and line != BLOCKED_LINE:
+                await self.know_line(readable(queue), line)
                 await self._transport.tell(self._names.work(readable(queue)), b"0")
 
     async def _fate_of_more(self, batch: Batch) -> bool | None:
@@ -319,7 +325,7 @@ class Producer:
         :param nonce: of an earlier attempt of ours that may have succeeded.
         """
         places, torn = await self._state_store.task_lookup.find([entry.task.id for entry in entries])
-        removed = await self._removed(list(places.values()))
+        removed = await self._state_store.removed(list(places.values()))
         for entry in entries:
             if entry.task.id in torn:
                 entry.answer = Enqueued(entry.task.id, False)
@@ -343,22 +349,6 @@ class Producer:
                 entry.answer = Enqueued(holder, False)
             else:
                 entry.key_seq = keys[subject].seq if subject in keys else 0
-
-    async def _removed(self, places: Sequence[Place]) -> set[tuple[int, int]]:
-        """Say which tasks were removed, but for their messages; take those away."""
-        removed: set[tuple[int, int]] = set()
-        for queue, queue_state in (
-            await self._state_store.read(sorted({task_batch.queue for task_batch, _ in places}))
-        ).items():
-            tombstones = [
-                queue_state.tombstones[task_batch.seq, index]
-                for task_batch, index in places
-                if (task_batch.seq, index) in queue_state.tombstones
-            ]
-            if tombstones:
-                await self._state_store.bury(queue, tombstones)
-                removed.update(one.place for one in tombstones)
-        return removed
 
     async def _tell(self, tasks: Sequence[NewTask]) -> None:
         now = self._state_store.clock.now()

@@ -60,6 +60,8 @@ class Entry:
     """Whether an end record of it is kept though it is alive: it was made ready again."""
     cancel: bool = False
     progress: list[Any] | None = None
+    flow: str | None = None
+    """The flow that it belongs to: its end counts there, in the same step."""
 
     @property
     def key(self) -> tuple[int, int]:
@@ -93,6 +95,7 @@ def check_slot(entry: Entry) -> None:
         and all(type(flag) is bool for flag in flags)
         and (entry.worker is None or is_text(entry.worker))
         and (entry.progress is None or len(entry.progress) == 3)
+        and (entry.flow is None or is_text(entry.flow))
     ):
         raise ValueError(f"what it says of task {str(entry.id)[:100]!r} is of a wrong type or out of range")
 
@@ -112,6 +115,7 @@ def entry_of(batch: TaskBatch, index: int) -> Entry:
         at=batch.run_at(index),
         max_retries=row[7],
         expires=row[3],
+        flow=batch.flow,
     )
 
 

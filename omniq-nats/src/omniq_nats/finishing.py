@@ -23,6 +23,7 @@ from omniq.task import (
     TaskState,
 )
 from omniq_nats.entries import Entry
+from omniq_nats.flows import Flows
 from omniq_nats.queue_state import QueueState
 from omniq_nats.queue_state_store import QueueStateStore
 from omniq_nats.results import INLINE, ROOM, EndRecord, inline_of, kept_record
@@ -42,9 +43,11 @@ class Holder:
 
     :param state_store: of the storage.
     :param queues: of each claimed task, the queue: shared by all storages of the process that are on the same store.
+    :param flows: of the storage.
     """
 
-    def __init__(self, state_store: QueueStateStore, queues: dict[str, str]) -> None:
+    def __init__(self, state_store: QueueStateStore, queues: dict[str, str], flows: Flows) -> None:
+        self._flows = flows
         self._state_store = state_store
         self._transport = state_store.transport
         self._names = state_store.names
@@ -66,6 +69,8 @@ class Holder:
     async def finish(self, outcomes: Sequence[Outcome]) -> tuple[list[bool], dict[str, int]]:
         """Do :meth:`omniq.storage.Storage.finish`.
 
+        Those of tasks of flows go together with their flows.
+
         :return: the answers, and the ids of tasks that have ended, each with the number of the change of its queue
             state.
         """
@@ -75,6 +80,14 @@ class Holder:
         ended: dict[str, int] = {}
         woken: dict[str, int] = {}
         by_queue = await self._by_queue([outcome.id for outcome in outcomes])
+        members = self._flows.members
+        if members and (some := [number for number, outcome in enumerate(outcomes) if outcome.id in members]):
+            await self._finish_members(outcomes, some, answers, ended)
+            by_queue = {
+                queue: left
+                for queue, numbers in by_queue.items()
+                if (left := [number for number in numbers if outcomes[number].id not in members])
+            }
         parts = [self._finish(queue, outcomes, numbers, answers, ended, woken) for queue, numbers in by_queue.items()]
         if len(parts) == 1:
             await parts[0]
@@ -84,7 +97,18 @@ class Holder:
             await self._transport.tell(self._names.work(queue), b"%d" % at)
         for task_id in ended:
             self._queues.pop(task_id, None)
+            members.pop(task_id, None)
         return answers, ended
+
+    async def _finish_members(
+        self, outcomes: Sequence[Outcome], numbers: Sequence[int], answers: list[bool], ended: dict[str, int]
+    ) -> None:
+        parts = _parts(outcomes, numbers, min(MOST_INLINE, self._transport.max_payload // 8))
+        for part in parts:
+            told, stepped = await self._flows.finish([outcomes[number] for number in part], self._queues)
+            for number, answer in zip(part, told, strict=True):
+                answers[number] = answer
+            ended |= stepped.ended
 
     async def _finish(
         self,
@@ -109,7 +133,13 @@ class Holder:
             ) -> tuple[_Finished, bool]:
                 finished = _Finished(queue_state.changes + 1)
                 now = self._state_store.clock.now()
-                held = [number for number in part if queue_state.held(outcomes[number].id, outcomes[number].delivery)]
+                held = []
+                for number in part:
+                    entry = queue_state.held(outcomes[number].id, outcomes[number].delivery)
+                    if entry is not None and entry.flow is not None:
+                        finished.members.append(number)
+                    elif entry is not None:
+                        held.append(number)
                 asked = [outcomes[number] for number in held if not _says_all(outcomes[number])]
                 known = await self._state_store.errors(
                     queue_state, [queue_state.running[outcome.id] for outcome in asked], whole=True
@@ -138,6 +168,8 @@ class Holder:
                 continue
             for number in finished.accepted:
                 answers[number] = True
+            if finished.members:
+                await self._finish_members(outcomes, finished.members, answers, ended)
             ended |= dict.fromkeys(finished.ended, finished.change)
             if finished.ready_at is not None:
                 woken[queue] = min(woken.get(queue, finished.ready_at), finished.ready_at)
@@ -211,6 +243,8 @@ class _Finished:
     change: int
     """Which change of the queue state it is."""
     accepted: list[int] = field(factory=list)
+    members: list[int] = field(factory=list)
+    """Those of tasks of flows, which are still to be recorded."""
     ended: list[str] = field(factory=list)
     ready_at: int | None = None
     """When one is ready again, the earliest; 0: at once."""

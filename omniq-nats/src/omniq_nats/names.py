@@ -10,6 +10,7 @@ from attrs import frozen
 
 __all__ = [
     "APART",
+    "BLOCKED_LINE",
     "LARGE",
     "PAUSED",
     "SHARED",
@@ -29,6 +30,9 @@ __all__ = [
 PREFIX = "omniq"
 DUE_LINE = "d"
 """The line of tasks that wait for a time, or may expire: claims sort them in when they come to them."""
+
+BLOCKED_LINE = "b"
+"""The line of tasks behind gates: no queue's state names it, so claims never come to it."""
 
 PAUSED = "paused"
 """The note of a queue that is, or was, held up."""
@@ -88,7 +92,7 @@ def priority_of(line: str) -> int:
 @functools.lru_cache
 def is_line(name: str) -> bool:
     """Return whether a text is the name of a line."""
-    return name == DUE_LINE or re.fullmatch(r"[pm]\d{1,19}", name, re.ASCII) is not None
+    return name in (DUE_LINE, BLOCKED_LINE) or re.fullmatch(r"[pm]\d{1,19}", name, re.ASCII) is not None
 
 
 def line_in(subject: str) -> str:
@@ -100,6 +104,10 @@ def split_batch(batch: str) -> tuple[str, str, str]:
     """Return line, kind and token of a batch's name."""
     line, kind, name = batch.split("-", 2)
     return line, kind, name
+
+
+def _hashed(unique: str) -> str:
+    return hashlib.sha256(unique.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
 @functools.lru_cache(typed=True)
@@ -126,7 +134,7 @@ class Names:
     @property
     def subjects(self) -> list[str]:
         """Return what the stream stores."""
-        return [f"{self.root}.{kind}.>" for kind in "oefbqucwrp"]
+        return [f"{self.root}.{kind}.>" for kind in "oefbqucwrpgh"]
 
     # Tasks as they were enqueued
 
@@ -241,7 +249,7 @@ class Names:
 
     def key(self, unique: str) -> str:
         """The holder of a unique key."""
-        return f"{self.root}.u.{hashlib.sha256(unique.encode('utf-8', 'surrogatepass')).hexdigest()[:32]}"
+        return f"{self.root}.u.{_hashed(unique)}"
 
     @property
     def keys(self) -> str:
@@ -252,6 +260,56 @@ class Names:
     def reserve(self) -> str:
         """What is removed to make room for the removal of other things, see :meth:`Transport.keep_reserve`."""
         return f"{self.root}.u.="
+
+    # Flows
+
+    def flow(self, flow_id: str) -> str:
+        """A flow that has not ended."""
+        return f"{self.root}.g.f.{token(flow_id)}"
+
+    def ended_flow(self, flow_id: str) -> str:
+        """A flow that has ended."""
+        return f"{self.root}.g.e.{token(flow_id)}"
+
+    def either_flow(self, flow_id: str) -> str:
+        """A flow, whether it has ended or not; of the two messages the later counts."""
+        return f"{self.root}.g.*.{token(flow_id)}"
+
+    @property
+    def flows(self) -> str:
+        """All flows that have not ended, and some that have."""
+        return f"{self.root}.g.f.*"
+
+    @property
+    def ended_flows(self) -> str:
+        """All flows that have ended, in the order of their ends, and some that go on."""
+        return f"{self.root}.g.e.*"
+
+    def gates(self, flow_id: str, page: int) -> str:
+        """Some of the gates of a flow."""
+        return f"{self.root}.h.g.{token(flow_id)}.{page}"
+
+    def roster(self, flow_id: str, number: int) -> str:
+        """Where the tasks are that one call added to a flow."""
+        return f"{self.root}.h.m.{token(flow_id)}.{number}"
+
+    def parts_of_flow(self, flow_id: str) -> str:
+        """Gates and rosters of a flow."""
+        return f"{self.root}.h.*.{token(flow_id)}.*"
+
+    @property
+    def parts_of_flows(self) -> str:
+        """Gates and rosters of all flows."""
+        return f"{self.root}.h.*.*.*"
+
+    def flow_key(self, unique: str) -> str:
+        """The flow that has a unique key, or had it last."""
+        return f"{self.root}.h.u.{_hashed(unique)}"
+
+    @property
+    def flow_word(self) -> str:
+        """Told when something follows in a flow that the next claim is to do."""
+        return f"{self.root}.ev.flows"
 
     # The rest
 

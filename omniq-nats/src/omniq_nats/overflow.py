@@ -145,10 +145,12 @@ class Overflow:
                 await self.sift(queue_state, overflow_page, lambda entry: (entry.seq, entry.index) in wanted)
 
     async def take_expired(self, queue_state: QueueState, now: int, limit: int) -> None:
-        """Move tasks that are no longer worth starting into the queue state."""
+        """Move tasks that are no longer worth starting into the queue state, but for those of flows."""
         for overflow_page in list(queue_state.overflow):
             if limit > 0 and overflow_page.expires is not None and overflow_page.expires <= now:
-                limit -= await self.sift(queue_state, overflow_page, lambda entry: entry.is_expired(now), limit)
+                limit -= await self.sift(
+                    queue_state, overflow_page, lambda entry: entry.flow is None and entry.is_expired(now), limit
+                )
 
     async def sift(
         self,

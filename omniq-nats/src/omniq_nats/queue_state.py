@@ -24,6 +24,7 @@ from omniq.errors import CorruptRecord
 from omniq.task import TaskError, TaskState
 from omniq_nats.entries import Entry, OverflowPage, Tombstone
 from omniq_nats.lazy_rows import Pending, Running
+from omniq_nats.names import BLOCKED_LINE
 from omniq_nats.results import EndRecord, kept_record
 from omniq_nats.task_batches import TaskBatch
 from omniq_nats.transport import Write
@@ -90,6 +91,8 @@ class QueueState:
 
     def is_ahead(self, line: str, seq: int, index: int) -> bool:
         """Whether claims have not come to a task yet."""
+        if line == BLOCKED_LINE:
+            return False
         place = self.lines.get(line)
         return place is None or (seq, index) >= (place[0], place[1])
 

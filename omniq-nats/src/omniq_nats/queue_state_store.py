@@ -9,10 +9,11 @@ change or, if that one died, by whoever changes the queue state next.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import secrets
 import time
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
 from typing import Any, TypeVar
 
 from omniq.errors import CorruptRecord, PayloadTooLarge, StorageError, StorageUnavailable
@@ -266,6 +267,13 @@ class QueueStateStore(ResultPages):
         return True
 
     async def _commit(self, queue_state: QueueState, name: str, share: float, frees: bool) -> None:
+        write = await self._write_of(queue_state, name, share)
+        queue_state.committing = True
+        queue_state.seq = await self.transport.batch([write, *queue_state.also], frees=frees)
+        self._accepted(queue_state)
+
+    async def _write_of(self, queue_state: QueueState, name: str, share: float) -> Write:
+        """Return the message that makes a change of a queue state."""
         await self._tidy(queue_state)
         await self.overflow.lay_aside(queue_state, self.clock.now())
         queue_state.changes += 1
@@ -287,13 +295,56 @@ class QueueStateStore(ResultPages):
                 f"{self.transport.max_payload:,} (max_payload), of which it may have {share:.0%}: too many tasks run, "
                 "wait or were cancelled at once; raise the limit, or spread them over more queues"
             )
-        queue_state.committing = True
-        writes = [Write(subject, data, expected=queue_state.seq, end=queue_state.stream_end), *queue_state.also]
-        queue_state.seq = await self.transport.batch(writes, frees=frees)
+        return Write(subject, data, expected=queue_state.seq, end=queue_state.stream_end)
+
+    def _accepted(self, queue_state: QueueState) -> None:
         queue_state.committing = False
         queue_state.laid = []
         self._queue_states[queue_state.queue] = queue_state
         self._see_to(queue_state)
+
+    @contextlib.asynccontextmanager
+    async def turns(self, queues: Iterable[str]) -> AsyncIterator[None]:
+        """Hold off all other changes of some queue states by this storage, and, where they heed it, by others."""
+        async with contextlib.AsyncExitStack() as stack:
+            for queue in sorted(queues):  # in one order, so that no two wait for each other
+                await stack.enter_async_context(self._commit_queue.turn(queue))
+            yield
+
+    async def commit_together(
+        self,
+        queue_states: Sequence[QueueState],
+        name: str,
+        before: Sequence[Write] = (),
+        after: Sequence[Write] = (),
+        *,
+        frees: bool = False,
+        again: bool = False,
+    ) -> int:
+        """Make changes of several queue states, and store other messages, all or none.
+
+        :param name: of the change.
+        :param before: messages that come before those of the queue states.
+        :param after: and behind them.
+        :param frees: see :meth:`change`.
+        :param again: whether others were quicker before.
+        :return: the sequence of the first message.
+        :raises Conflict: if another was quicker.
+        :raises Lost: if it is not known whether they were stored.
+        """
+        try:
+            writes = [await self._write_of(queue_state, name, 1.0) for queue_state in queue_states]
+            first = await self.transport.batch([*before, *writes, *after], frees=frees)
+        except Conflict:
+            for queue_state in queue_states:
+                self._give_up(queue_state)
+                self._queue_states.pop(queue_state.queue, None)
+                await self._contention.lost(queue_state.queue, again=again)
+            raise
+        for number, queue_state in enumerate(queue_states):
+            queue_state.seq = first + len(before) + number
+            self._accepted(queue_state)
+        return first
 
     def _give_up(self, queue_state: QueueState) -> None:
         """Take away what was stored for a change that did not come about."""

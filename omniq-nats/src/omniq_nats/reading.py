@@ -20,7 +20,8 @@ from omniq.storage.validation import UNREADABLE, check_worker, corrupt, log_once
 from omniq.task import StoredTask, TaskState
 from omniq_nats.claiming import fold, live_task
 from omniq_nats.entries import Entry, entry_in_overflow
-from omniq_nats.names import DUE_LINE, readable
+from omniq_nats.flow_records import is_blocked_at
+from omniq_nats.names import BLOCKED_LINE, DUE_LINE, readable
 from omniq_nats.queue_state import REMOVED_AHEAD, QueueState
 from omniq_nats.queue_state_store import QueueStateStore
 from omniq_nats.results import LISTED, EndRecord
@@ -84,7 +85,7 @@ async def stands(
     with_fates: bool = False,
     pages: Mapping[str, Stored] | None = None,
 ) -> tuple[list[Entry | TaskState | None], dict[tuple[int, int], EndRecord]]:
-    """Say how tasks of a queue stand, as :func:`stand`; SCHEDULED of those that are on an overflow page.
+    """Say how tasks of a queue stand, as :func:`stand`; SCHEDULED of those that are on an overflow page, or BLOCKED.
 
     :param with_fates: whether the end records of those that have ended are asked for; otherwise some may be left out.
     :param pages: see :meth:`QueueStateStore.end_records`.
@@ -92,18 +93,23 @@ async def stands(
     found = [stand(queue_state, batch, index) for batch, index in places]
     end_records: dict[tuple[int, int], EndRecord] = {}
     gone: set[tuple[int, int]] = set()
-    if with_fates or queue_state.overflow:
+    behind = [place for place, how in zip(places, found, strict=True) if how is ENDED and place[0].line == BLOCKED_LINE]
+    if with_fates or queue_state.overflow or behind:
         told = [
             place
             for place, how in zip(places, found, strict=True)
             if how is ENDED or (with_fates and isinstance(how, Entry) and how.has_error)
         ]
         end_records = await state_store.end_records(queue_state, told, gone, pages)
+    gates = await state_store.task_lookup.gates_of(behind)
     for number, (batch, index) in enumerate(places):
-        if found[number] is ENDED and queue_state.overflow:
+        if found[number] is ENDED and (queue_state.overflow or batch.line == BLOCKED_LINE):
             end_record = end_records.get((batch.seq, index))
             if (batch.seq, index) in gone:
                 found[number] = None
+            elif batch.line == BLOCKED_LINE and (end_record is None or not end_record.state.is_final):
+                is_shut = is_blocked_at(gates, batch, index, end_record)
+                found[number] = TaskState.BLOCKED if is_shut else SCHEDULED
             elif end_record is None or end_record.state is SCHEDULED:
                 found[number] = SCHEDULED
     return found, end_records
@@ -240,6 +246,9 @@ async def _tasks_of(
         elif how is READY:
             state = READY if batch.run_at(index) <= now else SCHEDULED
             task = to_task(batch, index, state=state, bare=bare)
+        elif how is TaskState.BLOCKED:
+            entry = entry_in_overflow(batch, index, end_record)
+            task = live_task(batch, entry, how, end_record, bare=bare)
         elif how is ENDED and end_record is not None:
             task = ended_task(batch, index, end_record, bare=bare)
         else:

@@ -14,7 +14,8 @@ from omniq.errors import CorruptRecord
 from omniq.storage.validation import LARGEST_COUNT
 from omniq_nats.encoding import NewerVersion, read_queue_state
 from omniq_nats.entries import OverflowPage, entry_in_overflow
-from omniq_nats.names import PAUSED, is_line
+from omniq_nats.flow_records import is_blocked_at
+from omniq_nats.names import BLOCKED_LINE, PAUSED, is_line
 from omniq_nats.overflow import LARGEST, Overflow
 from omniq_nats.queue_state import CANCELLED_AHEAD, QueueState
 from omniq_nats.result_pages import ResultPages
@@ -57,6 +58,8 @@ async def rebuild(pages: ResultPages, task_lookup: TaskLookup, overflow: Overflo
     for overflow_page in torn:
         overflow.drop(queue_state, overflow_page)
     await _restore(pages, task_lookup, overflow, queue_state, passed)
+    if not found and not queue_state.lines and not queue_state.waiting and not any(queue_state.ended.values()):
+        return None  # all tasks that it ever had are behind gates
     return queue_state
 
 
@@ -94,7 +97,7 @@ async def _begin(pages: ResultPages, queue: str, seq: int, passed: int) -> Queue
     queue_state = QueueState(queue, seq, changes=passed, floor=_floor(passed))
     for note in await transport.last_all(names.notes(queue)):
         name = note.subject.rpartition(".")[2]
-        if is_line(name):
+        if is_line(name) and name != BLOCKED_LINE:
             queue_state.lines[name] = [passed, 0]
         elif name == PAUSED:
             queue_state.paused = note.data != b"0"
@@ -119,7 +122,8 @@ async def _restore(
     async for stored in pages.transport.scan_all(pages.names.batches(queue)):
         batch = task_lookup.read(stored)
         if batch.problem is None:
-            queue_state.lines.setdefault(batch.line, [passed, 0])
+            if batch.line != BLOCKED_LINE:
+                queue_state.lines.setdefault(batch.line, [passed, 0])
             some += [
                 (batch, index)
                 for index in range(len(batch))
@@ -148,12 +152,15 @@ async def _restore_some(
     gone: set[tuple[int, int]] = set()
     end_records = await pages.end_records(queue_state, places, gone)
     gone |= await task_lookup.misnamed([place for place in places if place[0].is_shared])
+    gates = await task_lookup.gates_of(place for place in places if place[0].line == BLOCKED_LINE)
     for batch, index in places:
         end_record = end_records.get((batch.seq, index))
         if (batch.seq, index) in gone:
             continue
         if end_record is None or end_record.is_torn or not end_record.state.is_final:
             sound = None if end_record is None or end_record.is_torn else end_record
+            if batch.line == BLOCKED_LINE and is_blocked_at(gates, batch, index, sound):
+                continue
             entry = entry_in_overflow(batch, index, sound)
             # Another of its id that waits, or runs, came first.
             if entry.id not in queue_state.waiting and entry.id not in queue_state.running:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 
 from attrs import define, field
 
@@ -11,11 +12,13 @@ from omniq.storage.attempts import appended, lost_line
 from omniq.task import StoredTask, TaskError, TaskState
 from omniq_nats.claiming import fold
 from omniq_nats.entries import Entry
+from omniq_nats.flows import STEP, Flows
 from omniq_nats.names import DUE_LINE
 from omniq_nats.queue_state import QueueState
 from omniq_nats.queue_state_store import QueueStateStore
-from omniq_nats.reading import tasks_at
+from omniq_nats.reading import get, tasks_at
 from omniq_nats.results import ROOM, EndRecord, inline_of, kept_record
+from omniq_nats.transport import Conflict
 
 __all__ = ["Recovery"]
 
@@ -24,9 +27,11 @@ class Recovery:
     """Does on behalf of dead workers what there is to do with the tasks that they claimed.
 
     :param state_store: of the storage.
+    :param flows: of the storage.
     """
 
-    def __init__(self, state_store: QueueStateStore) -> None:
+    def __init__(self, state_store: QueueStateStore, flows: Flows) -> None:
+        self._flows = flows
         self._state_store = state_store
         self._names = state_store.names
 
@@ -60,7 +65,39 @@ class Recovery:
             tasks += [found[batch.seq, index] for batch, index in places if (batch.seq, index) in found]
             if any(entry.id not in recovered.ended for entry in recovered.entries):
                 await self._state_store.transport.tell(self._names.work(queue), b"0")
-        return tasks, [task_id for _, recovered in taken for task_id in recovered.ended]
+        members, ended = await self._recover_members(queue_states, limit - count)
+        return tasks + members, [*(task_id for _, recovered in taken for task_id in recovered.ended), *ended]
+
+    async def _recover_members(
+        self, queue_states: Mapping[str, QueueState], limit: int
+    ) -> tuple[list[StoredTask], list[str]]:
+        """Do the same with tasks of flows, and what is left to be done in flows."""
+        now = self._state_store.clock.now()
+        tasks: list[StoredTask] = []
+        ended: list[str] = []
+        for queue, read in queue_states.items():
+            queue_state = self._state_store.remembered(queue) or read  # with what was sorted in just now
+            if queue_state.problem is not None:
+                continue
+            expired = await self._expired_members(queue_state, now, limit)
+            is_lapsed = any(_is_lapsed(one, now) and one.flow is not None for one in queue_state.running.values())
+            if limit > 0 and (expired or is_lapsed):
+                lost, stepped = await self._flows.recover(queue, expired, limit)
+                found = await get(self._state_store, [task.id for task in lost])
+                tasks += [task for task in found if task is not None]
+                ended += stepped.ended
+                limit -= len({task.id for task in lost} | stepped.ended.keys())
+        await self._flows.index.look()
+        _, settled = await self._flows.settle(STEP)
+        return tasks, [*ended, *settled]
+
+    async def _expired_members(self, queue_state: QueueState, now: int, limit: int) -> list[str]:
+        entries = list(queue_state.waiting.values())
+        for page in queue_state.overflow:
+            if page.expires is not None and page.expires <= now:
+                with contextlib.suppress(Conflict):  # it was replaced meanwhile
+                    entries += await self._state_store.overflow.read(queue_state.queue, page)
+        return [entry.id for entry in entries if entry.flow is not None and entry.is_expired(now)][:limit]
 
     async def _is_to_fold(self, queue_state: QueueState) -> bool:
         """Whether there are tasks that wait, and may have expired, and were not sorted in."""
@@ -78,7 +115,8 @@ class Recovery:
             recovered = _Recovered()
             folded = False
             if lapsed:
-                entries = [entry for entry in queue_state.running.values() if _is_lapsed(entry, now)][:limit]
+                lapsed_here = [entry for entry in queue_state.running.values() if _is_lapsed(entry, now)]
+                entries = [entry for entry in lapsed_here if entry.flow is None][:limit]
                 known = await self._state_store.errors(queue_state, entries, whole=True)
                 left = {entry.id: _left(entry, now, known.get(entry.id)).fitted(most) for entry in entries}
                 await self._state_store.set_apart(left, blobs, inline_of(most))
@@ -88,7 +126,9 @@ class Recovery:
             else:
                 folded = await fold(self._state_store, queue_state)
                 await self._state_store.overflow.take_expired(queue_state, now, limit)
-                entries = [entry for entry in queue_state.waiting.values() if entry.is_expired(now)][:limit]
+                entries = [
+                    entry for entry in queue_state.waiting.values() if entry.is_expired(now) and entry.flow is None
+                ][:limit]
                 known = await self._state_store.errors(queue_state, entries)
                 for entry in entries:
                     queue_state.withdraw(entry)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from omniq.task import TaskState
 from omniq_nats.claiming import fold
 from omniq_nats.entries import Entry, Tombstone
+from omniq_nats.flows import Flows
 from omniq_nats.names import DUE_LINE, untoken
 from omniq_nats.orphan_cleanup import OrphanCleanup
 from omniq_nats.queue_state import REMOVED_AHEAD, QueueState
 from omniq_nats.queue_state_store import QueueStateStore
 from omniq_nats.reading import ENDED, stand
 from omniq_nats.results import read_page
-from omniq_nats.task_batches import TaskBatch
+from omniq_nats.task_batches import KEPT, TaskBatch
 from omniq_nats.times import after
 
 __all__ = ["STEP", "Removal"]
@@ -30,9 +31,11 @@ class Removal:
     """Removes many tasks, in steps.
 
     :param state_store: of the storage.
+    :param flows: of the storage: tasks of flows are removed there, as far as they have not ended.
     """
 
-    def __init__(self, state_store: QueueStateStore) -> None:
+    def __init__(self, state_store: QueueStateStore, flows: Flows) -> None:
+        self._flows = flows
         self._state_store = state_store
         self._transport = state_store.transport
         self._names = state_store.names
@@ -55,36 +58,52 @@ class Removal:
         :return: how many were removed, and their ids.
         """
         gone: list[str] = []
+        if state in (None, TaskState.BLOCKED):
+            while some := await self._delete_members(await self._flows.blocked_in(queue, STEP)):
+                gone += some
         if state is not RUNNING:
             while some := await self._purge_live(queue, state):
                 gone += some
             if state is None or state.is_final:
                 while some := await self._purge_ended(queue, state):
                     gone += some
-        return len(gone), gone
+        return len(set(gone)), gone
+
+    async def _delete_members(self, ids: Sequence[str]) -> list[str]:
+        """Remove tasks of flows; return the ids of those that were there."""
+        if not ids:
+            return []
+        answers, _ = await self._flows.delete(ids)
+        return [task_id for task_id, answer in zip(ids, answers, strict=True) if answer]
 
     async def _purge_live(self, queue: str, state: TaskState | None) -> list[str]:
+        members: list[str] = []
+
         async def step(queue_state: QueueState) -> tuple[list[Tombstone], bool]:
+            members.clear()
             tombstones: list[Tombstone] = []
             changed = await fold(self._state_store, queue_state)
             now = self._state_store.clock.now()
             await self._take_wanted(queue_state, state, now)
             wanted = list(filter(_of_state(state, now), queue_state.waiting.values()))[:STEP]
+            members.extend(entry.id for entry in wanted if entry.flow is not None)
             batches = await self._state_store.task_lookup.of_slots(queue, wanted)
             for entry in wanted:
+                if entry.flow is not None:
+                    continue
                 queue_state.withdraw(entry)
                 batch = batches.get(entry.seq)
                 if batch is not None:
                     tombstones.append(self.tombstones(batch, entry.index))
             if state in (None, READY):
-                tombstones += await self._take_untouched(queue_state, STEP - len(tombstones))
+                tombstones += await self._take_untouched(queue_state, STEP - len(tombstones) - len(members), members)
             for one in tombstones:
                 queue_state.doom(one)
             return tombstones, changed or bool(tombstones or wanted)
 
         tombstones = await self._state_store.change(queue, step, frees=True)
         await self.bury(queue)
-        return [one.id for one in tombstones]
+        return [*(one.id for one in tombstones), *await self._delete_members(members)]
 
     async def _take_wanted(self, queue_state: QueueState, state: TaskState | None, now: int) -> None:
         """Move tasks that are to be removed from overflow pages into the queue state, as far as one step takes them."""
@@ -97,13 +116,17 @@ class Removal:
             elif (overflow_page.at <= now) if state is READY else (overflow_page.last_at > now):
                 await overflow.sift(queue_state, overflow_page, _of_state(state, now), STEP)
 
-    async def _take_untouched(self, queue_state: QueueState, limit: int) -> list[Tombstone]:
+    async def _take_untouched(self, queue_state: QueueState, limit: int, members: list[str]) -> list[Tombstone]:
         tombstones: list[Tombstone] = []
         for line in [line for line in queue_state.lines if line != DUE_LINE]:
             batch = await self._state_store.task_lookup.ahead(queue_state, line, None, limit)
             while batch is not None and len(tombstones) < limit:
                 place = queue_state.lines[line]
-                for index in range(place[1] if place[0] == batch.seq else 0, len(batch)):
+                ahead = range(place[1] if place[0] == batch.seq else 0, len(batch))
+                if batch.flow is not None and (here := _not_left_out(queue_state, batch, ahead)):
+                    members += here[: max(1, limit)]
+                    break  # once these are left out it is passed
+                for index in ahead:
                     if queue_state.left_out(line, batch.seq, index) is None:
                         tombstones.append(self.tombstones(batch, index))
                     queue_state.pass_by(batch, index)
@@ -192,14 +215,16 @@ class Removal:
             if queue_state.pending:
                 await self._state_store.bring(queue, queue_state.pending)
             for ttl in list(queue_state.ttls):
-                if len(gone) < limit and any(queue_state.ended.values()):
+                if ttl != KEPT and len(gone) < limit and any(queue_state.ended.values()):
                     places = await self._over(queue, ttl, limit - len(gone))
                     gone += await self._remove_ended(queue, places, older=True)
             if queue_state.tombstones:
                 await self._state_store.bury(queue, list(queue_state.tombstones.values()))
+        count, members = await self._flows.prune(limit - len(gone))
+        gone += members
         await self._transport.keep_reserve()
         await self._orphan_cleanup.sweep_at_times()
-        return len(gone), gone
+        return len(gone) - len(members) + count, gone
 
     async def _over(self, queue: str, ttl: float, limit: int) -> list[tuple[str, int, int, float]]:
         """Find tasks that ended longer ago than results of theirs are kept: those that ended first come first."""
@@ -221,6 +246,11 @@ class Removal:
                 break
             start = stored[-1].seq + 1
         return found[:limit]
+
+
+def _not_left_out(queue_state: QueueState, batch: TaskBatch, indices: Iterable[int]) -> list[str]:
+    """Return the ids of the tasks of a batch to which claims would come."""
+    return [batch.rows[index][0] for index in indices if queue_state.left_out(batch.line, batch.seq, index) is None]
 
 
 def _of_state(state: TaskState | None, now: int) -> Callable[[Entry], bool]:

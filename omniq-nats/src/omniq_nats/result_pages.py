@@ -27,7 +27,7 @@ from omniq_nats.results import (
     read_page,
     torn_fate,
 )
-from omniq_nats.task_batches import TaskBatch
+from omniq_nats.task_batches import KEPT, TaskBatch
 from omniq_nats.times import Clock
 from omniq_nats.transport import Conflict, Lost, Stored, Transport, Write
 
@@ -189,32 +189,57 @@ class ResultPages:
         :param gone: gets the places of those that were removed.
         :param pages: the pages of results by subject, if they were read with the queue state or after it.
         """
-        found: dict[tuple[int, int], EndRecord] = {}
+        wanted = list(wanted)
+        missing = self._pages_of(queue_state, wanted)
+        if not missing:
+            return self.end_records_on(queue_state, wanted, {})
+        read = await self.transport.last(list(missing)) if pages is None else pages.values()
+        return self.end_records_on(queue_state, wanted, {stored.subject: read_page(stored) for stored in read}, gone)
+
+    def _pages_of(
+        self, queue_state: QueueState, wanted: Iterable[tuple[TaskBatch, int]]
+    ) -> defaultdict[str, list[tuple[TaskBatch, int]]]:
+        """Return by the subjects of their pages of results those of some tasks whose end records may be there."""
         missing: defaultdict[str, list[tuple[TaskBatch, int]]] = defaultdict(list)
+        for batch, index in wanted:
+            one = queue_state.pending.get(batch.rows[index][0])
+            if one is None or (one.seq, one.index) != (batch.seq, index):
+                missing[self.names.results(queue_state.queue, batch.ttl, batch.name, batch.seq)].append((batch, index))
+        return missing
+
+    def end_records_on(
+        self,
+        queue_state: QueueState,
+        wanted: Iterable[tuple[TaskBatch, int]],
+        pages: Mapping[str, ResultPage],
+        gone: set[tuple[int, int]] | None = None,
+    ) -> dict[tuple[int, int], EndRecord]:
+        """Return the end records of tasks of a queue as :meth:`end_records` does, of pages that were read.
+
+        :param pages: by subject.
+        """
+        found: dict[tuple[int, int], EndRecord] = {}
+        wanted = list(wanted)
+        missing = self._pages_of(queue_state, wanted)
         for batch, index in wanted:
             one = queue_state.pending.get(batch.rows[index][0])
             if one is not None and (one.seq, one.index) == (batch.seq, index):
                 found[batch.seq, index] = one.end_record
-            else:
-                missing[self.names.results(queue_state.queue, batch.ttl, batch.name, batch.seq)].append((batch, index))
-        if missing:
-            read = await self.transport.last(list(missing)) if pages is None else pages.values()
-            for stored in read:
-                page = read_page(stored)
-                for batch, index in missing[stored.subject]:
-                    number = number_on_page(batch.name, batch.seq, index)
-                    if page.problem is not None:
-                        found[batch.seq, index] = torn_fate(page.problem)
-                        continue
-                    if not page.is_of(batch.name, batch.seq):
-                        continue
-                    if number in page.end_records:
-                        task_id, end_record, _ = page.end_records[number]
-                        if task_id != batch.rows[index][0]:
-                            end_record = torn_fate(corrupt("result", task_id, "it stands where another's should be"))
-                        found[batch.seq, index] = end_record
-                    elif number in page.gone and gone is not None:
-                        gone.add((batch.seq, index))
+        for subject, page in pages.items():
+            for batch, index in missing.get(subject, ()):
+                number = number_on_page(batch.name, batch.seq, index)
+                if page.problem is not None:
+                    found[batch.seq, index] = torn_fate(page.problem)
+                    continue
+                if not page.is_of(batch.name, batch.seq):
+                    continue
+                if number in page.end_records:
+                    task_id, end_record, _ = page.end_records[number]
+                    if task_id != batch.rows[index][0]:
+                        end_record = torn_fate(corrupt("result", task_id, "it stands where another's should be"))
+                    found[batch.seq, index] = end_record
+                elif number in page.gone and gone is not None:
+                    gone.add((batch.seq, index))
         return found
 
     async def whole(
@@ -253,6 +278,25 @@ class ResultPages:
         await asyncio.gather(*writes)
 
     # Removal
+
+    async def removed(self, places: Sequence[tuple[TaskBatch, int]]) -> set[tuple[int, int]]:
+        """Say which tasks were removed, but for their messages; take those away."""
+        removed: set[tuple[int, int]] = set()
+        for queue, queue_state in (await self.read(sorted({batch.queue for batch, _ in places}))).items():
+            tombstones = [
+                queue_state.tombstones[batch.seq, index]
+                for batch, index in places
+                if (batch.seq, index) in queue_state.tombstones
+            ]
+            if tombstones:
+                await self.bury(queue, tombstones)
+                removed.update(one.place for one in tombstones)
+        return removed
+
+    async def drop_pages(self, subjects: Sequence[str]) -> None:
+        """Take away pages of results that tell of no task, of flows that are gone."""
+        read = [read_page(stored) for stored in await self.transport.last(subjects)]
+        await self.transport.remove(page.seq for page in read if not page.end_records and page.problem is None)
 
     async def bury(self, queue: str, tombstones: Sequence[Tombstone]) -> None:
         """Take away the messages of removed tasks."""
@@ -321,10 +365,12 @@ class ResultPages:
                     subjects.append(self.names.blobs(one.id))
                 if end_record is not None and end_record.state in LISTED:
                     listed.append(self.names.listed(queue, one.id))
-            if page.is_spent:
-                gone += [first.seq] if is_shared else []
+            if page.is_spent and is_shared:
+                gone.append(first.seq)
+            if page.is_spent and first.ttl != KEPT:
                 gone += [page.seq] if page.seq else []
                 break
+            # Of a flow's tasks it tells that they were removed for as long as the flow is there.
             try:
                 await self.transport.publish(Write(subject, page.encode(), expected=page.seq), frees=True)
                 break

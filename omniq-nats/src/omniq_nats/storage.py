@@ -13,7 +13,7 @@ from functools import partial
 from typing import Self
 
 from omniq.errors import StorageUnavailable
-from omniq.flow import NewFlow
+from omniq.flow import Flow, NewFlow
 from omniq.schedule import Schedule
 from omniq.storage import (
     Capability,
@@ -34,6 +34,7 @@ from omniq_nats import claiming, doctor, reading, streams
 from omniq_nats.control import Control
 from omniq_nats.enqueueing import ATOMIC_TASKS, ATOMIC_UNIQUE_TASKS, Producer
 from omniq_nats.finishing import Holder
+from omniq_nats.flows import STEP, Flows
 from omniq_nats.queue_state_store import QueueStateStore
 from omniq_nats.recovery import Recovery
 from omniq_nats.removal import Removal
@@ -47,6 +48,8 @@ __all__ = ["NatsStorage"]
 
 MOST_REMEMBERED = 200_000
 
+_flows: dict[object, dict[str, str]] = {}
+"""By store, of each task of a flow claimed in this process, the flow."""
 _queues: dict[object, dict[str, str]] = {}
 """By store, of each task claimed in this process, the queue: a heartbeat comes from a storage of its own."""
 
@@ -60,12 +63,13 @@ class _Opened:
         self.state_store = QueueStateStore(self.transport, self.clock)
         self.queues = _queues.setdefault(settings.place, {})
         self.producer = Producer(self.state_store)
-        self.holder = Holder(self.state_store, self.queues)
-        self.recovery = Recovery(self.state_store)
-        self.removal = Removal(self.state_store)
-        self.control = Control(self.state_store, self.removal)
+        self.flows = Flows(self.state_store, self.producer, _flows.setdefault(settings.place, {}))
+        self.holder = Holder(self.state_store, self.queues, self.flows)
+        self.recovery = Recovery(self.state_store, self.flows)
+        self.removal = Removal(self.state_store, self.flows)
+        self.control = Control(self.state_store, self.removal, self.flows)
         self.schedule_store = ScheduleStore(self.state_store, self.producer)
-        self.waiting = Waiting(self.state_store, self.schedule_store)
+        self.waiting = Waiting(self.state_store, self.schedule_store, self.flows.index)
 
     async def tell_ends(self, ids: Iterable[str] | Mapping[str, int]) -> None:
         """Tell those who wait for the end of tasks.
@@ -109,6 +113,7 @@ class NatsStorage(Storage):
             body=most * 15 // 16,
             running_tasks=most // 256,
             stalled_client=0,
+            flows=True,
         )
 
     def __init__(self, config: StorageConfig) -> None:
@@ -165,17 +170,20 @@ class NatsStorage(Storage):
     # From producer to worker and back
 
     async def enqueue(self, tasks: Sequence[NewTask], flow: NewFlow | None = None) -> list[Enqueued]:
-        self._refuse_flows(flow)
         opened = await self._ready()
+        if flow is not None or any(task.flow is not None for task in tasks):
+            answers, stepped = await opened.flows.enqueue(tasks, flow)
+            await opened.tell_ends(stepped.ended)
+            return answers
         if not tasks:
             return []
-        answers = await opened.producer.enqueue(tasks)
-        assert answers is not None
-        return answers
+        enqueued = await opened.producer.enqueue(tasks)
+        assert enqueued is not None
+        return enqueued
 
     def enqueue_blocking(self, tasks: Sequence[NewTask]) -> list[Enqueued] | None:
         opened = self._opened
-        if opened is None or opened.clock.is_stale or len(tasks) != 1:
+        if opened is None or opened.clock.is_stale or len(tasks) != 1 or tasks[0].flow is not None:
             return None
         answer = opened.producer.enqueue_blocking(tasks[0])
         return None if answer is None else [answer]
@@ -184,10 +192,16 @@ class NatsStorage(Storage):
         self, demand: Mapping[str, int], *, worker: str, lease: float, limit: int | None = None
     ) -> list[StoredTask]:
         opened = await self._ready()
-        tasks, ended = await claiming.claim(opened.state_store, demand, worker=worker, lease=lease, limit=limit)
+        if opened.flows.is_due():
+            await opened.tell_ends((await opened.flows.settle(STEP))[1])
+        tasks, ended = await claiming.claim(
+            opened.state_store, opened.flows, demand, worker=worker, lease=lease, limit=limit
+        )
         if len(opened.queues) > MOST_REMEMBERED:
             opened.queues.clear()
+            opened.flows.members.clear()
         opened.queues.update((task.id, task.queue) for task in tasks)
+        opened.flows.members.update((task.id, task.flow) for task in tasks if task.flow is not None)
         await opened.tell_ends(ended)
         return tasks
 
@@ -225,7 +239,8 @@ class NatsStorage(Storage):
         return await reading.list_tasks((await self._ready()).state_store, query, cursor)
 
     async def stats(self) -> list[QueueStats]:
-        return await reading.stats((await self._ready()).state_store)
+        opened = await self._ready()
+        return await opened.flows.with_blocked(await reading.stats(opened.state_store))
 
     async def workers(self) -> list[StoredWorker]:
         return await reading.workers((await self._ready()).state_store)
@@ -266,6 +281,36 @@ class NatsStorage(Storage):
 
     async def set_progress(self, updates: Mapping[Lease, Progress]) -> None:
         await (await self._ready()).holder.set_progress(updates)
+
+    # Flows
+
+    async def release_hold(self, flow_id: str, gate: int) -> bool:
+        opened = await self._ready()
+        answer, stepped = await opened.flows.release_hold(flow_id, gate)
+        await opened.tell_ends(stepped.ended)
+        return answer
+
+    async def get_flows(self, ids: Sequence[str]) -> list[Flow | None]:
+        return await (await self._ready()).flows.get(ids)
+
+    async def cancel_flow(self, flow_id: str) -> bool:
+        opened = await self._ready()
+        answer, stepped = await opened.flows.cancel_flow(flow_id)
+        await opened.tell_ends(stepped.ended)
+        return answer
+
+    async def retry_flow(self, flow_id: str) -> int:
+        opened = await self._ready()
+        count, stepped = await opened.flows.retry_flow(flow_id)
+        await opened.tell_ends(stepped.ended)
+        return count
+
+    async def settle(self, limit: int) -> int:
+        opened = await self._ready()
+        await opened.flows.index.look()
+        count, ended = await opened.flows.settle(limit)
+        await opened.tell_ends(ended)
+        return count
 
     # Schedules
 

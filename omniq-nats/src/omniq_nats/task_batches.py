@@ -16,9 +16,10 @@ from attrs import define, field
 
 from omniq.errors import CorruptRecord
 from omniq.storage.validation import LONGEST_TEXT, UNREADABLE, check_task, corrupt, is_text, salvaged
-from omniq.task import NewTask, Progress, StoredTask, TaskError, TaskState
+from omniq.task import Feed, NewTask, Progress, StoredTask, TaskError, TaskState
 from omniq_nats.names import (
     APART,
+    BLOCKED_LINE,
     DUE_LINE,
     LARGE,
     SHARED,
@@ -35,8 +36,10 @@ from omniq_nats.times import from_micros, is_moment
 from omniq_nats.transport import Stored
 
 __all__ = [
+    "KEPT",
     "Page",
     "TaskBatch",
+    "Tie",
     "add_to_pages",
     "check_new",
     "encode_batch",
@@ -57,6 +60,13 @@ PLACES = 1024
 """So many tasks at most in one atomic batch: their numbers in it tell them apart in the order of all tasks."""
 
 
+KEPT = 1e12
+"""Seconds for which the results of a flow's tasks are kept by themselves: the flow's end decides."""
+
+Tie = tuple[int | None, tuple[Feed, ...], float | None]
+"""What a task of a flow is behind, what it feeds, and the seconds from the gate's opening until it may start."""
+
+
 @define(eq=False)
 class TaskBatch:
     """One batch, as it is stored."""
@@ -75,6 +85,12 @@ class TaskBatch:
     rows: list[list[Any]]
     blobs: bytes | None = field(repr=False)
     """None: it is in a message of its own, and was not read, see :meth:`TaskLookup.with_bodies`."""
+    flow: str | None = None
+    """The flow that all of its tasks belong to."""
+    ties: list[Tie] = field(factory=list)
+    """Of each, if they belong to one."""
+    result_ttl: float = 0.0
+    """As its tasks were given it; ``ttl`` is that by which their results are kept."""
     _offsets: list[int] | None = None
     problem: CorruptRecord | None = None
     """Why it cannot be read. As far as it tells itself, it holds no tasks then."""
@@ -103,7 +119,8 @@ class TaskBatch:
 
     def priority(self, index: int) -> int:
         """Return the priority of a task: where it is ready, that of the line in which it stands."""
-        priority: int = self.rows[index][1] if self.line == DUE_LINE else priority_of(self.line)
+        has_none = self.line in (DUE_LINE, BLOCKED_LINE)
+        priority: int = self.rows[index][1] if has_none else priority_of(self.line)
         return priority
 
     def body(self, index: int) -> bytes:
@@ -132,6 +149,9 @@ class Page:
     size: int = 0
     apart: bytes | None = None
     """The body of the one task that it holds, where that is to be stored behind it; None: it holds all."""
+    flow: str | None = None
+    ties: list[Tie] = field(factory=list)
+    """Of each, if they belong to a flow."""
 
     def takes(self, size: int) -> bool:
         """Whether a task of so many bytes may be added."""
@@ -228,6 +248,11 @@ def encode_batch(page: Page, *, at: int, behind: int, nonce: str) -> bytes:
         "nonce": nonce,
         "tasks": rows,
     }
+    if page.flow is not None:
+        ties = [
+            [behind, [[feed.gate, feed.needs_success] for feed in feeds], delay] for behind, feeds, delay in page.ties
+        ]
+        head["ttl"], head["flow"] = KEPT, [page.flow, page.ttl, ties]
     parts = [_encode(head).encode(), b"\n"]
     if page.apart is None:
         parts += [task.body for task, _, _, _ in page.tasks]
@@ -288,6 +313,7 @@ def _read_home(stored: Stored, queue: str, line: str, kind: str, name: str) -> T
         raise ValueError("it does not say when it was stored, or for how long its results are kept")
     if not is_line(line):
         raise ValueError("its subject names no line")
+    flow, result_ttl, ties = _read_flow(told["flow"], len(rows)) if "flow" in told else (None, told["ttl"], [])
     return TaskBatch(
         queue=told["queue"],
         line=line,
@@ -299,7 +325,29 @@ def _read_home(stored: Stored, queue: str, line: str, kind: str, name: str) -> T
         nonce=told["nonce"],
         rows=rows,
         blobs=None if kind == APART else blobs,
+        flow=flow,
+        ties=ties,
+        result_ttl=result_ttl,
     )
+
+
+def _read_flow(told: Any, count: int) -> tuple[str, float, list[Tie]]:
+    """Return of which flow tasks are, for how long results were to be kept, and the place of each task in the flow."""
+    flow, ttl, rows = told
+    ties: list[Tie] = []
+    for behind, feeds, delay in rows:
+        gates = [] if behind is None else [behind]
+        gates += [gate for gate, _ in feeds]
+        if not (
+            all(type(gate) is int and 0 <= gate < _MOST for gate in gates)
+            and all(type(needs) is bool for _, needs in feeds)
+            and (delay is None or (type(delay) is float and 0 <= delay < math.inf))
+        ):
+            raise ValueError("what it says of gates is of a wrong type or out of range")
+        ties.append((behind, tuple(Feed(gate, needs) for gate, needs in feeds), delay))
+    if not is_text(flow) or type(ttl) is not float or not 0 <= ttl < math.inf or len(ties) != count:
+        raise ValueError("it does not say of which flow it is")
+    return flow, ttl, ties
 
 
 def _size_in(row: Any) -> int:
@@ -374,6 +422,7 @@ def to_task(
     """
     row = batch.rows[index]
     body = b""
+    behind, feeds, opening_delay = batch.ties[index] if batch.ties else (None, (), None)
     expires = row[3] if keeps_expiry else None
     try:
         body = b"" if bare else batch.body(index)
@@ -396,7 +445,11 @@ def to_task(
             worker=worker,
             unique=row[4],
             tags=tuple(row[8]),
-            result_ttl=batch.ttl,
+            result_ttl=batch.result_ttl,
+            flow=batch.flow,
+            behind=behind,
+            feeds=feeds,
+            opening_delay=opening_delay,
             error=error,
             progress=progress,
             cancel_requested=cancel_requested,
@@ -407,4 +460,5 @@ def to_task(
     except UNREADABLE as wrong:
         problem = corrupt("task", row[0], wrong, place=f"the record of queue {batch.queue!r}, or its results")
         known = {"queue": batch.queue, "name": row[6], "body": body, "created_at": from_micros(batch.at)}
+        known |= {"flow": batch.flow, "behind": behind, "feeds": feeds}
         return salvaged(problem, row[0], known)

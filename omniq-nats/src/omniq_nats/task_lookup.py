@@ -12,6 +12,7 @@ from attrs import define, evolve, field, frozen
 from omniq.errors import CorruptRecord
 from omniq.storage.validation import corrupt
 from omniq_nats.entries import Entry
+from omniq_nats.flow_records import GATES, GatePage, read_gates
 from omniq_nats.names import readable
 from omniq_nats.queue_state import QueueState
 from omniq_nats.task_batches import TaskBatch, read_batch, read_guard
@@ -147,6 +148,20 @@ class TaskLookup:
             there = {stored.seq for stored in await self._transport.last(names)}
             whole = {seq: batch for seq, batch in whole.items() if batch.blobs is not None or seq in there}
         return whole
+
+    async def gates_of(self, places: Iterable[Place]) -> dict[tuple[str, int], GatePage]:
+        """Return the gates of flows behind which tasks stand, page by page; those that cannot be read are left out."""
+        subjects: dict[str, tuple[str, int]] = {}
+        for batch, index in places:
+            behind = batch.ties[index][0] if batch.ties else None
+            if batch.flow is not None and behind is not None:
+                subjects[self._names.gates(batch.flow, behind // GATES)] = batch.flow, behind // GATES
+        found: dict[tuple[str, int], GatePage] = {}
+        for stored in await self._transport.last(list(subjects)) if subjects else ():
+            flow_id, page = subjects[stored.subject]
+            with contextlib.suppress(CorruptRecord):  # a step of the flow logs it
+                found[flow_id, page] = read_gates(flow_id, stored)
+        return found
 
     async def locate(self, ids: Sequence[str]) -> dict[str, Place]:
         """Find tasks by id, as they are stored now; those that are not there, or cannot be read, are left out."""

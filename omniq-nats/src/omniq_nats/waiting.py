@@ -10,7 +10,8 @@ from functools import partial
 from attrs import define, field
 
 from omniq_nats import streams
-from omniq_nats.names import DUE_LINE, line_in
+from omniq_nats.flow_index import FlowIndex
+from omniq_nats.names import BLOCKED_LINE, DUE_LINE, line_in
 from omniq_nats.protocol import Message
 from omniq_nats.queue_state import QueueState
 from omniq_nats.queue_state_store import QueueStateStore
@@ -66,9 +67,11 @@ class Waiting:
 
     :param state_store: of the storage.
     :param schedule_store: says when schedules are due.
+    :param flows: and this of flows.
     """
 
-    def __init__(self, state_store: QueueStateStore, schedule_store: ScheduleStore) -> None:
+    def __init__(self, state_store: QueueStateStore, schedule_store: ScheduleStore, flows: FlowIndex) -> None:
+        self._flows = flows
         self._state_store = state_store
         self._transport = state_store.transport
         self._names = state_store.names
@@ -104,7 +107,12 @@ class Waiting:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout
         waiter = _Waiter()
-        keys = [*map(self._names.work, queues), *map(self._names.stored, queues), self._names.schedule_store]
+        keys = [
+            *map(self._names.work, queues),
+            *map(self._names.stored, queues),
+            self._names.schedule_store,
+            self._names.flow_word,
+        ]
         await self._listen(keys)
         for key in keys:
             self._workers[key].add(waiter)
@@ -144,14 +152,17 @@ class Waiting:
 
         :param key: what it was listened for by.
         """
-        if key == self._names.schedule_store:
+        if key in (self._names.schedule_store, self._names.flow_word):
             self._surveyed.clear()
             for waiter in self._workers.get(key, ()):
                 waiter.look_again = True
                 waiter.woken.set()
             return
         if message.headers:
-            at = self._hear_stored(message)
+            stored_at = self._hear_stored(message)
+            if stored_at is None:
+                return
+            at = stored_at
         else:
             at = int(message.data) if message.data.isdigit() else 0
             self._surveyed.discard(key)
@@ -159,15 +170,18 @@ class Waiting:
         for waiter in self._workers.get(key, ()):
             waiter.hear(at, now)
 
-    def _hear_stored(self, message: Message) -> int:
-        """Take note of a message that the servers passed on; give the time at which its task may start."""
+    def _hear_stored(self, message: Message) -> int | None:
+        """Take note of a message that the servers passed on; give the time at which its task may start, if any does."""
         headers = message.headers or {}
         subject, seq = headers.get("Nats-Subject"), headers.get("Nats-Sequence", "")
         if subject is None or not seq.isdecimal():
             return 0
         stored = Stored(subject, int(seq), message.data)
         self._transport.note(stored.seq, stored)
-        if line_in(stored.subject) != DUE_LINE:
+        line = line_in(stored.subject)
+        if line == BLOCKED_LINE:
+            return None
+        if line != DUE_LINE:
             return 0
         return self._state_store.task_lookup.read(stored).run_at(0)
 
@@ -176,6 +190,8 @@ class Waiting:
         if self._surveyed_by != self._transport.generation or not self._surveyed.issuperset(
             map(self._names.work, queues)
         ):
+            return None
+        if self._flows.due(self._state_store.clock.now(), 1):
             return None
         times: list[int] = [] if self._run is None else [self._run]
         for queue in queues:
@@ -210,7 +226,11 @@ class Waiting:
         if any(at <= now for at in times):
             return _Look(True, end)
         overdue, run = await self._schedule_store.outlook(now)
-        runs = [at for at in (run, now + int(OVERDUE_PAUSE * 1e6) if overdue else None) if at is not None]
+        await self._flows.look()
+        if self._flows.due(now, 1):
+            return _Look(True, end)
+        later = now + int(OVERDUE_PAUSE * 1e6) if overdue else None
+        runs = [at for at in (run, self._flows.next_at(now), later) if at is not None]
         self._run = min(runs, default=None)
         times += runs
         self._surveyed_by = generation
@@ -271,7 +291,7 @@ class Waiting:
         """
         names = self._names
         stored, left = await self._transport.scan(f"{names.root}.>", end + 1, MOST_NEWS, max_bytes=MOST_NEWS * 1024)
-        reasons = (*(names.batches(queue)[:-1] for queue in queues), names.schedules[:-1])
+        reasons = (*(names.batches(queue)[:-1] for queue in queues), names.schedules[:-1], names.flows[:-1])
         queue_states = {names.queue_state(queue) for queue in queues}
         for one in stored:
             is_reason = one.subject.startswith(reasons) or one.subject in queue_states
