@@ -264,5 +264,7 @@ class FlowSteps:
 
 
 def _is_accepted(name: str, snapshot: Snapshot) -> bool:
-    """Return whether a change was accepted, as far as a flow that it changed tells."""
-    return any(record is not None and name in record.recent for record in snapshot.flows.values())
+    """Return whether a change was accepted, as far as a flow or the state of a queue that it changed tells."""
+    return any(record is not None and name in record.recent for record in snapshot.flows.values()) or any(
+        name in queue_state.recent for queue_state in snapshot.queue_states.values()
+    )
