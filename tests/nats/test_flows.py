@@ -8,6 +8,7 @@ from typing import Any
 
 import nats
 import pytest
+from nats.aio.client import Client
 from nats.js.client import JetStreamContext
 
 from omniq.flow import NewFlow, NewGate
@@ -43,7 +44,7 @@ def ends(tasks: Sequence[StoredTask]) -> list[Succeeded]:
     return [Succeeded(id=one.id, delivery=one.delivery, result=b"1") for one in tasks]
 
 
-async def stream_of(server: NatsServer) -> tuple[nats.NATS, JetStreamContext]:
+async def stream_of(server: NatsServer) -> tuple[Client, JetStreamContext]:
     client = await nats.connect(server.url)
     return client, client.jetstream()
 
