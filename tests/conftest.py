@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import inspect
+
 import hypothesis
 import pytest
 
@@ -15,3 +18,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "model_examples" in metafunc.fixturenames:
         in_the_long_run = pytest.param(50, marks=[pytest.mark.long, pytest.mark.timeout(600)])
         metafunc.parametrize("model_examples", [8, in_the_long_run])
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Run a test that is a coroutine function on an event loop of its own."""
+    test = pyfuncitem.obj
+    if not inspect.iscoroutinefunction(test):
+        return None
+    names = inspect.signature(test).parameters
+    asyncio.run(test(**{name: pyfuncitem.funcargs[name] for name in names}))
+    return True

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import types
 from collections.abc import Mapping
 from typing import Any
@@ -11,8 +10,9 @@ import pytest
 
 from omniq import ConfigurationError, TaskQueue, hookimpl
 from omniq.plugins import default_plugins
-from omniq.serialization import ArgumentTypes, Serializer
+from omniq.serialization import Serializer
 from omniq.task import NewTask
+from tests.core.plugged_cpu_tasks import Registered
 
 
 class Counter:
@@ -34,33 +34,6 @@ class Kept:
     @hookimpl
     def omniq_task_enqueued(self, task: NewTask) -> None:
         self.tasks.append(task)
-
-
-class Capitals:
-    """Writes JSON in capitals."""
-
-    name = "capitals"
-
-    def dump_arguments(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], types: ArgumentTypes) -> bytes:
-        return json.dumps([args, kwargs]).upper().encode()
-
-    def load_arguments(self, data: bytes, types: ArgumentTypes) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        args, kwargs = json.loads(data)
-        return tuple(args), kwargs
-
-    def dump_result(self, value: Any, hint: Any) -> bytes:
-        return json.dumps(value).upper().encode()
-
-    def load_result(self, data: bytes, hint: Any) -> Any:
-        return json.loads(data)
-
-
-class Serializers:
-    """Brings a serializer."""
-
-    @hookimpl
-    def omniq_serializers(self) -> Mapping[str, Serializer]:
-        return {"capitals": Capitals()}
 
 
 def enqueue_one(queue: TaskQueue) -> None:
@@ -111,7 +84,7 @@ def test_two_of_one_class_are_told_apart_by_their_names() -> None:
 
 
 def test_a_plugin_may_bring_a_serializer() -> None:
-    queue = TaskQueue("memory://", serializer="capitals", plugins=[Serializers()])
+    queue = TaskQueue("memory://", serializer="capitals", plugins=[Registered()])
 
     @queue.task
     def note(text: str) -> None: ...
