@@ -28,7 +28,7 @@ endif
 endif
 endif
 
-.PHONY: help demo test test-long lint types docs site bench map size wheels release-check coverage format clean
+.PHONY: help demo test test-long lint types docs site bench map size screenshots wheels release-check coverage format clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -70,6 +70,9 @@ map: $(VENV)/.dev ## draw which room of each package knows which
 size: $(BIN)/python ## count the lines of product code, by distribution and language
 	$(BIN)/python tests/size.py
 
+screenshots: $(VENV)/.dev ## pictures of every page of the dashboard, in screenshots/; needs chromium
+	$(BIN)/python -m tests.dashboard.screenshots screenshots
+
 wheels: $(VENV)/.dev ## build wheel and sdist of each distribution into dist/
 	@set -e; for distribution in $(DISTRIBUTIONS); do \
 		$(BIN)/python -m build --no-isolation --outdir dist "$$distribution"; done
@@ -92,7 +95,7 @@ format: $(VENV)/.dev ## put the code into its form
 	$(BIN)/ruff format
 
 clean: ## remove the environment and all that was built
-	rm -rf "$(VENV)" dist site bench-results htmlcov .coverage .coverage.* \
+	rm -rf "$(VENV)" dist site screenshots bench-results htmlcov .coverage .coverage.* \
 		.hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

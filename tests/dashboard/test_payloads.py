@@ -97,6 +97,15 @@ async def test_a_task_is_shown_as_it_is_stored_without_its_secrets(queue: TaskQu
         assert text in page
 
 
+async def test_defaults_of_functions_hide_their_secrets(queue: TaskQueue) -> None:
+    @queue.task(name="send")
+    async def send(to: str, n: int = 3, smtp_password: str = SECRET, token: str | None = None) -> None: ...
+
+    async with client_of(queue) as client:
+        page = html.unescape((await client.get("/functions")).text)
+    assert f"(to: str, n: int = 3, smtp_password: str = {HIDDEN}, token: str | None = None) -> None" in page
+
+
 async def test_without_the_permission_nothing_of_it_is_shown(queue: TaskQueue) -> None:
     task_id = await _ended_task(queue)
 

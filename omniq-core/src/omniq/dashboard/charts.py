@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
-from omniq.dashboard.looks import BUCKET, Bucket
+from omniq.dashboard.looks import BUCKET, BUCKETS, Bucket
 from omniq.task import TaskState
 
 __all__ = ["ended_chart", "waiting_chart"]
@@ -56,9 +56,8 @@ def waiting_chart(buckets: Sequence[Bucket]) -> tuple[Markup, int]:
 
 
 def _line(run: Sequence[tuple[float, float]]) -> Markup:
-    if len(run) == 1:
-        (x, y) = run[0]
-        return Markup('<circle class="dot" cx="{:.1f}" cy="{:.1f}" r="2.5"/>').format(x, y)
+    half = WIDTH / BUCKETS / 2  # so that one look is seen, too
+    run = [(run[0][0] - half, run[0][1]), *run, (run[-1][0] + half, run[-1][1])]
     points = " ".join(f"{x:.1f},{y:.1f}" for x, y in run)
     return Markup('<polygon class="area" points="{:.1f},{} {} {:.1f},{}"/><polyline class="line" points="{}"/>').format(
         run[0][0], HEIGHT, points, run[-1][0], HEIGHT, points

@@ -171,7 +171,7 @@ def run(options: argparse.Namespace) -> int:
     """Serve the dashboard of the shop until Ctrl-C."""
     require_extra()
     screen = Screen()
-    queue = TaskQueue(options.url or f"memory://{new_id()}")
+    queue = TaskQueue(options.url or "memory://shop")
     shop = Shop(queue)
     logging.getLogger("omniq").setLevel(logging.CRITICAL)  # tasks fail here on purpose
     with contextlib.closing(listener_at(options.http)) as listener:

@@ -16,6 +16,7 @@ __all__ = ["picture_of"]
 
 BOX_WIDTH, BOX_HEIGHT = 190, 56
 GAP_X, GAP_Y = 64, 18
+DIP = 62
 MOST_BOXES = 150
 LONGEST_NAME = 24
 _ORDER = (
@@ -80,7 +81,7 @@ def picture_of(flow: Flow, tasks: Sequence[StoredTask], addresses: Mapping[str, 
     ]
     shapes = [_shape(box, addresses, own) for box in boxes.values()]
     width = max(box.x for box in boxes.values()) + BOX_WIDTH + 4
-    height = max(box.y for box in boxes.values()) + BOX_HEIGHT + 4
+    height = max(box.y for box in boxes.values()) + BOX_HEIGHT + 24
     return Markup(
         '<svg class="flow" width="{}" height="{}" viewBox="0 0 {} {}" role="group" aria-label="The flow as a picture">'
         "{}{}</svg>"
@@ -104,6 +105,11 @@ def _edge(one: _Box, other: _Box) -> Markup:
     x1, y1 = one.x + BOX_WIDTH, one.y + BOX_HEIGHT / 2
     x2, y2 = other.x, other.y + BOX_HEIGHT / 2
     middle = (x1 + x2) / 2
+    if other.depth > one.depth + 1:  # below what stands between them
+        dip = max(y1, y2) + DIP
+        return Markup('<path class="edge" d="M{} {}C{} {} {} {} {} {}"/>').format(
+            x1, y1, x1 + GAP_X, dip, x2 - GAP_X, dip, x2, y2
+        )
     return Markup('<path class="edge" d="M{} {}C{} {} {} {} {} {}"/>').format(x1, y1, middle, y1, middle, y2, x2, y2)
 
 

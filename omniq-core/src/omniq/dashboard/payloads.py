@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from omniq._client.queue import TaskQueue
 from omniq.dashboard.redaction import HIDDEN, is_secret, redacted, restored
@@ -34,6 +36,8 @@ class Shown:
     text: str
     is_json: bool = True
     """Whether the text is JSON; if not, it says why there is none."""
+    results: int = 0
+    """How many results of other tasks take places in it when the task runs; there is null in them."""
 
 
 def text_of(value: Any) -> str:
@@ -57,7 +61,16 @@ def arguments_of(task: Task, queue: TaskQueue) -> list[tuple[str, Shown]]:
     args, kwargs = stored
     names = _names(task.name, queue, len(args))
     pairs = [*zip(names, args, strict=True), *kwargs.items()]
-    return [(name, _shown(name, value)) for name, value in pairs]
+    taken = Counter(names[place] if group == "args" else place for group, place in _places(task))
+    shown = [(name, _shown(name, value)) for name, value in pairs]
+    return [(name, evolve(value, results=taken[name])) for name, value in shown]
+
+
+def _places(task: Task) -> Iterator[tuple[str | int, Any]]:
+    """Yield which arguments of a task, or items of them, take the result of other tasks, once for each of those."""
+    for reference in task.references:
+        for _ in reference.ids:
+            yield reference.path[0], reference.path[1]
 
 
 def redacted_arguments(task: Task, queue: TaskQueue, args: list[Any], kwargs: dict[str, Any]) -> list[Any]:

@@ -17,7 +17,8 @@ function disturbs() {
 }
 
 function say(state, text) {
-  if (status.dataset.state !== state) {
+  if (status.textContent !== text) {
+    status.hidden = false;
     status.dataset.state = state;
     status.textContent = text;
   }
@@ -53,7 +54,8 @@ async function refresh() {
 }
 
 function key(node) {
-  return node.nodeType === 1 ? node.dataset.key || node.id || "" : "";
+  // Not node.id: of a form with a field of that name it is the field.
+  return node.nodeType === 1 ? node.getAttribute("data-key") || node.getAttribute("id") || "" : "";
 }
 
 // Make one element like another, and leave alone what is the same.

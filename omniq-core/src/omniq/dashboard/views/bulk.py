@@ -31,7 +31,8 @@ def dry_run(verb: Verb) -> View:
     """Return the view that says what an action would do."""
 
     async def show(visit: Visit) -> Response:
-        filters, ids = await _meant(visit, verb)
+        asked = Filters.of(visit)
+        filters, ids = await _meant(visit, verb, asked)
         counts = await _counts(visit, verb, filters, ids)
         samples = await _samples(visit, filters, ids)
         total = sum(one.number for one in counts.values())
@@ -40,6 +41,7 @@ def dry_run(verb: Verb) -> View:
             title=f"{verb.label} tasks",
             verb=verb,
             filters=filters,
+            words=evolve(filters, before=asked.before, states=asked.states).words,
             ids=ids,
             counts={state.value: count for state, count in counts.items() if count.number},
             total=total,
@@ -53,8 +55,8 @@ def dry_run(verb: Verb) -> View:
     return show
 
 
-async def _meant(visit: Visit, verb: Verb) -> tuple[Filters, list[str]]:
-    filters = Filters.of(visit)
+async def _meant(visit: Visit, verb: Verb, filters: Filters) -> tuple[Filters, list[str]]:
+    """Return which tasks are meant: those in states in which it can be done that were enqueued before now."""
     ids = list(dict.fromkeys(visit.all("id")))
     if len(ids) > MOST_NAMED:
         raise Refused(400, f"At most {MOST_NAMED} tasks can be chosen one by one.")

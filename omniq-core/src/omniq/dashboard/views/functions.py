@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable
 
-from attrs import define, field
+from attrs import define, field, frozen
 from starlette.responses import Response
 
+from omniq.dashboard.redaction import HIDDEN, is_secret
 from omniq.dashboard.views.numbers import percentile, seconds_run
 from omniq.dashboard.visit import Visit
 from omniq.task import StoredTask, TaskState
@@ -42,7 +44,7 @@ async def show(visit: Visit) -> Response:
     rows: dict[str, Row] = {}
     for name, function in visit.queue.functions.items():
         definition = function.definition
-        rows[name] = Row(name, signature=str(definition.signature), executor=definition.executor)
+        rows[name] = Row(name, signature=_text(definition.signature), executor=definition.executor)
     for worker in look.workers:
         for name in () if worker.about is None else worker.about.functions:
             rows.setdefault(name, Row(name)).known_to += 1
@@ -54,6 +56,27 @@ async def show(visit: Visit) -> Response:
         sampled=len(sample.tasks),
         is_all=sample.is_all,
         workers=len(look.workers),
+    )
+
+
+@frozen
+class _As:
+    text: str
+
+    def __repr__(self) -> str:
+        return self.text
+
+
+def _text(signature: inspect.Signature) -> str:
+    """Return a signature as it was written, but for defaults that are secrets."""
+    shown = []
+    for one in signature.parameters.values():
+        hint = _As(one.annotation) if isinstance(one.annotation, str) else one.annotation
+        is_hidden = one.default not in (one.empty, None) and is_secret(one.name)
+        shown.append(one.replace(annotation=hint, default=_As(HIDDEN) if is_hidden else one.default))
+    returned = signature.return_annotation
+    return str(
+        signature.replace(parameters=shown, return_annotation=_As(returned) if isinstance(returned, str) else returned)
     )
 
 

@@ -94,7 +94,7 @@ def _timeline(task: Task, now: datetime) -> Sequence[Moment]:
     if task.started_at is not None and not is_over:
         on = f"on {task.worker}" if task.worker else ""
         moments.append(Moment(label=f"Attempt {task.attempt} began", at=task.started_at, kind="running", detail=on))
-    if task.state.is_final:
+    if task.state.is_final and not (is_over and task.history[-1].outcome.value == task.state.value):
         moments.append(Moment(label=task.state.value.capitalize(), at=task.finished_at, kind=task.state.value))
     elif task.state in (TaskState.SCHEDULED, TaskState.READY):
         label = "Due" if task.run_at > now else "Ready"

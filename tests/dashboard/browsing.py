@@ -1,0 +1,165 @@
+"""Chromium, and dashboards that it looks at: on one event loop, in a thread of its own, for all tests."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import Awaitable
+from contextlib import AsyncExitStack
+from importlib import resources
+from typing import Any, Self, TypeVar
+
+import pytest
+import uvicorn
+from playwright.async_api import Browser, BrowserContext, Page, Route, async_playwright
+
+from omniq import TaskQueue
+from omniq.dashboard import EVERYTHING, Dashboard, Visitor
+from tests.servers.base import HOST, find_binary, free_port
+
+__all__ = ["Site", "World", "chromium", "violations"]
+
+T = TypeVar("T")
+
+PATIENCE = 30_000
+"""Milliseconds that a page may take on a busy machine."""
+
+
+def chromium() -> str:
+    """Return the path of the browser. Without one a test is skipped, and fails in CI."""
+    found = find_binary(["chromium", "chromium-browser", "google-chrome"])
+    if found is not None:
+        return str(found)
+    missing = "there is no chromium on the path; on Debian: apt-get install chromium"
+    if os.environ.get("CI"):
+        pytest.fail(missing)
+    pytest.skip(missing)
+
+
+class World:
+    """The event loop and its browser."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self.loop.run_forever, name="browsing", daemon=True)
+        self._stack = AsyncExitStack()
+        self._browser: Browser | None = None
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.do(self._stack.aclose())
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join()
+        self.loop.close()
+
+    def do(self, work: Awaitable[T]) -> T:
+        """Do something on the loop, and wait for it."""
+
+        async def awaited() -> T:
+            return await work
+
+        return asyncio.run_coroutine_threadsafe(awaited(), self.loop).result(timeout=200)
+
+    async def browser(self) -> Browser:
+        """Return the browser, which is started once."""
+        if self._browser is None:
+            playwright = await self._stack.enter_async_context(async_playwright())
+            # Tests may run as root, and in containers with a small /dev/shm.
+            options = ["--no-sandbox", "--disable-dev-shm-usage"]
+            self._browser = await playwright.chromium.launch(executable_path=chromium(), args=options)
+            self._stack.push_async_callback(self._browser.close)
+        return self._browser
+
+
+class Site:
+    """A dashboard that is served, and what its pages must not do.
+
+    :param world: where.
+    :param queue: whose.
+    """
+
+    def __init__(self, world: World, queue: TaskQueue) -> None:
+        self.queue = queue
+        self.dashboard = Dashboard(queue, access=lambda request: Visitor(name="ada", may=EVERYTHING), hosts=())
+        self.wrong: list[str] = []
+        """What pages did that they must not: dialogs, errors, requests to elsewhere, violations of the policy."""
+        self._world = world
+        self._stack = AsyncExitStack()
+        self.url = ""
+
+    async def __aenter__(self) -> Self:
+        port = free_port()
+        options: Any = {"log_config": None, "lifespan": "off", "ws": "none", "http": "h11"}
+        server = uvicorn.Server(uvicorn.Config(self.dashboard, host=HOST, port=port, **options))
+        serving = asyncio.create_task(server.serve())
+        while not server.started:
+            assert not serving.done(), "the server did not start"
+            await asyncio.sleep(0.01)
+
+        async def stop() -> None:
+            server.should_exit = True
+            await serving
+
+        self._stack.push_async_callback(stop)
+        self.url = f"http://{HOST}:{port}"
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stack.aclose()
+
+    async def context(self, **options: Any) -> BrowserContext:
+        """Return a browser of its own, which reaches nothing but this site."""
+        context = await (await self._world.browser()).new_context(**options)
+        context.set_default_timeout(PATIENCE)
+        self._stack.push_async_callback(context.close)
+
+        async def guard(route: Route) -> None:
+            if route.request.url.startswith((self.url, "data:")):
+                await route.continue_()
+            else:
+                self.wrong.append(f"a request to {route.request.url}")
+                await route.abort()
+
+        await context.route("**/*", guard)
+        context.on("page", self._watch)
+        return context
+
+    async def page(self, path: str = "/", **options: Any) -> Page:
+        """Return a page that was opened."""
+        page = await (await self.context(**options)).new_page()
+        await page.goto(f"{self.url}{path}")
+        return page
+
+    def _watch(self, page: Page) -> None:
+        async def dismissed(dialog: Any) -> None:
+            self.wrong.append(f"a dialog on {page.url}: {dialog.message}")
+            await dialog.dismiss()
+
+        def logged(message: Any) -> None:
+            if message.type == "error" and "the server responded with a status of" not in message.text:
+                self.wrong.append(f"on {page.url}: {message.text}")
+
+        page.on("dialog", dismissed)
+        page.on("console", logged)
+        page.on("pageerror", lambda error: self.wrong.append(f"an error on {page.url}: {error}"))
+
+
+_AXE = (resources.files("axe_playwright_python") / "axe.min.js").read_text(encoding="utf-8")
+_RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
+
+
+async def violations(page: Page, *rules: str) -> list[str]:
+    """Return what axe-core finds on a page.
+
+    :param rules: only these; none: all that stand for WCAG 2.2 AA, and good practice.
+    """
+    await page.evaluate(_AXE)
+    found = await page.evaluate("rules => axe.run(document, { runOnly: rules })", list(rules) or _RULES)
+    return [
+        f"{page.url}: {one['id']}: {one['help']}: {[node['html'][:160] for node in one['nodes'][:3]]}"
+        for one in found["violations"]
+    ]

@@ -1,0 +1,288 @@
+"""The dashboard in a real browser: every page on every store, live, by keys, without JavaScript, and on a phone."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.async_api import expect
+
+from omniq import Cron, TaskQueue, each
+from omniq.storage import Lease
+from omniq.storage.ids import new_id
+from omniq.task import Failed, Progress, TaskError
+from tests.dashboard.browsing import PATIENCE, Site, World, violations
+from tests.dashboard.screenshots import take
+from tests.servers.starting import make_server
+
+pytestmark = [pytest.mark.xdist_group("browser"), pytest.mark.timeout(220)]
+
+expect.set_options(timeout=PATIENCE)
+
+EVIL = "<img src=x onerror=alert(1)>\"'</script><script>alert(2)</script>{{7*7}}\u202eevil"
+SEEN = "<img src=x onerror=alert(1)>\"'</script><script>alert(2)</script>{{7*7}}"
+STORES = [
+    "memory",
+    "sqlite",
+    "files",
+    "redis",
+    pytest.param("postgres", marks=pytest.mark.long),
+    pytest.param("nats", marks=pytest.mark.long),
+]
+
+
+@asynccontextmanager
+async def queue_on(store: str, folder: Path) -> AsyncIterator[TaskQueue]:
+    """Yield a queue on a store of its own."""
+    urls = {"memory": f"memory://{new_id()}", "sqlite": f"sqlite:///{folder}/jobs.db", "files": f"file://{folder}/jobs"}
+    if store in urls:
+        async with TaskQueue(urls[store]) as queue:
+            yield queue
+        return
+    with make_server(store, folder) as server:
+        async with TaskQueue(server.url) as queue:
+            yield queue
+
+
+async def fill(queue: TaskQueue) -> dict[str, str]:
+    """Put tasks in all states and hostile texts into all places; return the paths of pages to look at."""
+
+    @queue.task(name=EVIL, queue="hostile")
+    async def evil(*args: Any, **kwargs: Any) -> Any:
+        return EVIL
+
+    @queue.task(name="add")
+    async def add(numbers: list[int]) -> int:
+        return sum(numbers)
+
+    @queue.task(name="one")
+    async def one(n: int) -> int:
+        return n
+
+    tagged = evil.using(tags=(EVIL,), unique=EVIL, headers={"request-id": EVIL})
+    ended = await tagged.aenqueue(EVIL, {EVIL: [EVIL]}, **{"password": "hunter2", EVIL: EVIL})
+    async with queue.worker(queues=["hostile"], recover_every=60):
+        await ended
+    running = await tagged.aenqueue(EVIL)
+    storage = (await queue.connections.current()).storage
+    (claimed,) = await storage.claim({"hostile": 1}, worker=EVIL, lease=600)
+    await storage.set_progress({Lease(claimed.id, claimed.delivery): Progress(done=3, total=7, note=EVIL)})
+    await storage.heartbeat(EVIL, [Lease(claimed.id, claimed.delivery)], 600)
+    failed = await evil.using(queue="failing").aenqueue(EVIL)
+    (claimed,) = await storage.claim({"failing": 1}, worker=EVIL, lease=600)
+    error = TaskError(type=EVIL, message=f"{EVIL}\n{EVIL}", traceback=f"Traceback:\n  {EVIL}")
+    await storage.finish([Failed(id=claimed.id, delivery=claimed.delivery, error=error)])
+    await evil.using(queue="waiting", delay=timedelta(hours=3)).aenqueue(EVIL)
+    waits = await evil.using(queue="waiting").aenqueue(EVIL)
+    await queue.apause("waiting")
+    await queue.aschedule(evil.call(EVIL), Cron("0 9 * * mon", tz="Europe/Berlin"), id=SEEN)
+    paths = {"done": f"/task?id={ended.id}", "running": f"/task?id={running.id}", "failed": f"/task?id={failed.id}"}
+    paths |= {"waiting": f"/task?id={waits.id}", "copy": f"/task/copy?id={failed.id}"}
+    if storage.limits.flows:
+        handle = await queue.aenqueue_flow(each(one, [1, 2, 3]).then(add))
+        paths["flow"] = f"/flow?id={(await queue.arecord(handle.id)).flow}"
+        paths["blocked"] = f"/task?id={handle.id}"
+    for name in ("tasks", "queues", "functions", "workers", "schedules", "flows", "doctor"):
+        paths[name] = f"/{name}"
+    paths["overview"] = "/"
+    paths["filtered"] = "/tasks?state=failed&state=running"
+    paths["nothing"] = "/tasks?tag=nothing"
+    paths["dry run"] = "/bulk/cancel?queue=waiting"
+    return paths
+
+
+@pytest.mark.parametrize("store", STORES)
+async def test_every_page_on_every_store(world: World, store: str, tmp_path: Path) -> None:
+    async with queue_on(store, tmp_path) as queue:
+        paths = await fill(queue)
+        async with Site(world, queue) as site:
+            page = await site.page()
+            for name, path in paths.items():
+                answer = await page.goto(f"{site.url}{path}")
+                assert answer is not None
+                assert answer.status == 200, path
+                text = await page.locator("main").inner_text()
+                if name not in ("doctor", "flow", "blocked", "flows", "queues", "nothing"):
+                    assert SEEN in text or name == "overview", f"{name} shows texts as they are: {text}"
+                assert "49" not in await page.locator("h1").inner_text()
+                assert "hunter2" not in await page.content()
+                assert "\u202e" not in text
+            assert site.wrong == []
+
+
+@pytest.mark.parametrize("names", [["overview", "failed"], pytest.param(None, marks=pytest.mark.long)])
+async def test_pages_can_be_used_by_everybody(site: Site, names: list[str] | None) -> None:
+    paths = await fill(site.queue)
+    light, dark = await site.page(), await site.page(color_scheme="dark")
+    found: list[str] = []
+    for name in names or paths:
+        await light.goto(f"{site.url}{paths[name]}")
+        found += await violations(light)
+        await dark.goto(f"{site.url}{paths[name]}")
+        found += await violations(dark, "color-contrast")
+    assert found == []
+
+
+async def test_pages_are_as_narrow_as_a_phone(site: Site) -> None:
+    paths = await fill(site.queue)
+    page = await site.page(viewport={"width": 400, "height": 800})
+    for path in paths.values():
+        await page.goto(f"{site.url}{path}")
+        width = await page.evaluate("document.scrollingElement.scrollWidth")
+        assert width <= 400, f"{path} is {width} pixels wide"
+
+
+async def test_an_empty_store_says_what_to_do_next(site: Site) -> None:
+    page = await site.page("/")
+    for path, told in (
+        ("/", "No tasks yet"),
+        ("/tasks", "The store holds no tasks"),
+        ("/queues", "No queues yet"),
+        ("/functions", "No functions are known"),
+        ("/workers", "omniq worker shop.tasks:queue"),
+        ("/schedules", "No schedules yet"),
+        ("/flows", "No flows"),
+        ("/nope", "There is no such page"),
+    ):
+        await page.goto(f"{site.url}{path}")
+        await expect(page.locator("main")).to_contain_text(told)
+
+
+async def test_a_page_is_live_and_stands_still_while_that_would_disturb(site: Site) -> None:
+    @site.queue.task(name="job")
+    async def job() -> None: ...
+
+    first = await job.aenqueue()
+    page = await site.page("/tasks")
+    rows = page.locator("tbody tr")
+    await expect(rows).to_have_count(1)
+    await page.evaluate("document.querySelector('tbody tr').kept = true")
+    await job.aenqueue()
+    await expect(rows).to_have_count(2)
+    assert await page.evaluate("document.querySelectorAll('tbody tr')[1].kept"), "a row that stays is the same one"
+    await expect(page.locator(".live")).to_have_text("live")
+
+    await page.locator(f"tbody input[value='{first.id}']").check()
+    await expect(page.locator(".live")).to_have_text("paused")
+    await job.aenqueue()
+    await expect(rows).to_have_count(2)
+    await page.locator(f"tbody input[value='{first.id}']").uncheck()
+    await expect(rows).to_have_count(3)
+
+
+async def test_buttons_do_what_they_say(site: Site) -> None:
+    @site.queue.task(name="job")
+    async def job(n: int) -> None: ...
+
+    handle = await job.aenqueue(7)
+    page = await site.page("/queues")
+    await page.get_by_role("button", name="Pause default").click()
+    await expect(page.locator(".said")).to_have_text("Queue default is paused.")
+    await page.get_by_role("button", name="Resume default").click()
+    await expect(page.locator(".said")).to_have_text("Queue default goes on.")
+
+    await page.goto(f"{site.url}/task?id={handle.id}")
+    await page.get_by_role("button", name="Cancel").click()
+    await expect(page.locator(".said")).to_contain_text("The task is cancelled")
+    await page.get_by_role("button", name="Retry").click()
+    await expect(page.locator(".said")).to_have_text("The task is ready again.")
+
+    await page.get_by_role("link", name="Enqueue a copy").click()
+    await page.get_by_label("Positional arguments").fill("[8")
+    await page.get_by_role("button", name="Enqueue the copy").click()
+    await expect(page.get_by_role("alert")).to_contain_text("this is no JSON")
+    await page.get_by_label("Positional arguments").fill("[8]")
+    await page.get_by_role("button", name="Enqueue the copy").click()
+    await expect(page.locator(".said")).to_have_text("The copy is enqueued.")
+    await expect(page.locator(".values")).to_contain_text("8")
+
+    await page.locator("summary", has_text="Delete").click()
+    await page.get_by_role("button", name="Delete").click()
+    await expect(page.locator(".said")).to_have_text("The task is deleted.")
+    (left,) = await site.queue.atasks()
+    assert left.id == handle.id
+
+
+async def test_many_tasks_at_once(site: Site) -> None:
+    @site.queue.task(name="job")
+    async def job(n: int) -> None: ...
+
+    await site.queue.aenqueue_many([job.call(n) for n in range(1_203)])
+    page = await site.page("/tasks?queue=default")
+    for box in (0, 1, 2):
+        await page.locator("tbody input").nth(box).check()
+    await expect(page.locator("[data-chosen-count]")).to_have_text("3 chosen:")
+    await page.get_by_role("button", name="Delete", exact=True).click()
+    await expect(page.locator("h1")).to_have_text("Delete 3 tasks?")
+    await page.get_by_role("button", name="Delete 3 tasks").click()
+    await expect(page.locator("h1")).to_have_text("Delete: done")
+    await page.get_by_role("link", name="Back to the tasks").click()
+
+    await page.get_by_role("link", name="Cancel all…").click()
+    await expect(page.locator("h1")).to_have_text("Cancel 1,200 tasks?")
+    await job.aenqueue(1_204)
+    await page.get_by_label("to confirm").fill("1,200")
+    await page.get_by_role("button", name="Cancel 1,200 tasks").click()
+    await expect(page.locator("h1")).to_have_text("Cancel: done")
+    await expect(page.locator("[data-done]")).to_have_text("1,200")
+    assert (await site.queue.acount_tasks(state="ready")).number == 1
+
+
+async def test_it_can_be_used_by_keys(site: Site) -> None:
+    @site.queue.task(name="job")
+    async def job() -> None: ...
+
+    handles = [await job.aenqueue() for _ in range(3)]
+    page = await site.page("/")
+    await page.keyboard.press("g")
+    await page.keyboard.press("t")
+    await expect(page.locator("h1")).to_have_text("Tasks")
+    await page.keyboard.press("?")
+    await expect(page.get_by_role("dialog")).to_be_visible()
+    await page.keyboard.press("Escape")
+    await expect(page.get_by_role("dialog")).to_be_hidden()
+    await page.keyboard.press("/")
+    await page.keyboard.type("default")
+    await page.keyboard.press("Enter")
+    await expect(page).to_have_url(f"{site.url}/tasks?queue=default&name=&tag=&after=&before=")
+    await page.keyboard.press("j")
+    await page.keyboard.press("j")
+    await page.keyboard.press("x")
+    await expect(page.locator("tbody input:checked")).to_have_value(handles[1].id)
+    await page.keyboard.press("x")
+    await page.locator("body").evaluate("() => document.activeElement.blur()")
+    await page.keyboard.press("Enter")
+    await expect(page).to_have_url(f"{site.url}/task?id={handles[1].id}")
+
+
+async def test_it_works_without_javascript(site: Site) -> None:
+    @site.queue.task(name="job")
+    async def job(n: int) -> None: ...
+
+    await site.queue.aenqueue_many([job.call(n) for n in range(120)])
+    page = await site.page("/tasks", java_script_enabled=False)
+    await page.get_by_role("link", name="Older").click()
+    await expect(page.locator("tbody tr")).to_have_count(50)
+    await page.get_by_role("link", name="Older").click()
+    await expect(page.locator("tbody tr")).to_have_count(20)
+    await page.get_by_role("link", name="Newer").click()
+    await page.get_by_role("link", name="Newer").click()
+    await expect(page.get_by_role("link", name="Newer")).to_have_count(0)
+    await page.get_by_role("link", name="Delete all…").click()
+    await page.get_by_role("button", name="Delete 120 tasks").click()
+    while await page.locator("h1").inner_text() != "Delete: done":
+        await page.reload()
+    assert (await site.queue.acount_tasks()).number == 0
+    await page.goto(f"{site.url}/schedules")
+    await expect(page.locator("main")).to_contain_text("No schedules yet")
+
+
+@pytest.mark.long
+async def test_pictures_for_the_documentation(world: World, tmp_path: Path) -> None:
+    made = await take(world, tmp_path / "pictures", life=3)
+    assert {file.read_bytes()[:8] for file in made} == {b"\x89PNG\r\n\x1a\n"}
+    assert {"overview-light.png", "tasks-dark.png", "queues-phone.png"} <= {file.name for file in made}
