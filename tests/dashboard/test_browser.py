@@ -28,7 +28,7 @@ SEEN = "<img src=x onerror=alert(1)>\"'</script><script>alert(2)</script>{{7*7}}
 STORES = [
     "memory",
     "sqlite",
-    "files",
+    pytest.param("files", marks=pytest.mark.long),
     "redis",
     pytest.param("postgres", marks=pytest.mark.long),
     pytest.param("nats", marks=pytest.mark.long),

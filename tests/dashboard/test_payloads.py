@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from attrs import define
 
-from omniq import TaskQueue
+from omniq import TaskQueue, each
 from omniq.dashboard.redaction import HIDDEN, is_secret, redacted, restored
 from omniq.storage.ids import new_id
 from tests.dashboard.support import client_of
@@ -95,6 +95,23 @@ async def test_a_task_is_shown_as_it_is_stored_without_its_secrets(queue: TaskQu
     assert SECRET not in page + copy
     for text in ('"number": "4111"', f'"cvc": "{HIDDEN}"', "req-9", '"receipt": "r-17"', "12"):
         assert text in page
+
+
+async def test_arguments_that_are_not_there_yet_are_said_to_be(queue: TaskQueue) -> None:
+    @queue.task(name="one")
+    async def one(n: int) -> int:
+        return n
+
+    @queue.task(name="add")
+    async def add(numbers: list[int], factor: int) -> int:
+        return sum(numbers) * factor
+
+    handle = await queue.aenqueue_flow(each(one, [1, 2, 3]).then(add, factor=2))
+    async with client_of(queue) as client:
+        page = html.unescape((await client.get("/task", params={"id": handle.id})).text)
+        assert "null stands where 3 results of its flow go when it runs" in page
+        answer = await client.send_form("/task/copy", {"id": handle.id, "args": "[[1]]", "kwargs": '{"factor": 2}'})
+        assert answer.status_code == 409
 
 
 async def test_defaults_of_functions_hide_their_secrets(queue: TaskQueue) -> None:

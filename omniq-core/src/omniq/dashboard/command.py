@@ -8,8 +8,9 @@ import contextlib
 import ipaddress
 import logging
 import re
+import signal
 import socket
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -231,6 +232,7 @@ def serve(
     config = uvicorn.Config(
         app,
         log_config=None,
+        log_level="warning",
         access_log=False,
         server_header=False,
         lifespan="off",
@@ -239,7 +241,20 @@ def serve(
         loop="asyncio",
         timeout_graceful_shutdown=3,
     )
-    server = uvicorn.Server(config)
+
+    class Server(uvicorn.Server):
+        @contextlib.contextmanager
+        def capture_signals(self) -> Iterator[None]:
+            yield  # uvicorn would end the process by the signal that it was told to stop with
+
+    server = Server(config)
+
+    def stop(*_: object) -> None:
+        server.force_exit = server.should_exit
+        server.should_exit = True
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
 
     async def main() -> None:
         async with contextlib.AsyncExitStack() as stack:
@@ -249,5 +264,4 @@ def serve(
                 await stack.enter_async_context(around())
             await server.serve(sockets=[listener])
 
-    with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises the signal again once it has stopped
-        asyncio.run(main())
+    asyncio.run(main())

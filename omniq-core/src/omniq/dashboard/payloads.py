@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import Any
 
 from attrs import evolve, frozen
@@ -61,16 +61,22 @@ def arguments_of(task: Task, queue: TaskQueue) -> list[tuple[str, Shown]]:
     args, kwargs = stored
     names = _names(task.name, queue, len(args))
     pairs = [*zip(names, args, strict=True), *kwargs.items()]
-    taken = Counter(names[place] if group == "args" else place for group, place in _places(task))
+    taken = _taken(task, names)
     shown = [(name, _shown(name, value)) for name, value in pairs]
     return [(name, evolve(value, results=taken[name])) for name, value in shown]
 
 
-def _places(task: Task) -> Iterator[tuple[str | int, Any]]:
-    """Yield which arguments of a task, or items of them, take the result of other tasks, once for each of those."""
+def _taken(task: Task, names: Sequence[str]) -> Counter[str]:
+    """Return how many results of other tasks each argument takes, by its name."""
+    taken: Counter[str] = Counter()
     for reference in task.references:
-        for _ in reference.ids:
-            yield reference.path[0], reference.path[1]
+        count = sum(count for _, count in reference.runs)
+        match reference.path:
+            case ["args", int() as place, *_] if 0 <= place < len(names):
+                taken[names[place]] += count
+            case ["kwargs", str() as name, *_]:
+                taken[name] += count
+    return taken
 
 
 def redacted_arguments(task: Task, queue: TaskQueue, args: list[Any], kwargs: dict[str, Any]) -> list[Any]:
