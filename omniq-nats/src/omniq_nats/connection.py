@@ -14,7 +14,7 @@ import json
 import math
 import random
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -56,6 +56,8 @@ class Question:
     future: asyncio.Future[Message]
     number: str
     several: bool = False
+    left: int = 0
+    """How many answers are still to come of so many questions that were asked together; 0: it is one question."""
     found: list[Stored] = field(factory=list)
     seconds: float = math.inf
     """For how long it is waited."""
@@ -294,14 +296,20 @@ class Connection:
         question = self._questions.get(message.subject.rpartition(".")[2])
         if question is None or question.future.done():
             return
-        if question.several and (place := message.stored_as()) is not None:
+        place = message.stored_as() if question.several else None
+        if place is not None:
             question.found.append(Stored(*place, message.data))
+            if not question.left:
+                return
+        if question.left > 1 and (place is not None or (message.headers or {}).get("Status") == "404"):
+            question.left -= 1
             return
         question.future.set_result(message)
 
-    def _asked(self, several: bool = False) -> tuple[str, Question]:
+    def _asked(self, several: bool = False, left: int = 0) -> tuple[str, Question]:
         number = f"{next(self._numbers):x}"
-        question = self._questions[number] = Question(asyncio.get_running_loop().create_future(), number, several)
+        question = Question(asyncio.get_running_loop().create_future(), number, several, left)
+        self._questions[number] = question
         return f"{self._inbox}.{number}", question
 
     async def _answer(self, question: Question, seconds: float) -> Message:
@@ -341,7 +349,7 @@ class Connection:
         :return: the answer; the caller looks for its ``error``.
         """
         data = b"" if body is None else json.dumps(body).encode()
-        message, _ = await self._repeat(f"{self.settings.api}.{subject}", data, several=False, repeat=repeat)
+        message, _ = await self._repeat(f"{self.settings.api}.{subject}", [data], several=False, repeat=repeat)
         answer: dict[str, Any] = json.loads(message.data)
         error = answer.get("error") or {}
         if error.get("err_code") == NOT_FOUND and not subject.startswith("STREAM.INFO."):
@@ -353,14 +361,23 @@ class Connection:
         return answer
 
     async def _repeat(
-        self, subject: str, data: bytes, *, several: bool, repeat: bool = True
+        self, subject: str, bodies: Sequence[bytes], *, several: bool, repeat: bool = True, counted: bool = False
     ) -> tuple[Message, list[Stored]]:
+        """Ask, and ask again where no answer comes.
+
+        :param bodies: of the questions that are asked together.
+        :param several: whether stored messages are the answer.
+        :param counted: whether each question has one answer, rather than any number and a last one.
+        :return: the last answer, and the stored messages.
+        """
         deadline = time.monotonic() + self.settings.timeout
         while True:
             try:
                 client = await self._ready(deadline)
-                reply, question = self._asked(several)
-                await self._send(client, subject, data, reply, question=question)
+                reply, question = self._asked(several, len(bodies) if counted else 0)
+                if len(bodies) == 1 or not client.post_all([(subject, body) for body in bodies], reply):
+                    for body in bodies:
+                        await self._send(client, subject, body, reply, question=question)
                 left = deadline - time.monotonic()
                 return await self._answer(question, min(PATIENCE, left) if repeat else left), question.found
             except StorageUnavailable as error:

@@ -164,14 +164,16 @@ class WireClient(Client):
         self._put(message)
         return True
 
-    def post_all(self, messages: Sequence[tuple[str, bytes]]) -> bool:
-        """Send many messages without headers that nobody answers, in one piece; see :meth:`post`.
+    def post_all(self, messages: Sequence[tuple[str, bytes]], reply: str = "") -> bool:
+        """Send many messages without headers in one piece; see :meth:`post`.
 
         :param messages: subjects and data.
+        :param reply: where the answers go.
         """
         if not self._is_short or not self._is_open:
             return False
-        parts = [b"PUB %s %d\r\n%s\r\n" % (subject.encode(), len(data), data) for subject, data in messages]
+        to = f" {reply} ".encode() if reply else b" "
+        parts = [b"PUB %s%s%d\r\n%s\r\n" % (subject.encode(), to, len(data), data) for subject, data in messages]
         self._put(b"".join(parts))
         return True
 

@@ -465,7 +465,7 @@ async def _end_before(state_store: QueueStateStore, queue: str | None, moment: d
     low, high, at = 1, end, micros(moment)
     while low < high:
         middle = (low + high) // 2
-        found, _ = await state_store.transport.scan(state_store.names.batches(queue), middle, 1, max_bytes=1)
+        found = await state_store.transport.next_ones(state_store.names.batches(queue), middle, 1)
         if not found or state_store.task_lookup.read(found[0]).at >= at:
             high = middle
         else:

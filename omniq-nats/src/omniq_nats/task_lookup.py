@@ -25,6 +25,11 @@ REMEMBERED = 2000
 """Tasks of which it is known where they are."""
 AHEAD = 4
 """So many times as many tasks as are wanted are read of a line: the next claims will want them."""
+MOST_READ = 512
+"""Tasks, at most, that are read of a line at once."""
+MOST_BYTES_READ = 1024 * 1024
+WIDEST = 64
+"""So many batches of a line are asked for at once."""
 FAR_BEHIND = 500
 """Messages: so far the place in an empty line may lie behind the end of the stream."""
 
@@ -51,6 +56,8 @@ class _Part:
     batches: list[TaskBatch] = field(factory=list)
     has_more: bool = False
     """Whether there was more behind it when it was last read on."""
+    width: int = 1
+    """How many batches are asked for at once when it is next read on."""
     reading: asyncio.Lock = field(factory=asyncio.Lock)
 
     def following(self, after: TaskBatch | None) -> TaskBatch | None:
@@ -320,13 +327,26 @@ class TaskLookup:
         """Read more of a line; return whether there was any."""
         start = part.end
         # A claim that has to ask holds up the ends of tasks, which are written in the same step: it rather asks rarely.
-        count = max(4, min(512, AHEAD * wanted))
-        stored, left = await self._transport.scan(self._names.line(queue, line), start, count, max_bytes=1024 * 1024)
-        batches = [self.read(one) for one in stored]
+        tasks, size = max(4, min(MOST_READ, AHEAD * wanted)), MOST_BYTES_READ
+        batches: list[TaskBatch] = []
+        end = start
+        while tasks > 0 and size > 0:
+            width = part.width
+            stored = await self._transport.next_ones(self._names.line(queue, line), end, width)
+            if not stored:
+                part.width = 1
+                break
+            some = [self.read(one) for one in stored]
+            batches += some
+            tasks -= sum(max(1, len(batch)) for batch in some)
+            size -= sum(len(one.data) for one in stored)
+            end = some[-1].seq + 1
+            # Where several are asked for and there are others between them, some are answered with the same.
+            part.width = 1 if some[-1].is_shared else min(2 * width if len(some) == width else len(some), WIDEST)
         if batches and part.end == start:
             part.batches += batches
-            part.end = batches[-1].seq + 1
-            part.has_more = left > 0
+            part.end = end
+            part.has_more = tasks <= 0 or size <= 0
         return bool(batches)
 
     def runs_short(self, queue_state: QueueState, line: str, wanted: int) -> bool:
