@@ -190,24 +190,10 @@ class TaskOptions:
     headers: Mapping[str, str] = field(factory=dict, converter=check_headers)
     """Short texts that travel beside the arguments."""
 
-    def using(
-        self,
-        *,
-        queue: str | None = None,
-        priority: int | None = None,
-        delay: Duration | None = None,
-        run_at: datetime | None = None,
-        expires: Duration | datetime | None = None,
-        unique: str | bool | None = None,
-        max_retries: int | None = None,
-        retry: RetryPolicy | None = None,
-        timeout: Duration | None = None,
-        result_ttl: Duration | None = None,
-        tags: Iterable[str] | None = None,
-        headers: Mapping[str, str] | None = None,
-    ) -> TaskOptions:
+    def using(self, *, delay: Duration | None = None, run_at: datetime | None = None, **values: Any) -> TaskOptions:
         """Return a copy with other values; None leaves a value as it is.
 
+        :param values: of the other fields, by their names.
         :raises ValueError: if ``delay`` and ``run_at`` are both given, or a value cannot be used.
         """
         if delay is not None and run_at is not None:
@@ -215,17 +201,5 @@ class TaskOptions:
         if run_at is not None and not isinstance(run_at, datetime):
             raise TypeError(f"run_at must be an aware datetime, not {run_at!r}; for a duration there is delay")
         start = run_at if delay is None else timedelta(seconds=duration(delay, "delay"))
-        changes: dict[str, Any] = {
-            "queue": queue,
-            "priority": priority,
-            "run_at": start,
-            "expires": expires,
-            "unique": unique,
-            "max_retries": max_retries,
-            "retry": retry,
-            "timeout": timeout,
-            "result_ttl": result_ttl,
-            "tags": tags,
-            "headers": headers,
-        }
+        changes = {**values, "run_at": start}
         return evolve(self, **{name: value for name, value in changes.items() if value is not None})
