@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+from omniq.flow import GateState
 from omniq.storage import TaskQuery
 from omniq.storage.ids import new_id
 from omniq.storage.urls import parse_url
 from omniq.task import NewTask, StoredTask, Succeeded, TaskState
 from omniq.testing.contract.spoiling import Value
 from omniq_local.files import FileStorage
-from omniq_local.files.names import token, unique_path
+from omniq_local.files.names import members_folder, token, unique_path
 
 STATES = [state.value for state in TaskState]
 
@@ -105,7 +107,38 @@ async def check_whole(store: FileStorage, root: Path) -> dict[str, StoredTask]:
         for state, count in stats.counts.items():
             assert count == sum(task.queue == stats.queue and task.state is state for task in tasks.values()), state
     assert not list(base.glob("aside/*"))
+    await check_flows(store, root, tasks)
     return tasks
+
+
+async def check_flows(store: FileStorage, root: Path, tasks: dict[str, StoredTask]) -> None:
+    """Fail unless each flow says of its tasks and its gates what these are."""
+    base = root / "omniq"
+    members = [task for task in tasks.values() if task.flow is not None]
+    names = [path.name for path in base.glob("flows/members/*/*/*")]
+    assert sorted(names) == sorted(
+        f"{'_' if task.behind is None else task.behind}.{task.state}-{name}"
+        for task in members
+        for name in (path.name for path in base.glob(f"tasks/*/*-{task.id}.json"))
+    )
+    ids = [path.stem for path in base.glob("flows/ids/*/*")]
+    due = sorted(
+        path.name[32:].removesuffix(".json") for path in base.glob("flows/[dk]*/*/*") if path.parts[-3] != "keys"
+    )
+    assert due == sorted(ids), "each is found by when it is due"
+    flows = [flow for flow in await store.get_flows(ids) if flow is not None]
+    assert len(flows) == len(ids)
+    assert {task.flow for task in members} <= set(ids)
+    live_keys = [flow.unique for flow in flows if flow.unique is not None and flow.finished_at is None]
+    assert len(list(base.glob("flows/keys/*/*"))) == len(live_keys)
+    for flow in flows:
+        own = [task for task in members if task.flow == flow.id]
+        assert flow.counts == {state: sum(task.state is state for task in own) for state in TaskState}
+        assert (flow.finished_at is not None) == all(task.state.is_final for task in own)
+        for gate in flow.gates:
+            fed = [task for task in own for feed in task.feeds if feed.gate == gate.n]
+            live, held = sum(not task.state.is_final for task in fed), flow.hold_until is not None
+            assert gate.state is GateState.OPEN or gate.unmet in (live, live + held)
 
 
 class SpoiledFiles:
@@ -117,10 +150,18 @@ class SpoiledFiles:
     def __init__(self, root: Path) -> None:
         self.root = root
 
-    def _files(self, kind: str, name: str) -> dict[str, Path]:
+    def _files(self, kind: str, name: str, wanted: str | None = None) -> dict[str, Path]:
+        """Return the files of a record by their places.
+
+        :param wanted: the only place that is asked for; None: all.
+        """
         own = f"{token(name)}.json"
         patterns = {
-            "task": {"file": f"tasks/*/*-{own}", "place": f"[rs]*/*/*/*-{own}", "id": f"ids/*/{own}"},
+            "task": {
+                "file": f"tasks/*/*-{own}",
+                "place": f"[brs]*/*/*/*-{own}",
+                "id": f"ids/*/{own}",
+            },
             "schedule": {"file": f"schedules/{own}"},
             "worker": {"file": f"workers/{own}", "about": f"about/{own}"},
             "queue": {"file": f"queues/{own}"},
@@ -128,15 +169,29 @@ class SpoiledFiles:
         }
         found = {}
         for place, pattern in patterns.get(kind, {}).items():
-            for path in self.root.glob(f"*/{pattern}"):
+            for path in self.root.glob(f"*/{pattern}") if wanted in (None, place) else ():
                 found[place] = path
+        for path in self._members(name) if kind == "task" and wanted in (None, "member") else ():
+            found["member"] = path
         return found
+
+    def _members(self, name: str) -> Iterator[Path]:
+        """Yield the name that a task of a flow has for that."""
+        for path in self.root.glob(f"*/tasks/*/*-{token(name)}.json"):
+            try:
+                flow = json.loads(path.read_bytes().partition(b"\n")[0]).get("flow")
+            except ValueError:
+                continue
+            if flow is not None:
+                yield from self.root.glob(
+                    f"*/{members_folder(token(flow), 0, 0).rpartition('.')[0]}.*/*-{token(name)}.json"
+                )
 
     def read(self, kind: str, name: str) -> dict[str, Value]:
         return {place: path.read_bytes() for place, path in self._files(kind, name).items()}
 
     def write(self, kind: str, name: str, place: str, value: Value) -> bool:
-        path = self._files(kind, name)[place]
+        path = self._files(kind, name, place)[place]
         assert isinstance(value, bytes)
         if (kind, place) != ("task", "file"):
             # Else the file itself is damaged, whatever it is found by.

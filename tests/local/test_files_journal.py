@@ -13,16 +13,28 @@ from typing import Any
 import pytest
 
 from omniq.errors import StorageUnavailable
+from omniq.flow import NewFlow, NewGate
 from omniq.schedule import Schedule
 from omniq.storage import Lease
-from omniq.task import Failed, Retry, StoredTask, Succeeded, TaskError, TaskState
+from omniq.task import Failed, Feed, NewTask, Retry, StoredTask, Succeeded, TaskError, TaskState
 from omniq_local.files import FileStorage, journal
 from tests.local.files_support import Clock, check_whole, contents, new_task, opened, run_python, take
 
 Step = Callable[[FileStorage, list[StoredTask]], Awaitable[object]]
 
-IDS = [f"01890000-0000-7000-8000-{number:012d}" for number in range(20)]
+IDS = [f"01890000-0000-7000-8000-{number:012d}" for number in range(40)]
 TASK = {name: new_task(id=task_id) for name, task_id in zip("abcdefg", IDS, strict=False)}
+
+FLOWS = {
+    name: NewFlow(id=flow_id, gates=(NewGate(n=0, rank="0"), NewGate(n=1, rank="1")))
+    for name, flow_id in zip("ab", IDS[27:], strict=False)
+}
+
+
+def member(name: str, *, behind: int | None = None, feeds: int | None = None) -> NewTask:
+    """Return a task of the first flow (a, b, c) or the second (d, e)."""
+    flow, fed = FLOWS["a" if name in "abc" else "b"].id, () if feeds is None else (Feed(feeds),)
+    return new_task(id=IDS[20 + "abcde".index(name)], queue="flow", flow=flow, behind=behind, feeds=fed)
 
 
 async def prepare(store: FileStorage) -> list[StoredTask]:
@@ -39,7 +51,9 @@ async def prepare(store: FileStorage) -> list[StoredTask]:
     running = await take(store, 4)
     await store.finish([Succeeded(id=running[3].id, delivery=1, result=b"0")])
     await store.enqueue([TASK["a"]])
-    return running[:3]
+    await store.enqueue([member("a", feeds=0), member("b", behind=0, feeds=1), member("c", behind=1)], FLOWS["a"])
+    await store.enqueue([member("d", feeds=0), member("e", behind=0)], FLOWS["b"])
+    return running[:3] + await store.claim({"flow": 1}, worker="w", lease=300)
 
 
 async def enqueue(store: FileStorage, running: list[StoredTask]) -> object:
@@ -52,7 +66,7 @@ async def claim(store: FileStorage, running: list[StoredTask]) -> object:
 
 
 async def finish(store: FileStorage, running: list[StoredTask]) -> object:
-    first, second, third = running
+    first, second, third, _ = running
     return await store.finish(
         [
             Succeeded(id=first.id, delivery=1, result=b"x" * 9000),
@@ -60,6 +74,28 @@ async def finish(store: FileStorage, running: list[StoredTask]) -> object:
             Retry(id=third.id, delivery=1, delay=9.0),
         ]
     )
+
+
+async def enqueue_flow(store: FileStorage, running: list[StoredTask]) -> object:
+    new = NewFlow(id=IDS[29], gates=tuple(NewGate(n=n, rank=f"{n:02d}") for n in range(60)), unique="night")
+    tasks = [new_task(id=IDS[30 + n], flow=new.id, behind=n or None, feeds=(Feed(n + 1),)) for n in range(3)]
+    return await store.enqueue(tasks, new)
+
+
+async def finish_flow(store: FileStorage, running: list[StoredTask]) -> object:
+    return await store.finish([Succeeded(id=running[3].id, delivery=1, result=b"0")])
+
+
+async def fail_flow(store: FileStorage, running: list[StoredTask]) -> object:
+    return await store.finish([Failed(id=running[3].id, delivery=1, error=TaskError(type="E", message="m"))])
+
+
+async def cancel_flow(store: FileStorage, running: list[StoredTask]) -> object:
+    return await store.cancel_flow(FLOWS["b"].id)
+
+
+async def purge_flow(store: FileStorage, running: list[StoredTask]) -> object:
+    return await store.purge("flow", TaskState.READY)
 
 
 async def heartbeat(store: FileStorage, running: list[StoredTask]) -> object:
@@ -75,7 +111,20 @@ async def purge(store: FileStorage, running: list[StoredTask]) -> object:
     return await store.purge("q")
 
 
-STEPS: dict[str, Step] = {each.__name__: each for each in (enqueue, claim, finish, heartbeat, fire, purge)}
+STEPS: dict[str, Step] = {
+    each.__name__: each
+    for each in (
+        *(enqueue, claim, finish, heartbeat, fire, purge),
+        *(enqueue_flow, finish_flow, fail_flow, cancel_flow, purge_flow),
+    )
+}
+
+
+MORE = ("fail_flow", "cancel_flow", "purge_flow")
+"""Steps that are much like others."""
+EACH_STEP = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.long) if name in MORE else name for name in STEPS]
+)
 
 
 class Probe:
@@ -122,7 +171,7 @@ KILLED = """
 """
 
 
-@pytest.mark.parametrize("name", STEPS)
+@EACH_STEP
 def test_whoever_is_killed_at_any_point_leaves_the_change_done_or_not_begun(tmp_path: Path, name: str) -> None:
     points = int(run_python(KILLED, str(tmp_path), name).stdout)
     assert points > 2
@@ -145,7 +194,7 @@ def test_whoever_is_killed_at_any_point_leaves_the_change_done_or_not_begun(tmp_
     asyncio.run(scenario())
 
 
-@pytest.mark.parametrize("name", STEPS)
+@EACH_STEP
 def test_a_change_that_fails_at_any_point_is_undone_or_completed_by_the_next(tmp_path: Path, name: str) -> None:
     async def scenario(at: int) -> bool:
         root = tmp_path / str(at)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -18,18 +19,37 @@ from omniq.testing.contract import Spoil
 from omniq.testing.contract.flow_driver import settled
 from omniq.testing.contract.spoiling import Value
 from omniq.testing.contract.steps import later, new_task, outcome, take
+from tests.local.files_support import SpoiledFiles
 from tests.local.sqlite_support import SpoiledRows
 from tests.simple.test_conformance import SpoiledPairs
+
+
+class SpoiledLines(SpoiledFiles):
+    """Writes single fields of the files of tasks, too; None takes one away."""
+
+    def write(self, kind: str, name: str, place: str, value: Value) -> bool:
+        if place == "file":
+            return super().write(kind, name, place, value)
+        data = super().read(kind, name)["file"]
+        assert isinstance(data, bytes)
+        head, status, _ = data.split(b"\n")
+        changed = {**json.loads(head), place: value}
+        lines = json.dumps({name: each for name, each in changed.items() if each is not None}).encode(), status, b""
+        return super().write(kind, name, "file", b"\n".join(lines))
 
 
 @contextlib.asynccontextmanager
 async def opened(kind: str, path: Path) -> AsyncIterator[tuple[Storage, Spoil]]:
     """Return a store, and what damages its records."""
-    name, root = "jobs" if kind == "lmdb" else "jobs.db", "/" if kind == "sqlite" else ""
+    name, root = "jobs.db" if kind in ("sqlite", "mystore") else "jobs", "/" if kind == "sqlite" else ""
     store = default_plugins().open_storage(parse_url(f"{kind}://{root}{path}/{name}"))
     table = "omniq.task" if kind == "sqlite" else "omniq_task"
     tables = {"task": (table, "id", None)}
-    spoil = SpoiledPairs(f"{path}/jobs.omniq") if kind == "lmdb" else SpoiledRows(path / name, tables)
+    spoil: Spoil = SpoiledRows(path / name, tables)
+    if kind == "lmdb":
+        spoil = SpoiledPairs(f"{path}/jobs.omniq")
+    elif kind == "file":
+        spoil = SpoiledLines(path / name)
     await store.open()
     try:
         yield store, spoil
@@ -59,6 +79,12 @@ async def flow_of(store: Storage, flow_id: str) -> Flow:
         ("lmdb", "c", b"[", True),
         ("lmdb", "f", b"\xff", False),
         ("lmdb", "f", b"", False),
+        ("file", "feeds", "[[", True),
+        ("file", "tags", 7, True),
+        ("file", "file", b"\xff", True),
+        ("file", "file", b"", True),
+        ("file", "flow", "another", False),
+        ("file", "feeds", None, False),
     ],
 )
 async def test_what_waits_for_a_task_that_cannot_be_read_ends_as_cancelled(
@@ -86,7 +112,9 @@ async def test_what_waits_for_a_task_that_cannot_be_read_ends_as_cancelled(
         assert (await flow_of(store, flow.id)).finished_at is not None
 
 
-@pytest.mark.parametrize(("kind", "place"), [("mystore", "feeds"), ("lmdb", "f"), ("sqlite", "feeds")])
+@pytest.mark.parametrize(
+    ("kind", "place"), [("mystore", "feeds"), ("lmdb", "f"), ("sqlite", "feeds"), ("file", "feeds")]
+)
 async def test_a_task_that_cannot_be_read_is_missed_when_it_is_deleted(
     kind: str, place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

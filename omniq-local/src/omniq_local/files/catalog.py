@@ -10,7 +10,7 @@ from omniq.storage.escaping import get_logger
 from omniq.storage.validation import corrupt, log_once
 from omniq.task import TaskState
 from omniq_local.files.encoding import Record
-from omniq_local.files.queues import Queue
+from omniq_local.files.queues import FlowLine, Queue
 from omniq_local.files.superblock import Superblock
 from omniq_local.files.tree import Tree
 
@@ -35,6 +35,8 @@ class Catalog:
         self.tree.forget()
         self._seen = -1
         self._foreign = -1
+        self._foreign_flows = 0
+        self.flow_line = FlowLine(self.tree, self._found_foreign)
         self.queues: dict[str, Queue] = {}
         self._queue_names: set[str] | None = None
         self.schedules: dict[str, Schedule] | None = None
@@ -48,16 +50,23 @@ class Catalog:
         self.held.clear()
         if now.layout != before.layout:
             self.tree.forget()
-            for queue in self.queues.values():
+            for queue in (self.flow_line, *self.queues.values()):
                 for state_folder in queue.state_folders.values():
                     state_folder.forget_folders()
         if now.queues != before.queues:
             self._queue_names = None
         if now.schedules != before.schedules:
             self.schedules = None
+        if now.flows != before.flows:
+            self._foreign_flows = now.generation
 
-    def settle(self, records: Iterable[Record], queues: Iterable[Queue]) -> None:
-        """Note that the store is as some records and queues say."""
+    def settle(self, records: Iterable[Record], queues: Iterable[Queue], *, flows_changed: bool) -> None:
+        """Note that the store is as some records and queues say.
+
+        :param flows_changed: whether it is as the line of flows says, too.
+        """
+        if flows_changed:
+            self.flow_line.raw = self.flow_line.written
         held = self.held
         for record in records:
             if record.removed:
@@ -81,6 +90,13 @@ class Catalog:
         if queue.read_at < self._foreign:
             queue.read(self._foreign)
         return queue
+
+    def flows(self) -> FlowLine:
+        """Return the line of all flows as it is now."""
+        line = self.flow_line
+        if line.read_at < self._foreign_flows:
+            line.read(self._foreign_flows)
+        return line
 
     def queue_names(self) -> list[str]:
         """Return the names of all queues, in order."""

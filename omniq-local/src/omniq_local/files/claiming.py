@@ -9,6 +9,7 @@ from attrs import frozen
 
 from omniq.task import StoredTask, TaskState
 from omniq_local.files.encoding import Record
+from omniq_local.files.flow_verbs import settle_first
 from omniq_local.files.queues import Queue
 from omniq_local.files.times import after
 from omniq_local.files.transaction import Transaction
@@ -49,6 +50,7 @@ def due(queue: Queue, state: str, transaction: Transaction) -> Iterator[Record]:
 
 def claim(asked: Claim, transaction: Transaction) -> list[StoredTask]:
     """See :meth:`~omniq.storage.Storage.claim`."""
+    settle_first(transaction)
     queues = []
     for name in asked.demand:
         queue = transaction.queue(name)

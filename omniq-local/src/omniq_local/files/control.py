@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from omniq.storage.transitions import retry as retry_tasks
 from omniq.task import TaskState
 from omniq_local.files.encoding import ENDED, Record
 from omniq_local.files.transaction import Transaction
@@ -32,7 +33,14 @@ def _cancel(record: Record | None, transaction: Transaction) -> bool:
 
 def retry(ids: Sequence[str], transaction: Transaction) -> list[bool]:
     """See :meth:`~omniq.storage.Storage.retry`."""
-    return [_retry(transaction.fetch(task_id), transaction) for task_id in ids]
+    records = {task_id: transaction.fetch(task_id) for task_id in ids}
+    members = {task_id for task_id, record in records.items() if record is not None and record.order.flow is not None}
+    revived = iter(_retry_members([task_id for task_id in ids if task_id in members], transaction))
+    return [next(revived) if task_id in members else _retry(records[task_id], transaction) for task_id in ids]
+
+
+def _retry_members(ids: Sequence[str], transaction: Transaction) -> list[bool]:
+    return retry_tasks(transaction.flows, ids) if ids else []
 
 
 def _retry(record: Record | None, transaction: Transaction) -> bool:

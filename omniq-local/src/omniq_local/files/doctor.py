@@ -6,8 +6,10 @@ import os
 import shutil
 from collections.abc import Iterator
 
+from omniq.errors import CorruptRecord
 from omniq.storage import Finding, Severity
 from omniq.storage.validation import finding, unreadable
+from omniq_local.files.flow_records import gate_problems, read_flow
 from omniq_local.files.maintenance import read_worker
 from omniq_local.files.preparation import VERSION
 from omniq_local.files.queues import Queue, check_queue
@@ -45,8 +47,19 @@ def check(limit: int, transaction: Transaction) -> list[Finding]:
         *bad_schedules(transaction),
         *unreadable(tree.names("workers"), lambda name: read_worker(tree, f"workers/{name}")),
         *unreadable(Queue.files(tree), lambda path: check_queue(tree, path)),
+        *_bad_flows(tree),
     ]
     return [finding(problem) for problem in problems[:limit]]
+
+
+def _bad_flows(tree: Tree) -> Iterator[CorruptRecord]:
+    for path in tree.walk("flows/ids"):
+        try:
+            record = read_flow(tree, path)
+        except CorruptRecord as problem:
+            yield problem
+        else:
+            yield from () if record is None else gate_problems(tree, record)
 
 
 def _ok(subject: str, message: str) -> Finding:

@@ -10,7 +10,7 @@ import base64
 import contextlib
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -18,10 +18,10 @@ from attrs import define
 
 from omniq.errors import CorruptRecord
 from omniq.storage.validation import LONGEST_TEXT, UNREADABLE, check_task, salvaged
-from omniq.task import NewTask, Progress, StoredTask, TaskError, TaskState
+from omniq.task import Feed, NewTask, Progress, StoredTask, TaskError, TaskState
 from omniq_local.files.journal import LAST_SEQUENCE
-from omniq_local.files.names import home_path, id_path, place_key, time_key, token
-from omniq_local.files.times import after, micros, moment, read_time, show_time, when
+from omniq_local.files.names import Member, home_path, id_path, member_path, place_key, time_key, token
+from omniq_local.files.times import LATEST, after, micros, moment, read_time, show_time, when
 
 __all__ = [
     "ENDED",
@@ -74,6 +74,7 @@ class Record:
     cancel_requested: bool = False
     result: bytes | None = None
     attempt_log: str = ""
+    opening_delay: float | None = None
 
     id_token: str = ""
     head: bytes = b""
@@ -109,7 +110,12 @@ class Record:
         if state is TaskState.RUNNING:
             assert self.lease_until is not None
             return time_key(self.lease_until, self.sequence)
+        if state is TaskState.BLOCKED:
+            return time_key(self.created_at, self.sequence)
         assert self.finished_at is not None
+        if self.order.flow is not None:
+            # It is kept as long as its flow.
+            return time_key(LATEST, self.sequence)
         return time_key(after(self.finished_at, self.order.result_ttl), self.sequence)
 
     @property
@@ -118,6 +124,15 @@ class Record:
         if self.expires_at is None or self.state not in (TaskState.READY, TaskState.SCHEDULED):
             return ""
         return time_key(self.expires_at, self.sequence)
+
+    def member(self, state: TaskState | None = None) -> Member:
+        """Return the parts of the name that a task of a flow has for that, in its own or another state."""
+        return Member(self.order.behind, (state or self.state).value, self.sequence, self.id_token)
+
+    def by_flow(self, state: TaskState) -> str:
+        """Return where a task of a flow is found by that, its gate and a state."""
+        assert self.order.flow is not None
+        return member_path(token(self.order.flow), self.member(state))
 
     def stand(self) -> tuple[TaskState, str, str]:
         """Return state, key and key of expiry as the record now says."""
@@ -184,6 +199,10 @@ class Record:
             unique=order.unique,
             tags=order.tags,
             result_ttl=order.result_ttl,
+            flow=order.flow,
+            behind=order.behind,
+            feeds=order.feeds,
+            opening_delay=self.opening_delay,
             error=self.error,
             progress=self.progress,
             cancel_requested=self.cancel_requested,
@@ -208,6 +227,8 @@ _PLAIN: tuple[tuple[str, Any], ...] = (
     ("max_retries", 3),
     ("unique", None),
     ("result_ttl", 86400.0),
+    ("flow", None),
+    ("behind", None),
 )
 """Fields of an order that stand in the file unless they have the usual value."""
 
@@ -221,6 +242,8 @@ def dump_order(order: NewTask) -> dict[str, Any]:
             text[name] = value
     if order.tags:
         text["tags"] = list(order.tags)
+    if order.feeds:
+        text["feeds"] = [[feed.gate, feed.needs_success] for feed in order.feeds]
     text["body"] = _show_bytes(order.body)
     return text
 
@@ -230,7 +253,13 @@ def load_order(text: dict[str, Any]) -> NewTask:
     options = {name: text[name] for name, _ in _PLAIN if name in text}
     if "tags" in text:
         options["tags"] = tuple(text["tags"])
+    if "feeds" in text:
+        options["feeds"] = _read_feeds(text["feeds"])
     return NewTask(id=text["id"], queue=text["queue"], name=text["name"], body=_read_bytes(text["body"]), **options)
+
+
+def _read_feeds(value: Iterable[tuple[Any, Any]]) -> tuple[Feed, ...]:
+    return tuple(Feed(gate, needs_success) for gate, needs_success in value)
 
 
 def new_record(order: NewTask, now: int) -> Record:
@@ -257,6 +286,8 @@ def dump_head(record: Record) -> bytes:
     :raises ValueError: if a text of it holds half of a surrogate pair.
     """
     head = {"sequence": record.sequence, "created_at": show_time(record.created_at), **dump_order(record.order)}
+    if record.opening_delay is not None:
+        head = {"opening_delay": record.opening_delay, **head}
     if len(record.order.body) > LARGE:
         # Where the second line begins is told by as many digits as there may have to be.
         body = head.pop("body")
@@ -345,6 +376,7 @@ def _is_plain(record: Record) -> bool:
         and 0 <= (order.max_retries | 0) < 2**30
         and 0 <= order.result_ttl < math.inf
         and not order.tags
+        and order.flow is None
         and record.error is None
         and record.progress is None
         and record.attempt_log == ""
@@ -373,6 +405,9 @@ def stand_in(problem: CorruptRecord, data: bytes, task_id: str, queue: str = "")
             unique=shown.unique,
             tags=shown.tags,
             result_ttl=shown.result_ttl,
+            flow=shown.flow,
+            behind=shown.behind,
+            feeds=shown.feeds,
         ),
         sequence=0,
         created_at=created,
@@ -426,6 +461,7 @@ _READ: tuple[tuple[str, Callable[[Any], Any]], ...] = (
     ("body", _read_bytes),
     ("result", _read_bytes),
     ("tags", tuple),
+    ("feeds", _read_feeds),
     ("progress", lambda value: Progress(**value)),
 )
 
@@ -456,11 +492,14 @@ def _record(head: dict[str, Any], status: dict[str, Any], first: bytes, second: 
         cancel_requested=status.get("cancel_requested", False),
         result=_read_bytes(status["result"]) if "result" in status else None,
         attempt_log=status.get("attempt_log", ""),
+        opening_delay=head.get("opening_delay"),
         id_token=token(order.id),
         head=first + b"\n",
         status=second + b"\n",
         **times,
     )
+    if order.flow is None and (record.state is TaskState.BLOCKED or order.behind is not None or order.feeds):
+        raise ValueError(f"a task that is {record.state} with a place in a flow that it does not name")
     if (record.lease_until is None) is (record.state is TaskState.RUNNING):
         raise ValueError(f"a task that is {record.state} with lease_until {record.lease_until}")
     if (record.finished_at is None) is (record.state in ENDED):

@@ -21,7 +21,7 @@ from omniq.storage.posix import at_fork
 from omniq_local.files.catalog import Catalog
 from omniq_local.files.errors import translated
 from omniq_local.files.journal import LAP, Action, Journal, NotUndone, Restored, apply, pass_by, redo
-from omniq_local.files.names import home_path, parse_entry
+from omniq_local.files.names import parse_entry
 from omniq_local.files.preparation import prepare, sync_all
 from omniq_local.files.queues import Queue
 from omniq_local.files.repair import is_being_repaired, repair
@@ -306,6 +306,7 @@ class Folder(Catalog):
         transaction.complete()
         outer.ready += transaction.ready
         outer.ended += transaction.ended
+        outer.follows |= transaction.follows
         return result
 
     # The store's numbers
@@ -347,6 +348,7 @@ class Folder(Catalog):
         control.layout = frame.layout
         control.queues = frame.queues
         control.schedules = frame.schedules
+        control.flows = frame.flows
         control.offset += frame.size
         write_control(self._control_fd, control)
         return control
@@ -365,6 +367,7 @@ class Folder(Catalog):
             control.layout + layout,
             control.queues + new_queues,
             control.schedules + transaction.schedules_changed,
+            control.flows + transaction.flows_changed,
         )
         offset = control.offset
         try:
@@ -379,7 +382,7 @@ class Folder(Catalog):
             journal.strike(offset)
             raise
         pass_by("done")
-        control.generation, control.sequence, control.layout, control.queues, control.schedules = numbers
+        control.generation, control.sequence, control.layout, control.queues, control.schedules, control.flows = numbers
         control.offset = offset + size
         if control.offset > LAP:
             self._begin_lap(control)
@@ -402,13 +405,19 @@ class Folder(Catalog):
         for source, target in state_folder.divide(crowded):
             entry = parse_entry(source.rpartition("/")[2])
             assert entry is not None
-            actions.append(("move", source, target, home_path(entry.sequence, entry.id_token)))
+            actions.append(("move", source, target, state_folder.home_of(entry)))
         self.commit(Transaction(self, 0), actions, 1)
         state_folder.forget_folders()
 
     def tidy(self, state_folder: StateFolder) -> None:
         """Remove the sub-folders that all files have been taken from, before anything else is changed."""
-        spent = state_folder.spent()
+        self._remove(state_folder, state_folder.spent())
+
+    def thin_out(self, state_folder: StateFolder) -> None:
+        """Remove some of the sub-folders that all files have left, in any order, before anything else is changed."""
+        self._remove(state_folder, state_folder.hollow())
+
+    def _remove(self, state_folder: StateFolder, spent: list[str]) -> None:
         if not spent:
             return
         # Others learn of it first: were we to die in between, they would only look in vain.

@@ -53,7 +53,7 @@ Action = tuple[Any, ...]
 - ``("clear", path)``: without an empty folder.
 """
 
-_HEADER = struct.Struct("<4sIQQQQQI")
+_HEADER = struct.Struct("<4sIQQQQQQI")
 _MAGIC = b"oqj1"
 LAP = 2 * 2**20
 """Bytes after which the journal is written from its beginning again."""
@@ -83,6 +83,7 @@ class Frame:
     layout: int
     queues: int
     schedules: int
+    flows: int
     actions: Sequence[Action]
     size: int
     """Bytes that it takes in the journal."""
@@ -98,10 +99,10 @@ class Journal:
         self._place = f"{tree.base}/journal"
         self._fd = tree.open_own("journal")
 
-    def write(self, offset: int, numbers: tuple[int, int, int, int, int], actions: Sequence[Action]) -> int:
+    def write(self, offset: int, numbers: tuple[int, int, int, int, int, int], actions: Sequence[Action]) -> int:
         """Write a change down; tell how many bytes it takes.
 
-        :param numbers: generation, sequence, layout, queues and schedules after it.
+        :param numbers: generation, sequence, layout, queues, schedules and flows after it.
         """
         index: list[list[Any]] = []
         blobs: list[bytes] = []
@@ -162,7 +163,7 @@ class Journal:
         body = os.pread(self._fd, size, offset + _HEADER.size)
         if len(body) != size or crc32(body) != checksum:
             return None
-        generation, sequence, layout, queues, schedules = numbers
+        generation, sequence, layout, queues, schedules, flows = numbers
         try:
             if max(numbers) > LARGEST or sequence > LAST_SEQUENCE:
                 raise ValueError("its numbers are too large")
@@ -177,6 +178,7 @@ class Journal:
             layout=layout,
             queues=queues,
             schedules=schedules,
+            flows=flows,
             actions=actions,
             size=_HEADER.size + size,
         )

@@ -6,14 +6,16 @@ import json
 from itertools import islice
 
 from omniq.storage.escaping import get_logger
+from omniq.storage.flow_transitions import prune_flows
 from omniq.storage.validation import UNREADABLE, check_text, corrupt, readable
 from omniq.task import StoredTask, TaskState
 from omniq_local.files.claiming import due
 from omniq_local.files.encoding import ENDED, Record
 from omniq_local.files.finishing import forget_worker
 from omniq_local.files.finishing import recover as take_back
+from omniq_local.files.flow_verbs import settle_first
 from omniq_local.files.names import worker_path
-from omniq_local.files.queues import EXPIRING
+from omniq_local.files.queues import DUE, EXPIRING, KEPT
 from omniq_local.files.times import read_time
 from omniq_local.files.transaction import Transaction
 from omniq_local.files.tree import Tree
@@ -23,10 +25,13 @@ __all__ = ["live_workers", "prune", "read_worker", "recover"]
 _log = get_logger("omniq.files")
 
 RUNNING = TaskState.RUNNING.value
+_LEFT_IN_ANY_ORDER = (TaskState.BLOCKED, TaskState.RUNNING, *ENDED)
 
 
 def recover(limit: int, transaction: Transaction) -> list[StoredTask]:
     """See :meth:`~omniq.storage.Storage.recover`."""
+    settle_first(transaction)
+    transaction.folder.tidy(transaction.folder.flows().state_folders[DUE])
     queues = [transaction.queue(name) for name in transaction.folder.queue_names()]
     for queue in queues:
         transaction.folder.tidy(queue.state_folders[RUNNING])
@@ -53,12 +58,17 @@ def prune(limit: int, transaction: Transaction) -> int:
             continue
         for state in ENDED:
             transaction.folder.tidy(queue.state_folders[state.value])
+        for state in _LEFT_IN_ANY_ORDER:
+            transaction.folder.thin_out(queue.state_folders[state.value])
+    transaction.folder.tidy(transaction.folder.flows().state_folders[KEPT])
     removed = 0
     for queue in queues:
         for state in ENDED:
             for record in islice(due(queue, state.value, transaction), limit - removed):
                 transaction.remove(record)
                 removed += 1
+    if removed < limit and transaction.folder.flows().has_due(KEPT, transaction.now):
+        removed += prune_flows(transaction.flows, limit - removed)
     _bury(transaction)
     return removed
 

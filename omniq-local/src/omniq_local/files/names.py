@@ -11,11 +11,20 @@ from zlib import crc32
 __all__ = [
     "HOME_SIZE",
     "Entry",
+    "Member",
     "about_path",
+    "flow_key_path",
+    "flow_of_folder",
+    "flow_path",
+    "gates_path",
     "home_path",
     "id_path",
     "is_key",
+    "member_path",
+    "members_folder",
     "parse_entry",
+    "parse_member",
+    "part_of",
     "place_key",
     "queue_path",
     "schedule_path",
@@ -33,12 +42,27 @@ LONGEST = 100
 _ENTRY = re.compile(r"((?:\d{3}-)?\d{18}-(\d{12}))-(.+)\.json", re.ASCII)
 _KEY = re.compile(r"(?:\d{3}-)?\d{18}-\d{12}", re.ASCII)
 _MIDDLE = 500
+_MEMBER = re.compile(r"(_|\d{1,10})\.([a-z]+)-(\d{12})-(.+)\.json", re.ASCII)
+GATES_IN_A_FILE = 50
+"""Gates of a flow, with numbers that follow one another, that are kept in one file."""
+MEMBERS_IN_A_FOLDER = 10_000
+"""Tasks of a flow, of those that stand behind the gates of one file, that one folder can hold."""
 
 
 class Entry(NamedTuple):
     """The parts of a file's name in a folder of a state."""
 
     key: str
+    sequence: int
+    id_token: str
+
+
+class Member(NamedTuple):
+    """The parts of a file's name in a folder of a flow."""
+
+    behind: int | None
+    """The gate that the task stands behind."""
+    state: str
     sequence: int
     id_token: str
 
@@ -94,7 +118,7 @@ def home_path(sequence: int, id_token: str) -> str:
 
 def id_path(id_token: str) -> str:
     """Return where a task is found by its id."""
-    return f"ids/{crc32(id_token.encode()) & 0xFF:02x}/{id_token}.json"
+    return f"ids/{_bucket(id_token)}/{id_token}.json"
 
 
 def unique_path(key: str) -> str:
@@ -121,3 +145,55 @@ def worker_path(worker: str) -> str:
 def about_path(worker: str) -> str:
     """Return the path of what a worker tells about itself, which is kept apart as it is written more rarely."""
     return f"about/{token(worker)}.json"
+
+
+def part_of(gate: int | None) -> int:
+    """Return which file of a flow's gates has one, and which folders have the tasks behind it (None: behind none)."""
+    return 0 if gate is None else gate // GATES_IN_A_FILE
+
+
+def flow_path(flow_token: str) -> str:
+    """Return where a flow is kept."""
+    return f"flows/ids/{_bucket(flow_token)}/{flow_token}.json"
+
+
+def gates_path(flow_token: str, part: int) -> str:
+    """Return where some of the gates of a flow are kept."""
+    return f"flows/gates/{_bucket(flow_token)}/{flow_token}.{part}.json"
+
+
+def members_folder(flow_token: str, part: int, block: int) -> str:
+    """Return the folder of tasks of a flow that stand behind some of its gates.
+
+    :param block: the sequence numbers of the tasks, divided by :data:`MEMBERS_IN_A_FOLDER`.
+    """
+    return f"flows/members/{_bucket(flow_token)}/{flow_token}.{part}.{block}"
+
+
+def flow_of_folder(path: str) -> str:
+    """Return the part of a file's name that stands for the flow of which a folder of tasks is."""
+    return path.split("/")[3].rsplit(".", 2)[0]
+
+
+def member_path(flow_token: str, member: Member) -> str:
+    """Return where a task of a flow is found by its flow, its gate and its state."""
+    folder = members_folder(flow_token, part_of(member.behind), member.sequence // MEMBERS_IN_A_FOLDER)
+    behind = "_" if member.behind is None else member.behind
+    return f"{folder}/{behind}.{member.state}-{member.sequence:012d}-{member.id_token}.json"
+
+
+def parse_member(name: str) -> Member | None:
+    """Read a file's name in a folder of a flow; None if it is none of ours."""
+    match = _MEMBER.fullmatch(name)
+    if match is None:
+        return None
+    return Member(None if match[1] == "_" else int(match[1]), match[2], int(match[3]), match[4])
+
+
+def flow_key_path(key: str) -> str:
+    """Return where the flow that has not ended and has a unique key is found."""
+    return f"flows/keys/{unique_path(key).partition('/')[2]}"
+
+
+def _bucket(text: str) -> str:
+    return f"{crc32(text.encode()) & 0xFF:02x}"

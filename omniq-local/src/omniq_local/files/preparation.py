@@ -17,7 +17,7 @@ __all__ = ["VERSION", "gone", "prepare", "sync_all"]
 
 VERSION = 1
 MARKER = "omniq.json"
-FOLDERS = ("about", ASIDE, "ids", MARKS, "queues", "schedules", "tasks", "unique", "workers")
+FOLDERS = ("about", ASIDE, "flows", "ids", MARKS, "queues", "schedules", "tasks", "unique", "workers")
 
 
 def prepare(settings: Settings, tree: Tree, *, create: bool = True) -> tuple[int, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from attrs import Factory, define
 
@@ -11,17 +11,20 @@ from omniq.storage.escaping import get_logger
 from omniq.storage.validation import UNREADABLE, check_text, corrupt, log_once
 from omniq.task import TaskState
 from omniq_local.files.journal import LARGEST
-from omniq_local.files.names import is_key, parse_entry, queue_path, text_of, token
+from omniq_local.files.names import flow_path, is_key, parse_entry, queue_path, text_of, token
 from omniq_local.files.state_folders import StateFolder
 from omniq_local.files.tree import NO_FILE, Tree
 
-__all__ = ["EXPIRING", "SHELVES", "Queue", "check_queue"]
+__all__ = ["DUE", "EXPIRING", "KEPT", "SHELVES", "FlowLine", "Queue", "check_queue"]
 
 _log = get_logger("omniq.files")
 
 EXPIRING = "expiring"
 """The folder of ready and scheduled tasks that expire, by when."""
 SHELVES = (*(state.value for state in TaskState), EXPIRING)
+DUE, KEPT = "due", "kept"
+"""The folders of flows: of those that have not ended, by when there is something to do about them, and of the others,
+by when they are removed."""
 
 
 class Queue:
@@ -33,15 +36,19 @@ class Queue:
     """
 
     def __init__(self, tree: Tree, name: str, foreign: Callable[[str], None]) -> None:
-        self.name = name
-        self.path = queue_path(name)
-        self._name_text = json.dumps(name, ensure_ascii=False)
-        self.paused = False
-        self.counts = dict.fromkeys(SHELVES, 0)
         folder = token(name)
-        self.state_folders = {
+        state_folders = {
             state: StateFolder(tree, f"{state}/{folder}", foreign, ranked=state == TaskState.READY) for state in SHELVES
         }
+        self._set_up(tree, name, queue_path(name), state_folders)
+
+    def _set_up(self, tree: Tree, name: str, path: str, state_folders: dict[str, StateFolder]) -> None:
+        self.name = name
+        self.path = path
+        self._name_text = json.dumps(name, ensure_ascii=False)
+        self.paused = False
+        self.counts = dict.fromkeys(state_folders, 0)
+        self.state_folders = state_folders
         self.raw: bytes | None = None
         """The file as it is; None if there is none."""
         self.written: bytes | None = None
@@ -74,7 +81,7 @@ class Queue:
             return
         self.raw = data
         try:
-            numbers = _parse(data, self.name)
+            numbers = _parse(data, self.name, self.state_folders)
         except UNREADABLE as error:
             self._count(error, generation)
         else:
@@ -86,10 +93,13 @@ class Queue:
         numbers = _Numbers()
         for state, state_folder in self.state_folders.items():
             state_folder.forget_folders()
-            keys = [name.rpartition("/")[2] for name in state_folder.all()]
-            numbers.counts[state] = len(keys)
-            entry = parse_entry(keys[-1]) if keys else None
-            numbers.last[state] = "" if entry is None else entry.key
+            state_folder.last = ""
+            for path in state_folder.all():
+                entry = parse_entry(path.rpartition("/")[2])
+                assert entry is not None
+                state_folder.stretch(entry.key)
+                numbers.counts[state] = numbers.counts.get(state, 0) + 1
+            numbers.last[state] = state_folder.last
         self._take(numbers, generation)
 
     def _take(self, numbers: _Numbers, generation: int) -> None:
@@ -135,6 +145,32 @@ class Queue:
         return [f"queues/{name}" for name in sorted(tree.names("queues")) if name.endswith(".json")]
 
 
+class FlowLine(Queue):
+    """All flows, as far as this process knows them: a line like that of a queue's tasks, without a name."""
+
+    def __init__(self, tree: Tree, foreign: Callable[[str], None]) -> None:
+        state_folders = {
+            state: StateFolder(
+                tree, f"flows/{state}", foreign, ranked=False, home_of=lambda entry: flow_path(entry.id_token)
+            )
+            for state in (DUE, KEPT)
+        }
+        self._set_up(tree, "", "flows/line.json", state_folders)
+
+    def next_at(self, shelf: str) -> int | None:
+        """Return when something is to be done about the first flow of a folder; None if there is none."""
+        name = self.state_folders[shelf].peek() if self.counts[shelf] else None
+        return None if name is None else int(name[:18])
+
+    def has_due(self, shelf: str, now: int) -> bool:
+        """Return whether the time of a flow of a folder has come.
+
+        :param now: microseconds.
+        """
+        at = self.next_at(shelf)
+        return at is not None and at <= now
+
+
 def check_queue(tree: Tree, path: str) -> None:
     """Read the file of a queue.
 
@@ -144,7 +180,7 @@ def check_queue(tree: Tree, path: str) -> None:
     try:
         if name is None:
             raise ValueError("it is about no queue")
-        _parse(tree.read(path), name)
+        _parse(tree.read(path), name, SHELVES)
     except (OSError, *UNREADABLE) as error:
         raise corrupt("queue", name or path, error, place=f"{tree.base}/{path}") from error
 
@@ -160,14 +196,14 @@ class _Numbers:
     last: dict[str, str] = Factory(dict)
 
 
-def _parse(data: bytes, queue: str) -> _Numbers:
+def _parse(data: bytes, queue: str, shelves: Iterable[str]) -> _Numbers:
     text = json.loads(data)
     paused, counts, epochs, last = text["paused"], text["counts"], text["epochs"], text["last"]
     if text["queue"] != queue:
         raise ValueError("it is about another queue")
     if not isinstance(paused, bool):
         raise TypeError("paused is neither true nor false")
-    for state in SHELVES:
+    for state in shelves:
         for number in (counts.get(state, 0), epochs.get(state, 0)):
             if type(number) is not int or not 0 <= number < LARGEST:
                 raise ValueError(f"{number!r} is no count")

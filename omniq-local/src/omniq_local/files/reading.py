@@ -111,8 +111,12 @@ def list_tasks(query: TaskQuery, before: int | None, transaction: Transaction) -
     """
     upto = transaction.folder.control.sequence + 1 if before is None else before
     pager = Pager(query)
-    everything = query.states is None and query.queue is None
-    candidates = _latest(query, upto, transaction) if everything else _named(query, upto, transaction)
+    if query.flow is not None:
+        candidates = _of_flow(query.flow, query, upto, transaction)
+    elif query.states is None and query.queue is None:
+        candidates = _latest(query, upto, transaction)
+    else:
+        candidates = _named(query, upto, transaction)
     for path, sequence, id_token, queue in candidates:
         task = transaction.fetch_bare(path, sequence, id_token) if query.bare else None
         if task is None:
@@ -145,6 +149,15 @@ def _in_folder(folder: str, upto: int, transaction: Transaction) -> Iterator[Can
         number = name[:12]
         if _is_number(number) and int(number) < upto:
             yield f"tasks/{folder}/{name}", int(number), name[13:].removesuffix(".json"), ""
+
+
+def _of_flow(flow_id: str, query: TaskQuery, upto: int, transaction: Transaction) -> Iterator[Candidate]:
+    """Yield the tasks of a flow, the latest first, by the names that they have for it."""
+    states = tuple(TaskState) if query.states is None else tuple(query.states)
+    found = [(member.sequence, path, member.id_token) for path, member in transaction.flows.names(flow_id, states)]
+    for sequence, path, id_token in sorted(found, reverse=True):
+        if sequence < upto:
+            yield path, sequence, id_token, ""
 
 
 def _end_before(

@@ -12,6 +12,7 @@ import os
 from omniq.storage.escaping import get_logger
 from omniq.storage.validation import UNREADABLE
 from omniq_local.files.encoding import ENDED, Record, parse_record
+from omniq_local.files.flow_repair import FlowRepair
 from omniq_local.files.journal import Journal, redo
 from omniq_local.files.names import home_path, parse_entry, unique_path
 from omniq_local.files.preparation import sync_all
@@ -63,6 +64,7 @@ def repair(settings: Settings, tree: Tree, control_fd: int, journal: Journal) ->
             layout=generation + 1,
             queues=generation + 1,
             schedules=generation + 1,
+            flows=generation + 1,
             boot=boot,
         ),
     )
@@ -100,7 +102,7 @@ class _Repair:
         self._places: set[str] = set()
         self._ids: set[str] = set()
         self._homes: set[str] = set()
-        self._aside = 0
+        self._flows = FlowRepair(tree, generation, self._set_aside)
 
     def run(self) -> int:
         """Repair everything; give the largest sequence number."""
@@ -118,6 +120,7 @@ class _Repair:
             if record is not None:
                 sequence = max(sequence, record.sequence)
                 self._keep(record)
+        sequence = self._flows.run(sequence)
         for state in SHELVES:
             for path in list(self._tree.walk(state)):
                 if path not in self._places:
@@ -163,7 +166,9 @@ class _Repair:
                 self._link(record.home, path)
                 self._places.add(path)
                 queue.counts[state] += 1
-                state_folder.last = max(state_folder.last, key)
+                state_folder.stretch(key)
+        if record.order.flow is not None:
+            self._link(record.home, self._flows.keep(record))
         if record.order.unique is not None and record.state not in ENDED:
             self._link(record.home, unique_path(record.order.unique))
 

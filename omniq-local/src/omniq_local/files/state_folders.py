@@ -8,11 +8,13 @@ front of one that it knows.
 
 from __future__ import annotations
 
+import random
 import re
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable, Iterator
 
-from omniq_local.files.names import parse_entry
+from omniq_local.files.names import Entry, home_path, parse_entry, time_key
+from omniq_local.files.times import LATEST
 from omniq_local.files.tree import Tree
 
 __all__ = ["LIMIT", "LOWEST", "StateFolder"]
@@ -20,6 +22,10 @@ __all__ = ["LIMIT", "LOWEST", "StateFolder"]
 LIMIT = 1000
 """Files in a sub-folder from which on it is divided."""
 _FOLDER = re.compile(r"0|(?:\d{3}-)?\d{18}-\d{12}", re.ASCII)
+FOR_GOOD = time_key(LATEST, 0)
+"""Where the keys begin of what has no time at which it is to be looked at."""
+LOOKED_AT = 3
+"""Sub-folders that are looked at for whether they are empty, at a time."""
 LOWEST = "0"
 """The name of the first sub-folder."""
 
@@ -31,14 +37,25 @@ class StateFolder:
     :param path: the folder, relative to it.
     :param foreign: told of each name that is none of ours: its path.
     :param ranked: whether the keys begin with a priority.
+    :param home_of: returns where the file with a name is all its life.
     """
 
-    def __init__(self, tree: Tree, path: str, foreign: Callable[[str], None], *, ranked: bool) -> None:
+    def __init__(
+        self,
+        tree: Tree,
+        path: str,
+        foreign: Callable[[str], None],
+        *,
+        ranked: bool,
+        home_of: Callable[[Entry], str] = lambda entry: home_path(entry.sequence, entry.id_token),
+    ) -> None:
         self.path = path
+        self.home_of = home_of
         self.epoch = 0
         """Changes when a file is put in front of another."""
         self.last = ""
-        """The largest key that was ever put here."""
+        """The largest key that was ever put here, apart from those for good."""
+        self._end = "~" if ranked else FOR_GOOD
         self._tree = tree
         self._foreign = foreign
         self._ranked = ranked
@@ -91,6 +108,16 @@ class StateFolder:
             for name in self.names(folder):
                 yield f"{self.path}/{folder}/{name}"
 
+    def until(self, now: int) -> Iterator[str]:
+        """Yield the paths of the files whose time has come, in order.
+
+        :param now: microseconds.
+        """
+        for path in self.all():
+            if int(path.rpartition("/")[2][:18]) > now:
+                return
+            yield path
+
     # What others did
 
     def forget_folders(self) -> None:
@@ -108,7 +135,7 @@ class StateFolder:
 
     def crowded(self, key: str) -> str | None:
         """Tell which sub-folder is to be divided before a key is put between others, if one is."""
-        if key > self.last:
+        if self.last < key < self._end:
             return None
         folder = self.folder_of(key)
         if self._filled(folder) < LIMIT:
@@ -124,11 +151,19 @@ class StateFolder:
         return fill
 
     def opens(self, key: str) -> bool:
-        """Tell whether a key begins a new sub-folder, behind all others, and if so note that there is one."""
-        if key <= self.last or self._filled(self.folder_of(key)) < LIMIT:
+        """Tell whether a key begins a new sub-folder, behind all others, and if so note that there is one.
+
+        What stays for good has sub-folders of its own, so that there is room before it.
+        """
+        folder, begin = self.folder_of(key), key
+        if key > self._end:
+            begin = self._end
+            if folder >= begin or ((names := self.names(folder)) and names[-1] > begin):
+                return False
+        elif key <= self.last or self._filled(folder) < LIMIT:
             return False
-        insort(self.folders(), key)
-        self._fill[key] = 0
+        insort(self.folders(), begin)
+        self._fill[begin] = 0
         return True
 
     def divide(self, folder: str) -> list[tuple[str, str]]:
@@ -143,8 +178,7 @@ class StateFolder:
         """Note that a file is put here; tell whether it is in front of another."""
         folder = self.folder_of(key)
         self._fill[folder] = self._filled(folder) + 1
-        if key > self.last:
-            self.last = key
+        if self.stretch(key) or key > self._end:
             return False
         names = self._known
         name = f"{key}-{id_token}.json"
@@ -154,6 +188,24 @@ class StateFolder:
             if names[place : place + 1] != [name]:
                 names.insert(place, name)
         return True
+
+    def stretch(self, key: str) -> bool:
+        """Note that a key is there; tell whether it is larger than all before, apart from those for good."""
+        if self.last < key < self._end:
+            self.last = key
+            return True
+        return False
+
+    def take_away(self, key: str, id_token: str) -> None:
+        """Note that a file is moved away from here, wherever it stands."""
+        names, name = self._known, f"{key}-{id_token}.json"
+        place = bisect_left(names, name, self._position)
+        if names[place : place + 1] != [name]:
+            return
+        if place == self._position:
+            self.pop()
+        else:
+            del names[place]
 
     # Taking
 
@@ -181,6 +233,8 @@ class StateFolder:
         # A name is its key and more, so that all names of a key come after the key itself.
         bound = self._after + "~" if self._after else ""
         for folder in folders[start:]:
+            if folder >= self._end:
+                break
             names = self.names(folder)
             self._known = names[bisect_left(names, bound) :]
             self._position = 0
@@ -192,6 +246,14 @@ class StateFolder:
         """Return the sub-folders that all files have been taken from."""
         folders = self.folders()
         return folders[: max(bisect_right(folders, self._after) - 1, 0)]
+
+    def hollow(self) -> list[str]:
+        """Return the sub-folders in which there is nothing, of some that are chosen at random."""
+        folders = self.folders()
+        if len(folders) < 3:
+            return []
+        chosen = random.sample(folders[1:-1], min(LOOKED_AT, len(folders) - 2))
+        return [folder for folder in chosen if folder != self._end and not self.names(folder)]
 
     def drop_folder(self, folder: str) -> None:
         """Note that a sub-folder was removed."""

@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any, Self, TypeVar
 
 from omniq.errors import StorageUnavailable
-from omniq.flow import NewFlow
+from omniq.flow import Flow, NewFlow
 from omniq.schedule import Schedule
 from omniq.storage import (
     Capability,
@@ -26,12 +26,13 @@ from omniq.storage import (
     QueueStats,
     Storage,
     StorageConfig,
+    StorageLimits,
     StoredWorker,
     TaskPage,
     TaskQuery,
 )
 from omniq.task import NewTask, Outcome, Progress, StoredTask, TaskState
-from omniq_local.files import claiming, control, finishing, maintenance, reading, schedules
+from omniq_local.files import claiming, control, finishing, flow_verbs, maintenance, reading, schedules
 from omniq_local.files.doctor import check, diagnose
 from omniq_local.files.enqueueing import enqueue
 from omniq_local.files.folder import Folder
@@ -60,6 +61,8 @@ class FileStorage(Storage):
     capabilities: Set[Capability] = frozenset(
         {Capability.DURABLE, Capability.NOTIFICATIONS, Capability.SHARED_BETWEEN_PROCESSES}
     )
+
+    limits = StorageLimits(flows=True)
 
     def __init__(self, config: StorageConfig, *, clock: Callable[[], float] = time.time) -> None:
         self._config = config
@@ -116,8 +119,7 @@ class FileStorage(Storage):
     # From producer to worker and back
 
     async def enqueue(self, tasks: Sequence[NewTask], flow: NewFlow | None = None) -> list[Enqueued]:
-        self._refuse_flows(flow)
-        return await self._opened().run(partial(enqueue, tasks), small=len(tasks) <= LARGE)
+        return await self._opened().run(partial(enqueue, tasks, flow=flow), small=len(tasks) <= LARGE)
 
     def enqueue_blocking(self, tasks: Sequence[NewTask]) -> list[Enqueued] | None:
         if not self._is_open:
@@ -204,6 +206,23 @@ class FileStorage(Storage):
 
     async def set_progress(self, updates: Mapping[Lease, Progress]) -> None:
         await self._opened().run(partial(finishing.set_progress, updates), small=len(updates) <= LARGE)
+
+    # Flows
+
+    async def release_hold(self, flow_id: str, gate: int) -> bool:
+        return await self._opened().run(partial(flow_verbs.release_hold, flow_id, gate), small=False)
+
+    async def get_flows(self, ids: Sequence[str]) -> list[Flow | None]:
+        return await self._opened().run(partial(flow_verbs.get_flows, ids), small=False)
+
+    async def cancel_flow(self, flow_id: str) -> bool:
+        return await self._opened().run(partial(flow_verbs.cancel_flow, flow_id), small=False)
+
+    async def retry_flow(self, flow_id: str) -> int:
+        return await self._opened().run(partial(flow_verbs.retry_flow, flow_id), small=False)
+
+    async def settle(self, limit: int) -> int:
+        return await self._opened().run(partial(flow_verbs.settle, limit), small=False)
 
     # Schedules
 

@@ -24,7 +24,7 @@ __all__ = [
     "write_control",
 ]
 
-_FORMAT = struct.Struct("<8sQQQQQQQ36s16s")
+_FORMAT = struct.Struct("<8sQQQQQQQQ36s16s")
 _CHECK = struct.Struct("<I")
 _SIZE = _FORMAT.size + _CHECK.size
 _MAGIC = b"omniqfs1"
@@ -50,6 +50,8 @@ class Superblock:
     """Changes when a queue comes or goes."""
     schedules: int = 0
     """Counts the changes of schedules, at least; no revision of any was ever larger."""
+    flows: int = 0
+    """Changes with when there is something to do about flows."""
     boot: str = ""
     """Which start of the machine the store was used in."""
     mark: str = ""
@@ -72,12 +74,9 @@ def parse_control(data: bytes) -> Superblock | None:
         data[: _FORMAT.size]
     ):
         return None
-    magic, generation, sequence, offset, durable, layout, queues, schedules, boot, mark = _FORMAT.unpack_from(data)
-    if (
-        magic != _MAGIC
-        or sequence > LAST_SEQUENCE
-        or max(generation, offset, durable, layout, queues, schedules) > LARGEST
-    ):
+    magic, *numbers, boot, mark = _FORMAT.unpack_from(data)
+    generation, sequence, offset, durable, layout, queues, schedules, flows = numbers
+    if magic != _MAGIC or sequence > LAST_SEQUENCE or max(numbers) > LARGEST:
         return None
     return Superblock(
         generation=generation,
@@ -87,6 +86,7 @@ def parse_control(data: bytes) -> Superblock | None:
         layout=layout,
         queues=queues,
         schedules=schedules,
+        flows=flows,
         boot=boot.rstrip(b"\0").decode("ascii", "replace"),
         mark=mark.rstrip(b"\0").decode("ascii", "replace"),
     )
@@ -106,6 +106,7 @@ def write_control(fd: int, control: Superblock) -> bytes:
         control.layout,
         control.queues,
         control.schedules,
+        control.flows,
         control.boot.encode(),
         control.mark.encode(),
     )

@@ -1,33 +1,22 @@
-"""One change of the store: what is read for it, what becomes of tasks by it, and the actions that make it so."""
+"""One change of the store: what becomes of tasks by it, and the actions that make it so."""
 
 from __future__ import annotations
 
-import contextlib
 from collections import Counter
 from typing import TYPE_CHECKING
 
 from attrs import evolve
 
-from omniq.errors import CorruptRecord
 from omniq.storage.escaping import get_logger
-from omniq.storage.validation import UNREADABLE, corrupt
 from omniq.task import StoredTask, TaskError, TaskState
-from omniq_local.files.encoding import ENDED, LARGE, Record, dump_head, id_in, parse_bare, parse_record, stand_in
+from omniq_local.files.encoding import ENDED, Record, dump_head
+from omniq_local.files.flows import Flows
 from omniq_local.files.journal import Action, Displaced, Restored
-from omniq_local.files.names import (
-    HOME_SIZE,
-    Entry,
-    home_path,
-    id_path,
-    parse_entry,
-    text_of,
-    time_key,
-    token,
-    unique_path,
-)
+from omniq_local.files.lookup import Lookup
+from omniq_local.files.names import HOME_SIZE, unique_path
 from omniq_local.files.queues import EXPIRING, Queue
 from omniq_local.files.state_folders import StateFolder
-from omniq_local.files.tree import ASIDE, NO_FILE
+from omniq_local.files.times import moment
 
 if TYPE_CHECKING:
     from omniq_local.files.folder import Folder
@@ -36,13 +25,8 @@ __all__ = ["Transaction"]
 
 _log = get_logger("omniq.files")
 
-STATUS = 128 * 1024
-"""Bytes of a status that are read for a bare list: more than its error takes."""
 
-_LIVE = frozenset(state.value for state in TaskState if state not in ENDED)
-
-
-class Transaction:
+class Transaction(Lookup):
     """What one operation reads and changes, all under the store's lock. Nothing is written before :meth:`complete`.
 
     :param folder: the store.
@@ -50,267 +34,36 @@ class Transaction:
     """
 
     def __init__(self, folder: Folder, now: int) -> None:
-        self.folder = folder
-        self.now = now
+        super().__init__(folder, now)
         self.sequence = folder.control.sequence
         self.ready: Counter[str] = Counter()
         """How many tasks became ready, by queue."""
         self.woken: set[str] = set()
         """Queues of which everybody is to look again."""
-        self.ended: list[str] = []
         self.schedules_changed = False
+        self.flows_changed = False
+        """Whether it is another time at which there is something to do about flows."""
+        self.follows = False
+        """Whether there is something to do about one at once."""
         self.writes: list[Action] = []
         """Actions on other files than tasks."""
-        self._records: dict[str, Record | None] = {}
-        self._touched: dict[int, Record] = {}
-        self._unique: dict[str, str | None] = {}
         self._unique_changed: set[str] = set()
-        self._dirty: dict[str, Queue] = {}
-        self._first: list[Action] = []
-        self._removals: list[Action] = []
-        """What is done before, and after, what becomes of tasks."""
-        self._names: dict[str, list[tuple[str, Queue | None, str]]] | None = None
         self._layout = 0
+        self._flows: Flows | None = None
+        self._ends: list[Record] = []
+        """Tasks of flows that this change ends, or removes before their ends."""
 
     @property
     def is_news(self) -> bool:
         """Whether somebody may be waiting for what was changed."""
-        return bool(+self.ready or self.ended or self.woken or self.schedules_changed)
+        return bool(+self.ready or self.ended or self.woken or self.schedules_changed or self.follows)
 
-    # Reading
-
-    def queue(self, name: str) -> Queue:
-        """Return a queue as it is now."""
-        return self.folder.queue(name)
-
-    def mark(self, queue: Queue) -> None:
-        """Note that what is kept of a queue changes."""
-        self._dirty[queue.name] = queue
-
-    def fetch(self, task_id: str) -> Record | None:
-        """Return a task by its id, as this change leaves it; None if there is none."""
-        if task_id in self._records:
-            return self._records[task_id]
-        record = self.folder.held.get(task_id)
-        if record is None:
-            id_token = token(task_id)
-            path = id_path(id_token)
-            data = b""
-            try:
-                data = self._read(path)
-                record = parse_record(data, None, id_token)
-                if record.order.id != task_id:
-                    raise ValueError(f"it is another task, {record.order.id!r}")
-            except FileNotFoundError:
-                record = None
-            except UNREADABLE as error:
-                record = self._by_home(path, id_token, data)
-                if record is None:
-                    record = stand_in(self._problem(task_id, path, error), data, task_id)
-        self._records[task_id] = record
-        return record
-
-    def _by_home(self, path: str, id_token: str, data: bytes) -> Record | None:
-        """Return the task whose name among the ids is of a file that is not its own, and give that name back to it."""
-        tree = self.folder.tree
-        if tree.names_of(path) > 1 and not _is_whole(data):
-            # Its own file, which is torn. There is no need to look at all names for another.
-            return None
-        for home in tree.walk("tasks"):
-            entry = parse_entry(f"{'0' * 18}-{home.rpartition('/')[2]}")
-            if entry is not None and entry.id_token == id_token:
-                with contextlib.suppress(FileNotFoundError, *UNREADABLE):
-                    record = parse_record(self._read(home), entry.sequence, id_token)
-                    _log.warning("%s/%s is not the file of its task; it is moved to %s", tree.base, path, ASIDE)
-                    self._first += [("move", path, tree.place_aside(path), ""), ("link", home, path)]
-                    return record
-        return None
-
-    def _read(self, path: str) -> bytes:
-        """Return what is in a task's file.
-
-        :raises ValueError: if it is no regular file.
-        """
-        try:
-            return self.folder.tree.read(path)
-        except FileNotFoundError:
-            raise
-        except OSError as error:
-            if error.errno not in NO_FILE:
-                raise
-            raise ValueError("it is no regular file") from error
-
-    def _problem(self, task_id: str, path: str, error: Exception) -> CorruptRecord:
-        return corrupt("task", task_id, error, place=f"{self.folder.base}/{path}")
-
-    def fetch_named(self, queue: Queue, state: str, name: str) -> Record | None:
-        """Return a task by its file's name in the folder of a state; None if it is no longer there.
-
-        A task that this change has changed already is not there any more. One that cannot be read ends as failed if it
-        has not ended, and is moved aside if it has.
-        """
-        entry = parse_entry(name)
-        assert entry is not None
-        path = queue.state_folders[state].file(entry.key, entry.id_token)
-        data = b""
-        try:
-            data = self._read(path)
-            record = parse_record(data, entry.sequence, entry.id_token)
-            if not _stands(record, state, entry.key) or record.order.queue != queue.name:
-                raise ValueError("it is not where it says that it is")
-        except FileNotFoundError:
-            return None
-        except UNREADABLE as error:
-            return self._heal(queue, state, path, entry, data, error)
-        return self._once(record)
-
-    def _once(self, record: Record) -> Record | None:
-        known = self._records.setdefault(record.order.id, record)
-        # A change takes a task from its place once: two claims in one would be two deliveries under one token.
-        return None if known is None or known.sequence in self._touched else known
-
-    def _heal(self, queue: Queue, state: str, path: str, entry: Entry, data: bytes, error: Exception) -> Record | None:
-        """Do what can be done about a name in the folder of a state under which there is not what there should be."""
-        tree, home = self.folder.tree, home_path(entry.sequence, entry.id_token)
-        if not tree.is_same(path, home):
-            # Another program put something else there, or put back a file under the name that it had once.
-            self.folder.set_aside(path, str(error))
-            path = ""
-            try:
-                record = parse_record(self._read(home), entry.sequence, entry.id_token)
-            except (FileNotFoundError, *UNREADABLE):
-                pass
-            else:
-                return self._once(record) if _stands(record, state, entry.key) else None
-        task_id = text_of(entry.id_token) or id_in(data, entry.id_token)
-        if state in _LIVE and task_id is not None:
-            self._end_unreadable(
-                queue, state, path, entry, stand_in(self._problem(task_id, home, error), data, task_id)
-            )
-            return None
-        if path:
-            self.folder.set_aside(path, str(error))
-        if state != EXPIRING:
-            self._removals += [("remove", home), ("remove", id_path(entry.id_token))]
-        self._uncount(queue, state)
-        return None
-
-    def _end_unreadable(self, queue: Queue, state: str, path: str, entry: Entry, record: Record) -> None:
-        """End a task that cannot be read: a new file takes the place of its own, which is moved aside."""
-        tree = self.folder.tree
-        problem = record.error
-        assert problem is not None
-        _log.error("%s; it is ended as failed", problem.message)
-        if path:
-            aside = tree.place_aside(path)
-            _log.warning("%s/%s moved to %s", tree.base, path, aside)
-            self._first.append(("move", path, aside, ""))
-            if record.order.unique is not None and tree.is_same(path, unique_path(record.order.unique)):
-                self._removals.append(("remove", unique_path(record.order.unique)))
-            if record.expires_at is not None:
-                state_folder = queue.state_folders[EXPIRING]
-                expiring = state_folder.file(time_key(record.expires_at, entry.sequence), entry.id_token)
-                if tree.is_same(path, expiring):
-                    self._removals.append(("remove", expiring))
-                    self._uncount(queue, EXPIRING)
-        self._uncount(queue, state)
-        record.order = evolve(record.order, queue=queue.name, unique=None)
-        record.stand_in = None
-        record.sequence = entry.sequence
-        record.finished_at = self.now
-        record.head = dump_head(record)
-        self._records[record.order.id] = record
-        self._touched[record.sequence] = record
-        self.ended.append(record.order.id)
-
-    def _uncount(self, queue: Queue, state: str) -> None:
-        queue.counts[state] = max(0, queue.counts[state] - 1)
-        self.mark(queue)
-
-    def fetch_file(self, path: str, sequence: int, id_token: str, queue: str = "") -> Record | None:
-        """Return the task in a file, to be shown; None if it is not there.
-
-        :param sequence: and id, as the file's name says.
-        :param queue: whose file it is.
-        """
-        data = b""
-        try:
-            data = self._read(path)
-            record = parse_record(data, sequence, id_token)
-        except FileNotFoundError:
-            return None
-        except UNREADABLE as error:
-            task_id = text_of(id_token) or id_in(data, id_token) or id_token
-            shown = stand_in(self._problem(task_id, path, error), data, task_id, queue)
-            shown.sequence = sequence
-            return shown
-        return self._records.setdefault(record.order.id, record)
-
-    def fetch_bare(self, path: str, sequence: int, id_token: str) -> StoredTask | None:
-        """Return the task in a file without what is large; None if it is not there, or has to be read whole.
-
-        :param sequence: and id, as the file's name says.
-        """
-        tree = self.folder.tree
-        try:
-            data, size = tree.read_part(path, 0, LARGE)
-            if size <= len(data):
-                return parse_record(data, sequence, id_token).task().bare()
-            return parse_bare(data, size, lambda offset: tree.read_part(path, offset, STATUS)[0], sequence, id_token)
-        except (OSError, *UNREADABLE):
-            return None
-
-    def erase(self, task_id: str) -> None:
-        """Remove a task that cannot be read, by all names that it has."""
-        if self._names is None:
-            self._names = self._all_names()
-        id_token = token(task_id)
-        self._removals.append(("remove", id_path(id_token)))
-        for path, queue, state in self._names.get(id_token, ()):
-            self._removals.append(("remove", path))
-            if queue is not None:
-                self._uncount(queue, state)
-        self._records[task_id] = None
-        self.ended.append(task_id)
-
-    def _all_names(self) -> dict[str, list[tuple[str, Queue | None, str]]]:
-        names: dict[str, list[tuple[str, Queue | None, str]]] = {}
-        for path in self.folder.tree.walk("tasks"):
-            _, dash, id_token = path.rpartition("/")[2].removesuffix(".json").partition("-")
-            if dash:
-                names.setdefault(id_token, []).append((path, None, ""))
-        for queue in map(self.queue, self.folder.queue_names()):
-            for state, state_folder in queue.state_folders.items():
-                for path in state_folder.all():
-                    entry = parse_entry(path.rpartition("/")[2])
-                    assert entry is not None
-                    names.setdefault(entry.id_token, []).append((path, queue, state))
-        return names
-
-    def content(self, path: str) -> bytes | None:
-        """Return what is in a file that is no task's; None if there is none."""
-        try:
-            return self._read(path)
-        except (FileNotFoundError, ValueError):
-            return None
-
-    def holder(self, key: str) -> str | None:
-        """Return the id of the live task that has a unique key."""
-        path = unique_path(key)
-        if path in self._unique:
-            return self._unique[path]
-        holder = None
-        try:
-            record = parse_record(self._read(path))
-        except (FileNotFoundError, *UNREADABLE):
-            record = None
-        if record is not None:
-            # The name may be of another file than the task's own.
-            known = self.fetch(record.order.id)
-            if known is not None and known.state not in ENDED and not known.removed and known.order.unique == key:
-                holder = known.order.id
-        self._unique[path] = holder
-        return holder
+    @property
+    def flows(self) -> Flows:
+        """The flows of this change."""
+        if self._flows is None:
+            self._flows = Flows(self)
+        return self._flows
 
     # Changing
 
@@ -330,6 +83,8 @@ class Transaction:
 
     def end(self, record: Record, state: TaskState, error: TaskError | None = None) -> None:
         """End a task."""
+        if record.order.flow is not None:
+            self._ends.append(record)
         self._free_key(record)
         record.state = state
         record.finished_at = self.now
@@ -360,10 +115,18 @@ class Transaction:
         """Remove a task."""
         if record.state not in ENDED:
             self._free_key(record)
+            if record.order.flow is not None:
+                self._ends.append(record)
         record.removed = True
+        if self._flows is not None:
+            self._flows.moved(record)
         self._records[record.order.id] = None
         self._touched[record.sequence] = record
         self.ended.append(record.order.id)
+
+    def remove_name(self, path: str) -> None:
+        """Remove a name of a file, whatever becomes of the file."""
+        self._removals.append(("remove", path))
 
     def _free_key(self, record: Record) -> None:
         key = record.order.unique
@@ -382,10 +145,17 @@ class Transaction:
 
         :raises Restored: if a file was not there, but is now: then nothing was written, and it is to be done again.
         """
+        while self._ends or self._lost or self._gone:
+            ends, self._ends = [_ended(record, self.now) for record in self._ends], []
+            ends, self._lost = ends + self._lost, []
+            gone, self._gone = self._gone, []
+            self.flows.follow(ends, gone)
         for record in self._touched.values():
             record.aim = record.stand()
         if self._touched:
             self._make_room()
+        if self._flows is not None:
+            self._flows.prepare()
         made: list[Action] = []
         moves: list[Action] = []
         removals: list[Action] = list(self._removals)
@@ -400,6 +170,9 @@ class Transaction:
                 self._alter(queue, record, made, moves, removals)
         self._keys(made, removals)
         writes = list(self.writes)
+        if self._flows is not None:
+            self._flows.actions(made, writes, moves, removals)
+            self.flows_changed = self._flows.line_changed and self._write_queue(self.folder.flows(), writes)
         queues = [queue for queue in self._dirty.values() if self._write_queue(queue, writes)]
         actions = [*self._first, *made, *writes, *moves, *removals]
         if actions:
@@ -409,7 +182,7 @@ class Transaction:
                 if not self._restore(displaced):
                     raise
                 raise Restored(displaced.path) from None
-            self.folder.settle(self._touched.values(), queues)
+            self.folder.settle(self._touched.values(), queues, flows_changed=self.flows_changed)
 
     def _restore(self, displaced: Displaced) -> bool:
         """Make a task's file anew where something else is in its place, or nothing; return False if it is none's.
@@ -431,6 +204,8 @@ class Transaction:
         tree.link(home, queue.state_folders[state.value].file(key, record.id_token))
         if expiry:
             tree.link(home, queue.state_folders[EXPIRING].file(expiry, record.id_token))
+        if record.order.flow is not None:
+            tree.link(home, record.by_flow(state))
         return True
 
     def _make_room(self) -> None:
@@ -442,16 +217,22 @@ class Transaction:
             state, key, expiry = record.aim
             old_state, old_key, old_expiry = record.was or (None, "", "")
             if key != old_key or state is not old_state:
-                self._make_room_for(key, state_folders[state.value])
+                self.make_room_for(key, state_folders[state.value])
             if expiry and expiry != old_expiry:
-                self._make_room_for(expiry, state_folders[EXPIRING])
+                self.make_room_for(expiry, state_folders[EXPIRING])
 
-    def _make_room_for(self, key: str, state_folder: StateFolder) -> None:
+    def make_room_for(self, key: str, state_folder: StateFolder) -> None:
+        """Divide the sub-folder that a file is to be put into, if that is crowded."""
         crowded = state_folder.crowded(key)
         if crowded is not None:
             self.folder.divide(state_folder, crowded)
 
-    def _put(self, state_folder: StateFolder, key: str, id_token: str) -> str:
+    def layout_changed(self) -> None:
+        """Note that folders come or go."""
+        self._layout += 1
+
+    def put(self, state_folder: StateFolder, key: str, id_token: str) -> str:
+        """Note that a file is put into a folder that is ordered by keys; return its path there."""
         if state_folder.opens(key):
             self._layout += 1
         if state_folder.put(key, id_token):
@@ -474,10 +255,12 @@ class Transaction:
         made.append(("create", home, record.head + record.status))
         made.append(("link", home, record.by_id))
         self._announce(queue, state, key)
-        made.append(("link", home, self._put(queue.state_folders[state.value], key, id_token)))
+        made.append(("link", home, self.put(queue.state_folders[state.value], key, id_token)))
         queue.counts[state.value] += 1
+        if record.order.flow is not None:
+            made.append(("link", home, record.by_flow(state)))
         if expiry:
-            made.append(("link", home, self._put(queue.state_folders[EXPIRING], expiry, id_token)))
+            made.append(("link", home, self.put(queue.state_folders[EXPIRING], expiry, id_token)))
             queue.counts[EXPIRING] += 1
 
     def _alter(
@@ -493,15 +276,17 @@ class Transaction:
         if key != old_key or state is not old_state:
             self._announce(queue, state, key)
             source = state_folders[old_state.value].file(old_key, id_token)
-            moves.append(("move", source, self._put(state_folders[state.value], key, id_token), home))
+            moves.append(("move", source, self.put(state_folders[state.value], key, id_token), home))
             queue.counts[old_state.value] -= 1
             queue.counts[state.value] += 1
+            if record.order.flow is not None and state is not old_state:
+                moves.append(("move", record.by_flow(old_state), record.by_flow(state), home))
         if expiry != old_expiry:
             if old_expiry:
                 removals.append(("remove", state_folders[EXPIRING].file(old_expiry, id_token)))
                 queue.counts[EXPIRING] -= 1
             if expiry:
-                made.append(("link", home, self._put(state_folders[EXPIRING], expiry, id_token)))
+                made.append(("link", home, self.put(state_folders[EXPIRING], expiry, id_token)))
                 queue.counts[EXPIRING] += 1
 
     def _unmake(self, queue: Queue, record: Record, removals: list[Action]) -> None:
@@ -515,6 +300,8 @@ class Transaction:
             ("remove", home),
         ]
         queue.counts[state.value] -= 1
+        if record.order.flow is not None:
+            removals.append(("remove", record.by_flow(state)))
         if expiry:
             removals.append(("remove", queue.state_folders[EXPIRING].file(expiry, record.id_token)))
             queue.counts[EXPIRING] -= 1
@@ -539,17 +326,7 @@ class Transaction:
         return True
 
 
-def _is_whole(data: bytes) -> bool:
-    """Return whether something is a task's file, whichever task's."""
-    try:
-        parse_record(data)
-    except UNREADABLE:
-        return False
-    return True
-
-
-def _stands(record: Record, state: str, key: str) -> bool:
-    assert record.was is not None
-    if state == EXPIRING:
-        return record.was[2] == key
-    return record.was[0] == state and record.was[1] == key
+def _ended(record: Record, now: int) -> StoredTask:
+    """Return a task whose end is to be counted: one that was removed before it as cancelled."""
+    task = record.task()
+    return evolve(task, state=TaskState.CANCELLED, finished_at=moment(now)) if record.removed else task

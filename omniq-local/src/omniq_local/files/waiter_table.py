@@ -150,7 +150,7 @@ class WaiterTable:
         for queue in transaction.woken:
             topic = _number(queue)
             called.update({each.slot: each for each in waiters if each.kind == FOR_WORK and each.minds(topic)})
-        if transaction.schedules_changed:
+        if transaction.schedules_changed or transaction.follows:
             called.update({each.slot: each for each in waiters if each.kind == FOR_WORK})
         if transaction.ended:
             ended = {_number(task_id) for task_id in transaction.ended}

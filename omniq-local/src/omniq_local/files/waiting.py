@@ -14,6 +14,7 @@ from functools import partial
 from omniq.task import TaskState
 from omniq_local.files.claiming import time_of
 from omniq_local.files.folder import Folder
+from omniq_local.files.queues import DUE
 from omniq_local.files.reading import ended
 from omniq_local.files.schedules import outlook
 from omniq_local.files.transaction import Transaction
@@ -148,6 +149,8 @@ def _work_is_there(queues: Sequence[str], name: _Name, transaction: Transaction)
     if name.overdue is None:
         name.overdue = due
     elif due - name.overdue:
+        return True
+    if transaction.folder.flows().has_due(DUE, transaction.now):
         return True
     times = [upcoming]
     for each in dict.fromkeys(queues):
