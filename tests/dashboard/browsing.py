@@ -22,7 +22,7 @@ __all__ = ["Site", "World", "chromium", "violations"]
 
 T = TypeVar("T")
 
-PATIENCE = 30_000
+PATIENCE = 90_000
 """Milliseconds that a page may take on a busy machine."""
 
 
@@ -56,13 +56,13 @@ class World:
         self._thread.join()
         self.loop.close()
 
-    def do(self, work: Awaitable[T]) -> T:
+    def do(self, work: Awaitable[T], seconds: float = 215) -> T:
         """Do something on the loop, and wait for it."""
 
         async def awaited() -> T:
             return await work
 
-        return asyncio.run_coroutine_threadsafe(awaited(), self.loop).result(timeout=200)
+        return asyncio.run_coroutine_threadsafe(awaited(), self.loop).result(timeout=seconds)
 
     async def browser(self) -> Browser:
         """Return the browser, which is started once."""

@@ -70,7 +70,7 @@ def main() -> None:
     options = parser.parse_args()
     logging.getLogger("omniq").setLevel(logging.CRITICAL)  # tasks fail here on purpose
     with World() as world:
-        made = world.do(take(world, options.folder, options.life))
+        made = world.do(take(world, options.folder, options.life), seconds=options.life + 600)
     print(f"{len(made)} pictures are in {options.folder}")
 
 

@@ -63,6 +63,8 @@ async def test_a_page_that_has_not_changed_is_not_sent_again(queue: TaskQueue) -
 
         await job.aenqueue()
         await client.send_form("/queues/pause", {"queue": "default"})
+        live = {"if-none-match": first.headers["etag"], "x-omniq-live": "1"}
+        assert (await client.get("/schedules", headers=live)).status_code == 304, "what was done is said to a new page"
         said = await client.get("/schedules", headers={"if-none-match": first.headers["etag"]})
         assert said.status_code == 200
         assert "Queue default is paused." in said.text

@@ -102,7 +102,8 @@ class Visit:
     def page(self, template: str, *, status: int = 200, **values: Any) -> Response:
         """Return a page."""
         request = self.request
-        said = _decoded(request.cookies.get(_SAID, ""))
+        # What was done is for the page that is opened next, not for one that is being kept live meanwhile.
+        said = "" if "x-omniq-live" in request.headers else _decoded(request.cookies.get(_SAID, ""))
         path = request.url.path.removeprefix(self.root) or "/"
         here = f"{path}{'?' if request.url.query else ''}{request.url.query}"
         html = render(

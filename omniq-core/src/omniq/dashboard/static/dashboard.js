@@ -30,7 +30,7 @@ async function refresh() {
     return;
   }
   try {
-    const headers = tag === null ? {} : { "If-None-Match": tag };
+    const headers = { "X-OmniQ-Live": "1", ...(tag !== null && { "If-None-Match": tag }) };
     const answer = await fetch(location.href, { headers, cache: "no-store", credentials: "same-origin" });
     if (answer.status === 200 || answer.status === 503 || answer.status === 404) {
       tag = answer.headers.get("ETag");
