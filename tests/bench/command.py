@@ -132,7 +132,8 @@ class Run:
         for measuring in begun:
             scenario, entry = measuring.scenario, measuring.entry
             try:
-                values = measuring.values(FULL_PATIENCE if scenario.full_only else PATIENCE)
+                takes_long = scenario.full_only or scenario.takes_long
+                values = measuring.values(FULL_PATIENCE if takes_long else PATIENCE)
             except MeasurementFailed as failure:
                 self.failed = self.failed or entry.role != "peer"
                 print(f"{scenario.name} on {entry.store}: {entry.name} failed: {_last_line(failure)}", flush=True)

@@ -40,6 +40,8 @@ class Scenario:
     """Whether one repetition is enough, since it takes an average already or cannot vary much."""
     together: bool = False
     """Whether the contenders may be measured at the same time, since they do next to nothing."""
+    takes_long: bool = False
+    """Whether it can take slow contenders many minutes."""
     full_only: bool = False
     """Whether it takes so long that it must be asked for."""
 
@@ -82,6 +84,7 @@ SCENARIOS = (
     Scenario(name="drain-one-by-one", size=5_000, quick=1_500),
     Scenario(name="drain-threads", size=10_000, quick=3_000, shrinks=True),
     Scenario(name="drain-two", size=10_000, quick=3_000, shrinks=True),
+    Scenario(name="group", size=10_000, quick=2_000, floor=10, takes_long=True),
     Scenario(name="latency", size=200, quick=50, floor=3),
     Scenario(name="round-trip", size=200, quick=50, floor=3),
     Scenario(name="start-up", size=1, quick=1),
@@ -176,6 +179,13 @@ LINES = (
         raw_rivals=("drain-async",),
     ),
     _rate("drain-two", "drain, two processes", _on(SHARED, _own(1.6, "drain-async", "≥ 1.6 × one"))),
+    _rate("group", "group of {size:,} and its callback", _on(("redis",), _peer(1))),
+    Line(
+        name="group callback p50",
+        title="its callback after the last member, p50",
+        unit="ms",
+        goals=_on(("redis",), _value(20, "≤ 20")),
+    ),
     Line(name="latency p50", title="latency, p50", unit="ms", goals=_everywhere(_peer(1))),
     Line(
         name="latency p99",

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from tests.bench.job import Job
 from tests.bench.marks import Marks
-from tests.bench.scenarios import draining, enqueueing, importing, resources, responding
+from tests.bench.scenarios import draining, enqueueing, grouping, importing, resources, responding
 
 __all__ = ["measure"]
 
@@ -21,7 +21,7 @@ def measure(job: Job) -> Measured:
     :return: the values by the name of their line.
     """
     # Some slots more than tasks: for those that warm up.
-    marks = Marks.create(job.marks_file, job.size + 10)
+    marks = Marks.create(job.marks_file, grouping.slots(job.size) if job.scenario == "group" else job.size + 10)
     if job.scenario == "serializer":
         # These need OmniQ itself, which is not there in the environment of a peer.
         from tests.bench.scenarios import serializing
@@ -51,6 +51,7 @@ SCENARIOS: dict[str, Callable[[Job, Marks], Measured]] = {
     "drain-one-by-one": draining.one_by_one,
     "drain-threads": draining.plain_functions,
     "drain-two": draining.two_processes,
+    "group": grouping.measure,
     "latency": responding.latency,
     "round-trip": responding.round_trip,
     "start-up": responding.start_up,

@@ -131,7 +131,7 @@ LOCAL_ENTRIES = (
 )
 
 REDIS_ENTRIES = (
-    _omniq("redis", *ENQUEUE, *ENQUEUE_ASYNC, *DRAIN, *WAIT, *PROCESS, *GROWTH),
+    _omniq("redis", *ENQUEUE, *ENQUEUE_ASYNC, *DRAIN, "group", *WAIT, *PROCESS, *GROWTH),
     _peer("arq", "redis", "arq_queue:Arq", *ASYNC_PEER, slowness=4),
     _peer("saq", "redis", "saq_queue:Saq", *ASYNC_PEER, slowness=4),
     _peer(
@@ -143,14 +143,14 @@ REDIS_ENTRIES = (
         slowness=4,
         distributions=("taskiq", "taskiq-redis"),
     ),
-    _peer("dramatiq", "redis", "dramatiq_queue:Dramatiq", *SYNC_PEER, slowness=4),
+    _peer("dramatiq", "redis", "dramatiq_queue:Dramatiq", *SYNC_PEER, "group", slowness=4),
     _peer("rq", "redis", "rq_queue:Rq", *SYNC_PEER, slowness=10),
-    _peer("celery", "redis", "celery_queue:Celery", *SYNC_PEER, slowness=10),
+    _peer("celery", "redis", "celery_queue:Celery", *SYNC_PEER, "group", slowness=10),
     _peer("huey", "redis", "huey_queue:Huey", *SYNC_PEER, slowness=4),
     _peer("tarsk", "redis", "tarsk_queue:Tarsk", *SYNC_PEER, "drain-async", distributions=("tarsk-redis",)),
     _peer("ardiq", "redis", "ardiq_queue:Ardiq", *ASYNC_PEER),
     _peer("mayu", "redis", "mayu_queue:Mayu", *SYNC_PEER),
-    _peer("streaq", "redis", "streaq_queue:Streaq", *ASYNC_PEER, slowness=4),
+    _peer("streaq", "redis", "streaq_queue:Streaq", *ASYNC_PEER, "group", slowness=4),
     _raw("redis", "raw_redis:RawRedis", 1, "enqueue-sync", "enqueue-async", "drain-async", driver=REDIS_PY),
     _raw("redis", "raw_redis:RawRedis", 100, "enqueue-many", "drain-async", driver=REDIS_PY),
     _raw("redis", "raw_redis:RawRedis", 500, "enqueue-many", "drain-async", driver=REDIS_PY),

@@ -22,7 +22,7 @@ class Celery(Contender):
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
         celery: Any = importlib.import_module("celery")
-        self.group = celery.group
+        self.bulk, self.chord = celery.group, celery.chord
         self.app = celery.Celery("bench", broker=setting.url, backend=setting.url)
         # Its threads look for the application there.
         self.app.set_default()
@@ -45,7 +45,10 @@ class Celery(Contender):
 
     async def enqueue_many(self, numbers: Sequence[int]) -> None:
         for start in range(0, len(numbers), 1000):
-            self.group(self.task.s(number) for number in numbers[start : start + 1000]).apply_async()
+            self.bulk(self.task.s(number) for number in numbers[start : start + 1000]).apply_async()
+
+    async def group(self, numbers: Sequence[int], callback: int) -> None:
+        self.chord([self.task.s(number) for number in numbers])(self.task.si(callback))
 
     async def stored(self) -> int:
         with Connection(self.setting.url) as connection:

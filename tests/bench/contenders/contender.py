@@ -77,6 +77,10 @@ class Contender(ABC):
         for number in numbers:
             self.enqueue(number)
 
+    async def group(self, numbers: Sequence[int], callback: int) -> None:
+        """Hand over many tasks, and one that runs once they have all succeeded and takes nothing of them."""
+        raise NotImplementedError
+
     @abstractmethod
     async def stored(self) -> int:
         """Return how many tasks have ended, with their results stored where the product stores results."""

@@ -29,6 +29,10 @@ class Dramatiq(Contender):
             self.backend = backends.StubBackend()
             self.broker = importlib.import_module("dramatiq.brokers.stub").StubBroker()
         self.broker.add_middleware(results.Results(backend=self.backend))
+        if setting.store == "redis":
+            callbacks: Any = importlib.import_module("dramatiq.middleware.group_callbacks")
+            barriers: Any = importlib.import_module("dramatiq.rate_limits.backends")
+            self.broker.add_middleware(callbacks.GroupCallbacks(barriers.RedisBackend(url=setting.url)))
         self.dramatiq.set_broker(self.broker)
         began = self.marks.began
 
@@ -43,6 +47,11 @@ class Dramatiq(Contender):
 
     async def enqueue_many(self, numbers: Sequence[int]) -> None:
         self.dramatiq.group(self.actor.message(number) for number in numbers).run()
+
+    async def group(self, numbers: Sequence[int], callback: int) -> None:
+        members = self.dramatiq.group(self.actor.message(number) for number in numbers)
+        members.add_completion_callback(self.actor.message(callback))
+        members.run()
 
     async def stored(self) -> int:
         if self.setting.store == "redis":

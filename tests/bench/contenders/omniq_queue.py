@@ -79,6 +79,10 @@ class OmniQ(Contender):
     async def enqueue_many(self, numbers: Sequence[int]) -> None:
         await self.queue.aenqueue_many([self.task.call(number) for number in numbers])
 
+    async def group(self, numbers: Sequence[int], callback: int) -> None:
+        members = [self.task.call(number) for number in numbers]
+        await self.queue.aenqueue_flow(self.task.call(callback).after(*members))
+
     async def stored(self) -> int:
         return sum(stats.counts[TaskState.SUCCEEDED] for stats in await self.queue.astats())
 

@@ -44,9 +44,18 @@ class Streaq(AsyncContender):
         return await self.task.enqueue(number)
 
     async def enqueue_many(self, numbers: Sequence[int]) -> None:
+        await self._send(numbers)
+
+    async def _send(self, numbers: Sequence[int]) -> list[str]:
         await self.connected()
-        for start in range(0, len(numbers), 1000):
-            await self.queue.enqueue_many([self.task.enqueue(number) for number in numbers[start : start + 1000]])
+        tasks = [self.task.enqueue(number) for number in numbers]
+        for start in range(0, len(tasks), 1000):
+            await self.queue.enqueue_many(tasks[start : start + 1000])
+        return [task.id for task in tasks]
+
+    async def group(self, numbers: Sequence[int], callback: int) -> None:
+        members = await self._send(numbers)
+        await self.task.enqueue(callback).start(after=members)
 
     async def stored(self) -> int:
         with Connection(self.setting.url) as connection:

@@ -74,9 +74,12 @@ async def _until_stored(job: Job, contender: Contender, marks: Marks, crew: Crew
     return clock()
 
 
-async def wait_until(condition: Callable[[], Awaitable[bool]], what: str) -> None:
-    """Look every few milliseconds whether something holds."""
-    give_up = time.monotonic() + PATIENCE
+async def wait_until(condition: Callable[[], Awaitable[bool]], what: str, patience: float = PATIENCE) -> None:
+    """Look every few milliseconds whether something holds.
+
+    :param patience: seconds after which not to look any more.
+    """
+    give_up = time.monotonic() + patience
     while not await condition():
         if time.monotonic() > give_up:
             raise TimeoutError(f"it never came to it that {what}")
