@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from omniq import TaskGroup
 from tests.end_to_end.test_processes import Shop
+from tests.faults.scene import Scene
 from tests.faults.stages import LOCAL, SERVERS, Stage, hold_flows
 
 SHOP = """
@@ -115,3 +117,23 @@ True
 {'cancelled'}
 """
     assert said == (0, expected, "")
+
+
+@pytest.mark.long
+@on_each_store
+def test_ten_thousand_tasks_wait_for_one_and_one_waits_for_all_of_them(tmp_path: Path, stage: Stage) -> None:
+    with Scene(tmp_path, stage) as scene:
+        for _ in range(2):
+            scene.worker(concurrency=50, threads=4, lease=120)
+        step = scene.function("step")
+        first = step.call([])
+        handle = scene.queue.enqueue_flow(TaskGroup([step.call([first.output]) for _ in range(10_000)]).then(step))
+        scene.history.note("enqueued", handle.id)
+        scene.wait_drained(600)
+        scene.check()
+        started = scene.history.events("started")
+        assert sorted(event.task for event in started) == sorted(task.id for task in handle.flow.tasks()), "each once"
+        *others, last = scene.history.events("ran")
+        assert last.task == handle.id
+        (begun,) = [event.at for event in started if event.task == handle.id]
+        assert begun > max(event.at for event in others)

@@ -57,7 +57,17 @@ HOT = [name for name in PLANNED if name.split(".")[0] in ("claim", "enqueue", "f
 
 
 @pytest.mark.parametrize(
-    "name", [*HOT, "reading.list_ended", "control.doomed_ended", "maintenance.lapsed", "maintenance.outdated"]
+    "name",
+    [
+        *HOT,
+        "reading.list_ended",
+        "reading.list_blocked",
+        "control.doomed_ended",
+        "flows.due",
+        "flows.members_behind",
+        "maintenance.lapsed",
+        "maintenance.outdated",
+    ],
 )
 def test_no_frequent_statement_sorts_tasks(connection: sqlite3.Connection, name: str) -> None:
     if name == "transaction.tail":
@@ -75,6 +85,11 @@ def test_the_plans_say_what_the_indexes_are_for(connection: sqlite3.Connection) 
         "maintenance.outdated": "USING INDEX ns.retention (delete_at>? AND delete_at<?)",
         "enqueue.holder": "USING INDEX ns.unique (unique_key=?)",
         "reading.list_ended": "USING INDEX ns.apart (queue=? AND state=? AND rowid>? AND rowid<?)",
+        "reading.list_blocked": "USING INDEX ns.apart (queue=? AND state=? AND rowid>? AND rowid<?)",
+        "reading.list_members": "INDEX ns.member (flow=?",
+        "flows.members_behind": "USING INDEX ns.member (flow=? AND state=? AND behind=?)",
+        "flows.count": "USING COVERING INDEX ns.member (flow=?)",
+        "flows.due": "USING INDEX ns.flow_due (ended=? AND due<?)",
         "schedules.due": "USING INDEX ns.due (next_run>? AND next_run<?)",
     }
     for name, index in expected.items():

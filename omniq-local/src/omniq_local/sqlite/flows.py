@@ -269,11 +269,16 @@ class FlowTransaction(primitives.FlowTransaction):
     def members(
         self, flow_id: str, behind: int | None, states: Sequence[TaskState], limit: int | None
     ) -> list[StoredTask]:
-        numbers = json.dumps([NUMBER_OF[state] for state in states])
+        numbers = [NUMBER_OF[state] for state in states]
         most = ALL if limit is None else limit
         if behind is None:
-            return self._tasks("flows.members", flow_id, numbers, most)
-        return self._tasks("flows.members_behind", flow_id, numbers, behind, most)
+            return self._tasks("flows.members", flow_id, json.dumps(numbers), most)
+        # One after the other: those of one state stand in the order of enqueueing, and no more are read than are taken.
+        found: list[StoredTask] = []
+        for number in numbers:
+            found += self._tasks("flows.members_behind", flow_id, number, behind, most)
+        found.sort(key=lambda task: self._rows[task.id][0])
+        return found if limit is None else found[:limit]
 
     def count_members(self, flow_id: str) -> Mapping[TaskState, int]:
         return {STATE_OF[state]: n for state, n in self._tx.all("flows.count", flow_id) if state in STATE_OF}

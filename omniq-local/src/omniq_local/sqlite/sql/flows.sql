@@ -43,12 +43,15 @@ INSERT INTO "{ns}.gate" (flow, n, body) VALUES {(?, ?, ?)}
 ON CONFLICT (flow, n) DO UPDATE SET body = excluded.body
 
 -- name: members
-SELECT {slim} FROM "{ns}.task" INDEXED BY "{ns}.member"
-WHERE flow = ? AND state IN (SELECT value FROM json_each(?)) ORDER BY seq LIMIT ?
+SELECT {slim} FROM "{ns}.task" WHERE seq IN (
+    SELECT seq FROM "{ns}.task" INDEXED BY "{ns}.member"
+    WHERE flow = ? AND state IN (SELECT value FROM json_each(?)) ORDER BY seq LIMIT ?
+)
+ORDER BY seq
 
 -- name: members_behind
 SELECT {slim} FROM "{ns}.task" INDEXED BY "{ns}.member"
-WHERE flow = ? AND state IN (SELECT value FROM json_each(?)) AND behind = ? ORDER BY seq LIMIT ?
+WHERE flow = ? AND state = ? AND behind = ? ORDER BY seq LIMIT ?
 
 -- name: count
 SELECT state, count(*) FROM "{ns}.task" INDEXED BY "{ns}.member" WHERE flow = ? GROUP BY state
