@@ -15,7 +15,7 @@ from omniq.plugins import Plugins
 from omniq.storage import Count, Storage, TaskQuery
 from omniq.task import TaskState
 
-__all__ = ["Selection", "SelectionOwner", "Step"]
+__all__ = ["CANCEL", "DELETE", "RETRY", "RUN_NOW", "Action", "Selection", "SelectionOwner", "Step"]
 
 STEP = 500
 """How many tasks the store is asked to change in one call: few enough to keep its locks short."""
@@ -48,23 +48,23 @@ class Step:
 
 
 @frozen
-class _Verb:
+class Action:
     """Something that can be done to many tasks."""
 
     name: str
     """Of the storage's method, and of the action that plugins are told of."""
-    states: Set[TaskState]
+    states: frozenset[TaskState]
     """In which it can be done."""
-    default: Set[TaskState]
+    default: frozenset[TaskState]
     """In which it is done to tasks that were chosen without a state."""
 
 
 _LIVE = frozenset(state for state in TaskState if not state.is_final)
 _NOT_RUNNING = frozenset(TaskState) - {TaskState.RUNNING}
-_CANCEL = _Verb("cancel", _LIVE, _LIVE)
-_RETRY = _Verb("retry", frozenset({TaskState.FAILED, TaskState.CANCELLED}), frozenset({TaskState.FAILED}))
-_DELETE = _Verb("delete", _NOT_RUNNING, _NOT_RUNNING)
-_RUN_NOW = _Verb("run_now", frozenset({TaskState.SCHEDULED}), frozenset({TaskState.SCHEDULED}))
+CANCEL = Action("cancel", _LIVE, _LIVE)
+RETRY = Action("retry", frozenset({TaskState.FAILED, TaskState.CANCELLED}), frozenset({TaskState.FAILED}))
+DELETE = Action("delete", _NOT_RUNNING, _NOT_RUNNING)
+RUN_NOW = Action("run_now", frozenset({TaskState.SCHEDULED}), frozenset({TaskState.SCHEDULED}))
 
 
 class Selection:
@@ -123,7 +123,7 @@ class Selection:
         :return: what each step did, to be iterated over.
         :raises ValueError: if tasks in the chosen states cannot be cancelled.
         """
-        return _Steps(self, _CANCEL)
+        return _Steps(self, CANCEL)
 
     def cancel(self) -> Iterator[Step]:
         """Cancel those that wait or run, for synchronous callers; see :meth:`acancel`."""
@@ -135,7 +135,7 @@ class Selection:
         :return: what each step did, to be iterated over.
         :raises ValueError: if tasks in the chosen states cannot be retried.
         """
-        return _Steps(self, _RETRY)
+        return _Steps(self, RETRY)
 
     def retry(self) -> Iterator[Step]:
         """Make those ready again that failed, for synchronous callers; see :meth:`aretry`."""
@@ -147,7 +147,7 @@ class Selection:
         :return: what each step did, to be iterated over.
         :raises ValueError: if tasks in the chosen states cannot be deleted.
         """
-        return _Steps(self, _DELETE)
+        return _Steps(self, DELETE)
 
     def delete(self) -> Iterator[Step]:
         """Remove those that are not running, for synchronous callers; see :meth:`adelete`."""
@@ -159,7 +159,7 @@ class Selection:
         :return: what each step did, to be iterated over.
         :raises ValueError: if tasks in the chosen states cannot be scheduled.
         """
-        return _Steps(self, _RUN_NOW)
+        return _Steps(self, RUN_NOW)
 
     def run_now(self) -> Iterator[Step]:
         """Make those ready that are scheduled for later, for synchronous callers; see :meth:`arun_now`."""
@@ -176,7 +176,7 @@ class Selection:
 class _Steps(AsyncIterator[Step]):
     """An action under way. Between two steps it holds nothing that would have to be given back."""
 
-    def __init__(self, selection: Selection, verb: _Verb) -> None:
+    def __init__(self, selection: Selection, verb: Action) -> None:
         self._selection = selection
         self._verb = verb
         self._states = _states(selection._query.states, verb, is_named=selection._ids is not None)
@@ -229,7 +229,7 @@ async def _named(storage: Storage, query: TaskQuery, ids: Sequence[str]) -> tupl
     return found, [task_id for task_id in ids if task_id not in found]
 
 
-def _states(chosen: Set[TaskState] | None, verb: _Verb, *, is_named: bool) -> Set[TaskState]:
+def _states(chosen: Set[TaskState] | None, verb: Action, *, is_named: bool) -> Set[TaskState]:
     if chosen is None:
         return verb.states if is_named else verb.default
     if not chosen & verb.states:

@@ -9,8 +9,9 @@ from typing import Any
 
 from attrs import frozen
 
+from omniq._client import selection
 from omniq._client.queue import TaskQueue
-from omniq._client.selection import Selection, Step
+from omniq._client.selection import Action, Selection, Step
 from omniq.cli.app import open_queue, store_of
 from omniq.cli.arguments import add_app, describe, text
 from omniq.cli.enqueue import find_function
@@ -25,8 +26,8 @@ __all__ = ["CANCEL", "DELETE", "RETRY", "RUN_NOW", "Verb", "act", "add_verb", "f
 READ_AT_ONCE = 25
 """Tasks that are read in one call, each with its arguments and its result."""
 
-SCHEDULED, RUNNING = TaskState.SCHEDULED, TaskState.RUNNING
-LIVE = tuple(state for state in TaskState if not state.is_final)
+
+RUNNING = TaskState.RUNNING
 
 
 @frozen(kw_only=True)
@@ -36,19 +37,25 @@ class Verb:
     name: str
     done: str
     description: str
-    states: tuple[TaskState, ...]
-    """In which it can be done."""
-    default: tuple[TaskState, ...]
-    """Those that are chosen by filters without ``--state``."""
+    action: Action
     apply: Callable[[Selection], Iterator[Step]]
+
+    @property
+    def states(self) -> list[TaskState]:
+        """Those in which it can be done."""
+        return [state for state in TaskState if state in self.action.states]
+
+    @property
+    def default(self) -> list[TaskState]:
+        """Those that are chosen by filters without ``--state``."""
+        return [state for state in TaskState if state in self.action.default]
 
 
 CANCEL = Verb(
     name="cancel",
     done="cancelled",
     description="Cancel tasks. Those that wait end at once; running ones are asked to stop.",
-    states=LIVE,
-    default=LIVE,
+    action=selection.CANCEL,
     apply=Selection.cancel,
 )
 RETRY = Verb(
@@ -56,24 +63,21 @@ RETRY = Verb(
     done="retried",
     description="Make failed or cancelled tasks ready again, with all their attempts. Filters choose failed ones,\n"
     "unless --state says otherwise.",
-    states=(TaskState.FAILED, TaskState.CANCELLED),
-    default=(TaskState.FAILED,),
+    action=selection.RETRY,
     apply=Selection.retry,
 )
 RUN_NOW = Verb(
     name="run-now",
     done="made ready",
     description="Make tasks ready that are scheduled for later, such as for their next attempt.",
-    states=(SCHEDULED,),
-    default=(SCHEDULED,),
+    action=selection.RUN_NOW,
     apply=Selection.run_now,
 )
 DELETE = Verb(
     name="delete",
     done="deleted",
     description="Remove tasks with their results. Running ones stay.",
-    states=tuple(state for state in TaskState if state is not RUNNING),
-    default=tuple(state for state in TaskState if state is not RUNNING),
+    action=selection.DELETE,
     apply=Selection.delete,
 )
 
@@ -130,7 +134,7 @@ def act(options: argparse.Namespace, verb: Verb) -> int:
             ids = list(dict.fromkeys(whole_ids(queue, options.ids)))
             done, refusals = (_would_be_done if options.dry_run else _named)(queue, verb, ids)
         else:
-            states = verb.default if options.state is None else (TaskState(options.state),)
+            states = verb.default if options.state is None else [TaskState(options.state)]
             filters = {"queue": options.queue, "name": full_name(queue, options.name), "tag": options.tag}
             done, refusals = (_matching if options.dry_run else _applied)(queue, verb, states, filters), []
     for refusal in refusals:

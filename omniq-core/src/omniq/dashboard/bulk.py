@@ -13,9 +13,9 @@ from attrs import define, field, frozen
 
 from omniq._client.audit import acting_as
 from omniq._client.queue import TaskQueue
-from omniq._client.selection import Selection, Step
+from omniq._client.selection import CANCEL, DELETE, RETRY, RUN_NOW, Action, Selection, Step
 from omniq.dashboard.access import Permission
-from omniq.task import FINAL_STATES, TaskState
+from omniq.task import TaskState
 
 __all__ = ["VERBS", "Bulk", "Job", "Verb"]
 
@@ -34,20 +34,20 @@ class Verb:
     label: str
     past: str
     permission: Permission
-    states: frozenset[TaskState]
-    """In which it can be done."""
-    default: frozenset[TaskState]
-    """In which it is done where no state was chosen."""
+    action: Action
+    """In which states it can be done, and in which it is done where none was chosen."""
     steps: Callable[[Selection], AsyncIterator[Step]]
+
+    @property
+    def states(self) -> frozenset[TaskState]:
+        """Those in which it can be done."""
+        return self.action.states
 
     def chosen(self, states: frozenset[TaskState] | None) -> frozenset[TaskState]:
         """Return the states in which it is done."""
-        return self.default if states is None else states & self.states
+        return self.action.default if states is None else states & self.states
 
 
-_LIVE = frozenset(TaskState) - FINAL_STATES
-_NOT_RUNNING = frozenset(TaskState) - {TaskState.RUNNING}
-_SCHEDULED = frozenset({TaskState.SCHEDULED})
 VERBS: Mapping[str, Verb] = {
     verb.name: verb
     for verb in (
@@ -56,8 +56,7 @@ VERBS: Mapping[str, Verb] = {
             label="Cancel",
             past="cancelled",
             permission=Permission.CANCEL,
-            states=_LIVE,
-            default=_LIVE,
+            action=CANCEL,
             steps=Selection.acancel,
         ),
         Verb(
@@ -65,8 +64,7 @@ VERBS: Mapping[str, Verb] = {
             label="Retry",
             past="made ready again",
             permission=Permission.RETRY,
-            states=frozenset({TaskState.FAILED, TaskState.CANCELLED}),
-            default=frozenset({TaskState.FAILED}),
+            action=RETRY,
             steps=Selection.aretry,
         ),
         Verb(
@@ -74,8 +72,7 @@ VERBS: Mapping[str, Verb] = {
             label="Run now",
             past="made ready",
             permission=Permission.RETRY,
-            states=_SCHEDULED,
-            default=_SCHEDULED,
+            action=RUN_NOW,
             steps=Selection.arun_now,
         ),
         Verb(
@@ -83,8 +80,7 @@ VERBS: Mapping[str, Verb] = {
             label="Delete",
             past="deleted",
             permission=Permission.DELETE,
-            states=_NOT_RUNNING,
-            default=_NOT_RUNNING,
+            action=DELETE,
             steps=Selection.adelete,
         ),
         Verb(
@@ -92,8 +88,7 @@ VERBS: Mapping[str, Verb] = {
             label="Purge",
             past="removed",
             permission=Permission.PURGE,
-            states=_NOT_RUNNING,
-            default=_NOT_RUNNING,
+            action=DELETE,
             steps=Selection.adelete,
         ),
     )
