@@ -427,13 +427,14 @@ def test_mistakes_are_told_and_nothing_is_stored(shop: Shop, mistake: str) -> No
     assert shop.queue.stats() == []
 
 
-def test_a_store_without_flows_says_so(tmp_path: Any) -> None:
-    with TaskQueue(f"file://{tmp_path}") as queue:
+def test_a_store_without_flows_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MemoryStorage, "limits", StorageLimits(flows=False))
+    with TaskQueue(f"memory://{new_id()}") as queue:
 
         @queue.task
         def nothing() -> None: ...
 
-        with pytest.raises(ConfigurationError, match="FileStorage holds no flows"):
+        with pytest.raises(ConfigurationError, match="MemoryStorage holds no flows"):
             queue.enqueue_flow(nothing.call())
         assert queue.stats() == []
 
