@@ -18,7 +18,7 @@ from omniq.storage.urls import parse_url
 from omniq.task import NewTask, StoredTask, Succeeded, TaskState
 from omniq.testing.contract.spoiling import Value
 from omniq_postgres.connecting import AsyncConnection, Connector, discard
-from omniq_postgres.operations import Context, Job, News, Query
+from omniq_postgres.operations import Context, Job, News, Query, Rows
 from omniq_postgres.settings import Settings, read_settings
 from omniq_postgres.statements import Statements
 from omniq_postgres.storage import PostgresStorage
@@ -185,10 +185,15 @@ async def explained(connection: AsyncConnection, job: Job[Any], statements: Stat
         try:
             query = next(steps)
             while True:
-                found.append(Explained(query, statements, await _explain(connection, query)))
-                cursor = connection.cursor(binary=True)
-                await cursor.execute(query.text, query.parameters, prepare=False)
-                query = steps.send(await cursor.fetchall() if cursor.description else [])
+                rows: Rows = []
+                for one in (*query.lead, query):
+                    if one.text.split()[0] in (b"BEGIN", b"SET", b"COMMIT"):
+                        continue  # all are run in one transaction, which is taken back
+                    found.append(Explained(one, statements, await _explain(connection, one)))
+                    cursor = connection.cursor(binary=True)
+                    await cursor.execute(one.text, one.parameters, prepare=False)
+                    rows += await cursor.fetchall() if cursor.description else []
+                query = steps.send(rows)
         except StopIteration:
             return found
 

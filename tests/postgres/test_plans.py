@@ -14,10 +14,11 @@ from typing import Any
 import psycopg
 import pytest
 
+from omniq.flow import NewFlow, NewGate
 from omniq.schedule import Schedule
 from omniq.storage import Lease, TaskQuery
 from omniq.storage.ids import new_id
-from omniq.task import Cancelled, Failed, Progress, Released, Retry, StoredTask, TaskError, TaskState
+from omniq.task import Cancelled, Failed, Feed, Progress, Released, Retry, StoredTask, TaskError, TaskState
 from omniq_postgres import claiming, control, enqueueing, finishing, maintenance, reading, schedules, waiting
 from omniq_postgres.claiming import Claim
 from omniq_postgres.dead_tuples import Age, Frontier
@@ -31,28 +32,32 @@ pytestmark = pytest.mark.xdist_group("plans")
 
 ROWS = int(os.environ.get("OMNIQ_PLAN_ROWS", "100000"))
 BATCH = 100
-SMALL = frozenset({"delta", "counter", "paused", "worker", "schedule", "revision", "migration"})
+FLOW = new_id()
+"""That of the blocked tasks."""
+SMALL = frozenset({"delta", "counter", "paused", "worker", "schedule", "revision", "migration", "flow", "gate"})
 """Tables whose size has nothing to do with how many tasks there are."""
 
 
 def fill(server: PostgresServer, url: str, rows: int) -> None:
-    """Fill a store with finished and scheduled tasks, and a tenth of that of ready ones."""
+    """Fill a store with finished and scheduled tasks, half as many blocked, and a tenth of that of ready ones."""
     names = settings_of(url).names.of_all()
     blocks = {
         # state, number, run_at
+        0: (rows // 2, "now() - interval '1 hour'"),
         1: (rows, "now() + interval '1 day' + n * interval '1 second'"),
         2: (rows // 10, "now() - interval '1 hour' + n * interval '1 microsecond'"),
         4: (rows, "now()"),
     }
     with psycopg.connect(server.url, autocommit=True) as connection:
         for state, (number, run_at) in blocks.items():
+            member = "NULL::uuid, NULL" if state else f"'{FLOW}'::uuid, 0"
             rest = (
                 f"INSERT INTO {names['ended']} (run_at, finished_at, delete_at, seq, delivery, attempt, state, cancel, "
                 "id, queue, worker, result) "
                 "SELECT run_at, now(), now() + n * interval '1 day', seq, 1, 1, 4, false, id, queue, 'w', '1' FROM new"
                 if state == 4
-                else f"INSERT INTO {names['live']} (run_at, result_ttl, seq, state, priority, id, queue) "
-                f"SELECT run_at, 86400, seq, {state}, 0, id, queue FROM new"
+                else f"INSERT INTO {names['live']} (run_at, result_ttl, seq, state, priority, id, queue, flow, behind) "
+                f"SELECT run_at, 86400, seq, {state}, 0, id, queue, {member} FROM new"
             )
             connection.execute(
                 f"""
@@ -99,11 +104,14 @@ def prepared(server: PostgresServer, rows: int) -> str:
     return url
 
 
-async def held(url: str) -> list[StoredTask]:
-    """Return tasks that run, of a queue of their own."""
+async def held(url: str) -> tuple[list[StoredTask], list[StoredTask]]:
+    """Return tasks that run, of queues of their own: some of no flow, and others of one that waits for more."""
+    flow = NewFlow(id=new_id(), gates=(NewGate(n=0, rank="0"),))
+    inputs = [new_task(queue="inputs", flow=flow.id, feeds=(Feed(0, needs_success=True),)) for _ in range(2 * BATCH)]
     async with opened(url) as store:
         await store.enqueue([new_task(queue="running") for _ in range(BATCH)])
-        return await take(store, BATCH, queue="running")
+        await store.enqueue([*inputs, new_task(queue="inputs", flow=flow.id, behind=0)], flow)
+        return await take(store, BATCH, queue="running"), await take(store, BATCH, queue="inputs")
 
 
 SCHEDULE = Schedule(id="s", task=new_task(), trigger="t", next_run=None, revision=1)
@@ -137,7 +145,7 @@ def outcomes_of(tasks: list[StoredTask]) -> list[Any]:
     return [kinds[number % 5](task) for number, task in enumerate(tasks)]
 
 
-def jobs(running: list[StoredTask]) -> dict[str, Job[Any]]:
+def jobs(running: list[StoredTask], inputs: list[StoredTask]) -> dict[str, Job[Any]]:
     """Return every operation, by what is said of it."""
     ids = [task.id for task in running]
     leases = [Lease(task.id, task.delivery) for task in running]
@@ -153,6 +161,7 @@ def jobs(running: list[StoredTask]) -> dict[str, Job[Any]]:
         ),
         "finish": partial(finishing.finish, [done(task) for task in running]),
         "finish in many ways": partial(finishing.finish, outcomes_of(running)),
+        "finish in a flow": partial(finishing.finish, [done(task) for task in inputs]),
         "heartbeat": partial(finishing.heartbeat, "w", leases, 60, None),
         "progress": partial(finishing.set_progress, dict.fromkeys(leases, Progress(done=1))),
         "recover": partial(maintenance.recover, BATCH, Age()),
@@ -164,6 +173,9 @@ def jobs(running: list[StoredTask]) -> dict[str, Job[Any]]:
         "list a queue": partial(reading.list_tasks, TaskQuery(queue="running", limit=BATCH), 2**62),
         "list a state": partial(reading.list_tasks, TaskQuery(states=[TaskState.SUCCEEDED], limit=BATCH), 2**62),
         "list what is rare": partial(reading.list_tasks, TaskQuery(states=[TaskState.FAILED], limit=BATCH), 2**62),
+        "list a flow": partial(
+            reading.list_tasks, TaskQuery(flow=inputs[0].flow if inputs else None, limit=BATCH), 2**62
+        ),
         "list a tag": partial(reading.list_tasks, TaskQuery(tag="rare", limit=BATCH), 2**62),
         "stats": reading.stats,
         "workers": reading.workers,
@@ -176,7 +188,7 @@ def jobs(running: list[StoredTask]) -> dict[str, Job[Any]]:
     }
 
 
-NAMES = sorted(jobs([]))
+NAMES = sorted(jobs([], []))
 
 
 @pytest.fixture(scope="module")
@@ -185,7 +197,7 @@ def plans(full: str, empty: str) -> dict[tuple[str, str, bool], list[Explained]]
     found: dict[tuple[str, str, bool], list[Explained]] = {}
 
     async def explain(kind: str, url: str, plain: bool) -> None:
-        operations = jobs(await held(url))
+        operations = jobs(*await held(url))
         statements = Statements(settings_of(url).names)
         async with connection_of(url, plain=plain) as connection:
             for name, job in operations.items():
@@ -237,7 +249,7 @@ def lean(server: PostgresServer) -> dict[str, list[Explained]]:
     found: dict[str, list[Explained]] = {}
 
     async def explain() -> None:
-        operations = jobs(await held(url))
+        operations = jobs(*await held(url))
         statements = Statements(settings_of(url).names)
         async with connection_of(url) as connection:
             for name, job in operations.items():
@@ -259,7 +271,7 @@ def test_a_task_is_found_by_its_id_however_short_other_indexes_look(
 @pytest.mark.parametrize("name", ["claim", "claim onward"])
 def test_a_claim_goes_down_the_index_of_ready_tasks_once(lean: dict[str, list[Explained]], name: str) -> None:
     for plan in lean[name]:
-        if plan.name in ("claim.claim", "claim.onward"):
+        if plan.name in ("claim.claim", "claim.settling", "claim.onward"):
             ready = [node for node in plan.nodes() if node.get("Index Name", "").endswith("_ready")]
             assert len(ready) == 1, plan
             assert "Tid Scan" in {node["Node Type"] for node in plan.nodes()}, plan

@@ -42,6 +42,7 @@ __all__ = [
     "texts",
     "timestamp",
     "timestamps",
+    "uuid",
     "uuids",
 ]
 
@@ -205,9 +206,9 @@ def is_id(value: object) -> bool:
     return isinstance(value, str) and _ID.fullmatch(value) is not None
 
 
-def _pack_uuid(value: str) -> bytes:
+def _pack_uuid(value: str | None) -> bytes:
     # Every other text is the id of no task.
-    return _LENGTH_OF_UUID + bytes.fromhex(value.replace("-", "")) if is_id(value) else _NULL
+    return _NULL if value is None or not is_id(value) else _LENGTH_OF_UUID + bytes.fromhex(value.replace("-", ""))
 
 
 def _pack_new_id(value: str) -> bytes:
@@ -257,7 +258,7 @@ def texts(values: Sequence[str | None]) -> Parameter:
     return _array(_Texts, values, _pack_text)
 
 
-def uuids(values: Sequence[str]) -> Parameter:
+def uuids(values: Sequence[str | None]) -> Parameter:
     """Pack a ``uuid[]``; what is no id becomes NULL, which no task has."""
     return _array(_Uuids, values, _pack_uuid)
 
@@ -329,6 +330,11 @@ def new_id(value: str) -> Parameter:
     :raises ValueError: if it is no id.
     """
     return _Uuid(_new_id(value))
+
+
+def uuid(value: str) -> Parameter | None:
+    """Pack a ``uuid``; None for what is no id."""
+    return _Uuid(bytes.fromhex(value.replace("-", ""))) if is_id(value) else None
 
 
 def smallint(value: int) -> Parameter:

@@ -16,6 +16,8 @@ from omniq_postgres import binary_params
 from omniq_postgres.dead_tuples import Frontier
 from omniq_postgres.encoding import claimed_task
 from omniq_postgres.finishing import finish
+from omniq_postgres.flow_tx import count_ends_of
+from omniq_postgres.flows import SETTLED, settle
 from omniq_postgres.operations import Context, Rows, Steps
 
 __all__ = ["Claim", "claim", "expire"]
@@ -27,6 +29,9 @@ PROMOTED = 1000
 EXPIRED = 1000
 """So many tasks that expired are ended in one step."""
 EXPIRED_STEPS = 10
+
+GATES = 2
+"""What the statement says where gates have opened or broken."""
 
 SLOW, SLOW_EACH = 0.01, 0.0001
 """Seconds, and seconds for each task: a claim that takes longer may have to step over many dead rows."""
@@ -55,7 +60,7 @@ def claim(asked: Claim, frontier: Frontier, context: Context) -> Steps[list[Stor
         frontier.found_nothing = not rows
     else:
         began = time.monotonic()
-        rows = yield from _claim_first(asked, context)
+        rows = yield from _claim_first(asked, "claim.settling" if frontier.looks_at_flows() else "claim.claim", context)
         frontier.claims.done(began)
         if frontier.claims.took > SLOW + SLOW_EACH * len(rows):
             yield from _look_for_dead_tuples(frontier, context)
@@ -81,7 +86,7 @@ def claim(asked: Claim, frontier: Frontier, context: Context) -> Steps[list[Stor
     return tasks
 
 
-def _claim_first(asked: Claim, context: Context) -> Steps[Rows]:
+def _claim_first(asked: Claim, statement: str, context: Context) -> Steps[Rows]:
     queues = binary_params.texts(list(asked.demand))
     parameters = [
         queues,
@@ -90,19 +95,21 @@ def _claim_first(asked: Claim, context: Context) -> Steps[Rows]:
         binary_params.text(asked.worker),
         binary_params.span(asked.lease),
     ]
-    rows = yield context.query("claim.claim", *parameters, binary_params.integer(0))
+    rows = yield context.query(statement, *parameters, binary_params.integer(0))
     if rows[0][0]:
         # Mostly nothing is due or expired: so that is looked for with the claim, and not before each.
-        yield from _clear(asked, queues, context)
+        yield from _clear(rows[0][0], asked, queues, context)
         rows = yield context.query("claim.claim", *parameters, binary_params.integer(1))
     return rows if rows[0][1] is not None else []
 
 
-def _clear(asked: Claim, queues: binary_params.Parameter, context: Context) -> Steps[None]:
+def _clear(obstacle: int, asked: Claim, queues: binary_params.Parameter, context: Context) -> Steps[None]:
     # Bounded, so that no claim is long; those expired that are left are passed over.
     for _ in range(EXPIRED_STEPS):
         if (yield from expire(EXPIRED, context)) < EXPIRED:
             break
+    if obstacle & GATES:
+        yield from settle(SETTLED, context)
     yield context.query("claim.promote", queues, binary_params.integer(max(PROMOTED, 2 * asked.limit)))
 
 
@@ -146,4 +153,5 @@ def expire(limit: int, context: Context) -> Steps[int]:
     """
     rows = yield context.query("maintenance.expire", binary_params.integer(limit))
     context.news.ended += [row[0] for row in rows]
+    yield from count_ends_of({row[1] for row in rows if row[1] is not None}, context)
     return len(rows)

@@ -22,14 +22,12 @@ from psycopg.rows import TupleRow
 from omniq.errors import OmniQError, StorageUnavailable
 from omniq_postgres import binary_params
 from omniq_postgres.errors import translated
-from omniq_postgres.settings import Pooler, Settings
+from omniq_postgres.settings import IDLE_IN_TRANSACTION, Pooler, Settings
 
 __all__ = ["PREPARED", "AsyncConnection", "Connector", "SyncConnection", "cut", "cut_at", "discard", "is_usable"]
 
 OLDEST = 130000
 """The oldest server version."""
-IDLE_IN_TRANSACTION = 5000
-"""Milliseconds after which the server ends a connection of ours that stands still within a transaction."""
 PREPARED = 200
 """Statements that one connection has prepared at most."""
 PROXY_PATIENCE = 2.0
@@ -71,7 +69,7 @@ class Connector:
             "TimeZone": "UTC",
             # Each statement here is right by itself, and made to pass by what others hold.
             "default_transaction_isolation": "read committed",
-            # Only migrations take several round trips in one transaction.
+            # Only migrations, and changes of flows, take several round trips in one transaction.
             "statement_timeout": timeout,
             "idle_in_transaction_session_timeout": str(IDLE_IN_TRANSACTION),
             # And what was claimed for a client that takes no answer any more is free again.

@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from omniq.task import TaskState
 from omniq_postgres import binary_params
-from omniq_postgres.encoding import (
-    CANCELLED,
-    FAILED,
-    KEPT_OF_KEY,
-    LONGEST_KEY,
-    NUMBER_OF,
-    READY,
-    SCHEDULED,
-    SUCCEEDED,
-)
+from omniq_postgres.encoding import KEPT_OF_KEY, LONGEST_KEY, NUMBER_OF, RUNNING, STATE_OF
+from omniq_postgres.flow_tx import count_ends_of
 from omniq_postgres.operations import Context, Steps
 
-__all__ = ["cancel", "delete", "last", "pause", "purge_step", "resume", "retry", "run_now"]
+__all__ = ["cancel", "delete", "doomed", "last", "pause", "resume", "retry", "run_now"]
 
 PURGED = 2000
 """Tasks removed in one transaction, so that none is long."""
@@ -30,7 +22,8 @@ def cancel(ids: Sequence[str], context: Context) -> Steps[tuple[list[bool], list
     :return: for each whether it was live; and those that another transaction has locked, which are to be tried again.
     """
     rows = yield context.query("control.cancel", binary_params.uuids(list(dict.fromkeys(ids))))
-    ran: dict[str, bool | None] = dict(rows)
+    ran: dict[str, bool | None] = {task_id: was_running for task_id, was_running, _ in rows}
+    flows = {flow for _, was_running, flow in rows if was_running is False and flow is not None}
     results = []
     for task_id in ids:
         results.append(task_id in ran)
@@ -38,44 +31,57 @@ def cancel(ids: Sequence[str], context: Context) -> Steps[tuple[list[bool], list
             # Named twice: by the second time it has ended.
             context.news.ended.append(task_id)
             del ran[task_id]
+    yield from count_ends_of(flows, context)
     return results, [task_id for task_id, was_running in ran.items() if was_running is None]
 
 
-def retry(ids: Sequence[str], context: Context) -> Steps[list[bool]]:
-    """Make ended tasks ready; see :meth:`~omniq.storage.Storage.retry`."""
+def retry(ids: Sequence[str], context: Context) -> Steps[tuple[set[str], Mapping[str, str]]]:
+    """Make ended tasks ready; see :meth:`~omniq.storage.Storage.retry`.
+
+    :return: those that were made ready; and those of flows with their flows, which is to be done by
+        :func:`omniq_postgres.flows.retry`.
+    """
     rows = yield context.query(
         "control.retry",
         binary_params.uuids(list(dict.fromkeys(ids))),
         binary_params.integer(LONGEST_KEY),
         binary_params.integer(KEPT_OF_KEY),
     )
-    return _made_ready(rows, ids, context)
+    for _, queue, _ in rows:
+        if queue is not None:
+            context.news.ready(queue)
+    return _apart((task_id, flow) for task_id, _, flow in rows)
+
+
+def _apart(rows: Iterable[tuple[str, str | None]]) -> tuple[set[str], dict[str, str]]:
+    """Tell those that are of no flow from those that are of one."""
+    plain: set[str] = set()
+    members = {}
+    for task_id, flow in rows:
+        if flow is None:
+            plain.add(task_id)
+        else:
+            members[task_id] = flow
+    return plain, members
 
 
 def run_now(ids: Sequence[str], context: Context) -> Steps[list[bool]]:
     """Make scheduled tasks ready; see :meth:`~omniq.storage.Storage.run_now`."""
-    rows = yield context.query("control.run_now", binary_params.uuids(list(dict.fromkeys(ids))))
-    return _made_ready(rows, ids, context)
-
-
-def _made_ready(rows: Iterable[tuple[str, str]], ids: Sequence[str], context: Context) -> list[bool]:
     ready = {}
-    for task_id, queue in rows:
+    for task_id, queue in (yield context.query("control.run_now", binary_params.uuids(list(dict.fromkeys(ids))))):
         ready[task_id] = queue
         context.news.ready(queue)
     return [ready.pop(task_id, None) is not None for task_id in ids]
 
 
-def delete(ids: Sequence[str], context: Context) -> Steps[list[bool]]:
-    """Remove tasks; see :meth:`~omniq.storage.Storage.delete`."""
-    rows = yield context.query("control.delete", binary_params.uuids(sorted(set(ids))))
-    gone = {row[0] for row in rows}
+def delete(ids: Sequence[str], context: Context) -> Steps[tuple[set[str], Mapping[str, str]]]:
+    """Remove tasks; see :meth:`~omniq.storage.Storage.delete`.
+
+    :return: as :func:`retry`; the rest is for :func:`omniq_postgres.flows.delete`.
+    """
+    gone, members = _apart((yield context.query("control.delete", binary_params.uuids(sorted(set(ids))))))
     context.news.ended += gone
-    results = []
-    for task_id in ids:
-        results.append(task_id in gone)
-        gone.discard(task_id)
-    return results
+    return gone, members
 
 
 def last(context: Context) -> Steps[int]:
@@ -84,32 +90,28 @@ def last(context: Context) -> Steps[int]:
     return int(number)
 
 
-def purge_step(queue: str, state: TaskState | None, until: int, context: Context) -> Steps[int]:
-    """Remove some tasks of a queue that are not running; see :meth:`~omniq.storage.Storage.purge`.
+def doomed(queue: str, state: TaskState | None, until: int, context: Context) -> Steps[list[str]]:
+    """Return some tasks of a queue that are not running; see :meth:`~omniq.storage.Storage.purge`.
 
     :param until: the latest task to remove, so that the end is reached though others be enqueued meanwhile.
-    :return: how many; 0: there are no more.
     """
     # What is due is ready, though nobody has made it so yet.
     yield context.query("claim.promote", binary_params.texts([queue]), binary_params.integer(PURGED))
-    doomed: list[str] = []
-    for number in range(SCHEDULED, CANCELLED + 1) if state is None else [NUMBER_OF[state]]:
-        room = PURGED - len(doomed)
-        if room <= 0 or number not in (SCHEDULED, READY, SUCCEEDED, FAILED, CANCELLED):
+    found: list[str] = []
+    for number in range(len(STATE_OF)) if state is None else [NUMBER_OF[state]]:
+        room = PURGED - len(found)
+        if room <= 0 or number == RUNNING:
             continue
-        name = "waiting" if number in (SCHEDULED, READY) else "ended"
         rows = yield context.query(
-            f"control.doomed_{name}",
+            f"control.doomed_{'waiting' if number < RUNNING else 'ended'}",
             binary_params.text(queue),
             binary_params.integer(number),
             binary_params.bigint(until),
             binary_params.integer(room),
             prepare=False,
         )
-        doomed += [row[0] for row in rows]
-    if not doomed:
-        return 0
-    return sum((yield from delete(doomed, context)))
+        found += [row[0] for row in rows]
+    return found
 
 
 def pause(queue: str, context: Context) -> Steps[bool]:

@@ -77,6 +77,10 @@ class Age:
             self._age, self._at = 0.0, self._began
 
 
+FLOWS_EVERY = 0.1
+"""Seconds between looks at what is left to do about flows, unless it is known that something is."""
+
+
 @define
 class Frontier:
     """How far one storage's claims have come.
@@ -95,6 +99,18 @@ class Frontier:
     waits: LookBack = field(factory=LookBack)
     found_nothing: bool = False
     """Whether the last claim from here on gave nothing."""
+    has_flows: bool = True
+    """Whether something is known to be left to do about a flow."""
+    flows_at: float = 0.0
+    """When a claim last looked for that."""
+
+    def looks_at_flows(self) -> bool:
+        """Whether a claim is to look if something is left to do about flows; if so, it counts as done."""
+        now = time.monotonic()
+        if not self.has_flows and now - self.flows_at < FLOWS_EVERY:
+            return False
+        self.has_flows, self.flows_at = False, now
+        return True
 
     def is_pinned(self) -> bool:
         """Whether dead rows pile up at the moment."""

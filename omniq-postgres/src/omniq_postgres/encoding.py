@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
+
+from attrs import evolve
 
 from omniq.errors import CorruptRecord
 from omniq.storage.escaping import get_logger
 from omniq.storage.records import load_error, load_progress
-from omniq.storage.validation import UNREADABLE, check_task, corrupt, log_once, salvaged
-from omniq.task import NewTask, StoredTask, TaskState
+from omniq.storage.validation import EARLIEST, UNREADABLE, check_task, corrupt, log_once, salvaged
+from omniq.task import Feed, NewTask, StoredTask, TaskState
 from omniq_postgres import binary_params
 from omniq_postgres.binary_params import Parameter
 
 __all__ = [
     "BARE",
+    "BLOCKED",
     "CANCELLED",
     "CLAIMED",
     "FAILED",
     "KEPT_OF_KEY",
+    "LIGHT",
     "LONGEST_KEY",
     "NUMBER_OF",
     "READY",
@@ -32,24 +39,27 @@ __all__ = [
     "bare_task",
     "claimed_task",
     "columns_of",
+    "counted_task",
+    "dump_member",
     "key_of",
     "make_task",
+    "record_columns",
     "task_of",
     "values_of",
 ]
 
 _log = get_logger("omniq.postgres")
 
-SCHEDULED, READY, RUNNING, SUCCEEDED, FAILED, CANCELLED, BLOCKED = range(1, 8)
+BLOCKED, SCHEDULED, READY, RUNNING, SUCCEEDED, FAILED, CANCELLED = range(7)
 
 STATE_OF = {
+    BLOCKED: TaskState.BLOCKED,
     SCHEDULED: TaskState.SCHEDULED,
     READY: TaskState.READY,
     RUNNING: TaskState.RUNNING,
     SUCCEEDED: TaskState.SUCCEEDED,
     FAILED: TaskState.FAILED,
     CANCELLED: TaskState.CANCELLED,
-    BLOCKED: TaskState.BLOCKED,
 }
 """The state that each number stands for."""
 NUMBER_OF = {state: number for number, state in STATE_OF.items()}
@@ -63,7 +73,8 @@ KEPT_OF_KEY = LONGEST_KEY + 1 - 64
 RECORD = """
     s.id::text, t.queue, t.name, t.body, t.priority, s.state, s.attempt, s.delivery, t.max_retries,
     t.created_at, s.run_at, s.started_at, s.finished_at, s.expires_at, s.lease_until,
-    s.worker, t.unique_key, t.tags, t.result_ttl, s.error, s.progress, s.cancel, s.attempt_log, s.result, t.seq
+    s.worker, t.unique_key, t.tags, t.result_ttl, s.error, s.progress, s.cancel, s.attempt_log, s.result,
+    s.flow::text, t.member, t.seq
 """
 """What :func:`task_of` reads: of ``t``, the order, and ``s``, what has become of it."""
 
@@ -71,10 +82,14 @@ BARE = RECORD.replace("t.body", "octet_length(t.body)").replace("s.result", "oct
 BARE = BARE.replace("s.attempt_log", "NULL::text")
 """The same with the sizes of body and result, for which the server reads neither."""
 
+LIGHT = RECORD.replace("t.body", "''::bytea").replace("s.result", "NULL::bytea")
+LIGHT = LIGHT.replace("s.attempt_log", "NULL::text")
+"""The same without them."""
+
 CLAIMED = """
     taken.id::text, t.queue, t.name, t.body, t.priority, taken.attempt, taken.delivery, t.max_retries,
     t.created_at, taken.run_at, taken.started_at, taken.expires_at, taken.lease_until,
-    t.unique_key, t.tags, t.result_ttl, taken.error, taken.attempt_log, t.seq
+    t.unique_key, t.tags, t.result_ttl, taken.error, taken.attempt_log, t.member, t.seq
 """
 """What :func:`claimed_task` reads; the rest it knows."""
 
@@ -116,6 +131,31 @@ def columns_of(tasks: Sequence[NewTask]) -> list[Parameter]:
     ]
 
 
+def record_columns(tasks: Sequence[StoredTask]) -> list[Parameter]:
+    """Return the parameters of the statement ``flows.insert``, but for the first.
+
+    :raises ValueError: as :func:`columns_of` does.
+    """
+    return [
+        binary_params.new_ids([task.id for task in tasks]),
+        binary_params.texts([task.queue for task in tasks]),
+        binary_params.texts([task.name for task in tasks]),
+        binary_params.byteas([task.body for task in tasks]),
+        binary_params.smallints([task.priority for task in tasks]),
+        binary_params.integers([task.max_retries for task in tasks]),
+        binary_params.timestamps([task.run_at for task in tasks]),
+        binary_params.timestamps([task.expires_at for task in tasks]),
+        binary_params.floats([task.result_ttl for task in tasks]),
+        binary_params.texts([_tags(task.tags) for task in tasks]),
+        binary_params.texts([task.unique for task in tasks]),
+        binary_params.texts([key_of(task.unique) for task in tasks]),
+        binary_params.smallints([NUMBER_OF[task.state] for task in tasks]),
+        binary_params.uuids([task.flow for task in tasks]),
+        binary_params.bigints([task.behind for task in tasks]),
+        binary_params.texts([dump_member(task) for task in tasks]),
+    ]
+
+
 def values_of(task: NewTask) -> list[Parameter | None]:
     """Return the parameters of the statement ``enqueue.single``.
 
@@ -152,6 +192,10 @@ def make_task(row: Sequence[Any]) -> StoredTask:
         log_once(_log, problem)
         fields = dict(zip(_FIELDS, row, strict=True))
         fields["tags"] = tuple(fields["tags"] or ())
+        with contextlib.suppress(*UNREADABLE):
+            fields.update(_member_of(fields.pop("member")))
+        # Its end counts there, whatever else is wrong with it.
+        fields["flow"] = fields.pop("of")
         return salvaged(problem, row[0], fields)
 
 
@@ -188,6 +232,8 @@ _FIELDS = (
     "cancel_requested",
     "attempt_log",
     "result_payload",
+    "of",
+    "member",
     "seq",
 )
 """What each value of :data:`RECORD` is."""
@@ -235,9 +281,11 @@ def _task_of(row: Sequence[Any]) -> StoredTask:
         cancel,
         attempt_log,
         result,
+        flow,
+        member,
         _,
     ) = row
-    return StoredTask(
+    task = StoredTask(
         id=task_id,
         queue=queue,
         name=name,
@@ -263,6 +311,7 @@ def _task_of(row: Sequence[Any]) -> StoredTask:
         result_payload=result,
         attempt_log=attempt_log or "",
     )
+    return task if member is flow is None else evolve(task, **_place_of(member, flow))
 
 
 def claimed_task(row: Sequence[Any], worker: str) -> StoredTask:
@@ -299,9 +348,10 @@ def _claimed_task(row: Sequence[Any], worker: str) -> StoredTask:
         result_ttl,
         error,
         attempt_log,
+        member,
         _,
     ) = row
-    return StoredTask(
+    task = StoredTask(
         id=task_id,
         queue=queue,
         name=name,
@@ -323,3 +373,57 @@ def _claimed_task(row: Sequence[Any], worker: str) -> StoredTask:
         error=None if error is None else load_error(error),
         attempt_log=attempt_log or "",
     )
+    return task if member is None else evolve(task, **_member_of(member))
+
+
+# Places in flows
+
+
+def dump_member(task: StoredTask) -> str | None:
+    """Return a task's place in its flow as text; None if it is of none."""
+    if task.flow is None:
+        return None
+    feeds = [[feed.gate, feed.needs_success] for feed in task.feeds]
+    return json.dumps([task.flow, task.behind, feeds, task.opening_delay], separators=(",", ":"))
+
+
+@functools.lru_cache(maxsize=1024)  # of the tasks of a group it is the same
+def _member_of(text: str) -> Mapping[str, Any]:
+    flow, behind, feeds, opening_delay = json.loads(text)
+    fed = tuple(Feed(gate, needs_success) for gate, needs_success in feeds)
+    return {"flow": flow, "behind": behind, "feeds": fed, "opening_delay": opening_delay}
+
+
+def _place_of(member: str | None, flow: str | None) -> Mapping[str, Any]:
+    place = {} if member is None else _member_of(member)
+    if place.get("flow") != flow:
+        raise ValueError(f"its place is one in flow {place.get('flow')!r:.100}, and it counts in flow {flow!r}")
+    return place
+
+
+@functools.lru_cache(maxsize=1024)
+def _counted_as(member: str | None, flow: str, state: int) -> StoredTask:
+    place = _place_of(member, flow)
+    return check_task(StoredTask(**_NOTHING, id=flow, state=STATE_OF[state], **place))
+
+
+_NOTHING: Mapping[str, Any] = {"queue": "", "name": "", "body": b"", "created_at": EARLIEST, "run_at": EARLIEST}
+
+
+def counted_task(row: Sequence[Any]) -> StoredTask:
+    """Make of a task that has ended what its gates are to know of it.
+
+    :param row: id, flow, state, place in the flow; and, unless it succeeded, name, error, and when it was started.
+    """
+    task_id, flow, state, member, name, error, started_at = row
+    try:
+        task = _counted_as(member, flow, state)
+        if state == SUCCEEDED:
+            return task
+        fields = {"id": task_id, "name": name, "error": None if error is None else load_error(error)}
+        return check_task(evolve(task, started_at=started_at, **fields))
+    except UNREADABLE as problem:
+        place: Mapping[str, Any] = {}
+        with contextlib.suppress(*UNREADABLE):
+            place = _place_of(member, flow)
+        return salvaged(corrupt("task", task_id, problem), task_id, {**place, "flow": flow})

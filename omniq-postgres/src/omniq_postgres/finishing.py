@@ -10,6 +10,7 @@ from omniq.storage.records import dump_error, dump_progress
 from omniq.task import Cancelled, Failed, Outcome, Progress, Released, Retry, Succeeded
 from omniq_postgres import binary_params
 from omniq_postgres.encoding import CANCELLED, FAILED, SUCCEEDED
+from omniq_postgres.flow_tx import count_ends_of
 from omniq_postgres.notifier import telling_of_ends
 from omniq_postgres.operations import Context, Steps
 
@@ -66,14 +67,18 @@ def finish(outcomes: Sequence[Outcome], context: Context) -> Steps[list[bool]]:
         query = context.query("finish.final", *parameters)
         telling = telling_of_ends([outcome.id for outcome in chosen], query, context)
         told_at_once = telling is not None
-        ((number, which),) = yield telling or query
+        ((number, which, of),) = yield telling or query
+        flows = set(of or ())
         ended = places if number == len(places) else [places[place - 1] for place in which or ()]
     else:
-        ended = yield from _finish_mixed(chosen, parameters, places, accepted, context)
+        ended, flows = yield from _finish_mixed(chosen, parameters, places, accepted, context)
     for place in ended:
         accepted[place] = True
         if not told_at_once:
             context.news.ended.append(outcomes[place].id)
+    # A call that is repeated, or the end of a task that has completed itself in a transaction of its own.
+    refused = [outcomes[place].id for place in places if not accepted[place]]
+    yield from count_ends_of(flows, context, refused)
     return accepted
 
 
@@ -83,21 +88,24 @@ def _finish_mixed(
     places: Sequence[int],
     accepted: list[bool],
     context: Context,
-) -> Steps[list[int]]:
+) -> Steps[tuple[list[int], set[str]]]:
     delays = [
         timedelta(seconds=min(outcome.delay, binary_params.HUNDRED_YEARS))
         if isinstance(outcome, Retry | Released)
         else None
         for outcome in chosen
     ]
-    ended = []
-    for place, queue, seconds in (yield context.query("finish.mixed", *parameters, binary_params.intervals(delays))):
+    ended, flows = [], set()
+    rows = yield context.query("finish.mixed", *parameters, binary_params.intervals(delays))
+    for place, queue, seconds, flow in rows:
         accepted[places[place - 1]] = True
+        if flow is not None:
+            flows.add(flow)
         if queue is None:
             ended.append(places[place - 1])
         else:
             context.news.ready(queue, seconds)
-    return ended
+    return ended, flows
 
 
 def heartbeat(

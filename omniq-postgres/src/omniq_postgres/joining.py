@@ -11,10 +11,11 @@ from psycopg import AsyncRawCursor, RawCursor
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import tuple_row
 
+from omniq.flow import NewFlow
 from omniq.storage import Enqueued
 from omniq.storage.transactions import CallerTransaction
 from omniq.task import NewTask, Outcome
-from omniq_postgres import binary_params
+from omniq_postgres import binary_params, flows
 from omniq_postgres.driver_adapters import Driver, DriverAdapter, recognise
 from omniq_postgres.enqueueing import enqueue
 from omniq_postgres.errors import translated
@@ -73,6 +74,10 @@ def _told(job: Job[R]) -> Job[R]:
     return steps
 
 
+def _enqueued(tasks: Sequence[NewTask]) -> Job[list[Enqueued]]:
+    return partial(flows.enqueue, tasks, None) if flows.belong_to_flows(tasks, None) else partial(enqueue, tasks)
+
+
 class _Joined(CallerTransaction):
     """The caller's connection, of whichever kind."""
 
@@ -83,10 +88,16 @@ class _Joined(CallerTransaction):
         self._statements = statements
 
     def enqueue(self, tasks: Sequence[NewTask]) -> list[Enqueued]:
-        return self._run(partial(enqueue, tasks), "aenqueue") if tasks else []
+        return self._run(_enqueued(tasks), "aenqueue") if tasks else []
 
     async def aenqueue(self, tasks: Sequence[NewTask]) -> list[Enqueued]:
-        return await self._arun(partial(enqueue, tasks)) if tasks else []
+        return await self._arun(_enqueued(tasks)) if tasks else []
+
+    def enqueue_flow(self, tasks: Sequence[NewTask], flow: NewFlow | None) -> list[Enqueued]:
+        return self._run(partial(flows.enqueue, tasks, flow), "aenqueue_flow") if tasks else []
+
+    async def aenqueue_flow(self, tasks: Sequence[NewTask], flow: NewFlow | None) -> list[Enqueued]:
+        return await self._arun(partial(flows.enqueue, tasks, flow)) if tasks else []
 
     def finish(self, outcome: Outcome) -> bool:
         return self._run(partial(finish, [outcome]), "afinish")[0]
@@ -95,7 +106,7 @@ class _Joined(CallerTransaction):
         return (await self._arun(partial(finish, [outcome])))[0]
 
     def _steps(self, job: Job[R]) -> Steps[R]:
-        return _told(job)(Context(self._statements, News()))
+        return _told(job)(Context(self._statements, News(), joined=True))
 
     def _translated(self, error: psycopg.Error, driver: Driver) -> Exception:
         # The caller's connection may lead to another database than the store is in.
@@ -137,14 +148,20 @@ class _Joined(CallerTransaction):
 
 
 def _rows(driver: Any, query: Query) -> Rows:
-    with RawCursor(driver, row_factory=tuple_row) as cursor:
-        binary_params.register(cursor.adapters)
-        cursor.execute(query.text, query.parameters, binary=True)
-        return cursor.fetchall() if cursor.description else []
+    found: Rows = []
+    for one in (*query.lead, query):
+        with RawCursor(driver, row_factory=tuple_row) as cursor:
+            binary_params.register(cursor.adapters)
+            cursor.execute(one.text, one.parameters, binary=True)
+            found += cursor.fetchall() if cursor.description else []
+    return found
 
 
 async def _arows(driver: Any, query: Query) -> Rows:
-    async with AsyncRawCursor(driver, row_factory=tuple_row) as cursor:
-        binary_params.register(cursor.adapters)
-        await cursor.execute(query.text, query.parameters, binary=True)
-        return await cursor.fetchall() if cursor.description else []
+    found: Rows = []
+    for one in (*query.lead, query):
+        async with AsyncRawCursor(driver, row_factory=tuple_row) as cursor:
+            binary_params.register(cursor.adapters)
+            await cursor.execute(one.text, one.parameters, binary=True)
+            found += await cursor.fetchall() if cursor.description else []
+    return found

@@ -14,7 +14,7 @@ import asyncio
 import contextlib
 import itertools
 import select
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from weakref import WeakKeyDictionary
 
 import psycopg
@@ -49,6 +49,8 @@ class _Libpq:
     def run(self, query: Query) -> Generator[int, None, Rows]:
         """Do the exchange; yields what to wait for at the socket."""
         after = query.after
+        if query.lead:
+            return (yield from self._together([*query.lead, query]))
         if after is None:
             result = yield from self._one(query)
         elif self._pipelines:
@@ -57,6 +59,9 @@ class _Libpq:
             result = yield from self._one(query)
             with contextlib.suppress(psycopg.DatabaseError):
                 yield from self._one(after)
+        return self._rows(result)
+
+    def _rows(self, result: PGresult) -> Rows:
         if result.status != ExecStatus.TUPLES_OK:
             return []
         try:
@@ -85,6 +90,32 @@ class _Libpq:
         yield from self._next()
         connection.exit_pipeline_mode()
         return _sound(result)
+
+    def _together(self, queries: Sequence[Query]) -> Generator[int, None, Rows]:
+        """Run statements of one transaction; return the rows of all."""
+        if not self._pipelines:
+            apart: Rows = []
+            for query in queries:
+                apart += self._rows((yield from self._one(query)))
+            return apart
+        connection = self._connection
+        names: list[bytes | None] = []
+        for query in queries:
+            names += [(yield from self._prepared(query))]
+        connection.enter_pipeline_mode()
+        for query, name in zip(queries, names, strict=True):
+            self._send(query, name)
+        connection.pipeline_sync()
+        yield from self._flush()
+        results: list[PGresult] = []
+        for _ in queries:
+            results += [(yield from self._result())]
+        yield from self._next()
+        connection.exit_pipeline_mode()
+        found: Rows = []
+        for result in results:
+            found += self._rows(_sound(result))
+        return found
 
     def _send(self, query: Query, name: bytes | None) -> None:
         formats = [Format.BINARY] * len(query.parameters)

@@ -11,6 +11,9 @@ from omniq_postgres import binary_params
 from omniq_postgres.claiming import expire
 from omniq_postgres.dead_tuples import Age
 from omniq_postgres.encoding import task_of
+from omniq_postgres.flow_tx import count_ends_of
+from omniq_postgres.flows import SETTLED, settle
+from omniq_postgres.flows import prune as prune_flows
 from omniq_postgres.operations import Context, Steps
 
 __all__ = ["FOLDED", "fold", "prune", "recover"]
@@ -31,9 +34,9 @@ def recover(limit: int, reached: Age, context: Context) -> Steps[list[StoredTask
     age = reached.begin()
     most, longest = binary_params.integer(limit), binary_params.integer(LONGEST_LOG)
     rows = yield context.query("maintenance.recover", most, binary_params.float8(min(age, FOREVER)), longest)
-    # Each row begins with whether there are tasks that expired, whether there are leases that are none, and how long
-    # ago the latest of the leases ran out.
-    expired, astray, youngest = rows[0][:3]
+    # Each row begins with whether there are tasks that expired, whether there are leases that are none, whether gates
+    # have opened or broken, and how long ago the latest of the leases ran out.
+    expired, astray, gates, youngest = rows[0][:4]
     reached.end(age, youngest)
     if astray:
         yield context.query("maintenance.astray")
@@ -42,8 +45,8 @@ def recover(limit: int, reached: Age, context: Context) -> Steps[list[StoredTask
     tasks = []
     for row in rows:
         try:
-            if row[3] is not None:
-                tasks.append(task_of(row[3:]))
+            if row[4] is not None:
+                tasks.append(task_of(row[4:]))
         except CorruptRecord as problem:
             log_once(_log, problem)  # it has ended, or does so when it is claimed
     for task in tasks:
@@ -51,8 +54,11 @@ def recover(limit: int, reached: Age, context: Context) -> Steps[list[StoredTask
             context.news.ready(task.queue)
         else:
             context.news.ended.append(task.id)
+    yield from count_ends_of({task.flow for task in tasks if task.flow and task.finished_at}, context)
     if expired and len(tasks) < limit:
         yield from expire(limit - len(tasks), context)
+    if gates:
+        yield from settle(SETTLED, context)
     return tasks
 
 
@@ -67,10 +73,11 @@ def prune(limit: int, reached: Age, context: Context) -> Steps[int]:
     )
     reached.end(age, min((row[1] for row in rows), default=None))
     context.news.ended += [row[0] for row in rows]
+    removed = len(rows) + (yield from prune_flows(limit - len(rows), context))
     yield context.query("maintenance.dead_workers")
     yield from fold(context)
     yield context.query("maintenance.empty_counters")
-    return len(rows)
+    return removed
 
 
 def fold(context: Context) -> Steps[int]:

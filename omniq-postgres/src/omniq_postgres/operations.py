@@ -32,6 +32,9 @@ class Query:
     after: Query | None = None
     """Sent with it, and run after it in a transaction of its own, in one round trip. Its rows and errors are ignored,
     and it may run although the first one failed."""
+    lead: Sequence[Query] = ()
+    """Sent with it, and run before it within the same transaction, in one round trip. Their rows come before its own;
+    once one has failed, those behind it are not run."""
 
 
 @define
@@ -75,6 +78,8 @@ class Context:
     news: News
     may_tell: Callable[[News], bool] = _never
     """Asked whether news may be told by the job itself, see :func:`omniq_postgres.notifier.telling`."""
+    joined: bool = False
+    """Whether all is done within a transaction of the caller's, who ends it when they like."""
 
     def query(self, name: str, *parameters: Any, prepare: bool = True) -> Query:
         """Return the query of a statement."""

@@ -13,7 +13,7 @@ from omniq.storage.paging import CLOCK_SLACK, slackened
 from omniq.storage.validation import UNREADABLE, check_worker, corrupt, log_once
 from omniq.task import StoredTask, TaskState
 from omniq_postgres import binary_params
-from omniq_postgres.encoding import CANCELLED, NUMBER_OF, RUNNING, SCHEDULED, STATE_OF, SUCCEEDED, bare_task, make_task
+from omniq_postgres.encoding import NUMBER_OF, RUNNING, STATE_OF, SUCCEEDED, bare_task, make_task
 from omniq_postgres.operations import Context, Rows, Steps
 
 __all__ = ["check", "get", "list_tasks", "namespaces", "now", "read_cursor", "stats", "workers"]
@@ -21,6 +21,8 @@ __all__ = ["check", "get", "list_tasks", "namespaces", "now", "read_cursor", "st
 LATEST = 2**63 - 1
 MOST = 10**15
 """Tasks."""
+NO_FLOW = "00000000-0000-0000-0000-000000000000"
+"""In place of what cannot be the id of a flow."""
 
 _log = get_logger("omniq.postgres")
 
@@ -87,7 +89,7 @@ def _latest(query: TaskQuery, before: int, lowest: int, context: Context) -> Ste
         None if since is None else binary_params.timestamp(since),
         None if until is None else binary_params.timestamp(until),
     ]
-    if query.queue is None and query.states is None:
+    if query.queue is None and query.states is None and query.flow is None:
         if query.name is None and query.tag is None and since is None and until is None:
             return (yield context.query(f"reading.latest{suffix}", given[0], limit, bounds[0]))
         # Which index is the best depends on how rare what is asked for is.
@@ -100,7 +102,7 @@ def _latest(query: TaskQuery, before: int, lowest: int, context: Context) -> Ste
         if number == RUNNING:
             statement = "reading.list_running"
         state = binary_params.integer(number)
-        found = yield context.query(f"{statement}{suffix}", *given, state, *bounds, prepare=False)
+        found = yield context.query(f"{statement}{suffix}", *given, state, *bounds, _flow_of(query), prepare=False)
         # One that has moved on between two of the queries is shown once.
         rows |= {int(row[-1]): row for row in found}
     return [rows[seq] for seq in sorted(rows, reverse=True)]
@@ -109,20 +111,25 @@ def _latest(query: TaskQuery, before: int, lowest: int, context: Context) -> Ste
 def _looked_at(query: TaskQuery, before: int, lowest: int, limit: int, context: Context) -> Steps[list[int]]:
     """Return the places of the latest tasks that are looked at for a page."""
     given = [binary_params.bigint(number) for number in (before, lowest, limit)]
-    if query.queue is None and query.states is None:
+    if query.queue is None and query.states is None and query.flow is None:
         rows = yield context.query("reading.looked_all", *given)
         return [int(seq) for (seq,) in rows]
     queue = None if query.queue is None else binary_params.text(query.queue)
     found: list[int] = []
     for number in _numbers(query):
         statement = "reading.looked_ended" if number >= SUCCEEDED else "reading.looked_live"
-        rows = yield context.query(statement, *given, queue, binary_params.integer(number), prepare=False)
+        state = binary_params.integer(number)
+        rows = yield context.query(statement, *given, queue, state, _flow_of(query), prepare=False)
         found += [int(seq) for (seq,) in rows]
     return sorted(found, reverse=True)[:limit]
 
 
+def _flow_of(query: TaskQuery) -> binary_params.Parameter | None:
+    return None if query.flow is None else binary_params.uuid(query.flow) or binary_params.uuid(NO_FLOW)
+
+
 def _numbers(query: TaskQuery) -> Sequence[int]:
-    states = range(SCHEDULED, CANCELLED + 1)
+    states = range(len(STATE_OF))
     return states if query.states is None else [NUMBER_OF[state] for state in query.states]
 
 
@@ -148,7 +155,7 @@ def stats(context: Context) -> Steps[list[QueueStats]]:
         # A sum of what many append at once; it is never below nothing for longer than a moment. What no store can hold
         # is no count.
         counts = dict.fromkeys(TaskState, 0) | {
-            STATE_OF[state]: number if 0 < number < MOST else 0 for state, number in enumerate(numbers, SCHEDULED)
+            STATE_OF[state]: number if 0 < number < MOST else 0 for state, number in enumerate(numbers)
         }
         if paused or any(counts.values()):
             waited = None if oldest is None or not counts[TaskState.READY] else max(0.0, oldest)
@@ -186,7 +193,7 @@ def check(context: Context) -> Steps[list[CorruptRecord]]:
     workers = _workers((yield context.query("reading.workers")))
     found = [worker for worker in workers if isinstance(worker, CorruptRecord)]
     for queue, *numbers, _, _ in (yield context.query("reading.stats")):
-        for state, number in enumerate(numbers, SCHEDULED):
+        for state, number in enumerate(numbers):
             if abs(number) >= MOST:
                 found.append(corrupt("queue", queue, f"{number} tasks are counted as {STATE_OF[state]}"))
     return found

@@ -114,6 +114,7 @@ class Session:
 
     def _announce(self, news: News, jobs: int = 0) -> None:
         if news:
+            self.frontier.has_flows = self.frontier.has_flows or "" in news.work
             self._notifier.add(news)
         if jobs:
             self._count(jobs)

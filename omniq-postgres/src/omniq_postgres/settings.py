@@ -14,7 +14,7 @@ from psycopg.conninfo import conninfo_to_dict
 from omniq.errors import ConfigurationError
 from omniq.storage import StorageConfig
 
-__all__ = ["INDEXES", "TABLES", "Names", "Pooler", "Settings", "read_settings"]
+__all__ = ["IDLE_IN_TRANSACTION", "INDEXES", "TABLES", "Names", "Pooler", "Settings", "read_settings"]
 
 OWN_OPTIONS = ("connections", "migrate", "pooler", "schema", "timeout")
 LIBPQ_OPTIONS = (
@@ -60,9 +60,30 @@ LIBPQ_OPTIONS = (
 """What libpq itself understands in a connection's URL."""
 
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_$-]{0,62}")
-TABLES = ("task", "live", "ended", "delta", "counter", "paused", "worker", "schedule", "revision", "migration")
-INDEXES = ("ready", "scheduled", "running", "expiry", "key", "seq", "tagged", "history", "retention", "due")
+TABLES = (
+    *("task", "live", "ended", "flow", "gate", "delta", "counter", "paused"),
+    *("worker", "schedule", "revision", "migration"),
+)
+INDEXES = (
+    *(
+        "ready",
+        "scheduled",
+        "running",
+        "expiry",
+        "key",
+        "blocked",
+        "waiting",
+        "seq",
+        "tagged",
+        "history",
+        "retention",
+        "gone",
+    ),
+    *("uncounted", "flow_due", "flow_key", "due"),
+)
 _LONGEST_TIMEOUT = 3600.0
+IDLE_IN_TRANSACTION = 5000
+"""Milliseconds after which the server ends a connection of ours that stands still within a transaction."""
 
 
 class Pooler:

@@ -12,8 +12,8 @@ import re
 from collections.abc import Iterator, Mapping
 from importlib import resources
 
-from omniq_postgres.encoding import BARE, CLAIMED, RECORD
-from omniq_postgres.settings import Names
+from omniq_postgres.encoding import BARE, CLAIMED, LIGHT, RECORD
+from omniq_postgres.settings import IDLE_IN_TRANSACTION, Names
 
 __all__ = ["Statements", "migration_files"]
 
@@ -60,6 +60,34 @@ def fill(template: str, names: Names) -> str:
     return template
 
 
+_COMMON = {
+    "record": RECORD,
+    "light": LIGHT,
+    "claimed": CLAIMED,
+    "kept_until": (
+        "CASE WHEN flow IS NULL THEN now + least(greatest(result_ttl, 0), 3e9) * interval '1 second' "
+        "ELSE 'infinity' END"
+    ),
+    "agenda": (
+        "(coalesce((SELECT due FROM {flow} WHERE due IS NOT NULL AND NOT ended ORDER BY due LIMIT 1) "
+        "<= (SELECT clock_timestamp()), false) OR EXISTS (SELECT FROM {ended} WHERE uncounted "
+        "AND flow IS NOT NULL AND finished_at < (SELECT clock_timestamp() - interval '1 second')))"
+    ),
+    "idle_in_transaction": str(IDLE_IN_TRANSACTION),
+}
+"""What several verbs have in common.
+
+``kept_until``: how long a task is kept that ends ``now``; one of a flow, as long as that. ``agenda``: whether there is
+something to do about a flow, be it that whoever ended one of its tasks has died before it was counted.
+"""
+
+
+def _expanded(text: str) -> str:
+    for word, part in _COMMON.items():
+        text = text.replace("{" + word + "}", part)
+    return text
+
+
 LISTS = ("reading.latest", "reading.list", "reading.list_live", "reading.list_running", "reading.list_ended")
 """There is another of each, with ``_bare`` behind its name, that reads sizes in place of bodies and results."""
 
@@ -71,9 +99,13 @@ class Statements(Mapping[str, bytes]):
         self.names = names
         texts = _templates()
         bare = {f"{name}_bare": texts[name].replace("{record}", BARE) for name in LISTS}
+        # To look for it takes a fifth of a claim, so most claims do not.
+        claims = {
+            "claim.claim": texts["claim.claim"].replace("{agenda}", "false"),
+            "claim.settling": texts["claim.claim"],
+        }
         self._texts = {
-            name: fill(text.replace("{record}", RECORD).replace("{claimed}", CLAIMED), names).encode()
-            for name, text in {**texts, **bare}.items()
+            name: fill(_expanded(text), names).encode() for name, text in {**texts, **bare, **claims}.items()
         }
 
     def __getitem__(self, name: str) -> bytes:

@@ -6,7 +6,7 @@ import asyncio
 import os
 import time
 import weakref
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from copy import copy
 from datetime import datetime
 from functools import partial
@@ -15,7 +15,7 @@ from typing import Any, Self
 import psycopg
 
 from omniq.errors import StorageUnavailable
-from omniq.flow import NewFlow
+from omniq.flow import Flow, NewFlow
 from omniq.schedule import Schedule
 from omniq.storage import (
     Capability,
@@ -35,11 +35,12 @@ from omniq.storage.migrations import Migrated, Migration
 from omniq.storage.transactions import CallerTransaction
 from omniq.storage.validation import finding
 from omniq.task import NewTask, Outcome, Progress, StoredTask, TaskState
-from omniq_postgres import claiming, control, doctor, finishing, maintenance, migrating, reading, schedules
+from omniq_postgres import claiming, control, doctor, finishing, flows, maintenance, migrating, reading, schedules
 from omniq_postgres.connecting import Connector, discard
 from omniq_postgres.encoding import columns_of
 from omniq_postgres.enqueueing import store
 from omniq_postgres.joining import join
+from omniq_postgres.operations import Steps
 from omniq_postgres.session import Session
 from omniq_postgres.settings import read_settings
 from omniq_postgres.statements import Statements
@@ -78,7 +79,8 @@ class PostgresStorage(Storage, Migrated):
     @property
     def limits(self) -> StorageLimits:
         """The server gives up a client that does not take its answer after the time that a call has."""
-        return StorageLimits(lost_wakeup=LOOK_AFTER[1], body=MOST_BYTES, stalled_client=self._settings.timeout)
+        timeout = self._settings.timeout
+        return StorageLimits(lost_wakeup=LOOK_AFTER[1], body=MOST_BYTES, stalled_client=timeout, flows=True)
 
     def __init__(self, config: StorageConfig) -> None:
         self._config = config
@@ -147,10 +149,11 @@ class PostgresStorage(Storage, Migrated):
     # From producer to worker and back
 
     async def enqueue(self, tasks: Sequence[NewTask], flow: NewFlow | None = None) -> list[Enqueued]:
-        self._refuse_flows(flow)
-        if not tasks:
+        if not tasks and flow is None:
             return []
         session = self._opened()
+        if flows.belong_to_flows(tasks, flow):
+            return await session.run(partial(flows.enqueue, tasks, flow))
         if len(tasks) == 1 or any(task.unique is not None for task in tasks):
             # Which may have to wait for another transaction to end, and keeps no other call waiting with it.
             return await session.run(partial(store, tasks))
@@ -165,6 +168,8 @@ class PostgresStorage(Storage, Migrated):
             return None
         if not tasks:
             return []
+        if flows.belong_to_flows(tasks, None):
+            return session.sync_client.run(partial(flows.enqueue, tasks, None))
         return session.sync_client.run(partial(store, tasks))
 
     async def claim(
@@ -232,19 +237,39 @@ class PostgresStorage(Storage, Migrated):
         return answers
 
     async def retry(self, ids: Sequence[str]) -> list[bool]:
-        return await self._opened().run(partial(control.retry, ids)) if ids else []
+        return await self._each(control.retry, flows.retry, ids)
 
     async def run_now(self, ids: Sequence[str]) -> list[bool]:
         return await self._opened().run(partial(control.run_now, ids)) if ids else []
 
     async def delete(self, ids: Sequence[str]) -> list[bool]:
-        return await self._opened().run(partial(control.delete, ids)) if ids else []
+        return await self._each(control.delete, flows.delete, ids)
+
+    async def _each(
+        self, change: Callable[..., Steps[tuple[set[str], Mapping[str, str]]]], in_flows: Any, ids: Sequence[str]
+    ) -> list[bool]:
+        """Change tasks, those of flows apart from the others: each of both is a step of its own."""
+        session = self._opened()
+        if not ids:
+            return []
+        changed, members = await session.run(partial(change, ids))
+        if members:
+            answers = await session.run(partial(in_flows, list(members), set(members.values())))
+            changed |= {task_id for task_id, answer in zip(members, answers, strict=True) if answer}
+        results = []
+        for task_id in ids:
+            results.append(task_id in changed)
+            changed.discard(task_id)
+        return results
 
     async def purge(self, queue: str, state: TaskState | None = None) -> int:
         session = self._opened()
         last = await session.run(control.last)
         removed = 0
-        while step := await session.run(partial(control.purge_step, queue, state, last)):
+        while doomed := await session.run(partial(control.doomed, queue, state, last)):
+            step = sum(await self.delete(doomed))
+            if not step:
+                break
             removed += step
         return removed
 
@@ -257,6 +282,23 @@ class PostgresStorage(Storage, Migrated):
     async def set_progress(self, updates: Mapping[Lease, Progress]) -> None:
         if updates:
             await self._opened().run(partial(finishing.set_progress, updates))
+
+    # Flows
+
+    async def release_hold(self, flow_id: str, gate: int) -> bool:
+        return await self._opened().run(partial(flows.release_hold, flow_id, gate))
+
+    async def get_flows(self, ids: Sequence[str]) -> list[Flow | None]:
+        return await self._opened().run(partial(flows.get_flows, ids)) if ids else []
+
+    async def cancel_flow(self, flow_id: str) -> bool:
+        return await self._opened().run(partial(flows.cancel_flow, flow_id))
+
+    async def retry_flow(self, flow_id: str) -> int:
+        return await self._opened().run(partial(flows.retry_flow, flow_id))
+
+    async def settle(self, limit: int) -> int:
+        return await self._opened().run(partial(flows.settle, limit))
 
     # Schedules
 
@@ -286,7 +328,9 @@ class PostgresStorage(Storage, Migrated):
 
     async def check(self, limit: int = 100) -> list[Finding]:
         session = self._opened()
-        problems = [*await session.run(reading.check), *await session.run(schedules.check)]
+        problems = [
+            record for look in (reading.check, schedules.check, flows.check) for record in await session.run(look)
+        ]
         return [*map(finding, problems), *await super().check(limit)][:limit]
 
     async def diagnose(self) -> list[Finding]:

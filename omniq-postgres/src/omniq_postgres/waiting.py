@@ -65,8 +65,10 @@ def prospects(
         )
     else:
         began = time.monotonic()
-        ((ready, work, schedule),) = yield context.query("waiting.prospects", names)
+        ((ready, flows, work, schedule),) = yield context.query("waiting.prospects", names)
         frontier.waits.done(began)
+        frontier.has_flows = frontier.has_flows or flows
+        ready = ready or flows
     return ready, work, schedule
 
 

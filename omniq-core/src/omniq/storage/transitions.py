@@ -61,7 +61,7 @@ def _save(tx: FlowTransaction, tasks: Sequence[StoredTask]) -> None:
         count_ends(tx, members)
 
 
-def enqueue(tx: Transaction, tasks: Sequence[NewTask], flow: NewFlow | None = None) -> list[Enqueued]:
+def enqueue(tx: FlowTransaction, tasks: Sequence[NewTask], flow: NewFlow | None = None) -> list[Enqueued]:
     if flow is not None:
         return enqueue_into_flow(tx, tasks, flow)
     members = [task for task in tasks if task.flow is not None]

@@ -1,5 +1,5 @@
 -- tasks, schedules, workers
--- States are numbers: 1 scheduled, 2 ready, 3 running, 4 succeeded, 5 failed, 6 cancelled.
+-- States are numbers: 0 blocked, 1 scheduled, 2 ready, 3 running, 4 succeeded, 5 failed, 6 cancelled.
 
 CREATE SEQUENCE {order};
 
@@ -16,6 +16,7 @@ CREATE TABLE {task} (
     name        text COLLATE "C" NOT NULL,
     unique_key  text COLLATE "C",
     tags        text[],
+    member      text COLLATE "C",               -- JSON: the task's place in its flow
     body        bytea NOT NULL
 ) WITH (autovacuum_vacuum_scale_factor = 0.05, autovacuum_analyze_scale_factor = 0.05);
 
@@ -42,7 +43,9 @@ CREATE TABLE {live} (
     key         text COLLATE "C",               -- of the unique key, cut to a length that an index can hold
     error       text COLLATE "C",               -- JSON
     attempt_log text COLLATE "C",               -- not looked into
-    progress    text COLLATE "C"                -- JSON
+    progress    text COLLATE "C",               -- JSON
+    flow        uuid,
+    behind      bigint                          -- the gate of the flow behind which it stands
 ) WITH (
     fillfactor = 80,
     -- Rows live for moments here: what they leave behind is to go soon, and at full speed.
@@ -58,8 +61,10 @@ CREATE TABLE {live} (
 CREATE INDEX {ready_index} ON {live} (queue, priority DESC, run_at, seq) WHERE state = 2;
 CREATE INDEX {scheduled_index} ON {live} (queue, run_at) WHERE state = 1;
 CREATE INDEX {running_index} ON {live} (lease_until) WHERE state = 3;
-CREATE INDEX {expiry_index} ON {live} (expires_at) WHERE expires_at IS NOT NULL AND state < 3;
+CREATE INDEX {expiry_index} ON {live} (expires_at) WHERE expires_at IS NOT NULL AND state IN (1, 2);
 CREATE UNIQUE INDEX {key_index} ON {live} (key) WHERE key IS NOT NULL;
+CREATE INDEX {blocked_index} ON {live} (queue, seq) WHERE state = 0;
+CREATE INDEX {waiting_index} ON {live} (flow, behind, seq) WHERE flow IS NOT NULL;
 
 -- Tasks that have ended, until their result_ttl is over.
 CREATE TABLE {ended} (
@@ -79,12 +84,47 @@ CREATE TABLE {ended} (
     error       text COLLATE "C",
     attempt_log text COLLATE "C",
     progress    text COLLATE "C",
+    flow        uuid,
+    behind      bigint,
+    uncounted   boolean NOT NULL DEFAULT false, -- in the gates of its flow: done under the flow's lock, in a next step
     result      bytea
 ) WITH (autovacuum_vacuum_scale_factor = 0.05, autovacuum_analyze_scale_factor = 0.05);
 
 ALTER TABLE {ended} ALTER COLUMN result SET STORAGE EXTERNAL;
 CREATE INDEX {history_index} ON {ended} (queue, state, seq);
+-- Of a flow's tasks for ever: they go with it.
 CREATE INDEX {retention_index} ON {ended} (delete_at);
+CREATE INDEX {gone_index} ON {ended} (flow, behind, seq) WHERE flow IS NOT NULL;
+CREATE INDEX {uncounted_index} ON {ended} (flow) WHERE uncounted;
+
+-- Flows and their gates: JSON, as omniq.storage.rows writes them. Whoever changes one has its flow locked.
+CREATE TABLE {flow} (
+    id    uuid PRIMARY KEY,
+    due   timestamptz,                          -- when there is something to do about it
+    ended boolean NOT NULL,
+    key   text COLLATE "C",                     -- until it has ended, cut as that of a task
+    body  text COLLATE "C" NOT NULL
+) WITH (
+    fillfactor = 50,
+    autovacuum_vacuum_scale_factor = 0.05,
+    autovacuum_vacuum_threshold = 200,
+    autovacuum_vacuum_cost_delay = 0
+);
+
+CREATE INDEX {flow_due_index} ON {flow} (ended, due) WHERE due IS NOT NULL;
+CREATE UNIQUE INDEX {flow_key_index} ON {flow} (key) WHERE key IS NOT NULL;
+
+CREATE TABLE {gate} (
+    flow uuid NOT NULL,
+    n    bigint NOT NULL,
+    body text COLLATE "C" NOT NULL,
+    PRIMARY KEY (flow, n)
+) WITH (
+    fillfactor = 50,
+    autovacuum_vacuum_scale_factor = 0.05,
+    autovacuum_vacuum_threshold = 200,
+    autovacuum_vacuum_cost_delay = 0
+);
 
 -- How many tasks each queue has in each state. Nobody waits for a counter: a change appends what it adds and takes
 -- away to "delta", and from time to time some of that is summed up into "counter".
@@ -95,7 +135,8 @@ CREATE TABLE {delta} (
     succeeded integer NOT NULL,
     failed    integer NOT NULL,
     cancelled integer NOT NULL,
-    queue     text COLLATE "C" NOT NULL
+    queue     text COLLATE "C" NOT NULL,
+    blocked   integer NOT NULL DEFAULT 0
 ) WITH (autovacuum_vacuum_scale_factor = 0.1, autovacuum_vacuum_threshold = 500, autovacuum_vacuum_cost_delay = 0);
 
 CREATE TABLE {counter} (
@@ -105,7 +146,8 @@ CREATE TABLE {counter} (
     running   bigint NOT NULL,
     succeeded bigint NOT NULL,
     failed    bigint NOT NULL,
-    cancelled bigint NOT NULL
+    cancelled bigint NOT NULL,
+    blocked   bigint NOT NULL DEFAULT 0
 ) WITH (fillfactor = 50, autovacuum_vacuum_scale_factor = 0.1, autovacuum_vacuum_threshold = 200);
 
 CREATE TABLE {paused} (queue text COLLATE "C" PRIMARY KEY);

@@ -5,8 +5,9 @@
 -- from failing a statement that also concerns others.
 
 -- name: claim
--- One row for each claimed task, and one that is empty but for the first column where there is none. The first column
--- says that nothing was claimed because something must be done before, see claim.promote and upkeep.expire.
+-- One row for each claimed task, and one that is empty but for the first column where there is none. That is not 0
+-- where nothing was claimed because something must be done before: 1 for claim.promote and maintenance.expire, 2 where
+-- gates have opened or broken, 3 for both.
 WITH clock AS MATERIALIZED (SELECT clock_timestamp() AS now),
 demand AS MATERIALIZED (
     SELECT d.queue, d.wanted
@@ -15,7 +16,7 @@ demand AS MATERIALIZED (
     ORDER BY d.place
 ),
 obstacle AS MATERIALIZED (
-    SELECT $6::integer = 0 AND (
+    SELECT CASE WHEN $6::integer <> 0 THEN 0 ELSE (
         EXISTS (
             SELECT FROM demand, clock
             WHERE (
@@ -24,9 +25,9 @@ obstacle AS MATERIALIZED (
             ) <= clock.now
         )
         OR coalesce((
-            SELECT expires_at FROM {live} WHERE expires_at IS NOT NULL AND state < 3 ORDER BY expires_at LIMIT 1
+            SELECT expires_at FROM {live} WHERE expires_at IS NOT NULL AND state IN (1, 2) ORDER BY expires_at LIMIT 1
         ) <= (SELECT now FROM clock), false)
-    ) AS found
+    )::integer + 2 * {agenda}::integer END AS found
 ),
 picked AS MATERIALIZED (
     SELECT row.place
@@ -40,7 +41,7 @@ picked AS MATERIALIZED (
         LIMIT demand.wanted
         FOR UPDATE SKIP LOCKED
     ) AS row
-    WHERE NOT (SELECT found FROM obstacle)
+    WHERE (SELECT found FROM obstacle) = 0
     LIMIT $3
 ),
 taken AS (
@@ -128,7 +129,7 @@ counted AS (
     INSERT INTO {delta} (scheduled, ready, running, succeeded, failed, cancelled, queue)
     SELECT 0, -count(*), count(*), 0, 0, 0, queue FROM taken GROUP BY queue
 )
-SELECT false, {claimed}
+SELECT 0, {claimed}
 FROM taken CROSS JOIN LATERAL (SELECT * FROM {task} WHERE {task}.id = taken.id LIMIT 1) AS t
 ORDER BY taken.priority DESC, taken.run_at, taken.seq
 

@@ -2,7 +2,7 @@
 -- End what waits, and ask what runs to stop. A row for each live task: whether it ran, NULL where another transaction has it
 -- locked; that one is to be tried again.
 WITH clock AS MATERIALIZED (SELECT clock_timestamp() AS now),
-live AS MATERIALIZED (SELECT {live}.id, {live}.state FROM {live} WHERE {live}.id = ANY ($1::uuid[])),
+live AS MATERIALIZED (SELECT {live}.id, {live}.flow FROM {live} WHERE {live}.id = ANY ($1::uuid[])),
 free AS MATERIALIZED (
     SELECT {live}.id, {live}.state FROM {live} WHERE {live}.id = ANY ($1::uuid[]) FOR UPDATE SKIP LOCKED
 ),
@@ -15,24 +15,28 @@ over AS (
 history AS (
     INSERT INTO {ended} (
         run_at, started_at, finished_at, delete_at, expires_at, seq, delivery, attempt, state, cancel, id, queue,
-        worker, error, attempt_log, progress
+        flow, behind, uncounted, worker, error, attempt_log, progress
     )
-    SELECT run_at, started_at, now, now + least(greatest(result_ttl, 0), 3e9) * interval '1 second', expires_at, seq, delivery,
-           attempt, 6, cancel, id, queue, worker, error, attempt_log, progress
+    SELECT run_at, started_at, now, {kept_until}, expires_at, seq, delivery,
+           attempt, 6, cancel, id, queue, flow, behind, flow IS NOT NULL, worker, error, attempt_log, progress
     FROM over, clock
 ),
 counted AS (
-    INSERT INTO {delta} (scheduled, ready, running, succeeded, failed, cancelled, queue)
-    SELECT -count(*) FILTER (WHERE state = 1), -count(*) FILTER (WHERE state = 2), 0, 0, 0, count(*), queue
+    INSERT INTO {delta} (scheduled, ready, running, succeeded, failed, cancelled, queue, blocked)
+    SELECT -count(*) FILTER (WHERE state = 1), -count(*) FILTER (WHERE state = 2), 0, 0, 0, count(*), queue,
+           -count(*) FILTER (WHERE state = 0)
     FROM over GROUP BY queue
 )
-SELECT live.id::text, free.state = 3 FROM live LEFT JOIN free USING (id)
+SELECT live.id::text, free.state = 3, live.flow::text FROM live LEFT JOIN free USING (id)
 
 -- name: retry
--- Make failed and cancelled tasks ready again unless another live task has their key by now.
+-- Make failed and cancelled tasks ready again unless another live task has their key by now. What is of a flow is only
+-- named: that is done under the lock of the flow.
 WITH clock AS MATERIALIZED (SELECT clock_timestamp() AS now),
 chosen AS MATERIALIZED (
-    SELECT {ended}.* FROM {ended} WHERE {ended}.id = ANY ($1::uuid[]) AND {ended}.state IN (5, 6) ORDER BY {ended}.id
+    SELECT {ended}.* FROM {ended}
+    WHERE {ended}.id = ANY ($1::uuid[]) AND {ended}.state IN (5, 6) AND {ended}.flow IS NULL
+    ORDER BY {ended}.id
     FOR UPDATE
 ),
 ready AS (
@@ -59,7 +63,10 @@ counted AS (
     SELECT 0, count(*), 0, 0, -count(*) FILTER (WHERE state = 5), -count(*) FILTER (WHERE state = 6), queue
     FROM gone GROUP BY queue
 )
-SELECT id::text, queue FROM ready
+SELECT id::text, queue, NULL FROM ready
+UNION ALL
+SELECT {ended}.id::text, NULL, {ended}.flow::text
+FROM {ended} WHERE {ended}.id = ANY ($1::uuid[]) AND {ended}.state IN (5, 6) AND {ended}.flow::text IS NOT NULL
 
 -- name: run_now
 -- Make scheduled tasks ready whose time has not come. Locked in one order, so that two that do so do not wait for each other.
@@ -80,10 +87,15 @@ counted AS (
 SELECT id::text, queue FROM ready
 
 -- name: delete
+-- What is of a flow is only named: that is done under the lock of the flow. "flow::text" keeps the planner from the index
+-- of flows: each task is to be found by its id.
 WITH waiting AS (
-    DELETE FROM {live} WHERE {live}.id = ANY ($1::uuid[]) AND {live}.state <> 3 RETURNING id, queue, state
+    DELETE FROM {live} WHERE {live}.id = ANY ($1::uuid[]) AND {live}.state <> 3 AND {live}.flow IS NULL
+    RETURNING id, queue, state
 ),
-over AS (DELETE FROM {ended} WHERE {ended}.id = ANY ($1::uuid[]) RETURNING id, queue, state),
+over AS (
+    DELETE FROM {ended} WHERE {ended}.id = ANY ($1::uuid[]) AND {ended}.flow IS NULL RETURNING id, queue, state
+),
 gone AS (SELECT * FROM waiting UNION ALL SELECT * FROM over),
 forgotten AS (DELETE FROM {task} WHERE {task}.id = ANY (ARRAY(SELECT gone.id FROM gone))),
 counted AS (
@@ -93,7 +105,13 @@ counted AS (
            -count(*) FILTER (WHERE state = 6), queue
     FROM gone GROUP BY queue
 )
-SELECT id::text FROM gone
+SELECT id::text, NULL FROM gone
+UNION ALL
+SELECT {live}.id::text, {live}.flow::text
+FROM {live} WHERE {live}.id = ANY ($1::uuid[]) AND {live}.state <> 3 AND {live}.flow::text IS NOT NULL
+UNION ALL
+SELECT {ended}.id::text, {ended}.flow::text
+FROM {ended} WHERE {ended}.id = ANY ($1::uuid[]) AND {ended}.flow::text IS NOT NULL
 
 -- name: doomed_waiting
 -- Some tasks of a queue that wait, for control.delete.

@@ -5,7 +5,8 @@
 -- planned anew each time, which takes longer than to run it.
 
 -- name: final
--- A batch of outcomes that all end their tasks: gives how many were accepted and, unless all were, which.
+-- A batch of outcomes that all end their tasks: gives how many were accepted, unless all were, which, and the flows of
+-- those that are of one.
 WITH clock AS MATERIALIZED (SELECT clock_timestamp() AS now),
 told AS MATERIALIZED (
     SELECT * FROM unnest(
@@ -27,14 +28,17 @@ counted AS (
 history AS (
     INSERT INTO {ended} (
         run_at, started_at, finished_at, delete_at, expires_at, seq, delivery, attempt, state, cancel, id, queue,
-        worker, error, attempt_log, progress, result
+        flow, behind, uncounted, worker, error, attempt_log, progress, result
     )
-    SELECT run_at, started_at, now, now + least(greatest(result_ttl, 0), 3e9) * interval '1 second', expires_at, seq, delivery,
-           attempt, kind, cancel, id, queue, worker,
+    SELECT run_at, started_at, now, {kept_until}, expires_at, seq, delivery,
+           attempt, kind, cancel, id, queue,
+           flow, behind, flow IS NOT NULL, worker,
            CASE kind WHEN 4 THEN NULL WHEN 5 THEN told_error ELSE error END, coalesce(told_log, attempt_log), progress, result
     FROM over, clock
 )
-SELECT count(*), CASE WHEN count(*) < cardinality($1::uuid[]) THEN array_agg(place) END FROM over
+SELECT count(*), CASE WHEN count(*) < cardinality($1::uuid[]) THEN array_agg(place) END,
+       array_agg(flow::text) FILTER (WHERE flow IS NOT NULL)
+FROM over
 
 -- name: mixed
 -- A batch of outcomes of which some give their tasks back: a row for each that was accepted.
@@ -92,18 +96,19 @@ counted AS (
 history AS (
     INSERT INTO {ended} (
         run_at, started_at, finished_at, delete_at, expires_at, seq, delivery, attempt, state, cancel, id, queue,
-        worker, error, attempt_log, progress, result
+        flow, behind, uncounted, worker, error, attempt_log, progress, result
     )
-    SELECT run_at, started_at, now, now + least(greatest(result_ttl, 0), 3e9) * interval '1 second', expires_at, seq, delivery,
+    SELECT run_at, started_at, now, {kept_until}, expires_at, seq, delivery,
            CASE kind WHEN 2 THEN greatest(attempt, 1) - 1 ELSE attempt END, CASE WHEN kind > 3 THEN kind ELSE 6 END, cancel, id, queue,
-           worker, CASE WHEN kind = 4 THEN NULL WHEN kind IN (1, 5) THEN told_error ELSE coalesce(told_error, error) END,
+           flow, behind, flow IS NOT NULL, worker, CASE WHEN kind = 4 THEN NULL WHEN kind IN (1, 5) THEN told_error ELSE coalesce(told_error, error) END,
            coalesce(told_log, attempt_log), progress, result
     FROM ends, clock
 )
-SELECT place, queue, CASE WHEN isfinite(run_at) THEN extract(epoch FROM run_at - now)::double precision ELSE 0 END
+SELECT place, queue, CASE WHEN isfinite(run_at) THEN extract(epoch FROM run_at - now)::double precision ELSE 0 END,
+       NULL
 FROM back, clock
 UNION ALL
-SELECT place, NULL, NULL FROM ends
+SELECT place, NULL, NULL, flow::text FROM ends
 
 -- name: heartbeat
 -- A row for each lease that is held. What is locked is being ended, perhaps in a caller's own transaction, or extended

@@ -1,6 +1,7 @@
 -- name: recover
 -- Take back what nobody renewed. What is locked is being ended at this moment. One row for each, and one that is empty
--- where there is none: its first columns say whether there are tasks for upkeep.expire, and for upkeep.astray.
+-- where there is none: its first columns say whether there are tasks for maintenance.expire, and for maintenance.astray,
+-- and whether something is to be done about flows.
 WITH clock AS MATERIALIZED (SELECT clock_timestamp() AS now),
 lapsed AS MATERIALIZED (
     SELECT {live}.id, {live}.cancel, {live}.attempt, {live}.lease_until AS lapsed_at,
@@ -41,10 +42,11 @@ over AS (
 history AS (
     INSERT INTO {ended} (
         run_at, started_at, finished_at, delete_at, expires_at, seq, delivery, attempt, state, cancel, id, queue,
-        worker, error, attempt_log, progress
+        flow, behind, uncounted, worker, error, attempt_log, progress
     )
-    SELECT run_at, started_at, now, now + least(greatest(result_ttl, 0), 3e9) * interval '1 second', expires_at, seq, delivery,
-           attempt, CASE WHEN cancel THEN 6 ELSE 5 END, cancel, id, queue, worker,
+    SELECT run_at, started_at, now, {kept_until}, expires_at, seq, delivery,
+           attempt, CASE WHEN cancel THEN 6 ELSE 5 END, cancel, id, queue,
+           flow, behind, flow IS NOT NULL, worker,
            CASE WHEN cancel THEN error ELSE json_build_array(
                'WorkerLost',
                'worker ' || worker || ' died or lost its lease in attempt ' || attempt || ', the last one',
@@ -61,24 +63,25 @@ counted AS (
     FROM (SELECT queue, state FROM back UNION ALL SELECT queue, state FROM history) AS changed
     GROUP BY queue
 )
-SELECT late.found, late.astray, (SELECT extract(epoch FROM min(now - lapsed_at)) FROM lapsed, clock)::double precision, {record}
+SELECT late.found, late.astray, late.gates, (SELECT extract(epoch FROM min(now - lapsed_at)) FROM lapsed, clock)::double precision, {record}
 FROM (
     SELECT coalesce((
-        SELECT expires_at FROM {live} WHERE expires_at IS NOT NULL AND state < 3 ORDER BY expires_at LIMIT 1
+        SELECT expires_at FROM {live} WHERE expires_at IS NOT NULL AND state IN (1, 2) ORDER BY expires_at LIMIT 1
     ) <= (SELECT now FROM clock), false) AS found,
     EXISTS (SELECT FROM {live} WHERE {live}.state = 3 AND {live}.lease_until IS NULL)
     OR EXISTS (SELECT FROM {live} WHERE {live}.state = 3 AND {live}.lease_until < '1970-01-01+00')
     OR EXISTS (
         SELECT FROM {live} WHERE {live}.state = 3 AND {live}.lease_until > '9999-12-31 23:59:59.999999+00'
-    ) AS astray
+    ) AS astray,
+    {agenda} AS gates
 ) AS late
 LEFT JOIN (
     SELECT id, state, attempt, delivery, run_at, started_at, NULL::timestamptz AS finished_at, expires_at, lease_until,
-           worker, error, progress, cancel, attempt_log, NULL::bytea AS result
+           worker, error, progress, cancel, attempt_log, flow, NULL::bytea AS result
     FROM back
     UNION ALL
     SELECT id, state, attempt, delivery, run_at, started_at, finished_at, expires_at, NULL, worker, error, progress,
-           cancel, attempt_log, NULL
+           cancel, attempt_log, flow, NULL
     FROM history
 ) AS s ON true
 LEFT JOIN LATERAL (SELECT * FROM {task} WHERE {task}.id = s.id LIMIT 1) AS t ON true
@@ -104,21 +107,21 @@ WITH clock AS MATERIALIZED (SELECT clock_timestamp() AS now),
 late AS MATERIALIZED (
     SELECT {live}.id
     FROM {live}
-    WHERE {live}.expires_at IS NOT NULL AND {live}.state < 3 AND {live}.expires_at <= (SELECT now FROM clock)
+    WHERE {live}.expires_at IS NOT NULL AND {live}.state IN (1, 2) AND {live}.expires_at <= (SELECT now FROM clock)
     ORDER BY {live}.expires_at
     LIMIT $1
     FOR UPDATE SKIP LOCKED
 ),
 over AS (
-    DELETE FROM {live} WHERE {live}.id = ANY (ARRAY(SELECT late.id FROM late)) AND state < 3 RETURNING {live}.*
+    DELETE FROM {live} WHERE {live}.id = ANY (ARRAY(SELECT late.id FROM late)) AND state IN (1, 2) RETURNING {live}.*
 ),
 history AS (
     INSERT INTO {ended} (
         run_at, started_at, finished_at, delete_at, expires_at, seq, delivery, attempt, state, cancel, id, queue,
-        worker, error, attempt_log, progress
+        flow, behind, uncounted, worker, error, attempt_log, progress
     )
-    SELECT run_at, started_at, now, now + least(greatest(result_ttl, 0), 3e9) * interval '1 second', expires_at, seq, delivery,
-           attempt, 6, cancel, id, queue, worker, error, attempt_log, progress
+    SELECT run_at, started_at, now, {kept_until}, expires_at, seq, delivery,
+           attempt, 6, cancel, id, queue, flow, behind, flow IS NOT NULL, worker, error, attempt_log, progress
     FROM over, clock
 ),
 counted AS (
@@ -126,7 +129,7 @@ counted AS (
     SELECT -count(*) FILTER (WHERE state = 1), -count(*) FILTER (WHERE state = 2), 0, 0, 0, count(*), queue
     FROM over GROUP BY queue
 )
-SELECT id::text FROM over
+SELECT id::text, flow::text FROM over
 
 -- name: prune
 WITH clock AS MATERIALIZED (SELECT clock_timestamp() AS now),
@@ -162,22 +165,25 @@ WITH taken AS (
 ),
 summed AS (
     SELECT queue, sum(scheduled) AS scheduled, sum(ready) AS ready, sum(running) AS running,
-           sum(succeeded) AS succeeded, sum(failed) AS failed, sum(cancelled) AS cancelled, count(*) AS number
+           sum(succeeded) AS succeeded, sum(failed) AS failed, sum(cancelled) AS cancelled,
+           sum(blocked) AS blocked, count(*) AS number
     FROM taken GROUP BY queue
 ),
 added AS (
-    INSERT INTO {counter} AS c (queue, scheduled, ready, running, succeeded, failed, cancelled)
-    SELECT queue, scheduled, ready, running, succeeded, failed, cancelled FROM summed ORDER BY queue
+    INSERT INTO {counter} AS c (queue, scheduled, ready, running, succeeded, failed, cancelled, blocked)
+    SELECT queue, scheduled, ready, running, succeeded, failed, cancelled, blocked FROM summed ORDER BY queue
     ON CONFLICT (queue) DO UPDATE
     SET scheduled = least(greatest(c.scheduled::numeric + excluded.scheduled, -1e18), 1e18),
         ready = least(greatest(c.ready::numeric + excluded.ready, -1e18), 1e18),
         running = least(greatest(c.running::numeric + excluded.running, -1e18), 1e18),
         succeeded = least(greatest(c.succeeded::numeric + excluded.succeeded, -1e18), 1e18),
         failed = least(greatest(c.failed::numeric + excluded.failed, -1e18), 1e18),
-        cancelled = least(greatest(c.cancelled::numeric + excluded.cancelled, -1e18), 1e18)
+        cancelled = least(greatest(c.cancelled::numeric + excluded.cancelled, -1e18), 1e18),
+        blocked = least(greatest(c.blocked::numeric + excluded.blocked, -1e18), 1e18)
 )
 SELECT coalesce(sum(number), 0)::bigint FROM summed
 
 -- name: empty_counters
 DELETE FROM {counter}
 WHERE scheduled = 0 AND ready = 0 AND running = 0 AND succeeded = 0 AND failed = 0 AND cancelled = 0
+  AND blocked = 0

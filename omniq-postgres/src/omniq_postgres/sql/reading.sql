@@ -7,11 +7,11 @@ FROM unnest((SELECT $1::uuid[])) AS asked (id)
 JOIN {task} AS t USING (id)
 CROSS JOIN LATERAL (
     SELECT id, state, attempt, delivery, run_at, started_at, NULL::timestamptz AS finished_at, expires_at, lease_until,
-           worker, error, progress, cancel, attempt_log, NULL::bytea AS result
+           worker, error, progress, cancel, attempt_log, flow, NULL::bytea AS result
     FROM {live} WHERE {live}.id = t.id
     UNION ALL
     SELECT id, state, attempt, delivery, run_at, started_at, finished_at, expires_at, NULL, worker, error, progress,
-           cancel, attempt_log, result
+           cancel, attempt_log, flow, result
     FROM {ended} WHERE {ended}.id = t.id
 ) AS s
 
@@ -21,11 +21,11 @@ SELECT {record}
 FROM {task} AS t
 CROSS JOIN LATERAL (
     SELECT id, state, attempt, delivery, run_at, started_at, NULL::timestamptz AS finished_at, expires_at, lease_until,
-           worker, error, progress, cancel, attempt_log, NULL::bytea AS result
+           worker, error, progress, cancel, attempt_log, flow, NULL::bytea AS result
     FROM {live} WHERE {live}.id = t.id
     UNION ALL
     SELECT id, state, attempt, delivery, run_at, started_at, finished_at, expires_at, NULL, worker, error, progress,
-           cancel, attempt_log, result
+           cancel, attempt_log, flow, result
     FROM {ended} WHERE {ended}.id = t.id
 ) AS s
 WHERE t.seq < $1 AND t.seq >= $3
@@ -37,11 +37,11 @@ SELECT {record}
 FROM {task} AS t
 CROSS JOIN LATERAL (
     SELECT id, state, attempt, delivery, run_at, started_at, NULL::timestamptz AS finished_at, expires_at, lease_until,
-           worker, error, progress, cancel, attempt_log, NULL::bytea AS result
+           worker, error, progress, cancel, attempt_log, flow, NULL::bytea AS result
     FROM {live} WHERE {live}.id = t.id
     UNION ALL
     SELECT id, state, attempt, delivery, run_at, started_at, finished_at, expires_at, NULL, worker, error, progress,
-           cancel, attempt_log, result
+           cancel, attempt_log, flow, result
     FROM {ended} WHERE {ended}.id = t.id
 ) AS s
 WHERE t.seq < $1 AND t.seq >= $5
@@ -58,6 +58,7 @@ FROM (
     SELECT *, NULL::timestamptz AS finished_at, NULL::bytea AS result
     FROM {live}
     WHERE state = $6::smallint AND seq < $1 AND seq >= $7 AND ($4::text IS NULL OR queue = $4)
+      AND ($10::uuid IS NULL OR flow = $10)
 ) AS s
 JOIN {task} AS t USING (id)
 WHERE ($2::text IS NULL OR t.name = $2)
@@ -72,6 +73,7 @@ WITH s AS MATERIALIZED (
     SELECT *, NULL::timestamptz AS finished_at, NULL::bytea AS result
     FROM {live}
     WHERE state = 3 AND state = $6::smallint AND seq < $1 AND seq >= $7 AND ($4::text IS NULL OR queue = $4)
+      AND ($10::uuid IS NULL OR flow = $10)
 )
 SELECT {record}
 FROM s CROSS JOIN LATERAL (SELECT * FROM {task} WHERE {task}.id = s.id LIMIT 1) AS t
@@ -95,6 +97,7 @@ s AS MATERIALIZED (
         FROM {ended}
         WHERE {ended}.queue = q.queue AND {ended}.state = $6::smallint AND {ended}.seq < $1
           AND {ended}.seq >= $7
+          AND ($10::uuid IS NULL OR {ended}.flow = $10)
           AND (
               ($2::text IS NULL AND $3::text IS NULL AND $8::timestamptz IS NULL AND $9::timestamptz IS NULL)
               OR EXISTS (
@@ -120,6 +123,7 @@ SELECT seq FROM {task} WHERE seq < $1 AND seq >= $2 ORDER BY seq DESC LIMIT $3
 -- name: looked_live
 SELECT seq FROM {live}
 WHERE state = $5::smallint AND seq < $1 AND seq >= $2 AND ($4::text IS NULL OR queue = $4)
+  AND ($6::uuid IS NULL OR flow = $6)
 ORDER BY seq DESC LIMIT $3
 
 -- name: looked_ended
@@ -132,6 +136,7 @@ SELECT e.seq
 FROM q CROSS JOIN LATERAL (
     SELECT {ended}.seq FROM {ended}
     WHERE {ended}.queue = q.queue AND {ended}.state = $5::smallint AND {ended}.seq < $1 AND {ended}.seq >= $2
+      AND ($6::uuid IS NULL OR {ended}.flow = $6)
     ORDER BY {ended}.seq DESC LIMIT $3
 ) AS e
 ORDER BY e.seq DESC LIMIT $3
@@ -153,13 +158,14 @@ WITH RECURSIVE sums AS MATERIALIZED (
            least(greatest(sum(running), -1e18), 1e18)::bigint AS running,
            least(greatest(sum(succeeded), -1e18), 1e18)::bigint AS succeeded,
            least(greatest(sum(failed), -1e18), 1e18)::bigint AS failed,
-           least(greatest(sum(cancelled), -1e18), 1e18)::bigint AS cancelled
+           least(greatest(sum(cancelled), -1e18), 1e18)::bigint AS cancelled,
+           least(greatest(sum(blocked), -1e18), 1e18)::bigint AS blocked
     FROM (
-        SELECT queue, scheduled, ready, running, succeeded, failed, cancelled FROM {counter}
+        SELECT queue, scheduled, ready, running, succeeded, failed, cancelled, blocked FROM {counter}
         UNION ALL
-        SELECT queue, scheduled, ready, running, succeeded, failed, cancelled FROM {delta}
+        SELECT queue, scheduled, ready, running, succeeded, failed, cancelled, blocked FROM {delta}
         UNION ALL
-        SELECT queue, 0, 0, 0, 0, 0, 0 FROM {paused}
+        SELECT queue, 0, 0, 0, 0, 0, 0, 0 FROM {paused}
     ) AS parts
     GROUP BY queue
 ),
@@ -178,7 +184,7 @@ level AS (
         ORDER BY priority DESC, run_at, seq LIMIT 1
     ) AS head
 )
-SELECT queue, scheduled, ready, running, succeeded, failed, cancelled,
+SELECT queue, blocked, scheduled, ready, running, succeeded, failed, cancelled,
        EXISTS (SELECT FROM {paused} WHERE {paused}.queue = sums.queue) AS is_paused,
        (
            SELECT extract(epoch FROM clock_timestamp() - min(level.run_at))::double precision

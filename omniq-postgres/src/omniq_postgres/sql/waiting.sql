@@ -1,6 +1,6 @@
 -- part: moments
--- In how many seconds the next task will be ready, and in how many the next schedule is due: a second where one is
--- overdue, which perhaps nobody can fire. Of the queues that are not paused.
+-- In how many seconds the next task will be ready, and in how many the next schedule or flow is due: a second where one
+-- is overdue, which perhaps nobody can fire. Of the queues that are not paused.
 extract(epoch FROM min((
     SELECT least(greatest({live}.run_at, '1970-01-01+00'), '9999-12-31 23:59:59.999999+00')
     FROM {live} WHERE {live}.state = 1 AND {live}.queue = mine.queue
@@ -14,17 +14,21 @@ extract(epoch FROM least((
     SELECT clock_timestamp() + interval '1 second' FROM {schedule}
     WHERE next_run IS NOT NULL AND NOT paused AND next_run <= (SELECT clock_timestamp())
     ORDER BY next_run LIMIT 1
+), (
+    SELECT least(greatest(due, clock_timestamp() + interval '1 second'), '9999-12-31 23:59:59.999999+00') FROM {flow}
+    WHERE due IS NOT NULL AND NOT ended ORDER BY due LIMIT 1
 )) - clock_timestamp())::double precision
 FROM unnest((SELECT $1::text[])) AS mine (queue)
 WHERE NOT EXISTS (SELECT FROM {paused} WHERE {paused}.queue = mine.queue)
 
 -- name: prospects
--- Whether a task is ready or due in one of the queues, and the next moments.
+-- Whether a task is ready or due in one of the queues, or a flow is due, and the next moments.
 SELECT coalesce(bool_or((
            -- In the order of its index, so that no planner thinks of looking through the table for the first.
            SELECT true FROM {live} WHERE {live}.state = 2 AND {live}.queue = mine.queue
            ORDER BY {live}.priority DESC, {live}.run_at, {live}.seq LIMIT 1
        )), false),
+       {agenda},
        {moments}
 
 -- name: prospects_onward

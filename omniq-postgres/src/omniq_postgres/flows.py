@@ -1,0 +1,130 @@
+"""Flows: stored, settled, cancelled, retried and read; :mod:`omniq.storage.flow_transitions` says what that means.
+
+The statement that ends a flow's task, whichever it is, marks the end as uncounted. The same call counts it in its next
+step, under the lock of the flow. Whoever opens a flow counts what is marked there first, so nobody sees or changes a
+flow that lags behind; what a process leaves that dies in between, the next claim counts. So no statement that ends
+tasks waits for a flow, and a transaction of the caller's, which may stay open for long, holds none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from omniq.errors import CorruptRecord
+from omniq.flow import Flow, NewFlow
+from omniq.storage import Enqueued, flow_transitions, transitions
+from omniq.storage.rows import load_flow, load_gate
+from omniq.storage.validation import unreadable
+from omniq.task import NewTask
+from omniq_postgres import binary_params
+from omniq_postgres.flow_tx import FlowTx, read_only, transaction
+from omniq_postgres.operations import Context, Steps
+
+__all__ = [
+    "SETTLED",
+    "belong_to_flows",
+    "cancel_flow",
+    "check",
+    "delete",
+    "enqueue",
+    "get_flows",
+    "prune",
+    "release_hold",
+    "retry",
+    "retry_flow",
+    "settle",
+]
+
+SETTLED = 1000
+"""Tasks that one transaction moves at most."""
+
+
+def belong_to_flows(tasks: Iterable[NewTask], flow: NewFlow | None) -> bool:
+    """Return whether :func:`enqueue` is to store them."""
+    return flow is not None or any(task.flow is not None for task in tasks)
+
+
+def enqueue(tasks: Sequence[NewTask], flow: NewFlow | None, context: Context) -> Steps[list[Enqueued]]:
+    """Store tasks of a flow; see :meth:`~omniq.storage.Storage.enqueue`."""
+    for name in {task.flow for task in tasks if task.flow is not None} | ({flow.id} if flow is not None else set()):
+        binary_params.new_id(name)
+    return (yield from transaction(lambda tx: transitions.enqueue(tx, tasks, flow), context))
+
+
+def release_hold(flow_id: str, gate: int, context: Context) -> Steps[bool]:
+    """Take away a hold; see :meth:`~omniq.storage.Storage.release_hold`."""
+    return (yield from transaction(lambda tx: flow_transitions.release_hold(tx, flow_id, gate), context))
+
+
+def cancel_flow(flow_id: str, context: Context) -> Steps[bool]:
+    """Cancel a flow; see :meth:`~omniq.storage.Storage.cancel_flow`."""
+    return (yield from transaction(lambda tx: flow_transitions.cancel_flow(tx, flow_id), context))
+
+
+def retry_flow(flow_id: str, context: Context) -> Steps[int]:
+    """Retry a flow; see :meth:`~omniq.storage.Storage.retry_flow`."""
+    return (yield from transaction(lambda tx: flow_transitions.retry_flow(tx, flow_id), context))
+
+
+def get_flows(ids: Sequence[str], context: Context) -> Steps[list[Flow | None]]:
+    """Return flows; see :meth:`~omniq.storage.Storage.get_flows`."""
+
+    def read(tx: FlowTx) -> list[Flow | None] | None:
+        return None if tx.lags(ids) else flow_transitions.get_flows(tx, ids)
+
+    found = yield from read_only(read, context)
+    if found is None:
+        found = yield from transaction(lambda tx: flow_transitions.get_flows(tx, ids), context)
+    return found
+
+
+def settle(limit: int, context: Context) -> Steps[int]:
+    """Do what is left to do; see :meth:`~omniq.storage.Storage.settle`."""
+    if limit <= 0:
+        return 0
+    # Whoever is to count them may be at it: then there is nothing to wait for but that.
+    left = [row[0] for row in (yield context.query("flows.left"))]
+    if left:
+        yield from transaction(lambda tx: tx.open(left), context)
+    return (yield from transaction(lambda tx: flow_transitions.settle(tx, min(limit, SETTLED)), context))
+
+
+def retry(ids: Sequence[str], flows: Iterable[str], context: Context) -> Steps[list[bool]]:
+    """Retry tasks of flows; see :meth:`~omniq.storage.Storage.retry`.
+
+    :param flows: which they are of: locked before any of their tasks, as everywhere.
+    """
+
+    def work(tx: FlowTx) -> list[bool]:
+        tx.open(flows)
+        return transitions.retry(tx, ids)
+
+    return (yield from transaction(work, context))
+
+
+def delete(ids: Sequence[str], flows: Iterable[str], context: Context) -> Steps[list[bool]]:
+    """Remove tasks of flows; see :func:`retry` and :meth:`~omniq.storage.Storage.delete`."""
+
+    def work(tx: FlowTx) -> list[bool]:
+        tx.open(flows)
+        return transitions.delete(tx, ids)
+
+    return (yield from transaction(work, context))
+
+
+def prune(limit: int, context: Context) -> Steps[int]:
+    """Remove flows whose ``result_ttl`` is over, with their tasks; see :meth:`~omniq.storage.Storage.prune`."""
+    ((found,),) = yield context.query("flows.over")
+    if limit <= 0 or not found:
+        return 0
+    return (yield from transaction(lambda tx: flow_transitions.prune_flows(tx, limit), context))
+
+
+def check(context: Context) -> Steps[list[CorruptRecord]]:
+    """Return what is wrong with flows and gates, see :meth:`~omniq.storage.Storage.check`."""
+    flows = yield context.query("flows.records")
+    gates = yield context.query("flows.gate_records")
+    return [
+        *unreadable(flows, lambda row: load_flow(row[1], row[0])),
+        *unreadable(gates, lambda row: load_gate(row[2], row[0], row[1])),
+    ]
