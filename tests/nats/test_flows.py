@@ -100,6 +100,21 @@ async def test_an_answer_that_is_lost_counts_nothing_twice(
         assert [one.id for one in await claim(storage, "last")] == [tasks[-1].id]
 
 
+async def test_that_a_flow_has_ended_is_known_to_those_who_did_not_end_it(nats_server: NatsServer) -> None:
+    url = fresh(nats_server.url)
+    async with opened(url) as one, opened(url) as other:
+        tasks, flow = fan_in(["work"], count=1, last="last")
+        await one.enqueue(tasks, flow)
+
+        async def blocked() -> int:
+            return sum(stats.counts[BLOCKED] for stats in await other.stats())
+
+        assert await blocked() == 1
+        await one.cancel([tasks[0].id])
+        assert await blocked() == 0
+        assert await other.settle(10) == 0
+
+
 async def test_what_is_blocked_is_not_in_the_state_of_its_queue(nats_server: NatsServer) -> None:
     url = fresh(nats_server.url)
     async with opened(url) as storage:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from attrs import define, field
 
 from omniq.flow import GateState, StoredFlow
+from omniq.storage import flow_transitions
 from omniq.storage.validation import Salvaged
 from omniq.task import NewTask, StoredTask, TaskState
 from omniq_nats.entries import Entry, Tombstone, entry_in_overflow
@@ -28,6 +29,8 @@ __all__ = ["Changes", "changes_of", "lines_of"]
 
 BLOCKED, READY, SCHEDULED, RUNNING = TaskState.BLOCKED, TaskState.READY, TaskState.SCHEDULED, TaskState.RUNNING
 TOLD = 4096
+WORD_SECONDS = int(2 * flow_transitions.AUDIT_SECONDS)
+"""After which the word that a flow has ended is gone: what was last known of the flow is to be looked after by then."""
 
 
 @define(eq=False)
@@ -282,10 +285,14 @@ class _Maker:
                 told = json.dumps([flow_id]).encode()
                 self.made.before.append(Write(names.flow_key(flow.unique), told, expected=seq))
             subject = names.flow(flow_id) if flow.finished_at is None else names.ended_flow(flow_id)
-            expected = 0 if record is None else record.seq
+            expected = 0 if record is None else record.last
             self.made.after.append(
                 Write(subject, encode_flow(made), expected=expected, among=names.either_flow(flow_id))
             )
+            if flow.finished_at is not None and (record is None or record.flow.finished_at is None):
+                # Those who know of flows that go on hear by it that this one does not.
+                made.has_word = True
+                self.made.after.append(Write(names.flow(flow_id), b"", ttl=WORD_SECONDS))
         for flow_id in tx.removed_flows:
             record = tx.snapshot.flow(flow_id)
             if record is not None:
@@ -296,7 +303,7 @@ class _Maker:
         blocked = dict(known.blocked)
         for queue, number in self._blocked[flow.id].items():
             blocked[queue] = max(0, blocked.get(queue, 0) + number)
-        moves = known.seq and (known.flow.finished_at is None) is not (flow.finished_at is None)
+        moves = known.seq and known.flow.finished_at is not None and flow.finished_at is None
         return FlowRecord(
             flow,
             strays=(*known.strays, known.seq) if moves else known.strays,

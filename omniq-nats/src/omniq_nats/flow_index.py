@@ -11,7 +11,7 @@ from omniq.storage.states import due_at
 from omniq.storage.validation import log_once
 from omniq_nats.flow_records import FlowRecord, read_flow
 from omniq_nats.names import readable
-from omniq_nats.times import micros
+from omniq_nats.times import Clock, micros
 from omniq_nats.transport import Stored, Transport
 
 __all__ = ["FlowIndex"]
@@ -23,13 +23,16 @@ class FlowIndex:
     """The flows of a namespace that have not ended, as one storage knows them.
 
     As with schedules (:mod:`omniq_nats.due_cache`) a look asks for what was stored after the last message that is
-    known. That a flow has ended is found out when it would be due.
+    known. An empty message says that a flow has ended; it is there for some minutes, and a flow of which nothing was
+    heard for so long is overdue.
 
     :param transport: to read with.
+    :param clock: of the servers.
     """
 
-    def __init__(self, transport: Transport) -> None:
+    def __init__(self, transport: Transport, clock: Clock) -> None:
         self._transport = transport
+        self._clock = clock
         self._names = transport.settings.names
         self._lock = asyncio.Lock()
         self._generation = 0
@@ -104,14 +107,29 @@ class FlowIndex:
                     self._generation = generation
                     return
 
+    async def look_closely(self) -> None:
+        """The same, and look at each flow that is due, whether it is there."""
+        await self.look()
+        due = self.due(self._clock.now(), len(self._due))
+        for start in range(0, len(due), 250):
+            wanted = {self._names.either_flow(one): one for one in due[start : start + 250]}
+            found: dict[str, list[Stored]] = {one: [] for one in wanted.values()}
+            for stored in await self._transport.last(list(wanted)):
+                found.setdefault(readable(stored.subject.rpartition(".")[2]), []).append(stored)
+            for flow_id, both in found.items():
+                self._note(flow_id, both)
+
     def _take(self, stored: Stored) -> None:
         self._seen = max(self._seen, stored.seq)
-        flow_id = readable(stored.subject.rpartition(".")[2])
+        self._note(readable(stored.subject.rpartition(".")[2]), [stored])
+
+    def _note(self, flow_id: str, found: list[Stored]) -> None:
         try:
-            record = read_flow(flow_id, [stored])
+            record = read_flow(flow_id, found)
         except CorruptRecord as problem:
             log_once(_log, problem, self._transport.settings.shown)
+            record = None
+        if record is None:
             self.forget(flow_id)
-            return
-        assert record is not None
-        self.note(record)
+        else:
+            self.note(record)

@@ -50,8 +50,12 @@ class FlowRecord:
     flow: StoredFlow
     seq: int = 0
     """Of the message; 0: there is none yet."""
+    last: int = 0
+    """Of the latest message on either of the flow's subjects."""
     strays: tuple[int, ...] = ()
-    """Messages that a later one has taken the place of, on the other of the flow's subjects."""
+    """Messages of what it was before it ended, or went on, on the other of them."""
+    word: int = 0
+    """The message that says that it has ended; 0: there is none."""
     recent: list[str] = field(factory=list)
     """The names of the latest changes."""
     blocked: dict[str, int] = field(factory=dict)
@@ -60,6 +64,8 @@ class FlowRecord:
     """How many there are."""
     pages: list[int] = field(factory=list)
     """The numbers of the pages of gates."""
+    has_word: bool = False
+    """Whether the word that it has ended is stored behind it."""
 
 
 @define(eq=False)
@@ -93,13 +99,14 @@ def encode_flow(record: FlowRecord) -> bytes:
 def read_flow(flow_id: str, found: Sequence[Stored]) -> FlowRecord | None:
     """Read a flow.
 
-    :param found: what there is on its subjects; the later counts.
+    :param found: what there is on its subjects; the later counts, but for the word that it has ended.
     :return: None if there is nothing.
     :raises CorruptRecord: if it cannot be read.
     """
-    if not found:
+    told = sorted((one for one in found if one.data), key=lambda one: one.seq)
+    if not told:
         return None
-    *earlier, stored = sorted(found, key=lambda one: one.seq)
+    stored = told[-1]
     try:
         version, text, recent, blocked, rosters, pages = json.loads(stored.data)
         if version != VERSION:
@@ -108,7 +115,15 @@ def read_flow(flow_id: str, found: Sequence[Stored]) -> FlowRecord | None:
         if not all(type(number) is int and number >= 0 for number in numbers) or not all(map(is_text, recent)):
             raise ValueError("a number or a name is none")
         return FlowRecord(
-            load_flow(text, flow_id), stored.seq, tuple(one.seq for one in earlier), recent, blocked, rosters, pages
+            load_flow(text, flow_id),
+            stored.seq,
+            max(one.seq for one in found),
+            tuple(one.seq for one in told[:-1]),
+            max((one.seq for one in found if not one.data), default=0),
+            recent,
+            blocked,
+            rosters,
+            pages,
         )
     except UNREADABLE as error:
         raise corrupt("flow", flow_id, error, place=f"message {stored.seq} on {stored.subject}") from error

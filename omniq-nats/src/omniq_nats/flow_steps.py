@@ -211,6 +211,8 @@ class FlowSteps:
                 self._index.forget(flow_id)
             else:
                 self._index.note(record)
+                if record.strays:
+                    self.state_store.later(self._transport.remove(record.strays))
 
     async def _mend(self, plan: _Plan) -> None:
         """Make the states of queues anew of which something cannot be read."""
@@ -227,8 +229,13 @@ class FlowSteps:
             first = await self.state_store.commit_together(
                 changes.queue_states, name, changes.before, changes.after, frees=plan.frees, again=plan.again
             )
-            for number, record in enumerate(changes.flows):
-                record.seq = first + len(changes.before) + len(changes.queue_states) + number
+            seq = first + len(changes.before) + len(changes.queue_states)
+            for record in changes.flows:
+                record.seq = record.last = seq
+                seq += 1
+                if record.has_word:
+                    record.last = record.word = seq
+                    seq += 1
 
     async def _follow(self, changes: Changes, snapshot: Snapshot) -> Stepped:
         """Do what follows from a step that was accepted."""
@@ -259,7 +266,7 @@ class FlowSteps:
         # One to which something was added meanwhile has another message by now.
         if await self._transport.remove_one(record.seq):
             self._index.forget(record.flow.id)
-            await self._transport.remove(record.strays)
+            await self._transport.remove([*record.strays, *([record.word] if record.word else ())])
             await self._transport.purge(self._names.parts_of_flow(record.flow.id))
 
 

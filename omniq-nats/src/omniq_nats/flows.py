@@ -60,7 +60,7 @@ class Flows:
         self._transport = state_store.transport
         self._names = state_store.names
         self.members = members
-        self.index = FlowIndex(state_store.transport)
+        self.index = FlowIndex(state_store.transport, state_store.clock)
         self._steps = FlowSteps(state_store, producer, self.index)
 
     # From producer to worker and back
@@ -198,7 +198,7 @@ class Flows:
 
     async def with_blocked(self, stats: Sequence[QueueStats]) -> list[QueueStats]:
         """Return queues in numbers, with their blocked tasks."""
-        await self.index.look()
+        await self.index.look_closely()
         blocked = self.index.blocked()
         found = {
             one.queue: evolve(one, counts={**one.counts, TaskState.BLOCKED: blocked.get(one.queue, 0)}) for one in stats
@@ -249,7 +249,7 @@ class Flows:
 
     async def blocked_in(self, queue: str, limit: int) -> list[str]:
         """Return the ids of blocked tasks of a queue."""
-        await self.index.look()
+        await self.index.look_closely()
         found: list[str] = []
         for flow_id in self.index.with_blocked(queue):
 
