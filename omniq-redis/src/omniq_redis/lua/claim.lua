@@ -1,4 +1,4 @@
---! base many wake due announce task endings corrupt flows promote
+--! base many wake announce task promote rare_from due endings corrupt flows rare_to
 -- ARGV: worker, lease, limit in all, the name under which the worker waited, then queue and limit of each queue.
 -- Gives the time, then id, order and past of each claimed task.
 local worker, lease, left, name = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
@@ -84,10 +84,10 @@ local function take(queue, members)
   end
   patience = patience - #expired
   for i, why in pairs(corrupt) do
-    end_corrupt(ids[i], queue, why)
+    rare().end_corrupt(ids[i], queue, why)
   end
   for _, i in ipairs(expired) do
-    end_waiting(ids[i], orders[i], pasts[i], head_of(orders[i], 1))
+    rare().end_waiting(ids[i], orders[i], pasts[i], head_of(orders[i], 1))
   end
   call('ZREMRANGEBYRANK', P .. 'ready:' .. queue, 0, #members - 1)
   if #watched > 0 then
@@ -148,5 +148,7 @@ end
 for id, count in pairs(of_flows or {}) do
   flows().run(id, count)
 end
-close_flows()
+if made_rare then
+  made_rare.close_flows()
+end
 return found

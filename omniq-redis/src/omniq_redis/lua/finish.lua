@@ -1,4 +1,4 @@
---! base many wake due announce task endings corrupt flows
+--! base many wake due announce task rare_from endings corrupt flows rare_to
 -- ARGV: id, head, data of each outcome. A head is kind 1 (s, f, c as the states; r: retry, l: released), delivery 4,
 -- delay 8; data the result or the error, with the attempt log. Gives '1' or '0' for each.
 local count = #ARGV / 3
@@ -130,7 +130,9 @@ if #gone > 0 then
   apply('HDEL', P .. 'running', gone)
   apply('ZREM', P .. 'leased', gone)
   announce(ended)
-  close_flows()
+  if made_rare then
+    made_rare.close_flows()
+  end
   for name, queue in pairs(queues) do
     if #queue.ready > 0 then
       wake(name)
