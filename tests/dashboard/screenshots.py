@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from omniq import TaskQueue
@@ -22,11 +22,12 @@ DEVICES: Mapping[str, Mapping[str, object]] = {
 }
 
 
-async def take(world: World, folder: Path, life: float) -> list[Path]:
+async def take(world: World, folder: Path, life: float, devices: Iterable[str] = DEVICES) -> list[Path]:
     """Take the pictures.
 
     :param folder: where they go; playwright makes it.
     :param life: seconds that the shop has been open before.
+    :param devices: some of :data:`DEVICES`.
     :return: the files.
     """
     made: list[Path] = []
@@ -37,8 +38,8 @@ async def take(world: World, folder: Path, life: float) -> list[Path]:
             while not waiting.done():
                 await site.dashboard.looks.latest()  # as somebody would who has it open
                 await asyncio.wait([waiting], timeout=1)
-            for device, options in DEVICES.items():
-                page = await site.page("/", **options)
+            for device in devices:
+                page = await site.page("/", **DEVICES[device])
                 for name, path in (await _paths(queue)).items():
                     await page.goto(f"{site.url}{path}")
                     made.append(folder / f"{name}-{device}.png")
