@@ -22,7 +22,7 @@ from omniq.storage import Lease, LeaseState, Storage, TaskQuery
 from omniq.storage.ids import new_id
 from omniq.storage.validation import check_schedule, check_task, check_worker, is_corrupt
 from omniq.task import Feed, NewTask, Progress, StoredTask, TaskState
-from omniq.testing.contract.base import Contract, needs_fixtures, with_flows
+from omniq.testing.contract.base import Contract, needs_fixtures, patient, with_flows
 from omniq.testing.contract.flow_driver import settled
 from omniq.testing.contract.scheduling import LONG_AGO
 from omniq.testing.contract.steps import (
@@ -296,6 +296,7 @@ class SpoilContract(Contract):
     @_MANY
     @needs_fixtures("spoil")
     @with_flows
+    @patient(240)
     async def test_no_flow_hangs_whose_tasks_cannot_be_read(self, store: Storage, spoil: Spoil, most: int) -> None:
         probe = _fan_in()
         await store.enqueue(*probe)
