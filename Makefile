@@ -14,25 +14,27 @@ unexport PYTHONDONTWRITEBYTECODE
 
 # Version managers put commands on the path that may fail when run, so the first that really runs is taken.
 CANDIDATES := python3.13 python3.12 python3.11 python3
-IS_USABLE := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
+IS_USABLE := import sys, venv, ensurepip; sys.version_info >= (3, 11) or sys.exit(1)
+PYTHONS := 3.11 3.12 3.13
+VERSION_OF := import sys; print("%d.%d" % sys.version_info[:2])
 PYTHON ?= $(shell for python in $(CANDIDATES); do \
 	if "$$python" -c '$(IS_USABLE)' >/dev/null 2>&1; then echo "$$python"; break; fi; done)
 
 # An environment keeps the interpreter that it was made with: to ask for another one in vain is an error.
 ifneq ($(origin PYTHON),file)
 ifneq ($(and $(wildcard $(BIN)/python),$(filter-out help clean,$(MAKECMDGOALS))),)
-VERSION := import sys; print("%d.%d" % sys.version_info[:2])
-ifneq ($(shell $(PYTHON) -c '$(VERSION)'),$(shell $(BIN)/python -c '$(VERSION)'))
+ifneq ($(shell $(PYTHON) -c '$(VERSION_OF)'),$(shell $(BIN)/python -c '$(VERSION_OF)'))
 $(error $(VENV) was made with another Python than $(PYTHON): say `make clean` first, or choose another folder with VENV=.venv-NAME)
 endif
 endif
 endif
 
-.PHONY: help demo test test-long lint types docs site bench map size screenshots wheels release-check coverage format clean
+.PHONY: help demo test test-long test-all-pythons lint types docs site bench map size screenshots wheels release-check \
+	coverage format clean
 .DEFAULT_GOAL := help
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 # The servers themselves come with what the tests need, where the machine has none.
 demo: $(VENV)/$(if $(BACKEND),.dev,.runtime) ## what OmniQ does, in a temporary folder or with BACKEND=redis|postgres|nats
@@ -44,6 +46,17 @@ test: $(VENV)/.dev ## all tests but the long ones
 
 test-long: $(VENV)/.dev ## the tests marked long: the costliest repetitions
 	$(BIN)/python -m pytest -m long $(PYTEST_ARGS)
+
+# In an environment of its own each; on the Python of $(VENV) they run with all others.
+test-all-pythons: $(VENV)/.dev ## the core's tests on each other supported Python that is on the machine
+	@status=0; own=$$($(BIN)/python -c '$(VERSION_OF)'); for version in $(PYTHONS); do \
+		found=; for python in python$$version "$$HOME"/.pyenv/versions/$$version.*/bin/python; do \
+			if [ -z "$$found" ] && [ "$$("$$python" -c '$(IS_USABLE); $(VERSION_OF)' 2>/dev/null)" = $$version ]; \
+			then found=$$python; fi; done; \
+		if [ $$version = "$$own" ]; then continue; fi; \
+		if [ -z "$$found" ]; then echo "there is no Python $$version here"; continue; fi; \
+		echo "Python $$version"; $(MAKE) --no-print-directory test VENV=.venv-$$version PYTHON="$$found" \
+			PYTEST_ARGS="$(PYTEST_ARGS) tests/core tests/contrib/test_django.py tests/packaging/test_elsewhere.py" || status=1; done; exit $$status
 
 lint: $(VENV)/.dev ## style, format, and the borders between the rooms
 	$(BIN)/ruff check

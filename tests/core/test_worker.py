@@ -107,6 +107,17 @@ async def test_without_names_a_worker_serves_queues_that_it_had_never_heard_of(
         assert await later.aresult(30) == "new"
 
 
+async def test_a_worker_that_drains_works_off_queues_that_its_tasks_have_made(queue: TaskQueue) -> None:
+    @queue.task
+    async def note(depth: int) -> None:
+        if depth:
+            await note.using(queue=f"made-{depth}").aenqueue(depth - 1)
+
+    await note.aenqueue(2)
+    await queue.worker(drain=True).run()
+    assert [task.state for task in await queue.atasks()] == [TaskState.SUCCEEDED] * 3
+
+
 async def test_a_worker_without_any_task_or_queue_waits_for_one(make_queue: MakeQueue) -> None:
     producer, consumer = make_queue(), make_queue()
 

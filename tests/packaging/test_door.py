@@ -13,8 +13,22 @@ import pytest
 
 from tests.packaging.project import ROOT
 
-TARGETS = {"demo", "test", "test-long", "lint", "types", "docs", "bench", "size", "wheels", "clean", "format"}
-PARTS = ["test", "test-long", "lint", "types"]
+TARGETS = {
+    "demo",
+    "test",
+    "test-long",
+    "test-all-pythons",
+    "release-check",
+    "lint",
+    "types",
+    "docs",
+    "bench",
+    "size",
+    "wheels",
+    "clean",
+    "format",
+}
+PARTS = ["test", "test-long", "test-all-pythons", "lint", "types"]
 """What .ci/run runs, in this order."""
 
 

@@ -25,7 +25,7 @@ __all__ = ["Fetcher", "Served"]
 
 _log = get_logger("omniq.worker")
 
-DISCOVER_EVERY = 20.0
+DISCOVER_EVERY = 5.0
 """Seconds between two looks for queues that are new to the store, for a worker that serves all of them."""
 WAIT = 30.0
 """Seconds of one wait for work; the storage wakes us earlier when there is some."""

@@ -358,6 +358,8 @@ class Worker:
         await self._maintenance.recover()
         if self.scheduler:
             await self._scheduler.fire_due()
+        # So may queues that are new to the store, into which a task has put others.
+        await self._served.discover(self._storage)
 
     async def __aenter__(self) -> Self:
         await self.start()

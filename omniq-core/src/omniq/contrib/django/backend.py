@@ -155,7 +155,7 @@ class OmniQBackend(_BaseTaskBackend):  # type: ignore[misc]  # Django brings no 
             if known is not None and known.func is task.func:
                 return
             try:
-                shared.queue.task(name=name)(_runnable(task))
+                shared.queue.task(name=name, queue=task.queue_name)(_runnable(task))
             except (TypeError, ValueError) as error:
                 raise _InvalidTask(str(error)) from error
             shared.tasks[name] = task
