@@ -502,6 +502,20 @@ def test_a_failed_task_that_is_retried_by_hand_keeps_its_signature(make_signing:
         assert handle.result(timeout=20) == "done"
 
 
+@pytest.mark.parametrize("write", [lambda text: b" " + text, lambda text: text[:2] + b" " + text[2:], bytes.upper])
+def test_a_signature_that_is_written_otherwise_is_none(write: Callable[[bytes], bytes]) -> None:
+    queue = TaskQueue("memory://", signing_key=KEY)
+    task = signed(record(payload=b"[[],{}]"))
+    first, content = task.body.split(b"\n", 1)
+    version, signature = first.split(b" ", 1)
+    assert write(signature) != signature
+
+    with pytest.raises(PayloadRejected):
+        queue.codec.load_arguments(
+            evolve(task, body=b"%b %b\n%b" % (version, write(signature), content)), ArgumentTypes()
+        )
+
+
 @given(data=st.data())
 def test_a_signed_payload_altered_anywhere_is_never_decoded(data: st.DataObject) -> None:
     queue = TaskQueue("memory://", signing_key=KEY)

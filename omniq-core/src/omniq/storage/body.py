@@ -196,9 +196,12 @@ def split_body(body: bytes) -> tuple[bytes, bytes]:
     if version != _VERSION:
         raise CorruptRecord(f"its body is of an unknown format ({bytes(body[:10])!r})")
     try:
-        return bytes.fromhex(signature.decode("ascii")), content
+        raw = bytes.fromhex(signature.decode("ascii"))
     except ValueError as error:
         raise CorruptRecord("the signature of its body is no hexadecimal number") from error
+    if raw.hex().encode() != signature:  # fromhex() takes capitals and spaces, too: a body has one form
+        raise CorruptRecord("the signature of its body is not written as join_body() writes it")
+    return raw, content
 
 
 def payload_size(content: bytes) -> int:
