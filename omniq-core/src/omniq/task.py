@@ -37,7 +37,7 @@ __all__ = [
     "record_of",
 ]
 
-T = TypeVar("T", bound="StoredTask")
+T = TypeVar("T", bound="NewTask | StoredTask")
 
 When: TypeAlias = datetime | timedelta
 """A point in time: an aware datetime, or a timedelta counted from the *store's* now.

@@ -41,7 +41,7 @@ from omniq.storage.failpoints import failpoint
 from omniq.storage.ids import new_id, sibling_id
 from omniq.storage.records import dump_flow
 from omniq.storage.validation import fetch
-from omniq.task import NewTask, Reference, StoredTask, Task, TaskError, TaskState
+from omniq.task import NewTask, Reference, StoredTask, Task, TaskError, TaskState, record_of
 
 if TYPE_CHECKING:
     from omniq.storage.transactions import CallerTransaction
@@ -273,10 +273,10 @@ class Producer(Declarations, Timetable):
         body = join_body(make_content(self._header(function), payload))
         if references:
             body = with_header(body, references=references)
-        if "id" not in fields:
-            fields["id"] = new_id()
-        task = NewTask(body=body, unique=unique or None, **function.template, **fields)
-        return self.codec.sign(task)
+        values = function.template.copy()
+        values["id"], values["body"], values["unique"] = fields.get("id") or new_id(), body, unique or None
+        values.update(fields)
+        return self.codec.sign(record_of(NewTask, values))
 
     # Flows
 

@@ -21,7 +21,7 @@ from omniq._tasks.stand_ins import Ended, StandIn, refuse_stand_ins
 from omniq.retry import RetryPolicy
 from omniq.serialization import ArgumentTypes
 from omniq.serialization.hints import resolve_types
-from omniq.task import Task
+from omniq.task import NewTask, Task
 
 __all__ = [
     "AsyncTaskFunction",
@@ -381,18 +381,21 @@ class TaskFunction(Generic[P, R]):
 
     @functools.cached_property
     def template(self) -> dict[str, Any]:
-        """The fields, beside the body, that every task of this function and options has alike."""
+        """All fields of an order, as every task of this function and options has them, without an id and a body."""
         options = self.options
-        return {
-            "queue": options.queue,
-            "name": self.definition.name,
-            "priority": options.priority,
-            "max_retries": options.max_retries,
-            "run_at": options.run_at,
-            "expires": options.expires,
-            "tags": options.tags,
-            "result_ttl": options.result_ttl,
-        }
+        alike = NewTask(
+            id="",
+            queue=options.queue,
+            name=self.definition.name,
+            body=b"",
+            priority=options.priority,
+            max_retries=options.max_retries,
+            run_at=options.run_at,
+            expires=options.expires,
+            tags=options.tags,
+            result_ttl=options.result_ttl,
+        )
+        return vars(alike)
 
 
 class AsyncTaskFunction(TaskFunction[P, R]):
