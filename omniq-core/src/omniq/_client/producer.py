@@ -339,7 +339,7 @@ class Producer(Declarations, Timetable):
 
         async def start_flow(text: str) -> str:
             run = current_task()
-            flow, tasks = load_run(text, run.id, run.scheduled_for)
+            flow, tasks = load_run(text, run)
             with self._around(Graph(flow, tuple(map(self.codec.sign, tasks)))) as (graph, entered):
                 entered.stored = stored = await self._acurrent_store_flow(graph)
             self._tell_enqueued(graph.tasks, stored)

@@ -7,7 +7,7 @@ the ids of a run's flow follow from that task's id, so that one which runs again
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
+from typing import TYPE_CHECKING
 from uuid import UUID
 
 from attrs import evolve
@@ -17,6 +17,9 @@ from omniq.storage.body import load_content, split_body, with_header
 from omniq.storage.ids import sibling_id
 from omniq.storage.records import load_flow
 from omniq.task import NewTask
+
+if TYPE_CHECKING:
+    from omniq._tasks.context import CurrentTask
 
 __all__ = ["COUNTED", "FLOW_PREFIX", "flow_of_run", "is_flow_run", "load_run"]
 
@@ -38,16 +41,15 @@ def flow_of_run(run_id: str) -> str:
     return str(UUID(int=UUID(sibling_id(run_id, 0)).int | (1 << COUNTED) - 1))
 
 
-def load_run(text: str, run_id: str, scheduled_for: datetime | None) -> tuple[NewFlow, Sequence[NewTask]]:
+def load_run(text: str, run: CurrentTask) -> tuple[NewFlow, Sequence[NewTask]]:
     """Return the flow of one run, whose tasks are still to be signed.
 
     :param text: the flow, encoded by :func:`~omniq.storage.records.dump_flow`, with ids that count from 0.
-    :param run_id: the id of the task that stores it.
-    :param scheduled_for: the fire time that the run is for.
+    :param run: the task that stores it.
     :raises ValueError: if the text is no flow.
     """
     flow, tasks = load_flow(text)
-    first = UUID(flow_of_run(run_id)).int - UUID(flow.id).int
+    first = UUID(flow_of_run(run.id)).int - UUID(flow.id).int
 
     def moved(one: str) -> str:
         return str(UUID(int=first + UUID(one).int))
@@ -57,7 +59,7 @@ def load_run(text: str, run_id: str, scheduled_for: datetime | None) -> tuple[Ne
         references = tuple(
             evolve(one, runs=tuple((moved(start), count) for start, count in one.runs)) for one in header.references
         )
-        return with_header(task.body, references=references, scheduled_for=scheduled_for)
+        return with_header(task.body, references=references, scheduled_for=run.scheduled_for)
 
     flow_id = moved(flow.id)
     return evolve(flow, id=flow_id), [
