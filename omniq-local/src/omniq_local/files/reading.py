@@ -55,7 +55,13 @@ def stats(transaction: Transaction) -> list[QueueStats]:
 def _waited(queue: Queue, now: int) -> float | None:
     if not queue.counts[READY]:
         return None
-    oldest = min(_first_of_each_priority(queue), default=None)
+    state_folder = queue.state_folders[READY]
+    first = state_folder.first()
+    if first is not None and first[:3] == state_folder.last[:3]:
+        # All have one priority, so that the first is the oldest.
+        oldest: int | None = int(first[4:22])
+    else:
+        oldest = min(_first_of_each_priority(queue), default=None)
     return None if oldest is None else max(0, now - oldest) / 1e6
 
 

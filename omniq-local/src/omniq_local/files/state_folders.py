@@ -215,6 +215,16 @@ class StateFolder:
             return self._known[self._position]
         return None
 
+    def first(self) -> str | None:
+        """Return the first name whose file is there; those that are gone are taken."""
+        while (name := self.peek()) is not None:
+            entry = parse_entry(name)
+            assert entry is not None
+            if self._tree.exists(self.file(entry.key, entry.id_token)):
+                return name
+            self.pop()
+        return None
+
     def pop(self) -> None:
         """Take the name that :meth:`peek` gave."""
         name = self._known[self._position]
