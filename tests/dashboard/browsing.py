@@ -16,7 +16,8 @@ from playwright.async_api import Browser, BrowserContext, Page, Route, async_pla
 
 from omniq import TaskQueue
 from omniq.dashboard import EVERYTHING, Dashboard, Visitor
-from tests.servers.base import HOST, find_binary, free_port
+from omniq.dashboard.command import listener_at, shown_address
+from tests.servers.base import HOST, find_binary
 
 __all__ = ["Site", "World", "chromium", "violations"]
 
@@ -92,10 +93,10 @@ class Site:
         self.url = ""
 
     async def __aenter__(self) -> Self:
-        port = free_port()
+        listener = listener_at((HOST, 0))
         options: Any = {"log_config": None, "lifespan": "off", "ws": "none", "http": "h11"}
-        server = uvicorn.Server(uvicorn.Config(self.dashboard, host=HOST, port=port, **options))
-        serving = asyncio.create_task(server.serve())
+        server = uvicorn.Server(uvicorn.Config(self.dashboard, **options))
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
         while not server.started:
             assert not serving.done(), "the server did not start"
             await asyncio.sleep(0.01)
@@ -105,7 +106,7 @@ class Site:
             await serving
 
         self._stack.push_async_callback(stop)
-        self.url = f"http://{HOST}:{port}"
+        self.url = f"http://{shown_address(listener)}"
         return self
 
     async def __aexit__(self, *_: object) -> None:

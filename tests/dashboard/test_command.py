@@ -118,6 +118,18 @@ async def test_every_address_on_a_page_is_below_the_prefix(queue: TaskQueue, pre
         assert {f"{prefix}{path}" for path in ("/", "/tasks", "/task", "/doctor", "/queues/pause")} <= seen
 
 
+async def test_a_token_lets_in_to_all_queues_that_are_shown(queue: TaskQueue) -> None:
+    told: list[str] = []
+    async with TaskQueue("memory://other") as other:
+        for prefix in ("", "/tasks"):
+            told.clear()
+            app = application([queue, other], Token("ada", EVERYTHING, told.append, f"{prefix}/"), prefix=prefix)
+            async with client_of(queue, app=app) as client:
+                entered = await client.get(f"{prefix}/", params={"token": told[0]}, follow_redirects=True)
+                assert (entered.status_code, entered.url.path) == (200, f"{prefix}/1/")
+                assert (await client.get(f"{prefix}/2/")).status_code == 200
+
+
 async def test_several_queues_lead_to_each_other(queue: TaskQueue) -> None:
     async with TaskQueue("memory://other") as other:
         app = application([queue, other], lambda request: Visitor(name="ada"), prefix="/tasks")

@@ -148,6 +148,7 @@ def test_the_dashboard_is_in_the_admin_for_staff_with_a_permission(shop: Shop) -
 
 
 def test_only_who_may_change_something_does(shop: Shop) -> None:
+    shop.order("of a queue that is paused")
     for name, status in (("bob", 403), ("ada", 200)):
         with closing(shop.signed_in(name)) as client:
             page = client.get("/admin/omniq/dashboard/queues").text

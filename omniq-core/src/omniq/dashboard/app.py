@@ -123,7 +123,7 @@ class Dashboard:
         self.queue = queue
         self.access = access
         self.title = title or queue.url
-        self.hosts = None if hosts is None else frozenset(hosts)
+        self.hosts = None if hosts is None else frozenset(map(str.lower, hosts))
         self.others = dict(others or {})
         self.looks = Looks(queue)
         self.bulk = Bulk(queue, _bulk_over)

@@ -43,11 +43,13 @@ class Token:
     :param name: of those who come with one.
     :param may: their permissions.
     :param tell: called with each token: at once with the first, and with another one whenever one was used.
+    :param path: below which the cookie is sent; it must be that of all dashboards that this lets in to.
     """
 
-    def __init__(self, name: str, may: Collection[Permission], tell: Callable[[str], None]) -> None:
+    def __init__(self, name: str, may: Collection[Permission], tell: Callable[[str], None], path: str = "/") -> None:
         self._visitor = Visitor(name=name, may=may)
         self._tell = tell
+        self._path = path
         self._sessions: dict[str, None] = {}
         self._token = ""
         self._renew()
@@ -69,7 +71,7 @@ class Token:
             del self._sessions[next(iter(self._sessions))]
         self._renew()
         response = RedirectResponse(request.url.path, status_code=303)
-        set_cookie(request, response, _COOKIE, session)
+        set_cookie(request, response, _COOKIE, session, path=self._path)
         return response
 
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from omniq._client.queue import TaskQueue
 from omniq.cli.app import load_queue_or_url, require_shared, user_name
@@ -170,7 +171,7 @@ def with_token(url: str, may: Collection[Permission], screen: Screen) -> Access:
         screen.say(f"{'for another browser' if told else 'dashboard'}: {url}?token={token}")
         told = True
 
-    return Token(user_name(), may, tell)
+    return Token(user_name(), may, tell, urlsplit(url).path)
 
 
 def _is_loopback(host: str) -> bool:
@@ -223,12 +224,14 @@ def serve(
 ) -> None:
     """Serve until SIGTERM or Ctrl-C.
 
-    :param listener: the socket to listen on.
+    :param listener: the socket to listen on; the host of its :func:`shown_address` is always taken.
     :param around: entered on the event loop before the first request is taken, and left after the last one.
     """
     import uvicorn
 
-    app = application(queues, access, prefix=prefix, hosts=hosts)
+    # The address that is printed must work: on 0.0.0.0 it has the name of this machine.
+    printed = urlsplit(f"//{shown_address(listener)}").hostname or ""
+    app = application(queues, access, prefix=prefix, hosts=[*hosts, printed])
     config = uvicorn.Config(
         app,
         log_config=None,

@@ -108,13 +108,25 @@ def protect(request: Request, response: Response, headers: Mapping[str, str] | N
     return response
 
 
-def set_cookie(request: Request, response: Response, name: str, value: str, seconds: int | None = None) -> None:
-    """Set a cookie that no script reads and no other site sends along with a form."""
+def set_cookie(
+    request: Request,
+    response: Response,
+    name: str,
+    value: str,
+    *,
+    seconds: int | None = None,
+    path: str | None = None,
+) -> None:
+    """Set a cookie that no script reads and no other site sends along with a form.
+
+    :param seconds: for which the browser keeps it; None: until it is closed.
+    :param path: below which it is sent; None: where the dashboard is mounted.
+    """
     response.set_cookie(
         name,
         value,
         max_age=seconds,
-        path=request.scope.get("root_path", "") or "/",
+        path=path or request.scope.get("root_path", "") or "/",
         secure=request.url.scheme == "https",
         httponly=True,
         samesite="lax",

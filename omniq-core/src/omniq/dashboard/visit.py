@@ -88,10 +88,13 @@ class Visit:
     def back(self, otherwise: str) -> str:
         """Return the page within this dashboard that a form or an address names as the one to go back to.
 
+        It is quoted: browsers pass over tabs and line ends in an address, and take a backslash for a slash, so that
+        one of those could make what follows the name of another host.
+
         :param otherwise: what is returned if it names none.
         """
         back = self.one("back")
-        return back if back.startswith("/") and back[1:2] not in ("/", "\\") else otherwise
+        return _quoted(back) if back.startswith("/") and back[1:2] not in ("/", "\\") else otherwise
 
     # How it is answered
 
@@ -141,9 +144,10 @@ class Visit:
         """
         back = back or self.back("/")
         # A browser shows the page that it is led to by GET.
-        response = RedirectResponse(f"{self.root}{quote(back, safe='/?&=%+:,-._~')}", status_code=303)
+        response = RedirectResponse(f"{self.root}{_quoted(back)}", status_code=303)
         if text:
-            set_cookie(self.request, response, _SAID, base64.urlsafe_b64encode(text[:600].encode()).decode(), 60)
+            said = base64.urlsafe_b64encode(text[:600].encode()).decode()
+            set_cookie(self.request, response, _SAID, said, seconds=60)
         return protect(self.request, response)
 
     def audit(self, action: str, target: str, done: object) -> None:
@@ -162,6 +166,10 @@ class Visit:
                 "omniq_client": None if client is None else client.host,
             },
         )
+
+
+def _quoted(path: str) -> str:
+    return quote(path, safe="/?&=%+:,-._~")
 
 
 def _decoded(text: str) -> str:
