@@ -52,7 +52,7 @@ SELECT asked.id::text FROM unnest((SELECT $1::uuid[])) AS asked (id)
 WHERE asked.id IS NOT NULL
   -- What is in no state, or at no time, will never run.
   AND NOT EXISTS (
-      SELECT FROM {live} WHERE {live}.id = asked.id AND {live}.state BETWEEN 1 AND 3 AND isfinite({live}.run_at)
+      SELECT FROM {live} WHERE {live}.id = asked.id AND {live}.state BETWEEN 0 AND 3 AND isfinite({live}.run_at)
   )
 
 -- name: notify

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
@@ -30,6 +31,7 @@ from omniq.testing.contract.steps import (
     take,
     take_lapsed,
 )
+from omniq.testing.contract.waiting import arrival, ended, waiting
 
 __all__ = ["FlowContract"]
 
@@ -185,6 +187,34 @@ class FlowContract(Contract):
         last = await record(store, tasks[2].id)
         assert last.error is not None
         assert last.error.message == f"task {tasks[0].id} (shop.fetch) failed: OSError: no"
+
+    @with_flows
+    async def test_the_opening_of_a_gate_wakes_a_worker_that_waits(self, store: Storage) -> None:
+        for kind in ("succeeded", "released"):
+            _, _, last = await fan_in(store, last_queue="last")
+            worker = asyncio.create_task(arrival(store, "last"))
+            await waiting(worker)
+            if kind == "released":
+                await end_one(store, kind)
+            await end_one(store)
+            claimed = await worker
+            assert claimed.id == last
+            await store.finish([outcome("succeeded", claimed)])
+
+    @with_flows
+    async def test_a_wait_for_a_blocked_task_returns_when_it_has_ended(self, store: Storage) -> None:
+        flow, first, last = await fan_in(store)
+        assert await store.wait_finished([last], 0.1) == set()
+        waits = asyncio.create_task(ended(store, last))
+        await waiting(waits)
+        await end_one(store, "failed")
+        assert await waits == {last}
+        await store.retry([first])
+        assert (await record(store, last)).state is BLOCKED
+        waits = asyncio.create_task(ended(store, last))
+        await waiting(waits)
+        await store.cancel_flow(flow.id)
+        assert await waits == {last}
 
     @with_flows
     async def test_a_retry_is_no_end(self, store: Storage) -> None:
