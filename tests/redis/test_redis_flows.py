@@ -110,3 +110,27 @@ def test_a_task_that_feeds_more_gates_than_it_can_is_refused(redis_server: Redis
             assert await finish_all(store) == 1
 
     asyncio.run(scenario())
+
+
+def test_a_large_flow_that_takes_long_is_looked_at_in_steps_that_come_to_an_end(
+    redis_server: RedisServer, namespace: str
+) -> None:
+    """After some minutes it is looked at whether a flow waits for what cannot come, by a thousand tasks at a time."""
+
+    async def scenario() -> None:
+        async with opened(redis_server.url, namespace) as store:
+            flow = NewFlow(id=new_id(), gates=(NewGate(n=0, rank="0"),))
+            inputs = [new_task(flow=flow.id, feeds=(Feed(0),)) for _ in range(2100)]
+            await store.enqueue([*inputs, new_task(flow=flow.id, behind=0, queue="last")], flow)
+            for _ in range(2):
+                await store.finish(done(await take(store, n=1000)))
+            redis_server.ask("HSET", f"{{{namespace}}}:f:{flow.id}", "audit_at", "1")
+            redis_server.ask("ZADD", f"{{{namespace}}}:flows:due", "1", flow.id)
+            looks = 0
+            while await store.settle(1000):
+                looks += 1
+                assert looks < 10, "there is always something left to do about the flow"
+            assert await finish_all(store) == 100
+            assert len(await take(store, "last")) == 1
+
+    asyncio.run(scenario())

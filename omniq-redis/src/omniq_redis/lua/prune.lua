@@ -45,8 +45,9 @@ local function drop(flow)
   end
 end
 
-while removed < limit do
-  local flow = call('ZRANGEBYSCORE', P .. 'flows:ended', '-inf', now, 'LIMIT', 0, 1)[1]
+-- So many flows at most, as well: of one all of whose tasks were deleted none is left to be removed.
+for _ = 1, limit do
+  local flow = removed < limit and call('ZRANGEBYSCORE', P .. 'flows:ended', '-inf', now, 'LIMIT', 0, 1)[1]
   if not flow then
     break
   end

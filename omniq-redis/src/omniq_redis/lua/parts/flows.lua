@@ -597,7 +597,7 @@ function flows()
 
   local function close_one(flow, limit)
     local moved = settle(flow, limit)
-    if not is_over(flow) and (flow.doubtful > 0 or flow.audit_at <= now) then
+    if not is_over(flow) and (flow.doubtful > 0 or flow.auditing > 0 or flow.audit_at <= now) then
       audit(flow)
       moved = moved + settle(flow, limit - moved)
     end
@@ -651,7 +651,8 @@ function flows()
         if flow.hold_until > 0 and flow.hold_until <= now then
           break_held(flow)
         end
-        moved = moved + math.max(made.close(limit - moved), 1)
+        -- A flow of which not all could be looked at has taken a whole step.
+        moved = moved + math.max(made.close(limit - moved), flow.auditing > 0 and limit - moved or 1)
       end
     end
     return moved
