@@ -38,6 +38,15 @@ def test_a_script_that_runs_all_the_time_reads_nothing_whole(name: str) -> None:
     assert not re.search(r"'ZRANGE', [^\n]*, 0, -1", text)
 
 
+@pytest.mark.parametrize("name", HOT)
+def test_a_script_that_runs_all_the_time_makes_what_is_for_flows_at_its_first_use(name: str) -> None:
+    first = (files("omniq_redis") / "lua" / f"{name}.lua").read_text("utf-8").partition("\n")[0]
+    at_once = re.sub(r"rare_from.*rare_to", "", first).split()
+    assert {"task", "endings", "corrupt", "flows", "build"}.isdisjoint(at_once)
+    # To make a function costs the more, the more it uses of what is around it: here, of what every script has.
+    assert "rare_from" not in first or first.startswith("--! base rare_from ")
+
+
 async def cost_of_a_round(server: RedisServer, store: RedisStorage) -> dict[str, int]:
     """Return how many commands it takes to have a hundred tasks enqueued, claimed, extended and finished."""
     server.ask("CONFIG", "RESETSTAT")

@@ -1,4 +1,4 @@
-"""A task's place in its flow, as it stands in its order; ``lua/parts/task.lua`` draws it."""
+"""A task's place in its flow, as it stands in its order; ``lua/parts/running.lua`` draws it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
---! base many wake due announce task endings corrupt flows
+--! base many wake due announce waiting running task endings corrupt flows
 -- ARGV: flow. Gives 1 if it was live and not cancelled.
 local cancelled = flows().cancel(ARGV[1])
 close_flows()

@@ -1,11 +1,13 @@
---! base many wake announce task promote rare_from due endings corrupt flows rare_to
+--! base rare_from many wake due announce waiting running task endings corrupt flows rare_to many wake promote waiting
 -- ARGV: worker, lease, limit in all, the name under which the worker waited, then queue and limit of each queue.
 -- Gives the time, then id, order and past of each claimed task.
 local worker, lease, left, name = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
 local until_ = now + lease
 local found = { now }
-if call('ZCOUNT', P .. 'flows:due', '-inf', now) > 0 then
-  flows().settle(1000)
+-- The first that is due, rather than how many are: without flows this is the cheapest look.
+local due = call('ZRANGE', P .. 'flows:due', '0', '0', 'WITHSCORES')[2]
+if due and tonumber(due) <= now then
+  rare().flows().settle(1000)
 end
 local of_flows
 -- So many that have expired, or are no tasks, are enough for one step; the rest are for the next. Each queue has a few,
@@ -55,7 +57,7 @@ local function take(queue, members)
         local unique_length = struct.unpack('>H', order, 48)
         local stop = unique_length == 0 and queue_stop or queue_stop + unique_length - 1
         if unique_length > 0 and string.byte(order, queue_stop + 1) == 255 then
-          local its = member_of(string.sub(order, queue_stop + 1, stop))
+          local its = rare().member_of(string.sub(order, queue_stop + 1, stop))
           of_flows = of_flows or {}
           if its then
             of_flows[its.flow] = (of_flows[its.flow] or 0) + 1
@@ -87,7 +89,7 @@ local function take(queue, members)
     rare().end_corrupt(ids[i], queue, why)
   end
   for _, i in ipairs(expired) do
-    rare().end_waiting(ids[i], orders[i], pasts[i], head_of(orders[i], 1))
+    rare().end_waiting(ids[i], orders[i], pasts[i], rare().head_of(orders[i], 1))
   end
   call('ZREMRANGEBYRANK', P .. 'ready:' .. queue, 0, #members - 1)
   if #watched > 0 then
@@ -146,7 +148,7 @@ for at = 5, #ARGV, 2 do
   serve(ARGV[at], math.min(tonumber(ARGV[at + 1]), left))
 end
 for id, count in pairs(of_flows or {}) do
-  flows().run(id, count)
+  rare().flows().run(id, count)
 end
 if made_rare then
   made_rare.close_flows()

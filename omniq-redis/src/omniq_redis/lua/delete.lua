@@ -1,4 +1,4 @@
---! base many wake due announce task endings corrupt flows remove
+--! base many wake due announce waiting running task endings corrupt flows remove
 -- ARGV: ids. Gives '1' for each task that was removed, '0' for the others.
 local ENDED = { s = 'succeeded:', f = 'failed:', c = 'cancelled:' }
 local answers = {}

@@ -1,4 +1,4 @@
---! base many wake due announce task rare_from endings corrupt flows rare_to
+--! base rare_from many wake due announce waiting running task endings corrupt flows rare_to many wake due announce waiting running
 -- ARGV: id, head, data of each outcome. A head is kind 1 (s, f, c as the states; r: retry, l: released), delivery 4,
 -- delay 8; data the result or the error, with the attempt log. Gives '1' or '0' for each.
 local count = #ARGV / 3
@@ -45,8 +45,8 @@ local function put_back(id, record, attempt, head, queue, kind, delay, err, prog
     push(again, expires, id)
   end
   if head.member then
-    flows().run(head.member.flow, -1)
-    flows().waits(id, head, run)
+    rare().flows().run(head.member.flow, -1)
+    rare().flows().waits(id, head, run)
   end
 end
 
@@ -64,7 +64,7 @@ for i = 1, count do
     local queue, progress = of(queues, head.queue), string.sub(record, head.stop)
     queue.ended = queue.ended + 1
     -- The first delivery has nothing before it.
-    local state, err, log = STATE[kind], split_error(delivery > 1 and latest_error(id) or '')
+    local state, err, log = STATE[kind], split_error(delivery > 1 and rare().latest_error(id) or '')
     if kind == 's' then
       err = log
     else
@@ -83,13 +83,13 @@ for i = 1, count do
       end
     end
     if state then
-      push(queue[state], kept_until(head), id)
+      push(queue[state], head.member and rare().kept_until(head) or now + head.ttl, id)
       if state ~= 'succeeded' then
-        push(place_in(P .. IN_ORDER[string.sub(state, 1, 1)] .. head.queue), score_of(head), id)
+        push(place_in(P .. 'order:' .. state .. ':' .. head.queue), score_of(head), id)
       end
       ended[#ended + 1] = id
       if head.member then
-        flows().ended(id, head, string.sub(state, 1, 1), err, nil, true)
+        rare().flows().ended(id, head, string.sub(state, 1, 1), err, nil, true)
       end
       if kind == 's' and progress == '' and err == '' then
         push(stored, P .. 'h:' .. id, 's' .. now8 .. attempt .. NOTHING .. data)

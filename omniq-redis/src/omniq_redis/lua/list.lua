@@ -1,4 +1,4 @@
---! base many task records
+--! base many waiting running task records
 -- Lists tasks, the latest enqueued first. ARGV: before which sequence number (0: from the latest), how many tasks to look
 -- at, after how many that match to stop, queue, the letters of the states, the beginning and a part of a body, created
 -- from and before which time (0: any), slack of the clocks, 1 if bare, flow; '' does not restrict. Gives the sequence

@@ -1,4 +1,4 @@
---! base many wake due announce task endings corrupt flows remove
+--! base many wake due announce waiting running task endings corrupt flows remove
 -- ARGV: limit. Removes ended tasks whose time is over, and what dead workers left. Gives how many tasks were removed.
 local limit, removed = tonumber(ARGV[1]), 0
 local function prune(queue)

@@ -1,4 +1,4 @@
---! base many wake due announce task endings corrupt flows promote remove
+--! base many wake due announce waiting running task endings corrupt flows promote remove
 -- ARGV: queue, limit, the states to remove. Gives how many were removed, and how many are left.
 local queue, limit = ARGV[1], tonumber(ARGV[2])
 promote(queue)

@@ -1,4 +1,4 @@
---! base many wake due announce task endings corrupt flows records
+--! base many wake due announce waiting running task endings corrupt flows records
 -- ARGV: limit. Gives the time, then what is stored of each task whose lease had run out; the ids come last.
 local LONGEST_LOG = 131072 -- as in omniq.storage.attempts
 local limit = tonumber(ARGV[1])

@@ -1,4 +1,4 @@
---! base many wake due announce task endings corrupt flows
+--! base many wake due announce waiting running task endings corrupt flows
 -- ARGV: flow, gate. Gives 1 if the gate was held.
 local released = flows().release_hold(ARGV[1], tonumber(ARGV[2]))
 close_flows()

@@ -1,4 +1,4 @@
---! base many wake due announce task endings corrupt flows
+--! base many wake due announce waiting running task endings corrupt flows
 -- Puts tasks back where they are to be found, as a key of another type stood in the place of one of ours and was put aside:
 -- a queue, say, or all that ran. Goes on where the last call stopped, the latest tasks first. Gives 1 if there are more, 2
 -- if these were the last, 0 if there was nothing to do.

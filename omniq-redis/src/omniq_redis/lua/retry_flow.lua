@@ -1,4 +1,4 @@
---! base many wake due announce task endings corrupt flows
+--! base many wake due announce waiting running task endings corrupt flows
 -- ARGV: flow, behind which sequence number to go on, how many tasks to look at. Gives how many were retried, and where to
 -- go on (0: these were all).
 local flow, retried = flows().open(ARGV[1]), 0

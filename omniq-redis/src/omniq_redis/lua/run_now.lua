@@ -1,4 +1,4 @@
---! base many wake due announce task endings corrupt flows
+--! base many wake due announce waiting running task endings corrupt flows
 -- ARGV: ids. Gives '1' for each task that was scheduled for later and is ready now, '0' for the others.
 local answers, queues = {}, {}
 for i, id in ipairs(ARGV) do

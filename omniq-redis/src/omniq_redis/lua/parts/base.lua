@@ -1,10 +1,10 @@
 -- KEYS[1] is what the names of all of the namespace's keys begin with; they are in one slot.
 local P = KEYS[1]
-local TYPES = { G = 'string', H = 'hash', I = 'string', S = 'set', Z = 'zset' }
 
 -- Runs a command once more that failed, after a key of another type than ours has been put aside: without that a script
 -- would stop halfway, with some of its changes made and some not. Its bytes are kept under another name.
 local function call_again(err, command, key, ...)
+  local TYPES = { G = 'string', H = 'hash', I = 'string', S = 'set', Z = 'zset' }
   local found, wanted = redis.pcall('TYPE', key).ok, TYPES[string.sub(command, 1, 1)]
   if found and wanted and found ~= wanted and found ~= 'none' then
     local aside = P .. 'aside:' .. string.sub(key, #P + 1)

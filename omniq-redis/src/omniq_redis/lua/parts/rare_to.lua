@@ -1,13 +1,9 @@
-  return { end_waiting = end_waiting, end_corrupt = end_corrupt, close_flows = close_flows }
+  return { end_waiting = end_waiting, end_corrupt = end_corrupt, close_flows = close_flows, flows = flows,
+    head_of = head_of, member_of = member_of, latest_error = latest_error, kept_until = kept_until }
 end
 
 local made_rare
 local function rare()
   made_rare = made_rare or make_rare()
   return made_rare
-end
-
-function flows()
-  rare()  -- which sets what is called here
-  return flows()
 end
