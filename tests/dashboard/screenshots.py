@@ -36,7 +36,7 @@ async def take(world: World, folder: Path, life: float, devices: Iterable[str] =
         async with shop.life(), Site(world, queue) as site:
             waiting = asyncio.create_task(asyncio.sleep(life))
             while not waiting.done():
-                await site.dashboard.looks.latest()  # as somebody would who has it open
+                await site.dashboard.looks.latest()  # as an open page does
                 await asyncio.wait([waiting], timeout=1)
             for device in devices:
                 page = await site.page("/", **DEVICES[device])

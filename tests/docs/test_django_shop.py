@@ -43,7 +43,7 @@ class Shop:
         return taken
 
     def signed_in(self, name: str) -> httpx.Client:
-        """Return a browser, so to say, in which somebody has signed in to the admin."""
+        """Return a client that has signed in to the admin, as a browser does."""
         client = httpx.Client(base_url=self.client.base_url, timeout=TIME, follow_redirects=True)
         token = re.search(r'name="csrfmiddlewaretoken" value="(\w+)"', client.get("/admin/login/").text)
         assert token is not None

@@ -9,6 +9,8 @@ import pytest
 
 from omniq import TaskQueue, TaskState
 from omniq.cli import main
+from omniq.storage import StorageLimits
+from omniq_local.files.storage import FileStorage
 
 
 @pytest.fixture
@@ -84,6 +86,9 @@ def test_a_flow_that_is_not_there_is_told(url: str, capsys: pytest.CaptureFixtur
         assert missing in capsys.readouterr().err
 
 
-def test_a_store_without_flows_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_store_without_flows_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FileStorage, "limits", StorageLimits(flows=False))
     assert main(["flows", "list", f"file://{tmp_path}/jobs"]) != 0
-    assert "holds no flows" in capsys.readouterr().err
+    assert "FileStorage holds no flows" in capsys.readouterr().err

@@ -71,7 +71,7 @@ class Interrupter:
         self._on_lost(attempt)
 
     def abandon_all(self) -> None:
-        """Give everything up that still runs, as its leases are about to run out."""
+        """Abandon everything that still runs, as its leases are about to run out."""
         # Of those that have ended the outcome is on its way, and may yet be the first to arrive.
         attempts = [attempt for attempt in self._completer.attempts if not attempt.settled]
         if attempts:

@@ -192,7 +192,7 @@ def arguments_text(task: Task, queue: TaskQueue) -> str:
     stored = _stored_arguments(task, queue)
     if stored is None:
         return _size(task.payload, task, queue)
-    # Whoever can write to the store can put the places anywhere.
+    # A writer of the store can put the places anywhere.
     args, kwargs = _or_none(lambda: _with_awaited(*stored, task)) or stored
     return _bounded(f"{_call(args, kwargs, _json) or 'none'}  (as stored)")
 

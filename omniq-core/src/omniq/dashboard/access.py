@@ -1,4 +1,4 @@
-"""Who may do what in the dashboard. It is closed unless somebody is named who may."""
+"""Who may do what in the dashboard. Without an answer it is closed."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def _permissions(names: Iterable[Permission | str]) -> frozenset[Permission]:
 
 @frozen(kw_only=True)
 class Visitor:
-    """Somebody who uses the dashboard."""
+    """A user of the dashboard."""
 
     name: str
     """For the audit log, and as the actor of ``omniq_action_taken``; 1 to 500 characters."""

@@ -102,7 +102,7 @@ class Dashboard:
     :param hosts: the names of hosts under which it is served; None: any, as the application around it checks them. IP
         addresses and ``localhost`` are always taken.
     :param others: further dashboards to lead to: titles and addresses.
-    :raises TypeError: if the queue is none, or ``access`` cannot be called.
+    :raises TypeError: if the queue is none, ``access`` cannot be called, or ``hosts`` is a string.
     """
 
     def __init__(

@@ -80,7 +80,7 @@ class Basic:
 
     :param path: of the file: a line ``NAME:PASSWORD``, or ``NAME:PASSWORD:read`` of one who may change nothing, for
         each visitor; empty lines and those that begin with ``#`` are passed over.
-    :param may: the most that anybody may.
+    :param may: the upper limit of every visitor's permissions.
     :raises UsageError: if it cannot be read, is wrong, or can be read by others than its owner.
     """
 

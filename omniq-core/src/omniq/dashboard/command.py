@@ -184,7 +184,13 @@ def _is_loopback(host: str) -> bool:
 
 
 def application(queues: Sequence[TaskQueue], access: Access, *, prefix: str, hosts: Collection[str] = ()) -> ASGIApp:
-    """Return the application that shows some queues: one below the prefix, of several the nth below ``/n``."""
+    """Return the application that shows some queues: one below the prefix, of several the nth below ``/n``.
+
+    :param queues: what is shown, at least one.
+    :param access: who may do what, for all of them.
+    :param prefix: the path that it is served under, without a slash at its end; empty: the root.
+    :param hosts: the names of hosts that are taken besides ``localhost`` and IP addresses.
+    """
     from starlette.applications import Starlette
     from starlette.responses import RedirectResponse
     from starlette.routing import Mount, Route
@@ -222,7 +228,7 @@ def serve(
     hosts: Collection[str] = (),
     around: Callable[[], AbstractAsyncContextManager[None]] | None = None,
 ) -> None:
-    """Serve until SIGTERM or Ctrl-C.
+    """Serve until SIGTERM or Ctrl-C; of ``queues``, ``access``, ``prefix`` and ``hosts`` see :func:`application`.
 
     :param listener: the socket to listen on; the host of its :func:`shown_address` is always taken.
     :param around: entered on the event loop before the first request is taken, and left after the last one.

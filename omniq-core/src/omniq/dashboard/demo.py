@@ -1,4 +1,4 @@
-"""``omniq demo --dashboard``: an invented shop with work of all kinds, for as long as somebody looks at it."""
+"""``omniq demo --dashboard``: an invented shop with work of all kinds, until Ctrl-C."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ class Shop:
         await queue.aenqueue_many([self.import_catalogue.call(name, 6000) for name in suppliers])
 
     async def customers(self) -> None:
-        """Have customers come in, one after the other, for ever."""
+        """Enqueue what customers order, one after the other, without end."""
         order = 4000
         while True:
             order += 1

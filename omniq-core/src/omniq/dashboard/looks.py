@@ -65,7 +65,7 @@ class Bucket:
 
 
 class History:
-    """The last hour, as far as somebody looked: what ended, and how much waited."""
+    """The last hour, as far as pages were asked for: what ended, and how much waited."""
 
     def __init__(self) -> None:
         self._buckets: dict[int, Bucket] = {}
@@ -132,7 +132,7 @@ class Sample:
 
 
 class Looks:
-    """What is known of a queue's store, each thing read when somebody asks and it is not fresh any more."""
+    """What is known of a queue's store, each thing read when it is asked for and not fresh any more."""
 
     def __init__(self, queue: TaskQueue) -> None:
         self.queue = queue
@@ -181,7 +181,7 @@ class Looks:
             del self._under_way[own]
 
     def forget(self) -> None:
-        """Have everything read anew: somebody has just changed it, and wants to see that."""
+        """Have everything read anew, after an action that the next page must show."""
         self._kept.clear()
 
     async def _look(self) -> Look:

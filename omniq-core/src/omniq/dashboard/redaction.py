@@ -41,7 +41,7 @@ def redacted(value: Any) -> Any:
 
 
 def restored(edited: Any, original: Any) -> Any:
-    """Return a value that somebody edited who saw :func:`redacted`, with the secrets that were left as they were shown.
+    """Return an edited copy of what :func:`redacted` returned, with the secrets that were left as they were shown.
 
     :param edited: the edited value.
     :param original: the value as it is stored.

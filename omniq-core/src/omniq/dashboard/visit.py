@@ -16,6 +16,7 @@ from omniq._client.queue import TaskQueue
 from omniq.dashboard.access import Permission, Visitor
 from omniq.dashboard.rendering import address, render
 from omniq.dashboard.security import FORM_FIELD, Refused, form_token, protect, set_cookie
+from omniq.storage import Storage
 from omniq.storage.escaping import get_logger, shown
 
 if TYPE_CHECKING:
@@ -51,6 +52,10 @@ class Visit:
     def queue(self) -> TaskQueue:
         """The queue that is shown."""
         return self.dashboard.queue
+
+    async def storage(self) -> Storage:
+        """Return the store of the queue, on this event loop."""
+        return (await self.queue.connections.current()).storage
 
     def may(self, permission: Permission | str) -> bool:
         """Return whether the visitor may do something."""

@@ -721,14 +721,6 @@ class Storage(ABC):
 
     # Flows
 
-    def _refuse_flows(self, flow: NewFlow | None, tasks: Iterable[NewTask] = ()) -> None:
-        """Raise the error of a store that holds no flows, if there is one.
-
-        :param tasks: none of which may belong to a flow.
-        """
-        if flow is not None or any(task.flow is not None for task in tasks):
-            raise no_flows(self)
-
     async def release_hold(self, flow_id: str, gate: int) -> bool:
         """Take away the hold of a gate, so that it can open.
 
@@ -874,8 +866,8 @@ def no_flows(storage: Storage) -> ConfigurationError:
     :param storage: of the store.
     """
     return ConfigurationError(
-        f"{type(storage).__name__} holds no flows yet; enqueue the tasks one after the other, or take a store that "
-        "does, such as memory://"
+        f"{type(storage).__name__} holds no flows; enqueue the tasks one after the other, or take a store that "
+        "does, as all do that come with OmniQ"
     )
 
 

@@ -31,8 +31,8 @@ def dry_run(verb: Verb) -> View:
     """Return the view that says what an action would do."""
 
     async def show(visit: Visit) -> Response:
-        asked = Filters.of(visit)
-        filters, ids = await _meant(visit, verb, asked)
+        asked, ids = _asked(visit, verb)
+        filters = await _bounded(visit, verb, asked, ids)
         counts = await _counts(visit, verb, filters, ids)
         samples = await _samples(visit, filters, ids)
         total = sum(one.number for one in counts.values())
@@ -55,8 +55,12 @@ def dry_run(verb: Verb) -> View:
     return show
 
 
-async def _meant(visit: Visit, verb: Verb, filters: Filters) -> tuple[Filters, list[str]]:
-    """Return which tasks are meant: those in states in which it can be done that were enqueued before now."""
+def _asked(visit: Visit, verb: Verb) -> tuple[Filters, list[str]]:
+    """Return the filters of a request, and the ids of tasks that were chosen one by one.
+
+    :raises Refused: if it cannot be done to such tasks.
+    """
+    filters = Filters.of(visit)
     ids = list(dict.fromkeys(visit.all("id")))
     if len(ids) > MOST_NAMED:
         raise Refused(400, f"At most {MOST_NAMED} tasks can be chosen one by one.")
@@ -64,14 +68,18 @@ async def _meant(visit: Visit, verb: Verb, filters: Filters) -> tuple[Filters, l
         raise Refused(400, "An action on many tasks cannot be limited to those enqueued after a time; leave that out.")
     if verb.name == "purge" and not filters.queue:
         raise Refused(400, "Only a queue can be purged.")
-    storage = (await visit.queue.connections.current()).storage
+    if not verb.chosen(filters.states):
+        raise Refused(400, f"{verb.label} does nothing to tasks in these states.")
+    return filters, ids
+
+
+async def _bounded(visit: Visit, verb: Verb, filters: Filters, ids: list[str]) -> Filters:
+    """Return filters with what follows from the action: states in which it can be done, and an end of what is meant."""
+    storage = await visit.storage()
     # What is enqueued from now on is no part of it. A task that is there may have been enqueued at this very moment.
     now = await storage.now() + RESOLUTION
     before = now if filters.before is None else min(now, filters.before)
-    chosen = verb.states if ids else verb.chosen(filters.states)
-    if not chosen:
-        raise Refused(400, f"{verb.label} does nothing to tasks in these states.")
-    return evolve(filters, before=before, states=chosen), ids
+    return evolve(filters, before=before, states=verb.states if ids else verb.chosen(filters.states))
 
 
 async def _counts(visit: Visit, verb: Verb, filters: Filters, ids: list[str]) -> Mapping[TaskState, Count]:
@@ -94,10 +102,7 @@ def start(verb: Verb) -> View:
     """Return the view that starts an action."""
 
     async def begin(visit: Visit) -> Response:
-        filters = Filters.of(visit)
-        ids = list(dict.fromkeys(visit.all("id")))
-        if verb.name == "purge" and not filters.queue:
-            raise Refused(400, "Only a queue can be purged.")
+        filters, ids = _asked(visit, verb)
         before = moment_of(visit.needed("before"), "before")
         expected = visit.needed("expected")
         if not (expected.isascii() and expected.isdecimal() and len(expected) < 16):
@@ -105,9 +110,7 @@ def start(verb: Verb) -> View:
         number = int(expected)
         if number > TYPED_ABOVE and visit.one("typed").replace(",", "").replace(" ", "") != expected:
             raise Refused(400, f"Nothing was done: to confirm, type the number of tasks, {number:,}.")
-        if not verb.chosen(filters.states):
-            raise Refused(400, f"{verb.label} does nothing to tasks in these states.")
-        now = await (await visit.queue.connections.current()).storage.now()
+        now = await (await visit.storage()).now()
         selected: Mapping[str, Any] = filters.selected if not ids else {"states": filters.states, "ids": ids}
         words = filters.words if not ids else f"{len(ids)} chosen one by one"
         job = visit.dashboard.bulk.start(

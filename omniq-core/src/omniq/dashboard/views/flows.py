@@ -25,7 +25,7 @@ FRESH = 3.0
 async def show(visit: Visit) -> Response:
     """Return the page of the latest flows."""
     looks = visit.dashboard.looks
-    storage = (await visit.queue.connections.current()).storage
+    storage = await visit.storage()
     holds = storage.limits.flows
     flows = await looks.shared("flows", FRESH, lambda: _latest(visit)) if holds else []
     look = await looks.latest()
@@ -42,7 +42,7 @@ async def show(visit: Visit) -> Response:
 
 
 async def _latest(visit: Visit) -> list[Flow]:
-    storage = (await visit.queue.connections.current()).storage
+    storage = await visit.storage()
     ids: dict[str, None] = {}
     cursor: str | None = None
     for _ in range(LOOKED_AT // AT_A_TIME):
@@ -65,7 +65,7 @@ def state_of(flow: Flow) -> str:
 async def show_one(visit: Visit) -> Response:
     """Return the page of one flow."""
     flow_id = visit.needed("id")
-    storage = (await visit.queue.connections.current()).storage
+    storage = await visit.storage()
     if not storage.limits.flows:
         raise FlowNotFound(flow_id)
     flow, drawn = await picture(visit, flow_id)
@@ -93,7 +93,7 @@ async def picture(visit: Visit, flow_id: str, own: str | None = None) -> tuple[F
 
     :param own: the id of the task that is marked in it.
     """
-    storage = (await visit.queue.connections.current()).storage
+    storage = await visit.storage()
     (flow,) = await storage.get_flows([flow_id])
     if flow is None:
         return None, Markup("")
@@ -102,7 +102,7 @@ async def picture(visit: Visit, flow_id: str, own: str | None = None) -> tuple[F
 
 
 async def _tasks(visit: Visit, flow_id: str, most: int) -> list[StoredTask]:
-    storage = (await visit.queue.connections.current()).storage
+    storage = await visit.storage()
     return list(await storage.list_tasks(TaskQuery(flow=flow_id, limit=most, bare=True), None))
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from omniq.task import StoredTask
 
-__all__ = ["percentile", "seconds_run", "seconds_waited"]
+__all__ = ["percentile", "seconds_run"]
 
 
 def percentile(values: Sequence[float], share: float) -> float | None:
@@ -25,8 +25,3 @@ def seconds_run(task: StoredTask) -> float | None:
     if task.started_at is None or task.finished_at is None:
         return None
     return max(0.0, (task.finished_at - task.started_at).total_seconds())
-
-
-def seconds_waited(task: StoredTask) -> float | None:
-    """Return for how long a task was ready before its latest attempt; None if it never ran."""
-    return None if task.started_at is None else max(0.0, (task.started_at - task.run_at).total_seconds())

@@ -1,4 +1,4 @@
-"""The first page: how much waits and ends, how long it takes, and what needs somebody's attention."""
+"""The first page: how much waits and ends, how long it takes, and what needs attention."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ async def show(visit: Visit) -> Response:
     looks = visit.dashboard.looks
     look = await looks.latest()
     sample = await looks.sample(SAMPLED, SAMPLE_FRESH)
-    storage = (await visit.queue.connections.current()).storage
+    storage = await visit.storage()
     findings = await looks.shared("findings", FINDINGS_FRESH, storage.diagnose)
     buckets = looks.history.buckets(look.now)
     ended, ended_top = ended_chart(buckets)

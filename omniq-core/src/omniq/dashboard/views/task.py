@@ -55,7 +55,7 @@ async def show(visit: Visit) -> Response:
     task = await queue.arecord(visit.needed("id"))
     look = await visit.dashboard.looks.latest()
     payload = visit.may(Permission.PAYLOAD)
-    storage = (await queue.connections.current()).storage
+    storage = await visit.storage()
     plain = task if payload or task.error is None else evolve(task, error=evolve(task.error, message=""))
     reasons = await explained(storage, plain)
     flow_picture = Markup("")
@@ -191,7 +191,7 @@ async def copy(visit: Visit) -> Response:
         if len(payload) > queue.codec.max_payload:
             raise Refused(413, f"The arguments take more than {queue.codec.max_payload:,} bytes.")
     new = _copied(task, payload, visit.one("queue") or task.queue, queue)
-    storage = (await queue.connections.current()).storage
+    storage = await visit.storage()
     (entry,) = await storage.enqueue([new])
     visit.audit("enqueue_copy", task.id, entry.id)
     return visit.done("The copy is enqueued.", f"/task?id={entry.id}")
