@@ -64,7 +64,7 @@ for i = 1, count do
     local queue, progress = of(queues, head.queue), string.sub(record, head.stop)
     queue.ended = queue.ended + 1
     -- The first delivery has nothing before it.
-    local state, err, log = STATE[kind], split_error(delivery > 1 and rare().latest_error(id) or '')
+    local state, err, log = STATE[kind], split_error(delivery > 1 and latest_error(id) or '')
     if kind == 's' then
       err = log
     else

@@ -1,5 +1,5 @@
   return { end_waiting = end_waiting, end_corrupt = end_corrupt, close_flows = close_flows, flows = flows,
-    head_of = head_of, member_of = member_of, latest_error = latest_error, kept_until = kept_until }
+    head_of = head_of, member_of = member_of, kept_until = kept_until }
 end
 
 local made_rare

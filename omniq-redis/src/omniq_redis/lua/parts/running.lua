@@ -97,3 +97,32 @@ local function split_error(err)
   end
   return err, ''
 end
+
+-- Gives the past of a task, nil if it has none, and false if it cannot be read.
+local function past_of_task(id)
+  local past = redis.pcall('GET', P .. 'h:' .. id)
+  if not past then
+    return nil
+  end
+  return type(past) == 'string' and is_past(past) and past
+end
+
+local function split(past)
+  local stop = end_of_attempt(past, 10)
+  local err, progress = struct.unpack('>I4I4', past, stop + 1)
+  local at = stop + 9
+  return string.sub(past, 10, stop),
+    string.sub(past, at, at + err - 1),
+    string.sub(past, at + err, at + err + progress - 1),
+    string.sub(past, at + err + progress)
+end
+
+-- Gives the error of the attempt before the one that runs.
+local function latest_error(id)
+  local past = past_of_task(id)
+  if past then
+    local _, err = split(past)
+    return err
+  end
+  return ''
+end
