@@ -8,13 +8,14 @@ from typing import Any
 
 import nats
 import pytest
+from attrs import evolve
 from nats.aio.client import Client
 from nats.js.client import JetStreamContext
 
 from omniq.flow import NewFlow, NewGate
 from omniq.storage import Severity, Storage, TaskQuery
 from omniq.storage.ids import new_id
-from omniq.task import Feed, NewTask, StoredTask, Succeeded, TaskState
+from omniq.task import Failed, Feed, NewTask, StoredTask, Succeeded, TaskError, TaskState
 from omniq.testing import await_until
 from omniq_nats.messages import Lost, Write
 from omniq_nats.names import Names
@@ -23,6 +24,7 @@ from tests.nats.support import fresh, opened, task
 from tests.servers.nats import NatsServer
 
 BLOCKED, READY, SUCCEEDED = TaskState.BLOCKED, TaskState.READY, TaskState.SUCCEEDED
+CANCELLED = TaskState.CANCELLED
 
 
 def member(flow: NewFlow, behind: int | None = None, feeds: Sequence[int] = (), **options: Any) -> NewTask:
@@ -97,6 +99,24 @@ async def test_an_answer_that_is_lost_counts_nothing_twice(
             assert stored is not None
             assert stored.gates[0].unmet == left
         assert lost == 2, "each step was stored once"
+        assert [one.id for one in await claim(storage, "last")] == [tasks[-1].id]
+
+
+async def test_a_flow_is_retried_whose_failed_tasks_are_too_many_for_one_message(nats_server: NatsServer) -> None:
+    async with opened(fresh(nats_server.url)) as storage:
+        tasks, flow = fan_in(["work"], count=400, last="last")
+        await storage.enqueue(tasks, evolve(flow, result_ttl=600))
+        await storage.enqueue([member(flow, feeds=[0]) for _ in range(400)])
+        error = TaskError(type="Broken", message="m" * 1900)
+        while claimed := await claim(storage, "work"):
+            failed = [Failed(id=one.id, delivery=one.delivery, error=error) for one in claimed]
+            assert await storage.finish(failed) == [True] * len(failed)
+        (last,) = await storage.get([tasks[-1].id])
+        assert last is not None
+        assert last.state is CANCELLED
+        assert await storage.retry_flow(flow.id) == 800
+        while claimed := await claim(storage, "work"):
+            assert await storage.finish(ends(claimed)) == [True] * len(claimed)
         assert [one.id for one in await claim(storage, "last")] == [tasks[-1].id]
 
 

@@ -30,6 +30,7 @@ __all__ = [
     "prune_flows",
     "release_hold",
     "retry_flow",
+    "retry_some",
     "settle",
 ]
 
@@ -432,17 +433,28 @@ def cancel_flow(tx: FlowTransaction, flow_id: str) -> bool:
 
 
 def retry_flow(tx: FlowTransaction, flow_id: str) -> int:
+    return retry_some(tx, flow_id, None)[0]
+
+
+def retry_some(tx: FlowTransaction, flow_id: str, limit: int | None) -> tuple[int, list[str]]:
+    """Begin to retry a flow, for a store whose steps have no room for all of its tasks.
+
+    :param limit: how many tasks at most; None: any number.
+    :return: how many were retried, and the ids of the others, which the store retries one by one then.
+    """
     flow = tx.flows([flow_id]).get(flow_id)
     if flow is None:
-        return 0
+        return 0, []
     flow.cancelled = flow.cancelling = False
     step = FlowStep(tx, flow)
     ended = tx.members(flow_id, None, _RETRIED, None)
     tasks = [task for task in ended if not isinstance(task, Salvaged) and not _is_upstream(task)]
+    left = [] if limit is None else [task.id for task in tasks[limit:]]
+    tasks = tasks[:limit]
     step.read(feed.gate for task in tasks for feed in task.feeds)
     tx.save([step.revived(task) for task in tasks])
     step.close()
-    return len(tasks)
+    return len(tasks), left
 
 
 def settle(tx: FlowTransaction, limit: int) -> int:
