@@ -89,6 +89,7 @@ def test_flows_whose_workers_are_killed_run_each_callback_when_it_should(scene: 
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1200)  # it may kill for two minutes, and then what is left may take ten
 @everywhere
 def test_two_hundred_flows_of_which_a_worker_is_killed_every_second(scene: Scene) -> None:
     chance = random.Random(seed_of_this_run())
