@@ -180,7 +180,7 @@ async def test_nothing_of_a_flow_is_left_once_it_is_pruned(nats_server: NatsServ
     url = fresh(nats_server.url)
     async with opened(url) as storage:
         tasks, flow = fan_in(["work"], count=3, last="work")
-        await storage.enqueue(tasks, flow)
+        await storage.enqueue(tasks, evolve(flow, unique="key"))
         assert await storage.delete([tasks[0].id]) == [True]
         while await storage.settle(100):
             pass

@@ -6,8 +6,10 @@ from datetime import timedelta
 
 import pytest
 
+from omniq.flow import NewFlow, NewGate
 from omniq.storage import Finding, Severity, Storage, TaskQuery
-from omniq.task import Failed, Retry, Succeeded, TaskError, TaskState
+from omniq.storage.ids import new_id
+from omniq.task import Failed, Feed, Retry, Succeeded, TaskError, TaskState
 from omniq.testing import await_until
 from omniq_nats import orphan_cleanup, overflow
 from omniq_nats.orphan_cleanup import OrphanCleanup
@@ -130,6 +132,33 @@ async def test_large_bodies_without_their_tasks_go_and_the_others_stay(nats_serv
         (record,) = await storage.get([kept.id])
         assert record is not None
         assert record.body == kept.body
+
+
+async def test_parts_of_flows_that_are_gone_go_and_the_others_stay(nats_server: NatsServer, at_once: None) -> None:
+    async with opened(fresh(nats_server.url)) as storage:
+        kept, gone, ended = (
+            NewFlow(id=new_id(), gates=(NewGate(n=0, rank="0"),), unique=key) for key in ("kept", "gone", "ended")
+        )
+        for flow in (ended, kept, gone):
+            await storage.enqueue([task(flow=flow.id, feeds=(Feed(0),)), task(flow=flow.id, behind=0)], flow)
+        for _ in range(2):
+            (claimed,) = await storage.claim({"work": 1}, worker="w", lease=60)
+            await storage.finish([Succeeded(id=claimed.id, delivery=claimed.delivery, result=b"1")])
+        assert storage._opened is not None
+        names, transport = storage._opened.state_store.names, storage._opened.transport
+        assert await strays(storage) == []
+        # A process removes a flow, and is killed before it removes the rest of it.
+        await transport.purge(names.either_flow(gone.id))
+        left = {names.gates(gone.id, 0), names.roster(gone.id, 0), names.flow_key("gone")}
+        assert set(await strays(storage)) == left
+        await storage.prune(100)
+        assert await strays(storage) == []
+        found = await storage.get_flows([kept.id, gone.id, ended.id])
+        assert [None if flow is None else (len(flow.gates), flow.finished_at is None) for flow in found] == [
+            (1, True),
+            None,
+            (1, False),
+        ]
 
 
 async def test_shelves_of_waiting_tasks_stay_and_those_of_nobody_go(

@@ -25,7 +25,7 @@ from omniq_nats.flow_records import FlowRecord
 from omniq_nats.flow_snapshot import Missing, Rosters, Snapshot
 from omniq_nats.flow_tx import FlowTx
 from omniq_nats.queue_state import QueueState
-from omniq_nats.queue_state_store import QueueStateStore
+from omniq_nats.queue_state_store import QueueStateStore, holder_of
 from omniq_nats.task_batches import KEPT
 from omniq_nats.transport import Conflict, Lost
 
@@ -268,6 +268,10 @@ class FlowSteps:
             self._index.forget(record.flow.id)
             await self._transport.remove([*record.strays, *([record.word] if record.word else ())])
             await self._transport.purge(self._names.parts_of_flow(record.flow.id))
+            if record.flow.unique is not None:
+                keys = await self._transport.last([self._names.flow_key(record.flow.unique)])
+                # Another flow may have it by now.
+                await self._transport.remove([one.seq for one in keys if holder_of(one.data) == record.flow.id])
 
 
 def _is_accepted(name: str, snapshot: Snapshot) -> bool:

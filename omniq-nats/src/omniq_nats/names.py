@@ -307,6 +307,11 @@ class Names:
         return f"{self.root}.h.u.{_hashed(unique)}"
 
     @property
+    def flow_keys(self) -> str:
+        """The flows that have unique keys, or had them last."""
+        return f"{self.root}.h.u.*"
+
+    @property
     def flow_word(self) -> str:
         """Told when something follows in a flow that the next claim is to do."""
         return f"{self.root}.ev.flows"

@@ -1,7 +1,8 @@
 """Finds messages that belong to nothing, and takes them away: a process died, or came too late, between two steps.
 
 A large result, or an overflow page of waiting tasks, is stored before the queue state that names it. If that
-state is then not accepted, nobody will ever read the message. A large body is taken away after its task.
+state is then not accepted, nobody will ever read the message. A large body is taken away after its task, and what
+belongs to a flow after the flow.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 
-from omniq_nats.names import untoken
+from omniq_nats.names import readable, untoken
 from omniq_nats.queue_state import QueueState
-from omniq_nats.queue_state_store import QueueStateStore
+from omniq_nats.queue_state_store import QueueStateStore, holder_of
 from omniq_nats.results import LISTED
 from omniq_nats.task_lookup import Place
 from omniq_nats.times import after, read_stamp
@@ -53,6 +54,8 @@ class OrphanCleanup:
             await self._transport.remove(await self._old([subject]))
         for subject in await self.stray_bodies():
             await self._transport.remove(await self._old([subject]))
+        for subject in await self.stray_parts():
+            await self._transport.remove(await self._old([subject]))
         for subject in await self.stray_listed():
             await self._transport.remove(await self._old([subject]))
         by_queue: defaultdict[str, list[str]] = defaultdict(list)
@@ -63,7 +66,8 @@ class OrphanCleanup:
 
     async def strays(self) -> list[str]:
         """Return the subjects of what belongs to nothing, however old it is."""
-        return [*await self.stray_blobs(), *await self.stray_bodies(), *await self.stray_shelves()]
+        looks = self.stray_blobs, self.stray_bodies, self.stray_parts, self.stray_shelves
+        return [subject for look in looks for subject in await look()]
 
     # Large bodies
 
@@ -80,6 +84,28 @@ class OrphanCleanup:
                 if task_id not in torn and (task_id not in places or places[task_id][0].blobs is not None)
             ]
         return strays
+
+    # Gates, rosters and unique keys of flows
+
+    async def stray_parts(self) -> list[str]:
+        """Return the subjects of what belongs to flows that are not there: a flow is stored together with its parts."""
+        parts = {
+            subject: readable(subject.rsplit(".", 2)[1]) for subject in await self._subjects(self._names.parts_of_flows)
+        }
+        keys = await self._subjects(self._names.flow_keys)
+        for start in range(0, len(keys), STEP):
+            for stored in await self._transport.last(keys[start : start + STEP]):
+                holder = holder_of(stored.data)
+                if holder is not None:
+                    parts[stored.subject] = holder
+        flows = sorted(set(parts.values()))
+        there: set[str] = set()
+        for start in range(0, len(flows), STEP):
+            some = [self._names.either_flow(flow_id) for flow_id in flows[start : start + STEP]]
+            # An empty message only says that a flow has ended.
+            found = [stored for stored in await self._transport.last(some) if stored.data]
+            there.update(readable(stored.subject.rpartition(".")[2]) for stored in found)
+        return [subject for subject, flow_id in parts.items() if flow_id not in there]
 
     # Large results and errors
 
