@@ -33,7 +33,10 @@ async def test_a_token_is_good_for_one_browser_and_then_there_is_another(queue: 
     access = Token("ada", EVERYTHING, told.append)
     app = application([queue], access, prefix="")
     async with client_of(queue, app=app) as first, client_of(queue, app=app) as second:
-        assert (await first.get("/")).status_code == 403
+        refused = await first.get("/")
+        assert refused.status_code == 403
+        assert "the address that the command printed last" in refused.text
+        assert refused.headers["cache-control"] == "no-store"
         assert (await first.get("/", params={"token": ""})).status_code == 403
         entered = await first.get("/", params={"token": told[0]})
         assert (entered.status_code, entered.headers["location"]) == (303, "/")
@@ -87,7 +90,9 @@ async def test_read_only_holds_for_everybody(queue: TaskQueue, tmp_path: Path) -
 async def test_a_name_that_a_proxy_tells(queue: TaskQueue) -> None:
     app = application([queue], Proxy("X-Forwarded-User", EVERYTHING), prefix="")
     async with client_of(queue, app=app) as client:
-        assert (await client.get("/")).status_code == 403
+        refused = await client.get("/")
+        assert refused.status_code == 403
+        assert "X-Forwarded-User" in refused.text
         assert (await client.get("/", headers={"x-forwarded-user": " "})).status_code == 403
         twice = httpx.Headers([("x-forwarded-user", "ada"), ("x-forwarded-user", "root")])
         assert (await client.get("/", headers=twice)).status_code == 403

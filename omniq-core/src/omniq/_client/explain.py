@@ -17,7 +17,7 @@ from omniq._tasks.functions import Executor
 from omniq._tasks.pickled_functions import PREFIX, is_carried
 from omniq._tasks.scheduled_flows import is_flow_run
 from omniq._worker.releasing import PUT_BACK_LIMIT, times_put_back
-from omniq._worker.worker_info import WorkerAbout, WorkerInfo, as_worker_info
+from omniq._worker.worker_info import WorkerAbout, WorkerInfo, as_worker_info, serves
 from omniq.flow import Flow, GateState
 from omniq.schedule import Schedule
 from omniq.storage import QueueStats, Storage, TaskQuery
@@ -323,7 +323,7 @@ def _able(task: Task, workers: Sequence[WorkerInfo]) -> tuple[list[WorkerInfo], 
     if not workers:
         text = "no worker is alive: start one with omniq worker"
         return [], Reason(kind=ReasonKind.NO_WORKER, text=text)
-    serving = [worker for worker in workers if _serves(worker.about, task.queue)]
+    serving = [worker for worker in workers if serves(worker.about, task.queue)]
     if not serving:
         queues = sorted({name for worker in workers for name in (worker.about and worker.about.queues) or ()})
         text = f"no worker serves queue {task.queue!r}: those that are alive serve {_names(queues)}"
@@ -350,10 +350,6 @@ def _able(task: Task, workers: Sequence[WorkerInfo]) -> tuple[list[WorkerInfo], 
             fields={"serializer": task.serializer, "accepted": accepted},
         )
     return accepting, None
-
-
-def _serves(about: WorkerAbout | None, queue: str) -> bool:
-    return about is None or about.queues is None or queue in about.queues
 
 
 def _knows(about: WorkerAbout | None, name: str) -> bool:

@@ -17,7 +17,16 @@ from omniq.storage import StoredWorker
 from omniq.storage.durations import duration
 from omniq.storage.validation import UNREADABLE
 
-__all__ = ["WorkerAbout", "WorkerInfo", "as_worker_info", "check_labels", "dump_about", "load_about", "some_names"]
+__all__ = [
+    "WorkerAbout",
+    "WorkerInfo",
+    "as_worker_info",
+    "check_labels",
+    "dump_about",
+    "load_about",
+    "serves",
+    "some_names",
+]
 
 MOST_LABELS = 20
 LONGEST_LABEL = 100
@@ -154,3 +163,12 @@ def _queues(value: Any) -> Mapping[str, int] | tuple[str, ...] | None:
     if value is None:
         return None
     return _mapping(value, int) if isinstance(value, dict) else _texts(value)
+
+
+def serves(about: WorkerAbout | None, queue: str) -> bool:
+    """Return whether a worker serves a queue; True if it has not told which it does.
+
+    :param about: what the worker tells about itself.
+    :param queue: the queue's name.
+    """
+    return about is None or about.queues is None or queue in about.queues

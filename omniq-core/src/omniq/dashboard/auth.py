@@ -13,16 +13,17 @@ from pathlib import Path
 
 from attrs import frozen
 from starlette.requests import Request
-from starlette.responses import RedirectResponse, Response
+from starlette.responses import PlainTextResponse, RedirectResponse, Response
 
 from omniq.cli.failures import UsageError
 from omniq.dashboard.access import EVERYTHING, READ_ONLY, Permission, Visitor
-from omniq.dashboard.security import protect, set_cookie
+from omniq.dashboard.security import set_cookie
 
 __all__ = ["Basic", "Everybody", "Proxy", "Token"]
 
 _COOKIE = "omniq_session"
 MOST_SESSIONS = 1000
+NO_TOKEN = "Open the address that the command printed last: the token in it is good for one browser.\n"
 
 
 @frozen
@@ -58,13 +59,13 @@ class Token:
         self._token = secrets.token_urlsafe(24)
         self._tell(self._token)
 
-    def __call__(self, request: Request) -> Visitor | Response | None:
-        """Return the visitor; or what sets the cookie, and leads to the page without the token in its address."""
+    def __call__(self, request: Request) -> Visitor | Response:
+        """Return the visitor; or what sets the cookie and leads to the page without the token; or how to come in."""
         if request.cookies.get(_COOKIE, "") in self._sessions:
             return self._visitor
         given = request.query_params.get("token", "")
         if request.method != "GET" or not hmac.compare_digest(given.encode(), self._token.encode()):
-            return None
+            return PlainTextResponse(NO_TOKEN, 403)
         session = secrets.token_urlsafe(32)
         self._sessions[session] = None
         if len(self._sessions) > MOST_SESSIONS:
@@ -115,7 +116,7 @@ class Basic:
         if visitor is not None and fits:
             return visitor
         headers = {"WWW-Authenticate": 'Basic realm="OmniQ", charset="UTF-8"'}
-        return protect(request, Response("A name and a password are needed.\n", 401, headers, "text/plain"))
+        return PlainTextResponse("A name and a password are needed.\n", 401, headers)
 
 
 def _entry(line: str, path: Path, number: int, most: Collection[Permission]) -> tuple[str, tuple[str, Visitor]]:
@@ -134,8 +135,10 @@ class Proxy:
     header: str
     may: Collection[Permission]
 
-    def __call__(self, request: Request) -> Visitor | None:
-        """Return the visitor; None if the header is missing."""
+    def __call__(self, request: Request) -> Visitor | Response:
+        """Return the visitor, or what says that the header is missing, or there twice."""
         given = request.headers.getlist(self.header)
         name = given[0].strip() if len(given) == 1 else ""
-        return Visitor(name=name[:500], may=self.may) if name else None
+        if name:
+            return Visitor(name=name[:500], may=self.may)
+        return PlainTextResponse(f"The proxy has not said in the header {self.header} who you are.\n", 403)

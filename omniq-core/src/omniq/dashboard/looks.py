@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
 from datetime import datetime
 from typing import Any, TypeVar
 
@@ -208,13 +208,3 @@ class Looks:
             if cursor is None:
                 break
         return Sample(found, cursor is None)
-
-
-def serves(worker: WorkerInfo, queue: str) -> bool:
-    """Return whether a worker serves a queue; True if it has not told which it does."""
-    return worker.about is None or worker.about.queues is None or queue in worker.about.queues
-
-
-def by_queue(stats: Sequence[QueueStats]) -> Mapping[str, QueueStats]:
-    """Return the numbers of each queue by its name."""
-    return {one.queue: one for one in stats}

@@ -7,9 +7,10 @@ from collections.abc import Iterator, Sequence
 from attrs import frozen
 from starlette.responses import Response
 
+from omniq._worker.worker_info import serves
 from omniq.cli.wording import plural, rough_duration
 from omniq.dashboard.charts import ended_chart, waiting_chart
-from omniq.dashboard.looks import Look, serves
+from omniq.dashboard.looks import Look
 from omniq.dashboard.views.numbers import percentile, seconds_run
 from omniq.dashboard.visit import Visit
 from omniq.storage import Finding, QueueStats, Severity
@@ -76,7 +77,7 @@ def _business(stats: QueueStats) -> tuple[int, int, int]:
 
 def _concerns(look: Look, findings: Sequence[Finding]) -> Iterator[Concern]:
     waiting = [one for one in look.stats if one.counts.get(TaskState.READY, 0) and not one.paused]
-    unserved = [one for one in waiting if not any(serves(worker, one.queue) for worker in look.workers)]
+    unserved = [one for one in waiting if not any(serves(worker.about, one.queue) for worker in look.workers)]
     if unserved and not look.workers:
         total = sum(one.counts[TaskState.READY] for one in unserved)
         text = f"No worker is alive, and {plural(total, 'task')} wait{'s' if total == 1 else ''}: start one with"

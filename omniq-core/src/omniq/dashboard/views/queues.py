@@ -7,7 +7,7 @@ from typing import Any
 
 from starlette.responses import Response
 
-from omniq.dashboard.looks import serves
+from omniq._worker.worker_info import serves
 from omniq.dashboard.visit import Visit
 from omniq.storage import QueueStats
 from omniq.task import TaskState
@@ -40,7 +40,7 @@ async def show(visit: Visit) -> Response:
         title="Queues",
         look=look,
         queues=some,
-        workers={one.queue: sum(serves(worker, one.queue) for worker in look.workers) for one in some},
+        workers={one.queue: sum(serves(worker.about, one.queue) for worker in look.workers) for one in some},
         q=wanted,
         sort=order,
         orders=list(_ORDERS),
