@@ -20,6 +20,8 @@ from omniq.testing import wait_until
 from tests.docs.pages import DOCS
 from tests.servers.postgres import PostgresServer
 
+pytestmark = pytest.mark.xdist_group("django-shop")  # one server for all of them
+
 EXAMPLE = DOCS / "examples" / "django-shop"
 TIME = 100.0
 """Seconds after which something hangs, on a machine that may be busy."""
@@ -148,6 +150,7 @@ def test_the_dashboard_is_in_the_admin_for_staff_with_a_permission(shop: Shop) -
 
 
 def test_only_who_may_change_something_does(shop: Shop) -> None:
+    shop.order("in a queue that can be paused")
     shop.order("of a queue that is paused")
     for name, status in (("bob", 403), ("ada", 200)):
         with closing(shop.signed_in(name)) as client:

@@ -12,10 +12,10 @@ from tests.packaging.project import BACKENDS, ROOT, Distribution, Environment, l
 MakeEnvironment = Callable[[Iterable[Distribution]], Environment]
 
 RUN = {
-    "omniq-local": "test_sqlite_rows",
-    "omniq-nats": "test_times and not TestNatsStorage",
-    "omniq-postgres": "test_driver_adapters",
-    "omniq-redis": "test_redis_records",
+    "omniq-local": "test_sqlite_rows.py",
+    "omniq-nats": "test_times.py",
+    "omniq-postgres": "test_driver_adapters.py",
+    "omniq-redis": "test_redis_records.py",
 }
 """Tests that are run, as an import may wait until then; the others are only collected, to run them twice takes long."""
 

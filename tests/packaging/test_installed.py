@@ -22,7 +22,8 @@ for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
             failed[module.name] = str(error)
 print(json.dumps(failed))
 """
-# Modules that need an extra of omniq-core: the test kit, the demo with its store, what stands beside other libraries.
+# Modules that need an extra of omniq-core: the test kit, the demo with its store, the dashboard, what stands beside
+# other libraries.
 BESIDE_OTHERS = {
     "omniq.contrib.django": "django",
     "omniq.contrib.flask": "flask",
@@ -30,7 +31,7 @@ BESIDE_OTHERS = {
     "omniq.contrib.sentry": "sentry",
     "omniq.contrib.structlog": "structlog",
 }
-OF_EXTRAS = ("omniq.testing", "omniq.cli.demo", *BESIDE_OTHERS)
+OF_EXTRAS = ("omniq.testing", "omniq.cli.demo", "omniq.dashboard", *BESIDE_OTHERS)
 
 
 def test_every_module_of_a_distribution_needs_only_what_the_distribution_declares(

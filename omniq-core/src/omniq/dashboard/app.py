@@ -205,7 +205,10 @@ class Dashboard:
         return hashlib.sha256(b"".join(one for _, one in sorted(self._files.items()))).hexdigest()[:12]
 
     def asset(self, name: str) -> str:
-        """Return the path of a file of which pages are made; another one for each version of them."""
+        """Return the path of a file of which pages are made; another one for each version of them.
+
+        :param name: such as ``dashboard.css``.
+        """
         return f"/static/{name}?v={self._version}"
 
     def _file(self, request: Request, name: str) -> Response:

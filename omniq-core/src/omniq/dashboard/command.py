@@ -41,8 +41,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     describe(
         parser,
-        "Show what a store holds and does, in a browser. Without further options only this machine reaches it, with\n"
-        "the address that it prints, which is good for one browser; then it prints another one.",
+        "Show what a store holds and does, in a browser. Without further options only this machine reaches it,\n"
+        "by the address that it prints, which is good for one browser; then it prints another one.",
         "omniq dashboard sqlite:///jobs.db\n"
         "omniq dashboard shop.tasks:queue --http 0.0.0.0:8787 --host tasks.example.org --auth basic:passwords\n"
         "omniq dashboard shop.tasks:queue --prefix /tasks --auth proxy:X-Forwarded-User",

@@ -143,8 +143,10 @@ def _check(connection: sqlite3.Connection, settings: Settings) -> bool:
             f"{path}: the tables {prefix!r} are of version {version}, which this OmniQ does not know; "
             "name another file or namespace"
         )
+    # In this order: what another process makes meanwhile it makes together with the id.
+    empty = _is_empty(connection)
     application = _pragma(connection, "application_id")
-    ours = application == APPLICATION_ID or (application == 0 and _is_empty(connection))
+    ours = application == APPLICATION_ID or (application == 0 and empty)
     if not ours and not settings.foreign:
         raise SchemaMismatch(
             f"{path} is another program's database; name another file, "
