@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import re
 from typing import Any
 
 import pytest
@@ -174,6 +175,25 @@ async def test_a_copy_runs_with_the_arguments_as_they_were_edited(queue: TaskQue
         await queue.handle(copied.id)
         await queue.handle(other)
     assert sorted(seen) == [("ada", 1, SECRET), ("grace", 2, SECRET), ("log in", 1, SECRET), ("log in", 2, SECRET)]
+
+
+async def test_a_copy_takes_texts_with_characters_that_are_not_shown_as_they_are(queue: TaskQueue) -> None:
+    @queue.task(name="send")
+    async def send(to: str) -> None: ...
+
+    text = "no-break\xa0space, \u202e, \U000e0001, \x07, \t, \n"
+    original = await send.aenqueue(text)
+    async with client_of(queue) as client:
+        page = (await client.get("/task/copy", params={"id": original.id})).text
+        shown = re.search(r'<textarea name="args"[^>]*>(.*?)</textarea>', page, re.DOTALL)
+        assert shown is not None
+        args = html.unescape(shown[1])
+        assert args.replace("\n", "").isprintable()
+        fields = {"id": original.id, "args": args.replace("no-break", "edited"), "kwargs": "{}"}
+        answer = await client.send_form("/task/copy", fields)
+        assert answer.status_code == 303, answer.text
+    copied = await queue.arecord(answer.headers["location"].partition("id=")[2])
+    assert json.loads(copied.payload) == [[text.replace("no-break", "edited")], {}]
 
 
 async def test_a_copy_of_what_nobody_signed_is_refused() -> None:

@@ -41,8 +41,12 @@ class Shown:
 
 
 def text_of(value: Any) -> str:
-    """Return JSON for people."""
-    return json.dumps(value, ensure_ascii=False, indent=2)
+    """Return JSON for people. What cannot be printed is escaped as JSON has it, so that it can be sent back edited."""
+    text = json.dumps(value, ensure_ascii=False, indent=2)
+    return "\n".join(
+        line if line.isprintable() else "".join(one if one.isprintable() else json.dumps(one)[1:-1] for one in line)
+        for line in text.split("\n")
+    )
 
 
 def stored_arguments(task: Task, queue: TaskQueue) -> tuple[list[Any], dict[str, Any]] | None:
