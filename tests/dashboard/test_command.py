@@ -135,6 +135,21 @@ async def test_a_token_lets_in_to_all_queues_that_are_shown(queue: TaskQueue) ->
                 assert (await client.get(f"{prefix}/2/")).status_code == 200
 
 
+async def test_two_dashboards_on_one_machine_do_not_put_each_other_out(queue: TaskQueue) -> None:
+    told: list[str] = []
+    apps = [application([queue], Token("ada", EVERYTHING, told.append), prefix="") for _ in range(2)]
+    first, second = (
+        client_of(queue, app=app, base=f"http://127.0.0.1:{port}") for app, port in zip(apps, (8787, 8788), strict=True)
+    )
+    async with first, second:
+        tokens = tuple(told)
+        assert (await first.get("/", params={"token": tokens[0]})).status_code == 303
+        second.cookies.update(first.cookies)  # as of one browser
+        assert (await second.get("/", params={"token": tokens[1]})).status_code == 303
+        first.cookies.update(second.cookies)
+        assert [(await client.get("/")).status_code for client in (first, second)] == [200, 200]
+
+
 async def test_several_queues_lead_to_each_other(queue: TaskQueue) -> None:
     async with TaskQueue("memory://other") as other:
         app = application([queue, other], lambda request: Visitor(name="ada"), prefix="/tasks")

@@ -61,7 +61,9 @@ class Token:
 
     def __call__(self, request: Request) -> Visitor | Response:
         """Return the visitor; or what sets the cookie and leads to the page without the token; or how to come in."""
-        if request.cookies.get(_COOKIE, "") in self._sessions:
+        # Browsers send cookies to all ports of a host, on which another dashboard may listen.
+        cookie = f"{_COOKIE}_{request.url.port or ''}"
+        if request.cookies.get(cookie, "") in self._sessions:
             return self._visitor
         given = request.query_params.get("token", "")
         if request.method != "GET" or not hmac.compare_digest(given.encode(), self._token.encode()):
@@ -72,7 +74,7 @@ class Token:
             del self._sessions[next(iter(self._sessions))]
         self._renew()
         response = RedirectResponse(request.url.path, status_code=303)
-        set_cookie(request, response, _COOKIE, session, path=self._path)
+        set_cookie(request, response, cookie, session, path=self._path)
         return response
 
 
