@@ -120,6 +120,7 @@ True
 
 
 @pytest.mark.long
+@pytest.mark.timeout(900)  # it waits ten minutes for the end
 @on_each_store
 def test_ten_thousand_tasks_wait_for_one_and_one_waits_for_all_of_them(tmp_path: Path, stage: Stage) -> None:
     with Scene(tmp_path, stage) as scene:
