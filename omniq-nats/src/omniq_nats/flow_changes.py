@@ -280,7 +280,8 @@ class _Maker:
                 continue  # it cannot be read
             made = self._record(flow, record)
             self.made.flows.append(made)
-            if record is None and flow.unique is not None:
+            goes_on = record is None or (record.flow.finished_at is not None and flow.finished_at is None)
+            if goes_on and flow.unique is not None:
                 seq = tx.snapshot.flow_keys[flow.unique][1]
                 told = json.dumps([flow_id]).encode()
                 self.made.before.append(Write(names.flow_key(flow.unique), told, expected=seq))

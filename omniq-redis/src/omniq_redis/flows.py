@@ -106,6 +106,8 @@ def read_flow(tasks: Sequence[NewTask], flow_id: str, answer: Sequence[Any]) -> 
                 f"gate {told[1]} of flow {flow_id} is {STATES[told[2]]}; {refused()} can no longer be one of those "
                 "that it waits for"
             )
+        case b"lost":
+            raise FlowClosed(f"flow {flow_id} has ended, and another has its unique key; nothing can be added to it")
     raise FlowClosed(f"flow {flow_id} was cancelled; nothing can be added to it")
 
 

@@ -66,7 +66,7 @@ Flows (:mod:`omniq.flow`), on the stores that hold them (:attr:`StorageLimits.fl
 8. **Retry of a member.** It counts again in the gates that it feeds and that are not open; in an open one it has been
    counted for good, and the tasks behind that do not run again. A broken gate without failures is shut again, and those
    that its break had ended are revived, as long as it is not broken anew. Those themselves cannot be retried; nor can
-   any task of a cancelled flow.
+   any task of a cancelled flow, nor of one that has ended and whose key another flow has by now.
 9. **Cancelling a flow**: from that step on nothing can be added. Waiting tasks end over time as under 3, running ones
    are asked to stop.
 10. **Retention.** No task of a flow is pruned before the flow is: ``result_ttl`` seconds of the flow's after its end.

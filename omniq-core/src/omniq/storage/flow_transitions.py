@@ -125,7 +125,14 @@ class FlowStep:
         return changed_task(new, state=TaskState.BLOCKED, run_at=task.run_at)
 
     def can_retry(self, task: StoredTask) -> bool:
-        return not self.flow.cancelled and not _is_upstream(task)
+        return not self.flow.cancelled and not _is_upstream(task) and not self.has_lost_key()
+
+    def has_lost_key(self) -> bool:
+        """Return whether the flow has ended and another has its unique key by now: then it cannot go on."""
+        flow = self.flow
+        if flow.unique is None or flow.finished_at is None:
+            return False
+        return self._tx.flow_of_key(flow.unique) not in (None, flow.id)
 
     def _released(self, task: StoredTask) -> StoredTask:
         now = self._tx.now
@@ -313,6 +320,8 @@ def enqueue_into_flow(tx: FlowTransaction, tasks: Sequence[NewTask], new: NewFlo
     _check_members(step, fresh.values(), {gate.n: gate for gate in fresh_gates})
     if stored.cancelled and (fresh or fresh_gates):
         raise FlowClosed(f"flow {flow_id} was cancelled; nothing can be added to it")
+    if fresh and step.has_lost_key():
+        raise FlowClosed(f"flow {flow_id} has ended, and another has its unique key; nothing can be added to it")
     for gate in fresh_gates:
         step.add(gate)
     if new is not None and stored.held:
@@ -443,10 +452,9 @@ def retry_some(tx: FlowTransaction, flow_id: str, limit: int | None) -> tuple[in
     :return: how many were retried, and the ids of the others, which the store retries one by one then.
     """
     flow = tx.flows([flow_id]).get(flow_id)
-    if flow is None:
+    if flow is None or (step := FlowStep(tx, flow)).has_lost_key():
         return 0, []
     flow.cancelled = flow.cancelling = False
-    step = FlowStep(tx, flow)
     ended = tx.members(flow_id, None, _RETRIED, None)
     tasks = [task for task in ended if not isinstance(task, Salvaged) and not _is_upstream(task)]
     left = [] if limit is None else [task.id for task in tasks[limit:]]

@@ -2,7 +2,7 @@
 -- ARGV: flow, behind which sequence number to go on, how many tasks to look at. Gives how many were retried, and where to
 -- go on (0: these were all).
 local flow, retried = flows().open(ARGV[1]), 0
-if not flow then
+if not flow or flows().has_lost_key(flow) then
   return { 0, 0 }
 end
 if ARGV[2] == '0' then

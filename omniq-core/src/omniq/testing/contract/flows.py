@@ -462,6 +462,23 @@ class FlowContract(Contract):
         assert (await record(store, second)).error is None
 
     @with_flows
+    async def test_a_flow_whose_key_another_has_by_now_is_not_retried(self, store: Storage) -> None:
+        first, second, third = (new_flow(unique="key") for _ in range(3))
+        await store.enqueue([member(first, feeds=[0])], first)
+        failed = await end_one(store, "failed")
+        await store.enqueue([other := member(second, feeds=[0])], second)
+        assert await store.retry([failed.id]) == [False]
+        assert await store.retry_flow(first.id) == 0
+        with pytest.raises(FlowClosed):
+            await store.enqueue([member(first)])
+        assert (await record(store, failed.id)).state is FAILED
+        assert (await end_one(store)).id == other.id
+        assert await store.retry([failed.id]) == [True]
+        assert await store.enqueue([member(third, feeds=[0])], third) == [Enqueued(first.id, False)]
+        assert (await end_one(store)).id == failed.id
+        assert (await flow_of(store, first)).finished_at is not None
+
+    @with_flows
     async def test_behind_an_open_gate_nothing_runs_again(self, store: Storage) -> None:
         _, first, second = await fan_in(store, needs_success=False)
         await end_one(store, "failed")

@@ -75,6 +75,8 @@ local function build(id, first, given)
   end
   if flow.cancelled > 0 and #fresh + #order > 0 then
     return { 'cancelled' }
+  elseif #fresh > 0 and work.has_lost_key(flow) then
+    return { 'lost' }
   end
 
   for _, gate in ipairs(order) do

@@ -354,10 +354,17 @@ function flows()
     end
   end
 
+  -- Tells whether a flow has ended and another has its unique key by now: then it cannot go on.
+  function made.has_lost_key(flow)
+    local holder = flow.finished > 0 and flow.unique and made.holder(flow.unique)
+    return holder and holder ~= flow.id
+  end
+
   -- Tries a task anew by hand. Tells whether that can be.
   function made.retry(id, order, past, head)
     local flow = open(head.member.flow)
-    if not flow or flow.cancelled > 0 or call('ZSCORE', P .. 'fd:' .. flow.id, head.seq .. id) then
+    if not flow or flow.cancelled > 0 or made.has_lost_key(flow)
+      or call('ZSCORE', P .. 'fd:' .. flow.id, head.seq .. id) then
       return false
     end
     revive(flow, id, order, past, head)
