@@ -40,7 +40,7 @@ def recover(limit: int, tx: Transaction) -> list[StoredTask]:
             message = f"worker {worker} died or lost its lease in attempt {attempt}, the last one"
             ended.append((row, FAILED, None, dump_error(TaskError(type="WorkerLost", message=message)), None))
     if lapsed:
-        tx.run("maintenance.log_lost", LONGEST_LOG, tx.now, json.dumps([seq for seq, *_ in lapsed]))
+        tx.run("maintenance.log_lost", tx.now, LONGEST_LOG, json.dumps([seq for seq, *_ in lapsed]))
     if back:
         tx.batch("finish.give_back", back)
     if ended:

@@ -8,7 +8,7 @@ SET state = 2, run_at = ?, attempt = 0, cancel = NULL, finished_at = NULL, delet
 WHERE seq = ? AND state IN (5, 6)
 
 -- name: run_now
-UPDATE "{ns}.task" SET state = 2, run_at = ?1 WHERE seq = ?3 AND state = 1 AND run_at > ?2
+UPDATE "{ns}.task" SET state = 2, run_at = ? WHERE run_at > ? AND seq = ? AND state = 1
 
 -- name: doomed_scheduled
 SELECT json_group_array(json_array(seq, id, queue, state, flow))

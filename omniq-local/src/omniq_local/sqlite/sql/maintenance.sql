@@ -10,9 +10,9 @@ FROM (
 -- As omniq.storage.attempts.lost_line says it.
 UPDATE "{ns}.task"
 SET attempt_log = substr(
-    coalesce(attempt_log || char(10), '') || json_array(attempt, 'lost', worker, started_at, ?2), -?1
+    coalesce(attempt_log || char(10), '') || json_array(attempt, 'lost', worker, started_at, ?), -?
 )
-WHERE seq IN (SELECT value FROM json_each(?3))
+WHERE seq IN (SELECT value FROM json_each(?))
 
 -- name: shorten
 -- What is no time of this calendar, or none at all, has run out.
