@@ -345,7 +345,7 @@ async def test_whoever_listens_is_told_of_each_heartbeat_and_why_one_failed(
     make_queue: MakeQueue, plugins: Plugins, listener: Listener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     queue = make_queue(plugins=plugins)
-    async with queue.worker(lease=1.5) as worker:
+    async with queue.worker(lease=3) as worker:
         await await_until(lambda: listener.beats)
 
         async def fail(*_: Any) -> Any:
