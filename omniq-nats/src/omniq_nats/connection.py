@@ -331,7 +331,7 @@ class Connection:
         return message
 
     def _tick(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Give up the questions that were not answered in time."""
+        """Fail the questions that were not answered in time."""
         now = loop.time()
         for question in self._questions.values():
             if question.until <= now and not question.future.done():

@@ -75,8 +75,8 @@ def read_only(work: Callable[[FlowTx], R], context: Context) -> Steps[R]:
 def count_ends_of(flows: Iterable[str], context: Context, unsure: Sequence[str] = ()) -> Steps[None]:
     """Count the ends of tasks of some flows, and do what follows from them, right after they have ended.
 
-    Those of a transaction of the caller's are counted once it is committed, by whoever comes then: until that it holds
-    the lock of no flow.
+    Those of a transaction of the caller's are counted once it is committed, by the next call that reads the flow:
+    until then it holds the lock of no flow.
 
     :param unsure: tasks that ended earlier, if at all; perhaps nobody has counted them.
     """
@@ -90,7 +90,7 @@ def count_ends_of(flows: Iterable[str], context: Context, unsure: Sequence[str] 
             if ids:
                 yield from transaction(partial(FlowTx.open, ids=ids), context)
         except psycopg.Error as error:
-            # The tasks have ended, and the caller is to hear of it. Whoever claims next counts them.
+            # The tasks have ended, and the caller must be told so. The next claim counts them.
             if remedy_for(error) is not Remedy.REPEAT:
                 return
         else:
@@ -189,7 +189,7 @@ class FlowTx(FlowTasks, FlowTransaction):
         )
         self._bodies[flow.id] = body
         if flow.agenda or flow.cancelling:
-            self._news.ready("")  # the next claim, whoever makes it, goes on with it
+            self._news.ready("")  # any worker's next claim goes on with it
 
     def remove_flow(self, flow_id: str) -> None:
         self._write("flows.remove_flow", binary_params.uuid(flow_id))
