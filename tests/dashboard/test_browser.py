@@ -23,8 +23,8 @@ pytestmark = [pytest.mark.xdist_group("browser"), pytest.mark.timeout(220)]
 
 expect.set_options(timeout=PATIENCE)
 
-EVIL = "<img src=x onerror=alert(1)>\"'</script><script>alert(2)</script>{{7*7}}\u202eevil"
-SEEN = "<img src=x onerror=alert(1)>\"'</script><script>alert(2)</script>{{7*7}}"
+EVIL = "<img src=x onerror=alert(1)>\"'</script><script>alert(2)</script>{{71843*93571}}\u202eevil"
+SEEN = "<img src=x onerror=alert(1)>\"'</script><script>alert(2)</script>{{71843*93571}}"
 STORES = [
     "memory",
     "sqlite",
@@ -105,7 +105,7 @@ async def test_every_page_on_every_store(world: World, store: str, tmp_path: Pat
                 text = await page.locator("main").inner_text()
                 if name not in ("doctor", "flow", "blocked", "flows", "queues", "nothing"):
                     assert SEEN in text or name == "overview", f"{name} shows texts as they are: {text}"
-                assert "49" not in await page.locator("h1").inner_text()
+                assert str(71843 * 93571) not in text  # a template in a text would have been evaluated
                 assert "hunter2" not in await page.content()
                 assert "\u202e" not in text
             assert site.wrong == []
