@@ -34,10 +34,10 @@ from omniq.errors import (
 from omniq.flow import Flow
 from omniq.serialization import ArgumentTypes
 from omniq.storage import Enqueued, Storage, StorageLimits, TaskQuery
-from omniq.storage.base import no_flows
 from omniq.storage.body import as_task, join_body, make_content, with_header
 from omniq.storage.durations import duration
 from omniq.storage.failpoints import failpoint
+from omniq.storage.flows import no_flows
 from omniq.storage.ids import new_id, sibling_id
 from omniq.storage.records import dump_flow
 from omniq.storage.validation import fetch

@@ -19,7 +19,7 @@ from omniq.cli.terminal import Screen
 from omniq.cli.wording import ago, plural
 from omniq.flow import Flow
 from omniq.storage import Storage, TaskQuery
-from omniq.storage.base import no_flows
+from omniq.storage.flows import no_flows
 from omniq.task import TaskState
 
 __all__ = ["ACTIONS", "configure", "run"]

@@ -8,8 +8,7 @@ What holds on every store, and what ``omniq.testing.StorageContract`` checks:
 
 1. Nothing acknowledged is lost. When ``enqueue`` returned, the task survives the death of every client.
 2. A task runs at least once, and is fenced: a delivery that lost its lease cannot finish, retry or fail the task.
-Exactly one
-   outcome is recorded for each delivery, and one final outcome for the task.
+   Exactly one outcome is recorded for each delivery, and one final outcome for the task.
 3. Within a queue and a priority tasks are claimed in the order in which they became ready.
 4. Every operation is atomic, as far as :attr:`Storage.limits` say. A client killed between any two instructions leaves
    each task in exactly one state.
@@ -37,63 +36,39 @@ found by one id and names another. Then:
   whose lease has run out, or cannot be told, as ``claim`` does.
 - ``check`` returns a finding for each. ``delete`` and ``delete_schedule`` remove a record without reading it.
 
-Flows (:mod:`omniq.flow`), on the stores that hold them (:attr:`StorageLimits.flows`):
-
-1. **Counting is the store's.** A gate waits for its holds and for the tasks *stored by a call* that feed it. A repeated
-   call stores nothing and counts nothing.
-2. **The end rule.** Whenever a task reaches a final state, in whatever way (``finish``, expiry, a lost worker,
-   ``cancel``, a record that cannot be read, ``delete`` or ``purge`` of a live one, which count as cancelled, a broken
-   gate), each gate that it feeds is counted down once *in the same step*, and breaks if the feed needs success and
-   there is none. With nothing left to count a gate that is not broken opens. An automatic retry is no end. Stale or
-   repeated outcomes count nothing. Where it cannot be read either which gates a task feeds, or of which flow it is,
-   the gates of a flow in which nothing can run any more break: at the latest some minutes after the last end, or as
-   the flow is cancelled.
-3. **What follows.** Those behind an open gate become ready, or scheduled if their ``run_at`` is later; a timedelta
-   counts from the opening. Those behind a broken one end as cancelled, with a :class:`~omniq.task.TaskError` of type
-   ``UpstreamFailed`` that names what failed, and that end counts in the gates which they feed. Up to 200 tasks move in
-   the same step. The rest, and every cascade, is worked off by any ``claim``, ``recover`` or ``settle``, 1,000 a step,
-   each task once, without recursion. Until then they are ``blocked``.
-4. **Place.** A released task stands where its enqueueing puts it, before what was enqueued later: older flows finish
-   first.
-5. **Late input.** A task may be added that feeds a gate that is shut. If one of the gates that it feeds is open or
-   broken, or the flow is cancelled, :class:`~omniq.errors.FlowClosed` is raised and nothing is stored. So a running
-   task can always add siblings that feed the same gates. A task added behind an open gate is ready at once, one behind
-   a broken gate ends.
-6. **No input and no hold**: a gate is open at once.
-7. **Refused whole**, by a :exc:`ValueError`: an unknown flow or gate, a ``unique`` key of a flow's task (the flow may
-   have one), and a task whose gate does not rank before each that it feeds. If another flow that has not ended holds
-   the flow's key, nothing is stored, and each entry of the answer names the holder.
-8. **Retry of a member.** It counts again in the gates that it feeds and that are not open; in an open one it has been
-   counted for good, and the tasks behind that do not run again. A broken gate without failures is shut again, and those
-   that its break had ended are revived, as long as it is not broken anew. Those themselves cannot be retried; nor can
-   any task of a cancelled flow, nor of one that has ended and whose key another flow has by now.
-9. **Cancelling a flow**: from that step on nothing can be added. Waiting tasks end over time as under 3, running ones
-   are asked to stop.
-10. **Retention.** No task of a flow is pruned before the flow is: ``result_ttl`` seconds of the flow's after its end.
-    ``delete`` and ``purge`` are obeyed.
-11. **Building in parts.** One call, up to :attr:`StorageLimits.atomic_tasks`, is one step. A larger graph has its roots
-    behind a gate with a hold, and each call extends the hold until ``release_hold`` lets it go. If the hold runs out,
-    that gate breaks, and nothing has run.
-12. The expiry of a blocked task is acted on when its gate opens, no later. Queues may differ within a flow, and a
-    paused queue keeps what is released.
+What holds of flows, on the stores that hold them, is in :mod:`omniq.storage.flows`; what the verbs take and return is
+in :mod:`omniq.storage.values`.
 """
 
 from __future__ import annotations
 
 import shlex
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from datetime import datetime
-from enum import StrEnum
-from typing import TYPE_CHECKING, Generic, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Protocol, Self
 
-from attrs import Factory, evolve, field, frozen
-from attrs.validators import ge
-from attrs.validators import optional as or_none
+from attrs import evolve
 
 from omniq.errors import ConfigurationError
-from omniq.flow import Flow, NewFlow
+from omniq.flow import NewFlow
 from omniq.schedule import Schedule
+from omniq.storage.flows import FlowStorage
+from omniq.storage.values import (
+    Capability,
+    Count,
+    Enqueued,
+    Finding,
+    Lease,
+    LeaseState,
+    QueueStats,
+    Severity,
+    StorageConfig,
+    StorageLimits,
+    StoredWorker,
+    TaskPage,
+    TaskQuery,
+)
 from omniq.task import NewTask, Outcome, Progress, StoredTask, TaskState
 
 if TYPE_CHECKING:
@@ -118,251 +93,13 @@ __all__ = [
 ]
 
 
-T = TypeVar("T", bound=StoredTask, covariant=True)  # noqa: PLC0105  # as short as the pages that name it
-
-
 CHECKED_AT_A_TIME = 1000
 """Tasks that :meth:`Storage.check` reads in one call."""
 COUNTED_AT_A_TIME = 1000
 """Tasks that :meth:`Storage.count_tasks` reads in one call where the counters do not tell."""
 
 
-class Capability(StrEnum):
-    """What a store can do beyond the contract, or promises about its surroundings."""
-
-    TRANSACTIONS = "transactions"
-    """Tasks can be enqueued and completed inside the caller's own database transaction."""
-    NOTIFICATIONS = "notifications"
-    """Waiting workers and callers are woken by the store rather than by their next look."""
-    SHARED_BETWEEN_PROCESSES = "shared between processes"
-    SHARED_BETWEEN_MACHINES = "shared between machines"
-    DURABLE = "durable"
-    """Tasks survive the end of every process that uses the store. Whether they survive that of its machine may depend
-    on settings; :meth:`Storage.diagnose` says."""
-
-
-@frozen(kw_only=True)
-class StorageLimits:
-    """How far a store goes in what the contract leaves to it. The defaults are those of a store without such limits."""
-
-    atomic_tasks: int | None = None
-    """How many tasks without ``unique`` keys one :meth:`Storage.enqueue` stores all or none; None: any number.
-
-    Of more, parts of at least that many, in order, are each stored all or none, or :meth:`Storage.enqueue` refuses them
-    all.
-    """
-    atomic_unique_tasks: int | None = None
-    """The same where any of the tasks has a ``unique`` key."""
-    atomic_across_queues: bool = True
-    """Whether a change of stored tasks (``claim``, ``finish``, ``heartbeat``, ``recover``, ``cancel``, ``retry``,
-    ``run_now``, ``delete``) is one step. False: it is one for the tasks of each queue, and several for very many or
-    large ones.
-    """
-    lost_wakeup: float = 2.0
-    """Seconds after which a caller that waits asks the store itself, in case a notification was lost.
-
-    0: none can be lost.
-    """
-    body: int | None = None
-    """Bytes of the longest body of a task that can be stored for certain; None: memory and disk are the limit."""
-    running_tasks: int | None = None
-    """How many tasks of one queue can run at a time, about; None: any number."""
-    stalled_client: float | None = None
-    """For how many seconds a client that stands still in the middle of a call (a stopped process, a machine that
-    vanished) can hold up others; 0: it holds nothing that they need.
-
-    None: until it goes on or ends. Meanwhile the calls of others that need what it holds raise
-    :class:`~omniq.errors.StorageUnavailable`.
-    """
-    flows: bool = False
-    """Whether it holds flows. If not, the methods about them raise :class:`~omniq.errors.ConfigurationError`."""
-
-
-@frozen
-class Enqueued:
-    """What became of one enqueued task."""
-
-    id: str
-    """The task's id; where a live task has the same ``unique`` key, the id of that one."""
-    created: bool
-    """False if the id was stored already, or if a live task has the same ``unique`` key."""
-
-
-@frozen
-class Lease:
-    """A worker's hold on one delivery of a task."""
-
-    id: str
-    delivery: int
-
-
-class LeaseState(StrEnum):
-    """What a heartbeat learns of a lease."""
-
-    HELD = "held"
-    """Extended."""
-    LOST = "lost"
-    """The task ended, was recovered, claimed by another, or deleted. Its outcome will not be accepted."""
-    CANCEL_REQUESTED = "cancel requested"
-    """Extended, and the task is to stop."""
-
-
-def _as_set(states: Iterable[TaskState] | None) -> frozenset[TaskState] | None:
-    return None if states is None else frozenset(states)
-
-
-@frozen(kw_only=True)
-class TaskQuery:
-    """Which tasks to list, and how; None matches all."""
-
-    queue: str | None = None
-    state: TaskState | None = None
-    """Only tasks in this state: short for ``states`` with one of them, which stores read."""
-    states: frozenset[TaskState] | None = field(
-        default=Factory(lambda query: None if query.state is None else (query.state,), takes_self=True),
-        converter=_as_set,
-    )
-    """Only tasks in one of these states; any collection of them is taken."""
-    name: str | None = None
-    tag: str | None = None
-    flow: str | None = None
-    """Only tasks of this flow, on a store that holds flows."""
-    enqueued_before: datetime | None = None
-    """Only tasks whose ``created_at`` is earlier."""
-    enqueued_after: datetime | None = None
-    """Only tasks whose ``created_at`` is this or later."""
-    bare: bool = False
-    """Whether bodies, results and tracebacks are left out, see :attr:`omniq.task.StoredTask.omitted`. A store reads
-    and sends as little of them as it can."""
-    limit: int = field(default=100, validator=ge(1))
-    """How many tasks on a page, 1 or more."""
-    look_at: int | None = field(default=None, validator=or_none(ge(1)))
-    """How many stored tasks are looked at for one page at most, 1 or more, whether they match or not; None: any number.
-
-    A store that finds tasks by an index (of a queue, a state, ...) looks at those alone to which that leads.
-    """
-
-    def matches(self, task: StoredTask) -> bool:
-        """Return whether a task is one of those asked for.
-
-        :param task: as the store has it.
-        """
-        return (
-            (self.queue is None or task.queue == self.queue)
-            and (self.states is None or task.state in self.states)
-            and (self.name is None or task.name == self.name)
-            and (self.tag is None or self.tag in task.tags)
-            and (self.flow is None or task.flow == self.flow)
-            and (self.enqueued_before is None or task.created_at < self.enqueued_before)
-            and (self.enqueued_after is None or task.created_at >= self.enqueued_after)
-        )
-
-
-@frozen
-class TaskPage(Generic[T]):
-    """One page of tasks, newest first. Iterable."""
-
-    tasks: tuple[T, ...]
-    cursor: str | None
-    """Pass it to the next call to read the next page; None: this was the last.
-
-    With :attr:`TaskQuery.look_at` a page can hold few tasks, or none, and not be the last.
-    """
-
-    def __iter__(self) -> Iterator[T]:
-        return iter(self.tasks)
-
-    def __len__(self) -> int:
-        return len(self.tasks)
-
-
-@frozen
-class Count:
-    """How many tasks match."""
-
-    number: int
-    at_least: bool = False
-    """Whether there may be more: a limit ended the counting."""
-
-
-@frozen(kw_only=True)
-class QueueStats:
-    """One queue in numbers."""
-
-    queue: str
-    counts: Mapping[TaskState, int]
-    """Every state, zero included. A task that is due but not yet promoted may count as scheduled or as ready."""
-    paused: bool = False
-    oldest_ready: float | None = None
-    """For how many seconds the oldest ready task has waited; None where none is ready."""
-
-
-@frozen(kw_only=True)
-class StoredWorker:
-    """A worker that has been heard of within its lease, as a store keeps it."""
-
-    id: str
-    seen_at: datetime
-    running: tuple[str, ...] = ()
-    """The ids of the tasks that it holds."""
-    about: str | None = None
-    """What it last told about itself, see :meth:`Storage.heartbeat`; None if it told nothing."""
-
-
-class Severity(StrEnum):
-    """How bad a finding is."""
-
-    OK = "ok"
-    WARNING = "warning"
-    ERROR = "error"
-
-
-@frozen(kw_only=True)
-class Finding:
-    """One thing that ``omniq doctor`` has to say about a store."""
-
-    severity: Severity
-    subject: str
-    """What was looked at, in a word or two."""
-    message: str
-    """What was found and, where it is not well, the mend."""
-
-
-@frozen(kw_only=True)
-class StorageConfig:
-    """Where a store is, as read from its URL. Its text never shows the password."""
-
-    scheme: str
-    location: str
-    """The URL without its query, as it was written: ``sqlite:///jobs.db``. The store decodes ``%20`` and the like in
-    it.
-
-    May hold credentials; show :attr:`redacted` instead.
-    """
-    namespace: str = "omniq"
-    """1 to 40 ASCII letters, digits, hyphens and underscores, the first a letter or digit; case matters."""
-    options: Mapping[str, str] = field(factory=dict)
-    """The query string's parameters, decoded, without ``namespace``."""
-    redacted: str = ""
-    """The whole URL with its credentials and secret options hidden."""
-
-    def __repr__(self) -> str:
-        return f"StorageConfig({self.redacted!r}, namespace={self.namespace!r})"
-
-    def check_options(self, known: Iterable[str]) -> None:
-        """Refuse options that the storage does not know.
-
-        :param known: the names of those it does.
-        :raises ValueError: naming the unknown option and the known ones.
-        """
-        known = sorted(known)
-        for name in self.options:
-            if name not in known:
-                known_text = ", ".join([*known, "namespace"])
-                raise ValueError(f"{self.redacted}: unknown option {name!r}; {self.scheme}:// knows {known_text}")
-
-
-class Storage(ABC):
+class Storage(FlowStorage, ABC):
     """A store of tasks and schedules, used from one event loop.
 
     Every method may raise :class:`~omniq.errors.StorageUnavailable` within a bounded time: 30 seconds, unless an option
@@ -374,8 +111,8 @@ class Storage(ABC):
     :class:`~omniq.errors.PayloadTooLarge`, and nothing of the call is done: StorageUnavailable would have the caller
     repeat it for ever. Texts of 300 characters are held in every place.
 
-    Ids that are not in the store are never an error: each method says what they give. A ``limit`` of 0 gives nothing
-    and changes nothing.
+    Ids that are not in the store are never an error: each method says what it returns for them. A ``limit`` of 0
+    returns nothing and changes nothing.
     """
 
     capabilities: Set[Capability] = frozenset()
@@ -435,7 +172,7 @@ class Storage(ABC):
         one is stored. A tie of order within a batch goes to the earlier. Of two calls on one event loop of which the
         second is made before the first has returned, the first's tasks come first.
 
-        A call that is repeated because its answer was lost gives ``created=False`` for what the first one stored.
+        A call that is repeated because its answer was lost returns ``created=False`` for what the first one stored.
 
         :param tasks: the tasks. Those of equal priority and time are claimed in this order.
         :param flow: stored with the tasks if it is not there; if it is, its new gates are added and its hold extended.
@@ -484,9 +221,9 @@ class Storage(ABC):
         number is taken, larger priority first, then by the time at which they became ready, then in the order of
         enqueueing. Each claim raises ``attempt`` and ``delivery`` by one, and sets ``worker``, ``started_at`` and
         ``lease_until``; the error of the attempt before stays with the task, and comes with it, and its progress is
-        cleared. Paused queues give nothing; their scheduled tasks may be promoted or not, and take the place of their
-        ``run_at`` either way once the queue is resumed. Tasks whose ``expires_at`` has come end as ``cancelled``
-        instead and take no place. Of several workers that race for a task one gets it.
+        cleared. Of paused queues nothing is returned; their scheduled tasks may be promoted or not, and take the place
+        of their ``run_at`` either way once the queue is resumed. Tasks whose ``expires_at`` has come end as
+        ``cancelled`` instead and take no place. Of several workers that race for a task one gets it.
 
         :param demand: queue → how many of it at most. The queues are served, and named in the result, in this order.
         :param worker: the claiming worker's id.
@@ -501,19 +238,19 @@ class Storage(ABC):
         """Record how deliveries ended, each fenced by its token.
 
         An outcome is accepted where the task is still running under the same ``delivery``; the lease's time plays no
-        part in it until somebody else has recovered the task. Then: ``Succeeded``, ``Failed``, ``Cancelled`` end the
+        part in it until another caller has recovered the task. Then: ``Succeeded``, ``Failed``, ``Cancelled`` end the
         task, free its ``unique`` key and keep the record for ``result_ttl`` seconds; ``Retry`` makes it ``scheduled``
         (``ready`` if the delay is 0) with its error in place of the one before, also if it is None; ``Released`` does
         the same, takes the attempt back, and with a delay of 0 puts the task back to its old place; without an error of
         its own it keeps the one before, as ``Cancelled`` does. A task whose cancellation was requested ends as
         ``cancelled`` also on ``Retry`` and ``Released``, with the same error and the same attempt as otherwise.
         ``Failed``, ``Retry`` and ``Cancelled`` replace the task's ``attempt_log`` by their own unless that is empty.
-        But for that and :meth:`recover` a task's attempt log stays as it is, whatever happens to it.
-        ``worker`` and ``started_at`` stay until the next claim. The whole batch is one atomic step, or one for each
-        queue (:attr:`StorageLimits.atomic_across_queues`).
+        But for that and :meth:`recover` a task's attempt log stays as it is, whatever happens to it. ``worker`` and
+        ``started_at`` stay until the next claim. The whole batch is one atomic step, or one for each queue
+        (:attr:`StorageLimits.atomic_across_queues`).
 
         :param outcomes: one for each delivery.
-        :return: for each outcome whether it was accepted. A repeated call after a lost answer gives False and changes
+        :return: for each outcome whether it was accepted. A repeated call after a lost answer returns False and changes
             nothing.
         """
 
@@ -536,15 +273,14 @@ class Storage(ABC):
 
     @abstractmethod
     async def recover(self, limit: int) -> list[StoredTask]:
-        """Take back tasks whose lease has run out, whoever held them.
+        """Take back tasks whose lease has run out, whichever worker held them.
 
         With attempts left (``attempt <= max_retries``) a task becomes ``ready`` at its old place; without, it ends as
         ``failed`` with a ``WorkerLost`` error; one whose cancellation was requested ends as ``cancelled``. Unless it
         failed, the error of an attempt before stays. ``worker`` and ``started_at`` stay until the next claim. The
         attempt that was lost gets a line in ``attempt_log``, see :func:`omniq.storage.attempts.lost_line`; a log longer
-        than ``LONGEST_LOG`` loses its beginning.
-        Of several that recover at once, one gets each task. Also ends scheduled and ready tasks whose ``expires_at``
-        has come, within the same limit.
+        than ``LONGEST_LOG`` loses its beginning. Of several that recover at once, one gets each task. Also ends
+        scheduled and ready tasks whose ``expires_at`` has come, within the same limit.
 
         :param limit: how many at most, so that a step stays short.
         :return: the tasks whose lease had run out, as they stand afterwards.
@@ -558,10 +294,10 @@ class Storage(ABC):
 
         Returns at once if a task is ready or due in a queue that is not paused. May return early for no reason; must
         not return later than 100 ms after a task became ready or a schedule became due, in so far as notifications
-        arrive, and if they are lost, not later than :attr:`StorageLimits.lost_wakeup` says. That holds for everybody
-        who waits, as not everybody can fire every schedule, and for a schedule of any interval. Only a schedule that
-        was due when the wait began is no reason to return at once, nor later, as long as it stays overdue: perhaps
-        nobody can fire it. Sends at most one request a second meanwhile.
+        arrive, and if they are lost, not later than :attr:`StorageLimits.lost_wakeup` says. That holds for each
+        caller that waits, as not each can fire every schedule, and for a schedule of any interval. Only a schedule that
+        was due when the wait began is no reason to return at once, nor later, as long as it stays overdue: perhaps no
+        caller can fire it. Sends at most one request a second meanwhile.
 
         :param queues: names, in any order.
         :param timeout: seconds.
@@ -658,9 +394,9 @@ class Storage(ABC):
     async def retry(self, ids: Sequence[str]) -> list[bool]:
         """Make failed and cancelled tasks ready again, with all their attempts.
 
-        ``attempt`` goes back to 0; ``delivery`` goes on, so that a worker of old stays fenced.
-        One whose ``unique`` key belongs to a live task by now stays as it is. An ``expires_at`` that has passed is
-        dropped. ``worker`` and ``started_at`` stay until the next claim, and the error until another takes its place.
+        ``attempt`` goes back to 0; ``delivery`` goes on, so that a worker of old stays fenced. One whose ``unique``
+        key belongs to a live task by now stays as it is. An ``expires_at`` that has passed is dropped. ``worker`` and
+        ``started_at`` stay until the next claim, and the error until another takes its place.
 
         :param ids: of tasks.
         :return: for each whether it was made ready.
@@ -719,49 +455,6 @@ class Storage(ABC):
         :param updates: one for each delivery.
         """
 
-    # Flows
-
-    async def release_hold(self, flow_id: str, gate: int) -> bool:
-        """Take away the hold of a gate, so that it can open.
-
-        :param flow_id: the flow; one that is not there has no holds.
-        :param gate: the gate's number.
-        :return: False if there was none (any more).
-        """
-        raise no_flows(self)
-
-    async def get_flows(self, ids: Sequence[str]) -> list[Flow | None]:
-        """Return flows as they stand.
-
-        :param ids: of flows.
-        :return: one entry for each id, in order; None for an id that is not in the store.
-        """
-        raise no_flows(self)
-
-    async def cancel_flow(self, flow_id: str) -> bool:
-        """Cancel a flow: its waiting tasks end, its running ones are asked to stop, and none can be added.
-
-        :param flow_id: the flow.
-        :return: whether it was there, had not ended and was not cancelled before.
-        """
-        raise no_flows(self)
-
-    async def retry_flow(self, flow_id: str) -> int:
-        """Retry what failed or was cancelled in a flow, but not as a gate broke; take back its own cancellation.
-
-        :param flow_id: the flow.
-        :return: how many tasks; those that wait for them are revived without being counted.
-        """
-        raise no_flows(self)
-
-    async def settle(self, limit: int) -> int:
-        """Move tasks behind gates that have opened or are broken, and break gates whose holds have run out.
-
-        :param limit: how many tasks at most, so that a step stays short.
-        :return: how many were moved; fewer than the limit means that nothing is left to do.
-        """
-        return 0
-
     # Schedules
 
     @abstractmethod
@@ -805,7 +498,7 @@ class Storage(ABC):
 
     @abstractmethod
     async def fire(self, schedule: Schedule, tasks: Sequence[NewTask]) -> list[Enqueued] | None:
-        """Replace a schedule and enqueue the tasks of its run, in one step, if nobody changed it meanwhile.
+        """Replace a schedule and enqueue the tasks of its run, in one step, if it was not changed meanwhile.
 
         :param schedule: what to store: as it was read, revision included, but for its new ``next_run``, ``last_run``,
             ``last_task``.
@@ -858,17 +551,6 @@ class Storage(ABC):
     @abstractmethod
     async def diagnose(self) -> list[Finding]:
         """Return what ``omniq doctor`` shows: version, durability settings, limits, what is wrong and the mend."""
-
-
-def no_flows(storage: Storage) -> ConfigurationError:
-    """Return the error that a store holds no flows, which names it.
-
-    :param storage: of the store.
-    """
-    return ConfigurationError(
-        f"{type(storage).__name__} holds no flows; enqueue the tasks one after the other, or take a store that "
-        "does, as all do that come with OmniQ"
-    )
 
 
 class StorageFactory(Protocol):

@@ -11,7 +11,7 @@ from omniq.dashboard.visit import Visit
 from omniq.errors import FlowNotFound
 from omniq.flow import Flow
 from omniq.storage import TaskQuery
-from omniq.storage.base import no_flows
+from omniq.storage.flows import no_flows
 from omniq.task import StoredTask, TaskState
 
 __all__ = ["cancel", "picture", "retry", "show", "show_one", "state_of"]
