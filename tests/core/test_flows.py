@@ -269,7 +269,7 @@ async def test_handles_of_flows_in_coroutines(shop: Shop) -> None:
     with pytest.raises(TaskNotFound):
         await shop.queue.handle(new_id()).flow.aprogress()
     with pytest.raises(FlowNotFound):
-        await shop.queue.aflow(new_id())
+        await shop.queue.flows.aget(new_id())
 
 
 def test_a_key_is_that_of_the_whole_flow(shop: Shop) -> None:

@@ -224,9 +224,8 @@ def test_the_reference_names_all_that_is_exported() -> None:
 # What the rooms of the core call on each other.
 INNER = {
     omniq.TaskQueue: {
-        *("aended", "areconcile_schedules", "arecord", "aresult", "order", "run"),
-        # Of handles of flows.
-        *("acancel_flow", "aflow", "aflow_id", "aflow_tasks", "aretry_flow"),
+        *("aended", "areconcile_schedules", "arecord", "aresult", "handle_of", "joined", "order", "run"),
+        "tell_enqueued",
     },
     omniq.CurrentTask: {"ask_to_stop"},
 }

@@ -7,41 +7,35 @@ import contextlib
 import hashlib
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast, overload
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
 
-from attrs import evolve
-
-from omniq._client.flows import Graph, parts_of
+from omniq._client.queue_flows import QueueFlows
 from omniq._client.registration import Declarations
 from omniq._client.schedules import Timetable
 from omniq._runtime.portal import warn_on_running_loop
-from omniq._tasks.context import current_task, running
-from omniq._tasks.enqueueing import Enqueueing, enqueueing
-from omniq._tasks.functions import AsyncTaskFunction, Definition, TaskCall, TaskFunction, call_of
+from omniq._tasks.context import running
+from omniq._tasks.enqueueing import enqueueing
+from omniq._tasks.functions import TaskCall, TaskFunction, call_of
 from omniq._tasks.handle import SyncTaskHandle, TaskHandle
 from omniq._tasks.options import Duration
 from omniq._tasks.pickled_functions import carried_call, is_carried
-from omniq._tasks.scheduled_flows import FLOW_PREFIX, is_flow_run, load_run
-from omniq._tasks.stand_ins import has_stand_in, refuse_stand_ins
+from omniq._tasks.scheduled_flows import is_flow_run
+from omniq._tasks.stand_ins import refuse_stand_ins
 from omniq.errors import (
-    FlowNotFound,
     ResultTimeout,
     SerializationError,
     TaskCancelled,
     TaskFailed,
     TaskNotFound,
 )
-from omniq.flow import Flow
 from omniq.serialization import ArgumentTypes
-from omniq.storage import Enqueued, Storage, StorageLimits, TaskQuery
+from omniq.storage import Enqueued, Storage, StorageLimits
 from omniq.storage.body import as_task, join_body, make_content, with_header
 from omniq.storage.durations import duration
-from omniq.storage.failpoints import failpoint
-from omniq.storage.flows import no_flows
-from omniq.storage.ids import new_id, sibling_id
-from omniq.storage.records import dump_flow
+from omniq.storage.ids import new_id
 from omniq.storage.validation import fetch
-from omniq.task import NewTask, Reference, StoredTask, Task, TaskError, TaskState, record_of
+from omniq.task import NewTask, Reference, StoredTask, TaskError, TaskState, record_of
 
 if TYPE_CHECKING:
     from omniq.storage.transactions import CallerTransaction
@@ -64,6 +58,11 @@ class Producer(Declarations, Timetable):
     """The producing half of a :class:`~omniq.TaskQueue`."""
 
     _enqueued: Callable[..., None] | None
+
+    @cached_property
+    def flows(self) -> QueueFlows:
+        """The part of it that is about flows."""
+        return QueueFlows(self)
 
     @overload
     async def aenqueue(self, function: TaskFunction[P, R], /, *args: P.args, **kwargs: P.kwargs) -> TaskHandle[R]: ...
@@ -127,11 +126,11 @@ class Producer(Declarations, Timetable):
             with enqueueing(around, self.codec, [task]) as entered:
                 (task,) = entered.tasks
                 entered.stored = [stored := self._stored(call, task)]
-        return self._handle_of(call, task, stored, SyncTaskHandle)
+        return self.handle_of(call, task, stored, SyncTaskHandle)
 
     def _stored(self, call: TaskCall[Any], task: NewTask) -> Enqueued:
         if call.function.connection is not None:
-            return self._joined(call.function.connection).enqueue([task])[0]
+            return self.joined(call.function.connection).enqueue([task])[0]
         # On a store that is quicker without a thread hop the calling thread does it all.
         at_once = self.connections.blocking().enqueue_blocking([task])
         return self.connections.run(self._astored(call, task)) if at_once is None else at_once[0]
@@ -146,7 +145,7 @@ class Producer(Declarations, Timetable):
             with enqueueing(around, self.codec, [task]) as entered:
                 (task,) = entered.tasks
                 entered.stored = [stored := await self._astored(call, task)]
-        return self._handle_of(call, task, stored)
+        return self.handle_of(call, task, stored)
 
     async def _astored(self, call: TaskCall[R], task: NewTask) -> Enqueued:
         connection = await self.connections.current()
@@ -155,7 +154,11 @@ class Producer(Declarations, Timetable):
             return (await joined.aenqueue([task]))[0]
         return await connection.enqueue.send(task)
 
-    def _joined(self, connection: object) -> CallerTransaction:
+    def joined(self, connection: object) -> CallerTransaction:
+        """Return the store inside the caller's transaction, for synchronous callers.
+
+        :raises TypeError: if the connection is asynchronous.
+        """
         joined = self.connections.blocking().join(connection)
         if joined.is_async:
             raise TypeError("this connection is asynchronous: write `await ….aenqueue(…)`, or aenqueue_many(…)")
@@ -198,7 +201,7 @@ class Producer(Declarations, Timetable):
     def _submit_orders(self, orders: Sequence[tuple[TaskCall[R], NewTask]], connection: object) -> list[TaskHandle[R]]:
         if connection is None:
             return self.connections.run(self._asubmit_orders(orders))
-        joined = self._joined(connection)
+        joined = self.joined(connection)
         handles: list[TaskHandle[R]] = []
         for bulk in _bulks(orders, self.connections.blocking().limits):
             handles += self._handles_of(bulk, joined.enqueue([task for _, task in bulk]))
@@ -235,7 +238,7 @@ class Producer(Declarations, Timetable):
     def _handles_of(
         self, orders: Sequence[tuple[TaskCall[R], NewTask]], stored: Sequence[Enqueued]
     ) -> list[TaskHandle[R]]:
-        return [self._handle_of(*order, entry) for order, entry in zip(orders, stored, strict=True)]
+        return [self.handle_of(*order, entry) for order, entry in zip(orders, stored, strict=True)]
 
     def order(
         self,
@@ -296,14 +299,7 @@ class Producer(Declarations, Timetable):
         :raises ValueError: if the calls wait for each other in a circle.
         :raises SerializationError: if an argument cannot be encoded; names the function and the path to it.
         """
-        storage = (await self.connections.current()).storage
-        with self._around(self._graph(call, storage)) as (graph, entered):
-            if connection is not None:
-                stored = await storage.join(connection).aenqueue_flow(graph.tasks, graph.flow)
-            else:
-                stored = await self._astore_flow(storage, graph)
-            entered.stored = stored
-        return self._handle_of_flow(call, graph, stored, TaskHandle)
+        return await self.flows.aenqueue(call, connection)
 
     def enqueue_flow(self, call: TaskCall[R], *, connection: object = None) -> SyncTaskHandle[R]:
         """Hand a call to the queue with all calls that it needs, for synchronous callers; see :meth:`aenqueue_flow`.
@@ -311,157 +307,7 @@ class Producer(Declarations, Timetable):
         :return: a handle that cannot be awaited.
         """
         warn_on_running_loop("await queue.aenqueue_flow(…)")
-        with self._around(self._graph(call, self.connections.blocking())) as (graph, entered):
-            if connection is not None:
-                stored = self._joined(connection).enqueue_flow(graph.tasks, graph.flow)
-            else:
-                stored = self.connections.run(self._acurrent_store_flow(graph))
-            entered.stored = stored
-        return cast("SyncTaskHandle[R]", self._handle_of_flow(call, graph, stored, SyncTaskHandle))
-
-    def _order_of_runs(self, call: TaskCall[Any], storage: Storage) -> NewTask:
-        """Return the task that a schedule enqueues for a call: the call's own, or one that stores the call's flow.
-
-        :param storage: where the flow is to be stored.
-        """
-        if not call.earlier and not has_stand_in([call.args, call.kwargs]):
-            return self.order(call)
-        graph = self._graph(call, storage, base=0)
-        last = graph.tasks[-1]
-        starter = self._flow_starter(last.name).using(queue=last.queue, priority=last.priority)
-        return self.order(starter.call(dump_flow(graph.flow, graph.tasks)))
-
-    def _flow_starter(self, name: str = "") -> TaskFunction[[str], str]:
-        """Return what stores the flow of a schedule's run.
-
-        :param name: of the function whose call is the last of the flow.
-        """
-
-        async def start_flow(text: str) -> str:
-            run = current_task()
-            flow, tasks = load_run(text, run)
-            with self._around(Graph(flow, tuple(map(self.codec.sign, tasks)))) as (graph, entered):
-                entered.stored = stored = await self._acurrent_store_flow(graph)
-            self._tell_enqueued(graph.tasks, stored)
-            return stored[-1].id
-
-        return AsyncTaskFunction(
-            self, Definition(start_flow, name=FLOW_PREFIX + name, retry_on=(Exception,)), self.options
-        )
-
-    def _graph(self, call: TaskCall[Any], storage: Storage, base: int | None = None) -> Graph:
-        if not storage.limits.flows:
-            raise no_flows(storage)
-        return Graph.of(call, self, base=base)
-
-    @contextlib.contextmanager
-    def _around(self, graph: Graph) -> Iterator[tuple[Graph, Enqueueing]]:
-        around = self.plugins.around_enqueue
-        if around is None:
-            yield graph, Enqueueing(graph.tasks)
-            return
-        with enqueueing(around, self.codec, graph.tasks) as entered:
-            yield evolve(graph, tasks=tuple(entered.tasks)), entered
-
-    async def _acurrent_store_flow(self, graph: Graph) -> list[Enqueued]:
-        return await self._astore_flow((await self.connections.current()).storage, graph)
-
-    async def _astore_flow(self, storage: Storage, graph: Graph) -> list[Enqueued]:
-        size = storage.limits.atomic_tasks
-        if size is None or len(graph.tasks) <= size:
-            return await storage.enqueue(graph.tasks, graph.flow)
-        stored: list[Enqueued] = []
-        for flow, part in parts_of(graph, size):
-            stored += await storage.enqueue(part, flow)
-            failpoint("producer.after-part")
-            if stored[-1].id != part[-1].id:  # another flow holds the key
-                return stored[-1:] * len(graph.tasks)
-        failpoint("producer.before-release")
-        await storage.release_hold(graph.flow.id, len(graph.flow.gates))
-        failpoint("producer.after-release")
-        return stored
-
-    def _handle_of_flow(
-        self, call: TaskCall[Any], graph: Graph, stored: Sequence[Enqueued], kind: type[TaskHandle[Any]]
-    ) -> TaskHandle[Any]:
-        self._tell_enqueued(graph.tasks, stored)
-        return kind(self, stored[-1].id, hint=call.function.definition.types[1], created=stored[-1].created)
-
-    def _tell_enqueued(self, tasks: Sequence[NewTask], stored: Sequence[Enqueued]) -> None:
-        if self._enqueued is not None:
-            for task, entry in zip(tasks, stored, strict=True):
-                if entry.created:
-                    self._enqueued(task=task)
-
-    def spawn(self, call: TaskCall[Any], parent: Task, number: int) -> SyncTaskHandle[Any]:
-        """Add a call to the flow of a running task; see :meth:`.CurrentTask.spawn`."""
-        task = self._sibling(call, parent, number)
-        (stored,) = self.connections.run(self._aadd(task))
-        return self._handle_of(call, task, stored, SyncTaskHandle)
-
-    async def aspawn(self, call: TaskCall[Any], parent: Task, number: int) -> TaskHandle[Any]:
-        """Add a call to the flow of a running task; see :meth:`.CurrentTask.aspawn`."""
-        task = self._sibling(call, parent, number)
-        (stored,) = await self._aadd(task)
-        return self._handle_of(call, task, stored)
-
-    async def _aadd(self, task: NewTask) -> list[Enqueued]:
-        return await (await self.connections.current()).storage.enqueue([task])
-
-    def _sibling(self, call: TaskCall[Any], parent: Task, number: int) -> NewTask:
-        if parent.flow is None:
-            raise ValueError(f"task {parent.id} ({parent.name}) belongs to no flow; enqueue the call instead")
-        task_id = sibling_id(parent.id, number)
-        if not isinstance(call, TaskCall):
-            raise TypeError(f"{call!r} is no call of a task; write function.call(…)")
-        refuse_stand_ins(call.function.name, call.args, call.kwargs)
-        task = self.order(call, id=task_id, flow=parent.flow, feeds=parent.feeds)
-        if task.unique is not None or call.earlier:
-            raise ValueError(f"{call.function.name}: a call added to a flow has no key, and waits for no others")
-        return task
-
-    async def aflow_id(self, task_id: str) -> str:
-        """Return the flow of a task.
-
-        :raises TaskNotFound: if the task is not in the store (any more).
-        :raises ValueError: if it belongs to no flow.
-        """
-        task = await fetch((await self.connections.current()).storage, task_id)
-        if task is None:
-            raise TaskNotFound(task_id)
-        if task.flow is None:
-            raise ValueError(f"task {task_id} belongs to no flow; it was enqueued alone")
-        return task.flow
-
-    async def aflow(self, flow_id: str) -> Flow:
-        """Return a flow as it stands.
-
-        :raises FlowNotFound: if it is not in the store (any more).
-        """
-        (flow,) = await (await self.connections.current()).storage.get_flows([flow_id])
-        if flow is None:
-            raise FlowNotFound(flow_id)
-        return flow
-
-    async def acancel_flow(self, flow_id: str) -> bool:
-        """Cancel a flow; see :meth:`.FlowHandle.acancel`."""
-        return await (await self.connections.current()).storage.cancel_flow(flow_id)
-
-    async def aretry_flow(self, flow_id: str) -> int:
-        """Retry what failed in a flow; see :meth:`.FlowHandle.aretry`."""
-        return await (await self.connections.current()).storage.retry_flow(flow_id)
-
-    async def aflow_tasks(self, flow_id: str) -> list[Task]:
-        """Return the tasks of a flow, in the order of enqueueing."""
-        storage = (await self.connections.current()).storage
-        found: list[Task] = []
-        cursor: str | None = None
-        while True:
-            page = await storage.list_tasks(TaskQuery(flow=flow_id, limit=BULK), cursor)
-            found += [as_task(task, self.decoder) for task in page]
-            cursor = page.cursor
-            if cursor is None:
-                return found[::-1]
+        return self.flows.enqueue(call, connection)
 
     def _header(self, function: TaskFunction[Any, Any]) -> bytes:
         if function.header is None:
@@ -477,19 +323,34 @@ class Producer(Declarations, Timetable):
         return function.header
 
     @overload
-    def _handle_of(self, call: TaskCall[R], task: NewTask, stored: Enqueued) -> TaskHandle[R]: ...
+    def handle_of(self, call: TaskCall[R], task: NewTask, stored: Enqueued) -> TaskHandle[R]: ...
 
     @overload
-    def _handle_of(
+    def handle_of(
         self, call: TaskCall[R], task: NewTask, stored: Enqueued, kind: type[SyncTaskHandle[Any]]
     ) -> SyncTaskHandle[R]: ...
 
-    def _handle_of(
+    def handle_of(
         self, call: TaskCall[R], task: NewTask, stored: Enqueued, kind: type[TaskHandle[Any]] = TaskHandle
     ) -> TaskHandle[R]:
-        if self._enqueued is not None and stored.created:
-            self._enqueued(task=task)
+        """Return a handle of what was enqueued, after telling plugins of it.
+
+        :param stored: what became of it.
+        :param kind: of the handle.
+        """
+        if self._enqueued is not None:
+            self.tell_enqueued([task], [stored])
         return kind(self, stored.id, hint=call.function.definition.types[1], created=stored.created)
+
+    def tell_enqueued(self, tasks: Sequence[NewTask], stored: Sequence[Enqueued]) -> None:
+        """Tell plugins which tasks were stored.
+
+        :param stored: what became of each.
+        """
+        if self._enqueued is not None:
+            for task, entry in zip(tasks, stored, strict=True):
+                if entry.created:
+                    self._enqueued(task=task)
 
     # Results
 

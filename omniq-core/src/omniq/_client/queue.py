@@ -135,7 +135,7 @@ class TaskQueue(Producer):
         self.functions: dict[str, TaskFunction[Any, Any]] = {}
         self.declared: dict[str, DeclaredSchedule] = {}
         carried = carriers(self, self.options) if self.codec.runs_carried else {}
-        self.runnable: Mapping[str, TaskFunction[Any, Any]] = Runnable(self.functions, carried, self._flow_starter())
+        self.runnable: Mapping[str, TaskFunction[Any, Any]] = Runnable(self.functions, carried, self.flows.starter())
         """What a worker can run; beyond the registered functions, where accepted, those that come in payloads."""
         self.connections = Connections(storage)
         self.decoder = FunctionDecoder(self.codec, self._types)

@@ -7,7 +7,7 @@ from abc import abstractmethod
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from attrs import evolve, field, frozen
 
@@ -27,6 +27,9 @@ from omniq.storage import Enqueued, Storage
 from omniq.storage.durations import aware, duration
 from omniq.storage.escaping import get_logger, shown
 from omniq.task import NewTask
+
+if TYPE_CHECKING:
+    from omniq._client.queue_flows import QueueFlows
 
 __all__ = ["DeclaredSchedule", "ScheduleOptions", "Timetable", "check_schedule_id", "check_trigger"]
 
@@ -137,8 +140,9 @@ class Timetable(Control):
     functions: dict[str, TaskFunction[Any, Any]]
     declared: dict[str, DeclaredSchedule]
 
+    @property
     @abstractmethod
-    def _order_of_runs(self, call: TaskCall[Any], storage: Storage) -> NewTask: ...
+    def flows(self) -> QueueFlows: ...
 
     async def aschedule(
         self,
@@ -354,7 +358,7 @@ class Timetable(Control):
         options = given.options
         schedule = Schedule(
             id=given.id,
-            task=self._order_of_runs(given.call, storage),
+            task=self.flows.order_of_runs(given.call, storage),
             trigger=encode_value(given.trigger),
             next_run=None,
             misfire=options.misfire,

@@ -248,7 +248,7 @@ class CurrentTask:
         :raises ValueError: if this task belongs to no flow.
         :raises FlowClosed: if the flow was cancelled, or what waits for this task does so no longer.
         """
-        return self._function.owner.spawn(call, self._task, self._next_number())
+        return self._function.owner.flows.spawn(call, self._task, self._next_number())
 
     async def aspawn(self, call: TaskCall[R]) -> TaskHandle[R]:
         """Add a call to the flow that this task belongs to; see :meth:`spawn`.
@@ -256,7 +256,7 @@ class CurrentTask:
         :param call: what ``function.call(…)`` gave.
         :return: a handle of its task.
         """
-        return await self._function.owner.aspawn(call, self._task, self._next_number())
+        return await self._function.owner.flows.aspawn(call, self._task, self._next_number())
 
     def _next_number(self) -> int:
         self._spawned += 1

@@ -69,6 +69,13 @@ class FunctionOwner(Protocol):
 
     async def asubmit(self, call: TaskCall[Any]) -> TaskHandle[Any]: ...
 
+    @property
+    def flows(self) -> Spawner: ...
+
+
+class Spawner(Protocol):
+    """What a running task asks of the part of the queue that is about flows."""
+
     def spawn(self, call: TaskCall[Any], parent: Task, number: int) -> SyncTaskHandle[Any]: ...
 
     async def aspawn(self, call: TaskCall[Any], parent: Task, number: int) -> TaskHandle[Any]: ...

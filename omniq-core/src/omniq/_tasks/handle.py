@@ -39,15 +39,22 @@ class HandleOwner(Protocol):
 
     async def aended(self, task_ids: Sequence[str], timeout: float) -> set[str]: ...
 
-    async def aflow_id(self, task_id: str) -> str: ...
+    @property
+    def flows(self) -> FlowsOwner: ...
 
-    async def aflow(self, flow_id: str) -> Flow: ...
 
-    async def acancel_flow(self, flow_id: str) -> bool: ...
+class FlowsOwner(Protocol):
+    """What the handle of a flow asks of the part of the queue that is about flows."""
 
-    async def aretry_flow(self, flow_id: str) -> int: ...
+    async def aid_of(self, task_id: str) -> str: ...
 
-    async def aflow_tasks(self, flow_id: str) -> list[Task]: ...
+    async def aget(self, flow_id: str) -> Flow: ...
+
+    async def acancel(self, flow_id: str) -> bool: ...
+
+    async def aretry(self, flow_id: str) -> int: ...
+
+    async def atasks(self, flow_id: str) -> list[Task]: ...
 
 
 class TaskHandle(Generic[R_co]):
@@ -170,6 +177,10 @@ class FlowHandle:
     def __repr__(self) -> str:
         return f"<the flow of {self._task_id!r}>"
 
+    @property
+    def _flows(self) -> FlowsOwner:
+        return self._owner.flows
+
     async def aprogress(self) -> Flow:
         """Return the flow as it stands: how many of its tasks are in each state, and whether it has ended.
 
@@ -178,7 +189,7 @@ class FlowHandle:
         :raises FlowNotFound: if the flow is not.
         :raises ValueError: if the task belongs to no flow.
         """
-        return await self._owner.aflow(await self._owner.aflow_id(self._task_id))
+        return await self._flows.aget(await self._flows.aid_of(self._task_id))
 
     def progress(self) -> Flow:
         """Return the flow as it stands, for synchronous callers; see :meth:`aprogress`.
@@ -193,7 +204,7 @@ class FlowHandle:
 
         :return: False if it has ended, or was cancelled before.
         """
-        return await self._owner.acancel_flow(await self._owner.aflow_id(self._task_id))
+        return await self._flows.acancel(await self._flows.aid_of(self._task_id))
 
     def cancel(self) -> bool:
         """Cancel all of it, for synchronous callers; see :meth:`acancel`.
@@ -208,7 +219,7 @@ class FlowHandle:
 
         :return: how many tasks run again at once, without those that wait for them.
         """
-        return await self._owner.aretry_flow(await self._owner.aflow_id(self._task_id))
+        return await self._flows.aretry(await self._flows.aid_of(self._task_id))
 
     def retry(self) -> int:
         """Run again what failed or was cancelled, for synchronous callers; see :meth:`aretry`.
@@ -223,7 +234,7 @@ class FlowHandle:
 
         :return: in the order of enqueueing.
         """
-        return await self._owner.aflow_tasks(await self._owner.aflow_id(self._task_id))
+        return await self._flows.atasks(await self._flows.aid_of(self._task_id))
 
     def tasks(self) -> list[Task]:
         """Return the records of all tasks of the flow, for synchronous callers; see :meth:`atasks`.

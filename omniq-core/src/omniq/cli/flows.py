@@ -129,7 +129,7 @@ def _cancel(options: argparse.Namespace) -> int:
     code = 0
     with open_queue(options.app) as queue:
         for flow_id in whole_ids(queue, options.ids):
-            if queue.run(queue.acancel_flow(flow_id)):
+            if queue.run(queue.flows.acancel(flow_id)):
                 Screen().say(f"flow {flow_id} is cancelled")
             else:
                 complain(f"flow {flow_id} is not there, has ended, or was cancelled before")
@@ -141,7 +141,7 @@ def _retry(options: argparse.Namespace) -> int:
     code = 0
     with open_queue(options.app) as queue:
         for flow_id in whole_ids(queue, options.ids):
-            number = queue.run(queue.aretry_flow(flow_id))
+            number = queue.run(queue.flows.aretry(flow_id))
             if number:
                 Screen().say(f"flow {flow_id}: {plural(number, 'task')} to run again, and what waits for them")
             else:

@@ -109,7 +109,7 @@ async def _tasks(visit: Visit, flow_id: str, most: int) -> list[StoredTask]:
 async def cancel(visit: Visit) -> Response:
     """Cancel a flow."""
     flow_id = visit.needed("id")
-    changed = await visit.queue.acancel_flow(flow_id)
+    changed = await visit.queue.flows.acancel(flow_id)
     visit.audit("cancel_flow", flow_id, changed)
     return visit.done(
         "The flow is cancelled: what waits ends." if changed else "It has ended, or was cancelled before."
@@ -119,7 +119,7 @@ async def cancel(visit: Visit) -> Response:
 async def retry(visit: Visit) -> Response:
     """Retry what failed in a flow."""
     flow_id = visit.needed("id")
-    number = await visit.queue.aretry_flow(flow_id)
+    number = await visit.queue.flows.aretry(flow_id)
     visit.audit("retry_flow", flow_id, number)
     if not number:
         return visit.done("Nothing of it failed or was cancelled that could run again.")
