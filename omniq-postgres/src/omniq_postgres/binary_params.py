@@ -12,7 +12,7 @@ import re
 import struct
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from psycopg.adapt import AdaptersMap, Buffer, Dumper, Loader
 from psycopg.pq import Format
@@ -57,9 +57,10 @@ LONGEST_AGO = timedelta(days=-366 * 1000)
 HUNDRED_YEARS = 100 * 366 * 86400.0
 """Seconds."""
 
+V = TypeVar("V")
+
 _NULL = b"\xff\xff\xff\xff"
-_LENGTH_OF_UUID = b"\0\0\0\x10"
-_HEADER = struct.Struct("!iiiii").pack
+_ARRAY_HEAD = struct.Struct("!iiiii").pack
 _ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 
 
@@ -68,308 +69,121 @@ class Parameter(bytes):
 
     __slots__ = ()
     oid: ClassVar[int]
-    element: ClassVar[int] = 0
-    """Of an array: its elements' type."""
 
 
-class _Text(Parameter):
-    oid = 25
+def _packers(
+    oid: int, array_oid: int, encode: Callable[[V], bytes], size: int | None = None
+) -> tuple[Callable[[V], Parameter], Callable[[Sequence[V | None]], Parameter]]:
+    """Return what packs a value of a type, and what packs an array of them, in which None becomes NULL.
+
+    :param oid: the type's number.
+    :param array_oid: the number of the type of its arrays.
+    :param encode: what makes bytes of a value.
+    :param size: the bytes of each value; None: they differ.
+    """
+    value_class, array_class = _parameter_class(oid), _parameter_class(array_oid)
+    empty = array_class(struct.pack("!iii", 0, 0, oid))
+    length = None if size is None else size.to_bytes(4, "big")
+
+    def pack(value: V) -> Parameter:
+        return value_class(encode(value))
+
+    def pack_array(values: Sequence[V | None]) -> Parameter:
+        number = len(values)
+        if number == 0:
+            return empty
+        first = values[0]
+        if values.count(first) == number:
+            if first is None:
+                packed = _NULL * number
+            else:
+                data = encode(first)
+                packed = (len(data).to_bytes(4, "big") + data) * number
+        elif length is None:
+            packed = b"".join(
+                [_NULL if value is None else len(data := encode(value)).to_bytes(4, "big") + data for value in values]
+            )
+        else:
+            packed = b"".join([_NULL if value is None else length + encode(value) for value in values])
+        # Said to hold NULLs whether it does or not: the server looks at each element anyway.
+        return array_class(_ARRAY_HEAD(1, 1, oid, number, 1) + packed)
+
+    return pack, pack_array
 
 
-class _Bytea(Parameter):
-    oid = 17
+_classes: dict[int, type[Parameter]] = {}
 
 
-class _Uuid(Parameter):
-    oid = 2950
+def _parameter_class(oid: int) -> type[Parameter]:
+    return _classes.setdefault(oid, type(f"_Parameter{oid}", (Parameter,), {"__slots__": (), "oid": oid}))
 
 
-class _Smallint(Parameter):
-    oid = 21
+# Values
 
 
-class _Bigint(Parameter):
-    oid = 20
+def is_id(value: object) -> bool:
+    """Return whether a text can be a task's id: a UUID in lower case with hyphens."""
+    return isinstance(value, str) and _ID.fullmatch(value) is not None
 
 
-class _Integer(Parameter):
-    oid = 23
-
-
-class _Float(Parameter):
-    oid = 701
-
-
-class _Boolean(Parameter):
-    oid = 16
-
-
-class _Timestamp(Parameter):
-    oid = 1184
-
-
-class _Texts(Parameter):
-    oid, element = 1009, 25
-
-
-class _Uuids(Parameter):
-    oid, element = 2951, 2950
-
-
-class _Byteas(Parameter):
-    oid, element = 1001, 17
-
-
-class _Smallints(Parameter):
-    oid, element = 1005, 21
-
-
-class _Integers(Parameter):
-    oid, element = 1007, 23
-
-
-class _Bigints(Parameter):
-    oid, element = 1016, 20
-
-
-class _Floats(Parameter):
-    oid, element = 1022, 701
-
-
-class _Booleans(Parameter):
-    oid, element = 1000, 16
-
-
-class _Timestamps(Parameter):
-    oid, element = 1185, 1184
-
-
-class _Intervals(Parameter):
-    oid, element = 1187, 1186
-
-
-_TYPES = (
-    _Text,
-    _Bytea,
-    _Uuid,
-    _Smallint,
-    _Bigint,
-    _Integer,
-    _Float,
-    _Boolean,
-    _Timestamp,
-    _Texts,
-    _Uuids,
-    _Byteas,
-    _Smallints,
-    _Integers,
-    _Bigints,
-    _Floats,
-    _Booleans,
-    _Timestamps,
-    _Intervals,
-)
-
-
-def _array(kind: type[Parameter], values: Sequence[Any], pack: Callable[[Any], bytes]) -> Parameter:
-    number = len(values)
-    if number == 0:
-        return kind(struct.pack("!iii", 0, 0, kind.element))
-    first = values[0]
-    body = pack(first) * number if values.count(first) == number else b"".join(map(pack, values))
-    # Said to hold NULLs whether it does or not: the server looks at each element anyway.
-    return kind(_HEADER(1, 1, kind.element, number, 1) + body)
-
-
-# Elements
-
-
-def _encoded(value: str) -> bytes:
+def _encode_text(value: str) -> bytes:
     if "\0" in value:
         raise ValueError(f"PostgreSQL cannot hold a text with a NUL character: {value!r}")
     return value.encode()
 
 
-def _pack_text(value: str | None) -> bytes:
-    if value is None:
-        return _NULL
-    data = _encoded(value)
-    return len(data).to_bytes(4, "big") + data
+def _encode_id(value: str) -> bytes:
+    return bytes.fromhex(value.replace("-", ""))
 
 
-def _pack_bytea(value: bytes | None) -> bytes:
-    return _NULL if value is None else len(value).to_bytes(4, "big") + value
-
-
-def is_id(value: object) -> bool:
-    """Whether a text can be a task's id: a UUID in lower case with hyphens."""
-    return isinstance(value, str) and _ID.fullmatch(value) is not None
-
-
-def _pack_uuid(value: str | None) -> bytes:
-    # Every other text is the id of no task.
-    return _NULL if value is None or not is_id(value) else _LENGTH_OF_UUID + bytes.fromhex(value.replace("-", ""))
-
-
-def _pack_new_id(value: str) -> bytes:
-    return _LENGTH_OF_UUID + _new_id(value)
-
-
-def _new_id(value: str) -> bytes:
+def _encode_new_id(value: str) -> bytes:
     if not is_id(value):
         raise ValueError(f"{value!r} cannot be a task's id on PostgreSQL: take UUID text in lower case")
     return bytes.fromhex(value.replace("-", ""))
 
 
-def _fixed(layout: str) -> Callable[[Any], bytes]:
-    packer = struct.Struct("!i" + layout)
-    size = packer.size - 4
-
-    def pack(value: Any) -> bytes:
-        return _NULL if value is None else packer.pack(size, value)
-
-    return pack
+def _encode_timestamp(value: datetime) -> bytes:
+    return ((value - EPOCH) // MICROSECOND).to_bytes(8, "big", signed=True)
 
 
-_pack_smallint = _fixed("h")
-_pack_integer = _fixed("i")
-_pack_bigint = _fixed("q")
-_pack_float = _fixed("d")
-_pack_boolean = _fixed("?")
-_INTERVAL = struct.Struct("!iqii").pack
+_INTERVAL_LAYOUT = struct.Struct("!qii").pack
 
 
-def _pack_timestamp(value: datetime | None) -> bytes:
-    return _NULL if value is None else b"\0\0\0\x08" + ((value - EPOCH) // MICROSECOND).to_bytes(8, "big", signed=True)
+def _encode_interval(value: timedelta) -> bytes:
+    return _INTERVAL_LAYOUT(max(min(value, LONGEST), LONGEST_AGO) // MICROSECOND, 0, 0)
 
 
-def _pack_interval(value: timedelta | None) -> bytes:
-    return _NULL if value is None else _INTERVAL(16, max(min(value, LONGEST), LONGEST_AGO) // MICROSECOND, 0, 0)
-
-
-# Arrays
-
-
-def texts(values: Sequence[str | None]) -> Parameter:
-    """Pack a ``text[]``.
-
-    :raises ValueError: if one holds a NUL character.
-    """
-    return _array(_Texts, values, _pack_text)
-
-
-def uuids(values: Sequence[str | None]) -> Parameter:
-    """Pack a ``uuid[]``; what is no id becomes NULL, which no task has."""
-    return _array(_Uuids, values, _pack_uuid)
-
-
-def new_ids(values: Sequence[str]) -> Parameter:
-    """Pack a ``uuid[]`` of tasks to be stored.
-
-    :raises ValueError: if one is no id.
-    """
-    return _array(_Uuids, values, _pack_new_id)
-
-
-def byteas(values: Sequence[bytes | None]) -> Parameter:
-    """Pack a ``bytea[]``."""
-    return _array(_Byteas, values, _pack_bytea)
-
-
-def smallints(values: Sequence[int | None]) -> Parameter:
-    """Pack a ``smallint[]``."""
-    return _array(_Smallints, values, _pack_smallint)
-
-
-def integers(values: Sequence[int | None]) -> Parameter:
-    """Pack an ``integer[]``."""
-    return _array(_Integers, values, _pack_integer)
-
-
-def bigints(values: Sequence[int | None]) -> Parameter:
-    """Pack a ``bigint[]``."""
-    return _array(_Bigints, values, _pack_bigint)
-
-
-def floats(values: Sequence[float | None]) -> Parameter:
-    """Pack a ``double precision[]``."""
-    return _array(_Floats, values, _pack_float)
-
-
-def booleans(values: Sequence[bool | None]) -> Parameter:
-    """Pack a ``boolean[]``."""
-    return _array(_Booleans, values, _pack_boolean)
-
-
-def timestamps(values: Sequence[datetime | None]) -> Parameter:
-    """Pack a ``timestamptz[]`` of aware datetimes."""
-    return _array(_Timestamps, values, _pack_timestamp)
-
-
-def intervals(values: Sequence[timedelta | None]) -> Parameter:
-    """Pack an ``interval[]``."""
-    return _array(_Intervals, values, _pack_interval)
-
-
-# Single values
-
-
-def text(value: str) -> Parameter:
-    """Pack a ``text``."""
-    return _Text(_encoded(value))
-
-
-def bytea(value: bytes) -> Parameter:
-    """Pack a ``bytea``."""
-    return _Bytea(value)
-
-
-def new_id(value: str) -> Parameter:
-    """Pack the id of a task to be stored.
-
-    :raises ValueError: if it is no id.
-    """
-    return _Uuid(_new_id(value))
+boolean, booleans = _packers(16, 1000, struct.Struct("!?").pack, 1)
+bytea, byteas = _packers(17, 1001, bytes.__bytes__)
+bigint, bigints = _packers(20, 1016, struct.Struct("!q").pack, 8)
+smallint, smallints = _packers(21, 1005, struct.Struct("!h").pack, 2)
+_integer, integers = _packers(23, 1007, struct.Struct("!i").pack, 4)
+text, texts = _packers(25, 1009, _encode_text)
+float8, floats = _packers(701, 1022, struct.Struct("!d").pack, 8)
+timestamp, timestamps = _packers(1184, 1185, _encode_timestamp, 8)  # timestamptz
+_, intervals = _packers(1186, 1187, _encode_interval, 16)
+_uuid, _uuids = _packers(2950, 2951, _encode_id, 16)
+new_id, new_ids = _packers(2950, 2951, _encode_new_id, 16)
 
 
 def uuid(value: str) -> Parameter | None:
     """Pack a ``uuid``; None for what is no id."""
-    return _Uuid(bytes.fromhex(value.replace("-", ""))) if is_id(value) else None
+    return _uuid(value) if is_id(value) else None
 
 
-def smallint(value: int) -> Parameter:
-    """Pack a ``smallint``."""
-    return _Smallint(value.to_bytes(2, "big", signed=True))
-
-
-def bigint(value: int) -> Parameter:
-    """Pack a ``bigint``."""
-    return _Bigint(value.to_bytes(8, "big", signed=True))
+def uuids(values: Sequence[str | None]) -> Parameter:
+    """Pack a ``uuid[]``; what is no id becomes NULL, which no task has."""
+    return _uuids([value if is_id(value) else None for value in values])
 
 
 def integer(value: int) -> Parameter:
     """Pack an ``integer``; what is too large becomes the largest that there is."""
-    return _Integer(max(-(2**31), min(value, 2**31 - 1)).to_bytes(4, "big", signed=True))
-
-
-def float8(value: float) -> Parameter:
-    """Pack a ``double precision``."""
-    return _Float(struct.pack("!d", value))
+    return _integer(max(-(2**31), min(value, 2**31 - 1)))
 
 
 def span(seconds: float) -> Parameter:
     """Pack a duration in seconds that no calendar is too short for."""
     return float8(min(seconds, HUNDRED_YEARS))
-
-
-def boolean(value: bool) -> Parameter:
-    """Pack a ``boolean``."""
-    return _Boolean(b"\1" if value else b"\0")
-
-
-def timestamp(value: datetime) -> Parameter:
-    """Pack a ``timestamptz``."""
-    return _Timestamp(_pack_timestamp(value)[4:])
 
 
 # The way back
@@ -403,7 +217,7 @@ class _ParameterDumper(Dumper):
         return obj  # type: ignore[no-any-return]  # it is bytes, as nothing else is dumped here
 
 
-_DUMPERS = {kind: type(f"{kind.__name__}Dumper", (_ParameterDumper,), {"oid": kind.oid}) for kind in _TYPES}
+_DUMPERS = {kind: type(f"{kind.__name__}Dumper", (_ParameterDumper,), {"oid": kind.oid}) for kind in _classes.values()}
 
 
 def register(adapters: AdaptersMap) -> None:
