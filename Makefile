@@ -29,8 +29,8 @@ endif
 endif
 endif
 
-.PHONY: help demo test test-long test-all-pythons lint types docs site bench map size screenshots wheels release-check \
-	coverage format clean
+.PHONY: help demo test test-long test-all test-all-pythons lint types docs site bench map size screenshots wheels \
+	release-check coverage format clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -47,16 +47,22 @@ test: $(VENV)/.dev ## all tests but the long ones
 test-long: $(VENV)/.dev ## the tests marked long: the costliest repetitions
 	$(BIN)/python -m pytest -m long $(PYTEST_ARGS)
 
+test-all: $(VENV)/.dev ## both in one run: what both need, such as servers, is started and collected once
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
 # In an environment of its own each; on the Python of $(VENV) they run with all others.
-test-all-pythons: $(VENV)/.dev ## the core's tests on each other supported Python that is on the machine
-	@status=0; own=$$($(BIN)/python -c '$(VERSION_OF)'); for version in $(PYTHONS); do \
+test-all-pythons: $(BIN)/python ## the core's tests on each other supported Python that is on the machine
+	@own=$$($(BIN)/python -c '$(VERSION_OF)'); there=; for version in $(PYTHONS); do \
 		found=; for python in python$$version "$$HOME"/.pyenv/versions/$$version.*/bin/python; do \
 			if [ -z "$$found" ] && [ "$$("$$python" -c '$(IS_USABLE); $(VERSION_OF)' 2>/dev/null)" = $$version ]; \
 			then found=$$python; fi; done; \
 		if [ $$version = "$$own" ]; then continue; fi; \
 		if [ -z "$$found" ]; then echo "there is no Python $$version here"; continue; fi; \
-		echo "Python $$version"; $(MAKE) --no-print-directory test VENV=.venv-$$version PYTHON="$$found" \
-			PYTEST_ARGS="$(PYTEST_ARGS) tests/core tests/contrib/test_django.py tests/packaging/test_elsewhere.py" || status=1; done; exit $$status
+		$(MAKE) --no-print-directory .venv-$$version/.tests VENV=.venv-$$version PYTHON="$$found" & \
+		there="$$there $$version"; done; wait; \
+	status=0; for version in $$there; do echo "Python $$version"; \
+		.venv-$$version/bin/python -m pytest -m "not long" $(PYTEST_ARGS) \
+			tests/core tests/contrib/test_django.py tests/packaging/test_elsewhere.py || status=1; done; exit $$status
 
 lint: $(VENV)/.dev ## style, format, and the borders between the rooms
 	$(BIN)/ruff check
@@ -124,6 +130,12 @@ $(BIN)/python:
 
 $(VENV)/.runtime: $(BIN)/python $(addsuffix /pyproject.toml,$(DISTRIBUTIONS))
 	$(INSTALL) $(foreach distribution,$(DISTRIBUTIONS),--editable ./$(distribution))
+	@touch $@
+
+# Without linters and what makes the site.
+$(VENV)/.tests: $(VENV)/.runtime pyproject.toml
+	$(if $(UV),,$(INSTALL) 'pip>=25.1')
+	$(INSTALL) --group test --group build
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.runtime pyproject.toml

@@ -350,16 +350,29 @@ COLLIDING = [number * (2**61 - 1) for number in range(1, 5_000)]
 
 
 @pytest.mark.parametrize(
-    "value", [set(COLLIDING), frozenset(COLLIDING), dict.fromkeys(COLLIDING), {0: set(COLLIDING)}], ids=type
+    "make",
+    [
+        lambda: set(COLLIDING),
+        lambda: frozenset(COLLIDING),
+        lambda: dict.fromkeys(COLLIDING),
+        lambda: {0: set(COLLIDING)},
+    ],
+    ids=["set", "frozenset", "dict", "set in a dict"],
 )
-def test_numbers_chosen_to_have_one_hash_are_refused_where_they_come_from_too(value: object) -> None:
+def test_numbers_chosen_to_have_one_hash_are_refused_where_they_come_from_too(make: Callable[[], object]) -> None:
+    value = make()
     for hint in (Any, type(value)):
         with pytest.raises(SerializationError, match="have the hash of another"):
             serializer.dump_result(value, hint)
 
 
-@pytest.mark.parametrize("value", [set(range(-5_000, 5_000)), dict.fromkeys(range(5_000)), set(COLLIDING[:1_000])])
-def test_numbers_that_are_not_pass_however_many(value: object) -> None:
+@pytest.mark.parametrize(
+    "make",
+    [lambda: set(range(-5_000, 5_000)), lambda: dict.fromkeys(range(5_000)), lambda: set(COLLIDING[:1_000])],
+    ids=["set", "dict", "a thousand of one hash"],
+)
+def test_numbers_that_are_not_pass_however_many(make: Callable[[], object]) -> None:
+    value = make()
     assert serializer.load_result(serializer.dump_result(value, Any), Any) == value
 
 

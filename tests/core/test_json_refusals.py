@@ -272,21 +272,23 @@ def nested_nodes(levels: int) -> Node:
 
 
 @pytest.mark.parametrize(
-    ("value", "hint"),
+    ("make", "hint"),
     [
-        (cyclic_list(), Any),
-        (cyclic_list(), list[Any]),
-        (cyclic_node(), Node),
-        (cyclic_children(), Node),
-        (nested_lists(150), Any),
-        (nested_lists(100_000), Any),
-        (nested_nodes(150), Node),
-        (nested_nodes(20_000), Node),
+        (cyclic_list, Any),
+        (cyclic_list, list[Any]),
+        (cyclic_node, Node),
+        (cyclic_children, Node),
+        (lambda: nested_lists(150), Any),
+        (lambda: nested_lists(100_000), Any),
+        (lambda: nested_nodes(150), Node),
+        (lambda: nested_nodes(20_000), Node),
     ],
     ids=["list", "typed list", "node", "children", "deep list", "very deep list", "deep node", "very deep node"],
 )
-def test_what_contains_itself_or_is_nested_deeply_is_refused_with_a_short_path(value: object, hint: object) -> None:
-    text = refusal(value, hint)
+def test_what_contains_itself_or_is_nested_deeply_is_refused_with_a_short_path(
+    make: Callable[[], object], hint: object
+) -> None:
+    text = refusal(make(), hint)
     assert "contains itself" in text
     assert text.startswith("result")
     assert len(text) < 400

@@ -17,6 +17,7 @@ TARGETS = {
     "demo",
     "test",
     "test-long",
+    "test-all",
     "test-all-pythons",
     "release-check",
     "lint",
@@ -28,7 +29,7 @@ TARGETS = {
     "clean",
     "format",
 }
-PARTS = ["test", "test-long", "test-all-pythons", "lint", "types"]
+PARTS = ["lint", "types", "test-all", "test-all-pythons"]
 """What .ci/run runs, in this order."""
 
 

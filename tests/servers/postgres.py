@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import pwd
 import shutil
@@ -103,16 +104,36 @@ class PostgresServer(Server):
             self._temporary = Path(tempfile.mkdtemp(prefix="omniq-postgres-"))
             shutil.chown(self._temporary, self.user)
             self.data = self._temporary / "data"
-        command = [str(self.binaries / "initdb"), "-D", str(self.data), "-U", "postgres", "-A", "trust"]
-        with self.log.open("ab") as log:
-            subprocess.run(
-                [*command, "-E", "UTF8", "--no-locale", "--no-sync"],
-                check=True,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                **self.options(),
-            )
+        # As that user, so that it owns the copy.
+        subprocess.run(["cp", "-Rp", str(self._template()), str(self.data)], check=True, **self.options())
+
+    def _template(self) -> Path:
+        """Return the data of a server that never ran: initdb's second of work is done once for all of this machine."""
+        version = hashlib.sha256(f"{self.binaries} {(self.binaries / 'postgres').stat().st_mtime_ns}".encode())
+        name = f"omniq-initdb-{self.user or os.geteuid()}-{version.hexdigest()[:16]}"
+        template = Path(tempfile.gettempdir()) / name
+        if not template.exists():
+            made = Path(tempfile.mkdtemp(prefix="omniq-initdb-"))
+            if self.user is not None:
+                shutil.chown(made, self.user)
+            command = [str(self.binaries / "initdb"), "-D", str(made), "-U", "postgres", "-A", "trust"]
+            with self.log.open("ab") as log:
+                subprocess.run(
+                    [*command, "-E", "UTF8", "--no-locale", "--no-sync"],
+                    check=True,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    **self.options(),
+                )
+            try:
+                made.rename(template)
+            except OSError:  # another process was faster
+                shutil.rmtree(made)
+        owner = os.geteuid() if self.user is None else pwd.getpwnam(self.user).pw_uid
+        if template.stat().st_uid != owner:
+            raise RuntimeError(f"{template} belongs to another user: remove it")
+        return template
 
     def is_ready(self) -> bool:
         try:

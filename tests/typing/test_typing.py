@@ -12,13 +12,10 @@ import pytest
 from tests.packaging.project import ROOT
 
 HERE = Path(__file__).parent
+MISTAKES = ("mistakes.py", "injected_mistakes.py")
+# One process checks all, and leaves what it has found out about the code for the next run.
+pytestmark = pytest.mark.xdist_group("typing")
 IGNORE = re.compile(r"  # type: ignore\[([a-z-]+)\]  # \S.*$", re.MULTILINE)
-
-
-def mypy(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "mypy", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
-    )
 
 
 def pyright(*files: Path) -> list[dict[str, Any]]:
@@ -41,27 +38,39 @@ def mistakes_of(file: Path) -> tuple[str, set[tuple[int, str]]]:
     return IGNORE.sub("", text), {(number, code[1]) for number, line in lines if (code := IGNORE.search(line))}
 
 
-def test_a_type_checker_sees_the_functions_own_parameters_and_results() -> None:
-    checked = mypy(*sorted(HERE.glob("*.py")))
+@pytest.fixture(scope="module")
+def checked(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Return what mypy says of all files, and of the mistakes without their ignores."""
+    folder = tmp_path_factory.mktemp("typing")
+    for name in MISTAKES:
+        (folder / name).write_text(mistakes_of(HERE / name)[0])
+    command = [sys.executable, "-m", "mypy", "--no-pretty", "--no-error-summary", "--show-absolute-path"]
+    done = subprocess.run(
+        [*command, *sorted(HERE.glob("*.py")), *sorted(folder.iterdir())],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (1, "")  # some lines are wrong, and nothing else is
+    return done.stdout.splitlines()
 
-    assert checked.returncode == 0, checked.stdout
+
+def test_a_type_checker_sees_the_functions_own_parameters_and_results(checked: list[str]) -> None:
+    assert [line for line in checked if f"{ROOT}/" in line] == []
 
 
-@pytest.mark.parametrize("name", ["mistakes.py", "injected_mistakes.py"])
-def test_a_type_checker_refuses_every_mistake(name: str, tmp_path: Path) -> None:
-    bare = tmp_path / name
-    text, mistakes = mistakes_of(HERE / name)
-    bare.write_text(text)
-
-    checked = mypy("--no-pretty", bare)
-
-    found = re.findall(r"mistakes\.py:(\d+):\d+: error: .*\[([a-z-]+)\]$", checked.stdout, re.MULTILINE)
-    assert {(int(number), code) for number, code in found} == mistakes
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_type_checker_refuses_every_mistake(name: str, checked: list[str]) -> None:
+    _, mistakes = mistakes_of(HERE / name)
+    errors = re.compile(rf".*/{name}:(\d+):\d+: error: .*\[([a-z-]+)\]$")
+    found = [error for line in checked if (error := errors.match(line))]
+    assert {(int(error[1]), error[2]) for error in found} == mistakes
 
 
 def test_pyright_sees_what_mypy_does(tmp_path: Path) -> None:
     wanted = {}
-    for name in ("mistakes.py", "injected_mistakes.py"):
+    for name in MISTAKES:
         text, mistakes = mistakes_of(HERE / name)
         (tmp_path / name).write_text(text)
         wanted[str(tmp_path / name)] = {number for number, _ in mistakes}
