@@ -25,7 +25,7 @@ TYPED_ABOVE = 1000
 """Of more tasks than this the number has to be typed."""
 
 
-@frozen(kw_only=True)
+@frozen
 class Verb:
     """Something that can be done to many tasks."""
 
@@ -51,46 +51,11 @@ class Verb:
 VERBS: Mapping[str, Verb] = {
     verb.name: verb
     for verb in (
-        Verb(
-            name="cancel",
-            label="Cancel",
-            past="cancelled",
-            permission=Permission.CANCEL,
-            action=CANCEL,
-            steps=Selection.acancel,
-        ),
-        Verb(
-            name="retry",
-            label="Retry",
-            past="made ready again",
-            permission=Permission.RETRY,
-            action=RETRY,
-            steps=Selection.aretry,
-        ),
-        Verb(
-            name="run-now",
-            label="Run now",
-            past="made ready",
-            permission=Permission.RETRY,
-            action=RUN_NOW,
-            steps=Selection.arun_now,
-        ),
-        Verb(
-            name="delete",
-            label="Delete",
-            past="deleted",
-            permission=Permission.DELETE,
-            action=DELETE,
-            steps=Selection.adelete,
-        ),
-        Verb(
-            name="purge",
-            label="Purge",
-            past="removed",
-            permission=Permission.PURGE,
-            action=DELETE,
-            steps=Selection.adelete,
-        ),
+        Verb("cancel", "Cancel", "cancelled", Permission.CANCEL, CANCEL, Selection.acancel),
+        Verb("retry", "Retry", "made ready again", Permission.RETRY, RETRY, Selection.aretry),
+        Verb("run-now", "Run now", "made ready", Permission.RETRY, RUN_NOW, Selection.arun_now),
+        Verb("delete", "Delete", "deleted", Permission.DELETE, DELETE, Selection.adelete),
+        Verb("purge", "Purge", "removed", Permission.PURGE, DELETE, Selection.adelete),
     )
 }
 

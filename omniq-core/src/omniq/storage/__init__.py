@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from omniq.storage.base import (
+from omniq.storage.base import Storage, StorageFactory
+from omniq.storage.values import (
     Capability,
     Count,
     Enqueued,
@@ -18,9 +19,7 @@ from omniq.storage.base import (
     LeaseState,
     QueueStats,
     Severity,
-    Storage,
     StorageConfig,
-    StorageFactory,
     StorageLimits,
     StoredWorker,
     TaskPage,

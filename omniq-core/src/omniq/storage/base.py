@@ -74,23 +74,7 @@ from omniq.task import NewTask, Outcome, Progress, StoredTask, TaskState
 if TYPE_CHECKING:
     from omniq.storage.transactions import CallerTransaction
 
-__all__ = [
-    "Capability",
-    "Count",
-    "Enqueued",
-    "Finding",
-    "Lease",
-    "LeaseState",
-    "QueueStats",
-    "Severity",
-    "Storage",
-    "StorageConfig",
-    "StorageFactory",
-    "StorageLimits",
-    "StoredWorker",
-    "TaskPage",
-    "TaskQuery",
-]
+__all__ = ["Storage", "StorageFactory"]
 
 
 CHECKED_AT_A_TIME = 1000

@@ -13,10 +13,10 @@ from attrs import evolve
 
 from omniq.errors import FlowClosed
 from omniq.flow import Flow, Gate, GateState, NewFlow, NewGate, StoredFlow, StoredGate
-from omniq.storage.base import Enqueued
 from omniq.storage.primitives import FlowTransaction
 from omniq.storage.states import anew_task, changed_task, ended_task, later, stored_task
 from omniq.storage.validation import Salvaged
+from omniq.storage.values import Enqueued
 from omniq.task import NewTask, StoredTask, TaskError, TaskState
 
 __all__ = [

@@ -6,8 +6,8 @@ from datetime import datetime, timedelta
 
 from attrs import define, field
 
-from omniq.storage.base import TaskPage, TaskQuery
 from omniq.storage.validation import EARLIEST
+from omniq.storage.values import TaskPage, TaskQuery
 from omniq.task import StoredTask
 
 __all__ = ["CLOCK_SLACK", "Pager", "slackened"]

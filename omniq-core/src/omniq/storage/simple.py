@@ -23,24 +23,24 @@ from omniq.errors import CorruptRecord, StorageUnavailable
 from omniq.flow import Flow, NewFlow
 from omniq.schedule import Schedule
 from omniq.storage import flow_transitions, transitions
-from omniq.storage.base import (
+from omniq.storage.base import Storage
+from omniq.storage.escaping import get_logger
+from omniq.storage.outages import Outage
+from omniq.storage.primitives import Transaction
+from omniq.storage.transactions import CallerTransaction, driver_connection
+from omniq.storage.validation import finding, log_once
+from omniq.storage.values import (
     Enqueued,
     Finding,
     Lease,
     LeaseState,
     QueueStats,
-    Storage,
     StorageConfig,
     StorageLimits,
     StoredWorker,
     TaskPage,
     TaskQuery,
 )
-from omniq.storage.escaping import get_logger
-from omniq.storage.outages import Outage
-from omniq.storage.primitives import Transaction
-from omniq.storage.transactions import CallerTransaction, driver_connection
-from omniq.storage.validation import finding, log_once
 from omniq.task import NewTask, Outcome, Progress, StoredTask, TaskState
 
 __all__ = ["SimpleStorage", "Tx"]

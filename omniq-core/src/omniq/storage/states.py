@@ -12,8 +12,8 @@ from attrs import evolve
 
 from omniq.flow import StoredFlow
 from omniq.storage.attempts import with_lost_line
-from omniq.storage.base import Lease
 from omniq.storage.validation import Salvaged
+from omniq.storage.values import Lease
 from omniq.task import (
     Cancelled,
     Failed,

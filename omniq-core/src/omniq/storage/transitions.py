@@ -16,7 +16,6 @@ from attrs import evolve
 
 from omniq.flow import NewFlow
 from omniq.schedule import Schedule
-from omniq.storage.base import Enqueued, Lease, LeaseState
 from omniq.storage.flow_transitions import count_ends, doubt, enqueue_into_flow, opened_flows, prune_flows, settle
 from omniq.storage.primitives import FlowTransaction, Transaction
 from omniq.storage.states import (
@@ -32,6 +31,7 @@ from omniq.storage.states import (
     waiting_task,
 )
 from omniq.storage.validation import Salvaged
+from omniq.storage.values import Enqueued, Lease, LeaseState
 from omniq.task import NewTask, Outcome, Progress, StoredTask, TaskState
 
 __all__ = [

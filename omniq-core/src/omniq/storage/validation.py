@@ -26,9 +26,10 @@ from attrs import frozen
 
 from omniq.errors import CorruptRecord
 from omniq.schedule import Misfire, Overlap, Schedule
-from omniq.storage.base import Finding, Severity, Storage, StoredWorker
+from omniq.storage.base import Storage
 from omniq.storage.escaping import printable
 from omniq.storage.records import load_schedule
+from omniq.storage.values import Finding, Severity, StoredWorker
 from omniq.task import Feed, NewTask, Progress, StoredTask, TaskError, TaskState
 
 __all__ = [

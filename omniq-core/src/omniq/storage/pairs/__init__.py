@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 
-from omniq.storage.base import StoredWorker
 from omniq.storage.pairs.buffer import Pairs
 from omniq.storage.pairs.flows import PairsFlows
 from omniq.storage.pairs.keys import key, text_of
@@ -14,6 +13,7 @@ from omniq.storage.pairs.tasks import PairsTasks
 from omniq.storage.rows import from_micros, to_micros
 from omniq.storage.states import later
 from omniq.storage.validation import UNREADABLE, check_worker, corrupt
+from omniq.storage.values import StoredWorker
 
 __all__ = ["Pairs", "PairsTx"]
 

@@ -11,7 +11,6 @@ from typing import Any
 from attrs import evolve
 
 from omniq.errors import CorruptRecord
-from omniq.storage.base import TaskQuery
 from omniq.storage.paging import Pager
 from omniq.storage.pairs.buffer import Pairs, PairsBuffer
 from omniq.storage.pairs.keys import END, key, number_in, text_of, time_of
@@ -27,6 +26,7 @@ from omniq.storage.rows import (
 )
 from omniq.storage.states import promoted_task
 from omniq.storage.validation import LARGEST_REVISION, UNREADABLE, Salvaged, corrupt
+from omniq.storage.values import TaskQuery
 from omniq.task import StoredTask, TaskState
 
 __all__ = ["PairsTasks"]

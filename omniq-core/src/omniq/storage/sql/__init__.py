@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 
-from omniq.storage.base import StoredWorker
 from omniq.storage.rows import from_micros, to_micros
 from omniq.storage.sql.flows import SqlFlows
 from omniq.storage.sql.schedules import SqlSchedules
 from omniq.storage.sql.tasks import SqlTasks
 from omniq.storage.states import later
 from omniq.storage.validation import UNREADABLE, check_worker, corrupt, is_text
+from omniq.storage.values import StoredWorker
 
 __all__ = ["SqlTx"]
 

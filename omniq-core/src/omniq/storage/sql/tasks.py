@@ -10,7 +10,6 @@ from datetime import datetime
 from typing import Any
 
 from omniq.errors import CorruptRecord
-from omniq.storage.base import TaskQuery
 from omniq.storage.paging import CLOCK_SLACK, slackened
 from omniq.storage.rows import (
     CHANGING,
@@ -27,6 +26,7 @@ from omniq.storage.rows import (
 )
 from omniq.storage.sql.statements import SqlStatements, hashed
 from omniq.storage.validation import LARGEST_REVISION, Salvaged, corrupt, is_text
+from omniq.storage.values import TaskQuery
 from omniq.task import StoredTask, TaskState
 
 __all__ = ["SqlTasks"]
