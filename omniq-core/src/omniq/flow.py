@@ -72,6 +72,8 @@ class Gate:
     """How many ended without the success that the gate needs of them."""
     error: str = ""
     """Why it is broken: the first of those."""
+    holds: int = 0
+    """How many holds are left, see :attr:`NewGate.hold`."""
 
 
 @frozen(kw_only=True)
@@ -90,6 +92,8 @@ class Flow:
     """How many of its tasks are in each state, zeros included."""
     gates: tuple[Gate, ...]
     """In the order of their numbers."""
+    result_ttl: float = 86400.0
+    """Seconds that the flow and all of its tasks are kept after the flow's end."""
 
 
 @define(kw_only=True)

@@ -14,7 +14,7 @@ from attrs import evolve
 
 from omniq.errors import CorruptRecord
 from omniq.storage.escaping import get_logger
-from omniq.storage.records import load_error, load_progress
+from omniq.storage.records import dump_error, load_error, load_progress
 from omniq.storage.validation import EARLIEST, UNREADABLE, check_task, corrupt, log_once, salvaged
 from omniq.task import Feed, NewTask, StoredTask, TaskState
 from omniq_postgres import binary_params
@@ -43,6 +43,7 @@ __all__ = [
     "dump_member",
     "key_of",
     "make_task",
+    "past_columns",
     "record_columns",
     "task_of",
     "values_of",
@@ -153,6 +154,22 @@ def record_columns(tasks: Sequence[StoredTask]) -> list[Parameter]:
         binary_params.uuids([task.flow for task in tasks]),
         binary_params.bigints([task.behind for task in tasks]),
         binary_params.texts([dump_member(task) for task in tasks]),
+    ]
+
+
+def past_columns(tasks: Sequence[StoredTask]) -> list[Parameter]:
+    """Return the other parameters of the statement ``flows.adopt``: what tasks have behind them."""
+    return [
+        binary_params.timestamps([task.created_at for task in tasks]),
+        binary_params.timestamps([task.started_at for task in tasks]),
+        binary_params.timestamps([task.finished_at for task in tasks]),
+        binary_params.integers([task.delivery for task in tasks]),
+        binary_params.integers([task.attempt for task in tasks]),
+        binary_params.booleans([task.cancel_requested for task in tasks]),
+        binary_params.texts([task.worker for task in tasks]),
+        binary_params.texts([None if task.error is None else dump_error(task.error) for task in tasks]),
+        binary_params.texts([task.attempt_log or None for task in tasks]),
+        binary_params.byteas([task.result_payload for task in tasks]),
     ]
 
 

@@ -17,7 +17,16 @@ from omniq.storage.records import dump_error
 from omniq.task import StoredTask, TaskState
 from omniq_postgres import binary_params
 from omniq_postgres.blocking_steps import Ask
-from omniq_postgres.encoding import BLOCKED, NUMBER_OF, RUNNING, STATE_OF, key_of, make_task, record_columns
+from omniq_postgres.encoding import (
+    BLOCKED,
+    NUMBER_OF,
+    RUNNING,
+    STATE_OF,
+    key_of,
+    make_task,
+    past_columns,
+    record_columns,
+)
 from omniq_postgres.enqueueing import FEW
 from omniq_postgres.operations import Context, Query, Rows
 
@@ -59,6 +68,10 @@ class FlowTasks:
 
     def _write(self, name: str, *parameters: Any, prepare: bool = True) -> None:
         self._writes.append(self._context.query(name, *parameters, prepare=prepare))
+
+    def look_at_clock(self) -> None:
+        """Learn what time it is, where no flow is opened."""
+        ((self.now,),) = self._rows("reading.now")
 
     # Tasks
 
@@ -137,8 +150,11 @@ class FlowTasks:
         if not tasks:
             return
         self._ahead.forget()
-        parameters = [binary_params.timestamp(self.now), *record_columns(tasks)]
-        self._write("flows.insert", *parameters, prepare=len(tasks) <= FEW)
+        columns = record_columns(tasks)
+        if all(task.created_at == self.now for task in tasks):
+            self._write("flows.insert", binary_params.timestamp(self.now), *columns, prepare=len(tasks) <= FEW)
+        else:
+            self._write("flows.adopt", *columns, *past_columns(tasks), prepare=False)
         for task in tasks:
             self._enter(task, NUMBER_OF[task.state], task.queue)
 

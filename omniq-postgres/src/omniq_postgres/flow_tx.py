@@ -28,7 +28,7 @@ from omniq_postgres.errors import Remedy, remedy_for
 from omniq_postgres.flow_tasks import FlowTasks, more_ahead
 from omniq_postgres.operations import Context, Rows, Steps
 
-__all__ = ["FlowTx", "count_ends_of", "read_only", "transaction"]
+__all__ = ["TRIES", "FlowTx", "count_ends_of", "read_only", "transaction"]
 
 R = TypeVar("R")
 

@@ -10,18 +10,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from psycopg.errors import UniqueViolation
+
 from omniq.errors import CorruptRecord
 from omniq.flow import Flow, NewFlow
-from omniq.storage import Enqueued, flow_transitions, transitions
+from omniq.storage import Adoption, Enqueued, flow_transitions, transitions
 from omniq.storage.rows import load_flow, load_gate
 from omniq.storage.validation import unreadable
-from omniq.task import NewTask
+from omniq.task import NewTask, StoredTask
 from omniq_postgres import binary_params
-from omniq_postgres.flow_tx import FlowTx, read_only, transaction
+from omniq_postgres.flow_tx import TRIES, FlowTx, read_only, transaction
 from omniq_postgres.operations import Context, Steps
 
 __all__ = [
     "SETTLED",
+    "adopt",
     "belong_to_flows",
     "cancel_flow",
     "check",
@@ -49,6 +52,22 @@ def enqueue(tasks: Sequence[NewTask], flow: NewFlow | None, context: Context) ->
     for name in {task.flow for task in tasks if task.flow is not None} | ({flow.id} if flow is not None else set()):
         binary_params.new_id(name)
     return (yield from transaction(lambda tx: transitions.enqueue(tx, tasks, flow), context))
+
+
+def adopt(tasks: Sequence[StoredTask], records: Sequence[Flow], context: Context) -> Steps[list[Adoption]]:
+    """Store records of another store, of flows or not; see :meth:`~omniq.storage.Storage.adopt`."""
+
+    def work(tx: FlowTx) -> list[Adoption]:
+        tx.look_at_clock()
+        return transitions.adopt(tx, tasks, records)
+
+    tries = TRIES
+    while True:
+        try:
+            return (yield from transaction(work, context))
+        except UniqueViolation:  # by one that came meanwhile, with the same id or key
+            if (tries := tries - 1) <= 0:
+                raise
 
 
 def release_hold(flow_id: str, gate: int, context: Context) -> Steps[bool]:

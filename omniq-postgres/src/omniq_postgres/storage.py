@@ -18,6 +18,7 @@ from omniq.errors import StorageUnavailable
 from omniq.flow import Flow, NewFlow
 from omniq.schedule import Schedule
 from omniq.storage import (
+    Adoption,
     Capability,
     Enqueued,
     Finding,
@@ -39,6 +40,7 @@ from omniq_postgres import claiming, control, doctor, finishing, flows, maintena
 from omniq_postgres.connecting import Connector, discard
 from omniq_postgres.encoding import columns_of
 from omniq_postgres.enqueueing import store
+from omniq_postgres.flows import adopt
 from omniq_postgres.joining import join
 from omniq_postgres.operations import Steps
 from omniq_postgres.session import Session
@@ -332,6 +334,9 @@ class PostgresStorage(Storage, Migrated):
             record for look in (reading.check, schedules.check, flows.check) for record in await session.run(look)
         ]
         return [*map(finding, problems), *await super().check(limit)][:limit]
+
+    async def adopt(self, tasks: Sequence[StoredTask], flows: Sequence[Flow] = ()) -> list[Adoption]:
+        return await self._opened().run(partial(adopt, tasks, flows)) if tasks or flows else []
 
     async def diagnose(self) -> list[Finding]:
         return await doctor.diagnose(self._opened(), self._settings, self._connector)

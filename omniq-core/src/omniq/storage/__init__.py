@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from omniq.storage.base import Storage, StorageFactory
 from omniq.storage.values import (
+    Adoption,
     Capability,
     Count,
     Enqueued,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from omniq.storage.sql import SqlTx
 
 __all__ = [
+    "Adoption",
     "Capability",
     "Count",
     "Enqueued",

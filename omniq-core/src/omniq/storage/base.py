@@ -51,10 +51,11 @@ from typing import TYPE_CHECKING, Protocol, Self
 from attrs import evolve
 
 from omniq.errors import ConfigurationError
-from omniq.flow import NewFlow
+from omniq.flow import Flow, NewFlow
 from omniq.schedule import Schedule
 from omniq.storage.flows import FlowStorage
 from omniq.storage.values import (
+    Adoption,
     Capability,
     Count,
     Enqueued,
@@ -531,6 +532,32 @@ class Storage(FlowStorage, ABC):
             if cursor is None:
                 break
         return found[:limit]
+
+    # Moving in
+
+    async def adopt(self, tasks: Sequence[StoredTask], flows: Sequence[Flow] = ()) -> list[Adoption]:
+        """Store records of another store as they stand, unless their ids are stored already.
+
+        So a move from store to store can be repeated from its beginning, wherever it was interrupted. Nothing is
+        counted, as what has happened in the other store is in the records: a gate is stored with what it still waits
+        for, though the tasks that feed it come in later calls. What has still to follow does: tasks behind an open or
+        a broken gate, or of a cancelled flow, move on as ever.
+
+        The tasks stand behind all others in the order of enqueueing, in the order given. Their place among those that
+        are ready is that of their priority and ``run_at``. A task that has not ended takes its ``unique`` key. Its
+        ``delivery`` stays, so that whoever held it before stays fenced; its progress may be forgotten.
+
+        As many as :attr:`StorageLimits.atomic_tasks` says are stored all or none. A repeated call after a lost answer
+        gives ``PRESENT`` for what the first one stored.
+
+        :param tasks: whole records, none of them running, their lease None; those of flows after their flows.
+        :param flows: flows as :meth:`get_flows` returned them; stored before the tasks.
+        :return: one entry for each flow, in order, and then one for each task.
+        :raises ValueError: if a task is running, was listed bare, could not be read, or cannot be held; then no task is
+            stored.
+        :raises ConfigurationError: if this store cannot adopt records.
+        """
+        raise ConfigurationError(f"{type(self).__name__} cannot adopt the tasks of another store, as omniq import asks")
 
     @abstractmethod
     async def diagnose(self) -> list[Finding]:

@@ -9,18 +9,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 
-from attrs import evolve
+from attrs import asdict, evolve
 
 from omniq.errors import FlowClosed
 from omniq.flow import Flow, Gate, GateState, NewFlow, NewGate, StoredFlow, StoredGate
 from omniq.storage.primitives import FlowTransaction
 from omniq.storage.states import anew_task, changed_task, ended_task, later, stored_task
 from omniq.storage.validation import Salvaged
-from omniq.storage.values import Enqueued
+from omniq.storage.values import Adoption, Enqueued
 from omniq.task import NewTask, StoredTask, TaskError, TaskState
 
 __all__ = [
     "FlowStep",
+    "adopt_flow",
     "cancel_flow",
     "count_ends",
     "doubt",
@@ -164,6 +165,26 @@ class FlowStep:
             tx.save([changed_task(task, cancel_requested=True) for task in running if not task.cancel_requested])
             self.flow.cancelling = False
         return len(waiting)
+
+    def adopt(self, task: StoredTask) -> None:
+        """Note what has still to follow for a task that another store had. The gates and the flow have counted it."""
+        flow, gate = self.flow, None if task.behind is None else self.gate(task.behind)
+        if flow.is_over and not task.state.is_final:
+            # An audit has not waited for what had not come yet.
+            flow.live, flow.finished_at = sum(self._live_members()), None
+        if flow.cancelled and task.state in _WAITING:
+            flow.cancelling = True
+        if gate is None:
+            return
+        if _is_upstream(task) and gate.state is not GateState.BROKEN:
+            gate.revives = True
+            self._changed[gate.n] = gate
+            flow.agenda[gate.n] = None
+        elif task.state is TaskState.BLOCKED and gate.state is not GateState.SHUT:
+            flow.agenda[gate.n] = None
+
+    def _live_members(self) -> Iterable[int]:
+        return (n for state, n in self._tx.count_members(self.flow.id).items() if not state.is_final)
 
     def _save_moved(self, tasks: Sequence[StoredTask]) -> None:
         self._tx.save(tasks)
@@ -423,10 +444,43 @@ def _shown(tx: FlowTransaction, flow: StoredFlow) -> Flow:
         hold_until=flow.hold_until,
         counts=dict.fromkeys(TaskState, 0) | dict(tx.count_members(flow.id)),
         gates=tuple(
-            Gate(n=gate.n, rank=gate.rank, state=gate.state, unmet=gate.unmet, failed=gate.failed, error=gate.error)
+            Gate(
+                n=gate.n,
+                rank=gate.rank,
+                state=gate.state,
+                unmet=gate.unmet,
+                failed=gate.failed,
+                error=gate.error,
+                holds=gate.holds,
+            )
             for gate in gates
         ),
+        result_ttl=flow.result_ttl,
     )
+
+
+def adopt_flow(tx: FlowTransaction, flow: Flow) -> Adoption:
+    """Store a flow that another store had, with its gates and what they have counted."""
+    if tx.flows([flow.id]):
+        return Adoption.PRESENT
+    if flow.unique is not None and flow.finished_at is None and tx.flow_of_key(flow.unique) is not None:
+        return Adoption.KEY_TAKEN
+    stored = StoredFlow(
+        id=flow.id,
+        unique=flow.unique,
+        created_at=flow.created_at,
+        result_ttl=flow.result_ttl,
+        live=sum(n for state, n in flow.counts.items() if not state.is_final),
+        held=sum(gate.holds for gate in flow.gates),
+        hold_until=flow.hold_until,
+        finished_at=flow.finished_at,
+        cancelled=flow.cancelled,
+        audit_at=later(tx.now, AUDIT_SECONDS),
+    )
+    gates = [StoredGate(**asdict(gate)) for gate in flow.gates]
+    tx.save_gates(flow.id, gates)
+    tx.save_flow(stored)
+    return Adoption.STORED
 
 
 def cancel_flow(tx: FlowTransaction, flow_id: str) -> bool:

@@ -34,7 +34,7 @@ class FlowTransaction(Protocol):
 
     @abstractmethod
     def insert(self, tasks: Sequence[StoredTask]) -> None:
-        """Add tasks, behind all others in the order of enqueueing."""
+        """Add tasks as they stand, in any state but running, behind all others in the order of enqueueing."""
 
     @abstractmethod
     def save(self, tasks: Sequence[StoredTask]) -> None:

@@ -30,6 +30,7 @@ from omniq.storage.primitives import Transaction
 from omniq.storage.transactions import CallerTransaction, driver_connection
 from omniq.storage.validation import finding, log_once
 from omniq.storage.values import (
+    Adoption,
     Enqueued,
     Finding,
     Lease,
@@ -483,6 +484,9 @@ class SimpleStorage(Storage):
 
         found = [finding(problem) for problem in await self._read(look)]
         return list(dict.fromkeys([*found, *await super().check(limit)]))[:limit]
+
+    async def adopt(self, tasks: Sequence[StoredTask], flows: Sequence[Flow] = ()) -> list[Adoption]:
+        return await self._run(transitions.adopt, tasks, flows, wakes=True)
 
     async def diagnose(self) -> list[Finding]:
         return await self._read(self.findings)

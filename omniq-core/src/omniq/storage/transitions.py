@@ -14,9 +14,17 @@ from collections.abc import Callable, Mapping, Sequence
 
 from attrs import evolve
 
-from omniq.flow import NewFlow
+from omniq.flow import Flow, NewFlow
 from omniq.schedule import Schedule
-from omniq.storage.flow_transitions import count_ends, doubt, enqueue_into_flow, opened_flows, prune_flows, settle
+from omniq.storage.flow_transitions import (
+    adopt_flow,
+    count_ends,
+    doubt,
+    enqueue_into_flow,
+    opened_flows,
+    prune_flows,
+    settle,
+)
 from omniq.storage.primitives import FlowTransaction, Transaction
 from omniq.storage.states import (
     anew_task,
@@ -30,11 +38,12 @@ from omniq.storage.states import (
     taken_back_task,
     waiting_task,
 )
-from omniq.storage.validation import Salvaged
-from omniq.storage.values import Enqueued, Lease, LeaseState
+from omniq.storage.validation import Salvaged, check_adoptable
+from omniq.storage.values import Adoption, Enqueued, Lease, LeaseState
 from omniq.task import NewTask, Outcome, Progress, StoredTask, TaskState
 
 __all__ = [
+    "adopt",
     "cancel",
     "claim",
     "delete",
@@ -279,3 +288,36 @@ def fire(tx: Transaction, schedule: Schedule, tasks: Sequence[NewTask]) -> list[
     if schedule.revision == 0 or put_schedule(tx, schedule, schedule.revision) is None:
         return None
     return enqueue(tx, tasks)
+
+
+def adopt(tx: FlowTransaction, tasks: Sequence[StoredTask], flows: Sequence[Flow] = ()) -> list[Adoption]:
+    check_adoptable(tasks)
+    named = {task.flow for task in tasks if task.flow is not None} | {flow.id for flow in flows}
+    if named:
+        tx.flows(sorted(named))  # all are locked, in one order everywhere, before the first of them is changed
+    answers = [adopt_flow(tx, flow) for flow in flows]
+    steps = opened_flows(tx, tasks)
+    known = set(tx.load(task.id for task in tasks))
+    holders = tx.holders({task.unique for task in tasks if task.unique is not None})
+    new = []
+    for task in tasks:
+        key = None if task.state.is_final else task.unique
+        if task.id in known:
+            answers.append(Adoption.PRESENT)
+        elif task.flow is not None and task.flow not in steps:
+            answers.append(Adoption.NO_FLOW)
+        elif key is not None and key in holders:
+            answers.append(Adoption.KEY_TAKEN)
+        else:
+            known.add(task.id)
+            if key is not None:
+                holders[key] = task.id
+            new.append(task)
+            answers.append(Adoption.STORED)
+    tx.insert(new)
+    for task in new:
+        if task.flow is not None:
+            steps[task.flow].adopt(task)
+    for step in steps.values():
+        step.close()
+    return answers

@@ -39,6 +39,7 @@ __all__ = [
     "LONGEST_TEXT",
     "UNREADABLE",
     "Salvaged",
+    "check_adoptable",
     "check_schedule",
     "check_task",
     "check_text",
@@ -144,6 +145,29 @@ def _is_placed(task: StoredTask) -> bool:
 _SMALL = 2**30
 """Numbers below it are right in each place."""
 _INFINITE = math.inf
+
+
+def check_adoptable(tasks: Iterable[StoredTask]) -> None:
+    """Refuse tasks that :meth:`~omniq.storage.Storage.adopt` cannot store as they stand.
+
+    :raises ValueError: if one of them is running, was listed bare, or could not be read; names it.
+    """
+    for task in tasks:
+        if isinstance(task, Salvaged):
+            problem = "it could not be read where it was stored"
+        elif task.omitted is not None:
+            problem = "it was listed bare, so its arguments are not known"
+        elif task.state is TaskState.RUNNING or task.lease_until is not None:
+            problem = f"worker {task.worker} has it; stop the workers first"
+        elif task.state.is_final is (task.finished_at is None):
+            problem = f"its state is {task.state}, and its finished_at {task.finished_at}"
+        else:
+            try:
+                check_task(task)
+                continue
+            except ValueError as error:
+                problem = str(error)
+        raise ValueError(f"task {task.id} ({task.name}) cannot be adopted: {problem}")
 
 
 def check_schedule(schedule: Schedule) -> Schedule:

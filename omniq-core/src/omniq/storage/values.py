@@ -14,6 +14,7 @@ from attrs.validators import optional as or_none
 from omniq.task import StoredTask, TaskState
 
 __all__ = [
+    "Adoption",
     "Capability",
     "Count",
     "Enqueued",
@@ -91,6 +92,18 @@ class Enqueued:
     """The task's id; where a live task has the same ``unique`` key, the id of that one."""
     created: bool
     """False if the id was stored already, or if a live task has the same ``unique`` key."""
+
+
+class Adoption(StrEnum):
+    """What became of one record that a store was to adopt, see :meth:`Storage.adopt`."""
+
+    STORED = "stored"
+    PRESENT = "present"
+    """Its id is stored already, whatever has become of it since; nothing was changed."""
+    KEY_TAKEN = "key taken"
+    """Not stored: it has not ended, and another task, or another flow, that has not ended has its unique key."""
+    NO_FLOW = "no flow"
+    """Not stored: the store does not have the flow that the task belongs to."""
 
 
 @frozen

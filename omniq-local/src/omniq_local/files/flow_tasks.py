@@ -65,6 +65,7 @@ class FlowTasks:
         for task in tasks:
             record = new_record(NewTask(**{name: getattr(task, name) for name in _ORDER}), self._transaction.now)
             record.opening_delay = task.opening_delay
+            record.created_at = micros(task.created_at)
             _change(record, task)
             self._transaction.add(record)
             if task.flow is not None:

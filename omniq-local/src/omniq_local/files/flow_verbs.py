@@ -5,12 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from omniq.flow import Flow
-from omniq.storage import flow_transitions
+from omniq.storage import Adoption, flow_transitions, transitions
 from omniq.storage.transitions import SETTLED
+from omniq.task import StoredTask
 from omniq_local.files.queues import DUE
 from omniq_local.files.transaction import Transaction
 
-__all__ = ["cancel_flow", "get_flows", "release_hold", "retry_flow", "settle", "settle_first"]
+__all__ = ["adopt", "cancel_flow", "get_flows", "release_hold", "retry_flow", "settle", "settle_first"]
+
+
+def adopt(tasks: Sequence[StoredTask], records: Sequence[Flow], transaction: Transaction) -> list[Adoption]:
+    """Store records of another store, of flows or not; see :meth:`~omniq.storage.Storage.adopt`."""
+    return transitions.adopt(transaction.flows, tasks, records)
 
 
 def release_hold(flow_id: str, gate: int, transaction: Transaction) -> bool:

@@ -18,6 +18,7 @@ from omniq.errors import StorageUnavailable
 from omniq.flow import Flow, NewFlow
 from omniq.schedule import Schedule
 from omniq.storage import (
+    Adoption,
     Capability,
     Enqueued,
     Finding,
@@ -254,6 +255,9 @@ class FileStorage(Storage):
     async def check(self, limit: int = 100) -> list[Finding]:
         found = await super().check(limit)
         return found + await self._opened().run(partial(check, limit - len(found)), small=False)
+
+    async def adopt(self, tasks: Sequence[StoredTask], flows: Sequence[Flow] = ()) -> list[Adoption]:
+        return await self._opened().run(partial(flow_verbs.adopt, tasks, flows), small=False)
 
     async def diagnose(self) -> list[Finding]:
         return await self._opened().run(partial(diagnose, self._folder.settings), small=False)

@@ -74,7 +74,7 @@ class Transaction(Lookup):
         record.head = dump_head(record)
         self._records[record.order.id] = record
         self._touched[record.sequence] = record
-        if record.order.unique is not None:
+        if record.order.unique is not None and record.state not in ENDED:
             self._set_key(record.order.unique, record.order.id)
 
     def touch(self, record: Record) -> None:

@@ -19,6 +19,7 @@ from omniq.errors import StorageUnavailable
 from omniq.flow import Flow, NewFlow
 from omniq.schedule import Schedule
 from omniq.storage import (
+    Adoption,
     Capability,
     Enqueued,
     Finding,
@@ -298,6 +299,10 @@ class MemoryStorage(Storage):
     async def prune(self, limit: int) -> int:
         with LOCK:
             return transitions.prune(self._opened(), limit)
+
+    async def adopt(self, tasks: Sequence[StoredTask], flows: Sequence[Flow] = ()) -> list[Adoption]:
+        with LOCK:
+            return transitions.adopt(self._opened(), tasks, flows)
 
     async def diagnose(self) -> list[Finding]:
         with LOCK:

@@ -11,14 +11,15 @@ import json
 import re
 import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 from omniq.errors import CorruptRecord
 from omniq.flow import Flow, NewFlow, StoredFlow, StoredGate
-from omniq.storage import Enqueued, flow_transitions, primitives, transitions
+from omniq.storage import Adoption, Enqueued, flow_transitions, primitives, transitions
 from omniq.storage.escaping import get_logger
 from omniq.storage.records import dump_error
-from omniq.storage.rows import dump_flow, dump_gate, load_flow, load_gate, to_micros
+from omniq.storage.rows import drop_at, dump_flow, dump_gate, load_flow, load_gate, to_micros
 from omniq.storage.states import due_at
 from omniq.storage.transitions import SETTLED
 from omniq.storage.validation import Salvaged, log_once, unreadable
@@ -31,6 +32,7 @@ from omniq_local.sqlite.encoding import (
     dump_feeds,
     dump_options,
     moment,
+    span,
 )
 from omniq_local.sqlite.reading import make_task
 from omniq_local.sqlite.statements import Statements
@@ -38,6 +40,7 @@ from omniq_local.sqlite.transaction import End, Row, Transaction
 
 __all__ = [
     "SETTLED",
+    "adopt",
     "cancel_flow",
     "check_flows",
     "conclude",
@@ -79,6 +82,12 @@ def enqueue(tasks: Sequence[NewTask], flow: NewFlow | None, tx: Transaction) -> 
     """Store tasks of one flow, with it or into it; see :meth:`~omniq.storage.Storage.enqueue`."""
     tx.fold()
     return flow_transitions.enqueue_into_flow(FlowTransaction(tx), tasks, flow)
+
+
+def adopt(records: Sequence[StoredTask], flows: Sequence[Flow], tx: Transaction) -> list[Adoption]:
+    """Store records of another store, of flows or not; see :meth:`~omniq.storage.Storage.adopt`."""
+    tx.fold()
+    return transitions.adopt(FlowTransaction(tx), records, flows)
 
 
 def retry(ids: Sequence[str], tx: Transaction) -> list[bool]:
@@ -186,16 +195,17 @@ class FlowTransaction(primitives.FlowTransaction):
             task.name,
             task.priority,
             NUMBER_OF[task.state],
-            # Not before that of the latest task, though the clock be put back.
-            stamp,
+            # That of a new one is not before that of the latest task, though the clock be put back.
+            stamp if task.created_at == self.now else to_micros(task.created_at),
             stamp if task.run_at == self.now else to_micros(task.run_at),
-            None if task.expires_at is None else to_micros(task.expires_at),
+            _micros(task.expires_at),
             dump_options(task.max_retries, task.tags, task.result_ttl),
             task.flow,
             task.behind,
             dump_feeds(task.feeds),
             task.opening_delay,
             task.body if len(task.body) <= BODY_APART else None,
+            *_past(task),
         )
 
     def save(self, tasks: Sequence[StoredTask]) -> None:
@@ -299,13 +309,35 @@ class FlowTransaction(primitives.FlowTransaction):
         return found
 
 
+def _micros(at: datetime | None) -> int | None:
+    return None if at is None else to_micros(at)
+
+
+def _past(task: StoredTask) -> tuple[Any, ...]:
+    """Return what a task has behind it that was not enqueued just now, and what no task of a flow has."""
+    return (
+        task.delivery,
+        task.attempt,
+        1 if task.cancel_requested else None,
+        _micros(task.started_at),
+        _micros(task.finished_at),
+        drop_at(task),
+        None if task.flow is not None else span(task.result_ttl),
+        task.worker,
+        task.unique,
+        None if task.error is None else dump_error(task.error),
+        task.attempt_log or None,
+        task.result_payload,
+    )
+
+
 def _changing(task: StoredTask) -> tuple[Any, ...]:
     return (
         to_micros(task.run_at),
         task.attempt,
-        None if task.finished_at is None else to_micros(task.finished_at),
-        None if task.expires_at is None else to_micros(task.expires_at),
+        _micros(task.finished_at),
+        _micros(task.expires_at),
         1 if task.cancel_requested else None,
-        None if task.lease_until is None else to_micros(task.lease_until),
+        _micros(task.lease_until),
         None if task.error is None else dump_error(task.error),
     )

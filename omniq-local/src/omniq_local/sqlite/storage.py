@@ -16,6 +16,7 @@ from omniq.errors import StorageUnavailable
 from omniq.flow import Flow, NewFlow
 from omniq.schedule import Schedule
 from omniq.storage import (
+    Adoption,
     Capability,
     Enqueued,
     Finding,
@@ -38,6 +39,7 @@ from omniq_local.sqlite.database import Database
 from omniq_local.sqlite.doctor import diagnose
 from omniq_local.sqlite.encoding import moment
 from omniq_local.sqlite.enqueueing import enqueue
+from omniq_local.sqlite.flows import adopt
 from omniq_local.sqlite.listing import list_tasks, read_cursor
 from omniq_local.sqlite.settings import read_settings
 from omniq_local.sqlite.waiting import Waiting
@@ -288,6 +290,9 @@ class SQLiteStorage(Storage):
         of_flows = await database.read(partial(flows.check_flows, database.sql))
         found = [finding(problem) for problem in (*unreadable, *of_flows, *others)]
         return [*found, *await super().check(limit)][:limit]
+
+    async def adopt(self, tasks: Sequence[StoredTask], flows: Sequence[Flow] = ()) -> list[Adoption]:
+        return await self._opened().write(partial(adopt, tasks, flows), small=False)
 
     async def diagnose(self) -> list[Finding]:
         database = self._opened()

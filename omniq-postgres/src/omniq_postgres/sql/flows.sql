@@ -184,6 +184,44 @@ INSERT INTO {task} (
 SELECT id, seq, $1::timestamptz, result_ttl, max_retries, priority, queue, name, unique_key, tags::text[], member, body
 FROM new
 
+-- name: adopt
+-- The same for tasks of another store, of flows or not, with what they have behind them.
+WITH new AS MATERIALIZED (
+    SELECT nextval('{order}') AS seq, n.*
+    FROM unnest(
+        $1::uuid[], $2::text[], $3::text[], $4::bytea[], $5::smallint[], $6::integer[], $7::timestamptz[],
+        $8::timestamptz[], $9::double precision[], $10::text[], $11::text[], $12::text[], $13::smallint[], $14::uuid[],
+        $15::bigint[], $16::text[], $17::timestamptz[], $18::timestamptz[], $19::timestamptz[], $20::integer[],
+        $21::integer[], $22::boolean[], $23::text[], $24::text[], $25::text[], $26::bytea[]
+    ) AS n (
+        id, queue, name, body, priority, max_retries, run_at, expires_at, result_ttl, tags, unique_key, key, state,
+        flow, behind, member, created_at, started_at, now, delivery, attempt, cancel, worker, error, attempt_log, result
+    )
+),
+waiting AS (
+    INSERT INTO {live} (
+        run_at, started_at, expires_at, result_ttl, seq, delivery, attempt, state, priority, cancel, id, queue, worker,
+        key, error, attempt_log, flow, behind
+    )
+    SELECT run_at, started_at, expires_at, result_ttl, seq, delivery, attempt, state, priority, cancel, id, queue,
+           worker, key, error, attempt_log, flow, behind
+    FROM new WHERE state < 3
+),
+over AS (
+    INSERT INTO {ended} (
+        run_at, started_at, finished_at, delete_at, expires_at, seq, delivery, attempt, state, cancel, id, queue,
+        flow, behind, uncounted, worker, error, attempt_log, result
+    )
+    SELECT run_at, started_at, now, {kept_until}, expires_at, seq, delivery, attempt, state, cancel, id, queue,
+           flow, behind, false, worker, error, attempt_log, result
+    FROM new WHERE state > 3
+)
+INSERT INTO {task} (
+    id, seq, created_at, result_ttl, max_retries, priority, queue, name, unique_key, tags, member, body
+)
+SELECT id, seq, created_at, result_ttl, max_retries, priority, queue, name, unique_key, tags::text[], member, body
+FROM new
+
 -- name: move
 -- Tasks that wait, or are asked to stop, as they were before.
 UPDATE {live} SET state = m.state, run_at = m.run_at, cancel = m.cancel

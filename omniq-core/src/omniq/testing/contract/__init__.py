@@ -42,6 +42,7 @@ Run it with plain pytest (``pip install 'omniq-core[testing]'``); no plugin is n
 
 from __future__ import annotations
 
+from omniq.testing.contract.adopting import AdoptContract
 from omniq.testing.contract.base import Contract, deviates, needs
 from omniq.testing.contract.claiming import ClaimContract
 from omniq.testing.contract.controlling import ControlContract
@@ -79,6 +80,7 @@ class StorageContract(
     ScheduleContract,
     MaintenanceContract,
     FlowContract,
+    AdoptContract,
     CostContract,
     SyncContract,
     OutageContract,

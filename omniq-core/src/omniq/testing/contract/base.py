@@ -13,7 +13,7 @@ import pytest
 from omniq.storage import Capability, Storage
 from omniq.testing.contract.stores import Stores
 
-__all__ = ["Contract", "Deafen", "deviates", "needs", "needs_fixtures", "patient", "with_flows"]
+__all__ = ["Contract", "Deafen", "deviates", "needs", "needs_fixtures", "patient", "with_adoption", "with_flows"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 KIT = "omniq.testing.contract"
@@ -71,6 +71,12 @@ def needs_fixtures(*names: str) -> Callable[[F], F]:
 def with_flows(test: F) -> F:
     """Mark a test that only storages that hold flows can be asked to pass."""
     test.__dict__["needs_flows"] = True
+    return test
+
+
+def with_adoption(test: F) -> F:
+    """Mark a test that only storages that adopt the records of others can be asked to pass."""
+    test.__dict__["needs_adoption"] = True
     return test
 
 
@@ -145,12 +151,16 @@ def _on_a_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., 
     needed: frozenset[Capability] = getattr(test, "needs", frozenset())
     least: float = getattr(test, "patience", 0.0)
     needs_flows: bool = getattr(test, "needs_flows", False)
+    needs_adoption: bool = getattr(test, "needs_adoption", False)
     fixtures: tuple[str, ...] = getattr(test, "needs_fixtures", ())
 
     @functools.wraps(test)
     def run(self: Contract, *args: Any, **kwargs: Any) -> None:
         if needs_flows and not self._stores.limits.flows:
             self.not_asked("this storage holds no flows")
+            return
+        if needs_adoption and not self._stores.adopts:
+            self.not_asked("this storage adopts no records of others")
             return
         missing = needed - self._stores.capabilities
         if missing:

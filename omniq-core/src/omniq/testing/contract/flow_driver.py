@@ -11,8 +11,8 @@ from omniq.errors import FlowClosed
 from omniq.flow import Flow, GateState, NewFlow, NewGate
 from omniq.storage import Storage
 from omniq.storage.ids import new_id
-from omniq.task import Failed, Feed, NewTask, Outcome, Retry, StoredTask, Succeeded, TaskError, TaskState
-from omniq.testing.contract.steps import HELD, lapsed, new_task
+from omniq.task import Failed, Feed, NewTask, Outcome, Released, Retry, StoredTask, Succeeded, TaskError, TaskState
+from omniq.testing.contract.steps import HELD, lapsed, moved, new_task
 
 __all__ = ["FlowDriver", "settled"]
 
@@ -74,15 +74,28 @@ class FlowDriver:
         place: dict[str, Any] = {"flow": flow.id, "behind": behind, "feeds": feeds}
         return new_task(queue=self._queue, max_retries=self._rng.randint(0, 2), **place)
 
-    async def run(self) -> None:
-        """Build it, do anything to it, and drive it to its end."""
+    async def run(self, other: Storage | None = None) -> None:
+        """Build it, do anything to it, and drive it to its end.
+
+        :param other: another store, to which it moves in between; None: it stays.
+        """
+        await self._anything()
+        if other is not None:
+            await self._release_running()
+            await self._store.finish([Released(id=task.id, delivery=task.delivery) for task in self._leases])
+            self._leases.clear()
+            await moved(self._store, other, size=self._rng.randint(1, 5))
+            self._store = other
+            await self._check()
+        await self._to_the_end()
+
+    async def _anything(self) -> None:
         await self._store.enqueue(self._tasks, self._flow)
         await self._check()
         names, weights = list(OPERATIONS), list(OPERATIONS.values())
         for _ in range(self._rng.randint(5, 40)):
             await getattr(self, f"_{self._rng.choices(names, weights)[0]}")()
             await self._check()
-        await self._to_the_end()
 
     # Operations
 

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from omniq.schedule import Schedule
-from omniq.storage import QueueStats, Storage
+from omniq.storage import Adoption, QueueStats, Storage, TaskQuery
 from omniq.storage.ids import new_id
 from omniq.task import Cancelled, Failed, NewTask, Outcome, Released, Retry, StoredTask, Succeeded, TaskError, TaskState
 from omniq.testing.waiting import await_until
@@ -23,6 +23,7 @@ __all__ = [
     "counts",
     "lapsed",
     "later",
+    "moved",
     "new_schedule",
     "new_task",
     "outcome",
@@ -138,3 +139,24 @@ async def counts(store: Storage, queue: str = "work") -> dict[TaskState, int]:
     """Return the counts of a queue, those that are not zero."""
     stats: dict[str, QueueStats] = {stat.queue: stat for stat in await store.stats()}
     return {state: count for state, count in stats[queue].counts.items() if count} if queue in stats else {}
+
+
+async def moved(source: Storage, target: Storage, *, size: int = 100) -> list[Adoption]:
+    """Have a store adopt all flows and tasks of another.
+
+    :param size: how many tasks of a call.
+    :return: what became of each, the flows first, and the tasks in the order of enqueueing.
+    """
+    tasks: list[StoredTask] = []
+    cursor: str | None = None
+    while True:
+        page = await source.list_tasks(TaskQuery(limit=size), cursor)
+        tasks[:0] = reversed(page.tasks)
+        if (cursor := page.cursor) is None:
+            break
+    ids = list(dict.fromkeys(task.flow for task in tasks if task.flow is not None))
+    flows = [flow for flow in (await source.get_flows(ids) if ids else []) if flow is not None]
+    answers = await target.adopt([], flows) if flows else []
+    for begin in range(0, len(tasks), size):
+        answers += await target.adopt(tasks[begin : begin + size])
+    return answers

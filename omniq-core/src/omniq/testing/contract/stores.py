@@ -46,6 +46,11 @@ class Stores:
         """How far the store goes."""
         return self._prototype.limits
 
+    @property
+    def adopts(self) -> bool:
+        """Whether it adopts the records of other stores."""
+        return type(self._prototype).adopt is not Storage.adopt
+
     def run(self, coroutine: Coroutine[Any, Any, R], patience: float) -> R:
         """Run a coroutine on the test's event loop; fail if it takes longer than some seconds.
 
