@@ -81,6 +81,7 @@ INDEXES = (
     ),
     *("uncounted", "flow_due", "flow_key", "due"),
 )
+FUNCTIONS = ("enqueue", "enqueue_store", "enqueue_number", "enqueue_text", "enqueue_time")
 _LONGEST_TIMEOUT = 3600.0
 IDLE_IN_TRANSACTION = 5000
 """Milliseconds after which the server ends a connection of ours that stands still within a transaction."""
@@ -113,9 +114,10 @@ class Names:
         return f'"{self.plain(word)}"'
 
     def of_all(self) -> dict[str, str]:
-        """Return each table's name as statements have it, and those of the indexes, which take their table's schema."""
-        tables = {word: f'"{self.schema}".{self.quoted(word)}' for word in (*TABLES, "order")}
-        return tables | {f"{word}_index": self.quoted(word) for word in INDEXES} | {"schema": f'"{self.schema}"'}
+        """Return what stands in the place of each word of a statement: names of tables and so on, and the mark."""
+        names = {word: self.relation(word) for word in (*TABLES, "order", *FUNCTIONS)}
+        names |= {f"{word}_index": self.quoted(word) for word in INDEXES}
+        return names | {"schema": f'"{self.schema}"', "mark": self.mark}
 
     def relation(self, word: str) -> str:
         """Return the text that PostgreSQL finds a table by (``regclass``)."""

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Mapping
 from importlib import resources
 
-from omniq_postgres.encoding import BARE, CLAIMED, LIGHT, RECORD
+from omniq_postgres.encoding import BARE, CLAIMED, KEPT_OF_KEY, LIGHT, LONGEST_KEY, RECORD
 from omniq_postgres.settings import IDLE_IN_TRANSACTION, Names
 
 __all__ = ["Statements", "migration_files"]
@@ -49,6 +49,7 @@ def migration_files() -> Mapping[int, tuple[str, str]]:
         number, _, extension = file.name.rpartition(".")
         if extension == "sql":
             title, _, sql = file.read_text(encoding="utf-8").partition("\n")
+            sql = _expanded(sql).replace("{guarded}", _templates()["enqueue.guarded"])
             found[int(number)] = (title.removeprefix("-- ").strip(), sql.strip())
     return dict(sorted(found.items()))
 
@@ -74,6 +75,8 @@ _COMMON = {
         "AND flow IS NOT NULL AND finished_at < (SELECT clock_timestamp() - interval '1 second')))"
     ),
     "idle_in_transaction": str(IDLE_IN_TRANSACTION),
+    "longest_key": str(LONGEST_KEY),
+    "kept_of_key": str(KEPT_OF_KEY),
 }
 """What several verbs have in common.
 
