@@ -67,7 +67,7 @@ async def test_names_and_passwords_in_a_file(queue: TaskQueue, tmp_path: Path) -
         refused = await client.post("/queues/pause", data=form, headers={**SAME_ORIGIN, **_headers("grace", "pw")})
         assert refused.status_code == 403
         assert "grace" in refused.text
-    for text, match in (("", "names nobody"), ("ada\n", "line 1"), (":pw\n", "line 1"), ("a:b\nada:\n", "line 2")):
+    for text, match in (("", "names no user"), ("ada\n", "line 1"), (":pw\n", "line 1"), ("a:b\nada:\n", "line 2")):
         file.write_text(text)
         with pytest.raises(UsageError, match=match):
             Basic(file, EVERYTHING)

@@ -243,7 +243,7 @@ def test_a_run_in_which_everything_is_right_ends_well() -> None:
         (evolve(RIGHT, results={file: EXPECTED[file] for file in FILES[1:]}), "a.py: no result"),
         (
             evolve(RIGHT, results={**EXPECTED, library_folder() / "d.py": Measures(lines=1)}),
-            "d.py: a result that nobody asked for",
+            "d.py: a result of no task that was enqueued",
         ),
         (evolve(RIGHT, recovered=[]), "task 2 of the killed worker was not taken back"),
         (

@@ -46,7 +46,7 @@ def foreign() -> Iterator[None]:
 def calling(caller: pluggy.HookCaller) -> Callable[..., None] | None:
     """Return what calls every implementation of an event's hook, each by itself; None if there is none.
 
-    Pluggy's own call stops at the first that raises, and costs microseconds even where nobody listens.
+    Pluggy's own call stops at the first that raises, and costs microseconds even where there is no implementation.
     """
     if not caller.get_hookimpls():
         return None

@@ -425,7 +425,7 @@ class Plugins:
         return cast("type[Trigger]", self._get_or_unknown("omniq_triggers", kind, "trigger"))
 
     def event(self, hook: str) -> Callable[..., None] | None:
-        """Return a function that tells everyone of an event, or None where nobody listens.
+        """Return a function that calls every plugin's hook for an event, or None where no plugin has one.
 
         A hook call costs microseconds even with no listener, so callers keep the answer and skip the call on None.
 

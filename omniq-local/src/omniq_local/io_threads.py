@@ -60,7 +60,7 @@ def deliver(answers: Iterable[Answer]) -> None:
         else:
             by_loop.setdefault(loop, []).append(answer)
     for loop, entries in by_loop.items():
-        # A loop that was closed meanwhile has nobody left who waits.
+        # On a loop that was closed meanwhile no coroutine waits any more.
         with contextlib.suppress(RuntimeError):
             loop.call_soon_threadsafe(_settle, entries)
 

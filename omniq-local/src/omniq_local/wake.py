@@ -37,7 +37,7 @@ class Signal:
         if threading.get_ident() == self._thread:
             self._set()
             return
-        # A loop that was closed has nobody left who waits.
+        # On a loop that was closed no coroutine waits any more.
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._set)
 

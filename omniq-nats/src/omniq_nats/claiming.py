@@ -37,7 +37,7 @@ MOST_EXPIRED = 200
 
 
 async def fold(state_store: QueueStateStore, queue_state: QueueState, *, known: bool = False) -> bool:
-    """Sort in the tasks of the line of those that wait; say whether there were any that nobody had come to yet.
+    """Sort in the tasks of the line of those that wait; return whether there were any.
 
     :param known: whether to look only at what is known without a question.
     """

@@ -42,8 +42,8 @@ class _Client(WireClient):
         """Whether it was asked what to say to a server, and could look whether that encrypts."""
 
     def _connect_command(self) -> bytes:
-        # This says who we are. The client would do so in plain text if the server, or whoever answers in its place,
-        # does not ask for TLS.
+        # This says who we are. The client would do so in plain text if the server, or another that answers in its
+        # place, does not ask for TLS.
         is_plain = not self._settings.servers[0].startswith("wss:") and not self._server_info.get("tls_required")
         if self._settings.encrypted and is_plain:
             raise NotEncrypted

@@ -220,7 +220,7 @@ class Connection:
         self._forget()
 
     async def _look_for_stream(self) -> None:
-        """Look whether the stream is there, as nobody answers for it, or what should be in it is not."""
+        """Look whether the stream is there, as there is no answer for it, or what should be in it is not."""
         if self.look is not None and not self._looking:
             self._looking = True
             try:
@@ -325,7 +325,7 @@ class Connection:
             self._questions.pop(question.number, None)
         if message.headers is not None and message.headers.get("Status") == "503":
             raise Unserved(
-                f"{self.settings.shown}: nobody answers for JetStream stream {self.settings.names.stream}; "
+                f"{self.settings.shown}: there is no answer for JetStream stream {self.settings.names.stream}; "
                 "it has no leader at the moment, or JetStream is off"
             )
         return message
@@ -426,7 +426,7 @@ class Connection:
     # Telling
 
     async def tell(self, subject: str, data: bytes = b"") -> None:
-        """Tell those that listen just now. Nothing is stored, and nobody answers."""
+        """Publish to those that listen just now. Nothing is stored, and there is no answer."""
         with contextlib.suppress(StorageUnavailable, nats.errors.Error):
             await self._send(self.client, subject, data)
 

@@ -365,7 +365,7 @@ class Producer:
             self._fold_later(queue)
 
     def _fold_later(self, queue: str) -> None:
-        """Sort in what waits, so that it is not left to the next claim; nobody need wait for it."""
+        """Sort in what waits, so that it is not left to the next claim; callers need not wait for it."""
         if queue not in self._to_fold:
             self._to_fold.add(queue)
             self._state_store.later(self._fold(queue))

@@ -124,7 +124,7 @@ class _Maker:
         names, writes = self._names, self.made.before
         first = page.tasks[0][0]
         if len(page.tasks) == 1:
-            # Nobody is to be woken for one that is blocked.
+            # No worker is to be woken for one that is blocked.
             kind = LARGE if len(body) > TOLD or page.line == BLOCKED_LINE else SINGLE
             if page.apart is not None:
                 kind = APART

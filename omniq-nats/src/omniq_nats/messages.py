@@ -24,7 +24,7 @@ class Lost(StorageUnavailable):
 
 
 class Unserved(StorageUnavailable):
-    """Nobody was there to do it, so it was not done: the stream has no leader at the moment, or does not exist."""
+    """There was no answer, so it was not done: the stream has no leader at the moment, or does not exist."""
 
 
 class Full(StorageUnavailable):

@@ -1,7 +1,7 @@
 """Finds messages that belong to nothing, and takes them away: a process died, or came too late, between two steps.
 
 A large result, or an overflow page of waiting tasks, is stored before the queue state that names it. If that
-state is then not accepted, nobody will ever read the message. A large body is taken away after its task, and what
+state is then not accepted, the message will never be read. A large body is taken away after its task, and what
 belongs to a flow after the flow.
 """
 

@@ -204,7 +204,7 @@ class QueueStateStore(ResultPages):
         raise AssertionError
 
     async def _rebuild(self, queue: str) -> bool:
-        """Store a queue state without what of it cannot be read; return False if there is nothing to mend."""
+        """Store a queue state without what of it cannot be read; return False if all of it can."""
         queue_state = await rebuild(self, self.task_lookup, self.overflow, queue)
         if queue_state is None:
             return False
@@ -395,20 +395,20 @@ class QueueStateStore(ResultPages):
         self._cleared.update(names)
 
     def later(self, work: Coroutine[Any, Any, None]) -> None:
-        """Do something that nobody waits for; what fails is left to whoever comes next."""
+        """Do something that no caller waits for; what fails is left to the next process."""
 
         async def guarded() -> None:
             try:
                 await work
             except StorageError as error:
-                _log.debug("left to be done by whoever comes next: %s", error)
+                _log.debug("left to be done by the next process: %s", error)
 
         chore = asyncio.get_running_loop().create_task(guarded())
         self._chores.add(chore)
         chore.add_done_callback(self._chores.discard)
 
     def is_quiet(self, queue: str) -> bool:
-        """Whether nobody else seems to store anything at the moment, and we do not either."""
+        """Whether no other process seems to store anything at the moment, and this one does not either."""
         return self.transport.is_quiet and not self._chores and not self._contention.are_there(queue)
 
     def forget(self, queues: Iterable[str]) -> None:

@@ -1,7 +1,7 @@
 """Makes a queue state anew from the messages of its tasks, where what is stored of it cannot be read, or is gone.
 
 What the tasks' own messages do not tell is lost: which tasks ran, and in which attempt, unless an error of theirs was
-kept. A task without a final end record is therefore ready again. What nobody holds any more is fenced off by a floor
+kept. A task without a final end record is therefore ready again. What is not held any more is fenced off by a floor
 under the deliveries: the sequence of the message that is replaced, as a delivery is a change of a queue state, and each
 change a message.
 """
@@ -31,8 +31,8 @@ STEP = 256
 async def rebuild(pages: ResultPages, task_lookup: TaskLookup, overflow: Overflow, queue: str) -> QueueState | None:
     """Return the state of a queue without what of it cannot be read, to be stored in place of what is there.
 
-    :return: None if there is nothing to mend: all of it can be read, there is nothing of the queue, or the state is of
-        a newer version, which must not be replaced.
+    :return: None if there is nothing to rebuild: all of it can be read, there is nothing of the queue, or the state is
+        of a newer version, which must not be replaced.
     :raises Conflict: if it is changed meanwhile.
     """
     transport, names = pages.transport, pages.names

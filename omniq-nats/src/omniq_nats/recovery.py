@@ -1,4 +1,4 @@
-"""Takes back what nobody holds any more, and ends what came too late to be started."""
+"""Takes back tasks whose leases have run out, and ends those that came too late to be started."""
 
 from __future__ import annotations
 

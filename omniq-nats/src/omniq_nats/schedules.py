@@ -1,4 +1,4 @@
-"""Keeps schedules: one message each, replaced only if nobody else did meanwhile."""
+"""Keeps schedules: one message each, replaced only if it was not changed meanwhile."""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ class SyncClient:
             self._not_before = time.monotonic() + PAUSE
             self._hang_up()
             raise Lost(f"{self._settings.shown}: {str(error) or type(error).__name__}") from error
-        if headers:  # nobody answers for the stream
+        if headers:  # there is no answer for the stream
             return None
         answer: dict[str, Any] = json.loads(data)
         return answer

@@ -26,7 +26,7 @@ LOOK_EVERY = 5.0
 MOST_NEWS = 64
 """So many messages are looked at then; of more it is not known that none of them matters."""
 OVERDUE_PAUSE = 1.0
-"""Seconds. A schedule that is due but that nobody fires must not make idle workers spin."""
+"""Seconds. A schedule that is due but not fired must not make idle workers spin."""
 
 
 @define(eq=False)
@@ -57,7 +57,7 @@ class _Look:
 
     is_work: bool
     end: int | None
-    """Messages up to this one cannot change what it found; None: nobody asked which."""
+    """Messages up to this one cannot change what it found; None: that was not asked for."""
     until: int | None = None
     """When there will be work, as far as is known."""
 
@@ -125,7 +125,7 @@ class Waiting:
                     look.set_result(glance)
                     glance = None
                 else:
-                    # Meanwhile a word may come: nobody waits for the look then.
+                    # Meanwhile a word may come: then no caller waits for the look.
                     look = loop.create_task(self._look(queues))
                     look.add_done_callback(partial(_looked, waiter))
                 try:

@@ -232,7 +232,7 @@ def is_usable(connection: AsyncConnection | SyncConnection) -> bool:
     """Whether an idle connection still leads to the server, as far as can be told without asking it."""
     if connection.closed or connection.pgconn.transaction_status != TransactionStatus.IDLE:
         return False
-    # Nobody asked for anything: what comes nevertheless is the news that the server is going or gone.
+    # Nothing was asked for: what comes nevertheless is the news that the server is going or gone.
     poll = select.poll()
     poll.register(connection.pgconn.socket, select.POLLIN)
     return not poll.poll(0)

@@ -95,7 +95,7 @@ def doomed(queue: str, state: TaskState | None, until: int, context: Context) ->
 
     :param until: the latest task to remove, so that the end is reached though others be enqueued meanwhile.
     """
-    # What is due is ready, though nobody has made it so yet.
+    # What is due is ready, though its record does not say so yet.
     yield context.query("claim.promote", binary_params.texts([queue]), binary_params.integer(PURGED))
     found: list[str] = []
     for number in range(len(STATE_OF)) if state is None else [NUMBER_OF[state]]:

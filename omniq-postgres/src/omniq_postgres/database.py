@@ -25,7 +25,7 @@ R = TypeVar("R")
 FIRST_PAUSE, LONGEST_PAUSE = 0.03, 1.0
 """Seconds between tries; each pause is twice as long as the one before, and of random length within that."""
 GRACE = 1.0
-"""Seconds for which a job goes on that nobody waits for any more."""
+"""Seconds for which a job goes on for which no caller waits any more."""
 
 
 async def drive(connection: AsyncConnection, steps: Steps[R]) -> R:
@@ -84,7 +84,7 @@ class _Effort:
         self.connection = self.watchdog = None
 
     def hurry(self) -> None:
-        """Nobody waits for it any more: a server that is silent must not keep the connection from others."""
+        """No caller waits for it any more: a server that is silent must not keep the connection from others."""
         self.deadline = min(self.deadline, asyncio.get_running_loop().time() + GRACE)
         assert self.connection is not None
         connection = self.connection

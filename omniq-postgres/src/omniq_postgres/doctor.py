@@ -151,7 +151,7 @@ def _about_holders(looked: _Looked) -> Iterator[Finding]:
         mend = {
             "transaction": f"end it, or pg_terminate_backend({name.split(' ')[0]})",
             "prepared transaction": f"COMMIT PREPARED or ROLLBACK PREPARED '{name}'",
-        }.get(kind, "drop the slot if nobody needs it any more")
+        }.get(kind, "drop the slot if it is not needed any more")
         yield _finding(
             WARNING,
             "oldest transaction",

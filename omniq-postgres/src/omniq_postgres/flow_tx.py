@@ -78,7 +78,7 @@ def count_ends_of(flows: Iterable[str], context: Context, unsure: Sequence[str] 
     Those of a transaction of the caller's are counted once it is committed, by the next call that reads the flow:
     until then it holds the lock of no flow.
 
-    :param unsure: tasks that ended earlier, if at all; perhaps nobody has counted them.
+    :param unsure: tasks that ended earlier, if at all; perhaps they are not counted.
     """
     ids = set(flows)
     if context.joined or not (ids or unsure):

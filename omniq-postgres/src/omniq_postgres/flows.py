@@ -1,9 +1,9 @@
 """Flows: stored, settled, cancelled, retried and read; :mod:`omniq.storage.flow_transitions` says what that means.
 
 The statement that ends a flow's task, whichever it is, marks the end as uncounted. The same call counts it in its next
-step, under the lock of the flow. Whoever opens a flow counts what is marked there first, so nobody sees or changes a
-flow that lags behind; what a process leaves that dies in between, the next claim counts. So no statement that ends
-tasks waits for a flow, and a transaction of the caller's, which may stay open for long, holds none.
+step, under the lock of the flow. A transaction that opens a flow counts what is marked there first, so none sees or
+changes a flow that lags behind; what a process leaves that dies in between, the next claim counts. So no statement that
+ends tasks waits for a flow, and a transaction of the caller's, which may stay open for long, holds none.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def settle(limit: int, context: Context) -> Steps[int]:
     """Do what is left to do; see :meth:`~omniq.storage.Storage.settle`."""
     if limit <= 0:
         return 0
-    # Whoever is to count them may be at it: then there is nothing to wait for but that.
+    # The client that is to count them may be at it: then there is nothing to wait for but that.
     left = [row[0] for row in (yield context.query("flows.left"))]
     if left:
         yield from transaction(lambda tx: tx.open(left), context)

@@ -1,4 +1,4 @@
-"""Recover, prune and fold: what dead workers left, what nobody will read any more, and counters to be summed up."""
+"""Recover, prune and fold: what dead workers left, results that are past their time, and counters to be summed up."""
 
 from __future__ import annotations
 

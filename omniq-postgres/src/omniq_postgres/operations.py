@@ -39,7 +39,7 @@ class Query:
 
 @define
 class News:
-    """What others will want to hear of once it is committed."""
+    """What others are to be notified of once it is committed."""
 
     work: dict[str, float] = field(factory=dict)
     """Queue → in how many seconds a task of it is ready; an empty name: look for yourselves."""

@@ -104,7 +104,7 @@ class Pool:
     def close(self, *, abandoned: bool = False) -> None:
         """Close all connections; those in use fail.
 
-        :param abandoned: whether the event loop that used them is gone, so that nobody gives any back.
+        :param abandoned: whether the event loop that used them is gone, so that none is given back.
         """
         self._closed = True
         self._idle.clear()

@@ -110,7 +110,7 @@ def _stored(schedule: Schedule, rows: Rows, context: Context) -> Schedule | None
 
 
 def _tell_of(schedule: Schedule, seconds: float | None, context: Context) -> None:
-    """Have others hear of the next run of a schedule.
+    """Notify others of the next run of a schedule.
 
     :param seconds: in how many it is.
     """

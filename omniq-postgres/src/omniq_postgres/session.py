@@ -34,7 +34,7 @@ R = TypeVar("R")
 OPENING = 5.0
 """Seconds for which a server that starts is waited for."""
 FOLD_EVERY = 300
-"""Jobs. So often, whoever works here sums up the changes of the counters, so that they never become many."""
+"""Jobs. After so many of them the changes of the counters are summed up, so that they never become many."""
 
 
 class Session:

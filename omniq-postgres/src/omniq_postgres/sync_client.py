@@ -33,7 +33,7 @@ CONNECTIONS = 8
 GATHER = 0.003
 """Seconds for which news of several calls are gathered before the event loop is bothered."""
 UNTOLD = 100
-"""The event loop hears of so many jobs at once of which nobody else is to be told."""
+"""The event loop is told of so many jobs at once of which no other process is to be notified."""
 WATCH_EVERY = 0.5
 
 
@@ -174,7 +174,7 @@ class SyncClient:
         self._loop.call_later(GATHER, self._hand_over)
 
     def close(self) -> News:
-        """Close all connections that nobody uses at the moment; those that are used are closed after that.
+        """Close all connections that are not in use at the moment; those that are used are closed after that.
 
         :return: what has not been told yet.
         """

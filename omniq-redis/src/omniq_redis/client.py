@@ -277,6 +277,6 @@ class Client:
 
 
 def _look_at(shared: asyncio.Task[Any]) -> None:
-    # All who asked for it may have been cancelled; then nobody else looks at what came of it.
+    # All who asked for it may have been cancelled; then its outcome is looked at nowhere else.
     if not shared.cancelled():
         shared.exception()

@@ -33,7 +33,7 @@ class LinkLost(Exception):
 class Link(asyncio.Protocol):
     """A connection that is up.
 
-    :param connection: one of redis-py's that is connected, and used by nobody else from now on.
+    :param connection: one of redis-py's that is connected, and used by no other from now on.
     :param timeout: seconds after which an answer that has not come means that the connection is lost.
     :param on_push: is given everything that arrives, instead of the calls; for a connection that subscribes.
     :param on_lost: called once when the connection is lost or closed.
@@ -49,7 +49,7 @@ class Link(asyncio.Protocol):
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self.lost: BaseException | None = None
-        # Its stream is kept as long as the transport is used: a stream that nobody holds closes it.
+        # Its stream is kept as long as the transport is used: a stream that is not referenced closes it.
         self._connection: Any = connection
         self._reader = hiredis.Reader()
         self._timeout = timeout

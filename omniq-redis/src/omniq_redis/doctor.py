@@ -182,7 +182,7 @@ def _store(meta: Mapping[str, str]) -> Iterator[Finding]:
         yield _warning(
             "data",
             f"on {when} what the server had held was gone: those tasks are lost; "
-            "mend its persistence, or find out who emptied it, then HDEL the fields lost and lost_at of the key meta",
+            "repair its persistence or find what emptied it, then HDEL the fields lost and lost_at of the key meta",
         )
 
 

@@ -27,7 +27,7 @@ def is_riddle(error: BaseException) -> bool:
 
 
 def what_is_wrong(place: Address | str, tls: bool) -> str | None:
-    """Return what is wrong with a server, and the mend; None if that cannot be told. Blocks for a second at most.
+    """Return what is wrong with a server and what to do; None if that cannot be told. Blocks for a second at most.
 
     :param place: host and port, or the path of a Unix socket.
     :param tls: whether the URL says that it speaks TLS.

@@ -29,7 +29,7 @@ __all__ = ["Waiting"]
 _log = get_logger("omniq.redis")
 
 LOOK_EVERY = 1.95
-"""Seconds between two looks for what nobody told us of, at most."""
+"""Seconds between two looks for changes without a notification, at most."""
 SPREAD = 0.005
 """Seconds. Those who wait for one moment do not all look at the same time, and most find that it was seen to."""
 PING_EVERY = 5.0
@@ -146,7 +146,7 @@ class Waiting:
         self._passing: set[asyncio.Task[None]] = set()
 
     def take_name(self) -> bytes:
-        """Return the name that is with the queues though nobody waits, for a claim to take off; or nothing."""
+        """Return the name that is with the queues though no caller waits, for a claim to take off; or nothing."""
         if self._kept is None or not self._kept.is_known:
             return b""
         self._kept.is_known = False
@@ -156,13 +156,13 @@ class Waiting:
         return f"{self._channel}:{waiter.number}".encode()
 
     async def close(self) -> None:
-        """Let nobody wait any longer, take our names back, and stop listening."""
+        """End all waits, take our names back, and stop listening."""
         self._is_closed = True
         waiters = [*self._active.values(), *([self._kept] if self._kept else [])]
         self._wake_all()
         if self._ringing is not None:
             self._ringing.cancel()
-        # A courtesy: nobody would answer to the names, and who was called in vain should say so.
+        # A courtesy: no waiter answers to the names any more, and one that was called in vain should say so.
         with contextlib.suppress(StorageUnavailable, TimeoutError):
             async with asyncio.timeout(1):
                 await asyncio.gather(*self._passing)
@@ -245,7 +245,7 @@ class Waiting:
         bell.abort(TimeoutError(silence))
 
     def _on_lost(self) -> None:
-        # What was told meanwhile was told to nobody.
+        # What was told meanwhile was not heard.
         if not self._is_closed:
             self._wake_all()
 
@@ -286,7 +286,7 @@ class Waiting:
         self._post("pass_on", queue)
 
     def _post(self, name: str, *words: bytes | str) -> None:
-        """Have a script run whose answer nobody waits for."""
+        """Run a script whose answer no caller waits for."""
 
         async def call() -> None:
             with contextlib.suppress(StorageUnavailable):

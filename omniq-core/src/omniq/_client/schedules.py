@@ -39,7 +39,7 @@ C = TypeVar("C", Misfire, Overlap)
 
 LONGEST_ID = 300
 TRIES = 20
-"""How often a change is tried again when somebody else changed the schedule meanwhile."""
+"""How often a change is tried again when the schedule was changed meanwhile."""
 MOST_LIVE = 100
 """How many live tasks of earlier runs a schedule names, for ``overlap="skip"``."""
 
@@ -239,7 +239,7 @@ class Timetable(Control):
                 self.codec.admit_schedule(schedule)
                 following = next_run(schedule, self._trigger(schedule), now)
             except OmniQError:
-                # What is still to come needs no reading, and nobody here can say what comes after it.
+                # What is still to come needs no reading, and what comes after it cannot be told here.
                 if following is None or following <= now:
                     raise
             return evolve(schedule, paused=False, next_run=following)

@@ -1,4 +1,4 @@
-"""Work on daemon threads: it keeps nobody waiting who has decided not to wait any longer.
+"""Work on daemon threads: a caller that has decided not to wait any longer is not held up by it.
 
 ``asyncio.to_thread`` is for none of it: its few threads may all be taken by tasks, and the end of a loop, and of the
 interpreter, waits for them.

@@ -74,7 +74,7 @@ def each(
     if isinstance(wanted, StandIn):
         single = wanted.omniq_kind.removesuffix("s")
         if single == wanted.omniq_kind:
-            raise TypeError(f"each: {items!r} is one result, of which nobody knows yet how many items it has")
+            raise TypeError(f"each: {items!r} is one result, whose number of items is not known yet")
         wanted = [StandIn([call], single) for call in wanted.omniq_calls]
     make: Any = function.call
     return TaskGroup(make(item, *args, **kwargs) for item in wanted)

@@ -171,7 +171,7 @@ def _expires(value: Duration | datetime | None) -> When | None:
 
 @frozen(kw_only=True)
 class TaskOptions:
-    """How a task is to run. Every field is checked on construction; the error names the field and the mend."""
+    """How a task is to run. Every field is checked on construction; the error names the field and what to write."""
 
     queue: str = field(default="default", converter=check_queue)
     priority: int = field(default=0, converter=_priority)

@@ -126,8 +126,8 @@ class Codec:
         dangerous = [name for name, serializer in self._accepted.items() if runs_code(serializer)]
         if dangerous and not private and self._signer is None:
             raise ConfigurationError(
-                f"serializer {dangerous[0]!r} runs whatever code a payload holds, and whoever can write to the store "
-                "can put a payload there: give the queue a signing_key (or set OMNIQ_SIGNING_KEY), without which only "
+                f"serializer {dangerous[0]!r} runs whatever code a payload holds, and any client of the store can put "
+                "one there: give the queue a signing_key (or set OMNIQ_SIGNING_KEY), without which only "
                 "memory:// may have it; or use 'json'"
             )
 

@@ -1,4 +1,4 @@
-"""Functions that nobody registered: they travel inside the payload, before their arguments.
+"""Functions that are not registered: they travel inside the payload, before their arguments.
 
 Only a serializer that runs code can hold one, so only queues that accept such a serializer run them. In the store such
 a task is named ``pickled:`` and the function's own name; which function runs, the payload alone says.

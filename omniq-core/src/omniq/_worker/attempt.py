@@ -120,7 +120,7 @@ class Attempt:
         self.loop_task: asyncio.Task[None] | None = None
         """What runs it on the loop; None again as soon as it has ended there."""
         self.on_interrupt: Callable[[], None] | None = None
-        """How whoever runs it stops it, where that can be done from outside; must be quick."""
+        """How its executor stops it, where that can be done from outside; must be quick."""
         self.error: BaseException | None = None
         """What its function raised in this process, or why its arguments or its result could not be read or written."""
         self.queued_at = 0.0
@@ -156,7 +156,7 @@ class Attempt:
     def decide(self) -> bool:
         """Take it upon oneself to say how it ended. Callable from any thread.
 
-        :return: False if somebody did before: of its thread and its timeout, which may come at once, one decides.
+        :return: False if that was done before: of its thread and its timeout, which may come at once, one decides.
         """
         try:
             self._undecided.pop()  # one step, which no two threads can both take
@@ -177,7 +177,7 @@ class Attempt:
         if self.interruption is None:
             self.interruption = why
             self.context.ask_to_stop()
-            # Cancelled before its first step a loop's task would take none at all, and nobody would hear of its end.
+            # Cancelled before its first step a loop's task would take none at all, and its end would not be reported.
             if self.loop_task is not None and self.started_at:
                 self.loop_task.cancel()
             if self.on_interrupt is not None:

@@ -301,7 +301,7 @@ class Completer:
                 self._successes = [attempt]
                 self._loop.call_soon(self._count_successes)
         if type(outcome) is Succeeded and self._succeeded is None and not _task_log.isEnabledFor(logging.INFO):
-            return  # by far the most frequent end: it costs nothing where nobody listens
+            return  # by far the most frequent end: it costs nothing where no plugin listens
         task = attempt.task
         if type(outcome) is Succeeded:
             if _task_log.isEnabledFor(logging.INFO):

@@ -78,7 +78,7 @@ class Detacher:
         return task
 
     def detach(self, task: asyncio.Task[None]) -> None:
-        """Have nobody wait for the end of a task that :meth:`create_task` made and that may have none."""
+        """Stop waiting for a task that :meth:`create_task` made and that may never end."""
         detachable = self._detachables.get(task)
         if detachable is not None:
             detachable.detached = True

@@ -48,7 +48,7 @@ class TaskExecutor(ABC):
         self._on_start = on_start
         self._on_done = on_done
         self._waiting: deque[Attempt] = deque()
-        # Each attempt runs in a copy: it sees what was set when the worker started, and nobody sees what it sets.
+        # Each attempt runs in a copy: it sees what was set when the worker started, and what it sets stays in it.
         self._context = contextvars.copy_context()
         self._forks = signals.forks
 
@@ -80,8 +80,8 @@ class TaskExecutor(ABC):
         self.load -= len(taken)
         return taken
 
-    def disown(self) -> None:  # noqa: B027  # a thread ends with the process, whoever owns it
-        """Leave attempts to themselves that were interrupted and do not heed it, so that nobody waits for them."""
+    def disown(self) -> None:  # noqa: B027  # a thread ends with the process
+        """Stop waiting for attempts that were interrupted and go on all the same."""
 
     @abstractmethod
     def close(self) -> None:

@@ -32,7 +32,7 @@ AHEAD = 600.0
 STEP = 50
 """The most runs that are made up in one step under ``misfire="all"``."""
 MOST_MADE_UP = 1000
-"""The most runs that are made up at all: the latest. Whoever can write to the store can put a next run decades back."""
+"""The most runs that are made up at all: the latest. A forged schedule can have a next run decades ago."""
 _INSTANT = timedelta(microseconds=1)
 
 
@@ -50,7 +50,7 @@ def first_run(schedule: Schedule, trigger: Trigger, now: datetime) -> datetime |
 def next_run(schedule: Schedule, trigger: Trigger, moment: datetime) -> datetime | None:
     """Return the first fire time after a moment that lies between the schedule's ``start`` and ``end``.
 
-    :raises InvalidTrigger: if the trigger does not return a later time: nobody would ever stop asking it.
+    :raises InvalidTrigger: if the trigger does not return a later time, which would be asked without end.
     """
     if schedule.start is not None:
         # A run at the very moment of the start counts.

@@ -43,7 +43,7 @@ class Heartbeat:
     :param on_silence: called, on the heartbeat's thread, when no heartbeat has got through for so long that the
         leases are about to run out.
     :param on_beat: told, on the heartbeat's thread, of each heartbeat: for how many seconds it was under way, and
-        why it did not get through; None: nobody listens.
+        why it did not get through; None: not told.
     :param is_deaf: whether the worker has not been able to claim for long. It signs off for as long, so that a probe
         does not take it for one that works.
     :param monitor: looks, at each heartbeat, whether the worker's loop is blocked.

@@ -251,7 +251,7 @@ class _Functions:
                 stack.callback(resources.leave_blocking, self._portal)
 
     def _carried(self, address: ByValue) -> TaskFunction[Any, Any]:
-        # From the worker, through a pipe that nobody else has; never out of the store.
+        # From the worker, through a pipe that no other process has; never out of the store.
         function, name, retry_on, options, types = pickle.loads(address.function)
         definition = Definition(function, name=name, retry_on=retry_on)
         definition.types = types

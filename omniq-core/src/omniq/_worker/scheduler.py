@@ -1,7 +1,7 @@
 """From due schedules to tasks. Every worker can be the scheduler; of any number exactly one fires each tick.
 
 The task of a run and the advance of ``next_run`` are one step in the store, guarded by the schedule's revision:
-whoever comes second, be it by an hour, changes nothing. No run depends on how an earlier one ended.
+the second to do so, be it by an hour, changes nothing. No run depends on how an earlier one ended.
 """
 
 from __future__ import annotations

@@ -102,7 +102,7 @@ def _clean_up(loop: asyncio.AbstractEventLoop) -> None:
     left = asyncio.all_tasks(loop)
     for task in left:
         task.cancel()
-    with contextlib.suppress(BaseException):  # of theirs, which nobody waits for any more
+    with contextlib.suppress(BaseException):  # of theirs, for which no caller waits any more
         if left:
             loop.run_until_complete(asyncio.wait(left, timeout=CLEANUP_SECONDS))
         loop.run_until_complete(asyncio.wait_for(loop.shutdown_asyncgens(), CLEANUP_SECONDS))

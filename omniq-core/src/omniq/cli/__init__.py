@@ -172,7 +172,7 @@ def _parse(arguments: list[str], prog: str) -> tuple[argparse.Namespace, Command
 
 
 def _command(name: str) -> Command | None:
-    """Return one of the commands, ours or a plugin's; None if nobody has it.
+    """Return one of the commands, ours or a plugin's; None if there is none.
 
     :raises PluginConflict: if two distributions claim its name.
     """

@@ -1,4 +1,4 @@
-"""How the command line fails: one clear line on stderr that names the mend, and an exit code for scripts."""
+"""How the command line fails: one clear line on stderr that says what to do, and an exit code for scripts."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def note(text: str) -> None:
 def _text(error: Exception) -> str:
     if isinstance(error, OmniQError):
         return " ".join(str(error).split("\n"))
-    # Nobody foresaw this one, so its text alone may say little.
+    # This one was not foreseen, so its text alone may say little.
     return f"{type(error).__name__}: {error} (type -v to see where)"
 
 

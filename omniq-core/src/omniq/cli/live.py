@@ -38,7 +38,7 @@ class Look:
     running: Mapping[str, StoredTask]
     """The tasks that workers run, by id; not all of them where there are very many."""
     trouble: str = ""
-    """Why workers and what they run cannot be read, if so: whoever can write to a store can write anything."""
+    """Why workers and what they run cannot be read, if so: a store can hold anything."""
 
 
 async def look(queue: TaskQueue) -> Look:

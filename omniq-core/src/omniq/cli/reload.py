@@ -1,7 +1,7 @@
 """``omniq worker --reload``: a worker that starts again when its code changes. For development.
 
 The worker lets its tasks end, and then its process becomes a new one (``exec``), with the same id: nothing of the old
-code is left, and whoever started it need not know.
+code is left, and the program that started it need not know.
 """
 
 from __future__ import annotations

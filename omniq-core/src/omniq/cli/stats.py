@@ -62,7 +62,7 @@ def _show(stats: Sequence[QueueStats], queue: TaskQueue, screen: Screen, options
 
 
 def show(stats: Sequence[QueueStats], queue: TaskQueue, screen: Screen) -> None:
-    """Show the numbers to people; and that nobody works, where tasks wait to be worked off."""
+    """Show the numbers; and where tasks wait, that no worker serves them."""
     for line in as_table(stats, screen) if stats else [_unused(queue)]:
         screen.say(line)
     if not stats:

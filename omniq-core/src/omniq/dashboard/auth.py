@@ -102,7 +102,7 @@ class Basic:
             if line.strip() and not line.startswith("#")
         )
         if not self._known:
-            raise UsageError(f"{path} names nobody; write lines such as ada:PASSWORD")
+            raise UsageError(f"{path} names no user; write lines such as ada:PASSWORD")
 
     def __call__(self, request: Request) -> Visitor | Response:
         """Return the visitor, or what has the browser ask for a name and a password."""

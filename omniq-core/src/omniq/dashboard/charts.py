@@ -39,7 +39,7 @@ def ended_chart(buckets: Sequence[Bucket]) -> tuple[Markup, int]:
 
 
 def waiting_chart(buckets: Sequence[Bucket]) -> tuple[Markup, int]:
-    """Return how many tasks were ready over the last hour, with a gap where nobody looked, and the chart's height."""
+    """Return how many tasks were ready over the last hour, with gaps between the looks, and the chart's height."""
     top = max((bucket.waiting or 0 for bucket in buckets), default=0)
     step = WIDTH / max(len(buckets), 1)
     parts: list[Markup] = []

@@ -55,7 +55,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         )
     add_http(parser, "where to listen (default 127.0.0.1:8787)", default=DEFAULT)
     parser.add_argument("--prefix", type=_prefix, default="", metavar="PATH", help="the path that it is served under")
-    parser.add_argument("--read-only", action="store_true", help="let nobody change anything")
+    parser.add_argument("--read-only", action="store_true", help="refuse every change")
     parser.add_argument(
         "--auth",
         type=_auth,

@@ -1,4 +1,4 @@
-"""Looks at a store that all who ask share: one a second at most, none while nobody asks; and the last hour of them."""
+"""Looks at a store that all requests share, at most one a second; and the last hour of them."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Bucket:
 
     ended: Counter[TaskState] = field(factory=Counter)
     waiting: int | None = None
-    """The most tasks that were seen ready; None: nobody looked."""
+    """The most tasks that were seen ready; None: there was no look."""
 
 
 class History:

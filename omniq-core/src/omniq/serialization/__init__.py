@@ -47,7 +47,8 @@ class Serializer(Protocol):
     """Encodes arguments and results. Stateless and thread-safe.
 
     One whose decoding may run code that the bytes choose, as unpickling does, has an attribute ``runs_code = True``.
-    Queues then take it only with a signing key, or on ``memory://``; and it can carry functions that nobody registered.
+    Queues then take it only with a signing key, or on ``memory://``; and it can carry functions that are not
+    registered.
 
     One that can tell cheaply that values are too large has a method ``exceeds(values, limit)``: whether their encoded
     form certainly has more bytes than that. Arguments and results are then refused before they are encoded.

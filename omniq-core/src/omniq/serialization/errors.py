@@ -1,7 +1,7 @@
 """Why a value or a payload is not taken, and where in it the trouble lies.
 
 A :class:`CodecError` starts where the trouble is and gathers one step of the path at every level on its way up, so that
-nobody carries a path along for the values that are fine.
+no path is carried along for the values that are fine.
 """
 
 from __future__ import annotations

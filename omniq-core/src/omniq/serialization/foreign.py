@@ -46,7 +46,7 @@ def foreign_codec(
             raise CodecError(f"the cattrs hook for {name} made a {type_name(value)}")
         return value
 
-    advice = f"mend the cattrs hooks for {name}"
+    advice = f"correct the cattrs hooks for {name}"
     wrap, unwrap = wrapping(full_name, unstructure), unwrapping(full_name, structure)
     return Codec(
         name=name,

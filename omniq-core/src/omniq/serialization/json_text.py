@@ -23,7 +23,7 @@ TAG = "$"
 VALUE = "v"
 """The key of what the tagged thing is made from."""
 
-# Python lets nobody set the limit below 640 digits, so 2,000 bits (603 digits) can be read everywhere.
+# Python does not let the limit be set below 640 digits, so 2,000 bits (603 digits) can be read everywhere.
 _LARGE_BITS = 2_000
 
 

@@ -1,11 +1,11 @@
-"""Signatures: what a store hands out is what somebody with the key put in, or it is not read.
+"""Signatures: what a store returns was written with the key, or it is not read.
 
 HMAC-SHA256 over everything that decides what runs. Each field enters with its length before it, and each kind of
 signed thing (a task, a schedule, a result) with a name of its own in front, so that no two of them can ever be the same
 bytes. A task's signature holds for its id alone, a schedule's for its id, a result's for its task's id.
 
 What says *when* something runs next, and how long it is kept, is not signed: a store computes and changes it, and
-whoever can write to the store could as well hold a task back or remove it.
+a client that can write to the store could as well hold a task back or remove it.
 """
 
 from __future__ import annotations

@@ -561,7 +561,7 @@ class Storage(FlowStorage, ABC):
 
     @abstractmethod
     async def diagnose(self) -> list[Finding]:
-        """Return what ``omniq doctor`` shows: version, durability settings, limits, what is wrong and the mend."""
+        """Return what ``omniq doctor`` shows: version, durability settings, limits, what is wrong and what to do."""
 
 
 class StorageFactory(Protocol):

@@ -1,7 +1,7 @@
 """What a person's terminal or log file shows: texts that may come from anyone, without anything that acts on either.
 
 A store, a file's name or an error's message may hold escape codes, line ends and marks of direction: printed as they
-are, they clear the screen or write a line of the log that nobody wrote. The loggers of OmniQ are made here, and escape
+are, they clear the screen or forge a line of the log. The loggers of OmniQ are made here, and escape
 what they are given; the command line's output passes through :class:`omniq.cli.terminal.Screen`, which does.
 """
 

@@ -219,7 +219,7 @@ class FlowStep:
         """Break the gates that can never open, as a record was damaged: those of a flow in which nothing can run.
 
         Each end is counted in its step. So a task that waits while nothing is left that could end waits for one whose
-        end was not counted: nobody could read of which flow it was, or which gates it feeds.
+        end was not counted: its record did not tell of which flow it was, or which gates it feeds.
         """
         tx, flow = self._tx, self.flow
         flow.audit_at = later(tx.now, AUDIT_SECONDS)

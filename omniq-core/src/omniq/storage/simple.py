@@ -130,8 +130,8 @@ class SimpleStorage(Storage):
     """A storage whose verbs are :mod:`omniq.storage.transitions`, in a transaction of the backend's.
 
     One thread with a connection of its own writes, one reads. A transaction that fails with an error that passes is
-    tried again until ``timeout`` seconds are over, but never once its commit was sent: nobody knows then what became of
-    it, and the caller decides.
+    tried again until ``timeout`` seconds are over, but never once its commit was sent: it is not known then what became
+    of it, and the caller decides.
 
     :param config: where the store is. A backend reads its own options from it.
     """
@@ -191,7 +191,7 @@ class SimpleStorage(Storage):
         """
 
     def announce(self, tx: Any) -> None:
-        """Have the other processes that :meth:`listen` hear of this transaction, once it is committed.
+        """Notify the other processes that :meth:`listen` of this transaction, once it is committed.
 
         :param tx: the transaction, before its commit.
         """
@@ -354,7 +354,7 @@ class SimpleStorage(Storage):
             nonlocal began
             began = began or tx.now
             served = sorted(set(queues) - tx.paused())
-            # A schedule that was due already when the wait began is no reason to return: perhaps nobody can fire it.
+            # A schedule that was due already when the wait began is no reason to return: perhaps no caller can fire it.
             schedule = tx.next_schedule(began)
             if tx.has_work(served) or tx.due_flows(False, 1) or (schedule is not None and schedule <= tx.now):
                 return True, 0.0

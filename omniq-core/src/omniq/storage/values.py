@@ -243,7 +243,7 @@ class Finding:
     subject: str
     """What was looked at, in a word or two."""
     message: str
-    """What was found and, where it is not well, the mend."""
+    """What was found and, where something is wrong, how to repair it."""
 
 
 @frozen(kw_only=True)

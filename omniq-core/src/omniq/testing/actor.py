@@ -186,7 +186,7 @@ async def _is_live(storage: Storage, queue: str) -> bool:
 
 
 async def drain(storage: Storage, history: History, *, queue: str) -> None:
-    """Finish everything that is live in a queue, whoever holds it now."""
+    """Finish everything that is live in a queue, whichever worker holds it now."""
     await work(storage, history, queue=queue, lease=30, limit=100)
 
 
@@ -218,7 +218,7 @@ async def everything(storage: Storage, history: History, *, queue: str, lease: f
         ids = [task.id for task in tasks]
         schedule = Schedule(id=SCHEDULE, task=tasks[0], trigger="{}", next_run=datetime.now(UTC))
         claimed: list[StoredTask] = []
-        with contextlib.suppress(StorageUnavailable):  # somebody stood still for too long
+        with contextlib.suppress(StorageUnavailable):  # a client stood still for too long
             await storage.enqueue([*tasks, *(evolve(tasks[0], id=new_id(), unique=key) for key in KEYS)])
             claimed = await storage.claim({queue: 5}, worker=worker, lease=lease)
             held = [Lease(task.id, task.delivery) for task in claimed]

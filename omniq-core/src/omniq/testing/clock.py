@@ -14,7 +14,7 @@ START = datetime(2030, 1, 1, tzinfo=UTC)
 
 
 class ManualClock:
-    """Stands still until it is moved. Give it to a memory storage; whoever waits there is woken when it moves.
+    """Stands still until it is moved. Pass it to a memory storage; callers that wait there are woken when it moves.
 
     :param now: an aware datetime to start from.
     """

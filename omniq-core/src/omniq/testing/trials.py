@@ -343,7 +343,7 @@ def _run(steps: Callable[[], Steps[T]]) -> T:
             except StopIteration as ended:
                 result: T = ended.value
                 return result
-            # Each in a copy of the context, as in a worker: what a task sets nobody else sees.
+            # Each in a copy of the context, as in a worker: what a task sets no other sees.
             context = contextvars.copy_context()
             try:
                 if isinstance(step, Attempt):

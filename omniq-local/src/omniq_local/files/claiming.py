@@ -99,7 +99,7 @@ def _take(queue: Queue, limit: int, transaction: Transaction) -> Iterator[Record
         name = state_folder.peek()
         if name is None:
             if looked_again:
-                # Somebody took the files away; nobody is to look for them any more.
+                # The files were taken away from outside; they are not to be looked for any more.
                 queue.counts[READY] = taken
                 transaction.mark(queue)
                 break

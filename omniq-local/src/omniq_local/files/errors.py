@@ -1,4 +1,4 @@
-"""What the file system says when it cannot, in the words of OmniQ's errors: what is wrong where, and the mend."""
+"""What the file system says when it cannot, in the words of OmniQ's errors: what is wrong where, and what to do."""
 
 from __future__ import annotations
 

@@ -149,7 +149,7 @@ class FlowRepair:
             files[part_of(gate.n)].put(gate)
         flow.live, flow.held = found.live, sum(gate.holds for gate in gates)
         if flow.held and flow.hold_until is None:
-            flow.hold_until = flow.created_at  # nobody knows any more how long its builder has
+            flow.hold_until = flow.created_at  # how long its builder has cannot be told any more
         if not flow.is_over:
             flow.finished_at = None
         elif flow.finished_at is None:

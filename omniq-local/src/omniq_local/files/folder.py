@@ -1,7 +1,7 @@
 """Everything that is open on one namespace of a store, shared by a storage and its siblings.
 
 All that is done is done under one lock, held for a fraction of a millisecond. What is small is done at once on the
-calling thread if nobody is in the way. Everything else goes to a thread that does the waiting.
+calling thread if the way is free. Everything else goes to a thread that does the waiting.
 """
 
 from __future__ import annotations
@@ -230,7 +230,7 @@ class Folder(Catalog):
         return self._patiently(job, time.monotonic())
 
     def post(self, job: Job[Any]) -> None:
-        """Have a job done if that can be at once; nobody minds if not."""
+        """Do a job if that can be at once; else leave it."""
         try:
             self.attempt(job)
         except StorageUnavailable:
@@ -322,7 +322,7 @@ class Folder(Catalog):
             self._look_first()
             return
         text = read_control_text(self._control_fd)
-        # Nobody else has changed anything since we did: it need not be read again.
+        # No other process has changed anything since we did: it need not be read again.
         control = self.control if text == self._control_text and self._seen >= 0 else parse_control(text)
         if control is None:
             raise StorageUnavailable(f"{self.base}/control is damaged; restart what uses the store, which repairs it")

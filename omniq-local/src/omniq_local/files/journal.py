@@ -1,9 +1,9 @@
 """How a change of many files is one step: it is written down whole before the first file is touched.
 
-A change is a list of actions that say how things shall be, so that doing them again does no harm. Whoever finds the
-journal one change ahead of the store (the process that wrote it died in the middle) does its actions again and thereby
-completes it; a change that is not whole in the journal touched nothing. Where an action fails (the disk is full), those
-before it are undone and the change is struck from the journal.
+A change is a list of actions that say how things shall be, so that doing them again does no harm. A process that finds
+the journal one change ahead of the store (the process that wrote it died in the middle) does its actions again and
+thereby completes it; a change that is not whole in the journal touched nothing. Where an action fails (the disk is
+full), those before it are undone and the change is struck from the journal.
 """
 
 from __future__ import annotations
@@ -260,7 +260,7 @@ class Restored(Exception):  # no error: what failed for it can be done now
 
 
 class NotUndone(OSError):
-    """An action failed, and those before it could not be undone: whoever comes next completes the change."""
+    """An action failed, and those before it could not be undone: the next process completes the change."""
 
 
 _LATER = frozenset(
@@ -269,7 +269,7 @@ _LATER = frozenset(
         *(errno.EROFS, errno.EACCES, errno.EPERM, errno.EXDEV),
     }
 )
-"""What an action can fail with that can be done once something is mended that concerns the whole store."""
+"""What an action can fail with that succeeds once something is repaired that concerns the whole store."""
 
 
 def redo(tree: Tree, actions: Sequence[Action]) -> None:

@@ -2,7 +2,7 @@
 
 A sub-folder is named by the first key it may hold; it holds the keys from there up to the name of the next. None grows
 much beyond :data:`LIMIT` files, so that whatever is listed costs little. A process reads the names of one sub-folder,
-takes them one after the other, and lists again only when it has no more of them, or when somebody else put a file in
+takes them one after the other, and lists again only when it has no more of them, or when another process put a file in
 front of one that it knows.
 """
 

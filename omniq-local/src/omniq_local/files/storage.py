@@ -291,7 +291,7 @@ async def _on_a_thread(work: Callable[[], T]) -> T:
         try:
             loop.call_soon_threadsafe(settle, result, error)
         except RuntimeError:
-            return  # the loop was closed meanwhile, and nobody waits
+            return  # the loop was closed meanwhile, and no caller waits
 
     threading.Thread(target=run, name="omniq-files-open", daemon=True).start()
     return await future

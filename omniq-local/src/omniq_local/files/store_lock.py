@@ -1,7 +1,7 @@
 """The lock of a store: one for the threads of this process, one for all processes.
 
-The system releases the second when its process dies, so that nobody waits for the dead; a process that waits for one
-that is merely stopped gives up in time.
+The system releases the second when its process dies, so that no process waits for a dead one; a process that waits for
+one that is merely stopped gives up in time.
 """
 
 from __future__ import annotations
@@ -50,18 +50,18 @@ class StoreLock:
         self._identity = _identity(os.fstat(self._fd))
 
     def close(self) -> None:
-        """Close the descriptor when nobody of this process is in; from then on nobody comes in."""
+        """Close the descriptor when no thread of this process is in; from then on none comes in."""
         with self._threads:
             self.abandon()
 
     def abandon(self) -> None:
-        """Close the descriptor, whoever is in. In the child of a fork that leaves the lock with the parent."""
+        """Close the descriptor, also under a thread. In the child of a fork that leaves the lock with the parent."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
 
     def try_enter(self) -> bool:
-        """Go in if nobody is in the way; tell whether it is so.
+        """Go in if the way is free; return whether it was.
 
         :raises Replaced: if there is another folder now.
         """

@@ -1,6 +1,6 @@
 """The files of a namespace, each reached from the descriptor of its folder; no link is followed, no pipe opened.
 
-Whoever can write to the store's folder can put anything into it: a symbolic link to a file of somebody else's, a pipe
+Other programs can put anything into the store's folder: a symbolic link to a file outside of it, a pipe
 that blocks who opens it, a folder where a file should be. What is done here is done to regular files within the
 namespace's folder, or fails at once with an error that names the path.
 """

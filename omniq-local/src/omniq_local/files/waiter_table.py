@@ -56,7 +56,7 @@ class _Waiter(NamedTuple):
 class WaiterTable:
     """The table of one namespace.
 
-    It is read and written, not mapped: whoever cuts off a file that is mapped kills those who look at it.
+    It is read and written, not mapped: to cut off a file that is mapped kills the processes that look at it.
 
     :param tree: the namespace's files.
     """

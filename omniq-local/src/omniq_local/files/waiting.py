@@ -24,9 +24,9 @@ from omniq_local.wake import Inbox, Signal
 __all__ = ["Waiting"]
 
 LOOK_EVERY = 1.5
-"""Seconds between two looks for what nobody told us of, give or take a seventh."""
+"""Seconds between two looks for changes without a notification, give or take a seventh."""
 OVERDUE_SCHEDULE_PAUSE = 1.0
-"""Seconds. A schedule that is due but that nobody fires (no scheduler runs) must not make idle workers spin."""
+"""Seconds. A schedule that is due but not fired (no scheduler runs) must not make idle workers spin."""
 SPREAD = 0.005
 """Seconds: those who wait do not all look at the same moment when a task becomes due."""
 READY, SCHEDULED = TaskState.READY.value, TaskState.SCHEDULED.value
@@ -101,7 +101,7 @@ class Waiting:
             while not self._closed:
                 fired = name.signal.fired
                 if fired:
-                    # Struck from the table by whoever fired.
+                    # Struck from the table by the process that fired.
                     bell.discard(name.signal)
                     name.signal = Signal()
                     bell.add(name.signal)

@@ -44,7 +44,7 @@ from omniq_local.memory.waiting import Waiter
 __all__ = ["MemoryStorage", "SubscribableClock"]
 
 OVERDUE_SCHEDULE_PAUSE = 1.0
-"""Seconds. A schedule that is due but that nobody fires (no scheduler runs) must not make idle workers spin."""
+"""Seconds. A schedule that is due but not fired (no scheduler runs) must not make idle workers spin."""
 
 
 @runtime_checkable
@@ -68,8 +68,8 @@ class MemoryStorage(Storage):
 
     :param config: ``memory://`` or ``memory://NAME``; no options.
     :param clock: gives the time in seconds since the epoch. If it has a method ``subscribe``, see
-        :class:`SubscribableClock`, moving it wakes whoever waits. None: the clock that the store of that name has
-        already, or else the system's.
+        :class:`SubscribableClock`, moving it wakes the callers that wait. None: the clock that the store of that name
+        has already, or else the system's.
     :param any_connection: whether :meth:`join` takes any object for a connection. What is done through it is done at
         once, whatever becomes of its transaction: so tests can try code that is made for another store.
     :raises ValueError: if there is an unknown option, or the store of that name runs by another clock.

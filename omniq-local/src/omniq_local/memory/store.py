@@ -1,6 +1,6 @@
 """The primitives of a memory store, over which :mod:`omniq.storage.transitions` does the verbs; and what is read of it.
 
-Whoever uses a :class:`Store` holds :data:`LOCK`, and calls :meth:`Store.begin` first.
+Callers hold :data:`LOCK` while they use a :class:`Store`, and call :meth:`Store.begin` first.
 """
 
 from __future__ import annotations
@@ -398,7 +398,7 @@ _stores: WeakSet[Store] = WeakSet()
 
 
 def _after_fork_in_child() -> None:
-    # Whoever waited does so in the parent, on event loops that do not run here.
+    # Those that waited do so in the parent, on event loops that do not run here.
     for store in _stores:
         store.waiters.clear()
     LOCK.release()

@@ -49,7 +49,7 @@ class Waiter:
             else:
                 self._loop.call_soon_threadsafe(self._set)
         except RuntimeError:
-            # The loop was closed under the waiting coroutine: nobody is there to be woken.
+            # The loop was closed under the waiting coroutine: there is none to be woken.
             pass
 
     def _set(self) -> None:

@@ -122,7 +122,7 @@ def purge_step(queue: str, state: TaskState | None, last: int, tx: Transaction) 
     :return: how many; 0: there are no more.
     """
     tx.fold()
-    # What is due is ready, though nobody has made it so yet.
+    # What is due is ready, though its record does not say so yet.
     promote(tx, queue, PURGED)
     rows: list[Row] = []
     for number in range(SCHEDULED, BLOCKED + 1) if state is None else [NUMBER_OF[state]]:

@@ -242,7 +242,7 @@ class Database:
         return answer
 
     def post(self, job: Job[Any]) -> None:
-        """Have a job done in a write transaction, some time soon; nobody hears of it if that is not possible."""
+        """Do a job in a write transaction, some time soon; a failure is not reported."""
         if self.settings.inline:
             with contextlib.suppress(StorageError):
                 if self._main.attempt(job) is not MISSED:

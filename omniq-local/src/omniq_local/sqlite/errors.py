@@ -1,4 +1,4 @@
-"""What SQLite says when it cannot, in the words of OmniQ's errors: which file, what is wrong, and the mend."""
+"""What SQLite says when it cannot, in the words of OmniQ's errors: which file, what is wrong, and what to do."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Finish, heartbeat and progress: what the holder of a lease may say, and nobody else."""
+"""Finish, heartbeat and progress: what only the holder of a lease may do."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """Saves what SQLite's log holds, if the log (``-wal``) or its index (``-shm``) was removed while in use.
 
-Connections that have the log open go on writing into it, where nobody else will ever read, and the last one to close
-removes the log of a process that began a new one. So before anything is read or written the log must be the one that
-was opened. If it is not, nobody has written into it since (each looks before), and what it holds goes into the database
-before all connections of the process are made anew.
+Connections that have the log open go on writing into it, where no other process will ever read, and the last one to
+close removes the log of a process that began a new one. So before anything is read or written the log must be the one
+that was opened. If it is not, no process has written into it since (each looks before), and what it holds goes into the
+database before all connections of the process are made anew.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def save_log(connection: sqlite3.Connection, settings: Settings) -> None:
 def not_the_last(settings: Settings) -> Iterator[None]:
     """Keep SQLite from taking a connection that is closed for the last: it would remove the log of that name."""
     try:
-        # On other systems nobody can remove a file that is open.
+        # On other systems a file that is open cannot be removed.
         fd = os.open(settings.path, os.O_RDONLY) if IS_POSIX else -1
     except OSError:
         fd = -1

@@ -1,4 +1,4 @@
-"""Recover and prune: what dead workers left, and what nobody will read any more."""
+"""Recover and prune: what dead workers left, and results that are past their time."""
 
 from __future__ import annotations
 

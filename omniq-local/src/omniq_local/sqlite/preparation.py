@@ -50,7 +50,7 @@ class Patience:
 
 
 PREPARING = threading.Lock()
-"""Held while a file is prepared, and taken by who forks, so that no child inherits a connection that nobody knows."""
+"""Held while a file is prepared, and during a fork, so that no child inherits a connection unknown to it."""
 
 
 def _make_file(settings: Settings) -> None:

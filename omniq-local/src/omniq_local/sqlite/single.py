@@ -1,8 +1,8 @@
-"""Enqueueing one task: worth every microsecond, since whoever has one task at a time waits for each.
+"""Enqueueing one task: worth every microsecond, since a caller with one task at a time waits for each.
 
 A task that needs nothing else is stored by a single statement that is its own transaction, and touches as few pages
 as can be: the task's and that of its id. It is *fresh* then; counting it and entering it into the index of ready
-tasks is left to the next write, or to the fold that follows here if somebody waits for it, and now and then in any
+tasks is left to the next write, or to the fold that follows here if a worker waits for it, and now and then in any
 case.
 """
 

@@ -314,7 +314,7 @@ async def _on_a_thread(work: Callable[[], None], undo: Callable[[], None] | None
     """Do what blocks without holding up the loop, also while the loop is ending.
 
     :param work: what to do.
-    :param undo: done afterwards if it is done, but nobody waits for it any more.
+    :param undo: done afterwards if it is done, but no caller waits for it any more.
     """
     loop = asyncio.get_running_loop()
     future: asyncio.Future[None] = loop.create_future()

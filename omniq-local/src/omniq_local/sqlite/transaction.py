@@ -3,7 +3,7 @@
 *Fresh tasks.* Each page of the file that a commit touches costs it about as much again as the first one. A single
 enqueue therefore writes the task and its id and nothing else, see single.py: the task is *fresh*. Every other write
 first *folds* the fresh ones, many at a time: it counts them, and turns them into ready ones, which enters them into
-the index that claims read. Whoever reads without writing looks at what is folded and at the few tasks behind it.
+the index that claims read. A reader that does not write looks at what is folded and at the few tasks behind it.
 
 *Waking.* What a transaction makes ready or ends is noted in it. Before the commit those who wait for it are taken from
 the table of waiters, no more of them than there are tasks; after the commit they are sent their datagrams.
@@ -287,7 +287,7 @@ class Transaction:
     def complete_for_others(self) -> News | None:
         """Do what is left to do before a commit that the caller makes.
 
-        :return: what to :meth:`hear` after it; None if nobody waits. Until then no other process writes, not even
+        :return: what to :meth:`hear` after it; None if no caller waits. Until then no other process writes, not even
             its name on the table.
         """
         self.flush_counts()

@@ -2,7 +2,7 @@
 
 A waiter writes its name into the table of waiters, in the same transaction that finds nothing for it: whatever
 makes work for it afterwards sees the name, takes it off the table and wakes the waiter. For the datagram that is lost
-there is a look now and then, which costs next to nothing while nobody writes to the file.
+there is a look now and then, which costs next to nothing while the file does not change.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ __all__ = ["Waiting"]
 T = TypeVar("T")
 
 LOOK_EVERY = 1.8
-"""Seconds between two looks for what nobody told us of: nobody is to wait for two seconds."""
+"""Seconds between two looks for changes without a notification: no caller is to wait for two seconds."""
 LOOK_SPREAD = 0.05
 """By which part of it a look comes earlier or later, so that many do not look at the same moment."""
 NAMED_FOR = 40.0
 """Seconds for which a name stays on the table: as long can a process that died take wake-ups from others."""
 OVERDUE_PAUSE = 1_000_000
-"""Microseconds. A schedule that is due but that nobody fires (no scheduler runs) must not make idle workers spin."""
+"""Microseconds. A schedule that is due but not fired (no scheduler runs) must not make idle workers spin."""
 SPREAD = 0.001
 """Seconds for each who waits for one queue: they do not all look at the same moment when a task of it becomes due."""
 
@@ -70,7 +70,7 @@ class Waiting:
         self._kept: _Name | None = None
 
     def close(self) -> None:
-        """Take our names off the table, let nobody wait any longer, and stop listening."""
+        """Take our names off the table, end all waits, and stop listening."""
         self._is_closed = True
         self._kept = None
         for name in list(self._names):
@@ -84,7 +84,7 @@ class Waiting:
 
     @property
     def kept_token(self) -> int | None:
-        """The token of the name that is on the table though nobody waits, to be removed by a claim that finds work."""
+        """The token of the name that is on the table though no caller waits, which a claim with work removes."""
         return None if self._kept is None else self._kept.signal.token
 
     def forget_kept(self, token: int | None) -> None:

@@ -85,7 +85,7 @@ waiting AS (
     ON CONFLICT DO NOTHING
     RETURNING id, queue, state, run_at
 ),
--- Whoever held a key may have been waited for: nothing was created before that one had ended.
+-- The holder of a key may have been waited for: nothing was created before that one had ended.
 stored AS MATERIALIZED (SELECT clock_timestamp() AS at FROM (SELECT count(*) FROM waiting) AS whole),
 counted AS (
     INSERT INTO {delta} (scheduled, ready, running, succeeded, failed, cancelled, queue)

@@ -112,7 +112,7 @@ SELECT place, NULL, NULL, flow::text FROM ends
 
 -- name: heartbeat
 -- A row for each lease that is held. What is locked is being ended, perhaps in a caller's own transaction, or extended
--- already: it is held as long as that is not committed, and nobody waits for it.
+-- already: it is held as long as that is not committed, and is not waited for.
 WITH clock AS MATERIALIZED (SELECT clock_timestamp() AS now),
 told AS MATERIALIZED (
     SELECT * FROM unnest((SELECT $1::uuid[]), (SELECT $2::integer[])) WITH ORDINALITY AS t (id, delivery, place)

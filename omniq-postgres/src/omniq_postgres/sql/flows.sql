@@ -42,7 +42,7 @@ ORDER BY s.seq
 SELECT EXISTS (SELECT FROM {ended} WHERE flow = ANY ($1::uuid[]) AND uncounted)
 
 -- name: left
--- Flows with ends that are not counted: whoever was to do it has died, or is at it.
+-- Flows with ends that are not counted: the client that was to do it has died, or is at it.
 SELECT DISTINCT flow::text FROM {ended} WHERE uncounted AND flow IS NOT NULL LIMIT 100
 
 -- name: left_of
@@ -123,7 +123,7 @@ SELECT {light} FROM s CROSS JOIN LATERAL (SELECT * FROM {task} WHERE {task}.id =
 ORDER BY s.behind, t.seq
 
 -- name: running_members
--- One that is locked is being ended, perhaps in a caller's own transaction: nobody waits for that.
+-- One that is locked is being ended, perhaps in a caller's own transaction, which is not waited for.
 WITH s AS MATERIALIZED (
     SELECT *, NULL::timestamptz AS finished_at, NULL::bytea AS result
     FROM {live}

@@ -1,5 +1,5 @@
 -- name: recover
--- Take back what nobody renewed. What is locked is being ended at this moment. One row for each, and one that is empty
+-- Take back what was not renewed. What is locked is being ended at this moment. One row for each, and one that is empty
 -- where there is none: its first columns say whether there are tasks for maintenance.expire, and for maintenance.astray,
 -- and whether something is to be done about flows.
 WITH clock AS MATERIALIZED (SELECT clock_timestamp() AS now),
@@ -87,7 +87,7 @@ LEFT JOIN (
 LEFT JOIN LATERAL (SELECT * FROM {task} WHERE {task}.id = s.id LIMIT 1) AS t ON true
 
 -- name: astray
--- Let leases run out that are none, or hold until no time: nobody of ours has written them.
+-- Let leases run out that are none, or hold until no time: OmniQ has not written them.
 UPDATE {live} SET lease_until = clock_timestamp()
 WHERE {live}.id = ANY (ARRAY(
     SELECT l.id FROM {live} AS l

@@ -1,6 +1,6 @@
 -- part: moments
 -- In how many seconds the next task will be ready, and in how many the next schedule or flow is due: a second where one
--- is overdue, which perhaps nobody can fire. Of the queues that are not paused.
+-- is overdue, which perhaps no caller can fire. Of the queues that are not paused.
 extract(epoch FROM min((
     SELECT least(greatest({live}.run_at, '1970-01-01+00'), '9999-12-31 23:59:59.999999+00')
     FROM {live} WHERE {live}.state = 1 AND {live}.queue = mine.queue

@@ -9,7 +9,7 @@ for i, id in ipairs(ARGV) do
   if not there or (order and record and is_running(record)) then
     answers[i] = '0'
   elseif not order or record or past == false then
-    -- What cannot be read. Its places in queues and orders go when somebody comes by and it is not there.
+    -- What cannot be read. Its places in queues and orders go when they are come upon and it is not there.
     if record then
       call('HDEL', P .. 'running', id)
       call('ZREM', P .. 'leased', id)

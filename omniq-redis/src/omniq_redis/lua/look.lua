@@ -1,7 +1,7 @@
 --! base many promote
 -- ARGV: the name under which to be woken, the queues. Gives 1 if a task is ready or something is to be done about a flow
 -- (and otherwise notes the name), the time, when the next task or flow and the next schedule are due (-1: none). Where a
--- schedule is overdue, which perhaps nobody can fire, the next is said to be due in a second at the latest.
+-- schedule is overdue, which perhaps no caller can fire, the next is said to be due in a second at the latest.
 local name, next_due = ARGV[1], -1
 local function look(queue)
   if call('SISMEMBER', P .. 'paused', queue) == 0 then

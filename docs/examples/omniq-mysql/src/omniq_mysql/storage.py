@@ -20,7 +20,7 @@ BOUNDS = {True: "idle_transaction_timeout = 10", False: "wait_timeout = 30"}
 """What frees the locks of a client that stops in the middle of a transaction."""
 
 REFUSED = {ER.ACCESS_DENIED_ERROR, ER.DBACCESS_DENIED_ERROR, ER.TABLEACCESS_DENIED_ERROR, ER.BAD_DB_ERROR}
-"""What no second try mends."""
+"""Errors that a second try does not cure."""
 NOT_OURS = {ER.NO_SUCH_TABLE, ER.BAD_FIELD_ERROR}
 UNFIT = {ER.DATA_TOO_LONG, ER.TRUNCATED_WRONG_VALUE_FOR_FIELD, ER.WARN_DATA_OUT_OF_RANGE, ER.NET_PACKET_TOO_LARGE}
 

@@ -130,7 +130,7 @@ def differences(expected: Mapping[Path, Measures], found: Mapping[Path, Measures
             told.append(f"{file}: no result")
         elif result != measures:
             told.append(f"{file}: {result} instead of {measures}")
-    told += [f"{file}: a result that nobody asked for" for file in found if file not in expected]
+    told += [f"{file}: a result of no task that was enqueued" for file in found if file not in expected]
     return told
 
 

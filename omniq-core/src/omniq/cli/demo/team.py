@@ -1,4 +1,4 @@
-"""The demo's worker processes: started as anyone would start them, and killed as nobody would."""
+"""The demo's worker processes: started like any worker, and killed without warning."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Member:
 
     @property
     def fell(self) -> str | None:
-        """How it ended although nobody ended it; None if all is well."""
+        """How it ended by itself; None if all is well."""
         code = self.process.poll()
         return None if code is None or self.killed else how_it_ended(code)
 

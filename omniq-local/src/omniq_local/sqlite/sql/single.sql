@@ -1,5 +1,5 @@
 -- name: trigger
--- Fires when somebody may have to be woken, or the clock was put back (by a year at most: else it is the other record
+-- Fires when a caller may have to be woken, or the clock was put back (by a year at most: else it is the other record
 -- that is wrong). Belongs to a connection, not to the file.
 CREATE TEMP TRIGGER "{ns}.single" AFTER INSERT ON main."{ns}.task"
 WHEN NEW.state = 0 AND (

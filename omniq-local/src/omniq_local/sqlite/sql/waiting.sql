@@ -1,6 +1,6 @@
 -- name: prospects
 -- Whether a task is ready or due in one of the queues, or there is something to do about a flow; when the next will be; when the next schedule fires, or when to
--- look again as one is overdue, which perhaps nobody can fire.
+-- look again as one is overdue, which perhaps no caller can fire.
 SELECT EXISTS (SELECT 1 FROM "{ns}.flow" WHERE ended = 0 AND due <= :now)
        OR EXISTS (
            SELECT 1 FROM json_each(:queues) AS mine

@@ -1,6 +1,6 @@
 local UPSTREAM = 'UpstreamFailed'
 
--- Ends a waiting task as cancelled; whoever calls takes it out of its queue afterwards.
+-- Ends a waiting task as cancelled; the caller takes it out of its queue afterwards.
 -- upstream: what failed, if that is why.
 local function end_waiting(id, order, past, head, upstream)
   local attempt, err, progress, result = string.rep('\0', 16) .. string.sub(order, 17, 32) .. '\0\0\0', '', '', ''

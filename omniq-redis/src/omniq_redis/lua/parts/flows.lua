@@ -597,7 +597,7 @@ function flows()
     end
     call('ZADD', P .. 'flows:due', due, flow.id)
     if due <= now and (tonumber(string.match(before, '^l(%d+)$') or '') or LATEST) > now then
-      -- Whoever is idle goes on with what is left.
+      -- An idle worker goes on with what is left.
       call('PUBLISH', P .. 'due', string.format('%.0f', now))
     end
   end

@@ -1,6 +1,6 @@
 -- What claim needs of every task; the part named task draws what is stored, and has what is needed more seldom.
 
--- Whoever can write to the server can write anything: these tell whether a record has all that the scripts read of it.
+-- Any client of the server can write anything: these tell whether a record has all that the scripts read of it.
 -- The rest is looked at by the clients.
 local function has_head(text, at)
   if #text < at + 48 then
