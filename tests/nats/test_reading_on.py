@@ -56,3 +56,20 @@ async def test_claims_of_single_tasks_do_not_have_the_server_count_what_is_store
             assert b"next_by_subj" in requests.asked
             # A server that is asked for several counts all that match, ended ones, too.
             assert b'"batch"' not in requests.asked
+
+
+async def test_results_of_tasks_enqueued_one_by_one_take_few_messages(nats_server: NatsServer) -> None:
+    url = fresh(nats_server.url)
+    with Proxy(nats_server.port) as proxy:
+        async with opened(url) as producer:
+            for _ in range(256):
+                await producer.enqueue([task()])
+        async with opened(url.replace(f":{nats_server.port}", f":{proxy.port}")) as storage:
+            assert storage._opened is not None
+            page = f"HPUB {storage._opened.state_store.names.root}.e.".encode()
+            proxy.mode = requests = Requests()
+            for _ in range(4):
+                some = await storage.claim({"work": 64}, worker="w", lease=60)
+                await storage.finish([Succeeded(id=one.id, delivery=one.delivery, result=b"1") for one in some])
+        # A message costs the server about as much as a task: of 64 that end together the results take two at most.
+        assert 2 <= requests.asked.count(page) <= 8

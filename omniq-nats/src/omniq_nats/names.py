@@ -41,9 +41,10 @@ SINGLE, LARGE, APART, SHARED = "s", "l", "a", "g"
 one whose body is so large that it is a message of its own, behind it; of several."""
 SHEET = "n"
 """What takes the place of the kind in the name of a page of results that is of several batches of one task each."""
-SHEET_SPAN = 32
-"""Homes of one task whose sequences are in the same span of this length have their results on one page: a message for
-each of them would cost as much as the task itself."""
+SHEET_SPAN = 128
+"""Batches of one task whose sequences are in the same span of this length have their results on one page, as those of
+one batch of as many tasks do: what a worker finishes together then takes one or two messages, of which each costs as
+much as a task."""
 
 LONGEST_QUEUE = 3500
 """Bytes of a queue's name as a token. A server closes the connection, and that of each new try, on which it gets a
