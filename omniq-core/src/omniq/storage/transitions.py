@@ -65,6 +65,11 @@ __all__ = [
 def _save(tx: FlowTransaction, tasks: Sequence[StoredTask]) -> None:
     """Save tasks that were not final before, and count in their flows those that are now."""
     tx.save(tasks)
+    _count_ended(tx, tasks)
+
+
+def _count_ended(tx: FlowTransaction, tasks: Sequence[StoredTask]) -> None:
+    """Count in their flows those of some tasks that have just ended."""
     members = [task for task in tasks if task.flow is not None and task.state.is_final]
     if members:
         count_ends(tx, members)
@@ -110,8 +115,10 @@ def claim(tx: Transaction, demand: Mapping[str, int], worker: str, lease: float,
         tx.promote(queue, max(PROMOTED, 2 * wanted))
         while wanted > 0 and (found := tx.ready(queue, wanted)):
             changed = [claimed_task(task, worker, tx.now, until) for task in found]
-            _save(tx, changed)
+            tx.save(changed)
             taken = [task for task in changed if task.state is TaskState.RUNNING]
+            if len(taken) < len(changed):  # others had expired, or cannot be read
+                _count_ended(tx, changed)
             claimed += taken
             left, wanted = left - len(taken), wanted - len(taken)
     return claimed
