@@ -38,6 +38,8 @@ COMMANDS = {
     "functions": ("omniq.cli.functions", "show which tasks an application declares"),
     "schedules": ("omniq.cli.schedules", "list, show, pause, resume, trigger and delete schedules"),
     "doctor": ("omniq.cli.doctor", "look for what is amiss with a store"),
+    "export": ("omniq.cli.exporting", "write all that a store holds, as lines of JSON"),
+    "import": ("omniq.cli.importing", "store what omniq export wrote"),
     "migrate": ("omniq.cli.migrate", "bring a store's schema up to date"),
     "plugins": ("omniq.cli.plugins", "show which plugins are installed"),
     "demo": ("omniq.cli.demo.command", "see two workers do real work, and one of them killed"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -21,10 +21,12 @@ from omniq.task import Feed, NewTask, Progress, TaskError
 
 __all__ = [
     "dump_error",
+    "dump_fields",
     "dump_flow",
     "dump_progress",
     "dump_schedule",
     "load_error",
+    "load_fields",
     "load_flow",
     "load_progress",
     "load_schedule",
@@ -77,6 +79,19 @@ def _parts(text: str | bytes, what: str) -> list[Any]:
 def dump_schedule(schedule: Schedule) -> str:
     """Return a schedule as text: all of it but its revision, which counts what a store does with it."""
     return json.dumps(asdict(schedule, filter=lambda attribute, _: attribute.name != "revision"), default=_dump)
+
+
+def dump_fields(fields: Mapping[str, Any]) -> str:
+    """Return the fields of a record as text; points in time and bytes among them come back as what they were."""
+    return json.dumps(fields, default=_dump, separators=(",", ":"))
+
+
+def load_fields(text: str | bytes) -> Any:
+    """Read what :func:`dump_fields` returned.
+
+    :raises ValueError: if that cannot be done.
+    """
+    return json.loads(text, object_hook=_load)
 
 
 def _dump(value: object) -> dict[str, Any]:

@@ -1,0 +1,46 @@
+"""``omniq export``: all that a store holds, as lines of JSON."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from omniq._client.moving import Moved, export_from
+from omniq._client.queue import TaskQueue
+from omniq.cli.app import open_queue, store_of
+from omniq.cli.arguments import add_app, describe
+from omniq.cli.failures import FAILED, complain, note
+from omniq.cli.importing import told
+
+__all__ = ["configure", "run"]
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    describe(
+        parser,
+        "Write all tasks, flows, schedules and pauses of a store, for omniq import. Stop producers and workers\n"
+        "first: what changes meanwhile may be in the file or not.",
+        "omniq export sqlite:///jobs.db > jobs.jsonl\n"
+        "omniq export shop.tasks:queue --as-ready > jobs.jsonl\n"
+        "omniq export sqlite:///jobs.db | omniq import postgresql://db/shop",
+    )
+    add_app(parser, or_url=True)
+    parser.add_argument(
+        "--as-ready",
+        action="store_true",
+        help="write tasks that dead workers left running as ready, to be run again; refused while workers live",
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Write everything to stdout."""
+    with open_queue(options.app) as queue:
+        moved = queue.run(_export(queue, as_ready=options.as_ready))
+    sys.stdout.flush()
+    note(f"exported {told(moved.stored)}")
+    return FAILED if moved.refused else 0
+
+
+async def _export(queue: TaskQueue, *, as_ready: bool) -> Moved:
+    return await export_from(await store_of(queue), queue.url, sys.stdout.write, complain, as_ready=as_ready)

@@ -1,0 +1,223 @@
+"""Moving from store to store: what is exported is imported, once, however often that is tried."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import timedelta
+
+import pytest
+from attrs import evolve
+
+from omniq._client.moving import Moved, NotMoved, export_from, import_into
+from omniq.flow import GateState
+from omniq.plugins import default_plugins
+from omniq.storage import Storage, StorageConfig
+from omniq.storage.ids import new_id
+from omniq.storage.urls import parse_url
+from omniq.task import StoredTask, TaskState
+from omniq.testing import ManualClock
+from omniq.testing.contract.adopting import all_of, of_all_kinds
+from omniq.testing.contract.flows import end_one, fan_in, flow_of, member, new_flow
+from omniq.testing.contract.steps import FAR, add, new_schedule, new_task, outcome, record, states, take
+from omniq_local.memory.storage import MemoryStorage
+
+
+@asynccontextmanager
+async def opened(*urls: str) -> AsyncIterator[list[Storage]]:
+    """Open storages; without URLs two in memory."""
+    async with AsyncExitStack() as stack:
+        storages = []
+        for url in urls or (f"memory://{new_id()}", f"memory://{new_id()}"):
+            storage = default_plugins().open_storage(parse_url(url))
+            await storage.open()
+            stack.push_async_callback(storage.close)
+            storages.append(storage)
+        yield storages
+
+
+async def fill(store: Storage) -> None:
+    """Store something of everything that can be moved."""
+    await of_all_kinds(store)
+    flow = new_flow(2, unique="nightly")
+    tasks = [member(flow, feeds=[0]), member(flow, feeds=[0]), member(flow, 0, [1]), member(flow, 1)]
+    await store.enqueue([evolve(task, queue="flows") for task in tasks], flow)
+    await end_one(store, queue="flows")
+    failed, _, _ = await fan_in(store, queue="others", last_queue="others")
+    await end_one(store, "failed", queue="others")
+    await store.settle(1000)
+    assert failed.gates
+    await store.pause("retry")
+    await store.pause("an empty one")
+    await store.put_schedule(new_schedule("one", paused=True, declared=True, apps=("shop:queue",), last_run=FAR))
+    await store.put_schedule(new_schedule("two", task=new_task(run_at=timedelta(seconds=3), body=bytes(range(256)))))
+
+
+async def export(store: Storage, **options: bool) -> list[bytes]:
+    """Return the lines of an export."""
+    texts: list[str] = []
+    await export_from(store, "here", texts.append, texts.append, **{"as_ready": False, **options})
+    return "".join(texts).encode().splitlines(keepends=True)
+
+
+async def bring(store: Storage, lines: Sequence[bytes], refuse: Callable[[str], object] = pytest.fail) -> Moved:
+    """Import lines, all of which are to be stored unless they are there."""
+    return await import_into(store, lines, refuse, partial=False)
+
+
+def without_first(lines: Sequence[bytes]) -> list[bytes]:
+    """Return what two exports of the same have in common: not when they were made."""
+    return list(lines[1:])
+
+
+async def test_an_import_of_an_export_is_the_same_store_again() -> None:
+    async with opened() as (source, target):
+        await fill(source)
+        lines = await export(source)
+        moved = await bring(target, lines)
+        counts = json.loads(lines[-1])["end"]
+        assert dict(moved.stored) == counts
+        assert counts == {"paused": 2, "flow": 2, "task": 15, "schedule": 2}
+        assert await all_of(target) == await all_of(source)
+        assert without_first(await export(target)) == without_first(lines)
+        schedules = [[evolve(one, revision=0) for one in await each.get_schedules()] for each in (source, target)]
+        assert schedules[0] == schedules[1]
+        stats = [[(one.queue, one.counts, one.paused) for one in await each.stats()] for each in (source, target)]
+        assert stats[0] == stats[1]
+
+
+async def test_wherever_an_import_was_killed_a_second_one_completes_it() -> None:
+    async with opened() as (source, _):
+        await fill(source)
+        lines = await export(source)
+    for number in range(len(lines)):
+        async with opened() as (target, _):
+            with pytest.raises(NotMoved, match="cut off"):
+                await bring(target, lines[:number])
+            moved = await bring(target, lines)
+            assert moved.stored + moved.present == json.loads(lines[-1])["end"]
+            assert without_first(await export(target)) == without_first(lines)
+
+
+async def test_a_flow_waits_for_the_end_of_the_import() -> None:
+    clock = ManualClock()
+    config = StorageConfig(scheme="memory", location="memory://", redacted="memory://")
+    target = MemoryStorage(config, clock=clock)
+    await target.open()
+    async with opened() as (source, _):
+        flow = new_flow(1)
+        tasks = [member(flow, behind=0), member(flow, feeds=[0])]
+        await source.enqueue(tasks, flow)
+        lines = await export(source)
+    begun = [line for line in lines if tasks[1].id.encode() not in line]
+    with pytest.raises(NotMoved):
+        await bring(target, begun[:-1])
+    clock.advance(3600)
+    await target.recover(100)
+    assert (await flow_of(target, flow)).gates[0].state is GateState.SHUT
+    await bring(target, lines)
+    assert [(await end_one(target)).id for _ in range(2)] == [tasks[1].id, tasks[0].id]
+    assert (await flow_of(target, flow)).finished_at is not None
+
+
+async def test_a_line_that_cannot_be_read_is_named_and_what_stands_before_it_is_stored() -> None:
+    async with opened() as (source, _):
+        ids = await add(source, *(new_task() for _ in range(3)))
+        lines = await export(source)
+    task = json.loads(lines[2])
+    wrong = {
+        b"{\n": "line 3: ",
+        b"[1]\n": "line 3: ",
+        b'{"what": 1}\n': "line 3: .*what",
+        json.dumps({"task": {**task["task"], "priority": "high"}}).encode() + b"\n": "line 3: its priority is 'high'",
+        json.dumps({"task": {**task["task"], "state": "lost"}}).encode() + b"\n": "line 3: .*lost",
+        json.dumps({"task": {"id": ids[1]}}).encode() + b"\n": "line 3: ",
+    }
+    for line, message in wrong.items():
+        async with opened() as (target, _):
+            with pytest.raises(NotMoved, match=message):
+                await bring(target, [*lines[:2], line, *lines[3:]])
+            assert await states(target, ids) == [TaskState.READY, None, None]
+
+
+async def test_what_is_no_whole_export_of_a_known_format_is_refused() -> None:
+    async with opened() as (source, target):
+        await add(source, *(new_task() for _ in range(2)))
+        lines = await export(source)
+        newer = lines[0].replace(b'"format":1', b'"format":2')
+        for wrong, message in (
+            ([b"id,name\n", *lines[1:]], "line 1"),
+            ([b"{}\n", *lines[1:]], "line 1: this is no file that omniq export wrote"),
+            ([newer, *lines[1:]], "line 1: its format is 2, .*newer"),
+        ):
+            with pytest.raises(NotMoved, match=message):
+                await bring(target, wrong)
+            assert await target.stats() == []
+        with pytest.raises(NotMoved, match=r"line 3: .*lines are missing"):
+            await bring(target, [lines[0], lines[1], lines[3]])
+        with pytest.raises(NotMoved, match="line 5: there is more"):
+            await bring(target, [*lines, *lines])
+        assert (await import_into(target, lines[:2], pytest.fail, partial=True)).present["task"] == 1
+
+
+async def test_running_tasks_are_named_unless_they_are_exported_as_ready() -> None:
+    async with opened() as (source, target):
+        (task_id,) = await add(source)
+        (stopped,) = await add(source)
+        held = (await take(source, 2))[0]
+        await source.cancel([stopped])
+        with pytest.raises(NotMoved, match=f"2 tasks are running: .*{task_id}.* on worker w.*--as-ready"):
+            await export(source)
+        await source.heartbeat("w", [], 60)
+        with pytest.raises(NotMoved, match=r"without workers.*: w;"):
+            await export(source, as_ready=True)
+        await source.heartbeat("w", [], 0)
+        await bring(target, await export(source, as_ready=True))
+        task = await record(target, task_id)
+        assert (task.state, task.attempt, task.delivery) == (TaskState.READY, 0, 1)
+        assert await target.finish([outcome("succeeded", held)]) == [False]
+        assert (await record(target, stopped)).state is TaskState.CANCELLED
+
+
+async def test_what_cannot_be_stored_is_named_and_the_others_are_stored() -> None:
+    async with opened() as (source, target):
+        (taken,) = await add(source, unique="key")
+        (other,) = await add(source)
+        await add(target, unique="key")
+        refused: list[str] = []
+        moved = await bring(target, await export(source), refused.append)
+        assert (moved.stored["task"], moved.refused["task"]) == (1, 1)
+        assert taken in refused[0]
+        assert "unique key" in refused[0]
+        assert await states(target, [taken, other]) == [None, TaskState.READY]
+
+
+async def test_one_that_the_store_cannot_hold_is_named_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with opened() as (source, target):
+        ids = await add(source, *(new_task() for _ in range(7)))
+        adopt = target.adopt
+
+        async def picky(tasks: Sequence[StoredTask], flows: Sequence[object] = ()) -> object:
+            if any(task.id == ids[3] for task in tasks):
+                raise ValueError("it is too large")
+            return await adopt(tasks)
+
+        monkeypatch.setattr(target, "adopt", picky)
+        refused: list[str] = []
+        moved = await bring(target, await export(source), refused.append)
+        assert (moved.stored["task"], moved.refused["task"]) == (6, 1)
+        assert "too large" in refused[0]
+        assert ids[3] in refused[0]
+
+
+async def test_the_order_of_claims_is_the_same_after_a_move() -> None:
+    async with opened() as (source, target):
+        for priority in (0, 3, 0, -1, 3, 0):
+            await add(source, *(new_task(priority=priority) for _ in range(120)))
+        given_back = await take(source, 5)
+        await source.finish([outcome("released", task) for task in given_back])
+        await bring(target, await export(source))
+        claimed = [[task.id for task in await take(each, 1000)] for each in (source, target)]
+        assert claimed[0] == claimed[1]
+        assert len(claimed[0]) == 720
