@@ -13,7 +13,7 @@ from typing import Any
 
 from attrs import field, frozen
 
-from omniq._tasks.functions import Executor
+from omniq._tasks.definitions import Executor
 from omniq._tasks.pickled_functions import PREFIX, is_carried
 from omniq._tasks.scheduled_flows import is_flow_run
 from omniq._worker.releasing import PUT_BACK_LIMIT, times_put_back

@@ -8,7 +8,8 @@ from uuid import UUID
 
 from attrs import evolve, frozen
 
-from omniq._tasks.functions import Definition, TaskCall
+from omniq._tasks.definitions import Definition
+from omniq._tasks.functions import TaskCall
 from omniq._tasks.scheduled_flows import COUNTED
 from omniq._tasks.stand_ins import StandIn, has_stand_in
 from omniq.errors import SerializationError

@@ -10,8 +10,9 @@ from attrs import evolve
 
 from omniq._client.flows import Graph, parts_of
 from omniq._tasks.context import current_task
+from omniq._tasks.definitions import Definition
 from omniq._tasks.enqueueing import Enqueueing, enqueueing
-from omniq._tasks.functions import AsyncTaskFunction, Definition, TaskCall, TaskFunction
+from omniq._tasks.functions import AsyncTaskFunction, TaskCall, TaskFunction
 from omniq._tasks.handle import SyncTaskHandle, TaskHandle
 from omniq._tasks.scheduled_flows import FLOW_PREFIX, load_run
 from omniq._tasks.stand_ins import has_stand_in, refuse_stand_ins

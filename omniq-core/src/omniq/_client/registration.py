@@ -10,7 +10,8 @@ from attrs import evolve
 
 from omniq._client.redefinition import is_redefinition, module_code, place_of
 from omniq._client.schedules import DeclaredSchedule, ScheduleOptions, check_trigger
-from omniq._tasks.functions import AsyncTaskFunction, Definition, Executor, FunctionOwner, TaskCall, TaskFunction
+from omniq._tasks.definitions import Definition, Executor
+from omniq._tasks.functions import AsyncTaskFunction, FunctionOwner, TaskCall, TaskFunction
 from omniq._tasks.options import Duration, TaskOptions
 from omniq._tasks.payloads import ANY_ARGUMENTS
 from omniq._tasks.pickled_functions import is_carried
@@ -134,6 +135,8 @@ class Declarations(FunctionOwner):
         triggers = [check_trigger(trigger) for trigger in given]
 
         def register(function: Callable[..., Any]) -> TaskFunction[Any, Any]:
+            if isinstance(function, TaskFunction):  # of another queue, too
+                function = function.definition.function
             definition = Definition(function, name=name, retry_on=errors, executor=executor)
             return self._register(definition, options, triggers)
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from omniq._tasks.functions import AsyncTaskFunction, Definition, FunctionOwner, TaskCall, TaskFunction, task_name
+from omniq._tasks.definitions import Definition, task_name
+from omniq._tasks.functions import AsyncTaskFunction, FunctionOwner, TaskCall, TaskFunction
 from omniq._tasks.options import LONGEST_TEXT, TaskOptions
 from omniq._tasks.scheduled_flows import is_flow_run
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from omniq._tasks.functions import Executor
+from omniq._tasks.definitions import Executor
 from omniq._worker.attempt import Attempt
 from omniq._worker.executors import TaskExecutor
 from omniq.errors import StorageError

@@ -15,8 +15,8 @@ from types import TracebackType
 from typing import Any
 
 from omniq._runtime.threads import start_thread
+from omniq._tasks.definitions import Definition
 from omniq._tasks.dependencies import Kind, Provider
-from omniq._tasks.functions import Definition
 from omniq._worker.resources import Resources
 
 __all__ = ["call_async", "call_sync"]

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Iterable, Mapping
 
-from omniq._tasks.functions import Executor
+from omniq._tasks.definitions import Executor
 from omniq._worker.attempt import Attempt, Interruption, about
 from omniq._worker.completer import Completer
 from omniq._worker.executors import TaskExecutor

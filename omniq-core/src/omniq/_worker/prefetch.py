@@ -8,7 +8,8 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from omniq._tasks.functions import Executor, TaskFunction
+from omniq._tasks.definitions import Executor
+from omniq._tasks.functions import TaskFunction
 from omniq._worker.executors import TaskExecutor
 from omniq.task import StoredTask
 

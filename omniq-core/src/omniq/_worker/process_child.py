@@ -27,8 +27,9 @@ from attrs import frozen
 
 from omniq._runtime.portal import Portal
 from omniq._runtime.signals import STOP_SIGNALS, listening
+from omniq._tasks.definitions import Definition
 from omniq._tasks.dependencies import Overrides
-from omniq._tasks.functions import Definition, TaskFunction
+from omniq._tasks.functions import TaskFunction
 from omniq._tasks.options import TaskOptions
 from omniq._tasks.payloads import Codec
 from omniq._worker.attempt import Attempt, describe_error, failed, run_sync

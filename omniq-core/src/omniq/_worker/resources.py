@@ -17,8 +17,8 @@ from typing import Any, Protocol
 
 from omniq._runtime.portal import Portal
 from omniq._runtime.threads import in_thread
+from omniq._tasks.definitions import Definition
 from omniq._tasks.dependencies import Injection, Kind, Overrides, Provider
-from omniq._tasks.functions import Definition
 from omniq.errors import ConfigurationError
 from omniq.storage.escaping import get_logger
 

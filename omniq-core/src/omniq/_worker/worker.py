@@ -16,7 +16,7 @@ from typing import Any, Self
 
 from omniq._runtime.signals import STOP_AT_ONCE, STOP_SIGNALS, call_on_signal, is_urgent
 from omniq._runtime.threads import in_thread
-from omniq._tasks.functions import Executor
+from omniq._tasks.definitions import Executor
 from omniq._tasks.options import Duration, check_count
 from omniq._worker.attempt import Attempt, Interruption, about, rejected
 from omniq._worker.completer import Completer
