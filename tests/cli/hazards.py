@@ -20,7 +20,7 @@ forking = multiprocessing.get_context("fork")
 
 def _wait_for(flag: Path) -> None:
     while not flag.exists():
-        time.sleep(0.01)
+        time.sleep(0.01)  # no event crosses processes
 
 
 def _terminate_children() -> list[int | None]:

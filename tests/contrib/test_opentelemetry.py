@@ -188,11 +188,11 @@ def test_a_timeout_and_a_cancellation_end_their_spans(make_queue: MakeQueue) -> 
 
     @queue.task(name="slow", timeout=0.05, max_retries=0)
     async def slow() -> None:
-        await asyncio.sleep(60)
+        await asyncio.sleep(60)  # until it is cancelled
 
     @queue.task(name="endless")
     async def endless() -> None:
-        await asyncio.sleep(600)
+        await asyncio.sleep(600)  # until it is cancelled
 
     with working(queue, lease=6):
         with pytest.raises(TaskFailed, match="TaskTimeout"):

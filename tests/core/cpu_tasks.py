@@ -25,7 +25,7 @@ def meet(here: Path, there: Path) -> int:
     """End only if another process is in the middle of the same at the same time."""
     here.touch()
     while not there.exists():
-        time.sleep(0.001)
+        time.sleep(0.001)  # no event crosses processes
     return os.getpid()
 
 
@@ -143,5 +143,5 @@ def step(kind: str, marker: Path) -> int:
     if kind == "hold":
         marker.touch()
         while marker.exists():
-            time.sleep(0.001)
+            time.sleep(0.001)  # no event crosses processes
     return os.getpid()

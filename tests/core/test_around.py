@@ -202,7 +202,7 @@ async def test_what_a_hook_does_when_it_is_left_is_outside_the_timeout(make_queu
         @hookimpl
         def omniq_around_task(self) -> Iterator[None]:
             yield
-            time.sleep(1.2)
+            time.sleep(1.2)  # longer than the timeout
 
     queue = make_queue(plugins=plugins_with(Slow()))
 

@@ -340,14 +340,14 @@ def test_a_task_that_asks_to_run_again_does_so_and_its_dependencies_see_that_it_
 async def test_dependencies_are_made_and_left_inside_the_timeout(queue: TaskQueue) -> None:
     async def slow() -> AsyncIterator[None]:
         try:
-            await asyncio.sleep(3600)
+            await asyncio.sleep(3600)  # until it is cancelled
             yield
         finally:
             LOG.append("slow left")
 
     async def slow_to_leave() -> AsyncIterator[None]:
         yield
-        await asyncio.sleep(3600)
+        await asyncio.sleep(3600)  # until it is cancelled
 
     @queue.task(timeout=0.05)
     async def send(db: None = Depends(slow)) -> None: ...

@@ -133,7 +133,7 @@ def test_whoever_listens_is_told_of_a_tasks_way(
 
     @queue.task(max_retries=1, retry=Fixed(0))
     async def work(n: int) -> int:
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0.01)  # the seconds that are told
         if current_task().attempt == 1 or n == 0:
             raise ValueError(f"not {n}")
         return n
@@ -199,7 +199,7 @@ async def test_whoever_listens_is_told_of_a_cancelled_task(
         await asyncio.Event().wait()
 
     handle = await hold.aenqueue()
-    async with queue.worker(lease=1.5):
+    async with queue.worker(lease=3):
         await await_until(lambda: listener.of("started"))
         await handle.acancel()
         await await_until(lambda: listener.of("cancelled"))
@@ -300,7 +300,7 @@ async def test_whoever_listens_is_told_of_a_lease_that_was_lost_and_of_the_outco
         return "too late"
 
     handle = await stubborn.aenqueue()
-    async with queue.worker(lease=1.5) as worker:
+    async with queue.worker(lease=3) as worker:
         await await_until(lambda: listener.of("started"))
         storage = (await queue.connections.current()).storage
         (task,) = await storage.get([handle.id])

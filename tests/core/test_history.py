@@ -181,7 +181,7 @@ async def test_an_attempt_that_was_cancelled_is_one_and_one_that_was_put_back_is
     async def sleep() -> None:
         nonlocal started
         started += 1
-        await asyncio.sleep(600)
+        await asyncio.sleep(600)  # until it is cancelled
 
     handle = await sleep.aenqueue()
     async with queue.worker(grace=0):

@@ -54,7 +54,7 @@ async def test_a_worker_enters_it_before_its_first_task_and_leaves_it_after_the_
     @queue.task
     async def on_loop(state: Any = WorkerState()) -> str:
         LOG.append(state == current_task().state)
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0.01)  # others run meanwhile
         LOG.append("ended")
         return WHO.get()
 

@@ -179,7 +179,7 @@ def test_one_wrong_look_at_the_clock_silences_no_schedule(shop: Trial, misfire: 
     queue.schedule(call(shop), Every(60), id="paused")
     queue.pause_schedule("paused")
     shop.clock.advance(timedelta(days=10))
-    while fire_once(shop) and of(shop, "a minute").next_run < NOON + timedelta(days=9):  # type: ignore[operator]
+    while fire_once(shop) and of(shop, "a minute").next_run < NOON + timedelta(days=9):  # type: ignore[operator]  # it has one
         pass
     shop.clock.set(NOON + 4 * MINUTE)
     before = {schedule.id: schedule for schedule in queue.schedules()}

@@ -203,13 +203,13 @@ async def test_with_one_slot_one_task_of_either_kind_runs_at_a_time(queue: TaskQ
     @queue.task
     async def coroutine() -> None:
         enter()
-        await asyncio.sleep(0.001)
+        await asyncio.sleep(0.001)  # others run meanwhile
         leave()
 
     @queue.task
     def thread() -> None:
         enter()
-        time.sleep(0.001)
+        time.sleep(0.001)  # others run meanwhile
         leave()
 
     handles = await queue.aenqueue_many((coroutine if n % 3 else thread).call() for n in range(60))

@@ -117,11 +117,11 @@ def test_a_thread_over_its_timeout_runs_again_elsewhere_and_only_the_second_resu
 async def test_a_task_that_blocks_the_loop_keeps_its_lease(queue: TaskQueue) -> None:
     @queue.task(max_retries=0)
     async def block() -> int:
-        time.sleep(3)  # three leases  # noqa: ASYNC251  # the mistake that is tested
+        time.sleep(5)  # more than two leases  # noqa: ASYNC251  # the mistake that is tested
         return current_task().attempt
 
     handle = await block.aenqueue()
-    with working(queue, lease=1, recover_every=0.1), working(queue, lease=1, recover_every=0.1):
+    with working(queue, lease=2, recover_every=0.1), working(queue, lease=2, recover_every=0.1):
         assert await handle.aresult(30) == 1
     assert (await handle.atask()).delivery == 1
 

@@ -75,7 +75,7 @@ async def test_a_task_that_ends_a_wait_begins_before_schedules_are_looked_at(mon
 
     async def slow_claim(*args: Any, **kwargs: Any) -> Any:
         claimed = await claim(*args, **kwargs)
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0.05)  # what makes it slow
         asked.append("claimed")
         return claimed
 

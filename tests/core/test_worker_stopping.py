@@ -102,7 +102,7 @@ async def test_what_does_not_end_within_the_grace_period_goes_back_and_runs_else
         # What still runs of the first attempt changes nothing when it ends.
         gate.open()
         release.set()
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0.05)  # what must not happen would have by now
     record = await handle.atask()
     assert (record.state, record.delivery) == (TaskState.SUCCEEDED, 2)
 

@@ -99,7 +99,7 @@ class Site:
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         while not server.started:
             assert not serving.done(), "the server did not start"
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0.01)  # nothing tells of it
 
         async def stop() -> None:
             server.should_exit = True

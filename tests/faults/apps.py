@@ -108,14 +108,14 @@ def thread(seconds: float = 0.0) -> str:
 async def hold_coroutine(flag: str) -> str:
     """End once a file is there; another attempt than the first ends at once."""
     while current_task().attempt == 1 and not os.path.exists(flag):  # noqa: ASYNC110, ASYNC240  # no event crosses processes
-        await asyncio.sleep(0.005)
+        await asyncio.sleep(0.005)  # no event crosses processes
     return _ran()
 
 
 @queue.task
 def hold_thread(flag: str) -> str:
     while current_task().attempt == 1 and not os.path.exists(flag):
-        time.sleep(0.005)
+        time.sleep(0.005)  # no event crosses processes
     return _ran()
 
 
@@ -123,7 +123,7 @@ def hold_thread(flag: str) -> str:
 def hold_each(flag: str) -> str:
     """End once a file of this very attempt is there."""
     while not os.path.exists(f"{flag}-{current_task().attempt}"):
-        time.sleep(0.005)
+        time.sleep(0.005)  # no event crosses processes
     return _ran()
 
 
@@ -132,7 +132,7 @@ async def stubborn(flag: str) -> str:
     """Hold on through every cancellation."""
     while current_task().attempt == 1 and not os.path.exists(flag):  # noqa: ASYNC240  # no event crosses processes
         try:
-            await asyncio.sleep(0.005)
+            await asyncio.sleep(0.005)  # no event crosses processes
         except asyncio.CancelledError:
             history.note("swallowed a cancellation", current_task().id)
     return _ran()
@@ -169,7 +169,7 @@ async def again(delay: float) -> str:
 
 @queue.task
 async def step(inputs: list[str]) -> str:
-    await asyncio.sleep(0.001)
+    await asyncio.sleep(0.001)  # others run meanwhile
     return _ran(inputs=inputs)
 
 

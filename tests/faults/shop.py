@@ -127,7 +127,7 @@ def sell_late(n: int, flag: str, where: str) -> int:
     def wait_at(this: str) -> None:
         history.note(f"is {this}", current_task().id, attempt=current_task().attempt)
         while this == where and current_task().attempt == 1 and not os.path.exists(flag):
-            time.sleep(0.005)
+            time.sleep(0.005)  # no event crosses processes
 
     wait_at("before the transaction")
     with connected() as connection:

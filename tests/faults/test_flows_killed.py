@@ -102,7 +102,7 @@ def test_many_flows_of_which_a_worker_is_killed_every_second(scene: Scene) -> No
         if len(killing.flows) < FLOWS:
             killing.enqueue(200)
         else:
-            time.sleep(0.05)
+            time.sleep(0.05)  # until the next kill
         if time.monotonic() - killed >= 1:
             killing.kill()
             killed = time.monotonic()

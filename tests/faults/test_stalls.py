@@ -110,7 +110,7 @@ def locked_for(database: Path, enough: Callable[[], object]) -> None:
     connection = sqlite3.connect(database, timeout=10, isolation_level=None)
     try:
         connection.execute("BEGIN IMMEDIATE")
-        wait_until(enough, timeout=20, what="what is to happen while the store is locked")
+        wait_until(enough, timeout=60, what="what is to happen while the store is locked")
         connection.execute("ROLLBACK")
     finally:
         connection.close()

@@ -224,7 +224,7 @@ def test_who_comes_while_a_store_is_repaired_waits_for_that_and_for_nothing_else
             sign.write_text("")
             store = storage(root, "?lock_timeout=2")
             opens = asyncio.create_task(store.open())
-            await asyncio.sleep(2.5)
+            await asyncio.sleep(2.5)  # longer than its timeout
             assert not opens.done()
             sign.unlink()
             fcntl.flock(fd, fcntl.LOCK_UN)
@@ -366,7 +366,7 @@ async def wait_as_workers_do(store: FileStorage) -> None:
         try:
             await store.wait_for_work(["q"], 60)
         except StorageUnavailable:
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0.01)  # so that the loop does not spin
         else:
             return
 

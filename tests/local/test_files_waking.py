@@ -46,7 +46,7 @@ def test_each_of_many_waiting_workers_gets_one_of_as_many_tasks(root: Path, dela
         async with AsyncExitStack() as stack:
             stores = [await stack.enter_async_context(opened(root)) for _ in range(5)]
             workers = [asyncio.create_task(arrival(store)) for store in stores]
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.1)  # by then it waits
             await stores[0].enqueue([new_task(run_at=run_at) for _ in range(5)])
             assert len({(await worker).id for worker in workers}) == 5
 
@@ -58,7 +58,7 @@ def test_tasks_that_become_due_sooner_than_what_was_known_are_heard_of(root: Pat
         async with opened(root) as store, opened(root) as other:
             await store.enqueue([new_task(run_at=timedelta(seconds=HOUR))])
             worker = asyncio.create_task(arrival(store))
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.1)  # by then it waits
             await other.enqueue([new_task(run_at=timedelta(seconds=0.2))])
             await worker
 
@@ -73,7 +73,7 @@ def test_one_task_wakes_one_of_many_who_wait(root: Path) -> None:
             await await_until(lambda: len(table._waiters()) == 8)
             await other.enqueue([new_task()])
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.1)  # what must not happen would have by now
             assert sum(wait.done() for wait in waits) == 1
             for wait in waits:
                 wait.cancel()
@@ -86,12 +86,12 @@ def test_who_waits_for_more_than_an_entry_can_name_is_woken_too(root: Path) -> N
     async def scenario() -> None:
         async with opened(root) as store, opened(root) as other:
             worker = asyncio.create_task(arrival(store, [f"q{number}" for number in range(40)]))
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.1)  # by then it waits
             await other.enqueue([new_task(queue="q39")])
             await worker
             ids = [answer.id for answer in await store.enqueue([new_task() for _ in range(40)])]
             ended = asyncio.create_task(store.wait_finished(ids, HOUR))
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.1)  # by then it waits
             await other.cancel(ids[39:])
             assert await ended == {ids[39]}
 
@@ -117,7 +117,7 @@ def test_work_and_ends_from_another_process_are_heard_of(root: Path) -> None:
             (added,) = await store.enqueue([new_task()])
             worker = asyncio.create_task(arrival(store, ["other"]))
             ended = asyncio.create_task(store.wait_finished([added.id], HOUR))
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.1)  # by then it waits
             await asyncio.to_thread(run_python, program, str(root))
             assert await ended == {added.id}
             assert (await worker).queue == "other"
@@ -132,11 +132,11 @@ def test_a_wake_up_that_is_lost_is_made_up_for_by_a_look(root: Path, monkeypatch
     async def scenario() -> None:
         async with opened(root) as store, opened(root) as other:
             worker = asyncio.create_task(arrival(store))
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.1)  # by then it waits
             await other.enqueue([new_task()])
             task = await worker
             ended = asyncio.create_task(store.wait_finished([task.id], HOUR))
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.1)  # by then it waits
             await succeed(other, [task])
             assert await ended == {task.id}
 
@@ -147,7 +147,7 @@ def test_who_waits_when_the_store_is_closed_is_let_go(root: Path) -> None:
     async def scenario() -> None:
         async with opened(root) as store:
             waits = asyncio.create_task(store.wait_for_work(("q",), HOUR))
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.1)  # by then it waits
         await waits
 
     asyncio.run(scenario())
@@ -159,7 +159,7 @@ def test_waits_that_are_over_leave_no_entry_that_takes_a_wake_up_from_others(roo
             for _ in range(20):
                 await other.wait_for_work(("q",), 0.001)
             worker = asyncio.create_task(arrival(store))
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.1)  # by then it waits
             await other.enqueue([new_task()])
             await worker
             assert await take(store) == []

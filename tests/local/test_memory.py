@@ -159,7 +159,7 @@ def test_moving_the_clock_wakes_whoever_waits_for_a_due_task() -> None:
         store = await opened(clock=clock)
         await store.enqueue([task(run_at=timedelta(days=1))])
         waits = asyncio.create_task(store.wait_for_work(["q"], 600))
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(0.02)  # what must not happen would have by now
         assert not waits.done()
         # From another thread, as a test that runs the worker in the background does.
         await asyncio.to_thread(clock.advance, 86400)
@@ -236,7 +236,7 @@ def test_closing_ends_its_own_waits_and_no_others() -> None:
         work = asyncio.create_task(store.wait_for_work(["q"], 600))
         end = asyncio.create_task(store.wait_finished([order.id], 600))
         other = asyncio.create_task(sibling.wait_for_work(["q"], 600))
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(0.02)  # by then it waits
         await store.close()
         async with asyncio.timeout(30):
             await work
@@ -258,7 +258,7 @@ def test_a_loop_that_ended_in_the_middle_of_a_wait_disturbs_nobody() -> None:
     async def begin_to_wait() -> asyncio.Task[None]:
         await store.open()
         waits = asyncio.create_task(store.wait_for_work(["q"], 600))
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(0.02)  # by then it waits
         return waits
 
     waits = abandoned.run_until_complete(begin_to_wait())

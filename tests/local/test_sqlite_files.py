@@ -275,7 +275,7 @@ def test_a_file_that_another_holds_for_a_while_costs_that_while_and_nothing_else
             async def go_on() -> None:
                 # The loop goes on meanwhile: else nobody would let go.
                 for _ in range(50):
-                    await asyncio.sleep(0.02)
+                    await asyncio.sleep(0.02)  # fifty of them: for a second
                 holder.let_go()
 
             going_on = asyncio.create_task(go_on())

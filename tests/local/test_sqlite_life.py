@@ -63,7 +63,7 @@ def test_an_opening_that_is_given_up_leaves_nothing_open(tmp_path: Path) -> None
             connection.execute("BEGIN IMMEDIATE")  # so that the tables cannot be made
             store = storage(path)
             opening = asyncio.create_task(store.open())
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(0.05)  # by then it waits
             opening.cancel()
             await asyncio.gather(opening, return_exceptions=True)
             connection.execute("ROLLBACK")
@@ -244,7 +244,7 @@ def test_an_answer_that_nobody_waits_for_any_more_harms_nobody(tmp_path: Path) -
             with store._database._main.lock:
                 given_up = asyncio.create_task(store.enqueue([new_task(), new_task()]))
                 kept = asyncio.create_task(store.enqueue([new_task(), new_task()]))
-                await asyncio.sleep(0.05)
+                await asyncio.sleep(0.05)  # by then it waits
                 given_up.cancel()
                 await asyncio.gather(given_up, return_exceptions=True)
             assert len(await kept) == 2

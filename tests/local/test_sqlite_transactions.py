@@ -537,7 +537,7 @@ def test_many_callers_and_the_store_itself_write_side_by_side(tmp_path: Path) ->
                 tasks = await take(store, n=10)
                 await store.finish([succeeded(task) for task in tasks])
                 done |= {task.id for task in tasks}
-                await asyncio.sleep(0.001)
+                await asyncio.sleep(0.001)  # lets the callers in
             await asyncio.gather(*callers)
             done |= {task.id for task in await take(store)}
 

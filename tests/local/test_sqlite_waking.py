@@ -68,7 +68,7 @@ async def main():
             await store.delete([sys.argv[3]])
         case "die waiting":
             waiting = asyncio.create_task(store.wait_for_work(["q"], 60))
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(0.2)  # by then it waits
             print("waits", flush=True)
             await waiting
     await store.close()
@@ -387,7 +387,7 @@ def test_a_datagram_from_nobody_known_wakes_nobody(tmp_path: Path) -> None:
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
                 for junk in (b"", b"x", b"x" * 8, b"x" * 4000):
                     stranger.sendto(junk, ("127.0.0.1", port))
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(0.05)  # what must not happen would have by now
             assert not waiter.done()
             await store.enqueue([new_task()])
             await asyncio.wait_for(waiter, 30)

@@ -93,7 +93,7 @@ class Load:
             await step
         except StorageUnavailable as failure:
             self.failures.append(failure)
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0.01)  # so that the loop does not spin
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:

@@ -140,9 +140,9 @@ async def test_an_idle_wait_asks_once_in_five_seconds(nats_server: NatsServer) -
     async with opened(url) as storage:
         await storage.enqueue([task(run_at=timedelta(days=1)) for _ in range(50)])
         waits = asyncio.create_task(storage.wait_for_work(["work", "other"], 60))
-        await asyncio.sleep(0.5)
+        await asyncio.sleep(0.5)  # by then it waits
         before, began = nats_server.received, time.monotonic()
-        await asyncio.sleep(4)
+        await asyncio.sleep(4)  # the time in which it asks little
         requests = nats_server.received - before
         # On a busy machine the four seconds may be more than five.
         assert requests <= 1 + (time.monotonic() - began) // LOOK_EVERY
@@ -161,13 +161,13 @@ async def test_work_is_found_though_nobody_tells_of_it(nats_server: NatsServer) 
         await storage.enqueue([task(queue="elsewhere")])
         for queue in ("work", "again"):
             waits = asyncio.create_task(storage.wait_for_work([queue], 600))
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.1)  # by then it waits
             await silent.enqueue([task(queue=queue)])
             async with asyncio.timeout(30):
                 await waits
         (ended,) = await storage.claim({"work": 1}, worker="w", lease=60)
         waits_for_end = asyncio.create_task(storage.wait_finished([ended.id], 600))
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0.1)  # by then it waits
         await silent.finish([Succeeded(id=ended.id, delivery=1, result=b"1")])
         async with asyncio.timeout(30):
             assert await waits_for_end == {ended.id}
@@ -243,7 +243,7 @@ async def test_what_others_store_that_is_no_work_for_the_queue_makes_no_wait_loo
         for _ in range(20):
             await other.heartbeat("idle", [], 60)
             await other.enqueue([task(queue="elsewhere")])
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(0.02)  # one message a time, as others would send them
         assert looks <= 2
         waits.cancel()
 

@@ -32,7 +32,7 @@ async def test_a_server_that_is_killed_and_started_again_has_lost_nothing_that_i
         async with load.running():
             for _ in range(2):
                 await asyncio.to_thread(server.kill)
-                await asyncio.sleep(0.2)
+                await asyncio.sleep(0.2)  # for a while there is no server
                 await asyncio.to_thread(server.start)
                 await load.reached(50)
         await load.settle()
@@ -66,7 +66,7 @@ async def test_a_queue_whose_server_died_answers_within_the_timeout_however_long
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with NatsServer(tmp_path) as server:
-        async with TaskQueue(fresh(server.url)) as queue:
+        async with TaskQueue(fresh(server.url, timeout="10")) as queue:
             encode = queue.task(json.dumps)
             task_id = (await encode.aenqueue(1)).id
             server.kill()
@@ -81,14 +81,14 @@ async def test_a_queue_whose_server_died_answers_within_the_timeout_however_long
                 partial(queue.acancel, task_id),
             )
             took = await asyncio.gather(*map(seconds_until_told, calls))
-    # docs/backends/nats.md promises an answer within `timeout`, which is 5 seconds by default. The other 3 are for a
-    # loaded machine; two waits one after the other would take 10.
-    assert max(took) < 8, took
+    # docs/backends/nats.md promises an answer within `timeout`. The other 8 seconds are for a loaded machine; two waits
+    # one after the other would take 20.
+    assert max(took) < 18, took
 
 
 async def test_a_server_that_stands_still_holds_up_no_enqueue_for_longer_than_the_timeout(tmp_path: Path) -> None:
     with NatsServer(tmp_path) as server:
-        async with opened(fresh(server.url)) as storage:
+        async with opened(fresh(server.url, timeout="10")) as storage:
             await storage.enqueue([task()])  # in the shortest way the line is known
             server.suspend()
             assert server.process is not None
@@ -101,7 +101,7 @@ async def test_a_server_that_stands_still_holds_up_no_enqueue_for_longer_than_th
                 )
             finally:
                 server.resume()
-    assert max(took) < 8, took  # see above; it was 12 to 16
+    assert max(took) < 18, took  # see above; it was more than twice the timeout
 
 
 async def seconds_until_told(call: Callable[[], Awaitable[object]]) -> float:
@@ -120,7 +120,7 @@ async def test_an_operation_rides_out_a_restart_that_is_shorter_than_the_timeout
             server.kill()
             claiming = asyncio.create_task(storage.claim({"work": 9}, worker="w", lease=99))
             enqueueing = asyncio.create_task(storage.enqueue([task(), task()]))
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.1)  # by then it waits
             server.start()
             claimed = await claiming
             assert answer.id in {one.id for one in claimed}
@@ -210,7 +210,7 @@ async def test_a_wait_goes_on_over_a_closed_connection_and_hears_of_work(tmp_pat
             (claimed,) = await storage.claim({"other": 1}, worker="w", lease=99)
             waits = asyncio.create_task(storage.wait_for_work(["work"], 600))
             waits_for_end = asyncio.create_task(storage.wait_finished([ended.id], 600))
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(0.2)  # by then it waits
             await kick_all(server)
             async with opened(url) as other:
                 await other.finish([Succeeded(id=claimed.id, delivery=1, result=b"1")])

@@ -40,7 +40,7 @@ async def work(storage: NatsStorage, count: int) -> list[StoredTask]:
 async def woken(storage: NatsStorage, producer: NatsStorage, new: NewTask) -> None:
     """Have a storage wait, and be woken by a task of another."""
     waits = asyncio.create_task(storage.wait_for_work(["work"], 600))
-    await asyncio.sleep(0.1)
+    await asyncio.sleep(0.1)  # by then it waits
     await producer.enqueue([new])
     async with asyncio.timeout(60):
         await waits
@@ -118,7 +118,7 @@ async def test_a_task_that_waits_wakes_a_worker_when_its_time_has_come(nats_serv
     async with opened(url) as worker, opened(url) as producer:
         await producer.enqueue([task(run_at=timedelta(days=1))])
         waits = asyncio.create_task(worker.wait_for_work(["work"], 600))
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0.1)  # by then it waits
         new = task(run_at=timedelta(seconds=0.3))
         await producer.enqueue([new])
         async with asyncio.timeout(60):
@@ -236,10 +236,10 @@ async def test_a_word_of_an_earlier_end_does_not_end_a_wait(nats_server: NatsSer
         new = task()
         await storage.enqueue([new])
         waits = asyncio.create_task(storage.wait_finished([new.id], 600))
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0.1)  # by then it waits
         await opened_other.transport.tell(opened_other.state_store.names.end(new.id), b"1")
         await opened_other.transport.tell(subject, b"1")
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(0.2)  # what must not happen would have by now
         assert not waits.done()
         await work(other, 1)
         async with asyncio.timeout(60):
@@ -344,7 +344,7 @@ async def test_a_task_is_stored_on_the_calling_thread_and_wakes_a_worker(nats_se
     async with opened(url) as storage, opened(url) as worker:
         await prepare(storage, 0)
         waits = asyncio.create_task(worker.wait_for_work(["work"], 600))
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0.1)  # by then it waits
         new = task()
         answers = storage.enqueue_blocking([new])
         assert answers is not None

@@ -232,7 +232,7 @@ async def test_a_websocket_to_one_of_a_cluster_is_not_sought_where_none_is(tmp_p
             for _ in range(2):
                 await asyncio.to_thread(named.kill)
                 claims = asyncio.create_task(storage.claim({"work": 1}, worker="w", lease=60))
-                await asyncio.sleep(0.3)
+                await asyncio.sleep(0.3)  # by then it waits
                 await asyncio.to_thread(named.start)
                 assert len(await claims) == 1
 
@@ -380,7 +380,7 @@ async def test_a_client_that_takes_a_cancellation_for_a_failed_try_is_cancelled_
         nonlocal tries
         while tries < 3:
             try:
-                await asyncio.sleep(60)
+                await asyncio.sleep(60)  # what is cancelled
             except asyncio.CancelledError:
                 tries += 1
 

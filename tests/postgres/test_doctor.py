@@ -58,7 +58,7 @@ async def setting(server: PostgresServer, name: str, value: str) -> AsyncIterato
     server.execute(f"ALTER SYSTEM SET {name} = {value}")
     server.execute("SELECT pg_reload_conf()")
     try:
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(0.2)  # nothing tells when it has read them
         yield
     finally:
         server.execute(f"ALTER SYSTEM RESET {name}")

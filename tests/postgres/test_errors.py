@@ -57,7 +57,7 @@ def namespaced(server: PostgresServer) -> str:
 async def test_connections_that_are_terminated_are_made_anew(server: PostgresServer, storage_url: str) -> None:
     async with opened(storage_url) as store:
         waits = asyncio.create_task(store.wait_for_work(["q"], 60))
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0.1)  # by then it waits
         for _ in range(3):
             assert terminate_everyone(server.url) > 0
             (answer,) = await store.enqueue([new_task()])
@@ -75,7 +75,7 @@ async def test_whoever_waits_while_connections_are_terminated_hears_nevertheless
         (claimed,) = await take(store)
         ends = asyncio.create_task(store.wait_finished([entry.id], 60))
         works = asyncio.create_task(store.wait_for_work(["other"], 60))
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(0.2)  # by then it waits
         terminate_everyone(server.url)
         await other.finish([done(claimed)])
         await other.enqueue([new_task(queue="other")])
@@ -404,7 +404,7 @@ async def test_a_cancelled_call_leaves_the_storage_whole(server: PostgresServer,
         async with await psycopg.AsyncConnection.connect(server.url) as other:
             await store.join(other).aenqueue([new_task(unique="key")])
             calls = [asyncio.create_task(store.enqueue([new_task(unique="key")])) for _ in range(3)]
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.1)  # by then it waits
             for call in calls:
                 call.cancel()
             assert all(
@@ -426,7 +426,7 @@ async def test_whoever_gets_no_connection_in_time_is_told_why(storage_url: str) 
     with pytest.raises(StorageUnavailable, match="connections="):
         await pool.acquire(now() + 0.05)
     waits = asyncio.create_task(pool.acquire(now() + 60))
-    await asyncio.sleep(0.05)
+    await asyncio.sleep(0.05)  # by then it waits
     pool.release(connection)
     assert await waits is connection
     pool.close()

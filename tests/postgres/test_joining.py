@@ -260,10 +260,10 @@ def test_a_waiting_worker_hears_of_a_task_once_it_is_committed(
     async def wait() -> None:
         async with opened(storage_url) as other:
             waits = asyncio.create_task(other.wait_for_work(["q"], 600))
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.1)  # by then it waits
             async with await psycopg.AsyncConnection.connect(server.url) as connection:
                 await store.join(connection).aenqueue([new_task()])
-                await asyncio.sleep(0.1)
+                await asyncio.sleep(0.1)  # what must not happen would have by now
                 assert not waits.done()
             async with asyncio.timeout(30):
                 await waits

@@ -72,13 +72,13 @@ async def test_many_may_come_at_once(url: str) -> None:
 async def test_waits_end_without_messages(url: str) -> None:
     async with opened(url) as store, opened(url) as other:
         works = asyncio.create_task(store.wait_for_work(["q"], 60))
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(0.2)  # by then it waits
         (entry,) = await other.enqueue([new_task()])
         async with asyncio.timeout(30):
             await works
             (claimed,) = await take(store)
             ends = asyncio.create_task(other.wait_finished([entry.id], 60))
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(0.2)  # by then it waits
             await store.finish([done(claimed)])
             assert await ends == {entry.id}
 

@@ -34,7 +34,7 @@ queue = TaskQueue(os.environ["SHOP_URL"])
 def book(order: int) -> str:
     with psycopg.connect(os.environ["SHOP_DSN"]) as connection:
         connection.execute("INSERT INTO effect (scope, number) VALUES (%s, %s)", [os.environ["SHOP_SCOPE"], order])
-        time.sleep(0.02)
+        time.sleep(0.02)  # so that some are killed in the middle
         current_task().complete_in(connection, f"booked {order}")
     return "plays no part"
 

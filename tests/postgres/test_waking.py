@@ -48,7 +48,7 @@ async def test_a_worker_that_waits_is_woken_before_it_looks_for_itself(
     async with opened(storage_url) as store, opened(storage_url) as other:
         for _ in range(20):
             waits = asyncio.create_task(store.wait_for_work(["q"], 600))
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(0.05)  # by then it waits
             await other.enqueue([new_task()])
             async with asyncio.timeout(60):
                 await waits
@@ -67,7 +67,7 @@ async def test_who_is_not_told_looks_for_himself(storage_url: str) -> None:
         assert connection is not None
         asyncio.get_running_loop().remove_reader(connection.pgconn.socket)
         waits = asyncio.create_task(store.wait_for_work(["q"], 60))
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0.1)  # by then it waits
         await other.enqueue([new_task()])
         async with asyncio.timeout(30):
             await waits
@@ -195,11 +195,11 @@ async def test_a_message_of_somebody_else_does_no_harm(
         (entry,) = await store.enqueue([new_task(run_at=timedelta(hours=1))])
         works = asyncio.create_task(store.wait_for_work(["q"], 60))
         ends = asyncio.create_task(store.wait_finished([entry.id], 60))
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(0.2)  # by then it waits
         for channel in channels(settings_of(storage_url).names):
             for payload in ("", "{", "[1]", "7", '{"q": "soon"}', "\\x00", "null", '{"q": null}', "[" * 7900):
                 server.execute("SELECT pg_notify(%s, %s)", channel, payload)
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(0.2)  # what must not happen would have by now
         assert not ends.done()
         assert caplog.text == "", "one of them was not understood"
         await store.enqueue([new_task()])
@@ -213,10 +213,10 @@ async def test_a_message_of_somebody_else_does_no_harm(
 async def test_a_far_task_does_not_wake_who_waits(storage_url: str) -> None:
     async with opened(storage_url) as store, opened(storage_url) as other:
         waits = asyncio.create_task(store.wait_for_work(["q"], 60))
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0.1)  # by then it waits
         for _ in range(20):
             await other.enqueue([new_task(run_at=timedelta(hours=1))])
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(0.3)  # what must not happen would have by now
         assert not waits.done()
         await other.enqueue([new_task(run_at=timedelta(seconds=0.3))])
         async with asyncio.timeout(30):
@@ -228,7 +228,7 @@ async def test_closing_tells_what_was_to_be_told(storage_url: str) -> None:
         (entry, _) = await store.enqueue([new_task(), new_task()])
         claimed = await take(store, 2)
         ends = asyncio.create_task(store.wait_finished([entry.id], 60))
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0.1)  # by then it waits
         async with opened(storage_url) as other:
             await other.finish([done(claimed[1])])
             await other.finish([Cancelled(id=claimed[0].id, delivery=claimed[0].delivery)])

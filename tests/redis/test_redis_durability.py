@@ -45,7 +45,7 @@ def test_no_acknowledged_task_is_lost_when_the_server_is_killed_under_load(tmp_p
                 enough = len(acknowledged) + 50
                 await await_until(lambda enough=enough: len(acknowledged) > enough)  # type: ignore[misc]  # a default binds it now
                 server.kill()
-                await asyncio.sleep(0.05)
+                await asyncio.sleep(0.05)  # for a while there is no server
                 server.start()
             stop.set()
             await asyncio.wait_for(asyncio.gather(*actors), 30)
@@ -125,7 +125,7 @@ def test_a_failover_loses_nothing_that_the_replica_had_and_work_goes_on(guarded:
             assert answers is not None
             assert await finish_all(store) == 17
             worker = asyncio.create_task(store.wait_for_work(["q"], 60))
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.1)  # by then it waits
             await store.enqueue([new_task()])
             await asyncio.wait_for(worker, 30)
 
@@ -162,7 +162,7 @@ def test_a_server_that_cannot_be_written_to_is_tried_until_it_can(tmp_path: Path
                 server.ask("REPLICAOF", "127.0.0.1", other.port)
                 waiting = asyncio.create_task(store.enqueue([new_task()]))
                 thread = asyncio.create_task(asyncio.to_thread(store.enqueue_blocking, [new_task()]))
-                await asyncio.sleep(0.2)
+                await asyncio.sleep(0.2)  # what must not happen would have by now
                 assert not waiting.done()
                 assert not thread.done()
                 server.ask("REPLICAOF", "NO", "ONE")
@@ -198,7 +198,7 @@ def test_a_slot_of_the_cluster_that_moves_is_followed(redis_cluster: RedisCluste
             assert store.enqueue_blocking([new_task()]) is not None
             assert await finish_all(store) == 2
             worker = asyncio.create_task(store.wait_for_work(["q"], 60))
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.1)  # by then it waits
             async with opened(redis_cluster.url, namespace) as other:
                 await other.enqueue([new_task()])
             await asyncio.wait_for(worker, 30)

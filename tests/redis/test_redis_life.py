@@ -270,7 +270,7 @@ def test_calls_wait_for_a_server_that_comes_back(tmp_path: Path) -> None:
                 server.kill()
                 waiting = [asyncio.create_task(store.enqueue([new_task()])) for _ in range(3)]
                 thread = asyncio.create_task(asyncio.to_thread(store.enqueue_blocking, [new_task()]))
-                await asyncio.sleep(0.2)
+                await asyncio.sleep(0.2)  # by then it waits
                 server.start()
                 assert all(answer[0].created for answer in await asyncio.wait_for(asyncio.gather(*waiting), 30))
                 answers = await asyncio.wait_for(thread, 30)

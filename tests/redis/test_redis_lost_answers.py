@@ -144,7 +144,7 @@ def test_what_was_claimed_without_an_answer_comes_back_after_its_lease(
             cut = lose_answer(proxy, "claim")
             assert await take(store, n=2, lease=0.01) != []
             assert cut.happened
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(0.02)  # longer than the lease
             recovered = await store.recover(10)
             assert {task.state for task in recovered} == {TaskState.READY}
             assert len(await take(store)) == 3
@@ -162,7 +162,7 @@ def test_a_network_that_resets_every_connection_is_waited_for(
             proxy.reset()
             waiting = asyncio.create_task(store.enqueue([new_task()]))
             thread = asyncio.create_task(asyncio.to_thread(store.enqueue_blocking, [new_task()]))
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(0.2)  # by then it waits
             proxy.pass_on()
             assert (await asyncio.wait_for(waiting, 30))[0].created
             assert await asyncio.wait_for(thread, 30) is not None

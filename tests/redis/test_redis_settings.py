@@ -150,7 +150,7 @@ def test_a_user_who_is_limited_to_the_namespace_can_do_everything(
             assert store.enqueue_blocking([new_task()]) is not None
             worker = asyncio.create_task(store.wait_for_work(["r"], 60))
             ends = asyncio.create_task(store.wait_finished([stored[0].id], 60))
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.1)  # by then it waits
             await store.enqueue([new_task(queue="r")])
             claimed = await take(store)
             await store.heartbeat("w", [], 30)
@@ -195,7 +195,7 @@ def test_a_user_who_may_not_subscribe_finds_work_by_looking(
         async with limited(redis_server, namespace) as store:
             redis_server.ask("ACL", "SETUSER", namespace, "-subscribe")
             worker = asyncio.create_task(store.wait_for_work(["q"], 60))
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.1)  # by then it waits
             await store.enqueue([new_task()])
             await asyncio.wait_for(worker, 30)
 
@@ -251,7 +251,7 @@ def test_a_connection_can_be_encrypted(redis_server: RedisServer, namespace: str
                 (stored,) = await store.enqueue([new_task(body=bytes(1_000_000))])
                 assert await asyncio.to_thread(store.enqueue_blocking, [new_task()]) is not None
                 worker = asyncio.create_task(store.wait_for_work(["r"], 60))
-                await asyncio.sleep(0.1)
+                await asyncio.sleep(0.1)  # by then it waits
                 await store.enqueue([new_task(queue="r")])
                 await asyncio.wait_for(worker, 30)
                 assert len(await take(store)) == 2

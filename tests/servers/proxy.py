@@ -12,6 +12,7 @@ import random
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable, Coroutine
 from typing import Any, Protocol, Self, TypeVar
 
@@ -59,9 +60,12 @@ class _Trickle(_Pass):
         self._size, self._pause = size, pause
 
     async def carry(self, link: _Link, data: bytes, *, answer: bool) -> None:
+        # A line has its speed, which a busy machine does not make slower.
+        due = time.monotonic()
         for start in range(0, len(data), self._size):
             await link.send(data[start : start + self._size], answer=answer)
-            await asyncio.sleep(self._pause)
+            due += self._pause
+            await asyncio.sleep(max(0, due - time.monotonic()))
 
 
 class _Blackhole:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any
@@ -24,13 +24,26 @@ class Tx(SqlTx):
     exists = "SELECT 1 FROM information_schema.tables WHERE table_schema = current_schema() AND table_name = %s"
 
 
+class Cursor(psycopg.Cursor[Any]):
+    """A cursor that waits for the answer to each of many statements.
+
+    Where psycopg sends them ahead of the answers, the server takes a client that stands still among them for one
+    that is busy, and no time-out ends its transaction.
+    """
+
+    def executemany(self, query: Any, params_seq: Iterable[Any], *, returning: bool = False) -> None:
+        for values in params_seq:
+            self.execute(query, values)
+
+
 class Storage(SimpleStorage):
     capabilities: Set[Capability] = frozenset(Capability)
     connection_types: tuple[type, ...] = (psycopg.Connection,)
 
     def connect(self) -> psycopg.Connection[Any]:
         place = "postgresql" + self.config.location.removeprefix(self.config.scheme)
-        connection = psycopg.connect(place, options="-c idle_in_transaction_session_timeout=10s")
+        options = "-c idle_in_transaction_session_timeout=10s"
+        connection = psycopg.connect(place, options=options, cursor_factory=Cursor)
         with connection.transaction():
             connection.execute("SELECT pg_advisory_xact_lock(7411)")
             Tx(connection.cursor(), self.config.namespace).create()

@@ -64,6 +64,29 @@ async def test_what_only_reads_waits_for_no_lock(url: str) -> None:
                 assert await store.wait_finished([new.id], 0) == set()
 
 
+class Rows(list[list[str]]):
+    """Rows that note, as they are read, whether the connection waits for answers between them."""
+
+    def __init__(self, rows: list[list[str]], connection: psycopg.Connection[Any]) -> None:
+        super().__init__(rows)
+        self.seen: list[psycopg.pq.PipelineStatus] = []
+        self._connection = connection
+
+    def __iter__(self) -> Iterator[list[str]]:
+        for row in super().__iter__():
+            self.seen.append(self._connection.info.pipeline_status)
+            yield row
+
+
+async def test_a_client_that_stands_still_between_rows_is_idle_for_the_server(postgres_url: str) -> None:
+    # A server ends transactions that idle, and not those of clients that have sent ahead.
+    async with opened(postgres_url) as store:
+        with transaction(store) as tx:
+            rows = Rows([["a"], ["b"]], tx.cursor.connection)
+            tx.change_many("SELECT %s::text", rows)
+    assert rows.seen == [psycopg.pq.PipelineStatus.OFF] * 2
+
+
 async def test_of_two_that_delete_schedules_both_revisions_are_remembered(url: str) -> None:
     async with opened(url) as store:
         # One that has read it keeps it locked; one that has not may come second with less.

@@ -103,7 +103,7 @@ async def test_the_time_of_a_call_counts_while_it_is_behind_others(tmp_path: Pat
     await asyncio.to_thread(begun.wait, 60)
     store.timeout = 0.01
     second = asyncio.create_task(store.enqueue([task()]))
-    await asyncio.sleep(0.05)
+    await asyncio.sleep(0.05)  # by then it waits
     go_on.set()
     assert (await first)[0].created
     with pytest.raises(StorageUnavailable, match=r"not begun within 0\.01 s"):
