@@ -7,7 +7,7 @@ from datetime import timedelta
 import pytest
 
 from omniq.storage import TaskQuery
-from omniq_nats import reading
+from omniq_nats import listing
 from tests.nats.support import fresh, opened, task
 from tests.servers.nats import NatsServer
 
@@ -25,8 +25,8 @@ async def test_tasks_of_another_name_count_as_looked_at(nats_server: NatsServer)
 async def test_what_was_enqueued_before_a_time_is_found_wherever_it_is(
     nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reading, "CLOCK_SLACK", timedelta(0))
-    monkeypatch.setattr(reading, "PLACES", 1)
+    monkeypatch.setattr(listing, "CLOCK_SLACK", timedelta(0))
+    monkeypatch.setattr(listing, "PLACES", 1)
     async with opened(fresh(nats_server.url)) as storage:
         ids = []
         for _ in range(12):

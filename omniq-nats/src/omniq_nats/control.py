@@ -13,8 +13,8 @@ from omniq_nats.flows import Flows
 from omniq_nats.names import PAUSED
 from omniq_nats.queue_state import CANCELLED_AHEAD, REMOVED_AHEAD, QueueState
 from omniq_nats.queue_state_store import QueueStateStore, holder_of
-from omniq_nats.reading import ENDED, find_live, stand, stands
 from omniq_nats.removal import STEP, Removal
+from omniq_nats.standing import ENDED, find_live, stand, stands
 from omniq_nats.task_batches import TaskBatch
 from omniq_nats.task_lookup import Place
 from omniq_nats.transport import Write

@@ -18,7 +18,7 @@ from omniq_nats.claiming import fold
 from omniq_nats.names import APART, BLOCKED_LINE, DUE_LINE, LARGE, SHARED, SINGLE, is_line, readable, token
 from omniq_nats.queue_state import QueueState
 from omniq_nats.queue_state_store import QueueStateStore, holder_of
-from omniq_nats.reading import find_live
+from omniq_nats.standing import find_live
 from omniq_nats.sync_client import SyncClient
 from omniq_nats.task_batches import Page, add_to_pages, check_new, encode_batch, guard_body, pages_of
 from omniq_nats.times import moment

@@ -20,8 +20,8 @@ from omniq_nats.flow_records import GATES, FlowRecord, GatePage, RosterRow, read
 from omniq_nats.names import BLOCKED_LINE
 from omniq_nats.queue_state import QueueState
 from omniq_nats.queue_state_store import QueueStateStore, holder_of
-from omniq_nats.reading import find_live
 from omniq_nats.results import EndRecord, ResultPage, read_page
+from omniq_nats.standing import find_live
 from omniq_nats.task_batches import TaskBatch
 from omniq_nats.task_lookup import Place, Torn
 from omniq_nats.transport import Stored

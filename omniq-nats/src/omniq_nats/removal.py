@@ -12,8 +12,8 @@ from omniq_nats.names import DUE_LINE, untoken
 from omniq_nats.orphan_cleanup import OrphanCleanup
 from omniq_nats.queue_state import REMOVED_AHEAD, QueueState
 from omniq_nats.queue_state_store import QueueStateStore
-from omniq_nats.reading import ENDED, stand
 from omniq_nats.results import read_page
+from omniq_nats.standing import ENDED, stand
 from omniq_nats.task_batches import KEPT, TaskBatch
 from omniq_nats.times import after
 

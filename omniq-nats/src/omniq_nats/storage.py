@@ -30,7 +30,7 @@ from omniq.storage import (
     TaskQuery,
 )
 from omniq.task import NewTask, Outcome, Progress, StoredTask, TaskState
-from omniq_nats import claiming, doctor, reading, streams
+from omniq_nats import claiming, doctor, listing, reading, streams
 from omniq_nats.control import Control
 from omniq_nats.enqueueing import ATOMIC_TASKS, ATOMIC_UNIQUE_TASKS, Producer
 from omniq_nats.finishing import Holder
@@ -236,7 +236,7 @@ class NatsStorage(Storage):
         return await reading.get((await self._ready()).state_store, ids)
 
     async def list_tasks(self, query: TaskQuery, cursor: str | None = None) -> TaskPage[StoredTask]:
-        return await reading.list_tasks((await self._ready()).state_store, query, cursor)
+        return await listing.list_tasks((await self._ready()).state_store, query, cursor)
 
     async def stats(self) -> list[QueueStats]:
         opened = await self._ready()

@@ -15,8 +15,8 @@ from omniq_nats.names import BLOCKED_LINE, DUE_LINE, line_in
 from omniq_nats.protocol import Message
 from omniq_nats.queue_state import QueueState
 from omniq_nats.queue_state_store import QueueStateStore
-from omniq_nats.reading import find_living
 from omniq_nats.schedules import ScheduleStore
+from omniq_nats.standing import find_living
 from omniq_nats.transport import Stored
 
 __all__ = ["Waiting"]
