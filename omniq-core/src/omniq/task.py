@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 from enum import StrEnum
-from typing import Any, Protocol, Self, TypeAlias, TypeVar
+from typing import Any, ClassVar, Protocol, Self, TypeAlias, TypeVar
 from uuid import UUID
 
 from attrs import evolve, field, frozen
+
+from omniq.limit import Debounce, Limited
 
 __all__ = [
     "Attempt",
@@ -20,6 +22,7 @@ __all__ = [
     "Ending",
     "Failed",
     "Feed",
+    "LimitedTask",
     "NewTask",
     "Omitted",
     "Outcome",
@@ -197,6 +200,13 @@ class NewTask:
     """The gate of the flow that must open before it may start; None: it waits for none."""
     feeds: tuple[Feed, ...] = ()
     """The gates of the flow that count its end."""
+    key: str | None = None
+    """Whose task it is within its queue, for the limit of the queue, see :mod:`omniq.limit`."""
+    limit: str | None = None
+    """The named limit that it shares with tasks of any queue."""
+    debounce: Debounce | None = None
+    """Whether it takes the place of one that waits with the same key, which is then its ``unique`` key; ``run_at``
+    plays no part."""
 
 
 @frozen(kw_only=True, slots=False)
@@ -252,6 +262,25 @@ class StoredTask:
     """What was left out where tasks were listed bare (the body is empty then, the result None, the traceback and the
     attempt log empty); None: nothing, this is the whole record."""
 
+    # A field of a class of its own, as Python gives a record of 30 fields a table of names of its own.
+    limited: ClassVar[Limited | None] = None
+    """:attr:`key`, :attr:`limit` and :attr:`first_at`; None: it has none of them."""
+
+    @property
+    def key(self) -> str | None:
+        """Whose task it is within its queue; None: nobody's."""
+        return None if self.limited is None else self.limited.key
+
+    @property
+    def limit(self) -> str | None:
+        """The named limit that it shares with tasks of any queue; None: none."""
+        return None if self.limited is None else self.limited.limit
+
+    @property
+    def first_at(self) -> datetime | None:
+        """Of a debounced task: when the first of those was enqueued that took each other's places."""
+        return None if self.limited is None else self.limited.first_at
+
     def bare(self, body: int | None = None, result: int | None = None, traceback: int | None = None) -> Self:
         """Return this record as a bare list has it, see :attr:`omitted`.
 
@@ -277,6 +306,13 @@ class StoredTask:
                 traceback=len(text.encode(errors="replace")) if traceback is None else traceback,
             ),
         )
+
+
+@frozen(kw_only=True, slots=False)
+class LimitedTask(StoredTask):
+    """The record of a task that has a key, a named limit or a debounce."""
+
+    limited: Limited | None = None  # type: ignore[misc]  # a class variable of those that have none of them
 
 
 def record_of(cls: type[T], fields: dict[str, Any]) -> T:
@@ -317,7 +353,7 @@ class TaskDecoder(Protocol):
 
 
 @frozen(kw_only=True, slots=False)
-class Task(StoredTask):
+class Task(LimitedTask):
     """The record of a task as its owner sees it: what the store has, and what is in the body.
 
     :func:`omniq.storage.body.as_task` makes it; no store does.

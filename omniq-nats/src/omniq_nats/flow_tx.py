@@ -14,7 +14,9 @@ from datetime import datetime
 from attrs import evolve
 
 from omniq.flow import StoredFlow, StoredGate
+from omniq.limit import PLAIN
 from omniq.schedule import Schedule
+from omniq.storage.primitives import NoLimits
 from omniq.storage.states import due_at
 from omniq.storage.validation import salvaged
 from omniq.task import StoredTask, TaskState
@@ -30,7 +32,7 @@ __all__ = ["FlowTx"]
 BLOCKED, READY, SCHEDULED, RUNNING = TaskState.BLOCKED, TaskState.READY, TaskState.SCHEDULED, TaskState.RUNNING
 
 
-class FlowTx:
+class FlowTx(NoLimits):
     """One transaction over a snapshot.
 
     :param snapshot: what was read.
@@ -119,10 +121,10 @@ class FlowTx:
     def paused(self) -> set[str]:
         return set()
 
-    def promote(self, queue: str, limit: int) -> None:
+    def promote(self, queue: str, limit: int) -> Sequence[StoredTask]:
         raise NotImplementedError
 
-    def ready(self, queue: str, limit: int) -> list[StoredTask]:
+    def ready(self, queue: str, limit: int, line: str = PLAIN) -> list[StoredTask]:
         raise NotImplementedError
 
     def lapsed(self, limit: int) -> list[StoredTask]:

@@ -36,7 +36,8 @@ found by one id and names another. Then:
   whose lease has run out, or cannot be told, as ``claim`` does.
 - ``check`` returns a finding for each. ``delete`` and ``delete_schedule`` remove a record without reading it.
 
-What holds of flows, on the stores that hold them, is in :mod:`omniq.storage.flows`; what the verbs take and return is
+What holds of flows, on the stores that hold them, is in :mod:`omniq.storage.flows`, what holds of limits in
+:mod:`omniq.storage.limits`; what the verbs take and return is
 in :mod:`omniq.storage.values`.
 """
 
@@ -54,6 +55,7 @@ from omniq.errors import ConfigurationError
 from omniq.flow import Flow, NewFlow
 from omniq.schedule import Schedule
 from omniq.storage.flows import FlowStorage
+from omniq.storage.limits import LimitStorage
 from omniq.storage.values import (
     Adoption,
     Capability,
@@ -84,7 +86,7 @@ COUNTED_AT_A_TIME = 1000
 """Tasks that :meth:`Storage.count_tasks` reads in one call where the counters do not tell."""
 
 
-class Storage(FlowStorage, ABC):
+class Storage(FlowStorage, LimitStorage, ABC):
     """A store of tasks and schedules, used from one event loop.
 
     Every method may raise :class:`~omniq.errors.StorageUnavailable` within a bounded time: 30 seconds, unless an option

@@ -13,6 +13,7 @@ from attrs import asdict, evolve
 
 from omniq.errors import FlowClosed
 from omniq.flow import Flow, Gate, GateState, NewFlow, NewGate, StoredFlow, StoredGate
+from omniq.storage.limit_transitions import moved
 from omniq.storage.primitives import FlowTransaction
 from omniq.storage.states import anew_task, changed_task, ended_task, later, stored_task
 from omniq.storage.validation import Salvaged
@@ -188,6 +189,7 @@ class FlowStep:
 
     def _save_moved(self, tasks: Sequence[StoredTask]) -> None:
         self._tx.save(tasks)
+        moved(self._tx, tasks)
         self.read(feed.gate for task in tasks for feed in task.feeds)
         for task in tasks:
             if task.state.is_final:
@@ -347,7 +349,9 @@ def enqueue_into_flow(tx: FlowTransaction, tasks: Sequence[NewTask], new: NewFlo
         step.add(gate)
     if new is not None and stored.held:
         stored.hold_until = later(tx.now, new.hold_ttl)
-    tx.insert([_stored_member(step, task, tx.now) for task in fresh.values()])
+    new_members = [_stored_member(step, task, tx.now) for task in fresh.values()]
+    tx.insert(new_members)
+    moved(tx, new_members)
     for gate in fresh_gates:
         added = step.gate(gate.n)
         assert added is not None
@@ -514,22 +518,24 @@ def retry_some(tx: FlowTransaction, flow_id: str, limit: int | None) -> tuple[in
     left = [] if limit is None else [task.id for task in tasks[limit:]]
     tasks = tasks[:limit]
     step.read(feed.gate for task in tasks for feed in task.feeds)
-    tx.save([step.revived(task) for task in tasks])
+    revived = [step.revived(task) for task in tasks]
+    tx.save(revived)
+    moved(tx, revived)
     step.close()
     return len(tasks), left
 
 
 def settle(tx: FlowTransaction, limit: int) -> int:
-    moved = 0
-    while moved < limit and (due := tx.due_flows(False, 1)):
+    settled = 0
+    while settled < limit and (due := tx.due_flows(False, 1)):
         flow = tx.flows(due).get(due[0])
         if flow is None:
             break
         step = FlowStep(tx, flow)
         if flow.hold_until is not None and flow.hold_until <= tx.now:
             step.break_held()
-        moved += step.close(limit - moved) or 1
-    return moved
+        settled += step.close(limit - settled) or 1
+    return settled
 
 
 def prune_flows(tx: FlowTransaction, limit: int) -> int:

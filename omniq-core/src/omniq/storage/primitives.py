@@ -8,10 +8,102 @@ from datetime import datetime
 from typing import Protocol
 
 from omniq.flow import StoredFlow, StoredGate
+from omniq.limit import PLAIN, Lane, Limit, Scope, StoredLine
 from omniq.schedule import Schedule
 from omniq.task import StoredTask, TaskState
 
-__all__ = ["FlowTransaction", "Transaction"]
+__all__ = ["FlowTransaction", "LimitTransaction", "NoLimits", "Transaction"]
+
+
+class LimitTransaction(Protocol):
+    """What limits ask of a store within one transaction, see :mod:`~omniq.storage.limit_transitions`.
+
+    A store that holds no limits has none of them: it is given no tasks that would need them.
+    """
+
+    now: datetime
+    """The store's clock, aware and in UTC; the same throughout the transaction."""
+
+    @abstractmethod
+    def lock_limits(self) -> None:
+        """Be the only transaction that uses any of these primitives, until this one ends; called before each use.
+
+        A store that has one writer at a time, and a transaction that only reads, have nothing to do.
+        """
+
+    @abstractmethod
+    def lanes(self, queues: Iterable[str] | None) -> dict[str, Lane]:
+        """Return the lanes of queues, without those that have none; None: of all queues. Called without the lock."""
+
+    @abstractmethod
+    def save_lane(self, lane: Lane) -> None:
+        """Add the lane of a queue, or replace it; wakes those who wait for work in the queue."""
+
+    @abstractmethod
+    def remove_lane(self, queue: str) -> None:
+        """Remove the lane of a queue."""
+
+    @abstractmethod
+    def task_limits(self, ids: Iterable[str] | None) -> dict[str, Limit]:
+        """Return the stored limits by their ids, without those that are not there; None: all."""
+
+    @abstractmethod
+    def store_limit(self, limit: Limit) -> None:
+        """Add a limit, or replace the one with its id."""
+
+    @abstractmethod
+    def remove_limit(self, limit_id: str) -> None:
+        """Remove a limit that is there."""
+
+    @abstractmethod
+    def line(self, line_id: str) -> StoredLine | None:
+        """Return a line, or an alarm, by its id."""
+
+    @abstractmethod
+    def lines(self, queue: str, place: str, limit: int, until: int | None = None) -> list[StoredLine]:
+        """Return the first lines of a queue at a place.
+
+        Those that are asleep, alarms with them, in the order of ``until``; all others by larger priority, then smaller
+        ``vtime``.
+
+        :param until: of those that are asleep only those whose ``until`` is no later.
+        """
+
+    @abstractmethod
+    def lines_of_key(self, queue: str, key: str) -> list[StoredLine]:
+        """Return all lines of a key of a queue."""
+
+    @abstractmethod
+    def queues_at(self, place: str) -> list[str]:
+        """Return the queues that have a line at a place."""
+
+    @abstractmethod
+    def has_lines(self, queue: str) -> bool:
+        """Return whether a queue has lines that are not idle."""
+
+    @abstractmethod
+    def save_line(self, line: StoredLine) -> None:
+        """Add a line, or replace the one with its id; an eligible one wakes those who wait for work in its queue."""
+
+    @abstractmethod
+    def remove_line(self, line: StoredLine) -> None:
+        """Remove a line, or an alarm."""
+
+    @abstractmethod
+    def running(self, scope: Scope) -> int:
+        """Return how many tasks of a scope are running."""
+
+    @abstractmethod
+    def bucket(self, scope: Scope) -> int:
+        """Return when the rate of a scope is at rest, in microseconds since the epoch; 0 if nothing is stored."""
+
+    @abstractmethod
+    def save_bucket(self, scope: Scope, at_rest: int) -> None:
+        """Store when the rate of a scope is at rest."""
+
+    @abstractmethod
+    def drop_buckets(self, until: int, limit: int) -> None:
+        """Remove what :meth:`save_bucket` stored of rates that are at rest by a time, so many at most."""
 
 
 class FlowTransaction(Protocol):
@@ -97,7 +189,7 @@ class FlowTransaction(Protocol):
         """
 
 
-class Transaction(FlowTransaction, Protocol):
+class Transaction(FlowTransaction, LimitTransaction, Protocol):
     """What all verbs ask of a store within one transaction."""
 
     @abstractmethod
@@ -105,12 +197,19 @@ class Transaction(FlowTransaction, Protocol):
         """Return the queues that are paused."""
 
     @abstractmethod
-    def promote(self, queue: str, limit: int) -> None:
-        """Make scheduled tasks of a queue ready whose ``run_at`` has come, the earliest first."""
+    def promote(self, queue: str, limit: int) -> Sequence[StoredTask]:
+        """Make scheduled tasks of a queue ready whose ``run_at`` has come, the earliest first.
+
+        :return: those of them that have a key or a named limit, as they stand now.
+        """
 
     @abstractmethod
-    def ready(self, queue: str, limit: int) -> list[StoredTask]:
-        """Return ready tasks of a queue with their bodies, in the order of the claim."""
+    def ready(self, queue: str, limit: int, line: str = PLAIN) -> list[StoredTask]:
+        """Return the first ready tasks of a line of a queue with their bodies, in the order of the claim.
+
+        :param line: the id of a line, see :func:`omniq.limit.line_id`. Its tasks are locked as those that :meth:`load`
+            returns are, and none is passed over; of the plain line those that others have locked may be.
+        """
 
     @abstractmethod
     def lapsed(self, limit: int) -> list[StoredTask]:
@@ -161,3 +260,61 @@ class Transaction(FlowTransaction, Protocol):
     @abstractmethod
     def raise_revision_floor(self, revision: int) -> None:
         """Remember a number from which the revisions of new schedules go on."""
+
+
+class NoLimits:
+    """The primitives of a store that holds no limits, and so has no tasks in lines: nothing of them is stored."""
+
+    def lock_limits(self) -> None:
+        pass
+
+    def lanes(self, queues: Iterable[str] | None) -> dict[str, Lane]:
+        return {}
+
+    def save_lane(self, lane: Lane) -> None:
+        raise NotImplementedError
+
+    def remove_lane(self, queue: str) -> None:
+        raise NotImplementedError
+
+    def task_limits(self, ids: Iterable[str] | None) -> dict[str, Limit]:
+        return {}
+
+    def store_limit(self, limit: Limit) -> None:
+        raise NotImplementedError
+
+    def remove_limit(self, limit_id: str) -> None:
+        raise NotImplementedError
+
+    def line(self, line_id: str) -> StoredLine | None:
+        return None
+
+    def lines(self, queue: str, place: str, limit: int, until: int | None = None) -> list[StoredLine]:
+        return []
+
+    def lines_of_key(self, queue: str, key: str) -> list[StoredLine]:
+        return []
+
+    def queues_at(self, place: str) -> list[str]:
+        return []
+
+    def has_lines(self, queue: str) -> bool:
+        return False
+
+    def save_line(self, line: StoredLine) -> None:
+        raise NotImplementedError
+
+    def remove_line(self, line: StoredLine) -> None:
+        raise NotImplementedError
+
+    def running(self, scope: Scope) -> int:
+        raise NotImplementedError
+
+    def bucket(self, scope: Scope) -> int:
+        return 0
+
+    def save_bucket(self, scope: Scope, at_rest: int) -> None:
+        raise NotImplementedError
+
+    def drop_buckets(self, until: int, limit: int) -> None:
+        pass

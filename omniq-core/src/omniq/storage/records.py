@@ -16,6 +16,7 @@ from attrs import asdict
 
 from omniq.errors import CorruptRecord
 from omniq.flow import NewFlow, NewGate
+from omniq.limit import Debounce, Limit, Rate
 from omniq.schedule import Misfire, Overlap, Schedule
 from omniq.task import Feed, NewTask, Progress, TaskError
 
@@ -23,11 +24,13 @@ __all__ = [
     "dump_error",
     "dump_fields",
     "dump_flow",
+    "dump_limit",
     "dump_progress",
     "dump_schedule",
     "load_error",
     "load_fields",
     "load_flow",
+    "load_limit",
     "load_progress",
     "load_schedule",
 ]
@@ -117,7 +120,9 @@ def _load(value: dict[str, Any]) -> Any:
 
 def _load_task(fields: dict[str, Any]) -> NewTask:
     feeds = tuple(Feed(**feed) for feed in fields["feeds"])
-    return NewTask(**{**fields, "tags": tuple(fields["tags"]), "feeds": feeds})
+    debounce = fields.get("debounce")
+    more = {"feeds": feeds, "debounce": None if debounce is None else Debounce(**debounce)}
+    return NewTask(**{**fields, "tags": tuple(fields["tags"]), **more})
 
 
 def dump_flow(flow: NewFlow, tasks: Sequence[NewTask]) -> str:
@@ -165,3 +170,38 @@ def load_schedule(text: str | bytes, **known: Any) -> Schedule:
         raise CorruptRecord(
             f"{called} cannot be read: {error}; delete it (omniq schedules delete) and store it anew"
         ) from error
+
+
+def dump_limit(limit: Limit) -> str:
+    """Return a limit as text, with its revision."""
+    return json.dumps(asdict(limit), separators=(",", ":"))
+
+
+def load_limit(text: str | bytes, limit_id: str) -> Limit:
+    """Read what :func:`dump_limit` gave.
+
+    :param limit_id: by which it was found.
+    :raises CorruptRecord: if that cannot be done, or it is another limit.
+    """
+    try:
+        limit = _load_limit(json.loads(text))
+        if limit.id != limit_id:
+            raise ValueError(f"its record is that of the limit {limit.id!r}")
+        if type(limit.revision) is not int or limit.revision < 0:
+            raise ValueError(f"its revision is {limit.revision!r}")
+    except _UNREADABLE as error:
+        raise CorruptRecord(
+            f"the limit {limit_id!r} cannot be read: {error}; delete it (omniq limits delete) and store it anew",
+            kind="limit",
+            name=limit_id,
+        ) from error
+    return limit
+
+
+def _load_limit(fields: dict[str, Any]) -> Limit:
+    rate, per_key = fields["rate"], fields["per_key"]
+    parts = {
+        "rate": None if rate is None else Rate(**rate),
+        "per_key": None if per_key is None else _load_limit(per_key),
+    }
+    return Limit(**{**fields, **parts})

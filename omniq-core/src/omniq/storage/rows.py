@@ -8,17 +8,17 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
-from functools import lru_cache
+from datetime import datetime
 from typing import Any
 
 from omniq.errors import CorruptRecord
 from omniq.flow import GateState, StoredFlow, StoredGate
+from omniq.limit import Lane, Limited, StoredLine
 from omniq.storage.escaping import shown
 from omniq.storage.records import dump_error, dump_progress, load_error, load_progress
-from omniq.storage.states import later
+from omniq.storage.states import from_micros, later, to_micros
 from omniq.storage.validation import UNREADABLE, Salvaged, check_task, corrupt, salvaged
-from omniq.task import Feed, StoredTask, TaskState
+from omniq.task import Feed, LimitedTask, StoredTask, TaskState
 
 __all__ = [
     "CHANGING",
@@ -30,17 +30,18 @@ __all__ = [
     "drop_at",
     "dump_flow",
     "dump_gate",
+    "dump_lane",
+    "dump_line",
     "fixed_values",
     "from_micros",
     "load_flow",
     "load_gate",
+    "load_lane",
+    "load_line",
     "salvaged_of",
     "task_of",
     "to_micros",
 ]
-
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND = timedelta(microseconds=1)
 
 LATEST = 253_402_300_799_999_999
 """The last microsecond that a datetime can name."""
@@ -66,6 +67,9 @@ FIXED = (
     "behind",
     "feeds",
     "opening_delay",
+    "key",
+    "limit",
+    "first_at",
 )
 """The fields that never change once a task is stored, in the order of :func:`fixed_values`."""
 
@@ -88,20 +92,8 @@ CHANGING = (
 """The other fields, in the order of :func:`changing_values`."""
 
 
-def to_micros(moment: datetime) -> int:
-    """Return an aware datetime as microseconds since the epoch."""
-    return (moment - EPOCH) // _MICROSECOND
-
-
-# The tasks of one batch share most of their times.
-@lru_cache(maxsize=1024)
-def from_micros(number: int) -> datetime:
-    """Return microseconds since the epoch as a datetime in UTC."""
-    return EPOCH + timedelta(0, 0, number)
-
-
 def _micros(moment: datetime | None) -> int | None:
-    return None if moment is None else (moment - EPOCH) // _MICROSECOND
+    return None if moment is None else to_micros(moment)
 
 
 def _moment(number: int | None) -> datetime | None:
@@ -144,6 +136,9 @@ def fixed_values(task: StoredTask) -> tuple[Any, ...]:
         task.behind,
         json.dumps([[feed.gate, feed.needs_success] for feed in task.feeds]) if task.feeds else None,
         task.opening_delay,
+        task.key,
+        task.limit,
+        _micros(task.first_at),
     )
 
 
@@ -178,7 +173,7 @@ def task_of(fixed: Sequence[Any], changing: Sequence[Any], place: str = "") -> S
     task_id: Any = fixed[0] if fixed else None
     try:
         _, queue, name, body, priority, max_retries, created_at, unique, tags, result_ttl, *place_in_flow = fixed
-        flow, behind, feeds, opening_delay = place_in_flow
+        flow, behind, feeds, opening_delay, task_key, limit, first_at = place_in_flow
         (
             state,
             attempt,
@@ -225,6 +220,9 @@ def task_of(fixed: Sequence[Any], changing: Sequence[Any], place: str = "") -> S
             attempt_log=attempt_log or "",
             result_payload=None if result is None else _bytes(result),
         )
+        limited = _limited(task_key, limit, first_at)
+        if limited is not None:
+            task = LimitedTask(**vars(task), limited=limited)
         return check_task(task)
     except UNREADABLE as problem:
         raise corrupt("task", task_id, problem, place=place) from problem
@@ -233,6 +231,12 @@ def task_of(fixed: Sequence[Any], changing: Sequence[Any], place: str = "") -> S
 def _bytes(value: Any) -> bytes:
     # Not bytes(value), which makes a billion zeros of a number.
     return value if type(value) is bytes else bytes(memoryview(value))
+
+
+def _limited(key: str | None, limit: str | None, first_at: int | None) -> Limited | None:
+    if key is None and limit is None and first_at is None:
+        return None
+    return Limited(key, limit, _moment(first_at))
 
 
 def _tags(text: str) -> tuple[str, ...]:
@@ -260,6 +264,8 @@ def salvaged_of(problem: CorruptRecord, task_id: object, fixed: Sequence[Any], c
     feeds = known.get("feeds")
     with contextlib.suppress(*UNREADABLE):
         known["feeds"] = () if feeds is None else _feeds(feeds)
+    with contextlib.suppress(*UNREADABLE):
+        known["limited"] = _limited(known.get("key"), known.get("limit"), known.get("first_at"))
     return salvaged(problem, task_id, {name: known[name] for name in _SHOWN & known.keys()})
 
 
@@ -271,6 +277,7 @@ _SHOWN = (
         "flow",
         "behind",
         "feeds",
+        "limited",
     }
 )
 """What can be shown of a task that cannot be read, and in which gates its end counts."""
@@ -341,3 +348,52 @@ def load_gate(text: str | bytes, flow_id: str, n: int) -> StoredGate:
         )
     except UNREADABLE as problem:
         raise corrupt("flow", flow_id, f"gate {n}: {problem}") from problem
+
+
+def dump_lane(lane: Lane) -> str:
+    """Return a lane as text."""
+    return json.dumps([lane.queue, lane.vtime, lane.plain_vtime, lane.waking], separators=(",", ":"))
+
+
+def load_lane(text: str | bytes, queue: str) -> Lane:
+    """Return the lane of a text.
+
+    :raises CorruptRecord: if it cannot be read, or is that of another queue.
+    """
+    try:
+        own, vtime, plain_vtime, waking = json.loads(text)
+        if own != queue or not type(vtime) is type(plain_vtime) is int:
+            raise ValueError(f"{text!r:.100} in place of a lane")
+        return Lane(queue=own, vtime=vtime, plain_vtime=plain_vtime, waking=bool(waking))
+    except UNREADABLE as problem:
+        raise corrupt("lane", queue, problem) from problem
+
+
+def dump_line(line: StoredLine) -> str:
+    """Return a line as text."""
+    names = [line.queue, line.key, line.limit, line.place]
+    return json.dumps([*names, line.priority, line.vtime, line.until, line.is_alarm], separators=(",", ":"))
+
+
+def load_line(text: str | bytes, line_id: str) -> StoredLine:
+    """Return the line of a text.
+
+    :raises CorruptRecord: if it cannot be read, or is another line.
+    """
+    try:
+        queue, key, limit, place, priority, vtime, until, is_alarm = json.loads(text)
+        line = StoredLine(
+            queue=queue,
+            key=key,
+            limit=limit,
+            place=place,
+            priority=priority,
+            vtime=vtime,
+            until=until,
+            is_alarm=bool(is_alarm),
+        )
+        if line.id != line_id or not all(type(number) is int for number in (priority, vtime, until)):
+            raise ValueError(f"{text!r:.100} in place of a line")
+        return line
+    except UNREADABLE as problem:
+        raise corrupt("line", line_id, problem) from problem

@@ -21,8 +21,9 @@ from typing import Any, Protocol, Self, TypeVar
 
 from omniq.errors import CorruptRecord, StorageUnavailable
 from omniq.flow import Flow, NewFlow
+from omniq.limit import Limit
 from omniq.schedule import Schedule
-from omniq.storage import flow_transitions, transitions
+from omniq.storage import flow_transitions, limit_transitions, transitions
 from omniq.storage.base import Storage
 from omniq.storage.escaping import get_logger
 from omniq.storage.outages import Outage
@@ -91,7 +92,10 @@ class Tx(Transaction, Protocol):
 
     @abstractmethod
     def has_work(self, queues: Sequence[str]) -> bool:
-        """Return whether a task of these queues is ready, or scheduled for a time that has come."""
+        """Return whether a task of the plain line of these queues is ready, or any scheduled for a time that has come.
+
+        See :data:`omniq.limit.PLAIN`.
+        """
 
     @abstractmethod
     def next_task(self, queues: Sequence[str]) -> datetime | None:
@@ -139,7 +143,7 @@ class SimpleStorage(Storage):
     timeout = 20.0
     """Seconds after which a call that cannot be done raises :class:`~omniq.errors.StorageUnavailable`."""
 
-    limits = StorageLimits(flows=True)
+    limits = StorageLimits(flows=True, task_limits=True)
 
     def __init__(self, config: StorageConfig) -> None:
         self.config = config
@@ -354,11 +358,16 @@ class SimpleStorage(Storage):
             nonlocal began
             began = began or tx.now
             served = sorted(set(queues) - tx.paused())
+            limited = list(tx.lanes(served))
+            served = [queue for queue in served if queue not in limited]
             # A schedule that was due already when the wait began is no reason to return: perhaps no caller can fire it.
             schedule = tx.next_schedule(began)
             if tx.has_work(served) or tx.due_flows(False, 1) or (schedule is not None and schedule <= tx.now):
                 return True, 0.0
-            moments = [moment for moment in (schedule, tx.next_task(served)) if moment is not None]
+            can_claim, next_start = limit_transitions.outlook(tx, limited, lambda one: _work(tx, one))
+            if can_claim:
+                return True, 0.0
+            moments = [one for one in (schedule, tx.next_task(served), next_start) if one is not None]
             return False, min([(moment - tx.now).total_seconds() for moment in moments], default=LOOK_SECONDS)
 
         await self._wait(look, timeout)
@@ -450,6 +459,17 @@ class SimpleStorage(Storage):
     async def settle(self, limit: int) -> int:
         return await self._run(flow_transitions.settle, limit, wakes=True)
 
+    # Limits
+
+    async def put_limit(self, limit: Limit, expected_revision: int | None = None) -> Limit | None:
+        return await self._run(limit_transitions.put_limit, limit, expected_revision, wakes=True)
+
+    async def get_limits(self, ids: Sequence[str] | None = None) -> list[Limit]:
+        return await self._read(lambda tx: limit_transitions.get_limits(tx, ids))
+
+    async def delete_limit(self, limit_id: str) -> bool:
+        return await self._run(limit_transitions.delete_limit, limit_id, wakes=True)
+
     # Schedules
 
     async def put_schedule(self, schedule: Schedule, expected_revision: int | None = None) -> Schedule | None:
@@ -490,6 +510,10 @@ class SimpleStorage(Storage):
 
     async def diagnose(self) -> list[Finding]:
         return await self._read(self.findings)
+
+
+def _work(tx: Tx, queue: str) -> tuple[bool, datetime | None]:
+    return tx.has_work([queue]), tx.next_task([queue])
 
 
 _Waiter = tuple[asyncio.AbstractEventLoop, asyncio.Event]

@@ -11,12 +11,14 @@ from functools import lru_cache
 from attrs import evolve
 
 from omniq.flow import StoredFlow
+from omniq.limit import Limited
 from omniq.storage.attempts import with_lost_line
 from omniq.storage.validation import Salvaged
 from omniq.storage.values import Lease
 from omniq.task import (
     Cancelled,
     Failed,
+    LimitedTask,
     NewTask,
     Outcome,
     Released,
@@ -37,16 +39,33 @@ __all__ = [
     "claimed_task",
     "due_at",
     "ended_task",
+    "from_micros",
+    "holds_key",
     "is_held",
     "later",
     "promoted_task",
     "stored_task",
     "taken_back_task",
+    "to_micros",
     "waiting_task",
 ]
 
 LATEST = datetime.max.replace(tzinfo=UTC)
 """The last point in time that a datetime can name; what would come after it comes then."""
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+
+
+def to_micros(moment: datetime) -> int:
+    """Return an aware datetime as microseconds since the epoch."""
+    return (moment - EPOCH) // _MICROSECOND
+
+
+# The tasks of one batch share most of their times.
+@lru_cache(maxsize=1024)
+def from_micros(number: int) -> datetime:
+    """Return microseconds since the epoch as a datetime in UTC."""
+    return EPOCH + timedelta(0, 0, number)
 
 
 @lru_cache(maxsize=64)  # the same few, such as a result_ttl, again and again
@@ -66,18 +85,29 @@ def _point(when: When, now: datetime) -> datetime:
     return later(now, when) if isinstance(when, timedelta) else when.astimezone(UTC)
 
 
-def stored_task(new: NewTask, now: datetime) -> StoredTask:
-    """Return a new task as it is stored, unless it stands behind a gate that is not open."""
-    run_at = now if new.run_at is None else max(now, _point(new.run_at, now))
+def stored_task(new: NewTask, now: datetime, first_at: datetime | None = None) -> StoredTask:
+    """Return a new task as it is stored, unless it stands behind a gate that is not open.
+
+    :param first_at: of the task whose place a debounced one takes.
+    """
+    if new.debounce is not None:
+        first_at = first_at or now
+        latest = LATEST if new.debounce.max_wait is None else later(first_at, new.debounce.max_wait)
+        run_at = max(now, min(later(now, new.debounce.wait), latest))
+    else:
+        run_at = now if new.run_at is None else max(now, _point(new.run_at, now))
     # Every other field of an order is one of the record, by the same name. With one that is none, and be it for a
     # moment, Python would give each record a table of names of its own, which takes more than all else that is stored.
     given = vars(new).copy()
     expires = given.pop("expires")
+    key, limit, _ = given.pop("key"), given.pop("limit"), given.pop("debounce")
+    if key is not None or limit is not None or first_at is not None:
+        given["limited"] = Limited(key, limit, first_at)
     values = _AT_FIRST | given
     values["state"] = TaskState.SCHEDULED if run_at > now else TaskState.READY
     values["created_at"], values["run_at"] = now, run_at
     values["expires_at"] = None if expires is None else _point(expires, now)
-    return record_of(StoredTask, values)
+    return record_of(LimitedTask if "limited" in values else StoredTask, values)
 
 
 _AT_FIRST = vars(StoredTask(id="", queue="", name="", body=b"", created_at=LATEST, run_at=LATEST))
@@ -85,7 +115,7 @@ _AT_FIRST = vars(StoredTask(id="", queue="", name="", body=b"", created_at=LATES
 
 def changed_task(task: StoredTask, **changes: object) -> StoredTask:
     """Return a task with other values in some fields."""
-    return record_of(StoredTask, vars(task) | changes)
+    return record_of(StoredTask if task.limited is None else LimitedTask, vars(task) | changes)
 
 
 def promoted_task(task: StoredTask) -> StoredTask:
@@ -144,6 +174,11 @@ def taken_back_task(task: StoredTask, now: datetime) -> StoredTask:
         return waiting_task(task, now, 0, run_at=task.run_at)
     message = f"worker {task.worker} died or lost its lease in attempt {task.attempt}, the last one"
     return ended_task(task, TaskState.FAILED, now, error=TaskError(type="WorkerLost", message=message))
+
+
+def holds_key(task: StoredTask) -> bool:
+    """Return whether a task has its unique key: as long as it has not ended; of a debounced one until it is started."""
+    return task.unique is not None and not task.state.is_final and (task.first_at is None or task.delivery == 0)
 
 
 def is_held(task: StoredTask | None, lease: Lease | Outcome) -> bool:

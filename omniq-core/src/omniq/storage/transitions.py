@@ -3,7 +3,8 @@
 A store that can run Python inside its transaction runs these, through :class:`~omniq.storage.SimpleStorage`; one that
 does its verbs in another language (SQL, Lua) does what these do. Which records qualify and who loses a race is said in
 :class:`~omniq.storage.Storage`, whose methods these functions are named after; here it can be read as code. The verbs
-of flows are in :mod:`~omniq.storage.flow_transitions`, which these call for whatever they do to a task of a flow.
+of flows are in :mod:`~omniq.storage.flow_transitions`, which these call for whatever they do to a task of a flow, and
+what limits ask of them in :mod:`~omniq.storage.limit_transitions`.
 
 Nothing here does I/O or looks at a clock of its own: the primitives do, and ``tx.now`` is the store's.
 """
@@ -11,6 +12,7 @@ Nothing here does I/O or looks at a clock of its own: the primitives do, and ``t
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 
 from attrs import evolve
 
@@ -25,6 +27,7 @@ from omniq.storage.flow_transitions import (
     prune_flows,
     settle,
 )
+from omniq.storage.limit_transitions import claim_lines, give_back, is_lined, lock_limits, moved, prune_lines
 from omniq.storage.primitives import FlowTransaction, Transaction
 from omniq.storage.states import (
     anew_task,
@@ -32,6 +35,7 @@ from omniq.storage.states import (
     changed_task,
     claimed_task,
     ended_task,
+    holds_key,
     is_held,
     later,
     stored_task,
@@ -40,7 +44,7 @@ from omniq.storage.states import (
 )
 from omniq.storage.validation import Salvaged, check_adoptable
 from omniq.storage.values import Adoption, Enqueued, Lease, LeaseState
-from omniq.task import NewTask, Outcome, Progress, StoredTask, TaskState
+from omniq.task import NewTask, Outcome, Progress, Released, StoredTask, TaskError, TaskState
 
 __all__ = [
     "adopt",
@@ -65,6 +69,7 @@ __all__ = [
 def _save(tx: FlowTransaction, tasks: Sequence[StoredTask]) -> None:
     """Save tasks that were not final before, and count in their flows those that are now."""
     tx.save(tasks)
+    moved(tx, tasks)
     _count_ended(tx, tasks)
 
 
@@ -83,36 +88,72 @@ def enqueue(tx: FlowTransaction, tasks: Sequence[NewTask], flow: NewFlow | None 
         added = iter(enqueue_into_flow(tx, members, None))
         others = iter(enqueue(tx, [task for task in tasks if task.flow is None]))
         return [next(others if task.flow is None else added) for task in tasks]
+    if len(tasks) > 1 and any(task.debounce is not None for task in tasks):
+        return [answer for task in tasks for answer in enqueue(tx, [task])]
     known = set(tx.load(task.id for task in tasks))
     holders = tx.holders({task.unique for task in tasks if task.unique is not None})
     new: list[StoredTask] = []
     answers = []
     for task in tasks:
         holder = None if task.unique is None else holders.get(task.unique)
+        first_at = None
+        if holder is not None and task.debounce is not None and task.id not in known:
+            first_at = _supersede(tx, holder, task)
         if task.id in known:
             answers.append(Enqueued(task.id, False))
-        elif holder is not None:
+        elif holder is not None and first_at is None:
             answers.append(Enqueued(holder, False))
         else:
             known.add(task.id)
             if task.unique is not None:
                 holders[task.unique] = task.id
-            new.append(stored_task(task, tx.now))
+            new.append(stored_task(task, tx.now, first_at))
             answers.append(Enqueued(task.id, True))
+    lined = [task for task in new if is_lined(task)]
+    if lined:
+        lock_limits(tx)
     tx.insert(new)
+    moved(tx, lined)
     return answers
+
+
+def _supersede(tx: FlowTransaction, holder: str, new: NewTask) -> datetime | None:
+    """End the debounced task that waits with a key, so that another takes its place.
+
+    :return: when the first of those was enqueued that took each other's places; None if the holder is not debounced.
+    """
+    old = tx.load([holder]).get(holder)
+    if old is None or not holds_key(old):
+        return tx.now  # it was started meanwhile
+    if old.first_at is None:
+        return None
+    error = TaskError(type=SUPERSEDED, message=f"task {new.id} ({new.name}) took its place")
+    _save(tx, [ended_task(old, TaskState.CANCELLED, tx.now, error=error)])
+    return old.first_at
+
+
+SUPERSEDED = "Superseded"
+"""The type of the error with which a debounced task ends whose place another takes."""
 
 
 def claim(tx: Transaction, demand: Mapping[str, int], worker: str, lease: float, limit: int | None) -> list[StoredTask]:
     settle(tx, SETTLED)
     paused, claimed = tx.paused(), []
+    lanes = tx.lanes(demand)
     left = sum(demand.values()) if limit is None else limit
     until = later(tx.now, lease)
     for queue, most in demand.items():
         if queue in paused:
             continue
         wanted = min(most, left)
-        tx.promote(queue, max(PROMOTED, 2 * wanted))
+        lined = tx.promote(queue, max(PROMOTED, 2 * wanted))
+        if lined:
+            moved(tx, lined)
+        if lined or queue in lanes:
+            taken = claim_lines(tx, queue, wanted, worker, until, lambda tasks: _save(tx, tasks))
+            claimed += taken
+            left -= len(taken)
+            continue
         while wanted > 0 and (found := tx.ready(queue, wanted)):
             changed = [claimed_task(task, worker, tx.now, until) for task in found]
             tx.save(changed)
@@ -134,12 +175,17 @@ def finish(tx: Transaction, outcomes: Sequence[Outcome]) -> list[bool]:
     tasks = tx.load(outcome.id for outcome in outcomes)
     answers = []
     changed: dict[str, StoredTask] = {}
+    released = []
     for outcome in outcomes:
         task = tasks.get(outcome.id)
         answers.append(is_held(task, outcome))
         if task is not None and answers[-1]:
             tasks[outcome.id] = changed[outcome.id] = answered_task(task, outcome, tx.now)
+            if isinstance(outcome, Released):
+                released.append(task)
     _save(tx, list(changed.values()))
+    if released:
+        give_back(tx, released)
     return answers
 
 
@@ -185,16 +231,19 @@ def retry(tx: FlowTransaction, ids: Sequence[str]) -> list[bool]:
     flows = opened_flows(tx, [task for task in tasks.values() if task.flow is not None])
 
     def change(task: StoredTask) -> StoredTask | None:
-        if task.state not in (TaskState.FAILED, TaskState.CANCELLED) or task.unique in holders:
+        if task.state not in (TaskState.FAILED, TaskState.CANCELLED):
+            return None
+        if task.unique in holders and holds_key(changed_task(task, state=TaskState.READY)):
             return None
         if isinstance(task, Salvaged):
             return None
         if task.flow is not None:
             step = flows.get(task.flow)
             return step.revived(task) if step is not None and step.can_retry(task) else None
-        if task.unique is not None:
+        new = anew_task(task, tx.now)
+        if task.unique is not None and holds_key(new):
             holders[task.unique] = task.id
-        return anew_task(task, tx.now)
+        return new
 
     answers = _each(tx, ids, change)
     for step in flows.values():
@@ -258,6 +307,7 @@ def purge(tx: Transaction, queue: str, states: Sequence[TaskState], limit: int) 
 def prune(tx: Transaction, limit: int) -> int:
     tasks = tx.dropped(limit)
     tx.remove([task.id for task in tasks])
+    prune_lines(tx, limit)
     return len(tasks) + prune_flows(tx, limit - len(tasks))
 
 
@@ -308,7 +358,7 @@ def adopt(tx: FlowTransaction, tasks: Sequence[StoredTask], flows: Sequence[Flow
     holders = tx.holders({task.unique for task in tasks if task.unique is not None})
     new = []
     for task in tasks:
-        key = None if task.state.is_final else task.unique
+        key = task.unique if holds_key(task) else None
         if task.id in known:
             answers.append(Adoption.PRESENT)
         elif task.flow is not None and task.flow not in steps:
@@ -322,6 +372,7 @@ def adopt(tx: FlowTransaction, tasks: Sequence[StoredTask], flows: Sequence[Flow
             new.append(task)
             answers.append(Adoption.STORED)
     tx.insert(new)
+    moved(tx, new)
     for task in new:
         if task.flow is not None:
             steps[task.flow].adopt(task)

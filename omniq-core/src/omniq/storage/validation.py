@@ -25,12 +25,13 @@ from typing import Any, TypeVar
 from attrs import frozen
 
 from omniq.errors import CorruptRecord
+from omniq.limit import Limited
 from omniq.schedule import Misfire, Overlap, Schedule
 from omniq.storage.base import Storage
 from omniq.storage.escaping import printable
 from omniq.storage.records import load_schedule
 from omniq.storage.values import Finding, Severity, StoredWorker
-from omniq.task import Feed, NewTask, Progress, StoredTask, TaskError, TaskState
+from omniq.task import Feed, LimitedTask, NewTask, Progress, StoredTask, TaskError, TaskState
 
 __all__ = [
     "EARLIEST",
@@ -135,11 +136,20 @@ def _is_sound(task: StoredTask) -> bool:
         and (result is None or type(result) is bytes)
         and type(task.attempt_log) is str
         and (task.flow is None or _is_placed(task))
+        and (task.limited is None or _is_limited(task.limited))
     )
 
 
 def _is_placed(task: StoredTask) -> bool:
     return all(is_right(getattr(task, name)) for name, is_right, _ in _PLACE_FIELDS)
+
+
+def _is_limited(value: Any) -> bool:
+    return (
+        isinstance(value, Limited)
+        and all(one is None or is_text(one) for one in (value.key, value.limit))
+        and (value.first_at is None or _is_time(value.first_at))
+    )
 
 
 _SMALL = 2**30
@@ -342,6 +352,7 @@ _NEW_TASK_FIELDS: _Fields = (
 _TASK_FIELDS: _Fields = (
     *(field for field in _NEW_TASK_FIELDS if field[0] not in ("run_at", "expires")),
     *_PLACE_FIELDS,
+    ("limited", _or_none(_is_limited), "a key, a named limit, or the time of a first one"),
     ("state", _is_a(TaskState), "a state"),
     ("attempt", _is_count, _A_COUNT),
     ("delivery", _is_count, _A_COUNT),
@@ -418,7 +429,7 @@ def is_corrupt(task: StoredTask) -> bool:
 
 
 @frozen(kw_only=True, slots=False)
-class Salvaged(StoredTask):
+class Salvaged(LimitedTask):
     """What stands for a task that cannot be read."""
 
 

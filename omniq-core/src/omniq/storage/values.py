@@ -82,6 +82,9 @@ class StorageLimits:
     """
     flows: bool = False
     """Whether it holds flows. If not, the methods about them raise :class:`~omniq.errors.ConfigurationError`."""
+    task_limits: bool = False
+    """Whether it holds limits, and tasks with a ``key``, a named ``limit`` or ``debounce``. If not, a queue refuses
+    such tasks, and the methods about limits raise :class:`~omniq.errors.ConfigurationError`."""
 
 
 @frozen

@@ -17,6 +17,7 @@ from typing import Protocol, Self, runtime_checkable
 
 from omniq.errors import StorageUnavailable
 from omniq.flow import Flow, NewFlow
+from omniq.limit import Limit
 from omniq.schedule import Schedule
 from omniq.storage import (
     Adoption,
@@ -34,6 +35,7 @@ from omniq.storage import (
     TaskPage,
     TaskQuery,
     flow_transitions,
+    limit_transitions,
     transitions,
 )
 from omniq.storage.transactions import CallerTransaction
@@ -76,7 +78,7 @@ class MemoryStorage(Storage):
     """
 
     capabilities: Set[Capability] = frozenset({Capability.NOTIFICATIONS})
-    limits = StorageLimits(lost_wakeup=0, stalled_client=0, flows=True)
+    limits = StorageLimits(lost_wakeup=0, stalled_client=0, flows=True, task_limits=True)
 
     def __init__(
         self, config: StorageConfig, *, clock: Callable[[], float] | None = None, any_connection: bool = False
@@ -271,6 +273,20 @@ class MemoryStorage(Storage):
     async def settle(self, limit: int) -> int:
         with LOCK:
             return flow_transitions.settle(self._opened(), limit)
+
+    # Limits
+
+    async def put_limit(self, limit: Limit, expected_revision: int | None = None) -> Limit | None:
+        with LOCK:
+            return limit_transitions.put_limit(self._opened(), limit, expected_revision)
+
+    async def get_limits(self, ids: Sequence[str] | None = None) -> list[Limit]:
+        with LOCK:
+            return limit_transitions.get_limits(self._opened(), ids)
+
+    async def delete_limit(self, limit_id: str) -> bool:
+        with LOCK:
+            return limit_transitions.delete_limit(self._opened(), limit_id)
 
     # Schedules
 

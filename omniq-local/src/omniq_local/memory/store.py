@@ -12,14 +12,18 @@ from itertools import islice
 from weakref import WeakSet
 
 from omniq.flow import NewFlow, StoredFlow, StoredGate
+from omniq.limit import PLAIN, Lane, Limit, Scope, StoredLine
 from omniq.schedule import Schedule
 from omniq.storage import Enqueued, QueueStats, StoredWorker, TaskPage, TaskQuery, transitions
 from omniq.storage.flow_transitions import count_ends
+from omniq.storage.limit_transitions import ASLEEP, ELIGIBLE, give_back, is_lined, moved, outlook
 from omniq.storage.paging import Pager
 from omniq.storage.posix import at_fork
-from omniq.storage.states import answered_task, later, promoted_task, stored_task
-from omniq.task import NewTask, Outcome, StoredTask, TaskState
+from omniq.storage.rows import from_micros
+from omniq.storage.states import answered_task, holds_key, later, promoted_task, stored_task
+from omniq.task import NewTask, Outcome, Released, StoredTask, TaskState
 from omniq_local.memory.flows import Flows
+from omniq_local.memory.limits import Limits
 from omniq_local.memory.records import Index, Line, Record, Register
 from omniq_local.memory.waiting import Waiters
 
@@ -50,6 +54,7 @@ class Store:
         self._kept = Index()
         """The tasks that have ended, by the time at which their results are over."""
         self._flows = Flows()
+        self._limits = Limits()
         self._workers: dict[str, tuple[datetime, datetime, str | None]] = {}
         self._schedules: dict[str, Schedule] = {}
         self._revision_floor = 0
@@ -73,17 +78,23 @@ class Store:
         if task.flow is not None:
             self._flows.enter(record)
         if state is READY:
-            index = line.ready.get(task.priority)
+            ready = self._limits.ready(task) if is_lined(task) else line.ready
+            index = ready.get(task.priority)
             if index is None:
-                index = line.ready[task.priority] = Index()
+                index = ready[task.priority] = Index()
             index.put(record, task.run_at)
-            self.waiters.wake_for_work(queue, self.now)
+            if ready is line.ready:
+                self.waiters.wake_for_work(queue, self.now)
         elif state is SCHEDULED:
             line.scheduled.put(record, task.run_at)
             self.waiters.wake_for_work(queue, task.run_at)
         elif state is RUNNING:
             assert task.lease_until is not None
             self._leases.put(record, task.lease_until)
+            if task.limited is not None:
+                self._limits.enter(task)
+                if task.first_at is not None:
+                    self._free_key(task)
             return
         elif state is BLOCKED:
             line.blocked[record.sequence] = record
@@ -97,7 +108,7 @@ class Store:
             self._free_key(task)
             self.waiters.wake_for_end(task.id)
             return
-        if task.unique is not None:
+        if task.unique is not None and holds_key(task):
             self._unique[task.unique] = task.id
         if task.expires_at is not None:
             self._expiring.put(record, task.expires_at)
@@ -111,13 +122,21 @@ class Store:
             self._flows.leave(record)
         if state is RUNNING:
             self._leases.discard(record)
+            if task.limited is not None:
+                self._limits.leave(task)
+            if self._limits.has_lane(task.queue):
+                self.waiters.wake_for_work(task.queue, self.now)
             return
         if state is READY:
-            index = line.ready.get(task.priority)
+            lined = is_lined(task)
+            ready = self._limits.ready(task) if lined else line.ready
+            index = ready.get(task.priority)
             if index is not None:
                 index.discard(record)
                 if not index:
-                    del line.ready[task.priority]
+                    del ready[task.priority]
+            if lined and not ready:
+                self._limits.forget_ready(task)
         elif state is SCHEDULED:
             line.scheduled.discard(record)
         elif state is BLOCKED:
@@ -145,8 +164,11 @@ class Store:
         if line is not None and not any(line.counts.values()):
             del self._lines[queue]
 
-    def _promote(self, line: Line, limit: int) -> None:
-        self.save([promoted_task(record.task) for record in line.scheduled.take(limit, self.now)])
+    def _promote(self, line: Line, limit: int) -> list[StoredTask]:
+        """Return those that were promoted and have a key or a named limit."""
+        tasks = [promoted_task(record.task) for record in line.scheduled.take(limit, self.now)]
+        self.save(tasks)
+        return [task for task in tasks if is_lined(task)]
 
     # The primitives, see omniq.storage.primitives.Transaction
 
@@ -180,18 +202,24 @@ class Store:
     def paused(self) -> set[str]:
         return self._paused
 
-    def promote(self, queue: str, limit: int) -> None:
-        if queue in self._lines:
-            self._promote(self._lines[queue], limit)
+    def promote(self, queue: str, limit: int) -> Sequence[StoredTask]:
+        return self._promote(self._lines[queue], limit) if queue in self._lines else ()
 
-    def ready(self, queue: str, limit: int) -> list[StoredTask]:
-        found: list[StoredTask] = []
-        ready = self._lines[queue].ready if queue in self._lines else {}
+    def ready(self, queue: str, limit: int, line: str = PLAIN) -> list[StoredTask]:
+        found: list[Record] = []
+        if line == PLAIN:
+            ready = self._lines[queue].ready if queue in self._lines else {}
+        else:
+            ready = self._limits.ready_in(line)
         for priority in sorted(ready, reverse=True):
-            found += [record.task for record in ready[priority].take(limit - len(found))]
+            records = ready[priority].take(limit - len(found))
+            found += records
+            if self._limits.has_lane(queue):  # there not all that are read are claimed
+                for record in records:
+                    ready[priority].put(record, record.task.run_at)
             if len(found) == limit:
                 break
-        return found
+        return [record.task for record in found]
 
     def lapsed(self, limit: int) -> list[StoredTask]:
         return [record.task for record in self._leases.take(limit, self.now)]
@@ -201,7 +229,7 @@ class Store:
 
     def in_states(self, queue: str, states: Sequence[TaskState], limit: int) -> list[StoredTask]:
         if queue in self._lines:
-            self._promote(self._lines[queue], sum(self._lines[queue].counts.values()))
+            moved(self, self._promote(self._lines[queue], sum(self._lines[queue].counts.values())))
         matching = (r.task for r in self._records.latest() if r.task.queue == queue and r.task.state in states)
         return list(islice(matching, limit))
 
@@ -272,7 +300,10 @@ class Store:
     # Two verbs as they are in transitions, without looking up each task for each primitive
 
     def enqueue(self, tasks: Sequence[NewTask], flow: NewFlow | None = None) -> list[Enqueued]:
-        if flow is not None or any(task.flow is not None for task in tasks):
+        if flow is not None or any(
+            task.flow is not None or task.key is not None or task.limit is not None or task.debounce is not None
+            for task in tasks
+        ):
             return transitions.enqueue(self, tasks, flow)
         if len(tasks) == 1:
             return [self._add(stored_task(tasks[0], self.now))]
@@ -299,7 +330,12 @@ class Store:
         if record is None or record.task.state is not RUNNING or record.task.delivery != outcome.delivery:
             return False
         task = answered_task(record.task, outcome, self.now)
+        was = record.task
         self._move(record, task)
+        if task.limited is not None:
+            moved(self, [task])
+        if isinstance(outcome, Released):
+            give_back(self, [was])
         if task.flow is not None and task.state.is_final:
             members.append(task)
         return True
@@ -335,7 +371,7 @@ class Store:
         stats = []
         for queue in sorted(self._paused | self._lines.keys()):
             line = self._lines.get(queue) or Line()
-            self._promote(line, sum(line.counts.values()))
+            moved(self, self._promote(line, sum(line.counts.values())))
             oldest = line.oldest()
             waited = None if oldest is None else max(0.0, (self.now - oldest).total_seconds())
             paused = queue in self._paused
@@ -384,9 +420,88 @@ class Store:
 
     def next_work(self, queues: Iterable[str]) -> datetime | None:
         """Return the time at which a task will be claimable in one of the queues; None: there is no such task."""
-        lines = [self._lines[queue] for queue in queues if queue in self._lines and queue not in self._paused]
-        times = [at for line in lines for at in (line.oldest(), line.scheduled.first()) if at is not None]
+        served = [queue for queue in queues if queue not in self._paused]
+        times = [at for queue in served if not self._limits.has_lane(queue) for at in self._times(queue)]
+        limited = [queue for queue in served if self._limits.has_lane(queue)]
+        if limited:
+            is_there, moment = outlook(self, limited, self._work)
+            times += [self.now] if is_there else [] if moment is None else [moment]
         return min(times, default=None)
+
+    def _times(self, queue: str) -> list[datetime]:
+        line = self._lines.get(queue)
+        times = () if line is None else (line.oldest(), line.scheduled.first())
+        return [at for at in times if at is not None]
+
+    def _work(self, queue: str) -> tuple[bool, datetime | None]:
+        line = self._lines.get(queue)
+        scheduled = None if line is None else line.scheduled.first()
+        is_due = scheduled is not None and scheduled <= self.now
+        return is_due or (line is not None and line.oldest() is not None), scheduled
+
+    # Limits, see omniq.storage.primitives.LimitTransaction
+
+    def lock_limits(self) -> None:
+        pass
+
+    def lanes(self, queues: Iterable[str] | None) -> dict[str, Lane]:
+        return self._limits.lanes(queues)
+
+    def save_lane(self, lane: Lane) -> None:
+        self._limits.save_lane(lane)
+        self.waiters.wake_for_work(lane.queue, self.now)
+
+    def remove_lane(self, queue: str) -> None:
+        self._limits.remove_lane(queue)
+
+    def task_limits(self, ids: Iterable[str] | None) -> dict[str, Limit]:
+        return self._limits.limits(ids)
+
+    def store_limit(self, limit: Limit) -> None:
+        self._limits.store_limit(limit)
+
+    def remove_limit(self, limit_id: str) -> None:
+        self._limits.remove_limit(limit_id)
+
+    def line(self, line_id: str) -> StoredLine | None:
+        return self._limits.line(line_id)
+
+    def lines(self, queue: str, place: str, limit: int, until: int | None = None) -> list[StoredLine]:
+        return self._limits.lines(queue, place, limit, until)
+
+    def lines_of_key(self, queue: str, key: str) -> list[StoredLine]:
+        return self._limits.lines_of_key(queue, key)
+
+    def queues_at(self, place: str) -> list[str]:
+        return self._limits.queues_at(place)
+
+    def has_lines(self, queue: str) -> bool:
+        return self._limits.has_lines(queue)
+
+    def save_line(self, line: StoredLine) -> None:
+        self._limits.save_line(line)
+        if line.place == ELIGIBLE:
+            self.waiters.wake_for_work(line.queue, self.now)
+        elif line.place == ASLEEP:
+            self.waiters.wake_for_work(line.queue, from_micros(line.until))
+
+    def remove_line(self, line: StoredLine) -> None:
+        self._limits.remove_line(line.id)
+
+    def running(self, scope: Scope) -> int:
+        if scope.queue is not None and scope.key is None:
+            line = self._lines.get(scope.queue)
+            return 0 if line is None else line.counts[RUNNING]
+        return self._limits.running(scope)
+
+    def bucket(self, scope: Scope) -> int:
+        return self._limits.bucket(scope)
+
+    def save_bucket(self, scope: Scope, at_rest: int) -> None:
+        self._limits.save_bucket(scope, at_rest)
+
+    def drop_buckets(self, until: int, limit: int) -> None:
+        self._limits.drop_buckets(until, limit)
 
     def outlook(self) -> tuple[bool, datetime | None]:
         """Return whether a schedule is due, and when the next of the others will be; None: never."""

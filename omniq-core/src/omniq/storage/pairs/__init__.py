@@ -8,6 +8,7 @@ import json
 from omniq.storage.pairs.buffer import Pairs
 from omniq.storage.pairs.flows import PairsFlows
 from omniq.storage.pairs.keys import key, text_of
+from omniq.storage.pairs.limits import PairsLimits
 from omniq.storage.pairs.schedules import PairsSchedules
 from omniq.storage.pairs.tasks import PairsTasks
 from omniq.storage.rows import from_micros, to_micros
@@ -18,14 +19,15 @@ from omniq.storage.values import StoredWorker
 __all__ = ["Pairs", "PairsTx"]
 
 
-class PairsTx(PairsTasks, PairsFlows, PairsSchedules):
+class PairsTx(PairsTasks, PairsFlows, PairsLimits, PairsSchedules):
     """The primitives of one transaction.
 
     A task is stored under ``f`` (what never changes), ``y`` (a long body), ``c`` (what does change, and the size of the
     result) and ``x`` (its result); every other key, an
     *entry*, leads to its id: ``o`` the order of enqueueing, ``b`` its queue and state, ``r`` and ``a`` ready ones by
     place and by age, ``s`` scheduled, ``l`` leases, ``e`` expiry, ``d`` retention, ``u`` unique keys, ``m``
-    and ``M`` the tasks of a flow and of a gate by state. A flow is stored under ``F``, its gates under ``G``; ``H`` and
+    and ``M`` the tasks of a flow and of a gate by state; ``t`` ready ones of a line by place, ``k`` and ``N`` running
+    ones of a key and of a named limit. A flow is stored under ``F``, its gates under ``G``; ``H`` and
     ``K`` lead to flows by when they are due and by unique keys. The caller commits after :meth:`flush`.
 
     :param pairs: the store's transaction.
@@ -33,7 +35,14 @@ class PairsTx(PairsTasks, PairsFlows, PairsSchedules):
     """
 
     def verify(self) -> None:
-        for read in (self.schedules, self.workers, self.paused, self.counts):
+        for read in (
+            self.schedules,
+            self.workers,
+            self.paused,
+            self.counts,
+            lambda: self.lanes(None),
+            lambda: self.task_limits(None),
+        ):
             read()
         for _, value in self._entries_in(key("f")):
             # One whose place leads elsewhere is on no page.

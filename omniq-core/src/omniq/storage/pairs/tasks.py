@@ -11,9 +11,12 @@ from typing import Any
 from attrs import evolve
 
 from omniq.errors import CorruptRecord
+from omniq.limit import PLAIN, Scope, line_id
+from omniq.storage.limit_transitions import is_lined
 from omniq.storage.paging import Pager
 from omniq.storage.pairs.buffer import Pairs, PairsBuffer
 from omniq.storage.pairs.keys import END, key, number_in, text_of, time_of
+from omniq.storage.pairs.limits import slots_of
 from omniq.storage.rows import (
     STATE_NUMBERS,
     STATES,
@@ -24,7 +27,7 @@ from omniq.storage.rows import (
     task_of,
     to_micros,
 )
-from omniq.storage.states import promoted_task
+from omniq.storage.states import holds_key, promoted_task
 from omniq.storage.validation import LARGEST_REVISION, UNREADABLE, Salvaged, corrupt
 from omniq.storage.values import TaskQuery
 from omniq.task import StoredTask, TaskState
@@ -99,12 +102,18 @@ class PairsTasks(PairsBuffer):
         seq, name, queue, state = self._seqs[task.id], task.id.encode(), task.queue, STATE_NUMBERS[task.state]
         found = {key("o", seq): name, key("b", queue, state, seq): name}
         if task.state is TaskState.READY:
-            found[key("r", queue, -task.priority, to_micros(task.run_at), seq)] = name
+            line = line_id(queue, task.key, task.limit) if is_lined(task) else PLAIN
+            place = key("r", queue) if line == PLAIN else key("t", line)
+            found[place + key(-task.priority, to_micros(task.run_at), seq)] = name
             found[key("a", queue, to_micros(task.run_at), seq)] = name
         elif task.state is TaskState.SCHEDULED:
             found[key("s", queue, to_micros(task.run_at), seq)] = name
         elif task.lease_until is not None:
             found[key("l", to_micros(task.lease_until), seq)] = name
+            if task.key is not None:
+                found[slots_of(Scope(queue, task.key)) + key(seq)] = name
+            if task.limit is not None:
+                found[slots_of(Scope(name=task.limit)) + key(seq)] = name
         if task.state in (TaskState.SCHEDULED, TaskState.READY) and task.expires_at is not None:
             found[key("e", to_micros(task.expires_at), seq)] = name
         if task.flow is not None:
@@ -114,7 +123,7 @@ class PairsTasks(PairsBuffer):
         if task.state.is_final:
             if task.flow is None:  # else it is kept as long as the flow is
                 found[key("d", drop_at(task) or 0, seq)] = name
-        elif task.unique is not None:
+        elif task.unique is not None and holds_key(task):
             found[key("u", task.unique)] = name
         return found
 
@@ -193,7 +202,7 @@ class PairsTasks(PairsBuffer):
         """Remove all entries that lead to tasks that cannot be read; return their places, as far as they have one."""
         wanted = {task_id.encode(): task_id for task_id in ids}
         places: dict[str, int] = {}
-        for kind in "obrasledumM" if ids else "":
+        for kind in "obrtasledumMkN" if ids else "":
             for where, value in list(self._entries_in(key(kind))):
                 if value not in wanted:
                     continue
@@ -243,17 +252,19 @@ class PairsTasks(PairsBuffer):
         holders = {}
         for one, task_id in found.items():
             task = None if task_id is None else tasks.get(task_id)
-            if task is not None and task.unique == one and not task.state.is_final:
+            if task is not None and task.unique == one and holds_key(task):
                 holders[one] = task.id
         return holders
 
-    def promote(self, queue: str, limit: int) -> None:
+    def promote(self, queue: str, limit: int) -> list[StoredTask]:
         due = self._found(key("s", queue), to_micros(self.now), limit, whole=False)
         self._end([task for task in due if isinstance(task, Salvaged)])
-        self.save([promoted_task(task) for task in due if not isinstance(task, Salvaged)])
+        tasks = [promoted_task(task) for task in due if not isinstance(task, Salvaged)]
+        self.save(tasks)
+        return [task for task in tasks if is_lined(task)]
 
-    def ready(self, queue: str, limit: int) -> list[StoredTask]:
-        return self._found(key("r", queue), None, limit)
+    def ready(self, queue: str, limit: int, line: str = PLAIN) -> list[StoredTask]:
+        return self._found(key("r", queue) if line == PLAIN else key("t", line), None, limit)
 
     def lapsed(self, limit: int) -> list[StoredTask]:
         return self._found(key("l"), to_micros(self.now), limit)

@@ -10,6 +10,7 @@ from collections import defaultdict
 
 from omniq.storage.rows import from_micros, to_micros
 from omniq.storage.sql.flows import SqlFlows
+from omniq.storage.sql.limits import SqlLimits
 from omniq.storage.sql.schedules import SqlSchedules
 from omniq.storage.sql.tasks import SqlTasks
 from omniq.storage.states import later
@@ -19,7 +20,7 @@ from omniq.storage.values import StoredWorker
 __all__ = ["SqlTx"]
 
 
-class SqlTx(SqlTasks, SqlFlows, SqlSchedules):
+class SqlTx(SqlTasks, SqlFlows, SqlLimits, SqlSchedules):
     """The primitives of one transaction, on tables of a namespace.
 
     :param cursor: a cursor of the driver's, in the transaction.
@@ -29,7 +30,14 @@ class SqlTx(SqlTasks, SqlFlows, SqlSchedules):
     """
 
     def verify(self) -> None:
-        for read in (self.schedules, self.workers, self.paused, self.counts):
+        for read in (
+            self.schedules,
+            self.workers,
+            self.paused,
+            self.counts,
+            lambda: self.lanes(None),
+            lambda: self.task_limits(None),
+        ):
             read()
 
     def paused(self) -> set[str]:

@@ -21,12 +21,20 @@ SCHEMA = {
     "id {key} NOT NULL UNIQUE, queue {key} NOT NULL, name {text} NOT NULL, body {blob} NOT NULL, "
     "priority INT NOT NULL, max_retries BIGINT NOT NULL, created_at BIGINT NOT NULL, unique_key {text}, tags {text}, "
     "result_ttl {float} NOT NULL, flow {key}, behind BIGINT, feeds {text}, opening_delay {float}, "
+    "line VARCHAR(64) NOT NULL, limit_key {text}, limit_name {text}, first_at BIGINT, "
     "state INT NOT NULL, attempt INT NOT NULL, delivery INT NOT NULL, "
     "run_at BIGINT NOT NULL, started_at BIGINT, finished_at BIGINT, expires_at BIGINT, lease_until BIGINT, "
     "worker {text}, error {text}, progress {text}, cancel_requested INT NOT NULL, attempt_log {text}, "
     "result_payload {blob}",
     "flow": "id {key} PRIMARY KEY, live_key VARCHAR(64) UNIQUE, ended INT NOT NULL, due BIGINT, body {text} NOT NULL",
     "gate": "flow {key} NOT NULL, n BIGINT NOT NULL, body {text} NOT NULL, PRIMARY KEY (flow, n)",
+    "task_slot": "seq BIGINT PRIMARY KEY, key_scope VARCHAR(64), name_scope VARCHAR(64)",
+    "task_limit": "id VARCHAR(64) PRIMARY KEY, name {text} NOT NULL, body {text} NOT NULL",
+    "lane": "queue {key} PRIMARY KEY, body {text} NOT NULL",
+    "line": "id VARCHAR(64) PRIMARY KEY, queue {key} NOT NULL, key_scope VARCHAR(64), place VARCHAR(64) NOT NULL, "
+    "first_rank BIGINT NOT NULL, second_rank BIGINT NOT NULL, body {text} NOT NULL",
+    "bucket": "id VARCHAR(64) PRIMARY KEY, at_rest BIGINT NOT NULL",
+    "limit_lock": "id INT PRIMARY KEY",
     "task_count": "queue {key} NOT NULL, state INT NOT NULL, n BIGINT NOT NULL, PRIMARY KEY (queue, state)",
     "paused": "queue {key} PRIMARY KEY",
     "worker": "id {key} PRIMARY KEY, seen_at BIGINT NOT NULL, until BIGINT NOT NULL, about {text}",
@@ -35,12 +43,18 @@ SCHEMA = {
 }
 """The tables; the last is made when all others are there."""
 INDEXES = {
-    "task_ready": ("task", "queue, state, place, run_at, seq"),
+    "task_ready": ("task", "queue, state, line, place, run_at, seq"),
     "task_due": ("task", "queue, state, run_at"),
     "task_lease": ("task", "state, lease_until, seq"),
     "task_expiry": ("task", "state, expires_at"),
     "task_drop": ("task", "drop_at"),
     "task_member": ("task", "flow, behind, seq"),
+    "task_slot_key": ("task_slot", "key_scope"),
+    "task_slot_name": ("task_slot", "name_scope"),
+    "line_place": ("line", "queue, place, first_rank, second_rank"),
+    "line_parked": ("line", "place, queue"),
+    "line_key": ("line", "key_scope"),
+    "bucket_rest": ("bucket", "at_rest"),
     "flow_due": ("flow", "ended, due"),
     "schedule_due": ("schedule", "due"),
 }
@@ -165,6 +179,8 @@ class SqlStatements:
             for name, on in indexes.items() if self.indexes_apart else ():
                 self.cursor.execute(f"CREATE INDEX IF NOT EXISTS {self._names[name]} ON {self._names[table]} ({on})")
         if not self.rows("SELECT 1 FROM {meta}"):
+            if not self.rows("SELECT 1 FROM {limit_lock}"):
+                self.change("INSERT INTO {limit_lock} (id) VALUES (1)")
             self.change("INSERT INTO {meta} (version, seq, revision_floor) VALUES (%s, 0, 0)", VERSION)
 
     def check(self) -> None:

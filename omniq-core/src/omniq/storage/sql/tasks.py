@@ -10,6 +10,8 @@ from datetime import datetime
 from typing import Any
 
 from omniq.errors import CorruptRecord
+from omniq.limit import PLAIN, Scope, line_id
+from omniq.storage.limit_transitions import is_lined
 from omniq.storage.paging import CLOCK_SLACK, slackened
 from omniq.storage.rows import (
     CHANGING,
@@ -24,14 +26,16 @@ from omniq.storage.rows import (
     task_of,
     to_micros,
 )
+from omniq.storage.sql.limits import scope_key
 from omniq.storage.sql.statements import SqlStatements, hashed
+from omniq.storage.states import holds_key
 from omniq.storage.validation import LARGEST_REVISION, Salvaged, corrupt, is_text
 from omniq.storage.values import TaskQuery
 from omniq.task import StoredTask, TaskState
 
 __all__ = ["SqlTasks"]
 
-_COLUMN = {"unique": "unique_key"}
+_COLUMN = {"unique": "unique_key", "key": "limit_key", "limit": "limit_name"}
 """Fields that stand in a column of another name."""
 _LATEST = "ORDER BY seq DESC LIMIT %s"
 _LATEST_WITHOUT_LEASE = "ORDER BY lease_until DESC, seq DESC LIMIT %s"
@@ -90,12 +94,15 @@ class SqlTasks(SqlStatements):
         self.change("UPDATE {meta} SET seq = seq + %s", len(tasks))
         ((last,),) = self.rows("SELECT seq FROM {meta}")
         fields = (*FIXED, *CHANGING)
-        columns = ", ".join(["seq", "place", "live_key", "drop_at", *(_COLUMN.get(name, name) for name in fields)])
-        marks = ", ".join(["%s"] * (4 + len(fields)))
+        columns = ", ".join(
+            ["seq", "place", "line", "live_key", "drop_at", *(_COLUMN.get(name, name) for name in fields)]
+        )
+        marks = ", ".join(["%s"] * (5 + len(fields)))
         rows = []
         for seq, task in enumerate(tasks, last - len(tasks) + 1):
             changing = changing_values(task)
-            rows.append((seq, -task.priority, _live_key(task), drop_at(task), *fixed_values(task), *changing))
+            line = PLAIN if task.limited is None else line_id(task.queue, task.key, task.limit)
+            rows.append((seq, -task.priority, line, _live_key(task), drop_at(task), *fixed_values(task), *changing))
             self._counts[task.queue, changing[0]] += 1
         self.change_many(f"INSERT INTO {{task}} ({columns}) VALUES ({marks})", rows)
         self._count()
@@ -114,8 +121,10 @@ class SqlTasks(SqlStatements):
                 self._counts[queue, state] -= 1
                 self._counts[queue, after["state"]] += 1
                 changes["drop_at"] = drop_at(task)
-                if task.unique is not None and task.state.is_final is not (state in _ENDED):
+                if task.unique is not None and (task.first_at or task.state.is_final is not (state in _ENDED)):
                     changes["live_key"] = _live_key(task)
+                if is_lined(task):
+                    self._hold(task, seq, state)
             self._before[task.id] = seq, after["state"], after, queue
             if changes:
                 alike[tuple(changes)][tuple(changes.values())].append(seq)
@@ -128,6 +137,16 @@ class SqlTasks(SqlStatements):
                     self.change(f"UPDATE {{task}} SET {sets} WHERE seq IN %s", *values, seqs)
         self._count()
 
+    def _hold(self, task: StoredTask, seq: int, before: int) -> None:
+        """Note whether a task holds slots of its key and its named limit: as long as it runs."""
+        if task.state is TaskState.RUNNING:
+            of_key = None if task.key is None else scope_key(Scope(task.queue, task.key))
+            of_name = None if task.limit is None else scope_key(Scope(name=task.limit))
+            insert = "INSERT INTO {task_slot} (seq, key_scope, name_scope) VALUES (%s, %s, %s)"
+            self.change(insert, seq, of_key, of_name)
+        elif before == STATE_NUMBERS[TaskState.RUNNING]:
+            self.change("DELETE FROM {task_slot} WHERE seq = %s", seq)
+
     def _end(self, task: Salvaged) -> None:
         """End a task that cannot be read, and leave the rest of it as it is."""
         seq, state, before, queue = self._before[task.id]
@@ -135,6 +154,7 @@ class SqlTasks(SqlStatements):
         ended = {name: changing[name] for name in ("state", "finished_at", "lease_until", "error")}
         columns = ", ".join(f"{name} = %s" for name in (*ended, "drop_at", "live_key"))
         self.change(f"UPDATE {{task}} SET {columns} WHERE seq = %s", *ended.values(), drop_at(task), None, seq)
+        self.change("DELETE FROM {task_slot} WHERE seq = %s", seq)
         self._counts[queue, state] -= 1
         self._counts[queue, failed] += 1
         self._before[task.id] = seq, failed, before | ended, queue
@@ -160,6 +180,8 @@ class SqlTasks(SqlStatements):
         for _, state, _, queue in known:
             self._counts[queue, state] -= 1
         removed = self.change("DELETE FROM {task} WHERE seq IN %s", [seq for seq, _, _, _ in known])
+        if any(known_as["state"] not in STATES for _, _, known_as, _ in known):
+            self.change("DELETE FROM {task_slot} WHERE seq IN %s", [seq for seq, _, _, _ in known])
         self._count()
         return removed
 
@@ -168,23 +190,26 @@ class SqlTasks(SqlStatements):
         found = self.rows("SELECT live_key, id FROM {task} WHERE live_key IN %s", list(wanted))
         return {wanted[live_key]: task_id for live_key, task_id in found}
 
-    def promote(self, queue: str, limit: int) -> None:
+    def promote(self, queue: str, limit: int) -> list[StoredTask]:
         due = self.rows(
-            f"SELECT seq FROM {{task}} WHERE queue = %s AND state = 1 AND run_at <= %s ORDER BY run_at LIMIT %s"
+            f"SELECT seq, line FROM {{task}} WHERE queue = %s AND state = 1 AND run_at <= %s ORDER BY run_at LIMIT %s"
             f"{self.skip_locked}",
             queue,
             to_micros(self.now),
             limit,
         )
         if due:
-            self.change("UPDATE {task} SET state = 2 WHERE seq IN %s", [seq for (seq,) in due])
+            self.change("UPDATE {task} SET state = 2 WHERE seq IN %s", [seq for seq, _ in due])
             self._counts[queue, 1] -= len(due)
             self._counts[queue, 2] += len(due)
             self._count()
+        lined = [seq for seq, line in due if line != PLAIN]
+        return self._tasks("seq IN %s ORDER BY seq", lined, whole=False) if lined else []
 
-    def ready(self, queue: str, limit: int) -> list[StoredTask]:
-        order = f"ORDER BY place, run_at, seq LIMIT %s{self.skip_locked}"
-        return self._tasks(f"queue = %s AND state = 2 {order}", queue, limit)
+    def ready(self, queue: str, limit: int, line: str = PLAIN) -> list[StoredTask]:
+        # A line from which a task is missing that another has locked would pass for one that is empty.
+        order = f"ORDER BY place, run_at, seq LIMIT %s{self.skip_locked if line == PLAIN else self._lock}"
+        return self._tasks(f"queue = %s AND state = 2 AND line = %s {order}", queue, line, limit)
 
     def lapsed(self, limit: int) -> list[StoredTask]:
         order = f"ORDER BY lease_until LIMIT %s{self.skip_locked}"
@@ -197,7 +222,8 @@ class SqlTasks(SqlStatements):
         return self._tasks(f"state IN (1, 2) AND expires_at <= %s {order}", to_micros(self.now), limit, whole=False)
 
     def has_work(self, queues: Sequence[str]) -> bool:
-        ready = self.rows("SELECT 1 FROM {task} WHERE queue IN %s AND state = 2 LIMIT 1", list(queues))
+        plain = "queue IN %s AND state = 2 AND line = %s"
+        ready = self.rows(f"SELECT 1 FROM {{task}} WHERE {plain} LIMIT 1", list(queues), PLAIN)
         moment = None if ready else self.next_task(queues)
         return bool(ready) or (moment is not None and moment <= self.now)
 
@@ -297,4 +323,4 @@ class SqlTasks(SqlStatements):
 
 
 def _live_key(task: StoredTask) -> str | None:
-    return None if task.unique is None or task.state.is_final else hashed(task.unique)
+    return hashed(task.unique) if task.unique is not None and holds_key(task) else None

@@ -52,6 +52,7 @@ from omniq.testing.contract.finishing import FinishContract
 from omniq.testing.contract.flows import FlowContract
 from omniq.testing.contract.history import HistoryContract
 from omniq.testing.contract.leasing import LeaseContract
+from omniq.testing.contract.limits import LimitContract
 from omniq.testing.contract.maintenance import MaintenanceContract
 from omniq.testing.contract.modelling import ModelContract
 from omniq.testing.contract.outages import OutageContract
@@ -81,6 +82,7 @@ class StorageContract(
     MaintenanceContract,
     FlowContract,
     AdoptContract,
+    LimitContract,
     CostContract,
     SyncContract,
     OutageContract,

@@ -13,7 +13,17 @@ import pytest
 from omniq.storage import Capability, Storage
 from omniq.testing.contract.stores import Stores
 
-__all__ = ["Contract", "Deafen", "deviates", "needs", "needs_fixtures", "patient", "with_adoption", "with_flows"]
+__all__ = [
+    "Contract",
+    "Deafen",
+    "deviates",
+    "needs",
+    "needs_fixtures",
+    "patient",
+    "with_adoption",
+    "with_flows",
+    "with_limits",
+]
 
 F = TypeVar("F", bound=Callable[..., Any])
 KIT = "omniq.testing.contract"
@@ -77,6 +87,12 @@ def with_flows(test: F) -> F:
 def with_adoption(test: F) -> F:
     """Mark a test that only storages that adopt the records of others can be asked to pass."""
     test.__dict__["needs_adoption"] = True
+    return test
+
+
+def with_limits(test: F) -> F:
+    """Mark a test that only storages that hold limits can be asked to pass."""
+    test.__dict__["needs_limits"] = True
     return test
 
 
@@ -152,6 +168,7 @@ def _on_a_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., 
     least: float = getattr(test, "patience", 0.0)
     needs_flows: bool = getattr(test, "needs_flows", False)
     needs_adoption: bool = getattr(test, "needs_adoption", False)
+    needs_limits: bool = getattr(test, "needs_limits", False)
     fixtures: tuple[str, ...] = getattr(test, "needs_fixtures", ())
 
     @functools.wraps(test)
@@ -161,6 +178,9 @@ def _on_a_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., 
             return
         if needs_adoption and not self._stores.adopts:
             self.not_asked("this storage adopts no records of others")
+            return
+        if needs_limits and not self._stores.limits.task_limits:
+            self.not_asked("this storage holds no limits")
             return
         missing = needed - self._stores.capabilities
         if missing:
