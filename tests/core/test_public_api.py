@@ -97,6 +97,7 @@ MODULES = {
     "errors",
     "flow",
     "hookspecs",
+    "limit",
     "plugins",
     "retry",
     "schedule",
