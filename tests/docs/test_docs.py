@@ -105,7 +105,14 @@ def parser_of(name: str) -> argparse.ArgumentParser:
 
 
 def check_command(page: Path, words: tuple[str, ...]) -> None:
-    """Fail if a command cannot work as it is typed."""
+    """Fail if a command cannot work as it is typed; of several in a pipe, if one of them cannot."""
+    if "|" in words:
+        place = words.index("|")
+        check_command(page, words[:place])
+        check_command(page, words[place + 1 :])
+        return
+    if words[-2:-1] in ((">",), ("<",)):
+        words = words[:-2]
     files = {block.file for block in blocks(page)}
     match words:
         case ["omniq", name, *arguments]:

@@ -14,14 +14,15 @@ from struct import Struct
 from typing import NamedTuple
 
 from omniq.storage.validation import check_text
-from omniq.task import NewTask, When
-from omniq_redis.members import member_word
+from omniq.task import NewTask, StoredTask, When
+from omniq_redis.members import member_word, stored_member_word
 from omniq_redis.times import LATEST, microseconds, span
 
-__all__ = ["Options", "is_simple", "load_options", "name_prefix", "order_words", "tag_part"]
+__all__ = ["Options", "is_simple", "load_options", "name_prefix", "order_words", "stored_words", "tag_part"]
 
 MOST = 0xFFFF_FFFF
 _WHEN = Struct(">BQQ")
+_TIMES = Struct(">QQQ")
 _KIND = Struct(">QIBHH")
 
 
@@ -119,3 +120,14 @@ def order_words(task: NewTask) -> tuple[bytes, bytes, bytes]:
         head = _when(task) + _kind_words(task.queue, task.priority, task.max_retries, task.result_ttl, key)
     options = _dump_options(task.name, task.max_retries, task.tags, task.result_ttl)
     return task.id.encode(), head, options + task.body
+
+
+def stored_words(task: StoredTask) -> bytes:
+    """Return the order of a task that another store had, but for its sequence number."""
+    key = None if task.unique is None else task.unique.encode()
+    if task.flow is not None:
+        key = stored_member_word(task)
+    expires = 0 if task.expires_at is None else microseconds(task.expires_at)
+    times = _TIMES.pack(microseconds(task.created_at), microseconds(task.run_at), expires)
+    options = _dump_options(task.name, task.max_retries, task.tags, task.result_ttl)
+    return times + _kind_words(task.queue, task.priority, task.max_retries, task.result_ttl, key) + options + task.body

@@ -17,7 +17,7 @@ from omniq_redis.members import LARGEST_GATE
 from omniq_redis.scripts import arguments_of
 from omniq_redis.times import moment, span
 
-__all__ = ["flow_of", "pack_flow", "read_flow", "stored_flow"]
+__all__ = ["LONGEST_RANK", "flow_of", "pack_flow", "read_flow", "stored_flow"]
 
 STATES = {b"s": GateState.SHUT, b"o": GateState.OPEN, b"b": GateState.BROKEN}
 WORDS = 6
@@ -152,11 +152,12 @@ def _flow(flow_id: str, fields: Mapping[bytes, bytes], blocked: int, scheduled: 
         hold_until=moment(hold_until) if hold_until else None,
         counts={state: max(count, 0) for state, count in counts.items()},
         gates=tuple(sorted(gates, key=lambda gate: gate.n)),
+        result_ttl=number(b"ttl") / 1e6,
     )
 
 
 def _gate(n: int, text: bytes) -> Gate:
-    state, unmet, failed, _, _, length, rest = text.split(b" ", 6)
+    state, unmet, failed, holds, _, length, rest = text.split(b" ", 6)
     size = int(length)
     return Gate(
         n=n,
@@ -165,4 +166,5 @@ def _gate(n: int, text: bytes) -> Gate:
         unmet=int(unmet),
         failed=int(failed),
         error=rest[size:].decode(errors="replace"),
+        holds=int(holds),
     )

@@ -8,9 +8,9 @@ from struct import Struct
 from typing import NamedTuple
 
 from omniq.storage.validation import check_text
-from omniq.task import Feed, NewTask
+from omniq.task import Feed, NewTask, StoredTask
 
-__all__ = ["LARGEST_GATE", "MARK", "Member", "member_word", "read_member"]
+__all__ = ["LARGEST_GATE", "MARK", "Member", "member_word", "read_member", "stored_member_word"]
 
 MARK = b"\xff"
 """What such a place begins with, and no text does."""
@@ -46,6 +46,18 @@ def member_word(task: NewTask) -> bytes:
         return _word(task.flow, task.behind, task.feeds, None if task.behind is None else delay)
     except ValueError as problem:
         raise ValueError(f"task {task.id} ({task.name}) cannot be stored: {problem}") from None
+
+
+def stored_member_word(task: StoredTask) -> bytes:
+    """Return the place in its flow of a task that another store had.
+
+    :raises ValueError: as :func:`member_word` does.
+    """
+    assert task.flow is not None
+    if task.unique is not None:
+        raise ValueError(f"task {task.id} ({task.name}) of a flow has a unique key; only the flow can have one")
+    delay = None if task.opening_delay is None else min(int(task.opening_delay * 1e6 + 0.5), MOST)
+    return _word(task.flow, task.behind, task.feeds, delay)
 
 
 @functools.lru_cache(maxsize=256)

@@ -15,6 +15,7 @@ from omniq.errors import CorruptRecord, StorageUnavailable
 from omniq.flow import Flow, NewFlow
 from omniq.schedule import Schedule
 from omniq.storage import (
+    Adoption,
     Capability,
     Enqueued,
     Finding,
@@ -30,7 +31,7 @@ from omniq.storage import (
 )
 from omniq.storage.escaping import get_logger
 from omniq.storage.records import dump_progress, dump_schedule
-from omniq.storage.validation import finding, log_once
+from omniq.storage.validation import check_adoptable, finding, log_once
 from omniq.task import (
     NewTask,
     Outcome,
@@ -39,6 +40,7 @@ from omniq.task import (
     TaskState,
 )
 from omniq_redis import decoding
+from omniq_redis.adopting import ANSWERS, pack_records
 from omniq_redis.batches import MOST_TASKS, check_size, pack_outcomes, pack_tasks, pairs, read_claimed, read_stored
 from omniq_redis.checking import find_unreadable, name_problem, read_worker
 from omniq_redis.client import Client, Memory
@@ -468,6 +470,14 @@ class RedisStorage(Storage):
         found = await super().check(limit)
         problems = await find_unreadable(self._opened())
         return [*found, *map(finding, problems)][:limit]
+
+    async def adopt(self, tasks: Sequence[StoredTask], flows: Sequence[Flow] = ()) -> list[Adoption]:
+        check_adoptable(tasks)
+        client = self._opened()
+        if not tasks and not flows:
+            return []
+        answers = await client.run_packed("adopt", *pack_records(tasks, flows))
+        return [ANSWERS[letter] for letter in answers.decode()]
 
     async def diagnose(self) -> list[Finding]:
         return await diagnose(self._opened())
