@@ -168,7 +168,9 @@ async def import_into(
     :param refuse: is told of what is not stored.
     :param partial: whether a file that was cut off will do.
     :raises NotMoved: if the file cannot be read, or was cut off; what was stored before stays.
+    :raises ConfigurationError: if the store adopts no records.
     """
+    await storage.adopt([])  # so that one that cannot says so before anything is stored
     arrival = _Arrival(storage, refuse)
     try:
         for kind, record in read(lines):

@@ -98,9 +98,7 @@ def read(lines: Iterable[bytes]) -> Iterator[tuple[str, Record]]:
                 _check_first(value)
                 continue
             ((kind, content),) = value.items()
-            if kind != "end":
-                record = _READERS[kind](content)
-                counts[kind] += 1
+            record = None if kind == "end" else _READERS[kind](content)
         except CorruptRecord as problem:
             raise ValueError(f"line {number}: {problem}") from problem
         except KeyError as problem:
@@ -109,7 +107,8 @@ def read(lines: Iterable[bytes]) -> Iterator[tuple[str, Record]]:
             ) from problem
         except UNREADABLE as problem:
             raise ValueError(f"line {number}: {problem}") from problem
-        if kind != "end":
+        if record is not None:
+            counts[kind] += 1
             yield kind, record
             continue
         ended = True
