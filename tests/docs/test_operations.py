@@ -6,6 +6,8 @@ import argparse
 import json
 import re
 import shlex
+import subprocess
+import sys
 from configparser import ConfigParser
 from datetime import UTC, datetime
 from importlib import import_module
@@ -116,6 +118,24 @@ def parsed(words: list[str]) -> argparse.Namespace:
     parser = Parser(prog=f"omniq {words[1]}")
     command.configure(parser)
     return parser.parse_args(words[2:])
+
+
+def checked(*words: str) -> str:
+    done = subprocess.run([sys.executable, "-m", *words], capture_output=True, text=True, timeout=300, check=False)
+    said = done.stdout + done.stderr
+    assert done.returncode == 0, said
+    return said
+
+
+def test_the_compose_file_is_one_by_the_schema_of_compose() -> None:
+    checked("check_jsonschema", "--builtin-schema", "vendor.compose-spec", str(OPERATIONS / "compose.yaml"))
+
+
+def test_the_manifests_are_such_by_the_schemas_of_kubernetes() -> None:
+    said = checked("kubernetes_validate", "-k", "1.33", "--strict", str(OPERATIONS / "kubernetes.yaml"))
+    # What KEDA brings is in no schema of Kubernetes.
+    unknown = [line for line in said.splitlines() if " passed " not in line]
+    assert [kind for line in unknown for kind in re.findall(r"for kind (\w+)", line)] == ["ScaledObject"]
 
 
 def test_every_command_of_omniq_can_be_typed_and_a_worker_gets_the_time_that_it_needs_to_stop() -> None:
