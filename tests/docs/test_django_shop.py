@@ -20,7 +20,8 @@ from omniq.testing import wait_until
 from tests.docs.pages import DOCS
 from tests.servers.postgres import PostgresServer
 
-pytestmark = pytest.mark.xdist_group("django-shop")  # one server for all of them
+# One server for all of them; the first test waits for all that they share.
+pytestmark = [pytest.mark.xdist_group("django-shop"), pytest.mark.timeout(600)]
 
 EXAMPLE = DOCS / "examples" / "django-shop"
 TIME = 100.0
