@@ -260,6 +260,26 @@ def test_a_flow_is_cancelled_and_retried_as_a_whole(shop: Shop) -> None:
     assert handle.flow.progress().finished_at is None
 
 
+def test_what_is_told_the_ends_of_others_waits_for_them_again_when_a_cancelled_flow_is_retried(shop: Shop) -> None:
+    handle = shop.queue.enqueue_flow(shop.audit.call(each(shop.fetch, ["a", "b"]).outcomes))
+    assert handle.flow.cancel() is True
+    assert handle.flow.retry() == 3
+    assert handle.task().state is TaskState.BLOCKED
+    with working(shop.queue):
+        assert handle.result(30) == ["a", "b"]
+
+
+def test_a_task_that_was_cancelled_says_so_to_those_that_are_told_its_end(shop: Shop) -> None:
+    pages = each(shop.fetch, ["a", "b"])
+    handle = shop.queue.enqueue_flow(shop.audit.call(pages.outcomes))
+    first = next(task for task in handle.flow.tasks() if task.name.endswith("fetch"))
+    assert shop.queue.handle(first.id).cancel() is True
+    with working(shop.queue):
+        told, other = handle.result(30)
+    assert "it was cancelled" in told
+    assert other == "b"
+
+
 async def test_handles_of_flows_in_coroutines(shop: Shop) -> None:
     handle = await shop.queue.aenqueue_flow(shop.fetch.call("a").then(shop.count))
     assert [task.name.rpartition(".")[2] for task in await handle.flow.atasks()] == ["fetch", "count"]

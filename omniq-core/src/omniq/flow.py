@@ -128,6 +128,8 @@ class StoredFlow:
     cancelled: bool = False
     cancelling: bool = False
     """Whether tasks of it have still to be ended as it was cancelled."""
+    retrying: bool = False
+    """Whether tasks of it have still to be retried: until then no gate of it opens."""
     audit_at: datetime | None = None
     """When to look whether it waits for what cannot come."""
     doubtful: bool = False
@@ -138,4 +140,9 @@ class StoredFlow:
     @property
     def is_over(self) -> bool:
         """Whether all of its tasks have ended, and none can come."""
-        return self.live <= 0 and not self.held
+        return self.live <= 0 and not self.held and not self.retrying
+
+    @property
+    def is_due(self) -> bool:
+        """Whether there is something to do at once."""
+        return self.cancelling or self.retrying or bool(self.agenda)

@@ -247,7 +247,7 @@ class FlowSteps:
             self._index.note(record)
             if record.strays:
                 self.state_store.later(self._transport.remove(record.strays))
-            if record.flow.finished_at is None and (record.flow.agenda or record.flow.cancelling):
+            if record.flow.finished_at is None and record.flow.is_due:
                 stepped.due.add(record.flow.id)
         for queue_state in changes.queue_states:
             if queue_state.tombstones:

@@ -244,24 +244,10 @@ class Flows:
         )
 
     async def retry_flow(self, flow_id: str) -> tuple[int, Stepped]:
-        """Do :meth:`omniq.storage.Storage.retry_flow`, in several steps if there are many tasks."""
-        limit, (count, left), done = await self._begin_retry(flow_id)
-        for start in range(0, len(left), limit):
-            answers, stepped = await self.retry(left[start : start + limit])
-            count += sum(answers)
-            done.ended |= stepped.ended
-        return count, done
-
-    async def _begin_retry(self, flow_id: str) -> tuple[int, tuple[int, list[str]], Stepped]:
-        limit = STEP
-        while True:
-            act = partial(flow_transitions.retry_some, flow_id=flow_id, limit=limit)
-            try:
-                return limit, *(await self._steps.run(act, Missing(flows={flow_id})))
-            except PayloadTooLarge:
-                if limit < 2:
-                    raise
-                limit //= 2
+        """Do :meth:`omniq.storage.Storage.retry_flow`."""
+        return await self._steps.run(
+            lambda tx: flow_transitions.retry_flow(tx, flow_id), Missing(flows={flow_id}), frees=True
+        )
 
     async def blocked_in(self, queue: str, limit: int) -> list[str]:
         """Return the ids of blocked tasks of a queue."""

@@ -188,7 +188,7 @@ class FlowTx(FlowTasks, FlowTransaction):
             binary_params.text(body),
         )
         self._bodies[flow.id] = body
-        if flow.agenda or flow.cancelling:
+        if flow.is_due:
             self._news.ready("")  # any worker's next claim goes on with it
 
     def remove_flow(self, flow_id: str) -> None:

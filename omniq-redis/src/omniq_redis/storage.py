@@ -384,11 +384,7 @@ class RedisStorage(Storage):
         return bool(await self._opened().run("cancel_flow", [flow_id]))
 
     async def retry_flow(self, flow_id: str) -> int:
-        retried, after = await self._opened().run("retry_flow", [flow_id, 0, STEP])
-        while after:
-            more, after = await self._opened().run("retry_flow", [flow_id, after, STEP])
-            retried += more
-        return int(retried)
+        return int(await self._opened().run("retry_flow", [flow_id]))
 
     async def settle(self, limit: int) -> int:
         return int(await self._opened().run("settle", [limit]))

@@ -35,6 +35,7 @@ __all__ = ["QueueFlows"]
 R = TypeVar("R")
 
 LISTED_AT_A_TIME = 1000
+MOVED_AT_A_TIME = 1000
 
 
 class QueueFlows:
@@ -201,7 +202,12 @@ class QueueFlows:
 
     async def aretry(self, flow_id: str) -> int:
         """Retry what failed in a flow; see :meth:`.FlowHandle.aretry`."""
-        return await (await self._storage()).retry_flow(flow_id)
+        storage = await self._storage()
+        count = await storage.retry_flow(flow_id)
+        # What does not move in the same step is moved here, so that whoever waits next does not find the old ends.
+        while await storage.settle(MOVED_AT_A_TIME) >= MOVED_AT_A_TIME:
+            pass
+        return count
 
     async def atasks(self, flow_id: str) -> list[Task]:
         """Return the tasks of a flow, in the order of enqueueing."""

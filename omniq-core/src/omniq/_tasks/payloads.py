@@ -267,9 +267,14 @@ class Codec:
         return serializer.load_tree(result)
 
     def _outcome_tree(self, serializer: Splicer, task_id: str, stored: StoredTask | None) -> Any:
-        gone = TaskError(type="ResultGone", message="its record was deleted")
         state = TaskState.CANCELLED if stored is None else stored.state
-        ended: Ended[Any] = Ended(task_id, state, None, gone if stored is None else stored.error)
+        error = None if stored is None else stored.error
+        if stored is None:
+            error = TaskError(type="ResultGone", message="its record was deleted")
+        elif error is None and state is not TaskState.SUCCEEDED:
+            told = "it was cancelled" if state is TaskState.CANCELLED else f"it is {state}, as it was retried"
+            error = TaskError(type="TaskCancelled" if state is TaskState.CANCELLED else "NotFinished", message=told)
+        ended: Ended[Any] = Ended(task_id, state, None, error)
         tree = serializer.load_tree(serializer.dump_result(ended, Ended[Any]))
         if stored is None or stored.state is not TaskState.SUCCEEDED:
             return tree

@@ -28,7 +28,7 @@ class Ended(Generic[R_co]):
     output: R_co | None = None
     """What it returned, if it succeeded."""
     error: TaskError | None = None
-    """Why it failed, or why it did not run."""
+    """Why it failed or did not run. Always there unless it succeeded, whose own error is that of its last retry."""
 
     @property
     def ok(self) -> bool:

@@ -32,7 +32,6 @@ __all__ = [
     "prune_flows",
     "release_hold",
     "retry_flow",
-    "retry_some",
     "settle",
 ]
 
@@ -46,6 +45,7 @@ _RETRIED = (TaskState.FAILED, TaskState.CANCELLED)
 _UPSTREAM = "UpstreamFailed"
 _MISSED = "a task that it waits for is not in the store, or cannot be read"
 _ABANDONED = "the flow was not built to its end: what built it died, or took longer than its hold"
+_CANCELLED_FLOW = "the flow was cancelled"
 
 
 class FlowStep:
@@ -63,7 +63,11 @@ class FlowStep:
         """Read gates together that are going to be asked for."""
         wanted = [n for n in dict.fromkeys(numbers) if n not in self._gates]
         if wanted:
-            self._gates.update(self._tx.gates(self.flow.id, wanted))
+            found = self._tx.gates(self.flow.id, wanted)
+            self._gates.update(found)
+            for gate in found.values():
+                if gate.state is GateState.BROKEN and not gate.failed and not self.flow.cancelled:
+                    self.count(gate, 0)  # a cancellation that was taken back had broken it
 
     def gate(self, n: int) -> StoredGate | None:
         self.read([n])
@@ -86,10 +90,17 @@ class FlowStep:
         self.look(gate)
 
     def look(self, gate: StoredGate) -> None:
+        flow = self.flow
         if gate.state is GateState.SHUT and (gate.failed or not gate.unmet):
-            gate.state = GateState.BROKEN if gate.failed else GateState.OPEN
+            if gate.failed:
+                gate.state = GateState.BROKEN
+            elif flow.cancelled:
+                # Were it open, those behind it would not wait for what a retry of the flow runs again.
+                gate.state, gate.error = GateState.BROKEN, gate.error or _CANCELLED_FLOW
+            elif not flow.retrying:
+                gate.state = GateState.OPEN
             self._changed[gate.n] = gate
-            self.flow.agenda[gate.n] = None
+            flow.agenda[gate.n] = None
 
     def _fed(self, task: StoredTask) -> list[tuple[StoredGate, bool]]:
         """Return the gates that count a task, and whether each needs its success. An open one has counted all."""
@@ -148,9 +159,11 @@ class FlowStep:
     def settle(self, limit: int) -> int:
         """Do what follows from gates that opened or broke, and from a cancellation; return how many tasks moved."""
         moved = 0
-        while moved < limit and (self.flow.cancelling or self.flow.agenda):
+        while moved < limit and self.flow.is_due:
             if self.flow.cancelling:
                 step = self._cancel(limit - moved)
+            elif self.flow.retrying:
+                step = self._retry(limit - moved)
             else:
                 step = self._work_off(next(iter(self.flow.agenda)), limit - moved)
             moved += step or 1  # a gate without tasks behind it takes its part of the step, too
@@ -187,6 +200,20 @@ class FlowStep:
     def _live_members(self) -> Iterable[int]:
         return (n for state, n in self._tx.count_members(self.flow.id).items() if not state.is_final)
 
+    def retried(self) -> list[StoredTask]:
+        """Return the tasks that a retry of the flow has still to retry."""
+        ended = self._tx.members(self.flow.id, None, _RETRIED, None)
+        return [task for task in ended if not isinstance(task, Salvaged) and not _is_upstream(task)]
+
+    def _retry(self, limit: int) -> int:
+        tasks = self.retried()[:limit]
+        self.read(feed.gate for task in tasks for feed in task.feeds)
+        revived = [self.revived(task) for task in tasks]
+        self._tx.save(revived)
+        moved(self._tx, revived)
+        self.flow.retrying = len(tasks) == limit
+        return len(tasks)
+
     def _save_moved(self, tasks: Sequence[StoredTask]) -> None:
         self._tx.save(tasks)
         moved(self._tx, tasks)
@@ -197,6 +224,8 @@ class FlowStep:
 
     def _work_off(self, n: int, limit: int) -> int:
         tx, gate = self._tx, self.gate(n)
+        if gate is not None:
+            self.look(gate)
         blocked: list[StoredTask] = []
         dead: list[StoredTask] = []
         if gate is not None and gate.state is not GateState.SHUT:
@@ -225,7 +254,7 @@ class FlowStep:
         """
         tx, flow = self._tx, self.flow
         flow.audit_at = later(tx.now, AUDIT_SECONDS)
-        if flow.agenda or flow.cancelling or flow.held:
+        if flow.is_due or flow.held:
             return
         counts = tx.count_members(flow.id)
         if any(counts.get(state) for state in _MOVING):
@@ -492,6 +521,7 @@ def cancel_flow(tx: FlowTransaction, flow_id: str) -> bool:
     if flow is None or flow.cancelled or flow.is_over:
         return False
     flow.cancelled = flow.cancelling = flow.doubtful = True
+    flow.retrying = False
     step = FlowStep(tx, flow)
     if flow.held:
         step.break_held()
@@ -500,29 +530,17 @@ def cancel_flow(tx: FlowTransaction, flow_id: str) -> bool:
 
 
 def retry_flow(tx: FlowTransaction, flow_id: str) -> int:
-    return retry_some(tx, flow_id, None)[0]
-
-
-def retry_some(tx: FlowTransaction, flow_id: str, limit: int | None) -> tuple[int, list[str]]:
-    """Begin to retry a flow, for a store whose steps have no room for all of its tasks.
-
-    :param limit: how many tasks at most; None: any number.
-    :return: how many were retried, and the ids of the others, which the store retries one by one then.
-    """
     flow = tx.flows([flow_id]).get(flow_id)
     if flow is None or (step := FlowStep(tx, flow)).has_lost_key():
-        return 0, []
-    flow.cancelled = flow.cancelling = False
-    ended = tx.members(flow_id, None, _RETRIED, None)
-    tasks = [task for task in ended if not isinstance(task, Salvaged) and not _is_upstream(task)]
-    left = [] if limit is None else [task.id for task in tasks[limit:]]
-    tasks = tasks[:limit]
-    step.read(feed.gate for task in tasks for feed in task.feeds)
-    revived = [step.revived(task) for task in tasks]
-    tx.save(revived)
-    moved(tx, revived)
+        return 0
+    if flow.cancelled:
+        running = tx.members(flow_id, None, (TaskState.RUNNING,), None)
+        tx.save([changed_task(task, cancel_requested=False) for task in running if task.cancel_requested])
+    flow.cancelled = flow.cancelling = flow.doubtful = False
+    count = len(step.retried())
+    flow.retrying = count > 0
     step.close()
-    return len(tasks), left
+    return count
 
 
 def settle(tx: FlowTransaction, limit: int) -> int:

@@ -31,7 +31,10 @@ It is for the stores that hold them: those whose :attr:`StorageLimits.flows` say
    that its break had ended are revived, as long as it is not broken anew. Those themselves cannot be retried; nor can
    any task of a cancelled flow, nor of one that has ended and whose key another flow has by now.
 9. **Cancelling a flow**: from that step on nothing can be added. Waiting tasks end over time as under 3, running ones
-   are asked to stop.
+   are asked to stop. No gate of it opens any more: one with nothing left to count breaks. ``retry_flow`` takes the
+   cancellation back, however much of it is done: what has not ended goes on, running tasks that have not heard of it
+   are no longer asked, and a gate that broke of it alone waits again for what feeds it. Tasks are retried over time as
+   under 3, and until all are no gate of the flow opens: what waits, waits for all of them.
 10. **Retention.** No task of a flow is pruned before the flow is: ``result_ttl`` seconds of the flow's after its end.
     ``delete`` and ``purge`` are obeyed.
 11. **Building in parts.** One call, up to :attr:`StorageLimits.atomic_tasks`, is one step. A larger graph has its roots
@@ -83,7 +86,8 @@ class FlowStorage:
         """Retry what failed or was cancelled in a flow, but not as a gate broke; take back its own cancellation.
 
         :param flow_id: the flow.
-        :return: how many tasks; those that wait for them are revived without being counted.
+        :return: how many tasks are retried, now and over time; those that wait for them are revived without being
+            counted.
         """
         raise no_flows(self)
 

@@ -286,7 +286,7 @@ _SHOWN = (
 def dump_flow(flow: StoredFlow) -> str:
     """Return a flow as text."""
     times = [_micros(moment) for moment in (flow.created_at, flow.hold_until, flow.finished_at, flow.audit_at)]
-    numbers = [flow.live, flow.held, flow.result_ttl, flow.cancelled, flow.cancelling, flow.doubtful]
+    numbers = [flow.live, flow.held, flow.result_ttl, flow.cancelled, flow.cancelling, flow.retrying, flow.doubtful]
     return json.dumps([flow.id, flow.unique, times, numbers, list(flow.agenda)], separators=(",", ":"))
 
 
@@ -297,7 +297,7 @@ def load_flow(text: str | bytes, flow_id: str) -> StoredFlow:
     """
     try:
         own_id, unique, (created_at, hold_until, finished_at, audit_at), numbers, agenda = json.loads(text)
-        live, held, result_ttl, cancelled, cancelling, doubtful = numbers
+        live, held, result_ttl, cancelled, cancelling, retrying, doubtful = numbers
         if own_id != flow_id:
             raise ValueError(f"its record is that of flow {own_id!r}")
         if type(live) is not int or type(held) is not int or not all(type(n) is int for n in agenda):
@@ -313,6 +313,7 @@ def load_flow(text: str | bytes, flow_id: str) -> StoredFlow:
             finished_at=_moment(finished_at),
             cancelled=bool(cancelled),
             cancelling=bool(cancelling),
+            retrying=bool(retrying),
             audit_at=_moment(audit_at),
             doubtful=bool(doubtful),
             agenda=dict.fromkeys(agenda),

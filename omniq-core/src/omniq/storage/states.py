@@ -215,4 +215,4 @@ def due_at(flow: StoredFlow) -> datetime | None:
     """Return when there is something to do about a flow: for ``settle``, or for ``prune`` once it has ended."""
     if flow.finished_at is not None:
         return later(flow.finished_at, flow.result_ttl)
-    return flow.created_at if flow.agenda or flow.cancelling else flow.hold_until or flow.audit_at
+    return flow.created_at if flow.is_due else flow.hold_until or flow.audit_at

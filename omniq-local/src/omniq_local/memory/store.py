@@ -242,7 +242,7 @@ class Store:
 
     def save_flow(self, flow: StoredFlow) -> None:
         self._flows.save(flow)
-        if flow.agenda or flow.cancelling:
+        if flow.is_due:
             self.waiters.wake_for_schedule(self.now)  # the next claim goes on with it
 
     def remove_flow(self, flow_id: str) -> None:

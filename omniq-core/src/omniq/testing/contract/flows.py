@@ -542,6 +542,68 @@ class FlowContract(Contract):
         assert (ended.cancelled, ended.counts[SUCCEEDED]) == (False, 4)
         assert await store.retry_flow(new_id()) == 0
 
+    @with_flows
+    async def test_what_runs_whatever_became_of_others_waits_for_them_again_when_a_cancellation_is_taken_back(
+        self, store: Storage
+    ) -> None:
+        flow = new_flow()
+        tasks = [*(member(flow, feeds=[Feed(0, needs_success=False)]) for _ in range(3)), member(flow, 0)]
+        await store.enqueue(tasks, flow)
+        (running,) = await take(store)
+        await store.cancel_flow(flow.id)
+        await store.finish([outcome("succeeded", running)])
+        await settled(store)
+        assert await states(store, [task.id for task in tasks]) == [SUCCEEDED, *[CANCELLED] * 3]
+        assert await store.retry_flow(flow.id) == 3
+        await settled(store)
+        assert await states(store, [task.id for task in tasks]) == [SUCCEEDED, READY, READY, BLOCKED]
+        assert [(await end_one(store)).id for _ in range(3)] == [task.id for task in tasks[1:]]
+        assert (await flow_of(store, flow)).counts[SUCCEEDED] == 4
+
+    @with_flows
+    @pytest.mark.parametrize("needs_success", [True, False])
+    async def test_a_cancellation_is_taken_back_while_it_is_worked_off(
+        self, store: Storage, needs_success: bool
+    ) -> None:
+        flow = new_flow(2)
+        fed = [member(flow, feeds=[Feed(0, needs_success)]) for _ in range(MANY)]
+        behind = [member(flow, 0, [Feed(1, needs_success)]), member(flow, 1)]
+        await store.enqueue([behind[1], *fed, behind[0]], flow)
+        ids = [task.id for task in fed]
+        for steps in range(3):
+            await store.cancel_flow(flow.id)
+            for _ in range(steps):
+                await store.settle(100)
+            cancelled = (await flow_of(store, flow)).counts[CANCELLED]
+            assert cancelled, "nothing was cancelled yet"
+            assert await store.retry_flow(flow.id) == cancelled
+            await settled(store)
+            assert await states(store, [task.id for task in behind]) == [BLOCKED] * 2
+            assert (await flow_of(store, flow)).counts[READY] == MANY
+        while (await flow_of(store, flow)).counts[BLOCKED] == 2:
+            claimed = await take(store, 100)
+            assert claimed, "some are never claimed"
+            assert {task.id for task in claimed} <= set(ids)
+            await store.finish([outcome("succeeded", task) for task in claimed])
+        assert [(await end_one(store)).id for _ in range(2)] == [task.id for task in behind]
+        ended = await flow_of(store, flow)
+        assert (ended.counts[SUCCEEDED], ended.finished_at is not None) == (MANY + 2, True)
+
+    @with_flows
+    async def test_what_runs_is_no_longer_asked_to_stop_when_a_cancellation_is_taken_back(self, store: Storage) -> None:
+        flow, first, second = await fan_in(store)
+        (running,) = await take(store)
+        lease = [Lease(running.id, running.delivery)]
+        await store.cancel_flow(flow.id)
+        assert await store.heartbeat("w", lease, HELD) == [LeaseState.CANCEL_REQUESTED]
+        assert await store.retry_flow(flow.id) == 1
+        assert await store.heartbeat("w", lease, HELD) == [LeaseState.HELD]
+        await store.cancel([first])
+        await store.retry_flow(flow.id)
+        assert await store.heartbeat("w", lease, HELD) == [LeaseState.CANCEL_REQUESTED], "that was asked for by itself"
+        await store.finish([outcome("succeeded", running)])
+        assert (await end_one(store)).id == second
+
     # Retention
 
     @with_flows

@@ -16,10 +16,12 @@ function flows()
   local AUDIT, AUDITED, LONGEST_REASON = 300000000, 1000, 1000
   local MISSED = 'a task that it waits for is not in the store, or cannot be read'
   local ABANDONED = 'the flow was not built to its end: what built it died, or took longer than its hold'
+  local CANCELLED_FLOW = 'the flow was cancelled'
   -- live: how many tasks have not ended, of which r are running; s, f and c: how many ended so. held: the gates that are,
-  -- agenda: those with something to do, in order. cancelling and auditing: whether that goes on, behind which task.
+  -- agenda: those with something to do, in order. cancelling, retrying (2: the flow was cancelled before) and auditing:
+  -- whether that goes on, behind which task. While tasks are retried no gate opens.
   local NUMBERS = { 'created', 'ttl', 'live', 'r', 's', 'f', 'c', 'hold_until', 'finished', 'cancelled', 'cancelling',
-    'cancel_from', 'audit_at', 'auditing', 'audit_from', 'doubtful' }
+    'cancel_from', 'retrying', 'retry_from', 'audit_at', 'auditing', 'audit_from', 'doubtful' }
   local TEXTS = { 'held', 'agenda', 'unique', 'due' }
   local opened, pending, is_pending = {}, {}, {}
   local woken, soonest = {}, {}
@@ -100,19 +102,16 @@ function flows()
       revives = revives == '1', rank = string.sub(rest, 1, length), err = string.sub(rest, length + 1) }
   end
 
-  local function gate_of(flow, n)
-    local gate = flow.gates[n]
-    if gate == nil then
-      local text = call('HGET', flow.key, string.format('g%.0f', n))
-      gate = text and read_gate(n, text)
-      flow.gates[n] = gate
-    end
-    return gate
-  end
-
   local function look(flow, gate)
     if gate.state == 's' and (gate.failed > 0 or gate.unmet <= 0) then
-      gate.state = gate.failed > 0 and 'b' or 'o'
+      if gate.failed > 0 then
+        gate.state = 'b'
+      elseif flow.cancelled > 0 then
+        -- Were it open, those behind it would not wait for what a retry of the flow runs again.
+        gate.state, gate.err = 'b', gate.err == '' and CANCELLED_FLOW or gate.err
+      elseif flow.retrying == 0 then
+        gate.state = 'o'
+      end
       flow.changed[gate.n] = gate
       push(flow, gate.n)
     end
@@ -130,6 +129,19 @@ function flows()
       push(flow, gate.n)
     end
     look(flow, gate)
+  end
+
+  local function gate_of(flow, n)
+    local gate = flow.gates[n]
+    if gate == nil then
+      local text = call('HGET', flow.key, string.format('g%.0f', n))
+      gate = text and read_gate(n, text)
+      flow.gates[n] = gate
+      if gate and gate.state == 'b' and gate.failed <= 0 and flow.cancelled == 0 then
+        count(flow, gate, 0, 0)  -- a cancellation that was taken back had broken it
+      end
+    end
+    return gate
   end
 
   local function let_go(flow, gate, failures)
@@ -375,6 +387,9 @@ function flows()
 
   local function work_off(flow, n, limit)
     local gate, moved = gate_of(flow, n), 0
+    if gate then
+      look(flow, gate)
+    end
     local function some(key)
       local places = call('ZRANGEBYSCORE', P .. key .. flow.id, n, n, 'LIMIT', 0, limit - moved)
       moved = moved + #places
@@ -470,12 +485,38 @@ function flows()
     return #ids
   end
 
+  local function retry_some(flow, limit)
+    local ids, last = tasks_behind(flow, flow.retry_from, limit)
+    for _, id in ipairs(ids) do
+      local order, past, record = order_of(id), past_of_task(id), call('HGET', P .. 'running', id)
+      local head = order and past and head_of(order, 1)
+      if record then
+        if flow.retrying == 2 and is_running(record) and is_cancel_requested(record) then
+          call('HSET', P .. 'running', id, string.sub(record, 1, 32) .. '\0' .. string.sub(record, 34))
+        end
+      elseif head and head.member and string.find(past, '^[fc]') then
+        made.retry(id, order, past, head)
+      end
+    end
+    flow.retry_from = last
+    if #ids < limit then
+      flow.retrying = 0
+    end
+    return #ids
+  end
+
+  local function is_due(flow)
+    return flow.cancelling > 0 or flow.retrying > 0 or flow.first <= flow.last
+  end
+
   local function settle(flow, limit)
     local moved = 0
-    while moved < limit and (flow.cancelling > 0 or flow.first <= flow.last) do
+    while moved < limit and is_due(flow) do
       local step
       if flow.cancelling > 0 then
         step = cancel_some(flow, limit - moved)
+      elseif flow.retrying > 0 then
+        step = retry_some(flow, limit - moved)
       else
         step = work_off(flow, flow.todo[flow.first], limit - moved)
       end
@@ -502,7 +543,7 @@ function flows()
   -- Some of its tasks are looked at in each step; what goes back to a state that it had left has the look begin anew.
   local function audit(flow)
     flow.audit_at, flow.auditing = now + AUDIT, 0
-    if flow.first <= flow.last or flow.cancelling > 0 or next(flow.holds) then
+    if is_due(flow) or next(flow.holds) then
       return
     end
     local ids, last = tasks_behind(flow, flow.audit_from, AUDITED)
@@ -536,7 +577,7 @@ function flows()
   end
 
   local function is_over(flow)
-    return flow.live <= 0 and not next(flow.holds)
+    return flow.live <= 0 and flow.retrying == 0 and not next(flow.holds)
   end
 
   local function save(flow)
@@ -571,7 +612,7 @@ function flows()
     local due, letter = flow.created, flow.finished > 0 and 'e' or 'l'
     if flow.finished > 0 then
       due = math.min(flow.finished + flow.ttl, LATEST)
-    elseif flow.first > flow.last and flow.cancelling == 0 and flow.auditing == 0 then
+    elseif not is_due(flow) and flow.auditing == 0 then
       due = flow.hold_until > 0 and flow.hold_until or flow.audit_at
     end
     local before = flow.was.due or ''
@@ -670,9 +711,23 @@ function flows()
     if not flow or flow.cancelled > 0 or is_over(flow) then
       return false
     end
-    flow.cancelled, flow.cancelling, flow.cancel_from, flow.doubtful = 1, 1, 0, 1
+    flow.cancelled, flow.cancelling, flow.cancel_from, flow.retrying, flow.doubtful = 1, 1, 0, 0, 1
     break_held(flow)
     return true
+  end
+
+  -- Has the tasks of a flow retried that failed or were cancelled, but not as a gate broke; gives how many they are.
+  function made.retry_flow(id)
+    local flow = open(id)
+    if not flow or made.has_lost_key(flow) then
+      return 0
+    end
+    local found = math.max(flow.f + flow.c - call('ZCARD', P .. 'fd:' .. flow.id), 0)
+    if found > 0 or (flow.cancelled > 0 and flow.live > 0) then
+      flow.retrying, flow.retry_from, flow.finished = flow.cancelled > 0 and 2 or 1, 0, 0
+    end
+    flow.cancelled, flow.cancelling, flow.doubtful = 0, 0, 0
+    return found
   end
 
   function made.release_hold(id, n)
