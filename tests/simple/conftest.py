@@ -24,6 +24,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 STORES = ("omniq_mystore", "omniq_simplepg", "omniq_lmdb", "omniq_mysql")
 DAILY = {
     "test_a_task_comes_back_as_it_was_enqueued",
+    "test_adopted_tasks_are_as_they_were",
     "test_ready_tasks_run_beside_those_that_cannot_be_read",
     "test_no_flow_hangs_whose_tasks_cannot_be_read",
     "test_schedules_fire_beside_those_that_cannot_be_read",
