@@ -291,17 +291,16 @@ class Completer:
             self._metrics.count_ends(successes, SUCCEEDED)
 
     def _tell(self, attempt: Attempt, outcome: Outcome) -> None:
-        if self._metrics is not None:
-            if type(outcome) is not Succeeded:
-                self._count(attempt, _COUNTERS.get(type(outcome)))
-            elif self._successes:
-                self._successes.append(attempt)
-            else:
+        if type(outcome) is Succeeded:
+            if self._metrics is not None:
                 # Those of one batch together, in the next turn of the loop.
-                self._successes = [attempt]
-                self._loop.call_soon(self._count_successes)
-        if type(outcome) is Succeeded and self._succeeded is None and not _task_log.isEnabledFor(logging.INFO):
-            return  # by far the most frequent end: it costs nothing where no plugin listens
+                if not self._successes:
+                    self._loop.call_soon(self._count_successes)
+                self._successes.append(attempt)
+            if self._succeeded is None and not _task_log.isEnabledFor(logging.INFO):
+                return  # by far the most frequent end: it costs nothing where no plugin listens
+        else:
+            self._count(attempt, _COUNTERS.get(type(outcome)))
         task = attempt.task
         if type(outcome) is Succeeded:
             if _task_log.isEnabledFor(logging.INFO):

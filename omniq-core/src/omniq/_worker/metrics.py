@@ -74,7 +74,8 @@ class Metrics:
             if counter is not None:
                 row[counter] += len(runs)
                 if counter != RELEASED:
-                    _observe(row, _RUN, runs, BOUNDS, sum(runs))
+                    row[_RUN] += sum(runs)
+                    _observe(row, _RUN, min(runs), max(runs), runs, BOUNDS)
 
     def totals(self) -> Totals:
         """Return the rows as they are now, with the attempts that run. Callable from any thread."""
@@ -113,17 +114,20 @@ def _times(attempts: Iterable[Attempt]) -> dict[Pair, tuple[list[timedelta], lis
 
 def _count_begun(row: Row, waits: Sequence[timedelta]) -> None:
     row[STARTED] += len(waits)
-    _observe(row, _WAIT, waits, _WAIT_BOUNDS, max(0.0, sum(waits, timedelta()).total_seconds()))
+    least, most = min(waits), max(waits)
+    # Tasks that were enqueued and claimed together have waited equally long: no need to add up what takes longest here.
+    total = least * len(waits) if least == most else sum(waits, timedelta())
+    row[_WAIT] += max(0.0, total.total_seconds())
+    _observe(row, _WAIT, least, most, waits, _WAIT_BOUNDS)
 
 
 _WAIT_BOUNDS = tuple(timedelta(seconds=bound) for bound in BOUNDS)
 
 
-def _observe(row: Row, begin: int, values: Sequence[T], bounds: Sequence[T], total: float) -> None:
-    row[begin] += total
-    least, most = bisect_left(bounds, min(values)), bisect_left(bounds, max(values))
-    if least == most:
-        row[begin + 1 + least] += len(values)
+def _observe(row: Row, begin: int, least: T, most: T, values: Sequence[T], bounds: Sequence[T]) -> None:
+    lower, upper = bisect_left(bounds, least), bisect_left(bounds, most)
+    if lower == upper:
+        row[begin + 1 + lower] += len(values)
     else:
         for value in values:
             row[begin + 1 + bisect_left(bounds, value)] += 1
