@@ -92,13 +92,14 @@ SCENARIOS = (
     Scenario(name="waiting", size=100_000, quick=20_000, floor=5_000, once=True),
     Scenario(name="import", size=15, quick=7, floor=5),
     Scenario(name="drain-processes", size=2_000, quick=500),
-    Scenario(name="drain-metrics", size=4_000, quick=1_000),
+    Scenario(name="drain-metrics", size=3_000, quick=1_000),
     Scenario(name="cpu-pair", size=3_000, quick=1_000),
     Scenario(name="serializer", size=3_000, quick=500, floor=10),
     Scenario(name="growth-empty", size=3_000, quick=3_000, floor=200, once=True, full_only=True),
     Scenario(name="growth-finished", size=1_000_000, quick=100_000, floor=200, once=True, full_only=True),
     Scenario(name="growth-scheduled", size=1_000_000, quick=100_000, floor=200, once=True, full_only=True),
     Scenario(name="growth-ready", size=100_000, quick=100_000, floor=200, once=True, full_only=True),
+    Scenario(name="list-failed", size=1_000_000, quick=100_000, once=True, full_only=True),
 )
 
 ONE_BY_ONE = ("enqueue-sync", "enqueue-async")
@@ -236,6 +237,18 @@ LINES = (
             ("rss", "memory of a worker", "MB"),
         )
         for state in ("empty", "finished", "scheduled")
+    ),
+    *(
+        Line(
+            name=name,
+            title=f"{title}, {{size:,}} others ended",
+            unit="ms",
+            goals=_everywhere(_value(bound, f"≤ {bound:,}")),
+        )
+        for name, title, bound in (
+            ("list-failed", "list 3 failed tasks", 500),
+            ("list-failed page", "dashboard: the page of 3 failed tasks", 1000),
+        )
     ),
     Line(name="import", title="import", unit="ms"),
     _rate("drain-processes", "drain, executor=process, two slots", {}),

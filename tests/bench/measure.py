@@ -35,6 +35,10 @@ def measure(job: Job) -> Measured:
         from tests.bench.scenarios import counting
 
         return asyncio.run(counting.measure(job))
+    if job.scenario == "list-failed":
+        from tests.bench.scenarios import listing
+
+        return asyncio.run(listing.measure(job))
     if job.scenario.startswith("growth-"):
         from tests.bench.scenarios import growing
 

@@ -16,6 +16,8 @@ from omniq.storage.ids import new_id
 from omniq.task import StoredTask
 from tests.dashboard.support import client_of
 
+MANY = 500
+
 
 async def test_a_hundred_browsers_are_one_look(queue: TaskQueue, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(looks, "FRESH", 3600.0)
@@ -87,9 +89,42 @@ async def test_a_store_that_does_not_answer_is_said_so_and_the_page_comes_back(
         assert (await client.get("/")).status_code == 200
 
 
+async def test_the_page_of_what_failed_reads_nothing_of_the_many_that_ended(queue: TaskQueue) -> None:
+    @queue.task(name="job", max_retries=0)
+    async def job(fails: bool) -> None:
+        if fails:
+            raise RuntimeError("it fails")
+
+    handles = await queue.aenqueue_many([job.call(number in (10, 20, 300)) for number in range(MANY)])
+    async with queue.worker():
+        await asyncio.gather(*handles, return_exceptions=True)
+    dashboard = Dashboard(queue, access=lambda request: Visitor(name="ada"))
+    async with client_of(queue, app=dashboard) as client:
+        page = (await client.get("/tasks?state=failed")).text
+        assert page.count("it fails") == 3
+        assert not dashboard.looks.history.is_seeded
+        await client.get("/")
+        assert dashboard.looks.history.is_seeded
+    buckets = dashboard.looks.history.buckets((await dashboard.looks.latest()).now)
+    assert sum(bucket.ended[TaskState.FAILED] for bucket in buckets) == 3
+
+
 def _look(now: datetime, **counts: int) -> Look:
     states = {state: counts.get(state.value, 0) for state in TaskState}
     return Look(now=now, stats=[QueueStats(queue="a", counts=states)], workers=(), schedules=())
+
+
+def _ended(moment: datetime) -> StoredTask:
+    return StoredTask(
+        id=new_id(),
+        queue="a",
+        name="job",
+        body=b"",
+        state=TaskState.SUCCEEDED,
+        created_at=moment,
+        run_at=moment,
+        finished_at=moment,
+    )
 
 
 def test_the_history_counts_what_ended_between_looks_and_nothing_while_nobody_looked() -> None:
@@ -107,21 +142,20 @@ def test_the_history_counts_what_ended_between_looks_and_nothing_while_nobody_lo
     assert [one.waiting for one in buckets if one.waiting is not None] == [7, 0]
 
 
+def test_what_ended_since_the_first_look_is_counted_once() -> None:
+    start = datetime(2030, 1, 1, 12, 0, tzinfo=UTC)
+    history = History()
+    history.add(_look(start, succeeded=1))
+    history.add(_look(start + timedelta(seconds=2), succeeded=2))
+    history.seed([_ended(start + timedelta(seconds=seconds)) for seconds in (-60, 1)], is_all=True)
+    assert sum(one.ended.total() for one in history.buckets(start)) == 2
+
+
 def test_what_ended_before_the_first_look_is_in_the_history_as_far_as_it_is_known() -> None:
     now = datetime(2030, 1, 1, 12, 0, tzinfo=UTC)
 
     def ended(minutes: float) -> StoredTask:
-        moment = now - timedelta(minutes=minutes)
-        return StoredTask(
-            id=new_id(),
-            queue="a",
-            name="job",
-            body=b"",
-            state=TaskState.SUCCEEDED,
-            created_at=moment,
-            run_at=moment,
-            finished_at=moment,
-        )
+        return _ended(now - timedelta(minutes=minutes))
 
     whole, cut = History(), History()
     whole.seed([ended(1), ended(30), ended(90)], is_all=True)

@@ -23,7 +23,7 @@ from tests.bench.scenarios.draining import wait_until
 from tests.bench.scenarios.resources import memory_of
 from tests.bench.workers import WorkerProcess
 
-__all__ = ["measure"]
+__all__ = ["measure", "new_task"]
 
 FILL = 1000
 BATCH = 100
@@ -72,7 +72,7 @@ async def _timed(steps: Sequence[Callable[[], Awaitable[object]]]) -> float:
 
 
 async def _enqueue(storage: Storage, count: int, run_at: timedelta | None = None) -> None:
-    await storage.enqueue([_task(run_at) for _ in range(count)])
+    await storage.enqueue([new_task(run_at) for _ in range(count)])
 
 
 async def _memory_of_a_worker(job: Job, marks: Marks) -> int:
@@ -102,7 +102,7 @@ async def _work(storage: Storage, count: int) -> None:
     await storage.finish([Succeeded(id=task.id, delivery=task.delivery, result=b"1") for task in claimed])
 
 
-def _task(run_at: timedelta | None) -> NewTask:
+def new_task(run_at: timedelta | None = None) -> NewTask:
     return NewTask(id=new_id(), queue="default", name="bench", body=BODY, run_at=run_at)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
@@ -71,10 +72,11 @@ class History:
         self._buckets: dict[int, Bucket] = {}
         self._recent: list[tuple[float, Counter[TaskState]]] = []
         self._last: tuple[datetime, Counter[TaskState]] | None = None
+        self._first: datetime | None = None
         self.is_seeded = False
 
     def seed(self, ended: Iterable[StoredTask], *, is_all: bool) -> None:
-        """Fill in what was before the first look.
+        """Fill in what was before the first look: what has ended since is counted by the looks.
 
         :param ended: the latest tasks that have ended.
         :param is_all: whether these are all; if not, nothing is said about what was before the earliest of them.
@@ -82,12 +84,14 @@ class History:
         self.is_seeded = True
         times = [(one.finished_at.timestamp(), one.state) for one in ended if one.finished_at is not None]
         since = 0.0 if is_all or not times else min(moment for moment, _ in times)
+        until = math.inf if self._first is None else self._first.timestamp()
         for moment, state in times:
-            if moment >= since + (0 if is_all else BUCKET):
+            if since + (0 if is_all else BUCKET) <= moment <= until:
                 self._bucket(moment).ended[state] += 1
 
     def add(self, look: Look) -> None:
         """Note a look. A count that fell, as old results were removed, tells nothing."""
+        self._first = self._first or look.now
         counts = Counter({state: look.count(state) for state in FINAL_STATES})
         bucket = self._bucket(look.now.timestamp())
         bucket.waiting = max(bucket.waiting or 0, look.count(TaskState.READY))
@@ -146,6 +150,14 @@ class Looks:
         """Return what the store looks like."""
         return await self.shared("look", FRESH, self._look)
 
+    async def past(self) -> History:
+        """Return the last hour, with what ended before the first look; only a page that shows it waits for that."""
+        if not self.history.is_seeded:
+            sample = await self.sample(2 * PAGE, FRESH)
+            if not self.history.is_seeded:
+                self.history.seed(sample.tasks, is_all=sample.is_all)
+        return self.history
+
     async def sample(self, most: int, fresh: float) -> Sample:
         """Return the latest tasks that have ended.
 
@@ -190,9 +202,6 @@ class Looks:
         storage = (await queue.connections.current()).storage
         stats, workers, schedules = await asyncio.gather(queue.astats(), queue.aworkers(), queue.aschedules())
         look = Look(now=await storage.now(), stats=stats, workers=workers, schedules=schedules)
-        if not self.history.is_seeded:
-            sample = await self._sample(2 * PAGE)
-            self.history.seed(sample.tasks, is_all=sample.is_all)
         self.history.add(look)
         return look
 

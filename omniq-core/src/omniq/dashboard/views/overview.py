@@ -45,7 +45,8 @@ async def show(visit: Visit) -> Response:
     sample = await looks.sample(SAMPLED, SAMPLE_FRESH)
     storage = await visit.storage()
     findings = await looks.shared("findings", FINDINGS_FRESH, storage.diagnose)
-    buckets = looks.history.buckets(look.now)
+    history = await looks.past()
+    buckets = history.buckets(look.now)
     ended, ended_top = ended_chart(buckets)
     waiting, waiting_top = waiting_chart(buckets)
     busiest = sorted(look.stats, key=_business, reverse=True)[:BUSIEST]
@@ -55,7 +56,7 @@ async def show(visit: Visit) -> Response:
         title="Overview",
         look=look,
         counts={state.value: look.count(state) for state in TaskState},
-        rate=looks.history.rate,
+        rate=history.rate,
         p95=percentile([s for task in sample.tasks if (s := seconds_run(task)) is not None], 95),
         ended=ended,
         ended_top=ended_top,
