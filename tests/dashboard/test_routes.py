@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import pytest
 from starlette.requests import Request
@@ -190,3 +191,22 @@ async def test_every_action_is_in_the_audit_log_with_its_actor(
         "ada did delete_schedule to hourly: True",
         f"ada did delete to {handle.id}: True",
     ]
+
+
+async def test_a_browser_that_goes_away_in_the_middle_of_a_form_is_no_error(queue: TaskQueue) -> None:
+    dashboard = Dashboard(queue, access=lambda request: Visitor(name="ada", may=EVERYTHING))
+    messages = [{"type": "http.request", "body": b"queue=def", "more_body": True}, {"type": "http.disconnect"}]
+    sent: list[object] = []
+
+    async def receive() -> Any:
+        return messages.pop(0)
+
+    async def send(message: object) -> None:
+        sent.append(message)
+
+    headers = [(b"host", b"localhost"), (b"content-type", b"application/x-www-form-urlencoded")]
+    headers += [(b"sec-fetch-site", b"same-origin")]
+    scope = {"type": "http", "method": "POST", "path": "/queues/pause", "query_string": b"", "headers": headers}
+    await dashboard(scope, receive, send)
+    assert messages == []
+    assert sent == []

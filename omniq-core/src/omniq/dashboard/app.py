@@ -9,7 +9,7 @@ from importlib import resources
 from typing import TypeAlias
 
 from attrs import frozen
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import Receive, Scope, Send
 
@@ -137,7 +137,10 @@ class Dashboard:
             await send({"type": "websocket.close", "code": 1000})
             return
         request = Request(scope, receive)
-        response = await self._answer(request)
+        try:
+            response = await self._answer(request)
+        except ClientDisconnect:
+            return  # the browser went away in the middle of a form: there is nothing to do, and nobody to answer
         await response(scope, receive, send)
 
     async def _answer(self, request: Request) -> Response:
