@@ -81,11 +81,13 @@ class Site:
 
     :param world: where.
     :param queue: whose.
+    :param app: what is served instead of a dashboard that lets everybody do everything.
     """
 
-    def __init__(self, world: World, queue: TaskQueue) -> None:
+    def __init__(self, world: World, queue: TaskQueue, app: Any = None) -> None:
         self.queue = queue
         self.dashboard = Dashboard(queue, access=lambda request: Visitor(name="ada", may=EVERYTHING), hosts=())
+        self._app = app or self.dashboard
         self.wrong: list[str] = []
         """What pages did that they must not: dialogs, errors, requests to elsewhere, violations of the policy."""
         self._world = world
@@ -95,7 +97,7 @@ class Site:
     async def __aenter__(self) -> Self:
         listener = listener_at((HOST, 0))
         options: Any = {"log_config": None, "lifespan": "off", "ws": "none", "http": "h11"}
-        server = uvicorn.Server(uvicorn.Config(self.dashboard, **options))
+        server = uvicorn.Server(uvicorn.Config(self._app, **options))
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         while not server.started:
             assert not serving.done(), "the server did not start"

@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.async_api import expect
+from playwright.async_api import Error, Page, expect
 
 from omniq import Cron, TaskQueue, each
+from omniq.dashboard import EVERYTHING
+from omniq.dashboard.auth import Basic, Proxy
+from omniq.dashboard.command import application
 from omniq.storage import Lease
 from omniq.storage.ids import new_id
 from omniq.task import Failed, Progress, TaskError
@@ -140,6 +143,8 @@ async def test_pages_are_as_narrow_as_a_phone(site: Site) -> None:
         await page.goto(f"{site.url}{path}")
         width = await page.evaluate("document.scrollingElement.scrollWidth")
         assert width <= 400, f"{path} is {width} pixels wide"
+    await page.goto(f"{site.url}/doctor")
+    await expect(page.get_by_role("link", name="Doctor")).to_be_in_viewport(ratio=1)
 
 
 async def test_an_empty_store_says_what_to_do_next(site: Site) -> None:
@@ -211,6 +216,43 @@ async def test_buttons_do_what_they_say(site: Site) -> None:
     await expect(page.locator(".said")).to_have_text("The task is deleted.")
     (left,) = await site.queue.atasks()
     assert left.id == handle.id
+
+
+async def pause_everything(site: Site, **options: Any) -> Page:
+    """Pause the queues on the page of a visitor, and return the page."""
+    page = await site.page("/queues", **options)
+    await page.get_by_role("button", name="Pause").first.click()
+    await expect(page.locator("main")).to_contain_text("is paused")
+    return page
+
+
+async def test_a_browser_asks_for_name_and_password(world: World, queue: TaskQueue, tmp_path: Path) -> None:
+    file = tmp_path / "passwords"
+    file.write_text("ada:s3cret\ngrace:pw:read\n")
+    file.chmod(0o600)
+    await fill(queue)
+    async with Site(world, queue, application([queue], Basic(file, EVERYTHING), prefix="")) as site:
+        stranger = await (await site.context()).new_page()
+        with pytest.raises(Error, match="ERR_INVALID_AUTH_CREDENTIALS"):  # it asks, and nobody answers
+            await stranger.goto(f"{site.url}/queues")
+        page = await pause_everything(site, http_credentials={"username": "ada", "password": "s3cret"})
+        await expect(page.locator("body")).to_contain_text("ada")
+        reader = await site.page("/queues", http_credentials={"username": "grace", "password": "pw"})
+        await expect(reader.locator("body")).to_contain_text("grace")
+        await expect(reader.get_by_role("button", name="Pause")).to_have_count(0)
+        assert site.wrong == []
+
+
+async def test_a_proxy_tells_who_comes(world: World, queue: TaskQueue) -> None:
+    await fill(queue)
+    async with Site(world, queue, application([queue], Proxy("X-Forwarded-User", EVERYTHING), prefix="")) as site:
+        page = await pause_everything(site, extra_http_headers={"x-forwarded-user": "ada"})
+        await expect(page.locator("body")).to_contain_text("ada")
+        stranger = await (await site.context()).new_page()
+        answer = await stranger.goto(f"{site.url}/queues")
+        assert answer is not None
+        assert answer.status == 403
+        assert site.wrong == []
 
 
 async def test_many_tasks_at_once(site: Site) -> None:

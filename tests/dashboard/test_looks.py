@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -107,6 +108,21 @@ async def test_the_page_of_what_failed_reads_nothing_of_the_many_that_ended(queu
         assert dashboard.looks.history.is_seeded
     buckets = dashboard.looks.history.buckets((await dashboard.looks.latest()).now)
     assert sum(bucket.ended[TaskState.FAILED] for bucket in buckets) == 3
+
+
+async def test_what_is_the_matter_with_many_queues_is_one_line(queue: TaskQueue) -> None:
+    @queue.task(name="job")
+    async def job() -> None: ...
+
+    async with client_of(queue) as client:
+        for number in range(1, 7):
+            await job.using(queue=f"customer-{number}").aenqueue()
+            await queue.apause(f"customer-{number}")
+            page = (await client.get("/")).text
+            queue_lines = len(re.findall(r"Queue customer-\d is paused: 1 ready task\.", page))
+            many = f"{number} queues are paused (customer-1, customer-2, customer-3, …): {number} ready tasks."
+            assert (queue_lines, many in page) == ((number, False) if number <= 4 else (0, True))
+            await client.send_form("/queues/resume", {"queue": "none"})  # has everything read anew
 
 
 def _look(now: datetime, **counts: int) -> Look:

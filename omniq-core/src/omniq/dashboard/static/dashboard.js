@@ -155,6 +155,8 @@ document.addEventListener("keydown", (event) => {
 });
 
 enhance();
+// On a phone the names of all pages are wider than the screen: the one of this page is to be seen.
+document.querySelector("nav.main a[aria-current]")?.scrollIntoView({ block: "nearest", inline: "center" });
 if (document.querySelector("main[data-live]") !== null) {
   say("on", "live");
   const loop = async () => {

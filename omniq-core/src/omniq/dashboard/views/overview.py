@@ -22,7 +22,8 @@ LATE = 30.0
 """Seconds after which a schedule that did not fire is late."""
 BUSIEST = 10
 """Queues that are shown here."""
-MOST_NAMED = 8
+MOST_NAMED = 4
+"""Things of one kind that have a line each; where there are more, one line speaks of all of them."""
 SAMPLED, SAMPLE_FRESH = 1000, 10.0
 FINDINGS_FRESH = 60.0
 
@@ -84,21 +85,39 @@ def _concerns(look: Look, findings: Sequence[Finding]) -> Iterator[Concern]:
         text = f"No worker is alive, and {plural(total, 'task')} wait{'s' if total == 1 else ''}: start one with"
         yield Concern(text=f"{text} omniq worker.", path="/workers", query={}, is_bad=True)
     else:
-        for one in unserved[:MOST_NAMED]:
-            text = f"No worker serves queue {one.queue}: {plural(one.counts[TaskState.READY], 'ready task')}."
-            yield Concern(text=text, path="/queues", query={"q": one.queue}, is_bad=True)
-    for one in [one for one in look.stats if one.paused][:MOST_NAMED]:
-        ready = plural(one.counts.get(TaskState.READY, 0), "ready task")
-        yield Concern(text=f"Queue {one.queue} is paused: {ready}.", path="/queues", query={"q": one.queue})
+        yield from _of_queues(unserved, "No worker serves queue {}", "No worker serves {} queues ({})", is_bad=True)
+    paused = [one for one in look.stats if one.paused]
+    yield from _of_queues(paused, "Queue {} is paused", "{} queues are paused ({})", is_bad=False)
     late = [
         (one, seconds)
         for one in look.schedules
         if not one.paused and one.next_run is not None and (seconds := (look.now - one.next_run).total_seconds()) > LATE
     ]
-    for schedule, seconds in late[:MOST_NAMED]:
+    if len(late) > MOST_NAMED:
+        by = rough_duration(max(seconds for _, seconds in late))
+        some = _some([schedule.id for schedule, _ in late])
+        text = f"{len(late):,} schedules are late ({some}), by up to {by}: does a worker run a scheduler?"
+        yield Concern(text=text, path="/schedules", query={}, is_bad=True)
+        late = []
+    for schedule, seconds in late:
         text = f"Schedule {schedule.id} is late by {rough_duration(seconds)}: does a worker run a scheduler?"
         yield Concern(text=text, path="/schedules", query={"q": schedule.id}, is_bad=True)
     for finding in findings:
         if finding.severity is not Severity.OK:
             is_bad = finding.severity is Severity.ERROR
             yield Concern(text=f"{finding.subject}: {finding.message}", path="/doctor", query={}, is_bad=is_bad)
+
+
+def _of_queues(queues: Sequence[QueueStats], one: str, many: str, *, is_bad: bool) -> Iterator[Concern]:
+    if len(queues) > MOST_NAMED:
+        ready = sum(stats.counts.get(TaskState.READY, 0) for stats in queues)
+        text = many.format(f"{len(queues):,}", _some([stats.queue for stats in queues]))
+        yield Concern(text=f"{text}: {plural(ready, 'ready task')}.", path="/queues", query={}, is_bad=is_bad)
+        return
+    for stats in queues:
+        text = f"{one.format(stats.queue)}: {plural(stats.counts.get(TaskState.READY, 0), 'ready task')}."
+        yield Concern(text=text, path="/queues", query={"q": stats.queue}, is_bad=is_bad)
+
+
+def _some(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:3])}, …"
