@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
+import sqlite3
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
-from omniq import Every, Fixed, StorageError, TaskCancelled, TaskFailed, TaskQueue, current_task
+from omniq import Every, Fixed, StorageError, TaskCancelled, TaskFailed, TaskQueue, current_task, each
 from omniq.contrib.opentelemetry import SCHEMA_URL, OpenTelemetry
 from omniq.task import Task, TaskError, TaskState
 from omniq.testing import wait_until
@@ -247,6 +250,102 @@ def test_a_run_of_a_schedule_is_sent_by_its_worker(make_queue: MakeQueue) -> Non
     processed = traces.spans("process shop.resize")[0]
     sent = {id_of(span): span for span in traces.spans("send images")}
     assert processed.links[0].context.span_id in sent
+
+
+def declare_sum(queue: TaskQueue, seen: list[object]) -> tuple[Any, Any]:
+    @queue.task(name="shop.count", queue="regions")
+    async def count(n: int) -> int:
+        seen.append(baggage.get_baggage("tenant"))
+        return n
+
+    @queue.task(name="shop.add", queue="sums")
+    def add(counts: list[int]) -> int:
+        seen.append(baggage.get_baggage("tenant"))
+        return sum(counts)
+
+    return count, add
+
+
+@pytest.mark.parametrize("parent", [False, True])
+def test_all_tasks_of_a_flow_are_sent_by_one_span(make_queue: MakeQueue, parent: bool) -> None:
+    traces, seen = Traces(parent=parent), list[object]()
+    queue = make_queue(traces.plugin)
+    count, add = declare_sum(queue, seen)
+    with working(queue), traced_request(traces) as request:
+        assert queue.enqueue_flow(each(count, [1, 2, 3]).then(add)).result(60) == 6
+
+    sent = traces.span("send")
+    assert sent.attributes is not None
+    assert sent.attributes["messaging.batch.message_count"] == 4
+    assert sent.parent is not None
+    assert sent.parent.span_id == id_of(request)
+    wait_until(lambda: traces.spans("process shop.add"))
+    counted, (added,) = traces.spans("process shop.count"), traces.spans("process shop.add")
+    assert len(counted) == 3
+    for span in (*counted, added):
+        assert (None if span.parent is None else span.parent.span_id) == (id_of(sent) if parent else None)
+        assert [link.context.span_id for link in span.links] == ([] if parent else [id_of(sent)])
+    assert added.start_time is not None
+    assert max(span.start_time or 0 for span in counted) <= added.start_time
+    assert seen == ["acme"] * 4
+
+
+def test_a_flow_of_a_schedule_is_sent_by_the_task_that_stores_it(make_queue: MakeQueue) -> None:
+    traces = Traces(parent=True)
+    queue = make_queue(traces.plugin)
+    count, add = declare_sum(queue, [])
+    queue.schedule(each(count, [1, 2]).then(add), Every(0.05), id="nightly")
+    with working(queue):
+        wait_until(lambda: len(way_to(traces, "process shop.add")) == 4, timeout=60, what="a run of the flow")
+
+    assert way_to(traces, "process shop.add") == ["process shop.add", "send", "process flow:shop.add", "send sums"]
+
+
+def way_to(traces: Traces, name: str) -> list[str]:
+    """Return the names of the first span of this name, its parent, and so on, of those that have ended."""
+    spans = {id_of(span): span for span in traces.exporter.get_finished_spans()}
+    span = next((span for span in spans.values() if span.name == name), None)
+    way: list[str] = []
+    while span is not None:
+        way.append(span.name)
+        span = None if span.parent is None else spans.get(span.parent.span_id)
+    return way
+
+
+@pytest.mark.parametrize("commits", [True, False])
+def test_what_is_enqueued_in_the_callers_transaction_is_linked_to_the_request(tmp_path: Path, commits: bool) -> None:
+    traces = Traces()
+    file = tmp_path / "shop.db"
+    with TaskQueue(f"sqlite:///{file}", plugins=[traces.plugin]) as queue:
+        resize = declare(queue, "thread")
+        queue.stats()  # makes the tables
+        with contextlib.closing(sqlite3.connect(file)) as connection:
+            with traced_request(traces) as request:
+                handle = resize.using(connection=connection).enqueue(5)
+            assert traces.spans("process shop.resize") == []
+            if commits:
+                connection.commit()
+            else:
+                connection.rollback()
+        with working(queue):
+            if commits:
+                assert handle.result(60) == "acme"
+            else:
+                resize.enqueue(1).result(60)
+
+    (sent, *_), (processed,) = traces.spans("send images"), traces.spans("process shop.resize")
+    assert sent.parent is not None
+    assert sent.parent.span_id == id_of(request)
+    assert ([link.context.span_id for link in processed.links] == [id_of(sent)]) is commits
+
+
+@contextlib.contextmanager
+def traced_request(traces: Traces) -> Iterator[Any]:
+    """Have the block be a request of a tenant."""
+    with traces.tracer.start_as_current_span("GET /") as request:
+        token = context.attach(baggage.set_baggage("tenant", "acme"))
+        yield request
+        context.detach(token)
 
 
 def test_metrics_count_what_was_sent_and_how_long_it_took(make_queue: MakeQueue) -> None:
