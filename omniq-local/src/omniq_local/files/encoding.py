@@ -227,8 +227,6 @@ _PLAIN: tuple[tuple[str, Any], ...] = (
     ("max_retries", 3),
     ("unique", None),
     ("result_ttl", 86400.0),
-    ("flow", None),
-    ("behind", None),
 )
 """Fields of an order that stand in the file unless they have the usual value."""
 
@@ -242,8 +240,12 @@ def dump_order(order: NewTask) -> dict[str, Any]:
             text[name] = value
     if order.tags:
         text["tags"] = list(order.tags)
-    if order.feeds:
-        text["feeds"] = [[feed.gate, feed.needs_success] for feed in order.feeds]
+    if order.flow is not None:
+        text["flow"] = order.flow
+        if order.behind is not None:
+            text["behind"] = order.behind
+        if order.feeds:
+            text["feeds"] = [[feed.gate, feed.needs_success] for feed in order.feeds]
     text["body"] = _show_bytes(order.body)
     return text
 
@@ -253,8 +255,9 @@ def load_order(text: dict[str, Any]) -> NewTask:
     options = {name: text[name] for name, _ in _PLAIN if name in text}
     if "tags" in text:
         options["tags"] = tuple(text["tags"])
-    if "feeds" in text:
-        options["feeds"] = _read_feeds(text["feeds"])
+    if "flow" in text:
+        options["flow"], options["behind"] = text["flow"], text.get("behind")
+        options["feeds"] = _read_feeds(text.get("feeds", ()))
     return NewTask(id=text["id"], queue=text["queue"], name=text["name"], body=_read_bytes(text["body"]), **options)
 
 
