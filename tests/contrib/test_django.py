@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from omniq import TaskQueue
 from tests.contrib.django_project import Project
 
 
@@ -282,3 +283,34 @@ for options in (
     for line, text in zip(lines, [*texts, "'retries'"], strict=True):
         assert line.startswith("TASKS['default']['OPTIONS']: ")
         assert text in line
+
+
+OWN = {"OWN": "1", "DATABASE": "default"}
+"""The queue is in the project's database, wherever that is."""
+
+
+def test_tests_of_the_project_have_the_queue_in_the_test_database(project: Project) -> None:
+    project.manage("test", **OWN, TEST_NAME=str(project.folder / "test.db"))
+
+    assert [file.name for file in project.folder.glob("*.db")] == ["shop.db"]
+    with TaskQueue(f"sqlite:///{project.folder / 'shop.db'}?foreign=allow") as queue:
+        assert queue.stats() == []
+
+
+def test_a_test_database_in_memory_harms_only_who_enqueues_there(project: Project) -> None:
+    (project.folder / "shop" / "tests.py").write_text(
+        """
+from django.core.exceptions import ImproperlyConfigured
+from django.test import TestCase
+
+from shop import tasks
+
+
+class InMemory(TestCase):
+    def test_enqueueing_says_what_to_do(self):
+        tasks.Order.objects.create(note="of no interest")
+        with self.assertRaisesRegex(ImproperlyConfigured, r"DATABASES\\['default'\\]\\['TEST'\\] = "):
+            tasks.add.enqueue(1)
+"""
+    )
+    project.manage("test", **OWN)

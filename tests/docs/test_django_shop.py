@@ -94,7 +94,6 @@ def shop(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 def opened(folder: Path, environ: dict[str, str]) -> Iterator[Shop]:
     manage(environ, "migrate", "--verbosity", "0")
-    manage(environ, "omniq", "stats")
     manage(environ, "shell", "-c", USERS)
     log = folder / "server.log"
     command = [sys.executable, "-m", "uvicorn", "shop.asgi:application", "--port", "0", "--lifespan", "off"]

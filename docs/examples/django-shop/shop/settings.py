@@ -57,7 +57,6 @@ if url := os.environ.get("SHOP_DATABASE"):
         }
     }
 else:
-    url = f"sqlite:///{BASE_DIR / 'shop.db'}?foreign=allow"
     DATABASES = {
         "default": {
             "ENGINE": "django.db.backends.sqlite3",
@@ -71,6 +70,6 @@ TASKS = {
         "BACKEND": "omniq.contrib.django.OmniQBackend",
         "QUEUES": ["default", "mail"],
         # In the project's own database: an order and its task exist both or neither.
-        "OPTIONS": {"url": url, "database": "default"},
+        "OPTIONS": {"database": "default"},
     }
 }

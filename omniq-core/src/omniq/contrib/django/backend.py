@@ -6,17 +6,19 @@ import asyncio
 import builtins
 import inspect
 import threading
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import fields
 from datetime import datetime
 from importlib import import_module
 from typing import Any
+from weakref import WeakSet
 
 from attrs import define, field
 
 from omniq import TaskQueue
 from omniq.contrib import _needs
+from omniq.contrib.django.databases import is_in_memory, url_of
 from omniq.errors import ConfigurationError
 from omniq.hookspecs import hookimpl
 from omniq.storage.ids import new_id
@@ -48,7 +50,7 @@ with _needs("django"):
     _exceptions: Any = import_module(f"{_library}.exceptions")
     _BaseTaskBackend: Any = import_module(f"{_library}.backends.base").BaseTaskBackend
 
-__all__ = ["OmniQBackend", "queue_of"]
+__all__ = ["OmniQBackend", "backends", "disconnect", "queue_of"]
 
 _InvalidTask: type[Exception] = getattr(_exceptions, "InvalidTask", None) or _exceptions.InvalidTaskError
 _TRANSACTIONS = ("join", "on_commit", "now")
@@ -68,12 +70,21 @@ class _Shared:
 
     options: Mapping[str, Any]
     queue: TaskQueue
+    is_in_database: bool
+    """Whether it is in a database of the project's because its options name no other place."""
     tasks: dict[str, Any] = field(factory=dict)
     """By the path of its function the task of Django, as it was declared."""
+
+    def register(self, task: Any) -> None:
+        """Make a task's function known to workers."""
+        self.queue.task(name=task.module_path, queue=task.queue_name)(_runnable(task))
+        self.tasks[task.module_path] = task
 
 
 _shared: dict[str, _Shared] = {}
 _lock = threading.RLock()
+_of_threads: WeakSet[Any] = WeakSet()
+"""The connections with which workers' threads ran tasks: they last longer than the threads (``CONN_MAX_AGE``)."""
 
 
 def queue_of(alias: str) -> TaskQueue:
@@ -93,6 +104,27 @@ def queue_of(alias: str) -> TaskQueue:
     return backend.queue
 
 
+def backends() -> Iterator[OmniQBackend]:
+    """Yield the backends of OmniQ that the settings name."""
+    for alias in getattr(settings, "TASKS", ()):
+        backend = _tasks.task_backends[alias]
+        if isinstance(backend, OmniQBackend):
+            yield backend
+
+
+def disconnect() -> None:
+    """Close the connections that are left of queues in a database of Django's, and of the threads of their workers.
+
+    Not while one of them works. Who needs a connection again makes a new one.
+    """
+    for shared in [*_shared.values()]:
+        if shared.is_in_database:
+            shared.queue.close()
+    for wrapper in [*_of_threads]:
+        wrapper.inc_thread_sharing()
+        wrapper.close()
+
+
 class OmniQBackend(_BaseTaskBackend):  # type: ignore[misc]  # Django brings no types
     """Keeps the tasks of Django in a store of OmniQ: ``"BACKEND": "omniq.contrib.django.OmniQBackend"`` in ``TASKS``.
 
@@ -100,7 +132,8 @@ class OmniQBackend(_BaseTaskBackend):  # type: ignore[misc]  # Django brings no 
     database whose transactions count, and ``transaction``, what a task has to do with one that is open when it is
     enqueued: ``"join"`` stores it in that transaction, which must be one of the queue's own database; ``"on_commit"``
     stores it after the commit; ``"now"`` stores it at once. Not given it is ``"join"`` where a ``database`` is named,
-    and ``"on_commit"`` where none is.
+    and ``"on_commit"`` where none is. Without a ``url`` a queue that joins is in that database, in tests in Django's
+    test database.
 
     Django makes an object for each thread; they share one queue.
 
@@ -131,16 +164,34 @@ class OmniQBackend(_BaseTaskBackend):  # type: ignore[misc]  # Django brings no 
             )
         if database is not None and database not in settings.DATABASES:
             raise ImproperlyConfigured(f"{where}: DATABASES has no 'database' {database!r}")
-        with _lock:
-            shared = _shared.get(alias)
-            if shared is None or shared.options != self.options:
-                shared = _shared[alias] = _Shared(dict(self.options), _queue(where, alias, options))
-        self._shared = shared
+        self._where, self._queue_options = where, options
+        self._is_in_database = self._transaction == "join" and options.get("url") is None
+        if not (self._is_in_database and is_in_memory(self._database)):
+            self._current()
 
     @property
     def queue(self) -> TaskQueue:
-        """The queue, which all threads share."""
-        return self._shared.queue
+        """The queue, which all threads share. In tests it is another one if it is in a database of Django's."""
+        return self._current().queue
+
+    @property
+    def own_database(self) -> str | None:
+        """The alias of the database that the queue is in because the options name no other place."""
+        return self._database if self._is_in_database else None
+
+    def _current(self) -> _Shared:
+        options = self._queue_options
+        if self._is_in_database:
+            options = {**options, "url": url_of(self._database)}
+        with _lock:
+            before = _shared.get(self.alias)
+            if before is not None and before.options == options:
+                return before
+            shared = _Shared(options, _queue(self._where, self.alias, options), self._is_in_database)
+            for task in () if before is None else before.tasks.values():
+                shared.register(task)
+            _shared[self.alias] = shared
+        return shared
 
     def validate_task(self, task: Any) -> None:
         """Check that a task can be enqueued here, and make its function known to workers of this process.
@@ -149,16 +200,15 @@ class OmniQBackend(_BaseTaskBackend):  # type: ignore[misc]  # Django brings no 
         :raises InvalidTask: if it cannot.
         """
         super().validate_task(task)
-        name, shared = task.module_path, self._shared
+        shared = self._current()
         with _lock:
-            known = shared.tasks.get(name)
+            known = shared.tasks.get(task.module_path)
             if known is not None and known.func is task.func:
                 return
             try:
-                shared.queue.task(name=name, queue=task.queue_name)(_runnable(task))
+                shared.register(task)
             except (TypeError, ValueError) as error:
                 raise _InvalidTask(str(error)) from error
-            shared.tasks[name] = task
 
     def enqueue(self, task: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Hand a task to the queue.
@@ -230,15 +280,17 @@ class OmniQBackend(_BaseTaskBackend):  # type: ignore[misc]  # Django brings no 
     def _result(self, result_id: str, record: Task | None) -> Any:
         if record is None:
             raise _exceptions.TaskResultDoesNotExist(result_id)
-        if record.name not in self._shared.tasks:
+        tasks = self._current().tasks
+        if record.name not in tasks:
             # What the store says is never imported.
             raise _exceptions.TaskResultDoesNotExist(
                 f"{result_id}: no module that this process has imported declares its task {record.name}"
             )
-        return _result_of(record, self._shared.tasks[record.name], self.alias)
+        return _result_of(record, tasks[record.name], self.alias)
 
 
-def _queue(where: str, alias: str, options: dict[str, Any]) -> TaskQueue:
+def _queue(where: str, alias: str, given: Mapping[str, Any]) -> TaskQueue:
+    options = dict(given)
     plugins = options.pop("plugins", ())
     try:
         return TaskQueue(options.pop("url", None), plugins=[*plugins, _AroundTasks(alias)], **options)
@@ -438,6 +490,7 @@ def _refresh_connections() -> None:
     # As around a request: a connection that broke, or that has lived for CONN_MAX_AGE, is not used again.
     reset_queries()
     close_old_connections()
+    _of_threads.update(connections.all(initialized_only=True))
 
 
 def _has_ended(result: Any, ending: Ending) -> bool:
