@@ -32,7 +32,7 @@ ERROR = TaskError(type="RuntimeError", message="the bench fails")
 async def measure(job: Job) -> dict[str, float]:
     """List the failed tasks of a store in which ``size`` others have ended, some before them and some after.
 
-    The slowest of several looks counts, of which the first is that of a program that has just started.
+    The slowest of several looks counts, of which the first is that of a program that has just opened the store.
 
     :return: milliseconds.
     """
@@ -44,8 +44,10 @@ async def measure(job: Job) -> dict[str, float]:
     await _end(storage, FAILED, _failed)
     await _end(storage, job.size - job.size // 2, _succeeded)
     async with TaskQueue(where) as queue:
+        await queue.connections.current()
         listed = [await _list(queue) for _ in range(LOOKS)]
     async with TaskQueue(where) as queue:
+        await queue.connections.current()
         page = await _show(queue)
     await storage.close()
     return {job.scenario: 1e3 * max(listed), f"{job.scenario} page": 1e3 * page}
