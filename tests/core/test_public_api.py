@@ -20,6 +20,9 @@ PUBLIC = {
     "CurrentTask",
     "Progress",
     "QueueStats",
+    "Debounce",
+    "Limit",
+    "Rate",
     "Reason",
     "ReasonKind",
     "Selection",
@@ -75,9 +78,11 @@ TWINS = {
     "enqueue_many",
     "explain",
     "get",
+    "limits",
     "pause",
     "pause_schedule",
     "purge",
+    "put_limit",
     "resume",
     "resume_schedule",
     "retry",
@@ -87,6 +92,7 @@ TWINS = {
     "stats",
     "tasks",
     "trigger_schedule",
+    "unlimit",
 }
 
 

@@ -64,6 +64,9 @@ if _typing.TYPE_CHECKING:
     from omniq.flow import Gate as Gate
     from omniq.hookspecs import hookimpl as hookimpl
     from omniq.hookspecs import hookspec as hookspec
+    from omniq.limit import Debounce as Debounce
+    from omniq.limit import Limit as Limit
+    from omniq.limit import Rate as Rate
     from omniq.retry import Exponential as Exponential
     from omniq.retry import Fixed as Fixed
     from omniq.retry import Linear as Linear
@@ -147,6 +150,11 @@ _HOMES = {
         "hookimpl",
         "hookspec",
     ),
+    "omniq.limit": (
+        "Debounce",
+        "Limit",
+        "Rate",
+    ),
     "omniq._client.explain": (
         "Reason",
         "ReasonKind",
@@ -199,6 +207,7 @@ __all__ = [
     "CorruptRecord",
     "Cron",
     "CurrentTask",
+    "Debounce",
     "Depends",
     "Ended",
     "Every",
@@ -211,6 +220,7 @@ __all__ = [
     "Gate",
     "InvalidTrigger",
     "LeaseLost",
+    "Limit",
     "Linear",
     "Misfire",
     "NotCommitted",
@@ -221,6 +231,7 @@ __all__ = [
     "PluginConflict",
     "Progress",
     "QueueStats",
+    "Rate",
     "Reason",
     "ReasonKind",
     "ResultGone",

@@ -34,6 +34,7 @@ from omniq.storage import Enqueued, Storage, StorageLimits
 from omniq.storage.body import as_task, join_body, make_content, with_header
 from omniq.storage.durations import duration
 from omniq.storage.ids import new_id
+from omniq.storage.limits import no_limits
 from omniq.storage.validation import fetch
 from omniq.task import NewTask, Reference, StoredTask, TaskError, TaskState, record_of
 
@@ -277,6 +278,14 @@ class Producer(Declarations, Timetable):
         if references:
             body = with_header(body, references=references)
         values = function.template.copy()
+        if values["debounce"] is not None:
+            unique = values["debounce"].key
+            if "flow" in fields:
+                raise ValueError(f"{definition.name}: a task of a flow cannot be debounced")
+        if not self.connections.storage_limits.task_limits and (
+            values["key"] is not None or values["limit"] is not None or values["debounce"] is not None
+        ):
+            raise no_limits(self.connections.sibling())
         values["id"], values["body"], values["unique"] = fields.get("id") or new_id(), body, unique or None
         values.update(fields)
         return self.codec.sign(record_of(NewTask, values))

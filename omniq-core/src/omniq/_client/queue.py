@@ -24,6 +24,7 @@ from omniq._tasks.options import Duration, TaskOptions, check_count
 from omniq._tasks.payloads import Codec, FunctionDecoder
 from omniq._tasks.pickled_functions import Runnable, carriers
 from omniq.errors import ConfigurationError
+from omniq.limit import Limit
 from omniq.plugins import Plugins, default_plugins
 from omniq.retry import Exponential, RetryPolicy
 from omniq.serialization.signing import make_signer
@@ -134,6 +135,7 @@ class TaskQueue(Producer):
         )
         self.functions: dict[str, TaskFunction[Any, Any]] = {}
         self.declared: dict[str, DeclaredSchedule] = {}
+        self.declared_limits: dict[str, Limit] = {}
         carried = carriers(self, self.options) if self.codec.runs_carried else {}
         self.runnable: Mapping[str, TaskFunction[Any, Any]] = Runnable(self.functions, carried, self.flows.starter())
         """What a worker can run; beyond the registered functions, where accepted, those that come in payloads."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from attrs import evolve, field, frozen
 
-from omniq._client.admin import Control
+from omniq._client.limits import Limits
 from omniq._runtime.sync import sync
 from omniq._tasks.functions import TaskCall, TaskFunction
 from omniq._tasks.handle import TaskHandle
@@ -132,7 +132,7 @@ class DeclaredSchedule:
             raise TypeError(f"{self.call!r} is no call of a task; write function.call(…), which does not run it yet")
 
 
-class Timetable(Control):
+class Timetable(Limits):
     """The scheduling half of a :class:`~omniq.TaskQueue`."""
 
     plugins: Plugins
@@ -291,7 +291,7 @@ class Timetable(Control):
     def _handle_of_run(self, task: NewTask, stored: Enqueued) -> TaskHandle[Any]: ...
 
     async def areconcile_schedules(self, app: str | None = None) -> None:
-        """Make the stored schedules that were declared in code equal to the code's. A worker does this when it starts.
+        """Make the stored schedules and limits that were declared in code equal to the code's, as workers do at start.
 
         A declared schedule belongs to each app that declares it, and is removed when the last of them no longer does.
         Schedules made at run time are left alone.
@@ -301,6 +301,7 @@ class Timetable(Control):
         """
         app = _program() if app is None else app
         storage = await self._storage()
+        await self._reconcile_limits(storage, app)
         told: dict[str, list[str]] = {"added": [], "changed": [], "removed": []}
         for declared in self.declared.values():
             try:

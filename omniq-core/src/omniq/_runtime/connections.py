@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from omniq._runtime.batching import Batcher
 from omniq._runtime.portal import Portal
 from omniq._runtime.threads import in_thread
-from omniq.storage import Enqueued, Storage
+from omniq.storage import Enqueued, Storage, StorageLimits
 from omniq.storage.posix import at_fork
 from omniq.task import NewTask
 
@@ -64,6 +64,7 @@ class Connections:
 
     def __init__(self, storage: Storage) -> None:
         self._prototype = storage
+        self.storage_limits: StorageLimits = storage.limits
         self._lock = threading.Lock()
         self._by_loop: dict[int, Connection] = {}
         self._portal = Portal()

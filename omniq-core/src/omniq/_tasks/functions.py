@@ -13,6 +13,7 @@ from omniq._tasks.definitions import Definition
 from omniq._tasks.handle import SyncTaskHandle, TaskHandle
 from omniq._tasks.options import Duration, TaskOptions
 from omniq._tasks.stand_ins import Ended, StandIn, refuse_stand_ins
+from omniq.limit import Debounce
 from omniq.retry import RetryPolicy
 from omniq.task import NewTask, Task
 
@@ -151,6 +152,9 @@ class TaskFunction(Generic[P, R]):
         result_ttl: Duration | None = None,
         tags: Iterable[str] | None = None,
         headers: Mapping[str, str] | None = None,
+        key: str | None = None,
+        limit: str | None = None,
+        debounce: Debounce | None = None,
         connection: object = None,
     ) -> TaskFunction[P, R]:
         """Return the same function with other options.
@@ -169,6 +173,11 @@ class TaskFunction(Generic[P, R]):
         :param tags: words to find the task by.
         :param headers: short texts that travel beside the arguments, such as a correlation id, and can be read as
             ``current_task().headers`` and ``Task.headers``: at most 32, 8,192 bytes in all.
+        :param key: whose task it is within its queue: those of each key share what ``queue.limit(per_key=…)`` allows,
+            and keys get equal shares of the queue, or those of its ``weights``.
+        :param limit: a named limit, see ``queue.limit(name=…)``, which tasks of any queue can share.
+        :param debounce: the task waits, and takes the place of one that waits with the same key; instead of ``delay``,
+            ``run_at`` and ``unique``.
         :param connection: your own connection to the queue's database, with a transaction open: the task exists if and
             only if you commit.
         :raises TypeError, ValueError: if one of them cannot be used; the message names it.
@@ -186,6 +195,9 @@ class TaskFunction(Generic[P, R]):
             result_ttl=result_ttl,
             tags=tags,
             headers=headers,
+            key=key,
+            limit=limit,
+            debounce=debounce,
         )
         return type(self)(self.owner, self.definition, options, self.connection if connection is None else connection)
 
@@ -219,6 +231,9 @@ class TaskFunction(Generic[P, R]):
             expires=options.expires,
             tags=options.tags,
             result_ttl=options.result_ttl,
+            key=options.key,
+            limit=options.limit,
+            debounce=options.debounce,
         )
         return vars(alike)
 

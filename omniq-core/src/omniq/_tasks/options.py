@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 
 from attrs import evolve, field, frozen
 
+from omniq.limit import Debounce
 from omniq.retry import Exponential, RetryPolicy
 from omniq.storage.durations import duration, when
 from omniq.task import When
@@ -23,6 +24,8 @@ _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 _HEADER = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
 _QUEUE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 LONGEST_TEXT = 500
+LONGEST_NAME = 300
+"""Characters of a key or a named limit."""
 MOST_TAGS = 50
 MOST_HEADERS = 32
 LARGEST_HEADERS = 8192
@@ -161,6 +164,29 @@ def check_headers(headers: object) -> Mapping[str, str]:
     return MappingProxyType(dict(headers))
 
 
+def _name(value: str | None, what: str) -> str | None:
+    if value is None:
+        return None
+    text = check_text(value, what)
+    if len(text) > LONGEST_NAME:
+        raise ValueError(f"{what} must have 1 to {LONGEST_NAME} characters, not {len(text)}")
+    return text
+
+
+def _key(value: str | None) -> str | None:
+    return _name(value, "key")
+
+
+def _limit(value: str | None) -> str | None:
+    return _name(value, "limit")
+
+
+def _debounce(value: Debounce | None) -> Debounce | None:
+    if value is not None and not isinstance(value, Debounce):
+        raise TypeError(f'debounce must be a Debounce such as Debounce("key", wait=5), not {value!r}')
+    return value
+
+
 def _run_at(value: Duration | datetime | None) -> When | None:
     return None if value is None else when(value, "run_at")
 
@@ -189,6 +215,16 @@ class TaskOptions:
     tags: tuple[str, ...] = field(default=(), converter=_tags)
     headers: Mapping[str, str] = field(factory=dict, converter=check_headers)
     """Short texts that travel beside the arguments."""
+    key: str | None = field(default=None, converter=_key)
+    """Whose task it is within its queue, for the limit of the queue."""
+    limit: str | None = field(default=None, converter=_limit)
+    """The named limit that it shares with tasks of any queue."""
+    debounce: Debounce | None = field(default=None, converter=_debounce)
+    """Whether it takes the place of one that waits with the same key."""
+
+    def __attrs_post_init__(self) -> None:
+        if self.debounce is not None and self.unique is not None:
+            raise ValueError("give either debounce or unique, not both: the key of a debounce is a unique one")
 
     def using(self, *, delay: Duration | None = None, run_at: datetime | None = None, **values: Any) -> TaskOptions:
         """Return a copy with other values; None leaves a value as it is.

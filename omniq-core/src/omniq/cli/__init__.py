@@ -32,6 +32,7 @@ COMMANDS = {
     "tasks": ("omniq.cli.tasks", "list, show, cancel, retry and delete tasks"),
     "queues": ("omniq.cli.queues", "list, pause, resume and purge queues"),
     "flows": ("omniq.cli.flows", "list, show, cancel and retry flows"),
+    "limits": ("omniq.cli.limits", "list, set and delete limits"),
     "workers": ("omniq.cli.workers", "show which workers are alive"),
     "dashboard": ("omniq.dashboard.command", "show what a store holds and does, in a browser"),
     "exporter": ("omniq.cli.exporter", "serve the numbers of a store over HTTP"),

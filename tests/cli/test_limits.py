@@ -1,0 +1,92 @@
+"""``omniq limits``: what is stored, set and deleted."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from omniq import Limit, TaskQueue
+from omniq.cli import main
+from omniq.cli.app import load_queue
+
+APP = "tenants:queue"
+# The store as an object, as these commands run in this process.
+PROGRAM = """
+from omniq import TaskQueue
+from omniq.storage import Capability
+from omniq.storage.urls import parse_url
+from omniq_local.memory.storage import MemoryStorage
+
+class HereStorage(MemoryStorage):
+    capabilities = MemoryStorage.capabilities | {Capability.SHARED_BETWEEN_PROCESSES}
+
+queue = TaskQueue(HereStorage(parse_url("memory://tenants-of-the-cli", None)))
+"""
+
+
+@pytest.fixture
+def tenants(folder: Path) -> Iterator[TaskQueue]:
+    (folder / "tenants.py").write_text(PROGRAM, encoding="utf-8")
+    with load_queue(APP) as queue:
+        for limit in queue.limits():
+            queue.unlimit(limit.queue, name=limit.name)
+        yield queue
+
+
+def test_a_limit_is_set_shown_changed_and_deleted(tenants: TaskQueue, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["limits", "list", APP]) == 0
+    assert "no limits" in capsys.readouterr().out
+
+    assert main(["limits", "set", APP, "mail", "--concurrency", "50", "--key-rate", "10/2"]) == 0
+    assert main(["limits", "set", APP, "mail", "--rate", "100/60"]) == 0  # what is not given stays
+    assert main(["limits", "set", APP, "--name", "stripe", "--concurrency", "5"]) == 0
+    capsys.readouterr()
+
+    assert main(["limits", "list", APP]) == 0
+    shown = capsys.readouterr().out
+    assert "queue:mail" in shown
+    assert "50 at a time, 100 in 60 s, each key 10 in 2 s" in shown
+    assert "name:stripe" in shown
+    assert main(["limits", "list", APP, "--json"]) == 0
+    found = {one["id"]: one for one in json.loads(capsys.readouterr().out)}
+    assert found["queue:mail"]["per_key"]["rate"] == {"count": 10, "per": 2.0, "burst": 1}
+
+    assert main(["limits", "delete", APP, "--name", "stripe"]) == 0
+    assert main(["limits", "delete", APP, "--name", "stripe"]) == 1
+    assert [limit.id for limit in tenants.limits()] == ["queue:mail"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["set", APP], "either a queue or"),
+        (["set", APP, "mail", "--name", "stripe", "--concurrency", "1"], "either a queue or"),
+        (["set", APP, "mail"], "limits nothing"),
+        (["set", APP, "--name", "stripe", "--key-concurrency", "1"], "belong to the limit of a queue"),
+        (["set", APP, "mail", "--rate", "often"], "no rate such as 100/60"),
+        (["delete", APP], "either a queue or"),
+    ],
+)
+def test_what_cannot_be_set_is_wrong_usage(
+    tenants: TaskQueue, capsys: pytest.CaptureFixture[str], arguments: list[str], words: str
+) -> None:
+    try:
+        code = main(["limits", *arguments])
+    except SystemExit as ended:
+        code = int(ended.code or 0)
+
+    assert code == 2
+    assert words in capsys.readouterr().err
+    assert tenants.limits() == []
+
+
+def test_a_declared_limit_says_whose_it_is(tenants: TaskQueue, capsys: pytest.CaptureFixture[str]) -> None:
+    tenants.limit("mail", per_key=Limit(concurrency=1))
+    tenants.run(tenants.areconcile_schedules(APP))
+
+    assert main(["limits", "list", APP]) == 0
+
+    assert f"each key 1 at a time  {APP}" in capsys.readouterr().out
