@@ -140,13 +140,20 @@ class Limit:
         return limit_id(self.queue, self.name)
 
     def weight(self, key: str | None) -> float:
-        """Return the weight of a key, 1 if it has none of its own."""
+        """Return the weight of a key.
+
+        :param key: of a task; None: tasks without a key, whose weight is 1.
+        :return: what ``weights`` says of the key, else 1.
+        """
         return 1.0 if key is None else float(self.weights.get(key, 1.0))
 
 
 def limit_id(queue: str | None = None, name: str | None = None) -> str:
     """Return the id of the limit of a queue, or of a named one.
 
+    :param queue: the name of the queue, or None.
+    :param name: the name of the limit, or None.
+    :return: what it is stored under.
     :raises ValueError: if it is not exactly one of them.
     """
     if (queue is None) is (name is None):
@@ -194,7 +201,13 @@ VTIME_STEP = 1_000_000
 
 
 def line_id(queue: str, key: str | None, limit: str | None) -> str:
-    """Return the id of the line in which tasks stand: 64 hexadecimal digits, or :data:`PLAIN`."""
+    """Return the id of the line in which tasks stand.
+
+    :param queue: the name of their queue.
+    :param key: their key, if they have one.
+    :param limit: the name of their limit, if they have one.
+    :return: 64 hexadecimal digits; :data:`PLAIN` for tasks that have neither.
+    """
     if key is None and limit is None:
         return PLAIN
     return hashlib.sha256(json.dumps([queue, key, limit]).encode()).hexdigest()
