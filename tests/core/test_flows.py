@@ -30,7 +30,7 @@ from omniq import (
     gather,
 )
 from omniq.flow import NewFlow
-from omniq.storage import StorageLimits
+from omniq.storage import Enqueued, StorageLimits
 from omniq.storage.ids import new_id
 from omniq.task import NewTask
 from omniq.testing import await_until, trial, wait_until
@@ -364,6 +364,30 @@ def test_a_flow_of_several_steps_of_the_store(shop: Shop, monkeypatch: pytest.Mo
     handle = shop.queue.enqueue_flow(each(shop.count, pages.outputs).then(shop.report, title="t"))
     with working(shop.queue):
         assert handle.result(30) == f"t: {[1] * 10}"
+
+
+def test_a_flow_is_stored_in_steps_that_count_its_gates(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MemoryStorage, "limits", StorageLimits(flows=True, flow_step=60))
+    steps: list[tuple[int, int]] = []
+    enqueue = MemoryStorage.enqueue
+
+    async def noted(store: MemoryStorage, tasks: Sequence[NewTask], flow: NewFlow | None = None) -> list[Enqueued]:
+        assert flow is not None
+        steps.append((len(tasks), len(flow.gates)))
+        return await enqueue(store, tasks, flow)
+
+    monkeypatch.setattr(MemoryStorage, "enqueue", noted)
+    group = each(shop.count, [b"four"] * 50).then(shop.report, title="t")
+    chain = shop.clean_up.call()
+    for _ in range(24):
+        chain = shop.clean_up.call().after(chain)
+    handles = [shop.queue.enqueue_flow(call) for call in (group, chain)]
+    assert steps[0] == (51, 1), "a group within the step is stored at once"
+    assert sum(tasks for tasks, _ in steps[1:]) == 25
+    assert max(tasks + 5 * gates for tasks, gates in steps[1:]) <= 65, "the gate that is held comes on top"
+    with working(shop.queue):
+        for handle in handles:
+            handle.result(30)
 
 
 async def test_a_builder_that_dies_leaves_nothing_that_runs(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,12 +17,18 @@ from omniq_redis.members import LARGEST_GATE
 from omniq_redis.scripts import arguments_of
 from omniq_redis.times import moment, span
 
-__all__ = ["LONGEST_RANK", "flow_of", "pack_flow", "read_flow", "stored_flow"]
+__all__ = ["FLOW_STEP", "LONGEST_RANK", "flow_of", "pack_flow", "read_flow", "stored_flow"]
 
 STATES = {b"s": GateState.SHUT, b"o": GateState.OPEN, b"b": GateState.BROKEN}
 WORDS = 6
 """Arguments of ``enqueue_flow`` before those of the tasks."""
 LONGEST_RANK = 0xFFFF
+FLOW_STEP = 12_000
+"""A group of 10,000, or 2,000 links of a chain: the server does nothing else for a tenth of a second at most.
+
+Much more in one script would take more than its part of the time: Lua looks each text up among those that it has, by a
+hash of some of the bytes, which is the same for many links of a chain.
+"""
 _GATE = struct.Struct(">IBH")
 
 

@@ -47,7 +47,7 @@ from omniq_redis.client import Client, Memory
 from omniq_redis.connecting import Connector
 from omniq_redis.doctor import diagnose, warn
 from omniq_redis.encoding import is_simple, order_words
-from omniq_redis.flows import flow_of, pack_flow, read_flow, stored_flow
+from omniq_redis.flows import FLOW_STEP, flow_of, pack_flow, read_flow, stored_flow
 from omniq_redis.reading import list_tasks, read_cursor
 from omniq_redis.schedules import next_run_of, schedules_of
 from omniq_redis.settings import read_settings
@@ -96,7 +96,12 @@ class RedisStorage(Storage):
         }
     )
     limits = StorageLimits(
-        atomic_tasks=MOST_TASKS, atomic_unique_tasks=MOST_TASKS, body=MOST_BYTES, stalled_client=0, flows=True
+        atomic_tasks=MOST_TASKS,
+        atomic_unique_tasks=MOST_TASKS,
+        flow_step=FLOW_STEP,
+        body=MOST_BYTES,
+        stalled_client=0,
+        flows=True,
     )
 
     def __init__(self, config: StorageConfig, *, connection: Mapping[str, Any] | None = None) -> None:

@@ -15,6 +15,7 @@ from omniq._tasks.stand_ins import StandIn, has_stand_in
 from omniq.errors import SerializationError
 from omniq.flow import NewFlow, NewGate
 from omniq.serialization import ArgumentTypes
+from omniq.storage import StorageLimits
 from omniq.storage.ids import new_id
 from omniq.task import Feed, NewTask, Reference
 
@@ -243,20 +244,46 @@ HOLD_SECONDS = 60.0
 """For how long a flow that is stored in parts may stand still before it is given up."""
 
 
-def parts_of(graph: Graph, size: int) -> Iterator[tuple[NewFlow, Sequence[NewTask]]]:
-    """Yield a flow in parts that a store keeps all or none, its roots behind a gate that is held until all are stored.
+GATE_COST = 5
+"""What a new gate counts in :attr:`.StorageLimits.flow_step`, where a task that feeds one gate counts 1."""
+
+
+def parts_of(graph: Graph, limits: StorageLimits) -> list[tuple[NewFlow, Sequence[NewTask]]]:
+    """Return a flow in parts that a store keeps all or none; of several, the roots are behind a gate that is held.
 
     :param graph: the flow.
-    :param size: tasks of a part.
+    :param limits: of the store.
     """
+    starts = _starts_of_parts(graph.tasks, limits)
+    if len(starts) == 1:
+        return [(graph.flow, graph.tasks)]
     held = NewGate(n=len(graph.flow.gates), rank="", hold=True)
     by_number = {gate.n: gate for gate in graph.flow.gates}
     tasks = [task if task.behind is not None else evolve(task, behind=held.n) for task in graph.tasks]
-    for start in range(0, len(tasks), size):
-        part = tasks[start : start + size]
+    parts: list[tuple[NewFlow, Sequence[NewTask]]] = []
+    for start, end in zip(starts, [*starts[1:], len(tasks)], strict=True):
+        part = tasks[start:end]
         # A gate comes with the first that feeds it: with none it would be open at once.
         fed = [feed.gate for task in part for feed in task.feeds]
         empty = [task.behind for task in part if task.behind is not None]
         gates = [gate for n in dict.fromkeys([*fed, *empty]) if (gate := by_number.pop(n, None)) is not None]
         gates = [held, *gates] if start == 0 else gates
-        yield evolve(graph.flow, gates=tuple(gates), hold_ttl=HOLD_SECONDS), part
+        parts.append((evolve(graph.flow, gates=tuple(gates), hold_ttl=HOLD_SECONDS), part))
+    return parts
+
+
+def _starts_of_parts(tasks: Sequence[NewTask], limits: StorageLimits) -> list[int]:
+    most_tasks, most = limits.atomic_tasks or len(tasks), limits.flow_step
+    if most is None:
+        return list(range(0, len(tasks), most_tasks))
+    starts, cost = [0], 0
+    seen: set[int | None] = {None}
+    for at, task in enumerate(tasks):
+        gates = {task.behind, *(feed.gate for feed in task.feeds)} - seen
+        seen |= gates
+        own = max(len(task.feeds), 1) + GATE_COST * len(gates)
+        if at > starts[-1] and (cost + own > most or at - starts[-1] >= most_tasks):
+            starts.append(at)
+            cost = 0
+        cost += own
+    return starts

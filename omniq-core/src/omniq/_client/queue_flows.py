@@ -121,11 +121,11 @@ class QueueFlows:
         return await self._astore(await self._storage(), graph)
 
     async def _astore(self, storage: Storage, graph: Graph) -> list[Enqueued]:
-        size = storage.limits.atomic_tasks
-        if size is None or len(graph.tasks) <= size:
+        parts = parts_of(graph, storage.limits)
+        if len(parts) == 1:
             return await storage.enqueue(graph.tasks, graph.flow)
         stored: list[Enqueued] = []
-        for flow, part in parts_of(graph, size):
+        for flow, part in parts:
             stored += await storage.enqueue(part, flow)
             failpoint("producer.after-part")
             if stored[-1].id != part[-1].id:  # another flow holds the key

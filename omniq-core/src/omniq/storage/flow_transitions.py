@@ -6,7 +6,7 @@ the flow's agenda, which any claim, recover or settle works off.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 
 from attrs import asdict, evolve
@@ -200,13 +200,30 @@ class FlowStep:
     def _live_members(self) -> Iterable[int]:
         return (n for state, n in self._tx.count_members(self.flow.id).items() if not state.is_final)
 
-    def retried(self) -> list[StoredTask]:
+    def retried(self, limit: int | None = None) -> list[StoredTask]:
         """Return the tasks that a retry of the flow has still to retry."""
-        ended = self._tx.members(self.flow.id, None, _RETRIED, None)
-        return [task for task in ended if not isinstance(task, Salvaged) and not _is_upstream(task)]
+        return self._first(
+            None, _RETRIED, limit, lambda task: not isinstance(task, Salvaged) and not _is_upstream(task)
+        )
+
+    def _first(
+        self,
+        behind: int | None,
+        states: Sequence[TaskState],
+        limit: int | None,
+        is_wanted: Callable[[StoredTask], bool],
+    ) -> list[StoredTask]:
+        """Return the first members that are wanted. No more are read than it takes, as a step is one of many."""
+        read = limit
+        while True:
+            found = self._tx.members(self.flow.id, behind, states, read)
+            wanted = [task for task in found if is_wanted(task)]
+            if limit is None or read is None or len(wanted) >= limit or len(found) < read:
+                return wanted if limit is None else wanted[:limit]
+            read *= 4
 
     def _retry(self, limit: int) -> int:
-        tasks = self.retried()[:limit]
+        tasks = self.retried(limit)
         self.read(feed.gate for task in tasks for feed in task.feeds)
         revived = [self.revived(task) for task in tasks]
         self._tx.save(revived)
@@ -236,8 +253,7 @@ class FlowStep:
                 error = TaskError(type=_UPSTREAM, message=gate.error)
                 self._save_moved([ended_task(task, TaskState.CANCELLED, tx.now, error=error) for task in blocked])
         if gate is not None and gate.state is not GateState.BROKEN and gate.revives:
-            ended = tx.members(self.flow.id, n, (TaskState.CANCELLED,), None)
-            dead = [task for task in ended if _is_upstream(task)][: limit - len(blocked)]
+            dead = self._first(n, (TaskState.CANCELLED,), limit - len(blocked), _is_upstream)
             self._save_moved([self.revived(task) for task in dead])
         if len(blocked) + len(dead) < limit:
             self.flow.agenda.pop(n, None)

@@ -37,9 +37,9 @@ It is for the stores that hold them: those whose :attr:`StorageLimits.flows` say
    under 3, and until all are no gate of the flow opens: what waits, waits for all of them.
 10. **Retention.** No task of a flow is pruned before the flow is: ``result_ttl`` seconds of the flow's after its end.
     ``delete`` and ``purge`` are obeyed.
-11. **Building in parts.** One call, up to :attr:`StorageLimits.atomic_tasks`, is one step. A larger graph has its roots
-    behind a gate with a hold, and each call extends the hold until ``release_hold`` lets it go. If the hold runs out,
-    that gate breaks, and nothing has run.
+11. **Building in parts.** One call, up to :attr:`StorageLimits.atomic_tasks`, is one step. A larger graph, or one of
+    more than :attr:`StorageLimits.flow_step`, has its roots behind a gate with a hold, and each call extends the hold
+    until ``release_hold`` lets it go. If the hold runs out, that gate breaks, and nothing has run.
 12. The expiry of a blocked task is acted on when its gate opens, no later. Queues may differ within a flow, and a
     paused queue keeps what is released.
 """

@@ -59,6 +59,13 @@ class StorageLimits:
     """
     atomic_unique_tasks: int | None = None
     """The same where any of the tasks has a ``unique`` key."""
+    flow_step: int | None = None
+    """How much of a flow one :meth:`Storage.enqueue` should store, so that the step stays short; None: what
+    :attr:`atomic_tasks` says.
+
+    A task counts once for each gate that it feeds, and at least once; a new gate counts five times. A larger flow is
+    stored in parts, and starts as the last of them is stored.
+    """
     atomic_across_queues: bool = True
     """Whether a change of stored tasks (``claim``, ``finish``, ``heartbeat``, ``recover``, ``cancel``, ``retry``,
     ``run_now``, ``delete``) is one step. False: it is one for the tasks of each queue, and several for very many or

@@ -268,7 +268,7 @@ class FlowContract(Contract):
         length = LINKS
         flow = new_flow(length)
         links = [member(flow, n - 1 if n else None, [n]) for n in range(length)]
-        step = store.limits.atomic_tasks or length
+        step = min(store.limits.atomic_tasks or length, (store.limits.flow_step or 6 * length) // 6)
         for start in range(0, length, step):
             await store.enqueue(links[start : start + step], evolve(flow, gates=flow.gates[start : start + step]))
         await store.cancel([links[0].id])

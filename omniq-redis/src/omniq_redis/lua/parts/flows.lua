@@ -134,7 +134,7 @@ function flows()
   local function gate_of(flow, n)
     local gate = flow.gates[n]
     if gate == nil then
-      local text = call('HGET', flow.key, string.format('g%.0f', n))
+      local text = not flow.is_new and call('HGET', flow.key, string.format('g%.0f', n))
       gate = text and read_gate(n, text)
       flow.gates[n] = gate
       if gate and gate.state == 'b' and gate.failed <= 0 and flow.cancelled == 0 then
@@ -750,7 +750,7 @@ function flows()
   -- Adds a flow.
   function made.add(id, unique, ttl)
     local flow = new(id, {})
-    flow.created, flow.ttl, flow.unique, flow.audit_at = now, ttl, unique, now + AUDIT
+    flow.created, flow.ttl, flow.unique, flow.audit_at, flow.is_new = now, ttl, unique, now + AUDIT, true
     return wait_for(flow)
   end
 
