@@ -31,7 +31,7 @@ def make_queue(url: str) -> Iterator[MakeQueue]:
     made: list[TaskQueue] = []
 
     def make(**options: Any) -> TaskQueue:
-        queue = TaskQueue(url, **options)
+        queue = TaskQueue(options.pop("url", url), **options)
         made.append(queue)
         return queue
 

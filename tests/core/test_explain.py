@@ -10,7 +10,20 @@ from typing import Any
 import pytest
 from attrs import evolve
 
-from omniq import Every, Fixed, QueueStats, Reason, ReasonKind, Task, TaskNotFound, TaskQueue, TaskState, current_task
+from omniq import (
+    Every,
+    Fixed,
+    Limit,
+    QueueStats,
+    Rate,
+    Reason,
+    ReasonKind,
+    Task,
+    TaskNotFound,
+    TaskQueue,
+    TaskState,
+    current_task,
+)
 from omniq._client.explain import explain
 from omniq._worker.worker_info import WorkerAbout, WorkerInfo
 from omniq.flow import Flow, Gate, GateState, NewFlow, NewGate
@@ -258,6 +271,75 @@ def test_slots_are_those_of_its_own_executor(queue: TaskQueue, gate: HeldBack) -
         second = hold.enqueue().id
         wait_until(lambda: kinds(queue.explain(second)) == ["slots taken"], what="the second to be held back")
         gate.open()
+
+
+@pytest.fixture
+def limited(make_queue: MakeQueue) -> TaskQueue:
+    return make_queue(url=f"memory://{new_id()}")
+
+
+@pytest.mark.parametrize(
+    ("limit", "kind", "said"),
+    [
+        (Limit(queue="mail", concurrency=1), "queue limit", "queue 'mail' is at its concurrency: 1 of at most 1 run"),
+        (
+            Limit(queue="mail", per_key=Limit(concurrency=1)),
+            "key limit",
+            "key 'tenant-1' of queue 'mail' is at its concurrency: 1 of at most 1 run",
+        ),
+        (Limit(name="api", concurrency=1), "named limit", "limit 'api' is at its concurrency: 1 of at most 1 run"),
+    ],
+    ids=["queue", "key", "name"],
+)
+def test_a_task_that_a_concurrency_holds_back_names_the_limit(
+    limited: TaskQueue, gate: HeldBack, limit: Limit, kind: str, said: str
+) -> None:
+    @limited.task(queue="mail")
+    def hold() -> None:
+        gate.wait()
+
+    limited.put_limit(limit)
+    with working(limited, concurrency=5):
+        told(limited)
+        call = hold.using(key="tenant-1", limit="api")
+        call.enqueue()
+        wait_until(lambda: gate.arrived == 1)
+        held_back = call.enqueue()
+        (why,) = limited.explain(held_back.id)
+        assert (why.kind, why.text) == (kind, said)
+        assert (why.fields["running"], why.fields["concurrency"], why.fields["next_start"]) == (1, 1, None)
+        gate.open()
+        held_back.result(30)
+
+
+@pytest.mark.parametrize(
+    ("place", "kind", "called"),
+    [
+        ({"queue": "mail"}, "queue limit", "queue 'mail'"),
+        ({"queue": "mail", "per_key": Limit(rate=Rate(1, per=3600))}, "key limit", "key 'tenant-1' of queue 'mail'"),
+        ({"name": "api"}, "named limit", "limit 'api'"),
+    ],
+    ids=["queue", "key", "name"],
+)
+def test_a_task_that_a_rate_holds_back_says_when_the_next_one_may_start(
+    limited: TaskQueue, place: dict[str, Any], kind: str, called: str
+) -> None:
+    @limited.task(queue="mail")
+    def send() -> None: ...
+
+    rate = Rate(1, per=3600)
+    limited.put_limit(Limit(**place) if "per_key" in place else Limit(rate=rate, **place))
+    with working(limited):
+        told(limited)
+        call = send.using(key="tenant-1", limit="api")
+        first = call.enqueue()
+        first.result(30)
+        (why,) = limited.explain(call.enqueue().id)
+        started = first.task().started_at
+        assert started is not None
+        due = started + timedelta(hours=1)
+        assert (why.kind, why.fields["next_start"]) == (kind, due)
+        assert why.text.startswith(f"{called} is at its rate of 1 in 3600 s: the next one may start at {due:%Y-%m-%d}")
 
 
 async def test_a_task_that_nothing_holds_back_is_next(queue: TaskQueue) -> None:

@@ -21,6 +21,7 @@ __all__ = [
     "Debounce",
     "Lane",
     "Limit",
+    "LimitUsage",
     "Limited",
     "Rate",
     "Scope",
@@ -192,6 +193,28 @@ class Scope(NamedTuple):
     queue: str | None = None
     key: str | None = None
     name: str | None = None
+
+
+@frozen(kw_only=True)
+class LimitUsage:
+    """What stands against a limit at a moment."""
+
+    scope: Scope
+    """What is counted together."""
+    limit: Limit | None
+    """What holds for it; None: nothing does."""
+    running: int
+    """How many tasks of it run; it can be more than the limit for a while after that was lowered."""
+    next_start: datetime | None = None
+    """When its rate lets the next task start, aware and in UTC; None: now, as far as the rate goes."""
+    held_keys: int = 0
+    """Of how many keys tasks wait for it, those of a queue by themselves: of the limit of a queue, for ``per_key``. No
+    more than 1,000 of each queue are counted. Tasks without a key that share a named limit count as one key."""
+
+    @property
+    def is_full(self) -> bool:
+        """Whether as many tasks run as may."""
+        return self.limit is not None and self.limit.concurrency is not None and self.running >= self.limit.concurrency
 
 
 PLAIN = ""

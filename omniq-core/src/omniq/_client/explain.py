@@ -19,6 +19,7 @@ from omniq._tasks.scheduled_flows import is_flow_run
 from omniq._worker.releasing import PUT_BACK_LIMIT, times_put_back
 from omniq._worker.worker_info import WorkerAbout, WorkerInfo, as_worker_info, serves
 from omniq.flow import Flow, GateState
+from omniq.limit import LimitUsage, Scope
 from omniq.schedule import Schedule
 from omniq.storage import QueueStats, Storage, TaskQuery
 from omniq.storage.body import as_task
@@ -51,6 +52,12 @@ class ReasonKind(StrEnum):
     """A worker could not run it, and it waits to be offered to others."""
     BLOCKED = "blocked"
     """It waits for other tasks of its flow."""
+    QUEUE_LIMIT = "queue limit"
+    """As many tasks of its queue run, or have started, as may."""
+    KEY_LIMIT = "key limit"
+    """As many tasks of its key run, or have started, as may."""
+    NAMED_LIMIT = "named limit"
+    """As many tasks with its named limit run, or have started, as may."""
     PAUSED = "paused"
     NO_WORKER = "no worker"
     QUEUE_NOT_SERVED = "queue not served"
@@ -90,7 +97,7 @@ def explain(
     stats: Sequence[QueueStats],
     workers: Sequence[WorkerInfo],
     schedules: Sequence[Schedule] = (),
-    limits: Sequence[object] = (),
+    limits: Sequence[LimitUsage] = (),
     flows: Sequence[Flow] = (),
     inputs: Sequence[StoredTask] = (),
     executors: Mapping[str, Executor] | None = None,
@@ -102,7 +109,7 @@ def explain(
     :param stats: the queues in numbers.
     :param workers: the workers that are alive. One that did not tell what it is may be able to do anything.
     :param schedules: of these the one that enqueued the task is named.
-    :param limits: the limits that the task counts for. There are none yet, and so no reason is made of them.
+    :param limits: how the limits stand that hold for the task.
     :param flows: among them the flow that the task belongs to.
     :param inputs: tasks that have not ended; of these the ones that the task waits for are named.
     :param executors: on which executor the tasks run that workers hold, by the tasks' ids; others count as on none.
@@ -116,7 +123,7 @@ def explain(
     reasons = [_not_due(task, now)] if _is_later(task, now) else []
     if task.state is TaskState.BLOCKED:
         reasons.append(_blocked(task, flows, inputs))
-    reasons += _waiting(task, {one.queue: one for one in stats}, workers, executors or {}, now)
+    reasons += _waiting(task, {one.queue: one for one in stats}, workers, limits, executors or {}, now)
     return reasons
 
 
@@ -145,11 +152,21 @@ async def explained(storage: Storage, task: Task) -> list[Reason]:
         task,
         stats=await storage.stats(),
         workers=workers,
+        limits=await storage.get_limit_usage(_scopes(task)) if storage.limits.task_limits else (),
         flows=flows,
         inputs=inputs,
         executors=executors,
         now=await storage.now(),
     )
+
+
+def _scopes(task: Task) -> list[Scope]:
+    scopes = [Scope(task.queue)]
+    if task.key is not None:
+        scopes.append(Scope(task.queue, task.key))
+    if task.limit is not None:
+        scopes.append(Scope(name=task.limit))
+    return scopes
 
 
 async def _read_executors(
@@ -249,12 +266,13 @@ def _waiting(
     task: Task,
     stats: Mapping[str, QueueStats],
     workers: Sequence[WorkerInfo],
+    limits: Sequence[LimitUsage],
     executors: Mapping[str, Executor],
     now: datetime,
 ) -> Iterator[Reason]:
     is_due = task.state is not TaskState.BLOCKED and not _is_later(task, now)
     own = stats.get(task.queue)
-    reasons = []
+    reasons = [reason for usage in limits if is_due for reason in _held_back(usage, now)]
     if own is not None and own.paused:
         text = f"its queue {task.queue!r} is paused: omniq queues resume lets it go on"
         reasons.append(Reason(kind=ReasonKind.PAUSED, text=text, fields={"queue": task.queue}))
@@ -278,6 +296,30 @@ def _waiting(
         text = f"it {'expired' if over else 'expires'}{_at(task.expires_at, now)}"
         text += ": it ends as cancelled" if over else ", and ends as cancelled unless it has begun by then"
         yield Reason(kind=ReasonKind.EXPIRES, text=text, fields={"at": task.expires_at})
+
+
+def _held_back(usage: LimitUsage, now: datetime) -> Iterator[Reason]:
+    scope, limit = usage.scope, usage.limit
+    if limit is None:
+        return
+    if scope.name is not None:
+        kind, called = ReasonKind.NAMED_LIMIT, f"limit {scope.name!r}"
+    elif scope.key is not None:
+        kind, called = ReasonKind.KEY_LIMIT, f"key {scope.key!r} of queue {scope.queue!r}"
+    else:
+        kind, called = ReasonKind.QUEUE_LIMIT, f"queue {scope.queue!r}"
+    fields = {
+        **scope._asdict(),
+        "running": usage.running,
+        "concurrency": limit.concurrency,
+        "next_start": usage.next_start,
+    }
+    if usage.is_full:
+        text = f"{called} is at its concurrency: {usage.running:,} of at most {limit.concurrency:,} run"
+        yield Reason(kind=kind, text=text, fields=fields)
+    elif usage.next_start is not None and limit.rate is not None:
+        text = f"{called} is at its rate of {limit.rate.count:,} in {limit.rate.per:g} s: the next one may start"
+        yield Reason(kind=kind, text=text + _at(usage.next_start, now), fields=fields)
 
 
 def _is_later(task: Task, now: datetime) -> bool:

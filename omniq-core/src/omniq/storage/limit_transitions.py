@@ -32,7 +32,7 @@ from typing import cast
 
 from attrs import evolve
 
-from omniq.limit import PLAIN, VTIME_STEP, Lane, Limit, Scope, StoredLine, limit_id, line_id
+from omniq.limit import PLAIN, VTIME_STEP, Lane, Limit, LimitUsage, Scope, StoredLine, limit_id, line_id
 from omniq.storage.primitives import FlowTransaction, LimitTransaction, Transaction
 from omniq.storage.states import claimed_task, from_micros, to_micros
 from omniq.task import StoredTask, TaskState
@@ -47,6 +47,7 @@ __all__ = [
     "claim_lines",
     "delete_limit",
     "get_limits",
+    "get_usage",
     "give_back",
     "is_lined",
     "lock_limits",
@@ -454,6 +455,34 @@ def put_limit(tx: Transaction, limit: Limit, expected: int | None) -> Limit | No
 def get_limits(tx: Transaction, ids: Sequence[str] | None) -> list[Limit]:
     found = tx.task_limits(ids)
     return [found[one] for one in (sorted(found) if ids is None else ids) if one in found]
+
+
+def get_usage(tx: Transaction, scopes: Sequence[Scope] | None) -> list[LimitUsage]:
+    if scopes is None:
+        scopes = [Scope(limit.queue, name=limit.name) for limit in get_limits(tx, None)]
+    step = LimitStep(tx)
+    return [_usage(tx, step, scope) for scope in scopes]
+
+
+def _usage(tx: Transaction, step: LimitStep, scope: Scope) -> LimitUsage:
+    limit, lines = step.limit(scope.queue, scope.name), list[StoredLine]()
+    if scope.queue is None:
+        place = at_name(scope.name or "")
+        for queue in tx.queues_at(place):
+            lines += tx.lines(queue, place, LOOKED_AT)
+    elif scope.key is None:
+        lines = tx.lines(scope.queue, AT_KEY, LOOKED_AT) + tx.lines(scope.queue, ASLEEP, LOOKED_AT)
+    else:
+        limit = None if limit is None else limit.per_key
+        lines = [line for line in tx.lines_of_key(scope.queue, scope.key) if line.place in (AT_KEY, ASLEEP)]
+    tokens, due = step.tokens(scope, limit)
+    return LimitUsage(
+        scope=scope,
+        limit=limit,
+        running=tx.running(scope),
+        next_start=from_micros(due) if tokens <= 0 else None,
+        held_keys=len({(line.queue, line.key) for line in lines if not line.is_alarm}),
+    )
 
 
 def delete_limit(tx: Transaction, limit_id: str) -> bool:

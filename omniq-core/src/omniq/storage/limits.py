@@ -31,7 +31,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from omniq.errors import ConfigurationError
-from omniq.limit import Limit
+from omniq.limit import Limit, LimitUsage, Scope
 
 __all__ = ["LimitStorage", "no_limits"]
 
@@ -60,6 +60,17 @@ class LimitStorage:
 
         :param limit_id: see :attr:`omniq.limit.Limit.id`.
         :return: whether it was there.
+        """
+        raise no_limits(self)
+
+    async def get_limit_usage(self, scopes: Sequence[Scope] | None = None) -> list[LimitUsage]:
+        """Return how many tasks run under limits, when their rates let the next start, and what they hold back.
+
+        It costs by the number of scopes and of the keys that are held back, not by that of the tasks.
+
+        :param scopes: each a queue, a key of a queue, or a name; None: those of all stored limits, sorted by the
+            limits' ids.
+        :return: as many as scopes, in order, also for those that nothing limits.
         """
         raise no_limits(self)
 

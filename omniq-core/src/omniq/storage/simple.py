@@ -21,7 +21,7 @@ from typing import Any, Protocol, Self, TypeVar
 
 from omniq.errors import CorruptRecord, StorageUnavailable
 from omniq.flow import Flow, NewFlow
-from omniq.limit import Limit
+from omniq.limit import Limit, LimitUsage, Scope
 from omniq.schedule import Schedule
 from omniq.storage import flow_transitions, limit_transitions, transitions
 from omniq.storage.base import Storage
@@ -466,6 +466,9 @@ class SimpleStorage(Storage):
 
     async def get_limits(self, ids: Sequence[str] | None = None) -> list[Limit]:
         return await self._read(lambda tx: limit_transitions.get_limits(tx, ids))
+
+    async def get_limit_usage(self, scopes: Sequence[Scope] | None = None) -> list[LimitUsage]:
+        return await self._read(lambda tx: limit_transitions.get_usage(tx, scopes))
 
     async def delete_limit(self, limit_id: str) -> bool:
         return await self._run(limit_transitions.delete_limit, limit_id, wakes=True)

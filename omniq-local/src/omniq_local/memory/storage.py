@@ -17,7 +17,7 @@ from typing import Protocol, Self, runtime_checkable
 
 from omniq.errors import StorageUnavailable
 from omniq.flow import Flow, NewFlow
-from omniq.limit import Limit
+from omniq.limit import Limit, LimitUsage, Scope
 from omniq.schedule import Schedule
 from omniq.storage import (
     Adoption,
@@ -283,6 +283,10 @@ class MemoryStorage(Storage):
     async def get_limits(self, ids: Sequence[str] | None = None) -> list[Limit]:
         with LOCK:
             return limit_transitions.get_limits(self._opened(), ids)
+
+    async def get_limit_usage(self, scopes: Sequence[Scope] | None = None) -> list[LimitUsage]:
+        with LOCK:
+            return limit_transitions.get_usage(self._opened(), scopes)
 
     async def delete_limit(self, limit_id: str) -> bool:
         with LOCK:

@@ -14,7 +14,7 @@ from attrs import evolve
 
 from omniq.errors import ConfigurationError
 from omniq.flow import NewFlow, NewGate
-from omniq.limit import Debounce, Limit, Rate
+from omniq.limit import Debounce, Limit, Rate, Scope
 from omniq.storage import Storage
 from omniq.storage.ids import new_id
 from omniq.task import Feed, NewTask, StoredTask, TaskState
@@ -222,6 +222,49 @@ class LimitContract(Contract):
             done += [task.id for task in ended]
         assert peak == 6
         assert len(set(done)) == 60
+
+    # What stands against limits
+
+    @with_limits
+    async def test_usage_says_what_runs_and_of_how_many_keys_tasks_are_held_back(self, store: Storage) -> None:
+        await store.put_limit(Limit(queue="work", concurrency=9, per_key=Limit(concurrency=1)))
+        await store.put_limit(Limit(name="api", concurrency=2))
+        await add_keyed(store, "a", "a", "a", "b", "b", "c")
+        await add(store, *[new_task(queue="other", limit="api") for _ in range(4)])
+        assert len(await take(store, 9)) == 3
+        assert len(await take(store, 9, queue="other")) == 2
+        assert await take(store, 9) == []
+        assert await take(store, 9, queue="other") == []
+        assert [(one.scope, one.running, one.held_keys, one.is_full) for one in await store.get_limit_usage()] == [
+            (Scope(name="api"), 2, 1, True),
+            (Scope("work"), 3, 2, False),
+        ]
+        scopes = [Scope("work", "c"), Scope("work", "a"), Scope("other"), Scope(name="none"), Scope("work", "d")]
+        found = await store.get_limit_usage(scopes)
+        assert [one.scope for one in found] == scopes
+        assert [(one.running, one.held_keys, one.is_full) for one in found] == [
+            (1, 0, True),
+            (1, 1, True),
+            (2, 0, False),
+            (0, 0, False),
+            (0, 0, False),
+        ]
+        assert [one.limit and one.limit.concurrency for one in found] == [1, 1, None, None, 1]
+
+    @with_limits
+    @pytest.mark.parametrize("place", [{}, {"key": "a"}, {"limit": "x"}], ids=["queue", "key", "name"])
+    async def test_usage_says_when_a_rate_lets_the_next_task_start(self, store: Storage, place: dict[str, str]) -> None:
+        await store.put_limit(_rated(Rate(1, per=AGES), place))
+        scope = Scope(name="x") if "limit" in place else Scope("work", place.get("key"))
+        await add(store, *[new_task(**place) for _ in range(2)])
+        (before,) = await store.get_limit_usage([scope])
+        assert before.next_start is None
+        (task,) = await take(store, 9)
+        assert await take(store, 9) == []
+        (after,) = await store.get_limit_usage([scope])
+        assert task.started_at is not None
+        assert after.next_start == task.started_at + timedelta(seconds=AGES)
+        assert (after.is_full, after.held_keys) == (False, 1 if place else 0)
 
     # Rates
 
