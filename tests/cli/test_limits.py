@@ -90,3 +90,40 @@ def test_a_declared_limit_says_whose_it_is(tenants: TaskQueue, capsys: pytest.Ca
     assert main(["limits", "list", APP]) == 0
 
     assert f"each key 1 at a time  {APP}" in capsys.readouterr().out
+
+
+def test_stats_and_the_list_show_what_runs_of_how_many_and_what_is_held_back(
+    tenants: TaskQueue, capsys: pytest.CaptureFixture[str]
+) -> None:
+    @tenants.task(queue="mail")
+    def send() -> None: ...
+
+    tenants.put_limit(Limit(queue="mail", concurrency=9, per_key=Limit(concurrency=1)))
+    tenants.put_limit(Limit(name="api", concurrency=2))
+    ids = [send.using(key="tenant-1").enqueue().id for _ in range(2)]
+    ids += [send.using(limit="api").enqueue().id for _ in range(3)]
+
+    def shown(*command: str) -> str:
+        assert main([*command, APP]) == 0
+        return capsys.readouterr().out
+
+    async def claim() -> None:
+        storage = (await tenants.connections.current()).storage
+        assert len(await storage.claim({"mail": 9}, worker="w", lease=60)) == 3
+
+    tenants.run(claim())
+    header, *rows = shown("stats").splitlines()
+    assert "limit  held back" in header
+    (mail,) = [row for row in rows if row.startswith("mail ")]
+    assert "3/9      1 key" in mail
+    found = next(one for one in json.loads(shown("stats", "--json")) if one["queue"] == "mail")
+    assert found["limit"] == {"running": 3, "concurrency": 9, "next_start": None, "held_keys": 1}
+    assert shown("queues", "list").splitlines()[0] == header
+    assert "3/9      1 key" in shown("stats", "--watch", "--count", "1")
+    listed = {row.split()[0]: row.split() for row in shown("limits", "list").splitlines()}
+    assert listed["name:api"][-3:] == ["2", "1", "key"]
+    assert listed["queue:mail"][-3:] == ["3", "1", "key"]
+    tenants.put_limit(Limit(queue="mail", concurrency=2))
+    assert shown("limits", "list").splitlines()[-1].split()[-2:] == ["3", "all"]
+
+    tenants.select(ids=ids).delete()

@@ -70,7 +70,7 @@ def test_json_is_a_list_of_objects(capsys: pytest.CaptureFixture[str]) -> None:
     assert default == {
         "queue": "default", "blocked": 0,
         "scheduled": 1, "ready": 2, "running": 0, "succeeded": 0, "failed": 0, "cancelled": 0,
-        "paused": False,
+        "paused": False, "limit": None,
     }  # fmt: skip
     assert slow["oldest_ready"] is None
 

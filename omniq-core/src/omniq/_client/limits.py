@@ -9,7 +9,7 @@ from attrs import evolve
 from omniq._client.admin import Control
 from omniq._runtime.sync import sync
 from omniq._tasks.options import check_queue
-from omniq.limit import Limit, Rate, limit_id
+from omniq.limit import Limit, LimitUsage, Rate, limit_id
 from omniq.storage import Storage
 from omniq.storage.escaping import get_logger, shown
 from omniq.storage.limits import no_limits
@@ -86,6 +86,16 @@ class Limits(Control):
         return await (await self._limit_storage()).get_limits()
 
     limits = sync(alimits)
+
+    async def alimit_usage(self) -> list[LimitUsage]:
+        """Return how the stored limits stand, sorted by id: how many tasks run, and what is held back.
+
+        :return: one for each stored limit; none if the queue's store holds no limits.
+        """
+        storage = await self._storage()
+        return await storage.get_limit_usage() if storage.limits.task_limits else []
+
+    limit_usage = sync(alimit_usage)
 
     async def aunlimit(self, queue: str | None = None, *, name: str | None = None) -> bool:
         """Remove the stored limit of a queue, or a named one; what it held back goes on.

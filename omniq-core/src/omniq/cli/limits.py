@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from attrs import asdict, evolve
@@ -13,8 +14,9 @@ from omniq.cli.arguments import add_app, add_json, count, describe, queue_name, 
 from omniq.cli.columns import Column, Table
 from omniq.cli.failures import FAILED, WRONG_USAGE, complain
 from omniq.cli.groups import Action, add_actions, run_action
+from omniq.cli.stats import held_back, usage_as_json
 from omniq.cli.terminal import Screen
-from omniq.limit import Limit, Rate
+from omniq.limit import Limit, LimitUsage, Rate
 
 __all__ = ["ACTIONS", "configure", "run"]
 
@@ -85,11 +87,14 @@ def _rate(value: str) -> Rate:
 def _list(options: argparse.Namespace) -> int:
     screen = Screen()
     with open_queue(options.app) as queue:
-        limits = queue.limits()
+        queue.limits()  # a store that holds none says so
+        usage = {one.limit.id: one for one in queue.limit_usage() if one.limit is not None}
+        limits = [one.limit for one in usage.values() if one.limit is not None]
         if options.json:
-            screen.say_lines(json.dumps([_as_json(limit) for limit in limits], indent=2))
+            shown = [_as_json(limit) | {"usage": usage_as_json(usage[limit.id])} for limit in limits]
+            screen.say_lines(json.dumps(shown, indent=2))
         elif limits:
-            for line in Table(_COLUMNS, screen).lines(limits):
+            for line in Table(_columns(usage), screen).lines(limits):
                 screen.say(line)
         else:
             screen.say("there are no limits")
@@ -151,11 +156,15 @@ def _as_json(limit: Limit) -> dict[str, Any]:
     return {"id": limit.id, **asdict(limit)}
 
 
-_COLUMNS: list[Column[Limit]] = [
-    Column(title="limit", cell=lambda limit: limit.id),
-    Column(title="allows", cell=_words),
-    Column(title="set by", cell=lambda limit: (limit.app or "code") if limit.declared else "hand"),
-]
+def _columns(usage: Mapping[str, LimitUsage]) -> list[Column[Limit]]:
+    return [
+        Column(title="limit", cell=lambda limit: limit.id),
+        Column(title="allows", cell=_words),
+        Column(title="set by", cell=lambda limit: (limit.app or "code") if limit.declared else "hand"),
+        Column(title="running", cell=lambda limit: f"{usage[limit.id].running:,}", right=True),
+        Column(title="held back", cell=lambda limit: held_back(usage[limit.id]), right=True),
+    ]
+
 
 ACTIONS = {
     "list": Action("show all limits", _configure_list, _list),

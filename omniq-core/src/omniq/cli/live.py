@@ -15,6 +15,7 @@ from omniq.cli.columns import Column, Table
 from omniq.cli.terminal import Screen
 from omniq.cli.wording import plural, rough_duration
 from omniq.errors import StorageError
+from omniq.limit import LimitUsage
 from omniq.storage import QueueStats, StoredWorker
 from omniq.storage.outages import error_text
 from omniq.task import StoredTask, TaskState
@@ -34,6 +35,8 @@ class Look:
     now: datetime
     """By the store's clock."""
     stats: Sequence[QueueStats]
+    usage: Sequence[LimitUsage] = ()
+    """How limits stand."""
     workers: Sequence[StoredWorker]
     running: Mapping[str, StoredTask]
     """The tasks that workers run, by id; not all of them where there are very many."""
@@ -63,6 +66,7 @@ async def look(queue: TaskQueue) -> Look:
         at=time.monotonic(),
         now=await storage.now(),
         stats=stats,
+        usage=await queue.alimit_usage(),
         workers=workers,
         running={task.id: task for task in tasks if task is not None},
         trouble=trouble,
@@ -78,6 +82,7 @@ class Frame:
 
     def __init__(self, looked: Look, before: Look | None) -> None:
         self.stats = looked.stats
+        self.usage = looked.usage
         self.workers = looked.workers
         self.now = looked.now
         self.running = looked.running

@@ -57,7 +57,7 @@ def _list(options: argparse.Namespace) -> int:
     with open_queue(options.app) as queue:
         stats = queue.stats()
         if options.json:
-            screen.say_lines(json.dumps(as_json(stats), indent=2))
+            screen.say_lines(json.dumps(as_json(stats, queue.limit_usage()), indent=2))
             return 0
         show(stats, queue, screen)
     return 0

@@ -15,11 +15,13 @@ from omniq.cli.arguments import add_app, add_json, count, describe, seconds
 from omniq.cli.columns import Column, Table
 from omniq.cli.live import Frame, Look, look, nobody_works, worker_lines
 from omniq.cli.terminal import Screen, human_duration
+from omniq.cli.wording import plural
+from omniq.limit import LimitUsage
 from omniq.storage import QueueStats
 from omniq.storage.outages import error_text
 from omniq.task import TaskState
 
-__all__ = ["as_json", "as_table", "configure", "run", "show"]
+__all__ = ["as_json", "as_table", "configure", "held_back", "run", "running_of_limit", "show", "usage_as_json"]
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -56,14 +58,14 @@ def run(options: argparse.Namespace) -> int:
 
 def _show(stats: Sequence[QueueStats], queue: TaskQueue, screen: Screen, options: argparse.Namespace) -> None:
     if options.json:
-        screen.say_lines(json.dumps(as_json(stats), indent=2))
+        screen.say_lines(json.dumps(as_json(stats, queue.limit_usage()), indent=2))
         return
     show(stats, queue, screen)
 
 
 def show(stats: Sequence[QueueStats], queue: TaskQueue, screen: Screen) -> None:
     """Show the numbers; and where tasks wait, that no worker serves them."""
-    for line in as_table(stats, screen) if stats else [_unused(queue)]:
+    for line in as_table(stats, screen, usage=queue.limit_usage()) if stats else [_unused(queue)]:
         screen.say(line)
     if not stats:
         note_place(queue)
@@ -103,11 +105,11 @@ def _try_to_look(queue: TaskQueue) -> Look | Exception:
 
 def _show_again(frame: Frame, queue: TaskQueue, screen: Screen, options: argparse.Namespace) -> None:
     if options.json:
-        screen.say(json.dumps(as_json(frame.stats)))
+        screen.say(json.dumps(as_json(frame.stats, frame.usage)))
         return
     time_of_day = time.strftime("%H:%M:%S")
     title = f"{queue.url}  {time_of_day}" if screen.is_terminal else time_of_day
-    queues = as_table(frame.stats, screen, frame) if frame.stats else [_unused(queue)]
+    queues = as_table(frame.stats, screen, frame, frame.usage) if frame.stats else [_unused(queue)]
     workers = worker_lines(frame, screen)
     if screen.height is not None:
         # Neither part may push the other off the screen.
@@ -124,24 +126,43 @@ def _cut(lines: list[str], most: int) -> list[str]:
     return [*lines[: most - 1], f"… and {len(lines) - most + 1} more"]
 
 
-def as_json(stats: Sequence[QueueStats]) -> list[dict[str, Any]]:
-    """Return the numbers as what ``--json`` prints."""
+def as_json(stats: Sequence[QueueStats], usage: Sequence[LimitUsage] = ()) -> list[dict[str, Any]]:
+    """Return the numbers as what ``--json`` prints.
+
+    :param usage: how the limits of the queues stand.
+    """
+    limits = {one.scope.queue: usage_as_json(one) for one in usage}
     return [
         {
             "queue": queue.queue,
             **{state.value: queue.counts.get(state, 0) for state in TaskState},
             "paused": queue.paused,
             "oldest_ready": None if queue.oldest_ready is None else round(queue.oldest_ready, 3),
+            "limit": limits.get(queue.queue),
         }
         for queue in stats
     ]
 
 
-def as_table(stats: Sequence[QueueStats], screen: Screen, frame: Frame | None = None) -> list[str]:
+def usage_as_json(usage: LimitUsage) -> dict[str, Any]:
+    """Return how a limit stands as what ``--json`` prints."""
+    return {
+        "running": usage.running,
+        "concurrency": usage.limit and usage.limit.concurrency,
+        "next_start": usage.next_start and usage.next_start.isoformat(),
+        "held_keys": usage.held_keys,
+    }
+
+
+def as_table(
+    stats: Sequence[QueueStats], screen: Screen, frame: Frame | None = None, usage: Sequence[LimitUsage] = ()
+) -> list[str]:
     """Return the numbers as a table's lines.
 
     :param frame: adds how many tasks come and end a second.
+    :param usage: how limits stand; adds those of the queues.
     """
+    limits = {one.scope.queue: one for one in usage}
     columns = [
         Column[QueueStats](title="queue", cell=lambda queue: queue.queue, least=10),
         # Those who have no flows need not be told of what only tasks of flows can be.
@@ -155,6 +176,15 @@ def as_table(stats: Sequence[QueueStats], screen: Screen, frame: Frame | None = 
             dull="no",
         ),
     ]
+    if any(queue.queue in limits for queue in stats):
+        columns += [
+            Column[QueueStats](
+                title="limit", cell=lambda queue: running_of_limit(limits.get(queue.queue)), right=True, rank=1
+            ),
+            Column[QueueStats](
+                title="held back", cell=lambda queue: held_back(limits.get(queue.queue)), right=True, rank=1
+            ),
+        ]
     if frame is not None:
         columns += [
             Column[QueueStats](title="in/s", cell=lambda queue: frame.incoming(queue.queue), right=True),
@@ -168,6 +198,21 @@ def as_table(stats: Sequence[QueueStats], screen: Screen, frame: Frame | None = 
         )
     )
     return Table(columns, screen).lines(stats)
+
+
+def running_of_limit(usage: LimitUsage | None) -> str:
+    """Return how many tasks run of how many; a dash if there is no limit of that."""
+    most = usage and usage.limit and usage.limit.concurrency
+    return "-" if usage is None or most is None else f"{usage.running:,}/{most:,}"
+
+
+def held_back(usage: LimitUsage | None) -> str:
+    """Return what a limit holds back."""
+    if usage is None:
+        return "-"
+    if usage.scope.queue is not None and (usage.is_full or usage.next_start is not None):
+        return "all"
+    return plural(usage.held_keys, "key") if usage.held_keys else "-"
 
 
 BLOCKED = TaskState.BLOCKED
