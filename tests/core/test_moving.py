@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 
 import pytest
 from attrs import evolve
 
 from omniq._client.moving import NotMoved, import_into
+from omniq.errors import ConfigurationError
 from omniq.flow import GateState
-from omniq.storage import StorageConfig
+from omniq.limit import Debounce, Limit, Rate
+from omniq.storage import StorageConfig, StorageLimits
 from omniq.task import StoredTask, TaskState
 from omniq.testing import ManualClock
 from omniq.testing.contract.adopting import all_of
@@ -26,8 +29,8 @@ async def test_an_import_of_an_export_is_the_same_store_again() -> None:
         lines = await export(source)
         moved = await bring(target, lines)
         counts = json.loads(lines[-1])["end"]
-        assert dict(moved.stored) == counts
-        assert counts == {"paused": 2, "flow": 2, "task": 15, "schedule": 2}
+        assert moved.stored == Counter(counts)
+        assert counts == {"paused": 2, "limit": 0, "flow": 2, "task": 15, "schedule": 2}
         assert await all_of(target) == await all_of(source)
         assert without_first(await export(target)) == without_first(lines)
         schedules = [[evolve(one, revision=0) for one in await each.get_schedules()] for each in (source, target)]
@@ -45,7 +48,7 @@ async def test_wherever_an_import_was_killed_a_second_one_completes_it() -> None
             with pytest.raises(NotMoved, match="cut off"):
                 await bring(target, lines[:number])
             moved = await bring(target, lines)
-            assert moved.stored + moved.present == json.loads(lines[-1])["end"]
+            assert moved.stored + moved.present == Counter(json.loads(lines[-1])["end"])
             assert without_first(await export(target)) == without_first(lines)
 
 
@@ -170,3 +173,49 @@ async def test_the_order_of_claims_is_the_same_after_a_move() -> None:
         claimed = [[task.id for task in await take(each, 1000)] for each in (source, target)]
         assert claimed[0] == claimed[1]
         assert len(claimed[0]) == 720
+
+
+async def test_limits_are_moved_and_hold_for_the_tasks_that_are() -> None:
+    async with opened() as (source, target):
+        # A key may have any name, also one that means something within a record.
+        rate = Rate(5, per=60, burst=2)
+        per_key = Limit(concurrency=1, rate=rate)
+        await source.put_limit(Limit(queue="work", per_key=per_key, weights={"in": 4, "ä": 0.5}, app="shop:queue"))
+        await source.put_limit(Limit(name="api", concurrency=1))
+        limit = await source.put_limit(Limit(name="api", concurrency=2, declared=True))
+        ids = await add(source, new_task(key="a"), new_task(key="a"), new_task(limit="api", key="b"))
+        (debounced,) = await add(source, new_task(unique="k", debounce=Debounce("k", wait=3600)))
+        lines = await export(source)
+        counts = json.loads(lines[-1])["end"]
+        assert (counts["limit"], counts["task"]) == (2, 4)
+
+        assert (await bring(target, lines)).stored == Counter(counts)
+        assert (await bring(target, lines)).present["limit"] == 2
+
+        assert limit is not None
+        moved = await target.get_limits()
+        assert [evolve(one, revision=0) for one in moved] == [
+            evolve(one, revision=0) for one in await source.get_limits()
+        ]
+        assert without_first(await export(target)) == without_first(lines)
+        assert [(await record(target, one)).limited for one in (*ids, debounced)] == [
+            (await record(source, one)).limited for one in (*ids, debounced)
+        ]
+        assert sorted(task.key or "" for task in await take(target, 9)) == ["a", "b"]
+
+
+@pytest.mark.parametrize("what", ["limit", "key", "debounce"])
+async def test_a_store_without_limits_refuses_them_before_anything_is_stored(
+    what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened() as (source, target):
+        ids = await add(source, new_task())
+        if what == "limit":
+            await source.put_limit(Limit(queue="work", concurrency=1))
+        else:
+            await add(source, new_task(key="a") if what == "key" else new_task(debounce=Debounce("k", 9), unique="k"))
+        lines = await export(source)
+        monkeypatch.setattr(MemoryStorage, "limits", StorageLimits(flows=True))
+        with pytest.raises(ConfigurationError, match="MemoryStorage holds no limits"):
+            await bring(target, lines)
+        assert await states(target, ids) == [None]

@@ -6,13 +6,16 @@ import tempfile
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable
 from datetime import timedelta
+from itertools import chain
 
 from attrs import define, evolve, field
 
 from omniq.errors import OmniQError
 from omniq.flow import Flow, GateState
+from omniq.limit import Limit
 from omniq.storage import Adoption, Storage, TaskQuery
-from omniq.storage.interchange import CutOff, Record, end_line, first_line, line_of, read
+from omniq.storage.interchange import CutOff, Record, end_line, first_line, has_limits, line_of, read
+from omniq.storage.limits import no_limits
 from omniq.storage.states import changed_task
 from omniq.storage.validation import Salvaged
 from omniq.task import StoredTask, TaskState
@@ -66,7 +69,8 @@ async def export_from(
         await _refuse_workers(storage)
     else:
         await _refuse_running(storage)
-    moved, flow_ids = Moved(), dict[str, None]()
+    moved, flow_ids, is_limited = Moved(), dict[str, None](), False
+    limits = await storage.get_limits() if storage.limits.task_limits else []
     with tempfile.TemporaryFile() as spool:
         lengths: list[int] = []
         async for page in _pages(storage):
@@ -76,16 +80,20 @@ async def export_from(
                     moved.refused["task"] += 1
                     refuse(f"task {task.id} cannot be read, and is left out: {task.error and task.error.message}")
                     continue
+                is_limited = is_limited or task.limited is not None
                 if task.flow is not None:
                     flow_ids[task.flow] = None
                 spool.write(line_of(_at_rest(task, as_ready=as_ready)).encode())
                 moved.stored["task"] += 1
             lengths.append(spool.tell() - begin)
-        write(first_line(place, await storage.now()))
+        write(first_line(place, await storage.now(), limits=is_limited or bool(limits)))
         for queue in await storage.stats():
             if queue.paused:
                 write(line_of(queue.queue))
                 moved.stored["paused"] += 1
+        for limit in limits:
+            write(line_of(limit))
+            moved.stored["limit"] += 1
         async for flow in _flows(storage, list(flow_ids)):
             write(line_of(flow))
             moved.stored["flow"] += 1
@@ -168,12 +176,17 @@ async def import_into(
     :param refuse: is told of what is not stored.
     :param partial: whether a file that was cut off will do.
     :raises NotMoved: if the file cannot be read, or was cut off; what was stored before stays.
-    :raises ConfigurationError: if the store adopts no records.
+    :raises ConfigurationError: if the store adopts no records, or the file has limits in it and the store holds none;
+        nothing is stored.
     """
     await storage.adopt([])  # so that one that cannot says so before anything is stored
+    rest = iter(lines)
+    first = next(rest, b"")
+    if has_limits(first) and not storage.limits.task_limits:
+        raise no_limits(storage)
     arrival = _Arrival(storage, refuse)
     try:
-        for kind, record in read(lines):
+        for kind, record in read(chain([first] if first else [], rest)):
             await arrival.take(kind, record)
         await arrival.flush()
     except CutOff as problem:
@@ -221,6 +234,8 @@ class _Arrival:
             await self.flush()
             if isinstance(record, str):
                 is_new = await self._storage.pause(record)
+            elif isinstance(record, Limit):
+                is_new = await self._storage.put_limit(record, 0) is not None
             else:
                 is_new = await self._storage.put_schedule(record, 0) is not None
             (self.moved.stored if is_new else self.moved.present)[kind] += 1

@@ -19,8 +19,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     describe(
         parser,
-        "Write all tasks, flows, schedules and pauses of a store, for omniq import. Stop producers and workers\n"
-        "first: what changes meanwhile may be in the file or not.",
+        "Write all tasks, flows, schedules, limits and pauses of a store, for omniq import. Stop producers and\n"
+        "workers first: what changes meanwhile may be in the file or not.",
         "omniq export sqlite:///jobs.db > jobs.jsonl\n"
         "omniq export shop.tasks:queue --as-ready > jobs.jsonl\n"
         "omniq export sqlite:///jobs.db | omniq import postgresql://db/shop",

@@ -22,7 +22,7 @@ __all__ = ["configure", "run", "told"]
 
 LAST_LINE = 1000
 """Bytes at the end of a file that hold its last line."""
-_WORDS = {"paused": "pause", "flow": "flow", "task": "task", "schedule": "schedule"}
+_WORDS = {"paused": "pause", "limit": "limit", "flow": "flow", "task": "task", "schedule": "schedule"}
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

@@ -18,19 +18,20 @@ from attrs import asdict, fields
 
 from omniq.errors import CorruptRecord
 from omniq.flow import Flow, Gate, GateState
+from omniq.limit import Limit, Limited, limit_id
 from omniq.schedule import Schedule
-from omniq.storage.records import dump_fields, dump_schedule, load_fields
+from omniq.storage.records import dump_fields, dump_schedule, load_fields, load_limit
 from omniq.storage.validation import UNREADABLE, check_task, check_text, read_schedule
-from omniq.task import Feed, Progress, StoredTask, TaskError, TaskState
+from omniq.task import Feed, LimitedTask, Progress, StoredTask, TaskError, TaskState
 
-__all__ = ["FORMAT", "KINDS", "CutOff", "Record", "end_line", "first_line", "is_end", "line_of", "read"]
+__all__ = ["FORMAT", "KINDS", "CutOff", "Record", "end_line", "first_line", "has_limits", "is_end", "line_of", "read"]
 
 FORMAT = 1
 """Of the file. One who reads a larger number knows too little to go on."""
-KINDS = ("paused", "flow", "task", "schedule")
-"""A pause (the queue's name), a flow with its gates, a task, a schedule."""
+KINDS = ("paused", "limit", "flow", "task", "schedule")
+"""A pause (the queue's name), a limit, a flow with its gates, a task, a schedule."""
 
-Record: TypeAlias = str | Flow | StoredTask | Schedule
+Record: TypeAlias = str | Limit | Flow | StoredTask | Schedule
 """What one line holds; a text is the name of a queue that is paused."""
 
 
@@ -38,13 +39,15 @@ class CutOff(ValueError):
     """The file ends before its last line."""
 
 
-def first_line(place: str, at: datetime) -> str:
+def first_line(place: str, at: datetime, *, limits: bool) -> str:
     """Return the first line of a file.
 
     :param place: where the records come from, to be shown.
     :param at: when they were read.
+    :param limits: whether there are limits in it, or tasks that only a store that holds limits can hold.
     """
-    return _line({"omniq": "export", "format": FORMAT, "from": place, "exported_at": at.isoformat()})
+    first = {"omniq": "export", "format": FORMAT, "from": place, "exported_at": at.isoformat()}
+    return _line({**first, "limits": True} if limits else first)
 
 
 def end_line(counts: Mapping[str, int]) -> str:
@@ -61,6 +64,10 @@ def line_of(record: Record) -> str:
         return _line({"paused": record})
     if isinstance(record, Schedule):
         return f'{{"schedule":{dump_schedule(record)}}}\n'
+    if isinstance(record, Limit):
+        # Keys of tasks may be anything, and so are no names of members here.
+        fields = {**asdict(record), "weights": list(record.weights.items()), "revision": 0}
+        return f'{{"limit":{dump_fields(fields)}}}\n'
     kind = "flow" if isinstance(record, Flow) else "task"
     return f'{{"{kind}":{dump_fields(_without_defaults(record))}}}\n'
 
@@ -77,6 +84,11 @@ def _without_defaults(record: Flow | StoredTask) -> dict[str, Any]:
 def is_end(line: bytes) -> bool:
     """Return whether a line is the last of a file."""
     return line.startswith(b'{"end":') and line.endswith(b"\n")
+
+
+def has_limits(line: bytes) -> bool:
+    """Return whether a first line says that only a store that holds limits can hold what is in the file."""
+    return b'"limits":true' in line
 
 
 def read(lines: Iterable[bytes]) -> Iterator[tuple[str, Record]]:
@@ -139,9 +151,10 @@ def _read_flow(content: dict[str, Any]) -> Flow:
 
 
 def _read_task(content: dict[str, Any]) -> StoredTask:
-    error, progress = content.get("error"), content.get("progress")
+    error, progress, limited = content.get("error"), content.get("progress"), content.get("limited")
+    made, own = (StoredTask, {}) if limited is None else (LimitedTask, {"limited": Limited(**limited)})
     return check_task(
-        StoredTask(
+        made(
             **{
                 **content,
                 "state": TaskState(content.get("state", TaskState.READY)),
@@ -149,13 +162,20 @@ def _read_task(content: dict[str, Any]) -> StoredTask:
                 "feeds": tuple(Feed(**feed) for feed in content.get("feeds", ())),
                 "error": None if error is None else TaskError(**error),
                 "progress": None if progress is None else Progress(**progress),
+                **own,
             }
         )
     )
 
 
+def _read_limit(content: dict[str, Any]) -> Limit:
+    fields = {**content, "weights": dict(content["weights"])}
+    return load_limit(dump_fields(fields), limit_id(content["queue"], content["name"]))
+
+
 _READERS: Mapping[str, Callable[[Any], Record]] = {
     "paused": lambda content: check_text(content, "queue"),
+    "limit": _read_limit,
     "flow": _read_flow,
     "task": _read_task,
     "schedule": lambda content: read_schedule(dump_fields(content)),
