@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ import pytest
 from omniq import Limit, TaskQueue
 from omniq.cli import main
 from omniq.cli.app import load_queue
+from omniq.cli.doctor import diagnose
+from omniq.cli.exposition import exposed, store_metrics
 
 APP = "tenants:queue"
 # The store as an object, as these commands run in this process.
@@ -127,3 +130,38 @@ def test_stats_and_the_list_show_what_runs_of_how_many_and_what_is_held_back(
     assert shown("limits", "list").splitlines()[-1].split()[-2:] == ["3", "all"]
 
     tenants.select(ids=ids).delete()
+
+
+def test_metrics_have_what_runs_under_limits(tenants: TaskQueue) -> None:
+    tenants.put_limit(Limit(queue="quiet", per_key=Limit(concurrency=1)))
+    tenants.put_limit(Limit(name="quiet", concurrency=2))
+    now = datetime(2025, 3, 1, tzinfo=UTC)
+
+    lines = exposed(store_metrics([], [], [], now, tenants.limit_usage())).body.splitlines()
+
+    assert 'omniq_limit_running{limit="queue:quiet"} 0.0' in lines
+    assert 'omniq_limit_held_keys{limit="name:quiet"} 0.0' in lines
+    assert [line for line in lines if line.startswith("omniq_limit_concurrency")] == [
+        'omniq_limit_concurrency{limit="name:quiet"} 2.0'
+    ]
+
+
+def test_the_doctor_warns_of_a_limit_that_is_stored_otherwise_than_it_is_declared(
+    tenants: TaskQueue,
+) -> None:
+    tenants.limit("mail", concurrency=5)
+    tenants.run(tenants.areconcile_schedules("first:queue"))
+    assert tenants.run(diagnosed(tenants)) == []
+    tenants.declared_limits.clear()
+    tenants.limit("mail", concurrency=6)
+
+    (message,) = tenants.run(diagnosed(tenants))
+    assert message.endswith("queue mail is not what the code declares: what first:queue declares is stored, and holds")
+
+    tenants.put_limit(Limit(queue="mail", concurrency=7))
+    (message,) = tenants.run(diagnosed(tenants))
+    assert "what was set at run time is stored" in message
+
+
+async def diagnosed(queue: TaskQueue) -> list[str]:
+    return [one.message for one in await diagnose(queue) if one.subject == "limits"]

@@ -14,7 +14,7 @@ from omniq.storage import Storage
 from omniq.storage.escaping import get_logger, shown
 from omniq.storage.limits import no_limits
 
-__all__ = ["Limits"]
+__all__ = ["Limits", "unequal_limits"]
 
 _log = get_logger("omniq.worker")
 
@@ -155,6 +155,18 @@ async def _store(storage: Storage, limit: Limit) -> None:
                 )
         if await storage.put_limit(limit, 0 if stored is None else stored.revision) is not None:
             return
+
+
+async def unequal_limits(queue: Limits, storage: Storage) -> list[str]:
+    """Return of each declared limit that is stored otherwise what holds instead, in words."""
+    if not storage.limits.task_limits or not queue.declared_limits:
+        return []
+    found = []
+    for stored in await storage.get_limits(list(queue.declared_limits)):
+        if _values(stored) != _values(queue.declared_limits[stored.id]):
+            whose = f"what {stored.app} declares" if stored.declared else "what was set at run time"
+            found.append(f"the limit of {_called(stored)} is not what the code declares: {whose} is stored, and holds")
+    return found
 
 
 def _values(limit: Limit) -> Limit:

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from omniq._client.limits import unequal_limits
 from omniq._client.queue import TaskQueue
 from omniq.cli.app import load_queue_or_url, store_of
 from omniq.cli.arguments import add_app, add_json, describe
@@ -64,7 +65,11 @@ def run(options: argparse.Namespace) -> int:
 async def diagnose(queue: TaskQueue) -> list[Finding]:
     """Return what a store says about its health, and what cannot be read of it."""
     storage = await store_of(queue)
-    return [*await storage.diagnose(), *await _check(storage)]
+    unequal = [
+        Finding(severity=Severity.WARNING, subject="limits", message=message)
+        for message in await unequal_limits(queue, storage)
+    ]
+    return [*await storage.diagnose(), *unequal, *await _check(storage)]
 
 
 async def _check(storage: Storage) -> list[Finding]:

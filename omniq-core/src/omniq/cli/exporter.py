@@ -22,6 +22,7 @@ from omniq.cli.exposition import exposed, require_library, store_metrics
 from omniq.cli.http import HttpServer, Query, Response, add_http, refused
 from omniq.cli.logs import logging_to_stderr
 from omniq.errors import StorageError
+from omniq.limit import LimitUsage
 from omniq.schedule import Schedule
 from omniq.storage import QueueStats
 from omniq.task import TaskState
@@ -75,6 +76,7 @@ class _Look:
     workers: Sequence[WorkerInfo]
     schedules: Sequence[Schedule]
     now: datetime
+    usage: Sequence[LimitUsage]
 
 
 class _Looks:
@@ -93,7 +95,7 @@ class _Looks:
         with self._lock:
             if self._latest is None or time.monotonic() - self._latest[0] > FRESH:
                 queue = self.queue
-                look = _Look(queue.stats(), queue.workers(), queue.schedules(), now_of(queue))
+                look = _Look(queue.stats(), queue.workers(), queue.schedules(), now_of(queue), queue.limit_usage())
                 self._latest = time.monotonic(), look
             return self._latest[1]
 
@@ -108,7 +110,7 @@ def _metrics(looks: _Looks) -> Response:
         up.add_metric((), 0)
         return exposed([up])
     up.add_metric((), 1)
-    return exposed([up, *store_metrics(look.stats, look.workers, look.schedules, look.now)])
+    return exposed([up, *store_metrics(look.stats, look.workers, look.schedules, look.now, look.usage)])
 
 
 def _readyz(looks: _Looks) -> Response:

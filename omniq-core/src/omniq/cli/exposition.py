@@ -10,6 +10,7 @@ from omniq._worker.metrics import BOUNDS, COUNTERS, Totals, histogram
 from omniq._worker.worker_info import WorkerInfo
 from omniq.cli.failures import UsageError
 from omniq.cli.http import Response
+from omniq.limit import LimitUsage
 from omniq.schedule import Schedule
 from omniq.storage import QueueStats
 from omniq.task import TaskState
@@ -85,11 +86,16 @@ def worker_metrics(totals: Totals, processes: int) -> list[Metric]:
 
 
 def store_metrics(
-    stats: Sequence[QueueStats], workers: Sequence[WorkerInfo], schedules: Sequence[Schedule], now: datetime
+    stats: Sequence[QueueStats],
+    workers: Sequence[WorkerInfo],
+    schedules: Sequence[Schedule],
+    now: datetime,
+    usage: Sequence[LimitUsage] = (),
 ) -> list[Metric]:
     """Return what can be seen of a store.
 
     :param now: by the store's clock.
+    :param usage: how its limits stand.
     """
     from prometheus_client.core import GaugeMetricFamily
 
@@ -116,7 +122,23 @@ def store_metrics(
         "omniq_schedule_lag_seconds": ("How late the latest schedule is.", max(0.0, *late) if late else 0.0),
     }
     single = [GaugeMetricFamily(name, text, value=value) for name, (text, value) in gauges.items()]
-    return [tasks, oldest, paused, *single]
+    return [tasks, oldest, paused, *single, *_limit_metrics(usage)]
+
+
+def _limit_metrics(usage: Sequence[LimitUsage]) -> list[Metric]:
+    from prometheus_client.core import GaugeMetricFamily
+
+    running = GaugeMetricFamily("omniq_limit_running", "Tasks that run under a limit.", labels=("limit",))
+    most = GaugeMetricFamily("omniq_limit_concurrency", "How many tasks may run under a limit.", labels=("limit",))
+    held = GaugeMetricFamily("omniq_limit_held_keys", "Keys whose tasks a limit holds back.", labels=("limit",))
+    for one in usage:
+        if one.limit is None:
+            continue
+        running.add_metric((one.limit.id,), one.running)
+        held.add_metric((one.limit.id,), one.held_keys)
+        if one.limit.concurrency is not None:
+            most.add_metric((one.limit.id,), one.limit.concurrency)
+    return [running, most, held]
 
 
 def _slots(worker: WorkerInfo) -> int:
