@@ -9,6 +9,7 @@ import pytest
 from omniq import (
     Fixed,
     TaskCancelled,
+    TaskHandle,
     TaskNotFound,
     TaskQueue,
     TaskState,
@@ -41,20 +42,26 @@ def test_a_delayed_task_waits_as_scheduled_until_its_time(queue: TaskQueue, form
     async def answer() -> int:
         return 42
 
-    later = {
-        "delay": answer.using(delay=0.3),
-        "delay as timedelta": answer.using(delay=timedelta(seconds=0.3)),
-        "run_at": answer.using(run_at=datetime.now(UTC) + timedelta(seconds=0.3)),
-    }[form]
-    handle = later.enqueue()
+    def after(seconds: float) -> TaskHandle[int]:
+        in_time = timedelta(seconds=seconds)
+        return {
+            "delay": answer.using(delay=seconds),
+            "delay as timedelta": answer.using(delay=in_time),
+            "run_at": answer.using(run_at=datetime.now(UTC) + in_time),
+        }[form].enqueue()
 
-    assert handle.task().state is TaskState.SCHEDULED
+    # However slow the machine is, the first has its time still to come.
+    late, soon = after(3600), after(0.3)
+
+    record = late.task()
+    assert record.state is TaskState.SCHEDULED
+    assert record.run_at - record.created_at > timedelta(minutes=30)
     with working(queue):
-        assert handle.result(30) == 42
-    record = handle.task()
+        assert soon.result(30) == 42
+    record = soon.task()
     assert record.started_at is not None
     assert record.started_at >= record.run_at
-    assert record.run_at - record.created_at > timedelta(seconds=0.1)
+    assert late.task().state is TaskState.SCHEDULED
 
 
 def test_a_task_that_expired_is_not_started(queue: TaskQueue) -> None:
