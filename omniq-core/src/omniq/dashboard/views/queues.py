@@ -8,6 +8,7 @@ from typing import Any
 from starlette.responses import Response
 
 from omniq._worker.worker_info import serves
+from omniq.cli.stats import held_back, running_of_limit
 from omniq.dashboard.visit import Visit
 from omniq.storage import QueueStats
 from omniq.task import TaskState
@@ -40,6 +41,9 @@ async def show(visit: Visit) -> Response:
         title="Queues",
         look=look,
         queues=some,
+        limits={one.scope.queue: one for one in await visit.queue.alimit_usage()},
+        held_back=held_back,
+        running_of_limit=running_of_limit,
         workers={one.queue: sum(serves(worker.about, one.queue) for worker in look.workers) for one in some},
         q=wanted,
         sort=order,
