@@ -395,6 +395,22 @@ async def test_an_outcome_is_repeated_until_the_store_has_it(wire: Wire, name: s
     await behind.aclose()
 
 
+async def test_while_no_end_can_be_recorded_nothing_more_is_claimed(wire: Wire, name: str) -> None:
+    async def work() -> None: ...
+
+    behind, _ = both(wire, name, work)
+    wire.failing.add("finish")
+    handles = [await behind.functions["work"].aenqueue() for _ in range(200)]
+    async with behind.worker(concurrency=4, recover_every=0.05):
+        await await_until(lambda: wire.calls.count("finish") >= 6)
+        (stats,) = await behind.astats()
+        assert stats.counts[TaskState.READY] >= 150, "each more would only wait for its end to be recorded"
+        wire.failing.clear()
+        for handle in handles:
+            await handle.aresult(30)
+    await behind.aclose()
+
+
 @pytest.mark.parametrize("call", ["claim", "recover", "wait_for_work"])
 async def test_a_worker_goes_on_after_the_store_could_not_be_reached(
     wire: Wire, name: str, call: str, caplog: pytest.LogCaptureFixture

@@ -66,15 +66,18 @@ class Completer:
         self._loop = asyncio.get_running_loop()
         self._held: dict[tuple[str, int], Attempt] = {}
         self._join = storage.join
-        self._outcomes: Batcher[Outcome, bool] = Batcher(self._finish)
-        # Apart from the others: where such a transaction was left open, the store may wait for its end.
-        self._after_completions: Batcher[Outcome, bool] = Batcher(self._finish)
-        self._looks: Batcher[str, StoredTask | None] = Batcher(self._look)
-        self._outage = Outage(
-            _log,
-            f"worker {worker} cannot record how its tasks ended",
-            f"worker {worker} records again how its tasks ended",
+        self._outage, self._outage_after_completions = (
+            Outage(
+                _log,
+                f"worker {worker} cannot record how its tasks ended{of_which}",
+                f"worker {worker} records again how its tasks ended{of_which}",
+            )
+            for of_which in ("", " that completed themselves")
         )
+        self._outcomes: Batcher[Outcome, bool] = Batcher(partial(self._finish, self._outage))
+        # Apart from the others: where such a transaction was left open, the store may wait for its end.
+        self._after_completions: Batcher[Outcome, bool] = Batcher(partial(self._finish, self._outage_after_completions))
+        self._looks: Batcher[str, StoredTask | None] = Batcher(self._look)
         self._no_progress = Outage(
             _log, f"worker {worker} cannot record progress", f"worker {worker} records progress again"
         )
@@ -99,6 +102,14 @@ class Completer:
 
     def __len__(self) -> int:
         return len(self._held)
+
+    @property
+    def records(self) -> bool:
+        """Whether the store takes outcomes, as far as the latest try showed.
+
+        Those of tasks that completed themselves do not count: one transaction that was left open holds up no others.
+        """
+        return not self._outage.seconds
 
     @property
     def attempts(self) -> list[Attempt]:
@@ -157,16 +168,16 @@ class Completer:
         if self._progress_task is not None:
             self._progress_task.cancel()
 
-    async def _finish(self, outcomes: Sequence[Outcome]) -> Sequence[bool]:
+    async def _finish(self, outage: Outage, outcomes: Sequence[Outcome]) -> Sequence[bool]:
         failpoint("worker.before-finish")
-        answers = await self._patiently(partial(self._storage.finish, outcomes))
+        answers = await self._patiently(partial(self._storage.finish, outcomes), outage)
         failpoint("worker.after-finish")
         return answers
 
     async def _look(self, ids: Sequence[str]) -> Sequence[StoredTask | None]:
-        return await self._patiently(partial(self._storage.get, ids))
+        return await self._patiently(partial(self._storage.get, ids), self._outage_after_completions)
 
-    async def _patiently(self, call: Callable[[], Awaitable[S]]) -> S:
+    async def _patiently(self, call: Callable[[], Awaitable[S]], outage: Outage) -> S:
         pause = 0.05
         while True:
             try:
@@ -175,11 +186,11 @@ class Completer:
                 # The work is done, and only its record is missing: worth more patience than anything else here.
                 if self._give_up:
                     raise
-                self._outage.failed(error)
+                outage.failed(error)
                 await asyncio.sleep(pause * random.uniform(0.5, 1.0))
                 pause = min(pause * 2, LONGEST_PAUSE)
             else:
-                self._outage.succeeded()
+                outage.succeeded()
                 return answer
 
     def _looked(

@@ -25,6 +25,8 @@ __all__ = ["Fetcher", "Served"]
 
 _log = get_logger("omniq.worker")
 
+RECORDS_EVERY = 0.05
+"""Seconds between two looks at whether ends are recorded again."""
 DISCOVER_EVERY = 5.0
 """Seconds between two looks for queues that are new to the store, for a worker that serves all of them."""
 WAIT = 30.0
@@ -171,6 +173,9 @@ class Fetcher:
         while not self._stop.is_set():
             await self._room()
             await self._allowed.wait()
+            # Each task more would only be one more whose end waits to be recorded, while its lease is to be renewed.
+            while not self._completer.records and not self._stop.is_set():
+                await self._sleep(RECORDS_EVERY)
             if self._stop.is_set():
                 return
             wanted = self._prefetch.wanted
