@@ -6,6 +6,7 @@ speaks TLS, or does not, answers the wrong kind of greeting with silence.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import socket
 import ssl
@@ -16,6 +17,8 @@ __all__ = ["is_riddle", "what_is_wrong"]
 
 PATIENCE = 0.3
 """Seconds for each step; the server has just taken a connection, or else there is nothing to be found out."""
+ALERT, HANDSHAKE = b"\x15\x03", b"\x16\x03"
+"""How the two records of TLS begin with which a server may answer a greeting."""
 UNASKED = 0.1
 """Seconds for what a server says by itself, which it does at once."""
 _RIDDLES = re.compile(r"UNKNOWN|closed|Connection lost|reset by peer|Broken pipe|Timeout|no connection within|SSL")
@@ -74,15 +77,12 @@ def _read(probe: socket.socket, seconds: float) -> bytes | None:
 
 
 def _speaks_tls(place: Address | str) -> bool:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    # Nothing is said to it, so it does not matter who it is.
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
+    """Greet a server as TLS does, and look whether the answer is a record of TLS (RFC 8446, section 5.1)."""
+    # Not by wrap_socket: where the server hangs up in the middle, the socket that it makes is never closed.
+    context, outgoing = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), ssl.MemoryBIO()
+    with contextlib.suppress(ssl.SSLWantReadError):
+        context.wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname="any").do_handshake()
     with _connected(place) as probe:
-        probe.settimeout(PATIENCE)
-        try:
-            context.wrap_socket(probe).close()
-        except ssl.SSLError as error:
-            # One that asks for a certificate has spoken TLS until then.
-            return "WRONG_VERSION_NUMBER" not in str(error) and "EOF" not in str(error)
-    return True
+        probe.sendall(outgoing.read())
+        answer = _read(probe, PATIENCE)
+    return answer is not None and answer[:2] in (ALERT, HANDSHAKE)

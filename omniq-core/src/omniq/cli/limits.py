@@ -25,8 +25,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     describe(
         parser,
-        "List, set and delete limits: how many tasks of a queue, of a key in it, or with a named limit may run at a\n"
-        "time, and how many start in a time.",
+        "List, set and delete limits: how many tasks of a queue, of a key in it, or with a named limit may run at\n"
+        "a time, and how many start in a time.",
         "omniq limits list shop.tasks:queue\n"
         "omniq limits set shop.tasks:queue mail --concurrency 50 --rate 100/60\n"
         "omniq limits delete shop.tasks:queue mail",
