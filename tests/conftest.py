@@ -10,6 +10,8 @@ from collections.abc import Generator
 import hypothesis
 import pytest
 
+from omniq.storage import validation
+
 # No time limit for an example: on a busy machine that is a test of the machine. A failure prints how to repeat it.
 hypothesis.settings.register_profile("omniq", deadline=None, print_blob=True)
 hypothesis.settings.load_profile("omniq")
@@ -27,6 +29,11 @@ def pytest_collection() -> Generator[None, object, object]:
     finally:
         gc.freeze()
         gc.enable()
+
+
+def pytest_runtest_setup() -> None:
+    """Begin each test as a process that has not logged any damaged record: it logs each once, and a thousand in all."""
+    validation._logged.clear()
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

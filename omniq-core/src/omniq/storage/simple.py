@@ -26,6 +26,7 @@ from omniq.schedule import Schedule
 from omniq.storage import flow_transitions, limit_transitions, transitions
 from omniq.storage.base import Storage
 from omniq.storage.escaping import get_logger
+from omniq.storage.limits import no_limits
 from omniq.storage.outages import Outage
 from omniq.storage.primitives import Transaction
 from omniq.storage.transactions import CallerTransaction, driver_connection
@@ -462,6 +463,8 @@ class SimpleStorage(Storage):
     # Limits
 
     async def put_limit(self, limit: Limit, expected_revision: int | None = None) -> Limit | None:
+        if not self.limits.task_limits:
+            raise no_limits(self)
         return await self._run(limit_transitions.put_limit, limit, expected_revision, wakes=True)
 
     async def get_limits(self, ids: Sequence[str] | None = None) -> list[Limit]:
