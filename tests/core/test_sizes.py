@@ -39,7 +39,7 @@ class Pair(NamedTuple):
     second: object
 
 
-# Made by the tests that want them, as whoever collects them wants none.
+# Made by the tests that need them: collecting the tests needs none.
 TOO_LARGE: list[Callable[[], Any]] = [
     lambda: MEGABYTE + "x",
     lambda: bytes(1_000_001),

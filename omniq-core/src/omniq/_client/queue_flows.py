@@ -204,7 +204,7 @@ class QueueFlows:
         """Retry what failed in a flow; see :meth:`.FlowHandle.aretry`."""
         storage = await self._storage()
         count = await storage.retry_flow(flow_id)
-        # What does not move in the same step is moved here, so that whoever waits next does not find the old ends.
+        # What does not move in the same step is moved here, so that the next wait does not find the old ends.
         while await storage.settle(MOVED_AT_A_TIME) >= MOVED_AT_A_TIME:
             pass
         return count

@@ -547,7 +547,7 @@ class Storage(FlowStorage, LimitStorage, ABC):
 
         The tasks stand behind all others in the order of enqueueing, in the order given. Their place among those that
         are ready is that of their priority and ``run_at``. A task that has not ended takes its ``unique`` key. Its
-        ``delivery`` stays, so that whoever held it before stays fenced; its progress may be forgotten.
+        ``delivery`` stays, so that the worker that held it before stays fenced; its progress may be forgotten.
 
         As many as :attr:`StorageLimits.atomic_tasks` says are stored all or none. A repeated call after a lost answer
         gives ``PRESENT`` for what the first one stored.
