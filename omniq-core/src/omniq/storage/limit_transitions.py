@@ -33,7 +33,7 @@ from typing import cast
 from attrs import evolve
 
 from omniq.limit import PLAIN, VTIME_STEP, Lane, Limit, LimitUsage, Scope, StoredLine, limit_id, line_id
-from omniq.storage.primitives import FlowTransaction, LimitTransaction, Transaction
+from omniq.storage.primitives import FlowTransaction, LimitTransaction, LineTransaction
 from omniq.storage.states import claimed_task, from_micros, to_micros
 from omniq.task import StoredTask, TaskState
 
@@ -269,7 +269,7 @@ def give_back(tx: LimitTransaction, tasks: Sequence[StoredTask]) -> None:
 
 
 def claim_lines(
-    tx: Transaction,
+    tx: LineTransaction,
     queue: str,
     wanted: int,
     worker: str,
@@ -289,7 +289,12 @@ def claim_lines(
 
 class _Claim:
     def __init__(
-        self, tx: Transaction, queue: str, worker: str, until: datetime, save: Callable[[Sequence[StoredTask]], None]
+        self,
+        tx: LineTransaction,
+        queue: str,
+        worker: str,
+        until: datetime,
+        save: Callable[[Sequence[StoredTask]], None],
     ) -> None:
         self.tx = tx
         self.queue, self.worker, self.until, self.save = queue, worker, until, save
@@ -411,7 +416,7 @@ class _Claim:
 
 
 def outlook(
-    tx: Transaction, queues: Iterable[str], work: Callable[[str], tuple[bool, datetime | None]]
+    tx: LineTransaction, queues: Iterable[str], work: Callable[[str], tuple[bool, datetime | None]]
 ) -> tuple[bool, datetime | None]:
     """Return whether a claim of queues with lanes may give something now, and when that may change by itself.
 
@@ -440,7 +445,7 @@ def outlook(
     return False, min(moments, default=None)
 
 
-def put_limit(tx: Transaction, limit: Limit, expected: int | None) -> Limit | None:
+def put_limit(tx: LineTransaction, limit: Limit, expected: int | None) -> Limit | None:
     step = LimitStep(tx)
     stored = step.limit(limit.queue, limit.name)
     revision = 0 if stored is None else stored.revision
@@ -452,19 +457,19 @@ def put_limit(tx: Transaction, limit: Limit, expected: int | None) -> Limit | No
     return new
 
 
-def get_limits(tx: Transaction, ids: Sequence[str] | None) -> list[Limit]:
+def get_limits(tx: LineTransaction, ids: Sequence[str] | None) -> list[Limit]:
     found = tx.task_limits(ids)
     return [found[one] for one in (sorted(found) if ids is None else ids) if one in found]
 
 
-def get_usage(tx: Transaction, scopes: Sequence[Scope] | None) -> list[LimitUsage]:
+def get_usage(tx: LineTransaction, scopes: Sequence[Scope] | None) -> list[LimitUsage]:
     if scopes is None:
         scopes = [Scope(limit.queue, name=limit.name) for limit in get_limits(tx, None)]
     step = LimitStep(tx)
     return [_usage(tx, step, scope) for scope in scopes]
 
 
-def _usage(tx: Transaction, step: LimitStep, scope: Scope) -> LimitUsage:
+def _usage(tx: LineTransaction, step: LimitStep, scope: Scope) -> LimitUsage:
     limit, lines = step.limit(scope.queue, scope.name), list[StoredLine]()
     if scope.queue is None:
         place = at_name(scope.name or "")
@@ -485,7 +490,7 @@ def _usage(tx: Transaction, step: LimitStep, scope: Scope) -> LimitUsage:
     )
 
 
-def delete_limit(tx: Transaction, limit_id: str) -> bool:
+def delete_limit(tx: LineTransaction, limit_id: str) -> bool:
     tx.lock_limits()
     stored = tx.task_limits([limit_id]).get(limit_id)
     if stored is None:
@@ -497,7 +502,7 @@ def delete_limit(tx: Transaction, limit_id: str) -> bool:
     return True
 
 
-def _wake_all(tx: Transaction, queue: str | None, name: str | None) -> None:
+def _wake_all(tx: LineTransaction, queue: str | None, name: str | None) -> None:
     step = LimitStep(tx)  # knows the limit as it stands now
     if name is not None:
         step.wake_name(name)
@@ -507,7 +512,7 @@ def _wake_all(tx: Transaction, queue: str | None, name: str | None) -> None:
         tx.save_lane(lane)
 
 
-def prune_lines(tx: Transaction, limit: int) -> None:
+def prune_lines(tx: LineTransaction, limit: int) -> None:
     """Forget lines that are idle and rates that are at rest, where that changes nothing; so many at most of each."""
     tx.drop_buckets(to_micros(tx.now), limit)
     lanes = tx.lanes(None)

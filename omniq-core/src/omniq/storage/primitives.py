@@ -12,7 +12,7 @@ from omniq.limit import PLAIN, Lane, Limit, Scope, StoredLine
 from omniq.schedule import Schedule
 from omniq.task import StoredTask, TaskState
 
-__all__ = ["FlowTransaction", "LimitTransaction", "NoLimits", "Transaction"]
+__all__ = ["ClaimTransaction", "FlowTransaction", "LimitTransaction", "LineTransaction", "NoLimits", "Transaction"]
 
 
 class LimitTransaction(Protocol):
@@ -189,8 +189,29 @@ class FlowTransaction(Protocol):
         """
 
 
-class Transaction(FlowTransaction, LimitTransaction, Protocol):
-    """What all verbs ask of a store within one transaction."""
+class LineTransaction(LimitTransaction, Protocol):
+    """What claims of queues with lanes, and the verbs of limits, ask of a store within one transaction."""
+
+    @abstractmethod
+    def ready(self, queue: str, limit: int, line: str = PLAIN) -> list[StoredTask]:
+        """Return the first ready tasks of a line of a queue with their bodies, in the order of the claim.
+
+        :param line: the id of a line, see :func:`omniq.limit.line_id`. Its tasks are locked as those that
+            :meth:`~FlowTransaction.load` returns are, and none is passed over; of the plain line those that others have
+            locked may be.
+        """
+
+    @abstractmethod
+    def revision_floor(self) -> int:
+        """Return what was last given to :meth:`raise_revision_floor`, or more; 0 if nothing was."""
+
+    @abstractmethod
+    def raise_revision_floor(self, revision: int) -> None:
+        """Remember a number from which the revisions of new limits and schedules go on."""
+
+
+class ClaimTransaction(FlowTransaction, LineTransaction, Protocol):
+    """What a claim asks of a store within one transaction."""
 
     @abstractmethod
     def paused(self) -> set[str]:
@@ -203,13 +224,9 @@ class Transaction(FlowTransaction, LimitTransaction, Protocol):
         :return: those of them that have a key or a named limit, as they stand now.
         """
 
-    @abstractmethod
-    def ready(self, queue: str, limit: int, line: str = PLAIN) -> list[StoredTask]:
-        """Return the first ready tasks of a line of a queue with their bodies, in the order of the claim.
 
-        :param line: the id of a line, see :func:`omniq.limit.line_id`. Its tasks are locked as those that :meth:`load`
-            returns are, and none is passed over; of the plain line those that others have locked may be.
-        """
+class Transaction(ClaimTransaction, Protocol):
+    """What all verbs ask of a store within one transaction."""
 
     @abstractmethod
     def lapsed(self, limit: int) -> list[StoredTask]:
@@ -252,14 +269,6 @@ class Transaction(FlowTransaction, LimitTransaction, Protocol):
     @abstractmethod
     def remove_schedule(self, schedule_id: str) -> None:
         """Remove a schedule that is there, without reading it."""
-
-    @abstractmethod
-    def revision_floor(self) -> int:
-        """Return what was last given to :meth:`raise_revision_floor`; 0 if nothing was."""
-
-    @abstractmethod
-    def raise_revision_floor(self, revision: int) -> None:
-        """Remember a number from which the revisions of new schedules go on."""
 
 
 class NoLimits:

@@ -28,7 +28,7 @@ from omniq.storage.flow_transitions import (
     settle,
 )
 from omniq.storage.limit_transitions import claim_lines, give_back, is_lined, lock_limits, moved, prune_lines
-from omniq.storage.primitives import FlowTransaction, Transaction
+from omniq.storage.primitives import ClaimTransaction, FlowTransaction, Transaction
 from omniq.storage.states import (
     anew_task,
     answered_task,
@@ -136,7 +136,9 @@ SUPERSEDED = "Superseded"
 """The type of the error with which a debounced task ends whose place another takes."""
 
 
-def claim(tx: Transaction, demand: Mapping[str, int], worker: str, lease: float, limit: int | None) -> list[StoredTask]:
+def claim(
+    tx: ClaimTransaction, demand: Mapping[str, int], worker: str, lease: float, limit: int | None
+) -> list[StoredTask]:
     settle(tx, SETTLED)
     paused, claimed = tx.paused(), []
     lanes = tx.lanes(demand)
