@@ -92,7 +92,7 @@ SCENARIOS = (
     Scenario(name="waiting", size=100_000, quick=20_000, floor=5_000, once=True),
     Scenario(name="import", size=15, quick=7, floor=5),
     Scenario(name="drain-processes", size=2_000, quick=500),
-    Scenario(name="drain-metrics", size=3_000, quick=1_000),
+    Scenario(name="drain-metrics", size=1_000, quick=1_000),
     Scenario(name="cpu-pair", size=3_000, quick=1_000),
     Scenario(name="serializer", size=3_000, quick=500, floor=10),
     Scenario(name="growth-empty", size=3_000, quick=3_000, floor=200, once=True, full_only=True),

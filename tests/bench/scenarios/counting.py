@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import statistics
 import time
 
 from omniq import TaskQueue
@@ -11,25 +12,25 @@ from tests.bench.job import Job
 
 __all__ = ["measure"]
 
-ROUNDS = 20
+ROUNDS = 60
 
 
 async def measure(job: Job) -> dict[str, float]:
     """Take the processor time of draining ``size`` tasks with metrics over that without them.
 
-    In memory, where a drain takes least, and of the quickest round of each: whatever else the machine does only adds.
+    In memory, where a drain takes least. The median of the rounds: a single drain's time varies by more than what is
+    looked for, and by as much for the quickest of many.
     """
-    without: list[float] = []
-    counting: list[float] = []
+    ratios: list[float] = []
     for number in range(ROUNDS):
         # In turn: neither is always the first, on a machine that grows warm or busy.
-        for counts in (False, True) if number % 2 else (True, False):
-            took = await _drain(job.size, Metrics() if counts else None)
-            (counting if counts else without).append(took)
-    return {job.scenario: min(counting) / min(without)}
+        took = {counts: await _drain(job.size, counts) for counts in ((False, True) if number % 2 else (True, False))}
+        ratios.append(took[True] / took[False])
+    return {job.scenario: statistics.median(ratios)}
 
 
-async def _drain(size: int, metrics: Metrics | None) -> float:
+async def _drain(size: int, counts: bool) -> float:
+    metrics = Metrics() if counts else None
     queue = TaskQueue("memory://")
 
     @queue.task
