@@ -27,11 +27,19 @@ class Batcher(Generic[T, R]):
         of several fails for any reason but an unavailable store, its items are sent again one by one, so that a bad
         one fails alone.
     :param limit: the most items in one batch.
+    :param answered: called on the loop when the items of a batch that was handed over have had their answers.
     """
 
-    def __init__(self, send: Callable[[Sequence[T]], Awaitable[Sequence[R]]], *, limit: int = 500) -> None:
+    def __init__(
+        self,
+        send: Callable[[Sequence[T]], Awaitable[Sequence[R]]],
+        *,
+        limit: int = 500,
+        answered: Callable[[], None] = lambda: None,
+    ) -> None:
         self._send = send
         self._limit = limit
+        self._answered = answered
         self._gathered: list[tuple[T, Answer[T, R]]] = []
         self._sender: asyncio.Task[None] | None = None
         self._lone: asyncio.Future[None] | None = None
@@ -132,6 +140,7 @@ class Batcher(Generic[T, R]):
         else:
             for (item, answer), result in zip(batch, answers, strict=True):
                 answer(item, result, None)
+            self._answered()
 
 
 def _reject(batch: Sequence[tuple[T, Answer[T, R]]], error: BaseException) -> None:

@@ -74,10 +74,14 @@ class Completer:
             )
             for of_which in ("", " that completed themselves")
         )
-        self._outcomes: Batcher[Outcome, bool] = Batcher(partial(self._finish, self._outage))
+        self._outcomes: Batcher[Outcome, bool] = Batcher(
+            partial(self._finish, self._outage), answered=self._count_successes
+        )
         # Apart from the others: where such a transaction was left open, the store may wait for its end.
-        self._after_completions: Batcher[Outcome, bool] = Batcher(partial(self._finish, self._outage_after_completions))
-        self._looks: Batcher[str, StoredTask | None] = Batcher(self._look)
+        self._after_completions: Batcher[Outcome, bool] = Batcher(
+            partial(self._finish, self._outage_after_completions), answered=self._count_successes
+        )
+        self._looks: Batcher[str, StoredTask | None] = Batcher(self._look, answered=self._count_successes)
         self._no_progress = Outage(
             _log, f"worker {worker} cannot record progress", f"worker {worker} records progress again"
         )
@@ -298,16 +302,13 @@ class Completer:
 
     def _count_successes(self) -> None:
         successes, self._successes = self._successes, []
-        if self._metrics is not None:
+        if successes and self._metrics is not None:
             self._metrics.count_ends(successes, SUCCEEDED)
 
     def _tell(self, attempt: Attempt, outcome: Outcome) -> None:
         if type(outcome) is Succeeded:
             if self._metrics is not None:
-                # Those of one batch together, in the next turn of the loop.
-                if not self._successes:
-                    self._loop.call_soon(self._count_successes)
-                self._successes.append(attempt)
+                self._successes.append(attempt)  # counted with the others of its batch
             if self._succeeded is None and not _task_log.isEnabledFor(logging.INFO):
                 return  # by far the most frequent end: it costs nothing where no plugin listens
         else:
