@@ -98,6 +98,7 @@ SCENARIOS = (
     Scenario(name="growth-empty", size=3_000, quick=3_000, floor=200, once=True, full_only=True),
     Scenario(name="growth-finished", size=1_000_000, quick=100_000, floor=200, once=True, full_only=True),
     Scenario(name="growth-scheduled", size=1_000_000, quick=100_000, floor=200, once=True, full_only=True),
+    Scenario(name="growth-blocked", size=1_000_000, quick=100_000, floor=200, once=True, full_only=True),
     Scenario(name="growth-ready", size=100_000, quick=100_000, floor=200, once=True, full_only=True),
     Scenario(name="list-failed", size=1_000_000, quick=100_000, once=True, full_only=True),
 )
@@ -222,7 +223,7 @@ LINES = (
             unit="µs a task",
             goals=_everywhere(_own(1 / 1.5, "growth-empty", "≤ 1.5 × empty")),
         )
-        for state in ("finished", "scheduled", "ready")
+        for state in ("finished", "scheduled", "blocked", "ready")
     ),
     *(
         Line(
@@ -236,7 +237,7 @@ LINES = (
             ("stats", "stats()", "ms"),
             ("rss", "memory of a worker", "MB"),
         )
-        for state in ("empty", "finished", "scheduled")
+        for state in ("empty", "finished", "scheduled", "blocked")
     ),
     *(
         Line(

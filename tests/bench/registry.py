@@ -20,7 +20,7 @@ DRAIN = (*DRAIN_ASYNC, *DRAIN_PLAIN)
 WAIT = ("latency", "round-trip")
 PROCESS = ("start-up", "idle", "waiting")
 LISTED = "list-failed"
-GROWTH = ("growth-empty", "growth-finished", "growth-scheduled", "growth-ready", LISTED)
+GROWTH = ("growth-empty", "growth-finished", "growth-scheduled", "growth-blocked", "growth-ready", LISTED)
 # On servers, for peers: without 100,000 waiting tasks, which some take minutes to send.
 SYNC_PEER = (*ENQUEUE, "drain-threads", *WAIT, "start-up", "idle")
 REDIS_PY, PSYCOPG, NATS_PY = ("redis",), ("psycopg",), ("nats-py",)

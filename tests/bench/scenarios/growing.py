@@ -10,12 +10,15 @@ from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 
+from attrs import evolve
+
+from omniq.flow import NewFlow, NewGate
 from omniq.plugins import default_plugins
 from omniq.storage import Storage
 from omniq.storage.body import Header, dump_header, join_body, make_content
 from omniq.storage.ids import new_id
 from omniq.storage.urls import parse_url
-from omniq.task import NewTask, Succeeded
+from omniq.task import Feed, NewTask, Succeeded
 from tests.bench.contenders.omniq_queue import url
 from tests.bench.job import Job
 from tests.bench.marks import Marks
@@ -55,11 +58,23 @@ async def measure(job: Job, marks: Marks) -> dict[str, float]:
 
 
 async def _fill(storage: Storage, state: str, size: int) -> None:
+    if state == "blocked":
+        await _block(storage, size)
+        return
     run_at = timedelta(days=30) if state == "scheduled" else None
     for count in _batches(0 if state == "empty" else size, FILL):
         await _enqueue(storage, count, run_at)
         if state == "finished":
             await _work(storage, count)
+
+
+async def _block(storage: Storage, size: int) -> None:
+    """Have tasks wait, in the queue that is measured, for one of a queue that nobody serves."""
+    flow = NewFlow(id=new_id(), gates=(NewGate(n=0, rank=""),))
+    first = evolve(new_task(), queue="nobody", flow=flow.id, feeds=(Feed(0),))
+    await storage.enqueue([first], flow)
+    for count in _batches(size, FILL):
+        await storage.enqueue([evolve(new_task(), flow=flow.id, behind=0) for _ in range(count)])
 
 
 async def _timed(steps: Sequence[Callable[[], Awaitable[object]]]) -> float:
