@@ -85,6 +85,7 @@ SCENARIOS = (
     Scenario(name="drain-threads", size=10_000, quick=3_000, shrinks=True),
     Scenario(name="drain-two", size=10_000, quick=3_000, shrinks=True),
     Scenario(name="group", size=10_000, quick=2_000, floor=10, takes_long=True),
+    Scenario(name="fan", size=10_000, quick=1_000),
     Scenario(name="latency", size=200, quick=50, floor=3),
     Scenario(name="round-trip", size=200, quick=50, floor=3),
     Scenario(name="start-up", size=1, quick=1),
@@ -250,6 +251,15 @@ LINES = (
             ("list-failed", "list 3 failed tasks", 500),
             ("list-failed page", "dashboard: the page of 3 failed tasks", 1000),
         )
+    ),
+    *(
+        Line(
+            name=name,
+            title=f"1 → {{size:,}} → 1 tasks: {title}",
+            unit="ms",
+            goals=_everywhere(_value(250, "≤ 250")),
+        )
+        for name, title in (("fan", "longest call"), ("fan beside", "longest call of another queue"))
     ),
     Line(name="import", title="import", unit="ms"),
     _rate("drain-processes", "drain, executor=process, two slots", {}),

@@ -39,6 +39,10 @@ def measure(job: Job) -> Measured:
         from tests.bench.scenarios import listing
 
         return asyncio.run(listing.measure(job))
+    if job.scenario == "fan":
+        from tests.bench.scenarios import fanning
+
+        return asyncio.run(fanning.measure(job))
     if job.scenario.startswith("growth-"):
         from tests.bench.scenarios import growing
 

@@ -19,8 +19,8 @@ DRAIN_ASYNC = ("drain-async", "drain-one-by-one")
 DRAIN = (*DRAIN_ASYNC, *DRAIN_PLAIN)
 WAIT = ("latency", "round-trip")
 PROCESS = ("start-up", "idle", "waiting")
-LISTED = "list-failed"
-GROWTH = ("growth-empty", "growth-finished", "growth-scheduled", "growth-blocked", "growth-ready", LISTED)
+EVERYWHERE = ("list-failed", "fan")
+GROWTH = ("growth-empty", "growth-finished", "growth-scheduled", "growth-blocked", "growth-ready", *EVERYWHERE)
 # On servers, for peers: without 100,000 waiting tasks, which some take minutes to send.
 SYNC_PEER = (*ENQUEUE, "drain-threads", *WAIT, "start-up", "idle")
 REDIS_PY, PSYCOPG, NATS_PY = ("redis",), ("psycopg",), ("nats-py",)
@@ -110,7 +110,7 @@ def _raw(store: str, adapter: str, batch: int, *scenarios: str, name: str = "", 
 LOCAL = ("memory", "sqlite", "file", "process")
 
 LOCAL_ENTRIES = (
-    _omniq("memory", *ENQUEUE, *ENQUEUE_ASYNC, *DRAIN_ASYNC, "drain-threads", *WAIT, *PROCESS, LISTED),
+    _omniq("memory", *ENQUEUE, *ENQUEUE_ASYNC, *DRAIN_ASYNC, "drain-threads", *WAIT, *PROCESS, *EVERYWHERE),
     _peer("huey", "memory", "huey_queue:Huey", *ENQUEUE, "drain-threads", *WAIT, *PROCESS),
     _peer("dramatiq", "memory", "dramatiq_queue:Dramatiq", *ENQUEUE, "drain-threads", *WAIT, *PROCESS),
     _peer("taskiq", "memory", "taskiq_queue:Taskiq", *ENQUEUE_ASYNC, "drain-async", "drain-threads", *WAIT, "start-up"),
@@ -121,7 +121,7 @@ LOCAL_ENTRIES = (
     _raw("sqlite", "raw_sqlite:RawSqlite", 1, "enqueue-sync", "drain-async"),
     _raw("sqlite", "raw_sqlite:RawSqlite", 100, "enqueue-many", "drain-async"),
     _raw("sqlite", "raw_sqlite:RawSqlite", 500, "enqueue-many", "drain-async"),
-    _omniq("file", *ENQUEUE, *ENQUEUE_ASYNC, *DRAIN, *WAIT, *PROCESS, LISTED),
+    _omniq("file", *ENQUEUE, *ENQUEUE_ASYNC, *DRAIN, *WAIT, *PROCESS, *EVERYWHERE),
     # Not with 100,000 waiting tasks: to write them alone takes it minutes.
     _peer("huey", "file", "huey_queue:Huey", *ENQUEUE, *DRAIN_PLAIN, *WAIT, "start-up", "idle", slowness=20),
     Entry(name="raw file", store="file", adapter="raw_file:RawFile", scenarios=("enqueue-sync", "drain-async")),
