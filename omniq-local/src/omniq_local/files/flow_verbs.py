@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from omniq.flow import Flow
 from omniq.storage import Adoption, flow_transitions, transitions
-from omniq.storage.transitions import SETTLED
 from omniq.task import StoredTask
 from omniq_local.files.queues import DUE
 from omniq_local.files.transaction import Transaction
@@ -44,6 +43,10 @@ def settle(limit: int, transaction: Transaction) -> int:
     if not transaction.folder.flows().has_due(DUE, transaction.now):
         return 0
     return flow_transitions.settle(transaction.flows, limit)
+
+
+SETTLED = 300
+"""The most steps that a claim does first: each is a record of its own to write, where others take a row."""
 
 
 def settle_first(transaction: Transaction) -> None:

@@ -63,7 +63,7 @@ class FileStorage(Storage):
         {Capability.DURABLE, Capability.NOTIFICATIONS, Capability.SHARED_BETWEEN_PROCESSES}
     )
 
-    limits = StorageLimits(flows=True)
+    limits = StorageLimits(flow_step=300, flows=True)
 
     def __init__(self, config: StorageConfig, *, clock: Callable[[], float] = time.time) -> None:
         self._config = config

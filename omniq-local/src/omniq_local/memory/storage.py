@@ -78,7 +78,7 @@ class MemoryStorage(Storage):
     """
 
     capabilities: Set[Capability] = frozenset({Capability.NOTIFICATIONS})
-    limits = StorageLimits(lost_wakeup=0, stalled_client=0, flows=True, task_limits=True)
+    limits = StorageLimits(flow_step=5_000, lost_wakeup=0, stalled_client=0, flows=True, task_limits=True)
 
     def __init__(
         self, config: StorageConfig, *, clock: Callable[[], float] | None = None, any_connection: bool = False

@@ -73,7 +73,7 @@ class SQLiteStorage(Storage):
             Capability.TRANSACTIONS,
         }
     )
-    limits = StorageLimits(body=MOST_BYTES, flows=True)
+    limits = StorageLimits(flow_step=2_500, body=MOST_BYTES, flows=True)
 
     def __init__(self, config: StorageConfig, *, clock: Callable[[], float] = time.time) -> None:
         self._config = config
