@@ -6,8 +6,10 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from zipfile import ZipFile
 
 import pytest
@@ -106,16 +108,72 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServe
         yield running
 
 
+class Tables:
+    """Tables of stores, emptied after a test for the next one: to make them costs more than most tests do.
+
+    :param names: a query for the names of all tables.
+    :param execute: runs statements on the server; gives the rows of the last.
+    :param quote: what stands around a name.
+    """
+
+    def __init__(self, names: str, execute: Callable[..., Sequence[Sequence[Any]]], quote: str = "") -> None:
+        self._names, self._execute, self._quote = names, execute, quote
+        self._free: list[str] = []
+
+    @contextmanager
+    def namespace(self) -> Iterator[str]:
+        """Yield a namespace whose tables are empty, or not there yet."""
+        name = self._free.pop() if self._free else f"t{new_id().replace('-', '')[-20:]}"
+        yield name
+        tables = [table for (table,) in self._execute(self._names) if table.startswith(name)]
+        kept = {f"{name}_meta", f"{name}_limit_lock"}
+        own = [table for table in tables if table.startswith(f"{name}_")]
+        self._run(
+            *(f"DELETE FROM {{{table}}}" for table in own if table not in kept),
+            *(f"UPDATE {{{name}_meta}} SET seq = 0, revision_floor = 0" for _ in own[:1]),
+            *(f"DROP TABLE {{{table}}}" for table in tables if table not in own),
+        )
+        self._free.append(name)
+
+    def _run(self, *statements: str) -> None:
+        if statements:
+            self._execute(*(text.replace("{", self._quote).replace("}", self._quote) for text in statements))
+
+
+@pytest.fixture(scope="session")
+def postgres_tables(postgres: PostgresServer) -> Tables:
+    return Tables(
+        "SELECT tablename::text FROM pg_tables WHERE schemaname = 'public'",
+        lambda *statements: postgres.execute("; ".join(statements)),
+        '"',
+    )
+
+
 @pytest.fixture
-def postgres_url(postgres: PostgresServer) -> str:
-    """Return the URL of an empty store on PostgreSQL."""
-    return f"simplepg{postgres.url.removeprefix('postgresql')}?namespace=t{new_id().replace('-', '')[-20:]}"
+def postgres_url(postgres: PostgresServer, postgres_tables: Tables) -> Iterator[str]:
+    """Yield the URL of an empty store on PostgreSQL."""
+    with postgres_tables.namespace() as name:
+        yield f"simplepg{postgres.url.removeprefix('postgresql')}?namespace={name}"
 
 
 @pytest.fixture(scope="session")
 def mariadb(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MariaDbServer]:
     with MariaDbServer(tmp_path_factory.mktemp("mariadb")) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def mysql_tables(mariadb: MariaDbServer) -> Tables:
+    mariadb.execute("CREATE DATABASE shared")
+    names = "SELECT table_name FROM information_schema.tables WHERE table_schema = 'shared'"
+    return Tables(names, lambda *statements: mariadb.execute("USE shared", *statements), "`")
+
+
+@pytest.fixture
+def shared_mysql_url(mariadb: MariaDbServer, mysql_tables: Tables) -> Iterator[str]:
+    """Yield the URL of an empty store in a database that others are in, too."""
+    with mysql_tables.namespace() as name:
+        yield f"{mariadb.url}/shared?namespace={name}"
 
 
 @pytest.fixture

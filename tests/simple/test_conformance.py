@@ -156,8 +156,8 @@ class TestMySql(StorageContract):
     """The store in docs/examples/omniq-mysql."""
 
     @pytest.fixture
-    def storage_url(self, mysql_url: str) -> str:
-        return mysql_url
+    def storage_url(self, shared_mysql_url: str) -> str:
+        return shared_mysql_url
 
     @deviates("a queue's name has at most 250 characters here, as the database indexes no text of any length")
     @pytest.mark.parametrize("length", [300, 3000])
