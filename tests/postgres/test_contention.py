@@ -22,6 +22,7 @@ from omniq.task import Cancelled, NewTask, Outcome, TaskState
 from omniq.testing import await_until
 from omniq_postgres.storage import PostgresStorage
 from tests.postgres.support import counts, done, new_task, opened, take
+from tests.repeating import short_and_long
 from tests.servers.postgres import PostgresServer
 
 # Many workers
@@ -100,7 +101,7 @@ def without_deadlock(server: PostgresServer) -> Iterator[None]:
 
 
 @pytest.mark.timeout(400)  # a crowd of processes and connections
-@pytest.mark.parametrize("workers", [300, pytest.param(2000, marks=pytest.mark.long)])
+@pytest.mark.parametrize("workers", short_and_long(300, 2000))
 async def test_hundreds_of_workers_that_claim_at_once_get_each_delivery_once_and_never_lock_each_other_out(
     server: PostgresServer, storage_url: str, workers: int
 ) -> None:

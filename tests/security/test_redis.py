@@ -19,6 +19,7 @@ from omniq.storage.validation import is_corrupt
 from omniq.task import Cancelled, Failed, Retry, StoredTask, Succeeded, TaskError
 from omniq_redis.storage import RedisStorage
 from tests.redis.redis_support import calls, finish_all, new_task, only, opened, raw_client, take, total
+from tests.repeating import short_and_long
 from tests.servers.redis import RedisServer, binary_of
 
 Test = Callable[..., Coroutine[Any, Any, None]]
@@ -121,7 +122,7 @@ async def test_what_is_no_place_of_a_task_among_the_ready_is_dropped(
         assert attacker.exists(PREFIX + b"ready:q") == 0
 
 
-@pytest.mark.parametrize("number", [20_000, pytest.param(500_000, marks=pytest.mark.long)])
+@pytest.mark.parametrize("number", short_and_long(20_000, 500_000))
 @on_a_loop
 async def test_any_number_of_them_is_dropped_in_steps_that_hold_up_neither_the_server_nor_another_queue(
     server: RedisServer, attacker: Redis, number: int

@@ -37,7 +37,8 @@ Run it with plain pytest (``pip install 'omniq-core[testing]'``); no plugin is n
 - Tests of your own in the class may be coroutines and use the fixtures ``store`` (open) and ``stores`` (opens more).
 - The model-based test does 50 times up to 40 steps, the same ones each time; a fixture ``model_examples`` of your own
   returns another number of times. ``OMNIQ_TESTING_EXAMPLES`` and ``OMNIQ_TESTING_STEPS`` set other numbers, too; with
-  either of them the steps differ each time, and those that lead to a failure are cut down to the fewest.
+  either of them the steps differ each time, and those that lead to a failure are cut down to the fewest. A fixture
+  ``most_damages`` returns how many records a test of ``spoiling.py`` damages at most, else 1000.
 """
 
 from __future__ import annotations

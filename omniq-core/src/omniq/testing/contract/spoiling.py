@@ -152,10 +152,6 @@ def _changed(value: Any, depth: int = 0) -> Iterator[Any]:
             yield {other: value[other] for other in value if other != name}
 
 
-_MANY = pytest.mark.parametrize("most", [50, pytest.param(1000, marks=pytest.mark.long)], ids=["some", "all"])
-"""Damaged records of one test."""
-
-
 class SpoilContract(Contract):
     """Records that cannot be read. Asked where a fixture of the class says how to damage one."""
 
@@ -163,6 +159,11 @@ class SpoilContract(Contract):
     def spoil(self) -> Spoil | None:
         """Return what reads and writes single records, see :class:`Spoil`; None: the tests are not asked."""
         return None
+
+    @pytest.fixture
+    def most_damages(self) -> int:
+        """Return how many records of a kind a test damages at most; fewer are evenly taken from all damages."""
+        return 1000
 
     async def _plan(self, spoil: Spoil, kind: str, name: str, most: int) -> list[tuple[str, Value]]:
         """Return the damages to a record that is there: places, and what to write to each.
@@ -203,13 +204,12 @@ class SpoilContract(Contract):
 
     # Tasks
 
-    @_MANY
     @needs_fixtures("spoil")
     async def test_ready_tasks_run_beside_those_that_cannot_be_read(
-        self, stores: Stores, store: Storage, spoil: Spoil, most: int
+        self, stores: Stores, store: Storage, spoil: Spoil, most_damages: int
     ) -> None:
         (probe,) = await add(store, _full_task())
-        plan = await self._plan(spoil, "task", probe, most)
+        plan = await self._plan(spoil, "task", probe, most_damages)
         if not plan:
             return
         await store.delete([probe])
@@ -234,14 +234,13 @@ class SpoilContract(Contract):
         await self._answers(other)
         await self._shown_and_removed(other, how, [task.id for task in good])
 
-    @_MANY
     @needs_fixtures("spoil")
     async def test_running_tasks_are_recovered_beside_those_that_cannot_be_read(
-        self, stores: Stores, store: Storage, spoil: Spoil, most: int
+        self, stores: Stores, store: Storage, spoil: Spoil, most_damages: int
     ) -> None:
         (probe,) = await add(store, _full_task())
         await take(store)
-        plan = await self._plan(spoil, "task", probe, most)
+        plan = await self._plan(spoil, "task", probe, most_damages)
         if not plan:
             return
         await store.cancel([probe])
@@ -263,15 +262,14 @@ class SpoilContract(Contract):
         await self._answers(await stores.open())
         await self._shown_and_removed(store, how, [task.id for task in finishing])
 
-    @_MANY
     @needs_fixtures("spoil")
     @pytest.mark.parametrize("kind", ["task", "result"])
     async def test_results_are_kept_beside_those_that_cannot_be_read(
-        self, stores: Stores, store: Storage, spoil: Spoil, kind: str, most: int
+        self, stores: Stores, store: Storage, spoil: Spoil, kind: str, most_damages: int
     ) -> None:
         (probe,) = await add(store, _full_task())
         await store.finish([outcome("succeeded", task) for task in await take(store)])
-        plan = await self._plan(spoil, kind, probe, most)
+        plan = await self._plan(spoil, kind, probe, most_damages)
         if not plan:
             return
         tasks = [_full_task() for _ in plan]
@@ -293,15 +291,16 @@ class SpoilContract(Contract):
         # A result may be any bytes to a store.
         await self._shown_and_removed(other, how, [task.id for task in good], some=kind == "task")
 
-    @_MANY
     @needs_fixtures("spoil")
     @with_flows
     @patient(240)
-    async def test_no_flow_hangs_whose_tasks_cannot_be_read(self, store: Storage, spoil: Spoil, most: int) -> None:
+    async def test_no_flow_hangs_whose_tasks_cannot_be_read(
+        self, store: Storage, spoil: Spoil, most_damages: int
+    ) -> None:
         probe = _fan_in()
         await store.enqueue(*probe)
         first = probe[0][0].id
-        plan = await self._plan(spoil, "task", first, most)
+        plan = await self._plan(spoil, "task", first, most_damages)
         if not plan:
             return
         await store.cancel_flow(probe[1].id)
@@ -385,13 +384,12 @@ class SpoilContract(Contract):
 
     # The others
 
-    @_MANY
     @needs_fixtures("spoil")
     async def test_schedules_fire_beside_those_that_cannot_be_read(
-        self, stores: Stores, store: Storage, spoil: Spoil, most: int
+        self, stores: Stores, store: Storage, spoil: Spoil, most_damages: int
     ) -> None:
         await store.put_schedule(_due("probe"))
-        plan = await self._plan(spoil, "schedule", "probe", most)
+        plan = await self._plan(spoil, "schedule", "probe", most_damages)
         if not plan:
             return
         await store.delete_schedule("probe")
@@ -425,13 +423,12 @@ class SpoilContract(Contract):
                 assert name in found, f"check does not name what has {how[name]}"
             assert await other.put_schedule(_due(name), 0) is not None, how[name]
 
-    @_MANY
     @needs_fixtures("spoil")
     async def test_workers_are_shown_beside_those_that_cannot_be_read(
-        self, stores: Stores, store: Storage, spoil: Spoil, most: int
+        self, stores: Stores, store: Storage, spoil: Spoil, most_damages: int
     ) -> None:
         await store.heartbeat("probe", [], HELD, "about it")
-        plan = await self._plan(spoil, "worker", "probe", most)
+        plan = await self._plan(spoil, "worker", "probe", most_damages)
         if not plan:
             return
         bad = [f"bad {new_id()}" for _ in plan]
@@ -451,14 +448,13 @@ class SpoilContract(Contract):
             await other.heartbeat(name, [], HELD, "again")
             await other.heartbeat(name, [], 0)
 
-    @_MANY
     @needs_fixtures("spoil")
     @pytest.mark.parametrize("kind", ["queue", "pause"])
     async def test_queues_go_on_beside_those_whose_state_cannot_be_read(
-        self, stores: Stores, store: Storage, spoil: Spoil, kind: str, most: int
+        self, stores: Stores, store: Storage, spoil: Spoil, kind: str, most_damages: int
     ) -> None:
         await _use(store, "probe")
-        plan = await self._plan(spoil, kind, "probe", most)
+        plan = await self._plan(spoil, kind, "probe", most_damages)
         if not plan:
             return
         bad = [f"bad{number}" for number in range(len(plan))]
@@ -480,13 +476,12 @@ class SpoilContract(Contract):
             for task in await other.claim({name: 10}, worker="w", lease=HELD):
                 await other.finish([outcome("succeeded", task)])
 
-    @_MANY
     @needs_fixtures("spoil")
     async def test_unique_keys_hold_beside_those_that_cannot_be_read(
-        self, stores: Stores, store: Storage, spoil: Spoil, most: int
+        self, stores: Stores, store: Storage, spoil: Spoil, most_damages: int
     ) -> None:
         await add(store, new_task(unique="probe"))
-        plan = await self._plan(spoil, "unique", "probe", most)
+        plan = await self._plan(spoil, "unique", "probe", most_damages)
         if not plan:
             return
         bad = [f"bad key {number}" for number in range(len(plan))]
