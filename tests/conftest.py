@@ -11,10 +11,14 @@ import hypothesis
 import pytest
 
 from omniq.storage import validation
+from omniq.testing.contract.actors import Actor
+from tests.fork_server import Popen
+from tests.repeating import short_and_long
 
 # No time limit for an example: on a busy machine that is a test of the machine. A failure prints how to repeat it.
 hypothesis.settings.register_profile("omniq", deadline=None, print_blob=True)
 hypothesis.settings.load_profile("omniq")
+Actor.popen = Popen
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -31,17 +35,23 @@ def pytest_collection() -> Generator[None, object, object]:
         gc.enable()
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what may take longest, so that no process of several is alone with it in the end."""
+    items.sort(key=lambda item: item.get_closest_marker("timeout") is None)
+
+
 def pytest_runtest_setup() -> None:
     """Begin each test as a process that has not logged any damaged record: it logs each once, and a thousand in all."""
     validation._logged.clear()
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    # The model of the conformance kit: some sequences of operations every day, more in the long run; as many as the kit
-    # does by itself where OMNIQ_TESTING_EXAMPLES says so.
-    if "model_examples" in metafunc.fixturenames:
-        in_the_long_run = pytest.param(20, marks=[pytest.mark.long, pytest.mark.timeout(600)])
-        metafunc.parametrize("model_examples", [8, in_the_long_run])
+    # The conformance kit: sequences of operations, and damaged records. As many sequences as the kit does by itself
+    # where OMNIQ_TESTING_EXAMPLES says so.
+    for name, numbers in (("model_examples", short_and_long(8, 20)), ("most_damages", short_and_long(50, 1000))):
+        if name in metafunc.fixturenames:
+            metafunc.parametrize(name, numbers)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from omniq.testing import wait_until
+from tests.fork_server import Popen, run
 
 __all__ = ["SHOP", "Program", "environment", "run_omniq"]
 
@@ -49,8 +50,8 @@ def whoami() -> int:
 
 
 @queue.task(queue="slow")
-async def sleep(seconds: float) -> None:
-    await asyncio.sleep(seconds)
+async def sleep(seconds: float) -> None:  # a task's name
+    await asyncio.sleep(seconds)  # what the task is there for
 
 
 @queue.task
@@ -73,7 +74,7 @@ def environment(**more: str) -> dict[str, str]:
 
 def run_omniq(*arguments: str, cwd: Path, timeout: float = 60, **more: str) -> subprocess.CompletedProcess[str]:
     """Run a command to its end."""
-    return subprocess.run(
+    return run(
         [sys.executable, "-m", "omniq", *arguments],
         cwd=cwd,
         env=environment(**more),
@@ -92,7 +93,7 @@ class Program:
         self.out = cwd / "out.txt"
         self.err = cwd / "err.txt"
         with self.out.open("wb") as out, self.err.open("wb") as err:
-            self.process = subprocess.Popen(
+            self.process = Popen(
                 [sys.executable, "-m", "omniq", *arguments],
                 cwd=cwd,
                 env=environment(**more),

@@ -9,15 +9,14 @@ from pathlib import Path
 from omniq import TaskQueue, TaskState
 from omniq.testing import wait_until
 from tests.cli.program import environment
+from tests.fork_server import Popen, run
 
 MANY = 3000
 
 
 def omniq(folder: Path, *arguments: str, given: bytes = b"") -> subprocess.CompletedProcess[bytes]:
     command = [sys.executable, "-m", "omniq", *arguments]
-    return subprocess.run(
-        command, cwd=folder, env=environment(), input=given, capture_output=True, timeout=120, check=False
-    )
+    return run(command, cwd=folder, env=environment(), input=given, capture_output=True, timeout=120, check=False)
 
 
 def test_a_store_is_moved_in_a_pipe_and_again_after_the_import_was_killed(folder: Path, store: TaskQueue) -> None:
@@ -31,7 +30,7 @@ def test_a_store_is_moved_in_a_pipe_and_again_after_the_import_was_killed(folder
     lines = done.stdout.splitlines(keepends=True)
     half = b"".join(lines[: MANY // 2])
     command = [sys.executable, "-m", "omniq", "import", "sqlite:///moved.db"]
-    with subprocess.Popen(command, cwd=folder, env=environment(), stdin=subprocess.PIPE) as importer:
+    with Popen(command, cwd=folder, env=environment(), stdin=subprocess.PIPE) as importer:
         assert importer.stdin is not None
         importer.stdin.write(half)
         importer.stdin.flush()
@@ -55,12 +54,12 @@ def test_a_file_that_was_cut_off_is_refused_before_anything_is_stored(folder: Pa
     (folder / "cut.jsonl").write_bytes(whole[: len(whole) * 2 // 3])
     command = [sys.executable, "-m", "omniq", "import", "sqlite:///moved.db"]
     with (folder / "cut.jsonl").open("rb") as file:
-        refused = subprocess.run(command, cwd=folder, env=environment(), stdin=file, capture_output=True, check=False)
+        refused = run(command, cwd=folder, env=environment(), stdin=file, capture_output=True, check=False)
     assert refused.returncode == 1
     assert b"without its last line" in refused.stderr
     assert not (folder / "moved.db").exists()
     with (folder / "cut.jsonl").open("rb") as file:
         command.append("--partial")
-        taken = subprocess.run(command, cwd=folder, env=environment(), stdin=file, capture_output=True, check=False)
+        taken = run(command, cwd=folder, env=environment(), stdin=file, capture_output=True, check=False)
     assert taken.returncode == 0, taken.stderr
     assert taken.stdout.startswith(b"imported ")

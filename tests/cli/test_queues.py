@@ -17,6 +17,7 @@ from omniq import TaskQueue
 from omniq.cli import main
 from omniq.cli.app import load_queue, store_of
 from tests.cli.program import environment, run_omniq
+from tests.fork_server import Popen
 
 URL = "sqlite:///jobs.db"
 
@@ -221,7 +222,7 @@ def test_anything_but_yes_means_no(
 
 def test_the_question_is_seen_at_a_terminal(full: TaskQueue, folder: Path) -> None:
     keyboard, terminal = pty.openpty()
-    process = subprocess.Popen(
+    process = Popen(
         [sys.executable, "-m", "omniq", "queues", "purge", "shop:queue", "slow"],
         cwd=folder,
         env=environment(),

@@ -25,6 +25,7 @@ from omniq.storage import StoredWorker
 from omniq.task import StoredTask
 from omniq.testing import wait_until
 from tests.cli.program import Program, environment
+from tests.fork_server import Popen
 
 NOW = datetime(2025, 3, 1, 12, tzinfo=UTC)
 
@@ -223,7 +224,7 @@ def test_what_changes_is_seen_while_watching(filled: TaskQueue, start: Callable[
 @pytest.mark.usefixtures("filled")
 def test_on_a_terminal_the_table_is_redrawn_in_place(folder: Path) -> None:
     reading, writing = pty.openpty()
-    process = subprocess.Popen(
+    process = Popen(
         [sys.executable, "-m", "omniq", "stats", "shop:queue", "--watch", "--interval", "0.05"],
         cwd=folder,
         env=environment(TERM="xterm", NO_COLOR=""),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from attrs import frozen
+
+from tests.fork_server import Popen, run
 
 __all__ = ["TIME", "Project"]
 
@@ -240,9 +241,7 @@ class Project:
         log = self.folder / "worker.log"
         command = [sys.executable, "manage.py", "omniq", "worker", *options]
         with log.open("wb") as output:
-            process = subprocess.Popen(
-                command, cwd=self.folder, env=self._environment(environment), stdout=output, stderr=output
-            )
+            process = Popen(command, cwd=self.folder, env=self._environment(environment), stdout=output, stderr=output)
         try:
             yield
             process.terminate()
@@ -259,7 +258,7 @@ class Project:
         return kept | more
 
     def _run(self, *arguments: str, **environment: str) -> str:
-        done = subprocess.run(
+        done = run(
             [sys.executable, *arguments],
             cwd=self.folder,
             env=self._environment(environment),
@@ -269,4 +268,4 @@ class Project:
             check=False,
         )
         assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
+        return str(done.stdout)

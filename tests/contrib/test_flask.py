@@ -17,6 +17,7 @@ from tests.cli.program import environment
 from tests.contrib import flask_tasks
 from tests.contrib.conftest import MakeQueue
 from tests.core.running import working
+from tests.fork_server import run
 
 SHOP = """
 from flask import Flask, current_app
@@ -100,7 +101,7 @@ def test_the_last_application_counts_and_no_other_queue_has_it(make_queue: MakeQ
 
 
 def flask(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
+    return run(
         [sys.executable, "-m", "flask", "--app", "shop:create_app('Hi')", "omniq", *words],
         cwd=folder,
         env=environment(),

@@ -33,6 +33,7 @@ from omniq.storage.urls import parse_url
 from omniq_local.sqlite.settings import OPTIONS
 from tests.docs import pages
 from tests.docs.pages import DOCS, PAGES, ROOT, STANDALONE, anchors, blocks, commands, links, page_name
+from tests.fork_server import run
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=page_name)
 BIN = Path(sys.executable).parent
@@ -54,7 +55,7 @@ def test_every_python_block_runs(page: Path, tmp_path: Path) -> None:
     if program is None:
         return
 
-    done = subprocess.run(
+    done = run(
         [sys.executable, "-W", "error", program],
         cwd=tmp_path,
         env=environment(),
@@ -160,7 +161,7 @@ def test_commands_do_what_the_page_shows(page: Path, tmp_path: Path) -> None:
                     subprocess.Popen(words, cwd=tmp_path, env=environment(), stderr=subprocess.PIPE, text=True)
                 )
                 continue
-            done = subprocess.run(
+            done = run(
                 words,
                 cwd=tmp_path,
                 env=environment(),

@@ -26,11 +26,12 @@ from omniq.cli.demo.measuring import (
 )
 from omniq.cli.demo.report import Report, conclude
 from omniq.cli.terminal import Screen
+from tests.fork_server import Popen, run
 from tests.servers.starting import MOSTLY_LONG, make_server
 
 
 def demo(*arguments: str, temporary: Path, **more: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
+    return run(
         [sys.executable, "-m", "omniq", "demo", *arguments],
         env={**os.environ, "TMPDIR": str(temporary), "PYTHONUTF8": "1", **more},
         stdin=subprocess.DEVNULL,
@@ -132,7 +133,7 @@ def test_a_store_that_cannot_be_used_is_one_line(tmp_path: Path, url: str, code:
 
 
 def test_ctrl_c_leaves_nothing_behind(tmp_path: Path) -> None:
-    process = subprocess.Popen(
+    process = Popen(
         [sys.executable, "-m", "omniq", "demo"],
         env={**os.environ, "TMPDIR": str(tmp_path), "PYTHONUNBUFFERED": "1"},
         stdin=subprocess.DEVNULL,

@@ -16,6 +16,7 @@ import pytest
 from omniq import TaskState
 from tests.faults.scene import Scene
 from tests.faults.stages import SqliteStage
+from tests.fork_server import Popen
 
 SHOP = """
     from pathlib import Path
@@ -56,7 +57,7 @@ class Shop:
         self.worker = self._start("import shop; shop.queue.run_worker(lease=1)")
 
     def _start(self, program: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
+        return Popen(
             [sys.executable, "-W", "error", "-c", program],
             cwd=self.folder,
             env=self.environment,

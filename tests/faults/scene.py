@@ -16,6 +16,7 @@ from omniq.testing import wait_until
 from tests.faults import apps
 from tests.faults.history import Event, History, all_tasks, check, check_unique
 from tests.faults.stages import Stage
+from tests.fork_server import Popen
 
 __all__ = ["ROOT", "Actor", "Scene"]
 
@@ -37,7 +38,7 @@ class Actor:
         scene.processes += 1
         self.log = scene.folder / f"{scene.processes}-{arguments[0]}.log"
         with self.log.open("wb") as log:
-            self.process = subprocess.Popen(
+            self.process = Popen(
                 [sys.executable, "-m", "tests.faults.apps", *arguments],
                 cwd=ROOT,
                 env={**os.environ, **scene.environment, **environment},

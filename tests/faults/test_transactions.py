@@ -26,6 +26,8 @@ from omniq import Task, TaskHandle, TaskQueue, TaskState
 from omniq.testing import wait_until
 from tests.faults import shop as application
 from tests.faults.history import Event, History
+from tests.fork_server import Popen
+from tests.repeating import short_and_long
 
 ROOT = Path(__file__).parents[2]
 LEASE = {"lease": 1.5, "recover_every": 0.1, "threads": 4}
@@ -49,7 +51,7 @@ class Shop:
     def _run(self, *arguments: str) -> subprocess.Popen[bytes]:
         environment = {**os.environ, "SHOP": str(self.database), "HISTORY": str(self.folder / "history")}
         with (self.folder / f"{len(self._processes)}.log").open("wb") as log:
-            process = subprocess.Popen(
+            process = Popen(
                 [sys.executable, *arguments],
                 cwd=ROOT,
                 env=environment,
@@ -129,7 +131,7 @@ def check_effects_equal_completions(shop: Shop, tasks: dict[str, Task]) -> None:
     assert sold == {(task.id, task.result): 1 for task in tasks.values()}
 
 
-@pytest.mark.parametrize("deaths", [6, pytest.param(16, marks=[pytest.mark.long, pytest.mark.timeout(400)])])
+@pytest.mark.parametrize("deaths", short_and_long(6, 16))
 def test_orders_tasks_and_effects_stay_equal_while_processes_are_killed(shop: Shop, deaths: int) -> None:
     seed = int(os.environ.get("OMNIQ_SEED", time.time_ns() % 1_000_000))
     print(f"OMNIQ_SEED={seed}")
@@ -141,7 +143,7 @@ def test_orders_tasks_and_effects_stay_equal_while_processes_are_killed(shop: Sh
     while kills < deaths or not any(task.delivery > 1 for task in shop.tasks().values()):
         # Not by the clock alone: whatever is killed shall have done something.
         shop.wait_for_sales(3, producer)
-        time.sleep(dice.uniform(0, 0.1))
+        time.sleep(dice.uniform(0, 0.1))  # until the next kill, at random
         kills += 1
         if dice.random() < 0.3 or producer.poll() is not None:
             producer.kill()

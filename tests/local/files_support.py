@@ -21,6 +21,7 @@ from omniq.task import NewTask, StoredTask, Succeeded, TaskState
 from omniq.testing.contract.spoiling import Value
 from omniq_local.files import FileStorage
 from omniq_local.files.names import members_folder, token, unique_path
+from tests.fork_server import run
 
 STATES = [state.value for state in TaskState]
 
@@ -202,7 +203,7 @@ class SpoiledFiles:
 
 def run_python(program: str, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
     """Run a program in a process of its own; its ``sys.argv[1:]`` are the arguments."""
-    return subprocess.run(
+    return run(
         [sys.executable, "-W", "error", "-c", textwrap.dedent(program), *arguments],
         check=check,
         capture_output=True,

@@ -21,6 +21,7 @@ from omniq.storage.urls import parse_url
 from omniq.task import NewTask, StoredTask, TaskState
 from omniq.testing.contract.spoiling import Value
 from omniq_local.sqlite import SQLiteStorage
+from tests.fork_server import Popen
 
 
 class Clock:
@@ -138,7 +139,7 @@ async def count(store: SQLiteStorage, state: TaskState, queue: str = "q") -> int
 @contextmanager
 def python(program: str, *arguments: object) -> Iterator[subprocess.Popen[str]]:
     """Run a Python program beside the test; its input and output are pipes. What still runs in the end is killed."""
-    with subprocess.Popen(
+    with Popen(
         [sys.executable, "-W", "error", "-c", textwrap.dedent(program), *map(str, arguments)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
 import sys
 from collections.abc import Iterator
 
@@ -17,6 +16,7 @@ from omniq.storage.ids import new_id
 from omniq.task import TaskState
 from omniq_postgres import connecting, migrating
 from omniq_postgres.statements import migration_files
+from tests.fork_server import Popen
 from tests.postgres.support import (
     connection_of,
     counts,
@@ -62,7 +62,7 @@ def as_role(url: str, role: str) -> str:
 
 def test_many_processes_make_the_schema_once(storage_url: str) -> None:
     url = f"{storage_url}&schema=s{new_id()[-8:]}"
-    children = [subprocess.Popen([sys.executable, "-c", OPEN, url]) for _ in range(PROCESSES)]
+    children = [Popen([sys.executable, "-c", OPEN, url]) for _ in range(PROCESSES)]
     assert [child.wait(60) for child in children] == [0] * PROCESSES
     with psycopg.connect(settings_of(url).dsn) as connection:
         statement = f"SELECT version FROM {table_of(url, 'migration')} ORDER BY version"

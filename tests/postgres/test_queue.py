@@ -17,6 +17,7 @@ import pytest
 from omniq import TaskQueue
 from omniq.task import TaskState
 from omniq.testing import await_until, wait_until
+from tests.fork_server import Popen
 from tests.postgres.support import never_look
 from tests.servers.postgres import PostgresServer
 
@@ -72,7 +73,7 @@ def start(server: PostgresServer, storage_url: str, tmp_path: Path, monkeypatch:
 
     def begin() -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "omniq", "worker", "shop:queue", "-c", "4", "--lease", "2"]
-        started.append(subprocess.Popen(command, cwd=tmp_path, env=os.environ))
+        started.append(Popen(command, cwd=tmp_path, env=os.environ))
         return started[-1]
 
     yield begin

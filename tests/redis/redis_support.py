@@ -16,6 +16,7 @@ from omniq.storage.urls import parse_url
 from omniq.task import NewTask, StoredTask, Succeeded, TaskState
 from omniq.testing.contract.spoiling import Value
 from omniq_redis.storage import RedisStorage
+from tests.fork_server import Popen
 from tests.servers.redis import RedisServer
 
 __all__ = [
@@ -103,7 +104,7 @@ def calls(server: RedisServer) -> dict[str, int]:
 
 def python(program: str, *arguments: str, **options: Any) -> subprocess.Popen[str]:
     """Start another Python that runs a program."""
-    return subprocess.Popen(
+    return Popen(
         [sys.executable, "-c", textwrap.dedent(program), *arguments],
         stdout=subprocess.PIPE,
         stdin=subprocess.PIPE,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import subprocess
 import sys
 import traceback
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from omniq import ConfigurationError, OmniQError, TaskQueue, hookimpl
 from omniq.plugins import Plugins, default_plugins
 from omniq.storage import Storage, StorageConfig
 from omniq.storage.urls import redact_all
+from tests.fork_server import run
 
 SECRET = "".join(["h", "unter", "2"])  # so that a traceback that shows the code does not show it
 CORE = str(Path(omniq.__file__).parent)
@@ -104,7 +104,7 @@ for line in sys.stdin.read().splitlines():
 @pytest.mark.parametrize("url", URLS)
 def test_no_command_shows_it(url: str, tmp_path: Path) -> None:
     lines = [" ".join([*command, url]) for command in COMMANDS]
-    done = subprocess.run(
+    done = run(
         [sys.executable, "-c", SHELL, SECRET],
         input="\n".join(lines),
         cwd=tmp_path,
