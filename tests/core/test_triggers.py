@@ -42,7 +42,7 @@ ZONES = [
 EXPRESSIONS: dict[str, Callable[[datetime], bool]] = {
     "30 2 * * *": lambda local: (local.hour, local.minute) == (2, 30),
     "0 0 * * *": lambda local: (local.hour, local.minute) == (0, 0),
-    "*/15 0-3 * * *": lambda local: local.hour <= 3,
+    "*/15 0-3 * feb-apr,sep-nov *": lambda local: local.hour <= 3 and local.month in (2, 3, 4, 9, 10, 11),
     "0 */6 * * *": lambda local: local.minute == 0 and local.hour % 6 == 0,
     "15 1 * * sun": lambda local: (local.hour, local.minute) == (1, 15) and local.isoweekday() == 7,
     "45 23 L * *": lambda local: (local.hour, local.minute) == (23, 45) and (local + timedelta(days=1)).day == 1,
@@ -126,8 +126,9 @@ def test_a_sixth_field_is_the_second() -> None:
 )
 def test_an_alias_means_its_expression(alias: str, expr: str) -> None:
     end = YEAR + timedelta(days=800)
+    found, wanted = (list(itertools.islice(fires(Cron(text), YEAR, end), 200)) for text in (alias, expr))
 
-    assert list(fires(Cron(alias), YEAR, end)) == list(fires(Cron(expr), YEAR, end))
+    assert found == wanted
 
 
 @pytest.mark.parametrize(

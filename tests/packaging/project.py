@@ -117,8 +117,9 @@ def make_environment(folder: Path, wheels: Iterable[Path], names: Iterable[str])
     """
     venv.create(folder, symlinks=True, with_pip=False)
     environment = Environment(folder)
-    pip = [sys.executable, "-m", "pip", "--python", str(environment.python), "install", "--no-index", "--no-deps"]
-    done = subprocess.run([*pip, "--quiet", *map(str, wheels)], capture_output=True, text=True, check=False)
+    pip = [sys.executable, "-m", "pip", "--python", str(environment.python), "install", "--quiet"]
+    apart = ["--no-index", "--no-deps", "--no-compile"]
+    done = subprocess.run([*pip, *apart, *map(str, wheels)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     ours = {distribution.name for distribution in DISTRIBUTIONS}
     for name in _needed(frozenset(names)) - ours:
