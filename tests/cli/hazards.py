@@ -28,7 +28,7 @@ def _terminate_children() -> list[int | None]:
     for pause in (0.0, 0.2):
         child = forking.Process(target=time.sleep, args=(60,), daemon=True)
         child.start()
-        time.sleep(pause)
+        time.sleep(pause)  # it ends while it starts, and while it runs
         child.terminate()
         child.join(20)
         codes.append(child.exitcode)
@@ -38,7 +38,7 @@ def _terminate_children() -> list[int | None]:
         forked = os.fork()
         if not forked:
             if number:
-                time.sleep(60)
+                time.sleep(60)  # until it is killed
             raise LookupError("a child that comes back into the worker's code")
         os.kill(forked, number)
         codes.append(os.waitstatus_to_exitcode(os.waitpid(forked, 0)[1]))
@@ -81,7 +81,7 @@ async def leave_a_stubborn_coroutine() -> None:
     async def stay() -> None:
         while True:
             try:
-                await asyncio.sleep(600)
+                await asyncio.sleep(600)  # until it is cancelled
             except asyncio.CancelledError:
                 logging.getLogger("hazards").info("no")
 
@@ -111,7 +111,7 @@ def hold(here: Path, flag: Path) -> str:
 @queue.task
 async def exit_in_a_child(how: str) -> None:
     async def leave() -> None:
-        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # others run meanwhile
         if how == "exit":
             sys.exit()
         if how == "interrupt":

@@ -102,7 +102,7 @@ def test_two_plugins_that_claim_one_name_fail_the_command(folder: Path) -> None:
 
 
 def test_how_long_each_took_is_shown_and_what_is_left_out(folder: Path) -> None:
-    install(folder, "shop-slow", "shop_slow", "import time; time.sleep(0.2)")
+    install(folder, "shop-slow", "shop_slow", "import time; time.sleep(0.2)")  # the time that is shown
 
     ended = run_omniq("plugins", cwd=folder, PYTHONPATH=str(folder))
     assert re.search(r"\(shop_slow\)\n  listens to events only\n  loaded in       [\d,]+\.\d ms", ended.stdout)

@@ -78,7 +78,7 @@ def declare(queue: TaskQueue, kind: str, **options: Any) -> Any:
 
     @queue.task(name="shop.resize", queue="images", **options)
     async def resize(size: int) -> str:
-        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # others run meanwhile
         return work(size)
 
     return resize

@@ -51,7 +51,7 @@ def cpu_baggage() -> tuple[object, int]:
 
 @queue.task(executor="process", max_retries=0, timeout=0.5)
 def cpu_overdue() -> None:
-    time.sleep(60)
+    time.sleep(60)  # longer than its timeout
 
 
 @queue.task(executor="process", max_retries=0)

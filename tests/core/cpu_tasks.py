@@ -85,7 +85,7 @@ def pid_once() -> int:
 @queue.task(executor="process", max_retries=0)
 def parent(marker: Path) -> None:
     """Run until it is stopped, with a process of its own."""
-    own = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    own = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])  # until it is killed
     marker.with_suffix(".tmp").write_text(str(own.pid))
     marker.with_suffix(".tmp").rename(marker)
     own.wait()

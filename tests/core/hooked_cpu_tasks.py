@@ -26,7 +26,7 @@ class Journal:
         request.set(task.headers["request"])
         _write(file, f"entered {os.getpid()} {worker} {before}")
         ending = yield
-        time.sleep(float(task.headers.get("linger", "0")))
+        time.sleep(float(task.headers.get("linger", "0")))  # the time that the hook takes
         kind, error = type(ending.outcome).__name__, type(ending.error).__name__
         _write(file, f"left {os.getpid()} {kind} {error} {ending.taken} {ending.seconds > 0} {current_task().id}")
 
@@ -58,4 +58,4 @@ def cpu_in_time() -> str:
 
 @queue.task(executor="process", max_retries=0, timeout=0.2)
 def cpu_overdue() -> None:
-    time.sleep(60)
+    time.sleep(60)  # longer than its timeout

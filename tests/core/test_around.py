@@ -65,7 +65,7 @@ def declare(queue: TaskQueue, kind: str) -> Any:
 
         @queue.task(max_retries=0)
         async def in_coroutine() -> tuple[str, int]:
-            await asyncio.sleep(0)
+            await asyncio.sleep(0)  # others run meanwhile
             return request.get(), threading.get_ident()
 
         return in_coroutine

@@ -197,7 +197,7 @@ def test_an_attempt_that_was_interrupted_before_its_start_does_not_start(
 async def interrupted_while(function: Callable[[], Any], why: Interruption, queue: TaskQueue) -> Outcome:
     attempt = claimed(queue, queue.task(retry=Fixed(0))(function))
     running = asyncio.create_task(run_async(attempt))
-    await asyncio.sleep(0)
+    await asyncio.sleep(0)  # the attempt begins
     attempt.interrupt(why)
     return await running
 
@@ -248,7 +248,7 @@ def test_a_coroutine_that_is_cancelled_with_its_event_loop_has_not_failed(queue:
     async def end() -> tuple[Outcome, Interruption | None]:
         attempt = claimed(queue, queue.task(max_retries=0)(forever))
         running = asyncio.create_task(run_async(attempt, loop_ends=lambda: True))
-        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # the attempt begins
         running.cancel()  # as asyncio.run() does to all tasks when the program is interrupted
         return await running, attempt.interruption
 
@@ -329,7 +329,7 @@ def test_a_coroutine_that_was_cancelled_is_not_taken_for_one_that_took_too_long(
     async def interrupt() -> Outcome:
         attempt = claimed(queue, queue.task(timeout=60)(forever))
         running = asyncio.create_task(run_async(attempt))
-        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # the attempt begins
         attempt.interrupt(Interruption.CANCEL)
         return await running
 

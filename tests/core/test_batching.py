@@ -38,7 +38,7 @@ class Store:
 async def turns(count: int = 10) -> None:
     """Let the loop do all that it can do without anybody's answer."""
     for _ in range(count):
-        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # one turn of the loop
 
 
 async def test_the_first_item_goes_out_at_once_and_others_gather_while_it_is_under_way() -> None:

@@ -52,7 +52,7 @@ def test_a_task_knows_itself(queue: TaskQueue, kind: str) -> None:
         return [task.id, task.name, task.queue, task.attempt, task.max_retries, task.cancelled]
 
     async def describe_in_coroutine() -> list[str | int]:
-        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # others run meanwhile
         return await asyncio.create_task(asyncio.to_thread(describe))
 
     function: Any = describe if kind == "thread" else describe_in_coroutine
@@ -200,7 +200,7 @@ async def test_what_a_coroutine_sets_in_its_context_no_other_task_sees(queue: Ta
     async def paint(name: str) -> None:
         seen.append(colour.get())
         colour.set(name)
-        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # others run meanwhile
         seen.append(colour.get())
 
     names = ["red", "green", "blue"]

@@ -25,7 +25,7 @@ def run_and_leave() -> None:
         task = detacher.create_task(stubborn(started))
         await started.wait()
         task.cancel()
-        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # the cancellation reaches it
         assert not task.done()
         detacher.detach(task)
 
@@ -49,7 +49,7 @@ def test_a_coroutine_runs_as_usual_where_there_is_no_such_function(monkeypatch: 
     seen: list[Any] = []
 
     async def work() -> None:
-        seen.append(await asyncio.sleep(0, "slept"))
+        seen.append(await asyncio.sleep(0, "slept"))  # a wait that ends
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.Event().wait()
         seen.append("cancelled")

@@ -17,6 +17,8 @@ from omniq.task import Failed, NewTask, Outcome, StoredTask, Succeeded, Task, Ta
 from omniq.testing import await_until, wait_until
 from tests.core.running import MakeQueue, working
 
+LEASE = 3  # a heartbeat a second, of which two may be late on a loaded machine
+
 
 class Listener:
     """Notes every event, and then fails if it is told to."""
@@ -199,7 +201,7 @@ async def test_whoever_listens_is_told_of_a_cancelled_task(
         await asyncio.Event().wait()
 
     handle = await hold.aenqueue()
-    async with queue.worker(lease=3):
+    async with queue.worker(lease=LEASE):
         await await_until(lambda: listener.of("started"))
         await handle.acancel()
         await await_until(lambda: listener.of("cancelled"))
@@ -300,7 +302,7 @@ async def test_whoever_listens_is_told_of_a_lease_that_was_lost_and_of_the_outco
         return "too late"
 
     handle = await stubborn.aenqueue()
-    async with queue.worker(lease=3) as worker:
+    async with queue.worker(lease=LEASE) as worker:
         await await_until(lambda: listener.of("started"))
         storage = (await queue.connections.current()).storage
         (task,) = await storage.get([handle.id])
@@ -345,7 +347,7 @@ async def test_whoever_listens_is_told_of_each_heartbeat_and_why_one_failed(
     make_queue: MakeQueue, plugins: Plugins, listener: Listener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     queue = make_queue(plugins=plugins)
-    async with queue.worker(lease=3) as worker:
+    async with queue.worker(lease=LEASE) as worker:
         await await_until(lambda: listener.beats)
 
         async def fail(*_: Any) -> Any:

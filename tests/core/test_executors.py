@@ -109,7 +109,7 @@ async def test_as_many_coroutines_run_as_there_are_slots_and_the_others_wait_in_
     executor = bench.loop_lane(2)
     release = asyncio.Event()
     ids = bench.submit(executor, release.wait, count=5)
-    await asyncio.sleep(0)
+    await asyncio.sleep(0)  # the executor starts what it has slots for
 
     assert bench.started == ids[:2]
     assert executor.load == 5
@@ -125,7 +125,7 @@ async def test_coroutines_that_wait_can_be_taken_back(bench: Bench) -> None:
     executor = bench.loop_lane(1)
     release = asyncio.Event()
     ids = bench.submit(executor, release.wait, count=3)
-    await asyncio.sleep(0)
+    await asyncio.sleep(0)  # the executor starts what it has slots for
 
     assert [attempt.task.id for attempt in executor.take_back()] == ids[1:]
     assert executor.load == 1
@@ -139,7 +139,7 @@ async def test_only_those_that_waited_long_enough_are_taken_back(bench: Bench) -
     executor = bench.loop_lane(1)
     release = asyncio.Event()
     ids = bench.submit(executor, release.wait, count=3)
-    await asyncio.sleep(0)
+    await asyncio.sleep(0)  # the executor starts what it has slots for
 
     assert executor.take_back(waited=60) == []
     (old, _) = executor._waiting  # an attempt cannot be made to have waited otherwise than by waiting
@@ -155,7 +155,7 @@ async def test_what_was_settled_while_it_ran_is_not_reported_when_it_ends(bench:
     release = asyncio.Event()
     attempt = bench.attempt(release.wait)
     executor.submit(attempt)
-    await asyncio.sleep(0)
+    await asyncio.sleep(0)  # the executor starts what it has slots for
 
     attempt.settled = True  # the worker gave it back
     release.set()
@@ -172,7 +172,7 @@ async def test_an_interrupted_coroutine_frees_its_slot(bench: Bench) -> None:
     async def quick() -> None: ...
 
     bench.submit(executor, quick)
-    await asyncio.sleep(0)
+    await asyncio.sleep(0)  # the executor starts what it has slots for
 
     attempt.interrupt(Interruption.CANCEL)
     await bench.all_done(2)
@@ -195,7 +195,7 @@ async def test_a_coroutine_that_is_interrupted_before_its_first_step_is_reported
     executor = LoopExecutor(1, bench.on_start, on_done)
     executor.submit(first)
     executor.submit(second)
-    await asyncio.sleep(0)
+    await asyncio.sleep(0)  # the executor starts what it has slots for
     first.interrupt(Interruption.CANCEL)
     await bench.all_done(2)
 
@@ -213,7 +213,7 @@ async def test_each_coroutine_is_a_task_of_its_own_with_a_context_of_its_own(ben
     async def run() -> None:
         before, value = asyncio.current_task(), variable.get()
         variable.set("a task's")
-        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # the others run
         seen.append((before, asyncio.current_task(), value))
 
     bench.submit(executor, run, count=3)
@@ -256,7 +256,7 @@ async def test_a_coroutine_that_nothing_else_refers_to_is_kept_alive(bench: Benc
         await waiting
 
     bench.submit(executor, run)
-    await asyncio.sleep(0)
+    await asyncio.sleep(0)  # the executor starts what it has slots for
     gc.collect()
     await bench.all_done(1)
 

@@ -178,7 +178,7 @@ async def test_an_attempt_that_was_cancelled_is_one_and_one_that_was_put_back_is
     started = 0
 
     @queue.task
-    async def sleep() -> None:
+    async def sleep() -> None:  # a task's name
         nonlocal started
         started += 1
         await asyncio.sleep(600)  # until it is cancelled

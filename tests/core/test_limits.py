@@ -104,7 +104,7 @@ def test_a_worker_keeps_within_the_limit_of_each_key(queue: TaskQueue) -> None:
     async def send(tenant: str) -> None:
         running.append(tenant)
         peaks.append(running.count(tenant))
-        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # others run meanwhile
         running.remove(tenant)
 
     async def scenario() -> None:

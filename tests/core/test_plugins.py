@@ -686,7 +686,7 @@ def test_whatever_a_listener_raises_is_logged(install: Install, error: str, capl
 def test_ctrl_c_while_a_plugins_code_runs_is_no_error_of_the_plugins(
     install: Install, tmp_path: Path, where: str
 ) -> None:
-    press = "import os, signal, time; os.kill(os.getpid(), signal.SIGINT); time.sleep(60)"
+    press = "import os, signal, time; os.kill(os.getpid(), signal.SIGINT); time.sleep(60)"  # until it is interrupted
     source = (
         press
         if where == "on import"
@@ -821,5 +821,5 @@ def test_one_that_cannot_be_imported_is_an_error_for_who_asks_for_it(install: In
 
 
 def test_how_long_a_plugin_took_to_load_is_known(install: Install) -> None:
-    install("acme-queue", {"acme_plugin": "import time; time.sleep(0.05)"})
+    install("acme-queue", {"acme_plugin": "import time; time.sleep(0.05)"})  # the time that is told
     assert found(Plugins(), "acme-queue").seconds >= 0.05

@@ -121,7 +121,8 @@ async def test_a_task_that_blocks_the_loop_keeps_its_lease(queue: TaskQueue) -> 
         return current_task().attempt
 
     handle = await block.aenqueue()
-    with working(queue, lease=2, recover_every=0.1), working(queue, lease=2, recover_every=0.1):
+    lease = 2  # within which a loaded machine gets a heartbeat through
+    with working(queue, lease=lease, recover_every=0.1), working(queue, lease=lease, recover_every=0.1):
         assert await handle.aresult(30) == 1
     assert (await handle.atask()).delivery == 1
 
@@ -132,7 +133,7 @@ def test_a_task_that_cancels_its_own_asyncio_task_fails_at_once(queue: TaskQueue
         current = asyncio.current_task()
         assert current is not None
         current.cancel()
-        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # where the cancellation is raised
 
     with working(queue), pytest.raises(TaskFailed, match="CancelledError"):
         give_up.enqueue().result(30)

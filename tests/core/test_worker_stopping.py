@@ -120,7 +120,7 @@ async def test_stopping_at_once_does_not_wait_for_the_grace_period(queue: TaskQu
     running = asyncio.create_task(worker.run())
     await started.wait()
     worker.stop()
-    await asyncio.sleep(0)
+    await asyncio.sleep(0)  # the worker sees that it is to stop
     assert not running.done()
 
     worker.stop(now=True)

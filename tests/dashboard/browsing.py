@@ -35,7 +35,7 @@ def chromium() -> str:
     missing = "there is no chromium on the path; on Debian: apt-get install chromium"
     if os.environ.get("CI"):
         pytest.fail(missing)
-    pytest.skip(missing)
+    pytest.skip(missing)  # on a laptop without the browser
 
 
 class World:

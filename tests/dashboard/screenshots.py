@@ -34,7 +34,7 @@ async def take(world: World, folder: Path, life: float, devices: Iterable[str] =
     async with TaskQueue("memory://shop") as queue:
         shop = Shop(queue)
         async with shop.life(), Site(world, queue) as site:
-            waiting = asyncio.create_task(asyncio.sleep(life))
+            waiting = asyncio.create_task(asyncio.sleep(life))  # how long the shop is shown at work
             while not waiting.done():
                 await site.dashboard.looks.latest()  # as an open page does
                 await asyncio.wait([waiting], timeout=1)

@@ -47,7 +47,7 @@ async def test_one_who_goes_away_takes_nobodys_look_along(queue: TaskQueue) -> N
 
     first = asyncio.create_task(shared.shared("it", 60, slow))
     second = asyncio.create_task(shared.shared("it", 60, slow))
-    await asyncio.sleep(0)
+    await asyncio.sleep(0)  # both begin
     first.cancel()
     goes_on.set()
     assert await second == "seen"

@@ -94,13 +94,13 @@ def _ran(**details: Any) -> str:
 
 @queue.task
 async def coroutine(seconds: float = 0.0) -> str:
-    await asyncio.sleep(seconds)
+    await asyncio.sleep(seconds)  # as long as the test says
     return _ran()
 
 
 @queue.task
 def thread(seconds: float = 0.0) -> str:
-    time.sleep(seconds)
+    time.sleep(seconds)  # as long as the test says
     return _ran()
 
 
@@ -249,7 +249,7 @@ def produce(
                 # Also a store that had to ask again, and found its own task, has acknowledged it.
                 if handle.created or not unique:
                     history.note("enqueued", handle.id, batch=number)
-        time.sleep(pause)
+        time.sleep(pause)  # as long as the test says
 
 
 def main(command: str, options: dict[str, Any]) -> None:

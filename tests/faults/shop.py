@@ -84,11 +84,11 @@ def sell(n: int) -> int:
     """Fulfil an order on a thread."""
     with connected() as connection:
         _sell(connection, n)
-        time.sleep(random.uniform(0, 0.003))
+        time.sleep(random.uniform(0, 0.003))  # room for a kill between two steps
         current_task().complete_in(connection, n)
-        time.sleep(random.uniform(0, 0.003))
+        time.sleep(random.uniform(0, 0.003))  # room for a kill between two steps
         connection.commit()
-        time.sleep(random.uniform(0, 0.003))
+        time.sleep(random.uniform(0, 0.003))  # room for a kill between two steps
     return -1
 
 
@@ -149,9 +149,9 @@ def produce(first: int, count: int) -> None:
         for n in range(first, first + count):
             connection.execute("BEGIN IMMEDIATE")
             handle = (sell, sell_on_loop)[n % 2].using(connection=connection).enqueue(n)
-            time.sleep(random.uniform(0, 0.003))
+            time.sleep(random.uniform(0, 0.003))  # room for a kill between two steps
             connection.execute("INSERT INTO ordered VALUES (?, ?)", (n, handle.id))
-            time.sleep(random.uniform(0, 0.003))
+            time.sleep(random.uniform(0, 0.003))  # room for a kill between two steps
             if n % 5 == 0:
                 connection.rollback()
             else:

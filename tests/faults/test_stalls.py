@@ -110,6 +110,7 @@ def locked_for(database: Path, enough: Callable[[], object]) -> None:
     connection = sqlite3.connect(database, timeout=10, isolation_level=None)
     try:
         connection.execute("BEGIN IMMEDIATE")
+        # The end of waiting in vain on a loaded machine, and no bound of what is tested.
         wait_until(enough, timeout=60, what="what is to happen while the store is locked")
         connection.execute("ROLLBACK")
     finally:

@@ -401,7 +401,7 @@ def test_a_store_that_was_replaced_while_in_use_is_used_from_then_on(
             copytree(root, backup)
             held = await take(store)
             waits = asyncio.create_task(wait_as_workers_do(other))
-            await asyncio.sleep(0)
+            await asyncio.sleep(0)  # the wait begins
             os.rename(root, tmp_path / "old")
             os.rename(backup, root)
             await asyncio.wait_for(waits, 30)

@@ -528,7 +528,7 @@ def test_many_callers_and_the_store_itself_write_side_by_side(tmp_path: Path) ->
                         else:
                             connection.rollback()
                             undone.append(entry.id)
-                        time.sleep(0)
+                        time.sleep(0)  # other threads run
 
             callers = [asyncio.create_task(asyncio.to_thread(call)) for _ in range(4)]
             own = [(await store.enqueue([new_task()]))[0].id for _ in range(50)]

@@ -290,7 +290,7 @@ async def test_whoever_is_cancelled_while_he_waits_for_his_turn_changes_nothing(
         claimed = await storage.claim({"work": 2}, worker="w", lease=60)
         first = asyncio.create_task(storage.finish([done(claimed[0])]))
         second = asyncio.create_task(storage.finish([done(claimed[1])]))
-        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # both begin
         second.cancel()
         assert await first == [True]
         with pytest.raises(asyncio.CancelledError):

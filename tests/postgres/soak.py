@@ -58,7 +58,7 @@ class Soak:
                 )
                 sent += due
                 self.backlog += due
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(0.02)  # until the next are due
 
     async def work(self, storage: Storage, until: float) -> None:
         while time.monotonic() < until:
@@ -80,7 +80,7 @@ class Soak:
             await storage.recover(100)
             while await storage.prune(1000) == 1000:
                 pass
-            await asyncio.sleep(1)
+            await asyncio.sleep(1)  # as a worker's upkeep does
 
     async def report(self, until: float, every: float, held: tuple[float, float]) -> None:
         began, last = time.monotonic(), 0
@@ -89,7 +89,7 @@ class Soak:
             flush=True,
         )
         while time.monotonic() < until:
-            await asyncio.sleep(every)
+            await asyncio.sleep(every)  # until the next line of the report
             elapsed = time.monotonic() - began
             dead = await asyncio.to_thread(self.dead)
             claims, self.claims = [1000 * value for value in self.claims] or [0.0], []
@@ -112,11 +112,11 @@ class Soak:
 
     async def hold(self, begin: float, end: float) -> None:
         """Hold a transaction open that sees everything as it was when it began."""
-        await asyncio.sleep(begin)
+        await asyncio.sleep(begin)  # when the run wants it
         async with await psycopg.AsyncConnection.connect(self.url) as connection:
             await connection.set_isolation_level(psycopg.IsolationLevel.REPEATABLE_READ)
             await connection.execute("SELECT count(*) FROM pg_class")
-            await asyncio.sleep(end - begin)
+            await asyncio.sleep(end - begin)  # how long the run wants it
 
     async def run(self, seconds: float) -> None:
         until = time.monotonic() + seconds

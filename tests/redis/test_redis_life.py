@@ -331,7 +331,7 @@ def test_a_call_that_is_given_up_does_not_spoil_the_answers_of_the_others(
     async def scenario() -> None:
         async with opened(redis_server.url, namespace) as store:
             calls = [asyncio.create_task(store.enqueue([new_task(body=b"%d" % number)])) for number in range(20)]
-            await asyncio.sleep(0)
+            await asyncio.sleep(0)  # all of them begin
             for call in calls[::2]:
                 call.cancel()
             answers = await asyncio.gather(*calls, return_exceptions=True)

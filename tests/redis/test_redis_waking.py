@@ -101,7 +101,7 @@ def test_a_batch_wakes_as_many_workers_as_find_something_in_it(redis_server: Red
 async def _some_end(tasks: list[asyncio.Task[int]], number: int) -> tuple[Tasks, Tasks]:
     await await_until(lambda: sum(task.done() for task in tasks) >= number)
     # Had one more been called, its call would be here before the answer to this.
-    await asyncio.sleep(0.1)
+    await asyncio.sleep(0.1)  # what must not happen would have by now
     return {task for task in tasks if task.done()}, {task for task in tasks if not task.done()}
 
 

@@ -251,7 +251,7 @@ def test_what_is_no_file_in_the_place_of_one_blocks_nobody(
 def test_whoever_cuts_off_the_table_of_waiters_kills_nobody(root: Path) -> None:
     async def scenario(store: FileStorage) -> None:
         waiting = asyncio.create_task(store.wait_for_work(("q",), 30))
-        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # the wait begins
         os.truncate(root / "omniq" / "waiters", 0)
         await fill(store)
         await waiting

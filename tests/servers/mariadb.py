@@ -35,7 +35,7 @@ class MariaDbServer(Server):
             reason = "no MariaDB: install Debian's mariadb-server, or the like"
             if os.environ.get("CI"):
                 pytest.fail(reason)
-            pytest.skip(reason)
+            pytest.skip(reason)  # on a laptop without the server
         self.program, self.installer = map(str, programs)
         self.ca = folder / "ca.pem"
         self._key = folder / "server.pem"

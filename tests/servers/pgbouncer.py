@@ -38,7 +38,7 @@ class PgBouncer(Server):
             reason = "no pgbouncer: install it, such as by the system's package of that name"
             if os.environ.get("CI"):
                 pytest.fail(reason)
-            pytest.skip(reason)
+            pytest.skip(reason)  # on a laptop without the program
         self.binary: Path = found
         self.behind = behind
         self.mode, self.size, self.more = mode, size, more

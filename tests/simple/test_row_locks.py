@@ -127,7 +127,7 @@ async def test_a_change_by_another_wakes_who_waits(postgres_url: str, monkeypatc
     monkeypatch.setattr("omniq.storage.simple.LOOK_SECONDS", 600.0)
     async with opened(postgres_url) as store:
         waiting = asyncio.create_task(store.wait_for_work(["q"], 600))
-        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # the wait begins
         with transaction(store) as tx:
             transitions.enqueue(tx, [task()])
             store.announce(tx)

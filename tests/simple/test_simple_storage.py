@@ -198,7 +198,7 @@ async def test_a_store_that_tells_wakes_those_who_wait(tmp_path: Path, monkeypat
     await waiter.open()
     await teller.open()
     waiting = asyncio.create_task(waiter.wait_for_work(["q"], 600))
-    await asyncio.sleep(0)
+    await asyncio.sleep(0)  # the wait begins
     await teller.enqueue([task()])
     async with asyncio.timeout(60):
         await waiting

@@ -43,7 +43,7 @@ class Huey(Contender):
 
         def hold(number: int) -> int:
             began(number)
-            time.sleep(3600)
+            time.sleep(3600)  # until it is killed
             return number
 
         self.task = self.huey.task(name="bench")(hold if setting.kind == "hold" else bench)

@@ -63,7 +63,7 @@ class OmniQ(Contender):
 
         async def hold(number: int) -> int:
             marks.began(number)
-            await asyncio.sleep(3600)
+            await asyncio.sleep(3600)  # until it is cancelled
             return number
 
         functions: dict[str, Any] = {"async": on_loop, "plain": on_thread, "hold": hold}

@@ -83,4 +83,4 @@ async def wait_until(condition: Callable[[], Awaitable[bool]], what: str, patien
     while not await condition():
         if time.monotonic() > give_up:
             raise TimeoutError(f"it never came to it that {what}")
-        await asyncio.sleep(LOOK)
+        await asyncio.sleep(LOOK)  # no event crosses processes

@@ -103,7 +103,7 @@ async def _memory_of_a_worker(job: Job, marks: Marks) -> int:
     try:
         await wait_until(has_begun, "the task has begun")
         # It settles what it began with, and looks at its store once more.
-        await asyncio.sleep(SETTLE)
+        await asyncio.sleep(SETTLE)  # nothing tells that it is done
         return memory_of(worker.pid)
     finally:
         worker.stop()

@@ -86,7 +86,7 @@ async def _end(storage: Storage, size: int, outcome: Callable[[StoredTask], Outc
             claimed = await storage.claim({"default": count}, worker="bench", lease=3600)
             size -= sum(await storage.finish([outcome(task) for task in claimed]))
         except StorageUnavailable:
-            await asyncio.sleep(PAUSE)
+            await asyncio.sleep(PAUSE)  # a busy store needs a pause
 
 
 def _succeeded(task: StoredTask) -> Outcome:

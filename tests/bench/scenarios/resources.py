@@ -79,10 +79,11 @@ def idle(job: Job, marks: Marks) -> dict[str, float]:
         contender = job.make(marks)
         async with contender.worker():
             await contender.aenqueue(0)
-            await asyncio.sleep(REPORTED if job.store == "postgres" else min(SETTLE, job.size))
+            settled = REPORTED if job.store == "postgres" else min(SETTLE, job.size)
+            await asyncio.sleep(settled)  # what starting costs is over by then
             probe.begin()
             before = contender.seconds_of_cpu(), counter.calls, counter.transactions, time.monotonic()
-            await asyncio.sleep(job.size)
+            await asyncio.sleep(job.size)  # what is measured
             cpu, calls, transactions, took = (
                 after - earlier
                 for after, earlier in zip(
@@ -134,7 +135,7 @@ def waiting(job: Job, marks: Marks) -> dict[str, float]:
 
         try:
             await wait_until(has_begun, "the first task has begun")
-            await asyncio.sleep(min(SETTLE, job.size / 10_000))
+            await asyncio.sleep(min(SETTLE, job.size / 10_000))  # nothing tells that it is done
             measured = {"waiting rss": memory_of(worker.pid) / 1e6}
             if held_by_server:
                 measured["waiting task"] = held_by_server / job.size

@@ -32,7 +32,7 @@ def latency(job: Job, marks: Marks) -> dict[str, float]:
         async with Crew(job, contender):
             await _warm_up(job, contender, marks)
             for number in range(job.size):
-                await asyncio.sleep(GAP)
+                await asyncio.sleep(GAP)  # the gap between two requests
                 sent.append(clock())
                 await contender.aenqueue(number)
             await _begun(marks, range(job.size))
@@ -90,7 +90,7 @@ async def _warm_up(job: Job, contender: Contender, marks: Marks) -> None:
     for number in extra:
         await contender.aenqueue(number)
     await _begun(marks, extra)
-    await asyncio.sleep(SETTLE)
+    await asyncio.sleep(SETTLE)  # the worker is idle by then
 
 
 async def _begun(marks: Marks, numbers: Sequence[int]) -> None:
