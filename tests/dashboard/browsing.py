@@ -19,7 +19,7 @@ from omniq.dashboard import EVERYTHING, Dashboard, Visitor
 from omniq.dashboard.command import listener_at, shown_address
 from tests.servers.base import HOST, find_binary
 
-__all__ = ["Site", "World", "chromium", "violations"]
+__all__ = ["Site", "World", "chromium", "missing", "violations"]
 
 T = TypeVar("T")
 
@@ -57,7 +57,7 @@ class World:
         self._thread.join()
         self.loop.close()
 
-    def do(self, work: Awaitable[T], seconds: float = 215) -> T:
+    def do(self, work: Awaitable[T], seconds: float = 450) -> T:
         """Do something on the loop, and wait for it."""
 
         async def awaited() -> T:
@@ -151,6 +151,22 @@ class Site:
         page.on("pageerror", lambda error: self.wrong.append(f"an error on {page.url}: {error}"))
 
 
+_MISSING = """() => {
+  const came = new Set(performance.getEntriesByType("resource").filter((one) => one.responseStatus === 200)
+    .map((one) => one.name));
+  const asked = [...document.querySelectorAll("script[src], link[href], img[src]")].map((one) => one.src || one.href);
+  const sheets = [...document.styleSheets].filter((one) => one.cssRules.length === 0).map((one) => one.href);
+  const pictures = [...document.images].filter((one) => one.naturalWidth === 0).map((one) => one.src);
+  return [...asked.filter((one) => !came.has(one)), ...sheets, ...pictures];
+}"""
+
+
+async def missing(page: Page) -> list[str]:
+    """Return what a page is made of and did not come."""
+    await page.wait_for_load_state("load")
+    return [f"{page.url}: {one}" for one in await page.evaluate(_MISSING)]
+
+
 _AXE = (resources.files("axe_playwright_python") / "axe.min.js").read_text(encoding="utf-8")
 _RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
 
@@ -160,8 +176,10 @@ async def violations(page: Page, *rules: str) -> list[str]:
 
     :param rules: only these; none: all that stand for WCAG 2.2 AA, and good practice.
     """
-    await page.evaluate(_AXE)
-    found = await page.evaluate("rules => axe.run(document, { runOnly: rules })", list(rules) or _RULES)
+    if await page.evaluate("typeof axe === 'undefined'"):
+        await page.evaluate(_AXE)
+    options = {"runOnly": list(rules) or _RULES, "resultTypes": ["violations"], "preload": False}
+    found = await page.evaluate("options => axe.run(document, options)", options)
     return [
         f"{page.url}: {one['id']}: {one['help']}: {[node['html'][:160] for node in one['nodes'][:3]]}"
         for one in found["violations"]

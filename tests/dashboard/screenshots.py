@@ -48,8 +48,11 @@ async def take(world: World, folder: Path, life: float, devices: Iterable[str] =
     return made
 
 
+_PAGES = ("tasks", "queues", "limits", "functions", "workers", "schedules", "flows", "doctor")
+
+
 async def _paths(queue: TaskQueue) -> dict[str, str]:
-    paths = {name: f"/{name}" for name in ("tasks", "queues", "functions", "workers", "schedules", "flows", "doctor")}
+    paths = {name: f"/{name}" for name in _PAGES}
     paths |= {"overview": "/", "failed": "/tasks?state=failed", "dry-run": "/bulk/cancel?queue=newsletter"}
     for state in (TaskState.FAILED, TaskState.RUNNING, TaskState.SCHEDULED, TaskState.READY):
         for task in await queue.atasks(state=state, limit=1):

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
 from playwright.async_api import Error, Page, expect
 
-from omniq import Cron, TaskQueue, each
+from omniq import Cron, Limit, TaskQueue, each
 from omniq.dashboard import EVERYTHING
 from omniq.dashboard.auth import Basic, Proxy
 from omniq.dashboard.command import application
 from omniq.storage import Lease
-from omniq.storage.ids import new_id
 from omniq.task import Failed, Progress, TaskError
-from tests.dashboard.browsing import PATIENCE, Site, World, violations
+from tests.dashboard.browsing import PATIENCE, Site, World, missing, violations
 from tests.dashboard.screenshots import take
-from tests.servers.starting import make_server
+from tests.dashboard.support import STORES, url_on
 
 pytestmark = [pytest.mark.xdist_group("browser"), pytest.mark.timeout(220)]
 
@@ -28,24 +26,6 @@ expect.set_options(timeout=PATIENCE)
 
 EVIL = "<img src=x onerror=alert(1)>\"'</script><script>alert(2)</script>{{71843*93571}}\u202eevil"
 SEEN = "<img src=x onerror=alert(1)>\"'</script><script>alert(2)</script>{{71843*93571}}"
-STORES = [
-    "memory",
-    "sqlite",
-    *(pytest.param(store, marks=pytest.mark.long) for store in ("files", "redis", "postgres", "nats")),
-]
-
-
-@asynccontextmanager
-async def queue_on(store: str, folder: Path) -> AsyncIterator[TaskQueue]:
-    """Yield a queue on a store of its own."""
-    urls = {"memory": f"memory://{new_id()}", "sqlite": f"sqlite:///{folder}/jobs.db", "files": f"file://{folder}/jobs"}
-    if store in urls:
-        async with TaskQueue(urls[store]) as queue:
-            yield queue
-        return
-    with make_server(store, folder) as server:
-        async with TaskQueue(server.url) as queue:
-            yield queue
 
 
 async def fill(queue: TaskQueue) -> dict[str, str]:
@@ -80,12 +60,18 @@ async def fill(queue: TaskQueue) -> dict[str, str]:
     waits = await evil.using(queue="waiting").aenqueue(EVIL)
     await queue.apause("waiting")
     await queue.aschedule(evil.call(EVIL), Cron("0 9 * * mon", tz="Europe/Berlin"), id=SEEN)
+    if storage.limits.task_limits:
+        await queue.aput_limit(Limit(name=SEEN, concurrency=1))
+        await queue.aput_limit(Limit(queue="waiting", per_key=Limit(concurrency=1), weights={EVIL: 2}))
     paths = {"done": f"/task?id={ended.id}", "running": f"/task?id={running.id}", "failed": f"/task?id={failed.id}"}
     paths |= {"waiting": f"/task?id={waits.id}", "copy": f"/task/copy?id={failed.id}"}
     if storage.limits.flows:
         handle = await queue.aenqueue_flow(each(one, [1, 2, 3]).then(add))
         paths["flow"] = f"/flow?id={(await queue.arecord(handle.id)).flow}"
         paths["blocked"] = f"/task?id={handle.id}"
+    if storage.limits.task_limits:
+        paths |= {"limits": "/limits", "limit": "/limit?queue=waiting"}
+        paths["named limit"] = f"/limit?{urlencode({'name': SEEN})}"
     for name in ("tasks", "queues", "functions", "workers", "schedules", "flows", "doctor"):
         paths[name] = f"/{name}"
     paths["overview"] = "/"
@@ -96,44 +82,28 @@ async def fill(queue: TaskQueue) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("store", STORES)
+@pytest.mark.timeout(460)
 async def test_every_page_on_every_store(world: World, store: str, tmp_path: Path) -> None:
-    async with queue_on(store, tmp_path) as queue:
-        paths = await fill(queue)
-        async with Site(world, queue) as site:
-            page = await site.page()
-            for name, path in paths.items():
+    """Hostile texts are texts, all of a page comes from its own server, and everybody can use it."""
+    with url_on(store, tmp_path) as url:
+        async with TaskQueue(url) as queue, Site(world, queue) as site:
+            page, dark = await site.page(), await site.page(color_scheme="dark")
+            found: list[str] = []
+            for name, path in (await fill(queue)).items():
                 answer = await page.goto(f"{site.url}{path}")
                 assert answer is not None
                 assert answer.status == 200, path
                 text = await page.locator("main").inner_text()
-                if name not in ("doctor", "flow", "blocked", "flows", "queues", "nothing"):
+                if name not in ("doctor", "flow", "blocked", "flows", "queues", "limit", "nothing"):
                     assert SEEN in text or name == "overview", f"{name} shows texts as they are: {text}"
                 assert str(71843 * 93571) not in text  # a template in a text would have been evaluated
                 assert "hunter2" not in await page.content()
                 assert "\u202e" not in text
+                found += await missing(page) + await violations(page)
+                await dark.goto(f"{site.url}{path}")
+                found += await violations(dark, "color-contrast")
+            assert found == []
             assert site.wrong == []
-
-
-@pytest.mark.parametrize(
-    "names",
-    [
-        ("overview", "failed"),
-        pytest.param(("done", "running", "waiting", "copy"), marks=pytest.mark.long),
-        pytest.param(("flow", "blocked", "flows", "schedules"), marks=pytest.mark.long),
-        pytest.param(("queues", "functions", "workers", "doctor"), marks=pytest.mark.long),
-        pytest.param(("tasks", "filtered", "nothing", "dry run"), marks=pytest.mark.long),
-    ],
-)
-async def test_pages_can_be_used_by_everybody(site: Site, names: tuple[str, ...]) -> None:
-    paths = await fill(site.queue)
-    light, dark = await site.page(), await site.page(color_scheme="dark")
-    found: list[str] = []
-    for name in names:
-        await light.goto(f"{site.url}{paths[name]}")
-        found += await violations(light)
-        await dark.goto(f"{site.url}{paths[name]}")
-        found += await violations(dark, "color-contrast")
-    assert found == []
 
 
 async def test_pages_are_as_narrow_as_a_phone(site: Site) -> None:
@@ -153,6 +123,7 @@ async def test_an_empty_store_says_what_to_do_next(site: Site) -> None:
         ("/", "No tasks yet"),
         ("/tasks", "The store holds no tasks"),
         ("/queues", "No queues yet"),
+        ("/limits", "No limits yet"),
         ("/functions", "No functions are known"),
         ("/workers", "omniq worker shop.tasks:queue"),
         ("/schedules", "No schedules yet"),
@@ -216,6 +187,50 @@ async def test_buttons_do_what_they_say(site: Site) -> None:
     await expect(page.locator(".said")).to_have_text("The task is deleted.")
     (left,) = await site.queue.atasks()
     assert left.id == handle.id
+
+
+async def test_limits_are_set_changed_and_deleted(site: Site) -> None:
+    @site.queue.task(name="send", queue="mail")
+    async def send() -> None: ...
+
+    for key in ("a", "a", "b"):
+        await send.using(key=key).aenqueue()
+    page = await site.page("/queues")
+    await page.get_by_role("link", name="Limit mail").click()
+    await page.get_by_label("Tasks that run at a time", exact=True).fill("none")
+    await page.get_by_role("button", name="Set the limit").click()
+    await expect(page.get_by_role("alert")).to_contain_text("this is no number")
+    await page.get_by_label("Tasks that run at a time", exact=True).fill("50")
+    await page.get_by_label("Tasks that run at a time, of each key").fill("1")
+    await page.get_by_role("button", name="Set the limit").click()
+    await expect(page.locator("h1")).to_have_text("Queues")
+    await expect(page.locator(".said")).to_contain_text("is set: 50 at a time, each key 1 at a time.")
+    storage = (await site.queue.connections.current()).storage
+    assert len(await storage.claim({"mail": 9}, worker="w", lease=600)) == 2
+    row = page.locator("tr[data-key=mail]")
+    await expect(row).to_contain_text("2/50")
+    await expect(row).to_contain_text("1 key")
+
+    await page.get_by_role("link", name="Limits").click()
+    await page.get_by_role("link", name="Change mail").click()
+    await page.get_by_label("Tasks that run at a time", exact=True).fill("60")
+    await site.queue.aput_limit(Limit(queue="mail", concurrency=7))
+    await page.get_by_role("button", name="Set the limit").click()
+    await expect(page.get_by_role("alert")).to_contain_text("set or deleted meanwhile")
+    await page.get_by_role("link", name="Show it as it is now").click()
+    await expect(page.get_by_label("Tasks that run at a time", exact=True)).to_have_value("7")
+    await page.get_by_role("link", name="Back").click()
+
+    await page.get_by_role("link", name="New limit").click()
+    await page.get_by_label("a name that tasks of all queues share").fill("stripe")
+    await page.get_by_label("Tasks that start", exact=True).fill("100")
+    await page.get_by_label("Seconds", exact=True).fill("60")
+    await page.get_by_role("button", name="Set the limit").click()
+    await expect(page.locator("tr[data-key='name:stripe']")).to_contain_text("100 in 60 s")
+    await page.get_by_label("Delete mail").first.click()
+    await page.get_by_role("button", name="Delete mail").click()
+    await expect(page.locator(".said")).to_contain_text("The limit of queue mail is deleted.")
+    assert [limit.id for limit in await site.queue.alimits()] == ["name:stripe"]
 
 
 async def pause_everything(site: Site, **options: Any) -> Page:

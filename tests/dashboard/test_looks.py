@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
+import sqlite3
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +19,7 @@ from omniq.errors import StorageUnavailable
 from omniq.storage.ids import new_id
 from omniq.task import StoredTask
 from tests.dashboard.support import client_of
+from tests.reading import bytes_read
 
 MANY = 500
 
@@ -109,6 +113,60 @@ async def test_the_page_of_what_failed_reads_nothing_of_the_many_that_ended(queu
         assert is_seeded == [False, True]
     buckets = dashboard.looks.history.buckets((await dashboard.looks.latest()).now)
     assert sum(bucket.ended[TaskState.FAILED] for bucket in buckets) == 3
+
+
+A_MILLION = 1_000_000
+MULTIPLY = """
+WITH RECURSIVE number(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM number WHERE i < {many})
+INSERT INTO "{table}" (seq, id, {columns})
+SELECT 1000 + i, printf('00000000-0000-7000-8000-%012x', i), {columns} FROM "{table}", number WHERE seq = {seq};
+INSERT INTO "{counter}" SELECT queue, state, {many} FROM "{table}" WHERE seq = {seq}
+ON CONFLICT (queue, state) DO UPDATE SET n = n + excluded.n;
+UPDATE "{counter}" SET n = 1000 + {many} WHERE state = -1;
+"""
+
+
+def multiply(file: Path) -> None:
+    """Store a million copies of the task that succeeded, behind all others."""
+    with contextlib.closing(sqlite3.connect(file)) as connection:
+        (table,) = connection.execute("SELECT name FROM sqlite_master WHERE name LIKE '%.task'").fetchone()
+        ((seq,),) = connection.execute(f'SELECT seq FROM "{table}" WHERE state = 4').fetchall()
+        names = [row[1] for row in connection.execute(f'PRAGMA table_info("{table}")')]
+        columns = ", ".join(name for name in names if name not in ("seq", "id"))
+        counter = table.replace(".task", ".counter")
+        script = MULTIPLY.format(table=table, counter=counter, columns=columns, seq=seq, many=A_MILLION)
+        connection.executescript(f"PRAGMA synchronous = OFF; BEGIN; {script} COMMIT")
+
+
+@pytest.mark.long
+async def test_beside_a_million_that_ended_a_page_reads_no_more_than_it_shows(tmp_path: Path) -> None:
+    file = tmp_path / "jobs.db"
+    queue = TaskQueue(f"sqlite:///{file}")
+
+    @queue.task(name="job", max_retries=0)
+    async def job(fails: bool) -> None:
+        if fails:
+            raise RuntimeError("it fails")
+
+    handles = await queue.aenqueue_many([job.call(number < 3) for number in range(4)])
+    async with queue.worker():
+        await asyncio.gather(*handles, return_exceptions=True)
+    await job.aenqueue(False)
+    await queue.aclose()
+    multiply(file)
+    read: dict[str, int] = {}
+    async with queue, client_of(queue) as client:  # connections of its own, whose caches are empty
+        for path in ("/tasks?state=failed", "/tasks", "/queues", "/"):
+            before = bytes_read()
+            page = (await client.get(path)).text
+            read[path] = bytes_read() - before
+            assert f"{A_MILLION + 1:,}" in page or path == "/", path
+            assert page.count("it fails") == (3 if path == "/tasks?state=failed" else 0)
+        before = bytes_read()
+        storage = (await queue.connections.current()).storage
+        assert len(await storage.claim({"default": 9}, worker="w", lease=60)) == 1
+        read["claim"] = bytes_read() - before
+    assert max(read.values()) < 8_000_000, f"{read} of {file.stat().st_size:,}"
 
 
 async def test_what_is_the_matter_with_many_queues_is_one_line(queue: TaskQueue) -> None:

@@ -9,10 +9,9 @@ import pytest
 from starlette.requests import Request
 from starlette.responses import RedirectResponse
 
-from omniq import Every, Limit, TaskQueue
+from omniq import Every, TaskQueue
 from omniq.dashboard import EVERYTHING, READ_ONLY, Dashboard, Permission, Visitor
 from omniq.dashboard.app import ROUTES
-from omniq.storage.ids import new_id
 from tests.dashboard.support import SAME_ORIGIN, client_of
 
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
@@ -55,7 +54,9 @@ async def test_what_changes_something_is_a_post(queue: TaskQueue) -> None:
     changing = EVERYTHING - READ_ONLY
     for route in ROUTES:
         if route.method == "GET" and set(route.needs) & changing:
-            assert route.path == "/task/copy" or route.path.startswith("/bulk/"), "a page of which a form is sent"
+            assert route.path in ("/task/copy", "/limit") or route.path.startswith("/bulk/"), (
+                "a page of which a form is sent"
+            )
 
 
 async def test_it_is_closed_to_those_whom_access_does_not_name(queue: TaskQueue) -> None:
@@ -211,21 +212,3 @@ async def test_a_browser_that_goes_away_in_the_middle_of_a_form_is_no_error(queu
     await dashboard(scope, receive, send)
     assert messages == []
     assert sent == []
-
-
-async def test_the_queues_show_what_runs_of_how_many_and_what_is_held_back() -> None:
-    async with TaskQueue(f"memory://{new_id()}") as queue:
-
-        @queue.task(queue="mail")
-        async def send() -> None: ...
-
-        await send.aenqueue()
-        async with client_of(queue) as client:
-            assert "Held back" not in (await client.get("/queues")).text
-            await queue.aput_limit(Limit(queue="mail", concurrency=3, per_key=Limit(concurrency=1)))
-            await send.using(key="a").aenqueue()
-            await send.using(key="a").aenqueue()
-            storage = (await queue.connections.current()).storage
-            assert len(await storage.claim({"mail": 9}, worker="w", lease=60)) == 2
-            page = (await client.get("/queues")).text
-            assert '<td class="number">2/3</td><td class="number">1 key</td>' in page

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,16 +14,12 @@ import httpx
 import pytest
 from attrs import frozen
 
-from omniq.testing import wait_until
-from tests.docs.pages import DOCS
+from tests.docs.shops import EXAMPLES, TIME, client_of, environment, started
 from tests.servers.postgres import PostgresServer
 
 # One server for all of them; the first test waits for all that they share.
 pytestmark = [pytest.mark.xdist_group("django-shop"), pytest.mark.timeout(600)]
 
-EXAMPLE = DOCS / "examples" / "django-shop"
-TIME = 100.0
-"""Seconds after which something hangs, on a machine that may be busy."""
 PASSWORD = "a password for the tests"  # it opens nothing else
 
 
@@ -55,15 +49,9 @@ class Shop:
         return client
 
 
-def environment(folder: Path, database: str | None) -> dict[str, str]:
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("OMNIQ", "SHOP", "DJANGO"))}
-    more = {"SHOP_FOLDER": str(folder), "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(EXAMPLE)}
-    return kept | more | ({} if database is None else {"SHOP_DATABASE": database})
-
-
 def manage(environ: dict[str, str], *words: str) -> str:
     done = subprocess.run(
-        [sys.executable, EXAMPLE / "manage.py", *words],
+        [sys.executable, EXAMPLES / "django-shop" / "manage.py", *words],
         env=environ,
         capture_output=True,
         text=True,
@@ -86,32 +74,19 @@ for name, permissions in {{"ada": ["view", "change"], "bob": ["view"], "eve": []
 def shop(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
     folder = tmp_path_factory.mktemp("shop")
     if request.param == "sqlite":
-        yield from opened(folder, environment(folder, None))
+        yield from opened(folder)
     else:
         with PostgresServer(tmp_path_factory.mktemp("server")) as server:
-            yield from opened(folder, environment(folder, server.url))
+            yield from opened(folder, SHOP_DATABASE=server.url)
 
 
-def opened(folder: Path, environ: dict[str, str]) -> Iterator[Shop]:
+def opened(folder: Path, **database: str) -> Iterator[Shop]:
+    environ = environment("django-shop", SHOP_FOLDER=str(folder), **database)
     manage(environ, "migrate", "--verbosity", "0")
     manage(environ, "shell", "-c", USERS)
-    log = folder / "server.log"
-    command = [sys.executable, "-m", "uvicorn", "shop.asgi:application", "--port", "0", "--lifespan", "off"]
-    with log.open("wb") as output:
-        server = subprocess.Popen(command, env=environ, stdout=output, stderr=output)
-    try:
-
-        def address() -> str | None:
-            said = log.read_text(encoding="utf-8")
-            assert server.poll() is None, said
-            found = re.search(r"running on (http://127\.0\.0\.1:\d+)", said)
-            return found and found[1]
-
-        with httpx.Client(base_url=wait_until(address, TIME, "the web server") or "", timeout=TIME) as client:
-            yield Shop(client, environ)
-    finally:
-        server.send_signal(signal.SIGTERM)
-        server.wait(TIME)
+    words = ["uvicorn", "shop.asgi:application", "--port", "0", "--lifespan", "off"]
+    with started(folder, "server", environ, words) as server, client_of(server, folder / "server.log") as client:
+        yield Shop(client, environ)
 
 
 def test_an_order_and_its_task_exist_both_or_neither_and_are_carried_out(shop: Shop) -> None:

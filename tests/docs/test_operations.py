@@ -21,6 +21,7 @@ from omniq._worker.metrics import RECOVERED, Metrics
 from omniq.cli import COMMANDS, Command
 from omniq.cli.arguments import Parser
 from omniq.cli.exposition import exposed, store_metrics, worker_metrics
+from omniq.limit import Limit, LimitUsage, Scope
 from omniq.storage import QueueStats
 from omniq.task import StoredTask, TaskState
 from tests.docs.pages import DOCS
@@ -48,9 +49,10 @@ def known() -> set[str]:
     metrics = Metrics()
     metrics.count(StoredTask(id="t", queue="q", name="f", body=b"", created_at=NOW, run_at=NOW), RECOVERED)
     stats = [QueueStats(queue="q", counts=dict.fromkeys(TaskState, 0))]
+    usage = [LimitUsage(scope=Scope(queue="q"), limit=Limit(queue="q", concurrency=1), running=0)]
     texts = (
         exposed(worker_metrics(metrics.totals(), 1)).body,
-        exposed(store_metrics(stats, [], [], NOW)).body,
+        exposed(store_metrics(stats, [], [], NOW, usage)).body,
     )
     names = {name for text in texts for name in re.findall(r"^(omniq_\w+)", text, re.MULTILINE)}
     return names | {"omniq_store_up"}

@@ -12,14 +12,9 @@ from omniq.storage import TaskQuery
 from omniq.storage.ids import new_id
 from omniq.storage.urls import parse_url
 from omniq.task import NewTask, Succeeded, TaskState
+from tests.reading import bytes_read
 
 SIZE, NUMBER = 900_000, 20
-
-
-def bytes_read() -> int:
-    """Return how many bytes this process has read from files."""
-    lines = Path("/proc/self/io").read_text(encoding="ascii").splitlines()
-    return int(dict(line.split(": ") for line in lines)["rchar"])
 
 
 @pytest.mark.parametrize("states", [None, [TaskState.SUCCEEDED]])

@@ -87,16 +87,20 @@ class Environment:
     def packages(self) -> Path:
         return self.folder / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
 
+    @property
+    def environ(self) -> dict[str, str]:
+        """For processes of it."""
+        return {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "OMNIQ"))}
+
     def run(self, *command: str | Path, where: Path | None = None) -> subprocess.CompletedProcess[str]:
         """Run a command of this environment.
 
         :param where: in which folder; None: away from the checkout.
         """
-        environ = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "OMNIQ"))}
         return subprocess.run(
             [self.folder / "bin" / command[0], *command[1:]],
             cwd=where or self.folder,
-            env=environ,
+            env=self.environ,
             capture_output=True,
             text=True,
             check=False,

@@ -131,14 +131,16 @@ def _limit_metrics(usage: Sequence[LimitUsage]) -> list[Metric]:
     running = GaugeMetricFamily("omniq_limit_running", "Tasks that run under a limit.", labels=("limit",))
     most = GaugeMetricFamily("omniq_limit_concurrency", "How many tasks may run under a limit.", labels=("limit",))
     held = GaugeMetricFamily("omniq_limit_held_keys", "Keys whose tasks a limit holds back.", labels=("limit",))
+    closed = GaugeMetricFamily("omniq_limit_closed", "1 if a limit lets no further task start now.", labels=("limit",))
     for one in usage:
         if one.limit is None:
             continue
         running.add_metric((one.limit.id,), one.running)
         held.add_metric((one.limit.id,), one.held_keys)
+        closed.add_metric((one.limit.id,), one.is_full or one.next_start is not None)
         if one.limit.concurrency is not None:
             most.add_metric((one.limit.id,), one.limit.concurrency)
-    return [running, most, held]
+    return [running, most, held, closed]
 
 
 def _slots(worker: WorkerInfo) -> int:

@@ -18,7 +18,7 @@ from omniq.cli.stats import held_back, usage_as_json
 from omniq.cli.terminal import Screen
 from omniq.limit import Limit, LimitUsage, Rate
 
-__all__ = ["ACTIONS", "configure", "run"]
+__all__ = ["ACTIONS", "configure", "limit_words", "run"]
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -122,7 +122,7 @@ def _set(options: argparse.Namespace) -> int:
         if queue.put_limit(limit, expected_revision=0 if stored is None else stored.revision) is None:
             complain(f"the limit {wanted} was changed meanwhile; look at it and try again")
             return FAILED
-        Screen().say(f"limit {wanted}: {_words(limit)}")
+        Screen().say(f"limit {wanted}: {limit_words(limit)}")
     return 0
 
 
@@ -143,13 +143,16 @@ def _delete(options: argparse.Namespace) -> int:
         return FAILED
 
 
-def _words(limit: Limit) -> str:
-    parts = [] if limit.concurrency is None else [f"{limit.concurrency} at a time"]
-    if limit.rate is not None:
-        parts.append(f"{limit.rate.count} in {limit.rate.per:g} s")
+def limit_words(limit: Limit) -> str:
+    """Return what a limit allows, in words."""
+    parts = [] if limit.concurrency is None else [f"{limit.concurrency:,} at a time"]
+    if (rate := limit.rate) is not None:
+        parts.append(f"{rate.count:,} in {rate.per:g} s{f' ({rate.burst:,} at once)' if rate.burst > 1 else ''}")
     if limit.per_key is not None:
-        parts.append(f"each key {_words(limit.per_key)}")
-    return ", ".join(parts) or "shares of keys"
+        parts.append(f"each key {limit_words(limit.per_key)}")
+    if limit.weights:
+        parts.append("shares by weights")
+    return ", ".join(parts)
 
 
 def _as_json(limit: Limit) -> dict[str, Any]:
@@ -159,7 +162,7 @@ def _as_json(limit: Limit) -> dict[str, Any]:
 def _columns(usage: Mapping[str, LimitUsage]) -> list[Column[Limit]]:
     return [
         Column(title="limit", cell=lambda limit: limit.id),
-        Column(title="allows", cell=_words),
+        Column(title="allows", cell=limit_words),
         Column(title="set by", cell=lambda limit: (limit.app or "code") if limit.declared else "hand"),
         Column(title="running", cell=lambda limit: f"{usage[limit.id].running:,}", right=True),
         Column(title="held back", cell=lambda limit: held_back(usage[limit.id]), right=True),

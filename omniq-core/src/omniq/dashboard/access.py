@@ -32,6 +32,8 @@ class Permission(StrEnum):
     """Remove all tasks of a queue that are not running."""
     PAUSE = "pause"
     """Pause and resume queues."""
+    LIMITS = "limits"
+    """Set and delete limits."""
     SCHEDULES = "schedules"
     """Pause, resume, trigger and delete schedules."""
     ENQUEUE = "enqueue"

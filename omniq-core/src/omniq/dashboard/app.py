@@ -19,7 +19,19 @@ from omniq.dashboard.access import Access, Permission, visitor_of
 from omniq.dashboard.bulk import VERBS, Bulk, Job
 from omniq.dashboard.looks import Looks
 from omniq.dashboard.security import Refused, check_host, protect, read_form
-from omniq.dashboard.views import bulk, doctor, flows, functions, overview, queues, schedules, task, tasks, workers
+from omniq.dashboard.views import (
+    bulk,
+    doctor,
+    flows,
+    functions,
+    limits,
+    overview,
+    queues,
+    schedules,
+    task,
+    tasks,
+    workers,
+)
 from omniq.dashboard.visit import Visit
 from omniq.errors import FlowNotFound, OmniQError, ScheduleNotFound, StorageError, TaskNotFound
 from omniq.storage.escaping import get_logger
@@ -59,6 +71,10 @@ def _routes() -> tuple[Route, ...]:
         Route("GET", "/queues", queues.show),
         Route("POST", "/queues/pause", queues.pause, (view, Permission.PAUSE)),
         Route("POST", "/queues/resume", queues.resume, (view, Permission.PAUSE)),
+        Route("GET", "/limits", limits.show),
+        Route("GET", "/limit", limits.show_one, (view, Permission.LIMITS)),
+        Route("POST", "/limit", limits.put, (view, Permission.LIMITS)),
+        Route("POST", "/limits/delete", limits.delete, (view, Permission.LIMITS)),
         Route("GET", "/functions", functions.show),
         Route("GET", "/workers", workers.show),
         Route("GET", "/schedules", schedules.show),

@@ -17,6 +17,7 @@ from omniq._tasks.groups import each
 from omniq.cli.terminal import Screen
 from omniq.dashboard.access import EVERYTHING
 from omniq.dashboard.command import listener_at, require_extra, serve, shown_address, with_token
+from omniq.limit import Limit, Rate
 from omniq.retry import Exponential
 from omniq.storage.ids import new_id
 from omniq.triggers import Cron, Every
@@ -38,6 +39,7 @@ class Shop:
 
     def __init__(self, queue: TaskQueue) -> None:
         self.queue = queue
+        self.holds_limits = False
         retry = Exponential(delay=2, factor=3, max_delay=120)
         task = queue.task
 
@@ -120,8 +122,12 @@ class Shop:
         self.report: Callable[[], TaskCall[str]] = report
 
     async def open(self) -> None:
-        """Store the schedules, and what waits from the beginning."""
+        """Store the schedules and limits, and what waits from the beginning."""
         queue = self.queue
+        self.holds_limits = (await queue.connections.current()).storage.limits.task_limits
+        if self.holds_limits:
+            await queue.aput_limit(Limit(queue="images", concurrency=4, per_key=Limit(concurrency=1)))
+            await queue.aput_limit(Limit(name="bank", rate=Rate(5)))
         await queue.aschedule(self.sweep_baskets.call(), Every(15), id="sweep-baskets")
         await queue.aschedule(self.export_books.call("last"), Cron("0 6 1 * *", tz="Europe/Berlin"), id="export-books")
         weekly = Cron("0 9 * * mon", tz="Europe/Berlin")
@@ -139,13 +145,15 @@ class Shop:
         while True:
             order += 1
             name = random.choice(("ada", "grace", "edsger", "barbara", "donald", "frances"))
+            limit, key = ("bank", name) if self.holds_limits else (None, None)
             card = {"number": "4111 1111 1111 1111", "cvc": "123", "holder": name.title()}
-            await self.charge_card.using(tags=(name,), priority=5).aenqueue(
+            await self.charge_card.using(tags=(name,), priority=5, limit=limit).aenqueue(
                 order, f"{order % 90 + 9}.90 EUR", card=card
             )
             await self.send_receipt.using(headers={"request-id": new_id()}).aenqueue(order, f"{name}@example.org")
             if order % 3 == 0:
-                await self.make_thumbnail.aenqueue(f"orders/{order}.png", width=random.choice((160, 320, 640)))
+                thumbnail = self.make_thumbnail.using(key=key)
+                await thumbnail.aenqueue(f"orders/{order}.png", width=random.choice((160, 320, 640)))
             if order % 25 == 0:
                 delayed = self.send_receipt.using(delay=timedelta(minutes=random.randrange(5, 90)))
                 await delayed.aenqueue(order, f"{name}@example.org")

@@ -9,6 +9,7 @@ from starlette.responses import Response
 
 from omniq._worker.worker_info import serves
 from omniq.cli.stats import held_back, running_of_limit
+from omniq.dashboard.views.limits import usage_of
 from omniq.dashboard.visit import Visit
 from omniq.storage import QueueStats
 from omniq.task import TaskState
@@ -41,7 +42,8 @@ async def show(visit: Visit) -> Response:
         title="Queues",
         look=look,
         queues=some,
-        limits={one.scope.queue: one for one in await visit.queue.alimit_usage()},
+        limits={one.scope.queue: one for one in await usage_of(visit)},
+        is_able=(await visit.storage()).limits.task_limits,
         held_back=held_back,
         running_of_limit=running_of_limit,
         workers={one.queue: sum(serves(worker.about, one.queue) for worker in look.workers) for one in some},

@@ -6,7 +6,6 @@ import itertools
 import json
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
-from typing import Any
 
 from attrs import evolve, frozen
 from markupsafe import Markup
@@ -26,6 +25,7 @@ from omniq.dashboard.payloads import (
     text_of,
 )
 from omniq.dashboard.security import Refused
+from omniq.dashboard.views.fields import json_field
 from omniq.dashboard.views.flows import picture
 from omniq.dashboard.visit import Visit
 from omniq.storage.body import dump_header, join_body, load_content, make_content, split_body
@@ -174,7 +174,7 @@ async def copy(visit: Visit) -> Response:
     if own is not None:
         args, kwargs = visit.one("args") or "[]", visit.one("kwargs") or "{}"
         try:
-            parsed = [_parsed(args, list), _parsed(kwargs, dict)]
+            parsed = [json_field(args, "Positional arguments", list), json_field(kwargs, "Named arguments", dict)]
             edited = restored_arguments(task, queue, parsed, *own)
         except ValueError as error:
             return visit.page(
@@ -195,18 +195,6 @@ async def copy(visit: Visit) -> Response:
     (entry,) = await storage.enqueue([new])
     visit.audit("enqueue_copy", task.id, entry.id)
     return visit.done("The copy is enqueued.", f"/task?id={entry.id}")
-
-
-def _parsed(text: str, kind: type) -> Any:
-    name = "Positional arguments" if kind is list else "Named arguments"
-    example = '[1, "a"]' if kind is list else '{"width": 200}'
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{name}: this is no JSON ({error})") from None
-    if not isinstance(value, kind):
-        raise ValueError(f"{name} must be such as {example}")
-    return value
 
 
 def _copied(task: Task, payload: bytes, name: str, queue: TaskQueue) -> NewTask:
