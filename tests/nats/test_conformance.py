@@ -15,6 +15,7 @@ from omniq.storage.ids import new_id
 from omniq.storage.urls import parse_url
 from omniq.testing import StorageContract, deviates
 from omniq.testing.contract import Spoil
+from omniq.testing.contract.adopting import AdoptContract
 from omniq.testing.contract.base import Deafen
 from omniq.testing.contract.finishing import FinishContract
 from omniq.testing.contract.flows import FlowContract
@@ -131,8 +132,8 @@ class TestNatsStorageWithNearlyAllThatWaitsOnShelves(ModelContract):
 
 
 @pytest.mark.long
-class TestFlowsWithNearlyAllThatWaitsOnShelves(FlowContract):
-    """What is released, and what is revived, waits apart from the state of its queue."""
+class TestFlowsWithNearlyAllThatWaitsOnShelves(AdoptContract, FlowContract):
+    """What is released, revived or adopted waits apart from the state of its queue."""
 
     @pytest.fixture
     def storage_url(self, nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
-from attrs import define, field
+from attrs import define, evolve, field
 
 from omniq.errors import StorageUnavailable
 from omniq.storage.escaping import get_logger
@@ -30,6 +30,8 @@ SLOT = 250
 """More bytes than a running task takes in its queue state, unless its id is long."""
 FOLDED = 2000
 """So many tasks are sorted in at most before a queue state is written."""
+FOLDED_BYTES = 64
+"""Of results, errors and attempt logs; so many count as one more task."""
 
 
 MOST_EXPIRED = 200
@@ -52,11 +54,22 @@ async def fold(state_store: QueueStateStore, queue_state: QueueState, *, known: 
             folded += 1
         for index in _ahead_in(queue_state, batch):
             if queue_state.left_out(DUE_LINE, batch.seq, index) is None and not _is_taken(queue_state, batch, index):
-                queue_state.put_back(entry_of(batch, index))
+                folded += _sort_in(queue_state, batch, index)
             queue_state.pass_by(batch, index)
             folded += 1
         batch = await state_store.task_lookup.ahead(queue_state, DUE_LINE, batch, 64, known=known)
     return folded > 0
+
+
+def _sort_in(queue_state: QueueState, batch: TaskBatch, index: int) -> int:
+    """Sort in a task; return as how many more it counts, by what the queue state has to hold of it."""
+    entry, past = entry_of(batch, index), batch.past(index)
+    if past is None or not past.state.is_final:
+        queue_state.put_back(entry)
+        return 0
+    # It has ended in the store that it came from: it is kept, and counted, as those that have ended here.
+    queue_state.end(entry, evolve(past, version=queue_state.changes + 1))
+    return past.size // FOLDED_BYTES
 
 
 def _is_taken(queue_state: QueueState, batch: TaskBatch, index: int) -> bool:

@@ -138,8 +138,10 @@ class Control:
                 queue_state.cancel_slot(how, now, known.get(how.id))
                 return True, True
             if how is READY:
+                entry = entry_of(batch, index)
+                known = await self._state_store.errors(queue_state, [entry])
                 queue_state.leave_out(batch, index, CANCELLED_AHEAD)
-                queue_state.cancel_slot(entry_of(batch, index), now)
+                queue_state.cancel_slot(entry, now, known.get(entry.id))
                 return True, True
             return False, False
 
@@ -165,12 +167,12 @@ class Control:
             if unique is not None and not await self._take_key(queue_state, unique, entry.id):
                 return False, False
             now = self._state_store.clock.now()
-            entry.at = now
+            entry.at, entry.attempt = now, 0
             entry.delivery, entry.worker, entry.started = end_record.delivery, end_record.worker, end_record.started
             if not end_record.keeps_expiry or entry.is_expired(now):
                 entry.expires, entry.expired_order = None, True
             entry.has_fate = True
-            queue_state.ended[end_record.state] -= 1
+            queue_state.uncount(batch, index, end_record.state)
             if queue_state.is_ahead(batch.line, batch.seq, index):
                 # It waits from now on; claims are to leave it out where it was.
                 queue_state.leave_out(batch, index, CANCELLED_AHEAD)
@@ -246,7 +248,7 @@ class Control:
                 )
                 if end_record is None or not end_record.state.is_final:
                     return False, False
-                queue_state.ended[end_record.state] -= 1
+                queue_state.uncount(batch, index, end_record.state)
             if queue_state.is_ahead(batch.line, batch.seq, index):
                 queue_state.leave_out(batch, index, REMOVED_AHEAD)
             queue_state.doom(self._removal.tombstones(batch, index))

@@ -101,9 +101,9 @@ def check_slot(entry: Entry) -> None:
 
 
 def entry_of(batch: TaskBatch, index: int) -> Entry:
-    """Return an entry for a task to which nothing has happened yet."""
+    """Return an entry for a task to which nothing has happened since it was stored."""
     row = batch.rows[index]
-    return Entry(
+    entry = Entry(
         id=row[0],
         batch=batch.name,
         index=index,
@@ -117,16 +117,21 @@ def entry_of(batch: TaskBatch, index: int) -> Entry:
         expires=row[3],
         flow=batch.flow,
     )
+    past = batch.past(index)
+    return entry if past is None or past.state.is_final else _with_past(entry, past)
 
 
 def entry_in_overflow(batch: TaskBatch, index: int, end_record: EndRecord | None) -> Entry:
     """Return the entry of a task that is on an overflow page, as far as it can be known without looking there."""
     entry = entry_of(batch, index)
-    if end_record is not None:
-        entry.at, entry.attempt, entry.delivery = end_record.run_at, end_record.attempt, end_record.delivery
-        entry.worker, entry.started = end_record.worker, end_record.started
-        entry.has_error = end_record.has_left
-        entry.expired_order = not end_record.keeps_expiry
+    return entry if end_record is None else _with_past(entry, end_record)
+
+
+def _with_past(entry: Entry, end_record: EndRecord) -> Entry:
+    entry.at, entry.attempt, entry.delivery = end_record.run_at, end_record.attempt, end_record.delivery
+    entry.worker, entry.started = end_record.worker, end_record.started
+    entry.has_error = end_record.has_left
+    entry.expired_order = not end_record.keeps_expiry
     return entry
 
 

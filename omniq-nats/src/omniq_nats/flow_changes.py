@@ -11,6 +11,7 @@ from attrs import define, field
 
 from omniq.flow import GateState, StoredFlow
 from omniq.storage import flow_transitions
+from omniq.storage.states import holds_key
 from omniq.storage.validation import Salvaged
 from omniq.task import NewTask, StoredTask, TaskState
 from omniq_nats.entries import Entry, Tombstone, entry_in_overflow
@@ -58,7 +59,9 @@ class Changes:
         self.woken[queue] = min(self.woken.get(queue, at), at)
 
 
-async def changes_of(state_store: QueueStateStore, tx: FlowTx, new: Mapping[str, NewTask], name: str) -> Changes:
+async def changes_of(
+    state_store: QueueStateStore, tx: FlowTx, new: Mapping[str, NewTask | StoredTask], name: str
+) -> Changes:
     """Return what a transaction changes.
 
     :param new: the tasks that it may have inserted, by their ids.
@@ -89,7 +92,7 @@ class _Maker:
 
     # New tasks
 
-    def insert(self, new: Mapping[str, NewTask]) -> None:
+    def insert(self, new: Mapping[str, NewTask | StoredTask]) -> None:
         writes = self.made.before
         rows: defaultdict[str, list[tuple[str, str, int, list[int | None]]]] = defaultdict(list)
         nonce = secrets.token_hex(8)
@@ -105,12 +108,15 @@ class _Maker:
                 if page.line == BLOCKED_LINE:
                     self._blocked[page.flow][page.queue] += len(page.tasks)
             for task, _, _, _ in page.tasks:
-                if task.unique is not None:
+                if task.unique is not None and holds_key(self._tx.inserted[task.id]):
                     seq = self._tx.snapshot.keys[task.unique][1]
                     keys.append(Write(self._names.key(task.unique), json.dumps([task.id]).encode(), expected=seq))
             if page.line != BLOCKED_LINE:
-                for _, _, run_at, _ in page.tasks:
-                    self.made.wake(page.queue, run_at or 0)
+                for task, _, run_at, _ in page.tasks:
+                    if self._tx.inserted[task.id].state.is_final:
+                        self.made.ended[task.id] = page.queue
+                    else:
+                        self.made.wake(page.queue, run_at or 0)
         writes += keys
         for flow_id, some in rows.items():
             record = self._tx.snapshot.flow(flow_id)
@@ -214,7 +220,7 @@ class _Maker:
             return entry
         if held.how == "ended":
             assert held.end_record is not None
-            queue_state.ended[held.end_record.state] -= 1
+            queue_state.uncount(batch, index, held.end_record.state)
         if queue_state.is_ahead(batch.line, batch.seq, index):
             queue_state.leave_out(batch, index, why)
         entry = entry_in_overflow(batch, index, held.end_record)
@@ -280,7 +286,7 @@ class _Maker:
                 continue  # it cannot be read
             made = self._record(flow, record)
             self.made.flows.append(made)
-            goes_on = record is None or (record.flow.finished_at is not None and flow.finished_at is None)
+            goes_on = flow.finished_at is None and (record is None or record.flow.finished_at is not None)
             if goes_on and flow.unique is not None:
                 seq = tx.snapshot.flow_keys[flow.unique][1]
                 told = json.dumps([flow_id]).encode()
@@ -333,6 +339,8 @@ def _left(held: Held, old: StoredTask, task: StoredTask) -> EndRecord:
 def _line_of(tx: FlowTx, task: StoredTask) -> str:
     if task.state is BLOCKED:
         return BLOCKED_LINE
+    if tx.pasts is not None:
+        return DUE_LINE  # there each is sorted in, or what has become of it is, wherever it stands
     return DUE_LINE if task.run_at > tx.now or task.expires_at is not None else line_of(task.priority)
 
 
@@ -342,17 +350,18 @@ def lines_of(tx: FlowTx) -> set[tuple[str, str]]:
     return {(queue, line) for queue, line in lines if line != BLOCKED_LINE}
 
 
-def _pages(tx: FlowTx, new: Mapping[str, NewTask]) -> list[Page]:
+def _pages(tx: FlowTx, new: Mapping[str, NewTask | StoredTask]) -> list[Page]:
     """Put new tasks into batches, such that those of one line, and of one gate, stay in order."""
     pages: list[Page] = []
     current: dict[tuple[str, str, str | None, int | None], Page] = {}
     for number, task in enumerate(tx.inserted.values()):
-        run_at = micros(task.run_at) if task.run_at > tx.now else None
+        run_at = micros(task.run_at) if task.run_at > tx.now or tx.pasts is not None else None
         expires = None if task.expires_at is None else micros(task.expires_at)
         line = _line_of(tx, task)
         order = new[task.id]
         check_new(order)
-        size = len(order.body) + 256
+        past = None if tx.pasts is None else tx.pasts[task.id]
+        size = len(order.body) + 256 + (0 if past is None else len(past.text))
         key = task.queue, line, task.flow, task.behind if line == BLOCKED_LINE else None
         page = current.get(key)
         is_large = len(order.body) > LARGE_BODY
@@ -363,6 +372,8 @@ def _pages(tx: FlowTx, new: Mapping[str, NewTask]) -> list[Page]:
         page.size += size
         if is_large:
             page.apart = order.body
+        if past is not None:
+            page.pasts.append((micros(task.created_at), past))
         if task.flow is not None:
             page.ties.append((task.behind, task.feeds, task.opening_delay))
     return pages

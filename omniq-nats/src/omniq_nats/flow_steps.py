@@ -17,7 +17,7 @@ from typing import TypeVar
 from attrs import define, field
 
 from omniq.errors import CorruptRecord, FlowClosed, StorageUnavailable
-from omniq.task import NewTask
+from omniq.task import NewTask, StoredTask
 from omniq_nats.enqueueing import Producer
 from omniq_nats.flow_changes import Changes, changes_of, lines_of
 from omniq_nats.flow_index import FlowIndex
@@ -59,7 +59,7 @@ class _Plan:
     """A step, and what is known of it from earlier attempts."""
 
     first: Missing
-    new: dict[str, NewTask]
+    new: dict[str, NewTask | StoredTask]
     frees: bool
     fresh: bool
     again: bool = False
@@ -103,7 +103,7 @@ class FlowSteps:
         act: Callable[[FlowTx], T],
         first: Missing,
         *,
-        new: Sequence[NewTask] = (),
+        new: Sequence[NewTask | StoredTask] = (),
         frees: bool = False,
         tries: int | None = None,
     ) -> tuple[T, Stepped]:
@@ -242,7 +242,7 @@ class FlowSteps:
         now = self.state_store.clock.now()
         stepped = Stepped()
         states = {queue_state.queue: queue_state for queue_state in changes.queue_states}
-        stepped.ended = {task_id: states[queue].changes for task_id, queue in changes.ended.items()}
+        stepped.ended = {task_id: states[queue].changes for task_id, queue in changes.ended.items() if queue in states}
         for record in changes.flows:
             self._index.note(record)
             if record.strays:

@@ -6,10 +6,10 @@ from attrs import define
 
 from omniq.task import StoredTask, TaskState
 from omniq_nats.claiming import live_task
-from omniq_nats.entries import Entry, entry_in_overflow
+from omniq_nats.entries import Entry, entry_in_overflow, entry_of
 from omniq_nats.flow_records import GATES, is_blocked
 from omniq_nats.flow_snapshot import Missing, Snapshot
-from omniq_nats.names import BLOCKED_LINE, Names
+from omniq_nats.names import Names
 from omniq_nats.queue_state import REMOVED_AHEAD
 from omniq_nats.reading import ended_task
 from omniq_nats.results import EndRecord
@@ -114,8 +114,13 @@ class FlowTasks:
             return Held(batch, index, READY if entry.at <= self._now else SCHEDULED, "waiting", entry, known)
         if queue_state.is_ahead(batch.line, batch.seq, index):
             why = queue_state.left_out(batch.line, batch.seq, index)
+            past = batch.past(index)
+            if why is None and past is not None and past.state.is_final:
+                return Held(batch, index, past.state, "ended", None, past)
             if why is None:
-                return Held(batch, index, READY if batch.run_at(index) <= self._now else SCHEDULED, "ready")
+                entry = None if past is None else entry_of(batch, index)
+                state = READY if batch.run_at(index) <= self._now else SCHEDULED
+                return Held(batch, index, state, "ready", entry, past)
             if why == REMOVED_AHEAD:
                 return None
         end_record, is_gone = self._snapshot.end_record(queue_state, batch, index)
@@ -123,7 +128,7 @@ class FlowTasks:
             return None
         if end_record is not None and end_record.state.is_final:
             return Held(batch, index, end_record.state, "ended", None, end_record)
-        if batch.line == BLOCKED_LINE and self._is_blocked(batch, index, end_record):
+        if batch.may_be_blocked(index) and self._is_blocked(batch, index, end_record):
             return Held(batch, index, BLOCKED, "blocked", entry_in_overflow(batch, index, end_record), end_record)
         if not queue_state.overflow:
             return None

@@ -24,12 +24,14 @@ from omniq_nats.flow_records import GATES
 from omniq_nats.flow_snapshot import Missing, Snapshot
 from omniq_nats.flow_tasks import FlowTasks, Held
 from omniq_nats.names import Names
+from omniq_nats.results import EndRecord
 from omniq_nats.task_lookup import Place, Torn
 from omniq_nats.times import from_micros
 
 __all__ = ["FlowTx"]
 
 BLOCKED, READY, SCHEDULED, RUNNING = TaskState.BLOCKED, TaskState.READY, TaskState.SCHEDULED, TaskState.RUNNING
+CANCELLED = TaskState.CANCELLED
 
 
 class FlowTx(NoLimits):
@@ -59,6 +61,11 @@ class FlowTx(NoLimits):
         """By flow: gates behind which tasks of this very step have still to be moved."""
         self.expiring: Sequence[str] = ()
         """The ids of tasks that may have expired."""
+        self.pasts: Mapping[str, EndRecord] | None = None
+        """By id: what had become of the tasks that are inserted, if they come from another store."""
+        self._unseen: dict[str, set[int | None]] = {}
+        """By flow: what this very step has looked for among tasks that it inserts: None, all that can be cancelled;
+        a gate, those that ended as it broke. The step after this one looks again."""
         self._fresh = fresh
 
     # Tasks
@@ -178,8 +185,11 @@ class FlowTx(NoLimits):
         return found
 
     def save_flow(self, flow: StoredFlow) -> None:
-        for n in self.postponed.get(flow.id, ()):
-            flow.agenda[n] = None
+        unseen = self._unseen.get(flow.id, set())
+        for n in {*self.postponed.get(flow.id, ()), *unseen}:
+            if n is not None:
+                flow.agenda[n] = None
+        flow.cancelling = flow.cancelling or (flow.cancelled and None in unseen)
         self.changed_flows[flow.id] = flow
 
     def remove_flow(self, flow_id: str) -> None:
@@ -204,11 +214,19 @@ class FlowTx(NoLimits):
         return {n: copy(found[n]) for n in (sorted(found) if wanted is None else wanted) if n in found}
 
     def save_gates(self, flow_id: str, gates: Iterable[StoredGate]) -> None:
-        self.changed_gates.setdefault(flow_id, {}).update((gate.n, copy(gate)) for gate in gates)
+        changed = self.changed_gates.setdefault(flow_id, {})
+        for gate in gates:
+            changed[gate.n] = copy(gate)
+            if gate.n in self._unseen.get(flow_id, ()):
+                changed[gate.n].revives = True
 
     def members(
         self, flow_id: str, behind: int | None, states: Sequence[TaskState], limit: int | None
     ) -> list[StoredTask]:
+        if self.pasts is not None and (BLOCKED if behind is None else CANCELLED) in states:
+            mine = [task for task in self.inserted.values() if task.flow == flow_id and task.state in states]
+            if any(behind in (None, task.behind) for task in mine):
+                self._unseen.setdefault(flow_id, set()).add(behind)
         if behind is not None and BLOCKED in states:
             if any(task.flow == flow_id and task.behind == behind for task in self.inserted.values()):
                 # Where they are is known only once they are stored: the step after this one moves them.

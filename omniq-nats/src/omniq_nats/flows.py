@@ -61,7 +61,7 @@ class Flows:
         self._names = state_store.names
         self.members = members
         self.index = FlowIndex(state_store.transport, state_store.clock)
-        self._steps = FlowSteps(state_store, producer, self.index)
+        self.steps = FlowSteps(state_store, producer, self.index)
 
     # From producer to worker and back
 
@@ -80,12 +80,18 @@ class Flows:
             if flow.unique is not None:
                 first.flow_keys.add(flow.unique)
         first.flows.update(task.flow for task in tasks if task.flow is not None)
-        answers, stepped = await self._steps.run(lambda tx: transitions.enqueue(tx, tasks, flow), first, new=tasks)
-        for flow_id in stepped.due:
-            # What stands behind a gate that is open, or broken, from the beginning.
-            _, more = await self._settle_one(flow_id, flow_transitions.SETTLED_AT_ONCE)
-            stepped.ended |= more.ended
+        answers, stepped = await self.steps.run(lambda tx: transitions.enqueue(tx, tasks, flow), first, new=tasks)
+        # What stands behind a gate that is open, or broken, from the beginning.
+        stepped.ended |= await self.settle_these(stepped.due)
         return answers, stepped
+
+    async def settle_these(self, flows: Iterable[str]) -> dict[str, int]:
+        """Do at once what is due of some flows, as far as a step reaches; return the ids of tasks that have ended."""
+        ended: dict[str, int] = {}
+        for flow_id in flows:
+            _, stepped = await self._settle_one(flow_id, flow_transitions.SETTLED_AT_ONCE)
+            ended |= stepped.ended
+        return ended
 
     async def finish(self, outcomes: Sequence[Outcome], queues: Mapping[str, str]) -> tuple[list[bool], Stepped]:
         """Do :meth:`omniq.storage.Storage.finish`.
@@ -95,7 +101,7 @@ class Flows:
 
         async def step(part: Sequence[Outcome], tries: int | None) -> tuple[list[bool], Stepped]:
             first = self._of_tasks((outcome.id for outcome in part), queues)
-            return await self._steps.run(lambda tx: transitions.finish(tx, part), first, tries=tries)
+            return await self.steps.run(lambda tx: transitions.finish(tx, part), first, tries=tries)
 
         return await _in_parts(outcomes, step)
 
@@ -120,7 +126,7 @@ class Flows:
             tx.expiring = expired
             return transitions.recover(tx, limit)
 
-        return await self._steps.run(act, Missing(queues={queue}))
+        return await self.steps.run(act, Missing(queues={queue}))
 
     async def expire(self, queue: str, ids: Sequence[str]) -> Stepped:
         """End tasks that a claim has come upon and that are no longer worth starting."""
@@ -131,7 +137,7 @@ class Flows:
             tx.save(ended)
             flow_transitions.count_ends(tx, ended)
 
-        _, stepped = await self._steps.run(act, Missing(queues={queue}))
+        _, stepped = await self.steps.run(act, Missing(queues={queue}))
         return stepped
 
     async def end_unreadable(self, queue: str, torn: Mapping[str, StoredTask], lost: Iterable[str]) -> Stepped:
@@ -155,7 +161,7 @@ class Flows:
                 step.flow.doubtful = True
                 step.close()
 
-        _, stepped = await self._steps.run(act, Missing(queues={queue}))
+        _, stepped = await self.steps.run(act, Missing(queues={queue}))
         return stepped
 
     # What follows
@@ -184,7 +190,7 @@ class Flows:
         while True:
             try:
                 first = Missing(flows={flow_id}, gates={(flow_id, 0)})
-                return await self._steps.run(partial(flow_transitions.settle, limit=limit), first)
+                return await self.steps.run(partial(flow_transitions.settle, limit=limit), first)
             except PayloadTooLarge:
                 if limit < 2:
                     raise
@@ -194,7 +200,7 @@ class Flows:
 
     async def get(self, ids: Sequence[str]) -> list[Flow | None]:
         """Do :meth:`omniq.storage.Storage.get_flows`."""
-        return await self._steps.read(lambda tx: flow_transitions.get_flows(tx, ids), Missing(flows=set(ids)))
+        return await self.steps.read(lambda tx: flow_transitions.get_flows(tx, ids), Missing(flows=set(ids)))
 
     async def with_blocked(self, stats: Sequence[QueueStats]) -> list[QueueStats]:
         """Return queues in numbers, with their blocked tasks."""
@@ -228,24 +234,24 @@ class Flows:
     ) -> tuple[list[bool], Stepped]:
         async def step(part: Sequence[str], tries: int | None) -> tuple[list[bool], Stepped]:
             first = Missing(ids=set(part))
-            return await self._steps.run(lambda tx: act(tx, part), first, frees=True, tries=tries)
+            return await self.steps.run(lambda tx: act(tx, part), first, frees=True, tries=tries)
 
         return await _in_parts(ids, step)
 
     async def release_hold(self, flow_id: str, gate: int) -> tuple[bool, Stepped]:
         """Do :meth:`omniq.storage.Storage.release_hold`."""
         first = Missing(flows={flow_id}, gates={(flow_id, gate // GATES)})
-        return await self._steps.run(lambda tx: flow_transitions.release_hold(tx, flow_id, gate), first)
+        return await self.steps.run(lambda tx: flow_transitions.release_hold(tx, flow_id, gate), first)
 
     async def cancel_flow(self, flow_id: str) -> tuple[bool, Stepped]:
         """Do :meth:`omniq.storage.Storage.cancel_flow`."""
-        return await self._steps.run(
+        return await self.steps.run(
             lambda tx: flow_transitions.cancel_flow(tx, flow_id), Missing(flows={flow_id}), frees=True
         )
 
     async def retry_flow(self, flow_id: str) -> tuple[int, Stepped]:
         """Do :meth:`omniq.storage.Storage.retry_flow`."""
-        return await self._steps.run(
+        return await self.steps.run(
             lambda tx: flow_transitions.retry_flow(tx, flow_id), Missing(flows={flow_id}), frees=True
         )
 
@@ -259,7 +265,7 @@ class Flows:
                 members = tx.members(flow_id, None, (TaskState.BLOCKED,), None)
                 return [task.id for task in members if task.queue == queue]
 
-            found += await self._steps.read(act, Missing(flows={flow_id}))
+            found += await self.steps.read(act, Missing(flows={flow_id}))
             if len(found) >= limit:
                 break
         return found[:limit]
@@ -283,7 +289,7 @@ class Flows:
                 young = 0
                 while removed < limit:
                     step = min(limit - removed, REMOVED)
-                    count, stepped = await self._steps.run(
+                    count, stepped = await self.steps.run(
                         partial(_prune, limit=step), Missing(flows={flow_id}), frees=True
                     )
                     removed += count

@@ -206,7 +206,7 @@ async def _end_before(state_store: QueueStateStore, queue: str | None, moment: d
 
 
 def _is_asked_for(batch: TaskBatch, index: int, query: TaskQuery) -> bool:
-    if query.enqueued_before is not None and from_micros(batch.at) >= query.enqueued_before:
+    if query.enqueued_before is not None and from_micros(batch.created_at(index)) >= query.enqueued_before:
         return False
     row = batch.rows[index]
     return (query.name is None or row[6] == query.name) and (query.tag is None or query.tag in row[8])

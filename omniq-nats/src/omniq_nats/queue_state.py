@@ -127,6 +127,11 @@ class QueueState:
 
     # Changes
 
+    def uncount(self, batch: TaskBatch, index: int, state: TaskState) -> None:
+        """Count a task that has ended no longer; one of another store is not counted until it is sorted in."""
+        if not self.is_ahead(batch.line, batch.seq, index) or self.left_out(batch.line, batch.seq, index) is not None:
+            self.ended[state] -= 1
+
     def put_back(self, entry: Entry) -> None:
         """Let a task wait for its time, or for its claim."""
         self.waiting[entry.id] = entry

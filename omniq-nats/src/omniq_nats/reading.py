@@ -15,7 +15,7 @@ from omniq.storage.escaping import get_logger
 from omniq.storage.validation import UNREADABLE, check_worker, corrupt, log_once, salvaged
 from omniq.task import StoredTask, TaskState
 from omniq_nats.claiming import fold, live_task
-from omniq_nats.entries import Entry, entry_in_overflow
+from omniq_nats.entries import Entry, entry_in_overflow, entry_of
 from omniq_nats.names import DUE_LINE, readable
 from omniq_nats.queue_state import REMOVED_AHEAD, QueueState
 from omniq_nats.queue_state_store import QueueStateStore
@@ -95,7 +95,7 @@ async def _tasks_of(
             task = live_task(batch, how, state, end_record if how.has_error else None, bare=bare)
         elif how is READY:
             state = READY if batch.run_at(index) <= now else SCHEDULED
-            task = to_task(batch, index, state=state, bare=bare)
+            task = live_task(batch, entry_of(batch, index), state, end_record, bare=bare)
         elif how is TaskState.BLOCKED:
             entry = entry_in_overflow(batch, index, end_record)
             task = live_task(batch, entry, how, end_record, bare=bare)

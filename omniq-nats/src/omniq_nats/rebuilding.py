@@ -152,14 +152,14 @@ async def _restore_some(
     gone: set[tuple[int, int]] = set()
     end_records = await pages.end_records(queue_state, places, gone)
     gone |= await task_lookup.misnamed([place for place in places if place[0].is_shared])
-    gates = await task_lookup.gates_of(place for place in places if place[0].line == BLOCKED_LINE)
+    gates = await task_lookup.gates_of((batch, index) for batch, index in places if batch.may_be_blocked(index))
     for batch, index in places:
         end_record = end_records.get((batch.seq, index))
         if (batch.seq, index) in gone:
             continue
         if end_record is None or end_record.is_torn or not end_record.state.is_final:
             sound = None if end_record is None or end_record.is_torn else end_record
-            if batch.line == BLOCKED_LINE and is_blocked_at(gates, batch, index, sound):
+            if batch.may_be_blocked(index) and is_blocked_at(gates, batch, index, sound):
                 continue
             entry = entry_in_overflow(batch, index, sound)
             # Another of its id that waits, or runs, came first.

@@ -189,7 +189,7 @@ class Removal:
                     continue
                 if older and after(end_record.finished, batch.ttl) > now:
                     continue
-                queue_state.ended[end_record.state] -= 1
+                queue_state.uncount(batch, index, end_record.state)
                 if queue_state.is_ahead(batch.line, batch.seq, index):
                     queue_state.leave_out(batch, index, REMOVED_AHEAD)
                 one = self.tombstones(batch, index)

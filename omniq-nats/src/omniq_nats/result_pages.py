@@ -219,6 +219,7 @@ class ResultPages:
         :param pages: by subject.
         """
         found: dict[tuple[int, int], EndRecord] = {}
+        gone = set() if gone is None else gone
         wanted = list(wanted)
         missing = self._pages_of(queue_state, wanted)
         for batch, index in wanted:
@@ -238,8 +239,12 @@ class ResultPages:
                     if task_id != batch.rows[index][0]:
                         end_record = torn_fate(corrupt("result", task_id, "it stands where another's should be"))
                     found[batch.seq, index] = end_record
-                elif number in page.gone and gone is not None:
+                elif number in page.gone:
                     gone.add((batch.seq, index))
+        for batch, index in wanted:
+            past = batch.past(index)
+            if past is not None and (batch.seq, index) not in gone:
+                found.setdefault((batch.seq, index), past)
         return found
 
     async def whole(

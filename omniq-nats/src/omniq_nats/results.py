@@ -14,13 +14,13 @@ from omniq.errors import CorruptRecord
 from omniq.storage.validation import UNREADABLE, corrupt, corrupt_error, is_text
 from omniq.task import TaskError, TaskState
 from omniq_nats.names import APART, LARGE, SHARED, SHEET, SHEET_SPAN, SINGLE, split_batch, token
-from omniq_nats.task_batches import MOST_TASKS
 from omniq_nats.times import is_moment
 from omniq_nats.transport import Stored
 
 __all__ = [
     "INLINE",
     "LISTED",
+    "MOST_TASKS",
     "ROOM",
     "EndRecord",
     "ResultPage",
@@ -29,11 +29,14 @@ __all__ = [
     "new_page",
     "number_on_page",
     "page_to_write",
+    "read_end_record",
     "read_page",
     "torn_fate",
 ]
 
 
+MOST_TASKS = 128
+"""So many tasks at most are in one batch, and on its page of results."""
 INLINE = 2048
 """Bytes: larger results, errors and attempt logs are kept in messages of their own."""
 ROW = 150

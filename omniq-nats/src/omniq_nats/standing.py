@@ -10,7 +10,6 @@ from attrs import field, frozen
 from omniq.task import TaskState
 from omniq_nats.entries import Entry
 from omniq_nats.flow_records import is_blocked_at
-from omniq_nats.names import BLOCKED_LINE
 from omniq_nats.queue_state import REMOVED_AHEAD, QueueState
 from omniq_nats.queue_state_store import QueueStateStore
 from omniq_nats.results import EndRecord
@@ -41,7 +40,8 @@ def stand(queue_state: QueueState, batch: TaskBatch, index: int) -> Entry | Task
         return entry
     if queue_state.is_ahead(batch.line, batch.seq, index):
         why = queue_state.left_out(batch.line, batch.seq, index)
-        if why is None:
+        past = batch.past(index)
+        if why is None and (past is None or not past.state.is_final):
             return READY
         if why == REMOVED_AHEAD:
             return None
@@ -64,21 +64,27 @@ async def stands(
     found = [stand(queue_state, batch, index) for batch, index in places]
     end_records: dict[tuple[int, int], EndRecord] = {}
     gone: set[tuple[int, int]] = set()
-    behind = [place for place, how in zip(places, found, strict=True) if how is ENDED and place[0].line == BLOCKED_LINE]
+    behind = [
+        (batch, index)
+        for (batch, index), how in zip(places, found, strict=True)
+        if how is ENDED and batch.may_be_blocked(index)
+    ]
     if with_fates or queue_state.overflow or behind:
         told = [
             place
             for place, how in zip(places, found, strict=True)
-            if how is ENDED or (with_fates and isinstance(how, Entry) and how.has_error)
+            if how is ENDED
+            or (with_fates and isinstance(how, Entry) and how.has_error)
+            or (with_fates and how is READY and place[0].pasts)
         ]
         end_records = await state_store.end_records(queue_state, told, gone, pages)
     gates = await state_store.task_lookup.gates_of(behind)
     for number, (batch, index) in enumerate(places):
-        if found[number] is ENDED and (queue_state.overflow or batch.line == BLOCKED_LINE):
+        if found[number] is ENDED and (queue_state.overflow or batch.may_be_blocked(index)):
             end_record = end_records.get((batch.seq, index))
             if (batch.seq, index) in gone:
                 found[number] = None
-            elif batch.line == BLOCKED_LINE and (end_record is None or not end_record.state.is_final):
+            elif batch.may_be_blocked(index) and (end_record is None or not end_record.state.is_final):
                 is_shut = is_blocked_at(gates, batch, index, end_record)
                 found[number] = TaskState.BLOCKED if is_shut else SCHEDULED
             elif end_record is None or end_record.state is SCHEDULED:

@@ -16,6 +16,7 @@ from omniq.errors import StorageUnavailable
 from omniq.flow import Flow, NewFlow
 from omniq.schedule import Schedule
 from omniq.storage import (
+    Adoption,
     Capability,
     Enqueued,
     Finding,
@@ -31,6 +32,7 @@ from omniq.storage import (
 )
 from omniq.task import NewTask, Outcome, Progress, StoredTask, TaskState
 from omniq_nats import claiming, doctor, listing, reading, streams
+from omniq_nats.adopting import Adopter
 from omniq_nats.control import Control
 from omniq_nats.enqueueing import ATOMIC_TASKS, ATOMIC_UNIQUE_TASKS, Producer
 from omniq_nats.finishing import Holder
@@ -68,6 +70,7 @@ class _Opened:
         self.recovery = Recovery(self.state_store, self.flows)
         self.removal = Removal(self.state_store, self.flows)
         self.control = Control(self.state_store, self.removal, self.flows)
+        self.adopter = Adopter(self.state_store, self.flows)
         self.schedule_store = ScheduleStore(self.state_store, self.producer)
         self.waiting = Waiting(self.state_store, self.schedule_store, self.flows.index)
 
@@ -311,6 +314,14 @@ class NatsStorage(Storage):
         count, ended = await opened.flows.settle(limit)
         await opened.tell_ends(ended)
         return count
+
+    # Moving in
+
+    async def adopt(self, tasks: Sequence[StoredTask], flows: Sequence[Flow] = ()) -> list[Adoption]:
+        opened = await self._ready()
+        answers, ended = await opened.adopter.adopt(tasks, flows)
+        await opened.tell_ends(ended)
+        return answers
 
     # Schedules
 

@@ -32,12 +32,14 @@ from omniq_nats.names import (
     token,
     untoken,
 )
+from omniq_nats.results import MOST_TASKS, EndRecord, read_end_record
 from omniq_nats.times import from_micros, is_moment
 from omniq_nats.transport import Stored
 
 __all__ = [
     "KEPT",
     "Page",
+    "Past",
     "TaskBatch",
     "Tie",
     "add_to_pages",
@@ -53,7 +55,6 @@ __all__ = [
 VERSION = 1
 LARGE_BODY = 32 * 1024
 """Bytes: a larger body is a message of its own. A page of a hundred tasks therefore takes 3 MB at most without it."""
-MOST_TASKS = 128
 MOST_BYTES = 128 * 1024
 _MOST = 2**63
 PLACES = 1024
@@ -63,6 +64,8 @@ PLACES = 1024
 KEPT = 1e12
 """Seconds for which the results of a flow's tasks are kept by themselves: the flow's end decides."""
 
+Past = tuple[int, EndRecord]
+"""Of a task that came from another store: when it was enqueued there, and what had become of it."""
 Tie = tuple[int | None, tuple[Feed, ...], float | None]
 """What a task of a flow is behind, what it feeds, and the seconds from the gate's opening until it may start."""
 
@@ -91,6 +94,8 @@ class TaskBatch:
     """Of each, if they belong to one."""
     result_ttl: float = 0.0
     """As its tasks were given it; ``ttl`` is that by which their results are kept."""
+    pasts: list[Past] = field(factory=list)
+    """Of each, if they came from another store: then the line is that of those that wait, or of blocked ones."""
     _offsets: list[int] | None = None
     problem: CorruptRecord | None = None
     """Why it cannot be read. As far as it tells itself, it holds no tasks then."""
@@ -116,6 +121,18 @@ class TaskBatch:
         """Return when a task may start."""
         at: int | None = self.rows[index][2]
         return self.at if at is None else at
+
+    def created_at(self, index: int) -> int:
+        """Return when a task was enqueued."""
+        return self.pasts[index][0] if self.pasts else self.at
+
+    def past(self, index: int) -> EndRecord | None:
+        """Return what had become of a task in the store that it came from: it holds until another end record does."""
+        return self.pasts[index][1] if self.pasts else None
+
+    def may_be_blocked(self, index: int) -> bool:
+        """Return whether a task of which no end record tells that it has ended may stand behind its gate."""
+        return self.line == BLOCKED_LINE or bool(self.pasts and self.ties and self.ties[index][0] is not None)
 
     def priority(self, index: int) -> int:
         """Return the priority of a task: where it is ready, that of the line in which it stands."""
@@ -144,7 +161,7 @@ class Page:
     queue: str
     line: str
     ttl: float
-    tasks: list[tuple[NewTask, int, int | None, int | None]] = field(factory=list)
+    tasks: list[tuple[NewTask | StoredTask, int, int | None, int | None]] = field(factory=list)
     """Each with its number in the batch, the time at which it may start (None: at once), and that of its expiry."""
     size: int = 0
     apart: bytes | None = None
@@ -152,6 +169,8 @@ class Page:
     flow: str | None = None
     ties: list[Tie] = field(factory=list)
     """Of each, if they belong to a flow."""
+    pasts: list[Past] = field(factory=list)
+    """Of each, if they come from another store."""
 
     def takes(self, size: int) -> bool:
         """Whether a task of so many bytes may be added."""
@@ -196,7 +215,7 @@ def add_to_pages(
     return page, 2 if is_large or len(page.tasks) == 2 else 1
 
 
-def check_new(task: NewTask) -> None:
+def check_new(task: NewTask | StoredTask) -> None:
     """Refuse a task that could not be read once it is stored.
 
     :raises ValueError: names what cannot be stored.
@@ -253,6 +272,8 @@ def encode_batch(page: Page, *, at: int, behind: int, nonce: str) -> bytes:
             [behind, [[feed.gate, feed.needs_success] for feed in feeds], delay] for behind, feeds, delay in page.ties
         ]
         head["ttl"], head["flow"] = KEPT, [page.flow, page.ttl, ties]
+    if page.pasts:
+        head["past"] = [[created_at, end_record.row()] for created_at, end_record in page.pasts]
     parts = [_encode(head).encode(), b"\n"]
     if page.apart is None:
         parts += [task.body for task, _, _, _ in page.tasks]
@@ -328,7 +349,15 @@ def _read_home(stored: Stored, queue: str, line: str, kind: str, name: str) -> T
         flow=flow,
         ties=ties,
         result_ttl=result_ttl,
+        pasts=_read_pasts(told["past"], len(rows)) if "past" in told else [],
     )
+
+
+def _read_pasts(told: Any, count: int) -> list[Past]:
+    pasts = [(created_at, read_end_record(row)) for created_at, row in told]
+    if len(pasts) != count or not all(is_moment(created_at) and created_at >= 0 for created_at, _ in pasts):
+        raise ValueError("it does not say what had become of its tasks in the store that they came from")
+    return pasts
 
 
 def _read_flow(told: Any, count: int) -> tuple[str, float, list[Tie]]:
@@ -436,7 +465,7 @@ def to_task(
             attempt=attempt,
             delivery=delivery,
             max_retries=row[7],
-            created_at=from_micros(batch.at),
+            created_at=from_micros(batch.created_at(index)),
             run_at=from_micros(batch.run_at(index) if run_at is None else run_at),
             started_at=None if started is None else from_micros(started),
             finished_at=None if finished is None else from_micros(finished),
@@ -459,6 +488,6 @@ def to_task(
         return check_task(task)
     except UNREADABLE as wrong:
         problem = corrupt("task", row[0], wrong, place=f"the record of queue {batch.queue!r}, or its results")
-        known = {"queue": batch.queue, "name": row[6], "body": body, "created_at": from_micros(batch.at)}
+        known = {"queue": batch.queue, "name": row[6], "body": body, "created_at": from_micros(batch.created_at(index))}
         known |= {"flow": batch.flow, "behind": behind, "feeds": feeds}
         return salvaged(problem, row[0], known)

@@ -1,0 +1,163 @@
+"""Takes in records of another store: what had become of a task is part of its batch.
+
+A batch never changes, and no state of a queue can name one that is stored in the same step, as its sequence is not
+known yet. So the batch itself has the record of each task, which holds from the step that stores it until the queue's
+state, or a page of results, tells of something later. Those that wait are sorted into the queue's state as those that
+run later are. Those that have ended stand in the same line: they are counted, and put on their pages, as they are met
+there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TypeVar
+
+from omniq.flow import Flow
+from omniq.storage import Adoption, transitions
+from omniq.storage.states import holds_key
+from omniq.storage.validation import check_adoptable
+from omniq.task import StoredTask, TaskState
+from omniq_nats.claiming import fold
+from omniq_nats.enqueueing import ATOMIC_TASKS
+from omniq_nats.flow_records import GATES
+from omniq_nats.flow_snapshot import Missing
+from omniq_nats.flow_tx import FlowTx
+from omniq_nats.flows import Flows
+from omniq_nats.queue_state import QueueState
+from omniq_nats.queue_state_store import QueueStateStore
+from omniq_nats.results import ROOM, EndRecord, inline_of
+from omniq_nats.task_batches import check_new
+from omniq_nats.times import micros
+from omniq_nats.transport import BATCH_LIMIT
+
+__all__ = ["Adopter"]
+
+OF_A_FLOW = 4
+"""So many messages a step stores for a flow beside its tasks, mostly: a roster, the flow twice at most, some gates."""
+
+T = TypeVar("T")
+
+
+class Adopter:
+    """Stores what another store had.
+
+    :param state_store: of the storage.
+    :param flows: of the storage: the steps of flows do it, as they know how to store tasks together with all else.
+    """
+
+    def __init__(self, state_store: QueueStateStore, flows: Flows) -> None:
+        self._state_store = state_store
+        self._flows = flows
+
+    async def adopt(self, tasks: Sequence[StoredTask], flows: Sequence[Flow]) -> tuple[list[Adoption], list[str]]:
+        """Do :meth:`omniq.storage.Storage.adopt`.
+
+        :return: the answers, and the ids of tasks that have ended.
+        """
+        check_adoptable(tasks)
+        for task in tasks:
+            _check(task)
+        answers: list[Adoption] = []
+        ended: list[str] = []
+        for some_flows in _parts((flow, _cost_of_flow(flow), None) for flow in flows):
+            told, _ = await self._step([], some_flows, {})
+            answers += told
+        for some in _parts((task, 2 + holds_key(task), task.flow) for task in tasks):
+            told, due = await self._step(some, [], await self._pasts(some))
+            answers += told
+            for queue in sorted({task.queue for task in some if task.state is not TaskState.BLOCKED}):
+                await self._sort_in(queue)
+            ended += [
+                task.id
+                for task, answer in zip(some, told, strict=True)
+                if answer is Adoption.STORED and task.state.is_final
+            ]
+            ended += await self._flows.settle_these(due)
+        return answers, ended
+
+    async def _step(
+        self, tasks: Sequence[StoredTask], flows: Sequence[Flow], pasts: dict[str, EndRecord]
+    ) -> tuple[list[Adoption], set[str]]:
+        def act(tx: FlowTx) -> list[Adoption]:
+            tx.pasts = pasts
+            return transitions.adopt(tx, tasks, flows)
+
+        first = Missing()
+        first.flows.update(flow.id for flow in flows)
+        first.flows.update(task.flow for task in tasks if task.flow is not None)
+        first.flow_keys.update(flow.unique for flow in flows if flow.unique is not None)
+        first.keys.update(task.unique for task in tasks if task.unique is not None)
+        answers, stepped = await self._flows.steps.run(act, first, new=tasks)
+        return answers, stepped.due
+
+    async def _pasts(self, tasks: Sequence[StoredTask]) -> dict[str, EndRecord]:
+        """Return what had become of tasks; what is large of that is stored in messages of its own."""
+        most = self._state_store.transport.max_payload
+        inline = inline_of(most)
+        pasts = {task.id: _past(task).fitted(most - ROOM) for task in tasks}
+        large = {task_id for task_id, past in pasts.items() if past.is_large(inline)}
+        if large:
+            there = await self._state_store.task_lookup.locate(sorted(large))
+            apart = {task_id: pasts[task_id] for task_id in large if task_id not in there}
+            await self._state_store.set_apart(apart, {}, inline)
+            pasts |= apart
+        return pasts
+
+    async def _sort_in(self, queue: str) -> None:
+        async def step(queue_state: QueueState) -> tuple[bool, bool]:
+            changed = await fold(self._state_store, queue_state)
+            return changed, changed
+
+        while await self._state_store.change(queue, step):
+            pass
+
+
+def _check(task: StoredTask) -> None:
+    try:
+        check_new(task)
+        if task.limited is not None:
+            raise ValueError("NATS holds no limits, and it has a key, a named limit or a debounce")
+    except ValueError as error:
+        raise ValueError(f"task {task.id} ({task.name}) cannot be adopted: {error}") from error
+
+
+def _past(task: StoredTask) -> EndRecord:
+    state = task.state if task.state.is_final or task.state is TaskState.BLOCKED else TaskState.SCHEDULED
+    return EndRecord(
+        state=state,
+        delivery=task.delivery,
+        attempt=task.attempt,
+        worker=task.worker,
+        started=None if task.started_at is None else micros(task.started_at),
+        finished=0 if task.finished_at is None else micros(task.finished_at),
+        run_at=micros(task.run_at),
+        error=task.error,
+        result=task.result_payload,
+        attempt_log=task.attempt_log,
+    )
+
+
+def _cost_of_flow(flow: Flow) -> int:
+    return 3 + len({gate.n // GATES for gate in flow.gates})
+
+
+def _parts(items: Iterable[tuple[T, int, str | None]]) -> Iterator[list[T]]:
+    """Yield what can be stored together, in order.
+
+    :param items: each with the number of messages that it takes, and its flow.
+    """
+    part: list[T] = []
+    flows: set[str] = set()
+    left = BATCH_LIMIT
+    for item, cost, flow_id in items:
+        more = cost + (OF_A_FLOW if flow_id is not None and flow_id not in flows else 0)
+        if part and (more > left or len(part) == ATOMIC_TASKS):
+            yield part
+            part, flows, left = [], set(), BATCH_LIMIT
+            more = cost + (0 if flow_id is None else OF_A_FLOW)
+        part.append(item)
+        left -= more
+        if flow_id is not None:
+            flows.add(flow_id)
+    if part:
+        yield part

@@ -1,0 +1,197 @@
+"""Records of another store: what is told of them at each moment, and what is left where it ended in between."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import nats
+import pytest
+from attrs import evolve
+
+from omniq.errors import StorageUnavailable
+from omniq.flow import Flow
+from omniq.limit import Limited
+from omniq.storage import Adoption, Storage, TaskQuery
+from omniq.storage.ids import new_id
+from omniq.task import Failed, LimitedTask, StoredTask, TaskError, TaskState
+from omniq.testing.contract.adopting import all_of, of_all_kinds
+from omniq.testing.contract.flows import end_one, fan_in, member, new_flow
+from omniq.testing.contract.steps import add, moved, outcome, record, states, take
+from omniq_nats import claiming
+from omniq_nats.adopting import Adopter
+from omniq_nats.storage import NatsStorage
+from tests.nats.support import fresh, opened
+from tests.servers.nats import NatsServer
+
+STORED, PRESENT = Adoption.STORED, Adoption.PRESENT
+SUCCEEDED, FAILED, CANCELLED, READY = TaskState.SUCCEEDED, TaskState.FAILED, TaskState.CANCELLED, TaskState.READY
+
+
+async def killed(self: Adopter, queue: str) -> None:
+    """Stand for a client that is killed once the records are stored, before they are sorted in."""
+    raise StorageUnavailable("killed")
+
+
+async def half_adopted(
+    store: NatsStorage, tasks: list[StoredTask], flows: list[Flow], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Have a client that is killed on its way adopt records."""
+    with monkeypatch.context() as patch:
+        patch.setattr(Adopter, "_sort_in", killed)
+        with pytest.raises(StorageUnavailable, match="killed"):
+            await store.adopt(tasks, flows)
+
+
+async def counted(store: Storage) -> dict[str, dict[TaskState, int]]:
+    """Return the counts of all queues."""
+    return {one.queue: dict(one.counts) for one in await store.stats()}
+
+
+async def test_one_who_is_killed_on_the_way_leaves_records_that_are_right(
+    nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(fresh(nats_server.url)) as source, opened(fresh(nats_server.url)) as target:
+        await of_all_kinds(source)
+        whole = await all_of(source)
+        await half_adopted(target, whole, [], monkeypatch)
+        assert await all_of(target) == whole
+        assert await target.get([task.id for task in whole]) == whole
+        ended = {task.id for task in whole if task.state.is_final}
+        assert await target.wait_finished([task.id for task in whole], 0) == ended
+        # What is asked for before they are sorted in counts once.
+        (failed,) = [task.id for task in whole if task.state is FAILED]
+        (succeeded,) = [task.id for task in whole if task.state is SUCCEEDED]
+        (waits,) = [task.id for task in whole if task.queue == "retry later"]
+        assert await target.retry([failed, succeeded]) == [True, False]
+        assert await target.delete([succeeded]) == [True]
+        assert await target.cancel([waits]) == [True]
+        assert await target.adopt([task for task in whole if task.id != succeeded]) == [PRESENT] * (len(whole) - 1)
+        left = await record(target, waits)
+        assert (left.state, left.error, left.attempt) == (CANCELLED, (await record(source, waits)).error, 1)
+        assert await source.retry([failed]) == [True]
+        assert await source.delete([succeeded]) == [True]
+        assert await source.cancel([waits]) == [True]
+        assert await counted(target) == await counted(source)
+        (again,) = await take(target, queue="failed")
+        assert (again.id, again.attempt, again.delivery) == (failed, 1, 2)
+
+
+async def test_a_flow_goes_on_though_its_tasks_are_not_sorted_in(
+    nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(fresh(nats_server.url)) as source, opened(fresh(nats_server.url)) as target:
+        flow = new_flow(1)
+        tasks = [member(flow, feeds=[0]), member(flow, feeds=[0]), member(flow, 0)]
+        await source.enqueue(tasks, flow)
+        await end_one(source)
+        (theirs,) = await source.get_flows([flow.id])
+        assert theirs is not None
+        await half_adopted(target, await all_of(source), [theirs], monkeypatch)
+        assert await target.get_flows([flow.id]) == [theirs]
+        for task in tasks[1:]:
+            assert (await end_one(target)).id == task.id
+        (over,) = await target.get_flows([flow.id])
+        assert over is not None
+        assert over.finished_at is not None
+        assert over.counts[SUCCEEDED] == 3
+
+
+async def test_what_ended_as_its_gate_broke_is_blocked_again_by_a_retry(nats_server: NatsServer) -> None:
+    async with opened(fresh(nats_server.url)) as source, opened(fresh(nats_server.url)) as target:
+        flow, first, last = await fan_in(source)
+        await end_one(source, "failed")
+        await source.settle(100)
+        await moved(source, target)
+        assert await target.retry([first]) == [True]
+        await target.settle(100)
+        assert await states(target, [first, last]) == [READY, TaskState.BLOCKED]
+        page = await target.list_tasks(TaskQuery(state=TaskState.BLOCKED))
+        assert [task.id for task in page.tasks] == [last]
+        assert [(await end_one(target)).id for _ in range(2)] == [first, last]
+        (over,) = await target.get_flows([flow.id])
+        assert over is not None
+        assert over.finished_at is not None
+
+
+async def test_what_is_large_is_kept_apart_and_moved_whole(nats_server: NatsServer) -> None:
+    async with opened(fresh(nats_server.url)) as source, opened(fresh(nats_server.url)) as target:
+        await add(source, queue="a", body=b"b" * 100_000)
+        (task,) = await take(source, queue="a")
+        await source.finish([evolve(outcome("succeeded", task), result=b"\xff" * 50_000)])  # type: ignore[call-arg]
+        await add(source, queue="b")
+        (task,) = await take(source, queue="b")
+        error = TaskError(type="E", message="m", traceback="t" * 9000)
+        await source.finish([Failed(id=task.id, delivery=task.delivery, error=error, attempt_log="l" * 5000)])
+        await add(source, queue="c")
+        (task,) = await take(source, queue="c")
+        retried = evolve(outcome("retry later", task), error=error, attempt_log="l" * 5000)  # type: ignore[call-arg]
+        await source.finish([retried])
+        whole = await all_of(source)
+        for _ in range(2):
+            await moved(source, target)
+            assert await all_of(target) == whole
+        bare = [(await each.list_tasks(TaskQuery(bare=True))).tasks for each in (source, target)]
+        assert bare[0] == bare[1]
+
+
+async def test_more_than_a_state_takes_at_a_time_is_sorted_in_before_the_answer(
+    nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(claiming, "FOLDED", 3)
+    async with opened(fresh(nats_server.url)) as store:
+        at = await store.now()
+        tasks = [
+            StoredTask(
+                id=new_id(),
+                queue="work",
+                name="test.task",
+                body=b"[]",
+                created_at=at - timedelta(seconds=number),
+                run_at=at - timedelta(seconds=number),
+                **({} if number % 2 else {"state": SUCCEEDED, "finished_at": at, "result_payload": b"r" * 500}),
+            )
+            for number in range(600)
+        ]
+        assert await store.adopt(tasks) == [STORED] * 600
+        (stats,) = await store.stats()
+        assert (stats.counts[READY], stats.counts[SUCCEEDED]) == (300, 300)
+        claimed = [task.id for _ in range(3) for task in await take(store, 100)]
+        assert claimed == [task.id for task in reversed(tasks) if task.state is READY]
+
+
+async def test_where_the_state_of_a_queue_is_lost_what_was_adopted_is_what_it_was(nats_server: NatsServer) -> None:
+    url = fresh(nats_server.url)
+    async with opened(fresh(nats_server.url)) as source, opened(url) as target:
+        await of_all_kinds(source)
+        await moved(source, target)
+        before, counts = await all_of(target), await counted(target)
+        assert target._opened is not None
+        names = target._opened.state_store.names
+        client = await nats.connect(nats_server.url)
+        for one in await client.jetstream().streams_info():
+            if names.stream == one.config.name:
+                for queue in counts:
+                    await client.jetstream().purge_stream(names.stream, subject=names.queue_state(queue))
+        await client.close()
+        async with opened(url) as other:
+            for queue in counts:
+                assert await other.pause(queue)
+            assert await all_of(other) == before
+            assert await counted(other) == counts
+
+
+async def test_a_task_with_a_limit_is_refused_by_name(nats_server: NatsServer) -> None:
+    async with opened(fresh(nats_server.url)) as store:
+        at = await store.now()
+        limited = LimitedTask(
+            id=new_id(),
+            queue="work",
+            name="test.task",
+            body=b"[]",
+            created_at=at,
+            run_at=at,
+            limited=Limited("key", None, None),
+        )
+        with pytest.raises(ValueError, match=f"{limited.id}.* holds no limits"):
+            await store.adopt([limited])
+        assert await store.stats() == []
