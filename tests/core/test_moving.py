@@ -13,7 +13,8 @@ from omniq._client.moving import NotMoved, import_into
 from omniq.errors import ConfigurationError
 from omniq.flow import GateState
 from omniq.limit import Debounce, Limit, Rate
-from omniq.storage import StorageConfig, StorageLimits
+from omniq.storage import Storage, StorageConfig, StorageLimits
+from omniq.storage.ids import new_id
 from omniq.task import StoredTask, TaskState
 from omniq.testing import ManualClock
 from omniq.testing.contract.adopting import all_of
@@ -161,6 +162,20 @@ async def test_one_that_the_store_cannot_hold_is_named_alone(monkeypatch: pytest
         assert (moved.stored["task"], moved.refused["task"]) == (6, 1)
         assert "too large" in refused[0]
         assert ids[3] in refused[0]
+
+
+async def test_a_store_that_cannot_adopt_says_so_before_anything_is_stored() -> None:
+    class Plain(MemoryStorage):
+        adopt = Storage.adopt
+
+    async with opened() as (source, _):
+        await fill(source)
+        target = Plain(StorageConfig(scheme="memory", location="memory://", redacted="memory://", namespace=new_id()))
+        await target.open()
+        with pytest.raises(ConfigurationError, match="Plain cannot adopt"):
+            await bring(target, await export(source))
+        assert await target.stats() == []
+        await target.close()
 
 
 async def test_the_order_of_claims_is_the_same_after_a_move() -> None:

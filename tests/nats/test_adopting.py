@@ -159,25 +159,33 @@ async def test_more_than_a_state_takes_at_a_time_is_sorted_in_before_the_answer(
         assert claimed == [task.id for task in reversed(tasks) if task.state is READY]
 
 
-async def test_where_the_state_of_a_queue_is_lost_what_was_adopted_is_what_it_was(nats_server: NatsServer) -> None:
+@pytest.mark.parametrize("is_killed", [False, True])
+async def test_where_the_state_of_a_queue_is_lost_what_was_adopted_is_what_it_was(
+    nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch, *, is_killed: bool
+) -> None:
     url = fresh(nats_server.url)
     async with opened(fresh(nats_server.url)) as source, opened(url) as target:
         await of_all_kinds(source)
-        await moved(source, target)
-        before, counts = await all_of(target), await counted(target)
+        whole, counts = await all_of(source), await counted(source)
+        if is_killed:
+            await half_adopted(target, whole, [], monkeypatch)
+        else:
+            await target.adopt(whole)
         assert target._opened is not None
         names = target._opened.state_store.names
         client = await nats.connect(nats_server.url)
-        for one in await client.jetstream().streams_info():
-            if names.stream == one.config.name:
-                for queue in counts:
-                    await client.jetstream().purge_stream(names.stream, subject=names.queue_state(queue))
+        for queue in counts:
+            await client.jetstream().purge_stream(names.stream, subject=names.queue_state(queue))
         await client.close()
-        async with opened(url) as other:
-            for queue in counts:
-                assert await other.pause(queue)
-            assert await all_of(other) == before
-            assert await counted(other) == counts
+    async with opened(url) as other:
+        for queue in counts:
+            assert await other.pause(queue)
+        assert await all_of(other) == whole
+        assert await counted(other) == counts
+        failed = await other.list_tasks(TaskQuery(state=FAILED))
+        assert [task.id for task in failed.tasks] == [task.id for task in whole if task.state is FAILED]
+        for queue in counts:
+            assert await other.purge(queue) == sum(counts[queue].values())
 
 
 async def test_a_task_with_a_limit_is_refused_by_name(nats_server: NatsServer) -> None:

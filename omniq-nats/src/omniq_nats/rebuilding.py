@@ -10,10 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from attrs import evolve
+
 from omniq.errors import CorruptRecord
 from omniq.storage.validation import LARGEST_COUNT
 from omniq_nats.encoding import NewerVersion, read_queue_state
-from omniq_nats.entries import OverflowPage, entry_in_overflow
+from omniq_nats.entries import OverflowPage, entry_in_overflow, entry_of
 from omniq_nats.flow_records import is_blocked_at
 from omniq_nats.names import BLOCKED_LINE, PAUSED, is_line
 from omniq_nats.overflow import LARGEST, Overflow
@@ -166,6 +168,9 @@ async def _restore_some(
             if entry.id not in queue_state.waiting and entry.id not in queue_state.running:
                 entry.has_fate = end_record is not None
                 queue_state.put_back(entry)
+        elif end_record is batch.past(index):
+            # It came from another store, and no page tells of it yet.
+            queue_state.end(entry_of(batch, index), evolve(end_record, version=queue_state.changes + 1))
         else:
             queue_state.ended[end_record.state] += 1
             queue_state.ttls[batch.ttl] = None
