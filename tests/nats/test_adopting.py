@@ -113,6 +113,21 @@ async def test_what_ended_as_its_gate_broke_is_blocked_again_by_a_retry(nats_ser
         assert over.finished_at is not None
 
 
+async def test_what_comes_once_its_gate_is_whole_again_is_blocked_again(nats_server: NatsServer) -> None:
+    async with opened(fresh(nats_server.url)) as source, opened(fresh(nats_server.url)) as target:
+        flow, first, last = await fan_in(source)
+        await end_one(source, "failed")
+        await source.settle(100)
+        (theirs,) = await source.get_flows([flow.id])
+        assert theirs is not None
+        await target.adopt([await record(source, first)], [theirs])
+        assert await target.retry([first]) == [True]
+        assert await target.adopt([await record(source, last)]) == [STORED]
+        await target.settle(100)
+        assert await states(target, [first, last]) == [READY, TaskState.BLOCKED]
+        assert [(await end_one(target)).id for _ in range(2)] == [first, last]
+
+
 async def test_what_is_large_is_kept_apart_and_moved_whole(nats_server: NatsServer) -> None:
     async with opened(fresh(nats_server.url)) as source, opened(fresh(nats_server.url)) as target:
         await add(source, queue="a", body=b"b" * 100_000)
@@ -140,18 +155,12 @@ async def test_more_than_a_state_takes_at_a_time_is_sorted_in_before_the_answer(
     monkeypatch.setattr(claiming, "FOLDED", 3)
     async with opened(fresh(nats_server.url)) as store:
         at = await store.now()
-        tasks = [
-            StoredTask(
-                id=new_id(),
-                queue="work",
-                name="test.task",
-                body=b"[]",
-                created_at=at - timedelta(seconds=number),
-                run_at=at - timedelta(seconds=number),
-                **({} if number % 2 else {"state": SUCCEEDED, "finished_at": at, "result_payload": b"r" * 500}),
-            )
-            for number in range(600)
-        ]
+        tasks = []
+        for number in range(600):
+            since = at - timedelta(seconds=number)
+            waits = StoredTask(id=new_id(), queue="work", name="test.task", body=b"[]", created_at=since, run_at=since)
+            ended = evolve(waits, state=SUCCEEDED, finished_at=at, result_payload=b"r" * 500)
+            tasks.append(waits if number % 2 else ended)
         assert await store.adopt(tasks) == [STORED] * 600
         (stats,) = await store.stats()
         assert (stats.counts[READY], stats.counts[SUCCEEDED]) == (300, 300)
