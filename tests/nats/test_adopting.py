@@ -72,8 +72,10 @@ async def test_one_who_is_killed_on_the_way_leaves_records_that_are_right(
         assert await source.delete([succeeded]) == [True]
         assert await source.cancel([waits]) == [True]
         assert await counted(target) == await counted(source)
-        (again,) = await take(target, queue="failed")
-        assert (again.id, again.attempt, again.delivery) == (failed, 1, 2)
+        assert await target.retry([waits]) == [True]
+        for task_id, queue in ((failed, "failed"), (waits, "retry later")):
+            (again,) = await take(target, queue=queue)
+            assert (again.id, again.attempt, again.delivery) == (task_id, 1, 2)
 
 
 async def test_a_flow_goes_on_though_its_tasks_are_not_sorted_in(
