@@ -10,7 +10,7 @@ import pytest
 from attrs import evolve
 
 from omniq._client.moving import NotMoved, import_into
-from omniq.errors import ConfigurationError
+from omniq.errors import ConfigurationError, PayloadTooLarge
 from omniq.flow import GateState
 from omniq.limit import Debounce, Limit, Rate
 from omniq.storage import Storage, StorageConfig, StorageLimits
@@ -146,14 +146,17 @@ async def test_what_cannot_be_stored_is_named_and_the_others_are_stored() -> Non
         assert await states(target, [taken, other]) == [None, TaskState.READY]
 
 
-async def test_one_that_the_store_cannot_hold_is_named_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", [ValueError, PayloadTooLarge])
+async def test_one_that_the_store_cannot_hold_is_named_alone(
+    kind: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with opened() as (source, target):
         ids = await add(source, *(new_task() for _ in range(7)))
         adopt = target.adopt
 
         async def picky(tasks: Sequence[StoredTask], flows: Sequence[object] = ()) -> object:
             if any(task.id == ids[3] for task in tasks):
-                raise ValueError("it is too large")
+                raise kind("it is too large")
             return await adopt(tasks)
 
         monkeypatch.setattr(target, "adopt", picky)

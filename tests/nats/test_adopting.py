@@ -8,7 +8,7 @@ import nats
 import pytest
 from attrs import evolve
 
-from omniq.errors import StorageUnavailable
+from omniq.errors import PayloadTooLarge, StorageUnavailable
 from omniq.flow import Flow
 from omniq.limit import Limited
 from omniq.storage import Adoption, Storage, TaskQuery
@@ -168,6 +168,31 @@ async def test_more_than_a_state_takes_at_a_time_is_sorted_in_before_the_answer(
         assert (stats.counts[READY], stats.counts[SUCCEEDED]) == (300, 300)
         claimed = [task.id for _ in range(3) for task in await take(store, 100)]
         assert claimed == [task.id for task in reversed(tasks) if task.state is READY]
+
+
+async def test_more_than_an_atomic_batch_takes_is_stored_and_ended_in_parts(nats_server: NatsServer) -> None:
+    async with opened(fresh(nats_server.url)) as source, opened(fresh(nats_server.url)) as target:
+        flow = new_flow(0)
+        await source.enqueue([member(flow, unique="key")], flow)
+        (theirs,), (task,) = await source.get_flows([flow.id]), await all_of(source)
+        assert theirs is not None
+        flows = [evolve(theirs, id=new_id()) for _ in range(510)]
+        tasks = [evolve(task, id=new_id(), flow=one.id, unique=f"key of {one.id}") for one in flows]
+        assert await target.adopt(tasks, flows) == [STORED] * 1020
+        claimed = await take(target, 600)
+        assert [one.id for one in claimed] == [one.id for one in tasks]
+        assert await target.finish([outcome("succeeded", one) for one in claimed]) == [True] * 510
+        ended = await target.get_flows([one.id for one in flows])
+        assert all(one is not None and one.finished_at is not None for one in ended)
+
+
+async def test_a_task_that_is_too_large_is_refused_before_any_is_stored(nats_server: NatsServer) -> None:
+    async with opened(fresh(nats_server.url)) as store:
+        at = await store.now()
+        small = StoredTask(id=new_id(), queue="work", name="test.task", body=b"[]", created_at=at, run_at=at)
+        with pytest.raises(PayloadTooLarge, match="max_payload"):
+            await store.adopt([small, evolve(small, id=new_id(), body=b"x" * 2_000_000)])
+        assert await store.stats() == []
 
 
 @pytest.mark.parametrize("is_killed", [False, True])

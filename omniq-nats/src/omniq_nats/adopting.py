@@ -9,33 +9,25 @@ there.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import TypeVar
+from collections.abc import Sequence
 
 from omniq.flow import Flow
 from omniq.storage import Adoption, transitions
-from omniq.storage.states import holds_key
 from omniq.storage.validation import check_adoptable
 from omniq.task import StoredTask, TaskState
 from omniq_nats.claiming import fold
 from omniq_nats.enqueueing import ATOMIC_TASKS
-from omniq_nats.flow_records import GATES
 from omniq_nats.flow_snapshot import Missing
+from omniq_nats.flow_steps import Stepped
 from omniq_nats.flow_tx import FlowTx
-from omniq_nats.flows import Flows
+from omniq_nats.flows import Flows, in_parts
 from omniq_nats.queue_state import QueueState
 from omniq_nats.queue_state_store import QueueStateStore
 from omniq_nats.results import ROOM, EndRecord, inline_of
 from omniq_nats.task_batches import check_new
 from omniq_nats.times import micros
-from omniq_nats.transport import BATCH_LIMIT
 
 __all__ = ["Adopter"]
-
-OF_A_FLOW = 4
-"""So many messages a step stores for a flow beside its tasks, mostly: a roster, the flow twice at most, some gates."""
-
-T = TypeVar("T")
 
 
 class Adopter:
@@ -47,6 +39,7 @@ class Adopter:
 
     def __init__(self, state_store: QueueStateStore, flows: Flows) -> None:
         self._state_store = state_store
+        self._transport = state_store.transport
         self._flows = flows
 
     async def adopt(self, tasks: Sequence[StoredTask], flows: Sequence[Flow]) -> tuple[list[Adoption], list[str]]:
@@ -57,13 +50,12 @@ class Adopter:
         check_adoptable(tasks)
         for task in tasks:
             _check(task)
-        answers: list[Adoption] = []
+            self._transport.check_size(len(task.body))
+        answers, _ = await in_parts(flows, self._store_flows)
         ended: list[str] = []
-        for some_flows in _parts((flow, _cost_of_flow(flow), None) for flow in flows):
-            told, _ = await self._step([], some_flows, {})
-            answers += told
-        for some in _parts((task, 2 + holds_key(task), task.flow) for task in tasks):
-            told, due = await self._step(some, [], await self._pasts(some))
+        for begin in range(0, len(tasks), ATOMIC_TASKS):
+            some = tasks[begin : begin + ATOMIC_TASKS]
+            told, stepped = await in_parts(some, self._store_tasks)
             answers += told
             for queue in sorted({task.queue for task in some if task.state is not TaskState.BLOCKED}):
                 await self._sort_in(queue)
@@ -72,27 +64,30 @@ class Adopter:
                 for task, answer in zip(some, told, strict=True)
                 if answer is Adoption.STORED and task.state.is_final
             ]
-            ended += await self._flows.settle_these(due)
+            ended += await self._flows.settle_these(stepped.due)
         return answers, ended
 
-    async def _step(
-        self, tasks: Sequence[StoredTask], flows: Sequence[Flow], pasts: dict[str, EndRecord]
-    ) -> tuple[list[Adoption], set[str]]:
-        def act(tx: FlowTx) -> list[Adoption]:
-            tx.pasts = pasts
-            return transitions.adopt(tx, tasks, flows)
-
+    async def _store_flows(self, flows: Sequence[Flow], tries: int | None) -> tuple[list[Adoption], Stepped]:
         first = Missing()
         first.flows.update(flow.id for flow in flows)
-        first.flows.update(task.flow for task in tasks if task.flow is not None)
         first.flow_keys.update(flow.unique for flow in flows if flow.unique is not None)
+        return await self._flows.steps.run(lambda tx: transitions.adopt(tx, [], flows), first, tries=tries)
+
+    async def _store_tasks(self, tasks: Sequence[StoredTask], tries: int | None) -> tuple[list[Adoption], Stepped]:
+        pasts = await self._pasts(tasks)
+
+        def act(tx: FlowTx) -> list[Adoption]:
+            tx.pasts = pasts
+            return transitions.adopt(tx, tasks)
+
+        first = Missing()
+        first.flows.update(task.flow for task in tasks if task.flow is not None)
         first.keys.update(task.unique for task in tasks if task.unique is not None)
-        answers, stepped = await self._flows.steps.run(act, first, new=tasks)
-        return answers, stepped.due
+        return await self._flows.steps.run(act, first, new=tasks, tries=tries)
 
     async def _pasts(self, tasks: Sequence[StoredTask]) -> dict[str, EndRecord]:
         """Return what had become of tasks; what is large of that is stored in messages of its own."""
-        most = self._state_store.transport.max_payload
+        most = self._transport.max_payload
         inline = inline_of(most)
         pasts = {task.id: _past(task).fitted(most - ROOM) for task in tasks}
         large = {task_id for task_id, past in pasts.items() if past.is_large(inline)}
@@ -135,29 +130,3 @@ def _past(task: StoredTask) -> EndRecord:
         result=task.result_payload,
         attempt_log=task.attempt_log,
     )
-
-
-def _cost_of_flow(flow: Flow) -> int:
-    return 3 + len({gate.n // GATES for gate in flow.gates})
-
-
-def _parts(items: Iterable[tuple[T, int, str | None]]) -> Iterator[list[T]]:
-    """Yield what can be stored together, in order.
-
-    :param items: each with the number of messages that it takes, and its flow.
-    """
-    part: list[T] = []
-    flows: set[str] = set()
-    left = BATCH_LIMIT
-    for item, cost, flow_id in items:
-        more = cost + (OF_A_FLOW if flow_id is not None and flow_id not in flows else 0)
-        if part and (more > left or len(part) == ATOMIC_TASKS):
-            yield part
-            part, flows, left = [], set(), BATCH_LIMIT
-            more = cost + (0 if flow_id is None else OF_A_FLOW)
-        part.append(item)
-        left -= more
-        if flow_id is not None:
-            flows.add(flow_id)
-    if part:
-        yield part

@@ -412,6 +412,15 @@ class Connection:
                 raise Lost(f"{self.settings.shown}: {error}") from error
             raise
 
+    def check_size(self, size: int) -> None:
+        """Refuse a message that the server would not take.
+
+        :param size: of what it holds, in bytes; there is room beside it for its headers.
+        :raises PayloadTooLarge: if it is over the server's limit.
+        """
+        if size + 1024 > self.max_payload:
+            raise self._too_large(size)
+
     def _too_large(self, size: int) -> PayloadTooLarge:
         return PayloadTooLarge(
             f"a message of {size:,} bytes is over the server's limit of {self.max_payload:,} (max_payload); "

@@ -113,9 +113,7 @@ class _Maker:
                     keys.append(Write(self._names.key(task.unique), json.dumps([task.id]).encode(), expected=seq))
             if page.line != BLOCKED_LINE:
                 for task, _, run_at, _ in page.tasks:
-                    if self._tx.inserted[task.id].state.is_final:
-                        self.made.ended[task.id] = page.queue
-                    else:
+                    if not self._tx.inserted[task.id].state.is_final:
                         self.made.wake(page.queue, run_at or 0)
         writes += keys
         for flow_id, some in rows.items():

@@ -242,7 +242,7 @@ class FlowSteps:
         now = self.state_store.clock.now()
         stepped = Stepped()
         states = {queue_state.queue: queue_state for queue_state in changes.queue_states}
-        stepped.ended = {task_id: states[queue].changes for task_id, queue in changes.ended.items() if queue in states}
+        stepped.ended = {task_id: states[queue].changes for task_id, queue in changes.ended.items()}
         for record in changes.flows:
             self._index.note(record)
             if record.strays:

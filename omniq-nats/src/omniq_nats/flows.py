@@ -33,6 +33,7 @@ from omniq_nats.transport import Conflict, Stored
 
 __all__ = ["STEP", "Flows"]
 
+A = TypeVar("A")
 T = TypeVar("T")
 
 _log = get_logger("omniq.nats")
@@ -103,7 +104,7 @@ class Flows:
             first = self._of_tasks((outcome.id for outcome in part), queues)
             return await self.steps.run(lambda tx: transitions.finish(tx, part), first, tries=tries)
 
-        return await _in_parts(outcomes, step)
+        return await in_parts(outcomes, step)
 
     def _of_tasks(self, ids: Iterable[str], queues: Mapping[str, str]) -> Missing:
         first = Missing()
@@ -236,7 +237,7 @@ class Flows:
             first = Missing(ids=set(part))
             return await self.steps.run(lambda tx: act(tx, part), first, frees=True, tries=tries)
 
-        return await _in_parts(ids, step)
+        return await in_parts(ids, step)
 
     async def release_hold(self, flow_id: str, gate: int) -> tuple[bool, Stepped]:
         """Do :meth:`omniq.storage.Storage.release_hold`."""
@@ -311,18 +312,18 @@ class Flows:
         return at is not None and micros(at) <= self._state_store.clock.now()
 
 
-async def _in_parts(
-    items: Sequence[T], step: Callable[[Sequence[T], int | None], Awaitable[tuple[list[bool], Stepped]]]
-) -> tuple[list[bool], Stepped]:
-    """Do something to tasks in one step; in several, if there is no room for it in one, or others are always quicker.
+async def in_parts(
+    items: Sequence[T], step: Callable[[Sequence[T], int | None], Awaitable[tuple[list[A], Stepped]]]
+) -> tuple[list[A], Stepped]:
+    """Do something to tasks or flows in one step; in several, if there is no room for it in one, or others are always quicker.
 
     A step over many flows loses each race with a step of one of them.
 
     :param step: does it to some of them, in so many tries.
     """
-    answers: list[bool] = []
+    answers: list[A] = []
     done = Stepped()
-    parts = [items]
+    parts = [items] if items else []
     while parts:
         part = parts.pop(0)
         try:
@@ -335,6 +336,7 @@ async def _in_parts(
             continue
         answers += told
         done.ended |= stepped.ended
+        done.due |= stepped.due
     return answers, done
 
 

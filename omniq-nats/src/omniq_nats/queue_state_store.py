@@ -331,10 +331,15 @@ class QueueStateStore(ResultPages):
         :return: the sequence of the first message.
         :raises Conflict: if another was quicker.
         :raises Lost: if it is not known whether they were stored.
+        :raises PayloadTooLarge: if one of them is too large, or they are too many for one step.
         """
         try:
             writes = [await self._write_of(queue_state, name, 1.0) for queue_state in queue_states]
             first = await self.transport.batch([*before, *writes, *after], frees=frees)
+        except PayloadTooLarge:
+            for queue_state in queue_states:
+                self._give_up(queue_state)
+            raise
         except Conflict:
             for queue_state in queue_states:
                 self._give_up(queue_state)

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterat
 from functools import partial
 from typing import Any
 
-from omniq.errors import StorageUnavailable
+from omniq.errors import PayloadTooLarge, StorageUnavailable
 from omniq_nats.connection import NOT_FOUND, PATIENCE, Connection
 from omniq_nats.messages import Conflict, Full, Lost, Stored, Unserved, Write
 from omniq_nats.protocol import Message
@@ -348,11 +348,16 @@ class Transport(Connection):
         :return: the sequence of the first.
         :raises Conflict: if what one of them was to replace is not there.
         :raises Lost: if it is not known whether they were stored.
+        :raises PayloadTooLarge: if one is too large, or they are too many; nothing is sent then.
         """
+        # Before any is sent: the server would keep the others for a while.
+        if len(writes) > BATCH_LIMIT:
+            raise PayloadTooLarge(
+                f"{len(writes):,} messages are to be stored all or none, and a server takes {BATCH_LIMIT:,} at most; "
+                "do it with fewer tasks at a time"
+            )
         for write in writes:
-            if len(write.data) + 1024 > self.max_payload:
-                # Before any is sent: the server would keep the others for a while.
-                raise self._too_large(len(write.data))
+            self.check_size(len(write.data))
         if len(writes) == 1:
             return await self.publish(writes[0], frees=frees, until=until)
         seq = await self._until_served(lambda deadline: self._batch(writes, deadline), frees, until)

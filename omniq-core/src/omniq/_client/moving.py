@@ -10,7 +10,7 @@ from itertools import chain
 
 from attrs import define, evolve, field
 
-from omniq.errors import OmniQError
+from omniq.errors import OmniQError, PayloadTooLarge
 from omniq.flow import Flow, GateState
 from omniq.limit import Limit
 from omniq.storage import Adoption, Storage, TaskQuery
@@ -274,7 +274,7 @@ class _Arrival:
             return
         try:
             answers = await self._storage.adopt(tasks)
-        except ValueError as problem:
+        except (ValueError, PayloadTooLarge) as problem:
             if len(tasks) == 1:
                 self.moved.refused["task"] += 1
                 self._refuse(f"task {tasks[0].id} ({tasks[0].name}) is not stored: {problem}")

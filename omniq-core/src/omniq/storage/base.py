@@ -557,6 +557,7 @@ class Storage(FlowStorage, LimitStorage, ABC):
         :return: one entry for each flow, in order, and then one for each task.
         :raises ValueError: if a task is running, was listed bare, could not be read, or cannot be held; then no task is
             stored.
+        :raises PayloadTooLarge: if one is larger than this store can hold; then no task is stored.
         :raises ConfigurationError: if this store cannot adopt records.
         """
         raise ConfigurationError(f"{type(self).__name__} cannot adopt the tasks of another store, as omniq import asks")
