@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 
@@ -58,7 +58,7 @@ async def export(store: Storage, **options: bool) -> list[bytes]:
     return "".join(texts).encode().splitlines(keepends=True)
 
 
-async def bring(store: Storage, lines: Sequence[bytes], refuse: Callable[[str], object] = pytest.fail) -> Moved:
+async def bring(store: Storage, lines: Iterable[bytes], refuse: Callable[[str], object] = pytest.fail) -> Moved:
     """Import lines, all of which are to be stored unless they are there."""
     return await import_into(store, lines, refuse, partial=False)
 

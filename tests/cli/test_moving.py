@@ -45,6 +45,28 @@ def test_a_store_is_moved_in_a_pipe_and_again_after_the_import_was_killed(folder
     assert third.stdout.split() == b"imported nothing there already: 1 pause, 3,000 tasks".split()
 
 
+def test_an_export_that_was_killed_is_not_taken_for_whole_and_is_repeated(folder: Path, store: TaskQueue) -> None:
+    def work(number: int) -> None: ...
+
+    task = store.task(name="work")(work)
+    store.enqueue_many([task.call(number) for number in range(MANY)])
+    command = [sys.executable, "-m", "omniq", "export", "sqlite:///jobs.db"]
+    with subprocess.Popen(command, cwd=folder, env=environment(), stdout=subprocess.PIPE) as exporter:
+        assert exporter.stdout is not None
+        # It has more to write than a pipe holds, so it is in the middle of it.
+        begun = b"".join(exporter.stdout.readline() for _ in range(MANY // 3))
+        exporter.kill()
+        begun += exporter.stdout.read()
+    assert begun.count(b"\n") < MANY
+    cut = omniq(folder, "import", "sqlite:///moved.db", given=begun)
+    assert cut.returncode == 1
+    assert b"the export was cut off" in cut.stderr
+    whole = omniq(folder, "export", "sqlite:///jobs.db").stdout
+    again = omniq(folder, "import", "sqlite:///moved.db", given=whole)
+    assert again.returncode == 0, again.stderr
+    assert omniq(folder, "export", "sqlite:///moved.db").stdout.splitlines()[1:] == whole.splitlines()[1:]
+
+
 def test_a_file_that_was_cut_off_is_refused_before_anything_is_stored(folder: Path, store: TaskQueue) -> None:
     def work(number: int) -> None: ...
 

@@ -12,6 +12,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
+from functools import cache
 from typing import Any, TypeAlias
 
 from attrs import asdict, fields
@@ -77,8 +78,14 @@ def _line(value: object) -> str:
 
 
 def _without_defaults(record: Flow | StoredTask) -> dict[str, Any]:
-    defaults = {field.name: field.default for field in fields(type(record))}
-    return {name: value for name, value in asdict(record).items() if value != defaults[name]}
+    # A store of a hundred thousand tasks has as many of these to write.
+    defaults = _defaults_of(type(record))
+    return {name: value for name, value in asdict(record, recurse=False).items() if value != defaults[name]}
+
+
+@cache
+def _defaults_of(kind: type[Flow | StoredTask]) -> dict[str, Any]:
+    return {field.name: field.default for field in fields(kind)}
 
 
 def is_end(line: bytes) -> bool:

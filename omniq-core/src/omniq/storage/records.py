@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
-from attrs import asdict
+from attrs import asdict, has
 
 from omniq.errors import CorruptRecord
 from omniq.flow import NewFlow, NewGate
@@ -86,7 +86,7 @@ def dump_schedule(schedule: Schedule) -> str:
 
 def dump_fields(fields: Mapping[str, Any]) -> str:
     """Return the fields of a record as text; points in time and bytes among them come back as what they were."""
-    return json.dumps(fields, default=_dump, separators=(",", ":"))
+    return _encode(fields)
 
 
 def load_fields(text: str | bytes) -> Any:
@@ -94,20 +94,24 @@ def load_fields(text: str | bytes) -> Any:
 
     :raises ValueError: if that cannot be done.
     """
-    return json.loads(text, object_hook=_load)
+    return _decode(text if isinstance(text, str) else text.decode())
 
 
-def _dump(value: object) -> dict[str, Any]:
+def _dump(value: Any) -> dict[str, Any]:
     if isinstance(value, datetime):
         return {"at": value.isoformat()}
     if isinstance(value, timedelta):
         return {"in": value // _MICROSECOND}
     if isinstance(value, bytes):
         return {"base64": base64.b64encode(value).decode()}
+    if has(type(value)):
+        return asdict(value, recurse=False)
     raise TypeError(f"a record cannot hold {value!r}")
 
 
 def _load(value: dict[str, Any]) -> Any:
+    if len(value) != 1:
+        return value
     match value:
         case {"at": str(text)}:
             return datetime.fromisoformat(text)
@@ -116,6 +120,10 @@ def _load(value: dict[str, Any]) -> Any:
         case {"base64": str(text)}:
             return base64.b64decode(text, validate=True)
     return value
+
+
+_encode = json.JSONEncoder(default=_dump, separators=(",", ":")).encode
+_decode = json.JSONDecoder(object_hook=_load).decode
 
 
 def _load_task(fields: dict[str, Any]) -> NewTask:
@@ -127,7 +135,7 @@ def _load_task(fields: dict[str, Any]) -> NewTask:
 
 def dump_flow(flow: NewFlow, tasks: Sequence[NewTask]) -> str:
     """Return a flow that has not been stored yet, and its tasks, as text."""
-    return json.dumps([asdict(flow), [asdict(task) for task in tasks]], default=_dump, separators=(",", ":"))
+    return _encode([flow, list(tasks)])
 
 
 def load_flow(text: str | bytes) -> tuple[NewFlow, list[NewTask]]:
@@ -136,7 +144,7 @@ def load_flow(text: str | bytes) -> tuple[NewFlow, list[NewTask]]:
     :raises ValueError: if that cannot be done.
     """
     try:
-        flow, tasks = json.loads(text, object_hook=_load)
+        flow, tasks = load_fields(text)
         gates = tuple(NewGate(**gate) for gate in flow["gates"])
         return NewFlow(**{**flow, "gates": gates}), [_load_task(task) for task in tasks]
     except _UNREADABLE as error:
