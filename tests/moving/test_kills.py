@@ -11,6 +11,7 @@ import pytest
 from omniq._client import moving
 from omniq.errors import StorageUnavailable
 from omniq.storage import TaskPage, TaskQuery
+from omniq.storage.ids import new_id
 from omniq.task import StoredTask
 from omniq.testing.contract.steps import add, new_task
 from tests.faults.stages import IMPATIENT
@@ -40,7 +41,7 @@ async def test_a_move_during_which_the_server_is_killed_is_repeated(
     monkeypatch.setattr(moving, "AT_A_TIME", 100)
     with make_server(kind, tmp_path) as server:
         options = "&".join(f"{name}={value}" for name, value in IMPATIENT[kind].items())
-        async with opened("memory://first", f"{server.url}?{options}") as (source, target):
+        async with opened(f"memory://{new_id()}", f"{server.url}?{options}") as (source, target):
             await fill(source)
             await add(source, *(new_task(queue="many") for _ in range(MANY)))
             lines = await export(source)

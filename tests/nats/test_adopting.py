@@ -173,11 +173,11 @@ async def test_more_than_a_state_takes_at_a_time_is_sorted_in_before_the_answer(
 async def test_more_than_an_atomic_batch_takes_is_stored_and_ended_in_parts(nats_server: NatsServer) -> None:
     async with opened(fresh(nats_server.url)) as source, opened(fresh(nats_server.url)) as target:
         flow = new_flow(0)
-        await source.enqueue([member(flow, unique="key")], flow)
+        await source.enqueue([member(flow)], flow)
         (theirs,), (task,) = await source.get_flows([flow.id]), await all_of(source)
         assert theirs is not None
         flows = [evolve(theirs, id=new_id()) for _ in range(510)]
-        tasks = [evolve(task, id=new_id(), flow=one.id, unique=f"key of {one.id}") for one in flows]
+        tasks = [evolve(task, id=new_id(), flow=one.id) for one in flows]
         assert await target.adopt(tasks, flows) == [STORED] * 1020
         claimed = await take(target, 600)
         assert [one.id for one in claimed] == [one.id for one in tasks]

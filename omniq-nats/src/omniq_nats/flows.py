@@ -201,7 +201,21 @@ class Flows:
 
     async def get(self, ids: Sequence[str]) -> list[Flow | None]:
         """Do :meth:`omniq.storage.Storage.get_flows`."""
-        return await self.steps.read(lambda tx: flow_transitions.get_flows(tx, ids), Missing(flows=set(ids)))
+
+        def act(tx: FlowTx) -> list[Flow | None]:
+            found: list[Flow | None] = []
+            missing = Missing()
+            for flow_id in ids:
+                # What each of them needs is read together: else all begin anew for each.
+                try:
+                    found += flow_transitions.get_flows(tx, [flow_id])
+                except Missing as one:
+                    missing.add(one)
+            if missing:
+                raise missing
+            return found
+
+        return await self.steps.read(act, Missing(flows=set(ids)))
 
     async def with_blocked(self, stats: Sequence[QueueStats]) -> list[QueueStats]:
         """Return queues in numbers, with their blocked tasks."""
