@@ -159,6 +159,8 @@ class Snapshot:
             await self._load_places(missing.ids)
         await self._load_batches(missing.batches)
         missing.add(self._of_batches(missing.batches))
+        # Nearly every flow has no more gates than one page, and who reads a flow asks for some of them next.
+        missing.gates |= {(flow_id, 0) for flow_id in missing.flows}
         names = self._names
         # What is on pages of results is read with the states of the queues, or after them.
         subjects = [

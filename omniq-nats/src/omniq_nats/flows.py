@@ -112,9 +112,7 @@ class Flows:
             if task_id in queues:
                 first.queues.add(queues[task_id])
             if task_id in self.members:
-                flow_id = self.members[task_id]
-                first.flows.add(flow_id)
-                first.gates.add((flow_id, 0))
+                first.flows.add(self.members[task_id])
         return first
 
     async def recover(self, queue: str, expired: Sequence[str], limit: int) -> tuple[list[StoredTask], Stepped]:
@@ -190,8 +188,7 @@ class Flows:
     async def _settle_one(self, flow_id: str, limit: int) -> tuple[int, Stepped]:
         while True:
             try:
-                first = Missing(flows={flow_id}, gates={(flow_id, 0)})
-                return await self.steps.run(partial(flow_transitions.settle, limit=limit), first)
+                return await self.steps.run(partial(flow_transitions.settle, limit=limit), Missing(flows={flow_id}))
             except PayloadTooLarge:
                 if limit < 2:
                     raise
@@ -329,7 +326,7 @@ class Flows:
 async def in_parts(
     items: Sequence[T], step: Callable[[Sequence[T], int | None], Awaitable[tuple[list[A], Stepped]]]
 ) -> tuple[list[A], Stepped]:
-    """Do something to tasks or flows in one step; in several, if there is no room for it in one, or others are always quicker.
+    """Do something to each of some in one step; in several, if one has no room for it, or others are always quicker.
 
     A step over many flows loses each race with a step of one of them.
 
