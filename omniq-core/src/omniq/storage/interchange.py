@@ -12,7 +12,6 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
-from functools import cache
 from typing import Any, TypeAlias
 
 from attrs import asdict, fields
@@ -78,14 +77,11 @@ def _line(value: object) -> str:
 
 
 def _without_defaults(record: Flow | StoredTask) -> dict[str, Any]:
-    # A store of a hundred thousand tasks has as many of these to write.
-    defaults = _defaults_of(type(record))
+    defaults = _DEFAULTS[type(record)]
     return {name: value for name, value in asdict(record, recurse=False).items() if value != defaults[name]}
 
 
-@cache
-def _defaults_of(kind: type[Flow | StoredTask]) -> dict[str, Any]:
-    return {field.name: field.default for field in fields(kind)}
+_DEFAULTS = {kind: {field.name: field.default for field in fields(kind)} for kind in (Flow, StoredTask, LimitedTask)}
 
 
 def is_end(line: bytes) -> bool:
