@@ -340,9 +340,19 @@ if sys.version_info >= (3, 12):
         check({"a": [ITEM, None, {"b": (ITEM, 1)}, [[[{"c": ITEM}]]]]}, names["Tree"])
         check([[ITEM]], list[names["Tree"]])  # type: ignore[misc]  # made at run time
 
+    def test_a_recursive_alias_may_have_type_parameters() -> None:
+        names: dict[str, Any] = {}
+        exec("type Tree[T] = T | list[Tree[T]]", names)
+        check([ITEM, [ITEM, [ITEM]]], names["Tree"][Item])
+
 
 def test_a_class_derived_from_int_holds_integers_of_any_size() -> None:
     check(Count(10**5_000), Count)
+
+
+def test_flags_hold_bits_that_have_no_name_however_many() -> None:
+    check(Rights(2**20_000), Rights)
+    check([Rights(2**20_000), "a"], list[Rights | str])
 
 
 def test_the_form_on_the_wire_is_a_plain_object_of_the_fields() -> None:

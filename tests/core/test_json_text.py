@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from omniq.serialization.errors import CodecError
+from omniq.serialization.codec import CodecError
 from omniq.serialization.json_text import loads
 
 TWICE = [

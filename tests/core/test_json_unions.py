@@ -184,3 +184,14 @@ def test_a_tagged_member_is_known_where_it_is_alone_now() -> None:
 def test_a_subclass_that_is_no_member_is_refused() -> None:
     with pytest.raises(SerializationError, match=r"^result: expected Cat \| Dog, was given Kitten, a subclass of Cat"):
         serializer.dump_result(Kitten("a"), Cat | Dog)
+
+
+def enum_of(module: str) -> Any:
+    return enum.Enum("Color", ["RED"], module=module, qualname="Color")
+
+
+def test_members_of_two_enums_of_one_name_are_kept_apart_in_a_literal() -> None:
+    values = [enum_of(module).RED for module in ("paint", "light")]
+    hint: Any = Literal.__getitem__(tuple(values))
+    for value in values:
+        assert round_trip(value, hint) is value

@@ -28,9 +28,6 @@ import atheris  # type: ignore[import-untyped,import-not-found,unused-ignore]  #
 import attrs
 
 with atheris.instrument_imports(include=["omniq.serialization", "json", "zoneinfo"]):
-    import omniq.serialization.classes
-    import omniq.serialization.foreign
-    import omniq.serialization.models  # noqa: F401  # these are imported at their first use, which would be too late
     from omniq.errors import SerializationError
     from omniq.serialization import ArgumentTypes
     from omniq.serialization.json import serializer

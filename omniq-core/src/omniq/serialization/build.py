@@ -1,22 +1,27 @@
-"""From an annotation to its codec."""
+"""From an annotation to its codec, and from several codecs to that of a union.
+
+Most members of a union tell themselves apart: by JSON's own types, or by their tags. Instances of classes do not (a
+JSON object of fields says not of which class), so where a union has two members or more beside None, those get a tag:
+the name of the class, looked up among the members of the union and nowhere else.
+"""
 
 from __future__ import annotations
 
 import enum
 import inspect
-import threading
 import typing
-from collections import OrderedDict, abc, deque
-from collections.abc import Callable
+from collections import Counter, OrderedDict, abc, deque
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, get_args, get_origin
 
-from omniq.serialization import containers
-from omniq.serialization.class_fields import is_class_with_fields
-from omniq.serialization.codec import ATOMS, Codec
+from attrs import evolve
+
+from omniq.serialization.classes import fields_codec, is_class_with_fields
+from omniq.serialization.codec import ATOMS, Codec, CodecError, Function, chained, unwrapping, wrapping
+from omniq.serialization.containers import CONTAINERS, container_codec, fixed_tuple_codec
+from omniq.serialization.custom_types import derived_codec, enum_codec, foreign_codec, is_model, model_codec
 from omniq.serialization.hints import bare_hint, hint_name, union_members
-from omniq.serialization.scalars import derived_codec, enum_codec, literal_codec
-from omniq.serialization.unions import combined, union_codec
-from omniq.serialization.values import value_codec, value_types
+from omniq.serialization.values import VALUE_TYPES, value_codec
 from omniq.storage.escaping import get_logger
 
 if typing.TYPE_CHECKING:
@@ -25,16 +30,16 @@ if typing.TYPE_CHECKING:
 __all__ = ["ANY", "Codecs"]
 
 _log = get_logger(__name__)
-_ARRAYS: tuple[type, ...] = (tuple, set, frozenset)
+_SEQUENCES: tuple[type, ...] = (list, tuple, deque)
 _MAPPINGS: tuple[type, ...] = (dict, OrderedDict)
 # What the abstract classes of collections may be, as far as it can be sent.
 _ABSTRACT: dict[Any, tuple[type, ...]] = {
-    abc.Sequence: (list, tuple, deque),
+    abc.Sequence: _SEQUENCES,
     abc.MutableSequence: (list, deque),
-    abc.Collection: (list, tuple, set, frozenset, deque),
-    abc.Iterable: (list, tuple, set, frozenset, deque),
-    abc.Container: (list, tuple, set, frozenset, deque),
-    abc.Reversible: (list, tuple, deque),
+    abc.Collection: (*_SEQUENCES, set, frozenset),
+    abc.Iterable: (*_SEQUENCES, set, frozenset),
+    abc.Container: (*_SEQUENCES, set, frozenset),
+    abc.Reversible: _SEQUENCES,
     abc.Set: (set, frozenset),
     abc.MutableSet: (set,),
     abc.Mapping: _MAPPINGS,
@@ -42,37 +47,152 @@ _ABSTRACT: dict[Any, tuple[type, ...]] = {
 }
 
 
-def _any_codec() -> Codec:
-    codec = Codec(name="Any")
-    items = [_container(kind, "Any", [codec, codec]) for kind in (list, *_ARRAYS, deque, *_MAPPINGS)]
-    values = [made for made in map(value_codec, value_types()) if made is not None]
-    codec.become(combined("Any", [Codec(name="Any", exact=ATOMS), *items, *values]))
+# Unions
+
+
+def _combined(name: str, codecs: Sequence[Codec]) -> Codec:
+    """Make one codec of several whose JSON tells which of them made it."""
+    return Codec(
+        name=name,
+        exact=frozenset().union(*(codec.exact for codec in codecs)),
+        encoders=_merged(codec.encoders for codec in codecs),
+        decoders=_merged(codec.decoders for codec in codecs),
+        self_describing=all(codec.self_describing for codec in codecs),
+        flat=all(codec.flat for codec in codecs),
+    )
+
+
+def _merged(tables: Iterable[dict[Any, Function]]) -> dict[Any, Function]:
+    functions: dict[Any, list[Function]] = {}
+    for table in tables:
+        for key, function in table.items():
+            # Two members may share one, as date and datetime do.
+            if function not in functions.setdefault(key, []):
+                functions[key].append(function)
+    return {key: _first(several) for key, several in functions.items()}
+
+
+def _first(functions: Sequence[Function]) -> Function:
+    """Make one function of several: the first that does not refuse."""
+    if len(functions) == 1:
+        return functions[0]
+
+    def attempt(value: Any) -> Any:
+        refusals: list[CodecError] = []
+        for function in functions:
+            try:
+                return function(value)
+            except CodecError as refusal:
+                refusals.append(refusal)
+        # The member that got furthest is the one that was meant.
+        raise max(refusals, key=lambda refusal: len(refusal.steps))
+
+    return attempt
+
+
+def _union_codec(name: str, codecs: Sequence[Codec]) -> Codec:
+    """Make the codec of a union.
+
+    :param codecs: those of its members, each once.
+    """
+    others = [codec for codec in codecs if codec.exact != {type(None)}]
+    if len(others) == 1:
+        return _combined(name, codecs)
+    shared = Counter(kind for codec in others for kind in codec.encoders)
+    alike = [
+        codec
+        for codec in others
+        if codec.named or (not codec.self_describing and any(shared[kind] > 1 for kind in codec.encoders))
+    ]
+    labels = _labels(alike)
+    members = [_labelled(codec, labels[id(codec)]) for codec in alike]
+    union = _combined(name, members + [codec for codec in codecs if id(codec) not in labels])
+    by_fields = _by_fields(name, alike)
+    if by_fields is not None:
+        union.decoders.setdefault(dict, by_fields)
+    return union
+
+
+def _labels(codecs: Sequence[Codec]) -> dict[int, str]:
+    seen = Counter(codec.label for codec in codecs)
+    labels: dict[int, str] = {}
+    for codec in codecs:
+        # A tag of ours is none that a class may take.
+        label = codec.full_label if seen[codec.label] > 1 or codec.label in ANY.decoders else codec.label
+        while label in labels.values():
+            label += "'"
+        labels[id(codec)] = label
+    return labels
+
+
+def _labelled(codec: Codec, label: str) -> Codec:
+    """Make a codec whose JSON carries its name.
+
+    The name of an enum's member is taken without it too: the enum may have been alone when it was written.
+    """
+    decoders = {form: decode for form, decode in codec.decoders.items() if form in ATOMS}
+    return evolve(
+        codec,
+        encoders={kind: wrapping(label, encode) for kind, encode in codec.encoders.items()},
+        decoders={**decoders, label: unwrapping(label, codec.decode_now)},
+    )
+
+
+def _by_fields(name: str, codecs: Sequence[Codec]) -> Function | None:
+    """Make a decoder of objects without a tag, written when their class was the only one of the annotation."""
+    choices = [(codec.fits, codec.decode) for codec in codecs if codec.fits is not None]
+
+    def decode(tree: Any) -> Any:
+        fitting = [function for fits, function in choices if fits(tree)]
+        if len(fitting) != 1:
+            found = "more than one class" if fitting else "no class"
+            raise CodecError(f"expected {name}, but the payload has an object with the fields of {found} among these")
+        return fitting[0](tree)
+
+    return decode if choices else None
+
+
+def _literal_codec(name: str, values: Sequence[Any], codec_of: Callable[[Any], Codec]) -> Codec:
+    """Make the codec of a ``Literal``.
+
+    :param values: those that it allows.
+    :param codec_of: gives the codec of a class.
+    """
+    allowed = {(type(value), value) for value in values}
+
+    def check(value: Any) -> Any:
+        if (type(value), value) not in allowed:
+            raise CodecError(f"expected {name}, found another {type(value).__name__}")
+        return value
+
+    codecs = {kind: codec_of(kind) for kind in map(type, values)}
+    labels = _labels([of_kind for of_kind in codecs.values() if of_kind.named])
+    codec = Codec(name=name, self_describing=not labels, flat=True)
+    for kind, of_kind in codecs.items():
+        encode, decoders = of_kind.encode, {**of_kind.decoders}
+        if kind in of_kind.exact:
+            decoders[kind] = check
+        if of_kind.named:
+            # Its JSON is a string, which another of the literals may be.
+            label = labels[id(of_kind)]
+            encode, decoders = wrapping(label, encode), {label: unwrapping(label, of_kind.decode)}
+        codec.encoders[kind] = chained(check, encode)
+        codec.decoders |= {form: chained(decode, check) for form, decode in decoders.items()}
     return codec
 
 
-def _container(kind: type, name: str, arguments: list[Codec]) -> Codec:
-    if kind in _MAPPINGS:
-        return containers.mapping_codec(name, kind, *arguments)
-    if kind is list:
-        return containers.list_codec(name, arguments[0])
-    if kind is deque:
-        return containers.deque_codec(name, arguments[0])
-    return containers.array_codec(name, kind, arguments[0])
+# Annotations
+
+
+def _any_codec() -> Codec:
+    codec = Codec(name="Any")
+    containers = [container_codec("Any", kind, [codec, codec]) for kind in CONTAINERS]
+    codec.become(_combined("Any", [Codec(name="Any", exact=ATOMS), *containers, *map(value_codec, VALUE_TYPES)]))
+    return codec
 
 
 ANY = _any_codec()
 """The codec of values that no annotation announces."""
-_RESERVED = frozenset(ANY.tags)
-
-
-class _Making(threading.local):
-    """The annotations whose codecs a thread is making, one inside the other."""
-
-    def __init__(self) -> None:
-        self.under_way: dict[int, Codec | None] = {}
-        """By the annotation's id, what stands for its codec where the annotation refers to itself."""
-        self.made: dict[Any, Codec] = {}
-        """What is made, but may hold one that only stands for another, so that other threads must not see it yet."""
 
 
 class Codecs:
@@ -82,114 +202,105 @@ class Codecs:
     """
 
     def __init__(self, converter: Callable[[], cattrs.Converter]) -> None:
-        self._converter = converter
-        self._made: dict[Any, Codec] = {}
-        self._making = _Making()
+        self.converter = converter
+        self.made: dict[Any, Codec] = {}
+        """By annotation: those that are whole, as all threads look here."""
 
     def of(self, hint: Any) -> Codec:
         """Return the codec of an annotation."""
         if hint is Any:
             return ANY
         try:
-            codec = self._made.get(hint)
+            codec = self.made.get(hint)
+        except TypeError:  # metadata that cannot be hashed
+            codec = None
+        if codec is None:
+            making = _Making(self)
+            codec = making.of(hint)
+            self.made.update(making.made)
+        return codec
+
+
+class _Making:
+    """The making of the codec of one annotation, and of those inside it.
+
+    Until it is at its end, one of these may hold what only stands for another.
+    """
+
+    def __init__(self, codecs: Codecs) -> None:
+        self._codecs = codecs
+        self._under_way: dict[Any, Codec | None] = {}
+        """By annotation, what stands for its codec where the annotation refers to itself."""
+        self.made: dict[Any, Codec] = {}
+
+    def of(self, hint: Any) -> Codec:
+        if hint is Any:
+            return ANY
+        try:
+            codec = self.made.get(hint) or self._codecs.made.get(hint)
         except TypeError:  # metadata that cannot be hashed
             return self._make(hint)
-        if codec is None:
-            making = self._making
-            codec = making.made.get(hint)
-            if codec is None:
-                codec = self._make(hint)
-                if making.under_way:
-                    making.made[hint] = codec
-                else:
-                    self._made |= {**making.made, hint: codec}
-                    making.made.clear()
+        if codec is None and hint in self._under_way:
+            # Only an alias comes back to itself here; classes look at their fields later.
+            codec = self._under_way[hint] or Codec(name=hint_name(hint), self_describing=False)
+            self._under_way[hint] = codec
+        elif codec is None:
+            self._under_way[hint] = None
+            codec = self.made[hint] = self._make(hint)
+            inside = self._under_way.pop(hint)
+            if inside is not None:
+                inside.become(codec)
         return codec
 
     def _make(self, hint: Any) -> Codec:
-        # Only an alias can come back to itself here; classes look at their fields later.
-        making = self._making
-        if id(hint) in making.under_way:
-            inside = making.under_way[id(hint)] or Codec(name=hint_name(hint), self_describing=False)
-            making.under_way[id(hint)] = inside
-            return inside
-        making.under_way[id(hint)] = None
-        try:
-            codec = self._make_of(hint)
-        except BaseException:
-            making.made.clear()
-            making.under_way.pop(id(hint))
-            raise
-        referring = making.under_way.pop(id(hint))
-        if referring is not None:
-            referring.become(codec)
-        return codec
-
-    def _make_of(self, hint: Any) -> Codec:
         members = union_members(hint)
         name = hint_name(hint)
         if members is not None:
-            return union_codec(name, [self.of(member) for member in members], _RESERVED)
+            return _union_codec(name, [self.of(member) for member in members])
         bare = bare_hint(hint)
         if bare is not hint:
             return self.of(bare)
         origin = get_origin(hint)
         arguments = get_args(hint)
         if origin is Literal:
-            return literal_codec(name, arguments, self._of_class)
-        base = None if hint is None else origin or hint
+            return _literal_codec(name, arguments, self.of)
+        base = type(None) if hint is None else origin or hint
         codec = self._of_builtin(name, hint, base, arguments)
         if codec is None and isinstance(base, type):
-            codec = self._of_class(hint)
+            codec = self._of_class(hint, base)
         if codec is None:
             _log.debug("annotation %s counts as Any", name)
             codec = ANY
         return codec
 
     def _of_builtin(self, name: str, hint: Any, base: Any, arguments: tuple[Any, ...]) -> Codec | None:
-        if base is None:
-            base = type(None)
         if base is object:
             return ANY
+        if base in VALUE_TYPES:
+            return value_codec(base)
         if base is tuple and hasattr(hint, "__args__") and arguments[1:] != (...,):
-            return self._of_fixed_tuple(name, arguments)
+            if any(get_origin(argument) is typing.Unpack or "*" in repr(argument)[:1] for argument in arguments):
+                return container_codec(name, tuple, [ANY])
+            return fixed_tuple_codec(name, [self.of(argument) for argument in arguments])
         kinds = _ABSTRACT.get(base, (base,))
-        if all(kind in {list, deque, *_ARRAYS, *_MAPPINGS} for kind in kinds):
-            items = [self.of(argument) for argument in arguments if argument is not ...] or [ANY, ANY]
-            codec = combined(name, [_container(kind, name, items) for kind in kinds])
-            codec.label, codec.full_label = name, hint_name(hint, full=True)
-            return codec
-        return value_codec(base)
-
-    def _of_fixed_tuple(self, name: str, arguments: tuple[Any, ...]) -> Codec:
-        if any(get_origin(argument) is typing.Unpack or "*" in repr(argument)[:1] for argument in arguments):
-            return _container(tuple, name, [ANY])
-        codec = containers.fixed_tuple_codec(name, [self.of(argument) for argument in arguments])
-        codec.label = codec.full_label = name
+        if not CONTAINERS.issuperset(kinds):
+            return None
+        items = [self.of(argument) for argument in arguments if argument is not ...] or [ANY, ANY]
+        codec = _combined(name, [container_codec(name, kind, items) for kind in kinds])
+        codec.label, codec.full_label = name, hint_name(hint, full=True)
         return codec
 
-    def _of_class(self, hint: Any) -> Codec:
-        cls = get_origin(hint) or hint
-        name, full_name = hint_name(hint), hint_name(hint, full=True)
-        known = value_codec(cls)
-        if known is not None:
-            return known
+    def _of_class(self, hint: Any, cls: type) -> Codec:
         if issubclass(cls, enum.Enum):
-            return enum_codec(name, full_name, cls)
+            return enum_codec(cls)
         if is_class_with_fields(cls):
-            from omniq.serialization.classes import class_codec
-
-            return class_codec(hint, self.of)
-        from omniq.serialization.models import is_model, model_codec
-
+            return fields_codec(hint, self._codecs.of)
         if is_model(cls):
             return model_codec(cls)
-        derived = derived_codec(name, full_name, cls)
+        derived = derived_codec(hint, cls)
         if derived is not None:
             return derived
         if inspect.isabstract(cls) or getattr(cls, "_is_protocol", False) or cls.__module__ == "numbers":
             # Whatever is sent for it says itself what it is.
             return ANY
-        from omniq.serialization.foreign import foreign_codec
-
-        return foreign_codec(name, full_name, cls, self._converter, ANY)
+        return foreign_codec(hint, cls, self._codecs.converter, ANY)

@@ -1,117 +1,269 @@
 """Instances of classes with fields: attrs classes, dataclasses, NamedTuples, msgspec structs, TypedDicts.
 
-cattrs writes the functions from an instance to a dict and back, with our codecs for the single fields. A class is
-looked into when its first value comes, so classes that refer to themselves or to one another need no care.
+Each kind is known by what its library leaves on the class, so none of the libraries is imported here. cattrs writes the
+functions from an instance to a dict and back, with our codecs for the single fields. A class is looked into when its
+first value comes, so classes that refer to themselves or to one another need no care.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, get_origin
+import dataclasses
+import functools
+import inspect
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, get_origin
 
 import attrs
-import cattrs
-from cattrs.gen import make_dict_structure_fn_from_attrs, make_dict_unstructure_fn_from_attrs
 
-from omniq.serialization.class_fields import ClassFields, Field, class_fields_of, is_typed_dict
-from omniq.serialization.codec import Codec, Function, deeper, deeper_in_payloads, tagged, unwrapping
+from omniq.serialization.codec import (
+    MAX_PAYLOAD_DEPTH,
+    TAG,
+    Codec,
+    CodecError,
+    Function,
+    class_codec,
+    deeper,
+    describe,
+    key_step,
+    tagged,
+    unknown_field,
+)
 from omniq.serialization.containers import pairs_of
-from omniq.serialization.errors import CodecError, describe, key_step
-from omniq.serialization.hints import hint_name
-from omniq.serialization.json_text import TAG
-from omniq.serialization.verify import verified
+from omniq.serialization.custom_types import attributes, verified
+from omniq.serialization.hints import field_hints, hint_name, special_name
 
-__all__ = ["class_codec"]
+if TYPE_CHECKING:
+    import cattrs
 
-_CodecOf = Callable[[Any], Codec]
+__all__ = ["fields_codec", "fields_of", "is_class_with_fields"]
+
+# An instance of a class derived from one of these is more than its fields.
+_BUILTINS = (str, int, float, complex, bytes, bytearray, list, tuple, dict, set, frozenset)
+_ATTRS_FILE = attrs.fields.__code__.co_filename
+
+# What fields there are
 
 
-def class_codec(hint: Any, codec_of: _CodecOf) -> Codec:
+@attrs.frozen
+class Field:
+    """One field of a class."""
+
+    name: str
+    hint: Any
+    required: bool
+    """Whether the constructor must be given it."""
+    argument: str
+    """What the constructor calls it."""
+    init: bool = True
+    """Whether the constructor takes it at all."""
+
+
+@attrs.frozen
+class _Fields:
+    """The fields of a class."""
+
+    all: Sequence[Field]
+    faithful: bool
+    """Whether an instance is known to hold just what its constructor was given."""
+
+
+def is_class_with_fields(cls: type) -> bool:
+    """Tell whether a class is of one of the kinds known here."""
+    return any(matches(cls) for matches, _ in _KINDS)
+
+
+def fields_of(hint: Any) -> _Fields:
+    """Return the fields of a class.
+
+    :param hint: a class of one of the kinds known here, or a generic one with its arguments.
+    """
+    cls = get_origin(hint) or hint
+    fields_of_kind = next(fields for matches, fields in _KINDS if matches(cls))
+    return fields_of_kind(cls, field_hints(hint))
+
+
+def _is_attrs(cls: type) -> bool:
+    return hasattr(cls, "__attrs_attrs__") and not issubclass(cls, _BUILTINS)
+
+
+def _attrs_fields(cls: Any, hints: dict[str, Any]) -> _Fields:
+    ours = attrs.fields(cls)
+    fields = [
+        Field(
+            one.name,
+            hints.get(one.name, Any if isinstance(one.type, str) or one.type is None else one.type),
+            required=one.default is attrs.NOTHING and one.init,
+            argument=one.alias or one.name,
+            init=one.init,
+        )
+        for one in ours
+    ]
+    does_more = any(one.converter is not None or not one.init for one in ours) or any(
+        hasattr(cls, hook) for hook in ("__attrs_pre_init__", "__attrs_post_init__")
+    )
+    return _Fields(fields, faithful=_is_generated(cls) and not does_more)
+
+
+def _is_dataclass(cls: type) -> bool:
+    return dataclasses.is_dataclass(cls) and not issubclass(cls, _BUILTINS)
+
+
+def _dataclass_fields(cls: Any, hints: dict[str, Any]) -> _Fields:
+    missing = dataclasses.MISSING
+    fields = [
+        Field(
+            one.name,
+            hints.get(one.name, Any if isinstance(one.type, str) else one.type),
+            required=one.default is missing and one.default_factory is missing and one.init,
+            argument=one.name,
+            init=one.init,
+        )
+        for one in dataclasses.fields(cls)
+    ]
+    does_more = (
+        any(not one.init for one in fields)
+        or any("INITVAR" in repr(one._field_type) for one in cls.__dataclass_fields__.values())
+        or hasattr(cls, "__post_init__")
+    )
+    return _Fields(fields, faithful=_is_generated(cls) and not does_more)
+
+
+def _is_generated(cls: Any) -> bool:
+    """Tell whether a class is made by a constructor that its library wrote, and by nothing else."""
+    return (
+        cls.__new__ is object.__new__
+        and _is_library_written(cls.__init__)
+        and (cls.__setattr__ is object.__setattr__ or _is_library_written(cls.__setattr__))
+    )
+
+
+def _is_library_written(function: Any) -> bool:
+    code = getattr(function, "__code__", None)
+    file_name: str = code.co_filename if code is not None else ""
+    return file_name == _ATTRS_FILE or file_name.startswith(("<attrs generated", "<string>"))
+
+
+def _is_named_tuple(cls: type) -> bool:
+    return issubclass(cls, tuple) and isinstance(getattr(cls, "_fields", None), tuple)
+
+
+def _named_tuple_fields(cls: Any, hints: dict[str, Any]) -> _Fields:
+    # A class that only derives from one made by NamedTuple may have a constructor and attributes of its own.
+    return _Fields(_simple_fields(cls._fields, hints, cls._field_defaults), faithful="_make" in vars(cls))
+
+
+def _simple_fields(names: Iterable[str], hints: dict[str, Any], optional: Iterable[str]) -> list[Field]:
+    return [Field(name, hints.get(name, Any), required=name not in optional, argument=name) for name in names]
+
+
+def _is_typed_dict(cls: type) -> bool:
+    # Of typing or of typing_extensions.
+    return hasattr(cls, "__required_keys__") and hasattr(cls, "__total__")
+
+
+def _typed_dict_fields(cls: Any, hints: dict[str, Any]) -> _Fields:
+    def is_required(name: str) -> bool:
+        # With postponed evaluation the class itself does not know what its annotations say of this.
+        forms = {special_name(form) for form in _origins(hints[name])}
+        return "Required" in forms or (name in cls.__required_keys__ and "NotRequired" not in forms)
+
+    return _Fields(_simple_fields(hints, hints, [name for name in hints if not is_required(name)]), faithful=True)
+
+
+def _origins(hint: Any) -> Iterator[Any]:
+    while (origin := get_origin(hint)) is not None:
+        yield origin
+        hint = hint.__args__[0] if hasattr(hint, "__args__") else None
+
+
+def _is_msgspec(cls: type) -> bool:
+    msgspec = sys.modules.get("msgspec")
+    return msgspec is not None and issubclass(cls, msgspec.Struct)
+
+
+def _msgspec_fields(cls: Any, hints: dict[str, Any]) -> _Fields:
+    names, defaults = cls.__struct_fields__, cls.__struct_defaults__
+    no_default = sys.modules["msgspec"].NODEFAULT
+    # The defaults are those of the last fields.
+    optional = [name for name, default in zip(names[::-1], defaults[::-1], strict=False) if default is not no_default]
+    faithful = not hasattr(cls, "__post_init__") and not inspect.isfunction(cls.__init__)
+    return _Fields(_simple_fields(names, hints, optional), faithful=faithful)
+
+
+_KINDS: tuple[tuple[Callable[[type], bool], Callable[[Any, dict[str, Any]], _Fields]], ...] = (
+    (_is_attrs, _attrs_fields),
+    (_is_dataclass, _dataclass_fields),
+    (_is_typed_dict, _typed_dict_fields),
+    (_is_named_tuple, _named_tuple_fields),
+    (_is_msgspec, _msgspec_fields),
+)
+
+
+# From an instance to an object of its fields, and back
+
+
+def fields_codec(hint: Any, codec_of: Callable[[Any], Codec]) -> Codec:
     """Make the codec of a class with fields.
 
     :param hint: the class, or a generic one with its arguments.
     :param codec_of: gives the codec of a field's annotation.
     """
-    cls = get_origin(hint) or hint
-    name = hint_name(hint)
-    codec = Codec(name=name, label=name, full_label=hint_name(hint, full=True), named=True, self_describing=False)
-    kind = dict if is_typed_dict(cls) else cls
-    inside = _Inside(codec, kind, hint, codec_of)
-    codec.encoders[kind] = inside.encode
-    codec.plain = inside.decode
-    codec.fits = inside.fits
-    codec.tags = {"dict": inside.decode_pairs} if kind is dict else {}
-    codec.become(codec)
-    codec.tags = {**codec.tags, name: unwrapping(name, codec.decode)}
-    codec.become(codec)
+    cls, name = get_origin(hint) or hint, hint_name(hint)
+    is_dict = _is_typed_dict(cls)
+    kind = dict if is_dict else cls
+    fields = functools.cache(lambda: fields_of(hint))
+
+    @functools.cache
+    def made() -> tuple[Function, Function]:
+        parts = [_Part(one, codec_of(one.hint), in_dict=is_dict) for one in fields().all]
+        encode, decode = _of_dicts(name, parts) if is_dict else _of_instances(name, parts, cls)
+        decode = _checking_fields(name, parts, decode)
+        if not all(part.codec.flat for part in parts):
+            encode, decode = deeper(encode), deeper(decode, MAX_PAYLOAD_DEPTH)
+        if not fields().faithful:
+            encode = verified(name, encode, decode, attributes if issubclass(cls, tuple) else None)
+        # From now on without the detour through here.
+        codec.encoders[kind], codec.decoders[dict] = encode, decode
+        if not is_dict and all(part.is_passed_on for part in parts):
+            decode = codec.decode = _passing_on(parts, cls, codec.decode)
+        return encode, decode
+
+    def encode(value: Any) -> Any:
+        return made()[0](value)
+
+    def decode(tree: Any) -> Any:
+        return made()[1](tree)
+
+    def decode_pairs(tree: Any) -> Any:
+        pairs = pairs_of(tree, "dict")
+        if not all(type(key) is str for key, _ in pairs) or len({key for key, _ in pairs}) != len(pairs):
+            raise CodecError(f"the payload has other keys than a {name} has")
+        return decode(dict(pairs))
+
+    def fits(tree: Any) -> bool:
+        known = {one.name: one.required for one in fields().all}
+        return tree.keys() <= known.keys() and all(key in tree for key, required in known.items() if required)
+
+    decoders: dict[Any, Function] = {dict: decode}
+    if is_dict:
+        decoders["dict"] = decode_pairs
+    codec = class_codec(hint, kind, encode, decoders, fits=fits)
     return codec
 
 
-class _Inside:
-    """What is known of a class as soon as its first value came."""
+class _Part:
+    """A field with the functions for its values, which put its name into the path of a refusal.
 
-    def __init__(self, codec: Codec, kind: type, hint: Any, codec_of: _CodecOf) -> None:
-        self._codec = codec
-        self._kind = kind
-        self._hint = hint
-        self._codec_of = codec_of
-        self._functions: tuple[Function, Function] | None = None
-        self._shape: ClassFields | None = None
+    :param in_dict: whether the path leads to it as to a key.
+    """
 
-    def encode(self, value: Any) -> Any:
-        return self._made()[0](value)
-
-    def decode(self, tree: Any) -> Any:
-        return self._made()[1](tree)
-
-    def decode_pairs(self, tree: Any) -> Any:
-        pairs = pairs_of(tree, "dict")
-        if not all(type(key) is str for key, _ in pairs) or len({key for key, _ in pairs}) != len(pairs):
-            raise CodecError(f"the payload has other keys than a {self._codec.name} has")
-        return self.decode(dict(pairs))
-
-    def fits(self, tree: Mapping[str, Any]) -> bool:
-        fields = self._shape_made().fields
-        return tree.keys() <= {one.name for one in fields} and all(one.name in tree for one in fields if one.required)
-
-    def _shape_made(self) -> ClassFields:
-        if self._shape is None:
-            self._shape = class_fields_of(self._hint)
-        return self._shape
-
-    def _made(self) -> tuple[Function, Function]:
-        if self._functions is None:
-            shape = self._shape_made()
-            name = self._codec.name
-            fields = [_FieldCodec(one, self._codec_of(one.hint)) for one in shape.fields]
-            if self._kind is dict:
-                encode, decode = _dict_encoder(name, fields), _dict_decoder(fields)
-            else:
-                encode, decode = _written_by_cattrs(name, shape, fields, self._kind)
-            decode = _checking_fields(name, fields, decode)
-            if self._kind is not dict:
-                decode = _taking_atoms(fields, self._kind, decode)
-            if not all(one.codec.flat for one in fields):
-                encode, decode = deeper(encode), deeper_in_payloads(decode)
-            if not shape.faithful:
-                encode = verified(name, encode, decode, shape.hidden)
-            self._functions = encode, decode
-            # From now on without the detour through here.
-            self._codec.encoders[self._kind] = encode
-            self._codec.plain = decode
-            if self._kind is not dict and all(one.codec.flat for one in fields):
-                self._codec.decode = _taking_atoms(fields, self._kind, self._codec.decode)
-        return self._functions
-
-
-class _FieldCodec:
-    """The functions of one field, which put its name into the path of a refusal."""
-
-    def __init__(self, field: Field, codec: Codec) -> None:
-        self.name = field.name
+    def __init__(self, field: Field, codec: Codec, *, in_dict: bool) -> None:
         self.field = field
         self.codec = codec
-        exact, step = codec.exact, f".{field.name}"
+        self.is_passed_on = bool(codec.exact) and field.init and field.argument == field.name
+        """Whether the constructor takes JSON for it as it is, if only of the right class."""
+        exact, step = codec.exact, key_step(field.name) if in_dict else f".{field.name}"
 
         def encode(value: Any) -> Any:
             if type(value) in exact:
@@ -135,56 +287,44 @@ class _FieldCodec:
         self.decode = decode
 
 
-class _FieldConverter(cattrs.Converter):
-    """A converter that finds in the place of each attribute's type the functions for it."""
+@functools.cache
+def _converter() -> cattrs.Converter:
+    """Make a converter that finds the functions for each attribute in the place of its type."""
+    import cattrs  # tens of milliseconds, which a program that sends no instances need not wait for
 
-    def get_unstructure_hook(self, type: Any, cache_result: bool = True) -> Function:  # noqa: A002  # cattrs' name
-        encode: Function = type.encode
-        return encode
+    def is_part(kind: Any) -> bool:
+        return isinstance(kind, _Part)
 
-    def get_structure_hook(self, type: Any, cache_result: bool = True) -> Any:  # noqa: A002  # cattrs' name
-        return type.decode
-
-
-_converter = _FieldConverter()
+    converter = cattrs.Converter(detailed_validation=False)
+    converter.register_unstructure_hook_factory(is_part, lambda part: part.encode)
+    converter.register_structure_hook_factory(is_part, lambda part: part.decode)
+    return converter
 
 
-def _written_by_cattrs(
-    name: str, shape: ClassFields, fields: list[_FieldCodec], cls: type
-) -> tuple[Function, Function]:
+def _of_instances(name: str, parts: Sequence[_Part], cls: Any) -> tuple[Function, Function]:
+    from cattrs.gen import make_dict_structure_fn_from_attrs, make_dict_unstructure_fn_from_attrs
+
     described = attrs.make_class(
         "Described",
         {
-            one.name: attrs.field(
-                alias=one.field.argument,
-                default=attrs.NOTHING if one.field.required else None,
-                init=one.field.init,
+            part.field.name: attrs.field(
+                alias=part.field.argument,
+                default=attrs.NOTHING if part.field.required else None,
+                init=part.field.init,
                 kw_only=True,
             )
-            for one in fields
+            for part in parts
         },
     )
-    attributes = [attribute.evolve(type=one) for attribute, one in zip(attrs.fields(described), fields, strict=True)]
+    attributes = [one.evolve(type=part) for one, part in zip(attrs.fields(described), parts, strict=True)]
     unstructure: Function = make_dict_unstructure_fn_from_attrs(
-        attributes,
-        cls,
-        _converter,
-        _cattrs_use_linecache=False,
-        _cattrs_use_alias=False,
-        _cattrs_include_init_false=True,
+        attributes, cls, _converter(), _cattrs_use_linecache=False, _cattrs_include_init_false=True
     )
+    type_variables = {parameter.__name__: Any for parameter in getattr(cls, "__parameters__", ())}
     structure: Callable[[Any, type], Any] = make_dict_structure_fn_from_attrs(
-        attributes,
-        cls,
-        _converter,
-        {parameter.__name__: Any for parameter in getattr(cls, "__parameters__", ())},
-        _cattrs_forbid_extra_keys=False,
-        _cattrs_use_linecache=False,
-        _cattrs_use_alias=False,
-        _cattrs_detailed_validation=False,
-        _cattrs_prefer_attrib_converters=False,
+        attributes, cls, _converter(), type_variables, _cattrs_use_linecache=False
     )
-    later = [one for one in fields if not one.field.init]
+    later = [part for part in parts if not part.field.init]
 
     def encode(value: Any) -> Any:
         try:
@@ -199,42 +339,54 @@ def _written_by_cattrs(
             raise
         except Exception as error:
             raise CodecError(f"{name} does not take its stored fields: {describe(error)}") from error
-        for one in later:
-            if one.name in tree:
-                object.__setattr__(made, one.name, one.decode(tree[one.name]))
+        for part in later:
+            if part.field.name in tree:
+                object.__setattr__(made, part.field.name, part.decode(tree[part.field.name]))
         return made
 
     return encode, decode
 
 
-def _taking_atoms(fields: list[_FieldCodec], cls: type, decode: Function) -> Function:
+def _passing_on(parts: Sequence[_Part], cls: type, decode: Function) -> Function:
     """Make a decoder that hands a tree to the constructor as it is, where every field is there and plain JSON.
 
     Many classes are no more than that, and cattrs would hand over one field by one.
     """
-    if not all(one.codec.exact and one.field.init and one.field.argument == one.name for one in fields):
-        return decode
-    checks = [(one.name, one.codec.exact) for one in fields]
+    checks = [(part.field.name, part.codec.exact) for part in parts]
     count = len(checks)
 
-    def take(tree: Any) -> Any:
+    def pass_on(tree: Any) -> Any:
         if type(tree) is not dict or len(tree) != count:
             return decode(tree)
         try:
             for name, exact in checks:
                 if type(tree[name]) not in exact:
-                    break
-            else:
-                return cls(**tree)
+                    return decode(tree)
+            return cls(**tree)
         except Exception:
             return decode(tree)  # which says what is wrong
-        return decode(tree)
 
-    return take
+    return pass_on
 
 
-def _checking_fields(name: str, fields: list[_FieldCodec], decode: Function) -> Function:
-    known = {one.name: one.field.required for one in fields}
+def _of_dicts(name: str, parts: Sequence[_Part]) -> tuple[Function, Function]:
+    known = {part.field.name: part for part in parts}
+
+    def encode(value: Any) -> Any:
+        if not value.keys() <= known.keys():
+            strange = next(key for key in value if key not in known)
+            raise CodecError(f"{name} has no key {key_step(strange)[1:-1]}; remove it, or change the annotation")
+        for key, part in known.items():
+            if part.field.required and key not in value:
+                raise CodecError(f"{name} needs the key {key!r}, and the value given has none")
+        tree = {key: known[key].encode(item) for key, item in value.items()}
+        return tagged("dict", [[key, item] for key, item in tree.items()]) if TAG in tree else tree
+
+    return encode, lambda tree: {key: known[key].decode(item) for key, item in tree.items()}
+
+
+def _checking_fields(name: str, parts: Sequence[_Part], decode: Function) -> Function:
+    known = {part.field.name: part.field.required for part in parts}
     names = known.keys()
 
     def check(tree: Any) -> Any:
@@ -247,40 +399,7 @@ def _checking_fields(name: str, fields: list[_FieldCodec], decode: Function) -> 
                 )
             unknown = [key for key in tree if key not in known]
             if unknown:
-                raise CodecError(
-                    f"{name} has no field {key_step(unknown[0])[1:-1]}, which the payload has; keep a removed field as "
-                    "long as such payloads are stored"
-                )
+                raise unknown_field(name, unknown[0])
         return decode(tree)
 
     return check
-
-
-def _dict_encoder(name: str, fields: list[_FieldCodec]) -> Function:
-    known = {one.name: one for one in fields}
-
-    def encode(value: Any) -> Any:
-        if not value.keys() <= known.keys():
-            strange = next(key for key in value if key not in known)
-            raise CodecError(f"{name} has no key {key_step(strange)[1:-1]}; remove it, or change the annotation")
-        for key, one in known.items():
-            if one.field.required and key not in value:
-                raise CodecError(f"{name} needs the key {key!r}, and the value given has none")
-        tree = {key: _at_key(known[key].encode, item, key) for key, item in value.items()}
-        return tagged("dict", [[key, item] for key, item in tree.items()]) if TAG in tree else tree
-
-    return encode
-
-
-def _dict_decoder(fields: list[_FieldCodec]) -> Function:
-    known = {one.name: one.decode for one in fields}
-    return lambda tree: {key: _at_key(known[key], item, key) for key, item in tree.items()}
-
-
-def _at_key(function: Function, item: Any, key: str) -> Any:
-    try:
-        return function(item)
-    except CodecError as refusal:
-        # A TypedDict is a dict, so the path says ['key'] where the field said .key.
-        refusal.steps[-1] = key_step(key)
-        raise

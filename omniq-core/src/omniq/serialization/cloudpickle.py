@@ -12,7 +12,7 @@ from typing import Any
 
 from omniq.errors import ArgumentsMismatch, SerializationError
 from omniq.serialization import ArgumentTypes
-from omniq.serialization.errors import describe
+from omniq.serialization.codec import describe
 
 __all__ = ["CloudpickleSerializer", "serializer"]
 

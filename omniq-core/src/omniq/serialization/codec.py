@@ -1,7 +1,7 @@
 """What a codec is: the functions that take the values of one annotation to a JSON tree and back.
 
-A codec is a set of tables, keyed by the exact class of a value on the way out and by the form of the JSON on the way
-in. Tables can be merged, which is all that a union is.
+A codec is two tables: encoders by the exact class of a value, and decoders by the form of the JSON. Tables can be
+merged, which is all that a union is.
 
 Forms on the wire: None, bool, int, float, str, list and dict with str keys are JSON's own; everything else that tells
 what it is without an annotation is an object with a tag, ``{"$": "datetime", "v": …}``; an instance of an
@@ -17,32 +17,120 @@ from typing import Any, TypeAlias
 
 from attrs import define, field
 
-from omniq.serialization.errors import CodecError, Malformed, type_name
-from omniq.serialization.json_text import TAG, VALUE
+from omniq.errors import ArgumentsMismatch, SerializationError
+from omniq.serialization.hints import hint_name
 
 __all__ = [
     "ATOMS",
-    "MAX_DEPTH",
+    "MAX_PAYLOAD_DEPTH",
+    "TAG",
+    "VALUE",
     "Codec",
+    "CodecError",
     "Function",
+    "Malformed",
+    "chained",
+    "class_codec",
     "deeper",
-    "deeper_in_payloads",
+    "describe",
     "is_tagged",
+    "key_step",
     "progress",
     "tagged",
+    "type_name",
+    "unknown_field",
     "unwrapping",
     "wrapping",
 ]
 
 Function: TypeAlias = Callable[[Any], Any]
 
+TAG = "$"
+"""The key that marks a JSON object as the form of something else; its value says of what."""
+VALUE = "v"
+"""The key of what the tagged thing is made from."""
 ATOMS: frozenset[type] = frozenset({type(None), bool, int, float, str})
 """The classes whose values are JSON as they are."""
 MAX_DEPTH = 100
 """How many containers and objects may stand inside one another. One that holds only atoms is not counted."""
-
+MAX_PAYLOAD_DEPTH = MAX_DEPTH + 10
+"""The same on the way in, where a few more may be levels: an integer in hexadecimal is one."""
 
 _SHOWN_TAG = 60
+_SHOWN_STEPS = 12
+_SHOWN_KEY = 40
+_SHOWN_ERROR = 300
+
+
+# Refusals
+
+
+class CodecError(Exception):
+    """A value that cannot be encoded, or a payload that cannot be decoded.
+
+    It starts where the trouble is and gathers one step of the path at every level on its way up, so that no path is
+    carried along for the values that are fine.
+
+    :param message: what is wrong and what to do about it.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+        self.steps: list[str] = []
+
+    def error(self, root: str) -> SerializationError:
+        """Make the public error.
+
+        :param root: the path to the outermost value, such as ``args[0]``.
+        """
+        return SerializationError(self.message, self._path(root))
+
+    def mismatch(self, root: str) -> SerializationError:
+        """Make the public error of arguments that were read: of those that do not fit, unless they are malformed."""
+        return ArgumentsMismatch(self.message, self._path(root))
+
+    def _path(self, root: str) -> str:
+        steps = self.steps[::-1]
+        if len(steps) > _SHOWN_STEPS:
+            steps = [*steps[:_SHOWN_STEPS], "..."]
+        return root + "".join(steps)
+
+
+class Malformed(CodecError):
+    """A payload that no annotation could take: it is not of the form that it says it is."""
+
+    def mismatch(self, root: str) -> SerializationError:
+        return self.error(root)
+
+
+def key_step(key: Any) -> str:
+    """Return the step of the path for a mapping's key."""
+    if type(key) not in ATOMS:
+        # Its repr may be endless, or run code that fails.
+        return f"[<{type_name(key)}>]"
+    try:
+        text = repr(key)
+    except ValueError:  # an int with more digits than Python is willing to write
+        return "[<int>]"
+    return f"[{text}]" if len(text) <= _SHOWN_KEY else f"[{text[:_SHOWN_KEY]}...]"
+
+
+def describe(error: BaseException) -> str:
+    """Write an error that foreign code raised, in no more than a line or two."""
+    try:
+        text = str(error)
+    except Exception:
+        text = "(its text cannot be made)"
+    return f"{type_name(error)}: {text[:_SHOWN_ERROR]}{'...' if len(text) > _SHOWN_ERROR else ''}"
+
+
+def type_name(value: Any) -> str:
+    """Name a value's class as its author wrote it."""
+    return type(value).__qualname__.rpartition("<locals>.")[2]
+
+
+# Depth
 
 
 class _Progress(threading.local):
@@ -55,26 +143,12 @@ class _Progress(threading.local):
 progress = _Progress()
 
 
-def deeper(function: Function) -> Function:
-    """Make an encoder of containers or objects count the level that it adds.
+def deeper(function: Function, limit: int = MAX_DEPTH) -> Function:
+    """Make an encoder or decoder of containers or objects count the level that it adds.
 
-    :raises Refusal: (the function made) if the levels are more than :data:`MAX_DEPTH`.
+    :raises CodecError: (the function made) if the levels are more than the limit.
     """
-    return _counting(function, MAX_DEPTH)
 
-
-def deeper_in_payloads(function: Function) -> Function:
-    """Make a decoder of containers or objects count the level that it adds.
-
-    It allows a few more than :func:`deeper`, for what was no level on the way out: an integer in hexadecimal is one
-    here.
-
-    :raises Refusal: (the function made) if the levels are more than that.
-    """
-    return _counting(function, MAX_DEPTH + 10)
-
-
-def _counting(function: Function, limit: int) -> Function:
     def counted(value: Any) -> Any:
         depth = progress.depth
         if depth >= limit:
@@ -90,6 +164,9 @@ def _counting(function: Function, limit: int) -> Function:
     return counted
 
 
+# Codecs
+
+
 @define(eq=False)
 class Codec:
     """The functions for one annotation."""
@@ -100,14 +177,8 @@ class Codec:
     """The classes among :data:`ATOMS` whose values pass as they are, both ways."""
     encoders: dict[type, Function] = field(factory=dict)
     """By exact class, what makes the JSON of a value."""
-    array: Function | None = None
-    """What makes a value from a JSON array."""
-    plain: Function | None = None
-    """What makes a value from a JSON object without a tag."""
-    scalar: Function | None = None
-    """What makes a value from a JSON scalar that is none of ``exact``."""
-    tags: Mapping[str, Function] = field(factory=dict)
-    """By tag, what makes a value from the tagged object."""
+    decoders: dict[Any, Function] = field(factory=dict)
+    """What makes a value of JSON, by the class that it is read as, and of a tagged object by its tag."""
     label: str = ""
     """The tag that a value gets where a union has others that look the same."""
     full_label: str = ""
@@ -129,9 +200,12 @@ class Codec:
 
     def become(self, other: Codec) -> None:
         """Take over the tables of another: for a codec that must exist before its parts do."""
-        self.exact, self.encoders, self.tags = other.exact, other.encoders, other.tags
-        self.array, self.plain, self.scalar = other.array, other.plain, other.scalar
+        self.exact, self.encoders, self.decoders = other.exact, other.encoders, other.decoders
         self.__attrs_post_init__()
+
+    def decode_now(self, tree: Any) -> Any:
+        """Decode in the quickest way that is known by now: classes come by one with their first value."""
+        return self.decode(tree)
 
     def _make_encode(self) -> Function:
         exact, encoders = self.exact, self.encoders
@@ -142,35 +216,30 @@ class Codec:
                 return value
             encode_kind = encoders.get(kind)
             if encode_kind is None:
-                raise self.unexpected(value)
+                raise self._unexpected(value)
             return encode_kind(value)
 
         return encode
 
     def _make_decode(self) -> Function:
-        exact, tags = self.exact, self.tags
+        exact, decoders = self.exact, self.decoders
 
         def decode(tree: Any) -> Any:
-            kind = type(tree)
-            if kind is dict:
+            form: Any = type(tree)
+            if form is dict:
                 if TAG in tree:
                     tag = tree[TAG]
-                    decode_kind = tags.get(tag) if type(tag) is str else None
-                else:
-                    decode_kind = self.plain
-            elif kind in exact:
+                    form = tag if type(tag) is str else None
+            elif form in exact:
                 return tree
-            elif kind is list:
-                decode_kind = self.array
-            else:
-                decode_kind = self.scalar
-            if decode_kind is None:
-                raise CodecError(f"expected {self.name}, but the payload has {_form(tree)}")
-            return decode_kind(tree)
+            decode_form = decoders.get(form)
+            if decode_form is None:
+                raise CodecError(f"expected {self.name}, but the payload has {_shown_form(tree)}")
+            return decode_form(tree)
 
         return decode
 
-    def unexpected(self, value: Any) -> CodecError:
+    def _unexpected(self, value: Any) -> CodecError:
         """Say why a value is not taken, and what to do."""
         given = type_name(value)
         base = next((kind for kind in type(value).__mro__ if kind in self.encoders or kind in self.exact), None)
@@ -187,7 +256,30 @@ class Codec:
         return CodecError(f"expected {self.name}, was given {given}; convert the value, or change the annotation")
 
 
-def _form(tree: Any) -> str:
+def class_codec(hint: Any, cls: type, encode: Function, decoders: Mapping[Any, Function], **known: Any) -> Codec:
+    """Make the codec of an application's class, whose JSON says of which class it is only where a union needs it to.
+
+    :param hint: the class, or a generic one with its arguments.
+    :param cls: the class of the values.
+    :param decoders: what makes a value of JSON without the tag.
+    :param known: what else the codec says of its values.
+    """
+    name = hint_name(hint)
+    codec = Codec(
+        name=name,
+        encoders={cls: encode},
+        decoders={**decoders},
+        label=name,
+        full_label=hint_name(hint, full=True),
+        named=True,
+        self_describing=False,
+        **known,
+    )
+    codec.decoders[name] = unwrapping(name, codec.decode_now)
+    return codec
+
+
+def _shown_form(tree: Any) -> str:
     if tree is None:
         return "null"
     if type(tree) is dict:
@@ -195,6 +287,17 @@ def _form(tree: Any) -> str:
         return f"an object tagged {tag[:_SHOWN_TAG]!r}" if type(tag) is str else "an object"
     names = {list: "an array", str: "a string", bool: "a boolean", int: "an integer", float: "a float"}
     return names[type(tree)]
+
+
+def unknown_field(name: str, key: str) -> CodecError:
+    """Say that a class does not have a field that a payload has, and what to do."""
+    return CodecError(
+        f"{name} has no field {key_step(key)[1:-1]}, which the payload has; keep a removed field as long as such "
+        "payloads are stored"
+    )
+
+
+# Tags
 
 
 def tagged(tag: str, value: Any) -> dict[str, Any]:
@@ -213,6 +316,11 @@ def is_tagged(tree: Mapping[str, Any], *optional: str) -> bool:
 def wrapping(label: str, encode: Function) -> Function:
     """Make an encoder put its JSON under a tag."""
     return lambda value: {TAG: label, VALUE: encode(value)}
+
+
+def chained(first: Function, second: Function) -> Function:
+    """Make one function of two: the second is given what the first returns."""
+    return lambda value: second(first(value))
 
 
 def unwrapping(label: str, decode: Function) -> Function:

@@ -6,43 +6,80 @@ is, the container itself does, without being walked in Python.
 
 from __future__ import annotations
 
+import operator
 import sys
-from collections import deque
-from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import Any, TypeAlias
+from collections import OrderedDict, deque
+from collections.abc import Collection, Iterable, Sequence
+from itertools import islice
+from typing import Any
 
-from omniq.serialization.codec import Codec, Function, deeper, deeper_in_payloads, is_tagged, tagged, wrapping
-from omniq.serialization.errors import CodecError, Malformed, describe, key_step
-from omniq.serialization.json_text import TAG, VALUE, dumps
+from omniq.serialization.codec import (
+    MAX_PAYLOAD_DEPTH,
+    TAG,
+    VALUE,
+    Codec,
+    CodecError,
+    Function,
+    Malformed,
+    deeper,
+    describe,
+    is_tagged,
+    key_step,
+    tagged,
+    wrapping,
+)
+from omniq.serialization.json_text import dumps
 
-__all__ = ["array_codec", "deque_codec", "fixed_tuple_codec", "list_codec", "mapping_codec", "pairs_of"]
+__all__ = ["CONTAINERS", "container_codec", "fixed_tuple_codec", "pairs_of"]
 
-_Build: TypeAlias = Callable[[list[Any]], Any]
+_MAPPINGS: frozenset[type] = frozenset({dict, OrderedDict})
+CONTAINERS: frozenset[type] = frozenset({list, tuple, set, frozenset, deque}) | _MAPPINGS
+"""The classes of which :func:`container_codec` makes codecs."""
+
 _MOST_COLLISIONS = 1_000
 _STR: frozenset[type] = frozenset({str})
 _INT: frozenset[type] = frozenset({int})
 
 
-def _each(function: Function, values: Iterable[Any]) -> list[Any]:
+def container_codec(name: str, kind: type, parts: Sequence[Codec]) -> Codec:
+    """Make the codec of a container whose items, or whose keys and whose values, are all of one annotation.
+
+    :param kind: one of :data:`CONTAINERS`.
+    :param parts: the codec of its items, or those of its keys and of its values.
+    """
+    if kind in _MAPPINGS:
+        return _mapping_codec(name, kind, *parts[:2])
+    if kind is list:
+        return _list_codec(name, parts[0])
+    if kind is tuple:
+        return _tuple_codec(name, parts[0])
+    return _deque_codec(name, parts[0]) if kind is deque else _set_codec(name, kind, parts[0])
+
+
+def _each(made: Iterable[Any], keys: Iterable[Any] | None = None) -> list[Any]:
+    """Make values one after the other, and put into the path of a refusal at which one it was.
+
+    :param made: what makes them.
+    :param keys: the keys that stand in the path for them; None: their indexes.
+    """
     done: list[Any] = []
     try:
         # It keeps what came before a refusal, so that its length says where that was.
-        done.extend(map(function, values))
+        done.extend(made)
     except CodecError as refusal:
-        refusal.steps.append(f"[{len(done)}]")
+        index = len(done)
+        refusal.steps.append(f"[{index}]" if keys is None else key_step(next(islice(keys, index, None))))
         raise
     return done
 
 
-def _each_by_its_own(functions: Iterable[Function], values: Iterable[Any]) -> list[Any]:
-    done: list[Any] = []
+def _each_key(function: Function, keys: Iterable[Any]) -> list[Any]:
     try:
-        for function, value in zip(functions, values, strict=True):
-            done.append(function(value))
+        return _each(map(function, keys), keys)
     except CodecError as refusal:
-        refusal.steps.append(f"[{len(done)}]")
+        refusal.message = f"its key {refusal.steps[-1][1:-1]}: {refusal.message}"
+        refusal.steps.clear()
         raise
-    return done
 
 
 def _array(tree: Any, tag: str, *optional: str) -> list[Any]:
@@ -54,89 +91,41 @@ def _array(tree: Any, tag: str, *optional: str) -> list[Any]:
 
 def _items(item: Codec) -> tuple[Function, Function]:
     """Make the functions from values to a list of JSON trees, and from such a list to one of values."""
-
-    def encode_each(values: Any) -> list[Any]:
-        return _each(item.encode, values)
-
-    def decode_each(trees: Any) -> list[Any]:
-        return _each(item.decode, trees)
-
-    encode_nested, decode_nested = deeper(encode_each), deeper_in_payloads(decode_each)
+    encode_each = deeper(lambda values: _each(map(item.encode, values)))
+    decode_each = deeper(lambda trees: _each(map(item.decode, trees)), MAX_PAYLOAD_DEPTH)
 
     def encode(values: Any) -> Any:
-        return values if item.exact.issuperset(map(type, values)) else encode_nested(values)
+        return values if item.exact.issuperset(map(type, values)) else encode_each(values)
 
     def decode(trees: Any) -> Any:
-        return trees if item.exact.issuperset(map(type, trees)) else decode_nested(trees)
+        return trees if item.exact.issuperset(map(type, trees)) else decode_each(trees)
 
     return encode, decode
 
 
-def list_codec(name: str, item: Codec) -> Codec:
-    """Make the codec of ``list[item]``."""
+def _list_codec(name: str, item: Codec) -> Codec:
     encode, decode = _items(item)
-    return Codec(name=name, encoders={list: encode}, array=decode, self_describing=item.self_describing)
+    return Codec(name=name, encoders={list: encode}, decoders={list: decode}, self_describing=item.self_describing)
 
 
-def array_codec(name: str, kind: type, item: Codec) -> Codec:
-    """Make the codec of a ``tuple`` of any length, a ``set`` or a ``frozenset``."""
-    tag = kind.__name__
-    encode_items, decode_items = _items(item)
-    build: _Build = tuple if kind is tuple else _set_of(kind)
-
-    def encode(values: Any) -> Any:
-        if kind is not tuple:
-            _check_hashes(kind, values)
-        trees = encode_items(values)
-        # A list may be had from a tuple only by copying it; to JSON they are the same.
-        return tagged(tag, trees if kind is tuple else _sorted(trees))
-
-    def decode(tree: Any) -> Any:
-        return build(decode_items(_array(tree, tag)))
-
-    return Codec(name=name, encoders={kind: encode}, tags={tag: decode}, self_describing=item.self_describing)
+def _tagged_codec(name: str, kind: type, item: Codec, encode: Function, decode: Function) -> Codec:
+    return Codec(
+        name=name,
+        encoders={kind: encode},
+        decoders={kind.__name__: decode},
+        self_describing=item.self_describing,
+    )
 
 
-def _sorted(trees: Iterable[Any]) -> list[Any]:
-    # Equal sets make equal bytes, whatever order they iterate in.
-    kinds = set(map(type, trees))
-    if kinds <= _STR or kinds <= _INT:
-        return sorted(trees)
-    return sorted(trees, key=dumps)
+def _tuple_codec(name: str, item: Codec) -> Codec:
+    encode, decode = _items(item)
+    # A list may be had from a tuple only by copying it; to JSON they are the same.
+    return _tagged_codec(
+        name, tuple, item, wrapping("tuple", encode), lambda tree: tuple(decode(_array(tree, "tuple")))
+    )
 
 
-def _check_hashes(kind: type, values: Collection[Any]) -> None:
-    """Refuse values so many of which have the same hash that a set or dict of them takes minutes to make.
-
-    Strings and bytes are hashed by a secret; numbers are not, so that a payload can be written on purpose to be slow.
-
-    :raises Refusal: if they are so.
-    """
-    if len(values) > _MOST_COLLISIONS:
-        collisions = len(values) - len(set(map(hash, values)))
-        if collisions > _MOST_COLLISIONS:
-            raise Malformed(f"has a {kind.__name__} of which {collisions:,} items or keys have the hash of another")
-
-
-def _set_of(kind: type) -> _Build:
-    def build(values: list[Any]) -> Any:
-        try:
-            _check_hashes(kind, values)
-            made = kind(values)
-        except CodecError:
-            raise
-        except Exception as error:
-            # Hashing and comparing may be the application's code.
-            raise Malformed(f"the payload has a {kind.__name__} of what cannot be in one: {describe(error)}") from error
-        if len(made) != len(values):
-            raise Malformed(f"the payload has an item of a {kind.__name__} twice")
-        return made
-
-    return build
-
-
-def deque_codec(name: str, item: Codec) -> Codec:
-    """Make the codec of ``deque[item]``."""
+def _deque_codec(name: str, item: Codec) -> Codec:
     encode_items, decode_items = _items(item)
 
     def encode(values: Any) -> Any:
@@ -152,7 +141,65 @@ def deque_codec(name: str, item: Codec) -> Codec:
             raise Malformed("the payload has a deque with a maxlen that cannot be")
         return deque(values, maxlen)
 
-    return Codec(name=name, encoders={deque: encode}, tags={"deque": decode}, self_describing=item.self_describing)
+    return _tagged_codec(name, deque, item, encode, decode)
+
+
+def _set_codec(name: str, kind: type, item: Codec) -> Codec:
+    tag = kind.__name__
+    encode_items, decode_items = _items(item)
+
+    def encode(values: Any) -> Any:
+        _check_hashes(kind, values)
+        return tagged(tag, _sorted(encode_items(values)))
+
+    def decode(tree: Any) -> Any:
+        values = decode_items(_array(tree, tag))
+        return _hashed(kind, values, values)
+
+    return _tagged_codec(name, kind, item, encode, decode)
+
+
+def _sorted(trees: Iterable[Any]) -> list[Any]:
+    # Equal sets make equal bytes, whatever order they iterate in.
+    kinds = set(map(type, trees))
+    if kinds <= _STR or kinds <= _INT:
+        return sorted(trees)
+    return sorted(trees, key=dumps)
+
+
+def _check_hashes(kind: type, values: Collection[Any]) -> None:
+    """Refuse values so many of which have the same hash that a set or dict of them takes minutes to make.
+
+    Strings and bytes are hashed by a secret; numbers are not, so that a payload can be written on purpose to be slow.
+
+    :raises Malformed: if they are so.
+    """
+    if len(values) > _MOST_COLLISIONS:
+        collisions = len(values) - len(set(map(hash, values)))
+        if collisions > _MOST_COLLISIONS:
+            raise Malformed(f"has a {kind.__name__} of which {collisions:,} items or keys have the hash of another")
+
+
+def _hashed(kind: Any, keys: list[Any], content: Iterable[Any]) -> Any:
+    """Make a set or a mapping of what a payload has.
+
+    :param keys: its items or its keys.
+    :param content: its items or its pairs.
+    :raises Malformed: if it cannot be made, or has fewer than those.
+    """
+    try:
+        _check_hashes(kind, keys)
+        made = kind(content)
+    except CodecError:
+        raise
+    except Exception as error:
+        # Hashing and comparing may be the application's code.
+        raise Malformed(
+            f"the payload has a {kind.__name__} with an item or key that cannot be one: {describe(error)}"
+        ) from error
+    if len(made) != len(keys):
+        raise Malformed(f"the payload has an item or key of a {kind.__name__} twice")
+    return made
 
 
 def fixed_tuple_codec(name: str, items: Sequence[Codec]) -> Codec:
@@ -161,18 +208,20 @@ def fixed_tuple_codec(name: str, items: Sequence[Codec]) -> Codec:
     def encode(values: Any) -> Any:
         if len(values) != len(items):
             raise CodecError(f"expected {name}, was given a tuple of {len(values)}")
-        return _each_by_its_own([item.encode for item in items], values)
+        return _each(map(operator.call, [item.encode for item in items], values))
 
     def decode(tree: Any) -> Any:
         trees = _array(tree, "tuple")
         if len(trees) != len(items):
             raise CodecError(f"expected {name}, but the payload has a tuple of {len(trees)}")
-        return tuple(_each_by_its_own([item.decode for item in items], trees))
+        return tuple(_each(map(operator.call, [item.decode for item in items], trees)))
 
     return Codec(
         name=name,
         encoders={tuple: wrapping("tuple", deeper(encode))},
-        tags={"tuple": deeper_in_payloads(decode)},
+        decoders={"tuple": deeper(decode, MAX_PAYLOAD_DEPTH)},
+        label=name,
+        full_label=name,
         self_describing=all(item.self_describing for item in items),
     )
 
@@ -180,7 +229,7 @@ def fixed_tuple_codec(name: str, items: Sequence[Codec]) -> Codec:
 def pairs_of(tree: Any, tag: str) -> list[list[Any]]:
     """Return the pairs of a mapping that was written as tagged pairs.
 
-    :raises Refusal: if it was not.
+    :raises Malformed: if it was not.
     """
     pairs = _array(tree, tag)
     if not all(type(pair) is list and len(pair) == 2 for pair in pairs):
@@ -188,90 +237,53 @@ def pairs_of(tree: Any, tag: str) -> list[list[Any]]:
     return pairs
 
 
-def _each_value(function: Function, pairs: Iterable[tuple[Any, Any]]) -> list[Any]:
-    done: list[Any] = []
-    key: Any = None
-    try:
-        for key, value in pairs:  # noqa: B007  # the handler says at which
-            done.append(function(value))
-    except CodecError as refusal:
-        refusal.steps.append(key_step(key))
-        raise
-    return done
-
-
-def _each_key(function: Function, keys: Iterable[Any]) -> list[Any]:
-    done: list[Any] = []
-    key: Any = None
-    try:
-        for key in keys:
-            done.append(function(key))
-    except CodecError as refusal:
-        refusal.message = f"its key {key_step(key)[1:-1]}: {refusal.message}"
-        refusal.steps.clear()
-        raise
-    return done
-
-
-def mapping_codec(name: str, kind: type, key: Codec, value: Codec) -> Codec:
-    """Make the codec of ``dict[key, value]`` or ``OrderedDict[key, value]``."""
+def _mapping_codec(name: str, kind: type, key: Codec, value: Codec) -> Codec:
     tag = kind.__name__
 
     def passes(mapping: Any) -> bool:
         return str in key.exact and value.exact.issuperset(map(type, mapping.values()))
 
-    @deeper
     def encode_pairs(mapping: Any) -> Any:
         _check_hashes(kind, mapping)
         keys = _each_key(key.encode, mapping)
-        values = _each_value(value.encode, mapping.items())
-        return tagged(tag, [[k, v] for k, v in zip(keys, values, strict=True)])
+        return tagged(tag, [list(pair) for pair in zip(keys, encode_values(mapping), strict=True)])
 
-    @deeper
+    def encode_values(mapping: Any) -> list[Any]:
+        return _each(map(value.encode, mapping.values()), mapping)
+
     def encode_object(mapping: Any) -> Any:
         keys = mapping if str in key.exact else _each_key(key.encode, mapping)
-        return dict(zip(keys, _each_value(value.encode, mapping.items()), strict=True))
+        return dict(zip(keys, encode_values(mapping), strict=True))
+
+    deeper_pairs, deeper_object = deeper(encode_pairs), deeper(encode_object)
 
     def encode(mapping: Any) -> Any:
         if kind is not dict or TAG in mapping or not _STR.issuperset(map(type, mapping)):
-            return encode_pairs(mapping)
-        return mapping if passes(mapping) else encode_object(mapping)
+            return deeper_pairs(mapping)
+        return mapping if passes(mapping) else deeper_object(mapping)
 
-    @deeper_in_payloads
+    def made(keys: list[Any], trees: Iterable[Any]) -> Any:
+        values = _each(map(value.decode, trees), keys)
+        return _hashed(kind, keys, zip(keys, values, strict=True))
+
     def decode_pairs(tree: Any) -> Any:
         pairs = pairs_of(tree, tag)
-        keys = _each_key(key.decode, [pair[0] for pair in pairs])
-        values = _each_value(value.decode, zip(keys, [pair[1] for pair in pairs], strict=True))
-        return _mapping_of(kind, keys, values)
+        return made(_each_key(key.decode, [one for one, _ in pairs]), [item for _, item in pairs])
 
-    @deeper_in_payloads
     def decode_object(tree: Any) -> Any:
-        keys = tree if str in key.exact else _each_key(key.decode, tree)
-        return _mapping_of(kind, list(keys), _each_value(value.decode, tree.items()))
+        return made(list(tree) if str in key.exact else _each_key(key.decode, tree), tree.values())
+
+    deeper_tree = deeper(decode_object, MAX_PAYLOAD_DEPTH)
 
     def decode(tree: Any) -> Any:
-        return tree if passes(tree) else decode_object(tree)
+        return tree if passes(tree) else deeper_tree(tree)
 
+    decoders: dict[Any, Function] = {tag: deeper(decode_pairs, MAX_PAYLOAD_DEPTH)}
+    if kind is dict:
+        decoders[dict] = decode
     return Codec(
         name=name,
         encoders={kind: encode},
-        plain=decode if kind is dict else None,
-        tags={tag: decode_pairs},
+        decoders=decoders,
         self_describing=key.self_describing and value.self_describing,
     )
-
-
-def _mapping_of(kind: type, keys: list[Any], values: list[Any]) -> Any:
-    try:
-        _check_hashes(kind, keys)
-        made = kind(zip(keys, values, strict=True))
-    except CodecError:
-        raise
-    except Exception as error:
-        # Hashing and comparing may be the application's code.
-        raise Malformed(
-            f"the payload has a {kind.__name__} with a key that cannot be one: {describe(error)}"
-        ) from error
-    if len(made) != len(keys):
-        raise Malformed(f"the payload has a key of a {kind.__name__} twice")
-    return made

@@ -16,8 +16,7 @@ from attrs import frozen
 from omniq.errors import SerializationError
 from omniq.serialization import ArgumentTypes
 from omniq.serialization.build import Codecs
-from omniq.serialization.codec import Codec
-from omniq.serialization.errors import CodecError
+from omniq.serialization.codec import Codec, CodecError
 from omniq.serialization.json_text import dumps, loads
 from omniq.serialization.sizes import exceeds
 
@@ -83,13 +82,13 @@ class JsonSerializer:
                 keyword[name] = value if type(value) in codec.exact else codec.encode(value)
         except (CodecError, RecursionError) as error:
             raise _public(error, _root(positional, name)) from error.__cause__
-        try:
-            return dumps([positional, keyword])
-        except CodecError as refusal:
-            raise refusal.error("the arguments") from None
+        return self.dump_tree([positional, keyword])
 
     def load_arguments(self, data: bytes, types: ArgumentTypes) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        args, keyword = _parts(data)
+        tree = _read(data, "the arguments")
+        if type(tree) is not list or len(tree) != 2 or type(tree[0]) is not list or type(tree[1]) is not dict:
+            raise SerializationError("the payload is no array of an array and an object", "the arguments")
+        args, keyword = tree
         plan = self._plans.get(id(types)) or self._plan(types)
         positional: list[Any] = []
         name: str | None = None
@@ -119,10 +118,7 @@ class JsonSerializer:
             raise _public(error, "result") from error.__cause__
 
     def load_tree(self, data: bytes) -> Any:
-        try:
-            return loads(data)
-        except CodecError as refusal:
-            raise refusal.error("the result of another task") from None
+        return _read(data, "the result of another task")
 
     def dump_tree(self, tree: Any) -> bytes:
         try:
@@ -156,14 +152,11 @@ def _public(error: CodecError | RecursionError, root: str) -> SerializationError
     return SerializationError("is nested too deeply", root)
 
 
-def _parts(data: bytes) -> tuple[list[Any], dict[str, Any]]:
+def _read(data: bytes, root: str) -> Any:
     try:
-        tree = loads(data)
+        return loads(data)
     except CodecError as refusal:
-        raise refusal.error("the arguments") from None
-    if type(tree) is not list or len(tree) != 2 or type(tree[0]) is not list or type(tree[1]) is not dict:
-        raise SerializationError("the payload is no array of an array and an object", "the arguments")
-    return tree[0], tree[1]
+        raise refusal.error(root) from None
 
 
 serializer = JsonSerializer()

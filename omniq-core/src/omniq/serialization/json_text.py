@@ -14,14 +14,9 @@ from collections.abc import Callable, Iterable
 from json import JSONDecoder, JSONEncoder
 from typing import Any, NoReturn, TypeAlias
 
-from omniq.serialization.errors import CodecError, key_step
+from omniq.serialization.codec import TAG, VALUE, CodecError, key_step
 
-__all__ = ["TAG", "VALUE", "dumps", "loads"]
-
-TAG = "$"
-"""The key that marks a JSON object as the form of something else; its value says of what."""
-VALUE = "v"
-"""The key of what the tagged thing is made from."""
+__all__ = ["dumps", "loads"]
 
 # Python does not let the limit be set below 640 digits, so 2,000 bits (603 digits) can be read everywhere.
 _LARGE_BITS = 2_000
@@ -48,7 +43,7 @@ _encode = _make_encoder()
 def dumps(tree: Any) -> bytes:
     """Write a JSON tree.
 
-    :raises Refusal: if it is nested too deeply.
+    :raises CodecError: if it is nested too deeply.
     """
     try:
         try:
@@ -128,7 +123,7 @@ def _scan(text: str, data: bytes) -> tuple[Any, int]:
 def loads(data: bytes) -> Any:
     """Read a JSON tree.
 
-    :raises Refusal: if the bytes are not UTF-8, not JSON, nested too deeply or have a key twice in one object.
+    :raises CodecError: if the bytes are not UTF-8, not JSON, nested too deeply or have a key twice in one object.
     """
     try:
         text = str(data, "utf-8")

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import hmac
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import NoReturn, Protocol
+from typing import Any, NoReturn, Protocol
 
 from omniq.errors import ConfigurationError, PayloadRejected
 from omniq.schedule import Schedule
@@ -121,7 +121,7 @@ class Signer:
 
         :param content: of the task's body, see :mod:`omniq.storage.body`.
         """
-        return self._sign(_message(_TASK, _text(task.id), *_call(task, content)))
+        return self._sign(_of_task(task, content))
 
     def check_task(self, task: StoredTask, signature: bytes, content: bytes) -> None:
         """Refuse a task that was not signed, or not as it is.
@@ -131,15 +131,8 @@ class Signer:
         """
         if not signature:
             raise PayloadRejected(f"task {shown(task.id)} is not signed; its payload was not read")
-        try:
-            message = _message(_TASK, _text(task.id), *_call(task, content))
-        except _UNSIGNABLE:
-            message = None
-        if message is None or not self._fits(message, signature):
-            raise PayloadRejected(
-                f"the signature of task {shown(task.id)} does not fit: the task was altered, is a copy of one with "
-                "another id, or was signed with a key that is not among this queue's; its payload was not read"
-            )
+        if not self._fits(signature, _of_task, task, content):
+            raise _rejected("task", task.id, "a copy of one with another id", "its payload was not read")
 
     # Schedules
 
@@ -152,11 +145,7 @@ class Signer:
 
     def fits_schedule(self, schedule: Schedule, signature: bytes, content: bytes) -> bool:
         """Tell whether a schedule's signature is its own, by one of the keys."""
-        try:
-            message = _of_schedule(schedule, content)
-        except _UNSIGNABLE:
-            return False
-        return self._fits(message, signature)
+        return self._fits(signature, _of_schedule, schedule, content)
 
     def check_schedule(self, schedule: Schedule, signature: bytes, content: bytes) -> None:
         """Refuse a schedule that was not signed, or not as it is.
@@ -167,10 +156,7 @@ class Signer:
         if not signature:
             raise PayloadRejected(f"schedule {shown(schedule.id)} is not signed; nothing of it was read")
         if not self.fits_schedule(schedule, signature, content):
-            raise PayloadRejected(
-                f"the signature of schedule {shown(schedule.id)} does not fit: the schedule was altered, is a copy of "
-                "another, or was signed with a key that is not among this queue's; nothing of it was read"
-            )
+            raise _rejected("schedule", schedule.id, "a copy of another", "nothing of it was read")
 
     # Results
 
@@ -186,15 +172,8 @@ class Signer:
         if not sealed.startswith(_SEAL):
             raise PayloadRejected(f"the result of task {shown(task.id)} is not signed; it was not read")
         result = sealed[SEAL_SIZE:]
-        try:
-            message = _of_result(task, result)
-        except _UNSIGNABLE:
-            message = None
-        if message is None or not self._fits(message, _VERSION + sealed[len(_SEAL) : SEAL_SIZE]):
-            raise PayloadRejected(
-                f"the signature of the result of task {shown(task.id)} does not fit: the result was altered, is that "
-                "of another task, or was signed with a key that is not among this queue's; it was not read"
-            )
+        if not self._fits(_VERSION + sealed[len(_SEAL) : SEAL_SIZE], _of_result, task, result):
+            raise _rejected("result of task", task.id, "that of another task", "it was not read")
         return result
 
     # All of them
@@ -202,12 +181,23 @@ class Signer:
     def _sign(self, message: bytes) -> bytes:
         return _VERSION + self._digest(self._keys[0], message)
 
-    def _fits(self, message: bytes, signature: bytes) -> bool:
+    def _fits(self, signature: bytes, message_of: Callable[..., bytes], *signed: Any) -> bool:
+        try:
+            message = message_of(*signed)
+        except _UNSIGNABLE:
+            return False
         return any(hmac.compare_digest(_VERSION + self._digest(key, message), signature) for key in self._keys)
 
     @staticmethod
     def _digest(key: bytes, message: bytes) -> bytes:
         return hmac.digest(key, message, "sha256")
+
+
+def _rejected(kind: str, its_id: str, otherwise: str, unread: str) -> PayloadRejected:
+    return PayloadRejected(
+        f"the signature of the {kind} {shown(its_id)} does not fit: it was altered, is {otherwise}, or was signed with "
+        f"a key that is not among this queue's; {unread}"
+    )
 
 
 def unsealed(result: bytes) -> bytes:
@@ -222,6 +212,10 @@ _UNSIGNABLE = (TypeError, ValueError, AttributeError, struct.error, OverflowErro
 
 def _text(value: str) -> bytes:
     return value.encode("utf-8", "surrogatepass")
+
+
+def _of_task(task: NewTask | StoredTask, content: bytes) -> bytes:
+    return _message(_TASK, _text(task.id), *_call(task, content))
 
 
 def _call(task: NewTask | StoredTask, content: bytes) -> tuple[bytes, ...]:

@@ -8,11 +8,12 @@ form would be. Counting ends where the limit is reached.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Sequence
 from typing import Any
+
+from omniq.serialization.classes import fields_of, is_class_with_fields
 
 __all__ = ["exceeds"]
 
@@ -55,7 +56,7 @@ def exceeds(values: Iterable[Any], limit: int) -> bool:
                         found.append(value)
             elif kind in _BYTES:
                 left -= len(value)
-            elif names := _fields(kind):  # type: ignore[arg-type]  # mypy takes no class for hashable
+            elif names := _field_names(kind):  # type: ignore[arg-type]  # mypy takes no class for hashable
                 found.append([getattr(value, name, None) for name in names])
         if left < 0:
             return True
@@ -63,10 +64,5 @@ def exceeds(values: Iterable[Any], limit: int) -> bool:
 
 
 @functools.lru_cache(maxsize=1024)
-def _fields(kind: type) -> Sequence[str]:
-    """Return the names of the fields of a class of which the serializer encodes the fields; of others none."""
-    if dataclasses.is_dataclass(kind):
-        return [one.name for one in dataclasses.fields(kind)]
-    if issubclass(kind, tuple):
-        return list(getattr(kind, "_fields", ()))
-    return [one.name for one in getattr(kind, "__attrs_attrs__", ())] or list(getattr(kind, "__struct_fields__", ()))
+def _field_names(kind: type) -> Sequence[str]:
+    return [one.name for one in fields_of(kind).all] if is_class_with_fields(kind) else ()

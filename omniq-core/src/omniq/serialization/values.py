@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import date, datetime, time, timedelta, timezone, tzinfo
 from decimal import Decimal
 from pathlib import Path, PosixPath, PurePath, PurePosixPath, PureWindowsPath, WindowsPath
@@ -11,11 +11,21 @@ from typing import Any
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
-from omniq.serialization.codec import Codec, Function, is_tagged, tagged
-from omniq.serialization.errors import CodecError, Malformed, describe, type_name
-from omniq.serialization.json_text import TAG, VALUE
+from omniq.serialization.codec import (
+    TAG,
+    VALUE,
+    Codec,
+    CodecError,
+    Function,
+    Malformed,
+    describe,
+    is_tagged,
+    tagged,
+    type_name,
+    wrapping,
+)
 
-__all__ = ["value_codec", "value_types"]
+__all__ = ["VALUE_TYPES", "value_codec"]
 
 
 def _decoder(tag: str, make: Callable[[Any], Any], *optional: str) -> Function:
@@ -104,16 +114,16 @@ def _fold(tree: Any) -> int:
     return fold
 
 
-def _datetime(tree: Any) -> datetime:
-    moment = datetime.fromisoformat(_text(tree))
-    if len(tree) == 2:
-        return moment
-    return moment.replace(tzinfo=_zone(tree, moment.tzinfo), fold=_fold(tree))
+def _moment(kind: type[datetime] | type[time]) -> tuple[str, Function, Function]:
+    tag = kind.__name__
 
+    def make(tree: Any) -> Any:
+        moment = kind.fromisoformat(_text(tree))
+        if len(tree) == 2:
+            return moment
+        return moment.replace(tzinfo=_zone(tree, moment.tzinfo), fold=_fold(tree))
 
-def _time(tree: Any) -> time:
-    moment = time.fromisoformat(_text(tree))
-    return moment.replace(tzinfo=_zone(tree, moment.tzinfo), fold=_fold(tree))
+    return tag, lambda value: _with_zone(tag, value), _decoder(tag, make, "zone", "name", "fold")
 
 
 def _complex(tree: Any) -> complex:
@@ -123,72 +133,50 @@ def _complex(tree: Any) -> complex:
     return complex(*parts)
 
 
+def _base64(value: bytes | bytearray) -> str:
+    return base64.b64encode(value).decode()
+
+
 def _unbase64(tree: Any) -> bytes:
     return base64.b64decode(_text(tree), validate=True)
 
 
-def _path(cls: type[PurePath]) -> tuple[type, str, Function, Function]:
+def _path(cls: type[PurePath]) -> tuple[str, Function, Function]:
     # A Path is the path of whatever system the worker runs on.
     tag = "path" if issubclass(cls, Path) else cls.__name__
 
-    def encode(value: Any) -> Any:
+    def write(value: Any) -> str:
         text = str(value)
         # Python writes some that begin with two slashes so that they read as another.
         if issubclass(cls, PureWindowsPath) and cls(text) != value:
             raise CodecError("cannot hold this path, whose text is that of another path; convert it to str")
-        return tagged(tag, text)
+        return text
 
-    return cls, tag, encode, _decoder(tag, lambda tree: cls(_text(tree)))
-
-
-def _forms() -> Iterator[tuple[type, str, Function, Function]]:
-    zoned = ("zone", "name", "fold")
-    yield datetime, "datetime", lambda v: _with_zone("datetime", v), _decoder("datetime", _datetime, *zoned)
-    yield time, "time", lambda v: _with_zone("time", v), _decoder("time", _time, *zoned)
-    yield (
-        date,
-        "date",
-        lambda v: tagged("date", v.isoformat()),
-        _decoder("date", lambda tree: date.fromisoformat(_text(tree))),
-    )
-    yield (
-        timedelta,
-        "timedelta",
-        lambda v: tagged("timedelta", [v.days, v.seconds, v.microseconds]),
-        _decoder("timedelta", lambda tree: timedelta(*_integers(tree, 3))),
-    )
-    yield (
-        Decimal,
-        "Decimal",
-        lambda v: tagged("Decimal", str(v)),
-        _decoder("Decimal", lambda tree: Decimal(_text(tree))),
-    )
-    yield UUID, "UUID", lambda v: tagged("UUID", str(v)), _decoder("UUID", lambda tree: UUID(_text(tree)))
-    yield complex, "complex", lambda v: tagged("complex", [v.real, v.imag]), _decoder("complex", _complex)
-    yield (
-        bytes,
-        "bytes",
-        lambda v: tagged("bytes", base64.b64encode(v).decode()),
-        _decoder("bytes", _unbase64),
-    )
-    yield (
-        bytearray,
-        "bytearray",
-        lambda v: tagged("bytearray", base64.b64encode(v).decode()),
-        _decoder("bytearray", lambda tree: bytearray(_unbase64(tree))),
-    )
-    yield (
-        range,
-        "range",
-        lambda v: tagged("range", [v.start, v.stop, v.step]),
-        _decoder("range", lambda tree: range(*_integers(tree, 3))),
-    )
-    yield _path(type(Path()))
-    yield _path(PurePosixPath)
-    yield _path(PureWindowsPath)
+    return _form(tag, write, lambda tree: cls(_text(tree)))
 
 
-_FORMS = {kind: (tag, encode, decode) for kind, tag, encode, decode in _forms()}
+def _form(tag: str, write: Function, read: Function) -> tuple[str, Function, Function]:
+    return tag, wrapping(tag, write), _decoder(tag, read)
+
+
+_FORMS: dict[type, tuple[str, Function, Function]] = {
+    datetime: _moment(datetime),
+    time: _moment(time),
+    date: _form("date", date.isoformat, lambda tree: date.fromisoformat(_text(tree))),
+    timedelta: _form(
+        "timedelta", lambda v: [v.days, v.seconds, v.microseconds], lambda tree: timedelta(*_integers(tree, 3))
+    ),
+    Decimal: _form("Decimal", str, lambda tree: Decimal(_text(tree))),
+    UUID: _form("UUID", str, lambda tree: UUID(_text(tree))),
+    complex: _form("complex", lambda v: [v.real, v.imag], _complex),
+    bytes: _form("bytes", _base64, _unbase64),
+    bytearray: _form("bytearray", _base64, lambda tree: bytearray(_unbase64(tree))),
+    range: _form("range", lambda v: [v.start, v.stop, v.step], lambda tree: range(*_integers(tree, 3))),
+    type(Path()): _path(type(Path())),
+    PurePosixPath: _path(PurePosixPath),
+    PureWindowsPath: _path(PureWindowsPath),
+}
+"""By class, the tag of its values' form, and what writes and reads that."""
 _LARGE = _decoder("int", _large_integer)
 _ABSTRACT = {Path, PurePath, PosixPath, WindowsPath}
 # Wherever Python's types let a narrower number stand, one may: JSON tells the three apart, so it comes back as it was.
@@ -205,28 +193,19 @@ _ATOMS: dict[type, frozenset[type]] = {
 }
 
 
-def value_types() -> tuple[type, ...]:
-    """Return the classes whose values are single, with and without a form in JSON."""
-    return (*_ATOMS, *_FORMS, *_ABSTRACT)
+VALUE_TYPES: tuple[type, ...] = (*_ATOMS, *_FORMS, *_ABSTRACT)
+"""The classes whose values are single."""
 
 
-def value_codec(kind: type) -> Codec | None:
-    """Return the codec of a class of single values; None if it is no such class.
+def value_codec(kind: type) -> Codec:
+    """Make the codec of one of :data:`VALUE_TYPES`.
 
     Values of known subclasses are taken too, and come back as such: a datetime for a date, any path for a PurePath.
     """
-    if kind not in value_types():
-        return None
-    codec = Codec(name=_name(kind), exact=_ATOMS.get(kind, frozenset()), flat=True)
+    codec = Codec(name="None" if kind is type(None) else kind.__name__, exact=_ATOMS.get(kind, frozenset()), flat=True)
     if kind in _NUMBERS and kind is not bool:
-        codec.tags = {"int": _LARGE}
+        codec.decoders["int"] = _LARGE
     for known, (tag, encode, decode) in _FORMS.items():
         if issubclass(known, kind):
-            codec.encoders[known] = encode
-            codec.tags = {**codec.tags, tag: decode}
-    codec.become(codec)
+            codec.encoders[known], codec.decoders[tag] = encode, decode
     return codec
-
-
-def _name(kind: type) -> str:
-    return "None" if kind is type(None) else kind.__name__
