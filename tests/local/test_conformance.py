@@ -63,6 +63,7 @@ class TestSQLiteStorage(StorageContract):
             "queue": ("omniq.counter", "queue", None),
             "pause": ("omniq.paused", "queue", None),
             "unique": ("omniq.task", "unique_key", ("unique_key",)),
+            "limit": ("omniq.task_limit", "name", ("body",)),
         }
         return SpoiledRows(tmp_path / "jobs.db", tables)
 

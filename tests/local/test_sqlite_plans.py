@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from omniq.limit import Limit
 from omniq.storage.ids import new_id
 from omniq.task import Succeeded
 from omniq_local.sqlite.encoding import columns_of
@@ -65,6 +66,8 @@ HOT = [name for name in PLANNED if name.split(".")[0] in ("claim", "enqueue", "f
         "control.doomed_ended",
         "flows.due",
         "flows.members_behind",
+        "limits.ready",
+        "limits.ready_plain",
         "maintenance.lapsed",
         "maintenance.outdated",
     ],
@@ -89,6 +92,11 @@ def test_the_plans_say_what_the_indexes_are_for(connection: sqlite3.Connection) 
         "reading.list_members": "INDEX ns.member (flow=?",
         "flows.members_behind": "USING INDEX ns.member (flow=? AND state=? AND behind=?)",
         "flows.count": "USING COVERING INDEX ns.member (flow=?)",
+        "limits.ready": "USING INDEX ns.lined (line=? AND state=?)",
+        "limits.ready_plain": "USING INDEX ns.ready (queue=?)",
+        "limits.running": "USING INDEX ns.running",
+        "reading.list_lined": "INDEX ns.lined (line=? AND state=?",
+        "control.doomed_lined": "INDEX ns.lined (line=? AND state=?",
         "flows.due": "USING INDEX ns.flow_due (ended=? AND due<?)",
         "schedules.due": "USING INDEX ns.due (next_run>? AND next_run<?)",
     }
@@ -128,6 +136,40 @@ def test_claiming_and_finishing_many_tasks_takes_as_many_statements_as_two(tmp_p
                 assert len(tasks) == size
                 numbers.append(steps_of(calls))
             assert numbers[0] == numbers[1]
+
+    asyncio.run(scenario())
+
+
+def test_a_claim_takes_as_many_steps_whatever_waits_at_a_limit(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with opened(tmp_path / "jobs.db") as store:
+            await store.put_limit(Limit(queue="q", per_key=Limit(concurrency=1)))
+            costs = []
+            for number in (10, 3000):
+                await store.enqueue([new_task(key="big") for _ in range(number)])
+                await take(store)  # one of them runs, and their line is parked
+                await store.enqueue([new_task(key=f"small {number}")])
+                connection = store._database._main.connection
+                assert connection is not None
+                steps = 0
+
+                def count() -> None:
+                    nonlocal steps
+                    steps += 1
+
+                calls: list[str] = []
+                connection.set_trace_callback(calls.append)
+                connection.set_progress_handler(count, 1)  # each instruction of SQLite's machine
+                tasks = await take(store)
+                connection.set_progress_handler(None, 1)
+                connection.set_trace_callback(None)
+                for call in calls:
+                    if call.startswith(("SELECT", "UPDATE", "DELETE")):
+                        plan = [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {call}")]
+                        assert not [step for step in plan if step.startswith(("SCAN omniq.line", "SCAN omniq.bucket"))]
+                assert [task.key for task in tasks] == [f"small {number}"]
+                costs.append(steps)
+            assert costs[1] < 1.2 * costs[0]
 
     asyncio.run(scenario())
 

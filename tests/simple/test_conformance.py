@@ -54,6 +54,7 @@ class TestSqlTx(StorageContract):
             "queue": ("omniq_task_count", "queue", None),
             "pause": ("omniq_paused", "queue", None),
             "unique": ("omniq_task", "unique_key", ("unique_key", "live_key")),
+            "limit": ("omniq_task_limit", "name", ("body",)),
         }
         return SpoiledRows(tmp_path / "jobs.db", tables)
 

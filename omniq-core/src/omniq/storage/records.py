@@ -199,7 +199,7 @@ def load_limit(text: str | bytes, limit_id: str) -> Limit:
             raise ValueError(f"its revision is {limit.revision!r}")
     except _UNREADABLE as error:
         raise CorruptRecord(
-            f"the limit {limit_id!r} cannot be read: {error}; delete it (omniq limits delete) and store it anew",
+            f"the limit {limit_id!r} cannot be read: {error}; store it anew (omniq limits set)",
             kind="limit",
             name=limit_id,
         ) from error

@@ -14,7 +14,7 @@ from omniq.storage.escaping import get_logger
 from omniq.storage.records import dump_error
 from omniq.storage.validation import corrupt_error
 from omniq.task import StoredTask
-from omniq_local.sqlite import flows
+from omniq_local.sqlite import flows, limits
 from omniq_local.sqlite.encoding import CANCELLED, FAILED, READY, RUNNING, SCHEDULED, claimed_task, moment, span
 from omniq_local.sqlite.transaction import End, Row, Transaction
 
@@ -48,6 +48,8 @@ class Picked:
     now: int
     lease_until: int
     rows: list[tuple[str, list[Any]]]
+    tasks: list[StoredTask]
+    """And those of queues that have limits or lines."""
 
 
 @frozen
@@ -65,18 +67,23 @@ def claim(asked: Claim, tx: Transaction) -> Picked:
     :return: rows; :func:`read` makes tasks of them, once the lock on the file is free again.
     """
     tx.fold()
-    paused, expired, has_agenda = tx.value("claim.obstacles", tx.now, tx.now)
+    paused, expired, has_agenda, lined = tx.value("claim.obstacles", tx.now, tx.now)
     if has_agenda:
         flows.settle(flows.SETTLED, tx)
     if expired:
         _end_all_expired(tx)
     picked: list[tuple[str, list[Any]]] = []
+    taken: list[StoredTask] = []
     left = sum(asked.demand.values()) if asked.limit is None else asked.limit
     for queue, wanted in asked.demand.items():
         if queue in paused:
             continue
         room = min(wanted, left)
-        promote(tx, queue, max(PROMOTED, 2 * room))
+        if (tx.has_lanes and limits.has_lane(queue, tx)) or promote(tx, queue, max(PROMOTED, 2 * room), lined=lined):
+            found = limits.claim(queue, room, asked.worker, asked.lease, tx) if room > 0 else []
+            left -= len(found)
+            taken += found
+            continue
         rows = _pick(tx, queue, room) if room > 0 else []
         if rows:
             tx.count(queue, READY, -len(rows))
@@ -88,24 +95,29 @@ def claim(asked: Claim, tx: Transaction) -> Picked:
         seqs = json.dumps([row[0] for _, row in picked])
         tx.run("claim.take", tx.now + lease, lease, asked.worker, tx.now, seqs)
         tx.rows += len(picked)
-        if asked.waiter is not None:
-            tx.run("waiting.unregister", asked.waiter)
         for _, row in picked:
             if row[14] is None:
                 row[14] = _body(tx, row[0])
-    return Picked(tx.now, tx.now + lease, picked)
+    if asked.waiter is not None and (picked or taken):
+        tx.run("waiting.unregister", asked.waiter)
+    return Picked(tx.now, tx.now + lease, picked, taken)
 
 
-def promote(tx: Transaction, queue: str, limit: int) -> None:
+def promote(tx: Transaction, queue: str, limit: int, *, lined: bool = False) -> bool:
     """Make tasks of a queue ready whose time has come.
 
     :param limit: how many at most, the earliest first.
+    :param lined: whether some of them may have a key or a named limit.
+    :return: whether some of them have.
     """
+    if lined:
+        return limits.promote(queue, limit, tx)
     promoted = tx.run("claim.promote", queue, tx.now, limit)
     if promoted:
         tx.count(queue, SCHEDULED, -promoted)
         tx.count(queue, READY, promoted)
         tx.rows += promoted
+    return False
 
 
 def _pick(tx: Transaction, queue: str, limit: int) -> list[list[Any]]:
@@ -132,16 +144,19 @@ def _body(tx: Transaction, seq: int) -> bytes | None:
     return None if found is None else found[0]
 
 
-def read(picked: Picked, worker: str) -> Claimed:
+def read(picked: Picked, asked: Claim) -> Claimed:
     """Make tasks of claimed rows."""
     now, lease_until = moment(picked.now), moment(picked.lease_until)
     tasks: list[StoredTask] = []
     unreadable: list[tuple[Row, CorruptRecord]] = []
     for queue, row in picked.rows:
         try:
-            tasks.append(claimed_task(row, queue, worker, now, lease_until))
+            tasks.append(claimed_task(row, queue, asked.worker, now, lease_until))
         except CorruptRecord as error:
             unreadable.append(((row[0], row[1], queue, RUNNING, None), error))
+    if picked.tasks:
+        places = {queue: place for place, queue in enumerate(asked.demand)}
+        tasks = sorted([*tasks, *picked.tasks], key=lambda task: places.get(task.queue, 0))
     return Claimed(tasks, unreadable)
 
 

@@ -16,6 +16,7 @@ from omniq.errors import StorageUnavailable
 from omniq.storage.escaping import get_logger
 from omniq_local.sqlite.connecting import Identity, connect, escaped, identity_of, log_identity_of
 from omniq_local.sqlite.errors import is_broken, is_busy, translated
+from omniq_local.sqlite.limits import prospects
 from omniq_local.sqlite.lost_log import LogReplaced, save_log
 from omniq_local.sqlite.preparation import prepare
 from omniq_local.sqlite.settings import Settings
@@ -271,7 +272,7 @@ class Writer(LockedConnection):
             if connection is None:
                 return MISSED
             try:
-                transaction = Transaction(connection, self._sql, self._now())
+                transaction = Transaction(connection, self._sql, self._now(), prospects=prospects)
                 result = job(transaction)
                 transaction.complete()
                 connection.execute("COMMIT")
@@ -299,7 +300,7 @@ class Writer(LockedConnection):
             connection = self._begun_by(deadline)
             try:
                 for job in jobs:
-                    transaction = Transaction(connection, self._sql, self._now())
+                    transaction = Transaction(connection, self._sql, self._now(), prospects=prospects)
                     results.append(job(transaction))
                     transaction.complete()
                     pokes += transaction.pokes

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from omniq.task import TaskState
-from omniq_local.sqlite import flows
+from omniq_local.sqlite import flows, limits
 from omniq_local.sqlite.claiming import promote
 from omniq_local.sqlite.encoding import (
     BLOCKED,
@@ -20,6 +20,7 @@ from omniq_local.sqlite.encoding import (
     SUCCEEDED,
     is_id,
 )
+from omniq_local.sqlite.lines import EVERYBODY
 from omniq_local.sqlite.transaction import Row, Transaction
 
 __all__ = ["cancel", "delete", "last_seq", "pause", "purge_step", "resume", "retry", "run_now"]
@@ -30,7 +31,12 @@ PURGED = 2000
 
 def _rows(tx: Transaction, ids: Sequence[str]) -> dict[str, Row]:
     found = tx.value("finish.held", json.dumps(ids))
-    return {task_id: (seq, task_id, queue, state, flow) for task_id, seq, queue, state, _, _, flow in found}
+    return {task_id: (seq, task_id, queue, state, flow) for task_id, seq, queue, state, _, _, flow, _ in found}
+
+
+def _lined(tx: Transaction, ids: Sequence[str]) -> list[int]:
+    """Return those of some tasks that have a key or a named limit."""
+    return [found[1] for found in tx.value("finish.held", json.dumps(ids)) if found[7] is not None]
 
 
 def _rows_without_id(tx: Transaction, ids: Sequence[str]) -> dict[str, Row]:
@@ -82,6 +88,7 @@ def run_now(ids: Sequence[str], tx: Transaction) -> list[bool]:
 
 def _made_ready(statement: str, ids: Sequence[str], rows: Mapping[str, Row], tx: Transaction) -> list[bool]:
     results = []
+    revived = []
     for task_id in ids:
         row = rows.get(task_id)
         done = row is not None and tx.run(statement, tx.stamp, tx.now, row[0]) == 1
@@ -89,7 +96,9 @@ def _made_ready(statement: str, ids: Sequence[str], rows: Mapping[str, Row], tx:
             tx.count(row[2], row[3], -1)
             tx.count(row[2], READY, 1)
             tx.made_ready(row[2])
+            revived.append(task_id)
         results.append(done)
+    limits.moved(_lined(tx, revived), tx)
     return results
 
 
@@ -123,7 +132,7 @@ def purge_step(queue: str, state: TaskState | None, last: int, tx: Transaction) 
     """
     tx.fold()
     # What is due is ready, though its record does not say so yet.
-    promote(tx, queue, PURGED)
+    promote(tx, queue, PURGED, lined=True)
     rows: list[Row] = []
     for number in range(SCHEDULED, BLOCKED + 1) if state is None else [NUMBER_OF[state]]:
         left = PURGED - len(rows)
@@ -139,6 +148,7 @@ def _tombstones(tx: Transaction, queue: str, state: int, last: int, limit: int) 
         found = tx.value("control.doomed_scheduled", queue, last, limit)
     elif state == READY:
         found = tx.value("control.doomed_ready", queue, last, limit)
+        found += tx.value("control.doomed_lined", queue, last, limit - len(found))
     elif state == BLOCKED:
         found = tx.value("control.doomed_blocked", queue, last, limit)
     elif state in (SUCCEEDED, FAILED, CANCELLED):
@@ -157,7 +167,3 @@ def resume(queue: str, tx: Transaction) -> bool:
         return False
     tx.made_ready(queue, EVERYBODY)
     return True
-
-
-EVERYBODY = 1_000_000
-"""More than ever wait for one queue."""

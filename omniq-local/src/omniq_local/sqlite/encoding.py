@@ -16,10 +16,11 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
 from omniq.errors import CorruptRecord
+from omniq.limit import PLAIN, Limited, line_id
 from omniq.storage import validation
 from omniq.storage.records import load_error, load_progress
 from omniq.storage.validation import UNREADABLE, check_task, corrupt, is_text
-from omniq.task import Feed, NewTask, StoredTask, TaskState, When, record_of
+from omniq.task import Feed, LimitedTask, NewTask, StoredTask, TaskState, When, record_of
 
 __all__ = [
     "BARE",
@@ -81,13 +82,15 @@ BODY_APART = 1000
 COLUMNS = """
     seq, id, queue, name, priority, state, created_at, run_at, attempt, delivery, lease_until, worker, started_at,
     finished_at, expires_at, unique_key, cancel, options, error, progress, flow, behind, feeds, opening_delay,
-    attempt_log, coalesce(body, (SELECT body FROM "{ns}.body" AS large WHERE large.seq = "{ns}.task".seq)), result
+    limit_key, limit_name, first_at, line, attempt_log,
+    coalesce(body, (SELECT body FROM "{ns}.body" AS large WHERE large.seq = "{ns}.task".seq)), result
 """
 """What :func:`task_of` reads."""
 
 BARE = """
     seq, id, queue, name, priority, state, created_at, run_at, attempt, delivery, lease_until, worker, started_at,
-    finished_at, expires_at, unique_key, cancel, options, error, progress, flow, behind, feeds, opening_delay, NULL,
+    finished_at, expires_at, unique_key, cancel, options, error, progress, flow, behind, feeds, opening_delay,
+    limit_key, limit_name, first_at, line, NULL,
     coalesce(length(body), (SELECT length(body) FROM "{ns}.body" AS large WHERE large.seq = "{ns}.task".seq)),
     length(result)
 """
@@ -95,14 +98,15 @@ BARE = """
 
 SLIM = """
     seq, id, queue, name, priority, state, created_at, run_at, attempt, delivery, lease_until, worker, started_at,
-    finished_at, expires_at, unique_key, cancel, options, error, NULL, flow, behind, feeds, opening_delay, NULL, x'',
-    NULL
+    finished_at, expires_at, unique_key, cancel, options, error, NULL, flow, behind, feeds, opening_delay,
+    limit_key, limit_name, first_at, line, NULL, x'', NULL
 """
 """The same with nothing in place of what no step of a flow asks for."""
 
 CLAIMABLE = """
     seq, id, name, priority, created_at, run_at, attempt, delivery, expires_at, unique_key, options, error, attempt_log,
-    iif(flow IS NULL, NULL, '' || json_array(flow, behind, feeds, opening_delay)) AS place
+    iif(flow IS NULL AND first_at IS NULL, NULL, '' || json_array(flow, behind, feeds, opening_delay, first_at))
+    AS place
 """
 """What a claim reads, besides the body; the rest it knows, for it is what the claim writes."""
 
@@ -261,6 +265,10 @@ def _task_of(
     behind: int | None,
     feeds: str | None,
     opening_delay: float | None,
+    key: str | None,
+    limit: str | None,
+    first_at: int | None,
+    line: str | None,
     attempt_log: str | None,
     body: bytes | None,
     result: bytes | None,
@@ -268,7 +276,9 @@ def _task_of(
     options = load_options(options_text)
     if body is None:
         raise ValueError("its body is missing")
-    return StoredTask(
+    if (line or PLAIN) != line_id(queue, key, limit):
+        raise ValueError(f"it stands in the line {line!r}, which is not that of its key and its named limit")
+    task = StoredTask(
         id=_check_id(task_id),
         queue=queue,
         name=name,
@@ -298,17 +308,25 @@ def _task_of(
         result_payload=result,
         attempt_log=attempt_log or "",
     )
+    limited = _limited(key, limit, first_at)
+    return task if limited is None else LimitedTask(**vars(task), limited=limited)
 
 
-_Place = tuple[str | None, int | None, tuple[Feed, ...], float | None]
-_NO_PLACE: _Place = (None, None, (), None)
+def _limited(key: str | None, limit: str | None, first_at: int | None) -> Limited | None:
+    if key is None and limit is None and first_at is None:
+        return None
+    return Limited(key, limit, None if first_at is None else moment(first_at))
+
+
+_Place = tuple[str | None, int | None, tuple[Feed, ...], float | None, Limited | None]
+_NO_PLACE: _Place = (None, None, (), None, None)
 
 
 # The tasks of a group share theirs.
 @functools.lru_cache(maxsize=1024)
 def _place(text: str) -> _Place:
-    flow, behind, feeds, opening_delay = json.loads(text)
-    return flow, behind, _load_feeds(feeds), opening_delay
+    flow, behind, feeds, opening_delay, first_at = json.loads(text)
+    return flow, behind, _load_feeds(feeds), opening_delay, _limited(None, None, first_at)
 
 
 def claimed_task(row: Sequence[Any], queue: str, worker: str, now: datetime, lease_until: datetime) -> StoredTask:
@@ -324,46 +342,45 @@ def claimed_task(row: Sequence[Any], queue: str, worker: str, now: datetime, lea
     try:
         _, task_id, name, priority, created_at, run_at, attempt, delivery, expires_at, unique, text, error = row[:12]
         attempt_log, place, body = row[12:]
-        flow, behind, feeds, opening_delay = _NO_PLACE if place is None else _place(place)
+        flow, behind, feeds, opening_delay, limited = _NO_PLACE if place is None else _place(place)
         max_retries, tags, result_ttl = load_options(text)
         if body is None:
             raise ValueError("its body is missing")
         created = moment(created_at)
-        task = record_of(
-            StoredTask,
-            {
-                "id": _check_id(task_id),
-                "queue": queue,
-                "name": name,
-                "body": bytes.fromhex(body) if isinstance(body, str) else body,
-                "priority": priority,
-                "state": TaskState.RUNNING,
-                "attempt": attempt + 1,
-                "delivery": delivery + 1,
-                "max_retries": max_retries,
-                "created_at": created,
-                "run_at": created if run_at == created_at else moment(run_at),
-                "started_at": now,
-                "expires_at": None if expires_at is None else moment(expires_at),
-                "lease_until": lease_until,
-                "worker": worker,
-                "unique": unique,
-                "tags": tags,
-                "result_ttl": result_ttl,
-                "flow": flow,
-                "behind": behind,
-                "feeds": feeds,
-                "opening_delay": opening_delay,
-                "error": None if error is None else load_error(error),
-                "finished_at": None,
-                "progress": None,
-                "cancel_requested": False,
-                "result_payload": None,
-                "omitted": None,
-                "attempt_log": attempt_log or "",
-            },
-        )
-        return check_task(task)
+        fields: dict[str, Any] = {
+            "id": _check_id(task_id),
+            "queue": queue,
+            "name": name,
+            "body": bytes.fromhex(body) if isinstance(body, str) else body,
+            "priority": priority,
+            "state": TaskState.RUNNING,
+            "attempt": attempt + 1,
+            "delivery": delivery + 1,
+            "max_retries": max_retries,
+            "created_at": created,
+            "run_at": created if run_at == created_at else moment(run_at),
+            "started_at": now,
+            "expires_at": None if expires_at is None else moment(expires_at),
+            "lease_until": lease_until,
+            "worker": worker,
+            "unique": unique,
+            "tags": tags,
+            "result_ttl": result_ttl,
+            "flow": flow,
+            "behind": behind,
+            "feeds": feeds,
+            "opening_delay": opening_delay,
+            "error": None if error is None else load_error(error),
+            "finished_at": None,
+            "progress": None,
+            "cancel_requested": False,
+            "result_payload": None,
+            "omitted": None,
+            "attempt_log": attempt_log or "",
+        }
+        if limited is None:
+            return check_task(record_of(StoredTask, fields))
+        return check_task(record_of(LimitedTask, fields | {"limited": limited}))
     except UNREADABLE as problem:
         raise _corrupt(row, problem) from problem
 
@@ -391,6 +408,8 @@ def salvaged(row: Sequence[Any], error: CorruptRecord) -> StoredTask:
         known[name] = moment(value) if isinstance(value, int) and 0 <= value <= LATEST else None
     with contextlib.suppress(*UNREADABLE):
         known["feeds"] = _load_feeds(row[_FEEDS])
+    with contextlib.suppress(*UNREADABLE):
+        known["limited"] = _limited(*row[_LIMITED])
     return validation.salvaged(error, row[1] if is_id(row[1]) else None, known)
 
 
@@ -405,8 +424,10 @@ _SALVAGED = {
     "finished_at": 13,
     "flow": 20,
     "behind": 21,
-    "body": 25,
+    "body": 29,
 }
 """Where in a row that stands which can be shown of it by itself."""
 _FEEDS = 22
-"""And where the gates that it feeds."""
+"""And where the gates that it feeds,"""
+_LIMITED = slice(24, 27)
+"""and its key, its named limit and the time of the first."""

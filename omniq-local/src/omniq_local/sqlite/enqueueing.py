@@ -8,7 +8,7 @@ from typing import Any
 from omniq.flow import NewFlow
 from omniq.storage import Enqueued
 from omniq.task import NewTask
-from omniq_local.sqlite import flows
+from omniq_local.sqlite import flows, limits
 from omniq_local.sqlite.encoding import BODY_APART, SCHEDULED, columns_of
 from omniq_local.sqlite.transaction import Transaction
 
@@ -23,6 +23,8 @@ def enqueue(tasks: Sequence[NewTask], tx: Transaction, flow: NewFlow | None = No
         members = iter(flows.enqueue([task for task in tasks if task.flow is not None], None, tx))
         others = iter(enqueue([task for task in tasks if task.flow is None], tx))
         return [next(others if task.flow is None else members) for task in tasks]
+    if any(task.key is not None or task.limit is not None or task.debounce is not None for task in tasks):
+        return limits.enqueue(tasks, tx)
     rows = [columns_of(task, tx.now, tx.stamp) for task in tasks]
     before = tx.last_seq()
     stored = tx.batch("enqueue.insert", rows)

@@ -9,7 +9,7 @@ from typing import Any
 from omniq.storage import Lease, LeaseState
 from omniq.storage.records import dump_error, dump_progress
 from omniq.task import Cancelled, Failed, Outcome, Progress, Released, Retry, Succeeded
-from omniq_local.sqlite import flows
+from omniq_local.sqlite import flows, limits
 from omniq_local.sqlite.encoding import (
     CANCELLED,
     FAILED,
@@ -19,13 +19,14 @@ from omniq_local.sqlite.encoding import (
     SUCCEEDED,
     span,
 )
+from omniq_local.sqlite.limits import Left
 from omniq_local.sqlite.transaction import End, Transaction
 
 __all__ = ["finish", "heartbeat", "set_progress"]
 
 
 def _held(tx: Transaction, ids: Sequence[str]) -> dict[str, list[Any]]:
-    """Return id, seq, queue, state, delivery, cancel and flow of the tasks that are there, by id."""
+    """Return id, seq, queue, state, delivery, cancel, flow and line of the tasks that are there, by id."""
     return {found[0]: found for found in tx.value("finish.held", json.dumps(ids))}
 
 
@@ -36,13 +37,17 @@ def finish(outcomes: Sequence[Outcome], tx: Transaction) -> list[bool]:
     accepted = []
     ended: list[End] = []
     back: list[tuple[Any, ...]] = []
+    left: list[Left] = []
+    has_lanes = tx.has_lanes
     for outcome in outcomes:
         found = held.get(outcome.id)
         if found is None or found[3] != RUNNING or found[4] != outcome.delivery:
             accepted.append(False)
             continue
         accepted.append(True)
-        task_id, seq, queue, _, _, cancel, flow = found
+        task_id, seq, queue, _, _, cancel, flow, line = found
+        if has_lanes or line is not None:
+            left.append(Left(seq, queue, line is not None, isinstance(outcome, Released)))
         found[3] = None  # one outcome for each delivery, also within a batch
         row = (seq, task_id, queue, RUNNING, flow)
         match outcome:
@@ -66,6 +71,8 @@ def finish(outcomes: Sequence[Outcome], tx: Transaction) -> list[bool]:
         tx.batch("finish.give_back", back)
     if ended:
         flows.conclude(ended, tx)
+    if left:
+        limits.follow(left, tx)
     return accepted
 
 

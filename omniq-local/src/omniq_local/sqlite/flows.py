@@ -16,8 +16,10 @@ from typing import Any
 
 from omniq.errors import CorruptRecord
 from omniq.flow import Flow, NewFlow, StoredFlow, StoredGate
+from omniq.limit import line_id
 from omniq.storage import Adoption, Enqueued, flow_transitions, primitives, transitions
 from omniq.storage.escaping import get_logger
+from omniq.storage.limit_transitions import is_lined
 from omniq.storage.records import dump_error
 from omniq.storage.rows import drop_at, dump_flow, dump_gate, load_flow, load_gate, to_micros
 from omniq.storage.states import due_at
@@ -31,9 +33,9 @@ from omniq_local.sqlite.encoding import (
     STATE_OF,
     dump_feeds,
     dump_options,
-    moment,
     span,
 )
+from omniq_local.sqlite.lines import Lines
 from omniq_local.sqlite.reading import make_task
 from omniq_local.sqlite.statements import Statements
 from omniq_local.sqlite.transaction import End, Row, Transaction
@@ -139,15 +141,14 @@ def check_flows(sql: Statements, connection: sqlite3.Connection) -> list[Corrupt
 # What they ask of a transaction
 
 
-class FlowTransaction(primitives.FlowTransaction):
+class FlowTransaction(Lines, primitives.FlowTransaction):
     """One transaction as the verbs of flows have it.
 
     :param tx: the transaction.
     """
 
     def __init__(self, tx: Transaction) -> None:
-        self.now = moment(tx.now)
-        self._tx = tx
+        super().__init__(tx)
         self._rows: dict[str, Row] = {}
         """Of each task that was read: what is stored of it."""
 
@@ -165,6 +166,10 @@ class FlowTransaction(primitives.FlowTransaction):
     def by_seqs(self, seqs: Sequence[int]) -> list[StoredTask]:
         """Return tasks by their places, without their bodies and results."""
         return self._tasks("flows.by_seqs", json.dumps(seqs))
+
+    def seq_of(self, task: StoredTask) -> int:
+        """Return the place of a task that was read."""
+        return self._rows[task.id][0]
 
     def load(self, ids: Iterable[str]) -> dict[str, StoredTask]:
         wanted = list(dict.fromkeys(ids))
@@ -206,13 +211,23 @@ class FlowTransaction(primitives.FlowTransaction):
             task.opening_delay,
             task.body if len(task.body) <= BODY_APART else None,
             *_past(task),
+            line_id(task.queue, task.key, task.limit) or None,
+            task.key,
+            task.limit,
+            _micros(task.first_at),
         )
 
     def save(self, tasks: Sequence[StoredTask]) -> None:
         changes, unreadable = [], []
+        ended: list[End] = []
         for task in tasks:
-            seq, *known, before, flow = self._rows[task.id]
+            row = seq, *known, before, flow = self._rows[task.id]
             after = NUMBER_OF[task.state]
+            if flow is None and task.state.is_final:
+                error = None if task.error is None else dump_error(task.error)
+                ended.append((row, after, task.result_payload, error, task.attempt_log or None))
+                self._rows[task.id] = (row[0], row[1], row[2], after, None)
+                continue
             if isinstance(task, Salvaged):
                 unreadable.append((seq, after, None, None if task.error is None else dump_error(task.error), None))
             else:
@@ -221,12 +236,14 @@ class FlowTransaction(primitives.FlowTransaction):
             self._tx.went(task_id, queue, before, after)
             self._rows[task.id] = (seq, task_id, queue, after, flow)
             self._tell(task)
+        self._tx.conclude(ended)
         self._tx.batch("flows.save", changes)
         self._tx.batch("transaction.conclude", unreadable, self._tx.now, self._tx.now)
 
     def _tell(self, task: StoredTask) -> None:
         if task.state is TaskState.READY:
-            self._tx.made_ready(task.queue)
+            if not is_lined(task):  # else its line tells
+                self._tx.made_ready(task.queue)
         elif task.state is TaskState.SCHEDULED:
             self._tx.will_be_ready(task.queue, to_micros(task.run_at))
 

@@ -89,6 +89,7 @@ class _Pages:
         if number == READY:
             yield from self.seqs("list_fresh", bounds, limit, queue=queue)
             yield from self.seqs("list_ready", bounds, limit, queue=queue)
+            yield from self.seqs("list_lined", bounds, limit, queue=queue)
         elif number == SCHEDULED:
             yield from self.seqs("list_scheduled", bounds, limit, queue=queue)
         elif number == RUNNING:

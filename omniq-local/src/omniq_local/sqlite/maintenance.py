@@ -9,9 +9,10 @@ from omniq.storage.attempts import LONGEST_LOG
 from omniq.storage.records import dump_error
 from omniq.storage.validation import UNREADABLE
 from omniq.task import StoredTask, TaskError
-from omniq_local.sqlite import flows
+from omniq_local.sqlite import flows, limits
 from omniq_local.sqlite.claiming import end_expired
 from omniq_local.sqlite.encoding import CANCELLED, FAILED, READY, RUNNING, load_options
+from omniq_local.sqlite.limits import Left
 from omniq_local.sqlite.reading import make_task
 from omniq_local.sqlite.transaction import End, Transaction
 
@@ -27,7 +28,8 @@ def recover(limit: int, tx: Transaction) -> list[StoredTask]:
     lapsed = tx.value("maintenance.lapsed", tx.now, limit)
     ended: list[End] = []
     back: list[tuple[Any, ...]] = []
-    for seq, task_id, queue, attempt, cancel, worker, options, flow in lapsed:
+    left = [Left(row[0], row[2], row[8] is not None) for row in lapsed if row[8] is not None or tx.has_lanes]
+    for seq, task_id, queue, attempt, cancel, worker, options, flow, _ in lapsed:
         row = (seq, task_id, queue, RUNNING, flow)
         if cancel:
             ended.append((row, CANCELLED, None, None, None))
@@ -45,6 +47,8 @@ def recover(limit: int, tx: Transaction) -> list[StoredTask]:
         tx.batch("finish.give_back", back)
     if ended:
         flows.conclude(ended, tx)
+    if left:
+        limits.follow(left, tx)
     if len(lapsed) < limit:
         end_expired(limit - len(lapsed), tx)
     flows.settle(flows.SETTLED, tx)
@@ -65,6 +69,7 @@ def prune(limit: int, tx: Transaction) -> int:
     rows = [tuple(row) for row in tx.value("maintenance.outdated", tx.now, limit)]
     tx.forget(rows)
     members = flows.prune(limit - len(rows), tx)
+    limits.prune(limit, tx)
     tx.run("maintenance.dead_workers", tx.now)
     tx.run("maintenance.dead_waiters", tx.now)
     tx.flush_counts()

@@ -38,7 +38,15 @@ class Inserted(enum.Enum):
 
 def is_simple(task: NewTask) -> bool:
     """Tell whether one statement is all that a task takes."""
-    return task.run_at is None and task.flow is None and not task.tags and len(task.body) <= BODY_APART
+    return (
+        task.run_at is None
+        and task.flow is None
+        and not task.tags
+        and task.key is None
+        and task.limit is None
+        and task.debounce is None
+        and len(task.body) <= BODY_APART
+    )
 
 
 class SingleWriter(Writer):

@@ -53,6 +53,7 @@ class Statements:
     """
 
     def __init__(self, prefix: str) -> None:
+        self.prefix = prefix
         self._texts = {
             name: text.replace("{columns}", COLUMNS)
             .replace("{bare}", BARE)
@@ -67,6 +68,10 @@ class Statements:
 
     def __getitem__(self, name: str) -> str:
         return self._texts[name]
+
+    def table(self, name: str) -> str:
+        """Return the name of a table as it stands in a statement."""
+        return f'"{self.prefix}.{name}"'
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._texts)

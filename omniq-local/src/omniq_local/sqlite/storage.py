@@ -14,6 +14,7 @@ from typing import Any, Self
 
 from omniq.errors import StorageUnavailable
 from omniq.flow import Flow, NewFlow
+from omniq.limit import Limit, LimitUsage, Scope
 from omniq.schedule import Schedule
 from omniq.storage import (
     Adoption,
@@ -34,7 +35,7 @@ from omniq.storage.transactions import CallerTransaction
 from omniq.storage.validation import finding
 from omniq.task import NewTask, Outcome, Progress, StoredTask, TaskState
 from omniq_local.io_threads import on_io_thread
-from omniq_local.sqlite import claiming, control, finishing, flows, joining, maintenance, reading, schedules
+from omniq_local.sqlite import claiming, control, finishing, flows, joining, limits, maintenance, reading, schedules
 from omniq_local.sqlite.database import Database
 from omniq_local.sqlite.doctor import diagnose
 from omniq_local.sqlite.encoding import moment
@@ -73,7 +74,7 @@ class SQLiteStorage(Storage):
             Capability.TRANSACTIONS,
         }
     )
-    limits = StorageLimits(flow_step=2_500, body=MOST_BYTES, flows=True)
+    limits = StorageLimits(flow_step=2_500, body=MOST_BYTES, flows=True, task_limits=True)
 
     def __init__(self, config: StorageConfig, *, clock: Callable[[], float] = time.time) -> None:
         self._config = config
@@ -153,10 +154,10 @@ class SQLiteStorage(Storage):
         waiter = waiting.kept_token
         asked = claiming.Claim(demand=demand, worker=worker, lease=lease, limit=limit, waiter=waiter)
         picked = await database.write(partial(claiming.claim, asked), small=total <= LARGE)
-        if not picked.rows:
+        if not picked.rows and not picked.tasks:
             return []
         waiting.forget_kept(waiter)
-        claimed = claiming.read(picked, worker)
+        claimed = claiming.read(picked, asked)
         if claimed.unreadable:
             await database.write(partial(claiming.end_corrupt, claimed.unreadable))
         return claimed.tasks
@@ -275,6 +276,22 @@ class SQLiteStorage(Storage):
     async def fire(self, schedule: Schedule, tasks: Sequence[NewTask]) -> list[Enqueued] | None:
         return await self._opened().write(partial(schedules.fire, schedule, tasks), small=len(tasks) <= LARGE)
 
+    # Limits
+
+    async def put_limit(self, limit: Limit, expected_revision: int | None = None) -> Limit | None:
+        return await self._opened().write(partial(limits.put_limit, limit, expected_revision))
+
+    async def get_limits(self, ids: Sequence[str] | None = None) -> list[Limit]:
+        database = self._opened()
+        return await database.read(partial(limits.get_limits, ids, database.sql, database.now()))
+
+    async def get_limit_usage(self, scopes: Sequence[Scope] | None = None) -> list[LimitUsage]:
+        database = self._opened()
+        return await database.read(partial(limits.get_usage, scopes, database.sql, database.now()))
+
+    async def delete_limit(self, limit_id: str) -> bool:
+        return await self._opened().write(partial(limits.delete_limit, limit_id))
+
     # Upkeep
 
     async def prune(self, limit: int) -> int:
@@ -288,7 +305,8 @@ class SQLiteStorage(Storage):
         others = await database.read(partial(reading.check, database.sql, database.now()))
         unreadable = await database.read(partial(schedules.check_schedules, database.sql))
         of_flows = await database.read(partial(flows.check_flows, database.sql))
-        found = [finding(problem) for problem in (*unreadable, *of_flows, *others)]
+        of_limits = await database.read(partial(limits.check_limits, database.sql, database.now()))
+        found = [finding(problem) for problem in (*unreadable, *of_flows, *of_limits, *others)]
         return [*found, *await super().check(limit)][:limit]
 
     async def adopt(self, tasks: Sequence[StoredTask], flows: Sequence[Flow] = ()) -> list[Adoption]:

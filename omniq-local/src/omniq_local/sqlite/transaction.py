@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from attrs import frozen
@@ -56,18 +56,22 @@ class Transaction:
     :param sql: the namespace's statements.
     :param now: the store's now, in microseconds.
     :param execute: how to run a statement; None: as the connection does it.
+    :param prospects: returns of those of some queues that have limits or lines whether a claim may give something now,
+        or in a moment; None: no caller who waits is woken by this transaction.
     """
 
     __slots__ = (
         "_connection",
         "_counts",
         "_ended",
+        "_has_lanes",
         "_has_waiters",
         "_ready",
         "_stamp",
         "execute",
         "now",
         "pokes",
+        "prospects",
         "rows",
         "sql",
     )
@@ -78,6 +82,7 @@ class Transaction:
         sql: Statements,
         now: int,
         execute: Callable[..., sqlite3.Cursor] | None = None,
+        prospects: Callable[[Transaction, Sequence[str]], Mapping[str, bool]] | None = None,
     ) -> None:
         self._connection = connection
         self.execute = connection.execute if execute is None else execute
@@ -92,6 +97,8 @@ class Transaction:
         self._ended: list[str] = []
         self._stamp: int | None = None
         self._has_waiters = 0
+        self._has_lanes: int | None = None
+        self.prospects = prospects
 
     # The state of things
 
@@ -115,6 +122,17 @@ class Transaction:
         if self._stamp is None:
             self._glance()
         return bool(self._has_waiters)
+
+    @property
+    def has_lanes(self) -> bool:
+        """Whether any queue has limits or lines, see :class:`omniq.limit.Lane`."""
+        if self._has_lanes is None:
+            self._has_lanes = self.execute(self.sql["transaction.tail_ends"]).fetchone()[2]
+        return bool(self._has_lanes)
+
+    def lane_was_saved(self) -> None:
+        """Note that a queue has limits or lines now."""
+        self._has_lanes = 1
 
     def last_seq(self) -> int:
         """Return the number of the latest task."""
@@ -154,9 +172,16 @@ class Transaction:
 
     def all(self, statement: str, *parameters: Any) -> list[tuple[Any, ...]]:
         """Return the rows of a statement; what is no UTF-8 in them is escaped."""
+        return self.rows_of(self.sql[statement], parameters)
+
+    def rows_of(self, text: str, parameters: Sequence[Any]) -> list[tuple[Any, ...]]:
+        """Return the rows of a query; what is no UTF-8 in them is escaped.
+
+        :param text: in SQL.
+        """
 
         def read() -> list[tuple[Any, ...]]:
-            return self.execute(self.sql[statement], parameters).fetchall()
+            return self.execute(text, parameters).fetchall()
 
         return self._leniently(escaped, read)
 
@@ -182,7 +207,8 @@ class Transaction:
 
     def fold(self) -> None:
         """Count the tasks that were enqueued since the last fold, and make the fresh ones ready."""
-        folded, last = self.execute(self.sql["transaction.tail_ends"]).fetchone()
+        folded, last, lanes = self.execute(self.sql["transaction.tail_ends"]).fetchone()
+        self._has_lanes = self._has_lanes or lanes
         folded += self._counts.get(("", -1), 0)  # by an earlier fold of this transaction
         if last is None or last <= folded:
             return
@@ -303,10 +329,19 @@ class Transaction:
             self._ended += entry.ended
 
     def _choose_whom_to_wake(self) -> None:
+        hopeless = self._hopeless() if self._ready and self.has_lanes else ()
         for topic, n in self._ready.items():
-            self._dismiss(self.value("transaction.waiters_of", topic, self.now, n))
+            if topic not in hopeless:
+                self._dismiss(self.value("transaction.waiters_of", topic, self.now, n))
         if self._ended:
             self._dismiss(self.value("transaction.waiters_of_tasks", json.dumps(self._ended)))
+
+    def _hopeless(self) -> set[str]:
+        """Return the topics of queues of which a limit holds back all that is ready."""
+        if self.prospects is None:
+            return set()
+        queues = [topic[2:] for topic in self._ready if topic.startswith("q:")]
+        return {f"q:{queue}" for queue, is_open in self.prospects(self, queues).items() if not is_open}
 
     def _dismiss(self, waiters: list[list[int]]) -> None:
         if waiters:

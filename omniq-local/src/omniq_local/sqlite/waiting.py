@@ -16,6 +16,7 @@ from functools import partial
 from typing import TypeVar
 
 from omniq.errors import StorageUnavailable
+from omniq_local.sqlite import limits
 from omniq_local.sqlite.connections import Job
 from omniq_local.sqlite.database import Database
 from omniq_local.sqlite.transaction import Transaction
@@ -168,11 +169,9 @@ class Waiting:
             version: int = connection.execute("PRAGMA data_version").fetchone()[0]
             if version == name.seen and all(at is None or at > now for at in (name.due_at, name.run_at)):
                 return False
-            there, name.due_at, name.run_at = connection.execute(
-                self._database.sql["waiting.prospects"], {"queues": queues, "now": now, "pause": OVERDUE_PAUSE}
-            ).fetchone()
+            there = _look(name, queues, Transaction(connection, self._database.sql, now))
             name.seen = version
-            return bool(there)
+            return there
 
         return self._database.quick.read(look)
 
@@ -237,13 +236,22 @@ def _register_for_work(name: _Name, port: int, queues: str, former: int | None, 
     tx.fold()
     # What this has made ready is not to wake us, who are about to look.
     tx.complete()
-    there, name.due_at, name.run_at = tx.execute(
-        tx.sql["waiting.prospects"], {"queues": queues, "now": tx.now, "pause": OVERDUE_PAUSE}
-    ).fetchone()
+    there = _look(name, queues, tx)
     if not there:
         _register(name, port, tx)
         name.others = (tx.one("waiting.others", name.topics[0]) or (0,))[0]
-    return bool(there)
+    return there
+
+
+def _look(name: _Name, queues: str, tx: Transaction) -> bool:
+    """Return whether there is something to do, and note when there will be."""
+    given = {"queues": queues, "now": tx.now, "pause": OVERDUE_PAUSE}
+    there, name.due_at, name.run_at, limited = tx.execute(tx.sql["waiting.prospects"], given).fetchone()
+    if there or limited == "[]":
+        return bool(there)
+    there, at = limits.outlook(json.loads(limited), tx)
+    name.due_at = min((one for one in (name.due_at, at) if one is not None), default=None)
+    return there
 
 
 def _register_for_end(name: _Name, port: int, wanted: str, tx: Transaction) -> list[str]:

@@ -201,6 +201,13 @@ class LimitContract(Contract):
             assert await keys(store, 9) == ["flow"]
 
     @with_limits
+    async def test_queues_with_and_without_limits_are_named_in_the_order_of_the_demand(self, store: Storage) -> None:
+        await store.put_limit(Limit(queue="b", concurrency=2))
+        await add(store, *[new_task(queue=queue) for queue in ("a", "b", "c")], new_task(queue="d", key="k"))
+        found = await store.claim(dict.fromkeys("dcba", 9), worker="w", lease=HELD)
+        assert [task.queue for task in found] == ["d", "c", "b", "a"]
+
+    @with_limits
     async def test_claims_of_many_at_once_stay_within_the_limits(self, stores: Stores) -> None:
         several = [await stores.open() for _ in range(3)]
         store = several[0]

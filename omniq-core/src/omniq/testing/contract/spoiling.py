@@ -18,11 +18,12 @@ import pytest
 from attrs import evolve
 
 from omniq.flow import NewFlow, NewGate
+from omniq.limit import Limit
 from omniq.storage import Lease, LeaseState, Storage, TaskQuery
 from omniq.storage.ids import new_id
 from omniq.storage.validation import check_schedule, check_task, check_worker, is_corrupt
 from omniq.task import Feed, NewTask, Progress, StoredTask, TaskState
-from omniq.testing.contract.base import Contract, needs_fixtures, patient, with_flows
+from omniq.testing.contract.base import Contract, needs_fixtures, patient, with_flows, with_limits
 from omniq.testing.contract.flow_driver import settled
 from omniq.testing.contract.scheduling import LONG_AGO
 from omniq.testing.contract.steps import (
@@ -53,8 +54,9 @@ class Spoil(Protocol):
     one or more places: the columns of a row, the fields of a hash, keys, messages, files.
 
     ``kind`` is one of: ``task`` (the record of a task, with the entries by which it is found, such as its place among
-    the ready ones), ``result`` (of a task that succeeded), ``schedule``, ``worker`` (by their ids), ``queue`` (what is
-    stored of a queue besides its tasks, such as counters), ``pause`` (of a queue), ``unique`` (a key).
+    the ready ones), ``result`` (of a task that succeeded), ``schedule``, ``worker``, ``limit`` (by their ids),
+    ``queue`` (what is stored of a queue besides its tasks, such as counters), ``pause`` (of a queue), ``unique`` (a
+    key).
     """
 
     def read(self, kind: str, name: str) -> Mapping[str, Value]:
@@ -502,6 +504,39 @@ class SpoilContract(Contract):
         assert await other.finish(ended) == [True] * len(ended)
         await add(other, *(new_task(unique=key) for key in good))
         await other.check()
+
+    @needs_fixtures("spoil")
+    @with_limits
+    async def test_limits_hold_beside_those_that_cannot_be_read(
+        self, stores: Stores, store: Storage, spoil: Spoil, most_damages: int
+    ) -> None:
+        await _limit(store, "probe")
+        plan = await self._plan(spoil, "limit", "queue:probe", most_damages)
+        if not plan:
+            return
+        bad = [f"bad{number}" for number in range(len(plan))]
+        good = [f"good{number}" for number in range(5)]
+        for name in _mixed(bad, good):
+            await _limit(store, name)
+        await self._spoiled(spoil, "limit", [f"queue:{name}" for name in bad], plan)
+        other = await stores.open()
+        await self._answers(other)
+        assert {f"queue:{name}" for name in good} <= {limit.id for limit in await other.get_limits()}
+        await other.check()
+        for name in good:
+            (task,) = await other.claim({name: 9}, worker="w", lease=HELD)
+            assert await other.finish([outcome("succeeded", task)]) == [True]
+            assert len(await other.claim({name: 9}, worker="w", lease=HELD)) == 1
+        for name in bad:
+            await other.delete_limit(f"queue:{name}")
+            assert await other.put_limit(Limit(queue=name, concurrency=1)) is not None
+            assert len(await other.claim({name: 9}, worker="w", lease=HELD)) == 1
+        await other.check()
+
+
+async def _limit(store: Storage, queue: str) -> None:
+    await store.put_limit(Limit(queue=queue, concurrency=1))
+    await add(store, *[new_task(queue=queue) for _ in range(3)])
 
 
 def _full_task(**options: Any) -> Any:

@@ -2,7 +2,8 @@
 SELECT json_array(
            (SELECT json_group_array(queue) FROM "{ns}.paused"),
            EXISTS (SELECT 1 FROM "{ns}.task" WHERE expires_at IS NOT NULL AND state < 3 AND expires_at <= ?),
-           EXISTS (SELECT 1 FROM "{ns}.flow" WHERE ended = 0 AND due <= ?)
+           EXISTS (SELECT 1 FROM "{ns}.flow" WHERE ended = 0 AND due <= ?),
+           EXISTS (SELECT 1 FROM "{ns}.task" INDEXED BY "{ns}.lined" WHERE line IS NOT NULL)
        )
 
 -- name: expired
@@ -21,11 +22,19 @@ WHERE seq IN (
     ORDER BY run_at LIMIT ?
 )
 
+-- name: due
+SELECT seq, line IS NOT NULL FROM "{ns}.task" INDEXED BY "{ns}.scheduled"
+WHERE state = 1 AND queue = ? AND run_at <= ?
+ORDER BY run_at LIMIT ?
+
+-- name: make_ready
+UPDATE "{ns}.task" SET state = 2 WHERE seq IN (SELECT value FROM json_each(?))
+
 -- name: pick
 SELECT json_group_array(json_array({claimed}))
 FROM (
     SELECT {claimable}, body FROM "{ns}.task" INDEXED BY "{ns}.ready"
-    WHERE state = 2 AND queue = ? AND (expires_at IS NULL OR expires_at > ?)
+    WHERE state = 2 AND line IS NULL AND queue = ? AND (expires_at IS NULL OR expires_at > ?)
     ORDER BY priority DESC, run_at, seq LIMIT ?
 )
 
@@ -33,7 +42,7 @@ FROM (
 SELECT json_group_array(seq)
 FROM (
     SELECT seq FROM "{ns}.task" INDEXED BY "{ns}.ready"
-    WHERE state = 2 AND queue = ? AND (expires_at IS NULL OR expires_at > ?)
+    WHERE state = 2 AND line IS NULL AND queue = ? AND (expires_at IS NULL OR expires_at > ?)
     ORDER BY priority DESC, run_at, seq LIMIT ?
 )
 

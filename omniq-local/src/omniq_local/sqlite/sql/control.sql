@@ -21,7 +21,15 @@ FROM (
 SELECT json_group_array(json_array(seq, id, queue, state, flow))
 FROM (
     SELECT seq, id, queue, state, flow FROM "{ns}.task" INDEXED BY "{ns}.ready"
-    WHERE state = 2 AND queue = ? AND seq <= ? LIMIT ?
+    WHERE state = 2 AND line IS NULL AND queue = ? AND seq <= ? LIMIT ?
+)
+
+-- name: doomed_lined
+SELECT json_group_array(json_array(seq, id, queue, state, flow))
+FROM (
+    SELECT seq, "{ns}.task".id, "{ns}.task".queue, state, flow
+    FROM "{ns}.line" JOIN "{ns}.task" INDEXED BY "{ns}.lined" ON line = "{ns}.line".id
+    WHERE "{ns}.line".queue = ? AND line IS NOT NULL AND state = 2 AND seq <= ? LIMIT ?
 )
 
 -- name: doomed_ended

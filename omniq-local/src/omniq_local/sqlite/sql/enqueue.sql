@@ -10,6 +10,7 @@ SELECT seq FROM "{ns}.task" WHERE id = ?
 
 -- name: holder
 SELECT id FROM "{ns}.task" WHERE unique_key = ? AND unique_key IS NOT NULL AND state < 4
+  AND (first_at IS NULL OR delivery = 0)
 
 -- name: add_body
 INSERT INTO "{ns}.body" (seq, body) VALUES (?, ?)

@@ -1,5 +1,5 @@
 -- name: held
-SELECT json_group_array(json_array(id, seq, queue, state, delivery, cancel, flow))
+SELECT json_group_array(json_array(id, seq, queue, state, delivery, cancel, flow, line))
 FROM "{ns}.task" WHERE id IN (SELECT value FROM json_each(?))
 
 -- name: give_back

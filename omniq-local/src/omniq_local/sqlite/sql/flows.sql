@@ -8,9 +8,9 @@ SELECT {slim} FROM "{ns}.task" WHERE id IN (SELECT value FROM json_each(?))
 INSERT INTO "{ns}.task" (
     id, queue, name, priority, state, created_at, run_at, expires_at, options, flow, behind, feeds,
     opening_delay, body, delivery, attempt, cancel, started_at, finished_at, delete_at, ttl, worker, unique_key, error,
-    attempt_log, result
+    attempt_log, result, line, limit_key, limit_name, first_at
 )
-VALUES {(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)}
+VALUES {(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)}
 
 -- name: save
 UPDATE "{ns}.task"

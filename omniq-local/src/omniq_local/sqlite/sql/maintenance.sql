@@ -1,7 +1,7 @@
 -- name: lapsed
-SELECT json_group_array(json_array(seq, id, queue, attempt, cancel, worker, options, flow))
+SELECT json_group_array(json_array(seq, id, queue, attempt, cancel, worker, options, flow, line))
 FROM (
-    SELECT seq, id, queue, attempt, cancel, worker, options, flow FROM "{ns}.task" INDEXED BY "{ns}.running"
+    SELECT seq, id, queue, attempt, cancel, worker, options, flow, line FROM "{ns}.task" INDEXED BY "{ns}.running"
     WHERE state = 3 AND lease_until <= ?
     ORDER BY lease_until LIMIT ?
 )

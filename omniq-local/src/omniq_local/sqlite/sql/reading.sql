@@ -15,21 +15,42 @@ SELECT json_group_array(queue) FROM "{ns}.paused"
 WITH RECURSIVE level (priority, run_at) AS (
     SELECT * FROM (
         SELECT priority, run_at FROM "{ns}.task" INDEXED BY "{ns}.ready"
-        WHERE state = 2 AND queue = :queue ORDER BY priority DESC, run_at LIMIT 1
+        WHERE state = 2 AND line IS NULL AND queue = :queue ORDER BY priority DESC, run_at LIMIT 1
     )
     UNION ALL
     SELECT (
                SELECT priority FROM "{ns}.task" INDEXED BY "{ns}.ready"
-               WHERE state = 2 AND queue = :queue AND priority < level.priority ORDER BY priority DESC, run_at LIMIT 1
+               WHERE state = 2 AND line IS NULL AND queue = :queue AND priority < level.priority
+               ORDER BY priority DESC, run_at LIMIT 1
            ),
            (
                SELECT run_at FROM "{ns}.task" INDEXED BY "{ns}.ready"
-               WHERE state = 2 AND queue = :queue AND priority < level.priority ORDER BY priority DESC, run_at LIMIT 1
+               WHERE state = 2 AND line IS NULL AND queue = :queue AND priority < level.priority
+               ORDER BY priority DESC, run_at LIMIT 1
            )
     FROM level WHERE level.priority IS NOT NULL
+),
+-- The same in each line.
+lined (line, priority, run_at) AS (
+    SELECT id, 9223372036854775807, NULL FROM "{ns}.line" WHERE queue = :queue
+    UNION ALL
+    SELECT line,
+           (
+               SELECT priority FROM "{ns}.task" INDEXED BY "{ns}.lined"
+               WHERE state = 2 AND line IS NOT NULL AND line = lined.line AND priority < lined.priority
+               ORDER BY priority DESC, run_at LIMIT 1
+           ),
+           (
+               SELECT run_at FROM "{ns}.task" INDEXED BY "{ns}.lined"
+               WHERE state = 2 AND line IS NOT NULL AND line = lined.line AND priority < lined.priority
+               ORDER BY priority DESC, run_at LIMIT 1
+           )
+    FROM lined WHERE lined.priority IS NOT NULL
 )
 SELECT min(run_at) FROM (
     SELECT min(run_at) AS run_at FROM level
+    UNION ALL
+    SELECT min(run_at) FROM lined
     UNION ALL
     -- And of the fresh ones, which are few.
     SELECT min(run_at) FROM "{ns}.task"
@@ -84,7 +105,13 @@ ORDER BY seq DESC LIMIT :limit
 
 -- name: list_ready
 SELECT seq FROM "{ns}.task" INDEXED BY "{ns}.ready"
-WHERE state = 2 AND queue = :queue AND seq < :before AND seq >= :lowest AND (:name IS NULL OR name = :name)
+WHERE state = 2 AND line IS NULL AND queue = :queue AND seq < :before AND seq >= :lowest AND (:name IS NULL OR name = :name)
+ORDER BY seq DESC LIMIT :limit
+
+-- name: list_lined
+SELECT seq FROM "{ns}.line" JOIN "{ns}.task" INDEXED BY "{ns}.lined" ON line = "{ns}.line".id
+WHERE "{ns}.line".queue = :queue AND line IS NOT NULL AND state = 2 AND seq < :before AND seq >= :lowest
+  AND (:name IS NULL OR name = :name)
 ORDER BY seq DESC LIMIT :limit
 
 -- name: list_running

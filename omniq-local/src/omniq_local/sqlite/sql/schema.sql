@@ -34,6 +34,10 @@ CREATE TABLE "{ns}.task" (
     behind      INTEGER,                  -- the gate of it that must open first,
     feeds       TEXT,                     -- those that count its end: JSON,
     opening_delay REAL,                   -- and in how many seconds after the opening it starts
+    line        TEXT,                     -- that it stands in while it is ready, see omniq.limit.line_id; NULL: plain
+    limit_key   TEXT,                     -- its key,
+    limit_name  TEXT,                     -- its named limit,
+    first_at    INTEGER,                  -- and of a debounced one when the first was enqueued whose place it took
     unique_key  TEXT,
     options     TEXT NOT NULL,            -- JSON: what of the order no statement asks for, see encoding.py
     error       TEXT,                     -- JSON
@@ -44,15 +48,19 @@ CREATE TABLE "{ns}.task" (
 ) STRICT;
 
 -- Each partial index holds only the tasks of its states, so that claiming costs the same whatever else is stored.
-CREATE INDEX "{ns}.ready" ON "{ns}.task" (queue, priority DESC, run_at) WHERE state = 2;
+CREATE INDEX "{ns}.ready" ON "{ns}.task" (queue, priority DESC, run_at) WHERE state = 2 AND line IS NULL;
 CREATE INDEX "{ns}.scheduled" ON "{ns}.task" (queue, run_at) WHERE state = 1;
 CREATE INDEX "{ns}.running" ON "{ns}.task" (lease_until) WHERE state = 3;
-CREATE UNIQUE INDEX "{ns}.unique" ON "{ns}.task" (unique_key) WHERE unique_key IS NOT NULL AND state < 4;
+-- A debounced task has its key until it is started.
+CREATE UNIQUE INDEX "{ns}.unique" ON "{ns}.task" (unique_key)
+WHERE unique_key IS NOT NULL AND state < 4 AND (first_at IS NULL OR delivery = 0);
 CREATE INDEX "{ns}.expiry" ON "{ns}.task" (expires_at) WHERE expires_at IS NOT NULL AND state < 3;
 -- Those that no claim looks at: ended, or blocked.
 CREATE INDEX "{ns}.apart" ON "{ns}.task" (queue, state) WHERE finished_at IS NOT NULL OR state = 7;
 CREATE INDEX "{ns}.member" ON "{ns}.task" (flow, state, behind) WHERE flow IS NOT NULL;
 CREATE INDEX "{ns}.retention" ON "{ns}.task" (delete_at) WHERE delete_at IS NOT NULL;
+-- Of tasks that have a key or a named limit, in any state. One index, since each that minds the state costs all tasks.
+CREATE INDEX "{ns}.lined" ON "{ns}.task" (line, state, priority DESC, run_at) WHERE line IS NOT NULL;
 
 CREATE TABLE "{ns}.body" (seq INTEGER PRIMARY KEY, body BLOB NOT NULL) STRICT;
 
@@ -78,6 +86,24 @@ CREATE TABLE "{ns}.counter" (
     queue TEXT NOT NULL, state INTEGER NOT NULL, n INTEGER NOT NULL, PRIMARY KEY (queue, state)
 ) STRICT, WITHOUT ROWID;
 INSERT INTO "{ns}.counter" (queue, state, n) VALUES ('', -1, 0);
+
+-- Limits, and the lines that wait at them, as omniq.storage.sql.limits reads and writes them.
+CREATE TABLE "{ns}.task_limit" (id TEXT PRIMARY KEY, name TEXT NOT NULL, body TEXT NOT NULL) STRICT, WITHOUT ROWID;
+CREATE TABLE "{ns}.lane" (queue TEXT PRIMARY KEY, body TEXT NOT NULL) STRICT, WITHOUT ROWID;
+CREATE TABLE "{ns}.line" (
+    id          TEXT PRIMARY KEY,
+    queue       TEXT NOT NULL,
+    key_scope   TEXT,
+    place       TEXT NOT NULL,
+    first_rank  INTEGER NOT NULL,
+    second_rank INTEGER NOT NULL,
+    body        TEXT NOT NULL             -- JSON
+) STRICT, WITHOUT ROWID;
+CREATE INDEX "{ns}.line_place" ON "{ns}.line" (queue, place, first_rank, second_rank);
+CREATE INDEX "{ns}.line_parked" ON "{ns}.line" (place, queue);
+CREATE INDEX "{ns}.line_key" ON "{ns}.line" (key_scope) WHERE key_scope IS NOT NULL;
+CREATE TABLE "{ns}.bucket" (id TEXT PRIMARY KEY, at_rest INTEGER NOT NULL) STRICT, WITHOUT ROWID;
+CREATE INDEX "{ns}.bucket_rest" ON "{ns}.bucket" (at_rest);
 
 CREATE TABLE "{ns}.paused" (queue TEXT PRIMARY KEY) STRICT, WITHOUT ROWID;
 

@@ -2,7 +2,8 @@
 SELECT (SELECT created_at FROM "{ns}.task" ORDER BY seq DESC LIMIT 1), EXISTS (SELECT 1 FROM "{ns}.waiter")
 
 -- name: tail_ends
-SELECT (SELECT n FROM "{ns}.counter" WHERE queue = '' AND state = -1), (SELECT max(seq) FROM "{ns}.task")
+SELECT (SELECT n FROM "{ns}.counter" WHERE queue = '' AND state = -1), (SELECT max(seq) FROM "{ns}.task"),
+       EXISTS (SELECT 1 FROM "{ns}.lane")
 
 -- name: tail
 SELECT json_group_array(json_array(queue, state, n))
