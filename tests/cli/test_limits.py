@@ -88,7 +88,7 @@ def test_what_cannot_be_set_is_wrong_usage(
 
 def test_a_declared_limit_says_whose_it_is(tenants: TaskQueue, capsys: pytest.CaptureFixture[str]) -> None:
     tenants.limit("mail", per_key=Limit(concurrency=1))
-    tenants.run(tenants.areconcile_schedules(APP))
+    tenants.run(tenants.stored_schedules.reconcile(APP))
 
     assert main(["limits", "list", APP]) == 0
 
@@ -150,7 +150,7 @@ def test_the_doctor_warns_of_a_limit_that_is_stored_otherwise_than_it_is_declare
     tenants: TaskQueue,
 ) -> None:
     tenants.limit("mail", concurrency=5)
-    tenants.run(tenants.areconcile_schedules("first:queue"))
+    tenants.run(tenants.stored_schedules.reconcile("first:queue"))
     assert tenants.run(diagnosed(tenants)) == []
     tenants.declared_limits.clear()
     tenants.limit("mail", concurrency=6)

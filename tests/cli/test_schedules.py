@@ -48,7 +48,7 @@ def shop(folder: Path, in_berlin: None) -> Iterator[TaskQueue]:
             overlap="skip",
             jitter=90,
         )
-        queue.run(queue.areconcile_schedules())
+        queue.run(queue.stored_schedules.reconcile())
         queue.pause_schedule("shop.tidy")
         yield queue
 

@@ -26,7 +26,7 @@ def shop(omniq_clock: ManualClock, omniq_trial: Callable[[TaskQueue], Trial]) ->
 
 def start(shop: Trial, app: str = "shop:queue") -> None:
     """Do what a worker of an app does with the declared schedules when it starts."""
-    shop.queue.run(shop.queue.areconcile_schedules(app))
+    shop.queue.run(shop.queue.stored_schedules.reconcile(app))
 
 
 def stored(shop: Trial) -> dict[str, Schedule]:
@@ -223,7 +223,7 @@ def test_a_worker_with_another_key_leaves_declared_schedules_to_those_that_can_r
     other.task(name="clean", schedule=Every(60))(lambda: None)
     other.connections = shop.queue.connections
 
-    other.run(other.areconcile_schedules("shop:queue"))
+    other.run(other.stored_schedules.reconcile("shop:queue"))
 
     assert stored(shop) == before
     assert "signed with a key that is not among this queue's" in caplog.text

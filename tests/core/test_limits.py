@@ -53,9 +53,9 @@ def test_what_is_declared_is_stored_by_a_worker_and_removed_when_it_is_declared_
         queue.limit("mail", concurrency=6)
 
     async def scenario() -> None:
-        await queue.areconcile_schedules("app:queue")
+        await queue.stored_schedules.reconcile("app:queue")
         first = await queue.alimits()
-        await queue.areconcile_schedules("app:queue")
+        await queue.stored_schedules.reconcile("app:queue")
         assert await queue.alimits() == first
         assert [(one.id, one.declared, one.app) for one in first] == [
             ("name:api", True, "app:queue"),
@@ -66,16 +66,16 @@ def test_what_is_declared_is_stored_by_a_worker_and_removed_when_it_is_declared_
         # What was set at run time stays, and that it differs is said.
         await queue.aput_limit(Limit(queue="mail", concurrency=9))
         with caplog.at_level(logging.WARNING):
-            await queue.areconcile_schedules("app:queue")
+            await queue.stored_schedules.reconcile("app:queue")
         assert "set at run time" in caplog.text
         assert [one.concurrency for one in await queue.alimits()] == [None, 9]
         assert await queue.aunlimit("mail") is True
-        await queue.areconcile_schedules("app:queue")
+        await queue.stored_schedules.reconcile("app:queue")
         assert [one.concurrency for one in await queue.alimits()] == [None, 5]
 
         del queue.declared_limits["name:api"]
-        await queue.areconcile_schedules("another:queue")  # its own code declares it no more than before
-        await queue.areconcile_schedules("app:queue")
+        await queue.stored_schedules.reconcile("another:queue")  # its own code declares it no more than before
+        await queue.stored_schedules.reconcile("app:queue")
         assert [one.id for one in await queue.alimits()] == ["queue:mail"]
 
     asyncio.run(scenario())
@@ -87,7 +87,7 @@ def test_apps_that_declare_a_limit_not_alike_are_told(queue: TaskQueue, caplog: 
             queue.declared_limits.clear()
             queue.limit("mail", concurrency=most)
             with caplog.at_level(logging.WARNING):
-                await queue.areconcile_schedules(app)
+                await queue.stored_schedules.reconcile(app)
         assert [one.concurrency for one in await queue.alimits()] == [2]
 
     asyncio.run(scenario())

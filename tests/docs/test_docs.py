@@ -232,7 +232,7 @@ def test_the_reference_names_all_that_is_exported() -> None:
 # What the rooms of the core call on each other.
 INNER = {
     omniq.TaskQueue: {
-        *("aended", "areconcile_schedules", "arecord", "aresult", "handle_of", "joined", "order", "run"),
+        *("aended", "arecord", "aresult", "handle_of", "joined", "order", "run"),
         "tell_enqueued",
     },
     omniq.CurrentTask: {"ask_to_stop"},

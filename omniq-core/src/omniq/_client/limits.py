@@ -14,7 +14,7 @@ from omniq.storage import Storage
 from omniq.storage.escaping import get_logger, shown
 from omniq.storage.limits import no_limits
 
-__all__ = ["Limits", "unequal_limits"]
+__all__ = ["Limits", "reconcile_limits", "unequal_limits"]
 
 _log = get_logger("omniq.worker")
 
@@ -116,18 +116,22 @@ class Limits(Control):
             raise no_limits(storage)
         return storage
 
-    async def _reconcile_limits(self, storage: Storage, app: str) -> None:
-        """Make the stored limits that were declared in code equal to the code's."""
-        if not storage.limits.task_limits:
-            if self.declared_limits:
-                raise no_limits(storage)
-            return
-        for declared in self.declared_limits.values():
-            await _store(storage, evolve(declared, app=app))
-        for stored in await storage.get_limits():
-            if stored.declared and stored.app == app and stored.id not in self.declared_limits:
-                await storage.delete_limit(stored.id)
-                _log.info("limit of %s is no longer declared by %s, and was removed", _called(stored), app)
+
+async def reconcile_limits(queue: Limits, storage: Storage, app: str) -> None:
+    """Make the stored limits that were declared in code equal to the code's.
+
+    :raises ConfigurationError: if there are some, and the store holds no limits.
+    """
+    if not storage.limits.task_limits:
+        if queue.declared_limits:
+            raise no_limits(storage)
+        return
+    for declared in queue.declared_limits.values():
+        await _store(storage, evolve(declared, app=app))
+    for stored in await storage.get_limits():
+        if stored.declared and stored.app == app and stored.id not in queue.declared_limits:
+            await storage.delete_limit(stored.id)
+            _log.info("limit of %s is no longer declared by %s, and was removed", _called(stored), app)
 
 
 async def _store(storage: Storage, limit: Limit) -> None:

@@ -14,8 +14,8 @@ from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeAlias, Unpack
 
+from omniq._client.declared import DeclaredSchedule
 from omniq._client.producer import Producer
-from omniq._client.schedules import DeclaredSchedule
 from omniq._runtime.connections import Connections
 from omniq._runtime.portal import refuse_on_running_loop
 from omniq._tasks.dependencies import Overrides, stand_in

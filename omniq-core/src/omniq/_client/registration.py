@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, ParamSpec, Protocol, TypeVar, overload
 
 from attrs import evolve
 
+from omniq._client.declared import DeclaredSchedule, ScheduleOptions, check_trigger
 from omniq._client.redefinition import is_redefinition, module_code, place_of
-from omniq._client.schedules import DeclaredSchedule, ScheduleOptions, check_trigger
 from omniq._tasks.definitions import Definition, Executor
 from omniq._tasks.functions import AsyncTaskFunction, FunctionOwner, TaskCall, TaskFunction
 from omniq._tasks.options import Duration, TaskOptions

@@ -2,134 +2,47 @@
 
 from __future__ import annotations
 
-import sys
 from abc import abstractmethod
-from collections.abc import Callable
 from datetime import datetime
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
-from attrs import evolve, field, frozen
+from attrs import evolve
 
+from omniq._client.declared import DeclaredSchedule, ScheduleOptions
 from omniq._client.limits import Limits
+from omniq._client.stored_schedules import (
+    TRIES,
+    StoredSchedules,
+    contended,
+    found_schedule,
+    same_rhythm,
+    updated_schedule,
+)
 from omniq._runtime.sync import sync
 from omniq._tasks.functions import TaskCall, TaskFunction
 from omniq._tasks.handle import TaskHandle
 from omniq._tasks.options import Duration
 from omniq._tasks.payloads import Codec
-from omniq._tasks.policies import decode_value, encode_value
-from omniq._worker.firing import first_run, next_run, task_of_run
+from omniq._tasks.policies import decode_value
+from omniq._worker.firing import next_run, task_of_run
 from omniq._worker.scheduler import fire, live_tasks, note_holder
-from omniq.errors import InvalidTrigger, OmniQError, ScheduleNotFound, StorageUnavailable
+from omniq.errors import InvalidTrigger, OmniQError
 from omniq.plugins import Plugins
 from omniq.schedule import Misfire, Overlap, Schedule, Trigger
-from omniq.storage import Enqueued, Storage
-from omniq.storage.durations import aware, duration
-from omniq.storage.escaping import get_logger, shown
+from omniq.storage import Enqueued
+from omniq.storage.escaping import get_logger
 from omniq.task import NewTask
 
 if TYPE_CHECKING:
     from omniq._client.queue_flows import QueueFlows
 
-__all__ = ["DeclaredSchedule", "ScheduleOptions", "Timetable", "check_schedule_id", "check_trigger"]
+__all__ = ["Timetable"]
 
 _log = get_logger("omniq.scheduler")
 
-C = TypeVar("C", Misfire, Overlap)
-
-LONGEST_ID = 300
-TRIES = 20
-"""How often a change is tried again when the schedule was changed meanwhile."""
 MOST_LIVE = 100
 """How many live tasks of earlier runs a schedule names, for ``overlap="skip"``."""
-
-
-def check_schedule_id(schedule_id: object) -> str:
-    """Return a schedule's id if it can be one.
-
-    :raises TypeError: if it is no string.
-    :raises ValueError: if it is empty, too long, or has characters that cannot be shown.
-    """
-    if not isinstance(schedule_id, str):
-        raise TypeError(f"a schedule's id must be a string, not {schedule_id!r}")
-    if not 0 < len(schedule_id) <= LONGEST_ID or not schedule_id.isprintable():
-        raise ValueError(f"a schedule's id must have 1 to {LONGEST_ID} printable characters, not {schedule_id!r}")
-    return schedule_id
-
-
-def check_trigger(trigger: object) -> Trigger:
-    """Return a trigger if it is one.
-
-    :raises TypeError: if it is none; the message says what to write.
-    """
-    if isinstance(trigger, Trigger):
-        return trigger
-    match trigger:
-        case str():
-            mend = f"write Cron({trigger!r})"
-        case int() | float():
-            mend = f"write Every({trigger!r})"
-        case datetime():
-            mend = "write At(...)"
-        case _:
-            mend = "such as Every(60), Cron('0 9 * * *') or At(...)"
-    raise TypeError(f"a schedule's trigger must be a Trigger, not {trigger!r}; {mend}")
-
-
-def _choice(kind: type[C], value: str, name: str) -> C:
-    try:
-        return kind(value)
-    except ValueError:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, map(str, kind)))}, not {value!r}") from None
-
-
-def _misfire(value: str) -> Misfire:
-    return _choice(Misfire, value, "misfire")
-
-
-def _overlap(value: str) -> Overlap:
-    return _choice(Overlap, value, "overlap")
-
-
-def _jitter(value: Duration) -> float:
-    return duration(value, "jitter")
-
-
-def _start(value: datetime | None) -> datetime | None:
-    return None if value is None else aware(value, "start")
-
-
-def _end(value: datetime | None) -> datetime | None:
-    return None if value is None else aware(value, "end")
-
-
-@frozen(kw_only=True)
-class ScheduleOptions:
-    """What else can be said of a schedule than its call and its trigger. Every field is checked on construction."""
-
-    misfire: Misfire = field(default=Misfire.LATEST, converter=_misfire)
-    overlap: Overlap = field(default=Overlap.ALLOW, converter=_overlap)
-    jitter: float = field(default=0.0, converter=_jitter)
-    start: datetime | None = field(default=None, converter=_start)
-    end: datetime | None = field(default=None, converter=_end)
-
-    def __attrs_post_init__(self) -> None:
-        if self.start is not None and self.end is not None and self.end < self.start:
-            raise InvalidTrigger(f"a schedule ends ({self.end}) before it starts ({self.start})")
-
-
-@frozen(kw_only=True)
-class DeclaredSchedule:
-    """A schedule as it was declared in code."""
-
-    id: str = field(converter=check_schedule_id)
-    call: TaskCall[Any]
-    trigger: Trigger = field(converter=check_trigger)
-    options: ScheduleOptions = ScheduleOptions()
-
-    def __attrs_post_init__(self) -> None:
-        if not isinstance(self.call, TaskCall):
-            raise TypeError(f"{self.call!r} is no call of a task; write function.call(…), which does not run it yet")
 
 
 class Timetable(Limits):
@@ -143,6 +56,11 @@ class Timetable(Limits):
     @property
     @abstractmethod
     def flows(self) -> QueueFlows: ...
+
+    @cached_property
+    def stored_schedules(self) -> StoredSchedules:
+        """The part of it that makes and changes what is stored."""
+        return StoredSchedules(self)
 
     async def aschedule(
         self,
@@ -186,20 +104,20 @@ class Timetable(Limits):
         given = DeclaredSchedule(id=id, call=call, trigger=trigger, options=options)
         storage = await self._storage()
         for _ in range(TRIES):
-            made = await self._made(given, storage)
+            made = await self.stored_schedules.made(given, storage)
             found = [] if replace else await storage.get_schedules([id])
             if found:
                 self.codec.admit_replacing(found[0])
-                made = _updated(found[0], made)
+                made = updated_schedule(found[0], made)
                 if made == found[0]:
                     return made
-            if made.next_run is None and not (found and _same_rhythm(found[0], made)):
+            if made.next_run is None and not (found and same_rhythm(found[0], made)):
                 raise _never(made, trigger)
             expected = None if replace else made.revision
             if (stored := await storage.put_schedule(made, expected)) is not None:
                 self._acted("schedule", id, True)
                 return stored
-        raise _contended(id)
+        raise contended(id)
 
     schedule = sync(aschedule)
 
@@ -219,7 +137,7 @@ class Timetable(Limits):
         def paused(schedule: Schedule, now: datetime) -> Schedule | None:
             return None if schedule.paused else evolve(schedule, paused=True)
 
-        return self._acted("pause_schedule", schedule_id, await self._change(schedule_id, paused))
+        return self._acted("pause_schedule", schedule_id, await self.stored_schedules.change(schedule_id, paused))
 
     pause_schedule = sync(apause_schedule)
 
@@ -244,7 +162,7 @@ class Timetable(Limits):
                     raise
             return evolve(schedule, paused=False, next_run=following)
 
-        return self._acted("resume_schedule", schedule_id, await self._change(schedule_id, resumed))
+        return self._acted("resume_schedule", schedule_id, await self.stored_schedules.change(schedule_id, resumed))
 
     resume_schedule = sync(aresume_schedule)
 
@@ -260,7 +178,7 @@ class Timetable(Limits):
         storage = await self._storage()
         task: NewTask | None = None
         for _ in range(TRIES):
-            schedule = await _found(storage, schedule_id)
+            schedule = await found_schedule(storage, schedule_id)
             if task is not None and schedule.last_task == task.id:
                 self._acted("trigger_schedule", schedule_id, True)  # it was the answer that was lost
                 return self._handle_of_run(task, Enqueued(task.id, True))
@@ -273,7 +191,7 @@ class Timetable(Limits):
                 await note_holder(storage, fired, stored)
                 self._acted("trigger_schedule", schedule_id, stored[0].created)
                 return self._handle_of_run(task, stored[0])
-        raise _contended(schedule_id)
+        raise contended(schedule_id)
 
     trigger_schedule = sync(atrigger_schedule)
 
@@ -290,111 +208,8 @@ class Timetable(Limits):
     @abstractmethod
     def _handle_of_run(self, task: NewTask, stored: Enqueued) -> TaskHandle[Any]: ...
 
-    async def areconcile_schedules(self, app: str | None = None) -> None:
-        """Make the stored schedules and limits that were declared in code equal to the code's, as workers do at start.
-
-        A declared schedule belongs to each app that declares it, and is removed when the last of them no longer does.
-        Schedules made at run time are left alone.
-
-        :param app: the app whose code this is: the ``module:attribute`` that a worker was started with; None: the name
-            of this program's main module.
-        """
-        app = _program() if app is None else app
-        storage = await self._storage()
-        await self._reconcile_limits(storage, app)
-        told: dict[str, list[str]] = {"added": [], "changed": [], "removed": []}
-        for declared in self.declared.values():
-            try:
-                what = await self._store_declared(storage, declared, app)
-            except StorageUnavailable:
-                raise
-            except Exception as error:  # a trigger is foreign code; a broken one must not keep a worker from starting
-                _log.error("schedule %s is not stored as it is declared: %s", shown(declared.id), error)
-            else:
-                told.setdefault(what, []).append(declared.id)
-        for schedule in await storage.get_schedules():
-            if schedule.declared and app in schedule.apps and schedule.id not in self.declared:
-                told.setdefault(await self._drop_declared(storage, schedule, app), []).append(schedule.id)
-        changes = [f"{what}: {', '.join(map(shown, ids))}" for what, ids in told.items() if what and ids]
-        if changes:
-            _log.info("schedules declared by %s: %s", app, "; ".join(changes))
-
-    async def _store_declared(self, storage: Storage, declared: DeclaredSchedule, app: str) -> str:
-        """Store a declared schedule, and say in a word what that changed; nothing if nothing."""
-        for _ in range(TRIES):
-            made = evolve(await self._made(declared, storage), declared=True, apps=(app,))
-            found = await storage.get_schedules([declared.id])
-            if not found:
-                if made.next_run is None:
-                    _log.warning("schedule %s has no run any more: %r", shown(made.id), declared.trigger)
-                if await storage.put_schedule(made, 0) is not None:
-                    return "added"
-                continue
-            (old,) = found
-            if not old.declared:
-                _log.warning(
-                    "schedule %s was made at run time and stays as it is; the one that is declared needs another id",
-                    shown(old.id),
-                )
-                return ""
-            self.codec.admit_replacing(old)
-            updated = evolve(_updated(old, made), apps=tuple(dict.fromkeys((*old.apps, app))))
-            if updated == old:
-                return ""
-            if await storage.put_schedule(updated, old.revision) is not None:
-                return "" if evolve(updated, apps=old.apps) == old else "changed"
-        raise _contended(declared.id)
-
-    async def _drop_declared(self, storage: Storage, schedule: Schedule, app: str) -> str:
-        if schedule.apps == (app,):
-            return "removed" if await storage.delete_schedule(schedule.id) else ""
-
-        def left(found: Schedule, _: datetime) -> Schedule:
-            return evolve(found, apps=tuple(name for name in found.apps if name != app))
-
-        await self._change(schedule.id, left)
-        return "left to other apps"
-
-    async def _made(self, given: DeclaredSchedule, storage: Storage) -> Schedule:
-        options = given.options
-        schedule = Schedule(
-            id=given.id,
-            task=self.flows.order_of_runs(given.call, storage),
-            trigger=encode_value(given.trigger),
-            next_run=None,
-            misfire=options.misfire,
-            overlap=options.overlap,
-            jitter=options.jitter,
-            start=options.start,
-            end=options.end,
-        )
-        first = first_run(schedule, given.trigger, await storage.now())
-        return self.codec.sign_schedule(evolve(schedule, next_run=first))
-
-    async def _change(self, schedule_id: str, change: Callable[[Schedule, datetime], Schedule | None]) -> bool:
-        storage = await self._storage()
-        for _ in range(TRIES):
-            schedule = await _found(storage, schedule_id)
-            changed = change(schedule, await storage.now())
-            if changed is None:
-                return False
-            if await storage.put_schedule(changed, expected_revision=schedule.revision) is not None:
-                return True
-        raise _contended(schedule_id)
-
     def _trigger(self, schedule: Schedule) -> Trigger:
         return decode_value(schedule.trigger, self.plugins.trigger)
-
-
-async def _found(storage: Storage, schedule_id: str) -> Schedule:
-    found = await storage.get_schedules([schedule_id])
-    if not found or found[0].id != schedule_id:
-        raise ScheduleNotFound(schedule_id)
-    return found[0]
-
-
-def _contended(schedule_id: str) -> StorageUnavailable:
-    return StorageUnavailable(f"schedule {schedule_id!r} was changed by others {TRIES} times in a row; try again")
 
 
 def _never(schedule: Schedule, trigger: Trigger) -> InvalidTrigger:
@@ -405,30 +220,3 @@ def _never(schedule: Schedule, trigger: Trigger) -> InvalidTrigger:
         bounds.append(f"before its end ({schedule.end})")
     where = f" {' and '.join(bounds)}" if bounds else ""
     return InvalidTrigger(f"schedule {schedule.id!r} would never fire: {trigger!r} has no time{where}")
-
-
-def _same_rhythm(old: Schedule, new: Schedule) -> bool:
-    return (old.trigger, old.start, old.end) == (new.trigger, new.start, new.end)
-
-
-def _updated(old: Schedule, new: Schedule) -> Schedule:
-    """Return what is stored with what is said of it now: of what has happened to it nothing is lost."""
-    return evolve(
-        new,
-        task=evolve(new.task, id=old.task.id),
-        next_run=old.next_run if _same_rhythm(old, new) else new.next_run,
-        paused=old.paused,
-        last_run=old.last_run,
-        last_task=old.last_task,
-        live_tasks=old.live_tasks,
-        revision=old.revision,
-    )
-
-
-def _program() -> str:
-    """Return the name of this program's main module."""
-    main = sys.modules.get("__main__")
-    spec = getattr(main, "__spec__", None)
-    if spec is not None:
-        return str(spec.name).removesuffix(".__main__")
-    return Path(getattr(main, "__file__", None) or sys.argv[0] or "python").stem

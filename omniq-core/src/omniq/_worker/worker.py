@@ -270,7 +270,7 @@ class Worker:
 
     async def _store_schedules(self) -> None:
         if self.scheduler:
-            await self.queue.areconcile_schedules(self.app)
+            await self.queue.stored_schedules.reconcile(self.app)
 
     def stop(self, *, now: bool = False) -> None:
         """Claim nothing more, and let what runs end. Callable from the worker's loop.

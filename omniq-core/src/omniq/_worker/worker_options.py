@@ -17,6 +17,12 @@ from omniq.storage.durations import duration
 __all__ = ["WorkerHost", "WorkerOptions", "available_cores", "positive_duration"]
 
 
+class ScheduleReconciler(Protocol):
+    """Keeps the stored schedules in step with the declared ones."""
+
+    async def reconcile(self, app: str | None = None) -> None: ...
+
+
 class WorkerHost(ResourceOwner, Protocol):
     """What a worker needs of its queue."""
 
@@ -26,7 +32,8 @@ class WorkerHost(ResourceOwner, Protocol):
     plugins: Plugins
     runnable: Mapping[str, TaskFunction[Any, Any]]
 
-    async def areconcile_schedules(self, app: str | None = None) -> None: ...
+    @property
+    def stored_schedules(self) -> ScheduleReconciler: ...
 
 
 class WorkerOptions(TypedDict, total=False):

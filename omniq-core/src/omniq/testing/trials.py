@@ -19,8 +19,8 @@ from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
+from omniq._client.declared import DeclaredSchedule
 from omniq._client.queue import TaskQueue
-from omniq._client.schedules import DeclaredSchedule
 from omniq._runtime.connections import Connections
 from omniq._runtime.portal import is_on_running_loop
 from omniq._worker.attempt import Attempt, failed, rejected, run_async, run_sync
@@ -91,7 +91,7 @@ class Trial:
     def _storing_declared(self) -> Steps[None]:
         """Store the schedules that the code declares, as a worker does when it starts; their time counts from now."""
         if self._declared != self.queue.declared:
-            yield self.queue.areconcile_schedules()
+            yield self.queue.stored_schedules.reconcile()
             self._declared = dict(self.queue.declared)
 
     def drain(self) -> int:
