@@ -15,6 +15,7 @@ import psycopg
 import pytest
 
 from omniq.flow import NewFlow, NewGate
+from omniq.limit import Limit, line_id
 from omniq.schedule import Schedule
 from omniq.storage import Lease, TaskQuery
 from omniq.storage.ids import new_id
@@ -22,6 +23,7 @@ from omniq.task import Cancelled, Failed, Feed, Progress, Released, Retry, Store
 from omniq_postgres import claiming, control, enqueueing, finishing, maintenance, reading, schedules, waiting
 from omniq_postgres.claiming import Claim
 from omniq_postgres.dead_tuples import Age, Frontier
+from omniq_postgres.encoding import LINED
 from omniq_postgres.operations import Context, Job, Steps
 from omniq_postgres.statements import Statements
 from tests.postgres.support import Explained, connection_of, done, explained, new_task, opened, settings_of, take
@@ -34,7 +36,10 @@ ROWS = int(os.environ.get("OMNIQ_PLAN_ROWS", "100000"))
 BATCH = 100
 FLOW = new_id()
 """That of the blocked tasks."""
-SMALL = frozenset({"delta", "counter", "paused", "worker", "schedule", "revision", "migration", "flow", "gate"})
+SMALL = frozenset(
+    {"delta", "counter", "paused", "worker", "schedule", "revision", "migration", "flow", "gate"}
+    | {"limits", "lane", "line", "bucket", "wake"}
+)
 """Tables whose size has nothing to do with how many tasks there are."""
 
 
@@ -76,6 +81,21 @@ def fill(server: PostgresServer, url: str, rows: int) -> None:
                 f"INSERT INTO {names['delta']} SELECT {number if state == 1 else 0}, {number if state == 2 else 0}, 0, "
                 f"{number if state == 4 else 0}, 0, 0, 'q'".encode()
             )
+        # A tenant at its limit.
+        connection.execute(
+            f"""
+            WITH new AS MATERIALIZED (
+                SELECT n, nextval('{names["order"]}') AS seq, gen_random_uuid() AS id
+                FROM generate_series(1, {rows}) AS n
+            ), kept AS (
+                INSERT INTO {names["task"]} (id, seq, created_at, result_ttl, max_retries, priority, queue, name, body,
+                    member)
+                SELECT id, seq, now(), 86400, 3, 0, 'limited', 'n', '[]', '[null,null,[],0,"big",null,null]' FROM new
+            )
+            INSERT INTO {names["live"]} (run_at, result_ttl, seq, state, priority, id, queue, line, tenant)
+            SELECT now(), 86400, seq, {LINED}, 0, id, 'limited', '{line_id("limited", "big", None)}', 'big' FROM new
+            """.encode()
+        )
         for table in ("task", "live", "ended"):
             connection.execute(f"VACUUM ANALYZE {names[table]}".encode())
 
@@ -98,6 +118,10 @@ def prepared(server: PostgresServer, rows: int) -> str:
     async def create() -> None:
         async with opened(url) as store:
             await store.put_schedule(SCHEDULE)
+            await store.put_limit(Limit(queue="limited", per_key=Limit(concurrency=1)))
+            await store.enqueue([new_task(queue="limited", key="big") for _ in range(2)])
+            assert len(await take(store, 2, queue="limited")) == 1
+            await store.enqueue([new_task(queue="limited", key=f"small {number}") for number in range(20)])
 
     asyncio.run(create())
     fill(server, url, rows)
@@ -159,6 +183,10 @@ def jobs(running: list[StoredTask], inputs: list[StoredTask]) -> dict[str, Job[A
         "claim from nothing": partial(
             claiming.claim, Claim(demand={"none": 1}, worker="w", lease=60, limit=1), frontier()
         ),
+        "claim in lines": partial(
+            claiming.claim, Claim(demand={"limited": 10}, worker="w", lease=60, limit=10), frontier()
+        ),
+        "wait for work in lines": partial(waiting.prospects, ["limited"], frontier()),
         "finish": partial(finishing.finish, [done(task) for task in running]),
         "finish in many ways": partial(finishing.finish, outcomes_of(running)),
         "finish in a flow": partial(finishing.finish, [done(task) for task in inputs]),

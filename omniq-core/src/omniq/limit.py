@@ -258,8 +258,9 @@ class StoredLine:
     @property
     def id(self) -> str:
         """The key under which it is stored."""
-        alarm = hashlib.sha256(json.dumps(["alarm", self.queue, self.limit]).encode()).hexdigest()
-        return alarm if self.is_alarm else line_id(self.queue, self.key, self.limit)
+        if self.is_alarm:
+            return hashlib.sha256(json.dumps(["alarm", self.queue, self.limit]).encode()).hexdigest()
+        return line_id(self.queue, self.key, self.limit)
 
 
 @define(kw_only=True)

@@ -6,19 +6,19 @@ import time
 from collections.abc import Mapping
 
 import psycopg
-from attrs import frozen
+from attrs import evolve, frozen
 
 from omniq.errors import CorruptRecord
 from omniq.storage.escaping import get_logger
 from omniq.storage.validation import corrupt_error
 from omniq.task import Failed, Outcome, StoredTask
-from omniq_postgres import binary_params
+from omniq_postgres import binary_params, limits
 from omniq_postgres.dead_tuples import Frontier
 from omniq_postgres.encoding import claimed_task
 from omniq_postgres.finishing import finish
 from omniq_postgres.flow_tx import count_ends_of
 from omniq_postgres.flows import SETTLED, settle
-from omniq_postgres.operations import Context, Rows, Steps
+from omniq_postgres.operations import Context, Query, Rows, Steps
 
 __all__ = ["Claim", "claim", "expire"]
 
@@ -30,8 +30,8 @@ EXPIRED = 1000
 """So many tasks that expired are ended in one step."""
 EXPIRED_STEPS = 10
 
-GATES = 2
-"""What the statement says where gates have opened or broken."""
+GATES, LANES = 2, 4
+"""What the statement says where gates have opened or broken, and where a queue has a limit or lines."""
 
 SLOW, SLOW_EACH = 0.01, 0.0001
 """Seconds, and seconds for each task: a claim that takes longer may have to step over many dead rows."""
@@ -55,16 +55,17 @@ class Claim:
 
 def claim(asked: Claim, frontier: Frontier, context: Context) -> Steps[list[StoredTask]]:
     """Claim tasks; see :meth:`~omniq.storage.Storage.claim`."""
+    tasks: list[StoredTask] = []
     if frontier.may_claim_on():
         rows = yield from _claim_onward(asked, frontier, context)
         frontier.found_nothing = not rows
     else:
         began = time.monotonic()
-        rows = yield from _claim_first(asked, "claim.settling" if frontier.looks_at_flows() else "claim.claim", context)
+        statement = "claim.settling" if frontier.looks_at_flows() else "claim.claim"
+        rows = yield from _claim_first(asked, statement, tasks, context)
         frontier.claims.done(began)
         if frontier.claims.took > SLOW + SLOW_EACH * len(rows):
             yield from _look_for_dead_tuples(frontier, context)
-    tasks: list[StoredTask] = []
     readable: Rows = []
     unreadable: list[Outcome] = []
     for row in rows:
@@ -86,31 +87,73 @@ def claim(asked: Claim, frontier: Frontier, context: Context) -> Steps[list[Stor
     return tasks
 
 
-def _claim_first(asked: Claim, statement: str, context: Context) -> Steps[Rows]:
-    queues = binary_params.texts(list(asked.demand))
-    parameters = [
-        queues,
+def _claim_first(asked: Claim, statement: str, tasks: list[StoredTask], context: Context) -> Steps[Rows]:
+    """Claim tasks from the beginning of each queue.
+
+    :param tasks: where those of queues that have limits are added, in the place of a row.
+    """
+    rows = yield _claim_query(statement, asked, False, context)
+    found = rows[0][0]
+    lanes: set[str] = set()
+    if found & ~LANES:
+        # Mostly nothing is due or expired: so that is looked for with the claim, and not before each.
+        lanes = yield from _clear(found, asked, context)
+    if found & LANES and len(asked.demand) == 1:
+        lanes.update(asked.demand)
+    if found & LANES or lanes:
+        return (yield from _claim_each(asked, lanes, tasks, context))
+    if found:
+        rows = yield _claim_query("claim.claim", asked, True, context)
+        if rows[0][0] & LANES:
+            return (yield from _claim_each(asked, lanes, tasks, context))
+    return rows if rows[0][1] is not None else []
+
+
+def _claim_query(statement: str, asked: Claim, is_clear: bool, context: Context) -> Query:
+    return context.query(
+        statement,
+        binary_params.texts(list(asked.demand)),
         binary_params.integers([min(max(number, 0), asked.limit) for number in asked.demand.values()]),
         binary_params.bigint(asked.limit),
         binary_params.text(asked.worker),
         binary_params.span(asked.lease),
-    ]
-    rows = yield context.query(statement, *parameters, binary_params.integer(0))
-    if rows[0][0]:
-        # Mostly nothing is due or expired: so that is looked for with the claim, and not before each.
-        yield from _clear(rows[0][0], asked, queues, context)
-        rows = yield context.query("claim.claim", *parameters, binary_params.integer(1))
-    return rows if rows[0][1] is not None else []
+        binary_params.integer(int(is_clear)),
+    )
 
 
-def _clear(obstacle: int, asked: Claim, queues: binary_params.Parameter, context: Context) -> Steps[None]:
+def _claim_each(asked: Claim, lanes: set[str], tasks: list[StoredTask], context: Context) -> Steps[Rows]:
+    """Claim tasks queue by queue, as some of them have limits or lines.
+
+    :param lanes: those of which that is known.
+    """
+    claimed: Rows = []
+    for queue, wanted in asked.demand.items():
+        room = min(wanted, asked.limit - len(claimed) - len(tasks))
+        if room <= 0:
+            continue
+        if queue not in lanes:
+            rows = yield _claim_query("claim.claim", evolve(asked, demand={queue: room}, limit=room), True, context)
+            if not rows[0][0] & LANES:
+                claimed += rows if rows[0][1] is not None else []
+                continue
+        tasks += yield from limits.claim(queue, room, asked.worker, asked.lease, context)
+    return claimed
+
+
+def _clear(obstacle: int, asked: Claim, context: Context) -> Steps[set[str]]:
+    """Do what must be done before a claim.
+
+    :return: queues in which tasks are due that stand in lines.
+    """
     # Bounded, so that no claim is long; those expired that are left are passed over.
     for _ in range(EXPIRED_STEPS):
         if (yield from expire(EXPIRED, context)) < EXPIRED:
             break
     if obstacle & GATES:
         yield from settle(SETTLED, context)
-    yield context.query("claim.promote", queues, binary_params.integer(max(PROMOTED, 2 * asked.limit)))
+    queues = binary_params.texts(list(asked.demand))
+    rows = yield context.query("claim.promote", queues, binary_params.integer(max(PROMOTED, 2 * asked.limit)))
+    return {row[0] for row in rows}
 
 
 def _claim_onward(asked: Claim, frontier: Frontier, context: Context) -> Steps[Rows]:

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from omniq.task import TaskState
 from omniq_postgres import binary_params
-from omniq_postgres.encoding import KEPT_OF_KEY, LONGEST_KEY, NUMBER_OF, RUNNING, STATE_OF
+from omniq_postgres.encoding import KEPT_OF_KEY, LINED, LONGEST_KEY, NUMBER_OF, READY, RUNNING, STATE_OF
 from omniq_postgres.flow_tx import count_ends_of
+from omniq_postgres.limits import advance
 from omniq_postgres.operations import Context, Steps
 
 __all__ = ["cancel", "delete", "doomed", "last", "pause", "resume", "retry", "run_now"]
@@ -96,9 +97,11 @@ def doomed(queue: str, state: TaskState | None, until: int, context: Context) ->
     :param until: the latest task to remove, so that the end is reached though others be enqueued meanwhile.
     """
     # What is due is ready, though its record does not say so yet.
-    yield context.query("claim.promote", binary_params.texts([queue]), binary_params.integer(PURGED))
+    lined = yield context.query("claim.promote", binary_params.texts([queue]), binary_params.integer(PURGED))
+    yield from advance((row[0] for row in lined), context)
     found: list[str] = []
-    for number in range(len(STATE_OF)) if state is None else [NUMBER_OF[state]]:
+    numbers = list(STATE_OF) if state is None else [NUMBER_OF[state]]
+    for number in [*numbers, LINED] if READY in numbers else numbers:
         room = PURGED - len(found)
         if room <= 0 or number == RUNNING:
             continue

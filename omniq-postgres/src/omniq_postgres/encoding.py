@@ -13,10 +13,13 @@ from typing import Any
 from attrs import evolve
 
 from omniq.errors import CorruptRecord
+from omniq.limit import Limited, line_id
 from omniq.storage.escaping import get_logger
+from omniq.storage.limit_transitions import is_lined
 from omniq.storage.records import dump_error, load_error, load_progress
+from omniq.storage.states import from_micros, to_micros
 from omniq.storage.validation import EARLIEST, UNREADABLE, check_task, corrupt, log_once, salvaged
-from omniq.task import Feed, NewTask, StoredTask, TaskState
+from omniq.task import Feed, LimitedTask, NewTask, StoredTask, TaskState, record_of
 from omniq_postgres import binary_params
 from omniq_postgres.binary_params import Parameter
 
@@ -28,6 +31,7 @@ __all__ = [
     "FAILED",
     "KEPT_OF_KEY",
     "LIGHT",
+    "LINED",
     "LONGEST_KEY",
     "NUMBER_OF",
     "READY",
@@ -42,7 +46,9 @@ __all__ = [
     "counted_task",
     "dump_member",
     "key_of",
+    "limit_columns",
     "make_task",
+    "number_of",
     "past_columns",
     "record_columns",
     "task_of",
@@ -64,6 +70,8 @@ STATE_OF = {
 }
 """The state that each number stands for."""
 NUMBER_OF = {state: number for number, state in STATE_OF.items()}
+LINED = -1
+"""What a ready task is stored as that stands in a line, see :mod:`omniq_postgres.limits`."""
 
 LONGEST_KEY = 200
 """Characters. An index cannot hold keys of any length: a longer one is compared by its beginning and its hash, which
@@ -96,6 +104,11 @@ CLAIMED = """
 
 
 # Orders
+
+
+def number_of(task: StoredTask) -> int:
+    """Return the number as which the state of a task is stored."""
+    return LINED if task.state is TaskState.READY and is_lined(task) else NUMBER_OF[task.state]
 
 
 def key_of(unique: str | None) -> str | None:
@@ -150,10 +163,20 @@ def record_columns(tasks: Sequence[StoredTask]) -> list[Parameter]:
         binary_params.texts([_tags(task.tags) for task in tasks]),
         binary_params.texts([task.unique for task in tasks]),
         binary_params.texts([key_of(task.unique) for task in tasks]),
-        binary_params.smallints([NUMBER_OF[task.state] for task in tasks]),
+        binary_params.smallints([number_of(task) for task in tasks]),
         binary_params.uuids([task.flow for task in tasks]),
         binary_params.bigints([task.behind for task in tasks]),
         binary_params.texts([dump_member(task) for task in tasks]),
+    ]
+
+
+def limit_columns(tasks: Sequence[StoredTask]) -> list[Parameter]:
+    """Return what statements that store tasks are to know of their limits: the last of their parameters."""
+    return [
+        binary_params.texts([line_id(task.queue, task.key, task.limit) if is_lined(task) else None for task in tasks]),
+        binary_params.texts([task.key for task in tasks]),
+        binary_params.texts([task.limit for task in tasks]),
+        binary_params.booleans([None if task.first_at is None else True for task in tasks]),
     ]
 
 
@@ -308,7 +331,7 @@ def _task_of(row: Sequence[Any]) -> StoredTask:
         name=name,
         body=body,
         priority=priority,
-        state=STATE_OF[state],
+        state=TaskState.READY if state == LINED else STATE_OF[state],
         attempt=attempt,
         delivery=delivery,
         max_retries=max_retries,
@@ -328,7 +351,7 @@ def _task_of(row: Sequence[Any]) -> StoredTask:
         result_payload=result,
         attempt_log=attempt_log or "",
     )
-    return task if member is flow is None else evolve(task, **_place_of(member, flow))
+    return task if member is flow is None else _placed(task, _place_of(member, flow))
 
 
 def claimed_task(row: Sequence[Any], worker: str) -> StoredTask:
@@ -390,25 +413,36 @@ def _claimed_task(row: Sequence[Any], worker: str) -> StoredTask:
         error=None if error is None else load_error(error),
         attempt_log=attempt_log or "",
     )
-    return task if member is None else evolve(task, **_member_of(member))
+    return task if member is None else _placed(task, _member_of(member))
 
 
-# Places in flows
+# Places in flows and lines
 
 
 def dump_member(task: StoredTask) -> str | None:
-    """Return a task's place in its flow as text; None if it is of none."""
-    if task.flow is None:
+    """Return a task's place in its flow, and its limits, as text; None if it has neither."""
+    if task.flow is None and task.limited is None:
         return None
     feeds = [[feed.gate, feed.needs_success] for feed in task.feeds]
-    return json.dumps([task.flow, task.behind, feeds, task.opening_delay], separators=(",", ":"))
+    place: list[Any] = [task.flow, task.behind, feeds, task.opening_delay]
+    if task.limited is not None:
+        place += [task.key, task.limit, None if task.first_at is None else to_micros(task.first_at)]
+    return json.dumps(place, separators=(",", ":"))
+
+
+def _placed(task: StoredTask, place: Mapping[str, Any]) -> StoredTask:
+    return record_of(LimitedTask if "limited" in place else StoredTask, {**vars(task), **place})
 
 
 @functools.lru_cache(maxsize=1024)  # of the tasks of a group it is the same
 def _member_of(text: str) -> Mapping[str, Any]:
-    flow, behind, feeds, opening_delay = json.loads(text)
+    flow, behind, feeds, opening_delay, *limits = json.loads(text)
     fed = tuple(Feed(gate, needs_success) for gate, needs_success in feeds)
-    return {"flow": flow, "behind": behind, "feeds": fed, "opening_delay": opening_delay}
+    place = {"flow": flow, "behind": behind, "feeds": fed, "opening_delay": opening_delay}
+    if limits:
+        key, limit, first_at = limits
+        place["limited"] = Limited(key, limit, None if first_at is None else from_micros(first_at))
+    return place
 
 
 def _place_of(member: str | None, flow: str | None) -> Mapping[str, Any]:
@@ -420,8 +454,7 @@ def _place_of(member: str | None, flow: str | None) -> Mapping[str, Any]:
 
 @functools.lru_cache(maxsize=1024)
 def _counted_as(member: str | None, flow: str, state: int) -> StoredTask:
-    place = _place_of(member, flow)
-    return check_task(StoredTask(**_NOTHING, id=flow, state=STATE_OF[state], **place))
+    return check_task(_placed(StoredTask(**_NOTHING, id=flow, state=STATE_OF[state]), _place_of(member, flow)))
 
 
 _NOTHING: Mapping[str, Any] = {"queue": "", "name": "", "body": b"", "created_at": EARLIEST, "run_at": EARLIEST}

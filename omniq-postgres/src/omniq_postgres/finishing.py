@@ -11,6 +11,8 @@ from omniq.task import Cancelled, Failed, Outcome, Progress, Released, Retry, Su
 from omniq_postgres import binary_params
 from omniq_postgres.encoding import CANCELLED, FAILED, SUCCEEDED
 from omniq_postgres.flow_tx import count_ends_of
+from omniq_postgres.limit_tasks import SOON
+from omniq_postgres.limits import advance
 from omniq_postgres.notifier import telling_of_ends
 from omniq_postgres.operations import Context, Steps
 
@@ -67,11 +69,11 @@ def finish(outcomes: Sequence[Outcome], context: Context) -> Steps[list[bool]]:
         query = context.query("finish.final", *parameters)
         telling = telling_of_ends([outcome.id for outcome in chosen], query, context)
         told_at_once = telling is not None
-        ((number, which, of),) = yield telling or query
-        flows = set(of or ())
+        ((number, which, of, limited),) = yield telling or query
+        flows, lanes = set(of or ()), set(limited or ())
         ended = places if number == len(places) else [places[place - 1] for place in which or ()]
     else:
-        ended, flows = yield from _finish_mixed(chosen, parameters, places, accepted, context)
+        ended, flows, lanes = yield from _finish_mixed(chosen, parameters, places, accepted, context)
     for place in ended:
         accepted[place] = True
         if not told_at_once:
@@ -79,6 +81,9 @@ def finish(outcomes: Sequence[Outcome], context: Context) -> Steps[list[bool]]:
     # A call that is repeated, or the end of a task that has completed itself in a transaction of its own.
     refused = [outcomes[place].id for place in places if not accepted[place]]
     yield from count_ends_of(flows, context, refused)
+    for queue in lanes:
+        context.news.ready(queue, SOON)
+    yield from advance(lanes, context)
     return accepted
 
 
@@ -88,16 +93,18 @@ def _finish_mixed(
     places: Sequence[int],
     accepted: list[bool],
     context: Context,
-) -> Steps[tuple[list[int], set[str]]]:
+) -> Steps[tuple[list[int], set[str], set[str]]]:
     delays = [
         timedelta(seconds=min(outcome.delay, binary_params.HUNDRED_YEARS))
         if isinstance(outcome, Retry | Released)
         else None
         for outcome in chosen
     ]
-    ended, flows = [], set()
+    ended, flows, lanes = [], set(), set()
     rows = yield context.query("finish.mixed", *parameters, binary_params.intervals(delays))
-    for place, queue, seconds, flow in rows:
+    for place, queue, seconds, flow, lane in rows:
+        if lane is not None:
+            lanes.add(lane)
         accepted[places[place - 1]] = True
         if flow is not None:
             flows.add(flow)
@@ -105,7 +112,7 @@ def _finish_mixed(
             ended.append(places[place - 1])
         else:
             context.news.ready(queue, seconds)
-    return ended, flows
+    return ended, flows, lanes
 
 
 def heartbeat(

@@ -13,17 +13,23 @@ from typing import Any
 
 from attrs import evolve
 
+from omniq.storage.limit_transitions import is_lined
 from omniq.storage.records import dump_error
+from omniq.storage.states import changed_task, holds_key
 from omniq.task import StoredTask, TaskState
 from omniq_postgres import binary_params
 from omniq_postgres.blocking_steps import Ask
 from omniq_postgres.encoding import (
     BLOCKED,
+    LINED,
     NUMBER_OF,
+    READY,
     RUNNING,
     STATE_OF,
     key_of,
+    limit_columns,
     make_task,
+    number_of,
     past_columns,
     record_columns,
 )
@@ -54,7 +60,7 @@ class FlowTasks:
         self._counts: Counter[tuple[str, int]] = Counter()
 
     now: datetime
-    """Known once a flow was opened."""
+    """Known once a flow was opened, or the limits were locked."""
 
     # Statements
 
@@ -69,6 +75,10 @@ class FlowTasks:
     def _write(self, name: str, *parameters: Any, prepare: bool = True) -> None:
         self._writes.append(self._context.query(name, *parameters, prepare=prepare))
 
+    def ask(self, name: str, *parameters: Any) -> Rows:
+        """Run a statement within the transaction, and return its rows."""
+        return self._rows(name, *parameters)
+
     def look_at_clock(self) -> None:
         """Learn what time it is, where no flow is opened."""
         ((self.now,),) = self._rows("reading.now")
@@ -78,7 +88,7 @@ class FlowTasks:
     def _tasks(self, rows: Rows) -> list[StoredTask]:
         tasks = []
         for row in rows:
-            self._stored[row[0]] = row[5], row[1]
+            self._stored[row[0]] = READY if row[5] == LINED else row[5], row[1]
             tasks.append(make_task(row))
         return tasks
 
@@ -99,7 +109,10 @@ class FlowTasks:
             return self._blocked(flow_id, behind, ALL if limit is None else limit)
         numbers = sorted(NUMBER_OF[state] for state in states)
         parts = {
-            "flows.live_members": [number for number in numbers if number < RUNNING],
+            "flows.live_members": [
+                *(number for number in numbers if number < RUNNING),
+                *([LINED] if READY in numbers else []),
+            ],
             "flows.running_members": [number for number in numbers if number == RUNNING],
             "flows.ended_members": [number for number in numbers if number > RUNNING],
         }
@@ -138,8 +151,11 @@ class FlowTasks:
         return [task for task in known if self._stored[task.id][0] == BLOCKED][:limit]
 
     def count_members(self, flow_id: str) -> Mapping[TaskState, int]:
-        counts = self._rows("flows.count_members", binary_params.uuid(flow_id))
-        return {STATE_OF[state]: number for state, number in counts if state in STATE_OF}
+        counts: Counter[TaskState] = Counter()
+        for number, tasks in self._rows("flows.count_members", binary_params.uuid(flow_id)):
+            if number == LINED or number in STATE_OF:
+                counts[TaskState.READY if number == LINED else STATE_OF[number]] += tasks
+        return counts
 
     def lags(self, ids: Sequence[str]) -> bool:
         """Return whether ends of tasks of some flows are not counted yet."""
@@ -149,12 +165,19 @@ class FlowTasks:
     def insert(self, tasks: Sequence[StoredTask]) -> None:
         if not tasks:
             return
+        self._save()  # what ends makes room for a key
         self._ahead.forget()
-        columns = record_columns(tasks)
+        if self._context.joined:
+            # Their lines are not touched, see LimitTasks: they go into them with the next claim.
+            tasks = [
+                changed_task(task, state=TaskState.SCHEDULED) if number_of(task) == LINED else task for task in tasks
+            ]
+        columns, limits = record_columns(tasks), limit_columns(tasks)
         if all(task.created_at == self.now for task in tasks):
-            self._write("flows.insert", binary_params.timestamp(self.now), *columns, prepare=len(tasks) <= FEW)
+            now = binary_params.timestamp(self.now)
+            self._write("flows.insert", now, *columns, *limits, prepare=len(tasks) <= FEW)
         else:
-            self._write("flows.adopt", *columns, *past_columns(tasks), prepare=False)
+            self._write("flows.adopt", *columns, *past_columns(tasks), *limits, prepare=False)
         for task in tasks:
             self._enter(task, NUMBER_OF[task.state], task.queue)
 
@@ -173,16 +196,19 @@ class FlowTasks:
 
     def _save(self) -> None:
         """Write what has become of tasks: what changes alike in one statement."""
-        moved, ended, revived = [], [], []
+        moved, started, ended, revived = [], [], [], []
         for before, task in self._unsaved.values():
             if before > RUNNING:
                 revived.append(task)
+            elif before == READY and task.state is TaskState.RUNNING:
+                started.append(task)
             elif task.state.is_final:
                 ended.append(task)
             else:
                 moved.append(task)
         self._unsaved.clear()
         self._save_moved(moved)
+        self._save_started(started)
         self._save_ended(ended)
         self._save_revived(revived)
 
@@ -191,7 +217,7 @@ class FlowTasks:
         self._counts[queue, state] += 1
         if task.state.is_final:
             self._news.ended.append(task.id)
-        elif task.state is TaskState.READY:
+        elif task.state is TaskState.READY and not is_lined(task):
             self._news.ready(queue)
         elif task.state is TaskState.SCHEDULED:
             self._news.ready(queue, (task.run_at - self.now).total_seconds())
@@ -201,9 +227,22 @@ class FlowTasks:
             self._write(
                 "flows.move",
                 binary_params.uuids([task.id for task in tasks]),
-                binary_params.smallints([NUMBER_OF[task.state] for task in tasks]),
+                binary_params.smallints([number_of(task) for task in tasks]),
                 binary_params.timestamps([task.run_at for task in tasks]),
                 binary_params.booleans([task.cancel_requested for task in tasks]),
+            )
+
+    def _save_started(self, tasks: Sequence[StoredTask]) -> None:
+        if tasks:
+            until = tasks[0].lease_until  # of one claim: it is the same for all
+            self._write(
+                "limits.start",
+                binary_params.text(tasks[0].worker or ""),
+                binary_params.timestamp(self.now),
+                None if until is None else binary_params.timestamp(until),
+                binary_params.uuids([task.id for task in tasks]),
+                binary_params.integers([task.attempt for task in tasks]),
+                binary_params.integers([task.delivery for task in tasks]),
             )
 
     def _save_ended(self, tasks: Sequence[StoredTask]) -> None:
@@ -221,10 +260,12 @@ class FlowTasks:
             self._write(
                 "flows.revive",
                 binary_params.uuids([task.id for task in tasks]),
-                binary_params.smallints([NUMBER_OF[task.state] for task in tasks]),
+                binary_params.smallints([number_of(task) for task in tasks]),
                 binary_params.timestamps([task.run_at for task in tasks]),
                 binary_params.timestamps([task.expires_at for task in tasks]),
                 binary_params.texts([_error_of(task) for task in tasks]),
+                binary_params.texts([key_of(task.unique) if holds_key(task) else None for task in tasks]),
+                *limit_columns(tasks),
             )
 
     def remove(self, ids: Sequence[str]) -> None:

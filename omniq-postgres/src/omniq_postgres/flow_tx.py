@@ -16,7 +16,7 @@ from omniq.errors import CorruptRecord
 from omniq.flow import StoredFlow, StoredGate
 from omniq.storage.escaping import get_logger
 from omniq.storage.flow_transitions import count_ends
-from omniq.storage.primitives import FlowTransaction
+from omniq.storage.primitives import FlowTransaction, LineTransaction
 from omniq.storage.rows import dump_flow, dump_gate, load_flow, load_gate
 from omniq.storage.states import due_at
 from omniq.storage.validation import log_once
@@ -26,6 +26,7 @@ from omniq_postgres.encoding import counted_task, key_of
 from omniq_postgres.enqueueing import FEW
 from omniq_postgres.errors import Remedy, remedy_for
 from omniq_postgres.flow_tasks import FlowTasks, more_ahead
+from omniq_postgres.limit_tasks import LimitTasks
 from omniq_postgres.operations import Context, Rows, Steps
 
 __all__ = ["TRIES", "FlowTx", "count_ends_of", "read_only", "transaction"]
@@ -102,7 +103,7 @@ def _rolled_back(context: Context) -> Steps[None]:
         yield context.query("flows.rollback")
 
 
-class FlowTx(FlowTasks, FlowTransaction):
+class FlowTx(LimitTasks, FlowTasks, FlowTransaction, LineTransaction):
     """The primitives.
 
     :param locks: whether it locks the flows that it opens. Ends of their tasks that are not counted yet then are, so
@@ -110,8 +111,7 @@ class FlowTx(FlowTasks, FlowTransaction):
     """
 
     def __init__(self, context: Context, *, locks: bool = True) -> None:
-        super().__init__(context)
-        self._locks = locks
+        super().__init__(context, locks=locks)
         self._bodies: dict[str, str | None] = {}
         """Of the flows that were opened; None: there is no such flow."""
         self._gates: dict[tuple[str, int], str | None] = {}
@@ -125,6 +125,7 @@ class FlowTx(FlowTasks, FlowTransaction):
         result = work(self)
         self._save()
         self._count()
+        self._tell()
         if not self._context.joined:
             self._rows("flows.commit")
         elif self._writes:

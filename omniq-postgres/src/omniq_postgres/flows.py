@@ -8,7 +8,8 @@ ends tasks waits for a flow, and a transaction of the caller's, which may stay o
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import TypeVar
 
 from psycopg.errors import UniqueViolation
 
@@ -31,6 +32,7 @@ __all__ = [
     "delete",
     "enqueue",
     "get_flows",
+    "has_limits",
     "prune",
     "release_hold",
     "retry",
@@ -38,20 +40,46 @@ __all__ = [
     "settle",
 ]
 
+R = TypeVar("R")
+
 SETTLED = 1000
 """Tasks that one transaction moves at most."""
 
 
 def belong_to_flows(tasks: Iterable[NewTask], flow: NewFlow | None) -> bool:
-    """Return whether :func:`enqueue` is to store them."""
-    return flow is not None or any(task.flow is not None for task in tasks)
+    """Return whether :func:`enqueue` is to store them, for a flow or for their limits."""
+    return flow is not None or any(task.flow is not None or has_limits(task) for task in tasks)
+
+
+def has_limits(task: NewTask) -> bool:
+    """Return whether a task has a key, a named limit or a debounce."""
+    return task.key is not None or task.limit is not None or task.debounce is not None
 
 
 def enqueue(tasks: Sequence[NewTask], flow: NewFlow | None, context: Context) -> Steps[list[Enqueued]]:
-    """Store tasks of a flow; see :meth:`~omniq.storage.Storage.enqueue`."""
+    """Store tasks of a flow, or with limits; see :meth:`~omniq.storage.Storage.enqueue`."""
     for name in {task.flow for task in tasks if task.flow is not None} | ({flow.id} if flow is not None else set()):
         binary_params.new_id(name)
-    return (yield from transaction(lambda tx: transitions.enqueue(tx, tasks, flow), context))
+    limited = [task for task in tasks if has_limits(task)]
+    for task in limited:
+        binary_params.new_id(task.id)
+
+    def work(tx: FlowTx) -> list[Enqueued]:
+        if limited and flow is None and all(task.flow is None for task in tasks):
+            tx.lock_limits()  # those of flows are locked first
+        return transitions.enqueue(tx, tasks, flow)
+
+    return (yield from _repeated(work, context, TRIES if limited and not context.joined else 1))
+
+
+def _repeated(work: Callable[[FlowTx], R], context: Context, tries: int) -> Steps[R]:
+    """Do something in a transaction, again if another one meanwhile stored a task with the same id or key."""
+    while True:
+        try:
+            return (yield from transaction(work, context))
+        except UniqueViolation:
+            if (tries := tries - 1) <= 0:
+                raise
 
 
 def adopt(tasks: Sequence[StoredTask], records: Sequence[Flow], context: Context) -> Steps[list[Adoption]]:
@@ -61,13 +89,7 @@ def adopt(tasks: Sequence[StoredTask], records: Sequence[Flow], context: Context
         tx.look_at_clock()
         return transitions.adopt(tx, tasks, records)
 
-    tries = TRIES
-    while True:
-        try:
-            return (yield from transaction(work, context))
-        except UniqueViolation:  # by one that came meanwhile, with the same id or key
-            if (tries := tries - 1) <= 0:
-                raise
+    return (yield from _repeated(work, context, TRIES))
 
 
 def release_hold(flow_id: str, gate: int, context: Context) -> Steps[bool]:
@@ -108,17 +130,19 @@ def settle(limit: int, context: Context) -> Steps[int]:
     return (yield from transaction(lambda tx: flow_transitions.settle(tx, min(limit, SETTLED)), context))
 
 
-def retry(ids: Sequence[str], flows: Iterable[str], context: Context) -> Steps[list[bool]]:
-    """Retry tasks of flows; see :meth:`~omniq.storage.Storage.retry`.
+def retry(ids: Sequence[str], flows: Collection[str], context: Context) -> Steps[list[bool]]:
+    """Retry tasks of flows, or with limits; see :meth:`~omniq.storage.Storage.retry`.
 
-    :param flows: which they are of: locked before any of their tasks, as everywhere.
+    :param flows: which they are of: locked before any of their tasks, as everywhere. One without a name is none.
     """
 
     def work(tx: FlowTx) -> list[bool]:
         tx.open(flows)
+        if "" in flows:
+            tx.lock_limits()
         return transitions.retry(tx, ids)
 
-    return (yield from transaction(work, context))
+    return (yield from _repeated(work, context, TRIES))
 
 
 def delete(ids: Sequence[str], flows: Iterable[str], context: Context) -> Steps[list[bool]]:

@@ -14,6 +14,9 @@ from omniq_postgres.encoding import task_of
 from omniq_postgres.flow_tx import count_ends_of
 from omniq_postgres.flows import SETTLED, settle
 from omniq_postgres.flows import prune as prune_flows
+from omniq_postgres.limit_tasks import SOON
+from omniq_postgres.limits import advance
+from omniq_postgres.limits import prune as prune_limits
 from omniq_postgres.operations import Context, Steps
 
 __all__ = ["FOLDED", "fold", "prune", "recover"]
@@ -50,10 +53,11 @@ def recover(limit: int, reached: Age, context: Context) -> Steps[list[StoredTask
         except CorruptRecord as problem:
             log_once(_log, problem)  # it has ended, or does so when it is claimed
     for task in tasks:
-        if task.finished_at is None:
-            context.news.ready(task.queue)
-        else:
+        # What has ended has freed a slot, of which only a look can tell whether it is waited for.
+        context.news.ready(task.queue, 0.0 if task.finished_at is None else SOON)
+        if task.finished_at is not None:
             context.news.ended.append(task.id)
+    yield from advance({task.queue for task in tasks if task.limited is not None}, context)
     yield from count_ends_of({task.flow for task in tasks if task.flow and task.finished_at}, context)
     if expired and len(tasks) < limit:
         yield from expire(limit - len(tasks), context)
@@ -74,6 +78,7 @@ def prune(limit: int, reached: Age, context: Context) -> Steps[int]:
     reached.end(age, min((row[1] for row in rows), default=None))
     context.news.ended += [row[0] for row in rows]
     removed = len(rows) + (yield from prune_flows(limit - len(rows), context))
+    yield from prune_limits(context)
     yield context.query("maintenance.dead_workers")
     yield from fold(context)
     yield context.query("maintenance.empty_counters")

@@ -13,7 +13,7 @@ from omniq.storage.paging import CLOCK_SLACK, slackened
 from omniq.storage.validation import UNREADABLE, check_worker, corrupt, log_once
 from omniq.task import StoredTask, TaskState
 from omniq_postgres import binary_params
-from omniq_postgres.encoding import NUMBER_OF, RUNNING, STATE_OF, SUCCEEDED, bare_task, make_task
+from omniq_postgres.encoding import LINED, NUMBER_OF, READY, RUNNING, STATE_OF, SUCCEEDED, bare_task, make_task
 from omniq_postgres.operations import Context, Rows, Steps
 
 __all__ = ["check", "get", "list_tasks", "namespaces", "now", "read_cursor", "stats", "workers"]
@@ -129,8 +129,8 @@ def _flow_of(query: TaskQuery) -> binary_params.Parameter | None:
 
 
 def _numbers(query: TaskQuery) -> Sequence[int]:
-    states = range(len(STATE_OF))
-    return states if query.states is None else [NUMBER_OF[state] for state in query.states]
+    numbers = list(STATE_OF) if query.states is None else [NUMBER_OF[state] for state in query.states]
+    return [*numbers, LINED] if READY in numbers else numbers
 
 
 def _seq_of(moment: datetime, context: Context) -> Steps[int]:

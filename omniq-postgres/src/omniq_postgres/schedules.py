@@ -9,7 +9,7 @@ from attrs import evolve
 
 from omniq.errors import CorruptRecord
 from omniq.schedule import Schedule
-from omniq.storage import Enqueued
+from omniq.storage import Enqueued, transitions
 from omniq.storage.escaping import get_logger
 from omniq.storage.records import dump_schedule
 from omniq.storage.validation import read_schedule, readable, unreadable
@@ -17,6 +17,8 @@ from omniq.task import NewTask
 from omniq_postgres import binary_params
 from omniq_postgres.encoding import columns_of
 from omniq_postgres.enqueueing import FEW, enqueue_rest, settle
+from omniq_postgres.flow_tx import FlowTx, transaction
+from omniq_postgres.flows import has_limits
 from omniq_postgres.operations import Context, Rows, Steps
 
 __all__ = ["check", "delete_schedule", "due_schedules", "fire", "get_schedules", "put_schedule"]
@@ -48,6 +50,8 @@ def _supplant(schedule_id: str, given: Sequence[Any], context: Context) -> Steps
 
 def fire(schedule: Schedule, tasks: Sequence[NewTask], context: Context) -> Steps[list[Enqueued] | None]:
     """Fire a schedule; see :meth:`~omniq.storage.Storage.fire`."""
+    if any(has_limits(task) for task in tasks):
+        return (yield from _fire_limited(schedule, tasks, context))
     first: dict[str, NewTask] = {}
     for task in tasks:
         first.setdefault(task.id, task)
@@ -64,6 +68,18 @@ def fire(schedule: Schedule, tasks: Sequence[NewTask], context: Context) -> Step
     answers: dict[str, Enqueued] = {}
     yield from settle(list(first.values()), [row[1:] for row in rows if row[1] is not None], answers, context)
     return (yield from enqueue_rest(tasks, first, answers, context))
+
+
+def _fire_limited(schedule: Schedule, tasks: Sequence[NewTask], context: Context) -> Steps[list[Enqueued] | None]:
+    def work(tx: FlowTx) -> list[Enqueued] | None:
+        tx.lock_limits()
+        rows = tx.ask("schedules.replace", *_parameters(schedule), binary_params.bigint(schedule.revision))
+        if not rows:
+            return None
+        _tell_of(schedule, rows[0][1], context)
+        return transitions.enqueue(tx, tasks)
+
+    return (yield from transaction(work, context))
 
 
 def delete_schedule(schedule_id: str, context: Context) -> Steps[bool]:

@@ -63,6 +63,7 @@ _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_$-]{0,62}")
 TABLES = (
     *("task", "live", "ended", "flow", "gate", "delta", "counter", "paused"),
     *("worker", "schedule", "revision", "migration"),
+    *("limits", "lane", "line", "bucket", "wake"),
 )
 INDEXES = (
     *(
@@ -80,6 +81,7 @@ INDEXES = (
         "gone",
     ),
     *("uncounted", "flow_due", "flow_key", "due"),
+    *("lined", "lined_queue", "tenant_slots", "named_slots", "place", "named_place", "tenant", "rest"),
 )
 FUNCTIONS = ("enqueue", "enqueue_store", "enqueue_number", "enqueue_text", "enqueue_time")
 _LONGEST_TIMEOUT = 3600.0
@@ -117,7 +119,7 @@ class Names:
         """Return what stands in the place of each word of a statement: names of tables and so on, and the mark."""
         names = {word: self.relation(word) for word in (*TABLES, "order", *FUNCTIONS)}
         names |= {f"{word}_index": self.quoted(word) for word in INDEXES}
-        return names | {"schema": f'"{self.schema}"', "mark": self.mark}
+        return names | {"schema": f'"{self.schema}"', "mark": self.mark, "limit_lock": str(int(self.mark[:15], 16))}
 
     def relation(self, word: str) -> str:
         """Return the text that PostgreSQL finds a table by (``regclass``)."""

@@ -16,6 +16,7 @@ import psycopg
 
 from omniq.errors import StorageUnavailable
 from omniq.flow import Flow, NewFlow
+from omniq.limit import Limit, LimitUsage, Scope
 from omniq.schedule import Schedule
 from omniq.storage import (
     Adoption,
@@ -36,7 +37,18 @@ from omniq.storage.migrations import Migrated, Migration
 from omniq.storage.transactions import CallerTransaction
 from omniq.storage.validation import finding
 from omniq.task import NewTask, Outcome, Progress, StoredTask, TaskState
-from omniq_postgres import claiming, control, doctor, finishing, flows, maintenance, migrating, reading, schedules
+from omniq_postgres import (
+    claiming,
+    control,
+    doctor,
+    finishing,
+    flows,
+    limits,
+    maintenance,
+    migrating,
+    reading,
+    schedules,
+)
 from omniq_postgres.connecting import Connector, discard
 from omniq_postgres.encoding import columns_of
 from omniq_postgres.enqueueing import store
@@ -82,7 +94,9 @@ class PostgresStorage(Storage, Migrated):
     def limits(self) -> StorageLimits:
         """The server gives up a client that does not take its answer after the time that a call has."""
         timeout = self._settings.timeout
-        return StorageLimits(lost_wakeup=LOOK_AFTER[1], body=MOST_BYTES, stalled_client=timeout, flows=True)
+        return StorageLimits(
+            lost_wakeup=LOOK_AFTER[1], body=MOST_BYTES, stalled_client=timeout, flows=True, task_limits=True
+        )
 
     def __init__(self, config: StorageConfig) -> None:
         self._config = config
@@ -302,6 +316,20 @@ class PostgresStorage(Storage, Migrated):
     async def settle(self, limit: int) -> int:
         return await self._opened().run(partial(flows.settle, limit))
 
+    # Limits
+
+    async def put_limit(self, limit: Limit, expected_revision: int | None = None) -> Limit | None:
+        return await self._opened().run(partial(limits.put_limit, limit, expected_revision))
+
+    async def get_limits(self, ids: Sequence[str] | None = None) -> list[Limit]:
+        return await self._opened().run(partial(limits.get_limits, ids))
+
+    async def get_limit_usage(self, scopes: Sequence[Scope] | None = None) -> list[LimitUsage]:
+        return await self._opened().run(partial(limits.get_limit_usage, scopes))
+
+    async def delete_limit(self, limit_id: str) -> bool:
+        return await self._opened().run(partial(limits.delete_limit, limit_id))
+
     # Schedules
 
     async def put_schedule(self, schedule: Schedule, expected_revision: int | None = None) -> Schedule | None:
@@ -331,7 +359,9 @@ class PostgresStorage(Storage, Migrated):
     async def check(self, limit: int = 100) -> list[Finding]:
         session = self._opened()
         problems = [
-            record for look in (reading.check, schedules.check, flows.check) for record in await session.run(look)
+            record
+            for look in (reading.check, schedules.check, flows.check, limits.check)
+            for record in await session.run(look)
         ]
         return [*map(finding, problems), *await super().check(limit)][:limit]
 

@@ -13,6 +13,7 @@ from typing import Any
 from omniq_postgres import binary_params
 from omniq_postgres.connecting import Connector
 from omniq_postgres.dead_tuples import Frontier
+from omniq_postgres.limits import outlook
 from omniq_postgres.listening import Listener
 from omniq_postgres.notifier import EVERYTHING, TAIL, channels
 from omniq_postgres.operations import Context, Job, Steps
@@ -55,7 +56,7 @@ def prospects(
     names = binary_params.texts(list(queues))
     if frontier.may_wait_on():
         marks = [(queue, *mark) for queue in queues for mark in frontier.marks.get(queue, {}).items()]
-        ((ready, work, schedule),) = yield context.query(
+        ((ready, work, schedule, lanes),) = yield context.query(
             "waiting.prospects_onward",
             names,
             binary_params.texts([queue for queue, _, _ in marks]),
@@ -65,11 +66,21 @@ def prospects(
         )
     else:
         began = time.monotonic()
-        ((ready, flows, work, schedule),) = yield context.query("waiting.prospects", names)
+        ((ready, flows, work, schedule, lanes),) = yield context.query("waiting.prospects", names)
         frontier.waits.done(began)
         frontier.has_flows = frontier.has_flows or flows
-        ready = ready or flows
-    return ready, work, schedule
+        if flows:
+            return True, work, schedule
+    if not lanes:
+        return ready, work, schedule
+    # Of these what is ready, or due, may be held back: all others are looked at apart from them.
+    ready, soonest = yield from outlook(lanes, context)
+    others = [queue for queue in queues if queue not in lanes]
+    if not ready and others:
+        ready, work, schedule = yield from prospects(others, frontier, context)
+    else:
+        work = None
+    return ready, min((moment for moment in (work, soonest) if moment is not None), default=None), schedule
 
 
 def find_ended(ids: Sequence[str], context: Context) -> Steps[set[str]]:

@@ -1,5 +1,6 @@
 -- tasks, schedules, workers
--- States are numbers: 0 blocked, 1 scheduled, 2 ready, 3 running, 4 succeeded, 5 failed, 6 cancelled.
+-- States are numbers: 0 blocked, 1 scheduled, 2 ready, 3 running, 4 succeeded, 5 failed, 6 cancelled; -1 is a ready one that
+-- stands in a line, so that what is about others never meets it.
 
 CREATE SEQUENCE {order};
 
@@ -45,7 +46,11 @@ CREATE TABLE {live} (
     attempt_log text COLLATE "C",               -- not looked into
     progress    text COLLATE "C",               -- JSON
     flow        uuid,
-    behind      bigint                          -- the gate of the flow behind which it stands
+    behind      bigint,                         -- the gate of the flow behind which it stands
+    line        text COLLATE "C",               -- the id of the line of tasks in which it stands, if it has limits of its own
+    tenant      text COLLATE "C",               -- whose task it is, for the limits of the queue
+    named       text COLLATE "C",               -- the named limit that it shares with others
+    debounced   boolean                         -- true, or NULL: it has its key until it is started
 ) WITH (
     fillfactor = 80,
     -- Rows live for moments here: what they leave behind is to go soon, and at full speed.
@@ -61,8 +66,12 @@ CREATE TABLE {live} (
 CREATE INDEX {ready_index} ON {live} (queue, priority DESC, run_at, seq) WHERE state = 2;
 CREATE INDEX {scheduled_index} ON {live} (queue, run_at) WHERE state = 1;
 CREATE INDEX {running_index} ON {live} (lease_until) WHERE state = 3;
-CREATE INDEX {expiry_index} ON {live} (expires_at) WHERE expires_at IS NOT NULL AND state IN (1, 2);
-CREATE UNIQUE INDEX {key_index} ON {live} (key) WHERE key IS NOT NULL;
+CREATE INDEX {expiry_index} ON {live} (expires_at) WHERE expires_at IS NOT NULL AND state IN (-1, 1, 2);
+CREATE UNIQUE INDEX {key_index} ON {live} (key) WHERE key IS NOT NULL AND (debounced IS NULL OR delivery = 0);
+CREATE INDEX {lined_index} ON {live} (line, priority DESC, run_at, seq) WHERE state = -1;
+CREATE INDEX {lined_queue_index} ON {live} (queue, run_at) WHERE state = -1;
+CREATE INDEX {tenant_slots_index} ON {live} (queue, tenant) WHERE state = 3 AND tenant IS NOT NULL;
+CREATE INDEX {named_slots_index} ON {live} (named) WHERE state = 3 AND named IS NOT NULL;
 CREATE INDEX {blocked_index} ON {live} (queue, seq) WHERE state = 0;
 CREATE INDEX {waiting_index} ON {live} (flow, behind, seq) WHERE flow IS NOT NULL;
 
@@ -125,6 +134,48 @@ CREATE TABLE {gate} (
     autovacuum_vacuum_threshold = 200,
     autovacuum_vacuum_cost_delay = 0
 );
+
+-- Limits, and the lines of tasks that wait at them: JSON, as omniq.storage.rows writes them. All of it is changed under
+-- one lock, see sql/limits.sql, but for what is appended to "wake".
+CREATE TABLE {limits} (id text COLLATE "C" PRIMARY KEY, body text COLLATE "C" NOT NULL);
+
+CREATE TABLE {lane} (queue text COLLATE "C" PRIMARY KEY, body text COLLATE "C" NOT NULL) WITH (
+    fillfactor = 50,
+    autovacuum_vacuum_scale_factor = 0.05,
+    autovacuum_vacuum_threshold = 200,
+    autovacuum_vacuum_cost_delay = 0
+);
+
+CREATE TABLE {line} (
+    id          text COLLATE "C" PRIMARY KEY,
+    queue       text COLLATE "C" NOT NULL,
+    tenant      text COLLATE "C",
+    place       text COLLATE "C" NOT NULL,
+    first_rank  bigint NOT NULL,
+    second_rank bigint NOT NULL,
+    body        text COLLATE "C" NOT NULL
+) WITH (autovacuum_vacuum_scale_factor = 0.05, autovacuum_vacuum_threshold = 200, autovacuum_vacuum_cost_delay = 0);
+
+CREATE INDEX {place_index} ON {line} (queue, place, first_rank, second_rank);
+CREATE INDEX {named_place_index} ON {line} (place, queue);
+CREATE INDEX {tenant_index} ON {line} (queue, tenant) WHERE tenant IS NOT NULL;
+
+CREATE TABLE {bucket} (id text COLLATE "C" PRIMARY KEY, at_rest bigint NOT NULL) WITH (
+    fillfactor = 50,
+    autovacuum_vacuum_scale_factor = 0.05,
+    autovacuum_vacuum_threshold = 200,
+    autovacuum_vacuum_cost_delay = 0
+);
+
+CREATE INDEX {rest_index} ON {bucket} (at_rest);
+
+-- What stopped running, and what it held is free: the next who has the lock wakes what waits for that.
+CREATE TABLE {wake} (
+    queue    text COLLATE "C" NOT NULL,
+    tenant   text COLLATE "C",
+    named    text COLLATE "C",
+    released boolean NOT NULL DEFAULT false     -- it was given back unstarted
+) WITH (autovacuum_vacuum_scale_factor = 0.1, autovacuum_vacuum_threshold = 200, autovacuum_vacuum_cost_delay = 0);
 
 -- How many tasks each queue has in each state. Nobody waits for a counter: a change appends what it adds and takes
 -- away to "delta", and from time to time some of that is summed up into "counter".

@@ -7,7 +7,7 @@
 -- name: claim
 -- One row for each claimed task, and one that is empty but for the first column where there is none. That is not 0
 -- where nothing was claimed because something must be done before: 1 for claim.promote and maintenance.expire, 2 where
--- gates have opened or broken, 3 for both.
+-- gates have opened or broken, 4 where a queue has a limit or lines, and the sum of these.
 WITH clock AS MATERIALIZED (SELECT clock_timestamp() AS now),
 demand AS MATERIALIZED (
     SELECT d.queue, d.wanted
@@ -25,9 +25,10 @@ obstacle AS MATERIALIZED (
             ) <= clock.now
         )
         OR coalesce((
-            SELECT expires_at FROM {live} WHERE expires_at IS NOT NULL AND state IN (1, 2) ORDER BY expires_at LIMIT 1
+            SELECT expires_at FROM {live} WHERE expires_at IS NOT NULL AND state IN (-1, 1, 2) ORDER BY expires_at LIMIT 1
         ) <= (SELECT now FROM clock), false)
-    )::integer + 2 * {agenda}::integer END AS found
+    )::integer + 2 * {agenda}::integer END
+    + 4 * EXISTS (SELECT FROM demand JOIN {lane} USING (queue))::integer AS found
 ),
 picked AS MATERIALIZED (
     SELECT row.place
@@ -69,12 +70,13 @@ LEFT JOIN LATERAL (SELECT * FROM {task} WHERE {task}.id = taken.id LIMIT 1) AS t
 ORDER BY array_position($1, taken.queue), taken.priority DESC, taken.run_at, taken.seq
 
 -- name: promote
--- Make tasks ready whose time has come, the earliest first.
+-- Make tasks ready whose time has come, the earliest first. Those that stand in lines are left to limits.promote: a row
+-- for each queue that has such.
 WITH clock AS MATERIALIZED (SELECT clock_timestamp() AS now),
 due AS MATERIALIZED (
-    SELECT row.place
+    SELECT row.*
     FROM unnest($1::text[]) AS d (queue) CROSS JOIN LATERAL (
-        SELECT {live}.ctid AS place
+        SELECT {live}.ctid AS place, {live}.queue, {live}.line
         FROM {live}
         WHERE {live}.state = 1 AND {live}.queue = d.queue AND {live}.run_at <= (SELECT now FROM clock)
         ORDER BY {live}.run_at
@@ -84,11 +86,14 @@ due AS MATERIALIZED (
 ),
 promoted AS (
     UPDATE {live} SET state = 2
-    WHERE {live}.ctid = ANY (ARRAY(SELECT due.place FROM due)) AND state + 0 = 1
+    WHERE {live}.ctid = ANY (ARRAY(SELECT due.place FROM due WHERE due.line IS NULL)) AND state + 0 = 1
     RETURNING queue
+),
+counted AS (
+    INSERT INTO {delta} (scheduled, ready, running, succeeded, failed, cancelled, queue)
+    SELECT -count(*), count(*), 0, 0, 0, 0, queue FROM promoted GROUP BY queue
 )
-INSERT INTO {delta} (scheduled, ready, running, succeeded, failed, cancelled, queue)
-SELECT -count(*), count(*), 0, 0, 0, 0, queue FROM promoted GROUP BY queue
+SELECT DISTINCT due.queue FROM due WHERE due.line IS NOT NULL
 
 -- name: onward
 -- Claim of one queue from where the last claims ended, priority by priority: past what is dead but cannot be removed yet
@@ -110,6 +115,7 @@ picked AS MATERIALIZED (
         FOR UPDATE SKIP LOCKED
     ) AS row
     WHERE NOT EXISTS (SELECT FROM {paused} WHERE {paused}.queue = $1)
+      AND NOT EXISTS (SELECT FROM {lane} WHERE {lane}.queue = $1)
     LIMIT $5
 ),
 taken AS (

@@ -23,19 +23,20 @@ history AS (
 ),
 counted AS (
     INSERT INTO {delta} (scheduled, ready, running, succeeded, failed, cancelled, queue, blocked)
-    SELECT -count(*) FILTER (WHERE state = 1), -count(*) FILTER (WHERE state = 2), 0, 0, 0, count(*), queue,
+    SELECT -count(*) FILTER (WHERE state = 1), -count(*) FILTER (WHERE state IN (-1, 2)), 0, 0, 0, count(*), queue,
            -count(*) FILTER (WHERE state = 0)
     FROM over GROUP BY queue
 )
 SELECT live.id::text, free.state = 3, live.flow::text FROM live LEFT JOIN free USING (id)
 
 -- name: retry
--- Make failed and cancelled tasks ready again unless another live task has their key by now. What is of a flow is only
--- named: that is done under the lock of the flow.
+-- Make failed and cancelled tasks ready again unless another live task has their key by now. What is of a flow, or has
+-- limits, is only named: that is done under their locks.
 WITH clock AS MATERIALIZED (SELECT clock_timestamp() AS now),
 chosen AS MATERIALIZED (
     SELECT {ended}.* FROM {ended}
     WHERE {ended}.id = ANY ($1::uuid[]) AND {ended}.state IN (5, 6) AND {ended}.flow IS NULL
+      AND NOT EXISTS (SELECT FROM {task} WHERE {task}.id = {ended}.id AND {task}.member IS NOT NULL)
     ORDER BY {ended}.id
     FOR UPDATE
 ),
@@ -65,24 +66,27 @@ counted AS (
 )
 SELECT id::text, queue, NULL FROM ready
 UNION ALL
-SELECT {ended}.id::text, NULL, {ended}.flow::text
-FROM {ended} WHERE {ended}.id = ANY ($1::uuid[]) AND {ended}.state IN (5, 6) AND {ended}.flow::text IS NOT NULL
+SELECT {ended}.id::text, NULL, coalesce({ended}.flow::text, '')
+FROM {ended} JOIN {task} USING (id)
+WHERE {ended}.id = ANY ($1::uuid[]) AND {ended}.state IN (5, 6)
+  AND ({ended}.flow::text IS NOT NULL OR {task}.member IS NOT NULL)
 
 -- name: run_now
--- Make scheduled tasks ready whose time has not come. Locked in one order, so that two that do so do not wait for each other.
+-- Make scheduled tasks ready whose time has not come: those that stand in lines are due then, and go into theirs with the
+-- next claim. Locked in one order, so that two that do so do not wait for each other.
 WITH clock AS MATERIALIZED (SELECT clock_timestamp() AS now),
 chosen AS MATERIALIZED (
     SELECT {live}.id FROM {live} WHERE {live}.id = ANY ($1::uuid[]) AND {live}.state + 0 = 1 ORDER BY {live}.id FOR UPDATE
 ),
 ready AS (
-    UPDATE {live} SET state = 2, run_at = now
+    UPDATE {live} SET state = CASE WHEN line IS NULL THEN 2 ELSE 1 END, run_at = now
     FROM clock
     WHERE {live}.id = ANY (ARRAY(SELECT chosen.id FROM chosen)) AND {live}.state + 0 = 1 AND {live}.run_at > now
-    RETURNING {live}.id, {live}.queue
+    RETURNING {live}.id, {live}.queue, {live}.state
 ),
 counted AS (
     INSERT INTO {delta} (scheduled, ready, running, succeeded, failed, cancelled, queue)
-    SELECT -count(*), count(*), 0, 0, 0, 0, queue FROM ready GROUP BY queue
+    SELECT -count(*), count(*), 0, 0, 0, 0, queue FROM ready WHERE state = 2 GROUP BY queue
 )
 SELECT id::text, queue FROM ready
 
@@ -100,7 +104,7 @@ gone AS (SELECT * FROM waiting UNION ALL SELECT * FROM over),
 forgotten AS (DELETE FROM {task} WHERE {task}.id = ANY (ARRAY(SELECT gone.id FROM gone))),
 counted AS (
     INSERT INTO {delta} (scheduled, ready, running, succeeded, failed, cancelled, queue)
-    SELECT -count(*) FILTER (WHERE state = 1), -count(*) FILTER (WHERE state = 2), 0,
+    SELECT -count(*) FILTER (WHERE state = 1), -count(*) FILTER (WHERE state IN (-1, 2)), 0,
            -count(*) FILTER (WHERE state = 4), -count(*) FILTER (WHERE state = 5),
            -count(*) FILTER (WHERE state = 6), queue
     FROM gone GROUP BY queue

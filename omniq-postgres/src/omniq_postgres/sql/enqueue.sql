@@ -102,7 +102,7 @@ kept AS (
 SELECT new.id::text,
        waiting.id IS NOT NULL,
        known,
-       (SELECT {live}.id::text FROM {live} WHERE {live}.key = new.key AND {live}.key IS NOT NULL),
+       (SELECT {live}.id::text FROM {live} WHERE {live}.key = new.key AND {live}.key IS NOT NULL AND ({live}.debounced IS NULL OR {live}.delivery = 0)),
        extract(epoch FROM new.run_at - now)::double precision
 FROM new LEFT JOIN waiting USING (id), clock
 
@@ -110,5 +110,5 @@ FROM new LEFT JOIN waiting USING (id), clock
 -- Whether tasks are there by now, and who holds their keys.
 SELECT n.id::text,
        EXISTS (SELECT FROM {task} WHERE {task}.id = n.id),
-       (SELECT {live}.id::text FROM {live} WHERE {live}.key = n.key AND {live}.key IS NOT NULL)
+       (SELECT {live}.id::text FROM {live} WHERE {live}.key = n.key AND {live}.key IS NOT NULL AND ({live}.debounced IS NULL OR {live}.delivery = 0))
 FROM unnest($1::uuid[], $2::text[]) AS n (id, key)

@@ -4,9 +4,15 @@
 -- Here and elsewhere arrays come as "(SELECT $1)", so that no plan is made for their length: a batch of one would be
 -- planned anew each time, which takes longer than to run it.
 
+-- part: woken
+-- What is to be looked at as slots of keys and named limits are free; done under the lock of limits, in a next step.
+woken AS (
+    INSERT INTO {wake} (queue, tenant, named) SELECT DISTINCT queue, tenant, named FROM over WHERE line IS NOT NULL
+)
+
 -- name: final
 -- A batch of outcomes that all end their tasks: gives how many were accepted, unless all were, which, and the flows of
--- those that are of one.
+-- those that are of one; and the queues among theirs that have limits or lines.
 WITH clock AS MATERIALIZED (SELECT clock_timestamp() AS now),
 told AS MATERIALIZED (
     SELECT * FROM unnest(
@@ -35,9 +41,15 @@ history AS (
            flow, behind, flow IS NOT NULL, worker,
            CASE kind WHEN 4 THEN NULL WHEN 5 THEN told_error ELSE error END, coalesce(told_log, attempt_log), progress, result
     FROM over, clock
-)
+),
+{woken}
 SELECT count(*), CASE WHEN count(*) < cardinality($1::uuid[]) THEN array_agg(place) END,
-       array_agg(flow::text) FILTER (WHERE flow IS NOT NULL)
+       array_agg(flow::text) FILTER (WHERE flow IS NOT NULL),
+       (
+           SELECT array_agg(queue)
+           FROM (SELECT queue, bool_or(line IS NOT NULL) AS is_lined FROM over GROUP BY queue) AS mine
+           WHERE is_lined OR EXISTS (SELECT FROM {lane} WHERE {lane}.queue = mine.queue)
+       )
 FROM over
 
 -- name: mixed
@@ -58,7 +70,8 @@ held AS MATERIALIZED (
 ),
 back AS (
     UPDATE {live}
-    SET state = CASE WHEN held.delay > interval '0' THEN 1 ELSE 2 END,
+    -- One that stands in a line goes into it with the next claim.
+    SET state = CASE WHEN held.delay > interval '0' OR line IS NOT NULL THEN 1 ELSE 2 END,
         run_at = CASE
             WHEN held.delay > interval '0' THEN least(now + held.delay, '9999-12-31 23:59:59.999999+00')
             WHEN held.kind = 1 THEN now
@@ -70,7 +83,7 @@ back AS (
         lease_until = NULL
     FROM held, clock
     WHERE {live}.id = held.id AND NOT held.cancel
-    RETURNING {live}.queue, {live}.state, {live}.run_at, held.place
+    RETURNING {live}.queue, {live}.state, {live}.run_at, {live}.line, {live}.tenant, {live}.named, held.place, held.kind
 ),
 over AS (
     DELETE FROM {live} USING told
@@ -83,6 +96,14 @@ stopped AS (
     RETURNING {live}.*, held.kind, held.result, held.error AS told_error, held.attempt_log AS told_log, held.place
 ),
 ends AS (SELECT * FROM over UNION ALL SELECT * FROM stopped),
+woken AS (
+    INSERT INTO {wake} (queue, tenant, named, released)
+    SELECT queue, tenant, named, kind = 2
+    FROM (
+        SELECT queue, tenant, named, kind, line FROM back UNION ALL SELECT queue, tenant, named, kind, line FROM ends
+    ) AS changed
+    WHERE line IS NOT NULL OR (kind = 2 AND EXISTS (SELECT FROM {lane} WHERE {lane}.queue = changed.queue))
+),
 counted AS (
     INSERT INTO {delta} (scheduled, ready, running, succeeded, failed, cancelled, queue)
     SELECT count(*) FILTER (WHERE state = 1), count(*) FILTER (WHERE state = 2), -count(*),
@@ -105,10 +126,13 @@ history AS (
     FROM ends, clock
 )
 SELECT place, queue, CASE WHEN isfinite(run_at) THEN extract(epoch FROM run_at - now)::double precision ELSE 0 END,
-       NULL
+       NULL,
+       CASE WHEN line IS NOT NULL OR EXISTS (SELECT FROM {lane} WHERE {lane}.queue = back.queue) THEN queue END
 FROM back, clock
 UNION ALL
-SELECT place, NULL, NULL, flow::text FROM ends
+SELECT place, NULL, NULL, flow::text,
+       CASE WHEN line IS NOT NULL OR EXISTS (SELECT FROM {lane} WHERE {lane}.queue = ends.queue) THEN queue END
+FROM ends
 
 -- name: heartbeat
 -- A row for each lease that is held. What is locked is being ended, perhaps in a caller's own transaction, or extended

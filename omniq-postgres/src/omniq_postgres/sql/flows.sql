@@ -160,7 +160,8 @@ FROM (SELECT *, NULL::timestamptz AS lease_until FROM {ended} WHERE id = ANY ($1
 CROSS JOIN LATERAL (SELECT * FROM {task} WHERE {task}.id = s.id LIMIT 1) AS t
 
 -- name: holders
-SELECT key, id::text FROM {live} WHERE key = ANY ($1::text[])
+SELECT key, id::text FROM {live}
+WHERE key = ANY ($1::text[]) AND {live}.key IS NOT NULL AND ({live}.debounced IS NULL OR {live}.delivery = 0)
 
 -- name: insert
 WITH new AS MATERIALIZED (
@@ -168,15 +169,20 @@ WITH new AS MATERIALIZED (
     FROM unnest(
         $2::uuid[], $3::text[], $4::text[], $5::bytea[], $6::smallint[], $7::integer[], $8::timestamptz[],
         $9::timestamptz[], $10::double precision[], $11::text[], $12::text[], $13::text[], $14::smallint[], $15::uuid[],
-        $16::bigint[], $17::text[]
+        $16::bigint[], $17::text[], $18::text[], $19::text[], $20::text[], $21::boolean[]
     ) AS n (
         id, queue, name, body, priority, max_retries, run_at, expires_at, result_ttl, tags, unique_key, key, state,
-        flow, behind, member
+        flow, behind, member, line, tenant, named, debounced
     )
 ),
 waiting AS (
-    INSERT INTO {live} (run_at, expires_at, result_ttl, seq, state, priority, id, queue, key, flow, behind)
-    SELECT run_at, expires_at, result_ttl, seq, state, priority, id, queue, key, flow, behind FROM new
+    INSERT INTO {live} (
+        run_at, expires_at, result_ttl, seq, state, priority, id, queue, key, flow, behind, line, tenant, named,
+        debounced
+    )
+    SELECT run_at, expires_at, result_ttl, seq, state, priority, id, queue, key, flow, behind, line, tenant, named,
+           debounced
+    FROM new
 )
 INSERT INTO {task} (
     id, seq, created_at, result_ttl, max_retries, priority, queue, name, unique_key, tags, member, body
@@ -192,19 +198,21 @@ WITH new AS MATERIALIZED (
         $1::uuid[], $2::text[], $3::text[], $4::bytea[], $5::smallint[], $6::integer[], $7::timestamptz[],
         $8::timestamptz[], $9::double precision[], $10::text[], $11::text[], $12::text[], $13::smallint[], $14::uuid[],
         $15::bigint[], $16::text[], $17::timestamptz[], $18::timestamptz[], $19::timestamptz[], $20::integer[],
-        $21::integer[], $22::boolean[], $23::text[], $24::text[], $25::text[], $26::bytea[]
+        $21::integer[], $22::boolean[], $23::text[], $24::text[], $25::text[], $26::bytea[],
+        $27::text[], $28::text[], $29::text[], $30::boolean[]
     ) AS n (
         id, queue, name, body, priority, max_retries, run_at, expires_at, result_ttl, tags, unique_key, key, state,
-        flow, behind, member, created_at, started_at, now, delivery, attempt, cancel, worker, error, attempt_log, result
+        flow, behind, member, created_at, started_at, now, delivery, attempt, cancel, worker, error, attempt_log, result,
+        line, tenant, named, debounced
     )
 ),
 waiting AS (
     INSERT INTO {live} (
         run_at, started_at, expires_at, result_ttl, seq, delivery, attempt, state, priority, cancel, id, queue, worker,
-        key, error, attempt_log, flow, behind
+        key, error, attempt_log, flow, behind, line, tenant, named, debounced
     )
     SELECT run_at, started_at, expires_at, result_ttl, seq, delivery, attempt, state, priority, cancel, id, queue,
-           worker, key, error, attempt_log, flow, behind
+           worker, key, error, attempt_log, flow, behind, line, tenant, named, debounced
     FROM new WHERE state < 3
 ),
 over AS (
@@ -249,19 +257,22 @@ FROM over CROSS JOIN (SELECT $1::timestamptz AS now) AS clock
 WITH m AS MATERIALIZED (
     SELECT * FROM unnest(
         (SELECT $1::uuid[]), (SELECT $2::smallint[]), (SELECT $3::timestamptz[]), (SELECT $4::timestamptz[]),
-        (SELECT $5::text[])
-    ) AS m (id, new_state, new_run_at, new_expires_at, told)
+        (SELECT $5::text[]), (SELECT $6::text[]), (SELECT $7::text[]), (SELECT $8::text[]), (SELECT $9::text[]),
+        (SELECT $10::boolean[])
+    ) AS m (id, new_state, new_run_at, new_expires_at, told, key, line, tenant, named, debounced)
 ),
 back AS (
     DELETE FROM {ended} USING m WHERE {ended}.id = m.id
-    RETURNING {ended}.*, m.new_state, m.new_run_at, m.new_expires_at, m.told
+    RETURNING {ended}.*, m.new_state, m.new_run_at, m.new_expires_at, m.told, m.key, m.line,
+        m.tenant, m.named, m.debounced
 )
 INSERT INTO {live} (
     run_at, started_at, expires_at, result_ttl, seq, delivery, attempt, state, priority, id, queue, worker, error,
-    attempt_log, progress, flow, behind
+    attempt_log, progress, flow, behind, key, line, tenant, named, debounced
 )
 SELECT back.new_run_at, back.started_at, back.new_expires_at, t.result_ttl, back.seq, back.delivery, 0, back.new_state,
-       t.priority, back.id, back.queue, back.worker, back.told, back.attempt_log, back.progress, back.flow, back.behind
+       t.priority, back.id, back.queue, back.worker, back.told, back.attempt_log, back.progress, back.flow, back.behind,
+       back.key, back.line, back.tenant, back.named, back.debounced
 FROM back CROSS JOIN LATERAL (SELECT * FROM {task} WHERE {task}.id = back.id LIMIT 1) AS t
 
 -- name: remove

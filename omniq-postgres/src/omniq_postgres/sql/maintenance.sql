@@ -30,7 +30,8 @@ judged AS MATERIALIZED (
 ),
 back AS (
     UPDATE {live}
-    SET state = 2, lease_until = NULL, attempt_log = (SELECT log FROM lapsed WHERE lapsed.id = {live}.id)
+    -- One that stands in a line goes into it with the next claim.
+    SET state = CASE WHEN line IS NULL THEN 2 ELSE 1 END, lease_until = NULL, attempt_log = (SELECT log FROM lapsed WHERE lapsed.id = {live}.id)
     WHERE {live}.id = ANY (ARRAY(SELECT judged.id FROM judged WHERE verdict = 2))
     RETURNING {live}.*
 ),
@@ -58,15 +59,21 @@ history AS (
 ),
 counted AS (
     INSERT INTO {delta} (scheduled, ready, running, succeeded, failed, cancelled, queue)
-    SELECT 0, count(*) FILTER (WHERE state = 2), -count(*), 0, count(*) FILTER (WHERE state = 5),
-           count(*) FILTER (WHERE state = 6), queue
+    SELECT count(*) FILTER (WHERE state = 1), count(*) FILTER (WHERE state = 2), -count(*), 0,
+           count(*) FILTER (WHERE state = 5), count(*) FILTER (WHERE state = 6), queue
     FROM (SELECT queue, state FROM back UNION ALL SELECT queue, state FROM history) AS changed
     GROUP BY queue
+),
+woken AS (
+    INSERT INTO {wake} (queue, tenant, named)
+    SELECT DISTINCT queue, tenant, named
+    FROM (SELECT * FROM back UNION ALL SELECT * FROM over) AS changed
+    WHERE line IS NOT NULL
 )
 SELECT late.found, late.astray, late.gates, (SELECT extract(epoch FROM min(now - lapsed_at)) FROM lapsed, clock)::double precision, {record}
 FROM (
     SELECT coalesce((
-        SELECT expires_at FROM {live} WHERE expires_at IS NOT NULL AND state IN (1, 2) ORDER BY expires_at LIMIT 1
+        SELECT expires_at FROM {live} WHERE expires_at IS NOT NULL AND state IN (-1, 1, 2) ORDER BY expires_at LIMIT 1
     ) <= (SELECT now FROM clock), false) AS found,
     EXISTS (SELECT FROM {live} WHERE {live}.state = 3 AND {live}.lease_until IS NULL)
     OR EXISTS (SELECT FROM {live} WHERE {live}.state = 3 AND {live}.lease_until < '1970-01-01+00')
@@ -107,13 +114,13 @@ WITH clock AS MATERIALIZED (SELECT clock_timestamp() AS now),
 late AS MATERIALIZED (
     SELECT {live}.id
     FROM {live}
-    WHERE {live}.expires_at IS NOT NULL AND {live}.state IN (1, 2) AND {live}.expires_at <= (SELECT now FROM clock)
+    WHERE {live}.expires_at IS NOT NULL AND {live}.state IN (-1, 1, 2) AND {live}.expires_at <= (SELECT now FROM clock)
     ORDER BY {live}.expires_at
     LIMIT $1
     FOR UPDATE SKIP LOCKED
 ),
 over AS (
-    DELETE FROM {live} WHERE {live}.id = ANY (ARRAY(SELECT late.id FROM late)) AND state IN (1, 2) RETURNING {live}.*
+    DELETE FROM {live} WHERE {live}.id = ANY (ARRAY(SELECT late.id FROM late)) AND state IN (-1, 1, 2) RETURNING {live}.*
 ),
 history AS (
     INSERT INTO {ended} (
@@ -126,7 +133,7 @@ history AS (
 ),
 counted AS (
     INSERT INTO {delta} (scheduled, ready, running, succeeded, failed, cancelled, queue)
-    SELECT -count(*) FILTER (WHERE state = 1), -count(*) FILTER (WHERE state = 2), 0, 0, 0, count(*), queue
+    SELECT -count(*) FILTER (WHERE state = 1), -count(*) FILTER (WHERE state IN (-1, 2)), 0, 0, 0, count(*), queue
     FROM over GROUP BY queue
 )
 SELECT id::text, flow::text FROM over

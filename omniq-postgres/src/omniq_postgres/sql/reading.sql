@@ -187,7 +187,11 @@ level AS (
 SELECT queue, blocked, scheduled, ready, running, succeeded, failed, cancelled,
        EXISTS (SELECT FROM {paused} WHERE {paused}.queue = sums.queue) AS is_paused,
        (
-           SELECT extract(epoch FROM clock_timestamp() - min(level.run_at))::double precision
+           SELECT extract(epoch FROM clock_timestamp() - least(min(level.run_at), (
+               SELECT {live}.run_at FROM {live}
+               WHERE state = -1 AND {live}.queue = sums.queue AND isfinite({live}.run_at)
+               ORDER BY {live}.run_at LIMIT 1
+           )))::double precision
            FROM level WHERE level.queue = sums.queue AND isfinite(level.run_at)
        )
 FROM sums

@@ -80,7 +80,7 @@ SELECT extract(epoch FROM fired.next_run - clock_timestamp())::double precision,
        new.id::text,
        waiting.id IS NOT NULL,
        new.known,
-       (SELECT {live}.id::text FROM {live} WHERE {live}.key = new.key AND {live}.key IS NOT NULL),
+       (SELECT {live}.id::text FROM {live} WHERE {live}.key = new.key AND {live}.key IS NOT NULL AND ({live}.debounced IS NULL OR {live}.delivery = 0)),
        extract(epoch FROM new.run_at - clock.now)::double precision
 FROM fired CROSS JOIN clock LEFT JOIN new ON true LEFT JOIN waiting ON waiting.id = new.id
 

@@ -1,6 +1,7 @@
 -- part: moments
 -- In how many seconds the next task will be ready, and in how many the next schedule or flow is due: a second where one
--- is overdue, which perhaps no caller can fire. Of the queues that are not paused.
+-- is overdue, which perhaps no caller can fire. Of the queues that are not paused; and those that have limits or lines, of
+-- which only limits.prospects can tell.
 extract(epoch FROM min((
     SELECT least(greatest({live}.run_at, '1970-01-01+00'), '9999-12-31 23:59:59.999999+00')
     FROM {live} WHERE {live}.state = 1 AND {live}.queue = mine.queue
@@ -17,7 +18,8 @@ extract(epoch FROM least((
 ), (
     SELECT least(greatest(due, clock_timestamp() + interval '1 second'), '9999-12-31 23:59:59.999999+00') FROM {flow}
     WHERE due IS NOT NULL AND NOT ended ORDER BY due LIMIT 1
-)) - clock_timestamp())::double precision
+)) - clock_timestamp())::double precision,
+(SELECT array_agg({lane}.queue) FROM {lane} WHERE {lane}.queue = ANY ($1::text[]))
 FROM unnest((SELECT $1::text[])) AS mine (queue)
 WHERE NOT EXISTS (SELECT FROM {paused} WHERE {paused}.queue = mine.queue)
 
@@ -52,7 +54,7 @@ SELECT asked.id::text FROM unnest((SELECT $1::uuid[])) AS asked (id)
 WHERE asked.id IS NOT NULL
   -- What is in no state, or at no time, will never run.
   AND NOT EXISTS (
-      SELECT FROM {live} WHERE {live}.id = asked.id AND {live}.state BETWEEN 0 AND 3 AND isfinite({live}.run_at)
+      SELECT FROM {live} WHERE {live}.id = asked.id AND {live}.state BETWEEN -1 AND 3 AND isfinite({live}.run_at)
   )
 
 -- name: notify

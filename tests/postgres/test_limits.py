@@ -1,0 +1,177 @@
+"""Limits on PostgreSQL: what tasks without any cost, and what holds between the steps of a call or in a transaction."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import psycopg
+import pytest
+
+from omniq.limit import Limit, Rate
+from omniq.schedule import Schedule
+from omniq.storage import Adoption
+from omniq.task import Released, TaskState
+from omniq_postgres import finishing, libpq
+from omniq_postgres.operations import Context, News, Query
+from omniq_postgres.statements import Statements
+from tests.postgres.support import connection_of, done, new_task, opened, settings_of, take
+from tests.servers.postgres import PostgresServer
+
+
+def names_of(queries: list[Query], url: str) -> list[str]:
+    statements = Statements(settings_of(url).names)
+    texts = {statements[name]: name for name in statements}
+    return [texts[one.text] for query in queries for one in (*query.lead, query)]
+
+
+async def test_what_has_no_limits_is_one_statement_a_call(storage_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[Query] = []
+    run = libpq.rows
+
+    def counted(connection: Any, query: Query) -> Any:
+        sent.append(query)
+        return run(connection, query)
+
+    async with opened(storage_url) as store:
+        await store.put_limit(Limit(queue="other", concurrency=1))
+        await store.enqueue([new_task(queue="other", key="a")])
+        monkeypatch.setattr(libpq, "rows", counted)
+        await store.enqueue([new_task()])
+        await store.enqueue([new_task(), new_task()])
+        tasks = await take(store, 3)
+        await store.wait_for_work(["q"], 0)
+        await store.finish([done(task) for task in tasks[:2]])
+        await store.finish([Released(id=tasks[2].id, delivery=tasks[2].delivery)])
+        monkeypatch.setattr(libpq, "rows", run)
+    # Now and then a claim looks for flows as well, or asks whether dead rows pile up.
+    asked = [name.replace("settling", "claim") for name in names_of(sent, storage_url)]
+    assert [name for name in asked if name not in ("claim.dead", "waiting.notify", "waiting.notify_ended")] == [
+        "enqueue.single",
+        "enqueue.fresh",
+        "claim.claim",
+        "waiting.prospects",
+        "finish.final",
+        "finish.mixed",
+    ]
+
+
+async def test_what_has_limits_takes_as_many_round_trips_however_many_keys_there_are(
+    storage_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[Query] = []
+    run = libpq.rows
+
+    def counted(connection: Any, query: Query) -> Any:
+        sent.append(query)
+        return run(connection, query)
+
+    async with opened(storage_url) as store:
+        per_key = Limit(concurrency=1, rate=Rate(1000))
+        await store.put_limit(Limit(queue="q", concurrency=500, rate=Rate(1_000_000, burst=1000), per_key=per_key))
+        await store.enqueue([new_task(key="first")])
+        assert len(await take(store)) == 1
+        trips: list[list[int]] = []
+        monkeypatch.setattr(libpq, "rows", counted)
+        for number in (5, 150):
+            sent.clear()
+            await store.enqueue([new_task(key=f"{number} {n}") for n in range(number) for _ in range(2)])
+            enqueued = len(sent)
+            tasks = await take(store, number)
+            assert len({task.key for task in tasks}) == number
+            claimed = len(sent)
+            assert await take(store, number) == []
+            parked = len(sent)
+            assert await store.finish([done(task) for task in tasks]) == [True] * number
+            trips.append([enqueued, claimed - enqueued, parked - claimed, len(sent) - parked])
+            assert await store.purge("q", TaskState.READY) == number
+        monkeypatch.setattr(libpq, "rows", run)
+    # Those included that tell others of work, or ask whether dead rows pile up.
+    assert max(trips[0]) <= 14
+    assert all(many <= few + 3 for few, many in zip(*trips, strict=True)), trips
+
+
+async def test_a_callers_open_transaction_holds_up_no_claim(server: PostgresServer, storage_url: str) -> None:
+    async with opened(storage_url) as store:
+        await store.put_limit(Limit(queue="q", per_key=Limit(concurrency=1)))
+        await store.enqueue([new_task(key="a"), new_task(key="a"), new_task(key="b")])
+        first, other = sorted(await take(store, 9), key=lambda task: task.key or "")
+        with psycopg.connect(server.url) as connection:
+            joined = store.join(connection)
+            assert joined.finish(done(first))
+            joined.enqueue([new_task(key="c"), new_task(key="c", limit="x")])
+            assert await take(store, 9) == []
+            await store.enqueue([new_task(key="d")])
+            assert [task.key for task in await take(store, 9)] == ["d"]
+            assert await store.finish([done(other)]) == [True]
+            connection.commit()
+        assert sorted(str(task.key) for task in await take(store, 9)) == ["a", "c"]
+
+
+async def test_a_slot_is_free_though_who_freed_it_died_before_it_told_of_that(storage_url: str) -> None:
+    async with opened(storage_url) as store:
+        await store.put_limit(Limit(queue="q", per_key=Limit(concurrency=1)))
+        await store.enqueue([new_task(key="a") for _ in range(2)])
+        (task,) = await take(store, 9)
+        assert await take(store, 9) == []
+        async with connection_of(storage_url) as connection:
+            steps = finishing.finish([done(task)], Context(Statements(settings_of(storage_url).names), News()))
+            steps.send(await libpq.rows(connection, next(steps)))
+            steps.close()
+        await store.wait_for_work(["q"], 600)
+        assert [task.key for task in await take(store, 9)] == ["a"]
+
+
+async def test_a_released_task_of_a_limited_queue_gives_its_start_back(storage_url: str) -> None:
+    async with opened(storage_url) as store:
+        await store.put_limit(Limit(queue="q", rate=Rate(1, per=3600)))
+        await store.enqueue([new_task()])
+        (task,) = await take(store, 9)
+        assert await store.finish([Released(id=task.id, delivery=task.delivery)]) == [True]
+        assert [one.id for one in await take(store, 9)] == [task.id]
+
+
+async def test_a_schedule_fires_a_task_with_a_key_into_its_line(storage_url: str) -> None:
+    async with opened(storage_url) as store:
+        await store.put_limit(Limit(queue="q", per_key=Limit(concurrency=1)))
+        schedule = await store.put_schedule(Schedule(id="s", task=new_task(), trigger="t", next_run=None))
+        assert schedule is not None
+        tasks = [new_task(key="a"), new_task(key="a"), new_task()]
+        answers = await store.fire(schedule, tasks)
+        assert [answer.created for answer in answers or ()] == [True] * 3
+        assert await store.fire(schedule, tasks) is None
+        assert sorted(str(task.key) for task in await take(store, 9)) == ["None", "a"]
+
+
+async def test_lists_and_counts_show_what_waits_in_lines_as_ready(storage_url: str) -> None:
+    async with opened(storage_url) as store:
+        await store.enqueue([new_task(key="a"), new_task(), new_task(key="b", limit="x")])
+        (stats,) = await store.stats()
+        assert stats.counts[TaskState.READY] == 3
+        assert stats.oldest_ready is not None
+        tasks = await store.get([task.id for task in await take(store, 9)])
+        assert sorted((str(task.key), str(task.limit)) for task in tasks if task) == [
+            ("None", "None"),
+            ("a", "None"),
+            ("b", "x"),
+        ]
+
+
+async def test_a_purge_removes_what_waits_in_lines(storage_url: str) -> None:
+    async with opened(storage_url) as store:
+        await store.put_limit(Limit(queue="q", per_key=Limit(concurrency=1)))
+        await store.enqueue([new_task(key="a") for _ in range(3)])
+        assert len(await take(store, 9)) == 1
+        assert await store.purge("q", TaskState.READY) == 2
+
+
+async def test_adopted_tasks_stand_in_their_lines(storage_url: str) -> None:
+    async with opened(storage_url) as source:
+        await source.enqueue([new_task(key="a"), new_task(key="a"), new_task(limit="x")])
+        records = [task for task in await source.get([t.id for t in await take(source, 9)]) if task is not None]
+        for task in records:
+            await source.finish([Released(id=task.id, delivery=task.delivery)])
+        records = [task for task in await source.get([task.id for task in records]) if task is not None]
+    async with opened(f"{storage_url}-copy") as store:
+        await store.put_limit(Limit(queue="q", per_key=Limit(concurrency=1)))
+        assert await store.adopt(records) == [Adoption.STORED] * 3
+        assert sorted(str(task.key) for task in await take(store, 9)) == ["None", "a"]
