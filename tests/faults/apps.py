@@ -45,7 +45,8 @@ class Witness:
     def omniq_task_started(self, task: Task) -> None:
         # A process that stood still since the claim may begin after another one has.
         late = task.lease_until is None or datetime.now(UTC) >= task.lease_until
-        history.note("started", task.id, task.delivery, attempt=task.attempt, late=late)
+        claimed = None if task.started_at is None else task.started_at.timestamp()
+        history.note("started", task.id, task.delivery, attempt=task.attempt, late=late, key=task.key, claimed=claimed)
 
     @hookimpl
     def omniq_task_succeeded(self, task: Task) -> None:
@@ -161,6 +162,16 @@ async def again(delay: float) -> str:
     """Run again once, after a while."""
     if current_task().attempt == 1:
         current_task().retry(delay)
+    return _ran()
+
+
+@queue.task
+async def serve(seconds: float) -> str:
+    """Note when it stops running, however it does: as long as it runs it holds a slot of its limits."""
+    try:
+        await asyncio.sleep(seconds)
+    finally:
+        history.note("stopped", current_task().id)
     return _ran()
 
 

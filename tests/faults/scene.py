@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -181,6 +181,16 @@ class Scene:
             options = of_workers.options
             self.queue.task(name=of_workers.name, max_retries=options.max_retries, retry=options.retry)(of_workers)
         return self.queue.functions[of_workers.name]
+
+    def enqueue_keyed(self, name: str, keys: Sequence[str], *args: Any) -> list[TaskHandle[Any]]:
+        """Enqueue a task of the application for each of some keys, all at once, and note them."""
+        function = self.function(name)
+        handles: list[TaskHandle[Any]] = list(
+            self.queue.enqueue_many([function.using(key=key).call(*args) for key in keys])
+        )
+        for handle in handles:
+            self.history.note("enqueued", handle.id)
+        return handles
 
     def enqueue(self, name: str, *args: Any, **options: Any) -> TaskHandle[Any]:
         """Enqueue a task of the application as its producers do, and note it."""

@@ -5,17 +5,19 @@ It knows which tasks run and what each limit is, by its own count, and nothing o
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections import Counter
-from datetime import timedelta
+from collections.abc import Sequence
+from datetime import datetime, timedelta
 from typing import Any
 
 from omniq.limit import Limit
 from omniq.storage import Storage
 from omniq.task import StoredTask, TaskState
-from omniq.testing.contract.steps import HELD, lapsed, new_task, outcome
+from omniq.testing.contract.steps import HELD, SHORT, add, lapsed, new_task, outcome
 
-__all__ = ["LimitDriver"]
+__all__ = ["Crowd", "LimitDriver"]
 
 OPERATIONS = {
     "enqueue": 10,
@@ -198,6 +200,78 @@ class LimitDriver:
     def _ended(self, *ids: str) -> None:
         for one in ids:
             del self._tasks[one]
+
+
+class Crowd:
+    """Claimers of many keys under random limits, of which some are lost with what they have claimed.
+
+    What runs is counted from the answer to a claim until a finish is sent, or until the lease has run out: never more
+    than the store may count.
+    """
+
+    def __init__(self, several: Sequence[Storage], rng: random.Random) -> None:
+        self._several = several
+        self._rng = rng
+        self._caps: dict[tuple[str, ...], int] = {
+            ("queue",): rng.randint(8, 30),
+            ("key",): rng.randint(1, 2),
+            ("x",): 1,
+            ("y",): rng.randint(2, 9),
+        }
+        self._running: Counter[tuple[str, ...]] = Counter()
+        self._lost: list[StoredTask] = []
+        self._left: set[str] = set()
+
+    async def fill(self, number: int) -> None:
+        """Store limits, and two tasks of each of so many keys."""
+        store, caps = self._several[0], self._caps
+        per_key = Limit(concurrency=caps["key",])
+        await store.put_limit(Limit(queue="work", concurrency=caps["queue",], per_key=per_key))
+        for name in ("x", "y"):
+            await store.put_limit(Limit(name=name, concurrency=caps[name,]))
+        names = [self._rng.choice((None, None, None, "x", "y")) for _ in range(2 * number)]
+        tasks = [new_task(key=f"k{n % number}", limit=name, max_retries=99) for n, name in enumerate(names)]
+        self._left.update(await add(store, *tasks))
+
+    async def work(self, store: Storage) -> None:
+        """Claim and finish until nothing is left."""
+        while self._left:
+            is_lost = self._rng.random() < 0.15
+            lease = SHORT if is_lost else HELD
+            tasks = await store.claim({"work": self._rng.randint(1, 6)}, worker="w", lease=lease)
+            for task in tasks:
+                self._give_up(task.started_at)
+                self._count(task, 1)
+            if is_lost:
+                self._lost += tasks
+            elif tasks:
+                await asyncio.sleep(0)  # others claim meanwhile
+                for task in tasks:
+                    self._count(task, -1)
+                answers = await store.finish([outcome("succeeded", task) for task in tasks])
+                assert answers == [True] * len(tasks)
+                self._left.difference_update(task.id for task in tasks)
+            if not tasks or self._rng.random() < 0.1:
+                await store.recover(100)
+            if not tasks:
+                await store.wait_for_work(["work"], SHORT)
+
+    def _give_up(self, moment: datetime | None) -> None:
+        """Take what was lost and may have been recovered by a moment of the store's clock for no longer running."""
+        for task in self._lost[:]:
+            assert moment is not None
+            assert task.lease_until is not None
+            if task.lease_until <= moment:
+                self._lost.remove(task)
+                self._count(task, -1)
+
+    def _count(self, task: StoredTask, step: int) -> None:
+        scopes: list[tuple[str, ...]] = [("queue",), ("key", task.key or "")]
+        if task.limit is not None:
+            scopes.append((task.limit,))
+        for scope in scopes:
+            self._running[scope] += step
+            assert self._running[scope] <= self._caps[scope[:1]], f"too many tasks run under {scope}"
 
 
 def _after(seconds: float | None) -> timedelta | None:

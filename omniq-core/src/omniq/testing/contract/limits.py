@@ -19,7 +19,7 @@ from omniq.storage import Storage
 from omniq.storage.ids import new_id
 from omniq.task import Feed, NewTask, StoredTask, TaskState
 from omniq.testing.contract.base import Contract, needs_fixtures, patient, with_limits
-from omniq.testing.contract.limit_driver import LimitDriver
+from omniq.testing.contract.limit_driver import Crowd, LimitDriver
 from omniq.testing.contract.steps import (
     HELD,
     OUTCOMES,
@@ -542,12 +542,24 @@ class LimitContract(Contract):
         assert (answer.id, answer.created) == (holder, False)
 
     @with_limits
-    async def test_of_debounced_tasks_that_race_one_runs(self, stores: Stores) -> None:
+    @patient(300)
+    @pytest.mark.parametrize("number", [30, pytest.param(1000, marks=pytest.mark.long)], ids=["some", "many"])
+    async def test_of_debounced_tasks_that_race_one_runs(self, stores: Stores, number: int) -> None:
         several = [await stores.open() for _ in range(3)]
-        tasks = [debounced("k", 0.5) for _ in range(30)]
+        tasks = [debounced("k", AGES, 2 * AGES, body=b"[%d]" % n) for n in range(number)]
         await asyncio.gather(*[several[n % 3].enqueue([task]) for n, task in enumerate(tasks)])
-        found = Counter(await states(several[0], [task.id for task in tasks]))
-        assert found == {CANCELLED: 29, TaskState.SCHEDULED: 1}
+        records = [task for task in await several[0].get([task.id for task in tasks]) if task is not None]
+        assert Counter(task.state for task in records) == {CANCELLED: number - 1, TaskState.SCHEDULED: 1}
+        (last,) = [task for task in records if task.state is not CANCELLED]
+        # Each took the place of the one before it: a chain from the first to the one that is left.
+        after = {str(task.error and task.error.message).split()[1]: task for task in records if task is not last}
+        chain = [last]
+        while (before := after.get(chain[-1].id)) is not None:
+            chain.append(before)
+        assert len(chain) == number
+        assert last.first_at == chain[-1].created_at
+        assert await several[0].run_now([last.id]) == [True]
+        assert [(task.id, task.body) for task in await take(several[1], 9)] == [(last.id, last.body)]
 
     # Whatever happens
 
@@ -559,6 +571,21 @@ class LimitContract(Contract):
                 await LimitDriver(store, random.Random(seed), f"-{seed}").run()
             except AssertionError as error:
                 raise AssertionError(f"with seed {seed}: {error}") from error
+
+    @with_limits
+    @patient(300)
+    @pytest.mark.parametrize(
+        ("claimers", "number"), [(3, 30), pytest.param(8, 1000, marks=pytest.mark.long)], ids=["some", "many"]
+    )
+    async def test_claimers_that_are_lost_take_no_slot_with_them(
+        self, stores: Stores, claimers: int, number: int
+    ) -> None:
+        several = [await stores.open() for _ in range(claimers)]
+        crowd = Crowd(several, random.Random(number))
+        await crowd.fill(number)
+        await asyncio.gather(*map(crowd.work, several))
+        assert {one.running for one in await several[0].get_limit_usage()} == {0}
+        assert {one.held_keys for one in await several[0].get_limit_usage()} == {0}
 
     @with_limits
     async def test_nothing_is_left_of_lines_whose_tasks_have_ended(self, store: Storage) -> None:
