@@ -82,6 +82,7 @@ SCENARIOS = (
     Scenario(name="enqueue-many", size=20_000, quick=5_000, shrinks=True),
     Scenario(name="drain-async", size=10_000, quick=3_000, shrinks=True),
     Scenario(name="drain-one-by-one", size=5_000, quick=1_500),
+    Scenario(name="drain-keys", size=5_000, quick=2_000),
     Scenario(name="drain-threads", size=10_000, quick=3_000, shrinks=True),
     Scenario(name="drain-two", size=10_000, quick=3_000, shrinks=True),
     Scenario(name="group", size=10_000, quick=2_000, floor=10, takes_long=True),
@@ -175,6 +176,7 @@ LINES = (
         ("drain-async", "drain-threads"),
         ("drain-async",),
     ),
+    _rate("drain-keys", "drain, async, 1,000 keys with limits", {}),
     _rate(
         "drain-threads",
         "drain, sync, threads",

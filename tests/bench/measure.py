@@ -57,6 +57,7 @@ SCENARIOS: dict[str, Callable[[Job, Marks], Measured]] = {
     "enqueue-many": enqueueing.in_bulk,
     "drain-async": draining.coroutines,
     "drain-one-by-one": draining.one_by_one,
+    "drain-keys": draining.keyed,
     "drain-threads": draining.plain_functions,
     "drain-two": draining.two_processes,
     "group": grouping.measure,

@@ -17,6 +17,7 @@ ENQUEUE_ASYNC = ("enqueue-async", "enqueue-at-once")
 DRAIN_PLAIN = ("drain-threads", "drain-two")
 DRAIN_ASYNC = ("drain-async", "drain-one-by-one")
 DRAIN = (*DRAIN_ASYNC, *DRAIN_PLAIN)
+LIMITED = "drain-keys"
 WAIT = ("latency", "round-trip")
 PROCESS = ("start-up", "idle", "waiting")
 EVERYWHERE = ("list-failed", "fan")
@@ -110,7 +111,7 @@ def _raw(store: str, adapter: str, batch: int, *scenarios: str, name: str = "", 
 LOCAL = ("memory", "sqlite", "file", "process")
 
 LOCAL_ENTRIES = (
-    _omniq("memory", *ENQUEUE, *ENQUEUE_ASYNC, *DRAIN_ASYNC, "drain-threads", *WAIT, *PROCESS, *EVERYWHERE),
+    _omniq("memory", *ENQUEUE, *ENQUEUE_ASYNC, *DRAIN_ASYNC, LIMITED, "drain-threads", *WAIT, *PROCESS, *EVERYWHERE),
     _peer("huey", "memory", "huey_queue:Huey", *ENQUEUE, "drain-threads", *WAIT, *PROCESS),
     _peer("dramatiq", "memory", "dramatiq_queue:Dramatiq", *ENQUEUE, "drain-threads", *WAIT, *PROCESS),
     _peer("taskiq", "memory", "taskiq_queue:Taskiq", *ENQUEUE_ASYNC, "drain-async", "drain-threads", *WAIT, "start-up"),
@@ -158,7 +159,7 @@ REDIS_ENTRIES = (
 )
 
 POSTGRES_ENTRIES = (
-    _omniq("postgres", *ENQUEUE, *ENQUEUE_ASYNC, *DRAIN, *WAIT, *PROCESS, *GROWTH),
+    _omniq("postgres", *ENQUEUE, *ENQUEUE_ASYNC, *DRAIN, LIMITED, *WAIT, *PROCESS, *GROWTH),
     # These three have nobody wait for a result.
     _peer("procrastinate", "postgres", "procrastinate_queue:Procrastinate", *NO_RESULT_PEER, slowness=10),
     _peer("pgqueuer", "postgres", "pgqueuer_queue:PgQueuer", *NO_RESULT_PEER),

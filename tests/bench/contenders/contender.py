@@ -81,6 +81,10 @@ class Contender(ABC):
         """Hand over many tasks, and one that runs once they have all succeeded and takes nothing of them."""
         raise NotImplementedError
 
+    async def enqueue_keyed(self, numbers: Sequence[int], keys: int) -> None:
+        """Hand over many tasks of so many tenants in turn, of which two of each may run at a time."""
+        raise NotImplementedError
+
     @abstractmethod
     async def stored(self) -> int:
         """Return how many tasks have ended, with their results stored where the product stores results."""

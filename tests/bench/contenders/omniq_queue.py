@@ -9,7 +9,7 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
-from omniq import TaskFunction, TaskHandle, TaskQueue, TaskState
+from omniq import Limit, TaskFunction, TaskHandle, TaskQueue, TaskState
 from tests.bench.contenders.contender import Contender, Setting
 
 __all__ = ["OmniQ", "url"]
@@ -82,6 +82,10 @@ class OmniQ(Contender):
     async def group(self, numbers: Sequence[int], callback: int) -> None:
         members = [self.task.call(number) for number in numbers]
         await self.queue.aenqueue_flow(self.task.call(callback).after(*members))
+
+    async def enqueue_keyed(self, numbers: Sequence[int], keys: int) -> None:
+        await self.queue.aput_limit(Limit(queue="default", per_key=Limit(concurrency=2)))
+        await self.queue.aenqueue_many([self.task.using(key=f"k{n % keys}").call(n) for n in numbers])
 
     async def stored(self) -> int:
         return sum(stats.counts[TaskState.SUCCEEDED] for stats in await self.queue.astats())

@@ -12,7 +12,10 @@ from tests.bench.job import Job
 from tests.bench.marks import Marks, clock
 from tests.bench.workers import Crew
 
-__all__ = ["coroutines", "one_by_one", "plain_functions", "two_processes"]
+__all__ = ["coroutines", "keyed", "one_by_one", "plain_functions", "two_processes"]
+
+KEYS = 1000
+"""Tenants whose tasks are drained side by side."""
 
 LOOK = 0.002
 """Seconds between two looks; the store is only asked when the last task has begun."""
@@ -29,6 +32,11 @@ def one_by_one(job: Job, marks: Marks) -> dict[str, float]:
     return asyncio.run(_drain(job, marks, processes=1, one_by_one=True))
 
 
+def keyed(job: Job, marks: Marks) -> dict[str, float]:
+    """Drain a queue of coroutine functions whose tasks are of many tenants, each with a limit of its own."""
+    return asyncio.run(_drain(job, marks, processes=1, keys=KEYS))
+
+
 def plain_functions(job: Job, marks: Marks) -> dict[str, float]:
     """Drain a queue of plain functions."""
     return asyncio.run(_drain(replace(job, kind="plain"), marks, processes=1))
@@ -39,9 +47,13 @@ def two_processes(job: Job, marks: Marks) -> dict[str, float]:
     return asyncio.run(_drain(job, marks, processes=2))
 
 
-async def _drain(job: Job, marks: Marks, processes: int, *, one_by_one: bool = False) -> dict[str, float]:
+async def _drain(
+    job: Job, marks: Marks, processes: int, *, one_by_one: bool = False, keys: int = 0
+) -> dict[str, float]:
     contender = job.make(marks)
-    if one_by_one:
+    if keys:
+        await contender.enqueue_keyed(range(job.size), keys)
+    elif one_by_one:
         for number in range(job.size):
             await contender.aenqueue(number)
     elif not contender.runs_as_sent:
