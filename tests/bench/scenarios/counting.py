@@ -19,8 +19,8 @@ ROUNDS = 100
 async def measure(job: Job) -> dict[str, float]:
     """Take the processor time of draining ``size`` tasks with metrics over that without them.
 
-    On SQLite, where a drain takes least of the stores that ``omniq worker --http`` can serve. The median of the rounds: a
-    single drain's time varies by more than what is looked for, and by as much for the quickest of many.
+    On SQLite, where a drain takes least of the stores that ``omniq worker --http`` can serve. The median of the rounds:
+    a single drain's time varies by more than what is looked for, and by as much for the quickest of many.
     """
     ratios: list[float] = []
     for number in range(ROUNDS):
