@@ -39,10 +39,10 @@ def test_a_script_that_runs_all_the_time_reads_nothing_whole(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", HOT)
-def test_a_script_that_runs_all_the_time_makes_what_is_for_flows_at_its_first_use(name: str) -> None:
+def test_a_script_that_runs_all_the_time_makes_what_is_for_flows_and_limits_at_its_first_use(name: str) -> None:
     first = (files("omniq_redis") / "lua" / f"{name}.lua").read_text("utf-8").partition("\n")[0]
     at_once = re.sub(r"rare_from.*rare_to", "", first).split()
-    assert {"task", "endings", "corrupt", "flows", "build"}.isdisjoint(at_once)
+    assert {"task", "endings", "corrupt", "flows", "limits", "build"}.isdisjoint(at_once)
     # To make a function costs the more, the more it uses of what is around it: here, of what every script has.
     assert "rare_from" not in first or first.startswith("--! base rare_from ")
 

@@ -13,6 +13,7 @@ from omniq_redis.batches import pairs
 from omniq_redis.client import Client
 from omniq_redis.decoding import id_of
 from omniq_redis.flows import stored_flow
+from omniq_redis.limits import limits_of
 from omniq_redis.schedules import schedules_of
 from omniq_redis.times import moment
 
@@ -28,13 +29,19 @@ OF_QUEUES = (
     "order:cancelled",
     "idle",
     "blocked",
+    "lined",
+    "eligible",
+    "parked",
+    "asleep",
+    "resting",
+    "stalled",
 )
 """What the names of a queue's sorted sets begin with."""
 TYPES = {
-    **dict.fromkeys(("queues", "paused"), "set"),
-    **dict.fromkeys(("leased", "expiring", "log", "schedules:due", "flows:due", "flows:ended"), "zset"),
+    "queues": "set",
+    **dict.fromkeys(("leased", "expiring", "log", "schedules:due", "flows:due", "flows:ended", "rates"), "zset"),
     **dict.fromkeys(("meta", "running", "unique", "flows:unique", "counts", "waiting", "schedules"), "hash"),
-    **dict.fromkeys(("workers", "about"), "hash"),
+    **dict.fromkeys(("workers", "about", "limits", "lanes", "slots"), "hash"),
     "seq": "string",
 }
 """The types of the keys of which a namespace has one."""
@@ -76,6 +83,8 @@ async def find_unreadable(client: Client) -> list[CorruptRecord]:
 
     if "schedules" not in wrong:
         problems += [one for one in schedules_of(await client.run("get_schedules")) if isinstance(one, CorruptRecord)]
+    if "limits" not in wrong:
+        problems += [one for one in limits_of(await client.run("get_limits")) if isinstance(one, CorruptRecord)]
     told = dict(pairs(await ask(b"HGETALL", "about")))
     for name, stored in pairs(await ask(b"HGETALL", "workers")):
         if len(stored) != 16:
@@ -88,8 +97,8 @@ async def find_unreadable(client: Client) -> list[CorruptRecord]:
         if not number.lstrip(b"-").isdigit():
             problems.append(corrupt("queue", name, f"its number of running tasks is {number!r}", place="key counts"))
     names: set[bytes] = set()
-    for where in ("queues", "paused"):
-        for name in await ask(b"SMEMBERS", where):
+    for command, where in ((b"SMEMBERS", "queues"), (b"HKEYS", "lanes")):
+        for name in await ask(command, where):
             names.add(name)
             problem = name_problem(name, "queue", place=f"key {where}")
             if problem is not None:

@@ -9,11 +9,13 @@ from struct import Struct
 from typing import NamedTuple
 
 from omniq.errors import CorruptRecord
+from omniq.limit import Limited
 from omniq.storage import validation
 from omniq.storage.records import load_error, load_progress
 from omniq.storage.validation import check_task, corrupt, salvaged
-from omniq.task import StoredTask, TaskState, record_of
+from omniq.task import LimitedTask, StoredTask, TaskState, record_of
 from omniq_redis.encoding import load_options
+from omniq_redis.limits import LIMITED, read_limited
 from omniq_redis.members import MARK, Member, read_member
 from omniq_redis.times import moment
 
@@ -111,9 +113,9 @@ def _task_of(
     _, created, run, expires, _, _, place, queue_length, unique_length = _ORDER.unpack_from(order)
     at = _ORDER.size + queue_length
     queue = order[_ORDER.size : at].decode()
-    unique, member = None, NO_MEMBER
+    unique, member, limited = None, NO_MEMBER, None
     if unique_length:
-        unique, member = _read_key(order[at : at + unique_length - 1])
+        unique, member, limited = _read_key(order[at : at + unique_length - 1])
         at += unique_length - 1
     head, body = order[at:].split(b"\n", 1)
     options = load_options(head)
@@ -137,7 +139,7 @@ def _task_of(
         progress = running[first + at :]
         state, finished, result = TaskState.RUNNING, 0, b""
         lease_until = None if lease is None else moment(int(float(lease)))
-    return StoredTask(
+    task = StoredTask(
         id=task_id,
         queue=queue,
         name=options.name,
@@ -167,11 +169,17 @@ def _task_of(
         result_payload=result if state is TaskState.SUCCEEDED else None,
         attempt_log=attempt_log,
     )
+    return task if limited is None else record_of(LimitedTask, {**vars(task), "limited": limited})
 
 
-def _read_key(word: bytes) -> tuple[str | None, Member]:
-    """Return the unique key of a task, or its place in its flow."""
-    return (None, read_member(word)) if word.startswith(MARK) else (word.decode(), NO_MEMBER)
+def _read_key(word: bytes) -> tuple[str | None, Member, Limited | None]:
+    """Return the unique key of a task, or its place in its flow, and what limits it."""
+    limited, inner = read_limited(word) if word.startswith(LIMITED) else (None, word)
+    if inner is None:
+        return None, NO_MEMBER, limited
+    if inner.startswith(MARK):
+        return None, read_member(inner), limited
+    return inner.decode(), NO_MEMBER, limited
 
 
 def claimed_task(
@@ -188,9 +196,9 @@ def claimed_task(
         _, created, run, expires, _, _, place, queue_length, unique_length = _ORDER.unpack_from(order)
         at = 49 + queue_length
         queue = order[49:at].decode()
-        unique, member = None, NO_MEMBER
+        unique, member, limited = None, NO_MEMBER, None
         if unique_length:
-            unique, member = _read_key(order[at : at + unique_length - 1])
+            unique, member, limited = _read_key(order[at : at + unique_length - 1])
             at += unique_length - 1
         head, body = order[at:].split(b"\n", 1)
         name, max_retries, tags, result_ttl = load_options(head)
@@ -235,6 +243,8 @@ def claimed_task(
                 "attempt_log": attempt_log,
             },
         )
+        if limited is not None:
+            task = record_of(LimitedTask, {**vars(task), "limited": limited})
         return check_task(task)
     except UNREADABLE as problem:
         raise corrupt("task", task_id, problem, place=f"key o:{task_id}") from problem

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from omniq.storage.validation import check_text
 from omniq.task import NewTask, StoredTask, When
+from omniq_redis.limits import new_limited_word, stored_limited_word
 from omniq_redis.members import member_word, stored_member_word
 from omniq_redis.times import LATEST, microseconds, span
 
@@ -83,10 +84,11 @@ def _kind_words(queue: str, priority: int, max_retries: int, result_ttl: float, 
 
 
 def _when(task: NewTask) -> bytes:
-    run, expires = _instant(task.run_at), _instant(task.expires)
+    run_at = task.run_at if task.debounce is None else timedelta(seconds=task.debounce.wait)
+    run, expires = _instant(run_at), _instant(task.expires)
     flags = 0
     if run is not None:
-        flags |= 1 if isinstance(task.run_at, timedelta) else 2
+        flags |= 1 if isinstance(run_at, timedelta) else 2
     if expires is not None:
         flags |= 4 if isinstance(task.expires, timedelta) else 8
     return _WHEN.pack(flags, run or 0, expires or 0)
@@ -101,14 +103,25 @@ def _instant(when: When | None) -> int | None:
 
 
 def is_simple(task: NewTask) -> bool:
-    """Tell whether a task is ready at once, never expires, has no unique key and is of no flow."""
-    return task.run_at is None and task.expires is None and task.unique is None and task.flow is None
+    """Tell whether a task is ready at once, never expires, has no unique key and no limit, and is of no flow."""
+    return (
+        task.run_at is None
+        and task.expires is None
+        and task.unique is None
+        and task.flow is None
+        and task.key is None
+        and task.limit is None
+    )
 
 
 def _key(task: NewTask) -> bytes | None:
     if task.flow is not None:
-        return member_word(task)
-    return None if task.unique is None else task.unique.encode()
+        word: bytes | None = member_word(task)
+    else:
+        word = None if task.unique is None else task.unique.encode()
+    if task.key is None and task.limit is None and task.debounce is None:
+        return word
+    return new_limited_word(task, word)
 
 
 def order_words(task: NewTask) -> tuple[bytes, bytes, bytes]:
@@ -127,6 +140,8 @@ def stored_words(task: StoredTask) -> bytes:
     key = None if task.unique is None else task.unique.encode()
     if task.flow is not None:
         key = stored_member_word(task)
+    if task.limited is not None:
+        key = stored_limited_word(task, key)
     expires = 0 if task.expires_at is None else microseconds(task.expires_at)
     times = _TIMES.pack(microseconds(task.created_at), microseconds(task.run_at), expires)
     options = _dump_options(task.name, task.max_retries, task.tags, task.result_ttl)

@@ -13,6 +13,7 @@ from attrs import evolve
 
 from omniq.errors import CorruptRecord, StorageUnavailable
 from omniq.flow import Flow, NewFlow
+from omniq.limit import Limit, LimitUsage, Scope
 from omniq.schedule import Schedule
 from omniq.storage import (
     Adoption,
@@ -48,6 +49,7 @@ from omniq_redis.connecting import Connector
 from omniq_redis.doctor import diagnose, warn
 from omniq_redis.encoding import is_simple, order_words
 from omniq_redis.flows import FLOW_STEP, flow_of, pack_flow, read_flow, stored_flow
+from omniq_redis.limits import limits_of, pack_limit, scope_words, usage_of
 from omniq_redis.reading import list_tasks, read_cursor
 from omniq_redis.schedules import next_run_of, schedules_of
 from omniq_redis.settings import read_settings
@@ -102,6 +104,7 @@ class RedisStorage(Storage):
         body=MOST_BYTES,
         stalled_client=0,
         flows=True,
+        task_limits=True,
     )
 
     def __init__(self, config: StorageConfig, *, connection: Mapping[str, Any] | None = None) -> None:
@@ -393,6 +396,44 @@ class RedisStorage(Storage):
 
     async def settle(self, limit: int) -> int:
         return int(await self._opened().run("settle", [limit]))
+
+    # Limits
+
+    async def put_limit(self, limit: Limit, expected_revision: int | None = None) -> Limit | None:
+        client = self._opened()
+        revision = await client.run("put_limit", pack_limit(limit, expected_revision))
+        if not revision and expected_revision == 0 and (found := await self._unreadable_limit(limit.id)):
+            revision = await client.run("put_limit", pack_limit(limit, found))
+        return evolve(limit, revision=revision) if revision else None
+
+    async def _unreadable_limit(self, limit_id: str) -> int:
+        """Return the revision of a limit that cannot be read, which counts as absent; 0 if there is none."""
+        _, (stored,) = found = await self._opened().run("get_limits", [limit_id])
+        if stored is None or any(isinstance(limit, Limit) for limit in limits_of(found)):
+            return 0
+        return int.from_bytes(stored[:8], "big")
+
+    async def get_limits(self, ids: Sequence[str] | None = None) -> list[Limit]:
+        client = self._opened()
+        if ids is not None and not ids:
+            return []
+        readable = []
+        for limit in limits_of(await client.run("get_limits", ids or ())):
+            if isinstance(limit, Limit):
+                readable.append(limit)
+            else:
+                log_once(_log, limit, self._settings.shown)
+        return readable if ids else sorted(readable, key=lambda limit: limit.id)
+
+    async def get_limit_usage(self, scopes: Sequence[Scope] | None = None) -> list[LimitUsage]:
+        client = self._opened()
+        if scopes is None:
+            scopes = [Scope(limit.queue, name=limit.name) for limit in await self.get_limits()]
+        found = await client.run("limit_usage", scope_words(scopes)) if scopes else ()
+        return [usage_of(scope, told) for scope, told in zip(scopes, found, strict=True)]
+
+    async def delete_limit(self, limit_id: str) -> bool:
+        return bool(await self._opened().run("delete_limit", [limit_id]))
 
     # Schedules
 

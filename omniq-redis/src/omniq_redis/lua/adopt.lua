@@ -1,4 +1,4 @@
---! base many wake due announce waiting running task endings corrupt flows
+--! base many wake due announce waiting limited running task endings corrupt flows limits
 -- Stores records of another store as they stand, see Storage.adopt. ARGV: the number of flows; of each its id, unique key
 -- (behind a k, or ''), numbers (created, ttl, live, s, f, c, hold_until, finished, cancelled) and gates (n 4, state 1, unmet
 -- 8, failed 8, holds 4, length of rank 2 and of error 4, rank, error); then of each task its id, its order but for the
@@ -66,11 +66,10 @@ local function place(id, order, past, head, flow)
   else
     local run, expires8 = run_of(order, past), expires_of(order, past)
     if run > now then
-      call('ZADD', P .. 'scheduled:' .. head.queue, run, member(head, run, id))
+      make_scheduled(id, head, run)
       soonest[head.queue] = math.min(soonest[head.queue] or run, run)
     else
-      call('ZADD', P .. 'ready:' .. head.queue, 0, member(head, run, id))
-      woken[head.queue] = true
+      woken[head.queue] = make_ready(id, head, run) or woken[head.queue]
     end
     if flow then
       work.waits(id, head, run)
@@ -91,7 +90,7 @@ local function adopt_task(seq, id, rest, past)
   local flow = head.member and work.open(head.member.flow)
   if head.member and not flow then
     return 'n'
-  elseif head.unique and not ended then
+  elseif not ended and holds_key(past, head) then
     local holder = call('HGET', P .. 'unique', head.unique)
     if holder and holder ~= id and call('EXISTS', P .. 'o:' .. holder) == 1 then
       return 'k'
@@ -129,7 +128,7 @@ for i = at, #ARGV, 3 do
   seq = seq + 1
   answers[#answers + 1] = adopt_task(seq, ARGV[i], ARGV[i + 1], ARGV[i + 2])
 end
-close_flows()
+conclude()
 for queue in pairs(woken) do
   wake(queue)
 end

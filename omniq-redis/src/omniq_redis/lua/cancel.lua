@@ -1,4 +1,4 @@
---! base many wake due announce waiting running task endings corrupt flows
+--! base many wake due announce waiting limited running task endings corrupt flows limits
 -- ARGV: ids. Gives '1' for each that was scheduled, ready or running, '0' for the others.
 local answers = {}
 for i, id in ipairs(ARGV) do
@@ -14,11 +14,11 @@ for i, id in ipairs(ARGV) do
       local key, place = waits_in(id, order, past, head)
       if key then
         end_waiting(id, order, past, head)
-        call('ZREM', key, place)
+        take_out(key, place, id, head)
         answers[i] = '1'
       end
     end
   end
 end
-close_flows()
+conclude()
 return table.concat(answers)

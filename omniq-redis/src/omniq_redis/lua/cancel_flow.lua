@@ -1,5 +1,5 @@
---! base many wake due announce waiting running task endings corrupt flows
+--! base many wake due announce waiting limited running task endings corrupt flows limits
 -- ARGV: flow. Gives 1 if it was live and not cancelled.
 local cancelled = flows().cancel(ARGV[1])
-close_flows()
+conclude()
 return cancelled and 1 or 0

@@ -1,4 +1,4 @@
---! base rare_from many wake due announce waiting running task endings corrupt flows rare_to many wake promote waiting
+--! base rare_from many wake due announce waiting limited running task endings corrupt flows limits rare_to many wake promote waiting
 -- ARGV: worker, lease, limit in all, the name under which the worker waited, then queue and limit of each queue.
 -- Gives the time, then id, order and past of each claimed task.
 local worker, lease, left, name = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
@@ -19,7 +19,8 @@ local WAITS = string.byte('w')
 local OWNER = '\0' .. struct.pack('>H', #worker) .. worker
 local size = 1
 
-local function take(queue, members)
+-- line: in which they stand, nil for those of the plain one.
+local function take(queue, members, line)
   local ids = {}
   for i = 1, #members do
     ids[i] = string.sub(members[i], 16)
@@ -56,11 +57,20 @@ local function take(queue, members)
         end
         local unique_length = struct.unpack('>H', order, 48)
         local stop = unique_length == 0 and queue_stop or queue_stop + unique_length - 1
-        if unique_length > 0 and string.byte(order, queue_stop + 1) == 255 then
-          local its = rare().member_of(string.sub(order, queue_stop + 1, stop))
+        local mark = unique_length > 1 and string.byte(order, queue_stop + 1) or 0
+        if mark >= 254 then
+          local head = mark == 254 and rare().head_of(order, 1)
+          local its
+          if head then
+            its = head.member
+          else
+            its = rare().member_of(string.sub(order, queue_stop + 1, stop))
+          end
           of_flows = of_flows or {}
           if its then
             of_flows[its.flow] = (of_flows[its.flow] or 0) + 1
+          elseif head and head.first and head.unique then
+            rare().free(head.unique, id)  -- none takes the place of one that was started
           end
         end
         running[2 * count + 1] = id
@@ -91,7 +101,12 @@ local function take(queue, members)
   for _, i in ipairs(expired) do
     rare().end_waiting(ids[i], orders[i], pasts[i], rare().head_of(orders[i], 1))
   end
-  call('ZREMRANGEBYRANK', P .. 'ready:' .. queue, 0, #members - 1)
+  if line then
+    call('ZREMRANGEBYRANK', P .. 'line:' .. line, 0, #members - 1)
+    apply('ZREM', P .. 'lined:' .. queue, ids)
+  else
+    call('ZREMRANGEBYRANK', P .. 'ready:' .. queue, 0, #members - 1)
+  end
   if #watched > 0 then
     apply('ZREM', P .. 'expiring', watched)
   end
@@ -124,7 +139,8 @@ local function serve(queue, wanted)
   if name ~= '' then
     call('ZREM', P .. 'idle:' .. queue, name)
   end
-  if call('SISMEMBER', P .. 'paused', queue) == 0 then
+  local lane = call('HGET', P .. 'lanes', queue)
+  if not lane then
     promote(queue)
     while wanted > 0 and patience > 0 do
       local members = call('ZRANGE', P .. 'ready:' .. queue, 0, math.min(wanted, 2000) - 1)
@@ -141,6 +157,17 @@ local function serve(queue, wanted)
     if (wanted <= 0 or patience <= 0) and call('EXISTS', P .. 'ready:' .. queue) == 1 then
       wake(queue)
     end
+  elseif string.sub(lane, 1, 1) ~= 'p' then
+    if name ~= '' then
+      call('ZREM', P .. 'stalled:' .. queue, name)
+    end
+    left = left - rare().limits().serve(queue, lane, wanted, function(members, line)
+      local count = take(queue, members, line)
+      if count == 0 and not line then
+        drop(queue)
+      end
+      return count, patience > 0
+    end)
   end
 end
 
@@ -151,6 +178,6 @@ for id, count in pairs(of_flows or {}) do
   rare().flows().run(id, count)
 end
 if made_rare then
-  made_rare.close_flows()
+  made_rare.conclude()
 end
 return found

@@ -1,4 +1,4 @@
---! base many wake due announce waiting running task endings corrupt flows remove
+--! base many wake due announce waiting limited running task endings corrupt flows limits remove
 -- ARGV: ids. Gives '1' for each task that was removed, '0' for the others.
 local ENDED = { s = 'succeeded:', f = 'failed:', c = 'cancelled:' }
 local answers = {}
@@ -16,6 +16,7 @@ for i, id in ipairs(ARGV) do
       if order then
         count_running(head_of(order, 1).queue, -1)
       end
+      call('SET', P .. 'recount', '1')
     end
     call('UNLINK', P .. 'o:' .. id, P .. 'h:' .. id)
     call('ZREM', P .. 'expiring', id)
@@ -35,12 +36,12 @@ for i, id in ipairs(ARGV) do
     else
       local key, place = waits_in(id, order, past, head)
       if key then
-        call('ZREM', key, place)
+        take_out(key, place, id, head)
       end
     end
     remove(id, order, head, letter)
     answers[i] = '1'
   end
 end
-close_flows()
+conclude()
 return table.concat(answers)

@@ -1,4 +1,4 @@
---! base many wake due announce waiting running task endings corrupt flows store build
+--! base many wake due announce waiting limited running task endings corrupt flows limits store build
 -- ARGV: the flow's id, 1 if it is given, unique (behind a k, or ''), hold_ttl, result_ttl, gates, then id, head, body of
 -- each task. Gives what build gives.
 local given

@@ -1,4 +1,4 @@
---! base rare_from many wake due announce waiting running task endings corrupt flows rare_to many wake due announce waiting running
+--! base rare_from many wake due announce waiting limited running task endings corrupt flows limits rare_to many wake due announce waiting limited running
 -- ARGV: id, head, data of each outcome. A head is kind 1 (s, f, c as the states; r: retry, l: released), delivery 4,
 -- delay 8; data the result or the error, with the attempt log. Gives '1' or '0' for each.
 local count = #ARGV / 3
@@ -10,7 +10,7 @@ local STATE = { s = 'succeeded', f = 'failed', c = 'cancelled' }
 local NOTHING = string.rep('\0', 8)
 local running = fields(P .. 'running', ids)
 local answers, stored, gone, ended, queues, again, freed = {}, {}, {}, {}, {}, {}, {}
-local seen, placed = {}, {}
+local seen, placed, released = {}, {}, {}
 
 local function push(list, one, other)
   local size = list.size or 0
@@ -38,8 +38,13 @@ local function put_back(id, record, attempt, head, queue, kind, delay, err, prog
   if run > now then
     push(queue.scheduled, run, member(head, run, id))
     queue.soonest = math.min(queue.soonest or run, run)
+  elseif head.line then
+    rare().limits().add(id, head, run)
   else
     push(queue.ready, 0, member(head, run, id))
+  end
+  if head.line and run > now then
+    rare().limits().lane(head.queue)
   end
   if expires > 0 then
     push(again, expires, id)
@@ -47,6 +52,26 @@ local function put_back(id, record, attempt, head, queue, kind, delay, err, prog
   if head.member then
     rare().flows().run(head.member.flow, -1)
     rare().flows().waits(id, head, run)
+  end
+end
+
+-- Lets go on what waits in queues that have limits.
+local function follow_limits()
+  local names, has_lane = {}, {}
+  for name in pairs(queues) do
+    names[#names + 1] = name
+  end
+  local lanes = fields(P .. 'lanes', names)
+  for i, name in ipairs(names) do
+    if lanes[i] and #lanes[i] > 1 then
+      has_lane[name] = true
+      rare().limits().freed(name, lanes[i])
+    end
+  end
+  for _, head in ipairs(released) do
+    if has_lane[head.queue] or head.limit then
+      rare().limits().give_back(head)
+    end
   end
 end
 
@@ -63,6 +88,12 @@ for i = 1, count do
     local attempt, head = string.sub(record, 1, stop), head_of(record, stop + 1)
     local queue, progress = of(queues, head.queue), string.sub(record, head.stop)
     queue.ended = queue.ended + 1
+    if head.line then
+      rare().limits().left(head)
+    end
+    if kind == 'l' then
+      released[#released + 1] = head
+    end
     -- The first delivery has nothing before it.
     local state, err, log = STATE[kind], split_error(delivery > 1 and latest_error(id) or '')
     if kind == 's' then
@@ -129,9 +160,16 @@ if #gone > 0 then
   end
   apply('HDEL', P .. 'running', gone)
   apply('ZREM', P .. 'leased', gone)
-  announce(ended)
+  -- One look for both, as mostly neither is there.
+  local others = call('EXISTS', P .. 'waiting', P .. 'lanes')
+  if others > 0 then
+    local told = announce(ended, true)
+    if others == 2 or (not told and call('EXISTS', P .. 'lanes') == 1) then
+      follow_limits()
+    end
+  end
   if made_rare then
-    made_rare.close_flows()
+    made_rare.conclude()
   end
   for name, queue in pairs(queues) do
     if #queue.ready > 0 then

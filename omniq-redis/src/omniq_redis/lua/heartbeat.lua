@@ -1,4 +1,4 @@
---! base many waiting running
+--! base many waiting limited running
 -- ARGV: worker, lease, then id and delivery of each lease, then what the worker tells about itself, if it does. Gives a
 -- letter for each lease: h(eld), c(ancel requested), l(ost).
 local worker, lease = ARGV[1], tonumber(ARGV[2])

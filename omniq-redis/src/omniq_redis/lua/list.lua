@@ -1,4 +1,4 @@
---! base many waiting running task records
+--! base many waiting limited running task records
 -- Lists tasks, the latest enqueued first. ARGV: before which sequence number (0: from the latest), how many tasks to look
 -- at, after how many that match to stop, queue, the letters of the states, the beginning and a part of a body, created
 -- from and before which time (0: any), slack of the clocks, 1 if bare, flow; '' does not restrict. Gives the sequence
@@ -106,6 +106,7 @@ local function indexed()
   local function count(name)
     if waits then
       number = number + call('ZCARD', P .. 'ready:' .. name) + call('ZCARD', P .. 'scheduled:' .. name)
+        + call('ZCARD', P .. 'lined:' .. name)
     end
     if well then
       number = number + call('ZCARD', P .. 'succeeded:' .. name)
@@ -131,6 +132,9 @@ local function indexed()
             add(struct.unpack('>I8', '\0\0' .. string.sub(place, 10, 15)), string.sub(place, 16))
           end
         end
+      end
+      for _, id in ipairs(call('ZRANGE', P .. 'lined:' .. name, 0, -1)) do
+        add(seq_of(id), id)
       end
     end
     if well then

@@ -1,4 +1,4 @@
---! base waiting running
+--! base waiting limited running
 -- ARGV: id, delivery and the note of each.
 for at = 1, #ARGV, 3 do
   local record = call('HGET', P .. 'running', ARGV[at])

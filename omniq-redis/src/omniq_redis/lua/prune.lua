@@ -1,4 +1,4 @@
---! base many wake due announce waiting running task endings corrupt flows remove
+--! base many wake due announce waiting limited running task endings corrupt flows limits remove
 -- ARGV: limit. Removes ended tasks whose time is over, and what dead workers left. Gives how many tasks were removed.
 local limit, removed = tonumber(ARGV[1]), 0
 local function prune(queue)
@@ -53,7 +53,46 @@ for _ = 1, limit do
   end
   drop(flow)
 end
-close_flows()
+conclude()
+-- Forgets lines that are idle and lanes, where that changes nothing.
+local function prune_lane(queue, lane)
+  lane = limits().lane(queue, lane)
+  local resting, lines = P .. 'resting:' .. queue, P .. 'lines:' .. queue
+  local till = '+inf'
+  if call('HLEN', lines) > call('ZCARD', resting) or call('EXISTS', P .. 'ready:' .. queue) == 1 then
+    till = string.format('%.0f', lane.vtime)
+  end
+  local over = call('ZRANGEBYSCORE', resting, '-inf', till, 'LIMIT', 0, limit)
+  if #over > 0 then
+    apply('HDEL', lines, over)
+    apply('ZREM', resting, over)
+  end
+  if call('EXISTS', lines, P .. 'scheduled:' .. queue) == 0 and call('HEXISTS', P .. 'limits', 'queue:' .. queue) == 0 then
+    limits().forget_lane(queue)
+  end
+end
+
+local lanes = call('HGETALL', P .. 'lanes')
+for i = 1, #lanes, 2 do
+  if #lanes[i + 1] > 1 then
+    prune_lane(lanes[i], lanes[i + 1])
+  end
+end
+local at_rest = call('ZRANGEBYSCORE', P .. 'rates', '-inf', now, 'LIMIT', 0, limit)
+if #at_rest > 0 then
+  apply('ZREM', P .. 'rates', at_rest)
+end
+if #lanes > 0 then
+  -- A slot that is counted and that no task has would be lost for good.
+  local counted = 0
+  for _, number in ipairs(call('HVALS', P .. 'counts')) do
+    counted = counted + (tonumber(number) or 0)
+  end
+  if counted ~= call('HLEN', P .. 'running') then
+    call('SET', P .. 'recount', '1')
+  end
+end
+conclude()
 local workers = call('HGETALL', P .. 'workers')
 for i = 1, #workers, 2 do
   if #workers[i + 1] ~= 16 or struct.unpack('>I8', workers[i + 1], 9) <= now then

@@ -1,8 +1,31 @@
---! base many wake due announce waiting running task endings corrupt flows promote remove
+--! base many wake due announce waiting limited running task endings corrupt flows limits promote remove
 -- ARGV: queue, limit, the states to remove. Gives how many were removed, and how many are left.
 local queue, limit = ARGV[1], tonumber(ARGV[2])
-promote(queue)
+local lane = call('HGET', P .. 'lanes', queue)
+if lane and #lane > 1 then
+  limits().promote(queue)
+else
+  promote(queue)
+end
 local removed, left = 0, 0
+
+-- Removes ready tasks that stand in lines.
+local function purge_lines()
+  for _, id in ipairs(call('ZRANGE', P .. 'lined:' .. queue, 0, limit - removed - 1)) do
+    local order = order_of(id)
+    if order then
+      local head = head_of(order, 1)
+      local key, place = waits_in(id, order, past_of_task(id) or nil, head)
+      if key then
+        take_out(key, place, id, head)
+      end
+      remove(id, order, head, nil)
+      removed = removed + 1
+    end
+    call('ZREM', P .. 'lined:' .. queue, id)
+  end
+end
+
 for at = 3, #ARGV do
   local key, letter = P .. ARGV[at] .. ':' .. queue, string.sub(ARGV[at], 1, 1)
   local waits = ARGV[at] == 'ready' or ARGV[at] == 'scheduled'
@@ -23,8 +46,16 @@ for at = 3, #ARGV do
     call('ZREMRANGEBYRANK', key, 0, #members - 1)
   end
 end
-close_flows()
+for at = 3, #ARGV do
+  if ARGV[at] == 'ready' and removed < limit then
+    purge_lines()
+  end
+end
+conclude()
 for at = 3, #ARGV do
   left = left + call('ZCARD', P .. ARGV[at] .. ':' .. queue)
+  if ARGV[at] == 'ready' then
+    left = left + call('ZCARD', P .. 'lined:' .. queue)
+  end
 end
 return { removed, left }

@@ -1,4 +1,4 @@
---! base many wake due announce waiting running task endings corrupt flows records
+--! base many wake due announce waiting limited running task endings corrupt flows limits recount records
 -- ARGV: limit. Gives the time, then what is stored of each task whose lease had run out; the ids come last.
 local LONGEST_LOG = 131072 -- as in omniq.storage.attempts
 local limit = tonumber(ARGV[1])
@@ -47,8 +47,7 @@ for i = 1, #lost do
     if state == 'ready' then
       local run, expires = struct.unpack('>I8I8', record, 17)
       call('SET', P .. 'h:' .. id, past_of('w', NEVER, attempt, err, progress, ''))
-      call('ZADD', P .. 'ready:' .. head.queue, 0, member(head, run, id))
-      queue.woken = true
+      queue.woken = make_ready(id, head, run) or queue.woken
       if expires > 0 then
         call('ZADD', P .. 'expiring', expires, id)
       end
@@ -68,11 +67,18 @@ for i = 1, #lost do
     end
     call('HDEL', P .. 'running', id)
     count_running(head.queue, -1)
+    if head.line then
+      limits().left(head)
+    end
   end
   call('ZREM', P .. 'leased', id)
 end
 announce(ended)
 for name, queue in pairs(queues) do
+  local lane = call('HGET', P .. 'lanes', name)
+  if lane and #lane > 1 then
+    limits().freed(name, lane)
+  end
   if queue.woken then
     wake(name)
   end
@@ -86,15 +92,20 @@ if #lost < limit then
       local key, place = waits_in(id, order, past, head)
       if key then
         end_waiting(id, order, past, head)
-        call('ZREM', key, place)
+        take_out(key, place, id, head)
       end
     end
     call('ZREM', P .. 'expiring', id)
   end
 end
-close_flows()
+conclude()
 if call('ZCOUNT', P .. 'flows:due', '-inf', now) > 0 then
   flows().settle(1000)
+  conclude()
+end
+if call('EXISTS', P .. 'recount') == 1 then
+  recount()
+  conclude()
 end
 local found = records(ids)
 for i = 1, #ids do

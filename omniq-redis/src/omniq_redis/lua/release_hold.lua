@@ -1,5 +1,5 @@
---! base many wake due announce waiting running task endings corrupt flows
+--! base many wake due announce waiting limited running task endings corrupt flows limits
 -- ARGV: flow, gate. Gives 1 if the gate was held.
 local released = flows().release_hold(ARGV[1], tonumber(ARGV[2]))
-close_flows()
+conclude()
 return released and 1 or 0

@@ -1,4 +1,4 @@
---! base many wake due announce waiting running task endings corrupt flows
+--! base many wake due announce waiting limited running task endings corrupt flows limits recount
 -- Puts tasks back where they are to be found, as a key of another type stood in the place of one of ours and was put aside:
 -- a queue, say, or all that ran. Goes on where the last call stopped, the latest tasks first. Gives 1 if there are more, 2
 -- if these were the last, 0 if there was nothing to do.
@@ -6,6 +6,10 @@ local STEP = 50
 local ENDED = { s = 'succeeded:', f = 'failed:', c = 'cancelled:' }
 local before = call('GET', P .. 'restoring')
 if not before then
+  if call('EXISTS', P .. 'recount') == 1 then
+    recount()
+    conclude()
+  end
   return 0
 end
 if not tonumber((string.gsub(before, '^%(', ''))) then
@@ -23,9 +27,8 @@ local function put_back(id, order, past, head)
   call('SET', P .. 'h:' .. id, past_of('w', NEVER, attempt, err, progress, result))
   local run = run_of(order, past)
   if run > now then
-    call('ZADD', P .. 'scheduled:' .. head.queue, run, member(head, run, id))
-  else
-    call('ZADD', P .. 'ready:' .. head.queue, 0, member(head, run, id))
+    make_scheduled(id, head, run)
+  elseif make_ready(id, head, run) then
     wake(head.queue)
   end
 end
@@ -49,7 +52,7 @@ local function restore(id, order, past)
     end
     return
   end
-  if head.unique then
+  if holds_key(past, head) then
     call('HSETNX', P .. 'unique', head.unique, id)
   end
   if call('HEXISTS', P .. 'running', id) == 0 then
@@ -57,8 +60,14 @@ local function restore(id, order, past)
     if expires8 ~= NEVER then
       call('ZADD', P .. 'expiring', (struct.unpack('>I8', expires8)), id)
     end
-    if not waits_in(id, order, past, head) then
+    local key = waits_in(id, order, past, head)
+    if not key then
       put_back(id, order, past, head)
+    elseif head.line and key == P .. 'line:' .. head.line then
+      limits().add(id, head, run_of(order, past))
+    end
+    if head.line then
+      limits().restore(head)
     end
   end
 end
@@ -72,15 +81,12 @@ for at = 1, #chunks, 2 do
     end
   end
 end
-close_flows()
+conclude()
 if #chunks == 2 * STEP then
   call('SET', P .. 'restoring', '(' .. chunks[#chunks])
   return 1
 end
-call('UNLINK', P .. 'restoring', P .. 'counts')
-for _, record in ipairs(call('HVALS', P .. 'running')) do
-  if is_running(record) then
-    count_running(head_of(record, end_of_attempt(record, 1) + 1).queue, 1)
-  end
-end
+call('UNLINK', P .. 'restoring')
+recount()
+conclude()
 return 2

@@ -1,4 +1,4 @@
---! base many wake due announce waiting running task endings corrupt flows
+--! base many wake due announce waiting limited running task endings corrupt flows limits
 -- ARGV: ids. Gives '1' for each task that was made ready, '0' for the others.
 local answers, queues = {}, {}
 for i, id in ipairs(ARGV) do
@@ -9,7 +9,7 @@ for i, id in ipairs(ARGV) do
     local head = head_of(order, 1)
     if head.member then
       answers[i] = flows().retry(id, order, past, head) and '1' or '0'
-    elseif not head.unique or call('HSETNX', P .. 'unique', head.unique, id) == 1 then
+    elseif not holds_key(past, head) or call('HSETNX', P .. 'unique', head.unique, id) == 1 then
       local expires8 = expires_of(order, past)
       if expires8 ~= NEVER then
         local expires = struct.unpack('>I8', expires8)
@@ -21,15 +21,14 @@ for i, id in ipairs(ARGV) do
       end
       local attempt, err, progress, result = split(past)
       call('SET', P .. 'h:' .. id, past_of('w', NEVER, renewed(attempt, 0, now, expires8), err, progress, result))
-      call('ZADD', P .. 'ready:' .. head.queue, 0, member(head, now, id))
+      queues[head.queue] = make_ready(id, head, now) or queues[head.queue]
       call('ZREM', P .. (state == 'f' and 'failed:' or 'cancelled:') .. head.queue, id)
       unlist_ended(state, id, head.queue)
-      queues[head.queue] = true
       answers[i] = '1'
     end
   end
 end
-close_flows()
+conclude()
 for queue in pairs(queues) do
   wake(queue)
 end

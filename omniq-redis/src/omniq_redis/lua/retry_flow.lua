@@ -1,5 +1,5 @@
---! base many wake due announce waiting running task endings corrupt flows
+--! base many wake due announce waiting limited running task endings corrupt flows limits
 -- ARGV: flow. Gives how many of its tasks are retried, in this step or in those to come.
 local found = flows().retry_flow(ARGV[1])
-close_flows()
+conclude()
 return found

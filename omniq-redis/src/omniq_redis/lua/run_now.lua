@@ -1,4 +1,4 @@
---! base many wake due announce waiting running task endings corrupt flows
+--! base many wake due announce waiting limited running task endings corrupt flows limits
 -- ARGV: ids. Gives '1' for each task that was scheduled for later and is ready now, '0' for the others.
 local answers, queues = {}, {}
 for i, id in ipairs(ARGV) do
@@ -14,16 +14,16 @@ for i, id in ipairs(ARGV) do
       end
       attempt = renewed(attempt, struct.unpack('>I4', attempt, 5), now, expires_of(order, past))
       call('SET', P .. 'h:' .. id, past_of('w', NEVER, attempt, err, progress, result))
-      call('ZADD', P .. 'ready:' .. head.queue, 0, member(head, now, id))
+      queues[head.queue] = make_ready(id, head, now) or queues[head.queue]
       call('ZREM', scheduled, place)
       if head.member then
         flows().waits(id, head, now)
       end
-      queues[head.queue] = true
       answers[i] = '1'
     end
   end
 end
+conclude()
 for queue in pairs(queues) do
   wake(queue)
 end

@@ -1,3 +1,5 @@
---! base many wake due announce waiting running task endings corrupt flows
+--! base many wake due announce waiting limited running task endings corrupt flows limits
 -- ARGV: how many tasks at most. Gives how many were moved.
-return flows().settle(tonumber(ARGV[1]))
+local moved = flows().settle(tonumber(ARGV[1]))
+conclude()
+return moved

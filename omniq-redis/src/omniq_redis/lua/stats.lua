@@ -20,23 +20,29 @@ local function oldest_of(queue)
       break
     end
   end
-  local due = call('ZRANGE', P .. 'scheduled:' .. queue, 0, 0, 'WITHSCORES')[2]
-  if due and tonumber(due) <= now then
-    oldest = math.min(oldest or due, due)
+  for _, first in ipairs({ 'scheduled:', 'lined:' }) do
+    local run = tonumber(call('ZRANGE', P .. first .. queue, 0, 0, 'WITHSCORES')[2] or -1)
+    if run >= 0 and run <= now then
+      oldest = math.min(oldest or run, run)
+    end
   end
   return oldest and math.max(now - oldest, 0) or -1
 end
 
-local found = {}
+local found, lanes = {}, {}
+local stored = call('HGETALL', P .. 'lanes')
+for i = 1, #stored, 2 do
+  lanes[stored[i]] = stored[i + 1]
+end
 local function add(queue)
   local scheduled = call('ZCARD', P .. 'scheduled:' .. queue)
   local due = scheduled > 0 and call('ZCOUNT', P .. 'scheduled:' .. queue, '-inf', now) or 0
-  local paused = call('SISMEMBER', P .. 'paused', queue)
+  local paused = lanes[queue] and string.sub(lanes[queue], 1, 1) == 'p' and 1 or 0
   local row = {
     queue,
     paused,
     scheduled - due,
-    call('ZCARD', P .. 'ready:' .. queue) + due,
+    call('ZCARD', P .. 'ready:' .. queue) + call('ZCARD', P .. 'lined:' .. queue) + due,
     tonumber(call('HGET', P .. 'counts', queue) or 0),
     call('ZCARD', P .. 'succeeded:' .. queue),
     call('ZCARD', P .. 'failed:' .. queue),
@@ -53,12 +59,13 @@ local function add(queue)
 end
 
 local seen = {}
-for _, key in ipairs({ 'queues', 'paused' }) do
-  for _, queue in ipairs(call('SMEMBERS', P .. key)) do
-    if not seen[queue] then
-      seen[queue] = true
-      add(queue)
-    end
+for _, queue in ipairs(call('SMEMBERS', P .. 'queues')) do
+  seen[queue] = true
+  add(queue)
+end
+for queue in pairs(lanes) do
+  if not seen[queue] then
+    add(queue)
   end
 end
 return found

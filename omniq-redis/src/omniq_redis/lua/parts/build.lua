@@ -9,7 +9,7 @@ local function place_member(kind, state)
     end
   elseif state then
     -- A delay has been counted from now, and so never counts from the opening.
-    local at = 18 + kind.queue_length
+    local at = kind.inner
     local flags = string.byte(kind.rest, at + 1)
     kind.rest = string.sub(kind.rest, 1, at) .. string.char(flags % 2) .. string.sub(kind.rest, at + 2)
     kind.past = past_of('w', NEVER, string.rep('\0', 16) .. run8 .. kind.expires8 .. '\0\0\0', '', '', '')
@@ -137,6 +137,6 @@ local function build(id, first, given)
   if #tasks > 0 then
     flow.finished = 0
   end
-  close_flows()
+  conclude()
   return { 'ok', unpack(refused) }
 end

@@ -15,6 +15,9 @@ local function end_corrupt(id, queue, why)
   local attempt = struct.pack('>I4', delivery) .. string.rep('\0', 4) .. now8 .. now8 .. NEVER .. '\0\0\0'
   call('SET', P .. 'h:' .. id, past_of('f', now8, attempt, err, '', kept))
   local ran = call('HDEL', P .. 'running', id)
+  if ran == 1 then
+    call('SET', P .. 'recount', '1') -- what it counted for cannot be told
+  end
   call('ZREM', P .. 'leased', id)
   call('ZREM', P .. 'expiring', id)
   local order = order_of(id)

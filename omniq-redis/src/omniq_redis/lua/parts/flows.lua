@@ -299,11 +299,10 @@ function flows()
   local function put(flow, id, head, attempt, run, err, progress, result)
     call('SET', P .. 'h:' .. id, past_of('w', NEVER, attempt, err, progress, result))
     if run > now then
-      call('ZADD', P .. 'scheduled:' .. head.queue, run, member(head, run, id))
+      make_scheduled(id, head, run)
       call('ZADD', P .. 'fl:' .. flow.id, run, id)
       soonest[head.queue] = math.min(soonest[head.queue] or run, run)
-    else
-      call('ZADD', P .. 'ready:' .. head.queue, 0, member(head, run, id))
+    elseif make_ready(id, head, run) then
       woken[head.queue] = true
     end
     local expires8 = string.sub(attempt, 25, 32)
@@ -468,7 +467,7 @@ function flows()
       local key, place = waits_in(id, order, past, head)
       end_waiting(id, order, past, head)
       if key then
-        call('ZREM', key, place)
+        take_out(key, place, id, head)
       end
     end
   end
@@ -797,11 +796,4 @@ function flows()
 
   made.open, made.gate_of, made.count, made.look, made.push, made.leave = open, gate_of, count, look, push, leave
   return made
-end
-
--- Ends a script that may have changed flows: does the first of what follows.
-local function close_flows()
-  if made then
-    made.close(200)
-  end
 end

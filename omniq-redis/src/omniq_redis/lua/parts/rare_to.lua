@@ -1,5 +1,5 @@
-  return { end_waiting = end_waiting, end_corrupt = end_corrupt, close_flows = close_flows, flows = flows,
-    head_of = head_of, member_of = member_of, kept_until = kept_until }
+  return { end_waiting = end_waiting, end_corrupt = end_corrupt, conclude = conclude, flows = flows, limits = limits,
+    head_of = head_of, member_of = member_of, kept_until = kept_until, free = free, supersede = supersede }
 end
 
 local made_rare

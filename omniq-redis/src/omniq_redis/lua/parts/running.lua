@@ -1,4 +1,4 @@
--- What finish needs of every task, beside the part named waiting.
+-- What finish needs of every task, beside the parts named waiting and limited.
 local CANCEL_REQUESTED = '\1'
 
 local function free(unique, id)
@@ -41,7 +41,13 @@ local function head_of(text, at)
   from = from + queue_length
   if unique_length > 0 then
     local word = string.sub(text, from, from + unique_length - 2)
-    if string.byte(word) == 255 then
+    local mark = string.byte(word)
+    if mark == 254 then
+      local its = limited_of(word)
+      head.line, head.key, head.limit, head.first = its.line, its.key, its.limit, its.first
+      word, mark = its.word, its.word and string.byte(its.word)
+    end
+    if mark == 255 then
       head.member = member_of(word)
     else
       head.unique = word

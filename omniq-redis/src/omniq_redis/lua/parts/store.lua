@@ -16,7 +16,15 @@ local function kind_of(text)
   local kind = { queue = string.sub(text, 35, 34 + queue_length) }
   if unique_length > 0 then
     local word = string.sub(text, 35 + queue_length)
-    if string.byte(word) == 255 then
+    kind.inner = 18 + queue_length  -- where in the rest of the head the word begins
+    if string.byte(word) == 254 then
+      local its = limited_of(word)
+      kind.line, kind.key, kind.limit, kind.max_wait = its.line, its.key, its.limit, its.first
+      kind.first_at = kind.inner + 22
+      kind.inner = kind.inner + #word - #(its.word or '')
+      word = its.word
+    end
+    if word and string.byte(word) == 255 then
       kind.word = word
     else
       kind.unique = word
@@ -32,11 +40,11 @@ local function kind_of(text)
     kind.expires, expires8 = instant(flags, 4, 8, string.sub(text, 10, 17))
     expires8 = expires8 or NEVER
   end
-  kind.run = run
+  kind.run, kind.priority = run, place
   kind.place = string.char(place) .. struct.pack('>I8', run)
   kind.static = now8 .. run8 .. expires8 .. string.sub(text, 18)
-  if kind.word then
-    kind.flags, kind.expires8, kind.rest, kind.queue_length = flags, expires8, string.sub(text, 18), queue_length
+  if kind.word or kind.max_wait then
+    kind.flags, kind.expires8, kind.rest = flags, expires8, string.sub(text, 18)
   end
   return kind
 end
@@ -51,10 +59,38 @@ local function kind_for(text)
   return kind
 end
 
+-- Stores a debounced task, and gives when it is due; nil if its id is stored already.
+-- first: when the first of those was enqueued that took each other's places.
+local function store_debounced(kind, id, seq8, body, first)
+  local run = kind.run
+  if kind.max_wait > 0 then
+    run = math.max(now, math.min(run, first + kind.max_wait))
+  end
+  local run8 = struct.pack('>I8', run)
+  local rest = string.sub(kind.rest, 1, kind.first_at - 1) .. struct.pack('>I8', first) .. string.sub(kind.rest, kind.first_at + 8)
+  if not call('SET', P .. 'o:' .. id, seq8 .. now8 .. run8 .. kind.expires8 .. rest .. body, 'NX') then
+    return nil
+  end
+  local place = string.char(kind.priority) .. run8 .. string.sub(seq8, 3) .. id
+  if kind.line then
+    limits().lane(kind.queue)
+  end
+  if run > now then
+    call('ZADD', P .. 'scheduled:' .. kind.queue, run, place)
+  elseif kind.line then
+    call('ZADD', P .. 'line:' .. kind.line, 0, place)
+    call('ZADD', P .. 'lined:' .. kind.queue, run, id)
+    limits().arrive(kind.queue, kind.line, kind.key, kind.limit, kind.priority)
+  else
+    call('ZADD', P .. 'ready:' .. kind.queue, 0, place)
+  end
+  return run
+end
+
 local function store(first)
   local count = (#ARGV - first + 1) / 3
   local seq = call('INCRBY', P .. 'seq', count) - count
-  local queues, refused = {}, {}
+  local queues, refused, lined, has_lines = {}, {}, {}, false
   local blocks, block, number, filled = {}, {}, -1, 0
   local orders = P .. 'o:'
   for at = first, #ARGV, 3 do
@@ -64,23 +100,44 @@ local function store(first)
       local queue = of(queues, kind.queue)
       kind.list = kind.run > now and queue.scheduled or queue.ready
       kind.score = kind.run > now and kind.run or 0
+      has_lines = has_lines or kind.line or kind.max_wait
+      if kind.line and not kind.max_wait then
+        limits().lane(kind.queue)
+        if kind.run <= now then
+          kind.list, kind.ids = {}, {}
+          lined[#lined + 1] = kind
+        end
+      end
     end
     seq = seq + 1
     local holder = kind.unique and call('HGET', P .. 'unique', kind.unique)
+    local is_held, since = false, now
     if holder and holder ~= id and call('EXISTS', orders .. id) == 0 and call('EXISTS', orders .. holder) == 1 then
+      since = kind.max_wait and supersede(holder, id, ARGV[at + 2])
+      is_held = not since
+    end
+    if is_held then
       refused[#refused + 1] = (at - first) / 3
       refused[#refused + 1] = holder
     else
       local seq8 = struct.pack('>I8', seq)
-      if call('SET', orders .. id, seq8 .. kind.static .. ARGV[at + 2], 'NX') then
+      local run = kind.max_wait and store_debounced(kind, id, seq8, ARGV[at + 2], since)
+      if run or (not kind.max_wait and call('SET', orders .. id, seq8 .. kind.static .. ARGV[at + 2], 'NX')) then
         if kind.join then
           kind.join(id, seq, seq8)
         end
-        if not kind.is_blocked then
+        if run then
+          local queue = of(queues, kind.queue)
+          queue.soonest = run > now and math.min(queue.soonest or run, run) or queue.soonest
+          queue.is_woken = queue.is_woken or (run <= now and not kind.line)
+        elseif not kind.is_blocked then
           local list, size = kind.list, kind.list.size or 0
           list[size + 1] = kind.score
           list[size + 2] = kind.place .. string.sub(seq8, 3) .. id
           list.size = size + 2
+          if kind.ids then
+            kind.ids[size + 1], kind.ids[size + 2] = kind.run, id
+          end
         end
         local its = math.floor(seq / 100)
         if its ~= number then
@@ -106,23 +163,37 @@ local function store(first)
     call('HSET', P .. 'log:' .. its, unpack(entries))
     call('ZADD', P .. 'log', its, its)
   end
+  for _, kind in ipairs(lined) do
+    if kind.list.size then
+      apply('ZADD', P .. 'line:' .. kind.line, kind.list)
+      apply('ZADD', P .. 'lined:' .. kind.queue, kind.ids)
+      limits().arrive(kind.queue, kind.line, kind.key, kind.limit, kind.priority)
+    end
+  end
   for name, queue in pairs(queues) do
     local ready, scheduled = queue.ready, queue.scheduled
-    if ready.size or scheduled.size then
+    if ready.size or scheduled.size or has_lines then
       call('SADD', P .. 'queues', name)
     end
     if ready.size then
       apply('ZADD', P .. 'ready:' .. name, ready)
+    end
+    if ready.size or queue.is_woken then
       wake(name)
     end
+    local soonest = queue.soonest
     if scheduled.size then
       apply('ZADD', P .. 'scheduled:' .. name, scheduled)
-      local soonest = scheduled[1]
-      for i = 3, scheduled.size, 2 do
-        soonest = math.min(soonest, scheduled[i])
+      for i = 1, scheduled.size, 2 do
+        soonest = math.min(soonest or scheduled[i], scheduled[i])
       end
+    end
+    if soonest then
       announce_due(name, soonest)
     end
+  end
+  if has_lines then
+    limits().close()
   end
   return refused
 end

@@ -1,7 +1,8 @@
 -- What is stored of a task. Numbers are big-endian; a time is microseconds since the epoch, 0: none.
 --   o:ID, the order: sequence 8, created 8, run 8, expires 8, result_ttl 8, max_retries 4, 100 - priority 1,
 --     length of queue 2, length of unique + 1 2, queue, unique, body. Written once. A task of a flow has no unique key;
---     what its place in the flow is stands there instead, see member_of.
+--     what its place in the flow is stands there instead, see member_of. So does what stands for a key or a named limit,
+--     see limited_of.
 --   An attempt: delivery 4, attempt 4, started 8, run 8, expires 8, flags 1 (1: asked to stop), length of worker 2, worker.
 --   running[ID], while it runs: the attempt, the order's head up to its body, progress.
 --   h:ID, what has become of it (absent while nothing has): state 1 (w: it waits, b: blocked, s, f, c), finished 8, the
@@ -11,8 +12,8 @@
 -- So do those that are blocked, which stand nowhere else.
 local IN_ORDER = { f = 'order:failed:', c = 'order:cancelled:', b = 'blocked:' }
 
--- What follows in flows from the end of a task; the part of this name sets it, wherever tasks end.
-local flows
+-- What follows in flows and at limits from the end of a task; the parts of these names set them, wherever tasks end.
+local flows, limits
 
 -- Gives the head of an order, or false and whether there is one that cannot be read.
 local function order_of(id)
@@ -53,6 +54,29 @@ end
 -- Tells whether a task waits for others: it is behind a gate, and nothing has become of it or it does so again.
 local function is_blocked(past, head)
   return head.member ~= nil and head.member.behind ~= nil and (not past or string.sub(past, 1, 1) == 'b')
+end
+
+-- Tells whether a task that has not ended has its unique key, if it has one: a debounced one only until it is started.
+local function holds_key(past, head)
+  return head.unique ~= nil and not (head.first and past and struct.unpack('>I4', past, 10) > 0)
+end
+
+-- Puts a task among those that are ready, and tells of its queue whether one who waits for work is to be woken.
+local function make_ready(id, head, run)
+  if head.line then
+    limits().add(id, head, run)
+    return false
+  end
+  call('ZADD', P .. 'ready:' .. head.queue, 0, member(head, run, id))
+  return true
+end
+
+-- Puts one among those that are scheduled.
+local function make_scheduled(id, head, run)
+  call('ZADD', P .. 'scheduled:' .. head.queue, run, member(head, run, id))
+  if head.line then
+    limits().lane(head.queue)
+  end
 end
 
 -- Gives until when a task that ends is kept. Those of a flow are kept as long as that.

@@ -1,0 +1,170 @@
+"""Limits, as they go to the scripts and come back; ``lua/parts/limits.lua`` says how they are kept.
+
+What a task has of them, its *limited word*, stands in its order in the place of its unique key;
+``lua/parts/limited.lua`` draws it.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Iterator, Sequence
+from struct import Struct
+from typing import Any
+
+from attrs import evolve
+
+from omniq.errors import CorruptRecord
+from omniq.limit import Limit, Limited, LimitUsage, Rate, Scope, limit_id, line_id
+from omniq.storage.records import dump_limit, load_limit
+from omniq.storage.validation import check_text, corrupt
+from omniq.task import NewTask, StoredTask
+from omniq_redis.times import LATEST, microseconds, moment, span
+
+__all__ = [
+    "LIMITED",
+    "limits_of",
+    "new_limited_word",
+    "pack_limit",
+    "read_limited",
+    "scope_words",
+    "stored_limited_word",
+    "usage_of",
+]
+
+LIMITED = b"\xfe"
+"""What a limited word begins with, and no text does."""
+LONGEST = 0xFFFE
+HAS_KEY, HAS_LIMIT, IS_DEBOUNCED, HAS_WORD = 1, 2, 4, 8
+_WORD = Struct(">BB16sHHQ")
+_NUMBERS = Struct(">QQQQQQ?")
+_REVISION = 8
+"""Bytes that stand before the numbers."""
+
+
+def new_limited_word(task: NewTask, word: bytes | None) -> bytes:
+    """Return the limited word of a new task.
+
+    :param word: its unique key, or its place in its flow.
+    :raises ValueError: if it is too long to be stored.
+    """
+    # The script puts the time of the first one there.
+    first = None if task.debounce is None else 0 if task.debounce.max_wait is None else span(task.debounce.max_wait)
+    return _limited_word(task, first, word)
+
+
+def stored_limited_word(task: StoredTask, word: bytes | None) -> bytes:
+    """Return the limited word of a task that another store had.
+
+    :param word: as for :func:`new_limited_word`.
+    :raises ValueError: as there.
+    """
+    return _limited_word(task, None if task.first_at is None else microseconds(task.first_at), word)
+
+
+def _limited_word(task: NewTask | StoredTask, first: int | None, word: bytes | None) -> bytes:
+    beginning = _beginning(task.queue, task.key, task.limit, first)
+    whole = beginning if word is None else beginning[:1] + bytes([beginning[1] | HAS_WORD]) + beginning[2:] + word
+    if len(whole) > LONGEST:
+        raise ValueError(f"task {task.id} ({task.name}) cannot be stored: its keys and its limit are too long")
+    return whole
+
+
+@functools.lru_cache(maxsize=1024)
+def _beginning(queue: str, key: str | None, limit: str | None, first: int | None) -> bytes:
+    flags = (
+        (0 if key is None else HAS_KEY) | (0 if limit is None else HAS_LIMIT) | (0 if first is None else IS_DEBOUNCED)
+    )
+    for text in (key, limit):
+        if text is not None:
+            check_text(text, "key or named limit")
+    key_word, limit_word = (key or "").encode(), (limit or "").encode()
+    line = bytes.fromhex(line_id(queue, key, limit)).ljust(16, b"\0")[:16]
+    lengths = min(len(key_word), 0xFFFF), min(len(limit_word), 0xFFFF)
+    return _WORD.pack(LIMITED[0], flags, line, *lengths, first or 0) + key_word + limit_word
+
+
+@functools.lru_cache(maxsize=1024)
+def read_limited(word: bytes) -> tuple[Limited, bytes | None]:
+    """Read a limited word.
+
+    :return: what it says, and the unique key or the place in a flow that stands behind it.
+    :raises ValueError: if it is none.
+    """
+    _, flags, _, key, limit, first = _WORD.unpack_from(word)
+    behind_key = _WORD.size + key
+    stop = behind_key + limit
+    if len(word) < stop:
+        raise ValueError("what a task has of limits is cut short")
+    limited = Limited(
+        word[_WORD.size : behind_key].decode() if flags & HAS_KEY else None,
+        word[behind_key:stop].decode() if flags & HAS_LIMIT else None,
+        moment(first) if flags & IS_DEBOUNCED else None,
+    )
+    return limited, word[stop:] if flags & HAS_WORD else None
+
+
+def pack_limit(limit: Limit, expected: int | None) -> list[bytes]:
+    """Return the arguments of ``put_limit``."""
+    each = limit.per_key
+    numbers = _NUMBERS.pack(
+        *_rule(limit.concurrency, limit.rate),
+        *(_rule(None, None) if each is None else _rule(each.concurrency, each.rate)),
+        bool(limit.weights),
+    )
+    words = [check_text(limit.id, "id of a limit").encode(), b"" if expected is None else b"%d" % expected]
+    words += (numbers, dump_limit(evolve(limit, revision=0)).encode())
+    for key, weight in limit.weights.items():
+        words += (check_text(key, "key").encode(), repr(float(weight)).encode())
+    return words
+
+
+def _rule(concurrency: int | None, rate: Rate | None) -> tuple[int, int, int]:
+    return (concurrency or 0, *((0, 0) if rate is None else (rate.interval, rate.burst)))
+
+
+def limits_of(found: Sequence[Any]) -> Iterator[Limit | CorruptRecord]:
+    """Read what is stored of limits; what cannot be read is the error that says so.
+
+    :param found: ids, and what is stored of each.
+    """
+    for name, stored in zip(*found, strict=True):
+        if stored is not None:
+            yield _limit_of(name, stored)
+
+
+def _limit_of(word: bytes, stored: bytes) -> Limit | CorruptRecord:
+    name = word.decode("utf-8", "surrogateescape")
+    try:
+        limit = load_limit(stored[_REVISION + _NUMBERS.size :], name)
+    except CorruptRecord as problem:
+        return corrupt("limit", name, problem.__cause__ or problem, place="key limits")
+    return evolve(limit, revision=int.from_bytes(stored[:_REVISION], "big"))
+
+
+def scope_words(scopes: Iterable[Scope]) -> list[bytes]:
+    """Return the arguments of ``limit_usage``."""
+    words: list[bytes] = []
+    for scope in scopes:
+        if scope.queue is None:
+            words += (b"n", (scope.name or "").encode(), b"")
+        elif scope.key is None:
+            words += (b"q", scope.queue.encode(), b"")
+        else:
+            words += (b"k", scope.queue.encode(), scope.key.encode())
+    return words
+
+
+def usage_of(scope: Scope, found: Sequence[Any]) -> LimitUsage:
+    """Read what ``limit_usage`` gave of a scope."""
+    stored, running, due, held = found
+    limit = None
+    if stored is not None:
+        told = _limit_of(limit_id(scope.queue, scope.name).encode(), stored)
+        limit = None if isinstance(told, CorruptRecord) else told
+    return LimitUsage(
+        scope=scope,
+        limit=limit if scope.key is None or limit is None else limit.per_key,
+        running=running,
+        next_start=moment(min(due, LATEST)) if due else None,
+        held_keys=held,
+    )

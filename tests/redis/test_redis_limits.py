@@ -1,0 +1,197 @@
+"""Limits on Redis: what they cost, what is left of them, and that no slot is lost by a key that was damaged."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+
+import pytest
+
+from omniq.limit import Debounce, Limit, Rate
+from omniq.storage.ids import new_id
+from omniq.testing import await_until
+from omniq_redis.storage import RedisStorage
+from tests.redis.redis_support import calls, done, finish_all, new_task, opened, take
+from tests.redis.test_redis_cost import cost_of_a_round
+from tests.servers.redis import RedisServer
+
+ONE_OF_EACH = Limit(queue="q", per_key=Limit(concurrency=1))
+
+
+async def keys_of(store: RedisStorage, n: int = 9) -> list[str]:
+    """Claim tasks and return their keys, in the order of the alphabet."""
+    return sorted(task.key or "" for task in await take(store, n=n))
+
+
+def test_a_claim_takes_as_many_commands_with_many_tasks_at_a_limit_as_with_few(
+    redis_server: RedisServer, namespace: str
+) -> None:
+    async def scenario() -> None:
+        async with opened(redis_server.url, namespace) as store:
+            await store.put_limit(ONE_OF_EACH)
+            costs = []
+            for number in (10, 3000):
+                await store.enqueue([new_task(key="big") for _ in range(number)])
+                await take(store, n=2)
+                await store.enqueue([new_task(key=f"small {number}")])
+                redis_server.ask("CONFIG", "RESETSTAT")
+                assert await keys_of(store, 1) == [f"small {number}"]
+                costs.append(sum(calls(redis_server).values()))
+            assert costs[0] == costs[1]
+            assert costs[0] < 50
+
+    asyncio.run(scenario())
+
+
+def test_a_claim_moves_a_bounded_number_of_lines_and_the_next_goes_on(
+    redis_server: RedisServer, namespace: str
+) -> None:
+    async def scenario() -> None:
+        async with opened(redis_server.url, namespace) as store:
+            await store.put_limit(ONE_OF_EACH)
+            names = [f"k{n}" for n in range(1000)]
+            for _ in range(2):
+                await store.enqueue([new_task(key=name) for name in names])
+            held = await take(store, n=1000)
+            assert len(held) == 1000
+            await store.enqueue([new_task(key="last")])
+            found: list[str] = []
+            for _ in range(20):
+                redis_server.ask("CONFIG", "RESETSTAT")
+                found += await keys_of(store, 1)
+                assert sum(calls(redis_server).values()) < 8000
+                if found:
+                    break
+                await store.wait_for_work(["q"], 0)
+            assert found == ["last"]
+            assert all(await store.finish(done(held)))
+            assert await keys_of(store, 1000) == sorted(names)
+
+    asyncio.run(scenario())
+
+
+def test_a_plain_queue_takes_no_more_commands_beside_one_with_limits(redis_server: RedisServer, namespace: str) -> None:
+    async def scenario() -> None:
+        async with opened(redis_server.url, namespace) as store:
+            await cost_of_a_round(redis_server, store)
+            before = await cost_of_a_round(redis_server, store)
+            await store.put_limit(ONE_OF_EACH)
+            await store.enqueue([new_task(key="a") for _ in range(20)])
+            after = await cost_of_a_round(redis_server, store)
+            # The end looks whether its queue has a limit; the hundred may lie across one more block of the log.
+            assert sum(after.values()) <= sum(before.values()) + 3 + 4, (before, after)
+
+    asyncio.run(scenario())
+
+
+def test_nothing_is_left_of_limits_and_lines_that_are_gone(redis_server: RedisServer, namespace: str) -> None:
+    async def scenario() -> None:
+        async with opened(redis_server.url, namespace) as store:
+            rate = Rate(1000, per=0.001)
+            await store.put_limit(Limit(queue="q", concurrency=5, per_key=Limit(concurrency=1, rate=rate)))
+            await store.put_limit(Limit(name="api", concurrency=2, rate=rate))
+            for n in range(30):
+                await store.enqueue([new_task(key=f"k{n % 5}", limit="api" if n % 2 else None, result_ttl=0.001)])
+            soon = Debounce("d", 0.001)
+            await store.enqueue([new_task(key="k", unique="d", debounce=soon, result_ttl=0.001) for _ in range(3)])
+            number = 0
+
+            async def all_ended() -> bool:
+                nonlocal number
+                number += await finish_all(store)
+                return number == 31
+
+            await await_until(all_ended)
+            await store.delete_limit("queue:q")
+            await store.delete_limit("name:api")
+            await take(store)
+
+            async def only_the_store_is_left() -> bool:
+                await store.prune(1000)
+                await store.stats()
+                keys = redis_server.ask("KEYS", f"{{{namespace}}}:*")
+                assert isinstance(keys, list)
+                return sorted(key.partition(":")[2] for key in keys) == ["meta", "seq"]
+
+            await await_until(only_the_store_is_left)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["lanes", "slots", "counts", "rates", "running", "sharing:api"]
+    + [f"{kind}:q" for kind in ("lines", "lined", "eligible", "parked", "asleep", "resting")],
+)
+def test_a_key_of_another_type_costs_no_task_and_no_slot(redis_server: RedisServer, namespace: str, key: str) -> None:
+    async def scenario() -> None:
+        async with opened(redis_server.url, namespace) as store:
+            rate = Rate(1000, per=0.001, burst=1000)
+            await store.put_limit(Limit(queue="q", concurrency=4, per_key=Limit(concurrency=1, rate=rate)))
+            await store.put_limit(Limit(name="api", concurrency=1))
+            for name in ("a", "b", "c"):
+                await store.enqueue([new_task(key=name) for _ in range(3)])
+            await store.enqueue([new_task(limit="api") for _ in range(3)])
+            await store.enqueue([new_task() for _ in range(2)])
+            held = await take(store, n=4)
+            assert await take(store) == []
+            redis_server.ask("SET", f"{{{namespace}}}:{key}", "of another type")
+            ended = await store.finish(done(held))
+            number = sum(ended)
+
+            async def all_ended() -> bool:
+                nonlocal number
+                await store.recover(100)
+                number += await finish_all(store)
+                await store.prune(100)
+                return number >= 14
+
+            await await_until(all_ended)
+            assert number == 14
+            usage = await store.get_limit_usage()
+            assert [one.running for one in usage] == [0, 0]
+
+    asyncio.run(scenario())
+
+
+def test_a_slot_of_a_task_that_was_removed_by_hand_comes_back(redis_server: RedisServer, namespace: str) -> None:
+    async def scenario() -> None:
+        async with opened(redis_server.url, namespace) as store:
+            await store.put_limit(Limit(queue="q", per_key=Limit(concurrency=1)))
+            await store.enqueue([new_task(key="a") for _ in range(2)])
+            (task,) = await take(store)
+            for command, key in (("HDEL", "running"), ("ZREM", "leased")):
+                redis_server.ask(command, f"{{{namespace}}}:{key}", task.id)
+            assert await take(store) == []
+            await store.prune(100)
+            await store.recover(100)
+            assert await keys_of(store) == ["a"]
+
+    asyncio.run(scenario())
+
+
+def test_who_waits_at_the_limit_of_a_queue_is_not_called_for_more_tasks(
+    redis_server: RedisServer, namespace: str
+) -> None:
+    async def scenario() -> None:
+        async with opened(redis_server.url, namespace) as store, opened(redis_server.url, namespace) as other:
+            await store.put_limit(Limit(queue="q", concurrency=1))
+            await store.enqueue([new_task() for _ in range(2)])
+            held = await take(store)
+            waits = asyncio.create_task(store.wait_for_work(["q"], 600))
+
+            async def is_stalled() -> bool:
+                return redis_server.ask("EXISTS", f"{{{namespace}}}:stalled:q") == 1
+
+            await await_until(is_stalled)
+            for key in (None, "a"):
+                await other.enqueue([new_task(key=key)])
+            await other.enqueue([new_task(id=new_id(), run_at=timedelta(milliseconds=1))])
+            await other.stats()  # a call would have come before this answer
+            assert not waits.done()
+            await other.finish(done(held))
+            async with asyncio.timeout(20):
+                await waits
+            assert len(await take(store)) == 1
+
+    asyncio.run(scenario())
