@@ -113,10 +113,29 @@ def test_colours_take_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("text", "width", "keep_end", "short"),
-    [("resize", 6, False, "resize"), ("resize", 4, False, "res…"), ("resize", 4, True, "…ize")],
+    [
+        ("resize", 6, False, "resize"),
+        ("resize", 4, False, "res…"),
+        ("resize", 4, True, "…ize"),
+        ("画像を縮小", 10, False, "画像を縮小"),
+        ("画像を縮小", 9, False, "画像を縮…"),
+        ("画像を縮小", 8, False, "画像を…"),
+        ("画像を縮小", 4, True, "…小"),
+        ("e\u0301te\u0301", 3, False, "e\u0301te\u0301"),
+    ],
 )
 def test_an_ellipsis_stands_where_something_is_missing(text: str, width: int, keep_end: bool, short: str) -> None:
     assert shortened(text, width, keep_end=keep_end) == short
+
+
+def test_wide_characters_take_two_columns(columns: list[Column[Row]], at_a_terminal: list[Terminal]) -> None:
+    rows: list[Row] = [("一", "画像を縮小する", "12", "-"), ("second", "add", "3", "-")]
+    assert lines(43, columns, at_a_terminal, rows) == [
+        "id      name            number  error",
+        "一      画像を縮小する      12  -",
+        "second  add                  3  -",
+    ]
+    assert lines(31, columns, at_a_terminal, rows)[1] == "一      …小する       12  -"
 
 
 def test_nothing_in_a_text_commands_the_terminal() -> None:

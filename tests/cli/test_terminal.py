@@ -75,6 +75,12 @@ def test_lines_are_cut_to_the_width_without_harm_to_colours(terminal: Terminal) 
     assert terminal.written().splitlines() == ["x" * 39 + "…", f"\x1b[31m{'y' * 39}\x1b[0m…", "z" * 40]
 
 
+def test_so_are_lines_of_wide_characters(terminal: Terminal) -> None:
+    screen = Screen(terminal.stream)
+    screen.draw(["日" * 20, "日" * 21, "x" + screen.styled("本" * 20, "red") + "y"])
+    assert terminal.written().splitlines() == ["日" * 20, "日" * 19 + "…", f"x\x1b[31m{'本' * 19}\x1b[0m…"]
+
+
 def test_no_more_is_drawn_than_the_terminal_has_lines(terminal: Terminal) -> None:
     screen = Screen(terminal.stream)
     screen.draw([str(line) for line in range(30)])

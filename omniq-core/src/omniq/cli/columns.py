@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 
 from attrs import frozen
 
-from omniq.cli.terminal import Screen
+from omniq.cli.terminal import Screen, display_width, fitting, padded
 from omniq.storage.escaping import printable
 
 __all__ = ["Column", "Table", "shortened"]
@@ -36,7 +36,7 @@ class Column(Generic[T]):
     right: bool = False
     """Aligned to the right, as numbers are."""
     least: int | None = None
-    """May be shortened to so many characters; None: never shortened."""
+    """May be shortened to so many columns of the terminal; None: never shortened."""
     keep_end: bool = False
     """Shortened at its beginning, not at its end."""
     rank: int = 0
@@ -47,9 +47,9 @@ class Column(Generic[T]):
 
 def shortened(text: str, width: int, *, keep_end: bool = False) -> str:
     """Return a text that is cut to a width, with an ellipsis where something is missing."""
-    if len(text) <= width:
+    if display_width(text) <= width:
         return text
-    return f"…{text[len(text) - width + 1 :]}" if keep_end else f"{text[: width - 1]}…"
+    return f"…{fitting(text[::-1], width - 1)[::-1]}" if keep_end else f"{fitting(text, width - 1)}…"
 
 
 class Table(Generic[T]):
@@ -70,7 +70,7 @@ class Table(Generic[T]):
         """Return the lines of these rows, the header before them where it is needed."""
         cells = [[printable(column.cell(row)) for column in self._columns] for row in rows]
         for index, (column, texts) in enumerate(zip(self._columns, zip(*cells, strict=True), strict=False)):
-            self._natural[index] = max(self._natural[index], *map(len, texts))
+            self._natural[index] = max(self._natural[index], *map(display_width, texts))
             self._dull[index] &= all(text == column.dull for text in texts)
         shown = self._fitted()
         lines = [] if shown == self._shown else [self._screen.styled(self._header(shown), "bold")]
@@ -101,7 +101,7 @@ class Table(Generic[T]):
 
     def _header(self, shown: dict[int, int]) -> str:
         cells = [
-            _aligned(self._columns[index], shortened(self._columns[index].title, width), width)
+            padded(shortened(self._columns[index].title, width), width, right=self._columns[index].right)
             for index, width in shown.items()
         ]
         return (" " * GAP).join(cells).rstrip()
@@ -113,12 +113,8 @@ class Table(Generic[T]):
             text = shortened(texts[index], width, keep_end=column.keep_end)
             styled = self._screen.styled(text, *column.styles(row))
             # Aligned without the escape codes of colours, which take no room.
-            yield gap + _aligned(column, text, width).replace(text, styled, 1)
+            yield gap + padded(text, width, right=column.right).replace(text, styled, 1)
             gap = " " * GAP
-
-
-def _aligned(column: Column[T], text: str, width: int) -> str:
-    return text.rjust(width) if column.right else text.ljust(width)
 
 
 def _total(widths: Iterable[int]) -> int:

@@ -15,7 +15,7 @@ from omniq._client.queue import TaskQueue
 from omniq.cli.app import load_queue_or_url, store_of
 from omniq.cli.arguments import add_app, add_json, describe
 from omniq.cli.failures import FAILED
-from omniq.cli.terminal import Screen
+from omniq.cli.terminal import Screen, display_width, padded
 from omniq.cli.wording import plural
 from omniq.errors import StorageError
 from omniq.storage import Finding, Severity, Storage
@@ -104,11 +104,11 @@ def as_lines(findings: Sequence[Finding], queue: TaskQueue, screen: Screen) -> I
     yield screen.styled(queue.url, "bold")
     marks = _MARKS if screen.can_show("".join(_MARKS.values())) else {severity: severity.value for severity in Severity}
     mark_width = max(map(len, marks.values()))
-    width = max((len(finding.subject) for finding in findings), default=0)
+    width = max((display_width(printable(finding.subject)) for finding in findings), default=0)
     for finding in findings:
         mark = screen.styled(f"{marks[finding.severity]:<{mark_width}}", _STYLES[finding.severity])
         first, *others = _wrapped(printable(finding.message), screen, mark_width + width + 3)
-        yield f"{mark} {printable(finding.subject):<{width}}  {first}"
+        yield f"{mark} {padded(printable(finding.subject), width)}  {first}"
         for line in others:
             yield " " * (mark_width + width + 3) + line
     counts = Counter(finding.severity for finding in findings)

@@ -10,12 +10,13 @@ import math
 import os
 import re
 import sys
+import unicodedata
 from collections.abc import Iterator, Sequence
 from typing import TextIO
 
 from omniq.storage.escaping import printable, printable_lines
 
-__all__ = ["Screen", "human_duration", "table"]
+__all__ = ["Screen", "display_width", "fitting", "human_duration", "padded", "table"]
 
 _STYLES = {"bold": 1, "dim": 2, "red": 31, "green": 32, "yellow": 33, "blue": 34, "cyan": 36}
 _CODE = f"(?:{'|'.join(map(str, _STYLES.values()))})"
@@ -124,16 +125,47 @@ class Screen:
             self._stream.flush()
 
 
+def display_width(text: str) -> int:
+    """Return how many columns of a terminal a text takes: Chinese characters and their like two each, accents none."""
+    return len(text) if text.isascii() else sum(map(_columns_of, text))
+
+
+def _columns_of(char: str) -> int:
+    if unicodedata.category(char) in ("Mn", "Me"):
+        return 0
+    return 2 if unicodedata.east_asian_width(char) in ("W", "F") else 1
+
+
+def fitting(text: str, width: int) -> str:
+    """Return the longest beginning of a text that takes no more than so many columns."""
+    if text.isascii():
+        return text[: max(width, 0)]
+    for index, char in enumerate(text):
+        width -= _columns_of(char)
+        if width < 0:
+            return text[:index]
+    return text
+
+
+def padded(text: str, width: int, *, right: bool = False) -> str:
+    """Return a text with spaces, so that it takes so many columns.
+
+    :param right: whether they stand before it.
+    """
+    spaces = " " * (width - display_width(text))
+    return spaces + text if right else text + spaces
+
+
 def _clip(line: str, width: int) -> str:
-    if len(_COLOUR.sub("", line)) <= width:
+    if display_width(_COLOUR.sub("", line)) <= width:
         return line
     kept: list[str] = []
     left = width - 1
     position = 0
     for escape in [*_COLOUR.finditer(line), None]:
         text = line[position : escape.start() if escape else len(line)]
-        kept.append(text[:left])
-        left -= min(len(text), left)
+        kept.append(fitting(text, left))
+        left = left - display_width(text) if kept[-1] == text else 0
         if escape is not None:
             kept.append(escape.group())
             position = escape.end()
@@ -145,10 +177,10 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1
 
     :param left: how many of the first columns are aligned to the left; the others are numbers.
     """
-    widths = [max(len(cell) for cell in column) for column in zip(header, *rows, strict=True)]
+    widths = [max(map(display_width, column)) for column in zip(header, *rows, strict=True)]
     return [
         "  ".join(
-            cell.ljust(width) if index < left else cell.rjust(width)
+            padded(cell, width, right=index >= left)
             for index, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
         for row in [header, *rows]
