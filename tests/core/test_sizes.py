@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 
 from omniq import PayloadTooLarge, TaskFailed, TaskQueue, current_task
 from omniq._worker.attempt import LONGEST_MESSAGE, LONGEST_TRACEBACK, describe_error
-from omniq.serialization.json import serializer
-from omniq.serialization.sizes import exceeds
+from omniq.serialization.json import exceeds, serializer
 from tests.core.running import working
 
 LIMIT = 1_000_000
