@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from nats.aio.client import Client
 from nats.js.client import JetStreamContext
 
 from omniq.flow import NewFlow, NewGate
-from omniq.storage import Severity, Storage, TaskQuery
+from omniq.storage import Lease, Severity, Storage, TaskQuery
 from omniq.storage.ids import new_id
 from omniq.task import Failed, Feed, NewTask, StoredTask, Succeeded, TaskError, TaskState
 from omniq.testing import await_until
@@ -69,6 +70,48 @@ async def test_clients_that_end_tasks_of_one_flow_at_once_in_several_queues_lose
         assert (stored.gates[0].unmet, stored.counts[SUCCEEDED], stored.counts[READY]) == (0, 45, 1)
         assert [found.id for found in await claim(three, "last")] == [tasks[-1].id]
         assert await claim(one, "last") == []
+
+
+async def test_a_step_that_takes_longer_than_the_changes_of_others_gets_its_turn(
+    nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = fresh(nats_server.url)
+    async with opened(url) as slow, opened(url) as one, opened(url) as two:
+        tasks, flow = fan_in(["work"], count=3, last="last")
+        await slow.enqueue(tasks, flow)
+        claimed = await claim(slow, "work")
+        await slow.enqueue([task(), task()])
+        changes = 0
+        is_over = asyncio.Event()
+
+        async def change_without_pause(storage: NatsStorage) -> None:
+            nonlocal changes
+            (mine,) = await claim(storage, "work", 1)
+            while not is_over.is_set():
+                await storage.heartbeat("w", [Lease(id=mine.id, delivery=mine.delivery)], 60)
+                changes += 1
+
+        async def send_late(writes: Sequence[Write], **options: Any) -> int:
+            # Others change the queue meanwhile, unless they hold back.
+            if len(writes) > 1:
+                before = changes
+                with contextlib.suppress(AssertionError):
+                    await await_until(lambda: changes >= before + 5, timeout=1)
+            return await batch(writes, **options)
+
+        assert slow._opened is not None
+        batch: Callable[..., Awaitable[int]] = slow._opened.transport.batch
+        monkeypatch.setattr(slow._opened.transport, "batch", send_late)
+        others = [asyncio.create_task(change_without_pause(storage)) for storage in (one, two)]
+        try:
+            await await_until(lambda: changes > 5)
+            assert await slow.finish(ends(claimed)) == [True] * 3
+        finally:
+            is_over.set()
+        await asyncio.gather(*others)
+        (stored,) = await one.get_flows([flow.id])
+        assert stored is not None
+        assert stored.counts[SUCCEEDED] == 3
 
 
 async def test_an_answer_that_is_lost_counts_nothing_twice(

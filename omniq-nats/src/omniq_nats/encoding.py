@@ -164,7 +164,7 @@ def read_entries(stored: Stored) -> list[Entry]:
 def encode_queue_state(queue_state: QueueState) -> bytes:
     """Return the body of the message that a queue state is stored in."""
     writer = _EntryWriter()
-    told = {
+    told: dict[str, Any] = {
         "v": VERSION,
         "queue": queue_state.queue,
         "changes": queue_state.changes,
@@ -189,6 +189,8 @@ def encode_queue_state(queue_state: QueueState) -> bytes:
         "ended": queue_state.ended,
         "ttls": list(queue_state.ttls),
     }
+    if queue_state.reserved is not None:
+        told["reserved"] = queue_state.reserved
     head = json.dumps(told, separators=(",", ":")).encode()
     return b"\n".join([head, *queue_state.running.lines(), *[one.line() for one in queue_state.pending.values()]])
 
@@ -215,6 +217,15 @@ def read_queue_state(queue: str, stored: Stored) -> QueueState:
         raise corrupt("queue", queue, error, place=place) from error
 
 
+def _read_reserved(told: Any) -> tuple[str, int] | None:
+    if told is None:
+        return None
+    storage, until = told
+    if not (is_text(storage) and is_moment(until)):
+        raise ValueError("a reservation is none")
+    return storage, until
+
+
 def _read_queue_state(queue: str, told: dict[str, Any], lines: Sequence[bytes], seq: int) -> QueueState:
     running: int = told["running"]
     if told["queue"] != queue:
@@ -227,6 +238,7 @@ def _read_queue_state(queue: str, told: dict[str, Any], lines: Sequence[bytes], 
         seq=seq,
         changes=told["changes"],
         recent=told["recent"],
+        reserved=_read_reserved(told.get("reserved")),
         paused=told["paused"],
         floor=told["floor"],
         lines=told["lines"],

@@ -25,13 +25,18 @@ from omniq_nats.flow_records import FlowRecord
 from omniq_nats.flow_snapshot import Missing, Rosters, Snapshot
 from omniq_nats.flow_tx import FlowTx
 from omniq_nats.queue_state import QueueState
-from omniq_nats.queue_state_store import QueueStateStore, holder_of
+from omniq_nats.queue_state_store import POLL, QueueStateStore, holder_of
 from omniq_nats.task_batches import KEPT
 from omniq_nats.transport import Conflict, Lost
 
 __all__ = ["FlowSteps", "Stepped"]
 
 T = TypeVar("T")
+
+LOST = 2
+"""Of so many races that a step has lost, it reserves the states of its queues before the next."""
+SHORTEST = 0.1
+"""Seconds for which it does so at least, to begin with."""
 
 
 class _Needs(Exception):
@@ -62,9 +67,10 @@ class _Plan:
     new: dict[str, NewTask | StoredTask]
     frees: bool
     fresh: bool
-    again: bool = False
-    """Whether an attempt was in vain."""
+    deadline: float
     snapshot: Snapshot | None = None
+    begun: float = 0.0
+    """When the latest attempt began."""
     unsure: dict[str, tuple[object, Changes]] = field(factory=dict)
     """Attempts of which it is not known whether they were accepted, by name."""
 
@@ -118,8 +124,8 @@ class FlowSteps:
         :raises Conflict: if it is given up.
         :raises StorageUnavailable: if it could not be done in time.
         """
-        plan = _Plan(first, {task.id: task for task in new}, frees, bool(new))
         deadline = time.monotonic() + 2 * self._transport.settings.timeout
+        plan = _Plan(first, {task.id: task for task in new}, frees, bool(new), deadline)
         mended = lost = 0
         for attempt in range(1_000_000):
             try:
@@ -145,10 +151,13 @@ class FlowSteps:
                         f"{self._transport.settings.shown}: flows are changed by so many at once that no turn came: "
                         f"{conflict}"
                     ) from conflict
+                if lost >= LOST:
+                    took = max(SHORTEST, time.monotonic() - plan.begun)
+                    await self.state_store.reserve(first.queues, took * 2 ** (lost + 1 - LOST))
             except Lost:
                 if time.monotonic() > deadline or not plan.unsure:
                     raise
-            plan.snapshot, plan.fresh, plan.again = None, False, True
+            plan.snapshot, plan.fresh = None, False
             await asyncio.sleep(random.uniform(0, min(0.0005 * 2 ** min(attempt, 7), 0.05)))
         raise AssertionError
 
@@ -159,8 +168,13 @@ class FlowSteps:
 
     async def _try(self, act: Callable[[FlowTx], T], plan: _Plan) -> tuple[T, Stepped]:
         generation = self._transport.generation
+        plan.begun = time.monotonic()
         if plan.snapshot is None:
             plan.snapshot = await self._snapshot(plan.first)
+            while self._is_reserved(plan.snapshot) and time.monotonic() < plan.deadline:
+                await asyncio.sleep(random.uniform(0, POLL))
+                plan.begun = time.monotonic()
+                plan.snapshot = await self._snapshot(plan.first)
             for name, (known, changes) in plan.unsure.items():
                 if _is_accepted(name, plan.snapshot):
                     return known, await self._follow(changes, plan.snapshot)  # type: ignore[return-value]  # of this very step
@@ -179,6 +193,8 @@ class FlowSteps:
         changes = await changes_of(self.state_store, tx, plan.new, name)
         if changes.is_none:
             return result, Stepped()
+        if self._is_reserved(snapshot):
+            raise Conflict("another has reserved it")
         if generation != self._transport.generation:
             # What was read may never have been, and its sequence may be that of something else by now.
             raise Conflict("the connection was lost")
@@ -189,6 +205,9 @@ class FlowSteps:
             plan.unsure[name] = result, changes
             raise
         return result, await self._follow(changes, snapshot)
+
+    def _is_reserved(self, snapshot: Snapshot) -> bool:
+        return any(map(self.state_store.is_reserved, snapshot.queue_states.values()))
 
     async def _acted(self, act: Callable[[FlowTx], T], snapshot: Snapshot, plan: _Plan) -> tuple[T, FlowTx]:
         while True:
@@ -227,7 +246,7 @@ class FlowSteps:
     async def _commit(self, changes: Changes, name: str, plan: _Plan) -> None:
         if changes.flows or changes.queue_states or changes.before:
             first = await self.state_store.commit_together(
-                changes.queue_states, name, changes.before, changes.after, frees=plan.frees, again=plan.again
+                changes.queue_states, name, changes.before, changes.after, frees=plan.frees
             )
             seq = first + len(changes.before) + len(changes.queue_states)
             for record in changes.flows:

@@ -45,6 +45,8 @@ class QueueState:
     changes: int = 0
     recent: list[str] = field(factory=list)
     """The names of the latest changes."""
+    reserved: tuple[str, int] | None = None
+    """The storage that alone may change it, and until when."""
     paused: bool = False
     floor: int = 0
     """Deliveries are larger: those of earlier ones were issued and are not known, see :mod:`omniq_nats.rebuilding`."""

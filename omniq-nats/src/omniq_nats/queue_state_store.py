@@ -43,6 +43,8 @@ LEFT_BEHIND = 3_000_000
 """Microseconds after which what another client left to do is done for it."""
 MOST_PENDING = 600
 MOST_BROUGHT = 100_000
+POLL = 0.02
+"""Seconds between looks at a queue state that another has reserved, at most."""
 REMEMBERED = 48
 """So many of the latest changes are known by name: a caller that lost the answer sees that its change was accepted."""
 
@@ -63,6 +65,7 @@ class QueueStateStore(ResultPages):
         self._contention = Contention(transport)
         self._commit_queue = CommitQueue(self._change, self._contention)
         self._cleared: set[str] = set()
+        self._me = secrets.token_hex(6)
         self._chores: set[asyncio.Task[None]] = set()
         transport.renewed.append(self._forget)
 
@@ -153,6 +156,9 @@ class QueueStateStore(ResultPages):
                     self._see_to(unsure[accepted][0])
                     _give(unsure[accepted][1])
                     return
+            if self.is_reserved(queue_state) and time.monotonic() < deadline:
+                await asyncio.sleep(random.uniform(0, POLL))
+                continue
             name = secrets.token_hex(5)
             try:
                 is_sound = self._is_sound(queue_state) and not has_torn_lines
@@ -311,6 +317,29 @@ class QueueStateStore(ResultPages):
                 await stack.enter_async_context(self._commit_queue.turn(queue))
             yield
 
+    async def reserve(self, queues: Iterable[str], seconds: float) -> None:
+        """Keep all others from changing some queue states, for one that takes longer than their changes do.
+
+        It stands in the queue state, which each of them reads before it changes that, and it is made by a change that
+        is as short as any. The change for which it is ends it, and otherwise the time does.
+
+        :param seconds: for how long, at most; no longer than an answer is waited for.
+        """
+        until = self.clock.now() + int(min(seconds, self.transport.settings.timeout) * 1_000_000)
+
+        async def step(queue_state: QueueState) -> tuple[None, bool]:
+            queue_state.reserved = self._me, until
+            return None, queue_state.seq > 0
+
+        for queue in sorted(queues):
+            with contextlib.suppress(PayloadTooLarge):
+                await self.change(queue, step)
+
+    def is_reserved(self, queue_state: QueueState) -> bool:
+        """Whether another has reserved a queue state."""
+        who, until = queue_state.reserved or (self._me, 0)
+        return who != self._me and until > self.clock.now()
+
     async def commit_together(
         self,
         queue_states: Sequence[QueueState],
@@ -319,7 +348,6 @@ class QueueStateStore(ResultPages):
         after: Sequence[Write] = (),
         *,
         frees: bool = False,
-        again: bool = False,
     ) -> int:
         """Make changes of several queue states, and store other messages, all or none.
 
@@ -327,12 +355,13 @@ class QueueStateStore(ResultPages):
         :param before: messages that come before those of the queue states.
         :param after: and behind them.
         :param frees: see :meth:`change`.
-        :param again: whether others were quicker before.
         :return: the sequence of the first message.
         :raises Conflict: if another was quicker.
         :raises Lost: if it is not known whether they were stored.
         :raises PayloadTooLarge: if one of them is too large, or they are too many for one step.
         """
+        for queue_state in queue_states:
+            queue_state.reserved = None
         try:
             writes = [await self._write_of(queue_state, name, 1.0) for queue_state in queue_states]
             first = await self.transport.batch([*before, *writes, *after], frees=frees)
@@ -344,7 +373,7 @@ class QueueStateStore(ResultPages):
             for queue_state in queue_states:
                 self._give_up(queue_state)
                 self._queue_states.pop(queue_state.queue, None)
-                await self._contention.lost(queue_state.queue, again=again)
+                await self._contention.lost(queue_state.queue, again=True)
             raise
         for number, queue_state in enumerate(queue_states):
             queue_state.seq = first + len(before) + number
