@@ -68,12 +68,14 @@ class TestRedisStorageWithoutItsServer(OutageContract):
         return redis_server.start
 
 
+@pytest.mark.short  # below with all of the kit, in the long run
 class TestValkeyStorageUnderAnySequenceOfOperations(ModelContract):
     @pytest.fixture
     def storage_url(self, valkey_server: RedisServer, namespace: str) -> str:
         return f"{valkey_server.url}?namespace={namespace}"
 
 
+@pytest.mark.short  # below with all of the kit, in the long run
 class TestRedisClusterStorageUnderAnySequenceOfOperations(ModelContract):
     @pytest.fixture
     def storage_url(self, redis_cluster: RedisCluster, namespace: str) -> str:
