@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from omniq.flow import GateState
+from omniq.limit import Scope, line_id
 from omniq.storage import TaskQuery
 from omniq.storage.ids import new_id
+from omniq.storage.limit_transitions import is_lined
 from omniq.storage.urls import parse_url
 from omniq.task import NewTask, StoredTask, Succeeded, TaskState
 from omniq.testing.contract.spoiling import Value
@@ -92,7 +94,7 @@ async def check_whole(store: FileStorage, root: Path) -> dict[str, StoredTask]:
     tasks = {task.id: task for task in (await store.list_tasks(TaskQuery(limit=10_000))).tasks}
     inodes = {os.stat(path).st_ino: path for path in base.glob("tasks/*/*")}
     assert len(inodes) == len(tasks)
-    found = [path for state in STATES for path in sorted(base.glob(f"{state}/*/*/*"))]
+    found = [path for state in (*STATES, "lined") for path in sorted(base.glob(f"{state}/*/*/*"))]
     assert sorted(os.stat(path).st_ino for path in found) == sorted(inodes), (
         "each has one name in the folder of a state"
     )
@@ -100,7 +102,7 @@ async def check_whole(store: FileStorage, root: Path) -> dict[str, StoredTask]:
     for path in found:
         (task,) = await store.get([path.name.rpartition(".json")[0][-36:]])
         assert task is not None
-        assert path.relative_to(base).parts[0] == task.state
+        assert path.relative_to(base).parts[0] == ("lined" if is_lined(task) and task.state == "ready" else task.state)
         assert tasks[task.id] == task
     held = sorted(task.unique for task in tasks.values() if task.unique and not task.state.is_final)
     assert len(held) == len(set(held)) == len(list(base.glob("unique/*/*")))
@@ -109,7 +111,24 @@ async def check_whole(store: FileStorage, root: Path) -> dict[str, StoredTask]:
             assert count == sum(task.queue == stats.queue and task.state is state for task in tasks.values()), state
     assert not list(base.glob("aside/*"))
     await check_flows(store, root, tasks)
+    await check_limits(store, root, tasks)
     return tasks
+
+
+async def check_limits(store: FileStorage, root: Path, tasks: dict[str, StoredTask]) -> None:
+    """Fail unless each ready task with a key or a named limit stands in its line, and what runs holds its slots."""
+    lined = [task for task in tasks.values() if is_lined(task)]
+    waiting = {task.id: line_id(task.queue, task.key, task.limit) for task in lined if task.state is TaskState.READY}
+    names = {path.name[-41:-5]: path.parts[-3] for path in (root / "omniq").glob("lines/*/*/*/*")}
+    assert names == waiting
+    assert len(list((root / "omniq").glob("lines/*/*/*/*"))) == len(waiting), "each has one name in its line"
+    running = [task for task in lined if task.state is TaskState.RUNNING]
+    scopes = [Scope(task.queue, task.key) for task in lined if task.key is not None]
+    scopes += [Scope(name=task.limit) for task in lined if task.limit is not None]
+    for usage in await store.get_limit_usage(list(dict.fromkeys(scopes))):
+        held = usage.scope
+        of_it = [task for task in running if held in (Scope(task.queue, task.key), Scope(name=task.limit))]
+        assert usage.running == len(of_it), held
 
 
 async def check_flows(store: FileStorage, root: Path, tasks: dict[str, StoredTask]) -> None:
@@ -160,13 +179,14 @@ class SpoiledFiles:
         patterns = {
             "task": {
                 "file": f"tasks/*/*-{own}",
-                "place": f"[brs]*/*/*/*-{own}",
+                "place": f"[blrs]*/*/*/*-{own}",
                 "id": f"ids/*/{own}",
             },
             "schedule": {"file": f"schedules/{own}"},
             "worker": {"file": f"workers/{own}", "about": f"about/{own}"},
             "queue": {"file": f"queues/{own}"},
             "unique": {"file": unique_path(name)},
+            "line": {"file": f"lines/*/*/*/*-{own}"},
         }
         found = {}
         for place, pattern in patterns.get(kind, {}).items():

@@ -14,6 +14,7 @@ import pytest
 
 from omniq.errors import StorageUnavailable
 from omniq.flow import NewFlow, NewGate
+from omniq.limit import Limit, Rate
 from omniq.schedule import Schedule
 from omniq.storage import Lease
 from omniq.task import Failed, Feed, NewTask, Retry, StoredTask, Succeeded, TaskError, TaskState
@@ -23,6 +24,7 @@ from tests.local.files_support import Clock, check_whole, contents, new_task, op
 Step = Callable[[FileStorage, list[StoredTask]], Awaitable[object]]
 
 IDS = [f"01890000-0000-7000-8000-{number:012d}" for number in range(40)]
+LIMITED = [f"01890000-0000-7000-9000-{number:012d}" for number in range(10)]
 TASK = {name: new_task(id=task_id) for name, task_id in zip("abcdefg", IDS, strict=False)}
 
 FLOWS = {
@@ -35,6 +37,11 @@ def member(name: str, *, behind: int | None = None, feeds: int | None = None) ->
     """Return a task of the first flow (a, b, c) or the second (d, e)."""
     flow, fed = FLOWS["a" if name in "abc" else "b"].id, () if feeds is None else (Feed(feeds),)
     return new_task(id=IDS[20 + "abcde".index(name)], queue="flow", flow=flow, behind=behind, feeds=fed)
+
+
+def limited(number: int, **options: Any) -> NewTask:
+    """Return a task of the queue that has limits."""
+    return new_task(id=LIMITED[number], queue="limited", **options)
 
 
 async def prepare(store: FileStorage) -> list[StoredTask]:
@@ -53,7 +60,11 @@ async def prepare(store: FileStorage) -> list[StoredTask]:
     await store.enqueue([TASK["a"]])
     await store.enqueue([member("a", feeds=0), member("b", behind=0, feeds=1), member("c", behind=1)], FLOWS["a"])
     await store.enqueue([member("d", feeds=0), member("e", behind=0)], FLOWS["b"])
-    return running[:3] + await store.claim({"flow": 1}, worker="w", lease=300)
+    await store.put_limit(Limit(queue="limited", per_key=Limit(concurrency=1, rate=Rate(1000))))
+    await store.put_limit(Limit(name="api", concurrency=1))
+    await store.enqueue([limited(n, key="ab"[n % 2], limit="api" if n < 2 else None) for n in range(6)])
+    running = running[:3] + await store.claim({"flow": 1}, worker="w", lease=300)
+    return running + await store.claim({"limited": 1}, worker="w", lease=300)
 
 
 async def enqueue(store: FileStorage, running: list[StoredTask]) -> object:
@@ -66,7 +77,7 @@ async def claim(store: FileStorage, running: list[StoredTask]) -> object:
 
 
 async def finish(store: FileStorage, running: list[StoredTask]) -> object:
-    first, second, third, _ = running
+    first, second, third, *_ = running
     return await store.finish(
         [
             Succeeded(id=first.id, delivery=1, result=b"x" * 9000),
@@ -98,6 +109,22 @@ async def purge_flow(store: FileStorage, running: list[StoredTask]) -> object:
     return await store.purge("flow", TaskState.READY)
 
 
+async def enqueue_limited(store: FileStorage, running: list[StoredTask]) -> object:
+    return await store.enqueue([limited(7, key="a"), limited(8, key="new"), limited(9)])
+
+
+async def claim_limited(store: FileStorage, running: list[StoredTask]) -> object:
+    return await store.claim({"limited": 9}, worker="w", lease=300)
+
+
+async def finish_limited(store: FileStorage, running: list[StoredTask]) -> object:
+    return await store.finish([Succeeded(id=running[4].id, delivery=1, result=b"0")])
+
+
+async def change_limit(store: FileStorage, running: list[StoredTask]) -> object:
+    return await store.put_limit(Limit(queue="limited", per_key=Limit(concurrency=2)))
+
+
 async def heartbeat(store: FileStorage, running: list[StoredTask]) -> object:
     return await store.heartbeat("w", [Lease(task.id, 1) for task in running], 900)
 
@@ -116,11 +143,12 @@ STEPS: dict[str, Step] = {
     for each in (
         *(enqueue, claim, finish, heartbeat, fire, purge),
         *(enqueue_flow, finish_flow, fail_flow, cancel_flow, purge_flow),
+        *(enqueue_limited, claim_limited, finish_limited, change_limit),
     )
 }
 
 
-MORE = ("fail_flow", "cancel_flow", "purge_flow")
+MORE = ("fail_flow", "cancel_flow", "purge_flow", "enqueue_limited", "change_limit")
 """Steps that are much like others."""
 EACH_STEP = pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.long) if name in MORE else name for name in STEPS]

@@ -26,9 +26,9 @@ from tests.local.sqlite_support import output_of, python
 HELD = 300.0
 
 
-@pytest.fixture(params=["sqlite"])
+@pytest.fixture(params=["sqlite", "files"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    return {"sqlite": f"sqlite:///{tmp_path}/jobs.db"}[request.param]
+    return {"sqlite": f"sqlite:///{tmp_path}/jobs.db", "files": f"file://{tmp_path}/jobs"}[request.param]
 
 
 @asynccontextmanager

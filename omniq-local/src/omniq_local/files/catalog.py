@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator
 
 from omniq.errors import CorruptRecord
 from omniq.schedule import Schedule
 from omniq.storage.escaping import get_logger
-from omniq.storage.validation import corrupt, log_once
+from omniq.storage.validation import UNREADABLE, corrupt, log_once
 from omniq.task import TaskState
-from omniq_local.files.encoding import Record
+from omniq_local.files.encoding import LINED, Record, parse_record
+from omniq_local.files.limit_book import LimitBook
+from omniq_local.files.names import line_folder
 from omniq_local.files.queues import FlowLine, Queue
+from omniq_local.files.state_folders import StateFolder
 from omniq_local.files.superblock import Superblock
 from omniq_local.files.tree import Tree
 
@@ -41,6 +45,9 @@ class Catalog:
         self._queue_names: set[str] | None = None
         self.schedules: dict[str, Schedule] | None = None
         self.bad_schedules: list[CorruptRecord] = []
+        self._book: LimitBook | None = None
+        self._foreign_limits = 0
+        self._line_folders: dict[str, StateFolder] = {}
         self.held: dict[str, Record] = {}
         """Running tasks that this process claimed, as they are in the store."""
 
@@ -48,6 +55,7 @@ class Catalog:
         """Forget what others may have changed."""
         self._foreign = now.generation
         self.held.clear()
+        self._line_folders.clear()
         if now.layout != before.layout:
             self.tree.forget()
             for queue in (self.flow_line, *self.queues.values()):
@@ -59,14 +67,21 @@ class Catalog:
             self.schedules = None
         if now.flows != before.flows:
             self._foreign_flows = now.generation
+        if now.limits != before.limits:
+            self._foreign_limits = now.generation
 
-    def settle(self, records: Iterable[Record], queues: Iterable[Queue], *, flows_changed: bool) -> None:
+    def settle(
+        self, records: Iterable[Record], queues: Iterable[Queue], *, flows_changed: bool, limits_changed: bool
+    ) -> None:
         """Note that the store is as some records and queues say.
 
         :param flows_changed: whether it is as the line of flows says, too.
+        :param limits_changed: whether it is as is known of limits, too.
         """
         if flows_changed:
             self.flow_line.raw = self.flow_line.written
+        if limits_changed:
+            self.limits().settle()
         held = self.held
         for record in records:
             if record.removed:
@@ -97,6 +112,46 @@ class Catalog:
         if line.read_at < self._foreign_flows:
             line.read(self._foreign_flows)
         return line
+
+    def limits(self) -> LimitBook:
+        """Return what is kept of limits as it is now."""
+        book = self._book
+        if book is not None and book.read_at < self._foreign_limits and not book.read():
+            book = None
+        if book is None:
+            book = self._book = LimitBook(self.tree)
+            if self.has_limits:
+                book.read()
+        if book.is_damaged and book.read_at < self._foreign_limits:
+            book.mend(self._limited_tasks())
+        book.read_at = self._foreign_limits
+        return book
+
+    @property
+    @abstractmethod
+    def has_limits(self) -> bool:
+        """Whether anything was ever kept of limits."""
+
+    def _limited_tasks(self) -> Iterator[Record]:
+        """Return the tasks that are ready or run and have a key or a named limit."""
+        for queue in map(self.queue, self.queue_names()):
+            for shelf in (LINED, TaskState.RUNNING.value):
+                for path in queue.state_folders[shelf].all():
+                    try:
+                        record = parse_record(self.tree.read(path))
+                    except (OSError, *UNREADABLE):
+                        continue
+                    if record.line:
+                        yield record
+
+    def line(self, line: str) -> StateFolder:
+        """Return the folder of a line's tasks as it is now."""
+        folder = self._line_folders.get(line)
+        if folder is None:
+            folder = StateFolder(self.tree, line_folder(line), self._found_foreign, ranked=True)
+            folder.measure()
+            self._line_folders[line] = folder
+        return folder
 
     def queue_names(self) -> list[str]:
         """Return the names of all queues, in order."""

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 
 from attrs import frozen
 
+from omniq.storage.limit_transitions import claim_lines
 from omniq.task import StoredTask, TaskState
 from omniq_local.files.encoding import Record
 from omniq_local.files.flow_verbs import settle_first
 from omniq_local.files.queues import Queue
-from omniq_local.files.times import after
+from omniq_local.files.times import after, moment
 from omniq_local.files.transaction import Transaction
 
 __all__ = ["Claim", "claim", "due", "time_of"]
@@ -61,18 +62,34 @@ def claim(asked: Claim, transaction: Transaction) -> list[StoredTask]:
     until = after(transaction.now, asked.lease)
     claimed: list[Record] = []
     for queue in queues:
-        for record in _take(queue, min(asked.demand[queue.name], left - len(claimed)), transaction):
-            record.state = TaskState.RUNNING
-            record.attempt += 1
-            record.delivery += 1
-            record.worker = asked.worker
-            record.started_at = transaction.now
-            record.lease_until = until
-            record.progress = None
-            transaction.touch(record)
+        wanted = min(asked.demand[queue.name], left - len(claimed))
+        if transaction.folder.has_limits and transaction.folder.limits().has_lane(queue.name):
+            claimed += _take_from_lines(queue, wanted, asked.worker, until, transaction)
+            continue
+        for record in _take(queue, wanted, transaction):
+            transaction.start(record, asked.worker, until)
             claimed.append(record)
             transaction.ready[queue.name] -= 1
     return [record.task() for record in claimed]
+
+
+def _take_from_lines(queue: Queue, wanted: int, worker: str, until: int, transaction: Transaction) -> list[Record]:
+    claimed: list[Record] = []
+
+    def save(tasks: Sequence[StoredTask]) -> None:
+        for task in tasks:
+            record = transaction.fetch(task.id)
+            assert record is not None
+            transaction.flows.take_away(record)
+            if task.state is TaskState.RUNNING:
+                transaction.start(record, worker, until)
+                transaction.flows.start(record)
+                claimed.append(record)
+            else:
+                transaction.end(record, task.state, task.error)
+
+    claim_lines(transaction.flows, queue.name, wanted, worker, moment(until), save)
+    return claimed
 
 
 def _prepare(queue: Queue, transaction: Transaction) -> None:

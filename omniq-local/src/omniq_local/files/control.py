@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from omniq.storage.transitions import retry as retry_tasks
 from omniq.task import TaskState
 from omniq_local.files.encoding import ENDED, Record
+from omniq_local.files.queues import shelves_of
 from omniq_local.files.transaction import Transaction
 
 __all__ = ["cancel", "delete", "pause", "purge_step", "resume", "retry", "run_now"]
@@ -93,16 +94,17 @@ def purge_step(queue_name: str, state: TaskState | None, last: int, transaction:
     queue = transaction.queue(queue_name)
     removed = 0
     for each in TaskState if state is None else (state,):
-        if each is TaskState.RUNNING or not queue.counts[each.value]:
-            continue
-        for path in queue.state_folders[each.value].all():
-            record = transaction.fetch_named(queue, each.value, path.rpartition("/")[2])
-            if record is None or record.sequence > last:
+        for shelf in shelves_of(each):
+            if each is TaskState.RUNNING or not queue.counts[shelf]:
                 continue
-            transaction.remove(record)
-            removed += 1
-            if removed == STEP:
-                return removed
+            for path in queue.state_folders[shelf].all():
+                record = transaction.fetch_named(queue, shelf, path.rpartition("/")[2])
+                if record is None or record.sequence > last:
+                    continue
+                transaction.remove(record)
+                removed += 1
+                if removed == STEP:
+                    return removed
     return removed
 
 

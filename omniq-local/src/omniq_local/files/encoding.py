@@ -17,8 +17,9 @@ from typing import Any
 from attrs import define
 
 from omniq.errors import CorruptRecord
+from omniq.limit import PLAIN, Limited, line_id
 from omniq.storage.validation import LONGEST_TEXT, UNREADABLE, check_task, salvaged
-from omniq.task import Feed, NewTask, Progress, StoredTask, TaskError, TaskState
+from omniq.task import Feed, LimitedTask, NewTask, Progress, StoredTask, TaskError, TaskState
 from omniq_local.files.journal import LAST_SEQUENCE
 from omniq_local.files.names import Member, home_path, id_path, member_path, place_key, time_key, token
 from omniq_local.files.times import LATEST, after, micros, moment, read_time, show_time, when
@@ -26,6 +27,7 @@ from omniq_local.files.times import LATEST, after, micros, moment, read_time, sh
 __all__ = [
     "ENDED",
     "LARGE",
+    "LINED",
     "Record",
     "dump_head",
     "dump_json",
@@ -43,6 +45,8 @@ LARGE = 16 * 1024
 _DIGITS = 12
 _BODY, _RESULT, _LOG = b', "body": ', b', "result": ', b', "attempt_log": '
 """What ends that part of a line that is not large: within a text of JSON each of its quotes would be escaped."""
+LINED = "lined"
+"""The folder of a queue's ready tasks that have a key or a named limit; each is in that of its line, too."""
 ENDED = frozenset({TaskState.SUCCEEDED, TaskState.FAILED, TaskState.CANCELLED})
 _STATES: dict[str, TaskState] = {state.value: state for state in TaskState}
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(", ", ": ")).encode
@@ -75,6 +79,7 @@ class Record:
     result: bytes | None = None
     attempt_log: str = ""
     opening_delay: float | None = None
+    first_at: int | None = None
 
     id_token: str = ""
     head: bytes = b""
@@ -86,6 +91,8 @@ class Record:
     aim: tuple[TaskState, str, str] = (TaskState.READY, "", "")
     """The same as the change under way is to make them."""
     removed: bool = False
+    line: str = PLAIN
+    """The line in which it stands while it is ready, see :func:`omniq.limit.line_id`."""
     stand_in: StoredTask | None = None
     """What is shown in place of a task that cannot be read. Such a record only says that it has failed."""
 
@@ -117,6 +124,15 @@ class Record:
             # It is kept as long as its flow.
             return time_key(LATEST, self.sequence)
         return time_key(after(self.finished_at, self.order.result_ttl), self.sequence)
+
+    @property
+    def has_key(self) -> bool:
+        """Whether it has its unique key, if it has one: until it ends; a debounced one until it is started."""
+        return self.state not in ENDED and (self.first_at is None or self.delivery == 0)
+
+    def shelf_in(self, state: TaskState) -> str:
+        """Return the folder that it is in, in a state."""
+        return LINED if self.line and state is TaskState.READY else state.value
 
     @property
     def expiry_key(self) -> str:
@@ -179,7 +195,7 @@ class Record:
             return self.stand_in
         order = self.order
         created = moment(self.created_at)
-        return StoredTask(
+        task = StoredTask(
             id=order.id,
             queue=order.queue,
             name=order.name,
@@ -209,6 +225,10 @@ class Record:
             result_payload=self.result,
             attempt_log=self.attempt_log,
         )
+        if not self.line and self.first_at is None:
+            return task
+        first_at = None if self.first_at is None else moment(self.first_at)
+        return LimitedTask(**vars(task), limited=Limited(order.key, order.limit, first_at))
 
 
 def _show_bytes(data: bytes) -> str | dict[str, str]:
@@ -226,6 +246,8 @@ _PLAIN: tuple[tuple[str, Any], ...] = (
     ("priority", 0),
     ("max_retries", 3),
     ("unique", None),
+    ("key", None),
+    ("limit", None),
     ("result_ttl", 86400.0),
 )
 """Fields of an order that stand in the file unless they have the usual value."""
@@ -280,6 +302,7 @@ def new_record(order: NewTask, now: int) -> Record:
         state=TaskState.SCHEDULED if run_at > now else TaskState.READY,
         expires_at=None if order.expires is None else when(order.expires, now),
         id_token=token(order.id),
+        line=line_id(order.queue, order.key, order.limit),
     )
 
 
@@ -291,6 +314,8 @@ def dump_head(record: Record) -> bytes:
     head = {"sequence": record.sequence, "created_at": show_time(record.created_at), **dump_order(record.order)}
     if record.opening_delay is not None:
         head = {"opening_delay": record.opening_delay, **head}
+    if record.first_at is not None:
+        head = {"first_at": show_time(record.first_at), **head}
     if len(record.order.body) > LARGE:
         # Where the second line begins is told by as many digits as there may have to be.
         body = head.pop("body")
@@ -380,6 +405,7 @@ def _is_plain(record: Record) -> bool:
         and 0 <= order.result_ttl < math.inf
         and not order.tags
         and order.flow is None
+        and record.line == PLAIN
         and record.error is None
         and record.progress is None
         and record.attempt_log == ""
@@ -496,7 +522,9 @@ def _record(head: dict[str, Any], status: dict[str, Any], first: bytes, second: 
         result=_read_bytes(status["result"]) if "result" in status else None,
         attempt_log=status.get("attempt_log", ""),
         opening_delay=head.get("opening_delay"),
+        first_at=read_time(head["first_at"]) if "first_at" in head else None,
         id_token=token(order.id),
+        line=line_id(order.queue, order.key, order.limit),
         head=first + b"\n",
         status=second + b"\n",
         **times,

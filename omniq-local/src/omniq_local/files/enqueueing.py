@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from omniq.flow import NewFlow
-from omniq.storage import Enqueued
+from omniq.storage import Enqueued, transitions
 from omniq.storage.flow_transitions import enqueue_into_flow
 from omniq.task import NewTask
 from omniq_local.files.encoding import Record, new_record
@@ -18,6 +18,8 @@ def enqueue(tasks: Sequence[NewTask], transaction: Transaction, flow: NewFlow | 
     """See :meth:`~omniq.storage.Storage.enqueue`."""
     if flow is not None or any(task.flow is not None for task in tasks):
         return _enqueue_into_flow(tasks, flow, transaction)
+    if any(task.debounce is not None for task in tasks):
+        return transitions.enqueue(transaction.flows, tasks)
     # All are read before the first is stored: one that cannot be read leaves nothing behind.
     records = [new_record(task, transaction.now) for task in tasks]
     return [_add(record, transaction) for record in records]

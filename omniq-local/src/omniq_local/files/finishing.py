@@ -46,6 +46,7 @@ def _finish(outcome: Outcome, transaction: Transaction) -> bool:
             record.error = outcome.error
             _give_back(record, after(transaction.now, outcome.delay), transaction)
         case Released():
+            transaction.released.append(record)
             record.attempt -= 1
             record.error = outcome.error or record.error
             _give_back(record, after(transaction.now, outcome.delay) if outcome.delay else record.run_at, transaction)

@@ -23,7 +23,7 @@ __all__ = ["FlowTasks"]
 _MOVING = (TaskState.READY, TaskState.SCHEDULED, TaskState.RUNNING)
 _ORDER = (
     *("id", "queue", "name", "body", "priority", "max_retries", "unique", "tags", "result_ttl"),
-    *("flow", "behind", "feeds"),
+    *("flow", "behind", "feeds", "key", "limit"),
 )
 """The fields of a stored task that are its producer's."""
 
@@ -66,6 +66,7 @@ class FlowTasks:
             record = new_record(NewTask(**{name: getattr(task, name) for name in _ORDER}), self._transaction.now)
             record.opening_delay = task.opening_delay
             record.created_at = micros(task.created_at)
+            record.first_at = None if task.first_at is None else micros(task.first_at)
             _change(record, task)
             self._transaction.add(record)
             if task.flow is not None:

@@ -18,8 +18,8 @@ from omniq.storage.flow_transitions import count_ends, doubt
 from omniq.storage.validation import UNREADABLE, log_once
 from omniq.task import StoredTask
 from omniq_local.files.flow_records import FlowRecord, GatesFile, read_flow
-from omniq_local.files.flow_tasks import FlowTasks
 from omniq_local.files.journal import Action
+from omniq_local.files.limits import LimitSteps
 from omniq_local.files.names import (
     Entry,
     flow_key_path,
@@ -40,8 +40,8 @@ __all__ = ["Flows"]
 _log = get_logger("omniq.files")
 
 
-class Flows(FlowTasks):
-    """The flows of one change.
+class Flows(LimitSteps):
+    """The flows of one change, and the limits.
 
     :param transaction: the change.
     """

@@ -7,6 +7,7 @@ calling thread if the way is free. Everything else goes to a thread that does th
 from __future__ import annotations
 
 import os
+import random
 import threading
 import time
 import weakref
@@ -21,7 +22,7 @@ from omniq.storage.posix import at_fork
 from omniq_local.files.catalog import Catalog
 from omniq_local.files.errors import translated
 from omniq_local.files.journal import LAP, Action, Journal, NotUndone, Restored, apply, pass_by, redo
-from omniq_local.files.names import parse_entry
+from omniq_local.files.names import LINES, parse_entry
 from omniq_local.files.preparation import prepare, sync_all
 from omniq_local.files.queues import Queue
 from omniq_local.files.repair import is_being_repaired, repair
@@ -48,6 +49,9 @@ Job = Callable[[Transaction], T]
 """Does one thing within a change."""
 
 _log = get_logger("omniq.files")
+
+LOOKED_AT = 8
+"""Of the folders that hold those of lines, so many are looked at for empty ones at a time."""
 
 
 class Missed:
@@ -309,6 +313,10 @@ class Folder(Catalog):
         outer.follows |= transaction.follows
         return result
 
+    @property
+    def has_limits(self) -> bool:
+        return self.control.limits > 0
+
     # The store's numbers
 
     def peek_generation(self) -> int:
@@ -349,6 +357,7 @@ class Folder(Catalog):
         control.queues = frame.queues
         control.schedules = frame.schedules
         control.flows = frame.flows
+        control.limits = frame.limits
         control.offset += frame.size
         write_control(self._control_fd, control)
         return control
@@ -368,6 +377,7 @@ class Folder(Catalog):
             control.queues + new_queues,
             control.schedules + transaction.schedules_changed,
             control.flows + transaction.flows_changed,
+            control.limits + transaction.limits_changed,
         )
         offset = control.offset
         try:
@@ -382,7 +392,8 @@ class Folder(Catalog):
             journal.strike(offset)
             raise
         pass_by("done")
-        control.generation, control.sequence, control.layout, control.queues, control.schedules, control.flows = numbers
+        control.generation, control.sequence, control.layout, control.queues, *others = numbers
+        control.schedules, control.flows, control.limits = others
         control.offset = offset + size
         if control.offset > LAP:
             self._begin_lap(control)
@@ -425,6 +436,24 @@ class Folder(Catalog):
         for folder in spent:
             self.tree.remove_folder(f"{state_folder.path}/{folder}")
         state_folder.forget_folders()
+
+    def thin_out_lines(self) -> None:
+        """Remove the folders of lines that all files have left, before anything else is changed."""
+        spent = []
+        buckets = self.tree.names(LINES)
+        for bucket in random.sample(buckets, min(LOOKED_AT, len(buckets))):
+            for line in self.tree.names(f"{LINES}/{bucket}"):
+                place = f"{LINES}/{bucket}/{line}"
+                folders = self.tree.names(place)
+                hollow = [f"{place}/{folder}" for folder in folders if not self.tree.names(f"{place}/{folder}")]
+                spent += hollow if len(hollow) < len(folders) else [*hollow, place]
+        if not spent:
+            return
+        # As above.
+        self.commit(Transaction(self, 0), [], 1)
+        for place in spent:
+            self.tree.remove_folder(place)
+        self._line_folders.clear()
 
     def tidy_away(self, queue: Queue) -> None:
         """Remove what is kept of a queue that has nothing."""

@@ -53,7 +53,7 @@ Action = tuple[Any, ...]
 - ``("clear", path)``: without an empty folder.
 """
 
-_HEADER = struct.Struct("<4sIQQQQQQI")
+_HEADER = struct.Struct("<4sIQQQQQQQI")
 _MAGIC = b"oqj1"
 LAP = 2 * 2**20
 """Bytes after which the journal is written from its beginning again."""
@@ -84,6 +84,7 @@ class Frame:
     queues: int
     schedules: int
     flows: int
+    limits: int
     actions: Sequence[Action]
     size: int
     """Bytes that it takes in the journal."""
@@ -99,10 +100,10 @@ class Journal:
         self._place = f"{tree.base}/journal"
         self._fd = tree.open_own("journal")
 
-    def write(self, offset: int, numbers: tuple[int, int, int, int, int, int], actions: Sequence[Action]) -> int:
+    def write(self, offset: int, numbers: tuple[int, int, int, int, int, int, int], actions: Sequence[Action]) -> int:
         """Write a change down; tell how many bytes it takes.
 
-        :param numbers: generation, sequence, layout, queues, schedules and flows after it.
+        :param numbers: generation, sequence, layout, queues, schedules, flows and limits after it.
         """
         index: list[list[Any]] = []
         blobs: list[bytes] = []
@@ -163,7 +164,7 @@ class Journal:
         body = os.pread(self._fd, size, offset + _HEADER.size)
         if len(body) != size or crc32(body) != checksum:
             return None
-        generation, sequence, layout, queues, schedules, flows = numbers
+        generation, sequence, layout, queues, schedules, flows, limits = numbers
         try:
             if max(numbers) > LARGEST or sequence > LAST_SEQUENCE:
                 raise ValueError("its numbers are too large")
@@ -179,6 +180,7 @@ class Journal:
             queues=queues,
             schedules=schedules,
             flows=flows,
+            limits=limits,
             actions=actions,
             size=_HEADER.size + size,
         )

@@ -13,9 +13,10 @@ from omniq.errors import CorruptRecord
 from omniq.storage.escaping import get_logger
 from omniq.storage.validation import UNREADABLE, corrupt, salvaged
 from omniq.task import StoredTask, TaskState
-from omniq_local.files.encoding import ENDED, LARGE, Record, dump_head, id_in, parse_bare, parse_record, stand_in
+from omniq_local.files.encoding import ENDED, LARGE, LINED, Record, dump_head, id_in, parse_bare, parse_record, stand_in
 from omniq_local.files.journal import Action
 from omniq_local.files.names import (
+    LINES,
     Entry,
     Member,
     flow_of_folder,
@@ -42,7 +43,7 @@ _log = get_logger("omniq.files")
 STATUS = 128 * 1024
 """Bytes of a status that are read for a bare list: more than its error takes."""
 
-_LIVE = frozenset(state.value for state in TaskState if state not in ENDED)
+_LIVE = frozenset({LINED, *(state.value for state in TaskState if state not in ENDED)})
 
 
 class Lookup:
@@ -330,12 +331,20 @@ class Lookup:
         self._records[task_id] = None
         self.ended.append(task_id)
 
+    def link_anew(self, home: str, path: str) -> None:
+        """Have a task's file have a name that another program took from it."""
+        self._first.append(("link", home, path))
+
     def _all_names(self) -> dict[str, list[tuple[str, Queue | None, str]]]:
         names: dict[str, list[tuple[str, Queue | None, str]]] = {}
         for path in self.folder.tree.walk("tasks"):
             _, dash, id_token = path.rpartition("/")[2].removesuffix(".json").partition("-")
             if dash:
                 names.setdefault(id_token, []).append((path, None, ""))
+        for path in self.folder.tree.walk(LINES):
+            entry = parse_entry(path.rpartition("/")[2])
+            if entry is not None:
+                names.setdefault(entry.id_token, []).append((path, None, ""))
         for queue in map(self.queue, self.folder.queue_names()):
             for state, state_folder in queue.state_folders.items():
                 for path in state_folder.all():
@@ -364,7 +373,7 @@ class Lookup:
         if record is not None:
             # The name may be of another file than the task's own.
             known = self.fetch(record.order.id)
-            if known is not None and known.state not in ENDED and not known.removed and known.order.unique == key:
+            if known is not None and known.has_key and not known.removed and known.order.unique == key:
                 holder = known.order.id
         self._unique[path] = holder
         return holder
@@ -383,4 +392,4 @@ def _stands(record: Record, state: str, key: str) -> bool:
     assert record.was is not None
     if state == EXPIRING:
         return record.was[2] == key
-    return record.was[0] == state and record.was[1] == key
+    return record.shelf_in(record.was[0]) == state and record.was[1] == key

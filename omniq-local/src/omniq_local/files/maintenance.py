@@ -9,8 +9,9 @@ from omniq.storage.escaping import get_logger
 from omniq.storage.flow_transitions import prune_flows
 from omniq.storage.validation import UNREADABLE, check_text, corrupt, readable
 from omniq.task import StoredTask, TaskState
+from omniq_local.files import limits
 from omniq_local.files.claiming import due
-from omniq_local.files.encoding import ENDED, Record
+from omniq_local.files.encoding import ENDED, LINED, Record
 from omniq_local.files.finishing import forget_worker
 from omniq_local.files.finishing import recover as take_back
 from omniq_local.files.flow_verbs import settle_first
@@ -25,7 +26,7 @@ __all__ = ["live_workers", "prune", "read_worker", "recover"]
 _log = get_logger("omniq.files")
 
 RUNNING = TaskState.RUNNING.value
-_LEFT_IN_ANY_ORDER = (TaskState.BLOCKED, TaskState.RUNNING, *ENDED)
+_LEFT_IN_ANY_ORDER = (LINED, *(state.value for state in (TaskState.BLOCKED, TaskState.RUNNING, *ENDED)))
 
 
 def recover(limit: int, transaction: Transaction) -> list[StoredTask]:
@@ -58,8 +59,10 @@ def prune(limit: int, transaction: Transaction) -> int:
             continue
         for state in ENDED:
             transaction.folder.tidy(queue.state_folders[state.value])
-        for state in _LEFT_IN_ANY_ORDER:
-            transaction.folder.thin_out(queue.state_folders[state.value])
+        for shelf in _LEFT_IN_ANY_ORDER:
+            transaction.folder.thin_out(queue.state_folders[shelf])
+    if transaction.folder.has_limits:
+        transaction.folder.thin_out_lines()
     transaction.folder.tidy(transaction.folder.flows().state_folders[KEPT])
     removed = 0
     for queue in queues:
@@ -69,6 +72,7 @@ def prune(limit: int, transaction: Transaction) -> int:
                 removed += 1
     if removed < limit and transaction.folder.flows().has_due(KEPT, transaction.now):
         removed += prune_flows(transaction.flows, limit - removed)
+    limits.prune(limit, transaction)
     _bury(transaction)
     return removed
 

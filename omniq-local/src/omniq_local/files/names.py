@@ -10,6 +10,8 @@ from zlib import crc32
 
 __all__ = [
     "HOME_SIZE",
+    "LIMITS",
+    "LINES",
     "Entry",
     "Member",
     "about_path",
@@ -20,6 +22,7 @@ __all__ = [
     "home_path",
     "id_path",
     "is_key",
+    "line_folder",
     "member_path",
     "members_folder",
     "parse_entry",
@@ -141,6 +144,20 @@ def schedule_path(schedule_id: str) -> str:
 def worker_path(worker: str) -> str:
     """Return where it is noted that a worker is alive."""
     return f"workers/{token(worker)}.json"
+
+
+LIMITS = "limits/log.jsonl"
+"""Where everything about limits is kept."""
+LINES = "lines"
+"""The folder of the folders of lines."""
+
+
+def line_folder(line: str) -> str:
+    """Return the folder of the ready tasks of a line.
+
+    :param line: its id, see :func:`omniq.limit.line_id`.
+    """
+    return f"{LINES}/{line[:2]}/{line}"
 
 
 def about_path(worker: str) -> str:

@@ -10,18 +10,19 @@ from attrs import Factory, define
 from omniq.storage.escaping import get_logger
 from omniq.storage.validation import UNREADABLE, check_text, corrupt, log_once
 from omniq.task import TaskState
+from omniq_local.files.encoding import LINED
 from omniq_local.files.journal import LARGEST
 from omniq_local.files.names import flow_path, is_key, parse_entry, queue_path, text_of, token
 from omniq_local.files.state_folders import StateFolder
 from omniq_local.files.tree import NO_FILE, Tree
 
-__all__ = ["DUE", "EXPIRING", "KEPT", "SHELVES", "FlowLine", "Queue", "check_queue"]
+__all__ = ["DUE", "EXPIRING", "KEPT", "LINED", "SHELVES", "FlowLine", "Queue", "check_queue", "shelves_of"]
 
 _log = get_logger("omniq.files")
 
 EXPIRING = "expiring"
 """The folder of ready and scheduled tasks that expire, by when."""
-SHELVES = (*(state.value for state in TaskState), EXPIRING)
+SHELVES = (*(state.value for state in TaskState), LINED, EXPIRING)
 DUE, KEPT = "due", "kept"
 """The folders of flows: of those that have not ended, by when there is something to do about them, and of the others,
 by when they are removed."""
@@ -38,7 +39,8 @@ class Queue:
     def __init__(self, tree: Tree, name: str, foreign: Callable[[str], None]) -> None:
         folder = token(name)
         state_folders = {
-            state: StateFolder(tree, f"{state}/{folder}", foreign, ranked=state == TaskState.READY) for state in SHELVES
+            state: StateFolder(tree, f"{state}/{folder}", foreign, ranked=state in (TaskState.READY, LINED))
+            for state in SHELVES
         }
         self._set_up(tree, name, queue_path(name), state_folders)
 
@@ -169,6 +171,11 @@ class FlowLine(Queue):
         """
         at = self.next_at(shelf)
         return at is not None and at <= now
+
+
+def shelves_of(state: TaskState) -> tuple[str, ...]:
+    """Return the folders of tasks in a state."""
+    return (state.value, LINED) if state is TaskState.READY else (state.value,)
 
 
 def check_queue(tree: Tree, path: str) -> None:

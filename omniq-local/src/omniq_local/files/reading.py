@@ -11,7 +11,8 @@ from omniq.task import StoredTask, TaskState
 from omniq_local.files.encoding import Record
 from omniq_local.files.maintenance import live_workers
 from omniq_local.files.names import HOME_SIZE, about_path, parse_entry
-from omniq_local.files.queues import Queue
+from omniq_local.files.queues import Queue, shelves_of
+from omniq_local.files.state_folders import StateFolder
 from omniq_local.files.times import micros, moment
 from omniq_local.files.transaction import Transaction
 
@@ -19,7 +20,7 @@ __all__ = ["ended", "get", "list_tasks", "stats", "workers"]
 
 T = TypeVar("T")
 
-READY, RUNNING = TaskState.READY.value, TaskState.RUNNING.value
+RUNNING = TaskState.RUNNING.value
 SEQUENCE_OF_READY, SEQUENCE = 23, 19
 """Where the sequence number stands in a file's name."""
 
@@ -43,7 +44,7 @@ def stats(transaction: Transaction) -> list[QueueStats]:
     return [
         QueueStats(
             queue=queue.name,
-            counts={state: queue.counts[state.value] for state in TaskState},
+            counts={state: sum(queue.counts[shelf] for shelf in shelves_of(state)) for state in TaskState},
             paused=queue.paused,
             oldest_ready=_waited(queue, transaction.now),
         )
@@ -53,20 +54,23 @@ def stats(transaction: Transaction) -> list[QueueStats]:
 
 
 def _waited(queue: Queue, now: int) -> float | None:
-    if not queue.counts[READY]:
+    oldest = [at for shelf in shelves_of(TaskState.READY) if (at := _oldest(queue, shelf)) is not None]
+    return max(0, now - min(oldest)) / 1e6 if oldest else None
+
+
+def _oldest(queue: Queue, shelf: str) -> int | None:
+    """Return since when the oldest task of a folder of ready ones is ready."""
+    if not queue.counts[shelf]:
         return None
-    state_folder = queue.state_folders[READY]
+    state_folder = queue.state_folders[shelf]
     first = state_folder.first()
     if first is not None and first[:3] == state_folder.last[:3]:
         # All have one priority, so that the first is the oldest.
-        oldest: int | None = int(first[4:22])
-    else:
-        oldest = min(_first_of_each_priority(queue), default=None)
-    return None if oldest is None else max(0, now - oldest) / 1e6
+        return int(first[4:22])
+    return min(_first_of_each_priority(state_folder), default=None)
 
 
-def _first_of_each_priority(queue: Queue) -> Iterator[int]:
-    state_folder = queue.state_folders[READY]
+def _first_of_each_priority(state_folder: StateFolder) -> Iterator[int]:
     seen = ""
     folders = state_folder.folders()
     for position, folder in enumerate(folders):
@@ -195,9 +199,9 @@ def _named(query: TaskQuery, upto: int, transaction: Transaction) -> Iterator[Ca
     for queue_name in transaction.folder.queue_names() if query.queue is None else [query.queue]:
         queue = transaction.queue(queue_name)
         for state in TaskState if query.states is None else query.states:
-            if queue.counts[state.value]:
+            for shelf in shelves_of(state) if any(queue.counts[shelf] for shelf in shelves_of(state)) else ():
                 start = SEQUENCE_OF_READY if state is TaskState.READY else SEQUENCE
-                state_folder = queue.state_folders[state.value]
+                state_folder = queue.state_folders[shelf]
                 for folder in state_folder.folders():
                     place = f"{state_folder.path}/{folder}/"
                     found += [

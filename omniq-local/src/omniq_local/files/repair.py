@@ -11,13 +11,16 @@ import os
 
 from omniq.storage.escaping import get_logger
 from omniq.storage.validation import UNREADABLE
-from omniq_local.files.encoding import ENDED, Record, parse_record
+from omniq.task import TaskState
+from omniq_local.files.encoding import Record, parse_record
 from omniq_local.files.flow_repair import FlowRepair
 from omniq_local.files.journal import Journal, redo
-from omniq_local.files.names import home_path, parse_entry, unique_path
+from omniq_local.files.limit_book import LimitBook
+from omniq_local.files.names import LIMITS, LINES, home_path, line_folder, parse_entry, unique_path
 from omniq_local.files.preparation import sync_all
 from omniq_local.files.queues import EXPIRING, SHELVES, Queue
 from omniq_local.files.settings import Settings
+from omniq_local.files.state_folders import StateFolder
 from omniq_local.files.superblock import Superblock, boot_id, is_original, read_control, write_control
 from omniq_local.files.tree import Tree
 
@@ -48,7 +51,8 @@ def repair(settings: Settings, tree: Tree, control_fd: int, journal: Journal) ->
     _log.warning("%s: checking all files, because %s", settings.base, reason)
     # Only its being there counts, for those who wait.
     tree.create(SIGN, b"")
-    sequence = _Repair(tree, generation + 1).run()
+    found = _Repair(tree, generation + 1)
+    sequence = found.run()
     if settings.durable or (control is not None and control.durable):
         # From here on the journal can no longer tell what the files were to hold.
         sync_all(control_fd)
@@ -65,6 +69,7 @@ def repair(settings: Settings, tree: Tree, control_fd: int, journal: Journal) ->
             queues=generation + 1,
             schedules=generation + 1,
             flows=generation + 1,
+            limits=generation + 1 if found.has_limits else 0,
             boot=boot,
         ),
     )
@@ -102,6 +107,10 @@ class _Repair:
         self._places: set[str] = set()
         self._ids: set[str] = set()
         self._homes: set[str] = set()
+        self._lined: list[Record] = []
+        self._lines: dict[str, StateFolder] = {}
+        self.has_limits = False
+        """Whether anything is kept of limits."""
         self._flows = FlowRepair(tree, generation, self._set_aside)
 
     def run(self) -> int:
@@ -121,7 +130,7 @@ class _Repair:
                 sequence = max(sequence, record.sequence)
                 self._keep(record)
         sequence = self._flows.run(sequence)
-        for state in SHELVES:
+        for state in (*SHELVES, LINES):
             for path in list(self._tree.walk(state)):
                 if path not in self._places:
                     self._drop(path)
@@ -130,7 +139,19 @@ class _Repair:
                 self._drop(path)
         for queue in self._queues.values():
             self._tree.replace(queue.path, queue.dump(), cut=True)
+        self._mend_limits()
         return sequence
+
+    def _mend_limits(self) -> None:
+        book = LimitBook(self._tree)
+        self.has_limits = self._tree.exists(LIMITS) or bool(self._lined)
+        if not self.has_limits:
+            return
+        book.read()
+        if book.is_damaged and self._tree.exists(LIMITS):
+            self._set_aside(LIMITS)
+        book.mend(self._lined)
+        self._tree.replace(LIMITS, book.dump(self._generation), cut=True)
 
     def _read(self, path: str) -> Record | None:
         name = path.rpartition("/")[2]
@@ -159,18 +180,30 @@ class _Repair:
         self._ids.add(record.by_id)
         self._homes.add(record.home)
         self._link(record.home, record.by_id)
-        for state, key in ((record.state.value, record.key), (EXPIRING, record.expiry_key)):
+        for shelf, key in ((record.shelf_in(record.state), record.key), (EXPIRING, record.expiry_key)):
             if key:
-                state_folder = queue.state_folders[state]
-                path = state_folder.file(key, record.id_token)
-                self._link(record.home, path)
-                self._places.add(path)
-                queue.counts[state] += 1
-                state_folder.stretch(key)
+                self._place(record, key, queue.state_folders[shelf])
+                queue.counts[shelf] += 1
+        if record.line and record.state in (TaskState.READY, TaskState.RUNNING):
+            self._lined.append(record)
+            if record.state is TaskState.READY:
+                self._place(record, record.key, self._line(record.line))
         if record.order.flow is not None:
             self._link(record.home, self._flows.keep(record))
-        if record.order.unique is not None and record.state not in ENDED:
+        if record.order.unique is not None and record.has_key:
             self._link(record.home, unique_path(record.order.unique))
+
+    def _place(self, record: Record, key: str, state_folder: StateFolder) -> None:
+        path = state_folder.file(key, record.id_token)
+        self._link(record.home, path)
+        self._places.add(path)
+        state_folder.stretch(key)
+
+    def _line(self, line: str) -> StateFolder:
+        folder = self._lines.get(line)
+        if folder is None:
+            folder = self._lines[line] = StateFolder(self._tree, line_folder(line), self._set_aside, ranked=True)
+        return folder
 
     def _link(self, home: str, path: str) -> None:
         if not self._tree.is_same(home, path):

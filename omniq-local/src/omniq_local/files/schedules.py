@@ -10,6 +10,7 @@ from typing import Any
 from attrs import evolve
 
 from omniq.errors import CorruptRecord
+from omniq.limit import Debounce
 from omniq.schedule import Misfire, Overlap, Schedule
 from omniq.storage import Enqueued
 from omniq.storage.escaping import get_logger
@@ -146,6 +147,8 @@ def _dump(schedule: Schedule) -> bytes:
         at = getattr(schedule, name)
         text[name] = None if at is None else show_time(micros(at))
     text["task"] = {**dump_order(task), "run_at": _show_when(task.run_at), "expires": _show_when(task.expires)}
+    if task.debounce is not None:
+        text["task"]["debounce"] = [task.debounce.key, task.debounce.wait, task.debounce.max_wait]
     return dump_json(text)
 
 
@@ -164,7 +167,12 @@ def _load(text: dict[str, Any]) -> Schedule:
         last_task=text["last_task"],
         apps=tuple(text.get("apps", ())),
         live_tasks=tuple(text.get("live_tasks", ())),
-        task=evolve(load_order(order), run_at=_read_when(order["run_at"]), expires=_read_when(order["expires"])),
+        task=evolve(
+            load_order(order),
+            run_at=_read_when(order["run_at"]),
+            expires=_read_when(order["expires"]),
+            debounce=Debounce(*order["debounce"]) if "debounce" in order else None,
+        ),
         **times,
     )
 

@@ -215,6 +215,26 @@ class StateFolder:
             return self._known[self._position]
         return None
 
+    def upcoming(self) -> Iterator[str]:
+        """Yield the names that have not been taken, in order, and take none."""
+        if self.peek() is None:
+            return
+        name = ""
+        for name in self._known[self._position :]:
+            yield name
+        folders = self.folders()
+        for folder in folders[max(bisect_right(folders, name) - 1, 0) :]:
+            for other in self.names(folder):
+                if other > name:
+                    yield other
+
+    def measure(self) -> None:
+        """Find out what the largest key is that may be here, where nothing says so."""
+        folder = self.folders()[-1]
+        names = self.names(folder)
+        entry = parse_entry(names[-1]) if names else None
+        self.last = max("" if folder == LOWEST else folder, "" if entry is None else entry.key)
+
     def first(self) -> str | None:
         """Return the first name whose file is there; those that are gone are taken."""
         while (name := self.peek()) is not None:

@@ -16,6 +16,7 @@ from typing import Any, Self, TypeVar
 
 from omniq.errors import StorageUnavailable
 from omniq.flow import Flow, NewFlow
+from omniq.limit import Limit, LimitUsage, Scope
 from omniq.schedule import Schedule
 from omniq.storage import (
     Adoption,
@@ -33,7 +34,7 @@ from omniq.storage import (
     TaskQuery,
 )
 from omniq.task import NewTask, Outcome, Progress, StoredTask, TaskState
-from omniq_local.files import claiming, control, finishing, flow_verbs, maintenance, reading, schedules
+from omniq_local.files import claiming, control, finishing, flow_verbs, limits, maintenance, reading, schedules
 from omniq_local.files.doctor import check, diagnose
 from omniq_local.files.enqueueing import enqueue
 from omniq_local.files.folder import Folder
@@ -63,7 +64,7 @@ class FileStorage(Storage):
         {Capability.DURABLE, Capability.NOTIFICATIONS, Capability.SHARED_BETWEEN_PROCESSES}
     )
 
-    limits = StorageLimits(flow_step=300, flows=True)
+    limits = StorageLimits(flow_step=300, flows=True, task_limits=True)
 
     def __init__(self, config: StorageConfig, *, clock: Callable[[], float] = time.time) -> None:
         self._config = config
@@ -241,6 +242,20 @@ class FileStorage(Storage):
 
     async def fire(self, schedule: Schedule, tasks: Sequence[NewTask]) -> list[Enqueued] | None:
         return await self._opened().run(partial(schedules.fire, schedule, tasks), small=len(tasks) <= LARGE)
+
+    # Limits
+
+    async def put_limit(self, limit: Limit, expected_revision: int | None = None) -> Limit | None:
+        return await self._opened().run(partial(limits.put_limit, limit, expected_revision))
+
+    async def get_limits(self, ids: Sequence[str] | None = None) -> list[Limit]:
+        return await self._opened().run(partial(limits.get_limits, ids))
+
+    async def get_limit_usage(self, scopes: Sequence[Scope] | None = None) -> list[LimitUsage]:
+        return await self._opened().run(partial(limits.get_usage, scopes))
+
+    async def delete_limit(self, limit_id: str) -> bool:
+        return await self._opened().run(partial(limits.delete_limit, limit_id))
 
     # Upkeep
 

@@ -24,7 +24,7 @@ __all__ = [
     "write_control",
 ]
 
-_FORMAT = struct.Struct("<8sQQQQQQQQ36s16s")
+_FORMAT = struct.Struct("<8sQQQQQQQQQ36s16s")
 _CHECK = struct.Struct("<I")
 _SIZE = _FORMAT.size + _CHECK.size
 _MAGIC = b"omniqfs1"
@@ -52,6 +52,8 @@ class Superblock:
     """Counts the changes of schedules, at least; no revision of any was ever larger."""
     flows: int = 0
     """Changes with when there is something to do about flows."""
+    limits: int = 0
+    """Counts the changes of what is kept of limits; no revision of any was ever larger. 0: nothing ever was."""
     boot: str = ""
     """Which start of the machine the store was used in."""
     mark: str = ""
@@ -75,7 +77,7 @@ def parse_control(data: bytes) -> Superblock | None:
     ):
         return None
     magic, *numbers, boot, mark = _FORMAT.unpack_from(data)
-    generation, sequence, offset, durable, layout, queues, schedules, flows = numbers
+    generation, sequence, offset, durable, layout, queues, schedules, flows, limits = numbers
     if magic != _MAGIC or sequence > LAST_SEQUENCE or max(numbers) > LARGEST:
         return None
     return Superblock(
@@ -87,6 +89,7 @@ def parse_control(data: bytes) -> Superblock | None:
         queues=queues,
         schedules=schedules,
         flows=flows,
+        limits=limits,
         boot=boot.rstrip(b"\0").decode("ascii", "replace"),
         mark=mark.rstrip(b"\0").decode("ascii", "replace"),
     )
@@ -107,6 +110,7 @@ def write_control(fd: int, control: Superblock) -> bytes:
         control.queues,
         control.schedules,
         control.flows,
+        control.limits,
         control.boot.encode(),
         control.mark.encode(),
     )

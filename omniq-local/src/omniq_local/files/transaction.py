@@ -9,7 +9,7 @@ from attrs import evolve
 
 from omniq.storage.escaping import get_logger
 from omniq.task import StoredTask, TaskError, TaskState
-from omniq_local.files.encoding import ENDED, Record, dump_head
+from omniq_local.files.encoding import ENDED, LINED, Record, dump_head
 from omniq_local.files.flows import Flows
 from omniq_local.files.journal import Action, Displaced, Restored
 from omniq_local.files.lookup import Lookup
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 __all__ = ["Transaction"]
 
 _log = get_logger("omniq.files")
+
+RUNNING = TaskState.RUNNING
 
 
 class Transaction(Lookup):
@@ -45,6 +47,11 @@ class Transaction(Lookup):
         """Whether it is another time at which there is something to do about flows."""
         self.follows = False
         """Whether there is something to do about one at once."""
+        self.limit_changes: dict[tuple[str, str], str] = {}
+        """Changes of what is kept of limits, by kind and name, each a line of the log."""
+        self.limits_changed = False
+        self.released: list[Record] = []
+        """Tasks that were given back unstarted."""
         self.writes: list[Action] = []
         """Actions on other files than tasks."""
         self._unique_changed: set[str] = set()
@@ -60,7 +67,7 @@ class Transaction(Lookup):
 
     @property
     def flows(self) -> Flows:
-        """The flows of this change."""
+        """The flows of this change, and its limits."""
         if self._flows is None:
             self._flows = Flows(self)
         return self._flows
@@ -74,7 +81,7 @@ class Transaction(Lookup):
         record.head = dump_head(record)
         self._records[record.order.id] = record
         self._touched[record.sequence] = record
-        if record.order.unique is not None and record.state not in ENDED:
+        if record.order.unique is not None and record.has_key:
             self._set_key(record.order.unique, record.order.id)
 
     def touch(self, record: Record) -> None:
@@ -101,10 +108,26 @@ class Transaction(Lookup):
         record.lease_until = None
         self._touched[record.sequence] = record
 
+    def start(self, record: Record, worker: str, until: int) -> None:
+        """Have a worker run a task.
+
+        :param until: when the lease runs out.
+        """
+        if record.first_at is not None and not record.delivery:
+            self._free_key(record)
+        record.state = TaskState.RUNNING
+        record.attempt += 1
+        record.delivery += 1
+        record.worker = worker
+        record.started_at = self.now
+        record.lease_until = until
+        record.progress = None
+        self._touched[record.sequence] = record
+
     def take_key(self, record: Record) -> bool:
         """Have a task that is made live anew take its unique key; tell whether it was free."""
         key = record.order.unique
-        if key is None:
+        if key is None or (record.first_at is not None and record.delivery):
             return True
         if self.holder(key) is not None:
             return False
@@ -138,6 +161,26 @@ class Transaction(Lookup):
         self._unique[path] = holder
         self._unique_changed.add(path)
 
+    # Counting
+
+    def running(self, queue: str) -> int:
+        """Return how many tasks of a queue run, as this change leaves them so far."""
+        return self.queue(queue).counts[RUNNING.value] + sum(
+            (record.state is RUNNING and not record.removed) - (record.was is not None and record.was[0] is RUNNING)
+            for record in self._touched.values()
+            if record.order.queue == queue
+        )
+
+    def left(self, queue: str) -> int:
+        """Return how many tasks without a key and named limit are no longer ready by this change."""
+        return sum(
+            record.order.queue == queue
+            and record.was is not None
+            and record.shelf_in(record.was[0]) == TaskState.READY.value
+            and (record.removed or record.state is not TaskState.READY)
+            for record in self._touched.values()
+        )
+
     # Completing
 
     def complete(self) -> None:
@@ -150,6 +193,8 @@ class Transaction(Lookup):
             ends, self._lost = ends + self._lost, []
             gone, self._gone = self._gone, []
             self.flows.follow(ends, gone)
+        if self.folder.has_limits or any(record.line for record in self._touched.values()):
+            self.flows.follow_tasks(list(self._touched.values()), self.released)
         for record in self._touched.values():
             record.aim = record.stand()
         if self._touched:
@@ -174,6 +219,10 @@ class Transaction(Lookup):
             self._flows.actions(made, writes, moves, removals)
             self.flows_changed = self._flows.line_changed and self._write_queue(self.folder.flows(), writes)
         queues = [queue for queue in self._dirty.values() if self._write_queue(queue, writes)]
+        if self.limit_changes:
+            book = self.folder.limits()
+            writes += book.actions(self.limit_changes.values(), self.folder.control.generation + 1)
+            self.limits_changed = True
         actions = [*self._first, *made, *writes, *moves, *removals]
         if actions:
             try:
@@ -182,7 +231,9 @@ class Transaction(Lookup):
                 if not self._restore(displaced):
                     raise
                 raise Restored(displaced.path) from None
-            self.folder.settle(self._touched.values(), queues, flows_changed=self.flows_changed)
+            self.folder.settle(
+                self._touched.values(), queues, flows_changed=self.flows_changed, limits_changed=self.limits_changed
+            )
 
     def _restore(self, displaced: Displaced) -> bool:
         """Make a task's file anew where something else is in its place, or nothing; return False if it is none's.
@@ -201,7 +252,9 @@ class Transaction(Lookup):
         queue = self.queue(record.order.queue)
         state, key, expiry = record.was
         tree.link(home, record.by_id)
-        tree.link(home, queue.state_folders[state.value].file(key, record.id_token))
+        tree.link(home, queue.state_folders[record.shelf_in(state)].file(key, record.id_token))
+        if record.line and state is TaskState.READY:
+            tree.link(home, self.folder.line(record.line).file(key, record.id_token))
         if expiry:
             tree.link(home, queue.state_folders[EXPIRING].file(expiry, record.id_token))
         if record.order.flow is not None:
@@ -217,7 +270,9 @@ class Transaction(Lookup):
             state, key, expiry = record.aim
             old_state, old_key, old_expiry = record.was or (None, "", "")
             if key != old_key or state is not old_state:
-                self.make_room_for(key, state_folders[state.value])
+                self.make_room_for(key, state_folders[record.shelf_in(state)])
+                if record.line and state is TaskState.READY:
+                    self.make_room_for(key, self.folder.line(record.line))
             if expiry and expiry != old_expiry:
                 self.make_room_for(expiry, state_folders[EXPIRING])
 
@@ -239,9 +294,11 @@ class Transaction(Lookup):
             state_folder.epoch = self.folder.control.generation + 1
         return state_folder.file(key, id_token)
 
-    def _announce(self, queue: Queue, state: TaskState, key: str) -> None:
+    def _announce(self, queue: Queue, record: Record) -> None:
+        state, key, _ = record.aim
         if state is TaskState.READY:
-            self.ready[queue.name] += 1
+            if not record.line:  # else its line tells
+                self.ready[queue.name] += 1
         elif state is TaskState.SCHEDULED:
             first = queue.state_folders[state.value].peek() if queue.counts[state.value] else None
             if first is None or key < first:
@@ -254,9 +311,12 @@ class Transaction(Lookup):
         state, key, expiry = record.aim
         made.append(("create", home, record.head + record.status))
         made.append(("link", home, record.by_id))
-        self._announce(queue, state, key)
-        made.append(("link", home, self.put(queue.state_folders[state.value], key, id_token)))
-        queue.counts[state.value] += 1
+        shelf = record.shelf_in(state)
+        self._announce(queue, record)
+        made.append(("link", home, self.put(queue.state_folders[shelf], key, id_token)))
+        queue.counts[shelf] += 1
+        if shelf == LINED:
+            made.append(("link", home, self.put(self.folder.line(record.line), key, id_token)))
         if record.order.flow is not None:
             made.append(("link", home, record.by_flow(state)))
         if expiry:
@@ -274,11 +334,16 @@ class Transaction(Lookup):
         moves.append(("tail", home, len(record.head), status, record.status))
         record.status = status
         if key != old_key or state is not old_state:
-            self._announce(queue, state, key)
-            source = state_folders[old_state.value].file(old_key, id_token)
-            moves.append(("move", source, self.put(state_folders[state.value], key, id_token), home))
-            queue.counts[old_state.value] -= 1
-            queue.counts[state.value] += 1
+            self._announce(queue, record)
+            old_shelf, shelf = record.shelf_in(old_state), record.shelf_in(state)
+            source = state_folders[old_shelf].file(old_key, id_token)
+            moves.append(("move", source, self.put(state_folders[shelf], key, id_token), home))
+            queue.counts[old_shelf] -= 1
+            queue.counts[shelf] += 1
+            if old_shelf == LINED:
+                self._leave_line(record, old_key, removals)
+            if shelf == LINED:
+                made.append(("link", home, self.put(self.folder.line(record.line), key, id_token)))
             if record.order.flow is not None and state is not old_state:
                 moves.append(("move", record.by_flow(old_state), record.by_flow(state), home))
         if expiry != old_expiry:
@@ -294,12 +359,15 @@ class Transaction(Lookup):
             return
         state, key, expiry = record.was
         home = record.home
+        shelf = record.shelf_in(state)
         removals += [
-            ("remove", queue.state_folders[state.value].file(key, record.id_token)),
+            ("remove", queue.state_folders[shelf].file(key, record.id_token)),
             ("remove", record.by_id),
             ("remove", home),
         ]
-        queue.counts[state.value] -= 1
+        queue.counts[shelf] -= 1
+        if shelf == LINED:
+            self._leave_line(record, key, removals)
         if record.order.flow is not None:
             removals.append(("remove", record.by_flow(state)))
         if expiry:
@@ -307,6 +375,11 @@ class Transaction(Lookup):
             queue.counts[EXPIRING] -= 1
         if record.sequence // HOME_SIZE < self.sequence // HOME_SIZE:
             removals.append(("clear", home.rpartition("/")[0]))
+
+    def _leave_line(self, record: Record, key: str, removals: list[Action]) -> None:
+        folder = self.folder.line(record.line)
+        folder.take_away(key, record.id_token)
+        removals.append(("remove", folder.file(key, record.id_token)))
 
     def _keys(self, made: list[Action], removals: list[Action]) -> None:
         for path in self._unique_changed:

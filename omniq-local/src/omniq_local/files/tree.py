@@ -22,8 +22,8 @@ __all__ = ["ASIDE", "NO_FILE", "Tree", "check_path", "folder_mode"]
 
 _FOLDERS = frozenset(
     {
-        *("about", "aside", "flows", "ids", "queues", "schedules", "tasks", "unique", "workers"),
-        *("blocked", "expiring", "ready", "scheduled", "running", "succeeded", "failed", "cancelled"),
+        *("about", "aside", "flows", "ids", "limits", "lines", "queues", "schedules", "tasks", "unique", "workers"),
+        *("blocked", "expiring", "lined", "ready", "scheduled", "running", "succeeded", "failed", "cancelled"),
     }
 )
 """The folders of a namespace in which changes happen."""

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from omniq.task import TaskState
+from omniq_local.files import limits
 from omniq_local.files.claiming import time_of
 from omniq_local.files.folder import Folder
 from omniq_local.files.queues import DUE
@@ -157,11 +158,14 @@ def _work_is_there(queues: Sequence[str], name: _Name, transaction: Transaction)
         queue = transaction.queue(each)
         if queue.paused:
             continue
-        if queue.counts[READY] > 0:
+        first = queue.state_folders[SCHEDULED].peek() if queue.counts[SCHEDULED] > 0 else None
+        due_at = None if first is None else time_of(first)
+        if transaction.folder.has_limits and transaction.folder.limits().has_lane(each):
+            is_there, due_at = limits.outlook(queue, due_at, transaction)
+        else:
+            is_there = queue.counts[READY] > 0 or (due_at is not None and due_at <= transaction.now)
+        if is_there:
             return True
-        if queue.counts[SCHEDULED] > 0 and (first := queue.state_folders[SCHEDULED].peek()) is not None:
-            times.append(time_of(first))
-            if time_of(first) <= transaction.now:
-                return True
+        times.append(due_at)
     name.next_at = min((at for at in times if at is not None), default=None)
     return False

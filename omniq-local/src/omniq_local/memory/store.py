@@ -92,7 +92,7 @@ class Store:
             assert task.lease_until is not None
             self._leases.put(record, task.lease_until)
             if task.limited is not None:
-                self._limits.enter(task)
+                self._limits.enter(queue, task.key, task.limit)
                 if task.first_at is not None:
                     self._free_key(task)
             return
@@ -123,7 +123,7 @@ class Store:
         if state is RUNNING:
             self._leases.discard(record)
             if task.limited is not None:
-                self._limits.leave(task)
+                self._limits.leave(task.queue, task.key, task.limit)
             if self._limits.has_lane(task.queue):
                 self.waiters.wake_for_work(task.queue, self.now)
             return
