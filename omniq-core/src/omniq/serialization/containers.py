@@ -246,14 +246,12 @@ def _mapping_codec(name: str, kind: type, key: Codec, value: Codec) -> Codec:
     def encode_pairs(mapping: Any) -> Any:
         _check_hashes(kind, mapping)
         keys = _each_key(key.encode, mapping)
-        return tagged(tag, [list(pair) for pair in zip(keys, encode_values(mapping), strict=True)])
-
-    def encode_values(mapping: Any) -> list[Any]:
-        return _each(map(value.encode, mapping.values()), mapping)
+        values = _each(map(value.encode, mapping.values()), mapping)
+        return tagged(tag, [[k, v] for k, v in zip(keys, values, strict=True)])
 
     def encode_object(mapping: Any) -> Any:
         keys = mapping if str in key.exact else _each_key(key.encode, mapping)
-        return dict(zip(keys, encode_values(mapping), strict=True))
+        return dict(zip(keys, _each(map(value.encode, mapping.values()), mapping), strict=True))
 
     deeper_pairs, deeper_object = deeper(encode_pairs), deeper(encode_object)
 
@@ -262,16 +260,17 @@ def _mapping_codec(name: str, kind: type, key: Codec, value: Codec) -> Codec:
             return deeper_pairs(mapping)
         return mapping if passes(mapping) else deeper_object(mapping)
 
-    def made(keys: list[Any], trees: Iterable[Any]) -> Any:
-        values = _each(map(value.decode, trees), keys)
-        return _hashed(kind, keys, zip(keys, values, strict=True))
-
     def decode_pairs(tree: Any) -> Any:
         pairs = pairs_of(tree, tag)
-        return made(_each_key(key.decode, [one for one, _ in pairs]), [item for _, item in pairs])
+        keys = _each_key(key.decode, [one for one, _ in pairs])
+        values = _each(map(value.decode, [item for _, item in pairs]), keys)
+        return _hashed(kind, keys, zip(keys, values, strict=True))
 
     def decode_object(tree: Any) -> Any:
-        return made(list(tree) if str in key.exact else _each_key(key.decode, tree), tree.values())
+        if str in key.exact:
+            return dict(zip(tree, _each(map(value.decode, tree.values()), tree), strict=True))
+        keys = _each_key(key.decode, tree)
+        return _hashed(kind, keys, zip(keys, _each(map(value.decode, tree.values()), keys), strict=True))
 
     deeper_tree = deeper(decode_object, MAX_PAYLOAD_DEPTH)
 

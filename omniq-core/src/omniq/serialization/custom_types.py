@@ -117,18 +117,22 @@ def enum_codec(cls: type[enum.Enum]) -> Codec:
     """Make the codec of an enum: the name of the member; for flags, which are combined, the value."""
     name = hint_name(cls)
     is_flag = issubclass(cls, enum.Flag)
-    of_key: Function = cls if is_flag else dict(cls.__members__).get
+
+    def combined(value: Any) -> Any:
+        flags = cls(value)
+        if type(flags) is not cls:
+            raise ValueError("an enum may make another value of what it does not know")
+        return flags
+
+    member_of: Function = combined if is_flag else dict(cls.__members__).__getitem__
 
     def decode(key: Any) -> Any:
         try:
-            member = of_key(key)
+            return member_of(key)
         except Exception:  # how an enum refuses a value may be the application's code
-            member = None
-        if type(member) is not cls:
             raise CodecError(
                 f"{name} has no member {key_step(key)[1:-1]}; its members may have changed since this was stored"
-            )
-        return member
+            ) from None
 
     return _on_base(cls, cls, int if is_flag else str, attrgetter("_value_" if is_flag else "_name_"), decode)
 

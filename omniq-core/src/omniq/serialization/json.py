@@ -138,7 +138,10 @@ class JsonSerializer:
                 keyword[name] = value if type(value) in codec.exact else codec.encode(value)
         except (CodecError, RecursionError) as error:
             raise _public(error, _root(positional, name)) from error.__cause__
-        return self.dump_tree([positional, keyword])
+        try:
+            return dumps([positional, keyword])
+        except CodecError as refusal:
+            raise refusal.error("the arguments") from None
 
     def load_arguments(self, data: bytes, types: ArgumentTypes) -> tuple[tuple[Any, ...], dict[str, Any]]:
         tree = _read(data, "the arguments")
