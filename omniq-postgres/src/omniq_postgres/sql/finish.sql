@@ -7,7 +7,7 @@
 -- part: woken
 -- What is to be looked at as slots of keys and named limits are free; done under the lock of limits, in a next step.
 woken AS (
-    INSERT INTO {wake} (queue, tenant, named) SELECT DISTINCT queue, tenant, named FROM over WHERE line IS NOT NULL
+    INSERT INTO {wake} (queue, tenant, named) SELECT queue, tenant, named FROM over WHERE line IS NOT NULL
 )
 
 -- name: final
@@ -43,14 +43,16 @@ history AS (
     FROM over, clock
 ),
 {woken}
-SELECT count(*), CASE WHEN count(*) < cardinality($1::uuid[]) THEN array_agg(place) END,
-       array_agg(flow::text) FILTER (WHERE flow IS NOT NULL),
-       (
-           SELECT array_agg(queue)
-           FROM (SELECT queue, bool_or(line IS NOT NULL) AS is_lined FROM over GROUP BY queue) AS mine
-           WHERE is_lined OR EXISTS (SELECT FROM {lane} WHERE {lane}.queue = mine.queue)
-       )
-FROM over
+SELECT number, which, flows, lined || (
+    SELECT array_agg(queue) FROM {lane}
+    WHERE queue BETWEEN first AND last AND (first = last OR queue IN (SELECT over.queue FROM over))
+)
+FROM (
+    SELECT count(*) AS number, CASE WHEN count(*) < cardinality($1::uuid[]) THEN array_agg(place) END AS which,
+           array_agg(flow::text) FILTER (WHERE flow IS NOT NULL) AS flows,
+           array_agg(queue) FILTER (WHERE line IS NOT NULL) AS lined, min(queue) AS first, max(queue) AS last
+    FROM over
+) AS sums
 
 -- name: mixed
 -- A batch of outcomes of which some give their tasks back: a row for each that was accepted.
