@@ -28,10 +28,18 @@ async def test_a_hundred_browsers_are_one_look(queue: TaskQueue, monkeypatch: py
     monkeypatch.setattr(looks, "FRESH", 3600.0)
     dashboard = Dashboard(queue, access=lambda request: Visitor(name="ada"))
     assert dashboard.looks.taken == 0
+    storage = (await queue.connections.current()).storage
+    get_limit_usage, of_limits = storage.get_limit_usage, []
+
+    async def noted(*scopes: Any) -> Any:
+        of_limits.append(scopes)
+        return await get_limit_usage(*scopes)
+
+    monkeypatch.setattr(storage, "get_limit_usage", noted)
     async with client_of(queue, app=dashboard) as client:
         answers = await asyncio.gather(*(client.get("/queues") for _ in range(100)))
         assert {answer.status_code for answer in answers} == {200}
-        assert dashboard.looks.taken == 1
+        assert (dashboard.looks.taken, len(of_limits)) == (1, 1)
         await client.get("/workers")
         assert dashboard.looks.taken == 1
         monkeypatch.setattr(looks, "FRESH", 0.0)
