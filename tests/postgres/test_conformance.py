@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from omniq.storage import Storage
+from omniq.storage.urls import parse_url
 from omniq.testing import StorageContract, await_until
 from omniq.testing.contract.base import Deafen
 from omniq.testing.contract.outages import OutageContract
@@ -44,12 +45,18 @@ class TestPostgresStorage(StorageContract):
         return SpoiledRows(server.url, storage_url)
 
     @pytest.fixture
-    def count_records(self, server: PostgresServer) -> Callable[[], int]:
+    def count_records(self, server: PostgresServer, storage_url: str) -> Callable[[], int]:
+        namespace = parse_url(storage_url).namespace
+
         def count() -> int:
             tables = server.execute(
-                "SELECT format('%I.%I', schemaname, tablename) FROM pg_tables WHERE schemaname = 'omniq'"
+                "SELECT format('%%I.%%I', schemaname, tablename) FROM pg_tables"
+                " WHERE schemaname = 'omniq' AND starts_with(tablename, %s)",
+                namespace,
             )
-            return sum(server.execute(f"SELECT count(*) FROM {name}")[0][0] for (name,) in tables)
+            assert tables
+            counted = server.execute(" UNION ALL ".join(f"SELECT count(*) FROM {name}" for (name,) in tables))
+            return sum(number for (number,) in counted)
 
         return count
 
