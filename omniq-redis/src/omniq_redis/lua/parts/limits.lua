@@ -19,7 +19,7 @@ function limits()
     return made_limits
   end
   made_limits = {}
-  -- MOVED: so many lines are moved by one claim at most. UNLIMITED: more than any claim asks for.
+  -- MOVED: so many lines are moved by one step at most, and twice as many are served by one claim. UNLIMITED: more than any claim asks for.
   local MOVED, STEP, UNLIMITED, PAGE = 300, 1000000, 2 ^ 53, 1000
   local rules, lanes, arrived, freed, keys, names, given, woken, soonest = {}, {}, {}, {}, {}, {}, {}, {}, {}
 
@@ -100,14 +100,16 @@ function limits()
     end
   end
 
-  -- Takes note that so many more tasks of a line run.
-  local function occupy(line, number)
+  -- Gives the scopes in which tasks of a line, or with a head, take slots.
+  local function scopes_of(line)
+    local scopes = {}
     if line.key then
-      count(of_key(line.queue, line.key), number)
+      scopes[1] = of_key(line.queue, line.key)
     end
     if line.limit then
-      count('n' .. line.limit, number)
+      scopes[#scopes + 1] = 'n' .. line.limit
     end
+    return scopes
   end
 
   -- Lanes and lines
@@ -463,7 +465,9 @@ function limits()
       end
       local taken, vtime = #members > 0 and take(members, line.id) or 0, line.vtime
       if taken > 0 then
-        occupy(line, taken)
+        for _, scope in ipairs(scopes_of(line)) do
+          count(scope, taken)
+        end
         if line.key then
           spend(of_key(line.queue, line.key), rule.each, taken)
         end
@@ -551,7 +555,7 @@ function limits()
       number, goes_on = take(members, line)
       return number
     end
-    for _ = 1, MOVED + wanted do
+    for _ = 1, math.min(MOVED + wanted, 2 * MOVED) do
       local some = goes_on and taken < room and serve_first(lane, rule, room - taken, take_some)
       if not some then
         break
@@ -678,7 +682,7 @@ function limits()
 
   made_limits.lane, made_limits.rule_of, made_limits.forget, made_limits.read = lane_of, rule_of, forget, read
   made_limits.running_in, made_limits.tokens, made_limits.of_key = running_in, tokens, of_key
-  made_limits.named, made_limits.held, made_limits.arrive, made_limits.occupy = named, held, arrive, occupy
+  made_limits.named, made_limits.held, made_limits.arrive, made_limits.scopes_of = named, held, arrive, scopes_of
   return made_limits
 end
 
