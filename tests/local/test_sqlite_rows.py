@@ -487,3 +487,18 @@ def test_flows_and_gates_that_cannot_be_read_are_found_and_hinder_no_other(tmp_p
             assert [task.flow for task in await take(store, "last")] == [flows[2].id]
 
     asyncio.run(scenario())
+
+
+def test_a_task_in_a_line_that_is_not_that_of_its_key_is_named_and_hinders_no_other(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with opened(tmp_path / "jobs.db") as store:
+            bad, good = new_task(key="a"), new_task(key="a")
+            await store.enqueue([bad, good])
+            with raw(tmp_path / "jobs.db") as connection:
+                connection.execute('UPDATE "omniq.task" SET line = ? WHERE id = ?', ("x", bad.id))
+            assert any(bad.id in finding.message for finding in await store.check())
+            assert [task.id for task in await take(store)] == [good.id]
+            assert await store.delete([bad.id]) == [True]
+            assert await store.check() == []
+
+    asyncio.run(scenario())
