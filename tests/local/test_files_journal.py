@@ -148,7 +148,7 @@ STEPS: dict[str, Step] = {
 }
 
 
-MORE = ("fail_flow", "cancel_flow", "purge_flow", "enqueue_limited", "change_limit")
+MORE = ("fail_flow", "cancel_flow", "purge_flow", "enqueue_limited", "finish_limited", "change_limit")
 """Steps that are much like others."""
 EACH_STEP = pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.long) if name in MORE else name for name in STEPS]
