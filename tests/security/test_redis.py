@@ -159,13 +159,14 @@ async def _enqueued(store: RedisStorage) -> list[str]:
     return [task.id]
 
 
-@pytest.mark.parametrize("key", ["queues", "paused"])
+@pytest.mark.parametrize("key", ["queues", "lanes"])
 @on_a_loop
 async def test_a_name_of_a_queue_that_is_no_text_is_passed_over(server: RedisServer, attacker: Redis, key: str) -> None:
     async with opened(server.url, "shop") as store:
         await _enqueued(store)
-        attacker.sadd(PREFIX + b"paused", b"\xff\xfe")
-        attacker.sadd(PREFIX + key.encode(), b"\xff\xfe")
+        attacker.hset(PREFIX + b"lanes", b"\xff\xfe", b"p")
+        if key == "queues":
+            attacker.sadd(PREFIX + b"queues", b"\xff\xfe")
         await answers(store)
 
         assert [stats.queue for stats in await store.stats()] == ["q"]
@@ -185,9 +186,13 @@ KEYS = [
             "order:failed",
             "order:cancelled",
             "idle",
+            "lined",
+            "eligible",
+            "stalled",
         )
     ),
-    *("queues", "paused", "leased", "expiring", "log", "log:0", "schedules", "schedules:due", "workers", "about"),
+    *("limits", "lanes", "slots", "rates"),
+    *("queues", "leased", "expiring", "log", "log:0", "schedules", "schedules:due", "workers", "about"),
     *("meta", "seq", "running", "counts", "unique", "waiting", "o:runs", "h:again", "aside", "restoring"),
 ]
 """Each kind of key that the scripts write, of a namespace in which is what :func:`fill` stores."""
