@@ -144,9 +144,9 @@ def test_what_cannot_be_given_together_is_refused(queue: TaskQueue) -> None:
     with pytest.raises(ValueError, match="either debounce or unique"):
         index.using(debounce=Debounce("k", wait=1), unique="k")
     with pytest.raises(TypeError, match="Debounce"):
-        index.using(debounce="k")  # type: ignore[arg-type]
+        index.using(debounce="k")  # type: ignore[arg-type]  # the mistake that is tested
     with pytest.raises(TypeError, match="key must be a string"):
-        index.using(key=7)  # type: ignore[arg-type]
+        index.using(key=7)  # type: ignore[arg-type]  # the mistake that is tested
 
 
 class Unlimited(MemoryStorage):

@@ -17,8 +17,10 @@ from attrs import frozen
 from tests.docs.shops import EXAMPLES, TIME, client_of, environment, started
 from tests.servers.postgres import PostgresServer
 
-# One server for all of them; the first test waits for all that they share.
-pytestmark = [pytest.mark.xdist_group("django-shop"), pytest.mark.timeout(600)]
+pytestmark = [
+    pytest.mark.xdist_group("django-shop"),  # one server for all of them
+    pytest.mark.timeout(600),  # the first waits for all that they share: migrations, a web server, a worker
+]
 
 PASSWORD = "a password for the tests"  # it opens nothing else
 

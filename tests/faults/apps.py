@@ -169,7 +169,7 @@ async def again(delay: float) -> str:
 async def serve(seconds: float) -> str:
     """Note when it stops running, however it does: as long as it runs it holds a slot of its limits."""
     try:
-        await asyncio.sleep(seconds)
+        await asyncio.sleep(seconds)  # as long as the test says
     finally:
         history.note("stopped", current_task().id)
     return _ran()

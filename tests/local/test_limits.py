@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -41,8 +42,8 @@ async def opened(url: str) -> AsyncIterator[Storage]:
         await store.close()
 
 
-def new_task(**options: object) -> NewTask:
-    return NewTask(**{"id": new_id(), "queue": "q", "name": "n", "body": b"[]", **options})  # type: ignore[arg-type]
+def new_task(**options: Any) -> NewTask:
+    return NewTask(**{"id": new_id(), "queue": "q", "name": "n", "body": b"[]", **options})
 
 
 async def succeed(store: Storage, tasks: list[StoredTask]) -> None:

@@ -134,14 +134,14 @@ async def test_what_is_large_is_kept_apart_and_moved_whole(nats_server: NatsServ
     async with opened(fresh(nats_server.url)) as source, opened(fresh(nats_server.url)) as target:
         await add(source, queue="a", body=b"b" * 100_000)
         (task,) = await take(source, queue="a")
-        await source.finish([evolve(outcome("succeeded", task), result=b"\xff" * 50_000)])  # type: ignore[call-arg]
+        await source.finish([evolve(outcome("succeeded", task), result=b"\xff" * 50_000)])  # type: ignore[call-arg]  # a Succeeded
         await add(source, queue="b")
         (task,) = await take(source, queue="b")
         error = TaskError(type="E", message="m", traceback="t" * 9000)
         await source.finish([Failed(id=task.id, delivery=task.delivery, error=error, attempt_log="l" * 5000)])
         await add(source, queue="c")
         (task,) = await take(source, queue="c")
-        retried = evolve(outcome("retry later", task), error=error, attempt_log="l" * 5000)  # type: ignore[call-arg]
+        retried = evolve(outcome("retry later", task), error=error, attempt_log="l" * 5000)  # type: ignore[call-arg]  # a Retry
         await source.finish([retried])
         whole = await all_of(source)
         for _ in range(2):

@@ -118,6 +118,26 @@ def key_of(unique: str | None) -> str | None:
     return unique[:KEPT_OF_KEY] + hashlib.sha256(unique.encode()).hexdigest()
 
 
+def _what(tasks: Sequence[NewTask] | Sequence[StoredTask]) -> list[Parameter]:
+    return [
+        binary_params.new_ids([task.id for task in tasks]),
+        binary_params.texts([task.queue for task in tasks]),
+        binary_params.texts([task.name for task in tasks]),
+        binary_params.byteas([task.body for task in tasks]),
+        binary_params.smallints([task.priority for task in tasks]),
+        binary_params.integers([task.max_retries for task in tasks]),
+    ]
+
+
+def _kept(tasks: Sequence[NewTask] | Sequence[StoredTask]) -> list[Parameter]:
+    return [
+        binary_params.floats([task.result_ttl for task in tasks]),
+        binary_params.texts([_tags(task.tags) for task in tasks]),
+        binary_params.texts([task.unique for task in tasks]),
+        binary_params.texts([key_of(task.unique) for task in tasks]),
+    ]
+
+
 def columns_of(tasks: Sequence[NewTask]) -> list[Parameter]:
     """Return the parameters of the statements in enqueue.sql.
 
@@ -128,20 +148,12 @@ def columns_of(tasks: Sequence[NewTask]) -> list[Parameter]:
     ends = [task.expires if isinstance(task.expires, datetime) else None for task in tasks]
     lives = [task.expires if isinstance(task.expires, timedelta) else None for task in tasks]
     return [
-        binary_params.new_ids([task.id for task in tasks]),
-        binary_params.texts([task.queue for task in tasks]),
-        binary_params.texts([task.name for task in tasks]),
-        binary_params.byteas([task.body for task in tasks]),
-        binary_params.smallints([task.priority for task in tasks]),
-        binary_params.integers([task.max_retries for task in tasks]),
+        *_what(tasks),
         binary_params.timestamps(points),
         binary_params.intervals(delays),
         binary_params.timestamps(ends),
         binary_params.intervals(lives),
-        binary_params.floats([task.result_ttl for task in tasks]),
-        binary_params.texts([_tags(task.tags) for task in tasks]),
-        binary_params.texts([task.unique for task in tasks]),
-        binary_params.texts([key_of(task.unique) for task in tasks]),
+        *_kept(tasks),
     ]
 
 
@@ -151,18 +163,10 @@ def record_columns(tasks: Sequence[StoredTask]) -> list[Parameter]:
     :raises ValueError: as :func:`columns_of` does.
     """
     return [
-        binary_params.new_ids([task.id for task in tasks]),
-        binary_params.texts([task.queue for task in tasks]),
-        binary_params.texts([task.name for task in tasks]),
-        binary_params.byteas([task.body for task in tasks]),
-        binary_params.smallints([task.priority for task in tasks]),
-        binary_params.integers([task.max_retries for task in tasks]),
+        *_what(tasks),
         binary_params.timestamps([task.run_at for task in tasks]),
         binary_params.timestamps([task.expires_at for task in tasks]),
-        binary_params.floats([task.result_ttl for task in tasks]),
-        binary_params.texts([_tags(task.tags) for task in tasks]),
-        binary_params.texts([task.unique for task in tasks]),
-        binary_params.texts([key_of(task.unique) for task in tasks]),
+        *_kept(tasks),
         binary_params.smallints([number_of(task) for task in tasks]),
         binary_params.uuids([task.flow for task in tasks]),
         binary_params.bigints([task.behind for task in tasks]),

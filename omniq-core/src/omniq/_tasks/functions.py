@@ -248,7 +248,9 @@ class AsyncTaskFunction(TaskFunction[P, R]):
         _mark_coroutine_function(self, definition.function)
 
     # The call gives a coroutine of R where a plain function's gives R: the one difference a type checker must see.
-    def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:  # type: ignore[override]
+    def __call__(  # type: ignore[override]  # see above
+        self, /, *args: P.args, **kwargs: P.kwargs
+    ) -> Coroutine[Any, Any, R]:
         """Run the coroutine function here and now, as if it were no task; see :meth:`TaskFunction.__call__`."""
         refuse_stand_ins(self.name, args, kwargs)
         if self.definition.injection:

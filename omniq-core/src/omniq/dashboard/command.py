@@ -106,8 +106,8 @@ def require_extra() -> None:
     """
     try:
         import jinja2  # noqa: F401  # it is looked whether they are there
-        import starlette  # noqa: F401
-        import uvicorn  # noqa: F401
+        import starlette  # noqa: F401  # likewise
+        import uvicorn  # noqa: F401  # likewise
     except ImportError as error:
         raise ConfigurationError(f"{MISSING} ({error.name} is missing)") from error
 
