@@ -66,6 +66,7 @@ def claim(asked: Claim, frontier: Frontier, context: Context) -> Steps[list[Stor
         frontier.claims.done(began)
         if frontier.claims.took > SLOW + SLOW_EACH * len(rows):
             yield from _look_for_dead_tuples(frontier, context)
+    is_mixed = bool(tasks and rows)
     readable: Rows = []
     unreadable: list[Outcome] = []
     for row in rows:
@@ -76,6 +77,9 @@ def claim(asked: Claim, frontier: Frontier, context: Context) -> Steps[list[Stor
             unreadable.append(Failed(id=row[1], delivery=row[7], error=corrupt_error(problem)))
         else:
             readable.append(row)
+    if is_mixed:
+        places = {queue: place for place, queue in enumerate(asked.demand)}
+        tasks.sort(key=lambda task: places[task.queue])
     if frontier.pinned_until:
         frontier.advance(readable)
     if unreadable:
