@@ -73,7 +73,7 @@ async def _block(storage: Storage, size: int) -> None:
     flow = NewFlow(id=new_id(), gates=(NewGate(n=0, rank=""),))
     first = evolve(new_task(), queue="nobody", flow=flow.id, feeds=(Feed(0),))
     await storage.enqueue([first], flow)
-    for count in _batches(size, FILL):
+    for count in _batches(size, min(FILL, storage.limits.atomic_tasks or FILL)):
         await storage.enqueue([evolve(new_task(), flow=flow.id, behind=0) for _ in range(count)])
 
 
