@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
@@ -21,6 +22,7 @@ from omniq.testing import await_until
 from omniq_nats.messages import Lost, Write
 from omniq_nats.names import Names
 from omniq_nats.storage import NatsStorage
+from omniq_nats.times import Clock
 from tests.nats.support import fresh, opened, task
 from tests.servers.nats import NatsServer
 
@@ -112,6 +114,22 @@ async def test_a_step_that_takes_longer_than_the_changes_of_others_gets_its_turn
         (stored,) = await one.get_flows([flow.id])
         assert stored is not None
         assert stored.counts[SUCCEEDED] == 3
+
+
+async def test_a_reservation_holds_up_no_step_after_the_clock_was_put_back(nats_server: NatsServer) -> None:
+    url = fresh(nats_server.url, timeout="1")
+    async with opened(url) as ahead, opened(url) as storage:
+        tasks, flow = fan_in(["work"], count=1, last="last")
+        await storage.enqueue(tasks, flow)
+        claimed = await claim(storage, "work")
+        assert ahead._opened is not None
+        clock = Clock()
+        moment = time.monotonic()
+        clock.learn(moment, moment, ahead._opened.state_store.clock.now() + 3_600_000_000)
+        ahead._opened.state_store.clock = clock
+        await ahead._opened.state_store.reserve(["work"], 1)
+        assert await storage.finish(ends(claimed)) == [True]
+        assert [one.id for one in await claim(storage, "last")] == [tasks[-1].id]
 
 
 async def test_an_answer_that_is_lost_counts_nothing_twice(

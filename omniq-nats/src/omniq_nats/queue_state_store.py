@@ -338,7 +338,9 @@ class QueueStateStore(ResultPages):
     def is_reserved(self, queue_state: QueueState) -> bool:
         """Whether another has reserved a queue state."""
         who, until = queue_state.reserved or (self._me, 0)
-        return who != self._me and until > self.clock.now()
+        now = self.clock.now()
+        # What is further away was not reserved by this clock: it was put back.
+        return who != self._me and now < until <= now + int(self.transport.settings.timeout * 1_000_000)
 
     async def commit_together(
         self,

@@ -1,6 +1,6 @@
 """What one transaction knows of lines: what it has read of them, and what it has changed and not written yet.
 
-Nobody else changes lines meanwhile, so what was read once holds until the transaction ends.
+No other transaction changes lines meanwhile, so what was read once holds until the transaction ends.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The primitives of a transaction about limits, over which :mod:`omniq.storage.limit_transitions` does the verbs.
 
-As long as it has the lock nobody else changes what is kept of limits: so that is read ahead, for all lines that a claim
-may serve at once, and written together with the next question. Tasks and what they hold change meanwhile, but only so
-that more may run: whoever ends a task wakes what waits for it afterwards.
+As long as it has the lock no other transaction changes what is kept of limits: so that is read ahead, for all lines
+that a claim may serve at once, and written together with the next question. Tasks and what they hold change meanwhile,
+but only so that more may run: a call that ends a task wakes what waits for it afterwards.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _log = get_logger("omniq.postgres")
 PROMOTED = 1000
 """Tasks that one transaction puts into their lines at most, and ends that it follows."""
 SOON = 1e-6
-"""Seconds: of what may be ready, so that who waits looks before it claims."""
+"""Seconds: of what may be ready, so that a waiting worker looks before it claims."""
 LATEST_RANK = 2**62
 PLAIN_AHEAD = 8
 """Tasks without key and named limit that are read at once, at least."""
@@ -238,7 +238,7 @@ class LimitTasks(FlowTasks):
         if task.state is TaskState.READY:
             self._heads.pop(line, None)
         else:
-            # Of one that cannot be read nobody knows in which line it stood.
+            # Of one that cannot be read it is not known in which line it stood.
             known = self._heads.values() if task.state is not TaskState.RUNNING else [self._heads.get(line)]
             for heads in known:
                 if heads is not None:

@@ -1,7 +1,7 @@
 """Limits: stored, and kept by claims of queues that have any; :mod:`omniq.storage.limit_transitions` says how.
 
 What is kept of limits is changed by one transaction at a time, under the lock of the namespace's limits. Statements
-that end tasks, or give them back, do not wait for it: they note that slots are free, and the next who has the lock,
+that end tasks, or give them back, do not wait for it: they note that slots are free, and the next to have the lock,
 mostly a step of the same call, wakes what waits for them. Tasks that such a statement, or a transaction of the
 caller's, makes ready are stored as due, and go into their lines with the next claim. A ready task in a line is in a
 state of its own, so the statements that are about the others cost what they did, however many wait in lines.

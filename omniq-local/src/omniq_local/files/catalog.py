@@ -11,7 +11,7 @@ from omniq.storage.escaping import get_logger
 from omniq.storage.validation import UNREADABLE, corrupt, log_once
 from omniq.task import TaskState
 from omniq_local.files.encoding import LINED, Record, parse_record
-from omniq_local.files.limit_book import LimitBook
+from omniq_local.files.limit_log import LimitLog
 from omniq_local.files.names import line_folder
 from omniq_local.files.queues import FlowLine, Queue
 from omniq_local.files.state_folders import StateFolder
@@ -45,7 +45,7 @@ class Catalog:
         self._queue_names: set[str] | None = None
         self.schedules: dict[str, Schedule] | None = None
         self.bad_schedules: list[CorruptRecord] = []
-        self._book: LimitBook | None = None
+        self._limit_log: LimitLog | None = None
         self._foreign_limits = 0
         self._line_folders: dict[str, StateFolder] = {}
         self.held: dict[str, Record] = {}
@@ -113,19 +113,19 @@ class Catalog:
             line.read(self._foreign_flows)
         return line
 
-    def limits(self) -> LimitBook:
+    def limits(self) -> LimitLog:
         """Return what is kept of limits as it is now."""
-        book = self._book
-        if book is not None and book.read_at < self._foreign_limits and not book.read():
-            book = None
-        if book is None:
-            book = self._book = LimitBook(self.tree)
+        limit_log = self._limit_log
+        if limit_log is not None and limit_log.read_at < self._foreign_limits and not limit_log.read():
+            limit_log = None
+        if limit_log is None:
+            limit_log = self._limit_log = LimitLog(self.tree)
             if self.has_limits:
-                book.read()
-        if book.is_damaged and book.read_at < self._foreign_limits:
-            book.mend(self._limited_tasks())
-        book.read_at = self._foreign_limits
-        return book
+                limit_log.read()
+        if limit_log.is_damaged and limit_log.read_at < self._foreign_limits:
+            limit_log.mend(self._limited_tasks())
+        limit_log.read_at = self._foreign_limits
+        return limit_log
 
     @property
     @abstractmethod

@@ -20,7 +20,7 @@ from omniq.storage.validation import UNREADABLE
 from omniq.task import StoredTask, TaskState
 from omniq_local.files.encoding import LINED, Record, parse_record
 from omniq_local.files.flow_tasks import FlowTasks
-from omniq_local.files.limit_book import LANE, LIMIT, LINE, NOTHING, RATE, SLOT, LimitBook, entry
+from omniq_local.files.limit_log import LANE, LIMIT, LINE, NOTHING, RATE, SLOT, LimitLog, entry
 from omniq_local.files.names import parse_entry
 from omniq_local.files.queues import Queue
 from omniq_local.files.times import micros, moment
@@ -43,7 +43,7 @@ class LimitSteps(FlowTasks):
         """Ready tasks that were read, by the names of their files."""
 
     @property
-    def _book(self) -> LimitBook:
+    def _limit_log(self) -> LimitLog:
         return self._folder.limits()
 
     def _note(self, kind: str, name: object, value: str) -> None:
@@ -55,10 +55,10 @@ class LimitSteps(FlowTasks):
         """Do nothing: each change has the store to itself."""
 
     def lanes(self, queues: Iterable[str] | None) -> dict[str, Lane]:
-        return self._book.lanes(queues)
+        return self._limit_log.lanes(queues)
 
     def save_lane(self, lane: Lane) -> None:
-        self._book.save_lane(lane)
+        self._limit_log.save_lane(lane)
         self._note(LANE, lane.queue, dump_lane(lane))
         if lane.waking:
             self._transaction.woken.add(lane.queue)
@@ -66,56 +66,56 @@ class LimitSteps(FlowTasks):
             self._transaction.ready[lane.queue] += 1
 
     def remove_lane(self, queue: str) -> None:
-        self._book.remove_lane(queue)
+        self._limit_log.remove_lane(queue)
         self._note(LANE, queue, NOTHING)
 
     def task_limits(self, ids: Iterable[str] | None) -> dict[str, Limit]:
-        return self._book.limits(ids)
+        return self._limit_log.limits(ids)
 
     def store_limit(self, limit: Limit) -> None:
-        self._book.store_limit(limit)
+        self._limit_log.store_limit(limit)
         self._note(LIMIT, limit.id, dump_limit(limit))
 
     def remove_limit(self, limit_id: str) -> None:
-        self._book.remove_limit(limit_id)
+        self._limit_log.remove_limit(limit_id)
         self._note(LIMIT, limit_id, NOTHING)
 
     def line(self, line_id: str) -> StoredLine | None:
-        return self._book.line(line_id)
+        return self._limit_log.line(line_id)
 
     def lines(self, queue: str, place: str, limit: int, until: int | None = None) -> list[StoredLine]:
-        return self._book.lines(queue, place, limit, until)
+        return self._limit_log.lines(queue, place, limit, until)
 
     def lines_of_key(self, queue: str, key: str) -> list[StoredLine]:
-        return self._book.lines_of_key(queue, key)
+        return self._limit_log.lines_of_key(queue, key)
 
     def queues_at(self, place: str) -> list[str]:
-        return self._book.queues_at(place)
+        return self._limit_log.queues_at(place)
 
     def has_lines(self, queue: str) -> bool:
-        return self._book.has_lines(queue)
+        return self._limit_log.has_lines(queue)
 
     def save_line(self, line: StoredLine) -> None:
-        self._book.save_line(line)
+        self._limit_log.save_line(line)
         self._note(LINE, line.id, dump_line(line))
         if line.place == ELIGIBLE:
             self._transaction.ready[line.queue] += 1
 
     def remove_line(self, line: StoredLine) -> None:
-        self._book.remove_line(line.id)
+        self._limit_log.remove_line(line.id)
         self._note(LINE, line.id, NOTHING)
 
     def bucket(self, scope: Scope) -> int:
-        return self._book.bucket(scope)
+        return self._limit_log.bucket(scope)
 
     def save_bucket(self, scope: Scope, at_rest: int) -> None:
-        self._book.save_bucket(scope, at_rest)
+        self._limit_log.save_bucket(scope, at_rest)
         self._note(RATE, scope, str(at_rest))
 
     def drop_buckets(self, until: int, limit: int) -> None:
-        for scope, at_rest in self._book.buckets():
+        for scope, at_rest in self._limit_log.buckets():
             if at_rest <= until:
-                self._book.remove_bucket(scope)
+                self._limit_log.remove_bucket(scope)
                 self._note(RATE, scope, NOTHING)
 
     def revision_floor(self) -> int:
@@ -129,25 +129,25 @@ class LimitSteps(FlowTasks):
     def running(self, scope: Scope) -> int:
         if scope.queue is not None and scope.key is None:
             return self._transaction.running(scope.queue)
-        return self._book.running(scope)
+        return self._limit_log.running(scope)
 
     def _hold(self, record: Record) -> None:
         """Have a task hold its slots if it runs, and else none."""
         runs = record.state is RUNNING and not record.removed and record.line != PLAIN
         order = record.order
-        if runs is not (order.id in self._book.slots):
+        if runs is not (order.id in self._limit_log.slots):
             place = (order.queue, order.key, order.limit) if runs else None
-            self._book.set_slot(order.id, place)
+            self._limit_log.set_slot(order.id, place)
             self._note(SLOT, order.id, json.dumps(place))
 
     def check_slots(self) -> None:
         """Have no task hold slots that does not run any more: its file was taken away from outside."""
         step = limit_transitions.LimitStep(self)
-        for task_id, (queue, key, name) in list(self._book.slots.items()):
+        for task_id, (queue, key, name) in list(self._limit_log.slots.items()):
             record = self._transaction.fetch(task_id)
             if record is not None and record.state is RUNNING:
                 continue
-            self._book.set_slot(task_id, None)
+            self._limit_log.set_slot(task_id, None)
             self._note(SLOT, task_id, NOTHING)
             if key is not None:
                 step.wake_key(queue, key)
@@ -238,7 +238,7 @@ class LimitSteps(FlowTasks):
         for record in records:
             self._hold(record)
             was = None if record.was is None else record.was[0]
-            if was is RUNNING and was is not record.state and self._book.has_lane(record.order.queue):
+            if was is RUNNING and was is not record.state and self._limit_log.has_lane(record.order.queue):
                 self._transaction.ready[record.order.queue] += 1  # there is a slot for another
             if record.line != PLAIN and not record.removed and was is not record.state:
                 changed.append(record.task())

@@ -15,7 +15,7 @@ from omniq.task import TaskState
 from omniq_local.files.encoding import Record, parse_record
 from omniq_local.files.flow_repair import FlowRepair
 from omniq_local.files.journal import Journal, redo
-from omniq_local.files.limit_book import LimitBook
+from omniq_local.files.limit_log import LimitLog
 from omniq_local.files.names import LIMITS, LINES, home_path, line_folder, parse_entry, unique_path
 from omniq_local.files.preparation import sync_all
 from omniq_local.files.queues import EXPIRING, SHELVES, Queue
@@ -143,15 +143,15 @@ class _Repair:
         return sequence
 
     def _mend_limits(self) -> None:
-        book = LimitBook(self._tree)
+        limit_log = LimitLog(self._tree)
         self.has_limits = self._tree.exists(LIMITS) or bool(self._lined)
         if not self.has_limits:
             return
-        book.read()
-        if book.is_damaged and self._tree.exists(LIMITS):
+        limit_log.read()
+        if limit_log.is_damaged and self._tree.exists(LIMITS):
             self._set_aside(LIMITS)
-        book.mend(self._lined)
-        self._tree.replace(LIMITS, book.dump(self._generation), cut=True)
+        limit_log.mend(self._lined)
+        self._tree.replace(LIMITS, limit_log.dump(self._generation), cut=True)
 
     def _read(self, path: str) -> Record | None:
         name = path.rpartition("/")[2]

@@ -220,8 +220,8 @@ class Transaction(Lookup):
             self.flows_changed = self._flows.line_changed and self._write_queue(self.folder.flows(), writes)
         queues = [queue for queue in self._dirty.values() if self._write_queue(queue, writes)]
         if self.limit_changes:
-            book = self.folder.limits()
-            writes += book.actions(self.limit_changes.values(), self.folder.control.generation + 1)
+            limit_log = self.folder.limits()
+            writes += limit_log.actions(self.limit_changes.values(), self.folder.control.generation + 1)
             self.limits_changed = True
         actions = [*self._first, *made, *writes, *moves, *removals]
         if actions:

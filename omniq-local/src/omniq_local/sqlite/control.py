@@ -20,7 +20,7 @@ from omniq_local.sqlite.encoding import (
     SUCCEEDED,
     is_id,
 )
-from omniq_local.sqlite.lines import EVERYBODY
+from omniq_local.sqlite.lines import ALL_WAITERS
 from omniq_local.sqlite.transaction import Row, Transaction
 
 __all__ = ["cancel", "delete", "last_seq", "pause", "purge_step", "resume", "retry", "run_now"]
@@ -165,5 +165,5 @@ def resume(queue: str, tx: Transaction) -> bool:
     """See :meth:`~omniq.storage.Storage.resume`."""
     if tx.run("control.resume", queue) == 0:
         return False
-    tx.made_ready(queue, EVERYBODY)
+    tx.made_ready(queue, ALL_WAITERS)
     return True

@@ -11,9 +11,9 @@ from omniq.storage.sql.limits import SqlLimits
 from omniq_local.sqlite.encoding import moment
 from omniq_local.sqlite.transaction import Transaction
 
-__all__ = ["EVERYBODY", "Lines"]
+__all__ = ["ALL_WAITERS", "Lines"]
 
-EVERYBODY = 1_000_000
+ALL_WAITERS = 1_000_000
 """More than ever wait for one queue."""
 
 
@@ -46,7 +46,7 @@ class Lines(SqlLimits):
     def save_lane(self, lane: Lane) -> None:
         super().save_lane(lane)
         self._tx.lane_was_saved()
-        self._tx.made_ready(lane.queue, EVERYBODY if lane.waking else 1)
+        self._tx.made_ready(lane.queue, ALL_WAITERS if lane.waking else 1)
 
     def save_line(self, line: StoredLine) -> None:
         super().save_line(line)

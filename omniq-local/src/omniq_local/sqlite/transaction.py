@@ -329,14 +329,14 @@ class Transaction:
             self._ended += entry.ended
 
     def _choose_whom_to_wake(self) -> None:
-        hopeless = self._hopeless() if self._ready and self.has_lanes else ()
+        held_back = self._held_back() if self._ready and self.has_lanes else ()
         for topic, n in self._ready.items():
-            if topic not in hopeless:
+            if topic not in held_back:
                 self._dismiss(self.value("transaction.waiters_of", topic, self.now, n))
         if self._ended:
             self._dismiss(self.value("transaction.waiters_of_tasks", json.dumps(self._ended)))
 
-    def _hopeless(self) -> set[str]:
+    def _held_back(self) -> set[str]:
         """Return the topics of queues of which a limit holds back all that is ready."""
         if self.prospects is None:
             return set()

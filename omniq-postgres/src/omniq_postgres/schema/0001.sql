@@ -48,7 +48,7 @@ CREATE TABLE {live} (
     flow        uuid,
     behind      bigint,                         -- the gate of the flow behind which it stands
     line        text COLLATE "C",               -- the id of the line of tasks in which it stands, if it has limits of its own
-    tenant      text COLLATE "C",               -- whose task it is, for the limits of the queue
+    tenant      text COLLATE "C",               -- its key, for the limits of the queue
     named       text COLLATE "C",               -- the named limit that it shares with others
     debounced   boolean                         -- true, or NULL: it has its key until it is started
 ) WITH (
@@ -106,7 +106,7 @@ CREATE INDEX {retention_index} ON {ended} (delete_at);
 CREATE INDEX {gone_index} ON {ended} (flow, behind, seq) WHERE flow IS NOT NULL;
 CREATE INDEX {uncounted_index} ON {ended} (flow) WHERE uncounted;
 
--- Flows and their gates: JSON, as omniq.storage.rows writes them. Whoever changes one has its flow locked.
+-- Flows and their gates: JSON, as omniq.storage.rows writes them. They change only while their flow is locked.
 CREATE TABLE {flow} (
     id    uuid PRIMARY KEY,
     due   timestamptz,                          -- when there is something to do about it
@@ -169,7 +169,7 @@ CREATE TABLE {bucket} (id text COLLATE "C" PRIMARY KEY, at_rest bigint NOT NULL)
 
 CREATE INDEX {rest_index} ON {bucket} (at_rest);
 
--- What stopped running, and what it held is free: the next who has the lock wakes what waits for that.
+-- What stopped running, and what it held is free: the next to have the lock wakes what waits for that.
 CREATE TABLE {wake} (
     queue    text COLLATE "C" NOT NULL,
     tenant   text COLLATE "C",
@@ -177,7 +177,7 @@ CREATE TABLE {wake} (
     released boolean NOT NULL DEFAULT false     -- it was given back unstarted
 ) WITH (autovacuum_vacuum_scale_factor = 0.1, autovacuum_vacuum_threshold = 200, autovacuum_vacuum_cost_delay = 0);
 
--- How many tasks each queue has in each state. Nobody waits for a counter: a change appends what it adds and takes
+-- How many tasks each queue has in each state. No change waits for a counter: it appends what it adds and takes
 -- away to "delta", and from time to time some of that is summed up into "counter".
 CREATE TABLE {delta} (
     scheduled integer NOT NULL,

@@ -94,7 +94,7 @@ DELETE FROM {bucket}
 WHERE id = ANY (ARRAY(SELECT b.id FROM {bucket} AS b WHERE b.at_rest <= $1 ORDER BY b.at_rest LIMIT $2))
 
 -- name: any
--- Whether anything is kept of lines and rates, or of ends that nobody followed.
+-- Whether anything is kept of lines and rates, or of ends that are not followed yet.
 SELECT EXISTS (SELECT FROM {lane}) OR EXISTS (SELECT FROM {bucket}) OR EXISTS (SELECT FROM {wake})
 
 -- name: wakes

@@ -27,7 +27,7 @@ from omniq_local.files.names import LIMITS
 from omniq_local.files.tree import NO_FILE, Tree
 from omniq_local.limit_state import LimitState
 
-__all__ = ["LANE", "LIMIT", "LINE", "NOTHING", "RATE", "SLOT", "LimitBook", "entry"]
+__all__ = ["LANE", "LIMIT", "LINE", "NOTHING", "RATE", "SLOT", "LimitLog", "entry"]
 
 _log = get_logger("omniq.files")
 
@@ -42,7 +42,7 @@ OUTWORN = 4
 NOTHING = "null"
 
 
-class LimitBook(LimitState):
+class LimitLog(LimitState):
     """The limits of a store, as far as this process knows them. Used under the store's lock.
 
     :param tree: the namespace's files.
@@ -66,7 +66,7 @@ class LimitBook(LimitState):
     # The log
 
     def read(self) -> bool:
-        """Read what is new in the log; return False if all of it is to be read, into another book."""
+        """Read what is new in the log; return False if all of it is to be read, into another object."""
         if self.is_damaged:
             return False
         try:
@@ -185,7 +185,7 @@ class LimitBook(LimitState):
     # Making it anew
 
     def mend(self, records: Iterable[Record]) -> None:
-        """Have lines and slots be those of tasks; of what was known of them only whose turn it is counts.
+        """Have lines and slots be those of tasks; of what was known of the lines only their virtual times are kept.
 
         :param records: all tasks that are ready or run and have a key or a named limit, at least.
         """
