@@ -206,7 +206,9 @@ class LimitStep:
         for line in due:
             if line.is_alarm:
                 self._tx.remove_line(line)
-                self.pass_on(lane.queue, line.limit)
+                # Whether there is room the claim will see. An alarm that is set again would be roused again.
+                for parked_there in self._tx.lines(lane.queue, at_name(line.limit or ""), 1):
+                    self.make_eligible(parked_there, lane)
             else:
                 self.make_eligible(line, lane)
 
@@ -310,7 +312,8 @@ class _Claim:
             return
         before = evolve(self.lane)
         self.step.rouse(self.lane)
-        for _ in range(LOOKED_AT + wanted):
+        # Until all are roused none is parked again: it would stand before those that are not, at every claim.
+        for _ in range(0 if self.lane.waking else LOOKED_AT + wanted):
             if len(self.taken) >= room or not self._serve_first(room - len(self.taken)):
                 break
         self.step.spend(scope, self.limit, len(self.taken))

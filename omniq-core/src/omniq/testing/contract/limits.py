@@ -44,6 +44,10 @@ EPISODES = 3
 AGES = 3600.0
 """Seconds: a period within which a test ends for certain."""
 MANY = 600
+MORE_THAN_A_STEP = 1001
+"""More lines than one claim moves, in any store."""
+CLAIMS = 10
+"""Claims in which so many lines are looked at, each of them several times."""
 
 
 async def keys(store: Storage, limit: int = 1, *, queue: str = "work") -> list[str | None]:
@@ -454,6 +458,42 @@ class LimitContract(Contract):
         assert await take(store, 9) == []
         assert await store.finish([outcome("succeeded", task) for task in held[:2]]) == [True, True]
         assert len(await take(store, 9)) == 1
+
+    @with_limits
+    @patient(300)
+    @pytest.mark.parametrize("by", ["key", pytest.param("limit", marks=pytest.mark.long)])
+    async def test_a_change_rouses_all_whom_a_rate_holds_back_and_comes_to_an_end(
+        self, store: Storage, by: str
+    ) -> None:
+        names = [f"{by} {number}" for number in range(MORE_THAN_A_STEP)]
+
+        async def let_each_start(burst: int) -> None:
+            limit = Limit(rate=Rate(1, per=AGES, burst=burst))
+            if by == "key":
+                await store.put_limit(Limit(queue="work", per_key=limit, weights={"other": weight}))
+            else:
+                for name in names:
+                    await store.put_limit(evolve(limit, name=name))
+
+        async def taken() -> int:
+            return sum([len(await take(store, MORE_THAN_A_STEP)) for _ in range(CLAIMS)])
+
+        weight = 2.0
+        await let_each_start(1)
+        await add(store, *[new_task(**{by: name}) for name in names * 2])
+        assert await taken() == len(names)
+        weight = 3.0
+        if by == "key":
+            await let_each_start(1)
+        else:
+            await store.put_limit(Limit(queue="work", weights={"other": weight}))
+        assert await taken() == 0
+        waits = asyncio.create_task(store.wait_for_work(["work"], TEN_MINUTES))
+        await waiting(waits)
+        await let_each_start(2)
+        async with asyncio.timeout(PROMPT):
+            await waits
+        assert await taken() == len(names)
 
     # Waiting
 

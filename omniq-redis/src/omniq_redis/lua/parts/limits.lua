@@ -225,22 +225,24 @@ function limits()
     call('HDEL', P .. 'lines:' .. line.queue, line.id)
   end
 
-  -- Makes the first line of a queue eligible that is parked at a named limit, if that has room by now.
-  local function pass_on(queue, name)
+  -- Makes the first line of a queue eligible that is parked at a named limit, if that has room by now, or whatever it has.
+  local function pass_on(queue, name, whatever)
     local key = named(name, queue)
     for _ = 1, MOVED do
       local first = call('ZRANGE', key, 0, 0)[1]
       if not first then
         return
       end
-      local scope, rule = 'n' .. name, rule_of('name:' .. name).whole
-      if slots(scope, rule) <= 0 then
-        return
-      end
-      local left, due = tokens(scope, rule)
-      if left <= 0 then
-        sleep(queue, 'a' .. name, due)
-        return
+      if not whatever then
+        local scope, rule = 'n' .. name, rule_of('name:' .. name).whole
+        if slots(scope, rule) <= 0 then
+          return
+        end
+        local left, due = tokens(scope, rule)
+        if left <= 0 then
+          sleep(queue, 'a' .. name, due)
+          return
+        end
       end
       local line = read(queue, string.sub(first, 10))
       if line and line.place == 'n' and rank_of(line) == first then
@@ -297,7 +299,8 @@ function limits()
       else
         call('ZREM', asleep, what)
         if string.sub(what, 1, 1) == 'a' then
-          pass_on(lane.queue, name)
+          -- Whether there is room the claim will see. An alarm that is set again would be roused again.
+          pass_on(lane.queue, name, true)
         end
       end
     end
@@ -550,6 +553,11 @@ function limits()
       return 0
     end
     rouse(lane)
+    if lane.waking == 1 then
+      -- Until all are roused none is parked again: it would stand before those that are not, at every claim.
+      woken[queue] = true
+      return 0
+    end
     local function take_some(members, line)
       local number
       number, goes_on = take(members, line)
