@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from omniq import Fixed, TaskQueue, TaskState, current_task
+from omniq import Fixed, Limit, Rate, TaskQueue, TaskState, current_task
 from omniq.storage.body import make_task
 from omniq.task import StoredTask, Task
 from omniq.testing import await_until
@@ -116,6 +116,38 @@ async def test_a_worker_that_drains_works_off_queues_that_its_tasks_have_made(qu
     await note.aenqueue(2)
     await queue.worker(drain=True).run()
     assert [task.state for task in await queue.atasks()] == [TaskState.SUCCEEDED] * 3
+
+
+@pytest.mark.parametrize(("per", "ended"), [(0.2, 3), (3600.0, 1)], ids=["soon", "late"])
+async def test_a_worker_that_drains_leaves_what_no_limit_lets_start_soon(
+    queue: TaskQueue, per: float, ended: int
+) -> None:
+    @queue.task
+    async def note() -> None: ...
+
+    await queue.aput_limit(Limit(queue="default", rate=Rate(1, per=per)))
+    for _ in range(3):
+        await note.aenqueue()
+    await queue.worker(drain=True).run()
+    assert Counter(task.state for task in await queue.atasks())[TaskState.SUCCEEDED] == ended
+
+
+async def test_a_worker_that_drains_stays_while_claims_only_move_lines(
+    queue: TaskQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("omniq.storage.limit_transitions.LOOKED_AT", 2)
+
+    @queue.task
+    async def note() -> None: ...
+
+    await queue.aput_limit(Limit(queue="default", per_key=Limit(rate=Rate(1, per=3600))))
+    for number in range(20):
+        await note.using(key=f"key {number % 10}").aenqueue()
+    await queue.worker(drain=True).run()
+    assert Counter(task.state for task in await queue.atasks())[TaskState.SUCCEEDED] == 10
+    await queue.aput_limit(Limit(queue="default", per_key=Limit(rate=Rate(1, per=3600, burst=2))))
+    await queue.worker(drain=True).run()
+    assert Counter(task.state for task in await queue.atasks())[TaskState.SUCCEEDED] == 20
 
 
 async def test_a_worker_without_any_task_or_queue_waits_for_one(make_queue: MakeQueue) -> None:

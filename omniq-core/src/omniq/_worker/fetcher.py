@@ -194,10 +194,11 @@ class Fetcher:
                 if self._on_idle is not None and idle and not count:
                     self._idle_claims += 1
                     await self._on_idle(self._idle_claims)
-                elif count < wanted:
+                else:
                     self._idle_claims = 0
-                    woken = True
-                    await self._wait_for_work()
+                    if count < wanted:
+                        woken = True
+                        await self._wait_for_work()
             except StorageError as error:
                 self.outage.failed(error)
                 await self._sleep(pause * random.uniform(0.5, 1.0))

@@ -8,6 +8,7 @@ import os
 import secrets
 import signal
 import socket
+import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from datetime import UTC, datetime
 from functools import partial
@@ -41,7 +42,7 @@ from omniq.storage.body import as_task
 from omniq.storage.durations import duration
 from omniq.storage.escaping import get_logger, shown
 from omniq.storage.posix import require_posix
-from omniq.task import Outcome, StoredTask
+from omniq.task import Outcome, StoredTask, TaskState
 
 __all__ = ["Worker", "WorkerHost", "WorkerOptions"]
 
@@ -54,6 +55,8 @@ LAST_WORDS = 2.0
 """Seconds that interrupted coroutines get to clean up after the grace period."""
 FAREWELL = 3.0
 """Seconds that a store which gives no answer gets for the last outcomes."""
+LIMITS_WAIT = 1.0
+"""Seconds within which a limit has to let a task start, or a worker that drains leaves it to others."""
 
 
 class Worker:
@@ -74,8 +77,8 @@ class Worker:
     :param grace: seconds (or a timedelta) that running tasks get to end after :meth:`stop`.
     :param scheduler: whether to fire schedules and to keep the stored ones in step with those declared in code.
     :param recover_every: seconds (or a timedelta) between two looks for tasks whose worker died; None: half a lease.
-    :param drain: whether to stop once no task is ready or running and no schedule is due. What is to run later, such as
-        a retry after a delay, is left to other workers.
+    :param drain: whether to stop once no task is running, none is ready that its limits let start within a second, and
+        no schedule is due. What is to run later, such as a retry after a delay, is left to other workers.
     :param app: whose code this is: the schedules that it declares belong to it, and go when it no longer declares them.
         ``omniq worker`` gives its ``module:attribute``; None: the name of the program's main module.
     :param labels: what it tells of itself beside the rest, such as ``{"zone": "a"}``: up to 20.
@@ -117,6 +120,7 @@ class Worker:
         )
         self.scheduler = scheduler
         self._drains = drain
+        self._last_claim = False  # whether the next one is the last, if it brings nothing
         self.app = app
         self.labels = check_labels(labels or {})
         self._served = Served(queues, queue.runnable)
@@ -347,19 +351,33 @@ class Worker:
                 raise
 
     async def _stop_if_drained(self, claims: int) -> None:
-        """Stop if nothing is ready.
+        """Stop if nothing is ready that may start.
 
         :param claims: how many claims in a row have brought nothing while nothing ran.
         """
         if claims > 1:
-            self.stop()
+            if self._last_claim or not await self._is_held_back():
+                self.stop()
+                return
+            # A claim in vain may have moved lines on, and the next give tasks: the store knows.
+            began = time.monotonic()
+            await self._storage.wait_for_work(self._served.names, LIMITS_WAIT)
+            self._last_claim = time.monotonic() - began >= LIMITS_WAIT
             return
+        self._last_claim = False
         # This may make some tasks ready. If so, the next claim brings them.
         await self._maintenance.recover()
         if self.scheduler:
             await self._scheduler.fire_due()
         # So may queues that are new to the store, into which a task has put others.
         await self._served.discover(self._storage)
+
+    async def _is_held_back(self) -> bool:
+        """Return whether tasks are ready that only a limit can keep from being claimed."""
+        if not self._storage.limits.task_limits:
+            return False
+        served = [stats for stats in await self._storage.stats() if stats.queue in self._served.names]
+        return any(stats.counts[TaskState.READY] for stats in served if not stats.paused)
 
     async def __aenter__(self) -> Self:
         await self.start()

@@ -111,7 +111,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--grace", type=seconds, default=25.0, metavar="S", help="seconds that running tasks get to end (default 25)"
     )
     parser.add_argument(
-        "--drain", action="store_true", help="leave as soon as no task is ready or running, instead of waiting for more"
+        "--drain",
+        action="store_true",
+        help="leave as soon as no task is running or may start, instead of waiting for more",
     )
     parser.add_argument(
         "--no-scheduler", dest="scheduler", action="store_false", help="leave schedules to other workers"
