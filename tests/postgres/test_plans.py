@@ -92,7 +92,7 @@ def fill(server: PostgresServer, url: str, rows: int) -> None:
                     member)
                 SELECT id, seq, now(), 86400, 3, 0, 'limited', 'n', '[]', '[null,null,[],0,"big",null,null]' FROM new
             )
-            INSERT INTO {names["live"]} (run_at, result_ttl, seq, state, priority, id, queue, line, tenant)
+            INSERT INTO {names["live"]} (run_at, result_ttl, seq, state, priority, id, queue, line, limit_key)
             SELECT now(), 86400, seq, {LINED}, 0, id, 'limited', '{line_id("limited", "big", None)}', 'big' FROM new
             """.encode()
         )

@@ -48,8 +48,8 @@ CREATE TABLE {live} (
     flow        uuid,
     behind      bigint,                         -- the gate of the flow behind which it stands
     line        text COLLATE "C",               -- the id of the line of tasks in which it stands, if it has limits of its own
-    tenant      text COLLATE "C",               -- its key, for the limits of the queue
-    named       text COLLATE "C",               -- the named limit that it shares with others
+    limit_key   text COLLATE "C",               -- its key, for the limits of the queue
+    limit_name  text COLLATE "C",               -- the named limit that it shares with others
     debounced   boolean                         -- true, or NULL: it has its key until it is started
 ) WITH (
     fillfactor = 80,
@@ -70,8 +70,8 @@ CREATE INDEX {expiry_index} ON {live} (expires_at) WHERE expires_at IS NOT NULL 
 CREATE UNIQUE INDEX {key_index} ON {live} (key) WHERE key IS NOT NULL AND (debounced IS NULL OR delivery = 0);
 CREATE INDEX {lined_index} ON {live} (line, priority DESC, run_at, seq) WHERE state = -1;
 CREATE INDEX {lined_queue_index} ON {live} (queue, run_at) WHERE state = -1;
-CREATE INDEX {tenant_slots_index} ON {live} (queue, tenant) WHERE state = 3 AND tenant IS NOT NULL;
-CREATE INDEX {named_slots_index} ON {live} (named) WHERE state = 3 AND named IS NOT NULL;
+CREATE INDEX {key_slots_index} ON {live} (queue, limit_key) WHERE state = 3 AND limit_key IS NOT NULL;
+CREATE INDEX {name_slots_index} ON {live} (limit_name) WHERE state = 3 AND limit_name IS NOT NULL;
 CREATE INDEX {blocked_index} ON {live} (queue, seq) WHERE state = 0;
 CREATE INDEX {waiting_index} ON {live} (flow, behind, seq) WHERE flow IS NOT NULL;
 
@@ -149,7 +149,7 @@ CREATE TABLE {lane} (queue text COLLATE "C" PRIMARY KEY, body text COLLATE "C" N
 CREATE TABLE {line} (
     id          text COLLATE "C" PRIMARY KEY,
     queue       text COLLATE "C" NOT NULL,
-    tenant      text COLLATE "C",
+    limit_key   text COLLATE "C",
     place       text COLLATE "C" NOT NULL,
     first_rank  bigint NOT NULL,
     second_rank bigint NOT NULL,
@@ -158,7 +158,7 @@ CREATE TABLE {line} (
 
 CREATE INDEX {place_index} ON {line} (queue, place, first_rank, second_rank);
 CREATE INDEX {named_place_index} ON {line} (place, queue);
-CREATE INDEX {tenant_index} ON {line} (queue, tenant) WHERE tenant IS NOT NULL;
+CREATE INDEX {limit_key_index} ON {line} (queue, limit_key) WHERE limit_key IS NOT NULL;
 
 CREATE TABLE {bucket} (id text COLLATE "C" PRIMARY KEY, at_rest bigint NOT NULL) WITH (
     fillfactor = 50,
@@ -171,10 +171,10 @@ CREATE INDEX {rest_index} ON {bucket} (at_rest);
 
 -- What stopped running, and what it held is free: the next to have the lock wakes what waits for that.
 CREATE TABLE {wake} (
-    queue    text COLLATE "C" NOT NULL,
-    tenant   text COLLATE "C",
-    named    text COLLATE "C",
-    released boolean NOT NULL DEFAULT false     -- it was given back unstarted
+    queue      text COLLATE "C" NOT NULL,
+    limit_key  text COLLATE "C",
+    limit_name text COLLATE "C",
+    released   boolean NOT NULL DEFAULT false   -- it was given back unstarted
 ) WITH (autovacuum_vacuum_scale_factor = 0.1, autovacuum_vacuum_threshold = 200, autovacuum_vacuum_cost_delay = 0);
 
 -- How many tasks each queue has in each state. No change waits for a counter: it appends what it adds and takes

@@ -7,7 +7,7 @@
 -- part: woken
 -- What is to be looked at as slots of keys and named limits are free; done under the lock of limits, in a next step.
 woken AS (
-    INSERT INTO {wake} (queue, tenant, named) SELECT queue, tenant, named FROM over WHERE line IS NOT NULL
+    INSERT INTO {wake} (queue, limit_key, limit_name) SELECT queue, limit_key, limit_name FROM over WHERE line IS NOT NULL
 )
 
 -- name: final
@@ -85,7 +85,8 @@ back AS (
         lease_until = NULL
     FROM held, clock
     WHERE {live}.id = held.id AND NOT held.cancel
-    RETURNING {live}.queue, {live}.state, {live}.run_at, {live}.line, {live}.tenant, {live}.named, held.place, held.kind
+    RETURNING {live}.queue, {live}.state, {live}.run_at, {live}.line, {live}.limit_key, {live}.limit_name,
+              held.place, held.kind
 ),
 over AS (
     DELETE FROM {live} USING told
@@ -99,10 +100,11 @@ stopped AS (
 ),
 ends AS (SELECT * FROM over UNION ALL SELECT * FROM stopped),
 woken AS (
-    INSERT INTO {wake} (queue, tenant, named, released)
-    SELECT queue, tenant, named, kind = 2
+    INSERT INTO {wake} (queue, limit_key, limit_name, released)
+    SELECT queue, limit_key, limit_name, kind = 2
     FROM (
-        SELECT queue, tenant, named, kind, line FROM back UNION ALL SELECT queue, tenant, named, kind, line FROM ends
+        SELECT queue, limit_key, limit_name, kind, line FROM back
+        UNION ALL SELECT queue, limit_key, limit_name, kind, line FROM ends
     ) AS changed
     WHERE line IS NOT NULL OR (kind = 2 AND EXISTS (SELECT FROM {lane} WHERE {lane}.queue = changed.queue))
 ),

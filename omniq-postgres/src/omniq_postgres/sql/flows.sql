@@ -172,16 +172,16 @@ WITH new AS MATERIALIZED (
         $16::bigint[], $17::text[], $18::text[], $19::text[], $20::text[], $21::boolean[]
     ) AS n (
         id, queue, name, body, priority, max_retries, run_at, expires_at, result_ttl, tags, unique_key, key, state,
-        flow, behind, member, line, tenant, named, debounced
+        flow, behind, member, line, limit_key, limit_name, debounced
     )
 ),
 waiting AS (
     INSERT INTO {live} (
-        run_at, expires_at, result_ttl, seq, state, priority, id, queue, key, flow, behind, line, tenant, named,
+        run_at, expires_at, result_ttl, seq, state, priority, id, queue, key, flow, behind, line, limit_key, limit_name,
         debounced
     )
-    SELECT run_at, expires_at, result_ttl, seq, state, priority, id, queue, key, flow, behind, line, tenant, named,
-           debounced
+    SELECT run_at, expires_at, result_ttl, seq, state, priority, id, queue, key, flow, behind, line, limit_key,
+           limit_name, debounced
     FROM new
 )
 INSERT INTO {task} (
@@ -203,16 +203,16 @@ WITH new AS MATERIALIZED (
     ) AS n (
         id, queue, name, body, priority, max_retries, run_at, expires_at, result_ttl, tags, unique_key, key, state,
         flow, behind, member, created_at, started_at, now, delivery, attempt, cancel, worker, error, attempt_log, result,
-        line, tenant, named, debounced
+        line, limit_key, limit_name, debounced
     )
 ),
 waiting AS (
     INSERT INTO {live} (
         run_at, started_at, expires_at, result_ttl, seq, delivery, attempt, state, priority, cancel, id, queue, worker,
-        key, error, attempt_log, flow, behind, line, tenant, named, debounced
+        key, error, attempt_log, flow, behind, line, limit_key, limit_name, debounced
     )
     SELECT run_at, started_at, expires_at, result_ttl, seq, delivery, attempt, state, priority, cancel, id, queue,
-           worker, key, error, attempt_log, flow, behind, line, tenant, named, debounced
+           worker, key, error, attempt_log, flow, behind, line, limit_key, limit_name, debounced
     FROM new WHERE state < 3
 ),
 over AS (
@@ -259,20 +259,20 @@ WITH m AS MATERIALIZED (
         (SELECT $1::uuid[]), (SELECT $2::smallint[]), (SELECT $3::timestamptz[]), (SELECT $4::timestamptz[]),
         (SELECT $5::text[]), (SELECT $6::text[]), (SELECT $7::text[]), (SELECT $8::text[]), (SELECT $9::text[]),
         (SELECT $10::boolean[])
-    ) AS m (id, new_state, new_run_at, new_expires_at, told, key, line, tenant, named, debounced)
+    ) AS m (id, new_state, new_run_at, new_expires_at, told, key, line, limit_key, limit_name, debounced)
 ),
 back AS (
     DELETE FROM {ended} USING m WHERE {ended}.id = m.id
     RETURNING {ended}.*, m.new_state, m.new_run_at, m.new_expires_at, m.told, m.key, m.line,
-        m.tenant, m.named, m.debounced
+        m.limit_key, m.limit_name, m.debounced
 )
 INSERT INTO {live} (
     run_at, started_at, expires_at, result_ttl, seq, delivery, attempt, state, priority, id, queue, worker, error,
-    attempt_log, progress, flow, behind, key, line, tenant, named, debounced
+    attempt_log, progress, flow, behind, key, line, limit_key, limit_name, debounced
 )
 SELECT back.new_run_at, back.started_at, back.new_expires_at, t.result_ttl, back.seq, back.delivery, 0, back.new_state,
        t.priority, back.id, back.queue, back.worker, back.told, back.attempt_log, back.progress, back.flow, back.behind,
-       back.key, back.line, back.tenant, back.named, back.debounced
+       back.key, back.line, back.limit_key, back.limit_name, back.debounced
 FROM back CROSS JOIN LATERAL (SELECT * FROM {task} WHERE {task}.id = back.id LIMIT 1) AS t
 
 -- name: remove

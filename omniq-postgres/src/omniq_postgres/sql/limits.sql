@@ -37,9 +37,10 @@ WHERE queue = $1 AND place = $2 AND first_rank <= $3 ORDER BY first_rank, second
 
 -- name: lines_of_keys
 SELECT l.id, l.body
-FROM unnest((SELECT $1::text[]), (SELECT $2::text[])) AS asked (queue, tenant)
+FROM unnest((SELECT $1::text[]), (SELECT $2::text[])) AS asked (queue, limit_key)
 CROSS JOIN LATERAL (
-    SELECT id, body FROM {line} WHERE {line}.queue = asked.queue AND {line}.tenant = asked.tenant AND {line}.tenant IS NOT NULL
+    SELECT id, body FROM {line}
+    WHERE {line}.queue = asked.queue AND {line}.limit_key = asked.limit_key AND {line}.limit_key IS NOT NULL
 ) AS l
 ORDER BY l.id
 
@@ -52,7 +53,7 @@ SELECT EXISTS (SELECT FROM {line} WHERE queue = $1 AND place < $2)
     OR EXISTS (SELECT FROM {line} WHERE queue = $1 AND place > $2)
 
 -- name: save_lines
-INSERT INTO {line} (id, queue, tenant, place, first_rank, second_rank, body)
+INSERT INTO {line} (id, queue, limit_key, place, first_rank, second_rank, body)
 SELECT * FROM unnest(
     (SELECT $1::text[]), (SELECT $2::text[]), (SELECT $3::text[]), (SELECT $4::text[]), (SELECT $5::bigint[]),
     (SELECT $6::bigint[]), (SELECT $7::text[])
@@ -72,15 +73,15 @@ UNION ALL SELECT 'line', id, body FROM {line}
 SELECT count(*) FROM {live} WHERE state = 3 AND queue = $1
 
 -- name: running_of_keys
-SELECT 'slots', asked.tenant, taken.number
-FROM unnest((SELECT $2::text[])) AS asked (tenant)
+SELECT 'slots', asked.limit_key, taken.number
+FROM unnest((SELECT $2::text[])) AS asked (limit_key)
 CROSS JOIN LATERAL (
     SELECT count(*) AS number FROM {live}
-    WHERE state = 3 AND queue = $1 AND {live}.tenant = asked.tenant AND {live}.tenant IS NOT NULL
+    WHERE state = 3 AND queue = $1 AND {live}.limit_key = asked.limit_key AND {live}.limit_key IS NOT NULL
 ) AS taken
 
 -- name: running_by_name
-SELECT count(*) FROM {live} WHERE state = 3 AND named = $1 AND named IS NOT NULL
+SELECT count(*) FROM {live} WHERE state = 3 AND limit_name = $1 AND limit_name IS NOT NULL
 
 -- name: buckets
 SELECT 'rest', id, at_rest FROM {bucket} WHERE id = ANY ($1::text[])
@@ -101,7 +102,7 @@ SELECT EXISTS (SELECT FROM {lane}) OR EXISTS (SELECT FROM {bucket}) OR EXISTS (S
 -- What stopped running, each once.
 DELETE FROM {wake}
 WHERE {wake}.ctid = ANY (ARRAY(SELECT {wake}.ctid FROM {wake} LIMIT $1 FOR UPDATE SKIP LOCKED))
-RETURNING 'wake', queue, tenant, named, released
+RETURNING 'wake', queue, limit_key, limit_name, released
 
 -- name: woken
 SELECT EXISTS (SELECT FROM {wake})
@@ -125,13 +126,13 @@ WITH due AS MATERIALIZED (
 promoted AS (
     UPDATE {live} SET state = -1
     WHERE {live}.ctid = ANY (ARRAY(SELECT due.place FROM due)) AND state + 0 = 1
-    RETURNING queue, tenant, named, priority
+    RETURNING queue, limit_key, limit_name, priority
 ),
 counted AS (
     INSERT INTO {delta} (scheduled, ready, running, succeeded, failed, cancelled, queue)
     SELECT -count(*), count(*), 0, 0, 0, 0, queue FROM promoted GROUP BY queue
 )
-SELECT 'due', queue, tenant, named, max(priority) FROM promoted GROUP BY queue, tenant, named
+SELECT 'due', queue, limit_key, limit_name, max(priority) FROM promoted GROUP BY queue, limit_key, limit_name
 
 -- name: ready
 -- The first of each of some lines, none of them passed over, with the line behind each.

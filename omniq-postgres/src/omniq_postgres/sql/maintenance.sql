@@ -65,8 +65,8 @@ counted AS (
     GROUP BY queue
 ),
 woken AS (
-    INSERT INTO {wake} (queue, tenant, named)
-    SELECT DISTINCT queue, tenant, named
+    INSERT INTO {wake} (queue, limit_key, limit_name)
+    SELECT DISTINCT queue, limit_key, limit_name
     FROM (SELECT * FROM back UNION ALL SELECT * FROM over) AS changed
     WHERE line IS NOT NULL
 )
