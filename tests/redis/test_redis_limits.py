@@ -10,11 +10,11 @@ import pytest
 from omniq.limit import Debounce, Limit, Rate
 from omniq.storage import TaskQuery
 from omniq.storage.ids import new_id
-from omniq.task import StoredTask
+from omniq.task import StoredTask, TaskState
 from omniq.testing import await_until
 from omniq.testing.contract.limits import most_in
 from omniq_redis.storage import RedisStorage
-from tests.redis.redis_support import calls, done, finish_all, new_task, opened, python, take
+from tests.redis.redis_support import calls, done, finish_all, new_task, only, opened, python, take
 from tests.redis.test_redis_cost import cost_of_a_round
 from tests.servers.redis import RedisServer
 
@@ -206,6 +206,42 @@ def test_a_slot_of_a_task_that_was_removed_by_hand_comes_back(redis_server: Redi
     asyncio.run(scenario())
 
 
+def test_a_debounced_task_that_runs_when_a_key_is_restored_is_left_alone(
+    redis_server: RedisServer, namespace: str
+) -> None:
+    async def scenario() -> None:
+        async with opened(redis_server.url, namespace) as store:
+            debounce = Debounce("d", 300)
+            (first,) = await store.enqueue([new_task(unique="d", debounce=debounce)])
+            assert await store.run_now([first.id]) == [True]
+            held = await take(store)
+            redis_server.ask("SET", f"{{{namespace}}}:ready:q", "of another type")
+            await take(store)
+            await store.recover(100)
+            await store.enqueue([new_task(unique="d", debounce=debounce)])
+            assert await store.wait_finished([first.id], 0) == set()
+            assert (await store.stats())[0].counts[TaskState.CANCELLED] == 0
+            assert await store.finish(done(held)) == [True]
+            assert (await only(store, first.id)).state is TaskState.SUCCEEDED
+
+    asyncio.run(scenario())
+
+
+def test_a_purge_leaves_a_running_task_that_is_listed_with_those_in_lines(
+    redis_server: RedisServer, namespace: str
+) -> None:
+    async def scenario() -> None:
+        async with opened(redis_server.url, namespace) as store:
+            await store.enqueue([new_task(key="a") for _ in range(2)])
+            (task,) = held = await take(store, n=1)
+            redis_server.ask("ZADD", f"{{{namespace}}}:lined:q", 0, task.id)
+            assert await store.purge("q", TaskState.READY) == 1
+            assert await store.finish(done(held)) == [True]
+            assert (await only(store, task.id)).state is TaskState.SUCCEEDED
+
+    asyncio.run(scenario())
+
+
 def test_who_waits_at_the_limit_of_a_queue_is_not_called_for_more_tasks(
     redis_server: RedisServer, namespace: str
 ) -> None:
@@ -224,6 +260,8 @@ def test_who_waits_at_the_limit_of_a_queue_is_not_called_for_more_tasks(
                 await other.enqueue([new_task(key=key)])
             await other.enqueue([new_task(id=new_id(), run_at=timedelta(milliseconds=1))])
             await other.stats()  # a call would have come before this answer
+            assert redis_server.ask("ZCARD", f"{{{namespace}}}:stalled:q") == 1
+            assert redis_server.ask("ZCARD", f"{{{namespace}}}:idle:q") == 0
             assert not waits.done()
             await other.finish(done(held))
             async with asyncio.timeout(20):

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from omniq.limit import Limit
 from omniq.schedule import Schedule
 from omniq.task import Retry
 from omniq.testing import await_until
@@ -42,6 +43,29 @@ async def waits(server: RedisServer, namespace: str, store: RedisStorage, *queue
     task = asyncio.create_task(store.wait_for_work(queues, LONG))
     await await_until(lambda: names_in(server, namespace, queues[0]) > before or task.done())
     return task
+
+
+@pytest.mark.usefixtures("no_looks")
+@pytest.mark.parametrize("is_limited", [False, True], ids=["plain", "limited"])
+def test_a_worker_that_was_called_for_a_queue_and_took_of_another_calls_the_next(
+    redis_server: RedisServer, namespace: str, is_limited: bool
+) -> None:
+    async def scenario() -> None:
+        async with opened(redis_server.url, namespace) as store, opened(redis_server.url, namespace) as other:
+            if is_limited:
+                await store.put_limit(Limit(queue="b", concurrency=9))
+                assert await take(store, "b") == []
+            first = await waits(redis_server, namespace, store, "b", "a")
+            second = await waits(redis_server, namespace, other, "b")
+            await store.enqueue([new_task(queue="b")])
+            await first
+            await store.enqueue([new_task(queue="a")])
+            (task,) = await store.claim({"a": 1, "b": 1}, worker="w", lease=LONG, limit=1)
+            assert task.queue == "a"
+            async with asyncio.timeout(20):
+                await second
+
+    asyncio.run(scenario())
 
 
 @pytest.mark.usefixtures("no_looks")

@@ -16,11 +16,11 @@ local function purge_lines()
     if order then
       local head = head_of(order, 1)
       local key, place = waits_in(id, order, past_of_task(id) or nil, head)
-      if key then
+      if head.line and key == P .. 'line:' .. head.line then
         take_out(key, place, id, head)
+        remove(id, order, head, nil)
+        removed = removed + 1
       end
-      remove(id, order, head, nil)
-      removed = removed + 1
     end
     call('ZREM', P .. 'lined:' .. queue, id)
   end

@@ -52,10 +52,11 @@ local function restore(id, order, past)
     end
     return
   end
-  if holds_key(past, head) then
+  local runs = call('HEXISTS', P .. 'running', id) == 1
+  if holds_key(past, head) and not (head.first and runs) then
     call('HSETNX', P .. 'unique', head.unique, id)
   end
-  if call('HEXISTS', P .. 'running', id) == 0 then
+  if not runs then
     local expires8 = expires_of(order, past)
     if expires8 ~= NEVER then
       call('ZADD', P .. 'expiring', (struct.unpack('>I8', expires8)), id)

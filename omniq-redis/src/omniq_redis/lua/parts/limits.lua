@@ -550,6 +550,9 @@ function limits()
     made_limits.promote(queue)
     local room = math.min(wanted, slots(scope, rule.whole), (tokens(scope, rule.whole)))
     if room <= 0 then
+      if wanted <= 0 then
+        woken[queue] = true  -- the one who was woken for this queue has taken others
+      end
       return 0
     end
     rouse(lane)
