@@ -66,8 +66,10 @@ class Tenants:
             return  # those that are stored all the same have to end like all others
 
     def kill(self) -> None:
-        """Kill a worker, and start another one."""
-        victim = self._workers.pop(self._chance.randrange(len(self._workers)))
+        """Kill a worker, one that has started tasks if there is any, and start another one."""
+        busy = {event.pid for event in self._scene.history.events("started")}
+        victim = self._chance.choice([one for one in self._workers if one.pid in busy] or self._workers)
+        self._workers.remove(victim)
         self._killed[victim.pid] = time.monotonic_ns()
         victim.kill()
         self._workers.append(self._start())
@@ -183,5 +185,5 @@ def test_tenants_with_one_task_start_within_a_second_beside_one_with_a_hundred_t
 
         began = scene.wait_for(all_started, "the start of the small tenants' tasks")
         took.append((max(began.values()) - enqueued) / 1e9)
-    # Of three tries one that no stall of the machine has spoilt.
+    # A second is what is promised of limits. Of three tries one that no stall of the machine has spoilt.
     assert min(took) < 1, took
