@@ -355,7 +355,11 @@ def _task_of(row: Sequence[Any]) -> StoredTask:
         result_payload=result,
         attempt_log=attempt_log or "",
     )
-    return task if member is flow is None else _placed(task, _place_of(member, flow))
+    if member is not None or flow is not None:
+        task = _placed(task, _place_of(member, flow))
+    if state == LINED and not is_lined(task):
+        raise ValueError("it is stored as one that stands in a line, and has neither a key nor a limit")
+    return task
 
 
 def claimed_task(row: Sequence[Any], worker: str) -> StoredTask:

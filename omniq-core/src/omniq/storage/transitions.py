@@ -68,6 +68,8 @@ __all__ = [
 
 def _save(tx: FlowTransaction, tasks: Sequence[StoredTask]) -> None:
     """Save tasks that were not final before, and count in their flows those that are now."""
+    if any(map(is_lined, tasks)):
+        lock_limits(tx)
     tx.save(tasks)
     moved(tx, tasks)
     _count_ended(tx, tasks)
@@ -90,6 +92,8 @@ def enqueue(tx: FlowTransaction, tasks: Sequence[NewTask], flow: NewFlow | None 
         return [next(others if task.flow is None else added) for task in tasks]
     if len(tasks) > 1 and any(task.debounce is not None for task in tasks):
         return [answer for task in tasks for answer in enqueue(tx, [task])]
+    if any(task.debounce is not None for task in tasks):
+        lock_limits(tx)  # two that take one key's place would each wait for what the other has locked
     known = set(tx.load(task.id for task in tasks))
     holders = tx.holders({task.unique for task in tasks if task.unique is not None})
     new: list[StoredTask] = []
@@ -142,6 +146,8 @@ def claim(
     settle(tx, SETTLED)
     paused, claimed = tx.paused(), []
     lanes = tx.lanes(demand)
+    if lanes:
+        lock_limits(tx)
     left = sum(demand.values()) if limit is None else limit
     until = later(tx.now, lease)
     for queue, most in demand.items():

@@ -19,8 +19,11 @@ __all__ = ["SqlLimits", "scope_key"]
 class SqlLimits(SqlStatements):
     """Primitives for limits."""
 
+    _has_limits_lock = False
+
     def lock_limits(self) -> None:
-        if self._lock:
+        if self._lock and not self._has_limits_lock:
+            self._has_limits_lock = True
             self.rows(f"SELECT id FROM {{limit_lock}} WHERE id = 1{self._lock}")
 
     def lanes(self, queues: Iterable[str] | None) -> dict[str, Lane]:
