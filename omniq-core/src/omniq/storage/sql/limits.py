@@ -25,6 +25,9 @@ class SqlLimits(SqlStatements):
         if self._lock and not self._has_limits_lock:
             self._has_limits_lock = True
             self.rows(f"SELECT id FROM {{limit_lock}} WHERE id = 1{self._lock}")
+            if self.clock:
+                # Later than what the transaction before has stored: a task must not start before it freed the slot.
+                self._set_clock(self.rows(f"SELECT {self.clock} FROM {{limit_lock}} WHERE id = 1")[0][0])
 
     def lanes(self, queues: Iterable[str] | None) -> dict[str, Lane]:
         if queues is None:

@@ -196,8 +196,10 @@ class SqlStatements:
                 f"{VERSION}; run the version of the program that made them, or take another namespace"
             )
         if self.clock:
-            now: datetime = found[0][1]
-            self.now = now.replace(tzinfo=UTC) if now.tzinfo is None else now.astimezone(UTC)
+            self._set_clock(found[0][1])
+
+    def _set_clock(self, now: datetime) -> None:
+        self.now = now.replace(tzinfo=UTC) if now.tzinfo is None else now.astimezone(UTC)
 
     def _first(self, select: str, *values: Any) -> datetime | None:
         found = self.rows(f"SELECT {select} LIMIT 1", *values)
