@@ -95,7 +95,12 @@ class PostgresStorage(Storage, Migrated):
         """The server gives up a client that does not take its answer after the time that a call has."""
         timeout = self._settings.timeout
         return StorageLimits(
-            lost_wakeup=LOOK_AFTER[1], body=MOST_BYTES, stalled_client=timeout, flows=True, task_limits=True
+            flow_step=5_000,
+            lost_wakeup=LOOK_AFTER[1],
+            body=MOST_BYTES,
+            stalled_client=timeout,
+            flows=True,
+            task_limits=True,
         )
 
     def __init__(self, config: StorageConfig) -> None:
