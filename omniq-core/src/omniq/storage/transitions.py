@@ -69,7 +69,7 @@ __all__ = [
 def _save(tx: FlowTransaction, tasks: Sequence[StoredTask]) -> None:
     """Save tasks that were not final before, and count in their flows those that are now."""
     if any(map(is_lined, tasks)):
-        lock_limits(tx)
+        lock_limits(tx)  # first: a claim that holds this lock would wait for the rows and counts that are changed here
     tx.save(tasks)
     moved(tx, tasks)
     _count_ended(tx, tasks)
