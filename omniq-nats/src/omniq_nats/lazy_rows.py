@@ -69,6 +69,11 @@ class Pending:
         return self._end_record
 
     @property
+    def unread(self) -> bytes | None:
+        """What was stored of it; None: it was read since, or is not stored yet."""
+        return self._json if self._end_record is None else None
+
+    @property
     def batch(self) -> str:
         """The name of the task's batch."""
         name: str = self.row[0]
@@ -163,6 +168,14 @@ class Running(MutableMapping[str, Entry]):
             entry = self._entries[task_id] = _read_entry(task_id, line)
             self._signs[task_id] = _sign(entry)
         return entry
+
+    def unread(self) -> list[tuple[str, bytes]]:
+        """Return the ids and lines of those that were stored and not read since."""
+        return [
+            (task_id, line)
+            for task_id, line in self._lines.items()
+            if line is not None and task_id not in self._entries
+        ]
 
     def get(self, task_id: str, default: Any = None) -> Any:
         """Return one, or what is given for it if there is none."""

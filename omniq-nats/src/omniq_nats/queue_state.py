@@ -16,7 +16,7 @@ Everything here is in memory; nothing does any I/O.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 
 from attrs import define, field
 
@@ -79,15 +79,24 @@ class QueueState:
     also: list[Write] = field(factory=list)
     """What is to be stored in the same step as the change that is being made; not part of the record."""
 
-    def check(self) -> None:
+    def check(self, sound: Set[bytes] = frozenset()) -> Set[bytes]:
         """Look into all that is read only when it is asked for.
 
+        :param sound: lines that were looked into before: most go from one version of a queue state into the next.
+        :return: the lines that can be read, as far as they were not read yet.
         :raises CorruptRecord: if some of it cannot be read.
         """
-        for task_id in self.running:
-            _ = self.running[task_id]
+        lines = set()
+        for task_id, line in self.running.unread():
+            lines.add(line)
+            if line not in sound:
+                _ = self.running[task_id]
         for one in self.pending.values():
-            _ = one.batch, one.end_record
+            if one.unread is not None:
+                lines.add(one.unread)
+                if one.unread not in sound:
+                    _ = one.batch, one.end_record
+        return lines
 
     # Where a task stands
 

@@ -7,7 +7,7 @@ import json
 import random
 import secrets
 from collections import OrderedDict, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 
 from omniq.errors import CorruptRecord
 from omniq.storage.escaping import get_logger
@@ -54,6 +54,8 @@ class ResultPages:
         self._brought: dict[str, int] = {}
         """Of each task whose end record is on its page: the end record's version."""
         self._buried: set[tuple[int, int]] = set()
+        self._sound: dict[str, Set[bytes]] = {}
+        """By queue: the lines of its state that were looked into when it was last read."""
 
     # Reading
 
@@ -79,7 +81,9 @@ class ResultPages:
         try:
             queue_state = read_queue_state(queue, stored)
             if whole:
-                queue_state.check()
+                if queue not in self._sound and len(self._sound) >= MOST_PAGES:
+                    self._sound.clear()
+                self._sound[queue] = queue_state.check(self._sound.get(queue, frozenset()))
         except CorruptRecord as problem:
             log_once(_log, problem, self.transport.settings.shown)
             return QueueState(queue, stored.seq, problem=problem)
@@ -194,7 +198,14 @@ class ResultPages:
         if not missing:
             return self.end_records_on(queue_state, wanted, {})
         read = await self.transport.last(list(missing)) if pages is None else pages.values()
-        return self.end_records_on(queue_state, wanted, {stored.subject: read_page(stored) for stored in read}, gone)
+        found = {
+            stored.subject: read_page(
+                stored, {number_on_page(batch.name, batch.seq, index) for batch, index in missing[stored.subject]}
+            )
+            for stored in read
+            if stored.subject in missing
+        }
+        return self.end_records_on(queue_state, wanted, found, gone)
 
     def _pages_of(
         self, queue_state: QueueState, wanted: Iterable[tuple[TaskBatch, int]]

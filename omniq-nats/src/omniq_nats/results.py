@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -363,10 +363,17 @@ def new_page(batch: str, seq: int, size: int) -> ResultPage:
     return ResultPage(0, seq // SHEET_SPAN, 0)
 
 
-def read_page(stored: Stored) -> ResultPage:
-    """Read a page of results; of one that cannot be read it is said why."""
+def read_page(stored: Stored, wanted: Collection[int] | None = None) -> ResultPage:
+    """Read a page of results; of one, or of an end record on it, that cannot be read it is said why.
+
+    :param wanted: the numbers of the tasks that are asked for; the others are left out. None: all are read.
+    """
+    place = f"message {stored.seq} on {stored.subject}"
     try:
         batch, size, end_records, gone = json.loads(stored.data)
+        if wanted is not None:
+            # One of a hundred tasks, mostly: to read all of them would take most of the time that a result takes.
+            end_records = [row for row in end_records if row[0] in wanted]
         numbers = [batch, size, *gone, *(row[0] for row in end_records)]
         if not all(type(number) is int and number >= 0 for number in numbers):
             raise ValueError("a number of a task is none")
@@ -376,12 +383,21 @@ def read_page(stored: Stored) -> ResultPage:
             seq=stored.seq,
             batch=batch,
             size=size,
-            end_records={number: (task_id, read_end_record(row), kind) for number, task_id, row, kind in end_records},
+            end_records={
+                number: (task_id, _end_record_or_why(task_id, row, place), kind)
+                for number, task_id, row, kind in end_records
+            },
             gone=set(gone),
         )
     except UNREADABLE as error:
-        place = f"message {stored.seq} on {stored.subject}"
         return ResultPage(stored.seq, 0, 0, problem=corrupt("result", None, error, place=place))
+
+
+def _end_record_or_why(task_id: str, row: list[Any], place: str) -> EndRecord:
+    try:
+        return read_end_record(row)
+    except UNREADABLE as error:
+        return torn_fate(corrupt("result", task_id, error, place=place))
 
 
 def page_to_write(stored: Sequence[Stored], batch: str, seq: int, size: int) -> ResultPage:
