@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sqlite3
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from attrs import evolve
 
 from omniq import Limit, TaskQueue
+from omniq._client.limits import reconcile_limits
 from omniq.cli import main
 from omniq.cli.app import load_queue
 from omniq.cli.doctor import diagnose
@@ -165,3 +169,53 @@ def test_the_doctor_warns_of_a_limit_that_is_stored_otherwise_than_it_is_declare
 
 async def diagnosed(queue: TaskQueue) -> list[str]:
     return [one.message for one in await diagnose(queue) if one.subject == "limits"]
+
+
+@pytest.fixture
+def damaged(tmp_path: Path) -> Iterator[TaskQueue]:
+    """A queue whose one limit, of queue mail, cannot be read; a task waits for it."""
+    with TaskQueue(f"sqlite:///{tmp_path}/jobs.db") as queue:
+        queue.put_limit(Limit(queue="mail", concurrency=5, per_key=Limit(concurrency=1)))
+        with contextlib.closing(sqlite3.connect(tmp_path / "jobs.db", isolation_level=None)) as connection:
+            assert connection.execute("""UPDATE "omniq.task_limit" SET body = '{'""").rowcount == 1
+        yield queue
+
+
+@pytest.mark.parametrize("mend", [["set", "--concurrency", "3"], ["delete"]], ids=["set", "deleted"])
+def test_a_limit_that_cannot_be_read_is_shown_and_mended(
+    damaged: TaskQueue, capsys: pytest.CaptureFixture[str], mend: list[str]
+) -> None:
+    @damaged.task(queue="mail")
+    def send() -> None: ...
+
+    task_id = send.enqueue().id
+    url = damaged.url
+    assert main(["limits", "list", url]) == 0
+    assert "nothing: it cannot be read; set it anew, or delete it" in capsys.readouterr().out
+    assert main(["limits", "list", url, "--json"]) == 0
+    (shown,) = json.loads(capsys.readouterr().out)
+    assert (shown["id"], shown["concurrency"]) == ("queue:mail", 0)
+    assert main(["tasks", "why", url, task_id]) == 0
+    assert "the limit of queue 'mail' cannot be read, and lets no task start" in capsys.readouterr().out
+    assert main(["doctor", url]) == 1
+    assert "omniq limits set" in capsys.readouterr().out
+
+    action, *given = mend
+    assert main(["limits", action, url, "mail", *given]) == 0
+    assert main(["limits", "list", url]) == 0
+    assert "cannot be read" not in capsys.readouterr().out
+    assert main(["doctor", url]) == 0
+    assert [limit.concurrency for limit in damaged.limits()] == [int(one) for one in given[1:]]
+
+
+def test_a_worker_that_declares_it_mends_a_limit_that_cannot_be_read(
+    damaged: TaskQueue, caplog: pytest.LogCaptureFixture
+) -> None:
+    declared = damaged.limit("mail", concurrency=2)
+
+    async def reconcile() -> None:
+        await reconcile_limits(damaged, (await damaged.connections.current()).storage, "shop:queue")
+
+    damaged.run(reconcile())
+    assert [evolve(limit, revision=0, app=None) for limit in damaged.limits()] == [declared]
+    assert "what the code declares takes its place" in caplog.text

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+import sqlite3
 from collections.abc import Mapping
 from html import unescape
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -54,6 +57,23 @@ async def test_the_queues_show_what_runs_of_how_many_and_what_is_held_back(queue
         page = (await client.get("/queues")).text
         assert '<td class="number">2/3</td><td class="number">1 key</td>' in page
         assert '<td class="number">-</td><td class="number">-</td>' in page, "one that nothing limits"
+
+
+async def test_a_limit_that_cannot_be_read_is_shown_and_set_anew(tmp_path: Path) -> None:
+    async with TaskQueue(f"sqlite:///{tmp_path}/jobs.db") as queue:
+        await queue.aput_limit(Limit(queue="mail", concurrency=5))
+        with contextlib.closing(sqlite3.connect(tmp_path / "jobs.db", isolation_level=None)) as connection:
+            connection.execute("""UPDATE "omniq.task_limit" SET body = '{'""")
+        async with client_of(queue) as client:
+            page = (await client.get("/limits")).text
+            assert "it cannot be read; set it anew, or delete it" in page
+            assert '<td class="number">0/0</td>' in page
+            fields = await form(client, queue="mail")
+            assert (fields["concurrency"], fields["revision"]) == ("", "0")
+            assert "lets no task start" in (await client.get("/limit", params={"queue": "mail"})).text
+            status, _ = await sent(client, {**fields, "concurrency": "7"})
+            assert status < 400
+            assert [limit.concurrency for limit in await queue.alimits()] == [7]
 
 
 async def test_a_form_that_is_sent_as_it_is_changes_nothing(queue: TaskQueue) -> None:

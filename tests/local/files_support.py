@@ -186,6 +186,7 @@ class SpoiledFiles:
             "worker": {"file": f"workers/{own}", "about": f"about/{own}"},
             "queue": {"file": f"queues/{own}"},
             "unique": {"file": unique_path(name)},
+            "limit": {"file": f"limits/{own}"},
             "line": {"file": f"lines/*/*/*/*-{own}"},
         }
         found = {}

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from omniq.limit import line_id
 from omniq.storage import QueueStats, TaskQuery
 from omniq.storage.ids import new_id
 from omniq.storage.urls import parse_url
@@ -164,6 +165,13 @@ def run_python(program: str, *arguments: object) -> str:
     """Run a Python program to its end, and give what it printed."""
     with python(program, *arguments) as process:
         return output_of(process)
+
+
+def lose_line(path: Path, table: str, queue: str, key: str) -> None:
+    """Remove the line of a queue and a key from an SQLite file."""
+    with raw(path) as connection:
+        deleted = connection.execute(f'DELETE FROM "{table}" WHERE id = ?', (line_id(queue, key, None),))
+        assert deleted.rowcount == 1
 
 
 class SpoiledRows:

@@ -12,16 +12,18 @@ from typing import IO
 
 import pytest
 
+from omniq.limit import line_id
 from omniq.storage import Storage
 from omniq.storage.ids import new_id
 from omniq.testing import StorageContract
 from omniq.testing.contract import Spoil
 from omniq.testing.contract.base import Deafen
 from omniq.testing.contract.costs import SyncContract
+from omniq.testing.contract.limits import LoseLine
 from omniq.testing.contract.outages import OutageContract
 from omniq_local.wake import Bell
 from tests.local.files_support import SpoiledFiles
-from tests.local.sqlite_support import SpoiledRows, Traffic, raw, rows_in
+from tests.local.sqlite_support import SpoiledRows, Traffic, lose_line, raw, rows_in
 
 
 async def silence(monkeypatch: pytest.MonkeyPatch, store: Storage) -> None:
@@ -66,6 +68,10 @@ class TestSQLiteStorage(StorageContract):
             "limit": ("omniq.task_limit", "name", ("body",)),
         }
         return SpoiledRows(tmp_path / "jobs.db", tables)
+
+    @pytest.fixture
+    def lose_line(self, tmp_path: Path) -> LoseLine:
+        return partial(lose_line, tmp_path / "jobs.db", "omniq.line")
 
 
 class TestSQLiteStorageThatSyncs(SyncContract):
@@ -115,6 +121,16 @@ class TestFileStorage(StorageContract):
     @pytest.fixture
     def spoil(self, tmp_path: Path) -> Spoil:
         return SpoiledFiles(tmp_path / "jobs")
+
+    @pytest.fixture
+    def lose_line(self, tmp_path: Path) -> LoseLine:
+        def lose(queue: str, key: str) -> None:
+            log = tmp_path / "jobs" / "omniq" / "limits" / "log.jsonl"
+            lines = log.read_bytes().splitlines(keepends=True)
+            lost = f'["line", "{line_id(queue, key, None)}"'.encode()
+            log.write_bytes(b"".join(line for line in lines if not line.startswith(lost)))
+
+        return lose
 
 
 class TestFileStorageThatSyncs(SyncContract):

@@ -28,12 +28,9 @@ async def fill(root: Path) -> None:
         assert Counter(task.key for task in await take(store, 9)) == {"a": 1, "b": 1, None: 1}
 
 
-async def goes_on(root: Path, *, limits: bool = True) -> None:
+async def goes_on(root: Path) -> None:
     """Fail unless limits hold as they did, and slots that are freed are taken by those that wait."""
     async with opened(root, clock=Clock()) as store:
-        if not limits:
-            await store.put_limit(Limit(queue="q", per_key=Limit(concurrency=1)))
-            await store.put_limit(Limit(name="api", concurrency=1))
         for path in (root / "omniq").glob("aside/limits*"):
             path.unlink()
         await check_whole(store, root)
@@ -75,7 +72,7 @@ def test_slots_and_lines_are_made_anew_from_tasks_when_the_machine_went_down(roo
     (root / LOG).unlink()
     shutil.rmtree(root / "omniq" / "lines")
     start_machine_anew(root)
-    asyncio.run(goes_on(root, limits=False))
+    asyncio.run(goes_on(root))
 
 
 @pytest.mark.parametrize("damage", ["gone", "torn", "cut off"])
@@ -89,7 +86,7 @@ def test_slots_and_lines_are_made_anew_from_tasks_where_the_log_cannot_be_read(r
         log.write_bytes(b"".join(lines[: len(lines) // 2]) + b"\xff{\n" + b"".join(lines[len(lines) // 2 + 1 :]))
     else:
         log.write_bytes(lines[0] + lines[1][:-9])
-    asyncio.run(goes_on(root, limits=False))
+    asyncio.run(goes_on(root))
 
 
 def test_what_another_process_does_with_limits_is_seen(root: Path) -> None:

@@ -22,7 +22,8 @@ from omniq.storage.urls import parse_url
 from omniq.task import NewTask, StoredTask, Succeeded, TaskState
 from omniq.testing import await_until
 from omniq.testing.contract.limits import most_in
-from tests.local.sqlite_support import output_of, python
+from tests.local import files_support, sqlite_support
+from tests.local.sqlite_support import Clock, output_of, python
 
 HELD = 300.0
 
@@ -180,6 +181,32 @@ def test_a_rate_holds_in_every_span_with_four_processes(url: str) -> None:
     check(rates["name"], (task for task in tasks if task.limit == "api"))
     for number in range(8):
         check(rates["key"], (task for task in tasks if task.key == f"k{number}"))
+
+
+@pytest.mark.parametrize("place", [{}, {"key": "a"}, {"limit": "api"}], ids=["queue", "key", "name"])
+@pytest.mark.parametrize("kind", ["sqlite", "files"])
+def test_a_clock_that_is_put_back_stops_no_rate_for_longer_than_that_takes(
+    tmp_path: Path, kind: str, place: dict[str, str]
+) -> None:
+    rate, clock = Rate(1, per=60), Clock()
+
+    async def scenario() -> None:
+        support = sqlite_support if kind == "sqlite" else files_support
+        async with support.opened(tmp_path / "jobs", clock=clock) as store:
+            await store.put_limit(Limit(queue="q", rate=None if place else rate, per_key=Limit(rate=rate)))
+            await store.put_limit(Limit(name="api", rate=rate))
+            await store.enqueue([new_task(**place) for _ in range(3)])
+            assert len(await store.claim({"q": 9}, worker="w", lease=HELD)) == 1
+            assert await store.claim({"q": 9}, worker="w", lease=HELD) == []
+            await store.prune(100)
+            clock.advance(-3600)
+            await store.prune(100)
+            assert await store.claim({"q": 9}, worker="w", lease=HELD) == []
+            clock.advance(60)
+            assert len(await store.claim({"q": 9}, worker="w", lease=HELD)) == 1
+            assert await store.claim({"q": 9}, worker="w", lease=HELD) == []
+
+    asyncio.run(scenario())
 
 
 # Any number of waiting tasks

@@ -248,6 +248,7 @@ class SpoiledRows:
         "worker": {"worker": "id"},
         "queue": {"counter": "queue", "delta": "queue"},
         "unique": {"live": "key"},
+        "limit": {"limits": "id"},
     }
     """The tables that hold a record, and the column that has its name. A pause is nothing but a name."""
 

@@ -7,17 +7,19 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
+from omniq.limit import line_id
 from omniq.storage import Storage
 from omniq.storage.urls import parse_url
 from omniq.testing import StorageContract, await_until
 from omniq.testing.contract.base import Deafen
+from omniq.testing.contract.limits import LoseLine
 from omniq.testing.contract.outages import OutageContract
 from omniq.testing.contract.spoiling import Spoil
 from omniq_postgres import libpq
 from omniq_postgres.connecting import AsyncConnection
 from omniq_postgres.operations import Query, Rows
 from omniq_postgres.storage import PostgresStorage
-from tests.postgres.support import SpoiledRows
+from tests.postgres.support import SpoiledRows, settings_of
 from tests.servers.postgres import PostgresServer
 
 
@@ -43,6 +45,16 @@ class TestPostgresStorage(StorageContract):
     @pytest.fixture
     def spoil(self, server: PostgresServer, storage_url: str) -> Spoil:
         return SpoiledRows(server.url, storage_url)
+
+    @pytest.fixture
+    def lose_line(self, server: PostgresServer, storage_url: str) -> LoseLine:
+        table = settings_of(storage_url).names.relation("line")
+
+        def lose(queue: str, key: str) -> None:
+            lost = server.execute(f"DELETE FROM {table} WHERE id = %s RETURNING id", line_id(queue, key, None))
+            assert len(lost) == 1
+
+        return lose
 
     @pytest.fixture
     def count_records(self, server: PostgresServer, storage_url: str) -> Callable[[], int]:

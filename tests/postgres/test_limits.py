@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import psycopg
 import pytest
 
-from omniq.limit import Limit, Rate
+from omniq.limit import Debounce, Limit, Rate
 from omniq.schedule import Schedule
 from omniq.storage import Adoption
-from omniq.task import Released, TaskState
+from omniq.task import NewTask, Released, TaskState
+from omniq.testing import await_until
+from omniq.testing.contract.waiting import arrival
 from omniq_postgres import finishing, libpq
 from omniq_postgres.operations import Context, News, Query
 from omniq_postgres.statements import Statements
@@ -105,6 +108,64 @@ async def test_a_callers_open_transaction_holds_up_no_claim(server: PostgresServ
             assert await store.finish([done(other)]) == [True]
             connection.commit()
         assert sorted(str(task.key) for task in await take(store, 9)) == ["a", "c"]
+
+
+@pytest.mark.parametrize("ends", ["commit", "rollback"])
+async def test_a_debounced_enqueue_in_an_open_transaction_holds_up_no_claim(
+    server: PostgresServer, storage_url: str, ends: str
+) -> None:
+    def debounced() -> NewTask:
+        return new_task(key="a", unique="k", debounce=Debounce("k", 0.001))
+
+    async with opened(storage_url) as store, asyncio.timeout(30):
+        await store.put_limit(Limit(queue="q", per_key=Limit(concurrency=1)))
+        await store.enqueue([new_task(key="a")])
+        (running,) = await take(store)
+        old, new = debounced(), debounced()
+        await store.enqueue([old])
+
+        async def is_ready() -> bool:
+            assert await take(store) == []
+            (task,) = await store.get([old.id])
+            return task is not None and task.state is TaskState.READY
+
+        await await_until(is_ready)
+        with psycopg.connect(server.url) as connection:
+            assert [one.created for one in store.join(connection).enqueue([new])] == [True]
+            assert await store.finish([done(running)]) == [True]
+            await store.enqueue([new_task(key="b")])
+            assert [task.key for task in await take(store, 9)] == ["b"]
+            assert await take(store, 9) == []
+            getattr(connection, ends)()
+        found = await arrival(store, "q")
+        assert found.id == (new if ends == "commit" else old).id
+
+
+@pytest.mark.parametrize("debounce", [Debounce("k", 1), None], ids=["debounced", "unique"])
+async def test_who_waits_for_a_key_of_an_open_transaction_holds_up_no_claim(
+    server: PostgresServer, storage_url: str, debounce: Debounce | None
+) -> None:
+    def task() -> NewTask:
+        return new_task(key="a", unique="k", debounce=debounce)
+
+    async with opened(storage_url) as store, opened(storage_url) as other, asyncio.timeout(30):
+        await store.put_limit(Limit(queue="q", per_key=Limit(concurrency=1)))
+        with psycopg.connect(server.url) as connection:
+            first, second = task(), task()
+            store.join(connection).enqueue([first])
+            waits = asyncio.create_task(other.enqueue([second]))
+
+            async def is_waiting() -> bool:
+                blocking = "SELECT pid FROM pg_stat_activity WHERE %s = ANY (pg_blocking_pids(pid))"
+                return bool(server.execute(blocking, connection.info.backend_pid))
+
+            await await_until(is_waiting)
+            await store.enqueue([new_task(key="b")])
+            assert [task.key for task in await take(store, 9)] == ["b"]
+            assert not waits.done()
+            connection.commit()
+        (answer,) = await waits
+        assert (answer.id, answer.created) == ((first.id, False) if debounce is None else (second.id, True))
 
 
 async def test_a_slot_is_free_though_who_freed_it_died_before_it_told_of_that(storage_url: str) -> None:

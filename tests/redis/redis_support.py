@@ -131,6 +131,7 @@ class SpoiledKeys:
         "queue": ("counts",),
         "unique": ("unique",),
         "task": ("running",),
+        "limit": ("limits",),
     }
     """The hashes that have a field for a record."""
     KEYS: Mapping[str, Sequence[str]] = {"task": ("o", "h"), "result": ("h",)}

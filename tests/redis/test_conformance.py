@@ -9,9 +9,11 @@ import pytest
 from omniq.storage import Storage
 from omniq.testing import StorageContract
 from omniq.testing.contract.base import Deafen
+from omniq.testing.contract.limits import LoseLine
 from omniq.testing.contract.modelling import ModelContract
 from omniq.testing.contract.outages import OutageContract
 from omniq.testing.contract.spoiling import Spoil
+from omniq_redis.limits import line_words
 from tests.redis.redis_support import SpoiledKeys
 from tests.servers.redis import RedisCluster, RedisServer
 
@@ -52,6 +54,15 @@ class TestRedisStorage(StorageContract):
     @pytest.fixture
     def spoil(self, redis_server: RedisServer, namespace: str) -> Spoil:
         return SpoiledKeys(redis_server, namespace)
+
+    @pytest.fixture
+    def lose_line(self, redis_server: RedisServer, namespace: str) -> LoseLine:
+        def lose(queue: str, key: str) -> None:
+            _, line = line_words(queue, key, None)
+            with redis_server.client() as client:
+                assert client.hdel(f"{{{namespace}}}:lines:{queue}", line) == 1
+
+        return lose
 
 
 class TestRedisStorageWithoutItsServer(OutageContract):

@@ -6,19 +6,22 @@ import contextlib
 import importlib
 import sqlite3
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from omniq.limit import line_id
 from omniq.storage import Storage
 from omniq.storage.pairs.keys import key
 from omniq.testing import StorageContract, deviates
 from omniq.testing.contract import Spoil
+from omniq.testing.contract.limits import LoseLine
 from omniq.testing.contract.outages import OutageContract
 from omniq.testing.contract.spoiling import Value
 from omniq.testing.contract.steps import new_task
-from tests.local.sqlite_support import SpoiledRows, Traffic, rows_in
+from tests.local.sqlite_support import SpoiledRows, Traffic, lose_line, rows_in
 
 
 class TestSqlTx(StorageContract):
@@ -57,6 +60,10 @@ class TestSqlTx(StorageContract):
             "limit": ("omniq_task_limit", "name", ("body",)),
         }
         return SpoiledRows(tmp_path / "jobs.db", tables)
+
+    @pytest.fixture
+    def lose_line(self, tmp_path: Path) -> LoseLine:
+        return partial(lose_line, tmp_path / "jobs.db", "omniq_line")
 
 
 class TestSqlTxThatIsLocked(OutageContract):
@@ -99,6 +106,14 @@ class TestPairsTx(StorageContract):
     def spoil(self, tmp_path: Path) -> Spoil:
         return SpoiledPairs(f"{tmp_path}/jobs.omniq")
 
+    @pytest.fixture
+    def lose_line(self, tmp_path: Path) -> LoseLine:
+        def lose(queue: str, key_: str) -> None:
+            with SpoiledPairs(f"{tmp_path}/jobs.omniq").begin(write=True) as txn:
+                assert txn.delete(key("I", line_id(queue, key_, None)))
+
+        return lose
+
 
 class SpoiledPairs:
     """Reads and writes the values of single keys, and the entries that lead to a task."""
@@ -107,13 +122,13 @@ class SpoiledPairs:
         self.path = path
 
     @contextlib.contextmanager
-    def _begin(self, *, write: bool) -> Iterator[Any]:
+    def begin(self, *, write: bool) -> Iterator[Any]:
         storage = importlib.import_module("omniq_lmdb.storage")
         with storage._open[self.path][0].begin(write=write) as txn:
             yield txn
 
     def read(self, kind: str, name: str) -> dict[str, Value]:
-        with self._begin(write=False) as txn:
+        with self.begin(write=False) as txn:
             own = [key(one, name) for one in KEYS.get(kind, "")]
             entries = []
             if kind in ("task", "schedule"):
@@ -126,7 +141,7 @@ class SpoiledPairs:
     def write(self, kind: str, name: str, place: str, value: Value) -> bool:
         if not isinstance(value, bytes):
             return False
-        with self._begin(write=True) as txn:
+        with self.begin(write=True) as txn:
             where = key(place, name)
             if txn.get(where) is None:
                 here = [
@@ -141,7 +156,7 @@ class SpoiledPairs:
             return bool(txn.put(where, value))
 
 
-KEYS = {"task": "fcxo", "result": "x", "schedule": "S", "worker": "wW", "pause": "P", "unique": "u"}
+KEYS = {"task": "fcxo", "result": "x", "schedule": "S", "worker": "wW", "pause": "P", "unique": "u", "limit": "L"}
 """The kinds of keys that hold what belongs to a record."""
 
 

@@ -26,6 +26,7 @@ __all__ = [
     "Rate",
     "Scope",
     "StoredLine",
+    "UnreadableLimit",
     "limit_id",
     "line_id",
 ]
@@ -147,6 +148,15 @@ class Limit:
         :return: what ``weights`` says of the key, else 1.
         """
         return 1.0 if key is None else float(self.weights.get(key, 1.0))
+
+
+@frozen(kw_only=True)
+class UnreadableLimit(Limit):
+    """Stands for a stored limit that cannot be read: it lets no task start until it is set anew or deleted."""
+
+    concurrency: int | None = field(default=0, init=False)
+    problem: str
+    """Why it cannot be read."""
 
 
 def limit_id(queue: str | None = None, name: str | None = None) -> str:

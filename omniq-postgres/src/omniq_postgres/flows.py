@@ -66,7 +66,7 @@ def enqueue(tasks: Sequence[NewTask], flow: NewFlow | None, context: Context) ->
 
     def work(tx: FlowTx) -> list[Enqueued]:
         if limited and flow is None and all(task.flow is None for task in tasks):
-            tx.lock_limits()  # those of flows are locked first
+            tx.store_first(tasks)  # where there are flows they are locked first
         return transitions.enqueue(tx, tasks, flow)
 
     return (yield from _repeated(work, context, TRIES if limited and not context.joined else 1))

@@ -20,11 +20,11 @@ from omniq.errors import CorruptRecord
 from omniq.limit import PLAIN, Lane, Limit, Scope, StoredLine, limit_id, line_id
 from omniq.storage.escaping import get_logger
 from omniq.storage.limit_transitions import ASLEEP, ELIGIBLE, IDLE, LimitStep
-from omniq.storage.records import dump_limit, load_limit
+from omniq.storage.records import dump_limit, read_limit
 from omniq.storage.rows import dump_lane, dump_line, load_lane, load_line
 from omniq.storage.states import to_micros
 from omniq.storage.validation import log_once
-from omniq.task import StoredTask, TaskState
+from omniq.task import NewTask, StoredTask, TaskState
 from omniq_postgres import binary_params
 from omniq_postgres.encoding import RUNNING
 from omniq_postgres.enqueueing import FEW
@@ -42,6 +42,8 @@ PROMOTED = 1000
 """Tasks that one transaction puts into their lines at most, and ends that it follows."""
 SOON = 1e-6
 """Seconds: of what may be ready, so that a waiting worker looks before it claims."""
+AGAIN = 500_000
+"""Microseconds after which a claim looks again at a line whose tasks other transactions have locked."""
 LATEST_RANK = 2**62
 PLAIN_AHEAD = 8
 """Tasks without key and named limit that are read at once, at least."""
@@ -53,7 +55,9 @@ class _Heads:
 
     tasks: dict[str, StoredTask]
     whole: bool
-    """Whether there are no others."""
+    """Whether there are no others that can be claimed now."""
+    others: bool = False
+    """Whether there are others, which some transaction has locked."""
 
 
 class LimitTasks(FlowTasks):
@@ -69,6 +73,7 @@ class LimitTasks(FlowTasks):
         super().__init__(context)
         self._locks = locks
         self._has_limits_lock = False
+        self._stores_first = False
         self.ahead = 0
         """Tasks that a claim will take, about: for so many it reads ahead."""
         self.paused: set[str] = set()
@@ -88,9 +93,24 @@ class LimitTasks(FlowTasks):
     # The lock
 
     def lock_limits(self) -> None:
-        if not self._has_limits_lock:
-            lead = self._lock()
+        if self._has_limits_lock or self._stores_first:
+            return
+        lead = self._lock()
+        if lead or not hasattr(self, "now"):
             self._begin(self._rows("reading.now", lead=lead)[-1][0])
+
+    def store_first(self, tasks: Sequence[NewTask]) -> None:
+        """Begin a transaction that stores tasks, and has the lock only once they are stored.
+
+        To store them may wait for one of the caller's that has one of their keys, and claims wait for the lock.
+        """
+        self._stores_first = True
+        unique = sorted({task.unique or "" for task in tasks if task.debounce is not None})
+        # Of several that take one key's place each sees the one before it.
+        lead = [self._context.query("limits.lock_keys", binary_params.texts(unique))] if unique else []
+        self._begin(self._rows("reading.now", lead=lead)[-1][0])
+        if len(unique) > 1:
+            self.load(self.holders(unique).values())
 
     def _lock(self) -> list[Query]:
         self._has_limits_lock = True
@@ -189,7 +209,11 @@ class LimitTasks(FlowTasks):
     # Tasks
 
     def ready(self, queue: str, limit: int, line: str = PLAIN) -> list[StoredTask]:
-        """See :meth:`omniq.storage.primitives.Transaction.ready`; those that have expired are passed over."""
+        """See :meth:`omniq.storage.primitives.Transaction.ready`; those that have expired are passed over.
+
+        So are those that others have locked: a transaction of the caller's may have taken their place. As long as a
+        line has such it is not taken for empty, see :meth:`save_line`.
+        """
         heads = self._heads.get((queue, line))
         if heads is None or (len(heads.tasks) < limit and not heads.whole):
             now = binary_params.timestamp(self.now)
@@ -203,8 +227,9 @@ class LimitTasks(FlowTasks):
         return list(islice(heads.tasks.values(), limit))
 
     def _learn_heads(self, queue: str, line: str, rows: Rows, most: int) -> _Heads:
-        tasks = {task.id: task for task in self._tasks([row[:-1] for row in rows])}
-        heads = self._heads[queue, line] = _Heads(tasks, whole=len(tasks) < most)
+        tasks = {task.id: task for task in self._tasks([row[:-2] for row in rows if row[0] is not None])}
+        there = rows[0][-2] if rows else 0
+        heads = self._heads[queue, line] = _Heads(tasks, whole=len(tasks) < most, others=there > len(tasks))
         return heads
 
     def running(self, scope: Scope) -> int:
@@ -222,9 +247,12 @@ class LimitTasks(FlowTasks):
     def insert(self, tasks: Sequence[StoredTask]) -> None:
         super().insert(tasks)
         lines = {line_id(task.queue, task.key, task.limit) for task in tasks if task.state is TaskState.READY} - {PLAIN}
-        if lines and self._has_limits_lock and not self._context.joined:
-            self._heads.clear()
-            self._know(lines)
+        if lines and not self._context.joined:
+            lead = self._lock() if self._stores_first and not self._has_limits_lock else []
+            self._stores_first = False
+            if self._has_limits_lock:
+                self._heads.clear()
+                self._know(lines, lead)
 
     def save(self, tasks: Sequence[StoredTask]) -> None:
         if self._heads or self._slots:
@@ -289,8 +317,11 @@ class LimitTasks(FlowTasks):
 
     def _learn_limits(self, ids: Iterable[str], rows: Rows) -> None:
         self._limits.update(dict.fromkeys(ids))
+        problems: list[CorruptRecord] = []
         for name, body in rows:
-            self._limits[name] = _read(load_limit, body, name)
+            self._limits[name] = read_limit(body, name, problems)
+        for problem in problems:
+            log_once(_log, problem)
 
     def store_limit(self, limit: Limit) -> None:
         self._limits[limit.id] = limit
@@ -314,10 +345,11 @@ class LimitTasks(FlowTasks):
         self._know({line_id})
         return self._lines.get(line_id)
 
-    def _know(self, ids: Iterable[str]) -> None:
+    def _know(self, ids: Iterable[str], lead: Sequence[Query] = ()) -> None:
         """Read lines by their ids, unless they are known."""
         if missing := [line_id for line_id in ids if not self._lines.is_known(line_id)]:
-            rows = self._rows("limits.lines_by_id", binary_params.texts(missing))
+            found = self._rows("limits.lines_by_id", binary_params.texts(missing), lead=lead)
+            rows = [row for row in found if len(row) == 2]
             self._lines.learn([*((line_id, None) for line_id in missing), *_read_lines(rows)])
 
     def _know_keys(self, keys: Iterable[tuple[str, str]]) -> None:
@@ -329,8 +361,7 @@ class LimitTasks(FlowTasks):
 
     def lines(self, queue: str, place: str, limit: int, until: int | None = None) -> list[StoredLine]:
         if place == ASLEEP:
-            rows = self._rows_at(queue, place, limit, until)
-            found = _read_lines(rows)
+            found, _ = self._read_at(queue, place, limit, until)
             self._lines.learn(found)
             return [copy(line) for _, line in found]
         found_there = self._lines.at(queue, place, limit)
@@ -339,20 +370,28 @@ class LimitTasks(FlowTasks):
             found_there = self._lines.at(queue, place, limit)
         return found_there or []
 
-    def _rows_at(self, queue: str, place: str, limit: int, until: int | None = None) -> Rows:
-        return self._rows(
-            "limits.lines",
-            binary_params.text(queue),
-            binary_params.text(place),
-            binary_params.bigint(LATEST_RANK if until is None else until),
-            binary_params.bigint(limit),
-        )
+    def _read_at(
+        self, queue: str, place: str, limit: int, until: int | None = None
+    ) -> tuple[list[tuple[str, StoredLine]], bool]:
+        """Read the first lines of a place; return also whether there are no others."""
+        most = limit
+        while True:
+            rows = self._rows(
+                "limits.lines",
+                binary_params.text(queue),
+                binary_params.text(place),
+                binary_params.bigint(LATEST_RANK if until is None else until),
+                binary_params.bigint(most),
+            )
+            found = _read_lines(rows)
+            if len(found) >= limit or len(rows) < most:
+                return found[:limit], len(found) <= limit and len(rows) < most
+            most *= 2  # those that cannot be read stand before none that can
 
     def _read_ahead(self, queue: str, place: str, number: int) -> None:
         """Read the first lines of a place; of eligible ones also what a claim asks of each of them."""
-        rows = self._rows_at(queue, place, number)
-        found = _read_lines(rows)
-        self._lines.learn_place(queue, place, found, whole=len(rows) < number)
+        found, whole = self._read_at(queue, place, number)
+        self._lines.learn_place(queue, place, found, whole=whole)
         wanted = [one for one, _ in found if (queue, one) not in self._heads]
         if not self.ahead or place != ELIGIBLE or not wanted:
             return
@@ -387,6 +426,8 @@ class LimitTasks(FlowTasks):
         return bool(self._rows("limits.has_lines", binary_params.text(queue), binary_params.text(IDLE))[0][0])
 
     def save_line(self, line: StoredLine) -> None:
+        if line.place == IDLE and self._has_others(line):
+            line.place, line.until = ASLEEP, to_micros(self.now) + AGAIN
         if self._lines.put(line):
             self._roused[line.id] = line.queue
         elif line.place != ELIGIBLE:
@@ -399,7 +440,15 @@ class LimitTasks(FlowTasks):
             self._news.ready(queue, SOON)
 
     def remove_line(self, line: StoredLine) -> None:
-        self._lines.remove(line)
+        if self._has_others(line):
+            line.place = IDLE
+            self.save_line(line)
+        else:
+            self._lines.remove(line)
+
+    def _has_others(self, line: StoredLine) -> bool:
+        heads = self._heads.get((line.queue, line.id))
+        return heads is not None and heads.others and not heads.tasks
 
     # Rates
 

@@ -18,6 +18,7 @@ from omniq.errors import CorruptRecord
 from omniq.limit import Limit, LimitUsage, Scope
 from omniq.storage import limit_transitions
 from omniq.storage.flow_transitions import count_ends
+from omniq.storage.limits import Line
 from omniq.storage.records import load_limit
 from omniq.storage.rows import load_lane, load_line
 from omniq.storage.states import later
@@ -34,6 +35,7 @@ __all__ = [
     "delete_limit",
     "get_limit_usage",
     "get_limits",
+    "lost_lines",
     "outlook",
     "prune",
     "put_limit",
@@ -128,6 +130,16 @@ def prune(context: Context) -> Steps[None]:
     ((found,),) = yield context.query("limits.any")
     if found:
         yield from transaction(work, context)
+
+
+def lost_lines(lines: Sequence[Line], context: Context) -> Steps[list[StoredTask]]:
+    """Return the first tasks of lines that are lost; see :meth:`~omniq.storage.limits.LimitStorage.lost_lines`."""
+
+    def look(tx: FlowTx) -> list[StoredTask]:
+        tx.lock_limits()
+        return limit_transitions.lost_lines(tx, lines)
+
+    return (yield from transaction(look, context))
 
 
 def check(context: Context) -> Steps[list[CorruptRecord]]:

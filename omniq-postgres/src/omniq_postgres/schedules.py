@@ -72,7 +72,7 @@ def fire(schedule: Schedule, tasks: Sequence[NewTask], context: Context) -> Step
 
 def _fire_limited(schedule: Schedule, tasks: Sequence[NewTask], context: Context) -> Steps[list[Enqueued] | None]:
     def work(tx: FlowTx) -> list[Enqueued] | None:
-        tx.lock_limits()
+        tx.store_first(tasks)
         rows = tx.ask("schedules.replace", *_parameters(schedule), binary_params.bigint(schedule.revision))
         if not rows:
             return None

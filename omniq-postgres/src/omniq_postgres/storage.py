@@ -33,6 +33,7 @@ from omniq.storage import (
     TaskPage,
     TaskQuery,
 )
+from omniq.storage.limits import Line
 from omniq.storage.migrations import Migrated, Migration
 from omniq.storage.transactions import CallerTransaction
 from omniq.storage.validation import finding
@@ -334,6 +335,9 @@ class PostgresStorage(Storage, Migrated):
 
     async def delete_limit(self, limit_id: str) -> bool:
         return await self._opened().run(partial(limits.delete_limit, limit_id))
+
+    async def lost_lines(self, lines: Sequence[Line]) -> list[StoredTask]:
+        return await self._opened().run(partial(limits.lost_lines, lines))
 
     # Schedules
 

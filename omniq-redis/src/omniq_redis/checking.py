@@ -84,7 +84,7 @@ async def find_unreadable(client: Client) -> list[CorruptRecord]:
     if "schedules" not in wrong:
         problems += [one for one in schedules_of(await client.run("get_schedules")) if isinstance(one, CorruptRecord)]
     if "limits" not in wrong:
-        problems += [one for one in limits_of(await client.run("get_limits")) if isinstance(one, CorruptRecord)]
+        limits_of(await client.run("get_limits"), problems)
     told = dict(pairs(await ask(b"HGETALL", "about")))
     for name, stored in pairs(await ask(b"HGETALL", "workers")):
         if len(stored) != 16:

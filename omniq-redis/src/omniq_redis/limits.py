@@ -7,7 +7,8 @@ What a task has of them, its *limited word*, stands in its order in the place of
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator, Sequence
+import hashlib
+from collections.abc import Iterable, Sequence
 from struct import Struct
 from typing import Any
 
@@ -15,14 +16,15 @@ from attrs import evolve
 
 from omniq.errors import CorruptRecord
 from omniq.limit import Limit, Limited, LimitUsage, Rate, Scope, limit_id, line_id
-from omniq.storage.records import dump_limit, load_limit
-from omniq.storage.validation import check_text, corrupt
+from omniq.storage.records import corrupt_limit, dump_limit, load_limit, unreadable_limit
+from omniq.storage.validation import check_text
 from omniq.task import NewTask, StoredTask
 from omniq_redis.times import LATEST, microseconds, moment, span
 
 __all__ = [
     "LIMITED",
     "limits_of",
+    "line_words",
     "new_limited_word",
     "pack_limit",
     "read_limited",
@@ -38,7 +40,9 @@ HAS_KEY, HAS_LIMIT, IS_DEBOUNCED, HAS_WORD = 1, 2, 4, 8
 _WORD = Struct(">BB16sHHQ")
 _NUMBERS = Struct(">QQQQQQ?")
 _REVISION = 8
-"""Bytes that stand before the numbers."""
+"""Bytes that stand before the check."""
+_CHECK = 16
+"""Digits that stand before the numbers."""
 
 
 def new_limited_word(task: NewTask, word: bytes | None) -> bytes:
@@ -78,7 +82,7 @@ def _beginning(queue: str, key: str | None, limit: str | None, first: int | None
         if text is not None:
             check_text(text, "key or named limit")
     key_word, limit_word = (key or "").encode(), (limit or "").encode()
-    line = bytes.fromhex(line_id(queue, key, limit)).ljust(16, b"\0")[:16]
+    line = _line(queue, key, limit)
     lengths = min(len(key_word), 0xFFFF), min(len(limit_word), 0xFFFF)
     return _WORD.pack(LIMITED[0], flags, line, *lengths, first or 0) + key_word + limit_word
 
@@ -122,23 +126,26 @@ def _rule(concurrency: int | None, rate: Rate | None) -> tuple[int, int, int]:
     return (concurrency or 0, *((0, 0) if rate is None else (rate.interval, rate.burst)))
 
 
-def limits_of(found: Sequence[Any]) -> Iterator[Limit | CorruptRecord]:
-    """Read what is stored of limits; what cannot be read is the error that says so.
+def limits_of(found: Sequence[Any], problems: list[CorruptRecord]) -> list[Limit]:
+    """Read what is stored of limits; what cannot be read is an :class:`~omniq.limit.UnreadableLimit`.
 
     :param found: ids, and what is stored of each.
+    :param problems: where it is noted what cannot be read.
     """
-    for name, stored in zip(*found, strict=True):
-        if stored is not None:
-            yield _limit_of(name, stored)
+    limits = [_limit_of(name, stored, problems) for name, stored in zip(*found, strict=True) if stored is not None]
+    return [limit for limit in limits if limit is not None]
 
 
-def _limit_of(word: bytes, stored: bytes) -> Limit | CorruptRecord:
+def _limit_of(word: bytes, stored: bytes, problems: list[CorruptRecord]) -> Limit | None:
     name = word.decode("utf-8", "surrogateescape")
+    revision, check, text = stored[:_REVISION], stored[_REVISION:][:_CHECK], stored[_REVISION + _CHECK :]
     try:
-        limit = load_limit(stored[_REVISION + _NUMBERS.size :], name)
+        if hashlib.sha1(revision + text, usedforsecurity=False).hexdigest()[:_CHECK].encode() != check:
+            raise corrupt_limit(name, "it is not as it was written")
+        return evolve(load_limit(text[_NUMBERS.size :], name), revision=int.from_bytes(revision, "big"))
     except CorruptRecord as problem:
-        return corrupt("limit", name, problem.__cause__ or problem, place="key limits")
-    return evolve(limit, revision=int.from_bytes(stored[:_REVISION], "big"))
+        problems.append(problem)
+        return unreadable_limit(name, problem)
 
 
 def scope_words(scopes: Iterable[Scope]) -> list[bytes]:
@@ -154,13 +161,19 @@ def scope_words(scopes: Iterable[Scope]) -> list[bytes]:
     return words
 
 
+def line_words(queue: str, key: str | None, limit: str | None) -> tuple[bytes, bytes]:
+    """Return the arguments of ``lost_lines`` for a line."""
+    return queue.encode(), _line(queue, key, limit)
+
+
+def _line(queue: str, key: str | None, limit: str | None) -> bytes:
+    return bytes.fromhex(line_id(queue, key, limit)).ljust(16, b"\0")[:16]
+
+
 def usage_of(scope: Scope, found: Sequence[Any]) -> LimitUsage:
     """Read what ``limit_usage`` gave of a scope."""
     stored, running, due, held = found
-    limit = None
-    if stored is not None:
-        told = _limit_of(limit_id(scope.queue, scope.name).encode(), stored)
-        limit = None if isinstance(told, CorruptRecord) else told
+    limit = None if stored is None else _limit_of(limit_id(scope.queue, scope.name).encode(), stored, [])
     return LimitUsage(
         scope=scope,
         limit=limit if scope.key is None or limit is None else limit.per_key,

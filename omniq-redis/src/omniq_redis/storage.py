@@ -31,6 +31,7 @@ from omniq.storage import (
     TaskQuery,
 )
 from omniq.storage.escaping import get_logger
+from omniq.storage.limits import Line
 from omniq.storage.records import dump_progress, dump_schedule
 from omniq.storage.validation import check_adoptable, finding, log_once
 from omniq.task import (
@@ -49,7 +50,7 @@ from omniq_redis.connecting import Connector
 from omniq_redis.doctor import diagnose, warn
 from omniq_redis.encoding import is_simple, order_words
 from omniq_redis.flows import FLOW_STEP, flow_of, pack_flow, read_flow, stored_flow
-from omniq_redis.limits import limits_of, pack_limit, scope_words, usage_of
+from omniq_redis.limits import limits_of, line_words, pack_limit, scope_words, usage_of
 from omniq_redis.reading import list_tasks, read_cursor
 from omniq_redis.schedules import next_run_of, schedules_of
 from omniq_redis.settings import read_settings
@@ -402,28 +403,17 @@ class RedisStorage(Storage):
     async def put_limit(self, limit: Limit, expected_revision: int | None = None) -> Limit | None:
         client = self._opened()
         revision = await client.run("put_limit", pack_limit(limit, expected_revision))
-        if not revision and expected_revision == 0 and (found := await self._unreadable_limit(limit.id)):
-            revision = await client.run("put_limit", pack_limit(limit, found))
         return evolve(limit, revision=revision) if revision else None
-
-    async def _unreadable_limit(self, limit_id: str) -> int:
-        """Return the revision of a limit that cannot be read, which counts as absent; 0 if there is none."""
-        _, (stored,) = found = await self._opened().run("get_limits", [limit_id])
-        if stored is None or any(isinstance(limit, Limit) for limit in limits_of(found)):
-            return 0
-        return int.from_bytes(stored[:8], "big")
 
     async def get_limits(self, ids: Sequence[str] | None = None) -> list[Limit]:
         client = self._opened()
         if ids is not None and not ids:
             return []
-        readable = []
-        for limit in limits_of(await client.run("get_limits", ids or ())):
-            if isinstance(limit, Limit):
-                readable.append(limit)
-            else:
-                log_once(_log, limit, self._settings.shown)
-        return readable if ids else sorted(readable, key=lambda limit: limit.id)
+        problems: list[CorruptRecord] = []
+        found = limits_of(await client.run("get_limits", ids or ()), problems)
+        for problem in problems:
+            log_once(_log, problem, self._settings.shown)
+        return found if ids else sorted(found, key=lambda limit: limit.id)
 
     async def get_limit_usage(self, scopes: Sequence[Scope] | None = None) -> list[LimitUsage]:
         client = self._opened()
@@ -434,6 +424,11 @@ class RedisStorage(Storage):
 
     async def delete_limit(self, limit_id: str) -> bool:
         return bool(await self._opened().run("delete_limit", [limit_id]))
+
+    async def lost_lines(self, lines: Sequence[Line]) -> list[StoredTask]:
+        found = await self._opened().run("lost_lines", [word for line in lines for word in line_words(*line)])
+        tasks = await self.get([word.decode() for word in found])
+        return [task for task in tasks if task is not None]
 
     # Schedules
 
@@ -495,6 +490,7 @@ class RedisStorage(Storage):
     # Upkeep
 
     async def prune(self, limit: int) -> int:
+        await self.get_limits()  # logs those that cannot be read: claims meet them on the server, which logs nothing
         return int(await self._opened().run("prune", [limit]))
 
     async def namespaces(self) -> list[str]:

@@ -19,7 +19,7 @@ from omniq._tasks.scheduled_flows import is_flow_run
 from omniq._worker.releasing import PUT_BACK_LIMIT, times_put_back
 from omniq._worker.worker_info import WorkerAbout, WorkerInfo, as_worker_info, serves
 from omniq.flow import Flow, GateState
-from omniq.limit import LimitUsage, Scope
+from omniq.limit import LimitUsage, Scope, UnreadableLimit
 from omniq.schedule import Schedule
 from omniq.storage import QueueStats, Storage, TaskQuery
 from omniq.storage.body import as_task
@@ -314,7 +314,11 @@ def _held_back(usage: LimitUsage, now: datetime) -> Iterator[Reason]:
         "concurrency": limit.concurrency,
         "next_start": usage.next_start,
     }
-    if usage.is_full:
+    if isinstance(limit, UnreadableLimit):
+        text = f"the limit of {called} cannot be read, and lets no task start"
+        text += ": set it anew (omniq limits set), or delete it (omniq limits delete)"
+        yield Reason(kind=kind, text=text, fields=fields)
+    elif usage.is_full:
         text = f"{called} is at its concurrency: {usage.running:,} of at most {limit.concurrency:,} run"
         yield Reason(kind=kind, text=text, fields=fields)
     elif usage.next_start is not None and limit.rate is not None:

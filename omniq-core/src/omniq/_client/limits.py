@@ -9,7 +9,7 @@ from attrs import evolve
 from omniq._client.admin import Control
 from omniq._runtime.sync import sync
 from omniq._tasks.options import check_queue
-from omniq.limit import Limit, LimitUsage, Rate, limit_id
+from omniq.limit import Limit, LimitUsage, Rate, UnreadableLimit, limit_id
 from omniq.storage import Storage
 from omniq.storage.escaping import get_logger, shown
 from omniq.storage.limits import no_limits
@@ -81,6 +81,8 @@ class Limits(Control):
     async def alimits(self) -> list[Limit]:
         """Return the stored limits, sorted by id.
 
+        In place of one that cannot be read stands an :class:`~omniq.limit.UnreadableLimit`, which lets no task start.
+
         :raises ConfigurationError: if the queue's store holds no limits.
         """
         return await (await self._limit_storage()).get_limits()
@@ -138,7 +140,9 @@ async def _store(storage: Storage, limit: Limit) -> None:
     for _ in range(TRIES):
         found = await storage.get_limits([limit.id])
         stored = found[0] if found else None
-        if stored is not None:
+        if isinstance(stored, UnreadableLimit):
+            _log.warning("limit of %s could not be read: what the code declares takes its place", _called(limit))
+        elif stored is not None:
             if evolve(stored, revision=0) == limit:
                 return
             differs = _values(stored) != _values(limit)
@@ -167,6 +171,8 @@ async def unequal_limits(queue: Limits, storage: Storage) -> list[str]:
         return []
     found = []
     for stored in await storage.get_limits(list(queue.declared_limits)):
+        if isinstance(stored, UnreadableLimit):
+            continue  # Storage.check names it
         if _values(stored) != _values(queue.declared_limits[stored.id]):
             whose = f"what {stored.app} declares" if stored.declared else "what was set at run time"
             found.append(f"the limit of {_called(stored)} is not what the code declares: {whose} is stored, and holds")

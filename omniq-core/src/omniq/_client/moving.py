@@ -12,7 +12,7 @@ from attrs import define, evolve, field
 
 from omniq.errors import OmniQError, PayloadTooLarge
 from omniq.flow import Flow, GateState
-from omniq.limit import Limit
+from omniq.limit import Limit, UnreadableLimit
 from omniq.storage import Adoption, Storage, TaskQuery
 from omniq.storage.interchange import CutOff, Record, end_line, first_line, has_limits, line_of, read
 from omniq.storage.limits import no_limits
@@ -92,6 +92,10 @@ async def export_from(
                 write(line_of(queue.queue))
                 moved.stored["paused"] += 1
         for limit in limits:
+            if isinstance(limit, UnreadableLimit):
+                moved.refused["limit"] += 1
+                refuse(f"the limit {limit.id} cannot be read, and is left out: {limit.problem}")
+                continue
             write(line_of(limit))
             moved.stored["limit"] += 1
         async for flow in _flows(storage, list(flow_ids)):

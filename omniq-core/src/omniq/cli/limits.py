@@ -16,9 +16,9 @@ from omniq.cli.failures import FAILED, WRONG_USAGE, complain
 from omniq.cli.groups import Action, add_actions, run_action
 from omniq.cli.stats import held_back, usage_as_json
 from omniq.cli.terminal import Screen
-from omniq.limit import Limit, LimitUsage, Rate
+from omniq.limit import Limit, LimitUsage, Rate, UnreadableLimit, limit_id
 
-__all__ = ["ACTIONS", "configure", "limit_words", "run"]
+__all__ = ["ACTIONS", "configure", "limit_words", "run", "set_by"]
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -109,8 +109,9 @@ def _set(options: argparse.Namespace) -> int:
     for_keys = _given(concurrency=options.key_concurrency, rate=options.key_rate)
     place = _given(queue=options.queue, name=options.name)
     with open_queue(options.app) as queue:
-        wanted = f"queue:{options.queue}" if options.name is None else f"name:{options.name}"
-        stored = next((limit for limit in queue.limits() if limit.id == wanted), None)
+        wanted = limit_id(options.queue, options.name)
+        found = next((limit for limit in queue.limits() if limit.id == wanted), None)
+        stored = None if isinstance(found, UnreadableLimit) else found  # of which nothing can stay as it is
         try:
             if for_keys:
                 before = None if stored is None else stored.per_key
@@ -145,6 +146,8 @@ def _delete(options: argparse.Namespace) -> int:
 
 def limit_words(limit: Limit) -> str:
     """Return what a limit allows, in words."""
+    if isinstance(limit, UnreadableLimit):
+        return "nothing: it cannot be read; set it anew, or delete it"
     parts = [] if limit.concurrency is None else [f"{limit.concurrency:,} at a time"]
     if (rate := limit.rate) is not None:
         parts.append(f"{rate.count:,} in {rate.per:g} s{f' ({rate.burst:,} at once)' if rate.burst > 1 else ''}")
@@ -155,6 +158,13 @@ def limit_words(limit: Limit) -> str:
     return ", ".join(parts)
 
 
+def set_by(limit: Limit) -> str:
+    """Return who has set a limit, in words."""
+    if isinstance(limit, UnreadableLimit):
+        return "-"
+    return (limit.app or "code") if limit.declared else "hand"
+
+
 def _as_json(limit: Limit) -> dict[str, Any]:
     return {"id": limit.id, **asdict(limit)}
 
@@ -163,7 +173,7 @@ def _columns(usage: Mapping[str, LimitUsage]) -> list[Column[Limit]]:
     return [
         Column(title="limit", cell=lambda limit: limit.id),
         Column(title="allows", cell=limit_words),
-        Column(title="set by", cell=lambda limit: (limit.app or "code") if limit.declared else "hand"),
+        Column(title="set by", cell=set_by),
         Column(title="running", cell=lambda limit: f"{usage[limit.id].running:,}", right=True),
         Column(title="held back", cell=lambda limit: held_back(usage[limit.id]), right=True),
     ]

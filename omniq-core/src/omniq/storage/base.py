@@ -55,7 +55,7 @@ from omniq.errors import ConfigurationError
 from omniq.flow import Flow, NewFlow
 from omniq.schedule import Schedule
 from omniq.storage.flows import FlowStorage
-from omniq.storage.limits import LimitStorage
+from omniq.storage.limits import LimitStorage, Line
 from omniq.storage.values import (
     Adoption,
     Capability,
@@ -523,16 +523,23 @@ class Storage(FlowStorage, LimitStorage, ABC):
         :param limit: how many findings at most.
         """
         found: list[Finding] = []
+        lines: dict[Line, None] = {}
         cursor: str | None = None
         while len(found) < limit:
             page = await self.list_tasks(TaskQuery(limit=CHECKED_AT_A_TIME), cursor)
             for task in page:
+                if task.limited is not None and task.state is TaskState.READY:
+                    lines[task.queue, task.key, task.limit] = None
                 if task.error is not None and task.error.type == "CorruptRecord":
                     message = f"{task.error.message}; remove it with: omniq tasks delete {shlex.quote(task.id)}"
                     found.append(Finding(severity=Severity.ERROR, subject="task", message=message))
             cursor = page.cursor
             if cursor is None:
                 break
+        asked = list(lines)
+        for begin in range(0, len(asked), CHECKED_AT_A_TIME):
+            lost = await self.lost_lines(asked[begin : begin + CHECKED_AT_A_TIME])
+            found += [_lost_line(task) for task in lost]
         return found[:limit]
 
     # Moving in
@@ -565,6 +572,16 @@ class Storage(FlowStorage, LimitStorage, ABC):
     @abstractmethod
     async def diagnose(self) -> list[Finding]:
         """Return what ``omniq doctor`` shows: version, durability settings, limits, what is wrong and what to do."""
+
+
+def _lost_line(task: StoredTask) -> Finding:
+    named = "" if task.limit is None else f", limit {task.limit!r}"
+    message = (
+        f"task {task.id} (queue {task.queue!r}, key {task.key!r}{named}) is ready, and no claim finds it or the others "
+        f"like it, as their line is lost; another task like it puts that right, or: "
+        f"omniq tasks cancel {shlex.quote(task.id)}, then omniq tasks retry {shlex.quote(task.id)}"
+    )
+    return Finding(severity=Severity.ERROR, subject="line", message=message)
 
 
 class StorageFactory(Protocol):

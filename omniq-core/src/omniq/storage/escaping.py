@@ -10,10 +10,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 
-__all__ = ["Lines", "escape_record", "get_logger", "printable", "printable_lines", "shown"]
+__all__ = ["Lines", "escape_record", "get_logger", "printable", "printable_lines", "shown", "shown_reason"]
 
 LONGEST_SHOWN = 200
 """Characters of an id or name that a message shows."""
+LONGEST_REASON = 500
+"""Characters of what is wrong with a record."""
 LONGEST_ARGUMENT = 20_000
 """Characters of a value that a log record shows."""
 
@@ -35,6 +37,12 @@ def shown(text: object) -> str:
     if isinstance(text, str) and text.isprintable() and len(text) <= LONGEST_SHOWN:
         return text
     return ascii(text)[:LONGEST_SHOWN]
+
+
+def shown_reason(problem: BaseException | str) -> str:
+    """Return what is wrong with a record, which may quote what was found there: of any length, and anything in it."""
+    reason = printable(str(problem)[: LONGEST_REASON + 1]) or type(problem).__name__
+    return reason if len(reason) <= LONGEST_REASON else reason[:LONGEST_REASON] + "…"
 
 
 class Lines(str):

@@ -32,7 +32,8 @@ from typing import cast
 
 from attrs import evolve
 
-from omniq.limit import PLAIN, VTIME_STEP, Lane, Limit, LimitUsage, Scope, StoredLine, limit_id, line_id
+from omniq.limit import PLAIN, VTIME_STEP, Lane, Limit, LimitUsage, Rate, Scope, StoredLine, limit_id, line_id
+from omniq.storage.limits import Line
 from omniq.storage.primitives import FlowTransaction, LimitTransaction, LineTransaction
 from omniq.storage.states import claimed_task, from_micros, to_micros
 from omniq.task import StoredTask, TaskState
@@ -51,6 +52,7 @@ __all__ = [
     "give_back",
     "is_lined",
     "lock_limits",
+    "lost_lines",
     "moved",
     "outlook",
     "prune_lines",
@@ -62,6 +64,8 @@ AT_KEY = "at key"
 ASLEEP = "asleep"
 IDLE = "idle"
 UNLIMITED = sys.maxsize
+CLOCK = Scope()
+"""Under which the time of the last prune is kept, as the rate of nothing."""
 LOOKED_AT = 1000
 """Lines that one claim moves at most; what is left is for the next."""
 
@@ -81,11 +85,13 @@ class LimitStep:
     """What one transaction does to lines and limits; it is the only one that does meanwhile.
 
     :param tx: the primitives.
+    :param claims: whether it claims, and does not only look.
     """
 
-    def __init__(self, tx: LimitTransaction) -> None:
+    def __init__(self, tx: LimitTransaction, *, claims: bool = False) -> None:
         tx.lock_limits()
         self._tx = tx
+        self._claims = claims
         self.now = to_micros(tx.now)
         self._limits: dict[str, Limit | None] = {}
 
@@ -124,18 +130,21 @@ class LimitStep:
         if limit is None or limit.rate is None:
             return UNLIMITED, self.now
         interval, burst = limit.rate.interval, limit.rate.burst
-        # What is further away comes of another rate, or the clock was put back.
-        at_rest = min(max(self._tx.bucket(scope), self.now), self.now + burst * interval)
-        due = at_rest - (burst - 1) * interval
+        due = self._at_rest(scope, limit.rate) - (burst - 1) * interval
         return max(0, (self.now - due) // interval + 1), due
 
     def spend(self, scope: Scope, limit: Limit | None, starts: int) -> None:
         """Count starts; a negative number gives back so many."""
         if limit is None or limit.rate is None or not starts:
             return
-        interval, burst = limit.rate.interval, limit.rate.burst
-        at_rest = min(max(self._tx.bucket(scope), self.now), self.now + burst * interval)
-        self._tx.save_bucket(scope, at_rest + starts * interval)
+        self._tx.save_bucket(scope, self._at_rest(scope, limit.rate) + starts * limit.rate.interval)
+
+    def _at_rest(self, scope: Scope, rate: Rate) -> int:
+        stored, latest = self._tx.bucket(scope), self.now + rate.burst * rate.interval
+        if stored > latest and self._claims:
+            # It comes of another rate, or the clock was put back: from now on it goes on by what is here.
+            self._tx.save_bucket(scope, latest)
+        return min(max(stored, self.now), latest)
 
     # Where lines stand
 
@@ -300,7 +309,7 @@ class _Claim:
     ) -> None:
         self.tx = tx
         self.queue, self.worker, self.until, self.save = queue, worker, until, save
-        self.step = LimitStep(tx)
+        self.step = LimitStep(tx, claims=True)
         self.lane = self.step.lane(queue)
         self.limit = self.step.limit(queue=queue)
         self.taken: list[StoredTask] = []
@@ -515,6 +524,31 @@ def _wake_all(tx: LineTransaction, queue: str | None, name: str | None) -> None:
         tx.save_lane(lane)
 
 
+def lost_lines(tx: LineTransaction, lines: Sequence[Line]) -> list[StoredTask]:
+    found: list[StoredTask] = []
+    places: dict[tuple[str, str], set[str] | None] = {}
+    lanes = tx.lanes({queue for queue, _, _ in lines})
+    for queue, key, name in lines:
+        wanted = line_id(queue, key, name)
+        line = tx.line(wanted)
+        if queue not in lanes or line is None or not _stands(tx, line, places):
+            found += tx.ready(queue, 1, wanted)
+    return found
+
+
+def _stands(tx: LineTransaction, line: StoredLine, places: dict[tuple[str, str], set[str] | None]) -> bool:
+    """Return whether a line is found at its place; also if so many lines are there that it is not looked for.
+
+    :param places: the lines of those that were looked at before.
+    """
+    place = line.queue, line.place
+    if place not in places:
+        there = tx.lines(*place, LOOKED_AT)
+        places[place] = None if len(there) == LOOKED_AT else {one.id for one in there}
+    known = places[place]
+    return line.place != IDLE and (known is None or line.id in known)
+
+
 def prune_lines(tx: LineTransaction, limit: int) -> None:
     """Forget lines that are idle and rates that are at rest, where that changes nothing; so many at most of each."""
     tx.drop_buckets(to_micros(tx.now), limit)
@@ -522,7 +556,12 @@ def prune_lines(tx: LineTransaction, limit: int) -> None:
     if not lanes:
         return
     step = LimitStep(tx)
+    was_put_back = tx.bucket(CLOCK) > step.now
+    tx.save_bucket(CLOCK, step.now)
     for lane in lanes.values():
+        if was_put_back:  # its lines are asleep until the times of a clock that was ahead
+            lane.waking = True
+            tx.save_lane(lane)
         has_lines = tx.has_lines(lane.queue)
         idle = tx.lines(lane.queue, IDLE, limit)
         for line in idle:

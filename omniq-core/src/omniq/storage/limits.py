@@ -8,7 +8,7 @@ It is for the stores that hold them: those whose :attr:`StorageLimits.task_limit
    What is scheduled, ready or blocked holds none. No claim makes more tasks run than a limit lets.
 2. **Rates count starts**, by the store's clock: in any span of ``per`` seconds at most ``count + burst - 1``. A start
    that ended in ``Released`` does not count; one that was lost does. A clock that is put back stops a rate for at most
-   ``per / count`` seconds.
+   ``per / count`` seconds, that of a key or a name until the next ``prune`` besides.
 3. **Nothing is handed out and put back.** A task that no limit lets start stays where it is, and ``claim`` costs the
    same however many wait.
 4. **No idle slot.** Where all limits of a ready task have room, a claim of its queue takes it, or one before it;
@@ -24,16 +24,25 @@ It is for the stores that hold them: those whose :attr:`StorageLimits.task_limit
    a :class:`~omniq.task.TaskError` of type ``Superseded`` that names the new one, and the new one takes the key with
    ``run_at = min(now + wait, first + max_wait)``, ``first`` being when the first of them was enqueued. A debounced task
    lets its key go when it is started. Where a task that is not debounced has the key, the new one is not stored.
+9. **A limit that cannot be read lets nothing start.** An :class:`~omniq.limit.UnreadableLimit` of revision 0 stands in
+   its place: no task of its queue, or with its name, is claimed until it is stored anew or deleted; those of others go
+   on. It is logged as an error, and ``check`` names it. Lines, slots and rates that cannot be read hold nothing back:
+   they follow from the tasks, and a rate begins anew.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeAlias
 
 from omniq.errors import ConfigurationError
 from omniq.limit import Limit, LimitUsage, Scope
+from omniq.task import StoredTask
 
-__all__ = ["LimitStorage", "no_limits"]
+__all__ = ["LimitStorage", "Line", "no_limits"]
+
+Line: TypeAlias = tuple[str, str | None, str | None]
+"""What the ready tasks of a line have in common: their queue, key and named limit."""
 
 
 class LimitStorage:
@@ -73,6 +82,16 @@ class LimitStorage:
         :return: as many as scopes, in order, also for those that nothing limits.
         """
         raise no_limits(self)
+
+    async def lost_lines(self, lines: Sequence[Line]) -> list[StoredTask]:
+        """Return the first ready task of each of some lines that has any, but is no longer found by claims.
+
+        ``check`` asks, as only damage leaves a line so. Another task that is made ready in a line puts it right.
+
+        :param lines: each a queue, a key and a named limit.
+        :return: none of a store that keeps no lines, as the default does.
+        """
+        return []
 
 
 def no_limits(storage: LimitStorage) -> ConfigurationError:

@@ -45,7 +45,10 @@ class LimitTransaction(Protocol):
 
     @abstractmethod
     def task_limits(self, ids: Iterable[str] | None) -> dict[str, Limit]:
-        """Return the stored limits by their ids, without those that are not there; None: all."""
+        """Return the stored limits by their ids, without those that are not there; None: all.
+
+        In place of one that cannot be read stands an :class:`~omniq.limit.UnreadableLimit`.
+        """
 
     @abstractmethod
     def store_limit(self, limit: Limit) -> None:

@@ -16,11 +16,13 @@ from attrs import asdict, has
 
 from omniq.errors import CorruptRecord
 from omniq.flow import NewFlow, NewGate
-from omniq.limit import Debounce, Limit, Rate
+from omniq.limit import Debounce, Limit, Rate, UnreadableLimit
 from omniq.schedule import Misfire, Overlap, Schedule
+from omniq.storage.escaping import shown_reason
 from omniq.task import Feed, NewTask, Progress, TaskError
 
 __all__ = [
+    "corrupt_limit",
     "dump_error",
     "dump_fields",
     "dump_flow",
@@ -33,6 +35,8 @@ __all__ = [
     "load_limit",
     "load_progress",
     "load_schedule",
+    "read_limit",
+    "unreadable_limit",
 ]
 
 _MICROSECOND = timedelta(microseconds=1)
@@ -198,12 +202,52 @@ def load_limit(text: str | bytes, limit_id: str) -> Limit:
         if type(limit.revision) is not int or limit.revision < 0:
             raise ValueError(f"its revision is {limit.revision!r}")
     except _UNREADABLE as error:
-        raise CorruptRecord(
-            f"the limit {limit_id!r} cannot be read: {error}; store it anew (omniq limits set)",
-            kind="limit",
-            name=limit_id,
-        ) from error
+        raise corrupt_limit(limit_id, error) from error
     return limit
+
+
+def corrupt_limit(limit_id: str, problem: BaseException | str) -> CorruptRecord:
+    """Return the error that says that a limit cannot be read, what that does, and what to do about it."""
+    reason = shown_reason(problem)
+    return CorruptRecord(
+        f"the limit {limit_id!r} cannot be read: {reason}; no task of it starts until it is set anew "
+        "(omniq limits set) or deleted (omniq limits delete)",
+        kind="limit",
+        name=limit_id,
+    )
+
+
+def read_limit(text: Any, limit_id: str, problems: list[CorruptRecord]) -> Limit | None:
+    """Read what :func:`dump_limit` gave, as a transaction needs it.
+
+    :param text: anything: it may have been damaged.
+    :param limit_id: by which it was found.
+    :param problems: where it is noted that it cannot be read.
+    :return: an :class:`~omniq.limit.UnreadableLimit` if it cannot be read; None if the id is none, either.
+    """
+    try:
+        return load_limit(text, limit_id)
+    except CorruptRecord as problem:
+        problems.append(problem)
+        return unreadable_limit(limit_id, problem)
+
+
+def unreadable_limit(limit_id: str, problem: CorruptRecord) -> UnreadableLimit | None:
+    """Return what holds in place of a limit that cannot be read; None if its id is none.
+
+    :param limit_id: by which it was found.
+    :param problem: what is wrong with it.
+    """
+    kind, _, name = limit_id.partition(":")
+    reason = shown_reason(problem.__cause__ or problem)
+    try:
+        if kind == "queue":
+            return UnreadableLimit(queue=name, problem=reason)
+        if kind == "name":
+            return UnreadableLimit(name=name, problem=reason)
+    except ValueError:
+        pass  # no task can name it
+    return None
 
 
 def _load_limit(fields: dict[str, Any]) -> Limit:

@@ -26,7 +26,7 @@ from omniq.schedule import Schedule
 from omniq.storage import flow_transitions, limit_transitions, transitions
 from omniq.storage.base import Storage
 from omniq.storage.escaping import get_logger
-from omniq.storage.limits import no_limits
+from omniq.storage.limits import Line, no_limits
 from omniq.storage.outages import Outage
 from omniq.storage.primitives import Transaction
 from omniq.storage.transactions import CallerTransaction, driver_connection
@@ -475,6 +475,9 @@ class SimpleStorage(Storage):
 
     async def delete_limit(self, limit_id: str) -> bool:
         return await self._run(limit_transitions.delete_limit, limit_id, wakes=True)
+
+    async def lost_lines(self, lines: Sequence[Line]) -> list[StoredTask]:
+        return await self._read(lambda tx: limit_transitions.lost_lines(tx, lines))
 
     # Schedules
 

@@ -28,7 +28,7 @@ from omniq.errors import CorruptRecord
 from omniq.limit import Limited
 from omniq.schedule import Misfire, Overlap, Schedule
 from omniq.storage.base import Storage
-from omniq.storage.escaping import printable
+from omniq.storage.escaping import shown_reason
 from omniq.storage.records import load_schedule
 from omniq.storage.values import Finding, Severity, StoredWorker
 from omniq.task import Feed, LimitedTask, NewTask, Progress, StoredTask, TaskError, TaskState
@@ -73,8 +73,6 @@ EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
 """The earliest time of a record; the latest is the last that a datetime can name."""
 
 _LARGEST_INTEGER = 2**63
-_LONGEST_REASON = 500
-"""Characters of what is wrong with a record: it may quote what was found there."""
 
 
 # What a record must be like
@@ -407,10 +405,7 @@ def corrupt(kind: str, name: object, problem: BaseException | str, *, place: str
     :param problem: what is wrong with it.
     :param place: where it stands in the store, in the words of one who looks there: ``"row 7"``, ``"key omniq:h:…"``.
     """
-    # What was found may be quoted in it: of any length, and with anything in it that a terminal heeds.
-    reason = printable(str(problem)[: _LONGEST_REASON + 1]) or type(problem).__name__
-    if len(reason) > _LONGEST_REASON:
-        reason = reason[:_LONGEST_REASON] + "…"
+    reason = shown_reason(problem)
     where = f" ({place})" if place else ""
     message = f"{kind} {_quoted(name)}{where} cannot be read: {reason}"
     return CorruptRecord(
@@ -519,4 +514,5 @@ def log_once(log: logging.Logger, problem: CorruptRecord, store: str = "") -> No
     if full:
         log.error("%smore records cannot be read; omniq doctor lists them", where)
     else:
-        log.error("%s%s; it is passed over, and omniq doctor lists it", where, problem)
+        becomes_of_it = "" if problem.kind == "limit" else "it is passed over, and "
+        log.error("%s%s; %somniq doctor lists it", where, problem, becomes_of_it)

@@ -48,7 +48,7 @@ def check(limit: int, transaction: Transaction) -> list[Finding]:
         *unreadable(tree.names("workers"), lambda name: read_worker(tree, f"workers/{name}")),
         *unreadable(Queue.files(tree), lambda path: check_queue(tree, path)),
         *_bad_flows(tree),
-        *(transaction.folder.limits().problems if transaction.folder.has_limits else ()),
+        *(transaction.folder.limits().check() if transaction.folder.has_limits else ()),
     ]
     return [finding(problem) for problem in problems[:limit]]
 

@@ -1,10 +1,10 @@
-"""What is kept of limits, in one file: a log of changes, of which a process reads what others have added to it.
+"""What is kept of limits: each in a file of its own, and all else in a log, of which a process reads what is new.
 
-Each of its lines is ``[kind, name, value]``, and takes the place of an earlier one of the same kind and name; a value
-of null removes that. Kinds are *limit*, *lane* and *line* (as :mod:`omniq.storage.records` and
-:mod:`omniq.storage.rows` have them), *rate* (when it is at rest) and *slot* (a running task, by its id). The first line
-says which log it is. A log that has grown to several times what still counts is written anew. All but limits and rates
-follows from the files of tasks, and is made from these where the log cannot be read.
+Each line of the log is ``[kind, name, value]``, and takes the place of an earlier one of the same kind and name; a
+value of null removes that. Kinds are *lane* and *line* (as :mod:`omniq.storage.rows` has them), *rate* (when it is at
+rest), *slot* (a running task, by its id), and *limit*: its file was changed. The first line says which log it is. A log
+that has grown to several times what still counts is written anew. All in it but rates follows from the files of tasks
+and limits, and is made from these where the log cannot be read.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 from omniq.errors import CorruptRecord
-from omniq.limit import Lane, Scope, StoredLine
+from omniq.limit import Lane, Limit, Scope, StoredLine, limit_id
 from omniq.storage.escaping import get_logger
 from omniq.storage.limit_transitions import ELIGIBLE
-from omniq.storage.records import dump_limit, load_limit
+from omniq.storage.records import corrupt_limit, load_limit, unreadable_limit
 from omniq.storage.rows import dump_lane, dump_line, load_lane, load_line
 from omniq.storage.validation import UNREADABLE, corrupt, log_once
 from omniq.task import TaskState
 from omniq_local.files.encoding import Record
 from omniq_local.files.journal import Action
-from omniq_local.files.names import LIMITS
+from omniq_local.files.names import LIMITS, limit_path, text_of
 from omniq_local.files.tree import NO_FILE, Tree
 from omniq_local.limit_state import LimitState
 
@@ -55,6 +55,8 @@ class LimitLog(LimitState):
         self.is_damaged = False
         """Whether a part of the log could not be read, so that it is to be made anew."""
         self.problems: list[CorruptRecord] = []
+        self._unreadable: dict[str, CorruptRecord] | None = None
+        """What is wrong with limits that cannot be read, by their files; None: none of them was read."""
         self.slots: dict[str, tuple[str, str | None, str | None]] = {}
         """The running tasks that have a key or a named limit, by their ids: queue, key and limit."""
         self._tree = tree
@@ -63,10 +65,68 @@ class LimitLog(LimitState):
         self._written = (b"", 0, 0)
         self._lines_read = 0
 
+    # The limits
+
+    def limits(self, ids: Iterable[str] | None) -> dict[str, Limit]:
+        found = super().limits(ids)
+        if self._unreadable:
+            names = map(_id_in_path, self._unreadable) if ids is None else ids
+            for name in filter(None, names):
+                if problem := self._unreadable.get(limit_path(name)):
+                    limit = unreadable_limit(name, problem)
+                    found |= {} if limit is None else {name: limit}
+        return found
+
+    def store_limit(self, limit: Limit) -> None:
+        self.remove_limit(limit.id)
+        super().store_limit(limit)
+
+    def remove_limit(self, limit_id: str) -> None:
+        super().remove_limit(limit_id)
+        if self._unreadable:
+            self._unreadable.pop(limit_path(limit_id), None)
+
+    def check(self) -> list[CorruptRecord]:
+        """Return what is wrong with the log, and with the limits as they stand in their files now."""
+        for name in super().limits(None):
+            super().remove_limit(name)
+        return [*self.problems, *self._read_limits().values()]
+
+    def _read_limits(self) -> dict[str, CorruptRecord]:
+        self._unreadable = {}
+        for name in self._tree.names("limits"):
+            path = f"limits/{name}"
+            if path != LIMITS:
+                self._read_limit(path)
+        return self._unreadable
+
+    def _read_limit(self, path: str) -> None:
+        name = _id_in_path(path)
+        try:
+            data = self._tree.read(path)
+            if name is None:
+                fields = json.loads(data)
+                name = limit_id(fields["queue"], fields["name"])
+                if limit_path(name) != path:
+                    raise ValueError(f"it is another limit, {name!r}")
+            self.store_limit(load_limit(data, name))
+            return
+        except FileNotFoundError:
+            return
+        except CorruptRecord as error:
+            problem = error
+        except (OSError, *UNREADABLE) as error:
+            problem = corrupt_limit(name or path, error)
+        log_once(_log, problem)
+        assert self._unreadable is not None
+        self._unreadable[path] = problem
+
     # The log
 
     def read(self) -> bool:
         """Read what is new in the log; return False if all of it is to be read, into another object."""
+        if self._unreadable is None:
+            self._read_limits()
         if self.is_damaged:
             return False
         try:
@@ -102,7 +162,8 @@ class LimitLog(LimitState):
         kind, name, value = json.loads(line) if line[:7] != b'["log",' else ("log", "", None)
         text = None if value is None else json.dumps(value)
         if kind == LIMIT:
-            _put_or_remove(text, name, load_limit, self.store_limit, self.remove_limit)
+            self.remove_limit(name)
+            self._read_limit(limit_path(name))
         elif kind == LANE:
             _put_or_remove(text, name, load_lane, self.save_lane, self.remove_lane)
         elif kind == LINE:
@@ -171,8 +232,6 @@ class LimitLog(LimitState):
         return "".join([f'["log", {generation:020d}]\n', *self._dumped()]).encode(errors="surrogatepass")
 
     def _dumped(self) -> Iterator[str]:
-        for limit in self.limits(None).values():
-            yield entry(LIMIT, limit.id, dump_limit(limit))
         for lane in self.lanes(None).values():
             yield entry(LANE, lane.queue, dump_lane(lane))
         for line in self.all_lines():
@@ -185,10 +244,13 @@ class LimitLog(LimitState):
     # Making it anew
 
     def mend(self, records: Iterable[Record]) -> None:
-        """Have lines and slots be those of tasks; of what was known of the lines only their virtual times are kept.
+        """Have lanes, lines and slots be those of limits and tasks; of the lines only the virtual times are kept.
 
         :param records: all tasks that are ready or run and have a key or a named limit, at least.
         """
+        for limit in self.limits(None).values():
+            if limit.queue is not None and not self.has_lane(limit.queue):
+                self.save_lane(Lane(queue=limit.queue))
         known = {line.id: line for line in self.all_lines()}
         for line_id in known:
             self.remove_line(line_id)
@@ -208,6 +270,11 @@ class LimitLog(LimitState):
                 self.save_line(line)
                 if not self.has_lane(order.queue):
                     self.save_lane(Lane(queue=order.queue))
+
+
+def _id_in_path(path: str) -> str | None:
+    """Return the id of a limit as the name of its file tells it; None if it is too long to be legible there."""
+    return text_of(path.rpartition("/")[2].removesuffix(".json"))
 
 
 def entry(kind: str, name: object, value: str) -> str:

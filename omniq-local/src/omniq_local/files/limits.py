@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, cast
 from omniq.limit import PLAIN, Lane, Limit, LimitUsage, Scope, StoredLine
 from omniq.storage import limit_transitions
 from omniq.storage.limit_transitions import ELIGIBLE
+from omniq.storage.limits import Line
 from omniq.storage.records import dump_limit
 from omniq.storage.rows import dump_lane, dump_line
 from omniq.storage.validation import UNREADABLE
@@ -21,7 +22,7 @@ from omniq.task import StoredTask, TaskState
 from omniq_local.files.encoding import LINED, Record, parse_record
 from omniq_local.files.flow_tasks import FlowTasks
 from omniq_local.files.limit_log import LANE, LIMIT, LINE, NOTHING, RATE, SLOT, LimitLog, entry
-from omniq_local.files.names import parse_entry
+from omniq_local.files.names import limit_path, parse_entry
 from omniq_local.files.queues import Queue
 from omniq_local.files.times import micros, moment
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from omniq.storage.primitives import FlowTransaction
     from omniq_local.files.transaction import Transaction
 
-__all__ = ["LimitSteps", "delete_limit", "get_limits", "get_usage", "outlook", "prune", "put_limit"]
+__all__ = ["LimitSteps", "delete_limit", "get_limits", "get_usage", "lost_lines", "outlook", "prune", "put_limit"]
 
 READY, RUNNING, SCHEDULED = TaskState.READY, TaskState.RUNNING, TaskState.SCHEDULED
 
@@ -74,10 +75,14 @@ class LimitSteps(FlowTasks):
 
     def store_limit(self, limit: Limit) -> None:
         self._limit_log.store_limit(limit)
-        self._note(LIMIT, limit.id, dump_limit(limit))
+        path = limit_path(limit.id)
+        content = dump_limit(limit).encode()
+        self._transaction.writes.append(("write", path, content, self._transaction.content(path)))
+        self._note(LIMIT, limit.id, NOTHING)
 
     def remove_limit(self, limit_id: str) -> None:
         self._limit_log.remove_limit(limit_id)
+        self._transaction.writes.append(("remove", limit_path(limit_id)))
         self._note(LIMIT, limit_id, NOTHING)
 
     def line(self, line_id: str) -> StoredLine | None:
@@ -290,6 +295,11 @@ def get_limits(ids: Sequence[str] | None, transaction: Transaction) -> list[Limi
 def delete_limit(limit_id: str, transaction: Transaction) -> bool:
     """See :meth:`~omniq.storage.Storage.delete_limit`."""
     return limit_transitions.delete_limit(transaction.flows, limit_id)
+
+
+def lost_lines(lines: Sequence[Line], transaction: Transaction) -> list[StoredTask]:
+    """See :meth:`~omniq.storage.Storage.lost_lines`."""
+    return limit_transitions.lost_lines(transaction.flows, lines) if transaction.folder.has_limits else []
 
 
 def get_usage(scopes: Sequence[Scope] | None, transaction: Transaction) -> list[LimitUsage]:

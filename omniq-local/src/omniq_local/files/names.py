@@ -22,6 +22,7 @@ __all__ = [
     "home_path",
     "id_path",
     "is_key",
+    "limit_path",
     "line_folder",
     "member_path",
     "members_folder",
@@ -141,13 +142,21 @@ def schedule_path(schedule_id: str) -> str:
     return f"schedules/{token(schedule_id)}.json"
 
 
+def limit_path(limit_id: str) -> str:
+    """Return where a limit is kept, beside :data:`LIMITS`.
+
+    :param limit_id: see :attr:`omniq.limit.Limit.id`.
+    """
+    return f"limits/{token(limit_id)}.json"
+
+
 def worker_path(worker: str) -> str:
     """Return where it is noted that a worker is alive."""
     return f"workers/{token(worker)}.json"
 
 
 LIMITS = "limits/log.jsonl"
-"""Where everything about limits is kept."""
+"""Where everything about limits is kept but themselves."""
 LINES = "lines"
 """The folder of the folders of lines."""
 

@@ -144,7 +144,7 @@ class _Repair:
 
     def _mend_limits(self) -> None:
         limit_log = LimitLog(self._tree)
-        self.has_limits = self._tree.exists(LIMITS) or bool(self._lined)
+        self.has_limits = bool(self._tree.names("limits") or self._lined)
         if not self.has_limits:
             return
         limit_log.read()

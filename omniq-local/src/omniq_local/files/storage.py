@@ -33,6 +33,7 @@ from omniq.storage import (
     TaskPage,
     TaskQuery,
 )
+from omniq.storage.limits import Line
 from omniq.task import NewTask, Outcome, Progress, StoredTask, TaskState
 from omniq_local.files import claiming, control, finishing, flow_verbs, limits, maintenance, reading, schedules
 from omniq_local.files.doctor import check, diagnose
@@ -256,6 +257,9 @@ class FileStorage(Storage):
 
     async def delete_limit(self, limit_id: str) -> bool:
         return await self._opened().run(partial(limits.delete_limit, limit_id))
+
+    async def lost_lines(self, lines: Sequence[Line]) -> list[StoredTask]:
+        return await self._opened().run(partial(limits.lost_lines, lines), small=False)
 
     # Upkeep
 

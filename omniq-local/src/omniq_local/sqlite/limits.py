@@ -18,6 +18,7 @@ from omniq.limit import PLAIN, Limit, LimitUsage, Scope
 from omniq.storage import Enqueued, limit_transitions, primitives, transitions
 from omniq.storage.escaping import get_logger
 from omniq.storage.limit_transitions import is_lined
+from omniq.storage.limits import Line
 from omniq.storage.rows import to_micros
 from omniq.storage.validation import log_once
 from omniq.task import NewTask, StoredTask, TaskState
@@ -36,6 +37,7 @@ __all__ = [
     "get_limits",
     "get_usage",
     "has_lane",
+    "lost_lines",
     "moved",
     "outlook",
     "promote",
@@ -134,7 +136,15 @@ def has_lane(queue: str, tx: Transaction) -> bool:
 
 def claim(queue: str, wanted: int, worker: str, lease: float, tx: Transaction) -> list[StoredTask]:
     """Claim tasks of a queue that has limits or lines."""
-    return transitions.claim(ClaimTransaction(tx), {queue: wanted}, worker, lease, None)
+    steps = ClaimTransaction(tx)
+    claimed = transitions.claim(steps, {queue: wanted}, worker, lease, None)
+    _log_problems(steps)
+    return claimed
+
+
+def _log_problems(steps: ClaimTransaction) -> None:
+    for problem in steps.problems:
+        log_once(_log, problem)
 
 
 def promote(queue: str, limit: int, tx: Transaction) -> bool:
@@ -211,8 +221,7 @@ def get_limits(ids: Sequence[str] | None, sql: Statements, now: int, connection:
     """See :meth:`~omniq.storage.Storage.get_limits`."""
     steps = ClaimTransaction(Transaction(connection, sql, now))
     found = limit_transitions.get_limits(steps, ids)
-    for problem in steps.problems:
-        log_once(_log, problem)
+    _log_problems(steps)
     return found
 
 
@@ -221,6 +230,11 @@ def get_usage(
 ) -> list[LimitUsage]:
     """See :meth:`~omniq.storage.Storage.get_limit_usage`."""
     return limit_transitions.get_usage(ClaimTransaction(Transaction(connection, sql, now)), scopes)
+
+
+def lost_lines(lines: Sequence[Line], sql: Statements, now: int, connection: sqlite3.Connection) -> list[StoredTask]:
+    """See :meth:`~omniq.storage.Storage.lost_lines`."""
+    return limit_transitions.lost_lines(ClaimTransaction(Transaction(connection, sql, now)), lines)
 
 
 def check_limits(sql: Statements, now: int, connection: sqlite3.Connection) -> list[CorruptRecord]:

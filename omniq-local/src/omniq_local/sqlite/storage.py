@@ -31,6 +31,7 @@ from omniq.storage import (
     TaskPage,
     TaskQuery,
 )
+from omniq.storage.limits import Line
 from omniq.storage.transactions import CallerTransaction
 from omniq.storage.validation import finding
 from omniq.task import NewTask, Outcome, Progress, StoredTask, TaskState
@@ -291,6 +292,10 @@ class SQLiteStorage(Storage):
 
     async def delete_limit(self, limit_id: str) -> bool:
         return await self._opened().write(partial(limits.delete_limit, limit_id))
+
+    async def lost_lines(self, lines: Sequence[Line]) -> list[StoredTask]:
+        database = self._opened()
+        return await database.read(partial(limits.lost_lines, lines, database.sql, database.now()))
 
     # Upkeep
 

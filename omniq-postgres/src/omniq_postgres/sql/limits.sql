@@ -4,6 +4,12 @@
 -- Held until the transaction ends, or its client stands still in it for too long.
 SELECT 'locked' FROM pg_advisory_xact_lock({limit_lock})
 
+-- name: lock_keys
+-- Held as long; in their order, so that two who want several do not wait for each other.
+SELECT 'locked'
+FROM unnest((SELECT $1::text[])) AS wanted (key)
+CROSS JOIN LATERAL pg_advisory_xact_lock(hashtextextended(wanted.key, {limit_lock}))
+
 -- name: lanes
 SELECT 'lane', queue, body FROM {lane} WHERE $1::text[] IS NULL OR queue = ANY ($1::text[])
 
@@ -135,19 +141,33 @@ counted AS (
 SELECT 'due', queue, limit_key, limit_name, max(priority) FROM promoted GROUP BY queue, limit_key, limit_name
 
 -- name: ready
--- The first of each of some lines, none of them passed over, with the line behind each.
-WITH s AS MATERIALIZED (
+-- The first of each of some lines that nothing has locked. Behind each: how many there are with those that something has
+-- locked, up to as many, and the line. Of a line that has only such, a row that is empty else.
+WITH asked AS MATERIALIZED (
+    SELECT a.line, (
+        SELECT count(*) FROM (
+            SELECT FROM {live}
+            WHERE state = -1 AND {live}.line = a.line AND (expires_at IS NULL OR expires_at > $2) LIMIT $3
+        ) AS head
+    ) AS there
+    FROM unnest((SELECT $1::text[])) AS a (line)
+),
+s AS MATERIALIZED (
     SELECT first.*, NULL::timestamptz AS finished_at, NULL::bytea AS result
-    FROM unnest((SELECT $1::text[])) AS asked (line)
+    FROM asked
     CROSS JOIN LATERAL (
         SELECT * FROM {live}
         WHERE state = -1 AND {live}.line = asked.line AND (expires_at IS NULL OR expires_at > $2)
         ORDER BY priority DESC, run_at, {live}.seq LIMIT $3
-        FOR UPDATE
+        FOR UPDATE SKIP LOCKED
     ) AS first
 )
-SELECT {record}, s.line FROM s CROSS JOIN LATERAL (SELECT * FROM {task} WHERE {task}.id = s.id LIMIT 1) AS t
-ORDER BY s.line, s.priority DESC, s.run_at, s.seq
+SELECT {record}, asked.there, asked.line
+FROM asked
+LEFT JOIN s ON s.line = asked.line
+LEFT JOIN LATERAL (SELECT * FROM {task} WHERE {task}.id = s.id LIMIT 1) AS t ON true
+WHERE asked.there > 0
+ORDER BY asked.line, s.priority DESC, s.run_at, s.seq
 
 -- name: ready_plain
 WITH s AS MATERIALIZED (
@@ -157,7 +177,7 @@ WITH s AS MATERIALIZED (
     ORDER BY priority DESC, run_at, {live}.seq LIMIT $3
     FOR UPDATE SKIP LOCKED
 )
-SELECT {record}, '' FROM s CROSS JOIN LATERAL (SELECT * FROM {task} WHERE {task}.id = s.id LIMIT 1) AS t
+SELECT {record}, 0, '' FROM s CROSS JOIN LATERAL (SELECT * FROM {task} WHERE {task}.id = s.id LIMIT 1) AS t
 ORDER BY s.priority DESC, s.run_at, s.seq
 
 -- name: start

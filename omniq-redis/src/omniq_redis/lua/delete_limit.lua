@@ -1,6 +1,7 @@
 --! base many wake due announce waiting limited running task endings corrupt flows limits schedule
 -- ARGV: id. Gives 1, or 0 if it was not there.
-local id, revision = ARGV[1], revision_of(ARGV[1], 'limits')
+local id, stored = ARGV[1], call('HGET', P .. 'limits', ARGV[1])
+local revision = stored and limits().is_sound(stored) and revision_of(id, 'limits') or 0
 if call('HDEL', P .. 'limits', id) == 0 then
   return 0
 end

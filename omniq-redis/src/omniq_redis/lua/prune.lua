@@ -73,8 +73,16 @@ local function prune_lane(queue, lane)
 end
 
 local lanes = call('HGETALL', P .. 'lanes')
+-- If the clock was put back, lines are asleep until the times of one that was ahead.
+local was_put_back = #lanes > 0 and (tonumber(call('HGET', P .. 'meta', 'pruned_at') or 0) or 0) > now
+if #lanes > 0 then
+  call('HSET', P .. 'meta', 'pruned_at', string.format('%.0f', now))
+end
 for i = 1, #lanes, 2 do
   if #lanes[i + 1] > 1 then
+    if was_put_back then
+      limits().changed(lanes[i])
+    end
     prune_lane(lanes[i], lanes[i + 1])
   end
 end

@@ -8,13 +8,13 @@ from typing import Any, TypeVar
 from starlette.responses import Response
 
 from omniq._tasks.options import check_queue
-from omniq.cli.limits import limit_words
+from omniq.cli.limits import limit_words, set_by
 from omniq.cli.stats import held_back, running_of_limit
 from omniq.dashboard.looks import FRESH
 from omniq.dashboard.security import Refused
 from omniq.dashboard.views.fields import json_field
 from omniq.dashboard.visit import Visit
-from omniq.limit import Limit, LimitUsage, Rate, limit_id
+from omniq.limit import Limit, LimitUsage, Rate, UnreadableLimit, limit_id
 from omniq.storage.limits import no_limits
 
 __all__ = ["delete", "put", "show", "show_one", "usage_of"]
@@ -53,6 +53,7 @@ async def show(visit: Visit) -> Response:
         most=MOST,
         why="" if storage.limits.task_limits else str(no_limits(storage)),
         limit_words=limit_words,
+        set_by=set_by,
         held_back=held_back,
         running_of_limit=running_of_limit,
     )
@@ -75,6 +76,10 @@ async def _page(visit: Visit, *, is_new: bool, problem: str = "", status: int = 
     limit = next((one for one in await visit.queue.alimits() if one.id == wanted), None)
     usage = next((one for one in await usage_of(visit) if one.limit is not None and one.limit.id == wanted), None)
     look = await visit.dashboard.looks.latest()
+    if isinstance(limit, UnreadableLimit):
+        unreadable, limit = limit.problem, None
+    else:
+        unreadable = ""
     stored = {**_texts(limit), **_texts(limit and limit.per_key, "key_"), "weights": _weights_as_json(limit)}
     return visit.page(
         "limit.html",
@@ -83,6 +88,7 @@ async def _page(visit: Visit, *, is_new: bool, problem: str = "", status: int = 
         now=look.now,
         usage=usage,
         limit=limit,
+        unreadable=unreadable,
         is_new=is_new,
         queue=queue,
         name=name,

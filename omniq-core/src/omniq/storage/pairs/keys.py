@@ -7,7 +7,7 @@ from datetime import datetime
 
 from omniq.storage.rows import LATEST, from_micros
 
-__all__ = ["END", "key", "number_in", "text_of", "time_of"]
+__all__ = ["END", "key", "name_in", "number_in", "text_of", "time_of"]
 
 END = b"\xff" * 16
 """Behind the rest of any key."""
@@ -31,6 +31,12 @@ def key(*parts: str | int) -> bytes:
 def number_in(where: bytes, begin: int) -> int:
     """Return the number that begins at a place of a key."""
     return int.from_bytes(where[begin:][:8], "big") - (1 << 63)
+
+
+def name_in(where: bytes, begin: int) -> str | None:
+    """Return the text that begins at a place of a key; None if it is too long to stand there."""
+    part = where[begin:].partition(b"\0\1")[0].replace(b"\0\xff", b"\0")
+    return None if part[:1] == b"\xff" else text_of(part)
 
 
 def time_of(number: int) -> datetime | None:

@@ -9,8 +9,8 @@ from omniq.errors import CorruptRecord
 from omniq.limit import Lane, Limit, Scope, StoredLine
 from omniq.storage.limit_transitions import ASLEEP, IDLE
 from omniq.storage.pairs.buffer import PairsBuffer
-from omniq.storage.pairs.keys import END, key, number_in, text_of
-from omniq.storage.records import dump_limit, load_limit
+from omniq.storage.pairs.keys import END, key, name_in, number_in, text_of
+from omniq.storage.records import dump_limit, read_limit
 from omniq.storage.rows import STATE_NUMBERS, dump_lane, dump_line, load_lane, load_line
 from omniq.storage.validation import UNREADABLE
 from omniq.task import TaskState
@@ -28,12 +28,14 @@ class PairsLimits(PairsBuffer):
     def lock_limits(self) -> None:
         pass  # one transaction writes at a time
 
-    def _named(self, kind: str, names: Iterable[str] | None) -> dict[str, bytes]:
+    def _named(self, kind: str, names: Iterable[str | None] | None) -> dict[str, bytes]:
         """Return what is stored under texts, by them."""
         if names is None:
-            values = [value for _, value in self._entries_in(key(kind))]
-            names = [text for value in values if (text := text_of(value.partition(b"\n")[0])) is not None]
-        where = {key(kind, name): name for name in names}
+            begin = len(key(kind))
+            # Of one that is too long to stand in a key only the value tells it.
+            found = [(name_in(where, begin), value) for where, value in self._entries_in(key(kind))]
+            names = [text_of(value.partition(b"\n")[0]) if name is None else name for name, value in found]
+        where = {key(kind, name): name for name in names if name is not None}
         return {where[one]: value.partition(b"\n")[2] for one, value in self._get(where).items()} if where else {}
 
     def lanes(self, queues: Iterable[str] | None) -> dict[str, Lane]:
@@ -53,13 +55,8 @@ class PairsLimits(PairsBuffer):
         self._write({}, [key("A", queue)])
 
     def task_limits(self, ids: Iterable[str] | None) -> dict[str, Limit]:
-        found = {}
-        for name, body in self._named("L", ids).items():
-            try:
-                found[name] = load_limit(body, name)
-            except CorruptRecord as problem:
-                self.problems.append(problem)
-        return found
+        limits = [read_limit(body, name, self.problems) for name, body in self._named("L", ids).items()]
+        return {limit.id: limit for limit in limits if limit is not None}
 
     def store_limit(self, limit: Limit) -> None:
         self._write({key("L", limit.id): f"{limit.id}\n{dump_limit(limit)}".encode()})
@@ -76,9 +73,13 @@ class PairsLimits(PairsBuffer):
             return None
 
     def _led_to(self, prefix: bytes, below: bytes = END, limit: int | None = None) -> list[StoredLine]:
-        names = [text_of(value) for _, value in self._entries_in(prefix, below, limit)]
-        lines = [self.line(name) for name in names if name is not None]
-        return [line for line in lines if line is not None]
+        most = limit
+        while True:
+            names = [text_of(value) for _, value in self._entries_in(prefix, below, most)]
+            lines = [line for name in names if name is not None and (line := self.line(name)) is not None]
+            if limit is None or most is None or len(lines) >= limit or len(names) < most:
+                return lines[:limit]
+            most *= 2  # those that cannot be read stand before none that can
 
     def lines(self, queue: str, place: str, limit: int, until: int | None = None) -> list[StoredLine]:
         below = END if until is None else key(until + 1)

@@ -8,9 +8,10 @@ from typing import Any
 from omniq.errors import CorruptRecord
 from omniq.limit import Lane, Limit, Scope, StoredLine
 from omniq.storage.limit_transitions import ASLEEP, IDLE
-from omniq.storage.records import dump_limit, load_limit
+from omniq.storage.records import dump_limit, read_limit
 from omniq.storage.rows import STATE_NUMBERS, dump_lane, dump_line, load_lane, load_line
 from omniq.storage.sql.statements import SqlStatements, hashed
+from omniq.storage.validation import is_text
 from omniq.task import TaskState
 
 __all__ = ["SqlLimits", "scope_key"]
@@ -54,14 +55,11 @@ class SqlLimits(SqlStatements):
         if ids is None:
             rows = self.rows("SELECT name, body FROM {task_limit}")
         else:
-            rows = self.rows("SELECT name, body FROM {task_limit} WHERE id IN %s", [hashed(one) for one in ids])
-        found = {}
-        for name, body in rows:
-            try:
-                found[name] = load_limit(body, name)
-            except CorruptRecord as problem:
-                self.problems.append(problem)
-        return found
+            names = {hashed(one): one for one in ids}
+            found = self.rows("SELECT id, body FROM {task_limit} WHERE id IN %s", list(names))
+            rows = [(names[hashed_id], body) for hashed_id, body in found]
+        limits = [read_limit(body, name, self.problems) for name, body in rows if is_text(name)]
+        return {limit.id: limit for limit in limits if limit is not None}
 
     def store_limit(self, limit: Limit) -> None:
         values = dump_limit(limit), hashed(limit.id)
@@ -72,8 +70,11 @@ class SqlLimits(SqlStatements):
         self.change("DELETE FROM {task_limit} WHERE id = %s", hashed(limit_id))
 
     def _lines(self, where: str, *values: Any) -> list[StoredLine]:
+        return self._loaded(self.rows(f"SELECT id, body FROM {{line}} WHERE {where}", *values))
+
+    def _loaded(self, rows: Iterable[tuple[Any, ...]]) -> list[StoredLine]:
         found = []
-        for line_id, body in self.rows(f"SELECT id, body FROM {{line}} WHERE {where}", *values):
+        for line_id, body in rows:
             try:
                 found.append(load_line(body, line_id))
             except CorruptRecord as problem:
@@ -85,11 +86,16 @@ class SqlLimits(SqlStatements):
         return found[0] if found else None
 
     def lines(self, queue: str, place: str, limit: int, until: int | None = None) -> list[StoredLine]:
-        order = "ORDER BY first_rank, second_rank LIMIT %s"
-        given = (queue, hashed(place))
-        if until is None:
-            return self._lines(f"queue = %s AND place = %s {order}", *given, limit)
-        return self._lines(f"queue = %s AND place = %s AND first_rank <= %s {order}", *given, until, limit)
+        within = "" if until is None else "AND first_rank <= %s"
+        given = [queue, hashed(place), *(() if until is None else (until,))]
+        where = f"queue = %s AND place = %s {within} ORDER BY first_rank, second_rank LIMIT %s"
+        most = limit
+        while True:
+            rows = self.rows(f"SELECT id, body FROM {{line}} WHERE {where}", *given, most)
+            found = self._loaded(rows)
+            if len(found) >= limit or len(rows) < most:
+                return found[:limit]
+            most *= 2  # those that cannot be read stand before none that can
 
     def lines_of_key(self, queue: str, key: str) -> list[StoredLine]:
         return self._lines("key_scope = %s ORDER BY id", scope_key(Scope(queue, key)))

@@ -7,7 +7,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, TypeAlias
 
 import pytest
 from attrs import evolve
@@ -36,7 +36,7 @@ from omniq.testing.contract.steps import (
 from omniq.testing.contract.stores import Stores
 from omniq.testing.contract.waiting import TEN_MINUTES, arrival, waiting
 
-__all__ = ["LimitContract"]
+__all__ = ["LimitContract", "LoseLine"]
 
 READY, RUNNING, CANCELLED = TaskState.READY, TaskState.RUNNING, TaskState.CANCELLED
 EPISODES = 3
@@ -72,8 +72,17 @@ def debounced(key: str, wait: float = AGES, max_wait: float | None = None, **opt
     return new_task(unique=key, debounce=Debounce(key, wait, max_wait), **options)
 
 
+LoseLine: TypeAlias = Callable[[str, str], None]
+"""Removes what a store keeps of the line of a queue and a key, behind the storage's back."""
+
+
 class LimitContract(Contract):
     """Storages that hold limits keep these."""
+
+    @pytest.fixture
+    def lose_line(self) -> LoseLine | None:
+        """Return what removes a line; None: the test of it is not asked."""
+        return None
 
     async def test_a_store_without_limits_says_so(self, store: Storage) -> None:
         if store.limits.task_limits:
@@ -631,6 +640,26 @@ class LimitContract(Contract):
         await asyncio.gather(*map(crowd.work, several))
         assert {one.running for one in await several[0].get_limit_usage()} == {0}
         assert {one.held_keys for one in await several[0].get_limit_usage()} == {0}
+
+    @with_limits
+    @needs_fixtures("lose_line")
+    async def test_an_audit_finds_tasks_whose_line_is_lost_and_names_the_mend(
+        self, stores: Stores, store: Storage, lose_line: LoseLine | None
+    ) -> None:
+        assert lose_line is not None
+        await store.put_limit(Limit(queue="work", per_key=Limit(concurrency=1)))
+        ids = await add_keyed(store, "a", "a", "b", "b")
+        assert await store.check() == []
+        await asyncio.to_thread(lose_line, "work", "a")
+        other = await stores.open()
+        assert await keys(other, 9) == ["b"]
+        (finding,) = await other.check()
+        assert finding.subject == "line"
+        assert f"omniq tasks retry {ids[0]}" in finding.message
+        await other.cancel([ids[0]])
+        assert await other.retry([ids[0]]) == [True]
+        assert [task.id for task in await take(other, 9)] == [ids[1]]
+        assert await other.check() == []
 
     @with_limits
     async def test_nothing_is_left_of_lines_whose_tasks_have_ended(self, store: Storage) -> None:

@@ -18,7 +18,7 @@ import pytest
 from attrs import evolve
 
 from omniq.flow import NewFlow, NewGate
-from omniq.limit import Limit
+from omniq.limit import Limit, Scope, UnreadableLimit
 from omniq.storage import Lease, LeaseState, Storage, TaskQuery
 from omniq.storage.ids import new_id
 from omniq.storage.validation import check_schedule, check_task, check_worker, is_corrupt
@@ -30,6 +30,7 @@ from omniq.testing.contract.steps import (
     FAR,
     HELD,
     OUTCOMES,
+    PROMPT,
     add,
     lapsed,
     later,
@@ -40,6 +41,7 @@ from omniq.testing.contract.steps import (
     take,
 )
 from omniq.testing.contract.stores import Stores
+from omniq.testing.contract.waiting import TEN_MINUTES, waiting
 
 __all__ = ["Spoil", "SpoilContract", "Value", "damages"]
 
@@ -514,24 +516,62 @@ class SpoilContract(Contract):
         plan = await self._plan(spoil, "limit", "queue:probe", most_damages)
         if not plan:
             return
-        bad = [f"bad{number}" for number in range(len(plan))]
+        names = [f"bad{number}" for number in range(len(plan))]
         good = [f"good{number}" for number in range(5)]
-        for name in _mixed(bad, good):
+        for name in _mixed(names, good):
             await _limit(store, name)
-        await self._spoiled(spoil, "limit", [f"queue:{name}" for name in bad], plan)
+        how = await self._spoiled(spoil, "limit", [f"queue:{name}" for name in names], plan)
         other = await stores.open()
         await self._answers(other)
-        assert {f"queue:{name}" for name in good} <= {limit.id for limit in await other.get_limits()}
-        await other.check()
+        shown = {limit.id: limit for limit in await other.get_limits()}
+        assert {f"queue:{name}" for name in good} | how.keys() <= shown.keys()
+        unreadable = [limit for name in how if isinstance(limit := shown[name], UnreadableLimit)]
+        assert unreadable
+        told = [finding.message for finding in await other.check(100_000) if finding.subject == "limit"]
+        for limit in unreadable:
+            assert any(repr(limit.id) in message and "omniq limits set" in message for message in told), limit
         for name in good:
             (task,) = await other.claim({name: 9}, worker="w", lease=HELD)
             assert await other.finish([outcome("succeeded", task)]) == [True]
             assert len(await other.claim({name: 9}, worker="w", lease=HELD)) == 1
-        for name in bad:
-            await other.delete_limit(f"queue:{name}")
-            assert await other.put_limit(Limit(queue=name, concurrency=1)) is not None
-            assert len(await other.claim({name: 9}, worker="w", lease=HELD)) == 1
-        await other.check()
+        for number, limit in enumerate(unreadable):
+            assert limit.queue is not None
+            assert await other.claim({limit.queue: 9}, worker="w", lease=HELD) == [], how[limit.id]
+            (usage,) = await other.get_limit_usage([Scope(limit.queue)])
+            assert usage.is_full
+            assert usage.limit == limit
+            if number % 2:
+                assert await other.put_limit(Limit(queue=limit.queue, concurrency=1), 0) is not None
+                assert len(await other.claim({limit.queue: 9}, worker="w", lease=HELD)) == 1
+            else:
+                assert await other.delete_limit(limit.id) is True
+                assert len(await other.claim({limit.queue: 9}, worker="w", lease=HELD)) == 3
+        assert not [limit for limit in await other.get_limits() if isinstance(limit, UnreadableLimit)]
+        assert not [finding for finding in await other.check() if finding.subject == "limit"]
+
+    @needs_fixtures("spoil")
+    @with_limits
+    async def test_a_named_limit_that_cannot_be_read_holds_back_its_tasks_alone(
+        self, stores: Stores, store: Storage, spoil: Spoil
+    ) -> None:
+        await store.put_limit(Limit(name="api", concurrency=1))
+        held = await add(store, *[new_task(limit="api", key=key) for key in ("a", "b")])
+        free = await add(store, new_task(key="a"), new_task(limit="other"), new_task())
+        plan = await self._plan(spoil, "limit", "name:api", 1)
+        if not plan:
+            return
+        await self._spoiled(
+            spoil, "limit", ["name:api"], [(plan[0][0], b"{" if isinstance(plan[0][1], bytes) else "{")]
+        )
+        other = await stores.open()
+        assert {task.id for task in await take(other, 9)} == set(free)
+        assert await take(other, 9) == []
+        waits = asyncio.create_task(other.wait_for_work(["work"], TEN_MINUTES))
+        await waiting(waits)
+        assert await other.delete_limit("name:api") is True
+        async with asyncio.timeout(PROMPT):
+            await waits
+        assert {task.id for task in await take(other, 9)} == set(held)
 
 
 async def _limit(store: Storage, queue: str) -> None:

@@ -1,7 +1,8 @@
 -- Limits: lines of ready tasks, and where they stand. omniq.storage.limit_transitions says it in Python, by the same names;
 -- here is how it is kept:
---   limits[ID], a limit: revision 8, then concurrency 8, interval 8 and burst 8 (0: none) of the whole and of each key, 1 if
---     there are weights, and a text that only clients read. weights:QUEUE[KEY]. rates[SCOPE]: when a rate is at rest.
+--   limits[ID], a limit: revision 8, the first 16 digits of the SHA-1 of all else, then concurrency 8, interval 8 and burst
+--     8 (0: none) of the whole and of each key, 1 if there are weights, and a text that only clients read.
+--     weights:QUEUE[KEY]. rates[SCOPE]: when a rate is at rest.
 --   slots[SCOPE]: how many tasks of a key or a named limit are running; those of a queue are in counts.
 --   lanes[QUEUE]: a p if the queue is paused, else -; then, if it has a limit or lines, its vtime 8, that of the plain line
 --     8, and 1 if its lines are to be made eligible. Only queues of which there is one of these things stand there.
@@ -29,15 +30,28 @@ function limits()
     return 'k' .. #queue .. ':' .. queue .. key
   end
 
-  -- Gives what a limit says of the whole and of each key, an empty table if there is none.
+  -- Gives a limit as it is stored.
+  local function sealed(revision, text)
+    local revision8 = struct.pack('>I8', revision)
+    return revision8 .. string.sub(redis.sha1hex(revision8 .. text), 1, 16) .. text
+  end
+
+  local function is_sound(stored)
+    return #stored >= 73 and sealed(struct.unpack('>I8', stored), string.sub(stored, 25)) == stored
+  end
+
+  -- Gives what a limit says of the whole and of each key, an empty table if there is none. One that cannot be read lets
+  -- nothing start.
   local function rule_of(id)
     local rule = rules[id]
     if not rule then
       rule = {}
       local stored = call('HGET', P .. 'limits', id)
-      if stored and #stored >= 57 then
-        local _, most, interval, burst, each, each_interval, each_burst, weighs =
-          struct.unpack('>I8I8I8I8I8I8I8B', stored)
+      if stored and not is_sound(stored) then
+        rule.whole = { most = -1, interval = 0, burst = 0 }
+      elseif stored then
+        local most, interval, burst, each, each_interval, each_burst, weighs =
+          struct.unpack('>I8I8I8I8I8I8B', stored, 25)
         rule.whole = { most = most, interval = interval, burst = burst }
         rule.each = { most = each, interval = each_interval, burst = each_burst }
         rule.weighs = weighs == 1
@@ -67,10 +81,14 @@ function limits()
     return rule.most - running_in(scope)
   end
 
-  -- What is further away comes of another rate, or the clock was put back.
   local function at_rest(scope, rule)
     local stored = tonumber(call('ZSCORE', P .. 'rates', scope) or 0) or 0
-    return math.min(math.max(stored, now), now + rule.burst * rule.interval)
+    local latest = now + rule.burst * rule.interval
+    if stored > latest then
+      -- It comes of another rate, or the clock was put back: from now on it goes on by what is here.
+      call('ZADD', P .. 'rates', latest, scope)
+    end
+    return math.min(math.max(stored, now), latest)
   end
 
   -- Gives how many tasks may start now by a rate, and when the next may if none may.
@@ -161,6 +179,25 @@ function limits()
       end
     until #some < PAGE
     return found
+  end
+
+  -- Tells whether a line is found where its record says that it stands.
+  function made_limits.stands(queue, id)
+    local line, lane = read(queue, id), call('HGET', P .. 'lanes', queue)
+    if not line or not lane or #lane < 18 then
+      return false
+    end
+    local key, entry = P .. 'eligible:' .. queue, rank_of(line)
+    if line.place == 'n' then
+      key = named(line.limit, queue)
+    elseif line.place == 'k' then
+      key, entry = P .. 'parked:' .. queue, id
+    elseif line.place == 's' then
+      key, entry = P .. 'asleep:' .. queue, 'l' .. id
+    elseif line.place ~= 'e' then
+      return false
+    end
+    return call('ZSCORE', key, entry) ~= false
   end
 
   local function leave(line)
@@ -413,7 +450,8 @@ function limits()
 
   local function weight_of(line, rule)
     local weight = rule.weighs and line.key and call('HGET', P .. 'weights:' .. line.queue, line.key)
-    return tonumber(weight or 1) or 1
+    weight = tonumber(weight or 1) or 1
+    return weight >= 0.01 and weight <= 100 and weight or 1
   end
 
   -- Gives how many tasks of a line may start by the limits of its key and its name; if none, parks it.
@@ -691,6 +729,7 @@ function limits()
     end
   end
 
+  made_limits.sealed, made_limits.is_sound = sealed, is_sound
   made_limits.lane, made_limits.rule_of, made_limits.forget, made_limits.read = lane_of, rule_of, forget, read
   made_limits.running_in, made_limits.tokens, made_limits.of_key = running_in, tokens, of_key
   made_limits.named, made_limits.held, made_limits.arrive, made_limits.scopes_of = named, held, arrive, scopes_of
