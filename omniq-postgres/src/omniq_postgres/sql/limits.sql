@@ -147,7 +147,8 @@ WITH asked AS MATERIALIZED (
     SELECT a.line, (
         SELECT count(*) FROM (
             SELECT FROM {live}
-            WHERE state = -1 AND {live}.line = a.line AND (expires_at IS NULL OR expires_at > $2) LIMIT $3
+            WHERE state = -1 AND {live}.line = a.line AND (expires_at IS NULL OR expires_at > $2)
+            ORDER BY priority DESC, run_at, {live}.seq LIMIT $3
         ) AS head
     ) AS there
     FROM unnest((SELECT $1::text[])) AS a (line)
