@@ -8,6 +8,7 @@ the name of the class, looked up among the members of the union and nowhere else
 from __future__ import annotations
 
 import enum
+import functools
 import inspect
 import typing
 from collections import Counter, OrderedDict, abc, deque
@@ -50,10 +51,10 @@ _ABSTRACT: dict[Any, tuple[type, ...]] = {
 # Unions
 
 
-def _combined(name: str, codecs: Sequence[Codec]) -> Codec:
+def _combined(hint: Any, codecs: Sequence[Codec]) -> Codec:
     """Make one codec of several whose JSON tells which of them made it."""
     return Codec(
-        name=name,
+        hint,
         exact=frozenset().union(*(codec.exact for codec in codecs)),
         encoders=_merged(codec.encoders for codec in codecs),
         decoders=_merged(codec.decoders for codec in codecs),
@@ -90,14 +91,14 @@ def _first(functions: Sequence[Function]) -> Function:
     return attempt
 
 
-def _union_codec(name: str, codecs: Sequence[Codec]) -> Codec:
+def _union_codec(hint: Any, codecs: Sequence[Codec]) -> Codec:
     """Make the codec of a union.
 
     :param codecs: those of its members, each once.
     """
     others = [codec for codec in codecs if codec.exact != {type(None)}]
     if len(others) == 1:
-        return _combined(name, codecs)
+        return _combined(hint, codecs)
     shared = Counter(kind for codec in others for kind in codec.encoders)
     alike = [
         codec
@@ -106,19 +107,20 @@ def _union_codec(name: str, codecs: Sequence[Codec]) -> Codec:
     ]
     labels = _labels(alike)
     members = [_labelled(codec, labels[id(codec)]) for codec in alike]
-    union = _combined(name, members + [codec for codec in codecs if id(codec) not in labels])
-    by_fields = _by_fields(name, alike)
+    union = _combined(hint, members + [codec for codec in codecs if id(codec) not in labels])
+    by_fields = _by_fields(union.name, alike)
     if by_fields is not None:
         union.decoders.setdefault(dict, by_fields)
     return union
 
 
 def _labels(codecs: Sequence[Codec]) -> dict[int, str]:
-    seen = Counter(codec.label for codec in codecs)
+    seen = Counter(codec.name for codec in codecs)
     labels: dict[int, str] = {}
     for codec in codecs:
         # A tag of ours is none that a class may take.
-        label = codec.full_label if seen[codec.label] > 1 or codec.label in ANY.decoders else codec.label
+        ambiguous = seen[codec.name] > 1 or codec.name in ANY.decoders
+        label = hint_name(codec.hint, full=ambiguous)
         while label in labels.values():
             label += "'"
         labels[id(codec)] = label
@@ -152,22 +154,21 @@ def _by_fields(name: str, codecs: Sequence[Codec]) -> Function | None:
     return decode if choices else None
 
 
-def _literal_codec(name: str, values: Sequence[Any], codec_of: Callable[[Any], Codec]) -> Codec:
+def _literal_codec(hint: Any, codec_of: Callable[[Any], Codec]) -> Codec:
     """Make the codec of a ``Literal``.
 
-    :param values: those that it allows.
     :param codec_of: gives the codec of a class.
     """
-    allowed = {(type(value), value) for value in values}
+    allowed = {(type(value), value) for value in get_args(hint)}
 
     def check(value: Any) -> Any:
         if (type(value), value) not in allowed:
-            raise CodecError(f"expected {name}, found another {type(value).__name__}")
+            raise CodecError(f"expected {codec.name}, found another {type(value).__name__}")
         return value
 
-    codecs = {kind: codec_of(kind) for kind in map(type, values)}
+    codecs = {kind: codec_of(kind) for kind in map(type, get_args(hint))}
     labels = _labels([of_kind for of_kind in codecs.values() if of_kind.named])
-    codec = Codec(name=name, self_describing=not labels, flat=True)
+    codec = Codec(hint, self_describing=not labels, flat=True)
     for kind, of_kind in codecs.items():
         encode, decoders = of_kind.encode, {**of_kind.decoders}
         if kind in of_kind.exact:
@@ -185,9 +186,9 @@ def _literal_codec(name: str, values: Sequence[Any], codec_of: Callable[[Any], C
 
 
 def _any_codec() -> Codec:
-    codec = Codec(name="Any")
-    containers = [container_codec("Any", kind, [codec, codec]) for kind in CONTAINERS]
-    codec.become(_combined("Any", [Codec(name="Any", exact=ATOMS), *containers, *map(value_codec, VALUE_TYPES)]))
+    codec = Codec(Any)
+    containers = [container_codec(Any, kind, [codec, codec]) for kind in CONTAINERS]
+    codec.become(_combined(Any, [Codec(Any, exact=ATOMS), *containers, *map(value_codec, VALUE_TYPES)]))
     return codec
 
 
@@ -202,99 +203,62 @@ class Codecs:
     """
 
     def __init__(self, converter: Callable[[], cattrs.Converter]) -> None:
-        self.converter = converter
-        self.made: dict[Any, Codec] = {}
+        self._converter = converter
+        self._made: dict[Any, Codec] = {Any: ANY}
         """By annotation: those that are whole, as all threads look here."""
 
     def of(self, hint: Any) -> Codec:
         """Return the codec of an annotation."""
-        if hint is Any:
-            return ANY
         try:
-            codec = self.made.get(hint)
+            codec = self._made.get(hint)
         except TypeError:  # metadata that cannot be hashed
             codec = None
         if codec is None:
-            making = _Making(self)
-            codec = making.of(hint)
-            self.made.update(making.made)
+            making: dict[Any, Codec] = {}
+            codec = self._inside(hint, making)
+            self._made.update(making)
         return codec
 
+    def _inside(self, hint: Any, making: dict[Any, Codec]) -> Codec:
+        """Return the codec of an annotation, or inside itself, where only an alias leads, what will become that.
 
-class _Making:
-    """The making of the codec of one annotation, and of those inside it.
-
-    Until it is at its end, one of these may hold what only stands for another.
-    """
-
-    def __init__(self, codecs: Codecs) -> None:
-        self._codecs = codecs
-        self._under_way: dict[Any, Codec | None] = {}
-        """By annotation, what stands for its codec where the annotation refers to itself."""
-        self.made: dict[Any, Codec] = {}
-
-    def of(self, hint: Any) -> Codec:
-        if hint is Any:
-            return ANY
+        :param making: by annotation, those that are made together with it.
+        """
         try:
-            codec = self.made.get(hint) or self._codecs.made.get(hint)
-        except TypeError:  # metadata that cannot be hashed
-            return self._make(hint)
-        if codec is None and hint in self._under_way:
-            # Only an alias comes back to itself here; classes look at their fields later.
-            codec = self._under_way[hint] or Codec(name=hint_name(hint), self_describing=False)
-            self._under_way[hint] = codec
-        elif codec is None:
-            self._under_way[hint] = None
-            codec = self.made[hint] = self._make(hint)
-            inside = self._under_way.pop(hint)
-            if inside is not None:
-                inside.become(codec)
+            codec = self._made.get(hint) or making.get(hint)
+        except TypeError:
+            return self._make(hint, making)
+        if codec is None:
+            making[hint] = inside = Codec(hint, self_describing=False)
+            codec = making[hint] = self._make(hint, making)
+            inside.become(codec)
         return codec
 
-    def _make(self, hint: Any) -> Codec:
+    def _make(self, hint: Any, making: dict[Any, Codec]) -> Codec:
+        of = functools.partial(self._inside, making=making)
         members = union_members(hint)
-        name = hint_name(hint)
         if members is not None:
-            return _union_codec(name, [self.of(member) for member in members])
+            return _union_codec(hint, [of(member) for member in members])
         bare = bare_hint(hint)
         if bare is not hint:
-            return self.of(bare)
+            return of(bare)
         origin = get_origin(hint)
-        arguments = get_args(hint)
         if origin is Literal:
-            return _literal_codec(name, arguments, self.of)
+            return _literal_codec(hint, of)
         base = type(None) if hint is None else origin or hint
-        codec = self._of_builtin(name, hint, base, arguments)
+        codec = _builtin_codec(hint, base, of)
         if codec is None and isinstance(base, type):
             codec = self._of_class(hint, base)
         if codec is None:
-            _log.debug("annotation %s counts as Any", name)
+            _log.debug("annotation %s counts as Any", hint_name(hint))
             codec = ANY
-        return codec
-
-    def _of_builtin(self, name: str, hint: Any, base: Any, arguments: tuple[Any, ...]) -> Codec | None:
-        if base is object:
-            return ANY
-        if base in VALUE_TYPES:
-            return value_codec(base)
-        if base is tuple and hasattr(hint, "__args__") and arguments[1:] != (...,):
-            if any(get_origin(argument) is typing.Unpack or "*" in repr(argument)[:1] for argument in arguments):
-                return container_codec(name, tuple, [ANY])
-            return fixed_tuple_codec(name, [self.of(argument) for argument in arguments])
-        kinds = _ABSTRACT.get(base, (base,))
-        if not CONTAINERS.issuperset(kinds):
-            return None
-        items = [self.of(argument) for argument in arguments if argument is not ...] or [ANY, ANY]
-        codec = _combined(name, [container_codec(name, kind, items) for kind in kinds])
-        codec.label, codec.full_label = name, hint_name(hint, full=True)
         return codec
 
     def _of_class(self, hint: Any, cls: type) -> Codec:
         if issubclass(cls, enum.Enum):
             return enum_codec(cls)
         if is_class_with_fields(cls):
-            return fields_codec(hint, self._codecs.of)
+            return fields_codec(hint, self.of)
         if is_model(cls):
             return model_codec(cls)
         derived = derived_codec(hint, cls)
@@ -303,4 +267,21 @@ class _Making:
         if inspect.isabstract(cls) or getattr(cls, "_is_protocol", False) or cls.__module__ == "numbers":
             # Whatever is sent for it says itself what it is.
             return ANY
-        return foreign_codec(hint, cls, self._codecs.converter, ANY)
+        return foreign_codec(hint, cls, self._converter, ANY)
+
+
+def _builtin_codec(hint: Any, base: Any, of: Callable[[Any], Codec]) -> Codec | None:
+    arguments = get_args(hint)
+    if base is object:
+        return ANY
+    if base in VALUE_TYPES:
+        return value_codec(base)
+    if base is tuple and hasattr(hint, "__args__") and arguments[1:] != (...,):
+        if any(get_origin(argument) is typing.Unpack or "*" in repr(argument)[:1] for argument in arguments):
+            return container_codec(hint, tuple, [ANY])
+        return fixed_tuple_codec(hint, [of(argument) for argument in arguments])
+    kinds = _ABSTRACT.get(base, (base,))
+    if not CONTAINERS.issuperset(kinds):
+        return None
+    items = [of(argument) for argument in arguments if argument is not ...] or [ANY, ANY]
+    return _combined(hint, [container_codec(hint, kind, items) for kind in kinds])

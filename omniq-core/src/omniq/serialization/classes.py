@@ -24,12 +24,12 @@ from omniq.serialization.codec import (
     Function,
     class_codec,
     deeper,
-    describe,
+    guarded,
     key_step,
     tagged,
     unknown_field,
 )
-from omniq.serialization.containers import pairs_of
+from omniq.serialization.containers import unpairing
 from omniq.serialization.custom_types import attributes, verified
 from omniq.serialization.hints import field_hints, hint_name, special_name
 
@@ -41,6 +41,7 @@ __all__ = ["fields_codec", "fields_of", "is_class_with_fields"]
 # An instance of a class derived from one of these is more than its fields.
 _BUILTINS = (str, int, float, complex, bytes, bytearray, list, tuple, dict, set, frozenset)
 _ATTRS_FILE = attrs.fields.__code__.co_filename
+_CONSTRUCTORS = ("__attrs_pre_init__", "__attrs_post_init__", "__post_init__")
 
 # What fields there are
 
@@ -83,50 +84,34 @@ def fields_of(hint: Any) -> _Fields:
     return fields_of_kind(cls, field_hints(hint))
 
 
-def _is_attrs(cls: type) -> bool:
-    return hasattr(cls, "__attrs_attrs__") and not issubclass(cls, _BUILTINS)
+def _is_declared(cls: type) -> bool:
+    return (attrs.has(cls) or dataclasses.is_dataclass(cls)) and not issubclass(cls, _BUILTINS)
 
 
-def _attrs_fields(cls: Any, hints: dict[str, Any]) -> _Fields:
-    ours = attrs.fields(cls)
+def _declared_fields(cls: Any, hints: dict[str, Any]) -> _Fields:
+    """Return the fields of an attrs class or a dataclass."""
+    ours: Sequence[Any] = attrs.fields(cls) if attrs.has(cls) else dataclasses.fields(cls)
     fields = [
         Field(
             one.name,
             hints.get(one.name, Any if isinstance(one.type, str) or one.type is None else one.type),
-            required=one.default is attrs.NOTHING and one.init,
-            argument=one.alias or one.name,
+            required=one.init and not _has_default(one),
+            argument=getattr(one, "alias", None) or one.name,
             init=one.init,
         )
         for one in ours
     ]
-    does_more = any(one.converter is not None or not one.init for one in ours) or any(
-        hasattr(cls, hook) for hook in ("__attrs_pre_init__", "__attrs_post_init__")
-    )
-    return _Fields(fields, faithful=_is_generated(cls) and not does_more)
-
-
-def _is_dataclass(cls: type) -> bool:
-    return dataclasses.is_dataclass(cls) and not issubclass(cls, _BUILTINS)
-
-
-def _dataclass_fields(cls: Any, hints: dict[str, Any]) -> _Fields:
-    missing = dataclasses.MISSING
-    fields = [
-        Field(
-            one.name,
-            hints.get(one.name, Any if isinstance(one.type, str) else one.type),
-            required=one.default is missing and one.default_factory is missing and one.init,
-            argument=one.name,
-            init=one.init,
-        )
-        for one in dataclasses.fields(cls)
-    ]
     does_more = (
-        any(not one.init for one in fields)
-        or any("INITVAR" in repr(one._field_type) for one in cls.__dataclass_fields__.values())
-        or hasattr(cls, "__post_init__")
+        any(not one.init or getattr(one, "converter", None) is not None for one in ours)
+        or any(hasattr(cls, hook) for hook in _CONSTRUCTORS)
+        or any("INITVAR" in repr(one._field_type) for one in getattr(cls, "__dataclass_fields__", {}).values())
     )
     return _Fields(fields, faithful=_is_generated(cls) and not does_more)
+
+
+def _has_default(one: Any) -> bool:
+    defaults = (one.default, getattr(one, "default_factory", dataclasses.MISSING))
+    return any(default is not attrs.NOTHING and default is not dataclasses.MISSING for default in defaults)
 
 
 def _is_generated(cls: Any) -> bool:
@@ -192,8 +177,7 @@ def _msgspec_fields(cls: Any, hints: dict[str, Any]) -> _Fields:
 
 
 _KINDS: tuple[tuple[Callable[[type], bool], Callable[[Any, dict[str, Any]], _Fields]], ...] = (
-    (_is_attrs, _attrs_fields),
-    (_is_dataclass, _dataclass_fields),
+    (_is_declared, _declared_fields),
     (_is_typed_dict, _typed_dict_fields),
     (_is_named_tuple, _named_tuple_fields),
     (_is_msgspec, _msgspec_fields),
@@ -235,11 +219,10 @@ def fields_codec(hint: Any, codec_of: Callable[[Any], Codec]) -> Codec:
     def decode(tree: Any) -> Any:
         return made()[1](tree)
 
-    def decode_pairs(tree: Any) -> Any:
-        pairs = pairs_of(tree, "dict")
-        if not all(type(key) is str for key, _ in pairs) or len({key for key, _ in pairs}) != len(pairs):
+    def decode_pairs(keys: list[Any], trees: list[Any]) -> Any:
+        if not all(type(key) is str for key in keys) or len(set(keys)) != len(keys):
             raise CodecError(f"the payload has other keys than a {name} has")
-        return decode(dict(pairs))
+        return decode(dict(zip(keys, trees, strict=True)))
 
     def fits(tree: Any) -> bool:
         known = {one.name: one.required for one in fields().all}
@@ -247,7 +230,7 @@ def fields_codec(hint: Any, codec_of: Callable[[Any], Codec]) -> Codec:
 
     decoders: dict[Any, Function] = {dict: decode}
     if is_dict:
-        decoders["dict"] = decode_pairs
+        decoders["dict"] = unpairing("dict", decode_pairs)
     codec = class_codec(hint, kind, encode, decoders, fits=fits)
     return codec
 
@@ -263,28 +246,28 @@ class _Part:
         self.codec = codec
         self.is_passed_on = bool(codec.exact) and field.init and field.argument == field.name
         """Whether the constructor takes JSON for it as it is, if only of the right class."""
-        exact, step = codec.exact, key_step(field.name) if in_dict else f".{field.name}"
+        step = key_step(field.name) if in_dict else f".{field.name}"
+        self.encode = _stepping(codec, "encode", step)
+        self.decode = _stepping(codec, "decode", step)
 
-        def encode(value: Any) -> Any:
-            if type(value) in exact:
-                return value
-            try:
-                return codec.encode(value)
-            except CodecError as refusal:
-                refusal.steps.append(step)
-                raise
 
-        def decode(tree: Any, _: object = None) -> Any:
-            if type(tree) in exact:
-                return tree
-            try:
-                return codec.decode(tree)
-            except CodecError as refusal:
-                refusal.steps.append(step)
-                raise
+def _stepping(codec: Codec, verb: str, step: str) -> Callable[..., Any]:
+    """Make a function that puts a step into the path of a refusal by a codec's.
 
-        self.encode = encode
-        self.decode = decode
+    :param verb: which, looked up for each value: classes come by quicker ones.
+    """
+    exact = codec.exact
+
+    def convert(value: Any, _: object = None) -> Any:  # cattrs gives the type, too
+        if type(value) in exact:
+            return value
+        try:
+            return getattr(codec, verb)(value)
+        except CodecError as refusal:
+            refusal.steps.append(step)
+            raise
+
+    return convert
 
 
 @functools.cache
@@ -325,26 +308,16 @@ def _of_instances(name: str, parts: Sequence[_Part], cls: Any) -> tuple[Function
         attributes, cls, _converter(), type_variables, _cattrs_use_linecache=False
     )
     later = [part for part in parts if not part.field.init]
-
-    def encode(value: Any) -> Any:
-        try:
-            return unstructure(value)
-        except AttributeError as error:
-            raise CodecError(f"this {name} has a field that is not set: {describe(error)}") from error
+    make = guarded(structure, f"{name} does not take its stored fields")
 
     def decode(tree: Any) -> Any:
-        try:
-            made = structure(tree, cls)
-        except (CodecError, RecursionError):
-            raise
-        except Exception as error:
-            raise CodecError(f"{name} does not take its stored fields: {describe(error)}") from error
+        made = make(tree, cls)
         for part in later:
             if part.field.name in tree:
                 object.__setattr__(made, part.field.name, part.decode(tree[part.field.name]))
         return made
 
-    return encode, decode
+    return guarded(unstructure, f"this {name} has a field that is not set"), decode
 
 
 def _passing_on(parts: Sequence[_Part], cls: type, decode: Function) -> Function:

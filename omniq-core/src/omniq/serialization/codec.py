@@ -33,7 +33,7 @@ __all__ = [
     "class_codec",
     "deeper",
     "describe",
-    "is_tagged",
+    "guarded",
     "key_step",
     "progress",
     "tagged",
@@ -130,6 +130,33 @@ def type_name(value: Any) -> str:
     return type(value).__qualname__.rpartition("<locals>.")[2]
 
 
+def unknown_field(name: str, key: str) -> CodecError:
+    """Say that a class does not have a field that a payload has, and what to do."""
+    return CodecError(
+        f"{name} has no field {key_step(key)[1:-1]}, which the payload has; keep a removed field as long as such "
+        "payloads are stored"
+    )
+
+
+def guarded(function: Callable[..., Any], what: str, kind: type[CodecError] = CodecError) -> Callable[..., Any]:
+    """Make a function that may be the application's, and raise anything, refuse instead.
+
+    :param function: takes a value, or a value and something more.
+    :param what: what it means that the function failed.
+    :param kind: how it refuses.
+    """
+
+    def guard(value: Any, more: Any = None) -> Any:
+        try:
+            return function(value) if more is None else function(value, more)
+        except (CodecError, RecursionError):
+            raise
+        except Exception as error:
+            raise kind(f"{what}: {describe(error)}") from error
+
+    return guard
+
+
 # Depth
 
 
@@ -171,18 +198,14 @@ def deeper(function: Function, limit: int = MAX_DEPTH) -> Function:
 class Codec:
     """The functions for one annotation."""
 
-    name: str
-    """The annotation, for messages."""
+    hint: Any
+    """The annotation."""
     exact: frozenset[type] = frozenset()
     """The classes among :data:`ATOMS` whose values pass as they are, both ways."""
     encoders: dict[type, Function] = field(factory=dict)
     """By exact class, what makes the JSON of a value."""
     decoders: dict[Any, Function] = field(factory=dict)
     """What makes a value of JSON, by the class that it is read as, and of a tagged object by its tag."""
-    label: str = ""
-    """The tag that a value gets where a union has others that look the same."""
-    full_label: str = ""
-    """The same with the module, for where two labels are equal."""
     named: bool = False
     """Whether its values are of an application's class."""
     self_describing: bool = True
@@ -191,10 +214,13 @@ class Codec:
     """Whether its values hold no other values."""
     fits: Callable[[Mapping[str, Any]], bool] | None = None
     """Whether the keys of a JSON object are those of its class."""
+    name: str = field(init=False)
+    """The annotation, for messages, and as the tag that a value gets where a union has others that look the same."""
     encode: Function = field(init=False)
     decode: Function = field(init=False)
 
     def __attrs_post_init__(self) -> None:
+        self.name = hint_name(self.hint)
         self.encode = self._make_encode()
         self.decode = self._make_decode()
 
@@ -241,19 +267,17 @@ class Codec:
 
     def _unexpected(self, value: Any) -> CodecError:
         """Say why a value is not taken, and what to do."""
-        given = type_name(value)
+        given, advice = type_name(value), "convert the value, or change the annotation"
         base = next((kind for kind in type(value).__mro__ if kind in self.encoders or kind in self.exact), None)
         if base is not None:
-            return CodecError(
-                f"expected {self.name}, was given {given}, a subclass of {base.__name__} whose type would be lost; "
-                f"annotate it with {given}, or convert the value"
-            )
-        if self.name == "Any":
+            given += f", a subclass of {base.__name__} whose type would be lost"
+            advice = f"annotate it with {type_name(value)}, or convert the value"
+        elif self.hint is Any:
             return CodecError(
                 f"cannot hold an instance of {given} that no annotation announces; annotate it with the class, convert "
                 "the value, or use another serializer"
             )
-        return CodecError(f"expected {self.name}, was given {given}; convert the value, or change the annotation")
+        return CodecError(f"expected {self.name}, was given {given}; {advice}")
 
 
 def class_codec(hint: Any, cls: type, encode: Function, decoders: Mapping[Any, Function], **known: Any) -> Codec:
@@ -264,18 +288,8 @@ def class_codec(hint: Any, cls: type, encode: Function, decoders: Mapping[Any, F
     :param decoders: what makes a value of JSON without the tag.
     :param known: what else the codec says of its values.
     """
-    name = hint_name(hint)
-    codec = Codec(
-        name=name,
-        encoders={cls: encode},
-        decoders={**decoders},
-        label=name,
-        full_label=hint_name(hint, full=True),
-        named=True,
-        self_describing=False,
-        **known,
-    )
-    codec.decoders[name] = unwrapping(name, codec.decode_now)
+    codec = Codec(hint, encoders={cls: encode}, decoders={**decoders}, named=True, self_describing=False, **known)
+    codec.decoders[codec.name] = unwrapping(codec.name, codec.decode_now)
     return codec
 
 
@@ -289,33 +303,20 @@ def _shown_form(tree: Any) -> str:
     return names[type(tree)]
 
 
-def unknown_field(name: str, key: str) -> CodecError:
-    """Say that a class does not have a field that a payload has, and what to do."""
-    return CodecError(
-        f"{name} has no field {key_step(key)[1:-1]}, which the payload has; keep a removed field as long as such "
-        "payloads are stored"
-    )
-
-
 # Tags
 
 
-def tagged(tag: str, value: Any) -> dict[str, Any]:
-    """Make the JSON of something that a tag names."""
-    return {TAG: tag, VALUE: value}
+def tagged(tag: str, value: Any, **options: Any) -> dict[str, Any]:
+    """Make the JSON of something that a tag names.
+
+    :param options: what else belongs to it.
+    """
+    return {TAG: tag, VALUE: value, **options}
 
 
-def is_tagged(tree: Mapping[str, Any], *optional: str) -> bool:
-    """Tell whether a tagged object has a value and, beyond it, no key that is not optional."""
-    if VALUE not in tree:
-        return False
-    # By far most have no more than the tag and the value.
-    return len(tree) == 2 or len(tree) == 2 + sum(key in tree for key in optional)
-
-
-def wrapping(label: str, encode: Function) -> Function:
+def wrapping(tag: str, encode: Function) -> Function:
     """Make an encoder put its JSON under a tag."""
-    return lambda value: {TAG: label, VALUE: encode(value)}
+    return lambda value: {TAG: tag, VALUE: encode(value)}
 
 
 def chained(first: Function, second: Function) -> Function:
@@ -323,12 +324,22 @@ def chained(first: Function, second: Function) -> Function:
     return lambda value: second(first(value))
 
 
-def unwrapping(label: str, decode: Function) -> Function:
-    """Make a decoder for what :func:`wrapping` made."""
+def unwrapping(tag: str, decode: Callable[..., Any], *optional: str, form: type | None = None) -> Function:
+    """Make a decoder of what stands under a tag.
+
+    :param decode: makes a value of the JSON under the tag; is given the keys beside that, too, if there are any.
+    :param optional: the keys that may stand there.
+    :param form: the class that the JSON is read as; None: any, which the decoder looks at.
+    """
 
     def unwrap(tree: Any) -> Any:
-        if not is_tagged(tree):
-            raise Malformed(f"a payload tagged {label!r} has other keys than that form has")
-        return decode(tree[VALUE])
+        if VALUE in tree and (form is None or type(tree[VALUE]) is form):
+            # By far most have no more than the tag and the value.
+            if len(tree) == 2:
+                return decode(tree[VALUE])
+            beside = {key: tree[key] for key in optional if key in tree}
+            if len(tree) == 2 + len(beside):
+                return decode(tree[VALUE], beside)
+        raise Malformed(f"a payload tagged {tag!r} has other keys, or another value, than that form has")
 
     return unwrap

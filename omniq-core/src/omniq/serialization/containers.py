@@ -9,28 +9,27 @@ from __future__ import annotations
 import operator
 import sys
 from collections import OrderedDict, deque
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, TypeAlias
 
 from omniq.serialization.codec import (
     MAX_PAYLOAD_DEPTH,
     TAG,
-    VALUE,
     Codec,
     CodecError,
     Function,
     Malformed,
     deeper,
-    describe,
-    is_tagged,
+    guarded,
     key_step,
     tagged,
+    unwrapping,
     wrapping,
 )
 from omniq.serialization.json_text import dumps
 
-__all__ = ["CONTAINERS", "container_codec", "fixed_tuple_codec", "pairs_of"]
+__all__ = ["CONTAINERS", "container_codec", "fixed_tuple_codec", "unpairing"]
 
 _MAPPINGS: frozenset[type] = frozenset({dict, OrderedDict})
 CONTAINERS: frozenset[type] = frozenset({list, tuple, set, frozenset, deque}) | _MAPPINGS
@@ -39,21 +38,45 @@ CONTAINERS: frozenset[type] = frozenset({list, tuple, set, frozenset, deque}) | 
 _MOST_COLLISIONS = 1_000
 _STR: frozenset[type] = frozenset({str})
 _INT: frozenset[type] = frozenset({int})
+_NOTHING: Mapping[str, Any] = {}
+
+_Tables: TypeAlias = tuple[Function, dict[Any, Function]]
+"""The encoder of a class, and its decoders by the form of the JSON."""
 
 
-def container_codec(name: str, kind: type, parts: Sequence[Codec]) -> Codec:
+def container_codec(hint: Any, kind: type, parts: Sequence[Codec]) -> Codec:
     """Make the codec of a container whose items, or whose keys and whose values, are all of one annotation.
 
     :param kind: one of :data:`CONTAINERS`.
     :param parts: the codec of its items, or those of its keys and of its values.
     """
-    if kind in _MAPPINGS:
-        return _mapping_codec(name, kind, *parts[:2])
-    if kind is list:
-        return _list_codec(name, parts[0])
-    if kind is tuple:
-        return _tuple_codec(name, parts[0])
-    return _deque_codec(name, parts[0]) if kind is deque else _set_codec(name, kind, parts[0])
+    parts = parts[: 2 if kind in _MAPPINGS else 1]
+    tables: Callable[..., _Tables] = _mapping if kind in _MAPPINGS else _collection
+    encode, decoders = tables(kind, *parts)
+    describing = all(part.self_describing for part in parts)
+    return Codec(hint, encoders={kind: encode}, decoders=decoders, self_describing=describing)
+
+
+def fixed_tuple_codec(hint: Any, items: Sequence[Codec]) -> Codec:
+    """Make the codec of a tuple with a type for each position."""
+
+    def encode(values: Any) -> Any:
+        if len(values) != len(items):
+            raise CodecError(f"expected {codec.name}, was given a tuple of {len(values)}")
+        return _each(map(operator.call, [item.encode for item in items], values))
+
+    def decode(trees: Any) -> Any:
+        if len(trees) != len(items):
+            raise CodecError(f"expected {codec.name}, but the payload has a tuple of {len(trees)}")
+        return tuple(_each(map(operator.call, [item.decode for item in items], trees)))
+
+    codec = Codec(
+        hint,
+        encoders={tuple: wrapping("tuple", deeper(encode))},
+        decoders={"tuple": unwrapping("tuple", deeper(decode, MAX_PAYLOAD_DEPTH), form=list)},
+        self_describing=all(item.self_describing for item in items),
+    )
+    return codec
 
 
 def _each(made: Iterable[Any], keys: Iterable[Any] | None = None) -> list[Any]:
@@ -73,24 +96,11 @@ def _each(made: Iterable[Any], keys: Iterable[Any] | None = None) -> list[Any]:
     return done
 
 
-def _each_key(function: Function, keys: Iterable[Any]) -> list[Any]:
-    try:
-        return _each(map(function, keys), keys)
-    except CodecError as refusal:
-        refusal.message = f"its key {refusal.steps[-1][1:-1]}: {refusal.message}"
-        refusal.steps.clear()
-        raise
+# Lists, tuples, deques and sets
 
 
-def _array(tree: Any, tag: str, *optional: str) -> list[Any]:
-    items = tree.get(VALUE)
-    if type(items) is not list or not is_tagged(tree, *optional):
-        raise Malformed(f"a payload tagged {tag!r} has another shape than that form has")
-    return items
-
-
-def _items(item: Codec) -> tuple[Function, Function]:
-    """Make the functions from values to a list of JSON trees, and from such a list to one of values."""
+def _collection(kind: Any, item: Codec) -> _Tables:
+    tag = kind.__name__
     encode_each = deeper(lambda values: _each(map(item.encode, values)))
     decode_each = deeper(lambda trees: _each(map(item.decode, trees)), MAX_PAYLOAD_DEPTH)
 
@@ -100,63 +110,35 @@ def _items(item: Codec) -> tuple[Function, Function]:
     def decode(trees: Any) -> Any:
         return trees if item.exact.issuperset(map(type, trees)) else decode_each(trees)
 
-    return encode, decode
+    if kind is list:
+        return encode, {list: decode}
+    if kind is tuple:
+        # A list may be had from a tuple only by copying it; to JSON they are the same.
+        return wrapping(tag, encode), {tag: unwrapping(tag, lambda trees: tuple(decode(trees)), form=list)}
 
+    def encode_deque(values: Any) -> Any:
+        return tagged(tag, list(encode(values)), **({} if values.maxlen is None else {"maxlen": values.maxlen}))
 
-def _list_codec(name: str, item: Codec) -> Codec:
-    encode, decode = _items(item)
-    return Codec(name=name, encoders={list: encode}, decoders={list: decode}, self_describing=item.self_describing)
-
-
-def _tagged_codec(name: str, kind: type, item: Codec, encode: Function, decode: Function) -> Codec:
-    return Codec(
-        name=name,
-        encoders={kind: encode},
-        decoders={kind.__name__: decode},
-        self_describing=item.self_describing,
-    )
-
-
-def _tuple_codec(name: str, item: Codec) -> Codec:
-    encode, decode = _items(item)
-    # A list may be had from a tuple only by copying it; to JSON they are the same.
-    return _tagged_codec(
-        name, tuple, item, wrapping("tuple", encode), lambda tree: tuple(decode(_array(tree, "tuple")))
-    )
-
-
-def _deque_codec(name: str, item: Codec) -> Codec:
-    encode_items, decode_items = _items(item)
-
-    def encode(values: Any) -> Any:
-        tree = tagged("deque", list(encode_items(values)))
-        if values.maxlen is not None:
-            tree["maxlen"] = values.maxlen
-        return tree
-
-    def decode(tree: Any) -> Any:
-        values = decode_items(_array(tree, "deque", "maxlen"))
-        maxlen = tree.get("maxlen")
-        if maxlen is not None and (type(maxlen) is not int or not len(values) <= maxlen <= sys.maxsize):
+    def decode_deque(trees: Any, beside: Mapping[str, Any] = _NOTHING) -> Any:
+        maxlen = beside.get("maxlen")
+        if maxlen is not None and (type(maxlen) is not int or not len(trees) <= maxlen <= sys.maxsize):
             raise Malformed("the payload has a deque with a maxlen that cannot be")
-        return deque(values, maxlen)
+        return deque(decode(trees), maxlen)
 
-    return _tagged_codec(name, deque, item, encode, decode)
+    if kind is deque:
+        return encode_deque, {tag: unwrapping(tag, decode_deque, "maxlen", form=list)}
 
-
-def _set_codec(name: str, kind: type, item: Codec) -> Codec:
-    tag = kind.__name__
-    encode_items, decode_items = _items(item)
-
-    def encode(values: Any) -> Any:
+    def encode_set(values: Any) -> Any:
         _check_hashes(kind, values)
-        return tagged(tag, _sorted(encode_items(values)))
+        return _sorted(encode(values))
 
-    def decode(tree: Any) -> Any:
-        values = decode_items(_array(tree, tag))
-        return _hashed(kind, values, values)
+    hashed = _hashing(kind)
 
-    return _tagged_codec(name, kind, item, encode, decode)
+    def decode_set(trees: Any) -> Any:
+        values = decode(trees)
+        return hashed(values, values)
+
+    return wrapping(tag, encode_set), {tag: unwrapping(tag, decode_set, form=list)}
 
 
 def _sorted(trees: Iterable[Any]) -> list[Any]:
@@ -180,65 +162,27 @@ def _check_hashes(kind: type, values: Collection[Any]) -> None:
             raise Malformed(f"has a {kind.__name__} of which {collisions:,} items or keys have the hash of another")
 
 
-def _hashed(kind: Any, keys: list[Any], content: Iterable[Any]) -> Any:
-    """Make a set or a mapping of what a payload has.
+def _hashing(kind: Any) -> Callable[[Collection[Any], Iterable[Any]], Any]:
+    """Make a function from a payload's items or keys, and from these or its pairs, to a set or mapping of all of them.
 
-    :param keys: its items or its keys.
-    :param content: its items or its pairs.
-    :raises Malformed: if it cannot be made, or has fewer than those.
+    Hashing and comparing may be the application's code.
     """
-    try:
+
+    def make(keys: Collection[Any], content: Iterable[Any]) -> Any:
         _check_hashes(kind, keys)
         made = kind(content)
-    except CodecError:
-        raise
-    except Exception as error:
-        # Hashing and comparing may be the application's code.
-        raise Malformed(
-            f"the payload has a {kind.__name__} with an item or key that cannot be one: {describe(error)}"
-        ) from error
-    if len(made) != len(keys):
-        raise Malformed(f"the payload has an item or key of a {kind.__name__} twice")
-    return made
+        if len(made) != len(keys):
+            raise Malformed(f"the payload has an item or key of a {kind.__name__} twice")
+        return made
+
+    return guarded(make, f"the payload has a {kind.__name__} with an item or key that cannot be one", Malformed)
 
 
-def fixed_tuple_codec(name: str, items: Sequence[Codec]) -> Codec:
-    """Make the codec of a tuple with a type for each position."""
-
-    def encode(values: Any) -> Any:
-        if len(values) != len(items):
-            raise CodecError(f"expected {name}, was given a tuple of {len(values)}")
-        return _each(map(operator.call, [item.encode for item in items], values))
-
-    def decode(tree: Any) -> Any:
-        trees = _array(tree, "tuple")
-        if len(trees) != len(items):
-            raise CodecError(f"expected {name}, but the payload has a tuple of {len(trees)}")
-        return tuple(_each(map(operator.call, [item.decode for item in items], trees)))
-
-    return Codec(
-        name=name,
-        encoders={tuple: wrapping("tuple", deeper(encode))},
-        decoders={"tuple": deeper(decode, MAX_PAYLOAD_DEPTH)},
-        label=name,
-        full_label=name,
-        self_describing=all(item.self_describing for item in items),
-    )
+# Mappings
 
 
-def pairs_of(tree: Any, tag: str) -> list[list[Any]]:
-    """Return the pairs of a mapping that was written as tagged pairs.
-
-    :raises Malformed: if it was not.
-    """
-    pairs = _array(tree, tag)
-    if not all(type(pair) is list and len(pair) == 2 for pair in pairs):
-        raise Malformed(f"a payload tagged {tag!r} holds no pairs")
-    return pairs
-
-
-def _mapping_codec(name: str, kind: type, key: Codec, value: Codec) -> Codec:
-    tag = kind.__name__
+def _mapping(kind: Any, key: Codec, value: Codec) -> _Tables:
+    tag, hashed = kind.__name__, _hashing(kind)
 
     def passes(mapping: Any) -> bool:
         return str in key.exact and value.exact.issuperset(map(type, mapping.values()))
@@ -246,43 +190,55 @@ def _mapping_codec(name: str, kind: type, key: Codec, value: Codec) -> Codec:
     def encode_pairs(mapping: Any) -> Any:
         _check_hashes(kind, mapping)
         keys = _each_key(key.encode, mapping)
-        values = _each(map(value.encode, mapping.values()), mapping)
-        return tagged(tag, [[k, v] for k, v in zip(keys, values, strict=True)])
+        pairs = zip(keys, _each(map(value.encode, mapping.values()), mapping), strict=True)
+        return tagged(tag, list(map(list, pairs)))
 
     def encode_object(mapping: Any) -> Any:
         keys = mapping if str in key.exact else _each_key(key.encode, mapping)
         return dict(zip(keys, _each(map(value.encode, mapping.values()), mapping), strict=True))
 
+    def decode_pairs(keys: Iterable[Any], trees: Iterable[Any]) -> Any:
+        keys = _each_key(key.decode, keys)
+        return hashed(keys, zip(keys, _each(map(value.decode, trees), keys), strict=True))
+
+    def decode_object(tree: Any) -> Any:
+        if str in key.exact:
+            return dict(zip(tree, _each(map(value.decode, tree.values()), tree), strict=True))
+        return decode_pairs(tree, tree.values())
+
     deeper_pairs, deeper_object = deeper(encode_pairs), deeper(encode_object)
+    deeper_tree = deeper(decode_object, MAX_PAYLOAD_DEPTH)
 
     def encode(mapping: Any) -> Any:
         if kind is not dict or TAG in mapping or not _STR.issuperset(map(type, mapping)):
             return deeper_pairs(mapping)
         return mapping if passes(mapping) else deeper_object(mapping)
 
-    def decode_pairs(tree: Any) -> Any:
-        pairs = pairs_of(tree, tag)
-        keys = _each_key(key.decode, [one for one, _ in pairs])
-        values = _each(map(value.decode, [item for _, item in pairs]), keys)
-        return _hashed(kind, keys, zip(keys, values, strict=True))
-
-    def decode_object(tree: Any) -> Any:
-        if str in key.exact:
-            return dict(zip(tree, _each(map(value.decode, tree.values()), tree), strict=True))
-        keys = _each_key(key.decode, tree)
-        return _hashed(kind, keys, zip(keys, _each(map(value.decode, tree.values()), keys), strict=True))
-
-    deeper_tree = deeper(decode_object, MAX_PAYLOAD_DEPTH)
-
     def decode(tree: Any) -> Any:
         return tree if passes(tree) else deeper_tree(tree)
 
-    decoders: dict[Any, Function] = {tag: deeper(decode_pairs, MAX_PAYLOAD_DEPTH)}
-    if kind is dict:
-        decoders[dict] = decode
-    return Codec(
-        name=name,
-        encoders={kind: encode},
-        decoders=decoders,
-        self_describing=key.self_describing and value.self_describing,
-    )
+    decoders: dict[Any, Function] = {tag: deeper(unpairing(tag, decode_pairs), MAX_PAYLOAD_DEPTH)}
+    return encode, decoders | {dict: decode} if kind is dict else decoders
+
+
+def _each_key(function: Function, keys: Iterable[Any]) -> list[Any]:
+    try:
+        return _each(map(function, keys), keys)
+    except CodecError as refusal:
+        refusal.message = f"its key {refusal.steps[-1][1:-1]}: {refusal.message}"
+        refusal.steps.clear()
+        raise
+
+
+def unpairing(tag: str, decode: Callable[[list[Any], list[Any]], Any]) -> Function:
+    """Make a decoder of a mapping that was written as tagged pairs.
+
+    :param decode: is given the keys and the values, as JSON.
+    """
+
+    def unpair(pairs: Any) -> Any:
+        if not all(type(pair) is list and len(pair) == 2 for pair in pairs):
+            raise Malformed(f"a payload tagged {tag!r} holds no pairs")
+        return decode([key for key, _ in pairs], [value for _, value in pairs])
+
+    return unwrapping(tag, unpair, form=list)

@@ -10,6 +10,7 @@ import inspect
 import sys
 from collections import ChainMap
 from collections.abc import Callable
+from functools import partial
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from omniq.serialization.codec import (
     Function,
     chained,
     class_codec,
-    describe,
+    guarded,
     key_step,
     progress,
     type_name,
@@ -147,19 +148,14 @@ def derived_codec(hint: Any, cls: type) -> Codec | None:
     base = next((known for known in _BASES if issubclass(cls, known)), None)
     if base is None:
         return None
-    name, encode_base, plain = hint_name(hint), value_codec(base).encode, _BASES[base]
-
-    def decode(value: Any) -> Any:
-        try:
-            return cls(value)
-        except Exception as error:
-            raise CodecError(f"{name} cannot be made from its stored value: {describe(error)}") from error
+    encode_base, plain = value_codec(base).encode, _BASES[base]
 
     def encode(value: Any) -> Any:
         return encode_base(plain(value))
 
-    codec = _on_base(hint, cls, base, encode, decode)
-    codec.encoders[cls] = verified(name, encode, codec.decode, attributes)
+    make = guarded(cls, f"{hint_name(hint)} cannot be made from its stored value")
+    codec = _on_base(hint, cls, base, encode, make)
+    codec.encoders[cls] = verified(codec.name, encode, codec.decode, attributes)
     return codec
 
 
@@ -196,13 +192,16 @@ def model_codec(cls: Any) -> Codec:
     known = set(cls.model_fields) | {one.alias for one in cls.model_fields.values()}
     takes_all = is_root or cls.model_config.get("extra") == "allow"
 
+    # Serializers and validators may be the application's code. What pydantic would warn of comes back as something
+    # else, and is refused below.
+    dump = guarded(
+        partial(cls.model_dump, mode="json", by_alias=not by_name, round_trip=True, warnings=False),
+        f"pydantic cannot make JSON of this {name}",
+    )
+    validate = guarded(partial(cls.model_validate_json, **names), f"{name} does not take its stored fields")
+
     def encode(value: Any) -> Any:
-        try:
-            # What pydantic would warn of comes back as something else, and is refused below.
-            tree = value.model_dump(mode="json", by_alias=not by_name, round_trip=True, warnings=False)
-        except Exception as error:
-            # Serializers may be the application's code.
-            raise CodecError(f"pydantic cannot make JSON of this {name}: {describe(error)}") from error
+        tree = dump(value)
         if not is_root and TAG in tree:
             raise CodecError(f"this {name} has a field {TAG!r}, which a payload cannot have; rename it")
         difference = _difference(value, decode(loads(dumps(tree))))
@@ -217,11 +216,7 @@ def model_codec(cls: Any) -> Codec:
         unknown = [] if takes_all else [key for key in tree if key not in known]
         if unknown:
             raise unknown_field(name, unknown[0])
-        try:
-            return cls.model_validate_json(dumps(tree), **names)
-        except Exception as error:
-            # Validators may be the application's code.
-            raise CodecError(f"{name} does not take its stored fields: {describe(error)}") from error
+        return validate(dumps(tree))
 
     if not is_root:
         return class_codec(cls, cls, encode, {dict: decode}, fits=lambda tree: tree.keys() <= cls.model_fields.keys())
@@ -271,12 +266,11 @@ def foreign_codec(hint: Any, cls: type, converter: Callable[[], cattrs.Converter
     :param anything: the codec of what a hook makes.
     """
     name, full_name = hint_name(hint), hint_name(hint, full=True)
+    write = guarded(lambda value: converter().unstructure(value, cls), f"the cattrs hook for {name} failed")
+    read = guarded(lambda made: converter().structure(made, cls), f"no {name} can be made with cattrs")
 
     def unstructure(value: Any) -> Any:
-        try:
-            made = converter().get_unstructure_hook(cls)(value)
-        except Exception as error:
-            raise CodecError(f"the cattrs hook for {name} failed: {describe(error)}") from error
+        made = write(value)
         if made is value:
             raise CodecError(
                 f"cannot hold an instance of {name}; convert the value, register cattrs hooks for {name} with the "
@@ -285,22 +279,12 @@ def foreign_codec(hint: Any, cls: type, converter: Callable[[], cattrs.Converter
         return anything.encode(made)
 
     def structure(tree: Any) -> Any:
-        made = anything.decode(tree)
-        try:
-            value = converter().get_structure_hook(cls)(made, cls)
-        except Exception as error:
-            raise CodecError(f"no {name} can be made with cattrs: {describe(error)}") from error
+        value = read(anything.decode(tree))
         if type(value) is not cls:
             raise CodecError(f"the cattrs hook for {name} made a {type_name(value)}")
         return value
 
     advice = f"correct the cattrs hooks for {name}"
     wrap, unwrap = wrapping(full_name, unstructure), unwrapping(full_name, structure)
-    return Codec(
-        name=name,
-        encoders={cls: verified(name, wrap, unwrap, advice=advice)},
-        decoders={full_name: unwrap},
-        label=name,
-        full_label=full_name,
-        self_describing=False,
-    )
+    encoders = {cls: verified(name, wrap, unwrap, advice=advice)}
+    return Codec(hint, encoders=encoders, decoders={full_name: unwrap}, self_describing=False)

@@ -13,13 +13,11 @@ from collections import OrderedDict, deque
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from attrs import frozen
-
 from omniq.errors import SerializationError
 from omniq.serialization import ArgumentTypes
 from omniq.serialization.build import Codecs
 from omniq.serialization.classes import fields_of, is_class_with_fields
-from omniq.serialization.codec import Codec, CodecError
+from omniq.serialization.codec import CodecError
 from omniq.serialization.json_text import dumps, loads
 
 if TYPE_CHECKING:
@@ -84,21 +82,6 @@ def _field_names(kind: type) -> Sequence[str]:
     return [one.name for one in fields_of(kind).all] if is_class_with_fields(kind) else ()
 
 
-@frozen(eq=False)
-class _Plan:
-    """The codecs of one function's parameters."""
-
-    types: ArgumentTypes
-    positional: tuple[Codec, ...]
-    var_positional: Codec
-    keyword: Mapping[str, Codec]
-    var_keyword: Codec
-
-    def codecs(self, count: int) -> tuple[Codec, ...]:
-        missing = count - len(self.positional)
-        return self.positional if missing <= 0 else self.positional + (self.var_positional,) * missing
-
-
 class JsonSerializer:
     """JSON with the types of the annotations. See the module."""
 
@@ -107,7 +90,8 @@ class JsonSerializer:
     def __init__(self) -> None:
         self._converter: cattrs.Converter | None = None
         self._codecs = Codecs(lambda: self.converter)
-        self._plans: dict[int, _Plan] = {}
+        self._plans: dict[int, tuple[ArgumentTypes, ArgumentTypes]] = {}
+        """By the id of types, as they cannot be hashed: these, so that no others can have it, and their codecs."""
 
     @property
     def converter(self) -> cattrs.Converter:
@@ -126,18 +110,8 @@ class JsonSerializer:
     exceeds = staticmethod(exceeds)
 
     def dump_arguments(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], types: ArgumentTypes) -> bytes:
-        plan = self._plans.get(id(types)) or self._plan(types)
-        positional: list[Any] = []
-        keyword: dict[str, Any] = {}
-        name: str | None = None
-        try:
-            for codec, value in zip(plan.codecs(len(args)), args):  # noqa: B905  # a call may have fewer
-                positional.append(value if type(value) in codec.exact else codec.encode(value))
-            for name, value in kwargs.items():
-                codec = plan.keyword.get(name, plan.var_keyword)
-                keyword[name] = value if type(value) in codec.exact else codec.encode(value)
-        except (CodecError, RecursionError) as error:
-            raise _public(error, _root(positional, name)) from error.__cause__
+        positional, keyword = [*args], {**kwargs}
+        self._convert("encode", positional, keyword, types)
         try:
             return dumps([positional, keyword])
         except CodecError as refusal:
@@ -147,22 +121,29 @@ class JsonSerializer:
         tree = _read(data, "the arguments")
         if type(tree) is not list or len(tree) != 2 or type(tree[0]) is not list or type(tree[1]) is not dict:
             raise SerializationError("the payload is no array of an array and an object", "the arguments")
-        args, keyword = tree
-        plan = self._plans.get(id(types)) or self._plan(types)
-        positional: list[Any] = []
-        name: str | None = None
-        try:
-            for codec, part in zip(plan.codecs(len(args)), args):  # noqa: B905  # a call may have fewer
-                positional.append(part if type(part) in codec.exact else codec.decode(part))
-            for name, part in keyword.items():
-                codec = plan.keyword.get(name, plan.var_keyword)
-                if type(part) not in codec.exact:
-                    keyword[name] = codec.decode(part)
-        except CodecError as refusal:
-            raise refusal.mismatch(_root(positional, name)) from refusal.__cause__
-        except RecursionError as error:
-            raise _public(error, _root(positional, name)) from error.__cause__
+        positional, keyword = tree
+        self._convert("decode", positional, keyword, types)
         return tuple(positional), keyword
+
+    def _convert(self, verb: str, positional: list[Any], keyword: dict[str, Any], types: ArgumentTypes) -> None:
+        """Encode or decode each argument in its place, by the codec of its type."""
+        _, codecs = self._plans.get(id(types)) or self._plan(types)
+        each = codecs.positional
+        if len(positional) > len(each):
+            each += (codecs.var_positional,) * (len(positional) - len(each))
+        index, name = 0, None
+        try:
+            for index, value in enumerate(positional):
+                codec = each[index]
+                if type(value) not in codec.exact:
+                    positional[index] = getattr(codec, verb)(value)
+            for name, value in keyword.items():
+                codec = codecs.keyword.get(name, codecs.var_keyword)
+                if type(value) not in codec.exact:
+                    keyword[name] = getattr(codec, verb)(value)
+        except (CodecError, RecursionError) as error:
+            root = f"args[{index}]" if name is None else f"kwargs[{name!r}]"
+            raise _public(error, root, mismatch=verb == "decode") from error.__cause__
 
     def dump_result(self, value: Any, hint: Any) -> bytes:
         try:
@@ -185,10 +166,9 @@ class JsonSerializer:
         except CodecError as refusal:
             raise refusal.error("the arguments") from None
 
-    def _plan(self, types: ArgumentTypes) -> _Plan:
+    def _plan(self, types: ArgumentTypes) -> tuple[ArgumentTypes, ArgumentTypes]:
         codec_of = self._codecs.of
-        plan = _Plan(
-            types,
+        codecs = ArgumentTypes(
             tuple(map(codec_of, types.positional)),
             codec_of(types.var_positional),
             {name: codec_of(hint) for name, hint in types.keyword.items()},
@@ -196,19 +176,14 @@ class JsonSerializer:
         )
         if len(self._plans) >= _MAX_PLANS:
             self._plans.clear()
-        # Types cannot be hashed, hence the id. The plan holds the types, so that no others can have it.
-        self._plans[id(types)] = plan
+        self._plans[id(types)] = plan = types, codecs
         return plan
 
 
-def _root(positional: list[Any], name: str | None) -> str:
-    return f"args[{len(positional)}]" if name is None else f"kwargs[{name!r}]"
-
-
-def _public(error: CodecError | RecursionError, root: str) -> SerializationError:
-    if isinstance(error, CodecError):
-        return error.error(root)
-    return SerializationError("is nested too deeply", root)
+def _public(error: CodecError | RecursionError, root: str, *, mismatch: bool = False) -> SerializationError:
+    if isinstance(error, RecursionError):
+        return SerializationError("is nested too deeply", root)
+    return error.mismatch(root) if mismatch else error.error(root)
 
 
 def _read(data: bytes, root: str) -> Any:

@@ -3,132 +3,119 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable
-from datetime import date, datetime, time, timedelta, timezone, tzinfo
+from datetime import date, datetime, time, timedelta, timezone
 from decimal import Decimal
+from operator import attrgetter
 from pathlib import Path, PosixPath, PurePath, PurePosixPath, PureWindowsPath, WindowsPath
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
 from omniq.serialization.codec import (
     TAG,
-    VALUE,
     Codec,
     CodecError,
     Function,
     Malformed,
-    describe,
-    is_tagged,
+    guarded,
     tagged,
     type_name,
+    unwrapping,
     wrapping,
 )
 
 __all__ = ["VALUE_TYPES", "value_codec"]
 
 
-def _decoder(tag: str, make: Callable[[Any], Any], *optional: str) -> Function:
-    """Make a decoder of tagged objects from a function on such an object that may raise anything."""
+class _Form(NamedTuple):
+    """How values of a class are written under a tag, and read again."""
 
-    def decode(tree: Any) -> Any:
-        if not is_tagged(tree, *optional):
-            raise Malformed(f"a payload tagged {tag!r} has other keys than that form has")
-        try:
-            return make(tree)
-        except CodecError:
-            raise
-        except Exception as error:
-            raise Malformed(f"a payload tagged {tag!r} cannot be read: {describe(error)}") from error
-
-    return decode
+    tag: str
+    encode: Function
+    decode: Function
 
 
-def _text(tree: Any) -> str:
-    text = tree[VALUE]
-    if type(text) is not str:
-        raise ValueError("its value is no string")
-    return text
+def _form(tag: str, write: Function, read: Function, form: type = str) -> _Form:
+    """Make a form.
+
+    :param write: makes the JSON under the tag.
+    :param read: makes a value of it; may raise anything.
+    :param form: the class that this JSON is read as.
+    """
+    return _Form(tag, wrapping(tag, write), _reading(tag, read, form=form))
+
+
+def _reading(tag: str, read: Function, *options: str, form: type = str) -> Function:
+    return unwrapping(tag, guarded(read, f"a payload tagged {tag!r} cannot be read", Malformed), *options, form=form)
+
+
+def _moment(kind: type[datetime] | type[time]) -> _Form:
+    tag = kind.__name__
+
+    def encode(value: Any) -> dict[str, Any]:
+        zone = value.tzinfo
+        if type(zone) is ZoneInfo and zone.key:
+            tree = tagged(tag, value.replace(tzinfo=None).isoformat(), zone=zone.key)
+        elif zone is None or type(zone) is timezone:
+            tree = tagged(tag, value.isoformat())
+            # What pickle asks: the offset, and the name if there is one.
+            name = zone.__getinitargs__()[1:] if zone else ()  # type: ignore[attr-defined]  # typeshed leaves it out
+            if name:
+                tree["name"] = name[0]
+        else:
+            raise CodecError(
+                f"cannot hold the time zone of this {tag}, a {type_name(zone)}; "
+                "convert it, such as with value.astimezone(zoneinfo.ZoneInfo(...))"
+            )
+        if value.fold:
+            tree["fold"] = 1
+        return tree
+
+    def read(text: str, beside: dict[str, Any] | None = None) -> Any:
+        moment = kind.fromisoformat(text)
+        if beside is None:
+            return moment
+        zone, fold = moment.tzinfo, beside.pop("fold", 0)
+        match beside:
+            case {"zone": str(key)} if zone is None and len(beside) == 1:
+                # It looks nowhere but in the databases of time zones, whatever the key.
+                zone = ZoneInfo(key)
+            case {"name": str(name)} if type(zone) is timezone and len(beside) == 1:
+                zone = timezone(zone.utcoffset(None), name)
+            case _ if beside:
+                raise ValueError("its zone is none, or has no offset or no name")
+        if type(fold) is not int:
+            raise ValueError("its fold is none")
+        return moment.replace(tzinfo=zone, fold=fold)
+
+    return _Form(tag, encode, _reading(tag, read, "zone", "name", "fold"))
 
 
 def _integer(tree: Any) -> int:
-    """Read an integer that may be one of the large ones."""
-    if type(tree) is dict:
-        return _large_integer(tree)
-    if type(tree) is not int:
+    """Read an integer, which may be one of the large ones."""
+    number = _LARGE(tree) if type(tree) is dict and tree.get(TAG) == "int" else tree
+    if type(number) is not int:
         raise ValueError("an integer is missing")
-    return tree
+    return number
 
 
-def _large_integer(tree: Any) -> int:
-    if tree.get(TAG) != "int" or not is_tagged(tree):
-        raise ValueError("an integer is missing")
-    return int(_text(tree), 16)
+def _integers(tag: str, make: Any, *names: str) -> _Form:
+    """Make the form of what is made of some integers.
+
+    :param names: the attributes that hold them.
+    """
+
+    def read(trees: list[Any]) -> Any:
+        if len(trees) != len(names):
+            raise ValueError(f"it is no list of {len(names)} integers")
+        return make(*map(_integer, trees))
+
+    parts_of = attrgetter(*names)
+    return _form(tag, lambda value: list(parts_of(value)), read, list)
 
 
-def _integers(tree: Any, count: int) -> list[int]:
-    numbers = tree[VALUE]
-    if type(numbers) is not list or len(numbers) != count:
-        raise ValueError(f"it is no list of {count} integers")
-    return [_integer(number) for number in numbers]
-
-
-def _with_zone(tag: str, value: datetime | time) -> dict[str, Any]:
-    zone = value.tzinfo
-    if type(zone) is ZoneInfo and zone.key:
-        tree = tagged(tag, value.replace(tzinfo=None).isoformat())
-        tree["zone"] = zone.key
-    elif zone is None or type(zone) is timezone:
-        tree = tagged(tag, value.isoformat())
-        if zone is not None:
-            _, *name = zone.__getinitargs__()  # type: ignore[attr-defined]  # what pickle asks; typeshed leaves it out
-            if name:
-                tree["name"] = name[0]
-    else:
-        raise CodecError(
-            f"cannot hold the time zone of this {type(value).__name__}, a {type_name(zone)}; "
-            "convert it, such as with value.astimezone(zoneinfo.ZoneInfo(...))"
-        )
-    if value.fold:
-        tree["fold"] = 1
-    return tree
-
-
-def _zone(tree: Any, parsed: tzinfo | None) -> tzinfo | None:
-    if "zone" in tree:
-        if parsed is not None or type(tree["zone"]) is not str:
-            raise ValueError("its zone is none")
-        # It looks nowhere but in the databases of time zones, whatever the key.
-        return ZoneInfo(tree["zone"])
-    if "name" in tree:
-        if type(parsed) is not timezone or type(tree["name"]) is not str:
-            raise ValueError("its zone has no offset or no name")
-        return timezone(parsed.utcoffset(None), tree["name"])
-    return parsed
-
-
-def _fold(tree: Any) -> int:
-    fold: int = tree.get("fold", 0)
-    if type(fold) is not int or fold not in {0, 1} or {"zone", "name"} <= tree.keys():
-        raise ValueError("its fold or zone is none")
-    return fold
-
-
-def _moment(kind: type[datetime] | type[time]) -> tuple[str, Function, Function]:
-    tag = kind.__name__
-
-    def make(tree: Any) -> Any:
-        moment = kind.fromisoformat(_text(tree))
-        if len(tree) == 2:
-            return moment
-        return moment.replace(tzinfo=_zone(tree, moment.tzinfo), fold=_fold(tree))
-
-    return tag, lambda value: _with_zone(tag, value), _decoder(tag, make, "zone", "name", "fold")
-
-
-def _complex(tree: Any) -> complex:
-    parts = tree[VALUE]
-    if type(parts) is not list or [type(part) for part in parts] != [float, float]:
+def _complex(parts: list[Any]) -> complex:
+    if [type(part) for part in parts] != [float, float]:
         raise ValueError("it is no list of two floats")
     return complex(*parts)
 
@@ -137,14 +124,11 @@ def _base64(value: bytes | bytearray) -> str:
     return base64.b64encode(value).decode()
 
 
-def _unbase64(tree: Any) -> bytes:
-    return base64.b64decode(_text(tree), validate=True)
+def _unbase64(text: str) -> bytes:
+    return base64.b64decode(text, validate=True)
 
 
-def _path(cls: type[PurePath]) -> tuple[str, Function, Function]:
-    # A Path is the path of whatever system the worker runs on.
-    tag = "path" if issubclass(cls, Path) else cls.__name__
-
+def _path(cls: type[PurePath]) -> _Form:
     def write(value: Any) -> str:
         text = str(value)
         # Python writes some that begin with two slashes so that they read as another.
@@ -152,32 +136,26 @@ def _path(cls: type[PurePath]) -> tuple[str, Function, Function]:
             raise CodecError("cannot hold this path, whose text is that of another path; convert it to str")
         return text
 
-    return _form(tag, write, lambda tree: cls(_text(tree)))
+    # A Path is the path of whatever system the worker runs on.
+    return _form("path" if issubclass(cls, Path) else cls.__name__, write, cls)
 
 
-def _form(tag: str, write: Function, read: Function) -> tuple[str, Function, Function]:
-    return tag, wrapping(tag, write), _decoder(tag, read)
-
-
-_FORMS: dict[type, tuple[str, Function, Function]] = {
+_FORMS: dict[type, _Form] = {
     datetime: _moment(datetime),
     time: _moment(time),
-    date: _form("date", date.isoformat, lambda tree: date.fromisoformat(_text(tree))),
-    timedelta: _form(
-        "timedelta", lambda v: [v.days, v.seconds, v.microseconds], lambda tree: timedelta(*_integers(tree, 3))
-    ),
-    Decimal: _form("Decimal", str, lambda tree: Decimal(_text(tree))),
-    UUID: _form("UUID", str, lambda tree: UUID(_text(tree))),
-    complex: _form("complex", lambda v: [v.real, v.imag], _complex),
+    date: _form("date", date.isoformat, date.fromisoformat),
+    timedelta: _integers("timedelta", timedelta, "days", "seconds", "microseconds"),
+    Decimal: _form("Decimal", str, Decimal),
+    UUID: _form("UUID", str, UUID),
+    complex: _form("complex", lambda value: [value.real, value.imag], _complex, list),
     bytes: _form("bytes", _base64, _unbase64),
-    bytearray: _form("bytearray", _base64, lambda tree: bytearray(_unbase64(tree))),
-    range: _form("range", lambda v: [v.start, v.stop, v.step], lambda tree: range(*_integers(tree, 3))),
+    bytearray: _form("bytearray", _base64, lambda text: bytearray(_unbase64(text))),
+    range: _integers("range", range, "start", "stop", "step"),
     type(Path()): _path(type(Path())),
     PurePosixPath: _path(PurePosixPath),
     PureWindowsPath: _path(PureWindowsPath),
 }
-"""By class, the tag of its values' form, and what writes and reads that."""
-_LARGE = _decoder("int", _large_integer)
+_LARGE = _reading("int", lambda text: int(text, 16))
 _ABSTRACT = {Path, PurePath, PosixPath, WindowsPath}
 # Wherever Python's types let a narrower number stand, one may: JSON tells the three apart, so it comes back as it was.
 _NUMBERS: dict[type, frozenset[type]] = {
@@ -202,7 +180,7 @@ def value_codec(kind: type) -> Codec:
 
     Values of known subclasses are taken too, and come back as such: a datetime for a date, any path for a PurePath.
     """
-    codec = Codec(name="None" if kind is type(None) else kind.__name__, exact=_ATOMS.get(kind, frozenset()), flat=True)
+    codec = Codec(kind, exact=_ATOMS.get(kind, frozenset()), flat=True)
     if kind in _NUMBERS and kind is not bool:
         codec.decoders["int"] = _LARGE
     for known, (tag, encode, decode) in _FORMS.items():
