@@ -41,7 +41,11 @@ def test_every_command_explains_itself_with_an_example(command: str, capsys: pyt
     assert max(len(line) for line in text.splitlines()) <= 105
 
 
-ACTIONS = [(command, action) for command in ("tasks", "queues", "flows", "schedules") for action in actions_of(command)]
+ACTIONS = [
+    (command, action)
+    for command in ("tasks", "queues", "flows", "limits", "schedules")
+    for action in actions_of(command)
+]
 
 
 @pytest.mark.parametrize(("command", "action"), ACTIONS)

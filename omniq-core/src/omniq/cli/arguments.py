@@ -5,34 +5,42 @@ from __future__ import annotations
 import argparse
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from datetime import datetime
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeAlias
 
 from omniq._tasks.options import check_queue
 from omniq.cli.failures import UsageError
 from omniq.task import TaskState
 
 __all__ = [
+    "Configure",
     "Parser",
     "add_app",
     "add_json",
+    "add_store",
     "add_verbose",
+    "configuring",
     "count",
-    "describe",
+    "flag",
     "is_app_known",
     "known_app",
     "known_app_name",
     "label",
     "moment",
+    "option",
     "queue_name",
     "seconds",
     "seconds_or_moment",
     "size",
     "states",
     "text",
+    "value",
 ]
+
+Configure: TypeAlias = Callable[[argparse.ArgumentParser], object]
+"""Adds something to a parser."""
 
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 _app: ContextVar[str | None] = ContextVar("_app", default=None)
@@ -48,15 +56,48 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{message} (see {self.prog} --help)")
 
 
-def describe(parser: argparse.ArgumentParser, description: str, examples: str) -> None:
-    """Give a command the text of its help.
+def configuring(description: str, examples: str, *options: Configure) -> Callable[[argparse.ArgumentParser], None]:
+    """Return the function that gives a command the text of its help, and its options.
 
     :param description: what it does, in a sentence or two.
     :param examples: lines to type, shown at the end.
+    :param options: in the order in which the help shows them.
     """
-    parser.description = description
-    indented = "\n".join(f"  {line}" for line in examples.splitlines())
-    parser.epilog = f"examples:\n{indented}"
+
+    def configure(parser: argparse.ArgumentParser) -> None:
+        parser.description = description
+        indented = "\n".join(f"  {line}" for line in examples.splitlines())
+        parser.epilog = f"examples:\n{indented}"
+        for add in options:
+            add(parser)
+
+    return configure
+
+
+def option(*names: str, **settings: Any) -> Configure:
+    """Return an option, or an argument, of what :meth:`argparse.ArgumentParser.add_argument` takes."""
+    return lambda parser: parser.add_argument(*names, **settings)
+
+
+def value(names: str, kind: Callable[[str], Any], metavar: str, about: str, **settings: Any) -> Configure:
+    """Return an option with a value, or an argument.
+
+    :param names: separated by spaces.
+    :param kind: reads the value.
+    :param about: what it is, for the help.
+    """
+    return option(*names.split(), type=kind, metavar=metavar, help=about, **settings)
+
+
+def flag(names: str, about: str, *, off: str | None = None) -> Configure:
+    """Return an option without a value.
+
+    :param names: separated by spaces.
+    :param about: what it does, for the help.
+    :param off: what it turns off; None: it turns on what it is named after.
+    """
+    action: dict[str, Any] = {"action": "store_true"} if off is None else {"action": "store_false", "dest": off}
+    return option(*names.split(), help=about, **action)
 
 
 @contextlib.contextmanager
@@ -91,6 +132,11 @@ def add_app(parser: argparse.ArgumentParser, *, or_url: bool = False) -> None:
     if or_url:
         text += ", or the URL of a store, such as sqlite:///jobs.db"
     parser.add_argument("app", metavar="APP|URL" if or_url else "APP", help=text)
+
+
+def add_store(parser: argparse.ArgumentParser) -> None:
+    """Take the application or the URL of its store."""
+    add_app(parser, or_url=True)
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import textwrap
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +12,7 @@ from typing import Any
 from omniq._client.limits import unequal_limits
 from omniq._client.queue import TaskQueue
 from omniq.cli.app import load_queue_or_url, store_of
-from omniq.cli.arguments import add_app, add_json, describe
+from omniq.cli.arguments import add_json, add_store, configuring
 from omniq.cli.failures import FAILED
 from omniq.cli.terminal import Screen, display_width, padded
 from omniq.cli.wording import plural
@@ -31,16 +30,13 @@ _MARKS: Mapping[Severity, str] = {Severity.OK: "✓", Severity.WARNING: "!", Sev
 _STYLES: Mapping[Severity, str] = {Severity.OK: "green", Severity.WARNING: "yellow", Severity.ERROR: "red"}
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments."""
-    describe(
-        parser,
-        "Look for what is amiss with a store: its version, its durability, its limits, and records that cannot be\n"
-        "read. Exit code 1 if something is an error, or if the store cannot be reached.",
-        "omniq doctor sqlite:///jobs.db\nomniq doctor shop.tasks:queue --json",
-    )
-    add_app(parser, or_url=True)
-    add_json(parser)
+configure = configuring(
+    "Look for what is amiss with a store: its version, its durability, its limits, and records that cannot be\n"
+    "read. Exit code 1 if something is an error, or if the store cannot be reached.",
+    "omniq doctor sqlite:///jobs.db\nomniq doctor shop.tasks:queue --json",
+    add_store,
+    add_json,
+)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -54,11 +50,7 @@ def run(options: argparse.Namespace) -> int:
                 raise
             # A program that watches a store wants to read that it is away in the same way as anything else.
             findings = [Finding(severity=Severity.ERROR, subject="connection", message=str(error))]
-        if options.json:
-            screen.say_lines(json.dumps(as_json(findings, queue), indent=2))
-        else:
-            for line in as_lines(findings, queue, screen):
-                screen.say(line)
+        screen.answer(options.json, lambda: as_json(findings, queue), lambda: as_lines(findings, queue, screen))
     return FAILED if any(finding.severity is Severity.ERROR for finding in findings) else 0
 
 
@@ -90,13 +82,7 @@ async def _check(storage: Storage) -> list[Finding]:
 
 def as_json(findings: Sequence[Finding], queue: TaskQueue) -> dict[str, Any]:
     """Return the findings as what ``--json`` prints."""
-    return {
-        "url": queue.url,
-        "findings": [
-            {"severity": finding.severity.value, "subject": finding.subject, "message": finding.message}
-            for finding in findings
-        ],
-    }
+    return {"url": queue.url, "findings": findings}
 
 
 def as_lines(findings: Sequence[Finding], queue: TaskQueue, screen: Screen) -> Iterator[str]:

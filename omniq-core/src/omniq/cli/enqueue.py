@@ -13,7 +13,7 @@ from omniq._client.queue import TaskQueue
 from omniq._tasks.functions import TaskCall, TaskFunction
 from omniq._tasks.handle import TaskHandle
 from omniq.cli.app import load_queue, require_shared
-from omniq.cli.arguments import add_app, describe, moment, seconds, seconds_or_moment
+from omniq.cli.arguments import add_app, configuring, flag, moment, seconds, seconds_or_moment, value
 from omniq.cli.failures import OperationFailed, UsageError, suggestion
 from omniq.cli.terminal import Screen
 from omniq.cli.values import plain_json, structure_arguments
@@ -25,38 +25,26 @@ __all__ = ["configure", "find_function", "read_arguments", "run"]
 _KEYWORD = re.compile(r"([^\W\d]\w*)=(.*)", re.DOTALL)
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments."""
-    describe(
-        parser,
-        "Hand one task to the queue and print its id; with --wait print its result instead.\n"
-        "Each argument is JSON, and becomes what the function's annotation says; key=JSON gives it by name.",
-        "omniq enqueue shop.tasks:queue resize '\"a.png\"' width=200\n"
-        "omniq enqueue shop.tasks:queue fetch '\"https://example.com\"' --wait\n"
-        "omniq enqueue shop.tasks:queue report '{\"year\": 2025}' --delay 60 --queue slow\n"
-        "omniq enqueue shop.tasks:queue add -- -1 -2.5e3          after -- nothing is an option",
-    )
-    add_app(parser)
-    parser.add_argument(
-        "name", metavar="NAME", help="the task's name, or its end if no other ends like that: resize for shop.resize"
-    )
-    parser.add_argument("arguments", nargs="*", metavar="JSON", help="an argument: 3, '\"text\"', '[1, 2]', key=3")
-    parser.add_argument("--queue", metavar="QUEUE", help="the queue to put it into, instead of the function's own")
-    parser.add_argument("--priority", type=int, metavar="N", help="-100 to 100; larger is claimed first")
-    parser.add_argument("--delay", type=seconds, metavar="S", help="seconds from now until it may start")
-    parser.add_argument("--run-at", type=moment, metavar="TIME", help="when it may start: 2030-01-31T09:00+01:00")
-    parser.add_argument(
-        "--expires",
-        type=seconds_or_moment,
-        metavar="S|TIME",
-        help="seconds from now, or a time, after which it must not start",
-    )
-    parser.add_argument(
-        "--tag", dest="tags", action="append", metavar="TAG", help="a word to find it by; may be given several times"
-    )
-    parser.add_argument("--unique", metavar="KEY", help="if a task with this key waits or runs, print its id instead")
-    parser.add_argument("--wait", action="store_true", help="print the result as JSON (and the id on stderr)")
-    parser.add_argument("--wait-timeout", type=seconds, metavar="S", help="with --wait: how many seconds at most")
+configure = configuring(
+    "Hand one task to the queue and print its id; with --wait print its result instead.\n"
+    "Each argument is JSON, and becomes what the function's annotation says; key=JSON gives it by name.",
+    "omniq enqueue shop.tasks:queue resize '\"a.png\"' width=200\n"
+    "omniq enqueue shop.tasks:queue fetch '\"https://example.com\"' --wait\n"
+    "omniq enqueue shop.tasks:queue report '{\"year\": 2025}' --delay 60 --queue slow\n"
+    "omniq enqueue shop.tasks:queue add -- -1 -2.5e3          after -- nothing is an option",
+    add_app,
+    value("name", str, "NAME", "the task's name, or its end if no other ends like that: resize for shop.resize"),
+    value("arguments", str, "JSON", "an argument: 3, '\"text\"', '[1, 2]', key=3", nargs="*"),
+    value("--queue", str, "QUEUE", "the queue to put it into, instead of the function's own"),
+    value("--priority", int, "N", "-100 to 100; larger is claimed first"),
+    value("--delay", seconds, "S", "seconds from now until it may start"),
+    value("--run-at", moment, "TIME", "when it may start: 2030-01-31T09:00+01:00"),
+    value("--expires", seconds_or_moment, "S|TIME", "seconds from now, or a time, after which it must not start"),
+    value("--tag", str, "TAG", "a word to find it by; may be given several times", dest="tags", action="append"),
+    value("--unique", str, "KEY", "if a task with this key waits or runs, print its id instead"),
+    flag("--wait", "print the result as JSON (and the id on stderr)"),
+    value("--wait-timeout", seconds, "S", "with --wait: how many seconds at most"),
+)
 
 
 def run(options: argparse.Namespace) -> int:

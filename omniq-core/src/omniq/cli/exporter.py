@@ -17,9 +17,9 @@ from attrs import frozen
 from omniq._client.queue import TaskQueue
 from omniq._worker.worker_info import WorkerInfo
 from omniq.cli.app import now_of, open_queue
-from omniq.cli.arguments import add_app, describe
+from omniq.cli.arguments import add_store, configuring
 from omniq.cli.exposition import exposed, require_library, store_metrics
-from omniq.cli.http import HttpServer, Query, Response, add_http, refused
+from omniq.cli.http import HttpServer, Query, Response, http_option, refused
 from omniq.cli.logs import logging_to_stderr
 from omniq.errors import StorageError
 from omniq.limit import LimitUsage
@@ -37,17 +37,14 @@ MOST_LOOKED_AT = 500
 """Of each queue so many of the latest scheduled tasks are looked at for that."""
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments."""
-    describe(
-        parser,
-        "Serve the numbers of a store over HTTP until SIGTERM or Ctrl-C: /metrics for Prometheus, /scale for\n"
-        "what starts and stops workers (/scale?queue=mail,slow for some queues), /livez and /readyz.\n"
-        "One for each store is enough. It looks at most once a second, however many ask.",
-        "omniq exporter redis://localhost --http 127.0.0.1:9100",
-    )
-    add_app(parser, or_url=True)
-    add_http(parser, "where to listen (default 127.0.0.1:9100)", default=("127.0.0.1", 9100))
+configure = configuring(
+    "Serve the numbers of a store over HTTP until SIGTERM or Ctrl-C: /metrics for Prometheus, /scale for\n"
+    "what starts and stops workers (/scale?queue=mail,slow for some queues), /livez and /readyz.\n"
+    "One for each store is enough. It looks at most once a second, however many ask.",
+    "omniq exporter redis://localhost --http 127.0.0.1:9100",
+    add_store,
+    http_option("where to listen (default 127.0.0.1:9100)", ("127.0.0.1", 9100)),
+)
 
 
 def run(options: argparse.Namespace) -> int:

@@ -8,29 +8,25 @@ import sys
 from omniq._client.moving import Moved, export_from
 from omniq._client.queue import TaskQueue
 from omniq.cli.app import open_queue, store_of
-from omniq.cli.arguments import add_app, describe
+from omniq.cli.arguments import add_store, configuring, flag
 from omniq.cli.failures import FAILED, complain, note
 from omniq.cli.importing import told
 
 __all__ = ["configure", "run"]
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments."""
-    describe(
-        parser,
-        "Write all tasks, flows, schedules, limits and pauses of a store, for omniq import. Stop producers and\n"
-        "workers first: what changes meanwhile may be in the file or not.",
-        "omniq export sqlite:///jobs.db > jobs.jsonl\n"
-        "omniq export shop.tasks:queue --as-ready > jobs.jsonl\n"
-        "omniq export sqlite:///jobs.db | omniq import postgresql://db/shop",
-    )
-    add_app(parser, or_url=True)
-    parser.add_argument(
+configure = configuring(
+    "Write all tasks, flows, schedules, limits and pauses of a store, for omniq import. Stop producers and\n"
+    "workers first: what changes meanwhile may be in the file or not.",
+    "omniq export sqlite:///jobs.db > jobs.jsonl\n"
+    "omniq export shop.tasks:queue --as-ready > jobs.jsonl\n"
+    "omniq export sqlite:///jobs.db | omniq import postgresql://db/shop",
+    add_store,
+    flag(
         "--as-ready",
-        action="store_true",
-        help="write tasks that dead workers left running as ready, to be run again; refused while workers live",
-    )
+        "write tasks that dead workers left running as ready, to be run again; refused while workers live",
+    ),
+)
 
 
 def run(options: argparse.Namespace) -> int:

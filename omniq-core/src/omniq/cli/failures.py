@@ -5,13 +5,13 @@ from __future__ import annotations
 import difflib
 import sys
 import traceback
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from omniq.errors import ConfigurationError, OmniQError
 from omniq.storage.escaping import printable, printable_lines
 from omniq.storage.urls import redact_all
 
-__all__ = ["FAILED", "WRONG_USAGE", "OperationFailed", "UsageError", "complain", "note", "report", "suggestion"]
+__all__ = ["FAILED", "WRONG_USAGE", "OperationFailed", "UsageError", "complain", "each", "note", "report", "suggestion"]
 
 FAILED = 1
 WRONG_USAGE = 2
@@ -59,3 +59,19 @@ def suggestion(given: str, known: Iterable[str]) -> str:
     """Return ``; did you mean …?`` where something known looks like what was typed, else nothing."""
     close = difflib.get_close_matches(given, list(known), n=1)
     return f"; did you mean {close[0]}?" if close else ""
+
+
+def each(names: Iterable[str], act: Callable[[str], object]) -> int:
+    """Do something to each of what was named, once, also after one to which it could not be done.
+
+    :param act: raises :class:`OperationFailed` for such a one.
+    :return: the exit code.
+    """
+    code = 0
+    for name in dict.fromkeys(names):
+        try:
+            act(name)
+        except OperationFailed as error:
+            complain(_text(error))
+            code = FAILED
+    return code

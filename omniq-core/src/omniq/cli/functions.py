@@ -3,32 +3,28 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from typing import Any
 
 from omniq._tasks.functions import TaskFunction
 from omniq.cli.app import load_queue
-from omniq.cli.arguments import add_app, add_json, describe
+from omniq.cli.arguments import add_app, add_json, configuring
 from omniq.cli.columns import Column, Table
-from omniq.cli.failures import FAILED, complain
-from omniq.cli.terminal import Screen, human_duration
+from omniq.cli.failures import OperationFailed
+from omniq.cli.terminal import Screen, human_duration, picked
 
 __all__ = ["as_json", "configure", "run"]
 
 Function = TaskFunction[Any, Any]
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments."""
-    describe(
-        parser,
-        "Show every task that an application declares: its name, its arguments, its queue, where it runs.\n"
-        "Nothing connects to the store. The exit code is 1 if there are none.",
-        "omniq functions shop.tasks:queue\nomniq functions shop.tasks:queue --json",
-    )
-    add_app(parser)
-    add_json(parser)
+configure = configuring(
+    "Show every task that an application declares: its name, its arguments, its queue, where it runs.\n"
+    "Nothing connects to the store. The exit code is 1 if there are none.",
+    "omniq functions shop.tasks:queue\nomniq functions shop.tasks:queue --json",
+    add_app,
+    add_json,
+)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -36,15 +32,14 @@ def run(options: argparse.Namespace) -> int:
     queue = load_queue(options.app)
     screen = Screen()
     functions = [function for _, function in sorted(queue.functions.items())]
-    if options.json:
-        screen.say_lines(json.dumps(as_json(functions), indent=2))
-    elif functions:
-        for line in _table(screen).lines(functions):
-            screen.say(line)
-    if functions:
-        return 0
-    complain(f"{options.app} has no tasks: is the module imported that declares them with @queue.task?")
-    return FAILED
+    screen.answer(
+        options.json, lambda: as_json(functions), lambda: _table(screen).lines(functions) if functions else ()
+    )
+    if not functions:
+        raise OperationFailed(
+            f"{options.app} has no tasks: is the module imported that declares them with @queue.task?"
+        )
+    return 0
 
 
 def as_json(functions: Sequence[Function]) -> list[dict[str, Any]]:
@@ -53,11 +48,8 @@ def as_json(functions: Sequence[Function]) -> list[dict[str, Any]]:
         {
             "name": function.name,
             "signature": _signature(function),
-            "queue": function.options.queue,
             "executor": function.definition.executor,
-            "max_retries": function.options.max_retries,
-            "timeout": function.options.timeout,
-            "priority": function.options.priority,
+            **picked(function.options, "queue", "max_retries", "timeout", "priority"),
         }
         for function in functions
     ]

@@ -1,43 +1,64 @@
-"""Commands that have actions: ``omniq tasks list``, ``omniq tasks show`` and so on."""
+"""Commands that have actions: ``omniq tasks list``, ``omniq tasks show`` and so on.
+
+An action is a value: what its help says, its options, and what it does to a queue. What all of them have in common,
+such as the argument that names the queue, stands here.
+"""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeAlias
 
 from attrs import frozen
 
-from omniq.cli.arguments import add_verbose
+from omniq._client.queue import TaskQueue
+from omniq.cli.app import open_queue
+from omniq.cli.arguments import Configure, add_store, add_verbose, configuring
 
-__all__ = ["Action", "add_actions", "run_action"]
+__all__ = ["Action", "command_of"]
+
+Run: TypeAlias = Callable[[argparse.Namespace], int]
 
 
 @frozen
 class Action:
-    """One action of a command."""
+    """One action of a command, on the queue of an application or on the store of a URL."""
 
     summary: str
-    configure: Callable[[argparse.ArgumentParser], None]
-    """Adds its arguments."""
-    run: Callable[[argparse.Namespace], int]
-    """Does what was asked and gives the exit code."""
+    """What the help of the command says of it."""
+    description: str
+    """What its own help says, in a sentence or two."""
+    examples: str
+    """Lines to type."""
+    options: Sequence[Configure]
+    """What it takes beside the queue, in the order in which the help shows it."""
+    act: Callable[[TaskQueue, argparse.Namespace], int | None]
+    """Does what was asked, and returns the exit code; None: it is done."""
+
+    def configure(self, parser: argparse.ArgumentParser) -> None:
+        """Add its arguments."""
+        configuring(self.description, self.examples, add_store, *self.options)(parser)
+        # Not given here, what was given before the action's name holds.
+        add_verbose(parser, default=argparse.SUPPRESS)
+        parser.set_defaults(act=self.act, parser=parser)
 
 
-def add_actions(parser: argparse.ArgumentParser, actions: Mapping[str, Action]) -> None:
-    """Take the name of an action as the first argument, and then the arguments of that action.
+def command_of(description: str, examples: str, actions: Mapping[str, Action]) -> tuple[Configure, Run]:
+    """Return the functions ``configure`` and ``run`` of a command that takes the name of an action first.
 
     :param actions: by name, in the order in which the help shows them.
     """
-    parsers = parser.add_subparsers(dest="action", metavar="ACTION", required=True, title="actions")
-    for name, action in actions.items():
-        subparser = parsers.add_parser(name, help=action.summary, prog=f"{parser.prog} {name}")
-        action.configure(subparser)
-        # Not given here, what was given before the action's name holds.
-        add_verbose(subparser, default=argparse.SUPPRESS)
-        subparser.set_defaults(run=action.run, parser=subparser)
+
+    def add_actions(parser: argparse.ArgumentParser) -> None:
+        parsers = parser.add_subparsers(dest="action", metavar="ACTION", required=True, title="actions")
+        for name, action in actions.items():
+            action.configure(parsers.add_parser(name, help=action.summary, prog=f"{parser.prog} {name}"))
+
+    return configuring(description, examples, add_actions), _run
 
 
-def run_action(options: argparse.Namespace) -> int:
-    """Run the action that was asked for."""
-    run: Callable[[argparse.Namespace], int] = options.run
-    return run(options)
+def _run(options: argparse.Namespace) -> int:
+    with open_queue(options.app) as queue:
+        code: int | None = options.act(queue, options)
+    return code or 0

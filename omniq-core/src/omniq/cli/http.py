@@ -12,10 +12,11 @@ from urllib.parse import parse_qs, urlsplit
 
 from attrs import frozen
 
+from omniq.cli.arguments import Configure, value
 from omniq.cli.failures import UsageError
 from omniq.storage.escaping import get_logger
 
-__all__ = ["HttpServer", "Query", "Response", "add_http", "refused"]
+__all__ = ["HttpServer", "Query", "Response", "http_option", "refused"]
 
 _log = get_logger("omniq.worker.http")
 
@@ -115,9 +116,12 @@ def _address(host: object, port: object) -> str:
     return f"[{host}]:{port}" if ":" in str(host) else f"{host}:{port}"
 
 
-def add_http(parser: argparse.ArgumentParser, what: str, *, default: tuple[str, int] | None = None) -> None:
-    """Add the option that says where to listen."""
-    parser.add_argument("--http", type=_place, default=default, metavar="HOST:PORT", help=what)
+def http_option(about: str, default: tuple[str, int] | None = None) -> Configure:
+    """Return the option that says where to listen.
+
+    :param about: its help.
+    """
+    return value("--http", _place, "HOST:PORT", about, default=default)
 
 
 def _place(text: str) -> tuple[str, int]:

@@ -12,7 +12,7 @@ from typing import BinaryIO
 from omniq._client.moving import Moved, NotMoved, import_into
 from omniq._client.queue import TaskQueue
 from omniq.cli.app import open_queue, store_of
-from omniq.cli.arguments import add_app, describe
+from omniq.cli.arguments import add_store, configuring, flag
 from omniq.cli.failures import FAILED, complain
 from omniq.cli.terminal import Screen
 from omniq.cli.wording import plural
@@ -25,18 +25,13 @@ LAST_LINE = 1000
 _WORDS = {"paused": "pause", "limit": "limit", "flow": "flow", "task": "task", "schedule": "schedule"}
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments."""
-    describe(
-        parser,
-        "Store what omniq export wrote, from stdin. What is there already stays as it is, so an import that was\n"
-        "interrupted is repeated from its beginning.",
-        "omniq import postgresql://db/shop < jobs.jsonl\nomniq import shop.tasks:queue --partial < cut-off.jsonl",
-    )
-    add_app(parser, or_url=True)
-    parser.add_argument(
-        "--partial", action="store_true", help="take a file that was cut off: what stands in it is all that there is"
-    )
+configure = configuring(
+    "Store what omniq export wrote, from stdin. What is there already stays as it is, so an import that was\n"
+    "interrupted is repeated from its beginning.",
+    "omniq import postgresql://db/shop < jobs.jsonl\nomniq import shop.tasks:queue --partial < cut-off.jsonl",
+    add_store,
+    flag("--partial", "take a file that was cut off: what stands in it is all that there is"),
+)
 
 
 def run(options: argparse.Namespace) -> int:

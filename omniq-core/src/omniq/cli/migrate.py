@@ -3,35 +3,35 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from omniq._client.queue import TaskQueue
 from omniq.cli.app import load_queue_or_url
-from omniq.cli.arguments import add_app, add_json, describe
-from omniq.cli.terminal import Screen
+from omniq.cli.arguments import add_json, add_store, configuring
+from omniq.cli.terminal import Screen, picked
 from omniq.cli.wording import plural
 from omniq.storage.migrations import Migrated, Migration
 
 __all__ = ["as_json", "configure", "run"]
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments."""
-    describe(
-        parser,
-        "Bring a store's schema up to date. A queue does so by itself on first use, unless its URL says\n"
-        "migrate=off: so workers can run as a role that may only change rows.",
-        "omniq migrate postgresql://owner@db/shop\n"
-        "omniq migrate postgresql://db/shop --dry-run\n"
-        "omniq migrate shop.tasks:queue --sql > schema.sql",
-    )
-    add_app(parser, or_url=True)
+def _add_only(parser: argparse.ArgumentParser) -> None:
     only = parser.add_mutually_exclusive_group()
     only.add_argument("--dry-run", action="store_true", help="change nothing; show what is missing")
     only.add_argument("--sql", action="store_true", help="change nothing; print the statements that are missing")
-    add_json(parser)
+
+
+configure = configuring(
+    "Bring a store's schema up to date. A queue does so by itself on first use, unless its URL says\n"
+    "migrate=off: so workers can run as a role that may only change rows.",
+    "omniq migrate postgresql://owner@db/shop\n"
+    "omniq migrate postgresql://db/shop --dry-run\n"
+    "omniq migrate shop.tasks:queue --sql > schema.sql",
+    add_store,
+    _add_only,
+    add_json,
+)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -40,23 +40,21 @@ def run(options: argparse.Namespace) -> int:
     with load_queue_or_url(options.app) as queue:
         storage = queue.connections.sibling()
         if not isinstance(storage, Migrated):
-            if options.json:
-                screen.say_lines(json.dumps(as_json(queue, (), ()), indent=2))
-            elif not options.sql:
-                screen.say(f"{queue.url} has no schema to migrate")
+            nothing = [] if options.sql else [f"{queue.url} has no schema to migrate"]
+            screen.answer(options.json, lambda: as_json(queue, (), ()), lambda: nothing)
             return 0
         before = queue.run(storage.migrations())
         shown_only = options.dry_run or options.sql
         applied = [] if shown_only else queue.run(storage.migrate())
-        missing = [step for step in before if not step.applied]
-        if options.json:
-            screen.say_lines(json.dumps(as_json(queue, before, applied, sql=options.sql), indent=2))
-        elif options.sql:
-            for step in missing:
+        if options.sql and not options.json:
+            for step in (step for step in before if not step.applied):
                 screen.say_lines(f"-- {step.version}: {step.name}\nBEGIN;\n{step.sql}\nCOMMIT;\n")
-        else:
-            for line in _as_lines(queue, before, applied, shown_only=shown_only):
-                screen.say(line)
+            return 0
+        screen.answer(
+            options.json,
+            lambda: as_json(queue, before, applied, sql=options.sql),
+            lambda: _as_lines(queue, before, applied, shown_only=shown_only),
+        )
     return 0
 
 
@@ -74,8 +72,7 @@ def as_json(
         "url": queue.url,
         "migrations": [
             {
-                "version": step.version,
-                "name": step.name,
+                **picked(step, "version", "name"),
                 "applied": step.applied or step.version in now,
                 "applied_now": step.version in now,
                 **({"sql": step.sql} if sql else {}),

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 from collections.abc import Sequence
 from typing import Any
 
 from omniq.cli import COMMANDS
-from omniq.cli.arguments import add_json, describe
+from omniq.cli.arguments import add_json, configuring
 from omniq.cli.plugin_commands import clashes
-from omniq.cli.terminal import Screen
+from omniq.cli.terminal import Screen, picked
 from omniq.plugins import ENVIRONMENT, Plugin, Plugins, default_plugins
 
 __all__ = ["as_json", "configure", "run"]
@@ -19,15 +18,12 @@ __all__ = ["as_json", "configure", "run"]
 _PLURALS = {"retry policy": "retry policies"}
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments."""
-    describe(
-        parser,
-        "Show every installed plugin with its distribution, version, what it brings and how long it took to load.\n"
-        "Exit code 1 if one is broken, or if two claim one name. OMNIQ_PLUGINS=-NAME leaves one out.",
-        "omniq plugins\nomniq plugins --json",
-    )
-    add_json(parser)
+configure = configuring(
+    "Show every installed plugin with its distribution, version, what it brings and how long it took to load.\n"
+    "Exit code 1 if one is broken, or if two claim one name. OMNIQ_PLUGINS=-NAME leaves one out.",
+    "omniq plugins\nomniq plugins --json",
+    add_json,
+)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -36,11 +32,7 @@ def run(options: argparse.Namespace) -> int:
     logging.getLogger("omniq.plugins").setLevel(logging.ERROR)
     plugins = default_plugins()
     screen = Screen()
-    if options.json:
-        screen.say_lines(json.dumps(as_json(plugins), indent=2))
-    else:
-        for line in _as_text(plugins, screen):
-            screen.say(line)
+    screen.answer(options.json, lambda: as_json(plugins), lambda: _as_text(plugins, screen))
     return 1 if _conflicts(plugins) or any(plugin.problem for plugin in plugins.found) else 0
 
 
@@ -48,12 +40,8 @@ def as_json(plugins: Plugins) -> dict[str, Any]:
     """Return the plugins as what ``--json`` prints."""
     found = [
         {
-            "name": plugin.name,
-            "distribution": plugin.distribution,
-            "version": plugin.version,
+            **picked(plugin, "name", "distribution", "version", "problem", "left_out"),
             "provides": {kind: list(names) for kind, names in plugin.provides.items()},
-            "problem": plugin.problem,
-            "left_out": plugin.left_out,
             "seconds": round(plugin.seconds, 6),
         }
         for plugin in plugins.found

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterable
 
 from omniq._client.queue import TaskQueue
-from omniq.cli.app import note_place, open_queue, place_of
-from omniq.cli.arguments import add_app, add_json, describe, queue_name
-from omniq.cli.failures import FAILED, OperationFailed, UsageError, complain, note, suggestion
-from omniq.cli.groups import Action, add_actions, run_action
-from omniq.cli.stats import as_json, show
+from omniq.cli.app import note_place, place_of
+from omniq.cli.arguments import add_json, flag, option, queue_name, value
+from omniq.cli.failures import OperationFailed, UsageError, each, note, suggestion
+from omniq.cli.groups import Action, command_of
+from omniq.cli.stats import show
 from omniq.cli.terminal import Screen
 from omniq.cli.wording import plural
 from omniq.storage import QueueStats
@@ -22,100 +21,32 @@ from omniq.task import TaskState
 __all__ = ["ACTIONS", "configure", "run"]
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments."""
-    describe(
-        parser,
-        "List, pause, resume and purge queues.",
-        "omniq queues list shop.tasks:queue\n"
-        "omniq queues pause shop.tasks:queue mail\n"
-        "omniq queues purge sqlite:///jobs.db mail --state failed --dry-run",
-    )
-    add_actions(parser, ACTIONS)
-
-
-def run(options: argparse.Namespace) -> int:
-    """Do what was asked."""
-    return run_action(options)
-
-
-# Looking
-
-
-def _configure_list(parser: argparse.ArgumentParser) -> None:
-    describe(
-        parser,
-        "Show every queue that has tasks or is paused: the same as omniq stats.",
-        "omniq queues list shop.tasks:queue\nomniq queues list sqlite:///jobs.db --json",
-    )
-    add_app(parser, or_url=True)
-    add_json(parser)
-
-
-def _list(options: argparse.Namespace) -> int:
-    screen = Screen()
-    with open_queue(options.app) as queue:
-        stats = queue.stats()
-        if options.json:
-            screen.say_lines(json.dumps(as_json(stats, queue.limit_usage()), indent=2))
-            return 0
-        show(stats, queue, screen)
-    return 0
-
-
 # Pausing and resuming
 
 
-def _configure_pause(parser: argparse.ArgumentParser) -> None:
-    describe(
-        parser,
-        "Keep workers from claiming tasks of a queue. Tasks that run go on, new ones are taken in, and the pause\n"
-        "survives restarts.",
-        "omniq queues pause shop.tasks:queue mail\nomniq queues pause sqlite:///jobs.db mail reports",
-    )
-    _add_queues(parser)
+def _pause(queue: TaskQueue, options: argparse.Namespace) -> None:
+    known = _known(queue, queue.stats())
+    for name in dict.fromkeys(options.queues):
+        changed = queue.pause(name)
+        Screen().say(f"queue {name} is paused" if changed else f"queue {name} was paused already")
+        if name not in known:
+            # Not wrong: a queue can be paused before its first task comes.
+            note(f"queue {name} has no tasks yet{suggestion(name, known)}")
 
 
-def _configure_resume(parser: argparse.ArgumentParser) -> None:
-    describe(
-        parser,
-        "Let workers claim tasks of a paused queue again.",
-        "omniq queues resume shop.tasks:queue mail\nomniq queues resume sqlite:///jobs.db mail reports",
-    )
-    _add_queues(parser)
+def _resume(queue: TaskQueue, options: argparse.Namespace) -> int:
+    known = _known(queue, queue.stats())
 
+    def resume(name: str) -> None:
+        if queue.resume(name):
+            Screen().say(f"queue {name} goes on")
+        elif name in known:
+            Screen().say(f"queue {name} was not paused")
+        else:
+            hint = suggestion(name, known)
+            raise OperationFailed(f"there is no queue {name!r}{hint or f'; looked in {place_of(queue)}'}")
 
-def _add_queues(parser: argparse.ArgumentParser) -> None:
-    add_app(parser, or_url=True)
-    parser.add_argument("queues", nargs="+", type=queue_name, metavar="QUEUE", help="the queue's name")
-
-
-def _pause(options: argparse.Namespace) -> int:
-    with open_queue(options.app) as queue:
-        known = _known(queue, queue.stats())
-        for name in dict.fromkeys(options.queues):
-            changed = queue.pause(name)
-            Screen().say(f"queue {name} is paused" if changed else f"queue {name} was paused already")
-            if name not in known:
-                # Not wrong: a queue can be paused before its first task comes.
-                note(f"queue {name} has no tasks yet{suggestion(name, known)}")
-    return 0
-
-
-def _resume(options: argparse.Namespace) -> int:
-    code = 0
-    with open_queue(options.app) as queue:
-        known = _known(queue, queue.stats())
-        for name in dict.fromkeys(options.queues):
-            if queue.resume(name):
-                Screen().say(f"queue {name} goes on")
-            elif name in known:
-                Screen().say(f"queue {name} was not paused")
-            else:
-                hint = suggestion(name, known)
-                complain(f"there is no queue {name!r}{hint or f'; looked in {place_of(queue)}'}")
-                code = FAILED
-    return code
+    return each(options.queues, resume)
 
 
 def _known(queue: TaskQueue, stats: Iterable[QueueStats]) -> set[str]:
@@ -125,44 +56,24 @@ def _known(queue: TaskQueue, stats: Iterable[QueueStats]) -> set[str]:
 # Emptying
 
 
-def _configure_purge(parser: argparse.ArgumentParser) -> None:
-    describe(
-        parser,
-        "Remove all tasks of a queue with their results; running ones stay. On a terminal it asks first; elsewhere\n"
-        "it wants --yes, unless there is nothing to remove.",
-        "omniq queues purge shop.tasks:queue mail\n"
-        "omniq queues purge shop.tasks:queue mail --state failed --yes\n"
-        "omniq queues purge sqlite:///jobs.db mail --dry-run",
-    )
-    add_app(parser, or_url=True)
-    parser.add_argument("queue", type=queue_name, metavar="QUEUE", help="the queue's name")
-    removable = [state.value for state in TaskState if state is not TaskState.RUNNING]
-    parser.add_argument("--state", choices=removable, help="only tasks in this state")
-    parser.add_argument("--dry-run", action="store_true", help="say how many it would be, and remove nothing")
-    parser.add_argument("-y", "--yes", action="store_true", help="do not ask")
-
-
-def _purge(options: argparse.Namespace) -> int:
-    with open_queue(options.app) as queue:
-        stats = queue.stats()
-        number = _removable(stats, options.queue, options.state)
-        what = _what(number, options)
-        if options.dry_run:
-            Screen().say(f"would remove {what}")
-            return 0
-        if number == 0:
-            known = _known(queue, stats)
-            hint = "" if options.queue in known else suggestion(options.queue, known)
-            Screen().say(f"there is nothing to remove: {what}{hint}")
-            if options.queue not in known and not hint:
-                note_place(queue)
-            return 0
+def _purge(queue: TaskQueue, options: argparse.Namespace) -> None:
+    stats = queue.stats()
+    number = _removable(stats, options.queue, options.state)
+    what = _what(number, options)
+    if options.dry_run:
+        Screen().say(f"would remove {what}")
+    elif number == 0:
+        known = _known(queue, stats)
+        hint = "" if options.queue in known else suggestion(options.queue, known)
+        Screen().say(f"there is nothing to remove: {what}{hint}")
+        if options.queue not in known and not hint:
+            note_place(queue)
+    else:
         if not options.yes:
             _confirm(what, queue)
         chosen = queue.select(queue=options.queue, states=options.state and [options.state])
         removed = sum(step.done for step in chosen.delete())
         Screen().say(f"removed {_what(removed, options)}")
-    return 0
 
 
 def _removable(stats: Iterable[QueueStats], name: str, state: str | None) -> int:
@@ -189,10 +100,57 @@ def _confirm(what: str, queue: TaskQueue) -> None:
         raise OperationFailed("nothing was removed")
 
 
+_QUEUES = (value("queues", queue_name, "QUEUE", "the queue's name", nargs="+"),)
+
 ACTIONS = {
-    "list": Action("show every queue in numbers", _configure_list, _list),
-    "pause": Action("keep workers from claiming tasks of a queue", _configure_pause, _pause),
-    "resume": Action("let them claim again", _configure_resume, _resume),
-    "purge": Action("remove the tasks of a queue", _configure_purge, _purge),
+    "list": Action(
+        "show every queue in numbers",
+        "Show every queue that has tasks or is paused: the same as omniq stats.",
+        "omniq queues list shop.tasks:queue\nomniq queues list sqlite:///jobs.db --json",
+        (add_json,),
+        show,
+    ),
+    "pause": Action(
+        "keep workers from claiming tasks of a queue",
+        "Keep workers from claiming tasks of a queue. Tasks that run go on, new ones are taken in, and the pause\n"
+        "survives restarts.",
+        "omniq queues pause shop.tasks:queue mail\nomniq queues pause sqlite:///jobs.db mail reports",
+        _QUEUES,
+        _pause,
+    ),
+    "resume": Action(
+        "let them claim again",
+        "Let workers claim tasks of a paused queue again.",
+        "omniq queues resume shop.tasks:queue mail\nomniq queues resume sqlite:///jobs.db mail reports",
+        _QUEUES,
+        _resume,
+    ),
+    "purge": Action(
+        "remove the tasks of a queue",
+        "Remove all tasks of a queue with their results; running ones stay. On a terminal it asks first; elsewhere\n"
+        "it wants --yes, unless there is nothing to remove.",
+        "omniq queues purge shop.tasks:queue mail\n"
+        "omniq queues purge shop.tasks:queue mail --state failed --yes\n"
+        "omniq queues purge sqlite:///jobs.db mail --dry-run",
+        (
+            value("queue", queue_name, "QUEUE", "the queue's name"),
+            option(
+                "--state",
+                choices=[state.value for state in TaskState if state is not TaskState.RUNNING],
+                help="only tasks in this state",
+            ),
+            flag("--dry-run", "say how many it would be, and remove nothing"),
+            flag("-y --yes", "do not ask"),
+        ),
+        _purge,
+    ),
 }
 """The actions of this command."""
+
+configure, run = command_of(
+    "List, pause, resume and purge queues.",
+    "omniq queues list shop.tasks:queue\n"
+    "omniq queues pause shop.tasks:queue mail\n"
+    "omniq queues purge sqlite:///jobs.db mail --state failed --dry-run",
+    ACTIONS,
+)

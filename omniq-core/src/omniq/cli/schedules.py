@@ -13,13 +13,13 @@ from attrs import frozen
 
 from omniq._client.queue import TaskQueue
 from omniq._tasks.policies import decode_value
-from omniq.cli.app import note_place, now_of, open_queue, place_of
-from omniq.cli.arguments import add_app, add_json, describe, text
+from omniq.cli.app import note_place, now_of, place_of
+from omniq.cli.arguments import add_json, text, value
 from omniq.cli.columns import Column, Table
-from omniq.cli.failures import FAILED, OperationFailed, complain, note, suggestion
-from omniq.cli.groups import Action, add_actions, run_action
+from omniq.cli.failures import OperationFailed, each, note, suggestion
+from omniq.cli.groups import Action, command_of
 from omniq.cli.task_records import arguments_json, arguments_text
-from omniq.cli.terminal import Screen, human_duration
+from omniq.cli.terminal import Screen, human_duration, picked
 from omniq.cli.trigger_words import in_words
 from omniq.cli.wording import ago, exact, local_time, relative
 from omniq.errors import CorruptRecord, OmniQError, PayloadRejected, ScheduleNotFound
@@ -33,56 +33,22 @@ PREVIEW = 5
 """How many of the next runs are shown of one schedule."""
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments."""
-    describe(
-        parser,
-        "List, show, pause, resume, trigger and delete schedules.",
-        "omniq schedules list shop.tasks:queue\n"
-        "omniq schedules pause shop.tasks:queue nightly\n"
-        "omniq schedules trigger sqlite:///jobs.db nightly",
-    )
-    add_actions(parser, ACTIONS)
-
-
-def run(options: argparse.Namespace) -> int:
-    """Do what was asked."""
-    return run_action(options)
-
-
-# Looking
-
-
 @frozen
 class _Row:
     schedule: Schedule
     words: str
 
 
-def _configure_list(parser: argparse.ArgumentParser) -> None:
-    describe(
-        parser,
-        "Show every schedule: its task, when it runs, the next run and the last one.",
-        "omniq schedules list shop.tasks:queue\nomniq schedules list sqlite:///jobs.db --json",
-    )
-    add_app(parser, or_url=True)
-    add_json(parser)
+def _list(queue: TaskQueue, options: argparse.Namespace) -> None:
+    schedules, now, screen = queue.schedules(), now_of(queue), Screen()
 
-
-def _list(options: argparse.Namespace) -> int:
-    screen = Screen()
-    with open_queue(options.app) as queue:
-        schedules = queue.schedules()
-        now = now_of(queue)
-        if options.json:
-            screen.say_lines(json.dumps([as_json(schedule, queue, now) for schedule in schedules], indent=2))
-            return 0
+    def lines() -> Iterator[str]:
         rows = [_Row(schedule, _words(schedule, queue)) for schedule in schedules]
-        for line in _table(screen, now).lines(rows) if rows else ["there are no schedules"]:
-            screen.say(line)
+        yield from _table(screen, now).lines(rows) if rows else ["there are no schedules"]
         if not rows:
             note_place(queue)
-    return 0
+
+    screen.answer(options.json, lambda: [as_json(schedule, queue, now) for schedule in schedules], lines)
 
 
 def _table(screen: Screen, now: datetime) -> Table[_Row]:
@@ -150,59 +116,33 @@ def as_json(schedule: Schedule, queue: TaskQueue, now: datetime) -> dict[str, An
         **arguments_json(_record(schedule, queue, now), queue),
         "trigger": _trigger_json(schedule),
         "trigger_text": _words(schedule, queue),
-        "next_run": _iso(schedule.next_run),
-        "last_run": _iso(schedule.last_run),
-        "last_task": schedule.last_task,
-        "paused": schedule.paused,
-        "declared": schedule.declared,
-        "apps": list(schedule.apps),
-        "misfire": schedule.misfire.value,
-        "overlap": schedule.overlap.value,
-        "jitter": schedule.jitter,
-        "start": _iso(schedule.start),
-        "end": _iso(schedule.end),
-        "revision": schedule.revision,
+        **picked(schedule, "next_run", "last_run", "last_task", "paused", "declared", "apps"),
+        **picked(schedule, "misfire", "overlap", "jitter", "start", "end", "revision"),
     }
 
 
-def _iso(moment: datetime | None) -> str | None:
-    return None if moment is None else moment.isoformat()
-
-
-def _configure_show(parser: argparse.ArgumentParser) -> None:
-    describe(
-        parser,
-        f"Show everything about one schedule, and its next {PREVIEW} runs.",
-        "omniq schedules show shop.tasks:queue nightly\nomniq schedules show sqlite:///jobs.db nightly --json",
+def _show(queue: TaskQueue, options: argparse.Namespace) -> None:
+    schedule, now, screen = _find(queue, options.id), now_of(queue), Screen()
+    screen.answer(
+        options.json,
+        lambda: as_json(schedule, queue, now),
+        lambda: (
+            f"{screen.styled(f'{label:<9}', 'dim')}  {screen.styled(text)}"
+            for label, text in _details(schedule, queue, now)
+        ),
     )
-    add_app(parser, or_url=True)
-    parser.add_argument("id", type=text, metavar="ID", help="the schedule's id")
-    add_json(parser)
-
-
-def _show(options: argparse.Namespace) -> int:
-    screen = Screen()
-    with open_queue(options.app) as queue:
-        schedule = _find(queue, options.id)
-        now = now_of(queue)
-        if options.json:
-            screen.say_lines(json.dumps(as_json(schedule, queue, now), indent=2))
-            return 0
-        for label, text in _details(schedule, queue, now):
-            screen.say(f"{screen.styled(f'{label:<9}', 'dim')}  {screen.styled(text)}")
-    return 0
 
 
 def _find(queue: TaskQueue, schedule_id: str) -> Schedule:
     schedules = {schedule.id: schedule for schedule in queue.schedules()}
     if schedule_id not in schedules:
-        raise OperationFailed(_not_found(queue, schedule_id, schedules))
+        raise _not_found(queue, schedule_id, schedules)
     return schedules[schedule_id]
 
 
-def _not_found(queue: TaskQueue, schedule_id: str, known: Iterable[str]) -> str:
+def _not_found(queue: TaskQueue, schedule_id: str, known: Iterable[str]) -> OperationFailed:
     hint = suggestion(schedule_id, known)
-    return f"{ScheduleNotFound(schedule_id)}{hint or f'; looked in {place_of(queue)}'}"
+    return OperationFailed(f"{ScheduleNotFound(schedule_id)}{hint or f'; looked in {place_of(queue)}'}")
 
 
 def _details(schedule: Schedule, queue: TaskQueue, now: datetime) -> Iterator[tuple[str, str]]:
@@ -244,35 +184,25 @@ def _preview(schedule: Schedule, queue: TaskQueue) -> Iterator[datetime]:
 # Changing
 
 
-def _configure_many(description: str, action: str) -> Callable[[argparse.ArgumentParser], None]:
-    def configure(parser: argparse.ArgumentParser) -> None:
-        describe(
-            parser,
-            description,
-            f"omniq schedules {action} shop.tasks:queue nightly\n"
-            f"omniq schedules {action} sqlite:///jobs.db nightly weekly",
-        )
-        add_app(parser, or_url=True)
-        parser.add_argument("ids", nargs="+", type=text, metavar="ID", help="the schedules' ids")
+def _changing(change: Callable[[TaskQueue, str], None], summary: str, name: str, description: str) -> Action:
+    """Return an action that does something to each schedule that is named."""
 
-    return configure
+    def act(queue: TaskQueue, options: argparse.Namespace) -> int:
+        def change_one(schedule_id: str) -> None:
+            try:
+                change(queue, schedule_id)
+            except ScheduleNotFound:
+                raise _not_found(queue, schedule_id, [schedule.id for schedule in queue.schedules()]) from None
 
+        return each(options.ids, change_one)
 
-def _for_each(change: Callable[[TaskQueue, str], None]) -> Callable[[argparse.Namespace], int]:
-    """Return what does something to each schedule that was named, also after one that is not there."""
-
-    def run(options: argparse.Namespace) -> int:
-        code = 0
-        with open_queue(options.app) as queue:
-            for schedule_id in dict.fromkeys(options.ids):
-                try:
-                    change(queue, schedule_id)
-                except ScheduleNotFound:
-                    complain(_not_found(queue, schedule_id, [schedule.id for schedule in queue.schedules()]))
-                    code = FAILED
-        return code
-
-    return run
+    return Action(
+        summary,
+        description,
+        f"omniq schedules {name} shop.tasks:queue nightly\nomniq schedules {name} sqlite:///jobs.db nightly weekly",
+        (value("ids", text, "ID", "the schedules' ids", nargs="+"),),
+        act,
+    )
 
 
 def _pause(queue: TaskQueue, schedule_id: str) -> None:
@@ -304,34 +234,49 @@ def _delete(queue: TaskQueue, schedule_id: str) -> None:
 
 
 ACTIONS = {
-    "list": Action("show every schedule", _configure_list, _list),
-    "show": Action("show everything about one schedule", _configure_show, _show),
-    "pause": Action(
-        "keep schedules from firing",
-        _configure_many("Keep schedules from firing until they are resumed.", "pause"),
-        _for_each(_pause),
+    "list": Action(
+        "show every schedule",
+        "Show every schedule: its task, when it runs, the next run and the last one.",
+        "omniq schedules list shop.tasks:queue\nomniq schedules list sqlite:///jobs.db --json",
+        (add_json,),
+        _list,
     ),
-    "resume": Action(
+    "show": Action(
+        "show everything about one schedule",
+        f"Show everything about one schedule, and its next {PREVIEW} runs.",
+        "omniq schedules show shop.tasks:queue nightly\nomniq schedules show sqlite:///jobs.db nightly --json",
+        (value("id", text, "ID", "the schedule's id"), add_json),
+        _show,
+    ),
+    "pause": _changing(
+        _pause, "keep schedules from firing", "pause", "Keep schedules from firing until they are resumed."
+    ),
+    "resume": _changing(
+        _resume,
         "let them fire again",
-        _configure_many(
-            "Let paused schedules fire again, in their old rhythm. Runs that fell into the pause are not made up.",
-            "resume",
-        ),
-        _for_each(_resume),
+        "resume",
+        "Let paused schedules fire again, in their old rhythm. Runs that fell into the pause are not made up.",
     ),
-    "trigger": Action(
+    "trigger": _changing(
+        _trigger_now,
         "enqueue their tasks now",
-        _configure_many(
-            "Enqueue the task of each schedule now, whatever its trigger says, and print the tasks' ids. The rhythm\n"
-            "goes on as before.",
-            "trigger",
-        ),
-        _for_each(_trigger_now),
+        "trigger",
+        "Enqueue the task of each schedule now, whatever its trigger says, and print the tasks' ids. The rhythm\n"
+        "goes on as before.",
     ),
-    "delete": Action(
+    "delete": _changing(
+        _delete,
         "remove schedules; the tasks that they enqueued stay",
-        _configure_many("Remove schedules. The tasks that they enqueued stay.", "delete"),
-        _for_each(_delete),
+        "delete",
+        "Remove schedules. The tasks that they enqueued stay.",
     ),
 }
 """The actions of this command."""
+
+configure, run = command_of(
+    "List, show, pause, resume, trigger and delete schedules.",
+    "omniq schedules list shop.tasks:queue\n"
+    "omniq schedules pause shop.tasks:queue nightly\n"
+    "omniq schedules trigger sqlite:///jobs.db nightly",
+    ACTIONS,
+)

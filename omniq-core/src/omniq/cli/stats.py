@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from omniq._client.queue import TaskQueue
 from omniq.cli.app import note_place, open_queue
-from omniq.cli.arguments import add_app, add_json, count, describe, seconds
+from omniq.cli.arguments import add_json, add_store, configuring, count, flag, seconds, value
 from omniq.cli.columns import Column, Table
 from omniq.cli.live import Frame, Look, look, nobody_works, worker_lines
-from omniq.cli.terminal import Screen, human_duration
+from omniq.cli.terminal import Screen, human_duration, picked, to_json
 from omniq.cli.wording import plural
 from omniq.limit import LimitUsage
 from omniq.storage import QueueStats
@@ -24,62 +23,48 @@ from omniq.task import TaskState
 __all__ = ["as_json", "as_table", "configure", "held_back", "run", "running_of_limit", "show", "usage_as_json"]
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments."""
-    describe(
-        parser,
-        "Show for every queue how many tasks are in each state, whether it is paused, and for how long its\n"
-        "oldest ready task has waited. --watch adds how many tasks come and end a second, and who runs what.",
-        "omniq stats shop.tasks:queue\n"
-        "omniq stats sqlite:///jobs.db --watch\n"
-        "omniq stats 'redis://localhost?namespace=shop' --json",
-    )
-    add_app(parser, or_url=True)
-    add_json(parser)
-    parser.add_argument(
-        "--watch", action="store_true", help="again and again until Ctrl-C; with --json a line each time"
-    )
-    parser.add_argument(
-        "--interval", type=seconds, default=1.0, metavar="S", help="with --watch: pause in seconds (default 1)"
-    )
-    parser.add_argument("--count", type=count, metavar="N", help="with --watch: stop after N times")
+configure = configuring(
+    "Show for every queue how many tasks are in each state, whether it is paused, and for how long its\n"
+    "oldest ready task has waited. --watch adds how many tasks come and end a second, and who runs what.",
+    "omniq stats shop.tasks:queue\n"
+    "omniq stats sqlite:///jobs.db --watch\n"
+    "omniq stats 'redis://localhost?namespace=shop' --json",
+    add_store,
+    add_json,
+    flag("--watch", "again and again until Ctrl-C; with --json a line each time"),
+    value("--interval", seconds, "S", "with --watch: pause in seconds (default 1)", default=1.0),
+    value("--count", count, "N", "with --watch: stop after N times"),
+)
 
 
 def run(options: argparse.Namespace) -> int:
     """Show the numbers, once or until stopped."""
-    screen = Screen()
     with open_queue(options.app) as queue:
-        if options.watch:
-            _watch(queue, screen, options)
-        else:
-            _show(queue.stats(), queue, screen, options)
+        (_watch if options.watch else show)(queue, options)
     return 0
 
 
-def _show(stats: Sequence[QueueStats], queue: TaskQueue, screen: Screen, options: argparse.Namespace) -> None:
-    if options.json:
-        screen.say_lines(json.dumps(as_json(stats, queue.limit_usage()), indent=2))
-        return
-    show(stats, queue, screen)
-
-
-def show(stats: Sequence[QueueStats], queue: TaskQueue, screen: Screen) -> None:
+def show(queue: TaskQueue, options: argparse.Namespace) -> None:
     """Show the numbers; and where tasks wait, that no worker serves them."""
-    for line in as_table(stats, screen, usage=queue.limit_usage()) if stats else [_unused(queue)]:
-        screen.say(line)
-    if not stats:
-        note_place(queue)
-    waiting = sum(one.counts.get(TaskState.READY, 0) for one in stats)
-    if waiting and not queue.workers():
-        screen.say()
-        screen.say(nobody_works(waiting, screen))
+    screen, stats, usage = Screen(), queue.stats(), queue.limit_usage()
+
+    def lines() -> Iterator[str]:
+        yield from as_table(stats, screen, usage=usage) if stats else [_unused(queue)]
+        if not stats:
+            note_place(queue)
+        waiting = sum(one.counts.get(TaskState.READY, 0) for one in stats)
+        if waiting and not queue.workers():
+            yield from ["", nobody_works(waiting, screen)]
+
+    screen.answer(options.json, lambda: as_json(stats, usage), lines)
 
 
 def _unused(queue: TaskQueue) -> str:
     return f"no queue has been used on {queue.url} yet"
 
 
-def _watch(queue: TaskQueue, screen: Screen, options: argparse.Namespace) -> None:
+def _watch(queue: TaskQueue, options: argparse.Namespace) -> None:
+    screen = Screen()
     # The first look fails as it would without --watch; a store that goes away later may come back.
     looked: Look | Exception = queue.run(look(queue))
     before: Look | None = None
@@ -105,7 +90,7 @@ def _try_to_look(queue: TaskQueue) -> Look | Exception:
 
 def _show_again(frame: Frame, queue: TaskQueue, screen: Screen, options: argparse.Namespace) -> None:
     if options.json:
-        screen.say(json.dumps(as_json(frame.stats, frame.usage)))
+        screen.say(to_json(as_json(frame.stats, frame.usage)))
         return
     time_of_day = time.strftime("%H:%M:%S")
     title = f"{queue.url}  {time_of_day}" if screen.is_terminal else time_of_day
@@ -135,7 +120,7 @@ def as_json(stats: Sequence[QueueStats], usage: Sequence[LimitUsage] = ()) -> li
     return [
         {
             "queue": queue.queue,
-            **{state.value: queue.counts.get(state, 0) for state in TaskState},
+            **{state: queue.counts.get(state, 0) for state in TaskState},
             "paused": queue.paused,
             "oldest_ready": None if queue.oldest_ready is None else round(queue.oldest_ready, 3),
             "limit": limits.get(queue.queue),
@@ -149,8 +134,7 @@ def usage_as_json(usage: LimitUsage) -> dict[str, Any]:
     return {
         "running": usage.running,
         "concurrency": usage.limit and usage.limit.concurrency,
-        "next_start": usage.next_start and usage.next_start.isoformat(),
-        "held_keys": usage.held_keys,
+        **picked(usage, "next_start", "held_keys"),
     }
 
 

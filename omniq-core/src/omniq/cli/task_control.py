@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -11,17 +12,18 @@ from attrs import frozen
 
 from omniq._client import selection
 from omniq._client.queue import TaskQueue
-from omniq._client.selection import Action, Selection, Step
-from omniq.cli.app import open_queue, store_of
-from omniq.cli.arguments import add_app, describe, text
+from omniq._client.selection import Selection, Step
+from omniq.cli.app import store_of
+from omniq.cli.arguments import flag, option, text, value
 from omniq.cli.enqueue import find_function
 from omniq.cli.failures import FAILED, UsageError, complain
+from omniq.cli.groups import Action
 from omniq.cli.short_ids import whole_ids
 from omniq.cli.terminal import Screen
 from omniq.cli.wording import plural
 from omniq.task import StoredTask, TaskState
 
-__all__ = ["CANCEL", "DELETE", "RETRY", "RUN_NOW", "Verb", "act", "add_verb", "full_name"]
+__all__ = ["VERBS", "Verb", "action_of", "full_name"]
 
 READ_AT_ONCE = 25
 """Tasks that are read in one call, each with its arguments and its result."""
@@ -36,8 +38,9 @@ class Verb:
 
     name: str
     done: str
+    summary: str
     description: str
-    action: Action
+    action: selection.Action
     apply: Callable[[Selection], Iterator[Step]]
 
     @property
@@ -54,52 +57,59 @@ class Verb:
 CANCEL = Verb(
     name="cancel",
     done="cancelled",
+    summary="cancel tasks that wait; ask running ones to stop",
     description="Cancel tasks. Those that wait end at once; running ones are asked to stop.",
     action=selection.CANCEL,
     apply=Selection.cancel,
 )
-RETRY = Verb(
-    name="retry",
-    done="retried",
-    description="Make failed or cancelled tasks ready again, with all their attempts. Filters choose failed ones,\n"
-    "unless --state says otherwise.",
-    action=selection.RETRY,
-    apply=Selection.retry,
-)
-RUN_NOW = Verb(
-    name="run-now",
-    done="made ready",
-    description="Make tasks ready that are scheduled for later, such as for their next attempt.",
-    action=selection.RUN_NOW,
-    apply=Selection.run_now,
-)
-DELETE = Verb(
-    name="delete",
-    done="deleted",
-    description="Remove tasks with their results. Running ones stay.",
-    action=selection.DELETE,
-    apply=Selection.delete,
+VERBS = (
+    CANCEL,
+    Verb(
+        name="retry",
+        done="retried",
+        summary="make failed or cancelled tasks ready again",
+        description="Make failed or cancelled tasks ready again, with all their attempts. Filters choose failed ones,\n"
+        "unless --state says otherwise.",
+        action=selection.RETRY,
+        apply=Selection.retry,
+    ),
+    Verb(
+        name="run-now",
+        done="made ready",
+        summary="make tasks ready that are scheduled for later",
+        description="Make tasks ready that are scheduled for later, such as for their next attempt.",
+        action=selection.RUN_NOW,
+        apply=Selection.run_now,
+    ),
+    Verb(
+        name="delete",
+        done="deleted",
+        summary="remove tasks that are not running",
+        description="Remove tasks with their results. Running ones stay.",
+        action=selection.DELETE,
+        apply=Selection.delete,
+    ),
 )
 
 
-def add_verb(parser: argparse.ArgumentParser, verb: Verb) -> None:
-    """Take what a verb needs: ids, or filters."""
-    describe(
-        parser,
+def action_of(verb: Verb) -> Action:
+    """Return the action of ``omniq tasks`` that does this to tasks named by ids, or chosen by filters."""
+    return Action(
+        verb.summary,
         f"{verb.description}\nName the tasks by their ids, or choose them by filters: then all that match are taken.",
         f"omniq tasks {verb.name} shop.tasks:queue 0196f0c4-52a1-7c3e-9f0b-6d1a2b3c4d5e\n"
         f"omniq tasks {verb.name} shop.tasks:queue --queue mail --state {verb.states[0]} --dry-run\n"
         f"omniq tasks {verb.name} sqlite:///jobs.db --tag order-17",
+        (
+            value("ids", text, "ID", "the tasks' ids, or the last 12 characters of them", nargs="*"),
+            value("--queue", text, "QUEUE", "all tasks of this queue"),
+            option("--state", choices=[state.value for state in verb.states], help="all tasks in this state"),
+            value("--name", text, "NAME", "all tasks of this function"),
+            value("--tag", text, "TAG", "all tasks with this tag"),
+            flag("--dry-run", "say how many it would be, and change nothing"),
+        ),
+        functools.partial(_act, verb),
     )
-    add_app(parser, or_url=True)
-    parser.add_argument(
-        "ids", nargs="*", type=text, metavar="ID", help="the tasks' ids, or the last 12 characters of them"
-    )
-    parser.add_argument("--queue", type=text, metavar="QUEUE", help="all tasks of this queue")
-    parser.add_argument("--state", choices=[state.value for state in verb.states], help="all tasks in this state")
-    parser.add_argument("--name", type=text, metavar="NAME", help="all tasks of this function")
-    parser.add_argument("--tag", type=text, metavar="TAG", help="all tasks with this tag")
-    parser.add_argument("--dry-run", action="store_true", help="say how many it would be, and change nothing")
 
 
 def full_name(queue: TaskQueue, name: str | None) -> str | None:
@@ -115,7 +125,7 @@ def full_name(queue: TaskQueue, name: str | None) -> str | None:
         return name
 
 
-def act(options: argparse.Namespace, verb: Verb) -> int:
+def _act(verb: Verb, queue: TaskQueue, options: argparse.Namespace) -> int:
     """Do it, and say to how many.
 
     :return: the exit code: 1 if a task that was named was left as it is.
@@ -129,14 +139,14 @@ def act(options: argparse.Namespace, verb: Verb) -> int:
             f"which tasks? Name their ids, or choose with --queue, --state, --name, --tag "
             f"(see omniq tasks {verb.name} --help)"
         )
-    with open_queue(options.app) as queue:
-        if options.ids:
-            ids = list(dict.fromkeys(whole_ids(queue, options.ids)))
-            done, refusals = (_would_be_done if options.dry_run else _named)(queue, verb, ids)
-        else:
-            states = verb.default if options.state is None else [TaskState(options.state)]
-            filters = {"queue": options.queue, "name": full_name(queue, options.name), "tag": options.tag}
-            done, refusals = (_matching if options.dry_run else _applied)(queue, verb, states, filters), []
+    refusals: list[str] = []
+    if options.ids:
+        ids = list(dict.fromkeys(whole_ids(queue, options.ids)))
+        done, refusals = (_would_be_done if options.dry_run else _named)(queue, verb, ids)
+    else:
+        states = verb.default if options.state is None else [TaskState(options.state)]
+        filters = {"queue": options.queue, "name": full_name(queue, options.name), "tag": options.tag}
+        done = (_matching if options.dry_run else _applied)(queue, verb, states, filters)
     for refusal in refusals:
         complain(refusal)
     Screen().say(_summary(done, verb, dry_run=options.dry_run))

@@ -11,19 +11,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, TypeVar
 
-from attrs import asdict, frozen
+from attrs import frozen
 
 from omniq._client.explain import Reason
 from omniq._client.queue import TaskQueue
 from omniq.cli.columns import Column, Table, shortened
 from omniq.cli.short_ids import short_id
-from omniq.cli.terminal import Screen, human_duration
+from omniq.cli.terminal import Screen, human_duration, picked
 from omniq.cli.values import plain_json
 from omniq.cli.wording import ago, exact, relative, rough_duration
 from omniq.serialization.signing import unsealed
 from omniq.task import Attempt, Progress, Reference, Task, TaskError, TaskState
 
-__all__ = ["STYLES", "arguments_json", "arguments_text", "as_json", "as_lines", "reasons_json", "task_table"]
+__all__ = ["STYLES", "arguments_json", "arguments_text", "as_json", "as_lines", "task_table"]
 
 T = TypeVar("T")
 
@@ -261,70 +261,16 @@ def _cut(text: str, longest: int, rest: str = "") -> str:
 
 def as_json(task: Task, queue: TaskQueue) -> dict[str, Any]:
     """Return everything about a task as what ``--json`` prints."""
-    progress = task.progress
     return {
-        "id": task.id,
-        "name": task.name,
-        "queue": task.queue,
-        "state": task.state.value,
+        **picked(task, "id", "name", "queue", "state"),
         **arguments_json(task, queue),
-        "references": [asdict(reference) for reference in task.references],
         "result": _result_json(task, queue),
-        "error": _error_json(task.error),
-        "progress": progress and {"done": progress.done, "total": progress.total, "note": progress.note},
-        "attempt": task.attempt,
-        "max_retries": task.max_retries,
-        "priority": task.priority,
-        "timeout": task.timeout,
-        "created_at": _iso(task.created_at),
-        "run_at": _iso(task.run_at),
-        "started_at": _iso(task.started_at),
-        "finished_at": _iso(task.finished_at),
-        "expires_at": _iso(task.expires_at),
-        "lease_until": _iso(task.lease_until),
-        "worker": task.worker,
-        "flow": task.flow,
-        "unique": task.unique,
-        "tags": list(task.tags),
-        "serializer": task.serializer,
-        "result_ttl": task.result_ttl,
-        "is_async": task.is_async,
+        **picked(task, "references", "error", "progress", "attempt", "max_retries", "priority", "timeout"),
+        **picked(task, "created_at", "run_at", "started_at", "finished_at", "expires_at", "lease_until"),
+        **picked(task, "worker", "flow", "unique", "tags", "serializer", "result_ttl", "is_async"),
         "headers": dict(task.headers),
-        "cancel_requested": task.cancel_requested,
-        "history": [
-            {
-                "attempt": past.attempt,
-                "outcome": past.outcome.value,
-                "worker": past.worker,
-                "started_at": _iso(past.started_at),
-                "ended_at": _iso(past.ended_at),
-                "error": _error_json(past.error),
-            }
-            for past in task.history
-        ],
+        **picked(task, "cancel_requested", "history"),
     }
-
-
-def _error_json(error: TaskError | None) -> dict[str, str] | None:
-    return None if error is None else asdict(error)
-
-
-def reasons_json(reasons: Sequence[Reason]) -> list[dict[str, Any]]:
-    """Return reasons as what ``--json`` prints."""
-    return [
-        {
-            "kind": reason.kind.value,
-            "text": reason.text,
-            "fields": {
-                name: _iso(value) if isinstance(value, datetime) else value for name, value in reason.fields.items()
-            },
-        }
-        for reason in reasons
-    ]
-
-
-def _iso(moment: datetime | None) -> str | None:
-    return None if moment is None else moment.isoformat()
 
 
 def arguments_json(task: Task, queue: TaskQueue) -> dict[str, Any]:

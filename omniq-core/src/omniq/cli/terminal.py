@@ -6,17 +6,21 @@ What is written may come from anyone. Nothing of it reaches the terminal that th
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import os
 import re
 import sys
 import unicodedata
-from collections.abc import Iterator, Sequence
-from typing import TextIO
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import datetime
+from typing import Any, TextIO
+
+from attrs import asdict
 
 from omniq.storage.escaping import printable, printable_lines
 
-__all__ = ["Screen", "display_width", "fitting", "human_duration", "padded", "table"]
+__all__ = ["Screen", "display_width", "fitting", "human_duration", "padded", "picked", "table", "to_json"]
 
 _STYLES = {"bold": 1, "dim": 2, "red": 31, "green": 32, "yellow": 33, "blue": 34, "cyan": 36}
 _CODE = f"(?:{'|'.join(map(str, _STYLES.values()))})"
@@ -77,6 +81,18 @@ class Screen:
         """Write a text of several lines, such as JSON."""
         self._write(self._erase() + printable_lines(text) + "\n")
 
+    def answer(self, as_json: bool, data: Callable[[], Any], lines: Callable[[], Iterable[str]]) -> None:
+        """Write what a command was asked for.
+
+        :param as_json: whether it is to be JSON: what ``data`` returns.
+        :param lines: returns it as lines for people.
+        """
+        if as_json:
+            self.say_lines(to_json(data(), indent=2))
+            return
+        for line in lines():
+            self.say(line)
+
     def draw(self, lines: Sequence[str]) -> None:
         """Write lines in the place of those drawn before. Where there is no terminal they simply follow."""
         if not self.is_terminal:
@@ -123,6 +139,23 @@ class Screen:
         if text:
             self._stream.write(text)
             self._stream.flush()
+
+
+def to_json(data: Any, indent: int | None = None) -> str:
+    """Return what ``--json`` prints of data: points in time in ISO 8601, values as objects of their fields.
+
+    :param indent: by how many spaces a level is indented; None: all of it is one line.
+    """
+    return json.dumps(data, indent=indent, default=_plain)
+
+
+def _plain(value: Any) -> Any:
+    return value.isoformat() if isinstance(value, datetime) else asdict(value, recurse=False)
+
+
+def picked(value: Any, *names: str) -> dict[str, Any]:
+    """Return some attributes of a value, by name."""
+    return {name: getattr(value, name) for name in names}
 
 
 def display_width(text: str) -> int:

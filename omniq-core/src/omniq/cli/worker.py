@@ -9,17 +9,18 @@ import logging
 import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
+from typing import Any
 
 from omniq._client.queue import TaskQueue
 from omniq._worker.metrics import Metrics
 from omniq._worker.worker import Worker, WorkerOptions
 from omniq._worker.worker_process import run_as_process
 from omniq.cli.app import import_module_of, is_shared, load_queue
-from omniq.cli.arguments import add_app, count, describe, label, seconds, size
+from omniq.cli.arguments import add_app, configuring, count, flag, label, option, seconds, size, value
 from omniq.cli.banner import introduction, undeclared_queues
 from omniq.cli.exposition import require_library
 from omniq.cli.failures import UsageError
-from omniq.cli.http import add_http
+from omniq.cli.http import http_option
 from omniq.cli.logs import heed_application, logging_to_stderr
 from omniq.cli.parent_watch import stop_when_parent_ends
 from omniq.cli.plugin_commands import held_warnings
@@ -35,120 +36,87 @@ __all__ = ["configure", "run"]
 _log = get_logger("omniq.supervisor")
 
 LEVELS = ("debug", "info", "warning", "error")
+_OURS = frozenset({"help", "http", "parent_watch", "processes", "reload", "reloaded", "reports"})
+"""Options that are for this process alone."""
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments."""
-    describe(
-        parser,
-        "Run an application's tasks until SIGTERM or Ctrl-C. Tasks that run may then end (--grace);\n"
-        "a second signal puts them back at once. What it does is logged on stderr.",
-        "omniq worker shop.tasks:queue\n"
-        "omniq worker shop.tasks:queue -q urgent,default -c 200   urgent first, 200 tasks at once\n"
-        "omniq worker shop.tasks:queue --processes 4              four processes, kept running\n"
-        "omniq worker shop.tasks:queue --drain                    do what there is to do, and leave\n"
-        "omniq worker shop.tasks:queue --reload                   start again when the code changes",
-    )
-    add_app(parser)
-    parser.add_argument(
+def _queues(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+configure = configuring(
+    "Run an application's tasks until SIGTERM or Ctrl-C. Tasks that run may then end (--grace);\n"
+    "a second signal puts them back at once. What it does is logged on stderr.",
+    "omniq worker shop.tasks:queue\n"
+    "omniq worker shop.tasks:queue -q urgent,default -c 200   urgent first, 200 tasks at once\n"
+    "omniq worker shop.tasks:queue --processes 4              four processes, kept running\n"
+    "omniq worker shop.tasks:queue --drain                    do what there is to do, and leave\n"
+    "omniq worker shop.tasks:queue --reload                   start again when the code changes",
+    add_app,
+    value(
         "--import",
+        str,
+        "MODULE",
+        "a module to import, too, that declares tasks of the queue; may be given several times",
         dest="imports",
         action="append",
         default=[],
-        metavar="MODULE",
-        help="a module to import, too, that declares tasks of the queue; may be given several times",
-    )
-    parser.add_argument(
-        "-q",
-        "--queues",
-        type=_queues,
-        metavar="A,B",
-        help="the queues to serve, the first before the second; default: all",
-    )
-    parser.add_argument(
-        "-c", "--concurrency", type=count, default=100, metavar="N", help="tasks at once in a process (default 100)"
-    )
-    parser.add_argument(
-        "--threads", type=count, metavar="N", help="how many of them may be plain functions, on threads (default 20)"
-    )
-    parser.add_argument(
+    ),
+    value("-q --queues", _queues, "A,B", "the queues to serve, the first before the second; default: all"),
+    value("-c --concurrency", count, "N", "tasks at once in a process (default 100)", default=100),
+    value("--threads", count, "N", "how many of them may be plain functions, on threads (default 20)"),
+    value(
         "--process-slots",
-        type=count,
-        metavar="N",
-        help='how many may be functions with executor="process" (default: one for each core)',
-    )
-    parser.add_argument(
-        "--process-tasks",
-        type=count,
-        default=10_000,
-        metavar="N",
-        help="tasks after which such a process is replaced (default 10000)",
-    )
-    parser.add_argument(
-        "--process-memory",
-        type=size,
-        metavar="BYTES",
-        help="memory above which it is replaced after a task, such as 500M (default: any)",
-    )
-    parser.add_argument(
-        "--processes",
-        type=count,
-        default=1,
-        metavar="N",
-        help="how many such workers to run; one that dies is started again (default 1)",
-    )
-    parser.add_argument(
+        count,
+        "N",
+        'how many may be functions with executor="process" (default: one for each core)',
+    ),
+    value(
+        "--process-tasks", count, "N", "tasks after which such a process is replaced (default 10000)", default=10_000
+    ),
+    value(
+        "--process-memory", size, "BYTES", "memory above which it is replaced after a task, such as 500M (default: any)"
+    ),
+    value(
+        "--processes", count, "N", "how many such workers to run; one that dies is started again (default 1)", default=1
+    ),
+    value(
         "--lease",
-        type=seconds,
+        seconds,
+        "S",
+        "seconds after which the tasks of a worker that died run elsewhere (default 30)",
         default=30.0,
-        metavar="S",
-        help="seconds after which the tasks of a worker that died run elsewhere (default 30)",
-    )
-    parser.add_argument(
-        "--recover-every", type=seconds, metavar="S", help="pause between two looks for such tasks (default: lease / 2)"
-    )
-    parser.add_argument(
-        "--grace", type=seconds, default=25.0, metavar="S", help="seconds that running tasks get to end (default 25)"
-    )
-    parser.add_argument(
-        "--drain",
-        action="store_true",
-        help="leave as soon as no task is running or may start, instead of waiting for more",
-    )
-    parser.add_argument(
-        "--no-scheduler", dest="scheduler", action="store_false", help="leave schedules to other workers"
-    )
-    parser.add_argument(
-        "--reload",
-        action="store_true",
-        help="for development: start again when a file of the imported modules in the current folder changes",
-    )
-    parser.add_argument(
+    ),
+    value("--recover-every", seconds, "S", "pause between two looks for such tasks (default: lease / 2)"),
+    value("--grace", seconds, "S", "seconds that running tasks get to end (default 25)", default=25.0),
+    flag("--drain", "leave as soon as no task is running or may start, instead of waiting for more"),
+    flag("--no-scheduler", "leave schedules to other workers", off="scheduler"),
+    flag("--reload", "for development: start again when a file of the imported modules in the current folder changes"),
+    value(
         "--label",
+        label,
+        "NAME=VALUE",
+        "what `omniq workers` shows of this worker beside the rest, such as zone=a; may be repeated",
         dest="labels",
-        type=label,
         action="append",
         default=[],
-        metavar="NAME=VALUE",
-        help="what `omniq workers` shows of this worker beside the rest, such as zone=a; may be repeated",
-    )
-    add_http(
-        parser,
-        "where to serve /metrics for Prometheus, and /livez and /readyz for probes; with --processes N for all of them",
-    )
-    parser.add_argument("--log-level", choices=LEVELS, help="the least to log (default info; with -v debug)")
-    parser.add_argument(
+    ),
+    http_option(
+        "where to serve /metrics for Prometheus, and /livez and /readyz for probes; with --processes N for all of them"
+    ),
+    option("--log-level", choices=LEVELS, help="the least to log (default info; with -v debug)"),
+    option(
         "--log-format",
         choices=("text", "json"),
         default="text",
         help="how to log: lines to read (default), or a JSON object a line for programs",
-    )
-    parser.add_argument(
-        "--no-log-setup", dest="log_setup", action="store_false", help="leave logging to what the application sets up"
-    )
-    parser.add_argument("--parent-watch", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--reports", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--reloaded", action="store_true", help=argparse.SUPPRESS)
+    ),
+    flag("--no-log-setup", "leave logging to what the application sets up", off="log_setup"),
+    option("--parent-watch", type=int, help=argparse.SUPPRESS),
+    option("--reports", type=int, help=argparse.SUPPRESS),
+    option("--reloaded", action="store_true", help=argparse.SUPPRESS),
+    lambda parser: parser.set_defaults(parser=parser),
+)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -247,10 +215,6 @@ def _load(options: argparse.Namespace, restart: Restart) -> TaskQueue:
         restart.now()
 
 
-def _queues(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
-
-
 def _worker_options(options: argparse.Namespace) -> WorkerOptions:
     given: WorkerOptions = {
         "queues": options.queues,
@@ -302,27 +266,26 @@ async def _supervise(options: argparse.Namespace) -> int:
 
 def _command(options: argparse.Namespace, *more: str) -> list[str]:
     """Return what starts another worker with these options."""
-    given = {
-        "--queues": ",".join(options.queues) if options.queues else None,
-        "--concurrency": options.concurrency,
-        "--threads": options.threads,
-        "--process-slots": options.process_slots,
-        "--process-tasks": options.process_tasks,
-        "--process-memory": options.process_memory,
-        "--lease": options.lease,
-        "--recover-every": options.recover_every,
-        "--grace": options.grace,
-        "--log-level": options.log_level,
-        "--log-format": options.log_format,
-    }
-    words = [word for name, value in given.items() if value is not None for word in (name, str(value))]
-    words += [f"--import={name}" for name in options.imports]
-    words += [f"--label={name}={value}" for name, value in options.labels]
-    flags = {
-        "--no-scheduler": not options.scheduler,
-        "--no-log-setup": not options.log_setup,
-        "--drain": options.drain,
-        "--verbose": options.verbose,
-    }
-    switched_on = [name for name, on in flags.items() if on]
-    return [sys.executable, "-m", "omniq", "worker", options.app, *more, *words, *switched_on]
+    words = [word for action in options.parser._actions for word in _words(action, options)]
+    return [sys.executable, "-m", "omniq", "worker", options.app, *more, *words]
+
+
+def _words(action: argparse.Action, options: argparse.Namespace) -> list[str]:
+    """Return an option as it was given; nothing where it was not, or is for this process alone."""
+    given: Any = getattr(options, action.dest, None)
+    if not action.option_strings or action.dest in _OURS or given == action.default:
+        return []
+    name = action.option_strings[-1]
+    if action.nargs == 0:
+        return [name]
+    values = given if isinstance(action, argparse._AppendAction) else [given]
+    return [f"{name}={_word(one)}" for one in values]
+
+
+def _word(given: object) -> str:
+    match given:
+        case tuple((name, text)):
+            return f"{name}={text}"
+        case list(names):
+            return ",".join(names)
+    return str(given)

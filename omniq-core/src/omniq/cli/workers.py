@@ -3,51 +3,41 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from attrs import asdict
-
 from omniq._worker.worker_info import WorkerInfo
 from omniq.cli.app import note_place, now_of, open_queue
-from omniq.cli.arguments import add_app, add_json, count, describe, text
+from omniq.cli.arguments import add_json, add_store, configuring, count, text, value
 from omniq.cli.columns import Column, Table
 from omniq.cli.failures import FAILED, complain
-from omniq.cli.terminal import Screen
+from omniq.cli.terminal import Screen, picked
 from omniq.cli.wording import ago, plural
 
 __all__ = ["as_json", "configure", "run"]
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments."""
-    describe(
-        parser,
-        "Show every worker that was heard of within its lease. The exit code is 1 if there are fewer than\n"
-        "asked for: one, unless --at-least says otherwise. So it serves as a probe.",
-        "omniq workers shop.tasks:queue\n"
-        "omniq workers sqlite:///jobs.db --at-least 4\n"
-        'omniq workers redis://localhost --host "$(hostname)"      is the one of this container alive?',
-    )
-    add_app(parser, or_url=True)
-    parser.add_argument("--host", type=text, metavar="NAME", help="only workers on this host")
-    parser.add_argument("--at-least", type=count, default=1, metavar="N", help="how many there must be (default 1)")
-    add_json(parser)
+configure = configuring(
+    "Show every worker that was heard of within its lease. The exit code is 1 if there are fewer than\n"
+    "asked for: one, unless --at-least says otherwise. So it serves as a probe.",
+    "omniq workers shop.tasks:queue\n"
+    "omniq workers sqlite:///jobs.db --at-least 4\n"
+    'omniq workers redis://localhost --host "$(hostname)"      is the one of this container alive?',
+    add_store,
+    value("--host", text, "NAME", "only workers on this host"),
+    value("--at-least", count, "N", "how many there must be (default 1)", default=1),
+    add_json,
+)
 
 
 def run(options: argparse.Namespace) -> int:
     """Show the workers; whether there are enough."""
-    screen = Screen()
     with open_queue(options.app) as queue:
         workers = [one for one in queue.workers() if options.host in (None, _host(one))]
-        now = now_of(queue)
-        if options.json:
-            screen.say_lines(json.dumps(as_json(workers), indent=2))
-        elif workers:
-            for line in _table(screen, now, labels=any(map(_has_labels, workers))).lines(workers):
-                screen.say(line)
+        now, screen = now_of(queue), Screen()
+        table = _table(screen, now, labels=any(map(_has_labels, workers)))
+        screen.answer(options.json, lambda: as_json(workers), lambda: table.lines(workers) if workers else ())
         if len(workers) >= options.at_least:
             return 0
         where = "" if options.host is None else f" on {options.host}"
@@ -64,11 +54,7 @@ def as_json(workers: Sequence[WorkerInfo]) -> list[dict[str, Any]]:
             "id": worker.id,
             "host": _host(worker),
             "pid": _pid(worker),
-            "seen_at": worker.seen_at.isoformat(),
-            "running": list(worker.running),
-            "about": None
-            if worker.about is None
-            else asdict(worker.about) | {"started_at": worker.about.started_at.isoformat()},
+            **picked(worker, "seen_at", "running", "about"),
         }
         for worker in workers
     ]

@@ -18,9 +18,9 @@ from urllib.parse import urlsplit
 
 from omniq._client.queue import TaskQueue
 from omniq.cli.app import load_queue_or_url, require_shared, user_name
-from omniq.cli.arguments import describe, is_app_known, known_app_name
+from omniq.cli.arguments import configuring, flag, is_app_known, known_app_name, value
 from omniq.cli.failures import OperationFailed, UsageError
-from omniq.cli.http import add_http
+from omniq.cli.http import http_option
 from omniq.cli.logs import logging_to_stderr
 from omniq.cli.terminal import Screen
 from omniq.errors import ConfigurationError
@@ -37,40 +37,13 @@ MISSING = "the dashboard needs the extra: pip install 'omniq-core[dashboard]'"
 _AUTH = re.compile(r"token|none|basic:.+|proxy:[A-Za-z0-9-]+")
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments."""
-    describe(
-        parser,
-        "Show what a store holds and does, in a browser. Without further options only this machine reaches it,\n"
-        "by the address that it prints, which is good for one browser; then it prints another one.",
-        "omniq dashboard sqlite:///jobs.db\n"
-        "omniq dashboard shop.tasks:queue --http 0.0.0.0:8787 --host tasks.example.org --auth basic:passwords\n"
-        "omniq dashboard shop.tasks:queue --prefix /tasks --auth proxy:X-Forwarded-User",
-    )
+def _add_apps(parser: argparse.ArgumentParser) -> None:
     if is_app_known():
         parser.set_defaults(apps=[known_app_name()])
     else:
         parser.add_argument(
             "apps", nargs="+", metavar="APP|URL", help="TaskQueues as module:attribute, or URLs of stores"
         )
-    add_http(parser, "where to listen (default 127.0.0.1:8787)", default=DEFAULT)
-    parser.add_argument("--prefix", type=_prefix, default="", metavar="PATH", help="the path that it is served under")
-    parser.add_argument("--read-only", action="store_true", help="refuse every change")
-    parser.add_argument(
-        "--auth",
-        type=_auth,
-        default="token",
-        metavar="HOW",
-        help="who may use it: token (the default): who has the address that is printed; basic:FILE: the names and "
-        "passwords in a file; proxy:HEADER: whom a proxy names in this header; none: everybody on this machine",
-    )
-    parser.add_argument(
-        "--host",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="a name under which it is reached, besides localhost and IP addresses; can be repeated",
-    )
 
 
 def _prefix(text: str) -> str:
@@ -83,6 +56,35 @@ def _auth(text: str) -> str:
     if not _AUTH.fullmatch(text):
         raise argparse.ArgumentTypeError(f"{text!r} is none of token, basic:FILE, proxy:HEADER, none")
     return text
+
+
+configure = configuring(
+    "Show what a store holds and does, in a browser. Without further options only this machine reaches it,\n"
+    "by the address that it prints, which is good for one browser; then it prints another one.",
+    "omniq dashboard sqlite:///jobs.db\n"
+    "omniq dashboard shop.tasks:queue --http 0.0.0.0:8787 --host tasks.example.org --auth basic:passwords\n"
+    "omniq dashboard shop.tasks:queue --prefix /tasks --auth proxy:X-Forwarded-User",
+    _add_apps,
+    http_option("where to listen (default 127.0.0.1:8787)", DEFAULT),
+    value("--prefix", _prefix, "PATH", "the path that it is served under", default=""),
+    flag("--read-only", "refuse every change"),
+    value(
+        "--auth",
+        _auth,
+        "HOW",
+        "who may use it: token (the default): who has the address that is printed; basic:FILE: the names and "
+        "passwords in a file; proxy:HEADER: whom a proxy names in this header; none: everybody on this machine",
+        default="token",
+    ),
+    value(
+        "--host",
+        str,
+        "NAME",
+        "a name under which it is reached, besides localhost and IP addresses; can be repeated",
+        action="append",
+        default=[],
+    ),
+)
 
 
 def run(options: argparse.Namespace) -> int:

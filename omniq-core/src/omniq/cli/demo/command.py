@@ -10,34 +10,29 @@ import tempfile
 from importlib import import_module
 from pathlib import Path
 
-from omniq.cli.arguments import count, describe
-from omniq.cli.http import add_http
+from omniq.cli.arguments import configuring, count, flag, value
+from omniq.cli.http import http_option
 from omniq.storage.posix import require_posix
 
 __all__ = ["configure", "run"]
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments."""
-    describe(
-        parser,
-        "Watch OmniQ at work: every module of Python's standard library becomes a task that measures it.\n"
-        "Two worker processes run them; some tasks fail once and are retried; one worker is killed in the\n"
-        "middle, and what it ran is recovered. In the end every result is compared with that of a plain loop.\n"
-        "Takes less than a minute.",
-        "omniq demo\n"
-        "omniq demo --limit 200 --workers 3\n"
-        "omniq demo --keep                          keep the store and the logs to look at them\n"
-        "omniq demo --dashboard                     something else: an invented shop, in the browser",
-    )
-    parser.add_argument("--workers", type=count, default=2, metavar="N", help="worker processes (default 2)")
-    parser.add_argument("--limit", type=count, metavar="N", help="only so many modules")
-    parser.add_argument("--url", metavar="URL", help="another store than SQLite in a temporary folder")
-    parser.add_argument(
-        "--dashboard", action="store_true", help="show the dashboard of an invented shop instead, until Ctrl-C"
-    )
-    add_http(parser, "where the dashboard listens (default 127.0.0.1:8787)", default=("127.0.0.1", 8787))
-    parser.add_argument("--keep", action="store_true", help="leave the store and the workers' logs when done")
+configure = configuring(
+    "Watch OmniQ at work: every module of Python's standard library becomes a task that measures it.\n"
+    "Two worker processes run them; some tasks fail once and are retried; one worker is killed in the\n"
+    "middle, and what it ran is recovered. In the end every result is compared with that of a plain loop.\n"
+    "Takes less than a minute.",
+    "omniq demo\n"
+    "omniq demo --limit 200 --workers 3\n"
+    "omniq demo --keep                          keep the store and the logs to look at them\n"
+    "omniq demo --dashboard                     something else: an invented shop, in the browser",
+    value("--workers", count, "N", "worker processes (default 2)", default=2),
+    value("--limit", count, "N", "only so many modules"),
+    value("--url", str, "URL", "another store than SQLite in a temporary folder"),
+    flag("--dashboard", "show the dashboard of an invented shop instead, until Ctrl-C"),
+    http_option("where the dashboard listens (default 127.0.0.1:8787)", ("127.0.0.1", 8787)),
+    flag("--keep", "leave the store and the workers' logs when done"),
+)
 
 
 def run(options: argparse.Namespace) -> int:
