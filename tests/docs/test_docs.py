@@ -437,11 +437,29 @@ def test_every_scheme_is_on_a_page_of_its_backend() -> None:
     assert sorted(scheme for scheme in schemes() if f"{scheme}://" not in code) == []
 
 
-def test_every_room_is_on_the_map() -> None:
-    code = code_of((ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8"))
-    rooms = set()
-    for package in PACKAGES:
-        rooms |= {f"{path.name}/" for path in package.iterdir() if (path / "__init__.py").exists()}
-        rooms |= {path.name for path in package.glob("*.py")}
+def test_every_room_is_on_the_map_and_no_other() -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    folders = {package.name: package for package in PACKAGES}
+    wrong = []
+    for section in text.split("\n### ")[1:]:
+        name = re.split(r"[:\n]", section)[0].strip("`/ ")
+        folder = folders.get(name, folders["omniq"] / name)
+        rows = re.findall(r"^\| (`[^|]*`) \|(.*)", section, re.MULTILINE)
+        shown = {room for names, _ in rows for room in re.findall(r"`([^`]+)`", names)}
+        there = {path.name for path in folder.glob("*.py") if path.name != "__init__.py"}
+        there |= {f"{path.parent.name}/" for path in folder.glob("*/__init__.py")} - {
+            # They have sections of their own.
+            f"{heading.strip('`/ ')}/"
+            for heading in re.findall(r"^### (`\w+/`)", text, re.MULTILINE)
+        }
+        wrong += [f"{name}: no row for {room}" for room in there - shown]
+        wrong += [f"{name}: there is no {room}" for room in shown if not (folder / room).exists()]
+        wrong += [
+            f"{name}: there is no {names.strip('`')}{module}"
+            for names, what in rows
+            if names.endswith("/`")
+            for module in re.findall(r"`(\w+\.py)`", what)
+            if not (folder / names.strip("`") / module).exists()
+        ]
 
-    assert sorted(room for room in rooms if f"`{room}`" not in code) == []
+    assert sorted(wrong) == []

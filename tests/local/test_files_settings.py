@@ -101,7 +101,7 @@ def test_a_url_without_a_folder_is_refused(url: str) -> None:
 @pytest.mark.parametrize(
     ("query", "told"),
     [
-        ("fsync=perhaps", "always or never"),
+        ("fsync=perhaps", "never or always"),
         ("lock_timeout=soon", "0 to 3600"),
         ("lock_timeout=-1", "0 to 3600"),
         ("lock_timeout=nan", "0 to 3600"),

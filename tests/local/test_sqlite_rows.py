@@ -17,8 +17,9 @@ from omniq.flow import NewFlow, NewGate
 from omniq.schedule import Schedule
 from omniq.storage import Enqueued, Lease, TaskQuery
 from omniq.storage.ids import new_id
+from omniq.storage.times import from_micros, span
 from omniq.task import Failed, Feed, Progress, Released, Retry, Succeeded, TaskError, TaskState
-from omniq_local.sqlite.encoding import microseconds, moment, span
+from omniq_local.sqlite.encoding import microseconds
 from tests.local.sqlite_support import Clock, count, new_task, of_queue, only, opened, raw, take
 
 # Times
@@ -26,13 +27,13 @@ from tests.local.sqlite_support import Clock, count, new_task, of_queue, only, o
 
 @given(st.datetimes(timezones=st.just(UTC)))
 def test_every_datetime_comes_back_exactly(at: datetime) -> None:
-    assert moment(microseconds(at, 0)) == at
+    assert from_micros(microseconds(at, 0)) == at
 
 
 @given(st.timedeltas(min_value=timedelta(0)))
 def test_every_timedelta_gives_a_time_that_a_datetime_can_name(after: timedelta) -> None:
     now = microseconds(datetime(2030, 1, 1, tzinfo=UTC), 0)
-    assert moment(microseconds(after, now)) >= moment(now)
+    assert from_micros(microseconds(after, now)) >= from_micros(now)
 
 
 @given(st.floats(min_value=0, allow_nan=False))
@@ -46,7 +47,7 @@ def test_the_stores_times_are_the_clocks(tmp_path: Path) -> None:
     async def scenario() -> None:
         clock = Clock()
         async with opened(tmp_path / "jobs.db", clock=clock) as store:
-            began = moment(clock.microseconds)
+            began = from_micros(clock.microseconds)
             assert await store.now() == began
             await store.enqueue([new_task(id="a", result_ttl=10.000001, expires=timedelta(seconds=77))])
             clock.advance(1.000001)

@@ -20,7 +20,8 @@ MUTANTS = """
     import pytest
 
     from omniq.errors import StorageUnavailable
-    from omniq.storage import Capability, SimpleStorage, SqlTx, StorageLimits, simple, states, transitions
+    from omniq.storage import Capability, SimpleStorage, SqlTx, StorageLimits, states, transitions
+    from omniq.storage.simple import waiting
     from omniq.testing import StorageContract
     from omniq.testing.contract import stalling
     from omniq.testing.contract.stalling import StallContract
@@ -67,12 +68,12 @@ MUTANTS = """
 
     class TestSpinning(Mutant):
         def mutate(self, patch):
-            patch(simple, "LOOK_SECONDS", 0.01)
+            patch(waiting, "LOOK_SECONDS", 0.01)
 
 
     class TestRareLooks(Mutant):
         def mutate(self, patch):
-            patch(simple, "LOOK_SECONDS", 2.5)
+            patch(waiting, "LOOK_SECONDS", 2.5)
 
 
     class TestNoNotifications(Mutant):

@@ -124,7 +124,7 @@ async def test_of_two_that_change_a_schedule_the_second_goes_on_from_the_first(u
 
 
 async def test_a_change_by_another_wakes_who_waits(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("omniq.storage.simple.LOOK_SECONDS", 600.0)
+    monkeypatch.setattr("omniq.storage.simple.waiting.LOOK_SECONDS", 600.0)
     async with opened(postgres_url) as store:
         waiting = asyncio.create_task(store.wait_for_work(["q"], 600))
         await asyncio.sleep(0)  # the wait begins

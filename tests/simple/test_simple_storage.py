@@ -183,7 +183,7 @@ class Listening:
 
 
 async def test_a_store_that_tells_wakes_those_who_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("omniq.storage.simple.LOOK_SECONDS", 600.0)
+    monkeypatch.setattr("omniq.storage.simple.waiting.LOOK_SECONDS", 600.0)
 
     class Waiter(Listening, backend().MyStorage):  # type: ignore[misc]  # known at run time
         pass

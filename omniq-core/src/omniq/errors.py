@@ -14,7 +14,7 @@
     ├── UnknownTask                   no function is registered under that name
     ├── TaskNotFound                  no task with that id (also a LookupError)
     ├── TaskFailed                    the task ended in failure; ``.error`` holds the rest
-    ├── TaskCancelled                 the task was cancelled before it gave a result
+    ├── TaskCancelled                 the task was cancelled before it had a result
     ├── UpstreamFailed                a task of a flow cannot run, as one that it needs did not succeed
     ├── ResultGone                    the result that a task of a flow needs is not stored any more
     ├── FlowClosed                    nothing can be added to this place of a flow any more
@@ -174,7 +174,7 @@ class TaskFailed(OmniQError):
 
 
 class TaskCancelled(OmniQError):
-    """The task was cancelled, or expired, before it gave a result.
+    """The task was cancelled, or expired, before it had a result.
 
     :param task_id: the task's id.
     :param error: of a task of a flow that ended as one that it needs did not succeed: what became of that one.
@@ -195,7 +195,7 @@ class UpstreamFailed(OmniQError):
 
 
 class ResultGone(OmniQError):
-    """The result that a task of a flow needs is not stored any more: the task that gave it was deleted."""
+    """The result that a task of a flow needs is not stored any more: the task that returned it was deleted."""
 
 
 class FlowClosed(OmniQError):

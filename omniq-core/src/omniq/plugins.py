@@ -94,7 +94,7 @@ class Claim:
 
     distribution: str
     thing: Any
-    """What a plugin's hook gave for it."""
+    """What a plugin's hook returned for it."""
 
 
 class _Choice:

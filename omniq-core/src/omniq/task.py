@@ -268,7 +268,7 @@ class StoredTask:
 
     @property
     def key(self) -> str | None:
-        """Whose task it is within its queue; None: nobody's."""
+        """Whose task it is within its queue; None: it has none."""
         return None if self.limited is None else self.limited.key
 
     @property

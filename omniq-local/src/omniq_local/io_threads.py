@@ -99,7 +99,7 @@ class IoThread(Generic[J]):
                     self._thread.start()
 
     def ask(self, job: J) -> asyncio.Future[Any]:
-        """Hand over a job from an event loop's thread; give the future of its answer."""
+        """Hand over a job from an event loop's thread; return the future of its answer."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Any] = loop.create_future()
         self.put(Operation(job, future, loop))

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from copy import copy
 
 from omniq.limit import Lane, Limit, Scope, StoredLine
-from omniq.storage.limit_transitions import ASLEEP, IDLE
+from omniq.storage.limit_transitions import IDLE, rank_of
 
 __all__ = ["LimitState"]
 
@@ -111,7 +111,7 @@ class LimitState:
     def save_line(self, line: StoredLine) -> None:
         self.remove_line(line.id)
         line = self._lines[line.id] = copy(line)
-        self._places.setdefault((line.queue, line.place), _Order()).put(line.id, _rank(line))
+        self._places.setdefault((line.queue, line.place), _Order()).put(line.id, rank_of(line))
         if line.key is not None:
             self._of_key.setdefault((line.queue, line.key), set()).add(line.id)
         self._at.setdefault(line.place, Counter())[line.queue] += 1
@@ -179,10 +179,6 @@ class _Order:
         for entry in taken:
             heapq.heappush(self._heap, entry)
         return [name for _, _, name in taken]
-
-
-def _rank(line: StoredLine) -> tuple[int, int]:
-    return (line.until, 0) if line.place == ASLEEP else (-line.priority, line.vtime)
 
 
 def _scopes(queue: str, key: str | None, limit: str | None) -> list[Scope]:

@@ -16,9 +16,8 @@ from omniq_postgres import binary_params
 from omniq_postgres.encoding import LINED, NUMBER_OF, READY, RUNNING, STATE_OF, SUCCEEDED, bare_task, make_task
 from omniq_postgres.operations import Context, Rows, Steps
 
-__all__ = ["check", "get", "list_tasks", "namespaces", "now", "read_cursor", "stats", "workers"]
+__all__ = ["check", "get", "list_tasks", "namespaces", "now", "stats", "workers"]
 
-LATEST = 2**63 - 1
 MOST = 10**15
 """Tasks."""
 NO_FLOW = "00000000-0000-0000-0000-000000000000"
@@ -39,18 +38,6 @@ def get(ids: Sequence[str], context: Context) -> Steps[list[StoredTask | None]]:
     rows = yield context.query("reading.by_id", binary_params.uuids(list(dict.fromkeys(ids))))
     found = {row[0]: make_task(row) for row in rows}
     return [found.get(task_id) for task_id in ids]
-
-
-def read_cursor(cursor: str | None, shown: str) -> int:
-    """Return the number of the last task that was shown.
-
-    :raises ValueError: if the text is no cursor.
-    """
-    if cursor is None:
-        return LATEST
-    if not (cursor.isascii() and cursor.isdecimal() and len(cursor) < 20):
-        raise ValueError(f"{cursor!r} is not a cursor of {shown}")
-    return min(int(cursor), LATEST)
 
 
 def list_tasks(query: TaskQuery, before: int, context: Context) -> Steps[TaskPage[StoredTask]]:

@@ -172,7 +172,7 @@ def read_settings(config: StorageConfig) -> Settings:
             f"{config.redacted}: schema {schema!r} cannot be used: take 1 to 63 letters, digits, _, - and $, "
             "and not a name that begins with pg_"
         )
-    timeout = _number(config, "timeout", 20.0, 0.1, _LONGEST_TIMEOUT)
+    timeout = config.number("timeout", 20.0, 0.1, _LONGEST_TIMEOUT)
     parameters = {
         "application_name": "omniq",
         "connect_timeout": str(max(2, min(10, int(timeout)))),
@@ -190,9 +190,9 @@ def read_settings(config: StorageConfig) -> Settings:
         dsn=dsn,
         lone_user=lone_user,
         parameters=parameters,
-        migrate=_choice(config, "migrate", ("auto", "off")) == "auto",
-        pooler=_choice(config, "pooler", (Pooler.AUTO, Pooler.NONE, Pooler.TRANSACTION)),
-        connections=int(_number(config, "connections", 4, 1, 100)),
+        migrate=config.choice("migrate", ("auto", "off")) == "auto",
+        pooler=config.choice("pooler", (Pooler.AUTO, Pooler.NONE, Pooler.TRANSACTION)),
+        connections=int(config.number("connections", 4, 1, 100)),
         timeout=timeout,
     )
 
@@ -210,23 +210,3 @@ def _dsn(config: StorageConfig, parameters: Mapping[str, Any]) -> tuple[str, str
             "characters as %40 and so on"
         ) from None
     return dsn, "" if has_password else user
-
-
-def _choice(config: StorageConfig, name: str, choices: tuple[str, ...]) -> str:
-    value = config.options.get(name, choices[0]).lower()
-    if value not in choices:
-        raise ConfigurationError(f"{config.redacted}: {name} must be {' or '.join(choices)}, not {value!r}")
-    return value
-
-
-def _number(config: StorageConfig, name: str, default: float, least: float, most: float) -> float:
-    text = config.options.get(name)
-    if text is None:
-        return default
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not least <= value <= most:
-        raise ConfigurationError(f"{config.redacted}: {name} must be a number from {least:g} to {most:g}, not {text!r}")
-    return value

@@ -35,6 +35,7 @@ from omniq.storage import (
 )
 from omniq.storage.limits import Line
 from omniq.storage.migrations import Migrated, Migration
+from omniq.storage.paging import LARGEST_PLACE, read_cursor
 from omniq.storage.transactions import CallerTransaction
 from omniq.storage.validation import finding
 from omniq.task import NewTask, Outcome, Progress, StoredTask, TaskState
@@ -232,7 +233,7 @@ class PostgresStorage(Storage, Migrated):
         return await self._opened().run(partial(reading.get, ids)) if ids else []
 
     async def list_tasks(self, query: TaskQuery, cursor: str | None = None) -> TaskPage[StoredTask]:
-        before = reading.read_cursor(cursor, self._config.redacted)
+        before = read_cursor(cursor, self._config.redacted, LARGEST_PLACE)
         return await self._opened().run(partial(reading.list_tasks, query, before))
 
     async def stats(self) -> list[QueueStats]:

@@ -8,13 +8,14 @@ from struct import Struct
 from omniq.flow import Flow, Gate, GateState
 from omniq.storage import Adoption
 from omniq.storage.records import dump_error, dump_progress
+from omniq.storage.times import span
 from omniq.storage.validation import check_text
 from omniq.task import StoredTask, TaskState
 from omniq_redis.encoding import stored_words
 from omniq_redis.flows import LONGEST_RANK
 from omniq_redis.members import LARGEST_GATE
 from omniq_redis.scripts import arguments_of
-from omniq_redis.times import microseconds, span
+from omniq_redis.times import microseconds
 
 __all__ = ["ANSWERS", "pack_records"]
 
@@ -24,7 +25,7 @@ ANSWERS = {
     "k": Adoption.KEY_TAKEN,
     "n": Adoption.NO_FLOW,
 }
-"""What each letter says that the script gives."""
+"""What each letter says that the script returns."""
 _STATES = {GateState.SHUT: b"s", GateState.OPEN: b"o", GateState.BROKEN: b"b"}
 _LETTERS = {
     TaskState.BLOCKED: b"b",

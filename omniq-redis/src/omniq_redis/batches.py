@@ -9,11 +9,11 @@ from typing import Any
 from omniq.errors import CorruptRecord
 from omniq.storage import Enqueued
 from omniq.storage.records import dump_error
+from omniq.storage.times import from_micros, span
 from omniq.storage.validation import corrupt_error
 from omniq.task import Cancelled, Failed, NewTask, Outcome, Released, Retry, StoredTask, Succeeded, TaskError
 from omniq_redis.decoding import claimed_task, id_of, next_delivery
 from omniq_redis.encoding import order_words
-from omniq_redis.times import moment, span
 
 __all__ = ["MOST_TASKS", "check_size", "pack_outcomes", "pack_tasks", "pairs", "read_claimed", "read_stored"]
 
@@ -84,12 +84,12 @@ def _left(error: TaskError | None, attempt_log: str = "") -> bytes:
 
 
 def read_claimed(found: Sequence[Any], worker: str, lease: int) -> tuple[list[StoredTask], list[Outcome]]:
-    """Read what a claim gave.
+    """Read what a claim returned.
 
     :param lease: in microseconds.
     :return: the tasks, and the outcomes of those that cannot be read.
     """
-    now, until = moment(found[0]), moment(found[0] + lease)
+    now, until = from_micros(found[0]), from_micros(found[0] + lease)
     tasks: list[StoredTask] = []
     unreadable: list[Outcome] = []
     for at in range(1, len(found), 3):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Collection, Iterable
 from typing import Any
 
 from omniq.errors import CorruptRecord
 from omniq.storage import StoredWorker
+from omniq.storage.times import from_micros
 from omniq.storage.validation import UNREADABLE, check_text, check_worker, corrupt
 from omniq_redis.batches import pairs
 from omniq_redis.client import Client
@@ -15,7 +16,6 @@ from omniq_redis.decoding import id_of
 from omniq_redis.flows import stored_flow
 from omniq_redis.limits import limits_of
 from omniq_redis.schedules import schedules_of
-from omniq_redis.times import moment
 
 __all__ = ["find_unreadable", "name_problem", "read_worker"]
 
@@ -49,7 +49,7 @@ FLOWS_AT_A_TIME = 100
 
 
 def name_problem(word: bytes, kind: str, *, place: str = "") -> CorruptRecord | None:
-    """Return what is wrong with a name that the server gave; None: nothing.
+    """Return what is wrong with a name that the server returned; None: nothing.
 
     :param kind: what it names, such as ``"queue"``.
     """
@@ -67,63 +67,102 @@ def read_worker(name: bytes, seen: int, running: Iterable[str], about: bytes | N
     """
     try:
         told = None if about is None else about.decode()
-        return check_worker(StoredWorker(id=name.decode(), seen_at=moment(seen), running=tuple(running), about=told))
+        return check_worker(
+            StoredWorker(id=name.decode(), seen_at=from_micros(seen), running=tuple(running), about=told)
+        )
     except UNREADABLE as error:
         return corrupt("worker", name, error, place="key workers")
 
 
 async def find_unreadable(client: Client) -> list[CorruptRecord]:
     """Return what is wrong with the records of the store that are none of tasks."""
-    prefix = client.settings.prefix
     wrong = {name: problem for name, kind in TYPES.items() if (problem := await _of_another_type(client, name, kind))}
-    problems = [*wrong.values(), *[problem async for problem in _put_aside(client)]]
+    keys = _Keys(client, wrong.keys())
+    looks = (
+        _put_aside(client),
+        _of_schedules_and_limits(keys),
+        _of_workers(keys),
+        _of_counts(keys),
+        _of_queues(keys),
+        _of_flows(keys),
+    )
+    return [*wrong.values(), *[problem for look in looks async for problem in look]]
 
-    async def ask(command: bytes, name: str) -> Any:
-        return () if name in wrong else await client.ask(command, f"{prefix}{name}".encode())
 
-    if "schedules" not in wrong:
-        problems += [one for one in schedules_of(await client.run("get_schedules")) if isinstance(one, CorruptRecord)]
-    if "limits" not in wrong:
-        limits_of(await client.run("get_limits"), problems)
-    told = dict(pairs(await ask(b"HGETALL", "about")))
-    for name, stored in pairs(await ask(b"HGETALL", "workers")):
+class _Keys:
+    """The keys that are of the type that they must be.
+
+    :param wrong: the names of the others.
+    """
+
+    def __init__(self, client: Client, wrong: Collection[str]) -> None:
+        self.client = client
+        self._wrong = wrong
+
+    def __contains__(self, name: str) -> bool:
+        return name not in self._wrong
+
+    async def ask(self, command: bytes, name: str, *rest: bytes) -> Any:
+        """Return what is stored under a key; nothing if it is of another type."""
+        if name not in self:
+            return ()
+        return await self.client.ask(command, f"{self.client.settings.prefix}{name}".encode(), *rest)
+
+
+async def _of_schedules_and_limits(keys: _Keys) -> AsyncIterator[CorruptRecord]:
+    if "schedules" in keys:
+        for one in schedules_of(await keys.client.run("get_schedules")):
+            if isinstance(one, CorruptRecord):
+                yield one
+    if "limits" in keys:
+        problems: list[CorruptRecord] = []
+        limits_of(await keys.client.run("get_limits"), problems)
+        for problem in problems:
+            yield problem
+
+
+async def _of_workers(keys: _Keys) -> AsyncIterator[CorruptRecord]:
+    told = dict(pairs(await keys.ask(b"HGETALL", "about")))
+    for name, stored in pairs(await keys.ask(b"HGETALL", "workers")):
         if len(stored) != 16:
-            problems.append(corrupt("worker", name, "its record has a wrong length", place="key workers"))
-        else:
-            worker = read_worker(name, int.from_bytes(stored[:8], "big"), (), told.get(name))
-            if isinstance(worker, CorruptRecord):
-                problems.append(worker)
-    for name, number in pairs(await ask(b"HGETALL", "counts")):
+            yield corrupt("worker", name, "its record has a wrong length", place="key workers")
+            continue
+        worker = read_worker(name, int.from_bytes(stored[:8], "big"), (), told.get(name))
+        if isinstance(worker, CorruptRecord):
+            yield worker
+
+
+async def _of_counts(keys: _Keys) -> AsyncIterator[CorruptRecord]:
+    for name, number in pairs(await keys.ask(b"HGETALL", "counts")):
         if not number.lstrip(b"-").isdigit():
-            problems.append(corrupt("queue", name, f"its number of running tasks is {number!r}", place="key counts"))
-    names: set[bytes] = set()
+            yield corrupt("queue", name, f"its number of running tasks is {number!r}", place="key counts")
+
+
+async def _of_queues(keys: _Keys) -> AsyncIterator[CorruptRecord]:
+    names: dict[bytes, None] = {}
     for command, where in ((b"SMEMBERS", "queues"), (b"HKEYS", "lanes")):
-        for name in await ask(command, where):
-            names.add(name)
+        for name in await keys.ask(command, where):
+            names[name] = None
             problem = name_problem(name, "queue", place=f"key {where}")
             if problem is not None:
-                problems.append(problem)
+                yield problem
     for name in names:
         for what in OF_QUEUES:
-            problem = await _of_another_type(client, f"{what}:".encode() + name, "zset")
+            problem = await _of_another_type(keys.client, f"{what}:".encode() + name, "zset")
             if problem is not None:
-                problems.append(problem)
-    for key in ("flows:due", "flows:ended"):
-        if key not in wrong:
-            problems += [problem async for problem in _of_flows(client, key)]
-    return problems
-
-
-async def _of_flows(client: Client, key: str) -> AsyncIterator[CorruptRecord]:
-    """Yield what is wrong with the flows that a sorted set names."""
-    ids = [id_of(word) for word in await client.ask(b"ZRANGE", f"{client.settings.prefix}{key}".encode(), b"0", b"-1")]
-    for at in range(0, len(ids), FLOWS_AT_A_TIME):
-        some = ids[at : at + FLOWS_AT_A_TIME]
-        for flow_id, found in zip(some, await client.run("get_flows", some), strict=True):
-            try:
-                stored_flow(flow_id, found)
-            except CorruptRecord as problem:
                 yield problem
+
+
+async def _of_flows(keys: _Keys) -> AsyncIterator[CorruptRecord]:
+    for key in ("flows:due", "flows:ended"):
+        ids = [id_of(word) for word in await keys.ask(b"ZRANGE", key, b"0", b"-1")]
+        for at in range(0, len(ids), FLOWS_AT_A_TIME):
+            some = ids[at : at + FLOWS_AT_A_TIME]
+            for flow_id, found in zip(some, await keys.client.run("get_flows", some), strict=True):
+                try:
+                    stored_flow(flow_id, found)
+                except CorruptRecord as problem:
+                    yield problem
 
 
 async def _of_another_type(client: Client, name: str | bytes, wanted: str) -> CorruptRecord | None:

@@ -57,17 +57,15 @@ class Client:
     :param settings: where the store is.
     :param connector: connects.
     :param memory: of the store.
-    :param on_connected: called when there is a new connection, perhaps to another server than before.
     """
 
-    def __init__(
-        self, settings: Settings, connector: Connector, memory: Memory, on_connected: Callable[[], None] = lambda: None
-    ) -> None:
+    def __init__(self, settings: Settings, connector: Connector, memory: Memory) -> None:
         self.settings = settings
         self.loop = asyncio.get_running_loop()
         self._connector = connector
         self._memory = memory
-        self.on_connected = on_connected
+        self.on_connected: Callable[[], None] = lambda: None
+        """Called when there is a new connection, perhaps to another server than before."""
         self._link: Link | None = None
         self._connecting: asyncio.Task[Link] | None = None
         self._starts: dict[str, bytes] = {}

@@ -12,12 +12,12 @@ from omniq.errors import CorruptRecord
 from omniq.limit import Limited
 from omniq.storage import validation
 from omniq.storage.records import load_error, load_progress
+from omniq.storage.times import from_micros
 from omniq.storage.validation import check_task, corrupt, salvaged
 from omniq.task import LimitedTask, StoredTask, TaskState, record_of
 from omniq_redis.encoding import load_options
 from omniq_redis.limits import LIMITED, read_limited
 from omniq_redis.members import MARK, Member, read_member
-from omniq_redis.times import moment
 
 __all__ = [
     "Stored",
@@ -138,7 +138,7 @@ def _task_of(
         worker = running[_RUNNING.size : first]
         progress = running[first + at :]
         state, finished, result = TaskState.RUNNING, 0, b""
-        lease_until = None if lease is None else moment(int(float(lease)))
+        lease_until = None if lease is None else from_micros(int(float(lease)))
     task = StoredTask(
         id=task_id,
         queue=queue,
@@ -149,11 +149,11 @@ def _task_of(
         attempt=attempt,
         delivery=delivery,
         max_retries=options.max_retries,
-        created_at=moment(created),
-        run_at=moment(run),
-        started_at=moment(started) if started else None,
-        finished_at=moment(finished) if finished else None,
-        expires_at=moment(expires) if expires else None,
+        created_at=from_micros(created),
+        run_at=from_micros(run),
+        started_at=from_micros(started) if started else None,
+        finished_at=from_micros(finished) if finished else None,
+        expires_at=from_micros(expires) if expires else None,
         lease_until=lease_until,
         worker=worker.decode() if delivery else None,
         unique=unique,
@@ -185,7 +185,7 @@ def _read_key(word: bytes) -> tuple[str | None, Member, Limited | None]:
 def claimed_task(
     task_id: str, order: bytes, past_text: bytes | None, worker: str, now: datetime, lease_until: datetime
 ) -> StoredTask:
-    """Make a task of what a claim gives: its order, and its past as it was before.
+    """Make a task of what a claim returns: its order, and its past as it was before.
 
     :param worker: the worker that claimed it.
     :param now: when.
@@ -208,7 +208,7 @@ def claimed_task(
             past = _read_past(past_text)
             delivery, attempt, run, expires = past.delivery, past.attempt, past.run, past.expires
             error, attempt_log = load_error(past.error) if past.error else None, past.attempt_log
-        created_at = moment(created)
+        created_at = from_micros(created)
         task = record_of(
             StoredTask,
             {
@@ -222,9 +222,9 @@ def claimed_task(
                 "delivery": delivery + 1,
                 "max_retries": max_retries,
                 "created_at": created_at,
-                "run_at": created_at if run == created else moment(run),
+                "run_at": created_at if run == created else from_micros(run),
                 "started_at": now,
-                "expires_at": moment(expires) if expires else None,
+                "expires_at": from_micros(expires) if expires else None,
                 "lease_until": lease_until,
                 "worker": worker,
                 "unique": unique,
@@ -251,7 +251,7 @@ def claimed_task(
 
 
 def id_of(word: bytes) -> str:
-    """Return an id that the server gave; one that is no text, too: the record can be deleted by it."""
+    """Return an id that the server returned; one that is no text, too: the record can be deleted by it."""
     return word.decode("utf-8", "surrogateescape")
 
 

@@ -11,9 +11,9 @@ import hiredis
 from omniq.errors import StorageUnavailable
 from omniq.storage import Finding, Severity
 from omniq.storage.escaping import get_logger
+from omniq.storage.times import from_micros
 from omniq_redis.client import LAYOUT, Client
 from omniq_redis.errors import LOST, unavailable
-from omniq_redis.times import moment
 
 __all__ = ["diagnose", "warn"]
 
@@ -41,7 +41,7 @@ async def diagnose(client: Client) -> list[Finding]:
     except (*LOST, hiredis.ReplyError) as error:
         raise unavailable(client.settings, error) from error
     if not info:
-        return [_warning("server", "this user may not use INFO, so next to nothing can be told"), *_store(meta)]
+        return [Finding.warning("server", "this user may not use INFO, so next to nothing can be told"), *_store(meta)]
     return [
         *_server(info),
         *_role(info),
@@ -84,49 +84,37 @@ def _pairs(flat: list[bytes]) -> dict[str, str]:
     return dict(zip(texts[::2], texts[1::2], strict=True))
 
 
-def _ok(subject: str, message: str) -> Finding:
-    return Finding(severity=Severity.OK, subject=subject, message=message)
-
-
-def _warning(subject: str, message: str) -> Finding:
-    return Finding(severity=Severity.WARNING, subject=subject, message=message)
-
-
-def _error(subject: str, message: str) -> Finding:
-    return Finding(severity=Severity.ERROR, subject=subject, message=message)
-
-
 def _server(info: Info) -> Iterator[Finding]:
     name = "Valkey" if "valkey_version" in info else "Redis"
     version = info.get("valkey_version") or info.get("redis_version", "")
     mode = info.get("redis_mode") or info.get("server_mode") or "standalone"
     digits = tuple(int(part) for part in info.get("redis_version", "0").split(".")[:2] if part.isdecimal())
     if digits < OLDEST:
-        yield _error("server", f"{name} {version}: OmniQ needs 6.2 or later")
+        yield Finding.error("server", f"{name} {version}: OmniQ needs 6.2 or later")
     else:
-        yield _ok("server", f"{name} {version}, {mode}")
+        yield Finding.ok("server", f"{name} {version}, {mode}")
 
 
 def _role(info: Info) -> Iterator[Finding]:
     if info.get("role") == "master":
         replicas = info.get("connected_slaves", "0")
-        yield _ok("role", "master" + (f" of {replicas} replica(s)" if replicas != "0" else ""))
+        yield Finding.ok("role", "master" + (f" of {replicas} replica(s)" if replicas != "0" else ""))
     else:
-        yield _error("role", "a replica, which cannot be written to: connect to its master, or through Sentinel")
+        yield Finding.error("role", "a replica, which cannot be written to: connect to its master, or through Sentinel")
 
 
 def _eviction(info: Info) -> Iterator[Finding]:
     policy = info.get("maxmemory_policy", "")
     if policy == "noeviction":
-        yield _ok("eviction", "noeviction: a full server refuses new tasks and keeps those that it has")
+        yield Finding.ok("eviction", "noeviction: a full server refuses new tasks and keeps those that it has")
     elif policy.startswith("volatile-"):
-        yield _ok(
+        yield Finding.ok(
             "eviction",
             f"{policy}: no task has an expiry by which the server would remove it, so a full server refuses new tasks "
             "and keeps those that it has",
         )
     elif policy:
-        yield _error(
+        yield Finding.error(
             "eviction",
             f"{policy}: a full server throws tasks away; CONFIG SET maxmemory-policy noeviction (and in its file)",
         )
@@ -135,13 +123,13 @@ def _eviction(info: Info) -> Iterator[Finding]:
 def _memory(info: Info) -> Iterator[Finding]:
     used, limit = int(info.get("used_memory", 0)), int(info.get("maxmemory", 0))
     if not limit:
-        yield _ok("memory", f"{_mib(used)} used, without a limit of the server's own (maxmemory)")
+        yield Finding.ok("memory", f"{_mib(used)} used, without a limit of the server's own (maxmemory)")
     elif used > NEARLY_FULL * limit:
-        yield _warning(
+        yield Finding.warning(
             "memory", f"{_mib(used)} of {_mib(limit)} used: new tasks will soon be refused; raise maxmemory, or prune"
         )
     else:
-        yield _ok("memory", f"{_mib(used)} of {_mib(limit)} used")
+        yield Finding.ok("memory", f"{_mib(used)} of {_mib(limit)} used")
 
 
 def _mib(size: int) -> str:
@@ -151,7 +139,9 @@ def _mib(size: int) -> str:
 def _persistence(info: Info, settings: Mapping[str, str | None]) -> Iterator[Finding]:
     for what in ("aof_last_write_status", "aof_last_bgrewrite_status", "rdb_last_bgsave_status"):
         if info.get(what, "ok") != "ok":
-            yield _error("persistence", f"{what} is {info[what]}: the server could not write to its disk; see its log")
+            yield Finding.error(
+                "persistence", f"{what} is {info[what]}: the server could not write to its disk; see its log"
+            )
     if info.get("aof_enabled") == "1":
         fsync = settings["appendfsync"]
         promise = {
@@ -159,27 +149,29 @@ def _persistence(info: Info, settings: Mapping[str, str | None]) -> Iterator[Fin
             "everysec": "what was acknowledged survives the death of the server; that of its machine may cost a second",
             "no": "what was acknowledged survives the death of the server; that of its machine may cost half a minute",
         }.get(fsync or "", "see appendfsync for what a dead machine may cost")
-        yield _ok("persistence", f"append-only file, appendfsync {fsync or 'unknown'}: {promise}")
+        yield Finding.ok("persistence", f"append-only file, appendfsync {fsync or 'unknown'}: {promise}")
     elif settings["save"]:
-        yield _warning(
+        yield Finding.warning(
             "persistence",
             f"snapshots alone (save {settings['save']}): what came after the last one ends with the server; "
             "CONFIG SET appendonly yes (and in its file)",
         )
     elif settings["save"] is None:
-        yield _warning("persistence", "no append-only file, and the server does not tell whether it takes snapshots")
+        yield Finding.warning(
+            "persistence", "no append-only file, and the server does not tell whether it takes snapshots"
+        )
     else:
-        yield _warning(
+        yield Finding.warning(
             "persistence", "none: all tasks end with the server; CONFIG SET appendonly yes (and in its file)"
         )
 
 
 def _store(meta: Mapping[str, str]) -> Iterator[Finding]:
-    yield _ok("layout", f"version {meta.get('layout', '?')}; this OmniQ writes version {LAYOUT}")
+    yield Finding.ok("layout", f"version {meta.get('layout', '?')}; this OmniQ writes version {LAYOUT}")
     lost_at = meta.get("lost_at", "")
     if lost_at.isdecimal():
-        when = moment(int(lost_at)).isoformat(timespec="seconds")
-        yield _warning(
+        when = from_micros(int(lost_at)).isoformat(timespec="seconds")
+        yield Finding.warning(
             "data",
             f"on {when} what the server had held was gone: those tasks are lost; "
             "repair its persistence or find what emptied it, then HDEL the fields lost and lost_at of the key meta",
@@ -189,9 +181,9 @@ def _store(meta: Mapping[str, str]) -> Iterator[Finding]:
 def _clock(difference: float, uncertain: float) -> Iterator[Finding]:
     if abs(difference) > CLOCKS_APART + uncertain:
         way = "ahead of" if difference > 0 else "behind"
-        yield _warning(
+        yield Finding.warning(
             "clock",
             f"the server's is {abs(difference):,.1f} s {way} this machine's; the server's decides when tasks run",
         )
     else:
-        yield _ok("clock", "the server's and this machine's agree")
+        yield Finding.ok("clock", "the server's and this machine's agree")

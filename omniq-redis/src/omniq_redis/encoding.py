@@ -13,11 +13,12 @@ from datetime import timedelta
 from struct import Struct
 from typing import NamedTuple
 
+from omniq.storage.times import span
 from omniq.storage.validation import check_text
 from omniq.task import NewTask, StoredTask, When
 from omniq_redis.limits import new_limited_word, stored_limited_word
 from omniq_redis.members import member_word, stored_member_word
-from omniq_redis.times import LATEST, microseconds, span
+from omniq_redis.times import LATEST, microseconds
 
 __all__ = ["Options", "is_simple", "load_options", "name_prefix", "order_words", "stored_words", "tag_part"]
 

@@ -9,13 +9,13 @@ from typing import Any
 from omniq.errors import FlowClosed
 from omniq.flow import Flow, Gate, GateState, NewFlow, NewGate
 from omniq.storage import Enqueued
+from omniq.storage.times import from_micros, span
 from omniq.storage.validation import UNREADABLE, check_text, corrupt
 from omniq.task import NewTask, TaskState
 from omniq_redis.batches import pack_tasks, pairs, read_stored
 from omniq_redis.decoding import id_of
 from omniq_redis.members import LARGEST_GATE
 from omniq_redis.scripts import arguments_of
-from omniq_redis.times import moment, span
 
 __all__ = ["FLOW_STEP", "LONGEST_RANK", "flow_of", "pack_flow", "read_flow", "stored_flow"]
 
@@ -152,10 +152,10 @@ def _flow(flow_id: str, fields: Mapping[bytes, bytes], blocked: int, scheduled: 
     return Flow(
         id=flow_id,
         unique=None if unique is None else unique.decode(),
-        created_at=moment(int(fields[b"created"])),
-        finished_at=moment(finished) if finished else None,
+        created_at=from_micros(int(fields[b"created"])),
+        finished_at=from_micros(finished) if finished else None,
         cancelled=number(b"cancelled") > 0,
-        hold_until=moment(hold_until) if hold_until else None,
+        hold_until=from_micros(hold_until) if hold_until else None,
         counts={state: max(count, 0) for state, count in counts.items()},
         gates=tuple(sorted(gates, key=lambda gate: gate.n)),
         result_ttl=number(b"ttl") / 1e6,

@@ -17,9 +17,10 @@ from attrs import evolve
 from omniq.errors import CorruptRecord
 from omniq.limit import Limit, Limited, LimitUsage, Rate, Scope, limit_id, line_id
 from omniq.storage.records import corrupt_limit, dump_limit, load_limit, unreadable_limit
+from omniq.storage.times import from_micros, span
 from omniq.storage.validation import check_text
 from omniq.task import NewTask, StoredTask
-from omniq_redis.times import LATEST, microseconds, moment, span
+from omniq_redis.times import LATEST, microseconds
 
 __all__ = [
     "LIMITED",
@@ -102,7 +103,7 @@ def read_limited(word: bytes) -> tuple[Limited, bytes | None]:
     limited = Limited(
         word[_WORD.size : behind_key].decode() if flags & HAS_KEY else None,
         word[behind_key:stop].decode() if flags & HAS_LIMIT else None,
-        moment(first) if flags & IS_DEBOUNCED else None,
+        from_micros(first) if flags & IS_DEBOUNCED else None,
     )
     return limited, word[stop:] if flags & HAS_WORD else None
 
@@ -171,13 +172,13 @@ def _line(queue: str, key: str | None, limit: str | None) -> bytes:
 
 
 def usage_of(scope: Scope, found: Sequence[Any]) -> LimitUsage:
-    """Read what ``limit_usage`` gave of a scope."""
+    """Read what ``limit_usage`` returned of a scope."""
     stored, running, due, held = found
     limit = None if stored is None else _limit_of(limit_id(scope.queue, scope.name).encode(), stored, [])
     return LimitUsage(
         scope=scope,
         limit=limit if scope.key is None or limit is None else limit.per_key,
         running=running,
-        next_start=moment(min(due, LATEST)) if due else None,
+        next_start=from_micros(min(due, LATEST)) if due else None,
         held_keys=held,
     )

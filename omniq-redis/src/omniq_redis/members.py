@@ -77,7 +77,7 @@ def _word(flow: str, behind: int | None, feeds: tuple[Feed, ...], delay: int | N
 
 @functools.lru_cache(maxsize=256)
 def read_member(word: bytes) -> Member:
-    """Read what :func:`member_word` gave.
+    """Read what :func:`member_word` returned.
 
     :raises ValueError: if it is none.
     """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import ssl
 from collections.abc import Mapping
 from typing import Any
@@ -36,6 +35,9 @@ OPTIONS = (
     "timeout",
     "username",
 )
+
+SHORTEST = 0.001
+"""Seconds."""
 
 Address = tuple[str, int]
 """Host and port."""
@@ -93,16 +95,10 @@ def read_settings(config: StorageConfig, extra: Mapping[str, Any] | None = None)
     master = steps.pop(0) if kind == "sentinel" and steps else ""
     if kind == "sentinel" and not master:
         raise ConfigurationError(f"{shown}: name the master: redis+sentinel://host1:26379,host2:26379/mymaster/0")
-    if len(steps) > 1:
-        raise ConfigurationError(f"{shown}: after the host comes the number of a database, and nothing else")
-    options = config.options
-    number = steps[0] if steps else options.get("db", "0")
-    if steps and "db" in options:
-        raise ConfigurationError(f"{shown}: the database is named twice, in the path and by the option db")
-    if not (number.isascii() and number.isdecimal()):
-        raise ConfigurationError(f"{shown}: the database must be a number such as 0, not {number!r}")
-    if kind == "cluster" and int(number):
+    database = _database(config, steps, shown)
+    if kind == "cluster" and database:
         raise ConfigurationError(f"{shown}: a cluster has database 0 alone; take namespaces to keep applications apart")
+    options = config.options
     name, _, password = user.partition(":")
     credentials = {
         "username": unquote(name) or options.get("username"),
@@ -114,9 +110,7 @@ def read_settings(config: StorageConfig, extra: Mapping[str, Any] | None = None)
         if not path or place:
             raise ConfigurationError(f"{shown}: a socket is named after three slashes: unix:///run/redis/redis.sock")
     tls = scheme == "rediss"
-    encryption = _tls(config) if tls else {}
-    if not tls and (given := [option for option in options if option.startswith("ssl_")]):
-        raise ConfigurationError(f"{shown}: {given[0]} is for rediss://, which encrypts; {config.scheme}:// does not")
+    encryption = _tls(config, tls)
     common = {"client_name": options.get("client_name"), **encryption}
     return Settings(
         shown=shown,
@@ -125,18 +119,18 @@ def read_settings(config: StorageConfig, extra: Mapping[str, Any] | None = None)
         path=path,
         kind=kind or "server",
         master=master,
-        connection={**common, **credentials, "db": int(number), **(extra or {})},
+        connection={**common, **credentials, "db": database, **(extra or {})},
         sentinel={
             **encryption,
             "username": options.get("sentinel_username"),
             "password": options.get("sentinel_password"),
         },
         tls=tls,
-        timeout=_seconds(config, "timeout", "5"),
-        connect_timeout=_seconds(config, "connect_timeout", "5"),
-        retry_for=_seconds(config, "retry_for", "10"),
-        pool_size=_count(config, "pool_size", "16"),
-        pool_timeout=_seconds(config, "pool_timeout", "5"),
+        timeout=config.number("timeout", 5, SHORTEST, 3600),
+        connect_timeout=config.number("connect_timeout", 5, SHORTEST, 3600),
+        retry_for=config.number("retry_for", 10, SHORTEST, 3600),
+        pool_size=int(config.number("pool_size", 16, 1, 10_000)),
+        pool_timeout=config.number("pool_timeout", 5, SHORTEST, 3600),
     )
 
 
@@ -152,38 +146,34 @@ def _addresses(place: str, default: int, shown: str) -> tuple[Address, ...]:
     return tuple(addresses)
 
 
-def _tls(config: StorageConfig) -> dict[str, Any]:
+def _database(config: StorageConfig, steps: list[str], shown: str) -> int:
+    if len(steps) > 1:
+        raise ConfigurationError(f"{shown}: after the host comes the number of a database, and nothing else")
+    if steps and "db" in config.options:
+        raise ConfigurationError(f"{shown}: the database is named twice, in the path and by the option db")
+    number = steps[0] if steps else config.options.get("db", "0")
+    if not (number.isascii() and number.isdecimal()):
+        raise ConfigurationError(f"{shown}: the database must be a number such as 0, not {number!r}")
+    return int(number)
+
+
+def _tls(config: StorageConfig, encrypts: bool) -> dict[str, Any]:
     options = config.options
-    requirement = options.get("ssl_cert_reqs", "required").lower()
-    if requirement not in ("required", "optional", "none"):
-        raise ConfigurationError(f"{config.redacted}: ssl_cert_reqs must be required, optional or none")
-    check = options.get("ssl_check_hostname", "true" if requirement == "required" else "false").lower()
-    if check not in ("true", "false"):
-        raise ConfigurationError(f"{config.redacted}: ssl_check_hostname must be true or false")
+    if not encrypts:
+        given = [option for option in options if option.startswith("ssl_")]
+        if given:
+            raise ConfigurationError(
+                f"{config.redacted}: {given[0]} is for rediss://, which encrypts; {config.scheme}:// does not"
+            )
+        return {}
+    requirement = config.choice("ssl_cert_reqs", ("required", "optional", "none"))
+    checks = ("true", "false") if requirement == "required" else ("false", "true")
     return {
         "ssl_cert_reqs": {"required": ssl.CERT_REQUIRED, "optional": ssl.CERT_OPTIONAL, "none": ssl.CERT_NONE}[
             requirement
         ],
-        "ssl_check_hostname": check == "true",
+        "ssl_check_hostname": config.choice("ssl_check_hostname", checks) == "true",
         "ssl_ca_certs": options.get("ssl_ca_certs"),
         "ssl_certfile": options.get("ssl_certfile"),
         "ssl_keyfile": options.get("ssl_keyfile"),
     }
-
-
-def _seconds(config: StorageConfig, name: str, default: str) -> float:
-    text = config.options.get(name, default)
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not 0 < seconds <= 3600:
-        raise ConfigurationError(f"{config.redacted}: {name} must be above 0 and at most 3600 seconds, not {text!r}")
-    return seconds
-
-
-def _count(config: StorageConfig, name: str, default: str) -> int:
-    text = config.options.get(name, default)
-    if not (text.isascii() and text.isdecimal() and 1 <= int(text) <= 10_000):
-        raise ConfigurationError(f"{config.redacted}: {name} must be a number from 1 to 10000, not {text!r}")
-    return int(text)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from copy import copy
 from datetime import datetime
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from attrs import evolve
 
@@ -33,6 +33,7 @@ from omniq.storage import (
 from omniq.storage.escaping import get_logger
 from omniq.storage.limits import Line
 from omniq.storage.records import dump_progress, dump_schedule
+from omniq.storage.times import from_micros, span
 from omniq.storage.validation import check_adoptable, finding, log_once
 from omniq.task import (
     NewTask,
@@ -55,12 +56,13 @@ from omniq_redis.reading import list_tasks, read_cursor
 from omniq_redis.schedules import next_run_of, schedules_of
 from omniq_redis.settings import read_settings
 from omniq_redis.sync_client import Pool
-from omniq_redis.times import moment, span
 from omniq_redis.waiting import Waiting
 
 __all__ = ["RedisStorage"]
 
 _log = get_logger("omniq.redis")
+
+T = TypeVar("T")
 
 MOST_SCANS = 200
 """So many steps over the keys of a server, each of about a thousand, are taken to find its namespaces."""
@@ -174,7 +176,7 @@ class RedisStorage(Storage):
         return self._waiting
 
     async def now(self) -> datetime:
-        return moment(await self._opened().run("now"))
+        return from_micros(await self._opened().run("now"))
 
     # From producer to worker and back
 
@@ -258,7 +260,8 @@ class RedisStorage(Storage):
                 await self.put_schedule(schedule, schedule.revision)
         found = await client.run("recover", [limit])
         count = (len(found) - 1) // 5
-        return self._read_tasks([decoding.id_of(task_id) for task_id in found[1 + 4 * count :]], found)
+        tasks = self._tasks_of([decoding.id_of(task_id) for task_id in found[1 + 4 * count :]], found)
+        return [task for task in tasks if task is not None]
 
     # Waiting
 
@@ -274,12 +277,10 @@ class RedisStorage(Storage):
         client = self._opened()
         if not ids:
             return []
-        found = await client.run("get", ids)
-        return [decoding.task_or_stand_in(ids[i], found[4 * i + 1 : 4 * i + 5], found[0]) for i in range(len(ids))]
+        return self._tasks_of(ids, await client.run("get", ids))
 
-    def _read_tasks(self, ids: Sequence[str], found: Sequence[Any]) -> list[StoredTask]:
-        tasks = (decoding.task_or_stand_in(ids[i], found[4 * i + 1 : 4 * i + 5], found[0]) for i in range(len(ids)))
-        return [task for task in tasks if task is not None]
+    def _tasks_of(self, ids: Sequence[str], found: Sequence[Any]) -> list[StoredTask | None]:
+        return [decoding.task_or_stand_in(ids[i], found[4 * i + 1 : 4 * i + 5], found[0]) for i in range(len(ids))]
 
     async def list_tasks(self, query: TaskQuery, cursor: str | None = None) -> TaskPage[StoredTask]:
         before = read_cursor(cursor, self._settings.shown)
@@ -300,7 +301,7 @@ class RedisStorage(Storage):
         return sorted(stats, key=lambda stat: stat.queue)
 
     def _text(self, word: bytes, kind: str) -> str | None:
-        """Return a name that the server gave; None if it is none, which the log then tells once."""
+        """Return a name that the server returned; None if it is none, which the log then tells once."""
         problem = name_problem(word, kind)
         if problem is None:
             return word.decode()
@@ -314,14 +315,18 @@ class RedisStorage(Storage):
             if name_problem(task_id, "task") is None:
                 running.setdefault(owner, []).append(task_id.decode())
         about = dict(pairs(told))
-        infos: list[StoredWorker] = []
-        for name, seen in pairs(workers):
-            worker = read_worker(name, seen, running.get(name, ()), about.get(name))
-            if isinstance(worker, StoredWorker):
-                infos.append(worker)
+        found = (read_worker(name, seen, running.get(name, ()), about.get(name)) for name, seen in pairs(workers))
+        return sorted(self._readable(found), key=lambda info: info.id)
+
+    def _readable(self, found: Iterable[T | CorruptRecord]) -> list[T]:
+        """Return the records that can be read, and log each of the others once."""
+        readable = []
+        for one in found:
+            if isinstance(one, CorruptRecord):
+                log_once(_log, one, self._settings.shown)
             else:
-                log_once(_log, worker, self._settings.shown)
-        return sorted(infos, key=lambda info: info.id)
+                readable.append(one)
+        return readable
 
     # Control
 
@@ -451,17 +456,8 @@ class RedisStorage(Storage):
         client = self._opened()
         if ids is not None and not ids:
             return []
-        found = self._readable(await client.run("get_schedules", ids or ()))
+        found = self._readable(schedules_of(await client.run("get_schedules", ids or ())))
         return found if ids else sorted(found, key=lambda schedule: schedule.id)
-
-    def _readable(self, found: Sequence[Any]) -> list[Schedule]:
-        readable: list[Schedule] = []
-        for schedule in schedules_of(found):
-            if isinstance(schedule, Schedule):
-                readable.append(schedule)
-            else:
-                log_once(_log, schedule, self._settings.shown)
-        return readable
 
     async def delete_schedule(self, schedule_id: str) -> bool:
         return bool(await self._opened().run("delete_schedule", [schedule_id]))
@@ -472,7 +468,7 @@ class RedisStorage(Storage):
         while len(due) < limit:
             # What cannot be read does not stand before what can.
             found = await self._opened().run("due_schedules", [limit, passed])
-            due += self._readable(found)
+            due += self._readable(schedules_of(found))
             passed += len(found[0])
             if len(found[0]) < limit:
                 break

@@ -171,7 +171,7 @@ class Producer(Declarations, Timetable):
         Those of one round trip are stored all or none: a thousand, or fewer where the store says so
         (:attr:`~omniq.storage.StorageLimits.atomic_tasks`). Nothing is stored if one of the calls cannot be encoded.
 
-        :param calls: what ``function.call(…)`` gave, of any functions of this queue.
+        :param calls: what ``function.call(…)`` returned, of any functions of this queue.
         :param connection: your own connection to the queue's database, with a transaction open: the tasks exist if and
             only if you commit.
         :return: their handles, in order.
@@ -298,7 +298,7 @@ class Producer(Declarations, Timetable):
         A ``unique`` key of the call is that of the whole flow: while another flow with it is live, nothing is stored,
         and the handle is that of the other.
 
-        :param call: what ``function.call(…)`` gave. It needs the calls whose ``output`` or ``outcome`` is among its
+        :param call: what ``function.call(…)`` returned. It needs the calls whose ``output`` or ``outcome`` is among its
             arguments, and those it is to run ``after``; each of these may need others.
         :param connection: your own connection to the queue's database, with a transaction open: the flow exists if and
             only if you commit.
@@ -374,7 +374,7 @@ class Producer(Declarations, Timetable):
         return TaskHandle(self, stored.id, hint=self._types(task.name)[1], created=stored.created)
 
     async def aresult(self, task_id: str, hint: Any = None, timeout: Duration | None = None) -> Any:
-        """Wait for a task's end and give its result; see :meth:`TaskHandle.aresult`."""
+        """Wait for a task's end, and return its result; see :meth:`TaskHandle.aresult`."""
         storage = (await self.connections.current()).storage
         with _noted(task_id):
             task = await _ended(storage, task_id, None if timeout is None else duration(timeout, "timeout"))

@@ -29,7 +29,7 @@ R = TypeVar("R")
 
 
 class TaskDecorator(Protocol):
-    """What ``queue.task(…)`` with options gives: it turns a function into a task function."""
+    """What ``queue.task(…)`` with options returns: it turns a function into a task function."""
 
     @overload
     def __call__(self, function: Callable[P, Coroutine[Any, Any, R]], /) -> AsyncTaskFunction[P, R]: ...
@@ -39,7 +39,7 @@ class TaskDecorator(Protocol):
 
 
 class ScheduleDecorator(Protocol):
-    """What ``queue.scheduled(…)`` gives: it declares a schedule of a task function, or of a function as a task."""
+    """What ``queue.scheduled(…)`` returns: it declares a schedule of a task function, or of a function as a task."""
 
     @overload
     def __call__(self, function: AsyncTaskFunction[P, R], /) -> AsyncTaskFunction[P, R]: ...

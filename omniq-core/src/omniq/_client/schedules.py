@@ -81,8 +81,8 @@ class Timetable(Limits):
         that is changed, the pause, the last run and what may still be running of it are kept, and its next run where
         the trigger, ``start`` and ``end`` are the same.
 
-        :param call: what to enqueue at each run, as ``function.call(…)`` gave it; with all calls that it needs, if any:
-            then a run is a task named ``flow:`` and the function, which stores the flow.
+        :param call: what to enqueue at each run, as ``function.call(…)`` returned it; with all calls that it needs, if
+            any: then a run is a task named ``flow:`` and the function, which stores the flow.
         :param trigger: when: ``Every(…)``, ``Cron(…)``, ``At(…)``, or a plugin's.
         :param id: the schedule's name, by which it is changed and found.
         :param misfire: what to do with runs that were missed: ``"latest"``: one for all of them; ``"all"``: one for

@@ -243,7 +243,7 @@ class CurrentTask:
         An attempt that runs again adds no second one: the calls of each attempt are told apart by their order. In a
         coroutine use :meth:`aspawn`.
 
-        :param call: what ``function.call(…)`` gave; it needs no results of others.
+        :param call: what ``function.call(…)`` returned; it needs no results of others.
         :return: a handle of its task.
         :raises ValueError: if this task belongs to no flow.
         :raises FlowClosed: if the flow was cancelled, or what waits for this task does so no longer.
@@ -253,7 +253,7 @@ class CurrentTask:
     async def aspawn(self, call: TaskCall[R]) -> TaskHandle[R]:
         """Add a call to the flow that this task belongs to; see :meth:`spawn`.
 
-        :param call: what ``function.call(…)`` gave.
+        :param call: what ``function.call(…)`` returned.
         :return: a handle of its task.
         """
         return await self._function.owner.flows.aspawn(call, self._task, self._next_number())

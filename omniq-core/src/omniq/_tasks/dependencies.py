@@ -111,7 +111,7 @@ def Depends(factory: Factory, *, scope: Scope = "task") -> Any:  # noqa: N802  #
 
 
 class Kind(Enum):
-    """What calling a factory gives."""
+    """What calling a factory returns."""
 
     PLAIN = auto()
     COROUTINE = auto()

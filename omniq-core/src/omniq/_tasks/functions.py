@@ -1,4 +1,4 @@
-"""A Python function as a task: what ``@queue.task`` gives, and a call of it that has not been made yet."""
+"""A Python function as a task: what ``@queue.task`` returns, and a call of it that has not been made yet."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ class TaskHandle(Generic[R_co]):
         return hash(self.id)
 
     async def aresult(self, timeout: Duration | None = None) -> R_co:
-        """Wait for the task's end and give its result. Can be called any number of times while the result is kept.
+        """Wait for the task's end, and return its result. Can be called any number of times while the result is kept.
 
         :param timeout: seconds (or a timedelta) to wait at most; None: as long as it takes.
         :return: what the function returned.
@@ -152,7 +152,7 @@ class SyncTaskHandle(TaskHandle[R_co]):
         self._on_loop = is_on_running_loop()
 
     if TYPE_CHECKING:
-        # None rather than a method that returns NoReturn, which type checkers let everybody await.
+        # None rather than a method that returns NoReturn, which type checkers allow to be awaited.
         __await__: None  # type: ignore[assignment]  # not as in the base class: that is the point
     else:
 

@@ -142,7 +142,7 @@ class Codec:
 
     @classmethod
     def in_child(cls, plugins: Plugins, *, keys: tuple[bytes, ...] | None, **settings: Any) -> Codec:
-        """Make a codec of what :meth:`for_child` gave."""
+        """Make a codec of what :meth:`for_child` returned."""
         return cls(plugins, signer=None if keys is None else Signer(keys), **settings)
 
     # Arguments
@@ -425,7 +425,7 @@ def _split(schedule: Schedule) -> tuple[bytes, bytes]:
 class FunctionDecoder:
     """Reads the encoded parts of tasks with the annotations of the registered functions.
 
-    :param types: gives a task's argument types and return hint by the name of its function.
+    :param types: returns a task's argument types and return hint by the name of its function.
     """
 
     def __init__(self, codec: Codec, types: Callable[[str], tuple[ArgumentTypes, Any]]) -> None:

@@ -63,7 +63,7 @@ def decode_value(text: str, look_up: Callable[[str], type[V]]) -> V:
     """Return the policy or trigger of a text.
 
     :param text: what :func:`encode_value` made.
-    :param look_up: gives the class of a kind.
+    :param look_up: returns the class of a kind.
     :raises UnknownPlugin: if the kind is not installed here.
     :raises SerializationError: if the text does not fit the class.
     """

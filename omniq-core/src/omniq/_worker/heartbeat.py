@@ -26,7 +26,7 @@ _log = get_logger("omniq.worker")
 TELL_EVERY = 10
 """So many heartbeats from one to the next that says what the worker is: it is far longer than the others."""
 FAREWELL = 2.0
-"""Seconds that a store which gives no answer gets for the last heartbeat, and to disconnect."""
+"""Seconds that a store that does not answer gets for the last heartbeat, and to disconnect."""
 
 
 class Heartbeat:
@@ -36,7 +36,7 @@ class Heartbeat:
     :param worker: the worker's id.
     :param lease: seconds that a lease holds.
     :param about: returns what the worker tells about itself; called on the heartbeat's thread.
-    :param held: gives the leases that the worker holds now; called on the heartbeat's thread.
+    :param held: returns the leases that the worker holds now; called on the heartbeat's thread.
     :param on_news: told, on the heartbeat's thread, of leases that were lost or whose task is to be cancelled.
     :param on_change: told, on the heartbeat's thread, whether the latest heartbeat got through: of the first one, and
         whenever that is not as it was before.

@@ -40,7 +40,7 @@ class Lookahead:
     How many of what is claimed will have to wait is only expected, from the mix of late; it may be more by a change.
 
     :param most: the farthest reach.
-    :param clock: gives a time in seconds that never goes back.
+    :param clock: returns a time in seconds that never goes back.
     """
 
     def __init__(self, most: int, clock: Callable[[], float]) -> None:
@@ -91,7 +91,7 @@ class Prefetch:
     :param executors: where the tasks of each kind of function run.
     :param concurrency: how many tasks may run at once in all of them.
     :param functions: the registered functions.
-    :param clock: gives a time in seconds that never goes back.
+    :param clock: returns a time in seconds that never goes back.
     """
 
     def __init__(

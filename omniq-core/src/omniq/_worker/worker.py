@@ -54,7 +54,7 @@ so that none waits for more than a second."""
 LAST_WORDS = 2.0
 """Seconds that interrupted coroutines get to clean up after the grace period."""
 FAREWELL = 3.0
-"""Seconds that a store which gives no answer gets for the last outcomes."""
+"""Seconds that a store that does not answer gets for the last outcomes."""
 LIMITS_WAIT = 1.0
 """Seconds within which a limit has to let a task start, or a worker that drains leaves it to others."""
 
@@ -177,9 +177,26 @@ class Worker:
         await self._resources.leave_within(self._now, LAST_WORDS, self._called)
 
     async def _begin(self) -> None:
-        self.completer = Completer(self._storage, self.id, self.queue.plugins, self.metrics)
         assert self._loop is not None
-        started_at = datetime.now(UTC)
+        self._make_parts(self._loop, datetime.now(UTC))
+        # Before anything that takes a while: nothing is claimed until the first one has got through.
+        self._heartbeat.start()
+        try:
+            await self._served.discover(self._storage)
+            await self._store_schedules()
+        except BaseException:
+            self._heartbeat.ask_to_stop()
+            raise
+        assert self._fetcher is not None
+        loops = [self._fetcher.run, self._maintenance.run, self._give_back_stale]
+        if self.scheduler:
+            loops.append(self._scheduler.run)
+        self._tasks = [self._loop.create_task(self._guard(run)) for run in loops]
+        _log.info("worker %s serves %s on %s", self.id, ", ".join(self._served.names) or "no queue yet", self.queue.url)
+        self._tell("omniq_worker_started", queues=self._served.names)
+
+    def _make_parts(self, loop: asyncio.AbstractEventLoop, started_at: datetime) -> None:
+        self.completer = Completer(self._storage, self.id, self.queue.plugins, self.metrics)
         # Tasks see what the lifespan has set in context variables.
         self._executors = self._resources.context.run(self._make_executors)
         self._interrupter = Interrupter(
@@ -198,7 +215,7 @@ class Worker:
             on_silence=lambda: self._from_thread(self._interrupter.abandon_all),
             on_beat=self._on_beat(),
             is_deaf=lambda: self._fetcher is not None and self._fetcher.outage.lasts,
-            monitor=LoopMonitor(self._loop, self.lease),
+            monitor=LoopMonitor(loop, self.lease),
         )
         self._scheduler = Scheduler(
             self._storage, self.queue.plugins, self.queue.codec, is_waiting=self._is_waiting, tell=self._tell
@@ -211,7 +228,7 @@ class Worker:
             every=self.recover_every,
             on_loss=self._store_schedules,
         )
-        self._fetcher = fetcher = Fetcher(
+        self._fetcher = Fetcher(
             self._storage,
             worker=self.id,
             lease=self.lease,
@@ -222,23 +239,6 @@ class Worker:
             on_woken=self._scheduler.look,
             on_idle=self._stop_if_drained if self._drains else None,
         )
-        # Before anything that takes a while: nothing is claimed until the first one has got through.
-        self._heartbeat.start()
-        try:
-            await self._served.discover(self._storage)
-            await self._store_schedules()
-        except BaseException:
-            self._heartbeat.ask_to_stop()
-            raise
-        self._tasks = [
-            self._loop.create_task(self._guard(fetcher.run)),
-            self._loop.create_task(self._guard(self._maintenance.run)),
-            self._loop.create_task(self._guard(self._give_back_stale)),
-        ]
-        if self.scheduler:
-            self._tasks.append(self._loop.create_task(self._guard(self._scheduler.run)))
-        _log.info("worker %s serves %s on %s", self.id, ", ".join(self._served.names) or "no queue yet", self.queue.url)
-        self._tell("omniq_worker_started", queues=self._served.names)
 
     def _make_executors(self) -> dict[Executor, TaskExecutor]:
         for function in self.queue.runnable.values():

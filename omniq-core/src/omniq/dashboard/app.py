@@ -156,7 +156,7 @@ class Dashboard:
         try:
             response = await self._answer(request)
         except ClientDisconnect:
-            return  # the browser went away in the middle of a form: there is nothing to do, and nobody to answer
+            return  # the browser went away in the middle of a form: there is nothing to do, and no one to answer
         await response(scope, receive, send)
 
     async def _answer(self, request: Request) -> Response:

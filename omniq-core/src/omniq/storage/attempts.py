@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import Any
 
+from omniq.storage.times import from_micros, to_micros
 from omniq.task import Attempt, AttemptOutcome, StoredTask, TaskError, TaskState
 
 __all__ = ["LONGEST_LOG", "MOST_ATTEMPTS", "appended", "history_of", "log_with", "lost_line", "with_lost_line"]
@@ -23,9 +24,6 @@ LONGEST_LOG = 131_072
 LONGEST_MESSAGE = 1_000
 LONGEST_TRACEBACK = 10_000
 _LONGEST_LINE = LONGEST_LOG // MOST_ATTEMPTS
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND = timedelta(microseconds=1)
 
 
 def log_with(log: str, attempt: Attempt) -> str:
@@ -62,7 +60,7 @@ def with_lost_line(task: StoredTask, now: datetime) -> str:
 
     :param now: the store's clock.
     """
-    line = lost_line(task.attempt, task.worker, _micros(task.started_at), (now - _EPOCH) // _MICROSECOND)
+    line = lost_line(task.attempt, task.worker, _micros(task.started_at), to_micros(now))
     return appended(task.attempt_log, line)
 
 
@@ -129,8 +127,8 @@ def _error(*parts: Any) -> TaskError | None:
 
 
 def _micros(moment: datetime | None) -> int | None:
-    return None if moment is None else (moment - _EPOCH) // _MICROSECOND
+    return None if moment is None else to_micros(moment)
 
 
 def _moment(number: Any) -> datetime | None:
-    return None if number is None else _EPOCH + timedelta(microseconds=number)
+    return None if number is None else from_micros(number)

@@ -152,7 +152,7 @@ class Storage(FlowStorage, LimitStorage, ABC):
 
         As many as :attr:`StorageLimits.atomic_tasks` says are stored all or none, whichever their queues.
 
-        A ``run_at`` in the past counts as now: it gives no place ahead of tasks that are ready already.
+        A ``run_at`` in the past counts as now: it gets no place ahead of tasks that are ready already.
 
         A task whose id is stored already changes nothing. A task whose ``unique`` key belongs to a live task (earlier
         in the same batch, too) is not stored. Both come back with ``created=False``. Of two that race for one key,

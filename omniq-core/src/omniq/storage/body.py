@@ -17,7 +17,7 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from attrs import evolve, field, frozen
 
@@ -65,77 +65,7 @@ class Header:
     @functools.cached_property
     def fields(self) -> Mapping[str, Any]:
         """The fields of a :class:`~omniq.task.Task` that are read from here."""
-        return {
-            "serializer": self.serializer,
-            "retry_spec": self.retry,
-            "timeout": self.timeout,
-            "is_async": self.is_async,
-            "headers": self.headers,
-            "scheduled_for": self.scheduled_for,
-            "references": self.references,
-        }
-
-
-def dump_header(header: Header) -> bytes:
-    """Return a header as it stands in a body.
-
-    :raises ValueError: if it is larger than :data:`LARGEST_HEADER`.
-    """
-    stored: dict[str, Any] = {}
-    if header.serializer != "json":
-        stored["serializer"] = header.serializer
-    if header.retry:
-        stored["retry"] = header.retry
-    if header.timeout is not None:
-        stored["timeout"] = header.timeout
-    if header.is_async:
-        stored["async"] = True
-    if header.headers:
-        stored["headers"] = dict(header.headers)
-    if header.scheduled_for is not None:
-        stored["scheduled_for"] = header.scheduled_for.isoformat()
-    if header.references:
-        stored["references"] = [[one.path, one.kind, one.runs] for one in header.references]
-    text = json.dumps(stored, separators=(",", ":")).encode()
-    if len(text) > LARGEST_HEADER:
-        raise ValueError(
-            f"the options and headers of a task take {len(text):,} bytes, and the limit is {LARGEST_HEADER:,}"
-        )
-    return text
-
-
-# The tasks of one function nearly always have the same header.
-@functools.lru_cache(maxsize=512)
-def _load_header(text: bytes) -> Header:
-    stored = json.loads(text)
-    if not isinstance(stored, dict):
-        raise ValueError("its header is no JSON object")
-    fields: dict[str, Any] = {_NAMES[name]: value for name, value in stored.items() if name in _NAMES}
-    for name, value in fields.items():
-        if not _IS_RIGHT[name](value):
-            raise ValueError(f"{name} in its header is of the wrong type")
-    if "scheduled_for" in fields:
-        fields["scheduled_for"] = datetime.fromisoformat(fields["scheduled_for"])
-        if fields["scheduled_for"].tzinfo is None:
-            raise ValueError("scheduled_for in its header has no time zone")
-    if "references" in fields:
-        fields["references"] = tuple(
-            Reference(tuple(path), kind, tuple((str(first), int(count)) for first, count in runs))
-            for path, kind, runs in fields["references"]
-        )
-    return Header(**fields)
-
-
-_NAMES = {
-    "serializer": "serializer",
-    "retry": "retry",
-    "timeout": "timeout",
-    "async": "is_async",
-    "headers": "headers",
-    "scheduled_for": "scheduled_for",
-    "references": "references",
-}
-"""The name in a stored header → the field."""
+        return {"retry_spec" if name == "retry" else name: getattr(self, name) for name in _PARTS}
 
 
 def _is_text(value: object) -> bool:
@@ -150,15 +80,78 @@ def _are_headers(value: object) -> bool:
     return isinstance(value, dict) and all(map(_is_text, value.values()))
 
 
-_IS_RIGHT: Mapping[str, Callable[[object], bool]] = {
-    "serializer": _is_text,
-    "retry": _is_text,
-    "timeout": _is_duration,
-    "is_async": lambda value: isinstance(value, bool),
-    "headers": _are_headers,
-    "scheduled_for": _is_text,
-    "references": lambda value: isinstance(value, list),
+def _aware(text: str) -> datetime:
+    moment = datetime.fromisoformat(text)
+    if moment.tzinfo is None:
+        raise ValueError("scheduled_for in its header has no time zone")
+    return moment
+
+
+def _references(stored: list[Any]) -> tuple[Reference, ...]:
+    return tuple(
+        Reference(tuple(path), kind, tuple((str(first), int(count)) for first, count in runs))
+        for path, kind, runs in stored
+    )
+
+
+class _Part(NamedTuple):
+    """How a field of a header stands in its text, unless it has its default."""
+
+    name: str
+    is_right: Callable[[object], bool]
+    dump: Callable[[Any], Any] | None = None
+    load: Callable[[Any], Any] | None = None
+
+
+_PARTS: Mapping[str, _Part] = {
+    "serializer": _Part("serializer", _is_text),
+    "retry": _Part("retry", _is_text),
+    "timeout": _Part("timeout", _is_duration),
+    "is_async": _Part("async", lambda value: isinstance(value, bool)),
+    "headers": _Part("headers", _are_headers, dict),
+    "scheduled_for": _Part("scheduled_for", _is_text, datetime.isoformat, _aware),
+    "references": _Part(
+        "references",
+        lambda value: isinstance(value, list),
+        lambda references: [[one.path, one.kind, one.runs] for one in references],
+        _references,
+    ),
 }
+_USUAL = Header()
+
+
+def dump_header(header: Header) -> bytes:
+    """Return a header as it stands in a body.
+
+    :raises ValueError: if it is larger than :data:`LARGEST_HEADER`.
+    """
+    stored: dict[str, Any] = {}
+    for field_name, part in _PARTS.items():
+        value = getattr(header, field_name)
+        if value != getattr(_USUAL, field_name):
+            stored[part.name] = value if part.dump is None else part.dump(value)
+    text = json.dumps(stored, separators=(",", ":")).encode()
+    if len(text) > LARGEST_HEADER:
+        raise ValueError(
+            f"the options and headers of a task take {len(text):,} bytes, and the limit is {LARGEST_HEADER:,}"
+        )
+    return text
+
+
+# The tasks of one function nearly always have the same header.
+@functools.lru_cache(maxsize=512)
+def _load_header(text: bytes) -> Header:
+    stored = json.loads(text)
+    if not isinstance(stored, dict):
+        raise ValueError("its header is no JSON object")
+    fields: dict[str, Any] = {}
+    for field_name, part in _PARTS.items():
+        if part.name in stored:
+            value = stored[part.name]
+            if not part.is_right(value):
+                raise ValueError(f"{field_name} in its header is of the wrong type")
+            fields[field_name] = value if part.load is None else part.load(value)
+    return Header(**fields)
 
 
 def make_content(header: bytes, payload: bytes) -> bytes:

@@ -362,13 +362,7 @@ def enqueue_into_flow(tx: FlowTransaction, tasks: Sequence[NewTask], new: NewFlo
     :raises ValueError: if they are not of one flow, or it has not what they name.
     :raises FlowClosed: if they come too late.
     """
-    named = {task.flow for task in tasks if task.flow is not None} | ({new.id} if new is not None else set())
-    if len(named) > 1:
-        raise ValueError(f"one call adds to one flow, not to {len(named)}")
-    (flow_id,) = named
-    members = [task for task in tasks if task.flow is not None]
-    if new is not None and len(members) < len(tasks):
-        raise ValueError(f"one of the tasks is not of the flow {flow_id!r} with which it is enqueued")
+    flow_id = _flow_named(tasks, new)
     stored = tx.flows([flow_id]).get(flow_id)
     if stored is None:
         if new is None:
@@ -379,9 +373,11 @@ def enqueue_into_flow(tx: FlowTransaction, tasks: Sequence[NewTask], new: NewFlo
         stored = StoredFlow(id=new.id, unique=new.unique, created_at=tx.now, result_ttl=new.result_ttl)
         stored.audit_at = later(tx.now, AUDIT_SECONDS)
     step = FlowStep(tx, stored)
-    known = set(tx.load(task.id for task in members))
-    fresh = {task.id: task for task in reversed(members) if task.id not in known}
-    fresh = dict(reversed(fresh.items()))
+    known = set(tx.load(task.id for task in tasks))
+    fresh: dict[str, NewTask] = {}
+    for task in tasks:
+        if task.id not in known:
+            fresh.setdefault(task.id, task)
     gates = {gate.n: gate for gate in (() if new is None else new.gates)}
     step.read([*gates, *(n for task in fresh.values() for n in _gates_of(task))])
     fresh_gates = [gate for gate in gates.values() if step.gate(gate.n) is None]
@@ -410,6 +406,17 @@ def enqueue_into_flow(tx: FlowTransaction, tasks: Sequence[NewTask], new: NewFlo
         answers.append(Enqueued(task.id, task.id in created))
         created.discard(task.id)
     return answers
+
+
+def _flow_named(tasks: Sequence[NewTask], new: NewFlow | None) -> str:
+    """Return the id of the one flow to which all tasks of a call are added."""
+    named = {task.flow for task in tasks if task.flow is not None} | ({new.id} if new is not None else set())
+    if len(named) > 1:
+        raise ValueError(f"one call adds to one flow, not to {len(named)}")
+    (flow_id,) = named
+    if any(task.flow is None for task in tasks):
+        raise ValueError(f"one of the tasks is not of the flow {flow_id!r} with which it is enqueued")
+    return flow_id
 
 
 def _gates_of(task: NewTask) -> list[int]:

@@ -57,6 +57,7 @@ __all__ = [
     "outlook",
     "prune_lines",
     "put_limit",
+    "rank_of",
 ]
 
 ELIGIBLE = "eligible"
@@ -73,6 +74,11 @@ LOOKED_AT = 1000
 def at_name(limit: str) -> str:
     """Return the place of lines that wait for a named limit."""
     return f"at name {limit}"
+
+
+def rank_of(line: StoredLine) -> tuple[int, int]:
+    """Return what orders the lines at one place, see :meth:`.LimitTransaction.lines`."""
+    return (line.until, 0) if line.place == ASLEEP else (-line.priority, line.vtime)
 
 
 def is_lined(task: StoredTask) -> bool:
@@ -430,7 +436,7 @@ class _Claim:
 def outlook(
     tx: LineTransaction, queues: Iterable[str], work: Callable[[str], tuple[bool, datetime | None]]
 ) -> tuple[bool, datetime | None]:
-    """Return whether a claim of queues with lanes may give something now, and when that may change by itself.
+    """Return whether a claim of queues with lanes may return something now, and when that may change by itself.
 
     :param queues: that have lanes.
     :param work: returns of a queue whether tasks without key and named limit are ready, or any scheduled ones due; and

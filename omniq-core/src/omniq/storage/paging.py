@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
+from typing import TypeVar
 
 from attrs import define, field
 
@@ -10,10 +11,14 @@ from omniq.storage.validation import EARLIEST
 from omniq.storage.values import TaskPage, TaskQuery
 from omniq.task import StoredTask
 
-__all__ = ["CLOCK_SLACK", "Pager", "slackened"]
+__all__ = ["CLOCK_SLACK", "LARGEST_PLACE", "Pager", "read_cursor", "slackened"]
+
+T = TypeVar("T")
 
 CLOCK_SLACK = timedelta(minutes=1)
 """By so much a clock may have been put back without a task being missed, see ``Storage.list_tasks``."""
+LARGEST_PLACE = 2**63 - 1
+"""Where stores count in 64 bits."""
 
 
 def slackened(moment: datetime, slack: timedelta) -> datetime:
@@ -22,6 +27,21 @@ def slackened(moment: datetime, slack: timedelta) -> datetime:
         return moment + slack
     except OverflowError:
         return moment
+
+
+def read_cursor(cursor: str | None, shown: str, latest: T) -> int | T:
+    """Return the place before which a page begins, as :meth:`Pager.page` wrote it.
+
+    :param cursor: as it was given to ``list_tasks``.
+    :param shown: the store's URL, redacted.
+    :param latest: what to return for None, the first page.
+    :raises ValueError: if it is none that any store writes.
+    """
+    if cursor is None:
+        return latest
+    if not (cursor.isascii() and cursor.isdecimal() and len(cursor) < 20):
+        raise ValueError(f"{cursor!r} is not a cursor of {shown}")
+    return min(int(cursor), LARGEST_PLACE)
 
 
 @define

@@ -7,12 +7,23 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Protocol
 
+from omniq.errors import CorruptRecord
 from omniq.flow import StoredFlow, StoredGate
 from omniq.limit import PLAIN, Lane, Limit, Scope, StoredLine
 from omniq.schedule import Schedule
+from omniq.storage.values import StoredWorker, TaskQuery
 from omniq.task import StoredTask, TaskState
 
-__all__ = ["ClaimTransaction", "FlowTransaction", "LimitTransaction", "LineTransaction", "NoLimits", "Transaction"]
+__all__ = [
+    "ClaimTransaction",
+    "FlowTransaction",
+    "LimitTransaction",
+    "LineTransaction",
+    "NoLimits",
+    "Transaction",
+    "Tx",
+    "read_unlisted",
+]
 
 
 class LimitTransaction(Protocol):
@@ -272,6 +283,90 @@ class Transaction(ClaimTransaction, Protocol):
     @abstractmethod
     def remove_schedule(self, schedule_id: str) -> None:
         """Remove a schedule that is there, without reading it."""
+
+
+class Tx(Transaction, Protocol):
+    """What a whole storage asks of a store within one transaction: that of the verbs, and what is read or done in bulk.
+
+    See :class:`~omniq.storage.transactional.TransactionalStorage`.
+    """
+
+    changed: bool
+    """Whether something was written that others may wait for; heartbeats are not."""
+    problems: list[CorruptRecord]
+    """What was found that cannot be read: it was salvaged, or passed over. The storage logs it."""
+
+    @abstractmethod
+    def verify(self) -> None:
+        """Read all that :meth:`page` does not show, so that what cannot be read of it is in :attr:`problems`."""
+
+    @abstractmethod
+    def get(self, ids: Sequence[str]) -> dict[str, StoredTask]:
+        """Return whole tasks, with their bodies and results."""
+
+    @abstractmethod
+    def page(self, query: TaskQuery, before: int | None) -> tuple[list[StoredTask], int | None]:
+        """Return tasks that match, the latest enqueued first, and where the next page begins; None: this is the last.
+
+        :param before: where this page begins, as a call before returned it.
+        """
+
+    @abstractmethod
+    def counts(self) -> dict[str, dict[TaskState, int]]:
+        """Return how many tasks each queue has in each state, without reading every task; 0 may be left out."""
+
+    @abstractmethod
+    def oldest_ready(self, queue: str) -> datetime | None:
+        """Return the earliest ``run_at`` of the ready tasks of a queue."""
+
+    @abstractmethod
+    def has_work(self, queues: Sequence[str]) -> bool:
+        """Return whether a task of the plain line of these queues is ready, or any scheduled for a time that has come.
+
+        See :data:`omniq.limit.PLAIN`.
+        """
+
+    @abstractmethod
+    def next_task(self, queues: Sequence[str]) -> datetime | None:
+        """Return the earliest ``run_at`` of the scheduled tasks of these queues."""
+
+    @abstractmethod
+    def next_schedule(self, after: datetime) -> datetime | None:
+        """Return the earliest ``next_run`` after a time, of the schedules that are not paused."""
+
+    @abstractmethod
+    def workers(self) -> list[StoredWorker]:
+        """Return the workers that are alive, by id."""
+
+    @abstractmethod
+    def pause(self, queue: str) -> bool:
+        """Pause a queue; return False if it was paused already."""
+
+    @abstractmethod
+    def resume(self, queue: str) -> bool:
+        """Let a queue go on; return False if it was not paused."""
+
+    @abstractmethod
+    def forget_workers(self) -> None:
+        """Remove workers that were not heard of within their leases."""
+
+    @abstractmethod
+    def schedules(self) -> list[Schedule]:
+        """Return all schedules, in any order."""
+
+    @abstractmethod
+    def due(self, limit: int) -> list[Schedule]:
+        """Return schedules that are not paused and whose ``next_run`` has come, the earliest first."""
+
+
+def read_unlisted(tx: Tx) -> None:
+    """Read what no page shows of what every store keeps, for :meth:`Tx.verify`."""
+    tx.schedules()
+    tx.workers()
+    tx.paused()
+    tx.counts()
+    tx.lanes(None)
+    tx.task_limits(None)
 
 
 class NoLimits:

@@ -1,7 +1,7 @@
 """How parts of a record stand in a store that keeps them as text, for those who write one.
 
 JSON in pure ASCII, so that whatever characters a message holds can be stored. What was read from a store may have been
-written by anybody: whatever is wrong with it, it is a :exc:`ValueError`, or a :exc:`~omniq.errors.CorruptRecord`.
+written by anyone: whatever is wrong with it, it is a :exc:`ValueError`, or a :exc:`~omniq.errors.CorruptRecord`.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def dump_error(error: TaskError) -> str:
 
 
 def load_error(text: str | bytes) -> TaskError:
-    """Read what :func:`dump_error` gave.
+    """Read what :func:`dump_error` returned.
 
     :raises ValueError: if that cannot be done.
     """
@@ -65,7 +65,7 @@ def dump_progress(progress: Progress) -> str:
 
 
 def load_progress(text: str | bytes) -> Progress:
-    """Read what :func:`dump_progress` gave.
+    """Read what :func:`dump_progress` returned.
 
     :raises ValueError: if that cannot be done.
     """
@@ -156,7 +156,7 @@ def load_flow(text: str | bytes) -> tuple[NewFlow, list[NewTask]]:
 
 
 def load_schedule(text: str | bytes, **known: Any) -> Schedule:
-    """Read what :func:`dump_schedule` gave.
+    """Read what :func:`dump_schedule` returned.
 
     :param known: fields that the store keeps apart from the text as well, such as ``revision`` and ``paused``: these
         count.
@@ -190,7 +190,7 @@ def dump_limit(limit: Limit) -> str:
 
 
 def load_limit(text: str | bytes, limit_id: str) -> Limit:
-    """Read what :func:`dump_limit` gave.
+    """Read what :func:`dump_limit` returned.
 
     :param limit_id: by which it was found.
     :raises CorruptRecord: if that cannot be done, or it is another limit.

@@ -13,6 +13,7 @@ from attrs import evolve
 from omniq.flow import StoredFlow
 from omniq.limit import Limited
 from omniq.storage.attempts import with_lost_line
+from omniq.storage.times import from_micros, to_micros
 from omniq.storage.validation import Salvaged
 from omniq.storage.values import Lease
 from omniq.task import (
@@ -52,20 +53,6 @@ __all__ = [
 
 LATEST = datetime.max.replace(tzinfo=UTC)
 """The last point in time that a datetime can name; what would come after it comes then."""
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND = timedelta(microseconds=1)
-
-
-def to_micros(moment: datetime) -> int:
-    """Return an aware datetime as microseconds since the epoch."""
-    return (moment - EPOCH) // _MICROSECOND
-
-
-# The tasks of one batch share most of their times.
-@lru_cache(maxsize=1024)
-def from_micros(number: int) -> datetime:
-    """Return microseconds since the epoch as a datetime in UTC."""
-    return EPOCH + timedelta(0, 0, number)
 
 
 @lru_cache(maxsize=64)  # the same few, such as a result_ttl, again and again

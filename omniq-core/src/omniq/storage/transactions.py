@@ -35,17 +35,17 @@ class CallerTransaction(ABC):
     """Whether the connection is of an asynchronous driver, so that only the twins work. The core then refuses the
     others itself, by the names that its users know."""
 
-    @abstractmethod
     def enqueue(self, tasks: Sequence[NewTask]) -> list[Enqueued]:
         """Do :meth:`omniq.storage.Storage.enqueue` within the caller's transaction.
 
         :raises ValueError: if the connection commits each statement by itself, and no transaction is open.
         :raises StorageUnavailable: if the database is locked or cannot be written; the caller is to roll back.
         """
+        return self.enqueue_flow(tasks, None)
 
-    @abstractmethod
     async def aenqueue(self, tasks: Sequence[NewTask]) -> list[Enqueued]:
-        """Do :meth:`omniq.storage.Storage.enqueue` within the caller's transaction."""
+        """Do :meth:`enqueue`."""
+        return self.enqueue(tasks)
 
     def enqueue_flow(self, tasks: Sequence[NewTask], flow: NewFlow | None) -> list[Enqueued]:
         """Do :meth:`omniq.storage.Storage.enqueue` with a flow, on a store that holds flows."""
@@ -64,9 +64,9 @@ class CallerTransaction(ABC):
         :raises StorageUnavailable: if the database is locked or cannot be written; the caller is to roll back.
         """
 
-    @abstractmethod
     async def afinish(self, outcome: Outcome) -> bool:
         """Do :meth:`finish`."""
+        return self.finish(outcome)
 
 
 def driver_connection(connection: object) -> object:

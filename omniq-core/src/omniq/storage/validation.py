@@ -1,6 +1,6 @@
 """What a record that was read from a store must be like, and what takes the place of one that is not.
 
-Anybody who can write to a store can write anything. A backend checks what it decodes here, one record at a time, so
+Those who can write to a store can write anything. A backend checks what it decodes here, one record at a time, so
 that a record that cannot be read harms nothing but itself::
 
     try:
@@ -55,9 +55,11 @@ __all__ = [
     "read_schedule",
     "readable",
     "salvaged",
+    "sound",
     "unreadable",
 ]
 
+K = TypeVar("K")
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -472,7 +474,7 @@ _logged_lock = threading.Lock()
 _MOST_LOGGED = 1000
 
 
-def readable(records: Iterable[T], read: Callable[[T], R], log: logging.Logger, store: str = "") -> Iterator[R]:
+def readable(records: Iterable[T], read: Callable[[T], R], log: logging.Logger) -> Iterator[R]:
     """Yield what is read of records; one that cannot be read is logged once, and keeps no other from being yielded.
 
     :param read: raises :class:`~omniq.errors.CorruptRecord` for one that cannot be read.
@@ -483,7 +485,23 @@ def readable(records: Iterable[T], read: Callable[[T], R], log: logging.Logger, 
         try:
             yield read(record)
         except CorruptRecord as problem:
-            log_once(log, problem, store)
+            log_once(log, problem)
+
+
+def sound(records: Iterable[tuple[K, T]], read: Callable[[T, K], R], problems: list[CorruptRecord]) -> dict[K, R]:
+    """Return what is read of records, by their names.
+
+    :param records: each with its name.
+    :param read: takes a record and its name; raises :class:`~omniq.errors.CorruptRecord` for one that cannot be read.
+    :param problems: gets what is wrong with those that cannot be read.
+    """
+    found = {}
+    for name, record in records:
+        try:
+            found[name] = read(record, name)
+        except CorruptRecord as problem:
+            problems.append(problem)
+    return found
 
 
 def unreadable(records: Iterable[T], read: Callable[[T], object]) -> list[CorruptRecord]:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from enum import StrEnum
-from typing import Generic, TypeVar
+from typing import Generic, Self, TypeVar
 
 from attrs import Factory, field, frozen
 from attrs.validators import ge
 from attrs.validators import optional as or_none
 
+from omniq.errors import ConfigurationError
 from omniq.task import StoredTask, TaskState
 
 __all__ = [
@@ -255,6 +257,25 @@ class Finding:
     message: str
     """What was found and, where something is wrong, how to repair it."""
 
+    @classmethod
+    def ok(cls, subject: str, message: str) -> Self:
+        """Return a finding of something that is as it should be.
+
+        :param subject: what was looked at.
+        :param message: what was found.
+        """
+        return cls(severity=Severity.OK, subject=subject, message=message)
+
+    @classmethod
+    def warning(cls, subject: str, message: str) -> Self:
+        """Return a finding of something that may go wrong; see :meth:`ok`."""
+        return cls(severity=Severity.WARNING, subject=subject, message=message)
+
+    @classmethod
+    def error(cls, subject: str, message: str) -> Self:
+        """Return a finding of something that is wrong; see :meth:`ok`."""
+        return cls(severity=Severity.ERROR, subject=subject, message=message)
+
 
 @frozen(kw_only=True)
 class StorageConfig:
@@ -288,3 +309,35 @@ class StorageConfig:
             if name not in known:
                 known_text = ", ".join([*known, "namespace"])
                 raise ValueError(f"{self.redacted}: unknown option {name!r}; {self.scheme}:// knows {known_text}")
+
+    def choice(self, name: str, choices: Sequence[str]) -> str:
+        """Return an option that is one of a few words, in lower case.
+
+        :param name: the option's.
+        :param choices: the words; the first is taken where the URL has no such option.
+        :raises ConfigurationError: if it is another word.
+        """
+        value = self.options.get(name, choices[0]).lower()
+        if value not in choices:
+            raise ConfigurationError(f"{self.redacted}: {name} must be {' or '.join(choices)}, not {value!r}")
+        return value
+
+    def number(self, name: str, default: float, least: float, most: float) -> float:
+        """Return an option that is a number.
+
+        :param name: the option's.
+        :param default: what is taken where the URL has no such option.
+        :param least: the smallest that can be used.
+        :param most: the largest.
+        :raises ConfigurationError: if it is no number, or out of range.
+        """
+        text = self.options.get(name)
+        try:
+            value = default if text is None else float(text)
+        except ValueError:
+            value = math.nan
+        if not least <= value <= most:
+            raise ConfigurationError(
+                f"{self.redacted}: {name} must be a number from {least:g} to {most:g}, not {text!r}"
+            )
+        return value

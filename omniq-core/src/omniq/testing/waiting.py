@@ -14,13 +14,13 @@ T = TypeVar("T")
 
 
 def wait_until(predicate: Callable[[], T], timeout: float = 30.0, what: str = "") -> T:
-    """Call a predicate again and again until it gives something true.
+    """Call a predicate again and again until it returns something true.
 
     :param predicate: called without arguments.
     :param timeout: seconds after which to give up.
     :param what: what is waited for, for the error.
-    :return: what the predicate gave.
-    :raises AssertionError: if it gave nothing true in time.
+    :return: what the predicate returned.
+    :raises AssertionError: if it returned nothing true in time.
     """
     for pause in _pauses(timeout):
         value = predicate()

@@ -8,11 +8,12 @@ from itertools import islice
 from attrs import frozen
 
 from omniq.storage.limit_transitions import claim_lines
+from omniq.storage.times import from_micros
 from omniq.task import StoredTask, TaskState
 from omniq_local.files.encoding import Record
 from omniq_local.files.flow_verbs import settle_first
 from omniq_local.files.queues import Queue
-from omniq_local.files.times import after, moment
+from omniq_local.files.times import after
 from omniq_local.files.transaction import Transaction
 
 __all__ = ["Claim", "claim", "due", "time_of"]
@@ -88,7 +89,7 @@ def _take_from_lines(queue: Queue, wanted: int, worker: str, until: int, transac
             else:
                 transaction.end(record, task.state, task.error)
 
-    claim_lines(transaction.flows, queue.name, wanted, worker, moment(until), save)
+    claim_lines(transaction.flows, queue.name, wanted, worker, from_micros(until), save)
     return claimed
 
 

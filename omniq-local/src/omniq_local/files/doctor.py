@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterator
 
 from omniq.errors import CorruptRecord
-from omniq.storage import Finding, Severity
+from omniq.storage import Finding
 from omniq.storage.validation import finding, unreadable
 from omniq_local.files.flow_records import gate_problems, read_flow
 from omniq_local.files.maintenance import read_worker
@@ -63,20 +63,12 @@ def _bad_flows(tree: Tree) -> Iterator[CorruptRecord]:
             yield from () if record is None else gate_problems(tree, record)
 
 
-def _ok(subject: str, message: str) -> Finding:
-    return Finding(severity=Severity.OK, subject=subject, message=message)
-
-
-def _warning(subject: str, message: str) -> Finding:
-    return Finding(severity=Severity.WARNING, subject=subject, message=message)
-
-
 def _store(settings: Settings) -> Iterator[Finding]:
-    yield _ok("store", f"{settings.base}, files of version {VERSION}")
+    yield Finding.ok("store", f"{settings.base}, files of version {VERSION}")
     if settings.durable:
-        yield _ok("durability", "fsync=always: what was acknowledged survives the death of the machine")
+        yield Finding.ok("durability", "fsync=always: what was acknowledged survives the death of the machine")
     else:
-        yield _ok(
+        yield Finding.ok(
             "durability",
             "fsync=never: what was acknowledged survives the death of every process; if the machine dies, the last "
             "half minute may be lost (fsync=always prevents that)",
@@ -88,13 +80,13 @@ def _access(settings: Settings) -> Iterator[Finding]:
     for folder in (settings.root, settings.base):
         status = os.stat(folder)
         if status.st_uid not in (os.geteuid(), 0):
-            yield _warning(
+            yield Finding.warning(
                 "access",
                 f"{folder} belongs to user {status.st_uid}, who can change all that is in it; take one of your own",
             )
         others = status.st_mode & 0o022 & ~folder_mode(settings.mode)
         if others:
-            yield _warning(
+            yield Finding.warning(
                 "access",
                 f"{folder} can be written by others ({status.st_mode & 0o777:04o}); chmod go-w it, or have the "
                 "URL say who may (?mode=0660)",
@@ -105,7 +97,7 @@ def _aside(settings: Settings, tree: Tree) -> Iterator[Finding]:
     names = sorted(tree.names(ASIDE))
     if names:
         shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
-        yield _warning(
+        yield Finding.warning(
             "files moved aside",
             f"{len(names)} in {settings.base}/aside, torn or none of this store's: {shown}; look at them, then remove "
             "them",
@@ -115,15 +107,17 @@ def _aside(settings: Settings, tree: Tree) -> Iterator[Finding]:
 def _mount(settings: Settings) -> Iterator[Finding]:
     kind = file_system_of(settings.base)
     if kind in NETWORK:
-        yield _warning(
+        yield Finding.warning(
             "file system",
             f"{settings.root} is on {kind}, a network file system: locks and renames there are not to be relied on; "
             "use a local disk, or redis:// or postgresql:// for several machines",
         )
     elif kind in FLEETING:
-        yield _warning("file system", f"{settings.root} is on {kind}, in memory: all is lost when the machine stops")
+        yield Finding.warning(
+            "file system", f"{settings.root} is on {kind}, in memory: all is lost when the machine stops"
+        )
     elif kind:
-        yield _ok("file system", kind)
+        yield Finding.ok("file system", kind)
 
 
 def file_system_of(path: str, mounts: str = "/proc/mounts") -> str:
@@ -149,12 +143,14 @@ def file_system_of(path: str, mounts: str = "/proc/mounts") -> str:
 def _space(settings: Settings) -> Iterator[Finding]:
     free = shutil.disk_usage(settings.base).free
     if free < LITTLE_SPACE:
-        yield _warning("space", f"{free / 2**20:,.0f} MiB left on the file system of {settings.root}; free some")
+        yield Finding.warning("space", f"{free / 2**20:,.0f} MiB left on the file system of {settings.root}; free some")
     inodes = os.statvfs(settings.base)
     if inodes.f_files > 0 and inodes.f_favail < FEW_INODES:
-        yield _warning("inodes", f"{inodes.f_favail:,} left on the file system of {settings.root}; each task takes one")
+        yield Finding.warning(
+            "inodes", f"{inodes.f_favail:,} left on the file system of {settings.root}; each task takes one"
+        )
 
 
 def _counts(transaction: Transaction) -> Iterator[Finding]:
     total = sum(sum(transaction.queue(name).counts.values()) for name in transaction.folder.queue_names())
-    yield _ok("tasks", f"{total:,} in {len(transaction.folder.queue_names())} queues")
+    yield Finding.ok("tasks", f"{total:,} in {len(transaction.folder.queue_names())} queues")

@@ -18,11 +18,12 @@ from attrs import define
 
 from omniq.errors import CorruptRecord
 from omniq.limit import PLAIN, Limited, line_id
+from omniq.storage.times import LATEST, from_micros, to_micros
 from omniq.storage.validation import LONGEST_TEXT, UNREADABLE, check_task, salvaged
 from omniq.task import Feed, LimitedTask, NewTask, Progress, StoredTask, TaskError, TaskState
 from omniq_local.files.journal import LAST_SEQUENCE
 from omniq_local.files.names import Member, home_path, id_path, member_path, place_key, time_key, token
-from omniq_local.files.times import LATEST, after, micros, moment, read_time, show_time, when
+from omniq_local.files.times import after, read_time, show_time, when
 
 __all__ = [
     "ENDED",
@@ -194,7 +195,7 @@ class Record:
         if self.stand_in is not None:
             return self.stand_in
         order = self.order
-        created = moment(self.created_at)
+        created = from_micros(self.created_at)
         task = StoredTask(
             id=order.id,
             queue=order.queue,
@@ -206,11 +207,11 @@ class Record:
             delivery=self.delivery,
             max_retries=order.max_retries,
             created_at=created,
-            run_at=created if self.run_at == self.created_at else moment(self.run_at),
-            started_at=None if self.started_at is None else moment(self.started_at),
-            finished_at=None if self.finished_at is None else moment(self.finished_at),
-            expires_at=None if self.expires_at is None else moment(self.expires_at),
-            lease_until=None if self.lease_until is None else moment(self.lease_until),
+            run_at=created if self.run_at == self.created_at else from_micros(self.run_at),
+            started_at=None if self.started_at is None else from_micros(self.started_at),
+            finished_at=None if self.finished_at is None else from_micros(self.finished_at),
+            expires_at=None if self.expires_at is None else from_micros(self.expires_at),
+            lease_until=None if self.lease_until is None else from_micros(self.lease_until),
             worker=self.worker,
             unique=order.unique,
             tags=order.tags,
@@ -227,7 +228,7 @@ class Record:
         )
         if not self.line and self.first_at is None:
             return task
-        first_at = None if self.first_at is None else moment(self.first_at)
+        first_at = None if self.first_at is None else from_micros(self.first_at)
         return LimitedTask(**vars(task), limited=Limited(order.key, order.limit, first_at))
 
 
@@ -273,7 +274,7 @@ def dump_order(order: NewTask) -> dict[str, Any]:
 
 
 def load_order(text: dict[str, Any]) -> NewTask:
-    """Read what :func:`dump_order` gave."""
+    """Read what :func:`dump_order` returned."""
     options = {name: text[name] for name, _ in _PLAIN if name in text}
     if "tags" in text:
         options["tags"] = tuple(text["tags"])
@@ -292,7 +293,7 @@ def new_record(order: NewTask, now: int) -> Record:
 
     :raises ValueError: if it cannot be written.
     """
-    # Nothing is ready before it is there: a time in the past gives no place ahead of others.
+    # Nothing is ready before it is there: a time in the past gets no place ahead of others.
     run_at = now if order.run_at is None else max(when(order.run_at, now), now)
     return Record(
         order=order,
@@ -422,7 +423,7 @@ def stand_in(problem: CorruptRecord, data: bytes, task_id: str, queue: str = "")
     """
     fields = _legible(data)
     shown = salvaged(problem, task_id, {**fields, "queue": queue} if queue else fields)
-    created = max(micros(shown.created_at), 0)
+    created = max(to_micros(shown.created_at), 0)
     return Record(
         order=NewTask(
             id=task_id,
@@ -440,13 +441,13 @@ def stand_in(problem: CorruptRecord, data: bytes, task_id: str, queue: str = "")
         ),
         sequence=0,
         created_at=created,
-        run_at=max(micros(shown.run_at), 0),
+        run_at=max(to_micros(shown.run_at), 0),
         state=TaskState.FAILED,
         attempt=shown.attempt,
         delivery=shown.delivery,
-        started_at=None if shown.started_at is None else micros(shown.started_at),
+        started_at=None if shown.started_at is None else to_micros(shown.started_at),
         finished_at=created,
-        expires_at=None if shown.expires_at is None else max(micros(shown.expires_at), 0),
+        expires_at=None if shown.expires_at is None else max(to_micros(shown.expires_at), 0),
         worker=shown.worker,
         error=shown.error,
         result=shown.result_payload,
@@ -482,7 +483,7 @@ def _legible(data: bytes) -> dict[str, Any]:
 
 
 def _read_moment(text: str) -> datetime:
-    return moment(read_time(text))
+    return from_micros(read_time(text))
 
 
 _READ: tuple[tuple[str, Callable[[Any], Any]], ...] = (

@@ -15,12 +15,12 @@ from omniq.errors import CorruptRecord
 from omniq.flow import StoredFlow, StoredGate
 from omniq.storage.rows import dump_flow, dump_gate, load_flow, load_gate
 from omniq.storage.states import due_at
+from omniq.storage.times import to_micros
 from omniq.storage.validation import UNREADABLE, corrupt
 from omniq_local.files.encoding import dump_json
 from omniq_local.files.journal import LAST_SEQUENCE
 from omniq_local.files.names import flow_path, gates_path, members_folder, text_of, time_key, token
 from omniq_local.files.queues import DUE, KEPT
-from omniq_local.files.times import micros
 from omniq_local.files.tree import NO_FILE, Tree
 
 __all__ = ["FlowRecord", "GatesFile", "gate_problems", "read_flow"]
@@ -63,7 +63,7 @@ class FlowRecord:
         due = due_at(self.flow)
         if due is None:
             return "", ""
-        return DUE if self.flow.finished_at is None else KEPT, time_key(max(micros(due), 0), self.sequence)
+        return DUE if self.flow.finished_at is None else KEPT, time_key(max(to_micros(due), 0), self.sequence)
 
     def dump(self) -> bytes:
         """Return the file."""

@@ -14,6 +14,7 @@ from attrs import define, field
 from omniq.errors import CorruptRecord
 from omniq.flow import GateState, StoredFlow, StoredGate
 from omniq.storage.escaping import get_logger
+from omniq.storage.times import LATEST, from_micros
 from omniq.task import TaskState
 from omniq_local.files.encoding import ENDED, Record
 from omniq_local.files.flow_records import FlowRecord, GatesFile, read_flow
@@ -27,7 +28,6 @@ from omniq_local.files.names import (
     part_of,
 )
 from omniq_local.files.queues import DUE, KEPT, FlowLine
-from omniq_local.files.times import LATEST, moment
 from omniq_local.files.tree import Tree
 
 __all__ = ["FlowRepair"]
@@ -120,7 +120,7 @@ class FlowRepair:
         for flow_id, found in self._found.items():
             _log.warning("%s: flow %s is lost; it is made anew of its tasks", self._tree.base, flow_id)
             sequence += 1
-            flow = StoredFlow(id=flow_id, created_at=moment(found.created), result_ttl=found.result_ttl)
+            flow = StoredFlow(id=flow_id, created_at=from_micros(found.created), result_ttl=found.result_ttl)
             flow.audit_at = flow.created_at
             self._keep_flow(FlowRecord(flow=flow, sequence=sequence), found)
         for place in ("gates", "members", DUE, KEPT):
@@ -153,7 +153,7 @@ class FlowRepair:
         if not flow.is_over:
             flow.finished_at = None
         elif flow.finished_at is None:
-            flow.finished_at = max(flow.created_at, moment(found.ended))
+            flow.finished_at = max(flow.created_at, from_micros(found.ended))
         record.folders = found.folders
         record.parts = set(files)
         for part, file in files.items():

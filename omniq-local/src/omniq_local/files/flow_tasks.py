@@ -7,13 +7,13 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from omniq.errors import CorruptRecord
+from omniq.storage.times import from_micros, to_micros
 from omniq.storage.validation import UNREADABLE, Salvaged, corrupt, salvaged
 from omniq.task import NewTask, StoredTask, TaskState
 from omniq_local.files.encoding import ENDED, Record, id_in, new_record, parse_record, stand_in
 from omniq_local.files.flow_records import FlowRecord
 from omniq_local.files.members import Members
 from omniq_local.files.names import MEMBERS_IN_A_FOLDER, Member, member_path, part_of, text_of, token
-from omniq_local.files.times import micros, moment
 
 if TYPE_CHECKING:
     from omniq_local.files.transaction import Transaction
@@ -35,7 +35,7 @@ class FlowTasks:
     """
 
     def __init__(self, transaction: Transaction) -> None:
-        self.now = moment(transaction.now)
+        self.now = from_micros(transaction.now)
         self._transaction = transaction
         self._folder = transaction.folder
         self._tree = transaction.folder.tree
@@ -65,8 +65,8 @@ class FlowTasks:
         for task in tasks:
             record = new_record(NewTask(**{name: getattr(task, name) for name in _ORDER}), self._transaction.now)
             record.opening_delay = task.opening_delay
-            record.created_at = micros(task.created_at)
-            record.first_at = None if task.first_at is None else micros(task.first_at)
+            record.created_at = to_micros(task.created_at)
+            record.first_at = None if task.first_at is None else to_micros(task.first_at)
             _change(record, task)
             self._transaction.add(record)
             if task.flow is not None:
@@ -195,11 +195,11 @@ def _change(record: Record, task: StoredTask) -> None:
     record.state = task.state
     record.attempt = task.attempt
     record.delivery = task.delivery
-    record.run_at = micros(task.run_at)
-    record.started_at = None if task.started_at is None else micros(task.started_at)
-    record.finished_at = None if task.finished_at is None else micros(task.finished_at)
-    record.expires_at = None if task.expires_at is None else max(micros(task.expires_at), 0)
-    record.lease_until = None if task.lease_until is None else micros(task.lease_until)
+    record.run_at = to_micros(task.run_at)
+    record.started_at = None if task.started_at is None else to_micros(task.started_at)
+    record.finished_at = None if task.finished_at is None else to_micros(task.finished_at)
+    record.expires_at = None if task.expires_at is None else max(to_micros(task.expires_at), 0)
+    record.lease_until = None if task.lease_until is None else to_micros(task.lease_until)
     record.worker = task.worker
     record.error = task.error
     record.progress = task.progress

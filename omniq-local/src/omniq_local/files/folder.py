@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import random
-import threading
 import time
 import weakref
 from collections.abc import Callable
@@ -41,6 +40,7 @@ from omniq_local.files.transaction import Transaction
 from omniq_local.files.tree import Tree
 from omniq_local.files.waiter_table import WaiterTable
 from omniq_local.io_threads import IoThread, Operation, deliver
+from omniq_local.shared_storage import Shared
 
 __all__ = ["MISSED", "Folder", "Job"]
 
@@ -55,31 +55,28 @@ LOOKED_AT = 8
 
 
 class Missed:
-    """What an attempt gives that would have had to wait."""
+    """What an attempt returns that would have had to wait."""
 
 
 MISSED = Missed()
 
 
-class Folder(Catalog):
-    """One namespace of a store. Nothing is open until :meth:`open`.
+class Folder(Catalog, Shared):
+    """One namespace of a store.
 
     :param settings: which folder, and how.
-    :param clock: gives the time in seconds since the epoch.
+    :param clock: returns the time in seconds since the epoch.
     """
 
     def __init__(self, settings: Settings, clock: Callable[[], float]) -> None:
-        super().__init__(Tree(settings.root, os.path.basename(settings.base), settings.mode))
+        Catalog.__init__(self, Tree(settings.root, os.path.basename(settings.base), settings.mode))
+        Shared.__init__(self, clock)
         self.settings = settings
-        self.clock = clock
-        self.generation = 0
-        """Counts the forks: what was opened under another number is the parent's."""
         self._set_up()
         _alive.add(self)
 
     def _set_up(self) -> None:
-        self._guard = threading.Lock()
-        self._users = 0
+        self._without_users()
         self._store_lock = StoreLock(self.settings)
         self._store_lock.renew = self._renew
         self._is_checked = False
@@ -93,22 +90,7 @@ class Folder(Catalog):
         self._io_thread: IoThread[Job[Any]] = IoThread("omniq-files", self._work)
         self.forget()
 
-    def now(self) -> int:
-        """Return the store's clock, in microseconds since the epoch."""
-        return int(self.clock() * 1_000_000)
-
     # Life
-
-    def open(self) -> None:
-        """Open the store for one more user; blocks.
-
-        :raises SchemaMismatch: if the folder holds something else, or was written by another version.
-        :raises StorageUnavailable: if it cannot be used.
-        """
-        with self._guard:
-            if self._users == 0:
-                self._open()
-            self._users += 1
 
     def _open(self) -> None:
         try:
@@ -168,25 +150,16 @@ class Folder(Catalog):
             try:
                 self._store_lock.enter(since)
             except StorageUnavailable:
-                # Repairing may take longer than anybody should have to wait for anything else.
+                # Repairing may take longer than a call should have to wait for anything else.
                 if self._is_checked or not is_being_repaired(self.settings):
                     raise
                 since = time.monotonic()
             else:
                 return
 
-    def close(self, generation: int) -> None:
-        """Do without one user, and close after the last; blocks.
-
-        :param generation: under which this user opened.
-        """
-        with self._guard:
-            if generation != self.generation or self._users == 0:
-                return
-            self._users -= 1
-            if self._users == 0:
-                self._io_thread.stop()
-                self._shut()
+    def _end(self) -> None:
+        self._io_thread.stop()
+        self._shut()
 
     def _shut(self) -> None:
         self._store_lock.close()

@@ -17,6 +17,7 @@ from omniq.storage.limit_transitions import ELIGIBLE
 from omniq.storage.limits import Line
 from omniq.storage.records import dump_limit
 from omniq.storage.rows import dump_lane, dump_line
+from omniq.storage.times import from_micros, to_micros
 from omniq.storage.validation import UNREADABLE
 from omniq.task import StoredTask, TaskState
 from omniq_local.files.encoding import LINED, Record, parse_record
@@ -24,7 +25,6 @@ from omniq_local.files.flow_tasks import FlowTasks
 from omniq_local.files.limit_log import LANE, LIMIT, LINE, NOTHING, RATE, SLOT, LimitLog, entry
 from omniq_local.files.names import limit_path, parse_entry
 from omniq_local.files.queues import Queue
-from omniq_local.files.times import micros, moment
 
 if TYPE_CHECKING:
     from omniq.storage.primitives import FlowTransaction
@@ -258,17 +258,17 @@ class LimitSteps(FlowTasks):
 
 
 def outlook(queue: Queue, due_at: int | None, transaction: Transaction) -> tuple[bool, int | None]:
-    """Return whether a claim of a queue that has limits or lines may give something, and when that may change.
+    """Return whether a claim of a queue that has limits or lines may return something, and when that may change.
 
     :param due_at: when its next scheduled task is due, if it has one.
     """
 
     def work(_: str) -> tuple[bool, datetime | None]:
         is_there = queue.counts[READY.value] > 0 or (due_at is not None and due_at <= transaction.now)
-        return is_there, None if due_at is None else moment(due_at)
+        return is_there, None if due_at is None else from_micros(due_at)
 
     is_there, at = limit_transitions.outlook(transaction.flows, [queue.name], work)
-    return is_there, None if at is None else micros(at)
+    return is_there, None if at is None else to_micros(at)
 
 
 def prune(limit: int, transaction: Transaction) -> None:

@@ -7,13 +7,13 @@ from typing import TypeVar
 
 from omniq.storage import QueueStats, StoredWorker, TaskPage, TaskQuery
 from omniq.storage.paging import CLOCK_SLACK, Pager, slackened
+from omniq.storage.times import from_micros, to_micros
 from omniq.task import StoredTask, TaskState
 from omniq_local.files.encoding import Record
 from omniq_local.files.maintenance import live_workers
 from omniq_local.files.names import HOME_SIZE, about_path, parse_entry
 from omniq_local.files.queues import Queue, shelves_of
 from omniq_local.files.state_folders import StateFolder
-from omniq_local.files.times import micros, moment
 from omniq_local.files.transaction import Transaction
 
 __all__ = ["ended", "get", "list_tasks", "stats", "workers"]
@@ -98,7 +98,7 @@ def workers(transaction: Transaction) -> list[StoredWorker]:
     return [
         StoredWorker(
             id=worker,
-            seen_at=moment(seen_at),
+            seen_at=from_micros(seen_at),
             running=tuple(running.get(worker, ())),
             about=_about(worker, transaction),
         )
@@ -179,7 +179,7 @@ def _end_before(
     """
     if query.enqueued_before is None:
         return len(places)
-    moment = micros(slackened(query.enqueued_before, CLOCK_SLACK))
+    moment = to_micros(slackened(query.enqueued_before, CLOCK_SLACK))
     low, high = 0, len(places)
     while low < high:
         middle = (low + high) // 2

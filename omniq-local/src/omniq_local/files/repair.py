@@ -91,7 +91,7 @@ def is_being_repaired(settings: Settings) -> bool:
 
 
 def _repeat(tree: Tree, journal: Journal) -> int:
-    """Do everything again that is in the journal; give the generation that this leads to."""
+    """Do everything again that is in the journal; return the generation that this leads to."""
     offset, generation = 0, 0
     while (frame := journal.read(offset)) is not None and (not offset or frame.generation == generation + 1):
         redo(tree, frame.actions)
@@ -114,7 +114,7 @@ class _Repair:
         self._flows = FlowRepair(tree, generation, self._set_aside)
 
     def run(self) -> int:
-        """Repair everything; give the largest sequence number."""
+        """Repair everything; return the largest sequence number."""
         for path in Queue.files(self._tree):
             name = Queue.name_in(self._tree, path)
             if name is None:

@@ -14,12 +14,13 @@ from omniq.limit import Debounce
 from omniq.schedule import Misfire, Overlap, Schedule
 from omniq.storage import Enqueued
 from omniq.storage.escaping import get_logger
+from omniq.storage.times import from_micros, to_micros
 from omniq.storage.validation import UNREADABLE, check_schedule, corrupt, log_once
 from omniq.task import NewTask, When
 from omniq_local.files.encoding import dump_json, dump_order, load_order
 from omniq_local.files.enqueueing import enqueue
 from omniq_local.files.names import schedule_path, text_of
-from omniq_local.files.times import micros, moment, read_time, show_time
+from omniq_local.files.times import read_time, show_time
 from omniq_local.files.transaction import Transaction
 
 __all__ = ["bad_schedules", "delete_schedule", "due_schedules", "fire", "get_schedules", "outlook", "put_schedule"]
@@ -99,7 +100,7 @@ def delete_schedule(schedule_id: str, transaction: Transaction) -> bool:
 
 def due_schedules(limit: int, transaction: Transaction) -> list[Schedule]:
     """See :meth:`~omniq.storage.Storage.due_schedules`."""
-    now = moment(transaction.now)
+    now = from_micros(transaction.now)
     due = [
         (at, each.id) for each in _all(transaction).values() if (at := each.next_run) and not each.paused and at <= now
     ]
@@ -109,7 +110,7 @@ def due_schedules(limit: int, transaction: Transaction) -> list[Schedule]:
 def outlook(transaction: Transaction) -> tuple[frozenset[tuple[str, int]], int | None]:
     """Return the schedules that are due, id and revision, and when the next of the others will be; None: never."""
     planned = [
-        (micros(each.next_run), each) for each in _all(transaction).values() if each.next_run and not each.paused
+        (to_micros(each.next_run), each) for each in _all(transaction).values() if each.next_run and not each.paused
     ]
     due = frozenset((each.id, each.revision) for at, each in planned if at <= transaction.now)
     return due, min((at for at, _ in planned if at > transaction.now), default=None)
@@ -145,7 +146,7 @@ def _dump(schedule: Schedule) -> bytes:
     }
     for name in _TIMES:
         at = getattr(schedule, name)
-        text[name] = None if at is None else show_time(micros(at))
+        text[name] = None if at is None else show_time(to_micros(at))
     text["task"] = {**dump_order(task), "run_at": _show_when(task.run_at), "expires": _show_when(task.expires)}
     if task.debounce is not None:
         text["task"]["debounce"] = [task.debounce.key, task.debounce.wait, task.debounce.max_wait]
@@ -154,7 +155,7 @@ def _dump(schedule: Schedule) -> bytes:
 
 def _load(text: dict[str, Any]) -> Schedule:
     order = text["task"]
-    times = {name: None if text[name] is None else moment(read_time(text[name])) for name in _TIMES}
+    times = {name: None if text[name] is None else from_micros(read_time(text[name])) for name in _TIMES}
     return Schedule(
         id=text["id"],
         revision=text["revision"],
@@ -182,10 +183,10 @@ def _show_when(when: When | None) -> str | dict[str, int] | None:
         return None
     if isinstance(when, timedelta):
         return {"microseconds": when // timedelta(microseconds=1)}
-    return show_time(micros(when))
+    return show_time(to_micros(when))
 
 
 def _read_when(value: str | dict[str, int] | None) -> When | None:
     if value is None:
         return None
-    return timedelta(microseconds=value["microseconds"]) if isinstance(value, dict) else moment(read_time(value))
+    return timedelta(microseconds=value["microseconds"]) if isinstance(value, dict) else from_micros(read_time(value))

@@ -45,8 +45,8 @@ def read_settings(config: StorageConfig) -> Settings:
         root=root,
         base=os.path.join(root, config.namespace),
         shown=config.redacted or config.location,
-        durable=_fsync(config) == "always",
-        lock_timeout=_lock_timeout(config),
+        durable=config.choice("fsync", ("never", "always")) == "always",
+        lock_timeout=config.number("lock_timeout", 5, 0, 3600),
         mode=file_mode(config),
     )
 
@@ -65,21 +65,3 @@ def _root(config: StorageConfig) -> str:
     if "\0" in path:
         raise ConfigurationError(f"{shown}: a folder's name cannot hold a NUL character")
     return os.path.normpath("/" + path.strip("/"))
-
-
-def _fsync(config: StorageConfig) -> str:
-    value = config.options.get("fsync", "never").lower()
-    if value not in ("always", "never"):
-        raise ConfigurationError(f"{config.redacted}: fsync must be always or never, not {value!r}")
-    return value
-
-
-def _lock_timeout(config: StorageConfig) -> float:
-    text = config.options.get("lock_timeout", "5")
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = -1.0
-    if not 0 <= seconds <= 3600:
-        raise ConfigurationError(f"{config.redacted}: lock_timeout must be 0 to 3600 seconds, not {text!r}")
-    return seconds

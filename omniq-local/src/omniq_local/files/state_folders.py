@@ -13,8 +13,8 @@ import re
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable, Iterator
 
+from omniq.storage.times import LATEST
 from omniq_local.files.names import Entry, home_path, parse_entry, time_key
-from omniq_local.files.times import LATEST
 from omniq_local.files.tree import Tree
 
 __all__ = ["LIMIT", "LOWEST", "StateFolder"]
@@ -284,10 +284,3 @@ class StateFolder:
             return []
         chosen = random.sample(folders[1:-1], min(LOOKED_AT, len(folders) - 2))
         return [folder for folder in chosen if folder != self._end and not self.names(folder)]
-
-    def drop_folder(self, folder: str) -> None:
-        """Note that a sub-folder was removed."""
-        folders = self.folders()
-        if folder in folders and folder != LOWEST:
-            folders.remove(folder)
-        self._fill.pop(folder, None)

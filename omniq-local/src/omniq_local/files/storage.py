@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import glob
 import os
-import threading
 import time
-import weakref
 from collections.abc import Callable, Mapping, Sequence, Set
-from copy import copy
-from datetime import datetime
 from functools import partial
-from typing import Any, Self, TypeVar
 
-from omniq.errors import StorageUnavailable
 from omniq.flow import Flow, NewFlow
 from omniq.limit import Limit, LimitUsage, Scope
 from omniq.schedule import Schedule
@@ -26,7 +19,6 @@ from omniq.storage import (
     Lease,
     LeaseState,
     QueueStats,
-    Storage,
     StorageConfig,
     StorageLimits,
     StoredWorker,
@@ -34,30 +26,29 @@ from omniq.storage import (
     TaskQuery,
 )
 from omniq.storage.limits import Line
+from omniq.storage.paging import read_cursor
 from omniq.task import NewTask, Outcome, Progress, StoredTask, TaskState
 from omniq_local.files import claiming, control, finishing, flow_verbs, limits, maintenance, reading, schedules
 from omniq_local.files.doctor import check, diagnose
 from omniq_local.files.enqueueing import enqueue
 from omniq_local.files.folder import Folder
 from omniq_local.files.settings import read_settings
-from omniq_local.files.times import moment
 from omniq_local.files.waiting import Waiting
+from omniq_local.shared_storage import SharedStorage
 
 __all__ = ["FileStorage"]
-
-T = TypeVar("T")
 
 LARGE = 100
 """So many tasks are worked on by a thread of ours rather than on the event loop's."""
 
 
-class FileStorage(Storage):
+class FileStorage(SharedStorage[Folder, Waiting]):
     """A storage in a folder: a file for each task, shared by any number of processes on one machine.
 
     :param config: ``file:///abs/folder``. Options: ``fsync=never`` (default; survives the death of every process) or
         ``always`` (survives that of the machine, too); ``lock_timeout``, seconds to wait for other processes, 5 unless
         given.
-    :param clock: gives the time in seconds since the epoch; must be the same for all users of the folder.
+    :param clock: returns the time in seconds since the epoch; must be the same for all users of the folder.
     :raises ConfigurationError: if the URL cannot be used.
     """
 
@@ -68,56 +59,8 @@ class FileStorage(Storage):
     limits = StorageLimits(flow_step=300, flows=True, task_limits=True)
 
     def __init__(self, config: StorageConfig, *, clock: Callable[[], float] = time.time) -> None:
-        self._config = config
         self._folder = Folder(read_settings(config), clock)
-        self._close_up()
-
-    def _close_up(self) -> None:
-        self._generation = -1
-        self._waiting: Waiting | None = None
-        self._finalizer: weakref.finalize[Any, Any] | None = None
-
-    def __repr__(self) -> str:
-        return f"FileStorage({self._config!r})"
-
-    # Life
-
-    def sibling(self) -> Self:
-        twin = copy(self)
-        twin._close_up()
-        return twin
-
-    async def open(self) -> None:
-        if self._is_open:
-            return
-        folder = self._folder
-        await _on_a_thread(folder.open)
-        self._generation = folder.generation
-        self._waiting = Waiting(folder)
-        # For those who forget to close.
-        self._finalizer = weakref.finalize(self, _abandon, folder, folder.generation, self._waiting)
-
-    async def close(self) -> None:
-        if self._finalizer is None:
-            return
-        generation, waiting = self._generation, self._waiting
-        self._finalizer.detach()
-        self._close_up()
-        if waiting is not None and generation == self._folder.generation:
-            waiting.close()
-            await _on_a_thread(partial(self._folder.close, generation))
-
-    @property
-    def _is_open(self) -> bool:
-        return self._generation == self._folder.generation
-
-    def _opened(self) -> Folder:
-        if self._generation != self._folder.generation:
-            raise StorageUnavailable(f"{self._folder.settings.shown} is not open in this process: call open() first")
-        return self._folder
-
-    async def now(self) -> datetime:
-        return moment(self._opened().now())
+        super().__init__(config, self._folder, Waiting)
 
     # From producer to worker and back
 
@@ -149,28 +92,13 @@ class FileStorage(Storage):
     async def recover(self, limit: int) -> list[StoredTask]:
         return await self._opened().run(partial(maintenance.recover, limit), small=limit <= LARGE)
 
-    # Waiting
-
-    def _waits(self) -> Waiting:
-        self._opened()
-        assert self._waiting is not None
-        return self._waiting
-
-    async def wait_for_work(self, queues: Sequence[str], timeout: float) -> None:
-        await self._waits().for_work(queues, timeout)
-
-    async def wait_finished(self, ids: Sequence[str], timeout: float) -> set[str]:
-        return await self._waits().for_end(ids, timeout)
-
     # Reading
 
     async def get(self, ids: Sequence[str]) -> list[StoredTask | None]:
         return await self._opened().run(partial(reading.get, ids), small=len(ids) <= LARGE)
 
     async def list_tasks(self, query: TaskQuery, cursor: str | None = None) -> TaskPage[StoredTask]:
-        if cursor is not None and not (cursor.isascii() and cursor.isdecimal()):
-            raise ValueError(f"{cursor!r} is not a cursor of {self._config.redacted}")
-        before = None if cursor is None else int(cursor)
+        before = read_cursor(cursor, self._config.redacted, None)
         return await self._opened().run(partial(reading.list_tasks, query, before), small=False)
 
     async def stats(self) -> list[QueueStats]:
@@ -268,7 +196,7 @@ class FileStorage(Storage):
 
     async def namespaces(self) -> list[str]:
         root = self._folder.settings.root
-        found = await _on_a_thread(lambda: glob.glob("*/control", root_dir=root))
+        found = await self._on_a_thread(lambda: glob.glob("*/control", root_dir=root))
         return [os.path.dirname(path) for path in found]
 
     async def check(self, limit: int = 100) -> list[Finding]:
@@ -280,37 +208,3 @@ class FileStorage(Storage):
 
     async def diagnose(self) -> list[Finding]:
         return await self._opened().run(partial(diagnose, self._folder.settings), small=False)
-
-
-def _abandon(folder: Folder, generation: int, waiting: Waiting) -> None:
-    if generation == folder.generation:
-        waiting.close()
-        folder.close(generation)
-
-
-async def _on_a_thread(work: Callable[[], T]) -> T:
-    """Do what blocks without holding up the loop, also while the loop is ending."""
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[T] = loop.create_future()
-
-    def settle(result: T | None, error: BaseException | None) -> None:
-        if future.done():
-            return
-        if error is not None:
-            future.set_exception(error)
-        else:
-            future.set_result(result)  # type: ignore[arg-type]  # T itself may be Optional; without an error it is T
-
-    def run() -> None:
-        result, error = None, None
-        try:
-            result = work()
-        except BaseException as caught:
-            error = caught
-        try:
-            loop.call_soon_threadsafe(settle, result, error)
-        except RuntimeError:
-            return  # the loop was closed meanwhile, and no caller waits
-
-    threading.Thread(target=run, name="omniq-files-open", daemon=True).start()
-    return await future

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from attrs import evolve
 
 from omniq.storage.escaping import get_logger
+from omniq.storage.times import from_micros
 from omniq.task import StoredTask, TaskError, TaskState
 from omniq_local.files.encoding import ENDED, LINED, Record, dump_head
 from omniq_local.files.flows import Flows
@@ -16,7 +17,6 @@ from omniq_local.files.lookup import Lookup
 from omniq_local.files.names import HOME_SIZE, unique_path
 from omniq_local.files.queues import EXPIRING, Queue
 from omniq_local.files.state_folders import StateFolder
-from omniq_local.files.times import moment
 
 if TYPE_CHECKING:
     from omniq_local.files.folder import Folder
@@ -41,7 +41,7 @@ class Transaction(Lookup):
         self.ready: Counter[str] = Counter()
         """How many tasks became ready, by queue."""
         self.woken: set[str] = set()
-        """Queues of which everybody is to look again."""
+        """Queues whose waiters are all to look again."""
         self.schedules_changed = False
         self.flows_changed = False
         """Whether it is another time at which there is something to do about flows."""
@@ -62,7 +62,7 @@ class Transaction(Lookup):
 
     @property
     def is_news(self) -> bool:
-        """Whether somebody may be waiting for what was changed."""
+        """Whether what was changed may be waited for."""
         return bool(+self.ready or self.ended or self.woken or self.schedules_changed or self.follows)
 
     @property
@@ -302,7 +302,7 @@ class Transaction(Lookup):
         elif state is TaskState.SCHEDULED:
             first = queue.state_folders[state.value].peek() if queue.counts[state.value] else None
             if first is None or key < first:
-                # Everybody is to know when there will be something, not one who may be busy by then.
+                # All are to know when there will be something, not one who may be busy by then.
                 self.woken.add(queue.name)
 
     def _make(self, queue: Queue, record: Record, made: list[Action]) -> None:
@@ -402,4 +402,4 @@ class Transaction(Lookup):
 def _ended(record: Record, now: int) -> StoredTask:
     """Return a task whose end is to be counted: one that was removed before it as cancelled."""
     task = record.task()
-    return evolve(task, state=TaskState.CANCELLED, finished_at=moment(now)) if record.removed else task
+    return evolve(task, state=TaskState.CANCELLED, finished_at=from_micros(now)) if record.removed else task

@@ -63,7 +63,7 @@ class Waiting:
         self._closed = False
 
     def close(self) -> None:
-        """Wake everybody and stop listening."""
+        """Wake all waiters, and stop listening."""
         self._closed = True
         for name in self._waiting:
             name.signal.fire()

@@ -1,8 +1,8 @@
 """The memory storage: tasks that live and end with this process. The simplest correct store, the measure of the others.
 
 ``memory://NAME`` is one store for everyone in the process who uses that name (and namespace), on whatever loop or
-thread; ``memory://`` is private to the storage that was made for it and its siblings. Nothing here polls: whoever waits
-is woken by the change itself, or by a timer for the next due time.
+thread; ``memory://`` is private to the storage that was made for it and its siblings. Nothing here polls: waiters are
+woken by the change itself, or by a timer for the next due time.
 """
 
 from __future__ import annotations
@@ -10,40 +10,31 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from copy import copy
-from datetime import datetime
-from typing import Protocol, Self, runtime_checkable
+from typing import Any, Protocol, Self, TypeVar, runtime_checkable
 
 from omniq.errors import StorageUnavailable
-from omniq.flow import Flow, NewFlow
-from omniq.limit import Limit, LimitUsage, Scope
-from omniq.schedule import Schedule
+from omniq.flow import NewFlow
 from omniq.storage import (
-    Adoption,
     Capability,
     Enqueued,
     Finding,
-    Lease,
-    LeaseState,
     QueueStats,
     Severity,
-    Storage,
     StorageConfig,
     StorageLimits,
-    StoredWorker,
-    TaskPage,
-    TaskQuery,
-    flow_transitions,
-    limit_transitions,
-    transitions,
 )
+from omniq.storage.limits import Line
+from omniq.storage.transactional import TransactionalStorage
 from omniq.storage.transactions import CallerTransaction
-from omniq.task import NewTask, Outcome, Progress, StoredTask, TaskState
+from omniq.task import NewTask, Outcome, StoredTask
 from omniq_local.memory.store import LOCK, Store
 from omniq_local.memory.waiting import Waiter
 
 __all__ = ["MemoryStorage", "SubscribableClock"]
+
+R = TypeVar("R")
 
 OVERDUE_SCHEDULE_PAUSE = 1.0
 """Seconds. A schedule that is due but not fired (no scheduler runs) must not make idle workers spin."""
@@ -65,11 +56,11 @@ class SubscribableClock(Protocol):
         ...
 
 
-class MemoryStorage(Storage):
+class MemoryStorage(TransactionalStorage):
     """A storage in the memory of this process.
 
     :param config: ``memory://`` or ``memory://NAME``; no options.
-    :param clock: gives the time in seconds since the epoch. If it has a method ``subscribe``, see
+    :param clock: returns the time in seconds since the epoch. If it has a method ``subscribe``, see
         :class:`SubscribableClock`, moving it wakes the callers that wait. None: the clock that the store of that name
         has already, or else the system's.
     :param any_connection: whether :meth:`join` takes any object for a connection. What is done through it is done at
@@ -78,20 +69,21 @@ class MemoryStorage(Storage):
     """
 
     capabilities: Set[Capability] = frozenset({Capability.NOTIFICATIONS})
+    _purge_step = sys.maxsize
     limits = StorageLimits(flow_step=5_000, lost_wakeup=0, stalled_client=0, flows=True, task_limits=True)
 
     def __init__(
         self, config: StorageConfig, *, clock: Callable[[], float] | None = None, any_connection: bool = False
     ) -> None:
         config.check_options(())
-        self._config = config
+        self.config = config
         self._store = _find_store(config, clock)
         self._any_connection = any_connection
         self._is_open = False
         self._waiters: set[Waiter] = set()
 
     def __repr__(self) -> str:
-        return f"MemoryStorage({self._config!r})"
+        return f"MemoryStorage({self.config!r})"
 
     # Life
 
@@ -112,12 +104,12 @@ class MemoryStorage(Storage):
 
     def _opened(self) -> Store:
         if not self._is_open:
-            raise StorageUnavailable(f"{self._config.redacted} is not open: call open() first")
+            raise StorageUnavailable(f"{self.config.redacted} is not open: call open() first")
         return self._store.begin()
 
-    async def now(self) -> datetime:
+    async def _run(self, verb: Callable[..., R], *values: Any, write: bool = True, wakes: bool = False) -> R:
         with LOCK:
-            return self._opened().now
+            return verb(self._opened(), *values)
 
     # From producer to worker and back
 
@@ -132,25 +124,9 @@ class MemoryStorage(Storage):
     def join(self, connection: object) -> CallerTransaction:
         return _AtOnce(self._store) if self._any_connection else super().join(connection)
 
-    async def claim(
-        self, demand: Mapping[str, int], *, worker: str, lease: float, limit: int | None = None
-    ) -> list[StoredTask]:
-        with LOCK:
-            return transitions.claim(self._opened(), demand, worker, lease, limit)
-
     async def finish(self, outcomes: Sequence[Outcome]) -> list[bool]:
         with LOCK:
             return self._opened().finish(outcomes)
-
-    async def heartbeat(
-        self, worker: str, leases: Sequence[Lease], lease: float, about: str | None = None
-    ) -> list[LeaseState]:
-        with LOCK:
-            return transitions.heartbeat(self._opened(), worker, leases, lease, about)
-
-    async def recover(self, limit: int) -> list[StoredTask]:
-        with LOCK:
-            return transitions.recover(self._opened(), limit)
 
     # Waiting
 
@@ -199,130 +175,12 @@ class MemoryStorage(Storage):
 
     # Reading
 
-    async def get(self, ids: Sequence[str]) -> list[StoredTask | None]:
-        with LOCK:
-            return self._opened().get(ids)
-
-    async def list_tasks(self, query: TaskQuery, cursor: str | None = None) -> TaskPage[StoredTask]:
-        if cursor is not None and not (cursor.isascii() and cursor.isdecimal()):
-            raise ValueError(f"{cursor!r} is not a cursor of {self._config.redacted}")
-        with LOCK:
-            return self._opened().page(query, None if cursor is None else int(cursor))
-
     async def stats(self) -> list[QueueStats]:
         with LOCK:
             return self._opened().stats()
 
-    async def workers(self) -> list[StoredWorker]:
-        with LOCK:
-            return self._opened().workers()
-
-    # Control
-
-    async def cancel(self, ids: Sequence[str]) -> list[bool]:
-        with LOCK:
-            return transitions.cancel(self._opened(), ids)
-
-    async def retry(self, ids: Sequence[str]) -> list[bool]:
-        with LOCK:
-            return transitions.retry(self._opened(), ids)
-
-    async def run_now(self, ids: Sequence[str]) -> list[bool]:
-        with LOCK:
-            return transitions.run_now(self._opened(), ids)
-
-    async def delete(self, ids: Sequence[str]) -> list[bool]:
-        with LOCK:
-            return transitions.delete(self._opened(), ids)
-
-    async def purge(self, queue: str, state: TaskState | None = None) -> int:
-        states = [one for one in TaskState if one is not TaskState.RUNNING and state in (None, one)]
-        with LOCK:
-            return transitions.purge(self._opened(), queue, states, sys.maxsize)
-
-    async def pause(self, queue: str) -> bool:
-        with LOCK:
-            return self._opened().pause(queue)
-
-    async def resume(self, queue: str) -> bool:
-        with LOCK:
-            return self._opened().resume(queue)
-
-    async def set_progress(self, updates: Mapping[Lease, Progress]) -> None:
-        with LOCK:
-            transitions.set_progress(self._opened(), updates)
-
-    # Flows
-
-    async def release_hold(self, flow_id: str, gate: int) -> bool:
-        with LOCK:
-            return flow_transitions.release_hold(self._opened(), flow_id, gate)
-
-    async def get_flows(self, ids: Sequence[str]) -> list[Flow | None]:
-        with LOCK:
-            return flow_transitions.get_flows(self._opened(), ids)
-
-    async def cancel_flow(self, flow_id: str) -> bool:
-        with LOCK:
-            return flow_transitions.cancel_flow(self._opened(), flow_id)
-
-    async def retry_flow(self, flow_id: str) -> int:
-        with LOCK:
-            return flow_transitions.retry_flow(self._opened(), flow_id)
-
-    async def settle(self, limit: int) -> int:
-        with LOCK:
-            return flow_transitions.settle(self._opened(), limit)
-
-    # Limits
-
-    async def put_limit(self, limit: Limit, expected_revision: int | None = None) -> Limit | None:
-        with LOCK:
-            return limit_transitions.put_limit(self._opened(), limit, expected_revision)
-
-    async def get_limits(self, ids: Sequence[str] | None = None) -> list[Limit]:
-        with LOCK:
-            return limit_transitions.get_limits(self._opened(), ids)
-
-    async def get_limit_usage(self, scopes: Sequence[Scope] | None = None) -> list[LimitUsage]:
-        with LOCK:
-            return limit_transitions.get_usage(self._opened(), scopes)
-
-    async def delete_limit(self, limit_id: str) -> bool:
-        with LOCK:
-            return limit_transitions.delete_limit(self._opened(), limit_id)
-
-    # Schedules
-
-    async def put_schedule(self, schedule: Schedule, expected_revision: int | None = None) -> Schedule | None:
-        with LOCK:
-            return transitions.put_schedule(self._opened(), schedule, expected_revision)
-
-    async def get_schedules(self, ids: Sequence[str] | None = None) -> list[Schedule]:
-        with LOCK:
-            return self._opened().schedules(ids)
-
-    async def delete_schedule(self, schedule_id: str) -> bool:
-        with LOCK:
-            return transitions.delete_schedule(self._opened(), schedule_id)
-
-    async def due_schedules(self, limit: int) -> list[Schedule]:
-        with LOCK:
-            return self._opened().due(limit)
-
-    async def fire(self, schedule: Schedule, tasks: Sequence[NewTask]) -> list[Enqueued] | None:
-        with LOCK:
-            return transitions.fire(self._opened(), schedule, tasks)
-
-    # Upkeep
-
-    async def prune(self, limit: int) -> int:
-        with LOCK:
-            return transitions.prune(self._opened(), limit)
-
-    async def adopt(self, tasks: Sequence[StoredTask], flows: Sequence[Flow] = ()) -> list[Adoption]:
-        with LOCK:
-            return transitions.adopt(self._opened(), tasks, flows)
+    async def lost_lines(self, lines: Sequence[Line]) -> list[StoredTask]:
+        return []  # only damage leaves lines so
 
     async def diagnose(self) -> list[Finding]:
         with LOCK:
@@ -346,12 +204,6 @@ class _AtOnce(CallerTransaction):
     def __init__(self, store: Store) -> None:
         self._store = store
 
-    def enqueue(self, tasks: Sequence[NewTask]) -> list[Enqueued]:
-        return self.enqueue_flow(tasks, None)
-
-    async def aenqueue(self, tasks: Sequence[NewTask]) -> list[Enqueued]:
-        return self.enqueue(tasks)
-
     def enqueue_flow(self, tasks: Sequence[NewTask], flow: NewFlow | None) -> list[Enqueued]:
         with LOCK:
             return self._store.begin().enqueue(tasks, flow)
@@ -359,9 +211,6 @@ class _AtOnce(CallerTransaction):
     def finish(self, outcome: Outcome) -> bool:
         with LOCK:
             return self._store.begin().finish([outcome])[0]
-
-    async def afinish(self, outcome: Outcome) -> bool:
-        return self.finish(outcome)
 
 
 def _find_store(config: StorageConfig, clock: Callable[[], float] | None) -> Store:

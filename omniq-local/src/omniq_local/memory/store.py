@@ -14,7 +14,7 @@ from weakref import WeakSet
 from omniq.flow import NewFlow, StoredFlow, StoredGate
 from omniq.limit import PLAIN, Lane, Limit, Scope, StoredLine
 from omniq.schedule import Schedule
-from omniq.storage import Enqueued, QueueStats, StoredWorker, TaskPage, TaskQuery, transitions
+from omniq.storage import Enqueued, QueueStats, StoredWorker, TaskQuery, transitions
 from omniq.storage.flow_transitions import count_ends
 from omniq.storage.limit_transitions import ASLEEP, ELIGIBLE, give_back, is_lined, moved, outlook
 from omniq.storage.paging import Pager
@@ -234,7 +234,6 @@ class Store:
         return list(islice(matching, limit))
 
     def dropped(self, limit: int) -> list[StoredTask]:
-        self._workers = {worker: seen for worker, seen in self._workers.items() if seen[1] > self.now}
         return [record.task for record in self._kept.take(limit, self.now)]
 
     def flows(self, ids: Iterable[str]) -> dict[str, StoredFlow]:
@@ -275,6 +274,9 @@ class Store:
         if about is None and worker in self._workers:
             about = self._workers[worker][2]
         self._workers[worker] = self.now, later(self.now, lease), about
+
+    def forget_workers(self) -> None:
+        self._workers = {worker: seen for worker, seen in self._workers.items() if seen[1] > self.now}
 
     def revision(self, schedule_id: str) -> int | None:
         stored = self._schedules.get(schedule_id)
@@ -342,16 +344,14 @@ class Store:
 
     # Reading
 
-    def get(self, ids: Sequence[str]) -> list[StoredTask | None]:
-        found = self.load(ids)
-        return [found.get(task_id) for task_id in ids]
+    get = load
 
-    def page(self, query: TaskQuery, before: int | None) -> TaskPage[StoredTask]:
+    def page(self, query: TaskQuery, before: int | None) -> tuple[list[StoredTask], int | None]:
         pager = Pager(query)
         for record in self._candidates(query, before):
             if pager.is_done_with(record.sequence, record.task):
                 break
-        return pager.page()
+        return pager.tasks, pager.cursor
 
     def _candidates(self, query: TaskQuery, before: int | None) -> Iterable[Record]:
         """Return the records to look at for a page: those in the states asked for, where they are few among all."""
@@ -388,9 +388,8 @@ class Store:
             if until > self.now
         ]
 
-    def schedules(self, ids: Sequence[str] | None) -> list[Schedule]:
-        wanted = sorted(self._schedules) if ids is None else ids
-        return [self._schedules[schedule_id] for schedule_id in wanted if schedule_id in self._schedules]
+    def schedules(self) -> list[Schedule]:
+        return list(self._schedules.values())
 
     def due(self, limit: int) -> list[Schedule]:
         due = sorted((at, schedule.id) for at, schedule in self._planned() if at <= self.now)

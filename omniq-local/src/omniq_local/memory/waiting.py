@@ -58,7 +58,7 @@ class Waiter:
 
 
 class Waiters:
-    """Everybody who waits for one store. Used under the store's lock."""
+    """All that wait for one store. Used under the store's lock."""
 
     def __init__(self) -> None:
         self._for_work: set[Waiter] = set()

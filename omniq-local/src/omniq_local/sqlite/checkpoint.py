@@ -34,7 +34,7 @@ class Checkpoints:
     """Decides when, and does it.
 
     :param settings: which file.
-    :param turn: gives a turn among those who write in this process.
+    :param turn: returns a turn among those who write in this process.
     :param log_is_lost: tells whether one of the process's connections has a log open that was replaced.
     """
 

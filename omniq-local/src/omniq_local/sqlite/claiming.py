@@ -12,10 +12,11 @@ from attrs import frozen
 from omniq.errors import CorruptRecord
 from omniq.storage.escaping import get_logger
 from omniq.storage.records import dump_error
+from omniq.storage.times import from_micros, span
 from omniq.storage.validation import corrupt_error
 from omniq.task import StoredTask
 from omniq_local.sqlite import flows, limits
-from omniq_local.sqlite.encoding import CANCELLED, FAILED, READY, RUNNING, SCHEDULED, claimed_task, moment, span
+from omniq_local.sqlite.encoding import CANCELLED, FAILED, READY, RUNNING, SCHEDULED, claimed_task
 from omniq_local.sqlite.transaction import End, Row, Transaction
 
 __all__ = ["Claim", "Claimed", "Picked", "claim", "end_corrupt", "end_expired", "promote", "read"]
@@ -146,7 +147,7 @@ def _body(tx: Transaction, seq: int) -> bytes | None:
 
 def read(picked: Picked, asked: Claim) -> Claimed:
     """Make tasks of claimed rows."""
-    now, lease_until = moment(picked.now), moment(picked.lease_until)
+    now, lease_until = from_micros(picked.now), from_micros(picked.lease_until)
     tasks: list[StoredTask] = []
     unreadable: list[tuple[Row, CorruptRecord]] = []
     for queue, row in picked.rows:

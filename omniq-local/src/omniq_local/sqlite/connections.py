@@ -42,7 +42,7 @@ class _Missed(enum.Enum):
 
 
 MISSED: Final = _Missed.MISSED
-"""What an attempt gives that would have had to wait."""
+"""What an attempt returns that would have had to wait."""
 Missed: TypeAlias = Literal[_Missed.MISSED]
 
 
@@ -212,7 +212,7 @@ class Writer(LockedConnection):
 
     :param settings: which file, and how.
     :param sql: the namespace's statements.
-    :param now: gives the store's now in microseconds.
+    :param now: returns the store's now in microseconds.
     :param committed: told after each commit, with the lock released: whom to wake, and about how many rows were
         written.
     """

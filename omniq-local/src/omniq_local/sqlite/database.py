@@ -24,6 +24,7 @@ from omniq.storage.escaping import get_logger
 from omniq.storage.posix import at_fork
 from omniq.task import NewTask
 from omniq_local.io_threads import IoThread, Operation, deliver
+from omniq_local.shared_storage import Shared
 from omniq_local.sqlite.checkpoint import Checkpoints
 from omniq_local.sqlite.connections import MISSED, Job, LockedConnection, Reader, Writer
 from omniq_local.sqlite.lost_log import not_the_last
@@ -59,25 +60,22 @@ class Lock(Protocol):
     def release(self) -> None: ...
 
 
-class Database:
-    """The connections and threads of one namespace in one file. Nothing is open until :meth:`open`.
+class Database(Shared):
+    """The connections and threads of one namespace in one file.
 
     :param settings: which file, and how.
-    :param clock: gives the time in seconds since the epoch.
+    :param clock: returns the time in seconds since the epoch.
     """
 
     def __init__(self, settings: Settings, clock: Callable[[], float]) -> None:
+        super().__init__(clock)
         self.settings = settings
-        self.clock = clock
         self.sql = Statements(settings.prefix)
-        self.generation = 0
-        """Counts the forks: what was opened under another number is the parent's."""
         self._set_up()
         _alive.add(self)
 
     def _set_up(self) -> None:
-        self._guard = threading.RLock()  # a finalizer may come in the middle of anything
-        self._users = 0
+        self._without_users()
         self._held: list[Lock] = []
         self.bell = Bell()
         self._main = SingleWriter(self.settings, self.sql, self.now, self._committed)
@@ -97,43 +95,21 @@ class Database:
         self._spreading: IoThread[News] = IoThread("omniq-sqlite-spread", self._spread)
         self._is_ending = threading.Event()
 
-    def now(self) -> int:
-        """Return the store's clock, in microseconds since the epoch."""
-        return int(self.clock() * 1_000_000)
-
     # Life
 
-    def open(self) -> None:
-        """Connect for one more user; blocks.
+    def _open(self) -> None:
+        self._renew()
+        prepare(self.settings)
 
-        :raises SchemaMismatch: if the file is not ours, or newer than us.
-        :raises StorageUnavailable: if it cannot be used.
-        """
-        with self._guard:
-            if self._users == 0:
-                self._renew()
-                prepare(self.settings)
-            self._users += 1
-
-    def close(self, generation: int) -> None:
-        """Do without one user, and disconnect after the last; blocks.
-
-        :param generation: under which this user opened.
-        """
-        with self._guard:
-            if generation != self.generation or self._users == 0:
-                return
-            self._users -= 1
-            if self._users:
-                return
-            self._is_ending.set()
-            for io_thread in (self._spreading, self._committing, self._beating, self._reading, self._checkpointing):
-                io_thread.stop()
-            self._is_ending.clear()
-            self._renew()
-            for channel in reversed(self._channels):
-                channel.close()
-            self.bell.close()
+    def _end(self) -> None:
+        self._is_ending.set()
+        for io_thread in (self._spreading, self._committing, self._beating, self._reading, self._checkpointing):
+            io_thread.stop()
+        self._is_ending.clear()
+        self._renew()
+        for channel in reversed(self._channels):
+            channel.close()
+        self.bell.close()
 
     def _siblings(self) -> list[Database]:
         return [each for each in list(_alive) if each.settings.path == self.settings.path]

@@ -7,7 +7,7 @@ import shutil
 import sqlite3
 from collections.abc import Iterator
 
-from omniq.storage import Finding, Severity
+from omniq.storage import Finding
 from omniq_local.sqlite.preparation import SCHEMA_VERSION
 from omniq_local.sqlite.settings import Settings
 
@@ -27,18 +27,6 @@ def diagnose(settings: Settings, connection: sqlite3.Connection) -> list[Finding
     return [*_version(), *_database(settings, connection), *_files(settings), *_file_system(settings)]
 
 
-def _ok(subject: str, message: str) -> Finding:
-    return Finding(severity=Severity.OK, subject=subject, message=message)
-
-
-def _warning(subject: str, message: str) -> Finding:
-    return Finding(severity=Severity.WARNING, subject=subject, message=message)
-
-
-def _error(subject: str, message: str) -> Finding:
-    return Finding(severity=Severity.ERROR, subject=subject, message=message)
-
-
 def _mib(size: int) -> str:
     return f"{size / 2**20:,.1f} MiB"
 
@@ -46,9 +34,9 @@ def _mib(size: int) -> str:
 def _version() -> Iterator[Finding]:
     version = sqlite3.sqlite_version
     if sqlite3.sqlite_version_info >= SOUND_SQLITE:
-        yield _ok("SQLite", version)
+        yield Finding.ok("SQLite", version)
     else:
-        yield _warning(
+        yield Finding.warning(
             "SQLite",
             f"{version}: before {'.'.join(map(str, SOUND_SQLITE))} a rare race between two connections that checkpoint "
             "can damage a database; upgrade the system's or Python's SQLite when you can, and keep copies",
@@ -61,65 +49,67 @@ def _database(settings: Settings, connection: sqlite3.Connection) -> Iterator[Fi
         return value
 
     version = connection.execute(f"SELECT value FROM \"{settings.prefix}.meta\" WHERE key = 'schema'").fetchone()[0]
-    yield _ok("schema", f"version {version}; this OmniQ knows {SCHEMA_VERSION}")
+    yield Finding.ok("schema", f"version {version}; this OmniQ knows {SCHEMA_VERSION}")
     mode = pragma("journal_mode")
     if mode == "wal":
-        yield _ok("journal mode", "wal")
+        yield Finding.ok("journal mode", "wal")
     else:
-        yield _error(
+        yield Finding.error(
             "journal mode", f"{mode}: readers and writers block each other; another program changed it: restart OmniQ"
         )
     if settings.synchronous == "FULL":
-        yield _ok("durability", "synchronous=full: what was acknowledged survives a power failure")
+        yield Finding.ok("durability", "synchronous=full: what was acknowledged survives a power failure")
     else:
-        yield _ok(
+        yield Finding.ok(
             "durability",
             "synchronous=normal: what was acknowledged survives the death of every process; "
             "a power failure may cost the last commits (?synchronous=full, if it must not)",
         )
     size = int(pragma("page_count")) * int(pragma("page_size"))
     if size > SMALL:
-        yield _ok("integrity", f"not checked ({_mib(size)}); sqlite3 {settings.path} 'PRAGMA integrity_check' does")
+        yield Finding.ok(
+            "integrity", f"not checked ({_mib(size)}); sqlite3 {settings.path} 'PRAGMA integrity_check' does"
+        )
         return
     found = pragma("quick_check(1)")
     if found == "ok":
-        yield _ok("integrity", "no damage found")
+        yield Finding.ok("integrity", "no damage found")
     else:
-        yield _error(
+        yield Finding.error(
             "integrity", f"{found}; stop all users and restore a copy, or: sqlite3 {settings.path} .recover > saved.sql"
         )
 
 
 def _files(settings: Settings) -> Iterator[Finding]:
-    yield _ok("file", f"{settings.path}, {_mib(os.path.getsize(settings.path))}")
+    yield Finding.ok("file", f"{settings.path}, {_mib(os.path.getsize(settings.path))}")
     log = settings.path + "-wal"
     size = os.path.getsize(log) if os.path.exists(log) else 0
     if size > LARGE_LOG:
-        yield _warning(
+        yield Finding.warning(
             "log", f"{_mib(size)}: some connection has been reading for long; end it, and the log begins anew"
         )
     else:
-        yield _ok("log", _mib(size))
+        yield Finding.ok("log", _mib(size))
     if not os.access(settings.path, os.W_OK):
-        yield _error("file", f"this user may not write {settings.path}; change its owner or mode")
+        yield Finding.error("file", f"this user may not write {settings.path}; change its owner or mode")
     if not os.access(settings.folder, os.W_OK | os.X_OK):
-        yield _error("folder", f"this user may not write in {settings.folder}, where SQLite keeps its log")
+        yield Finding.error("folder", f"this user may not write in {settings.folder}, where SQLite keeps its log")
 
 
 def _file_system(settings: Settings) -> Iterator[Finding]:
     free = shutil.disk_usage(settings.folder).free
     if free < LITTLE_SPACE:
-        yield _warning("disk", f"only {_mib(free)} free in {settings.folder}")
+        yield Finding.warning("disk", f"only {_mib(free)} free in {settings.folder}")
     else:
-        yield _ok("disk", f"{_mib(free)} free")
+        yield Finding.ok("disk", f"{_mib(free)} free")
     kind = file_system_of(settings.folder)
     if kind in NETWORK:
-        yield _error(
+        yield Finding.error(
             "file system",
             f"{kind}: SQLite's locks and shared memory do not work over a network; move it to a local disk",
         )
     elif kind is not None:
-        yield _ok("file system", kind)
+        yield Finding.ok("file system", kind)
 
 
 def file_system_of(folder: str, mounts: str = "/proc/mounts") -> str | None:

@@ -12,13 +12,14 @@ import functools
 import json
 import math
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
 from omniq.errors import CorruptRecord
 from omniq.limit import PLAIN, Limited, line_id
 from omniq.storage import validation
 from omniq.storage.records import load_error, load_progress
+from omniq.storage.times import LATEST, MICROSECOND, from_micros, span, to_micros
 from omniq.storage.validation import UNREADABLE, check_task, corrupt, is_text
 from omniq.task import Feed, LimitedTask, NewTask, StoredTask, TaskState, When, record_of
 
@@ -47,9 +48,7 @@ __all__ = [
     "is_id",
     "load_options",
     "microseconds",
-    "moment",
     "salvaged",
-    "span",
     "task_of",
 ]
 
@@ -71,11 +70,6 @@ STATE_OF = {
 NUMBER_OF = {state: number for number, state in STATE_OF.items()}
 """The number of each state; of ready, not that of fresh."""
 
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-LATEST = 253_402_300_799_999_999
-"""The last microsecond that a datetime can name."""
-LONGEST = 100 * 366 * 86400.0
-"""A hundred years, in seconds."""
 BODY_APART = 1000
 """Bytes. A larger body has a row of its own: claiming and finishing write a task's row anew."""
 
@@ -127,20 +121,8 @@ def microseconds(when: When, now: int) -> int:
     :param now: the store's now.
     """
     if isinstance(when, timedelta):
-        return min(now + when // timedelta(microseconds=1), LATEST)
-    return (when - EPOCH) // timedelta(microseconds=1)
-
-
-# The tasks of a batch share most of their times.
-@functools.lru_cache(maxsize=1024)
-def moment(value: int) -> datetime:
-    """Return the datetime of microseconds since the epoch, exactly."""
-    return EPOCH + timedelta(0, 0, value)
-
-
-def span(seconds: float) -> int:
-    """Return a duration in microseconds; what no database and no calendar can hold becomes a hundred years."""
-    return int(min(seconds, LONGEST) * 1e6 + 0.5)
+        return min(now + when // MICROSECOND, LATEST)
+    return to_micros(when)
 
 
 # Orders
@@ -211,7 +193,7 @@ def columns_of(task: NewTask, now: int, stamp: int, ready: int = READY) -> tuple
         task.priority,
         SCHEDULED if later else ready,
         stamp,
-        # Nothing is ready before it is there: a time in the past gives no place ahead of others.
+        # Nothing is ready before it is there: a time in the past gets no place ahead of others.
         run_at if later else stamp,
         None if task.expires is None else microseconds(task.expires, now),
         task.unique,
@@ -288,12 +270,12 @@ def _task_of(
         attempt=attempt,
         delivery=delivery,
         max_retries=options.max_retries,
-        created_at=moment(created_at),
-        run_at=moment(run_at),
-        started_at=None if started_at is None else moment(started_at),
-        finished_at=None if finished_at is None else moment(finished_at),
-        expires_at=None if expires_at is None else moment(expires_at),
-        lease_until=None if lease_until is None else moment(lease_until),
+        created_at=from_micros(created_at),
+        run_at=from_micros(run_at),
+        started_at=None if started_at is None else from_micros(started_at),
+        finished_at=None if finished_at is None else from_micros(finished_at),
+        expires_at=None if expires_at is None else from_micros(expires_at),
+        lease_until=None if lease_until is None else from_micros(lease_until),
         worker=worker,
         unique=unique,
         tags=options.tags,
@@ -315,7 +297,7 @@ def _task_of(
 def _limited(key: str | None, limit: str | None, first_at: int | None) -> Limited | None:
     if key is None and limit is None and first_at is None:
         return None
-    return Limited(key, limit, None if first_at is None else moment(first_at))
+    return Limited(key, limit, None if first_at is None else from_micros(first_at))
 
 
 _Place = tuple[str | None, int | None, tuple[Feed, ...], float | None, Limited | None]
@@ -346,7 +328,7 @@ def claimed_task(row: Sequence[Any], queue: str, worker: str, now: datetime, lea
         max_retries, tags, result_ttl = load_options(text)
         if body is None:
             raise ValueError("its body is missing")
-        created = moment(created_at)
+        created = from_micros(created_at)
         fields: dict[str, Any] = {
             "id": _check_id(task_id),
             "queue": queue,
@@ -358,9 +340,9 @@ def claimed_task(row: Sequence[Any], queue: str, worker: str, now: datetime, lea
             "delivery": delivery + 1,
             "max_retries": max_retries,
             "created_at": created,
-            "run_at": created if run_at == created_at else moment(run_at),
+            "run_at": created if run_at == created_at else from_micros(run_at),
             "started_at": now,
-            "expires_at": None if expires_at is None else moment(expires_at),
+            "expires_at": None if expires_at is None else from_micros(expires_at),
             "lease_until": lease_until,
             "worker": worker,
             "unique": unique,
@@ -405,7 +387,7 @@ def salvaged(row: Sequence[Any], error: CorruptRecord) -> StoredTask:
     known: dict[str, object] = {name: row[place] for name, place in _SALVAGED.items()}
     for name in ("created_at", "run_at", "finished_at"):
         value = known[name]
-        known[name] = moment(value) if isinstance(value, int) and 0 <= value <= LATEST else None
+        known[name] = from_micros(value) if isinstance(value, int) and 0 <= value <= LATEST else None
     with contextlib.suppress(*UNREADABLE):
         known["feeds"] = _load_feeds(row[_FEEDS])
     with contextlib.suppress(*UNREADABLE):

@@ -8,17 +8,10 @@ from typing import Any
 
 from omniq.storage import Lease, LeaseState
 from omniq.storage.records import dump_error, dump_progress
+from omniq.storage.times import span
 from omniq.task import Cancelled, Failed, Outcome, Progress, Released, Retry, Succeeded
 from omniq_local.sqlite import flows, limits
-from omniq_local.sqlite.encoding import (
-    CANCELLED,
-    FAILED,
-    READY,
-    RUNNING,
-    SCHEDULED,
-    SUCCEEDED,
-    span,
-)
+from omniq_local.sqlite.encoding import CANCELLED, FAILED, READY, RUNNING, SCHEDULED, SUCCEEDED
 from omniq_local.sqlite.limits import Left
 from omniq_local.sqlite.transaction import End, Transaction
 

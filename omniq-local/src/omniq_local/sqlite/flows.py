@@ -23,18 +23,12 @@ from omniq.storage.limit_transitions import is_lined
 from omniq.storage.records import dump_error
 from omniq.storage.rows import drop_at, dump_flow, dump_gate, load_flow, load_gate, to_micros
 from omniq.storage.states import due_at
+from omniq.storage.times import span
 from omniq.storage.transitions import SETTLED
 from omniq.storage.validation import Salvaged, log_once, unreadable
 from omniq.task import NewTask, StoredTask, TaskState
 from omniq_local.sqlite.connecting import storable
-from omniq_local.sqlite.encoding import (
-    BODY_APART,
-    NUMBER_OF,
-    STATE_OF,
-    dump_feeds,
-    dump_options,
-    span,
-)
+from omniq_local.sqlite.encoding import BODY_APART, NUMBER_OF, STATE_OF, dump_feeds, dump_options
 from omniq_local.sqlite.lines import Lines
 from omniq_local.sqlite.reading import make_task
 from omniq_local.sqlite.statements import Statements

@@ -92,20 +92,11 @@ class JoinedTransaction(CallerTransaction):
         self._connection = connection
         self._database = database
 
-    def enqueue(self, tasks: Sequence[NewTask]) -> list[Enqueued]:
-        return self._do(partial(enqueue, tasks))
-
-    async def aenqueue(self, tasks: Sequence[NewTask]) -> list[Enqueued]:
-        return self.enqueue(tasks)
-
     def enqueue_flow(self, tasks: Sequence[NewTask], flow: NewFlow | None) -> list[Enqueued]:
         return self._do(partial(enqueue, tasks, flow=flow))
 
     def finish(self, outcome: Outcome) -> bool:
         return self._do(partial(finish, [outcome]))[0]
-
-    async def afinish(self, outcome: Outcome) -> bool:
-        return self.finish(outcome)
 
     def _do(self, job: Job[T]) -> T:
         with _texts(self._connection, str):

@@ -20,9 +20,10 @@ from omniq.storage.escaping import get_logger
 from omniq.storage.limit_transitions import is_lined
 from omniq.storage.limits import Line
 from omniq.storage.rows import to_micros
+from omniq.storage.times import from_micros
 from omniq.storage.validation import log_once
 from omniq.task import NewTask, StoredTask, TaskState
-from omniq_local.sqlite.encoding import READY, RUNNING, SCHEDULED, moment
+from omniq_local.sqlite.encoding import READY, RUNNING, SCHEDULED
 from omniq_local.sqlite.flows import FlowTransaction
 from omniq_local.sqlite.statements import Statements
 from omniq_local.sqlite.transaction import SOON, Transaction
@@ -117,7 +118,7 @@ class ClaimTransaction(FlowTransaction, primitives.ClaimTransaction):
         """Return whether tasks without key and named limit are ready, or any due; and when the next will be."""
         given = {"queue": queue, "now": self._tx.now}
         there, at = self._tx.execute(self._tx.sql["limits.work"], given).fetchone()
-        return bool(there), None if at is None else moment(at)
+        return bool(there), None if at is None else from_micros(at)
 
 
 # Tasks
@@ -189,14 +190,14 @@ def prune(limit: int, tx: Transaction) -> None:
 
 
 def outlook(queues: Sequence[str], tx: Transaction) -> tuple[bool, int | None]:
-    """Return whether a claim of queues that have limits or lines may give something, and when that may change."""
+    """Return whether a claim of queues that have limits or lines may return something, and when that may change."""
     steps = ClaimTransaction(tx)
     there, at = limit_transitions.outlook(steps, queues, steps.work)
     return there, None if at is None else to_micros(at)
 
 
 def prospects(tx: Transaction, queues: Sequence[str]) -> dict[str, bool]:
-    """Return of those of some queues that have limits or lines whether a claim may give something, now or soon."""
+    """Return of those of some queues that have limits or lines whether a claim may return something, now or soon."""
     found = {}
     for queue in ClaimTransaction(tx).lanes(queues):
         there, at = outlook([queue], tx)

@@ -8,7 +8,7 @@ from typing import Any
 from omniq.limit import Lane, Scope, StoredLine
 from omniq.storage.limit_transitions import ELIGIBLE
 from omniq.storage.sql.limits import SqlLimits
-from omniq_local.sqlite.encoding import moment
+from omniq.storage.times import from_micros
 from omniq_local.sqlite.transaction import Transaction
 
 __all__ = ["ALL_WAITERS", "Lines"]
@@ -26,7 +26,7 @@ class Lines(SqlLimits):
     mark = "?"
 
     def __init__(self, tx: Transaction) -> None:
-        super().__init__(None, tx.sql.prefix, moment(tx.now))
+        super().__init__(None, tx.sql.prefix, from_micros(tx.now))
         self._tx = tx
         self._running: Counter[Scope] | None = None
         """How many tasks run; None: they are yet to be counted."""

@@ -21,25 +21,12 @@ from omniq_local.sqlite.encoding import BLOCKED, FRESH, NUMBER_OF, READY, RUNNIN
 from omniq_local.sqlite.reading import counts, make_task
 from omniq_local.sqlite.statements import Statements
 
-__all__ = ["list_tasks", "read_cursor"]
+__all__ = ["list_tasks"]
 
-LATEST = 2**63 - 1
 MANY_PARTS = 60
 """So many queues and states are not looked through one by one."""
 
 Row = tuple[Any, ...]
-
-
-def read_cursor(cursor: str | None, shown: str) -> int:
-    """Return the number of the last task that was shown.
-
-    :raises ValueError: if the text is no cursor.
-    """
-    if cursor is None:
-        return LATEST
-    if not (cursor.isascii() and cursor.isdecimal() and len(cursor) < 20):
-        raise ValueError(f"{cursor!r} is not a cursor of {shown}")
-    return min(int(cursor), LATEST)
 
 
 @frozen

@@ -10,9 +10,10 @@ from typing import Any, TypeVar
 from omniq.errors import CorruptRecord
 from omniq.storage import QueueStats, StoredWorker
 from omniq.storage.escaping import get_logger
+from omniq.storage.times import from_micros
 from omniq.storage.validation import UNREADABLE, check_text, check_worker, corrupt, is_text, log_once
 from omniq.task import StoredTask, TaskState
-from omniq_local.sqlite.encoding import FRESH, READY, STATE_OF, moment, salvaged, task_of
+from omniq_local.sqlite.encoding import FRESH, READY, STATE_OF, salvaged, task_of
 from omniq_local.sqlite.settings import namespace_of
 from omniq_local.sqlite.statements import Statements
 
@@ -99,7 +100,7 @@ def _workers(sql: Statements, now: int, connection: sqlite3.Connection) -> Itera
     for name, seen_at, about in _value(connection, sql["reading.workers"], now):
         try:
             tasks = tuple(running.get(name, ()))
-            yield check_worker(StoredWorker(id=name, seen_at=moment(seen_at), running=tasks, about=about))
+            yield check_worker(StoredWorker(id=name, seen_at=from_micros(seen_at), running=tasks, about=about))
         except UNREADABLE as error:
             yield corrupt("worker", name, error)
 

@@ -15,9 +15,10 @@ from omniq.schedule import Schedule
 from omniq.storage import Enqueued
 from omniq.storage.escaping import get_logger
 from omniq.storage.records import dump_schedule
+from omniq.storage.times import from_micros
 from omniq.storage.validation import LARGEST_REVISION, UNREADABLE, corrupt, read_schedule, readable, unreadable
 from omniq.task import NewTask
-from omniq_local.sqlite.encoding import microseconds, moment
+from omniq_local.sqlite.encoding import microseconds
 from omniq_local.sqlite.enqueueing import enqueue
 from omniq_local.sqlite.statements import Statements
 from omniq_local.sqlite.transaction import Transaction
@@ -113,7 +114,7 @@ def _point(at: datetime) -> int:
 def _schedule(row: Sequence[Any]) -> Schedule:
     schedule_id, revision, next_run, paused, body = row
     try:
-        due = _optional(moment, next_run)
+        due = _optional(from_micros, next_run)
     except UNREADABLE as error:
         raise corrupt("schedule", schedule_id, error) from error
     return read_schedule(body, id=schedule_id, revision=revision, paused=bool(paused), next_run=due)

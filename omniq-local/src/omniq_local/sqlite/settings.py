@@ -81,9 +81,9 @@ def read_settings(config: StorageConfig) -> Settings:
         path=_path(config),
         prefix=table_prefix(config.namespace),
         shown=config.redacted or config.location,
-        synchronous=_choice(config, "synchronous", ("normal", "full")).upper(),
-        busy_timeout=_busy_timeout(config),
-        foreign=_choice(config, "foreign", ("refuse", "allow")) == "allow",
+        synchronous=config.choice("synchronous", ("normal", "full")).upper(),
+        busy_timeout=config.number("busy_timeout", 5, 0, 3600),
+        foreign=config.choice("foreign", ("refuse", "allow")) == "allow",
         mode=file_mode(config),
     )
 
@@ -104,21 +104,3 @@ def _path(config: StorageConfig) -> str:
     if "\0" in path:
         raise ConfigurationError(f"{shown}: a file's name cannot hold a NUL character")
     return os.path.abspath(path)
-
-
-def _choice(config: StorageConfig, name: str, choices: tuple[str, ...]) -> str:
-    value = config.options.get(name, choices[0]).lower()
-    if value not in choices:
-        raise ConfigurationError(f"{config.redacted}: {name} must be {' or '.join(choices)}, not {value!r}")
-    return value
-
-
-def _busy_timeout(config: StorageConfig) -> float:
-    text = config.options.get("busy_timeout", "5")
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = -1.0
-    if not 0 <= seconds <= 3600:
-        raise ConfigurationError(f"{config.redacted}: busy_timeout must be 0 to 3600 seconds, not {text!r}")
-    return seconds

@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
-import threading
 import time
-import weakref
 from collections.abc import Callable, Mapping, Sequence, Set
-from copy import copy
-from datetime import datetime
 from functools import partial
-from typing import Any, Self
 
-from omniq.errors import StorageUnavailable
 from omniq.flow import Flow, NewFlow
 from omniq.limit import Limit, LimitUsage, Scope
 from omniq.schedule import Schedule
@@ -24,7 +17,6 @@ from omniq.storage import (
     Lease,
     LeaseState,
     QueueStats,
-    Storage,
     StorageConfig,
     StorageLimits,
     StoredWorker,
@@ -32,17 +24,17 @@ from omniq.storage import (
     TaskQuery,
 )
 from omniq.storage.limits import Line
+from omniq.storage.paging import LARGEST_PLACE, read_cursor
 from omniq.storage.transactions import CallerTransaction
 from omniq.storage.validation import finding
 from omniq.task import NewTask, Outcome, Progress, StoredTask, TaskState
-from omniq_local.io_threads import on_io_thread
+from omniq_local.shared_storage import SharedStorage
 from omniq_local.sqlite import claiming, control, finishing, flows, joining, limits, maintenance, reading, schedules
 from omniq_local.sqlite.database import Database
 from omniq_local.sqlite.doctor import diagnose
-from omniq_local.sqlite.encoding import moment
 from omniq_local.sqlite.enqueueing import enqueue
 from omniq_local.sqlite.flows import adopt
-from omniq_local.sqlite.listing import list_tasks, read_cursor
+from omniq_local.sqlite.listing import list_tasks
 from omniq_local.sqlite.settings import read_settings
 from omniq_local.sqlite.waiting import Waiting
 
@@ -56,14 +48,14 @@ MOST_BYTES = 999_000_000
 """SQLite takes a billion for a row."""
 
 
-class SQLiteStorage(Storage):
+class SQLiteStorage(SharedStorage[Database, Waiting]):
     """A storage in an SQLite file, shared by any number of processes on one machine.
 
     :param config: ``sqlite:///rel.db`` or ``sqlite:////abs.db``. Options: ``synchronous=normal`` (default; survives
         the death of every process) or ``full`` (survives that of the machine, too); ``busy_timeout``, seconds to wait
         for other processes that write, 5 unless given; ``foreign=allow`` to create tables in another program's
         database.
-    :param clock: gives the time in seconds since the epoch; must be the same for all users of the file.
+    :param clock: returns the time in seconds since the epoch; must be the same for all users of the file.
     :raises ConfigurationError: if the URL cannot be used.
     """
 
@@ -78,56 +70,8 @@ class SQLiteStorage(Storage):
     limits = StorageLimits(flow_step=2_500, body=MOST_BYTES, flows=True, task_limits=True)
 
     def __init__(self, config: StorageConfig, *, clock: Callable[[], float] = time.time) -> None:
-        self._config = config
         self._database = Database(read_settings(config), clock)
-        self._close_up()
-
-    def _close_up(self) -> None:
-        self._generation = -1
-        self._waiting: Waiting | None = None
-        self._finalizer: weakref.finalize[Any, Any] | None = None
-
-    def __repr__(self) -> str:
-        return f"SQLiteStorage({self._config!r})"
-
-    # Life
-
-    def sibling(self) -> Self:
-        twin = copy(self)
-        twin._close_up()
-        return twin
-
-    async def open(self) -> None:
-        if self._is_open:
-            return
-        database = self._database
-        await _on_a_thread(database.open, undo=partial(database.close, database.generation))
-        self._generation = database.generation
-        self._waiting = Waiting(database)
-        # For those who forget to close.
-        self._finalizer = weakref.finalize(self, _abandon, database, database.generation, self._waiting)
-
-    async def close(self) -> None:
-        if self._finalizer is None:
-            return
-        generation, waiting = self._generation, self._waiting
-        self._finalizer.detach()
-        self._close_up()
-        if waiting is not None and generation == self._database.generation:
-            waiting.close()
-            await _on_a_thread(partial(self._database.close, generation))
-
-    @property
-    def _is_open(self) -> bool:
-        return self._generation == self._database.generation
-
-    def _opened(self) -> Database:
-        if self._generation != self._database.generation:
-            raise StorageUnavailable(f"{self._database.settings.shown} is not open in this process: call open() first")
-        return self._database
-
-    async def now(self) -> datetime:
-        return moment(self._opened().now())
+        super().__init__(config, self._database, Waiting)
 
     # From producer to worker and back
 
@@ -174,19 +118,6 @@ class SQLiteStorage(Storage):
     async def recover(self, limit: int) -> list[StoredTask]:
         return await self._opened().write(partial(maintenance.recover, limit), small=limit <= LARGE)
 
-    # Waiting
-
-    def _waits(self) -> Waiting:
-        self._opened()
-        assert self._waiting is not None
-        return self._waiting
-
-    async def wait_for_work(self, queues: Sequence[str], timeout: float) -> None:
-        await self._waits().for_work(queues, timeout)
-
-    async def wait_finished(self, ids: Sequence[str], timeout: float) -> set[str]:
-        return await self._waits().for_end(ids, timeout)
-
     # Reading
 
     async def get(self, ids: Sequence[str]) -> list[StoredTask | None]:
@@ -197,7 +128,7 @@ class SQLiteStorage(Storage):
         return await database.read(job)
 
     async def list_tasks(self, query: TaskQuery, cursor: str | None = None) -> TaskPage[StoredTask]:
-        before = read_cursor(cursor, self._config.redacted)
+        before = read_cursor(cursor, self._config.redacted, LARGEST_PLACE)
         database = self._opened()
         return await database.read(partial(list_tasks, query, before, database.sql))
 
@@ -320,48 +251,3 @@ class SQLiteStorage(Storage):
     async def diagnose(self) -> list[Finding]:
         database = self._opened()
         return await database.read(partial(diagnose, database.settings))
-
-
-def _abandon(database: Database, generation: int, waiting: Waiting) -> None:
-    if generation != database.generation:
-        return
-    waiting.close()
-    if on_io_thread():
-        # It may hold what closing waits for.
-        threading.Thread(target=database.close, args=(generation,), name="omniq-sqlite-close").start()
-    else:
-        database.close(generation)
-
-
-async def _on_a_thread(work: Callable[[], None], undo: Callable[[], None] | None = None) -> None:
-    """Do what blocks without holding up the loop, also while the loop is ending.
-
-    :param work: what to do.
-    :param undo: done afterwards if it is done, but no caller waits for it any more.
-    """
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[None] = loop.create_future()
-
-    def settle(error: BaseException | None) -> None:
-        if future.done():
-            if error is None and undo is not None:
-                threading.Thread(target=undo, name="omniq-sqlite-close").start()
-        elif error is not None:
-            future.set_exception(error)
-        else:
-            future.set_result(None)
-
-    def run() -> None:
-        error: BaseException | None = None
-        try:
-            work()
-        except BaseException as caught:
-            error = caught
-        try:
-            loop.call_soon_threadsafe(settle, error)
-        except RuntimeError:  # the loop was closed meanwhile
-            if error is None and undo is not None:
-                undo()
-
-    threading.Thread(target=run, name="omniq-sqlite-open", daemon=True).start()
-    await future

@@ -56,8 +56,8 @@ class Transaction:
     :param sql: the namespace's statements.
     :param now: the store's now, in microseconds.
     :param execute: how to run a statement; None: as the connection does it.
-    :param prospects: returns of those of some queues that have limits or lines whether a claim may give something now,
-        or in a moment; None: no caller who waits is woken by this transaction.
+    :param prospects: returns of those of some queues that have limits or lines whether a claim may return something
+        now, or in a moment; None: no caller who waits is woken by this transaction.
     """
 
     __slots__ = (
@@ -89,7 +89,7 @@ class Transaction:
         self.sql = sql
         self.now = now
         self.pokes: list[tuple[int, int]] = []
-        """Token and port of everybody to wake after the commit."""
+        """Token and port of each waiter to wake after the commit."""
         self.rows = 0
         """About how many rows were written."""
         self._counts: dict[tuple[str, int], int] = {}
@@ -118,7 +118,7 @@ class Transaction:
 
     @property
     def has_waiters(self) -> bool:
-        """Whether anybody waits for anything."""
+        """Whether there are waiters."""
         if self._stamp is None:
             self._glance()
         return bool(self._has_waiters)
@@ -142,7 +142,7 @@ class Transaction:
     # Reading
 
     def value(self, statement: str, *parameters: Any) -> Any:
-        """Return the JSON value that a statement gives in its one row; text that is none is made the best of."""
+        """Return the JSON value that a statement returns in its one row; text that is none is made the best of."""
         return self._leniently(lenient, self.exact_value, statement, *parameters)
 
     def _leniently(self, texts: Callable[[bytes], str], read: Callable[..., T], *parameters: Any) -> T:
@@ -158,7 +158,7 @@ class Transaction:
                 self._connection.text_factory = str
 
     def exact_value(self, statement: str, *parameters: Any) -> Any:
-        """Return the JSON value that a statement gives in its one row."""
+        """Return the JSON value that a statement returns in its one row."""
         return json.loads(self.execute(self.sql[statement], parameters).fetchone()[0])
 
     def one(self, statement: str, *parameters: Any) -> tuple[Any, ...] | None:
@@ -188,11 +188,11 @@ class Transaction:
     # Writing
 
     def run(self, statement: str, *parameters: Any) -> int:
-        """Run a statement; give how many rows it changed."""
+        """Run a statement; return how many rows it changed."""
         return self.execute(self.sql[statement], parameters).rowcount
 
     def batch(self, statement: str, rows: Sequence[tuple[Any, ...]], *first: Any) -> int:
-        """Run a statement for many rows of values; give how many rows it changed."""
+        """Run a statement for many rows of values; return how many rows it changed."""
         changed = 0
         for text, parameters in self.sql.in_groups(statement, rows, *first):
             changed += self.execute(text, parameters).rowcount
@@ -280,7 +280,7 @@ class Transaction:
             self._ended.append(task_id)
 
     def agenda_is_left(self) -> None:
-        """Note that flows have something to be done about them, for which anybody who waits will do."""
+        """Note that flows have something to be done about them, for which any waiter will do."""
         self._topic("s:", 1)
 
     def schedule_due(self, at: int | None) -> None:

@@ -33,7 +33,7 @@ def dry_run(verb: Verb) -> View:
     async def show(visit: Visit) -> Response:
         asked, ids = _asked(visit, verb)
         filters = await _bounded(visit, verb, asked, ids)
-        counts = await _counts(visit, verb, filters, ids)
+        counts = await _counts(visit, filters, ids)
         samples = await _samples(visit, filters, ids)
         total = sum(one.number for one in counts.values())
         return visit.page(
@@ -82,7 +82,7 @@ async def _bounded(visit: Visit, verb: Verb, filters: Filters, ids: list[str]) -
     return evolve(filters, before=before, states=verb.states if ids else verb.chosen(filters.states))
 
 
-async def _counts(visit: Visit, verb: Verb, filters: Filters, ids: list[str]) -> Mapping[TaskState, Count]:
+async def _counts(visit: Visit, filters: Filters, ids: list[str]) -> Mapping[TaskState, Count]:
     async def counted(state: TaskState) -> Count:
         selected = {**filters.selected, "states": [state]}
         return await visit.queue.select(**(selected if not ids else {"states": [state], "ids": ids})).acount()

@@ -11,6 +11,7 @@ from omniq.storage.pairs.keys import key, text_of
 from omniq.storage.pairs.limits import PairsLimits
 from omniq.storage.pairs.schedules import PairsSchedules
 from omniq.storage.pairs.tasks import PairsTasks
+from omniq.storage.primitives import read_unlisted
 from omniq.storage.rows import from_micros, to_micros
 from omniq.storage.states import later
 from omniq.storage.validation import UNREADABLE, check_worker, corrupt
@@ -35,15 +36,7 @@ class PairsTx(PairsTasks, PairsFlows, PairsLimits, PairsSchedules):
     """
 
     def verify(self) -> None:
-        for read in (
-            self.schedules,
-            self.workers,
-            self.paused,
-            self.counts,
-            lambda: self.lanes(None),
-            lambda: self.task_limits(None),
-        ):
-            read()
+        read_unlisted(self)
         for _, value in self._entries_in(key("f")):
             # One whose place leads elsewhere is on no page.
             with contextlib.suppress(*UNREADABLE):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from omniq.errors import CorruptRecord
 from omniq.flow import StoredFlow, StoredGate
 from omniq.storage.pairs.buffer import PairsBuffer
 from omniq.storage.pairs.keys import key, number_in, text_of
 from omniq.storage.rows import dump_flow, dump_gate, load_flow, load_gate, to_micros
 from omniq.storage.states import due_at
+from omniq.storage.validation import sound
 
 __all__ = ["PairsFlows"]
 
@@ -17,16 +17,14 @@ __all__ = ["PairsFlows"]
 class PairsFlows(PairsBuffer):
     """Primitives for flows and their gates."""
 
-    def _flow(self, flow_id: str, value: bytes | None) -> StoredFlow | None:
-        try:
-            return None if value is None else load_flow(value, flow_id)
-        except CorruptRecord as problem:
-            self.problems.append(problem)
-            return None
-
     def flows(self, ids: Iterable[str]) -> dict[str, StoredFlow]:
-        found = {flow_id: self._flow(flow_id, self._one(key("F", flow_id))) for flow_id in ids}
-        return {flow_id: flow for flow_id, flow in found.items() if flow is not None}
+        where = {flow_id: key("F", flow_id) for flow_id in ids}
+        stored = self._get(where.values())
+        found = [(flow_id, stored[at]) for flow_id, at in where.items() if at in stored]
+        return sound(found, load_flow, self.problems)
+
+    def _flow(self, flow_id: str | None) -> StoredFlow | None:
+        return None if flow_id is None else self.flows([flow_id]).get(flow_id)
 
     def _flow_entries(self, flow: StoredFlow) -> dict[bytes, bytes]:
         """Return the keys under which a flow is found, besides its id."""
@@ -42,7 +40,7 @@ class PairsFlows(PairsBuffer):
         self._write({key("F", flow.id): dump_flow(flow).encode(), **self._flow_entries(flow)})
 
     def _forget_flow(self, flow_id: str) -> None:
-        old = self._flow(flow_id, self._one(key("F", flow_id)))
+        old = self._flow(flow_id)
         self._write({}, [key("F", flow_id), *(() if old is None else self._flow_entries(old))])
 
     def remove_flow(self, flow_id: str) -> None:
@@ -54,14 +52,8 @@ class PairsFlows(PairsBuffer):
             values = dict(self._entries_in(key("G", flow_id)))
         else:
             values = self._get(key("G", flow_id, n) for n in numbers)
-        found = {}
-        for where, value in values.items():
-            n = number_in(where, -8)
-            try:
-                found[n] = load_gate(value, flow_id, n)
-            except CorruptRecord as problem:
-                self.problems.append(problem)
-        return found
+        stored = [(number_in(where, -8), value) for where, value in values.items()]
+        return sound(stored, lambda value, n: load_gate(value, flow_id, n), self.problems)
 
     def save_gates(self, flow_id: str, gates: Iterable[StoredGate]) -> None:
         values = {key("G", flow_id, gate.n): dump_gate(gate).encode() for gate in gates}
@@ -70,16 +62,14 @@ class PairsFlows(PairsBuffer):
 
     def flow_of_key(self, unique: str) -> str | None:
         value = self._one(key("K", unique))
-        flow_id = None if value is None else text_of(value)
-        flow = None if flow_id is None else self.flows([flow_id]).get(flow_id)
+        flow = None if value is None else self._flow(text_of(value))
         return flow.id if flow is not None and flow.unique == unique and flow.finished_at is None else None
 
     def due_flows(self, ended: bool, limit: int) -> list[str]:
         found: list[str] = []
         stray = []
         for where, value in self._entries_in(key("H", int(ended)), key(to_micros(self.now) + 1)):
-            flow_id = text_of(value)
-            flow = None if flow_id is None else self.flows([flow_id]).get(flow_id)
+            flow = self._flow(text_of(value))
             if flow is None or where not in self._flow_entries(flow):
                 stray.append(where)
                 continue

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 
-from omniq.errors import CorruptRecord
 from omniq.limit import Lane, Limit, Scope, StoredLine
-from omniq.storage.limit_transitions import ASLEEP, IDLE
+from omniq.storage.limit_transitions import IDLE, rank_of
 from omniq.storage.pairs.buffer import PairsBuffer
 from omniq.storage.pairs.keys import END, key, name_in, number_in, text_of
 from omniq.storage.records import dump_limit, read_limit
 from omniq.storage.rows import STATE_NUMBERS, dump_lane, dump_line, load_lane, load_line
-from omniq.storage.validation import UNREADABLE
+from omniq.storage.validation import UNREADABLE, sound
 from omniq.task import TaskState
 
 __all__ = ["PairsLimits", "slots_of"]
@@ -39,14 +38,10 @@ class PairsLimits(PairsBuffer):
         return {where[one]: value.partition(b"\n")[2] for one, value in self._get(where).items()} if where else {}
 
     def lanes(self, queues: Iterable[str] | None) -> dict[str, Lane]:
-        found = {}
-        for queue, body in self._named("A", queues).items():
-            try:
-                found[queue] = load_lane(body, queue)
-            except CorruptRecord as problem:
-                self.problems.append(problem)
-                found[queue] = Lane(queue=queue)  # its lines are as they were
-        return found
+        stored = self._named("A", queues)
+        found = sound(stored.items(), load_lane, self.problems)
+        # The lines of one that cannot be read are as they were.
+        return {queue: found.get(queue) or Lane(queue=queue) for queue in stored}
 
     def save_lane(self, lane: Lane) -> None:
         self._write({key("A", lane.queue): f"{lane.queue}\n{dump_lane(lane)}".encode()})
@@ -65,18 +60,19 @@ class PairsLimits(PairsBuffer):
         self._write({}, [key("L", limit_id)])
 
     def line(self, line_id: str) -> StoredLine | None:
-        value = self._one(key("I", line_id))
-        try:
-            return None if value is None else load_line(value, line_id)
-        except CorruptRecord as problem:
-            self.problems.append(problem)
-            return None
+        return self._lines_named([line_id]).get(line_id)
+
+    def _lines_named(self, names: Iterable[str]) -> dict[str, StoredLine]:
+        where = {name: key("I", name) for name in names}
+        stored = self._get(where.values())
+        found = [(name, stored[at]) for name, at in where.items() if at in stored]
+        return sound(found, load_line, self.problems)
 
     def _led_to(self, prefix: bytes, below: bytes = END, limit: int | None = None) -> list[StoredLine]:
         most = limit
         while True:
             names = [text_of(value) for _, value in self._entries_in(prefix, below, most)]
-            lines = [line for name in names if name is not None and (line := self.line(name)) is not None]
+            lines = list(self._lines_named(name for name in names if name is not None).values())
             if limit is None or most is None or len(lines) >= limit or len(names) < most:
                 return lines[:limit]
             most *= 2  # those that cannot be read stand before none that can
@@ -104,9 +100,8 @@ class PairsLimits(PairsBuffer):
         return bool(list(self._entries_in(key("i", queue), limit=1)))
 
     def _line_entries(self, line: StoredLine) -> list[bytes]:
-        ranks = (line.until, 0) if line.place == ASLEEP else (-line.priority, line.vtime)
         place = key("z", line.queue) if line.place == IDLE else key("i", line.queue, line.place)
-        found = [place + key(*ranks, line.id), key("p", line.place, line.queue, line.id)]
+        found = [place + key(*rank_of(line), line.id), key("p", line.place, line.queue, line.id)]
         return found if line.key is None else [*found, key("j", line.queue, line.key, line.id)]
 
     def save_line(self, line: StoredLine) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 
+from omniq.storage.primitives import read_unlisted
 from omniq.storage.rows import from_micros, to_micros
 from omniq.storage.sql.flows import SqlFlows
 from omniq.storage.sql.limits import SqlLimits
@@ -30,15 +31,7 @@ class SqlTx(SqlTasks, SqlFlows, SqlLimits, SqlSchedules):
     """
 
     def verify(self) -> None:
-        for read in (
-            self.schedules,
-            self.workers,
-            self.paused,
-            self.counts,
-            lambda: self.lanes(None),
-            lambda: self.task_limits(None),
-        ):
-            read()
+        read_unlisted(self)
 
     def paused(self) -> set[str]:
         found = {queue for (queue,) in self.rows("SELECT queue FROM {paused}")}

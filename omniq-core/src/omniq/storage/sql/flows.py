@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from omniq.errors import CorruptRecord
 from omniq.flow import StoredFlow, StoredGate
 from omniq.storage.rows import dump_flow, dump_gate, load_flow, load_gate, to_micros
 from omniq.storage.sql.statements import SqlStatements, hashed
 from omniq.storage.states import due_at
+from omniq.storage.validation import sound
 
 __all__ = ["SqlFlows"]
 
@@ -20,13 +20,9 @@ class SqlFlows(SqlStatements):
     """Primitives for flows and their gates."""
 
     def flows(self, ids: Iterable[str]) -> dict[str, StoredFlow]:
-        found = {}
         where = f"id IN %s ORDER BY id{self._lock}"
-        for flow_id, body in self.rows(f"SELECT id, body FROM {{flow}} WHERE {where}", list(dict.fromkeys(ids))):
-            try:
-                found[flow_id] = load_flow(body, flow_id)
-            except CorruptRecord as problem:
-                self.problems.append(problem)
+        rows = self.rows(f"SELECT id, body FROM {{flow}} WHERE {where}", list(dict.fromkeys(ids)))
+        found = sound(rows, load_flow, self.problems)
         self._there.update(("flow", flow_id) for flow_id in found)
         return found
 
@@ -58,14 +54,8 @@ class SqlFlows(SqlStatements):
             parts = [wanted[start : start + GATES_AT_ONCE] for start in range(0, len(wanted), GATES_AT_ONCE)]
             select = "SELECT n, body FROM {gate} WHERE flow = %s AND n IN %s"
             rows = [row for part in parts for row in self.rows(select, flow_id, part)]
-        found = {}
-        for n, body in rows:
-            try:
-                found[n] = load_gate(body, flow_id, n)
-            except CorruptRecord as problem:
-                self.problems.append(problem)
-            self._there.add(("gate", flow_id, n))
-        return found
+        self._there.update(("gate", flow_id, n) for n, _ in rows)
+        return sound(rows, lambda body, n: load_gate(body, flow_id, n), self.problems)
 
     def save_gates(self, flow_id: str, gates: Iterable[StoredGate]) -> None:
         rows = [(dump_gate(gate), flow_id, gate.n) for gate in gates]
@@ -82,12 +72,8 @@ class SqlFlows(SqlStatements):
     def due_flows(self, ended: bool, limit: int) -> list[str]:
         where = "ended = %s AND due <= %s ORDER BY due LIMIT %s"
         rows = self.rows(f"SELECT id, body FROM {{flow}} WHERE {where}", int(ended), to_micros(self.now), limit)
-        found = []
-        for flow_id, body in rows:
-            try:
-                found.append(load_flow(body, flow_id).id)
-            except CorruptRecord as problem:
-                # It must not stand before the others for ever.
-                self.problems.append(problem)
-                self.change("UPDATE {flow} SET due = NULL WHERE id = %s", flow_id)
-        return found
+        found = sound(rows, load_flow, self.problems)
+        # What cannot be read must not stand before the others for ever.
+        stray = [flow_id for flow_id, _ in rows if flow_id not in found]
+        self.change("UPDATE {flow} SET due = NULL WHERE id IN %s", stray)
+        return list(found)

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from omniq.errors import CorruptRecord
 from omniq.limit import Lane, Limit, Scope, StoredLine
-from omniq.storage.limit_transitions import ASLEEP, IDLE
+from omniq.storage.limit_transitions import IDLE, rank_of
 from omniq.storage.records import dump_limit, read_limit
 from omniq.storage.rows import STATE_NUMBERS, dump_lane, dump_line, load_lane, load_line
 from omniq.storage.sql.statements import SqlStatements, hashed
-from omniq.storage.validation import is_text
+from omniq.storage.validation import is_text, sound
 from omniq.task import TaskState
 
 __all__ = ["SqlLimits", "scope_key"]
@@ -35,14 +34,9 @@ class SqlLimits(SqlStatements):
             rows = self.rows("SELECT queue, body FROM {lane}")
         else:
             rows = self.rows("SELECT queue, body FROM {lane} WHERE queue IN %s", list(queues))
-        found = {}
-        for queue, body in rows:
-            try:
-                found[queue] = load_lane(body, queue)
-            except CorruptRecord as problem:
-                self.problems.append(problem)
-                found[queue] = Lane(queue=queue)  # its lines are as they were
-        return found
+        found = sound(rows, load_lane, self.problems)
+        # The lines of one that cannot be read are as they were.
+        return {queue: found.get(queue) or Lane(queue=queue) for queue, _ in rows}
 
     def save_lane(self, lane: Lane) -> None:
         if not self.change("UPDATE {lane} SET body = %s WHERE queue = %s", dump_lane(lane), lane.queue):
@@ -72,14 +66,8 @@ class SqlLimits(SqlStatements):
     def _lines(self, where: str, *values: Any) -> list[StoredLine]:
         return self._loaded(self.rows(f"SELECT id, body FROM {{line}} WHERE {where}", *values))
 
-    def _loaded(self, rows: Iterable[tuple[Any, ...]]) -> list[StoredLine]:
-        found = []
-        for line_id, body in rows:
-            try:
-                found.append(load_line(body, line_id))
-            except CorruptRecord as problem:
-                self.problems.append(problem)
-        return found
+    def _loaded(self, rows: Iterable[tuple[Any, Any]]) -> list[StoredLine]:
+        return list(sound(rows, load_line, self.problems).values())
 
     def line(self, line_id: str) -> StoredLine | None:
         found = self._lines("id = %s", line_id)
@@ -112,8 +100,7 @@ class SqlLimits(SqlStatements):
         )
 
     def save_line(self, line: StoredLine) -> None:
-        ranks = (line.until, 0) if line.place == ASLEEP else (-line.priority, line.vtime)
-        values = (hashed(line.place), *ranks, dump_line(line), line.id)
+        values = (hashed(line.place), *rank_of(line), dump_line(line), line.id)
         columns = "place = %s, first_rank = %s, second_rank = %s, body = %s"
         if not self.change(f"UPDATE {{line}} SET {columns} WHERE id = %s", *values):
             scope = None if line.key is None else scope_key(Scope(line.queue, line.key))

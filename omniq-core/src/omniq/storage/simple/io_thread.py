@@ -1,0 +1,86 @@
+"""The thread on which a storage's transactions run, each tried again until it is done, cannot be, or takes too long."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from omniq.errors import StorageUnavailable
+from omniq.storage.escaping import get_logger
+from omniq.storage.simple.backend import Backend
+from omniq.storage.validation import log_once
+
+__all__ = ["IoThread"]
+
+_log = get_logger("omniq.storage")
+
+R = TypeVar("R")
+
+
+class IoThread:
+    """A thread with a connection of its own, which does one transaction after the other.
+
+    :param wake: called after a change that others may wait for.
+    """
+
+    def __init__(self, backend: Backend, wake: Callable[[], None]) -> None:
+        self._backend = backend
+        self._wake = wake
+        self._connection: Any = None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"omniq-{backend.config.scheme}")
+
+    async def run(self, verb: Callable[[Any], R], write: bool, wakes: bool) -> R:
+        # From here, as a call that is behind others in a store that is away would else wait for the time of each.
+        deadline = time.monotonic() + self._backend.timeout
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._thread, self._patiently, deadline, verb, write, wakes)
+
+    def _patiently(self, deadline: float, verb: Callable[[Any], R], write: bool, wakes: bool) -> R:
+        if time.monotonic() > deadline:
+            backend = self._backend
+            raise StorageUnavailable(f"{backend.config.redacted}: not begun within {backend.timeout:g} s")
+        pause = 0.02
+        while True:
+            committing = [False]
+            try:
+                return self._once(verb, write, wakes, committing)
+            except BaseException as error:
+                self.drop()
+                fault = self._backend.fault(error)
+                if fault is None:
+                    raise
+                passes = isinstance(fault, StorageUnavailable) and not committing[0]
+                if not passes or time.monotonic() + pause > deadline:
+                    raise fault from error
+            time.sleep(pause * random.uniform(0.5, 1.0))
+            pause = min(2 * pause, 1.0)
+
+    def _once(self, verb: Callable[[Any], R], write: bool, wakes: bool, committing: list[bool]) -> R:
+        backend = self._backend
+        if self._connection is None:
+            self._connection = backend.connect()
+        with backend.transaction(self._connection, write) as tx:
+            result = verb(tx)
+            problems, changed = tx.problems, wakes and tx.changed
+            if changed:
+                backend.announce(tx)
+            committing[0] = write
+        if changed:
+            self._wake()
+        for problem in problems:
+            log_once(_log, problem, backend.config.redacted)
+        return result
+
+    def drop(self) -> None:
+        connection, self._connection = self._connection, None
+        self._backend.drop(connection)
+
+    async def close(self) -> None:
+        with contextlib.suppress(RuntimeError):  # the executor, or the loop's, has been shut down
+            await asyncio.get_running_loop().run_in_executor(self._thread, self.drop)
+        self._thread.shutdown(wait=False)
