@@ -49,9 +49,9 @@ def pytest_runtest_setup() -> None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     # The conformance kit: sequences of operations, and damaged records. As many sequences as the kit does by itself
     # where OMNIQ_TESTING_EXAMPLES says so.
-    for name, numbers in (("model_examples", short_and_long(8, 20)), ("most_damages", short_and_long(50, 1000))):
+    for name, numbers in (("model_examples", (8, 20)), ("most_damages", (50, 1000))):
         if name in metafunc.fixturenames:
-            metafunc.parametrize(name, numbers)
+            metafunc.parametrize(name, short_and_long(*numbers))
 
 
 @pytest.hookimpl(tryfirst=True)

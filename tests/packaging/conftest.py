@@ -14,11 +14,8 @@ from pyproject_hooks import quiet_subprocess_runner
 from tests.packaging.project import BACKENDS, CORE, DISTRIBUTIONS, Built, Distribution, Environment, make_environment
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if Path(__file__).parent in item.path.parents:
-            # One worker builds for all of them.
-            item.add_marker(pytest.mark.xdist_group("packaging"))
+def pytest_itemcollected(item: pytest.Item) -> None:
+    item.add_marker(pytest.mark.xdist_group("packaging"))  # one process builds for all of them
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -31,6 +31,13 @@ def test_no_lock_file_is_kept_as_each_line_of_one_names_a_host() -> None:
     assert [path for path in repository_files() if path.name in LOCK_FILES] == []
 
 
+def test_the_tests_of_a_group_run_in_one_process(request: pytest.FixtureRequest) -> None:
+    """Else each of several processes builds all distributions, and starts the servers of all groups."""
+    is_distributed = bool(getattr(request.config.option, "loadgroup", False))
+
+    assert request.node.nodeid.endswith("@packaging") == is_distributed
+
+
 def test_the_root_is_no_package() -> None:
     assert not {"project", "build-system"} & set(toml(ROOT / "pyproject.toml"))
 

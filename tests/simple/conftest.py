@@ -48,20 +48,15 @@ ENTRY_POINTS = {
 }
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_itemcollected(item: pytest.Item) -> None:
     # Of the kit what differs most between stores every day, as the official stores run all of it; the rest in the long
-    # run. The hook is handed the items of all folders.
-    for item in items:
-        if item.path.parent != Path(__file__).parent:
-            continue
-        if "mariadb" in getattr(item, "fixturenames", ()) or item.name.endswith("[mysql]"):
-            item.add_marker(pytest.mark.xdist_group("mariadb"))  # one server for all of them
-        kit = getattr(item, "cls", None)
-        if kit is None or not issubclass(kit, StorageContract):
-            continue
-        if isinstance(item, pytest.Function) and item.originalname not in DAILY:
-            item.add_marker(pytest.mark.long)
+    # run.
+    if not isinstance(item, pytest.Function):
+        return
+    if "mariadb" in item.fixturenames or item.name.endswith("[mysql]"):
+        item.add_marker(pytest.mark.xdist_group("mariadb"))  # one server for all of them
+    if item.cls is not None and issubclass(item.cls, StorageContract) and item.originalname not in DAILY:
+        item.add_marker(pytest.mark.long)
 
 
 @pytest.fixture(scope="session")
