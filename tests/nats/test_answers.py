@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -43,7 +42,7 @@ class Answered(Transport):
     def max_payload(self) -> int:
         return 1024 * 1024
 
-    async def _repeat(self, subject: str, bodies: Sequence[bytes], **_: Any) -> tuple[Message, list[Any]]:
+    async def _repeat(self, subject: str, data: bytes, **_: Any) -> tuple[Message, list[Any]]:
         return Message(subject, json.dumps(self.said).encode()), []
 
 

@@ -97,6 +97,8 @@ class _Line:
     index: int = 0
     passed: list[TaskBatch] = field(factory=list)
     """Homes that cannot be read."""
+    _next: list[TaskBatch] = field(factory=list, init=False)
+    """Those after it, the last first, that are known."""
     _begun: bool = field(default=False, init=False)
 
     async def head(self) -> tuple[TaskBatch, int] | None:
@@ -108,11 +110,15 @@ class _Line:
                     return self.batch, self.index
                 self.take()
                 continue
-            following = await self.state_store.task_lookup.ahead(
-                self.queue_state, self.name, self.batch, self.room, known=self.known
-            )
-            if following is None:
-                return None
+            if self._next:
+                following = self._next.pop()
+            else:
+                lookup = self.state_store.task_lookup
+                found = await lookup.ahead(self.queue_state, self.name, self.batch, self.room, known=self.known)
+                if found is None:
+                    return None
+                following = found
+                self._next = lookup.known_after(self.queue_state, following)[::-1]
             self.batch = following
             self.index = _ahead_in(self.queue_state, following).start
             if following.problem is not None:
@@ -354,8 +360,8 @@ async def _take(
 ) -> None:
     while room > 0:
         head = None if line is None else await line.head()
-        before = (now + 1, 0) if head is None else min((now + 1, 0), _key(head))
         if queue_state.overflow:
+            before = (now + 1, 0) if head is None else min((now + 1, 0), _key(head))
             await state_store.overflow.draw(queue_state, priority, before)
         waiting = queue_state.back.get(priority)
         entry = waiting[0] if waiting and waiting[0].at <= now else None

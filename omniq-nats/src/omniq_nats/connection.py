@@ -56,9 +56,11 @@ class Question:
     future: asyncio.Future[Message]
     number: str
     several: bool = False
-    left: int = 0
-    """How many answers are still to come of so many questions that were asked together; 0: it is one question."""
     found: list[Stored] = field(factory=list)
+    parts: int = 0
+    """How many questions are asked together, each with one answer; 0: it is one."""
+    by_part: dict[int, Stored | None] = field(factory=dict)
+    """What each of these had as its answer."""
     seconds: float = math.inf
     """For how long it is waited."""
     until: float = math.inf
@@ -293,22 +295,25 @@ class Connection:
     # Asking
 
     def _on_answer(self, message: Message) -> None:
-        question = self._questions.get(message.subject.rpartition(".")[2])
+        number, _, part = message.subject.rpartition(".")[2].partition("-")
+        question = self._questions.get(number)
         if question is None or question.future.done():
             return
         place = message.stored_as() if question.several else None
-        if place is not None:
-            question.found.append(Stored(*place, message.data))
-            if not question.left:
+        stored = None if place is None else Stored(*place, message.data)
+        if not question.parts:
+            if stored is not None:
+                question.found.append(stored)
                 return
-        if question.left > 1 and (place is not None or (message.headers or {}).get("Status") == "404"):
-            question.left -= 1
-            return
+        elif stored is not None or (message.headers or {}).get("Status") == "404":
+            question.by_part[int(part)] = stored
+            if len(question.by_part) < question.parts:
+                return
         question.future.set_result(message)
 
-    def _asked(self, several: bool = False, left: int = 0) -> tuple[str, Question]:
+    def _asked(self, several: bool = False, parts: int = 0) -> tuple[str, Question]:
         number = f"{next(self._numbers):x}"
-        question = Question(asyncio.get_running_loop().create_future(), number, several, left)
+        question = Question(asyncio.get_running_loop().create_future(), number, several, parts=parts)
         self._questions[number] = question
         return f"{self._inbox}.{number}", question
 
@@ -349,7 +354,7 @@ class Connection:
         :return: the answer; the caller looks for its ``error``.
         """
         data = b"" if body is None else json.dumps(body).encode()
-        message, _ = await self._repeat(f"{self.settings.api}.{subject}", [data], several=False, repeat=repeat)
+        message, _ = await self._repeat(f"{self.settings.api}.{subject}", data, several=False, repeat=repeat)
         answer: dict[str, Any] = json.loads(message.data)
         error = answer.get("error") or {}
         if error.get("err_code") == NOT_FOUND and not subject.startswith("STREAM.INFO."):
@@ -361,25 +366,49 @@ class Connection:
         return answer
 
     async def _repeat(
-        self, subject: str, bodies: Sequence[bytes], *, several: bool, repeat: bool = True, counted: bool = False
+        self, subject: str, data: bytes, *, several: bool, repeat: bool = True
     ) -> tuple[Message, list[Stored]]:
         """Ask, and ask again where no answer comes.
 
-        :param bodies: of the questions that are asked together.
         :param several: whether stored messages are the answer.
-        :param counted: whether each question has one answer, rather than any number and a last one.
         :return: the last answer, and the stored messages.
         """
+
+        async def ask(client: WireClient) -> Question:
+            reply, question = self._asked(several)
+            await self._send(client, subject, data, reply, question=question)
+            return question
+
+        message, question = await self._until_answered(ask, repeat)
+        return message, question.found
+
+    async def _repeat_all(self, subject: str, bodies: Sequence[bytes]) -> tuple[Message, list[Stored | None]]:
+        """Ask several questions at once of which each has a stored message as its answer, or that there is none.
+
+        :return: the last answer, and the stored messages in the order of the questions; None for one without.
+        """
+
+        async def ask(client: WireClient) -> Question:
+            reply, question = self._asked(several=True, parts=len(bodies))
+            parts = [(f"{subject} {reply}-{part}", body) for part, body in enumerate(bodies)]
+            if not client.post_all(parts):
+                for part, body in enumerate(bodies):
+                    await self._send(client, subject, body, f"{reply}-{part}", question=question)
+            return question
+
+        message, question = await self._until_answered(ask, True)
+        return message, [question.by_part.get(part) for part in range(len(bodies))]
+
+    async def _until_answered(
+        self, ask: Callable[[WireClient], Awaitable[Question]], repeat: bool
+    ) -> tuple[Message, Question]:
         deadline = time.monotonic() + self.settings.timeout
         while True:
             try:
                 client = await self._ready(deadline)
-                reply, question = self._asked(several, len(bodies) if counted else 0)
-                if len(bodies) == 1 or not client.post_all([(subject, body) for body in bodies], reply):
-                    for body in bodies:
-                        await self._send(client, subject, body, reply, question=question)
+                question = await ask(client)
                 left = deadline - time.monotonic()
-                return await self._answer(question, min(PATIENCE, left) if repeat else left), question.found
+                return await self._answer(question, min(PATIENCE, left) if repeat else left), question
             except StorageUnavailable as error:
                 pause = random.uniform(0.02, 0.1)
                 if self._closing or not repeat or time.monotonic() + 2 * pause >= deadline:

@@ -197,7 +197,7 @@ async def _end_before(state_store: QueueStateStore, queue: str | None, moment: d
     low, high, at = 1, end, micros(moment)
     while low < high:
         middle = (low + high) // 2
-        found = await state_store.transport.next_ones(state_store.names.batches(queue), middle, 1)
+        found = await state_store.transport.next_ones(state_store.names.batches(queue), [middle])
         if not found or state_store.task_lookup.read(found[0]).at >= at:
             high = middle
         else:

@@ -53,6 +53,7 @@ line of more than 4,096: the rest is for what else is in a subject, and for the 
 _UNSAFE = re.compile(rb"[^A-Za-z0-9_-]")
 
 
+@functools.lru_cache(maxsize=2048)  # each task's id is written several times, in as many messages
 def token(text: str) -> str:
     """Return a text as one token of a subject: letters and digits stay, all else is written as ``=`` and two digits."""
     if text.isascii() and text.replace("-", "").isalnum():
@@ -101,6 +102,7 @@ def line_in(subject: str) -> str:
     return subject.rsplit(".", 3)[1]
 
 
+@functools.lru_cache(maxsize=1024)
 def split_batch(batch: str) -> tuple[str, str, str]:
     """Return line, kind and token of a batch's name."""
     line, kind, name = batch.split("-", 2)

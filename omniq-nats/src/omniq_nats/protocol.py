@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib import metadata
@@ -66,6 +67,10 @@ class Message:
         if isinstance(raw, bytes):
             # To take all of them apart takes longer than all else that is done for the message.
             if raw.startswith(b"NATS/1.0\r\n"):
+                # The last of a name counts, as the server puts its own behind those that were stored.
+                place = _PLACE.match(raw, max(0, raw.rfind(b"\r\nNats-Subject: ")))
+                if place is not None:
+                    return place[1].decode(), int(place[2])
                 subject, seq = _find(raw, b"\r\nNats-Subject: "), _find(raw, b"\r\nNats-Sequence: ")
                 if subject and seq:
                     return subject.decode(), int(seq)
@@ -74,6 +79,9 @@ class Message:
             return None
         return raw["Nats-Subject"], int(raw["Nats-Sequence"])
 
+
+_PLACE = re.compile(rb"\r\nNats-Subject: ([^\r]+)\r\nNats-Sequence: (\d+)\r\n")
+"""How the server writes where a message is stored."""
 
 Heard: TypeAlias = Callable[[Message], None]
 
@@ -164,16 +172,14 @@ class WireClient(Client):
         self._put(message)
         return True
 
-    def post_all(self, messages: Sequence[tuple[str, bytes]], reply: str = "") -> bool:
+    def post_all(self, messages: Sequence[tuple[str, bytes]]) -> bool:
         """Send many messages without headers in one piece; see :meth:`post`.
 
-        :param messages: subjects and data.
-        :param reply: where the answers go.
+        :param messages: subjects, with a space and the subject for the answer behind it where there is one, and data.
         """
         if not self._is_short or not self._is_open:
             return False
-        to = f" {reply} ".encode() if reply else b" "
-        parts = [b"PUB %s%s%d\r\n%s\r\n" % (subject.encode(), to, len(data), data) for subject, data in messages]
+        parts = [b"PUB %s %d\r\n%s\r\n" % (subject.encode(), len(data), data) for subject, data in messages]
         self._put(b"".join(parts))
         return True
 

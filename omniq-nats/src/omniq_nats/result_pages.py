@@ -103,7 +103,8 @@ class ResultPages:
         """Put end records on their pages of results."""
         by_page: defaultdict[str, dict[str, Pending]] = defaultdict(dict)
         for task_id, one in pending.items():
-            by_page[self.names.results(queue, one.ttl, one.batch, one.seq)][task_id] = one
+            batch, _, seq, _, ttl, *_ = one.row
+            by_page[self.names.results(queue, ttl, batch, seq)][task_id] = one
         pages = [self._bring(queue, subject, some) for subject, some in by_page.items()]
         if len(pages) == 1:
             # At once, so that it goes out together with the word that the task has ended.
@@ -122,23 +123,24 @@ class ResultPages:
         first = next(iter(pending.values()))
         page = self._pages.pop(subject, None) or new_page(first.batch, first.seq, first.size)
         for attempt in range(1000):
-            known = {
-                task_id: page.state_of(number_on_page(one.batch, one.seq, one.index))
-                for task_id, one in pending.items()
-            }
-            news = {
-                task_id: one
-                for task_id, one in pending.items()
-                if page.note(number_on_page(one.batch, one.seq, one.index), task_id, one.end_record, one.batch)
-            }
+            news: list[Pending] = []
+            leaving: list[Pending] = []
+            for one in pending.values():
+                batch, index, seq, *_ = one.row
+                number = number_on_page(batch, seq, index)
+                known = page.state_of(number)
+                if page.note(number, one.id, one.end_record, batch):
+                    news.append(one)
+                    if known in LISTED and one.end_record.state not in LISTED:
+                        leaving.append(one)
             if not news:
                 break
             # Before the page is replaced, each time: another process may meanwhile have taken one off the list.
-            again = [task_id for task_id in news if known[task_id] in LISTED]
-            listed = await self._list(queue, news, again)
+            listed = await self._list(queue, news, leaving)
             try:
                 page.seq = await self.transport.publish(Write(subject, page.encode(), expected=page.seq))
-                await self.transport.remove(listed)
+                if listed:
+                    await self.transport.remove(listed)
                 break
             except (Conflict, Lost):
                 stored = await self.transport.last([subject])
@@ -154,18 +156,18 @@ class ResultPages:
         for task_id, one in pending.items():
             self._brought[task_id] = max(one.version, self._brought.get(task_id, -1))
 
-    async def _list(self, queue: str, news: Mapping[str, Pending], known: Sequence[str]) -> list[int]:
+    async def _list(self, queue: str, news: Sequence[Pending], leaving: Sequence[Pending]) -> list[int]:
         """Put those on the list that belong there; return the messages of others, once their page is replaced.
 
-        :param known: those that belonged there before.
+        :param leaving: those that belonged there before and do not any more.
         """
-        joins = [one for one in news.values() if one.end_record.state in LISTED]
-        writes = [Write(self.names.listed(queue, one.id), b"%d %d" % (one.seq, one.index)) for one in joins]
-        await asyncio.gather(*map(self.transport.store, writes))
-        leaves = [task_id for task_id in known if news[task_id].end_record.state not in LISTED]
-        if not leaves:
+        joining = [one for one in news if one.end_record.state in LISTED]
+        if joining:
+            writes = [Write(self.names.listed(queue, one.id), b"%d %d" % (one.seq, one.index)) for one in joining]
+            await asyncio.gather(*map(self.transport.store, writes))
+        if not leaving:
             return []
-        return [one.seq for one in await self.transport.last([self.names.listed(queue, one) for one in leaves])]
+        return [one.seq for one in await self.transport.last([self.names.listed(queue, one.id) for one in leaving])]
 
     async def _still_pending(self, queue: str, pending: dict[str, Pending]) -> dict[str, Pending]:
         queue_state = (await self.read([queue]))[queue]

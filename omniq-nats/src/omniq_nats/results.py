@@ -6,6 +6,7 @@ import base64
 import json
 from collections.abc import Collection, Iterator, Sequence
 from functools import cached_property
+from json.encoder import encode_basestring_ascii as _quoted  # as JSONEncoder.encode does for a text, without it
 from typing import Any
 
 from attrs import define, evolve, field, frozen
@@ -106,10 +107,13 @@ class EndRecord:
         if self.error is not None or self.blob is not None:
             return _encode(self.row())
         # Put together by hand, which takes half of the time: each task that ends has one.
-        log = f",{_encode(self.attempt_log)}" if self.attempt_log else ""
+        log = f",{_quoted(self.attempt_log)}" if self.attempt_log else ""
+        worker = "null" if self.worker is None else _quoted(self.worker)
+        packed = _packed(self.result)
+        result = _quoted(packed) if type(packed) is str else _encode(packed)
         return (
-            f'["{self.state}",{self.delivery},{self.attempt},{_encode(self.worker)},{_written(self.started)},'
-            f"{self.finished},{self.run_at},{_FLAGS[self.keeps_expiry]},null,{_encode(_packed(self.result))},null,"
+            f'["{self.state}",{self.delivery},{self.attempt},{worker},{_written(self.started)},'
+            f"{self.finished},{self.run_at},{_FLAGS[self.keeps_expiry]},null,{result},null,"
             f"{self.version}{log}]"
         )
 
@@ -352,7 +356,7 @@ class ResultPage:
         rows = self._rows
         for number, (task_id, end_record, kind) in self.end_records.items():
             if number not in rows:
-                rows[number] = f"[{number},{_encode(task_id)},{end_record.text},{_encode(kind)}]"
+                rows[number] = f"[{number},{_quoted(task_id)},{end_record.text},{_quoted(kind)}]"
         return f"[{self.batch},{self.size},[{','.join(rows.values())}],{_encode(sorted(self.gone))}]".encode()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from bisect import bisect_right
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -20,7 +21,8 @@ from omniq_nats.transport import Stored, Transport
 
 __all__ = ["Place", "TaskLookup", "Torn"]
 
-MOST_BYTES = 32 * 1024 * 1024
+MOST_BYTES = 16 * 1024 * 1024
+"""Of memory that remembered batches take, about."""
 REMEMBERED = 2000
 """Tasks of which it is known where they are."""
 AHEAD = 4
@@ -28,8 +30,8 @@ AHEAD = 4
 MOST_READ = 512
 """Tasks, at most, that are read of a line at once."""
 MOST_BYTES_READ = 1024 * 1024
-WIDEST = 64
-"""So many batches of a line are asked for at once."""
+WIDEST = 256
+"""So many batches of a line are asked for at once, at most."""
 FAR_BEHIND = 500
 """Messages: so far the place in an empty line may lie behind the end of the stream."""
 
@@ -58,6 +60,8 @@ class _Part:
     """Whether there was more behind it when it was last read on."""
     width: int = 1
     """How many batches are asked for at once when it is next read on."""
+    stride: int = 1
+    """How far these are taken to be apart, as their guards are between them."""
     reading: asyncio.Lock = field(factory=asyncio.Lock)
 
     def following(self, after: TaskBatch | None) -> TaskBatch | None:
@@ -112,10 +116,10 @@ class TaskLookup:
         batch = self._batches.get(stored.seq)
         if batch is None:
             batch = self._batches[stored.seq] = read_batch(stored)
-            self._bytes += len(stored.data)
+            self._bytes += _room_of(batch)
             while self._bytes > MOST_BYTES and len(self._batches) > 1:
                 _, oldest = self._batches.popitem(last=False)
-                self._bytes -= len(oldest.blobs or b"") + 100 * len(oldest)
+                self._bytes -= _room_of(oldest)
         return batch
 
     async def of_slots(self, queue: str, entries: Iterable[Entry]) -> dict[int, TaskBatch]:
@@ -323,6 +327,11 @@ class TaskLookup:
             await self._skip(queue_state, line, seen)
         return None
 
+    def known_after(self, queue_state: QueueState, batch: TaskBatch) -> list[TaskBatch]:
+        """Return the batches of its line that follow one without a gap, as far as they are known without a question."""
+        batches = self._ahead[queue_state.queue, batch.line].batches
+        return batches[bisect_right(batches, batch.seq, key=lambda other: other.seq) :]
+
     async def _read_on(self, part: _Part, queue: str, line: str, wanted: int) -> bool:
         """Read more of a line; return whether there was any."""
         start = part.end
@@ -331,18 +340,27 @@ class TaskLookup:
         batches: list[TaskBatch] = []
         end = start
         while tasks > 0 and size > 0:
-            width = part.width
-            stored = await self._transport.next_ones(self._names.line(queue, line), end, width)
+            width = min(part.width, -(-tasks // max(1, part.stride - 1)))
+            starts = range(end, end + width * part.stride, part.stride)
+            stored = await self._transport.next_ones(self._names.line(queue, line), starts)
             if not stored:
-                part.width = 1
+                part.width = part.stride = 1
                 break
-            some = [self.read(one) for one in stored]
-            batches += some
-            tasks -= sum(max(1, len(batch)) for batch in some)
-            size -= sum(len(one.data) for one in stored)
-            end = some[-1].seq + 1
-            # Where several are asked for and there are others between them, some are answered with the same.
-            part.width = 1 if some[-1].is_shared else min(2 * width if len(some) == width else len(some), WIDEST)
+            found = 0
+            for begin, one in zip(starts, stored, strict=False):
+                if begin > end:
+                    break  # those before it take less room than was thought, and another may be between
+                if one.seq < end:
+                    continue  # the same as before
+                batch = self.read(one)
+                batches.append(batch)
+                found += 1
+                tasks -= max(1, len(batch))
+                size -= len(one.data)
+                part.stride = 1 + (len(batch) if batch.is_shared else 0)
+                end = one.seq + part.stride
+            few = 1 + MOST_BYTES_READ // max(1, len(one.data))
+            part.width = min(2 * width if found == width else found, WIDEST, few)
         if batches and part.end == start:
             part.batches += batches
             part.end = end
@@ -375,3 +393,8 @@ class TaskLookup:
         seen = min(seen, self._transport.last_seen)
         if not await self._transport.leader_has(subject, queue_state.lines[line][0], seen):
             queue_state.skip_to(line, seen + 1)
+
+
+def _room_of(batch: TaskBatch) -> int:
+    """Return how many bytes of memory a batch takes, about."""
+    return len(batch.blobs or b"") + 1000 + 500 * len(batch)

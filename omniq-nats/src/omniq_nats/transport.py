@@ -172,31 +172,32 @@ class Transport(Connection):
         self.last_seen = max([self.last_seen, *(one.seq for one in stored[-1:])])
         return stored, left
 
-    async def next_ones(self, subject: str, start: int, width: int) -> list[Stored]:
-        """Return some of the next messages in the order in which they were stored, without a gap.
+    async def next_ones(self, subject: str, starts: Sequence[int]) -> list[Stored]:
+        """Return for each of some sequences the first message from there on.
 
         A server that is asked for several by :meth:`scan` counts all that follow, which takes it milliseconds where
-        tens of thousands are stored. One that is asked for a single one does not; so for each of some sequences the
-        next one is asked for, all at once.
+        tens of thousands are stored. One that is asked for a single one does not, and these are asked for all at once.
+        Each has an answer of its own: what is stored meanwhile may be found from a later sequence and not from an
+        earlier one.
 
         :param subject: with wildcards.
-        :param start: the first sequence that counts.
-        :param width: how many at most; fewer come where messages on other subjects are between them.
+        :param starts: the sequences.
+        :return: in the same order, the same one for several sequences if it is the first from all of these; up to the
+            first sequence from which on nothing was found.
         """
-        start = max(1, start)
         asked = f"{self.settings.api}.DIRECT.GET.{self.settings.names.stream}"
         quoted = json.dumps(subject)
-        bodies = [f'{{"seq":{seq},"next_by_subj":{quoted}}}'.encode() for seq in range(start, start + width)]
-        message, stored = await self._repeat(asked, bodies, several=True, counted=True)
+        bodies = [f'{{"seq":{max(1, seq)},"next_by_subj":{quoted}}}'.encode() for seq in starts]
+        message, found = await self._repeat_all(asked, bodies)
         if message.stored_as() is None:
             self._check_read(message)
-        if self.beacon is not None and 0 < len(stored) < width:
-            # Replicas answer, and one that is behind finds nothing where another one does: there may be a gap.
-            return await self.next_ones(subject, start, 1)
-        found = {one.seq: one for one in stored}
-        in_order = [found[seq] for seq in sorted(found)]
-        self.last_seen = max([self.last_seen, *(one.seq for one in in_order[-1:])])
-        return in_order
+        stored: list[Stored] = []
+        for one in found:
+            if one is None:
+                break
+            stored.append(one)
+        self.last_seen = max([self.last_seen, *(one.seq for one in stored[-1:])])
+        return stored
 
     async def scan_all(self, subject: str, start: int = 1, count: int = 256) -> AsyncIterator[Stored]:
         """Yield every message on some subjects in the order in which they were stored.
@@ -257,7 +258,7 @@ class Transport(Connection):
 
     async def _get(self, body: dict[str, Any]) -> tuple[Message, list[Stored]]:
         subject = f"{self.settings.api}.DIRECT.GET.{self.settings.names.stream}"
-        return await self._repeat(subject, [json.dumps(body).encode()], several=True)
+        return await self._repeat(subject, json.dumps(body).encode(), several=True)
 
     def _check_read(self, message: Message) -> None:
         headers = message.headers or {}
