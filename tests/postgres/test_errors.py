@@ -20,10 +20,11 @@ from omniq.storage import Enqueued
 from omniq.storage.ids import new_id
 from omniq.task import TaskState
 from omniq.testing import await_until, wait_until
+from omniq_postgres import libpq
 from omniq_postgres.claiming import Claim, claim
 from omniq_postgres.connecting import Connector, discard
 from omniq_postgres.dead_tuples import Frontier
-from omniq_postgres.operations import Context, News
+from omniq_postgres.operations import Context, News, Query
 from omniq_postgres.pool import Pool
 from omniq_postgres.statements import Statements
 from omniq_postgres.storage import PostgresStorage
@@ -432,6 +433,21 @@ async def test_whoever_gets_no_connection_in_time_is_told_why(storage_url: str) 
     pool.close()
     with pytest.raises(StorageUnavailable):
         await pool.acquire(now() + 60)
+
+
+async def test_a_statement_runs_where_the_server_knows_it_already(storage_url: str) -> None:
+    async with opened(storage_url) as store:
+        pool = store._opened().database.pool
+        one, other = [await pool.acquire(float("inf")) for _ in range(2)]
+        look = store._statements["reading.workers"]
+        for latest, earlier in [(one, other), (other, one)] * 2:
+            pool.release(earlier)
+            pool.release(latest)
+            await store.workers()
+            for _ in range(2):
+                await pool.acquire(float("inf"))
+        assert libpq.has_run(one, Query(look))
+        assert not libpq.has_run(other, Query(look))
 
 
 def test_a_fork_leaves_the_parents_connections_alone(storage_url: str) -> None:

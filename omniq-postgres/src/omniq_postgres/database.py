@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar
 
 import psycopg
@@ -14,7 +15,7 @@ from omniq.storage.outages import Outage
 from omniq_postgres import libpq
 from omniq_postgres.connecting import AsyncConnection, Connector, SyncConnection, cut
 from omniq_postgres.errors import Remedy, remedy_for, text_of
-from omniq_postgres.operations import Context, Job, News, Steps
+from omniq_postgres.operations import Context, Job, News, Query, Steps
 from omniq_postgres.pool import Pool
 from omniq_postgres.statements import Statements
 
@@ -28,10 +29,12 @@ GRACE = 1.0
 """Seconds for which a job goes on for which no caller waits any more."""
 
 
-async def drive(connection: AsyncConnection, steps: Steps[R]) -> R:
-    """Run a job's steps on a connection."""
+async def drive(connection: AsyncConnection, steps: Steps[R], query: Query) -> R:
+    """Run a job's steps on a connection.
+
+    :param query: the first of its statements, which it has yielded already.
+    """
     try:
-        query = next(steps)
         while True:
             try:
                 rows = await libpq.rows(connection, query)
@@ -168,14 +171,22 @@ class Database:
             pause = min(pause * 2, LONGEST_PAUSE)
 
     async def _attempt(self, job: Job[R], effort: _Effort) -> R:
-        connection = await self.pool.acquire(effort.deadline)
-        effort.begin(connection)
         context = Context(self.statements, News(), self._may_tell)
+        steps = job(context)
         try:
-            result = await drive(connection, job(context))
-        finally:
-            effort.end()
-            self.pool.release(connection)
+            query = next(steps)
+        except StopIteration as done:  # there is nothing to ask the server
+            result: R = done.value
+        else:
+            # Where its statement has run before: a new one is planned six times before its plan is kept, and to plan it
+            # takes longer than to run it.
+            connection = await self.pool.acquire(effort.deadline, partial(libpq.has_run, query=query))
+            effort.begin(connection)
+            try:
+                result = await drive(connection, steps, query)
+            finally:
+                effort.end()
+                self.pool.release(connection)
         if context.news:
             self._announce(context.news)
         return result

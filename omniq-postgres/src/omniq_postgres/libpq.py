@@ -28,7 +28,7 @@ from omniq_postgres.binary_params import Parameter
 from omniq_postgres.connecting import PREPARED, AsyncConnection, SyncConnection
 from omniq_postgres.operations import Query, Rows
 
-__all__ = ["rows", "rows_blocking"]
+__all__ = ["has_run", "rows", "rows_blocking"]
 
 READ, WRITE = select.POLLIN, select.POLLOUT
 
@@ -45,6 +45,10 @@ class _Libpq:
         self._numbers = itertools.count(1)
         self._seen: dict[tuple[bytes, tuple[int, ...]], bytes | None] = {}
         """Statement and types → its name, or None after its first use: many a one comes once and never again."""
+
+    def has_run(self, query: Query) -> bool:
+        """Say whether the server has the statement prepared for this connection, or will at its next use."""
+        return (query.text, _types(query)) in self._seen
 
     def run(self, query: Query) -> Generator[int, None, Rows]:
         """Do the exchange; yields what to wait for at the socket."""
@@ -204,6 +208,12 @@ def _libpq_of(connection: AsyncConnection | SyncConnection) -> _Libpq:
     if exchange is None:
         exchange = _exchanges[connection] = _Libpq(connection)
     return exchange
+
+
+def has_run(connection: AsyncConnection | SyncConnection, query: Query) -> bool:
+    """Say whether a statement has run on a connection before, which then need not plan it anew."""
+    exchange = _exchanges.get(connection)
+    return exchange is not None and _is_packed(query) and exchange.has_run(query)
 
 
 def _is_packed(query: Query) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 
 from omniq.errors import StorageUnavailable
 from omniq_postgres.connecting import AsyncConnection, Connector, cut, discard, is_usable
@@ -30,10 +31,13 @@ class Pool:
         self._waiters: deque[asyncio.Future[None]] = deque()
         self._closed = False
 
-    async def acquire(self, deadline: float) -> AsyncConnection:
+    async def acquire(
+        self, deadline: float, suits: Callable[[AsyncConnection], bool] = lambda connection: True
+    ) -> AsyncConnection:
         """Return a connection.
 
         :param deadline: until when to wait for one, by the loop's clock.
+        :param suits: whether an idle connection is better than others that are idle.
         :raises psycopg.Error: if a new one cannot be made until then.
         :raises StorageUnavailable: if all are busy until the deadline, or the pool is closed.
         """
@@ -42,7 +46,9 @@ class Pool:
                 raise StorageUnavailable(f"{self._connector.settings.shown} was closed")
             while self._idle:
                 # The latest used first: those that are not needed stay untouched.
-                connection = self._idle.pop()
+                latest = len(self._idle) - 1
+                place = next((n for n in range(latest, -1, -1) if suits(self._idle[n])), latest)
+                connection = self._idle.pop(place)
                 if is_usable(connection):
                     return connection
                 self._forget(connection)

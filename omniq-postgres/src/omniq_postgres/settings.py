@@ -81,7 +81,7 @@ INDEXES = (
         "gone",
     ),
     *("uncounted", "flow_due", "flow_key", "due"),
-    *("lined", "lined_queue", "key_slots", "name_slots", "place", "named_place", "limit_key", "rest"),
+    *("lined", "key_slots", "name_slots", "place", "named_place", "limit_key", "rest"),
 )
 FUNCTIONS = ("enqueue", "enqueue_store", "enqueue_number", "enqueue_text", "enqueue_time")
 _LONGEST_TIMEOUT = 3600.0
