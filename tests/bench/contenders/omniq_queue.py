@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import importlib
-from collections.abc import Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from omniq import Limit, TaskFunction, TaskHandle, TaskQueue, TaskState
+from omniq import Limit, TaskFunction, TaskHandle, TaskQueue, TaskState, Worker
 from tests.bench.contenders.contender import Contender, Setting
 
 __all__ = ["OmniQ", "url"]
@@ -94,7 +94,19 @@ class OmniQ(Contender):
         return await handed_over
 
     def worker(self) -> AbstractAsyncContextManager[object]:
-        return self.queue.worker(concurrency=100)
+        worker = self.queue.worker(concurrency=100)
+        return worker if self.setting.store == "memory" else _run(worker)
 
     async def close(self) -> None:
         await self.queue.aclose()
+
+
+@asynccontextmanager
+async def _run(worker: Worker) -> AsyncIterator[None]:
+    """Run a worker as the command ``omniq worker`` does."""
+    running = asyncio.create_task(worker.run())
+    try:
+        yield
+    finally:
+        worker.stop()
+        await running

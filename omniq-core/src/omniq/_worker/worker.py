@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import secrets
 import signal
 import socket
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from functools import partial
 from types import TracebackType
@@ -57,6 +58,19 @@ FAREWELL = 3.0
 """Seconds that a store that does not answer gets for the last outcomes."""
 LIMITS_WAIT = 1.0
 """Seconds within which a limit has to let a task start, or a worker that drains leaves it to others."""
+
+
+@contextlib.contextmanager
+def _frozen() -> Iterator[None]:
+    """Keep the garbage collector from looking at what there is now: for tens of milliseconds no task would begin."""
+    if gc.get_freeze_count():
+        yield
+        return
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 class Worker:
@@ -329,7 +343,9 @@ class Worker:
     async def run(self, *, supervised: bool = False) -> None:
         """Work until :meth:`stop`, or SIGTERM or SIGINT if this is the main thread; a second signal stops at once.
 
-        Waits for a store that cannot be reached yet. Cancelled, it stops at once as well.
+        Waits for a store that cannot be reached yet. Cancelled, it stops at once as well. Until it returns, the garbage
+        collector leaves alone what was there when the worker had started (``gc.freeze``), unless the program has frozen
+        something already.
 
         :param supervised: whether another process passes signals on to this one: SIGTERM and SIGINT then count once,
             however often they come, and SIGQUIT stops at once.
@@ -343,8 +359,9 @@ class Worker:
                 if not await self._served.discover_patiently(self.queue.connections, self._stop, self._called):
                     return
                 await self.start()
-                await self._stop.wait()
-                await self.drain()
+                with _frozen():
+                    await self._stop.wait()
+                    await self.drain()
             except asyncio.CancelledError:
                 self.stop(now=True)
                 await self.drain()
