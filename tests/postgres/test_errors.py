@@ -283,7 +283,7 @@ async def test_work_that_ends_while_the_server_can_store_nothing_is_recorded_lat
     server: PostgresServer, storage_url: str, code: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A full disk, no memory, a broken disk, a full quota: the work is done, and not done again."""
-    async with TaskQueue(storage_url + "&timeout=0.5") as queue:
+    async with TaskQueue(storage_url + "&timeout=2") as queue:
         runs = 0
         go = asyncio.Event()
 
