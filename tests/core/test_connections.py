@@ -93,14 +93,24 @@ async def test_synchronous_calls_that_wait_are_refused_on_a_running_loop(queue: 
             "aget": lambda: queue.get(handle.id),
             "aschedules": queue.schedules,
             "atrigger_schedule": lambda: queue.trigger_schedule("nightly"),
+            "arun_worker": queue.run_worker,
         }
         for asynchronous, call in calls.items():
             with pytest.raises(RuntimeError, match=rf"`await ….{asynchronous}\(…\)`"):
                 call()
-        with pytest.raises(RuntimeError, match=r"`await queue\.worker\(…\)\.run\(\)`"):
-            queue.run_worker()
         assert await handle == 1
     await queue.aclose()
+
+
+async def test_a_worker_runs_within_a_coroutine_until_it_is_cancelled(queue: TaskQueue) -> None:
+    echo = echo_task(queue)
+    running = asyncio.create_task(queue.arun_worker(concurrency=2))
+    assert await (await echo.aenqueue(1)) == 1
+
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert await queue.aworkers() == []
 
 
 async def test_a_forgotten_a_is_an_error_and_the_task_is_stored_once(queue: TaskQueue) -> None:

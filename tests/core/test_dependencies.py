@@ -542,9 +542,9 @@ async def test_a_call_here_and_now_is_given_everything_by_hand(queue: TaskQueue)
 
     assert send(7, "by hand", state=None) == "7 by hand"
     assert await asend(7, db="by hand") == "7 by hand"
-    with pytest.raises(TypeError, match=r"^send: 'state' is injected only where a worker runs .* give it: state=…$"):
+    with pytest.raises(TypeError, match=r"^send: only a worker that runs the task injects 'state'; .* give state=…$"):
         send(7, "by hand")
-    with pytest.raises(TypeError, match=r"^asend: 'db' is injected only"):
+    with pytest.raises(TypeError, match=r"^asend: only a worker .* injects 'db'"):
         asend(7).close()
 
 

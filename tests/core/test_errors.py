@@ -117,6 +117,15 @@ def test_the_errors_of_ids_name_the_id() -> None:
         assert "an-id" in str(error)
 
 
+def test_a_cancelled_task_tells_why_and_not_what_an_attempt_before_failed_of() -> None:
+    superseded = TaskError(type="Superseded", message="task b (shop.index) took its place")
+
+    assert str(TaskCancelled("a", superseded)) == "task a was cancelled, as task b (shop.index) took its place"
+    assert TaskCancelled("a", superseded).error == superseded
+    assert str(TaskCancelled("a", FAILURE)) == "task a was cancelled"
+    assert TaskCancelled("a", FAILURE).error is None
+
+
 def test_a_serialization_error_names_the_path_to_the_value() -> None:
     error = SerializationError("a set has no order", path="args[0].tags")
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from omniq import ConfigurationError, Debounce, Limit, Rate, TaskQueue
+from omniq import ConfigurationError, Debounce, Limit, Rate, TaskCancelled, TaskQueue
 from omniq.storage import Storage, StorageLimits
 from omniq.storage.ids import new_id
 from omniq.task import TaskState
@@ -133,6 +133,8 @@ def test_of_debounced_calls_the_last_one_runs(queue: TaskQueue) -> None:
         assert error is not None
         assert error.type == "Superseded"
         assert calls[1].id in error.message
+        with pytest.raises(TaskCancelled, match=f"was cancelled, as task {calls[1].id} .* took its place"):
+            await calls[0]
 
     asyncio.run(scenario())
 

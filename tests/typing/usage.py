@@ -260,6 +260,7 @@ async def flows() -> None:
     handle = await queue.aenqueue_flow(total)
     assert_type(handle, TaskHandle[str])
     assert_type(handle.flow.progress().counts[TaskState.FAILED], int)
+    assert_type(handle.flow.progress().counts["failed"] + queue.stats()[0].counts["ready"], int)
     assert_type(await handle.flow.atasks(), list[Task])
     assert_type(download.call("u").then(count).then(save, path="x"), TaskCall[None])
     assert_type(each(scale, [b""], 3, height=2), TaskGroup[int])

@@ -177,16 +177,19 @@ class TaskCancelled(OmniQError):
     """The task was cancelled, or expired, before it had a result.
 
     :param task_id: the task's id.
-    :param error: of a task of a flow that ended as one that it needs did not succeed: what became of that one.
+    :param error: the task's error. It is kept where another task was the reason: one that this one needed did not
+        succeed (``UpstreamFailed``), or took the place of this debounced one (``Superseded``). That of an earlier
+        attempt is dropped, since it does not tell why the task was cancelled.
     """
 
     def __init__(self, task_id: str, error: TaskError | None = None) -> None:
+        error = error if error is not None and error.type in ("UpstreamFailed", "Superseded") else None
         super().__init__(task_id, error)
         self.task_id = task_id
         self.error = error
 
     def __str__(self) -> str:
-        why = f", as {self.error.message}" if self.error is not None and self.error.type == "UpstreamFailed" else ""
+        why = "" if self.error is None else f", as {self.error.message}"
         return f"task {self.task_id} was cancelled{why}"
 
 

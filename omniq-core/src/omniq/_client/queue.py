@@ -164,11 +164,11 @@ class TaskQueue(Producer):
         The process is taken to be the worker's: a task that then still blocks the event loop is ended with it.
 
         :param options: as for :class:`~omniq.Worker`.
-        :raises RuntimeError: on a thread whose event loop runs; write ``await queue.worker().run()`` there.
+        :raises RuntimeError: on a thread whose event loop runs; write ``await queue.arun_worker()`` there.
         """
         from omniq._worker.worker_process import run_as_process
 
-        refuse_on_running_loop("await queue.worker(…).run()")
+        refuse_on_running_loop("await ….arun_worker(…)")
         worker = self.worker(**options)
 
         async def work() -> None:
@@ -176,6 +176,15 @@ class TaskQueue(Producer):
                 await worker.run()
 
         run_as_process(work, grace=worker.grace)
+
+    async def arun_worker(self, **options: Unpack[WorkerOptions]) -> None:
+        """Run this queue's tasks until cancelled, or until SIGTERM or SIGINT if this is the main thread.
+
+        The first signal lets running tasks end, a second stops at once, as cancelling does. The process goes on.
+
+        :param options: as for :class:`~omniq.Worker`.
+        """
+        await self.worker(**options).run()
 
     # Testing
 

@@ -150,8 +150,8 @@ class Definition:
         given = self._signature.bind_partial(*args, **kwargs).arguments
         if missing := [name for name, _ in self.injection if name not in given]:
             raise TypeError(
-                f"{self.name}: {', '.join(map(repr, missing))} is injected only where a worker runs the task; to call "
-                f"the function here, give it: {', '.join(f'{name}=…' for name in missing)}"
+                f"{self.name}: only a worker that runs the task injects {', '.join(map(repr, missing))}; to call the "
+                f"function here, give {', '.join(f'{name}=…' for name in missing)}"
             )
 
 

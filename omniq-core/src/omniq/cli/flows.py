@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from omniq._client.queue import TaskQueue
-from omniq.cli.app import now_of, store_of
+from omniq.cli.app import note_place, now_of, place_of, store_of
 from omniq.cli.arguments import add_json, count, text, value
 from omniq.cli.columns import Column, Table
 from omniq.cli.failures import OperationFailed, each
@@ -35,6 +35,8 @@ def _list(queue: TaskQueue, options: argparse.Namespace) -> None:
         lambda: [_as_json(flow) for flow in flows],
         lambda: _table(screen, now).lines(flows) if flows else ["there are no flows"],
     )
+    if not flows and not options.json:
+        note_place(queue)
 
 
 def _show(queue: TaskQueue, options: argparse.Namespace) -> int:
@@ -49,7 +51,7 @@ def _show(queue: TaskQueue, options: argparse.Namespace) -> int:
 
     def check(flow_id: str) -> None:
         if found[flow_id] is None:
-            raise OperationFailed(f"there is no flow {flow_id}")
+            raise OperationFailed(f"there is no flow {flow_id}; looked in {place_of(queue)}")
 
     return each(ids, check)
 

@@ -9,6 +9,7 @@ from typing import Any
 from attrs import asdict, evolve
 
 from omniq._client.queue import TaskQueue
+from omniq.cli.app import note_place, place_of
 from omniq.cli.arguments import add_json, count, queue_name, text, value
 from omniq.cli.columns import Column, Table
 from omniq.cli.failures import OperationFailed, UsageError
@@ -38,6 +39,8 @@ def _list(queue: TaskQueue, options: argparse.Namespace) -> None:
         lambda: [{"id": one.id, **asdict(one), "usage": usage_as_json(usage[one.id])} for one in limits],
         lambda: Table(_columns(usage), screen).lines(limits) if limits else ["there are no limits"],
     )
+    if not limits and not options.json:
+        note_place(queue)
 
 
 def _set(queue: TaskQueue, options: argparse.Namespace) -> None:
@@ -63,7 +66,7 @@ def _delete(queue: TaskQueue, options: argparse.Namespace) -> None:
     place = _place(options)
     called = f"queue {options.queue}" if options.name is None else f"the name {options.name}"
     if not queue.unlimit(**place):
-        raise OperationFailed(f"there is no limit of {called}")
+        raise OperationFailed(f"there is no limit of {called}; looked in {place_of(queue)}")
     Screen().say(f"the limit of {called} is deleted")
 
 

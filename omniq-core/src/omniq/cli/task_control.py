@@ -13,7 +13,7 @@ from attrs import frozen
 from omniq._client import selection
 from omniq._client.queue import TaskQueue
 from omniq._client.selection import Selection, Step
-from omniq.cli.app import store_of
+from omniq.cli.app import note_place, store_of
 from omniq.cli.arguments import flag, option, text, value
 from omniq.cli.enqueue import find_function
 from omniq.cli.failures import FAILED, UsageError, complain
@@ -139,40 +139,45 @@ def _act(verb: Verb, queue: TaskQueue, options: argparse.Namespace) -> int:
             f"which tasks? Name their ids, or choose with --queue, --state, --name, --tag "
             f"(see omniq tasks {verb.name} --help)"
         )
-    refusals: list[str] = []
+    refused: Refused = []
     if options.ids:
         ids = list(dict.fromkeys(whole_ids(queue, options.ids)))
-        done, refusals = (_would_be_done if options.dry_run else _named)(queue, verb, ids)
+        done, refused = (_would_be_done if options.dry_run else _named)(queue, verb, ids)
     else:
         states = verb.default if options.state is None else [TaskState(options.state)]
         filters = {"queue": options.queue, "name": full_name(queue, options.name), "tag": options.tag}
         done = (_matching if options.dry_run else _applied)(queue, verb, states, filters)
-    for refusal in refusals:
-        complain(refusal)
+    for task_id, task in refused:
+        complain(_refusal(task_id, task, verb))
     Screen().say(_summary(done, verb, dry_run=options.dry_run))
-    return FAILED if refusals else 0
+    if not done.total() and all(task is None for _, task in refused):
+        note_place(queue)
+    return FAILED if refused else 0
 
 
 Done = Counter[TaskState]
 """How many tasks were changed, by the state that they had."""
+Refused = list[tuple[str, StoredTask | None]]
+"""The ids of tasks that were left as they were, with their records, if they are there."""
 
 
-def _would_be_done(queue: TaskQueue, verb: Verb, ids: list[str]) -> tuple[Done, list[str]]:
-    done, refusals = Done(), []
+def _would_be_done(queue: TaskQueue, verb: Verb, ids: list[str]) -> tuple[Done, Refused]:
+    done, refused = Done(), []
     for task_id, task in _records(queue, ids):
         if task is not None and task.state in verb.states:
             done[task.state] += 1
         else:
-            refusals.append(_refusal(task_id, task, verb))
-    return done, refusals
+            refused.append((task_id, task))
+    return done, refused
 
 
-def _named(queue: TaskQueue, verb: Verb, ids: list[str]) -> tuple[Done, list[str]]:
-    done, refusals = Done(), []
+def _named(queue: TaskQueue, verb: Verb, ids: list[str]) -> tuple[Done, Refused]:
+    done = Done()
+    refused: Refused = []
     for step in verb.apply(queue.select(ids=ids)):
         done.update(step.by_state)
-        refusals += [_refusal(task_id, task, verb) for task_id, task in _records(queue, step.left)]
-    return done, refusals
+        refused += _records(queue, step.left)
+    return done, refused
 
 
 def _records(queue: TaskQueue, ids: Sequence[str]) -> Iterator[tuple[str, StoredTask | None]]:

@@ -16,6 +16,13 @@ if TYPE_CHECKING:
 __all__ = ["omniq_clock", "omniq_queue", "omniq_trial"]
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Register the marker of the conformance kit, which ``--strict-markers`` would refuse otherwise."""
+    config.addinivalue_line(
+        "markers", "long: costs minutes and repeats, on more or more often, what another test shows"
+    )
+
+
 @pytest.fixture
 def omniq_clock() -> ManualClock:
     """A clock that the test moves: ``omniq_clock.advance(3600)``. The other fixtures run by it."""
