@@ -306,12 +306,9 @@ def _shown_form(tree: Any) -> str:
 # Tags
 
 
-def tagged(tag: str, value: Any, **options: Any) -> dict[str, Any]:
-    """Make the JSON of something that a tag names.
-
-    :param options: what else belongs to it.
-    """
-    return {TAG: tag, VALUE: value, **options}
+def tagged(tag: str, value: Any) -> dict[str, Any]:
+    """Make the JSON of something that a tag names."""
+    return {TAG: tag, VALUE: value}
 
 
 def wrapping(tag: str, encode: Function) -> Function:

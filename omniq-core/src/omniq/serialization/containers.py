@@ -117,7 +117,8 @@ def _collection(kind: Any, item: Codec) -> _Tables:
         return wrapping(tag, encode), {tag: unwrapping(tag, lambda trees: tuple(decode(trees)), form=list)}
 
     def encode_deque(values: Any) -> Any:
-        return tagged(tag, list(encode(values)), **({} if values.maxlen is None else {"maxlen": values.maxlen}))
+        tree = tagged(tag, list(encode(values)))
+        return tree if values.maxlen is None else {**tree, "maxlen": values.maxlen}
 
     def decode_deque(trees: Any, beside: Mapping[str, Any] = _NOTHING) -> Any:
         maxlen = beside.get("maxlen")

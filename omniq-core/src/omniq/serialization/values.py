@@ -55,7 +55,8 @@ def _moment(kind: type[datetime] | type[time]) -> _Form:
     def encode(value: Any) -> dict[str, Any]:
         zone = value.tzinfo
         if type(zone) is ZoneInfo and zone.key:
-            tree = tagged(tag, value.replace(tzinfo=None).isoformat(), zone=zone.key)
+            tree = tagged(tag, value.replace(tzinfo=None).isoformat())
+            tree["zone"] = zone.key
         elif zone is None or type(zone) is timezone:
             tree = tagged(tag, value.isoformat())
             # What pickle asks: the offset, and the name if there is one.
