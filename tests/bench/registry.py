@@ -133,7 +133,7 @@ LOCAL_ENTRIES = (
 )
 
 REDIS_ENTRIES = (
-    _omniq("redis", *ENQUEUE, *ENQUEUE_ASYNC, *DRAIN, "group", *WAIT, *PROCESS, *GROWTH),
+    _omniq("redis", *ENQUEUE, *ENQUEUE_ASYNC, *DRAIN, LIMITED, "group", *WAIT, *PROCESS, *GROWTH),
     _peer("arq", "redis", "arq_queue:Arq", *ASYNC_PEER, slowness=4),
     _peer("saq", "redis", "saq_queue:Saq", *ASYNC_PEER, slowness=4),
     _peer(

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import time
+from datetime import datetime
 from typing import Any
 
 import psycopg
@@ -13,6 +16,7 @@ from omniq.schedule import Schedule
 from omniq.storage import Adoption
 from omniq.task import NewTask, Released, TaskState
 from omniq.testing import await_until
+from omniq.testing.contract.limits import most_in
 from omniq.testing.contract.waiting import arrival
 from omniq_postgres import finishing, libpq
 from omniq_postgres.operations import Context, News, Query
@@ -166,6 +170,25 @@ async def test_who_waits_for_a_key_of_an_open_transaction_holds_up_no_claim(
             connection.commit()
         (answer,) = await waits
         assert (answer.id, answer.created) == ((first.id, False) if debounce is None else (second.id, True))
+
+
+@pytest.mark.parametrize("place", [{}, {"key": "a"}, {"limit": "api"}], ids=["queue", "key", "name"])
+async def test_a_rate_holds_in_every_span_whatever_the_clocks_of_clients_say(
+    storage_url: str, monkeypatch: pytest.MonkeyPatch, place: dict[str, str]
+) -> None:
+    rate = Rate(20, per=0.5, burst=3)
+    async with opened(storage_url) as store, asyncio.timeout(60):
+        await store.put_limit(Limit(queue="q", rate=None if place else rate, per_key=Limit(rate=rate)))
+        await store.put_limit(Limit(name="api", rate=rate))
+        await store.enqueue([new_task(**place) for _ in range(30)])
+        real, apart = time.time, itertools.cycle([0, 3600, -3600])
+        monkeypatch.setattr(time, "time", lambda: real() - next(apart))
+        began: list[datetime] = []
+        while len(began) < 30:
+            began += [task.started_at for task in await take(store, 9) if task.started_at is not None]
+            await store.wait_for_work(["q"], 0.2)
+    assert most_in(began, 0.5) <= 22
+    assert most_in(began, 0.025) <= 3
 
 
 async def test_a_slot_is_free_though_who_freed_it_died_before_it_told_of_that(storage_url: str) -> None:
