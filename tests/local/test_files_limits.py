@@ -31,6 +31,7 @@ async def fill(root: Path) -> None:
 async def goes_on(root: Path) -> None:
     """Fail unless limits hold as they did, and slots that are freed are taken by those that wait."""
     async with opened(root, clock=Clock()) as store:
+        await store.prune(1)  # its first change moves a log aside that cannot be read
         for path in (root / "omniq").glob("aside/limits*"):
             path.unlink()
         await check_whole(store, root)
