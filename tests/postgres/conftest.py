@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from omniq.storage.ids import new_id
+from tests.postgres.support import Namespaces, new_namespace
 from tests.servers.postgres import QUICK, PostgresServer
 
 
@@ -20,4 +20,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PostgresServer]
 @pytest.fixture
 def storage_url(server: PostgresServer) -> str:
     """Return the URL of an empty store."""
-    return f"{server.url}?namespace=t{new_id().replace('-', '')[-20:]}"
+    return f"{server.url}?namespace={new_namespace()}"
+
+
+@pytest.fixture(scope="session")
+def namespaces(server: PostgresServer) -> Iterator[Namespaces]:
+    """Yield stores for tests that need none of their own."""
+    made = Namespaces(server)
+    yield made
+    made.close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from typing import Any
 
 import psycopg
@@ -27,6 +27,7 @@ from tests.servers.postgres import PostgresServer
 
 __all__ = [
     "Explained",
+    "Namespaces",
     "SpoiledRows",
     "connection_of",
     "counts",
@@ -35,6 +36,7 @@ __all__ = [
     "engine_of",
     "explained",
     "never_look",
+    "new_namespace",
     "new_task",
     "opened",
     "settings_of",
@@ -42,6 +44,58 @@ __all__ = [
     "table_of",
     "take",
 ]
+
+
+def new_namespace() -> str:
+    """Return the name of a namespace that is not there yet."""
+    return f"t{new_id().replace('-', '')[-20:]}"
+
+
+class Namespaces:
+    """Namespaces that are emptied after a test for the next one: to make their tables costs more than most tests do."""
+
+    def __init__(self, server: PostgresServer) -> None:
+        self._server = server
+        self._free: list[str] = []
+        self._connection = self._connect()
+
+    def _connect(self) -> psycopg.Connection[Any]:
+        return psycopg.connect(self._server.url, autocommit=True)
+
+    def close(self) -> None:
+        """Disconnect."""
+        self._connection.close()
+
+    @contextmanager
+    def url(self) -> Iterator[str]:
+        """Yield the URL of a store whose tables are empty, or not there yet."""
+        name = self._free.pop() if self._free else new_namespace()
+        yield f"{self._server.url}?namespace={name}"
+        # What a process that was killed had sent is not to arrive in the next test.
+        self._execute(
+            "SELECT pg_terminate_backend(pid, 30000) FROM pg_stat_activity "
+            "WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
+        )
+        tables = self._execute(
+            "SELECT c.oid::regclass::text, relname FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = relnamespace "
+            "WHERE nspname = 'omniq' AND relkind = 'r' AND starts_with(relname, %s) AND pg_relation_size(c.oid) > 0",
+            name,
+        )
+        filled = [table for table, plain in tables if not plain.endswith(("_migration", "_revision"))]
+        if filled:
+            self._execute("TRUNCATE " + ", ".join(filled))
+        for table, plain in tables:
+            if plain.endswith("_revision"):
+                self._execute(f"UPDATE {table} SET floor = 0 WHERE floor <> 0")
+        self._free.append(name)
+
+    def _execute(self, statement: str, *parameters: str) -> list[Any]:
+        try:
+            cursor = self._connection.execute(statement.encode(), parameters)
+        except psycopg.OperationalError:  # a test has stopped the server
+            self._connection = self._connect()
+            cursor = self._connection.execute(statement.encode(), parameters)
+        return cursor.fetchall() if cursor.description else []
 
 
 def new_task(**options: Any) -> NewTask:
@@ -235,9 +289,9 @@ def django_connection(server: PostgresServer) -> AbstractContextManager[Any]:
 
 
 class SpoiledRows:
-    """Reads and writes single columns with a connection of its own, see :class:`omniq.testing.contract.Spoil`.
+    """Reads and writes single columns, see :class:`omniq.testing.contract.Spoil`.
 
-    :param server_url: of the database, for its superuser.
+    :param connection: the superuser's, which commits each statement.
     :param storage_url: of the storage.
     """
 
@@ -252,19 +306,19 @@ class SpoiledRows:
     }
     """The tables that hold a record, and the column that has its name. A pause is nothing but a name."""
 
-    def __init__(self, server_url: str, storage_url: str) -> None:
-        self._url = server_url
+    def __init__(self, connection: psycopg.Connection[Any], storage_url: str) -> None:
+        self._connection = connection
         self._names = settings_of(storage_url).names
 
     def read(self, kind: str, name: str) -> dict[str, Value]:
         found: dict[str, Value] = {}
-        with psycopg.connect(self._url, autocommit=True, row_factory=dict_row) as connection:
-            if kind == "queue":
-                self._count(connection, name)
-            for table, key in self.KINDS.get(kind, {}).items():
-                query = f"SELECT * FROM {self._names.relation(table)} WHERE {key}::text = %s"
-                for column, value in (connection.execute(query.encode(), [name]).fetchone() or {}).items():
-                    found[f"{table}.{column}"] = value
+        if kind == "queue":
+            self._count(name)
+        cursor = self._connection.cursor(row_factory=dict_row)
+        for table, key in self.KINDS.get(kind, {}).items():
+            query = f"SELECT * FROM {self._names.relation(table)} WHERE {key}::text = %s"
+            for column, value in (cursor.execute(query.encode(), [name]).fetchone() or {}).items():
+                found[f"{table}.{column}"] = value
         only = {"result": ["ended.result"], "unique": ["live.key"]}.get(kind)
         structure = {f"{table}.{key}" for table, key in self.KINDS.get(kind, {}).items()} | {"task.seq", "live.seq"}
         places = only if only is not None else found.keys() - structure - {"ended.seq"}
@@ -277,20 +331,19 @@ class SpoiledRows:
         elif isinstance(value, float) and math.isinf(value) and column in TIMES:
             value = "infinity" if value > 0 else "-infinity"
         query = f"UPDATE {self._names.relation(table)} SET {column} = %s WHERE {self.KINDS[kind][table]}::text = %s"
-        with psycopg.connect(self._url, autocommit=True) as connection:
-            if kind == "queue":
-                self._count(connection, name)
-            try:
-                return connection.execute(query.encode(), [value, name]).rowcount > 0
-            except (psycopg.Error, UnicodeError) as error:
-                if isinstance(error, psycopg.Error) and error.sqlstate is None and connection.broken:
-                    raise
-                return False  # the types of the table do not take it, an index, or the driver
+        if kind == "queue":
+            self._count(name)
+        try:
+            return self._connection.execute(query.encode(), [value, name]).rowcount > 0
+        except (psycopg.Error, UnicodeError):
+            if self._connection.broken:
+                raise
+            return False  # the types of the table do not take it, an index, or the driver
 
-    def _count(self, connection: psycopg.Connection[Any], queue: str) -> None:
+    def _count(self, queue: str) -> None:
         """Have the counter of a queue, which comes to be when counts are summed up."""
         query = f"INSERT INTO {self._names.relation('counter')} VALUES (%s, 0, 0, 0, 0, 0, 0) ON CONFLICT DO NOTHING"
-        connection.execute(query.encode(), [queue])
+        self._connection.execute(query.encode(), [queue])
 
 
 TIMES = {"created_at", "run_at", "lease_until", "started_at", "expires_at"}

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 
+import psycopg
 import pytest
 
 from omniq.limit import line_id
@@ -19,12 +20,21 @@ from omniq_postgres import libpq
 from omniq_postgres.connecting import AsyncConnection
 from omniq_postgres.operations import Query, Rows
 from omniq_postgres.storage import PostgresStorage
-from tests.postgres.support import SpoiledRows, settings_of
+from tests.postgres.support import Namespaces, SpoiledRows, new_namespace, settings_of
 from tests.servers.postgres import PostgresServer
 
 
 class TestPostgresStorage(StorageContract):
-    """The fixture ``storage_url`` is the folder's."""
+    @pytest.fixture
+    def storage_url(
+        self, request: pytest.FixtureRequest, server: PostgresServer, namespaces: Namespaces
+    ) -> Iterator[str]:
+        # A test that is given no open store may be about how one comes to be.
+        if "store" not in request.fixturenames:
+            yield f"{server.url}?namespace={new_namespace()}"
+        else:
+            with namespaces.url() as url:
+                yield url
 
     @pytest.fixture
     def deafen(self) -> Deafen:
@@ -43,8 +53,9 @@ class TestPostgresStorage(StorageContract):
         return lambda: len(sent)
 
     @pytest.fixture
-    def spoil(self, server: PostgresServer, storage_url: str) -> Spoil:
-        return SpoiledRows(server.url, storage_url)
+    def spoil(self, server: PostgresServer, storage_url: str) -> Iterator[Spoil]:
+        with psycopg.connect(server.url, autocommit=True) as connection:
+            yield SpoiledRows(connection, storage_url)
 
     @pytest.fixture
     def lose_line(self, server: PostgresServer, storage_url: str) -> LoseLine:
