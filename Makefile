@@ -44,11 +44,11 @@ demo: $(VENV)/$(if $(BACKEND),.dev,.runtime) ## what OmniQ does, in a temporary 
 test: $(VENV)/.dev ## all tests but the long ones
 	$(BIN)/python -m pytest -m "not long" $(PYTEST_ARGS)
 
-test-long: $(VENV)/.dev ## the tests marked long: the costliest repetitions
-	$(BIN)/python -m pytest -m "long and not short" $(PYTEST_ARGS)
+test-long: $(VENV)/.dev ## the tests marked long: the costliest repetitions, and more examples where they are made up
+	$(BIN)/python -m pytest -m "(long or hypothesis) and not short" --hypothesis-profile long $(PYTEST_ARGS)
 
 test-all: $(VENV)/.dev ## both in one run, which starts and collects once what both need
-	$(BIN)/python -m pytest -m "not short" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not short" --hypothesis-profile long $(PYTEST_ARGS)
 
 # In an environment of its own each; on the Python of $(VENV) they run with all others.
 test-all-pythons: $(BIN)/python ## the core's tests on each other supported Python that is on the machine

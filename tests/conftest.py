@@ -15,9 +15,11 @@ from omniq.testing.contract.actors import Actor
 from tests.fork_server import Popen
 from tests.repeating import short_and_long
 
-# No time limit for an example: on a busy machine that is a test of the machine. A failure prints how to repeat it.
-hypothesis.settings.register_profile("omniq", deadline=None, print_blob=True)
-hypothesis.settings.load_profile("omniq")
+# No time limit for an example: on a busy machine that is a test of the machine. A failure prints how to repeat it. The
+# long run names its profile on the command line.
+for profile, examples in (("daily", 25), ("long", 100)):
+    hypothesis.settings.register_profile(profile, deadline=None, print_blob=True, max_examples=examples)
+hypothesis.settings.load_profile("daily")
 Actor.popen = Popen
 
 
