@@ -134,7 +134,7 @@ async def is_done_by_another(call: Call, stage: ServerStage, nth: int) -> bool:
 
 
 # On NATS some calls are several steps, each of them whole, and another one does what is left of them.
-@pytest.mark.parametrize("stage", ["redis", "postgres"], indirect=True)
+@pytest.mark.parametrize("stage", ["redis", pytest.param("postgres", marks=pytest.mark.long)], indirect=True)
 @pytest.mark.parametrize("call", CALLS, ids=str)
 def test_whoever_stands_still_in_the_middle_of_a_call_keeps_nobody_from_doing_it(
     server_stage: ServerStage, call: Call
