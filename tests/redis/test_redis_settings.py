@@ -97,6 +97,7 @@ def test_more_can_be_given_to_the_driver_by_argument() -> None:
         ("redis://a?timeout=0", "timeout"),
         ("redis://a?timeout=soon", "timeout"),
         ("redis://a?pool_size=0", "pool_size"),
+        ("redis://a?pool_size=1.5", "a whole number from 1 to 10000"),
         ("redis://a?pol_size=1", "pool_size"),
     ],
 )

@@ -192,7 +192,7 @@ def read_settings(config: StorageConfig) -> Settings:
         parameters=parameters,
         migrate=config.choice("migrate", ("auto", "off")) == "auto",
         pooler=config.choice("pooler", (Pooler.AUTO, Pooler.NONE, Pooler.TRANSACTION)),
-        connections=int(config.number("connections", 4, 1, 100)),
+        connections=config.count("connections", 4, 100),
         timeout=timeout,
     )
 

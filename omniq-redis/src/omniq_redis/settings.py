@@ -129,7 +129,7 @@ def read_settings(config: StorageConfig, extra: Mapping[str, Any] | None = None)
         timeout=config.number("timeout", 5, SHORTEST, 3600),
         connect_timeout=config.number("connect_timeout", 5, SHORTEST, 3600),
         retry_for=config.number("retry_for", 10, SHORTEST, 3600),
-        pool_size=int(config.number("pool_size", 16, 1, 10_000)),
+        pool_size=config.count("pool_size", 16, 10_000),
         pool_timeout=config.number("pool_timeout", 5, SHORTEST, 3600),
     )
 

@@ -341,3 +341,17 @@ class StorageConfig:
                 f"{self.redacted}: {name} must be a number from {least:g} to {most:g}, not {text!r}"
             )
         return value
+
+    def count(self, name: str, default: int, most: int) -> int:
+        """Return an option that is a number of things: a whole number of 1 or more.
+
+        :param name: the option's.
+        :param default: what is taken where the URL has no such option.
+        :param most: the largest that can be used.
+        :raises ConfigurationError: if it is no such number.
+        """
+        text = self.options.get(name)
+        value = default if text is None else int(text) if text.isascii() and text.isdecimal() else 0
+        if not 1 <= value <= most:
+            raise ConfigurationError(f"{self.redacted}: {name} must be a whole number from 1 to {most}, not {text!r}")
+        return value
