@@ -1,4 +1,4 @@
-"""How single messages of a store are read and written by somebody who knows its subjects: with NATS' own client."""
+"""How single messages of a store are read and written by their subjects: with NATS' own client."""
 
 from __future__ import annotations
 

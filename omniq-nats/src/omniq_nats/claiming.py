@@ -233,7 +233,7 @@ async def _end_unreadable(
     entries: Sequence[Entry],
     found: Sequence[StoredTask],
 ) -> list[str]:
-    """End what was claimed and cannot be read, before anybody is given the others.
+    """End what was claimed and cannot be read, before the others are returned.
 
     :param found: the tasks that were claimed, as far as they are there.
     :return: the ids.

@@ -32,7 +32,7 @@ class Commit(Generic[T]):
     frees: bool = False
     """Whether it is part of the removal of something, for which there is a reserve in a full stream."""
     result: T | None = None
-    """What the step gave."""
+    """What the step returned."""
     error: Exception | None = None
     """What the step raised, where those of others went on without it."""
     future: asyncio.Future[T] | None = None

@@ -89,7 +89,7 @@ class Connection:
         self.generation = 1
         """Counts the connections, one after the other: what was known of the stream may be wrong after another one."""
         self.renewed: list[Callable[[], None]] = []
-        """Called after each loss of the connection, before anybody asks anything: what servers had not flushed when
+        """Called after each loss of the connection, before any request: what servers had not flushed when
         their power failed never was, and its sequences are given once more, so that nothing may be remembered."""
         self.life: Life | None = None
         """Of the stream; None: it is not known, or just found out."""

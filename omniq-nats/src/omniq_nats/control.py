@@ -172,7 +172,7 @@ class Control:
             if not end_record.keeps_expiry or entry.is_expired(now):
                 entry.expires, entry.expired_order = None, True
             entry.has_fate = True
-            queue_state.uncount(batch, index, end_record.state)
+            queue_state.uncount(batch, index, end_record)
             if queue_state.is_ahead(batch.line, batch.seq, index):
                 # It waits from now on; claims are to leave it out where it was.
                 queue_state.leave_out(batch, index, CANCELLED_AHEAD)
@@ -248,7 +248,7 @@ class Control:
                 )
                 if end_record is None or not end_record.state.is_final:
                     return False, False
-                queue_state.uncount(batch, index, end_record.state)
+                queue_state.uncount(batch, index, end_record)
             if queue_state.is_ahead(batch.line, batch.seq, index):
                 queue_state.leave_out(batch, index, REMOVED_AHEAD)
             queue_state.doom(self._removal.tombstones(batch, index))

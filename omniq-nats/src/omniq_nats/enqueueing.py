@@ -27,7 +27,7 @@ from omniq_nats.transport import BATCH_LIMIT, Conflict, Lost, Stored, Write
 __all__ = ["ATOMIC_TASKS", "ATOMIC_UNIQUE_TASKS", "Entry", "Producer"]
 
 TOLD = 4096
-"""Bytes: so large may be what the servers pass on to everybody who waits for work."""
+"""Bytes: so large may be what the servers pass on to all workers that wait for work."""
 MOST_TOGETHER = BATCH_LIMIT - 8
 """So many messages go together; the rest is for what else belongs to the step, such as a schedule."""
 ATOMIC_TASKS = MOST_TOGETHER // 2

@@ -218,7 +218,7 @@ class _Maker:
             return entry
         if held.how == "ended":
             assert held.end_record is not None
-            queue_state.uncount(batch, index, held.end_record.state)
+            queue_state.uncount(batch, index, held.end_record)
         if queue_state.is_ahead(batch.line, batch.seq, index):
             queue_state.leave_out(batch, index, why)
         entry = entry_in_overflow(batch, index, held.end_record)

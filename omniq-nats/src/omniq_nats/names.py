@@ -37,7 +37,7 @@ BLOCKED_LINE = "b"
 PAUSED = "paused"
 """The note of a queue that is, or was, held up."""
 SINGLE, LARGE, APART, SHARED = "s", "l", "a", "g"
-"""Kinds of batches: of one task, and everybody who waits is told of it by the servers; of one, too large for that; of
+"""Kinds of batches: of one task, of which the servers tell all workers that wait; of one, too large for that; of
 one whose body is so large that it is a message of its own, behind it; of several."""
 SHEET = "n"
 """What takes the place of the kind in the name of a page of results that is of several batches of one task each."""

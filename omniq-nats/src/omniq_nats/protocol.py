@@ -282,7 +282,7 @@ class WireClient(Client):
 def _call(heard: Heard, message: Message) -> None:
     try:
         heard(message)
-    except Exception:  # anybody may have sent it, and the connection is not to suffer
+    except Exception:  # any client may have sent it, and the connection is not to suffer
         _log.exception("a message on %s could not be dealt with", message.subject)
 
 

@@ -138,10 +138,13 @@ class QueueState:
 
     # Changes
 
-    def uncount(self, batch: TaskBatch, index: int, state: TaskState) -> None:
+    def uncount(self, batch: TaskBatch, index: int, end_record: EndRecord) -> None:
         """Count a task that has ended no longer; one of another store is not counted until it is sorted in."""
+        if end_record.is_torn:
+            return  # in which state it was counted cannot be told
         if not self.is_ahead(batch.line, batch.seq, index) or self.left_out(batch.line, batch.seq, index) is not None:
-            self.ended[state] -= 1
+            # Damage that can be read may tell of a state in which no task was counted.
+            self.ended[end_record.state] = max(0, self.ended[end_record.state] - 1)
 
     def put_back(self, entry: Entry) -> None:
         """Let a task wait for its time, or for its claim."""

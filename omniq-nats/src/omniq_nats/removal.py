@@ -12,7 +12,7 @@ from omniq_nats.names import DUE_LINE, untoken
 from omniq_nats.orphan_cleanup import OrphanCleanup
 from omniq_nats.queue_state import REMOVED_AHEAD, QueueState
 from omniq_nats.queue_state_store import QueueStateStore
-from omniq_nats.results import read_page
+from omniq_nats.results import EndRecord, read_page
 from omniq_nats.standing import ENDED, stand
 from omniq_nats.task_batches import KEPT, TaskBatch
 from omniq_nats.times import after
@@ -147,8 +147,7 @@ class Removal:
                     (batch, seq, index, ttl)
                     for batch, seq, index, task_id, end_record in page.places(name)
                     # Of one that waits for a retry the error of its latest attempt is kept there.
-                    if end_record.state.is_final
-                    and state in (None, end_record.state)
+                    if _has_ended(end_record, state)
                     and task_id not in queue_state.waiting
                     and task_id not in queue_state.running
                 ]
@@ -185,11 +184,11 @@ class Removal:
             tombstones = []
             for batch, index in wanted:
                 end_record = end_records.get((batch.seq, index))
-                if end_record is None or not end_record.state.is_final or state not in (None, end_record.state):
+                if end_record is None or not _has_ended(end_record, state):
                     continue
-                if older and after(end_record.finished, batch.ttl) > now:
+                if older and not _is_over(end_record, batch.ttl, now):
                     continue
-                queue_state.uncount(batch, index, end_record.state)
+                queue_state.uncount(batch, index, end_record)
                 if queue_state.is_ahead(batch.line, batch.seq, index):
                     queue_state.leave_out(batch, index, REMOVED_AHEAD)
                 one = self.tombstones(batch, index)
@@ -238,7 +237,7 @@ class Removal:
                 over = [
                     (batch, seq, index, ttl)
                     for batch, seq, index, _, end_record in page.places(_page_name(one.subject)[1])
-                    if end_record.state.is_final and after(end_record.finished, ttl) <= now
+                    if _is_over(end_record, ttl, now)
                 ]
                 found += over
                 young = 0 if over else young + 1
@@ -251,6 +250,16 @@ class Removal:
 def _not_left_out(queue_state: QueueState, batch: TaskBatch, indices: Iterable[int]) -> list[str]:
     """Return the ids of the tasks of a batch to which claims would come."""
     return [batch.rows[index][0] for index in indices if queue_state.left_out(batch.line, batch.seq, index) is None]
+
+
+def _has_ended(end_record: EndRecord, state: TaskState | None) -> bool:
+    """Return whether a task ended in a state; None: in any, as one may have of which that cannot be read."""
+    return end_record.state.is_final and (state is None or (end_record.state is state and not end_record.is_torn))
+
+
+def _is_over(end_record: EndRecord, ttl: float, now: int) -> bool:
+    """Return whether a task ended longer ago than its result is kept; of a torn record that cannot be told."""
+    return end_record.state.is_final and not end_record.is_torn and after(end_record.finished, ttl) <= now
 
 
 def _of_state(state: TaskState | None, now: int) -> Callable[[Entry], bool]:

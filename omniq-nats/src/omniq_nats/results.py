@@ -244,7 +244,7 @@ def torn_fate(problem: CorruptRecord) -> EndRecord:
 
 
 def read_end_record(row: list[Any]) -> EndRecord:
-    """Read what :meth:`EndRecord.row` gave.
+    """Read what :meth:`EndRecord.row` returned.
 
     :raises ValueError: if it is not that; or another of the errors of values that are not what they should be.
     """
@@ -305,7 +305,8 @@ class ResultPage:
     gone: set[int] = field(factory=set)
     """The numbers of those that were removed."""
     _rows: dict[int, str] = field(factory=dict, init=False)
-    """What was written of them: a page is written several times, as its tasks end one after the other."""
+    """What was written of them: a page is written several times, as its tasks end one after the other. Of a row that
+    cannot be read it is what is stored, and stays so."""
     problem: CorruptRecord | None = None
     """Why what is stored cannot be read; nothing is on it then."""
 
@@ -317,6 +318,16 @@ class ResultPage:
         self.end_records[number] = task_id, end_record, split_batch(batch)[1]
         self._rows.pop(number, None)
         return True
+
+    def keep_unread(self, number: int, task_id: str, kind: str, row: Any, problem: CorruptRecord) -> None:
+        """Keep an end record that cannot be read as it is stored, until there is a later one of the task.
+
+        :param kind: of the task's batch.
+        :param row: what is stored.
+        :param problem: why it cannot be read.
+        """
+        self.end_records[number] = task_id, torn_fate(problem), kind
+        self._rows[number] = _encode([number, task_id, row, kind])
 
     def state_of(self, number: int) -> TaskState | None:
         """Return the state that it tells of a task; None: it tells nothing."""
@@ -383,25 +394,17 @@ def read_page(stored: Stored, wanted: Collection[int] | None = None) -> ResultPa
             raise ValueError("a number of a task is none")
         if not all(is_text(task_id) and kind in (SINGLE, LARGE, APART, SHARED) for _, task_id, _, kind in end_records):
             raise ValueError("what it says of a task is of a wrong type")
-        return ResultPage(
-            seq=stored.seq,
-            batch=batch,
-            size=size,
-            end_records={
-                number: (task_id, _end_record_or_why(task_id, row, place), kind)
-                for number, task_id, row, kind in end_records
-            },
-            gone=set(gone),
-        )
+        page = ResultPage(seq=stored.seq, batch=batch, size=size, gone=set(gone))
+        for number, task_id, row, kind in end_records:
+            try:
+                end_record = read_end_record(row)
+            except UNREADABLE as error:
+                page.keep_unread(number, task_id, kind, row, corrupt("result", task_id, error, place=place))
+            else:
+                page.end_records[number] = task_id, end_record, kind
+        return page
     except UNREADABLE as error:
         return ResultPage(stored.seq, 0, 0, problem=corrupt("result", None, error, place=place))
-
-
-def _end_record_or_why(task_id: str, row: list[Any], place: str) -> EndRecord:
-    try:
-        return read_end_record(row)
-    except UNREADABLE as error:
-        return torn_fate(corrupt("result", task_id, error, place=place))
 
 
 def page_to_write(stored: Sequence[Stored], batch: str, seq: int, size: int) -> ResultPage:

@@ -115,5 +115,5 @@ _clocks: dict[object, Clock] = {}
 
 
 def clock_of(place: object) -> Clock:
-    """Return the clock of a store, the same one for everybody in this process."""
+    """Return the clock of a store, the same one for all storages in this process."""
     return _clocks.setdefault(place, Clock())

@@ -87,14 +87,14 @@ class Waiting:
         self._transport.renewed.append(self._look_again)
 
     def close(self) -> None:
-        """Let everybody who waits return."""
+        """Let all calls that wait return."""
         self._closed.set()
         for waiters in self._workers.values():
             for waiter in waiters:
                 waiter.woken.set()
 
     def _look_again(self) -> None:
-        """Have everybody look again: while the connection was lost, nothing was heard."""
+        """Have all calls that wait look again: while the connection was lost, nothing was heard."""
         for waiters in self._workers.values():
             for waiter in waiters:
                 waiter.look_again = True
