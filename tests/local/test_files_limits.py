@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import shutil
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
+from omniq.errors import StorageUnavailable
 from omniq.limit import Limit
 from omniq.storage import TaskQuery
 from omniq.task import TaskState
+from omniq_local.files.tree import Tree
 from tests.local.files_support import Clock, check_whole, new_task, opened, succeed, take
 from tests.local.test_files_repair import start_machine_anew
 
@@ -133,5 +137,60 @@ def test_a_slot_whose_task_was_removed_by_hand_comes_back(root: Path) -> None:
             assert await take(store, 9) == []
             await store.prune(100)
             assert len(await take(store, 9)) == 1
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.EIO, errno.EACCES], ids=errno.errorcode.get)
+def test_a_limit_that_could_not_be_read_for_a_moment_is_in_force_afterwards(
+    root: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    read = Tree.read
+
+    def fail(tree: Tree, path: str) -> bytes:
+        if path.startswith("limits/"):
+            raise OSError(number, os.strerror(number), path)
+        return read(tree, path)
+
+    async def scenario() -> None:
+        async with opened(root) as store:
+            await store.put_limit(Limit(queue="q", concurrency=2))
+            await store.enqueue([new_task() for _ in range(3)])
+        async with opened(root) as store:
+            with monkeypatch.context() as broken:
+                broken.setattr(Tree, "read", fail)
+                with pytest.raises(StorageUnavailable):
+                    await take(store, 9)
+                with pytest.raises(StorageUnavailable):
+                    await store.check()
+            assert await store.get_limits() == [Limit(queue="q", concurrency=2, revision=1)]
+            assert len(await take(store, 9)) == 2
+            with monkeypatch.context() as broken:
+                broken.setattr(Tree, "read", fail)
+                with pytest.raises(StorageUnavailable):
+                    await store.check()
+            assert await take(store, 9) == []
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("kind", ["link", "folder", "pipe"])
+def test_a_limit_with_something_else_in_its_place_lets_nothing_start(root: Path, kind: str) -> None:
+    async def scenario() -> None:
+        async with opened(root) as store:
+            await store.put_limit(Limit(queue="q", concurrency=2))
+            await store.enqueue([new_task(), new_task(queue="other")])
+        (path,) = [one for one in (root / "omniq" / "limits").iterdir() if one.name != LOG.name]
+        path.unlink()
+        if kind == "link":
+            path.symlink_to(LOG)
+        elif kind == "folder":
+            path.mkdir()
+        else:
+            os.mkfifo(path)
+        async with opened(root) as store:
+            assert await take(store, 9) == []
+            assert len(await store.claim({"other": 9}, worker="w", lease=300)) == 1
+            assert [finding.subject for finding in await store.check()] == ["limit"]
 
     asyncio.run(scenario())

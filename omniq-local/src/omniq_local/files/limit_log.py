@@ -115,7 +115,11 @@ class LimitLog(LimitState):
             return
         except CorruptRecord as error:
             problem = error
-        except (OSError, *UNREADABLE) as error:
+        except OSError as error:
+            if error.errno not in NO_FILE:
+                raise  # it may well be readable the next time
+            problem = corrupt_limit(name or path, error)
+        except UNREADABLE as error:
             problem = corrupt_limit(name or path, error)
         log_once(_log, problem)
         assert self._unreadable is not None
