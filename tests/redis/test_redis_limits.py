@@ -13,6 +13,7 @@ from omniq.storage.ids import new_id
 from omniq.task import StoredTask, TaskState
 from omniq.testing import await_until
 from omniq.testing.contract.limits import most_in
+from omniq_redis.limits import line_words
 from omniq_redis.storage import RedisStorage
 from tests.redis.redis_support import calls, done, finish_all, new_task, only, opened, python, take
 from tests.redis.test_redis_cost import cost_of_a_round
@@ -298,5 +299,22 @@ def test_a_rate_holds_in_every_span_for_four_processes_whatever_their_clocks_say
             assert len(began) == 60
             assert most_in(began, 0.5) <= 22
             assert most_in(began, 0.025) <= 3
+
+    asyncio.run(scenario())
+
+
+def test_an_audit_finds_a_lost_line_beside_one_that_begins_with_an_id_that_is_no_text(
+    redis_server: RedisServer, namespace: str
+) -> None:
+    async def scenario() -> None:
+        async with opened(redis_server.url, namespace) as store:
+            (first, _) = await store.enqueue([new_task(key="a"), new_task(key="b")])
+            lines = {key: line_words("q", key, None)[1] for key in "ab"}
+            with redis_server.client() as client:
+                assert client.hdel(f"{{{namespace}}}:lines:q", *lines.values()) == 2
+                client.zadd(f"{{{namespace}}}:line:".encode() + lines["b"], {b"0" * 15 + b"\xff\xfe": -1})
+            found = [finding for finding in await store.check() if finding.subject == "line"]
+            assert len(found) == 1
+            assert first.id in found[0].message
 
     asyncio.run(scenario())

@@ -432,7 +432,7 @@ class RedisStorage(Storage):
 
     async def lost_lines(self, lines: Sequence[Line]) -> list[StoredTask]:
         found = await self._opened().run("lost_lines", [word for line in lines for word in line_words(*line)])
-        tasks = await self.get([word.decode() for word in found])
+        tasks = await self.get([decoding.id_of(word) for word in found])
         return [task for task in tasks if task is not None]
 
     # Schedules
