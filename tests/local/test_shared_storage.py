@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,10 @@ from omniq_local.sqlite.storage import SQLiteStorage
 from tests.local.files_support import new_task
 
 
+@pytest.mark.parametrize("is_done", [False, True], ids=["before it is done", "when it is done"])
 @pytest.mark.parametrize(("kind", "url"), [(FileStorage, "file://{}/jobs"), (SQLiteStorage, "sqlite:///{}/jobs.db")])
 async def test_an_opening_for_which_no_caller_waits_any_more_is_undone(
-    kind: type[FileStorage | SQLiteStorage], url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: type[FileStorage | SQLiteStorage], url: str, is_done: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = kind(parse_url(url.format(tmp_path)))
     shared, closed = store._shared, list[int]()
@@ -30,8 +32,17 @@ async def test_an_opening_for_which_no_caller_waits_any_more_is_undone(
     with shared._guard:  # so that it cannot begin
         opening = asyncio.create_task(store.open())
         await asyncio.sleep(0)  # its thread is there
-        opening.cancel()
+        if not is_done:
+            opening.cancel()
+            await asyncio.gather(opening, return_exceptions=True)
+    if is_done:
+        for thread in threading.enumerate():
+            if thread.name == store._thread_name:
+                thread.join()
+        # Its result is set before this, and it goes on after this.
+        asyncio.get_running_loop().call_soon(opening.cancel)
         await asyncio.gather(opening, return_exceptions=True)
+        assert opening.cancelled()
     await await_until(lambda: closed != [], what="the opening is undone")
 
     assert shared._users == 0

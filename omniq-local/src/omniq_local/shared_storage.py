@@ -175,10 +175,14 @@ class SharedStorage(Storage, Generic[S, W]):
         loop = asyncio.get_running_loop()
         future: asyncio.Future[T] = loop.create_future()
 
+        def take_back() -> None:
+            if undo is not None:
+                threading.Thread(target=undo, name=self._thread_name).start()
+
         def settle(result: T | None, error: BaseException | None) -> None:
             if future.done():
-                if error is None and undo is not None:
-                    threading.Thread(target=undo, name=self._thread_name).start()
+                if error is None:
+                    take_back()
             elif error is not None:
                 future.set_exception(error)
             else:
@@ -197,7 +201,13 @@ class SharedStorage(Storage, Generic[S, W]):
                     undo()
 
         threading.Thread(target=run, name=self._thread_name, daemon=True).start()
-        return await future
+        try:
+            return await future
+        except asyncio.CancelledError:
+            # It may come after the result, before the caller goes on.
+            if future.done() and not future.cancelled() and future.exception() is None:
+                take_back()
+            raise
 
 
 def _abandon(shared: Shared, generation: int, waiting: Waits, thread_name: str) -> None:
