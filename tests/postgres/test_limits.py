@@ -145,31 +145,77 @@ async def test_a_debounced_enqueue_in_an_open_transaction_holds_up_no_claim(
         assert found.id == (new if ends == "commit" else old).id
 
 
-@pytest.mark.parametrize("debounce", [Debounce("k", 1), None], ids=["debounced", "unique"])
+async def is_blocked_by(server: PostgresServer, connection: psycopg.Connection[Any]) -> bool:
+    blocking = "SELECT pid FROM pg_stat_activity WHERE %s = ANY (pg_blocking_pids(pid))"
+    return bool(server.execute(blocking, connection.info.backend_pid))
+
+
+@pytest.mark.parametrize("way", ["debounced", "unique", "in a batch", "retried"])
 async def test_who_waits_for_a_key_of_an_open_transaction_holds_up_no_claim(
-    server: PostgresServer, storage_url: str, debounce: Debounce | None
+    server: PostgresServer, storage_url: str, way: str
 ) -> None:
     def task() -> NewTask:
-        return new_task(key="a", unique="k", debounce=debounce)
+        return new_task(key="a", unique="k", debounce=Debounce("k", 1) if way == "debounced" else None)
+
+    first, second = task(), task()
+
+    async def call() -> list[Any]:
+        if way == "retried":
+            return await other.retry([second.id])
+        before = [new_task(key="c"), new_task(unique="d", debounce=Debounce("d", 1))] if way == "in a batch" else []
+        answers = await other.enqueue([*before, second])
+        return [(answer.id, answer.created) for answer in answers[-1:]]
 
     async with opened(storage_url) as store, opened(storage_url) as other, asyncio.timeout(30):
         await store.put_limit(Limit(queue="q", per_key=Limit(concurrency=1)))
+        if way == "retried":
+            await store.enqueue([second])
+            assert await store.cancel([second.id]) == [True]
         with psycopg.connect(server.url) as connection:
-            first, second = task(), task()
             store.join(connection).enqueue([first])
-            waits = asyncio.create_task(other.enqueue([second]))
-
-            async def is_waiting() -> bool:
-                blocking = "SELECT pid FROM pg_stat_activity WHERE %s = ANY (pg_blocking_pids(pid))"
-                return bool(server.execute(blocking, connection.info.backend_pid))
-
-            await await_until(is_waiting)
+            waits = asyncio.create_task(call())
+            await await_until(lambda: is_blocked_by(server, connection))
             await store.enqueue([new_task(key="b")])
             assert [task.key for task in await take(store, 9)] == ["b"]
             assert not waits.done()
             connection.commit()
-        (answer,) = await waits
-        assert (answer.id, answer.created) == ((first.id, False) if debounce is None else (second.id, True))
+        kept = {"debounced": (second.id, True), "retried": False}
+        assert await waits == [kept.get(way, (first.id, False))]
+
+
+async def test_batches_with_the_same_keys_take_them_in_one_order(server: PostgresServer, storage_url: str) -> None:
+    def batch(*keys: str) -> list[NewTask]:
+        return [new_task(key="a", unique=key) for key in keys]
+
+    async with opened(storage_url) as store, opened(storage_url) as other, asyncio.timeout(30):
+        with psycopg.connect(server.url) as connection:
+            store.join(connection).enqueue(batch("k1"))
+            waits = asyncio.create_task(other.enqueue(batch("k2", "k1")))
+            await await_until(lambda: is_blocked_by(server, connection))
+            # It waits for the first key, and has not taken the other one from those who want both.
+            (answer,) = await store.enqueue(batch("k2"))
+            assert answer.created
+            connection.rollback()
+        assert [(one.id == answer.id, one.created) for one in await waits] == [(True, False), (False, True)]
+
+
+async def test_of_two_that_retry_a_task_with_limits_at_once_one_does(server: PostgresServer, storage_url: str) -> None:
+    held, task = new_task(key="a", unique="k"), new_task(key="a", unique="k")
+    async with opened(storage_url) as store, opened(storage_url) as other, asyncio.timeout(30):
+        await store.enqueue([task])
+        assert await store.cancel([task.id]) == [True]
+        with psycopg.connect(server.url) as connection:
+            store.join(connection).enqueue([held])
+            waits = [asyncio.create_task(one.retry([task.id])) for one in (store, other)]
+
+            async def both_wait() -> bool:
+                return len(server.execute("SELECT pid FROM pg_stat_activity WHERE pg_blocking_pids(pid) <> '{}'")) == 2
+
+            await await_until(both_wait)
+            connection.rollback()
+        assert sorted([answer for one in waits for answer in await one]) == [False, True]
+        (stats,) = await store.stats()
+        assert (stats.counts[TaskState.READY], stats.counts[TaskState.CANCELLED]) == (1, 0)
 
 
 @pytest.mark.parametrize("place", [{}, {"key": "a"}, {"limit": "api"}], ids=["queue", "key", "name"])

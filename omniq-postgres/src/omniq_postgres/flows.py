@@ -138,8 +138,7 @@ def retry(ids: Sequence[str], flows: Collection[str], context: Context) -> Steps
 
     def work(tx: FlowTx) -> list[bool]:
         tx.open(flows)
-        if "" in flows:
-            tx.lock_limits()
+        tx.revive_first(ids)
         return transitions.retry(tx, ids)
 
     return (yield from _repeated(work, context, TRIES))

@@ -74,6 +74,8 @@ class LimitTasks(FlowTasks):
         self._locks = locks
         self._has_limits_lock = False
         self._stores_first = False
+        self._unlined: set[str] = set()
+        """The lines of tasks that were stored without the lock."""
         self.ahead = 0
         """Tasks that a claim will take, about: for so many it reads ahead."""
         self.paused: set[str] = set()
@@ -96,7 +98,9 @@ class LimitTasks(FlowTasks):
         if self._has_limits_lock or self._stores_first:
             return
         lead = self._lock()
-        if lead or not hasattr(self, "now"):
+        if self._unlined:
+            self._know(self._unlined, lead)
+        elif lead or not hasattr(self, "now"):
             self._begin(self._rows("reading.now", lead=lead)[-1][0])
 
     def store_first(self, tasks: Sequence[NewTask]) -> None:
@@ -111,6 +115,15 @@ class LimitTasks(FlowTasks):
         self._begin(self._rows("reading.now", lead=lead)[-1][0])
         if len(unique) > 1:
             self.load(self.holders(unique).values())
+
+    def revive_first(self, ids: Sequence[str]) -> None:
+        """Begin a transaction that makes ended tasks ready, as :meth:`store_first`: they take their keys anew.
+
+        :param ids: locked, so that two that retry one task do not both count it.
+        """
+        self._stores_first = True
+        lead = [self._context.query("limits.lock_ended", binary_params.uuids(ids))]
+        self._begin(self._rows("reading.now", lead=lead)[-1][0])
 
     def _lock(self) -> list[Query]:
         self._has_limits_lock = True
@@ -246,15 +259,23 @@ class LimitTasks(FlowTasks):
 
     def insert(self, tasks: Sequence[StoredTask]) -> None:
         super().insert(tasks)
+        lines = self._note_lines(tasks)
+        if lines and self._has_limits_lock:
+            self._heads.clear()
+            self._know(lines)
+
+    def _note_lines(self, tasks: Sequence[StoredTask]) -> set[str]:
+        self._stores_first = False
+        if self._context.joined:
+            return set()
         lines = {line_id(task.queue, task.key, task.limit) for task in tasks if task.state is TaskState.READY} - {PLAIN}
-        if lines and not self._context.joined:
-            lead = self._lock() if self._stores_first and not self._has_limits_lock else []
-            self._stores_first = False
-            if self._has_limits_lock:
-                self._heads.clear()
-                self._know(lines, lead)
+        if not self._has_limits_lock:
+            self._unlined |= lines
+        return lines
 
     def save(self, tasks: Sequence[StoredTask]) -> None:
+        if tasks:
+            self._note_lines(tasks)
         if self._heads or self._slots:
             for task in tasks:
                 self._note(task, self._stored[task.id][0] == RUNNING)
@@ -347,7 +368,8 @@ class LimitTasks(FlowTasks):
 
     def _know(self, ids: Iterable[str], lead: Sequence[Query] = ()) -> None:
         """Read lines by their ids, unless they are known."""
-        if missing := [line_id for line_id in ids if not self._lines.is_known(line_id)]:
+        missing = [line_id for line_id in ids if not self._lines.is_known(line_id)]
+        if missing or lead:
             found = self._rows("limits.lines_by_id", binary_params.texts(missing), lead=lead)
             rows = [row for row in found if len(row) == 2]
             self._lines.learn([*((line_id, None) for line_id in missing), *_read_lines(rows)])

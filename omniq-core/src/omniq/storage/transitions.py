@@ -90,10 +90,21 @@ def enqueue(tx: FlowTransaction, tasks: Sequence[NewTask], flow: NewFlow | None 
         added = iter(enqueue_into_flow(tx, members, None))
         others = iter(enqueue(tx, [task for task in tasks if task.flow is None]))
         return [next(others if task.flow is None else added) for task in tasks]
-    if len(tasks) > 1 and any(task.debounce is not None for task in tasks):
-        return [answer for task in tasks for answer in enqueue(tx, [task])]
-    if any(task.debounce is not None for task in tasks):
+    is_debounced = any(task.debounce is not None for task in tasks)
+    if is_debounced or any(task.key is not None or task.limit is not None for task in tasks):
         lock_limits(tx)  # two that take one key's place would each wait for what the other has locked
+    stored: dict[str, StoredTask] = {}
+    steps = [[task] for task in tasks] if is_debounced else [tasks]
+    answers = [answer for step in steps for answer in _store(tx, step, stored)]
+    moved(tx, stored.values())  # once all are stored: a store may have to wait for a key, which holds up no claim then
+    return answers
+
+
+def _store(tx: FlowTransaction, tasks: Sequence[NewTask], stored: dict[str, StoredTask]) -> list[Enqueued]:
+    """Store tasks; their lines are left as they are.
+
+    :param stored: what the call has stored, by id.
+    """
     known = set(tx.load(task.id for task in tasks))
     holders = tx.holders({task.unique for task in tasks if task.unique is not None})
     new: list[StoredTask] = []
@@ -103,6 +114,8 @@ def enqueue(tx: FlowTransaction, tasks: Sequence[NewTask], flow: NewFlow | None 
         first_at = None
         if holder is not None and task.debounce is not None and task.id not in known:
             first_at = _supersede(tx, holder, task)
+            if first_at is not None:
+                stored.pop(holder, None)
         if task.id in known:
             answers.append(Enqueued(task.id, False))
         elif holder is not None and first_at is None:
@@ -113,11 +126,8 @@ def enqueue(tx: FlowTransaction, tasks: Sequence[NewTask], flow: NewFlow | None 
                 holders[task.unique] = task.id
             new.append(stored_task(task, tx.now, first_at))
             answers.append(Enqueued(task.id, True))
-    lined = [task for task in new if is_lined(task)]
-    if lined:
-        lock_limits(tx)
     tx.insert(new)
-    moved(tx, lined)
+    stored.update((task.id, task) for task in new)
     return answers
 
 
@@ -132,7 +142,9 @@ def _supersede(tx: FlowTransaction, holder: str, new: NewTask) -> datetime | Non
     if old.first_at is None:
         return None
     error = TaskError(type=SUPERSEDED, message=f"task {new.id} ({new.name}) took its place")
-    _save(tx, [ended_task(old, TaskState.CANCELLED, tx.now, error=error)])
+    ended = [ended_task(old, TaskState.CANCELLED, tx.now, error=error)]
+    tx.save(ended)
+    _count_ended(tx, ended)  # it was never started: no line waits for what it held
     return old.first_at
 
 

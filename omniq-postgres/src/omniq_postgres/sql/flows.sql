@@ -183,6 +183,8 @@ waiting AS (
     SELECT run_at, expires_at, result_ttl, seq, state, priority, id, queue, key, flow, behind, line, limit_key,
            limit_name, debounced
     FROM new
+    -- In one order everywhere, so that two batches with the same keys do not wait for each other.
+    ORDER BY key NULLS FIRST, seq
 )
 INSERT INTO {task} (
     id, seq, created_at, result_ttl, max_retries, priority, queue, name, unique_key, tags, member, body
@@ -214,6 +216,7 @@ waiting AS (
     SELECT run_at, started_at, expires_at, result_ttl, seq, delivery, attempt, state, priority, cancel, id, queue,
            worker, key, error, attempt_log, flow, behind, line, limit_key, limit_name, debounced
     FROM new WHERE state < 3
+    ORDER BY key NULLS FIRST, seq
 ),
 over AS (
     INSERT INTO {ended} (
@@ -274,6 +277,7 @@ SELECT back.new_run_at, back.started_at, back.new_expires_at, t.result_ttl, back
        t.priority, back.id, back.queue, back.worker, back.told, back.attempt_log, back.progress, back.flow, back.behind,
        back.key, back.line, back.limit_key, back.limit_name, back.debounced
 FROM back CROSS JOIN LATERAL (SELECT * FROM {task} WHERE {task}.id = back.id LIMIT 1) AS t
+ORDER BY back.key NULLS FIRST, back.seq
 
 -- name: remove
 WITH waiting AS (DELETE FROM {live} WHERE {live}.id = ANY ($1::uuid[])),

@@ -10,6 +10,9 @@ SELECT 'locked'
 FROM unnest((SELECT $1::text[])) AS wanted (key)
 CROSS JOIN LATERAL pg_advisory_xact_lock(hashtextextended(wanted.key, {limit_lock}))
 
+-- name: lock_ended
+SELECT 'locked' FROM {ended} WHERE id = ANY ($1::uuid[]) ORDER BY id FOR UPDATE
+
 -- name: lanes
 SELECT 'lane', queue, body FROM {lane} WHERE $1::text[] IS NULL OR queue = ANY ($1::text[])
 
