@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import threading
 import time
 from datetime import datetime
 from typing import Any
@@ -95,6 +96,46 @@ async def test_what_has_limits_takes_as_many_round_trips_however_many_keys_there
     # Those included that tell others of work, or ask whether dead rows pile up.
     assert max(trips[0]) <= 14
     assert all(many <= few + 3 for few, many in zip(*trips, strict=True)), trips
+
+
+async def test_a_paused_queue_with_a_limit_costs_the_claims_of_others_nothing(
+    storage_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[Query] = []
+    run = libpq.rows
+
+    def counted(connection: Any, query: Query) -> Any:
+        sent.append(query)
+        return run(connection, query)
+
+    async with opened(storage_url) as store:
+        await store.put_limit(Limit(queue="paused", concurrency=1))
+        await store.pause("paused")
+        await store.enqueue([new_task(queue="paused"), new_task()])
+        monkeypatch.setattr(libpq, "rows", counted)
+        found = await store.claim({"paused": 1, "q": 1}, worker="w", lease=60)
+        monkeypatch.setattr(libpq, "rows", run)
+        assert [task.queue for task in found] == ["q"]
+        assert "limits.lock" not in names_of(sent, storage_url)
+        await store.resume("paused")
+        assert len(await take(store, queue="paused")) == 1
+
+
+async def test_calls_that_wait_for_a_connection_have_no_thread_yet(storage_url: str, server: PostgresServer) -> None:
+    def threads() -> int:
+        return sum(thread.name == "omniq-postgres-transition" for thread in threading.enumerate())
+
+    async with opened(f"{storage_url}&connections=2") as store, asyncio.timeout(60):
+        with psycopg.connect(server.url) as connection:
+            store.join(connection).enqueue([new_task(key="a", unique="k")])
+            calls = [asyncio.create_task(store.enqueue([new_task(key="a", unique="k")])) for _ in range(20)]
+            await await_until(lambda: is_blocked_by(server, connection))
+            assert threads() <= 2
+            calls.pop().cancel()
+            connection.rollback()
+        answers = [answer for call in calls for answer in await call]
+        assert sum(answer.created for answer in answers) == 1
+        await await_until(lambda: threads() == 0)
 
 
 async def test_a_callers_open_transaction_holds_up_no_claim(server: PostgresServer, storage_url: str) -> None:

@@ -172,21 +172,29 @@ class Database:
 
     async def _attempt(self, job: Job[R], effort: _Effort) -> R:
         context = Context(self.statements, News(), self._may_tell)
+        # A job may have a thread once it has begun: as many wait for a connection as like.
+        await self.pool.wait_for_room(effort.deadline)
         steps = job(context)
         try:
             query = next(steps)
-        except StopIteration as done:  # there is nothing to ask the server
-            result: R = done.value
+        except BaseException as done:
+            self.pool.pass_on()
+            if not isinstance(done, StopIteration):
+                raise
+            result: R = done.value  # there is nothing to ask the server
         else:
-            # Where its statement has run before: a new one is planned six times before its plan is kept, and to plan it
-            # takes longer than to run it.
-            connection = await self.pool.acquire(effort.deadline, partial(libpq.has_run, query=query))
-            effort.begin(connection)
             try:
-                result = await drive(connection, steps, query)
+                # Where its statement has run before: a new one is planned six times before its plan is kept, and to
+                # plan it takes longer than to run it.
+                connection = await self.pool.acquire(effort.deadline, partial(libpq.has_run, query=query))
+                effort.begin(connection)
+                try:
+                    result = await drive(connection, steps, query)
+                finally:
+                    effort.end()
+                    self.pool.release(connection)
             finally:
-                effort.end()
-                self.pool.release(connection)
+                steps.close()
         if context.news:
             self._announce(context.news)
         return result

@@ -31,6 +31,15 @@ class Pool:
         self._waiters: deque[asyncio.Future[None]] = deque()
         self._closed = False
 
+    async def wait_for_room(self, deadline: float) -> None:
+        """Wait until :meth:`acquire` has not to wait for others, if called at once; else call :meth:`pass_on`.
+
+        :param deadline: until when, by the loop's clock.
+        :raises StorageUnavailable: if all connections are busy until the deadline.
+        """
+        while not self._closed and not self._idle and self._count >= self._size:
+            await self._wait(deadline)
+
     async def acquire(
         self, deadline: float, suits: Callable[[AsyncConnection], bool] = lambda connection: True
     ) -> AsyncConnection:
@@ -62,7 +71,7 @@ class Pool:
             connection = await self._connector.connect(deadline)
         except BaseException:
             self._count -= 1
-            self._wake()
+            self.pass_on()
             raise
         if self._closed:
             discard(connection)
@@ -84,7 +93,7 @@ class Pool:
             ) from None
         except asyncio.CancelledError:
             if waiter.done() and not waiter.cancelled():
-                self._wake()  # what it was to get, the next one gets
+                self.pass_on()  # what it was to get, the next one gets
             raise
 
     def release(self, connection: AsyncConnection) -> None:
@@ -93,14 +102,15 @@ class Pool:
             self._forget(connection)
         else:
             self._idle.append(connection)
-        self._wake()
+        self.pass_on()
 
     def _forget(self, connection: AsyncConnection) -> None:
         self._count -= 1
         self._all.discard(connection)
         discard(connection)
 
-    def _wake(self) -> None:
+    def pass_on(self) -> None:
+        """Let the next one look who waits."""
         while self._waiters:
             waiter = self._waiters.popleft()
             if not waiter.done():

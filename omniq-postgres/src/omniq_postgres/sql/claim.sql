@@ -28,7 +28,11 @@ obstacle AS MATERIALIZED (
             SELECT expires_at FROM {live} WHERE expires_at IS NOT NULL AND state IN (-1, 1, 2) ORDER BY expires_at LIMIT 1
         ) <= (SELECT now FROM clock), false)
     )::integer + 2 * {agenda}::integer END
-    + 4 * EXISTS (SELECT FROM {lane} WHERE {lane}.queue = ANY ($1::text[]))::integer AS found
+    + 4 * EXISTS (
+        SELECT FROM {lane}
+        WHERE {lane}.queue = ANY ($1::text[])
+          AND NOT EXISTS (SELECT FROM {paused} WHERE {paused}.queue = {lane}.queue)
+    )::integer AS found
 ),
 picked AS MATERIALIZED (
     SELECT row.place
