@@ -47,7 +47,7 @@ def messages(news: News, names: Names) -> Iterator[tuple[str, str]]:
     work, ends = channels(names)
     if news.work:
         payload = json.dumps(news.work)
-        # A name without meaning makes everybody look.
+        # A name without meaning makes all waiters look.
         yield work, payload if len(payload) < _LONGEST else json.dumps({"": 0.0})
     if news.ended:
         tails = "".join(task_id[-TAIL:] for task_id in news.ended)

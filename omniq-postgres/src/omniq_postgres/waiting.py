@@ -210,7 +210,7 @@ class Waiting:
                 watcher.woken.set()
 
     async def close(self) -> None:
-        """Let everybody go, and stop listening."""
+        """Stop listening."""
         await self._listener.close()
 
 
@@ -219,7 +219,7 @@ def _read(payload: str) -> dict[str, float]:
     try:
         return {queue: float(seconds) for queue, seconds in json.loads(payload).items()}
     except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
-        return {"": 0.0}  # anybody can send anything on a channel
+        return {"": 0.0}  # any client can send anything on a channel
 
 
 async def _wait(event: asyncio.Event, seconds: float) -> None:
