@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import multiprocessing
 import os
@@ -63,6 +64,11 @@ def children_of_a_process() -> list[int | None]:
 @queue.task
 async def add(left: int, right: int) -> int:
     return left + right
+
+
+@queue.task
+async def count_frozen() -> int:
+    return gc.get_freeze_count()
 
 
 @queue.task

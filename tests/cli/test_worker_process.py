@@ -19,6 +19,9 @@ from omniq.cli.app import load_queue
 from omniq.testing import wait_until
 from tests.cli.program import Program
 
+MODULES = 10_000
+"""Objects of which the modules of a worker consist at least. Python 3.12 itself begins with hundreds of frozen ones."""
+
 
 @pytest.fixture
 def hazards(folder: Path) -> Iterator[TaskQueue]:
@@ -46,6 +49,7 @@ def test_a_signal_to_a_child_of_a_task_ends_that_child_alone(hazards: TaskQueue,
         ]
 
     assert task(hazards, "add").enqueue(1, 2).result(30) == 3
+    assert task(hazards, "count_frozen").enqueue().result(30) > MODULES, "a full collection would look at all modules"
     assert worker.stop() == 0
     assert worker.stderr.count("SIGTERM") == 1
     assert "SIGINT" not in worker.stderr
@@ -158,13 +162,15 @@ def test_a_worker_that_ends_against_its_will_says_so_and_its_exit_code_does(
 def test_a_program_that_runs_a_worker_itself_is_not_kept_by_threads_of_coroutines_either(
     hazards: TaskQueue, folder: Path
 ) -> None:
-    program = "import hazards; hazards.queue.run_worker(grace=0.2); print('went on')"
+    program = "import gc, hazards; hazards.queue.run_worker(grace=0.2); print('went on with', gc.get_freeze_count())"
+    frozen = task(hazards, "count_frozen").enqueue()
     handles = [task(hazards, "leave_a_thread").enqueue() for _ in range(40)]
     with subprocess.Popen([sys.executable, "-c", program], cwd=folder, stdout=subprocess.PIPE, text=True) as process:
         try:
             wait_until(lambda: all(handle.task().state is TaskState.RUNNING for handle in handles), 60)
+            assert frozen.result(30) > MODULES
             process.terminate()
-            assert process.communicate(timeout=30)[0] == "went on\n"
+            assert process.communicate(timeout=30)[0] == "went on with 0\n"
             assert process.returncode == 0
         finally:
             process.kill()

@@ -104,7 +104,7 @@ class OmniQ(Contender):
 @asynccontextmanager
 async def _run(worker: Worker) -> AsyncIterator[None]:
     """Run a worker as the command ``omniq worker`` does."""
-    running = asyncio.create_task(worker.run())
+    running = asyncio.create_task(worker.run(own_process=True))
     try:
         yield
     finally:

@@ -161,7 +161,8 @@ class TaskQueue(Producer):
     def run_worker(self, **options: Unpack[WorkerOptions]) -> None:
         """Run this queue's tasks until SIGTERM or SIGINT. The first lets running tasks end, a second stops at once.
 
-        The process is taken to be the worker's: a task that then still blocks the event loop is ended with it.
+        The process is taken to be the worker's: a task that then still blocks the event loop is ended with it, and
+        until this returns the garbage collector leaves alone what was there when the worker had started.
 
         :param options: as for :class:`~omniq.Worker`.
         :raises RuntimeError: on a thread whose event loop runs; write ``await queue.arun_worker()`` there.
@@ -173,7 +174,7 @@ class TaskQueue(Producer):
 
         async def work() -> None:
             async with self:
-                await worker.run()
+                await worker.run(own_process=True)
 
         run_as_process(work, grace=worker.grace)
 

@@ -63,9 +63,7 @@ LIMITS_WAIT = 1.0
 @contextlib.contextmanager
 def _frozen() -> Iterator[None]:
     """Keep the garbage collector from looking at what there is now: for tens of milliseconds no task would begin."""
-    if gc.get_freeze_count():
-        yield
-        return
+    gc.collect()  # what is garbage already would be kept
     gc.freeze()
     try:
         yield
@@ -340,15 +338,15 @@ class Worker:
         await in_thread(self._executors["process"].join)
         await asyncio.gather(claiming, *others, return_exceptions=True)
 
-    async def run(self, *, supervised: bool = False) -> None:
+    async def run(self, *, supervised: bool = False, own_process: bool = False) -> None:
         """Work until :meth:`stop`, or SIGTERM or SIGINT if this is the main thread; a second signal stops at once.
 
-        Waits for a store that cannot be reached yet. Cancelled, it stops at once as well. Until it returns, the garbage
-        collector leaves alone what was there when the worker had started (``gc.freeze``), unless the program has frozen
-        something already.
+        Waits for a store that cannot be reached yet. Cancelled, it stops at once as well.
 
         :param supervised: whether another process passes signals on to this one: SIGTERM and SIGINT then count once,
             however often they come, and SIGQUIT stops at once.
+        :param own_process: whether the process does nothing else: until this returns, the garbage collector leaves
+            alone what was there when the worker had started (``gc.freeze``), and then looks at everything again.
         """
 
         def on_signal(number: signal.Signals) -> None:
@@ -359,7 +357,7 @@ class Worker:
                 if not await self._served.discover_patiently(self.queue.connections, self._stop, self._called):
                     return
                 await self.start()
-                with _frozen():
+                with _frozen() if own_process else contextlib.nullcontext():
                     await self._stop.wait()
                     await self.drain()
             except asyncio.CancelledError:

@@ -186,7 +186,7 @@ async def serve(queue: TaskQueue, worker: Worker, folder: str) -> bool:
     async with queue:
         changing = asyncio.create_task(stop_on_change())
         try:
-            await worker.run()
+            await worker.run(own_process=True)
         finally:
             changing.cancel()
             with contextlib.suppress(asyncio.CancelledError):

@@ -171,7 +171,7 @@ def _work(queue: TaskQueue, options: argparse.Namespace, *, supervised: bool) ->
     async def work() -> None:
         async with queue:
             with _watched(worker, metrics, options):
-                await worker.run(supervised=supervised)
+                await worker.run(supervised=supervised, own_process=True)
 
     run_as_process(work, grace=worker.grace, supervised=supervised)
 
