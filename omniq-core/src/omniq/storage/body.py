@@ -17,6 +17,7 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from datetime import datetime
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 from attrs import evolve, field, frozen
@@ -117,7 +118,9 @@ _PARTS: Mapping[str, _Part] = {
         _references,
     ),
 }
-_USUAL = Header()
+_values = attrgetter(*_PARTS)
+_USUAL = _values(Header())
+_encode = json.JSONEncoder(separators=(",", ":")).encode
 
 
 def dump_header(header: Header) -> bytes:
@@ -126,11 +129,10 @@ def dump_header(header: Header) -> bytes:
     :raises ValueError: if it is larger than :data:`LARGEST_HEADER`.
     """
     stored: dict[str, Any] = {}
-    for field_name, part in _PARTS.items():
-        value = getattr(header, field_name)
-        if value != getattr(_USUAL, field_name):
+    for part, value, usual in zip(_PARTS.values(), _values(header), _USUAL, strict=True):
+        if value != usual:
             stored[part.name] = value if part.dump is None else part.dump(value)
-    text = json.dumps(stored, separators=(",", ":")).encode()
+    text = _encode(stored).encode()
     if len(text) > LARGEST_HEADER:
         raise ValueError(
             f"the options and headers of a task take {len(text):,} bytes, and the limit is {LARGEST_HEADER:,}"

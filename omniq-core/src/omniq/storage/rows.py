@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
@@ -170,15 +170,58 @@ def task_of(fixed: Sequence[Any], changing: Sequence[Any], place: str = "") -> S
     """
     task_id: Any = fixed[0] if fixed else None
     try:
-        fields = dict(zip(FIXED, fixed, strict=True)) | dict(zip(CHANGING, changing, strict=True))
-        for name, read in _READERS:
-            if fields[name] is not None:
-                fields[name] = read(fields[name])
-        for name, value in _IN_PLACE_OF_NONE:
-            if fields[name] is None:
-                fields[name] = value
-        limited = _limited(*(fields.pop(name) for name in ("key", "limit", "first_at")))
-        return check_task(StoredTask(**fields) if limited is None else LimitedTask(**fields, limited=limited))
+        # Names and keyword arguments, as each task of a claim or a listing comes by here: tables take twice the time.
+        _, queue, name, body, priority, max_retries, created_at, unique, tags, result_ttl, *place_in_flow = fixed
+        flow, behind, feeds, opening_delay, task_key, limit, first_at = place_in_flow
+        (
+            state,
+            attempt,
+            delivery,
+            run_at,
+            started_at,
+            finished_at,
+            expires_at,
+            lease_until,
+            worker,
+            error,
+            progress,
+            cancel,
+            attempt_log,
+            result,
+        ) = changing
+        cancelled: Any = cancel if cancel is None else bool(cancel)  # None is refused by check_task
+        task = StoredTask(
+            id=task_id,
+            queue=queue,
+            name=name,
+            body=b"" if body is None else _bytes(body),
+            priority=priority,
+            max_retries=max_retries,
+            created_at=from_micros(created_at),
+            unique=unique,
+            tags=() if tags is None else _tags(tags),
+            result_ttl=result_ttl,
+            flow=flow,
+            behind=behind,
+            feeds=() if feeds is None else _feeds(feeds),
+            opening_delay=opening_delay,
+            state=STATES[state],
+            attempt=attempt,
+            delivery=delivery,
+            run_at=from_micros(run_at),
+            started_at=_moment(started_at),
+            finished_at=_moment(finished_at),
+            expires_at=_moment(expires_at),
+            lease_until=_moment(lease_until),
+            worker=worker,
+            error=None if error is None else load_error(error),
+            progress=None if progress is None else load_progress(progress),
+            cancel_requested=cancelled,
+            attempt_log="" if attempt_log is None else attempt_log,
+            result_payload=None if result is None else _bytes(result),
+        )
+        limited = _limited(task_key, limit, first_at)
+        return check_task(task if limited is None else LimitedTask(**vars(task), limited=limited))
     except UNREADABLE as problem:
         raise corrupt("task", task_id, problem, place=place) from problem
 
@@ -203,25 +246,6 @@ def _tags(text: str) -> tuple[str, ...]:
 
 def _feeds(text: str) -> tuple[Feed, ...]:
     return tuple(Feed(gate, needs_success) for gate, needs_success in json.loads(text))
-
-
-_READERS: tuple[tuple[str, Callable[[Any], Any]], ...] = (
-    ("body", _bytes),
-    ("created_at", from_micros),
-    ("tags", _tags),
-    ("feeds", _feeds),
-    ("state", STATES.__getitem__),
-    ("run_at", from_micros),
-    ("started_at", from_micros),
-    ("finished_at", from_micros),
-    ("expires_at", from_micros),
-    ("lease_until", from_micros),
-    ("error", load_error),
-    ("progress", load_progress),
-    ("cancel_requested", bool),
-    ("result_payload", _bytes),
-)
-_IN_PLACE_OF_NONE: tuple[tuple[str, object], ...] = (("body", b""), ("tags", ()), ("feeds", ()), ("attempt_log", ""))
 
 
 def salvaged_of(problem: CorruptRecord, task_id: object, fixed: Sequence[Any], changing: Sequence[Any]) -> Salvaged:
