@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 import fractions
 import ipaddress
@@ -237,6 +238,21 @@ def test_a_field_that_is_not_set_is_refused() -> None:
         value: int = attrs.field(init=False)
 
     assert refusal(Late(), Late).startswith("result: this Late has a field that is not set")
+
+
+def test_a_field_that_cannot_be_read_is_not_taken_for_one_that_is_not_set() -> None:
+    def load(row: object) -> int:
+        raise ConnectionError("the database is away")
+
+    @dataclasses.dataclass
+    class Row:
+        value: int
+
+    row = Row(1)
+    Row.value = property(load)  # type: ignore[assignment]  # as an object mapper does
+    text = refusal(row, Row)
+    assert text.startswith("result: the fields of this Row cannot be read")
+    assert "the database is away" in text
 
 
 def cyclic_list() -> object:

@@ -24,6 +24,7 @@ from omniq.serialization.codec import (
     Function,
     class_codec,
     deeper,
+    describe,
     guarded,
     key_step,
     tagged,
@@ -317,7 +318,13 @@ def _of_instances(name: str, parts: Sequence[_Part], cls: Any) -> tuple[Function
                 object.__setattr__(made, part.field.name, part.decode(tree[part.field.name]))
         return made
 
-    return guarded(unstructure, f"this {name} has a field that is not set"), decode
+    def read(value: Any) -> Any:
+        try:
+            return unstructure(value)
+        except AttributeError as error:
+            raise CodecError(f"this {name} has a field that is not set: {describe(error)}") from error
+
+    return guarded(read, f"the fields of this {name} cannot be read"), decode
 
 
 def _passing_on(parts: Sequence[_Part], cls: type, decode: Function) -> Function:
