@@ -176,7 +176,7 @@ async def test_it_can_be_mounted_in_an_application_that_checks_for_itself(queue:
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["sqlite:///x.db", "--auth", "none", "--http", "0.0.0.0:0"], "lets in everybody who reaches 0.0.0.0"),
+        (["sqlite:///x.db", "--auth", "none", "--http", "0.0.0.0:0"], "lets in all who reach 0.0.0.0"),
         (["sqlite:///x.db", "--auth", "oauth"], "'oauth' is none of token, basic:FILE, proxy:HEADER, none"),
         (["sqlite:///x.db", "--prefix", "tasks"], "'tasks' is no path such as /tasks"),
         (["memory://"], "lives inside one process"),

@@ -28,7 +28,7 @@ NO_TOKEN = "Open the address that the command printed last: the token in it is g
 
 @frozen
 class Everybody:
-    """Lets everybody in who reaches the port, which must be one that only this machine reaches."""
+    """Lets in all who reach the port, which must be one that only this machine reaches."""
 
     name: str
     may: Collection[Permission]

@@ -73,7 +73,7 @@ configure = configuring(
         _auth,
         "HOW",
         "who may use it: token (the default): who has the address that is printed; basic:FILE: the names and "
-        "passwords in a file; proxy:HEADER: whom a proxy names in this header; none: everybody on this machine",
+        "passwords in a file; proxy:HEADER: whom a proxy names in this header; none: all users of this machine",
         default="token",
     ),
     value(
@@ -154,7 +154,7 @@ def _access(auth: str, host: str, url: str, screen: Screen, *, read_only: bool) 
             access = Proxy(rest, may)
         case "none":
             if not _is_loopback(host):
-                raise UsageError(f"--auth none lets in everybody who reaches {host}; listen on 127.0.0.1 for it")
+                raise UsageError(f"--auth none lets in all who reach {host}; listen on 127.0.0.1 for it")
             access = Everybody(user_name(), may)
         case _:
             return with_token(url, may, screen)

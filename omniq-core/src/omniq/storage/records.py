@@ -218,7 +218,7 @@ def corrupt_limit(limit_id: str, problem: BaseException | str) -> CorruptRecord:
 
 
 def read_limit(text: Any, limit_id: str, problems: list[CorruptRecord]) -> Limit | None:
-    """Read what :func:`dump_limit` gave, as a transaction needs it.
+    """Read what :func:`dump_limit` returned, as a transaction needs it.
 
     :param text: anything: it may have been damaged.
     :param limit_id: by which it was found.
