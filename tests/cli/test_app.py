@@ -92,8 +92,8 @@ def test_a_module_that_breaks_on_import_is_shown_with_the_place(folder: Path, te
     [
         ("shop:queu", "module shop has no attribute 'queu'; did you mean queue?"),
         ("shop:jobs", "module shop has no attribute 'jobs'; the TaskQueue there is queue"),
-        ("shop:colour", "shop:colour is not a TaskQueue but a str; the TaskQueue there is queue"),
-        ("shop:resize", "shop:resize is not a TaskQueue but a TaskFunction; the TaskQueue there is queue"),
+        ("shop:colour", "shop:colour is not a TaskQueue but of type str; the TaskQueue there is queue"),
+        ("shop:resize", "shop:resize is not a TaskQueue but of type TaskFunction; the TaskQueue there is queue"),
         ("shop", "'shop' names no attribute; the TaskQueue there is queue; write shop:ATTRIBUTE"),
         ("shop:", "'shop:' names no attribute; the TaskQueue there is queue; write shop:ATTRIBUTE"),
         ("json:queue", "module json has no attribute 'queue'; there is no TaskQueue in json"),

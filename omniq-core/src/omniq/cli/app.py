@@ -177,7 +177,7 @@ def _find(module: ModuleType, attribute: str) -> TaskQueue:
             ) from None
     if not isinstance(found, TaskQueue):
         raise UsageError(
-            f"{module.__name__}:{attribute} is no TaskQueue but of type {type(found).__name__}{_queues_in(module)}"
+            f"{module.__name__}:{attribute} is not a TaskQueue but of type {type(found).__name__}{_queues_in(module)}"
         )
     return found
 
