@@ -9,7 +9,7 @@ import asyncio
 import random
 from collections import Counter
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from omniq.limit import Limit
@@ -240,7 +240,9 @@ class Crowd:
             lease = SHORT if is_lost else HELD
             tasks = await store.claim({"work": self._rng.randint(1, 6)}, worker="w", lease=lease)
             for task in tasks:
-                self._give_up(task.started_at)
+                assert task.started_at is not None
+                # A claim may have read the clock before it counted what runs: the end of a lease comes between.
+                self._give_up(max(task.started_at, datetime.now(UTC)))
                 self._count(task, 1)
             if is_lost:
                 self._lost += tasks
@@ -256,10 +258,9 @@ class Crowd:
             if not tasks:
                 await store.wait_for_work(["work"], SHORT)
 
-    def _give_up(self, moment: datetime | None) -> None:
-        """Take what was lost and may have been recovered by a moment of the store's clock for no longer running."""
+    def _give_up(self, moment: datetime) -> None:
+        """Take what was lost and may have been recovered by a moment for no longer running."""
         for task in self._lost[:]:
-            assert moment is not None
             assert task.lease_until is not None
             if task.lease_until <= moment:
                 self._lost.remove(task)
