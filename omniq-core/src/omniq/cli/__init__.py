@@ -38,7 +38,7 @@ COMMANDS = {
     "exporter": ("omniq.cli.exporter", "serve the numbers of a store over HTTP"),
     "functions": ("omniq.cli.functions", "show which tasks an application declares"),
     "schedules": ("omniq.cli.schedules", "list, show, pause, resume, trigger and delete schedules"),
-    "doctor": ("omniq.cli.doctor", "look for what is amiss with a store"),
+    "doctor": ("omniq.cli.doctor", "check a store for problems"),
     "export": ("omniq.cli.exporting", "write all that a store holds, as lines of JSON"),
     "import": ("omniq.cli.importing", "store what omniq export wrote"),
     "migrate": ("omniq.cli.migrate", "bring a store's schema up to date"),

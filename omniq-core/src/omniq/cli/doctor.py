@@ -31,7 +31,7 @@ _STYLES: Mapping[Severity, str] = {Severity.OK: "green", Severity.WARNING: "yell
 
 
 configure = configuring(
-    "Look for what is amiss with a store: its version, its durability, its limits, and records that cannot be\n"
+    "Check a store for problems: its version, its durability, its limits, and records that cannot be\n"
     "read. Exit code 1 if something is an error, or if the store cannot be reached.",
     "omniq doctor sqlite:///jobs.db\nomniq doctor shop.tasks:queue --json",
     add_store,
