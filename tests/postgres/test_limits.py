@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import threading
 import time
+from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
 
@@ -32,25 +34,32 @@ def names_of(queries: list[Query], url: str) -> list[str]:
     return [texts[one.text] for query in queries for one in (*query.lead, query)]
 
 
-async def test_what_has_no_limits_is_one_statement_a_call(storage_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    sent: list[Query] = []
+@contextlib.contextmanager
+def noting(sent: list[Query]) -> Iterator[None]:
+    """Note each query of this process that is sent."""
     run = libpq.rows
 
-    def counted(connection: Any, query: Query) -> Any:
+    def noted(connection: Any, query: Query) -> Any:
         sent.append(query)
         return run(connection, query)
 
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(libpq, "rows", noted)
+        yield
+
+
+async def test_what_has_no_limits_is_one_statement_a_call(storage_url: str) -> None:
+    sent: list[Query] = []
     async with opened(storage_url) as store:
         await store.put_limit(Limit(queue="other", concurrency=1))
         await store.enqueue([new_task(queue="other", key="a")])
-        monkeypatch.setattr(libpq, "rows", counted)
-        await store.enqueue([new_task()])
-        await store.enqueue([new_task(), new_task()])
-        tasks = await take(store, 3)
-        await store.wait_for_work(["q"], 0)
-        await store.finish([done(task) for task in tasks[:2]])
-        await store.finish([Released(id=tasks[2].id, delivery=tasks[2].delivery)])
-        monkeypatch.setattr(libpq, "rows", run)
+        with noting(sent):
+            await store.enqueue([new_task()])
+            await store.enqueue([new_task(), new_task()])
+            tasks = await take(store, 3)
+            await store.wait_for_work(["q"], 0)
+            await store.finish([done(task) for task in tasks[:2]])
+            await store.finish([Released(id=tasks[2].id, delivery=tasks[2].delivery)])
     # Now and then a claim looks for flows as well, or asks whether dead rows pile up.
     asked = [name.replace("settling", "claim") for name in names_of(sent, storage_url)]
     assert [name for name in asked if name not in ("claim.dead", "waiting.notify", "waiting.notify_ended")] == [
@@ -63,58 +72,40 @@ async def test_what_has_no_limits_is_one_statement_a_call(storage_url: str, monk
     ]
 
 
-async def test_what_has_limits_takes_as_many_round_trips_however_many_keys_there_are(
-    storage_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_what_has_limits_takes_as_many_round_trips_however_many_keys_there_are(storage_url: str) -> None:
     sent: list[Query] = []
-    run = libpq.rows
-
-    def counted(connection: Any, query: Query) -> Any:
-        sent.append(query)
-        return run(connection, query)
-
     async with opened(storage_url) as store:
         per_key = Limit(concurrency=1, rate=Rate(1000))
         await store.put_limit(Limit(queue="q", concurrency=500, rate=Rate(1_000_000, burst=1000), per_key=per_key))
         await store.enqueue([new_task(key="first")])
         assert len(await take(store)) == 1
         trips: list[list[int]] = []
-        monkeypatch.setattr(libpq, "rows", counted)
-        for number in (5, 150):
-            sent.clear()
-            await store.enqueue([new_task(key=f"{number} {n}") for n in range(number) for _ in range(2)])
-            enqueued = len(sent)
-            tasks = await take(store, number)
-            assert len({task.key for task in tasks}) == number
-            claimed = len(sent)
-            assert await take(store, number) == []
-            parked = len(sent)
-            assert await store.finish([done(task) for task in tasks]) == [True] * number
-            trips.append([enqueued, claimed - enqueued, parked - claimed, len(sent) - parked])
-            assert await store.purge("q", TaskState.READY) == number
-        monkeypatch.setattr(libpq, "rows", run)
+        with noting(sent):
+            for number in (5, 150):
+                sent.clear()
+                await store.enqueue([new_task(key=f"{number} {n}") for n in range(number) for _ in range(2)])
+                enqueued = len(sent)
+                tasks = await take(store, number)
+                assert len({task.key for task in tasks}) == number
+                claimed = len(sent)
+                assert await take(store, number) == []
+                parked = len(sent)
+                assert await store.finish([done(task) for task in tasks]) == [True] * number
+                trips.append([enqueued, claimed - enqueued, parked - claimed, len(sent) - parked])
+                assert await store.purge("q", TaskState.READY) == number
     # Those included that tell others of work, or ask whether dead rows pile up.
     assert max(trips[0]) <= 14
     assert all(many <= few + 3 for few, many in zip(*trips, strict=True)), trips
 
 
-async def test_a_paused_queue_with_a_limit_costs_the_claims_of_others_nothing(
-    storage_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_paused_queue_with_a_limit_costs_the_claims_of_others_nothing(storage_url: str) -> None:
     sent: list[Query] = []
-    run = libpq.rows
-
-    def counted(connection: Any, query: Query) -> Any:
-        sent.append(query)
-        return run(connection, query)
-
     async with opened(storage_url) as store:
         await store.put_limit(Limit(queue="paused", concurrency=1))
         await store.pause("paused")
         await store.enqueue([new_task(queue="paused"), new_task()])
-        monkeypatch.setattr(libpq, "rows", counted)
-        found = await store.claim({"paused": 1, "q": 1}, worker="w", lease=60)
-        monkeypatch.setattr(libpq, "rows", run)
+        with noting(sent):
+            found = await store.claim({"paused": 1, "q": 1}, worker="w", lease=60)
         assert [task.queue for task in found] == ["q"]
         assert "limits.lock" not in names_of(sent, storage_url)
         await store.resume("paused")
