@@ -131,9 +131,9 @@ def test_workers_are_shown_with_what_they_run() -> None:
         StoredWorker(id="busy", seen_at=NOW, running=("1", "2", "3", "4")),
     ]
     tasks = [running("1", "shop.add", 5), running("2", "shop.add", 200), running("3", "shop.sleep", 9)]
-    frame = Frame(look_at(1.0, workers=workers, tasks=tasks), None)
+    looked = look_at(1.0, workers=workers, tasks=tasks)
 
-    header, idle, busy = worker_lines(frame, Screen(io.StringIO()))
+    header, idle, busy = worker_lines(looked, Screen(io.StringIO()))
 
     assert header.split() == ["worker", "tasks", "longest", "which"]
     assert idle.split() == ["idle", "0", "-", "-"]
@@ -143,8 +143,8 @@ def test_workers_are_shown_with_what_they_run() -> None:
 
 def test_that_no_worker_is_alive_is_told_the_louder_the_more_waits() -> None:
     screen = Screen(io.StringIO())
-    assert worker_lines(Frame(look_at(1.0), None), screen) == ["no worker is alive"]
-    waiting = Frame(look_at(1.0, queue_of("a", ready=2), queue_of("b", ready=1, scheduled=4)), None)
+    assert worker_lines(look_at(1.0), screen) == ["no worker is alive"]
+    waiting = look_at(1.0, queue_of("a", ready=2), queue_of("b", ready=1, scheduled=4))
     assert worker_lines(waiting, screen) == ["no worker is alive to run 3 ready tasks"]
 
 

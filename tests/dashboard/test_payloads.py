@@ -234,7 +234,7 @@ async def test_arguments_that_are_no_json_are_named_by_their_size(queue: TaskQue
         handle = await job.aenqueue({1, 2})
         async with client_of(pickling) as client:
             page = (await client.get("/task", params={"id": handle.id})).text
-            assert "bytes of cloudpickle, which are not read here" in page
+            assert "bytes of cloudpickle, which cannot be read here" in page
             answer = await client.send_form("/task/copy", {"id": handle.id})
             assert answer.status_code == 303
         assert (await pickling.acount_tasks()).number == 2

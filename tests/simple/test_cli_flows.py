@@ -41,7 +41,7 @@ def test_flows_are_listed_shown_cancelled_and_retried(url: str, capsys: pytest.C
     assert flow_id[-12:] in capsys.readouterr().out
     assert main(["flows", "show", url, flow_id[-12:]]) == 0
     out = capsys.readouterr().out
-    assert f"flow {flow_id}: live" in out
+    assert f"flow {flow_id}: running" in out
     assert "1 blocked, 1 ready" in out
     assert "gate 0 is shut and waits for 1 task" in out
 

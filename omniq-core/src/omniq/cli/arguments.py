@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import math
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from datetime import datetime
-from typing import Any, NoReturn, TypeAlias
+from typing import Any, NoReturn, TypeAlias, TypeVar
 
 from omniq._tasks.options import check_queue
 from omniq.cli.failures import UsageError
@@ -31,6 +32,7 @@ __all__ = [
     "moment",
     "option",
     "queue_name",
+    "reads",
     "seconds",
     "seconds_or_moment",
     "size",
@@ -39,6 +41,8 @@ __all__ = [
     "value",
 ]
 
+T = TypeVar("T")
+Number = TypeVar("Number", int, float)
 Configure: TypeAlias = Callable[[argparse.ArgumentParser], object]
 """Adds something to a parser."""
 
@@ -150,24 +154,41 @@ def add_verbose(parser: argparse.ArgumentParser, *, default: object = False) -> 
     parser.add_argument("-v", "--verbose", action="store_true", default=default, help=text)
 
 
-def seconds(text: str) -> float:
-    """Read a duration in seconds: a number, zero or more."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value) or value < 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds, zero or more")
+def reads(fault: str) -> Callable[[Callable[[str], T]], Callable[[str], T]]:
+    """Return a decorator of a function that reads an argument, whose errors argparse shows as this fault.
+
+    :param fault: what is wrong, with ``{!r}`` for the argument and ``{error}`` for what the function raised.
+    """
+
+    def decorate(read: Callable[[str], T]) -> Callable[[str], T]:
+        @functools.wraps(read)
+        def reading(text: str) -> T:
+            try:
+                return read(text)
+            except (ValueError, OverflowError) as error:
+                raise argparse.ArgumentTypeError(fault.format(text, error=error)) from None
+
+        return reading
+
+    return decorate
+
+
+def _at_least(least: Number, value: Number) -> Number:
+    if not least <= value < math.inf:
+        raise ValueError(value)
     return value
 
 
+@reads("{!r} is not a number of seconds, zero or more")
+def seconds(text: str) -> float:
+    """Read a duration in seconds: a number, zero or more."""
+    return _at_least(0.0, float(text))
+
+
+@reads("{!r} is no time such as 2030-01-31T09:00 or …T08:00Z")
 def moment(text: str) -> datetime:
     """Read a point in time in ISO 8601; without an offset by the clocks here."""
-    try:
-        value = datetime.fromisoformat(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no time such as 2030-01-31T09:00 or …T08:00Z") from None
-    return value.astimezone()
+    return datetime.fromisoformat(text).astimezone()
 
 
 def seconds_or_moment(text: str) -> float | datetime:
@@ -178,36 +199,23 @@ def seconds_or_moment(text: str) -> float | datetime:
         return moment(text)
 
 
+@reads("{!r} is not a whole number of 1 or more")
 def count(text: str) -> int:
     """Read a whole number of 1 or more."""
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
-    return value
+    return _at_least(1, int(text))
 
 
+@reads(f"{{!r}} is not one or several of {', '.join(TaskState)}, separated by commas")
 def states(text: str) -> list[TaskState]:
     """Read one or several states, separated by commas."""
-    try:
-        return [TaskState(state.strip()) for state in text.split(",")]
-    except ValueError:
-        known = ", ".join(TaskState)
-        raise argparse.ArgumentTypeError(f"{text!r} is not one or several of {known}, separated by commas") from None
+    return [TaskState(state.strip()) for state in text.split(",")]
 
 
+@reads("{!r} is not a number of bytes, such as 500M or 2G")
 def size(text: str) -> int:
     """Read a number of bytes, which may end in K, M or G."""
     digits, factor = (text[:-1], _UNITS[text[-1:].upper()]) if text[-1:].upper() in _UNITS else (text, 1)
-    try:
-        value = int(float(digits) * factor)
-    except (ValueError, OverflowError):
-        value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of bytes, such as 500M or 2G")
-    return value
+    return _at_least(1, int(float(digits) * factor))
 
 
 def label(text: str) -> tuple[str, str]:
@@ -218,18 +226,13 @@ def label(text: str) -> tuple[str, str]:
     return name, value
 
 
+@reads("{error}")
 def queue_name(text: str) -> str:
     """Read the name of a queue."""
-    try:
-        return check_queue(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+    return check_queue(text)
 
 
+@reads("{!a} is not text in UTF-8")
 def text(argument: str) -> str:
     """Read something that a store may hold: text, not bytes that are no UTF-8."""
-    try:
-        argument.encode()
-    except UnicodeEncodeError:
-        raise argparse.ArgumentTypeError(f"{argument!a} is not text in UTF-8") from None
-    return argument
+    return argument.encode().decode()

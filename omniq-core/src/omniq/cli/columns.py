@@ -67,9 +67,11 @@ class Table(Generic[T]):
         self._shown: dict[int, int] = {}
 
     def lines(self, rows: Sequence[T]) -> list[str]:
-        """Return the lines of these rows, the header before them where it is needed."""
+        """Return the lines of these rows, the header before them where it is needed; none of no rows."""
+        if not rows:
+            return []
         cells = [[printable(column.cell(row)) for column in self._columns] for row in rows]
-        for index, (column, texts) in enumerate(zip(self._columns, zip(*cells, strict=True), strict=False)):
+        for index, (column, texts) in enumerate(zip(self._columns, zip(*cells, strict=True), strict=True)):
             self._natural[index] = max(self._natural[index], *map(display_width, texts))
             self._dull[index] &= all(text == column.dull for text in texts)
         shown = self._fitted()

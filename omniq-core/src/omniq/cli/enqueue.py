@@ -15,7 +15,7 @@ from omniq._tasks.handle import TaskHandle
 from omniq.cli.app import load_queue, require_shared
 from omniq.cli.arguments import add_app, configuring, flag, moment, seconds, seconds_or_moment, value
 from omniq.cli.failures import OperationFailed, UsageError, suggestion
-from omniq.cli.terminal import Screen
+from omniq.cli.terminal import Screen, picked
 from omniq.cli.values import plain_json, structure_arguments
 from omniq.errors import ResultTimeout, SerializationError, TaskCancelled, TaskFailed
 from omniq.task import Task
@@ -119,15 +119,7 @@ def _no_json(constant: str) -> NoReturn:
 
 def _with_options(function: TaskFunction[Any, Any], options: argparse.Namespace) -> TaskFunction[Any, Any]:
     try:
-        return function.using(
-            queue=options.queue,
-            priority=options.priority,
-            delay=options.delay,
-            run_at=options.run_at,
-            expires=options.expires,
-            unique=options.unique,
-            tags=options.tags,
-        )
+        return function.using(**picked(options, "queue", "priority", "delay", "run_at", "expires", "unique", "tags"))
     except (TypeError, ValueError) as error:
         raise UsageError(str(error)) from error
 

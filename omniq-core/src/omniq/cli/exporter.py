@@ -15,7 +15,7 @@ from typing import Any
 from attrs import frozen
 
 from omniq._client.queue import TaskQueue
-from omniq._worker.worker_info import WorkerInfo
+from omniq._worker.worker_info import WorkerInfo, serves
 from omniq.cli.app import now_of, open_queue
 from omniq.cli.arguments import add_store, configuring
 from omniq.cli.exposition import exposed, require_library, store_metrics
@@ -123,7 +123,7 @@ def _scale(looks: _Looks, query: Query) -> Response:
     look = looks.latest()
     stats = [queue for queue in look.stats if not asked or queue.queue in asked]
     names = asked or [queue.queue for queue in stats]
-    workers = [worker for worker in look.workers if _serves(worker, names)]
+    workers = [worker for worker in look.workers if not names or any(serves(worker.about, name) for name in names)]
     slots = sum(worker.about.concurrency for worker in workers if worker.about is not None)
     ready = sum(queue.counts.get(TaskState.READY, 0) for queue in stats)
     running = sum(queue.counts.get(TaskState.RUNNING, 0) for queue in stats)
@@ -138,11 +138,6 @@ def _scale(looks: _Looks, query: Query) -> Response:
         "load": (ready + running) / slots if slots else None,
     }
     return Response(json.dumps(numbers) + "\n", kind="application/json")
-
-
-def _serves(worker: WorkerInfo, names: Sequence[str]) -> bool:
-    served = None if worker.about is None else worker.about.queues
-    return served is None or any(name in served for name in names)
 
 
 def _due_soon(queue: TaskQueue, stats: QueueStats, now: datetime) -> int:

@@ -8,11 +8,11 @@ from datetime import datetime
 from typing import Any
 
 from omniq._client.queue import TaskQueue
-from omniq.cli.app import note_place, now_of, place_of, store_of
+from omniq.cli.app import now_of, place_of, store_of
 from omniq.cli.arguments import add_json, count, text, value
-from omniq.cli.columns import Column, Table
+from omniq.cli.columns import Column
 from omniq.cli.failures import OperationFailed, each
-from omniq.cli.groups import Action, command_of
+from omniq.cli.groups import Action, answer_all, command_of
 from omniq.cli.short_ids import short_id, whole_ids
 from omniq.cli.terminal import Screen, picked
 from omniq.cli.wording import ago, plural
@@ -21,22 +21,18 @@ from omniq.storage import Storage, TaskQuery
 from omniq.storage.flows import no_flows
 from omniq.task import TaskState
 
-__all__ = ["ACTIONS", "configure", "run"]
+__all__ = ["ACTIONS", "LOOKED_AT", "configure", "latest_flows", "run", "state_of"]
 
 LOOKED_AT = 10_000
-"""The latest tasks that ``list`` looks through for flows."""
+"""The latest tasks that are looked through for flows."""
 AT_A_TIME = 1000
 
 
 def _list(queue: TaskQueue, options: argparse.Namespace) -> None:
-    flows, now, screen = queue.run(_latest(queue, options.limit)), now_of(queue), Screen()
-    screen.answer(
-        options.json,
-        lambda: [_as_json(flow) for flow in flows],
-        lambda: _table(screen, now).lines(flows) if flows else ["there are no flows"],
-    )
-    if not flows and not options.json:
-        note_place(queue)
+    async def latest() -> list[Flow]:
+        return await latest_flows(await _holding(queue), options.limit)
+
+    answer_all(queue, options, queue.run(latest()), _as_json, _columns(now_of(queue)), "flows")
 
 
 def _show(queue: TaskQueue, options: argparse.Namespace) -> int:
@@ -86,8 +82,11 @@ async def _found(queue: TaskQueue, ids: Sequence[str]) -> list[Flow | None]:
     return await (await _holding(queue)).get_flows(ids)
 
 
-async def _latest(queue: TaskQueue, limit: int) -> list[Flow]:
-    storage = await _holding(queue)
+async def latest_flows(storage: Storage, limit: int) -> list[Flow]:
+    """Return the flows of the latest tasks, the latest first.
+
+    :param limit: how many at most.
+    """
     ids: dict[str, None] = {}
     cursor: str | None = None
     for _ in range(LOOKED_AT // AT_A_TIME):
@@ -99,22 +98,22 @@ async def _latest(queue: TaskQueue, limit: int) -> list[Flow]:
     return [flow for flow in await storage.get_flows(list(ids)[:limit]) if flow is not None]
 
 
-def _state(flow: Flow) -> str:
+def state_of(flow: Flow) -> str:
+    """Return in a word how a flow is."""
     if flow.finished_at is None:
-        return "cancelling" if flow.cancelled else "live"
+        return "cancelling" if flow.cancelled else "running"
     good = flow.counts[TaskState.SUCCEEDED] == sum(flow.counts.values())
-    return "succeeded" if good else "cancelled" if flow.cancelled else "ended"
+    return "succeeded" if good else "cancelled" if flow.cancelled else "failed"
 
 
-def _table(screen: Screen, now: datetime) -> Table[Flow]:
+def _columns(now: datetime) -> list[Column[Flow]]:
     states = (TaskState.BLOCKED, TaskState.READY, TaskState.RUNNING, *(one for one in TaskState if one.is_final))
-    columns: list[Column[Flow]] = [
+    return [
         Column(title="id", cell=lambda flow: short_id(flow.id)),
-        Column(title="state", cell=_state),
+        Column(title="state", cell=state_of),
         *(_state_column(state) for state in states),
         Column(title="enqueued", cell=lambda flow: ago(flow.created_at, now), right=True),
     ]
-    return Table(columns, screen)
 
 
 def _state_column(state: TaskState) -> Column[Flow]:
@@ -123,7 +122,7 @@ def _state_column(state: TaskState) -> Column[Flow]:
 
 def _lines(flow: Flow, now: datetime) -> Iterator[str]:
     counts = ", ".join(f"{number:,} {state}" for state, number in flow.counts.items() if number)
-    yield f"flow {flow.id}: {_state(flow)}, enqueued {ago(flow.created_at, now)}"
+    yield f"flow {flow.id}: {state_of(flow)}, enqueued {ago(flow.created_at, now)}"
     yield f"  tasks: {counts or 'none'}"
     for gate in flow.gates:
         if gate.state != "open":
@@ -134,7 +133,7 @@ def _lines(flow: Flow, now: datetime) -> Iterator[str]:
 def _as_json(flow: Flow) -> dict[str, Any]:
     return {
         **picked(flow, "id", "unique", "created_at", "finished_at", "cancelled"),
-        "state": _state(flow),
+        "state": state_of(flow),
         "counts": dict(flow.counts),
         "gates": [picked(gate, "n", "state", "unmet", "failed", "error") for gate in flow.gates],
     }

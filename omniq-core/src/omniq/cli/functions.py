@@ -30,11 +30,9 @@ configure = configuring(
 def run(options: argparse.Namespace) -> int:
     """Show the functions."""
     queue = load_queue(options.app)
-    screen = Screen()
     functions = [function for _, function in sorted(queue.functions.items())]
-    screen.answer(
-        options.json, lambda: as_json(functions), lambda: _table(screen).lines(functions) if functions else ()
-    )
+    screen = Screen()
+    screen.answer(options.json, lambda: as_json(functions), lambda: Table(_COLUMNS, screen).lines(functions))
     if not functions:
         raise OperationFailed(
             f"{options.app} has no tasks: is the module imported that declares them with @queue.task?"
@@ -55,21 +53,19 @@ def as_json(functions: Sequence[Function]) -> list[dict[str, Any]]:
     ]
 
 
-def _table(screen: Screen) -> Table[Function]:
-    columns: list[Column[Function]] = [
-        Column(title="name", cell=lambda function: function.name, least=12, keep_end=True),
-        Column(title="arguments", cell=_signature, least=12, rank=1),
-        Column(title="queue", cell=lambda function: function.options.queue, least=6),
-        Column(title="runs on", cell=lambda function: function.definition.executor, rank=2),
-        Column(title="retries", cell=lambda function: str(function.options.max_retries), right=True, rank=3),
-        Column(title="timeout", cell=_timeout, right=True, rank=4),
-    ]
-    return Table(columns, screen)
-
-
 def _signature(function: Function) -> str:
     return str(function.definition.signature)
 
 
 def _timeout(function: Function) -> str:
     return "-" if function.options.timeout is None else human_duration(function.options.timeout)
+
+
+_COLUMNS: tuple[Column[Function], ...] = (
+    Column(title="name", cell=lambda function: function.name, least=12, keep_end=True),
+    Column(title="arguments", cell=_signature, least=12, rank=1),
+    Column(title="queue", cell=lambda function: function.options.queue, least=6),
+    Column(title="runs on", cell=lambda function: function.definition.executor, rank=2),
+    Column(title="retries", cell=lambda function: str(function.options.max_retries), right=True, rank=3),
+    Column(title="timeout", cell=_timeout, right=True, rank=4),
+)

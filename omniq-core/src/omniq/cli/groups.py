@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 from attrs import frozen
 
 from omniq._client.queue import TaskQueue
-from omniq.cli.app import open_queue
+from omniq.cli.app import note_place, open_queue
 from omniq.cli.arguments import Configure, add_store, add_verbose, configuring
+from omniq.cli.columns import Column, Table
+from omniq.cli.terminal import Screen
 
-__all__ = ["Action", "command_of"]
+__all__ = ["Action", "answer_all", "command_of"]
+
+T = TypeVar("T")
 
 Run: TypeAlias = Callable[[argparse.Namespace], int]
 
@@ -62,3 +66,26 @@ def _run(options: argparse.Namespace) -> int:
     with open_queue(options.app) as queue:
         code: int | None = options.act(queue, options)
     return code or 0
+
+
+def answer_all(
+    queue: TaskQueue,
+    options: argparse.Namespace,
+    found: Sequence[T],
+    as_json: Callable[[T], Any],
+    columns: Sequence[Column[T]],
+    what: str,
+) -> None:
+    """Write all that there is of something, with a row for each; of nothing, where it was looked for.
+
+    :param as_json: returns one of them as what ``--json`` prints.
+    :param what: what they are, for a sentence.
+    """
+    screen = Screen()
+    screen.answer(
+        options.json,
+        lambda: [as_json(one) for one in found],
+        lambda: Table(columns, screen).lines(found) or [f"there are no {what}"],
+    )
+    if not found and not options.json:
+        note_place(queue)

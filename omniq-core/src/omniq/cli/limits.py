@@ -9,11 +9,11 @@ from typing import Any
 from attrs import asdict, evolve
 
 from omniq._client.queue import TaskQueue
-from omniq.cli.app import note_place, place_of
-from omniq.cli.arguments import add_json, count, queue_name, text, value
-from omniq.cli.columns import Column, Table
+from omniq.cli.app import place_of
+from omniq.cli.arguments import add_json, count, queue_name, reads, text, value
+from omniq.cli.columns import Column
 from omniq.cli.failures import OperationFailed, UsageError
-from omniq.cli.groups import Action, command_of
+from omniq.cli.groups import Action, answer_all, command_of
 from omniq.cli.stats import held_back, usage_as_json
 from omniq.cli.terminal import Screen
 from omniq.limit import Limit, LimitUsage, Rate, UnreadableLimit, limit_id
@@ -21,26 +21,21 @@ from omniq.limit import Limit, LimitUsage, Rate, UnreadableLimit, limit_id
 __all__ = ["ACTIONS", "configure", "limit_words", "run", "set_by"]
 
 
-def _rate(value: str) -> Rate:
-    number, _, seconds = value.partition("/")
-    try:
-        return Rate(int(number), per=float(seconds or 1))
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{value!r} is no rate such as 100/60: {error}") from error
+@reads("{!r} is no rate such as 100/60: {error}")
+def _rate(text: str) -> Rate:
+    number, _, seconds = text.partition("/")
+    return Rate(int(number), per=float(seconds or 1))
 
 
 def _list(queue: TaskQueue, options: argparse.Namespace) -> None:
     queue.limits()  # a store that holds none says so
     usage = {one.limit.id: one for one in queue.limit_usage() if one.limit is not None}
     limits = [one.limit for one in usage.values() if one.limit is not None]
-    screen = Screen()
-    screen.answer(
-        options.json,
-        lambda: [{"id": one.id, **asdict(one), "usage": usage_as_json(usage[one.id])} for one in limits],
-        lambda: Table(_columns(usage), screen).lines(limits) if limits else ["there are no limits"],
-    )
-    if not limits and not options.json:
-        note_place(queue)
+
+    def as_json(limit: Limit) -> dict[str, Any]:
+        return {"id": limit.id, **asdict(limit), "usage": usage_as_json(usage[limit.id])}
+
+    answer_all(queue, options, limits, as_json, _columns(usage), "limits")
 
 
 def _set(queue: TaskQueue, options: argparse.Namespace) -> None:

@@ -81,12 +81,7 @@ class Frame:
     """
 
     def __init__(self, looked: Look, before: Look | None) -> None:
-        self.stats = looked.stats
-        self.usage = looked.usage
-        self.workers = looked.workers
-        self.now = looked.now
-        self.running = looked.running
-        self.trouble = looked.trouble
+        self.looked = looked
         self._seconds = 0.0 if before is None else looked.at - before.at
         self._come = _differences(before, looked, TaskState)
         self._ended = _differences(before, looked, [state for state in TaskState if state.is_final])
@@ -127,31 +122,31 @@ def nobody_works(waiting: int, screen: Screen) -> str:
     return screen.styled("no worker is alive", "dim")
 
 
-def worker_lines(frame: Frame, screen: Screen) -> list[str]:
+def worker_lines(looked: Look, screen: Screen) -> list[str]:
     """Return a line for each worker that is alive: how many tasks it runs, for how long, and which."""
-    if frame.trouble:
-        return [screen.styled(f"what workers run cannot be read: {frame.trouble}", "red")]
-    if not frame.workers:
-        waiting = sum(queue.counts.get(TaskState.READY, 0) for queue in frame.stats)
+    if looked.trouble:
+        return [screen.styled(f"what workers run cannot be read: {looked.trouble}", "red")]
+    if not looked.workers:
+        waiting = sum(queue.counts.get(TaskState.READY, 0) for queue in looked.stats)
         return [nobody_works(waiting, screen)]
     times = "×" if screen.can_show("×") else "x"
     columns = [
         Column[StoredWorker](title="worker", cell=lambda worker: worker.id, least=16, keep_end=True),
         Column[StoredWorker](title="tasks", cell=lambda worker: f"{len(worker.running):,}", right=True),
-        Column[StoredWorker](title="longest", cell=lambda worker: _longest(worker, frame), right=True, rank=1),
-        Column[StoredWorker](title="which", cell=lambda worker: _which(worker, frame, times), least=12),
+        Column[StoredWorker](title="longest", cell=lambda worker: _longest(worker, looked), right=True, rank=1),
+        Column[StoredWorker](title="which", cell=lambda worker: _which(worker, looked, times), least=12),
     ]
-    return Table(columns, screen).lines(frame.workers)
+    return Table(columns, screen).lines(looked.workers)
 
 
-def _longest(worker: StoredWorker, frame: Frame) -> str:
-    tasks = [frame.running[task_id] for task_id in worker.running if task_id in frame.running]
+def _longest(worker: StoredWorker, looked: Look) -> str:
+    tasks = [looked.running[task_id] for task_id in worker.running if task_id in looked.running]
     started = [task.started_at for task in tasks if task.started_at is not None]
-    return rough_duration((frame.now - min(started)).total_seconds()) if started else "-"
+    return rough_duration((looked.now - min(started)).total_seconds()) if started else "-"
 
 
-def _which(worker: StoredWorker, frame: Frame, times: str) -> str:
-    names = Counter(frame.running[task_id].name for task_id in worker.running if task_id in frame.running)
+def _which(worker: StoredWorker, looked: Look, times: str) -> str:
+    names = Counter(looked.running[task_id].name for task_id in worker.running if task_id in looked.running)
     parts = [f"{name} {times}{number}" if number > 1 else name for name, number in names.most_common()]
     if names.total() < len(worker.running):
         parts.append("…")

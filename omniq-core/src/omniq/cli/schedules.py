@@ -9,15 +9,13 @@ from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 from typing import Any
 
-from attrs import frozen
-
 from omniq._client.queue import TaskQueue
 from omniq._tasks.policies import decode_value
-from omniq.cli.app import note_place, now_of, place_of
+from omniq.cli.app import now_of, place_of
 from omniq.cli.arguments import add_json, text, value
-from omniq.cli.columns import Column, Table
+from omniq.cli.columns import Column
 from omniq.cli.failures import OperationFailed, each, note, suggestion
-from omniq.cli.groups import Action, command_of
+from omniq.cli.groups import Action, answer_all, command_of
 from omniq.cli.task_records import arguments_json, arguments_text
 from omniq.cli.terminal import Screen, human_duration, picked
 from omniq.cli.trigger_words import in_words
@@ -27,42 +25,30 @@ from omniq.schedule import Schedule, Trigger
 from omniq.storage.body import preview
 from omniq.task import Task
 
-__all__ = ["ACTIONS", "as_json", "configure", "run"]
+__all__ = ["ACTIONS", "as_json", "configure", "next_runs", "run", "trigger_of", "words_of"]
 
 PREVIEW = 5
 """How many of the next runs are shown of one schedule."""
 
 
-@frozen
-class _Row:
-    schedule: Schedule
-    words: str
-
-
 def _list(queue: TaskQueue, options: argparse.Namespace) -> None:
-    schedules, now, screen = queue.schedules(), now_of(queue), Screen()
-
-    def lines() -> Iterator[str]:
-        rows = [_Row(schedule, _words(schedule, queue)) for schedule in schedules]
-        yield from _table(screen, now).lines(rows) if rows else ["there are no schedules"]
-        if not rows:
-            note_place(queue)
-
-    screen.answer(options.json, lambda: [as_json(schedule, queue, now) for schedule in schedules], lines)
+    now = now_of(queue)
+    answer_all(
+        queue, options, queue.schedules(), lambda one: as_json(one, queue, now), _columns(queue, now), "schedules"
+    )
 
 
-def _table(screen: Screen, now: datetime) -> Table[_Row]:
-    columns: list[Column[_Row]] = [
-        Column(title="id", cell=lambda row: row.schedule.id, least=10),
-        Column(title="task", cell=lambda row: row.schedule.task.name, least=8, keep_end=True, rank=2),
-        Column(title="trigger", cell=lambda row: row.words, least=24),
-        Column(title="next run", cell=lambda row: _next_run(row.schedule), rank=1),
-        Column(title="due", cell=lambda row: _due(row.schedule, now), right=True),
-        Column(title="last run", cell=lambda row: ago(row.schedule.last_run, now), right=True, rank=4),
-        Column(title="paused", cell=lambda row: _yes(row.schedule.paused), rank=3, dull="no"),
-        Column(title="declared", cell=lambda row: _yes(row.schedule.declared), rank=5, dull="no"),
+def _columns(queue: TaskQueue, now: datetime) -> list[Column[Schedule]]:
+    return [
+        Column(title="id", cell=lambda one: one.id, least=10),
+        Column(title="task", cell=lambda one: one.task.name, least=8, keep_end=True, rank=2),
+        Column(title="trigger", cell=lambda one: words_of(one, trigger_of(one, queue)), least=24),
+        Column(title="next run", cell=_next_run, rank=1),
+        Column(title="due", cell=lambda one: _due(one, now), right=True),
+        Column(title="last run", cell=lambda one: ago(one.last_run, now), right=True, rank=4),
+        Column(title="paused", cell=lambda one: _yes(one.paused), rank=3, dull="no"),
+        Column(title="declared", cell=lambda one: _yes(one.declared), rank=5, dull="no"),
     ]
-    return Table(columns, screen)
 
 
 def _next_run(schedule: Schedule) -> str:
@@ -79,7 +65,8 @@ def _yes(value: bool) -> str:
     return "yes" if value else "no"
 
 
-def _trigger(schedule: Schedule, queue: TaskQueue) -> Trigger | None:
+def trigger_of(schedule: Schedule, queue: TaskQueue) -> Trigger | None:
+    """Return the trigger of a schedule; None if it cannot be read here."""
     try:
         return decode_value(schedule.trigger, queue.plugins.trigger)
     except OmniQError:  # of a plugin that is not installed here, or of another version of it
@@ -102,8 +89,8 @@ def _trigger_json(schedule: Schedule) -> Any:
         return schedule.trigger
 
 
-def _words(schedule: Schedule, queue: TaskQueue) -> str:
-    trigger = _trigger(schedule, queue)
+def words_of(schedule: Schedule, trigger: Trigger | None) -> str:
+    """Return in words when a schedule fires; as it is stored if its trigger cannot be read here."""
     return schedule.trigger if trigger is None else in_words(trigger)
 
 
@@ -115,7 +102,7 @@ def as_json(schedule: Schedule, queue: TaskQueue, now: datetime) -> dict[str, An
         "queue": schedule.task.queue,
         **arguments_json(_record(schedule, queue, now), queue),
         "trigger": _trigger_json(schedule),
-        "trigger_text": _words(schedule, queue),
+        "trigger_text": words_of(schedule, trigger_of(schedule, queue)),
         **picked(schedule, "next_run", "last_run", "last_task", "paused", "declared", "apps"),
         **picked(schedule, "misfire", "overlap", "jitter", "start", "end", "revision"),
     }
@@ -150,7 +137,8 @@ def _details(schedule: Schedule, queue: TaskQueue, now: datetime) -> Iterator[tu
     yield "task", schedule.task.name
     yield "queue", schedule.task.queue
     yield "arguments", arguments_text(_record(schedule, queue, now), queue)
-    yield "trigger", _words(schedule, queue)
+    trigger = trigger_of(schedule, queue)
+    yield "trigger", words_of(schedule, trigger)
     yield "paused", _yes(schedule.paused)
     declared = f"yes, in code ({', '.join(schedule.apps)}): workers keep it as it stands there"
     yield "declared", declared if schedule.declared else "no"
@@ -164,16 +152,16 @@ def _details(schedule: Schedule, queue: TaskQueue, now: datetime) -> Iterator[tu
     if schedule.last_task is not None:
         yield "last task", schedule.last_task
     label = "next runs"
-    for moment in _preview(schedule, queue):
+    for moment in next_runs(schedule, trigger):
         yield label, exact(moment, now)
         label = ""
     if label:
         yield label, "none"
 
 
-def _preview(schedule: Schedule, queue: TaskQueue) -> Iterator[datetime]:
+def next_runs(schedule: Schedule, trigger: Trigger | None) -> Iterator[datetime]:
+    """Yield the next runs of a schedule, as far as they are known: without its trigger that is one."""
     moment = schedule.next_run
-    trigger = _trigger(schedule, queue)
     for _ in range(PREVIEW):
         if moment is None or (schedule.end is not None and moment > schedule.end):
             return

@@ -89,13 +89,14 @@ def _try_to_look(queue: TaskQueue) -> Look | Exception:
 
 
 def _show_again(frame: Frame, queue: TaskQueue, screen: Screen, options: argparse.Namespace) -> None:
+    looked = frame.looked
     if options.json:
-        screen.say(to_json(as_json(frame.stats, frame.usage)))
+        screen.say(to_json(as_json(looked.stats, looked.usage)))
         return
     time_of_day = time.strftime("%H:%M:%S")
     title = f"{queue.url}  {time_of_day}" if screen.is_terminal else time_of_day
-    queues = as_table(frame.stats, screen, frame, frame.usage) if frame.stats else [_unused(queue)]
-    workers = worker_lines(frame, screen)
+    queues = as_table(looked.stats, screen, frame, looked.usage) if looked.stats else [_unused(queue)]
+    workers = worker_lines(looked, screen)
     if screen.height is not None:
         # Neither part may push the other off the screen.
         room = max(screen.height - 3, 4)

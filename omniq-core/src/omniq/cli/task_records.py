@@ -23,7 +23,17 @@ from omniq.cli.wording import ago, exact, relative, rough_duration
 from omniq.serialization.signing import unsealed
 from omniq.task import Attempt, Progress, Reference, Task, TaskError, TaskState
 
-__all__ = ["STYLES", "arguments_json", "arguments_text", "as_json", "as_lines", "task_table"]
+__all__ = [
+    "STYLES",
+    "arguments_json",
+    "arguments_text",
+    "as_json",
+    "as_lines",
+    "stored_arguments",
+    "stored_result",
+    "task_table",
+    "unread",
+]
 
 T = TypeVar("T")
 
@@ -189,9 +199,9 @@ def arguments_text(task: Task, queue: TaskQueue) -> str:
     text = None if decoded is None else _or_none(lambda: _call(*_with_awaited(*decoded, task), repr))
     if text is not None:
         return _bounded(text or "none")
-    stored = _stored_arguments(task, queue)
+    stored = stored_arguments(task, queue)
     if stored is None:
-        return _size(task.payload, task, queue)
+        return unread(task.payload, task, queue)
     # A writer of the store can put the places anywhere.
     args, kwargs = _or_none(lambda: _with_awaited(*stored, task)) or stored
     return _bounded(f"{_call(args, kwargs, _json) or 'none'}  (as stored)")
@@ -234,14 +244,15 @@ def _result_text(task: Task, queue: TaskQueue) -> str:
         text = _or_none(lambda: repr(task.result))
         if text is not None:
             return _bounded(text)
-    stored = _stored_result(task, queue)
+    stored = stored_result(task, queue)
     if stored is None:
-        return _size(task.result_payload or b"", task, queue)
-    return _bounded(f"{_json(stored.value)}  (as stored)")
+        return unread(task.result_payload or b"", task, queue)
+    return _bounded(f"{_json(stored[0])}  (as stored)")
 
 
-def _size(payload: bytes, task: Task, queue: TaskQueue) -> str:
-    size = f"{len(payload):,} bytes of {task.serializer}"
+def unread(payload: bytes, task: Task, queue: TaskQueue) -> str:
+    """Return what is said of a payload that is not read: how large it is, and why."""
+    size = f"{len(payload):,} bytes of {task.serializer or 'an unknown serializer'}"
     limit = queue.codec.max_payload
     if len(payload) > limit:
         return f"{size}, over the limit here of {limit:,} (max_payload): not read"
@@ -277,7 +288,7 @@ def arguments_json(task: Task, queue: TaskQueue) -> dict[str, Any]:
     """Return a task's arguments as JSON: a Path as its text where decoded; else as stored; None where unreadable."""
     decoded = _decoded_arguments(task, queue)
     text = None if decoded is None else plain_json([list(decoded[0]), decoded[1]])
-    pair = _stored_arguments(task, queue) if text is None else json.loads(text)
+    pair = stored_arguments(task, queue) if text is None else json.loads(text)
     args, kwargs = (None, None) if pair is None else pair
     return {"args": args, "kwargs": kwargs, "decoded": text is not None}
 
@@ -289,8 +300,8 @@ def _result_json(task: Task, queue: TaskQueue) -> Any:
         text = _or_none(lambda: plain_json(task.result))
         if text is not None:
             return json.loads(text)
-    stored = _stored_result(task, queue)
-    return None if stored is None else stored.value
+    stored = stored_result(task, queue)
+    return None if stored is None else stored[0]
 
 
 # Reading
@@ -309,30 +320,24 @@ def _or_none(read: Callable[[], T]) -> T | None:
         return None
 
 
-@frozen
-class _Stored:
-    """Some JSON, which may be null."""
-
-    value: Any
-
-
-def _stored_arguments(task: Task, queue: TaskQueue) -> tuple[list[Any], dict[str, Any]] | None:
-    stored = _stored_json(task, task.payload, queue)
-    match stored and stored.value:
-        case [list() as args, dict() as kwargs]:
+def stored_arguments(task: Task, queue: TaskQueue) -> tuple[list[Any], dict[str, Any]] | None:
+    """Return the arguments of a task as they are stored; None if they are no JSON, or too large."""
+    match _stored_json(task, task.payload, queue):
+        case [[list() as args, dict() as kwargs]]:
             return args, kwargs
     return None
 
 
-def _stored_result(task: Task, queue: TaskQueue) -> _Stored | None:
+def stored_result(task: Task, queue: TaskQueue) -> tuple[Any] | None:
+    """Return a tuple of the result of a task as it is stored; None if that is no JSON, or too large."""
     return _stored_json(task, unsealed(task.result_payload or b""), queue)
 
 
-def _stored_json(task: Task, payload: bytes, queue: TaskQueue) -> _Stored | None:
+def _stored_json(task: Task, payload: bytes, queue: TaskQueue) -> tuple[Any] | None:
     if task.serializer != "json" or len(payload) > queue.codec.max_payload:
         return None
     try:
-        return _Stored(json.loads(payload))
+        return (json.loads(payload),)
     except (ValueError, RecursionError):
         return None
 

@@ -61,7 +61,7 @@ def _print_table(pages: Iterator[TaskPage[Task]], queue: TaskQueue, screen: Scre
     table = task_table(screen, now_of(queue))
     cursor, shown = None, 0
     for page in pages:
-        for line in table.lines(page.tasks) if page.tasks else []:
+        for line in table.lines(page.tasks):
             screen.say(line)
         cursor, shown = page.cursor, shown + len(page)
     if not shown:

@@ -6,9 +6,11 @@ import argparse
 import asyncio
 import contextlib
 import logging
+import platform
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
+from importlib.metadata import version
 from typing import Any
 
 from omniq._client.queue import TaskQueue
@@ -17,9 +19,8 @@ from omniq._worker.worker import Worker, WorkerOptions
 from omniq._worker.worker_process import run_as_process
 from omniq.cli.app import import_module_of, is_shared, load_queue
 from omniq.cli.arguments import add_app, configuring, count, flag, label, option, seconds, size, value
-from omniq.cli.banner import introduction, undeclared_queues
 from omniq.cli.exposition import require_library
-from omniq.cli.failures import UsageError
+from omniq.cli.failures import UsageError, suggestion
 from omniq.cli.http import http_option
 from omniq.cli.logs import heed_application, logging_to_stderr
 from omniq.cli.parent_watch import stop_when_parent_ends
@@ -28,6 +29,7 @@ from omniq.cli.probes import reason_of, serve_probes
 from omniq.cli.reload import Restart, bury_inherited, serve, wait_for_change
 from omniq.cli.reports import Reporter, Reports
 from omniq.cli.supervisor import PATIENCE, Supervisor
+from omniq.cli.wording import plural
 from omniq.storage.escaping import get_logger
 from omniq.storage.posix import require_posix
 
@@ -35,6 +37,8 @@ __all__ = ["configure", "run"]
 
 _log = get_logger("omniq.supervisor")
 
+MOST_NAMES = 8
+"""So many tasks are named at most."""
 LEVELS = ("debug", "info", "warning", "error")
 _OURS = frozenset({"help", "http", "parent_watch", "processes", "reload", "reloaded", "reports"})
 """Options that are for this process alone."""
@@ -192,11 +196,34 @@ def _watched(worker: Worker, metrics: Metrics, options: argparse.Namespace) -> I
 
 def _introduce(queue: TaskQueue, planned: Worker, options: argparse.Namespace) -> None:
     log = get_logger("omniq.worker")
-    for line in introduction(queue, planned, processes=options.processes):
+    for line in _introduction(queue, planned, options.processes):
         log.info("%s", line)
     if queue.functions:
-        for line in undeclared_queues(queue, options.queues or ()):
+        for line in _undeclared_queues(queue, options.queues or ()):
             log.warning("%s", line)
+
+
+def _introduction(queue: TaskQueue, worker: Worker, processes: int) -> Iterator[str]:
+    """Yield lines that say what begins to work here, on what, and how much at once."""
+    namespace = f", namespace {queue.namespace}" if queue.namespace else ""
+    yield f"OmniQ {version('omniq-core')}, Python {platform.python_version()}: store {queue.url}{namespace}"
+    names = sorted(queue.functions)
+    named = ", ".join(names[:MOST_NAMES]) + (", …" if names[MOST_NAMES:] else "")
+    yield f"{plural(len(names), 'task')}{': ' if names else ''}{named}"
+    each = "" if processes == 1 else f"{processes} processes, in each "
+    yield (
+        f"{each}{worker.concurrency} tasks at once, of them {worker.threads} on threads and {worker.processes} in "
+        f"processes of their own; lease {worker.lease:g} s, grace {worker.grace:g} s"
+    )
+
+
+def _undeclared_queues(queue: TaskQueue, served: Iterable[str]) -> Iterator[str]:
+    """Return a line for each queue that a worker is to serve and that no task of its application is declared for."""
+    declared = {function.options.queue for function in queue.functions.values()}
+    for name in served:
+        if name not in declared:
+            hint = suggestion(name, declared) or f"; they are declared for {', '.join(sorted(declared)) or 'none'}"
+            yield f"no task is declared for queue {name}: it has tasks only of using(queue=…){hint}"
 
 
 def _load(options: argparse.Namespace, restart: Restart) -> TaskQueue:
@@ -216,7 +243,7 @@ def _load(options: argparse.Namespace, restart: Restart) -> TaskQueue:
 
 
 def _worker_options(options: argparse.Namespace) -> WorkerOptions:
-    given: WorkerOptions = {
+    return {
         "queues": options.queues,
         "concurrency": options.concurrency,
         "threads": options.threads,
@@ -229,10 +256,8 @@ def _worker_options(options: argparse.Namespace) -> WorkerOptions:
         "recover_every": options.recover_every,
         "drain": options.drain,
         "app": options.app,
+        "labels": dict(options.labels) or None,
     }
-    if options.labels:
-        given["labels"] = dict(options.labels)
-    return given
 
 
 def _planned(queue: TaskQueue, options: argparse.Namespace) -> Worker:

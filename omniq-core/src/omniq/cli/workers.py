@@ -36,8 +36,8 @@ def run(options: argparse.Namespace) -> int:
     with open_queue(options.app) as queue:
         workers = [one for one in queue.workers() if options.host in (None, _host(one))]
         now, screen = now_of(queue), Screen()
-        table = _table(screen, now, labels=any(map(_has_labels, workers)))
-        screen.answer(options.json, lambda: as_json(workers), lambda: table.lines(workers) if workers else ())
+        columns = _columns(now, labels=any(map(_has_labels, workers)))
+        screen.answer(options.json, lambda: as_json(workers), lambda: Table(columns, screen).lines(workers))
         if len(workers) >= options.at_least:
             return 0
         where = "" if options.host is None else f" on {options.host}"
@@ -60,8 +60,8 @@ def as_json(workers: Sequence[WorkerInfo]) -> list[dict[str, Any]]:
     ]
 
 
-def _table(screen: Screen, now: datetime, *, labels: bool) -> Table[WorkerInfo]:
-    columns: list[Column[WorkerInfo]] = [
+def _columns(now: datetime, *, labels: bool) -> list[Column[WorkerInfo]]:
+    return [
         Column(title="host", cell=lambda worker: _host(worker) or "-", least=10, keep_end=True),
         Column(title="pid", cell=lambda worker: str(_pid(worker) or "-"), right=True),
         Column(title="queues", cell=_queues, least=12),
@@ -72,7 +72,6 @@ def _table(screen: Screen, now: datetime, *, labels: bool) -> Table[WorkerInfo]:
         *([Column(title="labels", cell=_labels, least=8, rank=2)] if labels else []),
         Column(title="id", cell=lambda worker: worker.id, least=12, keep_end=True, rank=1),
     ]
-    return Table(columns, screen)
 
 
 def _queues(worker: WorkerInfo) -> str:

@@ -10,8 +10,8 @@ from typing import Any
 from attrs import evolve, frozen
 
 from omniq._client.queue import TaskQueue
+from omniq.cli.task_records import stored_arguments, stored_result, unread
 from omniq.dashboard.redaction import HIDDEN, is_secret, redacted, restored
-from omniq.serialization.signing import unsealed
 from omniq.task import Task
 
 __all__ = [
@@ -21,7 +21,6 @@ __all__ = [
     "redacted_arguments",
     "restored_arguments",
     "result_of",
-    "stored_arguments",
     "text_of",
 ]
 
@@ -49,19 +48,11 @@ def text_of(value: Any) -> str:
     )
 
 
-def stored_arguments(task: Task, queue: TaskQueue) -> tuple[list[Any], dict[str, Any]] | None:
-    """Return the arguments of a task as they are stored; None if they are no JSON, or too large."""
-    match _json(task, task.payload, queue):
-        case [[list() as args, dict() as kwargs]]:
-            return args, kwargs
-    return None
-
-
 def arguments_of(task: Task, queue: TaskQueue) -> list[tuple[str, Shown]]:
     """Return the arguments of a task, each with its name; by position if the function is not known here."""
     stored = stored_arguments(task, queue)
     if stored is None:
-        return [("", _size(task.payload, task, queue))]
+        return [("", _unread(task.payload, task, queue))]
     args, kwargs = stored
     names = _names(task.name, queue, len(args))
     pairs = [*zip(names, args, strict=True), *kwargs.items()]
@@ -120,9 +111,8 @@ def result_of(task: Task, queue: TaskQueue) -> Shown | None:
     """Return the result of a task; None if it has none."""
     if task.result_payload is None:
         return None
-    payload = unsealed(task.result_payload)
-    found = _json(task, payload, queue)
-    return _size(payload, task, queue) if found is None else _shown("", found[0])
+    found = stored_result(task, queue)
+    return _unread(task.result_payload, task, queue) if found is None else _shown("", found[0])
 
 
 def headers_of(task: Task) -> list[tuple[str, str]]:
@@ -140,18 +130,5 @@ def _shown(name: str, value: Any) -> Shown:
     return Shown(text=text)
 
 
-def _json(task: Task, payload: bytes, queue: TaskQueue) -> list[Any] | None:
-    """Return a list of the value alone, which may be null."""
-    if task.serializer != "json" or len(payload) > queue.codec.max_payload:
-        return None
-    try:
-        return [json.loads(payload)]
-    except (ValueError, RecursionError):
-        return None
-
-
-def _size(payload: bytes, task: Task, queue: TaskQueue) -> Shown:
-    size = f"{len(payload):,} bytes of {task.serializer or 'an unknown serializer'}"
-    limit = queue.codec.max_payload
-    reason = f"over the limit here of {limit:,} (max_payload)" if len(payload) > limit else "which are not read here"
-    return Shown(text=f"{size}, {reason}", is_json=False)
+def _unread(payload: bytes, task: Task, queue: TaskQueue) -> Shown:
+    return Shown(text=unread(payload, task, queue), is_json=False)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from markupsafe import Markup
 from starlette.responses import Response
 
+from omniq.cli.flows import LOOKED_AT, latest_flows, state_of
+from omniq.cli.wording import plural
 from omniq.dashboard.access import Permission
 from omniq.dashboard.flow_picture import picture_of
 from omniq.dashboard.visit import Visit
@@ -12,11 +14,10 @@ from omniq.errors import FlowNotFound
 from omniq.flow import Flow
 from omniq.storage import TaskQuery
 from omniq.storage.flows import no_flows
-from omniq.task import StoredTask, TaskState
+from omniq.task import StoredTask
 
-__all__ = ["cancel", "picture", "retry", "show", "show_one", "state_of"]
+__all__ = ["cancel", "picture", "retry", "show", "show_one"]
 
-LOOKED_AT = 10_000
 AT_A_TIME = 1000
 SHOWN = 50
 FRESH = 3.0
@@ -27,7 +28,7 @@ async def show(visit: Visit) -> Response:
     looks = visit.dashboard.looks
     storage = await visit.storage()
     holds = storage.limits.flows
-    flows = await looks.shared("flows", FRESH, lambda: _latest(visit)) if holds else []
+    flows = await looks.shared("flows", FRESH, lambda: latest_flows(storage, SHOWN)) if holds else []
     look = await looks.latest()
     return visit.page(
         "flows.html",
@@ -39,27 +40,6 @@ async def show(visit: Visit) -> Response:
         looked_at=LOOKED_AT,
         shown=SHOWN,
     )
-
-
-async def _latest(visit: Visit) -> list[Flow]:
-    storage = await visit.storage()
-    ids: dict[str, None] = {}
-    cursor: str | None = None
-    for _ in range(LOOKED_AT // AT_A_TIME):
-        page = await storage.list_tasks(TaskQuery(limit=AT_A_TIME, look_at=AT_A_TIME, bare=True), cursor)
-        ids |= dict.fromkeys(task.flow for task in page if task.flow is not None)
-        cursor = page.cursor
-        if cursor is None or len(ids) >= SHOWN:
-            break
-    return [flow for flow in await storage.get_flows(list(ids)[:SHOWN]) if flow is not None]
-
-
-def state_of(flow: Flow) -> str:
-    """Return in a word how a flow is."""
-    if flow.finished_at is None:
-        return "cancelling" if flow.cancelled else "running"
-    good = flow.counts[TaskState.SUCCEEDED] == sum(flow.counts.values())
-    return "succeeded" if good else "cancelled" if flow.cancelled else "failed"
 
 
 async def show_one(visit: Visit) -> Response:
@@ -123,4 +103,4 @@ async def retry(visit: Visit) -> Response:
     visit.audit("retry_flow", flow_id, number)
     if not number:
         return visit.done("Nothing of it failed or was cancelled that could run again.")
-    return visit.done(f"{number:,} task{'' if number == 1 else 's'} of it to run again, and what waits for them.")
+    return visit.done(f"{plural(number, 'task')} of it to run again, and what waits for them.")

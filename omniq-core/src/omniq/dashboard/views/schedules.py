@@ -8,16 +8,12 @@ from datetime import datetime
 from attrs import frozen
 from starlette.responses import Response
 
-from omniq._tasks.policies import decode_value
-from omniq.cli.trigger_words import in_words
+from omniq.cli.schedules import next_runs, trigger_of, words_of
 from omniq.dashboard.visit import Visit
-from omniq.errors import OmniQError
 from omniq.schedule import Schedule
 
 __all__ = ["delete", "pause", "resume", "show", "trigger"]
 
-NEXT = 5
-"""Of each schedule so many of its next runs are shown."""
 MOST = 500
 
 
@@ -42,20 +38,12 @@ async def show(visit: Visit) -> Response:
 
 
 def _row(schedule: Schedule, visit: Visit, now: datetime) -> Row:
-    try:
-        trigger = decode_value(schedule.trigger, visit.queue.plugins.trigger)
-        words = in_words(trigger)
-    except OmniQError:  # of a plugin that is not installed here, or of another version of it
-        trigger, words = None, schedule.trigger
-    following: list[datetime] = []
-    moment = None if schedule.paused else schedule.next_run
-    while moment is not None and len(following) < NEXT and (schedule.end is None or moment <= schedule.end):
-        following.append(moment)
-        moment = None if trigger is None else trigger.next_after(moment)
+    read = trigger_of(schedule, visit.queue)
+    following = [] if schedule.paused else [*next_runs(schedule, read)]
     late = None
     if not schedule.paused and schedule.next_run is not None and schedule.next_run < now:
         late = (now - schedule.next_run).total_seconds()
-    return Row(schedule=schedule, words=words, following=following, late=late)
+    return Row(schedule=schedule, words=words_of(schedule, read), following=following, late=late)
 
 
 async def pause(visit: Visit) -> Response:

@@ -14,6 +14,7 @@ from starlette.responses import Response
 from omniq._client.explain import explained
 from omniq._client.queue import TaskQueue
 from omniq._tasks.options import check_queue
+from omniq.cli.task_records import stored_arguments
 from omniq.dashboard.access import Permission
 from omniq.dashboard.payloads import (
     arguments_of,
@@ -21,7 +22,6 @@ from omniq.dashboard.payloads import (
     redacted_arguments,
     restored_arguments,
     result_of,
-    stored_arguments,
     text_of,
 )
 from omniq.dashboard.security import Refused
