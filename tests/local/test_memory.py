@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import subprocess
 import sys
 import threading
 import tracemalloc
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 
 from omniq.errors import ConfigurationError, StorageUnavailable
+from omniq.flow import NewFlow
+from omniq.limit import Debounce
 from omniq.plugins import default_plugins
+from omniq.schedule import Schedule
 from omniq.storage import Capability, Severity, Storage, TaskQuery
 from omniq.storage.ids import new_id
 from omniq.storage.urls import parse_url
-from omniq.task import NewTask, Released, Retry, Succeeded, TaskState
+from omniq.task import NewTask, Released, Retry, Succeeded, TaskError, TaskState
 from omniq.testing import await_until
 from omniq_local.memory.storage import MemoryStorage
 
@@ -406,3 +410,39 @@ def test_a_child_of_a_fork_has_a_whole_copy_whatever_other_threads_did() -> None
         [sys.executable, "-W", "ignore", "-c", FORKS], capture_output=True, text=True, timeout=60, check=False
     )
     assert (done.stdout, done.returncode) == ("whole\n", 0), done.stderr
+
+
+UNREADABLE = datetime.max.replace(tzinfo=timezone(timedelta(hours=-2)))
+"""A time after the last that there is."""
+
+
+@pytest.mark.parametrize("kind", ["debounced", "beside a flow's", "fired"])
+async def test_a_batch_that_is_refused_half_way_leaves_nothing_behind(kind: str) -> None:
+    clock = Clock()
+    store = await opened(clock=clock)
+    flow = NewFlow(id=new_id())
+    schedule = await store.put_schedule(Schedule(id="s", task=task(), trigger="t", next_run=await store.now()))
+    assert schedule is not None
+    limits = {"key": "a", "unique": "k", "debounce": Debounce("k", 1)} if kind == "debounced" else {}
+    good = task(**limits, flow=flow.id if kind == "beside a flow's" else None)
+    await store.enqueue([task(queue="other", flow=flow.id)], flow)
+    bad = task(expires=UNREADABLE)
+    with pytest.raises(OverflowError):
+        await (store.fire(schedule, [good, bad]) if kind == "fired" else store.enqueue([good, bad]))
+    assert await store.get([good.id, bad.id]) == [None, None]
+    assert await store.get_schedules(["s"]) == [schedule]
+    assert [answer.created for answer in await store.enqueue([good])] == [True]
+    clock.advance(1)
+    assert [one.id for one in await store.claim({"q": 9}, worker="w", lease=60)] == [good.id]
+
+
+async def test_outcomes_of_which_one_cannot_be_recorded_leave_all_as_it_was() -> None:
+    store = await opened()
+    await store.enqueue([task(), task()])
+    first, second = await store.claim({"q": 2}, worker="w", lease=60)
+    done = Succeeded(id=first.id, delivery=first.delivery, result=b"")
+    unreadable = Retry(id=second.id, delivery=second.delivery, error=TaskError(type="E", message=""), delay=math.nan)
+    with pytest.raises(ValueError, match="NaN"):
+        await store.finish([done, unreadable])
+    assert await store.get([first.id, second.id]) == [first, second]
+    assert await store.finish([done, done]) == [True, False]

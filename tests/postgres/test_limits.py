@@ -14,6 +14,7 @@ from typing import Any
 import psycopg
 import pytest
 
+from omniq.flow import NewFlow
 from omniq.limit import Debounce, Limit, Rate
 from omniq.schedule import Schedule
 from omniq.storage import Adoption
@@ -182,7 +183,7 @@ async def is_blocked_by(server: PostgresServer, connection: psycopg.Connection[A
     return bool(server.execute(blocking, connection.info.backend_pid))
 
 
-@pytest.mark.parametrize("way", ["debounced", "unique", "in a batch", "retried"])
+@pytest.mark.parametrize("way", ["debounced", "unique", "in a batch", "beside a flow's", "of a flow", "retried"])
 async def test_who_waits_for_a_key_of_an_open_transaction_holds_up_no_claim(
     server: PostgresServer, storage_url: str, way: str
 ) -> None:
@@ -190,12 +191,19 @@ async def test_who_waits_for_a_key_of_an_open_transaction_holds_up_no_claim(
         return new_task(key="a", unique="k", debounce=Debounce("k", 1) if way == "debounced" else None)
 
     first, second = task(), task()
+    flow, same_flow, other_flow = (NewFlow(id=new_task().id, unique="k") for _ in range(3))
 
     async def call() -> list[Any]:
         if way == "retried":
             return await other.retry([second.id])
-        before = [new_task(key="c"), new_task(unique="d", debounce=Debounce("d", 1))] if way == "in a batch" else []
-        answers = await other.enqueue([*before, second])
+        if way == "of a flow":
+            answers = await other.enqueue([new_task(key="c", flow=same_flow.id)], same_flow)
+            return [(answer.id, answer.created) for answer in answers]
+        before = {
+            "in a batch": [new_task(key="c"), new_task(unique="d", debounce=Debounce("d", 1))],
+            "beside a flow's": [new_task(key="c", flow=other_flow.id)],
+        }
+        answers = await other.enqueue([*before.get(way, []), second])
         return [(answer.id, answer.created) for answer in answers[-1:]]
 
     async with opened(storage_url) as store, opened(storage_url) as other, asyncio.timeout(30):
@@ -203,32 +211,50 @@ async def test_who_waits_for_a_key_of_an_open_transaction_holds_up_no_claim(
         if way == "retried":
             await store.enqueue([second])
             assert await store.cancel([second.id]) == [True]
+        if way == "beside a flow's":
+            await store.enqueue([new_task(queue="elsewhere", flow=other_flow.id)], other_flow)
         with psycopg.connect(server.url) as connection:
-            store.join(connection).enqueue([first])
+            if way == "of a flow":
+                store.join(connection).enqueue_flow([new_task(key="a", flow=flow.id)], flow)
+            else:
+                store.join(connection).enqueue([first])
             waits = asyncio.create_task(call())
             await await_until(lambda: is_blocked_by(server, connection))
             await store.enqueue([new_task(key="b")])
             assert [task.key for task in await take(store, 9)] == ["b"]
             assert not waits.done()
             connection.commit()
-        kept = {"debounced": (second.id, True), "retried": False}
+        kept = {"debounced": (second.id, True), "of a flow": (flow.id, False), "retried": False}
         assert await waits == [kept.get(way, (first.id, False))]
 
 
-async def test_batches_with_the_same_keys_take_them_in_one_order(server: PostgresServer, storage_url: str) -> None:
-    def batch(*keys: str) -> list[NewTask]:
-        return [new_task(key="a", unique=key) for key in keys]
+@pytest.mark.parametrize("way", ["with limits", "some debounced", "retried"])
+async def test_batches_with_the_same_keys_take_them_in_one_order(
+    server: PostgresServer, storage_url: str, way: str
+) -> None:
+    limit_key = None if way == "retried" else "a"
+    later = Debounce("k2", 60) if way == "some debounced" else None
+    both = [new_task(key=limit_key, unique="k2", debounce=later), new_task(key=limit_key, unique="k1")]
+    ids = [task.id for task in both]
+
+    async def call() -> list[bool]:
+        if way == "retried":
+            return await other.retry(ids)
+        return [answer.created for answer in await other.enqueue(both)]
 
     async with opened(storage_url) as store, opened(storage_url) as other, asyncio.timeout(30):
+        if way == "retried":
+            await store.enqueue(both)
+            assert await store.cancel(ids) == [True, True]
         with psycopg.connect(server.url) as connection:
-            store.join(connection).enqueue(batch("k1"))
-            waits = asyncio.create_task(other.enqueue(batch("k2", "k1")))
+            store.join(connection).enqueue([new_task(key=limit_key, unique="k1")])
+            waits = asyncio.create_task(call())
             await await_until(lambda: is_blocked_by(server, connection))
             # It waits for the first key, and has not taken the other one from those who want both.
-            (answer,) = await store.enqueue(batch("k2"))
+            (answer,) = await store.enqueue([new_task(key=limit_key, unique="k2")])
             assert answer.created
             connection.rollback()
-        assert [(one.id == answer.id, one.created) for one in await waits] == [(True, False), (False, True)]
+        assert await waits == [False, True]
 
 
 async def test_of_two_that_retry_a_task_with_limits_at_once_one_does(server: PostgresServer, storage_url: str) -> None:

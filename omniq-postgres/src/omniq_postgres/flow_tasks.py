@@ -173,7 +173,7 @@ class FlowTasks:
                 changed_task(task, state=TaskState.SCHEDULED) if number_of(task) == LINED else task for task in tasks
             ]
         columns, limits = record_columns(tasks), limit_columns(tasks)
-        if all(task.created_at == self.now for task in tasks):
+        if all(task.created_at == self.now and not task.state.is_final for task in tasks):
             now = binary_params.timestamp(self.now)
             self._write("flows.insert", now, *columns, *limits, prepare=len(tasks) <= FEW)
         else:

@@ -58,15 +58,17 @@ def has_limits(task: NewTask) -> bool:
 
 def enqueue(tasks: Sequence[NewTask], flow: NewFlow | None, context: Context) -> Steps[list[Enqueued]]:
     """Store tasks of a flow, or with limits; see :meth:`~omniq.storage.Storage.enqueue`."""
-    for name in {task.flow for task in tasks if task.flow is not None} | ({flow.id} if flow is not None else set()):
+    flows = {task.flow for task in tasks if task.flow is not None} | ({flow.id} if flow is not None else set())
+    for name in flows:
         binary_params.new_id(name)
     limited = [task for task in tasks if has_limits(task)]
     for task in limited:
         binary_params.new_id(task.id)
 
     def work(tx: FlowTx) -> list[Enqueued]:
-        if limited and flow is None and all(task.flow is None for task in tasks):
-            tx.store_first(tasks)  # where there are flows they are locked first
+        tx.open(flows)  # locked before the tasks, as everywhere
+        if limited:
+            tx.store_first(tasks)
         return transitions.enqueue(tx, tasks, flow)
 
     return (yield from _repeated(work, context, TRIES if limited and not context.joined else 1))

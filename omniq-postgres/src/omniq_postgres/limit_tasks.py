@@ -100,8 +100,8 @@ class LimitTasks(FlowTasks):
         lead = self._lock()
         if self._unlined:
             self._know(self._unlined, lead)
-        elif lead or not hasattr(self, "now"):
-            self._begin(self._rows("reading.now", lead=lead)[-1][0])
+        else:
+            self._lead(lead)
 
     def store_first(self, tasks: Sequence[NewTask]) -> None:
         """Begin a transaction that stores tasks, and has the lock only once they are stored.
@@ -111,10 +111,7 @@ class LimitTasks(FlowTasks):
         self._stores_first = True
         unique = sorted({task.unique or "" for task in tasks if task.debounce is not None})
         # Of several that take one key's place each sees the one before it.
-        lead = [self._context.query("limits.lock_keys", binary_params.texts(unique))] if unique else []
-        self._begin(self._rows("reading.now", lead=lead)[-1][0])
-        if len(unique) > 1:
-            self.load(self.holders(unique).values())
+        self._lead([self._context.query("limits.lock_keys", binary_params.texts(unique))] if unique else [])
 
     def revive_first(self, ids: Sequence[str]) -> None:
         """Begin a transaction that makes ended tasks ready, as :meth:`store_first`: they take their keys anew.
@@ -122,12 +119,15 @@ class LimitTasks(FlowTasks):
         :param ids: locked, so that two that retry one task do not both count it.
         """
         self._stores_first = True
-        lead = [self._context.query("limits.lock_ended", binary_params.uuids(ids))]
-        self._begin(self._rows("reading.now", lead=lead)[-1][0])
+        self._lead([self._context.query("limits.lock_ended", binary_params.uuids(ids))])
 
     def _lock(self) -> list[Query]:
         self._has_limits_lock = True
         return [self._context.query("limits.lock")] if self._locks and not self._context.joined else []
+
+    def _lead(self, lead: Sequence[Query]) -> None:
+        if lead or not hasattr(self, "now"):
+            self._begin(self._rows("reading.now", lead=lead)[-1][0])
 
     def _begin(self, now: datetime) -> None:
         # Later than what the transaction before has stored, unless a flow was opened already.

@@ -355,10 +355,13 @@ def doubt(tx: FlowTransaction, members: Sequence[StoredTask]) -> None:
         step.close()
 
 
-def enqueue_into_flow(tx: FlowTransaction, tasks: Sequence[NewTask], new: NewFlow | None) -> list[Enqueued]:
+def enqueue_into_flow(
+    tx: FlowTransaction, tasks: Sequence[NewTask], new: NewFlow | None, store: Callable[[], None] = lambda: None
+) -> list[Enqueued]:
     """Add tasks to the flow that they name, and the flow with its gates if it is new.
 
     :param new: the flow with which they come; None: it is there already.
+    :param store: stores what else the call stores; called once nothing can be refused any more.
     :raises ValueError: if they are not of one flow, or it has not what they name.
     :raises FlowClosed: if they come too late.
     """
@@ -391,6 +394,9 @@ def enqueue_into_flow(tx: FlowTransaction, tasks: Sequence[NewTask], new: NewFlo
     if new is not None and stored.held:
         stored.hold_until = later(tx.now, new.hold_ttl)
     new_members = [_stored_member(step, task, tx.now) for task in fresh.values()]
+    store()
+    if new is not None and new.unique is not None:
+        tx.save_flow(stored)  # a store may have to wait for its key, which is to hold up no claim
     tx.insert(new_members)
     moved(tx, new_members)
     for gate in fresh_gates:

@@ -12,7 +12,6 @@ Nothing here does I/O or looks at a clock of its own: the primitives do, and ``t
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
 
 from attrs import evolve
 
@@ -86,36 +85,49 @@ def enqueue(tx: FlowTransaction, tasks: Sequence[NewTask], flow: NewFlow | None 
     if flow is not None:
         return enqueue_into_flow(tx, tasks, flow)
     members = [task for task in tasks if task.flow is not None]
+    others = [task for task in tasks if task.flow is None]
     if members:
-        added = iter(enqueue_into_flow(tx, members, None))
-        others = iter(enqueue(tx, [task for task in tasks if task.flow is None]))
-        return [next(others if task.flow is None else added) for task in tasks]
-    is_debounced = any(task.debounce is not None for task in tasks)
-    if is_debounced or any(task.key is not None or task.limit is not None for task in tasks):
+        tx.flows(sorted({task.flow for task in members if task.flow is not None}))  # locked before all else
+    if any(task.key is not None or task.limit is not None or task.debounce is not None for task in others):
         lock_limits(tx)  # two that take one key's place would each wait for what the other has locked
-    stored: dict[str, StoredTask] = {}
-    steps = [[task] for task in tasks] if is_debounced else [tasks]
-    answers = [answer for step in steps for answer in _store(tx, step, stored)]
-    moved(tx, stored.values())  # once all are stored: a store may have to wait for a key, which holds up no claim then
-    return answers
+    superseded, new, answers = _plan(tx, others)
+
+    def store() -> None:
+        tx.save(superseded)  # they are of no flow, and were never started: no line waits for what they held
+        tx.insert(new)
+        moved(tx, new)  # a store may have had to wait for a key, which holds up no claim before this
+
+    if not members:
+        store()
+        return answers
+    added, rest = iter(enqueue_into_flow(tx, members, None, store)), iter(answers)
+    return [next(rest if task.flow is None else added) for task in tasks]
 
 
-def _store(tx: FlowTransaction, tasks: Sequence[NewTask], stored: dict[str, StoredTask]) -> list[Enqueued]:
-    """Store tasks; their lines are left as they are.
+def _plan(tx: FlowTransaction, tasks: Sequence[NewTask]) -> tuple[list[StoredTask], list[StoredTask], list[Enqueued]]:
+    """Make all records of tasks to be stored, and write nothing: a store may have no way back from half of a call.
 
-    :param stored: what the call has stored, by id.
+    :return: the stored tasks that are ended, as others take their places; the new ones; and the answers.
     """
     known = set(tx.load(task.id for task in tasks))
     holders = tx.holders({task.unique for task in tasks if task.unique is not None})
-    new: list[StoredTask] = []
+    debounced = {task.unique for task in tasks if task.debounce is not None}
+    old = tx.load(holder for key, holder in holders.items() if key in debounced) if debounced else {}
+    new: dict[str, StoredTask] = {}
+    superseded: dict[str, StoredTask] = {}
     answers = []
     for task in tasks:
         holder = None if task.unique is None else holders.get(task.unique)
         first_at = None
         if holder is not None and task.debounce is not None and task.id not in known:
-            first_at = _supersede(tx, holder, task)
-            if first_at is not None:
-                stored.pop(holder, None)
+            waiting = new.get(holder) or old.get(holder)
+            if waiting is None or not holds_key(waiting):
+                first_at = tx.now  # it was started meanwhile
+            elif waiting.first_at is not None:
+                first_at = waiting.first_at
+                error = TaskError(type=SUPERSEDED, message=f"task {task.id} ({task.name}) took its place")
+                ended = ended_task(waiting, TaskState.CANCELLED, tx.now, error=error)
+                (new if holder in new else superseded)[holder] = ended
         if task.id in known:
             answers.append(Enqueued(task.id, False))
         elif holder is not None and first_at is None:
@@ -124,28 +136,9 @@ def _store(tx: FlowTransaction, tasks: Sequence[NewTask], stored: dict[str, Stor
             known.add(task.id)
             if task.unique is not None:
                 holders[task.unique] = task.id
-            new.append(stored_task(task, tx.now, first_at))
+            new[task.id] = stored_task(task, tx.now, first_at)
             answers.append(Enqueued(task.id, True))
-    tx.insert(new)
-    stored.update((task.id, task) for task in new)
-    return answers
-
-
-def _supersede(tx: FlowTransaction, holder: str, new: NewTask) -> datetime | None:
-    """End the debounced task that waits with a key, so that another takes its place.
-
-    :return: when the first of those was enqueued that took each other's places; None if the holder is not debounced.
-    """
-    old = tx.load([holder]).get(holder)
-    if old is None or not holds_key(old):
-        return tx.now  # it was started meanwhile
-    if old.first_at is None:
-        return None
-    error = TaskError(type=SUPERSEDED, message=f"task {new.id} ({new.name}) took its place")
-    ended = [ended_task(old, TaskState.CANCELLED, tx.now, error=error)]
-    tx.save(ended)
-    _count_ended(tx, ended)  # it was never started: no line waits for what it held
-    return old.first_at
+    return list(superseded.values()), list(new.values()), answers
 
 
 SUPERSEDED = "Superseded"
@@ -362,9 +355,11 @@ def delete_schedule(tx: Transaction, schedule_id: str) -> bool:
 
 
 def fire(tx: Transaction, schedule: Schedule, tasks: Sequence[NewTask]) -> list[Enqueued] | None:
-    if schedule.revision == 0 or put_schedule(tx, schedule, schedule.revision) is None:
+    if schedule.revision == 0 or tx.revision(schedule.id) != schedule.revision:
         return None
-    return enqueue(tx, tasks)
+    answers = enqueue(tx, tasks)  # first: it may refuse them, and a store may have no way back
+    put_schedule(tx, schedule, schedule.revision)
+    return answers
 
 
 def adopt(tx: FlowTransaction, tasks: Sequence[StoredTask], flows: Sequence[Flow] = ()) -> list[Adoption]:

@@ -321,26 +321,34 @@ class Store:
         return Enqueued(task.id, True)
 
     def finish(self, outcomes: Sequence[Outcome]) -> list[bool]:
-        members: list[StoredTask] = []
-        answers = [self._finish(outcome, members) for outcome in outcomes]
+        # All are answered before the first is moved, as above.
+        answered: dict[str, tuple[Record, StoredTask, Outcome]] = {}
+        answers = []
+        for outcome in outcomes:
+            record = self._records.by_id.get(outcome.id)
+            if (
+                record is None
+                or record.task.state is not RUNNING
+                or record.task.delivery != outcome.delivery
+                or outcome.id in answered
+            ):
+                answers.append(False)
+            else:
+                answered[outcome.id] = record, answered_task(record.task, outcome, self.now), outcome
+                answers.append(True)
+        members = []
+        for record, task, outcome in answered.values():
+            was = record.task
+            self._move(record, task)
+            if task.limited is not None:
+                moved(self, [task])
+            if isinstance(outcome, Released):
+                give_back(self, [was])
+            if task.flow is not None and task.state.is_final:
+                members.append(task)
         if members:
             count_ends(self, members)
         return answers
-
-    def _finish(self, outcome: Outcome, members: list[StoredTask]) -> bool:
-        record = self._records.by_id.get(outcome.id)
-        if record is None or record.task.state is not RUNNING or record.task.delivery != outcome.delivery:
-            return False
-        task = answered_task(record.task, outcome, self.now)
-        was = record.task
-        self._move(record, task)
-        if task.limited is not None:
-            moved(self, [task])
-        if isinstance(outcome, Released):
-            give_back(self, [was])
-        if task.flow is not None and task.state.is_final:
-            members.append(task)
-        return True
 
     # Reading
 

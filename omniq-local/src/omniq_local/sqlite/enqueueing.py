@@ -8,7 +8,7 @@ from typing import Any
 from omniq.flow import NewFlow
 from omniq.storage import Enqueued
 from omniq.task import NewTask
-from omniq_local.sqlite import flows, limits
+from omniq_local.sqlite import limits
 from omniq_local.sqlite.encoding import BODY_APART, SCHEDULED, columns_of
 from omniq_local.sqlite.transaction import Transaction
 
@@ -17,14 +17,11 @@ __all__ = ["enqueue"]
 
 def enqueue(tasks: Sequence[NewTask], tx: Transaction, flow: NewFlow | None = None) -> list[Enqueued]:
     """Store tasks within a transaction; see :meth:`~omniq.storage.Storage.enqueue`."""
-    if flow is not None:
-        return flows.enqueue(tasks, flow, tx)
-    if any(task.flow is not None for task in tasks):
-        members = iter(flows.enqueue([task for task in tasks if task.flow is not None], None, tx))
-        others = iter(enqueue([task for task in tasks if task.flow is None], tx))
-        return [next(others if task.flow is None else members) for task in tasks]
-    if any(task.key is not None or task.limit is not None or task.debounce is not None for task in tasks):
-        return limits.enqueue(tasks, tx)
+    if flow is not None or any(
+        task.flow is not None or task.key is not None or task.limit is not None or task.debounce is not None
+        for task in tasks
+    ):
+        return limits.enqueue(tasks, flow, tx)
     rows = [columns_of(task, tx.now, tx.stamp) for task in tasks]
     before = tx.last_seq()
     stored = tx.batch("enqueue.insert", rows)

@@ -15,9 +15,9 @@ from datetime import datetime
 from typing import Any
 
 from omniq.errors import CorruptRecord
-from omniq.flow import Flow, NewFlow, StoredFlow, StoredGate
+from omniq.flow import Flow, StoredFlow, StoredGate
 from omniq.limit import line_id
-from omniq.storage import Adoption, Enqueued, flow_transitions, primitives, transitions
+from omniq.storage import Adoption, flow_transitions, primitives, transitions
 from omniq.storage.escaping import get_logger
 from omniq.storage.limit_transitions import is_lined
 from omniq.storage.records import dump_error
@@ -26,7 +26,7 @@ from omniq.storage.states import due_at
 from omniq.storage.times import span
 from omniq.storage.transitions import SETTLED
 from omniq.storage.validation import Salvaged, log_once, unreadable
-from omniq.task import NewTask, StoredTask, TaskState
+from omniq.task import StoredTask, TaskState
 from omniq_local.sqlite.connecting import storable
 from omniq_local.sqlite.encoding import BODY_APART, NUMBER_OF, STATE_OF, dump_feeds, dump_options
 from omniq_local.sqlite.lines import Lines
@@ -41,7 +41,6 @@ __all__ = [
     "check_flows",
     "conclude",
     "delete",
-    "enqueue",
     "get_flows",
     "prune",
     "release_hold",
@@ -72,12 +71,6 @@ def delete(seqs: Sequence[int], tx: Transaction) -> None:
     """Remove tasks of flows that are not running; those that are live count as cancelled."""
     steps = FlowTransaction(tx)
     transitions.delete(steps, [task.id for task in steps.by_seqs(seqs)])
-
-
-def enqueue(tasks: Sequence[NewTask], flow: NewFlow | None, tx: Transaction) -> list[Enqueued]:
-    """Store tasks of one flow, with it or into it; see :meth:`~omniq.storage.Storage.enqueue`."""
-    tx.fold()
-    return flow_transitions.enqueue_into_flow(FlowTransaction(tx), tasks, flow)
 
 
 def adopt(records: Sequence[StoredTask], flows: Sequence[Flow], tx: Transaction) -> list[Adoption]:

@@ -14,6 +14,7 @@ from datetime import datetime
 from typing import NamedTuple
 
 from omniq.errors import CorruptRecord
+from omniq.flow import NewFlow
 from omniq.limit import PLAIN, Limit, LimitUsage, Scope
 from omniq.storage import Enqueued, limit_transitions, primitives, transitions
 from omniq.storage.escaping import get_logger
@@ -124,10 +125,10 @@ class ClaimTransaction(FlowTransaction, primitives.ClaimTransaction):
 # Tasks
 
 
-def enqueue(tasks: Sequence[NewTask], tx: Transaction) -> list[Enqueued]:
-    """Store tasks of which some have a key, a named limit or a debounce."""
+def enqueue(tasks: Sequence[NewTask], flow: NewFlow | None, tx: Transaction) -> list[Enqueued]:
+    """Store tasks of which some are of a flow, or have a key, a named limit or a debounce."""
     tx.fold()
-    return transitions.enqueue(ClaimTransaction(tx), tasks)
+    return transitions.enqueue(ClaimTransaction(tx), tasks, flow)
 
 
 def has_lane(queue: str, tx: Transaction) -> bool:

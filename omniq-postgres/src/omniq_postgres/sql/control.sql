@@ -50,9 +50,11 @@ ready AS (
            CASE
                WHEN length(t.unique_key) <= $2 THEN t.unique_key
                ELSE left(t.unique_key, $3) || encode(sha256(convert_to(t.unique_key, 'UTF8')), 'hex')
-           END,
+           END AS key,
            chosen.error, chosen.attempt_log, chosen.progress
     FROM clock, chosen CROSS JOIN LATERAL (SELECT * FROM {task} WHERE {task}.id = chosen.id LIMIT 1) AS t
+    -- In one order everywhere, so that two batches with the same keys do not wait for each other.
+    ORDER BY key NULLS FIRST, seq
     ON CONFLICT DO NOTHING
     RETURNING id, queue
 ),
