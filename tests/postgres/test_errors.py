@@ -420,7 +420,7 @@ async def test_more_calls_than_connections_wait_for_each_other(storage_url: str)
         assert all(answer.created for (answer,) in answers)
 
 
-async def test_whoever_gets_no_connection_in_time_is_told_why(storage_url: str) -> None:
+async def test_a_call_that_gets_no_connection_in_time_is_told_why(storage_url: str) -> None:
     pool = Pool(Connector(settings_of(storage_url)), 1)
     now = asyncio.get_running_loop().time
     connection = await pool.acquire(now() + 60)
@@ -430,9 +430,28 @@ async def test_whoever_gets_no_connection_in_time_is_told_why(storage_url: str) 
     await asyncio.sleep(0.05)  # by then it waits
     pool.release(connection)
     assert await waits is connection
+    waits = asyncio.create_task(pool.acquire(now() + 60))
+    await asyncio.sleep(0)
     pool.close()
-    with pytest.raises(StorageUnavailable):
-        await pool.acquire(now() + 60)
+    for call in (waits, pool.acquire(now() + 60)):
+        with pytest.raises(StorageUnavailable, match="was closed"):
+            await asyncio.wait_for(call, 30)
+
+
+async def test_a_connection_that_comes_as_the_time_of_a_call_is_over_goes_to_the_next(storage_url: str) -> None:
+    pool = Pool(Connector(settings_of(storage_url)), 1)
+    loop = asyncio.get_running_loop()
+    connection = await pool.acquire(loop.time() + 60)
+    deadline = loop.time() + 0.5
+    first, second = (asyncio.create_task(pool.acquire(until)) for until in (deadline, deadline + 60))
+    await asyncio.sleep(0)
+    loop.call_at(deadline - 0.1, pool.release, connection)
+    while loop.time() < deadline:
+        pass  # so that both are due in one turn of the loop
+    with pytest.raises(StorageUnavailable, match="connections="):
+        await first
+    assert await asyncio.wait_for(second, 30) is connection
+    pool.close()
 
 
 async def test_a_statement_runs_where_the_server_knows_it_already(storage_url: str) -> None:

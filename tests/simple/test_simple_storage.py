@@ -121,23 +121,39 @@ async def test_a_storage_that_is_not_open_says_so(tmp_path: Path) -> None:
         await store.now()
 
 
-async def test_closing_leaves_no_thread_and_no_connection(tmp_path: Path) -> None:
+@pytest.mark.parametrize("cancelled", [False, True])
+async def test_closing_leaves_no_thread_and_no_connection(tmp_path: Path, cancelled: bool) -> None:
     before = set(threading.enumerate())
     store = storage(tmp_path)
     closed: list[sqlite3.Connection] = []
     real = store.disconnect
+    begun, go_on = threading.Event(), threading.Event()
 
     def disconnect(connection: sqlite3.Connection) -> None:
         closed.append(connection)
         real(connection)
 
+    def slow(tx: Any) -> None:
+        begun.set()
+        assert go_on.wait(60)
+
     store.disconnect = disconnect
     await store.open()
-    await store.enqueue([task()])
     await store.stats()
-    await store.close()
-    assert len(closed) == 2
+    writing = asyncio.create_task(store._run(slow))
+    await asyncio.to_thread(begun.wait, 60)
+    closing = asyncio.create_task(store.close())
+    await asyncio.sleep(0)
+    if cancelled:
+        closing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await closing
+    go_on.set()
+    await writing
+    if not cancelled:
+        await closing
     await asyncio.to_thread(wait_until, lambda: not _new_threads(before), what="the end of the threads")
+    assert len(closed) == 2
 
 
 def _new_threads(before: set[threading.Thread]) -> list[threading.Thread]:

@@ -86,15 +86,15 @@ class Pool:
         try:
             async with asyncio.timeout_at(deadline):
                 await waiter
-        except TimeoutError:
+        except (TimeoutError, asyncio.CancelledError) as error:
+            if waiter.done() and not waiter.cancelled():
+                self.pass_on()  # what it was to get, the next one gets
+            if isinstance(error, asyncio.CancelledError):
+                raise
             raise StorageUnavailable(
                 f"{self._connector.settings.shown}: all {self._size} connections of this process are busy; "
                 "the option connections= allows more"
             ) from None
-        except asyncio.CancelledError:
-            if waiter.done() and not waiter.cancelled():
-                self.pass_on()  # what it was to get, the next one gets
-            raise
 
     def release(self, connection: AsyncConnection) -> None:
         """Take a connection back."""
@@ -130,3 +130,5 @@ class Pool:
             else:
                 # Its user finds it lost, and returns it.
                 cut(connection)
+        while self._waiters and not abandoned:
+            self.pass_on()

@@ -7,6 +7,7 @@ driver's errors pass. Threads, retries and waiting are here, the verbs in :mod:`
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Callable, Sequence
 from datetime import datetime
@@ -59,9 +60,10 @@ class SimpleStorage(Backend, TransactionalStorage):
 
     async def close(self) -> None:
         io_threads, self._io_threads = self._io_threads, {}
+        closing = [asyncio.wrap_future(io_thread.close()) for io_thread in io_threads.values()]
         await self._waiters.close()
-        for io_thread in io_threads.values():
-            await io_thread.close()
+        if closing:
+            await asyncio.wait(closing)  # a cancellation stops this call alone
 
     async def _run(self, verb: Callable[..., R], *values: Any, write: bool = True, wakes: bool = False) -> R:
         if not self._io_threads:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from omniq.errors import StorageUnavailable
@@ -80,7 +79,12 @@ class IoThread:
         connection, self._connection = self._connection, None
         self._backend.drop(connection)
 
-    async def close(self) -> None:
-        with contextlib.suppress(RuntimeError):  # the executor, or the loop's, has been shut down
-            await asyncio.get_running_loop().run_in_executor(self._thread, self.drop)
+    def close(self) -> Future[None]:
+        """Close the connection and end the thread, once it has done what was asked of it; return when that is done."""
+        closed: Future[None] = Future()
+        try:
+            closed = self._thread.submit(self.drop)
+        except RuntimeError:  # the interpreter ends
+            closed.set_result(None)
         self._thread.shutdown(wait=False)
+        return closed
