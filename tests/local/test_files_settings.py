@@ -18,6 +18,7 @@ from omniq.plugins import default_plugins
 from omniq.storage import Capability
 from omniq.storage.urls import parse_url
 from omniq_local.files import FileStorage
+from omniq_local.files.preparation import VERSION
 from omniq_local.files.settings import read_settings
 from tests.local.files_support import new_task, opened, run_python, storage
 
@@ -128,7 +129,7 @@ def test_a_folder_that_holds_something_else_is_refused_and_left_alone(tmp_path: 
     assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
 
 
-@pytest.mark.parametrize("marker", ['{"version": 99}', "[]", "{}", "torn"])
+@pytest.mark.parametrize("marker", ['{"version": 1}', '{"version": 99}', "[]", "{}", "torn"])
 def test_a_folder_of_another_version_is_refused(tmp_path: Path, marker: str) -> None:
     (tmp_path / "omniq.json").write_text(marker)
     assert "another version of OmniQ" in refusal(storage(tmp_path))
@@ -246,4 +247,4 @@ def test_namespaces_in_one_folder_are_apart(tmp_path: Path) -> None:
 
     asyncio.run(scenario())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "omniq.json"]
-    assert json.loads((tmp_path / "omniq.json").read_text())["version"] == 1
+    assert json.loads((tmp_path / "omniq.json").read_text())["version"] == VERSION

@@ -141,12 +141,15 @@ def test_an_operation_on_a_storage_that_is_not_open_says_so(redis_server: RedisS
     asyncio.run(scenario())
 
 
-def test_a_store_of_another_layout_is_refused_with_the_mend(redis_server: RedisServer, namespace: str) -> None:
+@pytest.mark.parametrize(("layout", "mend"), [(1, "let workers of the older version drain it"), (99, "upgrade")])
+def test_a_store_of_another_layout_is_refused_with_the_mend(
+    redis_server: RedisServer, namespace: str, layout: int, mend: str
+) -> None:
     async def scenario() -> None:
         async with opened(redis_server.url, namespace):
             pass
-        redis_server.ask("HSET", f"{{{namespace}}}:meta", "layout", 99)
-        with pytest.raises(SchemaMismatch, match="upgrade"):
+        redis_server.ask("HSET", f"{{{namespace}}}:meta", "layout", layout)
+        with pytest.raises(SchemaMismatch, match=mend):
             await storage(redis_server.url, namespace).open()
 
     asyncio.run(scenario())

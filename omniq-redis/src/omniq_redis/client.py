@@ -30,7 +30,7 @@ __all__ = ["LAYOUT", "Client", "Memory"]
 
 _log = get_logger("omniq.redis")
 
-LAYOUT = 1
+LAYOUT = 2
 """The version of the keys and records in the store."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.02, 1.0
 

@@ -15,7 +15,7 @@ from omniq_local.files.tree import ASIDE, Tree, folder_mode
 
 __all__ = ["VERSION", "gone", "prepare", "sync_all"]
 
-VERSION = 1
+VERSION = 2
 MARKER = "omniq.json"
 FOLDERS = ("about", ASIDE, "flows", "ids", MARKS, "queues", "schedules", "tasks", "unique", "workers")
 
