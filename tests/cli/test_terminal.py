@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from omniq.cli.terminal import Screen, human_duration, table
+from omniq.cli.terminal import Screen, human_duration
 
 
 class Terminal:
@@ -122,14 +122,6 @@ def test_elsewhere_there_are_no_escape_codes() -> None:
 def test_an_encoding_is_asked_before_ornaments_are_used() -> None:
     assert Screen(io.TextIOWrapper(io.BytesIO(), encoding="utf-8")).can_show("━")
     assert not Screen(io.TextIOWrapper(io.BytesIO(), encoding="ascii")).can_show("━")
-
-
-def test_a_table_has_its_numbers_to_the_right() -> None:
-    assert table(["queue", "ready"], [["a", "1,000"], ["longer", "2"]]) == [
-        "queue   ready",
-        "a       1,000",
-        "longer      2",
-    ]
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,6 @@ _HELP = {
     "recovered": "Tasks of lost workers that this worker took back.",
     "released": "Tasks that were put back without an attempt that counts.",
 }
-_ENDINGS = ("succeeded", "failed", "cancelled")
 
 
 def require_library() -> None:

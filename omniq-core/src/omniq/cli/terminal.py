@@ -20,7 +20,7 @@ from attrs import asdict
 
 from omniq.storage.escaping import printable, printable_lines
 
-__all__ = ["Screen", "display_width", "fitting", "human_duration", "padded", "picked", "table", "to_json"]
+__all__ = ["Screen", "display_width", "fitting", "human_duration", "padded", "picked", "to_json"]
 
 _STYLES = {"bold": 1, "dim": 2, "red": 31, "green": 32, "yellow": 33, "blue": 34, "cyan": 36}
 _CODE = f"(?:{'|'.join(map(str, _STYLES.values()))})"
@@ -203,21 +203,6 @@ def _clip(line: str, width: int) -> str:
             kept.append(escape.group())
             position = escape.end()
     return "".join(kept) + "…"
-
-
-def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> list[str]:
-    """Return a table's lines, the header first.
-
-    :param left: how many of the first columns are aligned to the left; the others are numbers.
-    """
-    widths = [max(map(display_width, column)) for column in zip(header, *rows, strict=True)]
-    return [
-        "  ".join(
-            padded(cell, width, right=index >= left)
-            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in [header, *rows]
-    ]
 
 
 def human_duration(seconds: float) -> str:

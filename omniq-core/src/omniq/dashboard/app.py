@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Awaitable, Callable, Collection, Mapping
-from functools import cached_property
+from collections.abc import Collection, Mapping
+from functools import cached_property, partial
 from importlib import resources
-from typing import TypeAlias
 
 from attrs import frozen
 from starlette.requests import ClientDisconnect, Request
@@ -32,13 +31,11 @@ from omniq.dashboard.views import (
     tasks,
     workers,
 )
-from omniq.dashboard.visit import Visit
+from omniq.dashboard.visit import View, Visit
 from omniq.errors import FlowNotFound, OmniQError, ScheduleNotFound, StorageError, TaskNotFound
 from omniq.storage.escaping import get_logger
 
 __all__ = ["ROUTES", "Dashboard", "Route"]
-
-View: TypeAlias = Callable[[Visit], Awaitable[Response]]
 
 _log = get_logger("omniq.dashboard")
 _audit = get_logger("omniq.audit")
@@ -91,8 +88,8 @@ def _routes() -> tuple[Route, ...]:
     for verb in VERBS.values():
         needs = view, verb.permission
         found += [
-            Route("GET", f"/bulk/{verb.name}", bulk.dry_run(verb), needs),
-            Route("POST", f"/bulk/{verb.name}", bulk.start(verb), needs),
+            Route("GET", f"/bulk/{verb.name}", partial(bulk.dry_run, verb), needs),
+            Route("POST", f"/bulk/{verb.name}", partial(bulk.start, verb), needs),
             Route("GET", f"/bulk/{verb.name}/job", bulk.show_job, needs),
             Route("POST", f"/bulk/{verb.name}/stop", bulk.stop, needs),
         ]

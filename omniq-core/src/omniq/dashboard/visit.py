@@ -5,8 +5,8 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeAlias
 from urllib.parse import parse_qs, quote
 
 from starlette.requests import Request
@@ -22,7 +22,7 @@ from omniq.storage.escaping import get_logger, shown
 if TYPE_CHECKING:
     from omniq.dashboard.app import Dashboard
 
-__all__ = ["Visit"]
+__all__ = ["View", "Visit"]
 
 _SAID = "omniq_said"
 _audit = get_logger("omniq.audit")
@@ -171,6 +171,10 @@ class Visit:
                 "omniq_client": None if client is None else client.host,
             },
         )
+
+
+View: TypeAlias = Callable[[Visit], Awaitable[Response]]
+"""Answers a request."""
 
 
 def _quoted(path: str) -> str:

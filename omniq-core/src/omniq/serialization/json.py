@@ -112,10 +112,7 @@ class JsonSerializer:
     def dump_arguments(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], types: ArgumentTypes) -> bytes:
         positional, keyword = [*args], {**kwargs}
         self._convert("encode", positional, keyword, types)
-        try:
-            return dumps([positional, keyword])
-        except CodecError as refusal:
-            raise refusal.error("the arguments") from None
+        return self.dump_tree([positional, keyword])
 
     def load_arguments(self, data: bytes, types: ArgumentTypes) -> tuple[tuple[Any, ...], dict[str, Any]]:
         tree = _read(data, "the arguments")

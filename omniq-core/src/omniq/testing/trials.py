@@ -269,35 +269,29 @@ def trial(
 @contextlib.contextmanager
 def _eagerly(tried: Trial) -> Iterator[None]:
     queue: Any = tried.queue
-    submit, asubmit = queue.submit, queue.asubmit
-    submit_many, asubmit_many = queue.enqueue_many, queue.aenqueue_many
 
-    def submit_and_run(call: Any) -> Any:
-        handle = submit(call)
-        tried.drain()
-        return handle
+    def replace(name: str) -> None:
+        enqueue, aenqueue = getattr(queue, name), getattr(queue, f"a{name}")
 
-    async def asubmit_and_run(call: Any) -> Any:
-        handle = await asubmit(call)
-        await tried.adrain()
-        return handle
+        def enqueue_and_run(*args: Any, **options: Any) -> Any:
+            enqueued = enqueue(*args, **options)
+            tried.drain()
+            return enqueued
 
-    def submit_many_and_run(calls: Any, **options: Any) -> Any:
-        handles = submit_many(calls, **options)
-        tried.drain()
-        return handles
+        async def aenqueue_and_run(*args: Any, **options: Any) -> Any:
+            enqueued = await aenqueue(*args, **options)
+            await tried.adrain()
+            return enqueued
 
-    async def asubmit_many_and_run(calls: Any, **options: Any) -> Any:
-        handles = await asubmit_many(calls, **options)
-        await tried.adrain()
-        return handles
+        setattr(queue, name, enqueue_and_run)
+        setattr(queue, f"a{name}", aenqueue_and_run)
 
-    queue.submit, queue.asubmit = submit_and_run, asubmit_and_run
-    queue.enqueue_many, queue.aenqueue_many = submit_many_and_run, asubmit_many_and_run
+    replace("submit")
+    replace("enqueue_many")
     try:
         yield
     finally:
-        del queue.submit, queue.asubmit, queue.aenqueue_many, queue.enqueue_many
+        del queue.submit, queue.asubmit, queue.enqueue_many, queue.aenqueue_many
 
 
 _closing: set[asyncio.Task[None]] = set()

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from omniq.cli.demo.team import LEASE, Member
 from omniq.cli.demo.watching import Snapshot
 from omniq.cli.terminal import Screen
+from omniq.cli.wording import plural
 
 __all__ = ["Display"]
 
@@ -138,11 +139,13 @@ class Display:
         style = self._screen.styled
         name = f"  worker {member.number}   pid {member.pid:<8}"
         if member.killed:
-            return f"{name} {style(f'{self._cross} killed (SIGKILL), it held {_tasks(member.caught)}', 'red')}"
+            held = plural(member.caught, "task")
+            return f"{name} {style(f'{self._cross} killed (SIGKILL), it held {held}', 'red')}"
         if member.pid not in holding:
             return f"{name} {style(f'{self._dot} starting', 'dim')}"
         running = holding[member.pid]
-        return f"{name} {style(self._dot, 'green')} {f'holds {_tasks(running)}' if running else 'idle'}"
+        holds = f"holds {plural(running, 'task')}" if running else "idle"
+        return f"{name} {style(self._dot, 'green')} {holds}"
 
     def _wait(self, snapshot: Snapshot, members: Sequence[Member]) -> list[str]:
         caught = sum(member.caught for member in members)
@@ -151,7 +154,3 @@ class Display:
             return []
         text = f"  only the killed worker's tasks are left; their lease ({LEASE} s) has to run out first"
         return [self._screen.styled(text, "dim")]
-
-
-def _tasks(number: int) -> str:
-    return "1 task" if number == 1 else f"{number} tasks"

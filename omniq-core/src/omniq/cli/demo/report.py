@@ -8,13 +8,19 @@ from pathlib import Path
 
 from attrs import frozen
 
-from omniq.cli.demo.measuring import Measures, differences, longest_functions, module_name
-from omniq.cli.terminal import Screen, table
+from omniq.cli.columns import Column, Table
+from omniq.cli.demo.measuring import Function, Measures, differences, longest_functions, module_name
+from omniq.cli.terminal import Screen
 from omniq.task import Task, TaskState
 
 __all__ = ["Report", "conclude", "problems"]
 
 SHOWN_PROBLEMS = 10
+_LONGEST: tuple[Column[tuple[Path, Function]], ...] = (
+    Column(title="module", cell=lambda row: module_name(row[0])),
+    Column(title="function", cell=lambda row: row[1].name),
+    Column(title="lines", cell=lambda row: f"{row[1].lines:,}", right=True),
+)
 
 
 @frozen(kw_only=True)
@@ -98,11 +104,6 @@ def _summary(report: Report, screen: Screen) -> list[str]:
         ("recovered", len(report.recovered), "from the worker that was killed"),
         ("lost", report.lost, ""),
     ]
-    rows = [
-        (module_name(file), function.name, f"{function.lines:,}")
-        for file, function in longest_functions(report.results)
-    ]
-    header, *lines = table(("module", "function", "lines"), rows, left=2)
     return [
         "",
         *(
@@ -111,7 +112,6 @@ def _summary(report: Report, screen: Screen) -> list[str]:
         ),
         "",
         f"  {screen.styled('the ten longest functions', 'bold')}",
-        f"  {screen.styled(header, 'dim')}",
-        *(f"  {line}" for line in lines),
+        *(f"  {line}" for line in Table(_LONGEST, screen).lines(longest_functions(report.results))),
         "",
     ]

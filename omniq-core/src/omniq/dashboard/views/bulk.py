@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -24,35 +24,29 @@ MOST_NAMED = 200
 """Tasks that can be chosen one by one."""
 RESOLUTION = timedelta(microseconds=1)
 
-View = Callable[[Visit], Awaitable[Response]]
 
-
-def dry_run(verb: Verb) -> View:
-    """Return the view that says what an action would do."""
-
-    async def show(visit: Visit) -> Response:
-        asked, ids = _asked(visit, verb)
-        filters = await _bounded(visit, verb, asked, ids)
-        counts = await _counts(visit, filters, ids)
-        samples = await _samples(visit, filters, ids)
-        total = sum(one.number for one in counts.values())
-        return visit.page(
-            "bulk.html",
-            title=f"{verb.label} tasks",
-            verb=verb,
-            filters=filters,
-            words=evolve(filters, before=asked.before, states=asked.states).words,
-            ids=ids,
-            counts={state.value: count for state, count in counts.items() if count.number},
-            total=total,
-            samples=samples,
-            typed=total > TYPED_ABOVE,
-            now=filters.before,
-            back=visit.back("/tasks"),
-            problem="",
-        )
-
-    return show
+async def dry_run(verb: Verb, visit: Visit) -> Response:
+    """Return the page that says what an action would do."""
+    asked, ids = _asked(visit, verb)
+    filters = await _bounded(visit, verb, asked, ids)
+    counts = await _counts(visit, filters, ids)
+    samples = await _samples(visit, filters, ids)
+    total = sum(one.number for one in counts.values())
+    return visit.page(
+        "bulk.html",
+        title=f"{verb.label} tasks",
+        verb=verb,
+        filters=filters,
+        words=evolve(filters, before=asked.before, states=asked.states).words,
+        ids=ids,
+        counts={state.value: count for state, count in counts.items() if count.number},
+        total=total,
+        samples=samples,
+        typed=total > TYPED_ABOVE,
+        now=filters.before,
+        back=visit.back("/tasks"),
+        problem="",
+    )
 
 
 def _asked(visit: Visit, verb: Verb) -> tuple[Filters, list[str]]:
@@ -98,34 +92,30 @@ async def _samples(visit: Visit, filters: Filters, ids: list[str]) -> list[Any]:
     return list(await visit.queue.atasks(**filters.selected, bare=True, limit=SAMPLES))
 
 
-def start(verb: Verb) -> View:
-    """Return the view that starts an action."""
-
-    async def begin(visit: Visit) -> Response:
-        filters, ids = _asked(visit, verb)
-        before = moment_of(visit.needed("before"), "before")
-        expected = visit.needed("expected")
-        if not (expected.isascii() and expected.isdecimal() and len(expected) < 16):
-            raise Refused(400, "The form does not say how many tasks it was about.")
-        number = int(expected)
-        if number > TYPED_ABOVE and visit.one("typed").replace(",", "").replace(" ", "") != expected:
-            raise Refused(400, f"Nothing was done: to confirm, type the number of tasks, {number:,}.")
-        now = await (await visit.storage()).now()
-        selected: Mapping[str, Any] = filters.selected if not ids else {"states": filters.states, "ids": ids}
-        words = filters.words if not ids else f"{len(ids)} chosen one by one"
-        job = visit.dashboard.bulk.start(
-            verb,
-            {**selected} if ids else {**selected, "enqueued_before": before},
-            actor=visit.visitor.name,
-            filters=words,
-            expected=number,
-            began=now,
-            back=visit.back("/tasks"),
-        )
-        visit.audit(f"bulk {verb.name}", words, f"started, {number:,} expected")
-        return visit.done("", f"/bulk/{verb.name}/job?id={job.id}")
-
-    return begin
+async def start(verb: Verb, visit: Visit) -> Response:
+    """Start an action."""
+    filters, ids = _asked(visit, verb)
+    before = moment_of(visit.needed("before"), "before")
+    expected = visit.needed("expected")
+    if not (expected.isascii() and expected.isdecimal() and len(expected) < 16):
+        raise Refused(400, "The form does not say how many tasks it was about.")
+    number = int(expected)
+    if number > TYPED_ABOVE and visit.one("typed").replace(",", "").replace(" ", "") != expected:
+        raise Refused(400, f"Nothing was done: to confirm, type the number of tasks, {number:,}.")
+    now = await (await visit.storage()).now()
+    selected: Mapping[str, Any] = filters.selected if not ids else {"states": filters.states, "ids": ids}
+    words = filters.words if not ids else f"{len(ids)} chosen one by one"
+    job = visit.dashboard.bulk.start(
+        verb,
+        {**selected} if ids else {**selected, "enqueued_before": before},
+        actor=visit.visitor.name,
+        filters=words,
+        expected=number,
+        began=now,
+        back=visit.back("/tasks"),
+    )
+    visit.audit(f"bulk {verb.name}", words, f"started, {number:,} expected")
+    return visit.done("", f"/bulk/{verb.name}/job?id={job.id}")
 
 
 def _job(visit: Visit) -> Job:
