@@ -146,6 +146,7 @@ def test_an_error_that_nobody_foresaw_is_one_line_too(
     (folder / "broken.py").write_text("def configure(parser): ...\ndef run(options): raise KeyError('why')\n")
     monkeypatch.syspath_prepend(folder)
     monkeypatch.setitem(COMMANDS, "broken", ("broken", "fail"))
+    monkeypatch.setattr("omniq.plugins._default", None)
 
     assert main(["broken"]) == 1
     assert error_of(capsys) == "KeyError: 'why' (type -v to see where)"

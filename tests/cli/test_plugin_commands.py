@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import omniq
-from omniq.cli import plugin_commands
+from omniq.cli.plugin_commands import summaries
 from omniq.errors import ConfigurationError, PluginConflict
 from omniq.plugins import Plugins
 from tests.cli.program import run_omniq
@@ -85,11 +85,11 @@ class Runs:
         return 0
 
 
-def plugins_with(thing: object) -> Plugins:
+def plugins_with(thing: object, name: str = "restock") -> Plugins:
     class Own:
         @omniq.hookimpl
         def omniq_commands(self) -> object:
-            return {"restock": thing}
+            return {name: thing}
 
     plugins = Plugins(discover=False)
     plugins.register(Own(), name="own", distribution="own-cli")
@@ -99,8 +99,8 @@ def plugins_with(thing: object) -> Plugins:
 def test_a_command_may_be_an_object() -> None:
     command = Runs()
 
-    assert plugin_commands.command_of(plugins_with((command, "order")), "restock", ()) is command
-    assert list(plugin_commands.summaries(plugins_with((command, "order")), ())) == [("restock", "order")]
+    assert plugins_with((command, "order")).command("restock") is command
+    assert list(summaries(plugins_with((command, "order"))))[-1] == ("restock", "order")
 
 
 @pytest.mark.parametrize(
@@ -115,12 +115,12 @@ def test_a_command_may_be_an_object() -> None:
 )
 def test_a_command_that_cannot_be_used_is_named(thing: object, message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
-        plugin_commands.command_of(plugins_with(thing), "restock", ())
+        plugins_with(thing).command("restock")
 
 
 def test_a_clash_with_a_command_of_ours_names_ours() -> None:
-    plugins = plugins_with((Runs(), "order"))
+    plugins = plugins_with((Runs(), "order"), name="stats")
 
     with pytest.raises(PluginConflict, match="claimed by omniq-core and own-cli"):
-        plugin_commands.command_of(plugins, "restock", {"restock"})
-    assert len(plugin_commands.clashes(plugins, {"restock"})) == 1
+        plugins.command("stats")
+    assert len(plugins.conflicts) == 1

@@ -36,7 +36,7 @@ from omniq.storage.urls import redact_all
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
-__all__ = ["Claim", "Plugin", "Plugins", "default_plugins"]
+__all__ = ["COMMANDS", "Plugin", "Plugins", "default_plugins"]
 
 GROUP = "omniq"
 """The group of entry points whose modules have hooks."""
@@ -66,6 +66,27 @@ _KINDS = {
     "omniq_triggers": "trigger",
     "omniq_commands": "command",
 }
+COMMANDS = {
+    "worker": ("omniq.cli.worker", "run tasks until told to stop"),
+    "enqueue": ("omniq.cli.enqueue", "hand over one task"),
+    "stats": ("omniq.cli.stats", "show every queue in numbers"),
+    "tasks": ("omniq.cli.tasks", "list, show, cancel, retry and delete tasks"),
+    "queues": ("omniq.cli.queues", "list, pause, resume and purge queues"),
+    "flows": ("omniq.cli.flows", "list, show, cancel and retry flows"),
+    "limits": ("omniq.cli.limits", "list, set and delete limits"),
+    "workers": ("omniq.cli.workers", "show which workers are alive"),
+    "dashboard": ("omniq.dashboard.command", "show what a store holds and does, in a browser"),
+    "exporter": ("omniq.cli.exporter", "serve the numbers of a store over HTTP"),
+    "functions": ("omniq.cli.functions", "show which tasks an application declares"),
+    "schedules": ("omniq.cli.schedules", "list, show, pause, resume, trigger and delete schedules"),
+    "doctor": ("omniq.cli.doctor", "check a store for problems"),
+    "export": ("omniq.cli.exporting", "write all that a store holds, as lines of JSON"),
+    "import": ("omniq.cli.importing", "store what omniq export wrote"),
+    "migrate": ("omniq.cli.migrate", "bring a store's schema up to date"),
+    "plugins": ("omniq.cli.plugins", "show which plugins are installed"),
+    "demo": ("omniq.cli.demo.command", "see two workers do real work, and one of them killed"),
+}
+"""Those of ``omniq``: name → module and summary."""
 _GROUPS = {hook.replace("_", ".", 1): hook for hook in _KINDS if hook != "omniq_commands"}
 """Groups of entry points that are things themselves, such as ``omniq.storages``: the hook that would name them, too."""
 
@@ -270,9 +291,9 @@ class Plugins:
         return tuple(self._found)
 
     @property
-    def commands(self) -> Mapping[str, list[Claim]]:
-        """Who adds which commands to ``omniq``: by name, the distributions that claim it."""
-        return self._claims["omniq_commands"]
+    def commands(self) -> list[str]:
+        """The names of all commands of ``omniq``, our own first."""
+        return [*self._claims["omniq_commands"]]
 
     @property
     def conflicts(self) -> tuple[str, ...]:
@@ -292,25 +313,36 @@ class Plugins:
             return self._loaded[hook, name]
         except KeyError:
             pass
+        claim = self._claim(hook, name)
+        is_command = hook == "omniq_commands"
+        thing = claim.thing[0] if is_command else claim.thing
+        if isinstance(thing, str):
+            module, _, attribute = thing.partition(":")
+            try:
+                with foreign():
+                    if not (module and attribute) and not is_command:
+                        raise ValueError("write module:attribute, such as 'acme_queue.storage:AcmeStorage'")
+                    found = import_module(module)
+                    thing = getattr(found, attribute) if attribute else found
+            except Foreign as raised:
+                raise ConfigurationError(
+                    f"{_KINDS[hook]} {name!r} of {claim.distribution} cannot be loaded from {thing!r}: {raised}"
+                ) from raised.__cause__
+        self._loaded[hook, name] = thing
+        return thing
+
+    def _claim(self, hook: str, name: str) -> Claim:
+        """Return the one claim of a name.
+
+        :raises KeyError: if there is none.
+        :raises PluginConflict: if there are several.
+        """
         claims = self._claims[hook].get(name, [])
         if not claims:
             raise KeyError(name)
         if len(claims) > 1:
             raise PluginConflict(_conflict(_KINDS[hook], name, claims))
-        thing = claims[0].thing
-        if isinstance(thing, str):
-            module, _, attribute = thing.partition(":")
-            try:
-                with foreign():
-                    if not (module and attribute):
-                        raise ValueError("write module:attribute, such as 'acme_queue.storage:AcmeStorage'")
-                    thing = getattr(import_module(module), attribute)
-            except Foreign as raised:
-                raise ConfigurationError(
-                    f"{_KINDS[hook]} {name!r} of {claims[0].distribution} cannot be loaded from {thing!r}: {raised}"
-                ) from raised.__cause__
-        self._loaded[hook, name] = thing
-        return thing
+        return claims[0]
 
     def _get_or_unknown(self, hook: str, name: str, what: str) -> Any:
         try:
@@ -424,6 +456,40 @@ class Plugins:
         """
         return cast("type[Trigger]", self._get_or_unknown("omniq_triggers", kind, "trigger"))
 
+    def command_summary(self, name: str) -> str:
+        """Return what a command of ``omniq`` does, in a few words.
+
+        :param name: one of :attr:`commands`.
+        :raises PluginConflict: if two distributions claim its name.
+        :raises ConfigurationError: if it is not declared as the hook asks.
+        """
+        claim = self._claim("omniq_commands", name)
+        match claim.thing:
+            case (_, str() as summary):
+                return summary
+        raise ConfigurationError(
+            f"command {name!r} of {claim.distribution}: omniq_commands must map it to a pair of what runs it, or "
+            f'"module:attribute", and a summary, not to {claim.thing!r}'
+        )
+
+    def command(self, name: str) -> Any:
+        """Return a command of ``omniq``: what has ``configure(parser)`` and ``run(options)``; None if there is none.
+
+        :param name: such as ``worker``.
+        :raises PluginConflict: if two distributions claim its name.
+        :raises ConfigurationError: if it cannot be used.
+        """
+        if name not in self._claims["omniq_commands"]:
+            return None
+        self.command_summary(name)
+        command = self._get("omniq_commands", name)
+        missing = [method for method in ("configure", "run") if not callable(getattr(command, method, None))]
+        if missing:
+            distribution = self._claim("omniq_commands", name).distribution
+            what = command.__name__ if isinstance(command, ModuleType) else repr(command)
+            raise ConfigurationError(f"command {name!r} of {distribution}: {what} has no {' and no '.join(missing)}")
+        return command
+
     def event(self, hook: str) -> Callable[..., None] | None:
         """Return a function that calls every plugin's hook for an event, or None where no plugin has one.
 
@@ -504,6 +570,10 @@ class _Builtin:
     @hookspecs.hookimpl
     def omniq_triggers(self) -> Mapping[str, type[Trigger] | str]:
         return {kind: f"omniq.triggers:{kind.title()}" for kind in ("at", "cron", "every")}
+
+    @hookspecs.hookimpl
+    def omniq_commands(self) -> Mapping[str, tuple[object, str]]:
+        return COMMANDS
 
 
 _builtin = _Builtin()

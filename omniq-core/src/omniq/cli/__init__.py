@@ -1,8 +1,8 @@
 """The command line: ``omniq worker``, ``omniq enqueue``, ``omniq stats`` and so on.
 
-Each command, or group of commands, is one module named in :data:`COMMANDS`; only the one that was asked for is
-imported. It has two functions: ``configure(parser)`` adds its arguments, ``run(options)`` does the work and returns the
-exit code. Plugins add commands of the same form, see :mod:`omniq.cli.plugin_commands`.
+Each command, or group of commands, is one module named in :data:`~omniq.plugins.COMMANDS`; only the one that was asked
+for is imported. It has two functions: ``configure(parser)`` adds its arguments, ``run(options)`` does the work and
+returns the exit code. Plugins add commands of the same form, by the same hook ``omniq_commands``.
 
 Exit codes: 0 done, 1 the operation failed, 2 wrong usage; 130 after Ctrl-C, 141 where the reader of the output has
 gone.
@@ -15,37 +15,15 @@ import io
 import os
 import sys
 from collections.abc import Sequence
-from importlib import import_module
-from typing import Protocol, cast
+from typing import Protocol
 
 from omniq.cli.arguments import Parser, add_verbose, is_app_known, known_app
 from omniq.cli.failures import report, suggestion
-from omniq.cli.plugin_commands import command_of, discover, held_warnings, summaries
+from omniq.cli.plugin_commands import discover, held_warnings, summaries
+from omniq.plugins import COMMANDS
 from omniq.storage.urls import redact
 
 __all__ = ["COMMANDS", "Command", "main"]
-
-COMMANDS = {
-    "worker": ("omniq.cli.worker", "run tasks until told to stop"),
-    "enqueue": ("omniq.cli.enqueue", "hand over one task"),
-    "stats": ("omniq.cli.stats", "show every queue in numbers"),
-    "tasks": ("omniq.cli.tasks", "list, show, cancel, retry and delete tasks"),
-    "queues": ("omniq.cli.queues", "list, pause, resume and purge queues"),
-    "flows": ("omniq.cli.flows", "list, show, cancel and retry flows"),
-    "limits": ("omniq.cli.limits", "list, set and delete limits"),
-    "workers": ("omniq.cli.workers", "show which workers are alive"),
-    "dashboard": ("omniq.dashboard.command", "show what a store holds and does, in a browser"),
-    "exporter": ("omniq.cli.exporter", "serve the numbers of a store over HTTP"),
-    "functions": ("omniq.cli.functions", "show which tasks an application declares"),
-    "schedules": ("omniq.cli.schedules", "list, show, pause, resume, trigger and delete schedules"),
-    "doctor": ("omniq.cli.doctor", "check a store for problems"),
-    "export": ("omniq.cli.exporting", "write all that a store holds, as lines of JSON"),
-    "import": ("omniq.cli.importing", "store what omniq export wrote"),
-    "migrate": ("omniq.cli.migrate", "bring a store's schema up to date"),
-    "plugins": ("omniq.cli.plugins", "show which plugins are installed"),
-    "demo": ("omniq.cli.demo.command", "see two workers do real work, and one of them killed"),
-}
-"""Name → module and summary."""
 
 SAY_THEMSELVES = ("worker", "plugins")
 """Commands that show in their own way what is wrong with a plugin."""
@@ -142,10 +120,9 @@ def _parse(arguments: list[str], prog: str) -> tuple[argparse.Namespace, Command
     parser.add_argument("-V", "--version", action=_Version, help="show the version and exit")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, title="commands")
     asked = next((argument for argument in arguments if not argument.startswith("-")), None)
-    known = {name: summary for name, (_, summary) in COMMANDS.items()}
-    command = None if asked is None else _command(asked)
-    if asked not in COMMANDS and not {"-V", "--version"} & set(arguments):
-        known |= summaries(discover(), COMMANDS)
+    plugins = discover()
+    command: Command | None = None if asked is None else plugins.command(asked)
+    known = dict(summaries(plugins))
     parsers: dict[str, argparse.ArgumentParser] = {}
     for name, summary in known.items():
         about = f"{summary[:1].upper()}{summary[1:]}."
@@ -172,15 +149,6 @@ def _parse(arguments: list[str], prog: str) -> tuple[argparse.Namespace, Command
         )
     assert command is not None  # argparse demands one
     return options, command
-
-
-def _command(name: str) -> Command | None:
-    """Return one of the commands, ours or a plugin's; None if there is none.
-
-    :raises PluginConflict: if two distributions claim its name.
-    """
-    command = command_of(discover(), name, COMMANDS)
-    return cast("Command", import_module(COMMANDS[name][0])) if command is None and name in COMMANDS else command
 
 
 class _Version(argparse.Action):

@@ -7,9 +7,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-from omniq.cli import COMMANDS
 from omniq.cli.arguments import add_json, configuring
-from omniq.cli.plugin_commands import clashes
 from omniq.cli.terminal import Screen, picked
 from omniq.plugins import ENVIRONMENT, Plugin, Plugins, default_plugins
 
@@ -33,7 +31,7 @@ def run(options: argparse.Namespace) -> int:
     plugins = default_plugins()
     screen = Screen()
     screen.answer(options.json, lambda: as_json(plugins), lambda: _as_text(plugins, screen))
-    return 1 if _conflicts(plugins) or any(plugin.problem for plugin in plugins.found) else 0
+    return 1 if plugins.conflicts or any(plugin.problem for plugin in plugins.found) else 0
 
 
 def as_json(plugins: Plugins) -> dict[str, Any]:
@@ -46,11 +44,7 @@ def as_json(plugins: Plugins) -> dict[str, Any]:
         }
         for plugin in plugins.found
     ]
-    return {"plugins": found, "conflicts": _conflicts(plugins)}
-
-
-def _conflicts(plugins: Plugins) -> list[str]:
-    return [*plugins.conflicts, *clashes(plugins, COMMANDS)]
+    return {"plugins": found, "conflicts": plugins.conflicts}
 
 
 def _as_text(plugins: Plugins, screen: Screen) -> list[str]:
@@ -59,7 +53,7 @@ def _as_text(plugins: Plugins, screen: Screen) -> list[str]:
         title = f"{plugin.distribution} {plugin.version}".rstrip()
         name = "" if plugin.name == "omniq" else f"  ({plugin.name})"
         lines += [screen.styled(title, "bold") + name, *_details(plugin, screen), ""]
-    conflicts = [screen.styled(f"conflict: {conflict}", "red") for conflict in _conflicts(plugins)]
+    conflicts = [screen.styled(f"conflict: {conflict}", "red") for conflict in plugins.conflicts]
     return lines + conflicts if conflicts else lines[:-1]
 
 
