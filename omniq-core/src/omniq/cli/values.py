@@ -36,34 +36,22 @@ def structure_arguments(
     :param serializer: the serializer ``json``.
     :raises SerializationError: if a value is not what its annotation says; names the path to it.
     """
-    given = [_positional(index, value, types, serializer) for index, value in enumerate(args)]
-    named = {name: _keyword(name, value, types, serializer) for name, value in kwargs.items()}
+    given = [_typed(value, types.of_position(n), f"args[{n}]", serializer) for n, value in enumerate(args)]
+    named = {
+        name: _typed(value, types.of_keyword(name), f"kwargs[{name!r}]", serializer) for name, value in kwargs.items()
+    }
     return tuple(given), named
 
 
-def _positional(index: int, value: Any, types: ArgumentTypes, serializer: Serializer) -> Any:
-    hint = types.of_position(index)
+def _typed(value: Any, hint: Any, path: str, serializer: Serializer) -> Any:
     payload = json.dumps([[value], {}]).encode()
     try:
         return serializer.load_arguments(payload, ArgumentTypes(positional=(hint,)))[0][0]
     except SerializationError as error:
-        path = error.path.replace("args[0]", f"args[{index}]", 1)
-        return _as_typed(value, hint, SerializationError(error.message, path))
-
-
-def _keyword(name: str, value: Any, types: ArgumentTypes, serializer: Serializer) -> Any:
-    payload = json.dumps([[], {name: value}]).encode()
-    try:
-        return serializer.load_arguments(payload, types)[1][name]
-    except SerializationError as error:
-        return _as_typed(value, types.of_keyword(name), error)
-
-
-def _as_typed(value: Any, hint: Any, refusal: SerializationError) -> Any:
-    try:
-        return _converter().structure(_marked(value), hint)
-    except Exception:  # cattrs raises whatever the classes raise; the serializer's words are the clearer ones
-        raise refusal from None
+        try:
+            return _converter().structure(_marked(value), hint)
+        except Exception:  # cattrs raises whatever the classes raise; the serializer's words are the clearer ones
+            raise SerializationError(error.message, error.path.replace("args[0]", path, 1)) from None
 
 
 def plain_json(value: Any) -> str | None:

@@ -6,18 +6,15 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from importlib import import_module
 from typing import Any
 
 from django.core.management.base import BaseCommand  # type: ignore[import-untyped]  # it brings no types
 
-from omniq.cli import COMMANDS, main
-from omniq.cli.arguments import Parser
+from omniq.cli import main
 
 __all__ = ["Command"]
 
-_OF_DJANGO = ("--settings", "--pythonpath")
-"""Options of every command, which ``manage.py`` has read by then."""
+_PROG = "manage.py omniq"
 
 
 class Command(BaseCommand):  # type: ignore[misc]  # Django brings no types
@@ -30,12 +27,10 @@ class Command(BaseCommand):  # type: ignore[misc]  # Django brings no types
 
         :param argv: the arguments of the process.
         """
-        given, alias = _without_options(argv[2:])
         # A worker's child processes are started as `python -m omniq`, which finds modules from the current folder.
         folders = [folder for folder in (sys.path[0], os.environ.get("PYTHONPATH")) if folder]
         os.environ["PYTHONPATH"] = os.pathsep.join(folders)
-        sys.argv = ["omniq", *_with_app(given, f"omniq.contrib.django.queues:{alias}")]
-        sys.exit(main())
+        sys.exit(_run(argv[2:], ends_process=True))
 
     def add_arguments(self, parser: Any) -> None:
         """Take all arguments as they are.
@@ -51,44 +46,18 @@ class Command(BaseCommand):  # type: ignore[misc]  # Django brings no types
         :param options: those of every command of Django.
         :raises SystemExit: with the exit code, unless that is 0.
         """
-        given, alias = _without_options(arguments)
-        code = main(_with_app(given, f"omniq.contrib.django.queues:{alias}"))
+        code = _run(arguments, ends_process=False)
         if code:
             sys.exit(code)
 
 
-def _without_options(arguments: Sequence[str]) -> tuple[list[str], str]:
-    """Return the arguments that are for ``omniq``, and the alias of the backend."""
-    rest: list[str] = []
-    alias, left = "default", list(arguments)
-    while left:
-        argument = left.pop(0)
-        if argument == "--":
-            return [*rest, argument, *left], alias
-        name, equals, value = argument.partition("=")
-        if name not in ("--backend", *_OF_DJANGO):
-            rest.append(argument)
-            continue
-        if not equals:
-            value = left.pop(0) if left else ""
-        if name == "--backend":
-            alias = value
-    return rest, alias
+_parser = argparse.ArgumentParser(prog=_PROG, add_help=False, allow_abbrev=False)
+_parser.add_argument("--backend", default="default")
+_parser.add_argument("--settings")  # of every command of Django, as the next; manage.py has read both by then
+_parser.add_argument("--pythonpath")
 
 
-def _with_app(arguments: Sequence[str], app: str) -> list[str]:
-    """Return the arguments with APP where the command takes it: behind its name, and that of its action."""
-    words = [place for place, argument in enumerate(arguments) if not argument.startswith("-")]
-    if not words or arguments[words[0]] not in COMMANDS:
-        return [*arguments]
-    parser: argparse.ArgumentParser = Parser()
-    import_module(COMMANDS[arguments[words[0]]][0]).configure(parser)
-    for place in words[:2]:
-        if any(action.dest == "app" for action in parser._actions):
-            return [*arguments[: place + 1], app, *arguments[place + 1 :]]
-        actions = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
-        following = next((arguments[word] for word in words if word > place), None)
-        if not actions or following not in actions[0].choices:
-            break
-        parser = actions[0].choices[following]
-    return [*arguments]
+def _run(arguments: Sequence[str], *, ends_process: bool) -> int:
+    options, rest = _parser.parse_known_args(arguments)
+    app = f"omniq.contrib.django.queues:{options.backend}"
+    return main(rest, app=app, prog=_PROG, ends_process=ends_process)
