@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from omniq import TaskQueue
-from omniq._worker.prefetch import AHEAD, LONGEST_PAUSE, ROUND, Lookahead
+from omniq._worker.executors import LoopExecutor
+from omniq._worker.prefetch import AHEAD, LONGEST_PAUSE, ROUND, Lookahead, Prefetch
 from omniq.testing import await_until
 from tests.core.running import Gate
 
@@ -135,3 +136,19 @@ def test_claims_that_look_past_nothing_need_no_pause() -> None:
         lookahead.learn(0, looked_past=0, useful=True)
 
         assert lookahead.room(waiting=0) == AHEAD
+
+
+async def test_short_tasks_are_claimed_in_few_round_trips(queue: TaskQueue) -> None:
+    @queue.task
+    async def quick() -> None: ...
+
+    executor, clock = LoopExecutor(100, lambda attempt: None, lambda attempt, outcome: None), Clock()
+    prefetch = Prefetch({"loop": executor}, 100, queue.runnable, clock)
+    assert (prefetch.wanted, prefetch.enough) == (100, True)
+
+    clock.now += 0.01
+    prefetch.learn([], ended=100, took=0.01)  # so many tasks end within a round trip
+    executor.load = 150
+    assert (prefetch.wanted, prefetch.enough) == (50, False)  # a claim of the little that is left would cost as much
+    executor.load = 100
+    assert (prefetch.wanted, prefetch.enough) == (100, True)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from omniq import Fixed, Limit, Rate, TaskQueue, TaskState, current_task
+from omniq.storage import QueueStats, Storage
 from omniq.storage.body import make_task
 from omniq.task import StoredTask, Task
 from omniq.testing import await_until
@@ -105,6 +106,31 @@ async def test_without_names_a_worker_serves_queues_that_it_had_never_heard_of(
         assert await (await note.aenqueue("known")) == "known"
         later = await note.using(queue="made-later").aenqueue("new")
         assert await later.aresult(30) == "new"
+
+
+async def test_the_store_is_asked_for_its_queues_once_before_the_first_task(
+    queue: TaskQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = 0
+    store = type(queue.connections.sibling())
+    stats = store.stats
+
+    async def counted(self: Storage) -> list[QueueStats]:
+        nonlocal asked
+        asked += 1
+        return await stats(self)
+
+    monkeypatch.setattr(store, "stats", counted)
+
+    @queue.task
+    async def note() -> int:
+        return asked
+
+    waiting = await note.using(queue="made-before").aenqueue()
+    running = asyncio.create_task(queue.arun_worker())
+    assert await waiting.aresult(30) == 1
+    running.cancel()
+    await asyncio.wait([running])
 
 
 async def test_a_worker_that_drains_works_off_queues_that_its_tasks_have_made(queue: TaskQueue) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import random
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -50,6 +51,8 @@ class Served:
         self.names: tuple[str, ...] = () if queues is None else check_queues(queues)
         self._functions = functions
         self._weights: dict[str, int] | None = None
+        self._stored: list[str] = []
+        self._ask_at = float("-inf")
         if isinstance(queues, Mapping):
             self._weights = {name: check_count(queues[name], f"the weight of queue {name!r}") for name in self.names}
 
@@ -68,12 +71,23 @@ class Served:
         # A random order in which each queue comes first as often as its weight says (Efraimidis and Spirakis, 2006).
         return sorted(weights, key=lambda name: random.random() ** (1 / weights[name]), reverse=True)
 
-    async def discover(self, storage: Storage) -> None:
-        """Find the queues that the store has, unless they were named."""
-        if not self.fixed:
-            declared = [function.options.queue for function in self._functions.values()]
-            stored = [stats.queue for stats in await storage.stats()]
-            self.names = tuple(dict.fromkeys([*declared, *stored]))
+    @property
+    def seconds_known(self) -> float:
+        """For how many seconds more the store is not to be asked for its queues."""
+        return math.inf if self.fixed else self._ask_at - time.monotonic()
+
+    async def discover(self, storage: Storage, *, anew: bool = True) -> None:
+        """Find the queues that the store has, unless they were named.
+
+        :param anew: whether to ask the store although it was asked a moment ago.
+        """
+        if self.fixed:
+            return
+        if anew or self.seconds_known <= 0:
+            self._stored = [stats.queue for stats in await storage.stats()]
+            self._ask_at = time.monotonic() + DISCOVER_EVERY
+        declared = [function.options.queue for function in self._functions.values()]
+        self.names = tuple(dict.fromkeys([*declared, *self._stored]))
 
     async def discover_patiently(self, connections: Connections, stop: asyncio.Event, who: str) -> bool:
         """Find the queues as soon as the store can be reached.
@@ -142,7 +156,6 @@ class Fetcher:
         self._stop = asyncio.Event()
         self._allowed = asyncio.Event()
         self._wait: asyncio.Task[None] | None = None
-        self._discover_at = 0.0
 
     @property
     def waiting(self) -> bool:
@@ -180,7 +193,8 @@ class Fetcher:
                 return
             wanted = self._prefetch.wanted
             try:
-                await self._discover()
+                if self._served.seconds_known <= 0 or not self._served.names:
+                    await self._served.discover(self._storage)
                 idle = not self._completer
                 claimed = await self._claim(wanted)
                 self.outage.succeeded()
@@ -236,10 +250,8 @@ class Fetcher:
             return
         if not self._served.names:
             await self._sleep(1.0)
-            self._discover_at = 0.0
             return
-        now = asyncio.get_running_loop().time()
-        timeout = WAIT if self._served.fixed else max(0.0, self._discover_at - now)
+        timeout = min(WAIT, max(0.0, self._served.seconds_known))
         self._wait = asyncio.ensure_future(self._storage.wait_for_work(self._served.names, timeout))
         ends: list[asyncio.Future[None]] = [self._wait]
         if self._on_idle is not None:
@@ -252,9 +264,3 @@ class Fetcher:
             for end in ends:
                 end.cancel()
             self._wait = None
-
-    async def _discover(self) -> None:
-        now = asyncio.get_running_loop().time()
-        if not self._served.fixed and now >= self._discover_at:
-            await self._served.discover(self._storage)
-            self._discover_at = now + DISCOVER_EVERY

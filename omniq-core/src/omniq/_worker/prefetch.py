@@ -163,7 +163,8 @@ class Prefetch:
     def _enough(self) -> int:
         used = self._used
         slots = self._executors[used[0]].capacity if len(used) == 1 else self._concurrency
-        return max(1, slots // 2)
+        # Of what is claimed ahead, too: else right after a claim that left a little room there would be another.
+        return max(1, (slots + self._ahead) // 2)
 
     def learn(self, claimed: Sequence[StoredTask], *, ended: int, took: float) -> None:
         """Take note of a claim.

@@ -10,7 +10,7 @@ import secrets
 import signal
 import socket
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping
 from datetime import UTC, datetime
 from functools import partial
 from types import TracebackType
@@ -56,18 +56,33 @@ LAST_WORDS = 2.0
 """Seconds that interrupted coroutines get to clean up after the grace period."""
 FAREWELL = 3.0
 """Seconds that a store that does not answer gets for the last outcomes."""
+IDLE_LOOKS, LOOK_FOR_IDLE = 100, 0.05
+"""How often a worker looks whether it has no tasks before it freezes what there is nevertheless; and the seconds
+between."""
 LIMITS_WAIT = 1.0
 """Seconds within which a limit has to let a task start, or a worker that drains leaves it to others."""
 
 
-@contextlib.contextmanager
-def _frozen() -> Iterator[None]:
-    """Keep the garbage collector from looking at what there is now: for tens of milliseconds no task would begin."""
-    gc.collect()  # what is garbage already would be kept
-    gc.freeze()
+@contextlib.asynccontextmanager
+async def _frozen(is_idle: Callable[[], bool]) -> AsyncIterator[None]:
+    """Keep the garbage collector from looking at what there is now: for tens of milliseconds no task would begin.
+
+    As long as that takes to arrange, no task begins either. So it is done while there is none, if that is soon.
+    """
+
+    async def freeze() -> None:
+        for _ in range(IDLE_LOOKS):
+            if is_idle():
+                break
+            await asyncio.sleep(LOOK_FOR_IDLE)
+        gc.collect()  # what is garbage already would be kept
+        gc.freeze()
+
+    freezing = asyncio.create_task(freeze())
     try:
         yield
     finally:
+        freezing.cancel()
         gc.unfreeze()
 
 
@@ -194,7 +209,7 @@ class Worker:
         # Before anything that takes a while: nothing is claimed until the first one has got through.
         self._heartbeat.start()
         try:
-            await self._served.discover(self._storage)
+            await self._served.discover(self._storage, anew=False)
             await self._store_schedules()
         except BaseException:
             self._heartbeat.ask_to_stop()
@@ -346,7 +361,8 @@ class Worker:
         :param supervised: whether another process passes signals on to this one: SIGTERM and SIGINT then count once,
             however often they come, and SIGQUIT stops at once.
         :param own_process: whether the process does nothing else: until this returns, the garbage collector leaves
-            alone what was there when the worker had started (``gc.freeze``), and then looks at everything again.
+            alone what was there when the worker first had nothing to do, or five seconds after its start
+            (``gc.freeze``), and then looks at everything again.
         """
 
         def on_signal(number: signal.Signals) -> None:
@@ -357,7 +373,7 @@ class Worker:
                 if not await self._served.discover_patiently(self.queue.connections, self._stop, self._called):
                     return
                 await self.start()
-                with _frozen() if own_process else contextlib.nullcontext():
+                async with _frozen(self._is_idle) if own_process else contextlib.nullcontext():
                     await self._stop.wait()
                     await self.drain()
             except asyncio.CancelledError:
@@ -431,6 +447,9 @@ class Worker:
 
     def _is_waiting(self) -> bool:
         return self._fetcher is not None and self._fetcher.waiting
+
+    def _is_idle(self) -> bool:
+        return self._is_waiting() and not self.completer
 
     # Running
 
