@@ -55,6 +55,7 @@ def test_every_option_reaches_the_worker_and_the_workers_of_a_supervisor(
     shop: TaskQueue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     worked: list[dict[str, Any]] = []
+    watched: list[int] = []
     commands: list[Sequence[str]] = []
 
     class Supervisor:
@@ -76,14 +77,14 @@ def test_every_option_reaches_the_worker_and_the_workers_of_a_supervisor(
     monkeypatch.setattr(TaskQueue, "worker", note)
     monkeypatch.setattr("omniq.cli.worker.run_as_process", lambda *_, **__: None)
     monkeypatch.setattr("omniq.cli.worker.Supervisor", Supervisor)
+    monkeypatch.setattr("omniq.cli.worker.stop_when_parent_ends", lambda child_end, within: watched.append(child_end))
 
     assert main(["worker", "shop:queue", *OPTIONS]) == 0
     assert main(["worker", "shop:queue", *OPTIONS, "--processes", "2"]) == 0
     python, _, module, *words = commands[0]
     assert (python, module) == (sys.executable, "omniq")
-    parent_watch = words.index("--parent-watch")
-    assert words[parent_watch + 1] == "99"
-    assert main([*words[:parent_watch], *words[parent_watch + 2 :]]) == 0
+    assert main(words) == 0
+    assert watched == [99]
 
     # Each is made twice: to check the options before anything begins, and to work.
     assert len(worked) == 5

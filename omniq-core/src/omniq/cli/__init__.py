@@ -148,6 +148,7 @@ def _parse(arguments: list[str], prog: str) -> tuple[argparse.Namespace, Command
             else f"{redact(unknown[0])!r} is one argument too many; options go before or after all arguments"
         )
     assert command is not None  # argparse demands one
+    options.words = arguments[arguments.index(options.command) + 1 :]
     return options, command
 
 

@@ -11,14 +11,13 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from importlib.metadata import version
-from typing import Any
 
 from omniq._client.queue import TaskQueue
 from omniq._worker.metrics import Metrics
 from omniq._worker.worker import Worker, WorkerOptions
 from omniq._worker.worker_process import run_as_process
 from omniq.cli.app import import_module_of, is_shared, load_queue
-from omniq.cli.arguments import add_app, configuring, count, flag, label, option, seconds, size, value
+from omniq.cli.arguments import add_app, configuring, count, flag, is_app_known, label, option, seconds, size, value
 from omniq.cli.exposition import require_library
 from omniq.cli.failures import UsageError, suggestion
 from omniq.cli.http import http_option
@@ -40,8 +39,6 @@ _log = get_logger("omniq.supervisor")
 MOST_NAMES = 8
 """So many tasks are named at most."""
 LEVELS = ("debug", "info", "warning", "error")
-_OURS = frozenset({"help", "http", "parent_watch", "processes", "reload", "reloaded", "reports"})
-"""Options that are for this process alone."""
 
 
 def _queues(text: str) -> list[str]:
@@ -119,7 +116,6 @@ configure = configuring(
     option("--parent-watch", type=int, help=argparse.SUPPRESS),
     option("--reports", type=int, help=argparse.SUPPRESS),
     option("--reloaded", action="store_true", help=argparse.SUPPRESS),
-    lambda parser: parser.set_defaults(parser=parser),
 )
 
 
@@ -144,7 +140,7 @@ def run(options: argparse.Namespace) -> int:
     with shown if options.log_setup else contextlib.nullcontext():
         held_warnings()
         # Before the application is imported, which may change the folder and the environment.
-        restart = Restart(_command(options, "--reload", "--reloaded"))
+        restart = Restart(_command(options, *([] if options.reloaded else ["--reloaded"])))
         queue = _load(options, restart)
         heed_application()
         planned = _planned(queue, options)
@@ -290,27 +286,6 @@ async def _supervise(options: argparse.Namespace) -> int:
 
 
 def _command(options: argparse.Namespace, *more: str) -> list[str]:
-    """Return what starts another worker with these options."""
-    words = [word for action in options.parser._actions for word in _words(action, options)]
-    return [sys.executable, "-m", "omniq", "worker", options.app, *more, *words]
-
-
-def _words(action: argparse.Action, options: argparse.Namespace) -> list[str]:
-    """Return an option as it was given; nothing where it was not, or is for this process alone."""
-    given: Any = getattr(options, action.dest, None)
-    if not action.option_strings or action.dest in _OURS or given == action.default:
-        return []
-    name = action.option_strings[-1]
-    if action.nargs == 0:
-        return [name]
-    values = given if isinstance(action, argparse._AppendAction) else [given]
-    return [f"{name}={_word(one)}" for one in values]
-
-
-def _word(given: object) -> str:
-    match given:
-        case tuple((name, text)):
-            return f"{name}={text}"
-        case list(names):
-            return ",".join(names)
-    return str(given)
+    """Return what starts another worker with the words that this one was given, and some before them."""
+    app = [options.app] if is_app_known() else []
+    return [sys.executable, "-m", "omniq", "worker", *more, *app, *options.words]

@@ -146,7 +146,7 @@ class OpenTelemetry:
 
     @hookimpl
     def omniq_task_failed(self, task: Task, worker: str, seconds: float, error: TaskError) -> None:
-        """Make the span of an attempt whose child process was killed.
+        """Make the span of an attempt that failed, for good or to be retried, as its child process was killed.
 
         :param task: what has failed.
         :param worker: the worker's id.
@@ -155,16 +155,7 @@ class OpenTelemetry:
         """
         self._ended(task, worker, seconds, error)
 
-    @hookimpl
-    def omniq_task_retrying(self, task: Task, worker: str, seconds: float, error: TaskError) -> None:
-        """Make the span of an attempt whose child process was killed.
-
-        :param task: what runs again.
-        :param worker: the worker's id.
-        :param seconds: how long the attempt took.
-        :param error: why it runs again.
-        """
-        self._ended(task, worker, seconds, error)
+    omniq_task_retrying = omniq_task_failed
 
     @hookimpl
     def omniq_task_cancelled(self, task: Task, worker: str, seconds: float) -> None:
