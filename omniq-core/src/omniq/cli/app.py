@@ -8,9 +8,10 @@ import importlib
 import os
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from datetime import datetime
 from types import ModuleType
+from typing import TypeVar
 
 from omniq._client.audit import acting_as
 from omniq._client.queue import TaskQueue
@@ -21,6 +22,7 @@ from omniq.storage.posix import IS_POSIX
 from omniq.storage.urls import redact, with_slashes
 
 __all__ = [
+    "ask",
     "import_module_of",
     "is_shared",
     "load_queue",
@@ -33,6 +35,8 @@ __all__ = [
     "store_of",
     "user_name",
 ]
+
+T = TypeVar("T")
 
 MOST_NAMESPACES = 10
 """So many other namespaces are named at most."""
@@ -64,24 +68,25 @@ async def store_of(queue: TaskQueue) -> Storage:
     return (await queue.connections.current()).storage
 
 
+def ask(queue: TaskQueue, question: Callable[[Storage], Awaitable[T]]) -> T:
+    """Return what the open store of a queue answers to a question."""
+
+    async def asked() -> T:
+        return await question(await store_of(queue))
+
+    return queue.run(asked())
+
+
 def now_of(queue: TaskQueue) -> datetime:
     """Return the time by the store's clock, to which all of its times belong."""
-
-    async def ask() -> datetime:
-        return await (await store_of(queue)).now()
-
-    return queue.run(ask())
+    return ask(queue, lambda storage: storage.now())
 
 
 def place_of(queue: TaskQueue) -> str:
     """Return where a command looked: the namespace, the store, and which other namespaces there are in it."""
-
-    async def ask() -> list[str]:
-        return await (await store_of(queue)).namespaces()
-
     if not queue.namespace:  # made with a storage object, which alone knows its own
         return queue.url
-    others = [name for name in sorted(queue.run(ask())) if name != queue.namespace]
+    others = [name for name in sorted(ask(queue, lambda storage: storage.namespaces())) if name != queue.namespace]
     named = ", ".join(others[:MOST_NAMESPACES]) + (", …" if others[MOST_NAMESPACES:] else "")
     there = f"; there, too: namespace{'s' if len(others) > 1 else ''} {named} (?namespace=NAME)" if others else ""
     return f"namespace {queue.namespace} of {queue.url}{there}"

@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 
-from omniq._client.moving import Moved, export_from
-from omniq._client.queue import TaskQueue
-from omniq.cli.app import open_queue, store_of
+from omniq._client.moving import export_from
+from omniq.cli.app import ask, open_queue
 from omniq.cli.arguments import add_store, configuring, flag
 from omniq.cli.failures import FAILED, complain, note
 from omniq.cli.importing import told
@@ -32,11 +31,10 @@ configure = configuring(
 def run(options: argparse.Namespace) -> int:
     """Write everything to stdout."""
     with open_queue(options.app) as queue:
-        moved = queue.run(_export(queue, as_ready=options.as_ready))
+        moved = ask(
+            queue,
+            lambda storage: export_from(storage, queue.url, sys.stdout.write, complain, as_ready=options.as_ready),
+        )
     sys.stdout.flush()
     note(f"exported {told(moved.stored)}")
     return FAILED if moved.refused else 0
-
-
-async def _export(queue: TaskQueue, *, as_ready: bool) -> Moved:
-    return await export_from(await store_of(queue), queue.url, sys.stdout.write, complain, as_ready=as_ready)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from omniq._worker.metrics import BOUNDS, COUNTERS, Totals, histogram
 from omniq._worker.worker_info import WorkerInfo
@@ -96,51 +96,47 @@ def store_metrics(
     :param now: by the store's clock.
     :param usage: how its limits stand.
     """
-    from prometheus_client.core import GaugeMetricFamily
-
-    tasks = GaugeMetricFamily("omniq_tasks", "Tasks by state.", labels=("queue", "state"))
-    oldest = GaugeMetricFamily(
-        "omniq_oldest_ready_seconds", "For how long the oldest ready task has waited.", labels=("queue",)
-    )
-    paused = GaugeMetricFamily("omniq_queue_paused", "1 if the queue is paused.", labels=("queue",))
-    for queue in stats:
-        for state in TaskState:
-            tasks.add_metric((queue.queue, state.value), queue.counts.get(state, 0))
-        oldest.add_metric((queue.queue,), queue.oldest_ready or 0.0)
-        paused.add_metric((queue.queue,), queue.paused)
-    late = [
-        (now - schedule.next_run).total_seconds()
-        for schedule in schedules
-        if schedule.next_run is not None and not schedule.paused
+    late = [(now - one.next_run).total_seconds() for one in schedules if one.next_run is not None and not one.paused]
+    slots = [worker.about.concurrency for worker in workers if worker.about is not None]
+    limits = [(one.limit, one) for one in usage if one.limit is not None]
+    by_state = [(one.queue, state.value, one.counts.get(state, 0)) for one in stats for state in TaskState]
+    waited = [(one.queue, one.oldest_ready or 0.0) for one in stats]
+    most = [(limit.id, limit.concurrency) for limit, _ in limits if limit.concurrency is not None]
+    closed = [(limit.id, one.is_full or one.next_start is not None) for limit, one in limits]
+    return [
+        _gauge("tasks", "Tasks by state.", by_state, "queue", "state"),
+        _gauge("oldest_ready_seconds", "For how long the oldest ready task has waited.", waited, "queue"),
+        _gauge("queue_paused", "1 if the queue is paused.", [(one.queue, one.paused) for one in stats], "queue"),
+        _gauge("workers", "Workers that were heard of within their lease.", [(len(workers),)]),
+        _gauge("worker_slots", "Tasks that they can run at once.", [(sum(slots),)]),
+        _gauge("running_tasks", "Tasks that they hold.", [(sum(len(worker.running) for worker in workers),)]),
+        _gauge("schedules", "Schedules.", [(len(schedules),)]),
+        _gauge("schedule_lag_seconds", "How late the latest schedule is.", [(max(0.0, *late) if late else 0.0,)]),
+        _gauge(
+            "limit_running",
+            "Tasks that run under a limit.",
+            [(limit.id, one.running) for limit, one in limits],
+            "limit",
+        ),
+        _gauge("limit_concurrency", "How many tasks may run under a limit.", most, "limit"),
+        _gauge(
+            "limit_held_keys",
+            "Keys whose tasks a limit holds back.",
+            [(limit.id, one.held_keys) for limit, one in limits],
+            "limit",
+        ),
+        _gauge("limit_closed", "1 if a limit lets no further task start now.", closed, "limit"),
     ]
-    gauges = {
-        "omniq_workers": ("Workers that were heard of within their lease.", len(workers)),
-        "omniq_worker_slots": ("Tasks that they can run at once.", sum(_slots(worker) for worker in workers)),
-        "omniq_running_tasks": ("Tasks that they hold.", sum(len(worker.running) for worker in workers)),
-        "omniq_schedules": ("Schedules.", len(schedules)),
-        "omniq_schedule_lag_seconds": ("How late the latest schedule is.", max(0.0, *late) if late else 0.0),
-    }
-    single = [GaugeMetricFamily(name, text, value=value) for name, (text, value) in gauges.items()]
-    return [tasks, oldest, paused, *single, *_limit_metrics(usage)]
 
 
-def _limit_metrics(usage: Sequence[LimitUsage]) -> list[Metric]:
+def _gauge(name: str, text: str, samples: Iterable[tuple[Any, ...]], *labels: str) -> Metric:
+    """Return a gauge.
+
+    :param samples: the values, each behind those of its labels.
+    """
     from prometheus_client.core import GaugeMetricFamily
 
-    running = GaugeMetricFamily("omniq_limit_running", "Tasks that run under a limit.", labels=("limit",))
-    most = GaugeMetricFamily("omniq_limit_concurrency", "How many tasks may run under a limit.", labels=("limit",))
-    held = GaugeMetricFamily("omniq_limit_held_keys", "Keys whose tasks a limit holds back.", labels=("limit",))
-    closed = GaugeMetricFamily("omniq_limit_closed", "1 if a limit lets no further task start now.", labels=("limit",))
-    for one in usage:
-        if one.limit is None:
-            continue
-        running.add_metric((one.limit.id,), one.running)
-        held.add_metric((one.limit.id,), one.held_keys)
-        closed.add_metric((one.limit.id,), one.is_full or one.next_start is not None)
-        if one.limit.concurrency is not None:
-            most.add_metric((one.limit.id,), one.limit.concurrency)
-    return [running, most, held, closed]
-
-
-def _slots(worker: WorkerInfo) -> int:
-    return 0 if worker.about is None else worker.about.concurrency
+    gauge = GaugeMetricFamily(f"omniq_{name}", text, labels=labels)
+    for *of_labels, value in samples:
+        gauge.add_metric(of_labels, value)
+    return gauge

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
 
 from omniq._client.queue import TaskQueue
-from omniq.cli.app import now_of, place_of, store_of
+from omniq.cli.app import ask, now_of, place_of
 from omniq.cli.arguments import add_json, count, text, value
 from omniq.cli.columns import Column
 from omniq.cli.failures import OperationFailed, each
@@ -29,15 +29,13 @@ AT_A_TIME = 1000
 
 
 def _list(queue: TaskQueue, options: argparse.Namespace) -> None:
-    async def latest() -> list[Flow]:
-        return await latest_flows(await _holding(queue), options.limit)
-
-    answer_all(queue, options, queue.run(latest()), _as_json, _columns(now_of(queue)), "flows")
+    flows = ask(queue, lambda storage: latest_flows(_holding(storage), options.limit))
+    answer_all(queue, options, flows, _as_json, _columns(now_of(queue)), "flows")
 
 
 def _show(queue: TaskQueue, options: argparse.Namespace) -> int:
     ids = whole_ids(queue, options.ids)
-    found = dict(zip(ids, queue.run(_found(queue, ids)), strict=True))
+    found = dict(zip(ids, ask(queue, lambda storage: _holding(storage).get_flows(ids)), strict=True))
     flows, now = [flow for flow in found.values() if flow is not None], now_of(queue)
     Screen().answer(
         options.json,
@@ -71,15 +69,10 @@ def _retry(queue: TaskQueue, options: argparse.Namespace) -> int:
     return each(whole_ids(queue, options.ids), retry)
 
 
-async def _holding(queue: TaskQueue) -> Storage:
-    storage = await store_of(queue)
+def _holding(storage: Storage) -> Storage:
     if not storage.limits.flows:
         raise no_flows(storage)
     return storage
-
-
-async def _found(queue: TaskQueue, ids: Sequence[str]) -> list[Flow | None]:
-    return await (await _holding(queue)).get_flows(ids)
 
 
 async def latest_flows(storage: Storage, limit: int) -> list[Flow]:

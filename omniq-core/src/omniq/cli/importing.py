@@ -9,9 +9,8 @@ import sys
 from collections.abc import Mapping
 from typing import BinaryIO
 
-from omniq._client.moving import Moved, NotMoved, import_into
-from omniq._client.queue import TaskQueue
-from omniq.cli.app import open_queue, store_of
+from omniq._client.moving import NotMoved, import_into
+from omniq.cli.app import ask, open_queue
 from omniq.cli.arguments import add_store, configuring, flag
 from omniq.cli.failures import FAILED, complain
 from omniq.cli.terminal import Screen
@@ -40,7 +39,7 @@ def run(options: argparse.Namespace) -> int:
     if not options.partial:
         _refuse_cut_off(source)
     with open_queue(options.app) as queue:
-        moved = queue.run(_import(queue, source, partial=options.partial))
+        moved = ask(queue, lambda storage: import_into(storage, source, complain, partial=options.partial))
     screen = Screen()
     screen.say(f"imported {told(moved.stored)}")
     if moved.present:
@@ -48,10 +47,6 @@ def run(options: argparse.Namespace) -> int:
     if moved.refused:
         screen.say(f"not stored: {told(moved.refused)}")
     return FAILED if moved.refused else 0
-
-
-async def _import(queue: TaskQueue, source: BinaryIO, *, partial: bool) -> Moved:
-    return await import_into(await store_of(queue), source, complain, partial=partial)
 
 
 def _refuse_cut_off(source: BinaryIO) -> None:

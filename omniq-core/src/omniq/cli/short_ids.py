@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from omniq._client.queue import TaskQueue
-from omniq.cli.app import store_of
+from omniq.cli.app import ask
 from omniq.cli.failures import OperationFailed
 from omniq.storage import Storage, TaskQuery
 
@@ -30,12 +30,11 @@ def whole_ids(queue: TaskQueue, typed: Sequence[str]) -> list[str]:
     :raises OperationFailed: if a short id is that of no recent task.
     """
     wanted = {text for text in typed if _SHORT.fullmatch(text)}
-    found = queue.run(_found(queue, wanted)) if wanted else {}
+    found = ask(queue, lambda storage: _found(storage, wanted)) if wanted else {}
     return [found.get(text, text) for text in typed]
 
 
-async def _found(queue: TaskQueue, wanted: set[str]) -> dict[str, str]:
-    storage = await store_of(queue)
+async def _found(storage: Storage, wanted: set[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     # The store may hold a task under just this id: others than ours may have put it there.
     for task in await storage.get(sorted(wanted)):

@@ -13,7 +13,7 @@ from attrs import frozen
 from omniq._client import selection
 from omniq._client.queue import TaskQueue
 from omniq._client.selection import Selection, Step
-from omniq.cli.app import note_place, store_of
+from omniq.cli.app import ask, note_place
 from omniq.cli.arguments import flag, option, text, value
 from omniq.cli.enqueue import find_function
 from omniq.cli.failures import FAILED, UsageError, complain
@@ -181,12 +181,12 @@ def _named(queue: TaskQueue, verb: Verb, ids: list[str]) -> tuple[Done, Refused]
 
 
 def _records(queue: TaskQueue, ids: Sequence[str]) -> Iterator[tuple[str, StoredTask | None]]:
-    async def read(some: Sequence[str]) -> list[StoredTask | None]:
-        return await (await store_of(queue)).get(some)
-
     for start in range(0, len(ids), READ_AT_ONCE):
-        some = ids[start : start + READ_AT_ONCE]
-        yield from zip(some, queue.run(read(some)), strict=True)
+        yield from _read(queue, ids[start : start + READ_AT_ONCE])
+
+
+def _read(queue: TaskQueue, ids: Sequence[str]) -> Iterator[tuple[str, StoredTask | None]]:
+    return zip(ids, ask(queue, lambda storage: storage.get(ids)), strict=True)
 
 
 def _refusal(task_id: str, task: StoredTask | None, verb: Verb) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import builtins
 import inspect
 import threading
@@ -17,6 +16,7 @@ from weakref import WeakSet
 from attrs import define, field
 
 from omniq import TaskQueue
+from omniq._runtime.portal import is_on_running_loop
 from omniq.contrib import _needs
 from omniq.contrib.django.databases import is_in_memory, url_of
 from omniq.errors import ConfigurationError
@@ -457,7 +457,7 @@ class _AroundTasks:
         :param worker: the worker's id.
         :return: the steps of a hook that stands around a task.
         """
-        on_thread = not _is_on_loop()
+        on_thread = not is_on_running_loop()
         attempt = _Attempt(task, worker, self._alias)
         token = _attempt.set(attempt)
         try:
@@ -476,14 +476,6 @@ class _AroundTasks:
             _attempt.reset(token)
             if on_thread:
                 _refresh_connections()
-
-
-def _is_on_loop() -> bool:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True
 
 
 def _refresh_connections() -> None:
