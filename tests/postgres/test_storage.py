@@ -19,7 +19,7 @@ from omniq.storage.urls import parse_url
 from omniq.storage.validation import is_corrupt
 from omniq.task import Failed, Progress, TaskError, TaskState
 from omniq.testing import await_until
-from omniq_postgres import claiming, dead_tuples
+from omniq_postgres import claiming, dead_tuples, session
 from omniq_postgres.storage import PostgresStorage
 from tests.postgres.support import counts, done, new_task, opened, settings_of, table_of, take
 from tests.servers.postgres import PostgresServer
@@ -150,6 +150,23 @@ async def test_a_batch_with_ids_that_are_there_stores_the_others(storage_url: st
 
 
 # Counters
+
+
+async def test_summing_up_the_counters_takes_no_connection_from_what_goes_on(
+    server: PostgresServer, storage_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "FOLD_EVERY", 1)
+    monkeypatch.setattr(session, "FOLD_LOOKS", 100_000)
+    name = f"folds-{storage_url[-8:]}"
+    async with opened(storage_url, application_name=name) as store:
+        await store.enqueue([new_task()])
+        # What a worker asks for after each task, all at once.
+        await asyncio.gather(store.stats(), store.workers(), store.get_schedules())
+        await await_until(
+            lambda: server.execute(f"SELECT count(*) FROM {table_of(storage_url, 'delta')}") == [(0,)], timeout=30
+        )
+        found = server.execute("SELECT count(*) FROM pg_stat_activity WHERE application_name = %s", name)
+    assert found == [(3,)]
 
 
 async def test_counts_are_right_whoever_sums_them_up_meanwhile(server: PostgresServer, storage_url: str) -> None:

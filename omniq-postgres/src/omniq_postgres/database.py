@@ -122,6 +122,11 @@ class Database:
         self.pool = Pool(connector, connections)
         self._under_way: set[asyncio.Task[Any]] = set()
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether there are jobs under way."""
+        return bool(self._under_way)
+
     async def run(self, job: Job[R], *, timeout: float | None = None) -> R:
         """Do a job. If the caller is cancelled, the job goes on for a moment, so that the connection stays whole.
 

@@ -35,6 +35,9 @@ OPENING = 5.0
 """Seconds for which a server that starts is waited for."""
 FOLD_EVERY = 300
 """Jobs. After so many of them the changes of the counters are summed up, so that they never become many."""
+FOLD_LOOKS, FOLD_PAUSE = 10, 0.01
+"""How often it is looked whether other jobs are under way before it is done nevertheless; and the seconds before each
+look."""
 
 
 class Session:
@@ -105,6 +108,12 @@ class Session:
                 self._folding = self._loop.create_task(self._fold())
 
     async def _fold(self) -> None:
+        # Beside what tasks need just now it would take a connection from them: to make one more, and to plan the first
+        # statements there, takes many times as long as they do.
+        for _ in range(FOLD_LOOKS):
+            await asyncio.sleep(FOLD_PAUSE)
+            if not self.database.is_busy:
+                break
         with contextlib.suppress(OmniQError):  # the next one does it
             while await self.database.run(fold) >= FOLDED:
                 pass
