@@ -32,7 +32,7 @@ local function take(queue, members, line)
     local order, past = orders[i], pasts[i]
     if not order then
       -- No task, or one that is not there any more, or of another type.
-      if call('EXISTS', P .. 'o:' .. ids[i]) == 1 then
+      if call_any('EXISTS', P .. 'o:' .. ids[i]) == 1 then
         corrupt[i] = 'its order is of another type'
       end
       patience = patience - 1
@@ -102,10 +102,10 @@ local function take(queue, members, line)
     rare().end_waiting(ids[i], orders[i], pasts[i], rare().head_of(orders[i], 1))
   end
   if line then
-    call('ZREMRANGEBYRANK', P .. 'line:' .. line, 0, #members - 1)
+    call_any('ZREMRANGEBYRANK', P .. 'line:' .. line, 0, #members - 1)
     apply('ZREM', P .. 'lined:' .. queue, ids)
   else
-    call('ZREMRANGEBYRANK', P .. 'ready:' .. queue, 0, #members - 1)
+    call_any('ZREMRANGEBYRANK', P .. 'ready:' .. queue, 0, #members - 1)
   end
   if #watched > 0 then
     apply('ZREM', P .. 'expiring', watched)
@@ -125,8 +125,8 @@ local function drop(queue)
     end
     if #members == 0 then
       return
-    elseif call('EXISTS', unpack(keys)) == 0 then
-      call('ZREMRANGEBYRANK', key, 0, #members - 1)
+    elseif call_any('EXISTS', unpack(keys)) == 0 then
+      call_any('ZREMRANGEBYRANK', key, 0, #members - 1)
       patience = patience - #members
     else
       stride = math.floor(stride / 4)
@@ -154,7 +154,7 @@ local function serve(queue, wanted)
         drop(queue)
       end
     end
-    if (wanted <= 0 or patience <= 0) and call('EXISTS', P .. 'ready:' .. queue) == 1 then
+    if (wanted <= 0 or patience <= 0) and call_any('EXISTS', P .. 'ready:' .. queue) == 1 then
       wake(queue)
     end
   elseif string.sub(lane, 1, 1) ~= 'p' then

@@ -5,14 +5,17 @@ local id, head = ARGV[1], ARGV[2]
 local seq = call('INCR', P .. 'seq')
 local seq8 = struct.pack('>I8', seq)
 local order = seq8 .. now8 .. now8 .. NEVER .. string.sub(head, 18) .. ARGV[3]
-if not call('SET', P .. 'o:' .. id, order, 'NX') then
+if not call_any('SET', P .. 'o:' .. id, order, 'NX') then
   return 0
 end
 local queue = string.sub(head, 35)
 call('ZADD', P .. 'ready:' .. queue, 0, string.sub(head, 30, 30) .. now8 .. string.sub(seq8, 3) .. id)
 local block = math.floor(seq / 100)
-call('HSET', P .. 'log:' .. block, seq % 100, id)
-call('ZADD', P .. 'log', block, block)
+local key = P .. 'log:' .. block
+call('HSET', key, seq % 100, id)
+if call_any('HLEN', key) == 1 then
+  call('ZADD', P .. 'log', block, block)
+end
 call('SADD', P .. 'queues', queue)
 wake(queue)
 return 1

@@ -19,11 +19,6 @@ local function push(list, one, other)
   list.size = size + 2
 end
 
-local function place_in(key)
-  placed[key] = placed[key] or {}
-  return placed[key]
-end
-
 -- Puts a task back to wait.
 local function put_back(id, record, attempt, head, queue, kind, delay, err, progress)
   local number, _, run, expires = struct.unpack('>I4I8I8I8', record, 5)
@@ -94,8 +89,10 @@ for i = 1, count do
     if kind == 'l' then
       released[#released + 1] = head
     end
-    -- The first delivery has nothing before it.
-    local state, err, log = STATE[kind], split_error(delivery > 1 and latest_error(id) or '')
+    local state, err, log = STATE[kind], '', ''
+    if delivery > 1 then  -- the first has nothing before it
+      err, log = split_error(latest_error(id))
+    end
     if kind == 's' then
       err = log
     else
@@ -116,7 +113,9 @@ for i = 1, count do
     if state then
       push(queue[state], head.member and rare().kept_until(head) or now + head.ttl, id)
       if state ~= 'succeeded' then
-        push(place_in(P .. 'order:' .. state .. ':' .. head.queue), score_of(head), id)
+        local key = P .. 'order:' .. state .. ':' .. head.queue
+        placed[key] = placed[key] or {}
+        push(placed[key], score_of(head), id)
       end
       ended[#ended + 1] = id
       if head.member then
@@ -139,7 +138,7 @@ end
 if #gone > 0 then
   -- First what takes memory: a server that is full refuses it before anything has changed.
   for i = 1, #stored, 4000 do
-    call('MSET', unpack(stored, i, math.min(i + 3999, #stored)))
+    call_any('MSET', unpack(stored, i, math.min(i + 3999, #stored)))
   end
   for name, queue in pairs(queues) do
     for _, state in ipairs({ 'ready', 'scheduled', 'succeeded', 'failed', 'cancelled' }) do
@@ -161,10 +160,10 @@ if #gone > 0 then
   apply('HDEL', P .. 'running', gone)
   apply('ZREM', P .. 'leased', gone)
   -- One look for both, as mostly neither is there.
-  local others = call('EXISTS', P .. 'waiting', P .. 'lanes')
+  local others = call_any('EXISTS', P .. 'waiting', P .. 'lanes')
   if others > 0 then
     local told = announce(ended, true)
-    if others == 2 or (not told and call('EXISTS', P .. 'lanes') == 1) then
+    if others == 2 or (not told and call_any('EXISTS', P .. 'lanes') == 1) then
       follow_limits()
     end
   end

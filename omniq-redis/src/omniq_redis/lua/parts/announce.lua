@@ -1,7 +1,7 @@
 -- Tells those who wait for the end of these tasks; tells whether there are any.
 -- is_there: whether it is known that there are some who wait, for whatever tasks.
 local function announce(ids, is_there)
-  if #ids == 0 or not (is_there or call('EXISTS', P .. 'waiting') == 1) then
+  if #ids == 0 or not (is_there or call_any('EXISTS', P .. 'waiting') == 1) then
     return false
   end
   local told = false
@@ -9,9 +9,9 @@ local function announce(ids, is_there)
   for i = 1, #ids do
     if waiting[i] then
       told = true
-      call('HDEL', P .. 'waiting', ids[i])
+      call_any('HDEL', P .. 'waiting', ids[i])
       for channel in string.gmatch(waiting[i], '%S+') do
-        call('PUBLISH', P .. 'to:' .. channel, 'e' .. ids[i])
+        call_any('PUBLISH', P .. 'to:' .. channel, 'e' .. ids[i])
       end
     end
   end

@@ -2,6 +2,6 @@
 local function announce_due(queue, run)
   local head = call('ZRANGE', P .. 'scheduled:' .. queue, 0, 0, 'WITHSCORES')[2]
   if head and run <= tonumber(head) then
-    call('PUBLISH', P .. 'due', string.format('%.0f:', run) .. queue)
+    call_any('PUBLISH', P .. 'due', string.format('%.0f:', run) .. queue)
   end
 end

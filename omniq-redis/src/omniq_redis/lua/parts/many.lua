@@ -26,7 +26,7 @@ local function strings(kind, ids)
     for j = i, math.min(i + 3999, #ids) do
       keys[#keys + 1] = P .. kind .. ids[j]
     end
-    local some = call('MGET', unpack(keys))
+    local some = call_any('MGET', unpack(keys))
     for j = 1, #some do
       values[i + j - 1] = some[j]
     end

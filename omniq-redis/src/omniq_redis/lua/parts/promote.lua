@@ -9,6 +9,6 @@ local function promote(queue)
       ready[2 * i] = due[i]
     end
     apply('ZADD', P .. 'ready:' .. queue, ready)
-    call('ZREMRANGEBYRANK', key, 0, #due - 1)
+    call_any('ZREMRANGEBYRANK', key, 0, #due - 1)
   end
 end

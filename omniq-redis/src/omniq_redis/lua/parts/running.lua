@@ -35,10 +35,10 @@ end
 -- Reads the head of an order, wherever it begins.
 local function head_of(text, at)
   local ttl, retries, place, queue_length, unique_length = struct.unpack('>I8I4BHH', text, at + 32)
-  local head = { ttl = ttl, max_retries = retries, place = place, seq = string.sub(text, at + 2, at + 7) }
-  local from = at + 49
-  head.queue = string.sub(text, from, from + queue_length - 1)
-  from = from + queue_length
+  local from = at + 49 + queue_length
+  -- All fields at once: a table that grows is made anew.
+  local head = { ttl = ttl, max_retries = retries, place = place, seq = string.sub(text, at + 2, at + 7),
+    queue = string.sub(text, at + 49, from - 1), stop = from }
   if unique_length > 0 then
     local word = string.sub(text, from, from + unique_length - 2)
     local mark = string.byte(word)
@@ -52,9 +52,8 @@ local function head_of(text, at)
     else
       head.unique = word
     end
-    from = from + unique_length - 1
+    head.stop = from + unique_length - 1
   end
-  head.stop = from
   return head
 end
 

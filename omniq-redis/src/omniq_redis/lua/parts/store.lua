@@ -59,17 +59,17 @@ local function kind_for(text)
   return kind
 end
 
--- Stores a debounced task, and gives when it is due; nil if its id is stored already.
+-- Stores a debounced task, and tells whether it did; it does not if the id is stored already.
 -- first: when the first of those was enqueued that took each other's places.
-local function store_debounced(kind, id, seq8, body, first)
+local function store_debounced(kind, id, seq8, body, first, queue)
   local run = kind.run
   if kind.max_wait > 0 then
     run = math.max(now, math.min(run, first + kind.max_wait))
   end
   local run8 = struct.pack('>I8', run)
   local rest = string.sub(kind.rest, 1, kind.first_at - 1) .. struct.pack('>I8', first) .. string.sub(kind.rest, kind.first_at + 8)
-  if not call('SET', P .. 'o:' .. id, seq8 .. now8 .. run8 .. kind.expires8 .. rest .. body, 'NX') then
-    return nil
+  if not call_any('SET', P .. 'o:' .. id, seq8 .. now8 .. run8 .. kind.expires8 .. rest .. body, 'NX') then
+    return false
   end
   local place = string.char(kind.priority) .. run8 .. string.sub(seq8, 3) .. id
   if kind.line then
@@ -77,86 +77,103 @@ local function store_debounced(kind, id, seq8, body, first)
   end
   if run > now then
     call('ZADD', P .. 'scheduled:' .. kind.queue, run, place)
+    queue.soonest = math.min(queue.soonest or run, run)
   elseif kind.line then
     call('ZADD', P .. 'line:' .. kind.line, 0, place)
     call('ZADD', P .. 'lined:' .. kind.queue, run, id)
     limits().arrive(kind.queue, kind.line, kind.key, kind.limit, kind.priority)
   else
     call('ZADD', P .. 'ready:' .. kind.queue, 0, place)
+    queue.is_woken = true
   end
-  return run
+  return true
+end
+
+-- Stores a task of a kind that is not plain, and gives nothing; or gives the id of the task that is stored already.
+local function store_special(kind, id, seq, seq8, body, queue)
+  local first, holder = now, kind.unique and call('HGET', P .. 'unique', kind.unique)
+  if holder and holder ~= id and call_any('EXISTS', P .. 'o:' .. id) == 0 and call_any('EXISTS', P .. 'o:' .. holder) == 1 then
+    first = kind.max_wait and supersede(holder, id, body)
+    if not first then
+      return holder
+    end
+  end
+  local is_stored
+  if kind.max_wait then
+    is_stored = store_debounced(kind, id, seq8, body, first, queue)
+  else
+    is_stored = call_any('SET', P .. 'o:' .. id, seq8 .. kind.static .. body, 'NX')
+  end
+  if not is_stored then
+    return id
+  end
+  if kind.join then
+    kind.join(id, seq, seq8)
+  end
+  if kind.unique then
+    call('HSET', P .. 'unique', kind.unique, id)
+  end
+  if kind.expires and not kind.is_blocked then
+    call('ZADD', P .. 'expiring', kind.expires, id)
+  end
 end
 
 local function store(first)
+  local sub, pack, orders = string.sub, struct.pack, P .. 'o:'
   local count = (#ARGV - first + 1) / 3
   local seq = call('INCRBY', P .. 'seq', count) - count
   local queues, refused, lined, has_lines = {}, {}, {}, false
-  local blocks, block, number, filled = {}, {}, -1, 0
-  local orders = P .. 'o:'
+  local blocks, block, block_end, filled = {}, {}, 0, 0
+
+  -- Settles where tasks of a kind are put: kind.list, of places with a score before each.
+  local function place_of(kind)
+    local queue = of(queues, kind.queue)
+    kind.is_plain = not (kind.unique or kind.expires or kind.max_wait or kind.join)
+    kind.score = kind.run > now and kind.run or 0
+    has_lines = has_lines or kind.line or kind.max_wait
+    if kind.max_wait or kind.is_blocked then
+      kind.list = {}  -- they are put elsewhere, each by itself
+    elseif kind.line and kind.run <= now then
+      kind.list = {}
+      lined[#lined + 1] = kind
+    else
+      kind.list = kind.run > now and queue.scheduled or queue.ready
+    end
+    if kind.line and not kind.max_wait then
+      limits().lane(kind.queue)
+    end
+  end
+
   for at = first, #ARGV, 3 do
     local id, text = ARGV[at], ARGV[at + 1]
-    local kind = kind_for(text)
+    local kind = kinds[text] or kind_for(text)
     if not kind.list then
-      local queue = of(queues, kind.queue)
-      kind.list = kind.run > now and queue.scheduled or queue.ready
-      kind.score = kind.run > now and kind.run or 0
-      has_lines = has_lines or kind.line or kind.max_wait
-      if kind.line and not kind.max_wait then
-        limits().lane(kind.queue)
-        if kind.run <= now then
-          kind.list, kind.ids = {}, {}
-          lined[#lined + 1] = kind
-        end
-      end
+      place_of(kind)
     end
     seq = seq + 1
-    local holder = kind.unique and call('HGET', P .. 'unique', kind.unique)
-    local is_held, since = false, now
-    if holder and holder ~= id and call('EXISTS', orders .. id) == 0 and call('EXISTS', orders .. holder) == 1 then
-      since = kind.max_wait and supersede(holder, id, ARGV[at + 2])
-      is_held = not since
+    local seq8, stored_instead = pack('>I8', seq), nil
+    if not kind.is_plain then
+      stored_instead = store_special(kind, id, seq, seq8, ARGV[at + 2], queues[kind.queue])
+    elseif not call_any('SET', orders .. id, seq8 .. kind.static .. ARGV[at + 2], 'NX') then
+      stored_instead = id
     end
-    if is_held then
+    if stored_instead then
       refused[#refused + 1] = (at - first) / 3
-      refused[#refused + 1] = holder
+      refused[#refused + 1] = stored_instead
     else
-      local seq8 = struct.pack('>I8', seq)
-      local run = kind.max_wait and store_debounced(kind, id, seq8, ARGV[at + 2], since)
-      if run or (not kind.max_wait and call('SET', orders .. id, seq8 .. kind.static .. ARGV[at + 2], 'NX')) then
-        if kind.join then
-          kind.join(id, seq, seq8)
-        end
-        if run then
-          local queue = of(queues, kind.queue)
-          queue.soonest = run > now and math.min(queue.soonest or run, run) or queue.soonest
-          queue.is_woken = queue.is_woken or (run <= now and not kind.line)
-        elseif not kind.is_blocked then
-          local list, size = kind.list, kind.list.size or 0
-          list[size + 1] = kind.score
-          list[size + 2] = kind.place .. string.sub(seq8, 3) .. id
-          list.size = size + 2
-          if kind.ids then
-            kind.ids[size + 1], kind.ids[size + 2] = kind.run, id
-          end
-        end
-        local its = math.floor(seq / 100)
-        if its ~= number then
-          block, number, filled = {}, its, 0
-          blocks[its] = block
-        end
-        block[filled + 1] = seq % 100
-        block[filled + 2] = id
-        filled = filled + 2
-        if kind.unique then
-          call('HSET', P .. 'unique', kind.unique, id)
-        end
-        if kind.expires and not kind.is_blocked then
-          call('ZADD', P .. 'expiring', kind.expires, id)
-        end
-      else
-        refused[#refused + 1] = (at - first) / 3
-        refused[#refused + 1] = id
+      local list = kind.list
+      local size = list.size or 0
+      list[size + 1] = kind.score
+      list[size + 2] = kind.place .. sub(seq8, 3) .. id
+      list.size = size + 2
+      local number = seq % 100
+      if seq >= block_end then
+        block, block_end, filled = {}, seq - number + 100, 0
+        blocks[(seq - number) / 100] = block
       end
+      block[filled + 1] = number
+      block[filled + 2] = id
+      filled = filled + 2
     end
   end
   for its, entries in pairs(blocks) do
@@ -164,9 +181,14 @@ local function store(first)
     call('ZADD', P .. 'log', its, its)
   end
   for _, kind in ipairs(lined) do
-    if kind.list.size then
-      apply('ZADD', P .. 'line:' .. kind.line, kind.list)
-      apply('ZADD', P .. 'lined:' .. kind.queue, kind.ids)
+    local list = kind.list
+    if list.size then
+      local ids = {}
+      for i = 2, list.size, 2 do
+        ids[i - 1], ids[i] = kind.run, sub(list[i], 16)
+      end
+      apply('ZADD', P .. 'line:' .. kind.line, list)
+      apply('ZADD', P .. 'lined:' .. kind.queue, ids)
       limits().arrive(kind.queue, kind.line, kind.key, kind.limit, kind.priority)
     end
   end

@@ -8,7 +8,7 @@ local function wake(queue)
       return
     end
     local channel, number = string.match(name, '^([^:]*):(.*)$')
-    if channel and call('PUBLISH', P .. 'to:' .. channel, 'w' .. number .. ':' .. queue) > 0 then
+    if channel and call_any('PUBLISH', P .. 'to:' .. channel, 'w' .. number .. ':' .. queue) > 0 then
       return
     end
   end
