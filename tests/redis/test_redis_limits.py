@@ -7,7 +7,7 @@ from datetime import timedelta
 
 import pytest
 
-from omniq.limit import Debounce, Limit, Rate
+from omniq.limit import Debounce, Limit, Rate, Scope
 from omniq.storage import TaskQuery
 from omniq.storage.ids import new_id
 from omniq.task import StoredTask, TaskState
@@ -117,6 +117,60 @@ def test_a_plain_queue_takes_no_more_commands_beside_one_with_limits(redis_serve
             after = await cost_of_a_round(redis_server, store)
             # The end looks whether its queue has a limit; the hundred may lie across one more block of the log.
             assert sum(after.values()) <= sum(before.values()) + 3 + 4, (before, after)
+
+    asyncio.run(scenario())
+
+
+def test_a_claim_reads_as_much_of_a_limit_with_thousands_of_weights_as_with_one(
+    redis_server: RedisServer, namespace: str
+) -> None:
+    async def scenario() -> None:
+        async with opened(redis_server.url, namespace) as store:
+            sizes = []
+            for number in (1, 5000):
+                await store.put_limit(Limit(queue="q", weights={f"k{n}": 2 for n in range(number)}))
+                sizes.append(
+                    redis_server.ask(
+                        "EVAL", "return #redis.call('HGET', KEYS[1], 'queue:q')", 1, f"{{{namespace}}}:limits"
+                    )
+                )
+                await store.enqueue([new_task(key="k0")])
+                redis_server.ask("CONFIG", "RESETSTAT")
+                assert await keys_of(store) == ["k0"]
+                assert calls(redis_server).get("hgetall", 0) == 0
+            assert sizes[0] == sizes[1]
+            (limit,) = await store.get_limits()
+            assert limit.weights == {f"k{n}": 2 for n in range(5000)}
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    "limit", [Limit(queue="q", concurrency=1, weights={"a": 2, "b": 3}), Limit(queue="q", weights={"a": 2})]
+)
+@pytest.mark.parametrize("damage", ["HSET", "DEL"])
+def test_weights_that_were_damaged_are_named_and_hold_nothing_back(
+    redis_server: RedisServer, namespace: str, limit: Limit, damage: str
+) -> None:
+    async def scenario() -> None:
+        async with opened(redis_server.url, namespace) as store:
+            await store.put_limit(limit)
+            await store.enqueue([new_task(key="a")])
+            words = ("a", "many") if damage == "HSET" else ()
+            redis_server.ask(damage, f"{{{namespace}}}:weights:q", *words)
+            (found,) = await store.check()
+            assert "queue:q" in found.message
+            assert "omniq limits set" in found.message
+            (usage,) = await store.get_limit_usage([Scope("q")])
+            assert not usage.is_full
+            assert all(
+                one.concurrency == limit.concurrency and "a" not in one.weights for one in await store.get_limits()
+            )
+            assert await keys_of(store) == ["a"]
+            await store.put_limit(limit)
+            assert await store.check() == []
+            (stored,) = await store.get_limits()
+            assert stored.weights == limit.weights
 
     asyncio.run(scenario())
 
@@ -303,18 +357,19 @@ def test_a_rate_holds_in_every_span_for_four_processes_whatever_their_clocks_say
     asyncio.run(scenario())
 
 
-def test_an_audit_finds_a_lost_line_beside_one_that_begins_with_an_id_that_is_no_text(
+def test_an_audit_finds_lost_lines_also_where_they_begin_with_tasks_that_are_not_there(
     redis_server: RedisServer, namespace: str
 ) -> None:
     async def scenario() -> None:
         async with opened(redis_server.url, namespace) as store:
-            (first, _) = await store.enqueue([new_task(key="a"), new_task(key="b")])
-            lines = {key: line_words("q", key, None)[1] for key in "ab"}
+            tasks = await store.enqueue([new_task(key=key) for key in "abc"])
+            lines = {key: line_words("q", key, None)[1] for key in "abc"}
             with redis_server.client() as client:
-                assert client.hdel(f"{{{namespace}}}:lines:q", *lines.values()) == 2
-                client.zadd(f"{{{namespace}}}:line:".encode() + lines["b"], {b"0" * 15 + b"\xff\xfe": -1})
-            found = [finding for finding in await store.check() if finding.subject == "line"]
-            assert len(found) == 1
-            assert first.id in found[0].message
+                assert client.hdel(f"{{{namespace}}}:lines:q", *lines.values()) == 3
+                for key, ghost in (("b", b"\xff\xfe"), ("c", new_id().encode())):
+                    client.zadd(f"{{{namespace}}}:line:".encode() + lines[key], {b"0" * 15 + ghost: -1})
+            found = [finding.message for finding in await store.check() if finding.subject == "line"]
+            assert len(found) == 3
+            assert all(task.id in message for task, message in zip(tasks, sorted(found), strict=True))
 
     asyncio.run(scenario())

@@ -6,9 +6,12 @@ What a task has of them, its *limited word*, stands in its order in the place of
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from struct import Struct
 from typing import Any
 
@@ -18,7 +21,7 @@ from omniq.errors import CorruptRecord
 from omniq.limit import Limit, Limited, LimitUsage, Rate, Scope, limit_id, line_id
 from omniq.storage.records import corrupt_limit, dump_limit, load_limit, unreadable_limit
 from omniq.storage.times import from_micros, span
-from omniq.storage.validation import check_text
+from omniq.storage.validation import check_text, corrupt
 from omniq.task import NewTask, StoredTask
 from omniq_redis.times import LATEST, microseconds
 
@@ -39,11 +42,11 @@ LIMITED = b"\xfe"
 LONGEST = 0xFFFE
 HAS_KEY, HAS_LIMIT, IS_DEBOUNCED, HAS_WORD = 1, 2, 4, 8
 _WORD = Struct(">BB16sHHQ")
-_NUMBERS = Struct(">QQQQQQ?")
+_NUMBERS = Struct(">QQQQQQ16s")
 _REVISION = 8
 """Bytes that stand before the check."""
 _CHECK = 16
-"""Digits that stand before the numbers."""
+"""Digits that stand before the numbers, and behind them of the weights."""
 
 
 def new_limited_word(task: NewTask, word: bytes | None) -> bytes:
@@ -111,16 +114,30 @@ def read_limited(word: bytes) -> tuple[Limited, bytes | None]:
 def pack_limit(limit: Limit, expected: int | None) -> list[bytes]:
     """Return the arguments of ``put_limit``."""
     each = limit.per_key
+    weights = {check_text(key, "key").encode(): repr(float(weight)).encode() for key, weight in limit.weights.items()}
     numbers = _NUMBERS.pack(
         *_rule(limit.concurrency, limit.rate),
         *(_rule(None, None) if each is None else _rule(each.concurrency, each.rate)),
-        bool(limit.weights),
+        _check_of_weights(weights),
     )
+    text = _with_weights(dump_limit(evolve(limit, revision=0)), {})
     words = [check_text(limit.id, "id of a limit").encode(), b"" if expected is None else b"%d" % expected]
-    words += (numbers, dump_limit(evolve(limit, revision=0)).encode())
-    for key, weight in limit.weights.items():
-        words += (check_text(key, "key").encode(), repr(float(weight)).encode())
-    return words
+    return [*words, numbers, text.encode(), *chain.from_iterable(weights.items())]
+
+
+def _with_weights(text: str | bytes, weights: Mapping[str, float]) -> str:
+    """Return a limit as text with other weights: they stand apart, so that no claim reads them to check the limit."""
+    return json.dumps({**json.loads(text), "weights": weights}, separators=(",", ":"))
+
+
+def _check_of_weights(weights: Mapping[bytes, bytes]) -> bytes:
+    if not weights:
+        return b""
+    return _digits(b"".join(b"%d:%b%b" % (len(key), key, weight) for key, weight in sorted(weights.items())))
+
+
+def _digits(text: bytes) -> bytes:
+    return hashlib.sha1(text, usedforsecurity=False).hexdigest()[:_CHECK].encode()
 
 
 def _rule(concurrency: int | None, rate: Rate | None) -> tuple[int, int, int]:
@@ -130,23 +147,46 @@ def _rule(concurrency: int | None, rate: Rate | None) -> tuple[int, int, int]:
 def limits_of(found: Sequence[Any], problems: list[CorruptRecord]) -> list[Limit]:
     """Read what is stored of limits; what cannot be read is an :class:`~omniq.limit.UnreadableLimit`.
 
-    :param found: ids, and what is stored of each.
+    :param found: ids, what is stored of each, and the weights of its keys.
     :param problems: where it is noted what cannot be read.
     """
-    limits = [_limit_of(name, stored, problems) for name, stored in zip(*found, strict=True) if stored is not None]
+    limits = [
+        _limit_of(name, stored, weights, problems)
+        for name, stored, weights in zip(*found, strict=True)
+        if stored is not None
+    ]
     return [limit for limit in limits if limit is not None]
 
 
-def _limit_of(word: bytes, stored: bytes, problems: list[CorruptRecord]) -> Limit | None:
+def _limit_of(word: bytes, stored: bytes, weights: Sequence[bytes], problems: list[CorruptRecord]) -> Limit | None:
     name = word.decode("utf-8", "surrogateescape")
     revision, check, text = stored[:_REVISION], stored[_REVISION:][:_CHECK], stored[_REVISION + _CHECK :]
     try:
-        if hashlib.sha1(revision + text, usedforsecurity=False).hexdigest()[:_CHECK].encode() != check:
+        if _digits(revision + text) != check:
             raise corrupt_limit(name, "it is not as it was written")
-        return evolve(load_limit(text[_NUMBERS.size :], name), revision=int.from_bytes(revision, "big"))
+        (*rules, check_of_weights) = _NUMBERS.unpack_from(text)
+        stored_weights = dict(zip(weights[::2], weights[1::2], strict=True))
+        readable = _read_weights(stored_weights)
+        if _check_of_weights(stored_weights) != check_of_weights.rstrip(b"\0"):
+            why = "the weights of its keys are not as they were written; set it anew with: omniq limits set"
+            problems.append(corrupt("limit", name, why))
+            if not any(rules) and not readable:
+                return None  # what is left of it limits nothing
+        limit = load_limit(_with_weights(text[_NUMBERS.size :], readable), name)
+        return evolve(limit, revision=int.from_bytes(revision, "big"))
     except CorruptRecord as problem:
         problems.append(problem)
         return unreadable_limit(name, problem)
+
+
+def _read_weights(stored: Mapping[bytes, bytes]) -> dict[str, float]:
+    """Return the weights of keys but those that cannot be read: these count as 1, and hold nothing back."""
+    weights: dict[str, float] = {}
+    for key, weight in stored.items():
+        with contextlib.suppress(ValueError):
+            if 0.01 <= float(weight) <= 100:
+                weights[key.decode()] = float(weight)
+    return weights
 
 
 def scope_words(scopes: Iterable[Scope]) -> list[bytes]:
@@ -173,8 +213,9 @@ def _line(queue: str, key: str | None, limit: str | None) -> bytes:
 
 def usage_of(scope: Scope, found: Sequence[Any]) -> LimitUsage:
     """Read what ``limit_usage`` returned of a scope."""
-    stored, running, due, held = found
-    limit = None if stored is None else _limit_of(limit_id(scope.queue, scope.name).encode(), stored, [])
+    stored, weights, running, due, held = found
+    name = limit_id(scope.queue, scope.name).encode()
+    limit = None if stored is None else _limit_of(name, stored, weights, [])
     return LimitUsage(
         scope=scope,
         limit=limit if scope.key is None or limit is None else limit.per_key,

@@ -1,7 +1,7 @@
 --! base many wake due announce waiting limited running task endings corrupt flows limits
 -- ARGV: of each scope a letter (q: a queue, k: a key of one, n: a name), the queue or the name, and the key or ''. Gives of
--- each what is stored of its limit, how many tasks run, when its rate lets the next one start (0: now), and of how many
--- keys tasks are held back.
+-- each what is stored of its limit, the weights of its keys, how many tasks run, when its rate lets the next one start (0:
+-- now), and of how many keys tasks are held back.
 local MOST = 1000
 
 local function first_lines(queue, key, skip)
@@ -50,6 +50,8 @@ for at = 1, #ARGV, 3 do
     number = number + (seen[whose] and 0 or 1)
     seen[whose] = true
   end
-  found[#found + 1] = { call('HGET', P .. 'limits', id), limits().running_in(scope), left <= 0 and due or 0, number }
+  local weights = letter == 'q' and call('HGETALL', P .. 'weights:' .. name) or {}
+  local stored, running = call('HGET', P .. 'limits', id), limits().running_in(scope)
+  found[#found + 1] = { stored, weights, running, left <= 0 and due or 0, number }
 end
 return found

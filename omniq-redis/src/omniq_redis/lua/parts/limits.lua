@@ -1,8 +1,8 @@
 -- Limits: lines of ready tasks, and where they stand. omniq.storage.limit_transitions says it in Python, by the same names;
 -- here is how it is kept:
 --   limits[ID], a limit: revision 8, the first 16 digits of the SHA-1 of all else, then concurrency 8, interval 8 and burst
---     8 (0: none) of the whole and of each key, 1 if there are weights, and a text that only clients read.
---     weights:QUEUE[KEY]. rates[SCOPE]: when a rate is at rest.
+--     8 (0: none) of the whole and of each key, and what only clients read: a check of the weights 16 (0: none), a text.
+--     weights:QUEUE[KEY], apart from that, as every claim checks the limit. rates[SCOPE]: when a rate is at rest.
 --   slots[SCOPE]: how many tasks of a key or a named limit are running; those of a queue are in counts.
 --   lanes[QUEUE]: a p if the queue is paused, else -; then, if it has a limit or lines, its vtime 8, that of the plain line
 --     8, and 1 if its lines are to be made eligible. Only queues of which there is one of these things stand there.
@@ -37,7 +37,7 @@ function limits()
   end
 
   local function is_sound(stored)
-    return #stored >= 73 and sealed(struct.unpack('>I8', stored), string.sub(stored, 25)) == stored
+    return #stored >= 88 and sealed(struct.unpack('>I8', stored), string.sub(stored, 25)) == stored
   end
 
   -- Gives what a limit says of the whole and of each key, an empty table if there is none. One that cannot be read lets
@@ -50,11 +50,11 @@ function limits()
       if stored and not is_sound(stored) then
         rule.whole = { most = -1, interval = 0, burst = 0 }
       elseif stored then
-        local most, interval, burst, each, each_interval, each_burst, weighs =
-          struct.unpack('>I8I8I8I8I8I8B', stored, 25)
+        local most, interval, burst, each, each_interval, each_burst, weights =
+          struct.unpack('>I8I8I8I8I8I8c16', stored, 25)
         rule.whole = { most = most, interval = interval, burst = burst }
         rule.each = { most = each, interval = each_interval, burst = each_burst }
-        rule.weighs = weighs == 1
+        rule.weighs = weights ~= string.rep('\0', 16)
       end
       rules[id] = rule
     end
