@@ -101,6 +101,8 @@ def store_metrics(
     limits = [(one.limit, one) for one in usage if one.limit is not None]
     by_state = [(one.queue, state.value, one.counts.get(state, 0)) for one in stats for state in TaskState]
     waited = [(one.queue, one.oldest_ready or 0.0) for one in stats]
+    running = [(limit.id, one.running) for limit, one in limits]
+    held_back = [(limit.id, one.held_keys) for limit, one in limits]
     most = [(limit.id, limit.concurrency) for limit, _ in limits if limit.concurrency is not None]
     closed = [(limit.id, one.is_full or one.next_start is not None) for limit, one in limits]
     return [
@@ -112,19 +114,9 @@ def store_metrics(
         _gauge("running_tasks", "Tasks that they hold.", [(sum(len(worker.running) for worker in workers),)]),
         _gauge("schedules", "Schedules.", [(len(schedules),)]),
         _gauge("schedule_lag_seconds", "How late the latest schedule is.", [(max(0.0, *late) if late else 0.0,)]),
-        _gauge(
-            "limit_running",
-            "Tasks that run under a limit.",
-            [(limit.id, one.running) for limit, one in limits],
-            "limit",
-        ),
+        _gauge("limit_running", "Tasks that run under a limit.", running, "limit"),
         _gauge("limit_concurrency", "How many tasks may run under a limit.", most, "limit"),
-        _gauge(
-            "limit_held_keys",
-            "Keys whose tasks a limit holds back.",
-            [(limit.id, one.held_keys) for limit, one in limits],
-            "limit",
-        ),
+        _gauge("limit_held_keys", "Keys whose tasks a limit holds back.", held_back, "limit"),
         _gauge("limit_closed", "1 if a limit lets no further task start now.", closed, "limit"),
     ]
 

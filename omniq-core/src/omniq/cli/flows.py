@@ -168,8 +168,5 @@ ACTIONS = {
 
 configure, run = command_of(
     "List, show, cancel and retry flows: tasks that need each other's results.",
-    "omniq flows list shop.tasks:queue\n"
-    "omniq flows show shop.tasks:queue 6d1a2b3c4d5e\n"
-    "omniq flows retry shop.tasks:queue 0196f0c4-52a1-7c3e-9f0b-6d1a2b3c4d5e",
     ACTIONS,
 )

@@ -48,8 +48,10 @@ class Action:
         parser.set_defaults(act=self.act, parser=parser)
 
 
-def command_of(description: str, examples: str, actions: Mapping[str, Action]) -> tuple[Configure, Run]:
+def command_of(description: str, actions: Mapping[str, Action]) -> tuple[Configure, Run]:
     """Return the functions ``configure`` and ``run`` of a command that takes the name of an action first.
+
+    The examples in its help are the first of each action.
 
     :param actions: by name, in the order in which the help shows them.
     """
@@ -59,6 +61,7 @@ def command_of(description: str, examples: str, actions: Mapping[str, Action]) -
         for name, action in actions.items():
             action.configure(parsers.add_parser(name, help=action.summary, prog=f"{parser.prog} {name}"))
 
+    examples = "\n".join(action.examples.partition("\n")[0] for action in actions.values())
     return configuring(description, examples, add_actions), _run
 
 

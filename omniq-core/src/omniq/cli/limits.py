@@ -149,8 +149,5 @@ ACTIONS = {
 configure, run = command_of(
     "List, set and delete limits: how many tasks of a queue, of a key in it, or with a named limit may run at\n"
     "a time, and how many start in a time.",
-    "omniq limits list shop.tasks:queue\n"
-    "omniq limits set shop.tasks:queue mail --concurrency 50 --rate 100/60\n"
-    "omniq limits delete shop.tasks:queue mail",
     ACTIONS,
 )

@@ -149,8 +149,5 @@ ACTIONS = {
 
 configure, run = command_of(
     "List, pause, resume and purge queues.",
-    "omniq queues list shop.tasks:queue\n"
-    "omniq queues pause shop.tasks:queue mail\n"
-    "omniq queues purge sqlite:///jobs.db mail --state failed --dry-run",
     ACTIONS,
 )

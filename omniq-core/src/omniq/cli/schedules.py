@@ -263,8 +263,5 @@ ACTIONS = {
 
 configure, run = command_of(
     "List, show, pause, resume, trigger and delete schedules.",
-    "omniq schedules list shop.tasks:queue\n"
-    "omniq schedules pause shop.tasks:queue nightly\n"
-    "omniq schedules trigger sqlite:///jobs.db nightly",
     ACTIONS,
 )

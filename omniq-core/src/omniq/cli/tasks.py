@@ -157,8 +157,5 @@ ACTIONS = {
 
 configure, run = command_of(
     "List, show, cancel, retry and delete tasks.",
-    "omniq tasks list shop.tasks:queue --state failed\n"
-    "omniq tasks show shop.tasks:queue 0196f0c4-52a1-7c3e-9f0b-6d1a2b3c4d5e\n"
-    "omniq tasks retry sqlite:///jobs.db --queue mail --dry-run",
     ACTIONS,
 )
