@@ -11,39 +11,19 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 from omniq.flow import GateState
 from omniq.limit import Scope, line_id
 from omniq.storage import TaskQuery
-from omniq.storage.ids import new_id
 from omniq.storage.limit_transitions import is_lined
 from omniq.storage.urls import parse_url
-from omniq.task import NewTask, StoredTask, Succeeded, TaskState
+from omniq.task import StoredTask, Succeeded, TaskState
 from omniq.testing.contract.spoiling import Value
 from omniq_local.files import FileStorage
 from omniq_local.files.names import members_folder, token, unique_path
 from tests.fork_server import run
 
 STATES = [state.value for state in TaskState]
-
-
-class Clock:
-    """A clock that is moved by hand."""
-
-    def __init__(self) -> None:
-        self.microseconds = 1_900_000_000_123_457
-
-    def __call__(self) -> float:
-        return self.microseconds / 1e6
-
-    def advance(self, seconds: float) -> None:
-        self.microseconds += round(seconds * 1e6)
-
-
-def new_task(**options: Any) -> NewTask:
-    """Return a task to enqueue, of queue ``q`` unless another is named."""
-    return NewTask(**{"id": new_id(), "queue": "q", "name": "n", "body": b"[]", **options})
 
 
 def storage(root: Path, query: str = "", clock: Callable[[], float] = time.time) -> FileStorage:

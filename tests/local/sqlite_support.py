@@ -17,30 +17,12 @@ import pytest
 
 from omniq.limit import line_id
 from omniq.storage import QueueStats, TaskQuery
-from omniq.storage.ids import new_id
 from omniq.storage.urls import parse_url
-from omniq.task import NewTask, StoredTask, TaskState
+from omniq.task import StoredTask, TaskState
+from omniq.testing.contract.outages import OutageContract
 from omniq.testing.contract.spoiling import Value
 from omniq_local.sqlite import SQLiteStorage
 from tests.fork_server import Popen
-
-
-class Clock:
-    """A clock that is moved by hand, exact to the microsecond."""
-
-    def __init__(self) -> None:
-        self.microseconds = 1_900_000_000_123_457
-
-    def __call__(self) -> float:
-        return self.microseconds / 1e6
-
-    def advance(self, seconds: float) -> None:
-        self.microseconds += round(seconds * 1e6)
-
-
-def new_task(**options: Any) -> NewTask:
-    """Return a task to enqueue, of queue ``q`` unless another is named."""
-    return NewTask(**{"id": new_id(), "queue": "q", "name": "n", "body": b"[]", **options})
 
 
 def storage(path: Path, query: str = "", clock: Callable[[], float] = time.time) -> SQLiteStorage:
@@ -172,6 +154,26 @@ def lose_line(path: Path, table: str, queue: str, key: str) -> None:
     with raw(path) as connection:
         deleted = connection.execute(f'DELETE FROM "{table}" WHERE id = ?', (line_id(queue, key, None),))
         assert deleted.rowcount == 1
+
+
+class LockedContract(OutageContract):
+    """Another connection holds the lock that a writer of an SQLite file needs."""
+
+    @pytest.fixture
+    def lock(self, tmp_path: Path) -> Iterator[sqlite3.Connection]:
+        with raw(tmp_path / "jobs.db") as connection:
+            yield connection
+
+    @pytest.fixture
+    def break_store(self, lock: sqlite3.Connection) -> Callable[[], None]:
+        def take() -> None:
+            lock.execute("BEGIN IMMEDIATE")
+
+        return take
+
+    @pytest.fixture
+    def mend_store(self, lock: sqlite3.Connection) -> Callable[[], None]:
+        return lock.rollback
 
 
 class SpoiledRows:

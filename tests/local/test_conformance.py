@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import sqlite3
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -23,7 +22,7 @@ from omniq.testing.contract.limits import LoseLine
 from omniq.testing.contract.outages import OutageContract
 from omniq_local.wake import Bell
 from tests.local.files_support import SpoiledFiles
-from tests.local.sqlite_support import SpoiledRows, Traffic, lose_line, raw, rows_in
+from tests.local.sqlite_support import LockedContract, SpoiledRows, Traffic, lose_line, rows_in
 
 
 async def silence(monkeypatch: pytest.MonkeyPatch, store: Storage) -> None:
@@ -85,28 +84,10 @@ class TestSQLiteStorageThatSyncs(SyncContract):
         return lambda: traffic.syncs
 
 
-class TestSQLiteStorageThatIsLocked(OutageContract):
-    """Another connection holds the lock that a writer needs."""
-
+class TestSQLiteStorageThatIsLocked(LockedContract):
     @pytest.fixture
     def storage_url(self, tmp_path: Path) -> str:
         return f"sqlite:///{tmp_path}/jobs.db?busy_timeout=0.05"
-
-    @pytest.fixture
-    def lock(self, tmp_path: Path) -> Iterator[sqlite3.Connection]:
-        with raw(tmp_path / "jobs.db") as connection:
-            yield connection
-
-    @pytest.fixture
-    def break_store(self, lock: sqlite3.Connection) -> Callable[[], None]:
-        def take() -> None:
-            lock.execute("BEGIN IMMEDIATE")
-
-        return take
-
-    @pytest.fixture
-    def mend_store(self, lock: sqlite3.Connection) -> Callable[[], None]:
-        return lock.rollback
 
 
 class TestFileStorage(StorageContract):

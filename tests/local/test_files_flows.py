@@ -13,7 +13,8 @@ from omniq.storage import Storage
 from omniq.storage.ids import new_id
 from omniq.task import Failed, Feed, NewTask, StoredTask, Succeeded, TaskError, TaskState
 from omniq_local.files import FileStorage, state_folders
-from tests.local.files_support import Clock, check_whole, new_task, opened, succeed, take
+from tests.local.files_support import check_whole, opened, succeed, take
+from tests.local.support import Clock, new_task
 from tests.local.test_files_repair import TOOLS, start_machine_anew
 
 SHUT, OPENED, BROKEN, HELD = range(4)

@@ -20,19 +20,8 @@ from omniq.task import Released, Retry, TaskState
 from omniq_local.files import reading, state_folders
 from omniq_local.files.doctor import file_system_of
 from omniq_local.files.preparation import MARKER
-from tests.local.files_support import (
-    STATES,
-    Clock,
-    check_whole,
-    contents,
-    listing,
-    new_task,
-    opened,
-    run_python,
-    storage,
-    succeed,
-    take,
-)
+from tests.local.files_support import STATES, check_whole, contents, listing, opened, run_python, storage, succeed, take
+from tests.local.support import Clock, new_task
 
 
 @pytest.fixture
@@ -288,7 +277,8 @@ def test_processes_that_produce_and_work_at_once_see_each_other_s_files(
         from datetime import timedelta
         from pathlib import Path
         from omniq_local.files import state_folders
-        from tests.local.files_support import new_task, opened, succeed
+        from tests.local.files_support import opened, succeed
+        from tests.local.support import new_task
 
         state_folders.LIMIT = 20
 
@@ -321,7 +311,8 @@ def test_the_child_of_a_fork_opens_the_store_anew_and_leaves_the_parent_s_lock_a
         import asyncio, os, sys
         from pathlib import Path
         from omniq.errors import StorageUnavailable
-        from tests.local.files_support import new_task, storage
+        from tests.local.files_support import storage
+        from tests.local.support import new_task
 
         store = storage(Path(sys.argv[1]))
         with asyncio.Runner() as runner:

@@ -19,7 +19,8 @@ from omniq.schedule import Schedule
 from omniq.storage import Lease
 from omniq.task import Failed, Feed, NewTask, Retry, StoredTask, Succeeded, TaskError, TaskState
 from omniq_local.files import FileStorage, journal
-from tests.local.files_support import Clock, check_whole, contents, new_task, opened, run_python, take
+from tests.local.files_support import check_whole, contents, opened, run_python, take
+from tests.local.support import Clock, new_task
 
 Step = Callable[[FileStorage, list[StoredTask]], Awaitable[object]]
 
@@ -176,7 +177,8 @@ KILLED = """
     import asyncio, os, signal, sys
     from pathlib import Path
     from omniq_local.files import journal
-    from tests.local.files_support import Clock, opened
+    from tests.local.files_support import opened
+    from tests.local.support import Clock
     from tests.local.test_files_journal import STEPS, Probe, prepare
 
     folder, name = Path(sys.argv[1]), sys.argv[2]
@@ -265,7 +267,8 @@ def test_nothing_is_stored_when_a_large_payload_does_not_fit(tmp_path: Path) -> 
         import asyncio, resource, sys
         from pathlib import Path
         from omniq.errors import StorageUnavailable
-        from tests.local.files_support import check_whole, new_task, opened
+        from tests.local.files_support import check_whole, opened
+        from tests.local.support import new_task
 
         async def main():
             root = Path(sys.argv[1])

@@ -16,7 +16,8 @@ from omniq.limit import Limit
 from omniq.storage import TaskQuery
 from omniq.task import TaskState
 from omniq_local.files.tree import Tree
-from tests.local.files_support import Clock, check_whole, new_task, opened, succeed, take
+from tests.local.files_support import check_whole, opened, succeed, take
+from tests.local.support import Clock, new_task
 from tests.local.test_files_repair import start_machine_anew
 
 LOG = Path("omniq/limits/log.jsonl")

@@ -21,17 +21,8 @@ from omniq.storage import Severity
 from omniq.task import Failed, TaskError, TaskState
 from omniq_local.files import FileStorage
 from omniq_local.files.superblock import read_control, write_control
-from tests.local.files_support import (
-    Clock,
-    check_whole,
-    listing,
-    new_task,
-    opened,
-    run_python,
-    storage,
-    succeed,
-    take,
-)
+from tests.local.files_support import check_whole, listing, opened, run_python, storage, succeed, take
+from tests.local.support import Clock, new_task
 
 
 @pytest.fixture

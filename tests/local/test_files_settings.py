@@ -20,7 +20,8 @@ from omniq.storage.urls import parse_url
 from omniq_local.files import FileStorage
 from omniq_local.files.preparation import VERSION
 from omniq_local.files.settings import read_settings
-from tests.local.files_support import new_task, opened, run_python, storage
+from tests.local.files_support import opened, run_python, storage
+from tests.local.support import new_task
 
 
 def refusal(store: FileStorage) -> str:
@@ -141,7 +142,8 @@ def test_a_folder_that_cannot_be_written_is_refused_with_the_mend(tmp_path: Path
         import asyncio, os, sys
         from pathlib import Path
         from omniq.errors import StorageUnavailable
-        from tests.local.files_support import new_task, opened, storage
+        from tests.local.files_support import opened, storage
+        from tests.local.support import new_task
 
         if os.getuid() == 0:
             os.setgroups([])

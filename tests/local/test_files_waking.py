@@ -14,7 +14,8 @@ from omniq.task import StoredTask
 from omniq.testing import await_until
 from omniq_local.files import FileStorage, waiter_table, waiting
 from omniq_local.wake import Bell
-from tests.local.files_support import new_task, opened, run_python, succeed, take
+from tests.local.files_support import opened, run_python, succeed, take
+from tests.local.support import new_task
 
 HOUR = 3600.0
 
@@ -102,7 +103,8 @@ def test_work_and_ends_from_another_process_are_heard_of(root: Path) -> None:
     program = """
         import asyncio, sys
         from pathlib import Path
-        from tests.local.files_support import new_task, opened, succeed, take
+        from tests.local.files_support import opened, succeed, take
+        from tests.local.support import new_task
 
         async def main():
             async with opened(Path(sys.argv[1])) as store:

@@ -10,20 +10,19 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from omniq.limit import Limit, Rate
 from omniq.plugins import default_plugins
 from omniq.storage import Lease, Storage
-from omniq.storage.ids import new_id
 from omniq.storage.urls import parse_url
-from omniq.task import NewTask, StoredTask, Succeeded, TaskState
+from omniq.task import StoredTask, Succeeded, TaskState
 from omniq.testing import await_until
 from omniq.testing.contract.limits import most_in
 from tests.local import files_support, sqlite_support
-from tests.local.sqlite_support import Clock, output_of, python
+from tests.local.sqlite_support import output_of, python
+from tests.local.support import Clock, new_task
 
 HELD = 300.0
 
@@ -41,10 +40,6 @@ async def opened(url: str) -> AsyncIterator[Storage]:
         yield store
     finally:
         await store.close()
-
-
-def new_task(**options: Any) -> NewTask:
-    return NewTask(**{"id": new_id(), "queue": "q", "name": "n", "body": b"[]", **options})
 
 
 async def succeed(store: Storage, tasks: list[StoredTask]) -> None:

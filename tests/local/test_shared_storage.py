@@ -12,7 +12,7 @@ from omniq.storage.urls import parse_url
 from omniq.testing import await_until
 from omniq_local.files.storage import FileStorage
 from omniq_local.sqlite.storage import SQLiteStorage
-from tests.local.files_support import new_task
+from tests.local.support import new_task
 
 
 @pytest.mark.parametrize("is_done", [False, True], ids=["before it is done", "when it is done"])

@@ -19,7 +19,8 @@ from omniq.testing import await_until
 from omniq_local.sqlite import SQLiteStorage
 from omniq_local.sqlite.doctor import file_system_of
 from omniq_local.sqlite.preparation import SCHEMA_VERSION
-from tests.local.sqlite_support import count, new_task, opened, output_of, python, raw, run_python, storage, take
+from tests.local.sqlite_support import count, opened, output_of, python, raw, run_python, storage, take
+from tests.local.support import new_task
 
 
 def opening(path: Path, query: str = "") -> None:
@@ -526,7 +527,8 @@ def test_nothing_is_lost_if_the_log_is_removed_while_in_use(
 ENQUEUE_AND_WAIT = """
 import asyncio, sys
 from pathlib import Path
-from tests.local.sqlite_support import new_task, opened
+from tests.local.sqlite_support import opened
+from tests.local.support import new_task
 
 async def main():
     async with opened(Path(sys.argv[1])) as store:

@@ -17,7 +17,8 @@ from omniq.testing import await_until, wait_until
 from omniq_local.sqlite import checkpoint
 from omniq_local.sqlite.connections import MISSED
 from omniq_local.sqlite.transaction import Transaction
-from tests.local.sqlite_support import count, new_task, only, opened, output_of, python, raw, run_python, storage, take
+from tests.local.sqlite_support import count, only, opened, output_of, python, raw, run_python, storage, take
+from tests.local.support import new_task
 
 # Opening and closing
 

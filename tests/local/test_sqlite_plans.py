@@ -16,7 +16,8 @@ from omniq.storage.ids import new_id
 from omniq.task import Succeeded
 from omniq_local.sqlite.encoding import columns_of
 from omniq_local.sqlite.statements import LARGEST_GROUP, Statements, schema
-from tests.local.sqlite_support import new_task, opened, take
+from tests.local.sqlite_support import opened, take
+from tests.local.support import new_task
 
 SQL = Statements("ns")
 PLANNED = sorted(name for name in SQL if not SQL[name].startswith("CREATE"))

@@ -20,7 +20,8 @@ from omniq.storage.ids import new_id
 from omniq.storage.times import from_micros, span
 from omniq.task import Failed, Feed, Progress, Released, Retry, Succeeded, TaskError, TaskState
 from omniq_local.sqlite.encoding import microseconds
-from tests.local.sqlite_support import Clock, count, new_task, of_queue, only, opened, raw, take
+from tests.local.sqlite_support import count, of_queue, only, opened, raw, take
+from tests.local.support import Clock, new_task
 
 # Times
 

@@ -16,7 +16,8 @@ from omniq.storage.urls import parse_url
 from omniq.task import TaskState
 from omniq_local.sqlite import SQLiteStorage
 from omniq_local.sqlite.settings import read_settings, table_prefix
-from tests.local.sqlite_support import count, new_task, opened, raw
+from tests.local.sqlite_support import count, opened, raw
+from tests.local.support import new_task
 
 
 def test_a_path_after_three_slashes_is_relative_to_the_folder_of_that_moment(

@@ -20,7 +20,8 @@ from omniq.storage import Capability, Lease, LeaseState
 from omniq.task import Released, Retry, StoredTask, Succeeded, TaskError, TaskState
 from omniq.testing import await_until, wait_until
 from omniq_local.sqlite import SQLiteStorage, waiting
-from tests.local.sqlite_support import Clock, count, new_task, only, opened, raw, storage, take
+from tests.local.sqlite_support import count, only, opened, raw, storage, take
+from tests.local.support import Clock, new_task
 
 
 @contextlib.asynccontextmanager

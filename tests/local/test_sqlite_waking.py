@@ -18,7 +18,8 @@ from omniq.task import Released, Retry, Succeeded, TaskState
 from omniq.testing import await_until
 from omniq_local.sqlite import SQLiteStorage, waiting
 from omniq_local.wake import Bell
-from tests.local.sqlite_support import Clock, count, new_task, opened, output_of, python, raw, take
+from tests.local.sqlite_support import count, opened, output_of, python, raw, take
+from tests.local.support import Clock, new_task
 
 LONG = 60.0
 """Seconds: longer than any test lasts."""

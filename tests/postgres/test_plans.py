@@ -120,7 +120,7 @@ def prepared(server: PostgresServer, rows: int) -> str:
             await store.put_schedule(SCHEDULE)
             await store.put_limit(Limit(queue="limited", per_key=Limit(concurrency=1)))
             await store.enqueue([new_task(queue="limited", key="big") for _ in range(2)])
-            assert len(await take(store, 2, queue="limited")) == 1
+            assert len(await take(store, 2, queue="limited", lease=3600)) == 1
             await store.enqueue([new_task(queue="limited", key=f"small {number}") for number in range(20)])
 
     asyncio.run(create())
@@ -135,11 +135,12 @@ async def held(url: str) -> tuple[list[StoredTask], list[StoredTask]]:
     async with opened(url) as store:
         await store.enqueue([new_task(queue="running") for _ in range(BATCH)])
         await store.enqueue([*inputs, new_task(queue="inputs", flow=flow.id, behind=0)], flow)
-        return await take(store, BATCH, queue="running"), await take(store, BATCH, queue="inputs")
+        running = await take(store, BATCH, queue="running", lease=3600)
+        return running, await take(store, BATCH, queue="inputs", lease=3600)
 
 
 SCHEDULE = Schedule(id="s", task=new_task(), trigger="t", next_run=None, revision=1)
-CLAIM = Claim(demand={"q": BATCH, "none": BATCH}, worker="w", lease=60, limit=BATCH)
+CLAIM = Claim(demand={"q": BATCH, "none": BATCH}, worker="w", lease=3600, limit=BATCH)
 
 
 def frontier() -> Frontier:
@@ -181,16 +182,16 @@ def jobs(running: list[StoredTask], inputs: list[StoredTask]) -> dict[str, Job[A
         "claim": partial(claiming.claim, CLAIM, frontier()),
         "claim onward": claim_onward,
         "claim from nothing": partial(
-            claiming.claim, Claim(demand={"none": 1}, worker="w", lease=60, limit=1), frontier()
+            claiming.claim, Claim(demand={"none": 1}, worker="w", lease=3600, limit=1), frontier()
         ),
         "claim in lines": partial(
-            claiming.claim, Claim(demand={"limited": 10}, worker="w", lease=60, limit=10), frontier()
+            claiming.claim, Claim(demand={"limited": 10}, worker="w", lease=3600, limit=10), frontier()
         ),
         "wait for work in lines": partial(waiting.prospects, ["limited"], frontier()),
         "finish": partial(finishing.finish, [done(task) for task in running]),
         "finish in many ways": partial(finishing.finish, outcomes_of(running)),
         "finish in a flow": partial(finishing.finish, [done(task) for task in inputs]),
-        "heartbeat": partial(finishing.heartbeat, "w", leases, 60, None),
+        "heartbeat": partial(finishing.heartbeat, "w", leases, 3600, None),
         "progress": partial(finishing.set_progress, dict.fromkeys(leases, Progress(done=1))),
         "recover": partial(maintenance.recover, BATCH, Age()),
         "prune": partial(maintenance.prune, BATCH, Age()),

@@ -17,7 +17,8 @@ from omniq.errors import StorageUnavailable
 from omniq.storage import Severity, TaskQuery
 from omniq.task import Succeeded, TaskState
 from omniq_local.files import FileStorage
-from tests.local.files_support import Clock, new_task, opened, storage, succeed, take
+from tests.local.files_support import opened, storage, succeed, take
+from tests.local.support import Clock, new_task
 
 HEADER = struct.Struct("<4sIQQQQQI")
 NUMBERS = struct.Struct("<8sQQQQQQQ")

@@ -18,10 +18,9 @@ from omniq.storage.pairs.keys import key
 from omniq.testing import StorageContract, deviates
 from omniq.testing.contract import Spoil
 from omniq.testing.contract.limits import LoseLine
-from omniq.testing.contract.outages import OutageContract
 from omniq.testing.contract.spoiling import Value
 from omniq.testing.contract.steps import new_task
-from tests.local.sqlite_support import SpoiledRows, Traffic, lose_line, rows_in
+from tests.local.sqlite_support import LockedContract, SpoiledRows, Traffic, lose_line, rows_in
 
 
 class TestSqlTx(StorageContract):
@@ -66,33 +65,13 @@ class TestSqlTx(StorageContract):
         return partial(lose_line, tmp_path / "jobs.db", "omniq_line")
 
 
-class TestSqlTxThatIsLocked(OutageContract):
-    """The same store, and another connection that holds its only lock."""
-
+class TestSqlTxThatIsLocked(LockedContract):
     @pytest.fixture
     def storage_url(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         connect = sqlite3.connect
         monkeypatch.setattr(sqlite3, "connect", lambda path, **options: connect(path, **{**options, "timeout": 0}))
         monkeypatch.setattr(importlib.import_module("omniq_mystore.storage").MyStorage, "timeout", 0.1)
         return f"mystore://{tmp_path}/jobs.db"
-
-    @pytest.fixture
-    def lock(self, tmp_path: Path) -> Iterator[sqlite3.Connection]:
-        with contextlib.closing(
-            sqlite3.connect(tmp_path / "jobs.db", isolation_level=None, check_same_thread=False)
-        ) as connection:
-            yield connection
-
-    @pytest.fixture
-    def break_store(self, lock: sqlite3.Connection) -> Callable[[], None]:
-        def take() -> None:
-            lock.execute("BEGIN IMMEDIATE")
-
-        return take
-
-    @pytest.fixture
-    def mend_store(self, lock: sqlite3.Connection) -> Callable[[], None]:
-        return lock.rollback
 
 
 class TestPairsTx(StorageContract):

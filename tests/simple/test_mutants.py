@@ -212,7 +212,7 @@ MUTANTS = """
 
 CAUGHT_BY = {
     "TestRawErrors": "test_while_the_store_is_away_every_call_says_so_within_a_bounded_time",
-    "TestNotFreeInTime": "test_a_client_that_stands_still_holds_up_nobody_for_longer_than_stated",
+    "TestNotFreeInTime": "test_a_client_that_stands_still_holds_up_no_other_for_longer_than_stated",
     "TestNoSync": "test_what_was_acknowledged_is_on_the_disk",
     "TestSpinning": "test_an_idle_wait_asks_at_most_once_a_second",
     "TestRareLooks": "test_a_waiting_worker_gets_a_task_from_another_process",

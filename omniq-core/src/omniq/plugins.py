@@ -552,7 +552,7 @@ def _version() -> str:
 
 
 class _Builtin:
-    """What omniq-core itself brings, through the same hooks as everyone else."""
+    """What omniq-core itself brings, through the same hooks as other plugins."""
 
     @hookspecs.hookimpl
     def omniq_serializers(self) -> Mapping[str, Serializer | str]:

@@ -170,11 +170,11 @@ def _claim_onward(asked: Claim, frontier: Frontier, context: Context) -> Steps[R
                 "claim.onward",
                 binary_params.text(queue),
                 binary_params.smallints([priority for priority, _ in marks]),
-                binary_params.timestamps([run_at for _, (run_at, _) in marks]),
-                binary_params.bigints([seq for _, (_, seq) in marks]),
                 binary_params.bigint(room),
                 binary_params.text(asked.worker),
                 binary_params.span(asked.lease),
+                binary_params.timestamps([run_at for _, (run_at, _) in marks]),
+                binary_params.bigints([seq for _, (_, seq) in marks]),
             )
     return claimed
 

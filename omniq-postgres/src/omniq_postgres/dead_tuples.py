@@ -1,7 +1,7 @@
 """Claims, prunes and recoveries where dead rows pile up: on from where the last ones were, not over all of it again.
 
 Each of them takes rows from the head of an index, and each row taken leaves a dead entry there. Vacuum removes those,
-but not as long as a transaction is open anywhere that began before. Then whoever looks from the head steps over all of
+but not as long as a transaction is open anywhere that began before. Then a look from the head steps over all of
 them: so it is done less often the longer it takes.
 """
 

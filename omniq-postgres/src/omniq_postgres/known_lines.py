@@ -12,14 +12,9 @@ from copy import copy
 from attrs import Factory, define
 
 from omniq.limit import StoredLine
-from omniq.storage.limit_transitions import ASLEEP, ELIGIBLE
+from omniq.storage.limit_transitions import ELIGIBLE, rank_of
 
-__all__ = ["KnownLines", "ranks"]
-
-
-def ranks(line: StoredLine) -> tuple[int, int]:
-    """Return the numbers by which a line is sorted among those of its place, the smallest first."""
-    return (line.until, 0) if line.place == ASLEEP else (-line.priority, line.vtime)
+__all__ = ["KnownLines"]
 
 
 @define
@@ -125,7 +120,7 @@ class KnownLines:
 
     def _enter(self, line_id: str, line: StoredLine) -> None:
         order = self._orders.get((line.queue, line.place))
-        first, second = ranks(line)
+        first, second = rank_of(line)
         if order is not None and (order.last is None or (first, second) <= order.last):
             insort(order.entries, (first, second, line_id))
             self._ranks[line_id] = line.queue, line.place, first, second

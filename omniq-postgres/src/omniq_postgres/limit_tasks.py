@@ -19,7 +19,7 @@ from attrs import define
 from omniq.errors import CorruptRecord
 from omniq.limit import PLAIN, Lane, Limit, Scope, StoredLine, limit_id, line_id
 from omniq.storage.escaping import get_logger
-from omniq.storage.limit_transitions import ASLEEP, ELIGIBLE, IDLE, LimitStep
+from omniq.storage.limit_transitions import ASLEEP, ELIGIBLE, IDLE, LimitStep, rank_of
 from omniq.storage.records import dump_limit, read_limit
 from omniq.storage.rows import dump_lane, dump_line, load_lane, load_line
 from omniq.storage.states import to_micros
@@ -29,7 +29,7 @@ from omniq_postgres import binary_params
 from omniq_postgres.encoding import RUNNING
 from omniq_postgres.enqueueing import FEW
 from omniq_postgres.flow_tasks import FlowTasks
-from omniq_postgres.known_lines import KnownLines, ranks
+from omniq_postgres.known_lines import KnownLines
 from omniq_postgres.operations import Context, Query, Rows
 
 __all__ = ["PROMOTED", "SOON", "LimitTasks"]
@@ -200,7 +200,7 @@ class LimitTasks(FlowTasks):
     def _save(self) -> None:
         super()._save()
         lines = self._lines.changes()
-        if saved := [(line_id, line, *ranks(line)) for line_id, line in lines if line is not None]:
+        if saved := [(line_id, line, *rank_of(line)) for line_id, line in lines if line is not None]:
             self._write(
                 "limits.save_lines",
                 binary_params.texts([line_id for line_id, _, _, _ in saved]),

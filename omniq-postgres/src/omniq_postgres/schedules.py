@@ -57,9 +57,9 @@ def fire(schedule: Schedule, tasks: Sequence[NewTask], context: Context) -> Step
         first.setdefault(task.id, task)
     rows = yield context.query(
         "schedules.fire",
+        *columns_of(list(first.values())),
         *_parameters(schedule),
         binary_params.bigint(schedule.revision),
-        *columns_of(list(first.values())),
         prepare=len(first) <= FEW,
     )
     if not rows:

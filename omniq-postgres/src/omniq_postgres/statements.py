@@ -1,8 +1,9 @@
 """The SQL of this backend: read once from ``sql/*.sql``, and made out for a schema and namespace.
 
-A file holds the statements of one verb, each after a line ``-- name: NAME``. What several of them have in common stands
-before them, after a line ``-- part: NAME``, and ``{NAME}`` in its place. In them ``{task}``, ``{live}`` and so on
-stand for the tables, and ``{record}`` for the columns of which :func:`omniq_postgres.encoding.task_of` makes a task.
+A file holds the statements of one verb, each after a line ``-- name: NAME``. What several of any file have in common
+stands after a line ``-- part: NAME`` in one of them, and ``{NAME}`` in its place. A part may hold others, which hold
+none. In them ``{task}``, ``{live}`` and so on stand for the tables, and ``{record}`` for the columns of which
+:func:`omniq_postgres.encoding.task_of` makes a task.
 """
 
 from __future__ import annotations
@@ -18,27 +19,24 @@ from omniq_postgres.settings import IDLE_IN_TRANSACTION, Names
 __all__ = ["Statements", "migration_files"]
 
 _SECTION = re.compile(r"^-- (name|part): (\w+)\n", re.MULTILINE)
+_PLACE = re.compile(r"\{(\w+)\}")
 _COMMENT = re.compile(r"^\s*--.*\n", re.MULTILINE)
 
 
 @functools.cache
 def _templates() -> Mapping[str, str]:
-    found = {}
+    found: dict[str, dict[str, str]] = {"part": {}, "name": {}}
     for file in resources.files("omniq_postgres").joinpath("sql").iterdir():
         verb, _, extension = file.name.rpartition(".")
         if extension != "sql":
             continue
         _, *sections = _SECTION.split(file.read_text(encoding="utf-8"))
-        parts: dict[str, str] = {}
         for kind, name, section in zip(sections[::3], sections[1::3], sections[2::3], strict=True):
-            text = _COMMENT.sub("", section).strip()
-            for part, inside in parts.items():
-                text = text.replace("{" + part + "}", inside)
-            if kind == "part":
-                parts[name] = text
-            else:
-                found[f"{verb}.{name}"] = text
-    return found
+            found[kind][name if kind == "part" else f"{verb}.{name}"] = _COMMENT.sub("", section).strip()
+    for texts in found.values():  # the parts first: one may hold others
+        for name, text in texts.items():
+            texts[name] = _PLACE.sub(lambda place: found["part"].get(place[1], place[0]), text)
+    return found["name"]
 
 
 @functools.cache
@@ -81,7 +79,7 @@ _COMMON = {
 """What several verbs have in common.
 
 ``kept_until``: how long a task is kept that ends ``now``; one of a flow, as long as that. ``agenda``: whether there is
-something to do about a flow, be it that whoever ended one of its tasks has died before it was counted.
+something to do about a flow, be it that the client that ended one of its tasks died before it was counted.
 """
 
 

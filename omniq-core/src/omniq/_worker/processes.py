@@ -185,7 +185,7 @@ def _about(attempt: Attempt) -> dict[str, str]:
 
 
 def _start(process: BaseProcess) -> None:
-    # Until it handles them, a child receives no signals that are meant for the worker and reach everyone.
+    # Until it handles them, a child receives no signals that are meant for the worker and reach all of its processes.
     resource_tracker.ensure_running()  # or it would be started now, and unblock them
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:

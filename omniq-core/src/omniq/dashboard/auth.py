@@ -19,7 +19,7 @@ from omniq.cli.failures import UsageError
 from omniq.dashboard.access import EVERYTHING, READ_ONLY, Permission, Visitor
 from omniq.dashboard.security import set_cookie
 
-__all__ = ["Basic", "Everybody", "Proxy", "Token"]
+__all__ = ["Basic", "NoAuth", "Proxy", "Token"]
 
 _COOKIE = "omniq_session"
 MOST_SESSIONS = 1000
@@ -27,7 +27,7 @@ NO_TOKEN = "Open the address that the command printed last: the token in it is g
 
 
 @frozen
-class Everybody:
+class NoAuth:
     """Lets in all who reach the port, which must be one that only this machine reaches."""
 
     name: str

@@ -143,7 +143,7 @@ def shown_address(listener: socket.socket) -> str:
 
 def _access(auth: str, host: str, url: str, screen: Screen, *, read_only: bool) -> Access:
     from omniq.dashboard.access import EVERYTHING, READ_ONLY
-    from omniq.dashboard.auth import Basic, Everybody, Proxy
+    from omniq.dashboard.auth import Basic, NoAuth, Proxy
 
     may = READ_ONLY if read_only else EVERYTHING
     kind, _, rest = auth.partition(":")
@@ -155,7 +155,7 @@ def _access(auth: str, host: str, url: str, screen: Screen, *, read_only: bool) 
         case "none":
             if not _is_loopback(host):
                 raise UsageError(f"--auth none lets in all who reach {host}; listen on 127.0.0.1 for it")
-            access = Everybody(user_name(), may)
+            access = NoAuth(user_name(), may)
         case _:
             return with_token(url, may, screen)
     screen.say(f"dashboard: {url}")

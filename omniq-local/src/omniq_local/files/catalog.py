@@ -10,10 +10,11 @@ from omniq.schedule import Schedule
 from omniq.storage.escaping import get_logger
 from omniq.storage.validation import UNREADABLE, corrupt, log_once
 from omniq.task import TaskState
-from omniq_local.files.encoding import LINED, Record, parse_record
+from omniq_local.files.encoding import parse_record
 from omniq_local.files.limit_log import LimitLog
 from omniq_local.files.names import line_folder
 from omniq_local.files.queues import FlowLine, Queue
+from omniq_local.files.records import LINED, Record
 from omniq_local.files.state_folders import StateFolder
 from omniq_local.files.superblock import Superblock
 from omniq_local.files.tree import Tree

@@ -10,9 +10,9 @@ from attrs import frozen
 from omniq.storage.limit_transitions import claim_lines
 from omniq.storage.times import from_micros
 from omniq.task import StoredTask, TaskState
-from omniq_local.files.encoding import Record
 from omniq_local.files.flow_verbs import settle_first
 from omniq_local.files.queues import Queue
+from omniq_local.files.records import Record
 from omniq_local.files.times import after
 from omniq_local.files.transaction import Transaction
 

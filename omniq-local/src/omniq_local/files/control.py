@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from omniq.storage.transitions import retry as retry_tasks
 from omniq.task import TaskState
-from omniq_local.files.encoding import ENDED, Record
 from omniq_local.files.queues import shelves_of
+from omniq_local.files.records import ENDED, Record
 from omniq_local.files.transaction import Transaction
 
 __all__ = ["cancel", "delete", "pause", "purge_step", "resume", "retry", "run_now"]

@@ -14,28 +14,24 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from typing import Any
 
-from attrs import define
-
 from omniq.errors import CorruptRecord
-from omniq.limit import PLAIN, Limited, line_id
-from omniq.storage.times import LATEST, from_micros, to_micros
+from omniq.limit import PLAIN, line_id
+from omniq.storage.times import from_micros, to_micros
 from omniq.storage.validation import LONGEST_TEXT, UNREADABLE, check_task, salvaged
-from omniq.task import Feed, LimitedTask, NewTask, Progress, StoredTask, TaskError, TaskState
+from omniq.task import Feed, NewTask, Progress, StoredTask, TaskError, TaskState
 from omniq_local.files.journal import LAST_SEQUENCE
-from omniq_local.files.names import Member, home_path, id_path, member_path, place_key, time_key, token
-from omniq_local.files.times import after, read_time, show_time, when
+from omniq_local.files.names import token
+from omniq_local.files.records import ENDED, Record
+from omniq_local.files.times import read_time, show_time
 
 __all__ = [
-    "ENDED",
     "LARGE",
-    "LINED",
-    "Record",
     "dump_head",
     "dump_json",
     "dump_order",
+    "dump_status",
     "id_in",
     "load_order",
-    "new_record",
     "parse_bare",
     "parse_record",
     "stand_in",
@@ -46,9 +42,6 @@ LARGE = 16 * 1024
 _DIGITS = 12
 _BODY, _RESULT, _LOG = b', "body": ', b', "result": ', b', "attempt_log": '
 """What ends that part of a line that is not large: within a text of JSON each of its quotes would be escaped."""
-LINED = "lined"
-"""The folder of a queue's ready tasks that have a key or a named limit; each is in that of its line, too."""
-ENDED = frozenset({TaskState.SUCCEEDED, TaskState.FAILED, TaskState.CANCELLED})
 _STATES: dict[str, TaskState] = {state.value: state for state in TaskState}
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(", ", ": ")).encode
 
@@ -56,180 +49,6 @@ _encode = json.JSONEncoder(ensure_ascii=False, separators=(", ", ": ")).encode
 def dump_json(value: Mapping[str, Any]) -> bytes:
     """Return a line of JSON."""
     return f"{_encode(value)}\n".encode(errors="surrogatepass")
-
-
-@define(eq=False)
-class Record:
-    """One task as it is in its file, or shall be."""
-
-    order: NewTask
-    sequence: int
-    created_at: int
-    run_at: int
-    state: TaskState = TaskState.READY
-    attempt: int = 0
-    delivery: int = 0
-    started_at: int | None = None
-    finished_at: int | None = None
-    expires_at: int | None = None
-    lease_until: int | None = None
-    worker: str | None = None
-    error: TaskError | None = None
-    progress: Progress | None = None
-    cancel_requested: bool = False
-    result: bytes | None = None
-    attempt_log: str = ""
-    opening_delay: float | None = None
-    first_at: int | None = None
-
-    id_token: str = ""
-    head: bytes = b""
-    """The first line."""
-    status: bytes = b""
-    """The second line as it is in the file; empty for a task that has none yet."""
-    was: tuple[TaskState, str, str] | None = None
-    """State, key and key of expiry as they are in the store; None for a task that is not in it yet."""
-    aim: tuple[TaskState, str, str] = (TaskState.READY, "", "")
-    """The same as the change under way is to make them."""
-    removed: bool = False
-    line: str = PLAIN
-    """The line in which it stands while it is ready, see :func:`omniq.limit.line_id`."""
-    stand_in: StoredTask | None = None
-    """What is shown in place of a task that cannot be read. Such a record only says that it has failed."""
-
-    @property
-    def home(self) -> str:
-        """Where the file is all its life."""
-        return home_path(self.sequence, self.id_token)
-
-    @property
-    def by_id(self) -> str:
-        """Where it is found by its id."""
-        return id_path(self.id_token)
-
-    @property
-    def key(self) -> str:
-        """Its key in the folder of its state."""
-        state = self.state
-        if state is TaskState.READY:
-            return place_key(self.order.priority, self.run_at, self.sequence)
-        if state is TaskState.SCHEDULED:
-            return time_key(self.run_at, self.sequence)
-        if state is TaskState.RUNNING:
-            assert self.lease_until is not None
-            return time_key(self.lease_until, self.sequence)
-        if state is TaskState.BLOCKED:
-            return time_key(self.created_at, self.sequence)
-        assert self.finished_at is not None
-        if self.order.flow is not None:
-            # It is kept as long as its flow.
-            return time_key(LATEST, self.sequence)
-        return time_key(after(self.finished_at, self.order.result_ttl), self.sequence)
-
-    @property
-    def has_key(self) -> bool:
-        """Whether it has its unique key, if it has one: until it ends; a debounced one until it is started."""
-        return self.state not in ENDED and (self.first_at is None or self.delivery == 0)
-
-    def shelf_in(self, state: TaskState) -> str:
-        """Return the folder that it is in, in a state."""
-        return LINED if self.line and state is TaskState.READY else state.value
-
-    @property
-    def expiry_key(self) -> str:
-        """Its key among those that expire; empty if it does not."""
-        if self.expires_at is None or self.state not in (TaskState.READY, TaskState.SCHEDULED):
-            return ""
-        return time_key(self.expires_at, self.sequence)
-
-    def member(self, state: TaskState | None = None) -> Member:
-        """Return the parts of the name that a task of a flow has for that, in its own or another state."""
-        return Member(self.order.behind, (state or self.state).value, self.sequence, self.id_token)
-
-    def by_flow(self, state: TaskState) -> str:
-        """Return where a task of a flow is found by that, its gate and a state."""
-        assert self.order.flow is not None
-        return member_path(token(self.order.flow), self.member(state))
-
-    def stand(self) -> tuple[TaskState, str, str]:
-        """Return state, key and key of expiry as the record now says."""
-        return self.state, self.key, self.expiry_key
-
-    def dump_status(self) -> bytes:
-        """Return the second line."""
-        # By hand, since it is done twice for each task; texts alone need an encoder.
-        parts = [
-            f'{{"state": "{self.state.value}"',
-            f'"attempt": {self.attempt}',
-            f'"delivery": {self.delivery}',
-            f'"run_at": "{show_time(self.run_at)}"',
-        ]
-        if self.started_at is not None:
-            parts.append(f'"started_at": "{show_time(self.started_at)}"')
-        if self.finished_at is not None:
-            parts.append(f'"finished_at": "{show_time(self.finished_at)}"')
-        if self.expires_at is not None:
-            parts.append(f'"expires_at": "{show_time(self.expires_at)}"')
-        if self.lease_until is not None:
-            parts.append(f'"lease_until": "{show_time(self.lease_until)}"')
-        if self.worker is not None:
-            parts.append(f'"worker": {_encode(self.worker)}')
-        if self.cancel_requested:
-            parts.append('"cancel_requested": true')
-        if self.error is not None:
-            error = {"type": self.error.type, "message": self.error.message, "traceback": self.error.traceback}
-            parts.append(f'"error": {_encode(error)}')
-        if self.progress is not None:
-            progress = {"done": self.progress.done, "total": self.progress.total, "note": self.progress.note}
-            parts.append(f'"progress": {_encode(progress)}')
-        if self.result is not None:
-            if len(self.result) > LARGE:
-                parts.append(f'"result_size": {len(self.result)}')
-            parts.append(f'"result": {_encode(_show_bytes(self.result))}')
-        if self.attempt_log:
-            parts.append(f'"attempt_log": {_encode(self.attempt_log)}')
-        return (", ".join(parts) + "}\n").encode(errors="surrogatepass")
-
-    def task(self) -> StoredTask:
-        """Return the task."""
-        if self.stand_in is not None:
-            return self.stand_in
-        order = self.order
-        created = from_micros(self.created_at)
-        task = StoredTask(
-            id=order.id,
-            queue=order.queue,
-            name=order.name,
-            body=order.body,
-            priority=order.priority,
-            state=self.state,
-            attempt=self.attempt,
-            delivery=self.delivery,
-            max_retries=order.max_retries,
-            created_at=created,
-            run_at=created if self.run_at == self.created_at else from_micros(self.run_at),
-            started_at=None if self.started_at is None else from_micros(self.started_at),
-            finished_at=None if self.finished_at is None else from_micros(self.finished_at),
-            expires_at=None if self.expires_at is None else from_micros(self.expires_at),
-            lease_until=None if self.lease_until is None else from_micros(self.lease_until),
-            worker=self.worker,
-            unique=order.unique,
-            tags=order.tags,
-            result_ttl=order.result_ttl,
-            flow=order.flow,
-            behind=order.behind,
-            feeds=order.feeds,
-            opening_delay=self.opening_delay,
-            error=self.error,
-            progress=self.progress,
-            cancel_requested=self.cancel_requested,
-            result_payload=self.result,
-            attempt_log=self.attempt_log,
-        )
-        if not self.line and self.first_at is None:
-            return task
-        first_at = None if self.first_at is None else from_micros(self.first_at)
-        return LimitedTask(**vars(task), limited=Limited(order.key, order.limit, first_at))
 
 
 def _show_bytes(data: bytes) -> str | dict[str, str]:
@@ -288,25 +107,6 @@ def _read_feeds(value: Iterable[tuple[Any, Any]]) -> tuple[Feed, ...]:
     return tuple(Feed(gate, needs_success) for gate, needs_success in value)
 
 
-def new_record(order: NewTask, now: int) -> Record:
-    """Return the record of a task that is enqueued at a moment. It has no sequence number yet.
-
-    :raises ValueError: if it cannot be written.
-    """
-    # Nothing is ready before it is there: a time in the past gets no place ahead of others.
-    run_at = now if order.run_at is None else max(when(order.run_at, now), now)
-    return Record(
-        order=order,
-        sequence=0,
-        created_at=now,
-        run_at=run_at,
-        state=TaskState.SCHEDULED if run_at > now else TaskState.READY,
-        expires_at=None if order.expires is None else when(order.expires, now),
-        id_token=token(order.id),
-        line=line_id(order.queue, order.key, order.limit),
-    )
-
-
 def dump_head(record: Record) -> bytes:
     """Return the first line.
 
@@ -325,6 +125,42 @@ def dump_head(record: Record) -> bytes:
         head["second_line"] = int(f"1{length:0{_DIGITS - 1}d}")
     # Not every text of Python's is text to others.
     return f"{_encode(head)}\n".encode()
+
+
+def dump_status(record: Record) -> bytes:
+    """Return the second line."""
+    # By hand, since it is done twice for each task; texts alone need an encoder.
+    parts = [
+        f'{{"state": "{record.state.value}"',
+        f'"attempt": {record.attempt}',
+        f'"delivery": {record.delivery}',
+        f'"run_at": "{show_time(record.run_at)}"',
+    ]
+    if record.started_at is not None:
+        parts.append(f'"started_at": "{show_time(record.started_at)}"')
+    if record.finished_at is not None:
+        parts.append(f'"finished_at": "{show_time(record.finished_at)}"')
+    if record.expires_at is not None:
+        parts.append(f'"expires_at": "{show_time(record.expires_at)}"')
+    if record.lease_until is not None:
+        parts.append(f'"lease_until": "{show_time(record.lease_until)}"')
+    if record.worker is not None:
+        parts.append(f'"worker": {_encode(record.worker)}')
+    if record.cancel_requested:
+        parts.append('"cancel_requested": true')
+    if record.error is not None:
+        error = {"type": record.error.type, "message": record.error.message, "traceback": record.error.traceback}
+        parts.append(f'"error": {_encode(error)}')
+    if record.progress is not None:
+        progress = {"done": record.progress.done, "total": record.progress.total, "note": record.progress.note}
+        parts.append(f'"progress": {_encode(progress)}')
+    if record.result is not None:
+        if len(record.result) > LARGE:
+            parts.append(f'"result_size": {len(record.result)}')
+        parts.append(f'"result": {_encode(_show_bytes(record.result))}')
+    if record.attempt_log:
+        parts.append(f'"attempt_log": {_encode(record.attempt_log)}')
+    return (", ".join(parts) + "}\n").encode(errors="surrogatepass")
 
 
 def parse_bare(

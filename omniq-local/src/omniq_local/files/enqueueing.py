@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from omniq.flow import NewFlow
 from omniq.storage import Enqueued, transitions
 from omniq.task import NewTask
-from omniq_local.files.encoding import Record, new_record
+from omniq_local.files.records import Record, new_record
 from omniq_local.files.transaction import Transaction
 
 __all__ = ["enqueue"]

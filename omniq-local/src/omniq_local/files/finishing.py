@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from omniq.storage import Lease, LeaseState
 from omniq.storage.attempts import appended, lost_line
 from omniq.task import Cancelled, Failed, Outcome, Progress, Released, Retry, Succeeded, TaskError, TaskState
-from omniq_local.files.encoding import Record, dump_json
+from omniq_local.files.encoding import dump_json
 from omniq_local.files.names import about_path, worker_path
+from omniq_local.files.records import Record
 from omniq_local.files.times import after, show_time
 from omniq_local.files.transaction import Transaction
 

@@ -16,7 +16,6 @@ from omniq.flow import GateState, StoredFlow, StoredGate
 from omniq.storage.escaping import get_logger
 from omniq.storage.times import LATEST, from_micros
 from omniq.task import TaskState
-from omniq_local.files.encoding import ENDED, Record
 from omniq_local.files.flow_records import FlowRecord, GatesFile, read_flow
 from omniq_local.files.names import (
     MEMBERS_IN_A_FOLDER,
@@ -28,6 +27,7 @@ from omniq_local.files.names import (
     part_of,
 )
 from omniq_local.files.queues import DUE, KEPT, FlowLine
+from omniq_local.files.records import ENDED, Record
 from omniq_local.files.tree import Tree
 
 __all__ = ["FlowRepair"]

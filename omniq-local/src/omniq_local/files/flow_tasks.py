@@ -10,10 +10,11 @@ from omniq.errors import CorruptRecord
 from omniq.storage.times import from_micros, to_micros
 from omniq.storage.validation import UNREADABLE, Salvaged, corrupt, salvaged
 from omniq.task import NewTask, StoredTask, TaskState
-from omniq_local.files.encoding import ENDED, Record, id_in, new_record, parse_record, stand_in
+from omniq_local.files.encoding import id_in, parse_record, stand_in
 from omniq_local.files.flow_records import FlowRecord
 from omniq_local.files.members import Members
 from omniq_local.files.names import MEMBERS_IN_A_FOLDER, Member, member_path, part_of, text_of, token
+from omniq_local.files.records import ENDED, Record, new_record
 
 if TYPE_CHECKING:
     from omniq_local.files.transaction import Transaction

@@ -21,9 +21,9 @@ from omniq.storage.records import corrupt_limit, load_limit, unreadable_limit
 from omniq.storage.rows import dump_lane, dump_line, load_lane, load_line
 from omniq.storage.validation import UNREADABLE, corrupt, log_once
 from omniq.task import TaskState
-from omniq_local.files.encoding import Record
 from omniq_local.files.journal import Action
 from omniq_local.files.names import LIMITS, limit_path, text_of
+from omniq_local.files.records import Record
 from omniq_local.files.tree import NO_FILE, Tree
 from omniq_local.limit_state import LimitState
 

@@ -20,11 +20,12 @@ from omniq.storage.rows import dump_lane, dump_line
 from omniq.storage.times import from_micros, to_micros
 from omniq.storage.validation import UNREADABLE
 from omniq.task import StoredTask, TaskState
-from omniq_local.files.encoding import LINED, Record, parse_record
+from omniq_local.files.encoding import parse_record
 from omniq_local.files.flow_tasks import FlowTasks
 from omniq_local.files.limit_log import LANE, LIMIT, LINE, NOTHING, RATE, SLOT, LimitLog, entry
 from omniq_local.files.names import limit_path, parse_entry
 from omniq_local.files.queues import Queue
+from omniq_local.files.records import LINED, Record
 
 if TYPE_CHECKING:
     from omniq.storage.primitives import FlowTransaction

@@ -13,7 +13,7 @@ from omniq.errors import CorruptRecord
 from omniq.storage.escaping import get_logger
 from omniq.storage.validation import UNREADABLE, corrupt, salvaged
 from omniq.task import StoredTask, TaskState
-from omniq_local.files.encoding import ENDED, LARGE, LINED, Record, dump_head, id_in, parse_bare, parse_record, stand_in
+from omniq_local.files.encoding import LARGE, dump_head, id_in, parse_bare, parse_record, stand_in
 from omniq_local.files.journal import Action
 from omniq_local.files.names import (
     LINES,
@@ -30,6 +30,7 @@ from omniq_local.files.names import (
     unique_path,
 )
 from omniq_local.files.queues import EXPIRING, Queue
+from omniq_local.files.records import ENDED, LINED, Record
 from omniq_local.files.tree import ASIDE, NO_FILE
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ from attrs import Factory, define
 from omniq.storage.escaping import get_logger
 from omniq.storage.validation import UNREADABLE, check_text, corrupt, log_once
 from omniq.task import TaskState
-from omniq_local.files.encoding import LINED
 from omniq_local.files.journal import LARGEST
 from omniq_local.files.names import flow_path, is_key, parse_entry, queue_path, text_of, token
+from omniq_local.files.records import LINED
 from omniq_local.files.state_folders import StateFolder
 from omniq_local.files.tree import NO_FILE, Tree
 

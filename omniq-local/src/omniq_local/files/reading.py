@@ -9,10 +9,10 @@ from omniq.storage import QueueStats, StoredWorker, TaskPage, TaskQuery
 from omniq.storage.paging import CLOCK_SLACK, Pager, slackened
 from omniq.storage.times import from_micros, to_micros
 from omniq.task import StoredTask, TaskState
-from omniq_local.files.encoding import Record
 from omniq_local.files.maintenance import live_workers
 from omniq_local.files.names import HOME_SIZE, about_path, parse_entry
 from omniq_local.files.queues import Queue, shelves_of
+from omniq_local.files.records import Record
 from omniq_local.files.state_folders import StateFolder
 from omniq_local.files.transaction import Transaction
 

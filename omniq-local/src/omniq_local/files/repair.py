@@ -12,13 +12,14 @@ import os
 from omniq.storage.escaping import get_logger
 from omniq.storage.validation import UNREADABLE
 from omniq.task import TaskState
-from omniq_local.files.encoding import Record, parse_record
+from omniq_local.files.encoding import parse_record
 from omniq_local.files.flow_repair import FlowRepair
 from omniq_local.files.journal import Journal, redo
 from omniq_local.files.limit_log import LimitLog
 from omniq_local.files.names import LIMITS, LINES, home_path, line_folder, parse_entry, unique_path
 from omniq_local.files.preparation import sync_all
 from omniq_local.files.queues import EXPIRING, SHELVES, Queue
+from omniq_local.files.records import Record
 from omniq_local.files.settings import Settings
 from omniq_local.files.state_folders import StateFolder
 from omniq_local.files.superblock import Superblock, boot_id, is_original, read_control, write_control

@@ -10,12 +10,13 @@ from attrs import evolve
 from omniq.storage.escaping import get_logger
 from omniq.storage.times import from_micros
 from omniq.task import StoredTask, TaskError, TaskState
-from omniq_local.files.encoding import ENDED, LINED, Record, dump_head
+from omniq_local.files.encoding import dump_head, dump_status
 from omniq_local.files.flows import Flows
 from omniq_local.files.journal import Action, Displaced, Restored
 from omniq_local.files.lookup import Lookup
 from omniq_local.files.names import HOME_SIZE, unique_path
 from omniq_local.files.queues import EXPIRING, Queue
+from omniq_local.files.records import ENDED, LINED, Record
 from omniq_local.files.state_folders import StateFolder
 
 if TYPE_CHECKING:
@@ -306,7 +307,7 @@ class Transaction(Lookup):
                 self.woken.add(queue.name)
 
     def _make(self, queue: Queue, record: Record, made: list[Action]) -> None:
-        record.status = record.dump_status()
+        record.status = dump_status(record)
         home, id_token = record.home, record.id_token
         state, key, expiry = record.aim
         made.append(("create", home, record.head + record.status))
@@ -330,7 +331,7 @@ class Transaction(Lookup):
         old_state, old_key, old_expiry = record.was
         state, key, expiry = record.aim
         state_folders, id_token, home = queue.state_folders, record.id_token, record.home
-        status = record.dump_status()
+        status = dump_status(record)
         moves.append(("tail", home, len(record.head), status, record.status))
         record.status = status
         if key != old_key or state is not old_state:

@@ -1,6 +1,6 @@
 """The memory storage: tasks that live and end with this process. The simplest correct store, the measure of the others.
 
-``memory://NAME`` is one store for everyone in the process who uses that name (and namespace), on whatever loop or
+``memory://NAME`` is one store for all code of the process that uses that name (and namespace), on whatever loop or
 thread; ``memory://`` is private to the storage that was made for it and its siblings. Nothing here polls: waiters are
 woken by the change itself, or by a timer for the next due time.
 """
@@ -229,10 +229,10 @@ def _find_store(config: StorageConfig, clock: Callable[[], float] | None) -> Sto
 def _new_store(clock: Callable[[], float] | None) -> Store:
     store = Store(time.time if clock is None else clock)
     if isinstance(clock, SubscribableClock):
-        clock.subscribe(lambda: _wake_everyone(store))
+        clock.subscribe(lambda: _wake_all(store))
     return store
 
 
-def _wake_everyone(store: Store) -> None:
+def _wake_all(store: Store) -> None:
     with LOCK:
-        store.waiters.wake_everyone()
+        store.waiters.wake_all()

@@ -98,6 +98,6 @@ class Waiters:
         for waiter in self._for_end.get(task_id, ()):
             waiter.wake()
 
-    def wake_everyone(self) -> None:
+    def wake_all(self) -> None:
         for waiter in self._for_work.union(*self._for_end.values()):
             waiter.wake()

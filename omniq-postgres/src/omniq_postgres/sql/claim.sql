@@ -4,6 +4,25 @@
 -- Here and elsewhere "least", "greatest" and "isfinite" keep numbers and times that only a hand can have written
 -- from failing a statement that also concerns others.
 
+-- part: taking
+taken AS (
+    UPDATE {live}
+    SET state = 3,
+        attempt = least(attempt, 2147483646) + 1,
+        delivery = least(delivery, 2147483646) + 1,
+        worker = $4,
+        started_at = now,
+        lease_until = now + $5 * interval '1 second',
+        progress = NULL
+    FROM clock
+    WHERE {live}.ctid = ANY (ARRAY(SELECT picked.place FROM picked)) AND state + 0 = 2
+    RETURNING {live}.*
+),
+counted AS (
+    INSERT INTO {delta} (scheduled, ready, running, succeeded, failed, cancelled, queue)
+    SELECT 0, -count(*), count(*), 0, 0, 0, queue FROM taken GROUP BY queue
+)
+
 -- name: claim
 -- One row for each claimed task, and one that is empty but for the first column where there is none. That is not 0
 -- where nothing was claimed because something must be done before: 1 for claim.promote and maintenance.expire, 2 where
@@ -49,23 +68,7 @@ picked AS MATERIALIZED (
     WHERE (SELECT found FROM obstacle) = 0
     LIMIT $3
 ),
-taken AS (
-    UPDATE {live}
-    SET state = 3,
-        attempt = least(attempt, 2147483646) + 1,
-        delivery = least(delivery, 2147483646) + 1,
-        worker = $4,
-        started_at = now,
-        lease_until = now + $5 * interval '1 second',
-        progress = NULL
-    FROM clock
-    WHERE {live}.ctid = ANY (ARRAY(SELECT picked.place FROM picked)) AND state + 0 = 2
-    RETURNING {live}.*
-),
-counted AS (
-    INSERT INTO {delta} (scheduled, ready, running, succeeded, failed, cancelled, queue)
-    SELECT 0, -count(*), count(*), 0, 0, 0, queue FROM taken GROUP BY queue
-)
+{taking}
 SELECT found, {claimed}
 FROM obstacle
 LEFT JOIN taken ON true
@@ -105,7 +108,7 @@ SELECT DISTINCT due.queue FROM due WHERE due.line IS NOT NULL
 WITH clock AS MATERIALIZED (SELECT clock_timestamp() AS now),
 picked AS MATERIALIZED (
     SELECT row.place
-    FROM unnest($2::smallint[], $3::timestamptz[], $4::bigint[]) AS mark (priority, run_at, seq)
+    FROM unnest($2::smallint[], $6::timestamptz[], $7::bigint[]) AS mark (priority, run_at, seq)
     CROSS JOIN LATERAL (
         SELECT {live}.ctid AS place
         FROM {live}
@@ -115,30 +118,14 @@ picked AS MATERIALIZED (
           AND ({live}.run_at, {live}.seq) >= (mark.run_at, mark.seq)
           AND ({live}.expires_at IS NULL OR {live}.expires_at > (SELECT now FROM clock))
         ORDER BY {live}.run_at, {live}.seq
-        LIMIT $5
+        LIMIT $3
         FOR UPDATE SKIP LOCKED
     ) AS row
     WHERE NOT EXISTS (SELECT FROM {paused} WHERE {paused}.queue = $1)
       AND NOT EXISTS (SELECT FROM {lane} WHERE {lane}.queue = $1)
-    LIMIT $5
+    LIMIT $3
 ),
-taken AS (
-    UPDATE {live}
-    SET state = 3,
-        attempt = least(attempt, 2147483646) + 1,
-        delivery = least(delivery, 2147483646) + 1,
-        worker = $6,
-        started_at = now,
-        lease_until = now + $7 * interval '1 second',
-        progress = NULL
-    FROM clock
-    WHERE {live}.ctid = ANY (ARRAY(SELECT picked.place FROM picked)) AND state + 0 = 2
-    RETURNING {live}.*
-),
-counted AS (
-    INSERT INTO {delta} (scheduled, ready, running, succeeded, failed, cancelled, queue)
-    SELECT 0, -count(*), count(*), 0, 0, 0, queue FROM taken GROUP BY queue
-)
+{taking}
 SELECT 0, {claimed}
 FROM taken CROSS JOIN LATERAL (SELECT * FROM {task} WHERE {task}.id = taken.id LIMIT 1) AS t
 ORDER BY taken.priority DESC, taken.run_at, taken.seq

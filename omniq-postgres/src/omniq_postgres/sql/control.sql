@@ -1,17 +1,5 @@
--- name: cancel
--- End what waits, and ask what runs to stop. A row for each live task: whether it ran, NULL where another transaction has it
--- locked; that one is to be tried again.
-WITH clock AS MATERIALIZED (SELECT clock_timestamp() AS now),
-live AS MATERIALIZED (SELECT {live}.id, {live}.flow FROM {live} WHERE {live}.id = ANY ($1::uuid[])),
-free AS MATERIALIZED (
-    SELECT {live}.id, {live}.state FROM {live} WHERE {live}.id = ANY ($1::uuid[]) FOR UPDATE SKIP LOCKED
-),
-asked AS (
-    UPDATE {live} SET cancel = true WHERE {live}.id = ANY (ARRAY(SELECT free.id FROM free WHERE free.state = 3))
-),
-over AS (
-    DELETE FROM {live} WHERE {live}.id = ANY (ARRAY(SELECT free.id FROM free WHERE free.state < 3)) RETURNING {live}.*
-),
+-- part: cancelled
+-- What is deleted in "over" has ended as cancelled.
 history AS (
     INSERT INTO {ended} (
         run_at, started_at, finished_at, delete_at, expires_at, seq, delivery, attempt, state, cancel, id, queue,
@@ -27,6 +15,22 @@ counted AS (
            -count(*) FILTER (WHERE state = 0)
     FROM over GROUP BY queue
 )
+
+-- name: cancel
+-- End what waits, and ask what runs to stop. A row for each live task: whether it ran, NULL where another transaction has it
+-- locked; that one is to be tried again.
+WITH clock AS MATERIALIZED (SELECT clock_timestamp() AS now),
+live AS MATERIALIZED (SELECT {live}.id, {live}.flow FROM {live} WHERE {live}.id = ANY ($1::uuid[])),
+free AS MATERIALIZED (
+    SELECT {live}.id, {live}.state FROM {live} WHERE {live}.id = ANY ($1::uuid[]) FOR UPDATE SKIP LOCKED
+),
+asked AS (
+    UPDATE {live} SET cancel = true WHERE {live}.id = ANY (ARRAY(SELECT free.id FROM free WHERE free.state = 3))
+),
+over AS (
+    DELETE FROM {live} WHERE {live}.id = ANY (ARRAY(SELECT free.id FROM free WHERE free.state < 3)) RETURNING {live}.*
+),
+{cancelled}
 SELECT live.id::text, free.state = 3, live.flow::text FROM live LEFT JOIN free USING (id)
 
 -- name: retry

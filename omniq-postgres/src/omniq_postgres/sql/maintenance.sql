@@ -122,20 +122,7 @@ late AS MATERIALIZED (
 over AS (
     DELETE FROM {live} WHERE {live}.id = ANY (ARRAY(SELECT late.id FROM late)) AND state IN (-1, 1, 2) RETURNING {live}.*
 ),
-history AS (
-    INSERT INTO {ended} (
-        run_at, started_at, finished_at, delete_at, expires_at, seq, delivery, attempt, state, cancel, id, queue,
-        flow, behind, uncounted, worker, error, attempt_log, progress
-    )
-    SELECT run_at, started_at, now, {kept_until}, expires_at, seq, delivery,
-           attempt, 6, cancel, id, queue, flow, behind, flow IS NOT NULL, worker, error, attempt_log, progress
-    FROM over, clock
-),
-counted AS (
-    INSERT INTO {delta} (scheduled, ready, running, succeeded, failed, cancelled, queue)
-    SELECT -count(*) FILTER (WHERE state = 1), -count(*) FILTER (WHERE state IN (-1, 2)), 0, 0, 0, count(*), queue
-    FROM over GROUP BY queue
-)
+{cancelled}
 SELECT id::text, flow::text FROM over
 
 -- name: prune

@@ -1,3 +1,15 @@
+-- part: state
+-- Where a task "t" stands.
+CROSS JOIN LATERAL (
+    SELECT id, state, attempt, delivery, run_at, started_at, NULL::timestamptz AS finished_at, expires_at, lease_until,
+           worker, error, progress, cancel, attempt_log, flow, NULL::bytea AS result
+    FROM {live} WHERE {live}.id = t.id
+    UNION ALL
+    SELECT id, state, attempt, delivery, run_at, started_at, finished_at, expires_at, NULL, worker, error, progress,
+           cancel, attempt_log, flow, result
+    FROM {ended} WHERE {ended}.id = t.id
+) AS s
+
 -- name: now
 SELECT clock_timestamp()
 
@@ -5,29 +17,13 @@ SELECT clock_timestamp()
 SELECT {record}
 FROM unnest((SELECT $1::uuid[])) AS asked (id)
 JOIN {task} AS t USING (id)
-CROSS JOIN LATERAL (
-    SELECT id, state, attempt, delivery, run_at, started_at, NULL::timestamptz AS finished_at, expires_at, lease_until,
-           worker, error, progress, cancel, attempt_log, flow, NULL::bytea AS result
-    FROM {live} WHERE {live}.id = t.id
-    UNION ALL
-    SELECT id, state, attempt, delivery, run_at, started_at, finished_at, expires_at, NULL, worker, error, progress,
-           cancel, attempt_log, flow, result
-    FROM {ended} WHERE {ended}.id = t.id
-) AS s
+{state}
 
 -- name: latest
 -- The latest tasks of all.
 SELECT {record}
 FROM {task} AS t
-CROSS JOIN LATERAL (
-    SELECT id, state, attempt, delivery, run_at, started_at, NULL::timestamptz AS finished_at, expires_at, lease_until,
-           worker, error, progress, cancel, attempt_log, flow, NULL::bytea AS result
-    FROM {live} WHERE {live}.id = t.id
-    UNION ALL
-    SELECT id, state, attempt, delivery, run_at, started_at, finished_at, expires_at, NULL, worker, error, progress,
-           cancel, attempt_log, flow, result
-    FROM {ended} WHERE {ended}.id = t.id
-) AS s
+{state}
 WHERE t.seq < $1 AND t.seq >= $3
 ORDER BY t.seq DESC LIMIT $2
 
@@ -35,15 +31,7 @@ ORDER BY t.seq DESC LIMIT $2
 -- The latest tasks of all queues, whatever their state, that have a name or a tag, or were enqueued at some time.
 SELECT {record}
 FROM {task} AS t
-CROSS JOIN LATERAL (
-    SELECT id, state, attempt, delivery, run_at, started_at, NULL::timestamptz AS finished_at, expires_at, lease_until,
-           worker, error, progress, cancel, attempt_log, flow, NULL::bytea AS result
-    FROM {live} WHERE {live}.id = t.id
-    UNION ALL
-    SELECT id, state, attempt, delivery, run_at, started_at, finished_at, expires_at, NULL, worker, error, progress,
-           cancel, attempt_log, flow, result
-    FROM {ended} WHERE {ended}.id = t.id
-) AS s
+{state}
 WHERE t.seq < $1 AND t.seq >= $5
   AND ($2::text IS NULL OR t.name = $2)
   AND ($3::text IS NULL OR t.tags @> ARRAY[$3])

@@ -31,56 +31,17 @@ RETURNING revision, extract(epoch FROM next_run - clock_timestamp())::double pre
 -- gone; else in how many seconds it is due next, with what enqueue.guarded gives of each task; or with nothing, if there
 -- are no tasks.
 WITH fired AS (
-    UPDATE {schedule} SET revision = revision + 1, next_run = $2, paused = $3, body = $4
-    WHERE id = $1 AND revision = $5
+    UPDATE {schedule} SET revision = revision + 1, next_run = $16, paused = $17, body = $18
+    WHERE id = $15 AND revision = $19
     RETURNING next_run
 ),
 clock AS MATERIALIZED (SELECT clock_timestamp() AS now FROM fired),
-new AS MATERIALIZED (
-    SELECT nextval('{order}') AS seq,
-           n.*,
-           least(greatest(coalesce(n.at, now + n.delay, now), now), '9999-12-31 23:59:59.999999+00') AS run_at,
-           CASE
-               WHEN n.lifetime IS NULL THEN n.dies_at
-               ELSE least(now + n.lifetime, '9999-12-31 23:59:59.999999+00')
-           END AS expires_at,
-           EXISTS (SELECT FROM {task} WHERE {task}.id = n.id) AS known
-    FROM clock, unnest(
-        $6::uuid[], $7::text[], $8::text[], $9::bytea[], $10::smallint[], $11::integer[], $12::timestamptz[],
-        $13::interval[], $14::timestamptz[], $15::interval[], $16::double precision[], $17::text[], $18::text[],
-        $19::text[]
-    ) AS n (
-        id, queue, name, body, priority, max_retries, at, delay, dies_at, lifetime, result_ttl, tags, unique_key, key
-    )
-),
-waiting AS (
-    INSERT INTO {live} (run_at, expires_at, result_ttl, seq, state, priority, id, queue, key)
-    SELECT run_at, expires_at, result_ttl, seq, CASE WHEN run_at > now THEN 1 ELSE 2 END, priority, id, queue, key
-    FROM new, clock
-    WHERE NOT known
-    -- In one order everywhere, so that two batches with the same keys do not wait for each other.
-    ORDER BY key NULLS FIRST, seq
-    ON CONFLICT DO NOTHING
-    RETURNING id, queue, state, run_at
-),
-stored AS MATERIALIZED (SELECT clock_timestamp() AS at FROM (SELECT count(*) FROM waiting) AS whole),
-counted AS (
-    INSERT INTO {delta} (scheduled, ready, running, succeeded, failed, cancelled, queue)
-    SELECT count(*) FILTER (WHERE state = 1), count(*) FILTER (WHERE state = 2), 0, 0, 0, 0, queue
-    FROM waiting GROUP BY queue
-),
-kept AS (
-    INSERT INTO {task} (
-        id, seq, created_at, result_ttl, max_retries, priority, queue, name, unique_key, tags, body
-    )
-    SELECT id, seq, stored.at, result_ttl, max_retries, priority, new.queue, name, unique_key, tags::text[], body
-    FROM new JOIN waiting USING (id), stored
-)
+{storing}
 SELECT extract(epoch FROM fired.next_run - clock_timestamp())::double precision,
        new.id::text,
        waiting.id IS NOT NULL,
        new.known,
-       (SELECT {live}.id::text FROM {live} WHERE {live}.key = new.key AND {live}.key IS NOT NULL AND ({live}.debounced IS NULL OR {live}.delivery = 0)),
+       {holder},
        extract(epoch FROM new.run_at - clock.now)::double precision
 FROM fired CROSS JOIN clock LEFT JOIN new ON true LEFT JOIN waiting ON waiting.id = new.id
 

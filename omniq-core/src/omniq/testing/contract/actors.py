@@ -46,7 +46,7 @@ class Actor:
         with self._output.open("wb") as output:
             self._process = self.popen(
                 [sys.executable, "-m", "omniq.testing.actor", *arguments],
-                # By the environment, as a command line can be read by everyone on the machine.
+                # By the environment, as a command line can be read by all users of the machine.
                 env={**os.environ, "OMNIQ_URL": url},
                 stdin=subprocess.PIPE,
                 stdout=output,

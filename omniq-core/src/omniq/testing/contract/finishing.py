@@ -284,9 +284,7 @@ class FinishContract(Contract):
             assert await store.finish([outcome(repeated, claimed)]) == [False]
         assert await record(store, task_id) == stored
 
-    async def test_an_outcome_counts_after_the_lease_ran_out_until_somebody_recovers_the_task(
-        self, store: Storage
-    ) -> None:
+    async def test_an_outcome_counts_after_the_lease_ran_out_until_the_task_is_recovered(self, store: Storage) -> None:
         await add(store)
         (claimed,) = await take_lapsed(store)
         assert await store.finish([outcome("succeeded", claimed)]) == [True]

@@ -57,7 +57,7 @@ class LeaseContract(Contract):
         await lapsed(store, claimed)
         assert await store.recover(10) == []
 
-    async def test_a_lease_that_ran_out_is_held_until_somebody_recovers_the_task(self, store: Storage) -> None:
+    async def test_a_lease_that_ran_out_is_held_until_the_task_is_recovered(self, store: Storage) -> None:
         await add(store)
         (claimed,) = await take_lapsed(store)
         assert await store.heartbeat("w", [lease_of(claimed)], HELD) == [HOLDS]

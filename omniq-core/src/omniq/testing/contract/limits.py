@@ -156,7 +156,7 @@ class LimitContract(Contract):
         assert len(held) == 2
         assert await take(store, 9, queue="idle") == []
         assert await take(store, 9) == []
-        for _ in range(3):  # nobody works the other queue off, and its tasks wait first
+        for _ in range(3):  # no worker serves the other queue, and its tasks wait first
             assert await store.finish([outcome("succeeded", held.pop())]) == [True]
             more = await take(store, 9)
             assert len(more) == 1
@@ -508,7 +508,7 @@ class LimitContract(Contract):
 
     @with_limits
     @pytest.mark.parametrize("place", [{}, {"key": "a"}, {"limit": "x"}], ids=["queue", "key", "name"])
-    async def test_what_a_limit_holds_back_wakes_nobody_until_there_is_room(
+    async def test_what_a_limit_holds_back_wakes_no_worker_until_there_is_room(
         self, stores: Stores, place: dict[str, str]
     ) -> None:
         store, other = await stores.open(), await stores.open()

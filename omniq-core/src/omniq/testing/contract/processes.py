@@ -103,7 +103,7 @@ class ProcessContract(Contract):
                 raise AssertionError(f"{promise}, and the waits ended {late} s after a task was ready")
 
     @needs(SHARED)
-    async def test_whoever_waits_hears_of_an_end_in_another_process(self, stores: Stores, tmp_path: Path) -> None:
+    async def test_a_waiting_caller_hears_of_an_end_in_another_process(self, stores: Stores, tmp_path: Path) -> None:
         store = await stores.open()
         (task_id,) = await add(store)
         waits = asyncio.create_task(ended(store, task_id))
@@ -201,7 +201,7 @@ class ProcessContract(Contract):
         await store.purge("work")
         assert await store.stats() == []
 
-        async def nobody_is_left() -> bool:
+        async def no_worker_is_left() -> bool:
             return not await store.workers()
 
-        await await_until(nobody_is_left, what="the dead workers' leases to run out")
+        await await_until(no_worker_is_left, what="the dead workers' leases to run out")

@@ -169,7 +169,7 @@ class ReadContract(Contract):
         assert [task.id for task in following.tasks] == [ids[3], ids[2]]
 
     @pytest.mark.parametrize("cursor", ["no cursor", "-1 or 1=1", "größe", "²"])
-    async def test_a_cursor_of_somebody_else_is_refused(self, store: Storage, cursor: str) -> None:
+    async def test_a_cursor_of_another_store_is_refused(self, store: Storage, cursor: str) -> None:
         await add(store)
         with pytest.raises(ValueError, match=r".+"):
             await store.list_tasks(TaskQuery(), cursor)

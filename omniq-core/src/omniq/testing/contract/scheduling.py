@@ -236,7 +236,7 @@ class ScheduleContract(Contract):
         assert await store.stats() == []
 
     @pytest.mark.parametrize("changes", [0, 1, 3])
-    async def test_whoever_read_a_schedule_that_was_deleted_and_put_anew_changes_nothing(
+    async def test_a_call_with_the_revision_of_a_schedule_that_was_deleted_and_put_anew_changes_nothing(
         self, store: Storage, changes: int
     ) -> None:
         read = [await put(store, next_run=LONG_AGO, trigger="old") for _ in range(1 + changes)]

@@ -225,7 +225,7 @@ class SpoilContract(Contract):
         await self._answers(other)
         await other.wait_for_work(["work"], 0.05)
         claimed = {task.id: task for task in await _claim_all(other, len(ids))}
-        assert {task.id for task in good} <= claimed.keys(), "tasks that nobody damaged were not claimed"
+        assert {task.id for task in good} <= claimed.keys(), "tasks that are not damaged were not claimed"
         assert all(claimed[task.id].body == task.body for task in good)
         running = (await other.list_tasks(TaskQuery(states=[TaskState.RUNNING], limit=10_000))).tasks
         left = [task.id for task in running if not is_corrupt(task) and task.id not in claimed]

@@ -58,7 +58,7 @@ class StallContract(Contract):
 
     @patient(4 * BOUNDED_SECONDS)
     @needs(Capability.SHARED_BETWEEN_PROCESSES)
-    async def test_a_client_that_stands_still_holds_up_nobody_for_longer_than_stated(
+    async def test_a_client_that_stands_still_holds_up_no_other_for_longer_than_stated(
         self, stores: Stores, tmp_path: Path
     ) -> None:
         store = await stores.open()
@@ -106,7 +106,7 @@ class StallContract(Contract):
         assert not waiting, f"held up for more than {bound:g} s"
         errors = {name: error for name, call in calls.items() if (error := call.exception()) is not None}
         if stated is not None:
-            assert not errors, f"refused, though nobody is held up for more than {stated:g} s"
+            assert not errors, f"refused, though no other is held up for more than {stated:g} s"
         others = {name: error for name, error in errors.items() if not isinstance(error, StorageUnavailable)}
         assert not others, "errors other than StorageUnavailable"
         return bool(errors)

@@ -1,4 +1,4 @@
-"""What the waits promise: they return when there is a reason to, for whoever caused it, and do not spin until then.
+"""What the waits promise: they return when there is a reason to, by whichever client, and do not spin until then.
 
 Nothing here says how quickly: a wait is given ten minutes, and has to return within seconds.
 """
@@ -83,6 +83,17 @@ async def _in_time_for(store: Storage, schedule_id: str) -> None:
         await store.wait_for_work(["work"], TEN_MINUTES)
 
 
+by_each = pytest.mark.parametrize("by", ["the same storage", "a sibling", "another storage"])
+
+
+async def _two(stores: Stores, by: str) -> tuple[Storage, Storage]:
+    """Return a storage, and the one by which something is done meanwhile."""
+    store = await stores.open()
+    if by == "a sibling":
+        return store, await stores.open_sibling(store)
+    return store, store if by == "the same storage" else await stores.open()
+
+
 class WaitContract(Contract):
     """Waiting."""
 
@@ -136,7 +147,7 @@ class WaitContract(Contract):
                 await add(store)
                 await take(store)
             case "overdue":
-                # A schedule that nobody fires, as no worker of the application is a scheduler.
+                # A schedule that is not fired, as no worker of the application is a scheduler.
                 await store.put_schedule(new_schedule("overdue", next_run=LONG_AGO))
 
     async def test_a_waiting_worker_gets_a_task_when_its_time_comes(self, store: Storage) -> None:
@@ -144,14 +155,9 @@ class WaitContract(Contract):
         await add(store, run_at=FAR)
         assert (await arrival(store)).id == task_id
 
-    @pytest.mark.parametrize("by", ["the same storage", "a sibling", "another storage"])
+    @by_each
     async def test_a_waiting_worker_gets_a_task_that_is_enqueued(self, stores: Stores, by: str) -> None:
-        store = await stores.open()
-        other = store
-        if by == "a sibling":
-            other = await stores.open_sibling(store)
-        elif by == "another storage":
-            other = await stores.open()
+        store, other = await _two(stores, by)
         worker = asyncio.create_task(arrival(store, "work", "more work"))
         await waiting(worker)
         (task_id,) = await add(other, queue="more work")
@@ -248,8 +254,8 @@ class WaitContract(Contract):
             await returns(store)
 
     @pytest.mark.parametrize("beside", ["nothing", "an overdue schedule"])
-    async def test_everybody_who_waits_is_there_in_time_for_a_schedule(self, stores: Stores, beside: str) -> None:
-        # Nobody fires the overdue one, as nobody here can read it. One prompt round is enough, however slow the others.
+    async def test_all_that_wait_are_there_in_time_for_a_schedule(self, stores: Stores, beside: str) -> None:
+        # The overdue one is not fired, as it cannot be read here. One prompt round is enough, however slow the others.
         store, other = await stores.open(), await stores.open()
         if beside != "nothing":
             await store.put_schedule(new_schedule("overdue", next_run=LONG_AGO))
@@ -266,7 +272,7 @@ class WaitContract(Contract):
         raise AssertionError(f"the waits ended {late} s after the schedule was due")
 
     @needs(Capability.NOTIFICATIONS)
-    async def test_whoever_waits_is_woken_where_the_store_says_so(self, stores: Stores) -> None:
+    async def test_a_waiting_caller_is_woken_where_the_store_says_so(self, stores: Stores) -> None:
         store, other = await stores.open(), await stores.open()
         late = []
         for _ in range(ROUNDS):
@@ -343,14 +349,9 @@ class WaitContract(Contract):
         await store.cancel([claimed.id])
         assert await waits == set()
 
-    @pytest.mark.parametrize("by", ["the same storage", "a sibling", "another storage"])
-    async def test_whoever_waits_hears_of_the_end(self, stores: Stores, by: str) -> None:
-        store = await stores.open()
-        other = store
-        if by == "a sibling":
-            other = await stores.open_sibling(store)
-        elif by == "another storage":
-            other = await stores.open()
+    @by_each
+    async def test_a_waiting_caller_hears_of_the_end(self, stores: Stores, by: str) -> None:
+        store, other = await _two(stores, by)
         ids = await add(other, *(new_task() for _ in range(3)))
         waits = asyncio.create_task(ended(store, *ids))
         await waiting(waits)
@@ -359,7 +360,7 @@ class WaitContract(Contract):
         assert await waits == {ids[1]}
         assert (await record(store, ids[1])).result_payload == b"result of delivery 1"
 
-    async def test_whoever_waits_hears_of_an_end_in_another_thread(self, stores: Stores) -> None:
+    async def test_a_waiting_caller_hears_of_an_end_in_another_thread(self, stores: Stores) -> None:
         store = await stores.open()
         (task_id,) = await add(store)
 
@@ -380,7 +381,7 @@ class WaitContract(Contract):
     @pytest.mark.parametrize(
         "end", ["failed", "cancelled", "while scheduled", "expired", "swept", "lost", "deleted", "purged"]
     )
-    async def test_whoever_waits_hears_of_an_end_of_any_kind(self, stores: Stores, end: str) -> None:
+    async def test_a_waiting_caller_hears_of_an_end_of_any_kind(self, stores: Stores, end: str) -> None:
         store, other = await stores.open(), await stores.open()
         expires = timedelta(seconds=SHORT) if end in ("expired", "swept") else None
         (task_id,) = await add(other, max_retries=0, run_at=FAR if end == "while scheduled" else None, expires=expires)
