@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from attrs import frozen
 
+from tests import fork_server
 from tests.bench import environments
 from tests.bench.hosts import Hosts, ServerMissing
 from tests.bench.lines import SCENARIOS, SERVERS, STORES, Scenario
@@ -159,7 +161,9 @@ class Run:
     def _begin(self, scenario: Scenario, entry: Entry) -> Measuring:
         python = self._pythons[entry.environment] if entry.role == "peer" else Path(sys.executable)
         size = self.options.size(scenario, entry)
-        return Measuring(scenario, entry, size, python, self._hosts.make(entry.store))
+        # What imports what takes a figure's time in a measurement, and most of the time of a rehearsal.
+        popen = fork_server.Popen if self.options.rehearsal else subprocess.Popen
+        return Measuring(scenario, entry, size, python, self._hosts.make(entry.store), popen)
 
 
 def _last_line(failure: MeasurementFailed) -> str:

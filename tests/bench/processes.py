@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,18 @@ class Measuring:
     :param size: how much of it.
     :param python: the interpreter of the contender's environment.
     :param place: on the store's server, if it has one.
+    :param popen: starts the process.
     """
 
-    def __init__(self, scenario: Scenario, entry: Entry, size: int, python: Path, place: Place | None = None) -> None:
+    def __init__(
+        self,
+        scenario: Scenario,
+        entry: Entry,
+        size: int,
+        python: Path,
+        place: Place | None = None,
+        popen: Callable[..., subprocess.Popen[str]] = subprocess.Popen,
+    ) -> None:
         self.scenario = scenario
         self.entry = entry
         self.size = size
@@ -53,7 +63,7 @@ class Measuring:
             python=f"{sys.version_info.major}.{sys.version_info.minor}",
         )
         environment = {key: value for key, value in os.environ.items() if not key.startswith(("OMNIQ_", "COVERAGE_"))}
-        self._process = subprocess.Popen(
+        self._process = popen(
             [python, "-m", "tests.bench.child", "measure", job.text],
             cwd=ROOT,
             env=environment,

@@ -69,8 +69,9 @@ class World:
         """Return the browser, which is started once."""
         if self._browser is None:
             playwright = await self._stack.enter_async_context(async_playwright())
-            # Tests may run as root, and in containers with a small /dev/shm.
-            options = ["--no-sandbox", "--disable-dev-shm-usage"]
+            # Tests may run as root, and in containers with a small /dev/shm. Without a GPU one is imitated, which costs
+            # more than to draw without.
+            options = ["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]
             self._browser = await playwright.chromium.launch(executable_path=chromium(), args=options)
             self._stack.push_async_callback(self._browser.close)
         return self._browser

@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 import pytest
-from playwright.async_api import Error, Page, expect
+from playwright.async_api import Error, Page, ViewportSize, expect
 
 from omniq import Cron, Limit, TaskQueue, each
 from omniq.dashboard import EVERYTHING
@@ -25,6 +25,8 @@ pytestmark = [pytest.mark.xdist_group("browser"), pytest.mark.timeout(220)]
 expect.set_options(timeout=PATIENCE)
 
 EVIL = "<img src=x onerror=alert(1)>\"'</script><script>alert(2)</script>{{71843*93571}}\u202eevil"
+PHONE: ViewportSize = {"width": 400, "height": 800}
+DESKTOP: ViewportSize = {"width": 1280, "height": 720}
 SEEN = "<img src=x onerror=alert(1)>\"'</script><script>alert(2)</script>{{71843*93571}}"
 
 
@@ -84,7 +86,7 @@ async def fill(queue: TaskQueue) -> dict[str, str]:
 @pytest.mark.parametrize("store", STORES)
 @pytest.mark.timeout(460)
 async def test_every_page_on_every_store(world: World, store: str, tmp_path: Path) -> None:
-    """Hostile texts are texts, all of a page comes from its own server, and everybody can use it."""
+    """Hostile texts are texts, all of a page comes from its own server, everybody can use it, on a phone, too."""
     with url_on(store, tmp_path) as url:
         async with TaskQueue(url) as queue, Site(world, queue) as site:
             page = await site.page(reduced_motion="reduce")  # colours change at once
@@ -103,18 +105,16 @@ async def test_every_page_on_every_store(world: World, store: str, tmp_path: Pat
                 await page.emulate_media(color_scheme="dark")
                 found += await violations(page, "color-contrast")
                 await page.emulate_media(color_scheme="light")
+                await page.set_viewport_size(PHONE)
+                width = await page.evaluate("document.scrollingElement.scrollWidth")
+                assert width <= PHONE["width"], f"{path} is {width} pixels wide"
+                await page.set_viewport_size(DESKTOP)
             assert found == []
             assert site.wrong == []
 
 
-async def test_pages_are_as_narrow_as_a_phone(site: Site) -> None:
-    paths = await fill(site.queue)
-    page = await site.page(viewport={"width": 400, "height": 800})
-    for path in paths.values():
-        await page.goto(f"{site.url}{path}")
-        width = await page.evaluate("document.scrollingElement.scrollWidth")
-        assert width <= 400, f"{path} is {width} pixels wide"
-    await page.goto(f"{site.url}/doctor")
+async def test_the_page_that_is_shown_is_in_view_in_the_navigation_of_a_phone(site: Site) -> None:
+    page = await site.page("/doctor", viewport=PHONE)
     await expect(page.get_by_role("link", name="Doctor")).to_be_in_viewport(ratio=1)
 
 

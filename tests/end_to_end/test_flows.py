@@ -11,7 +11,8 @@ import pytest
 from omniq import TaskGroup
 from tests.end_to_end.test_processes import Shop
 from tests.faults.scene import Scene
-from tests.faults.stages import LOCAL, SERVERS, Stage, hold_flows
+from tests.faults.stages import LOCAL, Stage, hold_flows
+from tests.servers.starting import MOSTLY_LONG
 
 MANY = int(os.environ.get("OMNIQ_MANY_TASKS", "2000"))
 """Tasks of a large flow; the ten thousand of the benchmark take a minute on each store."""
@@ -67,7 +68,7 @@ def shop(tmp_path: Path, stage: Stage) -> Iterator[Shop]:
         yield shop
 
 
-on_each_store = pytest.mark.parametrize("stage", hold_flows(*LOCAL, *SERVERS), indirect=True)
+on_each_store = pytest.mark.parametrize("stage", hold_flows(*LOCAL, *MOSTLY_LONG), indirect=True)
 
 
 @on_each_store

