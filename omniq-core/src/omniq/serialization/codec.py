@@ -74,34 +74,30 @@ class CodecError(Exception):
     :param message: what is wrong and what to do about it.
     """
 
+    of_arguments: type[SerializationError] = ArgumentsMismatch
+
     def __init__(self, message: str) -> None:
         super().__init__(message)
         self.message = message
         self.steps: list[str] = []
 
-    def error(self, root: str) -> SerializationError:
+    def error(self, root: str, *, of_arguments: bool = False) -> SerializationError:
         """Make the public error.
 
         :param root: the path to the outermost value, such as ``args[0]``.
+        :param of_arguments: whether arguments were read, which another version of the program may take.
         """
-        return SerializationError(self.message, self._path(root))
-
-    def mismatch(self, root: str) -> SerializationError:
-        """Make the public error of arguments that were read: of those that do not fit, unless they are malformed."""
-        return ArgumentsMismatch(self.message, self._path(root))
-
-    def _path(self, root: str) -> str:
         steps = self.steps[::-1]
         if len(steps) > _SHOWN_STEPS:
             steps = [*steps[:_SHOWN_STEPS], "..."]
-        return root + "".join(steps)
+        kind = self.of_arguments if of_arguments else SerializationError
+        return kind(self.message, root + "".join(steps))
 
 
 class Malformed(CodecError):
     """A payload that no annotation could take: it is not of the form that it says it is."""
 
-    def mismatch(self, root: str) -> SerializationError:
-        return self.error(root)
+    of_arguments = SerializationError
 
 
 def key_step(key: Any) -> str:

@@ -140,7 +140,7 @@ class JsonSerializer:
                     keyword[name] = getattr(codec, verb)(value)
         except (CodecError, RecursionError) as error:
             root = f"args[{index}]" if name is None else f"kwargs[{name!r}]"
-            raise _public(error, root, mismatch=verb == "decode") from error.__cause__
+            raise _public(error, root, of_arguments=verb == "decode") from error.__cause__
 
     def dump_result(self, value: Any, hint: Any) -> bytes:
         try:
@@ -177,10 +177,10 @@ class JsonSerializer:
         return plan
 
 
-def _public(error: CodecError | RecursionError, root: str, *, mismatch: bool = False) -> SerializationError:
+def _public(error: CodecError | RecursionError, root: str, *, of_arguments: bool = False) -> SerializationError:
     if isinstance(error, RecursionError):
         return SerializationError("is nested too deeply", root)
-    return error.mismatch(root) if mismatch else error.error(root)
+    return error.error(root, of_arguments=of_arguments)
 
 
 def _read(data: bytes, root: str) -> Any:
