@@ -29,8 +29,8 @@ endif
 endif
 endif
 
-.PHONY: help demo test test-long test-all test-all-pythons lint types docs site bench map size screenshots wheels \
-	release-check coverage format clean
+.PHONY: help demo test test-long test-all pythons test-all-pythons lint types docs site bench map size screenshots \
+	wheels release-check coverage format clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -50,17 +50,21 @@ test-long: $(VENV)/.dev ## the tests marked long: the costliest repetitions, and
 test-all: $(VENV)/.dev ## both in one run, which starts and collects once what both need
 	$(BIN)/python -m pytest -m "not short" --hypothesis-profile long $(PYTEST_ARGS)
 
-# In an environment of its own each; on the Python of $(VENV) they run with all others.
-test-all-pythons: $(BIN)/python ## the core's tests on each other supported Python that is on the machine
-	@own=$$($(BIN)/python -c '$(VERSION_OF)'); there=; for version in $(PYTHONS); do \
+# An environment of its own for each other supported Python that is on the machine.
+pythons: $(BIN)/python
+	@own=$$($(BIN)/python -c '$(VERSION_OF)'); made=; for version in $(PYTHONS); do \
 		found=; for python in python$$version "$$HOME"/.pyenv/versions/$$version.*/bin/python; do \
 			if [ -z "$$found" ] && [ "$$("$$python" -c '$(IS_USABLE); $(VERSION_OF)' 2>/dev/null)" = $$version ]; \
 			then found=$$python; fi; done; \
 		if [ $$version = "$$own" ]; then continue; fi; \
 		if [ -z "$$found" ]; then echo "there is no Python $$version here"; continue; fi; \
 		$(MAKE) --no-print-directory .venv-$$version/.tests VENV=.venv-$$version PYTHON="$$found" & \
-		there="$$there $$version"; done; wait; \
-	status=0; for version in $$there; do echo "Python $$version"; \
+		made="$$made $$!"; done; status=0; for one in $$made; do wait $$one || status=1; done; exit $$status
+
+# On the Python of $(VENV) they run with all others.
+test-all-pythons: pythons ## the core's tests on each other supported Python that is on the machine
+	@own=$$($(BIN)/python -c '$(VERSION_OF)'); status=0; for version in $(PYTHONS); do \
+		if [ $$version = "$$own" ] || [ ! -e .venv-$$version/.tests ]; then continue; fi; echo "Python $$version"; \
 		.venv-$$version/bin/python -W error -m pytest -m "not long" $(PYTEST_ARGS) tests/core \
 			tests/contrib/test_django.py tests/packaging/test_elsewhere.py tests/packaging/test_warnings.py \
 			$$([ $$version != $(lastword $(PYTHONS)) ] || echo tests/docs/test_django_shop.py) || status=1; done; exit $$status
