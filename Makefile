@@ -7,8 +7,9 @@
 VENV ?= .venv
 BIN := $(VENV)/bin
 DISTRIBUTIONS := $(patsubst %/pyproject.toml,%,$(wildcard omniq-*/pyproject.toml))
-# Twice as many processes as CI has cores: much of what tests do is to wait.
-PYTEST_ARGS ?= -n 4 --dist loadgroup
+# Three times as many processes as CI has cores: much of what tests do is to wait, and with four a quarter of the cores' time
+# was left.
+PYTEST_ARGS ?= -n 6 --dist loadgroup
 # Tests start hundreds of interpreters: each would compile anew what it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
