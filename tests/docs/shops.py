@@ -16,6 +16,7 @@ from attrs import frozen
 
 from omniq.testing import wait_until
 from tests.docs.pages import DOCS
+from tests.fork_server import Popen
 
 __all__ = ["EXAMPLES", "KINDS", "TIME", "Shop", "client_of", "environment", "opened", "started"]
 
@@ -77,7 +78,7 @@ def started(
     :param folder: where it runs, and writes what it says: into a file ``NAME.log``.
     """
     with (folder / f"{name}.log").open("wb") as log:
-        process = subprocess.Popen([sys.executable, "-m", *words], cwd=folder, env=environ, stderr=log, stdout=log)
+        process = Popen([sys.executable, "-m", *words], cwd=folder, env=environ, stderr=log, stdout=log)
     try:
         yield process
         process.terminate()

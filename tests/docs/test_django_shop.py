@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import closing
@@ -15,6 +14,7 @@ import pytest
 from attrs import frozen
 
 from tests.docs.shops import EXAMPLES, TIME, client_of, environment, started
+from tests.fork_server import run
 from tests.servers.postgres import PostgresServer
 
 pytestmark = [
@@ -52,7 +52,7 @@ class Shop:
 
 
 def manage(environ: dict[str, str], *words: str) -> str:
-    done = subprocess.run(
+    done = run(
         [sys.executable, EXAMPLES / "django-shop" / "manage.py", *words],
         env=environ,
         capture_output=True,

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 import sys
 from collections.abc import Iterator
 
 import pytest
 
 from tests.docs.shops import KINDS, TIME, Shop, environment, opened
+from tests.fork_server import run
 
 FLASK = ("flask", "--app", "shop.web")
 
@@ -47,7 +47,7 @@ def test_a_failure_is_rolled_back_at_the_end_of_its_context(shop: Shop, kind: st
 
 def test_the_commands_of_omniq_are_flasks(shop: Shop) -> None:
     def flask(*words: str) -> str:
-        done = subprocess.run(
+        done = run(
             [sys.executable, "-m", *FLASK, "omniq", *words],
             cwd=shop.folder,
             env=environment("flask-shop"),
