@@ -61,7 +61,8 @@ def manage(environ: dict[str, str], *words: str) -> str:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    return done.stdout
+    printed: str = done.stdout
+    return printed
 
 
 USERS = f"""

@@ -57,7 +57,8 @@ def test_the_commands_of_omniq_are_flasks(shop: Shop) -> None:
             check=False,
         )
         assert done.returncode == 0, done.stderr
-        return done.stdout
+        printed: str = done.stdout
+        return printed
 
     task_id = re.search(r"[0-9a-f-]{36}", flask("enqueue", "shop.tasks.order_on_thread", '"by hand"'))
     assert task_id is not None
