@@ -163,13 +163,12 @@ def test_a_program_that_runs_a_worker_itself_is_not_kept_by_threads_of_coroutine
     hazards: TaskQueue, folder: Path
 ) -> None:
     program = "import gc, hazards; hazards.queue.run_worker(grace=0.2); print('went on with', gc.get_freeze_count())"
-    waiting = task(hazards, "count_frozen").enqueue()
+    frozen = task(hazards, "count_frozen").enqueue()
+    handles = [task(hazards, "leave_a_thread").enqueue() for _ in range(40)]
     with subprocess.Popen([sys.executable, "-c", program], cwd=folder, stdout=subprocess.PIPE, text=True) as process:
         try:
-            assert waiting.result(60) == 0  # it is not kept waiting for that
-            wait_until(lambda: task(hazards, "count_frozen").enqueue().result(30) > MODULES, 60)
-            handles = [task(hazards, "leave_a_thread").enqueue() for _ in range(40)]
             wait_until(lambda: all(handle.task().state is TaskState.RUNNING for handle in handles), 60)
+            assert frozen.result(30) > MODULES
             process.terminate()
             assert process.communicate(timeout=30)[0] == "went on with 0\n"
             assert process.returncode == 0

@@ -57,8 +57,7 @@ LAST_WORDS = 2.0
 FAREWELL = 3.0
 """Seconds that a store that does not answer gets for the last outcomes."""
 IDLE_LOOKS, LOOK_FOR_IDLE = 100, 0.05
-"""How often a worker looks whether it has no tasks before it freezes what there is nevertheless; and the seconds
-between."""
+"""How often a worker looks whether it has no tasks before it removes garbage nevertheless; and the seconds between."""
 LIMITS_WAIT = 1.0
 """Seconds within which a limit has to let a task start, or a worker that drains leaves it to others."""
 
@@ -67,22 +66,24 @@ LIMITS_WAIT = 1.0
 async def _frozen(is_idle: Callable[[], bool]) -> AsyncIterator[None]:
     """Keep the garbage collector from looking at what there is now: for tens of milliseconds no task would begin.
 
-    As long as that takes to arrange, no task begins either. So it is done while there is none, if that is soon.
+    What is garbage already is removed while there is no task that could begin, if that is soon.
     """
 
-    async def freeze() -> None:
+    async def clear() -> None:
         for _ in range(IDLE_LOOKS):
             if is_idle():
                 break
             await asyncio.sleep(LOOK_FOR_IDLE)
-        gc.collect()  # what is garbage already would be kept
+        gc.unfreeze()
+        gc.collect()
         gc.freeze()
 
-    freezing = asyncio.create_task(freeze())
+    gc.freeze()
+    clearing = asyncio.create_task(clear())
     try:
         yield
     finally:
-        freezing.cancel()
+        clearing.cancel()
         gc.unfreeze()
 
 
@@ -361,8 +362,7 @@ class Worker:
         :param supervised: whether another process passes signals on to this one: SIGTERM and SIGINT then count once,
             however often they come, and SIGQUIT stops at once.
         :param own_process: whether the process does nothing else: until this returns, the garbage collector leaves
-            alone what was there when the worker first had nothing to do, or five seconds after its start
-            (``gc.freeze``), and then looks at everything again.
+            alone what was there when the worker had started (``gc.freeze``), and then looks at everything again.
         """
 
         def on_signal(number: signal.Signals) -> None:
