@@ -251,11 +251,14 @@ def test_the_command_line_knows_the_projects_queue(project: Project) -> None:
 print([task.result for task in default_task_backend.queue.tasks()])
 call_command("omniq", "tasks", "list", "--backend=default")
 call_command("omniq", "plugins")
+call_command("omniq", "stats", "--help")
 """)
     results, *rest = shown.splitlines()
     assert results == "[3]"
     assert any("shop.tasks.add" in line for line in rest)
     assert any("omniq-local" in line for line in rest)
+    assert any(line.startswith("usage: manage.py omniq stats [-h]") for line in rest)
+    assert "APP" not in shown
 
 
 def test_an_option_that_cannot_be_used_is_named(project: Project) -> None:

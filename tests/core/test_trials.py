@@ -18,6 +18,7 @@ import pytest
 
 from omniq import Cron, Every, Fixed, TaskFailed, TaskQueue, TaskState, UnknownScheme, current_task
 from omniq.plugins import Plugins
+from omniq.storage.ids import new_id
 from omniq.testing import ManualClock, Trial, trial
 
 DAY = timedelta(days=1)
@@ -303,6 +304,18 @@ def test_code_that_enqueues_and_completes_in_a_transaction_can_be_tried(shop: Ta
             assert await tried.adrain() == 1
 
         asyncio.run(order())
+
+
+def test_eager_takes_a_task_of_which_the_caller_has_made_the_record(shop: TaskQueue) -> None:
+    @shop.task
+    def double(x: int) -> int:
+        return 2 * x
+
+    call = double.call(21)
+    with trial(shop, eager=True):
+        # As the backend of Django's tasks framework enqueues, which needs the id before.
+        handle = shop.submit(call, shop.order(call, id=new_id()))
+        assert handle.result(timeout=0) == 42
 
 
 def test_eager_takes_a_connection_for_many_tasks_at_once(shop: TaskQueue) -> None:
