@@ -23,6 +23,7 @@ from omniq.testing.contract.steps import (
     record,
     states,
     take,
+    take_expiring,
     take_lapsed,
 )
 
@@ -216,15 +217,13 @@ class ClaimContract(Contract):
         assert await states(store, [task_id]) == [TaskState.CANCELLED]
 
     async def test_a_task_that_runs_when_its_expiry_comes_goes_on(self, store: Storage) -> None:
-        await add(store, expires=timedelta(seconds=0.7))
-        (claimed,) = await take(store)
+        claimed = await take_expiring(store)
         await passed(store, claimed.expires_at)
         assert await store.recover(9) == []
         assert await store.finish([outcome("succeeded", claimed)]) == [True]
 
     async def test_a_task_that_expired_while_it_ran_is_not_run_again(self, store: Storage) -> None:
-        await add(store, expires=timedelta(seconds=0.7))
-        (claimed,) = await take(store)
+        claimed = await take_expiring(store)
         await passed(store, claimed.expires_at)
         await store.finish([outcome("released", claimed)])
         assert await take(store) == []

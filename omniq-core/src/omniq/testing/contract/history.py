@@ -15,11 +15,11 @@ from omniq.testing.contract.steps import (
     BOOM,
     add,
     lapsed,
-    later,
-    new_task,
     outcome,
+    passed,
     record,
     take,
+    take_expiring,
     take_lapsed,
 )
 
@@ -108,12 +108,13 @@ class HistoryContract(Contract):
         assert (ended.state, ended.error, ended.attempt_log) == (TaskState.CANCELLED, BOOM, expected)
 
     async def test_a_task_that_ends_while_it_waits_keeps_its_log(self, store: Storage) -> None:
-        cancelled, expired = await add(store, new_task(), new_task(expires=timedelta(seconds=1)))
-        await store.finish([_retry(task, "one") for task in await take(store, 2)])
+        expires = await take_expiring(store)
+        (cancelled,) = await add(store)
+        await store.finish([_retry(task, "one") for task in (expires, *await take(store))])
         await store.cancel([cancelled])
-        await later(store, 1)
+        await passed(store, expires.expires_at)
         await store.recover(10)
-        for task_id in (cancelled, expired):
+        for task_id in (cancelled, expires.id):
             ended = await record(store, task_id)
             assert (ended.state, ended.error, ended.attempt_log) == (TaskState.CANCELLED, BOOM, "one")
 

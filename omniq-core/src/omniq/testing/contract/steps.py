@@ -31,6 +31,7 @@ __all__ = [
     "record",
     "states",
     "take",
+    "take_expiring",
     "take_lapsed",
 ]
 
@@ -97,6 +98,16 @@ async def take_lapsed(store: Storage, limit: int = 1, *, queue: str = "work") ->
     tasks = await take(store, limit, queue=queue, lease=0.05)
     await lapsed(store, tasks)
     return tasks
+
+
+async def take_expiring(store: Storage) -> StoredTask:
+    """Enqueue a task that expires soon, and claim it before it does, however slow the machine is."""
+    for seconds in (0.5, 2, 8, 32):
+        await add(store, expires=timedelta(seconds=seconds))
+        if claimed := await take(store):
+            return claimed[0]
+        await store.recover(10)  # ends what has expired
+    raise AssertionError(f"no task was claimed within {seconds} s of its enqueueing")
 
 
 async def lapsed(store: Storage, tasks: Sequence[StoredTask]) -> None:
