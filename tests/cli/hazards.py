@@ -11,12 +11,28 @@ import signal
 import sys
 import threading
 import time
+import weakref
 from pathlib import Path
 
 from omniq import TaskQueue
 
 queue = TaskQueue("sqlite:///jobs.db", max_retries=0)
 forking = multiprocessing.get_context("fork")
+
+
+class _Cycle:
+    def __init__(self) -> None:
+        self.itself = self
+
+
+def _make_garbage() -> weakref.ref[_Cycle]:
+    """Leave behind what only a full collection finds."""
+    cycle = _Cycle()
+    gc.collect()
+    return weakref.ref(cycle)
+
+
+garbage = _make_garbage()
 
 
 def _wait_for(flag: Path) -> None:
@@ -69,6 +85,11 @@ async def add(left: int, right: int) -> int:
 @queue.task
 async def count_frozen() -> int:
     return gc.get_freeze_count()
+
+
+@queue.task
+async def garbage_is_gone() -> bool:
+    return garbage() is None
 
 
 @queue.task

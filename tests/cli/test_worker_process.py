@@ -159,6 +159,13 @@ def test_a_worker_that_ends_against_its_will_says_so_and_its_exit_code_does(
     assert re.search(r"ERROR +omniq\.worker: the worker ends against its will: CancelledError", worker.stderr)
 
 
+def test_what_was_garbage_when_a_worker_started_is_removed_all_the_same(
+    hazards: TaskQueue, start: Callable[..., Program]
+) -> None:
+    start("worker", "hazards:queue")
+    wait_until(lambda: task(hazards, "garbage_is_gone").enqueue().result(30), 60)
+
+
 def test_a_program_that_runs_a_worker_itself_is_not_kept_by_threads_of_coroutines_either(
     hazards: TaskQueue, folder: Path
 ) -> None:
