@@ -164,7 +164,7 @@ def test_a_store_that_was_made_while_answers_were_lost_is_whole(server_stage: Se
     async def made_without_an_answer(nth: int) -> bool:
         answers, expected = await as_it_must_be(call)
         cut = server_stage.proxy.cut_reply(nth=nth)
-        storage = default_plugins().open_storage(parse_url(server_stage.disturbed_url_of(f"{nth}")))
+        storage = default_plugins().open_storage(parse_url(server_stage.disturbed_url_of(f"{nth}", patient=True)))
         try:
             await _opened_at_last(storage)
             server_stage.proxy.pass_on()

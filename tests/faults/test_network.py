@@ -167,7 +167,7 @@ def test_a_result_that_is_waited_for_comes_although_every_connection_is_cut(
     scene.wait_for(lambda: scene.is_running(handle), "the task's start")
     with TaskQueue(server_stage.disturbed_url) as queue:
         waiting = queue.handle(handle.id)
-        assert waiting.task().state is TaskState.RUNNING
+        assert insist(waiting.task).state is TaskState.RUNNING
         with ThreadPoolExecutor(1) as pool:
             result = pool.submit(insist, waiting.result)
             server_stage.proxy.drop()
@@ -178,7 +178,7 @@ def test_a_result_that_is_waited_for_comes_although_every_connection_is_cut(
 @mostly_long
 def test_a_producer_is_told_in_time_that_it_is_cut_off(scene: Scene, server_stage: ServerStage) -> None:
     with TaskQueue(server_stage.disturbed_url) as queue:
-        queue.stats()
+        assert insist(queue.stats) == []
         server_stage.proxy.blackhole()
         with pytest.raises(StorageUnavailable):
             queue.stats()
