@@ -11,7 +11,7 @@ Nothing here does I/O or looks at a clock of its own: the primitives do, and ``t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from attrs import evolve
 
@@ -90,7 +90,7 @@ def enqueue(tx: FlowTransaction, tasks: Sequence[NewTask], flow: NewFlow | None 
         tx.flows(sorted({task.flow for task in members if task.flow is not None}))  # locked before all else
     if any(task.key is not None or task.limit is not None or task.debounce is not None for task in others):
         lock_limits(tx)  # two that take one key's place would each wait for what the other has locked
-    superseded, new, answers = _plan(tx, others)
+    superseded, new, answers = _plan(tx, others, {task.id for task in members})
 
     def store() -> None:
         tx.save(superseded)  # they are of no flow, and were never started: no line waits for what they held
@@ -104,12 +104,15 @@ def enqueue(tx: FlowTransaction, tasks: Sequence[NewTask], flow: NewFlow | None 
     return [next(rest if task.flow is None else added) for task in tasks]
 
 
-def _plan(tx: FlowTransaction, tasks: Sequence[NewTask]) -> tuple[list[StoredTask], list[StoredTask], list[Enqueued]]:
+def _plan(
+    tx: FlowTransaction, tasks: Sequence[NewTask], beside: Iterable[str]
+) -> tuple[list[StoredTask], list[StoredTask], list[Enqueued]]:
     """Make all records of tasks to be stored, and write nothing: a store may have no way back from half of a call.
 
+    :param beside: the ids of those of the same call that are stored elsewhere.
     :return: the stored tasks that are ended, as others take their places; the new ones; and the answers.
     """
-    known = set(tx.load(task.id for task in tasks))
+    known = {*tx.load(task.id for task in tasks), *beside}
     holders = tx.holders({task.unique for task in tasks if task.unique is not None})
     debounced = {task.unique for task in tasks if task.debounce is not None}
     old = tx.load(holder for key, holder in holders.items() if key in debounced) if debounced else {}

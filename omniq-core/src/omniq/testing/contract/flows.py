@@ -388,6 +388,14 @@ class FlowContract(Contract):
         assert await store.stats() == []
 
     @with_flows
+    async def test_one_id_in_and_beside_a_flow_is_one_task(self, store: Storage) -> None:
+        await store.enqueue([], flow := new_flow())
+        task = member(flow)
+        assert await store.enqueue([task, new_task(id=task.id)]) == [Enqueued(task.id, True), Enqueued(task.id, False)]
+        assert [taken.id for taken in await take(store, 5)] == [task.id]
+        assert (await record(store, task.id)).flow == flow.id
+
+    @with_flows
     async def test_a_running_input_adds_a_sibling_and_a_closed_gate_takes_none(self, store: Storage) -> None:
         flow, _, last = await fan_in(store)
         (running,) = await take(store)
