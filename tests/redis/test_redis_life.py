@@ -22,6 +22,7 @@ from omniq.storage import Enqueued, Lease, LeaseState
 from omniq.task import TaskState
 from omniq.testing import await_until
 from omniq_redis import scripts
+from omniq_redis.client import LAYOUT
 from omniq_redis.connection import Link
 from tests.redis.redis_support import done, finish_all, new_task, only, opened, python, storage, take, total
 from tests.servers.base import free_port
@@ -141,9 +142,18 @@ def test_an_operation_on_a_storage_that_is_not_open_says_so(redis_server: RedisS
     asyncio.run(scenario())
 
 
-@pytest.mark.parametrize(("layout", "mend"), [(1, "let workers of the older version drain it"), (99, "upgrade")])
+@pytest.mark.parametrize(
+    ("layout", "mend"),
+    [
+        (LAYOUT - 1, "let workers of the older version drain it"),
+        (LAYOUT + 1, "upgrade"),
+        ("x" * 5000, "another namespace"),
+        ("9" * 5000, "upgrade"),
+    ],
+    ids=["older", "newer", "no number", "too long"],
+)
 def test_a_store_of_another_layout_is_refused_with_the_mend(
-    redis_server: RedisServer, namespace: str, layout: int, mend: str
+    redis_server: RedisServer, namespace: str, layout: int | str, mend: str
 ) -> None:
     async def scenario() -> None:
         async with opened(redis_server.url, namespace):

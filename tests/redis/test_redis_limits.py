@@ -167,7 +167,10 @@ def test_weights_that_were_damaged_are_named_and_hold_nothing_back(
                 one.concurrency == limit.concurrency and "a" not in one.weights for one in await store.get_limits()
             )
             assert await keys_of(store) == ["a"]
-            await store.put_limit(limit)
+            # As omniq limits set and declared limits do.
+            revision = sum(one.revision for one in await store.get_limits())
+            assert await store.put_limit(limit, expected_revision=revision)
+            assert await store.put_limit(limit, expected_revision=0) is None
             assert await store.check() == []
             (stored,) = await store.get_limits()
             assert stored.weights == limit.weights

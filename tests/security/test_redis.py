@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import hashlib
 import re
+import struct
 from collections.abc import Callable, Coroutine, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
@@ -13,6 +15,7 @@ import pytest
 from redis import Redis
 
 from omniq import TaskState
+from omniq.limit import Limit, Rate, UnreadableLimit
 from omniq.schedule import Schedule
 from omniq.storage import Lease, TaskQuery
 from omniq.storage.validation import is_corrupt
@@ -65,6 +68,7 @@ async def answers(store: RedisStorage) -> None:
         await store.list_tasks(TaskQuery(states=states, limit=100))
     await store.get_schedules()
     await store.due_schedules(10)
+    await store.get_limit_usage()
     await store.diagnose()
 
 
@@ -391,6 +395,64 @@ async def test_a_schedule_that_cannot_be_read_stands_before_no_other_and_can_be_
         assert re.search(r"\bbad\d", await found_by(store)) is None
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        b"x",
+        b"\x00" * 64,
+        b"\x00" * 64 + b"x",
+        *(b"\x00" * 64 + one for one in (b"[]", b"{}", b"7", b"[" * 100_000)),
+    ],
+    ids=lambda text: repr(text[:70]),
+)
+@on_a_loop
+async def test_a_limit_that_is_none_but_has_a_fitting_check_stops_nothing_else_and_can_be_set_anew(
+    server: RedisServer, attacker: Redis, text: bytes
+) -> None:
+    async with opened(server.url, "shop") as store:
+        for name in "ab":
+            assert await store.put_limit(Limit(queue=name, concurrency=1))
+        revision = (1).to_bytes(8, "big")
+        check = hashlib.sha1(revision + text).hexdigest()[:16].encode()
+        attacker.hset(PREFIX + b"limits", "queue:a", revision + check + text)
+        await answers(store)
+
+        bad, good = await store.get_limits()
+        assert (type(bad), bad.revision, good.concurrency) == (UnreadableLimit, 0, 1)
+        assert "omniq limits set" in await found_by(store)
+        assert await store.put_limit(Limit(queue="a", concurrency=2), expected_revision=0)
+        assert [limit.concurrency for limit in await store.get_limits()] == [2, 1]
+        assert await found_by(store) == ""
+
+
+@on_a_loop
+async def test_a_rate_whose_next_start_no_calendar_can_hold_is_told_of(server: RedisServer, attacker: Redis) -> None:
+    async with opened(server.url, "shop") as store:
+        await store.put_limit(Limit(queue="q", rate=Rate(1, per=60)))
+        stored = cast("bytes", attacker.hget(PREFIX + b"limits", "queue:q"))
+        text = struct.pack(">QQQ", 0, 2**64 - 1, 1) + stored[48:]
+        check = hashlib.sha1(stored[:8] + text).hexdigest()[:16].encode()
+        attacker.hset(PREFIX + b"limits", "queue:q", stored[:8] + check + text)
+        attacker.zadd(PREFIX + b"rates", {"qq": 1e19})
+        (usage,) = await store.get_limit_usage()
+        assert usage.next_start is not None
+
+
+@on_a_loop
+async def test_tasks_that_are_enqueued_one_by_one_are_listed_after_the_log_was_put_aside(
+    server: RedisServer, attacker: Redis
+) -> None:
+    async with opened(server.url, "shop") as store:
+        tasks = [new_task() for _ in range(3)]
+        await store.enqueue(tasks[:1])
+        attacker.set(PREFIX + b"log", "x")
+        for task in tasks[1:]:
+            await store.enqueue([task])
+        listed = await store.list_tasks(TaskQuery(limit=100))
+        assert {task.id for task in listed} == {task.id for task in tasks}
+
+
 @on_a_loop
 async def test_a_record_put_in_the_place_of_another_is_of_the_task_that_was_asked_for_or_of_none(
     server: RedisServer, attacker: Redis
@@ -417,6 +479,7 @@ async def test_a_record_put_in_the_place_of_another_is_of_the_task_that_was_aske
         pytest.param(lambda client: client.hset(PREFIX + b"about", "w", b"\xff"), id="about"),
         pytest.param(lambda client: client.hset(PREFIX + b"unique", "key", b"\xff"), id="unique"),
         pytest.param(lambda client: client.hset(PREFIX + b"log:0", "x", b"\xff"), id="log"),
+        pytest.param(lambda client: client.hset(PREFIX + b"meta", "lost_at", b"9" * 5000), id="lost_at"),
     ],
 )
 @on_a_loop

@@ -30,7 +30,7 @@ __all__ = ["LAYOUT", "Client", "Memory"]
 
 _log = get_logger("omniq.redis")
 
-LAYOUT = 2
+LAYOUT = 3
 """The version of the keys and records in the store."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.02, 1.0
 
@@ -261,11 +261,12 @@ class Client:
         known = self._memory.epoch
         words = [b"%d" % LAYOUT, new_id().encode(), known]
         layout, epoch, lost = await self._run_on(link, "open", arguments_of(words), len(words))
-        if int(layout) != LAYOUT:
-            newer = int(layout) > LAYOUT
+        if layout != words[0]:
+            version = layout[:20].decode(errors="replace")
+            newer = version.isdecimal() and int(version) > LAYOUT
             mend = "upgrade omniq-redis" if newer else "let workers of the older version drain it, then take a new one"
             raise SchemaMismatch(
-                f"{self.settings.shown}: the store has layout {int(layout)} of OmniQ's keys, "
+                f"{self.settings.shown}: the store has layout {version} of OmniQ's keys, "
                 f"this version writes layout {LAYOUT}; {mend}, or take another namespace"
             )
         if lost and known and known == self._memory.epoch:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Sequence
 from datetime import datetime
 from struct import Struct
@@ -10,10 +9,9 @@ from typing import NamedTuple
 
 from omniq.errors import CorruptRecord
 from omniq.limit import Limited
-from omniq.storage import validation
 from omniq.storage.records import load_error, load_progress
 from omniq.storage.times import from_micros
-from omniq.storage.validation import check_task, corrupt, salvaged
+from omniq.storage.validation import UNREADABLE, check_task, corrupt, salvaged
 from omniq.task import LimitedTask, StoredTask, TaskState, record_of
 from omniq_redis.encoding import load_options
 from omniq_redis.limits import LIMITED, read_limited
@@ -35,8 +33,6 @@ STATES = {
     b"c": TaskState.CANCELLED,
 }
 NO_MEMBER = Member("", None, (), None)
-UNREADABLE = (*validation.UNREADABLE, struct.error)
-"""What comes of bytes that are not what they should be."""
 
 _ORDER = Struct(">QQQQQIBHH")
 _PAST = Struct(">cQIIQQQ?H")

@@ -14,6 +14,7 @@ from omniq.storage.escaping import get_logger
 from omniq.storage.times import from_micros
 from omniq_redis.client import LAYOUT, Client
 from omniq_redis.errors import LOST, unavailable
+from omniq_redis.times import LATEST
 
 __all__ = ["diagnose", "warn"]
 
@@ -170,7 +171,7 @@ def _store(meta: Mapping[str, str]) -> Iterator[Finding]:
     yield Finding.ok("layout", f"version {meta.get('layout', '?')}; this OmniQ writes version {LAYOUT}")
     lost_at = meta.get("lost_at", "")
     if lost_at.isdecimal():
-        when = from_micros(int(lost_at)).isoformat(timespec="seconds")
+        when = from_micros(min(int(lost_at[:19]), LATEST)).isoformat(timespec="seconds")
         yield Finding.warning(
             "data",
             f"on {when} what the server had held was gone: those tasks are lost; "

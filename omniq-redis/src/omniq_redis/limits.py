@@ -21,7 +21,7 @@ from omniq.errors import CorruptRecord
 from omniq.limit import Limit, Limited, LimitUsage, Rate, Scope, limit_id, line_id
 from omniq.storage.records import corrupt_limit, dump_limit, load_limit, unreadable_limit
 from omniq.storage.times import from_micros, span
-from omniq.storage.validation import check_text, corrupt
+from omniq.storage.validation import UNREADABLE, check_text, corrupt
 from omniq.task import NewTask, StoredTask
 from omniq_redis.times import LATEST, microseconds
 
@@ -163,7 +163,7 @@ def _limit_of(word: bytes, stored: bytes, weights: Sequence[bytes], problems: li
     revision, check, text = stored[:_REVISION], stored[_REVISION:][:_CHECK], stored[_REVISION + _CHECK :]
     try:
         if _digits(revision + text) != check:
-            raise corrupt_limit(name, "it is not as it was written")
+            raise ValueError("it is not as it was written")
         (*rules, check_of_weights) = _NUMBERS.unpack_from(text)
         stored_weights = dict(zip(weights[::2], weights[1::2], strict=True))
         readable = _read_weights(stored_weights)
@@ -174,9 +174,13 @@ def _limit_of(word: bytes, stored: bytes, weights: Sequence[bytes], problems: li
                 return None  # what is left of it limits nothing
         limit = load_limit(_with_weights(text[_NUMBERS.size :], readable), name)
         return evolve(limit, revision=int.from_bytes(revision, "big"))
-    except CorruptRecord as problem:
-        problems.append(problem)
-        return unreadable_limit(name, problem)
+    except CorruptRecord as error:
+        problem = error
+    except UNREADABLE as error:
+        problem = corrupt_limit(name, error)
+        problem.__cause__ = error
+    problems.append(problem)
+    return unreadable_limit(name, problem)
 
 
 def _read_weights(stored: Mapping[bytes, bytes]) -> dict[str, float]:
@@ -220,6 +224,6 @@ def usage_of(scope: Scope, found: Sequence[Any]) -> LimitUsage:
         scope=scope,
         limit=limit if scope.key is None or limit is None else limit.per_key,
         running=running,
-        next_start=from_micros(min(due, LATEST)) if due else None,
+        next_start=from_micros(min(max(due, 0), LATEST)) if due else None,
         held_keys=held,
     )

@@ -408,7 +408,16 @@ class RedisStorage(Storage):
     async def put_limit(self, limit: Limit, expected_revision: int | None = None) -> Limit | None:
         client = self._opened()
         revision = await client.run("put_limit", pack_limit(limit, expected_revision))
+        if not revision and expected_revision == 0 and (found := await self._unreadable_limit(limit.id)):
+            revision = await client.run("put_limit", pack_limit(limit, found))
         return evolve(limit, revision=revision) if revision else None
+
+    async def _unreadable_limit(self, limit_id: str) -> int:
+        """Return the revision of a limit that cannot be read, which counts as absent; 0 if there is none."""
+        _, (stored,), _ = found = await self._opened().run("get_limits", [limit_id])
+        if stored is None or any(limit.revision for limit in limits_of(found, [])):
+            return 0
+        return int.from_bytes(stored[:8], "big")
 
     async def get_limits(self, ids: Sequence[str] | None = None) -> list[Limit]:
         client = self._opened()

@@ -17,6 +17,7 @@ from __future__ import annotations
 import logging
 import math
 import shlex
+import struct
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
@@ -63,7 +64,7 @@ K = TypeVar("K")
 T = TypeVar("T")
 R = TypeVar("R")
 
-UNREADABLE = (TypeError, ValueError, LookupError, AttributeError, OverflowError, RecursionError)
+UNREADABLE = (TypeError, ValueError, LookupError, AttributeError, OverflowError, RecursionError, struct.error)
 """What comes of decoding values that are not what they should be."""
 LARGEST_COUNT = 2**31 - 2**16
 """Of attempts and deliveries: a store that counts in 32 bits can still count on."""

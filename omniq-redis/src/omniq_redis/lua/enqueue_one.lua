@@ -11,11 +11,8 @@ end
 local queue = string.sub(head, 35)
 call('ZADD', P .. 'ready:' .. queue, 0, string.sub(head, 30, 30) .. now8 .. string.sub(seq8, 3) .. id)
 local block = math.floor(seq / 100)
-local key = P .. 'log:' .. block
-call('HSET', key, seq % 100, id)
-if call_any('HLEN', key) == 1 then
-  call('ZADD', P .. 'log', block, block)
-end
+call('HSET', P .. 'log:' .. block, seq % 100, id)
+call('ZADD', P .. 'log', block, block)
 call('SADD', P .. 'queues', queue)
 wake(queue)
 return 1
