@@ -59,6 +59,12 @@ def test_a_command_of_a_plugin_is_shown_and_run_like_our_own(shop: Path) -> None
     )
 
 
+def test_a_command_of_a_plugin_may_call_its_arguments_as_it_likes(shop: Path) -> None:
+    (shop / "shop_restock.py").write_text(COMMAND.replace("article", "words").replace("amount", "command"))
+    ended = run_omniq("restock", "tea", "--command", "2", cwd=shop, PYTHONPATH=str(shop))
+    assert ended.stdout == "2 of tea\n", ended.stderr
+
+
 def test_a_name_that_two_claim_is_an_error_that_names_both(shop: Path) -> None:
     install(shop, "store-cli", "store_cli", PLUGIN % ("restock", "shop_restock"))
     install(shop, "other-cli", "other_cli", PLUGIN % ("stats", "shop_restock"))

@@ -86,7 +86,7 @@ async def fill(queue: TaskQueue) -> dict[str, str]:
 @pytest.mark.parametrize("store", STORES)
 @pytest.mark.timeout(460)
 async def test_every_page_on_every_store(world: World, store: str, tmp_path: Path) -> None:
-    """Hostile texts are texts, all of a page comes from its own server, everybody can use it, on a phone, too."""
+    """Hostile texts are texts, all of a page comes from its own server, and anyone can use it, on a phone, too."""
     with url_on(store, tmp_path) as url:
         async with TaskQueue(url) as queue, Site(world, queue) as site:
             page = await site.page(reduced_motion="reduce")  # colours change at once

@@ -155,7 +155,7 @@ async def test_a_batch_with_ids_that_are_there_stores_the_others(storage_url: st
 async def test_summing_up_the_counters_takes_no_connection_from_what_goes_on(
     server: PostgresServer, storage_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session, "FOLD_EVERY", 1)
+    monkeypatch.setattr(session, "FOLD_EVERY", 4)  # the last of what is asked for at once
     monkeypatch.setattr(session, "FOLD_LOOKS", 100_000)
     name = f"folds-{storage_url[-8:]}"
     async with opened(storage_url, application_name=name) as store:

@@ -152,6 +152,7 @@ async def test_closing_leaves_no_thread_and_no_connection(tmp_path: Path, cancel
     await writing
     if not cancelled:
         await closing
+        assert len(closed) == 2
     await asyncio.to_thread(wait_until, lambda: not _new_threads(before), what="the end of the threads")
     assert len(closed) == 2
 

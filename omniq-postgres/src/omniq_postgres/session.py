@@ -36,7 +36,7 @@ OPENING = 5.0
 FOLD_EVERY = 300
 """Jobs. After so many of them the changes of the counters are summed up, so that they never become many."""
 FOLD_LOOKS, FOLD_PAUSE = 10, 0.01
-"""How often it is looked whether other jobs are under way before it is done nevertheless; and the seconds before each
+"""How often a fold looks whether other jobs are under way before it is done nevertheless, and the seconds before each
 look."""
 
 

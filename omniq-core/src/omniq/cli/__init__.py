@@ -97,7 +97,7 @@ def _main(arguments: list[str], prog: str) -> int:
         try:
             options, command = _parse(arguments, prog)
             verbose = options.verbose
-            if options.command not in SAY_THEMSELVES:
+            if options._command not in SAY_THEMSELVES:
                 held_warnings()
             return command.run(options)
         finally:
@@ -118,7 +118,7 @@ def _parse(arguments: list[str], prog: str) -> tuple[argparse.Namespace, Command
     if not is_app_known():
         parser.epilog = _EPILOG
     parser.add_argument("-V", "--version", action=_Version, help="show the version and exit")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, title="commands")
+    commands = parser.add_subparsers(dest="_command", metavar="COMMAND", required=True, title="commands")
     asked = next((argument for argument in arguments if not argument.startswith("-")), None)
     plugins = discover()
     command: Command | None = None if asked is None else plugins.command(asked)
@@ -142,13 +142,13 @@ def _parse(arguments: list[str], prog: str) -> tuple[argparse.Namespace, Command
     if unknown:
         is_option = unknown[0].startswith("-")
         # Of a command with actions, the action's own parser tells where its help is.
-        getattr(options, "parser", parsers[options.command]).error(
+        getattr(options, "_parser", parsers[options._command]).error(
             f"there is no option {unknown[0]}"
             if is_option
             else f"{redact(unknown[0])!r} is one argument too many; options go before or after all arguments"
         )
     assert command is not None  # argparse demands one
-    options.words = arguments[arguments.index(options.command) + 1 :]
+    options._words = arguments[arguments.index(options._command) + 1 :]
     return options, command
 
 

@@ -45,7 +45,7 @@ class Action:
         configuring(self.description, self.examples, add_store, *self.options)(parser)
         # Not given here, what was given before the action's name holds.
         add_verbose(parser, default=argparse.SUPPRESS)
-        parser.set_defaults(act=self.act, parser=parser)
+        parser.set_defaults(act=self.act, _parser=parser)
 
 
 def command_of(description: str, actions: Mapping[str, Action]) -> tuple[Configure, Run]:

@@ -214,7 +214,7 @@ def _introduction(queue: TaskQueue, worker: Worker, processes: int) -> Iterator[
 
 
 def _undeclared_queues(queue: TaskQueue, served: Iterable[str]) -> Iterator[str]:
-    """Return a line for each queue that a worker is to serve and that no task of its application is declared for."""
+    """Yield a line for each queue that a worker is to serve and that no task of its application is declared for."""
     declared = {function.options.queue for function in queue.functions.values()}
     for name in served:
         if name not in declared:
@@ -288,4 +288,4 @@ async def _supervise(options: argparse.Namespace) -> int:
 def _command(options: argparse.Namespace, *more: str) -> list[str]:
     """Return what starts another worker with the words that this one was given, and some before them."""
     app = [options.app] if is_app_known() else []
-    return [sys.executable, "-m", "omniq", "worker", *more, *app, *options.words]
+    return [sys.executable, "-m", "omniq", "worker", *more, *app, *options._words]
