@@ -62,9 +62,11 @@ pythons: $(BIN)/python
 		$(MAKE) --no-print-directory .venv-$$version/.tests VENV=.venv-$$version PYTHON="$$found" & \
 		made="$$made $$!"; done; status=0; for one in $$made; do wait $$one || status=1; done; exit $$status
 
-# On the Python of $(VENV) they run with all others.
-test-all-pythons: pythons ## the core's tests on each other supported Python that is on the machine
-	@own=$$($(BIN)/python -c '$(VERSION_OF)'); status=0; for version in $(PYTHONS); do \
+# On the Python of $(VENV) they run with all others. One that gets no environment keeps them off no other.
+# A variable, as make --dry-run would run a recipe that names $(MAKE).
+MAKE_PYTHONS = $(MAKE) --no-print-directory pythons
+test-all-pythons: $(BIN)/python ## the core's tests on each other supported Python that is on the machine
+	@own=$$($(BIN)/python -c '$(VERSION_OF)'); status=0; $(MAKE_PYTHONS) || status=1; for version in $(PYTHONS); do \
 		if [ $$version = "$$own" ] || [ ! -e .venv-$$version/.tests ]; then continue; fi; echo "Python $$version"; \
 		.venv-$$version/bin/python -W error -m pytest -m "not long" $(PYTEST_ARGS) tests/core \
 			tests/contrib/test_django.py tests/packaging/test_elsewhere.py tests/packaging/test_warnings.py \
