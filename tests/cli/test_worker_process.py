@@ -181,3 +181,20 @@ def test_a_program_that_runs_a_worker_itself_is_not_kept_by_threads_of_coroutine
             assert process.returncode == 0
         finally:
             process.kill()
+
+
+def test_a_signal_that_comes_before_the_worker_handles_signals_stops_it() -> None:
+    program = """\
+import signal
+from omniq import TaskQueue
+
+class Signalled(TaskQueue):
+    async def __aenter__(self):
+        signal.raise_signal(signal.SIGTERM)
+        return await super().__aenter__()
+
+Signalled("memory://").run_worker()
+print("went on")
+"""
+    done = subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, timeout=60, check=True)
+    assert done.stdout == "went on\n"

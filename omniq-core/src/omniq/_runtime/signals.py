@@ -30,16 +30,22 @@ forks = 0
 
 Listener: TypeAlias = Callable[[signal.Signals], None]
 
-_listeners: list[tuple[frozenset[signal.Signals], Listener]] = []
+_listeners: list[tuple[frozenset[signal.Signals], Listener, bool]] = []
+_kept: list[signal.Signals] = []
+"""What only those heard that watch, for the first that acts."""
 _replaced: dict[signal.Signals, Any] = {}
 """What handled each of the signals before."""
 _mask_before_fork = threading.local()
 
 
 def _handle(number: int, _: FrameType | None) -> None:
-    for numbers, listener in tuple(_listeners):
+    is_acted_on = False
+    for numbers, listener, watches in tuple(_listeners):
         if number in numbers:
             listener(signal.Signals(number))
+            is_acted_on |= not watches
+    if not is_acted_on:
+        _kept.append(signal.Signals(number))
 
 
 @contextlib.contextmanager
@@ -74,26 +80,32 @@ def is_urgent(number: signal.Signals, *, again: bool, supervised: bool) -> bool:
 
 
 @contextlib.contextmanager
-def listening(numbers: Iterable[signal.Signals], listener: Listener) -> Iterator[None]:
+def listening(numbers: Iterable[signal.Signals], listener: Listener, *, watches: bool = False) -> Iterator[None]:
     """Call a function for each of these signals, on the main thread and in the middle of whatever runs there.
 
     Off the main thread, where Python handles no signals, this does nothing.
 
     :param numbers: the signals.
     :param listener: must be quick, and take no lock.
+    :param watches: whether it only looks on. The next listener that does not is called for what came meanwhile.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    entry = (frozenset(numbers), listener)
+    entry = (frozenset(numbers), listener, watches)
     _listeners.append(entry)
     for number in entry[0] - _replaced.keys():
         _replaced[number] = signal.signal(number, _handle)
     try:
+        for number in () if watches else [number for number in _kept if number in entry[0]]:
+            _kept.remove(number)
+            listener(number)
         yield
     finally:
         _listeners.remove(entry)
-        still = frozenset().union(*(numbers for numbers, _ in _listeners))
+        if not _listeners:
+            _kept.clear()
+        still = frozenset().union(*(numbers for numbers, *_ in _listeners))
         for number in _replaced.keys() - still:
             before = _replaced.pop(number)
             if signal.getsignal(number) is _handle:  # else someone took it over meanwhile
@@ -169,6 +181,7 @@ def _after_fork_in_child() -> None:
         signal.signal(number, signal.SIG_DFL)
     _replaced.clear()
     _listeners.clear()
+    _kept.clear()
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 

@@ -118,7 +118,8 @@ def _ended_when_blocked(loop: asyncio.AbstractEventLoop, grace: float, *, superv
     thread.start()
     numbers = (*STOP_SIGNALS, *STOP_AT_ONCE) if supervised else STOP_SIGNALS
     try:
-        with listening(numbers, told.put):
+        # It stops no worker: one that comes before the worker handles signals is kept for it.
+        with listening(numbers, told.put, watches=True):
             yield
     finally:
         told.put(None)
