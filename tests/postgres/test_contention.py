@@ -101,7 +101,7 @@ def without_deadlock(server: PostgresServer) -> Iterator[None]:
 
 
 @pytest.mark.timeout(400)  # a crowd of processes and connections
-@pytest.mark.parametrize("workers", short_and_long(120, 2000))
+@pytest.mark.parametrize("workers", short_and_long(300, 2000))
 async def test_many_workers_that_claim_at_once_get_each_delivery_once_and_never_lock_each_other_out(
     server: PostgresServer, storage_url: str, workers: int
 ) -> None:
