@@ -143,7 +143,7 @@ async def test_closing_leaves_no_thread_and_no_connection(tmp_path: Path, cancel
     writing = asyncio.create_task(store._run(slow))
     await asyncio.to_thread(begun.wait, 60)
     closing = asyncio.create_task(store.close())
-    await asyncio.sleep(0)
+    await asyncio.sleep(0)  # a turn of the loop, in which it begins to close
     if cancelled:
         closing.cancel()
         with pytest.raises(asyncio.CancelledError):
