@@ -10,7 +10,7 @@ from collections.abc import Generator
 import hypothesis
 import pytest
 
-from omniq.storage import validation
+from omniq.storage import corrupt_records
 from omniq.testing.contract.actors import Actor
 from tests.fork_server import Popen
 from tests.repeating import short_and_long
@@ -45,7 +45,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_runtest_setup() -> None:
     """Begin each test as a process that has not logged any damaged record: it logs each once, and a thousand in all."""
-    validation._logged.clear()
+    corrupt_records._logged.clear()
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -12,20 +12,10 @@ import pytest
 from attrs import evolve
 
 from omniq.schedule import Schedule
-from omniq.storage import Severity, StoredWorker, validation
+from omniq.storage import Severity, StoredWorker, corrupt_records
+from omniq.storage.corrupt_records import corrupt, finding, log_once, salvaged
 from omniq.storage.ids import new_id
-from omniq.storage.validation import (
-    LARGEST_COUNT,
-    LONGEST_TEXT,
-    check_schedule,
-    check_task,
-    check_text,
-    check_worker,
-    corrupt,
-    finding,
-    log_once,
-    salvaged,
-)
+from omniq.storage.validation import LARGEST_COUNT, LONGEST_TEXT, check_schedule, check_task, check_text, check_worker
 from omniq.task import NewTask, Progress, StoredTask, TaskError, TaskState
 
 NOW = datetime(2026, 5, 4, 12, tzinfo=UTC)
@@ -173,7 +163,7 @@ def test_a_finding_names_the_command_that_removes_the_record() -> None:
 def test_each_record_is_logged_once_and_not_more_than_a_thousand(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(validation, "_logged", set())
+    monkeypatch.setattr(corrupt_records, "_logged", set())
     log = logging.getLogger("omniq.test")
     for number in range(2000):
         for _ in range(2):

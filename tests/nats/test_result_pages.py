@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from omniq.storage import Storage
-from omniq.storage.validation import is_corrupt
+from omniq.storage.corrupt_records import is_corrupt
 from omniq.task import Succeeded, TaskState
 from omniq.testing import await_until
 from omniq_nats.results import read_page

@@ -15,8 +15,8 @@ from omniq import TaskQueue
 from omniq.errors import ConfigurationError, SchemaMismatch, StorageUnavailable
 from omniq.schedule import Schedule
 from omniq.storage import Lease, TaskQuery
+from omniq.storage.corrupt_records import is_corrupt
 from omniq.storage.urls import parse_url
-from omniq.storage.validation import is_corrupt
 from omniq.task import Failed, Progress, TaskError, TaskState
 from omniq.testing import await_until
 from omniq_postgres import claiming, dead_tuples, session

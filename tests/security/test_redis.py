@@ -18,7 +18,7 @@ from omniq import TaskState
 from omniq.limit import Limit, Rate, UnreadableLimit
 from omniq.schedule import Schedule
 from omniq.storage import Lease, TaskQuery
-from omniq.storage.validation import is_corrupt
+from omniq.storage.corrupt_records import is_corrupt
 from omniq.task import Cancelled, Failed, Retry, StoredTask, Succeeded, TaskError
 from omniq_redis.storage import RedisStorage
 from tests.redis.redis_support import calls, finish_all, new_task, only, opened, raw_client, take, total

@@ -8,8 +8,8 @@ from typing import Protocol
 from attrs import define, evolve, field
 
 from omniq.errors import StorageUnavailable
+from omniq.storage.corrupt_records import log_once
 from omniq.storage.escaping import get_logger
-from omniq.storage.validation import log_once
 from omniq.task import Progress, StoredTask, TaskState
 from omniq_nats.encoding import encode_queue_state
 from omniq_nats.entries import Entry, entry_of

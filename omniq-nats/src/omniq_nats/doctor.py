@@ -10,7 +10,7 @@ from attrs import evolve
 
 from omniq.errors import CorruptRecord, StorageError
 from omniq.storage import Finding, Severity
-from omniq.storage.validation import corrupt, finding
+from omniq.storage.corrupt_records import corrupt, finding
 from omniq_nats.encoding import NewerVersion
 from omniq_nats.entries import OverflowPage
 from omniq_nats.flow_records import read_flow, read_gates, read_roster

@@ -10,7 +10,8 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from omniq.storage.validation import UNREADABLE, corrupt, is_text
+from omniq.storage.corrupt_records import corrupt
+from omniq.storage.validation import UNREADABLE, is_text
 from omniq_nats.entries import Entry, OverflowPage, Tombstone, check_slot
 from omniq_nats.lazy_rows import Running, read_pending
 from omniq_nats.names import is_line, split_batch

@@ -12,7 +12,7 @@ from attrs import define, field
 from omniq.flow import GateState, StoredFlow
 from omniq.storage import flow_transitions
 from omniq.storage.states import holds_key
-from omniq.storage.validation import Salvaged
+from omniq.storage.values import Salvaged
 from omniq.task import NewTask, StoredTask, TaskState
 from omniq_nats.entries import Entry, Tombstone, entry_in_overflow
 from omniq_nats.flow_records import GATES, FlowRecord, GatePage, encode_flow, encode_gates, encode_roster

@@ -6,9 +6,9 @@ import asyncio
 from bisect import bisect_left, bisect_right, insort
 
 from omniq.errors import CorruptRecord
+from omniq.storage.corrupt_records import log_once
 from omniq.storage.escaping import get_logger
 from omniq.storage.states import due_at
-from omniq.storage.validation import log_once
 from omniq_nats.flow_records import FlowRecord, read_flow
 from omniq_nats.names import readable
 from omniq_nats.times import Clock, micros

@@ -15,8 +15,9 @@ from attrs import define, field, frozen
 
 from omniq.errors import CorruptRecord
 from omniq.flow import GateState, StoredFlow, StoredGate
+from omniq.storage.corrupt_records import corrupt
 from omniq.storage.rows import dump_flow, dump_gate, load_flow, load_gate
-from omniq.storage.validation import UNREADABLE, corrupt, is_text
+from omniq.storage.validation import UNREADABLE, is_text
 from omniq.task import TaskState
 from omniq_nats.names import split_batch
 from omniq_nats.results import EndRecord

@@ -13,8 +13,8 @@ from collections.abc import Iterable
 from attrs import define, field
 
 from omniq.errors import CorruptRecord
+from omniq.storage.corrupt_records import log_once
 from omniq.storage.escaping import get_logger
-from omniq.storage.validation import log_once
 from omniq_nats.entries import Entry
 from omniq_nats.flow_records import GATES, FlowRecord, GatePage, RosterRow, read_flow, read_gates, read_roster
 from omniq_nats.names import BLOCKED_LINE

@@ -16,9 +16,9 @@ from attrs import evolve
 from omniq.flow import StoredFlow, StoredGate
 from omniq.limit import PLAIN
 from omniq.schedule import Schedule
+from omniq.storage.corrupt_records import salvaged
 from omniq.storage.primitives import NoLimits
 from omniq.storage.states import due_at
-from omniq.storage.validation import salvaged
 from omniq.task import StoredTask, TaskState
 from omniq_nats.flow_records import GATES
 from omniq_nats.flow_snapshot import Missing, Snapshot

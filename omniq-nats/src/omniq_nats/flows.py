@@ -15,9 +15,10 @@ from attrs import evolve
 from omniq.errors import CorruptRecord, PayloadTooLarge
 from omniq.flow import Flow, NewFlow
 from omniq.storage import Enqueued, QueueStats, flow_transitions, transitions
+from omniq.storage.corrupt_records import log_once
 from omniq.storage.escaping import get_logger
 from omniq.storage.states import due_at, ended_task
-from omniq.storage.validation import Salvaged, log_once
+from omniq.storage.values import Salvaged
 from omniq.task import NewTask, Outcome, StoredTask, TaskState
 from omniq_nats.enqueueing import ATOMIC_TASKS, Producer
 from omniq_nats.flow_index import FlowIndex

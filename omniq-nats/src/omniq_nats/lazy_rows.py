@@ -10,7 +10,8 @@ import math
 from collections.abc import Iterable, Iterator, MutableMapping
 from typing import Any
 
-from omniq.storage.validation import UNREADABLE, corrupt
+from omniq.storage.corrupt_records import corrupt
+from omniq.storage.validation import UNREADABLE
 from omniq_nats.entries import Entry, check_slot
 from omniq_nats.names import split_batch, token, untoken
 from omniq_nats.results import EndRecord, read_end_record

@@ -7,8 +7,9 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import datetime
 
 from omniq.storage import TaskPage, TaskQuery
+from omniq.storage.corrupt_records import salvaged
 from omniq.storage.paging import CLOCK_SLACK, Pager, slackened
-from omniq.storage.validation import UNREADABLE, salvaged
+from omniq.storage.validation import UNREADABLE
 from omniq.task import StoredTask, TaskState
 from omniq_nats.names import readable
 from omniq_nats.queue_state_store import QueueStateStore

@@ -15,8 +15,8 @@ from heapq import merge
 from attrs import evolve
 
 from omniq.errors import CorruptRecord
+from omniq.storage.corrupt_records import corrupt, log_once
 from omniq.storage.escaping import get_logger
-from omniq.storage.validation import corrupt, log_once
 from omniq.task import TaskState
 from omniq_nats.encoding import encode_entries, read_entries
 from omniq_nats.entries import Entry, OverflowPage, overflow_page_of

@@ -17,8 +17,8 @@ from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
 from typing import Any, TypeVar
 
 from omniq.errors import CorruptRecord, PayloadTooLarge, StorageError, StorageUnavailable
+from omniq.storage.corrupt_records import log_once
 from omniq.storage.escaping import get_logger
-from omniq.storage.validation import log_once
 from omniq_nats.commit_queue import Commit, CommitQueue, Step
 from omniq_nats.contention import Contention
 from omniq_nats.encoding import encode_queue_state

@@ -11,8 +11,9 @@ from collections.abc import Mapping, Sequence
 
 from omniq.errors import CorruptRecord
 from omniq.storage import QueueStats, StoredWorker
+from omniq.storage.corrupt_records import corrupt, log_once, salvaged
 from omniq.storage.escaping import get_logger
-from omniq.storage.validation import UNREADABLE, check_worker, corrupt, log_once, salvaged
+from omniq.storage.validation import UNREADABLE, check_worker
 from omniq.task import StoredTask, TaskState
 from omniq_nats.claiming import fold, live_task
 from omniq_nats.entries import Entry, entry_in_overflow, entry_of

@@ -10,8 +10,9 @@ from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Mapping, Sequence, Set
 
 from omniq.errors import CorruptRecord
+from omniq.storage.corrupt_records import corrupt, log_once
 from omniq.storage.escaping import get_logger
-from omniq.storage.validation import UNREADABLE, check_text, corrupt, log_once
+from omniq.storage.validation import UNREADABLE, check_text
 from omniq_nats.encoding import read_queue_state
 from omniq_nats.entries import Tombstone
 from omniq_nats.lazy_rows import Pending

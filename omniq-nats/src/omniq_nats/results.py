@@ -12,7 +12,8 @@ from typing import Any
 from attrs import define, evolve, field, frozen
 
 from omniq.errors import CorruptRecord
-from omniq.storage.validation import UNREADABLE, corrupt, corrupt_error, is_text
+from omniq.storage.corrupt_records import corrupt, corrupt_error
+from omniq.storage.validation import UNREADABLE, is_text
 from omniq.task import TaskError, TaskState
 from omniq_nats.names import APART, LARGE, SHARED, SHEET, SHEET_SPAN, SINGLE, split_batch, token
 from omniq_nats.times import is_moment

@@ -6,10 +6,11 @@ import json
 
 from omniq.errors import CorruptRecord
 from omniq.schedule import Schedule
-from omniq.storage import validation
+from omniq.storage import corrupt_records
+from omniq.storage.corrupt_records import corrupt, log_once
 from omniq.storage.escaping import get_logger
 from omniq.storage.records import dump_schedule
-from omniq.storage.validation import LARGEST_REVISION, UNREADABLE, corrupt, log_once
+from omniq.storage.validation import LARGEST_REVISION, UNREADABLE
 from omniq_nats import names
 from omniq_nats.messages import Stored
 
@@ -63,7 +64,7 @@ def read_schedule(stored: Stored) -> Schedule:
     place = f"message {stored.seq} on {stored.subject}"
     try:
         _, revision = _head(stored)
-        schedule = validation.read_schedule(stored.data.partition(b"\n")[2], place=place, revision=revision)
+        schedule = corrupt_records.read_schedule(stored.data.partition(b"\n")[2], place=place, revision=revision)
         if schedule.id != name:
             raise ValueError("it names another schedule than its subject")
     except UNREADABLE as error:

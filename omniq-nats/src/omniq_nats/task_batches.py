@@ -15,7 +15,8 @@ from typing import Any
 from attrs import define, field
 
 from omniq.errors import CorruptRecord
-from omniq.storage.validation import LONGEST_TEXT, UNREADABLE, check_task, corrupt, is_text, salvaged
+from omniq.storage.corrupt_records import corrupt, salvaged
+from omniq.storage.validation import LONGEST_TEXT, UNREADABLE, check_task, is_text
 from omniq.task import Feed, NewTask, Progress, StoredTask, TaskError, TaskState
 from omniq_nats.names import (
     APART,

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from attrs import define, evolve, field, frozen
 
 from omniq.errors import CorruptRecord
-from omniq.storage.validation import corrupt
+from omniq.storage.corrupt_records import corrupt
 from omniq_nats.entries import Entry
 from omniq_nats.flow_records import GATES, GatePage, read_gates
 from omniq_nats.names import readable

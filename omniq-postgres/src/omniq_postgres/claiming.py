@@ -9,8 +9,8 @@ import psycopg
 from attrs import evolve, frozen
 
 from omniq.errors import CorruptRecord
+from omniq.storage.corrupt_records import corrupt_error
 from omniq.storage.escaping import get_logger
-from omniq.storage.validation import corrupt_error
 from omniq.task import Failed, Outcome, StoredTask
 from omniq_postgres import binary_params, limits
 from omniq_postgres.dead_tuples import Frontier

@@ -14,11 +14,12 @@ from attrs import evolve
 
 from omniq.errors import CorruptRecord
 from omniq.limit import Limited, line_id
+from omniq.storage.corrupt_records import corrupt, log_once, salvaged
 from omniq.storage.escaping import get_logger
 from omniq.storage.limit_transitions import is_lined
 from omniq.storage.records import dump_error, load_error, load_progress
 from omniq.storage.states import from_micros, to_micros
-from omniq.storage.validation import EARLIEST, UNREADABLE, check_task, corrupt, log_once, salvaged
+from omniq.storage.validation import EARLIEST, UNREADABLE, check_task
 from omniq.task import Feed, LimitedTask, NewTask, StoredTask, TaskState, record_of
 from omniq_postgres import binary_params
 from omniq_postgres.binary_params import Parameter

@@ -14,12 +14,12 @@ import psycopg
 
 from omniq.errors import CorruptRecord
 from omniq.flow import StoredFlow, StoredGate
+from omniq.storage.corrupt_records import log_once
 from omniq.storage.escaping import get_logger
 from omniq.storage.flow_transitions import count_ends
 from omniq.storage.primitives import FlowTransaction, LineTransaction
 from omniq.storage.rows import dump_flow, dump_gate, load_flow, load_gate
 from omniq.storage.states import due_at
-from omniq.storage.validation import log_once
 from omniq_postgres import binary_params
 from omniq_postgres.blocking_steps import Ask, in_steps
 from omniq_postgres.encoding import counted_task, key_of

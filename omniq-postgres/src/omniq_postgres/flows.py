@@ -16,8 +16,8 @@ from psycopg.errors import UniqueViolation
 from omniq.errors import CorruptRecord
 from omniq.flow import Flow, NewFlow
 from omniq.storage import Adoption, Enqueued, flow_transitions, transitions
+from omniq.storage.corrupt_records import unreadable
 from omniq.storage.rows import load_flow, load_gate
-from omniq.storage.validation import unreadable
 from omniq.task import NewTask, StoredTask
 from omniq_postgres import binary_params
 from omniq_postgres.flow_tx import TRIES, FlowTx, read_only, transaction

@@ -18,12 +18,12 @@ from attrs import define
 
 from omniq.errors import CorruptRecord
 from omniq.limit import PLAIN, Lane, Limit, Scope, StoredLine, limit_id, line_id
+from omniq.storage.corrupt_records import log_once
 from omniq.storage.escaping import get_logger
 from omniq.storage.limit_transitions import ASLEEP, ELIGIBLE, IDLE, LimitStep, rank_of
 from omniq.storage.records import dump_limit, read_limit
 from omniq.storage.rows import dump_lane, dump_line, load_lane, load_line
 from omniq.storage.states import to_micros
-from omniq.storage.validation import log_once
 from omniq.task import NewTask, StoredTask, TaskState
 from omniq_postgres import binary_params
 from omniq_postgres.encoding import RUNNING

@@ -17,12 +17,12 @@ import psycopg
 from omniq.errors import CorruptRecord
 from omniq.limit import Limit, LimitUsage, Scope
 from omniq.storage import limit_transitions
+from omniq.storage.corrupt_records import unreadable
 from omniq.storage.flow_transitions import count_ends
 from omniq.storage.limits import Line
 from omniq.storage.records import load_limit
 from omniq.storage.rows import load_lane, load_line
 from omniq.storage.states import later
-from omniq.storage.validation import unreadable
 from omniq.task import StoredTask
 from omniq_postgres.errors import Remedy, remedy_for
 from omniq_postgres.flow_tx import TRIES, FlowTx, read_only, transaction

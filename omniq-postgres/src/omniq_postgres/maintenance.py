@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from omniq.errors import CorruptRecord
 from omniq.storage.attempts import LONGEST_LOG
+from omniq.storage.corrupt_records import log_once
 from omniq.storage.escaping import get_logger
-from omniq.storage.validation import log_once
 from omniq.task import StoredTask
 from omniq_postgres import binary_params
 from omniq_postgres.claiming import expire

@@ -8,9 +8,10 @@ from typing import Any
 
 from omniq.errors import CorruptRecord
 from omniq.storage import QueueStats, StoredWorker, TaskPage, TaskQuery
+from omniq.storage.corrupt_records import corrupt, log_once
 from omniq.storage.escaping import get_logger
 from omniq.storage.paging import CLOCK_SLACK, slackened
-from omniq.storage.validation import UNREADABLE, check_worker, corrupt, log_once
+from omniq.storage.validation import UNREADABLE, check_worker
 from omniq.task import StoredTask, TaskState
 from omniq_postgres import binary_params
 from omniq_postgres.encoding import LINED, NUMBER_OF, READY, RUNNING, STATE_OF, SUCCEEDED, bare_task, make_task

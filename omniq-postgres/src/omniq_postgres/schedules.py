@@ -10,9 +10,9 @@ from attrs import evolve
 from omniq.errors import CorruptRecord
 from omniq.schedule import Schedule
 from omniq.storage import Enqueued, transitions
+from omniq.storage.corrupt_records import read_schedule, readable, unreadable
 from omniq.storage.escaping import get_logger
 from omniq.storage.records import dump_schedule
-from omniq.storage.validation import read_schedule, readable, unreadable
 from omniq.task import NewTask
 from omniq_postgres import binary_params
 from omniq_postgres.encoding import columns_of

@@ -33,11 +33,11 @@ from omniq.storage import (
     TaskPage,
     TaskQuery,
 )
+from omniq.storage.corrupt_records import finding
 from omniq.storage.limits import Line
 from omniq.storage.migrations import Migrated, Migration
 from omniq.storage.paging import LARGEST_PLACE, read_cursor
 from omniq.storage.transactions import CallerTransaction
-from omniq.storage.validation import finding
 from omniq.task import NewTask, Outcome, Progress, StoredTask, TaskState
 from omniq_postgres import (
     claiming,

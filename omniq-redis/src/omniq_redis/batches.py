@@ -8,9 +8,9 @@ from typing import Any
 
 from omniq.errors import CorruptRecord
 from omniq.storage import Enqueued
+from omniq.storage.corrupt_records import corrupt_error
 from omniq.storage.records import dump_error
 from omniq.storage.times import from_micros, span
-from omniq.storage.validation import corrupt_error
 from omniq.task import Cancelled, Failed, NewTask, Outcome, Released, Retry, StoredTask, Succeeded, TaskError
 from omniq_redis.decoding import claimed_task, id_of, next_delivery
 from omniq_redis.encoding import order_words

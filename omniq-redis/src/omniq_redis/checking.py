@@ -8,8 +8,9 @@ from typing import Any
 
 from omniq.errors import CorruptRecord
 from omniq.storage import StoredWorker
+from omniq.storage.corrupt_records import corrupt
 from omniq.storage.times import from_micros
-from omniq.storage.validation import UNREADABLE, check_text, check_worker, corrupt
+from omniq.storage.validation import UNREADABLE, check_text, check_worker
 from omniq_redis.batches import pairs
 from omniq_redis.client import Client
 from omniq_redis.decoding import id_of

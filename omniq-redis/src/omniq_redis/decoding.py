@@ -9,9 +9,10 @@ from typing import NamedTuple
 
 from omniq.errors import CorruptRecord
 from omniq.limit import Limited
+from omniq.storage.corrupt_records import corrupt, salvaged
 from omniq.storage.records import load_error, load_progress
 from omniq.storage.times import from_micros
-from omniq.storage.validation import UNREADABLE, check_task, corrupt, salvaged
+from omniq.storage.validation import UNREADABLE, check_task
 from omniq.task import LimitedTask, StoredTask, TaskState, record_of
 from omniq_redis.encoding import load_options
 from omniq_redis.limits import LIMITED, read_limited

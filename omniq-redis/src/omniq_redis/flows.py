@@ -9,8 +9,9 @@ from typing import Any
 from omniq.errors import FlowClosed
 from omniq.flow import Flow, Gate, GateState, NewFlow, NewGate
 from omniq.storage import Enqueued
+from omniq.storage.corrupt_records import corrupt
 from omniq.storage.times import from_micros, span
-from omniq.storage.validation import UNREADABLE, check_text, corrupt
+from omniq.storage.validation import UNREADABLE, check_text
 from omniq.task import NewTask, TaskState
 from omniq_redis.batches import pack_tasks, pairs, read_stored
 from omniq_redis.decoding import id_of

@@ -19,9 +19,10 @@ from attrs import evolve
 
 from omniq.errors import CorruptRecord
 from omniq.limit import Limit, Limited, LimitUsage, Rate, Scope, limit_id, line_id
+from omniq.storage.corrupt_records import corrupt
 from omniq.storage.records import corrupt_limit, dump_limit, load_limit, unreadable_limit
 from omniq.storage.times import from_micros, span
-from omniq.storage.validation import UNREADABLE, check_text, corrupt
+from omniq.storage.validation import UNREADABLE, check_text
 from omniq.task import NewTask, StoredTask
 from omniq_redis.times import LATEST, microseconds
 

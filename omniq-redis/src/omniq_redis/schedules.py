@@ -7,7 +7,7 @@ from typing import Any
 
 from omniq.errors import CorruptRecord
 from omniq.schedule import Schedule
-from omniq.storage.validation import corrupt, read_schedule
+from omniq.storage.corrupt_records import corrupt, read_schedule
 from omniq_redis.times import microseconds
 
 __all__ = ["next_run_of", "schedules_of"]

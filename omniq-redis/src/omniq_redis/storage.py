@@ -30,11 +30,12 @@ from omniq.storage import (
     TaskPage,
     TaskQuery,
 )
+from omniq.storage.corrupt_records import finding, log_once
 from omniq.storage.escaping import get_logger
 from omniq.storage.limits import Line
 from omniq.storage.records import dump_progress, dump_schedule
 from omniq.storage.times import from_micros, span
-from omniq.storage.validation import check_adoptable, finding, log_once
+from omniq.storage.validation import check_adoptable
 from omniq.task import (
     NewTask,
     Outcome,

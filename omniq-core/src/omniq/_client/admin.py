@@ -18,8 +18,8 @@ from omniq.errors import TaskNotFound
 from omniq.plugins import Plugins
 from omniq.storage import Count, QueueStats, Storage, TaskPage, TaskQuery
 from omniq.storage.body import as_task
+from omniq.storage.corrupt_records import fetch
 from omniq.storage.durations import aware
-from omniq.storage.validation import fetch
 from omniq.task import Task, TaskState
 
 __all__ = ["Control"]

@@ -17,7 +17,7 @@ from omniq.storage import Adoption, Storage, TaskQuery
 from omniq.storage.interchange import CutOff, Record, end_line, first_line, has_limits, line_of, read
 from omniq.storage.limits import no_limits
 from omniq.storage.states import changed_task
-from omniq.storage.validation import Salvaged
+from omniq.storage.values import Salvaged
 from omniq.task import StoredTask, TaskState
 
 __all__ = ["Moved", "NotMoved", "export_from", "import_into"]

@@ -32,10 +32,10 @@ from omniq.errors import (
 from omniq.serialization import ArgumentTypes
 from omniq.storage import Enqueued, Storage, StorageLimits
 from omniq.storage.body import as_task, join_body, make_content, with_header
+from omniq.storage.corrupt_records import fetch
 from omniq.storage.durations import duration
 from omniq.storage.ids import new_id
 from omniq.storage.limits import no_limits
-from omniq.storage.validation import fetch
 from omniq.task import NewTask, Reference, StoredTask, TaskError, TaskState, record_of
 
 if TYPE_CHECKING:

@@ -20,11 +20,11 @@ from omniq.errors import FlowNotFound, TaskNotFound
 from omniq.flow import Flow
 from omniq.storage import Enqueued, Storage, TaskQuery
 from omniq.storage.body import as_task
+from omniq.storage.corrupt_records import fetch
 from omniq.storage.failpoints import failpoint
 from omniq.storage.flows import no_flows
 from omniq.storage.ids import sibling_id
 from omniq.storage.records import dump_flow
-from omniq.storage.validation import fetch
 from omniq.task import NewTask, Task
 
 if TYPE_CHECKING:

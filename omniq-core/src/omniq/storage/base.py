@@ -518,7 +518,7 @@ class Storage(FlowStorage, LimitStorage, ABC):
         """Read every record, and return a finding for each that cannot be read: its place, and how it is removed.
 
         The default reads all tasks, page by page, and so finds tasks alone. A store overrides it to find what else is
-        unreadable (schedules, workers, the state of queues), see :func:`omniq.storage.validation.finding`.
+        unreadable (schedules, workers, the state of queues), see :func:`omniq.storage.corrupt_records.finding`.
 
         :param limit: how many findings at most.
         """

@@ -16,8 +16,7 @@ from omniq.flow import Flow, Gate, GateState, NewFlow, NewGate, StoredFlow, Stor
 from omniq.storage.limit_transitions import moved
 from omniq.storage.primitives import FlowTransaction
 from omniq.storage.states import anew_task, changed_task, ended_task, later, stored_task
-from omniq.storage.validation import Salvaged
-from omniq.storage.values import Adoption, Enqueued
+from omniq.storage.values import Adoption, Enqueued, Salvaged
 from omniq.task import NewTask, StoredTask, TaskError, TaskState
 
 __all__ = [

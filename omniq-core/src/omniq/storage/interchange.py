@@ -20,8 +20,9 @@ from omniq.errors import CorruptRecord
 from omniq.flow import Flow, Gate, GateState
 from omniq.limit import Limit, Limited, limit_id
 from omniq.schedule import Schedule
+from omniq.storage.corrupt_records import read_schedule
 from omniq.storage.records import dump_fields, dump_schedule, load_fields, load_limit
-from omniq.storage.validation import UNREADABLE, check_task, check_text, read_schedule
+from omniq.storage.validation import UNREADABLE, check_task, check_text
 from omniq.task import Feed, LimitedTask, Progress, StoredTask, TaskError, TaskState
 
 __all__ = ["FORMAT", "KINDS", "CutOff", "Record", "end_line", "first_line", "has_limits", "is_end", "line_of", "read"]

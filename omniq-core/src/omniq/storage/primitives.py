@@ -126,7 +126,7 @@ class FlowTransaction(Protocol):
     A task that any of these returns is locked until the transaction ends, or the transaction is the only one that
     writes: no other changes it meanwhile.
 
-    In place of a task that cannot be read they return a :class:`~omniq.storage.validation.Salvaged` one, by the id by
+    In place of a task that cannot be read they return a :class:`~omniq.storage.values.Salvaged` one, by the id by
     which it was found. To save that ends it: it is found as failed from then on, and of what is stored the error and
     the times of its end are written, nothing else.
     """

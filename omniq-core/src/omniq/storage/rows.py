@@ -14,11 +14,13 @@ from typing import Any
 from omniq.errors import CorruptRecord
 from omniq.flow import GateState, StoredFlow, StoredGate
 from omniq.limit import Lane, Limited, StoredLine
+from omniq.storage.corrupt_records import corrupt, salvaged
 from omniq.storage.escaping import shown
 from omniq.storage.records import dump_error, dump_progress, load_error, load_progress
 from omniq.storage.states import later
 from omniq.storage.times import LATEST, from_micros, to_micros
-from omniq.storage.validation import UNREADABLE, Salvaged, check_task, corrupt, salvaged
+from omniq.storage.validation import UNREADABLE, check_task
+from omniq.storage.values import Salvaged
 from omniq.task import Feed, LimitedTask, StoredTask, TaskState
 
 __all__ = [

@@ -14,8 +14,7 @@ from omniq.flow import StoredFlow
 from omniq.limit import Limited
 from omniq.storage.attempts import with_lost_line
 from omniq.storage.times import from_micros, to_micros
-from omniq.storage.validation import Salvaged
-from omniq.storage.values import Lease
+from omniq.storage.values import Lease, Salvaged
 from omniq.task import (
     Cancelled,
     Failed,

@@ -41,8 +41,8 @@ from omniq.storage.states import (
     taken_back_task,
     waiting_task,
 )
-from omniq.storage.validation import Salvaged, check_adoptable
-from omniq.storage.values import Adoption, Enqueued, Lease, LeaseState
+from omniq.storage.validation import check_adoptable
+from omniq.storage.values import Adoption, Enqueued, Lease, LeaseState, Salvaged
 from omniq.task import NewTask, Outcome, Progress, Released, StoredTask, TaskError, TaskState
 
 __all__ = [

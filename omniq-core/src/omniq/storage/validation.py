@@ -1,4 +1,4 @@
-"""What a record that was read from a store must be like, and what takes the place of one that is not.
+"""What a record that was read from a store must be like.
 
 Those who can write to a store can write anything. A backend checks what it decodes here, one record at a time, so
 that a record that cannot be read harms nothing but itself::
@@ -8,31 +8,21 @@ that a record that cannot be read harms nothing but itself::
     except UNREADABLE as error:
         raise corrupt("task", row.id, error, place=f"row {row.number}") from error
 
-Where the record is to be shown, :func:`salvaged` makes a task of what is left of it; where it is passed over,
-:func:`log_once` says so; and :func:`finding` is what ``omniq doctor`` has to say about it.
+What takes its place is in :mod:`omniq.storage.corrupt_records`.
 """
 
 from __future__ import annotations
 
-import logging
 import math
-import shlex
 import struct
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeAlias
 
-from attrs import frozen
-
-from omniq.errors import CorruptRecord
 from omniq.limit import Limited
 from omniq.schedule import Misfire, Overlap, Schedule
-from omniq.storage.base import Storage
-from omniq.storage.escaping import shown_reason
-from omniq.storage.records import load_schedule
-from omniq.storage.values import Finding, Severity, StoredWorker
-from omniq.task import Feed, LimitedTask, NewTask, Progress, StoredTask, TaskError, TaskState
+from omniq.storage.values import Salvaged, StoredWorker
+from omniq.task import Feed, NewTask, Progress, StoredTask, TaskError, TaskState
 
 __all__ = [
     "EARLIEST",
@@ -40,29 +30,15 @@ __all__ = [
     "LARGEST_REVISION",
     "LONGEST_TEXT",
     "UNREADABLE",
-    "Salvaged",
     "check_adoptable",
     "check_schedule",
     "check_task",
     "check_text",
     "check_worker",
-    "corrupt",
-    "corrupt_error",
-    "fetch",
-    "finding",
-    "is_corrupt",
     "is_text",
-    "log_once",
-    "read_schedule",
-    "readable",
-    "salvaged",
-    "sound",
-    "unreadable",
+    "quoted",
+    "right_fields",
 ]
-
-K = TypeVar("K")
-T = TypeVar("T")
-R = TypeVar("R")
 
 UNREADABLE = (TypeError, ValueError, LookupError, AttributeError, OverflowError, RecursionError, struct.error)
 """What comes of decoding values that are not what they should be."""
@@ -78,9 +54,6 @@ EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)
 _LARGEST_INTEGER = 2**63
 
 
-# What a record must be like
-
-
 def check_task(task: StoredTask) -> StoredTask:
     """Return a task that was read from a store.
 
@@ -91,10 +64,7 @@ def check_task(task: StoredTask) -> StoredTask:
             return task
     except UNREADABLE:
         pass
-    for name, is_right, what in _TASK_FIELDS:
-        value = getattr(task, name)
-        if not is_right(value):
-            raise _wrong(name, value, what)
+    _check(task, _TASK_FIELDS)
     if task.state is TaskState.RUNNING and task.lease_until is None:
         raise ValueError("it is running and has no lease")
     return task
@@ -186,31 +156,9 @@ def check_schedule(schedule: Schedule) -> Schedule:
 
     :raises ValueError: if one of its fields, or of its task's, has a wrong type or is out of range; names the field.
     """
-    for name, is_right, what in _SCHEDULE_FIELDS:
-        value = getattr(schedule, name)
-        if not is_right(value):
-            raise _wrong(name, value, what)
-    for name, is_right, what in _NEW_TASK_FIELDS:
-        value = getattr(schedule.task, name)
-        if not is_right(value):
-            raise _wrong(f"task's {name}", value, what)
+    _check(schedule, _SCHEDULE_FIELDS)
+    _check(schedule.task, _NEW_TASK_FIELDS, "task's ")
     return schedule
-
-
-def read_schedule(text: str | bytes, *, place: str = "", **known: Any) -> Schedule:
-    """Return the schedule of a text that :func:`omniq.storage.records.dump_schedule` wrote.
-
-    :param text: as it was read from a store.
-    :param place: where, see :func:`corrupt`.
-    :param known: fields that the store keeps apart from the text: these count.
-    :raises CorruptRecord: if it cannot be read, or one of its fields is wrong.
-    """
-    try:
-        return check_schedule(load_schedule(text, **known))
-    except UNREADABLE as error:
-        raise corrupt("schedule", known.get("id"), error, place=place) from error
-    except CorruptRecord as error:
-        raise corrupt("schedule", known.get("id"), error.__cause__ or error, place=place) from error
 
 
 def check_worker(worker: StoredWorker) -> StoredWorker:
@@ -218,10 +166,7 @@ def check_worker(worker: StoredWorker) -> StoredWorker:
 
     :raises ValueError: if one of its fields has a wrong type or is out of range; names the field.
     """
-    for name, is_right, what in _WORKER_FIELDS:
-        value = getattr(worker, name)
-        if not is_right(value):
-            raise _wrong(name, value, what)
+    _check(worker, _WORKER_FIELDS)
     return worker
 
 
@@ -237,11 +182,26 @@ def check_text(value: object, name: str) -> str:
     return value
 
 
+def right_fields(fields: Mapping[str, object]) -> dict[str, Any]:
+    """Return those fields of a task that are as they must be.
+
+    :param fields: by name; may be anything.
+    """
+    return {name: fields[name] for name, is_right, _ in _TASK_FIELDS if name in fields and is_right(fields[name])}
+
+
+def _check(record: object, fields: _Fields, whose: str = "") -> None:
+    for name, is_right, what in fields:
+        value = getattr(record, name)
+        if not is_right(value):
+            raise _wrong(f"{whose}{name}", value, what)
+
+
 def _wrong(name: str, value: object, what: str) -> ValueError:
-    return ValueError(f"its {name} is {_quoted(value)}, not {what}")
+    return ValueError(f"its {name} is {quoted(value)}, not {what}")
 
 
-def _quoted(value: object) -> str:
+def quoted(value: object) -> str:
     """Return a value as Python writes it, without writing out a large one."""
     if isinstance(value, str | bytes):
         return repr(value) if len(value) <= 100 else f"{value[:60]!r}… ({len(value):,} long)"
@@ -315,17 +275,13 @@ def _is_progress(value: Any) -> bool:
     )
 
 
-def _is_gate(value: Any) -> bool:
-    return type(value) is int and 0 <= value < LARGEST_COUNT
-
-
 def _are_feeds(value: Any) -> bool:
     return isinstance(value, tuple) and all(
-        isinstance(feed, Feed) and _is_gate(feed.gate) and isinstance(feed.needs_success, bool) for feed in value
+        isinstance(feed, Feed) and _is_count(feed.gate) and isinstance(feed.needs_success, bool) for feed in value
     )
 
 
-_Fields = Iterable[tuple[str, Callable[[Any], bool], str]]
+_Fields: TypeAlias = Iterable[tuple[str, Callable[[Any], bool], str]]
 _A_TEXT = f"a text of at most {LONGEST_TEXT:,} characters of Unicode"
 _A_COUNT = f"a whole number from 0 to {LARGEST_COUNT - 1}"
 _A_TIME = "a time with a time zone, in 1970 or later"
@@ -333,7 +289,7 @@ _SECONDS = "a number of seconds, 0 or more"
 
 _PLACE_FIELDS: _Fields = (
     ("flow", _or_none(is_text), _A_TEXT),
-    ("behind", _or_none(_is_gate), "the number of a gate"),
+    ("behind", _or_none(_is_count), "the number of a gate"),
     ("feeds", _are_feeds, "a list of gates"),
     ("opening_delay", _or_none(_is_duration), _SECONDS),
 )
@@ -395,143 +351,3 @@ _WORKER_FIELDS: _Fields = (
     ("running", _are_texts, "a list of texts"),
     ("about", _or_none(_is_a(str)), "a text"),
 )
-
-
-# What takes the place of one that is not
-
-
-def corrupt(kind: str, name: object, problem: BaseException | str, *, place: str = "") -> CorruptRecord:
-    """Return the error that says which record cannot be read, and why.
-
-    :param kind: what it is: ``"task"``, ``"schedule"``, ``"worker"``, ``"queue"``, ``"unique key"``.
-    :param name: its id or name, as far as that is known.
-    :param problem: what is wrong with it.
-    :param place: where it stands in the store, in the words of one who looks there: ``"row 7"``, ``"key omniq:h:…"``.
-    """
-    reason = shown_reason(problem)
-    where = f" ({place})" if place else ""
-    message = f"{kind} {_quoted(name)}{where} cannot be read: {reason}"
-    return CorruptRecord(
-        message, kind=kind, name=name if isinstance(name, str) and is_text(name) else None, place=place
-    )
-
-
-def corrupt_error(problem: CorruptRecord) -> TaskError:
-    """Return the error with which a task ends that cannot be read."""
-    return TaskError(type="CorruptRecord", message=str(problem))
-
-
-def is_corrupt(task: StoredTask) -> bool:
-    """Return whether a task stands for a record that cannot be read, or ended because it could not be."""
-    return task.error is not None and task.error.type == "CorruptRecord"
-
-
-@frozen(kw_only=True, slots=False)
-class Salvaged(LimitedTask):
-    """What stands for a task that cannot be read."""
-
-
-def salvaged(problem: CorruptRecord, task_id: object, fields: Mapping[str, object] | None = None) -> Salvaged:
-    """Return what is shown in place of a task that cannot be read: one that failed.
-
-    :param problem: what is wrong with it.
-    :param task_id: the id by which it was found, and by which it can be deleted. Where that is no text, the place takes
-        its part.
-    :param fields: what is known of it, by the names of a :class:`~omniq.task.StoredTask`; may be anything, and what is
-        of the wrong type or out of range is left out.
-    """
-    known: dict[str, Any] = {"queue": "", "name": "", "body": b"", "created_at": EARLIEST, "run_at": EARLIEST}
-    for name, is_right, _ in _TASK_FIELDS:
-        if fields is not None and name in fields and is_right(fields[name]):
-            known[name] = fields[name]
-    shown_id = task_id if is_text(task_id) else problem.place or str(problem)
-    known.update(id=shown_id, state=TaskState.FAILED, lease_until=None, error=corrupt_error(problem))
-    return Salvaged(**known)
-
-
-async def fetch(storage: Storage, task_id: str) -> StoredTask | None:
-    """Return the record of a task; None if it is not in the store.
-
-    A record that names another task is returned salvaged, whatever the store thinks of it.
-    """
-    (task,) = await storage.get([task_id])
-    if task is None or task.id == task_id:
-        return task
-    return salvaged(corrupt("task", task_id, f"its record is that of task {_quoted(task.id)}"), task_id)
-
-
-def finding(problem: CorruptRecord) -> Finding:
-    """Return what ``omniq doctor`` says of a record that cannot be read: its place, and the command that removes it."""
-    remove = _REMOVE.get(problem.kind)
-    mend = "" if remove is None or problem.name is None else f"; remove it with: {remove} {shlex.quote(problem.name)}"
-    return Finding(severity=Severity.ERROR, subject=problem.kind or "record", message=f"{problem}{mend}")
-
-
-_REMOVE = {"task": "omniq tasks delete", "schedule": "omniq schedules delete"}
-
-
-_logged: set[tuple[str, str]] = set()
-_logged_lock = threading.Lock()
-_MOST_LOGGED = 1000
-
-
-def readable(records: Iterable[T], read: Callable[[T], R], log: logging.Logger) -> Iterator[R]:
-    """Yield what is read of records; one that cannot be read is logged once, and keeps no other from being yielded.
-
-    :param read: raises :class:`~omniq.errors.CorruptRecord` for one that cannot be read.
-    :param log: the logger of the backend.
-    :param store: the store's URL, redacted.
-    """
-    for record in records:
-        try:
-            yield read(record)
-        except CorruptRecord as problem:
-            log_once(log, problem)
-
-
-def sound(records: Iterable[tuple[K, T]], read: Callable[[T, K], R], problems: list[CorruptRecord]) -> dict[K, R]:
-    """Return what is read of records, by their names.
-
-    :param records: each with its name.
-    :param read: takes a record and its name; raises :class:`~omniq.errors.CorruptRecord` for one that cannot be read.
-    :param problems: gets what is wrong with those that cannot be read.
-    """
-    found = {}
-    for name, record in records:
-        try:
-            found[name] = read(record, name)
-        except CorruptRecord as problem:
-            problems.append(problem)
-    return found
-
-
-def unreadable(records: Iterable[T], read: Callable[[T], object]) -> list[CorruptRecord]:
-    """Return what is wrong with those of some records that cannot be read, see :func:`readable`."""
-    problems = []
-    for record in records:
-        try:
-            read(record)
-        except CorruptRecord as problem:
-            problems.append(problem)
-    return problems
-
-
-def log_once(log: logging.Logger, problem: CorruptRecord, store: str = "") -> None:
-    """Log that a record is passed over, unless this process has logged it before. Callable from any thread.
-
-    :param log: the logger of the backend.
-    :param problem: which record, and why.
-    :param store: the store's URL, redacted.
-    """
-    entry = store, str(problem)
-    with _logged_lock:
-        if entry in _logged or len(_logged) > _MOST_LOGGED:
-            return
-        _logged.add(entry)
-        full = len(_logged) > _MOST_LOGGED
-    where = f"{store}: " if store else ""
-    if full:
-        log.error("%smore records cannot be read; omniq doctor lists them", where)
-    else:
-        becomes_of_it = "" if problem.kind == "limit" else "it is passed over, and "
-        log.error("%s%s; %somniq doctor lists it", where, problem, becomes_of_it)

@@ -13,7 +13,7 @@ from attrs.validators import ge
 from attrs.validators import optional as or_none
 
 from omniq.errors import ConfigurationError
-from omniq.task import StoredTask, TaskState
+from omniq.task import LimitedTask, StoredTask, TaskState
 
 __all__ = [
     "Adoption",
@@ -24,6 +24,7 @@ __all__ = [
     "Lease",
     "LeaseState",
     "QueueStats",
+    "Salvaged",
     "Severity",
     "StorageConfig",
     "StorageLimits",
@@ -355,3 +356,8 @@ class StorageConfig:
         if not 1 <= value <= most:
             raise ConfigurationError(f"{self.redacted}: {name} must be a whole number from 1 to {most}, not {text!r}")
         return value
+
+
+@frozen(kw_only=True, slots=False)
+class Salvaged(LimitedTask):
+    """What stands for a task that cannot be read."""

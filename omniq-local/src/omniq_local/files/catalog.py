@@ -7,8 +7,9 @@ from collections.abc import Iterable, Iterator
 
 from omniq.errors import CorruptRecord
 from omniq.schedule import Schedule
+from omniq.storage.corrupt_records import corrupt, log_once
 from omniq.storage.escaping import get_logger
-from omniq.storage.validation import UNREADABLE, corrupt, log_once
+from omniq.storage.validation import UNREADABLE
 from omniq.task import TaskState
 from omniq_local.files.encoding import parse_record
 from omniq_local.files.limit_log import LimitLog

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from omniq.errors import CorruptRecord
 from omniq.storage import Finding
-from omniq.storage.validation import finding, unreadable
+from omniq.storage.corrupt_records import finding, unreadable
 from omniq_local.files.flow_records import gate_problems, read_flow
 from omniq_local.files.maintenance import read_worker
 from omniq_local.files.preparation import VERSION

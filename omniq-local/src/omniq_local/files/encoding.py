@@ -16,8 +16,9 @@ from typing import Any
 
 from omniq.errors import CorruptRecord
 from omniq.limit import PLAIN, line_id
+from omniq.storage.corrupt_records import salvaged
 from omniq.storage.times import from_micros, to_micros
-from omniq.storage.validation import LONGEST_TEXT, UNREADABLE, check_task, salvaged
+from omniq.storage.validation import LONGEST_TEXT, UNREADABLE, check_task
 from omniq.task import Feed, NewTask, Progress, StoredTask, TaskError, TaskState
 from omniq_local.files.journal import LAST_SEQUENCE
 from omniq_local.files.names import token

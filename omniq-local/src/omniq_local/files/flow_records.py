@@ -13,10 +13,11 @@ from attrs import define, field
 
 from omniq.errors import CorruptRecord
 from omniq.flow import StoredFlow, StoredGate
+from omniq.storage.corrupt_records import corrupt
 from omniq.storage.rows import dump_flow, dump_gate, load_flow, load_gate
 from omniq.storage.states import due_at
 from omniq.storage.times import to_micros
-from omniq.storage.validation import UNREADABLE, corrupt
+from omniq.storage.validation import UNREADABLE
 from omniq_local.files.encoding import dump_json
 from omniq_local.files.journal import LAST_SEQUENCE
 from omniq_local.files.names import flow_path, gates_path, members_folder, text_of, time_key, token

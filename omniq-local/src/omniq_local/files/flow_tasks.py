@@ -7,8 +7,10 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from omniq.errors import CorruptRecord
+from omniq.storage.corrupt_records import corrupt, salvaged
 from omniq.storage.times import from_micros, to_micros
-from omniq.storage.validation import UNREADABLE, Salvaged, corrupt, salvaged
+from omniq.storage.validation import UNREADABLE
+from omniq.storage.values import Salvaged
 from omniq.task import NewTask, StoredTask, TaskState
 from omniq_local.files.encoding import id_in, parse_record, stand_in
 from omniq_local.files.flow_records import FlowRecord

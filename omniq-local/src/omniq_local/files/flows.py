@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 
 from omniq.errors import CorruptRecord
 from omniq.flow import StoredFlow, StoredGate
+from omniq.storage.corrupt_records import log_once
 from omniq.storage.escaping import get_logger
 from omniq.storage.flow_transitions import count_ends, doubt
-from omniq.storage.validation import UNREADABLE, log_once
+from omniq.storage.validation import UNREADABLE
 from omniq.task import StoredTask
 from omniq_local.files.flow_records import FlowRecord, GatesFile, read_flow
 from omniq_local.files.journal import Action

@@ -20,8 +20,9 @@ from zlib import crc32
 
 from attrs import frozen
 
+from omniq.storage.corrupt_records import corrupt, log_once
 from omniq.storage.escaping import get_logger
-from omniq.storage.validation import UNREADABLE, corrupt, log_once
+from omniq.storage.validation import UNREADABLE
 from omniq_local.files.tree import NO_FILE, Tree, check_path
 
 __all__ = [

@@ -15,11 +15,12 @@ from typing import TypeVar
 
 from omniq.errors import CorruptRecord
 from omniq.limit import Lane, Limit, Scope, StoredLine, limit_id
+from omniq.storage.corrupt_records import corrupt, log_once
 from omniq.storage.escaping import get_logger
 from omniq.storage.limit_transitions import ELIGIBLE
 from omniq.storage.records import corrupt_limit, load_limit, unreadable_limit
 from omniq.storage.rows import dump_lane, dump_line, load_lane, load_line
-from omniq.storage.validation import UNREADABLE, corrupt, log_once
+from omniq.storage.validation import UNREADABLE
 from omniq.task import TaskState
 from omniq_local.files.journal import Action
 from omniq_local.files.names import LIMITS, limit_path, text_of

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 from attrs import evolve
 
 from omniq.errors import CorruptRecord
+from omniq.storage.corrupt_records import corrupt, salvaged
 from omniq.storage.escaping import get_logger
-from omniq.storage.validation import UNREADABLE, corrupt, salvaged
+from omniq.storage.validation import UNREADABLE
 from omniq.task import StoredTask, TaskState
 from omniq_local.files.encoding import LARGE, dump_head, id_in, parse_bare, parse_record, stand_in
 from omniq_local.files.journal import Action

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from itertools import islice
 
+from omniq.storage.corrupt_records import corrupt, readable
 from omniq.storage.escaping import get_logger
 from omniq.storage.flow_transitions import prune_flows
-from omniq.storage.validation import UNREADABLE, check_text, corrupt, readable
+from omniq.storage.validation import UNREADABLE, check_text
 from omniq.task import StoredTask, TaskState
 from omniq_local.files import limits
 from omniq_local.files.claiming import due

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable
 
 from attrs import Factory, define
 
+from omniq.storage.corrupt_records import corrupt, log_once
 from omniq.storage.escaping import get_logger
-from omniq.storage.validation import UNREADABLE, check_text, corrupt, log_once
+from omniq.storage.validation import UNREADABLE, check_text
 from omniq.task import TaskState
 from omniq_local.files.journal import LARGEST
 from omniq_local.files.names import flow_path, is_key, parse_entry, queue_path, text_of, token

@@ -13,9 +13,10 @@ from omniq.errors import CorruptRecord
 from omniq.limit import Debounce
 from omniq.schedule import Misfire, Overlap, Schedule
 from omniq.storage import Enqueued
+from omniq.storage.corrupt_records import corrupt, log_once
 from omniq.storage.escaping import get_logger
 from omniq.storage.times import from_micros, to_micros
-from omniq.storage.validation import UNREADABLE, check_schedule, corrupt, log_once
+from omniq.storage.validation import UNREADABLE, check_schedule
 from omniq.task import NewTask, When
 from omniq_local.files.encoding import dump_json, dump_order, load_order
 from omniq_local.files.enqueueing import enqueue

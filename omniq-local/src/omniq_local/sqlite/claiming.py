@@ -10,10 +10,10 @@ from typing import Any
 from attrs import frozen
 
 from omniq.errors import CorruptRecord
+from omniq.storage.corrupt_records import corrupt_error
 from omniq.storage.escaping import get_logger
 from omniq.storage.records import dump_error
 from omniq.storage.times import from_micros, span
-from omniq.storage.validation import corrupt_error
 from omniq.task import StoredTask
 from omniq_local.sqlite import flows, limits
 from omniq_local.sqlite.encoding import CANCELLED, FAILED, READY, RUNNING, SCHEDULED, claimed_task

@@ -17,10 +17,11 @@ from typing import Any, NamedTuple
 
 from omniq.errors import CorruptRecord
 from omniq.limit import PLAIN, Limited, line_id
-from omniq.storage import validation
+from omniq.storage import corrupt_records
+from omniq.storage.corrupt_records import corrupt
 from omniq.storage.records import load_error, load_progress
 from omniq.storage.times import LATEST, MICROSECOND, from_micros, span, to_micros
-from omniq.storage.validation import UNREADABLE, check_task, corrupt, is_text
+from omniq.storage.validation import UNREADABLE, check_task, is_text
 from omniq.task import Feed, LimitedTask, NewTask, StoredTask, TaskState, When, record_of
 
 __all__ = [
@@ -392,7 +393,7 @@ def salvaged(row: Sequence[Any], error: CorruptRecord) -> StoredTask:
         known["feeds"] = _load_feeds(row[_FEEDS])
     with contextlib.suppress(*UNREADABLE):
         known["limited"] = _limited(*row[_LIMITED])
-    return validation.salvaged(error, row[1] if is_id(row[1]) else None, known)
+    return corrupt_records.salvaged(error, row[1] if is_id(row[1]) else None, known)
 
 
 _SALVAGED = {

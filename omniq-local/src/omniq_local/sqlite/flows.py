@@ -18,6 +18,7 @@ from omniq.errors import CorruptRecord
 from omniq.flow import Flow, StoredFlow, StoredGate
 from omniq.limit import line_id
 from omniq.storage import Adoption, flow_transitions, primitives, transitions
+from omniq.storage.corrupt_records import log_once, unreadable
 from omniq.storage.escaping import get_logger
 from omniq.storage.limit_transitions import is_lined
 from omniq.storage.records import dump_error
@@ -25,7 +26,7 @@ from omniq.storage.rows import drop_at, dump_flow, dump_gate, load_flow, load_ga
 from omniq.storage.states import due_at
 from omniq.storage.times import span
 from omniq.storage.transitions import SETTLED
-from omniq.storage.validation import Salvaged, log_once, unreadable
+from omniq.storage.values import Salvaged
 from omniq.task import StoredTask, TaskState
 from omniq_local.sqlite.connecting import storable
 from omniq_local.sqlite.encoding import BODY_APART, NUMBER_OF, STATE_OF, dump_feeds, dump_options

@@ -17,12 +17,12 @@ from omniq.errors import CorruptRecord
 from omniq.flow import NewFlow
 from omniq.limit import PLAIN, Limit, LimitUsage, Scope
 from omniq.storage import Enqueued, limit_transitions, primitives, transitions
+from omniq.storage.corrupt_records import log_once
 from omniq.storage.escaping import get_logger
 from omniq.storage.limit_transitions import is_lined
 from omniq.storage.limits import Line
 from omniq.storage.rows import to_micros
 from omniq.storage.times import from_micros
-from omniq.storage.validation import log_once
 from omniq.task import NewTask, StoredTask, TaskState
 from omniq_local.sqlite.encoding import READY, RUNNING, SCHEDULED
 from omniq_local.sqlite.flows import FlowTransaction

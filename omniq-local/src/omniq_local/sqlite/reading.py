@@ -9,9 +9,10 @@ from typing import Any, TypeVar
 
 from omniq.errors import CorruptRecord
 from omniq.storage import QueueStats, StoredWorker
+from omniq.storage.corrupt_records import corrupt, log_once
 from omniq.storage.escaping import get_logger
 from omniq.storage.times import from_micros
-from omniq.storage.validation import UNREADABLE, check_text, check_worker, corrupt, is_text, log_once
+from omniq.storage.validation import UNREADABLE, check_text, check_worker, is_text
 from omniq.task import StoredTask, TaskState
 from omniq_local.sqlite.encoding import FRESH, READY, STATE_OF, salvaged, task_of
 from omniq_local.sqlite.settings import namespace_of

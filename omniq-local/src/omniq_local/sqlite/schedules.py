@@ -13,10 +13,11 @@ from attrs import evolve
 from omniq.errors import CorruptRecord
 from omniq.schedule import Schedule
 from omniq.storage import Enqueued
+from omniq.storage.corrupt_records import corrupt, read_schedule, readable, unreadable
 from omniq.storage.escaping import get_logger
 from omniq.storage.records import dump_schedule
 from omniq.storage.times import from_micros
-from omniq.storage.validation import LARGEST_REVISION, UNREADABLE, corrupt, read_schedule, readable, unreadable
+from omniq.storage.validation import LARGEST_REVISION, UNREADABLE
 from omniq.task import NewTask
 from omniq_local.sqlite.encoding import microseconds
 from omniq_local.sqlite.enqueueing import enqueue

@@ -23,10 +23,10 @@ from omniq.storage import (
     TaskPage,
     TaskQuery,
 )
+from omniq.storage.corrupt_records import finding
 from omniq.storage.limits import Line
 from omniq.storage.paging import LARGEST_PLACE, read_cursor
 from omniq.storage.transactions import CallerTransaction
-from omniq.storage.validation import finding
 from omniq.task import NewTask, Outcome, Progress, StoredTask, TaskState
 from omniq_local.shared_storage import SharedStorage
 from omniq_local.sqlite import claiming, control, finishing, flows, joining, limits, maintenance, reading, schedules

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 
+from omniq.storage.corrupt_records import corrupt
 from omniq.storage.pairs.buffer import Pairs
 from omniq.storage.pairs.flows import PairsFlows
 from omniq.storage.pairs.keys import key, text_of
@@ -14,7 +15,7 @@ from omniq.storage.pairs.tasks import PairsTasks
 from omniq.storage.primitives import read_unlisted
 from omniq.storage.rows import from_micros, to_micros
 from omniq.storage.states import later
-from omniq.storage.validation import UNREADABLE, check_worker, corrupt
+from omniq.storage.validation import UNREADABLE, check_worker
 from omniq.storage.values import StoredWorker
 
 __all__ = ["Pairs", "PairsTx"]

@@ -7,8 +7,8 @@ from datetime import datetime
 from typing import Protocol
 
 from omniq.errors import CorruptRecord
+from omniq.storage.corrupt_records import corrupt
 from omniq.storage.pairs.keys import END
-from omniq.storage.validation import corrupt
 
 __all__ = ["Pairs", "PairsBuffer"]
 

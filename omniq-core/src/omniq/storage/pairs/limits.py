@@ -6,12 +6,13 @@ import json
 from collections.abc import Iterable
 
 from omniq.limit import Lane, Limit, Scope, StoredLine
+from omniq.storage.corrupt_records import sound
 from omniq.storage.limit_transitions import IDLE, rank_of
 from omniq.storage.pairs.buffer import PairsBuffer
 from omniq.storage.pairs.keys import END, key, name_in, number_in, text_of
 from omniq.storage.records import dump_limit, read_limit
 from omniq.storage.rows import STATE_NUMBERS, dump_lane, dump_line, load_lane, load_line
-from omniq.storage.validation import UNREADABLE, sound
+from omniq.storage.validation import UNREADABLE
 from omniq.task import TaskState
 
 __all__ = ["PairsLimits", "slots_of"]

@@ -12,6 +12,7 @@ from attrs import evolve
 
 from omniq.errors import CorruptRecord
 from omniq.limit import PLAIN, Scope, line_id
+from omniq.storage.corrupt_records import corrupt
 from omniq.storage.limit_transitions import is_lined
 from omniq.storage.paging import Pager
 from omniq.storage.pairs.buffer import Pairs, PairsBuffer
@@ -28,8 +29,8 @@ from omniq.storage.rows import (
     to_micros,
 )
 from omniq.storage.states import holds_key, promoted_task
-from omniq.storage.validation import LARGEST_REVISION, UNREADABLE, Salvaged, corrupt
-from omniq.storage.values import TaskQuery
+from omniq.storage.validation import LARGEST_REVISION, UNREADABLE
+from omniq.storage.values import Salvaged, TaskQuery
 from omniq.task import StoredTask, TaskState
 
 __all__ = ["PairsTasks"]

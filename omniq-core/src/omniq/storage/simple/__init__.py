@@ -14,6 +14,7 @@ from datetime import datetime
 from typing import Any, Self, TypeVar
 
 from omniq.errors import CorruptRecord, StorageUnavailable
+from omniq.storage.corrupt_records import finding
 from omniq.storage.primitives import Tx
 from omniq.storage.simple.backend import Backend
 from omniq.storage.simple.io_thread import IoThread
@@ -21,7 +22,6 @@ from omniq.storage.simple.joining import Joined
 from omniq.storage.simple.waiting import WaiterTable, look_for_work
 from omniq.storage.transactional import TransactionalStorage
 from omniq.storage.transactions import CallerTransaction, driver_connection
-from omniq.storage.validation import finding
 from omniq.storage.values import Finding, StorageConfig
 
 __all__ = ["SimpleStorage", "Tx"]

@@ -10,9 +10,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from omniq.errors import StorageUnavailable
+from omniq.storage.corrupt_records import log_once
 from omniq.storage.escaping import get_logger
 from omniq.storage.simple.backend import Backend
-from omniq.storage.validation import log_once
 
 __all__ = ["IoThread"]
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from omniq.flow import StoredFlow, StoredGate
+from omniq.storage.corrupt_records import sound
 from omniq.storage.rows import dump_flow, dump_gate, load_flow, load_gate, to_micros
 from omniq.storage.sql.statements import SqlStatements, hashed
 from omniq.storage.states import due_at
-from omniq.storage.validation import sound
 
 __all__ = ["SqlFlows"]
 

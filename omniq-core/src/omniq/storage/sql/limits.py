@@ -6,11 +6,12 @@ from collections.abc import Iterable
 from typing import Any
 
 from omniq.limit import Lane, Limit, Scope, StoredLine
+from omniq.storage.corrupt_records import sound
 from omniq.storage.limit_transitions import IDLE, rank_of
 from omniq.storage.records import dump_limit, read_limit
 from omniq.storage.rows import STATE_NUMBERS, dump_lane, dump_line, load_lane, load_line
 from omniq.storage.sql.statements import SqlStatements, hashed
-from omniq.storage.validation import is_text, sound
+from omniq.storage.validation import is_text
 from omniq.task import TaskState
 
 __all__ = ["SqlLimits", "scope_key"]

@@ -7,10 +7,11 @@ from typing import Any
 
 from omniq.errors import CorruptRecord
 from omniq.schedule import Schedule
+from omniq.storage.corrupt_records import read_schedule
 from omniq.storage.records import dump_schedule
 from omniq.storage.rows import LATEST, to_micros
 from omniq.storage.sql.statements import SqlStatements
-from omniq.storage.validation import LARGEST_REVISION, read_schedule
+from omniq.storage.validation import LARGEST_REVISION
 
 __all__ = ["SqlSchedules"]
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from omniq.errors import CorruptRecord
 from omniq.limit import PLAIN, Scope, line_id
+from omniq.storage.corrupt_records import corrupt
 from omniq.storage.limit_transitions import is_lined
 from omniq.storage.paging import CLOCK_SLACK, slackened
 from omniq.storage.rows import (
@@ -29,8 +30,8 @@ from omniq.storage.rows import (
 from omniq.storage.sql.limits import scope_key
 from omniq.storage.sql.statements import SqlStatements, hashed
 from omniq.storage.states import holds_key
-from omniq.storage.validation import LARGEST_REVISION, Salvaged, corrupt, is_text
-from omniq.storage.values import TaskQuery
+from omniq.storage.validation import LARGEST_REVISION, is_text
+from omniq.storage.values import Salvaged, TaskQuery
 from omniq.task import StoredTask, TaskState
 
 __all__ = ["SqlTasks"]

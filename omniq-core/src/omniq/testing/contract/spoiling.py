@@ -20,8 +20,9 @@ from attrs import evolve
 from omniq.flow import NewFlow, NewGate
 from omniq.limit import Limit, Scope, UnreadableLimit
 from omniq.storage import Lease, LeaseState, Storage, TaskQuery
+from omniq.storage.corrupt_records import is_corrupt
 from omniq.storage.ids import new_id
-from omniq.storage.validation import check_schedule, check_task, check_worker, is_corrupt
+from omniq.storage.validation import check_schedule, check_task, check_worker
 from omniq.task import Feed, NewTask, Progress, StoredTask, TaskState
 from omniq.testing.contract.base import Contract, needs_fixtures, patient, with_flows, with_limits
 from omniq.testing.contract.flow_driver import settled
