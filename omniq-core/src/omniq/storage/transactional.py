@@ -29,18 +29,13 @@ from omniq.storage.values import (
 )
 from omniq.task import NewTask, Outcome, Progress, StoredTask, TaskState
 
-__all__ = ["TransactionalStorage"]
+__all__ = ["FlowsAndLimits", "TransactionalStorage"]
 
 R = TypeVar("R")
 
 
-class TransactionalStorage(Storage):
-    """A storage whose verbs are :mod:`omniq.storage.transitions`. How a transaction is run, a subclass says."""
-
-    config: StorageConfig
-    limits = StorageLimits(flows=True, task_limits=True)
-    _purge_step = 1000
-    """Tasks that one transaction of ``purge`` removes, so that it locks others out for a short time only."""
+class FlowsAndLimits(Storage):
+    """The verbs of flows and of limits, and ``adopt``, as transitions: for stores that have other forms of the rest."""
 
     @abstractmethod
     async def _run(self, verb: Callable[..., R], *values: Any, write: bool = True, wakes: bool = False) -> R:
@@ -50,6 +45,56 @@ class TransactionalStorage(Storage):
         :param write: whether it may write.
         :param wakes: whether what it changes may be waited for.
         """
+
+    # Flows
+
+    async def release_hold(self, flow_id: str, gate: int) -> bool:
+        return await self._run(flow_transitions.release_hold, flow_id, gate, wakes=True)
+
+    async def get_flows(self, ids: Sequence[str]) -> list[Flow | None]:
+        return await self._run(flow_transitions.get_flows, ids, write=False)
+
+    async def cancel_flow(self, flow_id: str) -> bool:
+        return await self._run(flow_transitions.cancel_flow, flow_id, wakes=True)
+
+    async def retry_flow(self, flow_id: str) -> int:
+        return await self._run(flow_transitions.retry_flow, flow_id, wakes=True)
+
+    async def settle(self, limit: int) -> int:
+        return await self._run(flow_transitions.settle, limit, wakes=True)
+
+    # Limits
+
+    async def put_limit(self, limit: Limit, expected_revision: int | None = None) -> Limit | None:
+        if not self.limits.task_limits:
+            raise no_limits(self)
+        return await self._run(limit_transitions.put_limit, limit, expected_revision, wakes=True)
+
+    async def get_limits(self, ids: Sequence[str] | None = None) -> list[Limit]:
+        return await self._run(limit_transitions.get_limits, ids, write=False)
+
+    async def get_limit_usage(self, scopes: Sequence[Scope] | None = None) -> list[LimitUsage]:
+        return await self._run(limit_transitions.get_usage, scopes, write=False)
+
+    async def delete_limit(self, limit_id: str) -> bool:
+        return await self._run(limit_transitions.delete_limit, limit_id, wakes=True)
+
+    async def lost_lines(self, lines: Sequence[Line]) -> list[StoredTask]:
+        return await self._run(limit_transitions.lost_lines, lines, write=False)
+
+    # Maintenance
+
+    async def adopt(self, tasks: Sequence[StoredTask], flows: Sequence[Flow] = ()) -> list[Adoption]:
+        return await self._run(transitions.adopt, tasks, flows, wakes=True)
+
+
+class TransactionalStorage(FlowsAndLimits):
+    """A storage whose verbs are :mod:`omniq.storage.transitions`. How a transaction is run, a subclass says."""
+
+    config: StorageConfig
+    limits = StorageLimits(flows=True, task_limits=True)
+    _purge_step = 1000
+    """Tasks that one transaction of ``purge`` removes, so that it locks others out for a short time only."""
 
     async def _read(self, verb: Callable[[Tx], R]) -> R:
         return await self._run(verb, write=False)
@@ -139,42 +184,6 @@ class TransactionalStorage(Storage):
     async def set_progress(self, updates: Mapping[Lease, Progress]) -> None:
         await self._run(transitions.set_progress, updates)
 
-    # Flows
-
-    async def release_hold(self, flow_id: str, gate: int) -> bool:
-        return await self._run(flow_transitions.release_hold, flow_id, gate, wakes=True)
-
-    async def get_flows(self, ids: Sequence[str]) -> list[Flow | None]:
-        return await self._read(lambda tx: flow_transitions.get_flows(tx, ids))
-
-    async def cancel_flow(self, flow_id: str) -> bool:
-        return await self._run(flow_transitions.cancel_flow, flow_id, wakes=True)
-
-    async def retry_flow(self, flow_id: str) -> int:
-        return await self._run(flow_transitions.retry_flow, flow_id, wakes=True)
-
-    async def settle(self, limit: int) -> int:
-        return await self._run(flow_transitions.settle, limit, wakes=True)
-
-    # Limits
-
-    async def put_limit(self, limit: Limit, expected_revision: int | None = None) -> Limit | None:
-        if not self.limits.task_limits:
-            raise no_limits(self)
-        return await self._run(limit_transitions.put_limit, limit, expected_revision, wakes=True)
-
-    async def get_limits(self, ids: Sequence[str] | None = None) -> list[Limit]:
-        return await self._read(lambda tx: limit_transitions.get_limits(tx, ids))
-
-    async def get_limit_usage(self, scopes: Sequence[Scope] | None = None) -> list[LimitUsage]:
-        return await self._read(lambda tx: limit_transitions.get_usage(tx, scopes))
-
-    async def delete_limit(self, limit_id: str) -> bool:
-        return await self._run(limit_transitions.delete_limit, limit_id, wakes=True)
-
-    async def lost_lines(self, lines: Sequence[Line]) -> list[StoredTask]:
-        return await self._read(lambda tx: limit_transitions.lost_lines(tx, lines))
-
     # Schedules
 
     async def put_schedule(self, schedule: Schedule, expected_revision: int | None = None) -> Schedule | None:
@@ -201,9 +210,6 @@ class TransactionalStorage(Storage):
             return transitions.prune(tx, limit)
 
         return await self._run(remove, wakes=True)
-
-    async def adopt(self, tasks: Sequence[StoredTask], flows: Sequence[Flow] = ()) -> list[Adoption]:
-        return await self._run(transitions.adopt, tasks, flows, wakes=True)
 
 
 def _age(moment: datetime | None, now: datetime) -> float | None:

@@ -7,21 +7,23 @@ from itertools import islice
 
 from attrs import frozen
 
+from omniq.storage.flow_transitions import settle
 from omniq.storage.limit_transitions import claim_lines
 from omniq.storage.times import from_micros
 from omniq.task import StoredTask, TaskState
-from omniq_local.files.flow_verbs import settle_first
-from omniq_local.files.queues import Queue
+from omniq_local.files.queues import DUE, Queue
 from omniq_local.files.records import Record
 from omniq_local.files.times import after
 from omniq_local.files.transaction import Transaction
 
-__all__ = ["Claim", "claim", "due", "time_of"]
+__all__ = ["Claim", "claim", "due", "settle_first", "time_of"]
 
 PROMOTED = 500
 """Scheduled tasks that are made ready in one go."""
 PROMOTIONS = 4
 """How often that is done for one claim: where more are due at once, the next claim goes on."""
+SETTLED = 300
+"""The most steps that a claim does first: each is a record of its own to write, where others take a row."""
 SCHEDULED, READY = TaskState.SCHEDULED.value, TaskState.READY.value
 
 
@@ -48,6 +50,12 @@ def due(queue: Queue, state: str, transaction: Transaction) -> Iterator[Record]:
         record = transaction.fetch_named(queue, state, name)
         if record is not None:
             yield record
+
+
+def settle_first(transaction: Transaction) -> None:
+    """Do what is to be done about flows, as a change of its own, within one that has changed nothing so far."""
+    if transaction.folder.flows().has_due(DUE, transaction.now):
+        transaction.folder.within(transaction, lambda inner: settle(inner.flows, SETTLED))
 
 
 def claim(asked: Claim, transaction: Transaction) -> list[StoredTask]:

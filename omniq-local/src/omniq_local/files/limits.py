@@ -11,7 +11,7 @@ from datetime import datetime
 from itertools import islice
 from typing import TYPE_CHECKING, cast
 
-from omniq.limit import PLAIN, Lane, Limit, LimitUsage, Scope, StoredLine
+from omniq.limit import PLAIN, Lane, Limit, Scope, StoredLine
 from omniq.storage import limit_transitions
 from omniq.storage.limit_transitions import ELIGIBLE
 from omniq.storage.limits import Line
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from omniq.storage.primitives import FlowTransaction
     from omniq_local.files.transaction import Transaction
 
-__all__ = ["LimitSteps", "delete_limit", "get_limits", "get_usage", "lost_lines", "outlook", "prune", "put_limit"]
+__all__ = ["LimitSteps", "lost_lines", "outlook", "prune"]
 
 READY, RUNNING, SCHEDULED = TaskState.READY, TaskState.RUNNING, TaskState.SCHEDULED
 
@@ -280,29 +280,6 @@ def prune(limit: int, transaction: Transaction) -> None:
     limit_transitions.prune_lines(transaction.flows, limit)
 
 
-# The verbs
-
-
-def put_limit(limit: Limit, expected: int | None, transaction: Transaction) -> Limit | None:
-    """See :meth:`~omniq.storage.Storage.put_limit`."""
-    return limit_transitions.put_limit(transaction.flows, limit, expected)
-
-
-def get_limits(ids: Sequence[str] | None, transaction: Transaction) -> list[Limit]:
-    """See :meth:`~omniq.storage.Storage.get_limits`."""
-    return limit_transitions.get_limits(transaction.flows, ids)
-
-
-def delete_limit(limit_id: str, transaction: Transaction) -> bool:
-    """See :meth:`~omniq.storage.Storage.delete_limit`."""
-    return limit_transitions.delete_limit(transaction.flows, limit_id)
-
-
 def lost_lines(lines: Sequence[Line], transaction: Transaction) -> list[StoredTask]:
     """See :meth:`~omniq.storage.Storage.lost_lines`."""
     return limit_transitions.lost_lines(transaction.flows, lines) if transaction.folder.has_limits else []
-
-
-def get_usage(scopes: Sequence[Scope] | None, transaction: Transaction) -> list[LimitUsage]:
-    """See :meth:`~omniq.storage.Storage.get_limit_usage`."""
-    return limit_transitions.get_usage(transaction.flows, scopes)

@@ -11,10 +11,9 @@ from omniq.storage.flow_transitions import prune_flows
 from omniq.storage.validation import UNREADABLE, check_text
 from omniq.task import StoredTask, TaskState
 from omniq_local.files import limits
-from omniq_local.files.claiming import due
+from omniq_local.files.claiming import due, settle_first
 from omniq_local.files.finishing import forget_worker
 from omniq_local.files.finishing import recover as take_back
-from omniq_local.files.flow_verbs import settle_first
 from omniq_local.files.names import worker_path
 from omniq_local.files.queues import DUE, EXPIRING, KEPT
 from omniq_local.files.records import ENDED, LINED, Record

@@ -7,12 +7,11 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence, Set
 from functools import partial
+from typing import Any, TypeVar
 
-from omniq.flow import Flow, NewFlow
-from omniq.limit import Limit, LimitUsage, Scope
+from omniq.flow import NewFlow
 from omniq.schedule import Schedule
 from omniq.storage import (
-    Adoption,
     Capability,
     Enqueued,
     Finding,
@@ -27,8 +26,9 @@ from omniq.storage import (
 )
 from omniq.storage.limits import Line
 from omniq.storage.paging import read_cursor
+from omniq.storage.transactional import FlowsAndLimits
 from omniq.task import NewTask, Outcome, Progress, StoredTask, TaskState
-from omniq_local.files import claiming, control, finishing, flow_verbs, limits, maintenance, reading, schedules
+from omniq_local.files import claiming, control, finishing, limits, maintenance, reading, schedules
 from omniq_local.files.doctor import check, diagnose
 from omniq_local.files.enqueueing import enqueue
 from omniq_local.files.folder import Folder
@@ -38,11 +38,13 @@ from omniq_local.shared_storage import SharedStorage
 
 __all__ = ["FileStorage"]
 
+R = TypeVar("R")
+
 LARGE = 100
 """So many tasks are worked on by a thread of ours rather than on the event loop's."""
 
 
-class FileStorage(SharedStorage[Folder, Waiting]):
+class FileStorage(FlowsAndLimits, SharedStorage[Folder, Waiting]):
     """A storage in a folder: a file for each task, shared by any number of processes on one machine.
 
     :param config: ``file:///abs/folder``. Options: ``fsync=never`` (default; survives the death of every process) or
@@ -61,6 +63,9 @@ class FileStorage(SharedStorage[Folder, Waiting]):
     def __init__(self, config: StorageConfig, *, clock: Callable[[], float] = time.time) -> None:
         self._folder = Folder(read_settings(config), clock)
         super().__init__(config, self._folder, Waiting)
+
+    async def _run(self, verb: Callable[..., R], *values: Any, write: bool = True, wakes: bool = False) -> R:
+        return await self._opened().run(lambda transaction: verb(transaction.flows, *values), small=False)
 
     # From producer to worker and back
 
@@ -138,23 +143,6 @@ class FileStorage(SharedStorage[Folder, Waiting]):
     async def set_progress(self, updates: Mapping[Lease, Progress]) -> None:
         await self._opened().run(partial(finishing.set_progress, updates), small=len(updates) <= LARGE)
 
-    # Flows
-
-    async def release_hold(self, flow_id: str, gate: int) -> bool:
-        return await self._opened().run(partial(flow_verbs.release_hold, flow_id, gate), small=False)
-
-    async def get_flows(self, ids: Sequence[str]) -> list[Flow | None]:
-        return await self._opened().run(partial(flow_verbs.get_flows, ids), small=False)
-
-    async def cancel_flow(self, flow_id: str) -> bool:
-        return await self._opened().run(partial(flow_verbs.cancel_flow, flow_id), small=False)
-
-    async def retry_flow(self, flow_id: str) -> int:
-        return await self._opened().run(partial(flow_verbs.retry_flow, flow_id), small=False)
-
-    async def settle(self, limit: int) -> int:
-        return await self._opened().run(partial(flow_verbs.settle, limit), small=False)
-
     # Schedules
 
     async def put_schedule(self, schedule: Schedule, expected_revision: int | None = None) -> Schedule | None:
@@ -172,27 +160,13 @@ class FileStorage(SharedStorage[Folder, Waiting]):
     async def fire(self, schedule: Schedule, tasks: Sequence[NewTask]) -> list[Enqueued] | None:
         return await self._opened().run(partial(schedules.fire, schedule, tasks), small=len(tasks) <= LARGE)
 
-    # Limits
-
-    async def put_limit(self, limit: Limit, expected_revision: int | None = None) -> Limit | None:
-        return await self._opened().run(partial(limits.put_limit, limit, expected_revision))
-
-    async def get_limits(self, ids: Sequence[str] | None = None) -> list[Limit]:
-        return await self._opened().run(partial(limits.get_limits, ids))
-
-    async def get_limit_usage(self, scopes: Sequence[Scope] | None = None) -> list[LimitUsage]:
-        return await self._opened().run(partial(limits.get_usage, scopes))
-
-    async def delete_limit(self, limit_id: str) -> bool:
-        return await self._opened().run(partial(limits.delete_limit, limit_id))
-
-    async def lost_lines(self, lines: Sequence[Line]) -> list[StoredTask]:
-        return await self._opened().run(partial(limits.lost_lines, lines), small=False)
-
     # Upkeep
 
     async def prune(self, limit: int) -> int:
         return await self._opened().run(partial(maintenance.prune, limit), small=False)
+
+    async def lost_lines(self, lines: Sequence[Line]) -> list[StoredTask]:
+        return await self._opened().run(partial(limits.lost_lines, lines), small=False)
 
     async def namespaces(self) -> list[str]:
         root = self._folder.settings.root
@@ -202,9 +176,6 @@ class FileStorage(SharedStorage[Folder, Waiting]):
     async def check(self, limit: int = 100) -> list[Finding]:
         found = await super().check(limit)
         return found + await self._opened().run(partial(check, limit - len(found)), small=False)
-
-    async def adopt(self, tasks: Sequence[StoredTask], flows: Sequence[Flow] = ()) -> list[Adoption]:
-        return await self._opened().run(partial(flow_verbs.adopt, tasks, flows), small=False)
 
     async def diagnose(self) -> list[Finding]:
         return await self._opened().run(partial(diagnose, self._folder.settings), small=False)

@@ -15,9 +15,9 @@ from datetime import datetime
 from typing import Any
 
 from omniq.errors import CorruptRecord
-from omniq.flow import Flow, StoredFlow, StoredGate
+from omniq.flow import StoredFlow, StoredGate
 from omniq.limit import line_id
-from omniq.storage import Adoption, flow_transitions, primitives, transitions
+from omniq.storage import flow_transitions, primitives, transitions
 from omniq.storage.corrupt_records import log_once, unreadable
 from omniq.storage.escaping import get_logger
 from omniq.storage.limit_transitions import is_lined
@@ -37,16 +37,11 @@ from omniq_local.sqlite.transaction import End, Row, Transaction
 
 __all__ = [
     "SETTLED",
-    "adopt",
-    "cancel_flow",
     "check_flows",
     "conclude",
     "delete",
-    "get_flows",
     "prune",
-    "release_hold",
     "retry",
-    "retry_flow",
     "settle",
 ]
 
@@ -74,12 +69,6 @@ def delete(seqs: Sequence[int], tx: Transaction) -> None:
     transitions.delete(steps, [task.id for task in steps.by_seqs(seqs)])
 
 
-def adopt(records: Sequence[StoredTask], flows: Sequence[Flow], tx: Transaction) -> list[Adoption]:
-    """Store records of another store, of flows or not; see :meth:`~omniq.storage.Storage.adopt`."""
-    tx.fold()
-    return transitions.adopt(FlowTransaction(tx), records, flows)
-
-
 def retry(ids: Sequence[str], tx: Transaction) -> list[bool]:
     """Retry tasks of flows; see :meth:`~omniq.storage.Storage.retry`."""
     return transitions.retry(FlowTransaction(tx), ids)
@@ -94,29 +83,6 @@ def settle(limit: int, tx: Transaction) -> int:
     """See :meth:`~omniq.storage.Storage.settle`."""
     tx.fold()
     return flow_transitions.settle(FlowTransaction(tx), limit)
-
-
-def release_hold(flow_id: str, gate: int, tx: Transaction) -> bool:
-    """See :meth:`~omniq.storage.Storage.release_hold`."""
-    tx.fold()
-    return flow_transitions.release_hold(FlowTransaction(tx), flow_id, gate)
-
-
-def cancel_flow(flow_id: str, tx: Transaction) -> bool:
-    """See :meth:`~omniq.storage.Storage.cancel_flow`."""
-    tx.fold()
-    return flow_transitions.cancel_flow(FlowTransaction(tx), flow_id)
-
-
-def retry_flow(flow_id: str, tx: Transaction) -> int:
-    """See :meth:`~omniq.storage.Storage.retry_flow`."""
-    tx.fold()
-    return flow_transitions.retry_flow(FlowTransaction(tx), flow_id)
-
-
-def get_flows(ids: Sequence[str], sql: Statements, now: int, connection: sqlite3.Connection) -> list[Flow | None]:
-    """See :meth:`~omniq.storage.Storage.get_flows`."""
-    return flow_transitions.get_flows(FlowTransaction(Transaction(connection, sql, now)), ids)
 
 
 def check_flows(sql: Statements, connection: sqlite3.Connection) -> list[CorruptRecord]:

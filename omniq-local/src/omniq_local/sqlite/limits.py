@@ -9,18 +9,17 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from omniq.errors import CorruptRecord
 from omniq.flow import NewFlow
-from omniq.limit import PLAIN, Limit, LimitUsage, Scope
+from omniq.limit import PLAIN
 from omniq.storage import Enqueued, limit_transitions, primitives, transitions
 from omniq.storage.corrupt_records import log_once
 from omniq.storage.escaping import get_logger
 from omniq.storage.limit_transitions import is_lined
-from omniq.storage.limits import Line
 from omniq.storage.rows import to_micros
 from omniq.storage.times import from_micros
 from omniq.task import NewTask, StoredTask, TaskState
@@ -33,20 +32,19 @@ __all__ = [
     "Left",
     "check_limits",
     "claim",
-    "delete_limit",
     "enqueue",
     "follow",
-    "get_limits",
-    "get_usage",
     "has_lane",
-    "lost_lines",
+    "look",
     "moved",
     "outlook",
     "promote",
     "prospects",
     "prune",
-    "put_limit",
+    "run",
 ]
+
+R = TypeVar("R")
 
 _log = get_logger("omniq.sqlite")
 
@@ -206,37 +204,21 @@ def prospects(tx: Transaction, queues: Sequence[str]) -> dict[str, bool]:
     return found
 
 
-# Limits
+# The verbs of flows and limits
 
 
-def put_limit(limit: Limit, expected: int | None, tx: Transaction) -> Limit | None:
-    """See :meth:`~omniq.storage.Storage.put_limit`."""
-    return limit_transitions.put_limit(ClaimTransaction(tx), limit, expected)
+def run(verb: Callable[..., R], values: Sequence[Any], tx: Transaction) -> R:
+    """Run a transition that may write."""
+    tx.fold()
+    return verb(ClaimTransaction(tx), *values)
 
 
-def delete_limit(limit_id: str, tx: Transaction) -> bool:
-    """See :meth:`~omniq.storage.Storage.delete_limit`."""
-    return limit_transitions.delete_limit(ClaimTransaction(tx), limit_id)
-
-
-def get_limits(ids: Sequence[str] | None, sql: Statements, now: int, connection: sqlite3.Connection) -> list[Limit]:
-    """See :meth:`~omniq.storage.Storage.get_limits`."""
+def look(verb: Callable[..., R], values: Sequence[Any], sql: Statements, now: int, connection: sqlite3.Connection) -> R:
+    """Run a transition that only reads."""
     steps = ClaimTransaction(Transaction(connection, sql, now))
-    found = limit_transitions.get_limits(steps, ids)
+    found = verb(steps, *values)
     _log_problems(steps)
     return found
-
-
-def get_usage(
-    scopes: Sequence[Scope] | None, sql: Statements, now: int, connection: sqlite3.Connection
-) -> list[LimitUsage]:
-    """See :meth:`~omniq.storage.Storage.get_limit_usage`."""
-    return limit_transitions.get_usage(ClaimTransaction(Transaction(connection, sql, now)), scopes)
-
-
-def lost_lines(lines: Sequence[Line], sql: Statements, now: int, connection: sqlite3.Connection) -> list[StoredTask]:
-    """See :meth:`~omniq.storage.Storage.lost_lines`."""
-    return limit_transitions.lost_lines(ClaimTransaction(Transaction(connection, sql, now)), lines)
 
 
 def check_limits(sql: Statements, now: int, connection: sqlite3.Connection) -> list[CorruptRecord]:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence, Set
 from functools import partial
+from typing import Any, TypeVar
 
-from omniq.flow import Flow, NewFlow
-from omniq.limit import Limit, LimitUsage, Scope
+from omniq.flow import NewFlow
 from omniq.schedule import Schedule
 from omniq.storage import (
-    Adoption,
     Capability,
     Enqueued,
     Finding,
@@ -22,10 +21,12 @@ from omniq.storage import (
     StoredWorker,
     TaskPage,
     TaskQuery,
+    flow_transitions,
+    transitions,
 )
 from omniq.storage.corrupt_records import finding
-from omniq.storage.limits import Line
 from omniq.storage.paging import LARGEST_PLACE, read_cursor
+from omniq.storage.transactional import FlowsAndLimits
 from omniq.storage.transactions import CallerTransaction
 from omniq.task import NewTask, Outcome, Progress, StoredTask, TaskState
 from omniq_local.shared_storage import SharedStorage
@@ -33,22 +34,24 @@ from omniq_local.sqlite import claiming, control, finishing, flows, joining, lim
 from omniq_local.sqlite.database import Database
 from omniq_local.sqlite.doctor import diagnose
 from omniq_local.sqlite.enqueueing import enqueue
-from omniq_local.sqlite.flows import adopt
 from omniq_local.sqlite.listing import list_tasks
 from omniq_local.sqlite.settings import read_settings
 from omniq_local.sqlite.waiting import Waiting
 
 __all__ = ["SQLiteStorage"]
 
+R = TypeVar("R")
+
 LARGE = 1000
 """So many tasks are worked on by a thread of ours rather than on the event loop's."""
-
+LARGE_VERBS = (flow_transitions.retry_flow, transitions.adopt)
+"""Verbs that may be of any number of tasks."""
 
 MOST_BYTES = 999_000_000
 """SQLite takes a billion for a row."""
 
 
-class SQLiteStorage(SharedStorage[Database, Waiting]):
+class SQLiteStorage(FlowsAndLimits, SharedStorage[Database, Waiting]):
     """A storage in an SQLite file, shared by any number of processes on one machine.
 
     :param config: ``sqlite:///rel.db`` or ``sqlite:////abs.db``. Options: ``synchronous=normal`` (default; survives
@@ -72,6 +75,12 @@ class SQLiteStorage(SharedStorage[Database, Waiting]):
     def __init__(self, config: StorageConfig, *, clock: Callable[[], float] = time.time) -> None:
         self._database = Database(read_settings(config), clock)
         super().__init__(config, self._database, Waiting)
+
+    async def _run(self, verb: Callable[..., R], *values: Any, write: bool = True, wakes: bool = False) -> R:
+        database = self._opened()
+        if write:
+            return await database.write(partial(limits.run, verb, values), small=verb not in LARGE_VERBS)
+        return await database.read(partial(limits.look, verb, values, database.sql, database.now()))
 
     # From producer to worker and back
 
@@ -171,24 +180,6 @@ class SQLiteStorage(SharedStorage[Database, Waiting]):
     async def set_progress(self, updates: Mapping[Lease, Progress]) -> None:
         await self._opened().write(partial(finishing.set_progress, updates))
 
-    # Flows
-
-    async def release_hold(self, flow_id: str, gate: int) -> bool:
-        return await self._opened().write(partial(flows.release_hold, flow_id, gate))
-
-    async def get_flows(self, ids: Sequence[str]) -> list[Flow | None]:
-        database = self._opened()
-        return await database.read(partial(flows.get_flows, ids, database.sql, database.now()))
-
-    async def cancel_flow(self, flow_id: str) -> bool:
-        return await self._opened().write(partial(flows.cancel_flow, flow_id))
-
-    async def retry_flow(self, flow_id: str) -> int:
-        return await self._opened().write(partial(flows.retry_flow, flow_id), small=False)
-
-    async def settle(self, limit: int) -> int:
-        return await self._opened().write(partial(flows.settle, limit), small=limit <= LARGE)
-
     # Schedules
 
     async def put_schedule(self, schedule: Schedule, expected_revision: int | None = None) -> Schedule | None:
@@ -208,26 +199,6 @@ class SQLiteStorage(SharedStorage[Database, Waiting]):
     async def fire(self, schedule: Schedule, tasks: Sequence[NewTask]) -> list[Enqueued] | None:
         return await self._opened().write(partial(schedules.fire, schedule, tasks), small=len(tasks) <= LARGE)
 
-    # Limits
-
-    async def put_limit(self, limit: Limit, expected_revision: int | None = None) -> Limit | None:
-        return await self._opened().write(partial(limits.put_limit, limit, expected_revision))
-
-    async def get_limits(self, ids: Sequence[str] | None = None) -> list[Limit]:
-        database = self._opened()
-        return await database.read(partial(limits.get_limits, ids, database.sql, database.now()))
-
-    async def get_limit_usage(self, scopes: Sequence[Scope] | None = None) -> list[LimitUsage]:
-        database = self._opened()
-        return await database.read(partial(limits.get_usage, scopes, database.sql, database.now()))
-
-    async def delete_limit(self, limit_id: str) -> bool:
-        return await self._opened().write(partial(limits.delete_limit, limit_id))
-
-    async def lost_lines(self, lines: Sequence[Line]) -> list[StoredTask]:
-        database = self._opened()
-        return await database.read(partial(limits.lost_lines, lines, database.sql, database.now()))
-
     # Upkeep
 
     async def prune(self, limit: int) -> int:
@@ -244,9 +215,6 @@ class SQLiteStorage(SharedStorage[Database, Waiting]):
         of_limits = await database.read(partial(limits.check_limits, database.sql, database.now()))
         found = [finding(problem) for problem in (*unreadable, *of_flows, *of_limits, *others)]
         return [*found, *await super().check(limit)][:limit]
-
-    async def adopt(self, tasks: Sequence[StoredTask], flows: Sequence[Flow] = ()) -> list[Adoption]:
-        return await self._opened().write(partial(adopt, tasks, flows), small=False)
 
     async def diagnose(self) -> list[Finding]:
         database = self._opened()
