@@ -51,7 +51,7 @@ class LimitState:
 
     # Limits, lanes, rates
 
-    def limits(self, ids: Iterable[str] | None) -> dict[str, Limit]:
+    def task_limits(self, ids: Iterable[str] | None) -> dict[str, Limit]:
         return {one: self._limits[one] for one in (self._limits if ids is None else ids) if one in self._limits}
 
     def store_limit(self, limit: Limit) -> None:
@@ -109,14 +109,18 @@ class LimitState:
         return None if line is None else copy(line)
 
     def save_line(self, line: StoredLine) -> None:
-        self.remove_line(line.id)
+        self.drop_line(line.id)
         line = self._lines[line.id] = copy(line)
         self._places.setdefault((line.queue, line.place), _Order()).put(line.id, rank_of(line))
         if line.key is not None:
             self._of_key.setdefault((line.queue, line.key), set()).add(line.id)
         self._at.setdefault(line.place, Counter())[line.queue] += 1
 
-    def remove_line(self, line_id: str) -> None:
+    def remove_line(self, line: StoredLine) -> None:
+        self.drop_line(line.id)
+
+    def drop_line(self, line_id: str) -> None:
+        """Forget a line, if it is there."""
         line = self._lines.pop(line_id, None)
         if line is None:
             return
@@ -134,7 +138,7 @@ class LimitState:
         if not at[line.queue]:
             del at[line.queue]
 
-    def lines(self, queue: str, place: str, limit: int, until: int | None) -> list[StoredLine]:
+    def lines(self, queue: str, place: str, limit: int, until: int | None = None) -> list[StoredLine]:
         order = self._places.get((queue, place))
         found = [] if order is None else [self._lines[one] for one in order.first(limit)]
         return [copy(line) for line in found if until is None or line.until <= until]

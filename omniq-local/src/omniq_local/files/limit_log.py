@@ -68,8 +68,8 @@ class LimitLog(LimitState):
 
     # The limits
 
-    def limits(self, ids: Iterable[str] | None) -> dict[str, Limit]:
-        found = super().limits(ids)
+    def task_limits(self, ids: Iterable[str] | None) -> dict[str, Limit]:
+        found = super().task_limits(ids)
         if self._unreadable:
             names = map(_id_in_path, self._unreadable) if ids is None else ids
             for name in filter(None, names):
@@ -89,7 +89,7 @@ class LimitLog(LimitState):
 
     def check(self) -> list[CorruptRecord]:
         """Return what is wrong with the log, and with the limits as they stand in their files now."""
-        for name in super().limits(None):
+        for name in super().task_limits(None):
             super().remove_limit(name)
         return [*self.problems, *self._read_limits().values()]
 
@@ -172,7 +172,7 @@ class LimitLog(LimitState):
         elif kind == LANE:
             _put_or_remove(text, name, load_lane, self.save_lane, self.remove_lane)
         elif kind == LINE:
-            _put_or_remove(text, name, load_line, self.save_line, self.remove_line)
+            _put_or_remove(text, name, load_line, self.save_line, self.drop_line)
         elif kind == RATE:
             scope = Scope(*name)
             if value is None:
@@ -253,12 +253,12 @@ class LimitLog(LimitState):
 
         :param records: all tasks that are ready or run and have a key or a named limit, at least.
         """
-        for limit in self.limits(None).values():
+        for limit in self.task_limits(None).values():
             if limit.queue is not None and not self.has_lane(limit.queue):
                 self.save_lane(Lane(queue=limit.queue))
         known = {line.id: line for line in self.all_lines()}
         for line_id in known:
-            self.remove_line(line_id)
+            self.drop_line(line_id)
         for task_id in list(self.slots):
             self.set_slot(task_id, None)
         for record in records:

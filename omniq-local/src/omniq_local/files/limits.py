@@ -72,7 +72,7 @@ class LimitSteps(FlowTasks):
         self._note(LANE, queue, NOTHING)
 
     def task_limits(self, ids: Iterable[str] | None) -> dict[str, Limit]:
-        return self._limit_log.limits(ids)
+        return self._limit_log.task_limits(ids)
 
     def store_limit(self, limit: Limit) -> None:
         self._limit_log.store_limit(limit)
@@ -108,7 +108,7 @@ class LimitSteps(FlowTasks):
             self._transaction.ready[line.queue] += 1
 
     def remove_line(self, line: StoredLine) -> None:
-        self._limit_log.remove_line(line.id)
+        self._limit_log.remove_line(line)
         self._note(LINE, line.id, NOTHING)
 
     def bucket(self, scope: Scope) -> int:

@@ -22,9 +22,12 @@ _Place = tuple[int | None, TaskState]
 
 
 class Flows:
-    """All flows of one store. Used under the store's lock."""
+    """The part of a store that keeps them: primitives of a transaction, used under the store's lock."""
+
+    now: datetime
 
     def __init__(self) -> None:
+        super().__init__()
         self._flows: dict[str, StoredFlow] = {}
         self._gates: dict[str, dict[int, StoredGate]] = {}
         self._members: dict[str, dict[_Place, dict[int, Record]]] = {}
@@ -34,12 +37,12 @@ class Flows:
 
     # Tasks
 
-    def enter(self, record: Record) -> None:
+    def enter_flow(self, record: Record) -> None:
         """Note where a task of a flow stands."""
         for place in _places(record.task):
             self._of(record).setdefault(place, {})[record.sequence] = record
 
-    def leave(self, record: Record) -> None:
+    def leave_flow(self, record: Record) -> None:
         members = self._of(record)
         for place in _places(record.task):
             members[place].pop(record.sequence, None)
@@ -60,7 +63,7 @@ class Flows:
         order = sorted(found) if limit is None else heapq.nsmallest(limit, found)
         return [found[sequence].task for sequence in order]
 
-    def count(self, flow_id: str) -> dict[TaskState, int]:
+    def count_members(self, flow_id: str) -> dict[TaskState, int]:
         counts: dict[TaskState, int] = defaultdict(int)
         for (behind, state), records in self._members.get(flow_id, {}).items():
             if behind is None:
@@ -69,12 +72,12 @@ class Flows:
 
     # Flows and gates
 
-    def get(self, ids: Iterable[str]) -> dict[str, StoredFlow]:
+    def flows(self, ids: Iterable[str]) -> dict[str, StoredFlow]:
         # Copies, so that a step that is refused half-way has changed nothing.
         found = [self._flows[flow_id] for flow_id in ids if flow_id in self._flows]
         return {flow.id: evolve(flow, agenda=dict(flow.agenda)) for flow in found}
 
-    def save(self, flow: StoredFlow) -> None:
+    def save_flow(self, flow: StoredFlow) -> None:
         self._flows[flow.id] = flow
         self._gates.setdefault(flow.id, {})
         ended = flow.finished_at is not None
@@ -90,7 +93,7 @@ class Flows:
         else:
             self._due[ended][flow.id] = at
 
-    def remove(self, flow_id: str) -> None:
+    def remove_flow(self, flow_id: str) -> None:
         del self._flows[flow_id], self._gates[flow_id]
         self._members.pop(flow_id, None)
         for due in self._due.values():
@@ -104,14 +107,14 @@ class Flows:
     def save_gates(self, flow_id: str, gates: Iterable[StoredGate]) -> None:
         self._gates.setdefault(flow_id, {}).update({gate.n: gate for gate in gates})
 
-    def holder(self, key: str) -> str | None:
+    def flow_of_key(self, key: str) -> str | None:
         return self._keys.get(key)
 
-    def due(self, ended: bool, limit: int, now: datetime) -> list[str]:
+    def due_flows(self, ended: bool, limit: int) -> list[str]:
         due = self._due[ended]
         if not due:
             return []
-        return [one for at, one in heapq.nsmallest(limit, ((at, one) for one, at in due.items() if at <= now))]
+        return [one for at, one in heapq.nsmallest(limit, ((at, one) for one, at in due.items() if at <= self.now))]
 
 
 def _places(task: StoredTask) -> tuple[_Place, ...]:

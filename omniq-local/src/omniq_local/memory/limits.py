@@ -11,14 +11,14 @@ __all__ = ["Limits"]
 
 
 class Limits(LimitState):
-    """All limits, lines and rates of one store, and the tasks that stand in lines. Used under the store's lock."""
+    """The part of a store that keeps limits, lines and rates, and the tasks that stand in lines; under its lock."""
 
     def __init__(self) -> None:
         super().__init__()
         self._ready: dict[str, dict[int, Index]] = {}
         """By line: its ready tasks by priority."""
 
-    def ready(self, task: StoredTask) -> dict[int, Index]:
+    def ready_with(self, task: StoredTask) -> dict[int, Index]:
         """Return the ready tasks of the line in which a task stands, by priority."""
         return self._ready.setdefault(line_id(task.queue, task.key, task.limit), {})
 

@@ -11,8 +11,8 @@ from datetime import UTC, datetime
 from itertools import islice
 from weakref import WeakSet
 
-from omniq.flow import NewFlow, StoredFlow, StoredGate
-from omniq.limit import PLAIN, Lane, Limit, Scope, StoredLine
+from omniq.flow import NewFlow, StoredFlow
+from omniq.limit import PLAIN, Lane, Scope, StoredLine
 from omniq.schedule import Schedule
 from omniq.storage import Enqueued, QueueStats, StoredWorker, TaskQuery, transitions
 from omniq.storage.flow_transitions import count_ends
@@ -36,25 +36,24 @@ READY, SCHEDULED, RUNNING, BLOCKED = TaskState.READY, TaskState.SCHEDULED, TaskS
 SUCCEEDED = TaskState.SUCCEEDED
 
 
-class Store:
-    """All tasks and schedules of one memory store, and the primitives of a transaction on it.
+class Store(Flows, Limits):
+    """All that one memory store holds, and the primitives of a transaction on it.
 
     :param clock: returns the time in seconds since the epoch.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
+        super().__init__()
         self.clock = clock
         self.waiters = Waiters()
         self._records = Register()
-        self._lines: dict[str, Line] = {}
+        self._queues: dict[str, Line] = {}
         self._paused: set[str] = set()
         self._unique: dict[str, str] = {}
         self._leases = Index()
         self._expiring = Index()
         self._kept = Index()
         """The tasks that have ended, by the time at which their results are over."""
-        self._flows = Flows()
-        self._limits = Limits()
         self._workers: dict[str, tuple[datetime, datetime, str | None]] = {}
         self._schedules: dict[str, Schedule] = {}
         self._revision_floor = 0
@@ -71,14 +70,14 @@ class Store:
     def _enter(self, record: Record) -> None:
         task = record.task
         state, queue = task.state, task.queue
-        line = self._lines.get(queue)
+        line = self._queues.get(queue)
         if line is None:
-            line = self._lines[queue] = Line()
+            line = self._queues[queue] = Line()
         line.counts[state] += 1
         if task.flow is not None:
-            self._flows.enter(record)
+            self.enter_flow(record)
         if state is READY:
-            ready = self._limits.ready(task) if is_lined(task) else line.ready
+            ready = self.ready_with(task) if is_lined(task) else line.ready
             index = ready.get(task.priority)
             if index is None:
                 index = ready[task.priority] = Index()
@@ -92,7 +91,7 @@ class Store:
             assert task.lease_until is not None
             self._leases.put(record, task.lease_until)
             if task.limited is not None:
-                self._limits.enter(queue, task.key, task.limit)
+                self.enter(queue, task.key, task.limit)
                 if task.first_at is not None:
                     self._free_key(task)
             return
@@ -116,27 +115,27 @@ class Store:
     def _leave(self, record: Record) -> None:
         task = record.task
         state = task.state
-        line = self._lines[task.queue]
+        line = self._queues[task.queue]
         line.counts[state] -= 1
         if task.flow is not None:
-            self._flows.leave(record)
+            self.leave_flow(record)
         if state is RUNNING:
             self._leases.discard(record)
             if task.limited is not None:
-                self._limits.leave(task.queue, task.key, task.limit)
-            if self._limits.has_lane(task.queue):
+                self.leave(task.queue, task.key, task.limit)
+            if self.has_lane(task.queue):
                 self.waiters.wake_for_work(task.queue, self.now)
             return
         if state is READY:
             lined = is_lined(task)
-            ready = self._limits.ready(task) if lined else line.ready
+            ready = self.ready_with(task) if lined else line.ready
             index = ready.get(task.priority)
             if index is not None:
                 index.discard(record)
                 if not index:
                     del ready[task.priority]
             if lined and not ready:
-                self._limits.forget_ready(task)
+                self.forget_ready(task)
         elif state is SCHEDULED:
             line.scheduled.discard(record)
         elif state is BLOCKED:
@@ -160,9 +159,9 @@ class Store:
             del self._unique[task.unique]
 
     def _forget_if_empty(self, queue: str) -> None:
-        line = self._lines.get(queue)
+        line = self._queues.get(queue)
         if line is not None and not any(line.counts.values()):
-            del self._lines[queue]
+            del self._queues[queue]
 
     def _promote(self, line: Line, limit: int) -> list[StoredTask]:
         """Return those that were promoted and have a key or a named limit."""
@@ -203,18 +202,17 @@ class Store:
         return self._paused
 
     def promote(self, queue: str, limit: int) -> Sequence[StoredTask]:
-        return self._promote(self._lines[queue], limit) if queue in self._lines else ()
+        return self._promote(self._queues[queue], limit) if queue in self._queues else ()
 
     def ready(self, queue: str, limit: int, line: str = PLAIN) -> list[StoredTask]:
         found: list[Record] = []
-        if line == PLAIN:
-            ready = self._lines[queue].ready if queue in self._lines else {}
-        else:
-            ready = self._limits.ready_in(line)
+        ready = self.ready_in(line)
+        if line == PLAIN and queue in self._queues:
+            ready = self._queues[queue].ready
         for priority in sorted(ready, reverse=True):
             records = ready[priority].take(limit - len(found))
             found += records
-            if self._limits.has_lane(queue):  # there not all that are read are claimed
+            if self.has_lane(queue):  # there not all that are read are claimed
                 for record in records:
                     ready[priority].put(record, record.task.run_at)
             if len(found) == limit:
@@ -228,44 +226,18 @@ class Store:
         return [record.task for record in self._expiring.take(limit, self.now)]
 
     def in_states(self, queue: str, states: Sequence[TaskState], limit: int) -> list[StoredTask]:
-        if queue in self._lines:
-            moved(self, self._promote(self._lines[queue], sum(self._lines[queue].counts.values())))
+        if queue in self._queues:
+            moved(self, self._promote(self._queues[queue], sum(self._queues[queue].counts.values())))
         matching = (r.task for r in self._records.latest() if r.task.queue == queue and r.task.state in states)
         return list(islice(matching, limit))
 
     def dropped(self, limit: int) -> list[StoredTask]:
         return [record.task for record in self._kept.take(limit, self.now)]
 
-    def flows(self, ids: Iterable[str]) -> dict[str, StoredFlow]:
-        return self._flows.get(ids)
-
     def save_flow(self, flow: StoredFlow) -> None:
-        self._flows.save(flow)
+        super().save_flow(flow)
         if flow.is_due:
             self.waiters.wake_for_schedule(self.now)  # the next claim goes on with it
-
-    def remove_flow(self, flow_id: str) -> None:
-        self._flows.remove(flow_id)
-
-    def gates(self, flow_id: str, numbers: Iterable[int] | None) -> dict[int, StoredGate]:
-        return self._flows.gates(flow_id, numbers)
-
-    def save_gates(self, flow_id: str, gates: Iterable[StoredGate]) -> None:
-        self._flows.save_gates(flow_id, gates)
-
-    def members(
-        self, flow_id: str, behind: int | None, states: Sequence[TaskState], limit: int | None
-    ) -> list[StoredTask]:
-        return self._flows.members(flow_id, behind, states, limit)
-
-    def count_members(self, flow_id: str) -> dict[TaskState, int]:
-        return self._flows.count(flow_id)
-
-    def flow_of_key(self, key: str) -> str | None:
-        return self._flows.holder(key)
-
-    def due_flows(self, ended: bool, limit: int) -> list[str]:
-        return self._flows.due(ended, limit, self.now)
 
     def seen(self, worker: str, lease: float, about: str | None) -> None:
         if lease <= 0:
@@ -365,7 +337,7 @@ class Store:
         """Return the records to look at for a page: those in the states asked for, where they are few among all."""
         if query.states is None or not query.states.isdisjoint({SUCCEEDED, BLOCKED}):
             return self._records.latest(before)  # these are kept in no order of their own
-        lines = [line for queue, line in self._lines.items() if query.queue in (None, queue)]
+        lines = [line for queue, line in self._queues.items() if query.queue in (None, queue)]
         number = sum(line.counts[state] for line in lines for state in query.states)
         if number * number > len(self._records.by_id) * query.limit:
             return self._records.latest(before)  # so many that they are soon met
@@ -377,8 +349,8 @@ class Store:
 
     def stats(self) -> list[QueueStats]:
         stats = []
-        for queue in sorted(self._paused | self._lines.keys()):
-            line = self._lines.get(queue) or Line()
+        for queue in sorted(self._paused | self._queues.keys()):
+            line = self._queues.get(queue) or Line()
             moved(self, self._promote(line, sum(line.counts.values())))
             oldest = line.oldest()
             waited = None if oldest is None else max(0.0, (self.now - oldest).total_seconds())
@@ -428,20 +400,20 @@ class Store:
     def next_work(self, queues: Iterable[str]) -> datetime | None:
         """Return the time at which a task will be claimable in one of the queues; None: there is no such task."""
         served = [queue for queue in queues if queue not in self._paused]
-        times = [at for queue in served if not self._limits.has_lane(queue) for at in self._times(queue)]
-        limited = [queue for queue in served if self._limits.has_lane(queue)]
+        times = [at for queue in served if not self.has_lane(queue) for at in self._times(queue)]
+        limited = [queue for queue in served if self.has_lane(queue)]
         if limited:
             is_there, moment = outlook(self, limited, self._work)
             times += [self.now] if is_there else [] if moment is None else [moment]
         return min(times, default=None)
 
     def _times(self, queue: str) -> list[datetime]:
-        line = self._lines.get(queue)
+        line = self._queues.get(queue)
         times = () if line is None else (line.oldest(), line.scheduled.first())
         return [at for at in times if at is not None]
 
     def _work(self, queue: str) -> tuple[bool, datetime | None]:
-        line = self._lines.get(queue)
+        line = self._queues.get(queue)
         scheduled = None if line is None else line.scheduled.first()
         is_due = scheduled is not None and scheduled <= self.now
         return is_due or (line is not None and line.oldest() is not None), scheduled
@@ -451,64 +423,22 @@ class Store:
     def lock_limits(self) -> None:
         pass
 
-    def lanes(self, queues: Iterable[str] | None) -> dict[str, Lane]:
-        return self._limits.lanes(queues)
-
     def save_lane(self, lane: Lane) -> None:
-        self._limits.save_lane(lane)
+        super().save_lane(lane)
         self.waiters.wake_for_work(lane.queue, self.now)
 
-    def remove_lane(self, queue: str) -> None:
-        self._limits.remove_lane(queue)
-
-    def task_limits(self, ids: Iterable[str] | None) -> dict[str, Limit]:
-        return self._limits.limits(ids)
-
-    def store_limit(self, limit: Limit) -> None:
-        self._limits.store_limit(limit)
-
-    def remove_limit(self, limit_id: str) -> None:
-        self._limits.remove_limit(limit_id)
-
-    def line(self, line_id: str) -> StoredLine | None:
-        return self._limits.line(line_id)
-
-    def lines(self, queue: str, place: str, limit: int, until: int | None = None) -> list[StoredLine]:
-        return self._limits.lines(queue, place, limit, until)
-
-    def lines_of_key(self, queue: str, key: str) -> list[StoredLine]:
-        return self._limits.lines_of_key(queue, key)
-
-    def queues_at(self, place: str) -> list[str]:
-        return self._limits.queues_at(place)
-
-    def has_lines(self, queue: str) -> bool:
-        return self._limits.has_lines(queue)
-
     def save_line(self, line: StoredLine) -> None:
-        self._limits.save_line(line)
+        super().save_line(line)
         if line.place == ELIGIBLE:
             self.waiters.wake_for_work(line.queue, self.now)
         elif line.place == ASLEEP:
             self.waiters.wake_for_work(line.queue, from_micros(line.until))
 
-    def remove_line(self, line: StoredLine) -> None:
-        self._limits.remove_line(line.id)
-
     def running(self, scope: Scope) -> int:
         if scope.queue is not None and scope.key is None:
-            line = self._lines.get(scope.queue)
+            line = self._queues.get(scope.queue)
             return 0 if line is None else line.counts[RUNNING]
-        return self._limits.running(scope)
-
-    def bucket(self, scope: Scope) -> int:
-        return self._limits.bucket(scope)
-
-    def save_bucket(self, scope: Scope, at_rest: int) -> None:
-        self._limits.save_bucket(scope, at_rest)
-
-    def drop_buckets(self, until: int, limit: int) -> None:
-        self._limits.drop_buckets(until, limit)
+        return super().running(scope)
 
     def outlook(self) -> tuple[bool, datetime | None]:
         """Return whether a schedule is due, and when the next of the others will be; None: never."""
