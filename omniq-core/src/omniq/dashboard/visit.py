@@ -155,6 +155,21 @@ class Visit:
             set_cookie(self.request, response, _SAID, said, seconds=60)
         return protect(self.request, response)
 
+    async def act(
+        self, action: str, do: Callable[[str], Awaitable[bool]], field: str, done: str, not_done: str, back: str = ""
+    ) -> Response:
+        """Do something to what a form names, note it, and say what became of it.
+
+        :param action: what the audit log calls it.
+        :param do: takes the name, and returns whether anything has changed.
+        :param field: the field of the form that has the name, in place of which ``{}`` stands in the sentences.
+        :param back: where to lead to if it was done; empty: to the page that the form names.
+        """
+        name = self.needed(field)
+        changed = await do(name)
+        self.audit(action, name, changed)
+        return self.done((done if changed else not_done).format(name), back if changed else "")
+
     def audit(self, action: str, target: str, done: object) -> None:
         """Note an action in the log ``omniq.audit``."""
         client = self.request.client

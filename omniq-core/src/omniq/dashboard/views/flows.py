@@ -88,11 +88,9 @@ async def _tasks(visit: Visit, flow_id: str, most: int) -> list[StoredTask]:
 
 async def cancel(visit: Visit) -> Response:
     """Cancel a flow."""
-    flow_id = visit.needed("id")
-    changed = await visit.queue.flows.acancel(flow_id)
-    visit.audit("cancel_flow", flow_id, changed)
-    return visit.done(
-        "The flow is cancelled: what waits ends." if changed else "It has ended, or was cancelled before."
+    done = "The flow is cancelled: what waits ends."
+    return await visit.act(
+        "cancel_flow", visit.queue.flows.acancel, "id", done, "It has ended, or was cancelled before."
     )
 
 

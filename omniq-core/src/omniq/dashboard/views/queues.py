@@ -58,15 +58,11 @@ async def show(visit: Visit) -> Response:
 
 async def pause(visit: Visit) -> Response:
     """Pause a queue."""
-    name = visit.needed("queue")
-    changed = await visit.queue.apause(name)
-    visit.audit("pause", name, changed)
-    return visit.done(f"Queue {name} is paused." if changed else f"Queue {name} was paused already.")
+    do = visit.queue.apause
+    return await visit.act("pause", do, "queue", "Queue {} is paused.", "Queue {} was paused already.")
 
 
 async def resume(visit: Visit) -> Response:
     """Resume a queue."""
-    name = visit.needed("queue")
-    changed = await visit.queue.aresume(name)
-    visit.audit("resume", name, changed)
-    return visit.done(f"Queue {name} goes on." if changed else f"Queue {name} was not paused.")
+    do = visit.queue.aresume
+    return await visit.act("resume", do, "queue", "Queue {} goes on.", "Queue {} was not paused.")

@@ -48,18 +48,14 @@ def _row(schedule: Schedule, visit: Visit, now: datetime) -> Row:
 
 async def pause(visit: Visit) -> Response:
     """Pause a schedule."""
-    name = visit.needed("id")
-    changed = await visit.queue.apause_schedule(name)
-    visit.audit("pause_schedule", name, changed)
-    return visit.done(f"Schedule {name} is paused." if changed else f"Schedule {name} was paused already.")
+    do = visit.queue.apause_schedule
+    return await visit.act("pause_schedule", do, "id", "Schedule {} is paused.", "Schedule {} was paused already.")
 
 
 async def resume(visit: Visit) -> Response:
     """Resume a schedule."""
-    name = visit.needed("id")
-    changed = await visit.queue.aresume_schedule(name)
-    visit.audit("resume_schedule", name, changed)
-    return visit.done(f"Schedule {name} goes on." if changed else f"Schedule {name} was not paused.")
+    do = visit.queue.aresume_schedule
+    return await visit.act("resume_schedule", do, "id", "Schedule {} goes on.", "Schedule {} was not paused.")
 
 
 async def trigger(visit: Visit) -> Response:
@@ -72,11 +68,8 @@ async def trigger(visit: Visit) -> Response:
 
 async def delete(visit: Visit) -> Response:
     """Remove a schedule."""
-    name = visit.needed("id")
+    name, do = visit.needed("id"), visit.queue.adelete_schedule
     declared = any(one.declared for one in await visit.queue.aschedules() if one.id == name)
-    changed = await visit.queue.adelete_schedule(name)
-    visit.audit("delete_schedule", name, changed)
-    if not changed:
-        return visit.done(f"Schedule {name} was gone already.")
     rest = " It is declared in code: the next worker that starts makes it anew." if declared else ""
-    return visit.done(f"Schedule {name} is deleted.{rest}")
+    done = f"Schedule {{}} is deleted.{rest}"
+    return await visit.act("delete_schedule", do, "id", done, "Schedule {} was gone already.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 
 from attrs import evolve, frozen
@@ -110,37 +110,28 @@ def _timeline(task: Task, now: datetime) -> Sequence[Moment]:
 # Doing
 
 
-async def _acted(
-    visit: Visit, action: str, do: Callable[[str], Awaitable[bool]], done: str, not_done: str, back: str = ""
-) -> Response:
-    task_id = visit.needed("id")
-    changed = await do(task_id)
-    visit.audit(action, task_id, changed)
-    return visit.done(done if changed else not_done, back if changed else "")
-
-
 async def cancel(visit: Visit) -> Response:
     """Cancel a task."""
     done = "The task is cancelled; if it ran, it was asked to stop."
-    return await _acted(visit, "cancel", visit.queue.acancel, done, "It has ended already, and was not cancelled.")
+    return await visit.act("cancel", visit.queue.acancel, "id", done, "It has ended already, and was not cancelled.")
 
 
 async def retry(visit: Visit) -> Response:
     """Make a task ready again."""
     not_done = "It was not retried: it neither failed nor was cancelled, or a live task has its unique key."
-    return await _acted(visit, "retry", visit.queue.aretry, "The task is ready again.", not_done)
+    return await visit.act("retry", visit.queue.aretry, "id", "The task is ready again.", not_done)
 
 
 async def run_now(visit: Visit) -> Response:
     """Make a scheduled task ready."""
     not_done = "It is not scheduled for later any more."
-    return await _acted(visit, "run_now", visit.queue.arun_now, "The task is ready.", not_done)
+    return await visit.act("run_now", visit.queue.arun_now, "id", "The task is ready.", not_done)
 
 
 async def delete(visit: Visit) -> Response:
     """Remove a task."""
     not_done = "It was not deleted: it runs, or is gone already."
-    return await _acted(visit, "delete", visit.queue.adelete, "The task is deleted.", not_done, "/tasks")
+    return await visit.act("delete", visit.queue.adelete, "id", "The task is deleted.", not_done, "/tasks")
 
 
 # A copy
