@@ -20,7 +20,7 @@ from omniq.storage.escaping import get_logger
 from omniq.storage.posix import at_fork
 from omniq_local.files.catalog import Catalog
 from omniq_local.files.errors import translated
-from omniq_local.files.journal import LAP, Action, Journal, NotUndone, Restored, apply, pass_by, redo
+from omniq_local.files.journal import LAP, Action, Journal, NotUndone, Numbers, Restored, apply, pass_by, redo
 from omniq_local.files.names import LINES, parse_entry
 from omniq_local.files.preparation import prepare, sync_all
 from omniq_local.files.queues import Queue
@@ -322,15 +322,9 @@ class Folder(Catalog, Shared):
         frame = self._journal.read(control.offset)
         if frame is None:
             return control
-        _log.warning("%s: completing change %d, in which a process died", self.base, frame.generation)
+        _log.warning("%s: completing change %d, in which a process died", self.base, frame.numbers.generation)
         redo(self.tree, frame.actions)
-        control.generation = frame.generation
-        control.sequence = frame.sequence
-        control.layout = frame.layout
-        control.queues = frame.queues
-        control.schedules = frame.schedules
-        control.flows = frame.flows
-        control.limits = frame.limits
+        control.take(frame.numbers)
         control.offset += frame.size
         write_control(self._control_fd, control)
         return control
@@ -343,7 +337,7 @@ class Folder(Catalog, Shared):
             (action[0] == "remove" or (action[0] == "write" and action[3] is None)) and action[1][:7] == "queues/"
             for action in actions
         )
-        numbers = (
+        numbers = Numbers(
             control.generation + 1,
             transaction.sequence,
             control.layout + layout,
@@ -365,8 +359,7 @@ class Folder(Catalog, Shared):
             journal.strike(offset)
             raise
         pass_by("done")
-        control.generation, control.sequence, control.layout, control.queues, *others = numbers
-        control.schedules, control.flows, control.limits = others
+        control.take(numbers)
         control.offset = offset + size
         if control.offset > LAP:
             self._begin_lap(control)

@@ -15,7 +15,7 @@ import json
 import os
 import struct
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 from zlib import crc32
 
 from attrs import frozen
@@ -33,6 +33,7 @@ __all__ = [
     "Frame",
     "Journal",
     "NotUndone",
+    "Numbers",
     "Restored",
     "apply",
     "pass_by",
@@ -74,18 +75,24 @@ def pass_by(step: str) -> None:
         probe(step)
 
 
-@frozen(kw_only=True)
-class Frame:
-    """One change as it stands in the journal."""
+class Numbers(NamedTuple):
+    """The numbers of a store that a change makes others, see :class:`~omniq_local.files.superblock.Superblock`."""
 
     generation: int
-    """Of the store after it."""
     sequence: int
     layout: int
     queues: int
     schedules: int
     flows: int
     limits: int
+
+
+@frozen(kw_only=True)
+class Frame:
+    """One change as it stands in the journal."""
+
+    numbers: Numbers
+    """Of the store after it."""
     actions: Sequence[Action]
     size: int
     """Bytes that it takes in the journal."""
@@ -101,10 +108,10 @@ class Journal:
         self._place = f"{tree.base}/journal"
         self._fd = tree.open_own("journal")
 
-    def write(self, offset: int, numbers: tuple[int, int, int, int, int, int, int], actions: Sequence[Action]) -> int:
+    def write(self, offset: int, numbers: Numbers, actions: Sequence[Action]) -> int:
         """Write a change down; tell how many bytes it takes.
 
-        :param numbers: generation, sequence, layout, queues, schedules, flows and limits after it.
+        :param numbers: of the store after it.
         """
         index: list[list[Any]] = []
         blobs: list[bytes] = []
@@ -159,32 +166,22 @@ class Journal:
         header = os.pread(self._fd, _HEADER.size, offset)
         if len(header) < _HEADER.size:
             return None
-        magic, checksum, *numbers, size = _HEADER.unpack(header)
+        magic, checksum, *values, size = _HEADER.unpack(header)
         if magic != _MAGIC or size > os.fstat(self._fd).st_size:
             return None
         body = os.pread(self._fd, size, offset + _HEADER.size)
         if len(body) != size or crc32(body) != checksum:
             return None
-        generation, sequence, layout, queues, schedules, flows, limits = numbers
+        numbers = Numbers(*values)
         try:
-            if max(numbers) > LARGEST or sequence > LAST_SEQUENCE:
+            if max(numbers) > LARGEST or numbers.sequence > LAST_SEQUENCE:
                 raise ValueError("its numbers are too large")
             actions = list(_actions(body))
         except UNREADABLE as error:
             # A checksum is easily made: none of our processes wrote this, and nothing of it is done.
-            log_once(_log, corrupt("change", generation, error, place=self._place))
+            log_once(_log, corrupt("change", numbers.generation, error, place=self._place))
             return None
-        return Frame(
-            generation=generation,
-            sequence=sequence,
-            layout=layout,
-            queues=queues,
-            schedules=schedules,
-            flows=flows,
-            limits=limits,
-            actions=actions,
-            size=_HEADER.size + size,
-        )
+        return Frame(numbers=numbers, actions=actions, size=_HEADER.size + size)
 
     def close(self) -> None:
         """Close the file."""

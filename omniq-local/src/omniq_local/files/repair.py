@@ -45,10 +45,10 @@ def repair(settings: Settings, tree: Tree, control_fd: int, journal: Journal) ->
     generation = 0 if control is None else control.generation
     if control is None or control.durable:
         generation = max(generation, _repeat(tree, journal))
-    elif (frame := journal.read(control.offset)) is not None and frame.generation == generation + 1:
+    elif (frame := journal.read(control.offset)) is not None and frame.numbers.generation == generation + 1:
         # A process died in the middle of it, and left some files half written.
         redo(tree, frame.actions)
-        generation = frame.generation
+        generation = frame.numbers.generation
     _log.warning("%s: checking all files, because %s", settings.base, reason)
     # Only its being there counts, for those who wait.
     tree.create(SIGN, b"")
@@ -94,9 +94,9 @@ def is_being_repaired(settings: Settings) -> bool:
 def _repeat(tree: Tree, journal: Journal) -> int:
     """Do everything again that is in the journal; return the generation that this leads to."""
     offset, generation = 0, 0
-    while (frame := journal.read(offset)) is not None and (not offset or frame.generation == generation + 1):
+    while (frame := journal.read(offset)) is not None and (not offset or frame.numbers.generation == generation + 1):
         redo(tree, frame.actions)
-        offset, generation = offset + frame.size, frame.generation
+        offset, generation = offset + frame.size, frame.numbers.generation
     return generation
 
 

@@ -9,7 +9,7 @@ from zlib import crc32
 
 from attrs import define
 
-from omniq_local.files.journal import LARGEST, LAST_SEQUENCE
+from omniq_local.files.journal import LARGEST, LAST_SEQUENCE, Numbers
 from omniq_local.files.tree import Tree
 
 __all__ = [
@@ -34,7 +34,7 @@ MARKS = "marks"
 
 @define
 class Superblock:
-    """The numbers."""
+    """The numbers, in the order in which they stand in the control file."""
 
     generation: int = 0
     """Counts the changes."""
@@ -59,6 +59,10 @@ class Superblock:
     mark: str = ""
     """The second name of the control file, see :func:`is_original`."""
 
+    def take(self, numbers: Numbers) -> None:
+        """Become those that a change has made of them."""
+        self.generation, self.sequence, self.layout, self.queues, self.schedules, self.flows, self.limits = numbers
+
 
 def read_control_text(fd: int) -> bytes:
     """Return what stands in the control file."""
@@ -77,22 +81,9 @@ def parse_control(data: bytes) -> Superblock | None:
     ):
         return None
     magic, *numbers, boot, mark = _FORMAT.unpack_from(data)
-    generation, sequence, offset, durable, layout, queues, schedules, flows, limits = numbers
-    if magic != _MAGIC or sequence > LAST_SEQUENCE or max(numbers) > LARGEST:
-        return None
-    return Superblock(
-        generation=generation,
-        sequence=sequence,
-        offset=offset,
-        durable=durable,
-        layout=layout,
-        queues=queues,
-        schedules=schedules,
-        flows=flows,
-        limits=limits,
-        boot=boot.rstrip(b"\0").decode("ascii", "replace"),
-        mark=mark.rstrip(b"\0").decode("ascii", "replace"),
-    )
+    names = (name.rstrip(b"\0").decode("ascii", "replace") for name in (boot, mark))
+    control = Superblock(*numbers, *names)
+    return None if magic != _MAGIC or control.sequence > LAST_SEQUENCE or max(numbers) > LARGEST else control
 
 
 def write_control(fd: int, control: Superblock) -> bytes:
