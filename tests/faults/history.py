@@ -45,6 +45,8 @@ class History:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._events: list[Event] = []
+        self._read: dict[Path, int] = {}  # how many bytes of each file, as tests look again and again
 
     def note(self, what: str, task: str = "", token: int = 0, **details: Any) -> None:
         """Append an event of this process."""
@@ -69,20 +71,21 @@ class History:
         :param pid: only of this process.
         :param task: only of this task.
         """
-        texts = [file.read_bytes() for file in self._folder.glob("*.jsonl")]
-        # A reader may see the first part of a line that is being written; it is whole when its end is there.
-        lines = [line for text in texts for line in text[: text.rfind(b"\n") + 1].splitlines()]
-        events = [Event(**json.loads(line)) for line in lines]
-        return sorted(
-            (
-                event
-                for event in events
-                if (not what or event.what in what)
-                and (pid is None or event.pid == pid)
-                and (task is None or event.task == task)
-            ),
-            key=lambda event: event.at,
-        )
+        for file in self._folder.glob("*.jsonl"):
+            with file.open("rb") as lines:
+                lines.seek(self._read.get(file, 0))
+                # A reader may see the first part of a line that is being written; it is whole when its end is there.
+                whole, end, _ = lines.read().rpartition(b"\n")
+            self._events += [Event(**json.loads(line)) for line in whole.splitlines()]
+            self._read[file] = self._read.get(file, 0) + len(whole) + len(end)
+        self._events.sort(key=lambda event: event.at)
+        return [
+            event
+            for event in self._events
+            if (not what or event.what in what)
+            and (pid is None or event.pid == pid)
+            and (task is None or event.task == task)
+        ]
 
 
 def check(history: History, queue: TaskQueue, *, answers_were_lost: bool = False) -> None:
