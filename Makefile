@@ -42,7 +42,7 @@ demo: $(VENV)/$(if $(BACKEND),.dev,.runtime) ## what OmniQ does, in a temporary 
 	$(if $(BACKEND),$(BIN)/python -m tests.servers $(BACKEND) -- \
 		sh -c '$(BIN)/omniq demo --url "$$OMNIQ_URL" "$$@"' demo $(DEMO_ARGS),$(BIN)/omniq demo $(DEMO_ARGS))
 
-test: $(VENV)/.dev ## all tests but the long ones
+test: $(VENV)/.tests ## all tests but the long ones
 	$(BIN)/python -m pytest -m "not long" $(PYTEST_ARGS)
 
 test-long: $(VENV)/.dev ## the tests marked long: the costliest repetitions, and more examples where they are made up
@@ -126,9 +126,9 @@ clean: ## remove the environment and all that was built
 		.hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# With uv on the path the same packages come faster.
+# With uv on the path the same packages come faster. Neither compiles what may never be imported.
 UV := $(shell command -v uv 2>/dev/null)
-INSTALL := $(if $(UV),uv pip install --quiet --python $(BIN)/python,$(BIN)/python -m pip install --quiet)
+INSTALL := $(if $(UV),uv pip install --quiet --python $(BIN)/python,$(BIN)/python -m pip install --quiet --no-compile)
 
 $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "OmniQ needs Python 3.11 or later with pip and venv; none of these is: $(CANDIDATES)." \
@@ -136,17 +136,17 @@ $(BIN)/python:
 	@"$(PYTHON)" -c '$(IS_USABLE)' || { echo "$(PYTHON) is not Python 3.11 or later with pip and venv." >&2; exit 1; }
 	$(if $(UV),uv venv --quiet --python "$(PYTHON)" "$(VENV)","$(PYTHON)" -m venv "$(VENV)")
 
+# In isolation pip would install the build backend anew for each distribution.
 $(VENV)/.runtime: $(BIN)/python $(addsuffix /pyproject.toml,$(DISTRIBUTIONS))
-	$(INSTALL) $(foreach distribution,$(DISTRIBUTIONS),--editable ./$(distribution))
+	$(if $(UV),,$(INSTALL) 'pip>=25.1' hatchling editables)
+	$(INSTALL) $(if $(UV),,--no-build-isolation) $(foreach distribution,$(DISTRIBUTIONS),--editable ./$(distribution))
 	@touch $@
 
-# Without linters and what makes the site.
+# Without linters, of which one brings Node.
 $(VENV)/.tests: $(VENV)/.runtime pyproject.toml
-	$(if $(UV),,$(INSTALL) 'pip>=25.1')
-	$(INSTALL) --group test --group build
+	$(INSTALL) --group test --group build --group site
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.runtime pyproject.toml
-	$(if $(UV),,$(INSTALL) 'pip>=25.1')
+$(VENV)/.dev: $(VENV)/.tests
 	$(INSTALL) --group dev
 	@touch $@

@@ -127,7 +127,7 @@ def test_with_uv_on_the_path_the_same_packages_come_by_it(machine: Path) -> None
     assert 'uv venv --quiet --python "python3.11" ".venv-none"' in planned.stdout
     assert "-m pip" not in planned.stdout
     assert "--editable ./omniq-core" in planned.stdout
-    assert "--group dev" in planned.stdout
+    assert "--group test" in planned.stdout
 
 
 @pytest.mark.parametrize("broken", [[], *([part] for part in PARTS), PARTS])
