@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from omniq import TaskQueue
@@ -152,3 +154,36 @@ async def test_short_tasks_are_claimed_in_few_round_trips(queue: TaskQueue) -> N
     assert (prefetch.wanted, prefetch.enough) == (50, False)  # a claim of the little that is left would cost as much
     executor.load = 100
     assert (prefetch.wanted, prefetch.enough) == (100, True)
+
+
+async def test_a_claim_goes_out_in_the_turn_of_the_loop_after_enough_tasks_have_ended(queue: TaskQueue) -> None:
+    @queue.task
+    async def quick() -> None: ...
+
+    executor = LoopExecutor(100, lambda attempt: None, lambda attempt, outcome: None)
+    prefetch = Prefetch({"loop": executor}, 100, queue.runnable)
+    executor.load = 100
+    room = asyncio.ensure_future(prefetch.room())
+    await asyncio.sleep(0)  # it waits
+
+    executor.load = 50
+    prefetch.freed()
+    await asyncio.sleep(0)  # in each turn more, tasks that have been claimed run, and none may be left when others come
+
+    assert room.done()
+
+
+async def test_a_worker_that_stops_does_not_wait_for_room(queue: TaskQueue) -> None:
+    @queue.task
+    async def quick() -> None: ...
+
+    executor = LoopExecutor(100, lambda attempt: None, lambda attempt, outcome: None)
+    prefetch = Prefetch({"loop": executor}, 100, queue.runnable)
+    executor.load = 100
+    room = asyncio.ensure_future(prefetch.room())
+    await asyncio.sleep(0)  # it waits
+
+    prefetch.wake()
+    await room
+
+    assert prefetch.wanted == 0

@@ -176,6 +176,7 @@ class Fetcher:
         """Claim nothing more. :meth:`run` returns when a claim that is under way has been answered."""
         self._stop.set()
         self._allowed.set()
+        self._prefetch.wake()
         if self._wait is not None:
             self._wait.cancel()
 
@@ -184,7 +185,7 @@ class Fetcher:
         pause = 0.1
         woken = False
         while not self._stop.is_set():
-            await self._room()
+            await self._prefetch.room()
             await self._allowed.wait()
             # Each task more would only be one more whose end waits to be recorded, while its lease is to be renewed.
             while not self._completer.records and not self._stop.is_set():
@@ -192,6 +193,8 @@ class Fetcher:
             if self._stop.is_set():
                 return
             wanted = self._prefetch.wanted
+            if wanted <= 0:
+                continue
             try:
                 if self._served.seconds_known <= 0 or not self._served.names:
                     await self._served.discover(self._storage)
@@ -223,15 +226,6 @@ class Fetcher:
     async def _sleep(self, seconds: float) -> None:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._stop.wait(), seconds)
-
-    async def _room(self) -> None:
-        """Return when tasks can be taken: many at once under load, one at once where slots are rarely free."""
-        prefetch = self._prefetch
-        if prefetch.wanted > 0 and (prefetch.idle or prefetch.enough):
-            return
-        await prefetch.room(self._stop)
-        if not prefetch.enough and not self._stop.is_set():
-            await prefetch.gather()
 
     async def _claim(self, wanted: int) -> list[StoredTask]:
         if not self._served.names:

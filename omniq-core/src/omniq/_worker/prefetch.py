@@ -114,6 +114,8 @@ class Prefetch:
         self._shares: dict[Executor, float] = {}
         self._waiter: asyncio.Future[None] | None = None
         self._target = 1
+        self._gathers = False
+        self._timer: asyncio.TimerHandle | None = None
 
     @property
     def _used(self) -> list[Executor]:
@@ -197,35 +199,52 @@ class Prefetch:
 
     def freed(self) -> None:
         """Take note that an attempt ended."""
-        if self._waiter is not None and not self._waiter.done() and self.wanted >= self._target:
-            self._waiter.set_result(None)
+        waiter = self._waiter
+        if waiter is None or waiter.done():
+            return
+        wanted = self.wanted
+        if wanted >= self._target:
+            waiter.set_result(None)
+        elif wanted > 0 and not self._gathers:
+            self._gather(waiter)
 
-    async def room(self, stop: asyncio.Event) -> None:
-        """Return when at least one task can be claimed, or the worker stops."""
-        stopped: asyncio.Future[Any] = asyncio.ensure_future(stop.wait())
-        try:
-            while self.wanted <= 0 and not stop.is_set():
-                self._target = 1
-                waiter: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-                self._waiter = waiter
-                # Nothing tells when the next round of looking ahead can begin.
-                timeout = ROUND / 4 if 0 < len(self._full(self._used)) < len(self._used) else None
-                await asyncio.wait([waiter, stopped], timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            stopped.cancel()
-            self._waiter = None
+    async def room(self) -> None:
+        """Return when so many tasks can be claimed that a round trip is well spent, or a moment after the first can.
 
-    async def gather(self) -> None:
-        """Return when so many can be claimed that a round trip is well spent, or after a moment."""
-        loop = asyncio.get_running_loop()
+        There may still be room for none: after :meth:`wake`, or when it is time to look past an executor that is full.
+        """
+        if self.wanted > 0 and (self.idle or self.enough):
+            return
+        # A future of its own: each further turn of the loop would run more of what the claim is to come before.
+        self._waiter = waiter = asyncio.get_running_loop().create_future()
         self._target = self._enough
-        self._waiter = waiter = loop.create_future()
-        timer = loop.call_later(GATHER, _wake, waiter)
+        self._gathers = False
+        if self.wanted > 0:
+            self._gather(waiter)
+        elif 0 < len(self._full(self._used)) < len(self._used):
+            # Nothing tells when the next round of looking ahead can begin.
+            self._wake_in(ROUND / 4, waiter)
         try:
             await waiter
         finally:
-            timer.cancel()
             self._waiter = None
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+
+    def wake(self) -> None:
+        """Have :meth:`room` return."""
+        if self._waiter is not None:
+            _wake(self._waiter)
+
+    def _gather(self, waiter: asyncio.Future[None]) -> None:
+        self._gathers = True
+        self._wake_in(GATHER, waiter)
+
+    def _wake_in(self, seconds: float, waiter: asyncio.Future[None]) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = asyncio.get_running_loop().call_later(seconds, _wake, waiter)
 
 
 def _wake(waiter: asyncio.Future[None]) -> None:
