@@ -322,9 +322,12 @@ def record_of(cls: type[T], fields: dict[str, Any]) -> T:
 
     :param fields: the values of all fields of the class, also of those that have a default.
     """
-    record = object.__new__(cls)
-    object.__setattr__(record, "__dict__", fields)
+    record = _new(cls)
+    _set(record, "__dict__", fields)
     return record
+
+
+_new, _set = object.__new__, object.__setattr__
 
 
 class TaskDecoder(Protocol):

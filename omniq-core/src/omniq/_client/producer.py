@@ -8,7 +8,7 @@ import hashlib
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypeVar, overload
 
 from omniq._client.queue_flows import QueueFlows
 from omniq._client.registration import Declarations
@@ -45,6 +45,8 @@ __all__ = ["Producer"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+_Bulk: TypeAlias = tuple[Sequence[TaskCall[R]], Sequence[NewTask]]
 
 BULK = 1000
 """How many tasks enqueue_many hands to the store in one call: enough to be fast, few enough to keep its locks short.
@@ -177,12 +179,12 @@ class Producer(Declarations, Timetable):
         :return: their handles, in order.
         :raises SerializationError: if an argument cannot be encoded; names the path to it.
         """
-        orders = [(call, self.order(call)) for call in calls]
+        calls, tasks = self._orders(calls)
         around = self.plugins.around_enqueue
-        if around is None or not orders:
-            return await self._asubmit_orders(orders, connection)
-        with enqueueing(around, self.codec, [task for _, task in orders]) as entered:
-            handles = await self._asubmit_orders(_replaced(orders, entered.tasks), connection)
+        if around is None or not tasks:
+            return await self._asubmit_all(calls, tasks, connection)
+        with enqueueing(around, self.codec, tasks) as entered:
+            handles = await self._asubmit_all(calls, entered.tasks, connection)
             entered.stored = [Enqueued(handle.id, handle.created) for handle in handles]
         return handles
 
@@ -190,46 +192,48 @@ class Producer(Declarations, Timetable):
         """Hand many calls to the queue, for synchronous callers; see :meth:`aenqueue_many`."""
         warn_on_running_loop("await queue.aenqueue_many(…)")
         # Encoded here, where the calls may come out of a generator that itself uses the queue.
-        orders = [(call, self.order(call)) for call in calls]
+        calls, tasks = self._orders(calls)
         around = self.plugins.around_enqueue
-        if around is None or not orders:
-            return self._submit_orders(orders, connection)
-        with enqueueing(around, self.codec, [task for _, task in orders]) as entered:
-            handles = self._submit_orders(_replaced(orders, entered.tasks), connection)
+        if around is None or not tasks:
+            return self._submit_all(calls, tasks, connection)
+        with enqueueing(around, self.codec, tasks) as entered:
+            handles = self._submit_all(calls, entered.tasks, connection)
             entered.stored = [Enqueued(handle.id, handle.created) for handle in handles]
         return handles
 
-    def _submit_orders(self, orders: Sequence[tuple[TaskCall[R], NewTask]], connection: object) -> list[TaskHandle[R]]:
+    def _submit_all(
+        self, calls: Sequence[TaskCall[R]], tasks: Sequence[NewTask], connection: object
+    ) -> list[TaskHandle[R]]:
         if connection is None:
-            return self.connections.run(self._asubmit_orders(orders))
+            return self.connections.run(self._asubmit_all(calls, tasks))
         joined = self.joined(connection)
         handles: list[TaskHandle[R]] = []
-        for bulk in _bulks(orders, self.connections.blocking().limits):
-            handles += self._handles_of(bulk, joined.enqueue([task for _, task in bulk]))
+        for bulk in _bulks(calls, tasks, self.connections.blocking().limits):
+            handles += self._handles_of(*bulk, joined.enqueue(bulk[1]))
         return handles
 
-    async def _asubmit_orders(
-        self, orders: Sequence[tuple[TaskCall[R], NewTask]], connection: object = None
+    async def _asubmit_all(
+        self, calls: Sequence[TaskCall[R]], tasks: Sequence[NewTask], connection: object = None
     ) -> list[TaskHandle[R]]:
         storage = (await self.connections.current()).storage
         handles: list[TaskHandle[R]] = []
         if connection is not None:
             # One after the other: what is done on a connection of the caller's, nothing else may be done on meanwhile.
             store = storage.join(connection).aenqueue
-            for bulk in _bulks(orders, storage.limits):
-                handles += self._handles_of(bulk, await store([task for _, task in bulk]))
+            for bulk in _bulks(calls, tasks, storage.limits):
+                handles += self._handles_of(*bulk, await store(bulk[1]))
             return handles
-        under_way: deque[tuple[Sequence[tuple[TaskCall[R], NewTask]], asyncio.Task[list[Enqueued]]]] = deque()
+        under_way: deque[tuple[_Bulk[R], asyncio.Task[list[Enqueued]]]] = deque()
         try:
-            for bulk in _bulks(orders, storage.limits):
-                under_way.append((bulk, asyncio.create_task(storage.enqueue([task for _, task in bulk]))))
+            for bulk in _bulks(calls, tasks, storage.limits):
+                under_way.append((bulk, asyncio.create_task(storage.enqueue(bulk[1]))))
                 await asyncio.sleep(0)  # it is packed and sent before what comes after is looked at
                 if len(under_way) == BULKS:
                     earlier, stored = under_way.popleft()
-                    handles += self._handles_of(earlier, await stored)
+                    handles += self._handles_of(*earlier, await stored)
             while under_way:
                 earlier, stored = under_way.popleft()
-                handles += self._handles_of(earlier, await stored)
+                handles += self._handles_of(*earlier, await stored)
         finally:
             for _, stored in under_way:
                 stored.cancel()
@@ -237,9 +241,17 @@ class Producer(Declarations, Timetable):
         return handles
 
     def _handles_of(
-        self, orders: Sequence[tuple[TaskCall[R], NewTask]], stored: Sequence[Enqueued]
+        self, calls: Sequence[TaskCall[R]], tasks: Sequence[NewTask], stored: Sequence[Enqueued]
     ) -> list[TaskHandle[R]]:
-        return [self.handle_of(*order, entry) for order, entry in zip(orders, stored, strict=True)]
+        return [self.handle_of(*each) for each in zip(calls, tasks, stored, strict=True)]
+
+    def _orders(self, calls: Iterable[TaskCall[R]]) -> tuple[list[TaskCall[R]], list[NewTask]]:
+        made: list[TaskCall[R]] = []
+        tasks: list[NewTask] = []
+        for call in calls:
+            tasks.append(self.order(call))  # at once: its arguments may be others when the next call is made
+            made.append(call)
+        return made, tasks
 
     def order(
         self,
@@ -274,7 +286,7 @@ class Producer(Declarations, Timetable):
         unique = function.options.unique
         if unique is True:
             unique = f"{definition.name}:{hashlib.sha256(payload).hexdigest()[:32]}"
-        body = join_body(make_content(self._header(function), payload))
+        body = (function.start or self._start(function)) + payload
         if references:
             body = with_header(body, references=references)
         values = function.template.copy()
@@ -282,13 +294,14 @@ class Producer(Declarations, Timetable):
             unique = values["debounce"].key
             if "flow" in fields:
                 raise ValueError(f"{definition.name}: a task of a flow cannot be debounced")
-        if not self.connections.storage_limits.task_limits and (
+        if (
             values["key"] is not None or values["limit"] is not None or values["debounce"] is not None
-        ):
+        ) and not self.connections.storage_limits.task_limits:
             raise no_limits(self.connections.sibling())
         values["id"], values["body"], values["unique"] = fields.get("id") or new_id(), body, unique or None
         values.update(fields)
-        return self.codec.sign(record_of(NewTask, values))
+        task = record_of(NewTask, values)
+        return self.codec.sign(task) if self.codec.signs else task
 
     # Flows
 
@@ -318,18 +331,18 @@ class Producer(Declarations, Timetable):
         warn_on_running_loop("await queue.aenqueue_flow(…)")
         return self.flows.enqueue(call, connection)
 
-    def _header(self, function: TaskFunction[Any, Any]) -> bytes:
-        if function.header is None:
-            options = function.options
-            policy = self.codec.dump_policy(options.retry)
-            own = self.functions.get(function.name)
-            if not policy and own is not None and own.options.retry != options.retry:
-                raise TypeError(
-                    f"{options.retry!r} cannot travel with a task: declare it with @queue.task(retry=…), or register "
-                    "its class through the hook omniq_retry_policies"
-                )
-            function.header = self.codec.dump_header(policy, **function.header_fields)
-        return function.header
+    def _start(self, function: TaskFunction[Any, Any]) -> bytes:
+        options = function.options
+        policy = self.codec.dump_policy(options.retry)
+        own = self.functions.get(function.name)
+        if not policy and own is not None and own.options.retry != options.retry:
+            raise TypeError(
+                f"{options.retry!r} cannot travel with a task: declare it with @queue.task(retry=…), or register "
+                "its class through the hook omniq_retry_policies"
+            )
+        header = self.codec.dump_header(policy, **function.header_fields)
+        function.start = join_body(make_content(header, b""))
+        return function.start
 
     @overload
     def handle_of(self, call: TaskCall[R], task: NewTask, stored: Enqueued) -> TaskHandle[R]: ...
@@ -424,17 +437,9 @@ async def _ended(storage: Storage, task_id: str, timeout: float | None) -> Store
             raise ResultTimeout(f"task {task_id} has not ended within {timeout:g} s; it goes on")
 
 
-def _replaced(
-    orders: Sequence[tuple[TaskCall[R], NewTask]], tasks: Sequence[NewTask]
-) -> Sequence[tuple[TaskCall[R], NewTask]]:
-    return [(call, task) for (call, _), task in zip(orders, tasks, strict=True)]
-
-
-def _bulks(
-    orders: Sequence[tuple[TaskCall[R], NewTask]], limits: StorageLimits
-) -> Iterable[Sequence[tuple[TaskCall[R], NewTask]]]:
-    """Split orders into such as the store keeps together."""
-    is_unique = any(task.unique is not None for _, task in orders)
+def _bulks(calls: Sequence[TaskCall[R]], tasks: Sequence[NewTask], limits: StorageLimits) -> Iterable[_Bulk[R]]:
+    """Split calls and their orders into such as the store keeps together."""
+    is_unique = any(task.unique is not None for task in tasks)
     atomic = limits.atomic_unique_tasks if is_unique else limits.atomic_tasks
     size = BULK if atomic is None else min(BULK, atomic)
-    return (orders[start : start + size] for start in range(0, len(orders), size))
+    return ((calls[start : start + size], tasks[start : start + size]) for start in range(0, len(tasks), size))

@@ -7,6 +7,7 @@ import inspect
 import sys
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from datetime import datetime
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, Literal, ParamSpec, Protocol, TypeVar, cast
 
 from omniq._tasks.definitions import Definition
@@ -82,8 +83,8 @@ class TaskFunction(Generic[P, R]):
         self.options = options
         self.connection = connection
         """In whose transaction its tasks are enqueued; None: in one of the queue's own."""
-        self.header: bytes | None = None
-        """The header of its tasks' bodies; the queue's to set, at the first need."""
+        self.start: bytes | None = None
+        """The bodies of its tasks, up to the encoded arguments; the queue's to set, at the first need."""
         # Its name and text; not its attributes, which might be called as ours are.
         functools.update_wrapper(self, definition.function, updated=())
 
@@ -276,16 +277,20 @@ else:
             setattr(marked, name, getattr(plain, name, None))
 
 
+# One for all calls: a dictionary of each one's own would be work for the garbage collector.
+_NONE: Mapping[Any, Any] = MappingProxyType({})
+
+
 class TaskCall(Generic[R_co]):
     """A call of a task function that has not been enqueued yet."""
 
     __slots__ = ("args", "earlier", "function", "kwargs")
 
-    def __init__(self, function: TaskFunction[Any, R_co], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def __init__(self, function: TaskFunction[Any, R_co], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         self.function = function
         self.args = args
-        self.kwargs = kwargs
-        self.earlier: dict[TaskCall[Any], bool] = {}
+        self.kwargs = kwargs or _NONE
+        self.earlier: Mapping[TaskCall[Any], bool] = _NONE
         """The calls that must have ended before, and whether each must have succeeded; beside those whose results are
         among the arguments."""
 
@@ -327,7 +332,7 @@ class TaskCall(Generic[R_co]):
         for call in calls:
             if not isinstance(call, TaskCall):
                 raise TypeError(f"{call!r} is no call of a task; write function.call(…)")
-            self.earlier[call] = self.earlier.get(call, False) or if_failed == "cancel"
+            self.earlier = {**self.earlier, call: self.earlier.get(call, False) or if_failed == "cancel"}
         return self
 
     def __repr__(self) -> str:

@@ -110,6 +110,8 @@ class Codec:
         self.accepted = tuple(self._accepted)
         """The names of the serializers that may be decoded."""
         self.max_payload = max_payload
+        self.signs = signer is not None
+        """Whether it signs tasks."""
         self._signer = signer
         self._policies: dict[str, RetryPolicy] = {}
         self.carries = runs_code(self._serializer)

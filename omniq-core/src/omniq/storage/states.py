@@ -76,23 +76,25 @@ def stored_task(new: NewTask, now: datetime, first_at: datetime | None = None) -
 
     :param first_at: of the task whose place a debounced one takes.
     """
-    if new.debounce is not None:
-        first_at = first_at or now
-        latest = LATEST if new.debounce.max_wait is None else later(first_at, new.debounce.max_wait)
-        run_at = max(now, min(later(now, new.debounce.wait), latest))
-    else:
-        run_at = now if new.run_at is None else max(now, _point(new.run_at, now))
     # Every other field of an order is one of the record, by the same name. With one that is none, and be it for a
     # moment, Python would give each record a table of names of its own, which takes more than all else that is stored.
     given = vars(new).copy()
-    expires = given.pop("expires")
-    key, limit, _ = given.pop("key"), given.pop("limit"), given.pop("debounce")
+    expires, key, limit, debounce = given.pop("expires"), given.pop("key"), given.pop("limit"), given.pop("debounce")
+    run_at = now
+    if debounce is not None:
+        first_at = first_at or now
+        latest = LATEST if debounce.max_wait is None else later(first_at, debounce.max_wait)
+        run_at = max(now, min(later(now, debounce.wait), latest))
+    elif given["run_at"] is not None:
+        run_at = max(now, _point(given["run_at"], now))
     if key is not None or limit is not None or first_at is not None:
         given["limited"] = Limited(key, limit, first_at)
     values = _AT_FIRST | given
-    values["state"] = TaskState.SCHEDULED if run_at > now else TaskState.READY
     values["created_at"], values["run_at"] = now, run_at
-    values["expires_at"] = None if expires is None else _point(expires, now)
+    if run_at > now:
+        values["state"] = TaskState.SCHEDULED
+    if expires is not None:
+        values["expires_at"] = _point(expires, now)
     return record_of(LimitedTask if "limited" in values else StoredTask, values)
 
 
