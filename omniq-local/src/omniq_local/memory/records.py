@@ -68,10 +68,13 @@ class Register:
 class Index:
     """Records in the order of a time, then of their sequence numbers; any of them can leave at any time."""
 
-    __slots__ = ("_heap", "_live")
+    __slots__ = ("_heap", "_live", "_times")
 
     def __init__(self) -> None:
-        self._live: dict[int, tuple[datetime, Record]] = {}
+        # Two by sequence number rather than one of pairs: a pair for each record would be work for the garbage
+        # collector.
+        self._live: dict[int, Record] = {}
+        self._times: dict[int, datetime] = {}
         # Holds what has left, too, until it comes up or outnumbers what is live.
         self._heap: list[tuple[datetime, int]] = []
 
@@ -79,25 +82,26 @@ class Index:
         return len(self._live)
 
     def __iter__(self) -> Iterator[Record]:
-        return (record for _, record in self._live.values())
+        return iter(self._live.values())
 
     def put(self, record: Record, at: datetime) -> None:
         """Add a record, or move it to another time."""
-        self._live[record.sequence] = at, record
-        heapq.heappush(self._heap, (at, record.sequence))
+        sequence = record.sequence
+        self._live[sequence], self._times[sequence] = record, at
+        heapq.heappush(self._heap, (at, sequence))
 
     def discard(self, record: Record) -> None:
         self._live.pop(record.sequence, None)
+        self._times.pop(record.sequence, None)
         if len(self._heap) > 2 * len(self._live) + 64:
-            self._heap = [(at, sequence) for sequence, (at, _) in self._live.items()]
+            self._heap = [(at, sequence) for sequence, at in self._times.items()]
             heapq.heapify(self._heap)
 
     def first(self) -> datetime | None:
         """Return the earliest time."""
         while self._heap:
             at, sequence = self._heap[0]
-            entry = self._live.get(sequence)
-            if entry is not None and entry[0] == at:
+            if self._times.get(sequence) == at:
                 return at
             heapq.heappop(self._heap)
         return None
@@ -109,7 +113,9 @@ class Index:
         """
         taken: list[Record] = []
         while len(taken) < limit and (at := self.first()) is not None and (until is None or at <= until):
-            taken.append(self._live.pop(heapq.heappop(self._heap)[1])[1])
+            _, sequence = heapq.heappop(self._heap)
+            del self._times[sequence]
+            taken.append(self._live.pop(sequence))
         return taken
 
 
