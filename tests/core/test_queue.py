@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from omniq import (
     Fixed,
     ResultTimeout,
     SerializationError,
+    TaskCall,
     TaskFailed,
     TaskNotFound,
     TaskQueue,
@@ -110,6 +111,20 @@ def test_calls_can_come_from_a_generator_that_uses_the_queue(queue: TaskQueue) -
     first = queue.enqueue_many(same.using(tags=[queue.enqueue(same, n).id]).call(n) for n in range(3))
 
     assert [handle.task().args for handle in first] == [(0,), (1,), (2,)]
+
+
+def test_calls_can_come_from_a_generator_that_uses_one_list_for_all(queue: TaskQueue) -> None:
+    @queue.task
+    def total(numbers: list[int]) -> int:
+        return sum(numbers)
+
+    def growing() -> Iterator[TaskCall[int]]:
+        numbers: list[int] = []
+        for n in range(3):
+            numbers.append(n)
+            yield total.call(numbers)
+
+    assert [handle.task().args for handle in queue.enqueue_many(growing())] == [([0],), ([0, 1],), ([0, 1, 2],)]
 
 
 async def test_no_calls_give_no_handles(queue: TaskQueue) -> None:
