@@ -31,7 +31,7 @@ from omniq.errors import (
 )
 from omniq.serialization import ArgumentTypes
 from omniq.storage import Enqueued, Storage, StorageLimits
-from omniq.storage.body import as_task, join_body, make_content, with_header
+from omniq.storage.body import join_body, make_content, with_header
 from omniq.storage.corrupt_records import fetch
 from omniq.storage.durations import duration
 from omniq.storage.ids import new_id
@@ -395,7 +395,7 @@ class Producer(Declarations, Timetable):
             raise TaskFailed(task_id, task.error or TaskError(type="Exception", message="no error was recorded"))
         if task.state is TaskState.CANCELLED:
             raise TaskCancelled(task_id, task.error)
-        return self.codec.load_result(as_task(task), self._types(task.name)[1] if hint is None else hint)
+        return self.codec.load_result(task, self._types(task.name)[1] if hint is None else hint)
 
     async def aended(self, task_ids: Sequence[str], timeout: float) -> set[str]:
         """Wait until at least one of the tasks has ended; see :func:`omniq.as_completed`.

@@ -26,12 +26,12 @@ from omniq.serialization import ArgumentTypes, Serializer, Splicer, runs_code
 from omniq.serialization.signing import SEAL_SIZE, Signer, unsealed
 from omniq.storage.body import (
     Header,
-    as_task,
     dump_header,
     is_unsigned,
     join_body,
     load_content,
     make_task,
+    parts_of,
     payload_size,
     split_body,
 )
@@ -259,8 +259,8 @@ class Codec:
             raise ResultGone(f"the result of task {shown(task_id)} is gone: it was deleted")
         if stored.state is not TaskState.SUCCEEDED:
             raise UpstreamFailed(f"task {shown(task_id)} ({shown(stored.name)}) has no result: it is {stored.state}")
-        task = as_task(stored)
-        result = self._open_result(task)
+        task = _with_body(stored)
+        result = self._open_result(stored, task)
         if result is None:
             return None
         own = self._accepting(task)
@@ -306,31 +306,33 @@ class Codec:
         """
         return Succeeded(id=task.id, delivery=task.delivery, result=self.dump_result(task, value, hint))
 
-    def load_result(self, task: Task, hint: Any) -> Any:
+    def load_result(self, stored: StoredTask, hint: Any) -> Any:
         """Decode a task's result.
 
+        :param stored: the task, or its record.
         :return: the result; None for a task that has not succeeded.
         :raises PayloadRejected: if it is of a serializer that this queue does not accept, too large, unsigned or
             altered.
         :raises SerializationError: if it cannot be decoded.
         """
-        result = self._open_result(task)
+        task = _with_body(stored)
+        result = self._open_result(stored, task)
         return None if result is None else self._accepting(task).load_result(result, hint)
 
-    def _open_result(self, task: Task) -> bytes | None:
+    def _open_result(self, stored: StoredTask, task: Task | Admitted) -> bytes | None:
         """Return the encoded result of a task, checked."""
-        stored = task.result_payload
-        if stored is None:
-            if task.state is TaskState.SUCCEEDED and self._signer is not None:
+        sealed = stored.result_payload
+        if sealed is None:
+            if stored.state is TaskState.SUCCEEDED and self._signer is not None:
                 raise PayloadRejected(f"task {shown(task.id)} is said to have succeeded, but there is no signed result")
             return None
         self._accepting(task)
-        if len(stored) > self.max_payload + SEAL_SIZE:
+        if len(sealed) > self.max_payload + SEAL_SIZE:
             raise PayloadRejected(
-                f"the result of task {shown(task.id)} takes {len(stored):,} bytes, and the limit here is "
+                f"the result of task {shown(task.id)} takes {len(sealed):,} bytes, and the limit here is "
                 f"{self.max_payload:,} (max_payload); it was not read"
             )
-        return unsealed(stored) if self._signer is None else self._signer.unseal(task, stored)
+        return unsealed(sealed) if self._signer is None else self._signer.unseal(task, sealed)
 
     def _accepting(self, task: Task | Admitted) -> Serializer:
         try:
@@ -397,6 +399,11 @@ class Codec:
             if len(self._policies) < 1000:
                 self._policies[text] = policy
         return policy
+
+
+def _with_body(stored: StoredTask) -> Task | Admitted:
+    """Return a task or its record with what is in its body, where only the result is to be read."""
+    return stored if isinstance(stored, Task) else Admitted(stored, *parts_of(stored))
 
 
 def _placed(tree: Any, path: Sequence[Any], value: Any) -> Any:

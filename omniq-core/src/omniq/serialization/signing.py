@@ -19,7 +19,7 @@ from typing import Any, NoReturn, Protocol
 from omniq.errors import ConfigurationError, PayloadRejected
 from omniq.schedule import Schedule
 from omniq.storage.escaping import shown
-from omniq.task import NewTask, StoredTask, Task
+from omniq.task import NewTask, StoredTask
 
 __all__ = ["ENVIRONMENT", "Signer", "make_signer", "unsealed"]
 
@@ -164,7 +164,7 @@ class Signer:
         """Return a task's encoded result with its signature before it."""
         return b"".join((_SEAL, self._digest(self._keys[0], _of_result(task, result)), result))
 
-    def unseal(self, task: Task, sealed: bytes) -> bytes:
+    def unseal(self, task: Sealed, sealed: bytes) -> bytes:
         """Return a task's encoded result as it was before :meth:`seal`.
 
         :raises PayloadRejected: if it was not signed, not for this task, or not as it is.

@@ -12,6 +12,7 @@ has its default value; a reader passes over names that it does not know, such as
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import math
@@ -36,6 +37,7 @@ __all__ = [
     "load_content",
     "make_content",
     "make_task",
+    "parts_of",
     "payload_size",
     "preview",
     "split_body",
@@ -240,6 +242,14 @@ def with_header(body: bytes, **changes: Any) -> bytes:
 _UNREADABLE = Header(serializer="")
 
 
+def parts_of(stored: StoredTask) -> tuple[Header, bytes]:
+    """Return the header and the encoded arguments of a store's record, as :func:`as_task` has them."""
+    if stored.omitted is None:
+        with contextlib.suppress(CorruptRecord):
+            return load_content(split_body(stored.body)[1])
+    return _UNREADABLE, b""
+
+
 def as_task(stored: StoredTask, decoder: TaskDecoder | None = None) -> Task:
     """Return the task of a store's record.
 
@@ -248,12 +258,7 @@ def as_task(stored: StoredTask, decoder: TaskDecoder | None = None) -> Task:
 
     :param decoder: what the task decodes its arguments and its result with.
     """
-    if stored.omitted is not None:
-        return make_task(stored, _UNREADABLE, b"", decoder)
-    try:
-        return make_task(stored, *load_content(split_body(stored.body)[1]), decoder)
-    except CorruptRecord:
-        return make_task(stored, _UNREADABLE, b"", decoder)
+    return make_task(stored, *parts_of(stored), decoder)
 
 
 def make_task(stored: StoredTask, header: Header, payload: bytes, decoder: TaskDecoder | None = None) -> Task:
