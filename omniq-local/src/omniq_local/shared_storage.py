@@ -14,7 +14,7 @@ from typing import Any, Generic, Protocol, Self, TypeVar
 
 from omniq.errors import StorageUnavailable
 from omniq.storage import Storage, StorageConfig
-from omniq.storage.states import from_micros
+from omniq.storage.times import from_micros
 from omniq_local.io_threads import on_io_thread
 
 __all__ = ["Shared", "SharedStorage"]

@@ -18,7 +18,7 @@ from omniq.storage.corrupt_records import corrupt, log_once, salvaged
 from omniq.storage.escaping import get_logger
 from omniq.storage.limit_transitions import is_lined
 from omniq.storage.records import dump_error, load_error, load_progress
-from omniq.storage.states import from_micros, to_micros
+from omniq.storage.times import from_micros, to_micros
 from omniq.storage.validation import EARLIEST, UNREADABLE, check_task
 from omniq.task import Feed, LimitedTask, NewTask, StoredTask, TaskState, record_of
 from omniq_postgres import binary_params

@@ -23,7 +23,7 @@ from omniq.storage.escaping import get_logger
 from omniq.storage.limit_transitions import ASLEEP, ELIGIBLE, IDLE, LimitStep, rank_of
 from omniq.storage.records import dump_limit, read_limit
 from omniq.storage.rows import dump_lane, dump_line, load_lane, load_line
-from omniq.storage.states import to_micros
+from omniq.storage.times import to_micros
 from omniq.task import NewTask, StoredTask, TaskState
 from omniq_postgres import binary_params
 from omniq_postgres.encoding import RUNNING

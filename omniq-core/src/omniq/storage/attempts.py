@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from omniq.storage.times import from_micros, to_micros
+from omniq.storage.times import optional_micros, optional_moment, to_micros
 from omniq.task import Attempt, AttemptOutcome, StoredTask, TaskError, TaskState
 
 __all__ = ["LONGEST_LOG", "MOST_ATTEMPTS", "appended", "history_of", "log_with", "lost_line", "with_lost_line"]
@@ -33,7 +33,8 @@ def log_with(log: str, attempt: Attempt) -> str:
 
 
 def _line(attempt: Attempt) -> str:
-    head = [attempt.attempt, attempt.outcome, attempt.worker, _micros(attempt.started_at), _micros(attempt.ended_at)]
+    times = map(optional_micros, (attempt.started_at, attempt.ended_at))
+    head = [attempt.attempt, attempt.outcome, attempt.worker, *times]
     if attempt.error is None:
         return json.dumps(head)
     kind, message = attempt.error.type[:LONGEST_MESSAGE], attempt.error.message[:LONGEST_MESSAGE]
@@ -60,7 +61,7 @@ def with_lost_line(task: StoredTask, now: datetime) -> str:
 
     :param now: the store's clock.
     """
-    line = lost_line(task.attempt, task.worker, _micros(task.started_at), to_micros(now))
+    line = lost_line(task.attempt, task.worker, optional_micros(task.started_at), to_micros(now))
     return appended(task.attempt_log, line)
 
 
@@ -104,8 +105,8 @@ def _attempt(line: str) -> Attempt | None:
         return Attempt(
             attempt=number,
             worker=worker,
-            started_at=_moment(started),
-            ended_at=_moment(ended),
+            started_at=optional_moment(started),
+            ended_at=optional_moment(ended),
             outcome=AttemptOutcome(outcome),
             error=_lost(worker) if outcome == AttemptOutcome.LOST else _error(*error),
         )
@@ -124,11 +125,3 @@ def _error(*parts: Any) -> TaskError | None:
     if not all(isinstance(part, str) for part in parts):
         raise TypeError("its error is none")
     return TaskError(type=kind, message=message, traceback=traceback)
-
-
-def _micros(moment: datetime | None) -> int | None:
-    return None if moment is None else to_micros(moment)
-
-
-def _moment(number: Any) -> datetime | None:
-    return None if number is None else from_micros(number)

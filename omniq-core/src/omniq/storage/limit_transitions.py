@@ -35,7 +35,8 @@ from attrs import evolve
 from omniq.limit import PLAIN, VTIME_STEP, Lane, Limit, LimitUsage, Rate, Scope, StoredLine, limit_id, line_id
 from omniq.storage.limits import Line
 from omniq.storage.primitives import FlowTransaction, LimitTransaction, LineTransaction
-from omniq.storage.states import claimed_task, from_micros, to_micros
+from omniq.storage.states import claimed_task
+from omniq.storage.times import from_micros, to_micros
 from omniq.task import StoredTask, TaskState
 
 __all__ = [

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Sequence
-from datetime import datetime
 from typing import Any
 
 from omniq.errors import CorruptRecord
@@ -18,7 +17,7 @@ from omniq.storage.corrupt_records import corrupt, salvaged
 from omniq.storage.escaping import shown
 from omniq.storage.records import dump_error, dump_progress, load_error, load_progress
 from omniq.storage.states import later
-from omniq.storage.times import LATEST, from_micros, to_micros
+from omniq.storage.times import LATEST, from_micros, optional_micros, optional_moment, to_micros
 from omniq.storage.validation import UNREADABLE, check_task
 from omniq.storage.values import Salvaged
 from omniq.task import Feed, LimitedTask, StoredTask, TaskState
@@ -26,7 +25,6 @@ from omniq.task import Feed, LimitedTask, StoredTask, TaskState
 __all__ = [
     "CHANGING",
     "FIXED",
-    "LATEST",
     "STATES",
     "STATE_NUMBERS",
     "changing_values",
@@ -36,14 +34,12 @@ __all__ = [
     "dump_lane",
     "dump_line",
     "fixed_values",
-    "from_micros",
     "load_flow",
     "load_gate",
     "load_lane",
     "load_line",
     "salvaged_of",
     "task_of",
-    "to_micros",
 ]
 
 STATE_NUMBERS = {state: number for number, state in enumerate(TaskState)}
@@ -92,14 +88,6 @@ CHANGING = (
 """The other fields, in the order of :func:`changing_values`."""
 
 
-def _micros(moment: datetime | None) -> int | None:
-    return None if moment is None else to_micros(moment)
-
-
-def _moment(number: int | None) -> datetime | None:
-    return None if number is None else from_micros(number)
-
-
 def drop_at(task: StoredTask) -> int | None:
     """Return until when the record of a task is kept, in microseconds since the epoch.
 
@@ -138,7 +126,7 @@ def fixed_values(task: StoredTask) -> tuple[Any, ...]:
         task.opening_delay,
         task.key,
         task.limit,
-        _micros(task.first_at),
+        optional_micros(task.first_at),
     )
 
 
@@ -149,10 +137,10 @@ def changing_values(task: StoredTask) -> tuple[Any, ...]:
         task.attempt,
         task.delivery,
         to_micros(task.run_at),
-        _micros(task.started_at),
-        _micros(task.finished_at),
-        _micros(task.expires_at),
-        _micros(task.lease_until),
+        optional_micros(task.started_at),
+        optional_micros(task.finished_at),
+        optional_micros(task.expires_at),
+        optional_micros(task.lease_until),
         task.worker,
         None if task.error is None else dump_error(task.error),
         None if task.progress is None else dump_progress(task.progress),
@@ -211,10 +199,10 @@ def task_of(fixed: Sequence[Any], changing: Sequence[Any], place: str = "") -> S
             attempt=attempt,
             delivery=delivery,
             run_at=from_micros(run_at),
-            started_at=_moment(started_at),
-            finished_at=_moment(finished_at),
-            expires_at=_moment(expires_at),
-            lease_until=_moment(lease_until),
+            started_at=optional_moment(started_at),
+            finished_at=optional_moment(finished_at),
+            expires_at=optional_moment(expires_at),
+            lease_until=optional_moment(lease_until),
             worker=worker,
             error=None if error is None else load_error(error),
             progress=None if progress is None else load_progress(progress),
@@ -236,7 +224,7 @@ def _bytes(value: Any) -> bytes:
 def _limited(key: str | None, limit: str | None, first_at: int | None) -> Limited | None:
     if key is None and limit is None and first_at is None:
         return None
-    return Limited(key, limit, _moment(first_at))
+    return Limited(key, limit, optional_moment(first_at))
 
 
 def _tags(text: str) -> tuple[str, ...]:
@@ -280,7 +268,7 @@ _SHOWN = (
 
 def dump_flow(flow: StoredFlow) -> str:
     """Return a flow as text."""
-    times = [_micros(moment) for moment in (flow.created_at, flow.hold_until, flow.finished_at, flow.audit_at)]
+    times = [optional_micros(moment) for moment in (flow.created_at, flow.hold_until, flow.finished_at, flow.audit_at)]
     numbers = [flow.live, flow.held, flow.result_ttl, flow.cancelled, flow.cancelling, flow.retrying, flow.doubtful]
     return json.dumps([flow.id, flow.unique, times, numbers, list(flow.agenda)], separators=(",", ":"))
 
@@ -304,12 +292,12 @@ def load_flow(text: str | bytes, flow_id: str) -> StoredFlow:
             result_ttl=float(result_ttl),
             live=live,
             held=held,
-            hold_until=_moment(hold_until),
-            finished_at=_moment(finished_at),
+            hold_until=optional_moment(hold_until),
+            finished_at=optional_moment(finished_at),
             cancelled=bool(cancelled),
             cancelling=bool(cancelling),
             retrying=bool(retrying),
-            audit_at=_moment(audit_at),
+            audit_at=optional_moment(audit_at),
             doubtful=bool(doubtful),
             agenda=dict.fromkeys(agenda),
         )

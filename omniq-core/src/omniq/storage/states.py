@@ -13,7 +13,6 @@ from attrs import evolve
 from omniq.flow import StoredFlow
 from omniq.limit import Limited
 from omniq.storage.attempts import with_lost_line
-from omniq.storage.times import from_micros, to_micros
 from omniq.storage.values import Lease, Salvaged
 from omniq.task import (
     Cancelled,
@@ -32,21 +31,18 @@ from omniq.task import (
 )
 
 __all__ = [
-    "LATEST",
     "anew_task",
     "answered_task",
     "changed_task",
     "claimed_task",
     "due_at",
     "ended_task",
-    "from_micros",
     "holds_key",
     "is_held",
     "later",
     "promoted_task",
     "stored_task",
     "taken_back_task",
-    "to_micros",
     "waiting_task",
 ]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 
-__all__ = ["EPOCH", "LATEST", "MICROSECOND", "from_micros", "span", "to_micros"]
+__all__ = ["EPOCH", "LATEST", "MICROSECOND", "from_micros", "optional_micros", "optional_moment", "span", "to_micros"]
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
@@ -25,6 +25,16 @@ def to_micros(moment: datetime) -> int:
 def from_micros(number: int) -> datetime:
     """Return microseconds since the epoch as a datetime in UTC."""
     return EPOCH + timedelta(0, 0, number)
+
+
+def optional_micros(moment: datetime | None) -> int | None:
+    """Return an aware datetime as microseconds since the epoch, or None."""
+    return None if moment is None else to_micros(moment)
+
+
+def optional_moment(number: int | None) -> datetime | None:
+    """Return microseconds since the epoch as a datetime in UTC, or None."""
+    return None if number is None else from_micros(number)
 
 
 def span(seconds: float) -> int:

@@ -17,7 +17,7 @@ from omniq.storage.limit_transitions import ELIGIBLE
 from omniq.storage.limits import Line
 from omniq.storage.records import dump_limit
 from omniq.storage.rows import dump_lane, dump_line
-from omniq.storage.times import from_micros, to_micros
+from omniq.storage.times import optional_micros, optional_moment
 from omniq.storage.validation import UNREADABLE
 from omniq.task import StoredTask, TaskState
 from omniq_local.files.encoding import parse_record
@@ -266,10 +266,10 @@ def outlook(queue: Queue, due_at: int | None, transaction: Transaction) -> tuple
 
     def work(_: str) -> tuple[bool, datetime | None]:
         is_there = queue.counts[READY.value] > 0 or (due_at is not None and due_at <= transaction.now)
-        return is_there, None if due_at is None else from_micros(due_at)
+        return is_there, optional_moment(due_at)
 
     is_there, at = limit_transitions.outlook(transaction.flows, [queue.name], work)
-    return is_there, None if at is None else to_micros(at)
+    return is_there, optional_micros(at)
 
 
 def prune(limit: int, transaction: Transaction) -> None:

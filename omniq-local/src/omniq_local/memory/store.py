@@ -19,8 +19,8 @@ from omniq.storage.flow_transitions import count_ends
 from omniq.storage.limit_transitions import ASLEEP, ELIGIBLE, give_back, is_lined, moved, outlook
 from omniq.storage.paging import Pager
 from omniq.storage.posix import at_fork
-from omniq.storage.rows import from_micros
 from omniq.storage.states import answered_task, holds_key, later, promoted_task, stored_task
+from omniq.storage.times import from_micros
 from omniq.task import NewTask, Outcome, Released, StoredTask, TaskState
 from omniq_local.memory.flows import Flows
 from omniq_local.memory.limits import Limits

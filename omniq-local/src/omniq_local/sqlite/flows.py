@@ -11,7 +11,6 @@ import json
 import re
 import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
 from typing import Any
 
 from omniq.errors import CorruptRecord
@@ -22,9 +21,9 @@ from omniq.storage.corrupt_records import log_once, unreadable
 from omniq.storage.escaping import get_logger
 from omniq.storage.limit_transitions import is_lined
 from omniq.storage.records import dump_error
-from omniq.storage.rows import drop_at, dump_flow, dump_gate, load_flow, load_gate, to_micros
+from omniq.storage.rows import drop_at, dump_flow, dump_gate, load_flow, load_gate
 from omniq.storage.states import due_at
-from omniq.storage.times import span
+from omniq.storage.times import optional_micros, span, to_micros
 from omniq.storage.transitions import SETTLED
 from omniq.storage.values import Salvaged
 from omniq.task import StoredTask, TaskState
@@ -157,7 +156,7 @@ class FlowTransaction(Lines, primitives.FlowTransaction):
             # That of a new one is not before that of the latest task, though the clock be put back.
             stamp if task.created_at == self.now else to_micros(task.created_at),
             stamp if task.run_at == self.now else to_micros(task.run_at),
-            _micros(task.expires_at),
+            optional_micros(task.expires_at),
             dump_options(task.max_retries, task.tags, task.result_ttl),
             task.flow,
             task.behind,
@@ -168,7 +167,7 @@ class FlowTransaction(Lines, primitives.FlowTransaction):
             line_id(task.queue, task.key, task.limit) or None,
             task.key,
             task.limit,
-            _micros(task.first_at),
+            optional_micros(task.first_at),
         )
 
     def save(self, tasks: Sequence[StoredTask]) -> None:
@@ -222,7 +221,7 @@ class FlowTransaction(Lines, primitives.FlowTransaction):
     def save_flow(self, flow: StoredFlow) -> None:
         due, ended = due_at(flow), flow.finished_at is not None
         key = None if ended else flow.unique
-        self._tx.run("flows.put", flow.id, key, int(ended), None if due is None else to_micros(due), dump_flow(flow))
+        self._tx.run("flows.put", flow.id, key, int(ended), optional_micros(due), dump_flow(flow))
         self._tx.rows += 1
         if due is not None and due <= self.now and not ended:
             self._tx.agenda_is_left()
@@ -280,18 +279,14 @@ class FlowTransaction(Lines, primitives.FlowTransaction):
         return found
 
 
-def _micros(at: datetime | None) -> int | None:
-    return None if at is None else to_micros(at)
-
-
 def _past(task: StoredTask) -> tuple[Any, ...]:
     """Return what a task has behind it that was not enqueued just now, and what no task of a flow has."""
     return (
         task.delivery,
         task.attempt,
         1 if task.cancel_requested else None,
-        _micros(task.started_at),
-        _micros(task.finished_at),
+        optional_micros(task.started_at),
+        optional_micros(task.finished_at),
         drop_at(task),
         None if task.flow is not None else span(task.result_ttl),
         task.worker,
@@ -306,9 +301,9 @@ def _changing(task: StoredTask) -> tuple[Any, ...]:
     return (
         to_micros(task.run_at),
         task.attempt,
-        _micros(task.finished_at),
-        _micros(task.expires_at),
+        optional_micros(task.finished_at),
+        optional_micros(task.expires_at),
         1 if task.cancel_requested else None,
-        _micros(task.lease_until),
+        optional_micros(task.lease_until),
         None if task.error is None else dump_error(task.error),
     )

@@ -20,8 +20,7 @@ from omniq.storage import Enqueued, limit_transitions, primitives, transitions
 from omniq.storage.corrupt_records import log_once
 from omniq.storage.escaping import get_logger
 from omniq.storage.limit_transitions import is_lined
-from omniq.storage.rows import to_micros
-from omniq.storage.times import from_micros
+from omniq.storage.times import optional_micros, optional_moment, to_micros
 from omniq.task import NewTask, StoredTask, TaskState
 from omniq_local.sqlite.encoding import READY, RUNNING, SCHEDULED
 from omniq_local.sqlite.flows import FlowTransaction
@@ -117,7 +116,7 @@ class ClaimTransaction(FlowTransaction, primitives.ClaimTransaction):
         """Return whether tasks without key and named limit are ready, or any due; and when the next will be."""
         given = {"queue": queue, "now": self._tx.now}
         there, at = self._tx.execute(self._tx.sql["limits.work"], given).fetchone()
-        return bool(there), None if at is None else from_micros(at)
+        return bool(there), optional_moment(at)
 
 
 # Tasks
@@ -192,7 +191,7 @@ def outlook(queues: Sequence[str], tx: Transaction) -> tuple[bool, int | None]:
     """Return whether a claim of queues that have limits or lines may return something, and when that may change."""
     steps = ClaimTransaction(tx)
     there, at = limit_transitions.outlook(steps, queues, steps.work)
-    return there, None if at is None else to_micros(at)
+    return there, optional_micros(at)
 
 
 def prospects(tx: Transaction, queues: Sequence[str]) -> dict[str, bool]:

@@ -13,8 +13,8 @@ from omniq.storage.pairs.limits import PairsLimits
 from omniq.storage.pairs.schedules import PairsSchedules
 from omniq.storage.pairs.tasks import PairsTasks
 from omniq.storage.primitives import read_unlisted
-from omniq.storage.rows import from_micros, to_micros
 from omniq.storage.states import later
+from omniq.storage.times import from_micros, to_micros
 from omniq.storage.validation import UNREADABLE, check_worker
 from omniq.storage.values import StoredWorker
 

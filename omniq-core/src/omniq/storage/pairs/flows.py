@@ -8,8 +8,9 @@ from omniq.flow import StoredFlow, StoredGate
 from omniq.storage.corrupt_records import sound
 from omniq.storage.pairs.buffer import PairsBuffer
 from omniq.storage.pairs.keys import key, number_in, text_of
-from omniq.storage.rows import dump_flow, dump_gate, load_flow, load_gate, to_micros
+from omniq.storage.rows import dump_flow, dump_gate, load_flow, load_gate
 from omniq.storage.states import due_at
+from omniq.storage.times import to_micros
 
 __all__ = ["PairsFlows"]
 

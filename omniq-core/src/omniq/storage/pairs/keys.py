@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from datetime import datetime
 
-from omniq.storage.rows import LATEST, from_micros
+from omniq.storage.times import LATEST, from_micros
 
 __all__ = ["END", "key", "name_in", "number_in", "text_of", "time_of"]
 

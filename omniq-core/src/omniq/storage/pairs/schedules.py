@@ -11,7 +11,7 @@ from omniq.storage.corrupt_records import corrupt, read_schedule
 from omniq.storage.pairs.buffer import PairsBuffer
 from omniq.storage.pairs.keys import END, key, number_in, text_of, time_of
 from omniq.storage.records import dump_schedule
-from omniq.storage.rows import to_micros
+from omniq.storage.times import to_micros
 from omniq.storage.validation import LARGEST_REVISION, UNREADABLE
 
 __all__ = ["PairsSchedules"]

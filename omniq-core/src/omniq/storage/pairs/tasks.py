@@ -18,17 +18,9 @@ from omniq.storage.paging import Pager
 from omniq.storage.pairs.buffer import Pairs, PairsBuffer
 from omniq.storage.pairs.keys import END, key, number_in, text_of, time_of
 from omniq.storage.pairs.limits import slots_of
-from omniq.storage.rows import (
-    STATE_NUMBERS,
-    STATES,
-    changing_values,
-    drop_at,
-    fixed_values,
-    salvaged_of,
-    task_of,
-    to_micros,
-)
+from omniq.storage.rows import STATE_NUMBERS, STATES, changing_values, drop_at, fixed_values, salvaged_of, task_of
 from omniq.storage.states import holds_key, promoted_task
+from omniq.storage.times import to_micros
 from omniq.storage.validation import LARGEST_REVISION, UNREADABLE
 from omniq.storage.values import Salvaged, TaskQuery
 from omniq.task import StoredTask, TaskState

@@ -10,12 +10,12 @@ from collections import defaultdict
 
 from omniq.storage.corrupt_records import corrupt
 from omniq.storage.primitives import read_unlisted
-from omniq.storage.rows import from_micros, to_micros
 from omniq.storage.sql.flows import SqlFlows
 from omniq.storage.sql.limits import SqlLimits
 from omniq.storage.sql.schedules import SqlSchedules
 from omniq.storage.sql.tasks import SqlTasks
 from omniq.storage.states import later
+from omniq.storage.times import from_micros, to_micros
 from omniq.storage.validation import UNREADABLE, check_worker, is_text
 from omniq.storage.values import StoredWorker
 

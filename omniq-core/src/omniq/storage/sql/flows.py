@@ -6,9 +6,10 @@ from collections.abc import Iterable
 
 from omniq.flow import StoredFlow, StoredGate
 from omniq.storage.corrupt_records import sound
-from omniq.storage.rows import dump_flow, dump_gate, load_flow, load_gate, to_micros
+from omniq.storage.rows import dump_flow, dump_gate, load_flow, load_gate
 from omniq.storage.sql.statements import SqlStatements, hashed
 from omniq.storage.states import due_at
+from omniq.storage.times import optional_micros, to_micros
 
 __all__ = ["SqlFlows"]
 
@@ -31,7 +32,7 @@ class SqlFlows(SqlStatements):
         values = (
             None if flow.unique is None or flow.finished_at is not None else hashed(flow.unique),
             int(flow.finished_at is not None),
-            None if due is None else to_micros(due),
+            optional_micros(due),
             dump_flow(flow),
             flow.id,
         )

@@ -9,8 +9,8 @@ from omniq.errors import CorruptRecord
 from omniq.schedule import Schedule
 from omniq.storage.corrupt_records import read_schedule
 from omniq.storage.records import dump_schedule
-from omniq.storage.rows import LATEST, to_micros
 from omniq.storage.sql.statements import SqlStatements
+from omniq.storage.times import LATEST, to_micros
 from omniq.storage.validation import LARGEST_REVISION
 
 __all__ = ["SqlSchedules"]

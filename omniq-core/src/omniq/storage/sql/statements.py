@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Any, ClassVar
 
 from omniq.errors import CorruptRecord, SchemaMismatch
-from omniq.storage.rows import from_micros
+from omniq.storage.times import from_micros
 
 __all__ = ["SqlStatements", "hashed"]
 

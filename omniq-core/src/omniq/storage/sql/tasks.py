@@ -17,7 +17,6 @@ from omniq.storage.paging import CLOCK_SLACK, slackened
 from omniq.storage.rows import (
     CHANGING,
     FIXED,
-    LATEST,
     STATE_NUMBERS,
     STATES,
     changing_values,
@@ -25,11 +24,11 @@ from omniq.storage.rows import (
     fixed_values,
     salvaged_of,
     task_of,
-    to_micros,
 )
 from omniq.storage.sql.limits import scope_key
 from omniq.storage.sql.statements import SqlStatements, hashed
 from omniq.storage.states import holds_key
+from omniq.storage.times import LATEST, optional_micros, to_micros
 from omniq.storage.validation import LARGEST_REVISION, is_text
 from omniq.storage.values import Salvaged, TaskQuery
 from omniq.task import StoredTask, TaskState
@@ -249,8 +248,8 @@ class SqlTasks(SqlStatements):
         wanted = {
             "name = %s": query.name,
             self.contains: None if query.tag is None else json.dumps(query.tag),
-            "created_at >= %s": None if after is None else to_micros(after),
-            "created_at < %s": None if until is None else to_micros(until),
+            "created_at >= %s": optional_micros(after),
+            "created_at < %s": optional_micros(until),
         }
         found = self._latest(query.states, scope | wanted, query.limit + 1)
         page = found[: query.limit]
