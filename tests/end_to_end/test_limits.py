@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -63,7 +64,7 @@ def test_a_limit_that_is_raised_starts_what_it_held_back_and_one_that_is_lowered
     ends = {event.task: event.at for event in scene.history.events("ran")}
     starts = {event.task: event.at for event in scene.history.events("started")}
     ids = [handle.id for handle in handles]
-    for before, after in zip(ids[2:], ids[3:], strict=False):
+    for before, after in pairwise(ids[2:]):
         assert starts[after] > ends[before], "two of them ran at once"
     scene.check()
 
