@@ -128,7 +128,7 @@ function move(step) {
 
 document.addEventListener("keydown", (event) => {
   const target = event.target;
-  if (event.ctrlKey || event.metaKey || event.altKey || target.closest("input:not([type=checkbox]), textarea, select, dialog")) {
+  if (event.ctrlKey || event.metaKey || event.altKey || target.closest("input:not([type=checkbox]), textarea, select, dialog[open]")) {
     if (event.key === "Escape" && target.matches("input, textarea, select")) target.blur();
     return;
   }
