@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 from textwrap import dedent
 
+import pytest
+
 MUTANTS = """
     import contextlib
     import sqlite3
@@ -235,6 +237,7 @@ CAUGHT_BY = {
 }
 
 
+@pytest.mark.timeout(600)  # some faults show when the patience of their test has run out
 def test_each_fault_is_noticed(tmp_path: Path) -> None:
     (tmp_path / "test_mutants.py").write_text(dedent(MUTANTS))
     done = subprocess.run(
@@ -245,7 +248,7 @@ def test_each_fault_is_noticed(tmp_path: Path) -> None:
         cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=580,
         check=False,
     )
     failed = set(re.findall(r"^FAILED \S*::(Test\w+)::", done.stdout, re.MULTILINE))
