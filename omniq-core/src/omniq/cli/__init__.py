@@ -17,7 +17,7 @@ import sys
 from collections.abc import Sequence
 from typing import Protocol
 
-from omniq.cli.arguments import Parser, add_verbose, is_app_known, known_app
+from omniq.cli.arguments import Parser, add_verbose, known_app, known_app_name
 from omniq.cli.failures import report, suggestion
 from omniq.cli.plugin_commands import discover, held_warnings, summaries
 from omniq.plugins import COMMANDS
@@ -115,7 +115,7 @@ def _main(arguments: list[str], prog: str) -> int:
 
 def _parse(arguments: list[str], prog: str) -> tuple[argparse.Namespace, Command]:
     parser = Parser(prog=prog, description="OmniQ: a task queue on the store you already have.")
-    if not is_app_known():
+    if known_app_name() is None:
         parser.epilog = _EPILOG
     parser.add_argument("-V", "--version", action=_Version, help="show the version and exit")
     commands = parser.add_subparsers(dest="_command", metavar="COMMAND", required=True, title="commands")

@@ -25,7 +25,6 @@ __all__ = [
     "configuring",
     "count",
     "flag",
-    "is_app_known",
     "known_app",
     "known_app_name",
     "label",
@@ -117,11 +116,6 @@ def known_app(app: str | None) -> Iterator[None]:
         _app.reset(token)
 
 
-def is_app_known() -> bool:
-    """Whether commands take no argument that names the application."""
-    return _app.get() is not None
-
-
 def known_app_name() -> str | None:
     """Return the application that commands take, as ``module:attribute``; None if an argument names it."""
     return _app.get()
@@ -129,8 +123,8 @@ def known_app_name() -> str | None:
 
 def add_app(parser: argparse.ArgumentParser, *, or_url: bool = False) -> None:
     """Take the application, or the URL of its store, as the first argument, where it is not known."""
-    if is_app_known():
-        parser.set_defaults(app=_app.get())
+    if known_app_name() is not None:
+        parser.set_defaults(app=known_app_name())
         return
     text = "your TaskQueue as module:attribute, such as shop.tasks:queue"
     if or_url:

@@ -113,10 +113,7 @@ def _show(queue: TaskQueue, options: argparse.Namespace) -> None:
     screen.answer(
         options.json,
         lambda: as_json(schedule, queue, now),
-        lambda: (
-            f"{screen.styled(f'{label:<9}', 'dim')}  {screen.styled(text)}"
-            for label, text in _details(schedule, queue, now)
-        ),
+        lambda: screen.details(_details(schedule, queue, now)),
     )
 
 

@@ -100,8 +100,7 @@ def as_lines(task: Task, queue: TaskQueue, screen: Screen, now: datetime, why: S
 
     :param why: why it is not running; the first reason is shown.
     """
-    for label, text, *styles in _details(task, queue, now, why):
-        yield f"{screen.styled(f'{label:<9}', 'dim')}  {screen.styled(text, *styles)}"
+    yield from screen.details(_details(task, queue, now, why))
     if task.error is not None and task.error.traceback:
         yield ""
         yield from _cut(task.error.traceback, LONGEST_TRACEBACK).rstrip().expandtabs().split("\n")

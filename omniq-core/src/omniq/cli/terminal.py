@@ -93,6 +93,11 @@ class Screen:
         for line in lines():
             self.say(line)
 
+    def details(self, labelled: Iterable[Sequence[str]]) -> Iterator[str]:
+        """Yield a line for each label and text, which the styles of the text may follow."""
+        for label, text, *styles in labelled:
+            yield f"{self.styled(f'{label:<9}', 'dim')}  {self.styled(text, *styles)}"
+
     def draw(self, lines: Sequence[str]) -> None:
         """Write lines in the place of those drawn before. Where there is no terminal they simply follow."""
         if not self.is_terminal:

@@ -49,7 +49,7 @@ def _typed(value: Any, hint: Any, path: str, serializer: Serializer) -> Any:
         return serializer.load_arguments(payload, ArgumentTypes(positional=(hint,)))[0][0]
     except SerializationError as error:
         try:
-            return _converter().structure(_marked(value), hint)
+            return _converter().structure(_with_strings(_Text, value), hint)
         except Exception:  # cattrs raises whatever the classes raise; the serializer's words are the clearer ones
             raise SerializationError(error.message, error.path.replace("args[0]", path, 1)) from None
 
@@ -78,20 +78,13 @@ class _Text(str):
     __iter__ = None  # type: ignore[assignment]  # that it cannot be iterated is the point
 
 
-def _marked(value: Any) -> Any:
+def _with_strings(kind: type[str], value: Any) -> Any:
+    """Return JSON of which each string, but for keys, is of a class."""
     if isinstance(value, str):
-        return _Text(value)
+        return kind(value)
     if isinstance(value, list):
-        return [_marked(item) for item in value]
-    return {key: _marked(item) for key, item in value.items()} if isinstance(value, dict) else value
-
-
-def _unmarked(value: Any, _: Any = None) -> Any:
-    if isinstance(value, str):
-        return str(value)
-    if isinstance(value, list):
-        return [_unmarked(item) for item in value]
-    return {key: _unmarked(item) for key, item in value.items()} if isinstance(value, dict) else value
+        return [_with_strings(kind, item) for item in value]
+    return {key: _with_strings(kind, item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
 @functools.cache
@@ -103,7 +96,7 @@ def _converter() -> cattrs.Converter:
     converter.register_structure_hook(bool, _only(bool))
     converter.register_structure_hook(int, _only(int))
     converter.register_structure_hook(float, _only(float, int))
-    converter.register_structure_hook_func(lambda hint: hint is Any, _unmarked)
+    converter.register_structure_hook_func(lambda hint: hint is Any, lambda value, _: _with_strings(str, value))
     readers: dict[Any, Callable[[str], Any]] = {
         str: str,
         datetime: datetime.fromisoformat,

@@ -17,7 +17,7 @@ from omniq._worker.metrics import Metrics
 from omniq._worker.worker import Worker, WorkerOptions
 from omniq._worker.worker_process import run_as_process
 from omniq.cli.app import import_module_of, is_shared, load_queue
-from omniq.cli.arguments import add_app, configuring, count, flag, is_app_known, label, option, seconds, size, value
+from omniq.cli.arguments import add_app, configuring, count, flag, known_app_name, label, option, seconds, size, value
 from omniq.cli.exposition import require_library
 from omniq.cli.failures import UsageError, suggestion
 from omniq.cli.http import http_option
@@ -287,5 +287,5 @@ async def _supervise(options: argparse.Namespace) -> int:
 
 def _command(options: argparse.Namespace, *more: str) -> list[str]:
     """Return what starts another worker with the words that this one was given, and some before them."""
-    app = [options.app] if is_app_known() else []
+    app = [options.app] if known_app_name() is not None else []
     return [sys.executable, "-m", "omniq", "worker", *more, *app, *options._words]

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 from omniq._client.queue import TaskQueue
 from omniq.cli.app import load_queue_or_url, require_shared, user_name
-from omniq.cli.arguments import configuring, flag, is_app_known, known_app_name, value
+from omniq.cli.arguments import configuring, flag, known_app_name, value
 from omniq.cli.failures import OperationFailed, UsageError
 from omniq.cli.http import http_option
 from omniq.cli.logs import logging_to_stderr
@@ -38,7 +38,7 @@ _AUTH = re.compile(r"token|none|basic:.+|proxy:[A-Za-z0-9-]+")
 
 
 def _add_apps(parser: argparse.ArgumentParser) -> None:
-    if is_app_known():
+    if known_app_name() is not None:
         parser.set_defaults(apps=[known_app_name()])
     else:
         parser.add_argument(
