@@ -74,41 +74,32 @@ NUMBER_OF = {state: number for number, state in STATE_OF.items()}
 BODY_APART = 1000
 """Bytes. A larger body has a row of its own: claiming and finishing write a task's row anew."""
 
-COLUMNS = """
+_STANDING = """
     seq, id, queue, name, priority, state, created_at, run_at, attempt, delivery, lease_until, worker, started_at,
-    finished_at, expires_at, unique_key, cancel, options, error, progress, flow, behind, feeds, opening_delay,
-    limit_key, limit_name, first_at, line, attempt_log,
-    coalesce(body, (SELECT body FROM "{ns}.body" AS large WHERE large.seq = "{ns}.task".seq)), result
-"""
+    finished_at, expires_at, unique_key, cancel, options, error"""
+_PLACED = """flow, behind, feeds, opening_delay,
+    limit_key, limit_name, first_at, line"""
+_LARGE = 'FROM "{ns}.body" AS large WHERE large.seq = "{ns}.task".seq'
+
+COLUMNS = f"{_STANDING}, progress, {_PLACED}, attempt_log, coalesce(body, (SELECT body {_LARGE})), result"
 """What :func:`task_of` reads."""
 
-BARE = """
-    seq, id, queue, name, priority, state, created_at, run_at, attempt, delivery, lease_until, worker, started_at,
-    finished_at, expires_at, unique_key, cancel, options, error, progress, flow, behind, feeds, opening_delay,
-    limit_key, limit_name, first_at, line, NULL,
-    coalesce(length(body), (SELECT length(body) FROM "{ns}.body" AS large WHERE large.seq = "{ns}.task".seq)),
-    length(result)
-"""
+BARE = f"{_STANDING}, progress, {_PLACED}, NULL, coalesce(length(body), (SELECT length(body) {_LARGE})), length(result)"
 """The same with the sizes of body and result, for which SQLite reads neither, and without the attempt log."""
 
-SLIM = """
-    seq, id, queue, name, priority, state, created_at, run_at, attempt, delivery, lease_until, worker, started_at,
-    finished_at, expires_at, unique_key, cancel, options, error, NULL, flow, behind, feeds, opening_delay,
-    limit_key, limit_name, first_at, line, NULL, x'', NULL
-"""
+SLIM = f"{_STANDING}, NULL, {_PLACED}, NULL, x'', NULL"
 """The same with nothing in place of what no step of a flow asks for."""
 
-CLAIMABLE = """
-    seq, id, name, priority, created_at, run_at, attempt, delivery, expires_at, unique_key, options, error, attempt_log,
+_CLAIM = """
+    seq, id, name, priority, created_at, run_at, attempt, delivery, expires_at, unique_key, options, error, attempt_log"""
+
+CLAIMABLE = f"""{_CLAIM},
     iif(flow IS NULL AND first_at IS NULL, NULL, '' || json_array(flow, behind, feeds, opening_delay, first_at))
     AS place
 """
 """What a claim reads, besides the body; the rest it knows, for it is what the claim writes."""
 
-CLAIMED = """
-    seq, id, name, priority, created_at, run_at, attempt, delivery, expires_at, unique_key, options, error, attempt_log,
-    place, iif(body IS NULL, NULL, hex(body))
-"""
+CLAIMED = f"{_CLAIM}, place, iif(body IS NULL, NULL, hex(body))"
 """The same as values of JSON, which cannot hold bytes; without a large body."""
 
 
