@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
 from omniq import TaskQueue
 from omniq._worker.executors import LoopExecutor
+from omniq._worker.fetcher import TURNS
 from omniq._worker.prefetch import AHEAD, LONGEST_PAUSE, ROUND, Lookahead, Prefetch
+from omniq.task import StoredTask
 from omniq.testing import await_until
 from tests.core.running import Gate
 
@@ -146,14 +149,64 @@ async def test_short_tasks_are_claimed_in_few_round_trips(queue: TaskQueue) -> N
 
     executor, clock = LoopExecutor(100, lambda attempt: None, lambda attempt, outcome: None), Clock()
     prefetch = Prefetch({"loop": executor}, 100, queue.runnable, clock)
+    assert (prefetch.wanted, prefetch.enough, prefetch.beyond(100)) == (100, True, 0)
+
+    clock.now += 0.25
+    prefetch.learn([], ended=1000, took=0.008)  # 40 end within a round trip
+    executor.load = 130
+    assert (prefetch.wanted, prefetch.enough) == (50, False)  # a claim of the little that is left would cost as much
+    executor.load = 80
     assert (prefetch.wanted, prefetch.enough) == (100, True)
 
-    clock.now += 0.01
-    prefetch.learn([], ended=100, took=0.01)  # so many tasks end within a round trip
-    executor.load = 150
-    assert (prefetch.wanted, prefetch.enough) == (50, False)  # a claim of the little that is left would cost as much
-    executor.load = 100
-    assert (prefetch.wanted, prefetch.enough) == (100, True)
+
+async def test_of_tasks_that_end_at_once_the_next_half_is_claimed_while_one_half_runs(queue: TaskQueue) -> None:
+    @queue.task
+    async def quick() -> None: ...
+
+    executor, clock = LoopExecutor(100, lambda attempt: None, lambda attempt, outcome: None), Clock()
+    prefetch = Prefetch({"loop": executor}, 100, queue.runnable, clock)
+
+    clock.now += 0.25
+    prefetch.learn([], ended=1000, took=0.05)  # more than there are slots end within a round trip
+    assert prefetch.wanted == 200
+    assert prefetch.beyond(200) == 200
+    executor.load = 200
+    assert prefetch.beyond(200) == 0
+
+
+async def test_short_tasks_run_while_the_next_are_being_claimed(
+    queue: TaskQueue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[int] = []
+
+    @queue.task
+    async def quick(number: int) -> None:
+        ran.append(number)
+
+    await queue.aenqueue_many(quick.call(number) for number in range(1000))
+    storage = (await queue.connections.current()).storage
+    claim = storage.claim
+    given = 0
+    meanwhile: list[int] = []
+
+    async def claim_slowly(*arguments: Any, **options: Any) -> list[StoredTask]:
+        """Claim once a task has run, unless all that were claimed have before this one has left."""
+        nonlocal given
+        for _ in range(TURNS):
+            await asyncio.sleep(0)
+        before = len(ran)
+        await await_until(lambda: len(ran) > before or len(ran) == given)
+        meanwhile.append(len(ran) - before)
+        claimed = await claim(*arguments, **options)
+        given += len(claimed)
+        return claimed
+
+    monkeypatch.setattr(storage, "claim", claim_slowly)
+    async with queue.worker(concurrency=10):
+        await await_until(lambda: len(ran) == 1000)
+
+    assert sorted(ran) == list(range(1000))
+    assert sum(map(bool, meanwhile)) > len(meanwhile) / 2
 
 
 async def test_a_claim_goes_out_in_the_turn_of_the_loop_after_enough_tasks_have_ended(queue: TaskQueue) -> None:

@@ -10,6 +10,8 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
+from attrs import frozen
+
 from omniq._runtime.connections import Connections
 from omniq._tasks.functions import TaskFunction
 from omniq._tasks.options import check_count, check_queues
@@ -30,6 +32,8 @@ RECORDS_EVERY = 0.05
 """Seconds between two looks at whether ends are recorded again."""
 DISCOVER_EVERY = 5.0
 """Seconds between two looks for queues that are new to the store, for a worker that serves all of them."""
+TURNS = 2
+"""Turns of the event loop that it takes a claim to leave for the store."""
 WAIT = 30.0
 """Seconds of one wait for work; the storage wakes us earlier when there is some."""
 
@@ -112,6 +116,14 @@ class Served:
         return not stop.is_set()
 
 
+@frozen
+class _Claim:
+    """A claim under way."""
+
+    wanted: int
+    answer: asyncio.Future[list[StoredTask]]
+
+
 class Fetcher:
     """Claims tasks while there is room, and waits for work while there is none.
 
@@ -156,6 +168,8 @@ class Fetcher:
         self._stop = asyncio.Event()
         self._allowed = asyncio.Event()
         self._wait: asyncio.Task[None] | None = None
+        self._next: _Claim | None = None
+        """Of which the answer is not taken yet."""
 
     @property
     def waiting(self) -> bool:
@@ -184,44 +198,78 @@ class Fetcher:
         """Go on until stopped."""
         pause = 0.1
         woken = False
-        while not self._stop.is_set():
-            await self._prefetch.room()
-            await self._allowed.wait()
-            # Each task more would only be one more whose end waits to be recorded, while its lease is to be renewed.
-            while not self._completer.records and not self._stop.is_set():
-                await self._sleep(RECORDS_EVERY)
-            if self._stop.is_set():
-                return
-            wanted = self._prefetch.wanted
-            if wanted <= 0:
-                continue
-            try:
-                if self._served.seconds_known <= 0 or not self._served.names:
-                    await self._served.discover(self._storage)
-                idle = not self._completer
-                claimed = await self._claim(wanted)
-                self.outage.succeeded()
-                count = len(claimed)
-                claimed.reverse()
-                while claimed:  # none is kept longer than it is needed
-                    self._accept(claimed.pop())
-                if woken:
-                    self._on_woken()
-                    woken = False
-                if self._on_idle is not None and idle and not count:
-                    self._idle_claims += 1
-                    await self._on_idle(self._idle_claims)
+        try:
+            while self._next is not None or not self._stop.is_set():
+                try:
+                    under_way, self._next = self._next, None
+                    if under_way is None:
+                        await self._until_it_may_claim()
+                        if self._stop.is_set():
+                            return
+                        wanted = self._prefetch.wanted
+                        if wanted <= 0:
+                            continue
+                        if self._served.seconds_known <= 0 or not self._served.names:
+                            await self._served.discover(self._storage)
+                        idle = not self._completer
+                        claimed = await self._claim(wanted)
+                    else:
+                        wanted, idle = under_way.wanted, False
+                        claimed = await under_way.answer
+                    self.outage.succeeded()
+                    count = len(claimed)
+                    if count == wanted:
+                        await self._claim_ahead(count)
+                    claimed.reverse()
+                    while claimed:  # none is kept longer than it is needed
+                        self._accept(claimed.pop())
+                    if woken:
+                        self._on_woken()
+                        woken = False
+                    if self._on_idle is not None and idle and not count:
+                        self._idle_claims += 1
+                        await self._on_idle(self._idle_claims)
+                    else:
+                        self._idle_claims = 0
+                        if count < wanted:
+                            woken = True
+                            await self._wait_for_work()
+                except StorageError as error:
+                    self.outage.failed(error)
+                    await self._sleep(pause * random.uniform(0.5, 1.0))
+                    pause = min(pause * 2, 5.0)
                 else:
-                    self._idle_claims = 0
-                    if count < wanted:
-                        woken = True
-                        await self._wait_for_work()
-            except StorageError as error:
-                self.outage.failed(error)
-                await self._sleep(pause * random.uniform(0.5, 1.0))
-                pause = min(pause * 2, 5.0)
-            else:
-                pause = 0.1
+                    pause = 0.1
+        except asyncio.CancelledError:
+            if self._next is not None:
+                self._next.answer.cancel()
+            raise
+
+    async def _until_it_may_claim(self) -> None:
+        await self._prefetch.room()
+        await self._allowed.wait()
+        # Each task more would only be one more whose end waits to be recorded, while its lease is to be renewed.
+        while not self._completer.records and not self._stop.is_set():
+            await self._sleep(RECORDS_EVERY)
+
+    async def _claim_ahead(self, count: int) -> None:
+        """Have the next claim under way before the tasks of this one begin, where there is room for both.
+
+        Tasks that end at once would all have run before the next turn of this one, and none would while it waits.
+
+        :param count: how many this one gave.
+        """
+        wanted = self._prefetch.beyond(count)
+        if (
+            wanted
+            and self._allowed.is_set()
+            and self._completer.records
+            and self._served.seconds_known > 0
+            and not self._stop.is_set()
+        ):
+            self._next = _Claim(wanted, asyncio.ensure_future(self._claim(wanted)))
+            for _ in range(TURNS):
+                await asyncio.sleep(0)
 
     async def _sleep(self, seconds: float) -> None:
         with contextlib.suppress(TimeoutError):

@@ -19,6 +19,8 @@ GATHER = 0.002
 """Seconds for which a first free slot waits for others, so that tasks are claimed many at a time."""
 LEAST_SHARE = 0.05
 """The least share of claimed tasks that an executor is taken to get, so that it is never overrun by a change of mix."""
+MOST_AHEAD = 3
+"""How many times as many tasks as run at once are claimed ahead of need at most."""
 AHEAD = 8
 """How many tasks are looked past in a first round, as expected."""
 ROUND = 1.0
@@ -85,8 +87,8 @@ class Prefetch:
     A claim does not say in which executor its tasks will run. With functions of several kinds registered, the mix that
     was seen lately decides how many tasks can be asked for: so many that no executor is expected to get more than it
     has room for. While one of the executors is full, :class:`Lookahead` decides. With one kind, tasks are claimed ahead
-    of need: as many as end, at the rate of late, until the next claim can have brought more. Where tasks take longer
-    than that, none are.
+    of need: as many as end, at the rate of late, until the next claim can have brought more, and as many again, which
+    run while that one is under way. Where tasks take longer than that, none are.
 
     :param executors: where the tasks of each kind of function run.
     :param concurrency: how many tasks may run at once in all of them.
@@ -130,8 +132,7 @@ class Prefetch:
         """How many tasks to claim now."""
         used = self._used
         if len(used) == 1:
-            executor = self._executors[used[0]]
-            return executor.capacity + self._ahead - executor.load
+            return self._part_of(self._room_at(used[0]))
         room = self._concurrency - sum(executor.load for executor in self._executors.values())
         full = self._full(used)
         if full and len(full) == len(used):
@@ -143,6 +144,23 @@ class Prefetch:
                 return 0
             room = min(room, max(1, int(free / self._shares.get(kind, 1 / len(used)))))
         return max(room, 0)
+
+    def _room_at(self, kind: Executor) -> int:
+        executor = self._executors[kind]
+        return executor.capacity + self._ahead - executor.load
+
+    def _part_of(self, room: int) -> int:
+        """Return how many to claim at once. Half where tasks end so soon: the others are claimed while those run."""
+        return min(room, self._enough) if self._ahead >= self._slots else room
+
+    def beyond(self, claimed: int) -> int:
+        """Return how many tasks to claim now, before those of a claim are in their executor; 0: it is too soon.
+
+        :param claimed: how many those are.
+        """
+        used = self._used
+        room = self._room_at(used[0]) - claimed if len(used) == 1 else 0
+        return self._part_of(room) if room >= self._enough else 0
 
     def _full(self, used: Sequence[Executor]) -> list[Executor]:
         return [kind for kind in used if self._executors[kind].load >= self._executors[kind].capacity]
@@ -163,10 +181,13 @@ class Prefetch:
 
     @property
     def _enough(self) -> int:
-        used = self._used
-        slots = self._executors[used[0]].capacity if len(used) == 1 else self._concurrency
         # Of what is claimed ahead, too: else right after a claim that left a little room there would be another.
-        return max(1, (slots + self._ahead) // 2)
+        return max(1, (self._slots + self._ahead) // 2)
+
+    @property
+    def _slots(self) -> int:
+        used = self._used
+        return self._executors[used[0]].capacity if len(used) == 1 else self._concurrency
 
     def learn(self, claimed: Sequence[StoredTask], *, ended: int, took: float) -> None:
         """Take note of a claim.
@@ -179,7 +200,8 @@ class Prefetch:
         rate = (ended - self._counted) / max(now - self._counted_at, 1e-6)
         self._counted, self._counted_at = ended, now
         used = self._used
-        self._ahead = min(int(rate * (took + GATHER)), self._concurrency) if len(used) == 1 else 0
+        ahead = min(int(2 * rate * (took + GATHER)), MOST_AHEAD * self._concurrency)
+        self._ahead = ahead if len(used) == 1 else 0
         if len(used) > 1 and claimed:
             self._learn_shares(used, claimed)
 
