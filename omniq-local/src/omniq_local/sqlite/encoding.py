@@ -91,7 +91,8 @@ SLIM = f"{_STANDING}, NULL, {_PLACED}, NULL, x'', NULL"
 """The same with nothing in place of what no step of a flow asks for."""
 
 _CLAIM = """
-    seq, id, name, priority, created_at, run_at, attempt, delivery, expires_at, unique_key, options, error, attempt_log"""
+    seq, id, name, priority, created_at, run_at, attempt, delivery, expires_at, unique_key, options, error,
+    attempt_log"""
 
 CLAIMABLE = f"""{_CLAIM},
     iif(flow IS NULL AND first_at IS NULL, NULL, '' || json_array(flow, behind, feeds, opening_delay, first_at))
