@@ -240,3 +240,28 @@ async def test_a_worker_that_stops_does_not_wait_for_room(queue: TaskQueue) -> N
     await room
 
     assert prefetch.wanted == 0
+
+
+async def test_coroutines_are_looked_for_again_when_all_were_full_and_no_attempt_ends_any_more(
+    queue: TaskQueue,
+) -> None:
+    @queue.task
+    def slow() -> None: ...
+
+    @queue.task
+    async def quick() -> None: ...
+
+    loop = LoopExecutor(10, lambda attempt: None, lambda attempt, outcome: None)
+    thread = LoopExecutor(2, lambda attempt: None, lambda attempt, outcome: None)
+    prefetch = Prefetch({"loop": loop, "thread": thread}, 12, queue.runnable)
+    thread.load, loop.load = 2 + AHEAD, 10
+    room = asyncio.ensure_future(prefetch.room())
+    await asyncio.sleep(0)  # it waits
+
+    for load in reversed(range(10)):
+        loop.load = load
+        prefetch.freed()
+    thread.load = 2  # those that waited for a thread are given back, without having begun
+
+    await asyncio.wait_for(room, 30)
+    assert prefetch.wanted > 0

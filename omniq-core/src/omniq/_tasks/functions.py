@@ -277,7 +277,7 @@ else:
             setattr(marked, name, getattr(plain, name, None))
 
 
-# One for all calls: a dictionary of each one's own would be work for the garbage collector.
+# One for all calls that wait for no other: a dictionary of each one's own would be work for the garbage collector.
 _NONE: Mapping[Any, Any] = MappingProxyType({})
 
 
@@ -286,10 +286,10 @@ class TaskCall(Generic[R_co]):
 
     __slots__ = ("args", "earlier", "function", "kwargs")
 
-    def __init__(self, function: TaskFunction[Any, R_co], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    def __init__(self, function: TaskFunction[Any, R_co], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.function = function
         self.args = args
-        self.kwargs = kwargs or _NONE
+        self.kwargs = kwargs
         self.earlier: Mapping[TaskCall[Any], bool] = _NONE
         """The calls that must have ended before, and whether each must have succeeded; beside those whose results are
         among the arguments."""
@@ -329,10 +329,11 @@ class TaskCall(Generic[R_co]):
         """
         if if_failed not in ("cancel", "run"):
             raise ValueError(f"if_failed must be 'cancel' or 'run', not {if_failed!r}")
+        self.earlier = earlier = self.earlier if isinstance(self.earlier, dict) else {}
         for call in calls:
             if not isinstance(call, TaskCall):
                 raise TypeError(f"{call!r} is no call of a task; write function.call(…)")
-            self.earlier = {**self.earlier, call: self.earlier.get(call, False) or if_failed == "cancel"}
+            earlier[call] = earlier.get(call, False) or if_failed == "cancel"
         return self
 
     def __repr__(self) -> str:

@@ -229,6 +229,8 @@ class Prefetch:
             waiter.set_result(None)
         elif wanted > 0 and not self._gathers:
             self._gather(waiter)
+        elif self._timer is None:
+            self._look_past_in_time(waiter)
 
     async def room(self) -> None:
         """Return when so many tasks can be claimed that a round trip is well spent, or a moment after the first can.
@@ -243,9 +245,8 @@ class Prefetch:
         self._gathers = False
         if self.wanted > 0:
             self._gather(waiter)
-        elif 0 < len(self._full(self._used)) < len(self._used):
-            # Nothing tells when the next round of looking ahead can begin.
-            self._wake_in(ROUND / 4, waiter)
+        else:
+            self._look_past_in_time(waiter)
         try:
             await waiter
         finally:
@@ -262,6 +263,15 @@ class Prefetch:
     def _gather(self, waiter: asyncio.Future[None]) -> None:
         self._gathers = True
         self._wake_in(GATHER, waiter)
+
+    def _look_past_in_time(self, waiter: asyncio.Future[None]) -> None:
+        """Have :meth:`room` return in a while if an executor is full and another is not.
+
+        Nothing tells when the next round of looking ahead can begin.
+        """
+        used = self._used
+        if 0 < len(self._full(used)) < len(used):
+            self._wake_in(ROUND / 4, waiter)
 
     def _wake_in(self, seconds: float, waiter: asyncio.Future[None]) -> None:
         if self._timer is not None:
