@@ -177,7 +177,10 @@ def claim(
             if len(taken) < len(changed):  # others had expired, or cannot be read
                 _count_ended(tx, changed)
             claimed += taken
+            is_all = len(found) < wanted
             left, wanted = left - len(taken), wanted - len(taken)
+            if is_all:
+                break  # to ask for more would be a query in vain
     return claimed
 
 
