@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 from struct import Struct
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from omniq.errors import CorruptRecord
 from omniq.limit import Limited
@@ -136,37 +136,45 @@ def _task_of(
         progress = running[first + at :]
         state, finished, result = TaskState.RUNNING, 0, b""
         lease_until = None if lease is None else from_micros(int(float(lease)))
-    task = StoredTask(
-        id=task_id,
-        queue=queue,
-        name=options.name,
-        body=body,
-        priority=100 - place,
-        state=state or (TaskState.SCHEDULED if run > now else TaskState.READY),
-        attempt=attempt,
-        delivery=delivery,
-        max_retries=options.max_retries,
-        created_at=from_micros(created),
-        run_at=from_micros(run),
-        started_at=from_micros(started) if started else None,
-        finished_at=from_micros(finished) if finished else None,
-        expires_at=from_micros(expires) if expires else None,
-        lease_until=lease_until,
-        worker=worker.decode() if delivery else None,
-        unique=unique,
-        tags=options.tags,
-        result_ttl=options.result_ttl,
-        flow=member.flow or None,
-        behind=member.behind,
-        feeds=member.feeds,
-        opening_delay=member.opening_delay,
-        error=load_error(error) if error else None,
-        progress=load_progress(progress) if progress else None,
-        cancel_requested=cancel,
-        result_payload=result if state is TaskState.SUCCEEDED else None,
-        attempt_log=attempt_log,
-    )
-    return task if limited is None else record_of(LimitedTask, {**vars(task), "limited": limited})
+    values = {
+        "id": task_id,
+        "queue": queue,
+        "name": options.name,
+        "body": body,
+        "priority": 100 - place,
+        "state": state or (TaskState.SCHEDULED if run > now else TaskState.READY),
+        "attempt": attempt,
+        "delivery": delivery,
+        "max_retries": options.max_retries,
+        "created_at": from_micros(created),
+        "run_at": from_micros(run),
+        "started_at": from_micros(started) if started else None,
+        "finished_at": from_micros(finished) if finished else None,
+        "expires_at": from_micros(expires) if expires else None,
+        "lease_until": lease_until,
+        "worker": worker.decode() if delivery else None,
+        "unique": unique,
+        "tags": options.tags,
+        "result_ttl": options.result_ttl,
+        "flow": member.flow or None,
+        "behind": member.behind,
+        "feeds": member.feeds,
+        "opening_delay": member.opening_delay,
+        "error": load_error(error) if error else None,
+        "progress": load_progress(progress) if progress else None,
+        "cancel_requested": cancel,
+        "result_payload": result if state is TaskState.SUCCEEDED else None,
+        "attempt_log": attempt_log,
+        "omitted": None,
+    }
+    return _record(values, limited)
+
+
+def _record(values: dict[str, Any], limited: Limited | None) -> StoredTask:
+    if limited is None:
+        return record_of(StoredTask, values)
+    values["limited"] = limited
+    return record_of(LimitedTask, values)
 
 
 def _read_key(word: bytes) -> tuple[str | None, Member, Limited | None]:
@@ -206,43 +214,38 @@ def claimed_task(
             delivery, attempt, run, expires = past.delivery, past.attempt, past.run, past.expires
             error, attempt_log = load_error(past.error) if past.error else None, past.attempt_log
         created_at = from_micros(created)
-        task = record_of(
-            StoredTask,
-            {
-                "id": task_id,
-                "queue": queue,
-                "name": name,
-                "body": body,
-                "priority": 100 - place,
-                "state": TaskState.RUNNING,
-                "attempt": attempt + 1,
-                "delivery": delivery + 1,
-                "max_retries": max_retries,
-                "created_at": created_at,
-                "run_at": created_at if run == created else from_micros(run),
-                "started_at": now,
-                "expires_at": from_micros(expires) if expires else None,
-                "lease_until": lease_until,
-                "worker": worker,
-                "unique": unique,
-                "tags": tags,
-                "result_ttl": result_ttl,
-                "flow": member.flow or None,
-                "behind": member.behind,
-                "feeds": member.feeds,
-                "opening_delay": member.opening_delay,
-                "error": error,
-                "finished_at": None,
-                "progress": None,
-                "cancel_requested": False,
-                "result_payload": None,
-                "omitted": None,
-                "attempt_log": attempt_log,
-            },
-        )
-        if limited is not None:
-            task = record_of(LimitedTask, {**vars(task), "limited": limited})
-        return check_task(task)
+        values = {
+            "id": task_id,
+            "queue": queue,
+            "name": name,
+            "body": body,
+            "priority": 100 - place,
+            "state": TaskState.RUNNING,
+            "attempt": attempt + 1,
+            "delivery": delivery + 1,
+            "max_retries": max_retries,
+            "created_at": created_at,
+            "run_at": created_at if run == created else from_micros(run),
+            "started_at": now,
+            "expires_at": from_micros(expires) if expires else None,
+            "lease_until": lease_until,
+            "worker": worker,
+            "unique": unique,
+            "tags": tags,
+            "result_ttl": result_ttl,
+            "flow": member.flow or None,
+            "behind": member.behind,
+            "feeds": member.feeds,
+            "opening_delay": member.opening_delay,
+            "error": error,
+            "finished_at": None,
+            "progress": None,
+            "cancel_requested": False,
+            "result_payload": None,
+            "omitted": None,
+            "attempt_log": attempt_log,
+        }
+        return check_task(_record(values, limited))
     except UNREADABLE as problem:
         raise corrupt("task", task_id, problem, place=f"key o:{task_id}") from problem
 
