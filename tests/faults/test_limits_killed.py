@@ -15,7 +15,7 @@ from tests.faults.history import Event, History
 from tests.faults.scene import Actor, Scene
 from tests.faults.stages import seed_of_this_run
 
-LIMITED = ("redis", pytest.param("postgres", marks=pytest.mark.long))
+LIMITED = ("redis", pytest.param("postgres", marks=pytest.mark.long), pytest.param("nats", marks=pytest.mark.long))
 """The stores with a server that hold limits."""
 on_servers = pytest.mark.parametrize("stage", LIMITED, indirect=True)
 

@@ -18,6 +18,11 @@ __all__ = ["SpoiledMessages"]
 T = TypeVar("T")
 
 
+def _limit(names: Names, limit_id: str) -> str:
+    kind, _, name = limit_id.partition(":")
+    return names.limit(name) if kind == "queue" else names.limit(name=name)
+
+
 class SpoiledMessages:
     """Reads and writes the messages of a namespace, see :class:`omniq.testing.contract.Spoil`.
 
@@ -74,6 +79,7 @@ class SpoiledMessages:
             "worker": lambda: {"message": names.worker(name), "about": names.about(name)},
             "queue": lambda: {"message": names.queue_state(name)},
             "unique": lambda: {"message": names.key(name)},
+            "limit": lambda: {"message": _limit(names, name)},
         }
         if kind in known:
             return known[kind]()

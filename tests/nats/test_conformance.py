@@ -20,10 +20,13 @@ from omniq.testing.contract.base import Deafen
 from omniq.testing.contract.finishing import FinishContract
 from omniq.testing.contract.flows import FlowContract
 from omniq.testing.contract.leasing import LeaseContract
+from omniq.testing.contract.limits import LimitContract
 from omniq.testing.contract.modelling import ModelContract
 from omniq.testing.contract.outages import OutageContract
 from omniq.testing.contract.racing import RaceContract
 from omniq.testing.contract.reading import ReadContract
+from omniq.testing.contract.spoiling import SpoilContract
+from omniq.testing.contract.stores import Stores
 from omniq_nats import names, overflow, results, task_batches
 from omniq_nats.storage import NatsStorage
 from tests.nats.spoiling import SpoiledMessages
@@ -62,14 +65,7 @@ class TestNatsStorage(StorageContract):
 
     @pytest.fixture
     def spoil(self, storage_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Spoil]:
-        # What is damaged is a message, so that each task and each result has one to itself here.
-        monkeypatch.setattr(task_batches, "MOST_TASKS", 1)
-        monkeypatch.setattr(names, "SHEET_SPAN", 1)
-        monkeypatch.setattr(results, "SHEET_SPAN", 1)
-        url, _, namespace = storage_url.partition("?namespace=")
-        spoiled = SpoiledMessages(url, namespace)
-        yield spoiled
-        spoiled.close()
+        yield from spoiled_messages(storage_url, monkeypatch)
 
     @deviates("each task is a message or more; those of a batch are sent together and answered together")
     async def test_a_batch_costs_as_many_requests_as_one_task(
@@ -78,11 +74,49 @@ class TestNatsStorage(StorageContract):
         pass
 
 
+class TestNatsStorageWithLimits(AdoptContract, LimitContract, ModelContract, SpoilContract):
+    """What plain storages refuse: limits, keys and debounce. To run all of the kit so, put StorageContract here."""
+
+    @pytest.fixture
+    def storage_url(self, nats_server: NatsServer) -> str:
+        return f"{nats_server.url}?experimental_limits=1&namespace=t{new_id()[-12:]}"
+
+    @pytest.fixture
+    def count_requests(self, nats_server: NatsServer) -> Callable[[], int]:
+        return lambda: nats_server.received
+
+    @pytest.fixture
+    def spoil(self, storage_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Spoil]:
+        yield from spoiled_messages(storage_url, monkeypatch)
+
+    @deviates("of eight claimers of a thousand keys some find no turn in time; tests/nats/test_lanes.py has fewer")
+    @pytest.mark.parametrize(("claimers", "number"), [(3, 30)])
+    async def test_claimers_that_are_lost_take_no_slot_with_them(
+        self, stores: Stores, claimers: int, number: int
+    ) -> None:
+        pass
+
+    @deviates("the same of a thousand debounced tasks")
+    @pytest.mark.parametrize("number", [30])
+    async def test_of_debounced_tasks_that_race_one_runs(self, stores: Stores, number: int) -> None:
+        pass
+
+
+def spoiled_messages(url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[SpoiledMessages]:
+    """Yield what damages records."""
+    # What is damaged is a message, so that each task and each result has one to itself here.
+    monkeypatch.setattr(task_batches, "MOST_TASKS", 1)
+    monkeypatch.setattr(names, "SHEET_SPAN", 1)
+    monkeypatch.setattr(results, "SHEET_SPAN", 1)
+    spoiled = SpoiledMessages(url.partition("?")[0], parse_url(url).namespace)
+    yield spoiled
+    spoiled.close()
+
+
 async def subjects_of(client: Client, namespace: str) -> dict[str, int]:
     """Return how many messages a namespace's stream holds of each subject."""
     context = client.jetstream()
-    found = [info.config for info in await context.streams_info() if namespace in str(info.config.subjects)]
-    told = await context.stream_info(str(found[0].name), subjects_filter=">")
+    told = await context.stream_info(f"OMNIQ_{namespace}", subjects_filter=">")
     return told.state.subjects or {}
 
 

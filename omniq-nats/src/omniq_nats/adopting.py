@@ -23,9 +23,8 @@ from omniq_nats.flow_tx import FlowTx
 from omniq_nats.flows import Flows, in_parts
 from omniq_nats.queue_state import QueueState
 from omniq_nats.queue_state_store import QueueStateStore
-from omniq_nats.results import ROOM, EndRecord, inline_of
+from omniq_nats.results import ROOM, EndRecord, inline_of, past_of
 from omniq_nats.task_batches import check_new
-from omniq_nats.times import micros
 
 __all__ = ["Adopter"]
 
@@ -49,7 +48,7 @@ class Adopter:
         """
         check_adoptable(tasks)
         for task in tasks:
-            _check(task)
+            _check(task, holds_limits=self._transport.settings.limits)
             self._transport.check_size(len(task.body))
         answers, _ = await in_parts(flows, self._store_flows)
         ended: list[str] = []
@@ -83,13 +82,14 @@ class Adopter:
         first = Missing()
         first.flows.update(task.flow for task in tasks if task.flow is not None)
         first.keys.update(task.unique for task in tasks if task.unique is not None)
+        first.queues.update(task.queue for task in tasks if task.limited is not None)
         return await self._flows.steps.run(act, first, new=tasks, tries=tries)
 
     async def _pasts(self, tasks: Sequence[StoredTask]) -> dict[str, EndRecord]:
         """Return what had become of tasks; what is large of that is stored in messages of its own."""
         most = self._transport.max_payload
         inline = inline_of(most)
-        pasts = {task.id: _past(task).fitted(most - ROOM) for task in tasks}
+        pasts = {task.id: past_of(task).fitted(most - ROOM) for task in tasks}
         large = {task_id for task_id, past in pasts.items() if past.is_large(inline)}
         if large:
             there = await self._state_store.task_lookup.locate(sorted(large))
@@ -107,26 +107,12 @@ class Adopter:
             pass
 
 
-def _check(task: StoredTask) -> None:
+def _check(task: StoredTask, *, holds_limits: bool) -> None:
     try:
         check_new(task)
-        if task.limited is not None:
-            raise ValueError("NATS holds no limits, and it has a key, a named limit or a debounce")
+        if task.limited is not None and not holds_limits:
+            raise ValueError(
+                "this storage holds no limits (experimental_limits=1), and it has a key, a named limit or a debounce"
+            )
     except ValueError as error:
         raise ValueError(f"task {task.id} ({task.name}) cannot be adopted: {error}") from error
-
-
-def _past(task: StoredTask) -> EndRecord:
-    state = task.state if task.state.is_final or task.state is TaskState.BLOCKED else TaskState.SCHEDULED
-    return EndRecord(
-        state=state,
-        delivery=task.delivery,
-        attempt=task.attempt,
-        worker=task.worker,
-        started=None if task.started_at is None else micros(task.started_at),
-        finished=0 if task.finished_at is None else micros(task.finished_at),
-        run_at=micros(task.run_at),
-        error=task.error,
-        result=task.result_payload,
-        attempt_log=task.attempt_log,
-    )

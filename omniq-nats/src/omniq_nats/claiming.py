@@ -13,7 +13,8 @@ from omniq.storage.escaping import get_logger
 from omniq.task import Progress, StoredTask, TaskState
 from omniq_nats.encoding import encode_queue_state
 from omniq_nats.entries import Entry, entry_of
-from omniq_nats.names import DUE_LINE, line_of, priority_of
+from omniq_nats.fairness import serve
+from omniq_nats.names import DUE_LINE, group_in, line_of, priority_of
 from omniq_nats.queue_state import QueueState
 from omniq_nats.queue_state_store import QueueStateStore
 from omniq_nats.results import EndRecord
@@ -170,6 +171,8 @@ class Claimed:
     """The ids of those that had expired."""
     ids: set[str] = field(factory=set)
     """Those of the entries."""
+    at: int | None = None
+    """The time by which limits were looked at, if there are any."""
     is_full: bool = False
     """Whether there may be more, for which there is no room in the queue state."""
 
@@ -299,7 +302,12 @@ async def _claim(state_store: QueueStateStore, queue: str, wanted: int, worker: 
         if room <= 0:
             claimed.is_full = True
             return claimed, False
-        if attempts == 1 and state_store.is_quiet(queue) and state_store.task_lookup.know_all(queue_state):
+        if (
+            queue_state.lane is None
+            and attempts == 1
+            and state_store.is_quiet(queue)
+            and state_store.task_lookup.know_all(queue_state)
+        ):
             # What a worker was woken for came with the word that woke it. It need ask for nothing then, and that there
             # is nothing else is what the servers check as they accept the change.
             end = state_store.transport.last_seen
@@ -308,7 +316,8 @@ async def _claim(state_store: QueueStateStore, queue: str, wanted: int, worker: 
                 queue_state.stream_end = end
         if not claimed.entries:
             changed = await _take_all(state_store, queue_state, room, claimed, known=False) or changed
-        now = state_store.clock.now()
+        # By a limit's rate they start at the time at which there was room.
+        now = state_store.clock.now() if claimed.at is None else claimed.at
         until = after(now, lease)
         for entry in claimed.entries:
             queue_state.start(entry, worker, now, until)
@@ -321,20 +330,26 @@ async def _take_all(
     state_store: QueueStateStore, queue_state: QueueState, room: int, claimed: Claimed, *, known: bool
 ) -> bool:
     """Take what is ready, in order; say whether tasks that wait were sorted in."""
-    lines = {priority_of(line): line for line in queue_state.lines if line != DUE_LINE}
+    lines = {priority_of(line): line for line in queue_state.lines if line != DUE_LINE and not group_in(line)}
     empty: set[str] = set()
     if DUE_LINE in queue_state.lines and not known:
         first = [lines[priority] for priority in sorted(lines, reverse=True)[:1]]
         empty = await state_store.task_lookup.look_into(queue_state, [DUE_LINE, *first], room)
     changed = await fold(state_store, queue_state, known=known or DUE_LINE in empty)
     now = state_store.clock.now()
+    if queue_state.lane is not None:
+        changed = await state_store.overflow.draw_lined(queue_state, now) or changed
+        claimed.at = now
+        source = _Source(state_store, queue_state, room, now, claimed)
+        changed = await serve(state_store.limits, queue_state, source, room, now) or changed
+        return changed or source.has_passed
     for priority in sorted({*lines, *queue_state.priorities}, reverse=True):
         name = lines.get(priority, line_of(priority))
         line = _Line(state_store, queue_state, name, room, known or name in empty)
         await _take(
             state_store,
             queue_state,
-            priority,
+            name,
             line if priority in lines else None,
             room - len(claimed.entries),
             now,
@@ -352,7 +367,7 @@ async def _take_all(
 async def _take(
     state_store: QueueStateStore,
     queue_state: QueueState,
-    priority: int,
+    name: str,
     line: _Line | None,
     room: int,
     now: int,
@@ -360,10 +375,10 @@ async def _take(
 ) -> None:
     while room > 0:
         head = None if line is None else await line.head()
-        if queue_state.overflow:
+        if queue_state.overflow and not group_in(name):
             before = (now + 1, 0) if head is None else min((now + 1, 0), _key(head))
-            await state_store.overflow.draw(queue_state, priority, before)
-        waiting = queue_state.back.get(priority)
+            await state_store.overflow.draw(queue_state, priority_of(name), before)
+        waiting = queue_state.back.get(name)
         entry = waiting[0] if waiting and waiting[0].at <= now else None
         if head is not None and (entry is None or _key(head) < entry.key):
             assert line is not None
@@ -384,6 +399,65 @@ async def _take(
             claimed.ids.add(entry.id)
             claimed.entries.append(entry)
             room -= 1
+
+
+class _Source:
+    """Takes tasks of the lines of a queue that has a lane, see :class:`omniq_nats.fairness.Source`."""
+
+    def __init__(
+        self, state_store: QueueStateStore, queue_state: QueueState, room: int, now: int, claimed: Claimed
+    ) -> None:
+        self._state_store = state_store
+        self._queue_state = queue_state
+        self._room = room
+        self._now = now
+        self._claimed = claimed
+        self._lines: dict[str, _Line] = {}
+        self.has_passed = False
+        """Whether lines turned out to hold less than was known."""
+
+    @property
+    def taken(self) -> int:
+        return len(self._claimed.entries)
+
+    def _line(self, name: str) -> _Line | None:
+        if name not in self._queue_state.lines:
+            return None
+        if name not in self._lines:
+            self._lines[name] = _Line(self._state_store, self._queue_state, name, self._room)
+        return self._lines[name]
+
+    async def priority(self) -> int | None:
+        names = {line for line in self._queue_state.lines if line != DUE_LINE and not group_in(line)}
+        for priority in sorted({*map(priority_of, names), *self._queue_state.priorities}, reverse=True):
+            name = line_of(priority)
+            line = self._line(name)
+            if line is not None and await line.head() is not None:
+                return priority
+            await self._state_store.overflow.draw(self._queue_state, priority, (self._now + 1, 0))
+            waiting = self._queue_state.back.get(name)
+            if waiting and waiting[0].at <= self._now:
+                return priority
+        return None
+
+    async def take(self, line: str, number: int) -> None:
+        source, lane, before = self._line(line), self._queue_state.lane, self.taken
+        await _take(self._state_store, self._queue_state, line, source, number, self._now, self._claimed)
+        if source is None:
+            return
+        for batch in source.passed:
+            self.has_passed = True
+            if batch.problem is not None:
+                log_once(_log, batch.problem, self._state_store.transport.settings.shown)
+        source.passed.clear()
+        short = self.taken - before < number
+        if short and lane is not None and lane.counts.get(line, 0) > 0 and await source.head() is None:
+            # Some were on messages that cannot be read, or are gone.
+            lane.counts[line] = 0
+            self.has_passed = True
+
+    async def look_ahead(self, lines: list[str], number: int) -> None:
+        await self._state_store.task_lookup.look_into(self._queue_state, lines, number)
 
 
 def _key(place: tuple[TaskBatch, int]) -> tuple[int, int]:

@@ -14,7 +14,7 @@ from omniq_nats.names import PAUSED
 from omniq_nats.queue_state import CANCELLED_AHEAD, REMOVED_AHEAD, QueueState
 from omniq_nats.queue_state_store import QueueStateStore, holder_of
 from omniq_nats.removal import STEP, Removal
-from omniq_nats.standing import ENDED, find_live, stand, stands
+from omniq_nats.standing import ENDED, find_holding, stand, stands
 from omniq_nats.task_batches import TaskBatch
 from omniq_nats.task_lookup import Place
 from omniq_nats.transport import Write
@@ -163,7 +163,9 @@ class Control:
             ):
                 return False, False
             entry = entry_of(batch, index)
-            unique = batch.rows[index][4]
+            unique, limited = batch.rows[index][4], batch.limited(index)
+            if limited is not None and limited.first_at is not None and end_record.delivery > 0:
+                unique = None  # a debounced task has let its key go when it was started
             if unique is not None and not await self._take_key(queue_state, unique, entry.id):
                 return False, False
             now = self._state_store.clock.now()
@@ -222,9 +224,11 @@ class Control:
         stored = await self._transport.last([subject])
         if stored:
             holder = holder_of(stored[0].data)
-            if holder not in (None, task_id) and (holder in queue_state.running or holder in queue_state.waiting):
+            entry = None if holder in (None, task_id) else queue_state.running.get(holder or "")
+            entry = entry or (None if holder in (None, task_id) else queue_state.waiting.get(holder or ""))
+            if entry is not None and entry.delivery == 0:
                 return False
-            if holder is not None and holder != task_id and await find_live(self._state_store, [holder]):
+            if holder is not None and holder != task_id and await find_holding(self._state_store, [holder]):
                 return False
         told = json.dumps([task_id]).encode()
         queue_state.also.append(Write(subject, told, expected=stored[0].seq if stored else 0))

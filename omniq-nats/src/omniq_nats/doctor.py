@@ -61,6 +61,7 @@ async def check(state_store: QueueStateStore) -> list[Finding]:
             *[await _problem_of(state_store, queue_state, one) for one in queue_state.overflow],
         ]
         problems += [problem for problem in found if problem is not None]
+    problems += await state_store.limits.problems()
     readers: dict[str, Callable[[Stored], object]] = {
         names.schedules: read_schedule,
         names.workers: lambda stored: read_worker(stored, {}, {}),

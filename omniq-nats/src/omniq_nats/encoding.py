@@ -13,6 +13,7 @@ from typing import Any
 from omniq.storage.corrupt_records import corrupt
 from omniq.storage.validation import UNREADABLE, is_text
 from omniq_nats.entries import Entry, OverflowPage, Tombstone, check_slot
+from omniq_nats.lanes import Lane
 from omniq_nats.lazy_rows import Running, read_pending
 from omniq_nats.names import is_line, split_batch
 from omniq_nats.queue_state import ENDS, QueueState
@@ -22,6 +23,8 @@ from omniq_nats.transport import Stored
 __all__ = ["NewerVersion", "encode_entries", "encode_queue_state", "read_entries", "read_queue_state"]
 
 VERSION = 3
+WITH_LANE = 4
+"""The version of a queue state that tells of limits: who does not know these must not replace it."""
 
 
 class NewerVersion(ValueError):
@@ -67,6 +70,7 @@ class _EntryWriter:
             entry.cancel,
             entry.progress,
             entry.has_fate,
+            *([] if entry.limited is None else [entry.limited]),
         ]
 
 
@@ -85,7 +89,7 @@ def _check_head(told: dict[str, Any], lines: int) -> None:
             numbers += [place, index]
             if line not in told["lines"] or type(why) is not str:
                 raise ValueError("what claims are to leave out")
-    for name, priority, at, rank, last_at, count, taken, expires in told["overflow"]:
+    for name, priority, at, rank, last_at, count, taken, expires, *is_lined in told["overflow"]:
         numbers += [rank, count, taken]
         if not (
             is_text(name)
@@ -94,6 +98,7 @@ def _check_head(told: dict[str, Any], lines: int) -> None:
             and is_moment(last_at)
             and (expires is None or is_moment(expires))
             and taken <= count
+            and is_lined in ([], [True])
         ):
             raise ValueError("a shelf is none")
     for task_id, batch, index, place, size, ttl, since, unique in told["tombstones"]:
@@ -136,6 +141,7 @@ def _read_entry(row: list[Any], batches: list[list[Any]], grants: list[list[Any]
         cancel=row[13],
         progress=row[14],
         has_fate=row[15],
+        limited=row[16] if len(row) > 16 else None,
     )
     check_slot(entry)
     return entry
@@ -166,7 +172,7 @@ def encode_queue_state(queue_state: QueueState) -> bytes:
     """Return the body of the message that a queue state is stored in."""
     writer = _EntryWriter()
     told: dict[str, Any] = {
-        "v": VERSION,
+        "v": VERSION if queue_state.lane is None else WITH_LANE,
         "queue": queue_state.queue,
         "changes": queue_state.changes,
         "recent": queue_state.recent,
@@ -174,11 +180,12 @@ def encode_queue_state(queue_state: QueueState) -> bytes:
         "floor": queue_state.floor,
         "lines": queue_state.lines,
         "running": len(queue_state.running),
-        "waiting": [writer.row(entry) for _, entries in queue_state.waiting_by_priority() for entry in entries],
+        "waiting": [writer.row(entry) for entries in queue_state.back.values() for entry in entries],
         "homes": writer.batches.rows,
         "grants": writer.grants.rows,
         "overflow": [
             [one.name, one.priority, one.at, one.rank, one.last_at, one.count, one.taken, one.expires]
+            + [True] * one.is_lined
             for one in queue_state.overflow
         ],
         "spent": queue_state.spent,
@@ -192,6 +199,8 @@ def encode_queue_state(queue_state: QueueState) -> bytes:
     }
     if queue_state.reserved is not None:
         told["reserved"] = queue_state.reserved
+    if queue_state.lane is not None:
+        told["lane"] = queue_state.lane.row()
     head = json.dumps(told, separators=(",", ":")).encode()
     return b"\n".join([head, *queue_state.running.lines(), *[one.line() for one in queue_state.pending.values()]])
 
@@ -205,13 +214,13 @@ def read_queue_state(queue: str, stored: Stored) -> QueueState:
         head, *lines = stored.data.split(b"\n")
         told = json.loads(head)
         version = told["v"]
-        if type(version) is int and version > VERSION:
+        if type(version) is int and version > WITH_LANE:
             raise NewerVersion(
-                f"it is of version {version!r:.20}, and this omniq-nats knows {VERSION}: update it; where no newer one "
-                "was ever used, purge that subject of the stream: workers make the record anew from the tasks"
+                f"it is of version {version!r:.20}, and this omniq-nats knows {WITH_LANE}: update it; where no newer "
+                "one was ever used, purge that subject of the stream: workers make the record anew from the tasks"
             )
-        if version != VERSION:
-            raise ValueError(f"it is of version {version!r:.20}, and this omniq-nats knows {VERSION}")
+        if version not in (VERSION, WITH_LANE):
+            raise ValueError(f"it is of version {version!r:.20}, and this omniq-nats knows {WITH_LANE}")
         return _read_queue_state(queue, told, lines, stored.seq)
     except UNREADABLE as error:
         place = f"message {stored.seq} on {stored.subject}"
@@ -250,12 +259,13 @@ def _read_queue_state(queue: str, told: dict[str, Any], lines: Sequence[bytes], 
         spent=told["spent"],
         ended={state: told["ended"][state] for state in ENDS},
         ttls=dict.fromkeys(told["ttls"]),
+        lane=Lane.read(told["lane"]) if "lane" in told else None,
     )
     # They were written in order.
     for row in told["waiting"]:
         waiting = _read_entry(row, batches, grants)
         queue_state.waiting[waiting.id] = waiting
-        queue_state.back.setdefault(waiting.priority, []).append(waiting)
+        queue_state.back.setdefault(waiting.line, []).append(waiting)
     for row in told["tombstones"]:
         queue_state.doom(Tombstone(row[0], row[1], row[2], row[3], row[4], row[5], row[6], row[7]))
     return queue_state

@@ -15,10 +15,10 @@ from omniq.errors import StorageUnavailable
 from omniq.storage import Enqueued
 from omniq.task import NewTask
 from omniq_nats.claiming import fold
-from omniq_nats.names import APART, BLOCKED_LINE, DUE_LINE, LARGE, SHARED, SINGLE, is_line, readable, token
+from omniq_nats.names import APART, BLOCKED_LINE, DUE_LINE, LARGE, SHARED, SINGLE, group_in, is_line, readable, token
 from omniq_nats.queue_state import QueueState
 from omniq_nats.queue_state_store import QueueStateStore, holder_of
-from omniq_nats.standing import find_live
+from omniq_nats.standing import find_holding
 from omniq_nats.sync_client import SyncClient
 from omniq_nats.task_batches import Page, add_to_pages, check_new, encode_batch, guard_body, pages_of
 from omniq_nats.times import moment
@@ -144,7 +144,7 @@ class Producer:
         else:
             self._state_store.task_lookup.remember(task.id, Stored(write.subject, seq, write.data))
         if page.line == DUE_LINE:
-            self._fold_later(task.queue)
+            self.fold_later(task.queue)
         return Enqueued(task.id, True), None
 
     def enqueue_blocking(self, task: NewTask) -> Enqueued | None:
@@ -307,7 +307,7 @@ class Producer:
             tuple(subject.rsplit(".", 4)[1:3]) for subject in await self._transport.subjects(self._names.batches())
         }
         for queue, line in lines:
-            if is_line(line) and line != BLOCKED_LINE:
+            if is_line(line) and line != BLOCKED_LINE and not group_in(line):
                 await self.know_line(readable(queue), line)
                 await self._transport.tell(self._names.work(readable(queue)), b"0")
 
@@ -341,7 +341,7 @@ class Producer:
             return
         keys = {stored.subject: stored for stored in await self._transport.last(list(wanted))}
         holders = {subject: holder_of(stored.data) for subject, stored in keys.items()}
-        live = await find_live(self._state_store, [holder for holder in holders.values() if holder is not None])
+        live = await find_holding(self._state_store, [holder for holder in holders.values() if holder is not None])
         for subject, entry in wanted.items():
             holder = holders.get(subject)
             if holder in live:
@@ -362,9 +362,9 @@ class Producer:
         for queue, at in due.items():
             await self._transport.tell(self._names.work(queue), b"%d" % at)
         for queue in to_fold:
-            self._fold_later(queue)
+            self.fold_later(queue)
 
-    def _fold_later(self, queue: str) -> None:
+    def fold_later(self, queue: str) -> None:
         """Sort in what waits, so that it is not left to the next claim; callers need not wait for it."""
         if queue not in self._to_fold:
             self._to_fold.add(queue)

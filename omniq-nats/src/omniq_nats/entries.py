@@ -9,7 +9,7 @@ from typing import Any
 from attrs import define
 
 from omniq.storage.validation import LARGEST_COUNT, is_text
-from omniq_nats.names import split_batch
+from omniq_nats.names import group_of, line_of, split_batch
 from omniq_nats.results import EndRecord
 from omniq_nats.task_batches import TaskBatch
 from omniq_nats.times import is_moment
@@ -62,11 +62,18 @@ class Entry:
     progress: list[Any] | None = None
     flow: str | None = None
     """The flow that it belongs to: its end counts there, in the same step."""
+    limited: tuple[str | None, str | None] | None = None
+    """Its key and its named limit; None: it has neither."""
 
     @property
     def key(self) -> tuple[int, int]:
         """Its place within the priority."""
         return self.at, self.rank
+
+    @property
+    def line(self) -> str:
+        """The line that it would stand in if it had been ready when it was enqueued."""
+        return line_of(self.priority) if self.limited is None else line_of(self.priority, group_of(*self.limited))
 
     def is_expired(self, now: int) -> bool:
         """Whether it is no longer worth starting."""
@@ -82,6 +89,11 @@ def check_slot(entry: Entry) -> None:
     times = (entry.at, entry.expires, entry.started, entry.until)
     flags: tuple[Any, ...] = (entry.expired_order, entry.has_error, entry.has_fate, entry.cancel)
     split_batch(entry.batch)
+    if entry.limited is not None:
+        key, limit = entry.limited
+        entry.limited = key, limit
+        if not all(one is None or is_text(one) for one in entry.limited) or key is limit is None:
+            raise ValueError("what it says of a key and a named limit")
     if not (
         is_text(entry.id)
         and all(type(number) is int and 0 <= number < _MOST for number in numbers)
@@ -116,6 +128,7 @@ def entry_of(batch: TaskBatch, index: int) -> Entry:
         max_retries=row[7],
         expires=row[3],
         flow=batch.flow,
+        limited=batch.group_key(index),
     )
     past = batch.past(index)
     return entry if past is None or past.state.is_final else _with_past(entry, past)
@@ -169,6 +182,8 @@ class OverflowPage:
     """How many were taken, from its beginning."""
     expires: int | None = None
     """When the first of them expires."""
+    is_lined: bool = False
+    """Whether they have keys or named limits: then they are not mixed with others."""
 
     @property
     def key(self) -> tuple[int, int]:
@@ -186,5 +201,12 @@ def overflow_page_of(name: str, entries: Sequence[Entry]) -> OverflowPage:
     first = entries[0]
     expiries = [entry.expires for entry in entries if entry.expires is not None]
     return OverflowPage(
-        name, first.priority, first.at, first.rank, entries[-1].at, len(entries), expires=min(expiries, default=None)
+        name,
+        first.priority,
+        first.at,
+        first.rank,
+        entries[-1].at,
+        len(entries),
+        expires=min(expiries, default=None),
+        is_lined=first.limited is not None,
     )

@@ -149,6 +149,10 @@ class Holder:
                     outcome = outcomes[number]
                     left.setdefault(outcome.id, _left(outcome, known.get(outcome.id)).fitted(most - ROOM))
                 await self._state_store.set_apart(left, blobs, kept)
+                if queue_state.lane is not None:
+                    released = [outcomes[number].id for number in held if isinstance(outcomes[number], Released)]
+                    given_back = [queue_state.running[task_id] for task_id in dict.fromkeys(released)]
+                    await self._state_store.limits.give_back(queue_state, given_back)
                 for number in held:
                     outcome = outcomes[number]
                     entry = queue_state.held(outcome.id, outcome.delivery)

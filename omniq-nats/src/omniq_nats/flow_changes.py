@@ -18,7 +18,7 @@ from omniq_nats.entries import Entry, Tombstone, entry_in_overflow
 from omniq_nats.flow_records import GATES, FlowRecord, GatePage, encode_flow, encode_gates, encode_roster
 from omniq_nats.flow_tasks import Held
 from omniq_nats.flow_tx import FlowTx
-from omniq_nats.names import APART, BLOCKED_LINE, DUE_LINE, LARGE, SHARED, SINGLE, line_of, token
+from omniq_nats.names import APART, BLOCKED_LINE, DUE_LINE, LARGE, SHARED, SINGLE, group_in, group_of, line_of, token
 from omniq_nats.queue_state import CANCELLED_AHEAD, REMOVED_AHEAD, QueueState
 from omniq_nats.queue_state_store import QueueStateStore
 from omniq_nats.results import ROOM, EndRecord, inline_of, kept_record
@@ -26,10 +26,13 @@ from omniq_nats.task_batches import LARGE_BODY, Page, check_new, encode_batch, g
 from omniq_nats.times import micros
 from omniq_nats.transport import Write
 
-__all__ = ["Changes", "changes_of", "lines_of"]
+__all__ = ["Changes", "changes_of", "limited_queues", "lines_of"]
 
 BLOCKED, READY, SCHEDULED, RUNNING = TaskState.BLOCKED, TaskState.READY, TaskState.SCHEDULED, TaskState.RUNNING
 TOLD = 4096
+SHARE = 0.5
+"""How much of the largest message a queue's state may take for more tasks with keys to be enqueued: the rest is for
+those that run, and for what becomes of them."""
 WORD_SECONDS = int(2 * flow_transitions.AUDIT_SECONDS)
 """After which the word that a flow has ended is gone: what was last known of the flow is to be looked after by then."""
 
@@ -49,11 +52,13 @@ class Changes:
     woken: dict[str, int] = field(factory=dict)
     """By queue: when a task is ready, the earliest; 0: at once."""
     removed_flows: list[FlowRecord] = field(factory=list)
+    share: float = 1.0
+    """How much of the largest message the states of queues may take, see :meth:`.QueueStateStore.change`."""
 
     @property
     def is_none(self) -> bool:
         """Whether nothing changes."""
-        return not (self.before or self.queue_states or self.flows or self.removed_flows)
+        return not (self.before or self.queue_states or self.flows or self.removed_flows or self.after)
 
     def wake(self, queue: str, at: int) -> None:
         self.woken[queue] = min(self.woken.get(queue, at), at)
@@ -71,8 +76,11 @@ async def changes_of(
     if tx.inserted:
         maker.insert(new)
     await maker.move()
+    maker.line_up()
+    maker.made.share = SHARE if limited_queues(tx) else 1.0
     maker.gates()
     maker.flows()
+    maker.made.after += tx.also
     return maker.made
 
 
@@ -88,6 +96,7 @@ class _Maker:
         self._places: dict[tuple[str, int], int] = {}
         """By flow and gate: the rank up to which its tasks have been moved; 0: it is to be begun anew."""
         self._rosters: set[str] = set()
+        self._lined: list[Page] = []
         self._pages: dict[str, set[int]] = {}
 
     # New tasks
@@ -98,6 +107,8 @@ class _Maker:
         nonce = secrets.token_hex(8)
         keys: list[Write] = []
         for page in _pages(self._tx, new):
+            if group_in(page.line):
+                self._lined.append(page)
             offset = len(writes)
             body = encode_batch(page, at=self._tx.micros, behind=offset, nonce=nonce)
             batch = self._write_page(page, body)
@@ -128,8 +139,9 @@ class _Maker:
         names, writes = self._names, self.made.before
         first = page.tasks[0][0]
         if len(page.tasks) == 1:
-            # No worker is to be woken for one that is blocked.
-            kind = LARGE if len(body) > TOLD or page.line == BLOCKED_LINE else SINGLE
+            # No worker is to be woken for one that is blocked, or that a limit may hold back.
+            is_told = page.line != BLOCKED_LINE and not group_in(page.line)
+            kind = SINGLE if is_told and len(body) <= TOLD else LARGE
             if page.apart is not None:
                 kind = APART
             batch = f"{page.line}-{kind}-{token(first.id)}"
@@ -141,6 +153,13 @@ class _Maker:
             guard = names.guard(page.queue, page.line, task.id)
             writes.append(Write(guard, guard_body(batch, index), expected=0, among=names.anywhere(task.id)))
         return batch
+
+    def line_up(self) -> None:
+        """Have the states of queues name the lines of new tasks that have keys or named limits."""
+        for page in self._lined:
+            limited = page.limited[page.tasks[0][0].id]
+            states = {queue_state.queue: queue_state for queue_state in self.made.queue_states}
+            states[page.queue].line_up(page.line, (limited.key, limited.limit), len(page.tasks))
 
     # Tasks that were there
 
@@ -159,11 +178,12 @@ class _Maker:
         await self._state_store.set_apart(large, {}, inline_of(most))
         left |= large
         touched = {held.batch.queue for held in [*(tasks[task_id] for task_id in changed), *gone]}
+        touched |= limited_queues(tx)
         for queue in sorted(touched):
             self.made.queue_states.append(tx.snapshot.queue_states[queue])
         states = {queue_state.queue: queue_state for queue_state in self.made.queue_states}
         for queue, queue_state in states.items():
-            queue_state.also = []
+            queue_state.also, queue_state.usages, queue_state.roused = [], {}, set()
             wanted = {
                 held.place: entry_in_overflow(held.batch, held.index, held.end_record).key
                 for held in [*(tasks[task_id] for task_id in changed), *gone]
@@ -171,6 +191,15 @@ class _Maker:
             }
             if wanted:
                 await self._state_store.overflow.take_out(queue_state, wanted)
+        for queue_state in states.values():
+            given_back = [
+                entry
+                for task_id, task in changed.items()
+                if (entry := queue_state.running.get(task_id)) is not None
+                and not task.state.is_final
+                and task.attempt < entry.attempt
+            ]
+            await self._state_store.limits.give_back(queue_state, given_back)
         for task_id, task in changed.items():
             held = tasks[task_id]
             self._change(states[held.batch.queue], held, task, left[task_id])
@@ -339,13 +368,22 @@ def _line_of(tx: FlowTx, task: StoredTask) -> str:
         return BLOCKED_LINE
     if tx.pasts is not None:
         return DUE_LINE  # there each is sorted in, or what has become of it is, wherever it stands
-    return DUE_LINE if task.run_at > tx.now or task.expires_at is not None else line_of(task.priority)
+    return (
+        DUE_LINE
+        if task.run_at > tx.now or task.expires_at is not None
+        else line_of(task.priority, group_of(task.key, task.limit))
+    )
+
+
+def limited_queues(tx: FlowTx) -> set[str]:
+    """Return the queues of new tasks with keys, named limits or a debounce: their states are changed in the step."""
+    return {task.queue for task in tx.inserted.values() if task.limited is not None}
 
 
 def lines_of(tx: FlowTx) -> set[tuple[str, str]]:
     """Return the queues and lines of new tasks to which claims are to come."""
     lines = {(task.queue, _line_of(tx, task)) for task in tx.inserted.values()}
-    return {(queue, line) for queue, line in lines if line != BLOCKED_LINE}
+    return {(queue, line) for queue, line in lines if line != BLOCKED_LINE and not group_in(line)}
 
 
 def _pages(tx: FlowTx, new: Mapping[str, NewTask | StoredTask]) -> list[Page]:
@@ -367,6 +405,8 @@ def _pages(tx: FlowTx, new: Mapping[str, NewTask | StoredTask]) -> list[Page]:
             page = current[key] = Page(task.queue, line, float(order.result_ttl), flow=task.flow)
             pages.append(page)
         page.tasks.append((order, number, run_at, expires))
+        if task.limited is not None:
+            page.limited[task.id] = task.limited
         page.size += size
         if is_large:
             page.apart = order.body

@@ -21,7 +21,7 @@ from omniq_nats.names import BLOCKED_LINE
 from omniq_nats.queue_state import QueueState
 from omniq_nats.queue_state_store import QueueStateStore, holder_of
 from omniq_nats.results import EndRecord, ResultPage, read_page
-from omniq_nats.standing import find_live
+from omniq_nats.standing import find_holding
 from omniq_nats.task_batches import TaskBatch
 from omniq_nats.task_lookup import Place, Torn
 from omniq_nats.transport import Stored
@@ -269,7 +269,7 @@ class Snapshot:
         subjects = {names.key(key): key for key in keys}
         found = {stored.subject: stored for stored in await self._state_store.transport.last(list(subjects))}
         holders = {subject: holder_of(stored.data) for subject, stored in found.items()}
-        live = await find_live(self._state_store, [holder for holder in holders.values() if holder is not None])
+        live = await find_holding(self._state_store, [holder for holder in holders.values() if holder is not None])
         for subject, key in subjects.items():
             holder = holders.get(subject)
             self.keys[key] = holder if holder in live else None, found[subject].seq if subject in found else 0

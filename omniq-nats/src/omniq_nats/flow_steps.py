@@ -19,7 +19,7 @@ from attrs import define, field
 from omniq.errors import CorruptRecord, FlowClosed, StorageUnavailable
 from omniq.task import NewTask, StoredTask
 from omniq_nats.enqueueing import Producer
-from omniq_nats.flow_changes import Changes, changes_of, lines_of
+from omniq_nats.flow_changes import Changes, changes_of, limited_queues, lines_of
 from omniq_nats.flow_index import FlowIndex
 from omniq_nats.flow_records import FlowRecord
 from omniq_nats.flow_snapshot import Missing, Rosters, Snapshot
@@ -112,6 +112,8 @@ class FlowSteps:
         new: Sequence[NewTask | StoredTask] = (),
         frees: bool = False,
         tries: int | None = None,
+        fresh: bool = True,
+        again: int = 0,
     ) -> tuple[T, Stepped]:
         """Do a step, however often it takes.
 
@@ -120,17 +122,20 @@ class FlowSteps:
         :param new: the tasks that it may store.
         :param frees: whether it is part of the removal of something.
         :param tries: how often others may be quicker before it is given up; None: as often as there is time for.
+        :param again: how often it is tried again at once where others were quicker, before others of this storage
+            have their turns.
+        :param fresh: whether these are taken to be new without a look, at first.
         :return: its result, and what it has done.
         :raises Conflict: if it is given up.
         :raises StorageUnavailable: if it could not be done in time.
         """
         deadline = time.monotonic() + 2 * self._transport.settings.timeout
-        plan = _Plan(first, {task.id: task for task in new}, frees, bool(new), deadline)
+        plan = _Plan(first, {task.id: task for task in new}, frees, fresh and bool(new), deadline)
         mended = lost = 0
         for attempt in range(1_000_000):
             try:
                 async with self.state_store.turns(first.queues):
-                    return await self._try(act, plan)
+                    return await self._try_again(act, plan, again)
             except _Needs as needs:
                 first.queues |= needs.queues
                 for queue, line in needs.lines:
@@ -161,6 +166,15 @@ class FlowSteps:
             await asyncio.sleep(random.uniform(0, min(0.0005 * 2 ** min(attempt, 7), 0.05)))
         raise AssertionError
 
+    async def _try_again(self, act: Callable[[FlowTx], T], plan: _Plan, times: int) -> tuple[T, Stepped]:
+        for _ in range(times):
+            try:
+                return await self._try(act, plan)
+            except Conflict:
+                plan.snapshot, plan.fresh = None, False
+                await self.state_store.wait_for_turns(plan.first.queues)
+        return await self._try(act, plan)
+
     async def _snapshot(self, first: Missing) -> Snapshot:
         snapshot = Snapshot(self.state_store, self._rosters)
         await snapshot.load(first)
@@ -184,6 +198,7 @@ class FlowSteps:
         touched = {
             held.batch.queue for task_id, held in tx.tasks.held.items() if task_id in tx.saved or task_id in tx.removed
         }
+        touched |= limited_queues(tx)
         if touched - plan.first.queues:
             raise _Needs(queues=touched)
         lines = {line for line in lines_of(tx) if not self._producer.knows(*line)}
@@ -246,7 +261,7 @@ class FlowSteps:
     async def _commit(self, changes: Changes, name: str, plan: _Plan) -> None:
         if changes.flows or changes.queue_states or changes.before:
             first = await self.state_store.commit_together(
-                changes.queue_states, name, changes.before, changes.after, frees=plan.frees
+                changes.queue_states, name, changes.before, changes.after, frees=plan.frees, share=changes.share
             )
             seq = first + len(changes.before) + len(changes.queue_states)
             for record in changes.flows:

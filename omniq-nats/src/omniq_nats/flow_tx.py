@@ -14,9 +14,10 @@ from datetime import datetime
 from attrs import evolve
 
 from omniq.flow import StoredFlow, StoredGate
-from omniq.limit import PLAIN
+from omniq.limit import PLAIN, StoredLine
 from omniq.schedule import Schedule
 from omniq.storage.corrupt_records import salvaged
+from omniq.storage.limit_transitions import ELIGIBLE
 from omniq.storage.primitives import NoLimits
 from omniq.storage.states import due_at
 from omniq.task import StoredTask, TaskState
@@ -27,6 +28,7 @@ from omniq_nats.names import Names
 from omniq_nats.results import EndRecord
 from omniq_nats.task_lookup import Place, Torn
 from omniq_nats.times import from_micros
+from omniq_nats.transport import Write
 
 __all__ = ["FlowTx"]
 
@@ -63,10 +65,17 @@ class FlowTx(NoLimits):
         """The ids of tasks that may have expired."""
         self.pasts: Mapping[str, EndRecord] | None = None
         """By id: what had become of the tasks that are inserted, if they come from another store."""
+        self.also: Sequence[Write] = ()
+        """Messages that belong to the step."""
         self._unseen: dict[str, set[int | None]] = {}
         """By flow: what this very step has looked for among tasks that it inserts: None, all that can be cancelled;
         a gate, those that ended as it broke. The step after this one looks again."""
         self._fresh = fresh
+
+    # Lines follow from the states of queues: nothing of them is kept beside
+
+    def line(self, line_id: str) -> StoredLine | None:
+        return StoredLine(queue="", key=None, limit=None, place=ELIGIBLE, priority=2**63)
 
     # Tasks
 

@@ -20,17 +20,18 @@ from omniq.storage.escaping import get_logger
 from omniq.storage.states import due_at, ended_task
 from omniq.storage.values import Salvaged
 from omniq.task import NewTask, Outcome, StoredTask, TaskState
-from omniq_nats.enqueueing import ATOMIC_TASKS, Producer
+from omniq_nats.enqueueing import ATOMIC_TASKS, ATOMIC_UNIQUE_TASKS, Producer
 from omniq_nats.flow_index import FlowIndex
 from omniq_nats.flow_records import GATES, read_flow
 from omniq_nats.flow_snapshot import Missing
 from omniq_nats.flow_steps import FlowSteps, Stepped
 from omniq_nats.flow_tx import FlowTx
-from omniq_nats.names import readable
+from omniq_nats.names import DUE_LINE, readable
 from omniq_nats.queue_state_store import QueueStateStore
-from omniq_nats.task_batches import check_new
+from omniq_nats.results import past_of
+from omniq_nats.task_batches import check_new, is_limited
 from omniq_nats.times import micros
-from omniq_nats.transport import Conflict, Stored
+from omniq_nats.transport import Conflict, Stored, Write
 
 __all__ = ["STEP", "Flows"]
 
@@ -43,6 +44,10 @@ STEP = 300
 """Tasks that one step of the agenda moves at most, and a claim or a recovery for others."""
 TRIES = 4
 """So often others may be quicker before a step is done in two."""
+AGAIN = 4
+"""So often such a step is tried again at once where it stores tasks with keys: their producers meet at the queue."""
+PASSED = 64
+"""So many debounced tasks whose places others have taken may stand before the others."""
 REMOVED = 300
 """Tasks that one step removes at most."""
 PATIENT = 256
@@ -63,6 +68,7 @@ class Flows:
         self._names = state_store.names
         self.members = members
         self.index = FlowIndex(state_store.transport, state_store.clock)
+        self._producer = producer
         self.steps = FlowSteps(state_store, producer, self.index)
 
     # From producer to worker and back
@@ -82,9 +88,58 @@ class Flows:
             if flow.unique is not None:
                 first.flow_keys.add(flow.unique)
         first.flows.update(task.flow for task in tasks if task.flow is not None)
-        answers, stepped = await self.steps.run(lambda tx: transitions.enqueue(tx, tasks, flow), first, new=tasks)
+        answers, stepped = await self._enqueue(tasks, flow, first)
         # What stands behind a gate that is open, or broken, from the beginning.
         stepped.ended |= await self.settle_these(stepped.due)
+        return answers, stepped
+
+    async def enqueue_limited(self, tasks: Sequence[NewTask]) -> list[Enqueued]:
+        """Do the same for tasks of no flow, of which some have a key, a named limit or a debounce."""
+        for task in tasks:
+            check_new(task)
+        answers: list[Enqueued] = []
+        for start in range(0, len(tasks), ATOMIC_UNIQUE_TASKS):
+            told, _ = await self._enqueue(tasks[start : start + ATOMIC_UNIQUE_TASKS], None, Missing())
+            answers += told
+        return answers
+
+    async def fire(self, tasks: Sequence[NewTask], also: Sequence[Write]) -> list[Enqueued]:
+        """Store such tasks together with the messages of a schedule's run.
+
+        :raises Conflict: if another was quicker.
+        """
+        for task in tasks:
+            check_new(task)
+        answers, _ = await self._enqueue(tasks, None, Missing(), also)
+        return answers
+
+    async def _enqueue(
+        self, tasks: Sequence[NewTask], flow: NewFlow | None, first: Missing, also: Sequence[Write] = ()
+    ) -> tuple[list[Enqueued], Stepped]:
+        def act(tx: FlowTx) -> list[Enqueued]:
+            tx.also = also
+            answers = transitions.enqueue(tx, tasks, flow)
+            if any(task.state.is_final for task in tx.inserted.values()):
+                # One whose place another of the same call has taken is stored as it has ended.
+                tx.pasts = {task.id: past_of(task) for task in tx.inserted.values()}
+            return answers
+
+        limited = [task for task in tasks if is_limited(task)]
+        first.queues.update(task.queue for task in limited)
+        first.keys.update(task.unique for task in limited if task.unique is not None)
+        fresh = not any(task.debounce is not None for task in limited)
+        answers, stepped = await self.steps.run(
+            act,
+            first,
+            new=tasks,
+            fresh=fresh,
+            again=AGAIN if limited and not also else 0,
+            tries=1 if also else None,
+        )
+        for queue in {task.queue for task in limited}:
+            known = self._state_store.remembered(queue)
+            if known is not None and len(known.ahead.get(DUE_LINE, ())) > PASSED:
+                self._producer.fold_later(queue)
         return answers, stepped
 
     async def settle_these(self, flows: Iterable[str]) -> dict[str, int]:

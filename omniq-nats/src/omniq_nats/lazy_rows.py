@@ -215,7 +215,7 @@ def _write_entry(entry: Entry) -> bytes:
         f"{entry.at},{entry.max_retries},{expires},{_FLAGS[entry.expired_order]},{entry.attempt},{entry.delivery},"
         f"{_encode(entry.worker)},{entry.started},{entry.until}"
     )
-    rest = [entry.has_error, entry.has_fate, entry.cancel, entry.progress, entry.flow]
+    rest = [entry.has_error, entry.has_fate, entry.cancel, entry.progress, entry.flow, entry.limited]
     while rest and not rest[-1]:
         del rest[-1]  # as it is where nothing else is said
     return (f"{row},{_encode(rest)[1:]}" if rest else f"{row}]").encode()

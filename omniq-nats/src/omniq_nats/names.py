@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import json
 import re
 
 from attrs import frozen
@@ -11,13 +12,17 @@ from attrs import frozen
 __all__ = [
     "APART",
     "BLOCKED_LINE",
+    "DUE_LINE",
     "LARGE",
+    "LIMIT",
     "PAUSED",
     "SHARED",
     "SHEET",
     "SHEET_SPAN",
     "SINGLE",
     "Names",
+    "group_in",
+    "group_of",
     "is_line",
     "line_in",
     "line_of",
@@ -36,6 +41,10 @@ BLOCKED_LINE = "b"
 
 PAUSED = "paused"
 """The note of a queue that is, or was, held up."""
+LIMIT = "limit"
+"""The note of a queue that has, or had, a limit: that is the limit itself."""
+NAMED = "named"
+"""What is behind the name of a limit in place of a note."""
 SINGLE, LARGE, APART, SHARED = "s", "l", "a", "g"
 """Kinds of batches: of one task, of which the servers tell all workers that wait; of one, too large for that; of
 one whose body is so large that it is a message of its own, behind it; of several."""
@@ -80,21 +89,37 @@ def readable(name: str) -> str:
     return text if token(text) == name else name
 
 
-def line_of(priority: int) -> str:
-    """Return the name of the line of ready tasks of a priority."""
-    return f"p{priority}" if priority >= 0 else f"m{-priority}"
+@functools.lru_cache(maxsize=2048)
+def group_of(key: str | None, limit: str | None) -> str:
+    """Return the name of the group of tasks that have a key and a named limit; empty: they have neither."""
+    if key is None and limit is None:
+        return ""
+    return hashlib.sha256(json.dumps([key, limit]).encode()).hexdigest()[:20]
 
 
-@functools.lru_cache
+def line_of(priority: int, group: str = "") -> str:
+    """Return the name of the line of ready tasks of a priority, and of a group."""
+    line = f"p{priority}" if priority >= 0 else f"m{-priority}"
+    return f"{line}k{group}" if group else line
+
+
+@functools.lru_cache(maxsize=2048)
+def group_in(line: str) -> str:
+    """Return the group of a line; empty: it is of tasks without one."""
+    return line.partition("k")[2]
+
+
+@functools.lru_cache(maxsize=2048)
 def priority_of(line: str) -> int:
     """Return the priority of a line of ready tasks."""
-    return int(line[1:]) if line[0] == "p" else -int(line[1:])
+    number = int(line[1:].partition("k")[0])
+    return number if line[0] == "p" else -number
 
 
-@functools.lru_cache
+@functools.lru_cache(maxsize=2048)
 def is_line(name: str) -> bool:
     """Return whether a text is the name of a line."""
-    return name in (DUE_LINE, BLOCKED_LINE) or re.fullmatch(r"[pm]\d{1,19}", name, re.ASCII) is not None
+    return name in (DUE_LINE, BLOCKED_LINE) or re.fullmatch(r"[pm]\d{1,19}(k[0-9a-f]{20})?", name, re.ASCII) is not None
 
 
 def line_in(subject: str) -> str:
@@ -235,6 +260,26 @@ class Names:
     def notes(self, queue: str) -> str:
         """All of a queue."""
         return self.note(queue, "*")
+
+    def limit(self, queue: str | None = None, name: str | None = None) -> str:
+        """The limit of a queue, or a named one."""
+        if name is None:
+            return self.note(queue or "", LIMIT)
+        return f"{self.root}.q.{token(name)}.{NAMED}.{LIMIT}"
+
+    @property
+    def limits(self) -> list[str]:
+        """All limits: those of queues, and named ones."""
+        return [f"{self.root}.q.*.{LIMIT}", f"{self.root}.q.*.{NAMED}.{LIMIT}"]
+
+    def usage(self, name: str) -> str:
+        """What is kept of the use of a named limit."""
+        return f"{self.root}.q.{token(name)}.{NAMED}.usage"
+
+    @property
+    def usages(self) -> str:
+        """That of all named limits."""
+        return f"{self.root}.q.*.{NAMED}.usage"
 
     @property
     def queue_states(self) -> str:

@@ -20,6 +20,7 @@ from omniq.storage.escaping import get_logger
 from omniq.task import TaskState
 from omniq_nats.encoding import encode_entries, read_entries
 from omniq_nats.entries import Entry, OverflowPage, overflow_page_of
+from omniq_nats.names import line_of
 from omniq_nats.queue_state import QueueState
 from omniq_nats.transport import Conflict, Transport, Write
 
@@ -31,6 +32,8 @@ MOST_IN_BOOK = 64
 KEPT_IN_BOOK = 16
 LARGEST = 4000
 """Tasks on one overflow page."""
+MOST_DUE = 1000
+"""Tasks with keys or named limits that are due, and wait in the queue state itself; more wait until these start."""
 MOST_SMALL = 12
 """So many small overflow pages of one priority there may be before they are made into large ones."""
 REMEMBERED = 24
@@ -87,13 +90,13 @@ class Overflow:
         :param before: only such as come before this key.
         """
         while True:
-            waiting = queue_state.back.get(priority)
+            waiting = queue_state.back.get(line_of(priority))
             limit = min(before, waiting[0].key) if waiting else before
             first = min(
                 (
                     overflow_page
                     for overflow_page in self._whole(queue_state)
-                    if overflow_page.priority == priority and overflow_page.key < limit
+                    if overflow_page.priority == priority and not overflow_page.is_lined and overflow_page.key < limit
                 ),
                 key=lambda overflow_page: overflow_page.key,
                 default=None,
@@ -101,6 +104,19 @@ class Overflow:
             if first is None:
                 return
             await self.take(queue_state, first, 1)
+
+    async def draw_lined(self, queue_state: QueueState, now: int) -> bool:
+        """Move tasks with keys or named limits into the queue state whose time has come, as far as there is room."""
+        drawn = False
+        room = MOST_DUE - sum(entry.limited is not None for entry in queue_state.waiting.values())
+        for overflow_page in sorted(self._whole(queue_state), key=lambda one: one.key):
+            while room > 0 and overflow_page.is_lined and overflow_page.left and overflow_page.at <= now:
+                taken = await self.take(queue_state, overflow_page, 1)
+                room -= len(taken)
+                drawn = True
+                if not taken:
+                    break
+        return drawn
 
     async def take(self, queue_state: QueueState, overflow_page: OverflowPage, number: int) -> list[Entry]:
         """Move tasks from the beginning of an overflow page into the queue state."""
@@ -173,11 +189,16 @@ class Overflow:
     async def lay_aside(self, queue_state: QueueState, now: int) -> None:
         """Move the latest of a queue state's waiting tasks to overflow pages, if there are too many."""
         if len(queue_state.waiting) > MOST_IN_BOOK:
-            entries = sorted(queue_state.waiting.values(), key=lambda entry: entry.key)[KEPT_IN_BOOK:]
-            by_priority: defaultdict[int, list[Entry]] = defaultdict(list)
+            ordered = sorted(queue_state.waiting.values(), key=lambda entry: entry.key)
+            # A claim of a queue with limits must have in hand what is due, and may be held back.
+            held = [entry for entry in ordered if entry.limited is not None and entry.at <= now]
+            kept = {entry.id for entry in held[:MOST_DUE]}
+            entries = [entry for entry in ordered if entry.id not in kept]
+            entries = entries[KEPT_IN_BOOK:] if len(entries) > MOST_IN_BOOK else held[MOST_DUE:]
+            by_priority: defaultdict[tuple[int, bool], list[Entry]] = defaultdict(list)
             for entry in entries:
                 queue_state.withdraw(entry)
-                by_priority[entry.priority].append(entry)
+                by_priority[entry.priority, entry.limited is not None].append(entry)
                 if (entry.delivery or entry.has_fate) and not entry.has_error:
                     # What it has been through must be known without looking through the overflow pages.
                     queue_state.note(entry, queue_state.end_record_of(entry, TaskState.SCHEDULED, now))
@@ -186,10 +207,10 @@ class Overflow:
         await self._unite(queue_state)
 
     async def _unite(self, queue_state: QueueState) -> None:
-        small: defaultdict[int, list[OverflowPage]] = defaultdict(list)
+        small: defaultdict[tuple[int, bool], list[OverflowPage]] = defaultdict(list)
         for overflow_page in self._whole(queue_state):
             if overflow_page.left < LARGEST // 2:
-                small[overflow_page.priority].append(overflow_page)
+                small[overflow_page.priority, overflow_page.is_lined].append(overflow_page)
         for overflow in small.values():
             if len(overflow) > MOST_SMALL:
                 parts = [await self.read(queue_state.queue, overflow_page) for overflow_page in overflow]

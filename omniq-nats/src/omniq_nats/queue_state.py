@@ -16,15 +16,16 @@ Everything here is in memory; nothing does any I/O.
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Iterator, Set
+from collections.abc import Set
 
 from attrs import define, field
 
 from omniq.errors import CorruptRecord
 from omniq.task import TaskError, TaskState
 from omniq_nats.entries import Entry, OverflowPage, Tombstone
+from omniq_nats.lanes import Lane, Usage
 from omniq_nats.lazy_rows import Pending, Running
-from omniq_nats.names import BLOCKED_LINE
+from omniq_nats.names import BLOCKED_LINE, group_in, group_of, priority_of
 from omniq_nats.results import EndRecord, kept_record
 from omniq_nats.task_batches import TaskBatch
 from omniq_nats.transport import Write
@@ -54,8 +55,8 @@ class QueueState:
     """How far each line has been claimed: the sequence of a batch, and how many of its tasks."""
     running: Running = field(factory=Running)
     waiting: dict[str, Entry] = field(factory=dict)
-    back: dict[int, list[Entry]] = field(factory=dict)
-    """Those that wait, by priority, in order."""
+    back: dict[str, list[Entry]] = field(factory=dict)
+    """Those that wait, by line, in order."""
     overflow: list[OverflowPage] = field(factory=list)
     """More that wait."""
     spent: list[str] = field(factory=list)
@@ -76,6 +77,12 @@ class QueueState:
     stream_end: int | None = None
     """The end of the stream, if the change that is being made was made in the knowledge of all that is stored, and is
     not to be accepted once there is more; not part of the record."""
+    lane: Lane | None = None
+    """What it tells of limits; None: nothing limits its tasks."""
+    usages: dict[str, Usage] = field(factory=dict)
+    """Of named limits, what was read for the change that is being made; not part of the record."""
+    roused: set[str] = field(factory=set)
+    """Queues in which tasks may start once the change is made that a limit held back; not part of the record."""
     also: list[Write] = field(factory=list)
     """What is to be stored in the same step as the change that is being made; not part of the record."""
 
@@ -105,6 +112,8 @@ class QueueState:
         if line == BLOCKED_LINE:
             return False
         place = self.lines.get(line)
+        if place is None and group_in(line):
+            return False  # such a line is here as long as it has tasks
         return place is None or (seq, index) >= (place[0], place[1])
 
     def left_out(self, line: str, seq: int, index: int) -> str | None:
@@ -121,11 +130,6 @@ class QueueState:
         entry = self.running.get(task_id)
         return entry if entry is not None and entry.delivery == delivery else None
 
-    def waiting_by_priority(self) -> Iterator[tuple[int, list[Entry]]]:
-        """Yield those that wait, larger priorities first."""
-        for priority in sorted(self.back, reverse=True):
-            yield priority, self.back[priority]
-
     def next_at(self) -> int | None:
         """Return the earliest time at which one that waits is, or was, ready."""
         times = [entries[0].at for entries in self.back.values() if entries]
@@ -133,8 +137,34 @@ class QueueState:
 
     @property
     def priorities(self) -> set[int]:
-        """Those of the tasks that wait."""
-        return {*self.back, *(overflow_page.priority for overflow_page in self.overflow)}
+        """Those of the tasks that wait and have neither a key nor a named limit."""
+        here = {priority_of(line) for line in self.back if not group_in(line)}
+        return here | {overflow_page.priority for overflow_page in self.overflow if not overflow_page.is_lined}
+
+    # Limits
+
+    def with_lane(self) -> Lane:
+        """Return the lane, which there is from now on."""
+        if self.lane is None:
+            self.lane = Lane()
+        return self.lane
+
+    def line_up(self, line: str, limited: tuple[str | None, str | None], count: int) -> None:
+        """Note that tasks of a group are stored, in one step with this state."""
+        lane = self.with_lane()
+        lane.group(group_in(line), *limited)
+        lane.counts[line] = lane.counts.get(line, 0) + count
+        # Whatever was in the line before was passed by a state that is no later than the one that is replaced.
+        self.lines.setdefault(line, [self.seq, 0])
+
+    def groups_here(self) -> dict[str, list[str]]:
+        """Return the groups that have tasks in lines, or waiting, with the names of these lines."""
+        found: dict[str, list[str]] = {}
+        if self.lane is not None:
+            for line in {**self.lane.counts, **self.back}:
+                if group := group_in(line):
+                    found.setdefault(group, []).append(line)
+        return found
 
     # Changes
 
@@ -149,20 +179,25 @@ class QueueState:
     def put_back(self, entry: Entry) -> None:
         """Let a task wait for its time, or for its claim."""
         self.waiting[entry.id] = entry
-        insort(self.back.setdefault(entry.priority, []), entry, key=lambda other: other.key)
+        if entry.limited is not None:
+            self.with_lane().group(group_of(*entry.limited), *entry.limited)
+        insort(self.back.setdefault(entry.line, []), entry, key=lambda other: other.key)
 
     def withdraw(self, entry: Entry) -> None:
         """Take out a task that waits, one that is in the queue state itself."""
         del self.waiting[entry.id]
-        entries = self.back[entry.priority]
+        line = entry.line
+        entries = self.back[line]
         place = bisect_left(entries, entry.key, key=lambda other: other.key)
         assert entries[place] is entry
         del entries[place]
         if not entries:
-            del self.back[entry.priority]
+            del self.back[line]
 
     def pass_by(self, batch: TaskBatch, index: int) -> None:
         """Move the place in a line behind a task."""
+        if self.lane is not None and self.left_out(batch.line, batch.seq, index) is None:
+            self.lane.passed(batch.line)
         if index + 1 < len(batch):
             self.lines[batch.line] = [batch.seq, index + 1]
         else:
@@ -181,10 +216,16 @@ class QueueState:
 
     def leave_out(self, batch: TaskBatch, index: int, why: str) -> None:
         """Have claims leave out a task that they have not come to."""
+        if self.lane is not None and self.left_out(batch.line, batch.seq, index) is None:
+            self.lane.passed(batch.line)
         self.ahead.setdefault(batch.line, {})[batch.seq, index] = why
 
     def forget_passed(self) -> None:
-        """Drop what claims have left out by now."""
+        """Drop what claims have left out by now, and lines of groups that have no tasks left."""
+        if self.lane is not None:
+            for line in [line for line, count in self.lane.counts.items() if count <= 0]:
+                del self.lane.counts[line]
+                self.lines.pop(line, None)
         for line, places in list(self.ahead.items()):
             kept = {place: why for place, why in places.items() if self.is_ahead(line, *place)}
             if kept:
@@ -205,6 +246,8 @@ class QueueState:
 
     def stop(self, entry: Entry) -> None:
         """Take a task from its worker."""
+        if self.lane is not None:
+            self.roused.add(self.queue)
         del self.running[entry.id]
         entry.until = None
         entry.progress = None

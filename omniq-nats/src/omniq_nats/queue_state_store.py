@@ -23,7 +23,9 @@ from omniq_nats.commit_queue import Commit, CommitQueue, Step
 from omniq_nats.contention import Contention
 from omniq_nats.encoding import encode_queue_state
 from omniq_nats.entries import Entry
+from omniq_nats.lanes import Usage
 from omniq_nats.lazy_rows import Pending
+from omniq_nats.limits import LimitRecords
 from omniq_nats.overflow import Overflow
 from omniq_nats.queue_state import QueueState
 from omniq_nats.rebuilding import rebuild
@@ -45,6 +47,10 @@ MOST_PENDING = 600
 MOST_BROUGHT = 100_000
 POLL = 0.02
 """Seconds between looks at a queue state that another has reserved, at most."""
+LOST = 2
+"""Of so many races that a change of a queue with limits has lost, it reserves the queue's state before the next."""
+SHORTEST = 0.1
+"""Seconds for which it does so at least."""
 REMEMBERED = 48
 """So many of the latest changes are known by name: a caller that lost the answer sees that its change was accepted."""
 
@@ -60,6 +66,7 @@ class QueueStateStore(ResultPages):
         super().__init__(transport, clock)
         self.task_lookup = TaskLookup(transport)
         self.overflow = Overflow(transport)
+        self.limits = LimitRecords(transport, clock)
         self._queue_states: dict[str, QueueState] = {}
         self._generation = transport.generation
         self._contention = Contention(transport)
@@ -132,8 +139,9 @@ class QueueStateStore(ResultPages):
         unsure: dict[str, tuple[QueueState, list[tuple[Commit[Any], Any]]]] = {}
         left = list(commit_queue)
         known = 0
-        is_rebuilt = has_torn_lines = False
+        is_rebuilt = has_torn_lines = is_held = False
         for attempt in range(1_000_000):
+            begun = time.monotonic()
             generation = self.transport.generation
             is_remembered = attempt == 0 and all(commit.remembered for commit in left)
             if self._contention.have_changed(queue) or self._generation != self.transport.generation:
@@ -159,6 +167,8 @@ class QueueStateStore(ResultPages):
             if self.is_reserved(queue_state) and time.monotonic() < deadline:
                 await asyncio.sleep(random.uniform(0, POLL))
                 continue
+            if is_held and queue_state.reserved is not None:
+                queue_state.reserved = None  # this is the change for which it is
             name = secrets.token_hex(5)
             try:
                 is_sound = self._is_sound(queue_state) and not has_torn_lines
@@ -199,15 +209,36 @@ class QueueStateStore(ResultPages):
                 # queue state with it.
                 self._give_up(queue_state)
                 if queue_state.stream_end is None:
-                    await self._contention.lost(queue)
+                    await self._contention.lost(queue, again=attempt > 0 and queue_state.lane is not None)
                     await self._contention.begin(queue)
                 if time.monotonic() > deadline:
                     raise StorageUnavailable(
                         f"{self.transport.settings.shown}: queue {queue!r} is changed by so many at once that no turn "
                         f"came: {conflict}"
                     ) from conflict
+                if queue_state.lane is not None and attempt >= LOST:
+                    # What looks at limits takes longer than most changes, and would lose every race with them.
+                    is_held = await self._hold(queue, time.monotonic() - begun) or is_held
+                    continue
                 await asyncio.sleep(random.uniform(0, min(0.0005 * 2 ** min(attempt, 7), 0.05)))
         raise AssertionError
+
+    async def _hold(self, queue: str, took: float) -> bool:
+        """Reserve a queue state for a change that is under way here; return whether that was done.
+
+        :param took: how long the change took when it was last tried.
+        """
+        queue_state = (await self.read([queue], whole=False))[queue]
+        if queue_state.problem is not None or self.is_reserved(queue_state) or not queue_state.seq:
+            return False
+        seconds = min(max(SHORTEST, 4 * took), self.transport.settings.timeout)
+        queue_state.reserved = self._me, self.clock.now() + int(seconds * 1_000_000)
+        try:
+            await self._commit(queue_state, secrets.token_hex(5), 1.0, False)
+        except (Conflict, Lost, PayloadTooLarge):
+            self._give_up(queue_state)
+            return False
+        return True
 
     async def _rebuild(self, queue: str) -> bool:
         """Store a queue state without what of it cannot be read; return False if all of it can."""
@@ -240,6 +271,8 @@ class QueueStateStore(ResultPages):
             what that step did to the queue state must not count, and the others are done once more.
         """
         queue_state.also = []
+        queue_state.usages = {}
+        queue_state.roused = set()
         queue_state.stream_end = None
         results: list[tuple[Commit[Any], Any]] = []
         changed = False
@@ -275,7 +308,8 @@ class QueueStateStore(ResultPages):
     async def _commit(self, queue_state: QueueState, name: str, share: float, frees: bool) -> None:
         write = await self._write_of(queue_state, name, share)
         queue_state.committing = True
-        queue_state.seq = await self.transport.batch([write, *queue_state.also], frees=frees)
+        also = [*queue_state.also, *self.limits.writes(queue_state.usages)]
+        queue_state.seq = await self.transport.batch([write, *also], frees=frees)
         self._accepted(queue_state)
 
     async def _write_of(self, queue_state: QueueState, name: str, share: float) -> Write:
@@ -285,6 +319,7 @@ class QueueStateStore(ResultPages):
         queue_state.changes += 1
         queue_state.recent = [*queue_state.recent[1 - REMEMBERED :], name]
         queue_state.forget_passed()
+        await self.limits.follow(queue_state)
         subject = self.names.queue_state(queue_state.queue)
         data = encode_queue_state(queue_state)
         limit = share * (self.transport.max_payload - 1024)
@@ -308,6 +343,14 @@ class QueueStateStore(ResultPages):
         queue_state.laid = []
         self._queue_states[queue_state.queue] = queue_state
         self._see_to(queue_state)
+        if queue_state.roused:
+            self.later(self.rouse(queue_state.roused))
+            queue_state.roused = set()
+
+    async def rouse(self, queues: Iterable[str]) -> None:
+        """Have those who wait for work in some queues look again."""
+        for queue in sorted(queues):
+            await self.transport.tell(self.names.work(queue), b"0")
 
     @contextlib.asynccontextmanager
     async def turns(self, queues: Iterable[str]) -> AsyncIterator[None]:
@@ -316,6 +359,11 @@ class QueueStateStore(ResultPages):
             for queue in sorted(queues):  # in one order, so that no two wait for each other
                 await stack.enter_async_context(self._commit_queue.turn(queue))
             yield
+
+    async def wait_for_turns(self, queues: Iterable[str]) -> None:
+        """Let others go first that have the turn, before a change of some queue states is tried again."""
+        for queue in sorted(queues):
+            await self._contention.begin(queue)
 
     async def reserve(self, queues: Iterable[str], seconds: float) -> None:
         """Keep all others from changing some queue states, for one that takes longer than their changes do.
@@ -350,6 +398,7 @@ class QueueStateStore(ResultPages):
         after: Sequence[Write] = (),
         *,
         frees: bool = False,
+        share: float = 1.0,
     ) -> int:
         """Make changes of several queue states, and store other messages, all or none.
 
@@ -357,6 +406,7 @@ class QueueStateStore(ResultPages):
         :param before: messages that come before those of the queue states.
         :param after: and behind them.
         :param frees: see :meth:`change`.
+        :param share: see there, too.
         :return: the sequence of the first message.
         :raises Conflict: if another was quicker.
         :raises Lost: if it is not known whether they were stored.
@@ -365,8 +415,12 @@ class QueueStateStore(ResultPages):
         for queue_state in queue_states:
             queue_state.reserved = None
         try:
-            writes = [await self._write_of(queue_state, name, 1.0) for queue_state in queue_states]
-            first = await self.transport.batch([*before, *writes, *after], frees=frees)
+            usages: dict[str, Usage] = {}
+            for queue_state in queue_states:
+                usages |= queue_state.usages
+                queue_state.usages = usages  # two queues may share a named limit
+            writes = [await self._write_of(queue_state, name, share) for queue_state in queue_states]
+            first = await self.transport.batch([*before, *writes, *after, *self.limits.writes(usages)], frees=frees)
         except PayloadTooLarge:
             for queue_state in queue_states:
                 self._give_up(queue_state)

@@ -201,6 +201,8 @@ async def _stats_of(state_store: QueueStateStore, queue_state: QueueState) -> Qu
 
 
 async def _count_line(state_store: QueueStateStore, queue_state: QueueState, line: str) -> int:
+    if queue_state.lane is not None and line in queue_state.lane.counts:
+        return max(0, queue_state.lane.counts[line])
     if await state_store.task_lookup.ahead(queue_state, line, None, 4) is None:
         return 0  # one question, or none, in place of three: mostly it is so
     seq, taken = queue_state.lines[line]

@@ -17,7 +17,8 @@ from omniq.storage.validation import LARGEST_COUNT
 from omniq_nats.encoding import NewerVersion, read_queue_state
 from omniq_nats.entries import OverflowPage, entry_in_overflow, entry_of
 from omniq_nats.flow_records import is_blocked_at
-from omniq_nats.names import BLOCKED_LINE, PAUSED, is_line
+from omniq_nats.limits import DELETED, LimitRecords
+from omniq_nats.names import BLOCKED_LINE, LIMIT, PAUSED, group_in, is_line
 from omniq_nats.overflow import LARGEST, Overflow
 from omniq_nats.queue_state import CANCELLED_AHEAD, QueueState
 from omniq_nats.result_pages import ResultPages
@@ -99,10 +100,15 @@ async def _begin(pages: ResultPages, queue: str, seq: int, passed: int) -> Queue
     queue_state = QueueState(queue, seq, changes=passed, floor=_floor(passed))
     for note in await transport.last_all(names.notes(queue)):
         name = note.subject.rpartition(".")[2]
-        if is_line(name) and name != BLOCKED_LINE:
+        if name == LIMIT and note.data != DELETED:
+            queue_state.with_lane().is_limited = True
+        elif is_line(name) and name != BLOCKED_LINE:
             queue_state.lines[name] = [passed, 0]
         elif name == PAUSED:
             queue_state.paused = note.data != b"0"
+    held = await LimitRecords(transport, pages.clock).usages_of(queue)
+    if held:
+        queue_state.with_lane().names = held  # until it is seen that none of them runs any more
     return queue_state
 
 
@@ -124,7 +130,7 @@ async def _restore(
     async for stored in pages.transport.scan_all(pages.names.batches(queue)):
         batch = task_lookup.read(stored)
         if batch.problem is None:
-            if batch.line != BLOCKED_LINE:
+            if batch.line != BLOCKED_LINE and not group_in(batch.line):
                 queue_state.lines.setdefault(batch.line, [passed, 0])
             some += [
                 (batch, index)

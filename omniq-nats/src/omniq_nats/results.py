@@ -14,9 +14,9 @@ from attrs import define, evolve, field, frozen
 from omniq.errors import CorruptRecord
 from omniq.storage.corrupt_records import corrupt, corrupt_error
 from omniq.storage.validation import UNREADABLE, is_text
-from omniq.task import TaskError, TaskState
+from omniq.task import StoredTask, TaskError, TaskState
 from omniq_nats.names import APART, LARGE, SHARED, SHEET, SHEET_SPAN, SINGLE, split_batch, token
-from omniq_nats.times import is_moment
+from omniq_nats.times import is_moment, micros
 from omniq_nats.transport import Stored
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "new_page",
     "number_on_page",
     "page_to_write",
+    "past_of",
     "read_end_record",
     "read_page",
     "torn_fate",
@@ -417,3 +418,20 @@ def page_to_write(stored: Sequence[Stored], batch: str, seq: int, size: int) -> 
     if page.problem is not None:
         page = evolve(new_page(batch, seq, size), seq=page.seq)
     return page
+
+
+def past_of(task: StoredTask) -> EndRecord:
+    """Return what had become of a task, as its batch tells it."""
+    state = task.state if task.state.is_final or task.state is TaskState.BLOCKED else TaskState.SCHEDULED
+    return EndRecord(
+        state=state,
+        delivery=task.delivery,
+        attempt=task.attempt,
+        worker=task.worker,
+        started=None if task.started_at is None else micros(task.started_at),
+        finished=0 if task.finished_at is None else micros(task.finished_at),
+        run_at=micros(task.run_at),
+        error=task.error,
+        result=task.result_payload,
+        attempt_log=task.attempt_log,
+    )

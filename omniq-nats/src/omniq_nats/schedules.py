@@ -13,8 +13,10 @@ from omniq.storage import Enqueued
 from omniq.task import NewTask
 from omniq_nats.due_cache import DueCache, is_due
 from omniq_nats.enqueueing import Producer
+from omniq_nats.flows import Flows
 from omniq_nats.queue_state_store import QueueStateStore
 from omniq_nats.schedule_encoding import encode_schedule, nonce_of, readable
+from omniq_nats.task_batches import is_limited
 from omniq_nats.transport import Conflict, Lost, Write
 
 __all__ = ["ScheduleStore"]
@@ -25,9 +27,11 @@ class ScheduleStore:
 
     :param state_store: of the storage.
     :param producer: stores the tasks of a run.
+    :param flows: stores them if some have keys, named limits or a debounce.
     """
 
-    def __init__(self, state_store: QueueStateStore, producer: Producer) -> None:
+    def __init__(self, state_store: QueueStateStore, producer: Producer, flows: Flows) -> None:
+        self._flows = flows
         self._transport = state_store.transport
         self._names = state_store.names
         self._clock = state_store.clock
@@ -119,7 +123,16 @@ class ScheduleStore:
         kept = evolve(schedule, revision=revision + 1)
         told = encode_schedule(kept, secrets.token_hex(6))
         step = [Write(self._names.schedule(schedule.id), told, expected=seq)]
-        enqueued = await self._producer.enqueue(tasks, step)
+        enqueued: list[Enqueued] | None
+        if any(map(is_limited, tasks)):
+            try:
+                enqueued = await self._flows.fire(tasks, step)
+            except Conflict:
+                stored_now = await self._stored(schedule.id)
+                # What is not of the schedule is tried again.
+                return None if stored_now != (revision, seq) else await self.fire(schedule, tasks)
+        else:
+            enqueued = await self._producer.enqueue(tasks, step)
         if enqueued is not None:
             await self._transport.tell(self._names.schedule_store)
         return enqueued

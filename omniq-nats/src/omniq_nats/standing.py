@@ -17,7 +17,7 @@ from omniq_nats.task_batches import TaskBatch
 from omniq_nats.task_lookup import Place, Torn
 from omniq_nats.transport import Stored
 
-__all__ = ["ENDED", "View", "find_live", "find_living", "stand", "stands", "view"]
+__all__ = ["ENDED", "View", "find_holding", "find_live", "find_living", "stand", "stands", "view"]
 
 MOST_AT_ONCE = 50
 """So many tasks at most are looked at where they were a moment ago, before they are looked for."""
@@ -147,6 +147,21 @@ async def _view_again(state_store: QueueStateStore, ids: Sequence[str]) -> View 
 async def find_live(state_store: QueueStateStore, ids: Sequence[str]) -> set[str]:
     """Say which of some tasks are there and have not ended."""
     return (await find_living(state_store, ids))[0]
+
+
+async def find_holding(state_store: QueueStateStore, ids: Sequence[str]) -> set[str]:
+    """Say which of some tasks have their unique keys: those that have not ended, of debounced ones until the start."""
+    seen = await view(state_store, ids)
+    holding: set[str] = set()
+    for queue, places in seen.places_by_queue.items():
+        found, end_records = await stands(state_store, seen.queue_states[queue], places, pages=seen.pages)
+        for (batch, index), how in zip(places, found, strict=True):
+            limited, end_record = batch.limited(index), end_records.get((batch.seq, index))
+            delivery = how.delivery if isinstance(how, Entry) else 0 if end_record is None else end_record.delivery
+            has_let_go = limited is not None and limited.first_at is not None and delivery > 0
+            if how not in (None, ENDED) and not has_let_go:
+                holding.add(batch.rows[index][0])
+    return holding
 
 
 async def find_living(state_store: QueueStateStore, ids: Sequence[str]) -> tuple[set[str], dict[str, int]]:

@@ -14,6 +14,7 @@ from typing import Self
 
 from omniq.errors import StorageUnavailable
 from omniq.flow import Flow, NewFlow
+from omniq.limit import Limit, LimitUsage, Scope
 from omniq.schedule import Schedule
 from omniq.storage import (
     Adoption,
@@ -30,6 +31,7 @@ from omniq.storage import (
     TaskPage,
     TaskQuery,
 )
+from omniq.storage.limits import no_limits
 from omniq.task import NewTask, Outcome, Progress, StoredTask, TaskState
 from omniq_nats import claiming, doctor, listing, reading, streams
 from omniq_nats.adopting import Adopter
@@ -37,11 +39,13 @@ from omniq_nats.control import Control
 from omniq_nats.enqueueing import ATOMIC_TASKS, ATOMIC_UNIQUE_TASKS, Producer
 from omniq_nats.finishing import Holder
 from omniq_nats.flows import STEP, Flows
+from omniq_nats.limit_control import delete_limit, forget_idle, put_limit, usage
 from omniq_nats.queue_state_store import QueueStateStore
 from omniq_nats.recovery import Recovery
 from omniq_nats.removal import Removal
 from omniq_nats.schedules import ScheduleStore
 from omniq_nats.settings import Settings, read_settings
+from omniq_nats.task_batches import is_limited
 from omniq_nats.times import clock_of, from_micros
 from omniq_nats.transport import Transport
 from omniq_nats.waiting import LOOK_EVERY, Waiting
@@ -71,7 +75,7 @@ class _Opened:
         self.removal = Removal(self.state_store, self.flows)
         self.control = Control(self.state_store, self.removal, self.flows)
         self.adopter = Adopter(self.state_store, self.flows)
-        self.schedule_store = ScheduleStore(self.state_store, self.producer)
+        self.schedule_store = ScheduleStore(self.state_store, self.producer, self.flows)
         self.waiting = Waiting(self.state_store, self.schedule_store, self.flows.index)
 
     async def tell_ends(self, ids: Iterable[str] | Mapping[str, int]) -> None:
@@ -117,6 +121,7 @@ class NatsStorage(Storage):
             running_tasks=most // 256,
             stalled_client=0,
             flows=True,
+            task_limits=self._settings.limits,
         )
 
     def __init__(self, config: StorageConfig) -> None:
@@ -174,12 +179,17 @@ class NatsStorage(Storage):
 
     async def enqueue(self, tasks: Sequence[NewTask], flow: NewFlow | None = None) -> list[Enqueued]:
         opened = await self._ready()
+        limited = any(map(is_limited, tasks))
+        if limited:
+            self._check_limits()
         if flow is not None or any(task.flow is not None for task in tasks):
             answers, stepped = await opened.flows.enqueue(tasks, flow)
             await opened.tell_ends(stepped.ended)
             return answers
         if not tasks:
             return []
+        if limited:
+            return await opened.flows.enqueue_limited(tasks)
         enqueued = await opened.producer.enqueue(tasks)
         assert enqueued is not None
         return enqueued
@@ -187,6 +197,8 @@ class NatsStorage(Storage):
     def enqueue_blocking(self, tasks: Sequence[NewTask]) -> list[Enqueued] | None:
         opened = self._opened
         if opened is None or opened.clock.is_stale or len(tasks) != 1 or tasks[0].flow is not None:
+            return None
+        if is_limited(tasks[0]):
             return None
         answer = opened.producer.enqueue_blocking(tasks[0])
         return None if answer is None else [answer]
@@ -340,11 +352,40 @@ class NatsStorage(Storage):
     async def fire(self, schedule: Schedule, tasks: Sequence[NewTask]) -> list[Enqueued] | None:
         return await (await self._ready()).schedule_store.fire(schedule, tasks)
 
+    # Limits
+
+    def _check_limits(self) -> None:
+        if not self._settings.limits:
+            raise no_limits(self)
+
+    async def put_limit(self, limit: Limit, expected_revision: int | None = None) -> Limit | None:
+        self._check_limits()
+        opened = await self._ready()
+        return await put_limit(opened.state_store, limit, expected_revision)
+
+    async def get_limits(self, ids: Sequence[str] | None = None) -> list[Limit]:
+        self._check_limits()
+        records = (await self._ready()).state_store.limits
+        found = await (records.all() if ids is None else records.of(dict.fromkeys(ids)))
+        return [found[one] for one in (sorted(found) if ids is None else ids) if one in found]
+
+    async def delete_limit(self, limit_id: str) -> bool:
+        self._check_limits()
+        return await delete_limit((await self._ready()).state_store, limit_id)
+
+    async def get_limit_usage(self, scopes: Sequence[Scope] | None = None) -> list[LimitUsage]:
+        self._check_limits()
+        if scopes is None:
+            scopes = [Scope(limit.queue, name=limit.name) for limit in await self.get_limits()]
+        return await usage((await self._ready()).state_store, scopes)
+
     # Upkeep
 
     async def prune(self, limit: int) -> int:
         opened = await self._ready()
         count, gone = await opened.removal.prune(limit)
+        if self._settings.limits:
+            await forget_idle(opened.state_store)
         await opened.tell_ends(gone)
         return count
 

@@ -9,15 +9,17 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable
+from functools import partial
 from itertools import accumulate
 from typing import Any
 
 from attrs import define, field
 
 from omniq.errors import CorruptRecord
+from omniq.limit import Limited
 from omniq.storage.corrupt_records import corrupt, salvaged
 from omniq.storage.validation import LONGEST_TEXT, UNREADABLE, check_task, is_text
-from omniq.task import Feed, NewTask, Progress, StoredTask, TaskError, TaskState
+from omniq.task import Feed, LimitedTask, NewTask, Progress, StoredTask, TaskError, TaskState
 from omniq_nats.names import (
     APART,
     BLOCKED_LINE,
@@ -34,7 +36,7 @@ from omniq_nats.names import (
     untoken,
 )
 from omniq_nats.results import MOST_TASKS, EndRecord, read_end_record
-from omniq_nats.times import from_micros, is_moment
+from omniq_nats.times import from_micros, is_moment, micros
 from omniq_nats.transport import Stored
 
 __all__ = [
@@ -47,6 +49,7 @@ __all__ = [
     "check_new",
     "encode_batch",
     "guard_body",
+    "is_limited",
     "pages_of",
     "read_batch",
     "read_guard",
@@ -54,6 +57,10 @@ __all__ = [
 ]
 
 VERSION = 1
+WITH_KEYS = 2
+"""The version of a batch that has tasks with a key, a named limit or a debounce."""
+WITH_LIMITED = 11
+"""Of so many values is the row of such a task."""
 LARGE_BODY = 32 * 1024
 """Bytes: a larger body is a message of its own. A page of a hundred tasks therefore takes 3 MB at most without it."""
 MOST_BYTES = 128 * 1024
@@ -135,6 +142,19 @@ class TaskBatch:
         """Return whether a task of which no end record tells that it has ended may stand behind its gate."""
         return self.line == BLOCKED_LINE or bool(self.pasts and self.ties and self.ties[index][0] is not None)
 
+    def limited(self, index: int) -> Limited | None:
+        """Return key and named limit of a task, and of a debounced one when the first was enqueued."""
+        row = self.rows[index]
+        if len(row) < WITH_LIMITED:
+            return None
+        key, limit, first_at = row[-1]
+        return Limited(key, limit, None if first_at is None else from_micros(first_at))
+
+    def group_key(self, index: int) -> tuple[str | None, str | None] | None:
+        """Return key and named limit of a task; None: it has neither."""
+        row = self.rows[index]
+        return None if len(row) < WITH_LIMITED or row[-1][:2] == [None, None] else (row[-1][0], row[-1][1])
+
     def priority(self, index: int) -> int:
         """Return the priority of a task: where it is ready, that of the line in which it stands."""
         has_none = self.line in (DUE_LINE, BLOCKED_LINE)
@@ -172,6 +192,8 @@ class Page:
     """Of each, if they belong to a flow."""
     pasts: list[Past] = field(factory=list)
     """Of each, if they come from another store."""
+    limited: dict[str, Limited] = field(factory=dict)
+    """By id: of those that have any, key, named limit and debounce."""
 
     def takes(self, size: int) -> bool:
         """Whether a task of so many bytes may be added."""
@@ -216,6 +238,11 @@ def add_to_pages(
     return page, 2 if is_large or len(page.tasks) == 2 else 1
 
 
+def is_limited(task: NewTask) -> bool:
+    """Return whether a task has a key, a named limit or a debounce."""
+    return task.key is not None or task.limit is not None or task.debounce is not None
+
+
 def check_new(task: NewTask | StoredTask) -> None:
     """Refuse a task that could not be read once it is stored.
 
@@ -225,7 +252,7 @@ def check_new(task: NewTask | StoredTask) -> None:
         raise ValueError(f"result_ttl must be a number of seconds, not {task.result_ttl!r}")
     if not (-_MOST <= task.priority < _MOST and 0 <= task.max_retries < _MOST):
         raise ValueError("priority and max_retries must be whole numbers of 64 bits, and max_retries 0 or more")
-    texts = (task.id, task.queue, task.name, task.unique or "", *task.tags)
+    texts = (task.id, task.queue, task.name, task.unique or "", task.key or "", task.limit or "", *task.tags)
     whole = "".join(texts)
     if whole.isascii() and len(whole) <= LONGEST_TEXT:
         return
@@ -256,11 +283,12 @@ def encode_batch(page: Page, *, at: int, behind: int, nonce: str) -> bytes:
             task.max_retries,
             task.tags,
             len(task.body),
+            *([_limited_row(page.limited[task.id])] if task.id in page.limited else []),
         ]
         for task, number, run_at, expires in page.tasks
     ]
     head = {
-        "v": VERSION,
+        "v": WITH_KEYS if page.limited else VERSION,
         "queue": page.queue,
         "at": at,
         "ttl": page.ttl,
@@ -316,7 +344,7 @@ def _read_home(stored: Stored, queue: str, line: str, kind: str, name: str) -> T
     if end != len(text):
         raise ValueError("more follows what it says of its tasks")
     behind, rows = told["behind"], told["tasks"]
-    if told["v"] != VERSION:
+    if told["v"] not in (VERSION, WITH_KEYS):
         raise ValueError(f"it is of version {told['v']!r:.20}")
     if type(rows) is not list or not rows:
         raise ValueError("it holds no tasks")
@@ -380,9 +408,13 @@ def _read_flow(told: Any, count: int) -> tuple[str, float, list[Tie]]:
     return flow, ttl, ties
 
 
+def _limited_row(limited: Limited) -> list[Any]:
+    return [limited.key, limited.limit, None if limited.first_at is None else micros(limited.first_at)]
+
+
 def _size_in(row: Any) -> int:
     """Return the size of a task's body, if all that is said of the task is as it must be."""
-    task_id, priority, run_at, expires, unique, number, name, max_retries, tags, size = row
+    task_id, priority, run_at, expires, unique, number, name, max_retries, tags, size, *limited = row
     if (
         is_text(task_id)
         and is_text(name)
@@ -399,9 +431,15 @@ def _size_in(row: Any) -> int:
         and all(map(is_text, tags))
         and type(size) is int
         and size >= 0
+        and (not limited or _is_limited(*limited))
     ):
         return size
     raise ValueError(f"what it says of task {str(task_id)[:100]!r} is of a wrong type or out of range")
+
+
+def _is_limited(told: Any) -> bool:
+    key, limit, first_at = told
+    return all(one is None or is_text(one) for one in (key, limit)) and (first_at is None or is_moment(first_at))
 
 
 def guard_body(batch: str, index: int) -> bytes:
@@ -456,7 +494,9 @@ def to_task(
     expires = row[3] if keeps_expiry else None
     try:
         body = b"" if bare else batch.body(index)
-        task = StoredTask(
+        limited = batch.limited(index)
+        make = StoredTask if limited is None else partial(LimitedTask, limited=limited)
+        task = make(
             id=row[0],
             queue=batch.queue,
             name=row[6],

@@ -14,7 +14,7 @@ from omniq.errors import CorruptRecord
 from omniq.storage.corrupt_records import corrupt
 from omniq_nats.entries import Entry
 from omniq_nats.flow_records import GATES, GatePage, read_gates
-from omniq_nats.names import readable
+from omniq_nats.names import group_in, readable
 from omniq_nats.queue_state import QueueState
 from omniq_nats.task_batches import TaskBatch, read_batch, read_guard
 from omniq_nats.transport import Stored, Transport
@@ -285,7 +285,9 @@ class TaskLookup:
         """Make sure that :meth:`know_all` holds from here on, if nothing is heard of in which it does not."""
         seen = self._transport.last_seen
         self.know_all(queue_state)
-        lines = [line for line in queue_state.lines if self._ahead[queue_state.queue, line].end <= seen]
+        # Of the lines of groups the queue's state tells whether they have tasks.
+        plain = [line for line in queue_state.lines if not group_in(line)]
+        lines = [line for line in plain if self._ahead[queue_state.queue, line].end <= seen]
         await asyncio.gather(*(self._confirm(queue_state.queue, line, seen) for line in lines))
 
     async def _confirm(self, queue: str, line: str, seen: int) -> None:

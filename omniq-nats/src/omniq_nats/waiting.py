@@ -11,7 +11,9 @@ from attrs import define, field
 
 from omniq_nats import streams
 from omniq_nats.flow_index import FlowIndex
-from omniq_nats.names import BLOCKED_LINE, DUE_LINE, line_in
+from omniq_nats.limits import Gate, names_of
+from omniq_nats.names import BLOCKED_LINE, DUE_LINE, group_in, line_in
+from omniq_nats.overflow import MOST_DUE
 from omniq_nats.protocol import Message
 from omniq_nats.queue_state import QueueState
 from omniq_nats.queue_state_store import QueueStateStore
@@ -82,6 +84,8 @@ class Waiting:
         self._surveyed: set[str] = set()
         """Queues that were looked at, and of which nothing was heard since."""
         self._surveyed_by = 0
+        self._laned: set[str] = set()
+        """By what is listened to: queues that had limits, or tasks with keys, when they were last looked at."""
         self._run: int | None = None
         """When the next schedule was due at the latest look."""
         self._transport.renewed.append(self._look_again)
@@ -168,7 +172,11 @@ class Waiting:
             self._surveyed.discard(key)
         now = self._state_store.clock.now()
         for waiter in self._workers.get(key, ()):
-            waiter.hear(at, now)
+            if key in self._laned:
+                waiter.look_again = True  # a limit may hold it back
+                waiter.woken.set()
+            else:
+                waiter.hear(at, now)
 
     def _hear_stored(self, message: Message) -> int | None:
         """Take note of a message that the servers passed on; give the time at which its task may start, if any does."""
@@ -196,7 +204,11 @@ class Waiting:
         times: list[int] = [] if self._run is None else [self._run]
         for queue in queues:
             queue_state = self._state_store.remembered(queue)
-            if queue_state is None or not self._state_store.task_lookup.know_all(queue_state):
+            if (
+                queue_state is None
+                or queue_state.lane is not None
+                or not self._state_store.task_lookup.know_all(queue_state)
+            ):
                 return None
             if not queue_state.paused:
                 times += [at for at in [queue_state.next_at()] if at is not None]
@@ -215,9 +227,16 @@ class Waiting:
         times = [
             at
             for queue_state in queue_states.values()
-            if not queue_state.paused and (at := queue_state.next_at()) is not None
+            if not queue_state.paused and queue_state.lane is None and (at := queue_state.next_at()) is not None
         ]
         for queue_state in queue_states.values():
+            heard = {self._names.work(queue_state.queue), self._names.stored(queue_state.queue)}
+            if queue_state.lane is not None:
+                self._laned |= heard
+                times += [] if queue_state.paused else await self._of_lane(queue_state)
+                await self._state_store.task_lookup.confirm(queue_state)
+                continue
+            self._laned -= heard
             if any(at <= now for at in times):
                 return _Look(True, end)
             if not queue_state.paused:
@@ -236,9 +255,37 @@ class Waiting:
         self._surveyed_by = generation
         return _Look(False, end, min(times, default=None))
 
+    async def _of_lane(self, queue_state: QueueState) -> list[int]:
+        """Return when tasks of a queue that has limits, or tasks with keys, may start."""
+        now, lane = self._state_store.clock.now(), queue_state.lane
+        assert lane is not None
+        gate = Gate(queue_state, await self._state_store.limits.load(queue_state, names_of(queue_state)), now)
+        slots, tokens, due = gate.own_room()
+        if slots <= 0:
+            return []  # who ends one of them says so
+        times = [at async for at in self._untouched(queue_state)]
+        times += [
+            page.at
+            for page in queue_state.overflow
+            if not page.is_lined or page.at > now or len(queue_state.waiting) < MOST_DUE
+        ]
+        for line, entries in queue_state.back.items():
+            if not group_in(line):
+                times.append(entries[0].at)
+        for name, lines in queue_state.groups_here().items():
+            next_at = gate.next_at(lane.groups[name])
+            if next_at is None:
+                continue
+            for line in lines:
+                waiting = queue_state.back.get(line)
+                times += [next_at] if lane.counts.get(line, 0) > 0 else []
+                times += [max(next_at, waiting[0].at)] if waiting else []
+        return [max(at, due) if tokens <= 0 else at for at in times]
+
     async def _untouched(self, queue_state: QueueState, *, known: bool = False) -> AsyncIterator[int]:
         """Yield when tasks may start that claims have not come to: of a line of ready ones one at most."""
-        for line in sorted(queue_state.lines, key=lambda name: name == DUE_LINE):
+        lines = [line for line in queue_state.lines if not group_in(line)]
+        for line in sorted(lines, key=lambda name: name == DUE_LINE):
             batch = await self._state_store.task_lookup.ahead(queue_state, line, None, 4, known=known)
             is_over = False
             while batch is not None and not is_over:
@@ -295,6 +342,7 @@ class Waiting:
         queue_states = {names.queue_state(queue) for queue in queues}
         for one in stored:
             is_reason = one.subject.startswith(reasons) or one.subject in queue_states
+            is_reason = is_reason or (bool(self._laned) and one.subject.endswith((".usage", ".limit")))
             if is_reason and not self._transport.has_noted(one.seq, one.seq):
                 return None
         return None if left else max([end, *(one.seq for one in stored)])

@@ -1,0 +1,247 @@
+"""Limits on NATS beside what the kit asks: what stays of them where records are lost, and what plain queues pay."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from omniq.errors import ConfigurationError
+from omniq.limit import Debounce, Limit, Rate, Scope
+from omniq.schedule import Schedule
+from omniq.storage import Storage
+from omniq.task import StoredTask, Succeeded, TaskState
+from omniq.testing import await_until
+from omniq.testing.contract.limit_driver import Crowd
+from omniq_nats import limits, overflow
+from omniq_nats.storage import NatsStorage
+from tests.nats.spoiling import SpoiledMessages
+from tests.nats.support import fresh, opened, task
+from tests.servers.nats import NatsServer
+
+
+@pytest.fixture
+def url(nats_server: NatsServer) -> str:
+    return fresh(nats_server.url, experimental_limits="1")
+
+
+@pytest.fixture
+def messages(nats_server: NatsServer, url: str) -> Iterator[SpoiledMessages]:
+    spoiled = SpoiledMessages(nats_server.url, url.partition("namespace=")[2].partition("&")[0])
+    yield spoiled
+    spoiled.close()
+
+
+async def take(storage: Storage, number: int = 100, queue: str = "work") -> list[StoredTask]:
+    return await storage.claim({queue: number}, worker="w", lease=60)
+
+
+async def end(storage: Storage, tasks: list[StoredTask]) -> None:
+    answers = await storage.finish([Succeeded(id=one.id, delivery=one.delivery, result=b"1") for one in tasks])
+    assert answers == [True] * len(tasks)
+
+
+async def work_off(storage: Storage) -> list[str]:
+    """Claim and finish until nothing is left; return the ids."""
+    done = []
+    while tasks := await take(storage):
+        await end(storage, tasks)
+        done += [one.id for one in tasks]
+    return done
+
+
+async def test_a_storage_without_the_option_refuses_what_needs_limits(nats_server: NatsServer) -> None:
+    async with opened(fresh(nats_server.url)) as plain:
+        assert not plain.limits.task_limits
+        refused = [task(key="a"), task(limit="x"), task(unique="k", debounce=Debounce("k", 1.0))]
+        for one in refused:
+            with pytest.raises(ConfigurationError, match="NatsStorage holds no limits"):
+                await plain.enqueue([task(), one])
+        with pytest.raises(ConfigurationError, match="NatsStorage holds no limits"):
+            await plain.put_limit(Limit(queue="work", concurrency=1))
+        assert await take(plain) == []
+
+
+async def test_the_state_of_a_plain_queue_is_what_it_was(url: str, messages: SpoiledMessages) -> None:
+    async with opened(url) as storage:
+        await storage.enqueue([task(), task(queue="keyed", key="a")])
+        assert len(await take(storage)) == len(await take(storage, queue="keyed")) == 1
+        states = {queue: await read_state(storage, queue) for queue in ("work", "keyed")}
+        assert (states["work"]["v"], "lane" in states["work"]) == (3, False)
+        assert (states["keyed"]["v"], "lane" in states["keyed"]) == (4, True)
+
+
+async def read_state(storage: NatsStorage, queue: str) -> Any:
+    assert storage._opened is not None
+    (stored,) = await storage._opened.transport.last([storage._settings.names.queue_state(queue)])
+    return json.loads(stored.data.partition(b"\n")[0])
+
+
+async def test_nothing_of_limits_is_left_in_a_state_once_all_has_ended(url: str) -> None:
+    async with opened(url) as storage:
+        await storage.put_limit(Limit(queue="work", per_key=Limit(concurrency=1)))
+        await storage.enqueue([task(key=f"k{n % 3}", limit="api") for n in range(9)])
+        assert len(await work_off(storage)) == 9
+        assert await storage.delete_limit("queue:work")
+        state = await read_state(storage, "work")
+        assert [line for line in state["lines"] if "k" in line] == []
+        _, *_, names = state.get("lane", [{}])
+        assert names == {}
+
+
+async def test_a_queue_of_keys_that_come_once_does_not_grow(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "MOST_IDLE", 5)
+    async with opened(url) as storage:
+        for n in range(12):
+            await storage.enqueue([task(key=f"k{n}")])
+            assert len(await work_off(storage)) == 1
+        state = await read_state(storage, "work")
+        assert len(state["lane"][5]) <= 5
+        await storage.prune(100)
+        assert "lane" not in await read_state(storage, "work")
+
+
+async def test_a_line_that_was_worked_off_is_there_again_with_its_next_task(url: str) -> None:
+    async with opened(url) as storage:
+        for _ in range(3):
+            tasks = [task(key="a"), task(key="a", priority=3), task(key="a")]
+            await storage.enqueue(tasks)
+            assert [record and record.state for record in await storage.get([one.id for one in tasks])] == [
+                TaskState.READY
+            ] * 3
+            assert await work_off(storage) == [tasks[1].id, tasks[0].id, tasks[2].id]
+
+
+async def test_tasks_with_keys_outlive_a_queues_record_that_cannot_be_read(url: str, messages: SpoiledMessages) -> None:
+    async with opened(url) as storage:
+        await storage.put_limit(Limit(queue="work", per_key=Limit(concurrency=1)))
+        await storage.put_limit(Limit(name="api", concurrency=2))
+        tasks = [task(key=f"k{n % 4}", limit="api", max_retries=9) for n in range(40)]
+        await storage.enqueue(tasks)
+        lost = await take(storage)
+        assert len(lost) == 2
+        names = storage._settings.names
+        spoil(messages, names.queue_state("work"), b"{")
+        async with opened(url) as other:
+            await other.recover(100)  # makes the record anew: what ran is ready again, and holds no slot
+            (usage,) = await other.get_limit_usage([Scope(name="api")])
+            assert usage.running == 0
+            first = await take(other)
+            assert len(first) == 2
+            assert len({one.key for one in first}) == 2
+            await end(other, first)
+            assert {*(one.id for one in first), *await work_off(other)} == {one.id for one in tasks}
+            assert (await other.get_limit_usage([Scope(name="api")]))[0].running == 0
+
+
+def spoil(messages: SpoiledMessages, subject: str, data: bytes) -> None:
+    """Replace a message, behind the storage's back and on another thread's loop."""
+
+    async def publish() -> None:
+        await (await messages.stream()).publish(subject, data)
+
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(messages.do, publish()).result()
+
+
+async def test_a_usage_that_cannot_be_read_is_counted_anew(url: str, messages: SpoiledMessages) -> None:
+    async with opened(url) as storage:
+        await storage.put_limit(Limit(name="api", concurrency=3))
+        await storage.enqueue([task(queue=queue, limit="api") for queue in ("work", "other") for _ in range(4)])
+        held = await take(storage, 2)
+        spoil(messages, storage._settings.names.usage("api"), b"[1, 2")
+        async with opened(url) as other:
+            assert len(await take(other, queue="other")) == 1
+            assert await take(other) == []
+            await end(other, held)
+            assert len(await take(other)) == 2
+
+
+async def test_more_tasks_are_due_than_a_state_has_room_for(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with opened(url) as storage:
+        for name, number in (("MOST_DUE", 5), ("MOST_IN_BOOK", 2), ("KEPT_IN_BOOK", 1), ("LARGEST", 4)):
+            monkeypatch.setattr(overflow, name, number)
+        await storage.put_limit(Limit(queue="work", per_key=Limit(concurrency=2)))
+        soon = datetime.now(UTC) + timedelta(milliseconds=30)
+        tasks = [task(key="abc"[n % 3], run_at=soon) for n in range(30)] + [task(run_at=soon) for _ in range(10)]
+        await storage.enqueue(tasks)
+        done: set[str] = set()
+
+        async def all_done() -> bool:
+            found = await take(storage)
+            assert sum(one.key == "a" for one in found) <= 2
+            await end(storage, found)
+            done.update(one.id for one in found)
+            return len(done) == len(tasks)
+
+        await await_until(all_done, 30, "all tasks to be worked off")
+        assert done == {one.id for one in tasks}
+
+
+async def test_what_is_due_later_starts_though_nothing_else_of_limits_is_there(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, number in (("MOST_IN_BOOK", 2), ("KEPT_IN_BOOK", 0)):
+        monkeypatch.setattr(overflow, name, number)
+    async with opened(url) as storage:
+        later = datetime.now(UTC) + timedelta(milliseconds=500)
+        tasks = [task(key="a", run_at=later) for _ in range(5)]
+        await storage.enqueue(tasks)
+        await storage.enqueue([task(key="b")])
+        first = await work_off(storage)  # all others are put aside by it
+        await storage.prune(10)
+        done: set[str] = set()
+
+        async def all_done() -> bool:
+            done.update(await work_off(storage))
+            return len(done) == len(tasks)
+
+        await await_until(all_done, 30, "what is due later")
+        assert len(first) == 1
+        assert done == {one.id for one in tasks}
+
+
+async def test_a_schedules_run_with_a_key_is_stored_once(url: str) -> None:
+    async with opened(url) as storage:
+        due = datetime.now(UTC)
+        schedule = await storage.put_schedule(
+            Schedule(id="s", task=task(key="a"), trigger='{"every": 60}', next_run=due)
+        )
+        assert schedule is not None
+        run = [task(key="a")]
+        assert await storage.fire(schedule, run) is not None
+        assert await storage.fire(schedule, [task(key="a")]) is None
+        assert [one.id for one in await take(storage)] == [run[0].id]
+
+
+async def test_the_rate_of_a_name_is_shared_by_queues(url: str) -> None:
+    async with opened(url) as storage:
+        await storage.put_limit(Limit(name="api", rate=Rate(1, per=3600, burst=3)))
+        await storage.enqueue([task(queue=queue, limit="api") for queue in ("work", "other") for _ in range(4)])
+        assert len(await take(storage, 2)) == 2
+        assert len(await take(storage, queue="other")) == 1
+        assert await take(storage) == []
+
+
+async def test_claimers_that_are_lost_take_no_slot_with_them(url: str) -> None:
+    async with opened(url) as first, opened(url) as second, opened(url) as third:
+        several = [first, second, third]
+        crowd = Crowd(several, random.Random(30))
+        await crowd.fill(30)
+        await asyncio.gather(*map(crowd.work, several))
+        assert {(one.running, one.held_keys) for one in await first.get_limit_usage()} == {(0, 0)}
+
+
+async def test_of_debounced_tasks_that_race_one_runs(url: str) -> None:
+    async with opened(url) as first, opened(url) as second, opened(url) as third:
+        tasks = [task(unique="k", debounce=Debounce("k", 3600.0)) for _ in range(30)]
+        await asyncio.gather(*[(first, second, third)[n % 3].enqueue([one]) for n, one in enumerate(tasks)])
+        states = Counter(record and record.state for record in await first.get([one.id for one in tasks]))
+        assert states == {TaskState.CANCELLED: 29, TaskState.SCHEDULED: 1}
