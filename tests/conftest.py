@@ -61,7 +61,7 @@ def pytest_make_collect_report(collector: pytest.Collector) -> Generator[None, o
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with what may take longest, so that no process of several is alone with it in the end."""
-    items.sort(key=lambda item: item.get_closest_marker("timeout") is None)
+    items.sort(key=lambda item: not any(map(item.get_closest_marker, ("timeout", "xdist_group"))))
 
 
 def pytest_runtest_setup() -> None:
