@@ -229,7 +229,7 @@ class Prefetch:
             waiter.set_result(None)
         elif wanted > 0 and not self._gathers:
             self._gather(waiter)
-        elif self._timer is None:
+        elif self._timer is None and len(self._kinds) > 1:  # with one kind there is none to look past
             self._look_past_in_time(waiter)
 
     async def room(self) -> None:
