@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from typing import Any
 
 import pytest
 
 from omniq import TaskQueue
 from omniq._worker.executors import LoopExecutor
-from omniq._worker.fetcher import TURNS
+from omniq._worker.fetcher import TURNS, Fetcher
 from omniq._worker.prefetch import AHEAD, LONGEST_PAUSE, ROUND, Lookahead, Prefetch
-from omniq.task import StoredTask
+from omniq.task import StoredTask, TaskState
 from omniq.testing import await_until
 from tests.core.running import Gate
 
@@ -265,3 +266,29 @@ async def test_coroutines_are_looked_for_again_when_all_were_full_and_no_attempt
 
     await asyncio.wait_for(room, 30)
     assert prefetch.wanted > 0
+
+
+async def test_what_was_claimed_goes_back_when_a_worker_is_stopped_while_it_sends_the_next_claim(
+    queue: TaskQueue, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @queue.task
+    def hold() -> None:
+        gate.wait()
+
+    async def be_stopped(fetcher: Fetcher, count: int) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        await asyncio.sleep(0)
+
+    monkeypatch.setattr(Fetcher, "_claim_ahead", be_stopped)
+    handles = await queue.aenqueue_many(hold.call() for _ in range(8))
+    worker = queue.worker(concurrency=4, threads=1, grace=0)
+    running = asyncio.ensure_future(worker.run())
+    await await_until(lambda: gate.arrived == 1)
+    worker.stop()
+    gate.open()
+    await running
+
+    states = Counter([(await handle.atask()).state for handle in handles])
+    assert states[TaskState.RUNNING] == 0

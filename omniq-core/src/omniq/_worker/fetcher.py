@@ -218,11 +218,13 @@ class Fetcher:
                         claimed = await under_way.answer
                     self.outage.succeeded()
                     count = len(claimed)
-                    if count == wanted:
-                        await self._claim_ahead(count)
                     claimed.reverse()
-                    while claimed:  # none is kept longer than it is needed
-                        self._accept(claimed.pop())
+                    try:
+                        if count == wanted:
+                            await self._claim_ahead(count)
+                    finally:  # a worker that is stopped at once puts back what it has accepted
+                        while claimed:  # none is kept longer than it is needed
+                            self._accept(claimed.pop())
                     if woken:
                         self._on_woken()
                         woken = False

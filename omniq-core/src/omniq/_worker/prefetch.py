@@ -20,7 +20,7 @@ GATHER = 0.002
 LEAST_SHARE = 0.05
 """The least share of claimed tasks that an executor is taken to get, so that it is never overrun by a change of mix."""
 MOST_AHEAD = 3
-"""How many times as many tasks as run at once are claimed ahead of need at most."""
+"""How many times as many tasks as the worker's ``concurrency`` are claimed ahead of need at most."""
 AHEAD = 8
 """How many tasks are looked past in a first round, as expected."""
 ROUND = 1.0
