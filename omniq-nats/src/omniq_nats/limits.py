@@ -302,7 +302,7 @@ class LimitRecords:
         raise StorageUnavailable(f"limit name:{name!r} is changed by so many at once that no turn came")
 
     async def _store_named(self, name: str, data: bytes, seq: int) -> set[str] | None:
-        """Store a named limit, and its usage as it is: whoever has read that before sees another limit now.
+        """Store a named limit, and its usage as it is: a claim that read it before is refused then.
 
         :return: the queues that have tasks with it; None: another was quicker.
         """
