@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
@@ -452,9 +453,12 @@ class _Source:
         source.passed.clear()
         short = self.taken - before < number
         if short and lane is not None and lane.counts.get(line, 0) > 0 and await source.head() is None:
-            # Some were on messages that cannot be read, or are gone.
-            lane.counts[line] = 0
-            self.has_passed = True
+            transport, place = self._state_store.transport, self._queue_state.lines[line]
+            subject = self._state_store.names.line(self._queue_state.queue, line)
+            # A replica may not have come to them yet; what the leader does not have is gone, or cannot be read.
+            if not await transport.leader_has(subject, place[0], sys.maxsize):
+                lane.counts[line] = 0
+                self.has_passed = True
 
     async def look_ahead(self, lines: list[str], number: int) -> None:
         await self._state_store.task_lookup.look_into(self._queue_state, lines, number)

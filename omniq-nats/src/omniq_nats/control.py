@@ -226,13 +226,21 @@ class Control:
             holder = holder_of(stored[0].data)
             entry = None if holder in (None, task_id) else queue_state.running.get(holder or "")
             entry = entry or (None if holder in (None, task_id) else queue_state.waiting.get(holder or ""))
-            if entry is not None and entry.delivery == 0:
+            if entry is not None and await self._keeps_key(queue_state, entry):
                 return False
             if holder is not None and holder != task_id and await find_holding(self._state_store, [holder]):
                 return False
         told = json.dumps([task_id]).encode()
         queue_state.also.append(Write(subject, told, expected=stored[0].seq if stored else 0))
         return True
+
+    async def _keeps_key(self, queue_state: QueueState, entry: Entry) -> bool:
+        """Return whether a task that runs or waits still has its unique key: a debounced one loses it as it starts."""
+        if entry.delivery == 0:
+            return True
+        batch = (await self._state_store.task_lookup.of_slots(queue_state.queue, [entry])).get(entry.seq)
+        limited = None if batch is None else batch.limited(entry.index)
+        return limited is None or limited.first_at is None
 
     async def delete(self, ids: Sequence[str]) -> tuple[list[bool], list[str]]:
         """Do :meth:`omniq.storage.Storage.delete`.

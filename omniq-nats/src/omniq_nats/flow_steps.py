@@ -259,7 +259,7 @@ class FlowSteps:
             await self.state_store.change(queue, look)
 
     async def _commit(self, changes: Changes, name: str, plan: _Plan) -> None:
-        if changes.flows or changes.queue_states or changes.before:
+        if changes.flows or changes.queue_states or changes.before or changes.after:
             first = await self.state_store.commit_together(
                 changes.queue_states, name, changes.before, changes.after, frees=plan.frees, share=changes.share
             )
