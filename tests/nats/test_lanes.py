@@ -12,13 +12,15 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from attrs import evolve
 
 from omniq.errors import ConfigurationError
 from omniq.limit import Debounce, Limit, Rate, Scope
 from omniq.schedule import Schedule
 from omniq.storage import Storage
-from omniq.task import StoredTask, Succeeded, TaskState
+from omniq.task import Failed, StoredTask, Succeeded, TaskState
 from omniq.testing import await_until
+from omniq.testing.contract.flow_driver import ERROR
 from omniq.testing.contract.limit_driver import Crowd
 from omniq_nats import limits, overflow
 from omniq_nats.storage import NatsStorage
@@ -245,3 +247,38 @@ async def test_of_debounced_tasks_that_race_one_runs(url: str) -> None:
         await asyncio.gather(*[(first, second, third)[n % 3].enqueue([one]) for n, one in enumerate(tasks)])
         states = Counter(record and record.state for record in await first.get([one.id for one in tasks]))
         assert states == {TaskState.CANCELLED: 29, TaskState.SCHEDULED: 1}
+
+
+@pytest.mark.timeout(120)
+async def test_of_two_retries_at_once_that_want_one_unique_key_one_gets_it(nats_server: NatsServer) -> None:
+    async with opened(fresh(nats_server.url)) as storage:
+        ids = []
+        for _ in range(2):
+            await storage.enqueue([one := task(unique="k")])
+            ids.append(one.id)
+            (claimed,) = await take(storage)
+            assert await storage.finish([Failed(id=claimed.id, delivery=claimed.delivery, error=ERROR)]) == [True]
+
+        answers = await asyncio.gather(storage.retry([ids[1]]), storage.retry([ids[0]]))
+
+        assert sorted(answers) == [[False], [True]]
+        assert len(await take(storage)) == 1
+
+
+async def test_a_schedule_moves_on_though_the_task_of_its_run_is_there_already(url: str) -> None:
+    async with opened(url) as storage:
+        due = datetime.now(UTC)
+        schedule = Schedule(id="s", task=task(key="a", unique="k"), trigger="{}", next_run=due)
+        stored = await storage.put_schedule(schedule)
+        assert stored is not None
+        first = await storage.fire(evolve(stored, next_run=due), [task(key="a", unique="k")])
+        assert first is not None
+        (stored,) = await storage.get_schedules(["s"])
+
+        later = due + timedelta(hours=1)
+        second = await storage.fire(evolve(stored, next_run=later), [task(key="a", unique="k")])
+
+        assert second is not None
+        assert [one.created for one in [*first, *second]] == [True, False]
+        (stored,) = await storage.get_schedules(["s"])
+        assert stored.next_run == later
