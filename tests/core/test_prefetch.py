@@ -210,7 +210,9 @@ async def test_short_tasks_run_while_the_next_are_being_claimed(
     assert sum(map(bool, meanwhile)) > len(meanwhile) / 2
 
 
-async def test_a_claim_goes_out_in_the_turn_of_the_loop_after_enough_tasks_have_ended(queue: TaskQueue) -> None:
+async def room_awaited(queue: TaskQueue) -> tuple[LoopExecutor, Prefetch, asyncio.Future[None]]:
+    """Return a full executor, and what waits for room in it."""
+
     @queue.task
     async def quick() -> None: ...
 
@@ -219,6 +221,11 @@ async def test_a_claim_goes_out_in_the_turn_of_the_loop_after_enough_tasks_have_
     executor.load = 100
     room = asyncio.ensure_future(prefetch.room())
     await asyncio.sleep(0)  # it waits
+    return executor, prefetch, room
+
+
+async def test_a_claim_goes_out_in_the_turn_of_the_loop_after_enough_tasks_have_ended(queue: TaskQueue) -> None:
+    executor, prefetch, room = await room_awaited(queue)
 
     executor.load = 50
     prefetch.freed()
@@ -228,14 +235,7 @@ async def test_a_claim_goes_out_in_the_turn_of_the_loop_after_enough_tasks_have_
 
 
 async def test_a_worker_that_stops_does_not_wait_for_room(queue: TaskQueue) -> None:
-    @queue.task
-    async def quick() -> None: ...
-
-    executor = LoopExecutor(100, lambda attempt: None, lambda attempt, outcome: None)
-    prefetch = Prefetch({"loop": executor}, 100, queue.runnable)
-    executor.load = 100
-    room = asyncio.ensure_future(prefetch.room())
-    await asyncio.sleep(0)  # it waits
+    _, prefetch, room = await room_awaited(queue)
 
     prefetch.wake()
     await room
