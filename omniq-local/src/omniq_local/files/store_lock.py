@@ -1,4 +1,4 @@
-"""The lock of a store: one for the threads of this process, one for all processes.
+"""The lock of a folder: one for the threads of this process, one for all processes.
 
 The system releases the second when its process dies, so that no process waits for a dead one; a process that waits for
 one that is merely stopped gives up in time.
@@ -12,6 +12,7 @@ import random
 import threading
 import time
 from collections.abc import Callable
+from weakref import WeakValueDictionary
 
 from omniq.errors import StorageUnavailable
 from omniq_local.files.preparation import gone
@@ -24,6 +25,43 @@ class Replaced(Exception):
     """Where the store was, there is another folder now."""
 
 
+class _ThreadLock:
+    """Held by one thread of this process: by those of all stores that are open on one folder.
+
+    Were there one for each store, their threads would find each other by trying the lock's file again and again. As the
+    interpreter changes threads mostly while one reads or writes, which is while it is in, the others could find it
+    locked each time.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._waiting: set[int] = set()
+
+    @property
+    def waiting(self) -> int:
+        """How many threads wait."""
+        return len(self._waiting)
+
+    def try_acquire(self) -> bool:
+        # Those who wait come first: without that, a thread that asks without a pause would keep them out.
+        return not self._waiting and self._lock.acquire(blocking=False)
+
+    def acquire(self, timeout: float) -> bool:
+        thread = threading.get_ident()
+        self._waiting.add(thread)
+        try:
+            return self._lock.acquire(timeout=timeout)
+        finally:
+            self._waiting.discard(thread)
+
+    def release(self) -> None:
+        self._lock.release()
+
+
+_thread_locks: WeakValueDictionary[tuple[int, str], _ThreadLock] = WeakValueDictionary()
+"""By process, as that of a parent may be held by a thread that its child does not have, and folder."""
+
+
 class StoreLock:
     """Lets one at a time in.
 
@@ -33,11 +71,16 @@ class StoreLock:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._path = f"{settings.base}/lock"
-        self._threads = threading.Lock()
+        self._threads = _thread_locks.setdefault((os.getpid(), self._path), _ThreadLock())
         self._fd = -1
         self._identity: tuple[int, int] | None = None
         self.renew: Callable[[], None] | None = None
         """Called by the one thread that may go in, if the folder was replaced: opens the other one."""
+
+    @property
+    def waiting(self) -> int:
+        """How many threads of this process wait to come in, with this store or another one on its folder."""
+        return self._threads.waiting
 
     def open(self, fd: int) -> None:
         """Use a descriptor of the lock's file from now on."""
@@ -51,8 +94,11 @@ class StoreLock:
 
     def close(self) -> None:
         """Close the descriptor when no thread of this process is in; from then on none comes in."""
-        with self._threads:
+        self._threads.acquire(threading.TIMEOUT_MAX)
+        try:
             self.abandon()
+        finally:
+            self._threads.release()
 
     def abandon(self) -> None:
         """Close the descriptor, also under a thread. In the child of a fork that leaves the lock with the parent."""
@@ -65,7 +111,7 @@ class StoreLock:
 
         :raises Replaced: if there is another folder now.
         """
-        if not self._threads.acquire(blocking=False):
+        if not self._threads.try_acquire():
             return False
         try:
             entered = self._try_file()
@@ -84,7 +130,7 @@ class StoreLock:
         """
         patience = self._settings.lock_timeout
         deadline = since + patience
-        if not self._threads.acquire(timeout=max(0.0, deadline - time.monotonic())):
+        if not self._threads.acquire(max(0.0, deadline - time.monotonic())):
             raise StorageUnavailable(
                 f"{self._settings.root} has been in use by another thread for more than {patience:g} s"
             )
