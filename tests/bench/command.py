@@ -107,12 +107,18 @@ class Run:
         self.log.missing(store, contender, reason)
 
     def go(self) -> None:
-        """Measure. Repetitions are the outermost loop, contenders the innermost: a slow minute meets them all."""
+        """Measure. Repetitions are the outermost loop, contenders the innermost: a slow minute meets them all.
+
+        Each other repetition takes the contenders in reverse: the first of all meets a server that has just started,
+        and each one what the one before it has left to do.
+        """
         for repetition in range(1, self.options.repetitions + 1):
             for scenario in SCENARIOS:
                 if not self.options.wants(scenario) or (scenario.once and repetition > 1):
                     continue
                 entries = [entry for entry in ENTRIES if self._takes_part(entry, scenario)]
+                if repetition % 2 == 0:
+                    entries.reverse()
                 # On a server they would disturb each other's figures, and be counted together.
                 at_once = [entry for entry in entries if scenario.together and entry.store not in SERVERS]
                 for group in [at_once, *([entry] for entry in entries if entry not in at_once)]:
