@@ -27,8 +27,9 @@ local function purge_lines()
 end
 
 for at = 3, #ARGV do
-  local key, letter = P .. ARGV[at] .. ':' .. queue, string.sub(ARGV[at], 1, 1)
+  local key = P .. ARGV[at] .. ':' .. queue
   local waits = ARGV[at] == 'ready' or ARGV[at] == 'scheduled'
+  local letter = waits and 'w' or string.sub(ARGV[at], 1, 1)  -- succeeded begins as scheduled does
   local members = {}
   if removed < limit then
     members = call('ZRANGE', key, 0, limit - removed - 1)

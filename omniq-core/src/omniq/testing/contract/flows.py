@@ -119,7 +119,8 @@ async def _delete(store: Storage, task_id: str) -> None:
 
 
 async def _purge(store: Storage, task_id: str) -> None:
-    assert await store.purge("work", READY) == 1
+    state = (await record(store, task_id)).state
+    assert await store.purge("work", state) == 1
 
 
 SOON = timedelta(milliseconds=10)
@@ -132,6 +133,7 @@ WAYS: Mapping[str, tuple[Any, Mapping[str, Any]]] = {
     "cancelled while it ran": (_cancel_running, {}),
     "deleted": (_delete, {}),
     "purged": (_purge, {}),
+    "purged before its time": (_purge, {"run_at": FAR}),
 }
 """How a task can end without success: what brings it about, and the options that this takes."""
 
