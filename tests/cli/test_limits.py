@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from attrs import evolve
 
-from omniq import Limit, TaskQueue
+from omniq import Limit, Rate, TaskQueue
 from omniq._client.limits import reconcile_limits
 from omniq.cli import main
 from omniq.cli.app import load_queue
@@ -66,6 +66,20 @@ def test_a_limit_is_set_shown_changed_and_deleted(tenants: TaskQueue, capsys: py
     assert [limit.id for limit in tenants.limits()] == ["queue:mail"]
 
 
+def test_a_rate_that_is_set_keeps_its_burst_unless_another_is_given(tenants: TaskQueue) -> None:
+    def rates() -> tuple[Rate | None, Rate | None]:
+        (limit,) = tenants.limits()
+        assert limit.per_key is not None
+        return limit.rate, limit.per_key.rate
+
+    tenants.put_limit(Limit(queue="mail", rate=Rate(9, burst=4), per_key=Limit(rate=Rate(5, burst=3))))
+    assert main(["limits", "set", APP, "mail", "--rate", "100/60", "--key-rate", "2/1"]) == 0
+    assert rates() == (Rate(100, per=60, burst=4), Rate(2, burst=3))
+
+    assert main(["limits", "set", APP, "mail", "--rate", "100/60/20", "--key-rate", "2/1/1"]) == 0
+    assert rates() == (Rate(100, per=60, burst=20), Rate(2))
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -74,6 +88,8 @@ def test_a_limit_is_set_shown_changed_and_deleted(tenants: TaskQueue, capsys: py
         (["set", APP, "mail"], "limits nothing"),
         (["set", APP, "--name", "stripe", "--key-concurrency", "1"], "belong to the limit of a queue"),
         (["set", APP, "mail", "--rate", "often"], "no rate such as 100/60"),
+        (["set", APP, "mail", "--rate", "1/1/1/1"], "no rate such as 100/60"),
+        (["set", APP, "mail", "--rate", "1/1/"], "no rate such as 100/60"),
         (["delete", APP], "either a queue or"),
     ],
 )

@@ -113,7 +113,7 @@ class Limit:
     rate: Rate | None = None
     """How many may start in a time; None: any number."""
     per_key: Limit | None = field(default=None, validator=_per_key)
-    """What holds for the tasks of each key of the queue by themselves."""
+    """What holds for the tasks of each key of the queue by themselves; not for tasks without a key."""
     weights: Mapping[str, float] = field(factory=dict, validator=_weights)
     """By key: the share of a key's tasks in the queue, compared with 1 for a key that is not named here."""
     declared: bool = False

@@ -21,10 +21,24 @@ from omniq.limit import Limit, LimitUsage, Rate, UnreadableLimit, limit_id
 __all__ = ["ACTIONS", "configure", "limit_words", "run", "set_by"]
 
 
-@reads("{!r} is no rate such as 100/60: {error}")
-def _rate(text: str) -> Rate:
-    number, _, seconds = text.partition("/")
-    return Rate(int(number), per=float(seconds or 1))
+@reads("{!r} is no rate such as 100/60, or 100/60/20 with a burst: {error}")
+def _rate(text: str) -> dict[str, Any]:
+    number, _, rest = text.partition("/")
+    per, has_burst, burst = rest.partition("/")
+    given: dict[str, Any] = {"count": int(number), "per": float(per or 1)}
+    if has_burst:
+        given["burst"] = int(burst)
+    Rate(**given)  # which says what is wrong with it
+    return given
+
+
+def _changed(limit: Limit | None, concurrency: int | None, rate: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return what is given of a limit, or of that of each key; of a rate the burst stays, too."""
+    before = None if limit is None else limit.rate
+    return _given(
+        concurrency=concurrency,
+        rate=rate and (Rate(**rate) if before is None else evolve(before, **rate)),
+    )
 
 
 def _list(queue: TaskQueue, options: argparse.Namespace) -> None:
@@ -40,14 +54,13 @@ def _list(queue: TaskQueue, options: argparse.Namespace) -> None:
 
 def _set(queue: TaskQueue, options: argparse.Namespace) -> None:
     place = _place(options)
-    given = _given(concurrency=options.concurrency, rate=options.rate)
-    for_keys = _given(concurrency=options.key_concurrency, rate=options.key_rate)
     wanted = limit_id(options.queue, options.name)
     found = next((limit for limit in queue.limits() if limit.id == wanted), None)
     stored = None if isinstance(found, UnreadableLimit) else found  # of which nothing can stay as it is
+    before = None if stored is None else stored.per_key
     try:
-        if for_keys:
-            before = None if stored is None else stored.per_key
+        given = _changed(stored, options.concurrency, options.rate)
+        if for_keys := _changed(before, options.key_concurrency, options.key_rate):
             given["per_key"] = Limit(**for_keys) if before is None else evolve(before, **for_keys)
         limit = Limit(**place, **given) if stored is None else evolve(stored, app=None, **given)
     except ValueError as error:
@@ -129,7 +142,7 @@ ACTIONS = {
         (
             *_WHICH,
             value("--concurrency", count, "N", "how many may run at a time"),
-            value("--rate", _rate, "N/S", "how many may start in so many seconds: 100/60"),
+            value("--rate", _rate, "N/S", "how many may start in so many seconds: 100/60; 100/60/20: up to 20 at once"),
             value("--key-concurrency", count, "N", "how many of each key may run at a time"),
             value("--key-rate", _rate, "N/S", "how many of each key may start in so long"),
         ),
