@@ -155,7 +155,7 @@ async def test_a_copy_runs_with_the_arguments_as_they_were_edited(queue: TaskQue
     async def log_in(password: str, n: int) -> None:
         seen.append(("log in", n, password))
 
-    original = await send.using(priority=7, tags=("a",)).aenqueue("ada", 1, password=SECRET)
+    original = await send.using(priority=7, tags=("a",), key="ada", limit="smtp").aenqueue("ada", 1, password=SECRET)
     login = await log_in.aenqueue(SECRET, 1)
     async with client_of(queue) as client:
         for wrong in ({"args": '["ada", 1'}, {"args": '{"a": 1}'}, {"args": "[]", "kwargs": "[]"}):
@@ -169,6 +169,7 @@ async def test_a_copy_runs_with_the_arguments_as_they_were_edited(queue: TaskQue
         answer = await client.send_form("/task/copy", {"id": login.id, "args": json.dumps([HIDDEN, 2]), "kwargs": "{}"})
         other = answer.headers["location"].partition("id=")[2]
     assert (copied.priority, copied.tags, copied.attempt) == (7, ("a",), 0)
+    assert (copied.key, copied.limit) == ("ada", "smtp")
     async with queue.worker():
         await original
         await login

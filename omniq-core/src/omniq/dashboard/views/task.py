@@ -199,6 +199,8 @@ def _copied(task: Task, payload: bytes, name: str, queue: TaskQueue) -> NewTask:
         priority=task.priority,
         max_retries=task.max_retries,
         tags=task.tags,
+        key=task.key,
+        limit=task.limit,
         result_ttl=task.result_ttl,
     )
     return queue.codec.sign(new)
