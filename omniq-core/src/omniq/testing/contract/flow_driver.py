@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from datetime import timedelta
 from typing import Any
 
 from attrs import evolve
@@ -12,7 +13,7 @@ from omniq.flow import Flow, GateState, NewFlow, NewGate
 from omniq.storage import Storage
 from omniq.storage.ids import new_id
 from omniq.task import Failed, Feed, NewTask, Outcome, Released, Retry, StoredTask, Succeeded, TaskError, TaskState
-from omniq.testing.contract.steps import HELD, lapsed, moved, new_task
+from omniq.testing.contract.steps import FAR, HELD, lapsed, moved, new_task
 
 __all__ = ["FlowDriver", "settled"]
 
@@ -29,6 +30,8 @@ OPERATIONS = {
     "retry_flow": 1,
     "cancel_flow": 1,
     "delete": 1,
+    "purge": 1,
+    "run_now": 1,
 }
 """What is done, and how often compared with others."""
 ERROR = TaskError(type="ValueError", message="at random")
@@ -74,8 +77,13 @@ class FlowDriver:
         return flow, tasks
 
     def _task(self, flow: NewFlow, behind: int | None, feeds: tuple[Feed, ...]) -> NewTask:
+        rng = self._rng
         place: dict[str, Any] = {"flow": flow.id, "behind": behind, "feeds": feeds}
-        return new_task(queue=self._queue, max_retries=self._rng.randint(0, 2), **place)
+        if self._store.limits.task_limits:
+            place |= {"key": rng.choice((None, "k1", "k2")), "limit": rng.choice((None, None, "x"))}
+        if rng.random() < 0.3:
+            place["run_at"] = rng.choice((FAR, timedelta(hours=1)))
+        return new_task(queue=self._queue, max_retries=rng.randint(0, 2), **place)
 
     async def run(self, other: Storage | None = None) -> None:
         """Build it, do anything to it, and drive it to its end.
@@ -160,6 +168,12 @@ class FlowDriver:
         if task is not None and not task.state.is_final and self._rng.random() < 0.3:
             await self._store.delete([victim])
 
+    async def _purge(self) -> None:
+        await self._store.purge(self._queue, self._rng.choice((TaskState.SCHEDULED, TaskState.READY)))
+
+    async def _run_now(self) -> None:
+        await self._store.run_now([task.id for task in self._tasks if self._rng.random() < 0.5])
+
     async def _spawn(self) -> None:
         if self._leases:
             parent = self._rng.choice(self._leases)
@@ -213,6 +227,7 @@ class FlowDriver:
     async def _to_the_end(self) -> None:
         for _ in range(500):
             await self._settle()
+            await self._store.run_now([task.id for task in self._tasks])
             await self._claim(3)
             while self._leases:
                 await self._finish()
