@@ -390,6 +390,7 @@ def limits_of(url: str) -> list[str]:
         f"{limits.lost_wakeup:g} s" if limits.lost_wakeup else "never: none gets lost",
         "what memory or disk hold" if limits.body is None else f"{limits.body:,} bytes",
         number(limits.running_tasks),
+        number(limits.active_keys),
         "until it goes on or ends"
         if limits.stalled_client is None
         else f"{limits.stalled_client:g} s"
@@ -414,6 +415,7 @@ def test_the_page_on_promises_shows_the_limits_of_every_store(tmp_path: Path) ->
         "looks for itself after",
         "longest body",
         "running at a time",
+        "keys with tasks at a time",
         "what a client that stands still holds up",
     ]
     rows = [head, ["---"] * len(head), *([store, *limits_of(url)] for store, url in urls.items())]

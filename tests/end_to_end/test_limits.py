@@ -15,7 +15,7 @@ from tests.faults.stages import Stage
 
 on_each_store = pytest.mark.parametrize(
     "stage",
-    ["sqlite", "redis", pytest.param("file", marks=pytest.mark.long), pytest.param("postgres", marks=pytest.mark.long)],
+    ["sqlite", "redis", *(pytest.param(kind, marks=pytest.mark.long) for kind in ("file", "postgres", "nats"))],
     indirect=True,
 )
 

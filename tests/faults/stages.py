@@ -40,10 +40,9 @@ SERVERS = KINDS
 IMPATIENT: Mapping[str, Mapping[str, str]] = {
     "redis": {"timeout": "2", "connect_timeout": "2", "retry_for": "3"},
     "postgres": {"timeout": "3"},
-    "nats": {"timeout": "2", "experimental_limits": "1"},
+    "nats": {"timeout": "2"},
 }
-"""Options with which clients learn within seconds that a server does not answer, so that tests need not wait long; and
-the one with which NATS holds limits, where all else is as without it."""
+"""Options with which clients learn within seconds that a server does not answer, so that tests need not wait long."""
 
 
 _URLS: Mapping[str, str] = {

@@ -10,10 +10,9 @@ from attrs import evolve
 
 from omniq.errors import PayloadTooLarge, StorageUnavailable
 from omniq.flow import Flow
-from omniq.limit import Limited
 from omniq.storage import Adoption, Storage, TaskQuery
 from omniq.storage.ids import new_id
-from omniq.task import Failed, LimitedTask, StoredTask, TaskError, TaskState
+from omniq.task import Failed, StoredTask, TaskError, TaskState
 from omniq.testing.contract.adopting import all_of, of_all_kinds
 from omniq.testing.contract.flows import end_one, fan_in, member, new_flow
 from omniq.testing.contract.steps import add, moved, outcome, record, states, take
@@ -222,20 +221,3 @@ async def test_where_the_state_of_a_queue_is_lost_what_was_adopted_is_what_it_wa
         assert [task.id for task in failed.tasks] == [task.id for task in whole if task.state is FAILED]
         for queue in counts:
             assert await other.purge(queue) == sum(counts[queue].values())
-
-
-async def test_a_task_with_a_limit_is_refused_by_name(nats_server: NatsServer) -> None:
-    async with opened(fresh(nats_server.url)) as store:
-        at = await store.now()
-        limited = LimitedTask(
-            id=new_id(),
-            queue="work",
-            name="test.task",
-            body=b"[]",
-            created_at=at,
-            run_at=at,
-            limited=Limited("key", None, None),
-        )
-        with pytest.raises(ValueError, match=f"{limited.id}.* holds no limits"):
-            await store.adopt([limited])
-        assert await store.stats() == []

@@ -25,8 +25,6 @@ from omniq.testing.contract.modelling import ModelContract
 from omniq.testing.contract.outages import OutageContract
 from omniq.testing.contract.racing import RaceContract
 from omniq.testing.contract.reading import ReadContract
-from omniq.testing.contract.spoiling import SpoilContract
-from omniq.testing.contract.stores import Stores
 from omniq_nats import names, overflow, results, task_batches
 from omniq_nats.storage import NatsStorage
 from tests.nats.spoiling import SpoiledMessages
@@ -74,34 +72,6 @@ class TestNatsStorage(StorageContract):
         pass
 
 
-class TestNatsStorageWithLimits(AdoptContract, LimitContract, ModelContract, SpoilContract):
-    """What plain storages refuse: limits, keys and debounce. To run all of the kit so, put StorageContract here."""
-
-    @pytest.fixture
-    def storage_url(self, nats_server: NatsServer) -> str:
-        return f"{nats_server.url}?experimental_limits=1&namespace=t{new_id()[-12:]}"
-
-    @pytest.fixture
-    def count_requests(self, nats_server: NatsServer) -> Callable[[], int]:
-        return lambda: nats_server.received
-
-    @pytest.fixture
-    def spoil(self, storage_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Spoil]:
-        yield from spoiled_messages(storage_url, monkeypatch)
-
-    @deviates("of eight claimers of a thousand keys some find no turn in time; tests/nats/test_lanes.py has fewer")
-    @pytest.mark.parametrize(("claimers", "number"), [(3, 30)])
-    async def test_claimers_that_are_lost_take_no_slot_with_them(
-        self, stores: Stores, claimers: int, number: int
-    ) -> None:
-        pass
-
-    @deviates("the same of a thousand debounced tasks")
-    @pytest.mark.parametrize("number", [30])
-    async def test_of_debounced_tasks_that_race_one_runs(self, stores: Stores, number: int) -> None:
-        pass
-
-
 def spoiled_messages(url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[SpoiledMessages]:
     """Yield what damages records."""
     # What is damaged is a message, so that each task and each result has one to itself here.
@@ -144,7 +114,9 @@ class TestNatsStorageWithoutItsServer(OutageContract):
 
 
 @pytest.mark.long
-class TestNatsStorageWithThreeReplicas(FinishContract, FlowContract, LeaseContract, RaceContract, ReadContract):
+class TestNatsStorageWithThreeReplicas(
+    FinishContract, FlowContract, LeaseContract, LimitContract, RaceContract, ReadContract
+):
     """What replicas that are a little behind, or slower answers, could change.
 
     All of the kit takes two minutes on a cluster; to run it, put StorageContract here.
@@ -153,6 +125,16 @@ class TestNatsStorageWithThreeReplicas(FinishContract, FlowContract, LeaseContra
     @pytest.fixture
     def storage_url(self, nats_cluster: NatsCluster) -> str:
         return f"{nats_cluster.url}&namespace=t{new_id()[-12:]}"
+
+    @pytest.fixture
+    def count_requests(self) -> Callable[[], int] | None:
+        return None
+
+    @deviates("a server counts what the others tell it, too")
+    async def test_a_claim_costs_the_same_whatever_waits_at_a_limit(
+        self, store: Storage, count_requests: Callable[[], int] | None
+    ) -> None:
+        pass
 
 
 class TestNatsStorageWithNearlyAllThatWaitsOnShelves(ModelContract):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
-import random
-from collections import Counter
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -14,15 +14,18 @@ from typing import Any
 import pytest
 from attrs import evolve
 
-from omniq.errors import ConfigurationError
-from omniq.limit import Debounce, Limit, Rate, Scope
+from omniq.errors import PayloadTooLarge, StorageUnavailable
+from omniq.flow import NewFlow, NewGate
+from omniq.limit import Limit, Rate, Scope
 from omniq.schedule import Schedule
 from omniq.storage import Storage
-from omniq.task import Failed, StoredTask, Succeeded, TaskState
+from omniq.storage.ids import new_id
+from omniq.task import Failed, Feed, Released, StoredTask, Succeeded, TaskState
 from omniq.testing import await_until
 from omniq.testing.contract.flow_driver import ERROR
-from omniq.testing.contract.limit_driver import Crowd
-from omniq_nats import limits, overflow
+from omniq.testing.contract.limits import most_in
+from omniq_nats import limits, overflow, task_lookup
+from omniq_nats.messages import Conflict
 from omniq_nats.storage import NatsStorage
 from tests.nats.spoiling import SpoiledMessages
 from tests.nats.support import fresh, opened, task
@@ -31,7 +34,7 @@ from tests.servers.nats import NatsServer
 
 @pytest.fixture
 def url(nats_server: NatsServer) -> str:
-    return fresh(nats_server.url, experimental_limits="1")
+    return fresh(nats_server.url)
 
 
 @pytest.fixture
@@ -59,18 +62,6 @@ async def work_off(storage: Storage) -> list[str]:
     return done
 
 
-async def test_a_storage_without_the_option_refuses_what_needs_limits(nats_server: NatsServer) -> None:
-    async with opened(fresh(nats_server.url)) as plain:
-        assert not plain.limits.task_limits
-        refused = [task(key="a"), task(limit="x"), task(unique="k", debounce=Debounce("k", 1.0))]
-        for one in refused:
-            with pytest.raises(ConfigurationError, match="NatsStorage holds no limits"):
-                await plain.enqueue([task(), one])
-        with pytest.raises(ConfigurationError, match="NatsStorage holds no limits"):
-            await plain.put_limit(Limit(queue="work", concurrency=1))
-        assert await take(plain) == []
-
-
 async def test_the_state_of_a_plain_queue_is_what_it_was(url: str, messages: SpoiledMessages) -> None:
     async with opened(url) as storage:
         await storage.enqueue([task(), task(queue="keyed", key="a")])
@@ -94,8 +85,8 @@ async def test_nothing_of_limits_is_left_in_a_state_once_all_has_ended(url: str)
         assert await storage.delete_limit("queue:work")
         state = await read_state(storage, "work")
         assert [line for line in state["lines"] if "k" in line] == []
-        _, *_, names = state.get("lane", [{}])
-        assert names == {}
+        names, *_, lines = state.get("lane", [{}, 0, 0])[-3:]
+        assert (names, lines) == ({}, 0)
 
 
 async def test_a_queue_of_keys_that_come_once_does_not_grow(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,7 +96,7 @@ async def test_a_queue_of_keys_that_come_once_does_not_grow(url: str, monkeypatc
             await storage.enqueue([task(key=f"k{n}")])
             assert len(await work_off(storage)) == 1
         state = await read_state(storage, "work")
-        assert len(state["lane"][5]) <= 5
+        assert state["lane"][-2] <= 5
         await storage.prune(100)
         assert "lane" not in await read_state(storage, "work")
 
@@ -196,17 +187,16 @@ async def test_what_is_due_later_starts_though_nothing_else_of_limits_is_there(
         later = datetime.now(UTC) + timedelta(milliseconds=500)
         tasks = [task(key="a", run_at=later) for _ in range(5)]
         await storage.enqueue(tasks)
-        await storage.enqueue([task(key="b")])
-        first = await work_off(storage)  # all others are put aside by it
+        tasks.append(task(key="b"))
+        await storage.enqueue(tasks[-1:])
+        done = set(await work_off(storage))  # all others are put aside by it
         await storage.prune(10)
-        done: set[str] = set()
 
         async def all_done() -> bool:
             done.update(await work_off(storage))
             return len(done) == len(tasks)
 
         await await_until(all_done, 30, "what is due later")
-        assert len(first) == 1
         assert done == {one.id for one in tasks}
 
 
@@ -230,23 +220,6 @@ async def test_the_rate_of_a_name_is_shared_by_queues(url: str) -> None:
         assert len(await take(storage, 2)) == 2
         assert len(await take(storage, queue="other")) == 1
         assert await take(storage) == []
-
-
-async def test_claimers_that_are_lost_take_no_slot_with_them(url: str) -> None:
-    async with opened(url) as first, opened(url) as second, opened(url) as third:
-        several = [first, second, third]
-        crowd = Crowd(several, random.Random(30))
-        await crowd.fill(30)
-        await asyncio.gather(*map(crowd.work, several))
-        assert {(one.running, one.held_keys) for one in await first.get_limit_usage()} == {(0, 0)}
-
-
-async def test_of_debounced_tasks_that_race_one_runs(url: str) -> None:
-    async with opened(url) as first, opened(url) as second, opened(url) as third:
-        tasks = [task(unique="k", debounce=Debounce("k", 3600.0)) for _ in range(30)]
-        await asyncio.gather(*[(first, second, third)[n % 3].enqueue([one]) for n, one in enumerate(tasks)])
-        states = Counter(record and record.state for record in await first.get([one.id for one in tasks]))
-        assert states == {TaskState.CANCELLED: 29, TaskState.SCHEDULED: 1}
 
 
 @pytest.mark.timeout(120)
@@ -282,3 +255,174 @@ async def test_a_schedule_moves_on_though_the_task_of_its_run_is_there_already(u
         assert [one.created for one in [*first, *second]] == [True, False]
         (stored,) = await storage.get_schedules(["s"])
         assert stored.next_run == later
+
+
+async def test_a_schedule_moves_on_though_a_task_of_its_run_has_an_id_that_is_there(url: str) -> None:
+    async with opened(url) as storage:
+        await storage.enqueue([one := task(key="a")])
+        schedule = Schedule(id="s", task=task(key="a"), trigger="{}", next_run=datetime.now(UTC))
+        stored = await storage.put_schedule(schedule)
+        assert stored is not None
+
+        fired = await storage.fire(stored, [one, task(key="a")])
+
+        assert fired is not None
+        assert [answer.created for answer in fired] == [False, True]
+
+
+async def test_a_schedule_whose_turn_does_not_come_is_given_up_in_time(
+    nats_server: NatsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(fresh(nats_server.url, timeout="0.2")) as storage:
+        schedule = Schedule(id="s", task=task(key="a"), trigger="{}", next_run=datetime.now(UTC))
+        stored = await storage.put_schedule(schedule)
+        assert stored is not None
+        assert storage._opened is not None
+
+        async def lose(*_: object, **__: object) -> None:
+            raise Conflict("another was quicker")
+
+        monkeypatch.setattr(storage._opened.state_store, "commit_together", lose)
+        with pytest.raises(StorageUnavailable, match="no turn came"):
+            await storage.fire(stored, [task(key="a")])
+
+
+async def test_a_task_with_a_key_makes_a_purged_state_anew_before_it_is_stored(
+    url: str, messages: SpoiledMessages
+) -> None:
+    async with opened(url) as storage:
+        tasks = [task(key="a"), task(key="b"), task()]
+        await storage.enqueue(tasks)
+        (held,) = await take(storage, 1)
+        subject = storage._settings.names.queue_state("work")
+
+    async def purge() -> None:
+        stream = await messages.stream()
+        await stream.purge_stream(f"OMNIQ_{storage._settings.names.namespace}", subject=subject)
+
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(messages.do, purge()).result()
+    async with opened(url) as other:
+        await other.enqueue([last := task(key="a")])
+        done = set(await work_off(other))
+        assert done == {held.id, last.id, *(one.id for one in tasks)}
+
+
+async def test_a_queue_says_that_it_has_keys_while_their_tasks_wait_for_a_time(url: str) -> None:
+    async with opened(url) as storage:
+        await storage.enqueue([task(key="a", run_at=datetime.now(UTC) + timedelta(hours=1))])
+        assert (await read_state(storage, "work"))["v"] == 4
+
+
+async def test_what_is_known_of_lines_does_not_grow_with_each_key(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(task_lookup, "MOST_LINES", 4)
+    async with opened(url) as storage:
+        tasks = [task(key=f"k{n}") for n in range(30)]
+        await storage.enqueue(tasks)
+        assert set(await work_off(storage)) == {one.id for one in tasks}
+        assert storage._opened is not None
+        assert len(storage._opened.state_store.task_lookup._ahead) <= 4
+
+
+async def test_a_start_in_the_step_of_an_end_heeds_a_limit_that_was_lowered_meanwhile(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(url) as storage, opened(url) as other:
+        await storage.put_limit(Limit(name="api", concurrency=2))
+        await storage.enqueue([task(limit="api") for _ in range(3)])
+        first, second = await take(storage, 2)
+        assert storage._opened is not None
+        state_store = storage._opened.state_store
+        commit = state_store._commit
+
+        async def commit_late(*given: Any) -> None:
+            monkeypatch.undo()
+            await other.put_limit(Limit(name="api", concurrency=1))
+            await commit(*given)
+
+        async with state_store.turns(["work"]):
+            monkeypatch.setattr(state_store, "_commit", commit_late)
+            ended = asyncio.create_task(end(storage, [first]))
+            claimed = asyncio.create_task(take(storage))
+            # Both are made together once the turn is over.
+            await await_until(lambda: len(state_store._commit_queue._gathered["work"]) == 2, 30, "both to wait")
+        await ended
+        assert await claimed == []
+        await end(storage, [second])
+        assert len(await take(storage)) == 1
+
+
+async def test_starts_that_are_given_back_in_one_step_give_a_shared_name_its_tokens_back(url: str) -> None:
+    async with opened(url) as storage:
+        await storage.put_limit(Limit(name="api", rate=Rate(1, per=3600, burst=2)))
+        flow = NewFlow(id=new_id(), gates=(NewGate(n=0, rank="0"),), result_ttl=0.0)
+        tasks = [task(queue=queue, limit="api", flow=flow.id, feeds=(Feed(0),)) for queue in ("work", "other")]
+        await storage.enqueue([*tasks, task(flow=flow.id, behind=0)], flow)
+        held = [one for queue in ("work", "other") for one in await take(storage, queue=queue)]
+        assert await storage.finish([Released(id=one.id, delivery=one.delivery) for one in held]) == [True, True]
+        again = [one.id for queue in ("work", "other") for one in await take(storage, queue=queue)]
+        assert again == [one.id for one in tasks]
+
+
+async def test_calls_that_enqueue_tasks_with_keys_at_once_go_together_and_fail_alone(url: str) -> None:
+    async with opened(url) as storage:
+        await storage.enqueue([task(key="a")])
+        before = (await read_state(storage, "work"))["changes"]
+        most = storage.limits.body
+        assert most is not None
+        calls = [storage.enqueue([task(key=f"k{n % 5}")]) for n in range(40)]
+        refused = storage.enqueue([task(key="a", body=b'"' + b"x" * 2 * most + b'"')])
+        *answers, error = await asyncio.gather(*calls[:20], *calls[20:], refused, return_exceptions=True)
+        assert isinstance(error, PayloadTooLarge)
+        assert len(await work_off(storage)) == 41
+        assert all(isinstance(answer, list) and answer[0].created for answer in answers)
+        # Not one step for each: they were told apart only where one of them could not be stored.
+        await asyncio.gather(*(storage.enqueue([task(key=f"k{n % 5}")]) for n in range(40)))
+        after = await read_state(storage, "work")
+        assert after["changes"] - before < 60
+
+
+@pytest.mark.parametrize("place", [{}, {"key": "a"}, {"limit": "api"}], ids=["queue", "key", "name"])
+async def test_a_rate_holds_in_every_span_whatever_the_clocks_of_clients_say(
+    url: str, monkeypatch: pytest.MonkeyPatch, place: dict[str, str]
+) -> None:
+    rate = Rate(20, per=0.5, burst=3)
+    async with opened(url) as first, opened(url) as second, opened(url) as third, opened(url) as fourth:
+        several = [first, second, third, fourth]
+        await first.put_limit(Limit(queue="work", rate=None if place else rate, per_key=Limit(rate=rate)))
+        await first.put_limit(Limit(name="api", rate=rate))
+        await first.enqueue([task(**place) for _ in range(30)])
+        real, apart = time.time, itertools.cycle([0, 3600, -3600])
+        monkeypatch.setattr(time, "time", lambda: real() - next(apart))
+        began: list[datetime] = []
+
+        async def start(storage: Storage) -> None:
+            while len(began) < 30:
+                began.extend(one.started_at for one in await take(storage) if one.started_at is not None)
+                await storage.wait_for_work(["work"], 0.2)
+
+        await asyncio.gather(*map(start, several))
+    assert most_in(began, 0.5) <= 22
+    assert most_in(began, 0.025) <= 3
+
+
+async def test_more_active_keys_than_a_record_can_hold_are_refused_and_the_others_run(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    with NatsServer(tmp_path_factory.mktemp("small"), ["max_payload: 64KB"]) as server:
+        async with opened(fresh(server.url)) as storage:
+            await storage.enqueue([task(key="first")])
+            most = storage.limits.active_keys
+            assert most is not None
+            stored = 1
+
+            async def fill() -> None:
+                nonlocal stored
+                while stored < 8 * most:
+                    stored += len(await storage.enqueue([task(key=f"k{stored + n}") for n in range(50)]))
+
+            with pytest.raises(PayloadTooLarge, match="have keys of their own"):
+                await fill()
+            assert stored >= most
+            assert len(await work_off(storage)) == stored
+            assert (await storage.enqueue([task(key="last")]))[0].created

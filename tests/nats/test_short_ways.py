@@ -195,7 +195,7 @@ async def test_two_who_read_a_line_from_different_places_at_once_find_what_each_
         behind = (await state_store.read(["work"]))["work"]
         behind.lines[line] = [state_store.transport.last_seen + 1, 0]
 
-        part = lookup._ahead["work", line]
+        part = lookup._part("work", line)
         async with part.reading:
             first = asyncio.create_task(lookup.ahead(before, line, None, 1))
             second = asyncio.create_task(lookup.ahead(behind, line, None, 1))

@@ -48,7 +48,7 @@ class Adopter:
         """
         check_adoptable(tasks)
         for task in tasks:
-            _check(task, holds_limits=self._transport.settings.limits)
+            _check(task)
             self._transport.check_size(len(task.body))
         answers, _ = await in_parts(flows, self._store_flows)
         ended: list[str] = []
@@ -107,12 +107,8 @@ class Adopter:
             pass
 
 
-def _check(task: StoredTask, *, holds_limits: bool) -> None:
+def _check(task: StoredTask) -> None:
     try:
         check_new(task)
-        if task.limited is not None and not holds_limits:
-            raise ValueError(
-                "this storage holds no limits (experimental_limits=1), and it has a key, a named limit or a debounce"
-            )
     except ValueError as error:
         raise ValueError(f"task {task.id} ({task.name}) cannot be adopted: {error}") from error

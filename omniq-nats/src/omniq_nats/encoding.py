@@ -1,13 +1,14 @@
 """Books and overflow pages as they are stored: JSON, in which what many tasks share is written once.
 
-A queue state's JSON is its first line; those that run and the end records follow, see :mod:`omniq_nats.lazy_rows`.
+A queue state's JSON is its first line. What it tells of keys and named limits follows, then those that run and the end
+records, see :mod:`omniq_nats.lazy_rows`.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from omniq.storage.corrupt_records import corrupt
@@ -15,7 +16,7 @@ from omniq.storage.validation import UNREADABLE, is_text
 from omniq_nats.entries import Entry, OverflowPage, Tombstone, check_slot
 from omniq_nats.lanes import Lane
 from omniq_nats.lazy_rows import Running, read_pending
-from omniq_nats.names import is_line, split_batch
+from omniq_nats.names import group_in, is_line, split_batch
 from omniq_nats.queue_state import ENDS, QueueState
 from omniq_nats.times import is_moment
 from omniq_nats.transport import Stored
@@ -178,7 +179,7 @@ def encode_queue_state(queue_state: QueueState) -> bytes:
         "recent": queue_state.recent,
         "paused": queue_state.paused,
         "floor": queue_state.floor,
-        "lines": queue_state.lines,
+        "lines": {line: place for line, place in queue_state.lines.items() if not group_in(line)},
         "running": len(queue_state.running),
         "waiting": [writer.row(entry) for entries in queue_state.back.values() for entry in entries],
         "homes": writer.batches.rows,
@@ -199,10 +200,13 @@ def encode_queue_state(queue_state: QueueState) -> bytes:
     }
     if queue_state.reserved is not None:
         told["reserved"] = queue_state.reserved
+    limited: list[bytes] = []
     if queue_state.lane is not None:
         told["lane"] = queue_state.lane.row()
+        limited = queue_state.lane.rows(queue_state.lines)
     head = json.dumps(told, separators=(",", ":")).encode()
-    return b"\n".join([head, *queue_state.running.lines(), *[one.line() for one in queue_state.pending.values()]])
+    ends = [one.line() for one in queue_state.pending.values()]
+    return b"\n".join([head, *limited, *queue_state.running.lines(), *ends])
 
 
 def read_queue_state(queue: str, stored: Stored) -> QueueState:
@@ -236,10 +240,11 @@ def _read_reserved(told: Any) -> tuple[str, int] | None:
     return storage, until
 
 
-def _read_queue_state(queue: str, told: dict[str, Any], lines: Sequence[bytes], seq: int) -> QueueState:
+def _read_queue_state(queue: str, told: dict[str, Any], lines: list[bytes], seq: int) -> QueueState:
     running: int = told["running"]
     if told["queue"] != queue:
         raise ValueError("it names another queue than its subject")
+    lane = Lane.read(told["lane"], lines, told["lines"]) if "lane" in told else None
     _check_head(told, len(lines))
     batches, grants = told["homes"], told["grants"]
 
@@ -259,7 +264,7 @@ def _read_queue_state(queue: str, told: dict[str, Any], lines: Sequence[bytes], 
         spent=told["spent"],
         ended={state: told["ended"][state] for state in ENDS},
         ttls=dict.fromkeys(told["ttls"]),
-        lane=Lane.read(told["lane"]) if "lane" in told else None,
+        lane=lane,
     )
     # They were written in order.
     for row in told["waiting"]:

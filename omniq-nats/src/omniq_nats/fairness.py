@@ -7,12 +7,12 @@ only then are tasks read. A group that a limit holds back costs no more than a l
 
 from __future__ import annotations
 
-from heapq import heapify, heappop, heappush
+from heapq import heapify, heappop, heappush, nsmallest
 from typing import Protocol
 
 from omniq.limit import VTIME_STEP
-from omniq_nats.limits import Gate, LimitRecords, first_priority, names_of
-from omniq_nats.names import line_of
+from omniq_nats.limits import Gate, LimitRecords, names_of
+from omniq_nats.names import line_of, priority_of
 from omniq_nats.queue_state import QueueState
 
 __all__ = ["Source", "serve"]
@@ -51,8 +51,8 @@ async def serve(limits: LimitRecords, queue_state: QueueState, source: Source, r
     room = min(room, slots, tokens)
     if room <= 0:
         return changed
-    here = queue_state.groups_here()
-    ready = {name: priority for name in here if (priority := first_priority(queue_state, here[name], now)) is not None}
+    ready = queue_state.ready_groups(now)
+    priorities = sorted(set(map(priority_of, (*lane.counts, *queue_state.back))), reverse=True)
     order: list[tuple[int, int, str]] = [(-priority, lane.groups[name].vtime, name) for name, priority in ready.items()]
     heapify(order)
     await source.look_ahead(_first_lines(queue_state, order, gate, room), room)
@@ -83,15 +83,18 @@ async def serve(limits: LimitRecords, queue_state: QueueState, source: Source, r
             if group is None:
                 lane.plain_vtime = vtime
             else:
-                group.vtime = vtime
+                lane.groups[name] = group._replace(vtime=vtime)
                 names.update([group.limit] if group.limit is not None else ())
-        following = await source.priority() if group is None else first_priority(queue_state, here[name], now)
+        if group is None:
+            following = await source.priority()
+        else:
+            following = next((one for one in priorities if queue_state.is_ready(line_of(one, name), now)), None)
         if following is not None and (number or following != -priority):
             heappush(order, (-following, vtime, name))
     # What was without tasks, or held back, is to stand beside the others, not before them.
-    for name, group in lane.groups.items():
-        if name not in ready or name in refused:
-            group.vtime = max(group.vtime, lane.vtime)
+    for name in (lane.groups.keys() - ready.keys()) | refused:
+        if lane.groups[name].vtime < lane.vtime:
+            lane.groups[name] = lane.groups[name]._replace(vtime=lane.vtime)
     return changed
 
 
@@ -100,7 +103,7 @@ def _first_lines(queue_state: QueueState, order: list[tuple[int, int, str]], gat
     lane = queue_state.lane
     assert lane is not None
     lines: list[str] = []
-    for priority, _, name in sorted(order):
+    for priority, _, name in nsmallest(2 * room + MOST_NAMES, order):
         line = line_of(-priority, name)
         if line in queue_state.lines and gate.room(lane.groups[name]) > 0:
             lines.append(line)

@@ -18,6 +18,7 @@ from omniq_nats.entries import Entry, Tombstone, entry_in_overflow
 from omniq_nats.flow_records import GATES, FlowRecord, GatePage, encode_flow, encode_gates, encode_roster
 from omniq_nats.flow_tasks import Held
 from omniq_nats.flow_tx import FlowTx
+from omniq_nats.lanes import Usage
 from omniq_nats.names import APART, BLOCKED_LINE, DUE_LINE, LARGE, SHARED, SINGLE, group_in, group_of, line_of, token
 from omniq_nats.queue_state import CANCELLED_AHEAD, REMOVED_AHEAD, QueueState
 from omniq_nats.queue_state_store import QueueStateStore
@@ -182,8 +183,11 @@ class _Maker:
         for queue in sorted(touched):
             self.made.queue_states.append(tx.snapshot.queue_states[queue])
         states = {queue_state.queue: queue_state for queue_state in self.made.queue_states}
+        usages: dict[str, Usage] = {}  # two queues may share a named limit
         for queue, queue_state in states.items():
-            queue_state.also, queue_state.usages, queue_state.roused = [], {}, set()
+            queue_state.also, queue_state.usages, queue_state.roused = [], usages, set()
+            if queue in limited_queues(tx):
+                queue_state.with_lane()
             wanted = {
                 held.place: entry_in_overflow(held.batch, held.index, held.end_record).key
                 for held in [*(tasks[task_id] for task_id in changed), *gone]

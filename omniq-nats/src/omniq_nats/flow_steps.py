@@ -11,7 +11,7 @@ import asyncio
 import random
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 from attrs import define, field
@@ -42,11 +42,18 @@ SHORTEST = 0.1
 class _Needs(Exception):
     """A step has to begin anew, with more in hand."""
 
-    def __init__(self, queues: set[str] | None = None, lines: set[tuple[str, str]] | None = None) -> None:
+    def __init__(
+        self,
+        queues: set[str] | None = None,
+        lines: set[tuple[str, str]] | None = None,
+        unmade: set[str] | None = None,
+    ) -> None:
         self.queues = queues or set()
         """Queues whose states it changes."""
         self.lines = lines or set()
         """Queues and lines that claims do not look at yet."""
+        self.unmade = unmade or set()
+        """Queues of which there is no state: it may have been removed, and is made anew from the tasks first."""
 
 
 @define(eq=False)
@@ -71,6 +78,8 @@ class _Plan:
     snapshot: Snapshot | None = None
     begun: float = 0.0
     """When the latest attempt began."""
+    made: set[str] = field(factory=set)
+    """Queues of which there was no state."""
     unsure: dict[str, tuple[object, Changes]] = field(factory=dict)
     """Attempts of which it is not known whether they were accepted, by name."""
 
@@ -140,13 +149,15 @@ class FlowSteps:
                 first.queues |= needs.queues
                 for queue, line in needs.lines:
                     await self._producer.know_line(queue, line)
-                plan.snapshot = None if needs.lines else plan.snapshot
+                await self._look(needs.unmade)
+                plan.made |= needs.unmade
+                plan.snapshot = None if needs.lines or needs.unmade else plan.snapshot
                 continue
             except CorruptRecord:
                 mended += 1
                 if mended > len(first.queues) + 1:
                     raise
-                await self._mend(plan)
+                await self._look(first.queues)
             except Conflict as conflict:
                 lost += 1
                 if tries is not None and lost >= tries and not plan.unsure:
@@ -201,6 +212,9 @@ class FlowSteps:
         touched |= limited_queues(tx)
         if touched - plan.first.queues:
             raise _Needs(queues=touched)
+        unmade = {queue for queue in touched if not snapshot.queue_states[queue].seq} - plan.made
+        if unmade:
+            raise _Needs(unmade=unmade)
         lines = {line for line in lines_of(tx) if not self._producer.knows(*line)}
         if lines:
             raise _Needs(lines=lines)
@@ -248,14 +262,14 @@ class FlowSteps:
                 if record.strays:
                     self.state_store.later(self._transport.remove(record.strays))
 
-    async def _mend(self, plan: _Plan) -> None:
-        """Make the states of queues anew of which something cannot be read."""
+    async def _look(self, queues: Iterable[str]) -> None:
+        """Make the states of queues anew of which something cannot be read, or that are not there."""
 
         async def look(queue_state: QueueState) -> tuple[None, bool]:
             queue_state.check()
             return None, False
 
-        for queue in sorted(plan.first.queues):
+        for queue in sorted(queues):
             await self.state_store.change(queue, look)
 
     async def _commit(self, changes: Changes, name: str, plan: _Plan) -> None:

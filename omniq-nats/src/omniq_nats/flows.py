@@ -26,6 +26,7 @@ from omniq_nats.flow_records import GATES, read_flow
 from omniq_nats.flow_snapshot import Missing
 from omniq_nats.flow_steps import FlowSteps, Stepped
 from omniq_nats.flow_tx import FlowTx
+from omniq_nats.gathering import Gathering
 from omniq_nats.names import DUE_LINE, readable
 from omniq_nats.queue_state_store import QueueStateStore
 from omniq_nats.results import past_of
@@ -70,6 +71,7 @@ class Flows:
         self.index = FlowIndex(state_store.transport, state_store.clock)
         self._producer = producer
         self.steps = FlowSteps(state_store, producer, self.index)
+        self._limited = Gathering(self._enqueue_together, ATOMIC_UNIQUE_TASKS)
 
     # From producer to worker and back
 
@@ -99,22 +101,31 @@ class Flows:
             check_new(task)
         answers: list[Enqueued] = []
         for start in range(0, len(tasks), ATOMIC_UNIQUE_TASKS):
-            told, _ = await self._enqueue(tasks[start : start + ATOMIC_UNIQUE_TASKS], None, Missing())
-            answers += told
+            answers += await self._limited.enqueue(tasks[start : start + ATOMIC_UNIQUE_TASKS])
         return answers
 
-    async def fire(self, tasks: Sequence[NewTask], also: Sequence[Write]) -> list[Enqueued]:
+    async def _enqueue_together(self, tasks: Sequence[NewTask]) -> list[Enqueued]:
+        return (await self._enqueue(tasks, None, Missing()))[0]
+
+    async def fire(self, tasks: Sequence[NewTask], also: Sequence[Write], *, fresh: bool) -> list[Enqueued]:
         """Store such tasks together with the messages of a schedule's run.
 
+        :param fresh: whether these are taken to be new without a look.
         :raises Conflict: if another was quicker.
         """
         for task in tasks:
             check_new(task)
-        answers, _ = await self._enqueue(tasks, None, Missing(), also)
+        answers, _ = await self._enqueue(tasks, None, Missing(), also, fresh=fresh)
         return answers
 
     async def _enqueue(
-        self, tasks: Sequence[NewTask], flow: NewFlow | None, first: Missing, also: Sequence[Write] = ()
+        self,
+        tasks: Sequence[NewTask],
+        flow: NewFlow | None,
+        first: Missing,
+        also: Sequence[Write] = (),
+        *,
+        fresh: bool = True,
     ) -> tuple[list[Enqueued], Stepped]:
         def act(tx: FlowTx) -> list[Enqueued]:
             tx.also = also
@@ -127,7 +138,7 @@ class Flows:
         limited = [task for task in tasks if is_limited(task)]
         first.queues.update(task.queue for task in limited)
         first.keys.update(task.unique for task in limited if task.unique is not None)
-        fresh = not any(task.debounce is not None for task in limited)
+        fresh = fresh and not any(task.debounce is not None for task in limited)
         answers, stepped = await self.steps.run(
             act,
             first,

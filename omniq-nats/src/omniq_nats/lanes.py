@@ -12,21 +12,25 @@ Everything here is in memory; nothing does any I/O.
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from attrs import define, field
 
 from omniq.limit import Limit, Rate
 from omniq.storage.validation import is_text
-from omniq_nats.names import group_in
+from omniq_nats.names import group_in, is_line
 
 __all__ = ["UNLIMITED", "Group", "Lane", "Usage", "at_rest", "slots_of", "tokens_of"]
 
 UNLIMITED = 2**63
+MOST_KNOWN = 16384
+"""So many groups and lines are known as they were last read or written: few change from one state to the next."""
 
 
-@define(eq=False)
-class Group:
+class Group(NamedTuple):
     """The tasks of one key and one named limit."""
 
     key: str | None
@@ -68,38 +72,76 @@ class Lane:
             self.counts[line] -= 1
 
     def row(self) -> list[Any]:
-        """Return what is stored of it."""
-        groups = {name: [group.key, group.limit, group.vtime] for name, group in self.groups.items()}
+        """Return what is stored of it beside groups and their lines."""
+        head = [self.is_limited, self.vtime, self.plain_vtime, self.at_rest, self.rests, self.names]
+        return [*head, len(self.groups), len(self.counts)]
+
+    def rows(self, lines: Mapping[str, Sequence[int]]) -> list[bytes]:
+        """Return what is stored of groups and their lines.
+
+        :param lines: how far each has been claimed.
+        """
         return [
-            self.is_limited,
-            self.vtime,
-            self.plain_vtime,
-            self.at_rest,
-            self.rests,
-            groups,
-            self.counts,
-            self.names,
+            *[_write_group(name, group) for name, group in self.groups.items()],
+            *[_write_line(line, count, *lines[line]) for line, count in self.counts.items()],
         ]
 
     @classmethod
-    def read(cls, row: Any) -> Lane:
-        """Read what :meth:`row` returned.
+    def read(cls, row: Any, rows: list[bytes], lines: dict[str, list[int]]) -> Lane:
+        """Read what :meth:`row` and :meth:`rows` returned.
 
+        :param rows: what is of other things than groups and their lines stays in it.
+        :param lines: those of groups come to these.
         :raises ValueError: if something is not what it must be; or another of the errors of such values.
         """
-        is_limited, vtime, plain_vtime, rest, rests, groups, counts, names = row
-        numbers = [vtime, plain_vtime, rest, *rests.values(), *counts.values(), *names.values()]
-        read = {name: Group(*group) for name, group in groups.items()}
-        numbers += [group.vtime for group in read.values()]
-        texts = [text for group in read.values() for text in (group.key, group.limit) if text is not None]
-        if not (
-            type(is_limited) is bool
-            and all(type(number) is int and 0 <= number < UNLIMITED for number in numbers)
-            and all(map(is_text, [*texts, *rests, *names]))
-            and all(group_in(line) in read for line in counts)
-        ):
+        is_limited, vtime, plain_vtime, rest, rests, names, groups, counted = row
+        numbers = [vtime, plain_vtime, rest, groups, counted, *rests.values(), *names.values()]
+        if not (type(is_limited) is bool and all(map(_is_number, numbers)) and all(map(is_text, [*rests, *names]))):
             raise ValueError("what it says of limits is of a wrong type or out of range")
-        return cls(is_limited, vtime, plain_vtime, rest, rests, read, counts, names)
+        lane = cls(is_limited, vtime, plain_vtime, rest, rests, dict(map(_read_group, rows[:groups])), {}, names)
+        for line, count, place in map(_read_line, rows[groups : groups + counted]):
+            lane.counts[line] = count
+            lines[line] = place
+        if (
+            len(lane.groups) != groups
+            or len(lane.counts) != counted
+            or not lane.groups.keys() >= set(map(group_in, lane.counts))
+        ):
+            raise ValueError("it does not say of which key and named limit the tasks of a line are")
+        del rows[: groups + counted]
+        return lane
+
+
+def _is_number(value: object) -> bool:
+    return type(value) is int and 0 <= value < UNLIMITED
+
+
+@functools.lru_cache(maxsize=MOST_KNOWN)
+def _read_group(row: bytes) -> tuple[str, Group]:
+    name, *told = json.loads(row)
+    group = Group(*told)
+    texts = [name, *(text for text in (group.key, group.limit) if text is not None)]
+    if not (all(map(is_text, texts)) and _is_number(group.vtime)):
+        raise ValueError("a key and its named limit are of a wrong type or out of range")
+    return name, group
+
+
+@functools.lru_cache(maxsize=MOST_KNOWN)
+def _write_group(name: str, group: Group) -> bytes:
+    return json.dumps([name, *group], separators=(",", ":")).encode()
+
+
+@functools.lru_cache(maxsize=MOST_KNOWN)
+def _read_line(row: bytes) -> tuple[str, int, list[int]]:
+    line, count, seq, taken = json.loads(row)
+    if not (is_line(line) and group_in(line) and all(map(_is_number, (count, seq, taken)))):
+        raise ValueError("a line is none")
+    return line, count, [seq, taken]
+
+
+@functools.lru_cache(maxsize=MOST_KNOWN)
+def _write_line(line: str, count: int, seq: int, taken: int) -> bytes:
+    return f'["{line}",{count},{seq},{taken}]'.encode()
 
 
 @define(eq=False)

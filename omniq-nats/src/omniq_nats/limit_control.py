@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from omniq.limit import Limit, LimitUsage, Scope, limit_id
 from omniq_nats.lanes import Usage, tokens_of
-from omniq_nats.limits import Gate, first_priority, names_of
+from omniq_nats.limits import Gate, names_of
 from omniq_nats.names import LONGEST_QUEUE, token
 from omniq_nats.queue_state import QueueState
 from omniq_nats.queue_state_store import QueueStateStore
@@ -62,7 +62,7 @@ async def forget_idle(state_store: QueueStateStore) -> None:
             lane.groups.clear()
         return None, is_idle
 
-    for queue, queue_state in (await state_store.read_all()).items():
+    for queue, queue_state in state_store.remembered_states():
         if queue_state.lane is not None and queue_state.lane.groups and not queue_state.groups_here():
             await state_store.change(queue, step)
 
@@ -124,12 +124,12 @@ def _held(queue_state: QueueState, gate: Gate, scope: Scope, now: int) -> set[tu
     """Return the queue and the key of the tasks that a limit holds back."""
     lane, found = queue_state.lane, set()
     assert lane is not None
-    for name, lines in queue_state.groups_here().items():
+    for name in queue_state.ready_groups(now):
         group = lane.groups[name]
         if scope.name is not None:
             is_meant, room = group.limit == scope.name, gate.by_name(group.limit)
         else:
             is_meant, room = scope.key in (None, group.key), gate.by_key(group.key)
-        if is_meant and min(room[:2]) <= 0 and first_priority(queue_state, lines, now) is not None:
+        if is_meant and min(room[:2]) <= 0:
             found.add((queue_state.queue, group.key))
     return found

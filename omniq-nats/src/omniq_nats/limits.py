@@ -23,12 +23,12 @@ from omniq.storage.records import corrupt_limit, dump_limit, read_limit
 from omniq.storage.validation import UNREADABLE, is_text
 from omniq_nats.entries import Entry
 from omniq_nats.lanes import UNLIMITED, Group, Usage, at_rest, slots_of, tokens_of
-from omniq_nats.names import priority_of, untoken
+from omniq_nats.names import DUE_LINE, untoken
 from omniq_nats.queue_state import QueueState
 from omniq_nats.times import Clock
 from omniq_nats.transport import Conflict, Lost, Stored, Transport, Write
 
-__all__ = ["DELETED", "Book", "Gate", "LimitRecords", "first_priority", "names_of"]
+__all__ = ["DELETED", "Book", "Gate", "LimitRecords", "names_of"]
 
 _log = get_logger("omniq.nats")
 
@@ -197,11 +197,12 @@ class LimitRecords:
         here = queue_state.groups_here()
         limited = [entry.limited for entry in queue_state.running.values() if entry.limited is not None]
         held = Counter(name for _, name in limited if name is not None)
-        names = {group.limit for name, group in lane.groups.items() if name in here and group.limit is not None}
-        counts = {name: held[name] for name in sorted({*names, *held})}
-        idle = [(group.vtime, name) for name, group in lane.groups.items() if name not in here]
-        kept = {name for vtime, name in sorted(idle)[-MOST_IDLE:] if vtime > lane.vtime}
-        lane.groups = {name: group for name, group in lane.groups.items() if name in here or name in kept}
+        counts = {name: held[name] for name in sorted({*names_of(queue_state), *held})}
+        idle = sorted((lane.groups[name].vtime, name) for name in lane.groups.keys() - here)
+        kept = {name for vtime, name in idle[-MOST_IDLE:] if vtime > lane.vtime}
+        for _, name in idle:
+            if name not in kept:
+                del lane.groups[name]
         lane.rests = {key: rest for key, rest in lane.rests.items() if rest > now}
         different = [name for name in {**lane.names, **counts} if lane.names.get(name) != counts.get(name)]
         unread = [name for name in different if name not in queue_state.usages]
@@ -216,7 +217,8 @@ class LimitRecords:
             else:
                 usage.held.pop(queue_state.queue, None)
         lane.names = counts
-        waits = any(page.is_lined for page in queue_state.overflow)
+        # Tasks that are not sorted in yet may have keys, too.
+        waits = DUE_LINE in queue_state.lines or any(page.is_lined for page in queue_state.overflow)
         if not (here or limited or waits or lane.is_limited or lane.rests or lane.groups) and lane.at_rest <= now:
             queue_state.lane = None
 
@@ -433,32 +435,17 @@ class Gate:
         if group.key is not None and per_key is not None and per_key.rate is not None:
             rest = at_rest(lane.rests.get(group.key, 0), per_key.rate, self._now)
             lane.rests[group.key] = rest + number * per_key.rate.interval
-        named = None if group.limit is None else self._book.named.get(group.limit)
-        if group.limit is not None and named is not None and named.rate is not None:
-            usage = self._queue_state.usages[group.limit]
+        if group.limit is None:
+            return
+        usage, named = self._queue_state.usages[group.limit], self._book.named.get(group.limit)
+        # Also where as many end in the same step: who changes the limit replaces it, and this start is refused then.
+        usage.is_changed = True
+        if named is not None and named.rate is not None:
             usage.at_rest = at_rest(usage.at_rest, named.rate, self._now) + number * named.rate.interval
-            usage.is_changed = True
-
-
-def first_priority(queue_state: QueueState, lines: Iterable[str], now: int) -> int | None:
-    """Return the priority of the first ready task of a group; None: it has none.
-
-    :param lines: of the group, see :meth:`.QueueState.groups_here`.
-    """
-    lane = queue_state.lane
-    assert lane is not None
-    found = None
-    for line in lines:
-        waiting = queue_state.back.get(line)
-        if lane.counts.get(line, 0) > 0 or (waiting and waiting[0].at <= now):
-            priority = priority_of(line)
-            found = priority if found is None else max(found, priority)
-    return found
 
 
 def names_of(queue_state: QueueState) -> set[str]:
     """Return the named limits of the tasks that are ready or wait in a queue."""
     lane = queue_state.lane
-    here = queue_state.groups_here()
-    groups = [] if lane is None else [group for name, group in lane.groups.items() if name in here]
-    return {group.limit for group in groups if group.limit is not None}
+    names = set() if lane is None else {lane.groups[name].limit for name in queue_state.groups_here()}
+    return {name for name in names if name is not None}

@@ -89,7 +89,7 @@ def readable(name: str) -> str:
     return text if token(text) == name else name
 
 
-@functools.lru_cache(maxsize=2048)
+@functools.lru_cache(maxsize=16384)
 def group_of(key: str | None, limit: str | None) -> str:
     """Return the name of the group of tasks that have a key and a named limit; empty: they have neither."""
     if key is None and limit is None:
@@ -103,20 +103,20 @@ def line_of(priority: int, group: str = "") -> str:
     return f"{line}k{group}" if group else line
 
 
-@functools.lru_cache(maxsize=2048)
+@functools.lru_cache(maxsize=16384)
 def group_in(line: str) -> str:
     """Return the group of a line; empty: it is of tasks without one."""
     return line.partition("k")[2]
 
 
-@functools.lru_cache(maxsize=2048)
+@functools.lru_cache(maxsize=16384)
 def priority_of(line: str) -> int:
     """Return the priority of a line of ready tasks."""
     number = int(line[1:].partition("k")[0])
     return number if line[0] == "p" else -number
 
 
-@functools.lru_cache(maxsize=2048)
+@functools.lru_cache(maxsize=16384)
 def is_line(name: str) -> bool:
     """Return whether a text is the name of a line."""
     return name in (DUE_LINE, BLOCKED_LINE) or re.fullmatch(r"[pm]\d{1,19}(k[0-9a-f]{20})?", name, re.ASCII) is not None

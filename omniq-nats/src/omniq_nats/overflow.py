@@ -34,6 +34,8 @@ LARGEST = 4000
 """Tasks on one overflow page."""
 MOST_DUE = 1000
 """Tasks with keys or named limits that are due, and wait in the queue state itself; more wait until these start."""
+DUE_SHARE = 1024
+"""Bytes of the largest message for each of these."""
 MOST_SMALL = 12
 """So many small overflow pages of one priority there may be before they are made into large ones."""
 REMEMBERED = 24
@@ -52,6 +54,11 @@ class Overflow:
         self._torn: dict[str, CorruptRecord] = {}
         """The names of those that cannot be read: nothing is taken from them until the queue state is rebuilt."""
         self._missing: set[str] = set()
+
+    @property
+    def most_due(self) -> int:
+        """So many tasks with keys or named limits that are due wait in a queue state itself."""
+        return min(MOST_DUE, self._transport.max_payload // DUE_SHARE)
 
     async def read(self, queue: str, overflow_page: OverflowPage) -> list[Entry]:
         """Return the tasks that are on an overflow page; none if it cannot be read. They must not be changed."""
@@ -108,7 +115,7 @@ class Overflow:
     async def draw_lined(self, queue_state: QueueState, now: int) -> bool:
         """Move tasks with keys or named limits into the queue state whose time has come, as far as there is room."""
         drawn = False
-        room = MOST_DUE - sum(entry.limited is not None for entry in queue_state.waiting.values())
+        room = self.most_due - sum(entry.limited is not None for entry in queue_state.waiting.values())
         for overflow_page in sorted(self._whole(queue_state), key=lambda one: one.key):
             while room > 0 and overflow_page.is_lined and overflow_page.left and overflow_page.at <= now:
                 taken = await self.take(queue_state, overflow_page, 1)
@@ -192,9 +199,9 @@ class Overflow:
             ordered = sorted(queue_state.waiting.values(), key=lambda entry: entry.key)
             # A claim of a queue with limits must have in hand what is due, and may be held back.
             held = [entry for entry in ordered if entry.limited is not None and entry.at <= now]
-            kept = {entry.id for entry in held[:MOST_DUE]}
+            kept = {entry.id for entry in held[: self.most_due]}
             entries = [entry for entry in ordered if entry.id not in kept]
-            entries = entries[KEPT_IN_BOOK:] if len(entries) > MOST_IN_BOOK else held[MOST_DUE:]
+            entries = entries[KEPT_IN_BOOK:] if len(entries) > MOST_IN_BOOK else held[self.most_due :]
             by_priority: defaultdict[tuple[int, bool], list[Entry]] = defaultdict(list)
             for entry in entries:
                 queue_state.withdraw(entry)

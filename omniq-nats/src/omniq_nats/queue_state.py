@@ -157,14 +157,27 @@ class QueueState:
         # Whatever was in the line before was passed by a state that is no later than the one that is replaced.
         self.lines.setdefault(line, [self.seq, 0])
 
-    def groups_here(self) -> dict[str, list[str]]:
-        """Return the groups that have tasks in lines, or waiting, with the names of these lines."""
-        found: dict[str, list[str]] = {}
-        if self.lane is not None:
-            for line in {**self.lane.counts, **self.back}:
-                if group := group_in(line):
-                    found.setdefault(group, []).append(line)
+    def groups_here(self) -> set[str]:
+        """Return the groups that have tasks in lines, or waiting."""
+        return set() if self.lane is None else {group_in(line) for line in (*self.lane.counts, *self.back)} - {""}
+
+    def ready_groups(self, now: int) -> dict[str, int]:
+        """Return the groups that have ready tasks, with the priority of the first."""
+        assert self.lane is not None
+        lines = [line for line, count in self.lane.counts.items() if count > 0]
+        lines += [line for line, entries in self.back.items() if entries[0].at <= now and group_in(line)]
+        found: dict[str, int] = {}
+        for line in lines:
+            group, priority = group_in(line), priority_of(line)
+            if found.get(group, priority) <= priority:
+                found[group] = priority
         return found
+
+    def is_ready(self, line: str, now: int) -> bool:
+        """Return whether a line of a group has ready tasks."""
+        assert self.lane is not None
+        waiting = self.back.get(line)
+        return self.lane.counts.get(line, 0) > 0 or (waiting is not None and waiting[0].at <= now)
 
     # Changes
 

@@ -23,7 +23,6 @@ from omniq_nats.commit_queue import Commit, CommitQueue, Step
 from omniq_nats.contention import Contention
 from omniq_nats.encoding import encode_queue_state
 from omniq_nats.entries import Entry
-from omniq_nats.lanes import Usage
 from omniq_nats.lazy_rows import Pending
 from omniq_nats.limits import LimitRecords
 from omniq_nats.overflow import Overflow
@@ -51,6 +50,8 @@ LOST = 2
 """Of so many races that a change of a queue with limits has lost, it reserves the queue's state before the next."""
 SHORTEST = 0.1
 """Seconds for which it does so at least."""
+LONGEST = 2.0
+"""And at most."""
 REMEMBERED = 48
 """So many of the latest changes are known by name: a caller that lost the answer sees that its change was accepted."""
 
@@ -167,7 +168,7 @@ class QueueStateStore(ResultPages):
             if self.is_reserved(queue_state) and time.monotonic() < deadline:
                 await asyncio.sleep(random.uniform(0, POLL))
                 continue
-            if is_held and queue_state.reserved is not None:
+            if is_held and queue_state.reserved is not None and queue_state.reserved[0] == self._me:
                 queue_state.reserved = None  # this is the change for which it is
             name = secrets.token_hex(5)
             try:
@@ -220,7 +221,9 @@ class QueueStateStore(ResultPages):
                     # What looks at limits takes longer than most changes, and would lose every race with them.
                     is_held = await self._hold(queue, time.monotonic() - begun) or is_held
                     continue
-                await asyncio.sleep(random.uniform(0, min(0.0005 * 2 ** min(attempt, 7), 0.05)))
+                # Who has the turn loses to such as do not know of it, and is to be quicker than these.
+                if not self._contention.are_there(queue):
+                    await asyncio.sleep(random.uniform(0, min(0.0005 * 2 ** min(attempt, 7), 0.05)))
         raise AssertionError
 
     async def _hold(self, queue: str, took: float) -> bool:
@@ -231,13 +234,15 @@ class QueueStateStore(ResultPages):
         queue_state = (await self.read([queue], whole=False))[queue]
         if queue_state.problem is not None or self.is_reserved(queue_state) or not queue_state.seq:
             return False
-        seconds = min(max(SHORTEST, 4 * took), self.transport.settings.timeout)
+        seconds = min(max(SHORTEST, 4 * took), LONGEST, self.transport.settings.timeout)
         queue_state.reserved = self._me, self.clock.now() + int(seconds * 1_000_000)
         try:
             await self._commit(queue_state, secrets.token_hex(5), 1.0, False)
-        except (Conflict, Lost, PayloadTooLarge):
+        except (Conflict, PayloadTooLarge):
             self._give_up(queue_state)
             return False
+        except Lost:
+            pass  # it may have been accepted all the same
         return True
 
     async def _rebuild(self, queue: str) -> bool:
@@ -334,7 +339,8 @@ class QueueStateStore(ResultPages):
             raise PayloadTooLarge(
                 f"the record of queue {queue_state.queue!r} would be {len(data):,} bytes, and the server's limit is "
                 f"{self.transport.max_payload:,} (max_payload), of which it may have {share:.0%}: too many tasks run, "
-                "wait or were cancelled at once; raise the limit, or spread them over more queues"
+                "wait or were cancelled at once, or have keys of their own; raise the limit, or spread them over more "
+                "queues"
             )
         return Write(subject, data, expected=queue_state.seq, end=queue_state.stream_end)
 
@@ -415,10 +421,8 @@ class QueueStateStore(ResultPages):
         for queue_state in queue_states:
             queue_state.reserved = None
         try:
-            usages: dict[str, Usage] = {}
-            for queue_state in queue_states:
-                usages |= queue_state.usages
-                queue_state.usages = usages  # two queues may share a named limit
+            usages = queue_states[0].usages if queue_states else {}
+            assert all(queue_state.usages is usages for queue_state in queue_states)
             writes = [await self._write_of(queue_state, name, share) for queue_state in queue_states]
             first = await self.transport.batch([*before, *writes, *after, *self.limits.writes(usages)], frees=frees)
         except PayloadTooLarge:
@@ -505,6 +509,10 @@ class QueueStateStore(ResultPages):
         """Read the queue states of some queues anew before they are next changed."""
         for queue in queues:
             self._queue_states.pop(queue, None)
+
+    def remembered_states(self) -> list[tuple[str, QueueState]]:
+        """Return those queue states that are remembered, by queue."""
+        return list(self._queue_states.items())
 
     def remembered(self, queue: str) -> QueueState | None:
         """Return a queue state as it was when it was last read or changed here."""

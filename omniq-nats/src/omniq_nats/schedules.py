@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import random
 import secrets
+import time
 from collections.abc import Sequence
 
 from attrs import evolve
@@ -117,22 +120,32 @@ class ScheduleStore:
 
     async def fire(self, schedule: Schedule, tasks: Sequence[NewTask]) -> list[Enqueued] | None:
         """Do :meth:`omniq.storage.Storage.fire`."""
-        revision, seq = await self._stored(schedule.id)
-        if seq == 0 or revision != schedule.revision:
-            return None
-        kept = evolve(schedule, revision=revision + 1)
-        told = encode_schedule(kept, secrets.token_hex(6))
-        step = [Write(self._names.schedule(schedule.id), told, expected=seq)]
-        enqueued: list[Enqueued] | None
-        if any(map(is_limited, tasks)):
+        deadline = time.monotonic() + 2 * self._transport.settings.timeout
+        is_limited_run = any(map(is_limited, tasks))
+        is_fresh = True
+        while True:
+            revision, seq = await self._stored(schedule.id)
+            if seq == 0 or revision != schedule.revision:
+                return None
+            kept = evolve(schedule, revision=revision + 1)
+            told = encode_schedule(kept, secrets.token_hex(6))
+            step = [Write(self._names.schedule(schedule.id), told, expected=seq)]
+            enqueued: list[Enqueued] | None
+            if not is_limited_run:
+                enqueued = await self._producer.enqueue(tasks, step)
+                break
             try:
-                enqueued = await self._flows.fire(tasks, step)
-            except Conflict:
-                stored_now = await self._stored(schedule.id)
-                # What is not of the schedule is tried again.
-                return None if stored_now != (revision, seq) else await self.fire(schedule, tasks)
-        else:
-            enqueued = await self._producer.enqueue(tasks, step)
+                enqueued = await self._flows.fire(tasks, step, fresh=is_fresh)
+                break
+            except Conflict as conflict:
+                # Where it is not of the schedule it is tried again.
+                if time.monotonic() > deadline:
+                    raise StorageUnavailable(
+                        f"{self._transport.settings.shown}: schedule {schedule.id!r} is due, and the queues of its "
+                        f"tasks are changed by so many at once that no turn came: {conflict}"
+                    ) from conflict
+            is_fresh = False
+            await asyncio.sleep(random.uniform(0, 0.05))
         if enqueued is not None:
             await self._transport.tell(self._names.schedule_store)
         return enqueued

@@ -17,7 +17,6 @@ __all__ = ["Settings", "read_settings"]
 OPTIONS = (
     "credentials",
     "domain",
-    "experimental_limits",
     "nkey",
     "replicas",
     "storage",
@@ -50,8 +49,6 @@ class Settings:
     """``file`` or ``memory``; None: file for a stream that is new."""
     timeout: float = 5.0
     """Seconds after which an operation gives up."""
-    limits: bool = False
-    """Whether it holds limits, tasks with keys and debounced ones."""
 
     def __hash__(self) -> int:
         return hash((self.names, self.servers, self.api))
@@ -82,7 +79,6 @@ def read_settings(config: StorageConfig) -> Settings:
         replicas=_replicas(config),
         storage=_storage(config),
         timeout=_timeout(config),
-        limits=_limits(config),
     )
 
 
@@ -156,13 +152,6 @@ def _storage(config: StorageConfig) -> str | None:
     if text not in (None, "file", "memory"):
         raise ValueError(f"{config.redacted}: storage is file or memory, not {text!r}")
     return text
-
-
-def _limits(config: StorageConfig) -> bool:
-    text = config.options.get("experimental_limits", "0")
-    if text not in ("0", "1"):
-        raise ValueError(f"{config.redacted}: experimental_limits is 0 or 1, not {text!r}")
-    return text == "1"
 
 
 def _timeout(config: StorageConfig) -> float:

@@ -31,7 +31,6 @@ from omniq.storage import (
     TaskPage,
     TaskQuery,
 )
-from omniq.storage.limits import no_limits
 from omniq.task import NewTask, Outcome, Progress, StoredTask, TaskState
 from omniq_nats import claiming, doctor, listing, reading, streams
 from omniq_nats.adopting import Adopter
@@ -121,7 +120,8 @@ class NatsStorage(Storage):
             running_tasks=most // 256,
             stalled_client=0,
             flows=True,
-            task_limits=self._settings.limits,
+            task_limits=True,
+            active_keys=most // 256,
         )
 
     def __init__(self, config: StorageConfig) -> None:
@@ -179,16 +179,13 @@ class NatsStorage(Storage):
 
     async def enqueue(self, tasks: Sequence[NewTask], flow: NewFlow | None = None) -> list[Enqueued]:
         opened = await self._ready()
-        limited = any(map(is_limited, tasks))
-        if limited:
-            self._check_limits()
         if flow is not None or any(task.flow is not None for task in tasks):
             answers, stepped = await opened.flows.enqueue(tasks, flow)
             await opened.tell_ends(stepped.ended)
             return answers
         if not tasks:
             return []
-        if limited:
+        if any(map(is_limited, tasks)):
             return await opened.flows.enqueue_limited(tasks)
         enqueued = await opened.producer.enqueue(tasks)
         assert enqueued is not None
@@ -354,27 +351,19 @@ class NatsStorage(Storage):
 
     # Limits
 
-    def _check_limits(self) -> None:
-        if not self._settings.limits:
-            raise no_limits(self)
-
     async def put_limit(self, limit: Limit, expected_revision: int | None = None) -> Limit | None:
-        self._check_limits()
         opened = await self._ready()
         return await put_limit(opened.state_store, limit, expected_revision)
 
     async def get_limits(self, ids: Sequence[str] | None = None) -> list[Limit]:
-        self._check_limits()
         records = (await self._ready()).state_store.limits
         found = await (records.all() if ids is None else records.of(dict.fromkeys(ids)))
         return [found[one] for one in (sorted(found) if ids is None else ids) if one in found]
 
     async def delete_limit(self, limit_id: str) -> bool:
-        self._check_limits()
         return await delete_limit((await self._ready()).state_store, limit_id)
 
     async def get_limit_usage(self, scopes: Sequence[Scope] | None = None) -> list[LimitUsage]:
-        self._check_limits()
         if scopes is None:
             scopes = [Scope(limit.queue, name=limit.name) for limit in await self.get_limits()]
         return await usage((await self._ready()).state_store, scopes)
@@ -384,8 +373,7 @@ class NatsStorage(Storage):
     async def prune(self, limit: int) -> int:
         opened = await self._ready()
         count, gone = await opened.removal.prune(limit)
-        if self._settings.limits:
-            await forget_idle(opened.state_store)
+        await forget_idle(opened.state_store)
         await opened.tell_ends(gone)
         return count
 

@@ -32,6 +32,8 @@ MOST_READ = 512
 MOST_BYTES_READ = 1024 * 1024
 WIDEST = 256
 """So many batches of a line are asked for at once, at most."""
+MOST_LINES = 2000
+"""Of so many lines it is known how they go on."""
 FAR_BEHIND = 500
 """Messages: so far the place in an empty line may lie behind the end of the stream."""
 
@@ -97,7 +99,7 @@ class TaskLookup:
         self._names = transport.settings.names
         self._batches: OrderedDict[int, TaskBatch] = OrderedDict()
         self._bytes = 0
-        self._ahead: defaultdict[tuple[str, str], _Part] = defaultdict(_Part)
+        self._ahead: OrderedDict[tuple[str, str], _Part] = OrderedDict()
         self._places: OrderedDict[str, Place | Stored] = OrderedDict()
         self._generation = transport.generation
 
@@ -263,6 +265,17 @@ class TaskLookup:
 
     # Lines
 
+    def _part(self, queue: str, line: str) -> _Part:
+        """Return what is known of a line. Those of keys come and go, so that not all are remembered."""
+        part = self._ahead.get((queue, line))
+        if part is None:
+            part = self._ahead[queue, line] = _Part()
+            if len(self._ahead) > MOST_LINES:
+                self._ahead.popitem(last=False)
+        else:
+            self._ahead.move_to_end((queue, line))
+        return part
+
     def know_all(self, queue_state: QueueState) -> bool:
         """Say whether it is known without a question what every line of a queue holds, up to the stream's end.
 
@@ -270,7 +283,7 @@ class TaskLookup:
         """
         self._forget_lost()
         for line, place in queue_state.lines.items():
-            part = self._ahead[queue_state.queue, line]
+            part = self._part(queue_state.queue, line)
             part.trim(place[0], place[1])
             subject = self._names.line(queue_state.queue, line)[: -len("*.*")]
             for stored in self._transport.noted(part.end):
@@ -287,11 +300,11 @@ class TaskLookup:
         self.know_all(queue_state)
         # Of the lines of groups the queue's state tells whether they have tasks.
         plain = [line for line in queue_state.lines if not group_in(line)]
-        lines = [line for line in plain if self._ahead[queue_state.queue, line].end <= seen]
+        lines = [line for line in plain if self._part(queue_state.queue, line).end <= seen]
         await asyncio.gather(*(self._confirm(queue_state.queue, line, seen) for line in lines))
 
     async def _confirm(self, queue: str, line: str, seen: int) -> None:
-        part = self._ahead[queue, line]
+        part = self._part(queue, line)
         start = part.end
         # Only the leader knows for certain; a replica may not have come to it yet.
         if start <= seen and not await self._transport.leader_has(self._names.line(queue, line), start, seen):
@@ -308,7 +321,7 @@ class TaskLookup:
         :param known: whether to give only what is known without a question.
         """
         self._forget_lost()
-        part = self._ahead[queue_state.queue, line]
+        part = self._part(queue_state.queue, line)
         place = queue_state.lines[line]
         part.trim(place[0], place[1])
         batch = part.following(after)
@@ -331,7 +344,7 @@ class TaskLookup:
 
     def known_after(self, queue_state: QueueState, batch: TaskBatch) -> list[TaskBatch]:
         """Return the batches of its line that follow one without a gap, as far as they are known without a question."""
-        batches = self._ahead[queue_state.queue, batch.line].batches
+        batches = self._part(queue_state.queue, batch.line).batches
         return batches[bisect_right(batches, batch.seq, key=lambda other: other.seq) :]
 
     async def _read_on(self, part: _Part, queue: str, line: str, wanted: int) -> bool:
@@ -371,12 +384,12 @@ class TaskLookup:
 
     def runs_short(self, queue_state: QueueState, line: str, wanted: int) -> bool:
         """Return whether there is more in a line than what is known of it, and that is soon claimed."""
-        part = self._ahead[queue_state.queue, line]
+        part = self._part(queue_state.queue, line)
         return part.has_more and not part.reading.locked() and sum(map(len, part.batches)) < 4 * wanted
 
     async def read_on(self, queue: str, line: str, wanted: int) -> None:
         """Read more of a line ahead of need, so that no claim has to wait for it."""
-        part = self._ahead[queue, line]
+        part = self._part(queue, line)
         async with part.reading:
             await self._read_on(part, queue, line, wanted)
 

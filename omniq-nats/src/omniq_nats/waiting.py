@@ -13,7 +13,6 @@ from omniq_nats import streams
 from omniq_nats.flow_index import FlowIndex
 from omniq_nats.limits import Gate, names_of
 from omniq_nats.names import BLOCKED_LINE, DUE_LINE, group_in, line_in
-from omniq_nats.overflow import MOST_DUE
 from omniq_nats.protocol import Message
 from omniq_nats.queue_state import QueueState
 from omniq_nats.queue_state_store import QueueStateStore
@@ -267,19 +266,18 @@ class Waiting:
         times += [
             page.at
             for page in queue_state.overflow
-            if not page.is_lined or page.at > now or len(queue_state.waiting) < MOST_DUE
+            if not page.is_lined or page.at > now or len(queue_state.waiting) < self._state_store.overflow.most_due
         ]
         for line, entries in queue_state.back.items():
             if not group_in(line):
                 times.append(entries[0].at)
-        for name, lines in queue_state.groups_here().items():
-            next_at = gate.next_at(lane.groups[name])
-            if next_at is None:
-                continue
-            for line in lines:
-                waiting = queue_state.back.get(line)
-                times += [next_at] if lane.counts.get(line, 0) > 0 else []
-                times += [max(next_at, waiting[0].at)] if waiting else []
+        firsts = {group_in(line): now for line, count in lane.counts.items() if count > 0}
+        for line, entries in queue_state.back.items():
+            if group := group_in(line):
+                firsts[group] = min(firsts.get(group, entries[0].at), entries[0].at)
+        for group, at in firsts.items():
+            next_at = gate.next_at(lane.groups[group])
+            times += [] if next_at is None else [max(next_at, at)]
         return [max(at, due) if tokens <= 0 else at for at in times]
 
     async def _untouched(self, queue_state: QueueState, *, known: bool = False) -> AsyncIterator[int]:

@@ -101,6 +101,5 @@ def no_limits(storage: LimitStorage) -> ConfigurationError:
     """
     return ConfigurationError(
         f"{type(storage).__name__} holds no limits: leave out key=, limit= and debounce= and declare no queue.limit, "
-        "or take a store that holds them, such as sqlite://, file://, redis:// or postgresql://, or nats:// with "
-        "experimental_limits=1"
+        "or take a store that holds them, such as sqlite://, file://, redis://, postgresql:// or nats://"
     )

@@ -83,6 +83,8 @@ class StorageLimits:
     """Bytes of the longest body of a task that can be stored for certain; None: memory and disk are the limit."""
     running_tasks: int | None = None
     """How many tasks of one queue can run at a time, about; None: any number."""
+    active_keys: int | None = None
+    """Of how many keys, or keys and named limits, one queue can hold tasks at a time, about; None: any number."""
     stalled_client: float | None = None
     """For how many seconds a client that stands still in the middle of a call (a stopped process, a machine that
     vanished) can hold up others; 0: it holds nothing that they need.

@@ -80,6 +80,7 @@ class MaintenanceContract(Contract):
             assert limits.lost_wakeup >= 0
             assert limits.body is None or limits.body > 0
             assert limits.running_tasks is None or limits.running_tasks > 0
+            assert limits.active_keys is None or limits.active_keys > 0
 
     async def test_the_diagnosis_is_a_list_of_findings_without_secrets(self, store: Storage) -> None:
         await one_of_each(store)
