@@ -57,6 +57,27 @@ async def test_a_worker_that_waits_is_woken_before_it_looks_for_itself(
             never_look(monkeypatch)
 
 
+async def test_who_waits_beside_what_is_done_needs_no_message(
+    storage_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As producer and worker of one program do: a message is sent some milliseconds after the one before."""
+    monkeypatch.setattr("omniq_postgres.notifier.Notifier.add", lambda *_: None)
+    monkeypatch.setattr("omniq_postgres.notifier.Notifier.may_tell", lambda *_: False)
+    never_look(monkeypatch)
+    async with opened(storage_url) as store:
+        waits = asyncio.create_task(store.wait_for_work(["q"], 600))
+        await asyncio.sleep(0.2)  # by then it waits
+        await store.enqueue([new_task()])
+        async with asyncio.timeout(60):
+            await waits
+        (task,) = await take(store)
+        ends = asyncio.create_task(store.wait_finished([task.id], 600))
+        await asyncio.sleep(0.2)
+        await store.finish([done(task)])
+        async with asyncio.timeout(60):
+            assert await ends == {task.id}
+
+
 async def test_who_is_not_told_looks_for_himself(storage_url: str) -> None:
     """Its listening connection is there but deaf."""
     async with opened(storage_url) as store, opened(storage_url) as other:

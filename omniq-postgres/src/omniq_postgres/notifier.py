@@ -21,7 +21,7 @@ from omniq_postgres import binary_params
 from omniq_postgres.operations import Context, Job, News, Query, Steps
 from omniq_postgres.settings import Names
 
-__all__ = ["EVERYTHING", "TAIL", "Notifier", "channels", "messages", "notify", "telling", "telling_of_ends"]
+__all__ = ["EVERYTHING", "TAIL", "Notifier", "channels", "is_flood", "messages", "notify", "telling", "telling_of_ends"]
 
 SPARSE, GATHER = 0.004, 0.01
 """Seconds between two NOTIFYs at least, where they tell of few tasks, and of many: a lone task is not kept waiting, and
@@ -92,7 +92,8 @@ def telling_of_ends(task_ids: Sequence[str], query: Query, context: Context) -> 
     )
 
 
-def _is_flood(news: News) -> bool:
+def is_flood(news: News) -> bool:
+    """Whether news is of so many tasks that it is told with what comes meanwhile."""
     return max(len(news.ended), news.tasks) > FEW
 
 
@@ -111,7 +112,7 @@ class Notifier:
 
     def may_tell(self, news: News) -> bool:
         """Whether the statement that brings news may tell of it itself; if so, it counts as told. From any thread."""
-        if self._timer is not None or _is_flood(news) or time.monotonic() - self._told_at < SPARSE:
+        if self._timer is not None or is_flood(news) or time.monotonic() - self._told_at < SPARSE:
             return False
         self._told_at = time.monotonic()
         return True
@@ -122,7 +123,7 @@ class Notifier:
         if self._timer is not None:
             return
         since = time.monotonic() - self._told_at
-        if since >= (GATHER if _is_flood(self._pending) else SPARSE):
+        if since >= (GATHER if is_flood(self._pending) else SPARSE):
             self._tell()
         else:
             # Whatever it is about, it is part of what becomes a flood.

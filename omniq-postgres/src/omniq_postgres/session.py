@@ -19,7 +19,7 @@ from omniq_postgres.database import Database
 from omniq_postgres.dead_tuples import Age, Frontier
 from omniq_postgres.errors import Remedy, remedy_for
 from omniq_postgres.maintenance import FOLDED, fold
-from omniq_postgres.notifier import Notifier
+from omniq_postgres.notifier import Notifier, is_flood
 from omniq_postgres.operations import Job, News
 from omniq_postgres.statements import Statements
 from omniq_postgres.sync_client import SyncClient
@@ -124,6 +124,8 @@ class Session:
     def _announce(self, news: News, jobs: int = 0) -> None:
         if news:
             self.frontier.has_flows = self.frontier.has_flows or "" in news.work
+            if not is_flood(news):
+                self.waiting.tell(news)
             self._notifier.add(news)
         if jobs:
             self._count(jobs)

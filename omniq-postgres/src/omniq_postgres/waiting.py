@@ -6,7 +6,7 @@ import asyncio
 import json
 import random
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,7 +16,7 @@ from omniq_postgres.dead_tuples import Frontier
 from omniq_postgres.limits import outlook
 from omniq_postgres.listening import Listener
 from omniq_postgres.notifier import EVERYTHING, TAIL, channels
-from omniq_postgres.operations import Context, Job, Steps
+from omniq_postgres.operations import Context, Job, News, Steps
 from omniq_postgres.settings import Names
 
 __all__ = ["Waiting"]
@@ -174,21 +174,28 @@ class Waiting:
 
     # Messages
 
+    def tell(self, news: News) -> None:
+        """Wake those who wait here, for whom the next message may be a while away."""
+        if news.work:
+            self._heard_of_work(news.work)
+        self._heard_of_ends(task_id[-TAIL:] for task_id in news.ended)
+
     def _heard(self, channel: str, payload: str) -> None:
         if channel == self._work_channel:
-            self._heard_of_work(payload)
+            self._heard_of_work(_read(payload))
         elif channel == self._ends_channel:
             if payload == EVERYTHING:
                 self._wake_for_ends()
                 return
-            for start in range(0, len(payload), TAIL):
-                tail = payload[start : start + TAIL]
-                for watcher in self._ends.get(tail, ()):
-                    watcher.heard.add(tail)
-                    watcher.woken.set()
+            self._heard_of_ends(payload[start : start + TAIL] for start in range(0, len(payload), TAIL))
 
-    def _heard_of_work(self, payload: str) -> None:
-        work = _read(payload)
+    def _heard_of_ends(self, tails: Iterable[str]) -> None:
+        for tail in tails:
+            for watcher in self._ends.get(tail, ()):
+                watcher.heard.add(tail)
+                watcher.woken.set()
+
+    def _heard_of_work(self, work: Mapping[str, float]) -> None:
         now = asyncio.get_running_loop().time()
         for waiter in self._workers:
             mine = [seconds for queue, seconds in work.items() if not queue or queue in waiter.queues]
