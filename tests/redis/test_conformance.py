@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+from redis import Redis
 
 from omniq.storage import Storage
 from omniq.testing import StorageContract
@@ -43,11 +44,10 @@ class TestRedisStorage(StorageContract):
         sizes = {"string": "strlen", "hash": "hlen", "set": "scard", "zset": "zcard", "list": "llen", "stream": "xlen"}
 
         def count() -> int:
-            with redis_server.client() as client:
-                keys = list(client.scan_iter(f"*{namespace}*"))
-                return sum(
-                    1 if (kind := client.type(key)) == "string" else getattr(client, sizes[kind])(key) for key in keys
-                )
+            # Not a client that decodes: some names hold what is no text.
+            with Redis.from_url(redis_server.url) as client:
+                kinds = {key: client.type(key).decode() for key in client.scan_iter(f"*{namespace}*")}
+                return sum(1 if kind == "string" else getattr(client, sizes[kind])(key) for key, kind in kinds.items())
 
         return count
 

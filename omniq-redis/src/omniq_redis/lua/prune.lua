@@ -54,13 +54,14 @@ for _ = 1, limit do
   drop(flow)
 end
 conclude()
--- Forgets lines that are idle and lanes, where that changes nothing.
+-- Forgets lines that are idle, one start of weight 1 ahead at most, and lanes, where that changes nothing; see
+-- omniq.storage.limit_transitions.prune_lines.
 local function prune_lane(queue, lane)
   lane = limits().lane(queue, lane)
   local resting, lines = P .. 'resting:' .. queue, P .. 'lines:' .. queue
   local till = '+inf'
   if call('HLEN', lines) > call('ZCARD', resting) or call('EXISTS', P .. 'ready:' .. queue) == 1 then
-    till = string.format('%.0f', lane.vtime)
+    till = string.format('%.0f', lane.vtime + 1000000)
   end
   local over = call('ZRANGEBYSCORE', resting, '-inf', till, 'LIMIT', 0, limit)
   if #over > 0 then

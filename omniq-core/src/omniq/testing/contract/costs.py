@@ -13,9 +13,11 @@ from typing import Any
 
 import pytest
 
+from omniq.limit import Limit
 from omniq.storage import Lease, Storage, TaskQuery
+from omniq.storage.ids import new_id
 from omniq.task import Progress, StoredTask, TaskState
-from omniq.testing.contract.base import Contract, needs_fixtures
+from omniq.testing.contract.base import Contract, needs_fixtures, with_limits
 from omniq.testing.contract.scheduling import put
 from omniq.testing.contract.steps import HELD, add, later, new_task, outcome, take, take_lapsed
 from omniq.testing.contract.stores import Stores
@@ -171,6 +173,32 @@ class CostContract(Contract):
             return count_records() <= before
 
         await await_until(nothing_more, what="what was removed to be gone")
+
+    @with_limits
+    @needs_fixtures("count_records")
+    async def test_keys_that_are_used_once_leave_nothing_behind_while_another_waits(
+        self, count_records: Callable[[], int], store: Storage
+    ) -> None:
+        async def visit(keys: int) -> None:
+            ids = await add(store, *(new_task(key=new_id()) for _ in range(keys)))
+            claimed = [task for _ in range(keys) for task in await take(store, keys)]
+            assert {task.id for task in claimed} == set(ids)
+            await store.finish([outcome("succeeded", task) for task in claimed])
+            await store.delete(ids)
+
+        async def nothing_more() -> bool:
+            await store.prune(1000)
+            return count_records() <= before
+
+        await store.put_limit(Limit(queue="work", per_key=Limit(concurrency=1)))
+        await add(store, new_task(key="slow"), new_task(key="slow"))
+        assert len(await take(store, 2)) == 1
+        await visit(1)
+        await store.prune(1000)
+        before = count_records()
+        for _ in range(3):
+            await visit(20)
+        await await_until(nothing_more, what="the records of keys to be gone")
 
     async def test_closing_ends_threads_and_connections(self, stores: Stores) -> None:
         async def use() -> Storage:
