@@ -318,3 +318,24 @@ async def test_flows_that_cannot_be_read_are_found_and_harm_no_other(server: Pos
         for task in await take(store, 3):
             assert await store.finish([done(task)]) == [True]
         assert [task.id for task in await take(store, 3, queue="last")] == [made[2][0][-1].id]
+
+
+async def test_a_flow_that_is_retried_has_no_old_ends_left_though_a_worker_is_at_it(storage_url: str) -> None:
+    """Of more tasks than move in a step: what a worker has locked is passed by where others settle."""
+    async with opened(storage_url) as store, opened(storage_url) as worker:
+        tasks, flow = fan_in(1500)
+        await store.enqueue(tasks, flow)
+        await store.cancel_flow(flow.id)
+        while await store.settle(1000):
+            pass
+        assert await states_of(store, tasks) == {TaskState.CANCELLED}
+
+        retried, *_ = await asyncio.gather(store.retry_flow(flow.id), *(worker.settle(1000) for _ in range(4)))
+
+        assert retried == 1501
+        assert await states_of(store, tasks) == {TaskState.READY, TaskState.BLOCKED}
+
+
+async def states_of(store: PostgresStorage, tasks: list[NewTask]) -> set[TaskState | None]:
+    found = await store.get([task.id for task in tasks])
+    return {None if task is None else task.state for task in found}

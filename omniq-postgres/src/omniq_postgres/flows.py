@@ -109,6 +109,22 @@ def retry_flow(flow_id: str, context: Context) -> Steps[int]:
     return (yield from transaction(lambda tx: flow_transitions.retry_flow(tx, flow_id), context))
 
 
+def go_on(flow_id: str, context: Context) -> Steps[bool]:
+    """Do a step of what is left to do in a flow; tell whether there was something.
+
+    Unlike :func:`settle` it waits for who is at it: a flow that others have locked has something left, too.
+    """
+
+    def work(tx: FlowTx) -> bool:
+        flow = tx.flows([flow_id]).get(flow_id)
+        if flow is None or not flow.is_due:
+            return False
+        flow_transitions.FlowStep(tx, flow).close()
+        return True
+
+    return (yield from transaction(work, context))
+
+
 def get_flows(ids: Sequence[str], context: Context) -> Steps[list[Flow | None]]:
     """Return flows; see :meth:`~omniq.storage.Storage.get_flows`."""
 

@@ -318,7 +318,12 @@ class PostgresStorage(Storage, Migrated):
         return await self._opened().run(partial(flows.cancel_flow, flow_id))
 
     async def retry_flow(self, flow_id: str) -> int:
-        return await self._opened().run(partial(flows.retry_flow, flow_id))
+        session = self._opened()
+        count = await session.run(partial(flows.retry_flow, flow_id))
+        # Workers that settle the flow meanwhile hide it from a settle here; who waits now would find the old ends.
+        while await session.run(partial(flows.go_on, flow_id)):
+            pass
+        return count
 
     async def settle(self, limit: int) -> int:
         return await self._opened().run(partial(flows.settle, limit))
