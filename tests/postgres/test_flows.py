@@ -12,8 +12,9 @@ import psycopg
 import pytest
 
 from omniq.flow import Flow, GateState, NewFlow, NewGate
+from omniq.storage import flow_transitions
 from omniq.storage.ids import new_id
-from omniq.task import Feed, NewTask, StoredTask, TaskState
+from omniq.task import Failed, Feed, NewTask, StoredTask, TaskError, TaskState
 from omniq_postgres import finishing, flow_tx, libpq
 from omniq_postgres.connecting import AsyncConnection
 from omniq_postgres.operations import Context, Query, Rows, Steps
@@ -136,6 +137,74 @@ async def test_a_flow_is_cancelled_while_one_of_its_tasks_is_being_completed(
         assert shown is not None
         assert shown.finished_at is not None
         assert (shown.counts[TaskState.SUCCEEDED], shown.counts[TaskState.CANCELLED]) == (1, 2)
+
+
+# Ends that are committed in the middle of a step
+
+
+def failed(task: StoredTask) -> Failed:
+    return Failed(id=task.id, delivery=task.delivery, error=TaskError(type="ValueError", message="no"))
+
+
+def commit_at(monkeypatch: pytest.MonkeyPatch, step: str, end: Callable[[], None]) -> None:
+    """Have a task end in another process when a transaction has counted the ends so far and goes on to read."""
+    kept = getattr(flow_tx.FlowTx, step)
+    ends = [end]
+
+    def after_an_end(self: flow_tx.FlowTx, *given: Any) -> Any:
+        while ends:
+            ends.pop()()
+        return kept(self, *given)
+
+    monkeypatch.setattr(flow_tx.FlowTx, step, after_an_end)
+
+
+async def test_an_end_that_comes_while_its_flow_is_retried_is_counted_once(
+    server: PostgresServer, storage_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks, flow = fan_in(2)
+    async with opened(storage_url) as store:
+        await store.enqueue(tasks, flow)
+        first, second = await take(store, 2)
+        assert await store.finish([failed(first)]) == [True]
+
+        def fail_second() -> None:
+            with psycopg.connect(server.url) as connection:
+                assert store.join(connection).finish(failed(second))
+
+        commit_at(monkeypatch, "members", fail_second)
+        await store.retry_flow(flow.id)
+        await store.retry_flow(flow.id)
+        again = await take(store, 5)
+        assert {task.id for task in again} == {first.id, second.id}
+        assert await store.finish([done(task) for task in again]) == [True, True]
+        (last,) = await take(store, queue="last")
+        assert await store.finish([done(last)]) == [True]
+        ended = await flow_of(store, flow)
+        assert ended is not None
+        assert ended.finished_at is not None
+        assert (ended.gates[0].unmet, ended.gates[0].failed) == (0, 0)
+
+
+async def test_an_end_that_comes_while_its_flow_is_audited_breaks_no_gate(
+    server: PostgresServer, storage_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks, flow = fan_in(1)
+    async with opened(storage_url) as store:
+        monkeypatch.setattr(flow_transitions, "AUDIT_SECONDS", 0.0)
+        await store.enqueue(tasks, flow)
+        (first,) = await take(store)
+        monkeypatch.undo()
+
+        def succeed() -> None:
+            with psycopg.connect(server.url) as connection:
+                assert store.join(connection).finish(done(first))
+
+        commit_at(monkeypatch, "count_members", succeed)
+        await store.settle(100)
+        # As a worker does whose task has completed itself.
+        assert await store.finish([done(first)]) == [False]
+        assert [task.id for task in await take(store, queue="last")] == [tasks[-1].id]
 
 
 # Locks

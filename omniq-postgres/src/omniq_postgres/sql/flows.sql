@@ -137,7 +137,7 @@ SELECT {light} FROM s CROSS JOIN LATERAL (SELECT * FROM {task} WHERE {task}.id =
 WITH s AS MATERIALIZED (
     SELECT *, NULL::timestamptz AS lease_until
     FROM {ended}
-    WHERE flow = $1::uuid AND ($2::bigint IS NULL OR behind = $2) AND state = ANY ($3::smallint[])
+    WHERE flow = $1::uuid AND ($2::bigint IS NULL OR behind = $2) AND state = ANY ($3::smallint[]) AND NOT uncounted
     ORDER BY seq LIMIT $4
 )
 SELECT {light} FROM s CROSS JOIN LATERAL (SELECT * FROM {task} WHERE {task}.id = s.id LIMIT 1) AS t ORDER BY t.seq
@@ -145,7 +145,7 @@ SELECT {light} FROM s CROSS JOIN LATERAL (SELECT * FROM {task} WHERE {task}.id =
 -- name: count_members
 SELECT state, count(*) FROM {live} WHERE flow = $1::uuid GROUP BY state
 UNION ALL
-SELECT state, count(*) FROM {ended} WHERE flow = $1::uuid GROUP BY state
+SELECT CASE WHEN uncounted THEN 3 ELSE state END, count(*) FROM {ended} WHERE flow = $1::uuid GROUP BY 1
 
 -- name: load_live
 WITH s AS MATERIALIZED (
@@ -156,7 +156,12 @@ SELECT {light} FROM s CROSS JOIN LATERAL (SELECT * FROM {task} WHERE {task}.id =
 
 -- name: load_ended
 SELECT {light}
-FROM (SELECT *, NULL::timestamptz AS lease_until FROM {ended} WHERE id = ANY ($1::uuid[])) AS s
+FROM (
+    SELECT id, CASE WHEN uncounted THEN 3 ELSE state END AS state, attempt, delivery, run_at, started_at,
+           CASE WHEN NOT uncounted THEN finished_at END AS finished_at, expires_at, worker, error, progress, cancel, flow,
+           CASE WHEN uncounted THEN finished_at END AS lease_until
+    FROM {ended} WHERE id = ANY ($1::uuid[])
+) AS s
 CROSS JOIN LATERAL (SELECT * FROM {task} WHERE {task}.id = s.id LIMIT 1) AS t
 
 -- name: holders
