@@ -22,7 +22,7 @@ from omniq.task import NewTask, Released, TaskState
 from omniq.testing import await_until
 from omniq.testing.contract.limits import most_in
 from omniq.testing.contract.waiting import arrival
-from omniq_postgres import finishing, libpq
+from omniq_postgres import claiming, finishing, libpq
 from omniq_postgres.operations import Context, News, Query
 from omniq_postgres.statements import Statements
 from tests.postgres.support import connection_of, done, new_task, opened, settings_of, take
@@ -362,3 +362,37 @@ async def test_adopted_tasks_stand_in_their_lines(storage_url: str) -> None:
         await store.put_limit(Limit(queue="q", per_key=Limit(concurrency=1)))
         assert await store.adopt(records) == [Adoption.STORED] * 3
         assert sorted(str(task.key) for task in await take(store, 9)) == ["None", "a"]
+
+
+async def test_what_is_claimed_of_one_queue_is_handed_out_though_another_cannot_be_claimed_of(
+    server: PostgresServer, storage_url: str
+) -> None:
+    async with opened(storage_url, timeout=2) as store:
+        await store.put_limit(Limit(queue="limited", concurrency=5))
+        await store.enqueue([new_task(queue="plain"), new_task(queue="limited")])
+        lock = settings_of(storage_url).names.of_all()["limit_lock"]
+        with psycopg.connect(server.url) as connection:
+            connection.execute(f"SELECT pg_advisory_xact_lock({lock})".encode())
+            claimed = await store.claim({"plain": 1, "limited": 1}, worker="w", lease=60)
+        assert [task.queue for task in claimed] == ["plain"]
+        claimed = await store.claim({"plain": 1, "limited": 1}, worker="w", lease=60)
+        assert [task.queue for task in claimed] == ["limited"]
+
+
+async def test_a_queue_with_limits_is_served_also_where_claims_go_on_past_dead_rows(
+    storage_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(claiming, "MANY_DEAD", -1)
+    async with opened(storage_url) as store:
+        assert store._session is not None
+        await store.put_limit(Limit(queue="limited", concurrency=50))
+        await store.enqueue([new_task(queue=queue) for queue in ("plain", "limited") for _ in range(20)])
+
+        async def claim() -> list[str]:
+            return [task.queue for task in await store.claim({"plain": 5, "limited": 5}, worker="w", lease=60)]
+
+        store._session.frontier.pinned_until = float("inf")
+        assert len(await claim()) == 10
+        store._session.frontier.claims.looked_at = float("inf")  # it does not look at everything again
+        for _ in range(3):
+            assert await claim() == ["plain"] * 5 + ["limited"] * 5

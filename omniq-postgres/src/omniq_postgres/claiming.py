@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import psycopg
 from attrs import evolve, frozen
@@ -57,15 +58,16 @@ def claim(asked: Claim, frontier: Frontier, context: Context) -> Steps[list[Stor
     """Claim tasks; see :meth:`~omniq.storage.Storage.claim`."""
     tasks: list[StoredTask] = []
     if frontier.may_claim_on():
-        rows = yield from _claim_onward(asked, frontier, context)
-        frontier.found_nothing = not rows
+        rows = yield from _claim_onward(asked, frontier, tasks, context)
+        frontier.found_nothing = not rows and not tasks
     else:
         began = time.monotonic()
         statement = "claim.settling" if frontier.looks_at_flows() else "claim.claim"
-        rows = yield from _claim_first(asked, statement, tasks, context)
+        rows = yield from _claim_first(asked, statement, frontier, tasks, context)
         frontier.claims.done(began)
         if frontier.claims.took > SLOW + SLOW_EACH * len(rows):
-            yield from _look_for_dead_tuples(frontier, context)
+            with _keeping(rows or tasks):
+                yield from _look_for_dead_tuples(frontier, context)
     is_mixed = bool(tasks and rows)
     readable: Rows = []
     unreadable: list[Outcome] = []
@@ -91,7 +93,20 @@ def claim(asked: Claim, frontier: Frontier, context: Context) -> Steps[list[Stor
     return tasks
 
 
-def _claim_first(asked: Claim, statement: str, tasks: list[StoredTask], context: Context) -> Steps[Rows]:
+@contextmanager
+def _keeping(claimed: object) -> Iterator[None]:
+    """Pass by a failure if something is claimed already: it would be lost until its lease has run out."""
+    try:
+        yield
+    except psycopg.Error as error:
+        if not claimed:
+            raise
+        _log.warning("a claim has brought less than it could: %s", error)
+
+
+def _claim_first(
+    asked: Claim, statement: str, frontier: Frontier, tasks: list[StoredTask], context: Context
+) -> Steps[Rows]:
     """Claim tasks from the beginning of each queue.
 
     :param tasks: where those of queues that have limits are added, in the place of a row.
@@ -105,11 +120,12 @@ def _claim_first(asked: Claim, statement: str, tasks: list[StoredTask], context:
     if found & LANES and len(asked.demand) == 1:
         lanes.update(asked.demand)
     if found & LANES or lanes:
-        return (yield from _claim_each(asked, lanes, tasks, context))
+        return (yield from _claim_each(asked, lanes, frontier, tasks, context))
     if found:
         rows = yield _claim_query("claim.claim", asked, True, context)
         if rows[0][0] & LANES:
-            return (yield from _claim_each(asked, lanes, tasks, context))
+            return (yield from _claim_each(asked, lanes, frontier, tasks, context))
+    frontier.lanes.difference_update(asked.demand)
     return rows if rows[0][1] is not None else []
 
 
@@ -125,7 +141,9 @@ def _claim_query(statement: str, asked: Claim, is_clear: bool, context: Context)
     )
 
 
-def _claim_each(asked: Claim, lanes: set[str], tasks: list[StoredTask], context: Context) -> Steps[Rows]:
+def _claim_each(
+    asked: Claim, lanes: set[str], frontier: Frontier, tasks: list[StoredTask], context: Context
+) -> Steps[Rows]:
     """Claim tasks queue by queue, as some of them have limits or lines.
 
     :param lanes: those of which that is known.
@@ -135,12 +153,15 @@ def _claim_each(asked: Claim, lanes: set[str], tasks: list[StoredTask], context:
         room = min(wanted, asked.limit - len(claimed) - len(tasks))
         if room <= 0:
             continue
-        if queue not in lanes:
-            rows = yield _claim_query("claim.claim", evolve(asked, demand={queue: room}, limit=room), True, context)
-            if not rows[0][0] & LANES:
-                claimed += rows if rows[0][1] is not None else []
-                continue
-        tasks += yield from limits.claim(queue, room, asked.worker, asked.lease, context)
+        with _keeping(claimed or tasks):
+            if queue not in lanes:
+                rows = yield _claim_query("claim.claim", evolve(asked, demand={queue: room}, limit=room), True, context)
+                if not rows[0][0] & LANES:
+                    frontier.lanes.discard(queue)
+                    claimed += rows if rows[0][1] is not None else []
+                    continue
+            frontier.lanes.add(queue)
+            tasks += yield from limits.claim(queue, room, asked.worker, asked.lease, context)
     return claimed
 
 
@@ -160,22 +181,28 @@ def _clear(obstacle: int, asked: Claim, context: Context) -> Steps[set[str]]:
     return {row[0] for row in rows}
 
 
-def _claim_onward(asked: Claim, frontier: Frontier, context: Context) -> Steps[Rows]:
+def _claim_onward(asked: Claim, frontier: Frontier, tasks: list[StoredTask], context: Context) -> Steps[Rows]:
     claimed: Rows = []
     for queue, wanted in asked.demand.items():
         marks = sorted(frontier.marks.get(queue, {}).items(), reverse=True)
-        room = min(wanted, asked.limit - len(claimed))
-        if marks and room > 0:
-            claimed += yield context.query(
-                "claim.onward",
-                binary_params.text(queue),
-                binary_params.smallints([priority for priority, _ in marks]),
-                binary_params.bigint(room),
-                binary_params.text(asked.worker),
-                binary_params.span(asked.lease),
-                binary_params.timestamps([run_at for _, (run_at, _) in marks]),
-                binary_params.bigints([seq for _, (_, seq) in marks]),
-            )
+        room = min(wanted, asked.limit - len(claimed) - len(tasks))
+        if room <= 0:
+            continue
+        with _keeping(claimed or tasks):
+            if queue in frontier.lanes:
+                # Its tasks are found by their lines, and not by going past dead rows.
+                tasks += yield from limits.claim(queue, room, asked.worker, asked.lease, context)
+            elif marks:
+                claimed += yield context.query(
+                    "claim.onward",
+                    binary_params.text(queue),
+                    binary_params.smallints([priority for priority, _ in marks]),
+                    binary_params.bigint(room),
+                    binary_params.text(asked.worker),
+                    binary_params.span(asked.lease),
+                    binary_params.timestamps([run_at for _, (run_at, _) in marks]),
+                    binary_params.bigints([seq for _, (_, seq) in marks]),
+                )
     return claimed
 
 

@@ -91,6 +91,8 @@ class Frontier:
 
     marks: dict[str, dict[int, tuple[datetime, int]]] = field(factory=dict)
     """Queue → priority → the place of the last task claimed."""
+    lanes: set[str] = field(factory=set)
+    """Queues that had a limit or lines when they were looked at last."""
     pinned_until: float = 0.0
     """Until when, by the monotonic clock, dead rows are taken to pile up."""
     asked_at: float = 0.0

@@ -32,7 +32,7 @@ INSERT INTO {limits} (id, body) VALUES ($1, $2) ON CONFLICT (id) DO UPDATE SET b
 DELETE FROM {limits} WHERE id = $1
 
 -- name: floor
-SELECT floor FROM {revision} FOR UPDATE
+SELECT floor FROM {revision}
 
 -- name: raise_floor
 UPDATE {revision} SET floor = greatest(floor, $1)
