@@ -14,7 +14,8 @@ import pytest
 from omniq.flow import Flow, GateState, NewFlow, NewGate
 from omniq.storage import flow_transitions
 from omniq.storage.ids import new_id
-from omniq.task import Failed, Feed, NewTask, StoredTask, TaskError, TaskState
+from omniq.task import Failed, Feed, NewTask, Retry, StoredTask, TaskError, TaskState
+from omniq.testing import await_until
 from omniq_postgres import finishing, flow_tx, libpq
 from omniq_postgres.connecting import AsyncConnection
 from omniq_postgres.operations import Context, Query, Rows, Steps
@@ -137,6 +138,34 @@ async def test_a_flow_is_cancelled_while_one_of_its_tasks_is_being_completed(
         assert shown is not None
         assert shown.finished_at is not None
         assert (shown.counts[TaskState.SUCCEEDED], shown.counts[TaskState.CANCELLED]) == (1, 2)
+
+
+@pytest.mark.parametrize("goes_on", [False, True])
+async def test_a_cancellation_comes_to_a_task_that_was_being_changed_meanwhile(
+    server: PostgresServer, storage_url: str, goes_on: bool
+) -> None:
+    tasks, flow = fan_in(1)
+    async with opened(storage_url, timeout=10) as store:
+        await store.enqueue(tasks, flow)
+        (mine,) = await take(store)
+        with psycopg.connect(server.url) as connection:
+            if goes_on:
+                again = Retry(id=mine.id, delivery=mine.delivery, delay=60)
+                assert store.join(connection).finish(again)
+            else:
+                # As a heartbeat does.
+                connection.execute(
+                    f"SELECT id FROM {table_of(storage_url, 'live')} WHERE id = %s FOR UPDATE".encode(), [mine.id]
+                )
+            assert await store.cancel_flow(flow.id)
+
+        async def is_told() -> bool:
+            await store.settle(100)
+            (found,) = await store.get([mine.id])
+            assert found is not None
+            return found.state is TaskState.CANCELLED if goes_on else found.cancel_requested
+
+        await await_until(is_told, what="the task to be told")
 
 
 # Ends that are committed in the middle of a step

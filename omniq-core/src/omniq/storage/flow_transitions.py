@@ -36,6 +36,8 @@ __all__ = [
 
 SETTLED_AT_ONCE = 200
 """Tasks behind gates that are moved in the step that opens or breaks them, at most."""
+LOCKED_SECONDS = 1.0
+"""After which those of a cancelled flow are looked for again that another transaction was changing."""
 AUDIT_SECONDS = 300.0
 """After which a flow that has not ended is looked at again: whether it waits for what cannot come."""
 _WAITING = (TaskState.BLOCKED, TaskState.READY, TaskState.SCHEDULED)
@@ -55,6 +57,7 @@ class FlowStep:
         self._tx = tx
         self._gates: dict[int, StoredGate] = {}
         self._changed: dict[int, StoredGate] = {}
+        self._has_missed = False
 
     # Gates
 
@@ -177,6 +180,8 @@ class FlowStep:
             running = tx.members(self.flow.id, None, (TaskState.RUNNING,), None)
             tx.save([changed_task(task, cancel_requested=True) for task in running if not task.cancel_requested])
             self.flow.cancelling = False
+            # A store may pass by those that another transaction is changing: what comes of it may go on.
+            self._has_missed = tx.count_members(self.flow.id).get(TaskState.RUNNING, 0) > len(running)
         return len(waiting)
 
     def adopt(self, task: StoredTask) -> None:
@@ -296,10 +301,14 @@ class FlowStep:
         """Do what follows, as far as the step reaches, and save everything; return how many tasks were moved."""
         flow = self.flow
         limit = SETTLED_AT_ONCE if limit is None else limit
+        is_time = flow.audit_at is None or flow.audit_at <= self._tx.now
+        flow.cancelling = flow.cancelling or (flow.cancelled and is_time)
         moved = self.settle(limit)
-        if not flow.is_over and (flow.doubtful or flow.audit_at is None or flow.audit_at <= self._tx.now):
+        if not flow.is_over and (flow.doubtful or is_time):
             self._audit()
             moved += self.settle(limit - moved)
+        if self._has_missed:
+            flow.audit_at = later(self._tx.now, LOCKED_SECONDS)
         if not flow.held:
             flow.hold_until = None
         if flow.is_over:
