@@ -45,15 +45,22 @@ class Gathering:
         if queues in self._waiting:
             self._waiting[queues].append(call)
         else:
-            self._waiting[queues] = [call]
-            serving = loop.create_task(self._serve(queues))
+            self._waiting[queues] = waiting = [call]
+            serving = loop.create_task(self._serve(queues, waiting))
             self._serving.add(serving)
             serving.add_done_callback(self._serving.discard)
+            # Also if it is cancelled before it begins: the calls after it would wait for it for ever.
+            serving.add_done_callback(lambda _: self._give_up(queues, waiting))
         # A caller that is cancelled meanwhile is passed over, unless its tasks are under way with those of others.
         return await call.answers
 
-    async def _serve(self, queues: frozenset[str]) -> None:
-        waiting = self._waiting[queues]
+    def _give_up(self, queues: frozenset[str], waiting: list[_Call]) -> None:
+        if self._waiting.get(queues) is waiting:
+            del self._waiting[queues]
+            for call in waiting:
+                call.answers.cancel()
+
+    async def _serve(self, queues: frozenset[str], waiting: list[_Call]) -> None:
         try:
             while waiting:
                 calls, number = list[_Call](), 0
@@ -65,8 +72,7 @@ class Gathering:
                 if calls:
                     await self._together(calls)
         finally:
-            for call in self._waiting.pop(queues):
-                call.answers.cancel()
+            self._give_up(queues, waiting)
 
     async def _together(self, calls: Sequence[_Call]) -> None:
         try:
@@ -74,8 +80,9 @@ class Gathering:
         except Exception as error:
             if len(calls) > 1 and not isinstance(error, StorageUnavailable):
                 # What is wrong with one of them is no concern of the others.
-                for call in calls:
-                    await self._together([call])
+                middle = len(calls) // 2
+                await self._together(calls[:middle])
+                await self._together(calls[middle:])
                 return
             for call in calls:
                 if not call.answers.done():
