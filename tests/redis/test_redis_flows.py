@@ -134,3 +134,14 @@ def test_a_large_flow_that_takes_long_is_looked_at_in_steps_that_come_to_an_end(
             assert len(await take(store, "last")) == 1
 
     asyncio.run(scenario())
+
+
+def test_a_large_flow_that_is_stored_already_can_be_enqueued_again(redis_server: RedisServer, namespace: str) -> None:
+    async def scenario() -> None:
+        async with opened(redis_server.url, namespace) as store:
+            tasks, flow = fan_out(5000)
+            assert all(answer.created for answer in await store.enqueue(tasks, flow))
+            # As a producer does whose answer was lost.
+            assert await store.enqueue(tasks, flow) == [Enqueued(task.id, created=False) for task in tasks]
+
+    asyncio.run(scenario())

@@ -10,7 +10,7 @@ import pytest
 from omniq.limit import Debounce, Limit, Rate, Scope
 from omniq.storage import TaskQuery
 from omniq.storage.ids import new_id
-from omniq.task import StoredTask, TaskState
+from omniq.task import Released, StoredTask, TaskState
 from omniq.testing import await_until
 from omniq.testing.contract.limits import most_in
 from omniq_redis.limits import line_words
@@ -374,5 +374,47 @@ def test_an_audit_finds_lost_lines_also_where_they_begin_with_tasks_that_are_not
             found = [finding.message for finding in await store.check() if finding.subject == "line"]
             assert len(found) == 3
             assert all(task.id in message for task, message in zip(tasks, sorted(found), strict=True))
+
+    asyncio.run(scenario())
+
+
+def test_a_start_that_is_given_back_after_a_prune_counts_no_more(redis_server: RedisServer, namespace: str) -> None:
+    async def scenario() -> None:
+        async with opened(redis_server.url, namespace) as store:
+            await store.put_limit(Limit(name="api", rate=Rate(1, per=3600)))
+            await store.enqueue([new_task(limit="api")])
+            (task,) = await take(store)
+            await store.prune(100)
+            assert await store.finish([Released(id=task.id, delivery=task.delivery)]) == [True]
+            assert [again.id for again in await take(store)] == [task.id]
+
+    asyncio.run(scenario())
+
+
+def test_an_entry_of_another_form_among_the_lines_holds_nothing_back(redis_server: RedisServer, namespace: str) -> None:
+    async def scenario() -> None:
+        async with opened(redis_server.url, namespace) as store:
+            await store.put_limit(ONE_OF_EACH)
+            await store.enqueue([new_task(key="a"), new_task(key="b")])
+            redis_server.ask("ZADD", f"{{{namespace}}}:eligible:q", 0, "!")
+            assert await keys_of(store) == ["a", "b"]
+
+    asyncio.run(scenario())
+
+
+def test_a_queue_with_limits_is_resumed_and_purged_on_a_server_that_is_full(
+    redis_server: RedisServer, namespace: str
+) -> None:
+    async def scenario() -> None:
+        async with opened(redis_server.url, namespace) as store:
+            await store.put_limit(ONE_OF_EACH)
+            await store.enqueue([new_task(key="a", run_at=timedelta(milliseconds=1)), new_task(key="b")])
+            await store.pause("q")
+            redis_server.ask("CONFIG", "SET", "maxmemory", 1)
+            try:
+                await store.resume("q")
+                assert await store.purge("q") == 2
+            finally:
+                redis_server.ask("CONFIG", "SET", "maxmemory", 0)
 
     asyncio.run(scenario())

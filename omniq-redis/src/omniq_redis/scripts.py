@@ -27,7 +27,7 @@ class Script:
 
 NEEDED_WHEN_FULL = frozenset(
     {"cancel", "cancel_flow", "settle", "claim", "finish", "heartbeat", "recover", "retry", "sign_off", "await", "look"}
-    | {"put_limit", "delete_limit", "pass_on", "restore"}
+    | {"put_limit", "delete_limit", "pass_on", "restore", "purge", "resume"}
 )
 """Scripts that a server which is out of memory runs all the same, so that what it holds can be worked off."""
 

@@ -165,7 +165,12 @@ if #gone > 0 then
     local told = announce(ended, true)
     if others == 2 or (not told and call_any('EXISTS', P .. 'lanes') == 1) then
       follow_limits()
+      released = {}
     end
+  end
+  if #released > 0 and call_any('EXISTS', P .. 'limits') == 1 then
+    -- Without a lane, too, as prune may have forgotten it: the rate of a named limit has counted them.
+    follow_limits()
   end
   if made_rare then
     made_rare.conclude()

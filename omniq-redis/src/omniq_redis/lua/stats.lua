@@ -43,7 +43,7 @@ local function add(queue)
     paused,
     scheduled - due,
     call('ZCARD', P .. 'ready:' .. queue) + call('ZCARD', P .. 'lined:' .. queue) + due,
-    tonumber(call('HGET', P .. 'counts', queue) or 0),
+    tonumber(call('HGET', P .. 'counts', queue) or 0) or 0,
     call('ZCARD', P .. 'succeeded:' .. queue),
     call('ZCARD', P .. 'failed:' .. queue),
     call('ZCARD', P .. 'cancelled:' .. queue),

@@ -138,5 +138,10 @@ local function build(id, first, given)
     flow.finished = 0
   end
   conclude()
-  return { 'ok', unpack(refused) }
+  -- Not unpacked: the stack of Lua holds some thousands.
+  local answer = { 'ok' }
+  for i, word in ipairs(refused) do
+    answer[i + 1] = word
+  end
+  return answer
 end

@@ -9,7 +9,7 @@ end
 
 -- The largest revision of anything that was deleted: new ones begin above it.
 local function revision_floor()
-  return tonumber(call('HGET', P .. 'meta', 'revision_floor') or 0)
+  return tonumber(call('HGET', P .. 'meta', 'revision_floor') or 0) or 0
 end
 
 local function raise_revision_floor(revision)
